@@ -1,0 +1,1 @@
+"""The bootstrap exchange with a Kuma control plane."""

@@ -1,0 +1,1 @@
+"""DNS for the workload: the Corefile and CoreDNS as a child."""

@@ -1,0 +1,192 @@
+"""The exception tree and the exit codes.
+
+::
+
+    KumadpError                    exit code
+    ├── UsageError                 64  the command line itself
+    ├── ResourceError              65  a Dataplane, ZoneIngress or ZoneEgress
+    ├── SettingsError              78  a flag, variable or settings file
+    ├── ControlPlaneError
+    │   ├── ControlPlaneUnavailable 69  no usable answer within the time the user set
+    │   └── ControlPlaneRefused     77  an answer that no retry can change
+    ├── BootstrapError             76  a bootstrap that cannot be used safely
+    ├── AdminExposed               73  Envoy's admin answered on an address that is not loopback
+    ├── ChildFailed                70  Envoy ended for good
+    ├── SpawnError                 71  a process could not be started
+    ├── BinaryNotFound             72  Envoy, or a CoreDNS that was asked for, is not there
+    ├── PortsTaken                 71  addresses that cannot be bound
+    ├── WorkDirError               71  the work directory cannot be used
+    └── WaitTimeout                75  `kumadp wait` saw no readiness in time
+
+Classes carry facts and build their own text; nobody tests a message.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class ExitCode(enum.IntEnum):
+    """Every way the program ends. The numbers are a public promise; README lists the same table."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 64
+    RESOURCE = 65
+    CONTROL_PLANE_UNAVAILABLE = 69
+    CHILD_FAILED = 70
+    OS = 71
+    BINARY_NOT_FOUND = 72
+    ADMIN_EXPOSED = 73
+    FORCED = 74
+    WAIT_TIMEOUT = 75
+    BOOTSTRAP = 76
+    CONTROL_PLANE_REFUSED = 77
+    SETTINGS = 78
+
+
+EXIT_CODE_MEANING: dict[ExitCode, str] = {
+    ExitCode.OK: "stopped cleanly, by a signal too",
+    ExitCode.BUG: "a bug in kumadp: please report it with the traceback",
+    ExitCode.USAGE: "the command line is wrong",
+    ExitCode.RESOURCE: "a Dataplane, ZoneIngress or ZoneEgress is wrong",
+    ExitCode.CONTROL_PLANE_UNAVAILABLE: "no usable answer from the control plane within KUMA_CONTROL_PLANE_RETRY_MAX_DURATION",
+    ExitCode.CHILD_FAILED: "Envoy ended for good: restart budget spent, or its configuration is wrong",
+    ExitCode.OS: "a port cannot be bound, a process not started, or a directory not used",
+    ExitCode.BINARY_NOT_FOUND: "Envoy, or a CoreDNS that was asked for by path, is not there",
+    ExitCode.ADMIN_EXPOSED: "Envoy's admin answered on an address that is not loopback; Envoy was killed",
+    ExitCode.FORCED: "a third signal ended kumadp at once",
+    ExitCode.WAIT_TIMEOUT: "`kumadp wait`: not ready in time; `kumadp demo --check` uses 1",
+    ExitCode.BOOTSTRAP: "the control plane's bootstrap cannot be used safely",
+    ExitCode.CONTROL_PLANE_REFUSED: "the control plane refused for good (token, resource, certificate)",
+    ExitCode.SETTINGS: "a flag, variable or settings file is wrong",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with something a user wrote.
+
+    ``path`` is a field path (``networking.inbound[0].tags["kuma.io/protocol"]``) or the flag or variable as the user
+    typed it; ``line`` counts from 1, 0 when unknown; ``hint`` says what would be right, without a final full stop.
+    """
+
+    path: str
+    message: str
+    hint: str = ""
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        where = self.file + (f":{self.line}" if self.line else "") if self.file else ""
+        text = ": ".join(part for part in (where, self.path, self.message) if part)
+        return f"{text} ({self.hint})" if self.hint else text
+
+
+class KumadpError(Exception):
+    """Base of every failure that is not a bug: a one-line text, an optional hint, and an exit code."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BUG
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class _Problems(KumadpError):
+    """A failure that is a list of problems, all told at once."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+class UsageError(KumadpError):
+    """The command line cannot be understood."""
+
+    exit_code = ExitCode.USAGE
+
+
+class SettingsError(_Problems):
+    """Flags, variables or the settings file hold values that cannot be used."""
+
+    exit_code = ExitCode.SETTINGS
+
+
+class ResourceError(_Problems):
+    """A Dataplane, ZoneIngress or ZoneEgress is wrong."""
+
+    exit_code = ExitCode.RESOURCE
+
+
+class ControlPlaneError(KumadpError):
+    """The control plane gave no bootstrap."""
+
+
+class ControlPlaneUnavailable(ControlPlaneError):
+    """No usable answer within the time that the user allowed."""
+
+    exit_code = ExitCode.CONTROL_PLANE_UNAVAILABLE
+
+
+class ControlPlaneRefused(ControlPlaneError):
+    """The control plane answered in a way that no retry can change."""
+
+    exit_code = ExitCode.CONTROL_PLANE_REFUSED
+
+
+class BootstrapError(_Problems):
+    """The bootstrap cannot be used without breaking a promise (admin exposed, ports that clash)."""
+
+    exit_code = ExitCode.BOOTSTRAP
+
+
+class AdminExposed(KumadpError):
+    """Envoy's admin answers on an address that is not loopback."""
+
+    exit_code = ExitCode.ADMIN_EXPOSED
+
+
+class ChildFailed(KumadpError):
+    """A child ended for good; the message is its story."""
+
+    exit_code = ExitCode.CHILD_FAILED
+
+
+class SpawnError(KumadpError):
+    """A process could not be started."""
+
+    exit_code = ExitCode.OS
+
+
+class BinaryNotFound(KumadpError):
+    """A binary that is needed is not there."""
+
+    exit_code = ExitCode.BINARY_NOT_FOUND
+
+
+class PortsTaken(_Problems):
+    """Addresses that cannot be bound, each with the process that holds it."""
+
+    exit_code = ExitCode.OS
+
+
+class WorkDirError(KumadpError):
+    """The work directory cannot be made, is not private, or belongs to a living run."""
+
+    exit_code = ExitCode.OS
+
+
+class WaitTimeout(KumadpError):
+    """`kumadp wait` ran out of time."""
+
+    exit_code = ExitCode.WAIT_TIMEOUT

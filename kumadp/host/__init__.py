@@ -1,0 +1,1 @@
+"""What the host gives: ports, logs, work directory, process name."""

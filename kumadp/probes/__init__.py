@@ -1,0 +1,1 @@
+"""Virtual probes of the Dataplane."""

@@ -1,0 +1,1 @@
+"""One operating-system process: states, restart policy, spawn, signal, reap, log pump."""

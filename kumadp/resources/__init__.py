@@ -1,0 +1,1 @@
+"""Dataplane, ZoneIngress, ZoneEgress: reading, normalising, validating with field paths, templates."""
