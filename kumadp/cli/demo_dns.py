@@ -1,0 +1,94 @@
+"""One DNS question by hand, where there is no dig: ``python -m kumadp.cli.demo_dns PORT NAME``."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import struct
+import sys
+from dataclasses import dataclass
+
+from kumadp.errors import KumadpError
+
+TYPE_A = 1
+CLASS_IN = 1
+NOERROR = 0
+NXDOMAIN = 3
+HEADER = struct.Struct("!HHHHHH")
+RECORD = struct.Struct("!HHIH")
+RECURSION_DESIRED = 0x0100
+
+
+class DnsAnswerBroken(KumadpError):
+    """What came back is not an answer to the question."""
+
+
+@dataclass(frozen=True, slots=True)
+class DnsAnswer:
+    """Response code (RFC 1035 4.1.1) and the IPv4 addresses of the answer section."""
+
+    code: int
+    addresses: tuple[str, ...]
+
+
+def encode_question(identity: int, name: str) -> bytes:
+    """A query for the A records of ``name`` (RFC 1035 4.1)."""
+    labels = b"".join(bytes([len(label)]) + label for label in name.rstrip(".").encode("ascii").split(b"."))
+    return (
+        HEADER.pack(identity, RECURSION_DESIRED, 1, 0, 0, 0) + labels + b"\x00" + struct.pack("!HH", TYPE_A, CLASS_IN)
+    )
+
+
+def decode_answer(identity: int, message: bytes) -> DnsAnswer:
+    """Read an answer; raises DnsAnswerBroken."""
+    try:
+        answered, flags, questions, answers, _, _ = HEADER.unpack_from(message)
+        if answered != identity or not flags & 0x8000:
+            raise DnsAnswerBroken("the message does not answer this question")
+        offset = HEADER.size
+        for _ in range(questions):
+            offset = _skip_name(message, offset) + 4
+        addresses = []
+        for _ in range(answers):
+            offset = _skip_name(message, offset)
+            kind, _, _, length = RECORD.unpack_from(message, offset)
+            offset += RECORD.size
+            if kind == TYPE_A and length == 4:
+                addresses.append(socket.inet_ntoa(message[offset : offset + 4]))
+            offset += length
+    except (struct.error, IndexError, OSError) as error:
+        raise DnsAnswerBroken(f"the answer cannot be read: {error}") from error
+    return DnsAnswer(flags & 0xF, tuple(addresses))
+
+
+def _skip_name(message: bytes, offset: int) -> int:
+    while (length := message[offset]) != 0:
+        if length & 0xC0:
+            return offset + 2
+        offset += 1 + length
+    return offset + 1
+
+
+def ask(port: int, name: str, *, host: str = "127.0.0.1", timeout: float = 3.0) -> DnsAnswer:
+    """Ask over UDP; ``timeout`` in seconds. Blocking. Raises OSError and DnsAnswerBroken."""
+    identity = secrets.randbelow(0x10000)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.settimeout(timeout)
+        udp.connect((host, port))
+        udp.send(encode_question(identity, name))
+        return decode_answer(identity, udp.recv(4096))
+
+
+def main(port: str, name: str) -> int:
+    """Print the addresses of ``name``; 1 where there are none."""
+    try:
+        answer = ask(int(port), name)
+    except (OSError, DnsAnswerBroken) as error:
+        print(f"no answer: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(answer.addresses) or f"no address, response code {answer.code}")
+    return 0 if answer.addresses else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:3]))

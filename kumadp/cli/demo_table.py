@@ -1,0 +1,155 @@
+"""The demo's table: what runs where, in which state, and a command to try for each. Text in, text out."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+from kumadp.cli.demo_stage import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from kumadp.cli.demo_stage import DemoPorts
+
+HEADINGS = ("WHAT", "WHERE", "STATE", "TRY")
+UP = "up"
+DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    where: str
+    state: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What the table does not learn from the status; the drain time is in seconds."""
+
+    ports: DemoPorts
+    mesh: Path
+    drain_seconds: float
+    workload_runs: bool = True
+
+
+def dns_command(port: int, name: str = "backend.mesh") -> str:
+    """A command that asks for ``name``; dig, or a few lines of ours where there is none."""
+    if shutil.which("dig"):
+        return f"dig +short @{HOST} -p {port} {name}"
+    return f"{sys.executable} -m kumadp.cli.demo_dns {port} {name}"
+
+
+def rows(scene: Scene, status: Mapping[str, Any] | None) -> list[Row]:
+    """The table for this status."""
+    ports = scene.ports
+    children: Mapping[str, Mapping[str, Any]] = (status or {}).get("children", {})
+    envoy = children.get("envoy", {})
+    traffic = UP if (status or {}).get("ready") and envoy.get("state") == "RUNNING" else DOWN
+    ours = UP if status else DOWN
+    workload = UP if scene.workload_runs else DOWN
+    url = f"http://{HOST}"
+    pid = envoy.get("pid")
+    return [
+        Row("workload web", f"{HOST}:{ports.workload}", workload, f"curl {url}:{ports.workload}/"),
+        Row("workload backend", f"{HOST}:{ports.backend}", workload, f"curl {url}:{ports.backend}/"),
+        Row("Envoy", f"pid {pid}" if pid else "-", child_state(envoy), f"kill -9 {pid}" if pid else "-"),
+        Row("inbound web", f"{HOST}:{ports.inbound}", traffic, f"curl -i {url}:{ports.inbound}/"),
+        Row("outbound backend", f"{HOST}:{ports.outbound}", traffic, f"curl -i {url}:{ports.outbound}/"),
+        Row(
+            "virtual probes",
+            f"{HOST}:{ports.probes}",
+            ours,
+            f"curl -i {url}:{ports.probes}/{ports.workload}/healthz",
+        ),
+        Row("readiness", f"{HOST}:{ports.readiness}", ours, f"curl -i {url}:{ports.readiness}/ready"),
+        Row("Envoy's admin", f"{HOST}:{ports.admin}", traffic, f"curl {url}:{ports.admin}/server_info"),
+        _dns_row(ports, children, traffic),
+    ]
+
+
+def _dns_row(ports: DemoPorts, children: Mapping[str, Mapping[str, Any]], traffic: str) -> Row:
+    coredns = children.get("coredns")
+    who, state = ("CoreDNS", child_state(coredns)) if coredns else ("Envoy's filter", traffic)
+    return Row(f"DNS ({who})", f"{HOST}:{ports.dns}", state, dns_command(ports.dns))
+
+
+def child_state(child: Mapping[str, Any]) -> str:
+    """State of a child in a few words, with its restarts and what the last one ended of."""
+    if not child:
+        return DOWN
+    state = str(child.get("state", "")).lower()
+    restarts = int(child.get("restarts") or 0)
+    if not restarts:
+        return state
+    return f"{state}, {restarts} restart{'s' if restarts > 1 else ''} ({child.get('last_exit') or 'no story'})"
+
+
+def headline(scene: Scene, status: Mapping[str, Any] | None, now: float) -> str:
+    """The line above the table: phase and why; while draining, the seconds left. ``now`` in seconds since 1970."""
+    if status is None:
+        return "kumadp: starting"
+    phase = str(status.get("phase"))
+    if phase == "DRAINING":
+        left = max(0, math.ceil(float(status["since"]) + scene.drain_seconds - now))
+        return f"kumadp: DRAINING, {left} s left for requests in flight (Ctrl-C again cuts it short)"
+    reasons = "; ".join(map(str, status.get("reasons") or ()))
+    if phase == "STARTING" and reasons:
+        return f"kumadp: STARTING, waiting: {reasons}"
+    since = time.strftime("%H:%M:%S", time.localtime(float(status["since"])))
+    return f"kumadp: {phase} since {since} (pid {status.get('pid')})"
+
+
+def footer(scene: Scene, table: Sequence[Row]) -> list[str]:
+    """What else there is to see, below the table."""
+    kill = next((row.command for row in table if row.command.startswith("kill")), "")
+    slow = f"curl http://{HOST}:{scene.ports.inbound}/slow"
+    lines = [f"Kill Envoy ({kill}): it comes back, and virtual probes answer meanwhile."] if kill else []
+    return [
+        *lines,
+        f"Edit {scene.mesh}/*.yaml: a change is live within a second, without a restart.",
+        f"Ctrl-C drains and ends everything; a request in flight is finished first ({slow}).",
+    ]
+
+
+def render(scene: Scene, status: Mapping[str, Any] | None, now: float) -> list[str]:
+    """All lines, none longer than it must be."""
+    table = rows(scene, status)
+    cells = [HEADINGS, *((row.what, row.where, row.state, row.command) for row in table)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS) - 1)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=True)), line[-1]])
+        for line in cells
+    ]
+    return [headline(scene, status, now), "", *lines, "", *footer(scene, table)]
+
+
+class Screen:
+    """A terminal on which the table is drawn over the last one; nothing is written while nothing changed."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._shown: list[str] = []
+
+    def show(self, lines: list[str]) -> None:
+        """Draw ``lines`` where the last ones stood."""
+        if lines == self._shown:
+            return
+        # CSI n F: to the start of the line n lines up; CSI J: clear to the end of the screen (ECMA-48).
+        back = f"\x1b[{self._height()}F\x1b[J" if self._shown else ""
+        self._out.write(back + "\n".join(lines) + "\n")
+        self._out.flush()
+        self._shown = lines
+
+    def _height(self) -> int:
+        width = shutil.get_terminal_size().columns
+        return sum(max(1, math.ceil(len(line) / width)) for line in self._shown)
