@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kumadp.cli.demo_dns import NOERROR, NXDOMAIN, DnsAnswer, DnsAnswerBroken, ask
+from kumadp.cli.demo_dns import NOERROR, NXDOMAIN, DnsAnswer, DnsAnswerError, ask
 from kumadp.cli.demo_stage import HOST
 from kumadp.errors import KumadpError
 
@@ -33,33 +33,33 @@ OTHER_LOCAL_ADDRESS = "127.0.0.2"
 TCP_LISTEN = "LISTEN"
 
 
-class CheckFailed(KumadpError):
+class CheckError(KumadpError):
     """Why a check failed, in one line."""
 
 
 def http_get(port: int, path: str, host: str = HOST) -> tuple[int, str]:
-    """Status and body of a GET. Blocking. Raises CheckFailed where there is no answer."""
+    """Status and body of a GET. Blocking. Raises CheckError where there is no answer."""
     connection = http.client.HTTPConnection(host, port, timeout=REQUEST_TIMEOUT)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status, answer.read().decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as error:
-        raise CheckFailed(f"no answer from {host}:{port}: {error}") from error
+        raise CheckError(f"no answer from {host}:{port}: {error}") from error
     finally:
         connection.close()
 
 
 def expect_http(port: int, path: str, status: int, body: str = "") -> None:
-    """Raise CheckFailed unless a GET gives this status and a body that begins with ``body``."""
+    """Raise CheckError unless a GET gives this status and a body that begins with ``body``."""
     seen, text = http_get(port, path)
     if seen != status or not text.startswith(body):
         wanted = f"{status} {body!r}" if body else str(status)
-        raise CheckFailed(f"GET {HOST}:{port}{path} gave {seen} {text[:60]!r}, not {wanted}")
+        raise CheckError(f"GET {HOST}:{port}{path} gave {seen} {text[:60]!r}, not {wanted}")
 
 
 def expect_admin_on_loopback_only(port: int) -> None:
-    """Raise CheckFailed where the admin's port is held, or answers, on an address that is not 127.0.0.1."""
+    """Raise CheckError where the admin's port is held, or answers, on an address that is not 127.0.0.1."""
     import psutil
 
     addresses = {
@@ -68,36 +68,36 @@ def expect_admin_on_loopback_only(port: int) -> None:
         if socket_.status == TCP_LISTEN and socket_.laddr and socket_.laddr.port == port
     }
     if addresses != {HOST}:
-        raise CheckFailed(f"port {port} is held on {', '.join(sorted(addresses)) or 'no address'}, not on {HOST} alone")
+        raise CheckError(f"port {port} is held on {', '.join(sorted(addresses)) or 'no address'}, not on {HOST} alone")
     with socket.socket() as attempt:
         attempt.settimeout(REQUEST_TIMEOUT)
         if attempt.connect_ex((OTHER_LOCAL_ADDRESS, port)) == 0:
-            raise CheckFailed(f"{OTHER_LOCAL_ADDRESS}:{port} accepts connections")
+            raise CheckError(f"{OTHER_LOCAL_ADDRESS}:{port} accepts connections")
 
 
 def expect_address(port: int, name: str, address: str) -> None:
-    """Raise CheckFailed unless DNS gives exactly this address."""
+    """Raise CheckError unless DNS gives exactly this address."""
     answer = _ask_dns(port, name)
     if (answer.code, answer.addresses) != (NOERROR, (address,)):
-        raise CheckFailed(f"{name} gave {', '.join(answer.addresses) or 'no address'} (code {answer.code})")
+        raise CheckError(f"{name} gave {', '.join(answer.addresses) or 'no address'} (code {answer.code})")
 
 
 def expect_unknown(port: int, name: str) -> None:
-    """Raise CheckFailed unless DNS says that there is no such name."""
+    """Raise CheckError unless DNS says that there is no such name."""
     answer = _ask_dns(port, name)
     if answer.code != NXDOMAIN:
-        raise CheckFailed(f"{name} gave code {answer.code} {answer.addresses}, not {NXDOMAIN} (no such name)")
+        raise CheckError(f"{name} gave code {answer.code} {answer.addresses}, not {NXDOMAIN} (no such name)")
 
 
 def _ask_dns(port: int, name: str) -> DnsAnswer:
     try:
         return ask(port, name)
-    except (OSError, DnsAnswerBroken) as error:
-        raise CheckFailed(f"no answer about {name} from {HOST}:{port}: {error}") from error
+    except (OSError, DnsAnswerError) as error:
+        raise CheckError(f"no answer about {name} from {HOST}:{port}: {error}") from error
 
 
 def questions(ports: DemoPorts) -> list[tuple[str, Callable[[], None]]]:
-    """What is asked, in the order of the table; each raises CheckFailed."""
+    """What is asked, in the order of the table; each raises CheckError."""
     return [
         ("workload web", lambda: expect_http(ports.workload, "/", 200, "hello from web")),
         ("workload backend", lambda: expect_http(ports.backend, "/", 200, "hello from backend")),
@@ -126,7 +126,7 @@ async def check(stage: Stage) -> bool:
 async def _report(what: str, attempt: Callable[[], Awaitable[None]]) -> bool:
     try:
         await attempt()
-    except CheckFailed as why:
+    except CheckError as why:
         click.echo(f"failed {what}: {why}")
         return False
     click.echo(f"ok {what}")
@@ -138,7 +138,7 @@ async def _retry(question: Callable[[], None], deadline: float = CHECK_DEADLINE)
     while True:
         try:
             return await asyncio.to_thread(question)
-        except CheckFailed:
+        except CheckError:
             if asyncio.get_running_loop().time() > end:
                 raise
         await asyncio.sleep(BETWEEN_TRIES)
@@ -148,13 +148,13 @@ async def _wait_ready(stage: Stage) -> None:
     end = asyncio.get_running_loop().time() + READY_DEADLINE
     while True:
         if stage.daemon is None or stage.daemon.returncode is not None:
-            raise CheckFailed(f"kumadp ended with exit code {stage.daemon and stage.daemon.returncode}")
+            raise CheckError(f"kumadp ended with exit code {stage.daemon and stage.daemon.returncode}")
         status = await stage.ask_status()
         if status is not None and status.get("ready"):
             return
         if asyncio.get_running_loop().time() > end:
             reasons = "; ".join((status or {}).get("reasons", ())) or "no status"
-            raise CheckFailed(f"not ready within {READY_DEADLINE:.0f} s: {reasons}")
+            raise CheckError(f"not ready within {READY_DEADLINE:.0f} s: {reasons}")
         await asyncio.sleep(BETWEEN_TRIES)
 
 
@@ -163,7 +163,7 @@ async def _kill_envoy(stage: Stage) -> None:
 
     first = await _running_envoy(stage)
     if psutil.Process(first).ppid() != (stage.daemon and stage.daemon.pid):
-        raise CheckFailed(f"process {first} is not a child of kumadp")
+        raise CheckError(f"process {first} is not a child of kumadp")
     os.kill(first, signal.SIGKILL)
     ports = stage.ports
     await asyncio.to_thread(expect_http, ports.probes, f"/{ports.workload}/healthz", 200, "ok")
@@ -179,7 +179,7 @@ async def _running_envoy(stage: Stage, other_than: int = 0) -> int:
         if status.get("ready") and envoy.get("pid") and envoy["pid"] != other_than:
             return int(envoy["pid"])
         if asyncio.get_running_loop().time() > end:
-            raise CheckFailed(f"no Envoy within {CHECK_DEADLINE:.0f} s: {envoy.get('reason') or 'no reason given'}")
+            raise CheckError(f"no Envoy within {CHECK_DEADLINE:.0f} s: {envoy.get('reason') or 'no reason given'}")
         await asyncio.sleep(BETWEEN_TRIES)
 
 
@@ -189,6 +189,6 @@ async def _stop(stage: Stage) -> None:
     try:
         code = await asyncio.wait_for(stage.daemon.wait(), STOP_DEADLINE)
     except TimeoutError:
-        raise CheckFailed(f"still there {STOP_DEADLINE:.0f} s after SIGTERM") from None
+        raise CheckError(f"still there {STOP_DEADLINE:.0f} s after SIGTERM") from None
     if code:
-        raise CheckFailed(f"exit code {code}")
+        raise CheckError(f"exit code {code}")

@@ -19,7 +19,7 @@ RECORD = struct.Struct("!HHIH")
 RECURSION_DESIRED = 0x0100
 
 
-class DnsAnswerBroken(KumadpError):
+class DnsAnswerError(KumadpError):
     """What came back is not an answer to the question."""
 
 
@@ -40,11 +40,11 @@ def encode_question(identity: int, name: str) -> bytes:
 
 
 def decode_answer(identity: int, message: bytes) -> DnsAnswer:
-    """Read an answer; raises DnsAnswerBroken."""
+    """Read an answer; raises DnsAnswerError."""
     try:
         answered, flags, questions, answers, _, _ = HEADER.unpack_from(message)
         if answered != identity or not flags & 0x8000:
-            raise DnsAnswerBroken("the message does not answer this question")
+            raise DnsAnswerError("the message does not answer this question")
         offset = HEADER.size
         for _ in range(questions):
             offset = _skip_name(message, offset) + 4
@@ -57,7 +57,7 @@ def decode_answer(identity: int, message: bytes) -> DnsAnswer:
                 addresses.append(socket.inet_ntoa(message[offset : offset + 4]))
             offset += length
     except (struct.error, IndexError, OSError) as error:
-        raise DnsAnswerBroken(f"the answer cannot be read: {error}") from error
+        raise DnsAnswerError(f"the answer cannot be read: {error}") from error
     return DnsAnswer(flags & 0xF, tuple(addresses))
 
 
@@ -70,7 +70,7 @@ def _skip_name(message: bytes, offset: int) -> int:
 
 
 def ask(port: int, name: str, *, host: str = "127.0.0.1", timeout: float = 3.0) -> DnsAnswer:
-    """Ask over UDP; ``timeout`` in seconds. Blocking. Raises OSError and DnsAnswerBroken."""
+    """Ask over UDP; ``timeout`` in seconds. Blocking. Raises OSError and DnsAnswerError."""
     identity = secrets.randbelow(0x10000)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.settimeout(timeout)
@@ -83,7 +83,7 @@ def main(port: str, name: str) -> int:
     """Print the addresses of ``name``; 1 where there are none."""
     try:
         answer = ask(int(port), name)
-    except (OSError, DnsAnswerBroken) as error:
+    except (OSError, DnsAnswerError) as error:
         print(f"no answer: {error}", file=sys.stderr)
         return 1
     print("\n".join(answer.addresses) or f"no address, response code {answer.code}")
