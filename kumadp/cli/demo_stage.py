@@ -129,6 +129,14 @@ networking:
 """
 
 
+def _tied_to_us(*command: str) -> tuple[str, ...]:
+    """``command``, asked to stop by the kernel when this process dies, whatever it dies of."""
+    from kumadp.process import exec_helper
+
+    helper = (sys.executable, "-I", "-S", exec_helper.__file__)
+    return (*helper, str(int(signal.SIGTERM)), str(os.getpid()), *command)
+
+
 def write_mesh(folder: Path, ports: DemoPorts) -> None:
     """Write the two Dataplane files into ``folder``, which is made."""
     folder.mkdir()
@@ -194,7 +202,7 @@ class Stage:
         await self._wait_for_workload(self.workload)
         with self.log.open("wb") as out:
             self.daemon = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "kumadp", *self.arguments),
+                *_tied_to_us(sys.executable, "-m", "kumadp", *self.arguments),
                 env=self.environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,

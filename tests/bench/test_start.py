@@ -1,0 +1,138 @@
+"""Start to first answer, and memory at rest: figures, not assertions. KUMADP_BENCH_PEER adds rows for a kuma-dp.
+
+The peer has no standalone mode, so its rows stop at what it does by itself: the time from exec to its first bootstrap
+request, and its memory while nobody answers; kumadp is measured the same way beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.support.daemon import Ports, get, run_kumadp, workload, write_mesh
+from tests.support.needs import need_envoy
+from tests.support.poll import poll
+from tests.support.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(600)]
+
+ROUNDS = 5
+REST_SECONDS = 3.0
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[tuple[str, str, str]]]:
+    rows: list[tuple[str, str, str]] = []
+    yield rows
+    lines = [f"{what:<58}{median:>12}  {rounds}" for what, median, rounds in [("WHAT", "MEDIAN", "ROUNDS"), *rows]]
+    sys.stdout.write("\n" + "\n".join(lines) + "\n")
+
+
+def note(table: list[tuple[str, str, str]], what: str, unit: str, values: list[float]) -> None:
+    table.append((what, f"{statistics.median(values):.2f} {unit}", " ".join(f"{value:.2f}" for value in values)))
+
+
+def pss(pid: int) -> float:
+    """Proportional set size in MiB."""
+    return float(psutil.Process(pid).memory_full_info().pss) / MIB
+
+
+def wait_for_answer(port: int) -> None:
+    """Ask until it answers."""
+    poll(lambda: get(port)[0] == 200, what="an answer through the inbound")
+
+
+def rest() -> None:
+    """Let a process come to rest: nothing tells from outside that it has."""
+    time.sleep(REST_SECONDS)
+
+
+def processor_time(pid: int) -> float:
+    """User and system time in seconds."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def test_standalone_start_to_first_answer_and_memory(tmp_path: Path, table: list[tuple[str, str, str]]) -> None:
+    first, memory, processor = [], [], []
+    for round_number in range(ROUNDS):
+        folder = tmp_path / str(round_number)
+        folder.mkdir()
+        ports = Ports.take()
+        with workload("web") as app, workload("backend") as backend:
+            mesh = write_mesh(folder / "mesh", ports, app.port, backend.port)
+            started = time.monotonic()
+            with run_kumadp(folder, ports, "--standalone", str(mesh), "--name", "web", "--drain-time", "1s") as daemon:
+                wait_for_answer(ports.inbound)
+                first.append(time.monotonic() - started)
+                daemon.wait_ready()
+                before = processor_time(daemon.pid)
+                rest()
+                processor.append((processor_time(daemon.pid) - before) / REST_SECONDS * 1000)
+                memory.append(pss(daemon.pid))
+    note(table, "kumadp run --standalone: exec to first answer by inbound", "s", first)
+    note(table, "kumadp at rest, without Envoy: PSS", "MiB", memory)
+    note(table, "kumadp at rest: processor time", "ms/s", processor)
+
+
+def start_to_request(program: list[str], folder: Path) -> tuple[float, float]:
+    """Seconds from exec to the first connection to the control plane; PSS in MiB while it gets no answer."""
+    with socket.create_server(("127.0.0.1", 0)) as control_plane:
+        control_plane.settimeout(30)
+        environment = {**os.environ, "KUMA_READINESS_PORT": str(free_port()), "KUMA_DNS_ENABLED": "false"}
+        address = f"http://127.0.0.1:{control_plane.getsockname()[1]}"
+        arguments = [
+            "run",
+            f"--cp-address={address}",
+            "--name=web-1",
+            "--mesh=default",
+            f"--binary-path={need_envoy()}",
+        ]
+        started = time.monotonic()
+        process = subprocess.Popen(
+            [*program, *arguments],
+            env={**environment, "TMPDIR": str(folder), "XDG_RUNTIME_DIR": str(folder)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,
+        )
+        try:
+            connection, _ = control_plane.accept()
+            with connection:
+                took = time.monotonic() - started
+                rest()
+                return took, pss(process.pid)
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def test_start_to_bootstrap_request(table: list[tuple[str, str, str]]) -> None:
+    programs = {"kumadp": [sys.executable, "-m", "kumadp"]}
+    if peer := os.environ.get("KUMADP_BENCH_PEER"):
+        programs[Path(peer).name] = [peer]
+    for name, program in programs.items():
+        figures = []
+        for _ in range(ROUNDS):
+            with tempfile.TemporaryDirectory(prefix="b") as folder:
+                figures.append(start_to_request(program, Path(folder)))
+        note(table, f"{name} run: exec to first bootstrap connection", "s", [took for took, _ in figures])
+        note(table, f"{name} waiting for the control plane: PSS", "MiB", [memory for _, memory in figures])

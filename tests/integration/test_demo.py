@@ -1,0 +1,294 @@
+"""`kumadp demo` as a newcomer runs it: with a terminal, without one, and checking itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dns.message
+import dns.rrset
+import psutil
+import pytest
+
+from kumadp.cli.demo_dns import DnsAnswer, DnsAnswerError, decode_answer, encode_question
+from kumadp.cli.demo_stage import DemoPorts, write_mesh
+from kumadp.cli.demo_table import Scene, Screen, child_state, headline, render
+from kumadp.errors import ExitCode
+from tests.support.daemon import get
+from tests.support.needs import need_envoy
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# The demo wants the usual ports, so two of them at a time would meet.
+pytestmark = pytest.mark.xdist_group("demo")
+
+RUNNING = {"state": "RUNNING", "pid": 77, "restarts": 0, "last_exit": "", "reason": ""}
+
+
+def status(**changes: Any) -> dict[str, Any]:
+    return {"phase": "READY", "since": 1000.0, "pid": 5, "ready": True, "children": {"envoy": RUNNING}, **changes}
+
+
+def scene(folder: Path = Path("/demo")) -> Scene:
+    return Scene(DemoPorts(), folder / "mesh", 5)
+
+
+def state_of(what: str, lines: list[str]) -> str:
+    line = next(line for line in lines if line.startswith(what))
+    return re.split(r"\s{2,}", line)[2]
+
+
+class TestTable:
+    def test_traffic_is_down_while_envoy_is_and_probes_are_not(self) -> None:
+        dead = {**RUNNING, "state": "BACKOFF", "pid": None, "restarts": 1, "last_exit": "signal 9 (KILL)"}
+        lines = render(scene(), status(ready=False, children={"envoy": dead}), 1000.0)
+        assert state_of("inbound", lines) == "down"
+        assert state_of("virtual probes", lines) == "up"
+        assert state_of("Envoy ", lines) == "backoff, 1 restart (signal 9 (KILL))"
+
+    def test_each_row_has_a_command_that_names_its_port(self) -> None:
+        lines = render(scene(), status(), 1000.0)
+        ports = DemoPorts()
+        for what, port in (("inbound", ports.inbound), ("DNS", ports.dns), ("readiness", ports.readiness)):
+            line = next(line for line in lines if line.startswith(what))
+            assert str(port) in re.split(r"\s{2,}", line)[3]
+
+    def test_the_drain_counts_down_from_its_start_and_never_below_zero(self) -> None:
+        draining = status(phase="DRAINING", ready=False)
+        assert "5 s left" in headline(scene(), draining, 1000.0)
+        assert "2 s left" in headline(scene(), draining, 1003.5)
+        assert "0 s left" in headline(scene(), draining, 1099.0)
+
+    def test_a_child_that_is_not_there_is_down(self) -> None:
+        assert child_state({}) == "down"
+
+    def test_what_did_not_change_is_not_written_again(self, capsys: pytest.CaptureFixture[str]) -> None:
+        screen = Screen(sys.stdout)
+        screen.show(["one", "two"])
+        screen.show(["one", "two"])
+        assert capsys.readouterr().out == "one\ntwo\n"
+        screen.show(["three"])
+        assert capsys.readouterr().out == "\x1b[2F\x1b[Jthree\n"
+
+
+class TestDns:
+    def test_the_question_is_what_dnspython_would_ask(self) -> None:
+        question = dns.message.from_wire(encode_question(7, "backend.mesh"))
+        assert question.id == 7
+        assert [str(asked) for asked in question.question] == ["backend.mesh. IN A"]
+
+    def test_addresses_and_code_of_an_answer(self) -> None:
+        question = dns.message.from_wire(encode_question(7, "backend.mesh"))
+        answer = dns.message.make_response(question)
+        answer.answer.append(dns.rrset.from_text("backend.mesh.", 60, "IN", "A", "127.0.0.1", "127.0.0.3"))
+        assert decode_answer(7, answer.to_wire()) == DnsAnswer(0, ("127.0.0.1", "127.0.0.3"))
+
+    @pytest.mark.parametrize(
+        "message", [b"", b"\x00\x07", encode_question(7, "backend.mesh"), b"\x00\x07\x80\x00\x00\x09"]
+    )
+    def test_what_is_no_answer_is_an_error(self, message: bytes) -> None:
+        with pytest.raises(DnsAnswerError):
+            decode_answer(7, message)
+
+    def test_an_answer_to_another_question_is_an_error(self) -> None:
+        answer = dns.message.make_response(dns.message.from_wire(encode_question(7, "backend.mesh")))
+        with pytest.raises(DnsAnswerError):
+            decode_answer(8, answer.to_wire())
+
+
+def test_a_taken_port_is_replaced_and_all_differ() -> None:
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            held.enter_context(socket.create_server(("127.0.0.1", DemoPorts().inbound)))
+        with contextlib.suppress(OSError):
+            udp = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            udp.bind(("127.0.0.1", DemoPorts().dns))
+        chosen = DemoPorts.choose()
+    assert chosen.inbound != DemoPorts().inbound
+    assert chosen.dns != DemoPorts().dns
+    numbers = [getattr(chosen, name) for name in DemoPorts.__dataclass_fields__]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_the_dataplanes_of_the_demo_are_right(tmp_path: Path) -> None:
+    write_mesh(tmp_path / "mesh", DemoPorts())
+    from kumadp.resources.load import load_resource_file
+
+    names = [load_resource_file(path).name for path in sorted((tmp_path / "mesh").iterdir())]
+    assert names == ["backend", "web"]
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose name leaves room for the names of Unix sockets."""
+    folder = Path(tempfile.mkdtemp(prefix="d"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "TMPDIR": str(folder), "KUMA_DATAPLANE_RUNTIME_BINARY_PATH": str(need_envoy()), **more}
+
+
+DEMO = [sys.executable, "-m", "kumadp", "demo"]
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Command lines of processes that work in or for ``folder``."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if any(str(folder) in word for word in process.cmdline()):
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+@pytest.mark.process
+def test_check_passes_where_a_usual_port_is_taken_and_leaves_nothing(short_folder: Path) -> None:
+    # A stranger's settings must not reach the demo.
+    strange = {"KUMA_CONTROL_PLANE_URL": "https://127.0.0.1:1", "KUMA_DATAPLANE_NAME": "strange"}
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):
+            held.enter_context(socket.create_server(("127.0.0.1", DemoPorts().inbound)))
+        done = subprocess.run(
+            [*DEMO, "--check"],
+            env=environment(short_folder, **strange),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=110,
+        )
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if not line.startswith("ok ")] == [], done.stdout + done.stderr
+    assert len(lines) == 14
+    assert done.returncode == ExitCode.OK
+    assert list(short_folder.iterdir()) == []
+    assert left_behind(short_folder) == []
+
+
+@pytest.mark.process
+def test_check_says_what_failed_and_shows_the_log(short_folder: Path) -> None:
+    missing = str(short_folder / "no-envoy")
+    done = subprocess.run(
+        [*DEMO, "--check"],
+        env={**os.environ, "TMPDIR": str(short_folder), "KUMA_DATAPLANE_RUNTIME_BINARY_PATH": missing},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("failed ready: ")
+    assert f"exit code {ExitCode.BINARY_NOT_FOUND.value}" in done.stdout
+    assert missing in done.stderr
+    assert list(short_folder.iterdir()) == []
+
+
+class Terminal:
+    """`kumadp demo` on a terminal of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._ours, theirs = pty.openpty()
+        os.set_blocking(self._ours, False)
+        self._text = ""
+        self.process = subprocess.Popen(
+            DEMO,
+            env=environment(folder, COLUMNS="200"),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+
+    def text(self) -> str:
+        with contextlib.suppress(OSError):
+            while data := os.read(self._ours, 65536):
+                self._text += data.decode()
+        return self._text
+
+    def last_drawing(self) -> list[str]:
+        return re.split(r"\x1b\[\d+F\x1b\[J", self.text())[-1].splitlines()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            for _ in range(2):
+                self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
+        os.close(self._ours)
+
+
+@pytest.fixture
+def terminal(short_folder: Path) -> Iterator[Terminal]:
+    opened = Terminal(short_folder)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@pytest.mark.process
+def test_on_a_terminal_the_table_is_kept_current_and_control_c_drains(terminal: Terminal, short_folder: Path) -> None:
+    poll(lambda: "kumadp: READY" in terminal.text(), what=f"READY on the screen: {terminal.text()}", deadline=60)
+    envoy = poll(lambda: re.findall(r"kill -9 (\d+)", "\n".join(terminal.last_drawing())), what="a pid")
+    probe = re.findall(r"http://127.0.0.1:(\d+)(/\d+/healthz)", terminal.text())[0]
+    process = psutil.Process(int(envoy[0]))
+    assert process.name() == "envoy"
+    process.kill()
+    assert get(int(probe[0]), probe[1]) == (200, "ok\n")
+    poll(
+        lambda: state_of("Envoy ", terminal.last_drawing()).startswith("running, 1 restart"),
+        what="the restart on the screen",
+    )
+    assert "signal 9" in state_of("Envoy ", terminal.last_drawing())
+    terminal.process.send_signal(signal.SIGINT)
+    poll(lambda: "DRAINING" in terminal.text(), what="the drain on the screen")
+    assert terminal.process.wait(30) == ExitCode.OK
+    assert "nothing is left behind" in terminal.text()
+    assert list(short_folder.iterdir()) == []
+    assert left_behind(short_folder) == []
+
+
+@pytest.mark.process
+def test_without_a_terminal_the_table_is_printed_once_and_a_second_signal_cuts_the_drain_short(
+    short_folder: Path,
+) -> None:
+    log = short_folder.with_suffix(".out")
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            DEMO,
+            env=environment(short_folder),
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    try:
+        poll(lambda: "kumadp: READY" in log.read_text(), what="the table", deadline=60)
+        process.send_signal(signal.SIGTERM)
+        poll(lambda: "kumadp: DRAINING" in log.read_text(), what="the drain")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == ExitCode.OK
+        text = log.read_text()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(30)
+        log.unlink()
+    assert text.count("WHAT") == 1
+    assert "\x1b" not in text
+    assert list(short_folder.iterdir()) == []
