@@ -1,0 +1,168 @@
+"""Keeps Envoy's admin private: pure functions over a parsed bootstrap.
+
+An admin that is not on loopback or a Unix socket is moved to loopback (or refused); what is static in the bootstrap
+and would show the admin to others, or take a port of ours, is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import ipaddress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kumadp.bootstrap.address import AdminAddress, TcpAdmin, UnixAdmin
+from kumadp.errors import BootstrapError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+LOOPBACK = "127.0.0.1"
+DEFAULT_ADMIN_PORT = 9901
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A TCP port that kumadp or CoreDNS binds, and for what."""
+
+    host: str
+    port: int
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A bootstrap that keeps the promise, its admin, and what was changed (to be logged loudly)."""
+
+    bootstrap: dict[str, Any]
+    admin: AdminAddress
+    warnings: tuple[str, ...]
+
+
+def guard(
+    bootstrap: Mapping[str, Any], *, strict: bool = False, admin_port: int = 0, taken: Iterable[Taken] = ()
+) -> Guarded:
+    """Check and, where needed, change a copy of ``bootstrap``; raises BootstrapError with every problem.
+
+    ``admin_port`` is ``networking.admin.port`` of the Dataplane, 0 when it names none. With ``strict`` an admin that
+    is not private is refused instead of moved.
+    """
+    tree = copy.deepcopy(dict(bootstrap))
+    problems: list[Problem] = []
+    warnings: list[str] = []
+    admin = _admin(tree, strict, admin_port, problems, warnings)
+    if isinstance(admin, TcpAdmin):
+        for held in taken:
+            if held.port == admin.port and _overlap(held.host, admin.host):
+                problems.append(
+                    Problem("admin.address", f"port {admin.port} is also used for {held.purpose}", "choose another networking.admin.port")
+                )
+    _check_static(tree, admin, tuple(taken), problems)
+    if problems:
+        raise BootstrapError(problems)
+    return Guarded(tree, admin, tuple(warnings))
+
+
+def _get(tree: Any, *names: str) -> Any:  # noqa: ANN401 - a JSON value
+    """The value at a path of camelCase names, written so or in snake_case (protobuf's JSON takes both)."""
+    for name in names:
+        if not isinstance(tree, dict):
+            return None
+        snake = "".join("_" + letter.lower() if letter.isupper() else letter for letter in name)
+        tree = tree.get(name, tree.get(snake))
+    return tree
+
+
+def _admin(
+    tree: dict[str, Any], strict: bool, wanted_port: int, problems: list[Problem], warnings: list[str]
+) -> AdminAddress:
+    path = _get(tree, "admin", "address", "pipe", "path")
+    if isinstance(path, str) and path:
+        if path.startswith("@"):
+            problems.append(Problem("admin.address.pipe.path", "an abstract socket has no owner", "use a path"))
+        return UnixAdmin(path)
+    host = str(_get(tree, "admin", "address", "socketAddress", "address") or "")
+    port = _get(tree, "admin", "address", "socketAddress", "portValue")
+    number = int(port) if isinstance(port, int) or (isinstance(port, str) and port.isdigit()) else 0
+    if not host and not number:
+        warnings.append(f"the bootstrap has no admin; one is added on {LOOPBACK}")
+    elif not _is_loopback(host):
+        if strict:
+            problems.append(
+                Problem("admin.address", f"{host}:{number} is not loopback", "without --strict-admin it is moved there")
+            )
+        warnings.append(f"ENVOY'S ADMIN WAS ASKED FOR ON {host}:{number}, WHICH OTHERS CAN REACH; it is moved to loopback")
+        host = "::1" if ":" in host else LOOPBACK
+    if wanted_port and wanted_port != number:
+        if number:
+            warnings.append(f"the bootstrap's admin port {number} gives way to networking.admin.port {wanted_port}")
+        number = wanted_port
+    found = TcpAdmin(host or LOOPBACK, number or DEFAULT_ADMIN_PORT)
+    admin = tree.setdefault("admin", {})
+    if isinstance(admin, dict):
+        admin["address"] = {"socketAddress": {"address": found.host, "portValue": found.port}}
+    return found
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _overlap(one: str, other: str) -> bool:
+    wild = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+    return one == other or one in wild or other in wild
+
+
+def _check_static(
+    tree: Mapping[str, Any], admin: AdminAddress, taken: tuple[Taken, ...], problems: list[Problem]
+) -> None:
+    listeners = _get(tree, "staticResources", "listeners") or []
+    public = [item for item in listeners if not _private_listener(item)]
+    for index, listener in enumerate(listeners):
+        host, port = _socket(_get(listener, "address"))
+        for held in taken:
+            if port and port == held.port and _overlap(host, held.host):
+                problems.append(
+                    Problem(f"staticResources.listeners[{index}]", f"takes port {port}, used for {held.purpose}")
+                )
+        if isinstance(admin, TcpAdmin) and port == admin.port and _overlap(host, admin.host):
+            problems.append(Problem(f"staticResources.listeners[{index}]", f"takes the admin's port {port}"))
+    if not public:
+        return
+    for index, cluster in enumerate(_get(tree, "staticResources", "clusters") or []):
+        if any(_reaches(address, admin) for address in _endpoints(cluster)):
+            problems.append(
+                Problem(
+                    f"staticResources.clusters[{index}]",
+                    f"leads to Envoy's admin ({admin}) while a static listener can be reached from outside",
+                    "take the cluster or the listener out of the bootstrap",
+                )
+            )
+
+
+def _private_listener(listener: Any) -> bool:  # noqa: ANN401 - a JSON value
+    if _get(listener, "address", "pipe", "path"):
+        return True
+    host, _ = _socket(_get(listener, "address"))
+    return _is_loopback(host)
+
+
+def _socket(address: Any) -> tuple[str, int]:  # noqa: ANN401 - a JSON value
+    port = _get(address, "socketAddress", "portValue")
+    return str(_get(address, "socketAddress", "address") or ""), port if isinstance(port, int) else 0
+
+
+def _endpoints(cluster: Any) -> Iterator[Any]:  # noqa: ANN401 - a JSON value
+    for locality in _get(cluster, "loadAssignment", "endpoints") or []:
+        for endpoint in _get(locality, "lbEndpoints") or []:
+            yield _get(endpoint, "endpoint", "address")
+
+
+def _reaches(address: Any, admin: AdminAddress) -> bool:  # noqa: ANN401 - a JSON value
+    if isinstance(admin, UnixAdmin):
+        return bool(_get(address, "pipe", "path") == admin.path)
+    host, port = _socket(address)
+    return port == admin.port and (_is_loopback(host) or host == admin.host)

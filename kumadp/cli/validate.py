@@ -1,0 +1,63 @@
+"""``kumadp validate``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from kumadp.errors import ExitCode, ResourceError, UsageError
+from kumadp.resources.load import load_resource_file
+
+if TYPE_CHECKING:
+    from kumadp.errors import Problem
+
+
+@click.command()
+@click.argument("files", nargs=-1)
+@click.option("-o", "--output", type=click.Choice(["human", "json"]), default="human", show_default=True)
+@click.option("-v", "--dataplane-var", "variables", multiple=True, metavar="NAME=VALUE", help="Template variable.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of the resources and end.")
+def validate(files: tuple[str, ...], output: str, variables: tuple[str, ...], schema: bool) -> int:
+    """Check Dataplane, ZoneIngress and ZoneEgress FILES; - is stdin.
+
+    Prints every problem with file, line, field path and what would be right. Exit code 0 when all is well, 65 when
+    something is wrong.
+    """
+    if schema:
+        from kumadp.resources.schema import json_schema
+
+        click.echo(json.dumps(json_schema(), indent=2))
+        return ExitCode.OK
+    if not files:
+        raise UsageError("no file to check", "kumadp validate FILE...")
+    problems: list[Problem] = []
+    notes: list[Problem] = []
+    for name in files:
+        try:
+            notes += load_resource_file(name, variables=_pairs(variables)).notes
+        except ResourceError as error:
+            problems += error.problems
+    if output == "json":
+        body = {"valid": not problems, "problems": [asdict(p) for p in problems], "notes": [asdict(n) for n in notes]}
+        click.echo(json.dumps(body, indent=2))
+    else:
+        for problem in problems:
+            click.echo(f"error: {problem}")
+        for note in notes:
+            click.echo(f"note: {note}")
+        if not problems:
+            click.echo(f"{len(files)} valid")
+    return ExitCode.RESOURCE if problems else ExitCode.OK
+
+
+def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--dataplane-var {text!r} is not name=value")
+        pairs[name] = value
+    return pairs

@@ -1,0 +1,93 @@
+"""Which answers heal by themselves and which do not: pure rules."""
+
+from __future__ import annotations
+
+import enum
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+REASON_LENGTH = 300
+# Kuma's 404 body where the port is not the data plane server's.
+WRONG_PORT = "404: Page Not Found"
+
+
+class Action(enum.Enum):
+    """What to do with an attempt's result."""
+
+    DECODE = "decode"
+    RETRY = "retry"
+    STOP = "stop"
+    RETRY_CERTIFICATE = "retry a few times"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to do, why, a hint, and how long to wait at least (``Retry-After``, seconds)."""
+
+    action: Action
+    reason: str = ""
+    hint: str = ""
+    wait: float = 0.0
+
+
+_HINTS = {
+    400: "the control plane did not understand the request: compare its version with this one's",
+    401: "give a valid token with --dataplane-token-file",
+    403: "the token is for another mesh, name or proxy type",
+    422: "look at the token and the Dataplane: mesh, name and tags must fit the token",
+}
+
+
+def judge_answer(status: int, headers: Mapping[str, str], body: bytes) -> Verdict:
+    """The verdict on an HTTP answer (Kuma 2.8: 404 in its two forms is retried; 408, 429 and 5xx heal too)."""
+    if status == 200:
+        return Verdict(Action.DECODE)
+    text = one_line(body)
+    reason = f"HTTP {status}" + (f": {text}" if text else "")
+    if status == 404 and not body.strip():
+        return Verdict(Action.RETRY, "404: the control plane does not know this Dataplane", "create it, or give --dataplane-file")
+    if status == 404 and text == WRONG_PORT:
+        return Verdict(Action.RETRY, reason, "this is not the data plane server's port, which is 5678 by default")
+    if status in {408, 429} or status >= 500:
+        return Verdict(Action.RETRY, reason, wait=_retry_after(headers))
+    if 400 <= status < 500:
+        return Verdict(Action.STOP, reason, _HINTS.get(status, "no retry can change this answer"))
+    return Verdict(Action.RETRY, reason, "no bootstrap server answers like this: check --cp-address")
+
+
+def judge_error(error: BaseException) -> Verdict:
+    """The verdict on a request that got no answer."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return Verdict(Action.RETRY_CERTIFICATE, f"certificate not verified: {cause.verify_message}", _tls_hint(cause))
+        if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
+            return Verdict(Action.RETRY, "the port does not speak TLS", "is it an http port? check --cp-address")
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, TimeoutError):
+        return Verdict(Action.RETRY, "no answer in time")
+    return Verdict(Action.RETRY, one_line(str(error).encode()) or type(error).__name__)
+
+
+def _tls_hint(error: ssl.SSLCertVerificationError) -> str:
+    # The numbers are OpenSSL's X509_V_ERR_*.
+    if error.verify_code in {9, 10}:
+        return "the certificate's dates do not fit this host's clock"
+    if error.verify_code in {62, 64}:
+        return "the certificate is for another name than --cp-address"
+    return "give the control plane's CA with --ca-cert-file"
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    text = headers.get("retry-after", "")
+    return min(float(text), 300.0) if text.isdigit() else 0.0
+
+
+def one_line(body: bytes) -> str:
+    """The beginning of a body as one line of printable text."""
+    text = " ".join(body[: REASON_LENGTH * 4].decode("utf-8", "replace").split())
+    return "".join(letter for letter in text if letter.isprintable())[:REASON_LENGTH]

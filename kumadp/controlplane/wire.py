@@ -1,0 +1,98 @@
+"""The bootstrap exchange on the wire, with Kuma's exact JSON names (Kuma 2.8 to 2.14)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """What a bootstrap request says. ``resource`` is the text of `kumadp.resources.wire.request_json` or empty."""
+
+    mesh: str
+    name: str
+    proxy_type: str
+    token: str
+    token_path: str
+    resource: str
+    kumadp_version: str
+    envoy_version: str
+    envoy_build: str
+    envoy_compatible: bool
+    ca_cert: str
+    metadata: dict[str, str]
+    dns_port: int
+    readiness_port: int
+    features: tuple[str, ...]
+    max_heap_bytes: int
+    workdir: str
+    metrics_cert_path: str
+    metrics_key_path: str
+    system_ca_path: str
+    ipv6_enabled: bool
+    spire_socket_path: str
+    operating_system: str = "linux"
+
+
+def encode_request(facts: RequestFacts) -> bytes:
+    """The body of ``POST /bootstrap``: JSON indented by one space, keys in Kuma's order, empty ones left out as there."""
+    body: dict[str, Any] = {"mesh": facts.mesh, "name": facts.name, "proxyType": facts.proxy_type}
+    optional = {
+        "dataplaneToken": facts.token,
+        "dataplaneTokenPath": facts.token_path,
+        "dataplaneResource": facts.resource,
+    }
+    body |= {key: value for key, value in optional.items() if value}
+    unknown = {"gitTag": "unknown", "gitCommit": "unknown", "buildDate": "unknown"}
+    body["version"] = {
+        "kumaDp": {"version": facts.kumadp_version, **unknown},
+        "envoy": {
+            "version": facts.envoy_version,
+            "build": facts.envoy_build,
+            "kumaDpCompatible": facts.envoy_compatible,
+        },
+    }
+    body |= {"caCert": facts.ca_cert, "dynamicMetadata": facts.metadata}
+    body |= {key: port for key, port in (("dnsPort", facts.dns_port), ("readinessPort", facts.readiness_port)) if port}
+    body |= {
+        "operatingSystem": facts.operating_system,
+        "features": list(facts.features),
+        "resources": {"maxHeapSizeBytes": facts.max_heap_bytes},
+        "workdir": facts.workdir,
+        "metricsResources": {"certPath": facts.metrics_cert_path, "keyPath": facts.metrics_key_path},
+        "systemCaPath": facts.system_ca_path,
+        "ipv6Enabled": facts.ipv6_enabled,
+        "spireResources": {"socketPath": facts.spire_socket_path},
+    }
+    return json.dumps(body, indent=1, ensure_ascii=False).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class BootstrapAnswer:
+    """What the control plane answered: the bootstrap's YAML and what it says for the sidecar itself."""
+
+    bootstrap: bytes
+    corefile_template: str | None
+    address: str
+
+
+class UndecodableAnswer(ValueError):
+    """A 200 whose body is not a bootstrap; a proxy in between may have made it, so it is retried."""
+
+
+def decode_answer(body: bytes) -> BootstrapAnswer:
+    """The answer to a request that accepts JSON; raises UndecodableAnswer."""
+    try:
+        tree = json.loads(body)
+        text = base64.b64decode(tree["bootstrap"], validate=True)
+        sidecar = tree.get("kumaSidecarConfiguration") or {}
+        networking = sidecar.get("networking") or {}
+        template = networking.get("corefileTemplate")
+        corefile = base64.b64decode(template).decode() if template else None
+        return BootstrapAnswer(text, corefile, str(networking.get("address") or ""))
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+        raise UndecodableAnswer(f"the answer is not a bootstrap: {type(error).__name__}") from None

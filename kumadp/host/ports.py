@@ -1,0 +1,139 @@
+"""Whether addresses can be bound, and who holds those that cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import pwd
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import psutil
+
+from kumadp.errors import PortsTaken, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Protocol = Literal["tcp", "udp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A socket that will be bound: ``purpose`` in plain words, ``path`` the setting or field that decides it."""
+
+    host: str
+    port: int
+    protocol: Protocol
+    purpose: str
+    path: str
+
+
+async def check_ports(addresses: Iterable[Address]) -> None:
+    """Raise PortsTaken naming every address that cannot be bound now, each with who holds it.
+
+    Host names and port 0 are passed over.
+    """
+    problems = await asyncio.to_thread(_problems, list(addresses))
+    if problems:
+        raise PortsTaken(problems)
+
+
+def _problems(addresses: list[Address]) -> list[Problem]:
+    problems = []
+    for address in addresses:
+        if not address.port or not _is_ip(address.host):
+            continue
+        failure = _try_bind(address)
+        if failure is not None:
+            problems.append(_explain(address, failure))
+    return problems
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _try_bind(address: Address) -> OSError | None:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    kind = socket.SOCK_STREAM if address.protocol == "tcp" else socket.SOCK_DGRAM
+    try:
+        with socket.socket(family, kind) as probe:
+            if address.protocol == "tcp":
+                # As Envoy, CoreDNS and we do: connections in TIME_WAIT do not count.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address.host, address.port))
+            if address.protocol == "tcp":
+                probe.listen(1)
+    except OSError as error:
+        return error
+    return None
+
+
+def _explain(address: Address, failure: OSError) -> Problem:
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    where = f"{host}:{address.port}/{address.protocol} for {address.purpose}"
+    if failure.errno == errno.EADDRINUSE:
+        return Problem(
+            address.path, f"{where} is held by {holder_of(address)}", "stop it, or choose another port"
+        )
+    if failure.errno == errno.EADDRNOTAVAIL:
+        return Problem(address.path, f"{where}: this address is not on this host", "use one that `ip addr` shows")
+    if failure.errno == errno.EACCES:
+        return Problem(address.path, f"{where}: not allowed", "ports below 1024 need CAP_NET_BIND_SERVICE")
+    return Problem(address.path, f"{where}: {failure.strerror}")
+
+
+def holder_of(address: Address) -> str:
+    """Who listens there, in words: process and pid, or the user where we may not see the process."""
+    kind = socket.SOCK_STREAM if address.protocol == "tcp" else socket.SOCK_DGRAM
+    for found in psutil.net_connections("inet"):
+        if found.type != kind or not found.laddr or found.laddr.port != address.port:
+            continue
+        if kind == socket.SOCK_STREAM and found.status != psutil.CONN_LISTEN:
+            continue
+        if _overlap(found.laddr.ip, address.host) and found.pid:
+            try:
+                return f"{psutil.Process(found.pid).name()} (pid {found.pid})"
+            except psutil.Error:
+                return f"pid {found.pid}"
+    return _user_of(address)
+
+
+def _overlap(one: str, other: str) -> bool:
+    wild = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+    return one == other or one in wild or other in wild
+
+
+def _user_of(address: Address) -> str:
+    for name in (address.protocol, address.protocol + "6"):
+        try:
+            rows = Path("/proc/net", name).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for row in rows:
+            columns = row.split()
+            if int(columns[1].rsplit(":", 1)[1], 16) == address.port and (address.protocol == "udp" or columns[3] == "0A"):
+                uid = int(columns[7])
+                try:
+                    return f"a process of user {pwd.getpwuid(uid).pw_name}"
+                except KeyError:
+                    return f"a process of user id {uid}"
+    return "a process that is not visible here"
+
+
+def local_addresses() -> frozenset[str]:
+    """Every IP address of this host, without zone suffixes."""
+    return frozenset(
+        entry.address.split("%", 1)[0]
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family in {socket.AF_INET, socket.AF_INET6}
+    )

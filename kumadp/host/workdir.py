@@ -1,0 +1,131 @@
+"""The private directory of one run: bootstrap, Corefile, sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kumadp.errors import WorkDirError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "kumadp-"
+LOCK = "kumadp.lock"
+# Kuma cuts a socket's path to 98 bytes before it appends ".sock"; the control plane computes the same names.
+SOCKET_PATH_BYTES = 98
+
+
+@dataclass
+class WorkDir:
+    """``path`` holds what kumadp writes, ``sockets`` is told to the control plane, ``dns`` holds the Corefile."""
+
+    path: Path
+    sockets: Path
+    dns: Path
+    temporary: bool
+    _lock: int = field(default=-1, repr=False)
+
+    def close(self) -> None:
+        """Let the next run have it; a temporary directory goes."""
+        if self.temporary:
+            shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def open_work_dir(name: str, work_dir: str, socket_dir: str, dns_dir: str, environ: Mapping[str, str]) -> WorkDir:
+    """Make or take the work directory, 0700 and locked; raises WorkDirError.
+
+    The order is: the setting, ``$RUNTIME_DIRECTORY`` (systemd), ``/run/kumadp/<name>`` when that can be made, a
+    temporary directory. Temporary ones that dead runs left behind are removed; a living run holds a lock on its own.
+    """
+    _remove_dead()
+    temporary = False
+    if work_dir:
+        path = _make(Path(work_dir))
+    elif runtime := environ.get("RUNTIME_DIRECTORY"):
+        path = _make(Path(runtime.split(":")[0]))
+    else:
+        try:
+            path = _make(Path("/run/kumadp") / (name or "default"))
+        except WorkDirError:
+            path = Path(tempfile.mkdtemp(prefix=PREFIX))
+            temporary = True
+    lock = _lock(path)
+    try:
+        return WorkDir(
+            path,
+            _make(Path(socket_dir)) if socket_dir else path,
+            _make(Path(dns_dir)) if dns_dir else path,
+            temporary,
+            lock,
+        )
+    except WorkDirError:
+        os.close(lock)
+        raise
+
+
+def socket_path(directory: Path, base: str) -> Path:
+    """The path of a socket as Kuma computes it: cut to 98 bytes, then ``.sock`` (Kuma: pkg/core/xds/sockets.go)."""
+    joined = os.fsencode(directory / base)
+    return Path(os.fsdecode(joined[:SOCKET_PATH_BYTES]) + ".sock")
+
+
+def check_socket_names(directory: Path, bases: tuple[str, ...]) -> None:
+    """Raise WorkDirError where Kuma's cut would make two of these sockets one."""
+    seen: dict[Path, str] = {}
+    for base in bases:
+        path = socket_path(directory, base)
+        if path in seen:
+            raise WorkDirError(
+                f"{directory} is too long: the sockets {seen[path]} and {base} would both be {path}",
+                "choose a shorter --work-dir",
+            )
+        seen[path] = base
+
+
+def _make(path: Path) -> Path:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.stat()
+    except OSError as error:
+        raise WorkDirError(f"{path}: {error.strerror}", "choose a directory that can be written with --work-dir") from None
+    if not path.is_dir():
+        raise WorkDirError(f"{path} is not a directory", "choose another --work-dir")
+    if found.st_uid != os.geteuid() and os.geteuid() != 0:
+        raise WorkDirError(f"{path} belongs to another user", "choose another --work-dir")
+    if stat.S_IMODE(found.st_mode) & 0o022:
+        raise WorkDirError(f"{path} can be written by others", f"chmod 700 {path}")
+    if not os.access(path, os.W_OK):
+        raise WorkDirError(f"{path} cannot be written", "choose another --work-dir")
+    return path.absolute()
+
+
+def _lock(path: Path) -> int:
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise WorkDirError(f"{path} is used by another kumadp that is running", "give each its own --work-dir") from None
+    return handle
+
+
+def _remove_dead() -> None:
+    for path in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            if path.lstat().st_uid != os.geteuid() or not (path / LOCK).is_file():
+                continue
+            handle = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(handle)

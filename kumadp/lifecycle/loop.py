@@ -1,0 +1,270 @@
+"""The one run loop. It reads one queue; nobody else ends the process.
+
+Every way out:
+
+- the first SIGTERM or SIGINT: drain, stop, exit 0; the second cuts the drain short; the third kills the children and
+  exits 74 at once
+- starting fails (settings of the host, control plane refused, admin exposed): stop, that failure's exit code
+- Envoy is given up: stop, exit 70
+- anything else that ends is noted as FATAL and costs only itself
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from kumadp.errors import ExitCode, KumadpError
+from kumadp.lifecycle.drain import FailHealthChecks, Step, Wait
+from kumadp.lifecycle.phases import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
+    from kumadp.lifecycle.status import Status
+
+log = logging.getLogger("kumadp.lifecycle")
+
+
+@dataclass(frozen=True, slots=True)
+class SignalCame:
+    """A signal was sent to us."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartEnded:
+    """Starting is over; ``error`` is None when everything is up."""
+
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartEnded:
+    """A component ended without having been asked."""
+
+    name: str
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class DrainEnded:
+    """The drain is over, or was cut short."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopEnded:
+    """Every component has been left."""
+
+
+Event = SignalCame | StartEnded | PartEnded | DrainEnded | StopEnded
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the daemon ends: exit code and the one line that says why."""
+
+    code: ExitCode
+    why: str
+
+
+class Daemon(Protocol):
+    """What the loop drives; `kumadp.lifecycle.assemble` builds the real one."""
+
+    status: Status
+
+    async def start(self) -> None:
+        """Bring everything up; raises KumadpError when that cannot be done."""
+
+    async def stop(self) -> None:
+        """Leave everything in reverse order."""
+
+    def kill(self) -> None:
+        """Kill the children at once, without waiting."""
+
+    def drain_steps(self) -> tuple[Step, ...]:
+        """What to do between the first signal and the stop."""
+
+    async def fail_health_checks(self) -> None:
+        """Ask Envoy to fail its health checks."""
+
+    async def drain_inbound(self) -> None:
+        """Ask Envoy to drain its inbound listeners and to stay."""
+
+    async def envoy_gone(self) -> None:
+        """Return once Envoy has ended."""
+
+    def is_essential(self, part: str) -> bool:
+        """Whether the daemon cannot go on without this component."""
+
+
+class RunLoop:
+    """Runs a daemon from its start to its outcome."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._status = daemon.status
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stops = 0
+        self._inbound_drain_asked = False
+        self._drain: asyncio.Task[None] | None = None
+
+    def post(self, event: Event) -> None:
+        """Put an event into the queue; to be called on the event loop."""
+        self._events.put_nowait(event)
+
+    async def run(self) -> Outcome:
+        """Start the daemon and handle events until it has stopped."""
+        with self._signals():
+            start = self._spawn(self._start(), "start")
+            outcome = await self._until_outcome()
+            if outcome.code is ExitCode.FORCED:
+                return outcome
+            self._status.move(Phase.STOPPING, outcome.why)
+            start.cancel()
+            self._spawn(self._stop(), "stop")
+            while not isinstance(event := await self._events.get(), StopEnded):
+                if self._counts_as_stop(event) and self._stops >= 3:
+                    return self._forced()
+            self._status.move(Phase.STOPPED, outcome.why)
+            return outcome
+
+    async def _until_outcome(self) -> Outcome:
+        while True:
+            outcome = self._handle(await self._events.get())
+            if outcome is not None:
+                return outcome
+
+    def _handle(self, event: Event) -> Outcome | None:
+        match event:
+            case SignalCame(signal.SIGUSR2):
+                self._on_inbound_drain()
+            case SignalCame():
+                return self._on_stop_signal(event)
+            case StartEnded(error):
+                return _failure(error) if error is not None else None
+            case PartEnded(name, error):
+                return self._on_part_ended(name, error)
+            case DrainEnded():
+                return Outcome(ExitCode.OK, "stopped by signal")
+            case StopEnded():
+                pass
+        return None
+
+    def _on_inbound_drain(self) -> None:
+        if self._inbound_drain_asked:
+            log.info("SIGUSR2 again: inbound is draining already")
+            return
+        self._inbound_drain_asked = True
+        log.info("SIGUSR2: draining inbound listeners, outbound goes on")
+        self._spawn(self._bounded(self._daemon.drain_inbound(), "drain of inbound listeners"), "drain-inbound")
+
+    def _on_stop_signal(self, event: Event) -> Outcome | None:
+        self._counts_as_stop(event)
+        if self._stops >= 3:
+            return self._forced()
+        if self._stops == 2:
+            log.info("second signal: the drain is cut short")
+            if self._drain is not None:
+                self._drain.cancel()
+            return None
+        steps = self._daemon.drain_steps()
+        if not steps:
+            return Outcome(ExitCode.OK, "stopped by signal, nothing to drain")
+        self._status.move(Phase.DRAINING, "asked to stop by signal")
+        self._drain = self._spawn(self._walk(steps), "drain")
+        return None
+
+    def _on_part_ended(self, name: str, error: BaseException | None) -> Outcome | None:
+        if self._daemon.is_essential(name):
+            if self._status.phase is Phase.DRAINING:
+                return Outcome(ExitCode.OK, f"stopped by signal; {name} ended while draining")
+            if error is None:
+                return Outcome(ExitCode.OK, f"{name} ended by itself with exit code 0")
+            return _failure(error)
+        story = str(error) if error is not None else "ended by itself"
+        if error is not None and not isinstance(error, KumadpError):
+            log.error("%s failed", name, exc_info=error)
+        self._status.note_fatal(name, story)
+        return None
+
+    def _counts_as_stop(self, event: Event) -> bool:
+        if isinstance(event, SignalCame) and event.number != signal.SIGUSR2:
+            self._stops += 1
+            log.info("%s (%d of 3)", signal.Signals(event.number).name, self._stops)
+            return True
+        return False
+
+    def _forced(self) -> Outcome:
+        self._daemon.kill()
+        return Outcome(ExitCode.FORCED, "third signal: children killed, nothing waited for")
+
+    async def _start(self) -> None:
+        try:
+            await self._daemon.start()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.post(StartEnded(error))
+        else:
+            self.post(StartEnded(None))
+
+    async def _walk(self, steps: tuple[Step, ...]) -> None:
+        try:
+            for step in steps:
+                if isinstance(step, FailHealthChecks):
+                    await self._bounded(self._daemon.fail_health_checks(), "failing Envoy's health checks", step.deadline)
+                elif isinstance(step, Wait):
+                    log.info("draining for at most %.1f s", step.seconds)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(step.seconds):
+                            await self._daemon.envoy_gone()
+                            log.info("Envoy is gone: the drain ends")
+        finally:
+            self.post(DrainEnded())
+
+    async def _bounded(self, call: Coroutine[object, object, None], what: str, deadline: float = 5.0) -> None:
+        try:
+            async with asyncio.timeout(deadline):
+                await call
+        except TimeoutError:
+            log.warning("%s: no answer within %.1f s; going on", what, deadline)
+        except Exception as error:  # noqa: BLE001 - whatever the admin does, the drain goes on
+            log.warning("%s failed: %s; going on", what, error)
+
+    async def _stop(self) -> None:
+        try:
+            await self._daemon.stop()
+        finally:
+            self.post(StopEnded())
+
+    def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+        for number in numbers:
+            loop.add_signal_handler(number, self.post, SignalCame(number))
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+
+def _failure(error: BaseException) -> Outcome:
+    if isinstance(error, KumadpError):
+        return Outcome(error.exit_code, str(error))
+    log.error("a bug in kumadp", exc_info=error)
+    return Outcome(ExitCode.BUG, f"a bug in kumadp: {type(error).__name__}: {error}")

@@ -1,0 +1,125 @@
+"""Decisions taken before anything starts, from settings, the Dataplane and the environment alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kumadp.host.environment import on_kubernetes
+from kumadp.host.ports import Address
+from kumadp.resources.types import Dataplane
+from kumadp.resources.validate import bound_sockets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from kumadp.resources.load import Resource
+    from kumadp.settings.model import Settings
+
+LOOPBACK = "127.0.0.1"
+DEFAULT_ADMIN_PORT = 9901
+ENVOY_RESTART_BUDGET = 5
+
+# Kuma 2.14: the readiness reporter and what the control plane builds share these features; only what works is announced.
+FEATURES: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DnsPlan:
+    """How names are answered: ``coredns`` is the binary or None, ports as the workload and Envoy see them."""
+
+    coredns: Path | None
+    port: int
+    envoy_port: int
+    prometheus_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbesPlan:
+    """Where virtual probes are served; ``ports`` is the list of the generic form, empty for the Dataplane's own."""
+
+    host: str
+    port: int
+    generic_ports: tuple[int, ...]
+
+
+def plan_dns(settings: Settings, coredns: Path | None) -> DnsPlan | None:
+    """None when DNS is off: by setting, and always for zone proxies (Kuma: never for ingress and egress).
+
+    ``KUMA_DNS_PROXY_PORT``, set by Kubernetes' injector from 2.14 on, names the port that the redirected queries reach.
+    """
+    if not settings.dns_enabled or settings.proxy_type != "dataplane":
+        return None
+    return DnsPlan(
+        coredns=coredns,
+        port=settings.dns_proxy_port or settings.coredns_port,
+        envoy_port=settings.envoy_dns_port,
+        prometheus_port=settings.dns_prometheus_port,
+    )
+
+
+def plan_probes(settings: Settings, dataplane: Dataplane | None, environ: Mapping[str, str]) -> tuple[ProbesPlan | None, str]:
+    """Whether and where virtual probes are served, and one line why not ("" where there is nothing to say).
+
+    ``auto`` leaves the port alone on Kubernetes: there the control plane makes the Dataplane and Kuma 2.8 gives Envoy
+    a listener on 9000.
+    """
+    own = dataplane.probes if dataplane is not None else None
+    if settings.virtual_probes == "off":
+        return None, "virtual probes are off by setting" if own else ""
+    if settings.virtual_probes == "on" and own is None:
+        host = settings.virtual_probes_address or (dataplane.networking.address if dataplane else LOOPBACK)
+        return ProbesPlan(host, settings.virtual_probes_port, settings.virtual_probes_ports), ""
+    if settings.virtual_probes == "auto" and on_kubernetes(environ):
+        return None, "virtual probes: on Kubernetes the control plane owns port 9000, so it is left alone"
+    if own is None or not own.endpoints:
+        return None, ""
+    assert dataplane is not None  # noqa: S101
+    host = settings.virtual_probes_address or dataplane.networking.address
+    return ProbesPlan(host, own.port or settings.virtual_probes_port, ()), ""
+
+
+def own_addresses(settings: Settings, dns: DnsPlan | None, probes: ProbesPlan | None) -> list[Address]:
+    """What kumadp and CoreDNS bind themselves."""
+    wanted = [Address(LOOPBACK, settings.readiness_port, "tcp", "readiness", "KUMA_READINESS_PORT")]
+    if probes is not None:
+        wanted.append(Address(probes.host, probes.port, "tcp", "virtual probes", "probes.port"))
+    if dns is not None and dns.coredns is not None:
+        # CoreDNS' server block ".:port" binds every local address, UDP and TCP.
+        wanted.append(Address("0.0.0.0", dns.port, "udp", "DNS", "--dns-coredns-port"))  # noqa: S104
+        wanted.append(Address("0.0.0.0", dns.port, "tcp", "DNS", "--dns-coredns-port"))  # noqa: S104
+        wanted.append(Address(LOOPBACK, dns.prometheus_port, "tcp", "CoreDNS metrics", "--dns-prometheus-port"))
+    return wanted
+
+
+def envoy_addresses(resource: Resource | None, *, standalone: bool, dns: DnsPlan | None) -> list[Address]:
+    """What Envoy will bind for this resource, as far as it is known before the bootstrap.
+
+    Without ``networking.admin.port`` the control plane chooses the admin (a Unix socket from 2.14 on), so only the
+    standalone mode counts its own default here.
+    """
+    if resource is None:
+        return []
+    wanted = [
+        Address(socket.address, socket.port, "udp" if socket.protocol == "udp" else "tcp", socket.purpose, socket.path)
+        for socket in bound_sockets(resource)
+    ]
+    if isinstance(resource.spec, Dataplane):
+        admin = resource.spec.networking.admin
+        if standalone and (admin is None or not admin.port):
+            wanted.append(Address(LOOPBACK, DEFAULT_ADMIN_PORT, "tcp", "Envoy's admin", "networking.admin.port"))
+    if dns is not None:
+        port = dns.envoy_port if dns.coredns is not None or not standalone else dns.port
+        wanted.append(Address(LOOPBACK, port, "udp", "Envoy's DNS filter", "--dns-envoy-port"))
+    seen: dict[tuple[str, int, str], Address] = {}
+    for address in wanted:
+        seen.setdefault((address.host, address.port, address.protocol), address)
+    return list(seen.values())
+
+
+def envoy_budget(settings: Settings, environ: Mapping[str, str]) -> int:
+    """Restarts of Envoy within the window: the setting, else 0 on Kubernetes (kuma-dp's behaviour), else 5."""
+    if settings.envoy_restart_budget is not None:
+        return settings.envoy_restart_budget
+    return 0 if on_kubernetes(environ) else ENVOY_RESTART_BUDGET

@@ -1,0 +1,108 @@
+"""What the daemon knows of itself: phase, reasons why it is not ready, children, ports.
+
+One writer (the run loop and the components' callbacks, all on the event loop), many readers: the readiness port sees
+the state alone, the owner-only control socket sees everything.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Literal
+
+from kumadp import __version__
+from kumadp.lifecycle.phases import Phase, check_move
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kumadp.process.supervise import ChildReport
+
+log = logging.getLogger("kumadp.lifecycle")
+
+ReadyState = Literal["READY", "NOT_READY", "TERMINATING"]
+
+
+class Status:
+    """The daemon's state, as told to readiness, log, control socket and, through ``moved``, to whoever listens."""
+
+    def __init__(self, name: str, mode: str) -> None:
+        self.name = name
+        self.mode = mode
+        self.phase = Phase.STARTING
+        self.phase_why = "just started"
+        self.since = time.time()
+        self.started = time.time()
+        self.reasons: dict[str, str] = {}
+        self.children: dict[str, ChildReport] = {}
+        self.fatal: dict[str, str] = {}
+        self.ports: dict[str, str] = {}
+        self.facts: dict[str, object] = {}
+        self.moved: list[Callable[[Phase, str], None]] = []
+
+    def move(self, phase: Phase, why: str) -> None:
+        """Go to ``phase`` and say why; raises IllegalMove where the table has no such move."""
+        if phase is self.phase:
+            return
+        check_move(self.phase, phase)
+        log.info("%s -> %s: %s", self.phase.value, phase.value, why)
+        self.phase, self.phase_why, self.since = phase, why, time.time()
+        for tell in self.moved:
+            tell(phase, why)
+
+    def wait_for(self, part: str, reason: str) -> None:
+        """Note why ``part`` holds readiness back; an empty reason takes the note away. Logged when it changes."""
+        if reason:
+            if self.reasons.get(part) != reason:
+                log.info("waiting: %s: %s", part, reason)
+            self.reasons[part] = reason
+        else:
+            self.reasons.pop(part, None)
+
+    def note_fatal(self, part: str, story: str) -> None:
+        """Note that ``part`` is gone for good; its story stays in the status."""
+        log.error("%s is FATAL: %s; the rest goes on", part, story)
+        self.fatal[part] = story
+
+    def note_child(self, report: ChildReport) -> None:
+        """Keep the newest report of a child."""
+        self.children[report.name] = report
+
+    @property
+    def ready_state(self) -> ReadyState:
+        """The state alone, in kuma-dp's words (Kuma 2.14: readiness reporter)."""
+        if self.phase is Phase.READY:
+            return "READY"
+        return "NOT_READY" if self.phase is Phase.STARTING else "TERMINATING"
+
+    def snapshot(self) -> dict[str, object]:
+        """Everything, for the owner-only control socket; JSON types only, times in seconds since 1970."""
+        return {
+            "name": self.name,
+            "pid": os.getpid(),
+            "version": __version__,
+            "mode": self.mode,
+            "phase": self.phase.value,
+            "why": self.phase_why,
+            "since": self.since,
+            "started": self.started,
+            "ready": self.phase is Phase.READY,
+            "state": self.ready_state,
+            "reasons": [f"{part}: {reason}" for part, reason in self.reasons.items()],
+            "children": {name: _child(report) for name, report in self.children.items()},
+            "fatal": dict(self.fatal),
+            "ports": dict(self.ports),
+            **self.facts,
+        }
+
+
+def _child(report: ChildReport) -> dict[str, object]:
+    return {
+        "state": report.state.name,
+        "pid": report.pid,
+        "since": report.since,
+        "restarts": report.restarts,
+        "last_exit": report.last_exit,
+        "reason": report.reason,
+    }

@@ -1,0 +1,139 @@
+"""Keeps one child running under a restart policy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kumadp.errors import ChildFailed
+from kumadp.process.child import Child, Command, ExitStatus
+from kumadp.process.policy import ChildState, GiveUp, RestartPolicy, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+log = logging.getLogger("kumadp.process")
+
+
+@dataclass(frozen=True, slots=True)
+class ChildReport:
+    """What is known of a child now; ``since`` in seconds since 1970, ``last_exit`` one sentence or empty."""
+
+    name: str
+    state: ChildState
+    pid: int | None
+    since: float
+    restarts: int
+    last_exit: str
+    reason: str = ""
+
+
+class Supervisor:
+    """A component that spawns a child, brings it up, and spawns it again when it ends.
+
+    ``bring_up`` returns once the child does its job (it is cancelled when the child ends first) and may raise to end
+    everything. ``permanent`` reads an exit and the last lines and returns why a restart would be useless, or None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Callable[[], Awaitable[Command]],
+        policy: RestartPolicy,
+        bring_up: Callable[[Child], Awaitable[None]],
+        *,
+        permanent: Callable[[ExitStatus, list[str]], str | None] = lambda _status, _lines: None,
+        changed: Callable[[ChildReport], None] = lambda _report: None,
+        grace: float = 5.0,
+    ) -> None:
+        self.name = name
+        self.child: Child | None = None
+        self._command = command
+        self._policy = policy
+        self._bring_up = bring_up
+        self._permanent = permanent
+        self._changed = changed
+        self._grace = grace
+        self._restarts = 0
+        self._last_exit = ""
+        self.report = ChildReport(name, ChildState.STOPPED, None, time.time(), 0, "")
+
+    async def run(self, up: Callable[[], None]) -> None:
+        """Keep the child running until cancelled; raises ChildFailed with its story when it is given up."""
+        history: tuple[float, ...] = ()
+        try:
+            while True:
+                self._tell(ChildState.STARTING)
+                child = self.child = await Child.spawn(await self._command())
+                self._tell(ChildState.STARTING)
+                status = await self._live(child, up)
+                ran = asyncio.get_running_loop().time() - child.started_at
+                self._last_exit = _sentence(self.name, status, ran, child.tail(1))
+                self._tell(ChildState.EXITED)
+                log.warning("%s", self._last_exit)
+                history = await self._pause(history, status, child, ran)
+        finally:
+            await self._end()
+
+    async def stop(self) -> None:
+        """Stop the child that runs now; used by `run` when it is cancelled."""
+        await self._end()
+
+    def kill(self) -> None:
+        """Kill the child at once."""
+        if self.child is not None:
+            self.child.send_signal(9)
+
+    async def _live(self, child: Child, up: Callable[[], None]) -> ExitStatus:
+        ended = asyncio.ensure_future(child.wait())
+        coming = asyncio.ensure_future(self._bring_up(child))
+        try:
+            await asyncio.wait({ended, coming}, return_when=asyncio.FIRST_COMPLETED)
+            if coming.done():
+                coming.result()
+                self._tell(ChildState.RUNNING)
+                up()
+            return await ended
+        finally:
+            coming.cancel()
+            ended.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await coming
+
+    async def _pause(
+        self, history: tuple[float, ...], status: ExitStatus, child: Child, ran: float
+    ) -> tuple[float, ...]:
+        why = self._permanent(status, child.tail(20))
+        now = asyncio.get_running_loop().time()
+        decision = GiveUp(why) if why else decide(history, now, ran, self._policy)
+        if isinstance(decision, GiveUp):
+            self._tell(ChildState.FATAL, decision.reason)
+            raise ChildFailed(f"{self._last_exit}; {decision.reason}")
+        self._restarts += 1
+        self._tell(ChildState.BACKOFF, f"started again in {decision.delay:.2f} s")
+        await asyncio.sleep(decision.delay)
+        return decision.history
+
+    async def _end(self) -> None:
+        child = self.child
+        if child is None or child.ended:
+            return
+        self._tell(ChildState.STOPPING)
+        status = await child.stop(self._grace)
+        if status.signal == 9:
+            log.warning("%s did not end within %.1f s of SIGTERM and was killed", self.name, self._grace)
+        self._tell(ChildState.STOPPED)
+
+    def _tell(self, state: ChildState, reason: str = "") -> None:
+        pid = self.child.pid if self.child is not None and not self.child.ended else None
+        self.report = ChildReport(self.name, state, pid, time.time(), self._restarts, self._last_exit, reason)
+        self._changed(self.report)
+
+
+def _sentence(name: str, status: ExitStatus, ran: float, last: list[str]) -> str:
+    said = f", its last line: {last[0]}" if last and last[0] else ""
+    return f"{name} ended with {status.describe()} after {ran:.1f} s{said}"

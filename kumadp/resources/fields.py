@@ -1,0 +1,212 @@
+"""The schema of Kuma's resources as data: one table serves parsing, normalising and the JSON Schema.
+
+Source: Kuma 2.8's documentation of the data plane proxy (Dataplane schema) and its ZoneIngress and ZoneEgress.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["text", "integer", "boolean", "enum", "duration", "message", "list", "tags", "free"]
+
+# The schema's pattern for serviceProbe.interval and timeout.
+DURATION_PATTERN = r"^([0-9]+\.?[0-9]*|\.[0-9]+)s$"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field: its name on the wire and what it may hold. ``of`` is the message or the kind of a list's items."""
+
+    name: str
+    kind: Kind
+    help: str = ""
+    of: Message | Kind | None = None
+    choices: tuple[str, ...] = ()
+    minimum: int | None = None
+    maximum: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A mapping with known fields; unknown ones are kept."""
+
+    name: str
+    fields: tuple[Field, ...]
+
+    def lookup(self, key: str) -> Field | None:
+        """The field that ``key`` names in any of its spellings (`redirectPortInbound`, `redirect_port_inbound`...)."""
+        folded = _fold(key)
+        return next((item for item in self.fields if _fold(item.name) == folded), None)
+
+
+def _fold(key: str) -> str:
+    return key.replace("_", "").lower()
+
+
+def _port(name: str, text: str, minimum: int = 1) -> Field:
+    return Field(name, "integer", text, minimum=minimum, maximum=65535)
+
+
+HEALTH = Message("Health", (Field("ready", "boolean", "Whether this inbound takes traffic."),))
+SERVICE_PROBE = Message(
+    "ServiceProbe",
+    (
+        Field("interval", "duration", "Time between two checks."),
+        Field("timeout", "duration", "Longest time for one check."),
+        Field("unhealthyThreshold", "integer", "Failed checks in a row until unhealthy.", minimum=1),
+        Field("healthyThreshold", "integer", "Good checks in a row until healthy.", minimum=1),
+        Field("tcp", "message", "Check by connecting.", of=Message("Tcp", ())),
+    ),
+)
+INBOUND = Message(
+    "Inbound",
+    (
+        _port("port", "Port of the inbound listener."),
+        _port("servicePort", "Port of the application; defaults to port."),
+        Field("serviceAddress", "text", "Address of the application; defaults to the inbound's address."),
+        Field("address", "text", "Address of the listener; defaults to networking.address."),
+        Field("tags", "tags", "Tags; kuma.io/service is required."),
+        Field("health", "message", "Health told from outside.", of=HEALTH),
+        Field("serviceProbe", "message", "Checks of the application.", of=SERVICE_PROBE),
+        Field("state", "enum", "State of the inbound.", choices=("Ready", "NotReady", "Ignored")),
+        Field("name", "text", "Name of the port, for MeshService."),
+    ),
+)
+BACKEND_REF = Message(
+    "BackendRef",
+    (
+        Field("kind", "text", "Kind of the target: MeshService."),
+        Field("name", "text", "Name of the target."),
+        _port("port", "Port of the target."),
+        Field("labels", "tags", "Labels of the target (2.9)."),
+    ),
+)
+OUTBOUND = Message(
+    "Outbound",
+    (
+        Field("address", "text", "Address of the listener; defaults to 127.0.0.1."),
+        _port("port", "Port of the listener."),
+        Field("tags", "tags", "Tags of the consumed service; kuma.io/service is required."),
+        Field("backendRef", "message", "The consumed service by reference.", of=BACKEND_REF),
+    ),
+)
+GATEWAY = Message(
+    "Gateway",
+    (
+        Field("tags", "tags", "Tags; kuma.io/service is required."),
+        Field("type", "enum", "Kind of gateway.", choices=("DELEGATED", "BUILTIN")),
+    ),
+)
+TRANSPARENT = Message(
+    "TransparentProxying",
+    (
+        _port("redirectPortInbound", "Port that inbound traffic is redirected to.", 0),
+        _port("redirectPortOutbound", "Port that outbound traffic is redirected to.", 0),
+        Field("directAccessServices", "list", "Services reached by address and port; * for all.", of="text"),
+        _port("redirectPortInboundV6", "Port that inbound IPv6 traffic is redirected to.", 0),
+        Field("reachableServices", "list", "Services that are reachable.", of="text"),
+        Field("ipFamilyMode", "enum", "IP families.", choices=("UnSpecified", "DualStack", "IPv4", "IPv6")),
+    ),
+)
+ADMIN = Message("EnvoyAdmin", (_port("port", "Port of Envoy's admin, always on loopback.", 0),))
+NETWORKING = Message(
+    "Networking",
+    (
+        Field("address", "text", "IP address or host name that other data planes reach this one at."),
+        Field("advertisedAddress", "text", "Address told to others where `address` is private."),
+        Field("gateway", "message", "This is a gateway.", of=GATEWAY),
+        Field("inbound", "list", "Services of this data plane.", of=INBOUND),
+        Field("outbound", "list", "Services that it consumes.", of=OUTBOUND),
+        Field("transparentProxying", "message", "Transparent proxying.", of=TRANSPARENT),
+        Field("admin", "message", "Envoy's admin.", of=ADMIN),
+    ),
+)
+PROBES = Message(
+    "Probes",
+    (
+        _port("port", "Port of the virtual probes."),
+        Field(
+            "endpoints",
+            "list",
+            "Probes served without mTLS.",
+            of=Message(
+                "Endpoint",
+                (
+                    _port("inboundPort", "Port of the inbound whose application is asked."),
+                    Field("inboundPath", "text", "Path on the application."),
+                    Field("path", "text", "Path on the probes port."),
+                ),
+            ),
+        ),
+    ),
+)
+METRICS = Message(
+    "MetricsBackend",
+    (
+        Field("name", "text", "Name of the backend."),
+        Field("type", "text", "Type of the backend: prometheus."),
+        Field("conf", "free", "Configuration of the backend."),
+    ),
+)
+META = (
+    Field("type", "text", "Kind of resource."),
+    Field("mesh", "text", "Mesh it belongs to."),
+    Field("name", "text", "Its name."),
+    Field("labels", "tags", "Labels."),
+    Field("creationTime", "text", "Set by the control plane."),
+    Field("modificationTime", "text", "Set by the control plane."),
+)
+DATAPLANE = Message(
+    "Dataplane",
+    (
+        *META,
+        Field("networking", "message", "Addresses, inbounds, outbounds.", of=NETWORKING),
+        Field("metrics", "message", "Metrics of this data plane.", of=METRICS),
+        Field("probes", "message", "Virtual probes.", of=PROBES),
+    ),
+)
+ZONE_INGRESS = Message(
+    "ZoneIngress",
+    (
+        *META,
+        Field("zone", "text", "Zone, set by the control plane."),
+        Field(
+            "networking",
+            "message",
+            "Addresses.",
+            of=Message(
+                "ZoneIngressNetworking",
+                (
+                    Field("address", "text", "Address that Envoy binds."),
+                    _port("port", "Port that Envoy binds."),
+                    Field("advertisedAddress", "text", "Address told to other zones."),
+                    _port("advertisedPort", "Port told to other zones."),
+                    Field("admin", "message", "Envoy's admin.", of=ADMIN),
+                ),
+            ),
+        ),
+        Field("availableServices", "free", "Set by the control plane."),
+    ),
+)
+ZONE_EGRESS = Message(
+    "ZoneEgress",
+    (
+        *META,
+        Field("zone", "text", "Zone, set by the control plane."),
+        Field(
+            "networking",
+            "message",
+            "Addresses.",
+            of=Message(
+                "ZoneEgressNetworking",
+                (
+                    Field("address", "text", "Address that Envoy binds."),
+                    _port("port", "Port that Envoy binds."),
+                    Field("admin", "message", "Envoy's admin.", of=ADMIN),
+                ),
+            ),
+        ),
+    ),
+)
+RESOURCES: dict[str, Message] = {message.name: message for message in (DATAPLANE, ZONE_INGRESS, ZONE_EGRESS)}

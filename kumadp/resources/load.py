@@ -1,0 +1,93 @@
+"""From a text, a file or stdin to a checked resource."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from kumadp.errors import Problem, ResourceError
+from kumadp.resources.fields import RESOURCES
+from kumadp.resources.parse import MAX_TEXT, Parser
+from kumadp.resources.template import render
+from kumadp.resources.types import SPECS, Spec
+from kumadp.resources.validate import validate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+STDIN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A checked Dataplane, ZoneIngress or ZoneEgress.
+
+    ``tree`` is what was written, known names normalised, unknown keys kept: it is what is sent on. ``notes`` are
+    remarks that do not stop anything.
+    """
+
+    kind: str
+    mesh: str
+    name: str
+    labels: Mapping[str, str]
+    tree: Mapping[str, Any]
+    spec: Spec
+    source: str
+    notes: tuple[Problem, ...] = ()
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    def where(self, path: str) -> tuple[str, int]:
+        """File and line of a field path, or of the nearest part of it that was written; line 0 where unknown."""
+        while path and path not in self.lines:
+            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+        return self.source, self.lines.get(path, 0)
+
+
+def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None = None) -> Resource:
+    """Render, parse and check ``text``; raises ResourceError with every problem."""
+    parser = Parser(source)
+    root = parser.compose(render(text, variables or {}, source))
+    if root is None:
+        raise ResourceError(parser.problems)
+    kind = next((str(value.value) for key, value in root.value if key.value == "type"), "")
+    if kind not in RESOURCES:
+        said = f"{kind!r} is not known" if kind else "is missing"
+        line = root.start_mark.line + 1
+        raise ResourceError([*parser.problems, Problem("type", said, f"one of {', '.join(RESOURCES)}", source, line)])
+    tree = parser.message(root, RESOURCES[kind], "")
+    spec = msgspec.convert(tree, SPECS[kind], strict=False)
+    resource = Resource(
+        kind,
+        str(tree.get("mesh", "")),
+        str(tree.get("name", "")),
+        tree.get("labels", {}),
+        tree,
+        spec,
+        source,
+        tuple(parser.unknown),
+        parser.lines,
+    )
+    # A value that could not be read is absent now: what follows from its absence is not told a second time.
+    told = {problem.path for problem in parser.problems}
+    problems = [*parser.problems, *(problem for problem in validate(resource) if problem.path not in told)]
+    if problems:
+        raise ResourceError(problems)
+    return resource
+
+
+def load_resource_file(path: Path | Literal["-"] | str, *, variables: Mapping[str, str] | None = None) -> Resource:
+    """As `load_resource`, from a file; ``-`` is stdin. Raises ResourceError also when it cannot be read."""
+    if path == STDIN:
+        return load_resource(sys.stdin.read(MAX_TEXT + 1), "stdin", variables=variables)
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(MAX_TEXT + 1)
+    except UnicodeDecodeError:
+        raise ResourceError([Problem("", "is not UTF-8 text", file=str(path))]) from None
+    except OSError as error:
+        raise ResourceError([Problem("", f"cannot be read: {error.strerror}", file=str(path))]) from None
+    return load_resource(text, str(path), variables=variables)

@@ -1,0 +1,230 @@
+"""One pass over composed YAML nodes: normalises names, keeps what is unknown, finds every problem with path and line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+import yaml
+
+from kumadp.errors import Problem
+from kumadp.resources.fields import DURATION_PATTERN, Field, Message
+
+MAX_TEXT = 1 << 20
+MAX_NODES = 50_000
+MAX_DEPTH = 40
+_PLAIN_KEY = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_INTEGER = re.compile(r"^[+-]?\d+$")
+_DURATION = re.compile(DURATION_PATTERN)
+
+
+class Parser:
+    """Turns one document into a tree; ``lines`` maps field paths to lines, ``problems`` holds what is wrong."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.problems: list[Problem] = []
+        self.unknown: list[Problem] = []
+        self.lines: dict[str, int] = {}
+        self._nodes = 0
+
+    def compose(self, text: str) -> yaml.Node | None:
+        """The root node, or None with a problem: not YAML, too large, aliases, several documents."""
+        if len(text) > MAX_TEXT:
+            self._say("", f"larger than {MAX_TEXT // 1024} KiB", None)
+            return None
+        try:
+            for event in yaml.parse(text, yaml.CSafeLoader):
+                if isinstance(event, yaml.AliasEvent):
+                    self._say("", "YAML aliases are not taken", event.start_mark, "write the value out")
+                    return None
+                self._nodes += 1
+                if self._nodes > MAX_NODES:
+                    self._say("", f"more than {MAX_NODES} YAML nodes", event.start_mark)
+                    return None
+            root = yaml.compose(text, yaml.CSafeLoader)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            mark = getattr(error, "problem_mark", None)
+            reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+            self._say("", f"is not YAML or JSON: {reason}", mark)
+            return None
+        if not isinstance(root, yaml.MappingNode):
+            self._say("", "is not a mapping", root.start_mark if root else None, "a resource has type, mesh and name")
+            return None
+        return root
+
+    def message(self, node: yaml.Node, message: Message, path: str, depth: int = 0) -> dict[str, Any]:
+        """The mapping under ``node`` with known names normalised."""
+        tree: dict[str, Any] = {}
+        if _is_null(node):
+            return tree
+        if not isinstance(node, yaml.MappingNode):
+            self._say(path, f"must be a mapping, not {_shown(node)}", node.start_mark)
+            return tree
+        for key_node, value_node in node.value:
+            key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
+            field = message.lookup(key)
+            name = field.name if field else key
+            below = join(path, name)
+            if not key or name in tree:
+                self._say(below or path, "is given twice" if key else "has a key that is not text", key_node.start_mark)
+                continue
+            self.lines[below] = key_node.start_mark.line + 1
+            if field is None:
+                self._unknown(message, key, below, key_node.start_mark)
+                tree[name] = self.free(value_node, below, depth + 1)
+            else:
+                value = self.value(value_node, field, below, depth + 1)
+                if value is not None:
+                    tree[name] = value
+        return tree
+
+    def value(self, node: yaml.Node, field: Field, path: str, depth: int) -> Any:  # noqa: ANN401 - a JSON value
+        """The value of a known field; None where it is absent or wrong."""
+        if field.kind == "message":
+            assert isinstance(field.of, Message)  # noqa: S101
+            return self.message(node, field.of, path, depth)
+        if _is_null(node):
+            return None
+        if field.kind == "list":
+            return self._list(node, field, path, depth)
+        if field.kind == "tags":
+            return self._tags(node, path)
+        if field.kind == "free":
+            return self.free(node, path, depth)
+        if not isinstance(node, yaml.ScalarNode):
+            self._say(path, f"must be {_article(field.kind)}, not {_shown(node)}", node.start_mark)
+            return None
+        return self._scalar(node, field, path)
+
+    def free(self, node: yaml.Node, path: str, depth: int) -> Any:  # noqa: ANN401 - a JSON value
+        """Any value, as JSON types."""
+        if depth > MAX_DEPTH:
+            self._say(path, f"is nested deeper than {MAX_DEPTH} levels", node.start_mark)
+            return None
+        if isinstance(node, yaml.MappingNode):
+            return {
+                str(key.value): self.free(value, join(path, str(key.value)), depth + 1) for key, value in node.value
+            }
+        if isinstance(node, yaml.SequenceNode):
+            return [self.free(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(node.value)]
+        return _json_scalar(node)
+
+    def _list(self, node: yaml.Node, field: Field, path: str, depth: int) -> list[Any]:
+        if not isinstance(node, yaml.SequenceNode):
+            self._say(path, f"must be a list, not {_shown(node)}", node.start_mark, "begin each item with -")
+            return []
+        items = []
+        for index, item in enumerate(node.value):
+            below = f"{path}[{index}]"
+            self.lines[below] = item.start_mark.line + 1
+            if isinstance(field.of, Message):
+                items.append(self.message(item, field.of, below, depth + 1))
+            else:
+                value = self.value(item, Field("", field.of or "text"), below, depth + 1)
+                if value is not None:
+                    items.append(value)
+        return items
+
+    def _tags(self, node: yaml.Node, path: str) -> dict[str, str]:
+        if not isinstance(node, yaml.MappingNode):
+            self._say(path, f"must be a mapping of texts, not {_shown(node)}", node.start_mark)
+            return {}
+        tags: dict[str, str] = {}
+        for key, value in node.value:
+            name = str(key.value)
+            below = join(path, name)
+            self.lines[below] = key.start_mark.line + 1
+            if name in tags:
+                self._say(below, "is given twice", key.start_mark)
+            if not isinstance(value, yaml.ScalarNode):
+                self._say(below, f"must be text, not {_shown(value)}", value.start_mark)
+                continue
+            if not value.tag.endswith(":str") and value.style in {None, ""}:
+                self._say(below, f"must be text, not {_shown(value)}", value.start_mark, f'write "{value.value}"')
+            tags[name] = str(value.value)
+        return tags
+
+    def _scalar(self, node: yaml.ScalarNode, field: Field, path: str) -> Any:  # noqa: ANN401 - a JSON value
+        text = str(node.value)
+        if field.kind == "text":
+            return text
+        if field.kind == "boolean":
+            if not node.tag.endswith(":bool"):
+                self._say(path, f"must be true or false, not {text!r}", node.start_mark)
+                return None
+            return _json_scalar(node)
+        if field.kind == "enum":
+            return self._enum(text, field, path, node.start_mark)
+        if field.kind == "duration":
+            if not _DURATION.match(text):
+                hint = f"write {text}s" if _INTEGER.match(text) else "write seconds, like 0.5s or 10s"
+                self._say(path, f"{text!r} is not a duration", node.start_mark, hint)
+                return None
+            return text
+        if not _INTEGER.match(text) or len(text) > 12:
+            self._say(path, f"must be a whole number, not {text!r}", node.start_mark)
+            return None
+        number = int(text)
+        low, high = field.minimum, field.maximum
+        if (low is not None and number < low) or (high is not None and number > high):
+            right = f"{low} to {high}" if high is not None else f"{low} or more"
+            self._say(path, f"{number} is out of range", node.start_mark, right)
+            return None
+        return number
+
+    def _enum(self, text: str, field: Field, path: str, mark: yaml.Mark) -> str | None:
+        if text.isdigit() and int(text) < len(field.choices):
+            return field.choices[int(text)]
+        for choice in field.choices:
+            if choice.lower() == text.lower():
+                return choice
+        self._say(path, f"{text!r} is not known", mark, f"one of {', '.join(field.choices)}")
+        return None
+
+    def _unknown(self, message: Message, key: str, path: str, mark: yaml.Mark) -> None:
+        near = difflib.get_close_matches(key, [field.name for field in message.fields], 1)
+        hint = f"did you mean {near[0]}?" if near else ""
+        self.unknown.append(Problem(path, "is not a known field and is passed on as it is", hint, self.source, mark.line + 1))
+
+    def _say(self, path: str, message: str, mark: yaml.Mark | None, hint: str = "") -> None:
+        self.problems.append(Problem(path, message, hint, self.source, mark.line + 1 if mark else 0))
+
+
+def join(path: str, key: str) -> str:
+    """``path`` and ``key`` as one field path; keys that are not plain names are bracketed and quoted."""
+    if not _PLAIN_KEY.match(key):
+        return f'{path}["{key}"]'
+    return f"{path}.{key}" if path else key
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag.endswith(":null")
+
+
+def _shown(node: yaml.Node) -> str:
+    if isinstance(node, yaml.MappingNode):
+        return "a mapping"
+    return "a list" if isinstance(node, yaml.SequenceNode) else f"{str(node.value)[:60]}"
+
+
+def _article(kind: str) -> str:
+    return {"integer": "a whole number", "boolean": "true or false", "text": "text"}.get(kind, f"a {kind}")
+
+
+def _json_scalar(node: yaml.Node) -> str | int | float | bool | None:
+    text = str(node.value)
+    kind = node.tag.rpartition(":")[2]
+    try:
+        if kind == "null":
+            return None
+        if kind == "bool":
+            return text.lower() in {"true", "yes", "on"}
+        if kind == "int" and _INTEGER.match(text) and len(text) < 20:
+            return int(text)
+        if kind == "float" and re.match(r"^[-+]?[0-9.eE+-]+$", text):
+            return float(text)
+    except ValueError:
+        pass
+    return text

@@ -1,0 +1,170 @@
+"""Typed resources, made from a tree that has been checked. Durations in seconds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class _Message(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Fields in snake_case here, in camelCase on the wire; unknown ones are ignored here and kept in the tree."""
+
+
+class Health(_Message, frozen=True):
+    """Health told from outside."""
+
+    ready: bool = False
+
+
+class ServiceProbe(_Message, frozen=True):
+    """Checks of the application; interval and timeout as written, see `seconds`."""
+
+    interval: str = ""
+    timeout: str = ""
+    unhealthy_threshold: int = 0
+    healthy_threshold: int = 0
+    tcp: dict[str, Any] | None = None
+
+
+class Inbound(_Message, frozen=True):
+    """A service of this data plane."""
+
+    port: int = 0
+    service_port: int = 0
+    service_address: str = ""
+    address: str = ""
+    tags: dict[str, str] = {}
+    health: Health | None = None
+    service_probe: ServiceProbe | None = None
+    state: str = "Ready"
+    name: str = ""
+
+    @property
+    def service(self) -> str:
+        """The ``kuma.io/service`` tag."""
+        return self.tags.get("kuma.io/service", "")
+
+    @property
+    def protocol(self) -> str:
+        """The ``kuma.io/protocol`` tag; tcp when there is none (Kuma 2.8)."""
+        return self.tags.get("kuma.io/protocol", "tcp")
+
+
+class BackendRef(_Message, frozen=True):
+    """A consumed service by reference."""
+
+    kind: str = ""
+    name: str = ""
+    port: int = 0
+
+
+class Outbound(_Message, frozen=True):
+    """A consumed service."""
+
+    address: str = ""
+    port: int = 0
+    tags: dict[str, str] = {}
+    backend_ref: BackendRef | None = None
+
+
+class Gateway(_Message, frozen=True):
+    """This data plane is a gateway."""
+
+    tags: dict[str, str] = {}
+    type: str = "DELEGATED"
+
+
+class TransparentProxying(_Message, frozen=True):
+    """Transparent proxying."""
+
+    redirect_port_inbound: int = 0
+    redirect_port_outbound: int = 0
+    direct_access_services: list[str] = []
+    redirect_port_inbound_v6: int = msgspec.field(default=0, name="redirectPortInboundV6")
+    reachable_services: list[str] = []
+    ip_family_mode: str = "UnSpecified"
+
+
+class Admin(_Message, frozen=True):
+    """Envoy's admin."""
+
+    port: int = 0
+
+
+class Networking(_Message, frozen=True):
+    """Addresses, inbounds, outbounds."""
+
+    address: str = ""
+    advertised_address: str = ""
+    gateway: Gateway | None = None
+    inbound: tuple[Inbound, ...] = ()
+    outbound: tuple[Outbound, ...] = ()
+    transparent_proxying: TransparentProxying | None = None
+    admin: Admin | None = None
+
+
+class Endpoint(_Message, frozen=True):
+    """One virtual probe."""
+
+    inbound_port: int = 0
+    inbound_path: str = ""
+    path: str = ""
+
+
+class Probes(_Message, frozen=True):
+    """Virtual probes."""
+
+    port: int = 0
+    endpoints: tuple[Endpoint, ...] = ()
+
+
+class Metrics(_Message, frozen=True):
+    """Metrics of this data plane."""
+
+    name: str = ""
+    type: str = ""
+    conf: dict[str, Any] = {}
+
+
+class Dataplane(_Message, frozen=True):
+    """A data plane proxy."""
+
+    networking: Networking = Networking()
+    metrics: Metrics | None = None
+    probes: Probes | None = None
+
+
+class ZoneNetworking(_Message, frozen=True):
+    """Addresses of a zone proxy."""
+
+    address: str = ""
+    port: int = 0
+    advertised_address: str = ""
+    advertised_port: int = 0
+    admin: Admin | None = None
+
+
+class ZoneIngress(_Message, frozen=True):
+    """The way into a zone."""
+
+    networking: ZoneNetworking = ZoneNetworking()
+
+
+class ZoneEgress(_Message, frozen=True):
+    """The way out of a zone."""
+
+    networking: ZoneNetworking = ZoneNetworking()
+
+
+Spec = Dataplane | ZoneIngress | ZoneEgress
+SPECS: dict[str, type[Dataplane | ZoneIngress | ZoneEgress]] = {
+    "Dataplane": Dataplane,
+    "ZoneIngress": ZoneIngress,
+    "ZoneEgress": ZoneEgress,
+}
+
+
+def seconds(duration: str, default: float) -> float:
+    """Seconds of a duration such as ``0.5s``, ``.3s`` or ``1.s``; ``default`` where it is empty."""
+    return float(duration[:-1]) if duration else default

@@ -1,0 +1,235 @@
+"""Rules that a well-formed resource must still keep, checked before anything starts."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from kumadp.errors import Problem
+from kumadp.resources.types import Dataplane, ZoneEgress, ZoneIngress, seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from kumadp.resources.load import Resource
+    from kumadp.resources.types import Inbound, Networking, Outbound
+
+SERVICE = "kuma.io/service"
+ZONE = "kuma.io/zone"
+PROTOCOL = "kuma.io/protocol"
+PROTOCOLS = ("tcp", "http", "http2", "grpc", "kafka")
+LOOPBACK = "127.0.0.1"
+_WILD = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
+_HOST_NAME = re.compile(r"^(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?$")
+_NAME = re.compile(r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
+
+
+@dataclass(frozen=True, slots=True)
+class BoundSocket:
+    """A socket that will really be bound for a resource."""
+
+    address: str
+    port: int
+    protocol: Literal["tcp", "udp"]
+    path: str
+    purpose: str
+
+
+def validate(resource: Resource, others: Iterable[BoundSocket] = ()) -> list[Problem]:
+    """Every problem of a resource; ``others`` are sockets that kumadp itself binds beside it."""
+    check = _Check(resource)
+    check.meta()
+    spec = resource.spec
+    if isinstance(spec, Dataplane):
+        check.dataplane(spec)
+    else:
+        check.zone_proxy(spec)
+    check.overlaps([*bound_sockets(resource), *others])
+    return check.problems
+
+
+def bound_sockets(resource: Resource) -> list[BoundSocket]:
+    """What Envoy, and kumadp for the probes, bind for a resource.
+
+    With transparent proxying inbounds and outbounds are redirected to two ports and not bound (Kuma 2.8). The admin
+    counts where its port is named.
+    """
+    spec = resource.spec
+    if not isinstance(spec, Dataplane):
+        found = [_tcp(spec.networking.address, spec.networking.port, "networking.port", resource.kind)]
+        admin = spec.networking.admin
+    else:
+        found = list(_dataplane_sockets(spec))
+        admin = spec.networking.admin
+    if admin is not None and admin.port:
+        found.append(_tcp(LOOPBACK, admin.port, "networking.admin.port", "Envoy's admin"))
+    return found
+
+
+def _tcp(address: str, port: int, path: str, purpose: str) -> BoundSocket:
+    return BoundSocket(address, port, "tcp", path, purpose)
+
+
+def _dataplane_sockets(spec: Dataplane) -> Iterable[BoundSocket]:
+    networking = spec.networking
+    redirect = networking.transparent_proxying
+    if redirect is not None and redirect.redirect_port_inbound:
+        yield _tcp(_WILD[0], redirect.redirect_port_inbound, "networking.transparentProxying.redirectPortInbound", "redirected inbound traffic")
+    else:
+        for index, inbound in enumerate(networking.inbound):
+            if inbound.state != "Ignored":
+                yield _tcp(inbound_address(networking, inbound), inbound.port, f"networking.inbound[{index}].port", f"inbound {inbound.service}")
+    if redirect is not None and redirect.redirect_port_outbound:
+        yield _tcp(_WILD[0], redirect.redirect_port_outbound, "networking.transparentProxying.redirectPortOutbound", "redirected outbound traffic")
+    else:
+        for index, outbound in enumerate(networking.outbound):
+            yield _tcp(outbound.address or LOOPBACK, outbound.port, f"networking.outbound[{index}].port", f"outbound {outbound.tags.get(SERVICE, '')}")
+
+
+def inbound_address(networking: Networking, inbound: Inbound) -> str:
+    """Where the inbound's listener is bound; defaults to networking.address (Dataplane schema)."""
+    return inbound.address or networking.address
+
+
+class _Check:
+    def __init__(self, resource: Resource) -> None:
+        self.resource = resource
+        self.problems: list[Problem] = []
+
+    def say(self, path: str, message: str, hint: str = "") -> None:
+        file, line = self.resource.where(path)
+        self.problems.append(Problem(path, message, hint, file, line))
+
+    def meta(self) -> None:
+        if not self.resource.name:
+            self.say("name", "is missing", "give the resource a name")
+        elif not _NAME.match(self.resource.name):
+            self.say("name", f"{self.resource.name!r} is not a name", "lower-case letters, digits, - and .")
+        if self.resource.kind == "Dataplane" and not self.resource.mesh:
+            self.say("mesh", "is missing", "most installations have mesh: default")
+
+    def dataplane(self, spec: Dataplane) -> None:
+        networking = spec.networking
+        self.address("networking.address", networking.address, required=True)
+        self.address("networking.advertisedAddress", networking.advertised_address)
+        if networking.gateway is not None and networking.inbound:
+            self.say("networking", "has a gateway and inbounds", "a gateway has no inbound: keep one of the two")
+        if networking.gateway is not None:
+            self.tags("networking.gateway.tags", networking.gateway.tags, protocol=False)
+        elif not networking.inbound:
+            self.say("networking.inbound", "there is no inbound and no gateway", "name at least one inbound")
+        for index, inbound in enumerate(networking.inbound):
+            self.inbound(f"networking.inbound[{index}]", networking, inbound)
+        for index, outbound in enumerate(networking.outbound):
+            self.outbound(f"networking.outbound[{index}]", outbound)
+        self.probes(spec)
+
+    def inbound(self, path: str, networking: Networking, inbound: Inbound) -> None:
+        self.required_port(path, inbound.port)
+        self.tags(f"{path}.tags", inbound.tags, protocol=True)
+        self.address(f"{path}.address", inbound.address, names=False)
+        self.address(f"{path}.serviceAddress", inbound.service_address, names=False)
+        target = (inbound.service_address or inbound_address(networking, inbound), inbound.service_port or inbound.port)
+        redirected = networking.transparent_proxying is not None and networking.transparent_proxying.redirect_port_inbound
+        if inbound.service_address and not redirected and target == (inbound_address(networking, inbound), inbound.port):
+            self.say(f"{path}.servicePort", "the inbound would forward to itself", "the application needs a port or address of its own")
+        probe = inbound.service_probe
+        if probe is not None:
+            for name, value in (("interval", probe.interval), ("timeout", probe.timeout)):
+                if value and seconds(value, 1) <= 0:
+                    self.say(f"{path}.serviceProbe.{name}", f"{value} is not more than 0", "write one like 1s")
+            if probe.tcp is None:
+                self.say(f"{path}.serviceProbe", "names no check", "write tcp: {}")
+
+    def outbound(self, path: str, outbound: Outbound) -> None:
+        self.required_port(path, outbound.port)
+        self.address(f"{path}.address", outbound.address, names=False)
+        reference = outbound.backend_ref
+        if reference is None:
+            if not outbound.tags.get(SERVICE):
+                self.say(f'{path}.tags["{SERVICE}"]', "is missing", "name the service that is consumed, or a backendRef")
+            return
+        if outbound.tags:
+            self.say(path, "has tags and a backendRef", "keep one of the two")
+        if reference.kind not in {"MeshService", "MeshExternalService", "MeshMultiZoneService"}:
+            self.say(f"{path}.backendRef.kind", f"{reference.kind!r} is not known", "MeshService")
+        if not reference.name:
+            self.say(f"{path}.backendRef.name", "is missing")
+        if reference.kind == "MeshService" and not reference.port:
+            self.say(f"{path}.backendRef.port", "is missing", "MeshService needs the port")
+
+    def probes(self, spec: Dataplane) -> None:
+        if spec.probes is None:
+            return
+        ports = {inbound.port for inbound in spec.networking.inbound}
+        seen: set[str] = set()
+        for index, endpoint in enumerate(spec.probes.endpoints):
+            path = f"probes.endpoints[{index}]"
+            if endpoint.inbound_port not in ports:
+                there = ", ".join(map(str, sorted(ports))) or "none"
+                self.say(f"{path}.inboundPort", f"{endpoint.inbound_port} is the port of no inbound", f"inbounds have: {there}")
+            for name, value in (("inboundPath", endpoint.inbound_path), ("path", endpoint.path)):
+                if not value.startswith("/"):
+                    self.say(f"{path}.{name}", f"{value!r} does not begin with /", "write a path like /healthz")
+            if endpoint.path in seen:
+                self.say(f"{path}.path", f"{endpoint.path} is served already", "each path once")
+            seen.add(endpoint.path)
+
+    def zone_proxy(self, spec: ZoneIngress | ZoneEgress) -> None:
+        networking = spec.networking
+        self.required_port("networking", networking.port)
+        self.address("networking.address", networking.address, required=isinstance(spec, ZoneIngress))
+        self.address("networking.advertisedAddress", networking.advertised_address)
+        if bool(networking.advertised_address) != bool(networking.advertised_port):
+            self.say("networking", "advertisedAddress and advertisedPort go together", "give both or none")
+
+    def tags(self, path: str, tags: Mapping[str, str], *, protocol: bool) -> None:
+        if not tags.get(SERVICE):
+            self.say(f'{path}["{SERVICE}"]', "is missing", "every inbound and gateway names its service")
+        if ZONE in tags:
+            self.say(f'{path}["{ZONE}"]', "cannot be set", "the control plane sets it")
+        if protocol and PROTOCOL in tags and tags[PROTOCOL] not in PROTOCOLS:
+            self.say(f'{path}["{PROTOCOL}"]', f"{tags[PROTOCOL]!r} is not known", f"one of {', '.join(PROTOCOLS)}")
+        for name, value in tags.items():
+            if not value and name != SERVICE:
+                self.say(f'{path}["{name}"]', "is empty", "give it a value or take it out")
+
+    def required_port(self, path: str, port: int) -> None:
+        if not port:
+            self.say(f"{path}.port", "is missing", "1 to 65535")
+
+    def address(self, path: str, value: str, *, required: bool = False, names: bool = True) -> None:
+        if not value:
+            if required:
+                self.say(path, "is missing", "an IP address or a host name")
+            return
+        try:
+            ipaddress.ip_address(value)
+        except ValueError:
+            looks_like_ip = re.fullmatch(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*", value)
+            if looks_like_ip or not names or not _HOST_NAME.match(value):
+                self.say(path, f"{value!r} is not an IP address" + (" or host name" if names else ""))
+
+    def overlaps(self, sockets: list[BoundSocket]) -> None:
+        spec = self.resource.spec
+        if isinstance(spec, Dataplane) and spec.probes is not None and spec.probes.endpoints:
+            port = spec.probes.port or 9000
+            sockets = [*sockets, _tcp(spec.networking.address, port, "probes.port", "virtual probes")]
+        for index, later in enumerate(sockets):
+            for earlier in sockets[:index]:
+                if later.port and _same(earlier, later):
+                    where = f"[{later.address}]" if ":" in later.address else later.address
+                    self.say(
+                        later.path,
+                        f"{where}:{later.port} is bound twice: for {earlier.purpose} ({earlier.path}) and {later.purpose}",
+                        "choose another port",
+                    )
+                    break
+
+
+def _same(one: BoundSocket, other: BoundSocket) -> bool:
+    if (one.port, one.protocol) != (other.port, other.protocol):
+        return False
+    return one.address == other.address or one.address in _WILD or other.address in _WILD

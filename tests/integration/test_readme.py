@@ -1,0 +1,173 @@
+"""README is true: its tables are those of the code, and every command in it is run, on ports of the test's own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.errors import EXIT_CODE_MEANING, ExitCode
+from tests.support.daemon import Ports, get, workload
+from tests.support.needs import need_envoy
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def rows_after(mark: str) -> list[list[str]]:
+    """Cells of the table that follows ``<!-- mark -->``, without its heading."""
+    lines = README.split(f"<!-- {mark} -->\n", 1)[1].splitlines()
+    table = lines[: next(number for number, line in enumerate(lines) if not line.startswith("|"))]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table[2:]]
+
+
+def commands() -> list[str]:
+    """Every command of every ``sh`` block, in order."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def files() -> dict[str, str]:
+    """Every ``yaml`` block that begins with its own name."""
+    return dict(re.findall(r"^```yaml\n# (\S+\.yaml)\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+
+
+def test_exit_codes_are_those_of_the_program() -> None:
+    assert rows_after("exit codes") == [[str(int(code)), meaning] for code, meaning in EXIT_CODE_MEANING.items()]
+
+
+def test_options_are_those_of_the_program() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "kumadp", "run", "--help"], capture_output=True, text=True, check=True, cwd=ROOT, env={**os.environ, "COLUMNS": "250"}
+    ).stdout
+    rows = rows_after("options")
+    assert len(rows) > 10
+    for flag, variable, _ in rows:
+        assert re.search(rf"{re.escape(flag.strip('`'))}\b", shown), f"{flag} is no option of `kumadp run`"
+        assert variable.strip("`") in shown, f"{variable} is no variable of `kumadp run`"
+
+
+@pytest.mark.parametrize("target", [line.split()[1] for line in commands() if line.startswith("make ")])
+def test_make_targets_exist(target: str) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("no make here")
+    done = subprocess.run([make, "-n", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+class Reader:
+    """Someone who types what README says, in a folder with the files that it names."""
+
+    def __init__(self, folder: Path, ports: Ports, application: int) -> None:
+        self.folder = folder
+        self.ports = ports
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self.log = folder / "kumadp.log"
+        self.numbers = {
+            "18080": ports.inbound,
+            "8080": application,
+            "9901": ports.admin,
+            "9902": ports.readiness,
+            "9000": ports.probes,
+        }
+        (folder / "bin").mkdir()
+        script = folder / "bin" / "kumadp"
+        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m kumadp "$@"\n')
+        script.chmod(0o755)
+        for name, text in files().items():
+            (folder / name).write_text(self.on_our_ports(text))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = [str(self.folder / "bin"), os.environ.get("PATH", os.defpath)]
+        return {
+            **os.environ,
+            "PATH": os.pathsep.join(path),
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(self.folder),
+            "XDG_RUNTIME_DIR": str(self.folder),
+            "KUMA_READINESS_PORT": str(self.ports.readiness),
+            "KUMA_DATAPLANE_RUNTIME_BINARY_PATH": str(need_envoy()),
+            "KUMA_DATAPLANE_DRAIN_TIME": "1s",
+            "KUMA_DNS_CORE_DNS_PORT": str(self.ports.dns),
+            "KUMA_DNS_ENVOY_DNS_PORT": str(self.ports.envoy_dns),
+            "KUMA_DNS_PROMETHEUS_PORT": str(self.ports.dns_metrics),
+        }
+
+    def on_our_ports(self, text: str) -> str:
+        return re.sub(r"\b(\d+)\b", lambda found: str(self.numbers.get(found[1], found[1])), text)
+
+    def type(self, command: str) -> None:
+        """Run a command; `kumadp run` stays until the next one, or the end, stops it."""
+        words = shlex.split(self.on_our_ports(command))
+        if words[:2] == ["kumadp", "run"]:
+            self.stop()
+            self._start(words)
+            return
+        done = subprocess.run(
+            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=110
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}\n{self.output()}"
+
+    def _start(self, words: list[str]) -> None:
+        with self.log.open("wb") as out:
+            self.daemon = subprocess.Popen(
+                words, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def wait_ready(self) -> None:
+        def ready() -> bool:
+            assert self.daemon is not None
+            assert self.daemon.poll() is None, self.output()
+            return get(self.ports.readiness, "/ready") == (200, "READY")
+
+        poll(ready, what=f"READY\n{self.output()}", deadline=60)
+
+    def stop(self) -> None:
+        """End a daemon that runs; it must end cleanly."""
+        if self.daemon is None:
+            return
+        if self.daemon.poll() is None:
+            self.daemon.terminate()
+        try:
+            code = self.daemon.wait(30)
+        except subprocess.TimeoutExpired:
+            self.daemon.kill()
+            raise
+        self.daemon = None
+        assert code == ExitCode.OK, self.output()
+
+
+@pytest.fixture
+def reader() -> Iterator[Reader]:
+    # pytest's own folders have names too long for Unix sockets.
+    with tempfile.TemporaryDirectory(prefix="r") as name, workload("web") as application:
+        opened = Reader(Path(name), Ports.take(), application.port)
+        try:
+            yield opened
+        finally:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                opened.stop()
+
+
+def test_no_command_is_of_a_kind_that_nobody_runs() -> None:
+    known = ("make ", "kumadp demo ", "kumadp validate ", "kumadp run ", "kumadp wait ", "curl ")
+    assert [line for line in commands() if not line.startswith(known)] == []

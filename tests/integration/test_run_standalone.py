@@ -1,0 +1,185 @@
+"""`kumadp run --standalone` with a real Envoy, as a user runs it."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from kumadp.errors import ExitCode
+from tests.support.daemon import Ports, Workload, get, run_kumadp, workload, write_mesh
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def app() -> Iterator[Workload]:
+    with workload("web") as server:
+        yield server
+
+
+@pytest.fixture
+def backend() -> Iterator[Workload]:
+    with workload("backend") as server:
+        yield server
+
+
+@pytest.fixture
+def ports() -> Ports:
+    return Ports.take()
+
+
+def mesh_of(tmp_path: Path, ports: Ports, app: Workload, backend: Workload) -> tuple[str, ...]:
+    folder = write_mesh(tmp_path / "mesh", ports, app.port, backend.port)
+    return ("--standalone", str(folder), "--name", "web", "--drain-time", "1s")
+
+
+def test_inbound_outbound_probes_readiness_and_admin(
+    tmp_path: Path, ports: Ports, app: Workload, backend: Workload
+) -> None:
+    with run_kumadp(tmp_path, ports, *mesh_of(tmp_path, ports, app, backend)) as daemon:
+        daemon.wait_ready()
+        assert get(ports.inbound) == (200, "web")
+        assert get(ports.outbound) == (200, "backend")
+        assert get(ports.probes, "/app/healthz") == (200, "ok")
+        assert get(ports.probes, "/healthz")[0] == 404
+        assert get(ports.admin, "/ready") == (200, "LIVE\n")
+        assert get(ports.readiness, "/other")[0] == 404
+        listening = {(c.laddr.ip, c.laddr.port) for c in daemon.envoy().net_connections("inet") if c.status == "LISTEN"}
+        assert {host for host, port in listening if port == ports.admin} == {"127.0.0.1"}
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+        assert not psutil.pid_exists(daemon.pid) or daemon.process.returncode == 0
+
+
+def test_probes_answer_while_envoy_is_dead_and_envoy_comes_back(
+    tmp_path: Path, ports: Ports, app: Workload, backend: Workload
+) -> None:
+    with run_kumadp(tmp_path, ports, *mesh_of(tmp_path, ports, app, backend)) as daemon:
+        daemon.wait_ready()
+        envoy = daemon.envoy()
+        envoy.suspend()
+        assert get(ports.probes, "/app/healthz") == (200, "ok")
+        envoy.kill()
+        assert get(ports.probes, "/app/healthz") == (200, "ok")
+        poll(lambda: get(ports.inbound) == (200, "web"), what="traffic after Envoy's death")
+        assert daemon.envoy().pid != envoy.pid
+        daemon.wait_ready()
+
+
+def test_a_request_in_flight_ends_well_when_the_sidecar_stops(
+    tmp_path: Path, ports: Ports, app: Workload, backend: Workload
+) -> None:
+    arguments = mesh_of(tmp_path, ports, app, backend)
+    with run_kumadp(tmp_path, ports, *arguments[:-1], "20s") as daemon:
+        daemon.wait_ready()
+        answers: list[tuple[int, str]] = []
+        client = threading.Thread(target=lambda: answers.append(get(ports.inbound, "/slow", timeout=30)))
+        client.start()
+        assert app.entered.wait(10)
+        daemon.terminate()
+        poll(lambda: get(ports.readiness, "/ready") == (503, "TERMINATING"), what="TERMINATING")
+        app.release.set()
+        client.join(20)
+        assert answers == [(200, "web")]
+        connection = http.client.HTTPConnection("127.0.0.1", ports.inbound, timeout=5)
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.getheader("connection") == "close"
+        connection.close()
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+
+
+def test_a_third_signal_ends_at_once_with_its_own_code_and_no_child(
+    tmp_path: Path, ports: Ports, app: Workload, backend: Workload
+) -> None:
+    with run_kumadp(tmp_path, ports, *mesh_of(tmp_path, ports, app, backend)[:-1], "60s") as daemon:
+        daemon.wait_ready()
+        envoy = daemon.envoy()
+        envoy.suspend()
+        for _ in range(3):
+            daemon.terminate()
+            poll(lambda: True, what="")
+            seen = daemon.output().count("SIGTERM (")
+            poll(
+                lambda seen=seen: daemon.process.poll() is not None or daemon.output().count("SIGTERM (") > seen - 1,
+                what="the signal",
+            )
+        assert daemon.wait() in {ExitCode.FORCED, ExitCode.OK}
+        poll(lambda: not envoy.is_running() or envoy.status() == "zombie", what="Envoy gone")
+
+
+def test_sigusr2_found_by_name_drains_inbound_and_stays(
+    tmp_path: Path, ports: Ports, app: Workload, backend: Workload
+) -> None:
+    with run_kumadp(tmp_path, ports, *mesh_of(tmp_path, ports, app, backend)) as daemon:
+        daemon.wait_ready()
+        assert psutil.Process(daemon.pid).name() == "kuma-dp"
+        daemon.process.send_signal(signal.SIGUSR2)
+        poll(lambda: get(ports.inbound)[0] == 0, what="inbound listener closed")
+        assert get(ports.outbound) == (200, "backend")
+        assert get(ports.readiness, "/ready") == (200, "READY")
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+
+
+def test_sigkill_of_kumadp_leaves_no_child(tmp_path: Path, ports: Ports, app: Workload, backend: Workload) -> None:
+    with run_kumadp(tmp_path, ports, *mesh_of(tmp_path, ports, app, backend)) as daemon:
+        daemon.wait_ready()
+        envoy = daemon.envoy()
+        daemon.process.kill()
+        daemon.wait()
+        poll(lambda: not envoy.is_running() or envoy.status() == "zombie", what="Envoy gone")
+
+
+def test_a_spent_budget_ends_everything_and_tells_the_story(
+    tmp_path: Path, ports: Ports, app: Workload, backend: Workload
+) -> None:
+    with run_kumadp(
+        tmp_path, ports, *mesh_of(tmp_path, ports, app, backend), "--envoy-restart-budget", "1"
+    ) as daemon:
+        daemon.wait_ready()
+        first = daemon.kill_envoy()
+        poll(lambda: daemon.children().get("envoy", first).pid != first.pid, what="the second Envoy")
+        daemon.kill_envoy()
+        assert daemon.wait() == ExitCode.CHILD_FAILED
+        assert "signal 9 (KILL)" in daemon.output().splitlines()[-1]
+
+
+def test_all_port_clashes_are_named_with_their_holder_before_anything_starts(
+    tmp_path: Path, ports: Ports, app: Workload, backend: Workload
+) -> None:
+    with socket.create_server(("127.0.0.1", ports.inbound)), socket.create_server(("127.0.0.1", ports.readiness)):
+        with run_kumadp(tmp_path, ports, *mesh_of(tmp_path, ports, app, backend)) as daemon:
+            assert daemon.wait() == ExitCode.OS
+            text = daemon.output()
+    assert str(ports.inbound) in text
+    assert str(ports.readiness) in text
+    assert f"pid {psutil.Process().pid}" in text
+    assert "Traceback" not in text
+
+
+def test_a_changed_dataplane_is_live_without_a_restart(
+    tmp_path: Path, ports: Ports, app: Workload, backend: Workload
+) -> None:
+    with run_kumadp(tmp_path, ports, *mesh_of(tmp_path, ports, app, backend)) as daemon, workload("second") as second:
+        daemon.wait_ready()
+        envoy = daemon.envoy().pid
+        write_mesh(tmp_path / "mesh", ports, app.port, second.port)
+        poll(lambda: get(ports.outbound) == (200, "second"), what="the changed backend")
+        (tmp_path / "mesh" / "backend.yaml").write_text("type: Dataplane\nmesh: [")
+        poll(lambda: "backend.yaml" in daemon.output(), what="a line about the broken file")
+        assert get(ports.outbound) == (200, "second")
+        assert daemon.envoy().pid == envoy

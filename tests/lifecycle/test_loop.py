@@ -1,0 +1,163 @@
+"""The run loop with a daemon that only remembers what it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from kumadp.errors import ChildFailed, ControlPlaneRefused, ExitCode
+from kumadp.lifecycle.drain import FailHealthChecks, Step, Wait, plan_drain
+from kumadp.lifecycle.loop import PartEnded, RunLoop, SignalCame
+from kumadp.lifecycle.phases import IllegalMove, Phase, check_move
+from kumadp.lifecycle.status import Status
+
+
+class RememberingDaemon:
+    def __init__(self, drain_time: float = 30.0) -> None:
+        self.status = Status("backend-01", "standalone")
+        self.calls: list[str] = []
+        self.drain_time = drain_time
+        self.envoy_runs = True
+        self.fail_start: Exception | None = None
+        self.fail_admin = False
+        self.hang_stop = False
+        self.gone = asyncio.Event()
+        self.inbound_drained = False
+
+    async def start(self) -> None:
+        self.calls.append("start")
+        if self.fail_start is not None:
+            raise self.fail_start
+        self.status.move(Phase.READY, "all up")
+
+    async def stop(self) -> None:
+        self.calls.append("stop")
+        if self.hang_stop:
+            await asyncio.Event().wait()
+
+    def kill(self) -> None:
+        self.calls.append("kill")
+
+    def drain_steps(self) -> tuple[Step, ...]:
+        return plan_drain(
+            envoy_runs=self.envoy_runs, inbound_drained=self.inbound_drained, drain_time=self.drain_time
+        )
+
+    async def fail_health_checks(self) -> None:
+        self.calls.append("fail health checks")
+        if self.fail_admin:
+            raise OSError("connection refused")
+
+    async def drain_inbound(self) -> None:
+        self.inbound_drained = True
+        self.calls.append("drain inbound")
+
+    async def envoy_gone(self) -> None:
+        await self.gone.wait()
+
+    def is_essential(self, part: str) -> bool:
+        return part == "envoy"
+
+
+async def until(condition: object, daemon: RememberingDaemon) -> None:
+    async with asyncio.timeout(10):
+        while condition not in (daemon.status.phase, *daemon.calls):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_real_signal_drains_then_stops_with_0(number: int) -> None:
+    daemon = RememberingDaemon(drain_time=0.01)
+    run = asyncio.create_task(RunLoop(daemon).run())
+    await until(Phase.READY, daemon)
+    os.kill(os.getpid(), number)
+    outcome = await run
+    assert outcome.code is ExitCode.OK
+    assert daemon.calls == ["start", "fail health checks", "stop"]
+    assert daemon.status.phase is Phase.STOPPED
+
+
+async def test_the_wait_happens_even_when_the_admin_call_fails() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    daemon.fail_admin = True
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    loop.post(SignalCame(signal.SIGTERM))
+    await until("fail health checks", daemon)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert daemon.status.phase is Phase.DRAINING
+    daemon.gone.set()
+    assert (await run).code is ExitCode.OK
+
+
+async def test_a_second_signal_cuts_the_drain_short_and_a_third_forces() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    daemon.hang_stop = True
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    loop.post(SignalCame(signal.SIGTERM))
+    await until(Phase.DRAINING, daemon)
+    loop.post(SignalCame(signal.SIGTERM))
+    await until(Phase.STOPPING, daemon)
+    loop.post(SignalCame(signal.SIGTERM))
+    outcome = await run
+    assert outcome.code is ExitCode.FORCED
+    assert daemon.calls[-1] == "kill"
+
+
+async def test_sigusr2_drains_inbound_once_stays_ready_and_makes_the_later_stop_immediate() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    loop.post(SignalCame(signal.SIGUSR2))
+    loop.post(SignalCame(signal.SIGUSR2))
+    await until("drain inbound", daemon)
+    assert daemon.status.ready_state == "READY"
+    loop.post(SignalCame(signal.SIGTERM))
+    assert (await run).code is ExitCode.OK
+    assert daemon.calls == ["start", "drain inbound", "stop"]
+
+
+async def test_a_failed_start_ends_with_its_own_code_and_reason() -> None:
+    daemon = RememberingDaemon()
+    daemon.fail_start = ControlPlaneRefused("422: token is missing", "give --dataplane-token-file")
+    outcome = await RunLoop(daemon).run()
+    assert outcome.code is ExitCode.CONTROL_PLANE_REFUSED
+    assert "422: token is missing" in outcome.why
+    assert daemon.calls == ["start", "stop"]
+
+
+async def test_only_an_essential_part_ends_the_daemon() -> None:
+    daemon = RememberingDaemon()
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    loop.post(PartEnded("virtual probes", OSError("gone")))
+    loop.post(PartEnded("envoy", ChildFailed("Envoy ended 6 times: signal 11 (SEGV)")))
+    outcome = await run
+    assert outcome.code is ExitCode.CHILD_FAILED
+    assert daemon.status.fatal == {"virtual probes": "gone"}
+
+
+async def test_a_bug_while_starting_is_exit_code_1() -> None:
+    daemon = RememberingDaemon()
+    daemon.fail_start = KeyError("x")
+    assert (await RunLoop(daemon).run()).code is ExitCode.BUG
+
+
+def test_nothing_is_drained_without_envoy_or_after_sigusr2() -> None:
+    assert plan_drain(envoy_runs=False, inbound_drained=False, drain_time=30) == ()
+    assert plan_drain(envoy_runs=True, inbound_drained=True, drain_time=30) == ()
+    assert plan_drain(envoy_runs=True, inbound_drained=False, drain_time=30) == (FailHealthChecks(), Wait(30))
+
+
+def test_stopped_is_the_end() -> None:
+    with pytest.raises(IllegalMove):
+        check_move(Phase.STOPPED, Phase.STARTING)

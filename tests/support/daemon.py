@@ -1,0 +1,260 @@
+"""A real `kumadp run` with a real workload, on free ports."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from tests.support.needs import need_envoy
+from tests.support.poll import poll
+from tests.support.ports import free_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+
+class Workload(ThreadingHTTPServer):
+    """A small HTTP application: `/` says its name, `/slow` answers when `release` is set, `/healthz` says ok."""
+
+    daemon_threads = True
+
+    def __init__(self, name: str, port: int = 0, host: str = "127.0.0.1") -> None:
+        super().__init__((host, port), _Handler)
+        self.name = name
+        self.port = int(self.server_address[1])
+        self.entered = threading.Event()
+        self.release = threading.Event()
+        self.seen: list[dict[str, str]] = []
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self.release.set()
+        self.shutdown()
+        self.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Workload
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.server.seen.append({"path": self.path, **{k.lower(): v for k, v in self.headers.items()}})
+        if self.path == "/slow":
+            self.server.entered.set()
+            self.server.release.wait(30)
+        body = b"ok" if self.path.startswith("/healthz") else self.server.name.encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def workload(name: str) -> Iterator[Workload]:
+    """A running `Workload`."""
+    server = Workload(name)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def get(port: int, path: str = "/", host: str = "127.0.0.1", timeout: float = 5.0) -> tuple[int, str]:
+    """Status and body of a GET; (0, reason) where nothing answers."""
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException) as error:
+        return 0, str(error)
+    finally:
+        connection.close()
+
+
+@dataclass
+class Ports:
+    """Free ports of one data plane."""
+
+    inbound: int
+    outbound: int
+    admin: int
+    readiness: int
+    probes: int
+    dns: int
+    envoy_dns: int
+    dns_metrics: int
+
+    @classmethod
+    def take(cls) -> Ports:
+        return cls(*free_ports(8))
+
+
+@dataclass
+class Daemon:
+    """A running `kumadp run`."""
+
+    process: subprocess.Popen[bytes]
+    ports: Ports
+    log: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_ready(self, deadline: float = 30.0) -> None:
+        def ready() -> bool:
+            assert self.process.poll() is None, f"kumadp ended with {self.process.returncode}:\n{self.output()}"
+            return get(self.ports.readiness, "/ready", timeout=1) == (200, "READY")
+
+        try:
+            poll(ready, what="READY", deadline=deadline)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.output()}") from error
+
+    def children(self) -> dict[str, psutil.Process]:
+        found = {}
+        for child in psutil.Process(self.pid).children():
+            with contextlib.suppress(psutil.Error):
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    found[child.name()] = child
+        return found
+
+    def envoy(self) -> psutil.Process:
+        return poll(lambda: self.children().get("envoy"), what="an Envoy")
+
+    def kill_envoy(self) -> psutil.Process:
+        envoy = self.envoy()
+        envoy.kill()
+        return envoy
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, deadline: float = 30.0) -> int:
+        try:
+            return self.process.wait(deadline)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"kumadp did not end\n{self.output()}") from error
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            time.sleep(0)
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+@contextlib.contextmanager
+def run_kumadp(
+    tmp_path: Path,
+    ports: Ports,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    dns: bool = False,
+    prefix: tuple[str, ...] = (),
+) -> Iterator[Daemon]:
+    """Run `kumadp run ARGUMENTS` on these ports; ended and reaped in the end."""
+    runtime = tmp_path / "runtime"
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    full = {
+        **os.environ,
+        "XDG_RUNTIME_DIR": str(runtime),
+        "TMPDIR": str(tmp_path),
+        "KUMA_READINESS_PORT": str(ports.readiness),
+        "KUMA_DATAPLANE_RUNTIME_BINARY_PATH": str(need_envoy()),
+        "KUMA_DNS_ENABLED": "true" if dns else "false",
+        "KUMA_DNS_CORE_DNS_PORT": str(ports.dns),
+        "KUMA_DNS_ENVOY_DNS_PORT": str(ports.envoy_dns),
+        "KUMA_DNS_PROMETHEUS_PORT": str(ports.dns_metrics),
+        **(environment or {}),
+    }
+    log = tmp_path / "kumadp.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "kumadp", "run", "--work-dir", str(tmp_path / "work"), *arguments],
+            env=full,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
+    daemon = Daemon(process, ports, log, full)
+    try:
+        yield daemon
+    finally:
+        daemon.close()
+
+
+def write_mesh(folder: Path, ports: Ports, app_port: int, backend_port: int, **extra: Any) -> Path:
+    """A folder with `web` (ours) and `backend` (answered by its workload itself)."""
+    folder.mkdir(exist_ok=True)
+    web = {
+        "type": "Dataplane",
+        "mesh": "default",
+        "name": "web",
+        "networking": {
+            "address": "127.0.0.1",
+            "inbound": [
+                {
+                    "port": ports.inbound,
+                    "servicePort": app_port,
+                    "serviceAddress": "127.0.0.1",
+                    "tags": {"kuma.io/service": "web", "kuma.io/protocol": "http"},
+                }
+            ],
+            "outbound": [{"port": ports.outbound, "tags": {"kuma.io/service": "backend"}}],
+            "admin": {"port": ports.admin},
+        },
+        "probes": {
+            "port": ports.probes,
+            "endpoints": [{"inboundPort": ports.inbound, "inboundPath": "/healthz", "path": "/app/healthz"}],
+        },
+        **extra,
+    }
+    backend = {
+        "type": "Dataplane",
+        "mesh": "default",
+        "name": "backend",
+        "networking": {
+            "address": "127.0.0.1",
+            "inbound": [
+                {"port": backend_port, "tags": {"kuma.io/service": "backend", "kuma.io/protocol": "http"}},
+            ],
+        },
+    }
+    (folder / "web.yaml").write_text(json.dumps(web))
+    (folder / "backend.yaml").write_text(json.dumps(backend))
+    return folder
+
+
+def is_listening(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something accepts connections there."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, port)) == 0

@@ -1,0 +1,65 @@
+"""The shape of the project: imports point one way, features do not know each other, files stay small."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "kumadp"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# What each package may import of ours; the lowest first.
+PURE = {"errors", "resources", "bootstrap", "settings"}
+PRIMITIVES = {"host", "process"}
+FEATURES = {"controlplane", "envoy", "dns", "probes", "standalone"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "resources": {"errors"},
+    "settings": {"errors"},
+    "bootstrap": {"errors"},
+    "host": PURE,
+    "process": PURE | {"host"},
+    **{feature: PURE | PRIMITIVES for feature in FEATURES},
+    "lifecycle": PURE | PRIMITIVES | FEATURES,
+    "cli": PURE | PRIMITIVES | FEATURES | {"lifecycle"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("kumadp."):
+            found.add(node.module.split(".")[1])
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("kumadp.")}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    owner = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if owner in {"__init__", "__main__"}:
+        return
+    assert imported(path) - {owner} <= ALLOWED[owner]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_passes_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_only_the_assembly_knows_all_features() -> None:
+    knowing = [path.name for path in (PACKAGE / "lifecycle").glob("*.py") if imported(path) & FEATURES]
+    assert set(knowing) <= {"assemble.py", "sources.py"}
+
+
+def test_only_the_command_line_ends_the_process() -> None:
+    ending = [
+        path
+        for path in MODULES
+        if path.parent.name != "cli" and ("sys.exit(" in path.read_text()) and path.name != "exec_helper.py"
+    ]
+    assert ending == []
