@@ -52,7 +52,12 @@ def test_exit_codes_are_those_of_the_program() -> None:
 
 def test_options_are_those_of_the_program() -> None:
     shown = subprocess.run(
-        [sys.executable, "-m", "kumadp", "run", "--help"], capture_output=True, text=True, check=True, cwd=ROOT, env={**os.environ, "COLUMNS": "250"}
+        [sys.executable, "-m", "kumadp", "run", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "250"},
     ).stdout
     rows = rows_after("options")
     assert len(rows) > 10
@@ -171,3 +176,15 @@ def reader() -> Iterator[Reader]:
 def test_no_command_is_of_a_kind_that_nobody_runs() -> None:
     known = ("make ", "kumadp demo ", "kumadp validate ", "kumadp run ", "kumadp wait ", "curl ")
     assert [line for line in commands() if not line.startswith(known)] == []
+
+
+@pytest.mark.process
+@pytest.mark.xdist_group("demo")
+@pytest.mark.timeout(300)
+def test_every_command_without_a_control_plane_works(reader: Reader) -> None:
+    typed = [line for line in commands() if not line.startswith("make ") and "--cp-address" not in line]
+    assert any("--standalone" in line for line in typed)
+    assert any(line.startswith("kumadp demo --check") for line in typed)
+    for line in typed:
+        reader.type(line)
+    reader.stop()
