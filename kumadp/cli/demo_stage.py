@@ -26,6 +26,7 @@ WORKLOAD_DEADLINE = 10.0
 STOP_DEADLINE = 15.0
 
 # A user's own mesh settings must not reach the demo; where to find the binaries must.
+FOREIGN_VARIABLES = ("KUMA_", "KUMADP_", "DATAPLANE_", "POD_", "KUBERNETES_", "RUNTIME_DIRECTORY", "NOTIFY_SOCKET")
 KEPT_VARIABLES = frozenset({"KUMA_DATAPLANE_RUNTIME_BINARY_PATH", "KUMA_DNS_CORE_DNS_BINARY_PATH"})
 
 
@@ -171,7 +172,7 @@ class Stage:
         own = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("KUMA_", "KUMADP_", "DATAPLANE_")) or name in KEPT_VARIABLES
+            if not name.startswith(FOREIGN_VARIABLES) or name in KEPT_VARIABLES
         }
         return {
             **own,
@@ -232,7 +233,7 @@ class Stage:
         from kumadp.lifecycle.control import ask_status, control_socket_path
 
         try:
-            return await ask_status(control_socket_path(NAME, self.environment))
+            return await asyncio.to_thread(ask_status, control_socket_path(NAME, self.environment))
         except OSError:
             return None
 
