@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from kumadp.cli.options import add_options
+from kumadp.cli.options import command_with_options
 from kumadp.errors import Problem, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from kumadp.host.logs import LogOutput
     from kumadp.resources.load import Resource
     from kumadp.settings.model import Settings
+    from kumadp.standalone.mesh import Mesh
 
 
-@click.command(context_settings={"max_content_width": 100})
-@add_options("run")
+@command_with_options("run")
 def run(**flags: object) -> int:
     """Run a data plane until it is told to stop.
 
@@ -42,13 +41,17 @@ def run(**flags: object) -> int:
 
 def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, str]) -> int:
     """Check everything that can be checked, then run; returns the exit code. Raises KumadpError before the loop runs."""
+    from kumadp.envoy.argv import check_extra
     from kumadp.host.logs import setup_logging
     from kumadp.host.names import set_process_name
     from kumadp.host.secrets import register
     from kumadp.lifecycle.assemble import run_daemon
     from kumadp.settings.display import display
 
-    resource = _load_resource(settings)
+    extra = check_extra(settings.envoy_args)
+    if extra:
+        raise SettingsError(extra)
+    resource, mesh = _load(settings)
     if settings.token:
         register(settings.token)
     logs: LogOutput = setup_logging(
@@ -61,33 +64,37 @@ def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, 
     )
     set_process_name("kuma-dp")
     try:
-        work = run_daemon(settings, resource, environ, warnings, display(settings))
+        notes = (*warnings, *(str(note) for note in (resource.notes if resource else ())))
+        work = run_daemon(settings, resource, mesh, environ, notes, display(settings))
         with asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop)) as runner:
-            return runner.run(work)
+            return int(runner.run(work).code)
     finally:
         logs.close()
 
 
-def _loop_factory(wanted: bool) -> type[asyncio.AbstractEventLoop] | None:
+def _loop_factory(wanted: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
     if wanted:
-        try:
+        with contextlib.suppress(ImportError):
             import uvloop
-        except ImportError:
-            return None
-        return uvloop.Loop  # type: ignore[no-any-return]
+
+            return uvloop.new_event_loop
     return None
 
 
-def _load_resource(settings: Settings) -> Resource | None:
-    """The resource given to us; None where the control plane has it, or the standalone folder does."""
+def _load(settings: Settings) -> tuple[Resource | None, Mesh | None]:
+    """The resource given to us, None where the control plane has it; and the mesh in standalone mode."""
     from kumadp.resources.load import load_resource, load_resource_file
 
+    if settings.standalone:
+        from kumadp.standalone.mesh import read_mesh
+
+        mesh = read_mesh(Path(settings.standalone), settings.name)
+        return mesh.ours, mesh
     if settings.dataplane:
-        return load_resource(settings.dataplane, "--dataplane", variables=settings.dataplane_vars)
+        return load_resource(settings.dataplane, "--dataplane", variables=settings.dataplane_vars), None
     if settings.dataplane_file:
-        path = settings.dataplane_file
-        return load_resource_file(path if path == "-" else Path(path), variables=settings.dataplane_vars)
-    return None
+        return load_resource_file(settings.dataplane_file, variables=settings.dataplane_vars), None
+    return None, None
 
 
 def _read_settings_file(name: str) -> str:

@@ -5,43 +5,324 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.errors import KumadpError, PortsTaken, Problem
-from kumadp.host.environment import child_environment, on_kubernetes
-from kumadp.host.ports import check_ports_async
+from kumadp.errors import BinaryNotFound, SettingsError
+from kumadp.host.environment import child_environment
+from kumadp.host.ports import Address, check_ports
 from kumadp.host.workdir import open_work_dir
 from kumadp.lifecycle.component import Stack
 from kumadp.lifecycle.drain import Step, plan_drain
-from kumadp.lifecycle.loop import PartEnded, RunLoop
+from kumadp.lifecycle.loop import Outcome, PartEnded, RunLoop
 from kumadp.lifecycle.phases import Phase
-from kumadp.lifecycle.plan import (
-    LOOPBACK,
-    envoy_addresses,
-    envoy_budget,
-    own_addresses,
-    plan_dns,
-    plan_probes,
-)
-from kumadp.lifecycle.readiness import ReadinessServer
-from kumadp.lifecycle.sources import KumaSource, StandaloneSource, Versions
+from kumadp.lifecycle.plan import LOOPBACK, envoy_addresses, envoy_budget, own_addresses, plan_dns, plan_probes
 from kumadp.lifecycle.status import Status
-from kumadp.process.supervise import ChildState
+from kumadp.process.child import Command
+from kumadp.process.policy import ChildState, RestartPolicy
+from kumadp.resources.types import Dataplane
+from kumadp.settings.model import secret_variables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kumadp.envoy.component import EnvoyComponent
-    from kumadp.lifecycle.component import Component
-    from kumadp.lifecycle.plan import DnsPlan, ProbesPlan
+    from kumadp.lifecycle.plan import DnsPlan
+    from kumadp.lifecycle.sources import Prepared, Source
+    from kumadp.process.supervise import ChildReport
     from kumadp.resources.load import Resource
     from kumadp.settings.model import Settings
+    from kumadp.standalone.mesh import Mesh
 
 log = logging.getLogger("kumadp.lifecycle")
 
-# Kuma 2.14 bypasses its DNS gate after 15 s too: names may be late, traffic by address must not wait for ever.
+# Kuma 2.14 passes its DNS gate after 15 s too: names may be late, traffic by address must not wait for ever.
 DNS_GATE = 15.0
 
 
 class Assembly:
-    """The real daemon: what `RunLoop` drives."""
+    """The real daemon: what `RunLoop` drives. ``mesh`` is given in standalone mode, ``resource`` where there is one."""
+
+    def __init__(self, settings: Settings, resource: Resource | None, mesh: Mesh | None, environ: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._resource = resource
+        self._mesh = mesh
+        self._environ = environ
+        self._name = resource.name if resource is not None else settings.name
+        self.status = Status(self._name, "standalone" if mesh is not None else "control plane")
+        self.loop = RunLoop(self)
+        self._stack = Stack(lambda name, error: self.loop.post(PartEnded(name, error)))
+        self._exit = contextlib.ExitStack()
+        self._envoy: EnvoyComponent | None = None
+        self._inbound_drained = False
+        self._children_environment = child_environment(environ, secret_variables())
+
+    def is_essential(self, part: str) -> bool:
+        """Only Envoy."""
+        return part == "envoy"
+
+    async def start(self) -> None:
+        """Everything, in the order of the design; raises KumadpError."""
+        from kumadp.dns.coredns import find_coredns
+        from kumadp.envoy.binary import find_envoy
+
+        settings = self._settings
+        binary = find_envoy(settings.binary_path)
+        coredns = find_coredns(settings.coredns_path) if settings.dns_enabled else None
+        if coredns is None and settings.dns_enabled and os.sep in settings.coredns_path:
+            raise BinaryNotFound(f"no CoreDNS: {settings.coredns_path} is not there", "check --dns-coredns-path")
+        dns = plan_dns(settings, coredns)
+        own = self._own_addresses(dns)
+        standalone = self._mesh is not None
+        await check_ports([*own, *_without(envoy_addresses(self._resource, standalone=standalone, dns=dns), own)])
+        self._start_servers()
+        self._start_probes()
+        prepared, source = await self._prepare(binary, dns, own)
+        if dns is not None:
+            await self._start_dns(dns, prepared)
+        await self._start_envoy(binary, prepared, source)
+
+    def _own_addresses(self, dns: DnsPlan | None) -> list[Address]:
+        spec = self._resource.spec if self._resource is not None else None
+        dataplane = spec if isinstance(spec, Dataplane) else None
+        self._probes, why = plan_probes(self._settings, dataplane, self._environ)
+        if why:
+            log.info("%s", why)
+        return own_addresses(self._settings, dns, self._probes)
+
+    def _start_servers(self) -> None:
+        from kumadp.lifecycle.control import ControlServer, control_socket_path
+        from kumadp.lifecycle.readiness import ReadinessServer
+
+        port = self._settings.readiness_port
+        self._stack.start(ReadinessServer(LOOPBACK, port, lambda: self.status.ready_state))
+        self.status.ports["readiness"] = f"http://{LOOPBACK}:{port}/ready"
+        try:
+            path = control_socket_path(self._name, self._environ)
+        except OSError as error:
+            log.warning("no control socket: %s", error)
+            return
+        self._stack.start(ControlServer(path, self.status.snapshot))
+
+    def _start_probes(self) -> None:
+        from kumadp.probes.virtual import Routes, VirtualProbes, routes_of
+
+        plan = self._probes
+        if plan is None:
+            return
+        spec = self._resource.spec if self._resource is not None else None
+        if plan.generic_ports or not isinstance(spec, Dataplane):
+            routes = Routes({}, plan.generic_ports)
+        else:
+            routes = routes_of(spec)
+        self._stack.start(VirtualProbes(plan.host, plan.port, routes))
+        self.status.ports["virtual probes"] = f"http://{plan.host}:{plan.port}"
+
+    async def _prepare(self, binary: Path, dns: DnsPlan | None, own: list[Address]) -> tuple[Prepared, Source]:
+        from kumadp.dns.coredns import coredns_version
+        from kumadp.envoy.version import envoy_version
+        from kumadp.lifecycle.sources import KumaSource, StandaloneSource
+
+        settings = self._settings
+        work = await asyncio.to_thread(
+            open_work_dir, self._name, settings.work_dir, settings.socket_dir, settings.dns_config_dir, self._environ
+        )
+        self._exit.callback(work.close)
+        self._work = work
+        source: Source
+        if self._mesh is not None:
+            source = StandaloneSource(settings, self._mesh, work, own, dns)
+        else:
+            source = KumaSource(settings, self._resource, work, own, dns, self.status)
+
+        async def dns_version() -> str:
+            return await coredns_version(dns.coredns) if dns is not None and dns.coredns is not None else ""
+
+        envoy, coredns = await asyncio.gather(envoy_version(binary), dns_version())
+        self.status.facts["versions"] = {"envoy": envoy.version, "coredns": coredns}
+        log.info("Envoy %s at %s%s", envoy.version, binary, f", CoreDNS {coredns}" if coredns else "")
+        return await source.prepare(envoy, coredns), source
+
+    async def _start_dns(self, dns: DnsPlan, prepared: Prepared) -> None:
+        if dns.coredns is None:
+            where = f"Envoy's DNS filter answers on {LOOPBACK}:{dns.port}" if self._mesh else "names of the mesh are not answered"
+            log.warning("no CoreDNS here: %s", where)
+            return
+        from kumadp.bootstrap.store import write_private
+        from kumadp.dns.coredns import CoreDnsComponent, coredns_plugins
+        from kumadp.dns.corefile import CorefileFacts, built_in, render
+
+        settings, binary = self._settings, dns.coredns
+        facts = CorefileFacts(
+            dns.port, dns.envoy_port, dns.prometheus_port, settings.dns_logging, str(binary), str(self._work.dns)
+        )
+        own = settings.coredns_config_template_path
+        if own:
+            try:
+                text = render(await asyncio.to_thread(Path(own).read_text), facts, own)
+            except OSError as error:
+                self.status.note_fatal("coredns", f"the Corefile template {own} cannot be read: {error.strerror}")
+                return
+            except SettingsError as error:
+                self.status.note_fatal("coredns", str(error))
+                return
+        elif prepared.corefile_template:
+            try:
+                text = render(prepared.corefile_template, facts, "the control plane's corefileTemplate")
+            except SettingsError as error:
+                self.status.note_fatal("coredns", str(error))
+                return
+        else:
+            text = built_in(facts, await coredns_plugins(binary), Path("/etc/resolv.conf"))
+        corefile = self._work.dns / "Corefile"
+        await asyncio.to_thread(write_private, corefile, text.encode())
+        self._dns = CoreDnsComponent(
+            self._command("coredns", (str(binary), "-conf", str(corefile), "-quiet")),
+            dns.port,
+            RestartPolicy(settings.coredns_restart_budget, settings.envoy_restart_window),
+            grace=settings.stop_grace,
+            changed=self.status.note_child,
+            gave_up=self._dns_gave_up,
+        )
+        self.status.wait_for("dns", "CoreDNS does not answer yet")
+        self.status.ports["dns"] = f"{LOOPBACK}:{dns.port}"
+        is_up = self._stack.start(self._dns, stop_deadline=settings.stop_grace + 1)
+        self._gate = asyncio.create_task(self._open_dns_gate(is_up), name="dns gate")
+
+    async def _open_dns_gate(self, is_up: asyncio.Event) -> None:
+        try:
+            async with asyncio.timeout(DNS_GATE):
+                await is_up.wait()
+        except TimeoutError:
+            log.warning("CoreDNS has not answered for %.0f s; going on without waiting for it", DNS_GATE)
+        self.status.wait_for("dns", "")
+        self._settle()
+
+    def _dns_gave_up(self, story: str) -> None:
+        self.status.note_fatal("coredns", story)
+        self.status.wait_for("dns", "")
+        self._settle()
+
+    async def _start_envoy(self, binary: Path, prepared: Prepared, source: Source) -> None:
+        from kumadp.bootstrap.address import TcpAdmin
+        from kumadp.envoy.argv import envoy_argv
+        from kumadp.envoy.component import EnvoyComponent
+
+        settings = self._settings
+        if isinstance(prepared.admin, TcpAdmin):
+            address = Address(prepared.admin.host, prepared.admin.port, "tcp", "Envoy's admin", "networking.admin.port")
+            await check_ports([address])
+        level = settings.envoy_log_level or ("warning" if settings.log_level == "warn" else settings.log_level)
+        argv = envoy_argv(
+            binary,
+            prepared.config_path,
+            drain_time=settings.drain_time,
+            log_level=level,
+            component_log_level=settings.envoy_component_log_level,
+            concurrency=settings.concurrency,
+            extra=settings.envoy_args,
+        )
+        self.status.ports["admin"] = str(prepared.admin)
+        self.status.wait_for("envoy", "Envoy is being started")
+        self._envoy = EnvoyComponent(
+            self._command("envoy", argv),
+            prepared.admin,
+            RestartPolicy(envoy_budget(settings, self._environ), settings.envoy_restart_window),
+            grace=settings.stop_grace,
+            dynamic=prepared.dynamic,
+            changed=self._envoy_changed,
+            reason=self._envoy_reason,
+        )
+        await self._stack.enter(self._envoy, stop_deadline=settings.stop_grace + 2)
+        follower = source.follower(self._envoy.admin)
+        if follower is not None:
+            self._stack.start(follower)
+
+    def _command(self, name: str, argv: tuple[str, ...]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        kill_or_keep = "keep" if self._settings.on_parent_death == "keep" else "kill"
+        command = Command(argv, name, self._children_environment, kill_or_keep)  # type: ignore[arg-type]
+
+        async def make() -> Command:
+            return command
+
+        return make
+
+    def _envoy_changed(self, report: ChildReport) -> None:
+        self.status.note_child(report)
+        if report.state in {ChildState.EXITED, ChildState.BACKOFF} and self.status.phase is Phase.READY:
+            self.status.wait_for("envoy", report.last_exit)
+            self.status.move(Phase.STARTING, report.last_exit)
+        elif report.state is ChildState.RUNNING:
+            self.status.wait_for("envoy", "")
+            self._settle()
+
+    def _envoy_reason(self, reason: str) -> None:
+        if reason:
+            self.status.wait_for("envoy", reason)
+
+    def _settle(self) -> None:
+        """READY once nothing holds it back."""
+        if self.status.phase is Phase.STARTING and not self.status.reasons and self._envoy is not None:
+            self.status.move(Phase.READY, "Envoy is LIVE with its listeners")
+
+    async def stop(self) -> None:
+        """Leave everything in reverse order."""
+        await self._stack.leave()
+        await asyncio.to_thread(self._exit.close)
+
+    def kill(self) -> None:
+        """Kill the children at once; a temporary directory goes too."""
+        if self._envoy is not None:
+            self._envoy.supervisor.kill()
+        dns = getattr(self, "_dns", None)
+        if dns is not None:
+            dns.supervisor.kill()
+        self._exit.close()
+
+    def drain_steps(self) -> tuple[Step, ...]:
+        """What to do between the first signal and the stop."""
+        runs = self._envoy is not None and self._envoy.runs
+        return plan_drain(
+            envoy_runs=runs, inbound_drained=self._inbound_drained, drain_time=self._settings.drain_time
+        )
+
+    async def fail_health_checks(self) -> None:
+        """Ask Envoy to fail its health checks."""
+        if self._envoy is not None:
+            await self._envoy.fail_health_checks()
+
+    async def drain_inbound(self) -> None:
+        """Ask Envoy to drain inbound. It counts even when Envoy does not answer (Kuma 2.8: once, then stop at once)."""
+        self._inbound_drained = True
+        if self._envoy is not None:
+            await self._envoy.drain_inbound()
+
+    async def envoy_gone(self) -> None:
+        """Return once Envoy has ended."""
+        if self._envoy is not None:
+            await self._envoy.gone()
+
+
+def _without(wanted: list[Address], own: list[Address]) -> list[Address]:
+    taken = {(address.host, address.port, address.protocol) for address in own}
+    return [address for address in wanted if (address.host, address.port, address.protocol) not in taken]
+
+
+async def run_daemon(
+    settings: Settings,
+    resource: Resource | None,
+    mesh: Mesh | None,
+    environ: Mapping[str, str],
+    notes: tuple[str, ...],
+    shown: Mapping[str, str],
+) -> Outcome:
+    """Run a data plane to its end; ``notes`` and the ``shown`` settings are logged first."""
+    for note in notes:
+        log.warning("%s", note)
+    log.info("settings: %s", ", ".join(f"{name}={value}" for name, value in shown.items()) or "all defaults")
+    assembly = Assembly(settings, resource, mesh, environ)
+    outcome = await assembly.loop.run()
+    level = logging.INFO if outcome.code == 0 else logging.ERROR
+    log.log(level, "exit code %d: %s", outcome.code, outcome.why)
+    return outcome

@@ -21,8 +21,6 @@ LOOPBACK = "127.0.0.1"
 DEFAULT_ADMIN_PORT = 9901
 ENVOY_RESTART_BUDGET = 5
 
-# Kuma 2.14: the readiness reporter and what the control plane builds share these features; only what works is announced.
-FEATURES: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

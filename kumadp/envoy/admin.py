@@ -1,0 +1,50 @@
+"""Envoy's admin, asked over loopback or a Unix socket."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import httpx
+
+from kumadp.bootstrap.address import UnixAdmin
+
+if TYPE_CHECKING:
+    from kumadp.bootstrap.address import AdminAddress
+
+DEADLINE = 5.0
+
+
+class AdminClient:
+    """Asks Envoy's admin. Every call has a deadline in seconds; failures are httpx.HTTPError."""
+
+    def __init__(self, address: AdminAddress) -> None:
+        self.address = address
+        path = address.path if isinstance(address, UnixAdmin) else None
+        base = "http://localhost" if path else f"http://{address}"
+        transport = httpx.AsyncHTTPTransport(uds=path, limits=httpx.Limits(max_keepalive_connections=0))
+        self._client = httpx.AsyncClient(base_url=base, transport=transport, trust_env=False, timeout=DEADLINE)
+
+    async def get(self, path: str, timeout: float = DEADLINE) -> tuple[int, bytes]:
+        """Status and body of a GET."""
+        answer = await self._client.get(path, timeout=timeout)
+        return answer.status_code, answer.content
+
+    async def post(self, path: str, timeout: float = DEADLINE) -> int:
+        """Status of a POST with an empty body."""
+        return (await self._client.post(path, timeout=timeout)).status_code
+
+    async def ready(self) -> tuple[bool, str]:
+        """Whether Envoy is LIVE, and the state it names (Envoy docs: admin ``/ready``)."""
+        status, body = await self.get("/ready", timeout=1.0)
+        return status == 200, body.decode("utf-8", "replace").strip()
+
+    async def stats(self, pattern: str) -> dict[str, int]:
+        """Counters and gauges whose names match a regular expression."""
+        _, body = await self.get(f"/stats?format=json&filter={pattern}")
+        found = json.loads(body).get("stats", [])
+        return {entry["name"]: entry["value"] for entry in found if isinstance(entry.get("value"), int)}
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()

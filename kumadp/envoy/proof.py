@@ -1,0 +1,80 @@
+"""Proves, after a start, that Envoy's admin cannot be reached from other hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+
+from kumadp.bootstrap.address import TcpAdmin
+from kumadp.errors import AdminExposed
+from kumadp.host.ports import local_addresses
+
+if TYPE_CHECKING:
+    from kumadp.bootstrap.address import AdminAddress
+
+log = logging.getLogger("kumadp.envoy")
+
+# Read-only paths that only an admin answers; nothing that changes state is ever asked.
+ASKED = {"/server_info": b'"hot_restart_version"', "/config_dump": b'"configs"'}
+DEADLINE = 2.0
+_WILD = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+
+
+async def prove_private(pid: int, admin: AdminAddress) -> None:
+    """Raise AdminExposed unless the admin of process ``pid`` is on loopback or a Unix socket only.
+
+    Other local addresses that have the admin's port bound, by whatever process, are asked without a certificate for
+    ``/server_info`` and ``/config_dump``. The control plane's own listener there answers ``/ready`` and 404 (Kuma 2.13,
+    measured), which is as it should be.
+    """
+    if not isinstance(admin, TcpAdmin):
+        return
+    suspects = await asyncio.to_thread(_suspects, pid, admin)
+    answers = await asyncio.gather(*(_is_admin(host, admin.port) for host in suspects))
+    shown = [host for host, is_admin in zip(suspects, answers, strict=True) if is_admin]
+    if shown:
+        raise AdminExposed(
+            f"Envoy's admin answers on {', '.join(f'{host}:{admin.port}' for host in shown)}, which is not loopback",
+            "Envoy was killed; look for a listener or policy that leads to the admin",
+        )
+
+
+def _suspects(pid: int, admin: TcpAdmin) -> list[str]:
+    local = local_addresses()
+    suspects: set[str] = set()
+    try:
+        bound = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        bound = psutil.Process(pid).net_connections("tcp")
+    for found in bound:
+        if found.status != psutil.CONN_LISTEN or found.laddr.port != admin.port:
+            continue
+        host = found.laddr.ip
+        if host in _WILD:
+            # A wildcard of IPv6 takes IPv4 too, unless it was told not to: ask both.
+            suspects |= {one for one in local if host == "::" or ":" not in one}
+        elif not _is_loopback(host):
+            suspects.add(host)
+    return sorted(host for host in suspects if not _is_loopback(host) and not host.startswith("fe80:"))
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "::1" or host.startswith("127.")
+
+
+async def _is_admin(host: str, port: int) -> bool:
+    where = f"[{host}]" if ":" in host else host
+    async with httpx.AsyncClient(base_url=f"http://{where}:{port}", trust_env=False, timeout=DEADLINE) as client:
+        for path, sign in ASKED.items():
+            try:
+                answer = await client.get(path)
+            except (httpx.HTTPError, socket.gaierror):
+                continue
+            if answer.status_code == 200 and sign in answer.content:
+                return True
+    return False

@@ -1,0 +1,118 @@
+"""The owner-only control socket: everything the daemon knows of itself, as JSON, for `kumadp wait` and later commands."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kumadp.host.serve import bind_unix, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from aiohttp import web
+
+SUFFIX = ".control"
+
+
+class ControlServer:
+    """Serves ``GET /status`` to our own user and root. The socket is bound when this is made (WorkDirError)."""
+
+    name = "control socket"
+
+    def __init__(self, path: Path, status: Callable[[], dict[str, object]]) -> None:
+        self._path = path
+        self._status = status
+        self._socket = bind_unix(path)
+
+    async def run(self, up: Callable[[], None]) -> None:
+        """Serve until cancelled; the socket file goes."""
+        try:
+            await serve(self._answer, self._socket, up)
+        finally:
+            self._path.unlink(missing_ok=True)
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        from aiohttp import web
+
+        peer = request.transport.get_extra_info("socket") if request.transport else None
+        if peer is None or _peer_uid(peer) not in {0, os.geteuid()}:
+            return web.Response(status=403, text="only for the owner\n")
+        if request.path != "/status":
+            return web.Response(status=404, text="only /status is here\n")
+        return web.json_response(self._status())
+
+
+def _peer_uid(peer: Any) -> int:  # noqa: ANN401 - asyncio's and uvloop's socket views differ
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])
+
+
+def _folders(environ: Mapping[str, str]) -> Iterator[Path]:
+    if runtime := environ.get("RUNTIME_DIRECTORY"):
+        yield Path(runtime.split(":")[0])
+    if user := environ.get("XDG_RUNTIME_DIR"):
+        yield Path(user) / "kumadp"
+    yield Path("/run/kumadp")
+    yield Path("/tmp") / f"kumadp-{os.geteuid()}"  # noqa: S108 - 0700 and checked to be ours
+
+
+def control_socket_path(name: str, environ: Mapping[str, str]) -> Path:
+    """Where the control socket of the data plane ``name`` goes: the first folder that is, or can be made, private."""
+    for folder in _folders(environ):
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            found = folder.lstat()
+            private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+            if private and os.access(folder, os.W_OK):
+                return folder / f"{name[:60] or 'kumadp'}{SUFFIX}"
+    raise OSError("no private directory for the control socket")
+
+
+def find_control_sockets(environ: Mapping[str, str]) -> list[Path]:
+    """The control sockets of data planes that run on this host, as far as we may see them."""
+    living = []
+    for folder in _folders(environ):
+        with contextlib.suppress(OSError):
+            for path in sorted(folder.glob("*" + SUFFIX)):
+                with socket.socket(socket.AF_UNIX) as probe:
+                    probe.settimeout(0.5)
+                    if probe.connect_ex(str(path)) == 0:
+                        living.append(path)
+    return living
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """An HTTP connection over a Unix socket; ``timeout`` in seconds."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def ask_status(path: Path, timeout: float = 2.0) -> dict[str, Any]:
+    """The status behind a control socket. Blocks for ``timeout`` seconds at most; raises OSError."""
+    connection = UnixConnection(path, timeout)
+    try:
+        connection.request("GET", "/status")
+        found = json.loads(connection.getresponse().read())
+    except (http.client.HTTPException, ValueError) as error:
+        raise OSError(f"{path}: {error}") from None
+    finally:
+        connection.close()
+    if not isinstance(found, dict):
+        raise OSError(f"{path}: not a status")
+    return found

@@ -1,0 +1,187 @@
+"""Virtual probes: listed paths on one port, answered by the application, with Envoy or without it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kumadp.host.serve import bind_tcp, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from aiohttp import ClientSession, web
+
+    from kumadp.resources.types import Dataplane
+
+log = logging.getLogger("kumadp.probes")
+
+MAX_BODY = 64 * 1024
+# kubelet's own default; `X-Kuma-Probes-Timeout` (whole seconds) is what Kuma's injector writes for longer ones.
+DEFAULT_TIMEOUT = 1.0
+LONGEST_TIMEOUT = 60.0
+TIMEOUT_HEADER = "X-Kuma-Probes-Timeout"
+_HOP_BY_HOP = frozenset(
+    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade", "proxy-connection"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a probe goes."""
+
+    host: str
+    port: int
+    path: str
+
+
+class Routes:
+    """Which paths exist: those of the Dataplane, or ``/<port>/<path>`` for a list of ports."""
+
+    def __init__(self, listed: Mapping[str, Target], generic_ports: Iterable[int] = (), generic_host: str = "127.0.0.1") -> None:
+        self._listed = dict(listed)
+        self._ports = frozenset(generic_ports)
+        self._host = generic_host
+
+    def find(self, path: str) -> Target | None:
+        """The target of a request's path (without query), None for 404."""
+        target = self._listed.get(path)
+        if target is not None or not self._ports:
+            return target
+        port, slash, rest = path.removeprefix("/").partition("/")
+        if port.isascii() and port.isdigit() and int(port) in self._ports:
+            return Target(self._host, int(port), slash + rest or "/")
+        return None
+
+
+def routes_of(dataplane: Dataplane) -> Routes:
+    """The routes of a Dataplane's ``probes``: ``path`` leads to ``inboundPath`` on the application behind the inbound.
+
+    The application is at the inbound's serviceAddress and servicePort, which default to the inbound's own address and
+    port (Kuma 2.8).
+    """
+    inbounds = {inbound.port: inbound for inbound in dataplane.networking.inbound}
+    listed = {}
+    for endpoint in dataplane.probes.endpoints if dataplane.probes else ():
+        inbound = inbounds[endpoint.inbound_port]
+        host = inbound.service_address or inbound.address or dataplane.networking.address
+        listed[endpoint.path] = Target(host, inbound.service_port or inbound.port, endpoint.inbound_path)
+    return Routes(listed)
+
+
+class VirtualProbes:
+    """Serves the routes. The port is bound when this is made (PortsTaken)."""
+
+    name = "virtual probes"
+
+    def __init__(self, host: str, port: int, routes: Routes) -> None:
+        self._routes = routes
+        self._socket = bind_tcp(host, port, "probes.port")
+        self._client: ClientSession | None = None
+
+    async def run(self, up: Callable[[], None]) -> None:
+        """Serve until cancelled."""
+        try:
+            await serve(self._answer, self._socket, up)
+        finally:
+            if self._client is not None:
+                await self._client.close()
+
+    def _session(self) -> ClientSession:
+        if self._client is None:
+            from aiohttp import ClientSession, DummyCookieJar, TCPConnector
+
+            self._client = ClientSession(
+                connector=TCPConnector(force_close=True, limit=100),
+                cookie_jar=DummyCookieJar(),
+                auto_decompress=False,
+                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            )
+        return self._client
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        from aiohttp import ClientError, ClientTimeout
+        from yarl import URL
+
+        target = self._routes.find(request.path)
+        if target is None:
+            return _say(404, "no such probe")
+        if (request.content_length or 0) > MAX_BODY:
+            return _say(413, f"a probe's body has at most {MAX_BODY} bytes")
+        host = f"[{target.host}]" if ":" in target.host else target.host
+        where = f"{target.host}:{target.port}"
+        url = URL(f"http://{host}:{target.port}{_quote(target.path)}", encoded=True)
+        if request.query_string:
+            url = URL(f"{url}?{request.rel_url.raw_query_string}", encoded=True)
+        seconds = _timeout(request.headers.get(TIMEOUT_HEADER, ""))
+        try:
+            async with asyncio.timeout(seconds):
+                async with self._session().request(
+                    request.method,
+                    url,
+                    headers=_forwarded(request.headers),
+                    data=await request.content.read(MAX_BODY) if request.can_read_body else None,
+                    allow_redirects=False,
+                    timeout=ClientTimeout(total=None),
+                ) as answer:
+                    body = await _read(answer.content)
+        except TimeoutError:
+            return _say(504, f"the application at {where} did not answer within {seconds:g} s")
+        except (OSError, ClientError) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            return _say(503, f"the application at {where} cannot be reached: {reason}")
+        from aiohttp import web
+        from multidict import CIMultiDict
+
+        headers = CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in _dropped(answer.headers))
+        headers.popall("content-length", None)
+        headers["connection"] = "close"
+        made = web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)
+        made.force_close()
+        return made
+
+
+async def _read(content: object) -> bytes:
+    data = bytearray()
+    async for part in content.iter_chunked(16 * 1024):  # type: ignore[attr-defined]
+        data += part
+        if len(data) >= MAX_BODY:
+            break
+    return bytes(data[:MAX_BODY])
+
+
+def _quote(path: str) -> str:
+    from yarl import URL
+
+    return URL.build(path=path).raw_path if path.startswith("/") else "/" + path
+
+
+def _dropped(headers: Mapping[str, str]) -> frozenset[str]:
+    """Hop-by-hop headers, those that Connection names among them (RFC 9110, 7.6.1)."""
+    named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
+    return _HOP_BY_HOP | named
+
+
+def _forwarded(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    dropped = _dropped(headers) | {"content-length"}
+    return [
+        (name, value)
+        for name, value in headers.items()
+        if name.lower() not in dropped and not name.lower().startswith("x-kuma-probes-")
+    ]
+
+
+def _timeout(text: str) -> float:
+    if text.isascii() and text.isdigit() and 0 < int(text[:9]) <= LONGEST_TIMEOUT:
+        return float(text)
+    return DEFAULT_TIMEOUT
+
+
+def _say(status: int, reason: str) -> web.Response:
+    from aiohttp import web
+
+    made = web.Response(status=status, text=reason + "\n", headers={"connection": "close"})
+    made.force_close()
+    return made

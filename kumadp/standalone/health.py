@@ -1,0 +1,98 @@
+"""serviceProbe: kumadp asks the application itself, each inbound in a task of its own, so that none delays another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kumadp.resources.types import seconds
+from kumadp.standalone.generate import local_cluster
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kumadp.resources.types import ServiceProbe
+    from kumadp.standalone.mesh import Mesh
+
+log = logging.getLogger("kumadp.standalone")
+
+# Kuma's control plane fills these in for a serviceProbe that leaves them out.
+INTERVAL, TIMEOUT, UNHEALTHY, HEALTHY = 1.0, 0.5, 5, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What is asked for one inbound port."""
+
+    inbound_port: int
+    host: str
+    port: int
+    probe: ServiceProbe
+
+
+def checks_of(mesh: Mesh) -> frozenset[Check]:
+    """The checks that the inbounds of our Dataplane ask for."""
+    found = set()
+    for inbound in mesh.spec.networking.inbound:
+        if inbound.service_probe is not None:
+            _, host, port = local_cluster(mesh, inbound)
+            found.add(Check(inbound.port, host, port, inbound.service_probe))
+    return frozenset(found)
+
+
+class HealthWatch:
+    """Runs the checks; ``changed`` is called when the set of unhealthy inbound ports changes."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.unhealthy: frozenset[int] = frozenset()
+        self._changed = changed
+        self._tasks: dict[Check, asyncio.Task[None]] = {}
+
+    def follow(self, checks: frozenset[Check]) -> None:
+        """Run exactly these checks from now on; those that stay keep their state."""
+        for check in self._tasks.keys() - checks:
+            self._tasks.pop(check).cancel()
+        for check in checks - self._tasks.keys():
+            self._tasks[check] = asyncio.get_running_loop().create_task(self._run(check), name=f"probe {check.port}")
+        self.unhealthy &= {check.inbound_port for check in checks}
+
+    async def close(self) -> None:
+        """End all checks."""
+        tasks = list(self._tasks.values())
+        self.follow(frozenset())
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self, check: Check) -> None:
+        probe = check.probe
+        interval, timeout = seconds(probe.interval, INTERVAL), seconds(probe.timeout, TIMEOUT)
+        healthy, streak = True, 0
+        while True:
+            good = await _connects(check.host, check.port, timeout)
+            streak = streak + 1 if good != healthy else 0
+            needed = (probe.unhealthy_threshold or UNHEALTHY) if healthy else (probe.healthy_threshold or HEALTHY)
+            if streak >= needed:
+                healthy, streak = good, 0
+                self._note(check, healthy)
+            await asyncio.sleep(interval)
+
+    def _note(self, check: Check, healthy: bool) -> None:
+        where = f"{check.host}:{check.port}"
+        log.warning("the application at %s is %s", where, "healthy again" if healthy else "unhealthy: no connection")
+        port = frozenset({check.inbound_port})
+        self.unhealthy = self.unhealthy - port if healthy else self.unhealthy | port
+        self._changed()
+
+
+async def _connects(host: str, port: int, timeout: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
