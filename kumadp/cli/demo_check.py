@@ -118,7 +118,9 @@ async def check(stage: Stage) -> bool:
     if not await _report("ready", lambda: _wait_ready(stage)):
         return False
     results = [await _report(what, functools.partial(_retry, question)) for what, question in questions(stage.ports)]
+    results.append(await _report("a changed Dataplane is live", lambda: _change_dataplane(stage)))
     results.append(await _report("Envoy killed: probes answer, traffic comes back", lambda: _kill_envoy(stage)))
+    results.append(await _report("no part of kumadp failed", lambda: _expect_no_failed_part(stage)))
     results.append(await _report("stopped cleanly by SIGTERM", lambda: _stop(stage)))
     return all(results)
 
@@ -156,6 +158,26 @@ async def _wait_ready(stage: Stage) -> None:
             reasons = "; ".join((status or {}).get("reasons", ())) or "no status"
             raise CheckError(f"not ready within {READY_DEADLINE:.0f} s: {reasons}")
         await asyncio.sleep(BETWEEN_TRIES)
+
+
+async def _change_dataplane(stage: Stage) -> None:
+    """Lead the outbound to the other workload by editing a file, as the table proposes, and back again."""
+    ports, file = stage.ports, stage.mesh / "backend.yaml"
+    before = file.read_text(encoding="utf-8")
+    file.write_text(before.replace(f"port: {ports.backend}", f"port: {ports.workload}"), encoding="utf-8")
+    try:
+        await _retry(lambda: expect_http(ports.outbound, "/", 200, "hello from web"))
+    finally:
+        file.write_text(before, encoding="utf-8")
+    await _retry(lambda: expect_http(ports.outbound, "/", 200, "hello from backend"))
+
+
+async def _expect_no_failed_part(stage: Stage) -> None:
+    status = await stage.ask_status()
+    if status is None:
+        raise CheckError("the control socket does not answer")
+    if fatal := status.get("fatal"):
+        raise CheckError("; ".join(f"{part}: {story}" for part, story in fatal.items()))
 
 
 async def _kill_envoy(stage: Stage) -> None:

@@ -238,11 +238,12 @@ class Stage:
             return None
 
     def tail(self, lines: int = 20) -> list[str]:
-        """The last lines of kumadp's log; none where there is no log yet."""
+        """The last lines of kumadp's log, without what Envoy says in passing; none where there is no log yet."""
         try:
-            return self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+            text = self.log.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return []
+        return [line for line in text.splitlines() if " INFO envoy: " not in line][-lines:]
 
     async def close(self) -> None:
         """End what still runs (kumadp by two SIGTERMs: the second cuts the drain short), remove the folder."""

@@ -130,7 +130,8 @@ def render(scene: Scene, status: Mapping[str, Any] | None, now: float) -> list[s
         "  ".join([*(cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=True)), line[-1]])
         for line in cells
     ]
-    return [headline(scene, status, now), "", *lines, "", *footer(scene, table)]
+    failed = [f"FAILED for good: {part}: {story}" for part, story in (status or {}).get("fatal", {}).items()]
+    return [headline(scene, status, now), *failed, "", *lines, "", *footer(scene, table)]
 
 
 class Screen:

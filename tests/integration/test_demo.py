@@ -72,6 +72,11 @@ class TestTable:
         assert "2 s left" in headline(scene(), draining, 1003.5)
         assert "0 s left" in headline(scene(), draining, 1099.0)
 
+    def test_a_part_that_failed_for_good_is_shown_with_its_story(self) -> None:
+        lines = render(scene(), status(fatal={"standalone": "the folder is gone"}), 1000.0)
+        assert any("standalone" in line and "the folder is gone" in line for line in lines)
+        assert not any("FAILED" in line for line in render(scene(), status(), 1000.0))
+
     def test_a_child_that_is_not_there_is_down(self) -> None:
         assert child_state({}) == "down"
 
@@ -174,7 +179,7 @@ def test_check_passes_where_a_usual_port_is_taken_and_leaves_nothing(short_folde
         )
     lines = done.stdout.splitlines()
     assert [line for line in lines if not line.startswith("ok ")] == [], done.stdout + done.stderr
-    assert len(lines) == 14
+    assert len(lines) == 16
     assert done.returncode == ExitCode.OK
     assert list(short_folder.iterdir()) == []
     assert left_behind(short_folder) == []
