@@ -55,7 +55,7 @@ EXIT_CODE_MEANING: dict[ExitCode, str] = {
     ExitCode.BUG: "a bug in kumadp: please report it with the traceback",
     ExitCode.USAGE: "the command line is wrong",
     ExitCode.RESOURCE: "a Dataplane, ZoneIngress or ZoneEgress is wrong",
-    ExitCode.CONTROL_PLANE_UNAVAILABLE: "no usable answer from the control plane within KUMA_CONTROL_PLANE_RETRY_MAX_DURATION",
+    ExitCode.CONTROL_PLANE_UNAVAILABLE: "no usable answer within KUMA_CONTROL_PLANE_RETRY_MAX_DURATION",
     ExitCode.CHILD_FAILED: "Envoy ended for good: restart budget spent, or its configuration is wrong",
     ExitCode.OS: "a port cannot be bound, a process not started, or a directory not used",
     ExitCode.BINARY_NOT_FOUND: "Envoy, or a CoreDNS that was asked for by path, is not there",

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "bootstrap": {"errors"},
     "host": PURE,
     "process": PURE | {"host"},
-    **{feature: PURE | PRIMITIVES for feature in FEATURES},
+    **dict.fromkeys(FEATURES, PURE | PRIMITIVES),
     "lifecycle": PURE | PRIMITIVES | FEATURES,
     "cli": PURE | PRIMITIVES | FEATURES | {"lifecycle"},
 }

@@ -55,7 +55,11 @@ def guard(
         for held in taken:
             if held.port == admin.port and _overlap(held.host, admin.host):
                 problems.append(
-                    Problem("admin.address", f"port {admin.port} is also used for {held.purpose}", "choose another networking.admin.port")
+                    Problem(
+                        "admin.address",
+                        f"port {admin.port} is also used for {held.purpose}",
+                        "choose another networking.admin.port",
+                    )
                 )
     _check_static(tree, admin, tuple(taken), problems)
     if problems:
@@ -63,7 +67,7 @@ def guard(
     return Guarded(tree, admin, tuple(warnings))
 
 
-def _get(tree: Any, *names: str) -> Any:  # noqa: ANN401 - a JSON value
+def _get(tree: Any, *names: str) -> Any:
     """The value at a path of camelCase names, written so or in snake_case (protobuf's JSON takes both)."""
     for name in names:
         if not isinstance(tree, dict):
@@ -91,7 +95,9 @@ def _admin(
             problems.append(
                 Problem("admin.address", f"{host}:{number} is not loopback", "without --strict-admin it is moved there")
             )
-        warnings.append(f"ENVOY'S ADMIN WAS ASKED FOR ON {host}:{number}, WHICH OTHERS CAN REACH; it is moved to loopback")
+        warnings.append(
+            f"ENVOY'S ADMIN WAS ASKED FOR ON {host}:{number}, WHICH OTHERS CAN REACH; it is moved to loopback"
+        )
         host = "::1" if ":" in host else LOOPBACK
     if wanted_port and wanted_port != number:
         if number:
@@ -143,25 +149,25 @@ def _check_static(
             )
 
 
-def _private_listener(listener: Any) -> bool:  # noqa: ANN401 - a JSON value
+def _private_listener(listener: Any) -> bool:
     if _get(listener, "address", "pipe", "path"):
         return True
     host, _ = _socket(_get(listener, "address"))
     return _is_loopback(host)
 
 
-def _socket(address: Any) -> tuple[str, int]:  # noqa: ANN401 - a JSON value
+def _socket(address: Any) -> tuple[str, int]:
     port = _get(address, "socketAddress", "portValue")
     return str(_get(address, "socketAddress", "address") or ""), port if isinstance(port, int) else 0
 
 
-def _endpoints(cluster: Any) -> Iterator[Any]:  # noqa: ANN401 - a JSON value
+def _endpoints(cluster: Any) -> Iterator[Any]:
     for locality in _get(cluster, "loadAssignment", "endpoints") or []:
         for endpoint in _get(locality, "lbEndpoints") or []:
             yield _get(endpoint, "endpoint", "address")
 
 
-def _reaches(address: Any, admin: AdminAddress) -> bool:  # noqa: ANN401 - a JSON value
+def _reaches(address: Any, admin: AdminAddress) -> bool:
     if isinstance(admin, UnixAdmin):
         return bool(_get(address, "pipe", "path") == admin.path)
     host, port = _socket(address)

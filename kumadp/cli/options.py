@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kumadp.settings.model import Option, options_of
+from kumadp.settings.model import options_of
+from kumadp.settings.option import Option
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -40,7 +40,7 @@ def run(**flags: object) -> int:
 
 
 def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, str]) -> int:
-    """Check everything that can be checked, then run; returns the exit code. Raises KumadpError before the loop runs."""
+    """Check what can be checked, then run; returns the exit code. Raises KumadpError before the loop runs."""
     from kumadp.envoy.argv import check_extra
     from kumadp.host.logs import setup_logging
     from kumadp.host.names import set_process_name

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kumadp import __version__
 from kumadp.errors import KumadpError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command()

@@ -26,7 +26,7 @@ MAX_ANSWER = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """How the control plane is verified: ``ca`` PEM or empty for the system's store; ``verify`` False for not at all."""
+    """How the control plane is verified: ``ca`` PEM, empty for the system's store; or not at all."""
 
     ca: str
     verify: bool = True

@@ -49,7 +49,9 @@ def judge_answer(status: int, headers: Mapping[str, str], body: bytes) -> Verdic
     text = one_line(body)
     reason = f"HTTP {status}" + (f": {text}" if text else "")
     if status == 404 and not body.strip():
-        return Verdict(Action.RETRY, "404: the control plane does not know this Dataplane", "create it, or give --dataplane-file")
+        return Verdict(
+            Action.RETRY, "404: the control plane does not know this Dataplane", "create it, or give --dataplane-file"
+        )
     if status == 404 and text == WRONG_PORT:
         return Verdict(Action.RETRY, reason, "this is not the data plane server's port, which is 5678 by default")
     if status in {408, 429} or status >= 500:
@@ -64,7 +66,9 @@ def judge_error(error: BaseException) -> Verdict:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return Verdict(Action.RETRY_CERTIFICATE, f"certificate not verified: {cause.verify_message}", _tls_hint(cause))
+            return Verdict(
+                Action.RETRY_CERTIFICATE, f"certificate not verified: {cause.verify_message}", _tls_hint(cause)
+            )
         if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
             return Verdict(Action.RETRY, "the port does not speak TLS", "is it an http port? check --cp-address")
         cause = cause.__cause__ or cause.__context__

@@ -39,7 +39,7 @@ class RequestFacts:
 
 
 def encode_request(facts: RequestFacts) -> bytes:
-    """The body of ``POST /bootstrap``: JSON indented by one space, keys in Kuma's order, empty ones left out as there."""
+    """The body of ``POST /bootstrap``: JSON indented by one space, keys in Kuma's order, empty ones left out."""
     body: dict[str, Any] = {"mesh": facts.mesh, "name": facts.name, "proxyType": facts.proxy_type}
     optional = {
         "dataplaneToken": facts.token,

@@ -49,7 +49,11 @@ async def coredns_plugins(path: Path) -> frozenset[str]:
 async def _ask(path: Path, argument: str) -> str:
     try:
         process = await asyncio.create_subprocess_exec(
-            path, argument, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            path,
+            argument,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
         )
     except OSError as error:
         log.warning("%s cannot be run: %s", path, error.strerror)
@@ -65,7 +69,7 @@ async def _ask(path: Path, argument: str) -> str:
 
 
 class CoreDnsComponent:
-    """Runs CoreDNS on ``port``; up once it has answered a query. ``gave_up`` hears its story when the budget is spent."""
+    """Runs CoreDNS on ``port``; up once it answers. ``gave_up`` hears its story when the budget is spent."""
 
     name = "coredns"
 

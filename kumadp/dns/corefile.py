@@ -92,7 +92,15 @@ def render(template: str, facts: CorefileFacts, source: str) -> str:
         if not _act(match[2], variables, shown, out):
             line = template[: match.start()].count("\n") + 1
             raise SettingsError(
-                [Problem("Corefile template", f"{{{{ {match[2]} }}}} is not understood", "use .Field, if, else, end", source, line)]
+                [
+                    Problem(
+                        "Corefile template",
+                        f"{{{{ {match[2]} }}}} is not understood",
+                        "use .Field, if, else, end",
+                        source,
+                        line,
+                    )
+                ]
             )
     if len(shown) > 1:
         raise SettingsError([Problem("Corefile template", "an {{ if }} has no {{ end }}", file=source)])

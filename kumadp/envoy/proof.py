@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
@@ -47,20 +47,21 @@ async def prove_private(pid: int, admin: AdminAddress) -> None:
 def _suspects(pid: int, admin: TcpAdmin) -> list[str]:
     local = local_addresses()
     suspects: set[str] = set()
-    try:
-        bound = psutil.net_connections("tcp")
-    except psutil.AccessDenied:
-        bound = psutil.Process(pid).net_connections("tcp")
-    for found in bound:
-        if found.status != psutil.CONN_LISTEN or found.laddr.port != admin.port:
-            continue
-        host = found.laddr.ip
+    for host in _listening_hosts(pid, admin.port):
         if host in _WILD:
             # A wildcard of IPv6 takes IPv4 too, unless it was told not to: ask both.
             suspects |= {one for one in local if host == "::" or ":" not in one}
         elif not _is_loopback(host):
             suspects.add(host)
     return sorted(host for host in suspects if not _is_loopback(host) and not host.startswith("fe80:"))
+
+
+def _listening_hosts(pid: int, port: int) -> set[str]:
+    try:
+        bound: Any = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        bound = psutil.Process(pid).net_connections("tcp")
+    return {item.laddr.ip for item in bound if item.status == psutil.CONN_LISTEN and item.laddr.port == port}
 
 
 def _is_loopback(host: str) -> bool:

@@ -36,7 +36,11 @@ async def run_for_text(path: Path, *arguments: str) -> str:
     """Standard output of a short run; raises BinaryNotFound when it cannot run or does not end in 10 s."""
     try:
         process = await asyncio.create_subprocess_exec(
-            path, *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+            path,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
         )
     except OSError as error:
         raise BinaryNotFound(f"{path} cannot be run: {error.strerror}") from None

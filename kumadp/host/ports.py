@@ -81,9 +81,7 @@ def _explain(address: Address, failure: OSError) -> Problem:
     host = f"[{address.host}]" if ":" in address.host else address.host
     where = f"{host}:{address.port}/{address.protocol} for {address.purpose}"
     if failure.errno == errno.EADDRINUSE:
-        return Problem(
-            address.path, f"{where} is held by {holder_of(address)}", "stop it, or choose another port"
-        )
+        return Problem(address.path, f"{where} is held by {holder_of(address)}", "stop it, or choose another port")
     if failure.errno == errno.EADDRNOTAVAIL:
         return Problem(address.path, f"{where}: this address is not on this host", "use one that `ip addr` shows")
     if failure.errno == errno.EACCES:
@@ -120,7 +118,9 @@ def _user_of(address: Address) -> str:
             continue
         for row in rows:
             columns = row.split()
-            if int(columns[1].rsplit(":", 1)[1], 16) == address.port and (address.protocol == "udp" or columns[3] == "0A"):
+            if int(columns[1].rsplit(":", 1)[1], 16) == address.port and (
+                address.protocol == "udp" or columns[3] == "0A"
+            ):
                 uid = int(columns[7])
                 try:
                     return f"a process of user {pwd.getpwuid(uid).pw_name}"

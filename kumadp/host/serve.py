@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from kumadp.errors import PortsTaken, Problem, WorkDirError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from aiohttp import web
@@ -39,7 +39,9 @@ def bind_unix(path: Path) -> socket.socket:
     if path.exists():
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) == 0:
-                raise WorkDirError(f"{path} belongs to a kumadp that is running", "give each its own name or --work-dir")
+                raise WorkDirError(
+                    f"{path} belongs to a kumadp that is running", "give each its own name or --work-dir"
+                )
         path.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -49,14 +51,16 @@ def bind_unix(path: Path) -> socket.socket:
         sock.setblocking(False)
     except OSError as error:
         sock.close()
-        raise WorkDirError(f"{path} cannot be made: {error.strerror or error}", "choose a shorter or other --work-dir") from None
+        raise WorkDirError(
+            f"{path} cannot be made: {error.strerror or error}", "choose a shorter or other --work-dir"
+        ) from None
     return sock
 
 
 async def serve(
     handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], sock: socket.socket, up: Callable[[], None]
 ) -> None:
-    """Answer requests on ``sock`` with ``handler`` until cancelled. aiohttp is imported in a thread: it takes 130 ms."""
+    """Answer requests on ``sock`` with ``handler`` until cancelled. aiohttp is imported in a thread, in 130 ms."""
     web = await asyncio.to_thread(importlib.import_module, "aiohttp.web")
     server = web.Server(handler, access_log=None)
     runner = web.ServerRunner(server)

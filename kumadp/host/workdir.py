@@ -96,7 +96,9 @@ def _make(path: Path) -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.stat()
     except OSError as error:
-        raise WorkDirError(f"{path}: {error.strerror}", "choose a directory that can be written with --work-dir") from None
+        raise WorkDirError(
+            f"{path}: {error.strerror}", "choose a directory that can be written with --work-dir"
+        ) from None
     if not path.is_dir():
         raise WorkDirError(f"{path} is not a directory", "choose another --work-dir")
     if found.st_uid != os.geteuid() and os.geteuid() != 0:
@@ -114,7 +116,9 @@ def _lock(path: Path) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
-        raise WorkDirError(f"{path} is used by another kumadp that is running", "give each its own --work-dir") from None
+        raise WorkDirError(
+            f"{path} is used by another kumadp that is running", "give each its own --work-dir"
+        ) from None
     return handle
 
 

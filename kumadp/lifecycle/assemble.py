@@ -44,7 +44,9 @@ DNS_GATE = 15.0
 class Assembly:
     """The real daemon: what `RunLoop` drives. ``mesh`` is given in standalone mode, ``resource`` where there is one."""
 
-    def __init__(self, settings: Settings, resource: Resource | None, mesh: Mesh | None, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, settings: Settings, resource: Resource | None, mesh: Mesh | None, environ: Mapping[str, str]
+    ) -> None:
         self._settings = settings
         self._resource = resource
         self._mesh = mesh
@@ -146,7 +148,11 @@ class Assembly:
 
     async def _start_dns(self, dns: DnsPlan, prepared: Prepared) -> None:
         if dns.coredns is None:
-            where = f"Envoy's DNS filter answers on {LOOPBACK}:{dns.port}" if self._mesh else "names of the mesh are not answered"
+            where = (
+                f"Envoy's DNS filter answers on {LOOPBACK}:{dns.port}"
+                if self._mesh
+                else "names of the mesh are not answered"
+            )
             log.warning("no CoreDNS here: %s", where)
             return
         from kumadp.bootstrap.store import write_private
@@ -239,7 +245,7 @@ class Assembly:
         if follower is not None:
             self._stack.start(follower)
 
-    def _command(self, name: str, argv: tuple[str, ...]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def _command(self, name: str, argv: tuple[str, ...]):  # type: ignore[no-untyped-def]
         kill_or_keep = "keep" if self._settings.on_parent_death == "keep" else "kill"
         command = Command(argv, name, self._children_environment, kill_or_keep)  # type: ignore[arg-type]
 
@@ -283,9 +289,7 @@ class Assembly:
     def drain_steps(self) -> tuple[Step, ...]:
         """What to do between the first signal and the stop."""
         runs = self._envoy is not None and self._envoy.runs
-        return plan_drain(
-            envoy_runs=runs, inbound_drained=self._inbound_drained, drain_time=self._settings.drain_time
-        )
+        return plan_drain(envoy_runs=runs, inbound_drained=self._inbound_drained, drain_time=self._settings.drain_time)
 
     async def fail_health_checks(self) -> None:
         """Ask Envoy to fail its health checks."""

@@ -76,9 +76,6 @@ class Stack:
                 log.warning("%s did not stop within %.1f s and is left behind", name, deadline)
 
     def _done(self, name: str, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
-            error = None
-        else:
-            error = task.exception()
+        error = None if task.cancelled() else task.exception()
         if not self._leaving and not task.cancelled():
             self._ended(name, error)

@@ -1,4 +1,4 @@
-"""The owner-only control socket: everything the daemon knows of itself, as JSON, for `kumadp wait` and later commands."""
+"""The owner-only control socket: everything the daemon knows of itself, as JSON, for `kumadp wait`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ControlServer:
         return web.json_response(self._status())
 
 
-def _peer_uid(peer: Any) -> int:  # noqa: ANN401 - asyncio's and uvloop's socket views differ
+def _peer_uid(peer: Any) -> int:
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[1])
 

@@ -219,7 +219,9 @@ class RunLoop:
         try:
             for step in steps:
                 if isinstance(step, FailHealthChecks):
-                    await self._bounded(self._daemon.fail_health_checks(), "failing Envoy's health checks", step.deadline)
+                    await self._bounded(
+                        self._daemon.fail_health_checks(), "failing Envoy's health checks", step.deadline
+                    )
                 elif isinstance(step, Wait):
                     log.info("draining for at most %.1f s", step.seconds)
                     with contextlib.suppress(TimeoutError):
@@ -235,7 +237,7 @@ class RunLoop:
                 await call
         except TimeoutError:
             log.warning("%s: no answer within %.1f s; going on", what, deadline)
-        except Exception as error:  # noqa: BLE001 - whatever the admin does, the drain goes on
+        except Exception as error:
             log.warning("%s failed: %s; going on", what, error)
 
     async def _stop(self) -> None:

@@ -22,7 +22,6 @@ DEFAULT_ADMIN_PORT = 9901
 ENVOY_RESTART_BUDGET = 5
 
 
-
 @dataclass(frozen=True, slots=True)
 class DnsPlan:
     """How names are answered: ``coredns`` is the binary or None, ports as the workload and Envoy see them."""
@@ -57,7 +56,9 @@ def plan_dns(settings: Settings, coredns: Path | None) -> DnsPlan | None:
     )
 
 
-def plan_probes(settings: Settings, dataplane: Dataplane | None, environ: Mapping[str, str]) -> tuple[ProbesPlan | None, str]:
+def plan_probes(
+    settings: Settings, dataplane: Dataplane | None, environ: Mapping[str, str]
+) -> tuple[ProbesPlan | None, str]:
     """Whether and where virtual probes are served, and one line why not ("" where there is nothing to say).
 
     ``auto`` leaves the port alone on Kubernetes: there the control plane makes the Dataplane and Kuma 2.8 gives Envoy

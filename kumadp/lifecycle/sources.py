@@ -59,7 +59,12 @@ class Source(Protocol):
 
 
 async def _finish(
-    tree: dict[str, object], settings: Settings, port: int, taken: Sequence[Address], work: WorkDir, template: str | None
+    tree: dict[str, object],
+    settings: Settings,
+    port: int,
+    taken: Sequence[Address],
+    work: WorkDir,
+    template: str | None,
 ) -> Prepared:
     held = [Taken(address.host, address.port, address.purpose) for address in taken if address.protocol == "tcp"]
     guarded = guard(tree, strict=settings.strict_admin, admin_port=port, taken=held)

@@ -24,7 +24,17 @@ DEFAULT_TIMEOUT = 1.0
 LONGEST_TIMEOUT = 60.0
 TIMEOUT_HEADER = "X-Kuma-Probes-Timeout"
 _HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade", "proxy-connection"}
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "proxy-connection",
+    }
 )
 
 
@@ -40,7 +50,9 @@ class Target:
 class Routes:
     """Which paths exist: those of the Dataplane, or ``/<port>/<path>`` for a list of ports."""
 
-    def __init__(self, listed: Mapping[str, Target], generic_ports: Iterable[int] = (), generic_host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, listed: Mapping[str, Target], generic_ports: Iterable[int] = (), generic_host: str = "127.0.0.1"
+    ) -> None:
         self._listed = dict(listed)
         self._ports = frozenset(generic_ports)
         self._host = generic_host

@@ -20,7 +20,7 @@ def main() -> None:
         if os.getppid() != parent:
             sys.exit(127)
     try:
-        os.execv(program, sys.argv[3:])
+        os.execv(program, sys.argv[3:])  # noqa: S606
     except OSError as error:
         sys.stderr.write(f"cannot run {program}: {error.strerror}\n")
         sys.exit(127)

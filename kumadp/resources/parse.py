@@ -1,4 +1,4 @@
-"""One pass over composed YAML nodes: normalises names, keeps what is unknown, finds every problem with path and line."""
+"""One pass over composed YAML nodes: normalises names, keeps unknown ones, finds every problem with its line."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Parser:
                     tree[name] = value
         return tree
 
-    def value(self, node: yaml.Node, field: Field, path: str, depth: int) -> Any:  # noqa: ANN401 - a JSON value
+    def value(self, node: yaml.Node, field: Field, path: str, depth: int) -> Any:
         """The value of a known field; None where it is absent or wrong."""
         if field.kind == "message":
             assert isinstance(field.of, Message)  # noqa: S101
@@ -98,7 +98,7 @@ class Parser:
             return None
         return self._scalar(node, field, path)
 
-    def free(self, node: yaml.Node, path: str, depth: int) -> Any:  # noqa: ANN401 - a JSON value
+    def free(self, node: yaml.Node, path: str, depth: int) -> Any:
         """Any value, as JSON types."""
         if depth > MAX_DEPTH:
             self._say(path, f"is nested deeper than {MAX_DEPTH} levels", node.start_mark)
@@ -146,7 +146,7 @@ class Parser:
             tags[name] = str(value.value)
         return tags
 
-    def _scalar(self, node: yaml.ScalarNode, field: Field, path: str) -> Any:  # noqa: ANN401 - a JSON value
+    def _scalar(self, node: yaml.ScalarNode, field: Field, path: str) -> Any:
         text = str(node.value)
         if field.kind == "text":
             return text
@@ -186,9 +186,11 @@ class Parser:
     def _unknown(self, message: Message, key: str, path: str, mark: yaml.Mark) -> None:
         near = difflib.get_close_matches(key, [field.name for field in message.fields], 1)
         hint = f"did you mean {near[0]}?" if near else ""
-        self.unknown.append(Problem(path, "is not a known field and is passed on as it is", hint, self.source, mark.line + 1))
+        self.unknown.append(
+            Problem(path, "is not a known field and is passed on as it is", hint, self.source, mark.line + 1)
+        )
 
-    def _say(self, path: str, message: str, mark: yaml.Mark | None, hint: str = "") -> None:
+    def _say(self, path: str, message: str, mark: Any, hint: str = "") -> None:
         self.problems.append(Problem(path, message, hint, self.source, mark.line + 1 if mark else 0))
 
 

@@ -12,9 +12,7 @@ def json_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Kuma resources that kumadp takes",
-        "oneOf": [
-            {**_message(message), "required": ["type", "name", "networking"]} for message in RESOURCES.values()
-        ],
+        "oneOf": [{**_message(message), "required": ["type", "name", "networking"]} for message in RESOURCES.values()],
     }
 
 

@@ -22,7 +22,9 @@ PROTOCOL = "kuma.io/protocol"
 PROTOCOLS = ("tcp", "http", "http2", "grpc", "kafka")
 LOOPBACK = "127.0.0.1"
 _WILD = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
-_HOST_NAME = re.compile(r"^(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?$")
+_HOST_NAME = re.compile(
+    r"^(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?$"
+)
 _NAME = re.compile(r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
 
 
@@ -76,16 +78,36 @@ def _dataplane_sockets(spec: Dataplane) -> Iterable[BoundSocket]:
     networking = spec.networking
     redirect = networking.transparent_proxying
     if redirect is not None and redirect.redirect_port_inbound:
-        yield _tcp(_WILD[0], redirect.redirect_port_inbound, "networking.transparentProxying.redirectPortInbound", "redirected inbound traffic")
+        yield _tcp(
+            _WILD[0],
+            redirect.redirect_port_inbound,
+            "networking.transparentProxying.redirectPortInbound",
+            "redirected inbound traffic",
+        )
     else:
         for index, inbound in enumerate(networking.inbound):
             if inbound.state != "Ignored":
-                yield _tcp(inbound_address(networking, inbound), inbound.port, f"networking.inbound[{index}].port", f"inbound {inbound.service}")
+                yield _tcp(
+                    inbound_address(networking, inbound),
+                    inbound.port,
+                    f"networking.inbound[{index}].port",
+                    f"inbound {inbound.service}",
+                )
     if redirect is not None and redirect.redirect_port_outbound:
-        yield _tcp(_WILD[0], redirect.redirect_port_outbound, "networking.transparentProxying.redirectPortOutbound", "redirected outbound traffic")
+        yield _tcp(
+            _WILD[0],
+            redirect.redirect_port_outbound,
+            "networking.transparentProxying.redirectPortOutbound",
+            "redirected outbound traffic",
+        )
     else:
         for index, outbound in enumerate(networking.outbound):
-            yield _tcp(outbound.address or LOOPBACK, outbound.port, f"networking.outbound[{index}].port", f"outbound {outbound.tags.get(SERVICE, '')}")
+            yield _tcp(
+                outbound.address or LOOPBACK,
+                outbound.port,
+                f"networking.outbound[{index}].port",
+                f"outbound {outbound.tags.get(SERVICE, '')}",
+            )
 
 
 def inbound_address(networking: Networking, inbound: Inbound) -> str:
@@ -132,9 +154,19 @@ class _Check:
         self.address(f"{path}.address", inbound.address, names=False)
         self.address(f"{path}.serviceAddress", inbound.service_address, names=False)
         target = (inbound.service_address or inbound_address(networking, inbound), inbound.service_port or inbound.port)
-        redirected = networking.transparent_proxying is not None and networking.transparent_proxying.redirect_port_inbound
-        if inbound.service_address and not redirected and target == (inbound_address(networking, inbound), inbound.port):
-            self.say(f"{path}.servicePort", "the inbound would forward to itself", "the application needs a port or address of its own")
+        redirected = (
+            networking.transparent_proxying is not None and networking.transparent_proxying.redirect_port_inbound
+        )
+        if (
+            inbound.service_address
+            and not redirected
+            and target == (inbound_address(networking, inbound), inbound.port)
+        ):
+            self.say(
+                f"{path}.servicePort",
+                "the inbound would forward to itself",
+                "the application needs a port or address of its own",
+            )
         probe = inbound.service_probe
         if probe is not None:
             for name, value in (("interval", probe.interval), ("timeout", probe.timeout)):
@@ -149,7 +181,9 @@ class _Check:
         reference = outbound.backend_ref
         if reference is None:
             if not outbound.tags.get(SERVICE):
-                self.say(f'{path}.tags["{SERVICE}"]', "is missing", "name the service that is consumed, or a backendRef")
+                self.say(
+                    f'{path}.tags["{SERVICE}"]', "is missing", "name the service that is consumed, or a backendRef"
+                )
             return
         if outbound.tags:
             self.say(path, "has tags and a backendRef", "keep one of the two")
@@ -169,7 +203,11 @@ class _Check:
             path = f"probes.endpoints[{index}]"
             if endpoint.inbound_port not in ports:
                 there = ", ".join(map(str, sorted(ports))) or "none"
-                self.say(f"{path}.inboundPort", f"{endpoint.inbound_port} is the port of no inbound", f"inbounds have: {there}")
+                self.say(
+                    f"{path}.inboundPort",
+                    f"{endpoint.inbound_port} is the port of no inbound",
+                    f"inbounds have: {there}",
+                )
             for name, value in (("inboundPath", endpoint.inbound_path), ("path", endpoint.path)):
                 if not value.startswith("/"):
                     self.say(f"{path}.{name}", f"{value!r} does not begin with /", "write a path like /healthz")
@@ -223,7 +261,7 @@ class _Check:
                     where = f"[{later.address}]" if ":" in later.address else later.address
                     self.say(
                         later.path,
-                        f"{where}:{later.port} is bound twice: for {earlier.purpose} ({earlier.path}) and {later.purpose}",
+                        f"{where}:{later.port} is bound twice, first for {earlier.purpose} ({earlier.path})",
                         "choose another port",
                     )
                     break

@@ -29,16 +29,18 @@ def request_json(resource: Resource, *, without: frozenset[str] = frozenset({"pr
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
 
 
-def _normal(value: Any) -> Any:  # noqa: ANN401 - a JSON value
-    """Durations as protobuf's JSON takes them: ``.3s`` and ``1.s`` are legal by the schema and rejected by the parser."""
+def _normal(value: Any) -> Any:
+    """Durations as protobuf's JSON takes them: ``.3s`` and ``1.s`` are legal by the schema only."""
     if isinstance(value, dict):
-        return {key: _duration(item) if key in {"interval", "timeout"} else _normal(item) for key, item in value.items()}
+        return {
+            key: _duration(item) if key in {"interval", "timeout"} else _normal(item) for key, item in value.items()
+        }
     if isinstance(value, list):
         return [_normal(item) for item in value]
     return value
 
 
-def _duration(value: Any) -> Any:  # noqa: ANN401 - a JSON value
+def _duration(value: Any) -> Any:
     if isinstance(value, str) and value.endswith("s"):
         whole, dot, rest = value[:-1].partition(".")
         return f"{whole or '0'}.{rest}s" if dot and rest else f"{whole or '0'}s"

@@ -71,7 +71,7 @@ def option(
     maximum: float | None = None,
     none_means: str = "none",
     effective: bool = True,
-) -> Any:  # noqa: ANN401 - typed by the field it is assigned to
+) -> Any:
     """Declare a setting as a dataclass field."""
     spec = {
         "kind": kind,

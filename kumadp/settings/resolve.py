@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from kumadp.errors import Problem, SettingsError
-from kumadp.settings.model import Option, Settings, options, options_of
+from kumadp.settings.model import Settings, options, options_of
+from kumadp.settings.option import Option
 from kumadp.settings.values import BadValue, read_value, write_value
 
 if TYPE_CHECKING:
@@ -156,16 +157,21 @@ def _check_run(values: dict[str, object], found: Mapping[str, _Found], problems:
     elif not standalone:
         if not name:
             problems.append(
-                Problem("--name", "no Dataplane and no name", "give --dataplane-file, --name and --mesh, or --standalone")
+                Problem(
+                    "--name", "no Dataplane and no name", "give --dataplane-file, --name and --mesh, or --standalone"
+                )
             )
         if not values.get("mesh") and values.get("proxy_type", "dataplane") == "dataplane":
             problems.append(Problem("--mesh", "the mesh is missing", "give --mesh or KUMA_DATAPLANE_MESH"))
     address = str(values.get("cp_address", "https://localhost:5678"))
     if not standalone and not re.match(r"^https?://[^/\s]+", address):
-        problems.append(Problem(
-            found["cp_address"].origin.split(" ", 1)[1], f"{address!r} is not an http or https address",
-            "write one like https://control-plane:5678",
-        ))
+        problems.append(
+            Problem(
+                found["cp_address"].origin.split(" ", 1)[1],
+                f"{address!r} is not an http or https address",
+                "write one like https://control-plane:5678",
+            )
+        )
 
 
 def _read_file(text: str, source: str, problems: list[Problem]) -> dict[str, _Found]:
@@ -186,7 +192,12 @@ def _read_file(text: str, source: str, problems: list[Problem]) -> dict[str, _Fo
 
 
 def _walk(
-    node: yaml.Node, path: str, by_key: Mapping[str, Option], source: str, problems: list[Problem], found: dict[str, _Found]
+    node: yaml.Node,
+    path: str,
+    by_key: Mapping[str, Option],
+    source: str,
+    problems: list[Problem],
+    found: dict[str, _Found],
 ) -> None:
     line = node.start_mark.line + 1
     option = by_key.get(path)
@@ -211,9 +222,7 @@ def _walk(
             problems.append(Problem(below, "is not a setting", hint, source, key.start_mark.line + 1))
 
 
-def _from_node(
-    option: Option, node: yaml.Node, path: str, source: str, problems: list[Problem]
-) -> _Found | None:
+def _from_node(option: Option, node: yaml.Node, path: str, source: str, problems: list[Problem]) -> _Found | None:
     line = node.start_mark.line + 1
     origin = f"file {source}:{line}: {path}"
     if isinstance(node, yaml.ScalarNode):

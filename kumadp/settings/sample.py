@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import textwrap
 
-from kumadp.settings.model import Option, options
+from kumadp.settings.model import options
+from kumadp.settings.option import Option
 
 HEADER = """\
 # Settings of `kumadp run --config FILE`. Every key, with its default; take out the # of what you change.
@@ -29,7 +30,11 @@ def sample() -> str:
         for option in members:
             indent = "#" + "  " * depth
             names = ", ".join((*option.flags, *option.variables))
-            lines.extend(textwrap.wrap(f"{option.help} [{names}]", 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "))
+            lines.extend(
+                textwrap.wrap(
+                    f"{option.help} [{names}]", 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
+                )
+            )
             lines.append(f"{indent}{option.key.rpartition('.')[2]}: {_yaml(option)}")
     return "\n".join(lines) + "\n"
 

@@ -105,7 +105,11 @@ async def explain(admin: Admin, scope: str, made: Generated) -> str:
     if scope == LDS and (why := await _failed_listeners(admin, made)):
         return why
     entries = await _dump(admin, _DUMPS[scope])
-    told = [_named(str(entry.get("name")), str(entry["error_state"].get("details")), made) for entry in entries if "error_state" in entry]
+    told = [
+        _named(str(entry.get("name")), str(entry["error_state"].get("details")), made)
+        for entry in entries
+        if "error_state" in entry
+    ]
     return "; ".join(told) or "Envoy rejected the change without a word; its log says more"
 
 

@@ -49,7 +49,7 @@ def prepare(mesh: Mesh, directory: Path, dns: DnsListener | None) -> Prepared:
 
 
 class StandaloneControl:
-    """Follows a Dataplane file or folder. A change that is broken, or that Envoy refuses, changes nothing and is named."""
+    """Follows a Dataplane file or folder. A change that is broken or refused changes nothing and is named."""
 
     name = "standalone"
 
@@ -94,7 +94,7 @@ class StandaloneControl:
         try:
             stats = await self._admin.stats(rf"^{LDS}\.update_rejected$")
             return await explain(self._admin, LDS, self._good) if stats.get(f"{LDS}.update_rejected") else ""
-        except Exception as error:  # noqa: BLE001 - Envoy may be dying: its supervisor says so
+        except Exception as error:
             log.debug("the admin did not answer: %s", error)
             return ""
 
@@ -130,8 +130,8 @@ class StandaloneControl:
             log.error("the change is undone: %s", rejected)
             await self._undo()
             return
-        except Exception as error:  # noqa: BLE001 - Envoy is away: the files hold the newest state for the next one
-            log.warning("Envoy could not be asked about the change: %s", error or type(error).__name__)
+        except Exception as error:
+            log.warning("Envoy could not be asked about the change: %s", str(error) or type(error).__name__)
             changed = True
         self._mesh, self._good = mesh, made
         self._health.follow(checks_of(mesh))
@@ -145,5 +145,5 @@ class StandaloneControl:
             await apply(self._good, self._held, self._admin)
         except Rejected as rejected:
             log.error("going back did not work either: %s", rejected)
-        except Exception as error:  # noqa: BLE001 - as above
-            log.warning("Envoy could not be asked: %s", error or type(error).__name__)
+        except Exception as error:
+            log.warning("Envoy could not be asked: %s", str(error) or type(error).__name__)

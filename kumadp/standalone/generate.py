@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kumadp.resources.types import Inbound, Outbound
 
 ADMIN_CLUSTER = "kuma_envoy_admin"
+_RESOLVER = "type.googleapis.com/envoy.extensions.network.dns_resolver"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,20 +211,22 @@ def _is_ip(host: str) -> bool:
 
 
 def _ready(mesh: Mesh, made: Generated) -> None:
-    """Kuma's ``/ready`` on the data plane's address; also per inbound, by host name, where an application is checked."""
+    """Kuma's ``/ready`` on the data plane's address; also per inbound where an application is checked."""
     address, port = mesh.spec.networking.address, admin_port(mesh.spec)
     probed = [inbound for inbound in mesh.spec.networking.inbound if inbound.service_probe is not None]
     if address == ADMIN_HOST or not _is_ip(address):
         if probed:
             made.notes.append(
-                f"{_where(mesh, 'networking.address')}: on {address} other proxies cannot ask for the health of an inbound; "
+                f"{_where(mesh, 'networking.address')}: on {address} others cannot ask for the health of an inbound; "
                 "they see failed requests only"
             )
         return
     filters = [_health_filter(local_cluster(mesh, inbound)[0], inbound.port) for inbound in probed]
     route = {"match": {"path": "/ready"}, "route": {"cluster": ADMIN_CLUSTER}}
     name = "kuma:envoy:admin"
-    made.listeners[name] = listener(name, address, port, [http_manager("kuma_envoy_admin", [route], filters)], "INBOUND")
+    made.listeners[name] = listener(
+        name, address, port, [http_manager("kuma_envoy_admin", [route], filters)], "INBOUND"
+    )
     made.origin[name] = _where(mesh, "networking.admin.port")
 
 
@@ -247,7 +250,10 @@ def _prometheus(mesh: Mesh, made: Generated) -> None:
     if metrics is None or metrics.type != "prometheus":
         return
     port, path = int(metrics.conf.get("port") or 5670), str(metrics.conf.get("path") or "/metrics")
-    route = {"match": {"path": path}, "route": {"cluster": ADMIN_CLUSTER, "prefixRewrite": "/stats/prometheus?usedonly"}}
+    route = {
+        "match": {"path": path},
+        "route": {"cluster": ADMIN_CLUSTER, "prefixRewrite": "/stats/prometheus?usedonly"},
+    }
     name = "kuma:metrics:prometheus"
     manager = http_manager("kuma_metrics_prometheus", [route])
     made.listeners[name] = listener(name, mesh.spec.networking.address, port, [manager], "INBOUND")
@@ -275,7 +281,7 @@ def _dns(mesh: Mesh, dns: DnsListener) -> Json:
             "typedDnsResolverConfig": {
                 "name": "envoy.network.dns_resolver.cares",
                 "typedConfig": {
-                    "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+                    "@type": f"{_RESOLVER}.cares.v3.CaresDnsResolverConfig",
                     "resolvers": resolvers,
                 },
             },
@@ -298,7 +304,9 @@ def bootstrap(mesh: Mesh, directory: Path) -> Json:
             "cdsConfig": file_source(str(directory / "clusters.json"), str(directory)),
             "ldsConfig": file_source(str(directory / "listeners.json"), str(directory)),
         },
-        "layeredRuntime": {"layers": [{"name": "kumadp", "staticLayer": {"re2.max_program_size.error_level": 4294967295}}]},
+        "layeredRuntime": {
+            "layers": [{"name": "kumadp", "staticLayer": {"re2.max_program_size.error_level": 4294967295}}]
+        },
     }
 
 
@@ -311,7 +319,10 @@ def _service(mesh: Mesh) -> str:
 
 def files(made: Generated) -> Mapping[str, Json]:
     """The file contents by name, in the order in which they are to be written: endpoints, clusters, listeners."""
-    found = {endpoints_file(name): _resources("endpoint.v3.ClusterLoadAssignment", [cla]) for name, cla in made.endpoints.items()}
+    found = {
+        endpoints_file(name): _resources("endpoint.v3.ClusterLoadAssignment", [cla])
+        for name, cla in made.endpoints.items()
+    }
     found["clusters.json"] = _resources("cluster.v3.Cluster", list(made.clusters.values()))
     found["listeners.json"] = _resources("listener.v3.Listener", list(made.listeners.values()))
     return found

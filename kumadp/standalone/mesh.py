@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.errors import Problem, ResourceError
@@ -12,6 +11,7 @@ from kumadp.resources.types import Dataplane
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from kumadp.resources.types import Inbound
 
@@ -72,7 +72,11 @@ def _health_at(spec: Dataplane, inbound: Inbound) -> tuple[str, int] | None:
 
 def read_mesh(path: Path, name: str) -> Mesh:
     """Read a Dataplane file or a folder of them. May block. Raises ResourceError with every problem of every file."""
-    files = [path] if not path.is_dir() else sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and not p.name.startswith("."))
+    files = (
+        [path]
+        if not path.is_dir()
+        else sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and not p.name.startswith("."))
+    )
     problems: list[Problem] = []
     resources: list[Resource] = []
     for file in files:

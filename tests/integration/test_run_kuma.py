@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import time
 import urllib.request
 from typing import TYPE_CHECKING
@@ -114,7 +115,7 @@ def test_a_data_plane_of_a_real_mesh(tmp_path: Path) -> None:
             "--drain-time=1s",
         ) as daemon:
             poll(lambda: get(ports.outbound) == (200, "backend"), what="traffic through the mesh", deadline=40)
-            print(f"first answer {time.monotonic() - started:.2f} s after exec")
+            sys.stdout.write(f"first answer {time.monotonic() - started:.2f} s after exec\n")
             daemon.wait_ready()
             assert get(ports.inbound) == (200, "backend")
             assert get(ports.probes, "/app/healthz") == (200, "ok")

@@ -42,9 +42,7 @@ class RememberingDaemon:
         self.calls.append("kill")
 
     def drain_steps(self) -> tuple[Step, ...]:
-        return plan_drain(
-            envoy_runs=self.envoy_runs, inbound_drained=self.inbound_drained, drain_time=self.drain_time
-        )
+        return plan_drain(envoy_runs=self.envoy_runs, inbound_drained=self.inbound_drained, drain_time=self.drain_time)
 
     async def fail_health_checks(self) -> None:
         self.calls.append("fail health checks")
