@@ -62,7 +62,7 @@ def rest() -> None:
 
 
 def processor_time(pid: int) -> float:
-    """Seconds on a processor, all threads: /proc/PID/task/*/schedstat counts nanoseconds, cpu_times only 10 ms ticks."""
+    """Seconds on a processor, all threads; schedstat counts nanoseconds where cpu_times has ticks of 10 ms."""
     tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
