@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kumadp.settings.model import options_of
-from kumadp.settings.option import Option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from kumadp.settings.option import Option
 
 
 class GroupedCommand(click.Command):

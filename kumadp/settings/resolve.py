@@ -11,11 +11,12 @@ import yaml
 
 from kumadp.errors import Problem, SettingsError
 from kumadp.settings.model import Settings, options, options_of
-from kumadp.settings.option import Option
 from kumadp.settings.values import BadValue, read_value, write_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from kumadp.settings.option import Option
 
 MAX_FILE = 1 << 20
 _PLACEHOLDER = re.compile(r"[$(){}]")

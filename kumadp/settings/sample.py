@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from typing import TYPE_CHECKING
 
 from kumadp.settings.model import options
-from kumadp.settings.option import Option
+
+if TYPE_CHECKING:
+    from kumadp.settings.option import Option
 
 HEADER = """\
 # Settings of `kumadp run --config FILE`. Every key, with its default; take out the # of what you change.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kumadp.resources.types import seconds
@@ -30,7 +30,7 @@ class Check:
     inbound_port: int
     host: str
     port: int
-    probe: ServiceProbe
+    probe: ServiceProbe = field(hash=False)
 
 
 def checks_of(mesh: Mesh) -> frozenset[Check]:
