@@ -98,7 +98,7 @@ async def _once(
     body, trust = await make_request()
     try:
         async with asyncio.timeout(ATTEMPT_SECONDS):
-            context = await asyncio.to_thread(_tls, trust) if url.startswith("https") else True
+            context = await asyncio.to_thread(_tls, trust) if url.startswith("https") else False
             status, headers, answer = await _post(bootstrap_url(url), body, context)
     except (OSError, TimeoutError, httpx.HTTPError, ValueError) as error:
         return judge_error(error), None
