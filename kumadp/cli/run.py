@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from kumadp.cli.options import command_with_options
 from kumadp.errors import Problem, SettingsError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @command_with_options("run")
-def run(**flags: object) -> int:
+def run(**flags: object) -> None:
     """Run a data plane until it is told to stop.
 
     With a control plane (--cp-address) kumadp fetches Envoy's bootstrap and runs Envoy and CoreDNS, as kuma-dp does.
@@ -36,11 +36,11 @@ def run(**flags: object) -> int:
     config = flags.get("config")
     text = _read_settings_file(str(config)) if config else None
     resolved = resolve("run", flags, os.environ, text, str(config or ""))
-    return launch(resolved.settings, resolved.warnings, os.environ)
+    launch(resolved.settings, resolved.warnings, os.environ)
 
 
-def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, str]) -> int:
-    """Check what can be checked, then run; returns the exit code. Raises KumadpError before the loop runs."""
+def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, str]) -> NoReturn:
+    """Check what can be checked, then run and end with the exit code. Raises KumadpError before the loop runs."""
     from kumadp.envoy.argv import check_extra
     from kumadp.host.logs import setup_logging
     from kumadp.host.names import set_process_name
@@ -66,10 +66,17 @@ def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, 
     try:
         notes = (*warnings, *(str(note) for note in (resource.notes if resource else ())))
         work = run_daemon(settings, resource, mesh, environ, notes, display(settings))
-        with asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop)) as runner:
-            return int(runner.run(work).code)
+        code = asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop)).run(work).code
     finally:
         logs.close()
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """End now, everything being stopped: a thread that waits for a silent name server would hold a normal exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _loop_factory(wanted: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
