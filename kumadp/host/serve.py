@@ -63,10 +63,10 @@ async def serve(
     """Answer requests on ``sock`` with ``handler`` until cancelled. aiohttp is imported in a thread, in 130 ms."""
     web = await asyncio.to_thread(importlib.import_module, "aiohttp.web")
     server = web.Server(handler, access_log=None)
-    runner = web.ServerRunner(server)
+    runner = web.ServerRunner(server, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await web.SockSite(runner, sock, shutdown_timeout=1.0).start()
+        await web.SockSite(runner, sock).start()
         up()
         await asyncio.Event().wait()
     finally:

@@ -148,7 +148,7 @@ class RunLoop:
             case SignalCame():
                 return self._on_stop_signal(event)
             case StartEnded(error):
-                return _failure(error) if error is not None else None
+                return self._on_start_ended(error)
             case PartEnded(name, error):
                 return self._on_part_ended(name, error)
             case DrainEnded():
@@ -180,6 +180,13 @@ class RunLoop:
         self._status.move(Phase.DRAINING, "asked to stop by signal")
         self._drain = self._spawn(self._walk(steps), "drain")
         return None
+
+    def _on_start_ended(self, error: BaseException | None) -> Outcome | None:
+        if error is None:
+            return None
+        if self._status.phase is Phase.DRAINING and isinstance(error, KumadpError):
+            return Outcome(ExitCode.OK, f"stopped by signal; starting had not ended: {error}")
+        return _failure(error)
 
     def _on_part_ended(self, name: str, error: BaseException | None) -> Outcome | None:
         if self._daemon.is_essential(name):

@@ -10,7 +10,7 @@ import pytest
 
 from kumadp.errors import ChildFailed, ControlPlaneRefused, ExitCode
 from kumadp.lifecycle.drain import FailHealthChecks, Step, Wait, plan_drain
-from kumadp.lifecycle.loop import PartEnded, RunLoop, SignalCame
+from kumadp.lifecycle.loop import PartEnded, RunLoop, SignalCame, StartEnded
 from kumadp.lifecycle.phases import IllegalMove, Phase, check_move
 from kumadp.lifecycle.status import Status
 
@@ -159,3 +159,14 @@ def test_nothing_is_drained_without_envoy_or_after_sigusr2() -> None:
 def test_stopped_is_the_end() -> None:
     with pytest.raises(IllegalMove):
         check_move(Phase.STOPPED, Phase.STARTING)
+
+
+async def test_envoy_that_ends_while_draining_before_it_was_up_is_a_clean_stop() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    loop.post(SignalCame(signal.SIGTERM))
+    await until(Phase.DRAINING, daemon)
+    loop.post(StartEnded(ChildFailed("envoy ended with signal 15 (TERM)")))
+    assert (await run).code is ExitCode.OK

@@ -1,0 +1,109 @@
+"""Readiness and control socket: real sockets, asked as a user does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.errors import PortsTaken, WorkDirError
+from kumadp.lifecycle.component import Stack
+from kumadp.lifecycle.control import ControlServer, ask_status, control_socket_path, find_control_sockets
+from kumadp.lifecycle.phases import Phase
+from kumadp.lifecycle.readiness import ReadinessServer
+from kumadp.lifecycle.status import Status
+from tests.support.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from kumadp.lifecycle.component import Component
+
+
+@contextlib.asynccontextmanager
+async def served(component: Component) -> AsyncIterator[None]:
+    stack = Stack(lambda _name, _error: None)
+    await stack.enter(component)
+    try:
+        yield
+    finally:
+        await stack.leave()
+
+
+def ask(port: int, path: str = "/ready") -> tuple[int, str, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(), {name.lower(): text for name, text in answer.getheaders()}
+    finally:
+        connection.close()
+
+
+async def test_readiness_tells_the_state_alone_in_kuma_dp_s_words() -> None:
+    port = free_port()
+    status = Status("web", "standalone")
+    status.wait_for("bootstrap", "connection refused 10.0.0.1:5678")
+    async with served(ReadinessServer("127.0.0.1", port, lambda: status.ready_state)):
+        code, body, headers = await asyncio.to_thread(ask, port)
+        assert (code, body) == (503, "NOT_READY")
+        assert headers["x-powered-by"] == "kuma-dp"
+        assert "no-cache" in headers["cache-control"]
+        status.move(Phase.READY, "LIVE")
+        assert (await asyncio.to_thread(ask, port))[:2] == (200, "READY")
+        status.move(Phase.DRAINING, "signal")
+        assert (await asyncio.to_thread(ask, port))[:2] == (503, "TERMINATING")
+        assert (await asyncio.to_thread(ask, port, "/"))[0] == 404
+
+
+async def test_a_taken_readiness_port_is_told_when_it_is_made() -> None:
+    port = free_port()
+    async with served(ReadinessServer("127.0.0.1", port, lambda: "READY")):
+        with pytest.raises(PortsTaken):
+            ReadinessServer("127.0.0.1", port, lambda: "READY")
+
+
+async def test_the_control_socket_tells_everything_to_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "web.control"
+    status = Status("web", "standalone")
+    status.wait_for("envoy", "Envoy is INITIALIZING")
+    status.note_fatal("coredns", "restart budget spent")
+    async with served(ControlServer(path, status.snapshot)):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        told = await asyncio.to_thread(ask_status, path)
+        assert told["reasons"] == ["envoy: Envoy is INITIALIZING"]
+        assert told["fatal"] == {"coredns": "restart budget spent"}
+        assert told["ready"] is False
+        assert told["pid"] == os.getpid()
+        json.dumps(told)
+        with pytest.raises(WorkDirError):
+            ControlServer(path, status.snapshot)
+    assert not path.exists()
+
+
+async def test_living_sockets_are_found_and_stale_ones_replaced(tmp_path: Path) -> None:
+    environment = {"RUNTIME_DIRECTORY": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path / "none")}
+    path = control_socket_path("web", environment)
+    assert path.parent == tmp_path
+    path.touch()
+    assert path not in find_control_sockets(environment)
+    async with served(ControlServer(path, Status("web", "standalone").snapshot)):
+        assert path in await asyncio.to_thread(find_control_sockets, environment)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_folder_that_others_may_write_is_passed_over(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(mode)
+    private = tmp_path / "run"
+    private.mkdir(mode=0o700)
+    environment = {"RUNTIME_DIRECTORY": str(folder), "XDG_RUNTIME_DIR": str(private)}
+    assert control_socket_path("web", environment).parent == private / "kumadp"
