@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -24,9 +23,6 @@ from tests.support.needs import need_envoy
 from tests.support.poll import poll
 from tests.support.ports import free_port
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(600)]
 
 # The first round compiles the modules, as the first start of an installed program does; it does not count.
@@ -34,19 +30,6 @@ ROUNDS = 5
 WARM_UP = 1
 REST_SECONDS = 3.0
 MIB = 1024 * 1024
-
-
-@pytest.fixture(autouse=True)
-def _compiled_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-
-
-@pytest.fixture(scope="module")
-def table() -> Iterator[list[tuple[str, str, str]]]:
-    rows: list[tuple[str, str, str]] = []
-    yield rows
-    lines = [f"{what:<58}{median:>12}  {rounds}" for what, median, rounds in [("WHAT", "MEDIAN", "ROUNDS"), *rows]]
-    sys.stdout.write("\n" + "\n".join(lines) + "\n")
 
 
 def note(table: list[tuple[str, str, str]], what: str, unit: str, values: list[float]) -> None:

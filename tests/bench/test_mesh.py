@@ -1,0 +1,87 @@
+"""In a real mesh (KUMA_CP): start to first answer and memory, beside a kuma-dp (KUMADP_BENCH_PEER) in the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.bench.test_start import note, pss, rest
+from tests.support.daemon import Ports, get, workload
+from tests.support.kuma import control_plane, dataplane
+from tests.support.needs import need_coredns, need_envoy
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from tests.support.kuma import ControlPlane
+
+pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.kuma_cp, pytest.mark.timeout(900)]
+
+ROUNDS = 4
+
+
+def environment_of(folder: Path, ports: Ports) -> dict[str, str]:
+    """What both programs are told by variables."""
+    found = {name: value for name, value in os.environ.items() if not name.startswith("KUMA")}
+    found.pop("PYTHONDONTWRITEBYTECODE", None)
+    return {
+        **found,
+        "TMPDIR": str(folder),
+        "XDG_RUNTIME_DIR": str(folder),
+        "KUMA_READINESS_PORT": str(ports.readiness),
+        "KUMA_DATAPLANE_RUNTIME_BINARY_PATH": str(need_envoy()),
+        "KUMA_DATAPLANE_DRAIN_TIME": "1s",
+        "KUMA_DNS_CORE_DNS_BINARY_PATH": str(need_coredns()),
+        "KUMA_DNS_CORE_DNS_PORT": str(ports.dns),
+        "KUMA_DNS_ENVOY_DNS_PORT": str(ports.envoy_dns),
+        "KUMA_DNS_PROMETHEUS_PORT": str(ports.dns_metrics),
+    }
+
+
+def measure(program: list[str], folder: Path, plane: ControlPlane, service: str) -> tuple[float, float, float]:
+    """Seconds from exec to the first answer through the mesh; PSS at rest in MiB, of the program and of its Envoy."""
+    folder.mkdir()
+    ports = Ports.take()
+    with workload(service) as app, (folder / "log").open("wb") as out:
+        file = folder / "dp.json"
+        file.write_text(json.dumps(dataplane(f"{service}-dp", service, ports, app.port, probes=False)))
+        started = time.monotonic()
+        process = subprocess.Popen(
+            [*program, "run", *plane.arguments, f"--dataplane-file={file}"],
+            env=environment_of(folder, ports),
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+        )
+        try:
+            poll(lambda: get(ports.outbound) == (200, service), what=f"traffic by {program[-1]}", deadline=60)
+            took = time.monotonic() - started
+            rest()
+            children = psutil.Process(process.pid).children()
+            envoy = next(child for child in children if child.name() == "envoy")
+            return took, pss(process.pid), pss(envoy.pid)
+        finally:
+            process.terminate()
+            process.wait(40)
+
+
+def test_start_to_first_answer_through_the_mesh(tmp_path: Path, table: list[tuple[str, str, str]]) -> None:
+    programs = {"kumadp": [sys.executable, "-m", "kumadp"]}
+    if peer := os.environ.get("KUMADP_BENCH_PEER"):
+        programs[Path(peer).name] = [peer]
+    with control_plane(tmp_path / "cp") as plane:
+        for name, program in programs.items():
+            figures = [
+                measure(program, tmp_path / f"{name}-{count}", plane, f"{name.replace('.', '-')}-{count}")
+                for count in range(ROUNDS)
+            ][1:]
+            note(table, f"{name}: exec to first answer through the mesh", "s", [took for took, _, _ in figures])
+            note(table, f"{name} in the mesh: PSS", "MiB", [own for _, own, _ in figures])
+            note(table, f"{name}: PSS of its Envoy", "MiB", [envoy for _, _, envoy in figures])
