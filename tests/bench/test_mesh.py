@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ import pytest
 from tests.bench.test_start import note, pss, rest
 from tests.support.daemon import Ports, get, workload
 from tests.support.kuma import control_plane, dataplane
-from tests.support.needs import need_coredns, need_envoy
+from tests.support.needs import need_envoy
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -38,16 +39,13 @@ def environment_of(folder: Path, ports: Ports) -> dict[str, str]:
         "KUMA_READINESS_PORT": str(ports.readiness),
         "KUMA_DATAPLANE_RUNTIME_BINARY_PATH": str(need_envoy()),
         "KUMA_DATAPLANE_DRAIN_TIME": "1s",
-        "KUMA_DNS_CORE_DNS_BINARY_PATH": str(need_coredns()),
-        "KUMA_DNS_CORE_DNS_PORT": str(ports.dns),
-        "KUMA_DNS_ENVOY_DNS_PORT": str(ports.envoy_dns),
-        "KUMA_DNS_PROMETHEUS_PORT": str(ports.dns_metrics),
+        # kuma-dp's CoreDNS needs a plugin that common builds lack: without DNS both do the same.
+        "KUMA_DNS_ENABLED": "false",
     }
 
 
 def measure(program: list[str], folder: Path, plane: ControlPlane, service: str) -> tuple[float, float, float]:
     """Seconds from exec to the first answer through the mesh; PSS at rest in MiB, of the program and of its Envoy."""
-    folder.mkdir()
     ports = Ports.take()
     with workload(service) as app, (folder / "log").open("wb") as out:
         file = folder / "dp.json"
@@ -78,10 +76,12 @@ def test_start_to_first_answer_through_the_mesh(tmp_path: Path, table: list[tupl
         programs[Path(peer).name] = [peer]
     with control_plane(tmp_path / "cp") as plane:
         for name, program in programs.items():
-            figures = [
-                measure(program, tmp_path / f"{name}-{count}", plane, f"{name.replace('.', '-')}-{count}")
-                for count in range(ROUNDS)
-            ][1:]
+            figures = []
+            for count in range(ROUNDS):
+                # A short path: the sockets of kuma-dp must fit into 98 bytes.
+                with tempfile.TemporaryDirectory(prefix="b") as folder:
+                    figures.append(measure(program, Path(folder), plane, f"{name.replace('.', '-')}-{count}"))
+            figures = figures[1:]
             note(table, f"{name}: exec to first answer through the mesh", "s", [took for took, _, _ in figures])
             note(table, f"{name} in the mesh: PSS", "MiB", [own for _, own, _ in figures])
             note(table, f"{name}: PSS of its Envoy", "MiB", [envoy for _, _, envoy in figures])
