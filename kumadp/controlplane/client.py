@@ -52,8 +52,8 @@ async def fetch_bootstrap(
 
     ``make_request`` is awaited for each attempt, so that token and CA are read anew. Waits are exponential from
     ``backoff`` seconds with full jitter, up to 30 s; ``on_failure`` hears each reason. Raises ControlPlaneRefused on
-    an answer that no retry can change (400, 401, 403, 422 and other 4xx; a certificate that does not verify three
-    times) and ControlPlaneUnavailable after ``max_duration`` seconds; None means never.
+    an answer that no retry can change (400, 401, 403, 422; a certificate that does not verify three times; a CA that
+    is none) and ControlPlaneUnavailable after ``max_duration`` seconds; None means never.
     """
     certificate_tries = 0
 
@@ -67,7 +67,7 @@ async def fetch_bootstrap(
             raise ControlPlaneRefused(f"the control plane at {url} refused: {verdict.reason}", verdict.hint)
         raise _Failed(verdict)
 
-    exponential = tenacity.wait_random_exponential(multiplier=backoff, max=max(LONGEST_WAIT, backoff))
+    exponential = waits_from(backoff)
 
     def wait(state: tenacity.RetryCallState) -> float:
         failure = state.outcome.exception() if state.outcome else None
@@ -92,13 +92,18 @@ async def fetch_bootstrap(
         ) from None
 
 
+def waits_from(backoff: float) -> tenacity.wait_random_exponential:
+    """Waits between attempts: doubling from ``backoff`` seconds to 30 s, with full jitter."""
+    return tenacity.wait_random_exponential(multiplier=backoff, max=max(LONGEST_WAIT, backoff))
+
+
 async def _once(
     url: str, make_request: Callable[[], Awaitable[tuple[bytes, Trust]]]
 ) -> tuple[Verdict, BootstrapAnswer | None]:
     body, trust = await make_request()
     try:
         async with asyncio.timeout(ATTEMPT_SECONDS):
-            context = await asyncio.to_thread(_tls, trust) if url.startswith("https") else False
+            context = await asyncio.to_thread(make_context, trust) if url.startswith("https") else False
             status, headers, answer = await _post(bootstrap_url(url), body, context)
     except (OSError, TimeoutError, httpx.HTTPError, ValueError) as error:
         return judge_error(error), None
@@ -113,8 +118,10 @@ async def _once(
 
 async def _post(url: str, body: bytes, context: ssl.SSLContext | bool) -> tuple[int, dict[str, str], bytes]:
     headers = {"accept": "application/json", "content-type": "application/json"}
+    # Less than the whole attempt: what hangs is then closed by httpx, where a cancelled handshake would stay open.
+    phase = ATTEMPT_SECONDS * 0.9
     async with (
-        httpx.AsyncClient(verify=context, trust_env=False, timeout=ATTEMPT_SECONDS) as client,
+        httpx.AsyncClient(verify=context, trust_env=False, timeout=phase) as client,
         client.stream("POST", url, content=body, headers=headers) as answer,
     ):
         data = bytearray()
@@ -131,9 +138,19 @@ def bootstrap_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, "/bootstrap", parts.query, ""))
 
 
-def _tls(trust: Trust) -> ssl.SSLContext:
-    """TLS 1.2 or newer; a CA that is given is the only one (Kuma 2.14)."""
-    context = ssl.create_default_context(cadata=trust.ca or None)
+def make_context(trust: Trust) -> ssl.SSLContext:
+    """TLS 1.2 or newer; a CA that is given is the only one (Kuma 2.14). May block.
+
+    Raises ControlPlaneRefused where the CA is not PEM.
+    """
+    try:
+        context = ssl.create_default_context(cadata=trust.ca or None)
+    except (ssl.SSLError, ValueError, TypeError) as error:
+        reason = getattr(error, "reason", None) or str(error)
+        raise ControlPlaneRefused(
+            f"the control plane's CA is not a PEM certificate: {str(reason).lower().replace('_', ' ')}",
+            "check --ca-cert-file or KUMA_CONTROL_PLANE_CA_CERT",
+        ) from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if not trust.verify:
         context.check_hostname = False

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import enum
 import ssl
+import time
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 REASON_LENGTH = 300
+LONGEST_RETRY_AFTER = 300.0
 # Kuma's 404 body where the port is not the data plane server's.
 WRONG_PORT = "404: Page Not Found"
 
@@ -56,8 +59,8 @@ def judge_answer(status: int, headers: Mapping[str, str], body: bytes) -> Verdic
         return Verdict(Action.RETRY, reason, "this is not the data plane server's port, which is 5678 by default")
     if status in {408, 429} or status >= 500:
         return Verdict(Action.RETRY, reason, wait=_retry_after(headers))
-    if 400 <= status < 500:
-        return Verdict(Action.STOP, reason, _HINTS.get(status, "no retry can change this answer"))
+    if status in _HINTS:
+        return Verdict(Action.STOP, reason, _HINTS[status])
     return Verdict(Action.RETRY, reason, "no bootstrap server answers like this: check --cp-address")
 
 
@@ -71,9 +74,9 @@ def judge_error(error: BaseException) -> Verdict:
             )
         if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
             return Verdict(Action.RETRY, "the port does not speak TLS", "is it an http port? check --cp-address")
+        if isinstance(cause, TimeoutError):
+            return Verdict(Action.RETRY, "no answer in time")
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, TimeoutError):
-        return Verdict(Action.RETRY, "no answer in time")
     return Verdict(Action.RETRY, one_line(str(error).encode()) or type(error).__name__)
 
 
@@ -87,8 +90,15 @@ def _tls_hint(error: ssl.SSLCertVerificationError) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    text = headers.get("retry-after", "")
-    return min(float(text), 300.0) if text.isdigit() else 0.0
+    """Seconds or a date (RFC 9110, 10.2.3); what is neither counts as absent."""
+    text = headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text[:6]), LONGEST_RETRY_AFTER)
+    try:
+        wait = parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return min(max(wait, 0.0), LONGEST_RETRY_AFTER)
 
 
 def one_line(body: bytes) -> str:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import os
 import re
 import shlex
 import shutil
-import ssl
 import subprocess
 import sys
 import tempfile
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import trustme
 
 from kumadp.errors import EXIT_CODE_MEANING, ExitCode
+from tests.support.controlplane import TOKEN, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Ports, get, workload
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
@@ -31,9 +26,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-# Three parts, as a token has; the signature is nobody's.
-TOKEN = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (b'{"alg":"RS256"}', b"{}", b"none"))
 
 
 def rows_after(mark: str) -> list[list[str]]:
@@ -182,80 +174,6 @@ def reader() -> Iterator[Reader]:
                 opened.stop()
 
 
-class BootstrapServer(ThreadingHTTPServer):
-    """Answers ``POST /bootstrap`` over TLS as a control plane does, with an inbound in place of the xDS stream."""
-
-    daemon_threads = True
-
-    def __init__(self, folder: Path, ports: Ports, application: int) -> None:
-        super().__init__(("127.0.0.1", 0), _BootstrapHandler)
-        self.requests: list[dict[str, Any]] = []
-        self.answer = bootstrap(ports, application)
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(str(folder / "ca.crt"))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("localhost").configure_cert(context)
-        self.socket = context.wrap_socket(self.socket, server_side=True)
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def close(self) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class _BootstrapHandler(BaseHTTPRequestHandler):
-    server: BootstrapServer
-
-    def do_POST(self) -> None:
-        self.server.requests.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-        encoded = base64.b64encode(json.dumps(self.server.answer).encode()).decode()
-        sidecar = {"networking": {"isUsingTransparentProxy": False, "corefileTemplate": None, "address": "127.0.0.1"}}
-        body = json.dumps({"bootstrap": encoded, "kumaSidecarConfiguration": sidecar}).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
-
-
-def address(port: int) -> dict[str, Any]:
-    return {"socketAddress": {"address": "127.0.0.1", "portValue": port}}
-
-
-def bootstrap(ports: Ports, application: int) -> dict[str, Any]:
-    """Admin on loopback and one TCP inbound in front of the application."""
-    proxy = {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        "statPrefix": "inbound",
-        "cluster": "application",
-    }
-    endpoints = [{"lbEndpoints": [{"endpoint": {"address": address(application)}}]}]
-    return {
-        "node": {"id": "default.web-1", "cluster": "web"},
-        "admin": {"address": address(ports.admin)},
-        "staticResources": {
-            "listeners": [
-                {
-                    "name": "inbound",
-                    "address": address(ports.inbound),
-                    "filterChains": [{"filters": [{"name": "envoy.filters.network.tcp_proxy", "typedConfig": proxy}]}],
-                }
-            ],
-            "clusters": [
-                {
-                    "name": "application",
-                    "type": "STATIC",
-                    "connectTimeout": "1s",
-                    "loadAssignment": {"clusterName": "application", "endpoints": endpoints},
-                }
-            ],
-        },
-    }
-
-
 def test_no_command_is_of_a_kind_that_nobody_runs() -> None:
     known = ("make ", "kumadp demo ", "kumadp validate ", "kumadp run ", "kumadp wait ", "curl ")
     assert [line for line in commands() if not line.startswith(known)] == []
@@ -275,17 +193,16 @@ def test_every_command_without_a_control_plane_works(reader: Reader) -> None:
 
 @pytest.mark.process
 def test_the_commands_for_a_control_plane_work(reader: Reader) -> None:
-    server = BootstrapServer(reader.folder, reader.ports, reader.numbers["8080"])
-    try:
-        reader.numbers["5678"] = int(server.server_address[1])
+    answer = bootstrap_answer(static_bootstrap(reader.ports, int(reader.numbers["8080"])))
+    with ScriptedControlPlane(answer) as plane:
+        plane.write_ca(reader.folder / "ca.crt")
+        reader.numbers["5678"] = plane.port
         (reader.folder / "token").write_text(TOKEN)
         (typed,) = [line for line in commands() if "--cp-address" in line]
         reader.type(typed)
         reader.type("kumadp wait --timeout=60s")
         assert get(reader.ports.inbound) == (200, "web")
-        assert server.requests[0]["name"] == "web-1"
-        assert server.requests[0]["dataplaneToken"] == TOKEN
+        assert plane.requests[0]["name"] == "web-1"
+        assert plane.requests[0]["dataplaneToken"] == TOKEN
         assert TOKEN not in reader.output()
         reader.stop()
-    finally:
-        server.close()

@@ -1,0 +1,254 @@
+"""The bootstrap request against a real HTTPS server: what is repeated, what ends it, what is read anew."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+import tenacity
+import trustme
+
+from kumadp.controlplane import client
+from kumadp.controlplane.client import Trust, bootstrap_url, fetch_bootstrap
+from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
+from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer
+from tests.support.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from kumadp.controlplane.wire import BootstrapAnswer
+
+GOOD = bootstrap_answer({"node": {"id": "default.web"}}, ".:15053 {}")
+QUICK = 0.001
+
+
+def request(ca: str, verify: bool = True) -> Callable[[], Awaitable[tuple[bytes, Trust]]]:
+    async def make() -> tuple[bytes, Trust]:
+        return b'{"name": "web"}', Trust(ca, verify)
+
+    return make
+
+
+async def fetch(
+    url: str,
+    ca: str,
+    *,
+    verify: bool = True,
+    told: list[str] | None = None,
+    max_duration: float | None = None,
+) -> BootstrapAnswer:
+    heard = told if told is not None else []
+    async with asyncio.timeout(60):
+        return await fetch_bootstrap(
+            url, request(ca, verify), backoff=QUICK, max_duration=max_duration, on_failure=heard.append
+        )
+
+
+HEALING = {
+    "500": (Answer(500, b"boom"), "HTTP 500: boom"),
+    "502": (Answer(502), "HTTP 502"),
+    "503": (Answer(503), "HTTP 503"),
+    "408": (Answer(408), "HTTP 408"),
+    "429": (Answer(429, b"", {"retry-after": "0"}), "HTTP 429"),
+    "404 with an empty body": (Answer(404), "does not know this Dataplane"),
+    "404 of another port": (Answer(404, b"404: Page Not Found"), "not the data plane server's port"),
+    "404 of somebody else": (Answer(404, b"nothing here"), "check --cp-address"),
+    "405": (Answer(405), "check --cp-address"),
+    "302": (Answer(302, b"", {"location": "https://elsewhere.example/"}), "check --cp-address"),
+    "not JSON": (Answer(200, b"<html>"), "not a bootstrap"),
+    "JSON without a bootstrap": (Answer(200, b"{}"), "not a bootstrap"),
+    "a list": (Answer(200, b"[]"), "not a bootstrap"),
+    "bad base64": (Answer(200, b'{"bootstrap": "%%%"}'), "not a bootstrap"),
+    "an empty body": (Answer(200), "not a bootstrap"),
+    "a broken connection": (Answer(reset=True), ""),
+    "a body cut short": (Answer(200, b"{", {"content-length": "100"}), ""),
+}
+
+
+@pytest.mark.parametrize("name", HEALING)
+async def test_what_may_heal_is_repeated_with_its_reason(name: str) -> None:
+    answer, reason = HEALING[name]
+    told: list[str] = []
+    with ScriptedControlPlane(answer, answer, GOOD) as plane:
+        got = await fetch(plane.url, plane.ca, told=told)
+        assert len(plane.requests) == 3
+    assert json.loads(got.bootstrap) == {"node": {"id": "default.web"}}
+    assert got.corefile_template == ".:15053 {}"
+    assert len(told) == 2
+    assert all(line and "\n" not in line for line in told)
+    assert reason in told[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"), [(400, "version"), (401, "token"), (403, "token"), (422, "token and the Dataplane")]
+)
+async def test_what_no_retry_can_change_ends_it_at_once(status: int, hint: str) -> None:
+    with ScriptedControlPlane(Answer(status, b"because"), GOOD) as plane:
+        with pytest.raises(ControlPlaneRefused) as refused:
+            await fetch(plane.url, plane.ca)
+        assert len(plane.requests) == 1
+    assert f"HTTP {status}: because" in str(refused.value)
+    assert hint in str(refused.value)
+
+
+async def test_nobody_there_is_repeated_until_somebody_is() -> None:
+    told: list[str] = []
+    port = free_port()
+    task = asyncio.create_task(fetch(f"http://127.0.0.1:{port}", "", told=told))
+    while len(told) < 3:
+        await asyncio.sleep(0)
+        assert not task.done()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert all(line for line in told)
+
+
+async def test_a_name_that_does_not_exist_is_repeated() -> None:
+    told: list[str] = []
+    with pytest.raises(ControlPlaneUnavailable):
+        await fetch("https://control-plane.invalid:5678", "", told=told, max_duration=0.05)
+
+
+async def test_the_time_that_the_user_allows_ends_it_with_the_last_reason() -> None:
+    with ScriptedControlPlane(Answer(503, b"starting")) as plane:
+        with pytest.raises(ControlPlaneUnavailable) as away:
+            await fetch(plane.url, plane.ca, max_duration=0.2)
+        assert len(plane.requests) > 1
+    assert "HTTP 503: starting" in str(away.value)
+    assert "0.2 s" in str(away.value)
+
+
+async def test_an_unknown_ca_ends_it_after_three_tries() -> None:
+    told: list[str] = []
+    stranger = trustme.CA().cert_pem.bytes().decode()
+    with ScriptedControlPlane(GOOD) as plane:
+        with pytest.raises(ControlPlaneRefused) as refused:
+            await fetch(plane.url, stranger, told=told)
+        assert plane.requests == []
+    assert len(told) == 2
+    assert "--ca-cert-file" in str(refused.value)
+
+
+async def test_a_certificate_for_another_name_ends_it() -> None:
+    stranger = ScriptedControlPlane(GOOD, names=("other.example",))
+    with stranger as plane, pytest.raises(ControlPlaneRefused) as refused:
+        await fetch(plane.url, plane.ca)
+    assert "another name" in str(refused.value)
+
+
+async def test_an_expired_certificate_points_to_the_clock() -> None:
+    past = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    with ScriptedControlPlane(GOOD, not_after=past) as plane, pytest.raises(ControlPlaneRefused) as refused:
+        await fetch(plane.url, plane.ca)
+    assert "clock" in str(refused.value)
+
+
+async def test_without_a_ca_the_system_s_store_decides() -> None:
+    with ScriptedControlPlane(GOOD) as plane, pytest.raises(ControlPlaneRefused):
+        await fetch(plane.url, "")
+
+
+async def test_a_certificate_in_the_system_s_store_is_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with ScriptedControlPlane(GOOD) as plane:
+        store = plane.write_ca(tmp_path_factory.mktemp("store") / "ca.pem")
+        monkeypatch.setenv("SSL_CERT_FILE", str(store))
+        assert (await fetch(plane.url, "")).bootstrap
+
+
+async def test_skip_verify_takes_any_certificate() -> None:
+    with ScriptedControlPlane(GOOD, names=("other.example",)) as plane:
+        assert (await fetch(plane.url, "", verify=False)).bootstrap
+
+
+@pytest.mark.parametrize("ca", ["no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "é"])
+async def test_a_ca_that_is_none_ends_it_at_once(ca: str) -> None:
+    told: list[str] = []
+    with ScriptedControlPlane(GOOD) as plane, pytest.raises(ControlPlaneRefused, match="CA is not a PEM"):
+        await fetch(plane.url, ca, told=told)
+    assert told == []
+
+
+async def test_plain_http_is_spoken_where_the_address_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    with ScriptedControlPlane(GOOD, tls=False) as plane:
+        assert (await fetch(plane.url, "")).bootstrap
+        assert plane.headers_seen[0]["accept"] == "application/json"
+        assert plane.headers_seen[0]["content-type"] == "application/json"
+        assert plane.headers_seen[0]["path"] == "/bootstrap"
+
+
+async def test_https_where_http_is_spoken_is_told() -> None:
+    told: list[str] = []
+    with ScriptedControlPlane(GOOD, tls=False) as plane, pytest.raises(ControlPlaneUnavailable):
+        await fetch(plane.url.replace("http:", "https:"), plane.ca, told=told, max_duration=0.1)
+    assert any("does not speak TLS" in line for line in told)
+
+
+async def test_an_answer_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ATTEMPT_SECONDS", 0.2)
+    told: list[str] = []
+    with ScriptedControlPlane(Answer(hang=True), GOOD) as plane:
+        assert (await fetch(plane.url, plane.ca, told=told)).bootstrap
+    assert told == ["no answer in time"]
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ATTEMPT_SECONDS", 0.2)
+    told: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ControlPlaneUnavailable):
+        await fetch(f"https://127.0.0.1:{silent.getsockname()[1]}", "", told=told, max_duration=0.5)
+    assert set(told) == {"no answer in time"}
+
+
+async def test_an_answer_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "MAX_ANSWER", 1000)
+    told: list[str] = []
+    with ScriptedControlPlane(Answer(200, b"x" * 100_000), GOOD) as plane:
+        assert (await fetch(plane.url, plane.ca, told=told)).bootstrap
+    assert "larger" in told[0]
+
+
+async def test_request_and_trust_are_made_anew_for_each_attempt() -> None:
+    with ScriptedControlPlane(Answer(503), GOOD) as plane:
+        made = 0
+
+        async def make() -> tuple[bytes, Trust]:
+            nonlocal made
+            made += 1
+            return json.dumps({"dataplaneToken": f"token-{made}"}).encode(), Trust(plane.ca)
+
+        async with asyncio.timeout(30):
+            await fetch_bootstrap(plane.url, make, backoff=QUICK, max_duration=None, on_failure=lambda _reason: None)
+        assert [seen["dataplaneToken"] for seen in plane.requests] == ["token-1", "token-2"]
+
+
+def test_waits_double_from_the_backoff_to_30_seconds_with_full_jitter() -> None:
+    wait = client.waits_from(3.0)
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    for attempt in range(1, 12):
+        state.attempt_number = attempt
+        longest = min(30.0, 3.0 * 2 ** (attempt - 1))
+        drawn = [wait(state) for _ in range(300)]
+        assert 0 <= min(drawn) < longest * 0.25
+        assert longest * 0.75 < max(drawn) <= longest
+
+
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("https://cp:5678", "https://cp:5678/bootstrap"),
+        ("https://cp:5678/", "https://cp:5678/bootstrap"),
+        ("https://cp:5678/some/path?zone=a", "https://cp:5678/bootstrap?zone=a"),
+        ("http://[::1]:5678", "http://[::1]:5678/bootstrap"),
+    ],
+)
+def test_the_path_is_bootstrap_and_a_query_is_kept(address: str, asked: str) -> None:
+    assert bootstrap_url(address) == asked
