@@ -183,8 +183,7 @@ class KumaSource:
         if settings.token:
             token = check_token(settings.token.strip(), "the token")
             path = self._work.path / "dataplane.token"
-            if not path.exists():
-                write_private(path, token.encode())
+            write_private(path, token.encode())
             return token, str(path)
         if settings.token_path:
             token = read_token(Path(settings.token_path))

@@ -1,0 +1,144 @@
+"""Our bootstrap request says what kuma-dp's says: each captured one is made again from the Dataplane it carries."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kumadp.envoy.version import EnvoyVersion
+from kumadp.host.workdir import WorkDir
+from kumadp.lifecycle.plan import DnsPlan
+from kumadp.lifecycle.sources import FEATURES, KumaSource, is_compatible
+from kumadp.lifecycle.status import Status
+from kumadp.resources.load import load_resource
+from kumadp.settings.resolve import resolve
+from tests.support.controlplane import TOKEN
+
+if TYPE_CHECKING:
+    from kumadp.resources.load import Resource
+
+CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
+REQUESTS = sorted(path.parent.relative_to(CAPTURES).as_posix() for path in CAPTURES.glob("*/*/request.json"))
+
+# What kumadp says otherwise, and why.
+OURS = {
+    "version": "its own, and Envoy's compatibility with Kuma 2.14",
+    "features": "only what works is announced",
+    "dataplaneToken": "masked in the captures",
+    "ipv6Enabled": "known to 2.13 and later only; 2.8 passes over it",
+    "spireResources": "known to 2.13 and later only; 2.8 passes over it",
+}
+
+
+def captured(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((CAPTURES / name / "request.json").read_text())
+    return found
+
+
+def source(folder: Path, resource: Resource | None, flags: dict[str, object], dns: DnsPlan | None) -> KumaSource:
+    settings = resolve("run", flags, {}).settings
+    work = WorkDir(folder, Path("/run/kumadp"), folder, temporary=False)
+    return KumaSource(settings, resource, work, (), dns, Status("web", "control plane"))
+
+
+def request(made: KumaSource, coredns: str = "") -> dict[str, Any]:
+    envoy = EnvoyVersion("1.40.0", "9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE/BoringSSL")
+    found: dict[str, Any] = json.loads(made._request(envoy, coredns)[0])
+    return found
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_the_request_is_kuma_dp_s(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    theirs = captured(name)
+    Path(theirs["dataplaneTokenPath"]).write_text(TOKEN)
+    Path("ca.pem").write_text(theirs["caCert"])
+    flags: dict[str, object] = {
+        "token_path": theirs["dataplaneTokenPath"],
+        "ca_cert_file": "ca.pem",
+        "system_ca_path": theirs["systemCaPath"],
+        "readiness_port": theirs.get("readinessPort"),
+        "proxy_type": theirs["proxyType"],
+    }
+    text = theirs.pop("dataplaneResource", None)
+    if text is None:
+        flags |= {"name": theirs["name"], "mesh": theirs["mesh"]}
+    else:
+        flags["dataplane"] = text
+    resource = load_resource(text, "captured") if text else None
+    dns = DnsPlan(None, 15053, theirs["dnsPort"], 19153) if "dnsPort" in theirs else None
+    ours = request(source(tmp_path, resource, flags, dns))
+    sent = json.loads(ours.pop("dataplaneResource", "null"))
+    their_resource = json.loads(text or "null")
+    if resource is not None:
+        their_resource.pop("probes", None)
+        # Kuma 2.13 writes the resource's kri; 2.8 passes over it.
+        sent.pop("kri")
+        their_resource.pop("kri", None)
+        assert sent == their_resource
+    assert ours.keys() - OURS == theirs.keys() - OURS
+    assert {key: ours[key] for key in ours if key not in OURS} == {
+        key: theirs[key] for key in theirs if key not in OURS
+    }
+
+
+@pytest.mark.parametrize("name", ["kuma-2.13.5/full", "kuma-2.8.8/dataplane"])
+def test_key_by_key_types_are_kuma_s(tmp_path: Path, name: str) -> None:
+    theirs = captured(name)
+    made = source(tmp_path, load_resource(theirs["dataplaneResource"], "captured"), {"dataplane": "x"}, None)
+    ours = request(made)
+
+    def shape(value: Any) -> Any:
+        return {key: shape(item) for key, item in value.items()} if isinstance(value, dict) else type(value)
+
+    for key in theirs.keys() & ours.keys() - {"dynamicMetadata"}:
+        assert shape(ours[key]) == shape(theirs[key]), key
+
+
+def test_nothing_is_announced_that_does_not_work(tmp_path: Path) -> None:
+    made = source(tmp_path, None, {"name": "web", "mesh": "default"}, None)
+    assert request(made)["features"] == list(FEATURES) == []
+
+
+def test_coredns_is_told_by_its_version(tmp_path: Path) -> None:
+    made = source(tmp_path, None, {"name": "web", "mesh": "default"}, DnsPlan(Path("coredns"), 15053, 15054, 19153))
+    assert request(made, "1.14.7")["dynamicMetadata"] == {"version.dependencies.coredns": "1.14.7"}
+    assert request(made, "1.14.7")["dnsPort"] == 15054
+
+
+def test_an_inline_token_is_a_private_file_for_envoy_too_and_follows_a_change(tmp_path: Path) -> None:
+    file = tmp_path / "dataplane.token"
+    for token in (TOKEN, TOKEN + "2"):
+        made = source(tmp_path, None, {"name": "web", "mesh": "default", "token": f"{token}\n"}, None)
+        body = request(made)
+        assert (body["dataplaneToken"], body["dataplaneTokenPath"]) == (token, str(file))
+        assert file.read_text() == token
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_token_file_is_read_for_each_request(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    made = source(tmp_path, None, {"name": "web", "mesh": "default", "token_path": str(file)}, None)
+    for token in (TOKEN, TOKEN + "2"):
+        file.write_text(f"{token}\n")
+        assert request(made)["dataplaneToken"] == token
+
+
+@pytest.mark.parametrize(
+    ("version", "compatible"),
+    [
+        ("1.38.2", True),
+        ("1.38.9", True),
+        ("1.38.1", False),
+        ("1.40.0", False),
+        ("1.38.3-dev", True),
+        ("unknown", False),
+        ("1.38", False),
+    ],
+)
+def test_envoy_is_compatible_as_kuma_2_14_says(version: str, compatible: bool) -> None:
+    assert is_compatible(version) is compatible
