@@ -12,14 +12,15 @@ PACKAGE = ROOT / "kumadp"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each package may import of ours; the lowest first.
-PURE = {"errors", "resources", "bootstrap", "settings"}
+PURE = {"errors", "yamltext", "resources", "bootstrap", "settings"}
 PRIMITIVES = {"host", "process"}
 FEATURES = {"controlplane", "envoy", "dns", "probes", "standalone"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "resources": {"errors"},
-    "settings": {"errors"},
-    "bootstrap": {"errors"},
+    "yamltext": set(),
+    "resources": {"errors", "yamltext"},
+    "settings": {"errors", "yamltext"},
+    "bootstrap": {"errors", "yamltext"},
     "host": PURE,
     "process": PURE | {"host"},
     **dict.fromkeys(FEATURES, PURE | PRIMITIVES),
@@ -33,6 +34,8 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("kumadp."):
             found.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom) and node.module == "kumadp":
+            found |= {alias.name for alias in node.names} - {"__version__"}
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("kumadp.")}
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import ipaddress
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_ADMIN_PORT = 9901
+_WILD = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,7 @@ def _admin(
         if path.startswith("@"):
             problems.append(Problem("admin.address.pipe.path", "an abstract socket has no owner", "use a path"))
         return UnixAdmin(path)
-    host = str(_get(tree, "admin", "address", "socketAddress", "address") or "")
-    port = _get(tree, "admin", "address", "socketAddress", "portValue")
-    number = int(port) if isinstance(port, int) or (isinstance(port, str) and port.isdigit()) else 0
+    host, number = _socket(_get(tree, "admin", "address"))
     if not host and not number:
         warnings.append(f"the bootstrap has no admin; one is added on {LOOPBACK}")
     elif not _is_loopback(host):
@@ -104,22 +104,25 @@ def _admin(
             warnings.append(f"the bootstrap's admin port {number} gives way to networking.admin.port {wanted_port}")
         number = wanted_port
     found = TcpAdmin(host or LOOPBACK, number or DEFAULT_ADMIN_PORT)
-    admin = tree.setdefault("admin", {})
-    if isinstance(admin, dict):
-        admin["address"] = {"socketAddress": {"address": found.host, "portValue": found.port}}
+    if not isinstance(tree.get("admin"), dict):
+        tree["admin"] = {}
+    if _socket(_get(tree, "admin", "address")) != (found.host, found.port):
+        tree["admin"]["address"] = {"socketAddress": {"address": found.host, "portValue": found.port}}
     return found
 
 
 def _is_loopback(host: str) -> bool:
+    """Whether only this host reaches ``host``; an IPv4 address mapped into IPv6 counts as what it maps."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
 
 
 def _overlap(one: str, other: str) -> bool:
-    wild = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
-    return one == other or one in wild or other in wild
+    return one == other or one in _WILD or other in _WILD
 
 
 def _check_static(
@@ -157,8 +160,10 @@ def _private_listener(listener: Any) -> bool:
 
 
 def _socket(address: Any) -> tuple[str, int]:
+    """Host and port; protobuf's JSON takes a number as text too. Port 0 where there is none."""
     port = _get(address, "socketAddress", "portValue")
-    return str(_get(address, "socketAddress", "address") or ""), port if isinstance(port, int) else 0
+    number = int(port) if isinstance(port, int) or (isinstance(port, str) and port.isdigit()) else 0
+    return str(_get(address, "socketAddress", "address") or ""), number
 
 
 def _endpoints(cluster: Any) -> Iterator[Any]:
@@ -169,6 +174,7 @@ def _endpoints(cluster: Any) -> Iterator[Any]:
 
 def _reaches(address: Any, admin: AdminAddress) -> bool:
     if isinstance(admin, UnixAdmin):
-        return bool(_get(address, "pipe", "path") == admin.path)
+        return os.path.normpath(str(_get(address, "pipe", "path"))) == os.path.normpath(admin.path)
     host, port = _socket(address)
-    return port == admin.port and (_is_loopback(host) or host == admin.host)
+    # Linux connects what goes to the wildcard address to loopback.
+    return port == admin.port and (_is_loopback(host) or host in _WILD or host == admin.host)

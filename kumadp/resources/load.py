@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from kumadp import yamltext
 from kumadp.errors import Problem, ResourceError
 from kumadp.resources.fields import RESOURCES
 from kumadp.resources.parse import MAX_TEXT, Parser
@@ -53,7 +54,7 @@ def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None
     root = parser.compose(render(text, variables or {}, source))
     if root is None:
         raise ResourceError(parser.problems)
-    kind = next((str(value.value) for key, value in root.value if key.value == "type"), "")
+    kind = next((str(value.value) for key, value in yamltext.pairs(root) if key.value == "type"), "")
     if kind not in RESOURCES:
         said = f"{kind!r} is not known" if kind else "is missing"
         line = root.start_mark.line + 1

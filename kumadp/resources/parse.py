@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
+from kumadp import yamltext
 from kumadp.errors import Problem
 from kumadp.resources.fields import DURATION_PATTERN, Field, Message
 
 MAX_TEXT = 1 << 20
-MAX_NODES = 50_000
-MAX_DEPTH = 40
+BOUNDS = yamltext.Bounds(size=MAX_TEXT, depth=60)
 _PLAIN_KEY = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _INTEGER = re.compile(r"^[+-]?\d+$")
 _DURATION = re.compile(DURATION_PATTERN)
@@ -27,34 +27,23 @@ class Parser:
         self.problems: list[Problem] = []
         self.unknown: list[Problem] = []
         self.lines: dict[str, int] = {}
-        self._nodes = 0
 
-    def compose(self, text: str) -> yaml.Node | None:
-        """The root node, or None with a problem: not YAML, too large, aliases, several documents."""
-        if len(text) > MAX_TEXT:
-            self._say("", f"larger than {MAX_TEXT // 1024} KiB", None)
-            return None
+    def compose(self, text: str) -> yaml.MappingNode | None:
+        """The root node, or None with a problem: not YAML, too large, too deep, several documents."""
         try:
-            for event in yaml.parse(text, yaml.CSafeLoader):
-                if isinstance(event, yaml.AliasEvent):
-                    self._say("", "YAML aliases are not taken", event.start_mark, "write the value out")
-                    return None
-                self._nodes += 1
-                if self._nodes > MAX_NODES:
-                    self._say("", f"more than {MAX_NODES} YAML nodes", event.start_mark)
-                    return None
-            root = yaml.compose(text, yaml.CSafeLoader)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            mark = getattr(error, "problem_mark", None)
-            reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-            self._say("", f"is not YAML or JSON: {reason}", mark)
+            root = yamltext.compose(text, BOUNDS)
+        except (yaml.YAMLError, ValueError) as error:
+            problem = Problem(
+                "", f"is not YAML or JSON: {yamltext.reason(error)}", "", self.source, yamltext.line(error)
+            )
+            self.problems.append(problem)
             return None
         if not isinstance(root, yaml.MappingNode):
             self._say("", "is not a mapping", root.start_mark if root else None, "a resource has type, mesh and name")
             return None
         return root
 
-    def message(self, node: yaml.Node, message: Message, path: str, depth: int = 0) -> dict[str, Any]:
+    def message(self, node: yaml.Node, message: Message, path: str) -> dict[str, Any]:
         """The mapping under ``node`` with known names normalised."""
         tree: dict[str, Any] = {}
         if _is_null(node):
@@ -62,7 +51,7 @@ class Parser:
         if not isinstance(node, yaml.MappingNode):
             self._say(path, f"must be a mapping, not {_shown(node)}", node.start_mark)
             return tree
-        for key_node, value_node in node.value:
+        for key_node, value_node in yamltext.pairs(node):
             key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
             field = message.lookup(key)
             name = field.name if field else key
@@ -73,45 +62,40 @@ class Parser:
             self.lines[below] = key_node.start_mark.line + 1
             if field is None:
                 self._unknown(message, key, below, key_node.start_mark)
-                tree[name] = self.free(value_node, below, depth + 1)
+                tree[name] = self.free(value_node, below)
             else:
-                value = self.value(value_node, field, below, depth + 1)
+                value = self.value(value_node, field, below)
                 if value is not None:
                     tree[name] = value
         return tree
 
-    def value(self, node: yaml.Node, field: Field, path: str, depth: int) -> Any:
+    def value(self, node: yaml.Node, field: Field, path: str) -> Any:
         """The value of a known field; None where it is absent or wrong."""
         if field.kind == "message":
             assert isinstance(field.of, Message)  # noqa: S101
-            return self.message(node, field.of, path, depth)
+            return self.message(node, field.of, path)
         if _is_null(node):
             return None
         if field.kind == "list":
-            return self._list(node, field, path, depth)
+            return self._list(node, field, path)
         if field.kind == "tags":
             return self._tags(node, path)
         if field.kind == "free":
-            return self.free(node, path, depth)
+            return self.free(node, path)
         if not isinstance(node, yaml.ScalarNode):
             self._say(path, f"must be {_article(field.kind)}, not {_shown(node)}", node.start_mark)
             return None
         return self._scalar(node, field, path)
 
-    def free(self, node: yaml.Node, path: str, depth: int) -> Any:
+    def free(self, node: yaml.Node, path: str) -> Any:
         """Any value, as JSON types."""
-        if depth > MAX_DEPTH:
-            self._say(path, f"is nested deeper than {MAX_DEPTH} levels", node.start_mark)
-            return None
         if isinstance(node, yaml.MappingNode):
-            return {
-                str(key.value): self.free(value, join(path, str(key.value)), depth + 1) for key, value in node.value
-            }
+            return {str(key.value): self.free(value, join(path, str(key.value))) for key, value in yamltext.pairs(node)}
         if isinstance(node, yaml.SequenceNode):
-            return [self.free(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(node.value)]
+            return [self.free(item, f"{path}[{index}]") for index, item in enumerate(node.value)]
         return _json_scalar(node)
 
-    def _list(self, node: yaml.Node, field: Field, path: str, depth: int) -> list[Any]:
+    def _list(self, node: yaml.Node, field: Field, path: str) -> list[Any]:
         if not isinstance(node, yaml.SequenceNode):
             self._say(path, f"must be a list, not {_shown(node)}", node.start_mark, "begin each item with -")
             return []
@@ -120,9 +104,9 @@ class Parser:
             below = f"{path}[{index}]"
             self.lines[below] = item.start_mark.line + 1
             if isinstance(field.of, Message):
-                items.append(self.message(item, field.of, below, depth + 1))
+                items.append(self.message(item, field.of, below))
             else:
-                value = self.value(item, Field("", field.of or "text"), below, depth + 1)
+                value = self.value(item, Field("", field.of or "text"), below)
                 if value is not None:
                     items.append(value)
         return items
@@ -132,7 +116,7 @@ class Parser:
             self._say(path, f"must be a mapping of texts, not {_shown(node)}", node.start_mark)
             return {}
         tags: dict[str, str] = {}
-        for key, value in node.value:
+        for key, value in yamltext.pairs(node):
             name = str(key.value)
             below = join(path, name)
             self.lines[below] = key.start_mark.line + 1

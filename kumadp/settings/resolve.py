@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from kumadp import yamltext
 from kumadp.errors import Problem, SettingsError
 from kumadp.settings.model import Settings, options, options_of
 from kumadp.settings.values import BadValue, read_value, write_value
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from kumadp.settings.option import Option
 
-MAX_FILE = 1 << 20
+BOUNDS = yamltext.Bounds(size=1 << 20, depth=20)
 _PLACEHOLDER = re.compile(r"[$(){}]")
 
 
@@ -177,13 +178,9 @@ def _check_run(values: dict[str, object], found: Mapping[str, _Found], problems:
 
 def _read_file(text: str, source: str, problems: list[Problem]) -> dict[str, _Found]:
     try:
-        if len(text) > MAX_FILE:
-            raise yaml.YAMLError("larger than 1 MiB")
-        root = yaml.compose(text, yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = str(getattr(error, "problem", None) or error)
-        problems.append(Problem("", f"not YAML: {reason}", file=source, line=mark.line + 1 if mark else 0))
+        root = yamltext.compose(text, BOUNDS)
+    except (yaml.YAMLError, ValueError) as error:
+        problems.append(Problem("", f"not YAML: {yamltext.reason(error)}", file=source, line=yamltext.line(error)))
         return {}
     by_key = {option.key: option for option in options() if option.key}
     found: dict[str, _Found] = {}
@@ -210,10 +207,7 @@ def _walk(
     if not isinstance(node, yaml.MappingNode):
         problems.append(Problem(path, "is not a mapping", file=source, line=line))
         return
-    if len(path) > 200:
-        problems.append(Problem(path, "is nested too deeply", file=source, line=line))
-        return
-    for key, value_node in node.value:
+    for key, value_node in yamltext.pairs(node):
         below = f"{path}.{key.value}" if path else str(key.value)
         if below in by_key or any(known.startswith(below + ".") for known in by_key):
             _walk(value_node, below, by_key, source, problems, found)
@@ -236,6 +230,6 @@ def _from_node(option: Option, node: yaml.Node, path: str, source: str, problems
             return _Found(tuple(texts), origin)
         return _parse(option, ",".join(texts), origin, f"{source}:{line}: {path}", problems)
     if isinstance(node, yaml.MappingNode) and option.kind == "pairs":
-        return _Found({str(key.value): str(value.value) for key, value in node.value}, origin)
+        return _Found({str(key.value): str(value.value) for key, value in yamltext.pairs(node)}, origin)
     problems.append(Problem(path, f"is not a {option.kind}", file=source, line=line))
     return None

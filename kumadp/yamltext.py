@@ -1,0 +1,132 @@
+"""YAML from outside, bounded before it is composed: size, depth, and what aliases expand to.
+
+libyaml's composer recurses in C, where a deep document ends the process, and an alias of an alias of an alias grows
+without bound in whoever walks it. The scan here reads events alone, which does neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """``size`` in characters (or bytes), ``depth`` in levels, ``nodes`` after aliases are expanded."""
+
+    size: int
+    depth: int = 100
+    nodes: int = 50_000
+
+
+def compose(text: str | bytes, bounds: Bounds) -> yaml.Node | None:
+    """The root node, None for an empty document; raises yaml.YAMLError with a one-line ``problem``."""
+    _scan(text, bounds)
+    return yaml.compose(text, yaml.CSafeLoader)
+
+
+def load(text: str | bytes, bounds: Bounds) -> object:
+    """Plain Python values; raises yaml.YAMLError with a one-line ``problem``."""
+    _scan(text, bounds)
+    return yaml.load(text, yaml.CSafeLoader)
+
+
+def pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    """Keys and values of a mapping, those merged in by ``<<`` after its own, which win (YAML 1.1: merge key)."""
+    merged: list[yaml.Node] = []
+    own: set[str] = set()
+    for key, value in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+        else:
+            own.add(str(key.value))
+            yield key, value
+    for other in merged:
+        if not isinstance(other, yaml.MappingNode):
+            continue
+        for key, value in pairs(other):
+            if str(key.value) not in own:
+                own.add(str(key.value))
+                yield key, value
+
+
+def reason(error: Exception) -> str:
+    """Why a text could not be read, in one line."""
+    problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+    return str(problem).splitlines()[0]
+
+
+def line(error: Exception) -> int:
+    """The line that an error is about, counted from 1; 0 when unknown."""
+    mark = getattr(error, "problem_mark", None)
+    return mark.line + 1 if mark is not None else 0
+
+
+@dataclass(slots=True)
+class _Open:
+    """A collection whose end has not come: its anchor, the count at its start, how deep it goes."""
+
+    anchor: str | None
+    before: int
+    height: int = 1
+
+
+class _Scan:
+    """Counts as if every alias were written out."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._known: dict[str, tuple[int, int]] = {}
+        self._open: list[_Open] = []
+        self._count = 0
+        self._documents = 0
+
+    def see(self, event: yaml.Event) -> None:
+        if isinstance(event, yaml.DocumentStartEvent):
+            self._documents += 1
+            if self._documents > 1:
+                raise _problem("more than one document", event)
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self._known:
+                raise _problem(f"the alias *{event.anchor} stands for nothing, or for what it is part of", event)
+            self._add(event, *self._known[event.anchor])
+        elif isinstance(event, yaml.CollectionStartEvent):
+            self._open.append(_Open(event.anchor, self._count))
+            self._add(event, 1, 0)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            ended = self._open.pop()
+            if self._open:
+                self._open[-1].height = max(self._open[-1].height, ended.height + 1)
+            if ended.anchor is not None:
+                self._known[ended.anchor] = (self._count - ended.before, ended.height)
+        elif isinstance(event, yaml.ScalarEvent):
+            self._add(event, 1, 0)
+            if event.anchor is not None:
+                self._known[event.anchor] = (1, 0)
+
+    def _add(self, event: yaml.Event, size: int, height: int) -> None:
+        self._count += size
+        if self._open:
+            self._open[-1].height = max(self._open[-1].height, height + 1)
+        if len(self._open) + height > self._bounds.depth:
+            raise _problem(f"nested deeper than {self._bounds.depth} levels", event)
+        if self._count > self._bounds.nodes:
+            raise _problem(f"more than {self._bounds.nodes} values (aliases count with what they stand for)", event)
+
+
+def _scan(text: str | bytes, bounds: Bounds) -> None:
+    if len(text) > bounds.size:
+        raise _problem(f"larger than {bounds.size // 1024} KiB")
+    scan = _Scan(bounds)
+    for event in yaml.parse(text, yaml.CSafeLoader):
+        scan.see(event)
+
+
+def _problem(text: str, event: yaml.Event | None = None) -> yaml.MarkedYAMLError:
+    mark: Any = event.start_mark if event is not None else None
+    return yaml.MarkedYAMLError(problem=text, problem_mark=mark)

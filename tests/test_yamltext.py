@@ -1,0 +1,70 @@
+"""YAML from outside cannot blow anything up, and what is harmless is read as YAML says."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from kumadp import yamltext
+from kumadp.yamltext import Bounds
+
+BOUNDS = Bounds(size=100_000, depth=20, nodes=1_000)
+
+
+def laughs(levels: int, width: int) -> str:
+    lines = [f"a0: &a0 [{', '.join(['x'] * width)}]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * width)}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+BAD = {
+    "too large": ("a: " + "x" * 200_000, "larger than"),
+    "too deep": ("[" * 21 + "]" * 21, "nested deeper than 20"),
+    "so deep that a composer would die": ("[" * 90_000, "nested deeper than 20"),
+    "too deep by mappings": ("".join(f"{' ' * n}a:\n" for n in range(30)), "nested deeper than 20"),
+    "too deep by aliases": ("\n".join(["a0: &a0 []", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 30))]), "deeper"),
+    "too many": ("[" + "x," * 2_000 + "]", "more than 1000 values"),
+    "a billion laughs": (laughs(9, 10), "more than 1000 values"),
+    "an alias of itself": ("a: &a [*a]", "part of"),
+    "an alias of nothing": ("a: *b", "stands for nothing"),
+    "several documents": ("a: 1\n---\nb: 2", "more than one document"),
+    "a tab": ("a:\n\t- b", "cannot start any token"),
+    "not closed": ("a: [b", "did not find expected"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("read", [yamltext.compose, yamltext.load])
+def test_what_is_bad_is_one_line_with_its_place(name: str, read: object) -> None:
+    text, told = BAD[name]
+    assert callable(read)
+    with pytest.raises(yaml.YAMLError) as bad:
+        read(text, BOUNDS)
+    assert told in yamltext.reason(bad.value)
+    assert len(yamltext.reason(bad.value).splitlines()) == 1
+    if name not in {"too large"}:
+        assert yamltext.line(bad.value) >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", None),
+        ("---\na: 1\n", {"a": 1}),
+        ('{"a": [1, "b", null, true]}', {"a": [1, "b", None, True]}),
+        ("a: &x {b: 1}\nc: *x\n", {"a": {"b": 1}, "c": {"b": 1}}),
+        (laughs(2, 5), {"a0": ["x"] * 5, "a1": [["x"] * 5] * 5}),
+        ("\ufeffa: 1", {"a": 1}),
+        ("a: 1\r\nb: 2\r\n", {"a": 1, "b": 2}),
+    ],
+)
+def test_what_is_harmless_is_read(text: str, value: object) -> None:
+    assert yamltext.load(text, BOUNDS) == value
+
+
+def test_merge_keys_give_way_to_own_keys() -> None:
+    root = yamltext.compose("base: &b {x: 1, y: 2}\nmore: &m {z: 3, y: 9}\nmade: {<<: [*b, *m], x: 7}", BOUNDS)
+    assert isinstance(root, yaml.MappingNode)
+    made = root.value[2][1]
+    assert isinstance(made, yaml.MappingNode)
+    assert {str(key.value): value.value for key, value in yamltext.pairs(made)} == {"x": "7", "y": "2", "z": "3"}
