@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from kumadp.errors import Problem, ResourceError
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # Go's html escaping (html/template.HTMLEscapeString), which Kuma's mustache library uses.
+_TAG = re.compile(r"\{\{(?:\{(?P<raw>[^{}\n]*)\}|(?P<kind>[#^/!>&=]?)(?P<name>[^{}]*))\}\}")
 _ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;", ord("'"): "&#39;", ord('"'): "&#34;"}
 
 
@@ -20,6 +22,7 @@ def render(text: str, variables: Mapping[str, str], source: str) -> str:
     """
     if "{{" not in text:
         return text
+    _check_tags(text, source)
     import pystache
     from pystache.parser import ParsingError
 
@@ -29,6 +32,31 @@ def render(text: str, variables: Mapping[str, str], source: str) -> str:
     except (ParsingError, KeyError, IndexError, ValueError, AttributeError) as error:
         raise ResourceError([Problem("", f"the mustache template cannot be read: {error}", file=source)]) from None
     return str(rendered)
+
+
+def _check_tags(text: str, source: str) -> None:
+    """pystache passes over a tag or section that never ends, and what follows is lost: such a template is refused."""
+    problems: list[Problem] = []
+    sections: list[tuple[str, int]] = []
+    position = 0
+    while (start := text.find("{{", position)) >= 0:
+        line = text.count("\n", 0, start) + 1
+        tag = _TAG.match(text, start)
+        if tag is None:
+            problems.append(Problem("", "a template tag {{ is never closed", "write {{name}}", source, line))
+            break
+        position = tag.end()
+        kind, name = tag["kind"], (tag["name"] or "").strip()
+        if kind in {"#", "^"}:
+            sections.append((name, line))
+        elif kind == "/" and (not sections or sections.pop()[0] != name):
+            problems.append(Problem("", f"the template section {{{{/{name}}}}} was not opened", "", source, line))
+    problems += [
+        Problem("", f"the template section {{{{#{name}}}}} is never closed", f"write {{{{/{name}}}}}", source, line)
+        for name, line in sections
+    ]
+    if problems:
+        raise ResourceError(problems)
 
 
 def nested(variables: Mapping[str, str]) -> dict[str, Any]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from kumadp.resources.types import Dataplane
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kumadp.resources.load import Resource
 
 _NEVER = "0001-01-01T00:00:00Z"
@@ -25,19 +29,30 @@ def request_json(resource: Resource, *, without: frozenset[str] = frozenset({"pr
     if resource.labels:
         body["labels"] = dict(resource.labels)
     body["kri"] = f"kri_{_KRI_KIND[resource.kind]}_{resource.mesh}___{resource.name}_"
-    body |= {key: _normal(value) for key, value in resource.tree.items() if key not in _META and key not in without}
+    body |= {key: value for key, value in resource.tree.items() if key not in _META and key not in without}
+    if isinstance(resource.spec, Dataplane):
+        body["networking"] = _with_durations(body["networking"])
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
 
 
-def _normal(value: Any) -> Any:
-    """Durations as protobuf's JSON takes them: ``.3s`` and ``1.s`` are legal by the schema only."""
-    if isinstance(value, dict):
-        return {
-            key: _duration(item) if key in {"interval", "timeout"} else _normal(item) for key, item in value.items()
+def _with_durations(networking: Mapping[str, Any]) -> dict[str, Any]:
+    """``networking`` with the durations of serviceProbe as protobuf's JSON takes them.
+
+    The schema's own pattern allows ``.3s`` and ``1.s``, which spoil the whole configuration in Envoy.
+    """
+    made = dict(networking)
+    if "inbound" in made:
+        made["inbound"] = [_with_probe(inbound) for inbound in made["inbound"]]
+    return made
+
+
+def _with_probe(inbound: Mapping[str, Any]) -> dict[str, Any]:
+    made = dict(inbound)
+    if probe := made.get("serviceProbe"):
+        made["serviceProbe"] = {
+            key: _duration(value) if key in {"interval", "timeout"} else value for key, value in probe.items()
         }
-    if isinstance(value, list):
-        return [_normal(item) for item in value]
-    return value
+    return made
 
 
 def _duration(value: Any) -> Any:
