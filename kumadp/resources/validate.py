@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kumadp.errors import Problem
+from kumadp.resources.parse import join
 from kumadp.resources.types import Dataplane, ZoneEgress, ZoneIngress, seconds
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ class _Check:
             self.say(f'{path}["{PROTOCOL}"]', f"{tags[PROTOCOL]!r} is not known", f"one of {', '.join(PROTOCOLS)}")
         for name, value in tags.items():
             if not value and name != SERVICE:
-                self.say(f'{path}["{name}"]', "is empty", "give it a value or take it out")
+                self.say(join(path, name), "is empty", "give it a value or take it out")
 
     def required_port(self, path: str, port: int) -> None:
         if not port:

@@ -1,0 +1,300 @@
+"""Every rule that a Dataplane must keep: what is told, at which path and line, with what would be right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from kumadp.errors import ResourceError
+from kumadp.resources.load import load_resource
+from kumadp.resources.validate import BoundSocket, bound_sockets, validate
+
+GOOD: dict[str, Any] = {
+    "type": "Dataplane",
+    "mesh": "default",
+    "name": "web-1",
+    "networking": {
+        "address": "192.168.0.2",
+        "inbound": [
+            {
+                "port": 11011,
+                "servicePort": 8080,
+                "serviceAddress": "127.0.0.1",
+                "tags": {"kuma.io/service": "web", "kuma.io/protocol": "http"},
+            }
+        ],
+        "outbound": [{"port": 33033, "tags": {"kuma.io/service": "redis"}}],
+        "admin": {"port": 9901},
+    },
+}
+REMOVED = object()
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """GOOD with values set at dotted paths; ``__`` stands for a dot, a number for a list's index."""
+    tree: dict[str, Any] = yaml.safe_load(yaml.safe_dump(GOOD))
+    for path, value in changes.items():
+        place: Any = tree
+        *parents, last = [int(part) if part.isdigit() else part for part in path.split("__")]
+        for parent in parents:
+            place = place[parent] if isinstance(parent, int) else place.setdefault(parent, {})
+        if value is REMOVED:
+            del place[last]
+        elif isinstance(last, int) and last == len(place):
+            place.append(value)
+        else:
+            place[last] = value
+    return tree
+
+
+def told(tree: dict[str, Any]) -> list[str]:
+    try:
+        load_resource(yaml.safe_dump(tree, sort_keys=False), "dp.yaml")
+    except ResourceError as error:
+        return [f"{problem.path}: {problem.message} ({problem.hint})" for problem in error.problems]
+    return []
+
+
+IN = "networking__inbound__0__"
+OUT = "networking__outbound__0__"
+GATEWAY = {"tags": {"kuma.io/service": "edge"}}
+SECOND = {"port": 11012, "tags": {"kuma.io/service": "two"}}
+PROBE = {"interval": "5s", "tcp": {}}
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no name": (changed(name=REMOVED), "name: is missing"),
+    "a bad name": (changed(name="Web 1"), "name: 'Web 1' is not a name"),
+    "no mesh": (changed(mesh=REMOVED), "mesh: is missing"),
+    "no address": (changed(networking__address=REMOVED), "networking.address: is missing"),
+    "an address that is none": (changed(networking__address="1.2.3"), "networking.address: '1.2.3' is not an IP"),
+    "a host name that is none": (changed(networking__address="a b"), "networking.address: 'a b' is not"),
+    "a bad advertised address": (changed(networking__advertisedAddress="x_y!"), "networking.advertisedAddress: "),
+    "no inbound": (changed(networking__inbound=[]), "networking.inbound: there is no inbound and no gateway"),
+    "gateway and inbounds": (changed(networking__gateway=GATEWAY), "networking: has a gateway and inbounds"),
+    "a gateway without a service": (
+        changed(networking__inbound=REMOVED, networking__gateway={"tags": {"a": "b"}}),
+        'networking.gateway.tags["kuma.io/service"]: is missing',
+    ),
+    "an unknown gateway": (
+        changed(networking__inbound=REMOVED, networking__gateway={**GATEWAY, "type": "OPEN"}),
+        "networking.gateway.type: 'OPEN' is not known (one of DELEGATED, BUILTIN)",
+    ),
+    "no service": (changed(**{IN + "tags": {"a": "b"}}), 'networking.inbound[0].tags["kuma.io/service"]: is missing'),
+    "a zone": (
+        changed(**{IN + "tags__kuma.io/zone": "east"}),
+        'networking.inbound[0].tags["kuma.io/zone"]: cannot be set (the control plane sets it)',
+    ),
+    "an unknown protocol": (
+        changed(**{IN + "tags__kuma.io/protocol": "htp"}),
+        "networking.inbound[0].tags[\"kuma.io/protocol\"]: 'htp' is not known (one of tcp, http, http2, grpc, kafka)",
+    ),
+    "an empty tag": (changed(**{IN + "tags__version": ""}), "networking.inbound[0].tags.version: is empty"),
+    "a tag that is a number": (changed(**{IN + "tags__version": 1}), 'tags.version: must be text, not 1 (write "1")'),
+    "no port": (changed(**{IN + "port": REMOVED}), "networking.inbound[0].port: is missing (1 to 65535)"),
+    "port 0": (changed(**{IN + "port": 0}), "networking.inbound[0].port: 0 is out of range (1 to 65535)"),
+    "a port too large": (changed(**{IN + "port": 65536}), "networking.inbound[0].port: 65536 is out of range"),
+    "a port that is text": (changed(**{IN + "port": "http"}), "inbound[0].port: must be a whole number, not 'http'"),
+    "a bad service port": (changed(**{IN + "servicePort": 99999}), "networking.inbound[0].servicePort: 99999 is out"),
+    "a bad service address": (
+        changed(**{IN + "serviceAddress": "app"}),
+        "inbound[0].serviceAddress: 'app' is not an IP",
+    ),
+    "a bad inbound address": (changed(**{IN + "address": "app"}), "networking.inbound[0].address: 'app' is not an IP"),
+    "an inbound to itself": (
+        changed(**{IN + "serviceAddress": "192.168.0.2", IN + "servicePort": 11011}),
+        "networking.inbound[0].servicePort: the inbound would forward to itself",
+    ),
+    "an unknown state": (changed(**{IN + "state": "Up"}), "networking.inbound[0].state: 'Up' is not known"),
+    "an interval in minutes": (
+        changed(**{IN + "serviceProbe": {**PROBE, "interval": "1m"}}),
+        "networking.inbound[0].serviceProbe.interval: '1m' is not a duration",
+    ),
+    "an interval without a unit": (
+        changed(**{IN + "serviceProbe": {**PROBE, "interval": 10}}),
+        "serviceProbe.interval: '10' is not a duration (write 10s)",
+    ),
+    "an interval of 0": (
+        changed(**{IN + "serviceProbe": {**PROBE, "interval": "0s"}}),
+        "serviceProbe.interval: 0s is not more than 0",
+    ),
+    "a threshold of 0": (
+        changed(**{IN + "serviceProbe": {**PROBE, "unhealthyThreshold": 0}}),
+        "serviceProbe.unhealthyThreshold: 0 is out of range (1 or more)",
+    ),
+    "a probe of nothing": (
+        changed(**{IN + "serviceProbe": {"interval": "5s"}}),
+        "networking.inbound[0].serviceProbe: names no check (write tcp: {})",
+    ),
+    "health that is text": (
+        changed(**{IN + "health": {"ready": "maybe"}}),
+        "networking.inbound[0].health.ready: must be true or false, not 'maybe'",
+    ),
+    "an outbound without a service": (
+        changed(**{OUT + "tags": {}}),
+        'networking.outbound[0].tags["kuma.io/service"]: is missing',
+    ),
+    "an outbound without a port": (changed(**{OUT + "port": REMOVED}), "networking.outbound[0].port: is missing"),
+    "an outbound at a name": (changed(**{OUT + "address": "redis"}), "networking.outbound[0].address: 'redis' is not"),
+    "tags and a reference": (
+        changed(**{OUT + "backendRef": {"kind": "MeshService", "name": "r", "port": 1}}),
+        "networking.outbound[0]: has tags and a backendRef",
+    ),
+    "a reference of an unknown kind": (
+        changed(**{OUT + "tags": REMOVED, OUT + "backendRef": {"kind": "Service", "name": "r", "port": 1}}),
+        "networking.outbound[0].backendRef.kind: 'Service' is not known (MeshService)",
+    ),
+    "a reference without a name": (
+        changed(**{OUT + "tags": REMOVED, OUT + "backendRef": {"kind": "MeshService", "port": 1}}),
+        "networking.outbound[0].backendRef.name: is missing",
+    ),
+    "a reference without a port": (
+        changed(**{OUT + "tags": REMOVED, OUT + "backendRef": {"kind": "MeshService", "name": "r"}}),
+        "networking.outbound[0].backendRef.port: is missing",
+    ),
+    "a probe of no inbound": (
+        changed(probes={"endpoints": [{"inboundPort": 8080, "inboundPath": "/a", "path": "/b"}]}),
+        "probes.endpoints[0].inboundPort: 8080 is the port of no inbound (inbounds have: 11011)",
+    ),
+    "a probe without a slash": (
+        changed(probes={"endpoints": [{"inboundPort": 11011, "inboundPath": "a", "path": "/b"}]}),
+        "probes.endpoints[0].inboundPath: 'a' does not begin with /",
+    ),
+    "a probe path twice": (
+        changed(probes={"endpoints": [{"inboundPort": 11011, "inboundPath": "/a", "path": "/b"}] * 2}),
+        "probes.endpoints[1].path: /b is served already",
+    ),
+    "two inbounds on one port": (
+        changed(networking__inbound__1={**SECOND, "port": 11011}),
+        "networking.inbound[1].port: 192.168.0.2:11011 is bound twice, first for inbound web",
+    ),
+    "an outbound on an inbound's port": (
+        changed(**{OUT + "port": 11011, OUT + "address": "192.168.0.2"}),
+        "networking.outbound[0].port: 192.168.0.2:11011 is bound twice",
+    ),
+    "two outbounds on one port": (
+        changed(networking__outbound__1={"port": 33033, "tags": {"kuma.io/service": "b"}}),
+        "networking.outbound[1].port: 127.0.0.1:33033 is bound twice, first for outbound redis",
+    ),
+    "the admin on an outbound's port": (
+        changed(networking__admin__port=33033),
+        "networking.admin.port: 127.0.0.1:33033 is bound twice",
+    ),
+    "the probes on an inbound's port": (
+        changed(probes={"port": 11011, "endpoints": [{"inboundPort": 11011, "inboundPath": "/a", "path": "/b"}]}),
+        "probes.port: 192.168.0.2:11011 is bound twice",
+    ),
+    "the wildcard takes every address": (
+        changed(**{IN + "address": "0.0.0.0", OUT + "port": 11011}),
+        "networking.outbound[0].port: 127.0.0.1:11011 is bound twice",
+    ),
+    "a list that is none": (
+        changed(networking__inbound={"port": 1}),
+        "networking.inbound: must be a list, not a mapping",
+    ),
+    "a mapping that is none": (changed(networking=[]), "networking: must be a mapping, not a list"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_told_with_its_path_and_what_would_be_right(name: str) -> None:
+    tree, expected = WRONG[name]
+    lines = told(tree)
+    assert len([line for line in lines if expected in line]) == 1, lines
+
+
+FINE: dict[str, dict[str, Any]] = {
+    "as it is": GOOD,
+    "a host name": changed(networking__address="web.example.com"),
+    "IPv6": changed(networking__address="2001:db8::2"),
+    "a delegated gateway": changed(networking__inbound=REMOVED, networking__gateway=GATEWAY),
+    "redirected inbounds are not bound": changed(
+        networking__transparentProxying={"redirectPortInbound": 15006, "redirectPortOutbound": 15001},
+        networking__inbound__1={**SECOND, "port": 33033},
+    ),
+    "outbounds on different addresses share a port": changed(
+        networking__outbound__1={"port": 33033, "address": "127.0.0.2", "tags": {"kuma.io/service": "b"}}
+    ),
+    "an ignored inbound is not bound": changed(networking__inbound__1={**SECOND, "port": 11011, "state": "Ignored"}),
+    "the application on the inbound's port elsewhere": changed(**{IN + "servicePort": 11011}),
+    "no protocol": changed(**{IN + "tags": {"kuma.io/service": "web"}}),
+    "a probe": changed(probes={"endpoints": [{"inboundPort": 11011, "inboundPath": "/a", "path": "/b"}]}),
+    "a port as text": changed(**{IN + "port": "11011"}),
+}
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_what_is_right_passes(name: str) -> None:
+    assert told(FINE[name]) == []
+
+
+def test_every_problem_is_told_at_once_with_its_line() -> None:
+    text = """\
+type: Dataplane
+mesh: default
+name: UPPER
+networking:
+  address: 300.0.0.1
+  inbound:
+    - port: 0
+      tags:
+        kuma.io/zone: east
+        kuma.io/protocol: smtp
+  outbound:
+    - port: 1
+      tags: {}
+  admin:
+    port: 99999
+probes:
+  endpoints:
+    - inboundPort: 7
+      inboundPath: x
+      path: /y
+"""
+    with pytest.raises(ResourceError) as wrong:
+        load_resource(text, "dp.yaml")
+    found = {(problem.line, problem.path) for problem in wrong.value.problems}
+    assert found >= {
+        (3, "name"),
+        (5, "networking.address"),
+        (7, "networking.inbound[0].port"),
+        (9, 'networking.inbound[0].tags["kuma.io/zone"]'),
+        (8, 'networking.inbound[0].tags["kuma.io/service"]'),
+        (10, 'networking.inbound[0].tags["kuma.io/protocol"]'),
+        (13, 'networking.outbound[0].tags["kuma.io/service"]'),
+        (15, "networking.admin.port"),
+        (18, "probes.endpoints[0].inboundPort"),
+        (19, "probes.endpoints[0].inboundPath"),
+    }
+    assert len(found) == 10
+
+
+def test_sockets_of_ours_are_named_too() -> None:
+    resource = load_resource(yaml.safe_dump(changed(**{OUT + "port": 9902})), "dp.yaml")
+    (problem,) = validate(resource, [BoundSocket("127.0.0.1", 9902, "tcp", "KUMA_READINESS_PORT", "readiness")])
+    assert problem.path == "KUMA_READINESS_PORT"
+    assert "networking.outbound[0].port" in problem.message
+
+
+def test_transparent_proxying_binds_two_ports() -> None:
+    ports = {"redirectPortInbound": 15006, "redirectPortOutbound": 15001}
+    tree = changed(networking__transparentProxying=ports, networking__admin=REMOVED)
+    bound = bound_sockets(load_resource(yaml.safe_dump(tree), "dp.yaml"))
+    assert {(socket.address, socket.port) for socket in bound} == {("0.0.0.0", 15006), ("0.0.0.0", 15001)}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("type: ZoneIngress\nname: i\nnetworking: {address: 10.0.0.1}", "networking.port: is missing"),
+        ("type: ZoneIngress\nname: i\nnetworking: {port: 10001}", "networking.address: is missing"),
+        (
+            "type: ZoneIngress\nname: i\nnetworking: {address: 10.0.0.1, port: 1, advertisedPort: 2}",
+            "advertisedAddress and advertisedPort go together",
+        ),
+        ("type: ZoneEgress\nname: e\nnetworking: {address: 10.0.0.1}", "networking.port: is missing"),
+    ],
+)
+def test_zone_proxies_have_rules_too(text: str, expected: str) -> None:
+    assert any(expected in line for line in told(yaml.safe_load(text)))
