@@ -97,7 +97,7 @@ def holder_of(address: Address) -> str:
             continue
         if kind == socket.SOCK_STREAM and found.status != psutil.CONN_LISTEN:
             continue
-        if _overlap(found.laddr.ip, address.host) and found.pid:
+        if overlap(found.laddr.ip, address.host) and found.pid:
             try:
                 return f"{psutil.Process(found.pid).name()} (pid {found.pid})"
             except psutil.Error:
@@ -105,7 +105,8 @@ def holder_of(address: Address) -> str:
     return _user_of(address)
 
 
-def _overlap(one: str, other: str) -> bool:
+def overlap(one: str, other: str) -> bool:
+    """Whether two local addresses, as bound, take the same port from each other."""
     wild = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
     return one == other or one in wild or other in wild
 

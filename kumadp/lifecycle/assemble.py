@@ -17,7 +17,15 @@ from kumadp.lifecycle.component import Stack
 from kumadp.lifecycle.drain import Step, plan_drain
 from kumadp.lifecycle.loop import Outcome, PartEnded, RunLoop
 from kumadp.lifecycle.phases import Phase
-from kumadp.lifecycle.plan import LOOPBACK, envoy_addresses, envoy_budget, own_addresses, plan_dns, plan_probes
+from kumadp.lifecycle.plan import (
+    LOOPBACK,
+    check_plan,
+    envoy_addresses,
+    envoy_budget,
+    own_addresses,
+    plan_dns,
+    plan_probes,
+)
 from kumadp.lifecycle.status import Status
 from kumadp.process.child import Command
 from kumadp.process.policy import ChildState, RestartPolicy
@@ -77,7 +85,9 @@ class Assembly:
         dns = plan_dns(settings, coredns)
         own = self._own_addresses(dns)
         standalone = self._mesh is not None
-        await check_ports([*own, *_without(envoy_addresses(self._resource, standalone=standalone, dns=dns), own)])
+        envoy = envoy_addresses(self._resource, standalone=standalone, dns=dns)
+        check_plan(own, envoy, self._resource)
+        await check_ports([*own, *envoy])
         self._start_servers()
         self._start_probes()
         prepared, source = await self._prepare(binary, dns, own)
@@ -306,11 +316,6 @@ class Assembly:
         """Return once Envoy has ended."""
         if self._envoy is not None:
             await self._envoy.gone()
-
-
-def _without(wanted: list[Address], own: list[Address]) -> list[Address]:
-    taken = {(address.host, address.port, address.protocol) for address in own}
-    return [address for address in wanted if (address.host, address.port, address.protocol) not in taken]
 
 
 async def run_daemon(

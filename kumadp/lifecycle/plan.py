@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kumadp.errors import Problem, ResourceError, SettingsError
 from kumadp.host.environment import on_kubernetes
-from kumadp.host.ports import Address
+from kumadp.host.ports import Address, overlap
 from kumadp.resources.types import Dataplane
 from kumadp.resources.validate import bound_sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from kumadp.resources.load import Resource
@@ -104,17 +105,48 @@ def envoy_addresses(resource: Resource | None, *, standalone: bool, dns: DnsPlan
         Address(socket.address, socket.port, "udp" if socket.protocol == "udp" else "tcp", socket.purpose, socket.path)
         for socket in bound_sockets(resource)
     ]
-    if isinstance(resource.spec, Dataplane):
-        admin = resource.spec.networking.admin
-        if standalone and (admin is None or not admin.port):
-            wanted.append(Address(LOOPBACK, DEFAULT_ADMIN_PORT, "tcp", "Envoy's admin", "networking.admin.port"))
+    if standalone and isinstance(resource.spec, Dataplane):
+        wanted += _standalone_addresses(resource.spec)
     if dns is not None:
         port = dns.envoy_port if dns.coredns is not None or not standalone else dns.port
         wanted.append(Address(LOOPBACK, port, "udp", "Envoy's DNS filter", "--dns-envoy-port"))
-    seen: dict[tuple[str, int, str], Address] = {}
-    for address in wanted:
-        seen.setdefault((address.host, address.port, address.protocol), address)
-    return list(seen.values())
+    return wanted
+
+
+def _standalone_addresses(spec: Dataplane) -> Iterator[Address]:
+    """What our own control plane adds: the admin's default, ``/ready`` on the data plane's address, Prometheus."""
+    address, admin = spec.networking.address, spec.networking.admin
+    port = admin.port if admin is not None and admin.port else DEFAULT_ADMIN_PORT
+    if admin is None or not admin.port:
+        yield Address(LOOPBACK, port, "tcp", "Envoy's admin", "networking.admin.port")
+    if address != LOOPBACK:
+        yield Address(address, port, "tcp", "/ready for other data planes", "networking.admin.port")
+    if spec.metrics is not None and spec.metrics.type == "prometheus":
+        yield Address(address, int(spec.metrics.conf.get("port") or 5670), "tcp", "Prometheus", "metrics.conf.port")
+
+
+def check_plan(own: Sequence[Address], envoy: Sequence[Address], resource: Resource | None) -> None:
+    """Raise when two sockets of ours, Envoy's among them, would take the same address and port; all pairs at once.
+
+    SettingsError where only settings decide, ResourceError where the Dataplane does.
+    """
+    problems: list[Problem] = []
+    wanted = [*own, *envoy]
+    for index, later in enumerate(wanted):
+        earlier = next((one for one in wanted[:index] if _same_socket(one, later)), None)
+        if earlier is not None:
+            file, line = resource.where(later.path) if resource is not None and "." in later.path else ("", 0)
+            wants = f"{later.port}/{later.protocol} for {later.purpose}"
+            message = f"{wants} is also the port of {earlier.purpose} ({earlier.path})"
+            problems.append(Problem(later.path, message, "choose another port", file, line))
+    if any(problem.file for problem in problems):
+        raise ResourceError(problems)
+    if problems:
+        raise SettingsError(problems)
+
+
+def _same_socket(one: Address, other: Address) -> bool:
+    return (one.port, one.protocol) == (other.port, other.protocol) and overlap(one.host, other.host)
 
 
 def envoy_budget(settings: Settings, environ: Mapping[str, str]) -> int:

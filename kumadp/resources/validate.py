@@ -40,8 +40,8 @@ class BoundSocket:
     purpose: str
 
 
-def validate(resource: Resource, others: Iterable[BoundSocket] = ()) -> list[Problem]:
-    """Every problem of a resource; ``others`` are sockets that kumadp itself binds beside it."""
+def validate(resource: Resource) -> list[Problem]:
+    """Every problem of a resource taken by itself."""
     check = _Check(resource)
     check.meta()
     spec = resource.spec
@@ -49,7 +49,7 @@ def validate(resource: Resource, others: Iterable[BoundSocket] = ()) -> list[Pro
         check.dataplane(spec)
     else:
         check.zone_proxy(spec)
-    check.overlaps([*bound_sockets(resource), *others])
+    check.overlaps(bound_sockets(resource))
     return check.problems
 
 

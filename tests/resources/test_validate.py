@@ -9,7 +9,7 @@ import yaml
 
 from kumadp.errors import ResourceError
 from kumadp.resources.load import load_resource
-from kumadp.resources.validate import BoundSocket, bound_sockets, validate
+from kumadp.resources.validate import bound_sockets
 
 GOOD: dict[str, Any] = {
     "type": "Dataplane",
@@ -268,13 +268,6 @@ probes:
         (19, "probes.endpoints[0].inboundPath"),
     }
     assert len(found) == 10
-
-
-def test_sockets_of_ours_are_named_too() -> None:
-    resource = load_resource(yaml.safe_dump(changed(**{OUT + "port": 9902})), "dp.yaml")
-    (problem,) = validate(resource, [BoundSocket("127.0.0.1", 9902, "tcp", "KUMA_READINESS_PORT", "readiness")])
-    assert problem.path == "KUMA_READINESS_PORT"
-    assert "networking.outbound[0].port" in problem.message
 
 
 def test_transparent_proxying_binds_two_ports() -> None:

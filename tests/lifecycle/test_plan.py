@@ -1,0 +1,152 @@
+"""What is decided before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kumadp.errors import ResourceError, SettingsError
+from kumadp.lifecycle.plan import (
+    DnsPlan,
+    ProbesPlan,
+    check_plan,
+    envoy_addresses,
+    envoy_budget,
+    own_addresses,
+    plan_dns,
+    plan_probes,
+)
+from kumadp.resources.load import Resource, load_resource
+from kumadp.resources.types import Dataplane
+from kumadp.settings.model import Settings
+
+COREDNS = Path("/usr/bin/coredns")
+KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+
+
+def dataplane(
+    *, outbound: int = 33033, probes: int = 0, admin: int = 0, metrics: int = 0, address: str = "127.0.0.1"
+) -> Resource:
+    tree: dict[str, Any] = {
+        "type": "Dataplane",
+        "mesh": "default",
+        "name": "web",
+        "networking": {
+            "address": address,
+            "inbound": [{"port": 11011, "servicePort": 8080, "tags": {"kuma.io/service": "web"}}],
+            "outbound": [{"port": outbound, "tags": {"kuma.io/service": "b"}}],
+        },
+    }
+    if admin:
+        tree["networking"]["admin"] = {"port": admin}
+    if metrics:
+        tree["metrics"] = {"type": "prometheus", "conf": {"port": metrics}}
+    if probes:
+        endpoint = {"inboundPort": 11011, "inboundPath": "/a", "path": "/b"}
+        tree["probes"] = {"port": probes, "endpoints": [endpoint]}
+    return load_resource(yaml.safe_dump(tree), "dp.yaml")
+
+
+def check(resource: Resource, *, standalone: bool = False, coredns: Path | None = COREDNS, **settings: Any) -> None:
+    chosen = Settings(**settings)
+    dns = plan_dns(chosen, coredns)
+    assert isinstance(resource.spec, Dataplane)
+    probes, _ = plan_probes(chosen, resource.spec, {})
+    own = own_addresses(chosen, dns, probes)
+    check_plan(own, envoy_addresses(resource, standalone=standalone, dns=dns), resource)
+
+
+def test_the_usual_ports_do_not_clash() -> None:
+    check(dataplane(probes=9000, admin=9901))
+    check(dataplane(probes=9000), standalone=True)
+    check(dataplane(probes=9000), standalone=True, coredns=None)
+
+
+@pytest.mark.parametrize(
+    ("port", "purpose"),
+    [
+        (9902, "readiness"),
+        (15053, "DNS"),
+        (19153, "CoreDNS metrics"),
+        (9901, "Envoy's admin"),
+    ],
+)
+def test_an_outbound_on_a_port_of_ours_is_named_with_field_and_line(port: int, purpose: str) -> None:
+    with pytest.raises(ResourceError) as clash:
+        check(dataplane(outbound=port, probes=9000), standalone=True)
+    (problem,) = clash.value.problems
+    assert purpose in str(problem)
+    assert "networking.outbound[0].port" in str(problem)
+
+
+def test_what_standalone_mode_adds_is_counted() -> None:
+    with pytest.raises(ResourceError, match="Prometheus"):
+        check(dataplane(metrics=11011, address="127.0.0.2"), standalone=True)
+    with pytest.raises(ResourceError, match="/ready for other data planes"):
+        check(dataplane(admin=11011, address="127.0.0.2"), standalone=True)
+    check(dataplane(admin=11011, address="127.0.0.2"))
+
+
+def test_settings_that_clash_with_each_other_are_named() -> None:
+    with pytest.raises(SettingsError) as clash:
+        check(dataplane(), coredns_port=9902, dns_prometheus_port=9902)
+    assert {problem.path for problem in clash.value.problems} == {"--dns-coredns-port", "--dns-prometheus-port"}
+
+
+def test_other_addresses_do_not_clash() -> None:
+    check(dataplane(outbound=9902, address="127.0.0.9"), readiness_port=9903)
+    check(dataplane(outbound=19153), coredns=None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "own", "plan", "told"),
+    [
+        ({}, {}, 9000, ProbesPlan("127.0.0.1", 9000, ()), ""),
+        ({}, {}, 9005, ProbesPlan("127.0.0.1", 9005, ()), ""),
+        ({}, {}, 0, None, ""),
+        ({}, KUBERNETES, 9000, None, "on Kubernetes"),
+        ({"virtual_probes": "on"}, KUBERNETES, 9000, ProbesPlan("127.0.0.1", 9000, ()), ""),
+        ({"virtual_probes": "off"}, {}, 9000, None, "off by setting"),
+        ({"virtual_probes_address": "127.0.0.5"}, {}, 9000, ProbesPlan("127.0.0.5", 9000, ()), ""),
+        (
+            {"virtual_probes": "on", "virtual_probes_ports": (8080,), "virtual_probes_port": 9009},
+            {},
+            0,
+            ProbesPlan("127.0.0.1", 9009, (8080,)),
+            "",
+        ),
+    ],
+)
+def test_where_virtual_probes_are_served(
+    settings: dict[str, Any], environ: dict[str, str], own: int, plan: ProbesPlan | None, told: str
+) -> None:
+    spec = dataplane(probes=own).spec
+    assert isinstance(spec, Dataplane)
+    made, why = plan_probes(Settings(**settings), spec, environ)
+    assert made == plan
+    assert told in why
+
+
+def test_dns_is_planned_for_dataplanes_alone() -> None:
+    assert plan_dns(Settings(), COREDNS) == DnsPlan(COREDNS, 15053, 15054, 19153)
+    assert plan_dns(Settings(dns_proxy_port=15999), None) == DnsPlan(None, 15999, 15054, 19153)
+    assert plan_dns(Settings(dns_enabled=False), COREDNS) is None
+    assert plan_dns(Settings(proxy_type="ingress"), COREDNS) is None
+    assert plan_dns(Settings(proxy_type="egress"), COREDNS) is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "environ", "budget"),
+    [
+        (None, {}, 5),
+        (None, KUBERNETES, 0),
+        (None, {"POD_NAME": "a", "POD_NAMESPACE": "b"}, 0),
+        (2, KUBERNETES, 2),
+        (0, {}, 0),
+    ],
+)
+def test_the_budget_of_envoy(setting: int | None, environ: dict[str, str], budget: int) -> None:
+    assert envoy_budget(Settings(envoy_restart_budget=setting), environ) == budget
