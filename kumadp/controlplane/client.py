@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 ATTEMPT_SECONDS = 10.0
+# For connecting, the handshake, each read: less than the attempt, as httpx closes what hangs, a cancellation does not.
+PHASE_SECONDS = 8.0
 LONGEST_WAIT = 30.0
 CERTIFICATE_TRIES = 3
 MAX_ANSWER = 16 << 20
@@ -118,10 +120,8 @@ async def _once(
 
 async def _post(url: str, body: bytes, context: ssl.SSLContext | bool) -> tuple[int, dict[str, str], bytes]:
     headers = {"accept": "application/json", "content-type": "application/json"}
-    # Less than the whole attempt: what hangs is then closed by httpx, where a cancelled handshake would stay open.
-    phase = ATTEMPT_SECONDS * 0.9
     async with (
-        httpx.AsyncClient(verify=context, trust_env=False, timeout=phase) as client,
+        httpx.AsyncClient(verify=context, trust_env=False, timeout=PHASE_SECONDS) as client,
         client.stream("POST", url, content=body, headers=headers) as answer,
     ):
         data = bytearray()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import re
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kumadp.settings.option import Kind
 
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)")
+_NANOSECONDS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+_DURATION = re.compile(rf"[+-]?(?:{_PART.pattern})+")
+_LONGEST = 2**63 - 1  # nanoseconds: what Go's time.Duration holds
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
@@ -22,24 +26,35 @@ def parse_duration(text: str) -> float:
     """Seconds of a Go duration such as ``1m30s``, ``500ms``, ``1.5h`` or ``0`` (Go: time.ParseDuration)."""
     if text in {"0", "+0", "-0"}:
         return 0.0
-    sign = -1.0 if text.startswith("-") else 1.0
-    rest = text.lstrip("+-")
-    matched = _PART.findall(rest)
-    if not matched or "".join(number + unit for number, unit in matched) != rest:
-        hint = f"; did you mean {text}s?" if re.fullmatch(r"\d+\.?\d*", text) else ""
+    if not _DURATION.fullmatch(text):
+        hint = f"; did you mean {text}s?" if re.fullmatch(r"[0-9]+\.?[0-9]*", text) else ""
         raise BadValue(f"is not a duration, write one like 1m30s or 500ms{hint}")
-    return sign * sum(float(number) * _UNITS[unit] for number, unit in matched)
+    # In decimal, not in floats: 0.1s and 100ms are the same nanosecond.
+    total = sum(Decimal(number) * _NANOSECONDS[unit] for number, unit in _PART.findall(text))
+    if total > _LONGEST:
+        raise BadValue("is longer than 292 years")
+    return (-1 if text.startswith("-") else 1) * int(total) / 10**9
 
 
 def write_duration(seconds: float) -> str:
-    """The shortest Go duration of ``seconds``."""
-    if seconds == 0:
+    """The shortest Go duration of ``seconds``, to the nanosecond: ``1m30s``, ``500ms``, ``1h0.5s``."""
+    count = round(abs(seconds) * 10**9)
+    sign = "-" if seconds < 0 and count else ""
+    if count == 0:
         return "0s"
-    if seconds % 1:
-        return f"{seconds * 1000:g}ms"
-    whole = int(seconds)
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
-    return "".join(f"{n}{unit}" for n, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if n)
+    if count < 10**9:
+        unit = next(unit for unit in ("ms", "us", "ns") if count >= _NANOSECONDS[unit])
+        return f"{sign}{_decimal(count, _NANOSECONDS[unit])}{unit}"
+    minutes, rest = divmod(count, _NANOSECONDS["m"])
+    parts = ((minutes // 60, "h"), (minutes % 60, "m"))
+    whole = "".join(f"{number}{unit}" for number, unit in parts if number)
+    return sign + whole + (f"{_decimal(rest, 10**9)}s" if rest else "")
+
+
+def _decimal(count: int, unit: int) -> str:
+    whole, rest = divmod(count, unit)
+    fraction = f"{rest:0{len(str(unit)) - 1}d}".rstrip("0")
+    return f"{whole}.{fraction}" if fraction else str(whole)
 
 
 def parse_boolean(text: str) -> bool:
@@ -53,9 +68,21 @@ def parse_boolean(text: str) -> bool:
 
 def parse_integer(text: str) -> int:
     """A whole number in decimal."""
-    if not re.fullmatch(r"[+-]?\d{1,18}", text.strip()):
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
         raise BadValue("is not a whole number")
     return int(text)
+
+
+def parse_assignments(text: str) -> dict[str, str]:
+    """``a=b``, or ``a=b,c=d`` where more than one ``=`` says so (pflag: StringToString, which kuma-dp uses)."""
+    parts = next(csv.reader([text], strict=True), []) if text.count("=") > 1 else [text.strip('"')]
+    found = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if not equals or not name:
+            raise BadValue("is not name=value")
+        found[name] = value
+    return found
 
 
 def _parse_pairs(text: str) -> dict[str, str]:

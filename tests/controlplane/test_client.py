@@ -193,7 +193,7 @@ async def test_https_where_http_is_spoken_is_told() -> None:
 
 
 async def test_an_answer_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "ATTEMPT_SECONDS", 0.2)
+    monkeypatch.setattr(client, "PHASE_SECONDS", 0.2)
     told: list[str] = []
     with ScriptedControlPlane(Answer(hang=True), GOOD) as plane:
         assert (await fetch(plane.url, plane.ca, told=told)).bootstrap
@@ -201,7 +201,7 @@ async def test_an_answer_that_never_comes_is_given_up(monkeypatch: pytest.Monkey
 
 
 async def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "ATTEMPT_SECONDS", 0.2)
+    monkeypatch.setattr(client, "PHASE_SECONDS", 0.2)
     told: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ControlPlaneUnavailable):
         await fetch(f"https://127.0.0.1:{silent.getsockname()[1]}", "", told=told, max_duration=0.5)

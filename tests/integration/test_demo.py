@@ -28,12 +28,10 @@ from kumadp.resources.load import load_resource_file
 from tests.support.daemon import get
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
+from tests.support.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-# The demo wants the usual ports, so two of them at a time would meet.
-pytestmark = pytest.mark.xdist_group("demo")
 
 RUNNING = {"state": "RUNNING", "pid": 77, "restarts": 0, "last_exit": "", "reason": ""}
 
@@ -116,7 +114,7 @@ class TestDns:
 
 
 def test_a_taken_port_is_replaced_and_all_differ() -> None:
-    with contextlib.ExitStack() as held:
+    with turn("demo"), contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):
             held.enter_context(socket.create_server(("127.0.0.1", DemoPorts().inbound)))
         with contextlib.suppress(OSError):
@@ -137,10 +135,11 @@ def test_the_dataplanes_of_the_demo_are_right(tmp_path: Path) -> None:
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """A folder whose name leaves room for the names of Unix sockets."""
+    """A folder whose name leaves room for the names of Unix sockets; the demo wants the usual ports, one at a time."""
     folder = Path(tempfile.mkdtemp(prefix="d"))
     try:
-        yield folder
+        with turn("demo"):
+            yield folder
     finally:
         shutil.rmtree(folder)
 
@@ -226,6 +225,16 @@ class Terminal:
                 self._text += data.decode()
         return self._text
 
+    def wait_for(self, text: str) -> None:
+        def shown() -> bool:
+            assert text in self.text() or self.process.poll() is None, self.text()
+            return text in self.text()
+
+        try:
+            poll(shown, what=text, deadline=60)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.text()}") from None
+
     def last_drawing(self) -> list[str]:
         return re.split(r"\x1b\[\d+F\x1b\[J", self.text())[-1].splitlines()
 
@@ -248,7 +257,7 @@ def terminal(short_folder: Path) -> Iterator[Terminal]:
 
 @pytest.mark.process
 def test_on_a_terminal_the_table_is_kept_current_and_control_c_drains(terminal: Terminal, short_folder: Path) -> None:
-    poll(lambda: "kumadp: READY" in terminal.text(), what=f"READY on the screen: {terminal.text()}", deadline=60)
+    terminal.wait_for("kumadp: READY")
     envoy = poll(lambda: re.findall(r"kill -9 (\d+)", "\n".join(terminal.last_drawing())), what="a pid")
     probe = re.findall(r"http://127.0.0.1:(\d+)(/\d+/healthz)", terminal.text())[0]
     process = psutil.Process(int(envoy[0]))

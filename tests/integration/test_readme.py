@@ -20,6 +20,7 @@ from tests.support.controlplane import TOKEN, ScriptedControlPlane, bootstrap_an
 from tests.support.daemon import Ports, get, workload
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
+from tests.support.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -180,14 +181,14 @@ def test_no_command_is_of_a_kind_that_nobody_runs() -> None:
 
 
 @pytest.mark.process
-@pytest.mark.xdist_group("demo")
 @pytest.mark.timeout(300)
 def test_every_command_without_a_control_plane_works(reader: Reader) -> None:
     typed = [line for line in commands() if not line.startswith("make ") and "--cp-address" not in line]
     assert any("--standalone" in line for line in typed)
     assert any(line.startswith("kumadp demo --check") for line in typed)
-    for line in typed:
-        reader.type(line)
+    with turn("demo"):
+        for line in typed:
+            reader.type(line)
     reader.stop()
 
 

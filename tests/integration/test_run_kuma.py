@@ -15,7 +15,7 @@ from tests.support.poll import poll
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.process, pytest.mark.kuma_cp, pytest.mark.xdist_group("kuma_cp")]
+pytestmark = [pytest.mark.process, pytest.mark.kuma_cp]
 
 
 def test_a_data_plane_of_a_real_mesh(tmp_path: Path) -> None:

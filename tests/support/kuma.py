@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.support.needs import need_kuma_cp
 from tests.support.poll import poll
+from tests.support.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,9 +56,14 @@ def ask(path: str, body: object = None, token: str = "") -> bytes:
 
 @contextlib.contextmanager
 def control_plane(folder: Path) -> Iterator[ControlPlane]:
-    """A running control plane with everything it writes in ``folder``."""
+    """A running control plane with everything it writes in ``folder``; one at a time, as its ports are Kuma's own."""
     binary = need_kuma_cp()
     folder.mkdir()
+    with turn("kuma-cp"):
+        yield from _run(binary, folder)
+
+
+def _run(binary: Path, folder: Path) -> Iterator[ControlPlane]:
     environment = {
         **os.environ,
         "KUMA_ENVIRONMENT": "universal",
