@@ -17,7 +17,7 @@ from kumadp.errors import AdminExposed
 from kumadp.process.supervise import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from kumadp.bootstrap.address import AdminAddress
     from kumadp.process.child import Child, Command, ExitStatus
@@ -29,10 +29,25 @@ log = logging.getLogger("kumadp.envoy")
 _FIRST_POLL = 0.02
 _LONGEST_POLL = 0.25
 _STATS = r"^listener_manager\.(lds\.update_(success|rejected)|total_listeners_(active|warming)|workers_started)$"
-# What Envoy prints when no restart can help (Envoy 1.30 to 1.40).
-_CONFIGURATION_ERROR = re.compile(
-    r"error initializing configuration|error initializing config|Unable to parse|exiting due to exception"
+# What Envoy prints when no restart can help: 1.40, and the older form.
+_CONFIGURATION_ERRORS = (
+    re.compile(r"error `(?P<why>.+?)`\s+initializing config", re.DOTALL),
+    re.compile(r"error initializing configuration '[^']*': (?P<why>[^\n]+)"),
 )
+# protobuf marks texts that are for people with such a word and uneven spaces.
+_NOISE = re.compile(r"goo\.gle/debug\w+")
+# A port may be free at the next try.
+_PASSING = "cannot bind"
+
+
+def configuration_error(lines: Sequence[str]) -> str | None:
+    """Why Envoy refused its configuration, in one line, by the last lines it printed; None where it did not."""
+    text = "\n".join(lines)
+    for pattern in _CONFIGURATION_ERRORS:
+        if found := pattern.search(text):
+            why = " ".join(_NOISE.sub("", found["why"]).split())
+            return None if why.startswith(_PASSING) else why
+    return None
 
 
 class EnvoyComponent:
@@ -163,7 +178,5 @@ class EnvoyComponent:
     def _permanent(self, status: ExitStatus, lines: list[str]) -> str | None:
         if self._was_live or status.code in {None, 0}:
             return None
-        for line in reversed(lines):
-            if _CONFIGURATION_ERROR.search(line):
-                return f"its configuration is wrong: {line.rpartition('] ')[2]}"
-        return None
+        why = configuration_error(lines)
+        return f"its configuration is wrong: {why}" if why else None
