@@ -179,6 +179,8 @@ class RunLoop:
             return Outcome(ExitCode.OK, "stopped by signal, nothing to drain")
         self._status.move(Phase.DRAINING, "asked to stop by signal")
         self._drain = self._spawn(self._walk(steps), "drain")
+        # Not from within: a task that is cancelled before its first step never runs, not even its `finally`.
+        self._drain.add_done_callback(lambda _task: self.post(DrainEnded()))
         return None
 
     def _on_start_ended(self, error: BaseException | None) -> Outcome | None:
@@ -223,20 +225,15 @@ class RunLoop:
             self.post(StartEnded(None))
 
     async def _walk(self, steps: tuple[Step, ...]) -> None:
-        try:
-            for step in steps:
-                if isinstance(step, FailHealthChecks):
-                    await self._bounded(
-                        self._daemon.fail_health_checks(), "failing Envoy's health checks", step.deadline
-                    )
-                elif isinstance(step, Wait):
-                    log.info("draining for at most %.1f s", step.seconds)
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(step.seconds):
-                            await self._daemon.envoy_gone()
-                            log.info("Envoy is gone: the drain ends")
-        finally:
-            self.post(DrainEnded())
+        for step in steps:
+            if isinstance(step, FailHealthChecks):
+                await self._bounded(self._daemon.fail_health_checks(), "failing Envoy's health checks", step.deadline)
+            elif isinstance(step, Wait):
+                log.info("draining for at most %.1f s", step.seconds)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(step.seconds):
+                        await self._daemon.envoy_gone()
+                        log.info("Envoy is gone: the drain ends")
 
     async def _bounded(self, call: Coroutine[object, object, None], what: str, deadline: float = 5.0) -> None:
         try:

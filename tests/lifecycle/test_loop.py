@@ -109,6 +109,17 @@ async def test_a_second_signal_cuts_the_drain_short_and_a_third_forces() -> None
     assert daemon.calls[-1] == "kill"
 
 
+async def test_two_signals_at_once_cut_a_drain_short_that_has_not_begun() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalCame(signal.SIGTERM))
+    async with asyncio.timeout(20):
+        assert (await run).code is ExitCode.OK
+
+
 async def test_sigusr2_drains_inbound_once_stays_ready_and_makes_the_later_stop_immediate() -> None:
     daemon = RememberingDaemon(drain_time=3600)
     loop = RunLoop(daemon)
