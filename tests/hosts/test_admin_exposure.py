@@ -1,0 +1,227 @@
+"""Envoy's admin, asked from another host: nothing but what a control plane means to show is there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kumadp.errors import ExitCode
+from tests.support.controlplane import static_bootstrap, static_cluster, static_listener
+from tests.support.daemon import Ports, run_kumadp
+from tests.support.netns import NEIGHBOUR, SIDECAR, SIDECAR_V6, Hosts, two_hosts
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.process, pytest.mark.netns]
+
+# Asks METHOD URL and prints the status, 0 where nothing answers.
+ASK = """
+import sys, urllib.error, urllib.request
+request = urllib.request.Request(sys.argv[2], method=sys.argv[1])
+try:
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        print(answer.status, answer.read(300).decode("utf-8", "replace"))
+except urllib.error.HTTPError as error:
+    print(error.code)
+except OSError as error:
+    print(0, error)
+"""
+
+# Answers /bootstrap with the body of a file, on a port of its choice that it prints.
+SERVE = """
+import base64, json, pathlib, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+bootstrap = base64.b64encode(pathlib.Path(sys.argv[1]).read_bytes()).decode()
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.dumps({"bootstrap": bootstrap}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *arguments): pass
+server = HTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+
+# Listens on HOST PORT, answers nothing, writes the request lines it sees to a file.
+RECORD = """
+import pathlib, socket, sys
+server = socket.create_server((sys.argv[1], int(sys.argv[2])))
+print("up", flush=True)
+while True:
+    connection, _ = server.accept()
+    connection.settimeout(0.2)
+    try:
+        line = connection.recv(4096).split(b"\\r\\n", 1)[0].decode()
+    except OSError:
+        line = "nothing"
+    with pathlib.Path(sys.argv[3]).open("a") as file:
+        file.write(line + "\\n")
+    if sys.argv[4] == "answer":
+        connection.sendall(b"HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\n\\r\\nhi")
+        connection.close()
+"""
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    with two_hosts() as made:
+        yield made
+
+
+def ask(host: tuple[str, ...], method: str, url: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [*host, sys.executable, "-c", ASK, method, url], capture_output=True, text=True, check=True, timeout=60
+    )
+    status, _, body = done.stdout.strip().partition(" ")
+    return int(status), body
+
+
+class Script:
+    """A small server on a host; `line` is the first it printed."""
+
+    def __init__(self, host: tuple[str, ...], source: str, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [*host, sys.executable, "-c", source, *arguments], stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline().strip()
+
+    def __enter__(self) -> Script:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def dataplane(folder: Path, ports: Ports, address: str) -> Path:
+    tree: dict[str, Any] = {
+        "type": "Dataplane",
+        "mesh": "default",
+        "name": "web",
+        "networking": {
+            "address": address,
+            "inbound": [
+                {
+                    "port": ports.inbound,
+                    "servicePort": 8080,
+                    "serviceAddress": "127.0.0.1",
+                    "tags": {"kuma.io/service": "web", "kuma.io/protocol": "http"},
+                }
+            ],
+            "admin": {"port": ports.admin},
+        },
+    }
+    path = folder / "web.yaml"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+# The admin's own paths, those that change state among them; none may reach it.
+ADMIN_PATHS = [
+    *(("GET", path) for path in ("/", "/server_info", "/config_dump", "/stats", "/clusters", "/certs", "/listeners")),
+    *(("GET", path) for path in ("/ready/", "/ready/../server_info", "/READY", "//server_info", "/%2e/server_info")),
+    *(
+        ("POST", path)
+        for path in ("/quitquitquit", "/healthcheck/fail", "/drain_listeners", "/logging", "/reset_counters")
+    ),
+]
+
+
+@pytest.mark.parametrize("address", [SIDECAR, SIDECAR_V6])
+def test_a_neighbour_reaches_ready_and_nothing_else(hosts: Hosts, tmp_path: Path, address: str) -> None:
+    ports = Ports.take()
+    mesh = dataplane(tmp_path, ports, address)
+    with run_kumadp(tmp_path, ports, f"--standalone={mesh}", "--drain-time=1s", prefix=hosts.on_sidecar) as daemon:
+        where = f"[{address}]:{ports.admin}" if ":" in address else f"{address}:{ports.admin}"
+
+        def live() -> bool:
+            assert daemon.process.poll() is None, daemon.output()
+            return ask(hosts.on_neighbour, "GET", f"http://{where}/ready")[0] == 200
+
+        poll(live, what="/ready for other data planes")
+        assert ask(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.admin}/server_info")[0] == 200
+        for method, path in ADMIN_PATHS:
+            assert ask(hosts.on_neighbour, method, f"http://{where}{path}")[0] in {0, 404, 405}, (method, path)
+        for port in (ports.readiness, ports.inbound):
+            status, _ = ask(hosts.on_neighbour, "GET", f"http://{where.rpartition(':')[0]}:{port}/server_info")
+            assert status in {0, 503}
+        assert ask(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.readiness}/ready") == (200, "READY")
+
+
+def static(folder: Path, ports: Ports, **listener: Any) -> Path:
+    """A bootstrap with one more static listener, on the sidecar's address and the admin's port."""
+    tree = static_bootstrap(ports, 1)
+    resources = tree["staticResources"]
+    # By a name that resolves to the admin: what a static check cannot see.
+    resources["clusters"].append(
+        {**static_cluster("way", {"socketAddress": {"address": "localhost", "portValue": ports.admin}}), **listener}
+    )
+    resources["listeners"].append(static_listener("open", ports.admin, "way", SIDECAR))
+    path = folder / "bootstrap.json"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def control_plane_arguments(port: str) -> tuple[str, ...]:
+    return (f"--cp-address=http://127.0.0.1:{port}", "--name=web", "--mesh=default", "--drain-time=1s")
+
+
+def test_a_way_to_the_admin_that_only_shows_when_it_runs_kills_envoy(hosts: Hosts, tmp_path: Path) -> None:
+    ports = Ports.take()
+    # Envoy resolves the name; the guard does not know what it means.
+    (tmp_path / "hosts").write_text("127.0.0.1 hidden.example localhost\n")
+    bootstrap = static(tmp_path, ports, type="LOGICAL_DNS")
+    tree = json.loads(bootstrap.read_text())
+    endpoint = tree["staticResources"]["clusters"][1]["loadAssignment"]["endpoints"][0]["lbEndpoints"][0]["endpoint"]
+    endpoint["address"]["socketAddress"]["address"] = "hidden.example"
+    bootstrap.write_text(json.dumps(tree))
+    inside = f'mount --bind {tmp_path / "hosts"} /etc/hosts && exec "$@"'
+    prefix = (*hosts.on_sidecar, "unshare", "--mount", "sh", "-c", inside, "sh")
+    with (
+        Script(hosts.on_sidecar, SERVE, str(bootstrap)) as plane,
+        run_kumadp(tmp_path, ports, *control_plane_arguments(plane.line), prefix=prefix) as daemon,
+    ):
+        assert daemon.wait() == ExitCode.ADMIN_EXPOSED
+        last = daemon.output().splitlines()[-1]
+        assert f"{SIDECAR}:{ports.admin}" in last
+        assert "READY: Envoy is LIVE" not in daemon.output()
+        assert ask(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.admin}/ready")[0] == 0
+
+
+@pytest.mark.parametrize("manner", ["answer", "hang"])
+def test_a_stranger_on_the_admin_s_port_is_asked_and_left_alone(hosts: Hosts, tmp_path: Path, manner: str) -> None:
+    ports = Ports.take()
+    seen = tmp_path / "seen"
+    bootstrap = tmp_path / "bootstrap.json"
+    bootstrap.write_text(json.dumps(static_bootstrap(ports, 1)))
+    with (
+        Script(hosts.on_sidecar, RECORD, SIDECAR, str(ports.admin), str(seen), manner),
+        Script(hosts.on_sidecar, SERVE, str(bootstrap)) as plane,
+        run_kumadp(tmp_path, ports, *control_plane_arguments(plane.line), prefix=hosts.on_sidecar) as daemon,
+    ):
+        ready = f"http://127.0.0.1:{ports.readiness}/ready"
+        poll(lambda: ask(hosts.on_sidecar, "GET", ready) == (200, "READY"), what="READY beside a stranger")
+        assert daemon.process.poll() is None
+    asked = set(seen.read_text().splitlines())
+    assert asked == {"GET /server_info HTTP/1.1", "GET /config_dump HTTP/1.1"}
+
+
+def test_the_neighbour_is_another_host(hosts: Hosts) -> None:
+    with Script(hosts.on_sidecar, RECORD, "127.0.0.1", "18080", "/dev/null", "answer"):
+        assert ask(hosts.on_sidecar, "GET", "http://127.0.0.1:18080/")[0] == 200
+        assert ask(hosts.on_neighbour, "GET", "http://127.0.0.1:18080/")[0] == 0
+    with Script(hosts.on_neighbour, RECORD, NEIGHBOUR, "18080", "/dev/null", "answer"):
+        assert ask(hosts.on_sidecar, "GET", f"http://{NEIGHBOUR}:18080/")[0] == 200
