@@ -161,15 +161,12 @@ def test_a_neighbour_reaches_ready_and_nothing_else(hosts: Hosts, tmp_path: Path
         assert ask(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.readiness}/ready") == (200, "READY")
 
 
-def static(folder: Path, ports: Ports, **listener: Any) -> Path:
-    """A bootstrap with one more static listener, on the sidecar's address and the admin's port."""
+def hidden_way(folder: Path, ports: Ports) -> Path:
+    """A bootstrap with a listener on the sidecar's address that leads to the admin by a name the guard cannot read."""
     tree = static_bootstrap(ports, 1)
-    resources = tree["staticResources"]
-    # By a name that resolves to the admin: what a static check cannot see.
-    resources["clusters"].append(
-        {**static_cluster("way", {"socketAddress": {"address": "localhost", "portValue": ports.admin}}), **listener}
-    )
-    resources["listeners"].append(static_listener("open", ports.admin, "way", SIDECAR))
+    endpoint = {"socketAddress": {"address": "hidden.example", "portValue": ports.admin}}
+    tree["staticResources"]["clusters"].append({**static_cluster("way", endpoint), "type": "LOGICAL_DNS"})
+    tree["staticResources"]["listeners"].append(static_listener("open", ports.admin, "way", SIDECAR))
     path = folder / "bootstrap.json"
     path.write_text(json.dumps(tree))
     return path
@@ -181,13 +178,8 @@ def control_plane_arguments(port: str) -> tuple[str, ...]:
 
 def test_a_way_to_the_admin_that_only_shows_when_it_runs_kills_envoy(hosts: Hosts, tmp_path: Path) -> None:
     ports = Ports.take()
-    # Envoy resolves the name; the guard does not know what it means.
     (tmp_path / "hosts").write_text("127.0.0.1 hidden.example localhost\n")
-    bootstrap = static(tmp_path, ports, type="LOGICAL_DNS")
-    tree = json.loads(bootstrap.read_text())
-    endpoint = tree["staticResources"]["clusters"][1]["loadAssignment"]["endpoints"][0]["lbEndpoints"][0]["endpoint"]
-    endpoint["address"]["socketAddress"]["address"] = "hidden.example"
-    bootstrap.write_text(json.dumps(tree))
+    bootstrap = hidden_way(tmp_path, ports)
     inside = f'mount --bind {tmp_path / "hosts"} /etc/hosts && exec "$@"'
     prefix = (*hosts.on_sidecar, "unshare", "--mount", "sh", "-c", inside, "sh")
     with (
