@@ -41,9 +41,9 @@ async def coredns_version(path: Path) -> str:
 
 
 async def coredns_plugins(path: Path) -> frozenset[str]:
-    """Names of the plugins it was built with."""
-    text = await _ask(path, "-plugins")
-    return frozenset(line.strip().removeprefix("dns.") for line in text.splitlines() if line.strip().startswith("dns."))
+    """Names of the plugins it was built with: a line each, with ``dns.`` before it in older versions."""
+    lines = (await _ask(path, "-plugins")).splitlines()
+    return frozenset(name.strip().removeprefix("dns.") for name in lines if name.strip() and " " not in name.strip())
 
 
 async def _ask(path: Path, argument: str) -> str:

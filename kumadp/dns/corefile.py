@@ -54,13 +54,18 @@ def built_in(facts: CorefileFacts, plugins: frozenset[str], resolv_conf: Path) -
     has_resolvers = _has_resolvers(resolv_conf)
     if "alternate" in plugins:
         fallback = f"    alternate {_CODES.replace(' ', ',')} . {resolv_conf}\n" if has_resolvers else ""
-        return f".:{facts.port} {{\n    forward . {envoy}\n{fallback}{shared}}}\n"
-    mesh = f"mesh:{facts.port} {{\n    forward . {envoy} {{\n        max_fails 0\n    }}\n{shared}}}\n"
-    first = f"    forward . {envoy} {{\n        max_fails 0\n        next {_CODES}\n    }}\n"
-    second = f"    forward . {resolv_conf}\n" if has_resolvers else ""
+        return f".:{facts.port} {{\n{_to_envoy(envoy)}{fallback}{shared}}}\n"
+    mesh = f"mesh:{facts.port} {{\n{_to_envoy(envoy)}{shared}}}\n"
     if not has_resolvers:
-        first = f"    forward . {envoy} {{\n        max_fails 0\n    }}\n"
-    return f"{mesh}.:{facts.port} {{\n{first}{second}{shared}}}\n"
+        return f"{mesh}.:{facts.port} {{\n{_to_envoy(envoy)}{shared}}}\n"
+    rest = f"{_to_envoy(envoy, f'next {_CODES}')}    forward . {resolv_conf}\n"
+    return f"{mesh}.:{facts.port} {{\n{rest}{shared}}}\n"
+
+
+def _to_envoy(envoy: str, *more: str) -> str:
+    """Envoy's DNS filter speaks UDP alone, and answers or is not there: CoreDNS' own health checks are off."""
+    options = "".join(f"        {line}\n" for line in ("max_fails 0", "prefer_udp", *more))
+    return f"    forward . {envoy} {{\n{options}    }}\n"
 
 
 def _has_resolvers(resolv_conf: Path) -> bool:

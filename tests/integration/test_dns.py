@@ -1,0 +1,119 @@
+"""Names of the mesh in a real run: by the real CoreDNS in front of Envoy, by Envoy alone, and when CoreDNS is lost."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import dns.exception
+import dns.message
+import dns.query
+import dns.rcode
+import pytest
+
+from kumadp.errors import ExitCode
+from kumadp.lifecycle.control import ask_status, control_socket_path
+from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload, write_mesh
+from tests.support.needs import need_coredns
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+
+@contextlib.contextmanager
+def running(tmp_path: Path, ports: Ports, *more: str, coredns: str) -> Iterator[Daemon]:
+    with workload("web") as app, workload("backend") as backend:
+        mesh = write_mesh(tmp_path / "mesh", ports, app.port, backend.port)
+        arguments = ("--standalone", str(mesh), "--name", "web", "--drain-time", "1s", "--dns-coredns-path", coredns)
+        with run_kumadp(tmp_path, ports, *arguments, *more, dns=True) as daemon:
+            yield daemon
+
+
+def ask(port: int, name: str, kind: str = "A", *, tcp: bool = False) -> tuple[str, list[str]]:
+    """Code and data of an answer; ("", []) where none comes."""
+    send = dns.query.tcp if tcp else dns.query.udp
+    try:
+        answer = send(dns.message.make_query(name, kind), "127.0.0.1", port=port, timeout=3)
+    except (OSError, EOFError, dns.exception.DNSException):
+        return "", []
+    return dns.rcode.to_text(answer.rcode()), [str(item) for found in answer.answer for item in found]
+
+
+@pytest.fixture
+def ports() -> Ports:
+    return Ports.take()
+
+
+def test_coredns_answers_what_envoy_knows(tmp_path: Path, ports: Ports) -> None:
+    with running(tmp_path, ports, coredns=str(need_coredns())) as daemon:
+        daemon.wait_ready()
+        for tcp in (False, True):
+            assert ask(ports.dns, "backend.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
+            assert ask(ports.dns, "nobody.mesh", tcp=tcp) == ("NXDOMAIN", [])
+        first = daemon.children()["coredns"]
+        first.kill()
+        poll(lambda: daemon.children().get("coredns", first).pid != first.pid, what="the second CoreDNS")
+        poll(lambda: ask(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"]), what="names again")
+        assert get(ports.outbound) == (200, "backend")
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+
+
+def test_envoy_s_filter_answers_on_the_dns_port_where_there_is_no_coredns(tmp_path: Path, ports: Ports) -> None:
+    with running(tmp_path, ports, coredns="no-such-coredns") as daemon:
+        daemon.wait_ready()
+        assert ask(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"])
+        assert ask(ports.dns, "nobody.mesh") == ("NXDOMAIN", [])
+        assert daemon.output().count("no CoreDNS here") == 1
+
+
+def test_a_coredns_asked_for_by_path_must_be_there(tmp_path: Path, ports: Ports) -> None:
+    with running(tmp_path, ports, coredns=str(tmp_path / "none")) as daemon:
+        assert daemon.wait() == ExitCode.BINARY_NOT_FOUND
+        assert "none is not there" in daemon.output().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (".:{{ .CoreDNSPort }} {\n    no-such-plugin\n}\n", "no-such-plugin"),
+        (".:{{ .NoSuchField }} {}\n", "NoSuchField"),
+    ],
+)
+def test_a_corefile_that_is_wrong_costs_names_alone(tmp_path: Path, ports: Ports, template: str, told: str) -> None:
+    file = tmp_path / "Corefile.template"
+    file.write_text(template)
+    arguments = ("--dns-coredns-config-template-path", str(file))
+    with running(tmp_path, ports, *arguments, coredns=str(need_coredns())) as daemon:
+        daemon.wait_ready()
+        assert get(ports.outbound) == (200, "backend")
+        status = ask_status(control_socket_path("web", daemon.environment))
+        assert told in status["fatal"]["coredns"]
+        assert "coredns is FATAL" in daemon.output()
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+
+
+def test_a_template_of_the_user_s_is_used(tmp_path: Path, ports: Ports) -> None:
+    file = tmp_path / "Corefile.template"
+    file.write_text(
+        ".:{{ .CoreDNSPort }} {\n    bind 127.0.0.1\n    hosts {\n        127.0.0.9 own.mesh\n"
+        "        fallthrough\n    }\n    forward . 127.0.0.1:{{ .EnvoyDNSPort }}\n}\n"
+    )
+    arguments = ("--dns-coredns-config-template-path", str(file))
+    with running(tmp_path, ports, *arguments, coredns=str(need_coredns())) as daemon:
+        daemon.wait_ready()
+        assert ask(ports.dns, "own.mesh") == ("NOERROR", ["127.0.0.9"])
+        assert ask(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"])
+
+
+def test_dns_is_off_where_that_is_asked_for(tmp_path: Path, ports: Ports) -> None:
+    with running(tmp_path, ports, "--dns-enabled=false", coredns=str(need_coredns())) as daemon:
+        daemon.wait_ready()
+        assert "coredns" not in daemon.children()
+        assert ask(ports.dns, "backend.mesh") == ("", [])
+        assert ask(ports.envoy_dns, "backend.mesh") == ("", [])
