@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import os
+import signal
 import sys
+from typing import NoReturn
 
 import click
 
 from kumadp import __version__
-from kumadp.errors import ExitCode, KumadpError, ResourceError, SettingsError
+from kumadp.cli.options import WIDTH, click_option, log_options, remember_before
+from kumadp.errors import ExitCode, KumadpError, UsageError
 
 COMMANDS: dict[str, str] = {
     "run": "Run a data plane: Envoy, DNS, virtual probes, until it is told to stop.",
@@ -26,10 +31,14 @@ class LazyGroup(click.Group):
         """Names in the order a reader wants them."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        """The command, imported now; None when there is none of that name."""
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now; ends with a suggestion when there is none of that name."""
         if cmd_name not in COMMANDS:
-            return None
+            if ctx.resilient_parsing:
+                return None
+            near = difflib.get_close_matches(cmd_name, COMMANDS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)}"
+            raise UsageError(f"no command {cmd_name!r}", hint)
         command = getattr(importlib.import_module(f"kumadp.cli.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)  # noqa: S101
         return command
@@ -40,15 +49,32 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def _with_log_options(group: LazyGroup) -> LazyGroup:
+    """kuma-dp's log flags are those of the program: ``kuma-dp --log-level=debug run`` is in use."""
+    for option in log_options():
+        click_option(option)(group)
+    return group
+
+
+@_with_log_options
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
+)
 @click.version_option(__version__, message="%(version)s")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context, /, **before: object) -> None:
     """Sidecar supervisor for Kuma data planes; a drop-in for kuma-dp.
 
     Exit codes: 0 clean stop, 64 command line, 65 Dataplane, 69 control plane away, 70 Envoy ended for good, 71 port or
     process, 72 no Envoy, 73 admin exposed, 74 forced by a third signal, 75 not ready in time, 76 unsafe bootstrap,
     77 control plane refused, 78 settings.
     """
+    remember_before(ctx, before)
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(ExitCode.USAGE)
 
 
 def main() -> None:
@@ -61,20 +87,23 @@ def main() -> None:
     except click.exceptions.Exit as ended:
         sys.exit(ended.exit_code)
     except click.ClickException as error:
-        click.echo(f"Error: {error.format_message()}", err=True)
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context else ""
+        click.echo(f"Error: {error.format_message().rstrip('.')}{hint}", err=True)
         sys.exit(ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(ExitCode.OK)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(ExitCode.OK)
+        _end_as_interrupted()
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _end_as_interrupted() -> NoReturn:
+    """Die of SIGINT, as the shell expects: `kumadp wait && start` must not start what was not waited for."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+    raise AssertionError("unreachable")
 
 
 def print_error(error: KumadpError) -> None:
     """Print a failure on stderr: one line, or one line a problem."""
-    if isinstance(error, SettingsError | ResourceError):
-        for problem in error.problems:
-            click.echo(f"Error: {problem}", err=True)
-    else:
-        click.echo(f"Error: {error}", err=True)
+    for problem in getattr(error, "problems", (error,)):
+        click.echo(f"Error: {problem}", err=True)

@@ -6,32 +6,55 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kumadp.settings.model import options_of
+from kumadp.settings.model import LOG, options_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
-    from kumadp.settings.option import Option
+    from kumadp.settings.option import Command, Option
+
+WIDTH = 110
+_TYPED = "kumadp.typed"
+_BEFORE = "kumadp.before"
+# Narrow enough for the longest variable beside it on 80 columns: a name that is broken over two lines is not found.
+_FIRST_COLUMN = 22
 
 
 class GroupedCommand(click.Command):
-    """Shows its options under headings."""
+    """Shows its options under headings, knows flags by the name typed, takes those that came before the command."""
 
-    groups: dict[str, str]
+    chosen: tuple[Option, ...] = ()
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Options by group, then the rest."""
-        by_group: dict[str, list[tuple[str, str]]] = {}
+        """Options by group, then what no flag sets, then the rest."""
+        groups = {option.field: option.group for option in self.chosen}
+        by_group: dict[str, list[tuple[str, str]]] = {group: [] for group in groups.values()}
+        rest: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                by_group.setdefault(self.groups.get(parameter.name or "", "Other"), []).append(record)
+                by_group.get(groups.get(parameter.name or "", ""), rest).append(record)
+        by_group["Set by variable or settings file only"] = [
+            (", ".join(option.variables), option.help_text) for option in self.chosen if not option.flags
+        ]
+        by_group["Other"] = rest
         for group, records in by_group.items():
-            with formatter.section(group):
-                formatter.write_dl(records)
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records, col_max=_FIRST_COLUMN)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, noting which of its names each option was given by."""
+        ctx.meta[_TYPED] = _names_typed(self.chosen, args)
+        rest = super().parse_args(ctx, args)
+        for field, (name, value) in ctx.meta.get(_BEFORE, {}).items():
+            if field in ctx.params and ctx.params[field] is None:
+                ctx.params[field] = value
+                ctx.meta[_TYPED][field] = name
+        return rest
 
 
-def command_with_options(command: str) -> Callable[[Callable[..., Any]], GroupedCommand]:
+def command_with_options(command: Command) -> Callable[[Callable[..., Any]], GroupedCommand]:
     """A decorator that makes a click command with all options of ``command``.
 
     Each value reaches the function as the text the user typed (a tuple for what may be repeated), None when it was not
@@ -42,22 +65,33 @@ def command_with_options(command: str) -> Callable[[Callable[..., Any]], Grouped
         chosen = options_of(command)
         for option in reversed(chosen):
             if option.flags:
-                function = _click_option(option)(function)
-        made = click.command(command, cls=GroupedCommand, context_settings={"max_content_width": 110})(function)
-        made.groups = {option.field: option.group for option in chosen}
-        variables = [option for option in chosen if not option.flags]
-        if variables:
-            made.epilog = "\b\nSet by variable or settings file only:\n" + "\n".join(
-                f"  {option.variables[0]}: {option.help}{'' if option.effective else ' (accepted; no effect yet)'}"
-                f" (default: {option.default_text})"
-                for option in variables
-            )
+                function = click_option(option)(function)
+        made = click.command(command, cls=GroupedCommand, context_settings={"max_content_width": WIDTH})(function)
+        made.chosen = chosen
         return made
 
     return decorate
 
 
-def _click_option(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def typed_names() -> Mapping[str, str]:
+    """The name by which each option of the running command was given, by field."""
+    found: Mapping[str, str] = click.get_current_context().meta.get(_TYPED, {})
+    return found
+
+
+def log_options() -> tuple[Option, ...]:
+    """What kuma-dp takes before the command too: its persistent flags."""
+    return tuple(option for option in options_of("run") if option.group == LOG)
+
+
+def remember_before(ctx: click.Context, flags: Mapping[str, object]) -> None:
+    """Keep options given before the command for the command that follows."""
+    names = {option.field: option.name for option in log_options()}
+    ctx.meta[_BEFORE] = {field: (names[field], value) for field, value in flags.items() if value is not None}
+
+
+def click_option(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The click option of a setting that has flags."""
     repeated = option.kind in {"texts", "pairs"}
     extra: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if option.kind == "boolean" else {}
     return click.option(
@@ -66,7 +100,17 @@ def _click_option(option: Option) -> Callable[[Callable[..., Any]], Callable[...
         type=str,
         default=None,
         multiple=repeated,
-        metavar=option.kind.upper(),
+        metavar={"texts": "TEXT", "pairs": "NAME=VALUE", "integers": "N,N"}.get(option.kind, option.kind.upper()),
         help=option.help_text,
         **extra,
     )
+
+
+def _names_typed(chosen: Sequence[Option], args: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for argument in args:
+        if argument == "--":
+            break
+        name = argument.partition("=")[0] if argument.startswith("--") else argument[:2]
+        found.update({option.field: name for option in chosen if name in option.flags})
+    return found

@@ -6,19 +6,23 @@ import asyncio
 import contextlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import urlsplit
 
-from kumadp.cli.options import command_with_options
+from kumadp.cli.options import command_with_options, typed_names
 from kumadp.errors import Problem, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kumadp.host.logs import LogOutput
     from kumadp.resources.load import Resource
     from kumadp.settings.model import Settings
     from kumadp.standalone.mesh import Mesh
+
+
+PROXY_TYPES = {"Dataplane": "dataplane", "ZoneIngress": "ingress", "ZoneEgress": "egress"}
 
 
 @command_with_options("run")
@@ -35,14 +39,14 @@ def run(**flags: object) -> None:
 
     config = flags.get("config")
     text = _read_settings_file(str(config)) if config else None
-    resolved = resolve("run", flags, os.environ, text, str(config or ""))
+    resolved = resolve("run", flags, os.environ, text, str(config or ""), typed_names())
     launch(resolved.settings, resolved.warnings, os.environ)
 
 
 def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, str]) -> NoReturn:
     """Check what can be checked, then run and end with the exit code. Raises KumadpError before the loop runs."""
+    from kumadp.cli.logs import open_logs
     from kumadp.envoy.argv import check_extra
-    from kumadp.host.logs import setup_logging
     from kumadp.host.names import set_process_name
     from kumadp.host.secrets import register
     from kumadp.lifecycle.assemble import run_daemon
@@ -52,16 +56,10 @@ def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, 
     if extra:
         raise SettingsError(extra)
     resource, mesh = _load(settings)
-    if settings.token:
-        register(settings.token)
-    logs: LogOutput = setup_logging(
-        level=settings.log_level,
-        fmt=settings.log_format,
-        output_path=settings.log_output_path,
-        max_files=settings.log_max_retained_files,
-        max_size_mb=settings.log_max_size,
-        max_age_days=settings.log_max_age,
-    )
+    settings = _with_proxy_type(settings, resource)
+    register(settings.token)
+    register(urlsplit(settings.cp_address).password or "")
+    logs = open_logs(settings)
     set_process_name("kuma-dp")
     try:
         notes = (*warnings, *(str(note) for note in (resource.notes if resource else ())))
@@ -97,11 +95,22 @@ def _load(settings: Settings) -> tuple[Resource | None, Mesh | None]:
 
         mesh = read_mesh(Path(settings.standalone), settings.name)
         return mesh.ours, mesh
-    if settings.dataplane:
-        return load_resource(settings.dataplane, "--dataplane", variables=settings.dataplane_vars), None
     if settings.dataplane_file:
         return load_resource_file(settings.dataplane_file, variables=settings.dataplane_vars), None
+    if settings.dataplane:
+        return load_resource(settings.dataplane, "--dataplane", variables=settings.dataplane_vars), None
     return None, None
+
+
+def _with_proxy_type(settings: Settings, resource: Resource | None) -> Settings:
+    """The kind of proxy is that of the resource; a --proxy-type that says something else is an error, as in Kuma."""
+    if resource is None:
+        return settings
+    kind = PROXY_TYPES[resource.kind]
+    if settings.proxy_type not in {"dataplane", kind}:
+        message = f"{settings.proxy_type!r} does not fit the {resource.kind} that is given"
+        raise SettingsError([Problem("--proxy-type", message, f"leave it out, or give {kind}")])
+    return replace(settings, proxy_type=kind)
 
 
 def _read_settings_file(name: str) -> str:

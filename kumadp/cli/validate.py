@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ def validate(files: tuple[str, ...], output: str, variables: tuple[str, ...], sc
     Prints every problem with file, line, field path and what would be right. Exit code 0 when all is well, 65 when
     something is wrong.
     """
+    # A reader that has seen enough ends this as it ends any filter.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if schema:
         from kumadp.resources.schema import json_schema
 

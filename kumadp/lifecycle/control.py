@@ -64,6 +64,11 @@ def _folders(environ: Mapping[str, str]) -> Iterator[Path]:
     yield Path("/tmp") / f"kumadp-{os.geteuid()}"  # noqa: S108 - 0700 and checked to be ours
 
 
+def socket_name(name: str) -> str:
+    """The file name for the data plane ``name``, short enough for a Unix socket."""
+    return f"{name[:60] or 'kumadp'}{SUFFIX}"
+
+
 def control_socket_path(name: str, environ: Mapping[str, str]) -> Path:
     """Where the control socket of the data plane ``name`` goes: the first folder that is, or can be made, private."""
     for folder in _folders(environ):
@@ -72,7 +77,7 @@ def control_socket_path(name: str, environ: Mapping[str, str]) -> Path:
             found = folder.lstat()
             private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
             if private and os.access(folder, os.W_OK):
-                return folder / f"{name[:60] or 'kumadp'}{SUFFIX}"
+                return folder / socket_name(name)
     raise OSError("no private directory for the control socket")
 
 

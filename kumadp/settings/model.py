@@ -17,6 +17,7 @@ DP = "Data plane"
 ENVOY = "Envoy"
 DNS = "DNS"
 OURS = "kumadp's own"
+WAIT = "What to wait for"
 _RUNTIME = "KUMA_DATAPLANE_RUNTIME_"
 
 
@@ -25,15 +26,15 @@ class Settings:
     """What a command was told, complete: durations in seconds, sizes in bytes."""
 
     # fmt: off
-    config: str = option("text", "", "Settings file (YAML); configs/kumadp.yaml is a sample.", flags="--config", group=OURS)
+    config: str = option("text", "", "Settings file (YAML), - is stdin; configs/kumadp.yaml is a sample.", flags="--config", group=OURS)
     standalone: str = option("text", "", "Run without a control plane: a Dataplane file, or a folder of them.", flags="--standalone", key="standalone.path", group=OURS)
 
     log_level: str = option("text", "info", "Level of kumadp's log.", flags="--log-level", key="log.level", group=LOG, commands=("run", "wait"), choices=("off", "error", "warning", "info", "debug"))
-    log_format: str = option("text", "text", "Form of the log lines, Envoy's and CoreDNS's among them.", flags="--log-format", key="log.format", group=LOG, choices=("text", "json"))
-    log_output_path: str = option("text", "", "File to log to instead of stderr.", flags="--log-output-path", key="log.outputPath", group=LOG)
-    log_max_retained_files: int = option("integer", 1000, "Rotated log files kept.", flags="--log-max-retained-files", key="log.maxRetainedFiles", group=LOG, minimum=0)
-    log_max_size: int = option("integer", 100, "Size in MB at which the log file rotates.", flags="--log-max-size", key="log.maxSize", group=LOG, minimum=1)
-    log_max_age: int = option("integer", 30, "Days that rotated log files are kept.", flags="--log-max-age", key="log.maxAge", group=LOG, minimum=0)
+    log_format: str = option("text", "text", "Form of the log lines, Envoy's and CoreDNS's among them.", flags="--log-format", key="log.format", group=LOG, commands=("run", "wait"), choices=("text", "json"))
+    log_output_path: str = option("text", "", "File to log to instead of stderr.", flags="--log-output-path", key="log.outputPath", group=LOG, commands=("run", "wait"))
+    log_max_retained_files: int = option("integer", 1000, "Rotated log files kept.", flags="--log-max-retained-files", key="log.maxRetainedFiles", group=LOG, commands=("run", "wait"), minimum=0)
+    log_max_size: int = option("integer", 100, "Size in MB at which the log file rotates.", flags="--log-max-size", key="log.maxSize", group=LOG, commands=("run", "wait"), minimum=1)
+    log_max_age: int = option("integer", 30, "Days that rotated log files are kept.", flags="--log-max-age", key="log.maxAge", group=LOG, commands=("run", "wait"), minimum=0)
 
     cp_address: str = option("text", "https://localhost:5678", "Address of the control plane's data plane server.", flags="--cp-address", env="KUMA_CONTROL_PLANE_URL", key="controlPlane.url", group=CP)
     ca_cert_file: str = option("text", "", "File with the CA that the control plane's certificate must come from; read anew for each attempt.", flags="--ca-cert-file", env="KUMA_CONTROL_PLANE_CA_CERT_FILE", key="controlPlane.caCertFile", group=CP)
@@ -42,7 +43,7 @@ class Settings:
     retry_backoff: float = option("duration", 3.0, "First wait between bootstrap requests; doubles up to 30s, with jitter.", env="KUMA_CONTROL_PLANE_RETRY_BACKOFF", key="controlPlane.retry.backoff", group=CP, minimum=0.001)
     retry_max_duration: float | None = option("duration", None, "Give up on the bootstrap after this time.", env="KUMA_CONTROL_PLANE_RETRY_MAX_DURATION", key="controlPlane.retry.maxDuration", group=CP, minimum=0.001, none_means="for ever")
 
-    name: str = option("text", "", "Name of the Dataplane; POD_NAME.POD_NAMESPACE where both are set and this is empty.", flags="--name", env="KUMA_DATAPLANE_NAME", key="dataplane.name", group=DP)
+    name: str = option("text", "", "Name of the Dataplane; POD_NAME.POD_NAMESPACE where both are set and this is empty or holds one of $(){}.", flags="--name", env="KUMA_DATAPLANE_NAME", key="dataplane.name", group=DP, commands=("run", "wait"))
     mesh: str = option("text", "", "Mesh of the Dataplane.", flags="--mesh", env="KUMA_DATAPLANE_MESH", key="dataplane.mesh", group=DP)
     proxy_type: str = option("text", "dataplane", "Kind of proxy.", flags="--proxy-type", env="KUMA_DATAPLANE_PROXY_TYPE", key="dataplane.proxyType", group=DP, choices=("dataplane", "ingress", "egress"))
     drain_time: float = option("duration", 30.0, "Time between the first SIGTERM and the stop.", flags="--drain-time", env="KUMA_DATAPLANE_DRAIN_TIME", key="dataplane.drainTime", group=DP, minimum=0.001)
@@ -54,8 +55,8 @@ class Settings:
     dataplane_vars: dict[str, str] = option("pairs", {}, "Variable a.b=c for the mustache template in the resource; may be repeated.", flags=("--dataplane-var", "-v"), env="DATAPLANERUNTIME_RESOURCEVARS", key="dataplaneRuntime.resourceVars", group=DP)
     token_path: str = option("text", "", "File with the data plane token; read anew for each attempt.", flags="--dataplane-token-file", env=_RUNTIME + "TOKEN_PATH", key="dataplaneRuntime.tokenPath", group=DP)
     token: str = option("text", "", "The data plane token itself; better give a file, a command line can be read by others.", flags="--dataplane-token", env=_RUNTIME + "TOKEN", key="dataplaneRuntime.token", group=DP, secret=True)
-    pod_name: str = option("text", "", "Name of the pod, set by Kuma's injector.", env="POD_NAME", key="kubernetes.podName", group=DP)
-    pod_namespace: str = option("text", "", "Namespace of the pod, set by Kuma's injector.", env="POD_NAMESPACE", key="kubernetes.podNamespace", group=DP)
+    pod_name: str = option("text", "", "Name of the pod, set by Kuma's injector.", env="POD_NAME", key="kubernetes.podName", group=DP, commands=("run", "wait"))
+    pod_namespace: str = option("text", "", "Namespace of the pod, set by Kuma's injector.", env="POD_NAMESPACE", key="kubernetes.podNamespace", group=DP, commands=("run", "wait"))
     host_ip: str = option("text", "", "Address of the host, told to the control plane (2.14).", env="HOST_IP", key="kubernetes.hostIP", group=DP)
     instance_ip: str = option("text", "", "Address of the pod, set by Kuma's injector.", env="INSTANCE_IP", key="kubernetes.instanceIP", group=DP, effective=False)
 
@@ -69,14 +70,14 @@ class Settings:
     max_memory_bytes: int = option("integer", 0, "Memory limit told to the control plane; 0: none.", env="KUMA_DATAPLANE_RESOURCES_MAX_MEMORY_BYTES", key="dataplaneRuntime.resources.maxMemoryBytes", group=ENVOY, minimum=0)
     metrics_cert_path: str = option("text", "", "Certificate of Envoy's Prometheus listener.", flags="--metrics-cert-path", env=_RUNTIME + "METRICS_CERT_PATH", key="dataplaneRuntime.metrics.certPath", group=ENVOY)
     metrics_key_path: str = option("text", "", "Key of that certificate.", flags="--metrics-key-path", env=_RUNTIME + "METRICS_KEY_PATH", key="dataplaneRuntime.metrics.keyPath", group=ENVOY)
-    dynconf_refresh_interval: float = option("duration", 1.0, "How often dynamic configuration is asked for.", env=_RUNTIME + "DYNAMIC_CONFIGURATION_REFRESH_INTERVAL", key="dataplaneRuntime.dynamicConfiguration.refreshInterval", group=ENVOY, minimum=0.001, effective=False)
+    dynconf_refresh_interval: float = option("duration", 1.0, "How often dynamic configuration is asked for.", env=_RUNTIME + "DYNAMIC_CONFIGURATION_REFRESH_INTERVAL", key="dataplaneRuntime.dynamicConfiguration.refreshInterval", group=ENVOY, struct="DATAPLANERUNTIME_KUMA_DATAPLANE_RUNTIME_DYNAMIC_CONFIGURATION", minimum=0.001, effective=False)
     system_ca_path: str = option("text", "", "System CA bundle told to the control plane; empty: found.", env=_RUNTIME + "DYNAMIC_SYSTEM_CA_PATH", key="dataplaneRuntime.systemCaPath", group=ENVOY)
     bind_outbounds: bool = option("boolean", False, "Outbounds bound without transparent proxying (2.14).", flags="--bind-outbounds", env=_RUNTIME + "BIND_OUTBOUNDS", key="dataplaneRuntime.bindOutbounds", group=ENVOY, effective=False)
     xds_transport_variant: str = option("text", "", "xDS variant.", env=_RUNTIME + "ENVOY_XDS_TRANSPORT_PROTOCOL_VARIANT", key="dataplaneRuntime.envoyXdsTransportProtocolVariant", group=ENVOY, choices=("", "GRPC", "DELTA_GRPC"), effective=False)
     unified_resource_naming: bool = option("boolean", False, "Unified resource naming (2.13).", env=_RUNTIME + "UNIFIED_RESOURCE_NAMING_ENABLED", key="dataplaneRuntime.unifiedResourceNaming", group=ENVOY, effective=False)
     ipv6_enabled: bool = option("boolean", True, "IPv6 told to the control plane, where the host has it.", env=_RUNTIME + "IPV6_ENABLED", key="dataplaneRuntime.ipv6Enabled", group=ENVOY)
-    spire_supported: bool = option("boolean", False, "SPIRE identity.", env=_RUNTIME + "SPIRE_SUPPORTED", key="dataplaneRuntime.spireSupported", group=ENVOY, effective=False)
-    spire_socket_path: str = option("text", "", "Socket of the SPIRE agent.", env=_RUNTIME + "SPIRE_SOCKET_PATH", key="dataplaneRuntime.spireSocketPath", group=ENVOY)
+    spire_supported: bool = option("boolean", False, "SPIRE identity.", env=_RUNTIME + "SPIRE_SUPPORTED", key="dataplaneRuntime.spire.supported", group=ENVOY, effective=False)
+    spire_socket_path: str = option("text", "", "Socket of the SPIRE agent.", env=_RUNTIME + "SPIRE_SOCKET_PATH", key="dataplaneRuntime.spire.socketPath", group=ENVOY)
     strict_inbound_ports: bool = option("boolean", True, "Strict inbound ports (2.13).", env=_RUNTIME + "STRICT_INBOUND_PORTS_ENABLED", key="dataplaneRuntime.strictInboundPorts", group=ENVOY, effective=False)
     otel_pipe_enabled: bool = option("boolean", True, "OpenTelemetry through kumadp (2.14).", env=_RUNTIME + "OTEL_PIPE_ENABLED", key="dataplaneRuntime.otelPipe", group=ENVOY, effective=False)
     reuse_port_enabled: bool = option("boolean", True, "SO_REUSEPORT on listeners (2.14).", env=_RUNTIME + "REUSE_PORT_ENABLED", key="dataplaneRuntime.reusePort", group=ENVOY, effective=False)
@@ -84,7 +85,7 @@ class Settings:
     transparent_proxy_config: tuple[str, ...] = option("texts", (), "File with transparent proxy settings; may be repeated.", flags="--transparent-proxy-config", key="dataplaneRuntime.transparentProxyConfig", group=ENVOY, effective=False)
 
     dns_enabled: bool = option("boolean", True, "Answer names of the mesh.", flags="--dns-enabled", env="KUMA_DNS_ENABLED", key="dns.enabled", group=DNS)
-    dns_proxy_port: int = option("integer", 0, "Port that queries are sent to, where it is not CoreDNS's own; 0: --dns-coredns-port.", env="KUMA_DNS_PROXY_PORT", key="dns.proxyPort", group=DNS, **PORT_OR_0)
+    dns_proxy_port: int = option("integer", 0, "Port that queries are sent to, where it is not CoreDNS's own; 0: --dns-coredns-port.", flags="--dns-proxy-port", env="KUMA_DNS_PROXY_PORT", key="dns.proxyPort", group=DNS, **PORT_OR_0)
     coredns_port: int = option("integer", 15053, "Port of CoreDNS.", flags="--dns-coredns-port", env="KUMA_DNS_CORE_DNS_PORT", key="dns.coreDnsPort", group=DNS, **PORT)
     envoy_dns_port: int = option("integer", 15054, "Port of Envoy's DNS filter.", flags="--dns-envoy-port", env="KUMA_DNS_ENVOY_DNS_PORT", key="dns.envoyDnsPort", group=DNS, **PORT)
     coredns_path: str = option("text", "coredns", "CoreDNS: a path, or a name looked up on PATH.", flags="--dns-coredns-path", env="KUMA_DNS_CORE_DNS_BINARY_PATH", key="dns.coreDnsBinaryPath", group=DNS)
@@ -106,11 +107,11 @@ class Settings:
     virtual_probes_ports: tuple[int, ...] = option("integers", (), "With --virtual-probes on and no `probes`: application ports that /<port>/<path> may ask.", flags="--virtual-probes-ports", key="kumadp.virtualProbes.ports", group=OURS, **PORT)
     use_uvloop: bool = option("boolean", True, "Use uvloop where it is installed.", flags="--uvloop", key="kumadp.uvloop", group=OURS)
 
-    url: str = option("text", "", "What to ask; empty: the data plane on this host, else http://localhost:9901/ready.", flags="--url", key="wait.url", group=OURS, commands=("wait",))
-    unix_socket: str = option("text", "", "Ask http://localhost/ready over this Unix socket.", flags="--unix-socket", key="wait.unixSocket", group=OURS, commands=("wait",))
-    check_frequency: float = option("duration", 1.0, "Time between two checks.", flags="--check-frequency", key="wait.checkFrequency", group=OURS, commands=("wait",), minimum=0.001)
-    request_timeout: float = option("duration", 0.5, "Time for one check.", flags="--request-timeout", key="wait.requestTimeout", group=OURS, commands=("wait",), minimum=0.001)
-    timeout: float = option("duration", 180.0, "Time for all of it.", flags="--timeout", key="wait.timeout", group=OURS, commands=("wait",), minimum=0)
+    url: str = option("text", "", "What to ask, on loopback; empty: every kumadp that runs here, else http://localhost:9901/ready.", flags="--url", group=WAIT, commands=("wait",))
+    unix_socket: str = option("text", "", "Ask http://localhost/ready over this Unix socket.", flags="--unix-socket", group=WAIT, commands=("wait",))
+    check_frequency: float = option("duration", 1.0, "Time between two checks.", flags="--check-frequency", group=WAIT, commands=("wait",), minimum=0.001)
+    request_timeout: float = option("duration", 0.5, "Time for one check.", flags="--request-timeout", group=WAIT, commands=("wait",), minimum=0.001)
+    timeout: float = option("duration", 180.0, "Time for all of it.", flags="--timeout", group=WAIT, commands=("wait",), minimum=0)
     # fmt: on
 
 
@@ -127,4 +128,4 @@ def options_of(command: str) -> tuple[Option, ...]:
 
 def secret_variables() -> frozenset[str]:
     """Names of the variables that no child may see."""
-    return frozenset(name for option in options() if option.secret for name in option.variables)
+    return frozenset(name for option in options() if option.secret for name in option.read_variables)

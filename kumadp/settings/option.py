@@ -14,8 +14,9 @@ Command = Literal["run", "wait"]
 class Option:
     """One setting: how it is given, what it means, what it may be.
 
-    ``flags`` the current name first, then aliases; ``variables`` likewise; ``key`` its path in a settings file. An
-    optional value of None is shown as ``none_means``.
+    ``flags`` the current name first, then aliases; ``variables`` likewise; ``key`` its path in a settings file, empty
+    where it has none. An optional value of None is shown as ``none_means``. An option that is not ``effective`` is
+    taken from those who come from kuma-dp, and does nothing yet.
     """
 
     field: str
@@ -33,19 +34,38 @@ class Option:
     maximum: float | None
     none_means: str
     effective: bool
+    struct: str
 
     @property
-    def help_text(self) -> str:
-        """Help with the variable and the default, as ``--help`` and the sample file show it."""
+    def name(self) -> str:
+        """What it is called where the user has not named it: its flag, else its variable."""
+        return (*self.flags, *self.variables)[0]
+
+    @property
+    def meaning(self) -> str:
+        """Help, what it may be, and whether it does anything."""
         parts = [self.help]
         if not self.effective:
             parts.append("(accepted; no effect yet)")
         if self.choices:
-            parts.append(f"One of: {', '.join(choice or repr('') for choice in self.choices)}.")
-        if self.variables:
-            parts.append(f"[{', '.join(self.variables)}]")
-        parts.append(f"(default: {self.default_text})")
+            parts.append(f"One of: {', '.join(filter(None, self.choices))}.")
         return " ".join(parts)
+
+    @property
+    def help_text(self) -> str:
+        """The meaning, with variables and default, as ``--help`` shows it."""
+        variables = f"[{', '.join(self.variables)}] " if self.flags and self.variables else ""
+        return f"{self.meaning} {variables}(default: {self.default_text})"
+
+    @property
+    def read_variables(self) -> tuple[str, ...]:
+        """Every variable that is read, the strongest first.
+
+        kuma-dp's envconfig also answers to the path of the field in its structure before the variable, and asks that
+        name first (envconfig 1.4: gatherInfo, Process).
+        """
+        kuma = [name for name in self.variables if name.startswith("KUMA_")]
+        return (*(f"{self.struct}_{name}" for name in kuma), *self.variables)
 
     @property
     def default_text(self) -> str:
@@ -71,8 +91,9 @@ def option(
     maximum: float | None = None,
     none_means: str = "none",
     effective: bool = True,
+    struct: str = "",
 ) -> Any:
-    """Declare a setting as a dataclass field."""
+    """Declare a setting as a dataclass field; ``struct`` is kuma-dp's path to it, where ``key`` does not tell."""
     spec = {
         "kind": kind,
         "default": default,
@@ -88,6 +109,7 @@ def option(
         "maximum": maximum,
         "none_means": none_means,
         "effective": effective,
+        "struct": struct or key.rpartition(".")[0].replace(".", "_").upper(),
     }
     if isinstance(default, dict):
         return dataclasses.field(default_factory=dict, metadata={"option": spec})

@@ -6,21 +6,22 @@ import difflib
 import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-import yaml
-
-from kumadp import yamltext
 from kumadp.errors import Problem, SettingsError
-from kumadp.settings.model import Settings, options, options_of
-from kumadp.settings.values import BadValue, read_value, write_value
+from kumadp.settings.display import show
+from kumadp.settings.file import read_settings
+from kumadp.settings.found import Found, parse
+from kumadp.settings.model import CP, Settings, options_of
+from kumadp.settings.values import BadValue, parse_assignments, write_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kumadp.settings.option import Option
 
-BOUNDS = yamltext.Bounds(size=1 << 20, depth=20)
 _PLACEHOLDER = re.compile(r"[$(){}]")
+_NOT_IN_A_NAME = re.compile(r"[$(){}/]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,204 +33,197 @@ class Resolved:
     origin: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    value: object
-    origin: str
-
-
 def resolve(
     command: str,
     flags: Mapping[str, object],
     environ: Mapping[str, str],
     config_text: str | None = None,
     config_source: str = "",
+    typed: Mapping[str, str] | None = None,
 ) -> Resolved:
     """Merge everything; raises SettingsError with all problems.
 
-    ``flags`` holds texts (or tuples of texts for what may be repeated) by field name, None where not given. Variables
-    that are set but empty count as unset. kuma-dp lets the variable win over the flag; here the flag wins, and where
-    the two differ a warning says so.
+    ``flags`` holds texts (or tuples of texts for what may be repeated) by field name, None where not given; ``typed``
+    the flag as the user wrote it, where that may be an alias. Variables that are set but empty count as unset. kuma-dp
+    lets the variable win over the flag; here the flag wins, and where the two differ a warning says so.
     """
-    problems: list[Problem] = []
-    warnings: list[str] = []
-    wanted = options_of(command)
-    from_file = _read_file(config_text, config_source, problems) if config_text is not None else {}
-    found: dict[str, _Found] = {}
-    for option in wanted:
-        flag = _from_flag(option, flags.get(option.field), problems)
-        variable = _from_variable(option, environ, problems)
-        if flag and variable and flag.value != variable.value:
-            seen = "***" if option.secret else write_value(option.kind, variable.value)
-            warnings.append(
-                f"{flag.origin} wins over {variable.origin}={seen}; kuma-dp would take the variable: remove one of them"
-            )
-        chosen = flag or variable or from_file.get(option.field)
-        if chosen is not None:
-            _check(option, chosen, problems)
-            found[option.field] = chosen
-    values = {name: entry.value for name, entry in found.items()}
+    merge = _Merge(environ, typed or {})
+    if config_text is not None:
+        merge.from_file = read_settings(config_text, config_source, merge.problems)
+    for option in options_of(command):
+        merge.take(option, flags.get(option.field))
+    values = {name: entry.value for name, entry in merge.found.items()}
+    _name_from_pod(values)
     if command == "run":
-        _check_run(values, found, problems)
-    if problems:
-        raise SettingsError(problems)
-    origin = {item.name: found[item.name].origin if item.name in found else "default" for item in fields(Settings)}
+        _check_run(values, merge)
+    if merge.problems:
+        raise SettingsError(merge.problems)
+    if merge.without_effect:
+        merge.warnings.append(f"no effect yet: {', '.join(merge.without_effect)}")
+    origin = {item.name: merge.origin(item.name) for item in fields(Settings)}
     arguments: Any = values
-    return Resolved(Settings(**arguments), tuple(warnings), origin)
+    return Resolved(Settings(**arguments), tuple(merge.warnings), origin)
 
 
-def _from_flag(option: Option, given: object, problems: list[Problem]) -> _Found | None:
-    if given is None or given == ():
+class _Merge:
+    """What was given, and what is wrong with it."""
+
+    def __init__(self, environ: Mapping[str, str], typed: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._typed = typed
+        self.from_file: Mapping[str, Found] = {}
+        self.found: dict[str, Found] = {}
+        self.problems: list[Problem] = []
+        self.warnings: list[str] = []
+        self.without_effect: list[str] = []
+
+    def origin(self, field: str) -> str:
+        return self.found[field].origin if field in self.found else "default"
+
+    def where(self, field: str, otherwise: str) -> str:
+        """The name the user typed for a setting, or what to call it where nobody named it."""
+        return self.found[field].where if field in self.found else otherwise
+
+    def take(self, option: Option, given: object) -> None:
+        flag = self._from_flag(option, given)
+        variable = self._from_variable(option)
+        if flag and variable and flag.value != variable.value:
+            self.warnings.append(
+                f"{flag.origin} wins over {variable.origin}={show(option, variable.value)};"
+                " kuma-dp would take the variable: remove one of them"
+            )
+        chosen = flag or variable or self.from_file.get(option.field)
+        if chosen is None:
+            return
+        _check(option, chosen, self.problems)
+        self.found[option.field] = chosen
+        if not option.effective and chosen.value != option.default:
+            self.without_effect.append(chosen.where)
+
+    def _from_flag(self, option: Option, given: object) -> Found | None:
+        if given is None or given == ():
+            return None
+        origin = f"flag {self._typed.get(option.field, option.name)}"
+        if not isinstance(given, tuple):
+            return parse(option, str(given), origin, self.problems)
+        texts = [str(text) for text in given]
+        return Found(self._assignments(texts, origin) if option.kind == "pairs" else tuple(texts), origin)
+
+    def _assignments(self, texts: list[str], origin: str) -> dict[str, str]:
+        pairs = {}
+        for text in texts:
+            try:
+                pairs.update(parse_assignments(text))
+            except BadValue as error:
+                self.problems.append(Problem(Found(None, origin).where, f"{text!r} {error}"))
+        return pairs
+
+    def _from_variable(self, option: Option) -> Found | None:
+        for name in option.read_variables:
+            text = self._environ.get(name, "")
+            if text:
+                return parse(option, text, f"variable {name}", self.problems)
         return None
-    name = option.flags[0] if option.flags else option.field
-    if isinstance(given, tuple):
-        return _many(option, given, name, problems)
-    return _parse(option, str(given), f"flag {name}", name, problems)
 
 
-def _many(option: Option, given: tuple[object, ...], name: str, problems: list[Problem]) -> _Found | None:
-    texts = [str(text) for text in given]
-    if option.kind != "pairs":
-        if option.kind == "integers":
-            return _parse(option, ",".join(texts), f"flag {name}", name, problems)
-        return _Found(tuple(texts), f"flag {name}")
-    pairs = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals:
-            problems.append(Problem(name, f"{text!r} is not name=value"))
-        pairs[key] = value
-    return _Found(pairs, f"flag {name}")
-
-
-def _from_variable(option: Option, environ: Mapping[str, str], problems: list[Problem]) -> _Found | None:
-    for name in option.variables:
-        text = environ.get(name, "")
-        if text:
-            return _parse(option, text, f"variable {name}", name, problems)
-    return None
-
-
-def _parse(option: Option, text: str, origin: str, name: str, problems: list[Problem]) -> _Found | None:
-    try:
-        return _Found(read_value(option.kind, text), origin)
-    except BadValue as error:
-        shown = "***" if option.secret else repr(text)
-        problems.append(Problem(name, f"{shown} {error}"))
-        return None
-
-
-def _check(option: Option, found: _Found, problems: list[Problem]) -> None:
-    where = found.origin.split(" ", 1)[1]
+def _check(option: Option, found: Found, problems: list[Problem]) -> None:
     values = found.value if isinstance(found.value, tuple) else (found.value,)
     for value in values:
-        shown = "***" if option.secret else write_value(option.kind, value)
+        shown = show(option, value)
         if option.choices and value not in option.choices:
             near = difflib.get_close_matches(str(value), option.choices, 1)
             hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(filter(None, option.choices))}"
-            problems.append(Problem(where, f"{shown} is not known", hint))
+            problems.append(Problem(found.where, f"{shown!r} is not known", hint))
+        elif value == "" and option.default and option.kind == "text":
+            problems.append(Problem(found.where, "is empty", f"the default is {option.default_text}"))
         if isinstance(value, int | float) and not isinstance(value, bool):
             if option.minimum is not None and value < option.minimum:
                 least = write_value(option.kind, option.minimum)
-                problems.append(Problem(where, f"{shown} is too small", f"at least {least}"))
+                problems.append(Problem(found.where, f"{shown} is too small", f"at least {least}"))
             if option.maximum is not None and value > option.maximum:
-                problems.append(Problem(where, f"{shown} is too large", f"at most {option.maximum:g}"))
+                problems.append(Problem(found.where, f"{shown} is too large", f"at most {option.maximum:g}"))
 
 
-def _check_run(values: dict[str, object], found: Mapping[str, _Found], problems: list[Problem]) -> None:
-    name = str(values.get("name", ""))
-    pod, namespace = values.get("pod_name"), values.get("pod_namespace")
+def _name_from_pod(values: dict[str, object]) -> None:
+    """Kuma 2.8: unresolved placeholders in the name come from pod specs whose variables were not set."""
+    name, pod, namespace = str(values.get("name", "")), values.get("pod_name"), values.get("pod_namespace")
     if (not name or _PLACEHOLDER.search(name)) and pod and namespace:
-        # Kuma 2.8: unresolved placeholders in the name come from pod specs whose variables were not set.
-        values["name"] = name = f"{pod}.{namespace}"
-    standalone = bool(values.get("standalone"))
-    given = [field for field in ("dataplane", "dataplane_file") if values.get(field)]
-    if standalone and given:
-        problems.append(Problem("--standalone", "takes the Dataplane from its own path", "leave --dataplane-file out"))
-    elif given:
-        both = [found[field].origin.split(" ", 1)[1] for field in ("name", "mesh") if field in found]
-        if both:
-            problems.append(
-                Problem(
-                    " and ".join(both),
-                    "name and mesh come from the Dataplane that is given",
-                    "leave them out, or change them in the Dataplane; a template with --dataplane-var can hold them",
-                )
-            )
-    elif not standalone:
-        if not name:
-            problems.append(
-                Problem(
-                    "--name", "no Dataplane and no name", "give --dataplane-file, --name and --mesh, or --standalone"
-                )
-            )
-        if not values.get("mesh") and values.get("proxy_type", "dataplane") == "dataplane":
-            problems.append(Problem("--mesh", "the mesh is missing", "give --mesh or KUMA_DATAPLANE_MESH"))
-    address = str(values.get("cp_address", "https://localhost:5678"))
-    if not standalone and not re.match(r"^https?://[^/\s]+", address):
-        problems.append(
+        values["name"] = f"{pod}.{namespace}"
+
+
+def _check_run(values: dict[str, object], merge: _Merge) -> None:
+    given = [merge.found[field].where for field in ("dataplane_file", "dataplane") if values.get(field)]
+    if len(given) > 1 and not values.get("standalone"):
+        merge.warnings.append(f"{given[0]} wins over {given[1]}: both give a Dataplane, remove one of them")
+    if values.get("config") == values.get("dataplane_file") == "-":
+        merge.problems.append(
+            Problem(" and ".join(["--config", *given[:1]]), "both read stdin", "give one of them a file")
+        )
+    if values.get("standalone"):
+        _check_standalone(merge, given)
+        return
+    if given:
+        _check_given(merge)
+    else:
+        _check_names(values, merge)
+    _check_address(values, merge)
+
+
+def _check_standalone(merge: _Merge, given: list[str]) -> None:
+    if given:
+        where = merge.where("standalone", "--standalone")
+        merge.problems.append(
+            Problem(where, "takes the Dataplane from its own path", f"leave {' and '.join(given)} out")
+        )
+    useless = [
+        merge.found[option.field].where
+        for option in options_of("run")
+        if option.field in merge.found and (option.group == CP or option.field in {"mesh", "token", "token_path"})
+    ]
+    if useless:
+        merge.warnings.append(f"no effect in standalone mode: {', '.join(useless)}")
+
+
+def _check_given(merge: _Merge) -> None:
+    both = [merge.found[field].where for field in ("name", "mesh") if field in merge.found and merge.found[field].value]
+    if both:
+        merge.problems.append(
             Problem(
-                found["cp_address"].origin.split(" ", 1)[1],
-                f"{address!r} is not an http or https address",
-                "write one like https://control-plane:5678",
+                " and ".join(both),
+                "name and mesh come from the Dataplane that is given",
+                "leave them out, or change them in the Dataplane; a template with --dataplane-var can hold them",
             )
         )
 
 
-def _read_file(text: str, source: str, problems: list[Problem]) -> dict[str, _Found]:
+def _check_names(values: Mapping[str, object], merge: _Merge) -> None:
+    if not values.get("name"):
+        hint = "give --dataplane-file, --name and --mesh, or --standalone"
+        merge.problems.append(Problem("--name", "no Dataplane and no name", hint))
+    if not values.get("mesh") and values.get("proxy_type", "dataplane") == "dataplane":
+        merge.problems.append(Problem("--mesh", "the mesh is missing", "give --mesh or KUMA_DATAPLANE_MESH"))
+    for field in ("name", "mesh"):
+        value = str(values.get(field, ""))
+        if found := _NOT_IN_A_NAME.search(value):
+            where = merge.where(field, f"--{field}")
+            merge.problems.append(
+                Problem(where, f"{value!r} holds {found[0]!r}", "a placeholder that was not filled in?")
+            )
+
+
+def _check_address(values: Mapping[str, object], merge: _Merge) -> None:
+    address = str(values.get("cp_address", ""))
+    if address and not _is_http(address):
+        hint = "write one like https://control-plane:5678"
+        where = merge.found["cp_address"].where
+        merge.problems.append(Problem(where, f"{address!r} is not an http or https address", hint))
+
+
+def _is_http(address: str) -> bool:
+    if re.search(r"\s", address):
+        return False
     try:
-        root = yamltext.compose(text, BOUNDS)
-    except (yaml.YAMLError, ValueError) as error:
-        problems.append(Problem("", f"not YAML: {yamltext.reason(error)}", file=source, line=yamltext.line(error)))
-        return {}
-    by_key = {option.key: option for option in options() if option.key}
-    found: dict[str, _Found] = {}
-    if root is not None:
-        _walk(root, "", by_key, source, problems, found)
-    return found
-
-
-def _walk(
-    node: yaml.Node,
-    path: str,
-    by_key: Mapping[str, Option],
-    source: str,
-    problems: list[Problem],
-    found: dict[str, _Found],
-) -> None:
-    line = node.start_mark.line + 1
-    option = by_key.get(path)
-    if option is not None:
-        value = _from_node(option, node, path, source, problems)
-        if value is not None:
-            found[option.field] = value
-        return
-    if not isinstance(node, yaml.MappingNode):
-        problems.append(Problem(path, "is not a mapping", file=source, line=line))
-        return
-    for key, value_node in yamltext.pairs(node):
-        below = f"{path}.{key.value}" if path else str(key.value)
-        if below in by_key or any(known.startswith(below + ".") for known in by_key):
-            _walk(value_node, below, by_key, source, problems, found)
-        else:
-            near = difflib.get_close_matches(below, by_key, 1)
-            hint = f"did you mean {near[0]}?" if near else "configs/kumadp.yaml lists all keys"
-            problems.append(Problem(below, "is not a setting", hint, source, key.start_mark.line + 1))
-
-
-def _from_node(option: Option, node: yaml.Node, path: str, source: str, problems: list[Problem]) -> _Found | None:
-    line = node.start_mark.line + 1
-    origin = f"file {source}:{line}: {path}"
-    if isinstance(node, yaml.ScalarNode):
-        if node.tag.endswith(":null") or not node.value:
-            return None
-        return _parse(option, str(node.value), origin, f"{source}:{line}: {path}", problems)
-    if isinstance(node, yaml.SequenceNode) and option.kind in {"texts", "integers"}:
-        texts = [str(item.value) for item in node.value if isinstance(item, yaml.ScalarNode)]
-        if option.kind == "texts":
-            return _Found(tuple(texts), origin)
-        return _parse(option, ",".join(texts), origin, f"{source}:{line}: {path}", problems)
-    if isinstance(node, yaml.MappingNode) and option.kind == "pairs":
-        return _Found({str(key.value): str(value.value) for key, value in yamltext.pairs(node)}, origin)
-    problems.append(Problem(path, f"is not a {option.kind}", file=source, line=line))
-    return None
+        parts = urlsplit(address)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

@@ -12,34 +12,49 @@ if TYPE_CHECKING:
     from kumadp.settings.option import Option
 
 HEADER = """\
-# Settings of `kumadp run --config FILE`. Every key, with its default; take out the # of what you change.
-# Order: flag, then variable, then this file, then the default. Durations are Go's: 1m30s, 500ms.
+# Settings of `kumadp run --config FILE`. Every key with its default, and the flag and variable that are asked first;
+# take away the # right before a key to set it. Order: flag, then variable, then this file, then the default.
+# Durations are Go's: 1m30s, 500ms. Lists are YAML lists, a,b works too.
 """
+Tree = dict[str, "Option | Tree"]
 
 
 def sample() -> str:
     """The whole file."""
-    tree: dict[str, list[Option]] = {}
+    tree: Tree = {}
     for option in options():
-        if option.key and not option.key.startswith("wait."):
-            tree.setdefault(option.key.rpartition(".")[0], []).append(option)
-    lines = [HEADER]
-    for parent, members in tree.items():
-        lines.append("")
-        depth = 0
-        for part in parent.split("."):
-            lines.append(f"#{'  ' * depth}{part}:")
-            depth += 1
-        for option in members:
-            indent = "#" + "  " * depth
-            names = ", ".join((*option.flags, *option.variables))
-            lines.extend(
-                textwrap.wrap(
-                    f"{option.help} [{names}]", 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
-                )
+        if option.key:
+            *parents, last = option.key.split(".")
+            branch = tree
+            for part in parents:
+                below = branch.setdefault(part, {})
+                assert isinstance(below, dict)  # noqa: S101 - no key is also the beginning of another
+                branch = below
+            branch[last] = option
+    return HEADER + "".join(f"{line}\n" for line in _write(tree, 0))
+
+
+def _write(tree: Tree, depth: int) -> list[str]:
+    """Settings of a mapping first, mappings below it after them."""
+    indent = "  " * depth
+    lines: list[str] = []
+    for name, option in tree.items():
+        if not isinstance(option, dict):
+            about = f"{option.meaning} [{', '.join((*option.flags, *option.variables))}]"
+            prose = f"{indent}# "
+            lines += textwrap.wrap(
+                about,
+                118,
+                initial_indent=prose,
+                subsequent_indent=prose,
+                break_long_words=False,
+                break_on_hyphens=False,
             )
-            lines.append(f"{indent}{option.key.rpartition('.')[2]}: {_yaml(option)}")
-    return "\n".join(lines) + "\n"
+            lines.append(f"{indent}#{name}: {_yaml(option)}")
+    for name, below in tree.items():
+        if isinstance(below, dict):
+            lines += ["", f"{indent}{name}:", *_write(below, depth + 1)]
+    return lines
 
 
 def _yaml(option: Option) -> str:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kumadp.settings.option import Kind
 
-_NANOSECONDS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_NANOSECONDS = {
+    "ns": 1,
+    "us": 10**3,
+    "µs": 10**3,
+    "μs": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+}
 _PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _DURATION = re.compile(rf"[+-]?(?:{_PART.pattern})+")
 _LONGEST = 2**63 - 1  # nanoseconds: what Go's time.Duration holds
@@ -29,11 +36,16 @@ def parse_duration(text: str) -> float:
     if not _DURATION.fullmatch(text):
         hint = f"; did you mean {text}s?" if re.fullmatch(r"[0-9]+\.?[0-9]*", text) else ""
         raise BadValue(f"is not a duration, write one like 1m30s or 500ms{hint}")
-    # In decimal, not in floats: 0.1s and 100ms are the same nanosecond.
-    total = sum(Decimal(number) * _NANOSECONDS[unit] for number, unit in _PART.findall(text))
+    total = sum(_count(number, _NANOSECONDS[unit]) for number, unit in _PART.findall(text))
     if total > _LONGEST:
         raise BadValue("is longer than 292 years")
-    return (-1 if text.startswith("-") else 1) * int(total) / 10**9
+    return (-1 if text.startswith("-") else 1) * total / 10**9
+
+
+def _count(number: str, unit: int) -> int:
+    """Nanoseconds, in whole numbers: in floats 0.1s and 100ms need not be the same."""
+    whole, _, fraction = number.partition(".")
+    return int(whole or 0) * unit + (int(fraction or 0) * unit) // int(10 ** len(fraction))
 
 
 def write_duration(seconds: float) -> str:
@@ -75,7 +87,12 @@ def parse_integer(text: str) -> int:
 
 def parse_assignments(text: str) -> dict[str, str]:
     """``a=b``, or ``a=b,c=d`` where more than one ``=`` says so (pflag: StringToString, which kuma-dp uses)."""
-    parts = next(csv.reader([text], strict=True), []) if text.count("=") > 1 else [text.strip('"')]
+    import csv
+
+    try:
+        parts = next(csv.reader([text], strict=True), []) if text.count("=") > 1 else [text.strip('"')]
+    except csv.Error:
+        raise BadValue("is not a list like name=value,name=value") from None
     found = {}
     for part in parts:
         name, equals, value = part.partition("=")

@@ -1,0 +1,34 @@
+"""The log of a command, from its settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kumadp.errors import Problem, SettingsError
+from kumadp.host.logs import setup_logging
+
+if TYPE_CHECKING:
+    from kumadp.host.logs import LogOutput
+    from kumadp.settings.model import Settings
+
+
+def open_logs(settings: Settings) -> LogOutput:
+    """Start logging as the settings say; raises SettingsError for a file that cannot be written."""
+    if settings.log_output_path:
+        try:
+            with Path(settings.log_output_path).open("ab"):
+                pass
+        except OSError as error:
+            problem = Problem(
+                "--log-output-path", f"{settings.log_output_path}: {error.strerror}", "name a file to write"
+            )
+            raise SettingsError([problem]) from None
+    return setup_logging(
+        level=settings.log_level,
+        fmt=settings.log_format,
+        output_path=settings.log_output_path,
+        max_files=settings.log_max_retained_files,
+        max_size_mb=settings.log_max_size,
+        max_age_days=settings.log_max_age,
+    )

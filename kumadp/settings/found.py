@@ -1,0 +1,35 @@
+"""A value that was given, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kumadp.errors import Problem
+from kumadp.settings.values import BadValue, read_value
+
+if TYPE_CHECKING:
+    from kumadp.settings.option import Option
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """``origin`` is ``flag --name``, ``variable KUMA_NAME`` or ``file settings.yaml:3: dataplane.name``."""
+
+    value: object
+    origin: str
+
+    @property
+    def where(self) -> str:
+        """The origin without its kind: what the user typed."""
+        return self.origin.split(" ", 1)[1]
+
+
+def parse(option: Option, text: str, origin: str, problems: list[Problem]) -> Found | None:
+    """The value of ``text``; None, and one problem more, where it is none."""
+    try:
+        return Found(read_value(option.kind, text), origin)
+    except BadValue as error:
+        shown = "***" if option.secret else repr(text)
+        problems.append(Problem(Found(None, origin).where, f"{shown} {error}"))
+        return None

@@ -1,0 +1,177 @@
+"""The real program: each wrong input ends with its exit code and one clear line a problem, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.settings.model import options_of
+from tests.support.command import ROOT, kumadp
+from tests.support.ports import free_port
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kumadp.settings.option import Command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["rnu"], 64, "Error: no command 'rnu' (did you mean run?)"),
+        (["xyz"], 64, "Error: no command 'xyz' (one of run, wait, validate, demo, version)"),
+        (["run", "--nme=x"], 64, "Error: No such option"),
+        (["run", "extra"], 64, "Error: Got unexpected extra argument (extra)"),
+        (["run", "--config-dir"], 64, "Error: Option '--config-dir' requires an argument"),
+        (["--log-levle=off", "run"], 64, "Error: No such option"),
+        (["validate"], 64, "Error: no file to check (kumadp validate FILE...)"),
+        (["validate", "-v", "a", "-"], 64, "Error: --dataplane-var 'a' is not name=value"),
+        (["validate", "--output=xml", "-"], 64, "Error: Invalid value for '-o' / '--output'"),
+        (["wait", "--check-frequency=1"], 78, "Error: --check-frequency: '1' is not a duration"),
+        (["wait", "--check-frequency=0s"], 78, "Error: --check-frequency: 0s is too small (at least 1ms)"),
+        (
+            ["wait", "--url=https://localhost/ready"],
+            78,
+            "Error: --url: 'https://localhost/ready' is not an http address",
+        ),
+        (["wait", "--url=http://10.0.0.1/ready"], 78, "Error: --url: 'http://10.0.0.1/ready' is not an http address"),
+        (
+            ["wait", "--url=http://localhost:99999/"],
+            78,
+            "Error: --url: 'http://localhost:99999/' is not an http address",
+        ),
+        (["wait", "--url=http://[::1/ready"], 78, "Error: --url: 'http://[::1/ready' is not an http address"),
+        (["wait", "--name=a", "--url=http://localhost/"], 78, "Error: --url and --name: say different things"),
+        (["wait", "--name=a", "--unix-socket=/a"], 78, "Error: --name and --unix-socket: say different things"),
+        (["run", "--name=a", "--mesh=b", "--envoy-arg=--mode"], 78, "Error: --envoy-arg: --mode is not allowed"),
+        (["run", "--config=/none"], 78, "Error: --config: /none: No such file or directory (name a YAML file"),
+        (["run", "--config=/"], 78, "Error: --config: /: Is a directory"),
+        (["run", "-d", "/none"], 65, "Error: /none: cannot be read: No such file or directory"),
+        (["run", "--standalone=/none"], 65, "Error: /none"),
+        (["run", "--dataplane=type: Datplane"], 65, "Error: --dataplane:1: type: 'Datplane' is not known"),
+        (
+            ["run", "--name=a", "--mesh=b", "--log-output-path=/none/a"],
+            78,
+            "Error: --log-output-path: /none/a: No such",
+        ),
+        (["run", "--name=a", "--mesh=b", "--binary-path=/none"], 72, "/none"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(arguments: list[str], code: int, said: str) -> None:
+    done = kumadp(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert said in done.stderr.splitlines()[-1]
+    assert len(done.stderr.splitlines()) == 1 or code == 72, done.stderr
+
+
+def test_every_wrong_setting_is_a_line(tmp_path: Path) -> None:
+    (tmp_path / "k.yaml").write_text("log:\n  levle: info\n")
+    done = kumadp(
+        *("--log-max-size=0", "run", "--config=k.yaml", "--drain-time=30", "-v", "x"),
+        environment={"KUMA_READINESS_PORT": "x", "KUMA_DATAPLANE_NAME": ""},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 78
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == [
+        "k.yaml:2",
+        "--log-max-size",
+        "--drain-time",
+        "KUMA_READINESS_PORT",
+        "-v",
+        "--name",
+        "--mesh",
+    ]
+
+
+def test_a_proxy_type_that_does_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "dp.yaml").write_text((ROOT / "configs/dataplane.yaml").read_text())
+    done = kumadp("run", "-d", "dp.yaml", "--proxy-type=egress", cwd=tmp_path)
+    assert done.returncode == 78
+    assert done.stderr == (
+        "Error: --proxy-type: 'egress' does not fit the Dataplane that is given (leave it out, or give dataplane)\n"
+    )
+
+
+def test_no_command_is_help_on_stderr() -> None:
+    done = kumadp()
+    assert (done.returncode, done.stdout) == (64, "")
+    assert "Usage:" in done.stderr
+    assert "Exit codes:" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_log_flags_before_and_after_the_command(tmp_path: Path, place: str) -> None:
+    log = tmp_path / "wait.log"
+    flags = ["--log-output-path", str(log), "--log-format=json"]
+    wait = ["wait", "--timeout=0s", f"--url=http://127.0.0.1:{free_port()}/"]
+    done = kumadp(*([*flags, *wait] if place == "before" else [*wait, *flags]))
+    assert done.returncode == 75
+    assert len(done.stderr.splitlines()) == 1
+    assert json.loads(log.read_text())["message"].startswith("waiting: http://127.0.0.1:")
+
+
+def test_a_flag_after_the_command_beats_the_same_before_it() -> None:
+    done = kumadp("--log-level=off", "wait", "--log-level=loud", "--timeout=0s")
+    assert "Error: --log-level: 'loud' is not known" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "wait"])
+def test_help_names_everything(command: Command) -> None:
+    for columns in ("80", "200"):
+        done = kumadp(command, "--help", environment={"COLUMNS": columns})
+        assert done.returncode == 0
+        # Lines may be broken between words and after hyphens, never within a name that one would search for.
+        words = "".join(done.stdout.split())
+        for option in options_of(command):
+            for name in (*option.flags, *option.variables):
+                assert re.search(rf"(?<![\w-]){name}(?![\w-])", done.stdout), name
+            assert f"(default: {option.default_text})" in option.help_text
+            assert ("(accepted; no effect yet)" in option.help_text) is not option.effective
+            assert "".join(option.help_text.split()) in words
+
+
+@pytest.mark.parametrize("command", ["run", "wait", "validate", "demo", "version"])
+def test_each_command_has_help(command: str) -> None:
+    done = kumadp(command, "--help")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) > 3
+    assert f" {command} " in kumadp("--help").stdout
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kumadp", "validate", "--schema"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(30) == -signal.SIGPIPE
+
+
+def test_an_interrupted_wait_is_not_ready(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kumadp", "wait", "--name=never"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+    assert process.stderr is not None
+    assert "waiting: never" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == -signal.SIGINT, "`kumadp wait && start` must not go on"
+    assert process.stderr.read().strip() == ""
+    process.stderr.close()

@@ -1,0 +1,263 @@
+"""Flag, then variable, then file, then default; every problem at once, by the name the user typed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.errors import SettingsError
+from kumadp.settings.display import display
+from kumadp.settings.resolve import Resolved, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NAMED = {"name": "web", "mesh": "default"}
+TOKEN = "eyJhbGciOiJSUzI1NiJ9.secret.part"
+
+
+def run(
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    text: str | None = None,
+    typed: Mapping[str, str] | None = None,
+) -> Resolved:
+    return resolve("run", {**NAMED, **(flags or {})}, environ or {}, text, "kumadp.yaml", typed)
+
+
+def problems(
+    flags: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    text: str | None = None,
+    typed: Mapping[str, str] | None = None,
+) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        resolve("run", flags or {}, environ or {}, text, "kumadp.yaml", typed)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def bare(**flags: object) -> dict[str, object]:
+    return {**NAMED, **flags}
+
+
+VARIABLE = {"KUMA_DATAPLANE_DRAIN_TIME": "20s"}
+FILE = "dataplane:\n  drainTime: 10s\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "text", "value", "origin"),
+    [
+        ({"drain_time": "40s"}, VARIABLE, FILE, 40.0, "flag --drain-time"),
+        ({}, VARIABLE, FILE, 20.0, "variable KUMA_DATAPLANE_DRAIN_TIME"),
+        ({}, {}, FILE, 10.0, "file kumadp.yaml:2: dataplane.drainTime"),
+        ({}, {}, None, 30.0, "default"),
+        ({}, {"KUMA_DATAPLANE_DRAIN_TIME": ""}, FILE, 10.0, "file kumadp.yaml:2: dataplane.drainTime"),
+        ({}, {"KUMA_DATAPLANE_DRAIN_TIME": ""}, None, 30.0, "default"),
+    ],
+)
+def test_flag_then_variable_then_file_then_default(
+    flags: dict[str, object], environ: dict[str, str], text: str | None, value: float, origin: str
+) -> None:
+    resolved = run(flags, environ, text)
+    assert resolved.settings.drain_time == value
+    assert resolved.origin["drain_time"] == origin
+
+
+def test_a_flag_that_beats_a_variable_says_so() -> None:
+    assert run({"drain_time": "40s"}, VARIABLE).warnings == (
+        "flag --drain-time wins over variable KUMA_DATAPLANE_DRAIN_TIME=20s;"
+        " kuma-dp would take the variable: remove one of them",
+    )
+
+
+def test_no_warning_where_flag_and_variable_mean_the_same() -> None:
+    assert run({"drain_time": "0.5m"}, {"KUMA_DATAPLANE_DRAIN_TIME": "30s"}).warnings == ()
+
+
+def test_no_secret_in_the_warning() -> None:
+    resolved = run({"token": TOKEN}, {"KUMA_DATAPLANE_RUNTIME_TOKEN": TOKEN + "2"})
+    assert len(resolved.warnings) == 1
+    assert "KUMA_DATAPLANE_RUNTIME_TOKEN=***" in resolved.warnings[0]
+    assert TOKEN not in resolved.warnings[0]
+
+
+def test_no_document_in_the_warning() -> None:
+    whole = "type: Dataplane\n" * 5
+    resolved = resolve("run", {"dataplane": "{}"}, {"KUMA_DATAPLANE_RUNTIME_RESOURCE": whole})
+    assert "RESOURCE=<80 characters>;" in resolved.warnings[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["KUMA_READINESS_PORT", "KUMA_DNS_ENABLED", "KUMA_DATAPLANE_DRAIN_TIME", "KUMA_CONTROL_PLANE_URL", "POD_NAME"],
+)
+def test_set_but_empty_counts_as_unset(name: str) -> None:
+    assert run(environ={name: ""}).settings == run().settings
+
+
+def test_the_older_name_of_a_variable_is_read_after_the_newer() -> None:
+    old, new = "KUMA_DATAPLANE_RUNTIME_CONFIG_DIR", "KUMA_DATAPLANE_RUNTIME_WORK_DIR"
+    assert run(environ={old: "/old"}).settings.work_dir == "/old"
+    assert run(environ={old: "/old", new: "/new"}).settings.work_dir == "/new"
+    assert run(environ={old: "/old", new: ""}).settings.work_dir == "/old"
+
+
+def test_every_problem_at_once_by_the_name_that_was_typed() -> None:
+    found = problems(
+        {"log_level": "degub", "drain_time": "30", "concurrency": "1.5", "dataplane_vars": ("foo", "a=b")},
+        {"KUMA_READINESS_PORT": "99999", "KUMA_DNS_ENABLED": "y", "KUMA_CONTROL_PLANE_RETRY_BACKOFF": "-1s"},
+        "dns:\n  prometheusPort: 0\n  coreDnsLogging: yes\n",
+        {"dataplane_vars": "-v"},
+    )
+    assert found == [
+        "kumadp.yaml:3: dns.coreDnsLogging: 'yes' is not a boolean, write true or false",
+        "--log-level: 'degub' is not known (did you mean debug?)",
+        "KUMA_CONTROL_PLANE_RETRY_BACKOFF: -1s is too small (at least 1ms)",
+        "--drain-time: '30' is not a duration, write one like 1m30s or 500ms; did you mean 30s?",
+        "KUMA_READINESS_PORT: 99999 is too large (at most 65535)",
+        "-v: 'foo' is not name=value",
+        "--concurrency: '1.5' is not a whole number",
+        "KUMA_DNS_ENABLED: 'y' is not a boolean, write true or false",
+        "kumadp.yaml:2: dns.prometheusPort: 0 is too small (at least 1)",
+        "--name: no Dataplane and no name (give --dataplane-file, --name and --mesh, or --standalone)",
+        "--mesh: the mesh is missing (give --mesh or KUMA_DATAPLANE_MESH)",
+    ]
+
+
+def test_an_alias_is_called_by_its_own_name() -> None:
+    warnings = run({"work_dir": "/a"}, {"KUMA_DATAPLANE_RUNTIME_CONFIG_DIR": "/b"}, None, {"work_dir": "--config-dir"})
+    assert warnings.warnings[0].startswith("flag --config-dir wins over variable KUMA_DATAPLANE_RUNTIME_CONFIG_DIR=/b;")
+
+
+def test_a_secret_that_is_wrong_is_not_shown() -> None:
+    # No text is a wrong token by itself, so the option is asked about a number for once.
+    found = problems(bare(), {}, f"dataplaneRuntime:\n  token: [{TOKEN}]\n")
+    assert found == ["kumadp.yaml:2: dataplaneRuntime.token: is not a text"]
+
+
+@pytest.mark.parametrize("field", ["binary_path", "coredns_path", "cp_address", "proxy_type"])
+def test_what_may_not_be_empty(field: str) -> None:
+    found = problems(bare(**{field: ""}))
+    assert len(found) == 1
+    assert f"--{field}".replace("_", "-").replace("--coredns", "--dns-coredns") in found[0]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "localhost:5678",
+        "ftp://a",
+        "https://",
+        "https://:5678",
+        "http://a:99999",
+        "http://a:x",
+        "http://[::1",
+        "http://a b",
+    ],
+)
+def test_an_address_that_is_none(address: str) -> None:
+    found = problems(bare(cp_address=address))
+    assert found == [
+        f"--cp-address: {address!r} is not an http or https address (write one like https://control-plane:5678)"
+    ]
+
+
+def test_values_of_a_list_are_bounded_each() -> None:
+    assert problems(bare(virtual_probes_ports="80,70000,0")) == [
+        "--virtual-probes-ports: 70000 is too large (at most 65535)",
+        "--virtual-probes-ports: 0 is too small (at least 1)",
+    ]
+
+
+PODS = {"POD_NAME": "web-7f", "POD_NAMESPACE": "shop"}
+
+
+@pytest.mark.parametrize(
+    ("name", "environ", "expected"),
+    [
+        ("", PODS, "web-7f.shop"),
+        (None, PODS, "web-7f.shop"),
+        ("own", PODS, "own"),
+        ("$(POD_NAME).shop", PODS, "web-7f.shop"),
+        ("{web}", PODS, "web-7f.shop"),
+        ("a)", PODS, "web-7f.shop"),
+    ],
+)
+def test_the_name_of_the_pod(name: str | None, environ: dict[str, str], expected: str) -> None:
+    assert resolve("run", {"name": name, "mesh": "default"}, environ).settings.name == expected
+    assert resolve("wait", {"name": name}, environ).settings.name == expected
+
+
+@pytest.mark.parametrize("environ", [{}, {"POD_NAME": "web-7f"}, {"POD_NAMESPACE": "shop"}, {**PODS, "POD_NAME": ""}])
+def test_half_a_pod_names_nothing(environ: dict[str, str]) -> None:
+    assert problems({"mesh": "default"}, environ)[0].startswith("--name: no Dataplane and no name")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sign"), [("name", "$(NAME)", "$"), ("mesh", "{m}", "{"), ("name", "a/b", "/")]
+)
+def test_a_placeholder_that_was_not_filled_in(field: str, value: str, sign: str) -> None:
+    assert problems(bare(**{field: value})) == [
+        f"--{field}: {value!r} holds {sign!r} (a placeholder that was not filled in?)"
+    ]
+
+
+@pytest.mark.parametrize("given", [{"dataplane": "{}"}, {"dataplane_file": "dp.yaml"}])
+def test_name_and_mesh_beside_a_dataplane(given: dict[str, object]) -> None:
+    variable = {"KUMA_DATAPLANE_MESH": "default"}
+    found = problems({"name": "web", **given}, variable)
+    assert len(found) == 1
+    assert found[0].startswith("--name and KUMA_DATAPLANE_MESH: name and mesh come from the Dataplane that is given")
+    resolved = resolve("run", {"name": "", **given}, {**PODS, "KUMA_DATAPLANE_MESH": ""})
+    assert resolved.settings.mesh == ""
+
+
+def test_a_zone_proxy_needs_no_mesh() -> None:
+    assert resolve("run", {"name": "zi", "proxy_type": "ingress"}, {}).settings.mesh == ""
+
+
+def test_file_and_inline_dataplane_as_in_kuma() -> None:
+    resolved = resolve("run", {"dataplane": "{}", "dataplane_file": "a"}, {})
+    assert resolved.warnings == ("--dataplane-file wins over --dataplane: both give a Dataplane, remove one of them",)
+
+
+def test_standard_input_is_read_once() -> None:
+    found = problems({"config": "-", "dataplane_file": "-"}, {}, "", {"dataplane_file": "-d"})
+    assert found == ["--config and -d: both read stdin (give one of them a file)"]
+
+
+def test_standalone_takes_no_other_dataplane() -> None:
+    found = problems({"standalone": "mesh", "dataplane_file": "a"})
+    assert found == ["--standalone: takes the Dataplane from its own path (leave --dataplane-file out)"]
+
+
+def test_standalone_says_what_does_nothing() -> None:
+    resolved = resolve("run", {"standalone": "mesh", "token": TOKEN}, {"KUMA_CONTROL_PLANE_URL": "https://cp:5678"})
+    assert resolved.warnings == ("no effect in standalone mode: KUMA_CONTROL_PLANE_URL, --dataplane-token",)
+
+
+def test_what_has_no_effect_yet_is_told_once() -> None:
+    environ = {"KUMA_APPLICATION_PROBE_PROXY_PORT": "9001", "KUMA_DATAPLANE_RUNTIME_REUSE_PORT_ENABLED": "true"}
+    resolved = run({"transparent_proxy": "true"}, environ)
+    assert resolved.warnings == ("no effect yet: --transparent-proxy, KUMA_APPLICATION_PROBE_PROXY_PORT",)
+
+
+def test_secrets_are_masked_in_display() -> None:
+    pem = "-----BEGIN CERTIFICATE-----\nabc\n-----END CERTIFICATE-----"
+    resolved = run(
+        {"token": TOKEN, "drain_time": "90s", "dataplane_vars": ("a=b",)}, {"KUMA_CONTROL_PLANE_CA_CERT": pem}
+    )
+    assert display(resolved.settings) == {
+        "KUMA_CONTROL_PLANE_CA_CERT": "<PEM>",
+        "--name": "web",
+        "--mesh": "default",
+        "--drain-time": "1m30s",
+        "--dataplane-var": "a:b",
+        "--dataplane-token": "***",
+    }
+
+
+def test_a_dataplane_is_displayed_by_its_size() -> None:
+    settings = resolve("run", {"dataplane": "type: Dataplane\nmesh: default\n"}, {}).settings
+    assert display(settings) == {"--dataplane": "<30 characters>"}
