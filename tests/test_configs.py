@@ -1,0 +1,101 @@
+"""Every file of configs/ is taken by what it is written for, and says what its comments say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kumadp.resources.load import Resource, load_resource_file
+from kumadp.resources.types import Dataplane, ZoneEgress, ZoneIngress
+from kumadp.settings.resolve import resolve
+from kumadp.standalone.mesh import read_mesh
+from tests.support.command import kumadp
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+VARIABLES = {"name": "web-1", "address": "192.168.0.10", "service.name": "web"}
+LOADED_HERE = {
+    "kumadp.yaml",
+    "dataplane.yaml",
+    "dataplane-template.yaml",
+    "gateway.yaml",
+    "zone-ingress.yaml",
+    "zone-egress.yaml",
+    "standalone/web.yaml",
+    "standalone/backend.yaml",
+}
+
+
+def load(name: str, variables: dict[str, str] | None = None) -> Resource:
+    resource = load_resource_file(CONFIGS / name, variables=variables)
+    assert resource.notes == ()
+    return resource
+
+
+def test_no_file_is_forgotten() -> None:
+    assert {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*") if path.is_file()} == LOADED_HERE
+
+
+def test_settings() -> None:
+    text = (CONFIGS / "kumadp.yaml").read_text(encoding="utf-8")
+    assert resolve("run", {"name": "a", "mesh": "b"}, {}, text, "kumadp.yaml").warnings == ()
+
+
+def test_dataplane() -> None:
+    spec = load("dataplane.yaml").spec
+    assert isinstance(spec, Dataplane)
+    inbound = spec.networking.inbound[0]
+    assert (inbound.service, inbound.protocol, inbound.service_port) == ("web", "http", 8080)
+    assert inbound.service_probe is not None
+    assert [(outbound.address, outbound.port) for outbound in spec.networking.outbound] == [
+        ("", 20001),
+        ("127.0.0.2", 20001),
+    ]
+    assert spec.probes is not None
+    assert spec.probes.endpoints[0].path == "/8080/healthz"
+
+
+@pytest.mark.parametrize(("version", "tags"), [({}, {}), ({"service.version": "2"}, {"version": "2"})])
+def test_template(version: dict[str, str], tags: dict[str, str]) -> None:
+    resource = load("dataplane-template.yaml", {**VARIABLES, **version})
+    assert isinstance(resource.spec, Dataplane)
+    assert (resource.name, resource.spec.networking.address) == ("web-1", "192.168.0.10")
+    assert resource.spec.networking.inbound[0].tags == {"kuma.io/service": "web", "kuma.io/protocol": "http", **tags}
+
+
+def test_gateway() -> None:
+    spec = load("gateway.yaml").spec
+    assert isinstance(spec, Dataplane)
+    assert spec.networking.gateway is not None
+    assert spec.networking.gateway.type == "DELEGATED"
+
+
+@pytest.mark.parametrize(("name", "kind"), [("zone-ingress.yaml", ZoneIngress), ("zone-egress.yaml", ZoneEgress)])
+def test_zone_proxies(name: str, kind: Any) -> None:
+    resource = load(name)
+    assert isinstance(resource.spec, kind)
+    assert resource.mesh == ""
+
+
+@pytest.mark.parametrize("name", ["web", "backend"])
+def test_standalone(name: str) -> None:
+    mesh = read_mesh(CONFIGS / "standalone", name)
+    assert mesh.ours.name == name
+    specs = {resource.name: resource.spec for resource in mesh.all}
+    assert isinstance(specs["web"], Dataplane)
+    assert isinstance(specs["backend"], Dataplane)
+    outbound, inbound = specs["web"].networking.outbound[0], specs["backend"].networking.inbound[0]
+    assert outbound.tags.items() <= inbound.tags.items(), "where the outbound of web leads"
+
+
+def test_the_validator_takes_them_all() -> None:
+    files = sorted(LOADED_HERE - {"kumadp.yaml", "dataplane-template.yaml"})
+    done = kumadp("validate", *files, cwd=CONFIGS)
+    assert (done.returncode, done.stdout) == (0, f"{len(files)} valid\n")
+
+
+def test_the_command_in_the_template_s_comment() -> None:
+    text = (CONFIGS / "dataplane-template.yaml").read_text(encoding="utf-8")
+    command = next(line.lstrip("# ").split() for line in text.splitlines() if "kumadp validate" in line)
+    assert kumadp(*command[1:], cwd=CONFIGS).returncode == 0
