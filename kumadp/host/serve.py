@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 BACKLOG = 128
+# How long a body that nobody wants is still read (seconds), so that the client sees the answer and not a reset.
+LINGERING = 0.5
 
 
 def bind_tcp(host: str, port: int, purpose: str) -> socket.socket:
@@ -62,7 +64,7 @@ async def serve(
 ) -> None:
     """Answer requests on ``sock`` with ``handler`` until cancelled. aiohttp is imported in a thread, in 130 ms."""
     web = await asyncio.to_thread(importlib.import_module, "aiohttp.web")
-    server = web.Server(handler, access_log=None)
+    server = web.Server(handler, access_log=None, lingering_time=LINGERING)
     runner = web.ServerRunner(server, shutdown_timeout=1.0)
     await runner.setup()
     try:

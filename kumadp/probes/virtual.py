@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from kumadp.host.serve import bind_tcp, serve
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from aiohttp import ClientSession, web
+    from aiohttp import ClientResponse, ClientSession, StreamReader, web
 
     from kumadp.resources.types import Dataplane
 
@@ -22,6 +23,7 @@ MAX_BODY = 64 * 1024
 # kubelet's own default; `X-Kuma-Probes-Timeout` (whole seconds) is what Kuma's injector writes for longer ones.
 DEFAULT_TIMEOUT = 1.0
 LONGEST_TIMEOUT = 60.0
+PER_APPLICATION = 20
 TIMEOUT_HEADER = "X-Kuma-Probes-Timeout"
 _HOP_BY_HOP = frozenset(
     {
@@ -106,7 +108,8 @@ class VirtualProbes:
             from aiohttp import ClientSession, DummyCookieJar, TCPConnector
 
             self._client = ClientSession(
-                connector=TCPConnector(force_close=True, limit=100),
+                # Limited for each application, not for all: one that hangs must not take the others' connections.
+                connector=TCPConnector(force_close=True, limit=0, limit_per_host=PER_APPLICATION),
                 cookie_jar=DummyCookieJar(),
                 auto_decompress=False,
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
@@ -120,13 +123,15 @@ class VirtualProbes:
         target = self._routes.find(request.path)
         if target is None:
             return _say(404, "no such probe")
-        if (request.content_length or 0) > MAX_BODY:
+        try:
+            async with asyncio.timeout(LONGEST_TIMEOUT):
+                sent = await _read(request.content, MAX_BODY + 1) if request.can_read_body else None
+        except TimeoutError:
+            return _say(408, f"the request did not end within {LONGEST_TIMEOUT:g} s")
+        if sent is not None and len(sent) > MAX_BODY:
             return _say(413, f"a probe's body has at most {MAX_BODY} bytes")
-        host = f"[{target.host}]" if ":" in target.host else target.host
         where = f"{target.host}:{target.port}"
-        url = URL(f"http://{host}:{target.port}{_quote(target.path)}", encoded=True)
-        if request.query_string:
-            url = URL(f"{url}?{request.rel_url.raw_query_string}", encoded=True)
+        url = URL(_url(target, request.rel_url.raw_query_string), encoded=True)
         seconds = _timeout(request.headers.get(TIMEOUT_HEADER, ""))
         try:
             async with asyncio.timeout(seconds):
@@ -134,40 +139,51 @@ class VirtualProbes:
                     request.method,
                     url,
                     headers=_forwarded(request.headers),
-                    data=await request.content.read(MAX_BODY) if request.can_read_body else None,
+                    data=sent,
                     allow_redirects=False,
                     timeout=ClientTimeout(total=None),
                 ) as answer:
-                    body = await _read(answer.content)
+                    body = await _read(answer.content, MAX_BODY)
         except TimeoutError:
             return _say(504, f"the application at {where} did not answer within {seconds:g} s")
         except (OSError, ClientError) as error:
-            reason = getattr(error, "strerror", None) or type(error).__name__
+            number = getattr(error, "errno", None)
+            reason = os.strerror(number).lower() if number else type(error).__name__
             return _say(503, f"the application at {where} cannot be reached: {reason}")
-        from aiohttp import web
-        from multidict import CIMultiDict
-
-        headers = CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in _dropped(answer.headers))
-        headers.popall("content-length", None)
-        headers["connection"] = "close"
-        made = web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)
-        made.force_close()
-        return made
+        return _pass_back(answer, body)
 
 
-async def _read(content: object) -> bytes:
+def _pass_back(answer: ClientResponse, body: bytes) -> web.Response:
+    from aiohttp import web
+    from multidict import CIMultiDict
+
+    dropped = _dropped(answer.headers) | {"content-length"}
+    headers = CIMultiDict((name, value) for name, value in answer.headers.items() if name.lower() not in dropped)
+    headers["connection"] = "close"
+    made = web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)
+    made.force_close()
+    return made
+
+
+async def _read(content: StreamReader, limit: int) -> bytes:
+    """At most ``limit`` bytes of a body."""
     data = bytearray()
-    async for part in content.iter_chunked(16 * 1024):  # type: ignore[attr-defined]
+    async for part in content.iter_chunked(16 * 1024):
         data += part
-        if len(data) >= MAX_BODY:
+        if len(data) >= limit:
             break
-    return bytes(data[:MAX_BODY])
+    return bytes(data[:limit])
 
 
-def _quote(path: str) -> str:
+def _url(target: Target, query: str) -> str:
+    """The target's own path and query, then the query of the request."""
     from yarl import URL
 
-    return URL.build(path=path).raw_path if path.startswith("/") else "/" + path
+    path, mark, own = target.path.partition("?")
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    queries = "&".join(part for part in (own, query) if part)
+    quoted = URL.build(path=path if path.startswith("/") else f"/{path}").raw_path
+    return f"http://{host}:{target.port}{quoted}" + (f"?{queries}" if queries else mark)
 
 
 def _dropped(headers: Mapping[str, str]) -> frozenset[str]:

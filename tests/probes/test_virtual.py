@@ -1,0 +1,320 @@
+"""Virtual probes: a real server in front of real applications on sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.errors import PortsTaken
+from kumadp.lifecycle.component import Stack
+from kumadp.probes import virtual
+from kumadp.probes.virtual import MAX_BODY, PER_APPLICATION, Routes, Target, VirtualProbes, routes_of
+from kumadp.resources.load import load_resource
+from kumadp.resources.types import Dataplane
+from tests.support.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+
+@dataclass
+class Application:
+    """Sends what it is told to, whatever it is asked; keeps the heads of the requests."""
+
+    port: int
+    answer: bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+    hang: bool = False
+    heads: list[str] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    open_connections: int = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open_connections += 1
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            self.heads.append(head.decode())
+            lengths = [line for line in head.decode().lower().splitlines() if line.startswith("content-length:")]
+            if lengths:
+                self.bodies.append(await reader.readexactly(int(lengths[0].split(":")[1])))
+            if self.hang:
+                await reader.read()
+            writer.write(self.answer)
+            await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self.open_connections -= 1
+            writer.close()
+
+    def header(self, name: str) -> str | None:
+        """A header of the last request."""
+        for line in self.heads[-1].splitlines()[1:]:
+            key, _, value = line.partition(": ")
+            if key.lower() == name:
+                return value
+        return None
+
+
+@contextlib.asynccontextmanager
+async def application(host: str = "127.0.0.1", **behaviour: object) -> AsyncIterator[Application]:
+    app = Application(0)
+    for name, value in behaviour.items():
+        setattr(app, name, value)
+    server = await asyncio.start_server(app.serve, host, 0)
+    app.port = server.sockets[0].getsockname()[1]
+    try:
+        yield app
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def probes(routes: Routes) -> AsyncIterator[int]:
+    port = free_port()
+    stack = Stack(lambda _name, _error: None)
+    await stack.enter(VirtualProbes("127.0.0.1", port, routes))
+    try:
+        yield port
+    finally:
+        await stack.leave()
+
+
+async def send(port: int, request: str | bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the answer to raw bytes; the server must close the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(request.encode() if isinstance(request, str) else request)
+        async with asyncio.timeout(30):
+            data = await reader.read()
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+    head, _, body = data.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(": ")
+        headers[name.lower()] = f"{headers[name.lower()]}|{value}" if name.lower() in headers else value
+    return int(first.split()[1]), headers, body
+
+
+def get(path: str, *headers: str, method: str = "GET", body: str = "") -> str:
+    lines = [f"{method} {path} HTTP/1.1", "Host: probe.example:9000", *headers]
+    return "\r\n".join([*lines, "", body])
+
+
+def one(port: int, path: str = "/healthz", listed: str = "/8080/healthz") -> Routes:
+    return Routes({listed: Target("127.0.0.1", port, path)})
+
+
+async def test_a_listed_path_is_answered_by_the_application() -> None:
+    async with application() as app, probes(one(app.port)) as port:
+        status, headers, body = await send(
+            port, get("/8080/healthz?full=1&x=%20", "X-Mine: yes", "User-Agent: kubelet")
+        )
+        assert (status, body) == (200, b"ok")
+        assert headers["connection"] == "close"
+        assert app.heads[-1].startswith("GET /healthz?full=1&x=%20 HTTP/1.1\r\n")
+        assert app.header("host") == "probe.example:9000"
+        assert app.header("x-mine") == "yes"
+        assert app.header("user-agent") == "kubelet"
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/healthz", "/8080", "/8080/healthz/", "/8080/healthz/more", "/8081/healthz", "*"]
+)
+async def test_other_paths_do_not_exist(path: str) -> None:
+    async with application() as app, probes(one(app.port)) as port:
+        status, _, _ = await send(port, get(path, method="OPTIONS" if path == "*" else "GET"))
+        assert status == 404
+        assert app.heads == []
+
+
+async def test_hop_by_hop_headers_end_here_in_both_directions() -> None:
+    answer = (
+        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nConnection: X-Drop, keep-alive\r\nX-Drop: 1\r\nX-Keep: 2\r\n"
+        b"Keep-Alive: timeout=5\r\n\r\n"
+    )
+    async with application(answer=answer) as app, probes(one(app.port)) as port:
+        _, headers, _ = await send(
+            port, get("/8080/healthz", "Connection: close, X-Private", "X-Private: 1", "TE: trailers", "X-Kept: 2")
+        )
+        assert app.header("x-private") is None
+        assert app.header("te") is None
+        assert app.header("x-kept") == "2"
+        assert "x-drop" not in headers
+        assert "keep-alive" not in headers
+        assert headers["x-keep"] == "2"
+
+
+async def test_status_headers_and_body_come_back_as_they_are() -> None:
+    answer = (
+        b"HTTP/1.1 418 Short And Stout\r\ncontent-type: x/y\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n"
+        b"content-encoding: gzip\r\ncontent-length: 4\r\n\r\n\x1f\x8b\x00\x01"
+    )
+    async with application(answer=answer) as app, probes(one(app.port)) as port:
+        status, headers, body = await send(port, get("/8080/healthz"))
+        assert (status, body) == (418, b"\x1f\x8b\x00\x01")
+        assert headers["set-cookie"] == "a=1|b=2"
+        assert headers["content-type"] == "x/y"
+        assert headers["content-encoding"] == "gzip"
+
+
+async def test_a_redirect_is_passed_back_and_not_followed() -> None:
+    answer = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
+    async with application(answer=answer) as app, probes(one(app.port)) as port:
+        status, headers, _ = await send(port, get("/8080/healthz"))
+        assert (status, headers["location"]) == (302, "http://127.0.0.1:1/")
+        assert len(app.heads) == 1
+
+
+async def test_method_and_body_go_through() -> None:
+    async with application() as app, probes(one(app.port)) as port:
+        await send(port, get("/8080/healthz", "Content-Length: 5", method="POST", body="hello"))
+        assert app.heads[-1].startswith("POST /healthz HTTP/1.1")
+        assert app.bodies == [b"hello"]
+
+
+async def test_head_has_no_body() -> None:
+    async with (
+        application(answer=b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n") as app,
+        probes(one(app.port)) as port,
+    ):
+        status, _, body = await send(port, get("/8080/healthz", method="HEAD"))
+        assert (status, body) == (200, b"")
+        assert app.heads[-1].startswith("HEAD ")
+
+
+async def test_a_path_with_a_query_of_its_own_and_odd_letters() -> None:
+    async with application() as app, probes(one(app.port, "/a b/ü?ready=1")) as port:
+        await send(port, get("/8080/healthz"))
+        assert app.heads[-1].startswith("GET /a%20b/%C3%BC?ready=1 HTTP/1.1")
+        await send(port, get("/8080/healthz?more=2"))
+        assert app.heads[-1].startswith("GET /a%20b/%C3%BC?ready=1&more=2 HTTP/1.1")
+
+
+async def test_an_application_that_is_not_there_is_503_with_the_reason() -> None:
+    dead = free_port()
+    async with probes(one(dead)) as port:
+        status, _, body = await send(port, get("/8080/healthz"))
+        assert status == 503
+        assert f"127.0.0.1:{dead}" in body.decode()
+        assert "refused" in body.decode()
+        assert len(body.decode().splitlines()) == 1
+
+
+async def test_an_application_that_hangs_is_504_with_the_reason() -> None:
+    async with application(hang=True) as app, probes(one(app.port)) as port:
+        status, _, body = await send(port, get("/8080/healthz", "X-Kuma-Probes-Timeout: 1"))
+        assert status == 504
+        assert "did not answer within 1 s" in body.decode()
+        assert app.header("x-kuma-probes-timeout") is None
+
+
+@pytest.mark.parametrize("answer", [b"nonsense\r\n\r\n", b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort"])
+async def test_an_application_that_speaks_nonsense_is_503(answer: bytes) -> None:
+    async with application(answer=answer) as app, probes(one(app.port)) as port:
+        assert (await send(port, get("/8080/healthz")))[0] == 503
+
+
+async def test_a_large_answer_is_cut_at_64_kib() -> None:
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1_000_000
+    async with application(answer=answer) as app, probes(one(app.port)) as port:
+        status, headers, body = await send(port, get("/8080/healthz"))
+        assert status == 200
+        assert len(body) == MAX_BODY == int(headers["content-length"])
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_large_request_is_refused(chunked: bool) -> None:
+    size = MAX_BODY + 1
+    if chunked:
+        request = get("/8080/healthz", "Transfer-Encoding: chunked", method="POST").encode()
+        request += b"%x\r\n" % size + b"x" * size + b"\r\n0\r\n\r\n"
+    else:
+        request = get("/8080/healthz", f"Content-Length: {size}", method="POST", body="x" * size).encode()
+    async with application() as app, probes(one(app.port)) as port:
+        assert (await send(port, request))[0] == 413
+        assert app.heads == []
+
+
+async def test_a_request_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtual, "LONGEST_TIMEOUT", 0.2)
+    async with application() as app, probes(one(app.port)) as port:
+        assert (await send(port, get("/8080/healthz", "Content-Length: 9", method="POST", body="half")))[0] == 408
+        assert app.heads == []
+
+
+async def test_a_hung_application_delays_no_other_path() -> None:
+    async with application(hang=True) as stuck, application() as well:
+        routes = Routes({"/stuck": Target("127.0.0.1", stuck.port, "/"), "/well": Target("127.0.0.1", well.port, "/")})
+        async with probes(routes) as port:
+            slow = [asyncio.create_task(send(port, get("/stuck", "X-Kuma-Probes-Timeout: 30"))) for _ in range(120)]
+            async with asyncio.timeout(20):
+                while stuck.open_connections < PER_APPLICATION:
+                    await asyncio.sleep(0)
+            assert (await send(port, get("/well")))[0] == 200
+            for task in slow:
+                task.cancel()
+            await asyncio.gather(*slow, return_exceptions=True)
+
+
+async def test_no_connection_is_kept_to_the_application() -> None:
+    async with application() as app, probes(one(app.port)) as port:
+        for _ in range(3):
+            await send(port, get("/8080/healthz"))
+        assert len(app.heads) == 3
+        async with asyncio.timeout(20):
+            while app.open_connections:
+                await asyncio.sleep(0)
+
+
+async def test_the_generic_form_serves_listed_ports_alone() -> None:
+    async with application() as app, probes(Routes({}, [app.port])) as port:
+        assert (await send(port, get(f"/{app.port}/live/now?x=1")))[0] == 200
+        assert app.heads[-1].startswith("GET /live/now?x=1 HTTP/1.1")
+        assert (await send(port, get(f"/{app.port}")))[0] == 200
+        assert app.heads[-1].startswith("GET / HTTP/1.1")
+        for path in (f"/{port}/x", "/9901/server_info", "/x/y", f"/0{app.port}x/", "/", f"//{app.port}/"):
+            assert (await send(port, get(path)))[0] == 404
+        assert len(app.heads) == 2
+
+
+async def test_a_taken_port_is_told_when_it_is_made() -> None:
+    async with probes(Routes({})) as port:
+        with pytest.raises(PortsTaken):
+            VirtualProbes("127.0.0.1", port, Routes({}))
+
+
+DATAPLANE = """\
+type: Dataplane
+mesh: default
+name: web
+networking:
+  address: 192.0.2.7
+  inbound:
+    - {port: 11011, servicePort: 8080, serviceAddress: 127.0.0.1, tags: {kuma.io/service: a}}
+    - {port: 11012, servicePort: 8081, tags: {kuma.io/service: b}}
+    - {port: 11013, address: 192.0.2.8, tags: {kuma.io/service: c}}
+probes:
+  endpoints:
+    - {inboundPort: 11011, inboundPath: /one, path: /a}
+    - {inboundPort: 11012, inboundPath: /two, path: /b}
+    - {inboundPort: 11013, inboundPath: /three, path: /c}
+"""
+
+
+def test_the_application_is_where_the_inbound_says() -> None:
+    spec = load_resource(DATAPLANE, "dp.yaml").spec
+    assert isinstance(spec, Dataplane)
+    find: Callable[[str], Target | None] = routes_of(spec).find
+    assert find("/a") == Target("127.0.0.1", 8080, "/one")
+    assert find("/b") == Target("192.0.2.7", 8081, "/two")
+    assert find("/c") == Target("192.0.2.8", 11013, "/three")
+    assert find("/one") is None
