@@ -208,7 +208,7 @@ class StandaloneSource:
         self, settings: Settings, mesh: Mesh, work: WorkDir, taken: Sequence[Address], dns: DnsPlan | None
     ) -> None:
         from kumadp.host.facts import name_servers
-        from kumadp.standalone.generate import DnsListener
+        from kumadp.standalone.generated import DnsListener
 
         self._settings = settings
         self._mesh = mesh

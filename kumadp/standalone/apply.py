@@ -4,132 +4,138 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from typing import TYPE_CHECKING, Protocol
 
-from kumadp.bootstrap.store import write_private
-from kumadp.standalone.generate import files
+from kumadp.standalone.generate import cluster_file, endpoint_files, listener_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from kumadp.standalone.generate import Generated
+    from kumadp.standalone.files import Files
+    from kumadp.standalone.generated import Generated
     from kumadp.standalone.shapes import Json
 
-log = logging.getLogger("kumadp.standalone")
-
 TAKEN_WITHIN = 5.0
-_POLL = 0.02
+# A cluster whose endpoints are checked warms until each has answered; a silent one is not waited for.
+WARM_WITHIN = 0.5
+_FIRST_POLL, _LONGEST_POLL = 0.01, 0.25
 CDS, LDS = "cluster_manager.cds", "listener_manager.lds"
-_DUMPS = {CDS: "/config_dump?resource=dynamic_warming_clusters", LDS: "/config_dump?resource=dynamic_listeners"}
+CLUSTERS, LISTENERS = "clusters.json", "listeners.json"
+_SCOPES = {CLUSTERS: CDS, LISTENERS: LDS}
+_STATS = (
+    r"/stats?format=json&filter=^(cluster_manager\.(cds\.(version_text|update_(attempt|rejected))|warming_clusters)"
+    r"|listener_manager\.lds\.(version_text|update_(attempt|rejected)))$"
+)
 
 
 class Admin(Protocol):
-    """What is asked of Envoy's admin."""
+    """What is asked of Envoy's admin. Any Exception of it means that there was no answer."""
 
     async def get(self, path: str, timeout: float = 5.0) -> tuple[int, bytes]:
         """Status and body."""
-
-    async def stats(self, pattern: str) -> dict[str, int]:
-        """Counters by name."""
 
 
 class Rejected(Exception):
     """Envoy did not take a change; the message says what of it and why."""
 
 
-class Files:
-    """The files that Envoy watches, in a private directory; ``write`` may be called before Envoy runs."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._written: dict[str, bytes] = {}
-
-    def write(self, contents: Mapping[str, Json]) -> list[str]:
-        """Write what differs from the last time; returns the names. May block."""
-        changed = []
-        for name, content in contents.items():
-            data = json.dumps(content).encode()
-            if self._written.get(name) != data:
-                write_private(self.directory / name, data)
-                self._written[name] = data
-                changed.append(name)
-        return changed
-
-    def differs(self, name: str, content: Json) -> bool:
-        """Whether writing ``content`` would change the file."""
-        return self._written.get(name) != json.dumps(content).encode()
+class Unconfirmed(Exception):
+    """Everything is written, and Envoy has not said yet that it took it: it is down, starting or busy."""
 
 
-async def apply(made: Generated, held: Files, admin: Admin) -> bool:
-    """Bring Envoy to ``made``; True when something changed. Raises Rejected, with Envoy's words and our field.
+async def apply(made: Generated, before: Generated, held: Files, admin: Admin) -> bool:
+    """Bring Envoy from ``before`` to ``made``; True when something was written.
 
-    A listener that names a cluster which Envoy does not know yet is refused and not tried again, so clusters are
-    awaited first.
+    Raises Rejected, with Envoy's words and our field, and Unconfirmed: call again later with the same. A cluster is
+    there before the listener that leads to it, and goes after the last listener that did.
     """
-    contents = files(made)
-    endpoints = {name: content for name, content in contents.items() if name.startswith("endpoints-")}
-    changed = bool(await asyncio.to_thread(held.write, endpoints))
-    for name, scope in (("clusters.json", CDS), ("listeners.json", LDS)):
-        if not held.differs(name, contents[name]):
+    endpoints = endpoint_files(made)
+    changed = any([await asyncio.to_thread(held.write, name, content) for name, content in endpoints.items()])
+    unconfirmed: Unconfirmed | None = None
+    for name, content in (
+        (CLUSTERS, cluster_file({**before.clusters, **made.clusters})),
+        (LISTENERS, listener_file(made)),
+        (CLUSTERS, cluster_file(made.clusters)),
+    ):
+        rejected_before = await _rejections(admin, _SCOPES[name]) if unconfirmed is None else (0, 0)
+        changed = await asyncio.to_thread(held.write, name, content) or changed
+        if held.is_confirmed(name) or unconfirmed is not None:
             continue
-        changed = True
-        before = await _counters(admin, scope)
-        await asyncio.to_thread(held.write, {name: contents[name]})
-        await _taken(admin, scope, before, made)
+        try:
+            await _await_answer(admin, name, held, rejected_before, made, before)
+        except Unconfirmed as error:
+            unconfirmed = error
+    if unconfirmed is not None:
+        raise unconfirmed
+    await asyncio.to_thread(held.keep_only, [*endpoints, CLUSTERS, LISTENERS])
     return changed
 
 
-async def _counters(admin: Admin, scope: str) -> tuple[int, int]:
-    stats = await admin.stats(rf"^{scope}\.update_(success|rejected)$")
-    return stats.get(f"{scope}.update_success", 0), stats.get(f"{scope}.update_rejected", 0)
+async def _await_answer(
+    admin: Admin, name: str, held: Files, rejected_before: tuple[int, int], made: Generated, before: Generated
+) -> None:
+    scope = _SCOPES[name]
+    loop = asyncio.get_running_loop()
+    start, pause, why = loop.time(), _FIRST_POLL, "it does not answer"
+    while loop.time() < start + TAKEN_WITHIN:
+        stats = await _stats(admin)
+        if stats.get(f"{scope}.version_text") == held.version(name):
+            if not stats.get("cluster_manager.warming_clusters") or loop.time() > start + WARM_WITHIN:
+                held.confirm(name)
+                return
+        elif _was_rejected(stats, scope, rejected_before):
+            held.confirm(name)
+            raise Rejected(await _explain(admin, name, made, before))
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_POLL)
+        why = "it is busy" if stats else "it does not answer"
+    # The refusal may have come before we first asked, from an Envoy that was started again.
+    if failed := await _failed_listeners(admin, made):
+        held.confirm(name)
+        raise Rejected(failed)
+    raise Unconfirmed(f"Envoy has not taken the change within {TAKEN_WITHIN:.0f} s: {why}")
 
 
-async def _taken(admin: Admin, scope: str, before: tuple[int, int], made: Generated) -> None:
-    deadline = asyncio.get_running_loop().time() + TAKEN_WITHIN
-    while asyncio.get_running_loop().time() < deadline:
-        success, rejected = await _counters(admin, scope)
-        if rejected > before[1]:
-            raise Rejected(await explain(admin, scope, made))
-        if success > before[0]:
-            if scope == LDS and (why := await _failed_listeners(admin, made)):
-                raise Rejected(why)
-            return
-        await asyncio.sleep(_POLL)
-    raise Rejected(f"Envoy did not take the change within {TAKEN_WITHIN:.0f} s")
+def _was_rejected(stats: Json, scope: str, before: tuple[int, int]) -> bool:
+    attempts, rejected = stats.get(f"{scope}.update_attempt", 0), stats.get(f"{scope}.update_rejected", 0)
+    # Fewer attempts than before: another Envoy, which counts from 0.
+    return bool(rejected > (before[1] if attempts >= before[0] else 0))
 
 
-async def explain(admin: Admin, scope: str, made: Generated) -> str:
-    """Why the last update was rejected, each with the file and field it came from."""
-    if scope == LDS and (why := await _failed_listeners(admin, made)):
-        return why
-    entries = await _dump(admin, _DUMPS[scope])
-    told = [
-        _named(str(entry.get("name")), str(entry["error_state"].get("details")), made)
-        for entry in entries
-        if "error_state" in entry
-    ]
-    return "; ".join(told) or "Envoy rejected the change without a word; its log says more"
+async def _rejections(admin: Admin, scope: str) -> tuple[int, int]:
+    stats = await _stats(admin)
+    return stats.get(f"{scope}.update_attempt", 0), stats.get(f"{scope}.update_rejected", 0)
+
+
+async def _stats(admin: Admin) -> Json:
+    """By name; empty where the admin does not answer."""
+    try:
+        _, body = await admin.get(_STATS, timeout=1.0)
+        return {entry["name"]: entry["value"] for entry in json.loads(body)["stats"] if "name" in entry}
+    except Exception:
+        return {}
+
+
+async def _explain(admin: Admin, name: str, made: Generated, before: Generated) -> str:
+    if name == LISTENERS:
+        return await _failed_listeners(admin, made) or "Envoy refused the listeners without a word; its log says more"
+    # Envoy keeps no error for clusters: what was changed is what can be wrong.
+    new = [key for key, cluster in made.clusters.items() if before.clusters.get(key) != cluster]
+    said = "; ".join(dict.fromkeys(made.origin.get(key, key) for key in new))
+    return f"{said}: Envoy refused a cluster; its log says why"
 
 
 async def _failed_listeners(admin: Admin, made: Generated) -> str:
     told = []
-    for entry in await _dump(admin, _DUMPS[LDS]):
-        state = entry.get("error_state")
-        if state and str(entry.get("name")) in made.listeners:
-            told.append(_named(str(entry.get("name")), str(state.get("details")), made))
-    return "; ".join(told)
+    for entry in await _dump(admin, "/config_dump?resource=dynamic_listeners"):
+        name, state = str(entry.get("name")), entry.get("error_state")
+        if state and name in made.listeners:
+            told.append(f"{made.origin.get(name, name)}: Envoy says: {' '.join(str(state.get('details')).split())}")
+    return "; ".join(dict.fromkeys(told))
 
 
 async def _dump(admin: Admin, path: str) -> list[Json]:
     try:
-        _, body = await admin.get(path)
+        _, body = await admin.get(path, timeout=5.0)
         found = json.loads(body).get("configs", [])
-    except ValueError:
+    except Exception:
         return []
     return [entry for entry in found if isinstance(entry, dict)]
-
-
-def _named(name: str, details: str, made: Generated) -> str:
-    return f"{made.origin.get(name, name)}: Envoy says: {details}"

@@ -8,23 +8,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.errors import ResourceError
-from kumadp.standalone.apply import LDS, Admin, Files, Rejected, apply, explain
-from kumadp.standalone.generate import DnsListener, Generated, generate
+from kumadp.standalone.apply import CLUSTERS, LISTENERS, Admin, Rejected, Unconfirmed, apply
+from kumadp.standalone.files import Files
 from kumadp.standalone.generate import bootstrap as make_bootstrap
-from kumadp.standalone.generate import files as file_contents
+from kumadp.standalone.generate import cluster_file, endpoint_files, generate, listener_file
+from kumadp.standalone.generated import clashes
 from kumadp.standalone.health import HealthWatch, checks_of
-from kumadp.standalone.mesh import Mesh, admin_port, read_mesh
+from kumadp.standalone.mesh import ADMIN_HOST, Mesh, MeshReader, admin_port
+from kumadp.standalone.watch import FileWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from kumadp.standalone.generated import DnsListener, Generated
     from kumadp.standalone.shapes import Json
 
 log = logging.getLogger("kumadp.standalone")
 
 # Editors and `cp` write in several steps; what follows within this time is one change.
 SETTLE = 0.1
+# After this time Envoy is asked again whether it has taken what was written while it was down.
+AGAIN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,10 @@ def prepare(mesh: Mesh, directory: Path, dns: DnsListener | None) -> Prepared:
         old.unlink()
     made = generate(mesh, directory, dns)
     held = Files(directory)
-    held.write(file_contents(made))
+    for name, content in endpoint_files(made).items():
+        held.write(name, content)
+    held.write(CLUSTERS, cluster_file(made.clusters))
+    held.write(LISTENERS, listener_file(made))
     return Prepared(mesh, make_bootstrap(mesh, directory), made, held)
 
 
@@ -54,96 +62,130 @@ class StandaloneControl:
     name = "standalone"
 
     def __init__(self, path: Path, name: str, prepared: Prepared, dns: DnsListener | None, admin: Admin) -> None:
-        self._path = path
-        self._name = name
-        self._mesh = prepared.mesh
-        self._good = prepared.made
+        self._reader = MeshReader(path, name)
+        self._mesh, self._made = prepared.mesh, prepared.made
+        # What Envoy is known to have taken: where a refused change goes back to.
+        self._good = (prepared.mesh, prepared.made)
         self._held = prepared.held
         self._dns = dns
         self._admin = admin
         self._wake = asyncio.Event()
         self._files_changed = False
+        self._unconfirmed = False
+        self._watch = FileWatch(path, self._on_files)
         self._health = HealthWatch(self._wake.set)
 
     async def run(self, up: Callable[[], None]) -> None:
         """Watch until cancelled."""
-        for note in self._good.notes:
-            log.warning("%s", note)
-        watching = asyncio.create_task(self._watch(up), name="standalone watch")
-        self._health.follow(checks_of(self._mesh))
+        self._remark(self._made, ())
+        watching = asyncio.create_task(self._watch.run(up), name="standalone watch")
         try:
-            if why := await self._first_rejection():
-                log.error("some of the configuration is not in force: %s", why)
-            while True:
-                waiting = asyncio.ensure_future(self._wake.wait())
-                done, _ = await asyncio.wait({waiting, watching}, return_when=asyncio.FIRST_COMPLETED)
-                if watching in done:
-                    waiting.cancel()
-                    watching.result()
-                    return
-                self._wake.clear()
+            await self._confirm_first()
+            self._health.follow(checks_of(self._mesh))
+            while not watching.done():
+                await self._sleep(watching)
                 if self._files_changed:
                     await asyncio.sleep(SETTLE)
-                    self._wake.clear()
+                self._wake.clear()
                 await self._update()
+            watching.result()
         finally:
             watching.cancel()
             await self._health.close()
 
-    async def _first_rejection(self) -> str:
+    def _on_files(self) -> None:
+        self._files_changed = True
+        self._wake.set()
+
+    async def _sleep(self, watching: asyncio.Task[None]) -> None:
+        waking = asyncio.create_task(self._wake.wait())
+        timeout = AGAIN if self._unconfirmed else None
         try:
-            stats = await self._admin.stats(rf"^{LDS}\.update_rejected$")
-            return await explain(self._admin, LDS, self._good) if stats.get(f"{LDS}.update_rejected") else ""
-        except Exception as error:
-            log.debug("the admin did not answer: %s", error)
-            return ""
+            await asyncio.wait({waking, watching}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waking.cancel()
 
-    async def _watch(self, up: Callable[[], None]) -> None:
-        from asyncinotify import Inotify, Mask
-
-        folder = self._path if self._path.is_dir() else self._path.parent
-        mask = Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.CREATE
-        with Inotify() as inotify:
-            inotify.add_watch(folder, mask)
-            up()
-            async for _ in inotify:
-                self._files_changed = True
-                self._wake.set()
+    async def _confirm_first(self) -> None:
+        try:
+            await apply(self._made, self._made, self._held, self._admin)
+        except Rejected as rejected:
+            log.error("some of the configuration is not in force: %s", rejected)
+        except (Unconfirmed, OSError) as error:
+            self._note_unconfirmed(error)
 
     async def _update(self) -> None:
         mesh = self._mesh
         if self._files_changed:
             self._files_changed = False
-            try:
-                mesh = await asyncio.to_thread(read_mesh, self._path, self._name)
-            except ResourceError as error:
-                for problem in error.problems:
-                    log.error("nothing is changed: %s", problem)
-                return
-            if admin_port(mesh.spec) != admin_port(self._mesh.spec):
-                log.error("nothing is changed: networking.admin.port changes with a restart only")
-                return
-        made = generate(mesh, self._held.directory, self._dns, self._health.unhealthy)
+            self._watch.follow()
+            mesh = await self._read() or mesh
+        made = await asyncio.to_thread(generate, mesh, self._held.directory, self._dns, self._health.unhealthy)
+        if clash := clashes(made, (ADMIN_HOST, admin_port(mesh.spec))):
+            for told in clash:
+                log.error("nothing is changed: %s", told)
+            self._again(mesh)
+            return
+        await self._bring(mesh, made)
+
+    async def _read(self) -> Mesh | None:
+        """The mesh as the files have it now, None where they have not changed or cannot be used."""
         try:
-            changed = await apply(made, self._held, self._admin)
+            if not await asyncio.to_thread(self._reader.changed):
+                return None
+            mesh = await asyncio.to_thread(self._reader.read)
+        except ResourceError as error:
+            for problem in error.problems:
+                log.error("nothing is changed: %s", problem)
+            return None
+        if admin_port(mesh.spec) != admin_port(self._mesh.spec):
+            log.error("nothing is changed: %s: changes with a restart only", mesh.where("networking.admin.port"))
+            return None
+        if mesh.spec.probes != self._mesh.spec.probes:
+            log.warning("%s: change with a restart only, the others are served", mesh.where("probes"))
+        return mesh
+
+    async def _bring(self, mesh: Mesh, made: Generated) -> None:
+        before, self._mesh, self._made = self._made, mesh, made
+        try:
+            changed = await apply(made, before, self._held, self._admin)
         except Rejected as rejected:
             log.error("the change is undone: %s", rejected)
             await self._undo()
             return
-        except Exception as error:
-            log.warning("Envoy could not be asked about the change: %s", str(error) or type(error).__name__)
-            changed = True
-        self._mesh, self._good = mesh, made
+        except (Unconfirmed, OSError) as error:
+            self._note_unconfirmed(error)
+        else:
+            self._unconfirmed = False
+            self._good = (mesh, made)
+            if changed:
+                log.info("configuration changed: %d listeners, %d clusters", len(made.listeners), len(made.clusters))
+        self._remark(made, before.notes)
         self._health.follow(checks_of(mesh))
-        if changed:
-            for note in made.notes:
-                log.warning("%s", note)
-            log.info("configuration changed: %d listeners, %d clusters", len(made.listeners), len(made.clusters))
 
     async def _undo(self) -> None:
+        refused_mesh, refused = self._mesh, self._made
+        self._mesh, self._made = self._good
+        self._unconfirmed = False
         try:
-            await apply(self._good, self._held, self._admin)
+            await apply(self._made, refused, self._held, self._admin)
         except Rejected as rejected:
             log.error("going back did not work either: %s", rejected)
-        except Exception as error:
-            log.warning("Envoy could not be asked: %s", str(error) or type(error).__name__)
+        except (Unconfirmed, OSError) as error:
+            self._note_unconfirmed(error)
+        self._again(refused_mesh)
+
+    def _again(self, refused: Mesh) -> None:
+        """Follow the mesh that stays, whose health may have changed in the meantime."""
+        if refused is not self._mesh:
+            self._health.follow(checks_of(self._mesh))
+            self._wake.set()
+
+    def _note_unconfirmed(self, error: Exception) -> None:
+        if not self._unconfirmed:
+            log.warning("the configuration is written, and watched until it is in force: %s", error)
+        self._unconfirmed = True
+
+    def _remark(self, made: Generated, known: list[str] | tuple[()]) -> None:
+        for note in made.notes:
+            if note not in known:
+                log.warning("%s", note)

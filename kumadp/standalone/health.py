@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kumadp.resources.types import seconds
-from kumadp.standalone.generate import local_cluster
+from kumadp.standalone.generate import inbound_key, workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kumadp.resources.types import ServiceProbe
+    from kumadp.standalone.generate import InboundKey
     from kumadp.standalone.mesh import Mesh
 
 log = logging.getLogger("kumadp.standalone")
@@ -25,9 +26,9 @@ INTERVAL, TIMEOUT, UNHEALTHY, HEALTHY = 1.0, 0.5, 5, 1
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What is asked for one inbound port."""
+    """What is asked for one inbound."""
 
-    inbound_port: int
+    inbound: InboundKey
     host: str
     port: int
     probe: ServiceProbe = field(hash=False)
@@ -37,27 +38,26 @@ def checks_of(mesh: Mesh) -> frozenset[Check]:
     """The checks that the inbounds of our Dataplane ask for."""
     found = set()
     for inbound in mesh.spec.networking.inbound:
-        if inbound.service_probe is not None:
-            _, host, port = local_cluster(mesh, inbound)
-            found.add(Check(inbound.port, host, port, inbound.service_probe))
+        if inbound.service_probe is not None and inbound.state != "Ignored":
+            found.add(Check(inbound_key(mesh, inbound), *workload(mesh, inbound), inbound.service_probe))
     return frozenset(found)
 
 
 class HealthWatch:
-    """Runs the checks; ``changed`` is called when the set of unhealthy inbound ports changes."""
+    """Runs the checks; ``changed`` is called when the set of unhealthy inbounds changes."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
-        self.unhealthy: frozenset[int] = frozenset()
+        self.unhealthy: frozenset[InboundKey] = frozenset()
         self._changed = changed
         self._tasks: dict[Check, asyncio.Task[None]] = {}
 
     def follow(self, checks: frozenset[Check]) -> None:
-        """Run exactly these checks from now on; those that stay keep their state."""
+        """Run exactly these checks from now on; an inbound that stays keeps its state until a check says otherwise."""
         for check in self._tasks.keys() - checks:
             self._tasks.pop(check).cancel()
+        self._set(self.unhealthy & {check.inbound for check in checks})
         for check in checks - self._tasks.keys():
             self._tasks[check] = asyncio.get_running_loop().create_task(self._run(check), name=f"probe {check.port}")
-        self.unhealthy &= {check.inbound_port for check in checks}
 
     async def close(self) -> None:
         """End all checks."""
@@ -68,22 +68,29 @@ class HealthWatch:
     async def _run(self, check: Check) -> None:
         probe = check.probe
         interval, timeout = seconds(probe.interval, INTERVAL), seconds(probe.timeout, TIMEOUT)
-        healthy, streak = True, 0
+        # The first answer counts by itself: an application that has not started yet gets no traffic.
+        streak, first = 0, True
         while True:
+            healthy = check.inbound not in self.unhealthy
             good = await _connects(check.host, check.port, timeout)
             streak = streak + 1 if good != healthy else 0
             needed = (probe.unhealthy_threshold or UNHEALTHY) if healthy else (probe.healthy_threshold or HEALTHY)
-            if streak >= needed:
-                healthy, streak = good, 0
-                self._note(check, healthy)
+            if streak >= (1 if first else needed):
+                streak = 0
+                self._note(check, good)
+            first = False
             await asyncio.sleep(interval)
 
     def _note(self, check: Check, healthy: bool) -> None:
         where = f"{check.host}:{check.port}"
         log.warning("the application at %s is %s", where, "healthy again" if healthy else "unhealthy: no connection")
-        port = frozenset({check.inbound_port})
-        self.unhealthy = self.unhealthy - port if healthy else self.unhealthy | port
-        self._changed()
+        inbound = frozenset({check.inbound})
+        self._set(self.unhealthy - inbound if healthy else self.unhealthy | inbound)
+
+    def _set(self, unhealthy: frozenset[InboundKey]) -> None:
+        if unhealthy != self.unhealthy:
+            self.unhealthy = unhealthy
+            self._changed()
 
 
 async def _connects(host: str, port: int, timeout: float) -> bool:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.errors import Problem, ResourceError
 from kumadp.resources.load import Resource, load_resource_file
 from kumadp.resources.types import Dataplane
+from kumadp.standalone.unsupported import refusals
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from kumadp.resources.types import Inbound
@@ -21,35 +24,51 @@ ADMIN_HOST = "127.0.0.1"
 ADMIN_PORT = 9901
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class ServiceEndpoint:
-    """One inbound of a Dataplane as others reach it; ``health_at`` is where its health is told, None when nowhere."""
+    """One inbound of a Dataplane as others reach it.
+
+    ``health_at`` is where its health is told under the name ``health_name``; empty and port 0 where nowhere.
+    """
 
     host: str
     port: int
+    health_at: tuple[str, int] = ("", 0)
+    health_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An inbound of the mesh: what it is asked for by, what it speaks, and whether it says that it is ready."""
+
+    tags: Mapping[str, str]
     protocol: str
-    health_at: tuple[str, int] | None
+    ready: bool
+    endpoint: ServiceEndpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Our Dataplane and all of them."""
+    """Our Dataplane, the IP ``address`` it has, and the inbounds of all Dataplanes by service."""
 
     ours: Resource
     spec: Dataplane
-    all: tuple[Resource, ...]
+    address: str
+    by_service: Mapping[str, tuple[Offer, ...]]
 
-    def endpoints(self, tags: Mapping[str, str]) -> tuple[ServiceEndpoint, ...]:
-        """Every inbound whose tags hold all of ``tags`` and that takes traffic (health, state), in a stable order."""
-        found = set()
-        for resource in self.all:
-            assert isinstance(resource.spec, Dataplane)  # noqa: S101
-            networking = resource.spec.networking
-            for inbound in networking.inbound:
-                if tags.items() <= inbound.tags.items() and takes_traffic(inbound):
-                    host = networking.advertised_address or inbound.address or networking.address
-                    found.add(ServiceEndpoint(host, inbound.port, inbound.protocol, _health_at(resource.spec, inbound)))
-        return tuple(sorted(found, key=lambda endpoint: (endpoint.host, endpoint.port)))
+    def offers(self, tags: Mapping[str, str]) -> tuple[Offer, ...]:
+        """Every inbound whose tags hold all of ``tags``, ready or not."""
+        found = self.by_service.get(tags.get(SERVICE, ""), ())
+        return tuple(offer for offer in found if tags.items() <= offer.tags.items())
+
+    def inbound_address(self, inbound: Inbound) -> str:
+        """Where an inbound of ours is bound."""
+        return inbound.address or self.address
+
+    def where(self, path: str) -> str:
+        """File, line and path of a field of our Dataplane."""
+        file, line = self.ours.where(path)
+        return f"{file}:{line}: {path}" if line else f"{file}: {path}"
 
 
 def takes_traffic(inbound: Inbound) -> bool:
@@ -63,54 +82,139 @@ def admin_port(spec: Dataplane) -> int:
     return admin.port if admin is not None and admin.port else ADMIN_PORT
 
 
-def _health_at(spec: Dataplane, inbound: Inbound) -> tuple[str, int] | None:
-    address = spec.networking.address
-    if inbound.service_probe is None or address == ADMIN_HOST:
-        return None
-    return spec.networking.advertised_address or address, admin_port(spec)
+def health_name(spec: Dataplane, inbound: Inbound) -> str:
+    """The name under which ``/ready`` of a data plane tells the health of one inbound; both sides make it alike."""
+    return f"inbound-{inbound.address or spec.networking.address}-{inbound.port}"
+
+
+def _offers(dataplanes: Iterable[Resource]) -> dict[str, tuple[Offer, ...]]:
+    found: dict[str, dict[tuple[ServiceEndpoint, str], Offer]] = {}
+    for resource in dataplanes:
+        spec = resource.spec
+        assert isinstance(spec, Dataplane)  # noqa: S101
+        for inbound in spec.networking.inbound:
+            endpoint = _endpoint(spec, inbound)
+            offer = Offer(inbound.tags, inbound.protocol, takes_traffic(inbound), endpoint)
+            found.setdefault(inbound.service, {})[endpoint, resource.name] = offer
+    return {service: tuple(offers[key] for key in sorted(offers)) for service, offers in found.items()}
+
+
+def _endpoint(spec: Dataplane, inbound: Inbound) -> ServiceEndpoint:
+    networking = spec.networking
+    host = networking.advertised_address or inbound.address or networking.address
+    if inbound.service_probe is None or networking.address == ADMIN_HOST:
+        return ServiceEndpoint(host, inbound.port)
+    health_at = (networking.advertised_address or networking.address, admin_port(spec))
+    return ServiceEndpoint(host, inbound.port, health_at, health_name(spec, inbound))
+
+
+Stamp = tuple[int, ...]
+
+
+class MeshReader:
+    """Reads a Dataplane file or a folder of them; a file that has not changed is not read again."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path = path
+        self._name = name
+        self._stamps: dict[Path, Stamp] | None = None
+        self._cache: dict[Path, tuple[Stamp, Resource]] = {}
+
+    def changed(self) -> bool:
+        """Whether any file differs from when it was last read. May block."""
+        return self._stamps is None or self._look() != self._stamps
+
+    def read(self) -> Mesh:
+        """Our Dataplane among the others. May block. Raises ResourceError with every problem of every file."""
+        self._stamps = self._look()
+        problems: list[Problem] = []
+        resources: list[Resource] = []
+        for file, stamp in self._stamps.items():
+            try:
+                resources.append(self._load(file, stamp))
+            except ResourceError as error:
+                problems += error.problems
+        self._cache = {file: known for file, known in self._cache.items() if file in self._stamps}
+        if problems:
+            raise ResourceError(problems)
+        return self._assemble([resource for resource in resources if isinstance(resource.spec, Dataplane)])
+
+    def _look(self) -> dict[Path, Stamp]:
+        try:
+            inside = sorted(self._path.iterdir()) if self._path.is_dir() else None
+        except OSError as error:
+            raise ResourceError([Problem("", f"cannot be read: {error.strerror}", file=str(self._path))]) from None
+        if inside is None:
+            return {self._path: _stamp(self._path)}
+        files = (file for file in inside if file.suffix in SUFFIXES and not file.name.startswith("."))
+        return {file: _stamp(file) for file in files if not file.is_dir()}
+
+    def _load(self, file: Path, stamp: Stamp) -> Resource:
+        known = self._cache.get(file)
+        if known is not None and stamp and known[0] == stamp:
+            return known[1]
+        resource = load_resource_file(file)
+        self._cache[file] = (stamp, resource)
+        return resource
+
+    def _assemble(self, dataplanes: list[Resource]) -> Mesh:
+        doubles = _doubles(dataplanes)
+        if doubles:
+            raise ResourceError(doubles)
+        if not dataplanes:
+            hint = f"files end in {', '.join(SUFFIXES)}"
+            raise ResourceError([Problem("", "holds no Dataplane", hint, str(self._path))])
+        ours = _choose(dataplanes, self._path, self._name)
+        assert isinstance(ours.spec, Dataplane)  # noqa: S101
+        address, unknown = _resolve(ours, ours.spec.networking.address)
+        refused = [*unknown, *refusals(ours, ours.spec)]
+        if refused:
+            raise ResourceError(refused)
+        others = (resource for resource in dataplanes if resource.mesh == ours.mesh)
+        return Mesh(ours, ours.spec, address, _offers(others))
 
 
 def read_mesh(path: Path, name: str) -> Mesh:
-    """Read a Dataplane file or a folder of them. May block. Raises ResourceError with every problem of every file."""
-    files = (
-        [path]
-        if not path.is_dir()
-        else sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and not p.name.startswith("."))
-    )
-    problems: list[Problem] = []
-    resources: list[Resource] = []
-    for file in files:
-        try:
-            resources.append(load_resource_file(file))
-        except ResourceError as error:
-            problems += error.problems
-    if problems:
-        raise ResourceError(problems)
-    dataplanes = tuple(resource for resource in resources if isinstance(resource.spec, Dataplane))
-    _refuse_doubles(dataplanes, path)
-    ours = _choose(dataplanes, path, name)
-    assert isinstance(ours.spec, Dataplane)  # noqa: S101
-    refused = _unsupported(ours, ours.spec)
-    if refused:
-        raise ResourceError(refused)
-    others = tuple(resource for resource in dataplanes if resource.mesh == ours.mesh)
-    return Mesh(ours, ours.spec, others)
+    """Read a Dataplane file or a folder of them once; see `MeshReader.read`."""
+    return MeshReader(path, name).read()
 
 
-def _refuse_doubles(dataplanes: tuple[Resource, ...], path: Path) -> None:
+def _stamp(file: Path) -> Stamp:
+    """What differs whenever a file was written, replaced or made readable; empty where there is none."""
+    try:
+        entry = file.stat()
+    except OSError:
+        return ()
+    return (entry.st_dev, entry.st_ino, entry.st_size, entry.st_mtime_ns, entry.st_ctime_ns)
+
+
+def _resolve(resource: Resource, host: str) -> tuple[str, list[Problem]]:
+    """The address of a host name; Kuma's control plane resolves ``networking.address`` too, Envoy binds IPs only."""
+    try:
+        return str(ipaddress.ip_address(host)), []
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        file, line = resource.where("networking.address")
+        problem = Problem("networking.address", f"{host}: {error.strerror}", "write an IP address", file, line)
+        return host, [problem]
+    return str(found[0][4][0]), []
+
+
+def _doubles(dataplanes: Iterable[Resource]) -> list[Problem]:
     seen: dict[tuple[str, str], str] = {}
+    found = []
     for resource in dataplanes:
-        key = (resource.mesh, resource.name)
-        if key in seen:
-            raise ResourceError(
-                [Problem("name", f"{resource.name} is also in {seen[key]}", "each Dataplane once", resource.source)]
-            )
-        seen[key] = resource.source
-    if not dataplanes:
-        raise ResourceError([Problem("", "holds no Dataplane", f"files end in {', '.join(SUFFIXES)}", str(path))])
+        first = seen.setdefault((resource.mesh, resource.name), resource.source)
+        if first != resource.source:
+            file, line = resource.where("name")
+            found.append(Problem("name", f"{resource.name} is also in {first}", "each Dataplane once", file, line))
+    return found
 
 
-def _choose(dataplanes: tuple[Resource, ...], path: Path, name: str) -> Resource:
+def _choose(dataplanes: list[Resource], path: Path, name: str) -> Resource:
     named = [resource for resource in dataplanes if not name or resource.name == name]
     if len(named) == 1:
         return named[0]
@@ -118,21 +222,3 @@ def _choose(dataplanes: tuple[Resource, ...], path: Path, name: str) -> Resource
     if not named:
         raise ResourceError([Problem("--name", f"no Dataplane {name!r} in {path}", f"there are: {there}")])
     raise ResourceError([Problem("--name", f"{path} holds several Dataplanes", f"choose ours with --name: {there}")])
-
-
-def _unsupported(resource: Resource, spec: Dataplane) -> list[Problem]:
-    found = []
-
-    def refuse(path: str, message: str, hint: str) -> None:
-        file, line = resource.where(path)
-        found.append(Problem(path, message, hint, file, line))
-
-    networking = spec.networking
-    if networking.gateway is not None and networking.gateway.type == "BUILTIN":
-        refuse("networking.gateway.type", "a builtin gateway needs a control plane", "use DELEGATED, or --cp-address")
-    if networking.transparent_proxying is not None:
-        refuse("networking.transparentProxying", "needs a control plane", "take it out, or use --cp-address")
-    for index, outbound in enumerate(networking.outbound):
-        if outbound.backend_ref is not None:
-            refuse(f"networking.outbound[{index}].backendRef", "needs a control plane", "name the service by tags")
-    return found

@@ -74,14 +74,24 @@ def http2_options() -> Json:
     return {_HTTP: {"@type": f"type.googleapis.com/{_HTTP}", "explicitHttpConfig": {"http2ProtocolOptions": {}}}}
 
 
-def file_source(path: str, directory: str) -> Json:
-    """A configuration source that is a file, noticed when it is renamed into place."""
-    return {
-        "resourceApiVersion": "V3",
-        "pathConfigSource": {"path": path, "watchedDirectory": {"path": directory}},
-    }
+def file_source(path: str) -> Json:
+    """A configuration source that is a file. Envoy reads it again when a file is renamed into its place."""
+    return {"resourceApiVersion": "V3", "pathConfigSource": {"path": path}}
 
 
 def stat_name(text: str) -> str:
     """A name that is safe in statistics."""
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in text)
+    return "".join(letter if (letter.isascii() and letter.isalnum()) or letter in "-_" else "_" for letter in text)
+
+
+def assignment(name: str, endpoints: list[Json]) -> Json:
+    """The endpoints of a cluster; none is a good answer too."""
+    return {
+        "clusterName": name,
+        "endpoints": [{"lbEndpoints": [{"endpoint": endpoint} for endpoint in endpoints]}] if endpoints else [],
+    }
+
+
+def joined(host: str, port: int) -> str:
+    """``host:port``, brackets around IPv6."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,64 @@
+"""The files that Envoy watches, in a private directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from kumadp.standalone.shapes import Json
+
+
+class Files:
+    """Writes what changed, each time with a new version, which Envoy tells back once it has taken it.
+
+    May be used before Envoy runs. ``OSError`` where the directory cannot be written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._written: dict[str, bytes] = {}
+        self._versions: dict[str, int] = {}
+        self._confirmed: set[str] = set()
+
+    def write(self, name: str, content: Json) -> bool:
+        """Write a file unless it holds this content; True when written. May block."""
+        data = json.dumps(content).encode()
+        if self._written.get(name) == data:
+            return False
+        version = self._versions.get(name, 0) + 1
+        self._replace(name, json.dumps({"versionInfo": str(version), **content}).encode())
+        self._written[name], self._versions[name] = data, version
+        self._confirmed.discard(name)
+        return True
+
+    def version(self, name: str) -> str:
+        """The version last written."""
+        return str(self._versions.get(name, 0))
+
+    def is_confirmed(self, name: str) -> bool:
+        """Whether Envoy is known to have answered to what was last written."""
+        return name in self._confirmed
+
+    def confirm(self, name: str) -> None:
+        """Note that Envoy has taken, or refused, what was last written."""
+        self._confirmed.add(name)
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Remove the files that nothing refers to any more. May block."""
+        for name in self._written.keys() - set(names):
+            (self.directory / name).unlink(missing_ok=True)
+            del self._written[name]
+
+    def _replace(self, name: str, data: bytes) -> None:
+        # Not flushed to the disk as the bootstrap is: the files are made anew at each start, and there may be hundreds.
+        beside = self.directory / f"{name}.new"
+        beside.unlink(missing_ok=True)
+        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        beside.replace(self.directory / name)

@@ -1,0 +1,130 @@
+"""The listeners that belong to no inbound or outbound: ``/ready``, Prometheus, DNS."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from kumadp.standalone.mesh import ADMIN_HOST, SERVICE, Mesh, admin_port, health_name
+from kumadp.standalone.shapes import Json, assignment, http_manager, listener, socket_address
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kumadp.resources.types import Inbound
+    from kumadp.standalone.generated import DnsListener, Generated
+
+ADMIN_CLUSTER = "kuma_envoy_admin"
+ADMIN_LISTENER = "kuma:envoy:admin"
+_RESOLVER = "type.googleapis.com/envoy.extensions.network.dns_resolver"
+# What a label of a name that is asked for may hold; Kuma's service names have underscores.
+_DNS_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
+
+
+def add_admin(mesh: Mesh, made: Generated) -> None:
+    """The cluster that is Envoy's own admin."""
+    made.clusters[ADMIN_CLUSTER] = {
+        "name": ADMIN_CLUSTER,
+        "type": "STATIC",
+        "connectTimeout": "1s",
+        "loadAssignment": assignment(ADMIN_CLUSTER, [{"address": socket_address(ADMIN_HOST, admin_port(mesh.spec))}]),
+    }
+
+
+def add_ready(mesh: Mesh, clusters: Mapping[int, str], made: Generated) -> None:
+    """Kuma's ``/ready`` on the data plane's address; also per inbound where an application is checked.
+
+    ``clusters`` names the cluster of each inbound by its index.
+    """
+    probed = [
+        (index, inbound)
+        for index, inbound in enumerate(mesh.spec.networking.inbound)
+        if inbound.service_probe is not None and index in clusters
+    ]
+    if mesh.address == ADMIN_HOST:
+        if probed:
+            made.notes.append(
+                f"{mesh.where('networking.address')}: on {ADMIN_HOST} others cannot ask for the health of an inbound; "
+                "they see failed requests only"
+            )
+        return
+    filters = [_health_filter(mesh, clusters[index], inbound) for index, inbound in probed]
+    route = {"match": {"path": "/ready"}, "route": {"cluster": ADMIN_CLUSTER}}
+    manager = http_manager("kuma_envoy_admin", [route], filters)
+    port = admin_port(mesh.spec)
+    made.listeners[ADMIN_LISTENER] = listener(ADMIN_LISTENER, mesh.address, port, [manager], "INBOUND")
+    made.origin[ADMIN_LISTENER] = mesh.where("networking.admin.port")
+
+
+def _health_filter(mesh: Mesh, cluster: str, inbound: Inbound) -> Json:
+    return {
+        "name": "envoy.filters.http.health_check",
+        "typedConfig": {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.health_check.v3.HealthCheck",
+            "passThroughMode": False,
+            "headers": [
+                {"name": ":path", "stringMatch": {"exact": "/ready"}},
+                {"name": ":authority", "stringMatch": {"exact": health_name(mesh.spec, inbound)}},
+            ],
+            "clusterMinHealthyPercentages": {cluster: {"value": 1}},
+        },
+    }
+
+
+def add_prometheus(mesh: Mesh, made: Generated) -> None:
+    """The metrics of Envoy for Prometheus, where Kuma serves them: port 5670, ``/metrics``."""
+    metrics = mesh.spec.metrics
+    if metrics is None or metrics.type != "prometheus":
+        return
+    port, path = int(metrics.conf.get("port") or 5670), str(metrics.conf.get("path") or "/metrics")
+    route = {
+        "match": {"path": path},
+        "route": {"cluster": ADMIN_CLUSTER, "prefixRewrite": "/stats/prometheus?usedonly"},
+    }
+    name = "kuma:metrics:prometheus"
+    manager = http_manager("kuma_metrics_prometheus", [route])
+    made.listeners[name] = listener(name, mesh.address, port, [manager], "INBOUND")
+    made.origin[name] = mesh.where("metrics.conf.port")
+
+
+def add_dns(mesh: Mesh, dns: DnsListener, made: Generated) -> None:
+    """Envoy's DNS filter: ``<service>.mesh``, also with dots for underscores as Kuma has it, is the outbound's address.
+
+    A service whose name cannot be a DNS name is left out.
+    """
+    names: dict[str, set[str]] = {}
+    for outbound in mesh.spec.networking.outbound:
+        service = outbound.tags[SERVICE].lower()
+        for name in {service, service.replace("_", ".")}:
+            if _DNS_NAME.fullmatch(name):
+                names.setdefault(f"{name}.mesh", set()).add(outbound.address or "127.0.0.1")
+    domains = [
+        {"name": name, "endpoint": {"addressList": {"address": sorted(addresses)}}, "answerTtl": "30s"}
+        for name, addresses in sorted(names.items())
+    ]
+    config: Json = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig",
+        "statPrefix": "kuma_dns",
+        "serverConfig": {"inlineDnsTable": {"virtualDomains": domains}},
+    }
+    if dns.resolvers:
+        config["clientConfig"] = _client(dns.resolvers)
+    made.listeners["kuma:dns"] = {
+        "name": "kuma:dns",
+        "address": socket_address(dns.host, dns.port, "UDP"),
+        "enableReusePort": True,
+        "trafficDirection": "OUTBOUND",
+        "listenerFilters": [{"name": "envoy.filters.udp.dns_filter", "typedConfig": config}],
+    }
+
+
+def _client(resolvers: tuple[str, ...]) -> Json:
+    typed = {
+        "@type": f"{_RESOLVER}.cares.v3.CaresDnsResolverConfig",
+        "resolvers": [socket_address(host, 53) for host in resolvers],
+    }
+    return {
+        "maxPendingLookups": 256,
+        "resolverTimeout": "2s",
+        "typedDnsResolverConfig": {"name": "envoy.network.dns_resolver.cares", "typedConfig": typed},
+    }

@@ -1,0 +1,272 @@
+"""Every configuration of the table is one that Envoy takes, and says what the mesh says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kumadp.errors import ResourceError
+from kumadp.standalone.generate import bootstrap, endpoint_files, generate
+from kumadp.standalone.generated import Generated, clashes
+from kumadp.standalone.mesh import Mesh, read_mesh
+from tests.standalone.meshes import CASES, PROBE, of_protocol, ours
+from tests.support.mesh import Tree, dataplane, inbound, outbound, write
+from tests.support.needs import need_envoy
+
+XDS = Path("/run/kumadp/xds")
+
+
+def mesh_of(folder: Path, *dataplanes: Tree) -> Mesh:
+    return read_mesh(write(folder, *dataplanes), "web")
+
+
+def made_of(folder: Path, name: str) -> Generated:
+    case = CASES[name]
+    return generate(mesh_of(folder, *case.dataplanes), XDS, case.dns, case.unhealthy)
+
+
+def hosts(made: Generated, cluster: str) -> list[str]:
+    return [
+        f"{address['address']}:{address['portValue']}"
+        for locality in made.endpoints[cluster]["endpoints"]
+        for entry in locality["lbEndpoints"]
+        if (address := entry["endpoint"]["address"]["socketAddress"])
+    ]
+
+
+def filter_of(made: Generated, listener: str) -> dict[str, Any]:
+    found: dict[str, Any] = made.listeners[listener]["filterChains"][0]["filters"][0]
+    return found
+
+
+def kind_of(made: Generated, listener: str) -> str:
+    return str(filter_of(made, listener)["name"]).rpartition(".")[2]
+
+
+def speaks_http2(made: Generated, cluster: str) -> bool:
+    return "http2ProtocolOptions" in json.dumps(made.clusters[cluster])
+
+
+def written_in(mesh: Mesh, made: Generated) -> dict[str, Any]:
+    """A bootstrap that holds everything itself: what is in xDS files `--mode validate` does not see."""
+    tree = bootstrap(mesh, XDS)
+    del tree["dynamicResources"]
+    clusters = []
+    for name, cluster in made.clusters.items():
+        cluster = dict(cluster)
+        if cluster.pop("edsClusterConfig", None):
+            cluster |= {"type": "STATIC", "loadAssignment": made.endpoints[name]}
+        clusters.append(cluster)
+    return {**tree, "staticResources": {"clusters": clusters, "listeners": list(made.listeners.values())}}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", CASES)
+def test_envoy_takes_every_configuration(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    mesh = mesh_of(tmp_path / "mesh", *case.dataplanes)
+    path = tmp_path / "bootstrap.json"
+    path.write_text(json.dumps(written_in(mesh, generate(mesh, XDS, case.dns, case.unhealthy))))
+    argv = [str(need_envoy()), "--mode", "validate", "-c", str(path), "--log-level", "error", "--concurrency", "1"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "deprecated" not in (done.stdout + done.stderr).lower()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_mesh_makes_the_same_bytes_whatever_the_order_of_the_files(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    first = made_of(tmp_path / "mesh", name)
+    for index, file in enumerate(sorted((tmp_path / "mesh").iterdir(), reverse=True)):
+        file.rename(tmp_path / "mesh" / f"{index}.yaml")
+    mesh = read_mesh(tmp_path / "mesh", "web")
+    assert mesh.ours.source != str(tmp_path / "mesh" / "web.yaml")
+    again = generate(mesh, XDS, case.dns, case.unhealthy)
+    for part in ("clusters", "endpoints", "listeners"):
+        assert json.dumps(getattr(first, part)) == json.dumps(getattr(again, part))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "filters", "http2"),
+    [
+        ("tcp", "tcp_proxy", False),
+        ("http", "http_connection_manager", False),
+        ("http2", "http_connection_manager", True),
+        ("grpc", "http_connection_manager", True),
+        ("kafka", "tcp_proxy", False),
+        ("", "tcp_proxy", False),
+    ],
+)
+def test_protocol_decides_filter_and_upstream(tmp_path: Path, protocol: str, filters: str, http2: bool) -> None:
+    made = generate(mesh_of(tmp_path, *of_protocol(protocol).dataplanes), XDS, None)
+    assert kind_of(made, "inbound:10.0.0.1:18080") == filters
+    assert kind_of(made, "outbound:127.0.0.1:10001") == filters
+    assert speaks_http2(made, "localhost:8080") is http2
+    assert speaks_http2(made, "backend") is http2
+
+
+@pytest.mark.parametrize(
+    ("offered", "tag", "filters", "http2"),
+    [
+        (("http", "http"), "", "http_connection_manager", False),
+        (("grpc", "http2"), "", "http_connection_manager", True),
+        (("http", "http2"), "", "tcp_proxy", False),
+        (("http", "tcp"), "", "tcp_proxy", False),
+        (("kafka",), "", "tcp_proxy", False),
+        (("http", "tcp"), "http", "http_connection_manager", False),
+        ((), "", "http_connection_manager", False),
+        ((), "tcp", "tcp_proxy", False),
+        ((), "grpc", "http_connection_manager", True),
+    ],
+)
+def test_an_outbound_speaks_what_all_its_endpoints_speak(
+    tmp_path: Path, offered: tuple[str, ...], tag: str, filters: str, http2: bool
+) -> None:
+    others = [
+        dataplane(f"b{index}", [inbound(7000, 1, "backend", protocol)], address=f"10.0.0.{index + 2}")
+        for index, protocol in enumerate(offered)
+    ]
+    mesh = mesh_of(tmp_path, ours(outbound(10001, "backend", **({"kuma.io/protocol": tag} if tag else {}))), *others)
+    made = generate(mesh, XDS, None)
+    assert kind_of(made, "outbound:127.0.0.1:10001") == filters
+    assert speaks_http2(made, next(name for name in made.clusters if name.startswith("backend"))) is http2
+
+
+def test_health_never_changes_the_protocol(tmp_path: Path) -> None:
+    made = made_of(tmp_path, "not ready")
+    assert hosts(made, "backend") == []
+    assert kind_of(made, "outbound:127.0.0.1:10001") == "tcp_proxy"
+    assert hosts(made, "localhost:8080") == hosts(made, "localhost:8081") == []
+    assert any("backend: no Dataplane that offers it is ready" in note for note in made.notes)
+
+
+def test_subset_tags_choose_endpoints(tmp_path: Path) -> None:
+    made = made_of(tmp_path, "subset tags")
+    assert hosts(made, "backend") == ["10.0.0.2:7000", "10.0.0.3:7000"]
+    assert hosts(made, "backend{version=2}") == ["10.0.0.3:7000"]
+    assert hosts(made, "backend{a=b}") == []
+
+
+def test_addresses(tmp_path: Path) -> None:
+    assert hosts(made_of(tmp_path / "a", "advertisedAddress"), "backend") == ["192.0.2.1:7000"]
+    names = made_of(tmp_path / "b", "host names")
+    assert names.clusters["backend"]["type"] == "STRICT_DNS"
+    assert "backend.example" in json.dumps(names.clusters["backend"])
+    assert any("the health of none is asked for" in note for note in names.notes)
+    assert set(names.listeners) & {"inbound:127.0.0.1:18080", "inbound:[::1]:18080"}
+    assert "inbound:[fd00::1]:18080" in made_of(tmp_path / "c", "IPv6").listeners
+
+
+def test_each_inbound_has_a_cluster_of_its_own_and_ignored_ones_none(tmp_path: Path) -> None:
+    made = made_of(tmp_path, "several inbounds")
+    assert [name for name in made.listeners if name.startswith("inbound")] == [
+        "inbound:10.0.0.1:18080",
+        "inbound:10.0.0.3:18081",
+        "inbound:10.0.0.1:18082",
+    ]
+    clusters = {json.dumps(made.listeners[name]).split('"cluster": "')[1].split('"')[0] for name in made.listeners}
+    assert {"localhost:8080", "localhost:8080@10.0.0.3:18081", "localhost:9090"} <= clusters
+    assert set(made.clusters) >= {"localhost:8080", "localhost:8080@10.0.0.3:18081", "localhost:9090"}
+
+
+def test_no_two_clusters_share_a_file_of_endpoints(tmp_path: Path) -> None:
+    made = made_of(tmp_path, "two names that look alike in a file name")
+    assert len(endpoint_files(made)) == len(made.endpoints)
+    assert hosts(made, "backend.v1") != hosts(made, "backend_v1")
+
+
+def test_a_checked_inbound_tells_its_health_and_unhealthy_ones_have_no_endpoint(tmp_path: Path) -> None:
+    made = made_of(tmp_path / "a", "serviceProbe")
+    ready = json.dumps(made.listeners["kuma:envoy:admin"])
+    assert '"inbound-10.0.0.1-18080"' in ready
+    assert hosts(made, "localhost:8080") == ["127.0.0.1:8080"]
+    backend = made.clusters["backend"]
+    assert backend["commonLbConfig"] == {"healthyPanicThreshold": {"value": 0}}
+    one, two = (entry["endpoint"] for entry in made.endpoints["backend"]["endpoints"][0]["lbEndpoints"])
+    assert one["healthCheckConfig"]["hostname"] == "inbound-10.0.0.2-7000"
+    assert one["healthCheckConfig"]["address"]["socketAddress"] == {"address": "10.0.0.2", "portValue": 9902}
+    assert two["healthCheckConfig"] == {"disableActiveHealthCheck": True}
+    case = CASES["unhealthy"]
+    mesh = mesh_of(tmp_path / "b", *case.dataplanes)
+    well, down = generate(mesh, XDS, None), generate(mesh, XDS, None, case.unhealthy)
+    assert hosts(well, "localhost:8080") == ["127.0.0.1:8080"]
+    assert hosts(down, "localhost:8080") == []
+    assert (down.listeners, down.clusters) == (well.listeners, well.clusters)
+
+
+def test_what_is_not_changed_is_the_same_json(tmp_path: Path) -> None:
+    before = generate(mesh_of(tmp_path, ours(outbound(10001, "a"))), XDS, None)
+    after = generate(mesh_of(tmp_path, ours(outbound(10001, "a"), outbound(10002, "b"))), XDS, None)
+    assert {name: after.listeners[name] for name in before.listeners} == before.listeners
+    assert {name: after.clusters[name] for name in before.clusters} == before.clusters
+
+
+def test_ready_and_prometheus_and_names(tmp_path: Path) -> None:
+    made = made_of(tmp_path / "a", "Prometheus")
+    assert made.listeners["kuma:metrics:prometheus"]["address"]["socketAddress"]["portValue"] == 1234
+    assert made.listeners["kuma:envoy:admin"]["address"]["socketAddress"] == {"address": "10.0.0.1", "portValue": 19901}
+    default = made_of(tmp_path / "b", "Prometheus by default")
+    assert default.listeners["kuma:metrics:prometheus"]["address"]["socketAddress"]["portValue"] == 5670
+    assert "kuma:envoy:admin" not in default.listeners
+    dns = json.dumps(made_of(tmp_path / "c", "DNS without resolvers").listeners["kuma:dns"])
+    assert '"back_end.mesh"' in dns
+    assert '"back.end.mesh"' in dns
+    assert '["127.0.0.1", "127.0.0.2"]' in dns
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"metrics": {"type": "prometheus", "conf": {"port": 18080}}, "address": "10.0.0.1"}, "metrics.conf.port"),
+        ({"metrics": {"type": "prometheus", "conf": {"port": 19901}}}, "metrics.conf.port"),
+        ({"inbounds": [inbound(19901, 8080)], "address": "10.0.0.1"}, "networking.admin.port"),
+        ({"metrics": {"type": "prometheus"}, "inbounds": [inbound(5670, 1, address="0.0.0.0")]}, "metrics.conf.port"),
+    ],
+)
+def test_clashes_of_one_configuration_are_named(tmp_path: Path, change: dict[str, Any], where: str) -> None:
+    made = generate(mesh_of(tmp_path, ours(**change)), XDS, None)
+    told = clashes(made, ("127.0.0.1", 19901))
+    assert told
+    assert where in told[0]
+    assert str(tmp_path / "web.yaml") in told[0]
+
+
+@pytest.mark.parametrize(
+    ("tree", "told"),
+    [
+        (
+            dataplane("web", [], networking={"gateway": {"type": "BUILTIN", "tags": {"kuma.io/service": "edge"}}}),
+            "networking.gateway.type: a builtin gateway needs a control plane",
+        ),
+        (
+            ours({"port": 10001, "backendRef": {"kind": "MeshService", "name": "b", "port": 80}}),
+            "networking.outbound[0].backendRef: needs a control plane",
+        ),
+        (
+            ours(networking={"transparentProxying": {"redirectPortInbound": 15006, "redirectPortOutbound": 15001}}),
+            "networking.transparentProxying: needs a control plane",
+        ),
+        (ours(inbounds=[inbound(18080)]), "networking.inbound[0].servicePort: the inbound would forward to itself"),
+        (ours(outbound(10001, "kuma_envoy_admin")), "is a name that kumadp uses itself"),
+        (ours(metrics={"type": "prometheus", "conf": {"port": "abc"}}), "metrics.conf.port: 'abc' is not a port"),
+        (ours(address="no-such-host.invalid"), "networking.address: no-such-host.invalid"),
+    ],
+)
+def test_what_cannot_be_served_is_an_error_with_its_line(tmp_path: Path, tree: Tree, told: str) -> None:
+    with pytest.raises(ResourceError) as caught:
+        mesh_of(tmp_path, tree)
+    problem = next(problem for problem in caught.value.problems if told in str(problem))
+    assert problem.file == str(tmp_path / "web.yaml")
+    assert problem.line
+    assert problem.hint
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    metrics = {"type": "prometheus", "conf": {"aggregate": [{"name": "app", "port": 1}]}}
+    made = generate(mesh_of(tmp_path, ours(metrics=metrics, inbounds=[inbound(1, 2, serviceProbe=PROBE)])), XDS, None)
+    assert any("metrics.conf.aggregate: is left out" in note for note in made.notes)
+    assert any("others cannot ask for the health" in note for note in made.notes)
