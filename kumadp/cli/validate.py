@@ -11,6 +11,7 @@ import click
 
 from kumadp.errors import ExitCode, ResourceError, UsageError
 from kumadp.resources.load import load_resource_file
+from kumadp.settings.values import BadValue, parse_assignments
 
 if TYPE_CHECKING:
     from kumadp.errors import Problem
@@ -38,9 +39,10 @@ def validate(files: tuple[str, ...], output: str, variables: tuple[str, ...], sc
         raise UsageError("no file to check", "kumadp validate FILE...")
     problems: list[Problem] = []
     notes: list[Problem] = []
+    filled_in = _pairs(variables)
     for name in files:
         try:
-            notes += load_resource_file(name, variables=_pairs(variables)).notes
+            notes += load_resource_file(name, variables=filled_in).notes
         except ResourceError as error:
             problems += error.problems
     if output == "json":
@@ -59,8 +61,8 @@ def validate(files: tuple[str, ...], output: str, variables: tuple[str, ...], sc
 def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
     pairs = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--dataplane-var {text!r} is not name=value")
-        pairs[name] = value
+        try:
+            pairs.update(parse_assignments(text))
+        except BadValue as error:
+            raise UsageError(f"--dataplane-var {text!r} {error}") from None
     return pairs

@@ -1,0 +1,98 @@
+"""`kumadp validate`: every problem of every file, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import jsonschema
+import pytest
+import yaml
+
+from tests.support.command import ROOT, kumadp
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GOOD = (ROOT / "configs/dataplane.yaml").read_text(encoding="utf-8")
+BAD = GOOD.replace("kuma.io/protocol: http", "kuma.io/protocol: htp").replace("port: 9901", "port: 99010")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "good.yaml").write_text(GOOD)
+    (tmp_path / "bad.yaml").write_text(BAD)
+    (tmp_path / "worse.yaml").write_text("type: [")
+    return tmp_path
+
+
+def test_all_is_well(folder: Path) -> None:
+    done = kumadp("validate", "good.yaml", "good.yaml", cwd=folder)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2 valid\n", "")
+
+
+def test_every_problem_of_every_file(folder: Path) -> None:
+    done = kumadp("validate", "bad.yaml", "good.yaml", "worse.yaml", "none.yaml", cwd=folder)
+    assert (done.returncode, done.stderr) == (65, "")
+    lines = done.stdout.splitlines()
+    protocol = next(number for number, line in enumerate(BAD.splitlines(), 1) if "kuma.io/protocol: htp" in line)
+    assert sorted(line.split(":")[1].strip() for line in lines) == ["bad.yaml", "bad.yaml", "none.yaml", "worse.yaml"]
+    assert any(
+        line.startswith(f'error: bad.yaml:{protocol}: networking.inbound[0].tags["kuma.io/protocol"]: ')
+        for line in lines
+    )
+
+
+def test_for_programs(folder: Path) -> None:
+    done = kumadp("validate", "-o", "json", "bad.yaml", cwd=folder)
+    assert done.returncode == 65
+    told = json.loads(done.stdout)
+    assert told["valid"] is False
+    assert {problem["path"] for problem in told["problems"]} == {
+        'networking.inbound[0].tags["kuma.io/protocol"]',
+        "networking.admin.port",
+    }
+    for problem in told["problems"]:
+        assert set(problem) == {"path", "message", "hint", "file", "line"}
+        assert problem["file"] == "bad.yaml"
+        assert problem["line"] > 1
+    well = kumadp("validate", "--output=json", "good.yaml", cwd=folder)
+    assert (well.returncode, json.loads(well.stdout)) == (0, {"valid": True, "problems": [], "notes": []})
+
+
+def test_remarks_do_not_stop_anything(folder: Path) -> None:
+    (folder / "odd.yaml").write_text(GOOD + "colour: red\n")
+    done = kumadp("validate", "odd.yaml", cwd=folder)
+    assert done.returncode == 0
+    assert done.stdout.startswith("note: odd.yaml:")
+    assert "colour" in done.stdout
+
+
+@pytest.mark.parametrize(("text", "code"), [(GOOD, 0), (BAD, 65), ("", 65)])
+def test_standard_input(text: str, code: int) -> None:
+    done = kumadp("validate", "-", stdin=text)
+    assert done.returncode == code
+    assert ("stdin" in done.stdout) is (code != 0)
+
+
+def test_standard_input_that_is_no_text(folder: Path) -> None:
+    (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    done = kumadp("validate", "binary.yaml", cwd=folder)
+    assert (done.returncode, done.stdout) == (65, "error: binary.yaml: is not UTF-8 text\n")
+
+
+def test_the_variables_of_a_template(folder: Path) -> None:
+    (folder / "t.yaml").write_text(GOOD.replace("name: web-1", "name: {{n}}").replace("192.168.0.10", "{{{a.b}}}"))
+    assert kumadp("validate", "t.yaml", "-v", "n=web-1,a.b=10.0.0.1", cwd=folder).returncode == 0
+    assert kumadp("validate", "t.yaml", "--dataplane-var", "n=web-1", cwd=folder).returncode == 65
+
+
+def test_the_schema_takes_what_is_valid_and_refuses_what_is_not() -> None:
+    done = kumadp("validate", "--schema")
+    assert done.returncode == 0
+    schema = json.loads(done.stdout)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for name in ("dataplane", "gateway", "zone-ingress", "zone-egress", "standalone/web"):
+        validator.validate(yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text(encoding="utf-8")))
+    assert not validator.is_valid(yaml.safe_load(BAD))

@@ -1,0 +1,304 @@
+"""`kumadp wait`: what it asks, what it says while it waits, and that it is never ready for somebody else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import socketserver
+import subprocess
+import sys
+import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import kumadp.cli.wait as wait_module
+from kumadp.lifecycle.control import ControlServer, socket_name
+from kumadp.lifecycle.phases import Phase
+from kumadp.lifecycle.status import Status
+from kumadp.settings.resolve import resolve
+from tests.support.command import ROOT, kumadp
+from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
+from tests.support.daemon import Ports, get, run_kumadp, workload
+from tests.support.poll import poll
+from tests.support.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+class Host:
+    """A folder of control sockets, as one host has it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "kumadp"
+        self.folder.mkdir(mode=0o700)
+        self.environment = {"XDG_RUNTIME_DIR": str(folder)}
+
+    @contextlib.contextmanager
+    def instance(self, name: str) -> Iterator[Status]:
+        """The real control socket of a data plane of that name, whose state the test moves."""
+        status = Status(name, "standalone")
+        started, ended = threading.Event(), asyncio.Event()
+        loop = asyncio.new_event_loop()
+
+        control = ControlServer(self.folder / socket_name(name), status.snapshot)
+
+        async def serve() -> None:
+            server = asyncio.create_task(control.run(started.set))
+            await ended.wait()
+            server.cancel()
+            await asyncio.wait({server})
+
+        thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+        thread.start()
+        try:
+            assert started.wait(10)
+            yield status
+        finally:
+            loop.call_soon_threadsafe(ended.set)
+            thread.join()
+            loop.close()
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    # Not in tmp_path: the path of a Unix socket may have 107 bytes (unix(7)).
+    with tempfile.TemporaryDirectory(prefix="kumadp-") as folder:
+        yield Host(Path(folder))
+
+
+class Waiting:
+    """A running `kumadp wait`."""
+
+    def __init__(self, arguments: tuple[str, ...], environment: Mapping[str, str]) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("KUMA", "POD_"))}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "kumadp", "wait", "--check-frequency=20ms", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**inherited, **environment},
+        )
+
+    def line(self) -> str:
+        """The next thing it says, without time and level."""
+        assert self.process.stderr is not None
+        return self.process.stderr.readline().rstrip("\n").partition(" wait: ")[2]
+
+
+@contextlib.contextmanager
+def waiting(*arguments: str, environment: Mapping[str, str]) -> Iterator[Waiting]:
+    started = Waiting(arguments, environment)
+    try:
+        yield started
+    finally:
+        started.process.kill()
+        started.process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        (["--name=web"], {}),
+        (["--name=web"], {"KUMA_DATAPLANE_NAME": "backend"}),
+        ([], {"KUMA_DATAPLANE_NAME": "web"}),
+        ([], {"POD_NAME": "we", "POD_NAMESPACE": "b"}),
+    ],
+)
+def test_a_name_is_waited_for_whoever_else_is_ready(
+    host: Host, arguments: list[str], variables: dict[str, str]
+) -> None:
+    name = "we.b" if "POD_NAME" in variables else "web"
+    with host.instance("backend") as other:
+        other.move(Phase.READY, "all is up")
+        with waiting(*arguments, environment={**host.environment, **variables}) as command:
+            line = command.line()
+            if "wins over" in line:
+                line = command.line()
+            missing = "no kumadp of that name runs here, as far as this user may see; running: backend"
+            assert line == f"waiting: {name}: {missing}"
+            with host.instance(name) as status:
+                status.wait_for("bootstrap", "connection refused 10.0.0.1:5678")
+                line = command.line()
+                while line == f"waiting: {name}: STARTING":
+                    line = command.line()
+                assert line == f"waiting: {name}: bootstrap: connection refused 10.0.0.1:5678"
+                status.wait_for("bootstrap", "")
+                status.move(Phase.READY, "all is up")
+                assert command.process.wait(20) == 0
+
+
+def test_without_a_name_all_that_run_here_must_be_ready(host: Host) -> None:
+    with host.instance("backend") as other, host.instance("web") as status:
+        other.move(Phase.READY, "all is up")
+        status.wait_for("envoy", "Envoy is INITIALIZING")
+        with waiting(environment=host.environment) as command:
+            assert command.line() == "waiting: web: envoy: Envoy is INITIALIZING"
+            status.wait_for("envoy", "")
+            status.move(Phase.READY, "all is up")
+            while (line := command.line()) != "ready":
+                assert line == "waiting: web: STARTING"
+            assert command.process.wait(20) == 0
+
+
+def test_a_data_plane_that_drains_is_not_ready(host: Host) -> None:
+    with host.instance("web") as status:
+        status.move(Phase.READY, "all is up")
+        status.move(Phase.DRAINING, "SIGTERM")
+        done = kumadp("wait", "--name=web", "--timeout=0s", environment=host.environment)
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1] == "Error: not ready within 0s: web: DRAINING"
+
+
+def test_a_control_socket_that_keeps_silent_is_not_ready(host: Host) -> None:
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(host.folder / socket_name("web")))
+        silent.listen()
+        done = kumadp("wait", "--timeout=0s", environment=host.environment)
+    assert done.returncode == 75
+    assert "web: its control socket does not answer: timed out" in done.stderr.splitlines()[-1]
+
+
+def test_a_long_name_is_found_by_what_its_socket_is_called(host: Host) -> None:
+    name = "web-" + "7" * 80
+    with host.instance(name) as status:
+        status.move(Phase.READY, "all is up")
+        assert kumadp("wait", f"--name={name}", "--timeout=0s", environment=host.environment).returncode == 0
+
+
+class _Ready(BaseHTTPRequestHandler):
+    codes: tuple[int, ...] = (200,)
+
+    def do_GET(self) -> None:
+        asked: list[str] = self.server.asked  # type: ignore[attr-defined]
+        code = self.codes[min(len(asked), len(self.codes) - 1)]
+        asked.append(self.path)
+        self.send_response(code)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it
+        pass
+
+
+@contextlib.contextmanager
+def served(server: socketserver.BaseServer, *codes: int) -> Iterator[list[str]]:
+    """What was asked of an HTTP server that answers these codes in turn, the last one for ever."""
+    server.RequestHandlerClass = type("Handler", (_Ready,), {"codes": codes})
+    asked: list[str] = []
+    server.asked = asked  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "127.0.0.2"])
+def test_a_url_is_asked_until_it_answers_200(host: Host, name: str) -> None:
+    server = ThreadingHTTPServer(("127.0.0.2" if name.endswith("2") else "127.0.0.1", 0), _Ready)
+    url = f"http://{name}:{server.server_address[1]}/ready?x=1"
+    with served(server, 503, 404, 200) as asked:
+        done = kumadp("wait", f"--url={url}", "--check-frequency=10ms", environment=host.environment)
+    assert done.returncode == 0
+    assert asked == ["/ready?x=1"] * 3
+    said = [line.partition(" wait: ")[2] for line in done.stderr.splitlines()]
+    assert said == [f"waiting: {url} answers 503", f"waiting: {url} answers 404", "ready"]
+
+
+def test_a_url_is_asked_alone(host: Host) -> None:
+    """As with kuma-dp: what else runs here, or how this one is called, does not matter then."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Ready)
+    url = f"http://127.0.0.1:{server.server_address[1]}/"
+    environment = {**host.environment, "KUMA_DATAPLANE_NAME": "web"}
+    with host.instance("web"), served(server, 200):
+        assert kumadp("wait", f"--url={url}", environment=environment).returncode == 0
+
+
+def test_a_unix_socket_goes_before_the_url(host: Host, tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    with served(socketserver.ThreadingUnixStreamServer(str(path), _Ready), 503, 200) as asked:
+        done = kumadp(
+            *("wait", f"--unix-socket={path}", f"--url=http://127.0.0.1:{free_port()}/", "--check-frequency=10ms"),
+            environment=host.environment,
+        )
+    assert done.returncode == 0
+    assert asked == ["/ready", "/ready"]
+
+
+def test_an_answer_that_does_not_come_is_not_waited_for(host: Host) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        done = kumadp("wait", f"--url={url}", "--request-timeout=20ms", "--timeout=0s", environment=host.environment)
+    assert done.returncode == 75
+    assert done.stderr.splitlines()[-1] == f"Error: not ready within 0s: {url}: timed out"
+
+
+def test_the_log_level_holds(host: Host) -> None:
+    url = f"http://127.0.0.1:{free_port()}/"
+    done = kumadp("wait", f"--url={url}", "--log-level=off", "--timeout=0s", environment=host.environment)
+    assert done.stderr == f"Error: not ready within 0s: {url}: Connection refused\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "asks_url"),
+    [
+        ({}, {}, True),
+        ({}, {"KUMA_DATAPLANE_NAME": "web"}, True),
+        ({"name": "web"}, {}, False),
+    ],
+)
+def test_the_default_url_is_asked_where_no_kumadp_is_to_be_seen(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: dict[str, str],
+    variables: dict[str, str],
+    asks_url: bool,
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Ready)
+    monkeypatch.setattr(wait_module, "DEFAULT_URL", f"http://localhost:{server.server_address[1]}/ready")
+    monkeypatch.setattr(wait_module, "find_control_sockets", lambda _environ: [])
+    resolved = resolve("wait", flags, variables)
+    with served(server, 200) as asked:
+        reason = wait_module._checker(resolved.settings, resolved.origin)()
+    assert asked == (["/ready"] if asks_url else [])
+    assert (reason == "") is asks_url
+
+
+def test_defaults_are_kuma_dp_s() -> None:
+    assert wait_module.DEFAULT_URL == "http://localhost:9901/ready"
+
+
+@pytest.mark.process
+def test_a_real_run_is_waited_for(tmp_path: Path) -> None:
+    """Its bootstrap is refused for a while: `wait` says so; then it is ready as soon as traffic flows."""
+    ports = Ports.take()
+    with workload("web") as application, ScriptedControlPlane(Answer(503, b"overloaded")) as plane:
+        arguments = ["--name=web", "--mesh=default", f"--cp-address={plane.url}", "--drain-time=1ms"]
+        ca = plane.write_ca(tmp_path / "ca.crt")
+        fast = {"KUMA_CONTROL_PLANE_RETRY_BACKOFF": "20ms"}
+        with (
+            waiting("--name=web", environment={"XDG_RUNTIME_DIR": str(tmp_path / "runtime")}) as command,
+            run_kumadp(tmp_path, ports, *arguments, f"--ca-cert-file={ca}", environment=fast) as daemon,
+        ):
+            lines: list[str] = []
+
+            def names_the_reason() -> bool:
+                lines.append(command.line())
+                return "web: bootstrap: " in lines[-1] and "503" in lines[-1]
+
+            poll(names_the_reason, what="the reason")
+            plane.answers = [bootstrap_answer(static_bootstrap(ports, application.port))]
+            assert command.process.wait(30) == 0, daemon.output()
+            assert get(ports.inbound) == (200, "web")
