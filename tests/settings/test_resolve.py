@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.errors import SettingsError
+from kumadp.errors import Problem, SettingsError
 from kumadp.settings.display import display
+from kumadp.settings.found import parse
+from kumadp.settings.model import options
 from kumadp.settings.resolve import Resolved, resolve
 
 if TYPE_CHECKING:
@@ -131,9 +134,13 @@ def test_an_alias_is_called_by_its_own_name() -> None:
 
 
 def test_a_secret_that_is_wrong_is_not_shown() -> None:
-    # No text is a wrong token by itself, so the option is asked about a number for once.
     found = problems(bare(), {}, f"dataplaneRuntime:\n  token: [{TOKEN}]\n")
     assert found == ["kumadp.yaml:2: dataplaneRuntime.token: is not a text"]
+    # No text is a wrong token by itself: a secret that is a number stands for those that can be wrong.
+    token = next(option for option in options() if option.field == "token")
+    told: list[Problem] = []
+    assert parse(dataclasses.replace(token, kind="integer"), TOKEN, "flag --secret", told) is None
+    assert [str(problem) for problem in told] == ["--secret: *** is not a whole number"]
 
 
 @pytest.mark.parametrize("field", ["binary_path", "coredns_path", "cp_address", "proxy_type"])
