@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.errors import Problem, SettingsError
 from kumadp.host.logs import setup_logging
 
 if TYPE_CHECKING:
@@ -15,15 +13,6 @@ if TYPE_CHECKING:
 
 def open_logs(settings: Settings) -> LogOutput:
     """Start logging as the settings say; raises SettingsError for a file that cannot be written."""
-    if settings.log_output_path:
-        try:
-            with Path(settings.log_output_path).open("ab"):
-                pass
-        except OSError as error:
-            problem = Problem(
-                "--log-output-path", f"{settings.log_output_path}: {error.strerror}", "name a file to write"
-            )
-            raise SettingsError([problem]) from None
     return setup_logging(
         level=settings.log_level,
         fmt=settings.log_format,

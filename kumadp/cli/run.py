@@ -71,9 +71,10 @@ def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, 
 
 
 def _end(code: int) -> NoReturn:
-    """End now, everything being stopped: a thread that waits for a silent name server would hold a normal exit."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """End now, everything being stopped and the log written.
+
+    A thread that waits for a silent name server, or writes to a terminal that is stuck, would hold a normal exit.
+    """
     os._exit(code)
 
 

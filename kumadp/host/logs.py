@@ -11,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+from kumadp.errors import Problem, SettingsError
 from kumadp.host.secrets import redact
 
 QUEUE_LENGTH = 10_000
+FLUSH_SECONDS = 2.0
 _CHILD = "kumadp.child."
 # Envoy's default format: [2026-11-23 17:36:16.566][123][info][main] [source/server/server.cc:1024] text
 _ENVOY_LINE = re.compile(r"^\[[^\]]+\]\[\d+\]\[(?P<level>\w+)\]\[(?P<component>\w+)\] (?:\[[^\]]+\] )?(?P<text>.*)$")
@@ -89,12 +91,28 @@ class _File(logging.handlers.RotatingFileHandler):
                 kept.unlink(missing_ok=True)
 
 
+class _Writer(logging.handlers.QueueListener):
+    """Writes what is queued, in a thread that never holds the end of the process."""
+
+    def finish(self, seconds: float) -> bool:
+        """Write what is queued; False when that takes longer than ``seconds`` (and again as long for the last line)."""
+        thread = self._thread
+        assert thread is not None  # noqa: S101
+        try:
+            self.queue.put(self._sentinel, timeout=seconds)  # type: ignore[attr-defined]
+        except queue.Full:
+            return False
+        thread.join(seconds)
+        return not thread.is_alive()
+
+
 class LogOutput:
     """The writer behind all loggers; ``close`` flushes what is queued."""
 
-    def __init__(self, handler: _Queue, listener: logging.handlers.QueueListener) -> None:
+    def __init__(self, handler: _Queue, writer: _Writer, target: logging.Handler) -> None:
         self._handler = handler
-        self._listener = listener
+        self._writer = writer
+        self._target = target
 
     @property
     def dropped(self) -> int:
@@ -102,9 +120,10 @@ class LogOutput:
         return self._handler.dropped
 
     def close(self) -> None:
-        """Write what is queued and stop the writer."""
+        """Write what is queued and stop the writer; an output that is stuck is waited for `FLUSH_SECONDS` only."""
         logging.getLogger("kumadp").removeHandler(self._handler)
-        self._listener.stop()
+        if self._writer.finish(FLUSH_SECONDS):
+            self._target.close()
 
 
 def setup_logging(
@@ -113,22 +132,31 @@ def setup_logging(
     """Start logging at ``level`` (off, error, warning, info, debug) as ``fmt`` (text, json).
 
     ``output_path`` empty means stderr; a file rotates at ``max_size_mb`` MB, keeps ``max_files`` old ones for
-    ``max_age_days`` days (the names and defaults are kuma-dp's).
+    ``max_age_days`` days (the names and defaults are kuma-dp's). Raises SettingsError where it cannot be written.
     """
     target: logging.Handler
     if output_path:
-        target = _File(output_path, maxBytes=max_size_mb * 1024 * 1024, backupCount=max_files, delay=True)
-        target.max_age = max_age_days * 86400.0
+        target = _open_file(output_path, max_files, max_size_mb, max_age_days)
     else:
         target = logging.StreamHandler(sys.stderr)
     target.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
     records: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_LENGTH)
     handler = _Queue(records)
-    listener = logging.handlers.QueueListener(records, target)
+    writer = _Writer(records, target)
     root = logging.getLogger("kumadp")
     root.setLevel(LEVELS[level])
     root.propagate = False
     root.addHandler(handler)
     logging.raiseExceptions = False
-    listener.start()
-    return LogOutput(handler, listener)
+    writer.start()
+    return LogOutput(handler, writer, target)
+
+
+def _open_file(path: str, max_files: int, max_size_mb: int, max_age_days: int) -> _File:
+    try:
+        made = _File(path, maxBytes=max_size_mb * 1024 * 1024, backupCount=max_files, encoding="utf-8")
+    except OSError as error:
+        problem = Problem("--log-output-path", f"{path}: {error.strerror}", "name a file to write")
+        raise SettingsError([problem]) from None
+    made.max_age = max_age_days * 86400.0
+    return made

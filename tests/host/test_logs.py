@@ -1,0 +1,196 @@
+"""The log: lines for people and for machines, no secrets, never in anybody's way."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.errors import SettingsError
+from kumadp.host import secrets
+from kumadp.host.environment import child_environment, on_kubernetes
+from kumadp.host.facts import has_ipv6, name_servers, system_ca_path
+from kumadp.host.logs import JsonFormatter, LogOutput, TextFormatter, setup_logging
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+log = logging.getLogger("kumadp.test")
+SECRET = "eyJhbGciOiJSUzI1NiJ9.e30.signature"
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(secrets, "_known", set())
+    root = logging.getLogger("kumadp")
+    level, propagate, raising = root.level, root.propagate, logging.raiseExceptions
+    yield
+    root.setLevel(level)
+    root.propagate = propagate
+    logging.raiseExceptions = raising
+
+
+def output(path: Path, *, level: str = "info", fmt: str = "text", files: int = 3, age: int = 30) -> LogOutput:
+    return setup_logging(level=level, fmt=fmt, output_path=str(path), max_files=files, max_size_mb=1, max_age_days=age)
+
+
+def record(message: str, name: str = "kumadp.lifecycle", *, exc_info: bool = False) -> logging.LogRecord:
+    info = None
+    if exc_info:
+        try:
+            raise ValueError(f"about {SECRET}")
+        except ValueError:
+            info = sys.exc_info()
+    return logging.LogRecord(name, logging.WARNING, "", 1, message, (), info)
+
+
+def test_text_is_time_level_part_and_message() -> None:
+    made = record("waiting: bootstrap")
+    made.created, made.msecs = 1764000000.25, 250
+    assert TextFormatter().format(made) == "2025-11-24T16:00:00.250Z WARNING lifecycle: waiting: bootstrap"
+
+
+def test_json_is_one_object_a_line_with_a_traceback_too() -> None:
+    line = JsonFormatter().format(record("two\nlines", exc_info=True))
+    assert len(line.splitlines()) == 1
+    told = json.loads(line)
+    assert (told["level"], told["logger"], told["message"]) == ("warning", "kumadp.lifecycle", "two\nlines")
+    assert "ValueError" in told["traceback"]
+
+
+def test_a_line_of_envoy_s_is_taken_apart() -> None:
+    line = "[2026-11-24 05:05:54.236][20122][critical][main] [source/server/server.cc:449] it failed"
+    told = json.loads(JsonFormatter().format(record(line, "kumadp.child.envoy")))
+    assert (told["child"], told["level"], told["component"]) == ("envoy", "critical", "main")
+    assert told["message"] == "it failed"
+    plain = json.loads(JsonFormatter().format(record("not Envoy's form", "kumadp.child.envoy")))
+    assert plain["message"] == "not Envoy's form"
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
+def test_secrets_are_masked_everywhere(formatter: logging.Formatter) -> None:
+    secrets.register(SECRET)
+    line = formatter.format(record(f"the token is {SECRET}.", exc_info=True))
+    assert SECRET not in line
+    assert line.count("***") == 2
+
+
+def test_short_words_are_no_secrets() -> None:
+    secrets.register("a\nshort\nlong enough to be one")
+    assert secrets.redact("a short text, long enough to be one") == "a short text, ***"
+
+
+def test_levels_and_flush(tmp_path: Path) -> None:
+    made = output(tmp_path / "log", level="warning")
+    log.info("too quiet")
+    for number in range(1000):
+        log.warning("line %d", number)
+    made.close()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len(lines) == 1000
+    assert lines[-1].endswith("WARNING test: line 999")
+
+
+def test_off_is_off(tmp_path: Path) -> None:
+    made = output(tmp_path / "log", level="off")
+    log.error("nothing")
+    made.close()
+    assert not (tmp_path / "log").exists() or (tmp_path / "log").read_text() == ""
+
+
+def test_the_file_rotates_by_size_and_old_ones_go_by_number_and_age(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    ancient = tmp_path / "log.2"
+    ancient.write_text("old")
+    os.utime(ancient, (time.time() - 40 * 86400,) * 2)
+    made = output(path, files=3)
+    for _ in range(45):
+        log.info("%s", "x" * 100_000)
+    made.close()
+    kept = sorted(found.name for found in tmp_path.iterdir())
+    assert kept == ["log", "log.1", "log.2", "log.3"]
+    assert all(found.read_text() != "old" for found in tmp_path.iterdir())
+    assert all(found.stat().st_size <= 1024 * 1024 for found in tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_starts(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none" / "log"):
+        with pytest.raises(SettingsError, match="--log-output-path"):
+            output(path)
+
+
+# Logs into a pipe that nobody reads, twice as much as the queue holds, then ends.
+STUCK = """
+import logging, os
+from kumadp.host.logs import QUEUE_LENGTH, setup_logging
+made = setup_logging(level="info", fmt="text", output_path="", max_files=1, max_size_mb=1, max_age_days=1)
+log = logging.getLogger("kumadp.test")
+for number in range(QUEUE_LENGTH * 2):
+    log.info("a line of some length, number %d", number)
+print(made.dropped, flush=True)
+made.close()
+print("closed", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_stuck_output_costs_lines_and_nothing_else() -> None:
+    read, write = os.pipe()
+    try:
+        process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=write, text=True)
+        os.close(write)
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) > 0
+        assert process.stdout.readline() == "closed\n"
+        assert process.wait(30) == 0
+        process.stdout.close()
+    finally:
+        os.close(read)
+
+
+def test_children_get_no_secrets_and_nothing_meant_for_us() -> None:
+    ours = {
+        "NOTIFY_SOCKET": "x",
+        "WATCHDOG_PID": "1",
+        "KUMADP_TEST": "x",
+        "CREDENTIALS_DIRECTORY": "x",
+        "TOKEN": SECRET,
+    }
+    theirs = {"PATH": "/bin", "HOME": "/root", "LANG": "C"}
+    assert child_environment({**ours, **theirs}, frozenset({"TOKEN"})) == theirs
+
+
+@pytest.mark.parametrize(
+    ("environ", "pod"),
+    [
+        ({}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, True),
+        ({"POD_NAME": "a"}, False),
+        ({"POD_NAME": "a", "POD_NAMESPACE": "b"}, True),
+        ({"KUBERNETES_SERVICE_HOST": ""}, False),
+    ],
+)
+def test_a_pod_is_known_by_its_variables(environ: dict[str, str], pod: bool) -> None:
+    assert on_kubernetes(environ) is pod
+
+
+def test_name_servers_are_read_in_order_without_scoped_ones(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text(
+        "# nameserver 1.1.1.1\nsearch a\nnameserver 192.0.2.1\nnameserver\nnameserver fe80::1%eth0\n"
+        "nameserver\t2001:db8::1\n"
+    )
+    assert name_servers(path) == ("192.0.2.1", "2001:db8::1")
+    assert name_servers(tmp_path / "none") == ()
+
+
+def test_facts_of_this_host_have_their_types() -> None:
+    assert isinstance(has_ipv6(), bool)
+    assert system_ca_path() == "" or system_ca_path().startswith("/")

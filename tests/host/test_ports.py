@@ -1,0 +1,149 @@
+"""Addresses that cannot be bound, each with who holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.errors import PortsTaken
+from kumadp.host.ports import Address, check_ports, holder_of, local_addresses, overlap
+from tests.support.ports import free_port, free_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kumadp.host.ports import Protocol
+
+
+def address(port: int, host: str = "127.0.0.1", protocol: Protocol = "tcp") -> Address:
+    return Address(host, port, protocol, "the inbound", "networking.inbound[0].port")
+
+
+@contextlib.contextmanager
+def held(host: str = "127.0.0.1", protocol: Protocol = "tcp") -> Iterator[int]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM) as sock:
+        sock.bind((host, 0))
+        if protocol == "tcp":
+            sock.listen()
+        yield int(sock.getsockname()[1])
+
+
+async def clash(*addresses: Address) -> list[str]:
+    try:
+        await check_ports(addresses)
+    except PortsTaken as taken:
+        return [str(problem) for problem in taken.problems]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("holding", "wanted", "protocol"),
+    [
+        ("127.0.0.1", "127.0.0.1", "tcp"),
+        ("127.0.0.1", "127.0.0.1", "udp"),
+        ("0.0.0.0", "127.0.0.1", "tcp"),
+        ("127.0.0.1", "0.0.0.0", "tcp"),
+        ("::1", "::1", "tcp"),
+        ("::", "127.0.0.1", "tcp"),
+    ],
+)
+async def test_a_taken_address_is_told_with_its_holder(holding: str, wanted: str, protocol: Protocol) -> None:
+    with held(holding, protocol) as port:
+        (line,) = await clash(address(port, wanted, protocol))
+    assert line.startswith("networking.inbound[0].port: ")
+    assert f":{port}/{protocol} for the inbound is held by " in line
+    assert f"(pid {os.getpid()})" in line
+
+
+async def test_all_are_told_at_once_and_free_ones_pass() -> None:
+    free, *_ = free_ports(1)
+    with held() as first, held() as second:
+        lines = await clash(address(first), address(free), address(second), address(0), address(1, "a-name.example"))
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(("holding", "wanted"), [("127.0.0.1", "127.0.0.2"), ("127.0.0.1", "::1")])
+async def test_another_address_is_no_clash(holding: str, wanted: str) -> None:
+    with held(holding) as port:
+        assert await clash(address(port, wanted)) == []
+
+
+async def test_another_protocol_is_no_clash() -> None:
+    port = free_port()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", port))
+        assert await clash(address(port)) == []
+
+
+async def test_connections_that_linger_are_no_clash() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        client = socket.create_connection(("127.0.0.1", port))
+        accepted, _ = server.accept()
+        accepted.close()
+        client.close()
+    assert await clash(address(port)) == []
+
+
+async def test_an_address_of_another_host_is_told() -> None:
+    (line,) = await clash(address(free_port(), "192.0.2.1"))
+    assert "not on this host" in line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_ports_below_1024_and_holders_that_may_not_be_seen() -> None:
+    source = f"""
+import asyncio, concurrent.futures.thread, os, sys
+sys.path[:0] = {sys.path!r}
+from kumadp.host.ports import Address, check_ports
+from kumadp.errors import PortsTaken
+import psutil
+os.setgid(65534); os.setuid(65534)
+try:
+    asyncio.run(check_ports([Address("127.0.0.1", port, "tcp", "x", "y") for port in map(int, sys.argv[1:])]))
+except PortsTaken as taken:
+    print(*taken.problems, sep="\\n")
+"""
+    with held() as port:
+        done = subprocess.run(
+            [sys.executable, "-c", source, str(port), "1"], capture_output=True, text=True, check=False, cwd="/"
+        )
+    told = done.stdout
+    assert f"held by a process of user {pwd.getpwuid(0).pw_name}" in told, done.stderr
+    # Where the kernel lets everybody bind low ports there is nothing to tell.
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) > 1:
+        assert "CAP_NET_BIND_SERVICE" in told
+
+
+def test_the_holder_is_a_program_and_a_pid() -> None:
+    with held() as port:
+        assert f"(pid {os.getpid()})" in holder_of(address(port))
+    assert holder_of(address(port)) == "a process that is not visible here"
+
+
+def test_addresses_of_this_host() -> None:
+    found = local_addresses()
+    assert "127.0.0.1" in found
+    assert not [one for one in found if "%" in one]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("0.0.0.0", "10.0.0.1", True),
+        ("10.0.0.1", "::", True),
+        ("::1", "127.0.0.1", False),
+    ],
+)
+def test_wildcards_take_every_address(one: str, other: str, same: bool) -> None:
+    assert overlap(one, other) is overlap(other, one) is same

@@ -1,0 +1,169 @@
+"""A supervised child: brought up, restarted, given up, stopped; every state told in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.errors import AdminExposed, ChildFailed
+from kumadp.process.child import Child, Command, ExitStatus
+from kumadp.process.policy import ChildState, RestartPolicy
+from kumadp.process.supervise import ChildReport, Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+pytestmark = pytest.mark.process
+
+QUICK = RestartPolicy(budget=2, base=0.001)
+STAY = "echo up; exec sleep 60"
+
+
+class Watched:
+    """A supervisor of ``sh -c SCRIPT`` and what it told."""
+
+    def __init__(
+        self,
+        script: str,
+        policy: RestartPolicy = QUICK,
+        bring_up: Callable[[Child], Awaitable[None]] | None = None,
+        permanent: Callable[[ExitStatus, list[str]], str | None] = lambda _status, _lines: None,
+        grace: float = 5.0,
+    ) -> None:
+        self.reports: list[ChildReport] = []
+        self.pids: list[int] = []
+        self.up = asyncio.Event()
+        self.supervisor = Supervisor(
+            "sleeper",
+            self._command,
+            policy,
+            bring_up or self._says_up,
+            permanent=permanent,
+            changed=self.reports.append,
+            grace=grace,
+        )
+        self._script = script
+        self.task = asyncio.create_task(self.supervisor.run(self.up.set))
+
+    async def _command(self) -> Command:
+        return Command(("/bin/sh", "-c", self._script), "sleeper", {"PATH": os.defpath})
+
+    async def _says_up(self, child: Child) -> None:
+        while "up" not in child.tail(5):
+            await asyncio.sleep(0.005)
+        self.pids.append(child.pid)
+
+    @property
+    def states(self) -> list[ChildState]:
+        """The states in order, each once in a row."""
+        found: list[ChildState] = []
+        for report in self.reports:
+            if not found or found[-1] is not report.state:
+                found.append(report.state)
+        return found
+
+    async def is_up(self, times: int = 1) -> None:
+        async with asyncio.timeout(30):
+            while self.states.count(ChildState.RUNNING) < times:
+                assert not self.task.done(), self.task
+                await asyncio.sleep(0.005)
+
+    async def end(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+async def test_up_then_stopped() -> None:
+    watched = Watched(STAY)
+    await watched.is_up()
+    assert watched.up.is_set()
+    assert watched.supervisor.report.pid == watched.pids[0]
+    await watched.end()
+    assert watched.states == [ChildState.STARTING, ChildState.RUNNING, ChildState.STOPPING, ChildState.STOPPED]
+    assert watched.reports[-1].pid is None
+    assert gone(watched.pids[0])
+
+
+async def test_one_that_dies_is_started_again_until_the_budget_is_spent() -> None:
+    watched = Watched(STAY)
+    for times in (1, 2, 3):
+        await watched.is_up(times)
+        assert watched.supervisor.child is not None
+        watched.supervisor.child.send_signal(9)
+    async with asyncio.timeout(30):
+        with pytest.raises(ChildFailed) as failed:
+            await watched.task
+    story = str(failed.value)
+    assert "sleeper ended with signal 9 (KILL) after" in story
+    assert "its last line: up" in story
+    assert "restart budget spent (2 in 300 s)" in story
+    assert len(set(watched.pids)) == 3
+    once = [ChildState.STARTING, ChildState.RUNNING, ChildState.EXITED]
+    assert watched.states == [*once, ChildState.BACKOFF, *once, ChildState.BACKOFF, *once, ChildState.FATAL]
+    assert [report.restarts for report in watched.reports][-1] == 2
+
+
+async def test_one_that_dies_before_it_is_up_counts_too() -> None:
+    watched = Watched("exit 7")
+    with pytest.raises(ChildFailed, match="exit code 7"):
+        await watched.task
+    assert ChildState.RUNNING not in watched.states
+    assert not watched.up.is_set()
+
+
+async def test_what_no_restart_can_help_is_given_up_at_once() -> None:
+    watched = Watched("echo broken; exit 1", permanent=lambda status, lines: f"{status.code} {lines[-1]}")
+    with pytest.raises(ChildFailed, match="1 broken"):
+        await watched.task
+    assert watched.states == [ChildState.STARTING, ChildState.EXITED, ChildState.FATAL]
+
+
+async def test_a_failure_while_it_is_brought_up_ends_it_and_is_raised() -> None:
+    pids: list[int] = []
+
+    async def refuse(child: Child) -> None:
+        pids.append(child.pid)
+        raise AdminExposed("exposed")
+
+    watched = Watched(STAY, bring_up=refuse)
+    with pytest.raises(AdminExposed):
+        await watched.task
+    assert gone(pids[0])
+
+
+async def test_one_that_does_not_listen_is_killed_after_the_grace() -> None:
+    watched = Watched("trap '' TERM; echo up; while :; do sleep 1; done", grace=0.05)
+    await watched.is_up()
+    await watched.end()
+    assert gone(watched.pids[0])
+    assert watched.states[-1] is ChildState.STOPPED
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8])
+async def test_being_cancelled_at_any_moment_leaves_no_child(turns: int) -> None:
+    watched = Watched(STAY)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await watched.end()
+    child = watched.supervisor.child
+    assert child is None or gone(child.pid)
+
+
+async def test_being_cancelled_while_it_waits_to_restart_is_quick() -> None:
+    watched = Watched("exit 1", RestartPolicy(budget=9, base=3600.0, cap=3600.0))
+    async with asyncio.timeout(30):
+        while ChildState.BACKOFF not in watched.states or watched.supervisor.report.restarts < 2:
+            await asyncio.sleep(0.005)
+        await watched.end()
+    assert watched.states[-1] is ChildState.BACKOFF
