@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.errors import BinaryNotFound, SettingsError
+from kumadp.errors import BinaryNotFound, Problem, SettingsError
 from kumadp.host.environment import child_environment
 from kumadp.host.ports import Address, check_ports
 from kumadp.host.workdir import open_work_dir
@@ -27,14 +27,15 @@ from kumadp.lifecycle.plan import (
     plan_probes,
 )
 from kumadp.lifecycle.status import Status
-from kumadp.process.child import Command
+from kumadp.process.child import Command, OnParentDeath
 from kumadp.process.policy import ChildState, RestartPolicy
 from kumadp.resources.types import Dataplane
 from kumadp.settings.model import secret_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
+    from kumadp.dns.coredns import CoreDnsComponent
     from kumadp.envoy.component import EnvoyComponent
     from kumadp.lifecycle.plan import DnsPlan
     from kumadp.lifecycle.sources import Prepared, Source
@@ -65,6 +66,7 @@ class Assembly:
         self._stack = Stack(lambda name, error: self.loop.post(PartEnded(name, error)))
         self._exit = contextlib.ExitStack()
         self._envoy: EnvoyComponent | None = None
+        self._dns: CoreDnsComponent | None = None
         self._inbound_drained = False
         self._children_environment = child_environment(environ, secret_variables())
 
@@ -146,7 +148,8 @@ class Assembly:
         if self._mesh is not None:
             source = StandaloneSource(settings, self._mesh, work, own, dns)
         else:
-            source = KumaSource(settings, self._resource, work, own, dns, self.status)
+            serves = self._probes is not None
+            source = KumaSource(settings, self._resource, work, own, dns, self.status, serves_probes=serves)
 
         async def dns_version() -> str:
             return await coredns_version(dns.coredns) if dns is not None and dns.coredns is not None else ""
@@ -166,31 +169,14 @@ class Assembly:
             log.warning("no CoreDNS here: %s", where)
             return
         from kumadp.bootstrap.store import write_private
-        from kumadp.dns.coredns import CoreDnsComponent, coredns_plugins
-        from kumadp.dns.corefile import CorefileFacts, built_in, render
+        from kumadp.dns.coredns import CoreDnsComponent
 
         settings, binary = self._settings, dns.coredns
-        facts = CorefileFacts(
-            dns.port, dns.envoy_port, dns.prometheus_port, settings.dns_logging, str(binary), str(self._work.dns)
-        )
-        own = settings.coredns_config_template_path
-        if own:
-            try:
-                text = render(await asyncio.to_thread(Path(own).read_text), facts, own)
-            except OSError as error:
-                self.status.note_fatal("coredns", f"the Corefile template {own} cannot be read: {error.strerror}")
-                return
-            except SettingsError as error:
-                self.status.note_fatal("coredns", str(error))
-                return
-        elif prepared.corefile_template:
-            try:
-                text = render(prepared.corefile_template, facts, "the control plane's corefileTemplate")
-            except SettingsError as error:
-                self.status.note_fatal("coredns", str(error))
-                return
-        else:
-            text = built_in(facts, await coredns_plugins(binary), Path("/etc/resolv.conf"))
+        try:
+            text = await self._corefile(dns, binary, prepared.corefile_template)
+        except SettingsError as error:
+            self.status.note_fatal("coredns", str(error))
+            return
         corefile = self._work.dns / "Corefile"
         await asyncio.to_thread(write_private, corefile, text.encode())
         self._dns = CoreDnsComponent(
@@ -205,6 +191,25 @@ class Assembly:
         self.status.ports["dns"] = f"{LOOPBACK}:{dns.port}"
         is_up = self._stack.start(self._dns, stop_deadline=settings.stop_grace + 1)
         self._gate = asyncio.create_task(self._open_dns_gate(is_up), name="dns gate")
+
+    async def _corefile(self, dns: DnsPlan, binary: Path, template: str | None) -> str:
+        """The user's template, the control plane's, or the built-in one; raises SettingsError."""
+        from kumadp.dns.coredns import coredns_plugins
+        from kumadp.dns.corefile import CorefileFacts, built_in, render
+
+        settings = self._settings
+        facts = CorefileFacts(
+            dns.port, dns.envoy_port, dns.prometheus_port, settings.dns_logging, str(binary), str(self._work.dns)
+        )
+        if own := settings.coredns_config_template_path:
+            try:
+                return render(await asyncio.to_thread(Path(own).read_text), facts, own)
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+                raise SettingsError([Problem("--dns-coredns-config-template-path", f"{own}: {reason}")]) from None
+        if template:
+            return render(template, facts, "the control plane's corefileTemplate")
+        return built_in(facts, await coredns_plugins(binary), Path("/etc/resolv.conf"))
 
     async def _open_dns_gate(self, is_up: asyncio.Event) -> None:
         try:
@@ -255,9 +260,9 @@ class Assembly:
         if follower is not None:
             self._stack.start(follower)
 
-    def _command(self, name: str, argv: tuple[str, ...]):  # type: ignore[no-untyped-def]
-        kill_or_keep = "keep" if self._settings.on_parent_death == "keep" else "kill"
-        command = Command(argv, name, self._children_environment, kill_or_keep)  # type: ignore[arg-type]
+    def _command(self, name: str, argv: tuple[str, ...]) -> Callable[[], Awaitable[Command]]:
+        fate: OnParentDeath = "keep" if self._settings.on_parent_death == "keep" else "kill"
+        command = Command(argv, name, self._children_environment, fate)
 
         async def make() -> Command:
             return command
@@ -291,9 +296,8 @@ class Assembly:
         """Kill the children at once; a temporary directory goes too."""
         if self._envoy is not None:
             self._envoy.supervisor.kill()
-        dns = getattr(self, "_dns", None)
-        if dns is not None:
-            dns.supervisor.kill()
+        if self._dns is not None:
+            self._dns.supervisor.kill()
         self._exit.close()
 
     def drain_steps(self) -> tuple[Step, ...]:

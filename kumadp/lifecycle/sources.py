@@ -77,7 +77,11 @@ async def _finish(
 
 
 class KumaSource:
-    """A Kuma control plane, 2.8 to 2.14."""
+    """A Kuma control plane, 2.8 to 2.14.
+
+    Where kumadp serves the virtual probes itself, ``probes`` is not sent: the control plane would make Envoy bind the
+    same port.
+    """
 
     def __init__(
         self,
@@ -87,6 +91,8 @@ class KumaSource:
         taken: Sequence[Address],
         dns: DnsPlan | None,
         status: Status,
+        *,
+        serves_probes: bool,
     ) -> None:
         self._settings = settings
         self._resource = resource
@@ -94,6 +100,7 @@ class KumaSource:
         self._taken = taken
         self._dns = dns
         self._status = status
+        self._without = frozenset({"probes"}) if serves_probes else frozenset[str]()
 
     def follower(self, admin: Admin) -> Component | None:  # noqa: ARG002 - Envoy talks to the control plane itself
         """None: the control plane does it."""
@@ -152,7 +159,7 @@ class KumaSource:
             proxy_type=kinds[resource.kind] if resource else settings.proxy_type,
             token=token,
             token_path=token_path,
-            resource=request_json(resource, without=self._ours()) if resource else "",
+            resource=request_json(resource, without=self._without) if resource else "",
             kumadp_version=__version__,
             envoy_version=envoy.version,
             envoy_build=envoy.build,
@@ -171,10 +178,6 @@ class KumaSource:
             spire_socket_path=settings.spire_socket_path,
         )
         return encode_request(facts), Trust(ca, verify=not settings.skip_verify)
-
-    def _ours(self) -> frozenset[str]:
-        """What kumadp serves itself is not sent: the control plane would make Envoy bind the same port."""
-        return frozenset({"probes"}) if self._settings.virtual_probes != "off" else frozenset()
 
     def _token(self) -> tuple[str, str]:
         from kumadp.controlplane.token import check_token, read_token

@@ -39,10 +39,17 @@ def captured(name: str) -> dict[str, Any]:
     return found
 
 
-def source(folder: Path, resource: Resource | None, flags: dict[str, object], dns: DnsPlan | None) -> KumaSource:
+def source(
+    folder: Path,
+    resource: Resource | None,
+    flags: dict[str, object],
+    dns: DnsPlan | None,
+    *,
+    serves_probes: bool = True,
+) -> KumaSource:
     settings = resolve("run", flags, {}).settings
     work = WorkDir(folder, Path("/run/kumadp"), folder, temporary=False)
-    return KumaSource(settings, resource, work, (), dns, Status("web", "control plane"))
+    return KumaSource(settings, resource, work, (), dns, Status("web", "control plane"), serves_probes=serves_probes)
 
 
 def request(made: KumaSource, coredns: str = "") -> dict[str, Any]:
@@ -97,6 +104,14 @@ def test_key_by_key_types_are_kuma_s(tmp_path: Path, name: str) -> None:
 
     for key in theirs.keys() & ours.keys() - {"dynamicMetadata"}:
         assert shape(ours[key]) == shape(theirs[key]), key
+
+
+@pytest.mark.parametrize("serves", [True, False])
+def test_probes_are_sent_unless_they_are_served_here(tmp_path: Path, serves: bool) -> None:
+    theirs = captured("kuma-2.8.8/probes")
+    resource = load_resource(theirs["dataplaneResource"], "captured")
+    made = source(tmp_path, resource, {"dataplane": "x"}, None, serves_probes=serves)
+    assert ("probes" in json.loads(request(made)["dataplaneResource"])) is not serves
 
 
 def test_nothing_is_announced_that_does_not_work(tmp_path: Path) -> None:
