@@ -94,8 +94,9 @@ def add_dns(mesh: Mesh, dns: DnsListener, made: Generated) -> None:
     """
     names: dict[str, set[str]] = {}
     for outbound in mesh.spec.networking.outbound:
-        service = outbound.tags[SERVICE].lower()
-        for name in {service, service.replace("_", ".")}:
+        service = outbound.tags[SERVICE]
+        # Envoy's filter compares letter by letter (1.30 to 1.40), so a name is there as written and in lower case.
+        for name in {text for one in (service, service.lower()) for text in (one, one.replace("_", "."))}:
             if _DNS_NAME.fullmatch(name):
                 names.setdefault(f"{name}.mesh", set()).add(outbound.address or "127.0.0.1")
     domains = [

@@ -1,0 +1,154 @@
+"""Reading the files again: only what changed, and never missing that something did."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.errors import ResourceError
+from kumadp.resources.load import load_resource_file
+from kumadp.standalone.files import Files
+from kumadp.standalone.mesh import MeshReader, read_mesh
+from kumadp.standalone.watch import folders_of
+from tests.standalone.meshes import ours
+from tests.support.mesh import dataplane, inbound, outbound, write
+from tests.support.needs import need_netns
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kumadp.resources.load import Resource
+
+
+def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def load(path: Path) -> Resource:
+        read.append(path.name)
+        return load_resource_file(path)
+
+    monkeypatch.setattr("kumadp.standalone.mesh.load_resource_file", load)
+    folder = write(tmp_path, ours(outbound(1, "b")), dataplane("b", [inbound(7000, 1, "b")], address="10.0.0.2"))
+    reader = MeshReader(folder, "web")
+    assert reader.changed()
+    reader.read()
+    assert not reader.changed()
+    write(folder, dataplane("b", [inbound(7001, 1, "b")], address="10.0.0.2"))
+    assert reader.changed()
+    assert reader.read().offers({"kuma.io/service": "b"})[0].endpoint.port == 7001
+    assert read == ["b.yaml", "web.yaml", "b.yaml"]
+
+
+def test_a_broken_file_is_told_once_and_read_again_when_it_changes(tmp_path: Path) -> None:
+    reader = MeshReader(write(tmp_path, ours()), "web")
+    (tmp_path / "b.yaml").write_text("type: [")
+    with pytest.raises(ResourceError):
+        reader.read()
+    assert not reader.changed()
+    (tmp_path / "b.yaml").unlink()
+    assert reader.changed()
+    assert reader.read().ours.name == "web"
+
+
+@pytest.mark.parametrize("leftover", ["web.yaml~", ".web.yaml.swp", "#web.yaml#", "4913", ".hidden.yaml", "notes.txt"])
+def test_what_editors_leave_is_not_read(tmp_path: Path, leftover: str) -> None:
+    (write(tmp_path, ours()) / leftover).write_text("broken: [")
+    assert read_mesh(tmp_path, "").ours.name == "web"
+
+
+def test_every_problem_of_every_file_at_once(tmp_path: Path) -> None:
+    write(tmp_path, ours())
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text("type: [")
+    with pytest.raises(ResourceError) as caught:
+        read_mesh(tmp_path, "web")
+    assert {problem.file for problem in caught.value.problems} == {str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")}
+
+
+def test_the_same_name_twice_is_named_with_both_files(tmp_path: Path) -> None:
+    write(tmp_path, ours())
+    for name in ("x", "y"):
+        (tmp_path / f"{name}.yaml").write_text((tmp_path / "web.yaml").read_text())
+    with pytest.raises(ResourceError) as caught:
+        read_mesh(tmp_path, "web")
+    assert len(caught.value.problems) == 2
+    assert "web.yaml" in str(caught.value)
+    assert "y.yaml:" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "other"])
+def test_ours_must_be_told_from_the_others(tmp_path: Path, name: str) -> None:
+    write(tmp_path, ours(), dataplane("b", [inbound(7000, 1, "b")], address="10.0.0.2"))
+    with pytest.raises(ResourceError, match="b, web"):
+        read_mesh(tmp_path, name)
+
+
+def test_a_folder_without_dataplanes_and_one_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="holds no Dataplane"):
+        read_mesh(tmp_path, "")
+    with pytest.raises(ResourceError, match="No such file"):
+        read_mesh(tmp_path / "gone", "")
+
+
+def test_folders_that_matter(tmp_path: Path) -> None:
+    folder, data = tmp_path / "mesh", tmp_path / "mesh" / "..1"
+    data.mkdir(parents=True)
+    (data / "web.yaml").touch()
+    (folder / "..data").symlink_to("..1")
+    (folder / "web.yaml").symlink_to("..data/web.yaml")
+    (tmp_path / "link").symlink_to("mesh")
+    assert folders_of(folder) == {tmp_path, folder, data}
+    assert folders_of(folder / "web.yaml") == {folder, data}
+    assert folders_of(tmp_path / "link") == {tmp_path, tmp_path / "link", folder, data}
+    assert folders_of(tmp_path / "gone") == {tmp_path}
+
+
+WITHOUT_INOTIFY = """
+import asyncio, logging, sys
+from pathlib import Path
+from kumadp.standalone import watch
+
+logging.basicConfig()
+watch.LOOK_EVERY = 0.01
+
+async def main():
+    looks = asyncio.Queue()
+    files = watch.FileWatch(Path(sys.argv[1]), lambda: looks.put_nowait(1))
+    watching = asyncio.create_task(files.run(lambda: print("up")))
+    for _ in range(3):
+        await looks.get()
+    print("looked")
+    watching.cancel()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("what", ["instances", "watches"])
+def test_without_inotify_the_files_are_looked_at_and_that_is_said(tmp_path: Path, what: str) -> None:
+    need_netns()
+    limit = f'echo 0 > /proc/sys/user/max_inotify_{what} && exec "$@"'
+    argv = ["unshare", "-Ur", "sh", "-c", limit, "sh", sys.executable, "-c", WITHOUT_INOTIFY, str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
+    assert done.stdout.split() == ["up", "looked"], done.stderr
+    assert done.stderr.count("cannot be watched") == 1
+    assert "fs.inotify.max_user_instances" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_is_private_and_written_only_when_it_differs(tmp_path: Path) -> None:
+    held = Files(tmp_path)
+    assert held.write("a.json", {"resources": []})
+    assert not held.write("a.json", {"resources": []})
+    held.confirm("a.json")
+    assert held.write("a.json", {"resources": [1]})
+    assert not held.is_confirmed("a.json")
+    assert held.version("a.json") == "2"
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o600
+    held.keep_only(["b.json"])
+    assert not list(tmp_path.iterdir())
+    assert held.write("a.json", {"resources": [1]})
+    assert held.version("a.json") == "3"

@@ -1,0 +1,68 @@
+"""A running `kumadp run --standalone` and what its tests ask of it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+from tests.support.daemon import Daemon, Ports, Workload, get, run_kumadp
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+
+@contextlib.contextmanager
+def run_standalone(
+    folder: Path,
+    ports: Ports,
+    name: str = "web",
+    *,
+    place: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Daemon]:
+    """Our Dataplane ``name`` of the folder (or file), READY; its other files go beside the folder, under ``place``."""
+    home = folder.parent / f"home-{place or name}"
+    home.mkdir()
+    arguments = ("--standalone", str(folder), "--name", name, "--drain-time", "1s")
+    with run_kumadp(home, ports, *arguments, environment=environment) as daemon:
+        daemon.wait_ready()
+        yield daemon
+
+
+@contextlib.contextmanager
+def workloads(*names: str) -> Iterator[list[Workload]]:
+    """Several running workloads."""
+    servers = [Workload(name) for name in names]
+    try:
+        yield servers
+    finally:
+        for server in servers:
+            server.close()
+
+
+def answers(port: int, expected: tuple[int, str], what: str, host: str = "127.0.0.1") -> None:
+    """Wait until a GET is answered like this."""
+    poll(lambda: get(port, host=host) == expected, what=f"{what}: {expected}")
+
+
+def logged(daemon: Daemon, *parts: str) -> str:
+    """Wait for a log line that holds all parts; the line."""
+
+    def find() -> str:
+        lines = daemon.output().splitlines()
+        return next((line for line in reversed(lines) if all(part in line for part in parts)), "")
+
+    return poll(find, what=f"a line with {parts}")
+
+
+def echo_of(port: int, data: bytes = b"ping\n") -> bytes:
+    """What comes back for ``data`` on a TCP connection, empty where it was closed."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(data)
+            return connection.recv(100)
+    except ConnectionError:
+        return b""
