@@ -77,6 +77,8 @@ async def _is_admin(host: str, port: int) -> bool:
         verify=False,  # noqa: S501
         trust_env=False,
         timeout=DEADLINE,
+        # A connection each: one that a stranger closed after the first answer would lose the second question.
+        limits=httpx.Limits(max_keepalive_connections=0),
     ) as client:
         for path, sign in ASKED.items():
             try:
