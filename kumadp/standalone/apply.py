@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kumadp.standalone.shapes import Json
 
 TAKEN_WITHIN = 5.0
+ANSWERS_WITHIN = 1.0
 # A cluster whose endpoints are checked warms until each has answered; a silent one is not waited for.
 WARM_WITHIN = 0.5
 _FIRST_POLL, _LONGEST_POLL = 0.01, 0.25
@@ -55,12 +56,12 @@ async def apply(made: Generated, before: Generated, held: Files, admin: Admin) -
         (LISTENERS, listener_file(made)),
         (CLUSTERS, cluster_file(made.clusters)),
     ):
-        rejected_before = await _rejections(admin, _SCOPES[name]) if unconfirmed is None else (0, 0)
+        stats = await _stats(admin) if unconfirmed is None else {}
         changed = await asyncio.to_thread(held.write, name, content) or changed
         if held.is_confirmed(name) or unconfirmed is not None:
             continue
         try:
-            await _await_answer(admin, name, held, rejected_before, made, before)
+            await _await_answer(admin, name, held, stats, made, before)
         except Unconfirmed as error:
             unconfirmed = error
     if unconfirmed is not None:
@@ -69,46 +70,41 @@ async def apply(made: Generated, before: Generated, held: Files, admin: Admin) -
     return changed
 
 
-async def _await_answer(
-    admin: Admin, name: str, held: Files, rejected_before: tuple[int, int], made: Generated, before: Generated
-) -> None:
-    scope = _SCOPES[name]
-    loop = asyncio.get_running_loop()
-    start, pause, why = loop.time(), _FIRST_POLL, "it does not answer"
-    while loop.time() < start + TAKEN_WITHIN:
+async def _await_answer(admin: Admin, name: str, held: Files, stats: Json, made: Generated, before: Generated) -> None:
+    """Wait for Envoy's answer to a file just written; ``stats`` are from before."""
+    scope, loop, pause = _SCOPES[name], asyncio.get_running_loop(), _FIRST_POLL
+    start, was = loop.time(), stats
+    while stats and loop.time() < start + TAKEN_WITHIN:
         stats = await _stats(admin)
         if stats.get(f"{scope}.version_text") == held.version(name):
             if not stats.get("cluster_manager.warming_clusters") or loop.time() > start + WARM_WITHIN:
                 held.confirm(name)
                 return
-        elif _was_rejected(stats, scope, rejected_before):
+        elif _was_rejected(stats, scope, was):
             held.confirm(name)
             raise Rejected(await _explain(admin, name, made, before))
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, _LONGEST_POLL)
-        why = "it is busy" if stats else "it does not answer"
+    if not stats:
+        raise Unconfirmed("Envoy does not answer")
     # The refusal may have come before we first asked, from an Envoy that was started again.
     if failed := await _failed_listeners(admin, made):
         held.confirm(name)
         raise Rejected(failed)
-    raise Unconfirmed(f"Envoy has not taken the change within {TAKEN_WITHIN:.0f} s: {why}")
+    raise Unconfirmed(f"Envoy has not taken the change within {TAKEN_WITHIN:.0f} s")
 
 
-def _was_rejected(stats: Json, scope: str, before: tuple[int, int]) -> bool:
-    attempts, rejected = stats.get(f"{scope}.update_attempt", 0), stats.get(f"{scope}.update_rejected", 0)
+def _was_rejected(now: Json, scope: str, was: Json) -> bool:
+    attempts, rejected = f"{scope}.update_attempt", f"{scope}.update_rejected"
     # Fewer attempts than before: another Envoy, which counts from 0.
-    return bool(rejected > (before[1] if attempts >= before[0] else 0))
-
-
-async def _rejections(admin: Admin, scope: str) -> tuple[int, int]:
-    stats = await _stats(admin)
-    return stats.get(f"{scope}.update_attempt", 0), stats.get(f"{scope}.update_rejected", 0)
+    same = now.get(attempts, 0) >= was.get(attempts, 0)
+    return bool(now.get(rejected, 0) > (was.get(rejected, 0) if same else 0))
 
 
 async def _stats(admin: Admin) -> Json:
     """By name; empty where the admin does not answer."""
     try:
-        _, body = await admin.get(_STATS, timeout=1.0)
+        _, body = await admin.get(_STATS, timeout=ANSWERS_WITHIN)
         return {entry["name"]: entry["value"] for entry in json.loads(body)["stats"] if "name" in entry}
     except Exception:
         return {}
