@@ -102,7 +102,7 @@ def test_a_request_in_flight_ends_well_when_the_sidecar_stops(
         app.release.set()
         client.join(20)
         assert answers == [(200, "web")]
-        assert says_close(ports.inbound)
+        poll(lambda: says_close(ports.inbound), what="inbound asking its clients to leave")
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK
 
@@ -145,6 +145,25 @@ def test_sigkill_of_kumadp_leaves_no_child(tmp_path: Path, ports: Ports, app: Wo
         daemon.process.kill()
         daemon.wait()
         poll(lambda: not envoy.is_running() or envoy.status() == "zombie", what="Envoy gone")
+
+
+def test_sigkill_of_kumadp_leaves_envoy_where_that_is_asked_for(
+    tmp_path: Path, ports: Ports, app: Workload, backend: Workload
+) -> None:
+    arguments = (*mesh_of(tmp_path, ports, app, backend), "--on-parent-death=keep")
+    with run_kumadp(tmp_path, ports, *arguments) as daemon:
+        daemon.wait_ready()
+        envoy = daemon.envoy()
+        try:
+            daemon.process.kill()
+            daemon.wait()
+            assert get(ports.inbound) == (200, "web")
+            # The next one finds it on its ports and names it.
+            with run_kumadp(tmp_path, ports, *arguments) as next_one:
+                assert next_one.wait() == ExitCode.OS
+                assert f"held by envoy (pid {envoy.pid})" in next_one.output()
+        finally:
+            envoy.kill()
 
 
 def test_a_spent_budget_ends_everything_and_tells_the_story(

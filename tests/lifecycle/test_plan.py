@@ -130,6 +130,11 @@ def test_where_virtual_probes_are_served(
     assert told in why
 
 
+def test_on_with_nothing_to_serve_is_an_error() -> None:
+    with pytest.raises(SettingsError, match="--virtual-probes-ports"):
+        plan_probes(Settings(virtual_probes="on"), None, {})
+
+
 def test_dns_is_planned_for_dataplanes_alone() -> None:
     assert plan_dns(Settings(), COREDNS) == DnsPlan(COREDNS, 15053, 15054, 19153)
     assert plan_dns(Settings(dns_proxy_port=15999), None) == DnsPlan(None, 15999, 15054, 19153)
