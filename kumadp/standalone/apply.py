@@ -1,4 +1,4 @@
-"""Hands a generated configuration to Envoy through files: endpoints, then clusters, then listeners, each awaited."""
+"""Hands a generated configuration to Envoy through files: clusters, then listeners, each awaited."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Protocol
 
-from kumadp.standalone.generate import cluster_file, endpoint_files, listener_file
+from kumadp.standalone.generate import cluster_file, listener_file
 
 if TYPE_CHECKING:
     from kumadp.standalone.files import Files
@@ -48,8 +48,7 @@ async def apply(made: Generated, before: Generated, held: Files, admin: Admin) -
     Raises Rejected, with Envoy's words and our field, and Unconfirmed: call again later with the same. A cluster is
     there before the listener that leads to it, and goes after the last listener that did.
     """
-    endpoints = endpoint_files(made)
-    changed = any([await asyncio.to_thread(held.write, name, content) for name, content in endpoints.items()])
+    changed = False
     unconfirmed: Unconfirmed | None = None
     for name, content in (
         (CLUSTERS, cluster_file({**before.clusters, **made.clusters})),
@@ -66,7 +65,6 @@ async def apply(made: Generated, before: Generated, held: Files, admin: Admin) -
             unconfirmed = error
     if unconfirmed is not None:
         raise unconfirmed
-    await asyncio.to_thread(held.keep_only, [*endpoints, CLUSTERS, LISTENERS])
     return changed
 
 

@@ -11,7 +11,7 @@ from kumadp.errors import ResourceError
 from kumadp.standalone.apply import CLUSTERS, LISTENERS, Admin, Rejected, Unconfirmed, apply
 from kumadp.standalone.files import Files
 from kumadp.standalone.generate import bootstrap as make_bootstrap
-from kumadp.standalone.generate import cluster_file, endpoint_files, generate, listener_file
+from kumadp.standalone.generate import cluster_file, generate, listener_file
 from kumadp.standalone.generated import clashes
 from kumadp.standalone.health import HealthWatch, checks_of
 from kumadp.standalone.mesh import ADMIN_HOST, Mesh, MeshReader, admin_port
@@ -47,10 +47,8 @@ def prepare(mesh: Mesh, directory: Path, dns: DnsListener | None) -> Prepared:
     directory.mkdir(mode=0o700, exist_ok=True)
     for old in directory.glob("*.json"):
         old.unlink()
-    made = generate(mesh, directory, dns)
+    made = generate(mesh, dns)
     held = Files(directory)
-    for name, content in endpoint_files(made).items():
-        held.write(name, content)
     held.write(CLUSTERS, cluster_file(made.clusters))
     held.write(LISTENERS, listener_file(made))
     return Prepared(mesh, make_bootstrap(mesh, directory), made, held)
@@ -119,7 +117,7 @@ class StandaloneControl:
             self._files_changed = False
             self._watch.follow()
             mesh = await self._read() or mesh
-        made = await asyncio.to_thread(generate, mesh, self._held.directory, self._dns, self._health.unhealthy)
+        made = await asyncio.to_thread(generate, mesh, self._dns, self._health.unhealthy)
         if clash := clashes(made, (ADMIN_HOST, admin_port(mesh.spec))):
             for told in clash:
                 log.error("nothing is changed: %s", told)

@@ -7,7 +7,6 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
     from pathlib import Path
 
     from kumadp.standalone.shapes import Json
@@ -48,14 +47,8 @@ class Files:
         """Note that Envoy has taken, or refused, what was last written."""
         self._confirmed.add(name)
 
-    def keep_only(self, names: Collection[str]) -> None:
-        """Remove the files that nothing refers to any more. May block."""
-        for name in self._written.keys() - set(names):
-            (self.directory / name).unlink(missing_ok=True)
-            del self._written[name]
-
     def _replace(self, name: str, data: bytes) -> None:
-        # Not flushed to the disk as the bootstrap is: the files are made anew at each start, and there may be hundreds.
+        # Not flushed to the disk as the bootstrap is: the files are made anew at each start.
         beside = self.directory / f"{name}.new"
         beside.unlink(missing_ok=True)
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -5,7 +5,6 @@ What did not change is the same JSON as before, so that Envoy keeps the listener
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 from typing import TYPE_CHECKING
 
@@ -40,20 +39,19 @@ InboundKey = tuple[str, int]
 _STACKS = {"grpc": ("grpc", "http2", "tcp"), "http2": ("http2", "tcp"), "http": ("http", "tcp")}
 
 
-def generate(
-    mesh: Mesh, directory: Path, dns: DnsListener | None, unhealthy: frozenset[InboundKey] = frozenset()
-) -> Generated:
+def generate(mesh: Mesh, dns: DnsListener | None, unhealthy: frozenset[InboundKey] = frozenset()) -> Generated:
     """The configuration of our Dataplane; ``unhealthy`` holds the inbounds whose application failed its checks."""
     made = Generated()
     add_admin(mesh, made)
-    clusters: dict[int, str] = {}
+    failed: list[Inbound] = []
     for index, inbound in enumerate(mesh.spec.networking.inbound):
+        if inbound.service_probe is not None and inbound_key(mesh, inbound) in unhealthy:
+            failed.append(inbound)
         if inbound.state != "Ignored":
-            healthy = inbound.service_probe is None or inbound_key(mesh, inbound) not in unhealthy
-            clusters[index] = _inbound(mesh, inbound, index, healthy, directory, made)
+            _inbound(mesh, inbound, index, inbound not in failed, made)
     for index, outbound in enumerate(mesh.spec.networking.outbound):
-        _outbound(mesh, outbound, index, directory, made)
-    add_ready(mesh, clusters, made)
+        _outbound(mesh, outbound, index, made)
+    add_ready(mesh, failed, made)
     add_prometheus(mesh, made)
     if dns is not None:
         add_dns(mesh, dns, made)
@@ -71,24 +69,21 @@ def workload(mesh: Mesh, inbound: Inbound) -> tuple[str, int]:
     return inbound.service_address or mesh.inbound_address(inbound), inbound.service_port or inbound.port
 
 
-def endpoints_file(cluster: str) -> str:
-    """Name of the file that holds a cluster's endpoints: different for each, whatever its letters."""
-    return f"endpoints-{stat_name(cluster)[:80]}-{hashlib.sha256(cluster.encode()).hexdigest()[:12]}.json"
-
-
-def _eds_cluster(name: str, directory: Path, protocol: str) -> Json:
+def _cluster(name: str, endpoints: list[Json], protocol: str) -> Json:
+    # Endpoints are part of the cluster: by files of their own each would cost Envoy an inotify instance, of which
+    # Linux grants 128 to a user, and without one Envoy aborts.
     cluster: Json = {
         "name": name,
-        "type": "EDS",
+        "type": "STATIC",
         "connectTimeout": "5s",
-        "edsClusterConfig": {"edsConfig": file_source(str(directory / endpoints_file(name)))},
+        "loadAssignment": assignment(name, endpoints),
     }
     if protocol in HTTP2:
         cluster["typedExtensionProtocolOptions"] = http2_options()
     return cluster
 
 
-def _inbound(mesh: Mesh, inbound: Inbound, index: int, healthy: bool, directory: Path, made: Generated) -> str:
+def _inbound(mesh: Mesh, inbound: Inbound, index: int, healthy: bool, made: Generated) -> None:
     host, port = workload(mesh, inbound)
     address = mesh.inbound_address(inbound)
     name = f"inbound:{joined(address, inbound.port)}"
@@ -96,9 +91,9 @@ def _inbound(mesh: Mesh, inbound: Inbound, index: int, healthy: bool, directory:
     if cluster in made.clusters:
         # Kuma's name is taken by another inbound of the same application, which may speak or be checked otherwise.
         cluster = f"{cluster}@{joined(address, inbound.port)}"
-    made.clusters[cluster] = _eds_cluster(cluster, directory, inbound.protocol)
     serves = healthy and takes_traffic(inbound)
-    made.endpoints[cluster] = assignment(cluster, [{"address": socket_address(host, port)}] if serves else [])
+    endpoints = [{"address": socket_address(host, port)}] if serves else []
+    made.clusters[cluster] = _cluster(cluster, endpoints, inbound.protocol)
     if inbound.protocol in HTTP:
         route = {"match": {"prefix": "/"}, "route": {"cluster": cluster, "timeout": "0s", "idleTimeout": "3600s"}}
         filters = [http_manager(stat_name(cluster), [route])]
@@ -106,10 +101,9 @@ def _inbound(mesh: Mesh, inbound: Inbound, index: int, healthy: bool, directory:
         filters = [tcp_proxy(stat_name(cluster), cluster)]
     made.listeners[name] = listener(name, address, inbound.port, filters, "INBOUND")
     made.origin[name] = made.origin[cluster] = mesh.where(f"networking.inbound[{index}].port")
-    return cluster
 
 
-def _outbound(mesh: Mesh, outbound: Outbound, index: int, directory: Path, made: Generated) -> None:
+def _outbound(mesh: Mesh, outbound: Outbound, index: int, made: Generated) -> None:
     where = mesh.where(f"networking.outbound[{index}].port")
     service = outbound.tags[SERVICE]
     subset = ",".join(f"{key}={value}" for key, value in sorted(outbound.tags.items()) if key != SERVICE)
@@ -122,15 +116,14 @@ def _outbound(mesh: Mesh, outbound: Outbound, index: int, directory: Path, made:
     protocol = _common_protocol(offers, outbound)
     address = outbound.address or "127.0.0.1"
     name = f"outbound:{joined(address, outbound.port)}"
-    made.clusters[cluster] = _outbound_cluster(cluster, found, protocol, directory)
-    made.endpoints[cluster] = assignment(cluster, [_service_endpoint(endpoint) for endpoint in found])
+    made.clusters[cluster] = _outbound_cluster(cluster, found, protocol)
     if protocol in HTTP:
         filters = [http_manager(stat_name(cluster), [_outbound_route(cluster)])]
     else:
         filters = [tcp_proxy(stat_name(cluster), cluster)]
     made.listeners[name] = listener(name, address, outbound.port, filters, "OUTBOUND")
     made.origin[name] = made.origin[cluster] = where
-    if "loadAssignment" in made.clusters[cluster] and any(endpoint.health_name for endpoint in found):
+    if made.clusters[cluster]["type"] == "STRICT_DNS" and any(endpoint.health_name for endpoint in found):
         made.notes.append(f"{where}: {cluster}: an endpoint has a host name, so the health of none is asked for")
 
 
@@ -167,16 +160,12 @@ def _outbound_route(cluster: str) -> Json:
     }
 
 
-def _outbound_cluster(name: str, found: list[ServiceEndpoint], protocol: str, directory: Path) -> Json:
-    cluster = _eds_cluster(name, directory, protocol)
+def _outbound_cluster(name: str, found: list[ServiceEndpoint], protocol: str) -> Json:
     if any(not _is_ip(host) for endpoint in found for host in (endpoint.host, endpoint.health_at[0]) if host):
-        # EDS takes addresses only: host names are resolved by Envoy, so their endpoints are part of the cluster.
-        del cluster["edsClusterConfig"]
-        cluster["type"] = "STRICT_DNS"
-        cluster["loadAssignment"] = assignment(
-            name, [{"address": socket_address(endpoint.host, endpoint.port)} for endpoint in found]
-        )
-    elif any(endpoint.health_name for endpoint in found):
+        by_name = [{"address": socket_address(endpoint.host, endpoint.port)} for endpoint in found]
+        return {**_cluster(name, by_name, protocol), "type": "STRICT_DNS"}
+    cluster = _cluster(name, [_service_endpoint(endpoint) for endpoint in found], protocol)
+    if any(endpoint.health_name for endpoint in found):
         # Where all are unhealthy nobody is asked: Envoy's panic mode would ask those too.
         cluster["commonLbConfig"] = {"healthyPanicThreshold": {"value": 0}}
         cluster["healthChecks"] = [
@@ -214,14 +203,6 @@ def bootstrap(mesh: Mesh, directory: Path) -> Json:
         "layeredRuntime": {
             "layers": [{"name": "kumadp", "staticLayer": {"re2.max_program_size.error_level": 4294967295}}]
         },
-    }
-
-
-def endpoint_files(made: Generated) -> Mapping[str, Json]:
-    """The endpoints' files by name."""
-    return {
-        endpoints_file(name): resources("endpoint.v3.ClusterLoadAssignment", [cla])
-        for name, cla in made.endpoints.items()
     }
 
 

@@ -22,10 +22,9 @@ class DnsListener:
 
 @dataclass
 class Generated:
-    """Clusters, their endpoints and listeners by name, where each came from (file, line, field), and remarks."""
+    """Clusters and listeners by name, where each came from (file, line, field), and remarks."""
 
     clusters: dict[str, Json] = field(default_factory=dict)
-    endpoints: dict[str, Json] = field(default_factory=dict)
     listeners: dict[str, Json] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -38,7 +38,7 @@ def listener(name: str, host: str, port: int, filters: list[Json], direction: st
     }
 
 
-def http_manager(stat_prefix: str, routes: list[Json], http_filters: list[Json] | None = None) -> Json:
+def http_manager(stat_prefix: str, routes: list[Json]) -> Json:
     """An HTTP connection manager with routes of its own; idle and stream timeouts as Kuma sets them (2.13)."""
     return {
         "name": "envoy.filters.network.http_connection_manager",
@@ -50,7 +50,7 @@ def http_manager(stat_prefix: str, routes: list[Json], http_filters: list[Json] 
                 "virtualHosts": [{"name": stat_prefix, "domains": ["*"], "routes": routes}],
                 "validateClusters": False,
             },
-            "httpFilters": [*(http_filters or []), _ROUTER],
+            "httpFilters": [_ROUTER],
             "internalAddressConfig": {
                 "cidrRanges": [{"addressPrefix": prefix, "prefixLen": length} for prefix, length in _INTERNAL]
             },

@@ -9,7 +9,7 @@ from kumadp.standalone.mesh import ADMIN_HOST, SERVICE, Mesh, admin_port, health
 from kumadp.standalone.shapes import Json, assignment, http_manager, listener, socket_address
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from kumadp.resources.types import Inbound
     from kumadp.standalone.generated import DnsListener, Generated
@@ -31,44 +31,31 @@ def add_admin(mesh: Mesh, made: Generated) -> None:
     }
 
 
-def add_ready(mesh: Mesh, clusters: Mapping[int, str], made: Generated) -> None:
-    """Kuma's ``/ready`` on the data plane's address; also per inbound where an application is checked.
+def add_ready(mesh: Mesh, unhealthy: Sequence[Inbound], made: Generated) -> None:
+    """Kuma's ``/ready`` on the data plane's address; by the name of an inbound it tells the health of that one.
 
-    ``clusters`` names the cluster of each inbound by its index.
+    A name that is not listed as ``unhealthy`` is as ready as Envoy is, which is not when it drains.
     """
-    probed = [
-        (index, inbound)
-        for index, inbound in enumerate(mesh.spec.networking.inbound)
-        if inbound.service_probe is not None and index in clusters
-    ]
     if mesh.address == ADMIN_HOST:
-        if probed:
+        if any(inbound.service_probe is not None for inbound in mesh.spec.networking.inbound):
             made.notes.append(
                 f"{mesh.where('networking.address')}: on {ADMIN_HOST} others cannot ask for the health of an inbound; "
                 "they see failed requests only"
             )
         return
-    filters = [_health_filter(mesh, clusters[index], inbound) for index, inbound in probed]
-    route = {"match": {"path": "/ready"}, "route": {"cluster": ADMIN_CLUSTER}}
-    manager = http_manager("kuma_envoy_admin", [route], filters)
+    routes = [_unhealthy_route(health_name(mesh.spec, inbound)) for inbound in unhealthy]
+    routes.append({"match": {"path": "/ready"}, "route": {"cluster": ADMIN_CLUSTER}})
+    manager = http_manager("kuma_envoy_admin", routes)
     port = admin_port(mesh.spec)
     made.listeners[ADMIN_LISTENER] = listener(ADMIN_LISTENER, mesh.address, port, [manager], "INBOUND")
     made.origin[ADMIN_LISTENER] = mesh.where("networking.admin.port")
 
 
-def _health_filter(mesh: Mesh, cluster: str, inbound: Inbound) -> Json:
-    return {
-        "name": "envoy.filters.http.health_check",
-        "typedConfig": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.health_check.v3.HealthCheck",
-            "passThroughMode": False,
-            "headers": [
-                {"name": ":path", "stringMatch": {"exact": "/ready"}},
-                {"name": ":authority", "stringMatch": {"exact": health_name(mesh.spec, inbound)}},
-            ],
-            "clusterMinHealthyPercentages": {cluster: {"value": 1}},
-        },
-    }
+def _unhealthy_route(name: str) -> Json:
+    # Not Envoy's health check filter: it reads the statistics of a cluster, where those of one that lost its last
+    # endpoint stay as they were (Envoy 1.40).
+    headers = [{"name": ":authority", "stringMatch": {"exact": name}}]
+    return {"match": {"path": "/ready", "headers": headers}, "directResponse": {"status": 503}}
 
 
 def add_prometheus(mesh: Mesh, made: Generated) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import socket
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -16,11 +18,10 @@ from tests.support.daemon import Daemon, Ports, Workload, get
 from tests.support.mesh import Tree, dataplane, inbound, outbound, write
 from tests.support.poll import poll
 from tests.support.ports import free_port, free_ports
-from tests.support.standalone import answers, logged, run_standalone, workloads
+from tests.support.standalone import answers, echo_of, echo_server, logged, run_standalone, workloads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.process
 
@@ -346,17 +347,58 @@ def test_a_change_made_while_envoy_is_silent_or_dead_is_not_lost(stage: Stage, d
 
 
 def _xds(daemon: Daemon) -> Path:
-    from pathlib import Path
-
     arguments = psutil.Process(daemon.pid).cmdline()
     return Path(arguments[arguments.index("--work-dir") + 1]) / "xds"
 
 
-def test_nothing_is_left_of_what_was_taken_out(stage: Stage, daemon: Daemon) -> None:
-    added = free_port()
-    before = {file.name for file in _xds(daemon).iterdir()}
-    write(stage.folder, stage.web(outbound(added, "new")))
-    poll(lambda: get(added)[0] == 503, what="the added outbound")
-    write(stage.folder, stage.web())
-    poll(lambda: {file.name for file in _xds(daemon).iterdir()} == before, what="the old files")
+def test_a_connection_to_an_endpoint_lives_while_others_come_and_go(stage: Stage, daemon: Daemon) -> None:
+    port = free_port()
+    with echo_server() as echo:
+        write(stage.folder, stage.web(outbound(port, "raw")), dataplane("raw", [inbound(echo, 0, "raw", "tcp")]))
+        poll(lambda: echo_of(port) == b"echo ping\n", what="the TCP outbound")
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+            client.sendall(b"one\n")
+            assert client.recv(100) == b"echo one\n"
+            write(stage.folder, dataplane("raw2", [inbound(stage.second.port, 0, "raw", "tcp")]))
+            poll(lambda: get(port) == (200, "second"), what="the endpoint that was added")
+            (stage.folder / "raw2.yaml").unlink()
+            write(stage.folder, stage.backend(stage.second))
+            stage.leads_to(stage.second)
+            client.sendall(b"two\n")
+            assert client.recv(100) == b"echo two\n"
+
+
+def test_a_request_in_flight_ends_well_while_its_endpoint_goes(stage: Stage, daemon: Daemon) -> None:
+    answered: list[tuple[int, str]] = []
+    client = threading.Thread(target=lambda: answered.append(get(stage.ports.outbound, "/slow", timeout=30)))
+    client.start()
+    assert stage.first.entered.wait(10)
+    write(stage.folder, stage.backend(stage.second))
+    stage.leads_to(stage.second)
+    stage.first.release.set()
+    client.join(20)
+    assert answered == [(200, "first")]
+
+
+def test_hundreds_of_outbounds_cost_envoy_no_more_watches_than_one(tmp_path: Path) -> None:
+    with workloads("web", "first", "second") as servers:
+        every = free_ports(208)
+        many = every[8:]
+        stage = Stage(tmp_path / "mesh", Ports(*every[:8]), servers)
+        services = [outbound(port, f"s{index}") for index, port in enumerate(many)]
+        offers = [
+            dataplane(f"s{index}", [inbound(stage.first.port, 0, f"s{index}")], address=f"127.0.1.{index + 1}")
+            for index in range(199)
+        ]
+        last = dataplane("s199", [inbound(stage.first.port, 0, "s199")])
+        with run_standalone(write(stage.folder, stage.web(*services), *offers, last), stage.ports) as daemon:
+            assert get(many[-1]) == (200, "first")
+            folder = Path("/proc", str(daemon.envoy().pid), "fd")
+            assert sum("inotify" in str(entry.readlink()) for entry in folder.iterdir()) < 5
+            write(stage.folder, dataplane("s199", [inbound(stage.second.port, 0, "s199")]))
+            answers(many[-1], (200, "second"), "the changed one of many")
+
+
+def test_what_envoy_reads_is_private(stage: Stage, daemon: Daemon) -> None:
+    assert {file.name for file in _xds(daemon).iterdir()} == {"clusters.json", "listeners.json"}
     assert all(file.stat().st_mode & 0o777 == 0o600 for file in _xds(daemon).iterdir())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socketserver
-import threading
 from typing import TYPE_CHECKING
 
 import dns.message
@@ -16,7 +14,7 @@ from tests.support.http2 import Http2Server, call
 from tests.support.mesh import Tree, dataplane, inbound, outbound, write
 from tests.support.poll import poll
 from tests.support.ports import free_ports
-from tests.support.standalone import answers, echo_of, run_standalone, workloads
+from tests.support.standalone import answers, echo_of, echo_server, run_standalone, workloads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,19 +28,10 @@ def ports() -> Ports:
     return Ports.take()
 
 
-class _Echo(socketserver.StreamRequestHandler):
-    def handle(self) -> None:
-        for line in self.rfile:
-            self.wfile.write(b"echo " + line)
-
-
 @pytest.fixture
 def echo() -> Iterator[int]:
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Echo) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield int(server.server_address[1])
-        server.shutdown()
+    with echo_server() as port:
+        yield port
 
 
 def web(ports: Ports, app: int, *outbounds: Tree, **more: object) -> Tree:

@@ -118,7 +118,7 @@ CASES: dict[str, Case] = {
             _other("three", 7000, "10.0.0.4", protocol="tcp", state="Ignored"),
         )
     ),
-    "two names that look alike in a file name": Case(
+    "two names that look alike in statistics": Case(
         (
             ours(outbound(10001, "backend.v1"), outbound(10002, "backend_v1")),
             dataplane("one", [inbound(7000, 1, "backend.v1")], address="10.0.0.2"),

@@ -148,7 +148,3 @@ def test_a_file_is_private_and_written_only_when_it_differs(tmp_path: Path) -> N
     assert not held.is_confirmed("a.json")
     assert held.version("a.json") == "2"
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o600
-    held.keep_only(["b.json"])
-    assert not list(tmp_path.iterdir())
-    assert held.write("a.json", {"resources": [1]})
-    assert held.version("a.json") == "3"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kumadp.errors import ResourceError
-from kumadp.standalone.generate import bootstrap, endpoint_files, generate
+from kumadp.standalone.generate import bootstrap, generate
 from kumadp.standalone.generated import Generated, clashes
 from kumadp.standalone.mesh import Mesh, read_mesh
 from tests.standalone.meshes import CASES, PROBE, of_protocol, ours
@@ -26,13 +26,13 @@ def mesh_of(folder: Path, *dataplanes: Tree) -> Mesh:
 
 def made_of(folder: Path, name: str) -> Generated:
     case = CASES[name]
-    return generate(mesh_of(folder, *case.dataplanes), XDS, case.dns, case.unhealthy)
+    return generate(mesh_of(folder, *case.dataplanes), case.dns, case.unhealthy)
 
 
 def hosts(made: Generated, cluster: str) -> list[str]:
     return [
         f"{address['address']}:{address['portValue']}"
-        for locality in made.endpoints[cluster]["endpoints"]
+        for locality in made.clusters[cluster]["loadAssignment"]["endpoints"]
         for entry in locality["lbEndpoints"]
         if (address := entry["endpoint"]["address"]["socketAddress"])
     ]
@@ -55,13 +55,10 @@ def written_in(mesh: Mesh, made: Generated) -> dict[str, Any]:
     """A bootstrap that holds everything itself: what is in xDS files `--mode validate` does not see."""
     tree = bootstrap(mesh, XDS)
     del tree["dynamicResources"]
-    clusters = []
-    for name, cluster in made.clusters.items():
-        cluster = dict(cluster)
-        if cluster.pop("edsClusterConfig", None):
-            cluster |= {"type": "STATIC", "loadAssignment": made.endpoints[name]}
-        clusters.append(cluster)
-    return {**tree, "staticResources": {"clusters": clusters, "listeners": list(made.listeners.values())}}
+    return {
+        **tree,
+        "staticResources": {"clusters": list(made.clusters.values()), "listeners": list(made.listeners.values())},
+    }
 
 
 @pytest.mark.process
@@ -70,7 +67,7 @@ def test_envoy_takes_every_configuration(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     mesh = mesh_of(tmp_path / "mesh", *case.dataplanes)
     path = tmp_path / "bootstrap.json"
-    path.write_text(json.dumps(written_in(mesh, generate(mesh, XDS, case.dns, case.unhealthy))))
+    path.write_text(json.dumps(written_in(mesh, generate(mesh, case.dns, case.unhealthy))))
     argv = [str(need_envoy()), "--mode", "validate", "-c", str(path), "--log-level", "error", "--concurrency", "1"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -85,8 +82,8 @@ def test_the_same_mesh_makes_the_same_bytes_whatever_the_order_of_the_files(tmp_
         file.rename(tmp_path / "mesh" / f"{index}.yaml")
     mesh = read_mesh(tmp_path / "mesh", "web")
     assert mesh.ours.source != str(tmp_path / "mesh" / "web.yaml")
-    again = generate(mesh, XDS, case.dns, case.unhealthy)
-    for part in ("clusters", "endpoints", "listeners"):
+    again = generate(mesh, case.dns, case.unhealthy)
+    for part in ("clusters", "listeners"):
         assert json.dumps(getattr(first, part)) == json.dumps(getattr(again, part))
 
 
@@ -102,7 +99,7 @@ def test_the_same_mesh_makes_the_same_bytes_whatever_the_order_of_the_files(tmp_
     ],
 )
 def test_protocol_decides_filter_and_upstream(tmp_path: Path, protocol: str, filters: str, http2: bool) -> None:
-    made = generate(mesh_of(tmp_path, *of_protocol(protocol).dataplanes), XDS, None)
+    made = generate(mesh_of(tmp_path, *of_protocol(protocol).dataplanes), None)
     assert kind_of(made, "inbound:10.0.0.1:18080") == filters
     assert kind_of(made, "outbound:127.0.0.1:10001") == filters
     assert speaks_http2(made, "localhost:8080") is http2
@@ -131,7 +128,7 @@ def test_an_outbound_speaks_what_all_its_endpoints_speak(
         for index, protocol in enumerate(offered)
     ]
     mesh = mesh_of(tmp_path, ours(outbound(10001, "backend", **({"kuma.io/protocol": tag} if tag else {}))), *others)
-    made = generate(mesh, XDS, None)
+    made = generate(mesh, None)
     assert kind_of(made, "outbound:127.0.0.1:10001") == filters
     assert speaks_http2(made, next(name for name in made.clusters if name.startswith("backend"))) is http2
 
@@ -173,34 +170,28 @@ def test_each_inbound_has_a_cluster_of_its_own_and_ignored_ones_none(tmp_path: P
     assert set(made.clusters) >= {"localhost:8080", "localhost:8080@10.0.0.3:18081", "localhost:9090"}
 
 
-def test_no_two_clusters_share_a_file_of_endpoints(tmp_path: Path) -> None:
-    made = made_of(tmp_path, "two names that look alike in a file name")
-    assert len(endpoint_files(made)) == len(made.endpoints)
-    assert hosts(made, "backend.v1") != hosts(made, "backend_v1")
-
-
 def test_a_checked_inbound_tells_its_health_and_unhealthy_ones_have_no_endpoint(tmp_path: Path) -> None:
     made = made_of(tmp_path / "a", "serviceProbe")
-    ready = json.dumps(made.listeners["kuma:envoy:admin"])
-    assert '"inbound-10.0.0.1-18080"' in ready
     assert hosts(made, "localhost:8080") == ["127.0.0.1:8080"]
     backend = made.clusters["backend"]
     assert backend["commonLbConfig"] == {"healthyPanicThreshold": {"value": 0}}
-    one, two = (entry["endpoint"] for entry in made.endpoints["backend"]["endpoints"][0]["lbEndpoints"])
+    one, two = (entry["endpoint"] for entry in backend["loadAssignment"]["endpoints"][0]["lbEndpoints"])
     assert one["healthCheckConfig"]["hostname"] == "inbound-10.0.0.2-7000"
     assert one["healthCheckConfig"]["address"]["socketAddress"] == {"address": "10.0.0.2", "portValue": 9902}
     assert two["healthCheckConfig"] == {"disableActiveHealthCheck": True}
     case = CASES["unhealthy"]
     mesh = mesh_of(tmp_path / "b", *case.dataplanes)
-    well, down = generate(mesh, XDS, None), generate(mesh, XDS, None, case.unhealthy)
+    well, down = generate(mesh, None), generate(mesh, None, case.unhealthy)
     assert hosts(well, "localhost:8080") == ["127.0.0.1:8080"]
     assert hosts(down, "localhost:8080") == []
-    assert (down.listeners, down.clusters) == (well.listeners, well.clusters)
+    assert '"inbound-10.0.0.1-18080"' not in json.dumps(well.listeners["kuma:envoy:admin"])
+    assert '"inbound-10.0.0.1-18080"' in json.dumps(down.listeners.pop("kuma:envoy:admin"))
+    assert down.listeners.items() <= well.listeners.items()
 
 
 def test_what_is_not_changed_is_the_same_json(tmp_path: Path) -> None:
-    before = generate(mesh_of(tmp_path, ours(outbound(10001, "a"))), XDS, None)
-    after = generate(mesh_of(tmp_path, ours(outbound(10001, "a"), outbound(10002, "b"))), XDS, None)
+    before = generate(mesh_of(tmp_path, ours(outbound(10001, "a"))), None)
+    after = generate(mesh_of(tmp_path, ours(outbound(10001, "a"), outbound(10002, "b"))), None)
     assert {name: after.listeners[name] for name in before.listeners} == before.listeners
     assert {name: after.clusters[name] for name in before.clusters} == before.clusters
 
@@ -228,7 +219,7 @@ def test_ready_and_prometheus_and_names(tmp_path: Path) -> None:
     ],
 )
 def test_clashes_of_one_configuration_are_named(tmp_path: Path, change: dict[str, Any], where: str) -> None:
-    made = generate(mesh_of(tmp_path, ours(**change)), XDS, None)
+    made = generate(mesh_of(tmp_path, ours(**change)), None)
     told = clashes(made, ("127.0.0.1", 19901))
     assert told
     assert where in told[0]
@@ -267,6 +258,6 @@ def test_what_cannot_be_served_is_an_error_with_its_line(tmp_path: Path, tree: T
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     metrics = {"type": "prometheus", "conf": {"aggregate": [{"name": "app", "port": 1}]}}
-    made = generate(mesh_of(tmp_path, ours(metrics=metrics, inbounds=[inbound(1, 2, serviceProbe=PROBE)])), XDS, None)
+    made = generate(mesh_of(tmp_path, ours(metrics=metrics, inbounds=[inbound(1, 2, serviceProbe=PROBE)])), None)
     assert any("metrics.conf.aggregate: is left out" in note for note in made.notes)
     assert any("others cannot ask for the health" in note for note in made.notes)

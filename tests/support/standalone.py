@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from typing import TYPE_CHECKING
+import socketserver
+import threading
+from typing import TYPE_CHECKING, Any
 
 from tests.support.daemon import Daemon, Ports, Workload, get, run_kumadp
 from tests.support.poll import poll
@@ -66,3 +68,25 @@ def echo_of(port: int, data: bytes = b"ping\n") -> bytes:
             return connection.recv(100)
     except ConnectionError:
         return b""
+
+
+class _Echo(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        for line in self.rfile:
+            self.wfile.write(b"echo " + line)
+
+
+class _EchoServer(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that leaves is not worth a traceback."""
+
+
+@contextlib.contextmanager
+def echo_server() -> Iterator[int]:
+    """The port of a running server that echoes lines."""
+    with _EchoServer(("127.0.0.1", 0), _Echo) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield int(server.server_address[1])
+        server.shutdown()
