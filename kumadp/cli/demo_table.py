@@ -54,7 +54,7 @@ def rows(scene: Scene, status: Mapping[str, Any] | None) -> list[Row]:
     ports = scene.ports
     children: Mapping[str, Mapping[str, Any]] = (status or {}).get("children", {})
     envoy = children.get("envoy", {})
-    traffic = UP if (status or {}).get("ready") and envoy.get("state") == "RUNNING" else DOWN
+    traffic = _traffic(status, envoy)
     ours = UP if status else DOWN
     workload = UP if scene.workload_runs else DOWN
     url = f"http://{HOST}"
@@ -75,6 +75,15 @@ def rows(scene: Scene, status: Mapping[str, Any] | None) -> list[Row]:
         Row("Envoy's admin", f"{HOST}:{ports.admin}", traffic, f"curl {url}:{ports.admin}/server_info"),
         _dns_row(ports, children, traffic),
     ]
+
+
+def _traffic(status: Mapping[str, Any] | None, envoy: Mapping[str, Any]) -> str:
+    """What goes through Envoy: while it drains, requests are still answered."""
+    if status is None or envoy.get("state") != "RUNNING":
+        return DOWN
+    if status.get("phase") == "DRAINING":
+        return "draining"
+    return UP if status.get("ready") else DOWN
 
 
 def _dns_row(ports: DemoPorts, children: Mapping[str, Mapping[str, Any]], traffic: str) -> Row:

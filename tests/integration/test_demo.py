@@ -70,6 +70,11 @@ class TestTable:
         assert "2 s left" in headline(scene(), draining, 1003.5)
         assert "0 s left" in headline(scene(), draining, 1099.0)
 
+    def test_traffic_drains_while_the_demo_does(self) -> None:
+        lines = render(scene(), status(ready=False, phase="DRAINING"), 1000.0)
+        assert state_of("inbound", lines) == "draining"
+        assert state_of("virtual probes", lines) == "up"
+
     def test_a_part_that_failed_for_good_is_shown_with_its_story(self) -> None:
         lines = render(scene(), status(fatal={"standalone": "the folder is gone"}), 1000.0)
         assert any("standalone" in line and "the folder is gone" in line for line in lines)
