@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from aiohttp import web
 
 SUFFIX = ".control"
+# Linux has 108 bytes for the path of a Unix socket, one of them ends it (unix(7)).
+LONGEST_SOCKET_PATH = 107
 
 
 class ControlServer:
@@ -70,14 +72,20 @@ def socket_name(name: str) -> str:
 
 
 def control_socket_path(name: str, environ: Mapping[str, str]) -> Path:
-    """Where the control socket of the data plane ``name`` goes: the first folder that is, or can be made, private."""
+    """Where the control socket of the data plane ``name`` goes: the first folder that is, or can be made, private.
+
+    A folder whose name leaves no room for the socket's is passed over.
+    """
     for folder in _folders(environ):
+        path = folder / socket_name(name)
+        if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+            continue
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, exist_ok=True)
             found = folder.lstat()
             private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
             if private and os.access(folder, os.W_OK):
-                return folder / socket_name(name)
+                return path
     raise OSError("no private directory for the control socket")
 
 

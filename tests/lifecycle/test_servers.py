@@ -107,3 +107,12 @@ def test_a_folder_that_others_may_write_is_passed_over(tmp_path: Path, mode: int
     private.mkdir(mode=0o700)
     environment = {"RUNTIME_DIRECTORY": str(folder), "XDG_RUNTIME_DIR": str(private)}
     assert control_socket_path("web", environment).parent == private / "kumadp"
+
+
+def test_a_folder_whose_name_leaves_no_room_is_passed_over(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir(mode=0o700)
+    private = tmp_path / "run"
+    private.mkdir(mode=0o700)
+    environment = {"RUNTIME_DIRECTORY": str(deep), "XDG_RUNTIME_DIR": str(private)}
+    assert control_socket_path("web", environment).parent == private / "kumadp"

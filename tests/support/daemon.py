@@ -6,10 +6,12 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -181,11 +183,11 @@ def run_kumadp(
     prefix: tuple[str, ...] = (),
 ) -> Iterator[Daemon]:
     """Run `kumadp run ARGUMENTS` on these ports; ended and reaped in the end."""
-    runtime = tmp_path / "runtime"
-    runtime.mkdir(mode=0o700, exist_ok=True)
+    # pytest's own folders have names too long for Unix sockets.
+    runtime = tempfile.mkdtemp(prefix="k")
     full = {
         **os.environ,
-        "XDG_RUNTIME_DIR": str(runtime),
+        "XDG_RUNTIME_DIR": runtime,
         "TMPDIR": str(tmp_path),
         "KUMA_READINESS_PORT": str(ports.readiness),
         "KUMA_DATAPLANE_RUNTIME_BINARY_PATH": str(need_envoy()),
@@ -209,6 +211,7 @@ def run_kumadp(
         yield daemon
     finally:
         daemon.close()
+        shutil.rmtree(runtime)
 
 
 def write_mesh(folder: Path, ports: Ports, app_port: int, backend_port: int, **extra: Any) -> Path:
