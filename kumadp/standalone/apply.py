@@ -56,9 +56,14 @@ async def apply(made: Generated, before: Generated, held: Files, admin: Admin) -
         (CLUSTERS, cluster_file(made.clusters)),
     ):
         stats = await _stats(admin) if unconfirmed is None else {}
-        changed = await asyncio.to_thread(held.write, name, content) or changed
+        written = await asyncio.to_thread(held.write, name, content)
+        changed = changed or written
         if held.is_confirmed(name) or unconfirmed is not None:
             continue
+        if not written and (failed := await _failed_listeners(admin, made)):
+            # Asked before in vain: the refusal came too late to be seen as one.
+            held.confirm(name)
+            raise Rejected(failed)
         try:
             await _await_answer(admin, name, held, stats, made, before)
         except Unconfirmed as error:
@@ -85,10 +90,6 @@ async def _await_answer(admin: Admin, name: str, held: Files, stats: Json, made:
         pause = min(pause * 1.5, _LONGEST_POLL)
     if not stats:
         raise Unconfirmed("Envoy does not answer")
-    # The refusal may have come before we first asked, from an Envoy that was started again.
-    if failed := await _failed_listeners(admin, made):
-        held.confirm(name)
-        raise Rejected(failed)
     raise Unconfirmed(f"Envoy has not taken the change within {TAKEN_WITHIN:.0f} s")
 
 
@@ -128,7 +129,7 @@ async def _failed_listeners(admin: Admin, made: Generated) -> str:
 
 async def _dump(admin: Admin, path: str) -> list[Json]:
     try:
-        _, body = await admin.get(path, timeout=5.0)
+        _, body = await admin.get(path, timeout=2.0)
         found = json.loads(body).get("configs", [])
     except Exception:
         return []

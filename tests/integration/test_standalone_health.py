@@ -110,7 +110,10 @@ def test_others_leave_an_unhealthy_endpoint_even_when_it_is_the_last(
             poll(lambda: get(mine.admin, membership)[1].split() == ["cluster.web.membership_healthy:", "1"], what="one")
             assert {get(mine.outbound) for _ in range(8)} == {(200, "second")}
             (stage.folder / "second.yaml").unlink()
-            poll(lambda: get(mine.outbound) == (503, "no healthy upstream"), what="nobody left")
+            answers(mine.outbound, (503, "no healthy upstream"), "nobody left")
+            # It was our Envoy that said so, and not the one before the application.
+            none_left = get(mine.admin, "/stats?filter=cluster.web.upstream_cx_none_healthy")[1]
+            assert int(none_left.split()[1]) > 0
             with stage.new_app():
                 answers(mine.outbound, (200, "back"), "the application again")
             assert "Traceback" not in other.output()

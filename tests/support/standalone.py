@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from tests.support.daemon import Daemon, Ports, Workload, get, run_kumadp
+from tests.support.mesh import Tree, dataplane, inbound, outbound, write
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -90,3 +91,25 @@ def echo_server() -> Iterator[int]:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         yield int(server.server_address[1])
         server.shutdown()
+
+
+class Stage:
+    """A running data plane ``web`` whose outbound leads to the first of two backends."""
+
+    def __init__(self, folder: Path, ports: Ports, servers: list[Workload]) -> None:
+        self.folder, self.ports = folder, ports
+        self.app, self.first, self.second = servers
+
+    def web(self, *outbounds: Tree, inbounds: list[Tree] | None = None, **more: Any) -> Tree:
+        mine = inbounds or [inbound(self.ports.inbound, self.app.port)]
+        every = [outbound(self.ports.outbound, "backend"), *outbounds]
+        return dataplane("web", mine, every, admin=self.ports.admin, **more)
+
+    def backend(self, server: Workload) -> Tree:
+        return dataplane("backend", [inbound(server.port, 0, "backend")])
+
+    def write(self) -> Path:
+        return write(self.folder, self.web(), self.backend(self.first))
+
+    def leads_to(self, server: Workload) -> None:
+        answers(self.ports.outbound, (200, server.name), "the outbound")
