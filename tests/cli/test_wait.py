@@ -281,16 +281,20 @@ def test_defaults_are_kuma_dp_s() -> None:
 
 
 @pytest.mark.process
+def fast(runtime: str) -> dict[str, str]:
+    return {"KUMA_CONTROL_PLANE_RETRY_BACKOFF": "20ms", "XDG_RUNTIME_DIR": runtime}
+
+
 def test_a_real_run_is_waited_for(tmp_path: Path) -> None:
     """Its bootstrap is refused for a while: `wait` says so; then it is ready as soon as traffic flows."""
     ports = Ports.take()
     with workload("web") as application, ScriptedControlPlane(Answer(503, b"overloaded")) as plane:
         arguments = ["--name=web", "--mesh=default", f"--cp-address={plane.url}", "--drain-time=1ms"]
         ca = plane.write_ca(tmp_path / "ca.crt")
-        fast = {"KUMA_CONTROL_PLANE_RETRY_BACKOFF": "20ms"}
         with (
-            waiting("--name=web", environment={"XDG_RUNTIME_DIR": str(tmp_path / "runtime")}) as command,
-            run_kumadp(tmp_path, ports, *arguments, f"--ca-cert-file={ca}", environment=fast) as daemon,
+            tempfile.TemporaryDirectory(prefix="k") as runtime,
+            waiting("--name=web", environment={"XDG_RUNTIME_DIR": runtime}) as command,
+            run_kumadp(tmp_path, ports, *arguments, f"--ca-cert-file={ca}", environment=fast(runtime)) as daemon,
         ):
             lines: list[str] = []
 
