@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from kumadp.errors import Problem
@@ -31,6 +32,12 @@ REFUSED: dict[str, str] = {
     "--version": "Envoy must serve",
     "--help": "Envoy must serve",
     "--hot-restart-version": "Envoy must serve",
+    "--socket-path": "hot restart is kumadp's",
+    "--socket-mode": "hot restart is kumadp's",
+    "--skip-hot-restart-on-no-parent": "hot restart is kumadp's",
+    "--skip-hot-restart-parent-stats": "hot restart is kumadp's",
+    "--cpuset-threads": "it is set already, unless --concurrency of kumadp is",
+    "--": "Envoy would not read what follows",
 }
 _SHORT = {"-c": "--config-path", "-l": "--log-level", "-h": "--help"}
 
@@ -41,11 +48,12 @@ def check_extra(extra: Sequence[str]) -> list[Problem]:
     for argument in extra:
         if not argument.startswith("-"):
             continue
-        name = argument.partition("=")[0]
+        # Envoy's parser takes a name and its value in one argument too, with a space between (TCLAP, seen with 1.40).
+        name = re.split("[= ]", argument, maxsplit=1)[0]
         full = _SHORT.get(name[:2], name) if not name.startswith("--") else name
         refused = [known for known in REFUSED if known == full or (len(full) > 3 and known.startswith(full))]
         if refused:
-            problems.append(Problem("--envoy-arg", f"{argument} is not allowed", REFUSED[refused[0]]))
+            problems.append(Problem("--envoy-arg", f"{name} is not allowed", REFUSED[refused[0]]))
     return problems
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +52,7 @@ def test_threads_and_levels_as_asked_for_and_ours_come_last() -> None:
 
 @pytest.mark.parametrize("name", [*REFUSED, "-c", "-l", "-h"])
 def test_what_could_undo_the_guard_is_refused_in_every_spelling(name: str) -> None:
-    for extra in ([name, "x"], [f"{name}=x"], ["--file-flush-interval-msec", "5", name]):
+    for extra in ([name, "x"], [f"{name}=x"], [f"{name} x"], ["--file-flush-interval-msec", "5", name]):
         (problem,) = check_extra(extra)
         assert problem.path == "--envoy-arg"
         assert problem.hint
@@ -58,8 +60,35 @@ def test_what_could_undo_the_guard_is_refused_in_every_spelling(name: str) -> No
         assert check_extra([f"{name}x"])
 
 
+# Judged one by one: what is new in another Envoy must be judged too before it is let through.
+HARMLESS = {
+    *("--allow-unknown-fields", "--allow-unknown-static-fields", "--reject-unknown-dynamic-fields"),
+    *("--ignore-unknown-dynamic-fields", "--skip-deprecated-logs", "--local-address-ip-version"),
+    *("--log-format", "--log-format-escaped", "--log-stacktrace-single-entry", "--enable-fine-grain-logging"),
+    *("--service-cluster", "--service-node", "--service-zone", "--file-flush-interval-msec"),
+    *("--file-flush-min-size-kb", "--enable-mutex-tracing", "--disable-extensions", "--enable-core-dump"),
+    *("--stats-tag",),
+}
+
+
 def test_what_is_harmless_passes() -> None:
-    assert check_extra(["--file-flush-interval-msec", "500", "--enable-fine-grain-logging", "--stats-tag=a:b"]) == []
+    assert check_extra([*HARMLESS, "--file-flush-interval-msec", "500", "--stats-tag", "a:b", "--stats-tag c:d"]) == []
+
+
+def test_every_option_of_the_real_envoy_has_been_judged() -> None:
+    told = subprocess.run([need_envoy(), "--help"], capture_output=True, text=True, check=False).stdout
+    options = set(re.findall(r"^ +(?:-\w(?: <\w+>)?, +)?(--[a-z][a-z-]+)", told, re.MULTILINE))
+    assert "--config-yaml" in options
+    assert options <= HARMLESS | set(REFUSED)
+
+
+@pytest.mark.process
+def test_envoy_really_takes_a_name_and_its_value_in_one_argument(tmp_path: Path) -> None:
+    (tmp_path / "bootstrap.yaml").write_text("{}")
+    wrong = "--config-yaml {no_such_field: 1}"
+    command = [need_envoy(), "--config-path", str(tmp_path / "bootstrap.yaml"), "--mode", "validate", wrong]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert "no_such_field" in done.stdout + done.stderr
 
 
 def program(path: Path, text: str) -> Path:
