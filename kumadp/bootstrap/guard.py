@@ -7,11 +7,11 @@ and would show the admin to others, or take a port of ours, is refused.
 from __future__ import annotations
 
 import copy
-import ipaddress
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kumadp.addresses import WILDCARDS, is_loopback, overlap
 from kumadp.bootstrap.address import AdminAddress, TcpAdmin, UnixAdmin
 from kumadp.errors import BootstrapError, Problem
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_ADMIN_PORT = 9901
-_WILD = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ def guard(
     admin = _admin(tree, strict, admin_port, problems, warnings)
     if isinstance(admin, TcpAdmin):
         for held in taken:
-            if held.port == admin.port and _overlap(held.host, admin.host):
+            if held.port == admin.port and overlap(held.host, admin.host):
                 problems.append(
                     Problem(
                         "admin.address",
@@ -90,7 +89,7 @@ def _admin(
     host, number = _socket(_get(tree, "admin", "address"))
     if not host and not number:
         warnings.append(f"the bootstrap has no admin; one is added on {LOOPBACK}")
-    elif not _is_loopback(host):
+    elif not is_loopback(host):
         if strict:
             problems.append(
                 Problem("admin.address", f"{host}:{number} is not loopback", "without --strict-admin it is moved there")
@@ -111,20 +110,6 @@ def _admin(
     return found
 
 
-def _is_loopback(host: str) -> bool:
-    """Whether only this host reaches ``host``; an IPv4 address mapped into IPv6 counts as what it maps."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
-
-
-def _overlap(one: str, other: str) -> bool:
-    return one == other or one in _WILD or other in _WILD
-
-
 def _check_static(
     tree: Mapping[str, Any], admin: AdminAddress, taken: tuple[Taken, ...], problems: list[Problem]
 ) -> None:
@@ -133,11 +118,11 @@ def _check_static(
     for index, listener in enumerate(listeners):
         host, port = _socket(_get(listener, "address"))
         for held in taken:
-            if port and port == held.port and _overlap(host, held.host):
+            if port and port == held.port and overlap(host, held.host):
                 problems.append(
                     Problem(f"staticResources.listeners[{index}]", f"takes port {port}, used for {held.purpose}")
                 )
-        if isinstance(admin, TcpAdmin) and port == admin.port and _overlap(host, admin.host):
+        if isinstance(admin, TcpAdmin) and port == admin.port and overlap(host, admin.host):
             problems.append(Problem(f"staticResources.listeners[{index}]", f"takes the admin's port {port}"))
     if not public:
         return
@@ -156,7 +141,7 @@ def _private_listener(listener: Any) -> bool:
     if _get(listener, "address", "pipe", "path"):
         return True
     host, _ = _socket(_get(listener, "address"))
-    return _is_loopback(host)
+    return is_loopback(host)
 
 
 def _socket(address: Any) -> tuple[str, int]:
@@ -177,4 +162,4 @@ def _reaches(address: Any, admin: AdminAddress) -> bool:
         return os.path.normpath(str(_get(address, "pipe", "path"))) == os.path.normpath(admin.path)
     host, port = _socket(address)
     # Linux connects what goes to the wildcard address to loopback.
-    return port == admin.port and (_is_loopback(host) or host in _WILD or host == admin.host)
+    return port == admin.port and (is_loopback(host) or host in WILDCARDS or host == admin.host)

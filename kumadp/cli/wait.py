@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import logging
 import os
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from kumadp.addresses import is_loopback
 from kumadp.cli.logs import open_logs
 from kumadp.cli.options import command_with_options, typed_names
 from kumadp.errors import Problem, SettingsError, WaitTimeout
@@ -88,19 +88,12 @@ def _url_checker(url: str, timeout: float) -> Callable[[], str]:
         host, port = parts.hostname or "", parts.port or 80
     except ValueError:
         host, port = "", 0
-    if not _is_loopback(host) or parts.scheme != "http":
+    if not is_loopback(host) or parts.scheme != "http":
         # Kuma 2.14 takes loopback hosts only: the answer is for this host's own workload.
         hint = f"write one like {DEFAULT_URL}"
         raise SettingsError([Problem("--url", f"{url!r} is not an http address on loopback", hint)])
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return lambda: _ask(http.client.HTTPConnection(host, port, timeout=timeout), target, url)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _ask_kumadp(settings: Settings, otherwise: Callable[[], str] | None) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 
+from kumadp.addresses import WILDCARDS, is_loopback
 from kumadp.bootstrap.address import TcpAdmin
 from kumadp.errors import AdminExposed
 from kumadp.host.ports import local_addresses
@@ -23,7 +24,6 @@ log = logging.getLogger("kumadp.envoy")
 ASKED = {"/server_info": b'"hot_restart_version"', "/config_dump": b'"configs"'}
 DEADLINE = 2.0
 MAX_BODY = 64 * 1024
-_WILD = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
 
 
 async def prove_private(pid: int, admin: AdminAddress) -> None:
@@ -49,12 +49,12 @@ def _suspects(pid: int, admin: TcpAdmin) -> list[str]:
     local = local_addresses()
     suspects: set[str] = set()
     for host in _listening_hosts(pid, admin.port):
-        if host in _WILD:
+        if host in WILDCARDS:
             # A wildcard of IPv6 takes IPv4 too, unless it was told not to: ask both.
             suspects |= {one for one in local if host == "::" or ":" not in one}
-        elif not _is_loopback(host):
+        elif not is_loopback(host):
             suspects.add(host)
-    return sorted(host for host in suspects if not _is_loopback(host) and not host.startswith("fe80:"))
+    return sorted(host for host in suspects if not is_loopback(host) and not host.startswith("fe80:"))
 
 
 def _listening_hosts(pid: int, port: int) -> set[str]:
@@ -63,10 +63,6 @@ def _listening_hosts(pid: int, port: int) -> set[str]:
     except psutil.AccessDenied:
         bound = psutil.Process(pid).net_connections("tcp")
     return {item.laddr.ip for item in bound if item.status == psutil.CONN_LISTEN and item.laddr.port == port}
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "::1" or host.startswith("127.")
 
 
 async def _is_admin(host: str, port: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import pwd
 import socket
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
+from kumadp.addresses import is_ip, overlap
 from kumadp.errors import PortsTaken, Problem
 
 if TYPE_CHECKING:
@@ -45,20 +45,12 @@ async def check_ports(addresses: Iterable[Address]) -> None:
 def _problems(addresses: list[Address]) -> list[Problem]:
     problems = []
     for address in addresses:
-        if not address.port or not _is_ip(address.host):
+        if not address.port or not is_ip(address.host):
             continue
         failure = _try_bind(address)
         if failure is not None:
             problems.append(_explain(address, failure))
     return problems
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _try_bind(address: Address) -> OSError | None:
@@ -103,12 +95,6 @@ def holder_of(address: Address) -> str:
             except psutil.Error:
                 return f"pid {found.pid}"
     return _user_of(address)
-
-
-def overlap(one: str, other: str) -> bool:
-    """Whether two local addresses, as bound, take the same port from each other."""
-    wild = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
-    return one == other or one in wild or other in wild
 
 
 def _user_of(address: Address) -> str:

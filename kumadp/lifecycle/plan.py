@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kumadp.addresses import overlap
 from kumadp.errors import Problem, ResourceError, SettingsError
 from kumadp.host.environment import on_kubernetes
-from kumadp.host.ports import Address, overlap
+from kumadp.host.ports import Address
 from kumadp.resources.types import Dataplane
 from kumadp.resources.validate import bound_sockets
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from kumadp.addresses import ANY_IPV4, is_ip, overlap
 from kumadp.errors import Problem
 from kumadp.resources.parse import join
 from kumadp.resources.types import Dataplane, ZoneEgress, ZoneIngress, seconds
@@ -22,7 +22,6 @@ ZONE = "kuma.io/zone"
 PROTOCOL = "kuma.io/protocol"
 PROTOCOLS = ("tcp", "http", "http2", "grpc", "kafka")
 LOOPBACK = "127.0.0.1"
-_WILD = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 _HOST_NAME = re.compile(
     r"^(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?$"
 )
@@ -80,7 +79,7 @@ def _dataplane_sockets(spec: Dataplane) -> Iterable[BoundSocket]:
     redirect = networking.transparent_proxying
     if redirect is not None and redirect.redirect_port_inbound:
         yield _tcp(
-            _WILD[0],
+            ANY_IPV4,
             redirect.redirect_port_inbound,
             "networking.transparentProxying.redirectPortInbound",
             "redirected inbound traffic",
@@ -96,7 +95,7 @@ def _dataplane_sockets(spec: Dataplane) -> Iterable[BoundSocket]:
                 )
     if redirect is not None and redirect.redirect_port_outbound:
         yield _tcp(
-            _WILD[0],
+            ANY_IPV4,
             redirect.redirect_port_outbound,
             "networking.transparentProxying.redirectPortOutbound",
             "redirected outbound traffic",
@@ -244,12 +243,11 @@ class _Check:
             if required:
                 self.say(path, "is missing", "an IP address or a host name")
             return
-        try:
-            ipaddress.ip_address(value)
-        except ValueError:
-            looks_like_ip = re.fullmatch(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*", value)
-            if looks_like_ip or not names or not _HOST_NAME.match(value):
-                self.say(path, f"{value!r} is not an IP address" + (" or host name" if names else ""))
+        if is_ip(value):
+            return
+        looks_like_ip = re.fullmatch(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*", value)
+        if looks_like_ip or not names or not _HOST_NAME.match(value):
+            self.say(path, f"{value!r} is not an IP address" + (" or host name" if names else ""))
 
     def overlaps(self, sockets: list[BoundSocket]) -> None:
         spec = self.resource.spec
@@ -269,6 +267,4 @@ class _Check:
 
 
 def _same(one: BoundSocket, other: BoundSocket) -> bool:
-    if (one.port, one.protocol) != (other.port, other.protocol):
-        return False
-    return one.address == other.address or one.address in _WILD or other.address in _WILD
+    return (one.port, one.protocol) == (other.port, other.protocol) and overlap(one.address, other.address)

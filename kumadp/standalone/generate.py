@@ -5,9 +5,9 @@ What did not change is the same JSON as before, so that Envoy keeps the listener
 
 from __future__ import annotations
 
-import ipaddress
 from typing import TYPE_CHECKING
 
+from kumadp.addresses import is_ip
 from kumadp.standalone.generated import Generated
 from kumadp.standalone.mesh import ADMIN_HOST, SERVICE, Mesh, Offer, ServiceEndpoint, admin_port, takes_traffic
 from kumadp.standalone.shapes import (
@@ -161,7 +161,7 @@ def _outbound_route(cluster: str) -> Json:
 
 
 def _outbound_cluster(name: str, found: list[ServiceEndpoint], protocol: str) -> Json:
-    if any(not _is_ip(host) for endpoint in found for host in (endpoint.host, endpoint.health_at[0]) if host):
+    if any(not is_ip(host) for endpoint in found for host in (endpoint.host, endpoint.health_at[0]) if host):
         by_name = [{"address": socket_address(endpoint.host, endpoint.port)} for endpoint in found]
         return {**_cluster(name, by_name, protocol), "type": "STRICT_DNS"}
     cluster = _cluster(name, [_service_endpoint(endpoint) for endpoint in found], protocol)
@@ -179,14 +179,6 @@ def _outbound_cluster(name: str, found: list[ServiceEndpoint], protocol: str) ->
             }
         ]
     return cluster
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def bootstrap(mesh: Mesh, directory: Path) -> Json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kumadp.host.ports import overlap
+from kumadp.addresses import overlap
 
 if TYPE_CHECKING:
     from kumadp.standalone.shapes import Json

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.errors import PortsTaken
-from kumadp.host.ports import Address, check_ports, holder_of, local_addresses, overlap
+from kumadp.host.ports import Address, check_ports, holder_of, local_addresses
 from tests.support.ports import free_port, free_ports
 
 if TYPE_CHECKING:
@@ -134,16 +134,3 @@ def test_addresses_of_this_host() -> None:
     found = local_addresses()
     assert "127.0.0.1" in found
     assert not [one for one in found if "%" in one]
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("127.0.0.1", "127.0.0.1", True),
-        ("0.0.0.0", "10.0.0.1", True),
-        ("10.0.0.1", "::", True),
-        ("::1", "127.0.0.1", False),
-    ],
-)
-def test_wildcards_take_every_address(one: str, other: str, same: bool) -> None:
-    assert overlap(one, other) is overlap(other, one) is same
