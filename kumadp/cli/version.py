@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import platform
 from typing import TYPE_CHECKING
 
@@ -34,16 +35,20 @@ async def _ask(binary_path: str, coredns_path: str) -> tuple[str, str]:
     from kumadp.dns.coredns import coredns_version, find_coredns
     from kumadp.envoy.binary import find_envoy
     from kumadp.envoy.version import envoy_version
+    from kumadp.host.environment import child_environment
+    from kumadp.settings.model import secret_variables
+
+    environment = child_environment(os.environ, secret_variables())
 
     async def envoy() -> str:
         try:
             path: Path = find_envoy(binary_path)
-            return f"{(await envoy_version(path)).version} ({path})"
+            return f"{(await envoy_version(path, environment)).version} ({path})"
         except KumadpError as error:
             return f"not found: {error}"
 
     async def coredns() -> str:
         path = find_coredns(coredns_path)
-        return f"{await coredns_version(path)} ({path})" if path else "not found"
+        return f"{await coredns_version(path, environment)} ({path})" if path else "not found"
 
     return await asyncio.gather(envoy(), coredns())

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.errors import KumadpError
+from kumadp.process.output import output_of
 from kumadp.process.supervise import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from kumadp.process.child import Child, Command, ExitStatus
     from kumadp.process.policy import RestartPolicy
@@ -34,38 +35,26 @@ def find_coredns(path: str) -> Path | None:
     return Path(found).absolute() if found else None
 
 
-async def coredns_version(path: Path) -> str:
+async def coredns_version(path: Path, environment: Mapping[str, str]) -> str:
     """Its version, as in 1.14.7 (``CoreDNS-1.14.7`` in the answer to ``--version``), empty when unknown."""
-    match = re.search(r"CoreDNS-(\S+)", await _ask(path, "--version"))
+    match = re.search(r"CoreDNS-(\S+)", await _ask(path, "--version", environment))
     return match[1] if match else ""
 
 
-async def coredns_plugins(path: Path) -> frozenset[str]:
+async def coredns_plugins(path: Path, environment: Mapping[str, str]) -> frozenset[str]:
     """Names of the plugins it was built with: a line each, with ``dns.`` before it in older versions."""
-    lines = (await _ask(path, "-plugins")).splitlines()
+    lines = (await _ask(path, "-plugins", environment)).splitlines()
     return frozenset(name.strip().removeprefix("dns.") for name in lines if name.strip() and " " not in name.strip())
 
 
-async def _ask(path: Path, argument: str) -> str:
+async def _ask(path: Path, argument: str, environment: Mapping[str, str]) -> str:
     try:
-        process = await asyncio.create_subprocess_exec(
-            path,
-            argument,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
+        return await output_of(path, argument, environment=environment, deadline=DEADLINE, with_errors=True)
+    except TimeoutError:
+        return ""
     except OSError as error:
         log.warning("%s cannot be run: %s", path, error.strerror)
         return ""
-    try:
-        async with asyncio.timeout(DEADLINE):
-            output, _ = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        return ""
-    return output.decode("utf-8", "replace")
 
 
 class CoreDnsComponent:

@@ -151,10 +151,13 @@ class Assembly:
             serves = self._probes is not None
             source = KumaSource(settings, self._resource, work, own, dns, self.status, serves_probes=serves)
 
-        async def dns_version() -> str:
-            return await coredns_version(dns.coredns) if dns is not None and dns.coredns is not None else ""
+        environment = self._children_environment
 
-        envoy, coredns = await asyncio.gather(envoy_version(binary), dns_version())
+        async def dns_version() -> str:
+            found = dns.coredns if dns is not None else None
+            return await coredns_version(found, environment) if found is not None else ""
+
+        envoy, coredns = await asyncio.gather(envoy_version(binary, environment), dns_version())
         self.status.facts["versions"] = {"envoy": envoy.version, "coredns": coredns}
         log.info("Envoy %s at %s%s", envoy.version, binary, f", CoreDNS {coredns}" if coredns else "")
         return await source.prepare(envoy, coredns), source
@@ -209,7 +212,7 @@ class Assembly:
                 raise SettingsError([Problem("--dns-coredns-config-template-path", f"{own}: {reason}")]) from None
         if template:
             return render(template, facts, "the control plane's corefileTemplate")
-        return built_in(facts, await coredns_plugins(binary), Path("/etc/resolv.conf"))
+        return built_in(facts, await coredns_plugins(binary, self._children_environment), Path("/etc/resolv.conf"))
 
     async def _open_dns_gate(self, is_up: asyncio.Event) -> None:
         try:

@@ -146,14 +146,14 @@ async def corefile_of(folder: Path, ports: Ports) -> str:
     """Our Corefile, with a resolver at a port of the test's own: resolv.conf knows port 53 only."""
     path = folder / "resolv.conf"
     path.write_text("nameserver 127.0.0.1\n")
-    text = built_in(ports.facts(), await coredns_plugins(need_coredns()), path)
+    text = built_in(ports.facts(), await coredns_plugins(need_coredns(), {}), path)
     return text.replace(str(path), f"127.0.0.1:{ports.resolver}")
 
 
 async def test_version_and_plugins_of_the_real_binary() -> None:
     binary = need_coredns()
-    assert (await coredns_version(binary)).count(".") == 2
-    assert "forward" in await coredns_plugins(binary)
+    assert (await coredns_version(binary, {})).count(".") == 2
+    assert "forward" in await coredns_plugins(binary, {})
     assert find_coredns(str(binary)) == binary.absolute()
     assert find_coredns("no-such-coredns") is None
 
@@ -162,8 +162,8 @@ async def test_what_is_no_coredns_has_no_version(tmp_path: Path) -> None:
     script = tmp_path / "coredns"
     script.write_text("#!/bin/sh\necho hello to you\nexit 1\n")
     script.chmod(0o755)
-    assert await coredns_version(script) == ""
-    assert await coredns_plugins(script) == frozenset()
+    assert await coredns_version(script, {}) == ""
+    assert await coredns_plugins(script, {}) == frozenset()
 
 
 async def test_plugins_of_an_older_coredns_are_read_too(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ async def test_plugins_of_an_older_coredns_are_read_too(tmp_path: Path) -> None:
         "#!/bin/sh\nprintf 'Server types:\\n  dns\\n\\nOther plugins:\\n  dns.alternate\\n  dns.forward\\n'\n"
     )
     script.chmod(0o755)
-    assert await coredns_plugins(script) >= {"alternate", "forward"}
+    assert await coredns_plugins(script, {}) >= {"alternate", "forward"}
 
 
 @pytest.mark.parametrize("tcp", [False, True])

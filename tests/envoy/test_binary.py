@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_every_option_of_the_real_envoy_has_been_judged() -> None:
 def test_envoy_really_takes_a_name_and_its_value_in_one_argument(tmp_path: Path) -> None:
     (tmp_path / "bootstrap.yaml").write_text("{}")
     wrong = "--config-yaml {no_such_field: 1}"
-    command = [need_envoy(), "--config-path", str(tmp_path / "bootstrap.yaml"), "--mode", "validate", wrong]
+    command = [str(need_envoy()), "--config-path", str(tmp_path / "bootstrap.yaml"), "--mode", "validate", wrong]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert "no_such_field" in done.stdout + done.stderr
 
@@ -122,7 +123,7 @@ def test_a_missing_envoy_says_how_to_get_one(tmp_path: Path) -> None:
 
 
 async def test_the_version_of_the_real_envoy() -> None:
-    found = await envoy_version(need_envoy())
+    found = await envoy_version(need_envoy(), {})
     assert found.version.count(".") == 2
     assert len(found.build.split("/")) == 5
 
@@ -130,10 +131,10 @@ async def test_the_version_of_the_real_envoy() -> None:
 @pytest.mark.parametrize("text", ["echo hello", "exit 1", "echo version: a/b/c"])
 async def test_what_is_no_envoy_is_told(tmp_path: Path, text: str) -> None:
     with pytest.raises(BinaryNotFound, match="--binary-path"):
-        await envoy_version(program(tmp_path / "envoy", f"#!/bin/sh\n{text}\n"))
+        await envoy_version(program(tmp_path / "envoy", f"#!/bin/sh\n{text}\n"), {})
 
 
 async def test_an_envoy_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(version, "DEADLINE", 0.2)
     with pytest.raises(BinaryNotFound, match="did not end"):
-        await envoy_version(program(tmp_path / "envoy", "#!/bin/sh\nexec sleep 60\n"))
+        await envoy_version(program(tmp_path / "envoy", "#!/bin/sh\nsleep 60\n"), {"PATH": os.defpath})
