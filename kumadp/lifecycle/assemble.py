@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kumadp.addresses import is_ip
 from kumadp.errors import BinaryNotFound, Problem, SettingsError
 from kumadp.host.environment import child_environment
 from kumadp.host.ports import Address, check_ports
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
     from kumadp.dns.coredns import CoreDnsComponent
     from kumadp.envoy.component import EnvoyComponent
-    from kumadp.lifecycle.plan import DnsPlan
+    from kumadp.lifecycle.plan import DnsPlan, ProbesPlan
     from kumadp.lifecycle.sources import Prepared, Source
     from kumadp.process.supervise import ChildReport
     from kumadp.resources.load import Resource
@@ -48,6 +51,8 @@ log = logging.getLogger("kumadp.lifecycle")
 
 # Kuma 2.14 passes its DNS gate after 15 s too: names may be late, traffic by address must not wait for ever.
 DNS_GATE = 15.0
+# How long the name in networking.address is asked for, where virtual probes need its address (seconds).
+NAME_DEADLINE = 5.0
 
 
 class Assembly:
@@ -85,7 +90,7 @@ class Assembly:
         if coredns is None and settings.dns_enabled and os.sep in settings.coredns_path:
             raise BinaryNotFound(f"no CoreDNS: {settings.coredns_path} is not there", "check --dns-coredns-path")
         dns = plan_dns(settings, coredns)
-        own = self._own_addresses(dns)
+        own = await self._own_addresses(dns)
         standalone = self._mesh is not None
         envoy = envoy_addresses(self._resource, standalone=standalone, dns=dns)
         check_plan(own, envoy, self._resource)
@@ -97,13 +102,31 @@ class Assembly:
             await self._start_dns(dns, prepared)
         await self._start_envoy(binary, prepared, source)
 
-    def _own_addresses(self, dns: DnsPlan | None) -> list[Address]:
+    async def _own_addresses(self, dns: DnsPlan | None) -> list[Address]:
         spec = self._resource.spec if self._resource is not None else None
         dataplane = spec if isinstance(spec, Dataplane) else None
-        self._probes, why = plan_probes(self._settings, dataplane, self._environ)
+        plan, why = plan_probes(self._settings, dataplane, self._environ)
         if why:
             log.info("%s", why)
+        self._probes = await self._resolve(plan) if plan is not None else None
         return own_addresses(self._settings, dns, self._probes)
+
+    async def _resolve(self, plan: ProbesPlan) -> ProbesPlan | None:
+        """The plan with an address in place of a host name; None, and a story in the status, where there is none."""
+        if is_ip(plan.host):
+            return plan
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(NAME_DEADLINE):
+                found = await loop.getaddrinfo(plan.host, plan.port, type=socket.SOCK_STREAM)
+        except (OSError, TimeoutError) as error:
+            reason = getattr(error, "strerror", None) or f"no answer within {NAME_DEADLINE:.0f} s"
+            story = (
+                f"networking.address {plan.host} cannot be resolved: {reason}; name one with --virtual-probes-address"
+            )
+            self.status.note_fatal("virtual probes", story)
+            return None
+        return dataclasses.replace(plan, host=str(found[0][4][0]))
 
     def _start_servers(self) -> None:
         from kumadp.lifecycle.control import ControlServer, control_socket_path
@@ -131,7 +154,8 @@ class Assembly:
         else:
             routes = routes_of(spec)
         self._stack.start(VirtualProbes(plan.host, plan.port, routes))
-        self.status.ports["virtual probes"] = f"http://{plan.host}:{plan.port}"
+        host = f"[{plan.host}]" if ":" in plan.host else plan.host
+        self.status.ports["virtual probes"] = f"http://{host}:{plan.port}"
 
     async def _prepare(self, binary: Path, dns: DnsPlan | None, own: list[Address]) -> tuple[Prepared, Source]:
         from kumadp.dns.coredns import coredns_version

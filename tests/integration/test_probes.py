@@ -88,3 +88,18 @@ def test_off_is_off(tmp_path: Path, ports: Ports) -> None:
             daemon.wait_ready()
             assert not is_listening(ports.probes)
             assert "probes" in json.loads(plane.requests[0]["dataplaneResource"])
+
+
+@pytest.mark.parametrize(("address", "served"), [("localhost", True), ("no-such-host.invalid", False)])
+def test_an_address_that_is_a_name_is_resolved_or_costs_the_probes_alone(
+    tmp_path: Path, ports: Ports, address: str, served: bool
+) -> None:
+    with workload("web") as app, ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, app.port))) as plane:
+        made = arguments(tmp_path, plane, ports, app.port)
+        file = tmp_path / "dp.json"
+        file.write_text(file.read_text().replace('"address": "127.0.0.1"', f'"address": "{address}"', 1))
+        with run_kumadp(tmp_path, ports, *made, "--drain-time=1s") as daemon:
+            daemon.wait_ready()
+            assert get(ports.inbound) == (200, "web")
+            assert is_listening(ports.probes) is served
+            assert ("--virtual-probes-address" in daemon.output()) is not served
