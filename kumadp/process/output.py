@@ -45,6 +45,9 @@ async def output_of(
                 os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REAPED_WITHIN):
+                # To its end: the pipe is closed by that alone.
+                while process.stdout is not None and await process.stdout.read(MAX_OUTPUT):
+                    pass
                 await process.wait()
     return output.decode("utf-8", "replace")
 
