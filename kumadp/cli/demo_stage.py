@@ -135,7 +135,8 @@ def _tied_to_us(*command: str) -> tuple[str, ...]:
     from kumadp.process import exec_helper
 
     helper = (sys.executable, "-I", "-S", exec_helper.__file__)
-    return (*helper, str(int(signal.SIGTERM)), str(os.getpid()), *command)
+    locale = int("LC_CTYPE" in os.environ)
+    return (*helper, str(int(signal.SIGTERM)), str(os.getpid()), str(locale), *command)
 
 
 def write_mesh(folder: Path, ports: DemoPorts) -> None:

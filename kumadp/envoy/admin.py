@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import httpx
 
@@ -28,12 +30,22 @@ class AdminClient:
 
     async def get(self, path: str, timeout: float = DEADLINE) -> tuple[int, bytes]:
         """Status and body of a GET."""
-        answer = await self._client.get(path, timeout=timeout)
+        answer = await self._ask("GET", path, timeout)
         return answer.status_code, answer.content
 
     async def post(self, path: str, timeout: float = DEADLINE) -> int:
         """Status of a POST with an empty body."""
-        return (await self._client.post(path, timeout=timeout)).status_code
+        return (await self._ask("POST", path, timeout)).status_code
+
+    async def _ask(self, method: str, path: str, timeout: float) -> httpx.Response:
+        if self._client.is_closed:
+            raise httpx.ConnectError("Envoy is gone for good")
+        try:
+            # httpx bounds each read; only this bounds the whole.
+            async with asyncio.timeout(timeout):
+                return await self._client.request(method, path, timeout=timeout)
+        except (TimeoutError, httpx.TimeoutException):
+            raise httpx.ReadTimeout(f"no answer within {timeout:g} s") from None
 
     async def ready(self) -> tuple[bool, str]:
         """Whether Envoy is LIVE, and the state it names (Envoy docs: admin ``/ready``)."""
@@ -42,7 +54,7 @@ class AdminClient:
 
     async def stats(self, pattern: str) -> dict[str, int]:
         """Counters and gauges whose names match a regular expression."""
-        _, body = await self.get(f"/stats?format=json&filter={pattern}")
+        _, body = await self.get(f"/stats?format=json&filter={quote(pattern)}")
         found = json.loads(body).get("stats", [])
         return {entry["name"]: entry["value"] for entry in found if isinstance(entry.get("value"), int)}
 

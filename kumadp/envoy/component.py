@@ -29,6 +29,8 @@ log = logging.getLogger("kumadp.envoy")
 _FIRST_POLL = 0.02
 _LONGEST_POLL = 0.25
 _STATS = r"^listener_manager\.(lds\.update_(success|rejected)|total_listeners_(active|warming)|workers_started)$"
+# Envoy's API: ServerInfo.State.
+_WAITS_FOR = {"PRE_INITIALIZING": ": it waits for clusters", "INITIALIZING": ": it waits for listeners and routes"}
 # What Envoy prints when no restart can help: 1.40, and the older form.
 _CONFIGURATION_ERRORS = (
     re.compile(r"error `(?P<why>.+?)`\s+initializing config", re.DOTALL),
@@ -51,7 +53,11 @@ def configuration_error(lines: Sequence[str]) -> str | None:
 
 
 class EnvoyComponent:
-    """Runs Envoy. ``reason`` hears why it does not serve yet, "" once it does; ``changed`` hears each state."""
+    """Runs Envoy. ``reason`` hears why it does not serve yet, "" once it does; ``changed`` hears each state.
+
+    ``leaving`` says whether everything is about to stop: an Envoy that ends then is not started again, since a new one
+    would take traffic that nobody drains.
+    """
 
     name = "envoy"
 
@@ -65,11 +71,13 @@ class EnvoyComponent:
         dynamic: bool,
         changed: Callable[[ChildReport], None],
         reason: Callable[[str], None],
+        leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         self.admin = AdminClient(admin)
         self._address = admin
         self._dynamic = dynamic
         self._reason = reason
+        self._leaving = leaving
         self._was_live = False
         self._gone = asyncio.Event()
         self._changed = changed
@@ -137,11 +145,12 @@ class EnvoyComponent:
         try:
             live, state = await self.admin.ready()
             if not live:
-                self._reason(f"Envoy is {state or 'not ready'}")
+                self._reason(f"Envoy is {state or 'not ready'}{_WAITS_FOR.get(state, '')}")
                 return False
             stats = await self.admin.stats(_STATS)
             return await self._has_listeners(stats)
-        except (httpx.HTTPError, json.JSONDecodeError):
+        except (httpx.HTTPError, ValueError, AttributeError, KeyError, TypeError):
+            # A stranger may have the port for a moment, and answer anything.
             self._reason("Envoy's admin does not answer yet")
             return False
 
@@ -176,6 +185,8 @@ class EnvoyComponent:
         return "; ".join(told) or "unknown"
 
     def _permanent(self, status: ExitStatus, lines: list[str]) -> str | None:
+        if self._leaving():
+            return "it is not started again, as everything stops"
         if self._was_live or status.code in {None, 0}:
             return None
         why = configuration_error(lines)

@@ -281,6 +281,7 @@ class Assembly:
             dynamic=prepared.dynamic,
             changed=self._envoy_changed,
             reason=self._envoy_reason,
+            leaving=lambda: self.status.phase in {Phase.DRAINING, Phase.STOPPING},
         )
         await self._stack.enter(self._envoy, stop_deadline=settings.stop_grace + 2)
         follower = source.follower(self._envoy.admin)

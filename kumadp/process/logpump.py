@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import fcntl
 import logging
 import os
 
@@ -31,25 +32,27 @@ class LogPump:
         return list(self._lines)[-lines:]
 
     def drain(self) -> None:
-        """Read what is left after the child has ended. A grandchild may keep the pipe open: that is not waited for."""
-        while self._descriptor >= 0 and self._readable():
-            pass
+        """Read what the child left and close the pipe. A grandchild may hold it, and write: that is not waited for."""
+        if self._descriptor >= 0:
+            # What the child itself wrote is in the pipe now: more than it holds comes from somebody else.
+            left = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)
+            while left > 0 and (read := self._readable()):
+                left -= read
+        self._close()
         if self._buffer:
             self._tell(bytes(self._buffer))
             self._buffer.clear()
 
-    def _readable(self) -> bool:
+    def _readable(self) -> int:
         try:
             data = os.read(self._descriptor, MAX_LINE)
         except BlockingIOError:
-            return False
+            return 0
         except OSError:
             data = b""
         if not data:
-            asyncio.get_running_loop().remove_reader(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = -1
-            return False
+            self._close()
+            return 0
         *lines, rest = data.split(b"\n")
         for line in lines:
             self._buffer += line
@@ -60,12 +63,20 @@ class LogPump:
         if not self._cutting:
             self._buffer += rest
         if len(self._buffer) > MAX_LINE:
-            self._tell(bytes(self._buffer[:MAX_LINE]) + b" [cut]")
+            self._tell(bytes(self._buffer))
             self._buffer.clear()
             self._cutting = True
-        return True
+        return len(data)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _tell(self, line: bytes) -> None:
-        text = line.decode("utf-8", "replace").rstrip()
+        text = line[:MAX_LINE].decode("utf-8", "replace").rstrip()
+        if len(line) > MAX_LINE:
+            text += " [cut]"
         self._lines.append(text)
         self._log.info("%s", text)

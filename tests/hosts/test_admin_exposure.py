@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 
 from kumadp.errors import ExitCode
 from tests.support.controlplane import static_bootstrap, static_cluster, static_listener
@@ -61,9 +62,11 @@ while True:
     connection, _ = server.accept()
     connection.settimeout(0.2)
     try:
-        line = connection.recv(4096).split(b"\\r\\n", 1)[0].decode()
+        line = connection.recv(4096).split(b"\\r\\n", 1)[0].decode("latin-1")
     except OSError:
         line = "nothing"
+    if line.startswith("\\x16\\x03"):
+        line = "hello of TLS"
     with pathlib.Path(sys.argv[3]).open("a") as file:
         file.write(line + "\\n")
     if sys.argv[4] == "answer":
@@ -161,25 +164,43 @@ def test_a_neighbour_reaches_ready_and_nothing_else(hosts: Hosts, tmp_path: Path
         assert ask(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.readiness}/ready") == (200, "READY")
 
 
-def hidden_way(folder: Path, ports: Ports) -> Path:
+def hidden_way(folder: Path, ports: Ports, *, tls: bool) -> Path:
     """A bootstrap with a listener on the sidecar's address that leads to the admin by a name the guard cannot read."""
     tree = static_bootstrap(ports, 1)
     endpoint = {"socketAddress": {"address": "hidden.example", "portValue": ports.admin}}
     tree["staticResources"]["clusters"].append({**static_cluster("way", endpoint), "type": "LOGICAL_DNS"})
-    tree["staticResources"]["listeners"].append(static_listener("open", ports.admin, "way", SIDECAR))
+    listener = static_listener("open", ports.admin, "way", SIDECAR)
+    if tls:
+        listener["filterChains"][0]["transportSocket"] = tls_socket()
+    tree["staticResources"]["listeners"].append(listener)
     path = folder / "bootstrap.json"
     path.write_text(json.dumps(tree))
     return path
+
+
+def tls_socket() -> dict[str, Any]:
+    """A transport socket with a certificate that nobody trusts."""
+    made = trustme.CA().issue_cert(SIDECAR)
+    certificate = {
+        "certificateChain": {"inlineString": made.cert_chain_pems[0].bytes().decode()},
+        "privateKey": {"inlineString": made.private_key_pem.bytes().decode()},
+    }
+    context = {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        "commonTlsContext": {"tlsCertificates": [certificate]},
+    }
+    return {"name": "envoy.transport_sockets.tls", "typedConfig": context}
 
 
 def control_plane_arguments(port: str) -> tuple[str, ...]:
     return (f"--cp-address=http://127.0.0.1:{port}", "--name=web", "--mesh=default", "--drain-time=1s")
 
 
-def test_a_way_to_the_admin_that_only_shows_when_it_runs_kills_envoy(hosts: Hosts, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_way_to_the_admin_that_only_shows_when_it_runs_kills_envoy(hosts: Hosts, tmp_path: Path, tls: bool) -> None:
     ports = Ports.take()
     (tmp_path / "hosts").write_text("127.0.0.1 hidden.example localhost\n")
-    bootstrap = hidden_way(tmp_path, ports)
+    bootstrap = hidden_way(tmp_path, ports, tls=tls)
     inside = f'mount --bind {tmp_path / "hosts"} /etc/hosts && exec "$@"'
     prefix = (*hosts.on_sidecar, "unshare", "--mount", "sh", "-c", inside, "sh")
     with (
@@ -208,7 +229,7 @@ def test_a_stranger_on_the_admin_s_port_is_asked_and_left_alone(hosts: Hosts, tm
         poll(lambda: ask(hosts.on_sidecar, "GET", ready) == (200, "READY"), what="READY beside a stranger")
         assert daemon.process.poll() is None
     asked = set(seen.read_text().splitlines())
-    assert asked == {"GET /server_info HTTP/1.1", "GET /config_dump HTTP/1.1"}
+    assert asked == {"GET /server_info HTTP/1.1", "GET /config_dump HTTP/1.1", "hello of TLS"}
 
 
 def test_the_neighbour_is_another_host(hosts: Hosts) -> None:

@@ -107,6 +107,19 @@ def test_a_request_in_flight_ends_well_when_the_sidecar_stops(
         assert daemon.wait() == ExitCode.OK
 
 
+def test_an_envoy_that_dies_in_the_drain_is_not_started_again(
+    tmp_path: Path, ports: Ports, app: Workload, backend: Workload
+) -> None:
+    with run_kumadp(tmp_path, ports, *mesh_of(tmp_path, ports, app, backend)[:-1], "3600s") as daemon:
+        daemon.wait_ready()
+        daemon.terminate()
+        poll(lambda: get(ports.readiness, "/ready") == (503, "TERMINATING"), what="TERMINATING")
+        daemon.kill_envoy()
+        assert daemon.wait() == ExitCode.OK
+        assert "envoy ended while draining" in daemon.output()
+        assert daemon.output().count("initializing epoch") == 1
+
+
 def test_a_third_signal_ends_at_once_with_its_own_code_and_no_child(
     tmp_path: Path, ports: Ports, app: Workload, backend: Workload
 ) -> None:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.errors import AdminExposed, ChildFailed
+from kumadp.errors import AdminExposed, ChildFailed, SpawnError
 from kumadp.process.child import Child, Command, ExitStatus
 from kumadp.process.policy import ChildState, RestartPolicy
 from kumadp.process.supervise import ChildReport, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
 pytestmark = pytest.mark.process
 
@@ -32,6 +33,7 @@ class Watched:
         bring_up: Callable[[Child], Awaitable[None]] | None = None,
         permanent: Callable[[ExitStatus, list[str]], str | None] = lambda _status, _lines: None,
         grace: float = 5.0,
+        program: str = "/bin/sh",
     ) -> None:
         self.reports: list[ChildReport] = []
         self.pids: list[int] = []
@@ -45,11 +47,11 @@ class Watched:
             changed=self.reports.append,
             grace=grace,
         )
-        self._script = script
+        self._argv = (program, "-c", script)
         self.task = asyncio.create_task(self.supervisor.run(self.up.set))
 
     async def _command(self) -> Command:
-        return Command(("/bin/sh", "-c", self._script), "sleeper", {"PATH": os.defpath})
+        return Command(self._argv, "sleeper", {"PATH": os.defpath})
 
     async def _says_up(self, child: Child) -> None:
         while "up" not in child.tail(5):
@@ -166,4 +168,23 @@ async def test_being_cancelled_while_it_waits_to_restart_is_quick() -> None:
         while ChildState.BACKOFF not in watched.states or watched.supervisor.report.restarts < 2:
             await asyncio.sleep(0.005)
         await watched.end()
-    assert watched.states[-1] is ChildState.BACKOFF
+    assert watched.states[-2:] == [ChildState.BACKOFF, ChildState.STOPPED]
+
+
+async def test_one_that_cannot_be_started_is_fatal(tmp_path: Path) -> None:
+    watched = Watched(STAY, program=str(tmp_path / "none"))
+    with pytest.raises(SpawnError, match="none"):
+        await watched.task
+    assert watched.states[-1] is ChildState.FATAL
+    assert "none" in watched.reports[-1].reason
+
+
+async def test_what_is_found_out_in_its_last_moment_counts_more_than_how_it_ended() -> None:
+    async def end_and_refuse(child: Child) -> None:
+        child.send_signal(9)
+        await child.wait()
+        raise AdminExposed("exposed")
+
+    watched = Watched(STAY, bring_up=end_and_refuse)
+    with pytest.raises(AdminExposed):
+        await watched.task
