@@ -1,4 +1,4 @@
-"""Puts all parts together. The only file, with `sources`, that knows every feature."""
+"""Puts all parts together: the only file that knows them all."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import dataclasses
 import logging
 import os
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import is_ip
-from kumadp.errors import BinaryNotFound, Problem, SettingsError
+from kumadp.errors import BinaryNotFound, KumadpError
 from kumadp.host.environment import child_environment
 from kumadp.host.ports import Address, check_ports
 from kumadp.host.workdir import open_work_dir
 from kumadp.lifecycle.component import Stack
 from kumadp.lifecycle.drain import Step, plan_drain
 from kumadp.lifecycle.loop import Outcome, PartEnded, RunLoop
+from kumadp.lifecycle.names import Names
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.plan import (
     LOOPBACK,
@@ -37,8 +37,8 @@ from kumadp.settings.model import secret_variables
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
 
-    from kumadp.dns.coredns import CoreDnsComponent
     from kumadp.envoy.component import EnvoyComponent
     from kumadp.lifecycle.plan import DnsPlan, ProbesPlan
     from kumadp.lifecycle.sources import Prepared, Source
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.lifecycle")
 
-# Kuma 2.14 passes its DNS gate after 15 s too: names may be late, traffic by address must not wait for ever.
-DNS_GATE = 15.0
 # How long the name in networking.address is asked for, where virtual probes need its address (seconds).
 NAME_DEADLINE = 5.0
 
@@ -61,19 +59,19 @@ class Assembly:
     def __init__(
         self, settings: Settings, resource: Resource | None, mesh: Mesh | None, environ: Mapping[str, str]
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._resource = resource
         self._mesh = mesh
         self._environ = environ
         self._name = resource.name if resource is not None else settings.name
         self.status = Status(self._name, "standalone" if mesh is not None else "control plane")
         self.loop = RunLoop(self)
-        self._stack = Stack(lambda name, error: self.loop.post(PartEnded(name, error)))
+        self.stack = Stack(lambda name, error: self.loop.post(PartEnded(name, error)))
         self._exit = contextlib.ExitStack()
         self._envoy: EnvoyComponent | None = None
-        self._dns: CoreDnsComponent | None = None
+        self._names: Names | None = None
         self._inbound_drained = False
-        self._children_environment = child_environment(environ, secret_variables())
+        self.children_environment: Mapping[str, str] = child_environment(environ, secret_variables())
 
     def is_essential(self, part: str) -> bool:
         """Only Envoy."""
@@ -84,7 +82,7 @@ class Assembly:
         from kumadp.dns.coredns import find_coredns
         from kumadp.envoy.binary import find_envoy
 
-        settings = self._settings
+        settings = self.settings
         binary = find_envoy(settings.binary_path)
         coredns = find_coredns(settings.coredns_path) if settings.dns_enabled else None
         if coredns is None and settings.dns_enabled and os.sep in settings.coredns_path:
@@ -99,17 +97,18 @@ class Assembly:
         self._start_probes()
         prepared, source = await self._prepare(binary, dns, own)
         if dns is not None:
-            await self._start_dns(dns, prepared)
+            self._names = Names(self, dns, standalone=standalone)
+            await self._names.start(prepared.corefile_template)
         await self._start_envoy(binary, prepared, source)
 
     async def _own_addresses(self, dns: DnsPlan | None) -> list[Address]:
         spec = self._resource.spec if self._resource is not None else None
         dataplane = spec if isinstance(spec, Dataplane) else None
-        plan, why = plan_probes(self._settings, dataplane, self._environ)
+        plan, why = plan_probes(self.settings, dataplane, self._environ)
         if why:
             log.info("%s", why)
         self._probes = await self._resolve(plan) if plan is not None else None
-        return own_addresses(self._settings, dns, self._probes)
+        return own_addresses(self.settings, dns, self._probes)
 
     async def _resolve(self, plan: ProbesPlan) -> ProbesPlan | None:
         """The plan with an address in place of a host name; None, and a story in the status, where there is none."""
@@ -132,15 +131,15 @@ class Assembly:
         from kumadp.lifecycle.control import ControlServer, control_socket_path
         from kumadp.lifecycle.readiness import ReadinessServer
 
-        port = self._settings.readiness_port
-        self._stack.start(ReadinessServer(LOOPBACK, port, lambda: self.status.ready_state))
+        port = self.settings.readiness_port
+        self.stack.start(ReadinessServer(LOOPBACK, port, lambda: self.status.ready_state))
         self.status.ports["readiness"] = f"http://{LOOPBACK}:{port}/ready"
         try:
             path = control_socket_path(self._name, self._environ)
         except OSError as error:
             log.warning("no control socket: %s", error)
             return
-        self._stack.start(ControlServer(path, self.status.snapshot))
+        self.stack.start(ControlServer(path, self.status.snapshot))
 
     def _start_probes(self) -> None:
         from kumadp.probes.virtual import Routes, VirtualProbes, routes_of
@@ -153,7 +152,7 @@ class Assembly:
             routes = Routes({}, plan.generic_ports)
         else:
             routes = routes_of(spec)
-        self._stack.start(VirtualProbes(plan.host, plan.port, routes))
+        self.stack.start(VirtualProbes(plan.host, plan.port, routes))
         host = f"[{plan.host}]" if ":" in plan.host else plan.host
         self.status.ports["virtual probes"] = f"http://{host}:{plan.port}"
 
@@ -162,12 +161,12 @@ class Assembly:
         from kumadp.envoy.version import envoy_version
         from kumadp.lifecycle.sources import KumaSource, StandaloneSource
 
-        settings = self._settings
+        settings = self.settings
         work = await asyncio.to_thread(
             open_work_dir, self._name, settings.work_dir, settings.socket_dir, settings.dns_config_dir, self._environ
         )
         self._exit.callback(work.close)
-        self._work = work
+        self.work = work
         source: Source
         if self._mesh is not None:
             source = StandaloneSource(settings, self._mesh, work, own, dns)
@@ -175,7 +174,7 @@ class Assembly:
             serves = self._probes is not None
             source = KumaSource(settings, self._resource, work, own, dns, self.status, serves_probes=serves)
 
-        environment = self._children_environment
+        environment = self.children_environment
 
         async def dns_version() -> str:
             found = dns.coredns if dns is not None else None
@@ -186,78 +185,12 @@ class Assembly:
         log.info("Envoy %s at %s%s", envoy.version, binary, f", CoreDNS {coredns}" if coredns else "")
         return await source.prepare(envoy, coredns), source
 
-    async def _start_dns(self, dns: DnsPlan, prepared: Prepared) -> None:
-        if dns.coredns is None:
-            where = (
-                f"Envoy's DNS filter answers on {LOOPBACK}:{dns.port}"
-                if self._mesh
-                else "names of the mesh are not answered"
-            )
-            log.warning("no CoreDNS here: %s", where)
-            return
-        from kumadp.bootstrap.store import write_private
-        from kumadp.dns.coredns import CoreDnsComponent
-
-        settings, binary = self._settings, dns.coredns
-        try:
-            text = await self._corefile(dns, binary, prepared.corefile_template)
-        except SettingsError as error:
-            self.status.note_fatal("coredns", str(error))
-            return
-        corefile = self._work.dns / "Corefile"
-        await asyncio.to_thread(write_private, corefile, text.encode())
-        self._dns = CoreDnsComponent(
-            self._command("coredns", (str(binary), "-conf", str(corefile), "-quiet")),
-            dns.port,
-            RestartPolicy(settings.coredns_restart_budget, settings.envoy_restart_window),
-            grace=settings.stop_grace,
-            changed=self.status.note_child,
-            gave_up=self._dns_gave_up,
-        )
-        self.status.wait_for("dns", "CoreDNS does not answer yet")
-        self.status.ports["dns"] = f"{LOOPBACK}:{dns.port}"
-        is_up = self._stack.start(self._dns, stop_deadline=settings.stop_grace + 1)
-        self._gate = asyncio.create_task(self._open_dns_gate(is_up), name="dns gate")
-
-    async def _corefile(self, dns: DnsPlan, binary: Path, template: str | None) -> str:
-        """The user's template, the control plane's, or the built-in one; raises SettingsError."""
-        from kumadp.dns.coredns import coredns_plugins
-        from kumadp.dns.corefile import CorefileFacts, built_in, render
-
-        settings = self._settings
-        facts = CorefileFacts(
-            dns.port, dns.envoy_port, dns.prometheus_port, settings.dns_logging, str(binary), str(self._work.dns)
-        )
-        if own := settings.coredns_config_template_path:
-            try:
-                return render(await asyncio.to_thread(Path(own).read_text), facts, own)
-            except (OSError, UnicodeDecodeError) as error:
-                reason = getattr(error, "strerror", None) or "is not UTF-8 text"
-                raise SettingsError([Problem("--dns-coredns-config-template-path", f"{own}: {reason}")]) from None
-        if template:
-            return render(template, facts, "the control plane's corefileTemplate")
-        return built_in(facts, await coredns_plugins(binary, self._children_environment), Path("/etc/resolv.conf"))
-
-    async def _open_dns_gate(self, is_up: asyncio.Event) -> None:
-        try:
-            async with asyncio.timeout(DNS_GATE):
-                await is_up.wait()
-        except TimeoutError:
-            log.warning("CoreDNS has not answered for %.0f s; going on without waiting for it", DNS_GATE)
-        self.status.wait_for("dns", "")
-        self._settle()
-
-    def _dns_gave_up(self, story: str) -> None:
-        self.status.note_fatal("coredns", story)
-        self.status.wait_for("dns", "")
-        self._settle()
-
     async def _start_envoy(self, binary: Path, prepared: Prepared, source: Source) -> None:
         from kumadp.bootstrap.address import TcpAdmin
         from kumadp.envoy.argv import envoy_argv
         from kumadp.envoy.component import EnvoyComponent
 
-        settings = self._settings
+        settings = self.settings
         if isinstance(prepared.admin, TcpAdmin):
             address = Address(prepared.admin.host, prepared.admin.port, "tcp", "Envoy's admin", "networking.admin.port")
             await check_ports([address])
@@ -274,7 +207,7 @@ class Assembly:
         self.status.ports["admin"] = str(prepared.admin)
         self.status.wait_for("envoy", "Envoy is being started")
         self._envoy = EnvoyComponent(
-            self._command("envoy", argv),
+            self.command("envoy", argv),
             prepared.admin,
             RestartPolicy(envoy_budget(settings, self._environ), settings.envoy_restart_window),
             grace=settings.stop_grace,
@@ -283,14 +216,15 @@ class Assembly:
             reason=self._envoy_reason,
             leaving=lambda: self.status.phase in {Phase.DRAINING, Phase.STOPPING},
         )
-        await self._stack.enter(self._envoy, stop_deadline=settings.stop_grace + 2)
+        await self.stack.enter(self._envoy, stop_deadline=settings.stop_grace + 2)
         follower = source.follower(self._envoy.admin)
         if follower is not None:
-            self._stack.start(follower)
+            self.stack.start(follower)
 
-    def _command(self, name: str, argv: tuple[str, ...]) -> Callable[[], Awaitable[Command]]:
-        fate: OnParentDeath = "keep" if self._settings.on_parent_death == "keep" else "kill"
-        command = Command(argv, name, self._children_environment, fate)
+    def command(self, name: str, argv: tuple[str, ...]) -> Callable[[], Awaitable[Command]]:
+        """What makes a child's command, asked at each start."""
+        fate: OnParentDeath = "keep" if self.settings.on_parent_death == "keep" else "kill"
+        command = Command(argv, name, self.children_environment, fate)
 
         async def make() -> Command:
             return command
@@ -304,34 +238,42 @@ class Assembly:
             self.status.move(Phase.STARTING, report.last_exit)
         elif report.state is ChildState.RUNNING:
             self.status.wait_for("envoy", "")
-            self._settle()
+            self.settle()
 
     def _envoy_reason(self, reason: str) -> None:
         if reason:
             self.status.wait_for("envoy", reason)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """READY once nothing holds it back."""
         if self.status.phase is Phase.STARTING and not self.status.reasons and self._envoy is not None:
             self.status.move(Phase.READY, "Envoy is LIVE with its listeners")
 
     async def stop(self) -> None:
         """Leave everything in reverse order."""
-        await self._stack.leave()
+        await self.stack.leave()
         await asyncio.to_thread(self._exit.close)
 
     def kill(self) -> None:
         """Kill the children at once; a temporary directory goes too."""
         if self._envoy is not None:
             self._envoy.supervisor.kill()
-        if self._dns is not None:
-            self._dns.supervisor.kill()
+        if self._names is not None:
+            self._names.kill()
         self._exit.close()
+
+    async def reload(self, why: str) -> str:  # noqa: ARG002
+        """Not yet."""
+        raise KumadpError("not offered yet")
+
+    async def reexec(self, why: str) -> str:  # noqa: ARG002
+        """Not yet."""
+        raise KumadpError("not offered yet")
 
     def drain_steps(self) -> tuple[Step, ...]:
         """What to do between the first signal and the stop."""
         runs = self._envoy is not None and self._envoy.runs
-        return plan_drain(envoy_runs=runs, inbound_drained=self._inbound_drained, drain_time=self._settings.drain_time)
+        return plan_drain(envoy_runs=runs, inbound_drained=self._inbound_drained, drain_time=self.settings.drain_time)
 
     async def fail_health_checks(self) -> None:
         """Ask Envoy to fail its health checks."""

@@ -7,6 +7,8 @@ Every way out:
 - starting fails (settings of the host, control plane refused, admin exposed): stop, that failure's exit code
 - Envoy is given up: stop, exit 70
 - anything else that ends is noted as FATAL and costs only itself
+- a part refuses for good what the daemon cannot go on without (`Refused`): stop, that failure's exit code
+- kumadp runs itself anew (``reexec``): execve(2) instead of an end
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import contextlib
 import logging
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from kumadp.errors import ExitCode, KumadpError
 from kumadp.lifecycle.drain import FailHealthChecks, Step, Wait
@@ -62,7 +64,24 @@ class StopEnded:
     """Every component has been left."""
 
 
-Event = SignalCame | StartEnded | PartEnded | DrainEnded | StopEnded
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Somebody wants a new epoch of Envoy (``reload``) or a new kumadp (``reexec``); ``answer`` hears the outcome."""
+
+    what: Literal["reload", "reexec"]
+    why: str
+    answer: asyncio.Future[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What the daemon cannot go on without was refused for good."""
+
+    error: KumadpError
+
+
+Event = SignalCame | StartEnded | PartEnded | DrainEnded | StopEnded | Asked | Refused
+ASKED_BY_SIGNAL: dict[int, Literal["reload", "reexec"]] = {signal.SIGHUP: "reload", signal.SIGUSR1: "reexec"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +120,12 @@ class Daemon(Protocol):
 
     def is_essential(self, part: str) -> bool:
         """Whether the daemon cannot go on without this component."""
+
+    async def reload(self, why: str) -> str:
+        """Read everything again and bring up a new epoch of Envoy; what came of it, in words. Raises KumadpError."""
+
+    async def reexec(self, why: str) -> str:
+        """Become a new kumadp in the same process; returns, or raises KumadpError, only where that was not done."""
 
 
 class RunLoop:
@@ -145,6 +170,12 @@ class RunLoop:
         match event:
             case SignalCame(signal.SIGUSR2):
                 self._on_inbound_drain()
+            case SignalCame(signal.SIGHUP | signal.SIGUSR1 as number):
+                self._on_asked(Asked(ASKED_BY_SIGNAL[number], signal.Signals(number).name))
+            case Asked():
+                self._on_asked(event)
+            case Refused(error):
+                return _failure(error)
             case SignalCame():
                 return self._on_stop_signal(event)
             case StartEnded(error):
@@ -164,6 +195,25 @@ class RunLoop:
         self._inbound_drain_asked = True
         log.info("SIGUSR2: draining inbound listeners, outbound goes on")
         self._spawn(self._bounded(self._daemon.drain_inbound(), "drain of inbound listeners"), "drain-inbound")
+
+    def _on_asked(self, asked: Asked) -> None:
+        self._spawn(self._answer(asked), asked.what)
+
+    async def _answer(self, asked: Asked) -> None:
+        """Do it and tell how it went; a refusal costs nothing but itself."""
+        try:
+            if self._status.phase not in {Phase.READY, Phase.STARTING}:
+                raise KumadpError(f"not while {self._status.phase.value}")
+            do = self._daemon.reload if asked.what == "reload" else self._daemon.reexec
+            told = await do(asked.why)
+        except KumadpError as error:
+            log.error("%s (%s): %s", asked.what, asked.why, error)
+            if asked.answer is not None and not asked.answer.done():
+                asked.answer.set_exception(error)
+        else:
+            log.info("%s (%s): %s", asked.what, asked.why, told)
+            if asked.answer is not None and not asked.answer.done():
+                asked.answer.set_result(told)
 
     def _on_stop_signal(self, event: Event) -> Outcome | None:
         self._counts_as_stop(event)
@@ -204,7 +254,7 @@ class RunLoop:
         return None
 
     def _counts_as_stop(self, event: Event) -> bool:
-        if isinstance(event, SignalCame) and event.number != signal.SIGUSR2:
+        if isinstance(event, SignalCame) and event.number in {signal.SIGTERM, signal.SIGINT}:
             self._stops += 1
             log.info("%s (%d of 3)", signal.Signals(event.number).name, self._stops)
             return True
@@ -259,7 +309,7 @@ class RunLoop:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1)
         for number in numbers:
             loop.add_signal_handler(number, self.post, SignalCame(number))
         try:

@@ -8,9 +8,9 @@ import signal
 
 import pytest
 
-from kumadp.errors import ChildFailed, ControlPlaneRefused, ExitCode
+from kumadp.errors import ChildFailed, ControlPlaneRefused, ExitCode, KumadpError
 from kumadp.lifecycle.drain import FailHealthChecks, Step, Wait, plan_drain
-from kumadp.lifecycle.loop import PartEnded, RunLoop, SignalCame, StartEnded
+from kumadp.lifecycle.loop import Asked, PartEnded, Refused, RunLoop, SignalCame, StartEnded
 from kumadp.lifecycle.phases import IllegalMove, Phase, check_move
 from kumadp.lifecycle.status import Status
 
@@ -26,6 +26,7 @@ class RememberingDaemon:
         self.hang_stop = False
         self.gone = asyncio.Event()
         self.inbound_drained = False
+        self.refuse: KumadpError | None = None
 
     async def start(self) -> None:
         self.calls.append("start")
@@ -58,6 +59,16 @@ class RememberingDaemon:
 
     def is_essential(self, part: str) -> bool:
         return part == "envoy"
+
+    async def reload(self, why: str) -> str:
+        self.calls.append(f"reload: {why}")
+        if self.refuse is not None:
+            raise self.refuse
+        return "epoch 1 serves"
+
+    async def reexec(self, why: str) -> str:
+        self.calls.append(f"reexec: {why}")
+        return "done"
 
 
 async def until(condition: object, daemon: RememberingDaemon) -> None:
@@ -181,3 +192,47 @@ async def test_envoy_that_ends_while_draining_before_it_was_up_is_a_clean_stop()
     await until(Phase.DRAINING, daemon)
     loop.post(StartEnded(ChildFailed("envoy ended with signal 15 (TERM)")))
     assert (await run).code is ExitCode.OK
+
+
+@pytest.mark.parametrize(("number", "called"), [(signal.SIGHUP, "reload: SIGHUP"), (signal.SIGUSR1, "reexec: SIGUSR1")])
+async def test_signals_ask_for_a_new_epoch_or_a_new_kumadp(number: int, called: str) -> None:
+    daemon = RememberingDaemon(drain_time=0.01)
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    os.kill(os.getpid(), number)
+    await until(called, daemon)
+    assert daemon.status.phase is Phase.READY
+    loop.post(SignalCame(signal.SIGTERM))
+    assert (await run).code is ExitCode.OK
+
+
+async def test_who_asked_hears_the_outcome_and_a_refusal_costs_only_itself() -> None:
+    daemon = RememberingDaemon(drain_time=0.01)
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    answers = [asyncio.get_running_loop().create_future() for _ in range(3)]
+    loop.post(Asked("reload", "by hand", answers[0]))
+    assert await answers[0] == "epoch 1 serves"
+    daemon.refuse = KumadpError("the new epoch was not LIVE in time")
+    loop.post(Asked("reload", "by hand", answers[1]))
+    with pytest.raises(KumadpError, match="not LIVE"):
+        await answers[1]
+    assert daemon.status.phase is Phase.READY
+    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(Asked("reload", "too late", answers[2]))
+    with pytest.raises(KumadpError, match="not while"):
+        await answers[2]
+    assert (await run).code is ExitCode.OK
+    assert "reload: too late" not in daemon.calls
+
+
+async def test_a_refusal_for_good_ends_it_with_its_code() -> None:
+    daemon = RememberingDaemon(drain_time=0.01)
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    loop.post(Refused(ControlPlaneRefused("the token is for another mesh")))
+    outcome = await run
+    assert (outcome.code, outcome.why) == (ExitCode.CONTROL_PLANE_REFUSED, "the token is for another mesh")

@@ -1,0 +1,124 @@
+"""Names of the mesh: CoreDNS where there is one, and how long readiness waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from kumadp.errors import Problem, SettingsError
+from kumadp.lifecycle.plan import LOOPBACK
+from kumadp.process.policy import RestartPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from kumadp.dns.coredns import CoreDnsComponent
+    from kumadp.host.workdir import WorkDir
+    from kumadp.lifecycle.component import Stack
+    from kumadp.lifecycle.plan import DnsPlan
+    from kumadp.lifecycle.status import Status
+    from kumadp.process.child import Command
+    from kumadp.settings.model import Settings
+
+log = logging.getLogger("kumadp.lifecycle")
+
+# Kuma 2.14 passes its DNS gate after 15 s too: names may be late, traffic by address must not wait for ever.
+DNS_GATE = 15.0
+
+
+class Host(Protocol):
+    """What of the daemon is used here."""
+
+    settings: Settings
+    status: Status
+    stack: Stack
+    work: WorkDir
+    children_environment: Mapping[str, str]
+
+    def command(self, name: str, argv: tuple[str, ...]) -> Callable[[], Awaitable[Command]]:
+        """What makes a child's command."""
+
+    def settle(self) -> None:
+        """READY once nothing holds it back."""
+
+
+class Names:
+    """Starts CoreDNS by the plan, and says so where there is none."""
+
+    def __init__(self, host: Host, plan: DnsPlan, *, standalone: bool) -> None:
+        self._host = host
+        self._plan = plan
+        self._standalone = standalone
+        self._coredns: CoreDnsComponent | None = None
+
+    def kill(self) -> None:
+        """Kill CoreDNS at once."""
+        if self._coredns is not None:
+            self._coredns.supervisor.kill()
+
+    async def start(self, template: str | None) -> None:
+        """Write the Corefile and start; ``template`` is the control plane's. What goes wrong costs names alone."""
+        plan, host = self._plan, self._host
+        if plan.coredns is None:
+            alone = f"Envoy's DNS filter answers on {LOOPBACK}:{plan.port}"
+            log.warning("no CoreDNS here: %s", alone if self._standalone else "names of the mesh are not answered")
+            return
+        from kumadp.bootstrap.store import write_private
+        from kumadp.dns.coredns import CoreDnsComponent
+
+        settings = host.settings
+        try:
+            text = await self._corefile(plan.coredns, template)
+        except SettingsError as error:
+            host.status.note_fatal("coredns", str(error))
+            return
+        corefile = host.work.dns / "Corefile"
+        await asyncio.to_thread(write_private, corefile, text.encode())
+        self._coredns = CoreDnsComponent(
+            host.command("coredns", (str(plan.coredns), "-conf", str(corefile), "-quiet")),
+            plan.port,
+            RestartPolicy(settings.coredns_restart_budget, settings.envoy_restart_window),
+            grace=settings.stop_grace,
+            changed=host.status.note_child,
+            gave_up=self._gave_up,
+        )
+        host.status.wait_for("dns", "CoreDNS does not answer yet")
+        host.status.ports["dns"] = f"{LOOPBACK}:{plan.port}"
+        is_up = host.stack.start(self._coredns, stop_deadline=settings.stop_grace + 1)
+        self._gate = asyncio.create_task(self._open_gate(is_up), name="dns gate")
+
+    async def _corefile(self, binary: Path, template: str | None) -> str:
+        """The user's template, the control plane's, or the built-in one; raises SettingsError."""
+        from kumadp.dns.coredns import coredns_plugins
+        from kumadp.dns.corefile import CorefileFacts, built_in, render
+
+        settings, plan, folder = self._host.settings, self._plan, str(self._host.work.dns)
+        facts = CorefileFacts(
+            plan.port, plan.envoy_port, plan.prometheus_port, settings.dns_logging, str(binary), folder
+        )
+        if own := settings.coredns_config_template_path:
+            try:
+                return render(await asyncio.to_thread(Path(own).read_text), facts, own)
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+                raise SettingsError([Problem("--dns-coredns-config-template-path", f"{own}: {reason}")]) from None
+        if template:
+            return render(template, facts, "the control plane's corefileTemplate")
+        plugins = await coredns_plugins(binary, self._host.children_environment)
+        return built_in(facts, plugins, Path("/etc/resolv.conf"))
+
+    async def _open_gate(self, is_up: asyncio.Event) -> None:
+        try:
+            async with asyncio.timeout(DNS_GATE):
+                await is_up.wait()
+        except TimeoutError:
+            log.warning("CoreDNS has not answered for %.0f s; going on without waiting for it", DNS_GATE)
+        self._host.status.wait_for("dns", "")
+        self._host.settle()
+
+    def _gave_up(self, story: str) -> None:
+        self._host.status.note_fatal("coredns", story)
+        self._host.status.wait_for("dns", "")
+        self._host.settle()
