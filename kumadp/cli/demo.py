@@ -85,7 +85,6 @@ async def _show(stage: Stage, asked_to_stop: asyncio.Event) -> int:
     from kumadp.cli.demo_table import Scene, Screen, render
 
     assert stage.daemon is not None  # noqa: S101
-    scene = Scene(stage.ports, stage.mesh, DRAIN_SECONDS)
     screen = Screen(sys.stdout) if sys.stdout.isatty() else None
     ended = asyncio.ensure_future(stage.daemon.wait())
     printed: set[str] = set()
@@ -93,6 +92,7 @@ async def _show(stage: Stage, asked_to_stop: asyncio.Event) -> int:
         stage.terminate()
     while not ended.done():
         status = await stage.ask_status()
+        scene = Scene(stage.ports, stage.mesh, DRAIN_SECONDS, stage.workload_runs)
         if screen is not None:
             screen.show(render(scene, status, time.time()))
         elif (phase := _new_phase(status, printed)) is not None:

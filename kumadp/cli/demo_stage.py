@@ -223,6 +223,11 @@ class Stage:
             story = (await process.stderr.read()).decode(errors="replace").strip()
             raise SpawnError(f"the demo's workloads did not start: {story}")
 
+    @property
+    def workload_runs(self) -> bool:
+        """Whether the workloads are there."""
+        return self.workload is not None and self.workload.returncode is None
+
     def terminate(self) -> None:
         """Send one SIGTERM to kumadp."""
         if self.daemon is not None and self.daemon.returncode is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 import sys
@@ -39,7 +40,7 @@ class Scene:
     ports: DemoPorts
     mesh: Path
     drain_seconds: float
-    workload_runs: bool = True
+    workload_runs: bool
 
 
 def dns_command(port: int, name: str = "backend.mesh") -> str:
@@ -93,14 +94,21 @@ def _dns_row(ports: DemoPorts, children: Mapping[str, Mapping[str, Any]], traffi
 
 
 def child_state(child: Mapping[str, Any]) -> str:
-    """State of a child in a few words, with its restarts and what the last one ended of."""
+    """State of a child in a few words, with its restarts."""
     if not child:
         return DOWN
     state = str(child.get("state", "")).lower()
     restarts = int(child.get("restarts") or 0)
-    if not restarts:
-        return state
-    return f"{state}, {restarts} restart{'s' if restarts > 1 else ''} ({child.get('last_exit') or 'no story'})"
+    return f"{state}, {restarts} restart{'s' if restarts > 1 else ''}" if restarts else state
+
+
+def stories(status: Mapping[str, Any] | None) -> list[str]:
+    """What failed for good, and what each child that was started again last ended of."""
+    told = [f"FAILED for good: {part}: {story}" for part, story in (status or {}).get("fatal", {}).items()]
+    for name, child in (status or {}).get("children", {}).items():
+        if name not in (status or {}).get("fatal", {}) and child.get("last_exit"):
+            told.append(f"Last end: {child['last_exit']}")
+    return told
 
 
 def headline(scene: Scene, status: Mapping[str, Any] | None, now: float) -> str:
@@ -139,12 +147,14 @@ def render(scene: Scene, status: Mapping[str, Any] | None, now: float) -> list[s
         "  ".join([*(cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=True)), line[-1]])
         for line in cells
     ]
-    failed = [f"FAILED for good: {part}: {story}" for part, story in (status or {}).get("fatal", {}).items()]
-    return [headline(scene, status, now), *failed, "", *lines, "", *footer(scene, table)]
+    return [headline(scene, status, now), *stories(status), "", *lines, "", *footer(scene, table)]
 
 
 class Screen:
-    """A terminal on which the table is drawn over the last one; nothing is written while nothing changed."""
+    """A terminal on which the table is drawn over the last one; nothing is written while nothing changed.
+
+    What has no room is left out, from the end: what has scrolled off a terminal cannot be drawn over.
+    """
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -152,14 +162,19 @@ class Screen:
 
     def show(self, lines: list[str]) -> None:
         """Draw ``lines`` where the last ones stood."""
+        size = shutil.get_terminal_size()
+        heights = itertools.accumulate(_height(line, size.columns) for line in lines)
+        # One row less than there are: the cursor ends below the last line.
+        lines = [line for line, height in zip(lines, heights, strict=True) if height < size.lines]
         if lines == self._shown:
             return
         # CSI n F: to the start of the line n lines up; CSI J: clear to the end of the screen (ECMA-48).
-        back = f"\x1b[{self._height()}F\x1b[J" if self._shown else ""
+        up = min(sum(_height(line, size.columns) for line in self._shown), size.lines - 1)
+        back = f"\x1b[{up}F\x1b[J" if self._shown else ""
         self._out.write(back + "\n".join(lines) + "\n")
         self._out.flush()
         self._shown = lines
 
-    def _height(self) -> int:
-        width = shutil.get_terminal_size().columns
-        return sum(max(1, math.ceil(len(line) / width)) for line in self._shown)
+
+def _height(line: str, columns: int) -> int:
+    return max(1, math.ceil(len(line) / columns))

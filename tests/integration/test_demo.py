@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import pty
 import re
@@ -41,7 +42,7 @@ def status(**changes: Any) -> dict[str, Any]:
 
 
 def scene(folder: Path = Path("/demo")) -> Scene:
-    return Scene(DemoPorts(), folder / "mesh", 5)
+    return Scene(DemoPorts(), folder / "mesh", 5, workload_runs=True)
 
 
 def state_of(what: str, lines: list[str]) -> str:
@@ -55,7 +56,18 @@ class TestTable:
         lines = render(scene(), status(ready=False, children={"envoy": dead}), 1000.0)
         assert state_of("inbound", lines) == "down"
         assert state_of("virtual probes", lines) == "up"
-        assert state_of("Envoy ", lines) == "backoff, 1 restart (signal 9 (KILL))"
+        assert state_of("Envoy ", lines) == "backoff, 1 restart"
+        assert "Last end: signal 9 (KILL)" in lines
+
+    def test_a_workload_that_died_is_down(self) -> None:
+        lines = render(dataclasses.replace(scene(), workload_runs=False), status(), 1000.0)
+        assert state_of("workload web", lines) == "down"
+        assert state_of("inbound", lines) == "up"
+
+    def test_no_story_makes_the_table_wider(self) -> None:
+        told = {**RUNNING, "restarts": 2, "last_exit": "ended, its last line: " + "x" * 500}
+        wide = [line for line in render(scene(), status(children={"envoy": told}), 1000.0) if len(line) > 160]
+        assert wide == [f"Last end: {told['last_exit']}"]
 
     def test_each_row_has_a_command_that_names_its_port(self) -> None:
         lines = render(scene(), status(), 1000.0)
@@ -90,6 +102,16 @@ class TestTable:
         assert capsys.readouterr().out == "one\ntwo\n"
         screen.show(["three"])
         assert capsys.readouterr().out == "\x1b[2F\x1b[Jthree\n"
+
+    def test_what_has_no_room_is_left_out_so_that_it_can_be_drawn_over(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((10, 4)))
+        screen = Screen(sys.stdout)
+        screen.show(["one", "x" * 15, "three", "four"])
+        assert capsys.readouterr().out == f"one\n{'x' * 15}\n"
+        screen.show(["one"])
+        assert capsys.readouterr().out == "\x1b[3F\x1b[Jone\n"
 
 
 class TestDns:
@@ -273,7 +295,7 @@ def test_on_a_terminal_the_table_is_kept_current_and_control_c_drains(terminal: 
         lambda: state_of("Envoy ", terminal.last_drawing()).startswith("running, 1 restart"),
         what="the restart on the screen",
     )
-    assert "signal 9" in state_of("Envoy ", terminal.last_drawing())
+    assert any(line.startswith("Last end: envoy ended with signal 9") for line in terminal.last_drawing())
     terminal.process.send_signal(signal.SIGINT)
     poll(lambda: "DRAINING" in terminal.text(), what="the drain on the screen")
     assert terminal.process.wait(30) == ExitCode.OK
