@@ -90,10 +90,11 @@ class _Scan:
         if isinstance(event, yaml.DocumentStartEvent):
             self._documents += 1
             if self._documents > 1:
-                raise _problem("more than one document", event)
+                raise _problem("more than one document", event.start_mark)
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in self._known:
-                raise _problem(f"the alias *{event.anchor} stands for nothing, or for what it is part of", event)
+                told = f"the alias *{event.anchor} stands for nothing, or for what it is part of"
+                raise _problem(told, event.start_mark)
             self._add(event, *self._known[event.anchor])
         elif isinstance(event, yaml.CollectionStartEvent):
             self._open.append(_Open(event.anchor, self._count))
@@ -114,19 +115,29 @@ class _Scan:
         if self._open:
             self._open[-1].height = max(self._open[-1].height, height + 1)
         if len(self._open) + height > self._bounds.depth:
-            raise _problem(f"nested deeper than {self._bounds.depth} levels", event)
+            raise _problem(_too_deep(self._bounds), event.start_mark)
         if self._count > self._bounds.nodes:
-            raise _problem(f"more than {self._bounds.nodes} values (aliases count with what they stand for)", event)
+            told = f"more than {self._bounds.nodes} values (aliases count with what they stand for)"
+            raise _problem(told, event.start_mark)
 
 
 def _scan(text: str | bytes, bounds: Bounds) -> None:
     if len(text) > bounds.size:
         raise _problem(f"larger than {bounds.size // 1024} KiB")
     scan = _Scan(bounds)
-    for event in yaml.parse(text, yaml.CSafeLoader):
-        scan.see(event)
+    try:
+        for event in yaml.parse(text, yaml.CSafeLoader):
+            scan.see(event)
+    except yaml.scanner.ScannerError as error:
+        # libyaml looks ahead of the events it gives, and from 0.2.6 on stops by itself at 1000 levels (PyYAML 6.0.4).
+        if "nesting depth" in str(error.problem):
+            raise _problem(_too_deep(bounds), error.problem_mark) from None
+        raise
 
 
-def _problem(text: str, event: yaml.Event | None = None) -> yaml.MarkedYAMLError:
-    mark: Any = event.start_mark if event is not None else None
+def _too_deep(bounds: Bounds) -> str:
+    return f"nested deeper than {bounds.depth} levels"
+
+
+def _problem(text: str, mark: Any = None) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=text, problem_mark=mark)
