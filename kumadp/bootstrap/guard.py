@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kumadp.addresses import WILDCARDS, is_loopback, overlap
 from kumadp.bootstrap.address import AdminAddress, TcpAdmin, UnixAdmin
+from kumadp.bootstrap.fields import get
 from kumadp.errors import BootstrapError, Problem
 
 if TYPE_CHECKING:
@@ -68,25 +69,15 @@ def guard(
     return Guarded(tree, admin, tuple(warnings))
 
 
-def _get(tree: Any, *names: str) -> Any:
-    """The value at a path of camelCase names, written so or in snake_case (protobuf's JSON takes both)."""
-    for name in names:
-        if not isinstance(tree, dict):
-            return None
-        snake = "".join("_" + letter.lower() if letter.isupper() else letter for letter in name)
-        tree = tree.get(name, tree.get(snake))
-    return tree
-
-
 def _admin(
     tree: dict[str, Any], strict: bool, wanted_port: int, problems: list[Problem], warnings: list[str]
 ) -> AdminAddress:
-    path = _get(tree, "admin", "address", "pipe", "path")
+    path = get(tree, "admin", "address", "pipe", "path")
     if isinstance(path, str) and path:
         if path.startswith("@"):
             problems.append(Problem("admin.address.pipe.path", "an abstract socket has no owner", "use a path"))
         return UnixAdmin(path)
-    host, number = _socket(_get(tree, "admin", "address"))
+    host, number = _socket(get(tree, "admin", "address"))
     if not host and not number:
         warnings.append(f"the bootstrap has no admin; one is added on {LOOPBACK}")
     elif not is_loopback(host):
@@ -105,7 +96,7 @@ def _admin(
     found = TcpAdmin(host or LOOPBACK, number or DEFAULT_ADMIN_PORT)
     if not isinstance(tree.get("admin"), dict):
         tree["admin"] = {}
-    if _socket(_get(tree, "admin", "address")) != (found.host, found.port):
+    if _socket(get(tree, "admin", "address")) != (found.host, found.port):
         tree["admin"]["address"] = {"socketAddress": {"address": found.host, "portValue": found.port}}
     return found
 
@@ -113,10 +104,10 @@ def _admin(
 def _check_static(
     tree: Mapping[str, Any], admin: AdminAddress, taken: tuple[Taken, ...], problems: list[Problem]
 ) -> None:
-    listeners = _get(tree, "staticResources", "listeners") or []
+    listeners = get(tree, "staticResources", "listeners") or []
     public = [item for item in listeners if not _private_listener(item)]
     for index, listener in enumerate(listeners):
-        host, port = _socket(_get(listener, "address"))
+        host, port = _socket(get(listener, "address"))
         for held in taken:
             if port and port == held.port and overlap(host, held.host):
                 problems.append(
@@ -126,7 +117,7 @@ def _check_static(
             problems.append(Problem(f"staticResources.listeners[{index}]", f"takes the admin's port {port}"))
     if not public:
         return
-    for index, cluster in enumerate(_get(tree, "staticResources", "clusters") or []):
+    for index, cluster in enumerate(get(tree, "staticResources", "clusters") or []):
         if any(_reaches(address, admin) for address in _endpoints(cluster)):
             problems.append(
                 Problem(
@@ -138,28 +129,28 @@ def _check_static(
 
 
 def _private_listener(listener: Any) -> bool:
-    if _get(listener, "address", "pipe", "path"):
+    if get(listener, "address", "pipe", "path"):
         return True
-    host, _ = _socket(_get(listener, "address"))
+    host, _ = _socket(get(listener, "address"))
     return is_loopback(host)
 
 
 def _socket(address: Any) -> tuple[str, int]:
     """Host and port; protobuf's JSON takes a number as text too. Port 0 where there is none."""
-    port = _get(address, "socketAddress", "portValue")
+    port = get(address, "socketAddress", "portValue")
     number = int(port) if isinstance(port, int) or (isinstance(port, str) and port.isdigit()) else 0
-    return str(_get(address, "socketAddress", "address") or ""), number
+    return str(get(address, "socketAddress", "address") or ""), number
 
 
 def _endpoints(cluster: Any) -> Iterator[Any]:
-    for locality in _get(cluster, "loadAssignment", "endpoints") or []:
-        for endpoint in _get(locality, "lbEndpoints") or []:
-            yield _get(endpoint, "endpoint", "address")
+    for locality in get(cluster, "loadAssignment", "endpoints") or []:
+        for endpoint in get(locality, "lbEndpoints") or []:
+            yield get(endpoint, "endpoint", "address")
 
 
 def _reaches(address: Any, admin: AdminAddress) -> bool:
     if isinstance(admin, UnixAdmin):
-        return os.path.normpath(str(_get(address, "pipe", "path"))) == os.path.normpath(admin.path)
+        return os.path.normpath(str(get(address, "pipe", "path"))) == os.path.normpath(admin.path)
     host, port = _socket(address)
     # Linux connects what goes to the wildcard address to loopback.
     return port == admin.port and (is_loopback(host) or host in WILDCARDS or host == admin.host)
