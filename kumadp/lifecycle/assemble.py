@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.envoy.component import EnvoyComponent
+    from kumadp.host.workdir import WorkDir
     from kumadp.lifecycle.plan import DnsPlan, ProbesPlan
     from kumadp.lifecycle.sources import Prepared, Source
     from kumadp.process.supervise import ChildReport
@@ -70,6 +71,7 @@ class Assembly:
         self._exit = contextlib.ExitStack()
         self._envoy: EnvoyComponent | None = None
         self._names: Names | None = None
+        self.work: WorkDir
         self._inbound_drained = False
         self.children_environment: Mapping[str, str] = child_environment(environ, secret_variables())
 
@@ -93,13 +95,23 @@ class Assembly:
         envoy = envoy_addresses(self._resource, standalone=standalone, dns=dns)
         check_plan(own, envoy, self._resource)
         await check_ports([*own, *envoy])
+        await self._open_work_dir()
         self._start_servers()
         self._start_probes()
-        prepared, source = await self._prepare(binary, dns, own)
+        source = await self._make_source(binary, dns, own)
+        prepared = await source.prepare()
         if dns is not None:
             self._names = Names(self, dns, standalone=standalone)
             await self._names.start(prepared.corefile_template)
         await self._start_envoy(binary, prepared, source)
+
+    async def _open_work_dir(self) -> None:
+        settings = self.settings
+        work = await asyncio.to_thread(
+            open_work_dir, self._name, settings.work_dir, settings.socket_dir, settings.dns_config_dir, self._environ
+        )
+        self._exit.callback(work.close)
+        self.work = work
 
     async def _own_addresses(self, dns: DnsPlan | None) -> list[Address]:
         spec = self._resource.spec if self._resource is not None else None
@@ -156,23 +168,11 @@ class Assembly:
         host = f"[{plan.host}]" if ":" in plan.host else plan.host
         self.status.ports["virtual probes"] = f"http://{host}:{plan.port}"
 
-    async def _prepare(self, binary: Path, dns: DnsPlan | None, own: list[Address]) -> tuple[Prepared, Source]:
+    async def _make_source(self, binary: Path, dns: DnsPlan | None, own: list[Address]) -> Source:
         from kumadp.dns.coredns import coredns_version
         from kumadp.envoy.version import envoy_version
+        from kumadp.lifecycle.kuma import KumaClient
         from kumadp.lifecycle.sources import KumaSource, StandaloneSource
-
-        settings = self.settings
-        work = await asyncio.to_thread(
-            open_work_dir, self._name, settings.work_dir, settings.socket_dir, settings.dns_config_dir, self._environ
-        )
-        self._exit.callback(work.close)
-        self.work = work
-        source: Source
-        if self._mesh is not None:
-            source = StandaloneSource(settings, self._mesh, work, own, dns)
-        else:
-            serves = self._probes is not None
-            source = KumaSource(settings, self._resource, work, own, dns, self.status, serves_probes=serves)
 
         environment = self.children_environment
 
@@ -183,7 +183,12 @@ class Assembly:
         envoy, coredns = await asyncio.gather(envoy_version(binary, environment), dns_version())
         self.status.facts["versions"] = {"envoy": envoy.version, "coredns": coredns}
         log.info("Envoy %s at %s%s", envoy.version, binary, f", CoreDNS {coredns}" if coredns else "")
-        return await source.prepare(envoy, coredns), source
+        if self._mesh is not None:
+            return StandaloneSource(self.settings, self._mesh, self.work, own, dns)
+        serves = self._probes is not None
+        versions = (envoy, coredns)
+        client = KumaClient(self.settings, self._resource, self.work, dns, versions, serves_probes=serves)
+        return KumaSource(client, self.work, own, self.status, relay_path=None)
 
     async def _start_envoy(self, binary: Path, prepared: Prepared, source: Source) -> None:
         from kumadp.bootstrap.address import TcpAdmin

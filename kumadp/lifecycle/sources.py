@@ -4,54 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from kumadp import __version__
+from kumadp.bootstrap.fields import get
 from kumadp.bootstrap.guard import Taken, guard
-from kumadp.bootstrap.parse import parse_bootstrap
-from kumadp.bootstrap.store import write_bootstrap, write_private
-from kumadp.host.secrets import register
+from kumadp.bootstrap.store import write_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kumadp.bootstrap.address import AdminAddress
-    from kumadp.controlplane.client import Trust
-    from kumadp.envoy.version import EnvoyVersion
+    from kumadp.bootstrap.rewrite import Upstream
     from kumadp.host.ports import Address
     from kumadp.host.workdir import WorkDir
     from kumadp.lifecycle.component import Component
+    from kumadp.lifecycle.kuma import Fetched, KumaClient
     from kumadp.lifecycle.plan import DnsPlan
     from kumadp.lifecycle.status import Status
-    from kumadp.resources.load import Resource
     from kumadp.settings.model import Settings
     from kumadp.standalone.apply import Admin
     from kumadp.standalone.mesh import Mesh
 
 log = logging.getLogger("kumadp.lifecycle")
 
-# What Kuma's control plane may build on. None of them works here yet, so none is announced.
-FEATURES: tuple[str, ...] = ()
-# Kuma 2.14 calls Envoy compatible with its data plane when it is ~1.38.2: same minor version, patch at least.
-COMPATIBLE = (1, 38, 2)
+# How long the control plane is asked before the last good configuration serves (seconds): traffic is to flow within 5.
+WARM_AFTER = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A bootstrap on disk that passed the guard."""
+    """A bootstrap on disk that passed the guard, what it was made of, and where its configuration comes from."""
 
     config_path: Path
     admin: AdminAddress
     corefile_template: str | None
     dynamic: bool
+    fetched: Fetched | None = None
+    upstream: Upstream | None = None
 
 
 class Source(Protocol):
     """Makes the bootstrap."""
 
-    async def prepare(self, envoy: EnvoyVersion, coredns: str) -> Prepared:
+    async def prepare(self) -> Prepared:
         """Get, guard and write the bootstrap; raises KumadpError when there can be none."""
 
     def follower(self, admin: Admin) -> Component | None:
@@ -77,131 +75,91 @@ async def _finish(
 
 
 class KumaSource:
-    """A Kuma control plane, 2.8 to 2.14.
+    """A Kuma control plane; the last good bootstrap, where there is one, while it is away.
 
-    Where kumadp serves the virtual probes itself, ``probes`` is not sent: the control plane would make Envoy bind the
-    same port.
+    ``relay_path`` is the socket that Envoy is sent to for its configuration, None where it asks the control plane
+    itself. ``hand_over`` is the bootstrap that a kumadp before this one had, which needs no asking.
     """
 
     def __init__(
         self,
-        settings: Settings,
-        resource: Resource | None,
+        client: KumaClient,
         work: WorkDir,
         taken: Sequence[Address],
-        dns: DnsPlan | None,
         status: Status,
         *,
-        serves_probes: bool,
+        relay_path: Path | None,
+        last_good: Fetched | None = None,
+        hand_over: Fetched | None = None,
     ) -> None:
-        self._settings = settings
-        self._resource = resource
+        self.client = client
         self._work = work
         self._taken = taken
-        self._dns = dns
         self._status = status
-        self._without = frozenset({"probes"}) if serves_probes else frozenset[str]()
+        self._relay_path = relay_path
+        self._last_good = last_good
+        self._hand_over = hand_over
+        self._unreachable = asyncio.Event()
+        self.later: asyncio.Task[Fetched] | None = None
 
-    def follower(self, admin: Admin) -> Component | None:  # noqa: ARG002 - Envoy talks to the control plane itself
+    def follower(self, admin: Admin) -> Component | None:  # noqa: ARG002 - the relay, or Envoy itself, does it
         """None: the control plane does it."""
         return None
 
-    async def prepare(self, envoy: EnvoyVersion, coredns: str) -> Prepared:
-        """Fetch the bootstrap, for as long as it takes."""
-        from kumadp.controlplane.client import fetch_bootstrap
+    async def prepare(self) -> Prepared:
+        """The bootstrap, for as long as it takes; from the last good one where the control plane does not answer.
 
-        settings = self._settings
-
-        async def request() -> tuple[bytes, Trust]:
-            return await asyncio.to_thread(self._request, envoy, coredns)
-
-        def failed(reason: str) -> None:
-            log.warning("no bootstrap from %s: %s", settings.cp_address, reason)
-            self._status.wait_for("bootstrap", reason)
-
-        self._status.wait_for("bootstrap", f"asking {settings.cp_address}")
-        answer = await fetch_bootstrap(
-            settings.cp_address,
-            request,
-            backoff=settings.retry_backoff,
-            max_duration=settings.retry_max_duration,
-            on_failure=failed,
-        )
+        ``later`` is the request that goes on then.
+        """
+        if self._hand_over is not None:
+            return await self.make(self._hand_over)
+        self._status.wait_for("bootstrap", f"asking {self.client.settings.cp_address}")
+        asking = asyncio.create_task(self.client.fetch(self._failed, self.client.settings.retry_max_duration))
+        try:
+            fetched = await self._first(asking)
+        except asyncio.CancelledError:
+            asking.cancel()
+            raise
         self._status.wait_for("bootstrap", "")
-        spec = self._resource.spec if self._resource is not None else None
+        return await self.make(fetched)
+
+    async def _first(self, asking: asyncio.Task[Fetched]) -> Fetched:
+        if self._last_good is None:
+            return await asking
+        unreachable = asyncio.ensure_future(self._unreachable.wait())
+        try:
+            await asyncio.wait({asking, unreachable}, timeout=WARM_AFTER, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            unreachable.cancel()
+        if asking.done():
+            return asking.result()
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._last_good.at))
+        log.warning("the control plane does not answer: starting with the last good configuration, of %s", since)
+        self._status.facts["stale_since"] = self._last_good.at
+        self.later = asking
+        return self._last_good
+
+    def _failed(self, reason: str) -> None:
+        log.warning("no bootstrap from %s: %s", self.client.settings.cp_address, reason)
+        if self.later is None:
+            self._status.wait_for("bootstrap", reason)
+        self._unreachable.set()
+
+    async def make(self, fetched: Fetched) -> Prepared:
+        """A bootstrap on disk that passed the guard, turned to the relay; raises BootstrapError."""
+        from kumadp.bootstrap.rewrite import rewrite_for_relay
+
+        spec = self.client.resource.spec if self.client.resource is not None else None
         admin = spec.networking.admin if spec is not None else None
-        tree = await asyncio.to_thread(parse_bootstrap, answer.bootstrap)
+        tree, upstream = fetched.tree, None
+        if self._relay_path is not None and get(tree, "dynamicResources", "adsConfig") is not None:
+            rewritten = rewrite_for_relay(tree, str(self._relay_path))
+            tree, upstream = rewritten.bootstrap, rewritten.upstream
+            if rewritten.delta:
+                log.info("the control plane offers delta xDS; kumadp's relay speaks state of the world")
         port = admin.port if admin is not None else 0
-        return await _finish(tree, settings, port, self._taken, self._work, answer.corefile_template)
-
-    def _request(self, envoy: EnvoyVersion, coredns: str) -> tuple[bytes, Trust]:
-        from kumadp.controlplane.client import Trust
-        from kumadp.controlplane.wire import RequestFacts, encode_request
-        from kumadp.errors import ControlPlaneRefused
-        from kumadp.host.facts import has_ipv6, system_ca_path
-        from kumadp.resources.wire import request_json
-
-        settings, resource = self._settings, self._resource
-        token, token_path = self._token()
-        ca = settings.ca_cert
-        if not ca and settings.ca_cert_file:
-            try:
-                ca = Path(settings.ca_cert_file).read_text()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ControlPlaneRefused(f"the CA file {settings.ca_cert_file} cannot be read: {error}") from None
-        kinds = {"Dataplane": "dataplane", "ZoneIngress": "ingress", "ZoneEgress": "egress"}
-        metadata = {"version.dependencies.coredns": coredns} if coredns else {}
-        if settings.host_ip:
-            metadata["HOST_IP"] = settings.host_ip
-        facts = RequestFacts(
-            mesh=resource.mesh if resource else settings.mesh,
-            name=resource.name if resource else settings.name,
-            proxy_type=kinds[resource.kind] if resource else settings.proxy_type,
-            token=token,
-            token_path=token_path,
-            resource=request_json(resource, without=self._without) if resource else "",
-            kumadp_version=__version__,
-            envoy_version=envoy.version,
-            envoy_build=envoy.build,
-            envoy_compatible=is_compatible(envoy.version),
-            ca_cert=ca,
-            metadata=metadata,
-            dns_port=self._dns.envoy_port if self._dns is not None else 0,
-            readiness_port=settings.readiness_port,
-            features=FEATURES,
-            max_heap_bytes=settings.max_memory_bytes,
-            workdir=str(self._work.sockets),
-            metrics_cert_path=settings.metrics_cert_path,
-            metrics_key_path=settings.metrics_key_path,
-            system_ca_path=settings.system_ca_path or system_ca_path(),
-            ipv6_enabled=settings.ipv6_enabled and has_ipv6(),
-            spire_socket_path=settings.spire_socket_path,
-        )
-        return encode_request(facts), Trust(ca, verify=not settings.skip_verify)
-
-    def _token(self) -> tuple[str, str]:
-        from kumadp.controlplane.token import check_token, read_token
-
-        settings = self._settings
-        if settings.token:
-            token = check_token(settings.token.strip(), "the token")
-            path = self._work.path / "dataplane.token"
-            write_private(path, token.encode())
-            return token, str(path)
-        if settings.token_path:
-            token = read_token(Path(settings.token_path))
-            register(token)
-            return token, settings.token_path
-        return "", ""
-
-
-def is_compatible(version: str) -> bool:
-    """Whether Kuma 2.14 would call this Envoy compatible: same minor version, patch at least, pre-releases stripped."""
-    parts = version.partition("-")[0].split(".")
-    if len(parts) != 3 or not all(part.isdigit() for part in parts):
-        return False
-    major, minor, patch = map(int, parts)
-    return (major, minor) == COMPATIBLE[:2] and patch >= COMPATIBLE[2]
+        prepared = await _finish(tree, self.client.settings, port, self._taken, self._work, fetched.corefile_template)
+        return replace(prepared, fetched=fetched, upstream=upstream)
 
 
 class StandaloneSource:
@@ -223,7 +181,7 @@ class StandaloneSource:
             resolvers = name_servers() if alone else ()
             self._dns = DnsListener("127.0.0.1", dns.port if alone else dns.envoy_port, resolvers)
 
-    async def prepare(self, envoy: EnvoyVersion, coredns: str) -> Prepared:  # noqa: ARG002 - nobody is told
+    async def prepare(self) -> Prepared:
         """Write the configuration files and the bootstrap."""
         from kumadp.standalone.control import prepare
         from kumadp.standalone.mesh import admin_port

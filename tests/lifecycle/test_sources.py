@@ -11,9 +11,8 @@ import pytest
 
 from kumadp.envoy.version import EnvoyVersion
 from kumadp.host.workdir import WorkDir
+from kumadp.lifecycle.kuma import FEATURES, KumaClient, is_compatible
 from kumadp.lifecycle.plan import DnsPlan
-from kumadp.lifecycle.sources import FEATURES, KumaSource, is_compatible
-from kumadp.lifecycle.status import Status
 from kumadp.resources.load import load_resource
 from kumadp.settings.resolve import resolve
 from tests.support.controlplane import TOKEN
@@ -46,15 +45,16 @@ def source(
     dns: DnsPlan | None,
     *,
     serves_probes: bool = True,
-) -> KumaSource:
+    coredns: str = "",
+) -> KumaClient:
     settings = resolve("run", flags, {}).settings
     work = WorkDir(folder, Path("/run/kumadp"), folder, temporary=False)
-    return KumaSource(settings, resource, work, (), dns, Status("web", "control plane"), serves_probes=serves_probes)
-
-
-def request(made: KumaSource, coredns: str = "") -> dict[str, Any]:
     envoy = EnvoyVersion("1.40.0", "9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE/BoringSSL")
-    found: dict[str, Any] = json.loads(made._request(envoy, coredns)[0])
+    return KumaClient(settings, resource, work, dns, (envoy, coredns), serves_probes=serves_probes)
+
+
+def request(made: KumaClient) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(made._request()[0])
     return found
 
 
@@ -120,9 +120,10 @@ def test_nothing_is_announced_that_does_not_work(tmp_path: Path) -> None:
 
 
 def test_coredns_is_told_by_its_version(tmp_path: Path) -> None:
-    made = source(tmp_path, None, {"name": "web", "mesh": "default"}, DnsPlan(Path("coredns"), 15053, 15054, 19153))
-    assert request(made, "1.14.7")["dynamicMetadata"] == {"version.dependencies.coredns": "1.14.7"}
-    assert request(made, "1.14.7")["dnsPort"] == 15054
+    plan = DnsPlan(Path("coredns"), 15053, 15054, 19153)
+    made = source(tmp_path, None, {"name": "web", "mesh": "default"}, plan, coredns="1.14.7")
+    assert request(made)["dynamicMetadata"] == {"version.dependencies.coredns": "1.14.7"}
+    assert request(made)["dnsPort"] == 15054
 
 
 def test_an_inline_token_is_a_private_file_for_envoy_too_and_follows_a_change(tmp_path: Path) -> None:

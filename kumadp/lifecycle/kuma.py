@@ -1,0 +1,164 @@
+"""A Kuma control plane as the source of the bootstrap: the request, the answer, the last good one while it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kumadp import __version__
+from kumadp.bootstrap.parse import parse_bootstrap
+from kumadp.bootstrap.store import write_private
+from kumadp.errors import ControlPlaneRefused
+from kumadp.host.secrets import register
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kumadp.controlplane.client import Trust
+    from kumadp.envoy.version import EnvoyVersion
+    from kumadp.host.workdir import WorkDir
+    from kumadp.lifecycle.plan import DnsPlan
+    from kumadp.resources.load import Resource
+    from kumadp.settings.model import Settings
+
+log = logging.getLogger("kumadp.lifecycle")
+
+# What Kuma's control plane may build on. None of them works here yet, so none is announced.
+FEATURES: tuple[str, ...] = ()
+# Kuma 2.14 calls Envoy compatible with its data plane when it is ~1.38.2: same minor version, patch at least.
+COMPATIBLE = (1, 38, 2)
+KINDS = {"Dataplane": "dataplane", "ZoneIngress": "ingress", "ZoneEgress": "egress"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A bootstrap as the control plane made it; ``at`` in seconds since 1970."""
+
+    tree: dict[str, Any]
+    corefile_template: str | None
+    at: float
+
+
+def is_compatible(version: str) -> bool:
+    """Whether Kuma 2.14 would call this Envoy compatible: same minor version, patch at least, pre-releases stripped."""
+    parts = version.partition("-")[0].split(".")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        return False
+    major, minor, patch = map(int, parts)
+    return (major, minor) == COMPATIBLE[:2] and patch >= COMPATIBLE[2]
+
+
+class KumaClient:
+    """Asks a Kuma control plane, 2.8 to 2.14, for the bootstrap of one data plane.
+
+    ``settings`` and ``resource`` may be replaced between two requests. Where kumadp serves the virtual probes itself,
+    ``probes`` is not sent: the control plane would make Envoy bind the same port.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        resource: Resource | None,
+        work: WorkDir,
+        dns: DnsPlan | None,
+        versions: tuple[EnvoyVersion, str],
+        *,
+        serves_probes: bool,
+    ) -> None:
+        self.settings = settings
+        self.resource = resource
+        self._work = work
+        self._dns = dns
+        self._versions = versions
+        self._without = frozenset({"probes"}) if serves_probes else frozenset[str]()
+
+    async def fetch(self, failed: Callable[[str], None], max_duration: float | None) -> Fetched:
+        """Ask until there is an answer; ``failed`` hears why there is none yet.
+
+        Raises ControlPlaneRefused, ControlPlaneUnavailable after ``max_duration`` seconds, BootstrapError.
+        """
+        from kumadp.controlplane.client import fetch_bootstrap
+
+        async def request() -> tuple[bytes, Trust]:
+            return await asyncio.to_thread(self._request)
+
+        answer = await fetch_bootstrap(
+            self.settings.cp_address,
+            request,
+            backoff=self.settings.retry_backoff,
+            max_duration=max_duration,
+            on_failure=failed,
+        )
+        tree = await asyncio.to_thread(parse_bootstrap, answer.bootstrap)
+        return Fetched(tree, answer.corefile_template, time.time())
+
+    def trust(self) -> Trust:
+        """The CA as it is now. May block. Raises ControlPlaneRefused."""
+        from kumadp.controlplane.client import Trust
+
+        settings = self.settings
+        ca = settings.ca_cert
+        if not ca and settings.ca_cert_file:
+            try:
+                ca = Path(settings.ca_cert_file).read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ControlPlaneRefused(f"the CA file {settings.ca_cert_file} cannot be read: {error}") from None
+        return Trust(ca, verify=not settings.skip_verify)
+
+    def token(self) -> tuple[str, str]:
+        """The token as it is now and its file, both empty without one. May block. Raises ControlPlaneRefused."""
+        from kumadp.controlplane.token import check_token, read_token
+
+        settings = self.settings
+        if settings.token:
+            token = check_token(settings.token.strip(), "the token")
+            path = self._work.path / "dataplane.token"
+            write_private(path, token.encode())
+            return token, str(path)
+        if settings.token_path:
+            token = read_token(Path(settings.token_path))
+            register(token)
+            return token, settings.token_path
+        return "", ""
+
+    def _request(self) -> tuple[bytes, Trust]:
+        from kumadp.controlplane.wire import RequestFacts, encode_request
+        from kumadp.host.facts import has_ipv6, system_ca_path
+        from kumadp.resources.wire import request_json
+
+        settings, resource = self.settings, self.resource
+        envoy, coredns = self._versions
+        token, token_path = self.token()
+        trust = self.trust()
+        metadata = {"version.dependencies.coredns": coredns} if coredns else {}
+        if settings.host_ip:
+            metadata["HOST_IP"] = settings.host_ip
+        facts = RequestFacts(
+            mesh=resource.mesh if resource else settings.mesh,
+            name=resource.name if resource else settings.name,
+            proxy_type=KINDS[resource.kind] if resource else settings.proxy_type,
+            token=token,
+            token_path=token_path,
+            resource=request_json(resource, without=self._without) if resource else "",
+            kumadp_version=__version__,
+            envoy_version=envoy.version,
+            envoy_build=envoy.build,
+            envoy_compatible=is_compatible(envoy.version),
+            ca_cert=trust.ca,
+            metadata=metadata,
+            dns_port=self._dns.envoy_port if self._dns is not None else 0,
+            readiness_port=settings.readiness_port,
+            features=FEATURES,
+            max_heap_bytes=settings.max_memory_bytes,
+            workdir=str(self._work.sockets),
+            metrics_cert_path=settings.metrics_cert_path,
+            metrics_key_path=settings.metrics_key_path,
+            system_ca_path=settings.system_ca_path or system_ca_path(),
+            ipv6_enabled=settings.ipv6_enabled and has_ipv6(),
+            spire_socket_path=settings.spire_socket_path,
+        )
+        return encode_request(facts), trust
