@@ -6,6 +6,7 @@ import asyncio
 import errno
 import pwd
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -105,15 +106,22 @@ def _user_of(address: Address) -> str:
             continue
         for row in rows:
             columns = row.split()
-            if int(columns[1].rsplit(":", 1)[1], 16) == address.port and (
-                address.protocol == "udp" or columns[3] == "0A"
-            ):
+            host, port = _bound(columns[1])
+            listens = address.protocol == "udp" or columns[3] == "0A"
+            if listens and port == address.port and overlap(host, address.host):
                 uid = int(columns[7])
                 try:
                     return f"a process of user {pwd.getpwuid(uid).pw_name}"
                 except KeyError:
                     return f"a process of user id {uid}"
     return "a process that is not visible here"
+
+
+def _bound(column: str) -> tuple[str, int]:
+    """Address and port of a row: 32-bit words of this machine's byte order, in hexadecimal (proc_net_tcp)."""
+    words, _, port = column.partition(":")
+    packed = b"".join(int(words[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(words), 8))
+    return socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed), int(port, 16)
 
 
 def local_addresses() -> frozenset[str]:

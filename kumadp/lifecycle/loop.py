@@ -27,6 +27,7 @@ from kumadp.lifecycle.phases import Phase
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
+    from kumadp.errors import Problem
     from kumadp.lifecycle.status import Status
 
 log = logging.getLogger("kumadp.lifecycle")
@@ -321,6 +322,11 @@ class RunLoop:
 
 def _failure(error: BaseException) -> Outcome:
     if isinstance(error, KumadpError):
-        return Outcome(error.exit_code, str(error))
+        problems: tuple[Problem, ...] = getattr(error, "problems", ())
+        if len(problems) < 2:
+            return Outcome(error.exit_code, str(error))
+        for problem in problems:
+            log.error("%s", problem)
+        return Outcome(error.exit_code, f"{len(problems)} problems, each named above, the first: {problems[0]}")
     log.error("a bug in kumadp", exc_info=error)
     return Outcome(ExitCode.BUG, f"a bug in kumadp: {type(error).__name__}: {error}")

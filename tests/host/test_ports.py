@@ -113,7 +113,20 @@ try:
 except PortsTaken as taken:
     print(*taken.problems, sep="\\n")
 """
-    with held() as port:
+    # The same port of another address is somebody else's.
+    stranger = (
+        "import os, socket, sys, time; os.setuid(65533); s = socket.create_server(('127.0.0.7', int(sys.argv[1])))"
+    )
+    with (
+        held() as port,
+        subprocess.Popen(
+            [sys.executable, "-c", f"{stranger}; print('up', flush=True); sys.stdin.read()", str(port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as other,
+    ):
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"up\n"
         done = subprocess.run(
             [sys.executable, "-c", source, str(port), "1"], capture_output=True, text=True, check=False, cwd="/"
         )

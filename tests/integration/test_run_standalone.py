@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import re
 import signal
 import socket
 import threading
@@ -194,16 +196,21 @@ def test_a_spent_budget_ends_everything_and_tells_the_story(
 def test_all_port_clashes_are_named_with_their_holder_before_anything_starts(
     tmp_path: Path, ports: Ports, app: Workload, backend: Workload
 ) -> None:
-    with (
-        socket.create_server(("127.0.0.1", ports.inbound)),
-        socket.create_server(("127.0.0.1", ports.readiness)),
-        run_kumadp(tmp_path, ports, *mesh_of(tmp_path, ports, app, backend)) as daemon,
-    ):
+    held = ("inbound", "outbound", "admin", "readiness", "probes")
+    with contextlib.ExitStack() as stack:
+        for what in held:
+            stack.enter_context(socket.create_server(("127.0.0.1", getattr(ports, what))))
+        udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        udp.bind(("127.0.0.1", ports.dns))
+        daemon = stack.enter_context(run_kumadp(tmp_path, ports, *mesh_of(tmp_path, ports, app, backend), dns=True))
         assert daemon.wait() == ExitCode.OS
         text = daemon.output()
-    assert str(ports.inbound) in text
-    assert str(ports.readiness) in text
-    assert f"pid {psutil.Process().pid}" in text
+    named = re.findall(r"ERROR lifecycle: .*?:(\d+)/(?:tcp|udp) .*held by .*pid (\d+)\)", text)
+    ours = str(psutil.Process().pid)
+    wanted = {str(getattr(ports, what)) for what in (*held, "dns")}
+    assert {port for port, pid in named if pid == ours} == wanted, text
+    assert text.splitlines()[-1].count("held by") == 1
+    assert "Envoy 1." not in text
     assert "Traceback" not in text
 
 

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from kumadp.errors import ChildFailed, ControlPlaneRefused, ExitCode, KumadpError
+from kumadp.errors import ChildFailed, ControlPlaneRefused, ExitCode, KumadpError, PortsTaken, Problem
 from kumadp.lifecycle.drain import FailHealthChecks, Step, Wait, plan_drain
 from kumadp.lifecycle.loop import Asked, PartEnded, Refused, RunLoop, SignalCame, StartEnded
 from kumadp.lifecycle.phases import IllegalMove, Phase, check_move
@@ -152,6 +152,16 @@ async def test_a_failed_start_ends_with_its_own_code_and_reason() -> None:
     assert outcome.code is ExitCode.CONTROL_PLANE_REFUSED
     assert "422: token is missing" in outcome.why
     assert daemon.calls == ["start", "stop"]
+
+
+async def test_each_of_several_problems_is_a_line_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    daemon = RememberingDaemon()
+    daemon.fail_start = PortsTaken([Problem("probes.port", "9000 is held"), Problem("admin.port", "9901 is held")])
+    outcome = await RunLoop(daemon).run()
+    assert outcome.code is ExitCode.OS
+    assert outcome.why == "2 problems, each named above, the first: probes.port: 9000 is held"
+    told = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert told == ["probes.port: 9000 is held", "admin.port: 9901 is held"]
 
 
 async def test_only_an_essential_part_ends_the_daemon() -> None:
