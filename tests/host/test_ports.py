@@ -99,6 +99,20 @@ async def test_an_address_of_another_host_is_told() -> None:
     assert "not on this host" in line
 
 
+@contextlib.contextmanager
+def somebody_else(host: str, port: int) -> Iterator[None]:
+    """Another user's process that listens there."""
+    source = (
+        "import os, socket, sys; os.setuid(65533); s = socket.create_server((sys.argv[1], int(sys.argv[2])));"
+        "print('up', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", source, host, str(port)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        yield
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_ports_below_1024_and_holders_that_may_not_be_seen() -> None:
     source = f"""
@@ -113,20 +127,13 @@ try:
 except PortsTaken as taken:
     print(*taken.problems, sep="\\n")
 """
-    # The same port of another address is somebody else's.
-    stranger = (
-        "import os, socket, sys, time; os.setuid(65533); s = socket.create_server(('127.0.0.7', int(sys.argv[1])))"
-    )
+    # The same port of other addresses is somebody else's, whichever of them the kernel lists first.
+    port = free_port()
     with (
-        held() as port,
-        subprocess.Popen(
-            [sys.executable, "-c", f"{stranger}; print('up', flush=True); sys.stdin.read()", str(port)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        ) as other,
+        somebody_else("127.0.0.7", port),
+        socket.create_server(("127.0.0.1", port)),
+        somebody_else("127.0.0.8", port),
     ):
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"up\n"
         done = subprocess.run(
             [sys.executable, "-c", source, str(port), "1"], capture_output=True, text=True, check=False, cwd="/"
         )
