@@ -99,11 +99,15 @@ async def test_an_address_of_another_host_is_told() -> None:
     assert "not on this host" in line
 
 
+# A user id that nobody has a name for.
+STRANGER = 65533
+
+
 @contextlib.contextmanager
 def somebody_else(host: str, port: int) -> Iterator[None]:
     """Another user's process that listens there."""
     source = (
-        "import os, socket, sys; os.setuid(65533); s = socket.create_server((sys.argv[1], int(sys.argv[2])));"
+        f"import os, socket, sys; os.setuid({STRANGER}); s = socket.create_server((sys.argv[1], int(sys.argv[2])));"
         "print('up', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", source, host, str(port)]
@@ -123,22 +127,19 @@ from kumadp.errors import PortsTaken
 import psutil
 os.setgid(65534); os.setuid(65534)
 try:
-    asyncio.run(check_ports([Address("127.0.0.1", port, "tcp", "x", "y") for port in map(int, sys.argv[1:])]))
+    pairs = [one.split(":") for one in sys.argv[1:]]
+    asyncio.run(check_ports([Address(host, int(port), "tcp", "x", "y") for host, port in pairs]))
 except PortsTaken as taken:
     print(*taken.problems, sep="\\n")
 """
-    # The same port of other addresses is somebody else's, whichever of them the kernel lists first.
     port = free_port()
-    with (
-        somebody_else("127.0.0.7", port),
-        socket.create_server(("127.0.0.1", port)),
-        somebody_else("127.0.0.8", port),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", source, str(port), "1"], capture_output=True, text=True, check=False, cwd="/"
-        )
+    ours, theirs = f"127.0.0.1:{port}", f"127.0.0.7:{port}"
+    with socket.create_server(("127.0.0.1", port)), somebody_else("127.0.0.7", port):
+        command = [sys.executable, "-c", source, ours, theirs, "127.0.0.1:1"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     told = done.stdout
-    assert f"held by a process of user {pwd.getpwuid(0).pw_name}" in told, done.stderr
+    assert f"{ours}/tcp for x is held by a process of user {pwd.getpwuid(0).pw_name}" in told, done.stderr
+    assert f"{theirs}/tcp for x is held by a process of user id {STRANGER}" in told
     # Where the kernel lets everybody bind low ports there is nothing to tell.
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) > 1:
         assert "CAP_NET_BIND_SERVICE" in told
