@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import math
 from typing import TYPE_CHECKING
 
 from kumadp.errors import ControlPlaneRefused
@@ -35,3 +38,24 @@ def check_token(text: str, where: str) -> str:
     if text.count(".") != 2:
         raise ControlPlaneRefused(f"{where} does not hold a JWT", "make one with kumactl generate dataplane-token")
     return text
+
+
+def expires_at(token: str) -> float | None:
+    """When a JWT ends (`exp`, RFC 7519), in seconds since 1970; None where it says nothing, or is none.
+
+    The signature is not looked at: only the control plane can, and this is for telling and for renewing in time.
+    """
+    parts = token.split(".")
+    if len(parts) != 3:
+        return None
+    try:
+        claims = json.loads(base64.b64decode(parts[1] + "=" * (-len(parts[1]) % 4), altchars="-_", validate=True))
+    except (ValueError, RecursionError):
+        return None
+    end = claims.get("exp") if isinstance(claims, dict) else None
+    if isinstance(end, bool) or not isinstance(end, int | float):
+        return None
+    try:
+        return float(end) if math.isfinite(end) else None
+    except OverflowError:
+        return None
