@@ -58,7 +58,8 @@ def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, 
     resource, mesh = _load(settings)
     settings = _with_proxy_type(settings, resource)
     register(settings.token)
-    register(urlsplit(settings.cp_address).password or "")
+    for address in settings.cp_addresses:
+        register(urlsplit(address).password or "")
     logs = open_logs(settings)
     set_process_name("kuma-dp")
     try:

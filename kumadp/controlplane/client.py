@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import collections
+import itertools
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from kumadp.controlplane.wire import BootstrapAnswer, UndecodableAnswer, decode_
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
 ATTEMPT_SECONDS = 10.0
 # For connecting, the handshake, each read: less than the attempt, as httpx closes what hangs, a cancellation does not.
@@ -37,49 +39,57 @@ class Trust:
 class _Failed(Exception):
     """An attempt that may be repeated."""
 
-    def __init__(self, verdict: Verdict) -> None:
+    def __init__(self, url: str, verdict: Verdict) -> None:
         super().__init__(verdict.reason)
+        self.url = url
         self.verdict = verdict
 
 
 async def fetch_bootstrap(
-    url: str,
+    urls: Sequence[str],
     make_request: Callable[[], Awaitable[tuple[bytes, Trust]]],
     *,
     backoff: float,
     max_duration: float | None,
     on_failure: Callable[[str], None],
 ) -> BootstrapAnswer:
-    """``POST <url>/bootstrap`` until there is a bootstrap.
+    """``POST <url>/bootstrap`` until there is a bootstrap; ``urls``, one at least, are asked in turn.
 
-    ``make_request`` is awaited for each attempt, so that token and CA are read anew. Waits are exponential from
-    ``backoff`` seconds with full jitter, up to 30 s; ``on_failure`` hears each reason. Raises ControlPlaneRefused on
-    an answer that no retry can change (400, 401, 403, 422; a certificate that does not verify three times; a CA that
-    is none) and ControlPlaneUnavailable after ``max_duration`` seconds; None means never.
+    ``make_request`` is awaited for each attempt, so that token and CA are read anew. After each round of all addresses
+    comes a wait, exponential from ``backoff`` seconds with full jitter, up to 30 s; ``on_failure`` hears each reason.
+    Raises ControlPlaneRefused on an answer that no retry can change (400, 401, 403, 422; a certificate that does not
+    verify three times; a CA that is none), where there are several addresses once each of them has given one; and
+    ControlPlaneUnavailable after ``max_duration`` seconds; None means never.
     """
-    certificate_tries = 0
+    refusals = _Refusals(urls)
+    turns = itertools.cycle(urls)
+    waits: dict[str, float] = {}
 
     async def attempt() -> BootstrapAnswer:
-        nonlocal certificate_tries
+        url = next(turns)
         verdict, answer = await _once(url, make_request)
         if answer is not None:
             return answer
-        certificate_tries = certificate_tries + 1 if verdict.action is Action.RETRY_CERTIFICATE else 0
-        if verdict.action is Action.STOP or certificate_tries >= CERTIFICATE_TRIES:
+        if refusals.note(url, verdict):
             raise ControlPlaneRefused(f"the control plane at {url} refused: {verdict.reason}", verdict.hint)
-        raise _Failed(verdict)
+        raise _Failed(url, verdict)
 
-    exponential = waits_from(backoff)
+    exponential = waits_from(backoff, len(urls))
 
     def wait(state: tenacity.RetryCallState) -> float:
         failure = state.outcome.exception() if state.outcome else None
-        return max(exponential(state), failure.verdict.wait if isinstance(failure, _Failed) else 0.0)
+        if isinstance(failure, _Failed):
+            waits[failure.url] = failure.verdict.wait
+        if state.attempt_number % len(urls):
+            return 0.0
+        return max(exponential(state), min(waits.values(), default=0.0))
 
     def tell(state: tenacity.RetryCallState) -> None:
         failure = state.outcome.exception() if state.outcome else None
         if isinstance(failure, _Failed):
             verdict = failure.verdict
-            on_failure(verdict.reason + (f" ({verdict.hint})" if verdict.hint else ""))
+            which = f"{failure.url}: " if len(urls) > 1 else ""
+            on_failure(which + verdict.reason + (f" ({verdict.hint})" if verdict.hint else ""))
 
     stop: Any = tenacity.stop_never if max_duration is None else tenacity.stop_after_delay(max_duration)
     retrying = tenacity.AsyncRetrying(
@@ -89,14 +99,37 @@ async def fetch_bootstrap(
         return await retrying(attempt)
     except _Failed as failed:
         raise ControlPlaneUnavailable(
-            f"no bootstrap from {url} within {max_duration:g} s; the last try: {failed.verdict.reason}",
+            f"no bootstrap from {', '.join(urls)} within {max_duration:g} s; the last try: {failed.verdict.reason}",
             failed.verdict.hint,
         ) from None
 
 
-def waits_from(backoff: float) -> tenacity.wait_random_exponential:
-    """Waits between attempts: doubling from ``backoff`` seconds to 30 s, with full jitter."""
-    return tenacity.wait_random_exponential(multiplier=backoff, max=max(LONGEST_WAIT, backoff))
+class _Refusals:
+    """Which addresses gave, the last time they answered, an answer that no retry can change."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._missing = set(urls)
+        self._bad_certificates = collections.Counter[str]()
+
+    def note(self, url: str, verdict: Verdict) -> bool:
+        """Take in a verdict; True when all have refused."""
+        if verdict.action is Action.RETRY_CERTIFICATE:
+            self._bad_certificates[url] += 1
+        else:
+            self._bad_certificates[url] = 0
+        if verdict.action is Action.STOP or self._bad_certificates[url] >= CERTIFICATE_TRIES:
+            self._missing.discard(url)
+        elif verdict.action is not Action.RETRY_CERTIFICATE:
+            self._missing.add(url)
+        return not self._missing
+
+
+def waits_from(backoff: float, attempts_a_round: int = 1) -> tenacity.wait_random_exponential:
+    """Waits between rounds of attempts: doubling from ``backoff`` seconds to 30 s, with full jitter."""
+    base = 2 ** (1 / attempts_a_round)
+    # The first wait comes after the last attempt of the first round.
+    first = backoff / base ** (attempts_a_round - 1)
+    return tenacity.wait_random_exponential(multiplier=first, max=max(LONGEST_WAIT, backoff), exp_base=base)
 
 
 async def _once(
@@ -113,7 +146,7 @@ async def _once(
     if verdict.action is not Action.DECODE:
         return verdict, None
     try:
-        return verdict, decode_answer(answer)
+        return verdict, decode_answer(answer, url)
     except UndecodableAnswer as error:
         return Verdict(Action.RETRY, str(error), "does another server answer at this address?"), None
 

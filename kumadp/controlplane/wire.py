@@ -73,19 +73,23 @@ def encode_request(facts: RequestFacts) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class BootstrapAnswer:
-    """What the control plane answered: the bootstrap's YAML and what it says for the sidecar itself."""
+    """What the control plane answered: the bootstrap's YAML and what it says for the sidecar itself.
+
+    ``url`` is the control plane address that answered.
+    """
 
     bootstrap: bytes
     corefile_template: str | None
     address: str
+    url: str = ""
 
 
 class UndecodableAnswer(ValueError):
     """A 200 whose body is not a bootstrap; a proxy in between may have made it, so it is retried."""
 
 
-def decode_answer(body: bytes) -> BootstrapAnswer:
-    """The answer to a request that accepts JSON; raises UndecodableAnswer."""
+def decode_answer(body: bytes, url: str = "") -> BootstrapAnswer:
+    """The answer of ``url`` to a request that accepts JSON; raises UndecodableAnswer."""
     try:
         tree = json.loads(body)
         text = base64.b64decode(tree["bootstrap"], validate=True)
@@ -93,6 +97,6 @@ def decode_answer(body: bytes) -> BootstrapAnswer:
         networking = sidecar.get("networking") or {}
         template = networking.get("corefileTemplate")
         corefile = base64.b64decode(template).decode() if template else None
-        return BootstrapAnswer(text, corefile, str(networking.get("address") or ""))
+        return BootstrapAnswer(text, corefile, str(networking.get("address") or ""), url)
     except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
         raise UndecodableAnswer(f"the answer is not a bootstrap: {type(error).__name__}") from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.addresses import is_ip
 from kumadp.errors import BinaryNotFound, KumadpError
-from kumadp.host.environment import child_environment
+from kumadp.host.environment import child_environment, fate_of_children, find_container_sign
 from kumadp.host.ports import Address, check_ports
 from kumadp.host.workdir import open_work_dir
 from kumadp.lifecycle.component import Stack
@@ -30,7 +30,7 @@ from kumadp.lifecycle.plan import (
     plan_probes,
 )
 from kumadp.lifecycle.status import Status
-from kumadp.process.child import Command, OnParentDeath
+from kumadp.process.child import Command
 from kumadp.process.policy import ChildState, RestartPolicy
 from kumadp.resources.types import Dataplane
 from kumadp.settings.model import secret_variables
@@ -228,7 +228,7 @@ class Assembly:
 
     def command(self, name: str, argv: tuple[str, ...]) -> Callable[[], Awaitable[Command]]:
         """What makes a child's command, asked at each start."""
-        fate: OnParentDeath = "keep" if self.settings.on_parent_death == "keep" else "kill"
+        fate = fate_of_children(self.settings.on_parent_death, find_container_sign(self._environ))
         command = Command(argv, name, self.children_environment, fate)
 
         async def make() -> Command:

@@ -36,11 +36,12 @@ KINDS = {"Dataplane": "dataplane", "ZoneIngress": "ingress", "ZoneEgress": "egre
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A bootstrap as the control plane made it; ``at`` in seconds since 1970."""
+    """A bootstrap as the control plane at ``url`` made it; ``at`` in seconds since 1970."""
 
     tree: dict[str, Any]
     corefile_template: str | None
     at: float
+    url: str = ""
 
 
 def is_compatible(version: str) -> bool:
@@ -87,14 +88,14 @@ class KumaClient:
             return await asyncio.to_thread(self._request)
 
         answer = await fetch_bootstrap(
-            self.settings.cp_address,
+            self.settings.cp_addresses,
             request,
             backoff=self.settings.retry_backoff,
             max_duration=max_duration,
             on_failure=failed,
         )
         tree = await asyncio.to_thread(parse_bootstrap, answer.bootstrap)
-        return Fetched(tree, answer.corefile_template, time.time())
+        return Fetched(tree, answer.corefile_template, time.time(), answer.url)
 
     def trust(self) -> Trust:
         """The CA as it is now. May block. Raises ControlPlaneRefused."""

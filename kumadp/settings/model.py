@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kumadp.settings.option import Option, option
+from kumadp.settings.values import split_addresses
 
 PORT: Any = {"minimum": 1, "maximum": 65535}
 PORT_OR_0: Any = {"minimum": 0, "maximum": 65535}
@@ -36,7 +37,7 @@ class Settings:
     log_max_size: int = option("integer", 100, "Size in MB at which the log file rotates.", flags="--log-max-size", key="log.maxSize", group=LOG, commands=("run", "wait"), minimum=1)
     log_max_age: int = option("integer", 30, "Days that rotated log files are kept.", flags="--log-max-age", key="log.maxAge", group=LOG, commands=("run", "wait"), minimum=0)
 
-    cp_address: str = option("text", "https://localhost:5678", "Address of the control plane's data plane server.", flags="--cp-address", env="KUMA_CONTROL_PLANE_URL", key="controlPlane.url", group=CP)
+    cp_address: str = option("text", "https://localhost:5678", "Address of the control plane's data plane server; several, with commas, are asked in turn.", flags="--cp-address", env="KUMA_CONTROL_PLANE_URL", key="controlPlane.url", group=CP)
     ca_cert_file: str = option("text", "", "File with the CA that the control plane's certificate must come from; read anew for each attempt.", flags="--ca-cert-file", env="KUMA_CONTROL_PLANE_CA_CERT_FILE", key="controlPlane.caCertFile", group=CP)
     ca_cert: str = option("text", "", "The CA itself as PEM; goes before the file.", env="KUMA_CONTROL_PLANE_CA_CERT", key="controlPlane.caCert", group=CP)
     skip_verify: bool = option("boolean", False, "Do not verify the control plane's certificate.", flags="--skip-verify", env="KUMA_CONTROL_PLANE_TLS_SKIP_VERIFY", key="controlPlane.tlsSkipVerify", group=CP)
@@ -96,8 +97,16 @@ class Settings:
     application_probe_proxy_port: int = option("integer", 0, "Port of the application probe proxy (2.14); 0: off.", env="KUMA_APPLICATION_PROBE_PROXY_PORT", key="applicationProbeProxyServer.port", group=DNS, effective=False, **PORT_OR_0)
 
     strict_admin: bool = option("boolean", False, "Refuse a bootstrap whose admin is not on loopback, instead of moving it there.", flags="--strict-admin", key="kumadp.strictAdmin", group=OURS)
-    on_parent_death: str = option("text", "kill", "What happens to Envoy and CoreDNS when kumadp is killed.", flags="--on-parent-death", key="kumadp.onParentDeath", group=OURS, choices=("kill", "keep"))
+    on_parent_death: str = option("text", "kill", "What happens to Envoy and CoreDNS when kumadp is killed; auto keeps them, but not in containers and on Kubernetes.", flags="--on-parent-death", key="kumadp.onParentDeath", group=OURS, choices=("auto", "kill", "keep"))
     stop_grace: float = option("duration", 5.0, "Time between SIGTERM and SIGKILL for a child.", flags="--stop-grace", key="kumadp.stopGrace", group=OURS, minimum=0)
+    xds_relay: str = option("text", "on", "Hold the stream to the control plane in kumadp, so that it outlives Envoy; off: Envoy connects by itself, as with kuma-dp.", flags="--xds-relay", key="kumadp.xdsRelay", group=OURS, choices=("on", "off"), effective=False)
+    last_good: str = option("text", "on", "Keep a copy of the last good configuration, without secrets, in the state directory, to start from while the control plane is away.", flags="--last-good", key="kumadp.lastGood.mode", group=OURS, choices=("on", "off"), effective=False)
+    last_good_max_age: float = option("duration", 86400.0, "Age at which that copy is not used any more, counted from when the control plane last stood by it: the addresses in it may be others' by then.", flags="--last-good-max-age", key="kumadp.lastGood.maxAge", group=OURS, minimum=1, effective=False)
+    state_dir: str = option("text", "", "Private directory for what outlives a run; empty: STATE_DIRECTORY, /var/lib/kumadp/<name> where it can be made and is ours, or none.", flags="--state-dir", key="kumadp.stateDir", group=OURS, effective=False)
+    on_control_plane_refusal: str = option("text", "exit", "What to do when the control plane refuses for good (token, resource, certificate) while Envoy serves.", flags="--on-control-plane-refusal", key="kumadp.onControlPlaneRefusal", group=OURS, choices=("exit", "serve"), effective=False)
+    bootstrap_check_interval: float = option("duration", 300.0, "How often the bootstrap is fetched again and compared, with jitter; 0: never.", flags="--bootstrap-check-interval", key="kumadp.bootstrap.checkInterval", group=OURS, minimum=0, effective=False)
+    on_bootstrap_change: str = option("text", "report", "What to do when it has changed: say that a restart is required, or reload Envoy at once.", flags="--on-bootstrap-change", key="kumadp.bootstrap.onChange", group=OURS, choices=("report", "reload"), effective=False)
+    reload_deadline: float = option("duration", 15.0, "Time for a reloaded Envoy to be LIVE with the listeners of the old one; past it the new one is killed and the old one serves on.", flags="--reload-deadline", key="kumadp.reloadDeadline", group=OURS, minimum=0.001, effective=False)
     envoy_restart_budget: int | None = option("integer", None, "Restarts of Envoy within the window before everything stops.", flags="--envoy-restart-budget", key="kumadp.envoyRestartBudget", group=OURS, minimum=0, none_means="5, on Kubernetes 0")
     envoy_restart_window: float = option("duration", 300.0, "Window of the restart budgets.", flags="--envoy-restart-window", key="kumadp.envoyRestartWindow", group=OURS, minimum=1)
     coredns_restart_budget: int = option("integer", 5, "Restarts of CoreDNS within the window before names are given up.", flags="--coredns-restart-budget", key="kumadp.corednsRestartBudget", group=OURS, minimum=0)
@@ -113,6 +122,11 @@ class Settings:
     request_timeout: float = option("duration", 0.5, "Time for one check.", flags="--request-timeout", group=WAIT, commands=("wait",), minimum=0.001)
     timeout: float = option("duration", 180.0, "Time for all of it.", flags="--timeout", group=WAIT, commands=("wait",), minimum=0)
     # fmt: on
+
+    @property
+    def cp_addresses(self) -> tuple[str, ...]:
+        """The addresses of the control plane, in the order in which they are asked."""
+        return split_addresses(self.cp_address)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from kumadp.settings.display import show
 from kumadp.settings.file import read_settings
 from kumadp.settings.found import Found, parse
 from kumadp.settings.model import CP, Settings, options_of
-from kumadp.settings.values import BadValue, parse_assignments, write_value
+from kumadp.settings.values import BadValue, parse_assignments, split_addresses, write_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -212,11 +212,12 @@ def _check_names(values: Mapping[str, object], merge: _Merge) -> None:
 
 
 def _check_address(values: Mapping[str, object], merge: _Merge) -> None:
-    address = str(values.get("cp_address", ""))
-    if address and not _is_http(address):
-        hint = "write one like https://control-plane:5678"
-        where = merge.found["cp_address"].where
-        merge.problems.append(Problem(where, f"{address!r} is not an http or https address", hint))
+    text = str(values.get("cp_address", ""))
+    for address in split_addresses(text) if text else ():
+        if not _is_http(address):
+            hint = "write one like https://control-plane:5678"
+            where = merge.found["cp_address"].where
+            merge.problems.append(Problem(where, f"{address!r} is not an http or https address", hint))
 
 
 def _is_http(address: str) -> bool:

@@ -85,6 +85,11 @@ def parse_integer(text: str) -> int:
     return int(text)
 
 
+def split_addresses(text: str) -> tuple[str, ...]:
+    """The parts of ``a,b`` in their order, each once; a part that is empty stays."""
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
 def parse_assignments(text: str) -> dict[str, str]:
     """``a=b``, or ``a=b,c=d`` where more than one ``=`` says so (pflag: StringToString, which kuma-dp uses)."""
     import csv

@@ -35,7 +35,7 @@ def request(ca: str, verify: bool = True) -> Callable[[], Awaitable[tuple[bytes,
 
 
 async def fetch(
-    url: str,
+    url: str | tuple[str, ...],
     ca: str,
     *,
     verify: bool = True,
@@ -45,7 +45,11 @@ async def fetch(
     heard = told if told is not None else []
     async with asyncio.timeout(60):
         return await fetch_bootstrap(
-            url, request(ca, verify), backoff=QUICK, max_duration=max_duration, on_failure=heard.append
+            (url,) if isinstance(url, str) else url,
+            request(ca, verify),
+            backoff=QUICK,
+            max_duration=max_duration,
+            on_failure=heard.append,
         )
 
 
@@ -226,7 +230,7 @@ async def test_request_and_trust_are_made_anew_for_each_attempt() -> None:
             return json.dumps({"dataplaneToken": f"token-{made}"}).encode(), Trust(plane.ca)
 
         async with asyncio.timeout(30):
-            await fetch_bootstrap(plane.url, make, backoff=QUICK, max_duration=None, on_failure=lambda _reason: None)
+            await fetch_bootstrap((plane.url,), make, backoff=QUICK, max_duration=None, on_failure=lambda _reason: None)
         assert [seen["dataplaneToken"] for seen in plane.requests] == ["token-1", "token-2"]
 
 
@@ -239,6 +243,70 @@ def test_waits_double_from_the_backoff_to_30_seconds_with_full_jitter() -> None:
         drawn = [wait(state) for _ in range(300)]
         assert 0 <= min(drawn) < longest * 0.25
         assert longest * 0.75 < max(drawn) <= longest
+
+
+def test_with_several_addresses_the_wait_doubles_from_round_to_round() -> None:
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    for round_ in range(1, 6):
+        state.attempt_number = 3 * round_
+        drawn = [client.waits_from(3.0, 3)(state) for _ in range(300)]
+        longest = min(30.0, 3.0 * 2 ** (round_ - 1))
+        assert longest * 0.75 < max(drawn) <= longest * 1.000001
+
+
+async def test_several_addresses_are_asked_in_turn_and_the_one_that_answered_is_told() -> None:
+    told: list[str] = []
+    nobody = f"http://127.0.0.1:{free_port()}"
+    busy = ScriptedControlPlane(Answer(503, b"busy"), tls=False)
+    with busy, ScriptedControlPlane(Answer(503, b"starting"), GOOD, tls=False) as plane:
+        got = await fetch((nobody, busy.url, plane.url), "", told=told)
+        assert len(busy.requests) == 2
+        assert len(plane.requests) == 2
+    assert got.url == plane.url
+    assert [line.split(": ")[0] for line in told] == [nobody, busy.url, plane.url, nobody, busy.url]
+    assert told[1] == f"{busy.url}: HTTP 503: busy"
+
+
+async def test_the_next_address_is_asked_at_once() -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with ScriptedControlPlane(GOOD, tls=False) as plane:
+        async with asyncio.timeout(30):
+            got = await fetch_bootstrap(
+                (nobody, plane.url), request(""), backoff=1e6, max_duration=None, on_failure=lambda _reason: None
+            )
+    assert got.url == plane.url
+
+
+async def test_a_refusal_is_final_once_every_address_refused() -> None:
+    told: list[str] = []
+    with (
+        ScriptedControlPlane(Answer(401, b"who?"), tls=False) as one,
+        ScriptedControlPlane(Answer(503), Answer(503), Answer(403, b"not you"), tls=False) as other,
+    ):
+        with pytest.raises(ControlPlaneRefused, match="not you") as refused:
+            await fetch((one.url, other.url), "", told=told)
+        assert len(one.requests) == 3
+        assert len(other.requests) == 3
+    assert other.url in str(refused.value)
+
+
+async def test_an_address_that_refuses_does_not_stand_before_one_that_answers() -> None:
+    with (
+        ScriptedControlPlane(Answer(401), tls=False) as one,
+        ScriptedControlPlane(Answer(503), GOOD, tls=False) as other,
+    ):
+        assert (await fetch((one.url, other.url), "")).url == other.url
+
+
+async def test_certificates_are_counted_for_each_address() -> None:
+    told: list[str] = []
+    with (
+        ScriptedControlPlane(GOOD, names=("other.example",)) as one,
+        ScriptedControlPlane(GOOD, names=("other.example",)) as other,
+        pytest.raises(ControlPlaneRefused, match="certificate not verified"),
+    ):
+        await fetch((one.url, other.url), one.ca, told=told)
+    assert len(told) == 5
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,20 @@ def test_an_address_that_is_none(address: str) -> None:
     ]
 
 
+def test_several_addresses_of_the_control_plane() -> None:
+    settings = run(bare(cp_address="https://a:5678, http://b ,https://a:5678")).settings
+    assert settings.cp_addresses == ("https://a:5678", "http://b")
+    assert run(bare()).settings.cp_addresses == ("https://localhost:5678",)
+
+
+def test_each_of_them_must_be_one() -> None:
+    hint = "is not an http or https address (write one like https://control-plane:5678)"
+    assert problems(bare(cp_address="https://a:5678,,b:5678")) == [
+        f"--cp-address: '' {hint}",
+        f"--cp-address: 'b:5678' {hint}",
+    ]
+
+
 def test_values_of_a_list_are_bounded_each() -> None:
     assert problems(bare(virtual_probes_ports="80,70000,0")) == [
         "--virtual-probes-ports: 70000 is too large (at most 65535)",
