@@ -1,0 +1,168 @@
+"""DiscoveryRequest and DiscoveryResponse: the outer fields, the resources as opaque bytes.
+
+State of the world only; fields as in Envoy's ``envoy/service/discovery/v3/discovery.proto``. Raises BadMessage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from kumadp.relay.wire import BadMessage, field_bytes, field_text, field_varint, fields, text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["BadMessage", "Request", "Response", "encode_response", "encode_status", "status_message"]
+
+TYPES = "type.googleapis.com/"
+CLUSTER = f"{TYPES}envoy.config.cluster.v3.Cluster"
+ENDPOINTS = f"{TYPES}envoy.config.endpoint.v3.ClusterLoadAssignment"
+LISTENER = f"{TYPES}envoy.config.listener.v3.Listener"
+SECRET = f"{TYPES}envoy.extensions.transport_sockets.tls.v3.Secret"
+
+DIGEST_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A DiscoveryRequest. ``node`` is an encoded Node or empty, ``error`` an encoded google.rpc.Status or empty."""
+
+    type_url: str
+    version: str = ""
+    node: bytes = b""
+    names: tuple[str, ...] = ()
+    nonce: str = ""
+    error: bytes = b""
+
+    def encode(self) -> bytes:
+        """The message; an empty ``node`` or ``error`` is left out."""
+        return b"".join(
+            (
+                field_text(1, self.version),
+                field_bytes(2, self.node) if self.node else b"",
+                *(field_bytes(3, name.encode()) for name in self.names),
+                field_text(4, self.type_url),
+                field_text(5, self.nonce),
+                field_bytes(6, self.error) if self.error else b"",
+            )
+        )
+
+    @classmethod
+    def parse(cls, data: bytes) -> Request:
+        """The outer fields; a request without a type is refused, since one stream carries all types (ADS)."""
+        version = type_url = nonce = ""
+        node = error = b""
+        rejected = False
+        names = []
+        for number, start, end in fields(data):
+            if number == 3:
+                names.append(text(data, start, end))
+            elif number == 1:
+                version = text(data, start, end)
+            elif number == 2:
+                node = data[start:end]
+            elif number == 4:
+                type_url = text(data, start, end)
+            elif number == 5:
+                nonce = text(data, start, end)
+            elif number == 6:
+                error, rejected = data[start:end], True
+        if not type_url:
+            raise BadMessage("it names no type")
+        # A status of nothing but defaults is empty on the wire, yet its presence alone means a rejection.
+        return cls(type_url, version, node, tuple(names), nonce, error or (UNKNOWN if rejected else b""))
+
+
+@dataclass(frozen=True)
+class Response:
+    """A DiscoveryResponse; ``raw`` is the message as it came, and is what is passed on."""
+
+    type_url: str
+    version: str
+    nonce: str
+    raw: bytes
+
+    @classmethod
+    def parse(cls, data: bytes) -> Response:
+        """The outer fields; a response without a type is refused."""
+        version = type_url = nonce = ""
+        for number, start, end in fields(data):
+            if number == 2:
+                continue
+            if number == 1:
+                version = text(data, start, end)
+            elif number == 4:
+                type_url = text(data, start, end)
+            elif number == 5:
+                nonce = text(data, start, end)
+        if not type_url:
+            raise BadMessage("it names no type")
+        return cls(type_url, version, nonce, data)
+
+    def with_nonce(self, nonce: str) -> bytes:
+        """The message with another nonce. It is appended: the last one of a scalar field counts."""
+        return self.raw + field_bytes(5, nonce.encode())
+
+    @property
+    def resources(self) -> tuple[bytes, ...]:
+        """Each resource as its raw google.protobuf.Any, in the order they came."""
+        return tuple(self.raw[start:end] for number, start, end in fields(self.raw) if number == 2)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """What the resources are, whatever their order: control planes shuffle them and renew versions at will."""
+        # Two of the same count once: it is a set. Sorted digests, so that nothing large is sorted.
+        return _hash(b"".join(sorted({_hash(resource) for resource in self.resources})))
+
+    @cached_property
+    def names(self) -> frozenset[str] | None:
+        """The resources' names, field 1 in every kind that Envoy subscribes to by name; None when one has none."""
+        try:
+            return frozenset(_name(resource) for resource in self.resources)
+        except BadMessage:
+            return None
+
+
+def encode_response(type_url: str, version: str, resources: Iterable[bytes], nonce: str = "") -> bytes:
+    """A DiscoveryResponse of resources that are raw google.protobuf.Any messages."""
+    return b"".join(
+        (
+            field_text(1, version),
+            *(field_bytes(2, resource) for resource in resources),
+            field_text(4, type_url),
+            field_text(5, nonce),
+        )
+    )
+
+
+def encode_status(code: int, message: str) -> bytes:
+    """A google.rpc.Status; codes as in gRPC."""
+    return field_varint(1, code) + field_text(2, message)
+
+
+def status_message(status: bytes) -> str:
+    """The text of a google.rpc.Status, ``no reason given`` when there is none that can be read."""
+    try:
+        found = [text(status, start, end) for number, start, end in fields(status) if number == 2]
+    except BadMessage:
+        found = []
+    return next((message for message in reversed(found) if message), "no reason given")
+
+
+UNKNOWN = encode_status(2, "")
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
+
+
+def _name(resource: bytes) -> str:
+    for number, start, end in fields(resource):
+        if number == 2:
+            for inner, first, last in fields(resource, start, end):
+                if inner == 1:
+                    return text(resource, first, last)
+    raise BadMessage("a resource has no name")

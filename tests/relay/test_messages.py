@@ -1,0 +1,138 @@
+"""The outer fields of discovery messages, against Envoy's own message types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf import any_pb2, message
+from google.rpc import status_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kumadp.relay.messages import (
+    BadMessage,
+    Request,
+    Response,
+    encode_response,
+    encode_status,
+    status_message,
+)
+
+REQUESTS = st.builds(
+    Request,
+    type_url=st.text(min_size=1),
+    version=st.text(),
+    node=st.just(b""),
+    names=st.lists(st.text(), max_size=5).map(tuple),
+    nonce=st.text(),
+    error=st.builds(encode_status, st.integers(1, 16), st.text()),
+)
+
+
+def endpoints(name: str) -> bytes:
+    packed = any_pb2.Any()
+    packed.Pack(endpoint_pb2.ClusterLoadAssignment(cluster_name=name))
+    return bytes(packed.SerializeToString())
+
+
+@given(REQUESTS)
+def test_a_request_reads_the_same_for_envoys_types_and_for_ours(request: Request) -> None:
+    theirs = discovery_pb2.DiscoveryRequest.FromString(request.encode())
+    assert (theirs.type_url, theirs.version_info, theirs.response_nonce) == (
+        request.type_url,
+        request.version,
+        request.nonce,
+    )
+    assert tuple(theirs.resource_names) == request.names
+    assert theirs.error_detail.SerializeToString() == request.error
+    assert Request.parse(theirs.SerializeToString()) == request
+
+
+def test_a_rejection_without_words_is_a_rejection_still() -> None:
+    theirs = discovery_pb2.DiscoveryRequest(type_url="t", error_detail=status_pb2.Status())
+    assert Request.parse(theirs.SerializeToString()).error
+
+
+def test_fields_the_relay_does_not_know_are_skipped() -> None:
+    theirs: Any = discovery_pb2.DiscoveryRequest(type_url="t", resource_locators=[{"name": "x"}])
+    assert Request.parse(theirs.SerializeToString()) == Request("t")
+
+
+@given(st.text(), st.text(), st.lists(st.text(min_size=1), unique=True, max_size=200), st.text())
+def test_a_response_keeps_its_resources_and_takes_another_nonce(
+    version: str, nonce: str, names: list[str], other: str
+) -> None:
+    theirs = discovery_pb2.DiscoveryResponse(
+        version_info=version, nonce=nonce, type_url="t", canary=True, control_plane={"identifier": "cp"}
+    )
+    theirs.resources.extend(any_pb2.Any.FromString(endpoints(name)) for name in names)
+    response = Response.parse(theirs.SerializeToString())
+    assert (response.type_url, response.version, response.nonce) == ("t", version, nonce)
+    assert list(response.resources) == [endpoints(name) for name in names]
+    assert response.names == frozenset(names)
+    theirs.nonce = other
+    assert discovery_pb2.DiscoveryResponse.FromString(response.with_nonce(other)) == theirs
+    ours = encode_response("t", version, response.resources, nonce)
+    assert Response.parse(ours).digest == response.digest
+
+
+@given(st.lists(st.binary(max_size=8), max_size=6), st.randoms(use_true_random=False))
+def test_the_digest_knows_neither_order_nor_version(resources: list[bytes], random: Any) -> None:
+    shuffled = random.sample(resources, len(resources))
+    one = Response.parse(encode_response("t", "1", resources, "n"))
+    two = Response.parse(encode_response("t", "2", shuffled))
+    assert one.digest == two.digest
+    other = Response.parse(encode_response("t", "1", [*resources, b"something else"]))
+    assert other.digest != one.digest
+
+
+def test_names_are_unknown_when_a_resource_has_none() -> None:
+    assert Response.parse(encode_response("t", "1", [endpoints("a"), b""])).names is None
+    assert Response.parse(encode_response("t", "1", [])).names == frozenset()
+
+
+@given(st.binary())
+def test_any_bytes_are_either_read_as_protobuf_reads_them_or_refused(data: bytes) -> None:
+    try:
+        request = Request.parse(data)
+        Response.parse(data)
+    except BadMessage:
+        return
+    try:
+        theirs = discovery_pb2.DiscoveryRequest.FromString(data)
+    except message.DecodeError:
+        return
+    assert theirs.type_url == request.type_url
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x0a\x05abc",
+        b"\x0a",
+        b"\x22\x80",
+        b"\x22\x02\xff\xfe",
+        b"\x02\x00",
+        b"\x0b",
+        b"\x29\x00",
+        b"\x0a" + b"\xff" * 11,
+        b"\x18",
+    ],
+)
+def test_bad_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(BadMessage):
+        Request.parse(data)
+    with pytest.raises(BadMessage):
+        Response.parse(data)
+
+
+def test_the_text_of_a_status() -> None:
+    status = status_pb2.Status(code=13, message="no such filter")
+    assert encode_status(13, "no such filter") == status.SerializeToString()
+    assert status_message(status.SerializeToString()) == "no such filter"
+    assert status_message(b"") == "no reason given"
+    assert status_message(b"\xff") == "no reason given"
