@@ -85,7 +85,14 @@ class Problem:
     def __str__(self) -> str:
         where = self.file + (f":{self.line}" if self.line else "") if self.file else ""
         text = ": ".join(part for part in (where, self.path, self.message) if part)
-        return f"{text} ({self.hint})" if self.hint else text
+        return _on_one_line(f"{text} ({self.hint})" if self.hint else text)
+
+
+def _on_one_line(text: str) -> str:
+    """What a user wrote may hold line ends and a terminal's control characters: shown as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 class KumadpError(Exception):

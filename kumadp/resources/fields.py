@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["text", "integer", "boolean", "enum", "duration", "message", "list", "tags", "free"]
+Kind = Literal["text", "integer", "boolean", "enum", "duration", "message", "list", "tags", "mapping", "free"]
 
 # The schema's pattern for serviceProbe.interval and timeout.
 DURATION_PATTERN = r"^([0-9]+\.?[0-9]*|\.[0-9]+)s$"
+# Seconds that a duration of protobuf holds (google.protobuf.Duration).
+LONGEST_DURATION = 315_576_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ METRICS = Message(
     (
         Field("name", "text", "Name of the backend."),
         Field("type", "text", "Type of the backend: prometheus."),
-        Field("conf", "free", "Configuration of the backend."),
+        Field("conf", "mapping", "Configuration of the backend."),
     ),
 )
 META = (

@@ -10,12 +10,12 @@ import yaml
 
 from kumadp import yamltext
 from kumadp.errors import Problem
-from kumadp.resources.fields import DURATION_PATTERN, Field, Message
+from kumadp.resources.fields import DURATION_PATTERN, LONGEST_DURATION, Field, Message
 
 MAX_TEXT = 1 << 20
 BOUNDS = yamltext.Bounds(size=MAX_TEXT, depth=60)
-_PLAIN_KEY = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
-_INTEGER = re.compile(r"^[+-]?\d+$")
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_INTEGER = re.compile(r"[+-]?[0-9]+")
 _DURATION = re.compile(DURATION_PATTERN)
 
 
@@ -46,8 +46,6 @@ class Parser:
     def message(self, node: yaml.Node, message: Message, path: str) -> dict[str, Any]:
         """The mapping under ``node`` with known names normalised."""
         tree: dict[str, Any] = {}
-        if _is_null(node):
-            return tree
         if not isinstance(node, yaml.MappingNode):
             self._say(path, f"must be a mapping, not {_shown(node)}", node.start_mark)
             return tree
@@ -71,16 +69,19 @@ class Parser:
 
     def value(self, node: yaml.Node, field: Field, path: str) -> Any:
         """The value of a known field; None where it is absent or wrong."""
+        if _is_null(node):
+            return None
         if field.kind == "message":
             assert isinstance(field.of, Message)  # noqa: S101
             return self.message(node, field.of, path)
-        if _is_null(node):
-            return None
         if field.kind == "list":
             return self._list(node, field, path)
         if field.kind == "tags":
             return self._tags(node, path)
-        if field.kind == "free":
+        if field.kind == "mapping" and not isinstance(node, yaml.MappingNode):
+            self._say(path, f"must be a mapping, not {_shown(node)}", node.start_mark)
+            return None
+        if field.kind in {"mapping", "free"}:
             return self.free(node, path)
         if not isinstance(node, yaml.ScalarNode):
             self._say(path, f"must be {_article(field.kind)}, not {_shown(node)}", node.start_mark)
@@ -142,12 +143,15 @@ class Parser:
         if field.kind == "enum":
             return self._enum(text, field, path, node.start_mark)
         if field.kind == "duration":
-            if not _DURATION.match(text):
-                hint = f"write {text}s" if _INTEGER.match(text) else "write seconds, like 0.5s or 10s"
+            if not _DURATION.fullmatch(text):
+                hint = f"write {text}s" if _INTEGER.fullmatch(text) else "write seconds, like 0.5s or 10s"
                 self._say(path, f"{text!r} is not a duration", node.start_mark, hint)
                 return None
+            if float(text[:-1]) > LONGEST_DURATION:
+                self._say(path, "is too long a duration", node.start_mark, f"at most {LONGEST_DURATION}s")
+                return None
             return text
-        if not _INTEGER.match(text) or len(text) > 12:
+        if not _INTEGER.fullmatch(text) or len(text) > 12:
             self._say(path, f"must be a whole number, not {text!r}", node.start_mark)
             return None
         number = int(text)
@@ -159,7 +163,7 @@ class Parser:
         return number
 
     def _enum(self, text: str, field: Field, path: str, mark: yaml.Mark) -> str | None:
-        if text.isdigit() and int(text) < len(field.choices):
+        if text.isascii() and text.isdigit() and int(text[:9]) < len(field.choices):
             return field.choices[int(text)]
         for choice in field.choices:
             if choice.lower() == text.lower():
@@ -180,7 +184,7 @@ class Parser:
 
 def join(path: str, key: str) -> str:
     """``path`` and ``key`` as one field path; keys that are not plain names are bracketed and quoted."""
-    if not _PLAIN_KEY.match(key):
+    if not _PLAIN_KEY.fullmatch(key):
         return f'{path}["{key}"]'
     return f"{path}.{key}" if path else key
 
@@ -207,7 +211,7 @@ def _json_scalar(node: yaml.Node) -> str | int | float | bool | None:
             return None
         if kind == "bool":
             return text.lower() in {"true", "yes", "on"}
-        if kind == "int" and _INTEGER.match(text) and len(text) < 20:
+        if kind == "int" and _INTEGER.fullmatch(text) and len(text) < 20:
             return int(text)
         if kind == "float" and re.match(r"^[-+]?[0-9.eE+-]+$", text):
             return float(text)

@@ -47,6 +47,8 @@ def _kind(field: Field) -> dict[str, Any]:
             return {"type": "string", "pattern": DURATION_PATTERN}
         case "tags":
             return {"type": "object", "additionalProperties": {"type": "string"}}
+        case "mapping":
+            return {"type": "object"}
         case "message" if isinstance(field.of, Message):
             return _message(field.of)
         case "list":

@@ -57,6 +57,7 @@ class BackendRef(_Message, frozen=True):
     kind: str = ""
     name: str = ""
     port: int = 0
+    labels: dict[str, str] = {}
 
 
 class Outbound(_Message, frozen=True):

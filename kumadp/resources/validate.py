@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kumadp.addresses import ANY_IPV4, is_ip, overlap
+from kumadp.addresses import ANY_IPV4, WILDCARDS, is_ip, overlap
 from kumadp.errors import Problem
 from kumadp.resources.parse import join
 from kumadp.resources.types import Dataplane, ZoneEgress, ZoneIngress, seconds
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from kumadp.resources.load import Resource
-    from kumadp.resources.types import Inbound, Networking, Outbound
+    from kumadp.resources.types import Gateway, Inbound, Networking, Outbound
 
 SERVICE = "kuma.io/service"
 ZONE = "kuma.io/zone"
@@ -23,9 +23,12 @@ PROTOCOL = "kuma.io/protocol"
 PROTOCOLS = ("tcp", "http", "http2", "grpc", "kafka")
 LOOPBACK = "127.0.0.1"
 _HOST_NAME = re.compile(
-    r"^(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?$"
+    r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?"
 )
-_NAME = re.compile(r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
+_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_TAG_NAME = re.compile(r"[A-Za-z0-9._:/-]+")
+_TAG_VALUE = re.compile(r"[A-Za-z0-9._:-]+")
+_KINDS = ("MeshService", "MeshMultiZoneService", "MeshExternalService")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ class _Check:
     def meta(self) -> None:
         if not self.resource.name:
             self.say("name", "is missing", "give the resource a name")
-        elif not _NAME.match(self.resource.name):
+        elif not _NAME.fullmatch(self.resource.name):
             self.say("name", f"{self.resource.name!r} is not a name", "lower-case letters, digits, - and .")
         if self.resource.kind == "Dataplane" and not self.resource.mesh:
             self.say("mesh", "is missing", "most installations have mesh: default")
@@ -139,7 +142,7 @@ class _Check:
         if networking.gateway is not None and networking.inbound:
             self.say("networking", "has a gateway and inbounds", "a gateway has no inbound: keep one of the two")
         if networking.gateway is not None:
-            self.tags("networking.gateway.tags", networking.gateway.tags, protocol=False)
+            self.gateway(networking.gateway, spec)
         elif not networking.inbound:
             self.say("networking.inbound", "there is no inbound and no gateway", "name at least one inbound")
         for index, inbound in enumerate(networking.inbound):
@@ -148,9 +151,16 @@ class _Check:
             self.outbound(f"networking.outbound[{index}]", outbound)
         self.probes(spec)
 
+    def gateway(self, gateway: Gateway, spec: Dataplane) -> None:
+        self.tags("networking.gateway.tags", gateway.tags, protocols=("tcp",))
+        if gateway.type == "BUILTIN":
+            for path, there in (("networking.outbound", spec.networking.outbound), ("probes", spec.probes)):
+                if there:
+                    self.say(path, "a builtin gateway has none", "take it out")
+
     def inbound(self, path: str, networking: Networking, inbound: Inbound) -> None:
         self.required_port(path, inbound.port)
-        self.tags(f"{path}.tags", inbound.tags, protocol=True)
+        self.tags(f"{path}.tags", inbound.tags, protocols=PROTOCOLS)
         self.address(f"{path}.address", inbound.address, names=False)
         self.address(f"{path}.serviceAddress", inbound.service_address, names=False)
         target = (inbound.service_address or inbound_address(networking, inbound), inbound.service_port or inbound.port)
@@ -170,10 +180,8 @@ class _Check:
         probe = inbound.service_probe
         if probe is not None:
             for name, value in (("interval", probe.interval), ("timeout", probe.timeout)):
-                if value and seconds(value, 1) <= 0:
+                if value and seconds(value, 1) < 1e-9:
                     self.say(f"{path}.serviceProbe.{name}", f"{value} is not more than 0", "write one like 1s")
-            if probe.tcp is None:
-                self.say(f"{path}.serviceProbe", "names no check", "write tcp: {}")
 
     def outbound(self, path: str, outbound: Outbound) -> None:
         self.required_port(path, outbound.port)
@@ -184,15 +192,16 @@ class _Check:
                 self.say(
                     f'{path}.tags["{SERVICE}"]', "is missing", "name the service that is consumed, or a backendRef"
                 )
+            self.tag_characters(f"{path}.tags", outbound.tags)
             return
         if outbound.tags:
             self.say(path, "has tags and a backendRef", "keep one of the two")
-        if reference.kind not in {"MeshService", "MeshExternalService", "MeshMultiZoneService"}:
-            self.say(f"{path}.backendRef.kind", f"{reference.kind!r} is not known", "MeshService")
-        if not reference.name:
-            self.say(f"{path}.backendRef.name", "is missing")
-        if reference.kind == "MeshService" and not reference.port:
-            self.say(f"{path}.backendRef.port", "is missing", "MeshService needs the port")
+        if reference.kind not in _KINDS:
+            self.say(f"{path}.backendRef.kind", f"{reference.kind!r} is not known", f"one of {', '.join(_KINDS)}")
+        if not reference.name and not reference.labels:
+            self.say(f"{path}.backendRef.name", "is missing", "name the target, or give its labels")
+        if reference.kind in {"MeshService", "MeshMultiZoneService"} and not reference.port:
+            self.say(f"{path}.backendRef.port", "is missing", f"{reference.kind} needs the port")
 
     def probes(self, spec: Dataplane) -> None:
         if spec.probes is None:
@@ -223,16 +232,24 @@ class _Check:
         if bool(networking.advertised_address) != bool(networking.advertised_port):
             self.say("networking", "advertisedAddress and advertisedPort go together", "give both or none")
 
-    def tags(self, path: str, tags: Mapping[str, str], *, protocol: bool) -> None:
+    def tags(self, path: str, tags: Mapping[str, str], *, protocols: tuple[str, ...]) -> None:
         if not tags.get(SERVICE):
             self.say(f'{path}["{SERVICE}"]', "is missing", "every inbound and gateway names its service")
         if ZONE in tags:
             self.say(f'{path}["{ZONE}"]', "cannot be set", "the control plane sets it")
-        if protocol and PROTOCOL in tags and tags[PROTOCOL] not in PROTOCOLS:
-            self.say(f'{path}["{PROTOCOL}"]', f"{tags[PROTOCOL]!r} is not known", f"one of {', '.join(PROTOCOLS)}")
+        if PROTOCOL in tags and tags[PROTOCOL] not in protocols:
+            right = f"one of {', '.join(protocols)}" if len(protocols) > 1 else protocols[0]
+            self.say(f'{path}["{PROTOCOL}"]', f"{tags[PROTOCOL]!r} is not known", right)
+        self.tag_characters(path, {name: value for name, value in tags.items() if name not in {ZONE, PROTOCOL}})
+
+    def tag_characters(self, path: str, tags: Mapping[str, str]) -> None:
         for name, value in tags.items():
-            if not value and name != SERVICE:
+            if not _TAG_NAME.fullmatch(name):
+                self.say(join(path, name), "is not a tag's name", "letters, digits and . _ : / -")
+            elif not value and name != SERVICE:
                 self.say(join(path, name), "is empty", "give it a value or take it out")
+            elif value and not _TAG_VALUE.fullmatch(value):
+                self.say(join(path, name), f"{value!r} is not a tag's value", "letters, digits and . _ : -")
 
     def required_port(self, path: str, port: int) -> None:
         if not port:
@@ -243,10 +260,12 @@ class _Check:
             if required:
                 self.say(path, "is missing", "an IP address or a host name")
             return
+        if value in WILDCARDS and path.startswith("networking.a"):
+            self.say(path, f"{value} is no address that others can reach", "the address of this host")
         if is_ip(value):
             return
         looks_like_ip = re.fullmatch(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*", value)
-        if looks_like_ip or not names or not _HOST_NAME.match(value):
+        if looks_like_ip or not names or not _HOST_NAME.fullmatch(value):
             self.say(path, f"{value!r} is not an IP address" + (" or host name" if names else ""))
 
     def overlaps(self, sockets: list[BoundSocket]) -> None:

@@ -38,7 +38,8 @@ def request_json(resource: Resource, *, without: frozenset[str] = frozenset({"pr
 def _with_durations(networking: Mapping[str, Any]) -> dict[str, Any]:
     """``networking`` with the durations of serviceProbe as protobuf's JSON takes them.
 
-    The schema's own pattern allows ``.3s`` and ``1.s``, which spoil the whole configuration in Envoy.
+    The schema's own pattern allows ``.3s``, ``1.s`` and more than nine decimals, which spoil the whole configuration in
+    Envoy.
     """
     made = dict(networking)
     if "inbound" in made:
@@ -58,5 +59,5 @@ def _with_probe(inbound: Mapping[str, Any]) -> dict[str, Any]:
 def _duration(value: Any) -> Any:
     if isinstance(value, str) and value.endswith("s"):
         whole, dot, rest = value[:-1].partition(".")
-        return f"{whole or '0'}.{rest}s" if dot and rest else f"{whole or '0'}s"
+        return f"{whole or '0'}.{rest[:9]}s" if dot and rest else f"{whole or '0'}s"
     return value

@@ -166,6 +166,8 @@ def test_durations_that_no_envoy_takes_are_normalised_where_they_are_durations_o
     text = FULL.replace("interval: 5s", "interval: 1.s").replace('version: "1"', "interval: .3s")
     sent = json.loads(request_json(load(text)))["networking"]["inbound"][0]
     assert (sent["serviceProbe"]["interval"], sent["serviceProbe"]["timeout"]) == ("1s", "0.3s")
+    finer = json.loads(request_json(load(FULL.replace("timeout: .3s", "timeout: 1.12345678901s"))))
+    assert finer["networking"]["inbound"][0]["serviceProbe"]["timeout"] == "1.123456789s"
     assert sent["tags"]["interval"] == ".3s"
 
 
@@ -233,6 +235,13 @@ def test_what_is_no_resource_is_one_line(text: str, told: str) -> None:
     assert len(found) == 1
     assert told in found[0]
     assert len(found[0].splitlines()) == 1
+
+
+def test_what_was_written_cannot_break_the_line_or_the_terminal() -> None:
+    (told,) = problems('type: "Data\\nplane\\e[31m"\nname: a')
+    assert told.isprintable()
+    told = "\n".join(problems(FULL.replace("admin: {port: 9902}", 'admin: "a\\nb\\e[2J"')))
+    assert r"networking.admin: must be a mapping, not a\nb\x1b[2J" in told
 
 
 def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:

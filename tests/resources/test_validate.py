@@ -66,9 +66,20 @@ PROBE = {"interval": "5s", "tcp": {}}
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no name": (changed(name=REMOVED), "name: is missing"),
     "a bad name": (changed(name="Web 1"), "name: 'Web 1' is not a name"),
+    "a name with a line end": (changed(name="web\n"), r"name: 'web\n' is not a name"),
+    "a name with a part of nothing": (changed(name="a..b"), "name: 'a..b' is not a name"),
+    "a name without end": (changed(name="a" * 254), "is not a name"),
     "no mesh": (changed(mesh=REMOVED), "mesh: is missing"),
     "no address": (changed(networking__address=REMOVED), "networking.address: is missing"),
     "an address that is none": (changed(networking__address="1.2.3"), "networking.address: '1.2.3' is not an IP"),
+    "an address that is everywhere": (
+        changed(networking__address="0.0.0.0"),
+        "networking.address: 0.0.0.0 is no address that others can reach",
+    ),
+    "an advertised address that is everywhere": (
+        changed(networking__advertisedAddress="::"),
+        "networking.advertisedAddress: :: is no address that others can reach",
+    ),
     "a host name that is none": (changed(networking__address="a b"), "networking.address: 'a b' is not"),
     "a bad advertised address": (changed(networking__advertisedAddress="x_y!"), "networking.advertisedAddress: "),
     "no inbound": (changed(networking__inbound=[]), "networking.inbound: there is no inbound and no gateway"),
@@ -81,6 +92,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         changed(networking__inbound=REMOVED, networking__gateway={**GATEWAY, "type": "OPEN"}),
         "networking.gateway.type: 'OPEN' is not known (one of DELEGATED, BUILTIN)",
     ),
+    "a gateway that speaks http": (
+        changed(
+            networking__inbound=REMOVED,
+            networking__gateway={"tags": {"kuma.io/service": "edge", "kuma.io/protocol": "http"}},
+        ),
+        "networking.gateway.tags[\"kuma.io/protocol\"]: 'http' is not known (tcp)",
+    ),
+    "a builtin gateway with outbounds": (
+        changed(networking__inbound=REMOVED, networking__gateway={**GATEWAY, "type": "BUILTIN"}),
+        "networking.outbound: a builtin gateway has none",
+    ),
     "no service": (changed(**{IN + "tags": {"a": "b"}}), 'networking.inbound[0].tags["kuma.io/service"]: is missing'),
     "a zone": (
         changed(**{IN + "tags__kuma.io/zone": "east"}),
@@ -91,6 +113,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "networking.inbound[0].tags[\"kuma.io/protocol\"]: 'htp' is not known (one of tcp, http, http2, grpc, kafka)",
     ),
     "an empty tag": (changed(**{IN + "tags__version": ""}), "networking.inbound[0].tags.version: is empty"),
+    "a tag that holds a space": (
+        changed(**{IN + "tags__version": "v 1"}),
+        "networking.inbound[0].tags.version: 'v 1' is not a tag's value",
+    ),
+    "a tag that nobody can name": (
+        changed(**{OUT + "tags__a b": "c"}),
+        'networking.outbound[0].tags["a b"]: is not a tag\'s name',
+    ),
     "a tag that is a number": (changed(**{IN + "tags__version": 1}), 'tags.version: must be text, not 1 (write "1")'),
     "no port": (changed(**{IN + "port": REMOVED}), "networking.inbound[0].port: is missing (1 to 65535)"),
     "port 0": (changed(**{IN + "port": 0}), "networking.inbound[0].port: 0 is out of range (1 to 65535)"),
@@ -105,6 +135,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an inbound to itself": (
         changed(**{IN + "serviceAddress": "192.168.0.2", IN + "servicePort": 11011}),
         "networking.inbound[0].servicePort: the inbound would forward to itself",
+    ),
+    "a state that is a digit to Unicode alone": (changed(**{IN + "state": "²"}), "inbound[0].state: '²' is not known"),
+    "a port in another script": (changed(**{IN + "port": "٣"}), "inbound[0].port: must be a whole number"),
+    "a configuration of metrics that is text": (
+        changed(metrics={"type": "prometheus", "conf": "x"}),
+        "metrics.conf: must be a mapping, not x",
     ),
     "an unknown state": (changed(**{IN + "state": "Up"}), "networking.inbound[0].state: 'Up' is not known"),
     "an interval in minutes": (
@@ -123,9 +159,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         changed(**{IN + "serviceProbe": {**PROBE, "unhealthyThreshold": 0}}),
         "serviceProbe.unhealthyThreshold: 0 is out of range (1 or more)",
     ),
-    "a probe of nothing": (
-        changed(**{IN + "serviceProbe": {"interval": "5s"}}),
-        "networking.inbound[0].serviceProbe: names no check (write tcp: {})",
+    "an interval of almost 0": (
+        changed(**{IN + "serviceProbe": {**PROBE, "interval": "0.0000000001s"}}),
+        "serviceProbe.interval: 0.0000000001s is not more than 0",
+    ),
+    "an interval of ages": (
+        changed(**{IN + "serviceProbe": {**PROBE, "interval": "9" * 400 + "s"}}),
+        "serviceProbe.interval: is too long a duration (at most 315576000000s)",
+    ),
+    "a duration with a line end": (
+        changed(**{IN + "serviceProbe": {**PROBE, "timeout": "1s\n"}}),
+        "serviceProbe.timeout: '1s\\n' is not a duration",
     ),
     "health that is text": (
         changed(**{IN + "health": {"ready": "maybe"}}),
@@ -143,7 +187,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a reference of an unknown kind": (
         changed(**{OUT + "tags": REMOVED, OUT + "backendRef": {"kind": "Service", "name": "r", "port": 1}}),
-        "networking.outbound[0].backendRef.kind: 'Service' is not known (MeshService)",
+        "networking.outbound[0].backendRef.kind: 'Service' is not known (one of MeshService, ",
     ),
     "a reference without a name": (
         changed(**{OUT + "tags": REMOVED, OUT + "backendRef": {"kind": "MeshService", "port": 1}}),
@@ -151,6 +195,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a reference without a port": (
         changed(**{OUT + "tags": REMOVED, OUT + "backendRef": {"kind": "MeshService", "name": "r"}}),
+        "networking.outbound[0].backendRef.port: is missing",
+    ),
+    "a reference to services of several zones without a port": (
+        changed(**{OUT + "tags": REMOVED, OUT + "backendRef": {"kind": "MeshMultiZoneService", "name": "r"}}),
         "networking.outbound[0].backendRef.port: is missing",
     ),
     "a probe of no inbound": (
@@ -220,6 +268,19 @@ FINE: dict[str, dict[str, Any]] = {
     "the application on the inbound's port elsewhere": changed(**{IN + "servicePort": 11011}),
     "no protocol": changed(**{IN + "tags": {"kuma.io/service": "web"}}),
     "a probe": changed(probes={"endpoints": [{"inboundPort": 11011, "inboundPath": "/a", "path": "/b"}]}),
+    "a probe is one of TCP, said or not": changed(**{IN + "serviceProbe": {"interval": "5s"}}),
+    "what is null is not there": changed(
+        networking__gateway=None, networking__transparentProxying=None, probes=None, metrics=None
+    ),
+    "a reference by labels": changed(
+        **{OUT + "tags": REMOVED, OUT + "backendRef": {"kind": "MeshService", "labels": {"a": "b"}, "port": 1}}
+    ),
+    "a reference to what is outside needs no port": changed(
+        **{OUT + "tags": REMOVED, OUT + "backendRef": {"kind": "MeshExternalService", "name": "r"}}
+    ),
+    "a builtin gateway": changed(
+        networking__inbound=REMOVED, networking__outbound=REMOVED, networking__gateway={**GATEWAY, "type": "BUILTIN"}
+    ),
     "a port as text": changed(**{IN + "port": "11011"}),
 }
 
