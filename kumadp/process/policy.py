@@ -16,6 +16,7 @@ class ChildState(enum.Enum):
     EXITED = 4
     BACKOFF = 5
     FATAL = 6
+    RUNNING_BLIND = 7
 
 
 @dataclass(frozen=True, slots=True)

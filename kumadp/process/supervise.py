@@ -37,6 +37,7 @@ class Supervisor:
 
     ``bring_up`` returns once the child does its job (it is cancelled when the child ends first) and may raise to end
     everything. ``permanent`` reads an exit and the last lines and returns why a restart would be useless, or None.
+    ``first`` is a child that runs already and is watched in place of the first one to be spawned.
     """
 
     def __init__(
@@ -49,9 +50,13 @@ class Supervisor:
         permanent: Callable[[ExitStatus, list[str]], str | None] = lambda _status, _lines: None,
         changed: Callable[[ChildReport], None] = lambda _report: None,
         grace: float = 5.0,
+        first: Child | None = None,
     ) -> None:
         self.name = name
         self.child: Child | None = None
+        self._first = first
+        self._moved = asyncio.Event()
+        self._restart_why = ""
         self._command = command
         self._policy = policy
         self._bring_up = bring_up
@@ -70,10 +75,14 @@ class Supervisor:
                 self._tell(ChildState.STARTING)
                 child = await self._spawn()
                 self._tell(ChildState.STARTING)
-                status = await self._live(child, up)
+                child, status = await self._live(child, up)
                 ran = asyncio.get_running_loop().time() - child.started_at
                 self._last_exit = _sentence(self.name, status, ran, child.tail(1))
                 self._tell(ChildState.EXITED)
+                if self._restart_why:
+                    log.info("%s, as asked: %s", self._last_exit, self._restart_why)
+                    self._restart_why = ""
+                    continue
                 log.warning("%s", self._last_exit)
                 history = await self._pause(history, status, child, ran)
         finally:
@@ -84,7 +93,34 @@ class Supervisor:
         if self.child is not None:
             self.child.send_signal(signal.SIGKILL)
 
-    async def _live(self, child: Child, up: Callable[[], None]) -> ExitStatus:
+    def hand_over(self, child: Child) -> Child | None:
+        """From now on watch ``child``, which does its job already; the former, still running, is the caller's to end.
+
+        None, and nothing has changed, where the former does not do its job any more.
+        """
+        former = self.child
+        if former is None or former.ended or self.report.state not in {ChildState.RUNNING, ChildState.RUNNING_BLIND}:
+            return None
+        self.child = child
+        self._moved.set()
+        self._tell(ChildState.RUNNING)
+        return former
+
+    def note_blind(self, why: str) -> None:
+        """Tell that the child does its job, but cannot be asked or told anything; a hand-over or an end undoes it."""
+        if self.report.state is ChildState.RUNNING:
+            self._tell(ChildState.RUNNING_BLIND, why)
+
+    async def restart(self, why: str) -> None:
+        """Stop the child and start it again at once; no restart of the budget is spent. Returns once it has ended."""
+        child = self.child
+        if child is None or child.ended:
+            return
+        self._restart_why = why
+        self._tell(ChildState.STOPPING, why)
+        await child.stop(self._grace)
+
+    async def _live(self, child: Child, up: Callable[[], None]) -> tuple[Child, ExitStatus]:
         ended = asyncio.ensure_future(child.wait())
         coming = asyncio.ensure_future(self._bring_up(child))
         try:
@@ -93,7 +129,9 @@ class Supervisor:
                 coming.result()
                 self._tell(ChildState.RUNNING)
                 up()
-            status = await ended
+                child, status = await self._last_of(child)
+            else:
+                status = await ended
         finally:
             ended.cancel()
             coming.cancel()
@@ -102,9 +140,28 @@ class Supervisor:
         # What it found out in its last moment (an admin that is exposed) counts more than how the child ended.
         if not coming.cancelled():
             coming.result()
-        return status
+        return child, status
+
+    async def _last_of(self, child: Child) -> tuple[Child, ExitStatus]:
+        """The child that was the one when it ended, after any number of hand-overs."""
+        while True:
+            ended = asyncio.ensure_future(child.wait())
+            moved = asyncio.ensure_future(self._moved.wait())
+            try:
+                await asyncio.wait({ended, moved}, return_when=asyncio.FIRST_COMPLETED)
+                self._moved.clear()
+                if self.child is not None and self.child is not child:
+                    child = self.child
+                elif ended.done():
+                    return child, ended.result()
+            finally:
+                ended.cancel()
+                moved.cancel()
 
     async def _spawn(self) -> Child:
+        if self._first is not None:
+            self.child, self._first = self._first, None
+            return self.child
         try:
             self.child = await Child.spawn(await self._command())
         except SpawnError as error:

@@ -34,6 +34,7 @@ class Watched:
         permanent: Callable[[ExitStatus, list[str]], str | None] = lambda _status, _lines: None,
         grace: float = 5.0,
         program: str = "/bin/sh",
+        first: Child | None = None,
     ) -> None:
         self.reports: list[ChildReport] = []
         self.pids: list[int] = []
@@ -46,6 +47,7 @@ class Watched:
             permanent=permanent,
             changed=self.reports.append,
             grace=grace,
+            first=first,
         )
         self._argv = (program, "-c", script)
         self.task = asyncio.create_task(self.supervisor.run(self.up.set))
@@ -177,6 +179,78 @@ async def test_one_that_cannot_be_started_is_fatal(tmp_path: Path) -> None:
         await watched.task
     assert watched.states[-1] is ChildState.FATAL
     assert "none" in watched.reports[-1].reason
+
+
+async def other(script: str = STAY) -> Child:
+    child = await Child.spawn(Command(("/bin/sh", "-c", script), "other", {"PATH": os.defpath}))
+    while "up" not in child.tail(5):
+        await asyncio.sleep(0.005)
+    return child
+
+
+async def test_after_a_hand_over_the_other_child_is_the_one() -> None:
+    watched = Watched(STAY)
+    await watched.is_up()
+    second, third = await other(), await other()
+    first = watched.supervisor.hand_over(second)
+    assert first is not None
+    await first.stop(5.0)
+    assert watched.supervisor.hand_over(third) is second
+    await second.stop(5.0)
+    assert watched.states == [ChildState.STARTING, ChildState.RUNNING]
+    assert watched.supervisor.report.pid == third.pid
+    third.send_signal(9)
+    await watched.is_up(2)
+    assert watched.supervisor.report.restarts == 1
+    await watched.end()
+    assert all(gone(pid) for pid in (*watched.pids, second.pid, third.pid))
+
+
+async def test_nothing_is_handed_over_by_one_that_has_ended() -> None:
+    watched = Watched(STAY)
+    await watched.is_up()
+    second = await other()
+    former = watched.supervisor.child
+    assert former is not None
+    former.send_signal(9)
+    await former.wait()
+    assert watched.supervisor.hand_over(second) is None
+    await second.stop(5.0)
+    await watched.is_up(2)
+    await watched.end()
+
+
+async def test_a_blind_one_runs_until_it_ends_or_hands_over() -> None:
+    watched = Watched(STAY)
+    await watched.is_up()
+    watched.supervisor.note_blind("no admin")
+    assert (watched.reports[-1].state, watched.reports[-1].reason) == (ChildState.RUNNING_BLIND, "no admin")
+    second = await other()
+    former = watched.supervisor.hand_over(second)
+    assert former is not None
+    await former.stop(5.0)
+    assert watched.states[-1] is ChildState.RUNNING
+    await watched.end()
+
+
+async def test_a_restart_that_is_asked_for_spends_no_budget() -> None:
+    watched = Watched(STAY, RestartPolicy(budget=0))
+    await watched.is_up()
+    await watched.supervisor.restart("another program")
+    await watched.is_up(2)
+    assert watched.supervisor.report.restarts == 0
+    assert "another program" in [report.reason for report in watched.reports]
+    await watched.end()
+
+
+async def test_one_that_runs_already_is_watched_and_brought_up() -> None:
+    first = await other()
+    watched = Watched(STAY, first=first)
+    await watched.is_up()
+    assert watched.pids == [first.pid]
+    first.send_signal(9)
+    await watched.is_up(2)
+    await watched.end()
 
 
 async def test_what_is_found_out_in_its_last_moment_counts_more_than_how_it_ended() -> None:
