@@ -138,8 +138,9 @@ async def _once(
     body, trust = await make_request()
     try:
         async with asyncio.timeout(ATTEMPT_SECONDS):
-            context = await asyncio.to_thread(make_context, trust) if url.startswith("https") else False
-            status, headers, answer = await _post(bootstrap_url(url), body, context)
+            asked = bootstrap_url(url)
+            context = await asyncio.to_thread(make_context, trust) if asked.startswith("https:") else False
+            status, headers, answer = await _post(asked, body, context)
     except (OSError, TimeoutError, httpx.HTTPError, ValueError) as error:
         return judge_error(error), None
     verdict = judge_answer(status, headers, answer)
@@ -166,7 +167,7 @@ async def _post(url: str, body: bytes, context: ssl.SSLContext | bool) -> tuple[
 
 
 def bootstrap_url(url: str) -> str:
-    """Scheme and host of the control plane's address, path ``/bootstrap``, query kept (Kuma 2.8)."""
+    """Scheme, in lower case, and host of the control plane's address, path ``/bootstrap``, query kept (Kuma 2.8)."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc, "/bootstrap", parts.query, ""))
 

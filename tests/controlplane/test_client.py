@@ -139,6 +139,12 @@ async def test_an_unknown_ca_ends_it_after_three_tries() -> None:
     assert "--ca-cert-file" in str(refused.value)
 
 
+async def test_an_address_in_capitals_is_verified_too() -> None:
+    with ScriptedControlPlane(GOOD) as plane, pytest.raises(ControlPlaneRefused, match="certificate not verified"):
+        await fetch(plane.url.replace("https:", "HTTPS:"), "")
+    assert plane.requests == []
+
+
 async def test_a_certificate_for_another_name_ends_it() -> None:
     stranger = ScriptedControlPlane(GOOD, names=("other.example",))
     with stranger as plane, pytest.raises(ControlPlaneRefused) as refused:
