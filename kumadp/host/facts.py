@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from kumadp.host.ports import local_addresses
 
@@ -16,6 +16,8 @@ CA_BUNDLES = (
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
+# No machine has as much memory: what v1 calls unlimited is 2^63 rounded down to a page.
+_UNLIMITED = 1 << 60
 
 
 def system_ca_path() -> str:
@@ -26,6 +28,36 @@ def system_ca_path() -> str:
 def has_ipv6() -> bool:
     """Whether the host has an IPv6 address that is not loopback (Kuma 2.14)."""
     return any(":" in address and not ipaddress.ip_address(address).is_loopback for address in local_addresses())
+
+
+def memory_limit(proc: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process and its children may use, by the tightest cgroup above them, v1 or v2; 0 for no limit.
+
+    kuma-dp looks at the root of the hierarchy alone, which is right in a container; on a VM the limit is that of the
+    unit. "Unlimited" of v1 is a number as good as 2^63, which kuma-dp sends on.
+    """
+    try:
+        lines = proc.read_text().splitlines()
+    except OSError:
+        lines = []
+    places = [(mounted, "memory.max", "/"), (mounted / "memory", "memory.limit_in_bytes", "/")]
+    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        if not controllers:
+            places.append((mounted, "memory.max", path))
+        elif "memory" in controllers.split(","):
+            places.append((mounted / "memory", "memory.limit_in_bytes", path))
+    found = []
+    for root, name, path in places:
+        inside = PurePosixPath(path.lstrip("/"))
+        found += [_limit(root / folder / name) for folder in (inside, *inside.parents)]
+    return min((limit for limit in found if 0 < limit < _UNLIMITED), default=0)
+
+
+def _limit(file: Path) -> int:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def name_servers(resolv_conf: Path = Path("/etc/resolv.conf")) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ class KumaClient:
 
     def _request(self) -> tuple[bytes, Trust]:
         from kumadp.controlplane.wire import RequestFacts, encode_request
-        from kumadp.host.facts import has_ipv6, system_ca_path
+        from kumadp.host.facts import has_ipv6, memory_limit, system_ca_path
         from kumadp.resources.wire import request_json
 
         settings, resource = self.settings, self.resource
@@ -154,7 +154,7 @@ class KumaClient:
             dns_port=self._dns.envoy_port if self._dns is not None else 0,
             readiness_port=settings.readiness_port,
             features=FEATURES,
-            max_heap_bytes=settings.max_memory_bytes,
+            max_heap_bytes=settings.max_memory_bytes or memory_limit(),
             workdir=str(self._work.sockets),
             metrics_cert_path=settings.metrics_cert_path,
             metrics_key_path=settings.metrics_key_path,

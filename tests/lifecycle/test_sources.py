@@ -28,6 +28,7 @@ OURS = {
     "version": "its own, and Envoy's compatibility with Kuma 2.14",
     "features": "only what works is announced",
     "dataplaneToken": "masked in the captures",
+    "resources": "the memory limit of this host, see below",
     "ipv6Enabled": "known to 2.13 and later only; 2.8 passes over it",
     "spireResources": "known to 2.13 and later only; 2.8 passes over it",
 }
@@ -117,6 +118,14 @@ def test_probes_are_sent_unless_they_are_served_here(tmp_path: Path, serves: boo
 def test_nothing_is_announced_that_does_not_work(tmp_path: Path) -> None:
     made = source(tmp_path, None, {"name": "web", "mesh": "default"}, None)
     assert request(made)["features"] == list(FEATURES) == []
+
+
+def test_the_memory_limit_is_the_user_s_or_the_cgroup_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kumadp.host.facts.memory_limit", lambda: 512 << 20)
+    flags: dict[str, object] = {"name": "web", "mesh": "default"}
+    assert request(source(tmp_path, None, flags, None))["resources"] == {"maxHeapSizeBytes": 512 << 20}
+    own = source(tmp_path, None, {**flags, "max_memory_bytes": 1000}, None)
+    assert request(own)["resources"] == {"maxHeapSizeBytes": 1000}
 
 
 def test_coredns_is_told_by_its_version(tmp_path: Path) -> None:
