@@ -13,6 +13,7 @@ import pytest
 
 from kumadp.errors import ExitCode
 from kumadp.lifecycle.control import ask_status, control_socket_path
+from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload, write_mesh
 from tests.support.needs import need_coredns
 from tests.support.poll import poll
@@ -109,6 +110,73 @@ def test_a_template_of_the_user_s_is_used(tmp_path: Path, ports: Ports) -> None:
         daemon.wait_ready()
         assert ask(ports.dns, "own.mesh") == ("NOERROR", ["127.0.0.9"])
         assert ask(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"])
+
+
+def own_names(**hosts: str) -> str:
+    """A template that knows names of its own and asks nobody."""
+    lines = "".join(f"        {address} {name}.mesh\n" for name, address in hosts.items())
+    return f".:{{{{ .CoreDNSPort }}}} {{\n    bind 127.0.0.1\n    hosts {{\n{lines}    }}\n}}\n"
+
+
+@contextlib.contextmanager
+def with_control_plane(tmp_path: Path, ports: Ports, *more: str, template: str | None) -> Iterator[Daemon]:
+    with workload("web") as app:
+        answer = bootstrap_answer(static_bootstrap(ports, app.port), template)
+        with ScriptedControlPlane(answer) as plane:
+            ca = plane.write_ca(tmp_path / "ca.crt")
+            arguments = (f"--cp-address={plane.url}", f"--ca-cert-file={ca}", "--name=web", "--mesh=default")
+            with run_kumadp(tmp_path, ports, *arguments, "--drain-time=1s", *more, dns=True) as daemon:
+                daemon.wait_ready()
+                assert get(ports.inbound) == (200, "web")
+                yield daemon
+
+
+def test_the_control_plane_s_template_is_used_unless_the_user_has_one(tmp_path: Path, ports: Ports) -> None:
+    coredns = f"--dns-coredns-path={need_coredns()}"
+    theirs = own_names(theirs="127.0.0.8")
+    with with_control_plane(tmp_path, ports, coredns, template=theirs):
+        assert ask(ports.dns, "theirs.mesh") == ("NOERROR", ["127.0.0.8"])
+    file = tmp_path / "Corefile.template"
+    file.write_text(own_names(mine="127.0.0.9"))
+    user = f"--dns-coredns-config-template-path={file}"
+    with with_control_plane(tmp_path, ports, coredns, user, template=theirs):
+        assert ask(ports.dns, "mine.mesh") == ("NOERROR", ["127.0.0.9"])
+        assert ask(ports.dns, "theirs.mesh")[1] == []
+
+
+def test_with_a_control_plane_and_no_coredns_traffic_goes_on_and_that_is_said_once(
+    tmp_path: Path, ports: Ports
+) -> None:
+    with with_control_plane(tmp_path, ports, "--dns-coredns-path=no-such-coredns", template=None) as daemon:
+        assert daemon.output().count("no CoreDNS here: names of the mesh are not answered") == 1
+
+
+def test_a_coredns_that_dies_for_good_costs_names_alone(tmp_path: Path, ports: Ports) -> None:
+    coredns = str(need_coredns())
+    with running(tmp_path, ports, "--coredns-restart-budget=0", coredns=coredns) as daemon:
+        daemon.wait_ready()
+        daemon.children()["coredns"].kill()
+        where = control_socket_path("web", daemon.environment)
+        story = poll(lambda: ask_status(where)["fatal"].get("coredns"), what="the story in the status")
+        assert "signal 9 (KILL)" in story
+        assert ask_status(where)["children"]["coredns"]["state"] == "FATAL"
+        assert "coredns is FATAL" in daemon.output()
+        assert ask(ports.dns, "backend.mesh") == ("", [])
+        assert get(ports.outbound) == (200, "backend")
+        assert get(ports.readiness, "/ready") == (200, "READY")
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+
+
+def test_sigkill_of_kumadp_leaves_no_coredns(tmp_path: Path, ports: Ports) -> None:
+    with running(tmp_path, ports, coredns=str(need_coredns())) as daemon:
+        daemon.wait_ready()
+        children = daemon.children()
+        assert set(children) == {"coredns", "envoy"}
+        daemon.process.kill()
+        daemon.wait()
+        for name, child in children.items():
+            poll(lambda: not child.is_running() or child.status() == "zombie", what=f"{name} gone")  # noqa: B023
 
 
 def test_dns_is_off_where_that_is_asked_for(tmp_path: Path, ports: Ports) -> None:
