@@ -6,13 +6,18 @@ without bound in whoever walks it. The scan here reads events alone, which does 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# Ends of the tags that JSON has values for, and the merge key.
+_JSON = frozenset({"null", "bool", "int", "float", "str", "seq", "map", "merge"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +36,33 @@ def compose(text: str | bytes, bounds: Bounds) -> yaml.Node | None:
 
 
 def load(text: str | bytes, bounds: Bounds) -> object:
-    """Plain Python values; raises yaml.YAMLError with a one-line ``problem``."""
+    """Values as JSON has them; raises yaml.YAMLError with a one-line ``problem``."""
     _scan(text, bounds)
-    return yaml.load(text, yaml.CSafeLoader)
+    return yaml.load(text, _JsonLoader)  # noqa: S506 - a part of the safe loader
+
+
+class _JsonLoader(yaml.CSafeLoader):
+    """The safe loader without dates, bytes, sets and what is not finite: JSON could not carry them on."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] in _JSON]
+        for first, found in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors: ClassVar = {
+        tag: make
+        for tag, make in yaml.CSafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in _JSON
+    }
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """A number that is one."""
+        number = float(super().construct_yaml_float(node))
+        if not math.isfinite(number):
+            raise _problem(f"{node.value} is not a number", node.start_mark)
+        return number
+
+
+_JsonLoader.add_constructor("tag:yaml.org,2002:float", _JsonLoader.construct_yaml_float)
 
 
 def pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node]]:

@@ -62,6 +62,15 @@ def test_what_is_harmless_is_read(text: str, value: object) -> None:
     assert yamltext.load(text, BOUNDS) == value
 
 
+def test_what_json_could_not_carry_on_stays_text_or_is_refused() -> None:
+    read = yamltext.load("{a: 2026-11-25, b: 2026-11-25T01:02:03Z, c: =, d: 1.5, e: .5, f: yes, 1: x}", BOUNDS)
+    assert read == {"a": "2026-11-25", "b": "2026-11-25T01:02:03Z", "c": "=", "d": 1.5, "e": 0.5, "f": True, 1: "x"}
+    for text in ("a: .nan", "a: -.inf", "a: !!binary aGk=", "a: !!set {b}", "a: !!timestamp 2026-11-25", "a: !own x"):
+        with pytest.raises(yaml.YAMLError) as bad:
+            yamltext.load(text, BOUNDS)
+        assert yamltext.line(bad.value) == 1
+
+
 def test_merge_keys_give_way_to_own_keys() -> None:
     root = yamltext.compose("base: &b {x: 1, y: 2}\nmore: &m {z: 3, y: 9}\nmade: {<<: [*b, *m], x: 7}", BOUNDS)
     assert isinstance(root, yaml.MappingNode)

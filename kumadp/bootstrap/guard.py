@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 LOOPBACK = "127.0.0.1"
+OWNER_ONLY = 0o600
 DEFAULT_ADMIN_PORT = 9901
 
 
@@ -69,6 +71,12 @@ def guard(
     return Guarded(tree, admin, tuple(warnings))
 
 
+def _list(tree: Any, *names: str) -> list[Any]:
+    """The list at a path; what is none there is for Envoy to refuse."""
+    found = get(tree, *names)
+    return found if isinstance(found, list) else []
+
+
 def _admin(
     tree: dict[str, Any], strict: bool, wanted_port: int, problems: list[Problem], warnings: list[str]
 ) -> AdminAddress:
@@ -76,6 +84,7 @@ def _admin(
     if isinstance(path, str) and path:
         if path.startswith("@"):
             problems.append(Problem("admin.address.pipe.path", "an abstract socket has no owner", "use a path"))
+        _close_socket(tree["admin"]["address"]["pipe"], path, strict, problems, warnings)
         return UnixAdmin(path)
     host, number = _socket(get(tree, "admin", "address"))
     if not host and not number:
@@ -101,23 +110,39 @@ def _admin(
     return found
 
 
+def _close_socket(pipe: dict[str, Any], path: str, strict: bool, problems: list[Problem], warnings: list[str]) -> None:
+    """The admin's Unix socket is for its owner alone. Without a mode Envoy leaves it to the umask."""
+    mode = pipe.get("mode", 0)
+    if isinstance(mode, str) and re.fullmatch("[0-9]{1,9}", mode):
+        mode = int(mode)
+    if isinstance(mode, int) and mode and not mode & 0o077:
+        return
+    pipe["mode"] = OWNER_ONLY
+    if not mode:
+        return
+    shown = f"{mode:o}" if isinstance(mode, int) else repr(mode)
+    if strict:
+        hint = "without --strict-admin it is closed to them"
+        problems.append(Problem("admin.address.pipe.mode", f"{shown} lets others use {path}", hint))
+    warnings.append(f"ENVOY'S ADMIN WAS ASKED FOR ON {path} WITH MODE {shown}; only its owner may use it now")
+
+
 def _check_static(
     tree: Mapping[str, Any], admin: AdminAddress, taken: tuple[Taken, ...], problems: list[Problem]
 ) -> None:
-    listeners = get(tree, "staticResources", "listeners") or []
+    listeners = _list(tree, "staticResources", "listeners")
     public = [item for item in listeners if not _private_listener(item)]
     for index, listener in enumerate(listeners):
-        host, port = _socket(get(listener, "address"))
-        for held in taken:
-            if port and port == held.port and overlap(host, held.host):
-                problems.append(
-                    Problem(f"staticResources.listeners[{index}]", f"takes port {port}, used for {held.purpose}")
-                )
-        if isinstance(admin, TcpAdmin) and port == admin.port and overlap(host, admin.host):
-            problems.append(Problem(f"staticResources.listeners[{index}]", f"takes the admin's port {port}"))
+        path = f"staticResources.listeners[{index}]"
+        for host, port in map(_socket, _addresses(listener)):
+            for held in taken:
+                if port and port == held.port and overlap(host, held.host):
+                    problems.append(Problem(path, f"takes port {port}, used for {held.purpose}"))
+            if isinstance(admin, TcpAdmin) and port == admin.port and overlap(host, admin.host):
+                problems.append(Problem(path, f"takes the admin's port {port}"))
     if not public:
         return
-    for index, cluster in enumerate(get(tree, "staticResources", "clusters") or []):
+    for index, cluster in enumerate(_list(tree, "staticResources", "clusters")):
         if any(_reaches(address, admin) for address in _endpoints(cluster)):
             problems.append(
                 Problem(
@@ -128,24 +153,28 @@ def _check_static(
             )
 
 
+def _addresses(item: Any) -> Iterator[Any]:
+    """Where a listener listens, or what an endpoint stands for: its address and the additional ones."""
+    yield get(item, "address")
+    for more in _list(item, "additionalAddresses"):
+        yield get(more, "address")
+
+
 def _private_listener(listener: Any) -> bool:
-    if get(listener, "address", "pipe", "path"):
-        return True
-    host, _ = _socket(get(listener, "address"))
-    return is_loopback(host)
+    return all(get(address, "pipe", "path") or is_loopback(_socket(address)[0]) for address in _addresses(listener))
 
 
 def _socket(address: Any) -> tuple[str, int]:
     """Host and port; protobuf's JSON takes a number as text too. Port 0 where there is none."""
     port = get(address, "socketAddress", "portValue")
-    number = int(port) if isinstance(port, int) or (isinstance(port, str) and port.isdigit()) else 0
+    number = int(port) if isinstance(port, int) or (isinstance(port, str) and re.fullmatch("[0-9]{1,9}", port)) else 0
     return str(get(address, "socketAddress", "address") or ""), number
 
 
 def _endpoints(cluster: Any) -> Iterator[Any]:
-    for locality in get(cluster, "loadAssignment", "endpoints") or []:
-        for endpoint in get(locality, "lbEndpoints") or []:
-            yield get(endpoint, "endpoint", "address")
+    for locality in _list(cluster, "loadAssignment", "endpoints"):
+        for endpoint in _list(locality, "lbEndpoints"):
+            yield from _addresses(get(endpoint, "endpoint"))
 
 
 def _reaches(address: Any, admin: AdminAddress) -> bool:

@@ -126,6 +126,43 @@ def test_an_abstract_socket_is_refused() -> None:
         guard(with_admin({"pipe": {"path": "@admin"}}))
 
 
+@pytest.mark.parametrize("mode", [0o666, "438", 0o640, "everyone"])
+def test_a_socket_that_others_may_use_is_closed_or_refused(mode: object) -> None:
+    tree = with_admin({"pipe": {"path": "/run/admin.sock", "mode": mode}})
+    guarded = guard(tree)
+    assert guarded.bootstrap["admin"]["address"]["pipe"] == {"path": "/run/admin.sock", "mode": 0o600}
+    assert "/run/admin.sock WITH MODE" in guarded.warnings[0]
+    with pytest.raises(BootstrapError, match="lets others use"):
+        guard(tree, strict=True)
+
+
+@pytest.mark.parametrize("pipe", [{}, {"mode": 0}])
+def test_a_socket_is_not_left_to_the_umask(pipe: dict[str, int]) -> None:
+    guarded = guard(with_admin({"pipe": {"path": "/run/admin.sock", **pipe}}), strict=True)
+    assert guarded.bootstrap["admin"]["address"]["pipe"]["mode"] == 0o600
+    assert guarded.warnings == ()
+
+
+@pytest.mark.parametrize("odd", ["text", 5, None, True, {}, {"a": 1}, [None], ["x"], [[1]], [{"address": "x"}]])
+def test_what_is_no_list_and_no_mapping_is_left_for_envoy_to_refuse(odd: Any) -> None:
+    tree = with_admin(socket_address(9901))
+    assert guard(tree | {"staticResources": odd}).admin == TcpAdmin("127.0.0.1", 9901)
+    assert guard(tree | {"staticResources": {"listeners": odd, "clusters": odd}}).admin == TcpAdmin("127.0.0.1", 9901)
+    assert guard({"admin": odd}).admin == TcpAdmin("127.0.0.1", 9901)
+    assert guard({"admin": {"address": odd}}).admin == TcpAdmin("127.0.0.1", 9901)
+    assert guard({"admin": {"address": {"pipe": odd}}}).admin == TcpAdmin("127.0.0.1", 9901)
+    cluster = {"loadAssignment": {"endpoints": [{"lbEndpoints": odd}, odd]}}
+    public = {"listeners": [static_listener("open", 8443, "way", "0.0.0.0")], "clusters": [cluster, odd]}
+    assert guard(tree | {"staticResources": public}).admin == TcpAdmin("127.0.0.1", 9901)
+
+
+@pytest.mark.parametrize("port", ["²", "9" * 5000, -1, "x", None, 1.5])
+def test_a_port_that_is_none_is_the_default(port: Any) -> None:
+    address = {"socketAddress": {"address": "127.0.0.1", "portValue": port}}
+    admin = guard(with_admin(address)).admin
+    assert isinstance(admin, TcpAdmin)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_a_port_of_ours_is_named_with_what_it_is_for(host: str) -> None:
     taken = [Taken(host, 9902, "readiness")]
@@ -151,8 +188,11 @@ ADMIN_CLUSTERS = {
     "by a mapped address": (socket_address(9901), socket_address(9901, "::ffff:127.0.0.1")),
     "by the wildcard": (socket_address(9901), socket_address(9901, "0.0.0.0")),
     "by port as text": (socket_address(9901), {"socketAddress": {"address": "127.0.0.1", "portValue": "9901"}}),
-    "by socket": ({"pipe": {"path": "/run/admin.sock"}}, {"pipe": {"path": "/run/admin.sock"}}),
-    "by socket, otherwise spelled": ({"pipe": {"path": "/run/admin.sock"}}, {"pipe": {"path": "/run/./admin.sock"}}),
+    "by socket": ({"pipe": {"path": "/run/admin.sock", "mode": 384}}, {"pipe": {"path": "/run/admin.sock"}}),
+    "by socket, otherwise spelled": (
+        {"pipe": {"path": "/run/admin.sock", "mode": 384}},
+        {"pipe": {"path": "/run/./admin.sock"}},
+    ),
 }
 
 
@@ -169,6 +209,21 @@ def test_a_way_from_a_public_listener_to_the_admin_is_refused(name: str) -> None
         guard(tree)
     tree["staticResources"]["listeners"] = [static_listener("private", 8443, "way")]
     assert guard(tree).bootstrap == tree
+
+
+def test_additional_addresses_count_too() -> None:
+    listener = static_listener("half", 8443, "way") | {
+        "additionalAddresses": [{"address": socket_address(8443, "0.0.0.0")}]
+    }
+    cluster = static_cluster("way", socket_address(1, "192.0.2.1"))
+    endpoint = cluster["loadAssignment"]["endpoints"][0]["lbEndpoints"][0]["endpoint"]
+    endpoint["additionalAddresses"] = [{"address": socket_address(9901)}]
+    tree = with_admin(socket_address(9901)) | {"staticResources": {"listeners": [listener], "clusters": [cluster]}}
+    with pytest.raises(BootstrapError, match="leads to Envoy's admin"):
+        guard(tree)
+    listener["additionalAddresses"] = [{"address": socket_address(9901, "127.0.0.1")}]
+    with pytest.raises(BootstrapError, match="takes the admin's port"):
+        guard(tree)
 
 
 @pytest.mark.parametrize(
