@@ -1,0 +1,80 @@
+"""Envoy's side: discovery streams on a Unix socket, each with one writer and at most one waiting message a type."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from typing import TYPE_CHECKING, Protocol
+
+from kumadp.relay.grpc import Call, Ended
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Listener(Protocol):
+    """Who owns the streams."""
+
+    def down_opened(self, stream: int, epoch: int) -> None:
+        """An Envoy opened a stream."""
+
+    def down_message(self, stream: int, data: bytes) -> None:
+        """A request came."""
+
+    def down_closed(self, stream: int) -> None:
+        """A stream is over."""
+
+
+class _Pending:
+    """What waits to be sent on one stream: the newest message of each type, in the order the types came."""
+
+    def __init__(self) -> None:
+        self._messages: dict[str, bytes] = {}
+        self._filled = asyncio.Event()
+
+    def put(self, type_url: str, data: bytes) -> None:
+        self._messages[type_url] = data
+        self._filled.set()
+
+    async def take(self) -> bytes:
+        await self._filled.wait()
+        data = self._messages.pop(next(iter(self._messages)))
+        if not self._messages:
+            self._filled.clear()
+        return data
+
+
+class Downstream:
+    """The ADS streams of all living Envoys."""
+
+    def __init__(self, listener: Listener, epoch_of: Callable[[int], int]) -> None:
+        self._listener = listener
+        self._epoch_of = epoch_of
+        self._pending: dict[int, _Pending] = {}
+        self._numbers = itertools.count(1)
+
+    async def serve(self, call: Call, pid: int) -> None:
+        """Serve one stream of the process ``pid`` until it ends."""
+        stream = next(self._numbers)
+        pending = self._pending[stream] = _Pending()
+        writer = asyncio.create_task(_write(call, pending), name="relay downstream writer")
+        self._listener.down_opened(stream, self._epoch_of(pid))
+        try:
+            while True:
+                self._listener.down_message(stream, await call.receive())
+        finally:
+            writer.cancel()
+            del self._pending[stream]
+            self._listener.down_closed(stream)
+
+    def send(self, stream: int, type_url: str, data: bytes) -> None:
+        """Queue a response; it replaces one of its type that has not been sent yet."""
+        if (pending := self._pending.get(stream)) is not None:
+            pending.put(type_url, data)
+
+
+async def _write(call: Call, pending: _Pending) -> None:
+    with contextlib.suppress(Ended):
+        while True:
+            await call.send(await pending.take())

@@ -1,0 +1,100 @@
+"""Envoy's health stream (HDS), passed through as bytes, with the reports of an Envoy held back when they would harm.
+
+The control plane acts on reports alone: silence is harmless, two Envoys that contradict each other take the inbound
+in and out (seen with Kuma 2.13.5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from kumadp.relay.grpc import UNAVAILABLE, Call, Ended
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+HDS = "/envoy.service.health.v3.HealthDiscoveryService/StreamHealthCheck"
+# Before a health stream that broke alone, its connection being whole, is opened again, in seconds.
+AGAIN = 1.0
+
+
+class _Newest:
+    """A slot for the newest report."""
+
+    def __init__(self) -> None:
+        self._report: bytes | None = None
+        self._filled = asyncio.Event()
+
+    def put(self, report: bytes) -> None:
+        self._report = report
+        self._filled.set()
+
+    async def take(self) -> bytes:
+        await self._filled.wait()
+        self._filled.clear()
+        report, self._report = self._report, None
+        return report or b""
+
+
+class Health:
+    """The health streams of all living Envoys. ``hold`` keeps every report back while one Envoy replaces another."""
+
+    def __init__(self, open_call: Callable[[str], Awaitable[Call]], epoch_of: Callable[[int], int]) -> None:
+        self._open_call = open_call
+        self._epoch_of = epoch_of
+        self._epochs: list[int] = []
+        self.hold = False
+
+    async def serve(self, call: Call, pid: int) -> None:
+        """Serve one stream of the process ``pid`` until it, or the control plane, ends it.
+
+        While there is no control plane the stream is kept: the next connection begins with Envoy's first message.
+        """
+        epoch = self._epoch_of(pid)
+        first = await call.receive()
+        reports = _Newest()
+        self._epochs.append(epoch)
+        passing = asyncio.create_task(self._pass_down(call, first, reports), name="relay health")
+        reading = asyncio.create_task(self._read(call, epoch, reports), name="relay health reader")
+        try:
+            await asyncio.wait({passing, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if passing.done():
+                ended = passing.result()
+                await call.finish(UNAVAILABLE if not ended.status else ended.status, ended.text)
+        finally:
+            self._epochs.remove(epoch)
+            for task in (passing, reading):
+                task.cancel()
+            await asyncio.wait({passing, reading})
+
+    async def _read(self, call: Call, epoch: int, reports: _Newest) -> None:
+        with contextlib.suppress(Ended):
+            while True:
+                report = await call.receive()
+                if not self.hold and epoch == max(self._epochs):
+                    reports.put(report)
+
+    async def _pass_down(self, call: Call, first: bytes, reports: _Newest) -> Ended:
+        """Bring what the control plane says to Envoy; how the control plane ended it."""
+        while True:
+            up = await self._open_call(HDS)
+            writer = asyncio.create_task(_write(up, first, reports), name="relay health writer")
+            try:
+                while True:
+                    await call.send(await up.receive())
+            except Ended as ended:
+                if ended.status is not None:
+                    return ended
+            finally:
+                writer.cancel()
+                up.close()
+            await asyncio.sleep(AGAIN)
+
+
+async def _write(up: Call, first: bytes, reports: _Newest) -> None:
+    with contextlib.suppress(Ended):
+        await up.send(first)
+        while True:
+            await up.send(await reports.take())

@@ -1,0 +1,288 @@
+"""The one discovery stream to the control plane: dialled, kept, and dialled again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import socket
+import ssl
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from kumadp.errors import KumadpError
+from kumadp.host.secrets import redact, register
+from kumadp.relay.grpc import Call, Ended, Wire, connect
+from kumadp.relay.refusal import Backoff, Refusal, classify
+from kumadp.relay.sparse import Sparse
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+log = logging.getLogger("kumadp.relay")
+
+ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+# Seconds between pings, and until a silent peer is given up. Kuma refuses more than one each 15 s.
+PING = (20.0, 15.0)
+# A stream that was open for so long (seconds) has earned a fresh back-off.
+EARNED = 5.0
+RESOLVE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """How to reach the control plane, made anew for each attempt. The TLS context is the attempt's own."""
+
+    addresses: tuple[tuple[str, int], ...]
+    """Host or address, port; tried in this order, from the last good one on."""
+    tls: ssl.SSLContext | None = None
+    server_name: str = ""
+    """Name to verify and send as SNI; empty is the host."""
+    token: str = field(default="", repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Further gRPC metadata, without the token's ``authorization``."""
+
+
+class State(enum.StrEnum):
+    """What the upstream does."""
+
+    CONNECTING = "connecting"
+    OPEN = "open"
+    """The control plane has answered on this stream."""
+    BACKOFF = "backoff"
+    HELD_CLOSED = "held-closed"
+
+
+class Listener(Protocol):
+    """Who owns the upstream."""
+
+    def upstream_opened(self) -> None:
+        """A stream can be written to."""
+
+    async def upstream_message(self, data: bytes) -> None:
+        """A response came; the next is read when this returns."""
+
+    def upstream_closed(self) -> None:
+        """The stream is over."""
+
+
+@dataclass(slots=True)
+class Facts:
+    """What the status shows of the upstream; times are the clock's."""
+
+    state: State = State.CONNECTING
+    since: float = 0.0
+    address: str = ""
+    last_error: str = ""
+    refusal: Refusal | None = None
+    refused_since: float | None = None
+
+
+class Upstream:
+    """Keeps one ADS stream; further streams (health) go over the same connection."""
+
+    def __init__(
+        self,
+        dial: Callable[[], Awaitable[Dial]],
+        listener: Listener,
+        *,
+        clock: Callable[[], float],
+        on_change: Callable[[], None],
+        ping: tuple[float, float] = PING,
+    ) -> None:
+        self._dial = dial
+        self._listener = listener
+        self._clock = clock
+        self._on_change = on_change
+        self._ping = ping
+        self._backoff = Backoff()
+        self._sparse = Sparse()
+        self._outgoing: asyncio.Queue[bytes] | None = None
+        self._wire: Wire | None = None
+        self._metadata: dict[str, str] = {}
+        self._good = ("", 0, "")
+        self._broken_at: float | None = None
+        self._held = False
+        self._changed = asyncio.Event()
+        self._round_task: asyncio.Task[Exception] | None = None
+        self.facts = Facts(since=clock())
+
+    def send(self, data: bytes) -> None:
+        """Queue a request; without a stream it is dropped, as the next stream begins with subscriptions anew."""
+        if self._outgoing is not None:
+            self._outgoing.put_nowait(data)
+
+    def close(self, reason: str) -> None:
+        """End the stream, so that the control plane sees it at once, and stay closed until `reopen`."""
+        if self._held:
+            return
+        log.info("the stream to the control plane is closed: %s", reason)
+        self._held = True
+        if self._round_task is not None:
+            self._round_task.cancel()
+        self._signal()
+
+    def reopen(self) -> None:
+        """Dial again after `close`."""
+        if self._held:
+            self._held = False
+            self._backoff.reset()
+            self._signal()
+
+    async def call(self, path: str) -> Call:
+        """A further stream on the connection, as soon as the control plane has answered on the first."""
+        while True:
+            if self._wire is None or self.facts.state is not State.OPEN:
+                await self._changed.wait()
+                continue
+            wire = self._wire
+            try:
+                return await wire.call(path, self._metadata)
+            except Ended:
+                await self._changed.wait()
+
+    async def run(self) -> None:
+        """Dial and keep the stream until cancelled; then end it."""
+        try:
+            while True:
+                if self._held:
+                    self._move(State.HELD_CLOSED)
+                    await self._changed.wait()
+                    continue
+                self._move(State.CONNECTING)
+                self._round_task = asyncio.create_task(self._round(), name="relay upstream")
+                await asyncio.wait({self._round_task})
+                if self._round_task.cancelled():
+                    continue
+                error = self._round_task.result()
+                wait = self._judge(error)
+                self._move(State.BACKOFF)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._changed.wait()
+        finally:
+            if self._round_task is not None:
+                self._round_task.cancel()
+                await asyncio.wait({self._round_task})
+
+    async def _round(self) -> Exception:
+        """Try each address once, from the last good one on; why there is no stream, or no longer."""
+        failures: list[Exception] = []
+        try:
+            dial = await self._dial()
+        except (KumadpError, OSError) as error:
+            return error
+        if dial.token:
+            register(dial.token)
+        for host, port in sorted(dial.addresses, key=lambda address: address != self._good[:2]):
+            try:
+                found = await _resolve(host, port)
+            except OSError as error:
+                failures.append(error)
+                continue
+            for ip in sorted(found, key=lambda ip: ip != self._good[2]):
+                try:
+                    await self._stream(dial, host, port, ip)
+                except (OSError, Ended) as error:
+                    if self.facts.state is State.OPEN:
+                        return error
+                    failures.append(error)
+        failures.sort(key=lambda error: classify(error) is Refusal.UNREACHABLE)
+        return failures[0] if failures else OSError("there is no address of a control plane")
+
+    async def _stream(self, dial: Dial, host: str, port: int, ip: str) -> None:
+        """Hold one stream to one address. Raises Ended or OSError when it is over."""
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        wire = await connect(
+            (ip, port), authority=authority, tls=dial.tls, server_name=dial.server_name or host, ping=self._ping
+        )
+        try:
+            metadata = dict(dial.metadata)
+            if dial.token:
+                metadata["authorization"] = dial.token
+            call = await wire.call(ADS, metadata)
+            outgoing = self._outgoing = asyncio.Queue()
+            self._listener.upstream_opened()
+            writer = asyncio.create_task(_write(call, outgoing), name="relay upstream writer")
+            try:
+                while True:
+                    data = await call.receive()
+                    if self.facts.state is not State.OPEN:
+                        self._wire, self._metadata = wire, metadata
+                        self._good = (host, port, ip)
+                        self._established(authority)
+                    await self._listener.upstream_message(data)
+            except BaseException as error:
+                # A refusal leaves no stream behind; whatever else ends one, the control plane has to notice.
+                if not (isinstance(error, Ended) and error.status is not None and self._wire is None):
+                    self._broken_at = self._clock()
+                raise
+            finally:
+                writer.cancel()
+                self._outgoing = self._wire = None
+                self._listener.upstream_closed()
+                call.close()
+        finally:
+            await wire.close()
+
+    def _established(self, authority: str) -> None:
+        facts = self.facts
+        facts.address, facts.last_error, facts.refusal, facts.refused_since = authority, "", None, None
+        self._move(State.OPEN)
+        if self._sparse.count("open", self._clock()) is not None:
+            log.info("the control plane at %s serves this data plane", authority)
+
+    def _judge(self, error: Exception) -> float:
+        """Remember and tell a failure; how long to wait."""
+        now, facts = self._clock(), self.facts
+        was_open = facts.state is State.OPEN
+        if was_open and now - facts.since >= EARNED:
+            self._backoff.reset()
+            self._sparse.reset()
+        refusal, reason = classify(error), redact(_reason(error))
+        if facts.refusal is not refusal:
+            facts.refused_since = now
+        facts.refusal, facts.last_error = refusal, reason
+        what = "the stream to the control plane broke" if was_open else "the control plane gives no stream"
+        left_out = self._sparse.count(f"{what}: {refusal}", now)
+        if left_out is not None:
+            more = f" ({left_out} more like this were left out)" if left_out else ""
+            log.warning("%s: %s; it is tried again%s", what, reason, more)
+        return self._backoff.wait(refusal, None if self._broken_at is None else now - self._broken_at)
+
+    def _move(self, state: State) -> None:
+        if state is not self.facts.state:
+            self.facts.state, self.facts.since = state, self._clock()
+            self._signal()
+            self._on_change()
+
+    def _signal(self) -> None:
+        """Wake everybody who waits for a change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+async def _resolve(host: str, port: int) -> list[str]:
+    """Numeric addresses, in the resolver's order. Raises OSError."""
+    async with asyncio.timeout(RESOLVE_SECONDS):
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(info[4][0]) for info in found))
+
+
+async def _write(call: Call, outgoing: asyncio.Queue[bytes]) -> None:
+    with contextlib.suppress(Ended):
+        while True:
+            await call.send(await outgoing.get())
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message}"
+    if isinstance(error, TimeoutError):
+        return "nothing answers in time"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return " ".join(str(error).split())

@@ -1,0 +1,90 @@
+"""What a refusal is, and how long the relay waits after it."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import ssl
+
+import pytest
+
+from kumadp.errors import ControlPlaneRefused
+from kumadp.relay.grpc import Ended
+from kumadp.relay.refusal import Backoff, Refusal, classify
+from kumadp.relay.sparse import Sparse
+
+ACTIVE = "there is already an active stream from this node, try again later"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (Ended(2, ACTIVE), Refusal.ACTIVE),
+        (Ended(2, "authentication failed: could not parse token. kuma-cp runs with an in-memory"), Refusal.AUTH),
+        (Ended(2, "could not extract credential from DiscoveryRequest: request has no metadata"), Refusal.AUTH),
+        (Ended(16, "who are you"), Refusal.AUTH),
+        (Ended(7, "not you"), Refusal.AUTH),
+        (ssl.SSLCertVerificationError("no"), Refusal.AUTH),
+        (ControlPlaneRefused("the token file is empty"), Refusal.AUTH),
+        (ConnectionRefusedError(111, "refused"), Refusal.UNREACHABLE),
+        (TimeoutError(), Refusal.UNREACHABLE),
+        (ssl.SSLError("eof"), Refusal.UNREACHABLE),
+        (Ended(None, "Connection lost"), Refusal.UNREACHABLE),
+        (Ended(14, "going away"), Refusal.UNREACHABLE),
+        (Ended(2, 'resource "default.web" not found; create a Dataplane in Kuma CP first'), Refusal.OTHER),
+        (Ended(0, ""), Refusal.OTHER),
+    ],
+)
+def test_refusals_are_told_apart(error: Exception, kind: Refusal) -> None:
+    assert classify(error) is kind
+
+
+def attempts(backoff: Backoff, refusal: Refusal, broken: float | None, until: float) -> list[float]:
+    """Times of the attempts until ``until`` seconds after the first, which is at 0."""
+    now, times = 0.0, []
+    while now <= until:
+        times.append(now)
+        now += backoff.wait(refusal, None if broken is None else now - broken)
+    return times
+
+
+def test_a_stream_that_is_still_held_is_asked_for_at_the_moment_it_is_freed() -> None:
+    times = attempts(Backoff(), Refusal.ACTIVE, 0.0, 20.0)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert gaps[:4] == pytest.approx([0.25, 0.375, 0.5625, 0.84375])
+    assert max(gaps) <= 1.0
+    near = [time for time in times if 9.5 <= time <= 11.0]
+    assert near[0] == pytest.approx(9.5)
+    assert all(gap <= 0.1 + 1e-9 for gap, time in zip(gaps, times, strict=False) if 9.5 <= time < 10.9)
+    assert gaps[-1] == pytest.approx(1.0)
+
+
+def test_a_stream_held_from_before_our_time_is_asked_for_each_second() -> None:
+    gaps = attempts(Backoff(), Refusal.ACTIVE, None, 20.0)
+    assert max(later - earlier for earlier, later in itertools.pairwise(gaps)) <= 1.0
+
+
+@pytest.mark.parametrize("refusal", [Refusal.UNREACHABLE, Refusal.AUTH, Refusal.OTHER])
+def test_others_wait_longer_up_to_five_seconds_and_not_in_step(refusal: Refusal) -> None:
+    waits = [Backoff(jitter=random.Random(seed)).wait(refusal, 0.0) for seed in range(50)]
+    assert 0.1 < min(waits) < max(waits) <= 0.25
+    backoff = Backoff()
+    late = [backoff.wait(refusal, 0.0) for _ in range(30)][15:]
+    assert 2.5 <= min(late) < max(late) <= 5.0
+    backoff.reset()
+    assert backoff.wait(refusal, 0.0) <= 0.25
+
+
+def test_ten_minutes_of_the_same_fault_are_a_handful_of_lines() -> None:
+    sparse = Sparse()
+    told = [left_out for second in range(600) if (left_out := sparse.count("away", float(second))) is not None]
+    assert told == [0, 29, 59, 119, 239]
+
+
+def test_what_is_over_is_told_at_once_when_it_comes_back() -> None:
+    sparse = Sparse()
+    assert sparse.count("away", 0.0) == 0
+    assert sparse.count("away", 1.0) is None
+    assert sparse.count("other", 1.0) == 0
+    sparse.reset()
+    assert sparse.count("away", 2.0) == 0
