@@ -1,0 +1,281 @@
+"""The test control plane itself."""
+
+from __future__ import annotations
+
+import functools
+import json
+import ssl
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import trustme
+from grpclib import Status
+from grpclib.const import Cardinality, Handler
+from grpclib.encoding.base import CodecBase
+from grpclib.server import Server
+
+from tests.support.controlplane import TOKEN, Answer, bootstrap_answer
+from tests.support.xds import mesh as meshes
+from tests.support.xds.bootstrap import bootstrap
+from tests.support.xds.faults import Faults
+from tests.support.xds.front import Connection, Front
+from tests.support.xds.journal import Journal
+from tests.support.xds.loop import LoopThread
+from tests.support.xds.mesh import Mesh
+from tests.support.xds.nodes import Registry
+from tests.support.xds.streams import AdsStream, HdsStream, OneStream, Shared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from grpclib.protocol import H2Protocol
+    from grpclib.server import Stream
+
+    from tests.support.xds.resources import Tree
+
+T = TypeVar("T")
+ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+HDS = "/envoy.service.health.v3.HealthDiscoveryService/StreamHealthCheck"
+
+
+class _Raw(CodecBase):
+    """Messages as bytes, so that what is no message can be sent too."""
+
+    __content_subtype__ = "proto"
+
+    def encode(self, message: Any, message_type: Any) -> bytes:
+        return bytes(message)
+
+    def decode(self, data: bytes, message_type: Any) -> Any:
+        return data
+
+
+class XdsControlPlane:
+    """Bootstrap, ADS and HDS on one port (or two) of loopback, in a thread of its own.
+
+    A node is served what its `mesh` holds; one that brings its Dataplane along and has no mesh gets the one that Kuma
+    would make of it. ``faults`` says how to misbehave, ``journal`` what was seen and done. ``version`` chooses the
+    shape of the bootstrap, ``edit`` changes it, ``answers`` come in its place while there are any.
+    """
+
+    def __init__(
+        self,
+        *,
+        tls: bool = True,
+        two_ports: bool = False,
+        host: str = "127.0.0.1",
+        names: tuple[str, ...] = ("localhost", "127.0.0.1"),
+        version: str = "2.13.5",
+    ) -> None:
+        self.faults = Faults()
+        self.journal = Journal()
+        self.version = version
+        self.edit: Callable[[Tree], None] = lambda _tree: None
+        self.answers: list[Answer] = []
+        self.bootstrap_requests: list[Tree] = []
+        self.authority = trustme.CA()
+        self.tls = tls
+        self._meshes: dict[str, Mesh] = {}
+        self._registry = Registry(self.faults, self.journal, self._refresh)
+        self._shared = Shared(self.faults, self.journal, self._registry)
+        self._context = self._make_context(names) if tls else None
+        self._thread = LoopThread("test control plane")
+        self._fronts = self._thread.call(functools.partial(self._open, host, two_ports))
+
+    def _make_context(self, names: tuple[str, ...]) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.authority.issue_cert(*names).configure_cert(context)
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        return context
+
+    def _open(self, host: str, two_ports: bool) -> list[Front]:
+        server = Server([self], codec=_Raw())
+
+        def protocol() -> H2Protocol:
+            made: H2Protocol = server._protocol_factory()
+            return made
+
+        if two_ports:
+            return [Front(host, self._context, self._http, None), Front(host, self._context, None, protocol)]
+        return [Front(host, self._context, self._http, protocol)]
+
+    def __mapping__(self) -> dict[str, Handler]:
+        """What grpclib serves."""
+        return {
+            ADS: Handler(functools.partial(self._serve, AdsStream), Cardinality.STREAM_STREAM, bytes, bytes),
+            HDS: Handler(functools.partial(self._serve, HdsStream), Cardinality.STREAM_STREAM, bytes, bytes),
+        }
+
+    async def _serve(self, kind: type[OneStream], stream: Stream[bytes, bytes]) -> None:
+        await kind(self._shared, stream).run()
+
+    def _http(self, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        if urlsplit(path).path != "/bootstrap":
+            return Answer(404)
+        request: Tree = json.loads(body)
+        self.bootstrap_requests.append(request)
+        if self.answers:
+            return self.answers.pop(0)
+        host = urlsplit(f"//{headers['host']}").hostname or ""
+        tree = bootstrap(request, self.version, host, self.xds_port, tls=self.tls)
+        self.edit(tree)
+        return bootstrap_answer(tree)
+
+    # What a data plane needs.
+
+    @property
+    def port(self) -> int:
+        return self._fronts[0].port
+
+    @property
+    def xds_port(self) -> int:
+        return self._fronts[-1].port
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://localhost:{self.port}"
+
+    @property
+    def ca(self) -> str:
+        """The CA as PEM."""
+        return self.authority.cert_pem.bytes().decode()
+
+    def write_ca(self, path: Path) -> Path:
+        """Write the CA into a file."""
+        path.write_text(self.ca)
+        return path
+
+    def token(self, mesh: str = "default", name: str = "") -> str:
+        """A token for a data plane; any is taken unless ``faults.refuse_token`` says otherwise."""
+        return TOKEN
+
+    # What it serves.
+
+    def mesh(self, node: str) -> Mesh:
+        """The mesh of a node (``<mesh>.<name>``), empty at first; changes reach open streams at once."""
+        return self._meshes.setdefault(node, Mesh(self._apply))
+
+    def renew_versions(self, node: str) -> None:
+        """Send all again with the content there is."""
+
+        def renew() -> None:
+            self._registry.node(node).renew()
+            self._wake()
+
+        self._thread.call(renew)
+
+    def wake(self) -> None:
+        """Answer what was left unanswered, after a fault was taken away."""
+        self._thread.call(self._wake)
+
+    def _apply(self) -> None:
+        self._thread.call(self._refresh)
+
+    def _refresh(self) -> None:
+        registered = [node for node in self._registry.nodes.values() if node.registered and node.dataplane]
+        services: dict[str, list[tuple[str, int]]] = {}
+        for node in registered:
+            for service, places in meshes.offered(node.dataplane or {}).items():
+                services.setdefault(service, []).extend(places)
+            if node.name not in self._meshes:
+                self._meshes[node.name] = meshes.of_dataplane(node.dataplane or {}, self._apply)
+        for name, mesh in list(self._meshes.items()):
+            node = self._registry.node(name)
+            node.serve(mesh.encoded(services))
+            node.specifier = mesh.encoded_specifier()
+        self._wake()
+
+    def _wake(self) -> None:
+        for stream in self._shared.streams:
+            stream.wake()
+
+    # What is there.
+
+    @property
+    def registered(self) -> list[str]:
+        """Nodes whose Dataplane is in the mesh."""
+        return sorted(node.name for node in list(self._registry.nodes.values()) if node.registered)
+
+    def version_of(self, node: str, type_url: str) -> str:
+        """The version that is served now."""
+        return self._thread.call(lambda: self._registry.node(node).versions.get(type_url, ""))
+
+    def streams(self, node: str | None = None) -> list[int]:
+        """Numbers of the open ADS streams, of a node or all."""
+        return self._thread.call(lambda: sorted(stream.number for stream in self._ads(node)))
+
+    @property
+    def connections(self) -> int:
+        """Connections accepted so far."""
+        return sum(front.accepted for front in self._fronts)
+
+    def _ads(self, node: str | None) -> list[AdsStream]:
+        return [
+            stream for stream in self._shared.streams if isinstance(stream, AdsStream) and node in {None, stream.node}
+        ]
+
+    # What it does to others.
+
+    def _each(self, found: Callable[[], Iterable[T]], act: Callable[[T], None]) -> None:
+        def run() -> None:
+            for one in list(found()):
+                act(one)
+
+        self._thread.call(run)
+
+    def end_streams(
+        self, status: Status = Status.UNAVAILABLE, message: str = "closing", node: str | None = None
+    ) -> None:
+        """End the ADS streams with a status."""
+        self._each(lambda: self._ads(node), lambda stream: stream.end((status, message)))
+
+    def reset_streams(self, node: str | None = None) -> None:
+        """End the ADS streams by RST_STREAM."""
+        self._each(lambda: self._ads(node), lambda stream: stream.end(None))
+
+    def goaway(self) -> None:
+        """Send GOAWAY on all connections, which stay open until their streams end."""
+        self._each(lambda: [link for front in self._fronts for link in front.connections], Connection.goaway)
+
+    def drop_connections(self, *, reset: bool = True) -> None:
+        """Break all connections, by TCP RST unless told."""
+        self._each(lambda: self._fronts, lambda front: front.drop(reset=reset))
+
+    def deafen(self, deaf: bool = True) -> None:
+        """Read nothing from new connections; when heard again, those are broken."""
+
+        def change(front: Front) -> None:
+            front.deaf = deaf
+            if not deaf:
+                front.drop_held()
+
+        self._each(lambda: self._fronts, change)
+
+    def gone(self) -> None:
+        """Refuse connections and break those there are, remembering everything, as behind a broken network."""
+        self._each(lambda: self._fronts, Front.gone)
+
+    def back(self) -> None:
+        """Listen again, on the same ports."""
+        self._each(lambda: self._fronts, Front.back)
+
+    def kill(self) -> None:
+        """Die as a process does that keeps its store in memory."""
+        self.gone()
+        self._thread.call(self._registry.forget)
+
+    def start(self) -> None:
+        """Come back after `kill`: no Dataplane known, new versions of all there is."""
+        self.back()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._each(lambda: self._fronts, Front.close)
+        self._thread.close()
+
+    def __enter__(self) -> XdsControlPlane:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
