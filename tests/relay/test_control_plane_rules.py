@@ -158,7 +158,7 @@ async def test_a_refused_token_says_why(plane: XdsControlPlane, channel: Channel
 
 async def test_resources_come_in_another_order_and_slowly_when_asked(plane: XdsControlPlane, channel: Channel) -> None:
     plane.faults.slow = plane.faults.registering = 0.01
-    orders = set()
+    orders: set[tuple[bytes, ...]] = set()
     async with open_stream(channel) as stream:
         await stream.send_message(ask(CLUSTER, node=NODE))
         while len(orders) < 2:
