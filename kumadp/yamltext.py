@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
@@ -22,11 +23,19 @@ _JSON = frozenset({"null", "bool", "int", "float", "str", "seq", "map", "merge"}
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """``size`` in characters (or bytes), ``depth`` in levels, ``nodes`` after aliases are expanded."""
+    """``size`` in bytes (of a text: characters), ``depth`` in levels, ``nodes`` after aliases are expanded."""
 
     size: int
     depth: int = 100
     nodes: int = 50_000
+
+
+def read(name: str, bounds: Bounds) -> str:
+    """The text of a file, ``-`` is stdin, as far as the bounds need it. Raises OSError and UnicodeDecodeError."""
+    with open(0, "rb", closefd=False) if name == "-" else Path(name).open("rb") as file:
+        data = file.read(bounds.size + 1)
+    # What is too large is refused as that, and not for the character in which it was cut.
+    return data.decode("utf-8", "strict" if len(data) <= bounds.size else "replace")
 
 
 def compose(text: str | bytes, bounds: Bounds) -> yaml.Node | None:

@@ -45,6 +45,7 @@ class GroupedCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does, noting which of its names each option was given by."""
+        args = _as_pflag(self.chosen, args)
         ctx.meta[_TYPED] = _names_typed(self.chosen, args)
         rest = super().parse_args(ctx, args)
         for field, (name, value) in ctx.meta.get(_BEFORE, {}).items():
@@ -104,6 +105,16 @@ def click_option(option: Option) -> Callable[[Callable[..., Any]], Callable[...,
         help=option.help_text,
         **extra,
     )
+
+
+def _as_pflag(chosen: Sequence[Option], args: Sequence[str]) -> list[str]:
+    """``-d=file`` is ``-d file`` to kuma-dp (pflag), and a file named ``=file`` to click."""
+    short = {name for option in chosen for name in option.flags if len(name) == 2}
+    end = args.index("--") if "--" in args else len(args)
+    return [
+        argument[:2] + argument[3:] if place < end and argument[:2] in short and argument[2:3] == "=" else argument
+        for place, argument in enumerate(args)
+    ]
 
 
 def _names_typed(chosen: Sequence[Option], args: Sequence[str]) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -116,8 +115,13 @@ def _with_proxy_type(settings: Settings, resource: Resource | None) -> Settings:
 
 
 def _read_settings_file(name: str) -> str:
+    from kumadp import yamltext
+    from kumadp.settings.file import BOUNDS
+
     try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise SettingsError([Problem("--config", f"{name}: {reason}", "name a YAML file that can be read")]) from None
+        return yamltext.read(name, BOUNDS)
+    except UnicodeDecodeError:
+        reason = "is not UTF-8 text"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    raise SettingsError([Problem("--config", f"{name}: {reason}", "name a YAML file that can be read")])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -12,13 +10,14 @@ import msgspec
 from kumadp import yamltext
 from kumadp.errors import Problem, ResourceError
 from kumadp.resources.fields import RESOURCES
-from kumadp.resources.parse import MAX_TEXT, Parser
+from kumadp.resources.parse import BOUNDS, Parser
 from kumadp.resources.template import render
 from kumadp.resources.types import SPECS, Spec
 from kumadp.resources.validate import validate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 STDIN = "-"
 
@@ -82,13 +81,12 @@ def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None
 
 def load_resource_file(path: Path | Literal["-"] | str, *, variables: Mapping[str, str] | None = None) -> Resource:
     """As `load_resource`, from a file; ``-`` is stdin. Raises ResourceError also when it cannot be read."""
-    if path == STDIN:
-        return load_resource(sys.stdin.read(MAX_TEXT + 1), "stdin", variables=variables)
+    source = "stdin" if path == STDIN else str(path)
     try:
-        with Path(path).open(encoding="utf-8") as file:
-            text = file.read(MAX_TEXT + 1)
+        text = yamltext.read(str(path), BOUNDS)
     except UnicodeDecodeError:
-        raise ResourceError([Problem("", "is not UTF-8 text", file=str(path))]) from None
-    except OSError as error:
-        raise ResourceError([Problem("", f"cannot be read: {error.strerror}", file=str(path))]) from None
-    return load_resource(text, str(path), variables=variables)
+        raise ResourceError([Problem("", "is not UTF-8 text", file=source)]) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ResourceError([Problem("", f"cannot be read: {reason}", file=source)]) from None
+    return load_resource(text, source, variables=variables)

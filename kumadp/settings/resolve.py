@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from kumadp.settings.option import Option
 
 _PLACEHOLDER = re.compile(r"[$(){}]")
-_NOT_IN_A_NAME = re.compile(r"[$(){}/]")
+# The name is a directory's and a socket's too.
+_NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]|\A\.")
+_LONGEST_NAME = 253
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +206,13 @@ def _check_names(values: Mapping[str, object], merge: _Merge) -> None:
         merge.problems.append(Problem("--mesh", "the mesh is missing", "give --mesh or KUMA_DATAPLANE_MESH"))
     for field in ("name", "mesh"):
         value = str(values.get(field, ""))
-        if found := _NOT_IN_A_NAME.search(value):
-            where = merge.where(field, f"--{field}")
-            merge.problems.append(
-                Problem(where, f"{value!r} holds {found[0]!r}", "a placeholder that was not filled in?")
-            )
+        where = merge.where(field, f"--{field}")
+        if _PLACEHOLDER.search(value):
+            merge.problems.append(Problem(where, f"{value!r} is no name", "a placeholder that was not filled in?"))
+        elif _NOT_IN_A_NAME.search(value):
+            merge.problems.append(Problem(where, f"{value!r} is no name", "letters, digits, - and ."))
+        elif len(value) > _LONGEST_NAME:
+            merge.problems.append(Problem(where, "is too long a name", f"at most {_LONGEST_NAME} characters"))
 
 
 def _check_address(values: Mapping[str, object], merge: _Merge) -> None:

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
         (["run", "--name=a", "--mesh=b", "--envoy-arg=--mode"], 78, "Error: --envoy-arg: --mode is not allowed"),
         (["run", "--config=/none"], 78, "Error: --config: /none: No such file or directory (name a YAML file"),
         (["run", "--config=/"], 78, "Error: --config: /: Is a directory"),
+        (["run", "--config=/dev/zero", "--name=a", "--mesh=b"], 78, "not YAML: larger than 1024 KiB"),
+        (["run", "-d=/none"], 65, "Error: /none: cannot be read: No such file or directory"),
         (["run", "-d", "/none"], 65, "Error: /none: cannot be read: No such file or directory"),
         (["run", "--standalone=/none"], 65, "Error: /none"),
         (["run", "--dataplane=type: Datplane"], 65, "Error: --dataplane:1: type: 'Datplane' is not known"),
@@ -88,6 +90,12 @@ def test_every_wrong_setting_is_a_line(tmp_path: Path) -> None:
         "--name",
         "--mesh",
     ]
+
+
+def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
+    (tmp_path / "k.yaml").write_text('dataplaneRuntime: {resourcePath: "a\\0b"}\n')
+    done = kumadp("run", "--config=k.yaml", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (65, r"Error: a\x00b: cannot be read: embedded null byte" + "\n")
 
 
 def test_a_proxy_type_that_does_not_fit(tmp_path: Path) -> None:

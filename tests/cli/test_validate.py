@@ -79,6 +79,14 @@ def test_standard_input_that_is_no_text(folder: Path) -> None:
     (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     done = kumadp("validate", "binary.yaml", cwd=folder)
     assert (done.returncode, done.stdout) == (65, "error: binary.yaml: is not UTF-8 text\n")
+    done = kumadp("validate", "-", stdin="\udcff\udcfe\x00")
+    assert (done.returncode, done.stdout) == (65, "error: stdin: is not UTF-8 text\n")
+
+
+def test_a_file_without_end_is_too_large(folder: Path) -> None:
+    done = kumadp("validate", "/dev/zero")
+    assert (done.returncode, done.stderr) == (65, "")
+    assert "larger than 1024 KiB" in done.stdout
 
 
 def test_the_variables_of_a_template(folder: Path) -> None:

@@ -215,13 +215,23 @@ def test_half_a_pod_names_nothing(environ: dict[str, str]) -> None:
     assert problems({"mesh": "default"}, environ)[0].startswith("--name: no Dataplane and no name")
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "sign"), [("name", "$(NAME)", "$"), ("mesh", "{m}", "{"), ("name", "a/b", "/")]
-)
-def test_a_placeholder_that_was_not_filled_in(field: str, value: str, sign: str) -> None:
+@pytest.mark.parametrize(("field", "value"), [("name", "$(NAME)"), ("mesh", "{m}")])
+def test_a_placeholder_that_was_not_filled_in(field: str, value: str) -> None:
     assert problems(bare(**{field: value})) == [
-        f"--{field}: {value!r} holds {sign!r} (a placeholder that was not filled in?)"
+        f"--{field}: {value!r} is no name (a placeholder that was not filled in?)"
     ]
+
+
+@pytest.mark.parametrize("field", ["name", "mesh"])
+@pytest.mark.parametrize("value", ["a/b", "..", ".", ".hidden", "a b", "a\n", "é", "\x1b[31m"])
+def test_what_is_no_name_of_anything(field: str, value: str) -> None:
+    (told,) = problems(bare(**{field: value}))
+    assert "is no name (letters, digits, - and .)" in told
+    assert told.isprintable()
+
+
+def test_a_name_without_end() -> None:
+    assert problems(bare(name="a" * 254)) == ["--name: is too long a name (at most 253 characters)"]
 
 
 @pytest.mark.parametrize("given", [{"dataplane": "{}"}, {"dataplane_file": "dp.yaml"}])

@@ -29,7 +29,9 @@ def kumadp(
         cwd=cwd,
         input=stdin,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        # What is no text goes in and out as it is, as surrogates (PEP 383).
+        errors="surrogateescape",
         timeout=deadline,
         check=False,
     )
