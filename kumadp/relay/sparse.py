@@ -21,6 +21,9 @@ class Sparse:
         self._kinds[kind] = (now + wait, min(wait * 2, LONGEST_WAIT), 0)
         return left_out
 
-    def reset(self) -> None:
-        """The fault is over: the next line of each kind is told at once."""
-        self._kinds.clear()
+    def reset(self, kind: str | None = None) -> None:
+        """The fault is over: the next line of this kind, or of each, is told at once."""
+        if kind is None:
+            self._kinds.clear()
+        else:
+            self._kinds.pop(kind, None)

@@ -1,0 +1,18 @@
+"""A control plane to speak to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.xds.plane import XdsControlPlane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def plane() -> Iterator[XdsControlPlane]:
+    with XdsControlPlane() as made:
+        yield made
