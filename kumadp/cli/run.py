@@ -122,6 +122,6 @@ def _read_settings_file(name: str) -> str:
         return yamltext.read(name, BOUNDS)
     except UnicodeDecodeError:
         reason = "is not UTF-8 text"
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = str(error.strerror)
     raise SettingsError([Problem("--config", f"{name}: {reason}", "name a YAML file that can be read")])

@@ -120,13 +120,13 @@ def envoy_addresses(resource: Resource | None, *, standalone: bool, dns: DnsPlan
 
 
 def _standalone_addresses(spec: Dataplane) -> Iterator[Address]:
-    """What our own control plane adds: the admin's default, ``/ready`` on the data plane's address, Prometheus."""
+    """What our own control plane adds: the admin where no port is named, with its ``/ready``, and Prometheus."""
     address, admin = spec.networking.address, spec.networking.admin
-    port = admin.port if admin is not None and admin.port else DEFAULT_ADMIN_PORT
     if admin is None or not admin.port:
-        yield Address(LOOPBACK, port, "tcp", "Envoy's admin", "networking.admin.port")
-    if address != LOOPBACK:
-        yield Address(address, port, "tcp", "/ready for other data planes", "networking.admin.port")
+        path = "networking.admin.port"
+        yield Address(LOOPBACK, DEFAULT_ADMIN_PORT, "tcp", "Envoy's admin", path)
+        if address != LOOPBACK:
+            yield Address(address, DEFAULT_ADMIN_PORT, "tcp", "/ready for other data planes", path)
     if spec.metrics is not None and spec.metrics.type == "prometheus":
         yield Address(address, int(spec.metrics.conf.get("port") or 5670), "tcp", "Prometheus", "metrics.conf.port")
 

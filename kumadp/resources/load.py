@@ -86,7 +86,6 @@ def load_resource_file(path: Path | Literal["-"] | str, *, variables: Mapping[st
         text = yamltext.read(str(path), BOUNDS)
     except UnicodeDecodeError:
         raise ResourceError([Problem("", "is not UTF-8 text", file=source)]) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ResourceError([Problem("", f"cannot be read: {reason}", file=source)]) from None
+    except OSError as error:
+        raise ResourceError([Problem("", f"cannot be read: {error.strerror}", file=source)]) from None
     return load_resource(text, source, variables=variables)

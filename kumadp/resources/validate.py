@@ -59,7 +59,7 @@ def bound_sockets(resource: Resource) -> list[BoundSocket]:
     """What Envoy, and kumadp for the probes, bind for a resource.
 
     With transparent proxying inbounds and outbounds are redirected to two ports and not bound (Kuma 2.8). The admin
-    counts where its port is named.
+    counts where its port is named, and with it the listener for ``/ready`` that is on the same port of another address.
     """
     spec = resource.spec
     if not isinstance(spec, Dataplane):
@@ -69,7 +69,10 @@ def bound_sockets(resource: Resource) -> list[BoundSocket]:
         found = list(_dataplane_sockets(spec))
         admin = spec.networking.admin
     if admin is not None and admin.port:
-        found.append(_tcp(LOOPBACK, admin.port, "networking.admin.port", "Envoy's admin"))
+        path, address = "networking.admin.port", spec.networking.address
+        found.append(_tcp(LOOPBACK, admin.port, path, "Envoy's admin"))
+        if address not in {"", LOOPBACK, *WILDCARDS}:
+            found.append(_tcp(address, admin.port, path, "/ready for other data planes"))
     return found
 
 

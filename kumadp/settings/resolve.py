@@ -132,7 +132,9 @@ def _check(option: Option, found: Found, problems: list[Problem]) -> None:
     values = found.value if isinstance(found.value, tuple) else (found.value,)
     for value in values:
         shown = show(option, value)
-        if option.choices and value not in option.choices:
+        if "\0" in str(value):
+            problems.append(Problem(found.where, "holds a NUL", "no file, name or address does"))
+        elif option.choices and value not in option.choices:
             near = difflib.get_close_matches(str(value), option.choices, 1)
             hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(filter(None, option.choices))}"
             problems.append(Problem(found.where, f"{shown!r} is not known", hint))

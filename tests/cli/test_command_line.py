@@ -93,9 +93,12 @@ def test_every_wrong_setting_is_a_line(tmp_path: Path) -> None:
 
 
 def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
-    (tmp_path / "k.yaml").write_text('dataplaneRuntime: {resourcePath: "a\\0b"}\n')
+    (tmp_path / "k.yaml").write_text('dataplaneRuntime: {resourcePath: "a\\0b", workDir: "\\0", envoyArgs: ["\\0"]}\n')
     done = kumadp("run", "--config=k.yaml", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (65, r"Error: a\x00b: cannot be read: embedded null byte" + "\n")
+    assert done.returncode == 78
+    assert [line.partition("dataplaneRuntime.")[2] for line in done.stderr.splitlines()] == [
+        f"{name}: holds a NUL (no file, name or address does)" for name in ("resourcePath", "envoyArgs", "workDir")
+    ]
 
 
 def test_a_proxy_type_that_does_not_fit(tmp_path: Path) -> None:

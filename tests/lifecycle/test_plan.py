@@ -29,7 +29,13 @@ KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 
 
 def dataplane(
-    *, outbound: int = 33033, probes: int = 0, admin: int = 0, metrics: int = 0, address: str = "127.0.0.1"
+    *,
+    inbound: int = 11011,
+    outbound: int = 33033,
+    probes: int = 0,
+    admin: int = 0,
+    metrics: int = 0,
+    address: str = "127.0.0.1",
 ) -> Resource:
     tree: dict[str, Any] = {
         "type": "Dataplane",
@@ -37,7 +43,7 @@ def dataplane(
         "name": "web",
         "networking": {
             "address": address,
-            "inbound": [{"port": 11011, "servicePort": 8080, "tags": {"kuma.io/service": "web"}}],
+            "inbound": [{"port": inbound, "servicePort": 8080, "tags": {"kuma.io/service": "web"}}],
             "outbound": [{"port": outbound, "tags": {"kuma.io/service": "b"}}],
         },
     }
@@ -87,8 +93,8 @@ def test_what_standalone_mode_adds_is_counted() -> None:
     with pytest.raises(ResourceError, match="Prometheus"):
         check(dataplane(metrics=11011, address="127.0.0.2"), standalone=True)
     with pytest.raises(ResourceError, match="/ready for other data planes"):
-        check(dataplane(admin=11011, address="127.0.0.2"), standalone=True)
-    check(dataplane(admin=11011, address="127.0.0.2"))
+        check(dataplane(inbound=9901, address="127.0.0.2"), standalone=True)
+    check(dataplane(inbound=9901, address="127.0.0.2"))
 
 
 def test_settings_that_clash_with_each_other_are_named() -> None:

@@ -229,6 +229,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         changed(networking__admin__port=33033),
         "networking.admin.port: 127.0.0.1:33033 is bound twice",
     ),
+    "an inbound on the admin's port": (
+        changed(**{IN + "port": 9901}),
+        "networking.admin.port: 192.168.0.2:9901 is bound twice, first for inbound web (networking.inbound[0].port)",
+    ),
     "the probes on an inbound's port": (
         changed(probes={"port": 11011, "endpoints": [{"inboundPort": 11011, "inboundPath": "/a", "path": "/b"}]}),
         "probes.port: 192.168.0.2:11011 is bound twice",
@@ -254,6 +258,10 @@ def test_what_is_wrong_is_told_with_its_path_and_what_would_be_right(name: str) 
 
 FINE: dict[str, dict[str, Any]] = {
     "as it is": GOOD,
+    "an inbound on the admin's port, the admin being alone on loopback": changed(
+        networking__address="127.0.0.1",
+        **{IN + "address": "127.0.0.2", IN + "port": 9901, IN + "servicePort": 8080},
+    ),
     "a host name": changed(networking__address="web.example.com"),
     "IPv6": changed(networking__address="2001:db8::2"),
     "a delegated gateway": changed(networking__inbound=REMOVED, networking__gateway=GATEWAY),

@@ -214,7 +214,6 @@ def test_ready_and_prometheus_and_names(tmp_path: Path) -> None:
     [
         ({"metrics": {"type": "prometheus", "conf": {"port": 18080}}, "address": "10.0.0.1"}, "metrics.conf.port"),
         ({"metrics": {"type": "prometheus", "conf": {"port": 19901}}}, "metrics.conf.port"),
-        ({"inbounds": [inbound(19901, 8080)], "address": "10.0.0.1"}, "networking.admin.port"),
         ({"metrics": {"type": "prometheus"}, "inbounds": [inbound(5670, 1, address="0.0.0.0")]}, "metrics.conf.port"),
     ],
 )
