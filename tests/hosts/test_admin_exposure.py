@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from kumadp.errors import ExitCode
-from tests.support.controlplane import static_bootstrap, static_cluster, static_listener
+from tests.support.controlplane import socket_address, static_bootstrap, static_cluster, static_listener
 from tests.support.daemon import Ports, run_kumadp
 from tests.support.netns import NEIGHBOUR, SIDECAR, SIDECAR_V6, Hosts, two_hosts
 from tests.support.poll import poll
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.process, pytest.mark.netns]
 
-# Asks METHOD URL and prints the status, 0 where nothing answers.
+FILTERS = "type.googleapis.com/envoy.extensions.filters"
+
+# Asks METHOD URL, whatever the certificate, and prints the status, 0 where nothing answers.
 ASK = """
-import sys, urllib.error, urllib.request
+import ssl, sys, urllib.error, urllib.request
 request = urllib.request.Request(sys.argv[2], method=sys.argv[1])
 try:
-    with urllib.request.urlopen(request, timeout=5) as answer:
+    with urllib.request.urlopen(request, timeout=5, context=ssl._create_unverified_context()) as answer:
         print(answer.status, answer.read(300).decode("utf-8", "replace"))
 except urllib.error.HTTPError as error:
     print(error.code)
@@ -164,32 +166,82 @@ def test_a_neighbour_reaches_ready_and_nothing_else(hosts: Hosts, tmp_path: Path
         assert ask(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.readiness}/ready") == (200, "READY")
 
 
-def hidden_way(folder: Path, ports: Ports, *, tls: bool) -> Path:
-    """A bootstrap with a listener on the sidecar's address that leads to the admin by a name the guard cannot read."""
+def hidden_way(folder: Path, ports: Ports, listener: dict[str, Any]) -> Path:
+    """A bootstrap with a listener that leads to the admin by a name the guard cannot read."""
     tree = static_bootstrap(ports, 1)
     endpoint = {"socketAddress": {"address": "hidden.example", "portValue": ports.admin}}
     tree["staticResources"]["clusters"].append({**static_cluster("way", endpoint), "type": "LOGICAL_DNS"})
-    listener = static_listener("open", ports.admin, "way", SIDECAR)
-    if tls:
-        listener["filterChains"][0]["transportSocket"] = tls_socket()
     tree["staticResources"]["listeners"].append(listener)
     path = folder / "bootstrap.json"
     path.write_text(json.dumps(tree))
+    (folder / "hosts").write_text("127.0.0.1 hidden.example localhost\n")
     return path
 
 
-def tls_socket() -> dict[str, Any]:
-    """A transport socket with a certificate that nobody trusts."""
+def knows_the_name(hosts: Hosts, folder: Path) -> tuple[str, ...]:
+    """What to put before a command on the sidecar's host for which that name leads to loopback."""
+    inside = f'mount --bind {folder / "hosts"} /etc/hosts && exec "$@"'
+    return (*hosts.on_sidecar, "unshare", "--mount", "sh", "-c", inside, "sh")
+
+
+def tls_socket(*, client_ca: str = "") -> dict[str, Any]:
+    """A transport socket with a certificate that nobody trusts, for clients of ``client_ca`` alone where given."""
     made = trustme.CA().issue_cert(SIDECAR)
-    certificate = {
-        "certificateChain": {"inlineString": made.cert_chain_pems[0].bytes().decode()},
-        "privateKey": {"inlineString": made.private_key_pem.bytes().decode()},
+    common: dict[str, Any] = {
+        "tlsCertificates": [
+            {
+                "certificateChain": {"inlineString": made.cert_chain_pems[0].bytes().decode()},
+                "privateKey": {"inlineString": made.private_key_pem.bytes().decode()},
+            }
+        ]
     }
-    context = {
+    context: dict[str, Any] = {
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-        "commonTlsContext": {"tlsCertificates": [certificate]},
+        "commonTlsContext": common,
     }
+    if client_ca:
+        common["validationContext"] = {"trustedCa": {"inlineString": client_ca}}
+        context["requireClientCertificate"] = True
     return {"name": "envoy.transport_sockets.tls", "typedConfig": context}
+
+
+def leads(match: dict[str, str]) -> list[dict[str, Any]]:
+    """Filters that lead what matches to the admin and answer 404 to the rest."""
+    manager = {
+        "@type": f"{FILTERS}.network.http_connection_manager.v3.HttpConnectionManager",
+        "statPrefix": "admin",
+        "routeConfig": {
+            "virtualHosts": [
+                {"name": "admin", "domains": ["*"], "routes": [{"match": match, "route": {"cluster": "way"}}]}
+            ]
+        },
+        "httpFilters": [
+            {
+                "name": "envoy.filters.http.router",
+                "typedConfig": {"@type": f"{FILTERS}.http.router.v3.Router"},
+            }
+        ],
+    }
+    return [{"name": "envoy.filters.network.http_connection_manager", "typedConfig": manager}]
+
+
+def control_plane_listener(ports: Ports) -> dict[str, Any]:
+    """As Kuma 2.13 makes ``kuma:envoy:admin``: ``/ready`` in plain, everything over TLS for the control plane."""
+    inspector = f"{FILTERS}.listener.tls_inspector.v3.TlsInspector"
+    control_plane = trustme.CA().cert_pem.bytes().decode()
+    return {
+        "name": "kuma:envoy:admin",
+        "address": socket_address(ports.admin, SIDECAR),
+        "listenerFilters": [{"name": "tls_inspector", "typedConfig": {"@type": inspector}}],
+        "filterChains": [
+            {
+                "filterChainMatch": {"transportProtocol": "tls"},
+                "transportSocket": tls_socket(client_ca=control_plane),
+                "filters": leads({"prefix": "/"}),
+            },
+            {"filters": leads({"path": "/ready"})},
+        ],
+    }
 
 
 def control_plane_arguments(port: str) -> tuple[str, ...]:
@@ -199,10 +251,11 @@ def control_plane_arguments(port: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_a_way_to_the_admin_that_only_shows_when_it_runs_kills_envoy(hosts: Hosts, tmp_path: Path, tls: bool) -> None:
     ports = Ports.take()
-    (tmp_path / "hosts").write_text("127.0.0.1 hidden.example localhost\n")
-    bootstrap = hidden_way(tmp_path, ports, tls=tls)
-    inside = f'mount --bind {tmp_path / "hosts"} /etc/hosts && exec "$@"'
-    prefix = (*hosts.on_sidecar, "unshare", "--mount", "sh", "-c", inside, "sh")
+    listener = static_listener("open", ports.admin, "way", SIDECAR)
+    if tls:
+        listener["filterChains"][0]["transportSocket"] = tls_socket()
+    bootstrap = hidden_way(tmp_path, ports, listener)
+    prefix = knows_the_name(hosts, tmp_path)
     with (
         Script(hosts.on_sidecar, SERVE, str(bootstrap)) as plane,
         run_kumadp(tmp_path, ports, *control_plane_arguments(plane.line), prefix=prefix) as daemon,
@@ -212,6 +265,28 @@ def test_a_way_to_the_admin_that_only_shows_when_it_runs_kills_envoy(hosts: Host
         assert f"{SIDECAR}:{ports.admin}" in last
         assert "READY: Envoy is LIVE" not in daemon.output()
         assert ask(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.admin}/ready")[0] == 0
+
+
+def test_the_control_plane_s_own_listener_on_the_admin_s_port_is_left_alone(hosts: Hosts, tmp_path: Path) -> None:
+    ports = Ports.take()
+    bootstrap = hidden_way(tmp_path, ports, control_plane_listener(ports))
+    prefix = knows_the_name(hosts, tmp_path)
+    with (
+        Script(hosts.on_sidecar, SERVE, str(bootstrap)) as plane,
+        run_kumadp(tmp_path, ports, *control_plane_arguments(plane.line), prefix=prefix) as daemon,
+    ):
+        ready = f"http://127.0.0.1:{ports.readiness}/ready"
+
+        def is_ready() -> bool:
+            assert daemon.process.poll() is None, daemon.output()
+            return ask(hosts.on_sidecar, "GET", ready) == (200, "READY")
+
+        poll(is_ready, what="READY beside the control plane's listener")
+        where = f"{SIDECAR}:{ports.admin}"
+        assert ask(hosts.on_neighbour, "GET", f"http://{where}/ready") == (200, "LIVE")
+        for method, path in ADMIN_PATHS:
+            assert ask(hosts.on_neighbour, method, f"http://{where}{path}")[0] == 404, (method, path)
+        assert ask(hosts.on_neighbour, "GET", f"https://{where}/server_info")[0] == 0
 
 
 @pytest.mark.parametrize("manner", ["answer", "hang"])
