@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import dns.message
 import dns.query
 import dns.rcode
+import psutil
 import pytest
 
 from tests.support.daemon import Ports, get
@@ -72,6 +73,18 @@ def test_each_protocol_goes_through_inbound_and_outbound(tmp_path: Path, ports: 
             assert echo_of(tcp_in) == echo_of(tcp_out) == b"echo ping\n"
             for port in (h2_in, grpc_in, h2_out, grpc_out):
                 assert call(port) == ("second", True), port
+
+
+def test_a_delegated_gateway_has_outbounds_alone(tmp_path: Path, ports: Ports) -> None:
+    with workloads("backend") as (backend,):
+        gateway: Tree = {"gateway": {"type": "DELEGATED", "tags": {"kuma.io/service": "edge"}}}
+        mine = dataplane("web", [], [outbound(ports.outbound, "backend")], admin=ports.admin, networking=gateway)
+        folder = write(tmp_path / "mesh", mine, dataplane("backend", [inbound(backend.port, 0, "backend")]))
+        with run_standalone(folder, ports) as daemon:
+            assert get(ports.outbound) == (200, "backend")
+            bound = daemon.envoy().net_connections("tcp")
+            listening = {one.laddr.port for one in bound if one.status == psutil.CONN_LISTEN}
+            assert listening == {ports.outbound, ports.admin}
 
 
 def test_tags_health_and_state_choose_the_endpoints(tmp_path: Path, ports: Ports) -> None:
