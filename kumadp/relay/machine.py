@@ -1,0 +1,364 @@
+"""The relay's state machine, pure: events in, actions out; no clock and no I/O.
+
+Rules: xDS "state of the world" (Envoy docs, xDS protocol); what Kuma 2.8 to 2.13 and Envoy 1.40 do with it is measured.
+Never answer for an Envoy; never ask for less than before until all Envoys are LIVE, since a control plane in ADS mode
+would not answer; never give a fresh Envoy what another one refused or died of, while there is something better.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown
+from kumadp.relay.envoys import EnvoyStream, Exchange
+from kumadp.relay.memory import Delivery, Memory, Subscription, TypeView
+from kumadp.relay.messages import (
+    CLUSTER,
+    LISTENER,
+    SECRET,
+    BadMessage,
+    Request,
+    Response,
+    encode_response,
+    encode_status,
+    status_message,
+)
+from kumadp.relay.upward import Upward
+from kumadp.relay.wire import field_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+TRIAL_AFTER = 30.0
+INTERNAL = 13
+DEADLY = "Envoy exited while applying this response, twice: it is not given to it again"
+
+# A Secret that Envoy cannot decode. Rejecting it ends Envoy's wait for secrets (SdsApi::onConfigUpdateFailed), which
+# otherwise holds up its listeners for the 15 s of initial_fetch_timeout.
+_WITHHELD = Response.parse(
+    encode_response(SECRET, "withheld", [field_bytes(1, SECRET.encode()) + field_bytes(2, b"\xff")])
+)
+
+
+class Machine:
+    """Events are methods, each returns actions in the order they are to be done. Ask `next_tick` after each event."""
+
+    def __init__(
+        self,
+        node: bytes,
+        *,
+        types: Iterable[str] = (CLUSTER, LISTENER),
+        memory: Memory | None = None,
+        withhold_secrets: bool = False,
+    ) -> None:
+        self._up = Upward(node)
+        self._withhold_secrets = withhold_secrets
+        self._serial = 0
+        self._nonce = 0
+        self._subscriptions: dict[str, Subscription] = {}
+        self._streams: dict[int, EnvoyStream] = {}
+        # Closed, while it is not known yet whether their Envoy has ended.
+        self._departed: dict[int, list[EnvoyStream]] = {}
+        self._live: dict[int, float] = {}
+        for known in memory.types if memory else ():
+            subscription = Subscription(known.type_url, known.names)
+            subscription.restore(known, self._serial + 1)
+            subscription.asked = True
+            self._serial += 2
+            self._subscriptions[known.type_url] = subscription
+        for type_url in types:
+            self._subscriptions.setdefault(type_url, Subscription(type_url))
+
+    # The control plane.
+
+    def upstream_opened(self) -> list[Action]:
+        """A stream to the control plane is open: subscribe to all that is known, with what was last accepted."""
+        self._up.reset(self._subscriptions.values(), is_open=True)
+        return [action for known in self._subscriptions.values() for action in self._up.subscribe(known)]
+
+    def upstream_closed(self) -> list[Action]:
+        """It has ended: nothing is owed to it any more, and nothing is kept for the next one."""
+        self._up.reset(self._subscriptions.values(), is_open=False)
+        return [
+            action
+            for down in self._streams.values()
+            if (exchange := down.exchanges.get(SECRET)) and exchange.sent is None
+            for action in self._serve(down, self._subscriptions[SECRET], exchange)
+        ]
+
+    def upstream_message(self, data: bytes) -> list[Action]:
+        """A DiscoveryResponse from the control plane: remember it, and pass it to each Envoy that may have it."""
+        try:
+            response = Response.parse(data)
+        except BadMessage as error:
+            return [Note(f"the control plane sent a response that cannot be read: {error}")]
+        subscription = self._subscriptions.get(response.type_url)
+        if not self._up.is_open or subscription is None:
+            return [Note(f"the control plane sent {response.type_url}, which nobody asked for")]
+        self._serial += 1
+        delivery = Delivery(self._serial, response)
+        subscription.arrived(delivery)
+        if delivery in subscription.deadly:
+            return self._condemned(subscription)
+        return self._serve_all(subscription)
+
+    # The Envoys.
+
+    def down_opened(self, stream: int, epoch: int) -> list[Action]:
+        """An Envoy has opened a stream. ``stream`` is never used twice; ``epoch`` only after `envoy_ended`."""
+        known = self._departed.pop(epoch, None) is not None or epoch in self._live
+        self._streams[stream] = EnvoyStream(stream, epoch, fresh=not known)
+        return []
+
+    def down_message(self, stream: int, data: bytes) -> list[Action]:
+        """A DiscoveryRequest from an Envoy: a subscription, an answer, or both."""
+        down = self._streams.get(stream)
+        if down is None:
+            return []
+        try:
+            request = Request.parse(data)
+        except BadMessage as error:
+            return [Note(f"Envoy sent a request that cannot be read: {error}")]
+        names = tuple(dict.fromkeys(request.names))
+        subscription = self._asked(request.type_url, names)
+        exchange = down.exchanges.get(request.type_url)
+        if exchange is None:
+            # No names at first means all there are; but where names were asked for before, an Envoy that opens a
+            # new stream says so of a type of which it watches nothing any more.
+            exchange = Exchange(names, wildcard=not names and subscription.wildcard)
+            down.exchanges[request.type_url] = exchange
+            return [*self._tell(subscription), *self._serve(down, subscription, exchange, set(names))]
+        new = exchange.asked(names)
+        if request.nonce and request.nonce != exchange.nonce:
+            # Sent before it saw what is under way, which it will answer with these names.
+            return []
+        actions: list[Action] = []
+        if request.nonce and exchange.waiting:
+            exchange.answered(request.version, request.error)
+            actions += self._judge(subscription)
+        actions += self._tell(subscription)
+        actions += self._serve(down, subscription, exchange, new)
+        return actions
+
+    def down_closed(self, stream: int) -> list[Action]:
+        """A stream of an Envoy has ended, whatever became of the Envoy; all that it sent was given before this."""
+        down = self._streams.pop(stream, None)
+        if down is None:
+            return []
+        for subscription in self._subscriptions.values():
+            if subscription.trial == stream:
+                subscription.trial = None
+        if not down.ended:
+            self._departed.setdefault(down.epoch, []).append(down)
+            return self._changed()
+        return [*([] if down.expected else self._suspect(down)), *self._changed()]
+
+    def envoy_live(self, epoch: int, *, now: float) -> list[Action]:
+        """An Envoy is LIVE, now (seconds, any clock): it counts from now on, and has asked for all that it wants."""
+        self._live[epoch] = now
+        return self._changed()
+
+    def envoy_ended(self, epoch: int, *, expected: bool) -> list[Action]:
+        """The process has ended; ``expected``: it was told to. What it ended with is judged once its stream is read."""
+        self._live.pop(epoch, None)
+        for down in self._streams.values():
+            if down.epoch == epoch:
+                down.ended, down.expected = True, expected
+        actions: list[Action] = []
+        for down in self._departed.pop(epoch, ()):
+            actions += [] if expected else self._suspect(down)
+        return [*actions, *self._changed()]
+
+    def next_tick(self) -> float | None:
+        """When `tick` is due, if ever."""
+        trial = self._next_trial()
+        return trial[0] if trial else None
+
+    def tick(self, now: float) -> list[Action]:
+        """Try a suspected response again, one at a time, on an Envoy that has lived for 30 s."""
+        trial = self._next_trial()
+        if trial is None or trial[0] > now:
+            return []
+        _, subscription, down = trial
+        subscription.trial = down.stream
+        note = Note(f"{subscription.type_url}: the response that Envoy ended with is tried again")
+        return [note, *self._serve(down, subscription, down.exchanges[subscription.type_url])]
+
+    # What others may know.
+
+    @property
+    def primary(self) -> int | None:
+        """The epoch of the Envoy whose word counts: the newest LIVE one, else the newest that has a stream."""
+        best = max(self._streams.values(), key=self._rank, default=None)
+        return None if best is None else best.epoch
+
+    def types(self) -> list[TypeView]:
+        """Each type, in the order of `Memory`."""
+        return [subscription.view() for subscription in self._subscriptions.values()]
+
+    def renew_node(self, node: bytes) -> None:
+        """Another Node, from the next stream upward on: a control plane reads it once per stream."""
+        self._up.node = node
+
+    def export(self) -> Memory:
+        """What is remembered. It holds keys where types do (SDS): never to disk as it is."""
+        return Memory(node_digest(self._up.node), tuple(one.export() for one in self._subscriptions.values()))
+
+    # Upward.
+
+    def _tell(self, subscription: Subscription) -> list[Action]:
+        subscription.names = self._wanted(subscription)
+        return [*self._up.subscribe(subscription)]
+
+    def _answer(self, subscription: Subscription, version: str, error: bytes = b"") -> list[Action]:
+        subscription.names = self._wanted(subscription)
+        return [*self._up.answer(subscription, version, error)]
+
+    def _wanted(self, subscription: Subscription) -> tuple[str, ...]:
+        """The names to ask for, () for all there are: what all Envoys want, and what was wanted until all are LIVE."""
+        living = [down for down in self._streams.values() if not down.ended]
+        exchanges = [exchange for down in living if (exchange := down.exchanges.get(subscription.type_url))]
+        if any(exchange.wildcard for exchange in exchanges):
+            return ()
+        union = dict.fromkeys(name for exchange in exchanges for name in exchange.names)
+        shrink = bool(living) and not self._departed and all(down.epoch in self._live for down in living)
+        if not union or (subscription.wildcard and not shrink):
+            return subscription.names
+        kept = [name for name in subscription.names if name in union or not shrink]
+        return tuple(dict.fromkeys((*kept, *union)))
+
+    # Downward.
+
+    def _serve_all(self, subscription: Subscription) -> list[Action]:
+        return [
+            action
+            for down in self._streams.values()
+            if (exchange := down.exchanges.get(subscription.type_url))
+            for action in self._serve(down, subscription, exchange)
+        ]
+
+    def _serve(
+        self, down: EnvoyStream, subscription: Subscription, exchange: Exchange, new: set[str] | None = None
+    ) -> list[Action]:
+        """Send what the stream should have, unless it has it or has not answered the last one yet."""
+        if down.ended or exchange.waiting or not exchange.subscribed:
+            return []
+        delivery = subscription.choose(down.stream, tried=exchange.tried(subscription.accepted))
+        if delivery is None:
+            withheld = self._withhold_secrets and not self._up.is_open and subscription.type_url == SECRET
+            if not withheld or (exchange.sent is not None and not new):
+                return []
+            delivery = Delivery(0, _WITHHELD)
+        elif not exchange.needs(delivery, new or set(), live=down.epoch in self._live):
+            return []
+        self._nonce += 1
+        return [SendDown(down.stream, subscription.type_url, exchange.send(delivery, str(self._nonce)))]
+
+    # Verdicts.
+
+    def _rank(self, down: EnvoyStream) -> tuple[bool, bool, int, int]:
+        return not down.ended, down.epoch in self._live, down.epoch, down.stream
+
+    def _speaker(self, type_url: str) -> tuple[EnvoyStream, Exchange] | None:
+        """The stream whose word counts for a type."""
+        asking = [(down, exchange) for down in self._streams.values() if (exchange := down.exchanges.get(type_url))]
+        return max(asking, key=lambda one: (one[1].subscribed, self._rank(one[0])), default=None)
+
+    def _judge(self, subscription: Subscription) -> list[Action]:
+        """Take the word of the Envoy that counts for this type."""
+        speaker = self._speaker(subscription.type_url)
+        if speaker is None:
+            return []
+        down, exchange = speaker
+        sent, answer = exchange.sent, exchange.answer
+        if sent is None or answer is None:
+            return []
+        is_latest = sent is subscription.latest
+        actions = self._answer(subscription, answer.version, answer.error) if is_latest else []
+        if answer.error:
+            if is_latest and not subscription.settled:
+                subscription.reject()
+                reason = status_message(answer.error)
+                actions.append(Rejected(subscription.type_url, sent.response.version, reason))
+            return actions
+        # Envoy 1.40 takes a response it has just rejected when it comes again, and still does not have the bad part
+        # of it. A fresh Envoy that takes it has it all: a port that was taken may be free now.
+        believed = sent not in subscription.rejected or (down.fresh and sent not in exchange.refused)
+        believed = believed and sent not in subscription.deadly
+        newer = subscription.accepted is None or sent.serial > subscription.accepted.serial
+        if answer.taken and newer and believed:
+            subscription.accept(sent)
+            actions.append(Accepted(subscription.type_url, sent.response.version))
+            actions += self._serve_all(subscription)
+        return actions
+
+    def _changed(self) -> list[Action]:
+        """After a change among the Envoys: another one may count now, and other names be wanted."""
+        actions: list[Action] = []
+        for subscription in self._subscriptions.values():
+            actions += self._judge(subscription)
+            actions += self._tell(subscription)
+        return actions
+
+    def _suspect(self, down: EnvoyStream) -> list[Action]:
+        """An Envoy has ended by itself with responses under way: the first time a suspicion, the second a verdict."""
+        actions: list[Action] = []
+        for type_url, delivery in down.under_way().items():
+            subscription = self._subscriptions[type_url]
+            accepted, latest = subscription.accepted, subscription.latest
+            if delivery in subscription.deadly or (accepted is not None and accepted.same_content(delivery)):
+                continue
+            if delivery not in subscription.suspected:
+                subscription.suspected.add(delivery)
+                actions.append(Note(f"{type_url}: Envoy ended before it answered version {delivery.response.version}"))
+                continue
+            subscription.suspected.discard(delivery)
+            subscription.deadly.add(delivery)
+            if latest is not None and latest.same_content(delivery):
+                actions += self._condemned(subscription)
+        return actions
+
+    def _condemned(self, subscription: Subscription) -> list[Action]:
+        """Refuse the latest response in the name of the Envoys that ended with it."""
+        subscription.settled = True
+        subscription.rejections += 1
+        version = subscription.latest.response.version if subscription.latest else ""
+        actions = self._answer(subscription, subscription.good_version, encode_status(INTERNAL, DEADLY))
+        return [*actions, Rejected(subscription.type_url, version, DEADLY, by_guard=True)]
+
+    def _next_trial(self) -> tuple[float, Subscription, EnvoyStream] | None:
+        """When, what and where to try next; one at a time, so that only the guilty one is condemned."""
+        if any(one.trial is not None for one in self._subscriptions.values()):
+            return None
+        trials = []
+        for subscription in self._subscriptions.values():
+            latest, speaker = subscription.latest, self._speaker(subscription.type_url)
+            if latest is None or latest not in subscription.suspected or speaker is None:
+                continue
+            down, exchange = speaker
+            able = exchange.subscribed and not exchange.waiting and exchange.sent is not latest
+            if able and not down.ended and down.epoch in self._live:
+                trials.append((self._live[down.epoch] + TRIAL_AFTER, subscription, down))
+        return min(trials, key=lambda trial: trial[0], default=None)
+
+    # The order.
+
+    def _asked(self, type_url: str, names: tuple[str, ...]) -> Subscription:
+        """The type's subscription; what Envoy asks for is put in Envoy's order, before what was only prefetched.
+
+        Envoy asks for clusters, their endpoints, then listeners: the order in which changes do not lose requests.
+        """
+        subscription = self._subscriptions.get(type_url) or Subscription(type_url, names)
+        if not subscription.asked:
+            subscription.asked = True
+            self._subscriptions.pop(type_url, None)
+            earlier = {key: one for key, one in self._subscriptions.items() if one.asked}
+            later = {key: one for key, one in self._subscriptions.items() if not one.asked}
+            self._subscriptions = {**earlier, type_url: subscription, **later}
+        return subscription
+
+
+def node_digest(node: bytes) -> bytes:
+    """The SHA-256 by which `Memory` tells which Node it belongs to."""
+    return hashlib.sha256(node).digest()

@@ -1,0 +1,51 @@
+"""What is said on the present stream to the control plane."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kumadp.relay.actions import SendUp
+from kumadp.relay.messages import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kumadp.relay.memory import Subscription
+
+
+class Upward:
+    """Requests upward: the Node goes with the first one of a stream, and nothing is kept for the next stream."""
+
+    def __init__(self, node: bytes) -> None:
+        self.node = node
+        self.is_open = False
+        self._introduced = False
+
+    def reset(self, subscriptions: Iterable[Subscription], *, is_open: bool) -> None:
+        """A stream has begun or ended: the nonces and debts of the last one mean nothing any more."""
+        self.is_open, self._introduced = is_open, False
+        for subscription in subscriptions:
+            subscription.told, subscription.nonce, subscription.open = None, "", False
+
+    def subscribe(self, subscription: Subscription) -> list[SendUp]:
+        """Names that the control plane does not know yet.
+
+        Not while a response is open: a request with its nonce would be an answer to it, and one with an older nonce is
+        not read. The answer will carry the names.
+        """
+        if not self.is_open or subscription.open or subscription.names == subscription.told:
+            return []
+        return [self._request(subscription, subscription.good_version, b"")]
+
+    def answer(self, subscription: Subscription, version: str, error: bytes = b"") -> list[SendUp]:
+        """The answer to the latest response, once: ``version`` is what Envoy has, ``error`` a google.rpc.Status."""
+        if not subscription.open:
+            return []
+        subscription.open = False
+        return [self._request(subscription, version, error)]
+
+    def _request(self, subscription: Subscription, version: str, error: bytes) -> SendUp:
+        node, self._introduced = b"" if self._introduced else self.node, True
+        subscription.told = subscription.names
+        type_url, names, nonce = subscription.type_url, subscription.names, subscription.nonce
+        return SendUp(Request(type_url, version, node, names, nonce, error).encode())

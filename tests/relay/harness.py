@@ -1,0 +1,138 @@
+"""Both ends of the relay's state machine, reduced to what a test says of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown, SendUp
+from kumadp.relay.machine import Machine
+from kumadp.relay.messages import (
+    CLUSTER,
+    ENDPOINTS,
+    LISTENER,
+    SECRET,
+    Request,
+    Response,
+    encode_response,
+    encode_status,
+)
+from kumadp.relay.wire import field_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["CLUSTER", "ENDPOINTS", "LISTENER", "SECRET", "Bench", "any_of", "contents"]
+
+NODE = b"\x0a\x04node"
+REFUSED = encode_status(13, "Envoy says no")
+
+
+def any_of(name: str, body: str = "") -> bytes:
+    """A google.protobuf.Any of a resource with this name."""
+    return field_bytes(2, field_bytes(1, name.encode()) + field_bytes(9, body.encode()))
+
+
+def contents(data: bytes) -> set[bytes]:
+    return set(Response.parse(data).resources)
+
+
+class Bench:
+    """A machine, what it sent upward and downward since it was last looked at, and the last nonce each Envoy saw."""
+
+    def __init__(self, machine: Machine | None = None) -> None:
+        self.machine = machine or Machine(NODE)
+        self.up: list[Request] = []
+        self.down: list[tuple[int, Response]] = []
+        self.told: list[Accepted | Rejected] = []
+        self.notes: list[str] = []
+        self.seen: dict[tuple[int, str], Response] = {}
+        self.names: dict[tuple[int, str], tuple[str, ...]] = {}
+        self.versions: dict[tuple[int, str], str] = {}
+        self.nonces = 0
+
+    def do(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case SendUp(data):
+                    self.up.append(Request.parse(data))
+                case SendDown(stream, type_url, data):
+                    response = Response.parse(data)
+                    assert response.type_url == type_url
+                    self.down.append((stream, response))
+                    self.seen[stream, type_url] = response
+                case Accepted() | Rejected():
+                    self.told.append(action)
+                case Note(text):
+                    self.notes.append(text)
+
+    def took_up(self) -> list[Request]:
+        taken, self.up = self.up, []
+        return taken
+
+    def took_down(self) -> list[tuple[int, str, str]]:
+        """Stream, type and version of what was sent to Envoys."""
+        taken, self.down = self.down, []
+        return [(stream, response.type_url, response.version) for stream, response in taken]
+
+    # The control plane.
+
+    def connect(self) -> None:
+        self.nonces = 0
+        self.do(self.machine.upstream_opened())
+
+    def disconnect(self) -> None:
+        self.do(self.machine.upstream_closed())
+
+    def respond(self, type_url: str, version: str, *resources: bytes) -> str:
+        """Send a response; with no resources given, one of the version's name. Returns its nonce."""
+        self.nonces += 1
+        body = resources or (any_of(version),)
+        self.do(self.machine.upstream_message(encode_response(type_url, version, body, str(self.nonces))))
+        return str(self.nonces)
+
+    # The Envoys.
+
+    def envoy(self, stream: int, epoch: int) -> None:
+        self.do(self.machine.down_opened(stream, epoch))
+
+    def ask(self, stream: int, type_url: str, *names: str, nonce: str | None = None) -> None:
+        """Subscribe, or change the names."""
+        self.names[stream, type_url] = names
+        seen = self.seen.get((stream, type_url))
+        known = nonce if nonce is not None else seen.nonce if seen else ""
+        version = self.versions.get((stream, type_url), "")
+        self.do(self.machine.down_message(stream, Request(type_url, version, NODE, names, known).encode()))
+
+    def ack(self, stream: int, type_url: str) -> None:
+        seen = self.seen[stream, type_url]
+        self.versions[stream, type_url] = seen.version
+        names = self.names[stream, type_url]
+        self.do(self.machine.down_message(stream, Request(type_url, seen.version, b"", names, seen.nonce).encode()))
+
+    def nack(self, stream: int, type_url: str) -> None:
+        seen = self.seen[stream, type_url]
+        version = self.versions.get((stream, type_url), "")
+        names = self.names[stream, type_url]
+        request = Request(type_url, version, b"", names, seen.nonce, REFUSED)
+        self.do(self.machine.down_message(stream, request.encode()))
+
+    def die(self, stream: int, epoch: int) -> None:
+        """End without being told to."""
+        self.do(self.machine.envoy_ended(epoch, expected=False))
+        self.do(self.machine.down_closed(stream))
+
+    def live(self, epoch: int, now: float = 0.0) -> None:
+        self.do(self.machine.envoy_live(epoch, now=now))
+
+    def serving(self, *, epoch: int = 0, stream: int = 1) -> None:
+        """Connected, with one LIVE Envoy that has taken version 1 of clusters and listeners; all looked at."""
+        self.connect()
+        self.envoy(stream, epoch)
+        for type_url in (CLUSTER, LISTENER):
+            self.respond(type_url, "1", any_of("one"))
+            self.ask(stream, type_url)
+            self.ack(stream, type_url)
+        self.live(epoch)
+        self.took_up()
+        self.took_down()
+        self.told.clear()

@@ -1,0 +1,628 @@
+"""The relay's state machine, rule by rule."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from kumadp.relay.actions import Accepted, Rejected
+from kumadp.relay.machine import Machine, node_digest
+from kumadp.relay.memory import Memory
+from kumadp.relay.messages import Request
+from tests.relay.harness import CLUSTER, ENDPOINTS, LISTENER, NODE, REFUSED, SECRET, Bench, any_of
+
+# Upward.
+
+
+def test_clusters_and_listeners_are_asked_for_before_an_envoy_is_there_and_nothing_is_answered() -> None:
+    bench = Bench()
+    bench.connect()
+    assert bench.took_up() == [Request(CLUSTER, node=NODE), Request(LISTENER)]
+    bench.respond(CLUSTER, "v1")
+    bench.respond(LISTENER, "v1")
+    assert bench.took_up() == []
+
+
+def test_the_first_envoy_is_given_what_came_before_it_and_its_answer_goes_up_once() -> None:
+    bench = Bench()
+    bench.connect()
+    nonce = bench.respond(CLUSTER, "v1")
+    bench.took_up()
+    bench.envoy(1, 0)
+    bench.ask(1, CLUSTER)
+    assert bench.took_down() == [(1, CLUSTER, "v1")]
+    assert bench.took_up() == []
+    bench.ack(1, CLUSTER)
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "v1", nonce=nonce)]
+    assert bench.told == [Accepted(CLUSTER, "v1")]
+
+
+def test_envoys_order_of_types_is_kept_for_the_next_stream_upward() -> None:
+    bench = Bench()
+    bench.connect()
+    bench.envoy(1, 0)
+    bench.ask(1, CLUSTER)
+    bench.ask(1, ENDPOINTS, "a")
+    bench.ask(1, LISTENER)
+    bench.disconnect()
+    bench.took_up()
+    bench.connect()
+    assert [request.type_url for request in bench.took_up()] == [CLUSTER, ENDPOINTS, LISTENER]
+
+
+def test_a_new_stream_upward_has_the_accepted_versions_all_names_no_nonce_and_the_newest_node_once() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.ask(1, ENDPOINTS, "a", "b")
+    bench.respond(CLUSTER, "v2")
+    bench.disconnect()
+    bench.machine.renew_node(b"\x0a\x03new")
+    bench.took_up()
+    bench.connect()
+    assert bench.took_up() == [
+        Request(CLUSTER, "1", node=b"\x0a\x03new"),
+        Request(LISTENER, "1"),
+        Request(ENDPOINTS, names=("a", "b")),
+    ]
+
+
+def test_an_answer_without_a_control_plane_is_remembered_and_not_sent_to_the_next_one() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(CLUSTER, "v2")
+    bench.disconnect()
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == []
+    bench.connect()
+    assert bench.took_up() == [Request(CLUSTER, "v2", node=NODE), Request(LISTENER, "1")]
+
+
+def test_what_a_new_stream_brings_is_passed_on_though_it_is_equal() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.disconnect()
+    bench.connect()
+    bench.took_up()
+    nonce = bench.respond(CLUSTER, "other", any_of("one"))
+    assert bench.took_down() == [(1, CLUSTER, "other")]
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "other", nonce=nonce)]
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"\x0a\x05x"])
+def test_bytes_that_cannot_be_read_change_nothing(data: bytes) -> None:
+    bench = Bench()
+    bench.serving()
+    bench.do(bench.machine.upstream_message(data))
+    bench.do(bench.machine.down_message(1, data))
+    assert len(bench.notes) == 2
+    assert not bench.up
+    assert not bench.down
+
+
+def test_a_type_that_nobody_asked_for_is_told_and_left() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(SECRET, "v1")
+    assert len(bench.notes) == 1
+    assert [view.type_url for view in bench.machine.types()] == [CLUSTER, LISTENER]
+
+
+# Names.
+
+
+def test_names_of_a_fresh_envoy_never_take_away_any_until_it_is_live() -> None:
+    bench = Bench()
+    bench.connect()
+    bench.envoy(1, 0)
+    bench.took_up()
+    bench.ask(1, SECRET, "identity")
+    bench.ask(1, SECRET, "identity", "ca", nonce="")
+    assert [request.names for request in bench.took_up()] == [("identity",), ("identity", "ca")]
+    bench.respond(SECRET, "v1", any_of("identity"), any_of("ca"))
+    bench.ack(1, SECRET)
+    bench.die(1, 0)
+    bench.took_up()
+    bench.envoy(2, 1)
+    bench.ask(2, SECRET, "ca")
+    assert bench.took_up() == []
+    assert bench.took_down()[-1] == (2, SECRET, "v1")
+    bench.ack(2, SECRET)
+    bench.live(1)
+    assert [(request.names, request.nonce) for request in bench.took_up()] == [(("ca",), "1")]
+
+
+def test_names_are_those_of_both_epochs_until_the_old_one_has_left() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.ask(1, ENDPOINTS, "a", "b")
+    bench.took_up()
+    bench.envoy(2, 1)
+    bench.ask(2, ENDPOINTS, "b", "c")
+    assert [request.names for request in bench.took_up()] == [("a", "b", "c")]
+    bench.live(1)
+    assert bench.took_up() == []
+    bench.do(bench.machine.down_closed(1))
+    assert bench.took_up() == []
+    bench.do(bench.machine.envoy_ended(0, expected=True))
+    assert [request.names for request in bench.took_up()] == [("b", "c")]
+
+
+def test_new_names_wait_while_a_response_is_open_since_they_would_answer_it() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.ask(1, ENDPOINTS, "a")
+    bench.respond(ENDPOINTS, "v1", any_of("a"))
+    bench.ack(1, ENDPOINTS)
+    nonce = bench.respond(ENDPOINTS, "v2", any_of("a"))
+    bench.took_up()
+    bench.envoy(2, 1)
+    bench.ask(2, ENDPOINTS, "b")
+    assert bench.took_up() == []
+    bench.ack(1, ENDPOINTS)
+    assert bench.took_up() == [Request(ENDPOINTS, "v2", names=("a", "b"), nonce=nonce)]
+
+
+def test_names_that_memory_holds_are_answered_at_once_since_the_control_plane_would_be_silent() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.ask(1, ENDPOINTS, "a", "b")
+    bench.respond(ENDPOINTS, "v1", any_of("a"), any_of("b"))
+    bench.ack(1, ENDPOINTS)
+    bench.envoy(2, 1)
+    bench.ask(2, ENDPOINTS, "a")
+    bench.ack(2, ENDPOINTS)
+    bench.took_up()
+    bench.took_down()
+    bench.ask(2, ENDPOINTS, "a", "b")
+    assert bench.took_down() == [(2, ENDPOINTS, "v1")]
+    bench.ack(2, ENDPOINTS)
+    bench.ask(2, ENDPOINTS, "a", "b", "c")
+    assert bench.took_down() == []
+    assert [request.names for request in bench.took_up()] == [("a", "b", "c")]
+
+
+def test_a_type_that_envoy_wants_no_more_is_not_sent_and_stays_asked_for() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.ask(1, ENDPOINTS, "a")
+    bench.respond(ENDPOINTS, "v1", any_of("a"))
+    bench.ack(1, ENDPOINTS)
+    bench.took_up()
+    bench.took_down()
+    bench.ask(1, ENDPOINTS)
+    nonce = bench.respond(ENDPOINTS, "v2", any_of("b"))
+    assert bench.took_up() == []
+    assert bench.took_down() == []
+    bench.ask(1, ENDPOINTS, "b")
+    assert bench.took_down() == [(1, ENDPOINTS, "v2")]
+    bench.ack(1, ENDPOINTS)
+    assert bench.took_up() == [Request(ENDPOINTS, "v2", names=("b",), nonce=nonce)]
+
+
+def test_a_new_stream_of_an_envoy_that_watches_nothing_of_a_type_does_not_ask_for_all() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.ask(1, ENDPOINTS, "a")
+    bench.do(bench.machine.down_closed(1))
+    bench.took_up()
+    bench.envoy(2, 0)
+    bench.ask(2, ENDPOINTS)
+    assert bench.took_up() == []
+
+
+def test_a_response_that_envoy_leaves_unread_is_answered_as_envoy_does_and_not_accepted() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.ask(1, ENDPOINTS, "a")
+    bench.respond(ENDPOINTS, "v1", any_of("a"))
+    bench.ack(1, ENDPOINTS)
+    nonce = bench.respond(ENDPOINTS, "v2", any_of("a"))
+    bench.took_up()
+    bench.ask(1, ENDPOINTS)
+    assert bench.took_up() == [Request(ENDPOINTS, "v1", names=("a",), nonce=nonce)]
+    assert Accepted(ENDPOINTS, "v2") not in bench.told
+
+
+# Answers.
+
+
+def test_a_stale_nonce_says_nothing() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.ask(1, ENDPOINTS, "a")
+    bench.respond(ENDPOINTS, "v1", any_of("a"))
+    bench.ack(1, ENDPOINTS)
+    old = bench.seen[1, ENDPOINTS].nonce
+    nonce = bench.respond(ENDPOINTS, "v2", any_of("a"), any_of("b"))
+    bench.took_up()
+    bench.took_down()
+    bench.ask(1, ENDPOINTS, "a", "b", nonce=old)
+    assert bench.took_up() == []
+    assert bench.took_down() == []
+    bench.ack(1, ENDPOINTS)
+    assert bench.took_up() == [Request(ENDPOINTS, "v2", names=("a", "b"), nonce=nonce)]
+    assert bench.took_down() == []
+
+
+def test_a_busy_envoy_is_given_the_newest_only() -> None:
+    bench = Bench()
+    bench.serving()
+    for version in ("v2", "v3", "v4"):
+        nonce = bench.respond(CLUSTER, version)
+    assert bench.took_down() == [(1, CLUSTER, "v2")]
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == []
+    assert bench.took_down() == [(1, CLUSTER, "v4")]
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "v4", nonce=nonce)]
+    assert bench.told == [Accepted(CLUSTER, "v2"), Accepted(CLUSTER, "v4")]
+
+
+def test_a_rejection_goes_up_as_it_is_and_a_fresh_envoy_is_given_the_last_good_one_first() -> None:
+    bench = Bench()
+    bench.serving()
+    nonce = bench.respond(CLUSTER, "v2")
+    bench.nack(1, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "1", nonce=nonce, error=REFUSED)]
+    assert bench.told == [Rejected(CLUSTER, "v2", "Envoy says no")]
+    bench.die(1, 0)
+    bench.took_down()
+    bench.envoy(2, 1)
+    bench.ask(2, CLUSTER)
+    assert bench.took_down() == [(2, CLUSTER, "1")]
+    # Then the rejected one, whose good part every Envoy has: but nobody is owed an answer.
+    bench.ack(2, CLUSTER)
+    assert bench.took_down() == [(2, CLUSTER, "v2")]
+    bench.nack(2, CLUSTER)
+    assert bench.took_up() == []
+    assert bench.took_down() == []
+
+
+def test_an_envoy_that_takes_what_it_has_just_rejected_is_not_believed() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(CLUSTER, "v2")
+    bench.nack(1, CLUSTER)
+    bench.took_up()
+    bench.told.clear()
+    again = bench.respond(CLUSTER, "v3", any_of("v2"))
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "v3", nonce=again)]
+    assert bench.told == []
+    assert bench.machine.types()[0].accepted == "1"
+    bench.respond(CLUSTER, "v4")
+    bench.ack(1, CLUSTER)
+    assert bench.told == [Accepted(CLUSTER, "v4")]
+
+
+def test_a_fresh_envoy_that_takes_a_rejected_response_is_believed() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(LISTENER, "v2")
+    bench.nack(1, LISTENER)
+    bench.die(1, 0)
+    bench.told.clear()
+    bench.envoy(2, 1)
+    bench.ask(2, LISTENER)
+    bench.ack(2, LISTENER)
+    bench.ack(2, LISTENER)
+    assert bench.told == [Accepted(LISTENER, "v2")]
+    assert not bench.machine.types()[1].withheld
+
+
+def test_where_nothing_was_ever_accepted_the_good_part_of_a_rejected_response_is_given() -> None:
+    bench = Bench()
+    bench.connect()
+    bench.envoy(1, 0)
+    bench.ask(1, CLUSTER)
+    bench.respond(CLUSTER, "v1")
+    bench.nack(1, CLUSTER)
+    bench.die(1, 0)
+    bench.respond(CLUSTER, "v1")
+    bench.took_up()
+    bench.took_down()
+    bench.envoy(2, 1)
+    bench.ask(2, CLUSTER)
+    assert bench.took_down() == [(2, CLUSTER, "v1")]
+    bench.nack(2, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, nonce="2", error=REFUSED)]
+
+
+def test_a_starting_envoy_that_refuses_the_newest_is_given_the_last_good_one() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.die(1, 0)
+    nonce = bench.respond(LISTENER, "v2")
+    bench.took_up()
+    bench.envoy(2, 1)
+    bench.ask(2, LISTENER)
+    bench.nack(2, LISTENER)
+    assert bench.took_down() == [(2, LISTENER, "v2"), (2, LISTENER, "1")]
+    assert bench.took_up() == [Request(LISTENER, nonce=nonce, error=REFUSED)]
+    bench.ack(2, LISTENER)
+    bench.nack(2, LISTENER)
+    assert bench.took_down() == [(2, LISTENER, "v2")]
+    assert bench.took_up() == []
+
+
+def test_no_answer_is_lost_when_a_fresh_envoy_refuses_both() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(LISTENER, "v2")
+    bench.nack(1, LISTENER)
+    bench.die(1, 0)
+    again = bench.respond(LISTENER, "v2")
+    bench.took_up()
+    bench.envoy(2, 1)
+    bench.ask(2, LISTENER)
+    bench.nack(2, LISTENER)
+    bench.nack(2, LISTENER)
+    assert bench.took_up() == [Request(LISTENER, nonce=again, error=REFUSED)]
+
+
+# Two Envoys.
+
+
+def test_an_update_goes_to_both_epochs_and_one_answer_goes_up() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.envoy(2, 1)
+    bench.ask(2, CLUSTER)
+    bench.ack(2, CLUSTER)
+    bench.took_down()
+    nonce = bench.respond(CLUSTER, "v2")
+    assert bench.took_down() == [(1, CLUSTER, "v2"), (2, CLUSTER, "v2")]
+    bench.ack(2, CLUSTER)
+    assert bench.took_up() == []
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "v2", nonce=nonce)]
+
+
+def test_the_new_epoch_counts_once_it_is_live_and_its_answer_is_not_asked_for_again() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.envoy(2, 1)
+    bench.ask(2, CLUSTER)
+    bench.ack(2, CLUSTER)
+    nonce = bench.respond(CLUSTER, "v2")
+    bench.nack(2, CLUSTER)
+    assert (bench.took_up(), bench.machine.primary) == ([], 0)
+    bench.live(1)
+    assert (bench.took_up(), bench.machine.primary) == ([Request(CLUSTER, "1", nonce=nonce, error=REFUSED)], 1)
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == []
+
+
+@pytest.mark.parametrize("ended_first", [True, False])
+def test_the_answer_of_the_other_epoch_is_used_when_the_one_that_counts_dies(ended_first: bool) -> None:
+    bench = Bench()
+    bench.serving()
+    bench.envoy(2, 1)
+    bench.ask(2, CLUSTER)
+    bench.ack(2, CLUSTER)
+    nonce = bench.respond(CLUSTER, "v2")
+    bench.ack(2, CLUSTER)
+    if ended_first:
+        bench.do(bench.machine.envoy_ended(0, expected=False))
+    bench.do(bench.machine.down_closed(1))
+    if not ended_first:
+        bench.do(bench.machine.envoy_ended(0, expected=False))
+    assert bench.took_up() == [Request(CLUSTER, "v2", nonce=nonce)]
+    assert bench.told == [Accepted(CLUSTER, "v2")]
+
+
+def test_an_answer_read_after_its_envoy_has_ended_counts_still() -> None:
+    bench = Bench()
+    bench.serving()
+    nonce = bench.respond(CLUSTER, "v2")
+    bench.do(bench.machine.envoy_ended(0, expected=False))
+    bench.ack(1, CLUSTER)
+    bench.do(bench.machine.down_closed(1))
+    assert bench.took_up() == [Request(CLUSTER, "v2", nonce=nonce)]
+    assert bench.notes == []
+
+
+def test_an_update_while_no_envoy_is_there_is_answered_by_the_next_one() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.die(1, 0)
+    nonce = bench.respond(CLUSTER, "v2")
+    assert bench.took_up() == []
+    bench.envoy(2, 1)
+    bench.ask(2, CLUSTER)
+    bench.ack(2, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "v2", nonce=nonce)]
+
+
+def test_an_envoy_that_opens_its_stream_anew_is_under_no_suspicion() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(CLUSTER, "v2")
+    bench.do(bench.machine.down_closed(1))
+    bench.envoy(2, 0)
+    bench.do(bench.machine.envoy_ended(0, expected=False))
+    bench.do(bench.machine.down_closed(2))
+    assert bench.notes == []
+
+
+# The guard.
+
+
+def test_what_an_envoy_ended_with_is_tried_again_after_30_seconds_and_refused_after_the_second_end() -> None:
+    bench = Bench()
+    bench.serving()
+    nonce = bench.respond(CLUSTER, "v2")
+    bench.die(1, 0)
+    assert bench.machine.next_tick() is None
+    bench.took_down()
+    bench.envoy(2, 1)
+    bench.ask(2, CLUSTER)
+    assert bench.took_down() == [(2, CLUSTER, "1")]
+    bench.ack(2, CLUSTER)
+    bench.live(1, now=100.0)
+    assert bench.machine.next_tick() == 130.0
+    bench.do(bench.machine.tick(129.9))
+    assert bench.took_down() == []
+    bench.do(bench.machine.tick(130.0))
+    assert bench.took_down() == [(2, CLUSTER, "v2")]
+    assert bench.machine.next_tick() is None
+    assert bench.took_up() == []
+    bench.die(2, 1)
+    (refusal,) = bench.took_up()
+    assert (refusal.version, refusal.nonce, b"exited while applying" in refusal.error) == ("1", nonce, True)
+    assert [(told.version, told.by_guard) for told in bench.told if isinstance(told, Rejected)] == [("v2", True)]
+    bench.envoy(3, 2)
+    bench.ask(3, CLUSTER)
+    bench.ack(3, CLUSTER)
+    bench.live(2, now=200.0)
+    assert bench.took_down() == [(3, CLUSTER, "1")]
+    assert bench.machine.next_tick() is None
+    # Sent again, under whatever version, it is refused at once; something else is passed on.
+    bench.respond(CLUSTER, "v3", any_of("v2"))
+    assert bench.took_down() == []
+    assert [bool(request.error) for request in bench.took_up()] == [True]
+    bench.respond(CLUSTER, "v4")
+    assert bench.took_down() == [(3, CLUSTER, "v4")]
+
+
+def test_a_trial_that_is_taken_clears_the_suspicion_for_all() -> None:
+    bench = Bench()
+    bench.serving()
+    nonce = bench.respond(CLUSTER, "v2")
+    bench.die(1, 0)
+    bench.envoy(2, 1)
+    bench.ask(2, CLUSTER)
+    bench.ack(2, CLUSTER)
+    bench.live(1, now=0.0)
+    bench.do(bench.machine.tick(30.0))
+    bench.ack(2, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "v2", nonce=nonce)]
+    bench.took_down()
+    bench.envoy(3, 2)
+    bench.ask(3, CLUSTER)
+    assert bench.took_down() == [(3, CLUSTER, "v2")]
+
+
+def test_suspects_are_tried_one_at_a_time() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(CLUSTER, "v2")
+    bench.respond(LISTENER, "v2")
+    bench.die(1, 0)
+    bench.envoy(2, 1)
+    for type_url in (CLUSTER, LISTENER):
+        bench.ask(2, type_url)
+        bench.ack(2, type_url)
+    bench.live(1, now=0.0)
+    bench.took_down()
+    bench.do(bench.machine.tick(30.0))
+    bench.do(bench.machine.tick(31.0))
+    assert bench.took_down() == [(2, CLUSTER, "v2")]
+    bench.ack(2, CLUSTER)
+    bench.do(bench.machine.tick(32.0))
+    assert bench.took_down() == [(2, LISTENER, "v2")]
+
+
+def test_a_newer_response_is_given_though_the_last_one_is_suspected() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(CLUSTER, "v2")
+    bench.die(1, 0)
+    bench.respond(CLUSTER, "v3")
+    bench.took_down()
+    bench.envoy(2, 1)
+    bench.ask(2, CLUSTER)
+    assert bench.took_down() == [(2, CLUSTER, "v3")]
+
+
+@pytest.mark.parametrize("expected", [True, False])
+def test_an_end_that_was_asked_for_or_came_with_a_good_response_is_no_reason_to_suspect(expected: bool) -> None:
+    bench = Bench()
+    bench.serving()
+    if expected:
+        bench.respond(CLUSTER, "v2")
+    bench.do(bench.machine.envoy_ended(0, expected=expected))
+    bench.do(bench.machine.down_closed(1))
+    bench.envoy(2, 1)
+    bench.ask(2, CLUSTER)
+    bench.do(bench.machine.envoy_ended(1, expected=expected))
+    bench.do(bench.machine.down_closed(2))
+    assert bench.notes == []
+    assert not bench.machine.types()[0].withheld
+
+
+# Memory.
+
+
+def test_memory_survives_and_gives_a_fresh_envoy_everything_without_a_control_plane() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.ask(1, SECRET, "ca")
+    bench.respond(SECRET, "s1", any_of("ca"))
+    bench.ack(1, SECRET)
+    bench.respond(CLUSTER, "v2")
+    bench.nack(1, CLUSTER)
+    kept = msgspec.msgpack.encode(bench.machine.export())
+    memory = msgspec.msgpack.decode(kept, type=Memory)
+    assert memory.node == node_digest(NODE)
+    bench = Bench(Machine(NODE, memory=memory))
+    assert bench.machine.export() == memory
+    bench.envoy(1, 5)
+    bench.ask(1, CLUSTER)
+    bench.ask(1, LISTENER)
+    bench.ask(1, SECRET, "ca")
+    assert bench.took_down() == [(1, CLUSTER, "1"), (1, LISTENER, "1"), (1, SECRET, "s1")]
+    assert bench.took_up() == []
+    bench.connect()
+    assert bench.took_up() == [
+        Request(CLUSTER, "1", node=NODE),
+        Request(LISTENER, "1"),
+        Request(SECRET, "s1", names=("ca",)),
+    ]
+    bench.respond(CLUSTER, "v3")
+    bench.ack(1, CLUSTER)
+    assert bench.took_down() == [(1, CLUSTER, "v3")]
+
+
+def test_memory_that_cannot_be_read_is_left() -> None:
+    bench = Bench()
+    bench.serving()
+    memory = bench.machine.export()
+    torn = msgspec.structs.replace(memory.types[0], accepted=b"\xff", latest=memory.types[1].accepted)
+    bench = Bench(Machine(NODE, memory=msgspec.structs.replace(memory, types=(torn, *memory.types[1:]))))
+    assert [(view.accepted, view.latest) for view in bench.machine.types()] == [("", ""), ("1", "1")]
+
+
+def test_started_from_disk_a_secret_is_refused_at_once_so_that_envoy_does_not_wait_and_follows_later() -> None:
+    bench = Bench(Machine(NODE, withhold_secrets=True))
+    bench.envoy(1, 0)
+    bench.ask(1, SECRET, "ca")
+    assert bench.took_down() == [(1, SECRET, "withheld")]
+    bench.nack(1, SECRET)
+    bench.ask(1, SECRET, "ca", "identity")
+    assert bench.took_down() == [(1, SECRET, "withheld")]
+    bench.nack(1, SECRET)
+    bench.ask(1, ENDPOINTS, "a")
+    assert (bench.took_down(), bench.told) == ([], [])
+    bench.connect()
+    assert bench.took_up() == [
+        Request(SECRET, names=("ca", "identity"), node=NODE),
+        Request(ENDPOINTS, names=("a",)),
+        Request(CLUSTER),
+        Request(LISTENER),
+    ]
+    nonce = bench.respond(SECRET, "v1", any_of("ca"), any_of("identity"))
+    bench.ack(1, SECRET)
+    assert bench.took_up() == [Request(SECRET, "v1", names=("ca", "identity"), nonce=nonce)]
+
+
+def test_started_from_disk_a_secret_asked_for_in_a_stream_that_is_refused_is_not_waited_for() -> None:
+    bench = Bench(Machine(NODE, withhold_secrets=True))
+    bench.connect()
+    bench.envoy(1, 0)
+    bench.ask(1, SECRET, "ca")
+    assert bench.took_down() == []
+    bench.disconnect()
+    assert bench.took_down() == [(1, SECRET, "withheld")]
