@@ -17,3 +17,8 @@ def redact(text: str) -> str:
         if secret in text:
             text = text.replace(secret, "***")
     return text
+
+
+def holds_secret(data: bytes) -> bool:
+    """Whether a known secret is in ``data``."""
+    return any(secret.encode() in data for secret in _known)

@@ -47,12 +47,12 @@ def open_work_dir(name: str, work_dir: str, socket_dir: str, dns_dir: str, envir
     _remove_dead()
     temporary = False
     if work_dir:
-        path = _make(Path(work_dir))
+        path = make_private(Path(work_dir))
     elif runtime := environ.get("RUNTIME_DIRECTORY"):
-        path = _make(Path(runtime.split(":")[0]))
+        path = make_private(Path(runtime.split(":")[0]))
     else:
         try:
-            path = _make(Path("/run/kumadp") / (name or "default"))
+            path = make_private(Path("/run/kumadp") / (name or "default"))
         except WorkDirError:
             path = Path(tempfile.mkdtemp(prefix=PREFIX))
             temporary = True
@@ -60,8 +60,8 @@ def open_work_dir(name: str, work_dir: str, socket_dir: str, dns_dir: str, envir
     try:
         return WorkDir(
             path,
-            _make(Path(socket_dir)) if socket_dir else path,
-            _make(Path(dns_dir)) if dns_dir else path,
+            make_private(Path(socket_dir)) if socket_dir else path,
+            make_private(Path(dns_dir)) if dns_dir else path,
             temporary,
             lock,
         )
@@ -70,22 +70,23 @@ def open_work_dir(name: str, work_dir: str, socket_dir: str, dns_dir: str, envir
         raise
 
 
-def _make(path: Path) -> Path:
+def make_private(path: Path, setting: str = "--work-dir") -> Path:
+    """Make or take a directory that only its owner can change; raises WorkDirError, which names the ``setting``."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.stat()
     except OSError as error:
         raise WorkDirError(
-            f"{path}: {error.strerror}", "choose a directory that can be written with --work-dir"
+            f"{path}: {error.strerror}", f"choose a directory that can be written with {setting}"
         ) from None
     if not path.is_dir():
-        raise WorkDirError(f"{path} is not a directory", "choose another --work-dir")
+        raise WorkDirError(f"{path} is not a directory", f"choose another {setting}")
     if found.st_uid != os.geteuid() and os.geteuid() != 0:
-        raise WorkDirError(f"{path} belongs to another user", "choose another --work-dir")
+        raise WorkDirError(f"{path} belongs to another user", f"choose another {setting}")
     if stat.S_IMODE(found.st_mode) & 0o022:
         raise WorkDirError(f"{path} can be written by others", f"chmod 700 {path}")
     if not os.access(path, os.W_OK):
-        raise WorkDirError(f"{path} cannot be written", "choose another --work-dir")
+        raise WorkDirError(f"{path} cannot be written", f"choose another {setting}")
     return path.absolute()
 
 

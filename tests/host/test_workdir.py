@@ -53,14 +53,14 @@ def test_sockets_and_corefile_may_be_elsewhere(tmp_path: Path) -> None:
 
 
 def test_where_nothing_is_named_and_run_is_not_ours_it_is_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = workdir._make
+    real = workdir.make_private
 
     def refuse_run(path: Path) -> Path:
         if path.is_relative_to("/run"):
             raise WorkDirError(f"{path}: Permission denied")
         return real(path)
 
-    monkeypatch.setattr(workdir, "_make", refuse_run)
+    monkeypatch.setattr(workdir, "make_private", refuse_run)
     made = opened()
     assert made.temporary
     assert stat.S_IMODE(made.path.stat().st_mode) == 0o700
