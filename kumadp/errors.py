@@ -16,6 +16,8 @@
     ├── BinaryNotFound             72  Envoy, or a CoreDNS that was asked for, is not there
     ├── PortsTaken                 71  addresses that cannot be bound
     ├── WorkDirError               71  the work directory cannot be used
+    ├── HandoverFailed             71  the program could not be replaced by a newer one
+    ├── CommandRefused             79  a running kumadp did not do what `reload` or `reexec` asked for
     └── WaitTimeout                75  `kumadp wait` saw no readiness in time
 
 Classes carry facts and build their own text; nobody tests a message.
@@ -48,6 +50,7 @@ class ExitCode(enum.IntEnum):
     BOOTSTRAP = 76
     CONTROL_PLANE_REFUSED = 77
     SETTINGS = 78
+    REFUSED = 79
 
 
 EXIT_CODE_MEANING: dict[ExitCode, str] = {
@@ -65,6 +68,7 @@ EXIT_CODE_MEANING: dict[ExitCode, str] = {
     ExitCode.BOOTSTRAP: "the control plane's bootstrap cannot be used safely",
     ExitCode.CONTROL_PLANE_REFUSED: "the control plane refused for good (token, resource, certificate)",
     ExitCode.SETTINGS: "a flag, variable or settings file is wrong",
+    ExitCode.REFUSED: "`kumadp reload` or `kumadp reexec`: not done, with the reason; what runs goes on as it was",
 }
 
 
@@ -191,6 +195,18 @@ class WorkDirError(KumadpError):
     """The work directory cannot be made, is not private, or belongs to a living run."""
 
     exit_code = ExitCode.OS
+
+
+class HandoverFailed(KumadpError):
+    """This program could not be replaced by a newer one, or what the one before left cannot be used."""
+
+    exit_code = ExitCode.OS
+
+
+class CommandRefused(KumadpError):
+    """A running kumadp did not do what it was asked for, or none could be asked."""
+
+    exit_code = ExitCode.REFUSED
 
 
 class WaitTimeout(KumadpError):

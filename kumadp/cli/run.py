@@ -46,6 +46,7 @@ def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, 
     """Check what can be checked, then run and end with the exit code. Raises KumadpError before the loop runs."""
     from kumadp.cli.logs import open_logs
     from kumadp.envoy.argv import check_extra
+    from kumadp.host.handover import CHECK_VARIABLE, quiet_executor
     from kumadp.host.names import set_process_name
     from kumadp.host.secrets import register
     from kumadp.lifecycle.assemble import run_daemon
@@ -56,6 +57,11 @@ def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, 
         raise SettingsError(extra)
     resource, mesh = _load(settings)
     settings = _with_proxy_type(settings, resource)
+    if CHECK_VARIABLE in environ:
+        from kumadp.cli.rehearsal import pass_check
+
+        pass_check(environ)
+        _end(0)
     register(settings.token)
     for address in settings.cp_addresses:
         register(urlsplit(address).password or "")
@@ -64,7 +70,9 @@ def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, 
     try:
         notes = (*warnings, *(str(note) for note in (resource.notes if resource else ())))
         work = run_daemon(settings, resource, mesh, environ, notes, display(settings))
-        code = asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop)).run(work).code
+        runner = asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop))
+        runner.get_loop().set_default_executor(quiet_executor())
+        code = runner.run(work).code
     finally:
         logs.close()
     _end(code)
@@ -89,6 +97,7 @@ def _loop_factory(wanted: bool) -> Callable[[], asyncio.AbstractEventLoop] | Non
 
 def _load(settings: Settings) -> tuple[Resource | None, Mesh | None]:
     """The resource given to us, None where the control plane has it; and the mesh in standalone mode."""
+    from kumadp.host.handover import keep_stdin
     from kumadp.resources.load import load_resource, load_resource_file
 
     if settings.standalone:
@@ -96,6 +105,8 @@ def _load(settings: Settings) -> tuple[Resource | None, Mesh | None]:
 
         mesh = read_mesh(Path(settings.standalone), settings.name)
         return mesh.ours, mesh
+    if settings.dataplane_file == "-":
+        keep_stdin()
     if settings.dataplane_file:
         return load_resource_file(settings.dataplane_file, variables=settings.dataplane_vars), None
     if settings.dataplane:
@@ -116,9 +127,12 @@ def _with_proxy_type(settings: Settings, resource: Resource | None) -> Settings:
 
 def _read_settings_file(name: str) -> str:
     from kumadp import yamltext
+    from kumadp.host.handover import keep_stdin
     from kumadp.settings.file import BOUNDS
 
     try:
+        if name == "-":
+            keep_stdin()
         return yamltext.read(name, BOUNDS)
     except UnicodeDecodeError:
         reason = "is not UTF-8 text"

@@ -7,6 +7,7 @@ import logging
 import logging.handlers
 import queue
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -105,6 +106,12 @@ class _Writer(logging.handlers.QueueListener):
         thread.join(seconds)
         return not thread.is_alive()
 
+    def catch_up(self, seconds: float) -> bool:
+        """Return once all that was queued is written; False when that takes longer than ``seconds``."""
+        records: queue.Queue[logging.LogRecord] = self.queue  # type: ignore[assignment]
+        with records.all_tasks_done:
+            return records.all_tasks_done.wait_for(lambda: not records.unfinished_tasks, seconds)
+
 
 class LogOutput:
     """The writer behind all loggers; ``close`` flushes what is queued."""
@@ -118,6 +125,10 @@ class LogOutput:
     def dropped(self) -> int:
         """Lines lost because the output was stuck."""
         return self._handler.dropped
+
+    def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
+        """Write what is queued; False when that takes longer than ``seconds``. Blocks."""
+        return self._writer.catch_up(seconds)
 
     def close(self) -> None:
         """Write what is queued and stop the writer; an output that is stuck is waited for `FLUSH_SECONDS` only."""
@@ -148,7 +159,10 @@ def setup_logging(
     root.propagate = False
     root.addHandler(handler)
     logging.raiseExceptions = False
+    # Signals are for the main thread: those that it holds back must not be taken by this one (`kumadp.host.handover`).
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     writer.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return LogOutput(handler, writer, target)
 
 

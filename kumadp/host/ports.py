@@ -15,6 +15,7 @@ import psutil
 
 from kumadp.addresses import is_ip, overlap
 from kumadp.errors import PortsTaken, Problem
+from kumadp.host import inherited
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,7 +37,7 @@ class Address:
 async def check_ports(addresses: Iterable[Address]) -> None:
     """Raise PortsTaken naming every address that cannot be bound now, each with who holds it.
 
-    Host names and port 0 are passed over.
+    Host names and port 0 are passed over, and ports of sockets that were handed to us by execve(2).
     """
     problems = await asyncio.to_thread(_problems, list(addresses))
     if problems:
@@ -46,7 +47,7 @@ async def check_ports(addresses: Iterable[Address]) -> None:
 def _problems(addresses: list[Address]) -> list[Problem]:
     problems = []
     for address in addresses:
-        if not address.port or not is_ip(address.host):
+        if not address.port or not is_ip(address.host) or inherited.holds(address.protocol, address.port):
             continue
         failure = _try_bind(address)
         if failure is not None:

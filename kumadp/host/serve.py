@@ -1,4 +1,7 @@
-"""One way to serve HTTP: bound at once, so that clients wait in the backlog until aiohttp is there."""
+"""One way to bind and to serve HTTP: bound at once, so that clients wait in the backlog until aiohttp is there.
+
+An address that the program before us had is taken over with its socket (`kumadp.host.inherited`).
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import asyncio
 import contextlib
 import importlib
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kumadp.errors import PortsTaken, Problem, WorkDirError
+from kumadp.host import inherited
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from aiohttp import web
@@ -19,25 +23,49 @@ if TYPE_CHECKING:
 BACKLOG = 128
 # How long a body that nobody wants is still read (seconds), so that the client sees the answer and not a reset.
 LINGERING = 0.5
+# How long requests that are in flight may take when serving pauses, and how long a connection that was just made may
+# take to say what it wants (seconds).
+_IN_FLIGHT = 1.0
+_FIRST_REQUEST = 1.0
 
 
 def bind_tcp(host: str, port: int, purpose: str) -> socket.socket:
     """A listening TCP socket; raises PortsTaken."""
+    return _bind("tcp", host, port, purpose)
+
+
+def bind_udp(host: str, port: int, purpose: str) -> socket.socket:
+    """A bound UDP socket; raises PortsTaken."""
+    return _bind("udp", host, port, purpose)
+
+
+def _bind(kind: Literal["tcp", "udp"], host: str, port: int, purpose: str) -> socket.socket:
+    taken = inherited.take(kind, host, port)
+    if taken is not None:
+        return taken
+    # The same port on another address of ours would be in the way.
+    inherited.give_up(kind, port)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if kind == "tcp":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
-        sock.listen(BACKLOG)
+        if kind == "tcp":
+            sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         sock.close()
         raise PortsTaken([Problem(purpose, f"{host}:{port} cannot be bound: {error.strerror}")]) from None
+    inherited.note(kind, host, port, sock)
     return sock
 
 
 def bind_unix(path: Path) -> socket.socket:
     """A listening Unix socket, mode 0600; a stale file is replaced, a living socket is not. Raises WorkDirError."""
+    taken = inherited.take("unix", str(path), 0)
+    if taken is not None:
+        return taken
     if path.exists():
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) == 0:
@@ -56,6 +84,7 @@ def bind_unix(path: Path) -> socket.socket:
         raise WorkDirError(
             f"{path} cannot be made: {error.strerror or error}", "choose a shorter or other --work-dir"
         ) from None
+    inherited.note("unix", str(path), 0, sock)
     return sock
 
 
@@ -63,15 +92,108 @@ async def serve(
     handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], sock: socket.socket, up: Callable[[], None]
 ) -> None:
     """Answer requests on ``sock`` with ``handler`` until cancelled. aiohttp is imported in a thread, in 130 ms."""
-    web = await asyncio.to_thread(importlib.import_module, "aiohttp.web")
-    server = web.Server(handler, access_log=None, lingering_time=LINGERING)
-    runner = web.ServerRunner(server, shutdown_timeout=1.0)
-    await runner.setup()
+    await asyncio.to_thread(importlib.import_module, "aiohttp.web")
+    site = _Site(handler, sock)
     try:
-        await web.SockSite(runner, sock).start()
+        await site.open()
+        _sites.add(site)
         up()
         await asyncio.Event().wait()
     finally:
+        _sites.discard(site)
         with contextlib.suppress(Exception):
-            await runner.cleanup()
-        sock.close()
+            await site.close()
+
+
+@contextlib.asynccontextmanager
+async def paused() -> AsyncIterator[None]:
+    """Nothing is accepted in here: what was asked before has its answer, what comes waits in the backlog.
+
+    For execve(2), which ends connections without a word. Left in any other way, serving goes on.
+    """
+    sites = list(_sites)
+    await asyncio.gather(*(site.pause() for site in sites))
+    try:
+        yield
+    finally:
+        await asyncio.gather(*(site.open() for site in sites if site in _sites))
+
+
+class _Site:
+    """One socket that is served, with pauses."""
+
+    def __init__(
+        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], sock: socket.socket
+    ) -> None:
+        self._handler = handler
+        self._socket = sock
+        # Connections that have asked for nothing yet.
+        self._silent: set[object] = set()
+        self._progress = asyncio.Event()
+
+    async def open(self) -> None:
+        """Accept connections."""
+        from aiohttp import web
+
+        site = self
+
+        class Server(web.Server):
+            def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+                super().connection_made(handler, transport)
+                site.came(handler)
+
+            def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+                super().connection_lost(handler, exc)
+                site.spoke(handler)
+
+        server = Server(self._answer, access_log=None, lingering_time=LINGERING)
+        self._runner = web.ServerRunner(server, shutdown_timeout=_IN_FLIGHT)
+        await self._runner.setup()
+        self._listener = web.SockSite(self._runner, self._socket)
+        await self._listener.start()
+
+    async def pause(self) -> None:
+        """Accept nothing more and end what there is; the socket stays open."""
+        # The listener closes the socket that it was given.
+        kept = self._socket.dup()
+        inherited.replace(self._socket, kept)
+        # A connection that asyncio has accepted, and not made a transport of yet, is lost when its server is closed.
+        asyncio.get_running_loop().remove_reader(self._socket)
+        await _turns()
+        self._socket = kept
+        await self._listener.stop()
+        await _turns()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_REQUEST):
+                while self._silent:
+                    self._progress.clear()
+                    await self._progress.wait()
+        await self._runner.cleanup()
+        await _turns()
+
+    async def close(self) -> None:
+        """Serve no more."""
+        await self._runner.cleanup()
+        self._socket.close()
+
+    def came(self, connection: object) -> None:
+        """A connection was made."""
+        self._silent.add(connection)
+
+    def spoke(self, connection: object) -> None:
+        """It asked for something, or it is gone."""
+        self._silent.discard(connection)
+        self._progress.set()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.spoke(request.protocol)
+        return await self._handler(request)
+
+
+async def _turns() -> None:
+    """Let the loop do what it has put off until its next turns: connections to make, answers to write."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+_sites: set[_Site] = set()

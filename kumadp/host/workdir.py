@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from kumadp.errors import WorkDirError
 
 if TYPE_CHECKING:
@@ -19,6 +21,14 @@ if TYPE_CHECKING:
 
 PREFIX = "kumadp-"
 LOCK = "kumadp.lock"
+
+
+class HandedWorkDir(msgspec.Struct, frozen=True):
+    """A work directory as it is told to the program that takes our place by execve(2), with its lock."""
+
+    path: str
+    temporary: bool
+    lock: int
 
 
 @dataclass
@@ -31,6 +41,10 @@ class WorkDir:
     temporary: bool
     _lock: int = field(default=-1, repr=False)
 
+    def handed(self) -> HandedWorkDir:
+        """This directory for the next program; ``lock`` must stay open over execve(2), so that nobody else takes it."""
+        return HandedWorkDir(str(self.path), self.temporary, self._lock)
+
     def close(self) -> None:
         """Let the next run have it; a temporary directory goes."""
         if self.temporary:
@@ -38,15 +52,25 @@ class WorkDir:
         os.close(self._lock)
 
 
-def open_work_dir(name: str, work_dir: str, socket_dir: str, dns_dir: str, environ: Mapping[str, str]) -> WorkDir:
+def open_work_dir(
+    name: str,
+    work_dir: str,
+    socket_dir: str,
+    dns_dir: str,
+    environ: Mapping[str, str],
+    handed: HandedWorkDir | None = None,
+) -> WorkDir:
     """Make or take the work directory, 0700 and locked; raises WorkDirError.
 
     The order is: the setting, ``$RUNTIME_DIRECTORY`` (systemd), ``/run/kumadp/<name>`` when that can be made, a
     temporary directory. Temporary ones that dead runs left behind are removed; a living run holds a lock on its own.
+    What was ``handed`` over goes before all of them: this run has its children and sockets there.
     """
     _remove_dead()
-    temporary = False
-    if work_dir:
+    temporary = handed is not None and handed.temporary
+    if handed is not None:
+        path = make_private(Path(handed.path))
+    elif work_dir:
         path = make_private(Path(work_dir))
     elif runtime := environ.get("RUNTIME_DIRECTORY"):
         path = make_private(Path(runtime.split(":")[0]))
@@ -56,7 +80,7 @@ def open_work_dir(name: str, work_dir: str, socket_dir: str, dns_dir: str, envir
         except WorkDirError:
             path = Path(tempfile.mkdtemp(prefix=PREFIX))
             temporary = True
-    lock = _lock(path)
+    lock = handed.lock if handed is not None else _lock(path)
     try:
         return WorkDir(
             path,

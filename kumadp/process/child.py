@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -15,22 +16,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
+
 from kumadp.errors import SpawnError
-from kumadp.process.logpump import LogPump
+from kumadp.host.identity import Identity, identity_of, start_time_of
+from kumadp.process.logpump import Heard, LogPump
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 log = logging.getLogger("kumadp.process")
 
 HELPER = Path(__file__).with_name("exec_helper.py")
+# What a FIFO holds while nobody reads it: the most that an ordinary user may ask for (pipe(7)).
+FIFO_SIZE = 1024 * 1024
 
 OnParentDeath = Literal["kill", "keep"]
 
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a process ended: an exit code, or the number of the signal that killed it."""
+    """How a process ended: an exit code, or the number of the signal that killed it; neither when nobody can know."""
 
     code: int | None
     signal: int | None
@@ -41,7 +47,9 @@ class ExitStatus:
         return self.code == 0
 
     def describe(self) -> str:
-        """``exit code 1`` or ``signal 9 (KILL)``."""
+        """``exit code 1``, ``signal 9 (KILL)``, or that the status is unknown, as that of an adopted process is."""
+        if self.signal is None and self.code is None:
+            return "an unknown exit status (it was started by an earlier kumadp)"
         if self.signal is None:
             return f"exit code {self.code}"
         try:
@@ -53,24 +61,59 @@ class ExitStatus:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What to run. ``argv[0]`` is an absolute path; ``name`` is used in log lines."""
+    """What to run. ``argv[0]`` is an absolute path; ``name`` is used in log lines.
+
+    ``fifo`` is where its output goes through, in place of a pipe, when it is to outlive us: a FIFO is made there, which
+    a later kumadp can read. The program never waits for a reader, and never sees a broken pipe.
+    """
 
     argv: tuple[str, ...]
     name: str
     environment: Mapping[str, str]
     on_parent_death: OnParentDeath = "kill"
+    fifo: Path | None = None
+
+
+class HandedChild(msgspec.Struct, frozen=True):
+    """A child as it is told to the program that takes our place by execve(2): `Child.handed`, `Child.take_over`."""
+
+    name: str
+    pid: int
+    start_time: int
+    ours: bool
+    output: int
+    fifo: str
+    heard: Heard
 
 
 class Child:
-    """A running process. Only this class signals it, and only through its pidfd, so a recycled pid is never hit."""
+    """A running process. Only this class signals it, and only through its pidfd, so a recycled pid is never hit.
 
-    def __init__(self, command: Command, process: subprocess.Popen[bytes], pidfd: int, pump: LogPump) -> None:
+    ``ours`` tells our own children from those that another kumadp left behind: these cannot be reaped, so how they
+    ended stays unknown.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pid: int,
+        pidfd: int,
+        pump: LogPump,
+        reap: Callable[[], int],
+        *,
+        start_time: int,
+        ours: bool = True,
+        fifo: Path | None = None,
+    ) -> None:
         loop = asyncio.get_running_loop()
-        self.command = command
-        self.pid = process.pid
-        self.started_at = loop.time()
-        self._process = process
+        self.name = name
+        self.pid = pid
+        self.start_time = start_time
+        self.ours = ours
+        self.fifo = fifo
+        self.started_at = loop.time() - Identity(pid, start_time, 0, "").age
         self._pump = pump
+        self._wait_for_code = reap
         self._ended: asyncio.Future[ExitStatus] = loop.create_future()
         self._pidfd = pidfd
         loop.add_reader(pidfd, self._reap)
@@ -93,7 +136,60 @@ class Child:
             process, pidfd, output = _start(command)
         except OSError as error:
             raise SpawnError(f"{program} cannot be started: {error.strerror}") from error
-        return cls(command, process, pidfd, LogPump(command.name, output))
+        pump = LogPump(command.name, output, lossy=command.fifo is not None)
+        started = start_time_of(process.pid) or 0
+        return cls(command.name, process.pid, pidfd, pump, process.wait, start_time=started, fifo=command.fifo)
+
+    @classmethod
+    def adopt(
+        cls,
+        name: str,
+        pid: int,
+        start_time: int,
+        *,
+        ours: bool,
+        output: int | None = None,
+        fifo: Path | None = None,
+        heard: Heard | None = None,
+    ) -> Child:
+        """Take over a process that runs already.
+
+        ``ours``: it is a child of this process, started before an execve(2). ``output`` is the read end of its output;
+        without it ``fifo`` is opened. Raises ProcessLookupError when that process (by its start time) is gone.
+        """
+        with contextlib.ExitStack() as undo:
+            if output is not None and output >= 0:
+                undo.callback(os.close, output)
+            pidfd = os.pidfd_open(pid)
+            undo.callback(os.close, pidfd)
+            # After pidfd_open: what has this start time now is what the pidfd is of. Our own may wait to be reaped.
+            if start_time_of(pid) != start_time or not (ours or identity_of(pid)):
+                raise ProcessLookupError(f"process {pid} is gone")
+            undo.pop_all()
+        if output is None:
+            output = _open_fifo(fifo) if fifo is not None else -1
+        pump = LogPump(name, output, lossy=fifo is not None, heard=heard)
+        return cls(name, pid, pidfd, pump, lambda: _exit_code(pid), start_time=start_time, ours=ours, fifo=fifo)
+
+    @classmethod
+    def take_over(cls, handed: HandedChild) -> Child:
+        """Go on with a child after execve(2); raises ProcessLookupError when it is not there."""
+        return cls.adopt(
+            handed.name,
+            handed.pid,
+            handed.start_time,
+            ours=handed.ours,
+            output=handed.output,
+            fifo=Path(handed.fifo) if handed.fifo else None,
+            heard=handed.heard,
+        )
+
+    def handed(self) -> HandedChild:
+        """This child for the program that takes our place by execve(2); ``output`` must stay open then."""
+        fifo = str(self.fifo) if self.fifo is not None else ""
+        return HandedChild(
+            self.name, self.pid, self.start_time, self.ours, self._pump.descriptor, fifo, self._pump.heard()
+        )
 
     async def wait(self) -> ExitStatus:
         """How it ended, once it has; its last output has been read then."""
@@ -121,7 +217,7 @@ class Child:
             async with asyncio.timeout(grace):
                 return await self.wait()
         except TimeoutError:
-            log.warning("%s did not end within %.1f s of SIGTERM and is killed", self.command.name, grace)
+            log.warning("%s did not end within %.1f s of SIGTERM and is killed", self.name, grace)
             self.send_signal(signal.SIGKILL)
             return await self.wait()
         except asyncio.CancelledError:
@@ -133,18 +229,26 @@ class Child:
         return self._pump.tail(lines)
 
     def _reap(self) -> None:
-        # A wrapper script leaves the program behind, which would hold the ports. Until it is reaped the child holds the
-        # number of its process group, so nobody else is hit.
-        with contextlib.suppress(OSError):
-            os.killpg(self.pid, signal.SIGKILL)
-        code = self._process.wait()
+        status = ExitStatus(None, None)
+        if self.ours:
+            # A wrapper script leaves the program behind, which would hold the ports. Until it is reaped the child holds
+            # the number of its process group, so nobody else is hit.
+            with contextlib.suppress(OSError):
+                os.killpg(self.pid, signal.SIGKILL)
+            code = self._wait_for_code()
+            status = ExitStatus(None, -code) if code < 0 else ExitStatus(code, None)
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pump.drain()
-        status = ExitStatus(None, -code) if code < 0 else ExitStatus(code, None)
+        if self.fifo is not None:
+            self.fifo.unlink(missing_ok=True)
         if not self._ended.done():
             self._ended.set_result(status)
+
+
+def _exit_code(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _start(command: Command) -> tuple[subprocess.Popen[bytes], int, int]:
@@ -153,7 +257,7 @@ def _start(command: Command) -> tuple[subprocess.Popen[bytes], int, int]:
     locale = int("LC_CTYPE" in command.environment)
     helper = (sys.executable, "-I", "-S", str(HELPER), str(int(number)), str(os.getpid()), str(locale))
     with contextlib.ExitStack() as undo:
-        read, write = os.pipe()
+        read, write = os.pipe() if command.fifo is None else _make_fifo(command.fifo)
         undo.callback(os.close, read)
         try:
             process = subprocess.Popen(
@@ -171,6 +275,39 @@ def _start(command: Command) -> tuple[subprocess.Popen[bytes], int, int]:
         pidfd = os.pidfd_open(process.pid)
         undo.pop_all()
     return process, pidfd, read
+
+
+def _make_fifo(path: Path) -> tuple[int, int]:
+    """A new FIFO: its read end, and one for the program that reads and writes.
+
+    With a reader of its own the program never sees a broken pipe: Go dies of one at standard output. It does not block
+    either: with nobody to read, a full FIFO would stop the program.
+    """
+    path.unlink(missing_ok=True)
+    os.mkfifo(path, 0o600)
+    read = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        write = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        os.close(read)
+        raise
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, FIFO_SIZE)
+    return read, write
+
+
+def _open_fifo(path: Path) -> int:
+    """The read end of a FIFO that a living process writes to; -1, and a warning, where it cannot be had."""
+    try:
+        read = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        log.warning("%s cannot be read: %s; what this process says is lost", path, error.strerror)
+        return -1
+    if not stat.S_ISFIFO(os.fstat(read).st_mode):
+        os.close(read)
+        log.warning("%s is not a FIFO; what this process says is lost", path)
+        return -1
+    return read
 
 
 def _can_run(program: str) -> bool:

@@ -7,25 +7,56 @@ import collections
 import fcntl
 import logging
 import os
+import struct
+import termios
+
+import msgspec
+
+log = logging.getLogger("kumadp.process")
 
 MAX_LINE = 64 * 1024
 KEPT_LINES = 200
 
 
-class LogPump:
-    """Owns the read end of a child's output pipe; each line goes to logger ``kumadp.child.<name>``.
+class Heard(msgspec.Struct, frozen=True):
+    """What was read of a child: a line without its end yet, whether that is being cut, and the last lines."""
 
-    Lines longer than 64 KiB are cut. The last 200 lines are kept for the story of the child's death.
+    beginning: bytes = b""
+    cutting: bool = False
+    lines: tuple[str, ...] = ()
+
+
+class LogPump:
+    """Owns the read end of a child's output; each line goes to logger ``kumadp.child.<name>``.
+
+    Lines longer than 64 KiB are cut. The last 200 lines are kept for the story of the child's death. ``descriptor`` is
+    -1 where the output cannot be had. ``lossy`` is for a writer that never waits: once it is more than half of what the
+    pipe holds ahead of us, the rest is thrown away, since a full pipe would silence an Envoy for good (its stderr stays
+    failed after one refused write). ``heard`` goes on where another pump was left.
     """
 
-    def __init__(self, name: str, descriptor: int) -> None:
+    def __init__(self, name: str, descriptor: int, *, lossy: bool = False, heard: Heard | None = None) -> None:
+        heard = heard or Heard()
+        self._name = name
         self._log = logging.getLogger(f"kumadp.child.{name}")
-        self._lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
-        self._buffer = bytearray()
-        self._cutting = False
+        self._lines: collections.deque[str] = collections.deque(heard.lines, maxlen=KEPT_LINES)
+        self._buffer = bytearray(heard.beginning)
+        self._cutting = heard.cutting
+        self._lossy = lossy
+        self._lost = 0
         self._descriptor = descriptor
-        os.set_blocking(descriptor, False)
-        asyncio.get_running_loop().add_reader(descriptor, self._readable)
+        if descriptor >= 0:
+            os.set_blocking(descriptor, False)
+            asyncio.get_running_loop().add_reader(descriptor, self._readable)
+
+    @property
+    def descriptor(self) -> int:
+        """The read end; -1 once it is closed."""
+        return self._descriptor
+
+    def heard(self) -> Heard:
+        """What a pump that goes on after this one has to know."""
+        return Heard(bytes(self._buffer), self._cutting, tuple(self._lines))
 
     def tail(self, lines: int) -> list[str]:
         """The last lines, oldest first."""
@@ -53,6 +84,8 @@ class LogPump:
         if not data:
             self._close()
             return 0
+        if self._lossy and len(data) == MAX_LINE and self._skip():
+            return len(data)
         *lines, rest = data.split(b"\n")
         for line in lines:
             self._buffer += line
@@ -67,6 +100,24 @@ class LogPump:
             self._buffer.clear()
             self._cutting = True
         return len(data)
+
+    def _skip(self) -> bool:
+        """Throw away what is too far ahead; whether it was."""
+        lost = 0
+        while self._waiting() > fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ) // 2:
+            lost += len(os.read(self._descriptor, MAX_LINE))
+        if not lost:
+            return False
+        if not self._lost:
+            log.warning("%s writes faster than its lines can be logged: some are thrown away", self._name)
+        self._lost += lost + MAX_LINE
+        self._buffer.clear()
+        self._cutting = True
+        return True
+
+    def _waiting(self) -> int:
+        found: int = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
+        return found
 
     def _close(self) -> None:
         if self._descriptor >= 0:

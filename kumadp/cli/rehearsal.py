@@ -1,0 +1,32 @@
+"""What `kumadp run` does in place of running when it is tried by the kumadp that it is to replace."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
+
+import click
+
+import kumadp
+from kumadp.errors import HandoverFailed
+from kumadp.host.handover import VARIABLE, read
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# What our modules import only when they need it.
+_LATE = ("aiohttp.web", "grpclib.client", "grpclib.server", "httpx", "psutil", "tenacity")
+
+
+def pass_check(environ: Mapping[str, str]) -> None:
+    """Import all that a run needs, decode what is handed over, print the version; raises HandoverFailed."""
+    found = pkgutil.walk_packages(kumadp.__path__, "kumadp.")
+    ours = [module.name for module in found if not module.name.startswith(("kumadp.cli.", "kumadp.__main__"))]
+    for name in (*ours, *_LATE):
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise HandoverFailed(f"{name} cannot be imported: {type(error).__name__}: {error}") from None
+    read(int(environ.get(VARIABLE, "-1")))
+    click.echo(f"kumadp {kumadp.__version__}")

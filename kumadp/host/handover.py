@@ -1,0 +1,221 @@
+"""Our own upgrade: this process becomes a newer kumadp by execve(2), with the same pid, children and sockets.
+
+What the new program needs goes through a sealed memfd: it is in no file, argument or environment, and only its number
+is told. Descriptors keep their numbers; they are made inheritable at the last moment, and closed-on-exec again by
+whoever goes on, so that no child ever has them.
+
+Children that asked for it die with the *thread* that started them (PR_SET_PDEATHSIG, prctl(2)). The main thread starts
+them, and the main thread is the one that execve(2) leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import msgspec
+
+from kumadp import __version__
+from kumadp.errors import HandoverFailed
+from kumadp.host import inherited
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+
+# The number of the memfd, and nothing else; `child_environment` keeps both from children.
+VARIABLE = "KUMADP_HANDOVER"
+CHECK_VARIABLE = "KUMADP_HANDOVER_CHECK"
+FORMAT = 1
+_NAME = "kumadp-handover"
+_STDIN = "kumadp-stdin"
+_LONGEST_STDIN = 64 * 1024 * 1024
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+# Not the ones that tell of a fault of our own, and none that cannot be held.
+HELD_SIGNALS = frozenset(
+    {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGALRM}
+)
+
+
+class Handover(msgspec.Struct, frozen=True):
+    """What one program tells the next.
+
+    ``count`` is how often this process was re-executed, this time included; ``version`` that of the program before;
+    ``sections`` hold what each part knows, in its own encoding; ``descriptors`` are all that are handed over.
+    """
+
+    format: int
+    pid: int
+    count: int
+    version: str
+    sockets: tuple[inherited.HandedSocket, ...]
+    descriptors: tuple[int, ...]
+    sections: dict[str, bytes]
+
+
+def collect(sections: Mapping[str, bytes], descriptors: Iterable[int], before: Handover | None = None) -> Handover:
+    """What there is to hand over now: every socket that `inherited` knows, these sections and descriptors.
+
+    ``before`` is what this program itself was started with. Negative descriptors are passed over.
+    """
+    sockets = tuple(inherited.sockets())
+    kept = {one.descriptor for one in sockets} | {number for number in descriptors if number >= 0}
+    count = before.count + 1 if before is not None else 1
+    return Handover(FORMAT, os.getpid(), count, __version__, sockets, tuple(sorted(kept)), dict(sections))
+
+
+def write(handover: Handover) -> int:
+    """A sealed memfd that holds it, closed-on-exec."""
+    memfd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        data = memoryview(msgspec.msgpack.encode(handover))
+        while data:
+            data = data[os.write(memfd, data) :]
+        fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(memfd)
+        raise
+    return memfd
+
+
+def read(memfd: int) -> Handover:
+    """What a memfd of `write` holds; raises HandoverFailed for anything else."""
+    try:
+        if fcntl.fcntl(memfd, fcntl.F_GET_SEALS) != _SEALS:
+            raise HandoverFailed("what is handed over is not sealed")
+        data = os.pread(memfd, os.fstat(memfd).st_size, 0)
+        handover = msgspec.msgpack.decode(data, type=Handover)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise HandoverFailed(f"what is handed over cannot be read: {error}") from None
+    if handover.format != FORMAT:
+        raise HandoverFailed(f"what is handed over has format {handover.format}, this kumadp knows {FORMAT}")
+    return handover
+
+
+def receive(environ: MutableMapping[str, str]) -> Handover | None:
+    """What the program before us left, once; None at a start of its own. Raises HandoverFailed.
+
+    Its descriptors are closed-on-exec again, and its sockets wait in `inherited`. To be called before any process is
+    started.
+    """
+    number = environ.pop(VARIABLE, "")
+    if not number:
+        return None
+    memfd = int(number) if number.isdecimal() else -1
+    handover = read(memfd)
+    if handover.pid != os.getpid():
+        raise HandoverFailed(f"what is handed over is for process {handover.pid}")
+    os.close(memfd)
+    for descriptor in handover.descriptors:
+        os.set_inheritable(descriptor, False)
+    inherited.receive(handover.sockets)
+    return handover
+
+
+async def hold_signals() -> None:
+    """Block `HELD_SIGNALS`, and have the loop see those that came before: none is lost over execve(2).
+
+    What is blocked stays pending until `release_signals`, in this program or the next.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+    # The wakeup descriptor is read in the next turn of the loop, the handler called in the one after.
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def release_signals() -> None:
+    """Let `HELD_SIGNALS` come again; to be called once their handlers are there."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
+
+
+def quiet_executor() -> ThreadPoolExecutor:
+    """For a loop's default executor: its threads take no `HELD_SIGNALS`, so that blocked ones stay pending.
+
+    No process may be started in them: it would have these signals blocked.
+    """
+    return ThreadPoolExecutor(initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, HELD_SIGNALS))
+
+
+def become(
+    handover: Handover, environ: Mapping[str, str], flush: Callable[[], object], argv: tuple[str, ...] | None = None
+) -> NoReturn:
+    """Replace this program, now; raises HandoverFailed, with everything as it was, where that cannot be done.
+
+    ``flush`` is called last of all: writing what is logged. ``argv`` is what to run, by default our own command line
+    with this interpreter. From the main thread only, after `hold_signals`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("a program is replaced from the main thread only")
+    argv = argv or own_command_line()
+    memfd = write(handover)
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, memfd)
+        taken = undo.enter_context(_taken_by_threads())
+        try:
+            for descriptor in (memfd, *handover.descriptors):
+                os.set_inheritable(descriptor, True)
+                undo.callback(os.set_inheritable, descriptor, False)
+            if _stdin_is_kept():
+                os.lseek(0, 0, os.SEEK_SET)
+            flush()
+            for number in taken:
+                signal.pthread_kill(threading.get_ident(), number)
+            os.execve(argv[0], argv, {**environ, VARIABLE: str(memfd)})  # noqa: S606 - our own command line
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise HandoverFailed(f"{argv[0]} cannot be run: {reason}") from None
+
+
+@contextlib.contextmanager
+def _taken_by_threads() -> Iterator[list[int]]:
+    """Held signals that the kernel gave to a thread which does not block them: they would end with this program."""
+    taken: list[int] = []
+    before = {number: signal.getsignal(number) for number in HELD_SIGNALS}
+    handled = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in handled:
+        signal.signal(number, lambda came, _frame: taken.append(came))
+    try:
+        yield taken
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+
+
+def keep_stdin() -> None:
+    """Make what is piped to standard input readable again by the program that takes our place.
+
+    To be called before it is read, where it is a file of ours (``-``). Blocks until its end.
+    """
+    if _stdin_is_kept():
+        return
+    memfd = os.memfd_create(_STDIN, os.MFD_CLOEXEC)
+    size = 0
+    while size < _LONGEST_STDIN and (data := os.read(0, 64 * 1024)):
+        size += os.write(memfd, data)
+    os.lseek(memfd, 0, os.SEEK_SET)
+    os.dup2(memfd, 0)
+    os.close(memfd)
+
+
+def open_stdin() -> int:
+    """A descriptor that has from the beginning what `keep_stdin` kept, or has nothing."""
+    return os.open("/proc/self/fd/0" if _stdin_is_kept() else os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _stdin_is_kept() -> bool:
+    try:
+        return _STDIN in str(Path("/proc/self/fd/0").readlink())
+    except OSError:
+        return False
+
+
+def own_command_line() -> tuple[str, ...]:
+    """How this program was started, by the absolute path of the interpreter."""
+    return (sys.executable, *sys.orig_argv[1:])

@@ -1,0 +1,59 @@
+"""Which process a number means: a pid alone may be another's by now, its start time tells them apart (proc(5))."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_DELETED = " (deleted)"
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """One process: ``start_time`` in clock ticks since boot, ``exe`` empty where we may not see it."""
+
+    pid: int
+    start_time: int
+    uid: int
+    exe: str
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was started."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_time / _TICKS
+
+
+def identity_of(pid: int) -> Identity | None:
+    """The living process of that number; None when there is none, or only its remains wait to be reaped."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        uid = Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return None
+    # Fields 3 (state) and 22 (start time) of proc(5); the name before them may hold anything.
+    if after_name[0] in {b"Z", b"X"}:
+        return None
+    return Identity(pid, int(after_name[19]), uid, _exe(pid))
+
+
+def start_time_of(pid: int) -> int | None:
+    """When the process of that number was started, in clock ticks since boot, also when it has ended unreaped."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except OSError:
+        return None
+
+
+def _exe(pid: int) -> str:
+    try:
+        return str(Path(f"/proc/{pid}/exe").readlink()).removesuffix(_DELETED)
+    except OSError:
+        return ""
+
+
+def boot_id() -> str:
+    """The identity of this boot of the host: start times are of one boot only."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,67 @@
+"""The new program is tried before the old one is given up for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from kumadp.errors import HandoverFailed
+from kumadp.host.handover import CHECK_VARIABLE, VARIABLE, Handover, open_stdin, own_command_line, write
+from kumadp.host.secrets import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEADLINE = 20.0
+_MAX_SAID = 64 * 1024
+
+
+async def rehearse(
+    handover: Handover, environ: Mapping[str, str], *, deadline: float = DEADLINE, argv: tuple[str, ...] | None = None
+) -> str:
+    """Run the new program with what it would get, up to where it would take over; what it says, its version.
+
+    It reads settings and resources, imports all it needs and decodes what is handed over, without a socket or a child
+    of ours. Raises HandoverFailed with its reason when it does not come so far within ``deadline`` seconds.
+    """
+    with contextlib.ExitStack() as done:
+        memfd = write(handover)
+        done.callback(os.close, memfd)
+        stdin = open_stdin()
+        done.callback(os.close, stdin)
+        return await _run(argv or own_command_line(), memfd, stdin, environ, deadline)
+
+
+async def _run(argv: tuple[str, ...], memfd: int, stdin: int, environ: Mapping[str, str], deadline: float) -> str:
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            env={**environ, VARIABLE: str(memfd), CHECK_VARIABLE: "1"},
+            stdin=stdin,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            pass_fds=(memfd,),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise HandoverFailed(f"the new program cannot be started: {error.strerror}") from None
+    assert process.stdout is not None  # noqa: S101
+    try:
+        async with asyncio.timeout(deadline):
+            said = await process.stdout.read()
+            code = await process.wait()
+    except TimeoutError:
+        raise HandoverFailed(f"the new program did not pass its check within {deadline:.0f} s") from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    lines = said[-_MAX_SAID:].decode("utf-8", "replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    if code:
+        raise HandoverFailed(redact(f"the new program does not start: {last or f'exit code {code}'}"))
+    return last
