@@ -356,17 +356,25 @@ class _ServerProtocol(_Protocol):
     def __init__(self, server: Server, config: Configuration) -> None:
         super().__init__(_Accepting(server), config, _h2(client=False))
         self._server = server
+        self._admitted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         sock = transport.get_extra_info("socket")
         self.handler.pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        super().connection_made(transport)
-        if not self._server.admit(self, uid):
-            self.processor.close("not allowed")
+        self._admitted = self._server.admit(self, uid)
+        if self._admitted:
+            super().connection_made(transport)
+        else:
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self._admitted:
+            super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        super().connection_lost(exc)
-        self._server.forget(self)
+        if self._admitted:
+            super().connection_lost(exc)
+            self._server.forget(self)
 
 
 def _h2(*, client: bool) -> H2Configuration:

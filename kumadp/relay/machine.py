@@ -87,10 +87,13 @@ class Machine:
             for action in self._serve(down, self._subscriptions[SECRET], exchange)
         ]
 
-    def upstream_message(self, data: bytes) -> list[Action]:
-        """A DiscoveryResponse from the control plane: remember it, and pass it to each Envoy that may have it."""
+    def upstream_message(self, data: bytes | Response) -> list[Action]:
+        """A DiscoveryResponse from the control plane: remember it, and pass it to each Envoy that may have it.
+
+        A large one is best parsed in a thread, its digest worked out there.
+        """
         try:
-            response = Response.parse(data)
+            response = data if isinstance(data, Response) else Response.parse(data)
         except BadMessage as error:
             return [Note(f"the control plane sent a response that cannot be read: {error}")]
         subscription = self._subscriptions.get(response.type_url)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import enum
 import logging
+import os
 import socket
 import ssl
 from dataclasses import dataclass, field
@@ -79,6 +80,14 @@ class Facts:
     refused_since: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why there is no stream to a control plane, and to which."""
+
+    error: Exception
+    where: str = ""
+
+
 class Upstream:
     """Keeps one ADS stream; further streams (health) go over the same connection."""
 
@@ -105,7 +114,7 @@ class Upstream:
         self._broken_at: float | None = None
         self._held = False
         self._changed = asyncio.Event()
-        self._round_task: asyncio.Task[Exception] | None = None
+        self._round_task: asyncio.Task[_Failure] | None = None
         self.facts = Facts(since=clock())
 
     def send(self, data: bytes) -> None:
@@ -155,8 +164,7 @@ class Upstream:
                 await asyncio.wait({self._round_task})
                 if self._round_task.cancelled():
                     continue
-                error = self._round_task.result()
-                wait = self._judge(error)
+                wait = self._judge(self._round_task.result())
                 self._move(State.BACKOFF)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
@@ -166,34 +174,35 @@ class Upstream:
                 self._round_task.cancel()
                 await asyncio.wait({self._round_task})
 
-    async def _round(self) -> Exception:
+    async def _round(self) -> _Failure:
         """Try each address once, from the last good one on; why there is no stream, or no longer."""
-        failures: list[Exception] = []
+        failures: list[_Failure] = []
         try:
             dial = await self._dial()
         except (KumadpError, OSError) as error:
-            return error
+            return _Failure(error)
         if dial.token:
             register(dial.token)
         for host, port in sorted(dial.addresses, key=lambda address: address != self._good[:2]):
+            where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             try:
                 found = await _resolve(host, port)
             except OSError as error:
-                failures.append(error)
+                failures.append(_Failure(error, where))
                 continue
             for ip in sorted(found, key=lambda ip: ip != self._good[2]):
                 try:
-                    await self._stream(dial, host, port, ip)
+                    await self._stream(dial, host, port, ip, where)
                 except (OSError, Ended) as error:
+                    failures.append(_Failure(error, where))
                     if self.facts.state is State.OPEN:
-                        return error
-                    failures.append(error)
-        failures.sort(key=lambda error: classify(error) is Refusal.UNREACHABLE)
-        return failures[0] if failures else OSError("there is no address of a control plane")
+                        return failures[-1]
+        # What a control plane says tells more than that another one is not there.
+        failures.sort(key=lambda failure: classify(failure.error) is Refusal.UNREACHABLE)
+        return failures[0] if failures else _Failure(OSError("no address of a control plane is known"))
 
-    async def _stream(self, dial: Dial, host: str, port: int, ip: str) -> None:
+    async def _stream(self, dial: Dial, host: str, port: int, ip: str, authority: str) -> None:
         """Hold one stream to one address. Raises Ended or OSError when it is over."""
-        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         wire = await connect(
             (ip, port), authority=authority, tls=dial.tls, server_name=dial.server_name or host, ping=self._ping
         )
@@ -233,22 +242,23 @@ class Upstream:
         if self._sparse.count("open", self._clock()) is not None:
             log.info("the control plane at %s serves this data plane", authority)
 
-    def _judge(self, error: Exception) -> float:
+    def _judge(self, failure: _Failure) -> float:
         """Remember and tell a failure; how long to wait."""
         now, facts = self._clock(), self.facts
         was_open = facts.state is State.OPEN
         if was_open and now - facts.since >= EARNED:
             self._backoff.reset()
             self._sparse.reset()
-        refusal, reason = classify(error), redact(_reason(error))
+        refusal, reason = classify(failure.error), redact(_reason(failure.error))
         if facts.refusal is not refusal:
             facts.refused_since = now
         facts.refusal, facts.last_error = refusal, reason
-        what = "the stream to the control plane broke" if was_open else "the control plane gives no stream"
+        what = "the stream to the control plane broke" if was_open else "no stream to the control plane"
         left_out = self._sparse.count(f"{what}: {refusal}", now)
         if left_out is not None:
             more = f" ({left_out} more like this were left out)" if left_out else ""
-            log.warning("%s: %s; it is tried again%s", what, reason, more)
+            where = f" at {failure.where}" if failure.where else ""
+            log.warning("%s%s: %s; it is tried again%s", what, where, reason, more)
         return self._backoff.wait(refusal, None if self._broken_at is None else now - self._broken_at)
 
     def _move(self, state: State) -> None:
@@ -284,5 +294,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
     if isinstance(error, OSError):
-        return error.strerror or str(error)
+        return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
     return " ".join(str(error).split())

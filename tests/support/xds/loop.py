@@ -16,8 +16,8 @@ DEADLINE = 20.0
 class LoopThread:
     """A running loop; `call` and `run` wait for their result, at most ``DEADLINE`` seconds (TimeoutError)."""
 
-    def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
+    def __init__(self, name: str, make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop) -> None:
+        self.loop = make_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         self._thread.start()
 

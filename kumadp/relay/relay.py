@@ -1,0 +1,281 @@
+"""The relay as a component: the state machine, the stream to the control plane, the streams of the Envoys.
+
+Everything runs on the event loop; the machine decides, this does. Imported late: grpclib costs 40 ms and 2 MB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from kumadp.host.secrets import redact
+from kumadp.host.serve import bind_unix
+from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown, SendUp
+from kumadp.relay.downstream import Downstream
+from kumadp.relay.grpc import Server
+from kumadp.relay.health import HDS, Health
+from kumadp.relay.messages import BadMessage, Request, Response
+from kumadp.relay.sparse import Sparse
+from kumadp.relay.upstream import ADS, Dial, State, Upstream
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from kumadp.relay.machine import Machine
+    from kumadp.relay.memory import Memory
+
+log = logging.getLogger("kumadp.relay")
+
+# How long the stream is kept without an Envoy, in seconds: as long as Kuma itself waits before it deregisters.
+HOLD = 10.0
+# How long the control plane may leave a first subscription unanswered, in seconds, before that is told.
+SILENCE = 15.0
+# From this size on, in bytes, a response is taken apart in a thread: digests cost 3 ms a megabyte.
+LARGE = 256 << 10
+
+
+class Relay:
+    """Keeps one stream to the control plane and serves every Envoy from it.
+
+    ``epoch_of`` names the epoch of a peer's pid that `envoy_started` was not told of. ``listening`` is a socket bound
+    to ``path`` already, from before a re-execution. ``on_change`` is called when the status changes, ``on_accepted``
+    with the type whose accepted response did.
+    """
+
+    name = "relay"
+
+    def __init__(
+        self,
+        path: Path,
+        machine: Machine,
+        dial: Callable[[], Awaitable[Dial]],
+        *,
+        epoch_of: Callable[[int], int],
+        listening: socket.socket | None = None,
+        on_change: Callable[[], None] = lambda: None,
+        on_accepted: Callable[[str], None] = lambda _type_url: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = path
+        self._machine = machine
+        self._epoch_of = epoch_of
+        self.listening = listening
+        self._on_change = on_change
+        self._on_accepted = on_accepted
+        self._clock = clock
+        self._upstream = Upstream(dial, self, clock=clock, on_change=on_change)
+        self._downstream = Downstream(self, self._epoch)
+        self._health = Health(self._upstream.call, self._epoch)
+        self._sparse = Sparse()
+        self._epochs: dict[int, int] = {}
+        self._unanswered: dict[str, float] = {}
+        self._changed_at: dict[str, float] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    async def run(self, up: Callable[[], None]) -> None:
+        """Serve until cancelled; then end the stream to the control plane. Raises WorkDirError."""
+        sock = self.listening = self.listening or bind_unix(self._path)
+        server = Server({ADS: self._downstream.serve, HDS: self._health.serve}, self._allowed)
+        accepting = await server.start(sock)
+        up()
+        try:
+            await self._upstream.run()
+        finally:
+            accepting.close()
+            for timer in self._timers.values():
+                timer.cancel()
+            await server.close()
+            sock.close()
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+
+    # What the lifecycle tells.
+
+    def envoy_started(self, epoch: int, pid: int) -> None:
+        """An Envoy process runs: its streams count for ``epoch``, and the stream to the control plane is wanted."""
+        self._epochs[pid] = epoch
+        self._cancel("hold")
+        self._upstream.reopen()
+
+    def envoy_live(self, epoch: int) -> None:
+        """An Envoy is LIVE."""
+        self._do(self._machine.envoy_live(epoch, now=self._clock()))
+
+    def envoy_ended(self, epoch: int, *, expected: bool) -> None:
+        """An Envoy process has ended. Without any for 10 s the stream is closed, so that the mesh forgets us."""
+        self._epochs = {pid: known for pid, known in self._epochs.items() if known != epoch}
+        self._do(self._machine.envoy_ended(epoch, expected=expected))
+        if not self._epochs:
+            self._later("hold", HOLD, lambda: self._upstream.close(f"no Envoy has run for {HOLD:.0f} s"))
+
+    def hold_health(self, hold: bool) -> None:
+        """Hold back every health report, while one Envoy takes over from another."""
+        self._health.hold = hold
+
+    def close_upstream(self, reason: str) -> None:
+        """End the stream to the control plane, and stay without."""
+        self._upstream.close(reason)
+
+    def reopen_upstream(self) -> None:
+        """Have a stream to the control plane again."""
+        self._upstream.reopen()
+
+    # What others may know.
+
+    def export(self) -> Memory:
+        """What a new relay needs to go on. It may hold keys: never to disk as it is."""
+        return self._machine.export()
+
+    def status(self) -> dict[str, object]:
+        """JSON types; times in seconds since 1970."""
+        facts, now = self._upstream.facts, self._clock()
+        epoch = time.time() - now
+        return {
+            "state": facts.state.value,
+            "since": round(epoch + facts.since, 3),
+            "connected_since": round(epoch + facts.since, 3) if facts.state is State.OPEN else None,
+            "address": facts.address,
+            "last_error": facts.last_error,
+            "refusal": None if facts.refusal is None else facts.refusal.value,
+            "refused_since": None if facts.refused_since is None else round(epoch + facts.refused_since, 3),
+            "silence": round(self._silence(), 1),
+            "types": [
+                {
+                    "type": view.type_url,
+                    "accepted": view.accepted,
+                    "latest": view.latest,
+                    "open": view.open,
+                    "names": view.names,
+                    "rejected": view.rejections,
+                    "withheld": view.withheld,
+                    "changed": round(epoch + changed, 3) if (changed := self._changed_at.get(view.type_url)) else None,
+                }
+                for view in self._machine.types()
+            ],
+        }
+
+    # The stream to the control plane.
+
+    def upstream_opened(self) -> None:
+        """Subscribe."""
+        self._unanswered.clear()
+        self._do(self._machine.upstream_opened())
+
+    async def upstream_message(self, data: bytes) -> None:
+        """Remember and pass on a response."""
+        try:
+            response = await asyncio.to_thread(_take_apart, data) if len(data) > LARGE else Response.parse(data)
+        except BadMessage as error:
+            self._tell("unreadable", f"the control plane sent what is no discovery response: {error}")
+            return
+        self._unanswered.pop(response.type_url, None)
+        self._changed_at[response.type_url] = self._clock()
+        self._do(self._machine.upstream_message(response))
+
+    def upstream_closed(self) -> None:
+        """Nothing is asked any more."""
+        self._unanswered.clear()
+        self._cancel("silence")
+        self._do(self._machine.upstream_closed())
+
+    # The streams of the Envoys.
+
+    def down_opened(self, stream: int, epoch: int) -> None:
+        """A stream of an Envoy."""
+        self._do(self._machine.down_opened(stream, epoch))
+
+    def down_message(self, stream: int, data: bytes) -> None:
+        """A request of an Envoy."""
+        self._do(self._machine.down_message(stream, data))
+
+    def down_closed(self, stream: int) -> None:
+        """The end of a stream."""
+        self._do(self._machine.down_closed(stream))
+
+    def _epoch(self, pid: int) -> int:
+        known = self._epochs.get(pid)
+        return self._epoch_of(pid) if known is None else known
+
+    def _allowed(self, uid: int) -> bool:
+        if uid in (0, os.geteuid()):
+            return True
+        self._tell("stranger", f"a process of user {uid} was turned away from {self._path}")
+        return False
+
+    # Doing.
+
+    def _do(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case SendUp(data):
+                    self._upstream.send(data)
+                    self._expect(Request.parse(data))
+                case SendDown(stream, type_url, data):
+                    self._downstream.send(stream, type_url, data)
+                case Accepted(type_url):
+                    self._sparse.reset(f"rejected {type_url}")
+                    self._on_accepted(type_url)
+                case Rejected(type_url, version, reason, by_guard):
+                    who = "held back" if by_guard else "rejected by Envoy"
+                    self._tell(f"rejected {type_url}", f"{_short(type_url)} {version} is {who}: {redact(reason)}")
+                case Note(text):
+                    log.info("%s", text)
+        due = self._machine.next_tick()
+        if due is None:
+            self._cancel("tick")
+        else:
+            self._later("tick", max(0.0, due - self._clock()), self._tick)
+        if actions:
+            self._on_change()
+
+    def _tick(self) -> None:
+        self._do(self._machine.tick(self._clock()))
+
+    def _expect(self, request: Request) -> None:
+        """A first subscription is answered in any case; what follows may not be."""
+        if request.nonce:
+            return
+        self._unanswered.setdefault(request.type_url, self._clock())
+        if "silence" not in self._timers:
+            self._later("silence", SILENCE, self._note_silence)
+
+    def _note_silence(self) -> None:
+        self._cancel("silence")
+        if self._unanswered:
+            names = ", ".join(map(_short, self._unanswered))
+            self._tell("silence", f"the control plane has not answered for {self._silence():.0f} s: {names}")
+            self._on_change()
+            self._later("silence", SILENCE, self._note_silence)
+
+    def _silence(self) -> float:
+        return self._clock() - min(self._unanswered.values()) if self._unanswered else 0.0
+
+    def _tell(self, kind: str, text: str) -> None:
+        left_out = self._sparse.count(kind, self._clock())
+        if left_out is not None:
+            log.warning("%s%s", text, f" ({left_out} more like this were left out)" if left_out else "")
+
+    def _later(self, name: str, seconds: float, act: Callable[[], None]) -> None:
+        self._cancel(name)
+        self._timers[name] = asyncio.get_running_loop().call_later(seconds, act)
+
+    def _cancel(self, name: str) -> None:
+        if (timer := self._timers.pop(name, None)) is not None:
+            timer.cancel()
+
+
+def _take_apart(data: bytes) -> Response:
+    """Parse a response and work out its digest, which is kept. For a thread."""
+    response = Response.parse(data)
+    _ = response.digest
+    return response
+
+
+def _short(type_url: str) -> str:
+    return type_url.rpartition(".")[2]

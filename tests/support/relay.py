@@ -1,0 +1,184 @@
+"""A relay on a loop of its own, with real Envoys on its socket and the test control plane behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import ssl
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from kumadp.bootstrap.rewrite import rewrite_for_relay
+from kumadp.relay.machine import Machine
+from kumadp.relay.node import encode_node
+from kumadp.relay.relay import Relay
+from kumadp.relay.upstream import Dial
+from tests.support.daemon import Ports, get, workload
+from tests.support.kuma import dataplane
+from tests.support.poll import poll
+from tests.support.xds.envoy import DirectEnvoy, bootstrap_request, fetch_bootstrap
+from tests.support.xds.loop import LoopThread
+from tests.support.xds.plane import XdsControlPlane
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from kumadp.relay.memory import Memory
+    from tests.support.daemon import Workload
+    from tests.support.xds.resources import Tree
+
+NODE = "default.backend-01"
+
+
+class RunningRelay:
+    """A `Relay` that runs; its methods are called on its loop by `call`."""
+
+    def __init__(
+        self,
+        path: Path,
+        bootstrap: Tree,
+        plane: XdsControlPlane,
+        make_loop: Callable[[], asyncio.AbstractEventLoop],
+        **machine: Any,
+    ) -> None:
+        self.plane = plane
+        self.token = plane.token()
+        self.thread = LoopThread("relay", make_loop)
+        self.machine = Machine(encode_node(bootstrap["node"]), **machine)
+        self.accepted: list[str] = []
+        self.relay = self.thread.call(
+            lambda: Relay(path, self.machine, self.dial, epoch_of=lambda _pid: 0, on_accepted=self.accepted.append)
+        )
+        is_up = asyncio.Event()
+
+        async def start() -> asyncio.Task[None]:
+            task = asyncio.create_task(self.relay.run(is_up.set))
+            await is_up.wait()
+            return task
+
+        self.task = self.thread.run(start())
+
+    async def dial(self) -> Dial:
+        context = ssl.create_default_context(cadata=self.plane.ca)
+        return Dial((("localhost", self.plane.xds_port),), context, "localhost", self.token)
+
+    def call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        return self.thread.call(functools.partial(method, *arguments, **named))
+
+    @property
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.call(self.relay.status)
+        return found
+
+    def wait_accepted(self, *types: str) -> None:
+        def all_accepted() -> bool:
+            return {view["type"] for view in self.status["types"] if view["accepted"]} >= set(types)
+
+        poll(all_accepted, what=f"{types} accepted")
+
+    def stop(self) -> Memory:
+        """End it; what it knew."""
+        memory: Memory = self.call(self.relay.export)
+
+        async def stop() -> None:
+            self.task.cancel()
+            await asyncio.wait({self.task})
+
+        self.thread.run(stop())
+        self.thread.close()
+        return memory
+
+
+class Stage:
+    """A control plane, an application, and a bootstrap that leads Envoy to our socket."""
+
+    def __init__(
+        self, folder: Path, plane: XdsControlPlane, app: Workload, make_loop: Callable[[], asyncio.AbstractEventLoop]
+    ) -> None:
+        self.folder, self.plane, self.app, self.make_loop = folder, plane, app, make_loop
+        self.ports = Ports.take()
+        self.dataplane = dataplane("backend-01", "backend", self.ports, app.port, probes=False)
+        self.path = folder / "xds.sock"
+        request = bootstrap_request(plane, "backend-01", self.dataplane, folder)
+        self.bootstrap = rewrite_for_relay(fetch_bootstrap(plane, request), str(self.path)).bootstrap
+        self.envoys: list[RelayedEnvoy] = []
+        self.relays: list[RunningRelay] = []
+
+    def relay(self, **machine: Any) -> RunningRelay:
+        made = RunningRelay(self.path, self.bootstrap, self.plane, self.make_loop, **machine)
+        self.relays.append(made)
+        return made
+
+    def stop(self, relay: RunningRelay) -> Memory:
+        self.relays.remove(relay)
+        return relay.stop()
+
+    def envoy(self, relay: RunningRelay | None = None, epoch: int = 0) -> RelayedEnvoy:
+        made = RelayedEnvoy(self.folder, self.bootstrap, epoch)
+        made.start()
+        self.envoys.append(made)
+        if relay is not None:
+            made.belongs_to(relay)
+        return made
+
+    def serves(self) -> bool:
+        return get(self.ports.outbound) == (200, "backend")
+
+    def wait_traffic(self, deadline: float = 30.0) -> None:
+        poll(self.serves, what="traffic through the mesh", deadline=deadline)
+
+    def close(self) -> None:
+        for envoy in self.envoys:
+            envoy.close()
+        for relay in self.relays:
+            relay.stop()
+
+
+class RelayedEnvoy(DirectEnvoy):
+    """An Envoy whose control plane is a relay."""
+
+    def __init__(self, folder: Path, bootstrap: Tree, epoch: int) -> None:
+        super().__init__(folder, bootstrap)
+        self.epoch = epoch
+        self._relay: RunningRelay | None = None
+
+    @property
+    def pid(self) -> int:
+        assert isinstance(self.process, subprocess.Popen)
+        return self.process.pid
+
+    def belongs_to(self, relay: RunningRelay) -> None:
+        """Tell the relay whose streams these are."""
+        self._relay = relay
+        relay.call(relay.relay.envoy_started, self.epoch, self.pid)
+
+    def wait_live(self, deadline: float = 30.0) -> None:
+        super().wait_live(deadline)
+        if self._relay is not None:
+            self._relay.call(self._relay.relay.envoy_live, self.epoch)
+
+    def die(self) -> None:
+        """Killed, and the relay told."""
+        self.kill()
+        if self._relay is not None:
+            self._relay.call(self._relay.relay.envoy_ended, self.epoch, expected=False)
+
+    def dump(self) -> str:
+        """All the configuration it has, keys left out by Envoy itself."""
+        return json.dumps(json.loads(get(self.admin, "/config_dump?include_eds")[1]))
+
+
+@contextlib.contextmanager
+def stage(
+    folder: Path, make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop, **options: Any
+) -> Iterator[Stage]:
+    """A stage; all that runs on it is ended in the end."""
+    with workload("backend") as app, XdsControlPlane(**options) as plane:
+        made = Stage(folder, plane, app, make_loop)
+        try:
+            yield made
+        finally:
+            made.close()
