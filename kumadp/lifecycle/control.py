@@ -1,10 +1,17 @@
-"""The owner-only control socket: everything the daemon knows of itself, as JSON, for `kumadp wait`."""
+"""The owner-only control socket: everything the daemon knows of itself, as JSON, and what it can be asked to do.
+
+``POST /reload`` answers when it is done, with a line for people under ``said``. ``POST /reexec`` answers once the new
+program has passed its check, with ``count``, how often this process was re-executed so far: it is done when ``count``
+under ``reexec`` in the status is higher, and has failed when ``failed`` there, empty until then, says why. What is
+refused is answered with 409 and ``why``.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import json
+import logging
 import os
 import socket
 import stat
@@ -12,12 +19,17 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kumadp.errors import KumadpError
 from kumadp.host.serve import bind_unix, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from aiohttp import web
+
+    Action = Callable[[], Awaitable[Mapping[str, object]]]
+
+log = logging.getLogger("kumadp.lifecycle")
 
 SUFFIX = ".control"
 # Linux has 108 bytes for the path of a Unix socket, one of them ends it (unix(7)).
@@ -25,13 +37,20 @@ LONGEST_SOCKET_PATH = 107
 
 
 class ControlServer:
-    """Serves ``GET /status`` to our own user and root. The socket is bound when this is made (WorkDirError)."""
+    """Serves ``GET /status`` and ``POST /<action>`` to our own user and root.
+
+    An action does what it is for and returns what to answer (JSON types), or raises KumadpError with the reason why
+    not. The socket is bound when this is made (WorkDirError).
+    """
 
     name = "control socket"
 
-    def __init__(self, path: Path, status: Callable[[], dict[str, object]]) -> None:
+    def __init__(
+        self, path: Path, status: Callable[[], dict[str, object]], actions: Mapping[str, Action] | None = None
+    ) -> None:
         self._path = path
         self._status = status
+        self._actions = {f"/{name}": action for name, action in (actions or {}).items()}
         self._socket = bind_unix(path)
 
     async def run(self, up: Callable[[], None]) -> None:
@@ -47,9 +66,21 @@ class ControlServer:
         peer = request.transport.get_extra_info("socket") if request.transport else None
         if peer is None or _peer_uid(peer) not in {0, os.geteuid()}:
             return web.Response(status=403, text="only for the owner\n")
-        if request.path != "/status":
-            return web.Response(status=404, text="only /status is here\n")
-        return web.json_response(self._status())
+        action = self._actions.get(request.path)
+        if action is None and request.path != "/status":
+            known = " and ".join(("/status", *self._actions))
+            return web.json_response({"why": f"only {known} here"}, status=404)
+        if (request.method == "POST") is (action is None):
+            return web.json_response({"why": f"{request.path} is not for {request.method}"}, status=405)
+        if action is None:
+            return web.json_response(self._status())
+        try:
+            return web.json_response(await action())
+        except KumadpError as error:
+            return web.json_response({"why": str(error)}, status=409)
+        except Exception as error:
+            log.exception("%s failed", request.path)
+            return web.json_response({"why": f"a bug in kumadp: {type(error).__name__}: {error}"}, status=500)
 
 
 def _peer_uid(peer: Any) -> int:
@@ -118,14 +149,23 @@ class UnixConnection(http.client.HTTPConnection):
 
 def ask_status(path: Path, timeout: float = 2.0) -> dict[str, Any]:
     """The status behind a control socket. Blocks for ``timeout`` seconds at most; raises OSError."""
+    code, found = ask(path, "GET", "/status", timeout)
+    if code != 200:
+        raise OSError(f"{path}: answered with {code}")
+    return found
+
+
+def ask(path: Path, method: str, target: str, timeout: float) -> tuple[int, dict[str, Any]]:
+    """HTTP status and JSON object behind a control socket. Blocks for ``timeout`` seconds at most; raises OSError."""
     connection = UnixConnection(path, timeout)
     try:
-        connection.request("GET", "/status")
-        found = json.loads(connection.getresponse().read())
+        connection.request(method, target)
+        answer = connection.getresponse()
+        found = json.loads(answer.read())
     except (http.client.HTTPException, ValueError) as error:
         raise OSError(f"{path}: {error}") from None
     finally:
         connection.close()
     if not isinstance(found, dict):
-        raise OSError(f"{path}: not a status")
-    return found
+        raise OSError(f"{path}: not a JSON object")
+    return answer.status, found

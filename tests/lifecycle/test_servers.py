@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.errors import PortsTaken, WorkDirError
+from kumadp.errors import HandoverFailed, PortsTaken, WorkDirError
+from kumadp.lifecycle import control
 from kumadp.lifecycle.component import Stack
 from kumadp.lifecycle.control import ControlServer, ask_status, control_socket_path, find_control_sockets
 from kumadp.lifecycle.phases import Phase
@@ -86,6 +87,35 @@ async def test_the_control_socket_tells_everything_to_its_owner_alone(tmp_path: 
         with pytest.raises(WorkDirError):
             ControlServer(path, status.snapshot)
     assert not path.exists()
+
+
+async def test_the_control_socket_does_what_it_is_asked_for_and_says_why_not(tmp_path: Path) -> None:
+    path = tmp_path / "web.control"
+    done: list[str] = []
+
+    async def reload() -> dict[str, object]:
+        done.append("reload")
+        return {"said": "epoch 1 serves"}
+
+    async def refuse() -> dict[str, object]:
+        raise HandoverFailed("the new program does not start: SyntaxError")
+
+    async def fail() -> dict[str, object]:
+        raise ValueError("x")
+
+    actions = {"reload": reload, "reexec": refuse, "broken": fail}
+    async with served(ControlServer(path, Status("web", "standalone").snapshot, actions)):
+
+        async def post(target: str, method: str = "POST") -> tuple[int, dict[str, object]]:
+            return await asyncio.to_thread(control.ask, path, method, target, 10)
+
+        assert await post("/reload") == (200, {"said": "epoch 1 serves"})
+        assert await post("/reexec") == (409, {"why": "the new program does not start: SyntaxError"})
+        assert await post("/broken") == (500, {"why": "a bug in kumadp: ValueError: x"})
+        assert (await post("/reload", "GET"))[0] == 405
+        assert (await post("/status"))[0] == 405
+        assert (await post("/other"))[0] == 404
+        assert done == ["reload"]
 
 
 async def test_living_sockets_are_found_and_stale_ones_replaced(tmp_path: Path) -> None:

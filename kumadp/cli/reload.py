@@ -1,0 +1,19 @@
+"""``kumadp reload``."""
+
+from __future__ import annotations
+
+import click
+
+from kumadp.cli.asking import asking_options, order, the_socket
+
+
+@click.command()
+@asking_options("2m")
+def reload(name: str, timeout: float) -> None:
+    """Have a data plane on this host take its configuration anew, without losing a request.
+
+    A new Envoy takes over from the one that runs, and that one is let finish. Returns when it is done, as SIGHUP does
+    not. Exit code 0 when done, 79 when not, with the reason: then the old one serves on.
+    """
+    path = the_socket(name)
+    click.echo(f"{path.stem}: {order(path, 'reload', timeout).get('said', 'done')}")

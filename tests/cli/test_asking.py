@@ -1,0 +1,145 @@
+"""`kumadp reload` and `kumadp reexec`: whom they ask, what they say, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.errors import HandoverFailed
+from kumadp.lifecycle.control import ControlServer, socket_name
+from kumadp.lifecycle.status import Status
+from tests.support.command import kumadp
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+
+    from kumadp.lifecycle.control import Action
+
+
+class Host:
+    """A folder of control sockets, as one host has it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "kumadp"
+        self.folder.mkdir(mode=0o700)
+
+    def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return kumadp(*arguments, environment={"XDG_RUNTIME_DIR": str(self.folder.parent)})
+
+    @contextlib.contextmanager
+    def instance(self, name: str, status: Status | None = None, **actions: Action) -> Iterator[None]:
+        """A control socket that does these things."""
+        control = ControlServer(
+            self.folder / socket_name(name), (status or Status(name, "standalone")).snapshot, actions
+        )
+        started, ended = threading.Event(), asyncio.Event()
+        loop = asyncio.new_event_loop()
+
+        async def serve() -> None:
+            server = asyncio.create_task(control.run(started.set))
+            await ended.wait()
+            server.cancel()
+            await asyncio.wait({server})
+
+        thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+        thread.start()
+        try:
+            assert started.wait(10)
+            yield
+        finally:
+            loop.call_soon_threadsafe(ended.set)
+            thread.join()
+            loop.close()
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    # Not in tmp_path: the path of a Unix socket may have 107 bytes (unix(7)).
+    with tempfile.TemporaryDirectory(prefix="kumadp-") as folder:
+        yield Host(Path(folder))
+
+
+async def reloaded() -> dict[str, object]:
+    return {"said": "epoch 1 serves, epoch 0 drains"}
+
+
+async def refused() -> dict[str, object]:
+    raise HandoverFailed("the new program does not start: ImportError: no module x")
+
+
+def test_a_reload_says_what_was_done(host: Host) -> None:
+    with host.instance("web", reload=reloaded):
+        done = host.ask("reload")
+    assert (done.returncode, done.stdout) == (0, "web: epoch 1 serves, epoch 0 drains\n")
+
+
+def test_what_is_refused_ends_with_its_code_and_the_reason(host: Host) -> None:
+    with host.instance("web", reexec=refused):
+        done = host.ask("reexec", "--name=web")
+        unknown = host.ask("reload")
+    assert done.returncode == unknown.returncode == 79
+    assert done.stderr == "Error: web: reexec: the new program does not start: ImportError: no module x\n"
+    assert "does not know it" in unknown.stderr
+
+
+def test_a_reexec_is_done_when_the_next_program_says_so(host: Host) -> None:
+    status = Status("web", "standalone")
+    status.facts["reexec"] = {"count": 4, "failed": ""}
+
+    async def accepted() -> dict[str, object]:
+        asyncio.get_running_loop().call_later(
+            0.3, lambda: status.facts.update(reexec={"count": 5, "failed": ""}, version="9.9")
+        )
+        return {"count": 4}
+
+    with host.instance("web", status, reexec=accepted):
+        done = host.ask("reexec")
+    assert done.returncode == 0, done.stderr
+    assert "kumadp 9.9 has taken over" in done.stdout
+
+
+def test_a_reexec_that_fails_after_its_check_is_told(host: Host) -> None:
+    status = Status("web", "standalone")
+
+    async def accepted() -> dict[str, object]:
+        status.facts["reexec"] = {"count": 0, "failed": "/none/python cannot be run: No such file or directory"}
+        return {"count": 0}
+
+    with host.instance("web", status, reexec=accepted):
+        done = host.ask("reexec")
+    assert done.returncode == 79
+    assert done.stderr == "Error: web: reexec: /none/python cannot be run: No such file or directory\n"
+
+
+def test_a_reexec_that_never_ends_is_waited_for_no_longer_than_asked(host: Host) -> None:
+    async def accepted() -> dict[str, object]:
+        return {"count": 0}
+
+    with host.instance("web", reexec=accepted):
+        done = host.ask("reexec", "--timeout=300ms")
+    assert (done.returncode, done.stderr) == (79, "Error: web: reexec: not done within 300ms\n")
+
+
+def test_the_one_that_is_meant_must_be_clear(host: Host) -> None:
+    with host.instance("web", reload=reloaded), host.instance("db", reload=reloaded):
+        several = host.ask("reload")
+        named = host.ask("reload", "--name=db")
+        none = host.ask("reload", "--name=cache")
+    assert several.returncode == none.returncode == 79
+    assert several.stderr == "Error: several run here: db, web (say which with --name)\n"
+    assert named.stdout == "db: epoch 1 serves, epoch 0 drains\n"
+    assert "no kumadp of the name cache runs here" in none.stderr
+    assert "running: db, web" in none.stderr
+
+
+def test_a_wait_that_is_no_duration_is_told(host: Host) -> None:
+    done = host.ask("reload", "--timeout=5")
+    assert done.returncode == 64
+    assert "--timeout: '5' is not a duration" in done.stderr
