@@ -98,5 +98,5 @@ def decode_answer(body: bytes, url: str = "") -> BootstrapAnswer:
         template = networking.get("corefileTemplate")
         corefile = base64.b64decode(template).decode() if template else None
         return BootstrapAnswer(text, corefile, str(networking.get("address") or ""), url)
-    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
         raise UndecodableAnswer(f"the answer is not a bootstrap: {type(error).__name__}") from None

@@ -67,6 +67,7 @@ HEALING = {
     "not JSON": (Answer(200, b"<html>"), "not a bootstrap"),
     "JSON without a bootstrap": (Answer(200, b"{}"), "not a bootstrap"),
     "a list": (Answer(200, b"[]"), "not a bootstrap"),
+    "a list in a list, and so on": (Answer(200, b"[" * 100_000), "not a bootstrap"),
     "bad base64": (Answer(200, b'{"bootstrap": "%%%"}'), "not a bootstrap"),
     "an empty body": (Answer(200), "not a bootstrap"),
     "a broken connection": (Answer(reset=True), ""),
