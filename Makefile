@@ -62,6 +62,6 @@ coredns:
 	elif command -v coredns >/dev/null 2>&1; then :; \
 	elif command -v go >/dev/null 2>&1; then \
 	  echo "building CoreDNS $(COREDNS_VERSION) once (about 4 minutes) ..."; \
-	  mkdir -p $(COREDNS_DIR) && GOBIN=$(CURDIR)/$(COREDNS_DIR) go install -ldflags='-s -w' github.com/coredns/coredns@$(COREDNS_VERSION) 2>$(COREDNS_DIR)/build.log \
+	  mkdir -p $(COREDNS_DIR) && .ci/build-coredns $(COREDNS_VERSION) $(COREDNS_DIR) 2>$(COREDNS_DIR)/build.log \
 	    || { tail -3 $(COREDNS_DIR)/build.log; echo "CoreDNS could not be built; going on without it"; }; \
 	else echo "no Go here: CoreDNS is not built; Envoy's DNS filter answers instead"; fi
