@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import os
 import socket
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import is_ip
@@ -16,8 +17,10 @@ from kumadp.host.environment import child_environment, fate_of_children, find_co
 from kumadp.host.ports import Address, check_ports
 from kumadp.host.workdir import open_work_dir
 from kumadp.lifecycle.component import Stack
+from kumadp.lifecycle.control import relay_socket_path
 from kumadp.lifecycle.drain import Step, plan_drain
-from kumadp.lifecycle.loop import Outcome, PartEnded, RunLoop
+from kumadp.lifecycle.kuma import Fetched
+from kumadp.lifecycle.loop import Outcome, PartEnded, Refused, RunLoop
 from kumadp.lifecycle.names import Names
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.plan import (
@@ -40,10 +43,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.envoy.component import EnvoyComponent
+    from kumadp.errors import ControlPlaneRefused
     from kumadp.host.workdir import WorkDir
     from kumadp.lifecycle.plan import DnsPlan, ProbesPlan
+    from kumadp.lifecycle.relaying import Relaying
     from kumadp.lifecycle.sources import Prepared, Source
     from kumadp.process.supervise import ChildReport
+    from kumadp.relay.disk import Content, LastGood, LastGoodStore
     from kumadp.resources.load import Resource
     from kumadp.settings.model import Settings
     from kumadp.standalone.mesh import Mesh
@@ -71,6 +77,9 @@ class Assembly:
         self._exit = contextlib.ExitStack()
         self._envoy: EnvoyComponent | None = None
         self._names: Names | None = None
+        self._relaying: Relaying | None = None
+        self._store: LastGoodStore | None = None
+        self._last_good: LastGood | None = None
         self.work: WorkDir
         self._inbound_drained = False
         self.children_environment: Mapping[str, str] = child_environment(environ, secret_variables())
@@ -100,6 +109,7 @@ class Assembly:
         self._start_probes()
         source = await self._make_source(binary, dns, own)
         prepared = await source.prepare()
+        await self._start_relay(source, prepared)
         if dns is not None:
             self._names = Names(self, dns, standalone=standalone)
             await self._names.start(prepared.corefile_template)
@@ -185,10 +195,69 @@ class Assembly:
         log.info("Envoy %s at %s%s", envoy.version, binary, f", CoreDNS {coredns}" if coredns else "")
         if self._mesh is not None:
             return StandaloneSource(self.settings, self._mesh, self.work, own, dns)
-        serves = self._probes is not None
+        settings, serves = self.settings, self._probes is not None
         versions = (envoy, coredns)
-        client = KumaClient(self.settings, self._resource, self.work, dns, versions, serves_probes=serves)
-        return KumaSource(client, self.work, own, self.status, relay_path=None)
+        client = KumaClient(settings, self._resource, self.work, dns, versions, serves_probes=serves)
+        relay = relay_socket_path(self._name, self.work.path, self._environ) if settings.xds_relay == "on" else None
+        if relay is not None:
+            # In 40 ms, while the control plane is asked.
+            self._relay_module = asyncio.create_task(asyncio.to_thread(import_module, "kumadp.lifecycle.relaying"))
+            self._last_good = await self._read_last_good(envoy.version)
+        return KumaSource(client, self.work, own, self.status, relay_path=relay, last_good=self._last_good_bootstrap())
+
+    async def _read_last_good(self, envoy_version: str) -> LastGood | None:
+        """What is on disk of the last run, and the store for what comes; None where nothing is kept."""
+        from kumadp.host.statedir import open_state_dir
+        from kumadp.relay.disk import Binding, LastGoodStore
+
+        settings = self.settings
+        if settings.last_good == "off":
+            return None
+        directory = await asyncio.to_thread(open_state_dir, self._name, settings.state_dir, self._environ)
+        if directory is None:
+            log.info("no state directory: the last good configuration is not kept")
+            return None
+        mesh = self._resource.mesh if self._resource is not None else settings.mesh
+        binding = Binding(mesh, self._name, settings.cp_address, envoy_version)
+        self._store = LastGoodStore(directory, binding, self._content, max_age=settings.last_good_max_age)
+        return await self._store.load()
+
+    def _content(self) -> Content | None:
+        return self._relaying.content() if self._relaying is not None else None
+
+    def _last_good_bootstrap(self) -> Fetched | None:
+        found = self._last_good
+        return Fetched(found.bootstrap, found.corefile_template, found.confirmed) if found is not None else None
+
+    async def _start_relay(self, source: Source, prepared: Prepared) -> None:
+        from kumadp.lifecycle.sources import KumaSource
+
+        if not isinstance(source, KumaSource) or source.relay_path is None or prepared.upstream is None:
+            return
+        relaying = (await self._relay_module).Relaying
+        stale = source.later is not None
+        self._relaying = relaying(
+            source.relay_path,
+            source.client,
+            prepared,
+            self.status,
+            epoch_of=self._epoch_of,
+            refused=self._refused,
+            memory=self._last_good.memory if stale and self._last_good is not None else None,
+            stale=stale,
+        )
+        if self._store is not None:
+            self._relaying.keep_in(self._store)
+        await self.stack.enter(self._relaying.relay)
+
+    def _epoch_of(self, pid: int) -> int:  # noqa: ARG002
+        return 0
+
+    def _refused(self, error: ControlPlaneRefused) -> None:
+        if self.settings.on_control_plane_refusal == "serve":
+            self.status.worry("control plane", str(error))
+        else:
+            self.loop.post(Refused(error))
 
     async def _start_envoy(self, binary: Path, prepared: Prepared, source: Source) -> None:
         from kumadp.bootstrap.address import TcpAdmin
@@ -238,12 +307,24 @@ class Assembly:
 
     def _envoy_changed(self, report: ChildReport) -> None:
         self.status.note_child(report)
+        self._tell_relay(report)
         if report.state in {ChildState.EXITED, ChildState.BACKOFF} and self.status.phase is Phase.READY:
             self.status.wait_for("envoy", report.last_exit)
             self.status.move(Phase.STARTING, report.last_exit)
         elif report.state is ChildState.RUNNING:
             self.status.wait_for("envoy", "")
             self.settle()
+
+    def _tell_relay(self, report: ChildReport) -> None:
+        if self._relaying is None:
+            return
+        relay = self._relaying.relay
+        if report.state is ChildState.STARTING and report.pid is not None:
+            relay.envoy_started(0, report.pid)
+        elif report.state is ChildState.RUNNING:
+            relay.envoy_live(0)
+        elif report.state is ChildState.EXITED:
+            relay.envoy_ended(0, expected=False)
 
     def _envoy_reason(self, reason: str) -> None:
         if reason:

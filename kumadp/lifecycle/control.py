@@ -19,7 +19,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kumadp.errors import KumadpError
+from kumadp.errors import KumadpError, WorkDirError
 from kumadp.host.serve import bind_unix, serve
 
 if TYPE_CHECKING:
@@ -105,10 +105,28 @@ def socket_name(name: str) -> str:
 def control_socket_path(name: str, environ: Mapping[str, str]) -> Path:
     """Where the control socket of the data plane ``name`` goes: the first folder that is, or can be made, private.
 
-    A folder whose name leaves no room for the socket's is passed over.
+    A folder whose name leaves no room for the socket's is passed over. Raises OSError where there is none.
     """
+    return _private_path(socket_name(name), environ)
+
+
+def relay_socket_path(name: str, work: Path, environ: Mapping[str, str]) -> Path:
+    """Where Envoy finds the relay: in the work directory, or beside the control socket where that name is too long.
+
+    Raises WorkDirError where there is no place.
+    """
+    path = work / "relay.sock"
+    if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+        return path
+    try:
+        return _private_path(f"{name[:60] or 'kumadp'}.relay", environ)
+    except OSError:
+        raise WorkDirError(f"{path} is too long for a socket", "choose a shorter --work-dir") from None
+
+
+def _private_path(file: str, environ: Mapping[str, str]) -> Path:
     for folder in _folders(environ):
-        path = folder / socket_name(name)
+        path = folder / file
         if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
             continue
         with contextlib.suppress(OSError):

@@ -96,7 +96,7 @@ class KumaSource:
         self._work = work
         self._taken = taken
         self._status = status
-        self._relay_path = relay_path
+        self.relay_path = relay_path
         self._last_good = last_good
         self._hand_over = hand_over
         self._unreachable = asyncio.Event()
@@ -152,8 +152,8 @@ class KumaSource:
         spec = self.client.resource.spec if self.client.resource is not None else None
         admin = spec.networking.admin if spec is not None else None
         tree, upstream = fetched.tree, None
-        if self._relay_path is not None and get(tree, "dynamicResources", "adsConfig") is not None:
-            rewritten = rewrite_for_relay(tree, str(self._relay_path))
+        if self.relay_path is not None and get(tree, "dynamicResources", "adsConfig") is not None:
+            rewritten = rewrite_for_relay(tree, str(self.relay_path))
             tree, upstream = rewritten.bootstrap, rewritten.upstream
             if rewritten.delta:
                 log.info("the control plane offers delta xDS; kumadp's relay speaks state of the world")

@@ -39,6 +39,8 @@ class Status:
         self.fatal: dict[str, str] = {}
         self.ports: dict[str, str] = {}
         self.facts: dict[str, object] = {}
+        self.asked: dict[str, Callable[[], object]] = {}
+        self.concerns: dict[str, str] = {}
         self.moved: list[Callable[[Phase, str], None]] = []
 
     def move(self, phase: Phase, why: str) -> None:
@@ -59,6 +61,15 @@ class Status:
             self.reasons[part] = reason
         else:
             self.reasons.pop(part, None)
+
+    def worry(self, part: str, concern: str) -> None:
+        """Note what is wrong with ``part`` although traffic flows; an empty concern takes the note away. Logged."""
+        if concern and self.concerns.get(part) != concern:
+            log.warning("%s: %s", part, concern)
+        if concern:
+            self.concerns[part] = concern
+        elif self.concerns.pop(part, ""):
+            log.info("%s: well again", part)
 
     def note_fatal(self, part: str, story: str) -> None:
         """Note that ``part`` is gone for good; its story stays in the status."""
@@ -91,9 +102,11 @@ class Status:
             "state": self.ready_state,
             "reasons": [f"{part}: {reason}" for part, reason in self.reasons.items()],
             "children": {name: _child(report) for name, report in self.children.items()},
+            "concerns": [f"{part}: {concern}" for part, concern in self.concerns.items()],
             "fatal": dict(self.fatal),
             "ports": dict(self.ports),
             **self.facts,
+            **{name: ask() for name, ask in self.asked.items()},
         }
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from kumadp.relay.machine import Machine
     from kumadp.relay.memory import Memory
+    from kumadp.relay.upstream import Facts
 
 log = logging.getLogger("kumadp.relay")
 
@@ -131,6 +132,16 @@ class Relay:
     def export(self) -> Memory:
         """What a new relay needs to go on. It may hold keys: never to disk as it is."""
         return self._machine.export()
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the stream to the control plane; times are the clock's."""
+        return self._upstream.facts
+
+    @property
+    def silence(self) -> float:
+        """For how many seconds the control plane has left a first subscription unanswered; 0 when it has not."""
+        return self._silence()
 
     def status(self) -> dict[str, object]:
         """JSON types; times in seconds since 1970."""

@@ -173,6 +173,11 @@ class Daemon:
                 self.process.wait()
 
 
+def folders(tmp_path: Path) -> tuple[str, ...]:
+    """Flags for directories of the test's own."""
+    return ("--work-dir", str(tmp_path / "work"), "--state-dir", str(tmp_path / "state"))
+
+
 @contextlib.contextmanager
 def run_kumadp(
     tmp_path: Path,
@@ -200,7 +205,7 @@ def run_kumadp(
     log = tmp_path / "kumadp.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "kumadp", "run", "--work-dir", str(tmp_path / "work"), *arguments],
+            [*prefix, sys.executable, "-m", "kumadp", "run", *folders(tmp_path), *arguments],
             env=full,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,190 @@
+"""The relay of one run: made from bootstrap and settings, dialled with what is true now, kept on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from kumadp.bootstrap.fields import get
+from kumadp.errors import ControlPlaneRefused
+from kumadp.relay.disk import Content
+from kumadp.relay.machine import Machine
+from kumadp.relay.node import encode_node
+from kumadp.relay.refusal import Refusal
+from kumadp.relay.relay import SILENCE, Relay
+from kumadp.relay.upstream import Dial, State
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from kumadp.bootstrap.rewrite import Upstream
+    from kumadp.lifecycle.kuma import KumaClient
+    from kumadp.lifecycle.sources import Prepared
+    from kumadp.lifecycle.status import Status
+    from kumadp.relay.disk import LastGoodStore
+    from kumadp.relay.memory import Memory
+
+log = logging.getLogger("kumadp.lifecycle")
+
+# How long the control plane may refuse us (seconds) before that is for good: a token file may be on its way. One that
+# had us before is more likely to be in trouble itself, as a control plane that has lost its signing keys.
+PATIENCE = 60.0
+PATIENCE_WITH_A_FRIEND = 600.0
+# How long it may be away (seconds) before that is told as a concern.
+AWAY = 5.0
+
+
+class Relaying:
+    """Owns the relay. ``refused`` hears that the control plane refuses for good."""
+
+    def __init__(
+        self,
+        path: Path,
+        client: KumaClient,
+        prepared: Prepared,
+        status: Status,
+        *,
+        epoch_of: Callable[[int], int],
+        refused: Callable[[ControlPlaneRefused], None],
+        memory: Memory | None = None,
+        stale: bool = False,
+        listening: socket.socket | None = None,
+    ) -> None:
+        self._client = client
+        self._status = status
+        self._refused = refused
+        self._store: LastGoodStore | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        self._was_open = False
+        self.use(prepared)
+        self._node = _node(prepared)
+        self._machine = machine = Machine(self._node, memory=memory, withhold_secrets=stale)
+        self.relay = Relay(
+            path,
+            machine,
+            self._dial,
+            epoch_of=epoch_of,
+            listening=listening,
+            on_change=self._changed,
+            on_accepted=self._accepted,
+        )
+        status.asked["relay"] = self.relay.status
+
+    def use(self, prepared: Prepared) -> None:
+        """Take the way to the control plane, from the next attempt on, from this bootstrap."""
+        assert prepared.upstream is not None  # noqa: S101 - without one there is no relay
+        self._prepared = prepared
+        self._upstream: Upstream = prepared.upstream
+
+    def renew(self, prepared: Prepared) -> bool:
+        """Go on with this bootstrap; True when its Node is another one, so that the stream has to be opened anew.
+
+        A control plane reads the Node once a stream (Kuma 2.8 to 2.13).
+        """
+        self.use(prepared)
+        self._kept()
+        node = _node(prepared)
+        if node == self._node:
+            return False
+        self._node = node
+        self._machine.renew_node(node)
+        self.relay.close_upstream("the Dataplane, or what else the control plane is told of it, is another one")
+        self.relay.reopen_upstream()
+        return True
+
+    def keep_in(self, store: LastGoodStore) -> None:
+        """Keep what is accepted on disk from now on."""
+        self._store = store
+        self._status.asked["last_good"] = store.status
+
+    def content(self) -> Content | None:
+        """What is kept on disk: None while nothing was accepted."""
+        fetched, memory = self._prepared.fetched, self.relay.export()
+        if fetched is None or not any(one.accepted for one in memory.types):
+            return None
+        return Content(fetched.tree, fetched.corefile_template, memory)
+
+    async def _dial(self) -> Dial:
+        return await asyncio.to_thread(self._make_dial)
+
+    def _make_dial(self) -> Dial:
+        from kumadp.controlplane.client import Trust, make_context
+
+        upstream, settings = self._upstream, self._client.settings
+        token, _ = self._client.token()
+        trust = self._client.trust()
+        if not trust.ca and upstream.ca_inline is not None:
+            trust = Trust(upstream.ca_inline.decode("ascii", "replace"), verify=trust.verify)
+        return Dial(
+            addresses=addresses(upstream.host, upstream.port, settings.cp_addresses),
+            tls=make_context(trust) if upstream.tls else None,
+            server_name=upstream.server_name if upstream.server_name != upstream.host else "",
+            token=token,
+            metadata=upstream.metadata,
+        )
+
+    def _accepted(self, _type_url: str) -> None:
+        self._kept()
+
+    def _kept(self) -> None:
+        if self._store is not None:
+            self._store.changed()
+
+    def _changed(self) -> None:
+        """Read what the relay says of itself, and tell what an operator should know."""
+        facts = self.relay.facts
+        if facts.state is State.OPEN:
+            self._was_open = True
+            self._calm()
+            self._status.worry("control plane", self._silence())
+        elif facts.state is State.HELD_CLOSED:
+            self._calm()
+        elif self._patience is None:
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(AWAY, self._impatient)
+
+    def _calm(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _silence(self) -> str:
+        silent = self.relay.silence
+        return f"it has not answered for {silent:.0f} s" if silent >= SILENCE else ""
+
+    def _impatient(self) -> None:
+        facts, loop = self.relay.facts, asyncio.get_running_loop()
+        self._patience = None
+        if facts.state in {State.OPEN, State.HELD_CLOSED}:
+            return
+        self._status.worry("control plane", facts.last_error or "it does not answer")
+        patience = PATIENCE_WITH_A_FRIEND if self._was_open else PATIENCE
+        since = facts.refused_since
+        if facts.refusal is Refusal.AUTH and since is not None and loop.time() - since >= patience:
+            self._refused(ControlPlaneRefused(f"the control plane refuses this data plane: {facts.last_error}"))
+            return
+        self._patience = loop.call_later(AWAY, self._impatient)
+
+
+def _node(prepared: Prepared) -> bytes:
+    tree = prepared.fetched.tree if prepared.fetched is not None else {}
+    return encode_node(get(tree, "node") or {})
+
+
+def addresses(host: str, port: int, urls: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """Where the stream may go: what the bootstrap says, and the other addresses of the same control plane.
+
+    Where the bootstrap leads to one of the addresses that the user named, the others are as good.
+    """
+    named = []
+    for url in urls:
+        parts = urlsplit(url)
+        named.append((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)))
+    if (host, port) not in named:
+        return ((host, port),)
+    at = named.index((host, port))
+    return tuple(dict.fromkeys((*named[at:], *named[:at])))
