@@ -9,6 +9,7 @@ import pytest
 import trustme
 
 from tests.support.daemon import Ports, Workload, get, workload
+from tests.support.http2 import Http2Server
 from tests.support.kuma import dataplane
 from tests.support.poll import poll
 from tests.support.xds.envoy import DirectEnvoy, direct_envoy
@@ -20,8 +21,6 @@ from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from tests.support.xds.resources import Tree
 
 pytestmark = pytest.mark.process
 
@@ -47,17 +46,9 @@ class Stage:
             yield envoy
 
 
-def reconnect_soon(bootstrap: Tree) -> None:
-    """Have Envoy look for its control plane again within a second; by itself it waits up to half a minute."""
-    for service in bootstrap["dynamicResources"]["adsConfig"]["grpcServices"]:
-        back_off = {"baseInterval": "0.1s", "maxInterval": "0.5s"}
-        service["envoyGrpc"]["retryPolicy"] = {"retryBackOff": back_off}
-
-
 @contextlib.contextmanager
 def stage(**options: Any) -> Iterator[Stage]:
     with workload("backend") as app, XdsControlPlane(**options) as plane:
-        plane.edit = reconnect_soon
         yield Stage(plane, app, Ports.take())
 
 
@@ -111,7 +102,7 @@ def test_mutual_tls_by_sds(tmp_path: Path) -> None:
 
 
 def test_endpoints_and_listeners_change_under_a_living_envoy(tmp_path: Path) -> None:
-    with stage() as at, at.envoy(tmp_path), workload("other") as other:
+    with stage() as at, at.envoy(tmp_path), Http2Server("other") as other:
         at.wait_traffic()
         mesh = at.plane.mesh(NODE)
         mesh.endpoints["backend"] = []
@@ -119,7 +110,7 @@ def test_endpoints_and_listeners_change_under_a_living_envoy(tmp_path: Path) -> 
         poll(lambda: get(at.ports.outbound) == (200, "other"), what="the new endpoint")
         mesh.remove_endpoint("backend", "127.0.0.1", other.port)
         poll(lambda: get(at.ports.outbound)[0] == 503, what="no endpoint")
-        mesh.outbound(at.ports.probes, "other", ("127.0.0.1", other.port))
+        mesh.outbound(at.ports.probes, "other", ("127.0.0.1", other.port), http2=True)
         poll(lambda: get(at.ports.probes) == (200, "other"), what="a new listener and cluster")
         # Clusters changed: the endpoints that did not came again, in a new version.
         assert len({entry.version for entry in at.plane.journal.responses(ENDPOINTS)}) >= 4

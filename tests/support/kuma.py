@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import urllib.request
 from dataclasses import dataclass
@@ -43,9 +44,10 @@ class ControlPlane:
         )
 
 
-def ask(path: str, body: object = None, token: str = "") -> bytes:
+def ask(path: str, body: object = None, token: str = "", method: str | None = None) -> bytes:
     """An answer of the control plane's API; raises OSError."""
-    request = urllib.request.Request(API + path, data=json.dumps(body).encode() if body is not None else None)
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(API + path, data=data, method=method)
     request.add_header("content-type", "application/json")
     if token:
         request.add_header("authorization", f"Bearer {token}")
@@ -54,50 +56,160 @@ def ask(path: str, body: object = None, token: str = "") -> bytes:
         return found
 
 
+def ask_json(path: str) -> Any:
+    """As `ask`, decoded; None where there is nothing (404) or no answer."""
+    with contextlib.suppress(OSError):
+        return json.loads(ask(path))
+    return None
+
+
+class KumaControlPlane:
+    """A running ``kuma-cp`` with its store in memory; what `tests.support.planes.ControlPlane` says."""
+
+    url = DATA_PLANE_SERVER
+
+    def __init__(self, binary: Path, folder: Path) -> None:
+        self._binary, self._folder = binary, folder
+        self.log = folder / "cp.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._admin = ""
+        folder.mkdir(exist_ok=True)
+        self.start()
+
+    def start(self) -> None:
+        """Start and wait for its API."""
+        environment = {
+            **os.environ,
+            "KUMA_ENVIRONMENT": "universal",
+            "KUMA_STORE_TYPE": "memory",
+            "KUMA_MODE": "zone",
+            "KUMA_GENERAL_WORK_DIR": str(self._folder),
+            "KUMA_API_SERVER_HTTP_INTERFACE": "127.0.0.1",
+            "KUMA_API_SERVER_HTTPS_INTERFACE": "127.0.0.1",
+            "KUMA_REPORTS_ENABLED": "false",
+            # What the API says of streams is 10 s old otherwise.
+            "KUMA_XDS_SERVER_DATAPLANE_STATUS_FLUSH_INTERVAL": "500ms",
+        }
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [self._binary, "run"], env=environment, stdout=out, stderr=out, cwd=self._folder
+            )
+        try:
+            self._admin = poll(self._admin_token, what="the control plane's API", deadline=60)
+            poll(self.token, what="a data plane token", deadline=30)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _admin_token(self) -> str:
+        assert self._process is not None
+        assert self._process.poll() is None, f"the control plane ended:\n{self.log.read_text()[-2000:]}"
+        with contextlib.suppress(OSError, ValueError):
+            return base64.b64decode(json.loads(ask("/global-secrets/admin-user-token"))["data"]).decode()
+        return ""
+
+    def kill(self) -> None:
+        """End it with SIGKILL: it forgets everything but its certificate."""
+        self._stop(signal.SIGKILL)
+
+    def close(self) -> None:
+        """End it in peace."""
+        self._stop(signal.SIGTERM)
+
+    def _stop(self, how: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(20)
+            self._process = None
+
+    def __enter__(self) -> KumaControlPlane:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def ca(self) -> str:
+        return (self._folder / "kuma-cp.crt").read_text()
+
+    def write_ca(self, path: Path) -> Path:
+        path.write_text(self.ca)
+        return path
+
+    def token(self, mesh: str = "default", name: str = "") -> str:
+        wanted = {"mesh": mesh, "validFor": "24h", "type": "dataplane", **({"name": name} if name else {})}
+        with contextlib.suppress(OSError):
+            return ask("/tokens/dataplane", wanted, self._admin).decode()
+        return ""
+
+    @property
+    def registered(self) -> list[str]:
+        found = ask_json("/meshes/default/dataplanes")
+        return sorted(f"{entry['mesh']}.{entry['name']}" for entry in (found or {"items": []})["items"])
+
+    def _subscriptions(self, node: str) -> list[dict[str, Any]]:
+        mesh, _, name = node.partition(".")
+        found = ask_json(f"/meshes/{mesh}/dataplanes/{name}/_overview") or {}
+        subscriptions: list[dict[str, Any]] = (found.get("dataplaneInsight") or {}).get("subscriptions") or []
+        return subscriptions
+
+    def stream(self, node: str) -> str:
+        return next((s["id"] for s in self._subscriptions(node) if "disconnectTime" not in s), "")
+
+    def rejected(self, node: str) -> int:
+        return sum(
+            int((subscription["status"].get("total") or {}).get("responsesRejected", 0))
+            for subscription in self._subscriptions(node)
+        )
+
+    def put(self, path: str, body: object) -> None:
+        """Create or change a resource by the API; raises OSError."""
+        ask(path, body, self._admin, method="PUT")
+
+    def put_dataplane(self, dataplane: dict[str, Any]) -> None:
+        self.put(f"/meshes/{dataplane['mesh']}/dataplanes/{dataplane['name']}", dataplane)
+
+    def delete_dataplane(self, mesh: str, name: str) -> None:
+        ask(f"/meshes/{mesh}/dataplanes/{name}", None, self._admin, method="DELETE")
+
+    def use_mtls(self) -> None:
+        backend = {"name": "ca-1", "type": "builtin"}
+        self.put(
+            "/meshes/default",
+            {"type": "Mesh", "name": "default", "mtls": {"enabledBackend": "ca-1", "backends": [backend]}},
+        )
+        # Without a permission nobody may speak to anybody from now on.
+        everybody = {"targetRef": {"kind": "Mesh"}}
+        self.put(
+            "/meshes/default/meshtrafficpermissions/all",
+            {
+                "type": "MeshTrafficPermission",
+                "mesh": "default",
+                "name": "all",
+                "spec": {**everybody, "from": [{**everybody, "default": {"action": "Allow"}}]},
+            },
+        )
+
+    def break_clusters(self, service: str) -> None:
+        patch = "lbPolicy: RING_HASH\nringHashLbConfig: {minimumRingSize: 100, maximumRingSize: 10}\n"
+        modification = {"cluster": {"operation": "Patch", "match": {"name": service}, "value": patch}}
+        spec = {"targetRef": {"kind": "Mesh"}, "default": {"appendModifications": [modification]}}
+        self.put(
+            f"/meshes/default/meshproxypatches/break-{service}",
+            {"type": "MeshProxyPatch", "mesh": "default", "name": f"break-{service}", "spec": spec},
+        )
+
+    def mend_clusters(self, service: str) -> None:
+        ask(f"/meshes/default/meshproxypatches/break-{service}", None, self._admin, method="DELETE")
+
+
 @contextlib.contextmanager
 def control_plane(folder: Path) -> Iterator[ControlPlane]:
     """A running control plane with everything it writes in ``folder``; one at a time, as its ports are Kuma's own."""
     binary = need_kuma_cp()
-    folder.mkdir()
-    with turn("kuma-cp"):
-        yield from _run(binary, folder)
-
-
-def _run(binary: Path, folder: Path) -> Iterator[ControlPlane]:
-    environment = {
-        **os.environ,
-        "KUMA_ENVIRONMENT": "universal",
-        "KUMA_STORE_TYPE": "memory",
-        "KUMA_MODE": "zone",
-        "KUMA_GENERAL_WORK_DIR": str(folder),
-        "KUMA_API_SERVER_HTTP_INTERFACE": "127.0.0.1",
-        "KUMA_API_SERVER_HTTPS_INTERFACE": "127.0.0.1",
-        "KUMA_REPORTS_ENABLED": "false",
-    }
-    log = folder / "cp.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen([binary, "run"], env=environment, stdout=out, stderr=out, cwd=folder)
-    try:
-        admin = poll(lambda: _admin_token(process, log), what="the control plane's API", deadline=60)
-        token = poll(lambda: _dataplane_token(admin), what="a data plane token", deadline=30)
-        (folder / "dp.token").write_bytes(token)
-        yield ControlPlane(folder / "kuma-cp.crt", folder / "dp.token", log)
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _admin_token(process: subprocess.Popen[bytes], log: Path) -> str:
-    assert process.poll() is None, f"the control plane ended:\n{log.read_text()[-2000:]}"
-    with contextlib.suppress(OSError, ValueError):
-        return base64.b64decode(json.loads(ask("/global-secrets/admin-user-token"))["data"]).decode()
-    return ""
-
-
-def _dataplane_token(admin: str) -> bytes:
-    with contextlib.suppress(OSError):
-        return ask("/tokens/dataplane", {"mesh": "default", "validFor": "24h", "type": "dataplane"}, admin)
-    return b""
+    with turn("kuma-cp"), KumaControlPlane(binary, folder) as plane:
+        (folder / "dp.token").write_text(plane.token())
+        yield ControlPlane(folder / "kuma-cp.crt", folder / "dp.token", plane.log)
 
 
 def dataplane(name: str, service: str, ports: Ports, app_port: int, *, probes: bool = True) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A real Envoy that speaks to the test control plane itself, with nothing between."""
+"""A real Envoy that speaks to a control plane itself, with nothing between."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import urllib.request
 from base64 import b64decode
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from tests.support.daemon import get
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
@@ -19,12 +21,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.daemon import Ports
-    from tests.support.xds.plane import XdsControlPlane
+    from tests.support.planes import ControlPlane
     from tests.support.xds.resources import Tree
 
 
-def bootstrap_request(plane: XdsControlPlane, name: str, dataplane: Tree, workdir: Path, *features: str) -> Tree:
-    """What kuma-dp 2.13.5 asks with, the little that our control plane reads."""
+def bootstrap_request(
+    plane: ControlPlane, name: str, dataplane: Tree, workdir: Path, *features: str, readiness: int = 9902
+) -> Tree:
+    """What kuma-dp 2.13.5 asks with, the little that control planes need; ``readiness`` is a port."""
     return {
         "mesh": "default",
         "name": name,
@@ -34,16 +38,18 @@ def bootstrap_request(plane: XdsControlPlane, name: str, dataplane: Tree, workdi
         "version": {"kumaDp": {"version": "2.13.5"}, "envoy": {"version": "1.40.0"}},
         "caCert": plane.ca,
         "workdir": str(workdir),
+        "readinessPort": readiness,
         "features": list(features),
     }
 
 
-def fetch_bootstrap(plane: XdsControlPlane, request: Tree, url: str = "") -> Tree:
+def fetch_bootstrap(plane: ControlPlane, request: Tree) -> Tree:
     """The bootstrap for a request, through the port; raises OSError."""
-    context = ssl.create_default_context(cadata=plane.ca) if plane.tls else None
-    asked = urllib.request.Request(f"{url or plane.url}/bootstrap", data=json.dumps(request).encode())
+    context = ssl.create_default_context(cadata=plane.ca) if plane.url.startswith("https") else None
+    headers = {"accept": "application/json", "content-type": "application/json"}
+    asked = urllib.request.Request(f"{plane.url}/bootstrap", json.dumps(request).encode(), headers)
     with urllib.request.urlopen(asked, timeout=10, context=context) as answer:
-        found: Tree = json.loads(b64decode(json.loads(answer.read())["bootstrap"]))
+        found: Tree = yaml.safe_load(b64decode(json.loads(answer.read())["bootstrap"]))
         return found
 
 
@@ -90,11 +96,20 @@ class DirectEnvoy:
             self.kill()
 
 
+def reconnect_soon(bootstrap: Tree) -> None:
+    """Have Envoy look for its control plane again within a second; by itself it waits up to half a minute."""
+    for service in bootstrap["dynamicResources"]["adsConfig"]["grpcServices"]:
+        back_off = {"baseInterval": "0.1s", "maxInterval": "0.5s"}
+        service["envoyGrpc"]["retryPolicy"] = {"retryBackOff": back_off}
+
+
 @contextlib.contextmanager
-def direct_envoy(folder: Path, plane: XdsControlPlane, dataplane: Tree, ports: Ports) -> Iterator[DirectEnvoy]:
+def direct_envoy(folder: Path, plane: ControlPlane, dataplane: Tree, ports: Ports) -> Iterator[DirectEnvoy]:
     """A started Envoy with the bootstrap that ``plane`` answers for a Dataplane; ended in the end."""
-    request = bootstrap_request(plane, dataplane["name"], dataplane, folder)
-    envoy = DirectEnvoy(folder, fetch_bootstrap(plane, request))
+    request = bootstrap_request(plane, dataplane["name"], dataplane, folder, readiness=ports.readiness)
+    bootstrap = fetch_bootstrap(plane, request)
+    reconnect_soon(bootstrap)
+    envoy = DirectEnvoy(folder, bootstrap)
     envoy.start()
     try:
         yield envoy

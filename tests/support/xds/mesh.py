@@ -75,13 +75,19 @@ class Mesh:
         self._listen(f"inbound:{host}:{port}", host, port, cluster, "INBOUND", protocol, self._tls)
 
     def outbound(
-        self, port: int, service: str, *endpoints: Address, protocol: str = "http", host: str = "127.0.0.1"
+        self,
+        port: int,
+        service: str,
+        *endpoints: Address,
+        protocol: str = "http",
+        http2: bool = False,
+        host: str = "127.0.0.1",
     ) -> None:
-        """A listener that leads to a service, its endpoints by EDS."""
+        """A listener that leads to a service, its endpoints by EDS; ``http2`` is what Kuma speaks between sidecars."""
         self.services.add(service)
         if endpoints:
             self.endpoints[service] = list(endpoints)
-        self.trees[CLUSTER][service] = resources.eds_cluster(service, self._tls)
+        self.trees[CLUSTER][service] = resources.eds_cluster(service, self._tls, http2=http2)
         self._listen(f"outbound:{host}:{port}", host, port, service, "OUTBOUND", protocol, None)
 
     def _listen(
@@ -164,9 +170,11 @@ def offered(dataplane: Tree) -> dict[str, list[Address]]:
     return found
 
 
-def of_dataplane(dataplane: Tree, apply: Callable[[], None]) -> Mesh:
+def of_dataplane(dataplane: Tree, apply: Callable[[], None], authority: trustme.CA | None = None) -> Mesh:
     """What Kuma makes of a Dataplane: its inbounds, its outbounds, health checks of its Envoy and workloads."""
     mesh = Mesh(lambda: None)
+    if authority is not None:
+        mesh.use_mtls(authority)
     networking: dict[str, Any] = dataplane.get("networking") or {}
     workloads = []
     for inbound in networking.get("inbound") or []:
@@ -177,7 +185,7 @@ def of_dataplane(dataplane: Tree, apply: Callable[[], None]) -> Mesh:
         mesh.inbound(inbound["port"], workload, protocol=protocol, host=host)
     for outbound in networking.get("outbound") or []:
         host = outbound.get("address") or "127.0.0.1"
-        mesh.outbound(outbound["port"], outbound["tags"]["kuma.io/service"], host=host)
+        mesh.outbound(outbound["port"], outbound["tags"]["kuma.io/service"], http2=True, host=host)
     if admin := (networking.get("admin") or {}).get("port"):
         mesh.check_health(admin, *workloads)
     mesh.apply = apply

@@ -19,7 +19,7 @@ from tests.support.xds import mesh as meshes
 from tests.support.xds.bootstrap import bootstrap
 from tests.support.xds.faults import Faults
 from tests.support.xds.front import Connection, Front
-from tests.support.xds.journal import Journal
+from tests.support.xds.journal import Journal, Kind
 from tests.support.xds.loop import LoopThread
 from tests.support.xds.mesh import Mesh
 from tests.support.xds.nodes import Registry
@@ -77,6 +77,9 @@ class XdsControlPlane:
         self.authority = trustme.CA()
         self.tls = tls
         self._meshes: dict[str, Mesh] = {}
+        self._made: set[str] = set()
+        self._put: dict[str, Tree] = {}
+        self._mesh_authority: trustme.CA | None = None
         self._registry = Registry(self.faults, self.journal, self._refresh)
         self._shared = Shared(self.faults, self.journal, self._registry)
         self._context = self._make_context(names) if tls else None
@@ -156,6 +159,41 @@ class XdsControlPlane:
         """The mesh of a node (``<mesh>.<name>``), empty at first; changes reach open streams at once."""
         return self._meshes.setdefault(node, Mesh(self._apply))
 
+    def put_dataplane(self, dataplane: Tree) -> None:
+        """Put a Dataplane into the mesh, which no data plane brings along."""
+        self._put[f"{dataplane['mesh']}.{dataplane['name']}"] = dataplane
+        self._apply()
+
+    def delete_dataplane(self, mesh: str, name: str) -> None:
+        """Take it away."""
+        del self._put[f"{mesh}.{name}"]
+        self._apply()
+
+    def use_mtls(self) -> None:
+        """Mutual TLS between all data planes whose mesh is made of their Dataplane."""
+
+        def change() -> None:
+            self._mesh_authority = trustme.CA()
+            for name in self._made:
+                self._meshes.pop(name, None)
+            self._made.clear()
+            self._refresh()
+
+        self._thread.call(change)
+
+    def break_clusters(self, service: str) -> None:
+        """Send a cluster of this name that Envoy rejects, wherever there is one."""
+        for mesh in self._with(service):
+            mesh.break_cluster(service)
+
+    def mend_clusters(self, service: str) -> None:
+        """Send a good one again."""
+        for mesh in self._with(service):
+            mesh.mend_cluster(service)
+
+    def _with(self, service: str) -> list[Mesh]:
+        return [mesh for mesh in list(self._meshes.values()) if service in mesh.services]
+
     def renew_versions(self, node: str) -> None:
         """Send all again with the content there is."""
 
@@ -173,18 +211,22 @@ class XdsControlPlane:
         self._thread.call(self._refresh)
 
     def _refresh(self) -> None:
-        registered = [node for node in self._registry.nodes.values() if node.registered and node.dataplane]
         services: dict[str, list[tuple[str, int]]] = {}
-        for node in registered:
-            for service, places in meshes.offered(node.dataplane or {}).items():
+        for name, dataplane in self._dataplanes().items():
+            for service, places in meshes.offered(dataplane).items():
                 services.setdefault(service, []).extend(places)
-            if node.name not in self._meshes:
-                self._meshes[node.name] = meshes.of_dataplane(node.dataplane or {}, self._apply)
+            if name not in self._meshes:
+                self._made.add(name)
+                self._meshes[name] = meshes.of_dataplane(dataplane, self._apply, self._mesh_authority)
         for name, mesh in list(self._meshes.items()):
             node = self._registry.node(name)
             node.serve(mesh.encoded(services))
             node.specifier = mesh.encoded_specifier()
         self._wake()
+
+    def _dataplanes(self) -> dict[str, Tree]:
+        nodes = list(self._registry.nodes.values())
+        return self._put | {node.name: node.dataplane or {} for node in nodes if node.registered}
 
     def _wake(self) -> None:
         for stream in self._shared.streams:
@@ -195,7 +237,7 @@ class XdsControlPlane:
     @property
     def registered(self) -> list[str]:
         """Nodes whose Dataplane is in the mesh."""
-        return sorted(node.name for node in list(self._registry.nodes.values()) if node.registered)
+        return sorted(self._dataplanes())
 
     def version_of(self, node: str, type_url: str) -> str:
         """The version that is served now."""
@@ -204,6 +246,14 @@ class XdsControlPlane:
     def streams(self, node: str | None = None) -> list[int]:
         """Numbers of the open ADS streams, of a node or all."""
         return self._thread.call(lambda: sorted(stream.number for stream in self._ads(node)))
+
+    def stream(self, node: str) -> str:
+        """The ADS stream that serves a node, empty where none."""
+        return self._thread.call(lambda: next((str(stream.number) for stream in self._ads(node)), ""))
+
+    def rejected(self, node: str) -> int:
+        """How many responses a node has rejected."""
+        return sum(entry.node == node for entry in self.journal.requests(kind=Kind.NACK))
 
     @property
     def connections(self) -> int:
@@ -262,8 +312,13 @@ class XdsControlPlane:
 
     def kill(self) -> None:
         """Die as a process does that keeps its store in memory."""
+
+        def forget() -> None:
+            self._put.clear()
+            self._registry.forget()
+
         self.gone()
-        self._thread.call(self._registry.forget)
+        self._thread.call(forget)
 
     def start(self) -> None:
         """Come back after `kill`: no Dataplane known, new versions of all there is."""

@@ -64,8 +64,8 @@ def static_cluster(name: str, host: str, port: int) -> Tree:
     }
 
 
-def eds_cluster(name: str, tls: Tree | None = None) -> Tree:
-    """A cluster whose endpoints come by EDS."""
+def eds_cluster(name: str, tls: Tree | None = None, *, http2: bool = False) -> Tree:
+    """A cluster whose endpoints come by EDS and speak HTTP/1.1 or HTTP/2."""
     found: Tree = {
         "name": name,
         "type": "EDS",
@@ -74,6 +74,10 @@ def eds_cluster(name: str, tls: Tree | None = None) -> Tree:
     }
     if tls is not None:
         found["transportSocket"] = _transport_socket("UpstreamTlsContext", tls)
+    if http2:
+        options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+        explicit = {"@type": _PREFIX + options, "explicitHttpConfig": {"http2ProtocolOptions": {}}}
+        found["typedExtensionProtocolOptions"] = {options: explicit}
     return found
 
 

@@ -1,0 +1,80 @@
+"""What a test needs of a control plane, be it the tests' own or a real ``kuma-cp``: one suite for both."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from tests.support.kuma import KumaControlPlane
+from tests.support.needs import need_kuma_cp
+from tests.support.turns import turn
+from tests.support.xds.plane import XdsControlPlane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+KINDS = [pytest.param("test", id="test-cp"), pytest.param("kuma", id="kuma-cp", marks=pytest.mark.kuma_cp)]
+
+
+class ControlPlane(Protocol):
+    """A running control plane with its store in memory. Nodes are named ``<mesh>.<name>``."""
+
+    @property
+    def url(self) -> str:
+        """For ``--cp-address``."""
+
+    @property
+    def ca(self) -> str:
+        """Its CA, PEM."""
+
+    def write_ca(self, path: Path) -> Path:
+        """Write the CA into a file."""
+
+    def token(self, mesh: str = "default", name: str = "") -> str:
+        """A data plane token, new after `start`."""
+
+    @property
+    def registered(self) -> list[str]:
+        """Nodes whose Dataplane is in the mesh."""
+
+    def stream(self, node: str) -> str:
+        """Which ADS stream serves a node now, empty where none: the same answer means the same stream."""
+
+    def rejected(self, node: str) -> int:
+        """How many responses a node has rejected."""
+
+    def put_dataplane(self, dataplane: dict[str, Any]) -> None:
+        """Put a Dataplane into the mesh, which no data plane brings along."""
+
+    def delete_dataplane(self, mesh: str, name: str) -> None:
+        """Take it away."""
+
+    def use_mtls(self) -> None:
+        """Mutual TLS between all data planes."""
+
+    def break_clusters(self, service: str) -> None:
+        """Send a cluster of this name that Envoy rejects."""
+
+    def mend_clusters(self, service: str) -> None:
+        """Send a good one again."""
+
+    def kill(self) -> None:
+        """End it as SIGKILL does; everything but its certificate is forgotten."""
+
+    def start(self) -> None:
+        """Start it again after `kill`, on the same port."""
+
+
+@contextlib.contextmanager
+def open_plane(kind: str, folder: Path) -> Iterator[ControlPlane]:
+    """A control plane of a kind of `KINDS`; real ones take turns, as their ports are Kuma's own."""
+    if kind == "test":
+        with XdsControlPlane() as plane:
+            yield plane
+        return
+    binary = need_kuma_cp()
+    with turn("kuma-cp"), KumaControlPlane(binary, folder / "kuma-cp") as real:
+        yield real
