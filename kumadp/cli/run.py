@@ -46,7 +46,7 @@ def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, 
     """Check what can be checked, then run and end with the exit code. Raises KumadpError before the loop runs."""
     from kumadp.cli.logs import open_logs
     from kumadp.envoy.argv import check_extra
-    from kumadp.host.handover import CHECK_VARIABLE, quiet_executor
+    from kumadp.host.handover import CHECK_VARIABLE, quiet_threads
     from kumadp.host.names import set_process_name
     from kumadp.host.secrets import register
     from kumadp.lifecycle.assemble import run_daemon
@@ -71,7 +71,7 @@ def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, 
         notes = (*warnings, *(str(note) for note in (resource.notes if resource else ())))
         work = run_daemon(settings, resource, mesh, environ, notes, display(settings))
         runner = asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop))
-        runner.get_loop().set_default_executor(quiet_executor())
+        runner.run(quiet_threads())
         code = runner.run(work).code
     finally:
         logs.close()

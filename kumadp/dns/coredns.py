@@ -58,7 +58,10 @@ async def _ask(path: Path, argument: str, environment: Mapping[str, str]) -> str
 
 
 class CoreDnsComponent:
-    """Runs CoreDNS on ``port``; up once it answers. ``gave_up`` hears its story when the budget is spent."""
+    """Runs CoreDNS on ``port``; up once it answers. ``gave_up`` hears its story when the budget is spent.
+
+    ``first`` is a CoreDNS that runs already.
+    """
 
     name = "coredns"
 
@@ -71,12 +74,20 @@ class CoreDnsComponent:
         grace: float,
         changed: Callable[[ChildReport], None],
         gave_up: Callable[[str], None],
+        first: Child | None = None,
     ) -> None:
         self._port = port
         self._gave_up = gave_up
         self._answered = False
         self.supervisor = Supervisor(
-            self.name, command, policy, self._bring_up, permanent=self._permanent, changed=changed, grace=grace
+            self.name,
+            command,
+            policy,
+            self._bring_up,
+            permanent=self._permanent,
+            changed=changed,
+            grace=grace,
+            first=first,
         )
 
     async def run(self, up: Callable[[], None]) -> None:

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from kumadp.errors import HandoverFailed
 from kumadp.host import inherited
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+    from collections.abc import Callable, Iterable, Mapping, MutableMapping
 
 # The number of the memfd, and nothing else; `child_environment` keeps both from children.
 VARIABLE = "KUMADP_HANDOVER"
@@ -92,7 +93,7 @@ def read(memfd: int) -> Handover:
             raise HandoverFailed("what is handed over is not sealed")
         data = os.pread(memfd, os.fstat(memfd).st_size, 0)
         handover = msgspec.msgpack.decode(data, type=Handover)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
         raise HandoverFailed(f"what is handed over cannot be read: {error}") from None
     if handover.format != FORMAT:
         raise HandoverFailed(f"what is handed over has format {handover.format}, this kumadp knows {FORMAT}")
@@ -122,7 +123,8 @@ def receive(environ: MutableMapping[str, str]) -> Handover | None:
 async def hold_signals() -> None:
     """Block `HELD_SIGNALS`, and have the loop see those that came before: none is lost over execve(2).
 
-    What is blocked stays pending until `release_signals`, in this program or the next.
+    What is blocked stays pending until `release_signals`, in this program or the next, as long as no other thread takes
+    it: see `quiet_threads`.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     # The wakeup descriptor is read in the next turn of the loop, the handler called in the one after.
@@ -135,12 +137,21 @@ def release_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
 
-def quiet_executor() -> ThreadPoolExecutor:
-    """For a loop's default executor: its threads take no `HELD_SIGNALS`, so that blocked ones stay pending.
+async def quiet_threads() -> None:
+    """Let the threads of the running loop take no `HELD_SIGNALS`, so that blocked ones stay pending.
 
-    No process may be started in them: it would have these signals blocked.
+    To be called before it has any. No process may be started in them: it would have these signals blocked.
     """
-    return ThreadPoolExecutor(initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, HELD_SIGNALS))
+    loop = asyncio.get_running_loop()
+    executor = ThreadPoolExecutor(initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, HELD_SIGNALS))
+    loop.set_default_executor(executor)
+    # uvloop has threads of its own from the first name on that it looks up. This one needs no name server, and is not
+    # in the form that it reads by itself.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+    try:
+        await loop.getaddrinfo("127.1", 0, flags=socket.AI_NUMERICHOST)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def become(
@@ -157,7 +168,6 @@ def become(
     memfd = write(handover)
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, memfd)
-        taken = undo.enter_context(_taken_by_threads())
         try:
             for descriptor in (memfd, *handover.descriptors):
                 os.set_inheritable(descriptor, True)
@@ -165,27 +175,10 @@ def become(
             if _stdin_is_kept():
                 os.lseek(0, 0, os.SEEK_SET)
             flush()
-            for number in taken:
-                signal.pthread_kill(threading.get_ident(), number)
             os.execve(argv[0], argv, {**environ, VARIABLE: str(memfd)})  # noqa: S606 - our own command line
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise HandoverFailed(f"{argv[0]} cannot be run: {reason}") from None
-
-
-@contextlib.contextmanager
-def _taken_by_threads() -> Iterator[list[int]]:
-    """Held signals that the kernel gave to a thread which does not block them: they would end with this program."""
-    taken: list[int] = []
-    before = {number: signal.getsignal(number) for number in HELD_SIGNALS}
-    handled = {number: handler for number, handler in before.items() if callable(handler)}
-    for number in handled:
-        signal.signal(number, lambda came, _frame: taken.append(came))
-    try:
-        yield taken
-    finally:
-        for number, handler in handled.items():
-            signal.signal(number, handler)
 
 
 def keep_stdin() -> None:

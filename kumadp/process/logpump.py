@@ -109,7 +109,11 @@ class LogPump:
         if not lost:
             return False
         if not self._lost:
-            log.warning("%s writes faster than its lines can be logged: some are thrown away", self._name)
+            log.warning(
+                "%s writes faster than its lines can be logged: some are thrown away, and should it have found its "
+                "FIFO full, it may say nothing more until it is started again (--on-parent-death=kill makes it wait)",
+                self._name,
+            )
         self._lost += lost + MAX_LINE
         self._buffer.clear()
         self._cutting = True

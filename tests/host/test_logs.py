@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -194,3 +195,26 @@ def test_name_servers_are_read_in_order_without_scoped_ones(tmp_path: Path) -> N
 def test_facts_of_this_host_have_their_types() -> None:
     assert isinstance(has_ipv6(), bool)
     assert system_ca_path() == "" or system_ca_path().startswith("/")
+
+
+def test_a_flush_waits_for_what_is_queued_and_for_no_output_that_is_stuck(tmp_path: Path) -> None:
+    logs = output(tmp_path / "log")
+    for number in range(500):
+        log.info("line %d", number)
+    assert logs.flush()
+    assert len((tmp_path / "log").read_text().splitlines()) == 500
+    log.info("after")
+    logs.close()
+    assert (tmp_path / "log").read_text().endswith("after\n")
+    os.mkfifo(tmp_path / "stuck")
+    reader = os.open(tmp_path / "stuck", os.O_RDWR)
+    stuck = output(tmp_path / "stuck")
+    for _ in range(2000):
+        log.info("x" * 100)
+    assert not stuck.flush(0.05)
+    os.set_blocking(reader, False)
+    while not stuck.flush(0.01):
+        with contextlib.suppress(BlockingIOError):
+            os.read(reader, 65536)
+    stuck.close()
+    os.close(reader)

@@ -121,3 +121,16 @@ def test_a_directory_of_somebody_else_s_is_used_by_root_alone(tmp_path: Path, mo
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
     with pytest.raises(WorkDirError, match="belongs to another user"):
         opened(work=str(folder))
+
+
+def test_it_goes_over_to_the_next_program_with_its_lock(tmp_path: Path) -> None:
+    for made in (opened(), opened(work=str(tmp_path / "named"))):
+        handed = made.handed()
+        # As after execve(2): only what is told and the descriptor are left. Nobody took it in between.
+        other = open_work_dir("other", str(tmp_path / "changed"), "", "", {}, handed)
+        assert (other.path, other.temporary) == (made.path, made.temporary)
+        with pytest.raises(WorkDirError, match="is running"):
+            opened(work=str(made.path))
+        other.close()
+        assert made.path.exists() is not made.temporary
+    assert not (tmp_path / "changed").exists()

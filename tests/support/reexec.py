@@ -53,6 +53,7 @@ class Program:
         self.again = asyncio.Event()
 
     async def main(self) -> None:
+        await handover.quiet_threads()
         plan = self.plan
         sections = HANDED.sections if HANDED is not None else {}
         if sections:
@@ -61,7 +62,6 @@ class Program:
         handed = msgspec.msgpack.decode(work, type=HandedWorkDir) if work else None
         self.work = open_work_dir("web", "", "", "", {}, handed)
         loop = asyncio.get_running_loop()
-        loop.set_default_executor(handover.quiet_executor())
         loop.add_signal_handler(signal.SIGUSR1, self.again.set)
         loop.add_signal_handler(signal.SIGUSR2, self.count)
         handover.release_signals()

@@ -1,0 +1,87 @@
+"""The new program is tried first: what is broken in it is told, and nothing else happens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp import __version__
+from kumadp.errors import HandoverFailed
+from kumadp.host.handover import collect
+from kumadp.process.rehearse import rehearse
+from tests.support.command import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+HANDED = collect({"relay": b"what is known"}, [])
+DATAPLANE = ROOT / "configs" / "dataplane.yaml"
+
+
+def program(folder: Path, *arguments: str) -> tuple[str, ...]:
+    """`kumadp run` of a copy of the package, which a test may break."""
+    shutil.copytree(ROOT / "kumadp", folder / "kumadp", ignore=shutil.ignore_patterns("__pycache__"))
+    start = f"import sys; sys.path.insert(0, {str(folder)!r}); from kumadp.cli.main import main; main()"
+    return (sys.executable, "-c", start, "run", f"--standalone={DATAPLANE}", *arguments)
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("KUMA", "POD_"))}
+
+
+def descriptors() -> list[str]:
+    return sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+async def test_one_that_would_take_over_says_its_version_and_does_nothing(tmp_path: Path) -> None:
+    before = descriptors()
+    said = await rehearse(HANDED, environment(), argv=program(tmp_path, f"--work-dir={tmp_path}/work"))
+    assert said == f"kumadp {__version__}"
+    assert descriptors() == before
+    assert not (tmp_path / "work").exists()
+
+
+async def test_a_module_that_is_imported_late_is_looked_at_too(tmp_path: Path) -> None:
+    argv = program(tmp_path)
+    (tmp_path / "kumadp" / "probes" / "virtual.py").write_text("def broken(:\n")
+    with pytest.raises(HandoverFailed, match=r"does not start: .*kumadp\.probes\.virtual cannot be .*SyntaxError"):
+        await rehearse(HANDED, environment(), argv=argv)
+
+
+async def test_one_that_dies_at_its_first_import_is_told_by_its_last_line(tmp_path: Path) -> None:
+    argv = program(tmp_path)
+    (tmp_path / "kumadp" / "errors.py").write_text("import a_library_that_was_not_installed\n")
+    with pytest.raises(HandoverFailed, match="does not start: ModuleNotFoundError: No module named 'a_library"):
+        await rehearse(HANDED, environment(), argv=argv)
+
+
+async def test_settings_that_are_wrong_by_now_are_told(tmp_path: Path) -> None:
+    with pytest.raises(HandoverFailed, match="--drain-time"):
+        await rehearse(HANDED, environment(), argv=program(tmp_path, "--drain-time=5"))
+
+
+async def test_a_program_that_cannot_read_what_is_handed_over_is_not_taken(tmp_path: Path) -> None:
+    argv = program(tmp_path)
+    source = tmp_path / "kumadp" / "host" / "handover.py"
+    source.write_text(source.read_text().replace("FORMAT = 1\n", "FORMAT = 2\n"))
+    with pytest.raises(HandoverFailed, match="has format 1, this kumadp knows 2"):
+        await rehearse(HANDED, environment(), argv=argv)
+
+
+async def test_one_that_hangs_is_not_waited_for_and_ends(tmp_path: Path) -> None:
+    hanging = ("/bin/sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    with pytest.raises(HandoverFailed, match="did not pass its check within 1 s"):
+        await rehearse(HANDED, environment(), argv=hanging, deadline=1.0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+async def test_one_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(HandoverFailed, match="cannot be started: No such file"):
+        await rehearse(HANDED, environment(), argv=(str(tmp_path / "none"),))
