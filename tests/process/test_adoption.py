@@ -139,9 +139,11 @@ def test_an_adopted_child_is_stopped_and_killed_like_one_of_ours(folder: Path, l
 
 
 async def test_the_group_of_a_stranger_s_child_is_left_alone(folder: Path) -> None:
-    kept = Kept(folder, f"sleep 60 & echo $! > {folder}/pid; while [ ! -e {folder}/end ]; do sleep 0.01; done; exit 0")
+    note = f"echo $! > {folder}/p; mv {folder}/p {folder}/pid"
+    kept = Kept(folder, f"sleep 60 & {note}; while [ ! -e {folder}/end ]; do sleep 0.01; done; exit 0")
     child = kept.adopt()
-    other = psutil.Process(int(poll((folder / "pid").read_text, what="the other's pid")))
+    poll((folder / "pid").exists, what="the other's pid")
+    other = psutil.Process(int((folder / "pid").read_text()))
     (folder / "end").touch()
     await child.wait()
     assert other.status() != psutil.STATUS_ZOMBIE
