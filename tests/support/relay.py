@@ -8,7 +8,7 @@ import functools
 import json
 import ssl
 import subprocess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kumadp.bootstrap.rewrite import rewrite_for_relay
 from kumadp.relay.machine import Machine
@@ -33,6 +33,21 @@ if TYPE_CHECKING:
 NODE = "default.backend-01"
 
 
+class Target(Protocol):
+    """A control plane that a relay can be led to."""
+
+    @property
+    def ca(self) -> str:
+        """The CA as PEM."""
+
+    @property
+    def xds_port(self) -> int:
+        """On localhost."""
+
+    def token(self) -> str:
+        """A token for the data plane."""
+
+
 class RunningRelay:
     """A `Relay` that runs; its methods are called on its loop by `call`."""
 
@@ -40,7 +55,7 @@ class RunningRelay:
         self,
         path: Path,
         bootstrap: Tree,
-        plane: XdsControlPlane,
+        plane: Target,
         make_loop: Callable[[], asyncio.AbstractEventLoop],
         **machine: Any,
     ) -> None:

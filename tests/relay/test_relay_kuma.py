@@ -1,0 +1,109 @@
+"""The relay between a real Envoy and a real control plane, where KUMA_CP names a `kuma-cp` binary."""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+import time
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvloop
+
+from kumadp.bootstrap.parse import parse_bootstrap
+from kumadp.bootstrap.rewrite import rewrite_for_relay
+from tests.support.daemon import Ports, get, workload
+from tests.support.kuma import ControlPlane, ask, control_plane, dataplane
+from tests.support.poll import poll
+from tests.support.relay import RelayedEnvoy, RunningRelay
+from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.process, pytest.mark.kuma_cp]
+
+NAME = "backend-01"
+
+
+class Kuma:
+    """A real control plane as the target of a relay."""
+
+    xds_port = 5678
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self.plane = plane
+
+    @property
+    def ca(self) -> str:
+        return self.plane.ca.read_text()
+
+    def token(self) -> str:
+        return self.plane.token.read_text()
+
+    def bootstrap(self, made: dict[str, Any], folder: Path) -> dict[str, Any]:
+        request = {
+            "mesh": "default",
+            "name": NAME,
+            "proxyType": "dataplane",
+            "dataplaneToken": self.token(),
+            "dataplaneResource": json.dumps(made),
+            "version": {"kumaDp": {"version": "2.13.5"}, "envoy": {"version": "1.40.0", "kumaDpCompatible": True}},
+            "caCert": self.ca,
+            "workdir": str(folder),
+            "readinessPort": 9902,
+            "features": [],
+        }
+        asked = urllib.request.Request("https://localhost:5678/bootstrap", data=json.dumps(request).encode())
+        asked.add_header("accept", "application/json")
+        with urllib.request.urlopen(asked, context=ssl.create_default_context(cadata=self.ca)) as answer:
+            return parse_bootstrap(base64.b64decode(json.loads(answer.read())["bootstrap"]))
+
+
+def registered() -> bool:
+    return NAME in ask("/meshes/default/dataplanes").decode()
+
+
+def test_kuma_sees_one_stream_whatever_becomes_of_envoy(tmp_path: Path) -> None:
+    ports = Ports.take()
+    with control_plane(tmp_path / "cp") as plane, workload("backend") as app:
+        kuma = Kuma(plane)
+        path = tmp_path / "xds.sock"
+        made = dataplane(NAME, "backend", ports, app.port, probes=False)
+        bootstrap = rewrite_for_relay(kuma.bootstrap(made, tmp_path), str(path)).bootstrap
+        relay = RunningRelay(path, bootstrap, kuma, uvloop.new_event_loop)
+        envoy = RelayedEnvoy(tmp_path, bootstrap, 0)
+
+        def serves() -> bool:
+            return get(ports.outbound) == (200, "backend")
+
+        try:
+            envoy.start()
+            envoy.belongs_to(relay)
+            poll(serves, what="traffic through the mesh", deadline=40)
+            relay.wait_accepted(CLUSTER, ENDPOINTS, LISTENER)
+            since = relay.status["connected_since"]
+            envoy.die()
+            envoy.start()
+            envoy.belongs_to(relay)
+            poll(serves, what="traffic again")
+            assert relay.status["connected_since"] == since
+            assert registered()
+            # Closed, the control plane knows at once: it forgets the Dataplane after 10 s, not when a ping fails.
+            relay.call(relay.relay.close_upstream, "test")
+            poll(lambda: not registered(), what="the Dataplane gone", deadline=12)
+            relay.call(relay.relay.reopen_upstream)
+            poll(registered, what="the Dataplane there")
+            # Broken and dialled at once, the stream is refused until it is freed, and is there right after.
+            relay.call(relay.relay.close_upstream, "test")
+            broken = time.monotonic()
+            relay.call(relay.relay.reopen_upstream)
+            poll(lambda: relay.status["refusal"] == "active", what="the refusal")
+            poll(lambda: relay.status["state"] == "open", what="the stream", deadline=15)
+            assert time.monotonic() - broken > 9.5
+            assert serves()
+        finally:
+            envoy.close()
+            relay.stop()
