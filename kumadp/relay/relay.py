@@ -16,7 +16,7 @@ from kumadp.host.secrets import redact
 from kumadp.host.serve import bind_unix
 from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown, SendUp
 from kumadp.relay.downstream import Downstream
-from kumadp.relay.grpc import Server
+from kumadp.relay.grpc_server import Server
 from kumadp.relay.health import HDS, Health
 from kumadp.relay.messages import BadMessage, Request, Response
 from kumadp.relay.sparse import Sparse

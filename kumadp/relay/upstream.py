@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from kumadp.errors import KumadpError
 from kumadp.host.secrets import redact, register
-from kumadp.relay.grpc import Call, Ended, Wire, connect
+from kumadp.relay.grpc import Call, Ended
+from kumadp.relay.grpc_client import Wire, connect
 from kumadp.relay.refusal import Backoff, Refusal, classify
 from kumadp.relay.sparse import Sparse
 
@@ -29,6 +30,8 @@ PING = (20.0, 15.0)
 # A stream that was open for so long (seconds) has earned a fresh back-off.
 EARNED = 5.0
 RESOLVE_SECONDS = 5.0
+# Characters of what a control plane says that are kept.
+LONGEST_REASON = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,4 +298,4 @@ def _reason(error: Exception) -> str:
         return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:LONGEST_REASON]

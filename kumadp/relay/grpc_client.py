@@ -1,0 +1,130 @@
+"""A gRPC client's connection: dialled by numeric address, pinged, and ended so that the server sees it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+from grpclib.config import Configuration
+from grpclib.protocol import AbstractHandler
+from h2.exceptions import H2Error
+
+from kumadp.relay.grpc import SHUTDOWN_SECONDS, Call, Ended, FrameProtocol, configure
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Mapping
+
+    from grpclib.protocol import Connection, Stream
+
+WINDOW = 16 << 20
+CONNECT_SECONDS = 5.0
+# How long sent bytes may stay unacknowledged before the kernel gives the connection up.
+UNACKNOWLEDGED_SECONDS = 30.0
+
+
+class Wire:
+    """A client's HTTP/2 connection."""
+
+    def __init__(self, protocol: _ClientProtocol, authority: str, scheme: str) -> None:
+        self._protocol = protocol
+        self._authority = authority
+        self._scheme = scheme
+
+    async def call(self, path: str, metadata: Mapping[str, str]) -> Call:
+        """Open a stream. Raises Ended where the connection is gone."""
+        headers = [
+            (":method", "POST"),
+            (":scheme", self._scheme),
+            (":path", path),
+            (":authority", self._authority),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            ("user-agent", "grpc-python-kumadp"),
+            *metadata.items(),
+        ]
+        connection: Connection = self._protocol.connection
+        if connection.is_closing():
+            raise Ended(None, "the connection is closed")
+        stream = connection.create_stream()
+        try:
+            release = await stream.send_request(headers, _processor=self._protocol.processor)
+        except H2Error as error:
+            raise Ended(None, f"no stream could be opened: {type(error).__name__}") from None
+        return Call(stream, release)
+
+    async def close(self) -> None:
+        """End all streams and the connection so that the server sees it at once: RST_STREAM, GOAWAY, then TCP's end."""
+        connection: Connection = self._protocol.connection
+        if not connection.is_closing():
+            with contextlib.suppress(H2Error):
+                connection._connection.close_connection()  # noqa: SLF001 - grpclib offers no GOAWAY
+            connection.flush()
+        self._protocol.processor.close("closed by us")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_SECONDS):
+                await self._protocol.handler.lost.wait()
+
+
+class _Calling(AbstractHandler):
+    """The client's side of a connection: nobody calls us."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+
+    def accept(self, stream: Stream, headers: object, release_stream: Callable[[], None]) -> None:  # noqa: ARG002
+        release_stream()
+
+    def cancel(self, stream: Stream) -> None:
+        """The call hears of it itself."""
+
+    def close(self) -> None:
+        """The calls hear of it themselves."""
+
+
+class _ClientProtocol(FrameProtocol):
+    handler: _Calling
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self.handler.lost.set()
+
+
+async def connect(
+    address: tuple[str, int], *, authority: str, tls: ssl.SSLContext | None, server_name: str, ping: tuple[float, float]
+) -> Wire:
+    """A connection to a numeric address, pinged every ``ping[0]`` seconds, closed without an answer in ``ping[1]``.
+
+    Raises OSError (TimeoutError and ssl.SSLError are).
+    """
+    # At least 15 s lie between two pings in Kuma, or it closes the connection (2.8 to 2.13).
+    config = Configuration(
+        _keepalive_time=ping[0],
+        _keepalive_timeout=ping[1],
+        _http2_max_pings_without_data=0,
+        _http2_min_sent_ping_interval_without_data=ping[0] * 0.9,
+        http2_connection_window_size=WINDOW,
+        http2_stream_window_size=WINDOW,
+    ).__for_client__()
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_SECONDS * 1000))
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await loop.sock_connect(sock, address)
+            if tls is not None:
+                tls.set_alpn_protocols(["h2"])
+            _, protocol = await loop.create_connection(
+                lambda: _ClientProtocol(_Calling(), config, configure(client=True)),
+                sock=sock,
+                ssl=tls,
+                server_hostname=server_name if tls is not None else None,
+                ssl_shutdown_timeout=SHUTDOWN_SECONDS if tls is not None else None,
+            )
+    except BaseException:
+        sock.close()
+        raise
+    return Wire(protocol, authority, "http" if tls is None else "https")
