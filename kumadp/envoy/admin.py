@@ -22,11 +22,13 @@ class AdminClient:
 
     def __init__(self, address: AdminAddress) -> None:
         self.address = address
-        path = address.path if isinstance(address, UnixAdmin) else None
-        base = "http://localhost" if path else f"http://{address}"
-        # verify=False: plain HTTP, and httpx would otherwise read all CAs for nothing.
-        transport = httpx.AsyncHTTPTransport(verify=False, uds=path, limits=httpx.Limits(max_keepalive_connections=0))
-        self._client = httpx.AsyncClient(base_url=base, transport=transport, trust_env=False, timeout=DEADLINE)
+        self._client = _client(address)
+
+    async def move_to(self, address: AdminAddress) -> None:
+        """Ask at another address from now on."""
+        if address != self.address:
+            former, self.address, self._client = self._client, address, _client(address)
+            await former.aclose()
 
     async def get(self, path: str, timeout: float = DEADLINE) -> tuple[int, bytes]:
         """Status and body of a GET."""
@@ -61,3 +63,11 @@ class AdminClient:
     async def close(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+
+def _client(address: AdminAddress) -> httpx.AsyncClient:
+    path = address.path if isinstance(address, UnixAdmin) else None
+    base = "http://localhost" if path else f"http://{address}"
+    # verify=False: plain HTTP, and httpx would otherwise read all CAs for nothing.
+    transport = httpx.AsyncHTTPTransport(verify=False, uds=path, limits=httpx.Limits(max_keepalive_connections=0))
+    return httpx.AsyncClient(base_url=base, transport=transport, trust_env=False, timeout=DEADLINE)

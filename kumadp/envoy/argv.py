@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.errors import Problem
@@ -84,3 +86,47 @@ def envoy_argv(
         argv += ["--component-log-level", component_log_level]
     argv += ["--concurrency", str(concurrency)] if concurrency > 0 else ["--cpuset-threads"]
     return (*argv, *extra)
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """Where an epoch stands. ``base_id`` None: epoch 0, whose base id Envoy chooses and writes to ``base_id_file``.
+
+    ``parent_shutdown`` in seconds from LIVE; ``concurrency`` workers, None: as the command line says.
+    """
+
+    number: int
+    base_id: int | None
+    base_id_file: Path
+    sockets: Path
+    parent_shutdown: float
+    concurrency: int | None = None
+
+
+def epoch_argv(argv: Sequence[str], epoch: Epoch) -> tuple[str, ...]:
+    """The command line of `envoy_argv` with hot restart in place of ``--disable-hot-restart``.
+
+    Envoy docs, hot restart: a dynamic base id is for epoch 0 alone. The sockets are files of the owner's; by default
+    they are abstract, which everybody on the host may speak to. Statistics of the parent are not taken over: the new
+    epoch's main thread would wait for the old one's every five seconds.
+    """
+    if epoch.base_id is None:
+        place: tuple[str, ...] = ("--use-dynamic-base-id", "--base-id-path", str(epoch.base_id_file))
+    else:
+        place = ("--base-id", str(epoch.base_id), "--restart-epoch", str(epoch.number))
+    found: list[str] = []
+    for argument in argv:
+        if argument == "--disable-hot-restart":
+            found += [*place, "--socket-path", str(epoch.sockets), "--socket-mode", "600"]
+            found += ["--parent-shutdown-time-s", str(math.ceil(epoch.parent_shutdown))]
+            found += ["--skip-hot-restart-parent-stats"]
+        elif argument == "--cpuset-threads" and epoch.concurrency is not None:
+            found += ["--concurrency", str(epoch.concurrency)]
+        else:
+            found.append(argument)
+    return tuple(found)
+
+
+def workers_of(argv: Sequence[str]) -> int | None:
+    """How many workers a command line asks for, None where Envoy counts the processors."""
+    return int(argv[argv.index("--concurrency") + 1]) if "--concurrency" in argv else None

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import re
 import signal
 from typing import TYPE_CHECKING
 
 import httpx
 
 from kumadp.envoy.admin import AdminClient
+from kumadp.envoy.epochs import Kind
+from kumadp.envoy.generations import Generations
+from kumadp.envoy.hang import HangWatch
 from kumadp.envoy.proof import prove_private
+from kumadp.envoy.reload import Hooks, Plan, ReloadOutcome
+from kumadp.envoy.serving import Serving, configuration_error
 from kumadp.errors import AdminExposed
+from kumadp.process.policy import ChildState
 from kumadp.process.supervise import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from kumadp.bootstrap.address import AdminAddress
+    from kumadp.envoy.reload import Adopted, EnvoyState, HotRestart
     from kumadp.process.child import Child, Command, ExitStatus
     from kumadp.process.policy import RestartPolicy
     from kumadp.process.supervise import ChildReport
@@ -28,35 +33,17 @@ log = logging.getLogger("kumadp.envoy")
 
 _FIRST_POLL = 0.02
 _LONGEST_POLL = 0.25
-_STATS = r"^listener_manager\.(lds\.update_(success|rejected)|total_listeners_(active|warming)|workers_started)$"
-# Envoy's API: ServerInfo.State.
-_WAITS_FOR = {"PRE_INITIALIZING": ": it waits for clusters", "INITIALIZING": ": it waits for listeners and routes"}
-# What Envoy prints when no restart can help: 1.40, and the older form.
-_CONFIGURATION_ERRORS = (
-    re.compile(r"error `(?P<why>.+?)`\s+initializing config", re.DOTALL),
-    re.compile(r"error initializing configuration '[^']*': (?P<why>[^\n]+)"),
-)
-# protobuf marks texts that are for people with such a word and uneven spaces.
-_NOISE = re.compile(r"goo\.gle/debug\w+")
-# A port may be free at the next try.
-_PASSING = "cannot bind"
-
-
-def configuration_error(lines: Sequence[str]) -> str | None:
-    """Why Envoy refused its configuration, in one line, by the last lines it printed; None where it did not."""
-    text = "\n".join(lines)
-    for pattern in _CONFIGURATION_ERRORS:
-        if found := pattern.search(text):
-            why = " ".join(_NOISE.sub("", found["why"]).split())
-            return None if why.startswith(_PASSING) else why
-    return None
+# When whoever asked for a cold restart is told that it does not come up (seconds).
+COLD_WITHIN = 15.0
+_WATCH, _NO_HOOKS = HangWatch(), Hooks()
 
 
 class EnvoyComponent:
     """Runs Envoy. ``reason`` hears why it does not serve yet, "" once it does; ``changed`` hears each state.
 
     ``leaving`` says whether everything is about to stop: an Envoy that ends then is not started again, since a new one
-    would take traffic that nobody drains.
+    would take traffic that nobody drains. ``hot`` None: hot restart is off, and the command line is kuma-dp's.
+    ``watch`` None: one that hangs is left alone. ``adopt``: one that runs already is gone on with.
     """
 
     name = "envoy"
@@ -72,17 +59,31 @@ class EnvoyComponent:
         changed: Callable[[ChildReport], None],
         reason: Callable[[str], None],
         leaving: Callable[[], bool] = lambda: False,
+        hot: HotRestart | None = None,
+        watch: HangWatch | None = _WATCH,
+        hooks: Hooks = _NO_HOOKS,
+        adopt: Adopted | None = None,
     ) -> None:
         self.admin = AdminClient(admin)
-        self._address = admin
-        self._dynamic = dynamic
         self._reason = reason
         self._leaving = leaving
+        self._watching = watch
+        self._inbound_drained = False
         self._was_live = False
         self._gone = asyncio.Event()
         self._changed = changed
-        self.supervisor = Supervisor(
-            self.name, command, policy, self._bring_up, permanent=self._permanent, changed=self._on_change, grace=grace
+        self._serving = Serving(self.admin, reason)
+        plan = Plan(command, admin, dynamic)
+        self._generations = Generations(plan, hot, hooks, self.admin, grace=grace, adopt=adopt)
+        self.supervisor = self._generations.supervisor = Supervisor(
+            self.name,
+            self._generations.cold_command,
+            policy,
+            self._bring_up,
+            permanent=self._permanent,
+            changed=self._on_change,
+            grace=grace,
+            first=adopt.current if adopt is not None else None,
         )
 
     @property
@@ -92,11 +93,59 @@ class EnvoyComponent:
 
     async def run(self, up: Callable[[], None]) -> None:
         """Keep Envoy running until cancelled; raises ChildFailed or AdminExposed."""
+        watch = asyncio.ensure_future(self._watch(self._watching)) if self._watching is not None else None
         try:
             await self.supervisor.run(up)
         finally:
             self._gone.set()
+            if watch is not None:
+                watch.cancel()
+            await self._generations.close()
             await self.admin.close()
+
+    async def reload(self, why: str, plan: Plan | None = None, *, allow_cold: bool = False) -> ReloadOutcome:
+        """Replace the running Envoy by one that runs ``plan``, None: what runs now, anew.
+
+        With hot restart no connection is lost: the new one takes the listeners, the old one drains. Where that cannot
+        be done (hot restart is off or locked, another protocol of it, fewer workers) it is refused with the reason, or
+        with ``allow_cold`` done by a restart, which is an outage. At most one reload waits for the one under way, and
+        the newest wins. What fails leaves the old Envoy serving.
+        """
+        if self._inbound_drained or self._leaving():
+            what = "inbound is drained, and a new Envoy would take it up again"
+            reason = what if self._inbound_drained else "everything stops"
+            return ReloadOutcome(Kind.REFUSED, reason, self._generations.line.epoch, 0.0)
+        return await self._generations.reload(why, plan, allow_cold=allow_cold)
+
+    def export(self) -> EnvoyState | None:
+        """What another kumadp needs to go on with this Envoy; None while none serves or two change places."""
+        return self._generations.export()
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether a new epoch comes up."""
+        return self._generations.hands_over
+
+    @property
+    def busy(self) -> bool:
+        """Whether a reload that is asked for now would wait."""
+        return self._generations.busy
+
+    def generation_of(self, pid: int) -> int | None:
+        """Which Envoy of all that were started a pid is, None where it is none that runs."""
+        return self._generations.numbers.get(pid)
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """Every Envoy that runs: the current one first, then one that drains or comes up."""
+        current = self.supervisor.child
+        first = (current,) if current is not None and not current.ended else ()
+        return (*first, *self._generations.others)
+
+    def kill(self) -> None:
+        """Kill every Envoy at once."""
+        self._generations.kill()
+        self.supervisor.kill()
 
     async def gone(self) -> None:
         """Return once Envoy has ended."""
@@ -104,10 +153,14 @@ class EnvoyComponent:
 
     async def fail_health_checks(self) -> None:
         """``POST /healthcheck/fail``; raises OSError when Envoy does not take it."""
+        self._generations.leave()
+        await self._generations.settled()
         await self._post("/healthcheck/fail")
 
     async def drain_inbound(self) -> None:
         """Drain inbound listeners and stay (Kuma 2.8: what SIGUSR2 asks for)."""
+        self._inbound_drained = True
+        await self._generations.settled()
         await self._post("/drain_listeners?inboundonly&graceful&skip_exit")
 
     async def _post(self, path: str) -> None:
@@ -121,68 +174,57 @@ class EnvoyComponent:
     def _on_change(self, report: ChildReport) -> None:
         if report.pid is None and report.state.name not in {"STARTING"}:
             self._gone.set()
+            self._generations.ended(report.last_exit)
             if report.last_exit:
                 self._reason(report.last_exit)
         elif report.pid is not None:
             self._gone.clear()
         self._changed(report)
+        if report.state is ChildState.RUNNING and self._generations.line.blind:
+            self.supervisor.note_blind("it serves, but its admin is gone")
 
     async def _bring_up(self, child: Child) -> None:
-        pause = _FIRST_POLL
-        while not await self._serves():
+        if self._generations.spawned(child):
+            # Its admin is gone: that it runs is all that can be known.
+            self._was_live = True
+            return
+        pause, since = _FIRST_POLL, asyncio.get_running_loop().time()
+        while not await self._serving.serves(dynamic=self._generations.plan.dynamic):
             await asyncio.sleep(pause)
             pause = min(pause * 1.3, _LONGEST_POLL)
+            if asyncio.get_running_loop().time() - since > COLD_WITHIN:
+                self._generations.overdue(f"it does not serve after {COLD_WITHIN:g} s and goes on trying")
         try:
-            await prove_private(child.pid, self._address)
+            await prove_private(child.pid, self.admin.address)
         except AdminExposed:
             child.send_signal(signal.SIGKILL)
             await child.wait()
             raise
         self._was_live = True
         self._reason("")
+        self._generations.live()
 
-    async def _serves(self) -> bool:
+    async def _watch(self, watch: HangWatch) -> None:
+        """Kill an Envoy that hangs; the restart policy does the rest."""
+        while True:
+            child = self.supervisor.child
+            if child is None or child.ended or self.supervisor.report.state is not ChildState.RUNNING:
+                await asyncio.sleep(watch.interval)
+                continue
+            hangs = await watch.hangs(child.pid, self._answers)
+            # Who is about to change places, or is blind, has no admin that could answer.
+            is_current = child is self.supervisor.child and self.supervisor.report.state is ChildState.RUNNING
+            if hangs and is_current and not self.hands_over:
+                log.error("Envoy hangs: no answer from its admin and no CPU used for %g s; it is killed", watch.limit)
+                child.send_signal(signal.SIGKILL)
+                await child.wait()
+
+    async def _answers(self) -> bool:
         try:
-            live, state = await self.admin.ready()
-            if not live:
-                self._reason(f"Envoy is {state or 'not ready'}{_WAITS_FOR.get(state, '')}")
-                return False
-            stats = await self.admin.stats(_STATS)
-            return await self._has_listeners(stats)
-        except (httpx.HTTPError, ValueError, AttributeError, KeyError, TypeError):
-            # A stranger may have the port for a moment, and answer anything.
-            self._reason("Envoy's admin does not answer yet")
+            await self.admin.get("/ready")
+        except httpx.HTTPError:
             return False
-
-    async def _has_listeners(self, stats: dict[str, int]) -> bool:
-        value = {name.removeprefix("listener_manager."): number for name, number in stats.items()}
-        if not value.get("workers_started"):
-            self._reason("Envoy's workers have not started")
-            return False
-        if value.get("total_listeners_warming"):
-            self._reason(f"{value['total_listeners_warming']} listeners are warming")
-            return False
-        if not self._dynamic or value.get("lds.update_success"):
-            return True
-        if value.get("lds.update_rejected"):
-            if value.get("total_listeners_active"):
-                log.warning("Envoy rejected some listeners: %s", await self._rejection())
-                return True
-            self._reason(f"Envoy rejected the listeners: {await self._rejection()}")
-            return False
-        self._reason("no listeners from the control plane yet")
-        return False
-
-    async def _rejection(self) -> str:
-        try:
-            _, body = await self.admin.get("/config_dump?resource=dynamic_listeners")
-            entries = json.loads(body).get("configs", [])
-        except (httpx.HTTPError, ValueError):
-            return "unknown"
-        told = [
-            f"{entry.get('name')}: {entry['error_state'].get('details')}" for entry in entries if "error_state" in entry
-        ]
-        return "; ".join(told) or "unknown"
+        return True
 
     def _permanent(self, status: ExitStatus, lines: list[str]) -> str | None:
         if self._leaving():

@@ -343,7 +343,7 @@ class Assembly:
     def kill(self) -> None:
         """Kill the children at once; a temporary directory goes too."""
         if self._envoy is not None:
-            self._envoy.supervisor.kill()
+            self._envoy.kill()
         if self._names is not None:
             self._names.kill()
         self._exit.close()

@@ -1,0 +1,125 @@
+"""What the epochs of one base id share on this host: sockets, base id, shared memory."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import re
+import socket
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kumadp.errors import WorkDirError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where shm_open(3) puts it
+# The only layout that is known: version 11, 104 bytes, flags in the last eight (Envoy 1.28 to 1.40).
+KNOWN_VERSION = "11.104"
+_HEADER = struct.Struct("=QQ")
+_FLAGS = struct.Struct("=Q")
+_INITIALIZING = 1
+# Envoy appends a role and a number of up to 20 digits; sun_path ends after 107 (unix(7)).
+_LONGEST_SUFFIX = len("_udp_parent_18446744073709551615")
+_MOST = 107
+
+
+class BaseLine:
+    """The files of one base id, ``h<serial>`` in our own directory. All methods may block for a moment."""
+
+    def __init__(self, directory: Path, serial: int) -> None:
+        self.serial = serial
+        self.sockets = directory / f"h{serial}"
+        self.base_id_file = directory / f"h{serial}.base"
+        if len(os.fsencode(self.sockets)) + _LONGEST_SUFFIX > _MOST:
+            raise WorkDirError(
+                f"{directory} is too long for Envoy's hot restart sockets", "choose a shorter --work-dir"
+            )
+
+    def base_id(self) -> int | None:
+        """The base id that Envoy chose at epoch 0, None before."""
+        with contextlib.suppress(OSError, ValueError):
+            return int(self.base_id_file.read_text())
+        return None
+
+    def parent_socket(self, epoch: int) -> Path | None:
+        """The socket at which the epoch after this one reaches it."""
+        # Envoy 1.40 names it by ten times the base id plus the epoch modulo 3, with the sign of a 32-bit number.
+        base = self.base_id()
+        if base is None:
+            return None
+        number = base * 10
+        if number >= 2**31:
+            number += 2**64 - 2**32
+        return self.sockets.with_name(f"{self.sockets.name}_parent_{number + epoch % 3}")
+
+    def unlock(self) -> bool:
+        """Let a further epoch be started after one that ended before it was LIVE; False where that cannot be done.
+
+        Envoy refuses it ("previous envoy process is still initializing") by a flag that the dead epoch left behind.
+        Only for a layout that is known, and only once that epoch has ended and the current one is LIVE.
+        """
+        with contextlib.suppress(OSError, ValueError), self._mapped() as memory:
+            flags = _FLAGS.unpack_from(memory, len(memory) - _FLAGS.size)[0]
+            _FLAGS.pack_into(memory, len(memory) - _FLAGS.size, flags & ~_INITIALIZING)
+            return True
+        return False
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[mmap.mmap]:
+        handle = os.open(self._shared_memory(), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.fstat(handle)
+            version, size = (int(part) for part in KNOWN_VERSION.split("."))
+            if found.st_uid != os.geteuid() or found.st_size != size:
+                raise ValueError("not ours")
+            with mmap.mmap(handle, size) as memory:
+                if _HEADER.unpack_from(memory) != (size, version):
+                    raise ValueError("another layout")
+                yield memory
+        finally:
+            os.close(handle)
+
+    def _shared_memory(self) -> Path:
+        base = self.base_id()
+        if base is None:
+            raise FileNotFoundError(self.base_id_file)
+        return SHARED_MEMORY / f"envoy_shared_memory_{base * 10}"
+
+    def clean(self) -> None:
+        """Remove everything, once no epoch of it runs any more."""
+        with contextlib.suppress(OSError):
+            shared = self._shared_memory()
+            if shared.lstat().st_uid == os.geteuid():
+                shared.unlink()
+        for path in self._files():
+            path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        found = self.sockets.parent.glob(f"{self.sockets.name}_*")
+        # The base id last: it is what leads to the rest.
+        return [*found, self.base_id_file]
+
+    def lives(self) -> bool:
+        """Whether an epoch of it still listens."""
+        for path in self.sockets.parent.glob(f"{self.sockets.name}_parent_*"):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asker, contextlib.suppress(OSError):
+                asker.connect(str(path))
+                return True
+        return False
+
+
+def sweep(directory: Path) -> int:
+    """Clean what dead runs left in ``directory``; returns the first serial number that is free. May block."""
+    free = 0
+    for path in directory.glob("h*.base"):
+        if found := re.fullmatch(r"h(\d+)\.base", path.name):
+            line = BaseLine(directory, int(found[1]))
+            if line.lives():
+                free = max(free, line.serial + 1)
+            else:
+                line.clean()
+    return free

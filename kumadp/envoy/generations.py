@@ -1,0 +1,398 @@
+"""Does what the rules of epochs ask for: spawns, watches, hands over, retires."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from kumadp.envoy import epochs
+from kumadp.envoy.argv import Epoch, epoch_argv
+from kumadp.envoy.baseline import BaseLine, sweep
+from kumadp.envoy.epochs import Ask, Kind, Line, Stage
+from kumadp.envoy.proof import prove_private
+from kumadp.envoy.reload import Asks, EnvoyState, check, command_of
+from kumadp.envoy.retire import retire
+from kumadp.envoy.serving import ServerInfo, Serving
+from kumadp.envoy.takeover import Takeover
+from kumadp.errors import AdminExposed, KumadpError, WorkDirError
+from kumadp.process.child import Child
+from kumadp.process.policy import ChildState
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from pathlib import Path
+
+    from kumadp.envoy.admin import AdminClient
+    from kumadp.envoy.reload import Adopted, Hooks, HotRestart, Plan, ReloadOutcome
+    from kumadp.process.child import Command
+    from kumadp.process.supervise import Supervisor
+
+log = logging.getLogger("kumadp.envoy")
+
+
+class Generations:
+    """The epochs of one Envoy. ``supervisor`` watches the current one and starts epoch 0 when it has ended."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        hot: HotRestart | None,
+        hooks: Hooks,
+        admin: AdminClient,
+        *,
+        grace: float,
+        adopt: Adopted | None,
+    ) -> None:
+        self.plan = plan
+        self.line = Line()
+        self.supervisor: Supervisor
+        self._hot = hot
+        self._hooks = hooks
+        self._admin = admin
+        self._grace = grace
+        self._former = plan
+        self._base: BaseLine | None = None
+        self._asks = Asks()
+        self._coming: Child | None = None
+        self._retiring: set[Child] = set()
+        self._told_of: Child | None = None
+        self._handed_over = 0.0
+        self._locked = ""
+        self._info: ServerInfo | None = None
+        self._held: Ask | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._adopt = adopt
+        self._generation = -1
+        self.numbers: dict[int, int] = {}
+        self._settled = asyncio.Event()
+
+    # What the component is asked.
+
+    async def reload(self, why: str, plan: Plan | None, *, allow_cold: bool) -> ReloadOutcome:
+        """Replace the running Envoy by one of ``plan``; None: of the present one."""
+        log.info("reload: %s", why)
+        ask, future = self._asks.add(plan, why, cold=allow_cold)
+        self._feed(epochs.Asked(ask))
+        return await future
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether a new epoch comes up."""
+        return self.line.stage is Stage.HANDOVER
+
+    @property
+    def busy(self) -> bool:
+        """Whether a reload is under way, or an old epoch still drains."""
+        return self.hands_over or self.line.retiring or self.line.ask is not None
+
+    @property
+    def others(self) -> tuple[Child, ...]:
+        """The epochs that drain or come up."""
+        coming = (self._coming,) if self._coming is not None else ()
+        return tuple(child for child in (*self._retiring, *coming) if not child.ended)
+
+    async def settled(self) -> None:
+        """Return when no hand-over is under way."""
+        await self._settled.wait()
+
+    def leave(self) -> None:
+        """Begin no reload any more."""
+        if not self.line.leaving:
+            self._feed(epochs.Leaving())
+
+    def export(self) -> EnvoyState | None:
+        """What another kumadp needs to go on; None where no Envoy serves or two are about to change places."""
+        child = self.supervisor.child
+        if self.line.stage is not Stage.SERVING or child is None or child.ended:
+            return None
+        retiring = next((one.pid for one in self._retiring), None) if self.line.retiring else None
+        return EnvoyState(
+            serial=self._base.serial if self._base is not None else -1,
+            epoch=self.line.epoch,
+            blind=self.line.blind,
+            current=child.pid,
+            retiring=retiring,
+            locked=self._locked,
+            generation=self._generation,
+            handed_over=self._handed_over,
+            protocol=self._info.protocol if self._info is not None else "",
+            workers=self._info.workers if self._info is not None else 0,
+        )
+
+    # What the supervisor calls for the current epoch.
+
+    async def cold_command(self) -> Command:
+        """How to start epoch 0 on a fresh base id."""
+        command = await self.plan.command()
+        await self._admin.move_to(self.plan.admin)
+        if self._hot is None:
+            return command
+        if not await self._fresh_base(self._hot):
+            self._hot = None
+            return command
+        return self._command_of(command, 0)
+
+    async def _fresh_base(self, hot: HotRestart) -> bool:
+        self._locked, self._info = "", None
+        if self._base is None:
+            serial = await asyncio.to_thread(sweep, hot.directory)
+        else:
+            serial = self._base.serial + 1
+            if not self._retiring:
+                await asyncio.to_thread(self._base.clean)
+        try:
+            self._base = BaseLine(hot.directory, serial)
+        except WorkDirError as error:
+            log.warning("hot restart is off: %s", error)
+            return False
+        return True
+
+    def spawned(self, child: Child) -> bool:
+        """The supervisor has a child. Whether it is one that was adopted and serves without an admin."""
+        self._told_of = child
+        adopt, self._adopt = self._adopt, None
+        if adopt is None:
+            self._feed(epochs.Started())
+            self._began(child)
+            return False
+        state = adopt.state
+        if self._hot is not None and state.serial >= 0:
+            self._base = BaseLine(self._hot.directory, state.serial)
+        self._info = ServerInfo(state.epoch, "LIVE", state.protocol, state.workers) if state.protocol else None
+        self._handed_over = state.handed_over
+        self._locked = state.locked
+        self._feed(epochs.Adopted(state.epoch, state.blind, adopt.retiring is not None))
+        self._generation = state.generation - 1
+        if adopt.retiring is not None:
+            self._generation -= 1
+            self._began(adopt.retiring)
+            self._run(self._retire(adopt.retiring, state.epoch - 1))
+        self._began(child)
+        return state.blind
+
+    def _began(self, child: Child) -> None:
+        self._generation += 1
+        self.numbers[child.pid] = self._generation
+        self._hooks.started(self._generation, child.pid)
+
+    def _over(self, pid: int, *, expected: bool) -> None:
+        self._hooks.ended(self.numbers.pop(pid, self._generation), pid, expected)
+
+    def live(self) -> None:
+        """The current epoch serves."""
+        self._hooks.live(self._generation)
+        self._feed(epochs.Live(self.line.epoch))
+
+    def overdue(self, reason: str) -> None:
+        """The current epoch does not serve yet."""
+        self._feed(epochs.Overdue(reason))
+
+    def ended(self, reason: str) -> None:
+        """The current epoch has ended."""
+        if self._told_of is not None:
+            child, self._told_of = self._told_of, None
+            self._over(child.pid, expected=self.line.planned or self.line.leaving)
+            self._feed(epochs.Ended(reason))
+
+    # What the rules ask for.
+
+    def _feed(self, event: epochs.Event) -> None:
+        self.line, actions = epochs.step(self.line, event)
+        if self.hands_over:
+            self._settled.clear()
+        else:
+            self._settled.set()
+        for action in actions:
+            self._do(action)
+
+    def _do(self, action: epochs.Action) -> None:
+        match action:
+            case epochs.Check(ask):
+                self._run(self._check(ask))
+            case epochs.Spawn(epoch, repair):
+                self._run(self._bring(epoch, repair=repair))
+            case epochs.Kill():
+                self.kill_coming()
+            case epochs.HandOver():
+                self._hand_over()
+            case epochs.StartCold():
+                self._start_cold()
+            case epochs.Revert():
+                self.plan = self._former
+            case epochs.Crash():
+                self.supervisor.kill()
+            case epochs.GoBlind(reason):
+                log.error("Envoy serves on without its admin: %s", reason)
+                self.supervisor.note_blind(f"it serves, but its admin is gone: {reason}")
+            case epochs.Answer(ask, kind, reason):
+                self._answer(ask, kind, reason)
+
+    def _run(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a bug in kumadp", exc_info=error)
+
+    async def _check(self, ask: Ask) -> None:
+        try:
+            if self._hot is None:
+                locked = "hot restart is off"
+            else:
+                locked = self._locked
+                self._info = (await Serving(self._admin, _unheard).info()) or self._info
+            result = await check(self._asks.plan_of(ask, self.plan), self._info, locked)
+        except (KumadpError, OSError) as error:
+            result = epochs.Checked(refused=str(error))
+        self._feed(result)
+
+    def _start_cold(self) -> None:
+        self._former, self.plan = self.plan, self._asks.plan_of(self.line.ask, self.plan)
+        self._run(self.supervisor.restart(self._asks.why_of(self.line.ask)))
+
+    def _answer(self, ask: Ask, kind: Kind, reason: str) -> None:
+        if kind is Kind.HOT:
+            self._held = ask
+        else:
+            self._asks.tell(ask, kind, reason, self.line.epoch)
+
+    # A new epoch.
+
+    async def _bring(self, epoch: int, *, repair: bool) -> None:
+        plan = self.plan if repair else self._asks.plan_of(self.line.ask, self.plan)
+        base, takeover = self._base, Takeover(self._admin, self.supervisor.child)
+        self._hooks.handover(True)
+        try:
+            if not repair:
+                await takeover.look()
+            reason = await self._until_live(takeover, epoch, plan)
+            child = self._coming
+            if not reason and child is not None:
+                former, self.plan = self.plan, plan
+                self._hooks.live(self._generation)
+                self._feed(epochs.Live(epoch))
+                await self._prove(takeover, child, former)
+                return
+            self._feed(epochs.Overdue(reason))
+            if child is not None:
+                self.kill_coming()
+                await child.wait()
+                self._coming = None
+                self._over(child.pid, expected=False)
+            if base is self._base and base is not None:
+                await self._admin.move_to(self.plan.admin)
+                unlocked = await asyncio.to_thread(base.unlock)
+                self._locked = "" if unlocked else "an epoch that ended too early has locked hot restart"
+                self._feed(epochs.Failed(reason, await takeover.lost(), unlocked))
+        finally:
+            if not self.hands_over:
+                self._hooks.handover(False)
+
+    async def _until_live(self, takeover: Takeover, epoch: int, plan: Plan) -> str:
+        """Start ``epoch`` and wait until it has taken over; why it has not, or nothing."""
+        assert self._hot is not None  # noqa: S101
+        try:
+            child = self._coming = await Child.spawn(self._command_of(await plan.command(), epoch))
+        except (KumadpError, OSError) as error:
+            return str(error)
+        self._began(child)
+        await self._admin.move_to(plan.admin)
+        return await takeover.until_live(child, epoch, self._hot.deadline)
+
+    async def _prove(self, takeover: Takeover, child: Child, former: Plan) -> None:
+        """Look closely at an epoch that has taken over, then tell whoever asked for it."""
+        missing: tuple[str, ...] = ()
+        kind, reason = Kind.HOT, ""
+        try:
+            await prove_private(child.pid, self._admin.address)
+            missing = await takeover.lacks()
+        except AdminExposed as error:
+            kind, reason, self.plan = Kind.FAILED, str(error), former
+            child.send_signal(signal.SIGKILL)
+        held, self._held = self._held, None
+        if held is not None:
+            self._asks.tell(held, kind, reason, self.line.epoch, missing)
+
+    def _command_of(self, command: Command, epoch: int) -> Command:
+        assert self._hot is not None  # noqa: S101
+        assert self._base is not None  # noqa: S101
+        place = Epoch(
+            number=epoch,
+            base_id=self._base.base_id() if epoch else None,
+            base_id_file=self._base.base_id_file,
+            sockets=self._base.sockets,
+            parent_shutdown=self._hot.parent_shutdown,
+            concurrency=self._info.workers if self._info is not None else None,
+        )
+        return command_of(command, epoch_argv(command.argv, place), f"{self._base.serial}.{epoch}")
+
+    # The change of places.
+
+    def _hand_over(self) -> None:
+        child, self._coming = self._coming, None
+        assert child is not None  # noqa: S101
+        self._locked = ""
+        self._handed_over = time.time()
+        former = self.supervisor.hand_over(child)
+        if former is None:
+            # It has ended in this very moment: its end is on the way, and the policy starts anew.
+            child.send_signal(signal.SIGKILL)
+            return
+        self._told_of = child
+        self._run(self._retire(former, self.line.epoch - 1))
+
+    async def _retire(self, child: Child, epoch: int) -> None:
+        assert self._hot is not None  # noqa: S101
+        assert self._base is not None  # noqa: S101
+        base = self._base
+        self._retiring.add(child)
+        due = self._handed_over + self._hot.parent_shutdown
+
+        def ended(expected: bool) -> None:
+            self._over(child.pid, expected=expected)
+
+        def parent_socket() -> Path | None:
+            runs = self.supervisor.report.state in {ChildState.RUNNING, ChildState.RUNNING_BLIND}
+            return base.parent_socket(epoch) if runs and base is self._base else None
+
+        await retire(child, due, self._grace, ended, parent_socket)
+        self._retiring.discard(child)
+        if base is self._base:
+            self._feed(epochs.Retired())
+        else:
+            await asyncio.to_thread(base.clean)
+
+    # The end.
+
+    def kill_coming(self) -> None:
+        """SIGKILL for an epoch that comes up: SIGTERM would end the current one too."""
+        if self._coming is not None:
+            self._coming.send_signal(signal.SIGKILL)
+
+    def kill(self) -> None:
+        """Kill every epoch but the current one at once."""
+        self.kill_coming()
+        for child in self._retiring:
+            child.send_signal(signal.SIGKILL)
+
+    async def close(self) -> None:
+        """End every epoch but the current one, which has ended; clean what they shared."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        self.kill_coming()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(child.stop(self._grace) for child in self.others))
+        self._asks.refuse_all("everything stops", self.line.epoch)
+        if self._base is not None:
+            await asyncio.to_thread(self._base.clean)
+
+
+def _unheard(_reason: str) -> None:
+    pass

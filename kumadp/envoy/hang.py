@@ -1,0 +1,50 @@
+"""Tells an Envoy that hangs from one that is busy."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+@dataclass(frozen=True, slots=True)
+class HangWatch:
+    """Looks every ``interval`` seconds; ``limit`` seconds without CPU and without an answer are a hang."""
+
+    interval: float = 10.0
+    limit: float = 60.0
+
+    async def hangs(self, pid: int, answers: Callable[[], Awaitable[bool]]) -> bool:
+        """True once the main thread of ``pid`` has used no CPU for ``limit`` seconds and the admin is silent.
+
+        A large cluster update can block Envoy's main thread for a minute, during which its admin is silent too: only
+        CPU tells the two apart. An Envoy that uses CPU is not asked at all. False when the process is gone.
+        """
+        loop = asyncio.get_running_loop()
+        used, since = main_thread_ticks(pid), loop.time()
+        while used is not None:
+            await asyncio.sleep(self.interval)
+            now = main_thread_ticks(pid)
+            if now != used:
+                used, since = now, loop.time()
+            elif loop.time() - since >= self.limit:
+                # The question wakes it, if it can wake: one that was merely idle has answered.
+                if await answers():
+                    since = loop.time()
+                elif main_thread_ticks(pid) == used:
+                    return True
+        return False
+
+
+def main_thread_ticks(pid: int) -> int | None:
+    """CPU time of the main thread in clock ticks (proc_pid_stat(5): utime and stime), None when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])

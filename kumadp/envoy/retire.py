@@ -1,0 +1,48 @@
+"""The last part of an old epoch's life: it drains, and is told to end by the one that took its place."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from kumadp.envoy.standin import stand_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from kumadp.process.child import Child
+
+log = logging.getLogger("kumadp.envoy")
+
+# An old epoch that ends this much before its time, or this long after it, did not end as it was told (seconds).
+SLACK = 0.5
+OVERSTAYED = 5.0
+
+
+async def retire(
+    child: Child, due: float, grace: float, ended: Callable[[bool], None], parent_socket: Callable[[], Path | None]
+) -> None:
+    """Wait until ``child`` has ended, as it is told to at ``due`` (seconds since 1970), and help where it goes wrong.
+
+    One that stays is stopped. For one that ends early somebody stands in at ``parent_socket`` (None: nobody speaks to
+    it any more). ``ended`` hears whether the end was expected.
+    """
+    try:
+        async with asyncio.timeout(max(0.0, due - time.time()) + OVERSTAYED):
+            await child.wait()
+    except TimeoutError:
+        log.warning("the old Envoy did not end when it was told to")
+        await child.stop(grace)
+    left = due - time.time()
+    ended(left <= SLACK)
+    path = parent_socket() if left > SLACK else None
+    if path is None:
+        return
+    log.warning("the old Envoy ended %.1f s before its time", left)
+    try:
+        await stand_in(path, left + OVERSTAYED)
+    except OSError as error:
+        log.error("nobody stands in for the old Envoy: %s", error)

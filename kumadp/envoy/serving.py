@@ -1,0 +1,145 @@
+"""Whether Envoy serves, by what its admin says, and why not when not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from kumadp.envoy.admin import AdminClient
+
+log = logging.getLogger("kumadp.envoy")
+
+# A stranger may have the port for a moment, and answer anything.
+_NO_ANSWER = (httpx.HTTPError, ValueError, AttributeError, KeyError, TypeError)
+_WORKERS = r"^listener_manager\.workers_started$"
+_STATS = r"^listener_manager\.(lds\.update_(success|rejected)|total_listeners_(active|warming)|workers_started)$"
+# Envoy's API: ServerInfo.State.
+_WAITS_FOR = {"PRE_INITIALIZING": ": it waits for clusters", "INITIALIZING": ": it waits for listeners and routes"}
+# What Envoy prints when no restart can help: 1.40, and the older form.
+_CONFIGURATION_ERRORS = (
+    re.compile(r"error `(?P<why>.+?)`\s+initializing config", re.DOTALL),
+    re.compile(r"error initializing configuration '[^']*': (?P<why>[^\n]+)"),
+)
+# protobuf marks texts that are for people with such a word and uneven spaces.
+_NOISE = re.compile(r"goo\.gle/debug\w+")
+# A port may be free at the next try.
+_PASSING = "cannot bind"
+
+
+def configuration_error(lines: Sequence[str]) -> str | None:
+    """Why Envoy refused its configuration, in one line, by the last lines it printed; None where it did not."""
+    text = "\n".join(lines)
+    for pattern in _CONFIGURATION_ERRORS:
+        if found := pattern.search(text):
+            why = " ".join(_NOISE.sub("", found["why"]).split())
+            return None if why.startswith(_PASSING) else why
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """Of ``/server_info``: ``state`` as in LIVE, ``protocol`` of hot restart as in 11.104, ``workers`` in number."""
+
+    epoch: int
+    state: str
+    protocol: str
+    workers: int
+
+
+class Serving:
+    """Asks an Envoy whether it serves; ``reason`` hears why not."""
+
+    def __init__(self, admin: AdminClient, reason: Callable[[str], None]) -> None:
+        self._admin = admin
+        self._reason = reason
+
+    async def serves(self, *, dynamic: bool) -> bool:
+        """Whether Envoy is LIVE with its listeners, those of the control plane where it is ``dynamic``."""
+        try:
+            live, state = await self._admin.ready()
+            if not live:
+                self._reason(f"Envoy is {state or 'not ready'}{_WAITS_FOR.get(state, '')}")
+                return False
+            stats = await self._admin.stats(_STATS)
+            return await self._has_listeners(stats, dynamic=dynamic)
+        except _NO_ANSWER:
+            self._reason("Envoy's admin does not answer yet")
+            return False
+
+    async def _has_listeners(self, stats: dict[str, int], *, dynamic: bool) -> bool:
+        value = {name.removeprefix("listener_manager."): number for name, number in stats.items()}
+        if not value.get("workers_started"):
+            self._reason("Envoy's workers have not started")
+            return False
+        if value.get("total_listeners_warming"):
+            self._reason(f"{value['total_listeners_warming']} listeners are warming")
+            return False
+        if not dynamic or value.get("lds.update_success"):
+            return True
+        if value.get("lds.update_rejected"):
+            if value.get("total_listeners_active"):
+                log.warning("Envoy rejected some listeners: %s", await self._rejection())
+                return True
+            self._reason(f"Envoy rejected the listeners: {await self._rejection()}")
+            return False
+        self._reason("no listeners from the control plane yet")
+        return False
+
+    async def _rejection(self) -> str:
+        try:
+            _, body = await self._admin.get("/config_dump?resource=dynamic_listeners")
+            entries = json.loads(body).get("configs", [])
+        except (httpx.HTTPError, ValueError):
+            return "unknown"
+        told = [
+            f"{entry.get('name')}: {entry['error_state'].get('details')}" for entry in entries if "error_state" in entry
+        ]
+        return "; ".join(told) or "unknown"
+
+    async def info(self) -> ServerInfo | None:
+        """What ``/server_info`` says, None where it does not answer."""
+        try:
+            _, body = await self._admin.get("/server_info", timeout=1.0)
+            told = json.loads(body)
+            options = told["command_line_options"]
+            epoch, workers = int(options["restart_epoch"]), int(options["concurrency"])
+            return ServerInfo(epoch, str(told["state"]), str(told["hot_restart_version"]), workers)
+        except _NO_ANSWER:
+            return None
+
+    async def took_over(self, epoch: int) -> bool:
+        """Whether this epoch is LIVE, and so has the listeners; until it has the admin, the one before answers."""
+        info = await self.info()
+        if info is None or info.epoch != epoch:
+            return False
+        if info.state != "LIVE":
+            self._reason(f"the new Envoy is {info.state}{_WAITS_FOR.get(info.state, '')}")
+            return False
+        try:
+            return bool((await self._admin.stats(_WORKERS)).get("listener_manager.workers_started"))
+        except _NO_ANSWER:
+            return False
+
+    async def addresses(self) -> frozenset[str]:
+        """Where Envoy listens, as JSON texts; empty where its admin does not answer."""
+        try:
+            _, body = await self._admin.get("/listeners?format=json")
+            return frozenset(_addresses(json.loads(body)))
+        except _NO_ANSWER:
+            return frozenset()
+
+
+def _addresses(told: dict[str, Any]) -> list[str]:
+    found = []
+    for status in told["listener_statuses"]:
+        for address in (status["local_address"], *status.get("additional_local_addresses", ())):
+            found.append(json.dumps(address, sort_keys=True))
+    return found

@@ -1,0 +1,89 @@
+"""One attempt to put a new epoch into the place of the current one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+import psutil
+
+from kumadp.bootstrap.address import TcpAdmin
+from kumadp.envoy.serving import Serving
+
+if TYPE_CHECKING:
+    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.envoy.admin import AdminClient
+    from kumadp.process.child import Child
+
+log = logging.getLogger("kumadp.envoy")
+
+_POLL = 0.02
+# How long a new epoch that is LIVE may lack a listener of the old one before that is told (seconds).
+_LISTENERS_WITHIN = 1.0
+
+
+class Takeover:
+    """Watches what passes from the ``current`` epoch to the new one."""
+
+    def __init__(self, admin: AdminClient, current: Child | None) -> None:
+        self._reasons: list[str] = []
+        self._serving = Serving(admin, self._reasons.append)
+        self._current = current
+        self._address = admin.address
+        self._listeners = frozenset[str]()
+        self._bound = frozenset[tuple[str, int]]()
+
+    async def look(self) -> None:
+        """Note what the current epoch has; nothing of it has been touched yet."""
+        self._listeners = await self._serving.addresses()
+        self._bound = await self._bound_now()
+
+    async def until_live(self, child: Child, epoch: int, deadline: float) -> str:
+        """Wait until the new epoch is LIVE, which is when it has taken the listeners; why it is not, or nothing."""
+        ended = asyncio.ensure_future(child.wait())
+        try:
+            async with asyncio.timeout(deadline):
+                while not await self._serving.took_over(epoch):
+                    await asyncio.wait({ended}, timeout=_POLL)
+                    if ended.done():
+                        said = child.tail(1)
+                        return f"it ended with {ended.result().describe()}{f': {said[0]}' if said else ''}"
+        except TimeoutError:
+            return f"it was not LIVE within {deadline:g} s{f': {self._reasons[-1]}' if self._reasons else ''}"
+        finally:
+            ended.cancel()
+        return ""
+
+    async def lacks(self) -> tuple[str, ...]:
+        """Where the old epoch listened and the new one does not, a little after it took over."""
+        lacking = self._listeners
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LISTENERS_WITHIN):
+                while lacking:
+                    lacking = self._listeners - await self._serving.addresses()
+                    await asyncio.sleep(_POLL)
+        for address in sorted(lacking):
+            log.error("the new Envoy does not listen where the old one did: %s", address)
+        return tuple(sorted(lacking))
+
+    async def lost(self) -> bool:
+        """Whether the current epoch listened and does not any more: a new one that is dead had taken over."""
+        return bool(self._bound) and not await self._bound_now()
+
+    async def _bound_now(self) -> frozenset[tuple[str, int]]:
+        if self._current is None or self._current.ended:
+            return frozenset()
+        return await asyncio.to_thread(_listening, self._current.pid, self._address)
+
+
+def _listening(pid: int, admin: AdminAddress) -> frozenset[tuple[str, int]]:
+    """Where a process listens, its admin apart, which it loses early."""
+    own = (admin.host, admin.port) if isinstance(admin, TcpAdmin) else None
+    try:
+        found = psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:
+        return frozenset()
+    bound = {(item.laddr.ip, item.laddr.port) for item in found if item.status == psutil.CONN_LISTEN}
+    return frozenset(address for address in bound if address != own)

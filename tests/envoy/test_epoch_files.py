@@ -1,0 +1,169 @@
+"""Command lines of epochs, their files, the hang watch and who stands in for a dead epoch."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+
+from kumadp.envoy.argv import Epoch, envoy_argv, epoch_argv, workers_of
+from kumadp.envoy.baseline import BaseLine
+from kumadp.envoy.hang import HangWatch
+from kumadp.envoy.reload import HotRestart, command_of
+from kumadp.envoy.standin import stand_in
+from kumadp.errors import WorkDirError
+from kumadp.process.child import Child, Command
+from tests.support.poll import poll_async
+
+
+def argv_of(concurrency: int) -> tuple[str, ...]:
+    return envoy_argv(
+        Path("/bin/envoy"),
+        Path("/w/bootstrap.yaml"),
+        drain_time=30.0,
+        log_level="info",
+        component_log_level="",
+        concurrency=concurrency,
+    )
+
+
+def epoch(number: int, base_id: int | None, concurrency: int | None = None) -> Epoch:
+    return Epoch(number, base_id, Path("/w/h0.base"), Path("/w/h0"), 32.0, concurrency)
+
+
+def test_epoch_0_lets_envoy_choose_the_base_id_and_later_ones_name_it() -> None:
+    common = ("--socket-path", "/w/h0", "--socket-mode", "600", "--parent-shutdown-time-s", "32")
+    first = " ".join(epoch_argv(argv_of(2), epoch(0, None)))
+    assert " ".join(("--use-dynamic-base-id", "--base-id-path", "/w/h0.base", *common)) in first
+    later = " ".join(epoch_argv(argv_of(2), epoch(3, 77)))
+    assert " ".join(("--base-id", "77", "--restart-epoch", "3", *common)) in later
+    for line in (first, later):
+        assert "--disable-hot-restart" not in line
+        assert "--drain-time-s 30 --drain-strategy immediate" in line
+
+
+def test_workers_that_envoy_would_count_are_as_many_as_run() -> None:
+    assert workers_of(argv_of(2)) == 2
+    assert workers_of(argv_of(0)) is None
+    assert workers_of(epoch_argv(argv_of(0), epoch(1, 77, concurrency=4))) == 4
+    assert workers_of(epoch_argv(argv_of(2), epoch(1, 77, concurrency=4))) == 2
+    assert "--cpuset-threads" in epoch_argv(argv_of(0), epoch(0, None))
+
+
+def test_an_old_epoch_ends_a_little_after_its_drain_time() -> None:
+    assert HotRestart(Path("/w"), 30.0).parent_shutdown == 32.0
+    assert HotRestart(Path("/w"), 0.5).parent_shutdown == 2.0
+
+
+def test_each_epoch_has_a_fifo_of_its_own() -> None:
+    command = Command(("/bin/envoy",), "envoy", {}, "keep", Path("/w/envoy.out"))
+    assert command_of(command, ("/bin/envoy", "x"), "0.1").fifo == Path("/w/envoy.out.0.1")
+    assert command_of(Command(("/bin/envoy",), "envoy", {}), (), "0.1").fifo is None
+
+
+@pytest.mark.parametrize(
+    ("base", "name"), [(19848069, "h0_parent_198480691"), (217121474, "h0_parent_18446744071585799061")]
+)
+def test_the_socket_is_named_as_envoy_names_it(tmp_path: Path, base: int, name: str) -> None:
+    line = BaseLine(tmp_path, 0)
+    assert line.parent_socket(1) is None
+    line.base_id_file.write_text(str(base))
+    assert line.parent_socket(1) == tmp_path / name
+    assert line.parent_socket(4) == tmp_path / name
+
+
+def test_a_folder_that_is_too_long_for_envoys_sockets_is_refused() -> None:
+    with pytest.raises(WorkDirError, match="hot restart sockets"):
+        BaseLine(Path("/" + "x" * 80), 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 104, struct.pack("=QQ", 104, 12) + b"\1" * 88])
+def test_shared_memory_of_another_layout_is_not_touched(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kumadp.envoy.baseline.SHARED_MEMORY", tmp_path)
+    line = BaseLine(tmp_path, 0)
+    assert not line.unlock()
+    line.base_id_file.write_text("7")
+    shared = tmp_path / "envoy_shared_memory_70"
+    shared.write_bytes(content)
+    assert not line.unlock()
+    assert shared.read_bytes() == content
+
+
+def test_only_the_flag_of_initializing_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kumadp.envoy.baseline.SHARED_MEMORY", tmp_path)
+    line = BaseLine(tmp_path, 0)
+    line.base_id_file.write_text("7")
+    head = struct.pack("=QQ", 104, 11) + b"\xff" * 80
+    shared = tmp_path / "envoy_shared_memory_70"
+    shared.write_bytes(head + struct.pack("=Q", 5))
+    assert line.unlock()
+    assert shared.read_bytes() == head + struct.pack("=Q", 4)
+    line.clean()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_who_stands_in_answers_for_the_dead_until_it_is_told_to_end(tmp_path: Path) -> None:
+    path = tmp_path / "parent"
+    path.write_text("stale")
+    standing = asyncio.create_task(stand_in(path, 20.0))
+
+    async def bound() -> bool:
+        return path.is_socket()
+
+    await poll_async(bound, what="the socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as child:
+        child.bind(str(tmp_path / "child"))
+        child.settimeout(20.0)
+        # As Envoy 1.40 sends them: garbage is passed over, statistics are asked for, the end is told.
+        for message in (b"", b"xx", bytes.fromhex("00000000000000040a021a00")):
+            child.sendto(message, str(path))
+        assert await asyncio.to_thread(child.recv, 100) == bytes.fromhex("000000000000000412021a00")
+        assert not standing.done()
+        child.sendto(bytes.fromhex("00000000000000040a022a00"), str(path))
+        assert await standing
+    assert not await stand_in(path, 0.05)
+
+
+def spinning(code: str) -> Command:
+    return Command((sys.executable, "-c", code), "spinning", {})
+
+
+@pytest.mark.process
+async def test_one_that_is_busy_is_not_taken_for_one_that_hangs() -> None:
+    asked = 0
+
+    async def silent() -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    busy = await Child.spawn(spinning("while True: pass"))
+    try:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2.0):
+                await HangWatch(interval=0.2, limit=0.4).hangs(busy.pid, silent)
+    finally:
+        await busy.stop(0.0)
+    assert not await HangWatch(interval=0.01, limit=0.1).hangs(busy.pid, silent)
+
+
+@pytest.mark.process
+async def test_one_that_uses_no_cpu_is_asked_before_it_is_called_hanging() -> None:
+    answers = [True, True, False]
+
+    async def answer() -> bool:
+        return answers.pop(0)
+
+    idle = await Child.spawn(spinning("import time; time.sleep(600)"))
+    try:
+        async with asyncio.timeout(20.0):
+            assert await HangWatch(interval=0.02, limit=0.1).hangs(idle.pid, answer)
+        assert answers == []
+    finally:
+        await idle.stop(0.0)

@@ -1,0 +1,411 @@
+"""Real Envoys changing places: the good way, and everything that can go wrong on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.bootstrap.store import write_private
+from kumadp.envoy.epochs import Kind
+from kumadp.envoy.hang import HangWatch
+from kumadp.envoy.reload import Adopted
+from kumadp.process.child import Child
+from kumadp.process.policy import ChildState
+from tests.support.epochs import Epochs, running
+from tests.support.load import load
+from tests.support.needs import need_envoy
+from tests.support.poll import poll_async
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+
+async def ready(envoys: Epochs) -> bool:
+    return await envoys.component.admin.ready() == (True, "LIVE")
+
+
+def left_in(folder: Path) -> list[Path]:
+    return list(folder.glob("h[0-9]*"))
+
+
+@contextlib.asynccontextmanager
+async def never_not_running(envoys: Epochs) -> AsyncIterator[None]:
+    """Nothing but RUNNING is told while the block runs."""
+    before = len(envoys.states)
+    yield
+    assert set(envoys.states[before:]) <= {ChildState.RUNNING}
+
+
+@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
+async def test_a_reload_under_load_fails_no_request(tmp_path: Path, unix: bool) -> None:
+    async with running(tmp_path, unix=unix, concurrency=2) as envoys, never_not_running(envoys):
+        async with load(envoys.port, rate=1000, connections=4) as tally:
+            await asyncio.sleep(0.5)
+            outcome = await envoys.component.reload("test", envoys.plan("second"))
+            assert (outcome.kind, outcome.epoch, outcome.missing, outcome.ok) == (Kind.HOT, 1, (), True)
+            assert await ready(envoys)
+            await envoys.alone()
+            await asyncio.sleep(0.5)
+        assert tally.failures == {}
+        assert tally.answers["first"] > 100
+        assert tally.answers["second"] > 100
+        assert await ready(envoys)
+        # Who follows the follower has the same admin, and the third takes the first one's number modulo three.
+        for number, text in enumerate(("third", "fourth"), start=2):
+            assert (await envoys.component.reload("again", envoys.plan(text))).epoch == number
+            await envoys.alone()
+            assert await envoys.answer() == text
+        assert await ready(envoys)
+    assert envoys.states[-2:] == [ChildState.STOPPING, ChildState.STOPPED]
+
+
+async def test_a_reload_with_more_workers_fails_no_request_and_fewer_are_refused(tmp_path: Path) -> None:
+    async with running(tmp_path, concurrency=1) as envoys:
+        async with load(envoys.port, rate=500) as tally:
+            assert (await envoys.component.reload("more", envoys.plan("second", concurrency=2))).kind is Kind.HOT
+            await envoys.alone()
+        assert tally.failures == {}
+        outcome = await envoys.component.reload("fewer", envoys.plan("third", concurrency=1))
+        assert (outcome.kind, outcome.epoch) == (Kind.REFUSED, 1)
+        assert "with 1 workers in place of 2 connections would be lost" in outcome.reason
+        outcome = await envoys.component.reload("fewer", envoys.plan("third", concurrency=1), allow_cold=True)
+        assert (outcome.kind, outcome.ok, outcome.epoch) == (Kind.COLD, True, 0)
+        assert await envoys.answer() == "third"
+        # It was asked for: nothing of the budget is spent.
+        assert envoys.reports[-1].restarts == 0
+
+
+async def test_workers_that_envoy_counts_itself_stay_as_many(tmp_path: Path) -> None:
+    async with running(tmp_path, concurrency=0) as envoys:
+        before = await envoys.component.admin.stats(r"^server\.concurrency$")
+        former = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(former)})
+        try:
+            assert (await envoys.component.reload("fewer processors")).kind is Kind.HOT
+        finally:
+            os.sched_setaffinity(0, former)
+        assert await envoys.component.admin.stats(r"^server\.concurrency$") == before
+
+
+async def test_everybody_is_told_of_each_epoch(tmp_path: Path) -> None:
+    async with running(tmp_path) as envoys:
+        first = envoys.pids[0]
+        await envoys.component.reload("test")
+        second = envoys.pids[0]
+        await envoys.alone()
+        assert [what for what in envoys.told if what[0] != "handover"] == [
+            ("started", 0, first),
+            ("live", 0),
+            ("started", 1, second),
+            ("live", 1),
+            ("ended", 0, first, True),
+        ]
+        assert [what[1] for what in envoys.told if what[0] == "handover"] == [True, False]
+        assert (envoys.component.generation_of(first), envoys.component.generation_of(second)) == (None, 1)
+        envoys.signal()
+        await envoys.is_up(2)
+        # The epoch is 0 again; the generation is not.
+        assert envoys.component.generation_of(envoys.pids[0]) == 2
+        assert ("ended", 1, second, False) in envoys.told
+
+
+async def test_a_configuration_that_envoy_refuses_costs_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path) as envoys, never_not_running(envoys):
+        pids = envoys.pids
+        outcome = await envoys.component.reload("bad", envoys.plan("bad", bad=True), allow_cold=True)
+        assert outcome.kind is Kind.REFUSED
+        assert "Envoy refuses the configuration: cannot create an EDS cluster" in outcome.reason
+        assert envoys.pids == pids
+        assert await ready(envoys)
+        assert (await envoys.component.reload("good", envoys.plan("second"))).kind is Kind.HOT
+
+
+@pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
+async def test_a_stuck_epoch_is_killed_and_the_old_one_serves_on_and_gets_its_admin_back(
+    tmp_path: Path, unix: bool
+) -> None:
+    async with running(tmp_path, unix=unix, deadline=3.0) as envoys:
+        async with load(envoys.port, rate=300, connections=2) as tally:
+            outcome = await envoys.component.reload("stuck", envoys.plan("stuck", stuck=True))
+            assert (outcome.kind, outcome.epoch) == (Kind.FAILED, 0)
+            assert "not LIVE within 3 s: the new Envoy is PRE_INITIALIZING" in outcome.reason
+            assert ChildState.RUNNING_BLIND in envoys.states
+
+            async def repaired() -> bool:
+                return envoys.states[-1] is ChildState.RUNNING
+
+            await poll_async(repaired, what="the admin")
+            assert await ready(envoys)
+            await envoys.alone()
+        assert tally.failures == {}
+        assert set(tally.answers) == {"first"}
+        assert ChildState.EXITED not in envoys.states
+        assert (await envoys.component.reload("good", envoys.plan("second"))).ok
+        assert await envoys.answer() == "second"
+
+
+async def test_where_the_admin_does_not_come_back_the_next_reload_brings_it(tmp_path: Path) -> None:
+    async with running(tmp_path, deadline=2.0) as envoys:
+        # What the current one runs cannot be started any more, so that it cannot be repaired by itself.
+        write_private(tmp_path / "bootstrap-1.yaml", json.dumps(envoys.bootstrap("first", stuck=True)).encode())
+        assert (await envoys.component.reload("stuck", envoys.plan("stuck", stuck=True))).kind is Kind.FAILED
+
+        async def settled() -> bool:
+            return not envoys.component.hands_over
+
+        await poll_async(settled, what="the end of the repair")
+        assert envoys.states[-1] is ChildState.RUNNING_BLIND
+        assert (await envoys.component.reload("good", envoys.plan("second"))).kind is Kind.HOT
+        assert envoys.reports[-1].state is ChildState.RUNNING
+        assert await ready(envoys)
+
+
+async def blind(envoys: Epochs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with an Envoy whose shared memory is laid out in another way: nothing can be unlocked."""
+    monkeypatch.setattr("kumadp.envoy.baseline.KNOWN_VERSION", "99.104")
+    assert (await envoys.component.reload("stuck", envoys.plan("stuck", stuck=True))).kind is Kind.FAILED
+    assert envoys.states[-1] is ChildState.RUNNING_BLIND
+
+
+async def test_where_nothing_can_be_unlocked_it_serves_blind_until_a_cold_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = HangWatch(interval=0.02, limit=0.1)
+    async with running(tmp_path, deadline=1.0, watch=watch) as envoys:
+        await blind(envoys, monkeypatch)
+        pid = envoys.pids[0]
+        assert "its admin is gone: it was not LIVE within 1 s" in envoys.reports[-1].reason
+        assert await envoys.answer() == "first"
+        outcome = await envoys.component.reload("hot", envoys.plan("second"))
+        assert outcome.kind is Kind.REFUSED
+        assert "only a cold restart can do it: an epoch that ended too early has locked hot restart" in outcome.reason
+        # Without an admin that could answer it is not taken for one that hangs.
+        await asyncio.sleep(0.5)
+        assert envoys.pids == [pid]
+        outcome = await envoys.component.reload("cold", envoys.plan("second"), allow_cold=True)
+        assert (outcome.kind, outcome.epoch) == (Kind.COLD, 0)
+        assert await envoys.answer() == "second"
+        assert await ready(envoys)
+        assert (await envoys.component.reload("hot again")).kind is Kind.HOT
+
+
+async def test_a_blind_one_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path, deadline=1.0) as envoys:
+        await blind(envoys, monkeypatch)
+        envoys.signal()
+        await envoys.is_up(2)
+        assert await envoys.answer() == "first"
+        assert await ready(envoys)
+
+
+async def test_a_new_epoch_that_is_killed_while_it_comes_up_costs_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path) as envoys:
+        reload = asyncio.create_task(envoys.component.reload("killed", envoys.plan("stuck", stuck=True)))
+        await both(envoys)
+        envoys.signal(which=1)
+        outcome = await reload
+        assert (outcome.kind, outcome.epoch) == (Kind.FAILED, 0)
+        assert "it ended with signal 9 (KILL)" in outcome.reason
+        assert await envoys.answer() == "first"
+
+        async def repaired() -> bool:
+            return envoys.states[-1] is ChildState.RUNNING and await ready(envoys)
+
+        await poll_async(repaired, what="the admin")
+        assert ChildState.EXITED not in envoys.states
+
+
+async def both(envoys: Epochs) -> None:
+    async def seen() -> bool:
+        return len(envoys.pids) == 2
+
+    await poll_async(seen, what="two Envoys")
+
+
+async def test_the_old_epoch_killed_during_a_hand_over_is_a_crash(tmp_path: Path) -> None:
+    async with running(tmp_path) as envoys:
+        reload = asyncio.create_task(envoys.component.reload("killed", envoys.plan("stuck", stuck=True)))
+        await both(envoys)
+        envoys.signal()
+        outcome = await reload
+        assert outcome.kind is Kind.FAILED
+        await envoys.is_up(2)
+        assert await envoys.answer() == "first"
+        assert envoys.reports[-1].restarts == 1
+        assert (await envoys.component.reload("good", envoys.plan("second"))).kind is Kind.HOT
+
+
+async def test_the_new_epoch_killed_while_the_old_one_drains_is_a_crash_and_the_old_one_finishes(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, drain_time=3.0) as envoys:
+        await envoys.component.reload("good", envoys.plan("second"))
+        old = envoys.pids[1]
+        envoys.signal()
+        await envoys.is_up(2)
+        assert await envoys.answer() == "second"
+        assert old in envoys.pids
+        await envoys.alone()
+        assert await ready(envoys)
+
+
+async def test_the_old_epoch_killed_while_it_drains_does_not_take_the_new_one_with_it(tmp_path: Path) -> None:
+    # Without somebody in its place the new Envoy's main thread stands still from here on, and it aborts 10 s later.
+    async with running(tmp_path, drain_time=2.0) as envoys, never_not_running(envoys):
+        await envoys.component.reload("good", envoys.plan("second"))
+        new = envoys.pids[0]
+        envoys.signal(which=1)
+
+        async def over() -> bool:
+            return not envoys.component.busy
+
+        await poll_async(over, what="the end of the drain")
+        assert envoys.pids == [new]
+        assert await ready(envoys)
+        assert (await envoys.component.reload("next", envoys.plan("third"))).kind is Kind.HOT
+        await envoys.alone()
+        assert await envoys.answer() == "third"
+
+
+async def test_reloads_queue_and_of_those_that_wait_the_newest_wins(tmp_path: Path) -> None:
+    async with running(tmp_path) as envoys:
+        names = ("second", "third", "fourth")
+        outcomes = await asyncio.gather(*(envoys.component.reload(name, envoys.plan(name)) for name in names))
+        assert [outcome.kind for outcome in outcomes] == [Kind.HOT, Kind.REFUSED, Kind.HOT]
+        assert outcomes[1].reason == "a later reload took its place"
+        assert await envoys.answer() == "fourth"
+        assert len(envoys.pids) <= 2
+
+
+async def test_listeners_that_the_new_epoch_lacks_are_told(tmp_path: Path) -> None:
+    async with running(tmp_path, start={"more": True}) as envoys:
+        outcome = await envoys.component.reload("fewer", envoys.plan("second"))
+        assert (outcome.kind, outcome.ok) == (Kind.HOT, False)
+        assert [str(envoys.other) in address for address in outcome.missing] == [True]
+
+
+async def test_another_protocol_of_hot_restart_is_a_cold_restart_if_allowed(tmp_path: Path) -> None:
+    other = tmp_path / "envoy"
+    other.write_text(
+        f'#!/bin/sh\nif [ "$1" = --hot-restart-version ]; then echo 12.104; exit; fi\nexec {need_envoy()} "$@"\n'
+    )
+    other.chmod(0o755)
+    async with running(tmp_path) as envoys:
+        plan = envoys.plan("second", binary=other)
+        outcome = await envoys.component.reload("upgrade", plan)
+        assert outcome.kind is Kind.REFUSED
+        assert "hot restart speaks 12.104 there and 11.104 here" in outcome.reason
+        assert await envoys.answer() == "first"
+        assert (await envoys.component.reload("upgrade", plan, allow_cold=True)).kind is Kind.COLD
+        assert await envoys.answer() == "second"
+
+
+async def test_without_hot_restart_a_reload_is_cold_and_the_command_line_is_kuma_dps(tmp_path: Path) -> None:
+    async with running(tmp_path, hot=False) as envoys:
+        outcome = await envoys.component.reload("no", envoys.plan("second"))
+        assert outcome.reason == "only a cold restart can do it: hot restart is off"
+        assert (await envoys.component.reload("yes", envoys.plan("second"), allow_cold=True)).kind is Kind.COLD
+        assert await envoys.answer() == "second"
+        assert left_in(tmp_path) == []
+
+
+async def test_nothing_is_left_in_shared_memory_or_in_the_folder(tmp_path: Path) -> None:
+    async with running(tmp_path) as envoys:
+        first = envoys.shared_memory()
+        assert len(first) == 1
+        envoys.signal()
+        await envoys.is_up(2)
+        second = envoys.shared_memory()
+        assert len(second) == 1
+        assert not first[0].exists()
+        await envoys.component.reload("good")
+    assert not second[0].exists()
+    assert left_in(tmp_path) == []
+
+
+async def test_what_a_killed_kumadp_left_is_swept_and_what_still_runs_is_left_alone(tmp_path: Path) -> None:
+    async with running(tmp_path) as living:
+        files = {path: path.read_bytes() for path in left_in(tmp_path) if path.suffix == ".base"}
+        left = living.shared_memory()
+        async with running(tmp_path) as envoys:
+            assert left[0].exists()
+            assert len(envoys.shared_memory()) == 2
+    assert files
+    for path, content in files.items():
+        path.write_bytes(content)
+    left[0].write_bytes(b"\0" * 104)
+    async with running(tmp_path):
+        assert not left[0].exists()
+
+
+async def test_the_sockets_of_hot_restart_are_the_owners_alone(tmp_path: Path) -> None:
+    async with running(tmp_path):
+        sockets = [path for path in left_in(tmp_path) if path.is_socket()]
+        assert sockets
+        assert {path.stat().st_mode & 0o777 for path in sockets} == {0o600}
+
+
+async def test_one_that_hangs_is_killed_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kumadp.envoy.admin.DEADLINE", 0.2)
+    async with running(tmp_path, watch=HangWatch(interval=0.1, limit=0.5)) as envoys:
+        pid = envoys.pids[0]
+        # An idle one that answers when it is asked is left alone.
+        await asyncio.sleep(2.0)
+        assert envoys.pids == [pid]
+        envoys.signal(signal.SIGSTOP)
+        await envoys.is_up(2)
+        assert await envoys.answer() == "first"
+        assert "signal 9 (KILL)" in envoys.reports[-1].last_exit
+
+
+async def test_an_envoy_that_runs_already_is_gone_on_with(tmp_path: Path) -> None:
+    async with running(tmp_path) as former:
+        await former.component.reload("before", former.plan("second"))
+        state = former.component.export()
+        assert state is not None
+        assert (state.epoch, state.blind) == (1, False)
+        current, retiring = former.component.children
+        # As after execve(2): the same processes, another component.
+        former.task.cancel = lambda *_: False  # type: ignore[method-assign]
+        copies = [Child.adopt("envoy", one.pid, one.start_time, ours=False) for one in (current, retiring)]
+        later = Epochs(tmp_path, adopt=Adopted(state, *copies))
+        later.port, later.admin = former.port, former.admin
+        later.start(later.plan("third"))
+        await later.is_up()
+        assert [later.component.generation_of(one.pid) for one in (current, retiring)] == [1, 0]
+        assert (await later.component.reload("after", later.plan("fourth"))).epoch == 2
+        assert await later.answer() == "fourth"
+        later.task.cancel()
+        await asyncio.gather(later.task, return_exceptions=True)
+        del former.task.cancel
+
+
+async def test_who_stops_takes_every_epoch_along(tmp_path: Path) -> None:
+    async with running(tmp_path, drain_time=30.0) as envoys:
+        await envoys.component.reload("good")
+        pids = envoys.pids
+        assert len(pids) == 2
+        envoys.leaving = True
+        assert (await envoys.component.reload("late")).reason == "everything stops"
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+async def test_a_drain_waits_for_a_hand_over_and_begins_no_other(tmp_path: Path) -> None:
+    async with running(tmp_path) as envoys:
+        reload = asyncio.create_task(envoys.component.reload("good", envoys.plan("second")))
+        await both(envoys)
+        await envoys.component.fail_health_checks()
+        assert (await reload).kind is Kind.HOT
+        assert await envoys.component.admin.get("/ready") == (503, b"DRAINING\n")
+        assert (await envoys.component.reload("late")).kind is Kind.REFUSED
