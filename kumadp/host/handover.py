@@ -123,12 +123,15 @@ def receive(environ: MutableMapping[str, str]) -> Handover | None:
 async def hold_signals() -> None:
     """Block `HELD_SIGNALS`, and have the loop see those that came before: none is lost over execve(2).
 
+    What came before is the caller's to look at: one that asked to stop must not be followed by `become`.
+
     What is blocked stays pending until `release_signals`, in this program or the next, as long as no other thread takes
     it: see `quiet_threads`.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
-    # The wakeup descriptor is read in the next turn of the loop, the handler called in the one after.
-    for _ in range(3):
+    # The wakeup descriptor is read in the next turn of the loop, the handler called in the one after, and whoever waits
+    # for what the handler does goes on in the one after that.
+    for _ in range(5):
         await asyncio.sleep(0)
 
 

@@ -1,9 +1,9 @@
 """The owner-only control socket: everything the daemon knows of itself, as JSON, and what it can be asked to do.
 
-``POST /reload`` answers when it is done, with a line for people under ``said``. ``POST /reexec`` answers once the new
-program has passed its check, with ``count``, how often this process was re-executed so far: it is done when ``count``
-under ``reexec`` in the status is higher, and has failed when ``failed`` there, empty until then, says why. What is
-refused is answered with 409 and ``why``.
+``POST /reload`` answers when it is done, with a line for people under ``said``. ``POST /reexec`` answers before it is
+done, with ``count``, how often this process was re-executed so far: it is done when ``count`` under ``reexec`` in the
+status is higher, and has failed when ``failed`` there, empty or not there until then, says why. What is refused is
+answered with 409 and ``why``.
 """
 
 from __future__ import annotations

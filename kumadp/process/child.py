@@ -63,8 +63,9 @@ class ExitStatus:
 class Command:
     """What to run. ``argv[0]`` is an absolute path; ``name`` is used in log lines.
 
-    ``fifo`` is where its output goes through, in place of a pipe, when it is to outlive us: a FIFO is made there, which
-    a later kumadp can read. The program never waits for a reader, and never sees a broken pipe.
+    ``fifo`` is for one that is to outlive us: in place of a pipe its output goes through a FIFO beside that path, with
+    the child's pid in its name (`Child.fifo`), which a later kumadp can read. The program never waits for a reader, and
+    never sees a broken pipe.
     """
 
     argv: tuple[str, ...]
@@ -138,7 +139,8 @@ class Child:
             raise SpawnError(f"{program} cannot be started: {error.strerror}") from error
         pump = LogPump(command.name, output, lossy=command.fifo is not None)
         started = start_time_of(process.pid) or 0
-        return cls(command.name, process.pid, pidfd, pump, process.wait, start_time=started, fifo=command.fifo)
+        fifo = _name_fifo(command.fifo, process.pid) if command.fifo is not None else None
+        return cls(command.name, process.pid, pidfd, pump, process.wait, start_time=started, fifo=fifo)
 
     @classmethod
     def adopt(
@@ -294,6 +296,16 @@ def _make_fifo(path: Path) -> tuple[int, int]:
     with contextlib.suppress(OSError):
         fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, FIFO_SIZE)
     return read, write
+
+
+def _name_fifo(made: Path, pid: int) -> Path:
+    """Give a FIFO a name of its own: there are two children of one name while Envoy is restarted hot."""
+    named = made.with_name(f"{made.stem}.{pid}{made.suffix}")
+    try:
+        made.replace(named)
+    except OSError as error:
+        log.warning("%s cannot be made: %s; a later kumadp would not hear this process", named, error.strerror)
+    return named
 
 
 def _open_fifo(path: Path) -> int:

@@ -42,7 +42,7 @@ async def main():
     command = Command(("/bin/sh", "-c", sys.argv[2]), "web", {"PATH": os.defpath}, "keep", folder / "web.out")
     child = await Child.spawn(command)
     state = StateFile(folder)
-    state.note([await asyncio.to_thread(record, "web", child.pid, command.argv, fifo=str(command.fifo))])
+    state.note([await asyncio.to_thread(record, "web", child.pid, command.argv, fifo=str(child.fifo))])
     await state.written()
     print(child.pid, flush=True)
     await child.wait()
@@ -118,7 +118,7 @@ def test_a_child_whose_parent_was_killed_is_adopted_with_all_it_said(folder: Pat
     assert "unknown" in status.describe()
     assert not status.clean
     assert lines == ["line 9000 of nine thousand", "bye"]
-    assert not (folder / "web.out").exists()
+    assert not list(folder.glob("web*.out"))
     state = read_state(folder)
     assert state is not None
     assert adoptable(state) == []
@@ -214,6 +214,19 @@ async def test_what_is_too_far_ahead_is_thrown_away_up_to_the_end_of_a_line(
     assert caplog.text.count("thrown away") == 1
     os.close(write)
     pump.drain()
+
+
+async def test_two_of_one_name_have_a_fifo_each(folder: Path) -> None:
+    command = Command(("/bin/sh", "-c", "sleep 60"), "web", {"PATH": os.defpath}, "keep", folder / "web.out")
+    first, second = await Child.spawn(command), await Child.spawn(command)
+    assert first.fifo != second.fifo
+    first.send_signal(signal.SIGKILL)
+    await first.wait()
+    assert second.fifo is not None
+    assert second.fifo.is_fifo()
+    assert not (first.fifo or folder).is_fifo()
+    second.send_signal(signal.SIGKILL)
+    await second.wait()
 
 
 async def test_a_program_that_is_kept_never_sees_a_broken_pipe(folder: Path) -> None:
