@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kumadp.bootstrap.fields import get
 from kumadp.errors import ControlPlaneRefused
+from kumadp.lifecycle.patience import AWAY, judge
 from kumadp.relay.disk import Content
 from kumadp.relay.machine import Machine
 from kumadp.relay.node import encode_node
-from kumadp.relay.refusal import Refusal
-from kumadp.relay.relay import SILENCE, Relay
+from kumadp.relay.relay import Relay
 from kumadp.relay.upstream import Dial, State
 
 if TYPE_CHECKING:
@@ -29,13 +30,6 @@ if TYPE_CHECKING:
     from kumadp.relay.memory import Memory
 
 log = logging.getLogger("kumadp.lifecycle")
-
-# How long the control plane may refuse us (seconds) before that is for good: a token file may be on its way. One that
-# had us before is more likely to be in trouble itself, as a control plane that has lost its signing keys.
-PATIENCE = 60.0
-PATIENCE_WITH_A_FRIEND = 600.0
-# How long it may be away (seconds) before that is told as a concern.
-AWAY = 5.0
 
 
 class Relaying:
@@ -140,34 +134,28 @@ class Relaying:
         if facts.state is State.OPEN:
             self._was_open = True
             self._calm()
-            self._status.worry("control plane", self._silence())
+            self._tell()
         elif facts.state is State.HELD_CLOSED:
             self._calm()
+            self._tell()
         elif self._patience is None:
-            loop = asyncio.get_running_loop()
-            self._patience = loop.call_later(AWAY, self._impatient)
+            self._patience = asyncio.get_running_loop().call_later(AWAY, self._impatient)
 
     def _calm(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
 
-    def _silence(self) -> str:
-        silent = self.relay.silence
-        return f"it has not answered for {silent:.0f} s" if silent >= SILENCE else ""
-
     def _impatient(self) -> None:
-        facts, loop = self.relay.facts, asyncio.get_running_loop()
-        self._patience = None
-        if facts.state in {State.OPEN, State.HELD_CLOSED}:
-            return
-        self._status.worry("control plane", facts.last_error or "it does not answer")
-        patience = PATIENCE_WITH_A_FRIEND if self._was_open else PATIENCE
-        since = facts.refused_since
-        if facts.refusal is Refusal.AUTH and since is not None and loop.time() - since >= patience:
-            self._refused(ControlPlaneRefused(f"the control plane refuses this data plane: {facts.last_error}"))
-            return
-        self._patience = loop.call_later(AWAY, self._impatient)
+        self._tell()
+        self._patience = asyncio.get_running_loop().call_later(AWAY, self._impatient)
+
+    def _tell(self) -> None:
+        relay = self.relay
+        verdict = judge(relay.facts, silence=relay.silence, had_us=self._was_open, now=time.monotonic())
+        self._status.worry("control plane", verdict.concern)
+        if verdict.for_good:
+            self._refused(ControlPlaneRefused(verdict.concern))
 
 
 def _node(prepared: Prepared) -> bytes:

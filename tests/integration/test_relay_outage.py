@@ -1,0 +1,182 @@
+"""The control plane is gone, silent, or refuses: Envoy serves on, the status says which, and all comes back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.errors import ExitCode
+from tests.support.planes import KINDS
+from tests.support.poll import poll
+from tests.support.relayed import NODE, SOON, Rig, rig
+from tests.support.xds.journal import Kind, What
+from tests.support.xds.plane import XdsControlPlane
+from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+MODIFIED = "cluster_manager.cluster_modified"
+
+
+@pytest.fixture(params=KINDS)
+def at(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    with rig(tmp_path, request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def plane() -> Iterator[XdsControlPlane]:
+    with XdsControlPlane() as made:
+        yield made
+
+
+@pytest.fixture
+def alone(tmp_path: Path, plane: XdsControlPlane) -> Iterator[Rig]:
+    with rig(tmp_path, plane) as made:
+        yield made
+
+
+def test_envoy_dies_while_the_control_plane_is_gone(at: Rig) -> None:
+    with at.run() as daemon:
+        at.wait_ready(daemon)
+        at.plane.kill()
+        for _ in range(2):
+            at.kill_envoy(daemon)
+        told = at.wait_concern(daemon, "control plane")
+        status = at.status(daemon)
+        assert (status["relay"]["refusal"], status["relay"]["connected_since"]) == ("unreachable", None)
+        assert status["relay"]["last_error"] in told
+        assert (status["ready"], status["reasons"]) == (True, [])
+        before = at.stats(f"^{MODIFIED}$")
+        at.plane.start()
+        at.renew_token()
+        at.wait_state(daemon, "open")
+        poll(lambda: at.plane.stream(NODE), what="the stream at the control plane", deadline=SOON)
+        poll(lambda: at.plane.registered == [NODE], what="the Dataplane in the mesh", deadline=SOON)
+        poll(lambda: at.settled(daemon), what="everything taken again", deadline=SOON)
+        assert at.stats(f"^{MODIFIED}$") == before == {MODIFIED: 0}
+        assert at.status(daemon)["concerns"] == []
+        assert at.serves()
+        at.kill_envoy(daemon)
+
+
+def test_keys_of_the_mesh_are_in_memory_while_the_control_plane_is_gone(alone: Rig, plane: XdsControlPlane) -> None:
+    plane.use_mtls()
+    with alone.run() as daemon:
+        alone.wait_ready(daemon)
+        plane.kill()
+        alone.kill_envoy(daemon)
+        assert SECRET in alone.types(daemon)
+        before = alone.stats(f"^{MODIFIED}$")
+        plane.start()
+        alone.wait_state(daemon, "open")
+        poll(lambda: alone.settled(daemon), what="everything taken again")
+        assert alone.stats(f"^{MODIFIED}$") == before
+        first = [entry for entry in plane.journal.requests(kind=Kind.FIRST) if entry.stream == plane.streams()[-1]]
+        assert {entry.type_url for entry in first} == {CLUSTER, ENDPOINTS, SECRET, LISTENER}
+        assert all(entry.version for entry in first)
+
+
+@pytest.mark.parametrize("how", ["goaway", "reset_streams", "end_streams", "drop_connections"])
+def test_a_stream_that_breaks_comes_back_and_costs_nothing(alone: Rig, plane: XdsControlPlane, how: str) -> None:
+    plane.faults.linger = 1.0
+    with alone.run() as daemon:
+        alone.wait_ready(daemon)
+        getattr(plane, how)()
+        poll(lambda: len(plane.journal.events(What.ADMITTED)) == 2, what="another stream")
+        poll(lambda: plane.registered == [NODE], what="the Dataplane in the mesh")
+        poll(lambda: alone.settled(daemon), what="everything taken again")
+        assert alone.serves()
+        assert len(plane.journal.events(What.DEREGISTERED)) == 1
+        assert alone.restarts(daemon) == 0
+
+
+def test_a_control_plane_that_never_answers(alone: Rig, plane: XdsControlPlane) -> None:
+    with alone.run() as daemon:
+        alone.wait_ready(daemon)
+        plane.faults.linger, plane.faults.silent = 0.0, True
+        plane.reset_streams()
+        alone.wait_concern(daemon, "it leaves requests unanswered")
+        found = alone.relay(daemon)
+        assert (found["state"], found["connected_since"]) == ("connecting", None)
+        assert found["silence"] > 0
+        alone.kill_envoy(daemon)
+        plane.faults.silent = False
+        plane.wake()
+        alone.wait_state(daemon, "open")
+        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
+        assert alone.relay(daemon)["silence"] == 0
+
+
+def test_a_control_plane_that_leaves_a_type_unanswered(alone: Rig, plane: XdsControlPlane) -> None:
+    with alone.run() as daemon:
+        alone.wait_ready(daemon)
+        plane.faults.linger, plane.faults.withheld = 0.0, {LISTENER}
+        plane.reset_streams()
+        alone.wait_concern(daemon, "it leaves requests unanswered")
+        assert alone.relay(daemon)["state"] == "open"
+        assert "Listener" in daemon.output()
+        plane.faults.withheld = set()
+        plane.wake()
+        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
+
+
+def test_a_control_plane_that_reads_nothing(alone: Rig, plane: XdsControlPlane) -> None:
+    with alone.run() as daemon:
+        alone.wait_ready(daemon)
+        plane.faults.linger = 0.0
+        plane.deafen()
+        plane.drop_connections()
+        alone.wait_concern(daemon, "control plane")
+        alone.kill_envoy(daemon)
+        plane.deafen(False)
+        alone.wait_state(daemon, "open")
+        assert alone.serves()
+
+
+def test_a_token_that_is_refused_is_told_as_such_and_the_next_one_taken(alone: Rig, plane: XdsControlPlane) -> None:
+    with alone.run() as daemon:
+        alone.wait_ready(daemon)
+        plane.faults.linger = 0.0
+        good = plane.token() + "-new"
+        plane.faults.refuse_token = lambda token: "" if token == good else "token is revoked"
+        plane.reset_streams()
+        alone.wait_concern(daemon, "token is revoked")
+        found = alone.relay(daemon)
+        assert found["refusal"] == "auth"
+        assert found["refused_since"] is not None
+        alone.kill_envoy(daemon)
+        assert alone.status(daemon)["ready"] is True
+        alone.token.write_text(good)
+        alone.wait_state(daemon, "open")
+        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
+        assert alone.relay(daemon)["refusal"] is None
+        assert good not in daemon.output()
+
+
+def test_a_data_plane_that_is_refused_from_the_first_moment(alone: Rig, plane: XdsControlPlane) -> None:
+    """The bootstrap came and the stream is refused: it waits and says why, and a stop ends it in peace."""
+    plane.faults.refuse_token = lambda _token: "token is revoked"
+    with alone.run() as daemon:
+        alone.wait_concern(daemon, "token is revoked")
+        assert alone.status(daemon)["ready"] is False
+        plane.faults.refuse_token = lambda _token: ""
+        daemon.wait_ready()
+        assert alone.status(daemon)["concerns"] == []
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+
+
+def test_a_stop_while_the_control_plane_is_gone(alone: Rig, plane: XdsControlPlane) -> None:
+    with alone.run() as daemon:
+        alone.wait_ready(daemon)
+        plane.deafen()
+        plane.drop_connections()
+        poll(lambda: alone.relay(daemon)["state"] != "open", what="a broken stream")
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK

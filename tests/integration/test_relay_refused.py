@@ -1,0 +1,84 @@
+"""A control plane that refuses for good: it ends the program with the reason, or is only told. With short patience."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.errors import ExitCode
+from tests.support import impatient
+from tests.support.poll import poll
+from tests.support.relayed import Rig, rig
+from tests.support.xds.journal import What
+from tests.support.xds.plane import XdsControlPlane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.process
+
+IMPATIENT = (sys.executable, str(Path(impatient.__file__)))
+REASON = "the control plane refuses this data plane: authentication failed: token is revoked"
+
+
+@pytest.fixture
+def plane() -> Iterator[XdsControlPlane]:
+    with XdsControlPlane() as made:
+        made.faults.linger = 0.0
+        yield made
+
+
+@pytest.fixture
+def alone(tmp_path: Path, plane: XdsControlPlane) -> Iterator[Rig]:
+    with rig(tmp_path, plane) as made:
+        yield made
+
+
+def test_a_data_plane_that_is_never_taken_ends(alone: Rig, plane: XdsControlPlane) -> None:
+    plane.faults.refuse_token = lambda _token: "token is revoked"
+    with alone.run(prefix=IMPATIENT) as daemon:
+        assert daemon.wait() == ExitCode.CONTROL_PLANE_REFUSED
+        assert REASON in daemon.output().splitlines()[-1]
+        assert plane.journal.events(What.ADMITTED) == []
+
+
+def test_a_data_plane_that_is_taken_no_more_ends(alone: Rig, plane: XdsControlPlane) -> None:
+    with alone.run(prefix=IMPATIENT) as daemon:
+        alone.wait_ready(daemon)
+        plane.faults.refuse_token = lambda _token: "token is revoked"
+        plane.reset_streams()
+        assert daemon.wait() == ExitCode.CONTROL_PLANE_REFUSED
+        assert REASON in daemon.output().splitlines()[-1]
+
+
+def test_or_serves_on_and_says_so_once(alone: Rig, plane: XdsControlPlane) -> None:
+    with alone.run("--on-control-plane-refusal=serve", prefix=IMPATIENT) as daemon:
+        alone.wait_ready(daemon)
+        plane.faults.refuse_token = lambda _token: "token is revoked"
+        plane.reset_streams()
+        alone.wait_concern(daemon, REASON)
+        seen = len(plane.journal.events(What.UNAUTHENTICATED))
+        poll(lambda: len(plane.journal.events(What.UNAUTHENTICATED)) > seen + 2, what="further attempts")
+        alone.kill_envoy(daemon)
+        assert alone.status(daemon)["concerns"] == [f"control plane: {REASON}"]
+        assert daemon.output().count(REASON) == 1
+        plane.faults.refuse_token = lambda _token: ""
+        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
+        alone.wait_state(daemon, "open")
+        assert alone.serves()
+
+
+def test_a_control_plane_that_is_only_gone_never_ends_it(alone: Rig, plane: XdsControlPlane) -> None:
+    with alone.run(prefix=IMPATIENT) as daemon:
+        alone.wait_ready(daemon)
+        connections = plane.connections
+        plane.deafen()
+        plane.drop_connections()
+        # The handshakes that nobody answers run into their time limit.
+        poll(lambda: plane.connections > connections + 1, what="further attempts", deadline=60)
+        assert alone.serves()
+        plane.deafen(False)
+        alone.wait_state(daemon, "open")

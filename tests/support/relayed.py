@@ -1,0 +1,146 @@
+"""A data plane behind a control plane of either kind, run as a user runs it: `kumadp run` with its relay."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from kumadp.lifecycle.control import ask_status, control_socket_path
+from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
+from tests.support.kuma import dataplane
+from tests.support.planes import open_plane
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    import psutil
+
+    from tests.support.daemon import Workload
+    from tests.support.planes import ControlPlane
+
+NAME = "backend-01"
+NODE = f"default.{NAME}"
+# A real control plane needs some seconds for what the tests' own does at once.
+SOON = 40.0
+
+
+class Rig:
+    """A control plane, an application, and a data plane whose outbound leads through the mesh to its own inbound."""
+
+    def __init__(self, folder: Path, plane: ControlPlane, app: Workload) -> None:
+        self.folder, self.plane, self.app = folder, plane, app
+        self.ports = Ports.take()
+        self.token, self.ca, self.file = folder / "dp.token", folder / "ca.crt", folder / "dp.json"
+        self.state, self.work = folder / "state", folder / "work"
+        self.dataplane = dataplane(NAME, "backend", self.ports, app.port, probes=False)
+        self.renew_token()
+        plane.write_ca(self.ca)
+
+    def renew_token(self) -> None:
+        """Write the token that the control plane takes now into the file."""
+        self.token.write_text(self.plane.token("default", NAME))
+        self.token.chmod(0o600)
+
+    @contextlib.contextmanager
+    def run(
+        self, *more: str, environment: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()
+    ) -> Iterator[Daemon]:
+        """A running data plane; ``more`` are flags of `kumadp run`."""
+        self.file.write_text(json.dumps(self.dataplane))
+        with run_kumadp(
+            self.folder,
+            self.ports,
+            *(f"--cp-address={self.plane.url}", f"--ca-cert-file={self.ca}", f"--dataplane-token-file={self.token}"),
+            *(f"--dataplane-file={self.file}", "--drain-time=1s", *more),
+            environment={"KUMA_CONTROL_PLANE_RETRY_BACKOFF": "200ms", **(environment or {})},
+            prefix=prefix,
+        ) as daemon:
+            yield daemon
+            assert "Traceback" not in daemon.output(), daemon.output()
+
+    def serves(self) -> bool:
+        return get(self.ports.outbound) == (200, self.app.name)
+
+    def wait_traffic(self, what: str = "traffic through the mesh") -> None:
+        poll(self.serves, what=what, deadline=SOON)
+
+    def wait_ready(self, daemon: Daemon) -> None:
+        """READY, with traffic, and everything that Envoy took told to the control plane."""
+        daemon.wait_ready(SOON)
+        self.wait_traffic()
+        poll(lambda: self.settled(daemon), what="everything taken", deadline=SOON)
+
+    def settled(self, daemon: Daemon) -> bool:
+        """Whether every response was accepted and answered."""
+        types = self.types(daemon).values()
+        return len(types) >= 3 and all(
+            view["accepted"] and view["accepted"] == view["latest"] and not view["open"] for view in types
+        )
+
+    def status(self, daemon: Daemon) -> dict[str, Any]:
+        """What the control socket says."""
+        return ask_status(control_socket_path(NAME, daemon.environment))
+
+    def relay(self, daemon: Daemon) -> dict[str, Any]:
+        """What it says of the relay."""
+        found: dict[str, Any] = self.status(daemon)["relay"]
+        return found
+
+    def types(self, daemon: Daemon) -> dict[str, dict[str, Any]]:
+        """What it says of each type that was asked for."""
+        return {view["type"]: view for view in self.relay(daemon)["types"]}
+
+    def wait_state(self, daemon: Daemon, state: str) -> dict[str, Any]:
+        """The relay's status once the stream to the control plane is in this state."""
+        return poll(
+            lambda: found if (found := self.relay(daemon))["state"] == state else None,
+            what=f"the stream {state}",
+            deadline=SOON,
+        )
+
+    def wait_concern(self, daemon: Daemon, part: str) -> str:
+        """The concern of the status in which ``part`` stands."""
+
+        return poll(lambda: self._told(daemon, "concerns", part), what=f"a concern: {part}", deadline=SOON)
+
+    def waits_for(self, daemon: Daemon, reason: str) -> bool:
+        """Whether this is among the reasons why it is not ready."""
+        return bool(self._told(daemon, "reasons", reason))
+
+    def restarts(self, daemon: Daemon) -> int:
+        """How often Envoy was started again."""
+        return int(self.status(daemon)["children"]["envoy"]["restarts"])
+
+    def _told(self, daemon: Daemon, where: str, part: str) -> str:
+        # At first there is no control socket.
+        with contextlib.suppress(OSError):
+            return next((text for text in self.status(daemon)[where] if part in text), "")
+        return ""
+
+    def kill_envoy(self, daemon: Daemon) -> psutil.Process:
+        """Kill Envoy and wait for the next one to serve; that one."""
+        killed = daemon.kill_envoy()
+        again = poll(
+            lambda: found if (found := daemon.children().get("envoy")) and found.pid != killed.pid else None,
+            what="another Envoy",
+        )
+        daemon.wait_ready()
+        self.wait_traffic("traffic through the next Envoy")
+        return again
+
+    def stats(self, pattern: str) -> dict[str, int]:
+        """Counters and gauges of Envoy whose names match."""
+        status, text = get(self.ports.admin, f"/stats?format=json&filter={pattern}")
+        found = json.loads(text)["stats"] if status == 200 else []
+        return {entry["name"]: entry["value"] for entry in found if "name" in entry}
+
+
+@contextlib.contextmanager
+def rig(folder: Path, plane: str | ControlPlane) -> Iterator[Rig]:
+    """A rig with this control plane, or one of a kind of `planes.KINDS`."""
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_plane(plane, folder)) if isinstance(plane, str) else plane
+        yield Rig(folder, opened, stack.enter_context(workload("backend")))
