@@ -129,7 +129,7 @@ class EnvoyComponent:
     @property
     def busy(self) -> bool:
         """Whether a reload that is asked for now would wait."""
-        return self._generations.busy
+        return self._generations.line.busy
 
     def generation_of(self, pid: int) -> int | None:
         """Which Envoy of all that were started a pid is, None where it is none that runs."""

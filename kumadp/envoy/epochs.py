@@ -55,6 +55,11 @@ class Line:
     ask: Ask | None = None
     waiting: Ask | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether a reload is under way, or an old epoch still drains."""
+        return self.ask is not None or self.retiring or self.stage is Stage.HANDOVER
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -228,8 +233,7 @@ def _answer(line: Line, kind: Kind, reason: str = "") -> tuple[Action, ...]:
 
 def _next(line: Line, actions: tuple[Action, ...]) -> Step:
     """Begin with the reload that waits, if its time has come."""
-    busy = line.ask is not None or line.retiring or line.stage is Stage.HANDOVER
-    if busy or line.waiting is None:
+    if line.busy or line.waiting is None:
         return line, actions
     return replace(line, ask=line.waiting, waiting=None), (*actions, Check(line.waiting))
 

@@ -67,6 +67,7 @@ class Generations:
         self._adopt = adopt
         self._generation = -1
         self.numbers: dict[int, int] = {}
+        self._unclean: list[BaseLine] = []
         self._settled = asyncio.Event()
 
     # What the component is asked.
@@ -82,11 +83,6 @@ class Generations:
     def hands_over(self) -> bool:
         """Whether a new epoch comes up."""
         return self.line.stage is Stage.HANDOVER
-
-    @property
-    def busy(self) -> bool:
-        """Whether a reload is under way, or an old epoch still drains."""
-        return self.hands_over or self.line.retiring or self.line.ask is not None
 
     @property
     def others(self) -> tuple[Child, ...]:
@@ -141,7 +137,9 @@ class Generations:
             serial = await asyncio.to_thread(sweep, hot.directory)
         else:
             serial = self._base.serial + 1
-            if not self._retiring:
+            if self._retiring:
+                self._unclean.append(self._base)
+            else:
                 await asyncio.to_thread(self._base.clean)
         try:
             self._base = BaseLine(hot.directory, serial)
@@ -367,6 +365,7 @@ class Generations:
             self._feed(epochs.Retired())
         else:
             await asyncio.to_thread(base.clean)
+            self._unclean.remove(base)
 
     # The end.
 
@@ -390,8 +389,9 @@ class Generations:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(child.stop(self._grace) for child in self.others))
         self._asks.refuse_all("everything stops", self.line.epoch)
-        if self._base is not None:
-            await asyncio.to_thread(self._base.clean)
+        for base in (*self._unclean, self._base):
+            if base is not None:
+                await asyncio.to_thread(base.clean)
 
 
 def _unheard(_reason: str) -> None:

@@ -332,6 +332,18 @@ async def test_nothing_is_left_in_shared_memory_or_in_the_folder(tmp_path: Path)
     assert left_in(tmp_path) == []
 
 
+async def test_nothing_is_left_of_an_old_epoch_that_drains_when_all_stops(tmp_path: Path) -> None:
+    async with running(tmp_path, drain_time=30.0) as envoys:
+        shared = envoys.shared_memory()
+        await envoys.component.reload("good")
+        envoys.signal()
+        await envoys.is_up(2)
+        assert len(envoys.pids) == 2
+        assert shared[0].exists()
+    assert not shared[0].exists()
+    assert left_in(tmp_path) == []
+
+
 async def test_what_a_killed_kumadp_left_is_swept_and_what_still_runs_is_left_alone(tmp_path: Path) -> None:
     async with running(tmp_path) as living:
         files = {path: path.read_bytes() for path in left_in(tmp_path) if path.suffix == ".base"}
