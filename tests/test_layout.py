@@ -55,10 +55,10 @@ def test_no_file_passes_400_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
 
 
-def test_only_the_assembly_knows_all_features() -> None:
+def test_each_file_of_the_lifecycle_knows_what_it_puts_together() -> None:
     known = {path.name: imported(path) & FEATURES for path in (PACKAGE / "lifecycle").glob("*.py")}
     several = {name for name, features in known.items() if len(features) > 1}
-    assert several <= {"assemble.py", "kuma.py", "relaying.py", "sources.py"}
+    assert several <= {"assemble.py", "configuration.py", "continuity.py", "kuma.py", "relaying.py", "sources.py"}
 
 
 def test_only_the_command_line_ends_the_process() -> None:

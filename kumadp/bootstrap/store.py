@@ -27,8 +27,7 @@ def write_private(path: Path, data: bytes) -> None:
         raise
 
 
-def write_bootstrap(directory: Path, bootstrap: Mapping[str, Any]) -> Path:
-    """Write ``bootstrap.yaml``, 0600 (the name and mode are kuma-dp's), as JSON, which is YAML. May block."""
-    path = directory / "bootstrap.yaml"
+def write_bootstrap(path: Path, bootstrap: Mapping[str, Any]) -> Path:
+    """Write a bootstrap, 0600, as JSON, which is YAML; returns ``path``. May block."""
     write_private(path, json.dumps(bootstrap, indent=1).encode())
     return path

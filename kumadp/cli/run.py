@@ -14,10 +14,11 @@ from kumadp.cli.options import command_with_options, typed_names
 from kumadp.errors import Problem, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, MutableMapping
 
     from kumadp.resources.load import Resource
     from kumadp.settings.model import Settings
+    from kumadp.settings.resolve import Resolved
     from kumadp.standalone.mesh import Mesh
 
 
@@ -36,46 +37,64 @@ def run(**flags: object) -> None:
     """
     from kumadp.settings.resolve import resolve
 
-    config = flags.get("config")
-    text = _read_settings_file(str(config)) if config else None
-    resolved = resolve("run", flags, os.environ, text, str(config or ""), typed_names())
-    launch(resolved.settings, resolved.warnings, os.environ)
+    config, typed = flags.get("config"), typed_names()
+
+    def read() -> Resolved:
+        text = _read_settings_file(str(config)) if config else None
+        return resolve("run", flags, os.environ, text, str(config or ""), typed)
+
+    resolved = read()
+    launch(resolved.settings, resolved.warnings, os.environ, lambda: read().settings)
 
 
-def launch(settings: Settings, warnings: tuple[str, ...], environ: Mapping[str, str]) -> NoReturn:
-    """Check what can be checked, then run and end with the exit code. Raises KumadpError before the loop runs."""
+def launch(
+    settings: Settings, warnings: tuple[str, ...], environ: MutableMapping[str, str], again: Callable[[], Settings]
+) -> NoReturn:
+    """Check what can be checked, then run and end with the exit code. Raises KumadpError before the loop runs.
+
+    ``again`` reads the settings once more, for a reload.
+    """
     from kumadp.cli.logs import open_logs
-    from kumadp.envoy.argv import check_extra
-    from kumadp.host.handover import CHECK_VARIABLE, quiet_threads
+    from kumadp.host.handover import CHECK_VARIABLE, quiet_threads, receive
     from kumadp.host.names import set_process_name
-    from kumadp.host.secrets import register
     from kumadp.lifecycle.assemble import run_daemon
+    from kumadp.lifecycle.context import Run
     from kumadp.settings.display import display
 
-    extra = check_extra(settings.envoy_args)
-    if extra:
-        raise SettingsError(extra)
-    resource, mesh = _load(settings)
-    settings = _with_proxy_type(settings, resource)
+    settings, resource, mesh = _checked(settings)
     if CHECK_VARIABLE in environ:
         from kumadp.cli.rehearsal import pass_check
 
         pass_check(environ)
         _end(0)
-    register(settings.token)
-    for address in settings.cp_addresses:
-        register(urlsplit(address).password or "")
+    handover = receive(environ)
     logs = open_logs(settings)
     set_process_name("kuma-dp")
     try:
         notes = (*warnings, *(str(note) for note in (resource.notes if resource else ())))
-        work = run_daemon(settings, resource, mesh, environ, notes, display(settings))
+        run = Run(settings, resource, mesh, environ)
+        work = run_daemon(run, lambda: _checked(again())[:2], logs.flush, notes, display(settings), handover)
         runner = asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop))
         runner.run(quiet_threads())
         code = runner.run(work).code
     finally:
         logs.close()
     _end(code)
+
+
+def _checked(settings: Settings) -> tuple[Settings, Resource | None, Mesh | None]:
+    """Settings that fit what they name, and what that is; raises KumadpError."""
+    from kumadp.envoy.argv import check_extra
+    from kumadp.host.secrets import register
+
+    extra = check_extra(settings.envoy_args)
+    if extra:
+        raise SettingsError(extra)
+    resource, mesh = _load(settings)
+    register(settings.token)
+    for address in settings.cp_addresses:
+        register(urlsplit(address).password or "")
+    return _with_proxy_type(settings, resource), resource, mesh
 
 
 def _end(code: int) -> NoReturn:

@@ -34,23 +34,24 @@ class Address:
     path: str
 
 
-async def check_ports(addresses: Iterable[Address]) -> None:
+async def check_ports(addresses: Iterable[Address], *, held_by: frozenset[int] = frozenset()) -> None:
     """Raise PortsTaken naming every address that cannot be bound now, each with who holds it.
 
-    Host names and port 0 are passed over, and ports of sockets that were handed to us by execve(2).
+    Host names and port 0 are passed over, ports of sockets that were handed to us by execve(2), and what is held by
+    the processes ``held_by``, our own.
     """
-    problems = await asyncio.to_thread(_problems, list(addresses))
+    problems = await asyncio.to_thread(_problems, list(addresses), held_by)
     if problems:
         raise PortsTaken(problems)
 
 
-def _problems(addresses: list[Address]) -> list[Problem]:
+def _problems(addresses: list[Address], held_by: frozenset[int]) -> list[Problem]:
     problems = []
     for address in addresses:
         if not address.port or not is_ip(address.host) or inherited.holds(address.protocol, address.port):
             continue
         failure = _try_bind(address)
-        if failure is not None:
+        if failure is not None and not _is_ours(address, held_by):
             problems.append(_explain(address, failure))
     return problems
 
@@ -83,20 +84,34 @@ def _explain(address: Address, failure: OSError) -> Problem:
     return Problem(address.path, f"{where}: {failure.strerror}")
 
 
+def _is_ours(address: Address, held_by: frozenset[int]) -> bool:
+    holders = _holders(address) if held_by else []
+    return bool(holders) and held_by.issuperset(holders)
+
+
 def holder_of(address: Address) -> str:
     """Who listens there, in words: process and pid, or the user where we may not see the process."""
-    kind = socket.SOCK_STREAM if address.protocol == "tcp" else socket.SOCK_DGRAM
-    for found in psutil.net_connections("inet"):
-        if found.type != kind or not found.laddr or found.laddr.port != address.port:
-            continue
-        if kind == socket.SOCK_STREAM and found.status != psutil.CONN_LISTEN:
-            continue
-        if overlap(found.laddr.ip, address.host) and found.pid:
-            try:
-                return f"{psutil.Process(found.pid).name()} (pid {found.pid})"
-            except psutil.Error:
-                return f"pid {found.pid}"
+    for pid in _holders(address):
+        try:
+            return f"{psutil.Process(pid).name()} (pid {pid})"
+        except psutil.Error:
+            return f"pid {pid}"
     return _user_of(address)
+
+
+def _holders(address: Address) -> list[int]:
+    """The processes that listen there, as far as we may see them."""
+    kind = socket.SOCK_STREAM if address.protocol == "tcp" else socket.SOCK_DGRAM
+    return [
+        found.pid
+        for found in psutil.net_connections("inet")
+        if found.type == kind
+        and found.laddr
+        and found.laddr.port == address.port
+        and (kind == socket.SOCK_DGRAM or found.status == psutil.CONN_LISTEN)
+        and overlap(found.laddr.ip, address.host)
+        and found.pid
+    ]
 
 
 def _user_of(address: Address) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -14,7 +14,7 @@ from kumadp.bootstrap.store import write_private
 from kumadp.host.identity import Identity, boot_id, identity_of, start_time_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 log = logging.getLogger("kumadp.host")
@@ -55,13 +55,14 @@ class ChildRecord(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """The whole file. Start times are of one boot (``boot``) only."""
+    """The whole file. Start times are of one boot (``boot``) only; ``parts`` holds what a part wants back, by name."""
 
     format: int
     boot: str
     pid: int
     start_time: int
     children: tuple[ChildRecord, ...] = ()
+    parts: dict[str, Any] = {}
 
 
 def read_state(directory: Path) -> State | None:
@@ -100,13 +101,15 @@ class StateFile:
     def __init__(self, directory: Path) -> None:
         self._path = directory / NAME
         self._children: tuple[ChildRecord, ...] = ()
+        self._parts: dict[str, Any] = {}
         self._writing: asyncio.Task[None] | None = None
         self._again = False
         self._warned = False
 
-    def note(self, children: Iterable[ChildRecord]) -> None:
+    def note(self, children: Iterable[ChildRecord], parts: Mapping[str, Any] | None = None) -> None:
         """Have these children written as all that there are; to be called on the event loop."""
         self._children = tuple(children)
+        self._parts = dict(parts or {})
         if self._writing is None:
             self._writing = asyncio.get_running_loop().create_task(self._write(), name="state file")
         else:
@@ -125,14 +128,14 @@ class StateFile:
         try:
             while True:
                 self._again = False
-                await asyncio.to_thread(self._replace, self._children)
+                await asyncio.to_thread(self._replace, self._children, self._parts)
                 if not self._again:
                     return
         finally:
             self._writing = None
 
-    def _replace(self, children: tuple[ChildRecord, ...]) -> None:
-        state = State(FORMAT, boot_id(), os.getpid(), start_time_of(os.getpid()) or 0, children)
+    def _replace(self, children: tuple[ChildRecord, ...], parts: dict[str, Any]) -> None:
+        state = State(FORMAT, boot_id(), os.getpid(), start_time_of(os.getpid()) or 0, children, parts)
         try:
             write_private(self._path, msgspec.json.format(msgspec.json.encode(state), indent=1))
         except OSError as error:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from kumadp.errors import ExitCode, KumadpError
+from kumadp.host.handover import release_signals
 from kumadp.lifecycle.drain import FailHealthChecks, Step, Wait
 from kumadp.lifecycle.phases import Phase
 
@@ -313,6 +314,8 @@ class RunLoop:
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1)
         for number in numbers:
             loop.add_signal_handler(number, self.post, SignalCame(number))
+        # What came while one program followed another waits until now.
+        release_signals()
         try:
             yield
         finally:

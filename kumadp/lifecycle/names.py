@@ -5,22 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from kumadp.errors import Problem, SettingsError
 from kumadp.lifecycle.plan import LOOPBACK
 from kumadp.process.policy import RestartPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
     from kumadp.dns.coredns import CoreDnsComponent
-    from kumadp.host.workdir import WorkDir
-    from kumadp.lifecycle.component import Stack
+    from kumadp.lifecycle.context import Run
     from kumadp.lifecycle.plan import DnsPlan
-    from kumadp.lifecycle.status import Status
-    from kumadp.process.child import Command
-    from kumadp.settings.model import Settings
+    from kumadp.process.child import Child
 
 log = logging.getLogger("kumadp.lifecycle")
 
@@ -28,30 +23,19 @@ log = logging.getLogger("kumadp.lifecycle")
 DNS_GATE = 15.0
 
 
-class Host(Protocol):
-    """What of the daemon is used here."""
-
-    settings: Settings
-    status: Status
-    stack: Stack
-    work: WorkDir
-    children_environment: Mapping[str, str]
-
-    def command(self, name: str, argv: tuple[str, ...]) -> Callable[[], Awaitable[Command]]:
-        """What makes a child's command."""
-
-    def settle(self) -> None:
-        """READY once nothing holds it back."""
-
-
 class Names:
     """Starts CoreDNS by the plan, and says so where there is none."""
 
-    def __init__(self, host: Host, plan: DnsPlan, *, standalone: bool) -> None:
-        self._host = host
+    def __init__(self, run: Run, plan: DnsPlan) -> None:
+        self._run = run
         self._plan = plan
-        self._standalone = standalone
         self._coredns: CoreDnsComponent | None = None
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """The CoreDNS that runs."""
+        child = self._coredns.supervisor.child if self._coredns is not None else None
+        return (child,) if child is not None and not child.ended else ()
 
     def kill(self) -> None:
         """Kill CoreDNS at once."""
@@ -60,33 +44,34 @@ class Names:
 
     async def start(self, template: str | None) -> None:
         """Write the Corefile and start; ``template`` is the control plane's. What goes wrong costs names alone."""
-        plan, host = self._plan, self._host
+        plan, run = self._plan, self._run
         if plan.coredns is None:
             alone = f"Envoy's DNS filter answers on {LOOPBACK}:{plan.port}"
-            log.warning("no CoreDNS here: %s", alone if self._standalone else "names of the mesh are not answered")
+            log.warning("no CoreDNS here: %s", alone if run.mesh is not None else "names of the mesh are not answered")
             return
         from kumadp.bootstrap.store import write_private
         from kumadp.dns.coredns import CoreDnsComponent
 
-        settings = host.settings
+        settings = run.settings
         try:
             text = await self._corefile(plan.coredns, template)
         except SettingsError as error:
-            host.status.note_fatal("coredns", str(error))
+            run.status.note_fatal("coredns", str(error))
             return
-        corefile = host.work.dns / "Corefile"
+        corefile = run.work.dns / "Corefile"
         await asyncio.to_thread(write_private, corefile, text.encode())
         self._coredns = CoreDnsComponent(
-            host.command("coredns", (str(plan.coredns), "-conf", str(corefile), "-quiet")),
+            run.command("coredns", (str(plan.coredns), "-conf", str(corefile), "-quiet")),
             plan.port,
             RestartPolicy(settings.coredns_restart_budget, settings.envoy_restart_window),
             grace=settings.stop_grace,
-            changed=host.status.note_child,
+            changed=run.status.note_child,
             gave_up=self._gave_up,
+            first=run.before.coredns,
         )
-        host.status.wait_for("dns", "CoreDNS does not answer yet")
-        host.status.ports["dns"] = f"{LOOPBACK}:{plan.port}"
-        is_up = host.stack.start(self._coredns, stop_deadline=settings.stop_grace + 1)
+        run.status.wait_for("dns", "CoreDNS does not answer yet")
+        run.status.ports["dns"] = f"{LOOPBACK}:{plan.port}"
+        is_up = run.stack.start(self._coredns, stop_deadline=settings.stop_grace + 1)
         self._gate = asyncio.create_task(self._open_gate(is_up), name="dns gate")
 
     async def _corefile(self, binary: Path, template: str | None) -> str:
@@ -94,7 +79,7 @@ class Names:
         from kumadp.dns.coredns import coredns_plugins
         from kumadp.dns.corefile import CorefileFacts, built_in, render
 
-        settings, plan, folder = self._host.settings, self._plan, str(self._host.work.dns)
+        settings, plan, folder = self._run.settings, self._plan, str(self._run.work.dns)
         facts = CorefileFacts(
             plan.port, plan.envoy_port, plan.prometheus_port, settings.dns_logging, str(binary), folder
         )
@@ -106,7 +91,7 @@ class Names:
                 raise SettingsError([Problem("--dns-coredns-config-template-path", f"{own}: {reason}")]) from None
         if template:
             return render(template, facts, "the control plane's corefileTemplate")
-        plugins = await coredns_plugins(binary, self._host.children_environment)
+        plugins = await coredns_plugins(binary, self._run.children_environment)
         return built_in(facts, plugins, Path("/etc/resolv.conf"))
 
     async def _open_gate(self, is_up: asyncio.Event) -> None:
@@ -115,10 +100,10 @@ class Names:
                 await is_up.wait()
         except TimeoutError:
             log.warning("CoreDNS has not answered for %.0f s; going on without waiting for it", DNS_GATE)
-        self._host.status.wait_for("dns", "")
-        self._host.settle()
+        self._run.status.wait_for("dns", "")
+        self._run.settle()
 
     def _gave_up(self, story: str) -> None:
-        self._host.status.note_fatal("coredns", story)
-        self._host.status.wait_for("dns", "")
-        self._host.settle()
+        self._run.status.note_fatal("coredns", story)
+        self._run.status.wait_for("dns", "")
+        self._run.settle()

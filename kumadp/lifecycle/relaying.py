@@ -33,7 +33,7 @@ log = logging.getLogger("kumadp.lifecycle")
 
 
 class Relaying:
-    """Owns the relay. ``refused`` hears that the control plane refuses for good."""
+    """Owns the relay. ``refused`` hears that the control plane refuses for good, ``opened`` that it has us."""
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Relaying:
         *,
         epoch_of: Callable[[int], int],
         refused: Callable[[ControlPlaneRefused], None],
+        opened: Callable[[], None],
         memory: Memory | None = None,
         stale: bool = False,
         listening: socket.socket | None = None,
@@ -51,9 +52,11 @@ class Relaying:
         self._client = client
         self._status = status
         self._refused = refused
+        self._opened = opened
         self._store: LastGoodStore | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._was_open = False
+        self._open_since = -1.0
         self.use(prepared)
         self._node = _node(prepared)
         self._machine = machine = Machine(self._node, memory=memory, withhold_secrets=stale)
@@ -133,6 +136,9 @@ class Relaying:
         facts = self.relay.facts
         if facts.state is State.OPEN:
             self._was_open = True
+            if facts.since != self._open_since:
+                self._open_since = facts.since
+                self._opened()
             self._calm()
             self._tell()
         elif facts.state is State.HELD_CLOSED:

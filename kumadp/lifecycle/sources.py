@@ -63,12 +63,13 @@ async def _finish(
     taken: Sequence[Address],
     work: WorkDir,
     template: str | None,
+    file: str = "bootstrap.yaml",
 ) -> Prepared:
     held = [Taken(address.host, address.port, address.purpose) for address in taken if address.protocol == "tcp"]
     guarded = guard(tree, strict=settings.strict_admin, admin_port=port, taken=held)
     for warning in guarded.warnings:
         log.warning("%s", warning)
-    path = await asyncio.to_thread(write_bootstrap, work.path, guarded.bootstrap)
+    path = await asyncio.to_thread(write_bootstrap, work.path / file, guarded.bootstrap)
     names = guarded.bootstrap.get("dynamicResources") or guarded.bootstrap.get("dynamic_resources") or {}
     dynamic = isinstance(names, dict) and ("ldsConfig" in names or "lds_config" in names)
     return Prepared(path, guarded.admin, template, dynamic)
@@ -112,6 +113,7 @@ class KumaSource:
         ``later`` is the request that goes on then.
         """
         if self._hand_over is not None:
+            self.later = asyncio.create_task(self.client.fetch(self._failed, self.client.settings.retry_max_duration))
             return await self.make(self._hand_over)
         self._status.wait_for("bootstrap", f"asking {self.client.settings.cp_address}")
         asking = asyncio.create_task(self.client.fetch(self._failed, self.client.settings.retry_max_duration))
@@ -145,7 +147,7 @@ class KumaSource:
             self._status.wait_for("bootstrap", reason)
         self._unreachable.set()
 
-    async def make(self, fetched: Fetched) -> Prepared:
+    async def make(self, fetched: Fetched, file: str = "bootstrap.yaml") -> Prepared:
         """A bootstrap on disk that passed the guard, turned to the relay; raises BootstrapError."""
         from kumadp.bootstrap.rewrite import rewrite_for_relay
 
@@ -158,7 +160,8 @@ class KumaSource:
             if rewritten.delta:
                 log.info("the control plane offers delta xDS; kumadp's relay speaks state of the world")
         port = admin.port if admin is not None else 0
-        prepared = await _finish(tree, self.client.settings, port, self._taken, self._work, fetched.corefile_template)
+        settings, template = self.client.settings, fetched.corefile_template
+        prepared = await _finish(tree, settings, port, self._taken, self._work, template, file)
         return replace(prepared, fetched=fetched, upstream=upstream)
 
 

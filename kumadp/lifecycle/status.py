@@ -17,6 +17,7 @@ from kumadp.lifecycle.phases import Phase, check_move
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kumadp.lifecycle.continuity import Before
     from kumadp.process.supervise import ChildReport
 
 log = logging.getLogger("kumadp.lifecycle")
@@ -42,6 +43,7 @@ class Status:
         self.asked: dict[str, Callable[[], object]] = {}
         self.concerns: dict[str, str] = {}
         self.moved: list[Callable[[Phase, str], None]] = []
+        self._was_ready = False
 
     def move(self, phase: Phase, why: str) -> None:
         """Go to ``phase`` and say why; raises IllegalMove where the table has no such move."""
@@ -50,8 +52,17 @@ class Status:
         check_move(self.phase, phase)
         log.info("%s -> %s: %s", self.phase.value, phase.value, why)
         self.phase, self.phase_why, self.since = phase, why, time.time()
+        self._was_ready = False
         for tell in self.moved:
             tell(phase, why)
+
+    def resume(self, before: Before) -> None:
+        """Go on from a kumadp that was replaced: what was ready is ready while we look at what it left."""
+        if before.started is not None:
+            self.started = before.started
+        self._was_ready = before.ready and before.envoy is not None
+        if before.reexecuted:
+            self.facts["reexec"] = {"count": before.count}
 
     def wait_for(self, part: str, reason: str) -> None:
         """Note why ``part`` holds readiness back; an empty reason takes the note away. Logged when it changes."""
@@ -79,11 +90,13 @@ class Status:
     def note_child(self, report: ChildReport) -> None:
         """Keep the newest report of a child."""
         self.children[report.name] = report
+        if report.name == "envoy" and report.last_exit:
+            self._was_ready = False
 
     @property
     def ready_state(self) -> ReadyState:
         """The state alone, in kuma-dp's words (Kuma 2.14: readiness reporter)."""
-        if self.phase is Phase.READY:
+        if self.phase is Phase.READY or (self.phase is Phase.STARTING and self._was_ready):
             return "READY"
         return "NOT_READY" if self.phase is Phase.STARTING else "TERMINATING"
 
@@ -98,7 +111,7 @@ class Status:
             "why": self.phase_why,
             "since": self.since,
             "started": self.started,
-            "ready": self.phase is Phase.READY,
+            "ready": self.ready_state == "READY",
             "state": self.ready_state,
             "reasons": [f"{part}: {reason}" for part, reason in self.reasons.items()],
             "children": {name: _child(report) for name, report in self.children.items()},

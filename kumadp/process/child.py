@@ -65,7 +65,8 @@ class Command:
 
     ``fifo`` is for one that is to outlive us: in place of a pipe its output goes through a FIFO beside that path, with
     the child's pid in its name (`Child.fifo`), which a later kumadp can read. The program never waits for a reader, and
-    never sees a broken pipe.
+    never sees a broken pipe. With ``hold_fate`` the program cannot set another ``on_parent_death`` for itself, which
+    Envoy does where hot restart is on.
     """
 
     argv: tuple[str, ...]
@@ -73,6 +74,7 @@ class Command:
     environment: Mapping[str, str]
     on_parent_death: OnParentDeath = "kill"
     fifo: Path | None = None
+    hold_fate: bool = False
 
 
 class HandedChild(msgspec.Struct, frozen=True):
@@ -257,7 +259,9 @@ def _start(command: Command) -> tuple[subprocess.Popen[bytes], int, int]:
     """The process, its pidfd and the read end of its output; leaves nothing behind when it raises OSError."""
     number = signal.SIGKILL if command.on_parent_death == "kill" else 0
     locale = int("LC_CTYPE" in command.environment)
-    helper = (sys.executable, "-I", "-S", str(HELPER), str(int(number)), str(os.getpid()), str(locale))
+    # A program that gains rights by its file keeps them: without CAP_SYS_ADMIN holding its fate would cost them.
+    hold = int(command.hold_fate and not _gains_rights(command.argv[0]))
+    helper = (sys.executable, "-I", "-S", str(HELPER), str(int(number)), str(os.getpid()), str(locale), str(hold))
     with contextlib.ExitStack() as undo:
         read, write = os.pipe() if command.fifo is None else _make_fifo(command.fifo)
         undo.callback(os.close, read)

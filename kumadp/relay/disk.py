@@ -99,7 +99,8 @@ class LastGoodStore:
         self._content = content
         self._max_age = max_age
         self._clock = clock
-        self._closing = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._closing = False
         self._task: asyncio.Task[None] | None = None
         self._dirty = False
         self._pause = DEBOUNCE
@@ -126,7 +127,7 @@ class LastGoodStore:
     def changed(self) -> None:
         """Something was accepted: it is written soon, together with what else comes until then."""
         self._dirty = True
-        if self._task is None and not self._closing.is_set():
+        if self._task is None and not self._closing:
             self._task = asyncio.create_task(self._write_soon(), name="last good configuration")
 
     async def confirm(self) -> None:
@@ -140,11 +141,19 @@ class LastGoodStore:
         except OSError as error:
             self._failed(error.strerror or str(error))
 
+    async def written(self) -> None:
+        """Write what is not written yet, without its pause."""
+        self._hurry.set()
+        try:
+            if self._task is not None:
+                await self._task
+        finally:
+            self._hurry.clear()
+
     async def close(self) -> None:
-        """Write what is not written yet."""
-        self._closing.set()
-        if self._task is not None:
-            await self._task
+        """Write what is not written yet, and nothing after it."""
+        self._closing = True
+        await self.written()
 
     def status(self) -> dict[str, object]:
         """JSON types: path, when it was written (None: not by this run), what is left out and why, the last error."""
@@ -159,7 +168,7 @@ class LastGoodStore:
         try:
             while self._dirty:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._closing.wait(), self._pause)
+                    await asyncio.wait_for(self._hurry.wait(), self._pause)
                 self._dirty = False
                 content = self._content()
                 if content is not None:

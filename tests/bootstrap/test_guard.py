@@ -45,7 +45,7 @@ def test_a_real_bootstrap_passes_unchanged(name: str) -> None:
 def test_envoy_takes_what_the_guard_wrote(tmp_path: Path, name: str) -> None:
     tree = captured(name)
     tree["admin"]["address"] = {"socket_address": {"address": "0.0.0.0", "port_value": 9901}}
-    path = write_bootstrap(tmp_path, guard(tree).bootstrap)
+    path = write_bootstrap(tmp_path / "bootstrap.yaml", guard(tree).bootstrap)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     done = subprocess.run(
         [need_envoy(), "--mode", "validate", "-c", path, "-l", "error"],

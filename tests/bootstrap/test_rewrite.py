@@ -107,7 +107,7 @@ def test_exactly_this_changes(form: str) -> None:
 @pytest.mark.process
 @pytest.mark.parametrize("form", FORMS)
 def test_envoy_takes_it(tmp_path: Path, form: str) -> None:
-    path = write_bootstrap(tmp_path, rewrite_for_relay(FORMS[form], SOCKET).bootstrap)
+    path = write_bootstrap(tmp_path / "bootstrap.yaml", rewrite_for_relay(FORMS[form], SOCKET).bootstrap)
     done = subprocess.run(
         [need_envoy(), "--mode", "validate", "-c", path, "-l", "warning"],
         capture_output=True,

@@ -37,7 +37,7 @@ class Running:
     """The component with a bootstrap of the test's, and what it told."""
 
     def __init__(self, folder: Path, bootstrap: dict[str, Any], admin: AdminAddress, *, budget: int = 3) -> None:
-        path = write_bootstrap(folder, bootstrap)
+        path = write_bootstrap(folder / "bootstrap.yaml", bootstrap)
         argv = (str(need_envoy()), "-c", str(path), "--disable-hot-restart", "--concurrency", "1", "-l", "info")
 
         async def command() -> Command:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from kumadp.errors import ExitCode
-from tests.support.daemon import Ports, Workload, get, run_kumadp, workload, write_mesh
+from tests.support.daemon import Ports, Workload, get, is_listening, run_kumadp, workload, write_mesh
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def test_sigkill_of_kumadp_leaves_no_child(tmp_path: Path, ports: Ports, app: Wo
         poll(lambda: not envoy.is_running() or envoy.status() == "zombie", what="Envoy gone")
 
 
-def test_sigkill_of_kumadp_leaves_envoy_where_that_is_asked_for(
+def test_sigkill_of_kumadp_leaves_envoy_where_that_is_asked_for_and_the_next_one_adopts_it(
     tmp_path: Path, ports: Ports, app: Workload, backend: Workload
 ) -> None:
     arguments = (*mesh_of(tmp_path, ports, app, backend), "--on-parent-death=keep")
@@ -173,12 +173,17 @@ def test_sigkill_of_kumadp_leaves_envoy_where_that_is_asked_for(
             daemon.process.kill()
             daemon.wait()
             assert get(ports.inbound) == (200, "web")
-            # The next one finds it on its ports and names it.
             with run_kumadp(tmp_path, ports, *arguments) as next_one:
-                assert next_one.wait() == ExitCode.OS
-                assert f"held by envoy (pid {envoy.pid})" in next_one.output()
+                next_one.wait_ready()
+                assert f"envoy (pid {envoy.pid}) of an earlier kumadp is adopted" in next_one.output()
+                assert get(ports.inbound) == (200, "web")
+                next_one.terminate()
+                assert next_one.wait() == ExitCode.OK
+            assert not is_listening(ports.inbound)
+            assert not (tmp_path / "work" / "state.json").exists()
         finally:
-            envoy.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                envoy.kill()
 
 
 def test_a_spent_budget_ends_everything_and_tells_the_story(

@@ -60,7 +60,7 @@ class Program:
             self.usr2, self.secret, self.ended = msgspec.msgpack.decode(sections["own"])
         work = sections.get("work")
         handed = msgspec.msgpack.decode(work, type=HandedWorkDir) if work else None
-        self.work = open_work_dir("web", "", "", "", {}, handed)
+        self.work = open_work_dir("web", "", "", "", {"RUNTIME_DIRECTORY": str(FOLDER / "run")}, handed)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGUSR1, self.again.set)
         loop.add_signal_handler(signal.SIGUSR2, self.count)

@@ -1,0 +1,68 @@
+"""What the parts of one run share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kumadp.host.environment import child_environment, fate_of_children, find_container_sign
+from kumadp.lifecycle.component import Stack
+from kumadp.lifecycle.continuity import Before
+from kumadp.lifecycle.loop import PartEnded
+from kumadp.lifecycle.phases import Phase
+from kumadp.lifecycle.status import Status
+from kumadp.process.child import Command, OnParentDeath
+from kumadp.settings.model import secret_variables
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from kumadp.host.workdir import WorkDir
+    from kumadp.lifecycle.loop import Event
+    from kumadp.resources.load import Resource
+    from kumadp.settings.model import Settings
+    from kumadp.standalone.mesh import Mesh
+
+# What a child says while nobody listens goes into a file of this ending in the work directory.
+FIFO = ".out"
+
+
+class Run:
+    """Settings, Dataplane, status and the stack of components of one run; ``post`` reaches the run loop.
+
+    ``before`` is what a kumadp before this one left. ``envoy_up`` is set once there is an Envoy component.
+    """
+
+    work: WorkDir
+
+    def __init__(
+        self, settings: Settings, resource: Resource | None, mesh: Mesh | None, environ: Mapping[str, str]
+    ) -> None:
+        self.settings = settings
+        self.resource = resource
+        self.mesh = mesh
+        self.environ = environ
+        self.name = resource.name if resource is not None else settings.name
+        self.mesh_name = resource.mesh if resource is not None else settings.mesh
+        self.status = Status(self.name, "standalone" if mesh is not None else "control plane")
+        self.stack = Stack(lambda name, error: self.post(PartEnded(name, error)))
+        self.post: Callable[[Event], None] = lambda _event: None
+        self.before = Before()
+        self.envoy_up = False
+        self.keeps = fate_of_children(settings.on_parent_death, find_container_sign(environ)) == "keep"
+        self.children_environment: Mapping[str, str] = child_environment(environ, secret_variables())
+
+    def command(self, name: str, argv: tuple[str, ...]) -> Callable[[], Awaitable[Command]]:
+        """What makes a child's command, asked at each start."""
+        fifo = self.work.path / (name + FIFO) if self.keeps else None
+        fate: OnParentDeath = "keep" if self.keeps else "kill"
+        command = Command(argv, name, self.children_environment, fate, fifo, hold_fate=name == "envoy")
+
+        async def make() -> Command:
+            return command
+
+        return make
+
+    def settle(self) -> None:
+        """READY once nothing holds it back."""
+        if self.status.phase is Phase.STARTING and not self.status.reasons and self.envoy_up:
+            self.status.move(Phase.READY, "Envoy is LIVE with its listeners")

@@ -1,0 +1,182 @@
+"""What one kumadp leaves to the next: over execve(2), or by its files when it was killed and its children live on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from kumadp.bootstrap.public import without_token
+from kumadp.bootstrap.store import write_private
+from kumadp.envoy.reload import Adopted, EnvoyState
+from kumadp.host.state import ChildRecord, adoptable, read_state, record
+from kumadp.host.workdir import HandedWorkDir  # noqa: TC001 - msgspec reads the annotations
+from kumadp.lifecycle.kuma import Fetched
+from kumadp.process.child import Child, HandedChild
+from kumadp.relay.memory import Memory  # noqa: TC001
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kumadp.host.handover import Handover
+
+log = logging.getLogger("kumadp.lifecycle")
+
+SECTION = "lifecycle"
+SOURCE = "source.json"
+_LARGEST = 32 << 20
+
+
+class Source(msgspec.Struct, frozen=True):
+    """The bootstrap as the control plane made it, without the token; ``at`` in seconds since 1970."""
+
+    tree: dict[str, Any]
+    corefile_template: str | None
+    at: float
+
+    @classmethod
+    def of(cls, fetched: Fetched) -> Source:
+        """What of it may be left to others."""
+        return cls(without_token(fetched.tree), fetched.corefile_template, fetched.at)
+
+    def fetched(self) -> Fetched:
+        """As it was."""
+        return Fetched(self.tree, self.corefile_template, self.at)
+
+
+class Left(msgspec.Struct, frozen=True):
+    """What is handed over by execve(2). It holds keys (the relay's memory): never to disk."""
+
+    work: HandedWorkDir
+    ready: bool
+    started: float
+    inbound_drained: bool
+    children: tuple[HandedChild, ...]
+    source: Source | None = None
+    envoy: EnvoyState | None = None
+    memory: Memory | None = None
+
+
+@dataclass(slots=True)
+class Before:
+    """What there was before this kumadp; empty at a start from nothing. ``count`` re-executions so far."""
+
+    source: Fetched | None = None
+    envoy: Adopted | None = None
+    coredns: Child | None = None
+    memory: Memory | None = None
+    work: HandedWorkDir | None = None
+    ready: bool = False
+    started: float | None = None
+    inbound_drained: bool = False
+    count: int = 0
+    pids: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def reexecuted(self) -> bool:
+        """Whether this process was a kumadp before."""
+        return self.work is not None
+
+
+def left_by(handover: Handover) -> Before:
+    """What the program before us handed over; raises msgspec.MsgspecError."""
+    left = msgspec.msgpack.decode(handover.sections[SECTION], type=Left)
+    children = {}
+    for handed in left.children:
+        try:
+            children[handed.pid] = Child.take_over(handed)
+        except (OSError, ProcessLookupError) as error:
+            log.warning("%s (pid %d) ended while kumadp was re-executed: %s", handed.name, handed.pid, error)
+    before = Before(
+        source=left.source.fetched() if left.source is not None else None,
+        memory=left.memory,
+        work=left.work,
+        ready=left.ready,
+        started=left.started,
+        inbound_drained=left.inbound_drained,
+        count=handover.count,
+        pids=frozenset(children),
+    )
+    _sort(before, children, left.envoy)
+    return before
+
+
+def left_in(directory: Path) -> Before:
+    """What a kumadp that was killed left running, as its files in the work directory say. May block.
+
+    Processes that cannot be gone on with are killed: they would hold the ports.
+    """
+    before = Before()
+    state = read_state(directory)
+    if state is None:
+        return before
+    children = {}
+    for known in adoptable(state):
+        try:
+            children[known.pid] = Child.adopt(
+                known.name,
+                known.pid,
+                known.start_time,
+                ours=False,
+                fifo=Path(known.fifo) if known.fifo else None,
+            )
+        except (OSError, ProcessLookupError) as error:
+            log.warning("%s (pid %d) cannot be adopted: %s", known.name, known.pid, error)
+    if not children:
+        return before
+    envoy = _decode_envoy(state.parts.get("envoy"))
+    before.source = _read_source(directory)
+    before.pids = frozenset(children)
+    _sort(before, children, envoy)
+    for child in (before.envoy.current if before.envoy else None, before.coredns):
+        if child is not None:
+            log.info("%s (pid %d) of an earlier kumadp is adopted", child.name, child.pid)
+    return before
+
+
+def _sort(before: Before, children: dict[int, Child], envoy: EnvoyState | None) -> None:
+    current = children.pop(envoy.current, None) if envoy is not None else None
+    if envoy is not None and current is not None:
+        retiring = children.pop(envoy.retiring, None) if envoy.retiring is not None else None
+        before.envoy = Adopted(envoy, current, retiring)
+    for child in children.values():
+        if child.name == "coredns" and before.coredns is None:
+            before.coredns = child
+        else:
+            log.warning("%s (pid %d) of before cannot be gone on with: it is killed", child.name, child.pid)
+            child.send_signal(signal.SIGKILL)
+
+
+def _decode_envoy(found: object) -> EnvoyState | None:
+    try:
+        return msgspec.convert(found, EnvoyState) if found is not None else None
+    except msgspec.ValidationError:
+        return None
+
+
+def write_source(directory: Path, fetched: Fetched) -> None:
+    """Keep the bootstrap for a kumadp after this one, 0600, without the token. May block."""
+    write_private(directory / SOURCE, msgspec.json.encode(Source.of(fetched)))
+
+
+def _read_source(directory: Path) -> Fetched | None:
+    try:
+        with (directory / SOURCE).open("rb") as file:
+            if os.fstat(file.fileno()).st_uid != os.geteuid():
+                return None
+            return msgspec.json.decode(file.read(_LARGEST), type=Source).fetched()
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def records(children: Sequence[Child], programs: Mapping[str, str]) -> list[ChildRecord]:
+    """Living children as the state file has them; ``programs`` by the child's name. May block."""
+    found = (
+        record(child.name, child.pid, (programs.get(child.name, ""),), fifo=str(child.fifo or "")) for child in children
+    )
+    return [one for one in found if one is not None]

@@ -1,0 +1,160 @@
+"""Envoy in this run: its command line, what its states mean for readiness, who is told of its epochs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from kumadp.bootstrap.address import TcpAdmin
+from kumadp.envoy.argv import envoy_argv
+from kumadp.envoy.component import EnvoyComponent
+from kumadp.envoy.reload import Hooks, HotRestart
+from kumadp.host.ports import Address, check_ports
+from kumadp.host.state import StateFile
+from kumadp.lifecycle.continuity import records, write_source
+from kumadp.lifecycle.phases import Phase
+from kumadp.lifecycle.plan import envoy_budget
+from kumadp.process.policy import ChildState, RestartPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from kumadp.lifecycle.configuration import Configuration
+    from kumadp.lifecycle.context import Run
+    from kumadp.lifecycle.sources import Prepared, Source
+    from kumadp.process.child import Child, Command
+    from kumadp.process.supervise import ChildReport
+
+log = logging.getLogger("kumadp.lifecycle")
+
+
+class Running:
+    """Owns the Envoy component. ``others`` tells which further children there are, for the state file."""
+
+    def __init__(
+        self, run: Run, binary: Path, configuration: Configuration, others: Callable[[], tuple[Child, ...]]
+    ) -> None:
+        self._run = run
+        self._binary = binary
+        self._configuration = configuration
+        self._others = others
+        self._epochs: dict[int, int] = {}
+        self._state = StateFile(run.work.path) if run.keeps else None
+        self.component: EnvoyComponent | None = None
+
+    def epoch_of(self, pid: int) -> int:
+        """The epoch of an Envoy by its pid, 0 where it is not known."""
+        return self._epochs.get(pid, 0)
+
+    def command(self, prepared: Prepared) -> Callable[[], Awaitable[Command]]:
+        """What makes Envoy's command for this bootstrap, by the settings as they are now."""
+        settings = self._run.settings
+        argv = envoy_argv(
+            self._binary,
+            prepared.config_path,
+            drain_time=settings.drain_time,
+            log_level=settings.envoy_log_level or ("warning" if settings.log_level == "warn" else settings.log_level),
+            component_log_level=settings.envoy_component_log_level,
+            concurrency=settings.concurrency,
+            extra=settings.envoy_args,
+        )
+        return self._run.command("envoy", argv)
+
+    async def start(self, source: Source) -> None:
+        """Start Envoy, or go on with the one that was left; returns when it serves."""
+        run, settings = self._run, self._run.settings
+        prepared = self._configuration.prepared
+        if isinstance(prepared.admin, TcpAdmin):
+            address = Address(prepared.admin.host, prepared.admin.port, "tcp", "Envoy's admin", "networking.admin.port")
+            await check_ports([address], held_by=run.before.pids)
+        await self.ran(prepared)
+        run.status.ports["admin"] = str(prepared.admin)
+        run.status.wait_for("envoy", "Envoy is being started")
+        # Without the relay an epoch could not get its configuration: control planes take one stream a data plane.
+        hot = run.mesh is not None or self._configuration.relaying is not None or not prepared.dynamic
+        self.component = EnvoyComponent(
+            self.command(prepared),
+            prepared.admin,
+            RestartPolicy(envoy_budget(settings, run.environ), settings.envoy_restart_window),
+            grace=settings.stop_grace,
+            dynamic=prepared.dynamic,
+            changed=self._changed,
+            reason=self._reason,
+            leaving=lambda: run.status.phase in {Phase.DRAINING, Phase.STOPPING},
+            hot=HotRestart(run.work.path, settings.drain_time, settings.reload_deadline) if hot else None,
+            hooks=Hooks(self._started, self._live, self._ended, self._hand_over),
+            adopt=run.before.envoy,
+        )
+        run.envoy_up = True
+        await run.stack.enter(self.component, stop_deadline=settings.stop_grace + 2)
+        follower = source.follower(self.component.admin)
+        if follower is not None:
+            run.stack.start(follower)
+
+    async def ran(self, prepared: Prepared) -> None:
+        """Envoy runs with this from now on; a kumadp after this one finds it in the work directory."""
+        self._configuration.prepared = prepared
+        self._run.status.ports["admin"] = str(prepared.admin)
+        if self._state is not None and prepared.fetched is not None:
+            await asyncio.to_thread(write_source, self._run.work.path, prepared.fetched)
+
+    async def forget(self) -> None:
+        """Nothing is left for another kumadp."""
+        if self._state is not None:
+            await self._state.written()
+            await asyncio.to_thread(self._state.remove)
+
+    def note(self) -> None:
+        """Write down which children there are now."""
+        if self._state is None or self.component is None:
+            return
+        state, envoy = self._state, self.component
+        children = (*envoy.children, *self._others())
+        exported = envoy.export()
+        programs = {"envoy": str(self._binary), "coredns": self._run.settings.coredns_path}
+
+        def look() -> None:
+            found = records(children, programs)
+            loop.call_soon_threadsafe(state.note, found, {"envoy": exported} if exported is not None else {})
+
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(None, look)
+
+    def _changed(self, report: ChildReport) -> None:
+        run = self._run
+        run.status.note_child(report)
+        if report.state in {ChildState.EXITED, ChildState.BACKOFF} and run.status.phase is Phase.READY:
+            run.status.wait_for("envoy", report.last_exit)
+            run.status.move(Phase.STARTING, report.last_exit)
+        elif report.state in {ChildState.RUNNING, ChildState.RUNNING_BLIND}:
+            run.status.wait_for("envoy", "")
+            run.settle()
+        self.note()
+
+    def _reason(self, reason: str) -> None:
+        if reason:
+            self._run.status.wait_for("envoy", reason)
+
+    def _started(self, epoch: int, pid: int) -> None:
+        self._epochs[pid] = epoch
+        if (relaying := self._configuration.relaying) is not None:
+            relaying.relay.envoy_started(epoch, pid)
+        self.note()
+
+    def _live(self, epoch: int) -> None:
+        self._run.status.facts["epoch"] = epoch
+        if (relaying := self._configuration.relaying) is not None:
+            relaying.relay.envoy_live(epoch)
+        self.note()
+
+    def _ended(self, epoch: int, pid: int, expected: bool) -> None:
+        self._epochs.pop(pid, None)
+        if (relaying := self._configuration.relaying) is not None:
+            relaying.relay.envoy_ended(epoch, expected=expected)
+        self.note()
+
+    def _hand_over(self, active: bool) -> None:
+        if (relaying := self._configuration.relaying) is not None:
+            relaying.relay.hold_health(active)
