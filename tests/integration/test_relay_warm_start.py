@@ -1,0 +1,238 @@
+"""A host that boots while the control plane is away: the last good configuration serves, and the status says so."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+
+from kumadp.errors import ExitCode
+from tests.support.command import kumadp
+from tests.support.daemon import get
+from tests.support.http2 import Http2Server
+from tests.support.poll import poll
+from tests.support.relayed import NAME, NODE, Rig, rig
+from tests.support.xds.plane import XdsControlPlane
+from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.support.daemon import Daemon
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def plane() -> Iterator[XdsControlPlane]:
+    with XdsControlPlane() as made:
+        # A stop is followed by a start at once here.
+        made.faults.linger = 0.0
+        yield made
+
+
+@pytest.fixture
+def alone(tmp_path: Path, plane: XdsControlPlane) -> Iterator[Rig]:
+    with rig(tmp_path, plane) as made:
+        yield made
+
+
+def file_of(at: Rig) -> Path:
+    return at.state / "last-good.msgpack"
+
+
+def serve_once(at: Rig, *more: str) -> None:
+    """Run until all is accepted, and stop: the disk has it then."""
+    with at.run(*more) as daemon:
+        at.wait_ready(daemon)
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+
+
+def assert_stale(at: Rig, daemon: Daemon) -> None:
+    status = at.status(daemon)
+    assert abs(status["stale_since"] - file_of(at).stat().st_mtime) < 1
+    assert status["ready"] is True
+    assert status["relay"]["state"] in {"backoff", "connecting"}
+    assert "starting with the last good configuration" in daemon.output()
+
+
+@pytest.mark.parametrize("how", ["gone", "deaf"])
+def test_a_host_that_boots_without_its_control_plane_serves(alone: Rig, plane: XdsControlPlane, how: str) -> None:
+    serve_once(alone)
+    if how == "gone":
+        plane.kill()
+    else:
+        plane.deafen()
+    with alone.run() as daemon:
+        daemon.wait_ready()
+        assert alone.serves()
+        assert get(alone.ports.inbound) == (200, "backend")
+        assert_stale(alone, daemon)
+        assert kumadp("wait", f"--name={NAME}", "--timeout=5s", environment=daemon.environment).returncode == 0
+        told = alone.wait_concern(daemon, "control plane")
+        assert told
+        # Dead and back, again and again, with nothing but what was on disk.
+        for _ in range(2):
+            alone.kill_envoy(daemon)
+
+
+def test_the_stream_comes_back_when_the_control_plane_does(alone: Rig, plane: XdsControlPlane) -> None:
+    serve_once(alone)
+    plane.kill()
+    with alone.run() as daemon:
+        daemon.wait_ready()
+        before = alone.stats("^cluster_manager.cluster_modified$")
+        plane.start()
+        alone.wait_state(daemon, "open")
+        poll(lambda: plane.registered == [NODE], what="the Dataplane in the mesh")
+        poll(lambda: alone.settled(daemon), what="everything taken")
+        assert alone.stats("^cluster_manager.cluster_modified$") == before == {"cluster_manager.cluster_modified": 0}
+        versions = {kind: plane.version_of(NODE, kind) for kind in (CLUSTER, ENDPOINTS, LISTENER)}
+        assert {kind: view["accepted"] for kind, view in alone.types(daemon).items()} == versions
+        assert alone.restarts(daemon) == 0
+        assert alone.serves()
+
+
+def test_what_needs_a_certificate_waits_and_holds_up_nothing_else(alone: Rig, plane: XdsControlPlane) -> None:
+    mesh = plane.mesh(NODE)
+    mesh.outbound(alone.ports.probes, "plain", ("127.0.0.1", alone.ports.envoy_dns))
+    mesh.inbound(alone.ports.envoy_dns, alone.app.port)
+    mesh.use_mtls(trustme.CA(), "web.mesh")
+    mesh.inbound(alone.ports.inbound, alone.app.port)
+    mesh.outbound(alone.ports.outbound, "backend", ("127.0.0.1", alone.ports.inbound))
+    serve_once(alone)
+    content = file_of(alone).read_bytes()
+    assert b"PRIVATE KEY" not in content
+    plane.kill()
+    with alone.run() as daemon:
+        daemon.wait_ready()
+        assert get(alone.ports.probes) == (200, "backend")
+        assert get(alone.ports.outbound)[0] == 503
+        assert get(alone.ports.inbound)[0] == 0
+        # Envoy gave up no wait: those for secrets were ended.
+        assert sum(alone.stats("init_fetch_timeout").values()) == 0
+        plane.start()
+        alone.wait_traffic("traffic with certificates")
+        poll(lambda: alone.settled(daemon), what="everything taken")
+        assert plane.rejected(NODE) == 0
+        assert SECRET in alone.types(daemon)
+
+
+def garbled(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def torn(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def emptied(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def opened(path: Path) -> None:
+    path.chmod(0o644)
+
+
+def aged(path: Path) -> None:
+    then = path.stat().st_mtime - 25 * 3600
+    os.utime(path, (then, then))
+
+
+def moved(path: Path) -> None:
+    path.rename(path.with_suffix(".real"))
+    path.symlink_to(path.with_suffix(".real"))
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir(0o600)
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (garbled, "it is damaged"),
+        (torn, "it is damaged"),
+        (emptied, "it was not written by this version"),
+        (opened, "others could read or change it"),
+        (aged, "it is 25.0 hours old"),
+        (moved, "Too many levels of symbolic links"),
+        (a_folder, "Is a directory"),
+    ],
+)
+def test_a_copy_that_is_not_to_be_trusted_is_not_used(
+    alone: Rig, plane: XdsControlPlane, harm: Callable[[Path], None], why: str
+) -> None:
+    serve_once(alone)
+    harm(file_of(alone))
+    plane.kill()
+    with alone.run() as daemon:
+        poll(lambda: alone.waits_for(daemon, "bootstrap: "), what="the reason")
+        assert daemon.output().count("is not used: ") == 1
+        assert why in daemon.output()
+        assert get(alone.ports.readiness, "/ready") == (503, "NOT_READY")
+        assert "envoy" not in daemon.children()
+        plane.start()
+        alone.wait_ready(daemon)
+        assert "stale_since" not in alone.status(daemon)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("name", "backend-02"), ("mesh", "other")], ids=["another name", "another mesh"]
+)
+def test_a_copy_of_somebody_else_is_not_used(alone: Rig, plane: XdsControlPlane, field: str, value: str) -> None:
+    serve_once(alone)
+    plane.kill()
+    alone.dataplane[field] = value
+    with alone.run() as daemon:
+        poll(lambda: f"it is for {field} " in daemon.output(), what="the reason")
+        poll(lambda: "waiting: bootstrap: " in daemon.output(), what="the wait")
+
+
+def test_no_copy_is_kept_where_none_is_wanted(alone: Rig, plane: XdsControlPlane) -> None:
+    serve_once(alone, "--last-good=off")
+    assert not file_of(alone).exists()
+    serve_once(alone)
+    assert stat.S_IMODE(file_of(alone).stat().st_mode) == 0o600
+    plane.kill()
+    with alone.run("--last-good=off") as daemon:
+        poll(lambda: alone.waits_for(daemon, "bootstrap: "), what="the reason")
+        assert "envoy" not in daemon.children()
+
+
+def test_what_changes_is_on_disk_too(alone: Rig, plane: XdsControlPlane) -> None:
+    """Envoy starts on the next boot with what it had last, not with what it had first."""
+    with Http2Server("other") as other:
+        with alone.run() as daemon:
+            alone.wait_ready(daemon)
+            mesh = plane.mesh(NODE)
+            mesh.endpoints["backend"] = [("127.0.0.1", other.port)]
+            mesh.apply()
+            poll(lambda: get(alone.ports.outbound) == (200, "other"), what="the other endpoint")
+            poll(lambda: alone.settled(daemon), what="everything taken")
+            daemon.terminate()
+            assert daemon.wait() == ExitCode.OK
+        plane.kill()
+        with alone.run() as daemon:
+            daemon.wait_ready()
+            assert get(alone.ports.outbound) == (200, "other")
+
+
+def test_a_copy_that_cannot_be_written_costs_a_warning(alone: Rig, plane: XdsControlPlane) -> None:
+    file_of(alone).mkdir(parents=True)
+    alone.state.chmod(0o700)
+    with alone.run() as daemon:
+        alone.wait_ready(daemon)
+        found: dict[str, Any] = poll(
+            lambda: s if (s := alone.status(daemon)["last_good"])["error"] else None, what="it"
+        )
+        assert found["written"] is None
+        assert daemon.output().count("the last good configuration cannot be kept in") == 1
