@@ -30,9 +30,10 @@ for _name in ("hpack", "grpclib"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 # Status codes of gRPC (grpc/doc/statuscodes.md) that are told apart here.
-UNIMPLEMENTED, UNAVAILABLE = 12, 14
-# What is sent in one go, in bytes, before the loop may do something else: about 0.5 ms of work.
-SLICE = 128 << 10
+OK, UNIMPLEMENTED, UNAVAILABLE = 0, 12, 14
+# What is sent in one go, in bytes, before the loop may do something else. Four frames: from the fifth write to a peer
+# that has gone, asyncio logs a warning each.
+SLICE = 64 << 10
 # What is taken in one turn of the loop, in bytes.
 BURST = 256 << 10
 LARGEST = 256 << 20

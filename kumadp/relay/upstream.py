@@ -101,13 +101,11 @@ class Upstream:
         *,
         clock: Callable[[], float],
         on_change: Callable[[], None],
-        ping: tuple[float, float] = PING,
     ) -> None:
         self._dial = dial
         self._listener = listener
         self._clock = clock
         self._on_change = on_change
-        self._ping = ping
         self._backoff = Backoff()
         self._sparse = Sparse()
         self._outgoing: asyncio.Queue[bytes] | None = None
@@ -207,7 +205,7 @@ class Upstream:
     async def _stream(self, dial: Dial, host: str, port: int, ip: str, authority: str) -> None:
         """Hold one stream to one address. Raises Ended or OSError when it is over."""
         wire = await connect(
-            (ip, port), authority=authority, tls=dial.tls, server_name=dial.server_name or host, ping=self._ping
+            (ip, port), authority=authority, tls=dial.tls, server_name=dial.server_name or host, ping=PING
         )
         try:
             metadata = dict(dial.metadata)

@@ -22,6 +22,7 @@ from tests.support.daemon import get
 from tests.support.loops import LOOPS
 from tests.support.poll import poll
 from tests.support.relay import NODE, Stage, stage
+from tests.support.xds.faults import Garbage
 from tests.support.xds.journal import Kind, What
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
 
@@ -261,3 +262,36 @@ def test_status_is_json_and_holds_times(at: Stage) -> None:
     assert [view["type"] for view in found["types"]] == [CLUSTER, ENDPOINTS, LISTENER]
     assert all(view["changed"] > 1.6e9 and view["rejected"] == 0 for view in found["types"])
     assert get(at.ports.inbound) == (200, "backend")
+
+
+@pytest.mark.parametrize("garbage", Garbage)
+def test_garbage_from_the_control_plane_harms_nobody(
+    at: Stage, garbage: Garbage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What looks like the beginning of a large frame is found out by pings only.
+    monkeypatch.setattr("kumadp.relay.upstream.PING", (0.5, 0.5))
+    at.plane.faults.linger = 0.0
+    at.plane.faults.nack_delay = 0.1
+    relay = at.relay()
+    at.envoy(relay).wait_live()
+    at.wait_traffic()
+    relay.wait_accepted(CLUSTER, ENDPOINTS, LISTENER)
+    before = len(at.plane.journal.responses())
+    at.plane.faults.garbage = garbage
+    at.plane.renew_versions(NODE)
+    poll(lambda: len(at.plane.journal.responses()) > before, what="garbage sent")
+    assert at.serves()
+    at.plane.faults.garbage = None
+    at.plane.reset_streams()
+    at.plane.renew_versions(NODE)
+    newest = at.plane.version_of
+    poll(
+        lambda: (
+            {view["type"]: view["accepted"] for view in relay.status["types"]}
+            == {kind: newest(NODE, kind) for kind in (CLUSTER, ENDPOINTS, LISTENER)}
+        ),
+        what="what is good taken again",
+        deadline=40,
+    )
+    assert at.serves()
+    assert "Traceback" not in caplog.text

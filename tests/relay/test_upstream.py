@@ -241,7 +241,8 @@ async def test_addresses_are_tried_in_turn_from_the_last_good_one_on(served: Xds
 
 
 @on_both_loops
-async def test_a_peer_that_answers_no_ping_is_left(served: XdsControlPlane) -> None:
+async def test_a_peer_that_answers_no_ping_is_left(served: XdsControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kumadp.relay.upstream.PING", (0.2, 0.2))
     frozen = asyncio.Event()
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -262,7 +263,6 @@ async def test_a_peer_that_answers_no_ping_is_left(served: XdsControlPlane) -> N
     server = await asyncio.start_server(between, "127.0.0.1", 0)
     peer = Peer(served)
     peer.addresses = (("127.0.0.1", server.sockets[0].getsockname()[1]),)
-    peer.upstream = Upstream(peer.dial, peer, clock=time.monotonic, on_change=lambda: None, ping=(0.2, 0.2))
     async with running(peer):
         await peer.until(lambda: peer.received, "a response")
         await asyncio.sleep(1.0)
