@@ -156,9 +156,8 @@ class Configuration:
             self._watch.wake()
 
     def _refused(self, error: ControlPlaneRefused) -> None:
-        if self._run.settings.on_control_plane_refusal == "serve":
-            self._run.status.worry("control plane", str(error))
-        else:
+        # Who says so has told the concern already.
+        if self._run.settings.on_control_plane_refusal != "serve":
             self._run.post(Refused(error))
 
     async def written(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from typing import TYPE_CHECKING, Any
 
 from kumadp.bootstrap.compare import Restart, differences, restart_needed
@@ -25,6 +26,8 @@ log = logging.getLogger("kumadp.lifecycle")
 # How long one look may take (seconds): the relay tells whether the control plane is there.
 PATIENCE = 60.0
 JITTER = 0.2
+# After a refusal, before it is asked again (seconds).
+REFUSED_PAUSE = 5.0
 # A path of no meaning, the same on both sides.
 _SOCKET = "/relay"
 
@@ -65,6 +68,7 @@ class BootstrapWatch:
         self._fresh = fresh
         self._refused = refused
         self._wake = asyncio.Event()
+        self._refused_since: float | None = None
 
     def wake(self) -> None:
         """Look now: the control plane is there."""
@@ -98,16 +102,34 @@ class BootstrapWatch:
             if not asking.done():
                 self._wake.clear()
                 asking.cancel()
-                asking = self._source.later = asyncio.create_task(self._source.client.fetch(_quietly, None))
+                asking = self._ask()
                 continue
             try:
                 await self._look(asking.result(), first=True)
             except ControlPlaneRefused as error:
-                self._refused(error)
-                await asyncio.Event().wait()
+                self._note_refusal(error)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), REFUSED_PAUSE)
+                self._wake.clear()
+                asking = self._ask()
+                continue
             except (ControlPlaneError, BootstrapError) as error:
                 log.warning("no bootstrap yet: %s", error)
             return
+
+    def _ask(self) -> asyncio.Task[Fetched]:
+        self._source.later = asyncio.create_task(self._source.client.fetch(_quietly, None))
+        return self._source.later
+
+    def _note_refusal(self, error: ControlPlaneRefused) -> None:
+        """Tell it; it is for good only in the end, as this control plane had us before."""
+        from kumadp.lifecycle.patience import PATIENCE_WITH_A_FRIEND
+
+        now = time.monotonic()
+        self._refused_since = since = now if self._refused_since is None else self._refused_since
+        self._status.worry("bootstrap", str(error))
+        if now - since >= PATIENCE_WITH_A_FRIEND:
+            self._refused(error)
 
     async def _look(self, found: Fetched, *, first: bool = False) -> None:
         before, after = await asyncio.to_thread(

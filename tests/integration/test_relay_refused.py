@@ -10,6 +10,7 @@ import pytest
 
 from kumadp.errors import ExitCode
 from tests.support import impatient
+from tests.support.controlplane import Answer
 from tests.support.poll import poll
 from tests.support.relayed import Rig, rig
 from tests.support.xds.journal import What
@@ -82,3 +83,26 @@ def test_a_control_plane_that_is_only_gone_never_ends_it(alone: Rig, plane: XdsC
         assert alone.serves()
         plane.deafen(False)
         alone.wait_state(daemon, "open")
+
+
+@pytest.mark.parametrize("mode", ["exit", "serve"])
+def test_a_bootstrap_refused_for_good_after_a_start_without_the_control_plane(
+    alone: Rig, plane: XdsControlPlane, mode: str
+) -> None:
+    with alone.run() as daemon:
+        alone.wait_ready(daemon)
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+    plane.kill()
+    with alone.run(f"--on-control-plane-refusal={mode}", prefix=IMPATIENT) as daemon:
+        daemon.wait_ready()
+        plane.faults.refuse_token = lambda _token: "token is revoked"
+        plane.answers = [Answer(422, b"the Dataplane is not welcome") for _ in range(100)]
+        plane.start()
+        if mode == "exit":
+            assert daemon.wait() == ExitCode.CONTROL_PLANE_REFUSED
+            return
+        alone.wait_concern(daemon, "the Dataplane is not welcome")
+        poll(lambda: len(plane.answers) < 98, what="further attempts")
+        assert alone.serves()
+        assert daemon.output().count("the Dataplane is not welcome") == 1

@@ -11,6 +11,7 @@ import trustme
 
 from kumadp.errors import ExitCode
 from tests.support.command import kumadp
+from tests.support.controlplane import Answer
 from tests.support.daemon import get
 from tests.support.http2 import Http2Server
 from tests.support.poll import poll
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.daemon import Daemon
+    from tests.support.xds.resources import Tree
 
 pytestmark = pytest.mark.process
 
@@ -86,6 +88,7 @@ def test_the_stream_comes_back_when_the_control_plane_does(alone: Rig, plane: Xd
     plane.kill()
     with alone.run() as daemon:
         daemon.wait_ready()
+        envoy = daemon.envoy()
         before = alone.stats("^cluster_manager.cluster_modified$")
         plane.start()
         alone.wait_state(daemon, "open")
@@ -96,6 +99,48 @@ def test_the_stream_comes_back_when_the_control_plane_does(alone: Rig, plane: Xd
         assert {kind: view["accepted"] for kind, view in alone.types(daemon).items()} == versions
         assert alone.restarts(daemon) == 0
         assert alone.serves()
+        poll(lambda: "stale_since" not in alone.status(daemon), what="a bootstrap of now")
+        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
+        assert daemon.envoy().pid == envoy.pid
+
+
+def test_another_bootstrap_takes_the_place_of_the_stale_one(alone: Rig, plane: XdsControlPlane) -> None:
+    serve_once(alone)
+    plane.kill()
+    with alone.run() as daemon:
+        daemon.wait_ready()
+        stale = daemon.envoy()
+
+        def edit(bootstrap: Tree) -> None:
+            bootstrap["statsFlushInterval"] = "7s"
+
+        plane.edit = edit
+        plane.start()
+        poll(lambda: "stale_since" not in alone.status(daemon), what="a bootstrap of now")
+        poll(lambda: not stale.is_running(), what="the end of the Envoy with the stale one", deadline=60)
+        assert alone.serves()
+        assert get(alone.ports.readiness, "/ready") == (200, "READY")
+        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
+        assert '"stats_flush_interval": "7s"' in get(alone.ports.admin, "/config_dump")[1]
+
+
+def test_a_control_plane_that_comes_back_and_refuses_at_first(alone: Rig, plane: XdsControlPlane) -> None:
+    """One that has lost its keys, or of which the token is rotated: what serves goes on."""
+    serve_once(alone)
+    plane.kill()
+    with alone.run() as daemon:
+        daemon.wait_ready()
+        plane.faults.refuse_token = lambda _token: "token is revoked"
+        plane.answers = [Answer(422, b"token is revoked") for _ in range(100)]
+        plane.start()
+        alone.wait_concern(daemon, "token is revoked")
+        poll(lambda: len(plane.answers) < 99, what="more than one attempt")
+        assert alone.serves()
+        plane.answers.clear()
+        plane.faults.refuse_token = lambda _token: ""
+        alone.wait_state(daemon, "open")
+        poll(lambda: "stale_since" not in alone.status(daemon), what="a bootstrap of now")
+        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
 
 
 def test_what_needs_a_certificate_waits_and_holds_up_nothing_else(alone: Rig, plane: XdsControlPlane) -> None:

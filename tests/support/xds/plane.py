@@ -76,6 +76,7 @@ class XdsControlPlane:
         self.bootstrap_requests: list[Tree] = []
         self.authority = trustme.CA()
         self.tls = tls
+        self._names = names
         self._meshes: dict[str, Mesh] = {}
         self._made: set[str] = set()
         self._put: dict[str, Tree] = {}
@@ -148,6 +149,12 @@ class XdsControlPlane:
         """Write the CA into a file."""
         path.write_text(self.ca)
         return path
+
+    def renew_certificate(self, authority: trustme.CA) -> None:
+        """Show new connections a certificate of another CA; those there are go on."""
+        self.authority = authority
+        assert self._context is not None
+        authority.issue_cert(*self._names).configure_cert(self._context)
 
     def token(self, mesh: str = "default", name: str = "") -> str:
         """A token for a data plane; any is taken unless ``faults.refuse_token`` says otherwise."""
