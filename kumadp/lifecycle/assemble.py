@@ -13,7 +13,7 @@ from kumadp.host import inherited
 from kumadp.host.ports import check_ports
 from kumadp.host.workdir import open_work_dir
 from kumadp.lifecycle.configuration import Configuration
-from kumadp.lifecycle.continuity import left_by, left_in
+from kumadp.lifecycle.continuity import left_by, left_in, tidy
 from kumadp.lifecycle.drain import Step, plan_drain
 from kumadp.lifecycle.loop import Asked, Outcome, RunLoop
 from kumadp.lifecycle.names import Names
@@ -109,6 +109,7 @@ class Assembly:
             # On the loop: children are watched from here on. The files are small.
             run.before = left_in(run.work.path)
             run.status.resume(run.before)
+        await asyncio.to_thread(tidy, run.work.path, run.before.fifos)
 
     async def _check_addresses(self, own: list[Address], dns: DnsPlan | None) -> None:
         run = self._run

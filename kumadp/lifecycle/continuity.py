@@ -21,7 +21,7 @@ from kumadp.process.child import Child, HandedChild
 from kumadp.relay.memory import Memory  # noqa: TC001
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from kumadp.host.handover import Handover
 
@@ -76,6 +76,7 @@ class Before:
     inbound_drained: bool = False
     count: int = 0
     pids: frozenset[int] = field(default_factory=frozenset)
+    fifos: frozenset[Path] = field(default_factory=frozenset)
 
     @property
     def reexecuted(self) -> bool:
@@ -100,7 +101,6 @@ def left_by(handover: Handover) -> Before:
         started=left.started,
         inbound_drained=left.inbound_drained,
         count=handover.count,
-        pids=frozenset(children),
     )
     _sort(before, children, left.envoy)
     return before
@@ -131,7 +131,6 @@ def left_in(directory: Path) -> Before:
         return before
     envoy = _decode_envoy(state.parts.get("envoy"))
     before.source = _read_source(directory)
-    before.pids = frozenset(children)
     _sort(before, children, envoy)
     for child in (before.envoy.current if before.envoy else None, before.coredns):
         if child is not None:
@@ -140,6 +139,8 @@ def left_in(directory: Path) -> Before:
 
 
 def _sort(before: Before, children: dict[int, Child], envoy: EnvoyState | None) -> None:
+    before.pids = frozenset(children)
+    before.fifos = frozenset(child.fifo for child in children.values() if child.fifo is not None)
     current = children.pop(envoy.current, None) if envoy is not None else None
     if envoy is not None and current is not None:
         retiring = children.pop(envoy.retiring, None) if envoy.retiring is not None else None
@@ -162,6 +163,20 @@ def _decode_envoy(found: object) -> EnvoyState | None:
 def write_source(directory: Path, fetched: Fetched) -> None:
     """Keep the bootstrap for a kumadp after this one, 0600, without the token. May block."""
     write_private(directory / SOURCE, msgspec.json.encode(Source.of(fetched)))
+
+
+def tidy(directory: Path, kept: Container[Path] = ()) -> None:
+    """Remove what reloads and dead children left: bootstraps that were in turn, FIFOs but those ``kept``. May block."""
+    for pattern in ("bootstrap.*.yaml", "*.out", "*.out.*", "*.new"):
+        for path in directory.glob(pattern):
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+
+def forget(directory: Path) -> None:
+    """Leave nothing for another kumadp. May block."""
+    tidy(directory)
+    (directory / SOURCE).unlink(missing_ok=True)
 
 
 def _read_source(directory: Path) -> Fetched | None:

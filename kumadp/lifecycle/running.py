@@ -12,7 +12,7 @@ from kumadp.envoy.component import EnvoyComponent
 from kumadp.envoy.reload import Hooks, HotRestart
 from kumadp.host.ports import Address, check_ports
 from kumadp.host.state import StateFile
-from kumadp.lifecycle.continuity import records, write_source
+from kumadp.lifecycle.continuity import forget, records, write_source
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.plan import envoy_budget
 from kumadp.process.policy import ChildState, RestartPolicy
@@ -105,6 +105,7 @@ class Running:
         if self._state is not None:
             await self._state.written()
             await asyncio.to_thread(self._state.remove)
+        await asyncio.to_thread(forget, self._run.work.path)
 
     def note(self) -> None:
         """Write down which children there are now."""

@@ -70,10 +70,16 @@ class Health:
             await asyncio.wait({passing, reading})
 
     async def _read(self, call: Call, epoch: int, reports: _Newest) -> None:
+        came_up = self.hold
         with contextlib.suppress(Ended):
             while True:
                 report = await call.receive()
-                if not self.hold and epoch == max(self._epochs):
+                if self.hold:
+                    continue
+                if came_up:
+                    # It may tell of a check from before this Envoy was LIVE, which would take it out of the mesh.
+                    came_up = False
+                elif epoch == max(self._epochs):
                     reports.put(report)
 
     async def _pass_down(self, call: Call, first: bytes, reports: _Newest) -> Ended:

@@ -63,12 +63,13 @@ class _Load:
         self._stopping = False
         self.tally = Tally()
 
-    async def keep_alive(self) -> None:
+    async def keep_alive(self, pause: float) -> None:
         """One request after the other on one connection, renewed when the server says ``connection: close``."""
         connection = _Connection(*self._to)
         try:
             while self._take():
                 await self._count(connection)
+                await asyncio.sleep(pause)
         finally:
             connection.close()
 
@@ -109,15 +110,22 @@ class _Load:
 
 @contextlib.asynccontextmanager
 async def load(
-    port: int, *, rate: float = 0.0, connections: int = 0, limit: int = 60_000, host: str = "127.0.0.1"
+    port: int,
+    *,
+    rate: float = 0.0,
+    connections: int = 0,
+    pause: float = 0.0,
+    limit: int = 60_000,
+    host: str = "127.0.0.1",
 ) -> AsyncIterator[Tally]:
     """Load while the block runs, ``limit`` requests of each kind at most; the tally is whole when the block is left.
 
-    ``rate`` requests per second on a new connection each, and ``connections`` connections that are kept alive.
+    ``rate`` requests per second on a new connection each, and ``connections`` connections that are kept alive,
+    with ``pause`` seconds between two requests of one.
     """
     fresh, kept = _Load(host, port, limit), _Load(host, port, limit)
     kept.tally = fresh.tally
-    tasks = [asyncio.create_task(kept.keep_alive()) for _ in range(connections)]
+    tasks = [asyncio.create_task(kept.keep_alive(pause)) for _ in range(connections)]
     if rate:
         tasks.append(asyncio.create_task(fresh.new_connections(rate)))
     try:

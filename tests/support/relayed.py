@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kumadp.lifecycle.control import ask_status, control_socket_path
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     import psutil
 
-    from tests.support.daemon import Workload
     from tests.support.planes import ControlPlane
 
 NAME = "backend-01"
@@ -27,10 +26,17 @@ NODE = f"default.{NAME}"
 SOON = 40.0
 
 
+class Application(Protocol):
+    """Answers every request with its name."""
+
+    name: str
+    port: int
+
+
 class Rig:
     """A control plane, an application, and a data plane whose outbound leads through the mesh to its own inbound."""
 
-    def __init__(self, folder: Path, plane: ControlPlane, app: Workload) -> None:
+    def __init__(self, folder: Path, plane: ControlPlane, app: Application) -> None:
         self.folder, self.plane, self.app = folder, plane, app
         self.ports = Ports.take()
         self.token, self.ca, self.file = folder / "dp.token", folder / "ca.crt", folder / "dp.json"
@@ -139,8 +145,8 @@ class Rig:
 
 
 @contextlib.contextmanager
-def rig(folder: Path, plane: str | ControlPlane) -> Iterator[Rig]:
-    """A rig with this control plane, or one of a kind of `planes.KINDS`."""
+def rig(folder: Path, plane: str | ControlPlane, app: Application | None = None) -> Iterator[Rig]:
+    """A rig with this control plane, or one of a kind of `planes.KINDS`; without ``app`` with one of its own."""
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_plane(plane, folder)) if isinstance(plane, str) else plane
-        yield Rig(folder, opened, stack.enter_context(workload("backend")))
+        yield Rig(folder, opened, app or stack.enter_context(workload("backend")))

@@ -1,0 +1,75 @@
+"""Which health reports reach the control plane while one Envoy replaces another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, cast
+
+from kumadp.relay.health import Health
+from tests.support.poll import poll_async
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from kumadp.relay.grpc import Call
+
+OLD, NEW = 100, 200
+
+
+class _Call:
+    """One side of a stream; what the other side says comes from ``said``."""
+
+    def __init__(self) -> None:
+        self.said: asyncio.Queue[bytes] = asyncio.Queue()
+        self.heard: list[bytes] = []
+
+    async def receive(self) -> bytes:
+        return await self.said.get()
+
+    async def send(self, data: bytes) -> None:
+        self.heard.append(data)
+
+    def close(self) -> None:
+        pass
+
+
+async def test_the_first_report_of_an_envoy_that_came_up_beside_another_is_not_passed_on() -> None:
+    opened: list[_Call] = []
+
+    async def open_call(_path: str) -> Call:
+        opened.append(_Call())
+        return cast("Call", opened[-1])
+
+    health = Health(open_call, lambda pid: {OLD: 1, NEW: 2}[pid])
+    old, new = _Call(), _Call()
+    streams = [asyncio.ensure_future(health.serve(cast("Call", old), OLD))]
+    for said in (b"node", b"well"):
+        old.said.put_nowait(said)
+    await poll_async(_has(lambda: opened[:1] and opened[0].heard == [b"node", b"well"]), what="the old one's report")
+    health.hold = True
+    streams.append(asyncio.ensure_future(health.serve(cast("Call", new), NEW)))
+    for said in (b"node", b"not yet LIVE"):
+        new.said.put_nowait(said)
+    await poll_async(_has(lambda: opened[1:] and opened[1].heard == [b"node"] and new.said.empty()), what="its stream")
+    health.hold = False
+    old.said.put_nowait(b"leaving")
+    new.said.put_nowait(b"was not LIVE when it looked")
+    await poll_async(_has(new.said.empty), what="its first report read")
+    # Reports that nobody took yet give way to the next.
+    for _ in range(10):
+        await asyncio.sleep(0)
+    new.said.put_nowait(b"well too")
+    await poll_async(_has(lambda: opened[1].heard[-1] == b"well too"), what="the new one's report")
+    assert (opened[0].heard, opened[1].heard) == ([b"node", b"well"], [b"node", b"well too"])
+    for stream in streams:
+        stream.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await stream
+
+
+def _has(look: Callable[[], object]) -> Callable[[], Awaitable[bool]]:
+    async def probe() -> bool:
+        return bool(look())
+
+    return probe

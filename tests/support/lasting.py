@@ -1,0 +1,170 @@
+"""A data plane whose parts change places or die while the load goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from tests.support.planes import open_plane
+from tests.support.poll import poll
+from tests.support.pressure import Pressure, Told
+from tests.support.relayed import NAME, SOON, Rig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.daemon import Daemon
+    from tests.support.planes import ControlPlane
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class Lasting(Rig):
+    """A rig with load; its data plane's children outlive it."""
+
+    def __init__(self, folder: Path, plane: ControlPlane, pressure: Pressure) -> None:
+        super().__init__(folder, plane, pressure)
+        self.pressure = pressure
+        self._shared: set[Path] = set()
+
+    @contextlib.contextmanager
+    def up(self, *more: str, ready: bool = True, **how: Any) -> Iterator[Daemon]:
+        """A data plane that serves; its children outlive it unless flags say otherwise."""
+        with self.run("--on-parent-death=keep", *more, **how) as daemon:
+            if ready:
+                self.wait_ready(daemon)
+            yield daemon
+
+    @contextlib.contextmanager
+    def load(self, *, asked: bool = True, names: bool = False, rate: float = 1000.0) -> Iterator[Told]:
+        """Load, none of which may fail; with ``asked`` readiness and virtual probes must not fail either."""
+        watch = {"readiness": (self.ports.readiness, "/ready")} if asked else {}
+        if asked and "probes" in self.dataplane:
+            watch["probes"] = (self.ports.probes, "/app/healthz")
+        with self.pressure.on(
+            self.ports.outbound, watch=watch, names=self.ports.dns if names else 0, rate=rate
+        ) as told:
+            yield told
+        assert told.failures == {}, told
+        assert told.answered > 0
+        assert set(told.watched.get("readiness", {"200 READY": 1})) == {"200 READY"}, told
+        assert set(told.watched.get("probes", {"200 backend": 1})) == {"200 backend"}, told
+        assert "lost" not in told.watched.get("names", {}), told
+
+    def with_probes(self) -> None:
+        """Have kumadp serve a virtual probe too."""
+        endpoint = {"inboundPort": self.ports.inbound, "inboundPath": "/healthz", "path": "/app/healthz"}
+        self.dataplane["probes"] = {"port": self.ports.probes, "endpoints": [endpoint]}
+
+    def write_dataplane(self) -> None:
+        """Write the Dataplane as it is now."""
+        self.file.write_text(json.dumps(self.dataplane))
+
+    def ask(self, daemon: Daemon, what: str) -> subprocess.CompletedProcess[str]:
+        """``kumadp reload`` or ``kumadp reexec``, to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "kumadp", what, f"--name={NAME}", "--timeout=60s"],
+            env=dict(daemon.environment),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def reload(self, daemon: Daemon) -> str:
+        """``kumadp reload``, which must succeed; what it says."""
+        done = self.ask(daemon, "reload")
+        assert done.returncode == 0, f"{done.stderr}\n{daemon.output()}"
+        return done.stdout
+
+    def reexec(self, daemon: Daemon) -> None:
+        """SIGUSR1, and wait until the new program serves."""
+        count = self.count(daemon)
+        daemon.process.send_signal(signal.SIGUSR1)
+        poll(lambda: self.count(daemon) == count + 1, what="the next program", deadline=SOON)
+        self.wait_phase(daemon, "READY")
+
+    def count(self, daemon: Daemon) -> int:
+        """How often it was re-executed; -1 while it does not answer."""
+        with contextlib.suppress(OSError):
+            return int(self.status(daemon).get("reexec", {}).get("count", 0))
+        return -1
+
+    def wait_phase(self, daemon: Daemon, phase: str) -> dict[str, Any]:
+        """The status once it is in this phase."""
+
+        def found() -> dict[str, Any] | None:
+            with contextlib.suppress(OSError):
+                status = self.status(daemon)
+                return status if status["phase"] == phase else None
+            return None
+
+        return poll(found, what=phase, deadline=SOON)
+
+    def epoch(self, daemon: Daemon) -> int:
+        """The epoch that serves."""
+        return int(self.status(daemon)["epoch"])
+
+    def kill(self, daemon: Daemon) -> None:
+        """SIGKILL for kumadp alone."""
+        daemon.process.kill()
+        daemon.process.wait()
+
+    def envoys(self) -> list[psutil.Process]:
+        """Every Envoy of this rig that runs, whoever its parent is, the oldest first."""
+        return sorted(self._processes("envoy"), key=psutil.Process.create_time)
+
+    def corednses(self) -> list[psutil.Process]:
+        """Every CoreDNS of this rig that runs."""
+        return self._processes("coredns")
+
+    def _processes(self, name: str) -> list[psutil.Process]:
+        # Others on this host have such files too.
+        for base in self.work.glob("h*.base"):
+            with contextlib.suppress(OSError, ValueError):
+                self._shared.add(SHARED_MEMORY / f"envoy_shared_memory_{int(base.read_text()) * 10}")
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                mine = any(str(self.work) in part for part in process.cmdline())
+                if process.name() == name and mine and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def the_envoy(self) -> psutil.Process:
+        """The only one."""
+        return poll(lambda: found[0] if len(found := self.envoys()) == 1 else None, what="one Envoy alone")
+
+    def leftovers(self) -> list[str]:
+        """What a kumadp that stopped must not leave, and what an Envoy of this rig left in shared memory."""
+        files = [path.name for path in self.work.iterdir()] if self.work.exists() else []
+        wanted = ("h", "bootstrap.", "relay", "state", "source")
+        return sorted(
+            [name for name in files if name.endswith(".out") or ".out." in name or name.startswith(wanted)]
+            + [path.name for path in self._shared if path.exists()]
+        )
+
+    def end(self) -> None:
+        """End what outlived everything."""
+        for process in (*self.envoys(), *self.corednses()):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+@contextlib.contextmanager
+def lasting(plane: str | ControlPlane) -> Iterator[Lasting]:
+    """A rig with this control plane, or one of a kind of `planes.KINDS`; nothing of it outlives the block."""
+    # Names of Unix sockets are short, pytest's own folders are not.
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="k")))
+        opened = stack.enter_context(open_plane(plane, folder)) if isinstance(plane, str) else plane
+        made = Lasting(folder, opened, stack.enter_context(Pressure()))
+        stack.callback(made.end)
+        yield made

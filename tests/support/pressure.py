@@ -1,0 +1,213 @@
+"""An application, load on it through the mesh, and everything asked that must never fail: in a process of its own.
+
+What is counted must not wait for the test that looks on, nor for the control plane in the test's process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.support.load import REQUEST, load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NAME = "backend"
+RATE, CONNECTIONS, PAUSE = 1000.0, 4, 0.01
+# How often what must never fail is asked (seconds), and how long an answer may take.
+EVERY, WITHIN = 0.01, 2.0
+ROOT = Path(__file__).parents[2]
+# A question for the A records of a name (RFC 1035): number 7, recursion wanted.
+_QUESTION = b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00"
+_A_IN = b"\x00\x00\x01\x00\x01"
+
+
+@dataclass
+class Told:
+    """What the load saw and what else was asked: answers and failures, by text, with how often."""
+
+    answers: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    watched: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def answered(self) -> int:
+        """How many requests of the load were answered with 200."""
+        return sum(self.answers.values())
+
+
+class Pressure:
+    """The process; its application is there at once, on ``port``."""
+
+    name = NAME
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.pressure"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            text=True,
+        )
+        self.port = int(self._read()["port"])
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        found: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return found
+
+    def _write(self, what: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+
+    @contextlib.contextmanager
+    def on(
+        self,
+        port: int,
+        *,
+        watch: dict[str, tuple[int, str]] | None = None,
+        names: int = 0,
+        rate: float = RATE,
+    ) -> Iterator[Told]:
+        """Load on ``port`` while the block runs; what is told is whole when the block is left.
+
+        ``watch`` are further questions by name, port and path, ``names`` the port of a DNS server: all asked again and
+        again.
+        """
+        told = Told()
+        self._write({"port": port, "watch": watch or {}, "names": names, "rate": rate})
+        self._read()
+        try:
+            yield told
+        finally:
+            self._write({})
+            found = self._read()
+            told.answers, told.failures, told.watched = found["answers"], found["failures"], found["watched"]
+
+    def close(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.communicate()
+
+    def __enter__(self) -> Pressure:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Application(asyncio.Protocol):
+    _answer = f"HTTP/1.1 200 OK\r\ncontent-length: {len(NAME)}\r\n\r\n{NAME}".encode()
+
+    def __init__(self) -> None:
+        self._read = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._read += data
+        while b"\r\n\r\n" in self._read:
+            self._read = self._read.partition(b"\r\n\r\n")[2]
+            self._transport.write(self._answer)
+
+
+async def _ask(port: int, path: str) -> str:
+    """Status and body, or what went wrong."""
+    try:
+        async with asyncio.timeout(WITHIN):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(REQUEST.replace(b"GET / ", f"GET {path} ".encode()))
+                head, _, rest = (await reader.readuntil(b"\r\n\r\n")).decode().lower().partition("\r\n")
+                length = int(rest.partition("content-length: ")[2].split("\r\n")[0] or "0")
+                return f"{head.split()[1]} {(await reader.readexactly(length)).decode().strip()}"
+            finally:
+                writer.close()
+    except (OSError, EOFError, ValueError, TimeoutError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+class _Datagram(asyncio.DatagramProtocol):
+    def __init__(self) -> None:
+        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        if not self.answered.done():
+            self.answered.set_result(None)
+
+    def error_received(self, exc: Exception) -> None:
+        pass
+
+
+async def _resolve(port: int) -> str:
+    """Ask for a name, once more after a second where nothing comes."""
+    loop = asyncio.get_running_loop()
+    for tries in (1, 2):
+        transport, protocol = await loop.create_datagram_endpoint(_Datagram, remote_addr=("127.0.0.1", port))
+        try:
+            transport.sendto(_QUESTION + b"\x09localhost" + _A_IN)
+            async with asyncio.timeout(1.0):
+                await protocol.answered
+                return "answered" if tries == 1 else "answered the second time"
+        except TimeoutError:
+            continue
+        finally:
+            transport.close()
+    return "lost"
+
+
+class _Watch:
+    def __init__(self) -> None:
+        self.stopped = False
+        self.counts: dict[str, Counter[str]] = {}
+
+    async def http(self, name: str, port: int, path: str) -> None:
+        counts = self.counts[name] = Counter()
+        while not self.stopped:
+            counts[await _ask(port, path)] += 1
+            await asyncio.sleep(EVERY)
+
+    async def dns(self, port: int) -> None:
+        counts = self.counts["names"] = Counter()
+        while not self.stopped:
+            counts[await _resolve(port)] += 1
+            await asyncio.sleep(EVERY)
+
+
+def _tell(what: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+async def _main() -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(_Application, "127.0.0.1", 0, backlog=1024)
+    _tell({"port": server.sockets[0].getsockname()[1]})
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        asked = json.loads(line)
+        watch = _Watch()
+        async with asyncio.TaskGroup() as group:
+            for name, (port, path) in asked["watch"].items():
+                group.create_task(watch.http(name, port, path))
+            if asked["names"]:
+                group.create_task(watch.dns(asked["names"]))
+            async with load(asked["port"], rate=asked["rate"], connections=CONNECTIONS, pause=PAUSE) as tally:
+                _tell({})
+                await asyncio.to_thread(sys.stdin.readline)
+            watch.stopped = True
+        _tell({"answers": tally.answers, "failures": tally.failures, "watched": watch.counts})
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())
