@@ -32,8 +32,12 @@ def test_a_data_plane_of_a_real_mesh(tmp_path: Path) -> None:
             assert get(ports.probes, "/app/healthz") == (200, "ok")
             assert "backend-01" in ask("/meshes/default/dataplanes").decode()
             assert plane.token.read_text() not in daemon.output()
-            daemon.envoy().kill()
+            killed = daemon.kill_envoy()
             assert get(ports.probes, "/app/healthz") == (200, "ok")
+            poll(lambda: daemon.envoy().pid != killed.pid, what="another Envoy")
+            daemon.wait_ready()
+            assert get(ports.outbound) == (200, "backend")
+            assert "backend-01" in ask("/meshes/default/dataplanes").decode()
             daemon.terminate()
             assert daemon.wait() == ExitCode.OK
 

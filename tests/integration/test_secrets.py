@@ -14,10 +14,16 @@ import pytest
 from kumadp.errors import ExitCode
 from kumadp.lifecycle.control import ask_status, control_socket_path
 from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
-from tests.support.daemon import Ports, run_kumadp, workload
+from tests.support.daemon import Ports, get, run_kumadp, workload
+from tests.support.relayed import NODE, rig
+from tests.support.xds.mesh import IDENTITY
+from tests.support.xds.plane import XdsControlPlane
+from tests.support.xds.resources import SECRET as SECRET_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.support.xds.mesh import Mesh
 
 pytestmark = pytest.mark.process
 
@@ -91,6 +97,65 @@ def test_the_token_shows_nowhere(tmp_path: Path, how: str, form: str) -> None:
             assert SECRET not in daemon.output()
             assert open_files(tmp_path) == []
             assert "HTTP 503: no: ***" in daemon.output()
+
+
+class TokenControlPlane(XdsControlPlane):
+    """One that gives and takes this token."""
+
+    def token(self, mesh: str = "default", name: str = "") -> str:
+        return TOKEN
+
+
+def holding(folder: Path, secret: str) -> set[Path]:
+    """Files under ``folder`` that hold the secret, whoever may read them."""
+    return {path for path in folder.rglob("*") if path.is_file() and secret in path.read_text(errors="replace")}
+
+
+@pytest.mark.parametrize("how", ["file", "variable", "settings file"])
+def test_with_the_relay_no_token_and_no_key_leaves_it(tmp_path: Path, how: str) -> None:
+    with TokenControlPlane() as plane, rig(tmp_path, plane) as at:
+        plane.use_mtls()
+        given_as, variables = given(how, tmp_path)
+        at.token.unlink()
+        # What came without a file gets one, in the private work directory.
+        own = {tmp_path / "token", tmp_path / "kumadp.yaml", at.work / "dataplane.token"}
+        with at.run("--log-level=debug", *given_as, environment=variables) as daemon:
+            at.wait_ready(daemon)
+            key = private_key(plane.mesh(NODE))
+            assert stat.S_IMODE((at.work / "relay.sock").stat().st_mode) == 0o600
+            assert stat.S_IMODE(at.work.stat().st_mode) == 0o700
+            at.kill_envoy(daemon)
+            # A stream that breaks and is refused repeats what the control plane says of the token.
+            plane.faults.linger = 0.0
+            plane.faults.refuse_token = lambda token: f"no: {token}"
+            plane.reset_streams()
+            at.wait_concern(daemon, "no: ***")
+            plane.faults.refuse_token = lambda _token: ""
+            at.wait_state(daemon, "open")
+            dump = get(at.ports.admin, "/config_dump?include_eds")[1]
+            assert "ads_cluster" in dump
+            told = json.dumps(at.status(daemon))
+            for secret in (SECRET, key):
+                assert secret not in dump
+                assert secret not in told
+                assert secret not in daemon.output()
+                assert holding(tmp_path, secret) <= (own if secret == SECRET else set())
+            for process in processes(daemon.pid):
+                assert SECRET not in " ".join(process.cmdline())
+                if process.pid != daemon.pid:
+                    assert SECRET not in Path(f"/proc/{process.pid}/environ").read_text(errors="replace")
+            assert (at.state / "last-good.msgpack").exists()
+            daemon.terminate()
+            assert daemon.wait() == ExitCode.OK
+            assert holding(tmp_path, SECRET) <= own
+            assert open_files(tmp_path) == []
+            assert holding(tmp_path, key) == set()
+
+
+def private_key(mesh: Mesh) -> str:
+    """A line of the key that the data plane has of the mesh."""
+    pem: str = mesh.trees[SECRET_TYPE][IDENTITY]["tlsCertificate"]["privateKey"]["inlineString"]
+    return pem.splitlines()[2]
 
 
 @pytest.mark.parametrize("broken", [f"{TOKEN} {TOKEN}", f"{TOKEN}\n{TOKEN}", SECRET])

@@ -54,12 +54,13 @@ class Rig:
     def run(
         self, *more: str, environment: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()
     ) -> Iterator[Daemon]:
-        """A running data plane; ``more`` are flags of `kumadp run`."""
+        """A running data plane; ``more`` are flags of `kumadp run`. Without a token file it gets no flag for one."""
         self.file.write_text(json.dumps(self.dataplane))
+        token = (f"--dataplane-token-file={self.token}",) if self.token.exists() else ()
         with run_kumadp(
             self.folder,
             self.ports,
-            *(f"--cp-address={self.plane.url}", f"--ca-cert-file={self.ca}", f"--dataplane-token-file={self.token}"),
+            *(f"--cp-address={self.plane.url}", f"--ca-cert-file={self.ca}", *token),
             *(f"--dataplane-file={self.file}", "--drain-time=1s", *more),
             environment={"KUMA_CONTROL_PLANE_RETRY_BACKOFF": "200ms", **(environment or {})},
             prefix=prefix,
