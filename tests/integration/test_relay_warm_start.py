@@ -14,8 +14,9 @@ from tests.support.command import kumadp
 from tests.support.controlplane import Answer
 from tests.support.daemon import get
 from tests.support.http2 import Http2Server
+from tests.support.planes import KINDS
 from tests.support.poll import poll
-from tests.support.relayed import NAME, NODE, Rig, rig
+from tests.support.relayed import NAME, NODE, SOON, Rig, rig
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
 
@@ -83,25 +84,29 @@ def test_a_host_that_boots_without_its_control_plane_serves(alone: Rig, plane: X
             alone.kill_envoy(daemon)
 
 
-def test_the_stream_comes_back_when_the_control_plane_does(alone: Rig, plane: XdsControlPlane) -> None:
-    serve_once(alone)
-    plane.kill()
-    with alone.run() as daemon:
-        daemon.wait_ready()
-        envoy = daemon.envoy()
-        before = alone.stats("^cluster_manager.cluster_modified$")
-        plane.start()
-        alone.wait_state(daemon, "open")
-        poll(lambda: plane.registered == [NODE], what="the Dataplane in the mesh")
-        poll(lambda: alone.settled(daemon), what="everything taken")
-        assert alone.stats("^cluster_manager.cluster_modified$") == before == {"cluster_manager.cluster_modified": 0}
-        versions = {kind: plane.version_of(NODE, kind) for kind in (CLUSTER, ENDPOINTS, LISTENER)}
-        assert {kind: view["accepted"] for kind, view in alone.types(daemon).items()} == versions
-        assert alone.restarts(daemon) == 0
-        assert alone.serves()
-        poll(lambda: "stale_since" not in alone.status(daemon), what="a bootstrap of now")
-        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
-        assert daemon.envoy().pid == envoy.pid
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_stream_comes_back_when_the_control_plane_does(tmp_path: Path, kind: str) -> None:
+    with rig(tmp_path, kind) as at:
+        serve_once(at)
+        at.plane.kill()
+        with at.run() as daemon:
+            daemon.wait_ready()
+            envoy = daemon.envoy()
+            assert at.serves()
+            before = at.stats("^cluster_manager.cluster_modified$")
+            at.plane.start()
+            at.renew_token()
+            at.wait_state(daemon, "open")
+            poll(lambda: at.plane.registered == [NODE], what="the Dataplane in the mesh", deadline=SOON)
+            poll(lambda: at.settled(daemon), what="everything taken", deadline=SOON)
+            poll(lambda: "stale_since" not in at.status(daemon), what="a bootstrap of now", deadline=SOON)
+            poll(lambda: at.status(daemon)["concerns"] == [], what="no concern any more", deadline=SOON)
+            assert at.stats("^cluster_manager.cluster_modified$") == before == {"cluster_manager.cluster_modified": 0}
+            assert daemon.envoy().pid == envoy.pid
+            assert at.serves()
+            if isinstance(at.plane, XdsControlPlane):
+                versions = {kind: at.plane.version_of(NODE, kind) for kind in (CLUSTER, ENDPOINTS, LISTENER)}
+                assert {kind: view["accepted"] for kind, view in at.types(daemon).items()} == versions
 
 
 def test_another_bootstrap_takes_the_place_of_the_stale_one(alone: Rig, plane: XdsControlPlane) -> None:
