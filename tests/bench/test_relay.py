@@ -1,0 +1,131 @@
+"""What the relay costs: memory beside the rest of kumadp, processor time and a stalled loop while 5 MB pass."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from grpclib.client import Channel
+from grpclib.config import Configuration
+from grpclib.const import Cardinality
+
+from kumadp.relay.messages import CLUSTER, Request, Response
+from kumadp.relay.upstream import ADS
+from tests.bench.test_start import note, pss, rest
+from tests.relay.test_downstream import Raw
+from tests.support.poll import poll
+from tests.support.relay import NODE, Stage, stage
+from tests.support.xds.resources import static_cluster
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(600)]
+
+ROUNDS = 5
+MB = 1e6
+WINDOW = 1 << 28
+
+
+class Process:
+    """A `relay_process`."""
+
+    def __init__(self, at: Stage, loop: str, *options: str) -> None:
+        node, ca = at.folder / "node.json", at.folder / "ca.pem"
+        node.write_text(json.dumps(at.bootstrap["node"]))
+        at.plane.write_ca(ca)
+        arguments = (str(at.path), str(node), str(at.plane.xds_port), str(ca), loop, *options)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.relay_process", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.figures()
+
+    @property
+    def pss(self) -> float:
+        return pss(self._process.pid)
+
+    def figures(self) -> dict[str, float]:
+        """Since the last time: ``lag``; altogether: ``cpu``, seconds."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        found: dict[str, float] = json.loads(self._process.stdout.readline())
+        return found
+
+    def close(self) -> None:
+        self._process.communicate(timeout=10)
+
+
+async def pass_large(at: Stage, process: Process, clusters: int, padding: int) -> list[dict[str, float]]:
+    """Updates of many clusters, taken by a client that reads as fast as it can."""
+    windows = Configuration(http2_connection_window_size=WINDOW, http2_stream_window_size=WINDOW)
+    found = []
+    mesh = at.plane.mesh(NODE)
+    async with Channel(path=str(at.path), codec=Raw(), config=windows) as channel:
+        stream: Any = channel.request(ADS, Cardinality.STREAM_STREAM, bytes, bytes)
+        async with stream:
+            await stream.send_message(Request(CLUSTER).encode())
+            for number in range(-1, ROUNDS):
+                if number >= 0:
+                    names = [f"cluster-{index}-{'x' * padding}" for index in range(clusters)]
+                    mesh.trees[CLUSTER] = {name: static_cluster(name, "127.0.0.1", 1 + number) for name in names}
+                    before = process.figures()["cpu"]
+                    applied = asyncio.get_running_loop().run_in_executor(None, mesh.apply)
+                data = await stream.recv_message()
+                response = Response.parse(data)
+                arrived = time.monotonic()
+                await stream.send_message(Request(CLUSTER, response.version, nonce=response.nonce).encode())
+                if number >= 0:
+                    await applied
+                    sent = [one.at for one in at.plane.journal.responses(CLUSTER) if one.version == response.version]
+                    await asyncio.sleep(0.3)
+                    now = process.figures()
+                    took = {"size": len(data), "passing": arrived - sent[-1], "cpu": now["cpu"] - before}
+                    found.append({**took, "lag": now["lag"]})
+            await stream.cancel()
+    return found
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_memory_and_large_updates(tmp_path: Path, loop: str, table: list[tuple[str, str, str]]) -> None:
+    added, imported, live = [], [], []
+    with stage(tmp_path) as at:
+        at.plane.faults.linger = 0.0
+        for _ in range(ROUNDS):
+            without = Process(at, loop, "--without")
+            rest()
+            base = without.pss
+            without.close()
+            process = Process(at, loop)
+            started = time.monotonic()
+            envoy = at.envoy()
+            envoy.wait_live()
+            live.append(time.monotonic() - started)
+            at.wait_traffic()
+            rest()
+            added.append(process.pss - base)
+            imported.append(process.figures()["imported"] * 1000)
+            envoy.kill()
+            process.close()
+            poll(lambda: at.plane.streams() == [], what="the end of the stream at the control plane")
+        note(table, f"{loop}: memory added (PSS)", "MiB", added)
+        note(table, f"{loop}: import", "ms", imported)
+        note(table, f"{loop}: Envoy started to LIVE", "s", live)
+        process = Process(at, loop)
+        for clusters, padding in ((1200, 1300), (4000, 360)):
+            passed = asyncio.run(pass_large(at, process, clusters, padding))
+            what = f"{loop}: {passed[0]['size'] / MB:.1f} MB, {clusters} clusters"
+            note(table, f"{what}: loop stalled", "ms", [one["lag"] * 1000 for one in passed])
+            note(table, f"{what}: passed on after", "ms", [one["passing"] * 1000 for one in passed])
+            note(table, f"{what}: processor", "ms/MB", [one["cpu"] * 1000 / one["size"] * MB for one in passed])
+        note(table, f"{loop}: memory after them (PSS)", "MiB", [process.pss])
+        process.close()

@@ -1,0 +1,121 @@
+"""Health streams: whose reports reach the control plane, and what becomes of either end. The calls are stand-ins."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, cast
+
+from kumadp.relay.grpc import Call, Ended
+from kumadp.relay.health import HDS, Health
+from tests.support.loops import on_both_loops
+from tests.support.poll import poll_async
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class StandIn:
+    """One stream: what is put comes out of ``receive``, an Ended is raised there; ``sent`` is what was sent."""
+
+    def __init__(self) -> None:
+        self.incoming: asyncio.Queue[bytes | Ended] = asyncio.Queue()
+        self.sent: list[bytes] = []
+        self.finished: tuple[int, str] | None = None
+
+    async def receive(self) -> bytes:
+        message = await self.incoming.get()
+        if isinstance(message, Ended):
+            raise message
+        return message
+
+    async def send(self, message: bytes) -> None:
+        self.sent.append(message)
+
+    async def finish(self, status: int, text: str = "") -> None:
+        self.finished = (status, text)
+
+    def close(self) -> None:
+        pass
+
+
+class Streams:
+    """The health streams of Envoys, pid and epoch being the same number, and those to the control plane."""
+
+    def __init__(self) -> None:
+        self.up: list[StandIn] = []
+        self.health = Health(self.open, lambda pid: pid)
+
+    async def open(self, path: str) -> Call:
+        assert path == HDS
+        self.up.append(StandIn())
+        return cast("Call", self.up[-1])
+
+    @contextlib.asynccontextmanager
+    async def envoy(self, epoch: int) -> AsyncIterator[StandIn]:
+        call = StandIn()
+        call.incoming.put_nowait(b"request %d" % epoch)
+        count = len(self.up)
+        task = asyncio.create_task(self.health.serve(cast("Call", call), epoch))
+        await until(lambda: len(self.up) > count and self.up[-1].sent == [b"request %d" % epoch], "the request")
+        try:
+            yield call
+        finally:
+            call.incoming.put_nowait(Ended(None, "gone"))
+            await task
+
+
+async def until(seen: object, what: str) -> None:
+    async def probe() -> bool:
+        return bool(seen())  # type: ignore[operator]
+
+    await poll_async(probe, what=what)
+
+
+async def settle(call: StandIn) -> None:
+    """Wait until what was put has been read."""
+    await until(call.incoming.empty, "everything read")
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@on_both_loops
+async def test_only_the_newest_envoy_reports_and_nobody_while_one_takes_over() -> None:
+    streams = Streams()
+    async with streams.envoy(0) as old:
+        old.incoming.put_nowait(b"old 1")
+        await until(lambda: streams.up[0].sent[1:] == [b"old 1"], "a report")
+        streams.health.hold = True
+        async with streams.envoy(1) as new:
+            for call, report in ((old, b"old 2"), (new, b"new 2")):
+                call.incoming.put_nowait(report)
+                await settle(call)
+            streams.health.hold = False
+            for call, report in ((old, b"old 3"), (new, b"from before it was LIVE"), (new, b"new 3")):
+                call.incoming.put_nowait(report)
+                await settle(call)
+            assert streams.up[0].sent[1:] == [b"old 1"]
+            assert streams.up[1].sent[1:] == [b"new 3"]
+        old.incoming.put_nowait(b"old 4")
+        await until(lambda: streams.up[0].sent[1:] == [b"old 1", b"old 4"], "reports of the one that is left")
+
+
+@on_both_loops
+async def test_what_the_control_plane_says_passes_and_its_end_is_envoy_s() -> None:
+    streams = Streams()
+    async with streams.envoy(0) as envoy:
+        streams.up[0].incoming.put_nowait(b"check this")
+        await until(lambda: envoy.sent == [b"check this"], "a specifier")
+        streams.up[0].incoming.put_nowait(Ended(12, "no health checks here"))
+        await until(lambda: envoy.finished == (12, "no health checks here"), "the end")
+
+
+@on_both_loops
+async def test_a_connection_that_breaks_is_not_envoy_s_business() -> None:
+    streams = Streams()
+    async with streams.envoy(0) as envoy:
+        streams.up[0].incoming.put_nowait(Ended(None, "Connection lost"))
+        await until(lambda: len(streams.up) == 2 and streams.up[1].sent == [b"request 0"], "the request again")
+        envoy.incoming.put_nowait(b"report")
+        await until(lambda: streams.up[1].sent[1:] == [b"report"], "a report")
+        assert envoy.finished is None
