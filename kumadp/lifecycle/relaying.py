@@ -57,6 +57,7 @@ class Relaying:
         self._patience: asyncio.TimerHandle | None = None
         self._was_open = False
         self._open_since = -1.0
+        self._stale = stale
         self.use(prepared)
         self._node = _node(prepared)
         self._machine = machine = Machine(self._node, memory=memory, withhold_secrets=stale)
@@ -134,8 +135,9 @@ class Relaying:
     def _changed(self) -> None:
         """Read what the relay says of itself, and tell what an operator should know."""
         facts = self.relay.facts
+        self._status.worry("last good", self._lacking())
         if facts.state is State.OPEN:
-            self._was_open = True
+            self._was_open, self._stale = True, False
             if facts.since != self._open_since:
                 self._open_since = facts.since
                 self._opened()
@@ -146,6 +148,13 @@ class Relaying:
             self._tell()
         elif self._patience is None:
             self._patience = asyncio.get_running_loop().call_later(AWAY, self._impatient)
+
+    def _lacking(self) -> str:
+        """What Envoy asks for and cannot have before the control plane is back: what is never kept on disk."""
+        if not self._stale or self.relay.facts.state is State.OPEN:
+            return ""
+        types = [view.type_url.rpartition(".")[2] for view in self._machine.types() if not view.latest]
+        return f"{', '.join(types)}: not kept on disk, what needs it waits for the control plane" if types else ""
 
     def _calm(self) -> None:
         if self._patience is not None:

@@ -138,6 +138,7 @@ class KumaSource:
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._last_good.at))
         log.warning("the control plane does not answer: starting with the last good configuration, of %s", since)
         self._status.facts["stale_since"] = self._last_good.at
+        self._status.worry("configuration", f"stale since {since}")
         self.later = asking
         return self._last_good
 

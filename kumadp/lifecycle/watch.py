@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kumadp.bootstrap.compare import Restart, differences, restart_needed
 from kumadp.bootstrap.fields import get
 from kumadp.bootstrap.rewrite import rewrite_for_relay
-from kumadp.errors import BootstrapError, ControlPlaneError, ControlPlaneRefused
+from kumadp.errors import BootstrapError, ControlPlaneError, ControlPlaneRefused, ControlPlaneUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -111,6 +111,10 @@ class BootstrapWatch:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), REFUSED_PAUSE)
                 self._wake.clear()
+                asking = self._ask()
+                continue
+            except ControlPlaneUnavailable:
+                # The user's limit is one for a start; Envoy serves.
                 asking = self._ask()
                 continue
             except (ControlPlaneError, BootstrapError) as error:

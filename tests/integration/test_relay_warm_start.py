@@ -61,6 +61,7 @@ def assert_stale(at: Rig, daemon: Daemon) -> None:
     assert abs(status["stale_since"] - file_of(at).stat().st_mtime) < 1
     assert status["ready"] is True
     assert status["relay"]["state"] in {"backoff", "connecting"}
+    assert "configuration: stale since 20" in "\n".join(status["concerns"])
     assert "starting with the last good configuration" in daemon.output()
 
 
@@ -133,7 +134,8 @@ def test_a_control_plane_that_comes_back_and_refuses_at_first(alone: Rig, plane:
     """One that has lost its keys, or of which the token is rotated: what serves goes on."""
     serve_once(alone)
     plane.kill()
-    with alone.run() as daemon:
+    # The time limit is one for starts: this has started.
+    with alone.run(environment={"KUMA_CONTROL_PLANE_RETRY_MAX_DURATION": "300ms"}) as daemon:
         daemon.wait_ready()
         plane.faults.refuse_token = lambda _token: "token is revoked"
         plane.answers = [Answer(422, b"token is revoked") for _ in range(100)]
@@ -164,6 +166,7 @@ def test_what_needs_a_certificate_waits_and_holds_up_nothing_else(alone: Rig, pl
         assert get(alone.ports.probes) == (200, "backend")
         assert get(alone.ports.outbound)[0] == 503
         assert get(alone.ports.inbound)[0] == 0
+        alone.wait_concern(daemon, "Secret: not kept on disk, what needs it waits for the control plane")
         # Envoy gave up no wait: those for secrets were ended.
         assert sum(alone.stats("init_fetch_timeout").values()) == 0
         plane.start()
@@ -171,6 +174,7 @@ def test_what_needs_a_certificate_waits_and_holds_up_nothing_else(alone: Rig, pl
         poll(lambda: alone.settled(daemon), what="everything taken")
         assert plane.rejected(NODE) == 0
         assert SECRET in alone.types(daemon)
+        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
 
 
 def garbled(path: Path) -> None:
