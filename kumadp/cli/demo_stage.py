@@ -132,11 +132,9 @@ networking:
 
 def _tied_to_us(*command: str) -> tuple[str, ...]:
     """``command``, asked to stop by the kernel when this process dies, whatever it dies of."""
-    from kumadp.process import exec_helper
+    from kumadp.process.child import tied_to_us
 
-    helper = (sys.executable, "-I", "-S", exec_helper.__file__)
-    locale = int("LC_CTYPE" in os.environ)
-    return (*helper, str(int(signal.SIGTERM)), str(os.getpid()), str(locale), *command)
+    return tied_to_us(command, signal.SIGTERM, os.environ)
 
 
 def write_mesh(folder: Path, ports: DemoPorts) -> None:
@@ -189,7 +187,8 @@ class Stage:
         dns = ("--dns-coredns-port", ports.dns, "--dns-envoy-port", ports.envoy_dns)
         metrics = ("--dns-prometheus-port", ports.dns_metrics)
         mesh = ("--standalone", self.mesh, "--name", NAME, "--work-dir", self.folder / "work")
-        return tuple(map(str, ("run", *mesh, "--drain-time", self.drain_time, *dns, *metrics)))
+        fate = ("--on-parent-death", "kill")
+        return tuple(map(str, ("run", *mesh, "--drain-time", self.drain_time, *fate, *dns, *metrics)))
 
     async def start(self) -> None:
         """Start the workloads, wait for them, start `kumadp run`. Raises SpawnError."""

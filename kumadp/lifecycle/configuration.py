@@ -55,6 +55,8 @@ class Configuration:
         relay: Path | None = None
         if settings.xds_relay == "on":
             relay = relay_socket_path(run.name, run.work.path, run.environ)
+            if settings.xds_transport_variant == "DELTA_GRPC":
+                log.info("DELTA_GRPC is not announced: kumadp's relay speaks state of the world")
             # In 40 ms, while the control plane is asked.
             self._module = asyncio.create_task(asyncio.to_thread(import_module, "kumadp.lifecycle.relaying"))
             self._last_good = await self._read_last_good(versions[0].version)

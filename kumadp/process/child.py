@@ -251,6 +251,14 @@ class Child:
             self._ended.set_result(status)
 
 
+def tied_to_us(
+    argv: tuple[str, ...], number: int, environment: Mapping[str, str], *, hold_fate: bool = False
+) -> tuple[str, ...]:
+    """The command that runs ``argv`` and has the kernel send it signal ``number`` (0: none) when this process dies."""
+    helper = (sys.executable, "-I", "-S", str(HELPER), str(int(number)), str(os.getpid()))
+    return (*helper, str(int("LC_CTYPE" in environment)), str(int(hold_fate)), *argv)
+
+
 def _exit_code(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -258,16 +266,14 @@ def _exit_code(pid: int) -> int:
 def _start(command: Command) -> tuple[subprocess.Popen[bytes], int, int]:
     """The process, its pidfd and the read end of its output; leaves nothing behind when it raises OSError."""
     number = signal.SIGKILL if command.on_parent_death == "kill" else 0
-    locale = int("LC_CTYPE" in command.environment)
     # A program that gains rights by its file keeps them: without CAP_SYS_ADMIN holding its fate would cost them.
-    hold = int(command.hold_fate and not _gains_rights(command.argv[0]))
-    helper = (sys.executable, "-I", "-S", str(HELPER), str(int(number)), str(os.getpid()), str(locale), str(hold))
+    hold = command.hold_fate and not _gains_rights(command.argv[0])
     with contextlib.ExitStack() as undo:
         read, write = os.pipe() if command.fifo is None else _make_fifo(command.fifo)
         undo.callback(os.close, read)
         try:
             process = subprocess.Popen(
-                (*helper, *command.argv),
+                tied_to_us(command.argv, number, command.environment, hold_fate=hold),
                 env=dict(command.environment),
                 stdin=subprocess.DEVNULL,
                 stdout=write,

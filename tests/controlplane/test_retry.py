@@ -61,6 +61,8 @@ def test_the_wrong_port_is_named() -> None:
         ("-3", 0, 0),
         ("", 0, 0),
     ],
+    # Times would give each worker of a run in parallel other names.
+    ids=["seconds", "none", "many", "a date to come", "a date gone", "a word", "less than none", "nothing"],
 )
 def test_retry_after_is_honoured_in_both_forms(text: str, least: float, most: float) -> None:
     assert least <= judge_answer(429, {"retry-after": text}, b"").wait <= most

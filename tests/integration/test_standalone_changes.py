@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import threading
@@ -259,6 +260,13 @@ def test_a_request_in_flight_ends_well_while_its_endpoint_goes(stage: Stage, dae
     assert answered == [(200, "first")]
 
 
+def link(entry: Path) -> str:
+    """Where a descriptor leads; it may be closed by now."""
+    with contextlib.suppress(FileNotFoundError):
+        return str(entry.readlink())
+    return ""
+
+
 def test_hundreds_of_outbounds_cost_envoy_no_more_watches_than_one(tmp_path: Path) -> None:
     with workloads("web", "first", "second") as servers:
         every = free_ports(208)
@@ -273,7 +281,7 @@ def test_hundreds_of_outbounds_cost_envoy_no_more_watches_than_one(tmp_path: Pat
         with run_standalone(write(stage.folder, stage.web(*services), *offers, last), stage.ports) as daemon:
             assert get(many[-1]) == (200, "first")
             folder = Path("/proc", str(daemon.envoy().pid), "fd")
-            assert sum("inotify" in str(entry.readlink()) for entry in folder.iterdir()) < 5
+            assert sum("inotify" in link(entry) for entry in folder.iterdir()) < 5
             write(stage.folder, dataplane("s199", [inbound(stage.second.port, 0, "s199")]))
             answers(many[-1], (200, "second"), "the changed one of many")
 

@@ -203,9 +203,11 @@ def run_kumadp(
         **(environment or {}),
     }
     log = tmp_path / "kumadp.log"
+    # Whatever a test does, nothing is left behind; some ask for something else.
+    fate = ("--on-parent-death", "kill")
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "kumadp", "run", *folders(tmp_path), *arguments],
+            [*prefix, sys.executable, "-m", "kumadp", "run", *folders(tmp_path), *fate, *arguments],
             env=full,
             stdout=out,
             stderr=subprocess.STDOUT,
