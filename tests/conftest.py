@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """A folder of the test's own with a short name: a Unix socket's path has 107 bytes, and pytest's own uses them up."""
+    """A folder of the test's own; with a short name, since a Unix socket's path has 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="kt"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BLOCK = 512
-# Below lie the usual ports of kumadp and its neighbours (9000, 9901, 15053, 19153).
-LOWEST = 20_000
+# Below lie the usual ports of kumadp, its neighbours and its demo (9000, 9901, 15053, 19153, 20001).
+LOWEST = 20_480
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
