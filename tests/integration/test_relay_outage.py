@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kumadp.errors import ExitCode
 from tests.support.planes import KINDS
 from tests.support.poll import poll
+from tests.support.pressure import Pressure
 from tests.support.relayed import NODE, SOON, Rig, rig
 from tests.support.xds.journal import Kind, What
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.process
@@ -180,3 +181,51 @@ def test_a_stop_while_the_control_plane_is_gone(alone: Rig, plane: XdsControlPla
         poll(lambda: alone.relay(daemon)["state"] != "open", what="a broken stream")
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK
+
+
+def breaks(_at: Rig, plane: XdsControlPlane) -> None:
+    plane.reset_streams()
+
+
+def dies(at: Rig, plane: XdsControlPlane) -> None:
+    plane.kill()
+    plane.put_dataplane(other(at))
+    plane.start()
+
+
+def says_all_again(_at: Rig, plane: XdsControlPlane) -> None:
+    plane.renew_versions(NODE)
+
+
+@pytest.mark.parametrize("event", [breaks, dies, says_all_again])
+def test_no_request_is_lost(
+    tmp_path: Path, plane: XdsControlPlane, event: Callable[[Rig, XdsControlPlane], None]
+) -> None:
+    plane.use_mtls()
+    plane.faults.linger = 0.5
+    with Pressure() as app:
+        at = Rig(tmp_path, plane, app)
+        # Endpoints of its own: while a Dataplane is deregistered it has none, whatever we do.
+        at.dataplane["networking"]["outbound"][0]["tags"]["kuma.io/service"] = "others"
+        plane.put_dataplane(other(at))
+        with at.run() as daemon:
+            at.wait_ready(daemon)
+            watch = {"ready": (at.ports.readiness, "/ready")}
+            with app.on(at.ports.outbound, rate=200, watch=watch) as told:
+                before = plane.version_of(NODE, LISTENER)
+                event(at, plane)
+                poll(lambda: plane.version_of(NODE, LISTENER) != before, what="new versions")
+                at.wait_state(daemon, "open")
+                poll(lambda: at.settled(daemon), what="everything taken again")
+                poll(lambda: plane.registered[:1] == [NODE], what="the Dataplane in the mesh")
+            assert told.failures == {}
+            assert told.answered > 0
+            assert told.watched["ready"].keys() == {"200 READY"}
+            assert at.restarts(daemon) == 0
+
+
+def other(at: Rig) -> dict[str, Any]:
+    """A Dataplane whose service is answered by our own inbound."""
+    inbound = {**at.dataplane["networking"]["inbound"][0], "tags": {"kuma.io/service": "others"}}
+    place = {"address": "127.0.0.1", "inbound": [inbound]}
+    return {"type": "Dataplane", "mesh": "default", "name": "others-01", "networking": place}
