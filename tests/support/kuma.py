@@ -33,6 +33,11 @@ class ControlPlane:
     ca: Path
     token: Path
     log: Path
+    real: KumaControlPlane
+
+    def renew_token(self) -> None:
+        """Put a new token into the file, as whoever rotates them does."""
+        self.token.write_text(self.real.token())
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -209,7 +214,7 @@ def control_plane(folder: Path) -> Iterator[ControlPlane]:
     binary = need_kuma_cp()
     with turn("kuma-cp"), KumaControlPlane(binary, folder) as plane:
         (folder / "dp.token").write_text(plane.token())
-        yield ControlPlane(folder / "kuma-cp.crt", folder / "dp.token", plane.log)
+        yield ControlPlane(folder / "kuma-cp.crt", folder / "dp.token", plane.log, plane)
 
 
 def dataplane(name: str, service: str, ports: Ports, app_port: int, *, probes: bool = True) -> dict[str, Any]:
