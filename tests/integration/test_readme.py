@@ -108,6 +108,7 @@ class Reader:
             "PYTHONPATH": str(ROOT),
             "TMPDIR": str(self.folder),
             "XDG_RUNTIME_DIR": str(self.folder),
+            "STATE_DIRECTORY": str(self.folder / "state"),
             "KUMA_READINESS_PORT": str(self.ports.readiness),
             "KUMA_DATAPLANE_RUNTIME_BINARY_PATH": str(need_envoy()),
             "KUMA_DATAPLANE_RUNTIME_WORK_DIR": str(self.folder / "work"),
@@ -177,7 +178,8 @@ def reader() -> Iterator[Reader]:
 
 def test_no_command_is_of_a_kind_that_nobody_runs() -> None:
     known = ("make ", "kumadp demo ", "kumadp validate ", "kumadp run ", "kumadp wait ", "curl ")
-    assert [line for line in commands() if not line.startswith(known)] == []
+    whole = {"kumadp reload", "kumadp reexec"}
+    assert [line for line in commands() if not line.startswith(known) and line not in whole] == []
 
 
 @pytest.mark.process
