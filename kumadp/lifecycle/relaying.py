@@ -55,7 +55,8 @@ class Relaying:
         self._opened = opened
         self._store: LastGoodStore | None = None
         self._patience: asyncio.TimerHandle | None = None
-        self._was_open = False
+        # What is remembered comes from it.
+        self._had_us = memory is not None
         self._open_since = -1.0
         self._stale = stale
         self.use(prepared)
@@ -137,7 +138,7 @@ class Relaying:
         facts = self.relay.facts
         self._status.worry("last good", self._lacking())
         if facts.state is State.OPEN:
-            self._was_open, self._stale = True, False
+            self._had_us, self._stale = True, False
             if facts.since != self._open_since:
                 self._open_since = facts.since
                 self._opened()
@@ -167,7 +168,7 @@ class Relaying:
 
     def _tell(self) -> None:
         relay = self.relay
-        verdict = judge(relay.facts, silence=relay.silence, had_us=self._was_open, now=time.monotonic())
+        verdict = judge(relay.facts, silence=relay.silence, had_us=self._had_us, now=time.monotonic())
         self._status.worry("control plane", verdict.concern)
         if verdict.for_good:
             self._refused(ControlPlaneRefused(verdict.concern))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.process
 
-IMPATIENT = (sys.executable, str(Path(impatient.__file__)))
+IMPATIENT = (sys.executable, str(Path(impatient.__file__)), "0.5", "1.0")
+ONLY_WITH_STRANGERS = (*IMPATIENT[:2], "0.5", "3600")
 REASON = "the control plane refuses this data plane: authentication failed: token is revoked"
 
 
@@ -85,14 +87,35 @@ def test_a_control_plane_that_is_only_gone_never_ends_it(alone: Rig, plane: XdsC
         alone.wait_state(daemon, "open")
 
 
+def serve_once(at: Rig) -> None:
+    """Run until all is accepted, and stop: the disk has it then."""
+    with at.run() as daemon:
+        at.wait_ready(daemon)
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+
+
+def test_one_that_had_us_before_a_start_without_it_is_a_friend(alone: Rig, plane: XdsControlPlane) -> None:
+    serve_once(alone)
+    plane.kill()
+    with alone.run(prefix=ONLY_WITH_STRANGERS) as daemon:
+        daemon.wait_ready()
+        plane.faults.refuse_token = lambda _token: "token is revoked"
+        plane.start()
+        alone.wait_concern(daemon, "token is revoked")
+        since = alone.relay(daemon)["refused_since"]
+        poll(lambda: time.time() - since > 1.0, what="the end of patience with a stranger")
+        seen = len(plane.journal.events(What.UNAUTHENTICATED))
+        poll(lambda: len(plane.journal.events(What.UNAUTHENTICATED)) > seen, what="another attempt")
+        assert daemon.process.poll() is None
+        assert alone.serves()
+
+
 @pytest.mark.parametrize("mode", ["exit", "serve"])
 def test_a_bootstrap_refused_for_good_after_a_start_without_the_control_plane(
     alone: Rig, plane: XdsControlPlane, mode: str
 ) -> None:
-    with alone.run() as daemon:
-        alone.wait_ready(daemon)
-        daemon.terminate()
-        assert daemon.wait() == ExitCode.OK
+    serve_once(alone)
     plane.kill()
     with alone.run(f"--on-control-plane-refusal={mode}", prefix=IMPATIENT) as daemon:
         daemon.wait_ready()

@@ -1,4 +1,4 @@
-"""Runs kumadp with little patience: ``impatient.py python -m kumadp ...``, the prefix of a command line as it is."""
+"""Runs kumadp with another patience (seconds, without and with a friend): ``impatient.py 0.5 1.0 python -m kumadp``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from kumadp.lifecycle import patience
 
 if __name__ == "__main__":
-    patience.AWAY, patience.PATIENCE, patience.PATIENCE_WITH_A_FRIEND = 0.1, 0.5, 1.0
-    sys.argv = sys.argv[3:]
+    patience.AWAY = 0.1
+    patience.PATIENCE, patience.PATIENCE_WITH_A_FRIEND = map(float, sys.argv[1:3])
+    sys.argv = sys.argv[5:]
     runpy.run_module("kumadp", run_name="__main__", alter_sys=True)
