@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each package may import of ours; the lowest first.
 PURE = {"addresses", "errors", "yamltext", "resources", "bootstrap", "settings"}
-PRIMITIVES = {"host", "process"}
+PRIMITIVES = {"host", "process", "grpc"}
 FEATURES = {"controlplane", "envoy", "dns", "probes", "relay", "standalone"}
 ALLOWED: dict[str, set[str]] = {
     "addresses": set(),
@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "bootstrap": {"addresses", "errors", "yamltext"},
     "host": PURE,
     "process": PURE | {"host"},
+    "grpc": PURE,
     **dict.fromkeys(FEATURES, PURE | PRIMITIVES),
     "lifecycle": PURE | PRIMITIVES | FEATURES,
     "cli": PURE | PRIMITIVES | FEATURES | {"lifecycle"},

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 from typing import TYPE_CHECKING, Protocol
 
-from kumadp.relay.grpc import Call, Ended
+from kumadp.grpc.call import Call, Ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from kumadp.relay.grpc import UNAVAILABLE, Call, Ended
+from kumadp.grpc.call import UNAVAILABLE, Call, Ended
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

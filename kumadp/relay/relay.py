@@ -12,11 +12,11 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from kumadp.grpc.server import Server
 from kumadp.host.secrets import redact
 from kumadp.host.serve import bind_unix
 from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown, SendUp
 from kumadp.relay.downstream import Downstream
-from kumadp.relay.grpc_server import Server
 from kumadp.relay.health import HDS, Health
 from kumadp.relay.messages import BadMessage, Request, Response
 from kumadp.relay.sparse import Sparse

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from kumadp.errors import KumadpError
+from kumadp.grpc.call import Call, Ended
+from kumadp.grpc.client import Wire, connect
 from kumadp.host.secrets import redact, register
-from kumadp.relay.grpc import Call, Ended
-from kumadp.relay.grpc_client import Wire, connect
 from kumadp.relay.refusal import Backoff, Refusal, classify
 from kumadp.relay.sparse import Sparse
 

@@ -16,9 +16,9 @@ from grpclib.const import Cardinality
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import StreamTerminatedError
 
+from kumadp.grpc.server import Server
 from kumadp.host.serve import bind_unix
 from kumadp.relay.downstream import Downstream
-from kumadp.relay.grpc_server import Server
 from kumadp.relay.upstream import ADS
 from tests.support.loops import on_both_loops
 from tests.support.poll import poll_async

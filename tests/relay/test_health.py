@@ -12,7 +12,7 @@ from tests.support.poll import poll_async
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from kumadp.relay.grpc import Call
+    from kumadp.grpc.call import Call
 
 OLD, NEW = 100, 200
 

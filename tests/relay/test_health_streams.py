@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, cast
 
-from kumadp.relay.grpc import Call, Ended
+from kumadp.grpc.call import Call, Ended
 from kumadp.relay.health import HDS, Health
 from tests.support.loops import on_both_loops
 from tests.support.poll import poll_async

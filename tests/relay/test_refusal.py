@@ -9,7 +9,7 @@ import ssl
 import pytest
 
 from kumadp.errors import ControlPlaneRefused
-from kumadp.relay.grpc import Ended
+from kumadp.grpc.call import Ended
 from kumadp.relay.refusal import Backoff, Refusal, classify
 from kumadp.relay.sparse import Sparse
 

@@ -215,7 +215,7 @@ async def test_goaway_is_an_end_like_any_other(served: XdsControlPlane) -> None:
 async def test_a_server_that_takes_the_connection_and_says_nothing_is_left(
     served: XdsControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kumadp.relay.grpc_client.CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr("kumadp.grpc.client.CONNECT_SECONDS", 0.5)
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from grpclib.config import Configuration
 from grpclib.protocol import AbstractHandler
 
-from kumadp.relay.grpc import OK, SHUTDOWN_SECONDS, UNIMPLEMENTED, Call, Ended, FrameProtocol, configure
+from kumadp.grpc.call import OK, SHUTDOWN_SECONDS, UNIMPLEMENTED, Call, Ended, FrameProtocol, configure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

@@ -11,7 +11,7 @@ from grpclib.config import Configuration
 from grpclib.protocol import AbstractHandler
 from h2.exceptions import H2Error
 
-from kumadp.relay.grpc import SHUTDOWN_SECONDS, Call, Ended, FrameProtocol, configure
+from kumadp.grpc.call import SHUTDOWN_SECONDS, Call, Ended, FrameProtocol, configure
 
 if TYPE_CHECKING:
     import ssl
