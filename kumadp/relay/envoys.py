@@ -19,12 +19,14 @@ class Answer:
 class Exchange:
     """One type of resources on one stream. One response at a time is under way (``waiting``), as Envoy expects it.
 
+    ``ahead``: its Envoy came with a version that is not remembered, so that it keeps it until there is a newer one.
     go-control-plane keeps to this too: it sends the next response of a type only after the answer to the last one.
     """
 
     def __init__(self, names: tuple[str, ...], *, wildcard: bool) -> None:
         self.names = names
         self.wildcard = wildcard
+        self.ahead = False
         self.nonce = ""
         self.sent: Delivery | None = None
         self.waiting = False

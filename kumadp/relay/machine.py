@@ -67,6 +67,7 @@ class Machine:
             subscription.asked = True
             self._serial += 2
             self._subscriptions[known.type_url] = subscription
+        self._remembered = self._serial
         for type_url in types:
             self._subscriptions.setdefault(type_url, Subscription(type_url))
 
@@ -130,6 +131,8 @@ class Machine:
             # No names at first means all there are; but where names were asked for before, an Envoy that opens a
             # new stream says so of a type of which it watches nothing any more.
             exchange = Exchange(names, wildcard=not names and subscription.wildcard)
+            # What an earlier relay left on disk can be older than what an Envoy runs that outlived it.
+            exchange.ahead = not subscription.knows(request.version)
             down.exchanges[request.type_url] = exchange
             return [*self._tell(subscription), *self._serve(down, subscription, exchange, set(names))]
         new = exchange.asked(names)
@@ -248,6 +251,8 @@ class Machine:
         if down.ended or exchange.waiting or not exchange.subscribed:
             return []
         delivery = subscription.choose(down.stream, tried=exchange.tried(subscription.accepted))
+        if exchange.ahead and (delivery is None or delivery.serial <= self._remembered):
+            return []
         if delivery is None:
             withheld = self._withhold_secrets and not self._up.is_open and subscription.type_url == SECRET
             if not withheld or (exchange.sent is not None and not new):

@@ -126,6 +126,10 @@ class Subscription:
         """The version last accepted, empty when none was."""
         return self.accepted.response.version if self.accepted else ""
 
+    def knows(self, version: str) -> bool:
+        """Whether an Envoy of this version has nothing, or what is remembered."""
+        return not version or any(one.response.version == version for one in (self.accepted, self.latest) if one)
+
     def arrived(self, delivery: Delivery) -> None:
         """The control plane has sent a response."""
         self.latest, self.nonce, self.open = delivery, delivery.response.nonce, True

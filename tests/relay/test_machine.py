@@ -586,6 +586,49 @@ def test_memory_survives_and_gives_a_fresh_envoy_everything_without_a_control_pl
     assert bench.took_down() == [(1, CLUSTER, "v3")]
 
 
+def restored(*, accepted: str) -> Bench:
+    """A relay that begins with what an earlier one remembered of clusters and listeners."""
+    before = Bench()
+    before.serving()
+    before.respond(CLUSTER, accepted)
+    before.ack(1, CLUSTER)
+    return Bench(Machine(NODE, memory=before.machine.export()))
+
+
+def test_an_envoy_that_runs_something_else_than_is_remembered_keeps_it_until_the_control_plane_speaks() -> None:
+    bench = restored(accepted="older")
+    bench.envoy(1, 0)
+    bench.versions[1, CLUSTER] = "newer"
+    bench.ask(1, CLUSTER)
+    bench.ask(1, CLUSTER)
+    bench.live(0)
+    assert bench.took_down() == []
+    bench.connect()
+    nonce = bench.respond(CLUSTER, "newest")
+    assert bench.took_down() == [(1, CLUSTER, "newest")]
+    bench.took_up()
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "newest", nonce=nonce)]
+
+
+def test_an_envoy_that_runs_what_is_remembered_and_a_fresh_one_are_given_it_at_once() -> None:
+    bench = restored(accepted="older")
+    bench.envoy(1, 0)
+    bench.versions[1, CLUSTER] = "older"
+    bench.ask(1, CLUSTER)
+    bench.envoy(2, 1)
+    bench.ask(2, CLUSTER)
+    assert bench.took_down() == [(1, CLUSTER, "older"), (2, CLUSTER, "older")]
+
+
+def test_keys_that_an_envoy_has_are_not_withheld_from_it() -> None:
+    bench = Bench(Machine(NODE, withhold_secrets=True))
+    bench.envoy(1, 0)
+    bench.versions[1, SECRET] = "s1"
+    bench.ask(1, SECRET, "ca")
+    assert bench.took_down() == []
+
+
 def test_memory_that_cannot_be_read_is_left() -> None:
     bench = Bench()
     bench.serving()
