@@ -177,7 +177,8 @@ class RunLoop:
             case Asked():
                 self._on_asked(event)
             case Refused(error):
-                return _failure(error)
+                # What drains has no use for a control plane any more.
+                return None if self._status.phase is Phase.DRAINING else _failure(error)
             case SignalCame():
                 return self._on_stop_signal(event)
             case StartEnded(error):
@@ -204,10 +205,7 @@ class RunLoop:
     async def _answer(self, asked: Asked) -> None:
         """Do it and tell how it went; a refusal costs nothing but itself."""
         try:
-            if self._status.phase not in {Phase.READY, Phase.STARTING}:
-                raise KumadpError(f"not while {self._status.phase.value}")
-            do = self._daemon.reload if asked.what == "reload" else self._daemon.reexec
-            told = await do(asked.why)
+            told = await self._do(asked)
         except KumadpError as error:
             log.error("%s (%s): %s", asked.what, asked.why, error)
             if asked.answer is not None and not asked.answer.done():
@@ -216,6 +214,22 @@ class RunLoop:
             log.info("%s (%s): %s", asked.what, asked.why, told)
             if asked.answer is not None and not asked.answer.done():
                 asked.answer.set_result(told)
+
+    async def _do(self, asked: Asked) -> str:
+        """Do it; whatever goes wrong is a KumadpError, so that who asked hears of it."""
+        if self._status.phase not in {Phase.READY, Phase.STARTING}:
+            raise KumadpError(f"not while {self._status.phase.value}")
+        do = self._daemon.reload if asked.what == "reload" else self._daemon.reexec
+        try:
+            return await do(asked.why)
+        except KumadpError:
+            raise
+        except OSError as error:
+            # A full disk, or a work directory that is gone.
+            raise KumadpError(str(error)) from error
+        except Exception as error:
+            log.exception("%s failed", asked.what)
+            raise KumadpError(f"a bug in kumadp: {type(error).__name__}: {error}") from error
 
     def _on_stop_signal(self, event: Event) -> Outcome | None:
         self._counts_as_stop(event)
@@ -299,6 +313,8 @@ class RunLoop:
     async def _stop(self) -> None:
         try:
             await self._daemon.stop()
+        except Exception:
+            log.exception("stopping failed")
         finally:
             self.post(StopEnded())
 

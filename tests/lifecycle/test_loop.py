@@ -26,7 +26,8 @@ class RememberingDaemon:
         self.hang_stop = False
         self.gone = asyncio.Event()
         self.inbound_drained = False
-        self.refuse: KumadpError | None = None
+        self.refuse: Exception | None = None
+        self.fail_stop: Exception | None = None
 
     async def start(self) -> None:
         self.calls.append("start")
@@ -36,6 +37,8 @@ class RememberingDaemon:
 
     async def stop(self) -> None:
         self.calls.append("stop")
+        if self.fail_stop is not None:
+            raise self.fail_stop
         if self.hang_stop:
             await asyncio.Event().wait()
 
@@ -246,3 +249,52 @@ async def test_a_refusal_for_good_ends_it_with_its_code() -> None:
     loop.post(Refused(ControlPlaneRefused("the token is for another mesh")))
     outcome = await run
     assert (outcome.code, outcome.why) == (ExitCode.CONTROL_PLANE_REFUSED, "the token is for another mesh")
+
+
+async def test_a_refusal_for_good_does_not_cut_the_drain_of_a_stop_short() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    loop.post(SignalCame(signal.SIGTERM))
+    await until(Phase.DRAINING, daemon)
+    loop.post(Refused(ControlPlaneRefused("the token was revoked")))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert daemon.status.phase is Phase.DRAINING
+    daemon.gone.set()
+    assert (await run).code is ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [(OSError(28, "No space left on device", "/run/x.new"), "No space left"), (KeyError("x"), "a bug in kumadp")],
+)
+async def test_what_nobody_expected_is_told_to_who_asked_and_logged(
+    failure: Exception, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon = RememberingDaemon(drain_time=0.01)
+    daemon.refuse = failure
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    answer = asyncio.get_running_loop().create_future()
+    loop.post(Asked("reload", "by hand", answer))
+    async with asyncio.timeout(20):
+        with pytest.raises(KumadpError, match=told):
+            await answer
+    assert daemon.status.phase is Phase.READY
+    assert any(told in record.getMessage() for record in caplog.records if record.name.startswith("kumadp"))
+    loop.post(SignalCame(signal.SIGTERM))
+    assert (await run).code is ExitCode.OK
+
+
+async def test_a_stop_that_fails_ends_all_the_same_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    daemon = RememberingDaemon(drain_time=0.01)
+    daemon.fail_stop = OSError(28, "No space left on device")
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    loop.post(SignalCame(signal.SIGTERM))
+    assert (await run).code is ExitCode.OK
+    assert any(record.exc_info for record in caplog.records if record.name.startswith("kumadp"))
