@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import copy
 from typing import TYPE_CHECKING, Any
 
 from kumadp.bootstrap.fields import get, snake
@@ -30,6 +31,17 @@ _SECRET_FIELDS = frozenset(
 def without_token(bootstrap: Mapping[str, Any]) -> dict[str, Any]:
     """A copy without the header ``authorization`` of any gRPC service."""
     copied: dict[str, Any] = _without(bootstrap)
+    return copied
+
+
+def with_token(bootstrap: Mapping[str, Any], token: str) -> dict[str, Any]:
+    """A copy with the token where `without_token` took one out: for an Envoy that asks the control plane by itself."""
+    copied: dict[str, Any] = copy.deepcopy(dict(bootstrap))
+    for config in (get(copied, "dynamicResources", "adsConfig"), get(copied, "hdsConfig")):
+        for service in get(config, "grpcServices") or []:
+            headers = get(service, "initialMetadata")
+            if token and isinstance(headers, list) and not any(map(_is_token, headers)):
+                headers.append({"key": "authorization", "value": token})
     return copied
 
 

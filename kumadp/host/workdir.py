@@ -17,7 +17,7 @@ import msgspec
 from kumadp.errors import WorkDirError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 PREFIX = "kumadp-"
 LOCK = "kumadp.lock"
@@ -112,6 +112,15 @@ def make_private(path: Path, setting: str = "--work-dir") -> Path:
     if not os.access(path, os.W_OK):
         raise WorkDirError(f"{path} cannot be written", f"choose another {setting}")
     return path.absolute()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What is written in here goes to ``path``; raises WorkDirError where that fails."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkDirError(f"{path} cannot be written: {error.strerror or error}", "is the disk full?") from None
 
 
 def _lock(path: Path) -> int:

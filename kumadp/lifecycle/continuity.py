@@ -161,8 +161,11 @@ def _decode_envoy(found: object) -> EnvoyState | None:
 
 
 def write_source(directory: Path, fetched: Fetched) -> None:
-    """Keep the bootstrap for a kumadp after this one, 0600, without the token. May block."""
-    write_private(directory / SOURCE, msgspec.json.encode(Source.of(fetched)))
+    """Keep the bootstrap for a kumadp after this one, 0600, without the token; a failure costs a warning. May block."""
+    try:
+        write_private(directory / SOURCE, msgspec.json.encode(Source.of(fetched)))
+    except OSError as error:
+        log.warning("%s cannot be written: %s", directory / SOURCE, error.strerror)
 
 
 def tidy(directory: Path, kept: Container[Path] = ()) -> None:

@@ -14,6 +14,7 @@ from kumadp.bootstrap.parse import parse_bootstrap
 from kumadp.bootstrap.store import write_private
 from kumadp.errors import ControlPlaneRefused
 from kumadp.host.secrets import register
+from kumadp.host.workdir import writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,21 +111,27 @@ class KumaClient:
                 raise ControlPlaneRefused(f"the CA file {settings.ca_cert_file} cannot be read: {error}") from None
         return Trust(ca, verify=not settings.skip_verify)
 
-    def token(self) -> tuple[str, str]:
-        """The token as it is now and its file, both empty without one. May block. Raises ControlPlaneRefused."""
+    def token(self) -> str:
+        """The token as it is now, empty without one. May block. Raises ControlPlaneRefused."""
         from kumadp.controlplane.token import check_token, read_token
 
         settings = self.settings
         if settings.token:
-            token = check_token(settings.token.strip(), "the token")
-            path = self._work.path / "dataplane.token"
-            write_private(path, token.encode())
-            return token, str(path)
+            return check_token(settings.token.strip(), "the token")
         if settings.token_path:
             token = read_token(Path(settings.token_path))
             register(token)
-            return token, settings.token_path
-        return "", ""
+            return token
+        return ""
+
+    def _token_file(self, token: str) -> str:
+        """Where Envoy finds the token too. May block. Raises WorkDirError."""
+        if not self.settings.token:
+            return self.settings.token_path
+        path = self._work.path / "dataplane.token"
+        with writing(path):
+            write_private(path, token.encode())
+        return str(path)
 
     def _request(self) -> tuple[bytes, Trust]:
         from kumadp.controlplane.wire import RequestFacts, encode_request
@@ -133,7 +140,7 @@ class KumaClient:
 
         settings, resource = self.settings, self.resource
         envoy, coredns = self._versions
-        token, token_path = self.token()
+        token = self.token()
         trust = self.trust()
         metadata = {"version.dependencies.coredns": coredns} if coredns else {}
         if settings.host_ip:
@@ -143,7 +150,7 @@ class KumaClient:
             name=resource.name if resource else settings.name,
             proxy_type=KINDS[resource.kind] if resource else settings.proxy_type,
             token=token,
-            token_path=token_path,
+            token_path=self._token_file(token),
             resource=request_json(resource, without=self._without) if resource else "",
             kumadp_version=__version__,
             envoy_version=envoy.version,

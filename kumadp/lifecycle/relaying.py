@@ -114,7 +114,6 @@ class Relaying:
         from kumadp.controlplane.client import Trust, make_context
 
         upstream, settings = self._upstream, self._client.settings
-        token, _ = self._client.token()
         trust = self._client.trust()
         if not trust.ca and upstream.ca_inline is not None:
             trust = Trust(upstream.ca_inline.decode("ascii", "replace"), verify=trust.verify)
@@ -122,7 +121,7 @@ class Relaying:
             addresses=addresses(upstream.host, upstream.port, settings.cp_addresses),
             tls=make_context(trust) if upstream.tls else None,
             server_name=upstream.server_name if upstream.server_name != upstream.host else "",
-            token=token,
+            token=self._client.token(),
             metadata=upstream.metadata,
         )
 

@@ -7,11 +7,14 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kumadp.bootstrap.fields import get
 from kumadp.bootstrap.guard import Taken, guard
+from kumadp.bootstrap.public import with_token
 from kumadp.bootstrap.store import write_bootstrap
+from kumadp.errors import ControlPlaneRefused
+from kumadp.host.workdir import writing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +72,8 @@ async def _finish(
     guarded = guard(tree, strict=settings.strict_admin, admin_port=port, taken=held)
     for warning in guarded.warnings:
         log.warning("%s", warning)
-    path = await asyncio.to_thread(write_bootstrap, work.path / file, guarded.bootstrap)
+    with writing(work.path / file):
+        path = await asyncio.to_thread(write_bootstrap, work.path / file, guarded.bootstrap)
     names = guarded.bootstrap.get("dynamicResources") or guarded.bootstrap.get("dynamic_resources") or {}
     dynamic = isinstance(names, dict) and ("ldsConfig" in names or "lds_config" in names)
     return Prepared(path, guarded.admin, template, dynamic)
@@ -149,7 +153,7 @@ class KumaSource:
         self._unreachable.set()
 
     async def make(self, fetched: Fetched, file: str = "bootstrap.yaml") -> Prepared:
-        """A bootstrap on disk that passed the guard, turned to the relay; raises BootstrapError."""
+        """A bootstrap on disk that passed the guard, turned to the relay; raises KumadpError."""
         from kumadp.bootstrap.rewrite import rewrite_for_relay
 
         spec = self.client.resource.spec if self.client.resource is not None else None
@@ -160,10 +164,20 @@ class KumaSource:
             tree, upstream = rewritten.bootstrap, rewritten.upstream
             if rewritten.delta:
                 log.info("the control plane offers delta xDS; kumadp's relay speaks state of the world")
+        elif self.relay_path is None and fetched is self._hand_over:
+            tree = await self._with_token(tree)
         port = admin.port if admin is not None else 0
         settings, template = self.client.settings, fetched.corefile_template
         prepared = await _finish(tree, settings, port, self._taken, self._work, template, file)
         return replace(prepared, fetched=fetched, upstream=upstream)
+
+    async def _with_token(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """A bootstrap that was handed over has no token, but an Envoy that asks by itself needs one."""
+        try:
+            return with_token(tree, await asyncio.to_thread(self.client.token))
+        except ControlPlaneRefused as error:
+            log.warning("the bootstrap is without a token: %s", error)
+            return tree
 
 
 class StandaloneSource:

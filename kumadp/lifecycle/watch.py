@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kumadp.bootstrap.compare import Restart, differences, restart_needed
 from kumadp.bootstrap.fields import get
 from kumadp.bootstrap.rewrite import rewrite_for_relay
-from kumadp.errors import BootstrapError, ControlPlaneError, ControlPlaneRefused, ControlPlaneUnavailable
+from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable, KumadpError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -85,7 +85,7 @@ class BootstrapWatch:
                     pause = self._interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads the load
                     async with asyncio.timeout(pause if self._interval else None):
                         await asyncio.Event().wait()
-                with contextlib.suppress(ControlPlaneError, BootstrapError):
+                with contextlib.suppress(KumadpError):
                     await self._look(await self._source.client.fetch(_quietly, PATIENCE))
         finally:
             if self._source.later is not None:
@@ -117,7 +117,7 @@ class BootstrapWatch:
                 # The user's limit is one for a start; Envoy serves.
                 asking = self._ask()
                 continue
-            except (ControlPlaneError, BootstrapError) as error:
+            except KumadpError as error:
                 log.warning("no bootstrap yet: %s", error)
             return
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kumadp.bootstrap.parse import parse_bootstrap
-from kumadp.bootstrap.public import secret_in, without_token
+from kumadp.bootstrap.public import secret_in, with_token, without_token
 
 CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
 CAPTURED = sorted(path.parent.relative_to(CAPTURES).as_posix() for path in CAPTURES.glob("*/*/bootstrap.yaml"))
@@ -35,6 +35,18 @@ def test_the_token_goes_and_nothing_else(name: str) -> None:
     for config in filter(None, (tree["dynamicResources"]["adsConfig"], tree.get("hdsConfig"))):
         config["grpcServices"][0]["initialMetadata"] = []
     assert kept == tree
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_the_token_is_put_back_where_it_was(name: str) -> None:
+    tree = captured(name)
+    token = tree["dynamicResources"]["adsConfig"]["grpcServices"][0]["initialMetadata"][0]["value"]
+    kept = without_token(tree)
+    before = copy.deepcopy(kept)
+    assert with_token(kept, token) == tree
+    assert kept == before
+    assert with_token(tree, "another") == tree
+    assert with_token(kept, "") == kept
 
 
 def test_other_headers_stay() -> None:

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kumadp.bootstrap.parse import parse_bootstrap
 from kumadp.envoy.version import EnvoyVersion
+from kumadp.errors import WorkDirError
 from kumadp.host.workdir import WorkDir
-from kumadp.lifecycle.kuma import FEATURES, KumaClient, is_compatible
+from kumadp.lifecycle.continuity import Source, write_source
+from kumadp.lifecycle.kuma import FEATURES, Fetched, KumaClient, is_compatible
 from kumadp.lifecycle.plan import DnsPlan
+from kumadp.lifecycle.sources import KumaSource
+from kumadp.lifecycle.status import Status
 from kumadp.resources.load import load_resource
 from kumadp.settings.resolve import resolve
 from tests.support.controlplane import TOKEN
@@ -167,3 +172,38 @@ def test_a_token_file_is_read_for_each_request(tmp_path: Path) -> None:
 )
 def test_envoy_is_compatible_as_kuma_2_14_says(version: str, compatible: bool) -> None:
     assert is_compatible(version) is compatible
+
+
+@pytest.mark.parametrize("relayed", [True, False], ids=["relay", "no relay"])
+async def test_a_bootstrap_that_was_handed_over_has_its_token_only_where_envoy_asks_by_itself(
+    tmp_path: Path, relayed: bool
+) -> None:
+    tree = parse_bootstrap((CAPTURES / "kuma-2.13.5" / "full" / "bootstrap.yaml").read_bytes())
+    flags: dict[str, object] = {"name": "web", "mesh": "default", "token": TOKEN}
+    client = source(tmp_path, None, flags, None)
+    handed = Source.of(Fetched(tree, None, 0.0)).fetched()
+    made = KumaSource(
+        client,
+        WorkDir(tmp_path, tmp_path, tmp_path, temporary=False),
+        (),
+        Status("web", "control plane"),
+        relay_path=tmp_path / "relay.sock" if relayed else None,
+        hand_over=handed,
+    )
+    prepared = await made.make(handed)
+    assert (TOKEN in prepared.config_path.read_text()) is not relayed
+
+
+def test_a_token_needs_no_disk_to_be_read(tmp_path: Path) -> None:
+    flags: dict[str, object] = {"name": "web", "mesh": "default", "token": TOKEN}
+    client = source(tmp_path / "gone", None, flags, None)
+    assert client.token() == TOKEN
+    with pytest.raises(WorkDirError, match="cannot be written"):
+        request(client)
+
+
+def test_a_bootstrap_that_cannot_be_left_to_the_next_one_costs_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_source(tmp_path / "gone", Fetched({}, None, 0.0))
+    assert "cannot be written" in caplog.text
