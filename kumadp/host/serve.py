@@ -15,14 +15,12 @@ from kumadp.errors import PortsTaken, Problem, WorkDirError
 from kumadp.host import inherited
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from aiohttp import web
+    from kumadp.host.httpd import Handler, Limits
 
 BACKLOG = 128
-# How long a body that nobody wants is still read (seconds), so that the client sees the answer and not a reset.
-LINGERING = 0.5
 # How long requests that are in flight may take when serving pauses, and how long a connection that was just made may
 # take to say what it wants (seconds).
 _IN_FLIGHT = 1.0
@@ -88,12 +86,14 @@ def bind_unix(path: Path) -> socket.socket:
     return sock
 
 
-async def serve(
-    handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], sock: socket.socket, up: Callable[[], None]
-) -> None:
-    """Answer requests on ``sock`` with ``handler`` until cancelled. aiohttp is imported in a thread, in 130 ms."""
-    await asyncio.to_thread(importlib.import_module, "aiohttp.web")
-    site = _Site(handler, sock)
+async def serve(handler: Handler, sock: socket.socket, up: Callable[[], None], *, abandon: bool = False) -> None:
+    """Answer requests on ``sock`` with ``handler`` until cancelled.
+
+    A client has the time that `kumadp.host.httpd.Limits` gives it. ``abandon``: a handler whose client has gone is
+    cancelled. aiohttp is imported in a thread, in 130 ms.
+    """
+    httpd = await asyncio.to_thread(importlib.import_module, "kumadp.host.httpd")
+    site = _Site(handler, sock, httpd.Limits(), abandon=abandon)
     try:
         await site.open()
         _sites.add(site)
@@ -122,11 +122,11 @@ async def paused() -> AsyncIterator[None]:
 class _Site:
     """One socket that is served, with pauses."""
 
-    def __init__(
-        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], sock: socket.socket
-    ) -> None:
+    def __init__(self, handler: Handler, sock: socket.socket, limits: Limits, *, abandon: bool) -> None:
         self._handler = handler
         self._socket = sock
+        self._limits = limits
+        self._abandon = abandon
         # Connections that have asked for nothing yet.
         self._silent: set[object] = set()
         self._progress = asyncio.Event()
@@ -135,18 +135,9 @@ class _Site:
         """Accept connections."""
         from aiohttp import web
 
-        site = self
+        from kumadp.host.httpd import Server
 
-        class Server(web.Server):
-            def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-                super().connection_made(handler, transport)
-                site.came(handler)
-
-            def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-                super().connection_lost(handler, exc)
-                site.spoke(handler)
-
-        server = Server(self._answer, access_log=None, lingering_time=LINGERING)
+        server = Server(self._handler, self._silent.add, self._spoke, limits=self._limits, abandon=self._abandon)
         self._runner = web.ServerRunner(server, shutdown_timeout=_IN_FLIGHT)
         await self._runner.setup()
         self._listener = web.SockSite(self._runner, self._socket)
@@ -176,18 +167,10 @@ class _Site:
         await self._runner.cleanup()
         self._socket.close()
 
-    def came(self, connection: object) -> None:
-        """A connection was made."""
-        self._silent.add(connection)
-
-    def spoke(self, connection: object) -> None:
+    def _spoke(self, connection: object) -> None:
         """It asked for something, or it is gone."""
         self._silent.discard(connection)
         self._progress.set()
-
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        self.spoke(request.protocol)
-        return await self._handler(request)
 
 
 async def _turns() -> None:
