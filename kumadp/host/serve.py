@@ -11,11 +11,12 @@ import importlib
 import socket
 from typing import TYPE_CHECKING, Literal
 
+from kumadp.addresses import ANY_IPV6
 from kumadp.errors import PortsTaken, Problem, WorkDirError
 from kumadp.host import inherited
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from kumadp.host.httpd import Handler, Limits
@@ -27,9 +28,12 @@ _IN_FLIGHT = 1.0
 _FIRST_REQUEST = 1.0
 
 
-def bind_tcp(host: str, port: int, purpose: str) -> socket.socket:
-    """A listening TCP socket; raises PortsTaken."""
-    return _bind("tcp", host, port, purpose)
+def bind_tcp(host: str, port: int, purpose: str, *, beside: socket.socket | None = None) -> socket.socket:
+    """A listening TCP socket, on the wildcard of IPv6 for IPv4 too; raises PortsTaken.
+
+    ``beside``: a socket of ours that has the same port on another address; the wildcard can be bound with it.
+    """
+    return _bind("tcp", host, port, purpose, beside)
 
 
 def bind_udp(host: str, port: int, purpose: str) -> socket.socket:
@@ -37,26 +41,45 @@ def bind_udp(host: str, port: int, purpose: str) -> socket.socket:
     return _bind("udp", host, port, purpose)
 
 
-def _bind(kind: Literal["tcp", "udp"], host: str, port: int, purpose: str) -> socket.socket:
+def _bind(
+    kind: Literal["tcp", "udp"], host: str, port: int, purpose: str, beside: socket.socket | None = None
+) -> socket.socket:
     taken = inherited.take(kind, host, port)
     if taken is not None:
         return taken
-    # The same port on another address of ours would be in the way.
-    inherited.give_up(kind, port)
+    if beside is None:
+        # The same port on another address of ours would be in the way.
+        inherited.give_up(kind, port)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
     try:
         if kind == "tcp":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-        if kind == "tcp":
-            sock.listen(BACKLOG)
+            if host == ANY_IPV6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        with _shared(sock, beside):
+            sock.bind((host, port))
+            if kind == "tcp":
+                sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         sock.close()
         raise PortsTaken([Problem(purpose, f"{host}:{port} cannot be bound: {error.strerror}")]) from None
     inherited.note(kind, host, port, sock)
     return sock
+
+
+@contextlib.contextmanager
+def _shared(*sockets: socket.socket | None) -> Iterator[None]:
+    """In here the sockets may have one port together; connections go to the one whose address is the more precise."""
+    both = [sock for sock in sockets if sock is not None]
+    try:
+        for sock in both if len(both) > 1 else ():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield
+    finally:
+        for sock in both:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
 
 
 def bind_unix(path: Path) -> socket.socket:

@@ -86,6 +86,8 @@ class Assembly:
         versions = await self._versions(binary, dns)
         source = await self._configuration.make_source(versions, dns, own, serves_probes=probes is not None)
         prepared = self._configuration.prepared = await source.prepare()
+        if prepared.fetched is not None:
+            self._readiness.widen(prepared.fetched.tree, prepared.fetched.address)
         await self._start_envoy(binary, source, dns, prepared.corefile_template)
 
     async def _look_back(self) -> None:
@@ -120,7 +122,7 @@ class Assembly:
     def _start_servers(self, probes: ProbesPlan | None) -> None:
         run = self._run
         actions = {"reload": self._reload_asked, "reexec": self._reexec_asked}
-        start_servers(run.stack, run.status, run.settings.readiness_port, run.environ, actions)
+        self._readiness = start_servers(run, actions)
         if probes is not None:
             start_probes(run.stack, run.status, probes, run.resource)
 

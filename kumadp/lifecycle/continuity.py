@@ -38,15 +38,16 @@ class Source(msgspec.Struct, frozen=True):
     tree: dict[str, Any]
     corefile_template: str | None
     at: float
+    address: str = ""
 
     @classmethod
     def of(cls, fetched: Fetched) -> Source:
         """What of it may be left to others."""
-        return cls(without_token(fetched.tree), fetched.corefile_template, fetched.at)
+        return cls(without_token(fetched.tree), fetched.corefile_template, fetched.at, fetched.address)
 
     def fetched(self) -> Fetched:
         """As it was."""
-        return Fetched(self.tree, self.corefile_template, self.at)
+        return Fetched(self.tree, self.corefile_template, self.at, address=self.address)
 
 
 class Left(msgspec.Struct, frozen=True):

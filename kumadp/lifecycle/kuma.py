@@ -37,12 +37,16 @@ KINDS = {"Dataplane": "dataplane", "ZoneIngress": "ingress", "ZoneEgress": "egre
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A bootstrap as the control plane at ``url`` made it; ``at`` in seconds since 1970."""
+    """A bootstrap as the control plane at ``url`` made it; ``at`` in seconds since 1970.
+
+    ``address`` is the data plane's, as the control plane knows it; empty in those from before this kumadp.
+    """
 
     tree: dict[str, Any]
     corefile_template: str | None
     at: float
     url: str = ""
+    address: str = ""
 
 
 def is_compatible(version: str) -> bool:
@@ -96,7 +100,7 @@ class KumaClient:
             on_failure=failed,
         )
         tree = await asyncio.to_thread(parse_bootstrap, answer.bootstrap)
-        return Fetched(tree, answer.corefile_template, time.time(), answer.url)
+        return Fetched(tree, answer.corefile_template, time.time(), answer.url, answer.address)
 
     def trust(self) -> Trust:
         """The CA as it is now. May block. Raises ControlPlaneRefused."""

@@ -1,13 +1,18 @@
-"""The readiness port: ``/ready`` and nothing else, the state alone and no reason (Kuma 2.14: readiness reporter)."""
+"""Readiness: ``/ready`` and nothing else, the state alone and no reason (Kuma 2.14: readiness reporter)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any
 
-from kumadp.host.serve import bind_tcp, serve
+from kumadp.addresses import ANY_IPV4, ANY_IPV6
+from kumadp.bootstrap.fields import get
+from kumadp.host.serve import serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import socket
+    from collections.abc import Callable, Mapping
 
     from aiohttp import web
 
@@ -17,17 +22,22 @@ HEADERS = {"content-type": "text/plain", "cache-control": "no-cache, max-age=0",
 
 
 class ReadinessServer:
-    """Serves ``/ready``: 200 READY, 503 NOT_READY or TERMINATING. The port is bound when this is made (PortsTaken)."""
+    """Serves ``/ready`` on a listening socket: 200 READY, 503 NOT_READY or TERMINATING."""
 
-    name = "readiness"
-
-    def __init__(self, host: str, port: int, state: Callable[[], ReadyState]) -> None:
+    def __init__(self, name: str, sock: socket.socket, state: Callable[[], ReadyState]) -> None:
+        self.name = name
         self._state = state
-        self._socket = bind_tcp(host, port, "KUMA_READINESS_PORT")
+        self._socket = sock
 
     async def run(self, up: Callable[[], None]) -> None:
-        """Serve until cancelled."""
-        await serve(self._answer, self._socket, up)
+        """Serve until cancelled; the file of a Unix socket goes."""
+        path = self._socket.getsockname()
+        try:
+            await serve(self._answer, self._socket, up)
+        finally:
+            if isinstance(path, str):
+                with contextlib.suppress(OSError):
+                    os.unlink(path)  # noqa: PTH108 - the kernel's text, not a Path
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         from aiohttp import web
@@ -36,3 +46,17 @@ class ReadinessServer:
             return web.Response(status=404, text="404: only /ready is here\n")
         state = self._state()
         return web.Response(status=200 if state == "READY" else 503, body=state.encode(), headers=HEADERS)
+
+
+def readiness_host(bootstrap: Mapping[str, Any], address: str, environ: Mapping[str, str]) -> str:
+    """Where ``/ready`` is to be reached beside loopback, empty where the bootstrap names no place.
+
+    It is the address that the control plane wants for Envoy's admin (kubelet asks the pod's address). With an admin on
+    a Unix socket, all addresses in a pod, loopback elsewhere, in the family of the data plane's ``address``
+    (Kuma 2.14).
+    """
+    admin = get(bootstrap, "admin", "address")
+    if get(admin, "pipe", "path"):
+        in_pod, six = "POD_NAME" in environ, ":" in address
+        return (ANY_IPV6 if six else ANY_IPV4) if in_pod else ("::1" if six else "127.0.0.1")
+    return str(get(admin, "socketAddress", "address") or "")

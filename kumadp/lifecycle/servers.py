@@ -6,16 +6,21 @@ import asyncio
 import dataclasses
 import logging
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kumadp.addresses import is_ip
+from kumadp.errors import PortsTaken
+from kumadp.host.serve import bind_tcp, bind_unix
+from kumadp.host.sockets import READINESS, kuma_socket
 from kumadp.lifecycle.plan import LOOPBACK, plan_probes
+from kumadp.lifecycle.readiness import ReadinessServer, readiness_host
 from kumadp.resources.types import Dataplane
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kumadp.lifecycle.component import Stack
+    from kumadp.lifecycle.context import Run
     from kumadp.lifecycle.control import Action
     from kumadp.lifecycle.plan import ProbesPlan
     from kumadp.lifecycle.status import Status
@@ -50,21 +55,54 @@ async def resolved_probes(
     return dataclasses.replace(plan, host=str(found[0][4][0]))
 
 
-def start_servers(
-    stack: Stack, status: Status, port: int, environ: Mapping[str, str], actions: Mapping[str, Action]
-) -> None:
-    """Readiness on loopback at ``port``, and the owner-only control socket; raises PortsTaken, WorkDirError."""
+def start_servers(run: Run, actions: Mapping[str, Action]) -> ReadinessPort:
+    """Readiness, and the owner-only control socket; raises PortsTaken, WorkDirError."""
     from kumadp.lifecycle.control import ControlServer, control_socket_path
-    from kumadp.lifecycle.readiness import ReadinessServer
 
-    stack.start(ReadinessServer(LOOPBACK, port, lambda: status.ready_state))
-    status.ports["readiness"] = f"http://{LOOPBACK}:{port}/ready"
+    readiness = ReadinessPort(run)
     try:
-        path = control_socket_path(status.name, environ)
+        path = control_socket_path(run.name, run.environ)
     except OSError as error:
         log.warning("no control socket: %s", error)
-        return
-    stack.start(ControlServer(path, status.snapshot, actions))
+    else:
+        run.stack.start(ControlServer(path, run.status.snapshot, actions))
+    return readiness
+
+
+class ReadinessPort:
+    """``/ready`` on loopback from the first moment, on a socket that control planes of 2.12 and 2.13 ask, and where the
+    bootstrap wants it. Raises PortsTaken, WorkDirError.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._port = run.settings.readiness_port
+        self._loopback = self._bind(LOOPBACK)
+        self._start("readiness", self._loopback, f"http://{LOOPBACK}:{self._port}/ready")
+        if run.mesh is None and not run.settings.readiness_unix_socket_disabled:
+            path = kuma_socket(run.work.sockets, READINESS)
+            self._start("readiness socket", bind_unix(path), str(path))
+
+    def widen(self, bootstrap: Mapping[str, Any], address: str) -> None:
+        """Serve where this bootstrap wants it too; ``address`` is the data plane's. What cannot be costs that alone."""
+        host = readiness_host(bootstrap, address, self._run.environ)
+        if not is_ip(host) or host == LOOPBACK:
+            return
+        name = f"readiness on {host}"
+        try:
+            sock = self._bind(host, beside=self._loopback)
+        except PortsTaken as error:
+            self._run.status.note_fatal(name, str(error))
+            return
+        self._start(name, sock, f"http://{f'[{host}]' if ':' in host else host}:{self._port}/ready")
+
+    def _bind(self, host: str, beside: socket.socket | None = None) -> socket.socket:
+        return bind_tcp(host, self._port, "KUMA_READINESS_PORT", beside=beside)
+
+    def _start(self, name: str, sock: socket.socket, shown: str) -> None:
+        status = self._run.status
+        self._run.stack.start(ReadinessServer(name, sock, lambda: status.ready_state))
+        status.ports[name] = shown
 
 
 def start_probes(stack: Stack, status: Status, plan: ProbesPlan, resource: Resource | None) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.errors import HandoverFailed, PortsTaken, WorkDirError
+from kumadp.host.serve import bind_tcp
 from kumadp.lifecycle import control
 from kumadp.lifecycle.component import Stack
 from kumadp.lifecycle.control import ControlServer, ask_status, control_socket_path, find_control_sockets
@@ -22,10 +23,11 @@ from kumadp.lifecycle.status import Status
 from tests.support.ports import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from kumadp.lifecycle.component import Component
+    from kumadp.lifecycle.status import ReadyState
 
 
 @contextlib.asynccontextmanager
@@ -36,6 +38,10 @@ async def served(component: Component) -> AsyncIterator[None]:
         yield
     finally:
         await stack.leave()
+
+
+def readiness(port: int, state: Callable[[], ReadyState]) -> ReadinessServer:
+    return ReadinessServer("readiness", bind_tcp("127.0.0.1", port, "KUMA_READINESS_PORT"), state)
 
 
 def ask(port: int, path: str = "/ready") -> tuple[int, str, dict[str, str]]:
@@ -52,7 +58,7 @@ async def test_readiness_tells_the_state_alone_in_kuma_dp_s_words() -> None:
     port = free_port()
     status = Status("web", "standalone")
     status.wait_for("bootstrap", "connection refused 10.0.0.1:5678")
-    async with served(ReadinessServer("127.0.0.1", port, lambda: status.ready_state)):
+    async with served(readiness(port, lambda: status.ready_state)):
         code, body, headers = await asyncio.to_thread(ask, port)
         assert (code, body) == (503, "NOT_READY")
         assert headers["x-powered-by"] == "kuma-dp"
@@ -66,9 +72,9 @@ async def test_readiness_tells_the_state_alone_in_kuma_dp_s_words() -> None:
 
 async def test_a_taken_readiness_port_is_told_when_it_is_made() -> None:
     port = free_port()
-    async with served(ReadinessServer("127.0.0.1", port, lambda: "READY")):
+    async with served(readiness(port, lambda: "READY")):
         with pytest.raises(PortsTaken):
-            ReadinessServer("127.0.0.1", port, lambda: "READY")
+            readiness(port, lambda: "READY")
 
 
 async def test_the_control_socket_tells_everything_to_its_owner_alone(tmp_path: Path) -> None:
