@@ -97,7 +97,7 @@ class Assembly:
             run.before = left_by(self._handover)
             self._inbound_drained = run.before.inbound_drained
             run.status.resume(run.before)
-        run.work = await asyncio.to_thread(
+        work = await asyncio.to_thread(
             open_work_dir,
             run.name,
             settings.work_dir,
@@ -106,6 +106,7 @@ class Assembly:
             run.environ,
             run.before.work,
         )
+        run.take(work)
         self._exit.callback(run.work.close)
         if self._handover is None:
             # On the loop: children are watched from here on. The files are small.
@@ -202,7 +203,7 @@ class Assembly:
                 flush=self._flush,
                 why=why,
             )
-        except KumadpError as error:
+        except Exception as error:
             self.status.facts["reexec"] = {"count": self._run.before.count, "failed": str(error)}
             raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from kumadp.host.environment import child_environment, fate_of_children, find_container_sign
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from kumadp.resources.load import Resource
     from kumadp.settings.model import Settings
     from kumadp.standalone.mesh import Mesh
+
+log = logging.getLogger("kumadp.lifecycle")
 
 # What a child says while nobody listens goes into a file of this ending in the work directory.
 FIFO = ".out"
@@ -50,6 +53,14 @@ class Run:
         self.envoy_up = False
         self.keeps = fate_of_children(settings.on_parent_death, find_container_sign(environ)) == "keep"
         self.children_environment: Mapping[str, str] = child_environment(environ, secret_variables())
+
+    def take(self, work: WorkDir) -> None:
+        """Work in this directory. The next run would not find what lives on in a temporary one, which holds ports."""
+        self.work = work
+        if work.temporary and self.keeps:
+            self.keeps = False
+            if self.settings.on_parent_death == "keep":
+                log.warning("Envoy ends with kumadp, as no later one would find it: name a directory with --work-dir")
 
     def command(self, name: str, argv: tuple[str, ...]) -> Callable[[], Awaitable[Command]]:
         """What makes a child's command, asked at each start."""

@@ -1,0 +1,45 @@
+"""What the parts of one run share."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.host.workdir import WorkDir
+from kumadp.lifecycle import context
+from kumadp.lifecycle.context import Run
+from kumadp.settings.resolve import resolve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("setting", "temporary", "fate", "warned"),
+    [
+        ("auto", False, "keep", False),
+        ("auto", True, "kill", False),
+        ("keep", False, "keep", False),
+        ("keep", True, "kill", True),
+        ("kill", True, "kill", False),
+    ],
+)
+async def test_children_outlive_us_only_where_the_next_run_finds_them(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    setting: str,
+    temporary: bool,
+    fate: str,
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(context, "find_container_sign", lambda _environ: "")
+    caplog.set_level(logging.WARNING)
+    settings = resolve("run", {"name": "web", "mesh": "default", "on_parent_death": setting}, {}).settings
+    run = Run(settings, None, None, {})
+    run.take(WorkDir(tmp_path, tmp_path, tmp_path, temporary=temporary))
+    command = await run.command("envoy", ("/bin/true",))()
+    assert (command.on_parent_death, command.fifo is not None, run.keeps) == (fate, fate == "keep", fate == "keep")
+    assert bool(caplog.records) is warned
