@@ -118,7 +118,7 @@ def test_an_envoy_that_dies_in_the_drain_is_not_started_again(
         poll(lambda: get(ports.readiness, "/ready") == (503, "TERMINATING"), what="TERMINATING")
         daemon.kill_envoy()
         assert daemon.wait() == ExitCode.OK
-        assert "envoy ended while draining" in daemon.output()
+        assert "Envoy is gone: the drain ends" in daemon.output()
         assert daemon.output().count("initializing epoch") == 1
 
 
