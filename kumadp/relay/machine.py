@@ -15,7 +15,9 @@ from kumadp.relay.envoys import EnvoyStream, Exchange
 from kumadp.relay.memory import Delivery, Memory, Subscription, TypeView
 from kumadp.relay.messages import (
     CLUSTER,
+    ENDPOINTS,
     LISTENER,
+    ROUTES,
     SECRET,
     BadMessage,
     Request,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 TRIAL_AFTER = 30.0
 INTERNAL = 13
+# Envoy asks for these by name. No names is what it says on a new stream of a type of which it watches nothing any more.
+NAMED = frozenset({ENDPOINTS, ROUTES, SECRET})
 DEADLY = "Envoy exited while applying this response, twice: it is not given to it again"
 
 # A Secret that Envoy cannot decode. Rejecting it ends Envoy's wait for secrets (SdsApi::onConfigUpdateFailed), which
@@ -125,12 +129,13 @@ class Machine:
         except BadMessage as error:
             return [Note(f"Envoy sent a request that cannot be read: {error}")]
         names = tuple(dict.fromkeys(request.names))
+        named = request.type_url in NAMED
+        if named and not names and request.type_url not in self._subscriptions:
+            return []
         subscription = self._asked(request.type_url, names)
         exchange = down.exchanges.get(request.type_url)
         if exchange is None:
-            # No names at first means all there are; but where names were asked for before, an Envoy that opens a
-            # new stream says so of a type of which it watches nothing any more.
-            exchange = Exchange(names, wildcard=not names and subscription.wildcard)
+            exchange = Exchange(names, wildcard=not names and not named and subscription.wildcard)
             # What an earlier relay left on disk can be older than what an Envoy runs that outlived it.
             exchange.ahead = not subscription.knows(request.version)
             down.exchanges[request.type_url] = exchange
@@ -222,13 +227,18 @@ class Machine:
         return [*self._up.answer(subscription, version, error)]
 
     def _wanted(self, subscription: Subscription) -> tuple[str, ...]:
-        """The names to ask for, () for all there are: what all Envoys want, and what was wanted until all are LIVE."""
+        """The names to ask for, () for all there are: what all Envoys want, and what was wanted until all have spoken.
+
+        An Envoy has spoken once it is LIVE and has asked for the type on the stream it has now.
+        """
+        type_url = subscription.type_url
         living = [down for down in self._streams.values() if not down.ended]
-        exchanges = [exchange for down in living if (exchange := down.exchanges.get(subscription.type_url))]
+        exchanges = [exchange for down in living if (exchange := down.exchanges.get(type_url))]
         if any(exchange.wildcard for exchange in exchanges):
             return ()
         union = dict.fromkeys(name for exchange in exchanges for name in exchange.names)
-        shrink = bool(living) and not self._departed and all(down.epoch in self._live for down in living)
+        spoken = all(down.epoch in self._live and type_url in down.exchanges for down in living)
+        shrink = bool(living) and not self._departed and spoken
         if not union or (subscription.wildcard and not shrink):
             return subscription.names
         kept = [name for name in subscription.names if name in union or not shrink]

@@ -20,6 +20,7 @@ __all__ = ["BadMessage", "Request", "Response", "encode_response", "encode_statu
 TYPES = "type.googleapis.com/"
 CLUSTER = f"{TYPES}envoy.config.cluster.v3.Cluster"
 ENDPOINTS = f"{TYPES}envoy.config.endpoint.v3.ClusterLoadAssignment"
+ROUTES = f"{TYPES}envoy.config.route.v3.RouteConfiguration"
 LISTENER = f"{TYPES}envoy.config.listener.v3.Listener"
 SECRET = f"{TYPES}envoy.extensions.transport_sockets.tls.v3.Secret"
 

@@ -209,7 +209,20 @@ def test_a_new_stream_of_an_envoy_that_watches_nothing_of_a_type_does_not_ask_fo
     bench.took_up()
     bench.envoy(2, 0)
     bench.ask(2, ENDPOINTS)
+    bench.ask(2, SECRET)
     assert bench.took_up() == []
+    bench.ask(2, SECRET, "ca")
+    assert bench.took_up() == [Request(SECRET, names=("ca",))]
+
+
+def test_a_type_the_relay_does_not_know_is_asked_for_as_envoy_asks() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.ask(1, "type.googleapis.com/new.Kind")
+    assert bench.took_up() == [Request("type.googleapis.com/new.Kind")]
+    nonce = bench.respond("type.googleapis.com/new.Kind", "v1")
+    bench.ack(1, "type.googleapis.com/new.Kind")
+    assert bench.took_up() == [Request("type.googleapis.com/new.Kind", "v1", nonce=nonce)]
 
 
 def test_a_response_that_envoy_leaves_unread_is_answered_as_envoy_does_and_not_accepted() -> None:
