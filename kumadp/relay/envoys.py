@@ -17,7 +17,7 @@ class Answer:
 
 
 class Exchange:
-    """One type of resources on one stream. One response at a time is under way (``waiting``), as Envoy expects it.
+    """One type of resources on one stream. One response at a time is under way (``waiting``).
 
     ``ahead``: its Envoy came with a version that is not remembered, so that it keeps it until there is a newer one.
     go-control-plane keeps to this too: it sends the next response of a type only after the answer to the last one.
@@ -31,6 +31,7 @@ class Exchange:
         self.sent: Delivery | None = None
         self.waiting = False
         self.answer: Answer | None = None
+        self.judged = False
         self.took = False
         self.refused = Verdicts()
 
@@ -48,7 +49,8 @@ class Exchange:
 
     def send(self, delivery: Delivery, nonce: str) -> bytes:
         """The response to send; it is under way from now on."""
-        self.sent, self.nonce, self.waiting, self.answer = delivery, nonce, True, None
+        self.sent, self.nonce, self.waiting = delivery, nonce, True
+        self.answer, self.judged = None, False
         return delivery.response.with_nonce(nonce)
 
     def answered(self, version: str, error: bytes) -> None:

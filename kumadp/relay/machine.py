@@ -80,7 +80,7 @@ class Machine:
     def upstream_opened(self) -> list[Action]:
         """A stream to the control plane is open: subscribe to all that is known, with what was last accepted."""
         self._up.reset(self._subscriptions.values(), is_open=True)
-        return [action for known in self._subscriptions.values() for action in self._up.subscribe(known)]
+        return [action for known in self._subscriptions.values() for action in self._tell(known)]
 
     def upstream_closed(self) -> list[Action]:
         """It has ended: nothing is owed to it any more, and nothing is kept for the next one."""
@@ -88,7 +88,7 @@ class Machine:
         return [
             action
             for down in self._streams.values()
-            if (exchange := down.exchanges.get(SECRET)) and exchange.sent is None
+            if (exchange := down.exchanges.get(SECRET)) and exchange.subscribed and exchange.sent is None
             for action in self._serve(down, self._subscriptions[SECRET], exchange)
         ]
 
@@ -131,6 +131,7 @@ class Machine:
         names = tuple(dict.fromkeys(request.names))
         named = request.type_url in NAMED
         if named and not names and request.type_url not in self._subscriptions:
+            down.exchanges[request.type_url] = Exchange((), wildcard=False)
             return []
         subscription = self._asked(request.type_url, names)
         exchange = down.exchanges.get(request.type_url)
@@ -163,12 +164,15 @@ class Machine:
         if not down.ended:
             self._departed.setdefault(down.epoch, []).append(down)
             return self._changed()
-        return [*([] if down.expected else self._suspect(down)), *self._changed()]
+        return [*self._changed(), *([] if down.expected else self._suspect(down))]
 
     def envoy_live(self, epoch: int, *, now: float) -> list[Action]:
         """An Envoy is LIVE, now (seconds, any clock): it counts from now on, and has asked for all that it wants."""
         self._live[epoch] = now
-        return self._changed()
+        actions = self._changed()
+        for subscription in self._subscriptions.values():
+            actions += self._serve_all(subscription)
+        return actions
 
     def envoy_ended(self, epoch: int, *, expected: bool) -> list[Action]:
         """The process has ended; ``expected``: it was told to. What it ended with is judged once its stream is read."""
@@ -176,10 +180,12 @@ class Machine:
         for down in self._streams.values():
             if down.epoch == epoch:
                 down.ended, down.expected = True, expected
-        actions: list[Action] = []
-        for down in self._departed.pop(epoch, ()):
+        departed = self._departed.pop(epoch, [])
+        # An Envoy that lives with a response says more than one that has ended with it.
+        actions = self._changed()
+        for down in departed:
             actions += [] if expected else self._suspect(down)
-        return [*actions, *self._changed()]
+        return actions
 
     def next_tick(self) -> float | None:
         """When `tick` is due, if ever."""
@@ -260,18 +266,23 @@ class Machine:
         """Send what the stream should have, unless it has it or has not answered the last one yet."""
         if down.ended or exchange.waiting or not exchange.subscribed:
             return []
-        delivery = subscription.choose(down.stream, tried=exchange.tried(subscription.accepted))
-        if exchange.ahead and (delivery is None or delivery.serial <= self._remembered):
+        live = down.epoch in self._live
+        delivery = subscription.choose(down.stream, tried=live or exchange.tried(subscription.accepted))
+        if self._keeps(exchange, delivery):
             return []
         if delivery is None:
             withheld = self._withhold_secrets and not self._up.is_open and subscription.type_url == SECRET
             if not withheld or (exchange.sent is not None and not new):
                 return []
             delivery = Delivery(0, _WITHHELD)
-        elif not exchange.needs(delivery, new or set(), live=down.epoch in self._live):
+        elif not exchange.needs(delivery, new or set(), live=live):
             return []
         self._nonce += 1
         return [SendDown(down.stream, subscription.type_url, exchange.send(delivery, str(self._nonce)))]
+
+    def _keeps(self, exchange: Exchange, delivery: Delivery | None) -> bool:
+        """Whether the Envoy keeps what it came with, rather than have this."""
+        return exchange.ahead and (delivery is None or delivery.serial <= self._remembered)
 
     # Verdicts.
 
@@ -294,9 +305,12 @@ class Machine:
             return []
         is_latest = sent is subscription.latest
         actions = self._answer(subscription, answer.version, answer.error) if is_latest else []
+        first, exchange.judged = not exchange.judged, True
+        if first:
+            subscription.answered(sent, applied=answer.taken or bool(answer.error))
         if answer.error:
-            if is_latest and not subscription.settled:
-                subscription.reject()
+            if first and not (is_latest and subscription.settled):
+                subscription.reject(sent)
                 reason = status_message(answer.error)
                 actions.append(Rejected(subscription.type_url, sent.response.version, reason))
             return actions
@@ -356,6 +370,7 @@ class Machine:
                 continue
             down, exchange = speaker
             able = exchange.subscribed and not exchange.waiting and exchange.sent is not latest
+            able = able and not self._keeps(exchange, latest)
             if able and not down.ended and down.epoch in self._live:
                 trials.append((self._live[down.epoch] + TRIAL_AFTER, subscription, down))
         return min(trials, key=lambda trial: trial[0], default=None)

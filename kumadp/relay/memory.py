@@ -136,7 +136,7 @@ class Subscription:
         self.settled, self.trial = False, None
 
     def choose(self, stream: int, *, tried: bool) -> Delivery | None:
-        """What a stream should have now; ``tried``: its Envoy has answered the accepted response, or taken another.
+        """What a stream should have now; ``tried``: its Envoy is LIVE, took one, or has answered the accepted one.
 
         A condemned content gives way to the accepted one. Where nothing was ever accepted, the good part of a rejected
         response is better than nothing, and so is one that an Envoy ended with only once.
@@ -154,21 +154,24 @@ class Subscription:
             return accepted
         return latest
 
+    def answered(self, delivery: Delivery, *, applied: bool) -> None:
+        """An Envoy that counts has answered it; where it took or refused it, it lived through it."""
+        if applied:
+            self.suspected.discard(delivery)
+        if delivery is self.latest:
+            self.trial = None
+
     def accept(self, delivery: Delivery) -> None:
         """An Envoy that counts has taken it."""
         self.accepted = delivery
         self.rejected.discard(delivery)
-        self.suspected.discard(delivery)
-        if delivery is self.latest:
-            self.settled, self.trial = True, None
+        self.settled = self.settled or delivery is self.latest
 
-    def reject(self) -> None:
-        """An Envoy that counts has refused ``latest``; it lived, so it is under no suspicion any more."""
-        if self.latest is not None:
-            self.rejected.add(self.latest)
-            self.suspected.discard(self.latest)
-        self.settled, self.trial = True, None
+    def reject(self, delivery: Delivery) -> None:
+        """An Envoy that counts has refused it."""
+        self.rejected.add(delivery)
         self.rejections += 1
+        self.settled = self.settled or delivery is self.latest
 
     def view(self) -> TypeView:
         """What the status says of it."""

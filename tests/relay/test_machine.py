@@ -149,6 +149,22 @@ def test_names_are_those_of_both_epochs_until_the_old_one_has_left() -> None:
     assert [request.names for request in bench.took_up()] == [("b", "c")]
 
 
+def test_a_live_envoy_that_opens_its_stream_anew_has_not_spoken_until_it_has_asked_again() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.ask(1, ENDPOINTS, "a")
+    bench.envoy(2, 1)
+    bench.ask(2, ENDPOINTS, "a", "b")
+    bench.live(1)
+    bench.do(bench.machine.down_closed(2))
+    bench.envoy(3, 1)
+    bench.took_up()
+    bench.ask(1, ENDPOINTS, "a", "c")
+    assert [request.names for request in bench.took_up()] == [("a", "b", "c")]
+    bench.ask(3, ENDPOINTS, "a")
+    assert [request.names for request in bench.took_up()] == [("a", "c")]
+
+
 def test_new_names_wait_while_a_response_is_open_since_they_would_answer_it() -> None:
     bench = Bench()
     bench.serving()
@@ -375,6 +391,52 @@ def test_no_answer_is_lost_when_a_fresh_envoy_refuses_both() -> None:
     assert bench.took_up() == [Request(LISTENER, nonce=again, error=REFUSED)]
 
 
+def test_a_live_envoy_is_given_a_rejected_response_again_and_again_so_that_the_control_plane_is_answered() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.do(bench.machine.down_closed(1))
+    bench.respond(LISTENER, "v2")
+    bench.envoy(2, 0)
+    bench.ask(2, LISTENER)
+    bench.nack(2, LISTENER)
+    bench.took_up()
+    again = bench.respond(LISTENER, "v2")
+    bench.nack(2, LISTENER)
+    assert bench.took_up() == [Request(LISTENER, nonce=again, error=REFUSED)]
+
+
+def test_an_envoy_that_becomes_live_is_given_what_waited_for_that() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(LISTENER, "v2")
+    bench.nack(1, LISTENER)
+    bench.envoy(2, 1)
+    bench.ask(2, LISTENER)
+    assert bench.took_down()[-1] == (2, LISTENER, "1")
+    # It leaves it: it answers with another version, and has not taken it.
+    bench.versions[2, LISTENER] = "other"
+    bench.ask(2, LISTENER)
+    assert bench.took_down() == []
+    bench.live(1)
+    assert bench.took_down() == [(2, LISTENER, "v2")]
+
+
+def test_a_rejection_of_a_response_that_is_not_the_newest_any_more_is_remembered() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(CLUSTER, "bad")
+    bench.respond(CLUSTER, "good")
+    bench.nack(1, CLUSTER)
+    assert bench.took_up() == []
+    bench.ack(1, CLUSTER)
+    bench.die(1, 0)
+    bench.respond(CLUSTER, "bad")
+    bench.took_down()
+    bench.envoy(2, 1)
+    bench.ask(2, CLUSTER)
+    assert bench.took_down() == [(2, CLUSTER, "good")]
+
+
 # Two Envoys.
 
 
@@ -538,6 +600,29 @@ def test_suspects_are_tried_one_at_a_time() -> None:
     assert bench.took_down() == [(2, LISTENER, "v2")]
 
 
+def test_a_trial_that_proves_nothing_does_not_hold_up_the_next_one() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(CLUSTER, "v2")
+    bench.nack(1, CLUSTER)
+    bench.respond(CLUSTER, "v2")
+    bench.respond(LISTENER, "v2")
+    bench.die(1, 0)
+    bench.live(1, now=0.0)
+    bench.envoy(2, 1)
+    for type_url in (CLUSTER, LISTENER):
+        bench.ask(2, type_url)
+        bench.ack(2, type_url)
+    bench.took_down()
+    bench.told.clear()
+    bench.do(bench.machine.tick(30.0))
+    # Not its first stream: it may have refused this before.
+    bench.ack(2, CLUSTER)
+    assert bench.told == []
+    bench.do(bench.machine.tick(31.0))
+    assert bench.took_down() == [(2, CLUSTER, "v2"), (2, LISTENER, "v2")]
+
+
 def test_a_newer_response_is_given_though_the_last_one_is_suspected() -> None:
     bench = Bench()
     bench.serving()
@@ -564,6 +649,48 @@ def test_an_end_that_was_asked_for_or_came_with_a_good_response_is_no_reason_to_
     bench.do(bench.machine.down_closed(2))
     assert bench.notes == []
     assert not bench.machine.types()[0].withheld
+
+
+def test_what_envoy_wants_no_more_is_not_suspected_since_it_may_never_answer() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.ask(1, ENDPOINTS, "a")
+    bench.respond(ENDPOINTS, "v1", any_of("a"))
+    bench.ask(1, ENDPOINTS, nonce="stale")
+    bench.die(1, 0)
+    assert bench.notes == []
+
+
+def test_what_was_condemned_is_not_accepted_though_another_envoy_takes_it() -> None:
+    bench = Bench()
+    bench.serving()
+    for epoch in (1, 2):
+        bench.envoy(epoch + 1, epoch)
+        bench.ask(epoch + 1, CLUSTER)
+        bench.ack(epoch + 1, CLUSTER)
+    bench.respond(CLUSTER, "v2")
+    bench.die(2, 1)
+    bench.die(3, 2)
+    bench.ack(1, CLUSTER)
+    assert [type(told) for told in bench.told] == [Rejected]
+    assert bench.machine.types()[0].accepted == "1"
+
+
+def test_a_newer_response_ends_a_trial() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(CLUSTER, "v2")
+    bench.respond(LISTENER, "v2")
+    bench.die(1, 0)
+    bench.envoy(2, 1)
+    for type_url in (CLUSTER, LISTENER):
+        bench.ask(2, type_url)
+        bench.ack(2, type_url)
+    bench.live(1, now=0.0)
+    bench.do(bench.machine.tick(30.0))
+    assert bench.machine.next_tick() is None
+    bench.respond(CLUSTER, "v3")
+    assert bench.machine.next_tick() == 30.0
 
 
 # Memory.
@@ -622,6 +749,19 @@ def test_an_envoy_that_runs_something_else_than_is_remembered_keeps_it_until_the
     bench.took_up()
     bench.ack(1, CLUSTER)
     assert bench.took_up() == [Request(CLUSTER, "newest", nonce=nonce)]
+
+
+def test_what_an_envoy_keeps_its_own_for_is_not_tried_on_it() -> None:
+    before = Bench()
+    before.serving()
+    before.respond(CLUSTER, "v2")
+    before.die(1, 0)
+    bench = Bench(Machine(NODE, memory=before.machine.export()))
+    bench.envoy(1, 0)
+    bench.versions[1, CLUSTER] = "newer"
+    bench.ask(1, CLUSTER)
+    bench.live(0)
+    assert bench.machine.next_tick() is None
 
 
 def test_an_envoy_that_runs_what_is_remembered_and_a_fresh_one_are_given_it_at_once() -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.relay.harness import any_of
-from tests.relay.world import NAMED, TYPES, Envoy, Session, World
+from tests.relay.players import TYPES, Envoy
+from tests.relay.world import World
 
 if TYPE_CHECKING:
-    from random import Random
+    from collections.abc import Callable
 
 NAMES = st.lists(st.sampled_from("abc"), unique=True, max_size=3).map(tuple)
-CONTENTS = st.frozensets(st.sampled_from([any_of(name, body) for name in "abc" for body in "xy"]), max_size=3)
+RESOURCES = [any_of(name, body) for name in "abc" for body in "xy"]
+CONTENTS = st.frozensets(st.sampled_from(RESOURCES), max_size=3)
 
 
 def someone(walk: Walk) -> bool:
@@ -64,23 +68,12 @@ class Walk(RuleBasedStateMachine):
         used = [envoy.epoch for envoy in self.world.envoys]
         envoy = self.world.start(max(used, default=-1) + 1 if used or again else 7)
         for type_url in TYPES:
-            self.wish(envoy, type_url, names)
+            envoy.wish(type_url, names)
 
     @precondition(someone)
     @rule(data=st.data(), type_url=st.sampled_from(TYPES), names=NAMES)
     def ask(self, data: st.DataObject, type_url: str, names: tuple[str, ...]) -> None:
-        self.wish(self.living(data), type_url, names)
-
-    @staticmethod
-    def wish(envoy: Envoy, type_url: str, names: tuple[str, ...]) -> None:
-        wanted = names if type_url in NAMED else ()
-        session = envoy.sessions.get(type_url)
-        if session is None and (wanted or type_url not in NAMED):
-            envoy.sessions[type_url] = Session(wanted)
-            envoy.request(type_url)
-        elif session is not None and session.names != wanted:
-            session.names = wanted
-            envoy.request(type_url)
+        self.living(data).wish(type_url, names)
 
     @precondition(someone)
     @rule(data=st.data(), count=st.integers(1, 4))
@@ -149,9 +142,92 @@ class Walk(RuleBasedStateMachine):
 
 TestWalk = Walk.TestCase
 TestWalk.settings = settings(
-    max_examples=120,
+    max_examples=100,
     stateful_step_count=60,
     deadline=None,
     report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
+
+
+def start(world: World, random: Random) -> None:
+    used = [envoy.epoch for envoy in world.envoys]
+    if len(used) < 2:
+        envoy = world.start(max(used) + 1 if used else random.choice([0, 7]))
+        names = tuple(random.sample("abc", random.randint(0, 3)))
+        for type_url in TYPES:
+            envoy.wish(type_url, names)
+
+
+def respond(world: World, random: Random) -> None:
+    """Few contents, so that the same ones come again."""
+    type_url = random.choice(TYPES)
+    if world.up is None:
+        world.connect()
+    elif type_url in world.told:
+        world.respond(type_url, frozenset(random.sample(RESOURCES[:2], random.randint(0, 2))))
+
+
+def answer(world: World, envoy: Envoy, random: Random) -> None:
+    refuse = random.random() < 0.3
+    for _ in range(random.randint(0, len(envoy.inbox))):
+        envoy.process(refuse=refuse)
+    for _ in range(random.randint(0, len(envoy.outbox))):
+        world.read(envoy)
+
+
+def reach(world: World, envoy: Envoy, random: Random) -> None:
+    if not envoy.live:
+        world.live(envoy)
+
+
+def notice(world: World, random: Random) -> None:
+    if dead := [envoy for envoy in world.envoys if envoy.pending]:
+        world.notice(random.choice(dead))
+
+
+def wait(world: World, random: Random) -> None:
+    if world.machine.next_tick() is not None:
+        world.wait(random.choice([1.0, 30.0]))
+
+
+def disconnect(world: World, random: Random) -> None:
+    if world.up is not None:
+        world.disconnect()
+
+
+# What happens, and how often.
+TO_THE_WORLD: dict[Callable[[World, Random], None], float] = {
+    start: 2,
+    respond: 4,
+    notice: 2,
+    wait: 1,
+    disconnect: 0.5,
+    lambda world, random: world.restart_relay(from_disk=random.random() < 0.3): 0.2,
+}
+TO_AN_ENVOY: dict[Callable[[World, Envoy, Random], None], float] = {
+    answer: 7,
+    reach: 1,
+    lambda world, envoy, random: envoy.wish(random.choice(TYPES), tuple(random.sample("abc", random.randint(0, 3)))): 1,
+    lambda world, envoy, random: world.reconnect(envoy): 0.5,
+    lambda world, envoy, random: world.die(
+        envoy, expected=random.random() < 0.3, closed_first=random.random() < 0.5
+    ): 0.7,
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_long_walks_on_which_something_happens_at_each_step(seed: int) -> None:
+    random = Random(seed)
+    for _ in range(100):
+        world = World(random)
+        for _ in range(random.choice([20, 60, 150])):
+            living = [envoy for envoy in world.envoys if envoy.alive]
+            if living and random.random() < 0.5:
+                (act,) = random.choices(list(TO_AN_ENVOY), list(TO_AN_ENVOY.values()))
+                act(world, random.choice(living), random)
+            else:
+                (turn,) = random.choices(list(TO_THE_WORLD), list(TO_THE_WORLD.values()))
+                turn(world, random)
+            world.check_always()
+        world.settle()

@@ -5,7 +5,6 @@ The bookkeeping is its own: it knows what went in and came out. Versions are uni
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,94 +12,13 @@ import msgspec
 from kumadp.relay.actions import Accepted, Action, Rejected, SendDown, SendUp
 from kumadp.relay.machine import TRIAL_AFTER, Machine
 from kumadp.relay.memory import Memory
-from kumadp.relay.messages import (
-    CLUSTER,
-    ENDPOINTS,
-    LISTENER,
-    SECRET,
-    Request,
-    Response,
-    encode_response,
-    encode_status,
-)
+from kumadp.relay.messages import SECRET, Request, Response, encode_response
 from tests.relay.harness import NODE
+from tests.relay.players import NAMED, REFUSAL, TYPES, WITHHELD, Content, Delivery, Envoy, Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from random import Random
-
-TYPES = (CLUSTER, ENDPOINTS, SECRET, LISTENER)
-NAMED = (ENDPOINTS, SECRET)
-WITHHELD = "withheld"
-REFUSAL = encode_status(13, "no")
-
-Content = tuple[str, frozenset[bytes]]
-
-
-@dataclass
-class Delivery:
-    """A response of the control plane, and the answers to it that reached the relay."""
-
-    version: str
-    nonce: str
-    content: Content
-    session: int
-    taken: bool = False
-    refused: bool = False
-    left: bool = False
-    answered_up: bool = False
-
-
-@dataclass
-class Session:
-    """One type on one Envoy's stream. ``asked``: as the relay has read it, ``names``: as Envoy has it."""
-
-    names: tuple[str, ...]
-    version: str = ""
-    nonce: str = ""
-    asked: tuple[str, ...] | None = None
-    under_way: tuple[str, str] | None = None
-    given: list[str] = field(default_factory=list)
-    refused: set[Content] = field(default_factory=set)
-
-
-@dataclass
-class Envoy:
-    """A process. ``pending``: what the relay has not noticed of its end yet."""
-
-    epoch: int
-    stream: int
-    first_stream: bool = True
-    live: bool = False
-    alive: bool = True
-    expected: bool = False
-    connected: bool = True
-    pending: list[str] = field(default_factory=list)
-    inbox: list[Response] = field(default_factory=list)
-    outbox: list[Request] = field(default_factory=list)
-    sessions: dict[str, Session] = field(default_factory=dict)
-
-    def request(self, type_url: str, error: bytes = b"") -> None:
-        session = self.sessions[type_url]
-        self.outbox.append(Request(type_url, session.version, NODE, session.names, session.nonce, error))
-
-    def process(self, *, refuse: bool) -> None:
-        """Read one response: take it, refuse it, or leave it where nothing of its type is watched."""
-        response = self.inbox.pop(0)
-        session = self.sessions[response.type_url]
-        session.nonce = response.nonce
-        if response.type_url in NAMED and not session.names:
-            if response.resources:
-                self.request(response.type_url)
-            return
-        content = (response.type_url, frozenset(response.resources))
-        garbage = response.version == WITHHELD
-        if garbage or (refuse and content not in session.refused):
-            session.refused.add(content)
-            self.request(response.type_url, REFUSAL)
-            return
-        session.version = response.version
-        self.request(response.type_url)
 
 
 class World:
@@ -124,6 +42,7 @@ class World:
         self.refused: set[Content] = set()
         self.doubtful: set[Content] = set()
         self.introduced = False
+        self.remembered: set[str] = set()
 
     # The control plane.
 
@@ -181,6 +100,9 @@ class World:
         if not first and session.under_way and request.nonce == session.under_way[0]:
             self.answered(envoy, session, session.under_way[1], request)
         seen = len(session.given)
+        if first:
+            view = next((one for one in self.machine.types() if one.type_url == request.type_url), None)
+            session.ahead = bool(request.version) and not (view and request.version in (view.accepted, view.latest))
         actions = self.machine.down_message(envoy.stream, request.encode())
         self.check(actions)
         if first and envoy.alive:
@@ -195,12 +117,12 @@ class World:
             delivery.refused = True
             self.doubtful.add(delivery.content)
             self.ends_since_taken.pop(delivery.content, None)
-            if len([one for one in self.envoys if one.connected]) == 1:
+            if len([one for one in self.envoys if one.connected]) == 1 and not delivery.taken:
                 self.refused.add(delivery.content)
         elif request.version == version:
             delivery.taken = True
             self.ends_since_taken.pop(delivery.content, None)
-            if envoy.first_stream and delivery.content not in session.refused:
+            if envoy.adopted or (envoy.first_stream and delivery.content not in session.refused):
                 self.refused.discard(delivery.content)
         else:
             delivery.left = True
@@ -224,13 +146,14 @@ class World:
             envoy.connected = False
         if not envoy.pending:
             self.envoys.remove(envoy)
-            if not envoy.expected:
-                self.count_end(envoy)
         if what == "closed":
-            self.check(self.machine.down_closed(envoy.stream))
+            actions = self.machine.down_closed(envoy.stream)
         else:
             envoy.live = False
-            self.check(self.machine.envoy_ended(envoy.epoch, expected=envoy.expected))
+            actions = self.machine.envoy_ended(envoy.epoch, expected=envoy.expected)
+        if not envoy.pending and not envoy.expected:
+            self.count_end(envoy)
+        self.check(actions)
 
     def count_end(self, envoy: Envoy) -> None:
         for type_url, session in envoy.sessions.items():
@@ -259,12 +182,17 @@ class World:
             memory = msgspec.structs.replace(memory, types=kept)
             self.last.pop(SECRET, None)
             self.least.pop(SECRET, None)
+            self.refused = {content for content in self.refused if content[0] != SECRET}
+            for content in [one for one in self.ends_since_taken if one[0] == SECRET]:
+                del self.ends_since_taken[content]
         self.up = None
+        self.remembered = set(self.deliveries)
         self.machine = Machine(NODE, memory=memory, withhold_secrets=from_disk)
         for envoy in [one for one in self.envoys if not one.alive]:
             self.envoys.remove(envoy)
         for envoy in self.envoys:
             envoy.connected = False
+            envoy.adopted = not envoy.live
             if envoy.live:
                 self.check(self.machine.envoy_live(envoy.epoch, now=self.now))
             self.reconnect(envoy)
@@ -285,7 +213,8 @@ class World:
     def check(self, actions: Iterable[Action]) -> None:
         for type_url in NAMED:
             if self.spoken(type_url):
-                self.least[type_url] = self.wanted(type_url) or self.least.get(type_url, set())
+                least = self.least.get(type_url, set())
+                self.least[type_url] = least & (self.wanted(type_url) or least)
         for action in actions:
             match action:
                 case SendUp(data):
@@ -315,7 +244,7 @@ class World:
             here.answered_up = True
             if not request.error:
                 assert here.taken or here.left, "no Envoy has taken it"
-                assert not here.taken or request.version == here.version
+                assert request.version == here.version or here.left
             elif request.error == REFUSAL:
                 assert here.refused, "no Envoy has refused it"
             else:
@@ -343,7 +272,8 @@ class World:
             envoy.inbox.append(response)
         if response.version == WITHHELD:
             assert (type_url, self.up) == (SECRET, None)
-            assert SECRET not in self.last
+            assert self.accepted(SECRET) is None
+            assert SECRET not in self.last or self.ends[self.last[SECRET].content] >= 2
             return
         delivery = self.deliveries[response.version]
         assert delivery.content == (type_url, frozenset(response.resources))
@@ -351,27 +281,34 @@ class World:
         if delivery.content != good:
             assert self.ends_since_taken.get(delivery.content, 0) < 2, "Envoys have twice ended with it"
             if not session.given and good is not None:
-                assert delivery.content not in self.refused, "there is something better for a fresh Envoy"
-                assert self.ends_since_taken.get(delivery.content, 0) < 1
+                assert envoy.live or delivery.content not in self.refused, "there is something better for a fresh Envoy"
+                assert envoy.live or self.ends_since_taken.get(delivery.content, 0) < 1
         session.given.append(response.version)
 
     def check_first(self, type_url: str, session: Session, given: list[str]) -> None:
         """A fresh stream is given what memory holds at once, the newest unless there is something against it."""
         last = self.last.get(type_url)
-        if not self.subscribed(type_url, session) or last is None:
+        if not self.subscribed(type_url, session) or last is None or self.kept(session, last):
             return
         if self.accepted(type_url) is not None:
             assert given
         if last.content not in self.doubtful:
             assert given == [last.version]
 
+    def kept(self, session: Session, last: Delivery) -> bool:
+        """Whether the Envoy may keep what it has, as the relay has little but what it remembers from an earlier run."""
+        view = next(view for view in self.machine.types() if view.type_url == last.content[0])
+        return session.ahead and bool({last.version, view.accepted} & self.remembered)
+
     def check_always(self) -> None:
-        """Names of all Envoys are known above, unless a response is open: its answer will carry them."""
+        """Names of all Envoys are known above, unless a response is not answered: the answer will carry them."""
         if self.up is None:
             return
         for type_url, names in self.told.items():
             last = self.last.get(type_url)
             if last and last.session == self.up and not last.answered_up:
+                continue
+            if any((session := one.sessions.get(type_url)) and session.under_way for one in self.served()):
                 continue
             wanted = self.wanted(type_url)
             assert wanted <= set(names) or not names
@@ -424,4 +361,4 @@ class World:
             session = envoy.sessions[type_url]
             deadly = self.ends.get(last.content, 0) >= 2
             assert last.answered_up or last.session != self.up or deadly
-            assert deadly or session.given[-1] == last.version
+            assert deadly or self.kept(session, last) or session.given[-1] == last.version
