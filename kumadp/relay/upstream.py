@@ -165,7 +165,7 @@ class Upstream:
                 await asyncio.wait({self._round_task})
                 if self._round_task.cancelled():
                     continue
-                wait = self._judge(self._round_task.result())
+                wait = self._judge(self._ended(self._round_task))
                 self._move(State.BACKOFF)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
@@ -174,6 +174,17 @@ class Upstream:
             if self._round_task is not None:
                 self._round_task.cancel()
                 await asyncio.wait({self._round_task})
+
+    def _ended(self, attempt: asyncio.Task[_Failure]) -> _Failure:
+        """Why it ended. A bug is told and tried again too: without this stream no Envoy could be started any more."""
+        error = attempt.exception()
+        if error is None:
+            return attempt.result()
+        if not isinstance(error, Exception):
+            raise error
+        if self._sparse.count("a bug", self._clock()) is not None:
+            log.error("a bug in kumadp", exc_info=error)
+        return _Failure(error)
 
     async def _round(self) -> _Failure:
         """Try each address once, from the last good one on; why there is no stream, or no longer."""
@@ -188,7 +199,7 @@ class Upstream:
             where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             try:
                 found = await _resolve(host, port)
-            except OSError as error:
+            except (OSError, UnicodeError) as error:
                 failures.append(_Failure(error, where))
                 continue
             for ip in sorted(found, key=lambda ip: ip != self._good[2]):

@@ -29,7 +29,7 @@ SECRET = "eyJhbGciOiJSUzI1NiJ9.e30.signature"
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(secrets, "_known", set())
+    monkeypatch.setattr(secrets, "_known", ())
     root = logging.getLogger("kumadp")
     level, propagate, raising = root.level, root.propagate, logging.raiseExceptions
     yield

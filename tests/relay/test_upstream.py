@@ -134,6 +134,21 @@ async def test_a_token_that_cannot_be_read_is_read_again(served: XdsControlPlane
 
 
 @on_both_loops
+async def test_what_nobody_expected_ends_an_attempt_and_not_the_relay(
+    served: XdsControlPlane, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = Peer(served)
+    peer.failing = ValueError("nobody thought of this")
+    async with running(peer):
+        await peer.until(lambda: peer.dials > 2, "a third dial")
+        assert peer.upstream.facts.last_error == "nobody thought of this"
+        assert sum(bool(record.exc_info) for record in caplog.records) == 1
+        peer.failing = None
+        peer.addresses = (("no..name", 1), *peer.addresses)
+        await peer.until(lambda: peer.received, "a response")
+
+
+@on_both_loops
 async def test_the_token_shows_in_no_log_and_no_text(served: XdsControlPlane, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     served.faults.refuse_token = lambda token: f"cannot take {token}"
