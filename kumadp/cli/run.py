@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
 
     from kumadp.resources.load import Resource
+    from kumadp.resources.transparent import TransparentProxy
     from kumadp.settings.model import Settings
     from kumadp.settings.resolve import Resolved
     from kumadp.standalone.mesh import Mesh
+    from kumadp.yamltext import Bounds
 
 
 PROXY_TYPES = {"Dataplane": "dataplane", "ZoneIngress": "ingress", "ZoneEgress": "egress"}
@@ -62,6 +64,7 @@ def launch(
     from kumadp.settings.display import display
 
     settings, resource, mesh = _checked(settings)
+    transparent = _read_transparent(settings)
     if CHECK_VARIABLE in environ:
         from kumadp.cli.rehearsal import pass_check
 
@@ -72,7 +75,7 @@ def launch(
     set_process_name("kuma-dp")
     try:
         notes = (*warnings, *(str(note) for note in (resource.notes if resource else ())))
-        run = Run(settings, resource, mesh, environ)
+        run = Run(settings, resource, mesh, environ, transparent)
         work = run_daemon(run, lambda: _checked(again())[:2], logs.flush, notes, display(settings), handover)
         runner = asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop))
         runner.run(quiet_threads())
@@ -133,6 +136,19 @@ def _load(settings: Settings) -> tuple[Resource | None, Mesh | None]:
     return None, None
 
 
+def _read_transparent(settings: Settings) -> TransparentProxy | None:
+    """What is redirected on this host, None where no setting says that anything is; raises SettingsError."""
+    named = settings.transparent_proxy_config
+    if settings.standalone or not (settings.transparent_proxy or named):
+        return None
+    from kumadp.resources.transparent import BOUNDS, read_transparent
+
+    # kuma-dp's own help promises a list with commas; its code takes the whole for one name.
+    files = [part for name in named for part in ((name,) if Path(name).exists() else name.split(",")) if part.strip()]
+    flag = "--transparent-proxy-config"
+    return read_transparent([(file, _read_yaml(file, flag, BOUNDS)) for file in files])
+
+
 def _with_proxy_type(settings: Settings, resource: Resource | None) -> Settings:
     """The kind of proxy is that of the resource; a --proxy-type that says something else is an error, as in Kuma."""
     if resource is None:
@@ -145,16 +161,21 @@ def _with_proxy_type(settings: Settings, resource: Resource | None) -> Settings:
 
 
 def _read_settings_file(name: str) -> str:
+    from kumadp.settings.file import BOUNDS
+
+    return _read_yaml(name, "--config", BOUNDS)
+
+
+def _read_yaml(name: str, flag: str, bounds: Bounds) -> str:
     from kumadp import yamltext
     from kumadp.host.handover import keep_stdin
-    from kumadp.settings.file import BOUNDS
 
     try:
         if name == "-":
             keep_stdin()
-        return yamltext.read(name, BOUNDS)
+        return yamltext.read(name, bounds)
     except UnicodeDecodeError:
         reason = "is not UTF-8 text"
     except OSError as error:
         reason = str(error.strerror)
-    raise SettingsError([Problem("--config", f"{name}: {reason}", "name a YAML file that can be read")])
+    raise SettingsError([Problem(flag, f"{name}: {reason}", "name a YAML file that can be read")])

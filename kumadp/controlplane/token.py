@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kumadp.errors import ControlPlaneRefused
 
@@ -30,13 +30,21 @@ def read_token(path: Path) -> str:
 
 
 def check_token(text: str, where: str) -> str:
-    """``text`` itself when it can be a token: not empty, one line, the three parts of a JWT (RFC 7519)."""
+    """``text`` itself when it can be a token: not empty, on one line, a JWT (RFC 7519) that says how it is signed.
+
+    The signature is for the control plane to verify; an ``alg`` of none, which kuma-dp lets pass, none of them takes.
+    """
     if not text:
         raise ControlPlaneRefused(f"{where} is empty", "write the token into it")
     if any(letter.isspace() or letter == "\0" for letter in text):
-        raise ControlPlaneRefused(f"{where} has white space inside the token", "it must hold one token on one line")
-    if text.count(".") != 2:
+        hint = "it must hold one token on one line, without line breaks"
+        raise ControlPlaneRefused(f"{where} has white space inside the token", hint)
+    parts = text.split(".")
+    header = _decoded(parts[0]) if len(parts) == 3 else None
+    if header is None or _decoded(parts[1]) is None:
         raise ControlPlaneRefused(f"{where} does not hold a JWT", "make one with kumactl generate dataplane-token")
+    if str(header.get("alg") or "none").lower() == "none":
+        raise ControlPlaneRefused(f"{where} is not signed", "make one with kumactl generate dataplane-token")
     return text
 
 
@@ -46,16 +54,20 @@ def expires_at(token: str) -> float | None:
     The signature is not looked at: only the control plane can, and this is for telling and for renewing in time.
     """
     parts = token.split(".")
-    if len(parts) != 3:
-        return None
-    try:
-        claims = json.loads(base64.b64decode(parts[1] + "=" * (-len(parts[1]) % 4), altchars="-_", validate=True))
-    except (ValueError, RecursionError):
-        return None
-    end = claims.get("exp") if isinstance(claims, dict) else None
+    claims = _decoded(parts[1]) if len(parts) == 3 else None
+    end = claims.get("exp") if claims is not None else None
     if isinstance(end, bool) or not isinstance(end, int | float):
         return None
     try:
         return float(end) if math.isfinite(end) else None
     except OverflowError:
         return None
+
+
+def _decoded(part: str) -> dict[str, Any] | None:
+    """The JSON object in one part of a JWT, None where there is none (RFC 7515: base64url without padding)."""
+    try:
+        found = json.loads(base64.b64decode(part + "=" * (-len(part) % 4), altchars="-_", validate=True))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -11,7 +11,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class RequestFacts:
-    """What a bootstrap request says. ``resource`` is the text of `kumadp.resources.wire.request_json` or empty."""
+    """What a bootstrap request says. ``resource`` is the text of `kumadp.resources.wire.request_json` or empty.
+
+    ``app_probe_proxy``: the application probe proxy is on. ``transparent_proxy`` is `TransparentProxy.wire`.
+    """
 
     mesh: str
     name: str
@@ -35,6 +38,8 @@ class RequestFacts:
     system_ca_path: str
     ipv6_enabled: bool
     spire_socket_path: str
+    app_probe_proxy: bool = False
+    transparent_proxy: dict[str, Any] | None = None
     operating_system: str = "linux"
 
 
@@ -58,6 +63,9 @@ def encode_request(facts: RequestFacts) -> bytes:
     }
     body |= {"caCert": facts.ca_cert, "dynamicMetadata": facts.metadata}
     body |= {key: port for key, port in (("dnsPort", facts.dns_port), ("readinessPort", facts.readiness_port)) if port}
+    if facts.app_probe_proxy:
+        # Its name says the opposite of what it means, in Kuma since 2.9.
+        body["appProbeProxyDisabled"] = True
     body |= {
         "operatingSystem": facts.operating_system,
         "features": list(facts.features),
@@ -65,9 +73,10 @@ def encode_request(facts: RequestFacts) -> bytes:
         "workdir": facts.workdir,
         "metricsResources": {"certPath": facts.metrics_cert_path, "keyPath": facts.metrics_key_path},
         "systemCaPath": facts.system_ca_path,
-        "ipv6Enabled": facts.ipv6_enabled,
-        "spireResources": {"socketPath": facts.spire_socket_path},
     }
+    if facts.transparent_proxy is not None:
+        body["dataplaneConfig"] = facts.transparent_proxy
+    body |= {"ipv6Enabled": facts.ipv6_enabled, "spireResources": {"socketPath": facts.spire_socket_path}}
     return json.dumps(body, indent=1, ensure_ascii=False).encode()
 
 

@@ -13,6 +13,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEADLINE = 10.0
+# Envoy's minor versions that data planes of Kuma 2.8.0 to 2.14.3 are made for, each with the first patch that one of
+# them has, and the Kumas (`ENVOY_VERSION` of their builds).
+MADE_FOR: dict[tuple[int, int], tuple[int, str]] = {
+    (1, 30): (2, "2.8"),
+    (1, 31): (8, "2.9"),
+    (1, 32): (3, "2.10"),
+    (1, 33): (12, "2.10"),
+    (1, 34): (1, "2.11"),
+    (1, 35): (1, "2.12"),
+    (1, 36): (4, "2.13"),
+    (1, 38): (2, "2.14"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +33,25 @@ class EnvoyVersion:
 
     version: str
     build: str
+
+
+def fits(version: str) -> bool:
+    """Whether a data plane of Kuma 2.8 to 2.14 would call this Envoy compatible: its own minor version, patch at least.
+
+    kuma-dp compares with the one Envoy of its own build, pre-releases stripped, whatever the control plane is, and the
+    control plane shows the result and does nothing with it. kumadp takes the place of each, so each one's Envoy fits.
+    """
+    parts = version.partition("-")[0].split(".")
+    if len(parts) != 3 or not all(part.isascii() and part.isdecimal() for part in parts):
+        return False
+    major, minor, patch = map(int, parts)
+    found = MADE_FOR.get((major, minor))
+    return found is not None and patch >= found[0]
+
+
+def fitting() -> str:
+    """Which Envoy fits which Kuma, for people."""
+    return ", ".join(f"{major}.{minor}.{patch} (Kuma {kuma})" for (major, minor), (patch, kuma) in MADE_FOR.items())
 
 
 async def envoy_version(path: Path, environment: Mapping[str, str]) -> EnvoyVersion:

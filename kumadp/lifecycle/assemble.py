@@ -116,7 +116,7 @@ class Assembly:
 
     async def _check_addresses(self, own: list[Address], dns: DnsPlan | None) -> None:
         run = self._run
-        envoy = envoy_addresses(run.resource, standalone=run.mesh is not None, dns=dns)
+        envoy = envoy_addresses(run.resource, standalone=run.mesh is not None, dns=dns, transparent=run.transparent)
         check_plan(own, envoy, run.resource)
         await check_ports([*own, *envoy], held_by=run.before.pids)
 
@@ -129,7 +129,7 @@ class Assembly:
 
     async def _versions(self, binary: Path, dns: DnsPlan | None) -> tuple[EnvoyVersion, str]:
         from kumadp.dns.coredns import coredns_version
-        from kumadp.envoy.version import envoy_version
+        from kumadp.envoy.version import envoy_version, fits, fitting
 
         environment = self._run.children_environment
 
@@ -140,6 +140,8 @@ class Assembly:
         envoy, coredns = await asyncio.gather(envoy_version(binary, environment), dns_version())
         self.status.facts["versions"] = {"envoy": envoy.version, "coredns": coredns}
         log.info("Envoy %s at %s%s", envoy.version, binary, f", CoreDNS {coredns}" if coredns else "")
+        if self._run.mesh is None and not fits(envoy.version):
+            log.warning("no data plane of Kuma is made for Envoy %s; they are for %s", envoy.version, fitting())
         return envoy, coredns
 
     async def _start_envoy(

@@ -51,7 +51,9 @@ class Configuration:
         settings = run.settings
         if run.mesh is not None:
             return StandaloneSource(settings, run.mesh, run.work, own, dns)
-        client = KumaClient(settings, run.resource, run.work, dns, versions, serves_probes=serves_probes)
+        client = KumaClient(
+            settings, run.resource, run.work, dns, versions, serves_probes=serves_probes, transparent=run.transparent
+        )
         relay: Path | None = None
         if settings.xds_relay == "on":
             relay = relay_socket_path(run.name, run.work.path, run.environ)
@@ -92,10 +94,9 @@ class Configuration:
         if not isinstance(source, KumaSource) or source.relay_path is None or self.prepared.upstream is None:
             return
         relaying = (await self._module).Relaying
-        memory, earlier = run.before.memory, None
-        if memory is None and self._last_good is not None:
-            stale = source.later is not None or run.before.envoy is not None
-            memory, earlier = (self._last_good.memory, None) if stale else (None, self._last_good.memory)
+        memory = run.before.memory
+        if memory is None and (source.later is not None or run.before.envoy is not None) and self._last_good:
+            memory = self._last_good.memory
         self.relaying = relaying(
             source.relay_path,
             source.client,
@@ -105,7 +106,6 @@ class Configuration:
             refused=self._refused,
             opened=self._opened,
             memory=memory,
-            earlier=earlier,
             stale="stale_since" in run.status.facts,
         )
         if self._store is not None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kumadp.host.workdir import WorkDir
     from kumadp.lifecycle.loop import Event
     from kumadp.resources.load import Resource
+    from kumadp.resources.transparent import TransparentProxy
     from kumadp.settings.model import Settings
     from kumadp.standalone.mesh import Mesh
 
@@ -32,17 +33,24 @@ FIFO = ".out"
 class Run:
     """Settings, Dataplane, status and the stack of components of one run; ``post`` reaches the run loop.
 
-    ``before`` is what a kumadp before this one left. ``envoy_up`` is set once there is an Envoy component.
+    ``transparent`` is what is redirected on this host, where settings say so. ``before`` is what a kumadp before this
+    one left. ``envoy_up`` is set once there is an Envoy component.
     """
 
     work: WorkDir
 
     def __init__(
-        self, settings: Settings, resource: Resource | None, mesh: Mesh | None, environ: Mapping[str, str]
+        self,
+        settings: Settings,
+        resource: Resource | None,
+        mesh: Mesh | None,
+        environ: Mapping[str, str],
+        transparent: TransparentProxy | None = None,
     ) -> None:
         self.settings = settings
         self.resource = resource
         self.mesh = mesh
+        self.transparent = transparent
         self.environ = environ
         self.name = resource.name if resource is not None else settings.name
         self.mesh_name = resource.mesh if resource is not None else settings.mesh

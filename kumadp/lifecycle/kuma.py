@@ -24,14 +24,11 @@ if TYPE_CHECKING:
     from kumadp.host.workdir import WorkDir
     from kumadp.lifecycle.plan import DnsPlan
     from kumadp.resources.load import Resource
+    from kumadp.resources.transparent import TransparentProxy
     from kumadp.settings.model import Settings
 
 log = logging.getLogger("kumadp.lifecycle")
 
-# What Kuma's control plane may build on. None of them works here yet, so none is announced.
-FEATURES: tuple[str, ...] = ()
-# Kuma 2.14 calls Envoy compatible with its data plane when it is ~1.38.2: same minor version, patch at least.
-COMPATIBLE = (1, 38, 2)
 KINDS = {"Dataplane": "dataplane", "ZoneIngress": "ingress", "ZoneEgress": "egress"}
 
 
@@ -49,20 +46,12 @@ class Fetched:
     address: str = ""
 
 
-def is_compatible(version: str) -> bool:
-    """Whether Kuma 2.14 would call this Envoy compatible: same minor version, patch at least, pre-releases stripped."""
-    parts = version.partition("-")[0].split(".")
-    if len(parts) != 3 or not all(part.isdigit() for part in parts):
-        return False
-    major, minor, patch = map(int, parts)
-    return (major, minor) == COMPATIBLE[:2] and patch >= COMPATIBLE[2]
-
-
 class KumaClient:
     """Asks a Kuma control plane, 2.8 to 2.14, for the bootstrap of one data plane.
 
     ``settings`` and ``resource`` may be replaced between two requests. Where kumadp serves the virtual probes itself,
-    ``probes`` is not sent: the control plane would make Envoy bind the same port.
+    ``probes`` is not sent: the control plane would make Envoy bind the same port. ``transparent`` is what is redirected
+    on this host, where the settings say so.
     """
 
     def __init__(
@@ -74,12 +63,14 @@ class KumaClient:
         versions: tuple[EnvoyVersion, str],
         *,
         serves_probes: bool,
+        transparent: TransparentProxy | None = None,
     ) -> None:
         self.settings = settings
         self.resource = resource
         self._work = work
         self._dns = dns
         self._versions = versions
+        self._transparent = transparent
         self._without = frozenset({"probes"}) if serves_probes else frozenset[str]()
 
     async def fetch(self, failed: Callable[[str], None], max_duration: float | None) -> Fetched:
@@ -138,8 +129,11 @@ class KumaClient:
         return str(path)
 
     def _request(self) -> tuple[bytes, Trust]:
+        from kumadp.controlplane.features import announced
         from kumadp.controlplane.wire import RequestFacts, encode_request
+        from kumadp.envoy.version import fits
         from kumadp.host.facts import has_ipv6, memory_limit, system_ca_path
+        from kumadp.resources.transparent import Redirected
         from kumadp.resources.wire import request_json
 
         settings, resource = self.settings, self.resource
@@ -149,6 +143,8 @@ class KumaClient:
         metadata = {"version.dependencies.coredns": coredns} if coredns else {}
         if settings.host_ip:
             metadata["HOST_IP"] = settings.host_ip
+        transparent = self._transparent
+        dns = Redirected(enabled=self._dns is not None, port=settings.envoy_dns_port)
         facts = RequestFacts(
             mesh=resource.mesh if resource else settings.mesh,
             name=resource.name if resource else settings.name,
@@ -159,12 +155,12 @@ class KumaClient:
             kumadp_version=__version__,
             envoy_version=envoy.version,
             envoy_build=envoy.build,
-            envoy_compatible=is_compatible(envoy.version),
+            envoy_compatible=fits(envoy.version),
             ca_cert=trust.ca,
             metadata=metadata,
             dns_port=self._dns.envoy_port if self._dns is not None else 0,
             readiness_port=settings.readiness_port,
-            features=FEATURES,
+            features=announced(settings, transparent=transparent is not None),
             max_heap_bytes=settings.max_memory_bytes or memory_limit(),
             workdir=str(self._work.sockets),
             metrics_cert_path=settings.metrics_cert_path,
@@ -172,5 +168,6 @@ class KumaClient:
             system_ca_path=settings.system_ca_path or system_ca_path(),
             ipv6_enabled=settings.ipv6_enabled and has_ipv6(),
             spire_socket_path=settings.spire_socket_path,
+            transparent_proxy=transparent.wire(dns) if transparent is not None else None,
         )
         return encode_request(facts), trust

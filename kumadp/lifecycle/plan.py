@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.resources.load import Resource
+    from kumadp.resources.transparent import TransparentProxy
     from kumadp.settings.model import Settings
 
 LOOPBACK = "127.0.0.1"
@@ -99,7 +100,9 @@ def own_addresses(settings: Settings, dns: DnsPlan | None, probes: ProbesPlan | 
     return wanted
 
 
-def envoy_addresses(resource: Resource | None, *, standalone: bool, dns: DnsPlan | None) -> list[Address]:
+def envoy_addresses(
+    resource: Resource | None, *, standalone: bool, dns: DnsPlan | None, transparent: TransparentProxy | None = None
+) -> list[Address]:
     """What Envoy will bind for this resource, as far as it is known before the bootstrap.
 
     Without ``networking.admin.port`` the control plane chooses the admin (a Unix socket from 2.14 on), so only the
@@ -109,7 +112,7 @@ def envoy_addresses(resource: Resource | None, *, standalone: bool, dns: DnsPlan
         return []
     wanted = [
         Address(socket.address, socket.port, "udp" if socket.protocol == "udp" else "tcp", socket.purpose, socket.path)
-        for socket in bound_sockets(resource)
+        for socket in bound_sockets(resource, transparent)
     ]
     if standalone and isinstance(resource.spec, Dataplane):
         wanted += _standalone_addresses(resource.spec)

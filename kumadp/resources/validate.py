@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal
 from kumadp.addresses import ANY_IPV4, WILDCARDS, is_ip, overlap
 from kumadp.errors import Problem
 from kumadp.resources.parse import join
-from kumadp.resources.types import Dataplane, ZoneEgress, ZoneIngress, seconds
+from kumadp.resources.types import Dataplane, TransparentProxying, ZoneEgress, ZoneIngress, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from kumadp.resources.load import Resource
+    from kumadp.resources.transparent import TransparentProxy
     from kumadp.resources.types import Gateway, Inbound, Networking, Outbound
 
 SERVICE = "kuma.io/service"
@@ -55,18 +56,19 @@ def validate(resource: Resource) -> list[Problem]:
     return check.problems
 
 
-def bound_sockets(resource: Resource) -> list[BoundSocket]:
+def bound_sockets(resource: Resource, transparent: TransparentProxy | None = None) -> list[BoundSocket]:
     """What Envoy, and kumadp for the probes, bind for a resource.
 
-    With transparent proxying inbounds and outbounds are redirected to two ports and not bound (Kuma 2.8). The admin
-    counts where its port is named, and with it the listener for ``/ready`` that is on the same port of another address.
+    With transparent proxying inbounds and outbounds are redirected to two ports and not bound (Kuma 2.8); what is told
+    of it apart from the Dataplane (``transparent``) goes before what the Dataplane says (Kuma 2.11). The admin counts
+    where its port is named, and with it the listener for ``/ready`` that is on the same port of another address.
     """
     spec = resource.spec
     if not isinstance(spec, Dataplane):
         found = [_tcp(spec.networking.address, spec.networking.port, "networking.port", resource.kind)]
         admin = spec.networking.admin
     else:
-        found = list(_dataplane_sockets(spec))
+        found = list(_dataplane_sockets(spec, _redirect(spec, transparent)))
         admin = spec.networking.admin
     if admin is not None and admin.port:
         path, address = "networking.admin.port", spec.networking.address
@@ -80,9 +82,18 @@ def _tcp(address: str, port: int, path: str, purpose: str) -> BoundSocket:
     return BoundSocket(address, port, "tcp", path, purpose)
 
 
-def _dataplane_sockets(spec: Dataplane) -> Iterable[BoundSocket]:
+def _redirect(spec: Dataplane, transparent: TransparentProxy | None) -> TransparentProxying | None:
+    if transparent is None:
+        return spec.networking.transparent_proxying
+    inbound, outbound = transparent.inbound, transparent.outbound
+    return TransparentProxying(
+        redirect_port_inbound=inbound.port if inbound.enabled else 0,
+        redirect_port_outbound=outbound.port if outbound.enabled else 0,
+    )
+
+
+def _dataplane_sockets(spec: Dataplane, redirect: TransparentProxying | None) -> Iterable[BoundSocket]:
     networking = spec.networking
-    redirect = networking.transparent_proxying
     if redirect is not None and redirect.redirect_port_inbound:
         yield _tcp(
             ANY_IPV4,

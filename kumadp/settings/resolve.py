@@ -24,6 +24,22 @@ _PLACEHOLDER = re.compile(r"[$(){}]")
 # The name is a directory's and a socket's too.
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]|\A\.")
 _LONGEST_NAME = 253
+# What means something to a control plane alone, apart from what is about itself.
+_FOR_CONTROL_PLANE = frozenset(
+    {
+        "bind_outbounds",
+        "mesh",
+        "reuse_port_enabled",
+        "spire_socket_path",
+        "spire_supported",
+        "strict_inbound_ports",
+        "token",
+        "token_path",
+        "transparent_proxy",
+        "transparent_proxy_config",
+        "unified_resource_naming",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +175,7 @@ def _check_run(values: dict[str, object], merge: _Merge) -> None:
     given = [merge.found[field].where for field in ("dataplane_file", "dataplane") if values.get(field)]
     if len(given) > 1 and not values.get("standalone"):
         merge.warnings.append(f"{given[0]} wins over {given[1]}: both give a Dataplane, remove one of them")
-    if values.get("config") == values.get("dataplane_file") == "-":
-        merge.problems.append(
-            Problem(" and ".join(["--config", *given[:1]]), "both read stdin", "give one of them a file")
-        )
+    _check_stdin(values, merge)
     if values.get("standalone"):
         _check_standalone(merge, given)
         return
@@ -171,6 +184,18 @@ def _check_run(values: dict[str, object], merge: _Merge) -> None:
     else:
         _check_names(values, merge)
     _check_address(values, merge)
+
+
+def _check_stdin(values: Mapping[str, object], merge: _Merge) -> None:
+    files = values.get("transparent_proxy_config")
+    readers = [merge.where(field, "--config") for field in ("config", "dataplane_file") if values.get(field) == "-"]
+    readers += [
+        merge.where("transparent_proxy_config", "")
+        for name in (files if isinstance(files, tuple) else ())
+        if name == "-"
+    ]
+    if len(readers) > 1:
+        merge.problems.append(Problem(" and ".join(readers), "both read stdin", "give one of them a file"))
 
 
 def _check_standalone(merge: _Merge, given: list[str]) -> None:
@@ -182,7 +207,7 @@ def _check_standalone(merge: _Merge, given: list[str]) -> None:
     useless = [
         merge.found[option.field].where
         for option in options_of("run")
-        if option.field in merge.found and (option.group == CP or option.field in {"mesh", "token", "token_path"})
+        if option.field in merge.found and (option.group == CP or option.field in _FOR_CONTROL_PLANE)
     ]
     if useless:
         merge.warnings.append(f"no effect in standalone mode: {', '.join(useless)}")

@@ -54,6 +54,11 @@ if TYPE_CHECKING:
         (["run", "--config=/none"], 78, "Error: --config: /none: No such file or directory (name a YAML file"),
         (["run", "--config=/"], 78, "Error: --config: /: Is a directory"),
         (["run", "--config=/dev/zero", "--name=a", "--mesh=b"], 78, "not YAML: larger than 1024 KiB"),
+        (
+            ["run", "--name=a", "--mesh=b", "--transparent-proxy-config=/none,/b"],
+            78,
+            "Error: --transparent-proxy-config: /none: No such file or directory",
+        ),
         (["run", "-d=/none"], 65, "Error: /none: cannot be read: No such file or directory"),
         (["run", "-d", "/none"], 65, "Error: /none: cannot be read: No such file or directory"),
         (["run", "--standalone=/none"], 65, "Error: /none"),
@@ -186,3 +191,10 @@ def test_an_interrupted_wait_is_not_ready(tmp_path: Path) -> None:
     assert process.wait(30) == -signal.SIGINT, "`kumadp wait && start` must not go on"
     assert process.stderr.read().strip() == ""
     process.stderr.close()
+
+
+def test_transparent_proxy_files_may_come_from_standard_input_and_are_told_wrong_by_key() -> None:
+    arguments = ("run", "--name=a", "--mesh=b", "--transparent-proxy-config=-")
+    ended = kumadp(*arguments, stdin="redirect:\n  inbound: {port: 70000}\n")
+    assert ended.returncode == 78
+    assert ended.stderr.startswith("Error: -: redirect.inbound.port: 70000 is not a port")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.controlplane.token import expires_at
+from kumadp.controlplane.token import check_token, expires_at, read_token
+from kumadp.errors import ControlPlaneRefused
 from tests.support.controlplane import TOKEN
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def token(claims: bytes, padding: str = "") -> str:
@@ -54,3 +59,44 @@ def test_the_end_of_a_token(claims: bytes, end: float) -> None:
 )
 def test_what_says_nothing(text: str) -> None:
     assert expires_at(text) is None
+
+
+def signed(header: bytes, claims: bytes = b"{}") -> str:
+    return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (header, claims, b"none"))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is empty"),
+        (TOKEN[:20] + "\n" + TOKEN[20:], "white space inside"),
+        (TOKEN[:20] + "\r" + TOKEN[20:], "white space inside"),
+        (TOKEN[:20] + "\0" + TOKEN[20:], "white space inside"),
+        ("a.b.c", "does not hold a JWT"),
+        (TOKEN.rpartition(".")[0], "does not hold a JWT"),
+        (TOKEN + ".e30", "does not hold a JWT"),
+        # As in Kuma's own tests: the first letter is missing.
+        (TOKEN[1:], "does not hold a JWT"),
+        (signed(b"[]"), "does not hold a JWT"),
+        (signed(b'{"alg":"RS256"}', b"[]"), "does not hold a JWT"),
+        (signed(b"{}"), "is not signed"),
+        (signed(b'{"alg":""}'), "is not signed"),
+        (signed(b'{"alg":"none"}'), "is not signed"),
+        (signed(b'{"alg":"None"}'), "is not signed"),
+    ],
+)
+def test_what_cannot_be_a_token_is_told_without_showing_it(text: str, told: str) -> None:
+    with pytest.raises(ControlPlaneRefused, match=told) as refused:
+        check_token(text, "the token")
+    assert not text or text not in str(refused.value)
+
+
+def test_a_file_may_have_line_breaks_around_the_token(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"\n{TOKEN}\r\n")
+    assert read_token(file) == TOKEN
+    file.write_text("\n")
+    with pytest.raises(ControlPlaneRefused, match="is empty"):
+        read_token(file)
+    with pytest.raises(ControlPlaneRefused, match="cannot be read"):
+        read_token(tmp_path / "none")

@@ -13,7 +13,7 @@ import pytest
 from kumadp.envoy import version
 from kumadp.envoy.argv import REFUSED, check_extra, envoy_argv
 from kumadp.envoy.binary import find_envoy
-from kumadp.envoy.version import envoy_version
+from kumadp.envoy.version import envoy_version, fits, fitting
 from kumadp.errors import BinaryNotFound
 from tests.support.needs import need_envoy
 
@@ -144,3 +144,31 @@ async def test_an_envoy_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(version, "DEADLINE", 0.2)
     with pytest.raises(BinaryNotFound, match="did not end"):
         await envoy_version(program(tmp_path / "envoy", "#!/bin/sh\nsleep 60\n"), {"PATH": os.defpath})
+
+
+@pytest.mark.parametrize(
+    ("version", "compatible"),
+    [
+        # What the data planes of Kuma 2.8.8, 2.13.5 and 2.14.3 come with.
+        ("1.30.11", True),
+        ("1.36.6", True),
+        ("1.38.2", True),
+        ("1.38.9", True),
+        ("1.38.3-dev", True),
+        ("1.38.1", False),
+        ("1.30.1", False),
+        ("1.37.4", False),
+        ("1.40.0", False),
+        ("2.38.2", False),
+        ("unknown", False),
+        ("1.38", False),
+        ("1.38.2.1", False),
+    ],
+)
+def test_an_envoy_fits_that_a_data_plane_of_kuma_is_made_for(version: str, compatible: bool) -> None:
+    assert fits(version) is compatible
+
+
+def test_people_are_told_which_envoy_fits_which_kuma() -> None:
+    assert "1.30.2 (Kuma 2.8)" in fitting()
+    assert fitting().endswith("1.38.2 (Kuma 2.14)")

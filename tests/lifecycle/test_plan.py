@@ -21,6 +21,7 @@ from kumadp.lifecycle.plan import (
     plan_probes,
 )
 from kumadp.resources.load import Resource, load_resource
+from kumadp.resources.transparent import Redirected, TransparentProxy
 from kumadp.resources.types import Dataplane
 from kumadp.settings.model import Settings
 
@@ -178,3 +179,15 @@ def test_dns_is_planned_for_dataplanes_alone() -> None:
 )
 def test_the_budget_of_envoy(setting: int | None, environ: dict[str, str], budget: int) -> None:
     assert envoy_budget(Settings(envoy_restart_budget=setting), environ) == budget
+
+
+def test_with_transparent_proxying_two_ports_are_bound_and_no_inbound() -> None:
+    def bound(transparent: TransparentProxy | None) -> set[int]:
+        found = envoy_addresses(dataplane(admin=9901), standalone=False, dns=None, transparent=transparent)
+        return {address.port for address in found}
+
+    assert bound(None) == {11011, 33033, 9901}
+    # The application may listen on the inbound's own port.
+    assert bound(TransparentProxy()) == {15006, 15001, 9901}
+    half = TransparentProxy(inbound=Redirected(enabled=False, port=15006))
+    assert bound(half) == {11011, 15001, 9901}

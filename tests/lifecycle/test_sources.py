@@ -14,11 +14,12 @@ from kumadp.envoy.version import EnvoyVersion
 from kumadp.errors import WorkDirError
 from kumadp.host.workdir import WorkDir
 from kumadp.lifecycle.continuity import Source, write_source
-from kumadp.lifecycle.kuma import FEATURES, Fetched, KumaClient, is_compatible
+from kumadp.lifecycle.kuma import Fetched, KumaClient
 from kumadp.lifecycle.plan import DnsPlan
 from kumadp.lifecycle.sources import KumaSource
 from kumadp.lifecycle.status import Status
 from kumadp.resources.load import load_resource
+from kumadp.resources.transparent import TransparentProxy
 from kumadp.settings.resolve import resolve
 from tests.support.controlplane import TOKEN
 
@@ -30,7 +31,7 @@ REQUESTS = sorted(path.parent.relative_to(CAPTURES).as_posix() for path in CAPTU
 
 # What kumadp says otherwise, and why.
 OURS = {
-    "version": "its own, and Envoy's compatibility with Kuma 2.14",
+    "version": "its own",
     "features": "only what works is announced",
     "dataplaneToken": "masked in the captures",
     "resources": "the memory limit of this host, see below",
@@ -52,11 +53,15 @@ def source(
     *,
     serves_probes: bool = True,
     coredns: str = "",
+    transparent: TransparentProxy | None = None,
+    environ: dict[str, str] | None = None,
 ) -> KumaClient:
-    settings = resolve("run", flags, {}).settings
+    settings = resolve("run", flags, environ or {}).settings
     work = WorkDir(folder, Path("/run/kumadp"), folder, temporary=False)
     envoy = EnvoyVersion("1.40.0", "9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE/BoringSSL")
-    return KumaClient(settings, resource, work, dns, (envoy, coredns), serves_probes=serves_probes)
+    return KumaClient(
+        settings, resource, work, dns, (envoy, coredns), serves_probes=serves_probes, transparent=transparent
+    )
 
 
 def request(made: KumaClient) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def test_probes_are_sent_unless_they_are_served_here(tmp_path: Path, serves: boo
 
 def test_nothing_is_announced_that_does_not_work(tmp_path: Path) -> None:
     made = source(tmp_path, None, {"name": "web", "mesh": "default"}, None)
-    assert request(made)["features"] == list(FEATURES) == []
+    assert request(made)["features"] == ["feature-strict-inbound-ports", "feature-reuse-port"]
 
 
 def test_the_memory_limit_is_the_user_s_or_the_cgroup_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,20 +163,59 @@ def test_a_token_file_is_read_for_each_request(tmp_path: Path) -> None:
         assert request(made)["dataplaneToken"] == token
 
 
-@pytest.mark.parametrize(
-    ("version", "compatible"),
-    [
-        ("1.38.2", True),
-        ("1.38.9", True),
-        ("1.38.1", False),
-        ("1.40.0", False),
-        ("1.38.3-dev", True),
-        ("unknown", False),
-        ("1.38", False),
-    ],
-)
-def test_envoy_is_compatible_as_kuma_2_14_says(version: str, compatible: bool) -> None:
-    assert is_compatible(version) is compatible
+def test_transparent_proxying_is_told_with_the_request(tmp_path: Path) -> None:
+    flags: dict[str, object] = {"name": "web", "mesh": "default"}
+    plan = DnsPlan(None, 15053, 15060, 19153)
+    told = request(source(tmp_path, None, {**flags, "envoy_dns_port": "15060"}, plan, transparent=TransparentProxy()))
+    assert "feature-transparent-proxy-in-dataplane-metadata" in told["features"]
+    assert told["dataplaneConfig"]["redirect"]["dns"] == {"enabled": True, "port": 15060}
+    # Kuma's own reader of a port refuses 0, also where nothing is redirected to it.
+    without_dns = request(source(tmp_path, None, flags, None, transparent=TransparentProxy()))
+    assert without_dns["dataplaneConfig"]["redirect"]["dns"] == {"enabled": False, "port": 15054}
+    assert "dataplaneConfig" not in request(source(tmp_path, None, flags, None))
+
+
+def test_all_keys_in_kuma_s_order(tmp_path: Path) -> None:
+    flags: dict[str, object] = {"name": "web", "mesh": "default", "token": TOKEN}
+    plan = DnsPlan(None, 15053, 15054, 19153)
+    assert list(request(source(tmp_path, None, flags, plan, transparent=TransparentProxy()))) == [
+        "mesh",
+        "name",
+        "proxyType",
+        "dataplaneToken",
+        "dataplaneTokenPath",
+        "version",
+        "caCert",
+        "dynamicMetadata",
+        "dnsPort",
+        "readinessPort",
+        "operatingSystem",
+        "features",
+        "resources",
+        "workdir",
+        "metricsResources",
+        "systemCaPath",
+        "dataplaneConfig",
+        "ipv6Enabled",
+        "spireResources",
+    ]
+
+
+def test_what_kubernetes_and_spire_need_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kumadp.host.facts.has_ipv6", lambda: True)
+    settings: dict[str, object] = {"name": "web", "mesh": "default"}
+    environ = {
+        "HOST_IP": "10.1.2.3",
+        "KUMA_DATAPLANE_RUNTIME_SPIRE_SUPPORTED": "true",
+        "KUMA_DATAPLANE_RUNTIME_SPIRE_SOCKET_PATH": "/run/spire/agent.sock",
+    }
+    told = request(source(tmp_path, None, settings, None, environ=environ))
+    assert told["dynamicMetadata"] == {"HOST_IP": "10.1.2.3"}
+    assert "feature-spire" in told["features"]
+    assert told["spireResources"] == {"socketPath": "/run/spire/agent.sock"}
+    assert told["ipv6Enabled"] is True
+    off = {"KUMA_DATAPLANE_RUNTIME_IPV6_ENABLED": "false"}
+    assert request(source(tmp_path, None, settings, None, environ=off))["ipv6Enabled"] is False
 
 
 @pytest.mark.parametrize("relayed", [True, False], ids=["relay", "no relay"])

@@ -256,6 +256,9 @@ def test_file_and_inline_dataplane_as_in_kuma() -> None:
 def test_standard_input_is_read_once() -> None:
     found = problems({"config": "-", "dataplane_file": "-"}, {}, "", {"dataplane_file": "-d"})
     assert found == ["--config and -d: both read stdin (give one of them a file)"]
+    given = {"dataplane_file": "-", "transparent_proxy_config": ("a.yaml", "-")}
+    found = problems(given, {}, "", {"dataplane_file": "-d"})
+    assert found == ["-d and --transparent-proxy-config: both read stdin (give one of them a file)"]
 
 
 def test_standalone_takes_no_other_dataplane() -> None:
@@ -269,9 +272,9 @@ def test_standalone_says_what_does_nothing() -> None:
 
 
 def test_what_has_no_effect_yet_is_told_once() -> None:
-    environ = {"KUMA_APPLICATION_PROBE_PROXY_PORT": "9001", "KUMA_DATAPLANE_RUNTIME_REUSE_PORT_ENABLED": "true"}
-    resolved = run({"transparent_proxy": "true"}, environ)
-    assert resolved.warnings == ("no effect yet: --transparent-proxy, KUMA_APPLICATION_PROBE_PROXY_PORT",)
+    variant = "KUMA_DATAPLANE_RUNTIME_ENVOY_XDS_TRANSPORT_PROTOCOL_VARIANT"
+    resolved = run({}, {variant: "DELTA_GRPC", "KUMA_DATAPLANE_RUNTIME_OTEL_PIPE_ENABLED": "true"})
+    assert resolved.warnings == (f"no effect yet: {variant}",)
 
 
 def test_secrets_are_masked_in_display() -> None:

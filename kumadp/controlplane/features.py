@@ -1,0 +1,34 @@
+"""What a data plane tells the control plane that it can do: names and order as in Kuma 2.13 and 2.14."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kumadp.settings.model import Settings
+
+    Says = Callable[[Settings, bool], bool]
+
+# Feature, and whether it is on, by the settings and by whether transparent proxying is reported. What is not here is
+# not done here: the control plane would wait for it. What is here asks nothing of the data plane but to say it.
+_FEATURES: tuple[tuple[str, Says], ...] = (
+    # Redirection is told with the request instead of the Dataplane (`dataplaneConfig`, 2.11).
+    ("feature-transparent-proxy-in-dataplane-metadata", lambda _settings, transparent: transparent),
+    # Outbounds get listeners on addresses of 127.0.0.0/8, which Linux answers by itself (2.11).
+    ("feature-bind-outbounds", lambda settings, _transparent: settings.bind_outbounds),
+    # Other names of resources, in a mesh whose meshServices.mode is Exclusive (2.12).
+    ("feature-unified-resource-naming", lambda settings, _transparent: settings.unified_resource_naming),
+    # Envoy asks SPIRE's agent at its socket for the identity (2.12).
+    ("feature-spire", lambda settings, _transparent: settings.spire_supported),
+    # Redirected traffic to a port that is no inbound's is refused (2.13).
+    ("feature-strict-inbound-ports", lambda settings, _transparent: settings.strict_inbound_ports),
+    # Listeners with SO_REUSEPORT, one socket a worker (2.14).
+    ("feature-reuse-port", lambda settings, _transparent: settings.reuse_port_enabled),
+)
+
+
+def announced(settings: Settings, *, transparent: bool) -> tuple[str, ...]:
+    """The ``features`` of a bootstrap request; ``transparent``: the request has a ``dataplaneConfig``."""
+    return tuple(name for name, is_on in _FEATURES if is_on(settings, transparent))

@@ -1,0 +1,37 @@
+"""What is announced to the control plane."""
+
+from __future__ import annotations
+
+from kumadp.controlplane.features import announced
+from kumadp.settings.model import Settings
+
+EVERYTHING = Settings(
+    bind_outbounds=True,
+    unified_resource_naming=True,
+    spire_supported=True,
+    strict_inbound_ports=True,
+    reuse_port_enabled=True,
+    # What none of it works with yet.
+    xds_transport_variant="DELTA_GRPC",
+    otel_pipe_enabled=True,
+)
+
+
+def test_the_default_is_kuma_2_14_s_as_far_as_it_works() -> None:
+    assert announced(Settings(), transparent=False) == ("feature-strict-inbound-ports", "feature-reuse-port")
+
+
+def test_all_that_works_in_kuma_s_order() -> None:
+    assert announced(EVERYTHING, transparent=True) == (
+        "feature-transparent-proxy-in-dataplane-metadata",
+        "feature-bind-outbounds",
+        "feature-unified-resource-naming",
+        "feature-spire",
+        "feature-strict-inbound-ports",
+        "feature-reuse-port",
+    )
+
+
+def test_what_is_off_is_not_said() -> None:
+    off = Settings(strict_inbound_ports=False, reuse_port_enabled=False)
+    assert announced(off, transparent=False) == ()
