@@ -336,7 +336,7 @@ class Generations:
         child, self._coming = self._coming, None
         assert child is not None  # noqa: S101
         self._locked = ""
-        self._handed_over = time.time()
+        self._handed_over = time.monotonic()
         former = self.supervisor.hand_over(child)
         if former is None:
             # It has ended in this very moment: its end is on the way, and the policy starts anew.

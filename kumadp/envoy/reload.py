@@ -79,7 +79,7 @@ class ReloadOutcome:
 class EnvoyState(msgspec.Struct, frozen=True):
     """What another kumadp needs to know of the epochs in order to go on with them.
 
-    ``handed_over`` in seconds since 1970; ``locked`` says why hot restart is, or nothing.
+    ``handed_over`` by the monotonic clock, which is the host's; ``locked`` says why hot restart is, or nothing.
     """
 
     serial: int

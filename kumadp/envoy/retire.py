@@ -25,18 +25,18 @@ OVERSTAYED = 5.0
 async def retire(
     child: Child, due: float, grace: float, ended: Callable[[bool], None], parent_socket: Callable[[], Path | None]
 ) -> None:
-    """Wait until ``child`` has ended, as it is told to at ``due`` (seconds since 1970), and help where it goes wrong.
+    """Wait until ``child`` has ended, as it is told to at ``due`` (monotonic clock), and help where it goes wrong.
 
     One that stays is stopped. For one that ends early somebody stands in at ``parent_socket`` (None: nobody speaks to
     it any more). ``ended`` hears whether the end was expected.
     """
     try:
-        async with asyncio.timeout(max(0.0, due - time.time()) + OVERSTAYED):
+        async with asyncio.timeout(max(0.0, due - time.monotonic()) + OVERSTAYED):
             await child.wait()
     except TimeoutError:
         log.warning("the old Envoy did not end when it was told to")
         await child.stop(grace)
-    left = due - time.time()
+    left = due - time.monotonic()
     ended(left <= SLACK)
     path = parent_socket() if left > SLACK else None
     if path is None:

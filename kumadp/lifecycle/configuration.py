@@ -94,9 +94,10 @@ class Configuration:
         if not isinstance(source, KumaSource) or source.relay_path is None or self.prepared.upstream is None:
             return
         relaying = (await self._module).Relaying
-        memory = run.before.memory
-        if memory is None and (source.later is not None or run.before.envoy is not None) and self._last_good:
-            memory = self._last_good.memory
+        memory, earlier = run.before.memory, None
+        if memory is None and self._last_good is not None:
+            stale = source.later is not None or run.before.envoy is not None
+            memory, earlier = (self._last_good.memory, None) if stale else (None, self._last_good.memory)
         self.relaying = relaying(
             source.relay_path,
             source.client,
@@ -106,6 +107,7 @@ class Configuration:
             refused=self._refused,
             opened=self._opened,
             memory=memory,
+            earlier=earlier,
             stale="stale_since" in run.status.facts,
         )
         if self._store is not None:

@@ -13,7 +13,9 @@ from kumadp.errors import ControlPlaneRefused
 from kumadp.lifecycle.patience import AWAY, judge
 from kumadp.relay.disk import Content
 from kumadp.relay.machine import Machine
+from kumadp.relay.memory import node_digest
 from kumadp.relay.node import encode_node
+from kumadp.relay.refusal import Refusal
 from kumadp.relay.relay import Relay
 from kumadp.relay.upstream import Dial, State
 
@@ -33,7 +35,11 @@ log = logging.getLogger("kumadp.lifecycle")
 
 
 class Relaying:
-    """Owns the relay. ``refused`` hears that the control plane refuses for good, ``opened`` that it has us."""
+    """Owns the relay. ``refused`` hears that the control plane refuses for good, ``opened`` that it has us.
+
+    ``memory`` is served from at once. ``earlier`` is what an earlier run left: it serves where the control plane does
+    not take us yet since it still has that run's stream, which it frees after 10 s (Kuma 2.8 to 2.13).
+    """
 
     def __init__(
         self,
@@ -46,6 +52,7 @@ class Relaying:
         refused: Callable[[ControlPlaneRefused], None],
         opened: Callable[[], None],
         memory: Memory | None = None,
+        earlier: Memory | None = None,
         stale: bool = False,
         listening: socket.socket | None = None,
     ) -> None:
@@ -72,6 +79,7 @@ class Relaying:
             on_accepted=self._accepted,
         )
         status.asked["relay"] = self.relay.status
+        self._earlier = earlier if earlier is not None and earlier.node == node_digest(self._node) else None
 
     def use(self, prepared: Prepared) -> None:
         """Take the way to the control plane, from the next attempt on, from this bootstrap."""
@@ -135,6 +143,11 @@ class Relaying:
     def _changed(self) -> None:
         """Read what the relay says of itself, and tell what an operator should know."""
         facts = self.relay.facts
+        if facts.refusal is Refusal.ACTIVE and self._earlier is not None:
+            earlier, self._earlier = self._earlier, None
+            log.info("until the control plane takes this data plane again, what it gave the last one serves")
+            self._stale = self._had_us = True
+            self.relay.recall(earlier)
         self._status.worry("last good", self._lacking())
         if facts.state is State.OPEN:
             self._had_us, self._stale = True, False

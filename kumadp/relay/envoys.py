@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kumadp.relay.memory import Delivery, Verdicts
+from kumadp.relay.messages import SECRET, Response, encode_response
+from kumadp.relay.wire import field_bytes
+
+# A Secret that Envoy cannot decode. Rejecting it ends Envoy's wait for secrets (SdsApi::onConfigUpdateFailed), which
+# otherwise holds up its listeners for the 15 s of initial_fetch_timeout.
+WITHHELD = Response.parse(
+    encode_response(SECRET, "withheld", [field_bytes(1, SECRET.encode()) + field_bytes(2, b"\xff")])
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,11 @@ would not answer; never give a fresh Envoy what another one refused or died of, 
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown
-from kumadp.relay.envoys import EnvoyStream, Exchange
-from kumadp.relay.memory import Delivery, Memory, Subscription, TypeView
+from kumadp.relay.envoys import WITHHELD, EnvoyStream, Exchange
+from kumadp.relay.memory import Delivery, Memory, Subscription, TypeView, node_digest
 from kumadp.relay.messages import (
     CLUSTER,
     ENDPOINTS,
@@ -22,12 +21,10 @@ from kumadp.relay.messages import (
     BadMessage,
     Request,
     Response,
-    encode_response,
     encode_status,
     status_message,
 )
 from kumadp.relay.upward import Upward
-from kumadp.relay.wire import field_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,12 +34,6 @@ INTERNAL = 13
 # Envoy asks for these by name. No names is what it says on a new stream of a type of which it watches nothing any more.
 NAMED = frozenset({ENDPOINTS, ROUTES, SECRET})
 DEADLY = "Envoy exited while applying this response, twice: it is not given to it again"
-
-# A Secret that Envoy cannot decode. Rejecting it ends Envoy's wait for secrets (SdsApi::onConfigUpdateFailed), which
-# otherwise holds up its listeners for the 15 s of initial_fetch_timeout.
-_WITHHELD = Response.parse(
-    encode_response(SECRET, "withheld", [field_bytes(1, SECRET.encode()) + field_bytes(2, b"\xff")])
-)
 
 
 class Machine:
@@ -65,15 +56,31 @@ class Machine:
         # Closed, while it is not known yet whether their Envoy has ended.
         self._departed: dict[int, list[EnvoyStream]] = {}
         self._live: dict[int, float] = {}
-        for known in memory.types if memory else ():
-            subscription = Subscription(known.type_url, known.names)
+        self._remembered = 0
+        if memory is not None:
+            self._restore(memory)
+        for type_url in types:
+            self._subscriptions.setdefault(type_url, Subscription(type_url))
+
+    def _restore(self, memory: Memory) -> None:
+        for known in memory.types:
+            subscription = self._subscriptions.get(known.type_url) or Subscription(known.type_url, known.names)
             subscription.restore(known, self._serial + 1)
             subscription.asked = True
             self._serial += 2
             self._subscriptions[known.type_url] = subscription
         self._remembered = self._serial
-        for type_url in types:
-            self._subscriptions.setdefault(type_url, Subscription(type_url))
+
+    def recall(self, memory: Memory) -> list[Action]:
+        """Begin with what an earlier run left, as the control plane gives no stream yet; nothing where it gave one.
+
+        Secrets that are not in it are withheld, as of an Envoy that waits for them nothing is served.
+        """
+        if any(known.latest is not None for known in self._subscriptions.values()):
+            return []
+        self._restore(memory)
+        self._withhold_secrets = True
+        return [action for known in self._subscriptions.values() for action in self._serve_all(known)]
 
     # The control plane.
 
@@ -274,7 +281,7 @@ class Machine:
             withheld = self._withhold_secrets and not self._up.is_open and subscription.type_url == SECRET
             if not withheld or (exchange.sent is not None and not new):
                 return []
-            delivery = Delivery(0, _WITHHELD)
+            delivery = Delivery(0, WITHHELD)
         elif not exchange.needs(delivery, new or set(), live=live):
             return []
         self._nonce += 1
@@ -390,8 +397,3 @@ class Machine:
             later = {key: one for key, one in self._subscriptions.items() if not one.asked}
             self._subscriptions = {**earlier, type_url: subscription, **later}
         return subscription
-
-
-def node_digest(node: bytes) -> bytes:
-    """The SHA-256 by which `Memory` tells which Node it belongs to."""
-    return hashlib.sha256(node).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,11 @@ class TypeView:
     names: int
     rejections: int
     withheld: bool
+
+
+def node_digest(node: bytes) -> bytes:
+    """The SHA-256 by which `Memory` tells which Node it belongs to."""
+    return hashlib.sha256(node).digest()
 
 
 class Delivery:

@@ -119,6 +119,10 @@ class Relay:
         """Hold back every health report, while one Envoy takes over from another."""
         self._health.hold = hold
 
+    def recall(self, memory: Memory) -> None:
+        """Begin with what an earlier run left, unless the control plane has given something."""
+        self._do(self._machine.recall(memory))
+
     def close_upstream(self, reason: str) -> None:
         """End the stream to the control plane, and stay without."""
         self._upstream.close(reason)

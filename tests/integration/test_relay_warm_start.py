@@ -290,3 +290,46 @@ def test_a_copy_that_cannot_be_written_costs_a_warning(alone: Rig, plane: XdsCon
         )
         assert found["written"] is None
         assert daemon.output().count("the last good configuration cannot be kept in") == 1
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed with Envoy"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_restart_serves_before_the_control_plane_has_let_go_of_the_last_stream(
+    tmp_path: Path, kind: str, how: str
+) -> None:
+    """A control plane keeps the stream of a dead data plane for 10 s: what it gave on it serves until it takes us."""
+    with rig(tmp_path, kind) as at:
+        with at.run() as daemon:
+            at.wait_ready(daemon)
+            poll(file_of(at).exists, what="a copy on disk")
+            poll(lambda: at.status(daemon)["last_good"]["written"], what="all of it written")
+            if how == "stopped":
+                daemon.terminate()
+                assert daemon.wait() == ExitCode.OK
+            else:
+                envoy = daemon.envoy()
+                daemon.process.kill()
+                envoy.kill()
+                daemon.wait()
+        with at.run() as daemon:
+            daemon.wait_ready(SOON)
+            assert at.serves()
+            # Ready before it was taken: what serves is remembered.
+            assert at.relay(daemon)["state"] in {"backoff", "connecting"}
+            assert "what it gave the last one serves" in daemon.output()
+            at.wait_state(daemon, "open")
+            assert at.serves()
+
+
+def test_a_restart_with_another_dataplane_waits_for_what_is_its_own(alone: Rig, plane: XdsControlPlane) -> None:
+    serve_once(alone)
+    plane.faults.linger = 5.0
+    with alone.run() as daemon:
+        alone.wait_ready(daemon)
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+    alone.dataplane["networking"]["inbound"][0]["tags"]["version"] = "2"
+    with alone.run() as daemon:
+        poll(lambda: "already an active stream" in daemon.output(), what="a refusal")
+        alone.wait_ready(daemon)
+        assert "what it gave the last one serves" not in daemon.output()

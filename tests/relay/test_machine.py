@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from kumadp.relay.actions import Accepted, Rejected
-from kumadp.relay.machine import Machine, node_digest
-from kumadp.relay.memory import Memory
+from kumadp.relay.machine import Machine
+from kumadp.relay.memory import Memory, node_digest
 from kumadp.relay.messages import Request
 from tests.relay.harness import CLUSTER, ENDPOINTS, LISTENER, NODE, REFUSED, SECRET, Bench, any_of
 
@@ -822,3 +822,20 @@ def test_started_from_disk_a_secret_asked_for_in_a_stream_that_is_refused_is_not
     assert bench.took_down() == []
     bench.disconnect()
     assert bench.took_down() == [(1, SECRET, "withheld")]
+
+
+def test_what_an_earlier_run_left_serves_while_the_control_plane_gives_no_stream_and_never_after_it_gave_one() -> None:
+    before = Bench()
+    before.serving()
+    memory = before.machine.export()
+    bench = Bench()
+    bench.envoy(1, 0)
+    bench.ask(1, CLUSTER)
+    assert bench.took_down() == []
+    bench.do(bench.machine.recall(memory))
+    assert bench.took_down() == [(1, CLUSTER, "1")]
+    late = Bench()
+    late.connect()
+    late.respond(CLUSTER, "v9")
+    assert late.machine.recall(memory) == []
+    assert [view.latest for view in late.machine.types()] == ["v9", ""]
