@@ -41,13 +41,15 @@ class Ask:
 class Line:
     """The epochs of one base id.
 
-    ``blind``: the current one has lost its admin. ``planned``: ``ask`` is being done by a cold start.
-    ``repairing``: the epoch that comes up is there to get the admin back.
+    ``adopted``: the current one ran before us, and serves though its admin has not answered us yet. ``blind``: it has
+    lost its admin. ``planned``: ``ask`` is being done by a cold start. ``repairing``: the epoch that comes up is there
+    to get the admin back.
     """
 
     stage: Stage = Stage.DOWN
     epoch: int = 0
     retiring: bool = False
+    adopted: bool = False
     blind: bool = False
     planned: bool = False
     repairing: bool = False
@@ -200,10 +202,11 @@ def step(line: Line, event: Event) -> Step:
     """The line after ``event``, and what is to be done, in this order."""
     match event:
         case Started():
-            return replace(line, stage=Stage.STARTING, epoch=0, retiring=False, blind=False), ()
+            return replace(line, stage=Stage.STARTING, epoch=0, retiring=False, adopted=False, blind=False), ()
         case Adopted():
             stage = Stage.SERVING if event.blind else Stage.STARTING
-            return replace(line, stage=stage, epoch=event.epoch, blind=event.blind, retiring=event.retiring), ()
+            found = replace(line, stage=stage, epoch=event.epoch, blind=event.blind, retiring=event.retiring)
+            return replace(found, adopted=not event.blind), ()
         case Live():
             return _live(line, event)
         case Overdue():
@@ -249,15 +252,16 @@ def _checked(line: Line, event: Checked) -> Step:
         return line, ()
     serves = line.stage is Stage.SERVING
     refused = event.refused
+    cold = event.cold or ("Envoy was adopted and has not answered yet" if line.adopted else "")
     if line.leaving:
         refused = "everything stops"
-    elif not refused and serves and event.cold and not line.ask.cold:
-        refused = f"only a cold restart can do it: {event.cold}"
+    elif not refused and (serves or line.adopted) and cold and not line.ask.cold:
+        refused = f"only a cold restart can do it: {cold}"
     if refused:
         return _next(replace(line, ask=None), _answer(line, Kind.REFUSED, refused))
     if serves and not event.cold:
         return replace(line, stage=Stage.HANDOVER), (Spawn(line.epoch + 1, repair=False),)
-    return replace(line, stage=Stage.DOWN, planned=True), (StartCold(),)
+    return replace(line, stage=Stage.DOWN, adopted=False, blind=False, planned=True), (StartCold(),)
 
 
 def _live(line: Line, event: Live) -> Step:
@@ -267,7 +271,7 @@ def _live(line: Line, event: Live) -> Step:
         )
         return after, (HandOver(), *_answer(line, Kind.HOT))
     if line.stage is Stage.STARTING and event.epoch == line.epoch:
-        return _settle(replace(line, stage=Stage.SERVING), Kind.COLD)
+        return _settle(replace(line, stage=Stage.SERVING, adopted=False), Kind.COLD)
     return line, ()
 
 
@@ -301,7 +305,7 @@ def _failed(line: Line, event: Failed) -> Step:
 
 
 def _ended(line: Line, event: Ended) -> Step:
-    down = replace(line, stage=Stage.DOWN, blind=False, retiring=False, repairing=False)
+    down = replace(line, stage=Stage.DOWN, adopted=False, blind=False, retiring=False, repairing=False)
     if line.stage is Stage.HANDOVER:
         return _next(replace(down, ask=None), (Kill(), *_answer(line, Kind.FAILED, event.reason)))
     if line.stage is Stage.STARTING:

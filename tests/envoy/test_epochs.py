@@ -96,6 +96,18 @@ def test_where_nothing_serves_a_reload_is_a_cold_start_without_being_asked() -> 
     assert after(*SERVING, Ended("gone"), Asked(WARM), Checked())[1] == (StartCold(),)
 
 
+def test_an_adopted_one_whose_admin_is_late_serves_and_is_not_restarted_without_being_asked() -> None:
+    found, _ = after(Adopted(4, blind=False, retiring=False))
+    line, actions = after(Asked(WARM), Checked(cold="its admin does not answer"), line=found)
+    assert actions == (Answer(WARM, Kind.REFUSED, "only a cold restart can do it: its admin does not answer"),)
+    assert after(Asked(WARM), Checked(), line=found)[1] == (
+        Answer(WARM, Kind.REFUSED, "only a cold restart can do it: Envoy was adopted and has not answered yet"),
+    )
+    assert after(Asked(COLD), Checked(), line=line)[1] == (StartCold(),)
+    assert after(Live(4), Asked(WARM), Checked(), line=line)[1] == (Spawn(5, repair=False),)
+    assert after(Ended("gone"), Asked(WARM), Checked(), line=line)[1] == (StartCold(),)
+
+
 def test_a_stuck_epoch_is_killed_and_one_more_is_tried_to_get_the_admin_back() -> None:
     line, actions = after(*HANDOVER, Overdue("stuck"))
     assert actions == (Kill(),)
