@@ -22,6 +22,8 @@ _FEATURES: tuple[tuple[str, Says], ...] = (
     ("feature-unified-resource-naming", lambda settings, _transparent: settings.unified_resource_naming),
     # Envoy asks SPIRE's agent at its socket for the identity (2.12).
     ("feature-spire", lambda settings, _transparent: settings.spire_supported),
+    # Who asks for /ready on the admin's port has it from our Unix socket (2.12 and 2.13).
+    ("feature-readiness-unix-socket", lambda settings, _transparent: not settings.readiness_unix_socket_disabled),
     # Redirected traffic to a port that is no inbound's is refused (2.13).
     ("feature-strict-inbound-ports", lambda settings, _transparent: settings.strict_inbound_ports),
     # Listeners with SO_REUSEPORT, one socket a worker (2.14).

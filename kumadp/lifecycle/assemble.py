@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kumadp.errors import BinaryNotFound, KumadpError
 from kumadp.host import inherited
 from kumadp.host.ports import check_ports
+from kumadp.host.sockets import check_names, remove_stale
 from kumadp.host.workdir import open_work_dir
 from kumadp.lifecycle.configuration import Configuration
 from kumadp.lifecycle.continuity import left_by, left_in, tidy
@@ -113,6 +114,11 @@ class Assembly:
             run.before = left_in(run.work.path)
             run.status.resume(run.before)
         await asyncio.to_thread(tidy, run.work.path, run.before.fifos)
+        if run.mesh is None:
+            check_names(run.work.sockets, run.name, run.mesh_name)
+            # An Envoy that goes on has its sockets there.
+            if run.before.envoy is None and run.work.sockets == run.work.path:
+                await asyncio.to_thread(remove_stale, run.work.sockets)
 
     async def _check_addresses(self, own: list[Address], dns: DnsPlan | None) -> None:
         run = self._run

@@ -18,7 +18,11 @@ EVERYTHING = Settings(
 
 
 def test_the_default_is_kuma_2_14_s_as_far_as_it_works() -> None:
-    assert announced(Settings(), transparent=False) == ("feature-strict-inbound-ports", "feature-reuse-port")
+    assert announced(Settings(), transparent=False) == (
+        "feature-readiness-unix-socket",
+        "feature-strict-inbound-ports",
+        "feature-reuse-port",
+    )
 
 
 def test_all_that_works_in_kuma_s_order() -> None:
@@ -27,11 +31,12 @@ def test_all_that_works_in_kuma_s_order() -> None:
         "feature-bind-outbounds",
         "feature-unified-resource-naming",
         "feature-spire",
+        "feature-readiness-unix-socket",
         "feature-strict-inbound-ports",
         "feature-reuse-port",
     )
 
 
 def test_what_is_off_is_not_said() -> None:
-    off = Settings(strict_inbound_ports=False, reuse_port_enabled=False)
+    off = Settings(readiness_unix_socket_disabled=True, strict_inbound_ports=False, reuse_port_enabled=False)
     assert announced(off, transparent=False) == ()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kumadp.bootstrap.parse import parse_bootstrap
+from kumadp.controlplane.features import announced
 from kumadp.envoy.version import EnvoyVersion
 from kumadp.errors import WorkDirError
 from kumadp.host.workdir import WorkDir
@@ -127,7 +128,7 @@ def test_probes_are_sent_unless_they_are_served_here(tmp_path: Path, serves: boo
 
 def test_nothing_is_announced_that_does_not_work(tmp_path: Path) -> None:
     made = source(tmp_path, None, {"name": "web", "mesh": "default"}, None)
-    assert request(made)["features"] == ["feature-strict-inbound-ports", "feature-reuse-port"]
+    assert request(made)["features"] == list(announced(made.settings, transparent=False))
 
 
 def test_the_memory_limit_is_the_user_s_or_the_cgroup_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
