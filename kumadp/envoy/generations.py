@@ -285,9 +285,11 @@ class Generations:
                 self._over(child.pid, expected=False)
             if base is self._base and base is not None:
                 await self._admin.move_to(self.plan.admin)
-                unlocked = await asyncio.to_thread(base.unlock)
-                self._locked = "" if unlocked else "an epoch that ended too early has locked hot restart"
-                self._feed(epochs.Failed(reason, await takeover.lost(), unlocked))
+                unlocked, lost = await asyncio.to_thread(base.unlock), await takeover.lost()
+                # Meanwhile the old epoch may have ended too, and another one begun on a base id of its own.
+                if base is self._base:
+                    self._locked = "" if unlocked else "an epoch that ended too early has locked hot restart"
+                    self._feed(epochs.Failed(reason, lost, unlocked))
         finally:
             if not self.hands_over:
                 self._hooks.handover(False)
