@@ -14,6 +14,7 @@ import msgspec
 from kumadp.bootstrap.public import without_token
 from kumadp.bootstrap.store import write_private
 from kumadp.envoy.reload import Adopted, EnvoyState
+from kumadp.errors import HandoverFailed
 from kumadp.host.state import ChildRecord, adoptable, read_state, record
 from kumadp.host.workdir import HandedWorkDir  # noqa: TC001 - msgspec reads the annotations
 from kumadp.lifecycle.kuma import Fetched
@@ -85,9 +86,17 @@ class Before:
         return self.work is not None
 
 
+def decode_left(handover: Handover) -> Left:
+    """What the program before us says of itself; raises HandoverFailed where it speaks another language."""
+    try:
+        return msgspec.msgpack.decode(handover.sections.get(SECTION, b""), type=Left)
+    except msgspec.MsgspecError as error:
+        raise HandoverFailed(f"what is handed over cannot be read: {error}") from None
+
+
 def left_by(handover: Handover) -> Before:
-    """What the program before us handed over; raises msgspec.MsgspecError."""
-    left = msgspec.msgpack.decode(handover.sections[SECTION], type=Left)
+    """What the program before us handed over; raises HandoverFailed."""
+    left = decode_left(handover)
     children = {}
     for handed in left.children:
         try:
