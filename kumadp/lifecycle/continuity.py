@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,9 @@ log = logging.getLogger("kumadp.lifecycle")
 SECTION = "lifecycle"
 SOURCE = "source.json"
 _LARGEST = 32 << 20
+# The directory may be one of the user's, with files of others: by their whole names.
+_OURS = re.compile(r"bootstrap\.\d+\.yaml|(?:bootstrap(?:\.\d+)?\.yaml|state\.json|source\.json|dataplane\.token)\.new")
+_OUTPUT = re.compile(r".+\.out(?:\..+)?")
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -180,10 +184,9 @@ def write_source(directory: Path, fetched: Fetched) -> None:
 
 def tidy(directory: Path, kept: Container[Path] = ()) -> None:
     """Remove what reloads and dead children left: bootstraps that were in turn, FIFOs but those ``kept``. May block."""
-    for pattern in ("bootstrap.*.yaml", "*.out", "*.out.*", "*.new"):
-        for path in directory.glob(pattern):
-            if path not in kept:
-                path.unlink(missing_ok=True)
+    for path in directory.iterdir():
+        if path not in kept and (_OURS.fullmatch(path.name) or (_OUTPUT.fullmatch(path.name) and path.is_fifo())):
+            path.unlink(missing_ok=True)
 
 
 def forget(directory: Path) -> None:
