@@ -99,10 +99,11 @@ class Generations:
         if not self.line.leaving:
             self._feed(epochs.Leaving())
 
-    def export(self) -> EnvoyState | None:
-        """What another kumadp needs to go on; None where no Envoy serves or two are about to change places."""
+    def export(self, *, starting: bool) -> EnvoyState | None:
+        """What another kumadp needs to go on; None where no Envoy serves, or starts, or two change places."""
         child = self.supervisor.child
-        if self.line.stage is not Stage.SERVING or child is None or child.ended:
+        stages = {Stage.SERVING, Stage.STARTING} if starting else {Stage.SERVING}
+        if self.line.stage not in stages or child is None or child.ended:
             return None
         retiring = next((one.pid for one in self._retiring), None) if self.line.retiring else None
         return EnvoyState(

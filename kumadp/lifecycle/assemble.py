@@ -63,6 +63,7 @@ class Assembly:
         self._names: Names | None = None
         self._renewal: Renewal | None = None
         self._inbound_drained = False
+        self._gave_up_starting = False
 
     def is_essential(self, part: str) -> bool:
         """Only Envoy."""
@@ -70,6 +71,13 @@ class Assembly:
 
     async def start(self) -> None:
         """Everything; raises KumadpError."""
+        try:
+            await self._start()
+        except asyncio.CancelledError:
+            self._gave_up_starting = True
+            raise
+
+    async def _start(self) -> None:
         from kumadp.dns.coredns import find_coredns
         from kumadp.envoy.binary import find_envoy
 
@@ -113,6 +121,7 @@ class Assembly:
             # On the loop: children are watched from here on. The files are small.
             run.before = left_in(run.work.path)
             run.status.resume(run.before)
+        await run.before.ended()
         await asyncio.to_thread(tidy, run.work.path, run.before.fifos)
         if run.mesh is None:
             check_names(run.work.sockets, run.name, run.mesh_name)
@@ -174,6 +183,10 @@ class Assembly:
     async def stop(self) -> None:
         """Leave everything in reverse order."""
         await self._run.stack.leave()
+        if self._gave_up_starting:
+            # What was to be gone on with; where starting fails it is left to serve, for the next kumadp.
+            left = [child for child in self._run.before.children if not child.ended]
+            await asyncio.gather(*(child.stop(self._run.settings.stop_grace) for child in left))
         await self._configuration.close()
         if self._running is not None:
             await self._running.forget()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -32,6 +34,7 @@ log = logging.getLogger("kumadp.lifecycle")
 SECTION = "lifecycle"
 SOURCE = "source.json"
 _LARGEST = 32 << 20
+_KILLED_WITHIN = 5.0
 # The directory may be one of the user's, with files of others: by their whole names.
 _OURS = re.compile(r"bootstrap\.\d+\.yaml|(?:bootstrap(?:\.\d+)?\.yaml|state\.json|source\.json|dataplane\.token)\.new")
 _OUTPUT = re.compile(r".+\.out(?:\..+)?")
@@ -83,6 +86,19 @@ class Before:
     count: int = 0
     pids: frozenset[int] = field(default_factory=frozenset)
     fifos: frozenset[Path] = field(default_factory=frozenset)
+    killed: list[Child] = field(default_factory=list)
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """Those that are to be gone on with."""
+        envoys = (self.envoy.current, self.envoy.retiring) if self.envoy is not None else ()
+        return tuple(child for child in (*envoys, self.coredns) if child is not None)
+
+    async def ended(self) -> None:
+        """Return once those that were killed have ended: until then they hold their ports."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KILLED_WITHIN):
+                await asyncio.gather(*(child.wait() for child in self.killed))
 
     @property
     def reexecuted(self) -> bool:
@@ -165,6 +181,7 @@ def _sort(before: Before, children: dict[int, Child], envoy: EnvoyState | None) 
         else:
             log.warning("%s (pid %d) of before cannot be gone on with: it is killed", child.name, child.pid)
             child.send_signal(signal.SIGKILL)
+            before.killed.append(child)
 
 
 def _decode_envoy(found: object) -> EnvoyState | None:

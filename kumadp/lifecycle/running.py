@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from kumadp.host.state import ChildRecord
     from kumadp.lifecycle.configuration import Configuration
     from kumadp.lifecycle.context import Run
     from kumadp.lifecycle.sources import Prepared, Source
@@ -41,6 +42,12 @@ class Running:
         self._configuration = configuration
         self._others = others
         self._epochs: dict[int, int] = {}
+        if (left := run.before.envoy) is not None:
+            # It speaks to the relay before it is gone on with.
+            self._epochs[left.current.pid] = left.state.generation
+            if left.retiring is not None:
+                self._epochs[left.retiring.pid] = left.state.generation - 1
+        self._notes = 0
         self._state = StateFile(run.work.path) if run.keeps else None
         self.component: EnvoyComponent | None = None
 
@@ -102,10 +109,16 @@ class Running:
 
     async def forget(self) -> None:
         """Nothing is left for another kumadp."""
+        self._notes += 1
         if self._state is not None:
-            await self._state.written()
+            await self.written()
             await asyncio.to_thread(self._state.remove)
         await asyncio.to_thread(forget, self._run.work.path)
+
+    async def written(self) -> None:
+        """Return once what was found out of the children is on disk."""
+        if self._state is not None:
+            await self._state.written()
 
     def note(self) -> None:
         """Write down which children there are now."""
@@ -113,14 +126,20 @@ class Running:
             return
         state, envoy = self._state, self.component
         children = (*envoy.children, *self._others())
-        exported = envoy.export()
+        exported = envoy.export(starting=True)
+        parts = {"envoy": exported} if exported is not None else {}
         programs = {"envoy": str(self._binary), "coredns": self._run.settings.coredns_path}
+        self._notes += 1
+        number, loop = self._notes, asyncio.get_running_loop()
 
         def look() -> None:
-            found = records(children, programs)
-            loop.call_soon_threadsafe(state.note, found, {"envoy": exported} if exported is not None else {})
+            loop.call_soon_threadsafe(tell, records(children, programs))
 
-        loop = asyncio.get_running_loop()
+        def tell(found: list[ChildRecord]) -> None:
+            # One thread can overtake another: only the newest counts.
+            if number == self._notes:
+                state.note(found, parts)
+
         loop.run_in_executor(None, look)
 
     def _changed(self, report: ChildReport) -> None:
