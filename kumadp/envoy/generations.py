@@ -245,7 +245,7 @@ class Generations:
                 locked = "hot restart is off"
             else:
                 locked = self._locked
-                self._info = (await Serving(self._admin, _unheard).info()) or self._info
+                self._info = (await Serving(self._admin, lambda _reason: None).info()) or self._info
             result = await check(self._asks.plan_of(ask, self.plan), self._info, locked)
         except (KumadpError, OSError) as error:
             result = epochs.Checked(refused=str(error))
@@ -395,7 +395,3 @@ class Generations:
         for base in (*self._unclean, self._base):
             if base is not None:
                 await asyncio.to_thread(base.clean)
-
-
-def _unheard(_reason: str) -> None:
-    pass
