@@ -19,12 +19,14 @@ from kumadp.lifecycle.drain import Step, plan_drain
 from kumadp.lifecycle.loop import Asked, Outcome, RunLoop
 from kumadp.lifecycle.names import Names
 from kumadp.lifecycle.plan import check_plan, envoy_addresses, own_addresses, plan_dns
+from kumadp.lifecycle.probing import Places, start_proxy
 from kumadp.lifecycle.servers import resolved_probes, start_probes, start_servers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from kumadp.bootstrap.address import AdminAddress
     from kumadp.envoy.version import EnvoyVersion
     from kumadp.host.handover import Handover
     from kumadp.host.ports import Address
@@ -91,12 +93,13 @@ class Assembly:
         probes = await resolved_probes(settings, run.resource, run.environ, run.status)
         own = own_addresses(settings, dns, probes)
         await self._check_addresses(own, dns)
-        self._start_servers(probes)
+        self._start_servers(probes, own)
         versions = await self._versions(binary, dns)
         source = await self._configuration.make_source(versions, dns, own, serves_probes=probes is not None)
         prepared = self._configuration.prepared = await source.prepare()
         if prepared.fetched is not None:
-            self._readiness.widen(prepared.fetched.tree, prepared.fetched.address)
+            self._readiness.widen(prepared.fetched.tree, prepared.fetched.address or run.settings.instance_ip)
+            self._places.told = prepared.fetched.address
         await self._start_envoy(binary, source, dns, prepared.corefile_template)
 
     async def _look_back(self) -> None:
@@ -135,12 +138,15 @@ class Assembly:
         check_plan(own, envoy, run.resource)
         await check_ports([*own, *envoy], held_by=run.before.pids)
 
-    def _start_servers(self, probes: ProbesPlan | None) -> None:
+    def _start_servers(self, probes: ProbesPlan | None, own: list[Address]) -> None:
         run = self._run
         actions = {"reload": self._reload_asked, "reexec": self._reexec_asked}
         self._readiness = start_servers(run, actions)
         if probes is not None:
             start_probes(run.stack, run.status, probes, run.resource)
+        self._places = Places(run, own, self._child_pids, self._admin)
+        if run.settings.application_probe_proxy_port:
+            start_proxy(run, self._places)
 
     async def _versions(self, binary: Path, dns: DnsPlan | None) -> tuple[EnvoyVersion, str]:
         from kumadp.dns.coredns import coredns_version
@@ -179,6 +185,14 @@ class Assembly:
 
     def _other_children(self) -> tuple[Child, ...]:
         return self._names.children if self._names is not None else ()
+
+    def _child_pids(self) -> list[int]:
+        envoy = self._running.component if self._running is not None else None
+        return [child.pid for child in (*(envoy.children if envoy is not None else ()), *self._other_children())]
+
+    def _admin(self) -> AdminAddress | None:
+        envoy = self._running.component if self._running is not None else None
+        return envoy.admin.address if envoy is not None else None
 
     async def stop(self) -> None:
         """Leave everything in reverse order."""
