@@ -197,6 +197,9 @@ class Assembly:
     async def stop(self) -> None:
         """Leave everything in reverse order."""
         await self._run.stack.leave()
+        if self._running is not None and self._running.component is not None:
+            # Nothing where each has ended in its time.
+            self._running.component.kill()
         if self._gave_up_starting:
             # What was to be gone on with; where starting fails it is left to serve, for the next kumadp.
             left = [child for child in self._run.before.children if not child.ended]
