@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import httpx
@@ -117,12 +118,14 @@ class EnvoyComponent:
             return ReloadOutcome(Kind.REFUSED, reason, self._generations.line.epoch, 0.0)
         return await self._generations.reload(why, plan, allow_cold=allow_cold)
 
-    def export(self, *, starting: bool = False) -> EnvoyState | None:
-        """What another kumadp needs to go on with this Envoy; None while two change places, and while none serves.
+    def retime(self, drain_time: float, deadline: float) -> None:
+        """From the next reload on, other times (seconds, see `HotRestart`)."""
+        if self._generations.hot is not None:
+            self._generations.hot = replace(self._generations.hot, drain_time=drain_time, deadline=deadline)
 
-        With ``starting`` one that comes up counts too: it may well serve by the time that somebody goes on with it.
-        """
-        return self._generations.export(starting=starting)
+    def export(self) -> EnvoyState | None:
+        """What another kumadp needs to go on with this Envoy; None while none serves or two change places."""
+        return self._generations.export()
 
     @property
     def hands_over(self) -> bool:

@@ -49,7 +49,7 @@ class Generations:
         self.plan = plan
         self.line = Line()
         self.supervisor: Supervisor
-        self._hot = hot
+        self.hot = hot
         self._hooks = hooks
         self._admin = admin
         self._grace = grace
@@ -99,11 +99,10 @@ class Generations:
         if not self.line.leaving:
             self._feed(epochs.Leaving())
 
-    def export(self, *, starting: bool) -> EnvoyState | None:
-        """What another kumadp needs to go on; None where no Envoy serves, or starts, or two change places."""
+    def export(self) -> EnvoyState | None:
+        """What another kumadp needs to go on; None where no Envoy serves or two are about to change places."""
         child = self.supervisor.child
-        stages = {Stage.SERVING, Stage.STARTING} if starting else {Stage.SERVING}
-        if self.line.stage not in stages or child is None or child.ended:
+        if self.line.stage is not Stage.SERVING or child is None or child.ended:
             return None
         retiring = next((one.pid for one in self._retiring), None) if self.line.retiring else None
         return EnvoyState(
@@ -125,10 +124,10 @@ class Generations:
         """How to start epoch 0 on a fresh base id."""
         command = await self.plan.command()
         await self._admin.move_to(self.plan.admin)
-        if self._hot is None:
+        if self.hot is None:
             return command
-        if not await self._fresh_base(self._hot):
-            self._hot = None
+        if not await self._fresh_base(self.hot):
+            self.hot = None
             return command
         return self._command_of(command, 0)
 
@@ -158,8 +157,8 @@ class Generations:
             self._began(child)
             return False
         state = adopt.state
-        if self._hot is not None and state.serial >= 0:
-            self._base = BaseLine(self._hot.directory, state.serial)
+        if self.hot is not None and state.serial >= 0:
+            self._base = BaseLine(self.hot.directory, state.serial)
         self._info = ServerInfo(state.epoch, "LIVE", state.protocol, state.workers) if state.protocol else None
         self._handed_over = state.handed_over
         self._locked = state.locked
@@ -241,11 +240,11 @@ class Generations:
 
     async def _check(self, ask: Ask) -> None:
         try:
-            if self._hot is None:
+            if self.hot is None:
                 locked = "hot restart is off"
             else:
                 locked = self._locked
-                self._info = (await Serving(self._admin, lambda _reason: None).info()) or self._info
+                self._info = (await Serving(self._admin, _unheard).info()) or self._info
             result = await check(self._asks.plan_of(ask, self.plan), self._info, locked)
         except (KumadpError, OSError) as error:
             result = epochs.Checked(refused=str(error))
@@ -286,25 +285,23 @@ class Generations:
                 self._over(child.pid, expected=False)
             if base is self._base and base is not None:
                 await self._admin.move_to(self.plan.admin)
-                unlocked, lost = await asyncio.to_thread(base.unlock), await takeover.lost()
-                # Meanwhile the old epoch may have ended too, and another one begun on a base id of its own.
-                if base is self._base:
-                    self._locked = "" if unlocked else "an epoch that ended too early has locked hot restart"
-                    self._feed(epochs.Failed(reason, lost, unlocked))
+                unlocked = await asyncio.to_thread(base.unlock)
+                self._locked = "" if unlocked else "an epoch that ended too early has locked hot restart"
+                self._feed(epochs.Failed(reason, await takeover.lost(), unlocked))
         finally:
             if not self.hands_over:
                 self._hooks.handover(False)
 
     async def _until_live(self, takeover: Takeover, epoch: int, plan: Plan) -> str:
         """Start ``epoch`` and wait until it has taken over; why it has not, or nothing."""
-        assert self._hot is not None  # noqa: S101
+        assert self.hot is not None  # noqa: S101
         try:
             child = self._coming = await Child.spawn(self._command_of(await plan.command(), epoch))
         except (KumadpError, OSError) as error:
             return str(error)
         self._began(child)
         await self._admin.move_to(plan.admin)
-        return await takeover.until_live(child, epoch, self._hot.deadline)
+        return await takeover.until_live(child, epoch, self.hot.deadline)
 
     async def _prove(self, takeover: Takeover, child: Child, former: Plan) -> None:
         """Look closely at an epoch that has taken over, then tell whoever asked for it."""
@@ -321,14 +318,14 @@ class Generations:
             self._asks.tell(held, kind, reason, self.line.epoch, missing)
 
     def _command_of(self, command: Command, epoch: int) -> Command:
-        assert self._hot is not None  # noqa: S101
+        assert self.hot is not None  # noqa: S101
         assert self._base is not None  # noqa: S101
         place = Epoch(
             number=epoch,
             base_id=self._base.base_id() if epoch else None,
             base_id_file=self._base.base_id_file,
             sockets=self._base.sockets,
-            parent_shutdown=self._hot.parent_shutdown,
+            parent_shutdown=self.hot.parent_shutdown,
             concurrency=self._info.workers if self._info is not None else None,
         )
         return command_of(command, epoch_argv(command.argv, place), f"{self._base.serial}.{epoch}")
@@ -346,14 +343,15 @@ class Generations:
             child.send_signal(signal.SIGKILL)
             return
         self._told_of = child
+        self._retiring.add(former)
         self._run(self._retire(former, self.line.epoch - 1))
 
     async def _retire(self, child: Child, epoch: int) -> None:
-        assert self._hot is not None  # noqa: S101
+        assert self.hot is not None  # noqa: S101
         assert self._base is not None  # noqa: S101
         base = self._base
         self._retiring.add(child)
-        due = self._handed_over + self._hot.parent_shutdown
+        due = self._handed_over + self.hot.parent_shutdown
 
         def ended(expected: bool) -> None:
             self._over(child.pid, expected=expected)
@@ -395,3 +393,7 @@ class Generations:
         for base in (*self._unclean, self._base):
             if base is not None:
                 await asyncio.to_thread(base.clean)
+
+
+def _unheard(_reason: str) -> None:
+    pass

@@ -73,7 +73,12 @@ class ReloadOutcome:
     @property
     def ok(self) -> bool:
         """Whether what was asked for runs, with everything that ran before."""
-        return self.kind in {Kind.HOT, Kind.COLD} and not self.missing
+        return self.serves and not self.missing
+
+    @property
+    def serves(self) -> bool:
+        """Whether what was asked for runs."""
+        return self.kind in {Kind.HOT, Kind.COLD}
 
 
 class EnvoyState(msgspec.Struct, frozen=True):

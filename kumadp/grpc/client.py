@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from grpclib.protocol import Connection, Stream
 
-AGENT = "grpc-python-kumadp"
 WINDOW = 16 << 20
 CONNECT_SECONDS = 5.0
 # How long sent bytes may stay unacknowledged before the kernel gives the connection up.
@@ -34,7 +33,7 @@ class Wire:
         self._authority = authority
         self._scheme = scheme
 
-    async def call(self, path: str, metadata: Mapping[str, str], *, agent: str = AGENT) -> Call:
+    async def call(self, path: str, metadata: Mapping[str, str]) -> Call:
         """Open a stream. Raises Ended where the connection is gone."""
         headers = [
             (":method", "POST"),
@@ -43,7 +42,7 @@ class Wire:
             (":authority", self._authority),
             ("te", "trailers"),
             ("content-type", "application/grpc"),
-            ("user-agent", agent),
+            ("user-agent", "grpc-python-kumadp"),
             *metadata.items(),
         ]
         connection: Connection = self._protocol.connection
@@ -94,17 +93,11 @@ class _ClientProtocol(FrameProtocol):
 
 
 async def connect(
-    address: tuple[str, int],
-    *,
-    authority: str,
-    tls: ssl.SSLContext | None,
-    server_name: str,
-    ping: tuple[float, float],
-    sock: socket.socket | None = None,
+    address: tuple[str, int], *, authority: str, tls: ssl.SSLContext | None, server_name: str, ping: tuple[float, float]
 ) -> Wire:
     """A connection to a numeric address, pinged every ``ping[0]`` seconds, closed without an answer in ``ping[1]``.
 
-    It is made with ``sock`` where one is given. Raises OSError (TimeoutError and ssl.SSLError are).
+    Raises OSError (TimeoutError and ssl.SSLError are).
     """
     # At least 15 s lie between two pings in Kuma, or it closes the connection (2.8 to 2.13).
     config = Configuration(
@@ -116,8 +109,7 @@ async def connect(
         http2_stream_window_size=WINDOW,
     ).__for_client__()
     loop = asyncio.get_running_loop()
-    if sock is None:
-        sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
+    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_SECONDS * 1000))

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import os
+import functools
 import pwd
 import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from kumadp.addresses import ANY_IPV4, ANY_IPV6, is_ip, overlap
+from kumadp.addresses import is_ip, overlap
 from kumadp.errors import PortsTaken, Problem
 from kumadp.host import inherited
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 Protocol = Literal["tcp", "udp"]
 
@@ -49,11 +48,16 @@ async def check_ports(addresses: Iterable[Address], *, held_by: frozenset[int] =
 
 def _problems(addresses: list[Address], held_by: frozenset[int]) -> list[Problem]:
     problems = []
+    # Where there are many connections a list of them takes long.
+    connections = functools.cache(lambda: psutil.net_connections("inet"))
     for address in addresses:
         if not address.port or not is_ip(address.host) or inherited.holds(address.protocol, address.port):
             continue
         failure = _try_bind(address)
-        if failure is not None and not _is_ours(address, held_by):
+        if failure is None:
+            continue
+        holders = _holders(address, connections()) if held_by else []
+        if not holders or not held_by.issuperset(holders):
             problems.append(_explain(address, failure))
     return problems
 
@@ -86,14 +90,9 @@ def _explain(address: Address, failure: OSError) -> Problem:
     return Problem(address.path, f"{where}: {failure.strerror}")
 
 
-def _is_ours(address: Address, held_by: frozenset[int]) -> bool:
-    holders = _holders(address) if held_by else []
-    return bool(holders) and held_by.issuperset(holders)
-
-
 def holder_of(address: Address) -> str:
     """Who listens there, in words: process and pid, or the user where we may not see the process."""
-    for pid in _holders(address):
+    for pid in _holders(address, psutil.net_connections("inet")):
         try:
             return f"{psutil.Process(pid).name()} (pid {pid})"
         except psutil.Error:
@@ -101,12 +100,12 @@ def holder_of(address: Address) -> str:
     return _user_of(address)
 
 
-def _holders(address: Address) -> list[int]:
+def _holders(address: Address, connections: Iterable[Any]) -> list[int]:
     """The processes that listen there, as far as we may see them."""
     kind = socket.SOCK_STREAM if address.protocol == "tcp" else socket.SOCK_DGRAM
     return [
         found.pid
-        for found in psutil.net_connections("inet")
+        for found in connections
         if found.type == kind
         and found.laddr
         and found.laddr.port == address.port
@@ -140,47 +139,6 @@ def _bound(column: str) -> tuple[str, int]:
     words, _, port = column.partition(":")
     packed = b"".join(int(words[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(words), 8))
     return socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed), int(port, 16)
-
-
-def is_held_by(pids: Iterable[int], host: str, port: int) -> bool:
-    """Whether one of these processes, of our own user, would accept a TCP connection to ``host``. May block."""
-    listening = [row for row in _listening(port) if overlap(row[0], host)]
-    # Who listens on the address itself comes before who listens on all.
-    answering = [row for row in listening if row[0] == host] or listening
-    sockets = {f"socket:[{inode}]" for _, uid, inode in answering if uid == os.geteuid()}
-    return bool(sockets) and any(link in sockets for pid in pids for link in _descriptors(pid))
-
-
-def _listening(port: int) -> Iterator[tuple[str, int, str]]:
-    """Address, user and inode of each socket that listens on a port."""
-    for name in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError), Path("/proc/net", name).open() as rows:
-            next(rows)
-            for row in rows:
-                columns = row.split()
-                if columns[3] != "0A":
-                    # Those that listen come first (Linux, net/ipv4/tcp_ipv4.c: tcp_get_idx).
-                    break
-                host, on = _bound(columns[1])
-                if on == port:
-                    yield host, int(columns[7]), columns[9]
-
-
-def _descriptors(pid: int) -> Iterator[str]:
-    """What the descriptors of a process stand for, as far as we may see them."""
-    with contextlib.suppress(OSError):
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                yield str(entry.readlink())
-
-
-def every_address() -> str:
-    """The wildcard for every address of this host: that of IPv6, which takes IPv4 too, where the kernel has it."""
-    try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM):
-            return ANY_IPV6
-    except OSError:
-        return ANY_IPV4
 
 
 def local_addresses() -> frozenset[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,12 +16,13 @@ from kumadp.bootstrap.store import write_private
 from kumadp.host.identity import Identity, boot_id, identity_of, start_time_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from pathlib import Path
+    from collections.abc import Container, Iterable, Mapping
 
 log = logging.getLogger("kumadp.host")
 
 NAME = "state.json"
+# How Envoy and CoreDNS are told their configuration.
+_CONFIGURED_BY = (b"--config-path", b"-conf")
 FORMAT = 1
 
 
@@ -90,6 +93,28 @@ def read_state(directory: Path) -> State | None:
 def adoptable(state: State) -> list[ChildRecord]:
     """Those of its children that still run, in the order they were noted."""
     return [child for child in state.children if child.is_alive()]
+
+
+def strays(directory: Path, known: Container[int]) -> list[tuple[int, int]]:
+    """Processes of this user that run with a configuration in ``directory`` and are not ``known``. May block.
+
+    They were started right before a kumadp was killed, or its state file is lost. Each by pid and start time.
+    """
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) in known:
+            continue
+        try:
+            argv = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        named = (os.fsdecode(value) for flag, value in itertools.pairwise(argv) if flag in _CONFIGURED_BY)
+        if not any(Path(path).parent == directory for path in named):
+            continue
+        identity = identity_of(int(entry.name))
+        if identity is not None and identity.uid == os.geteuid():
+            found.append((identity.pid, identity.start_time))
+    return found
 
 
 class StateFile:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kumadp.lifecycle.relaying import Relaying
     from kumadp.lifecycle.sources import Prepared, Source
     from kumadp.lifecycle.watch import BootstrapWatch
-    from kumadp.relay.disk import Content, LastGood, LastGoodStore
+    from kumadp.relay.disk import Binding, Content, LastGood, LastGoodStore
 
 log = logging.getLogger("kumadp.lifecycle")
 
@@ -71,7 +71,7 @@ class Configuration:
     async def _read_last_good(self, envoy_version: str) -> LastGood | None:
         """What is on disk of the last run, and the store for what comes; None where nothing is kept."""
         from kumadp.host.statedir import open_state_dir
-        from kumadp.relay.disk import Binding, LastGoodStore
+        from kumadp.relay.disk import LastGoodStore
 
         run = self._run
         settings = run.settings
@@ -81,9 +81,15 @@ class Configuration:
         if directory is None:
             log.info("no state directory: the last good configuration is not kept")
             return None
-        binding = Binding(run.mesh_name, run.name, settings.cp_address, envoy_version)
+        binding = self._binding(envoy_version)
         self._store = LastGoodStore(directory, binding, self._content, max_age=settings.last_good_max_age)
         return await self._store.load()
+
+    def _binding(self, envoy_version: str) -> Binding:
+        from kumadp.relay.disk import Binding
+
+        run = self._run
+        return Binding(run.mesh_name, run.name, run.settings.cp_address, envoy_version)
 
     def _content(self) -> Content | None:
         return self.relaying.content() if self.relaying is not None else None
@@ -108,14 +114,11 @@ class Configuration:
             opened=self._opened,
             memory=memory,
             earlier=earlier,
+            broken_at=run.before.left_at,
             stale="stale_since" in run.status.facts,
         )
         if self._store is not None:
             self.relaying.keep_in(self._store)
-        if (left := run.before.envoy) is not None:
-            # It serves already: what it takes again is no word of a fresh Envoy.
-            self.relaying.relay.envoy_started(left.state.generation, left.current.pid)
-            self.relaying.relay.envoy_live(left.state.generation)
         await run.stack.enter(self.relaying.relay)
 
     def start_watch(self, source: Source) -> None:
@@ -127,7 +130,7 @@ class Configuration:
         self._watch = BootstrapWatch(
             source,
             self._run.status,
-            interval=self._run.settings.bootstrap_check_interval,
+            interval=lambda: self._run.settings.bootstrap_check_interval,
             current=self._current,
             changed=self._changed,
             fresh=self._fresh,
@@ -147,8 +150,12 @@ class Configuration:
         self.fetched = found
         run.post(Asked("reload", "the bootstrap has changed"))
 
-    async def renewed(self) -> None:
-        """Envoy runs with a bootstrap that was just fetched, or with the one there is."""
+    async def renewed(self, envoy_version: str) -> None:
+        """Envoy of this version runs with a bootstrap that was just fetched, or with the one there is."""
+        if self._store is not None:
+            self._store.bind(self._binding(envoy_version))
+        if self._watch is not None:
+            self._watch.start_anew()
         self._run.status.facts.pop("restart_required", None)
         self._run.status.worry("bootstrap", "")
         await self._fresh()

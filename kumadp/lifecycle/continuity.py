@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
-import re
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from kumadp.bootstrap.public import without_token
 from kumadp.bootstrap.store import write_private
 from kumadp.envoy.reload import Adopted, EnvoyState
-from kumadp.errors import HandoverFailed
-from kumadp.host.state import ChildRecord, adoptable, read_state, record
+from kumadp.host.state import ChildRecord, adoptable, read_state, record, strays
 from kumadp.host.workdir import HandedWorkDir  # noqa: TC001 - msgspec reads the annotations
 from kumadp.lifecycle.kuma import Fetched
 from kumadp.process.child import Child, HandedChild
@@ -31,13 +28,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.lifecycle")
 
+T = TypeVar("T")
 SECTION = "lifecycle"
 SOURCE = "source.json"
 _LARGEST = 32 << 20
-_KILLED_WITHIN = 5.0
-# The directory may be one of the user's, with files of others: by their whole names.
-_OURS = re.compile(r"bootstrap\.\d+\.yaml|(?:bootstrap(?:\.\d+)?\.yaml|state\.json|source\.json|dataplane\.token)\.new")
-_OUTPUT = re.compile(r".+\.out(?:\..+)?")
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -59,13 +53,18 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Left(msgspec.Struct, frozen=True):
-    """What is handed over by execve(2). It holds keys (the relay's memory): never to disk."""
+    """What is handed over by execve(2). It holds keys (the relay's memory): never to disk.
+
+    ``at`` by the monotonic clock, ``started_as`` as in `Before`.
+    """
 
     work: HandedWorkDir
     ready: bool
     started: float
     inbound_drained: bool
     children: tuple[HandedChild, ...]
+    at: float
+    started_as: tuple[str, ...] = ()
     source: Source | None = None
     envoy: EnvoyState | None = None
     memory: Memory | None = None
@@ -73,7 +72,11 @@ class Left(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class Before:
-    """What there was before this kumadp; empty at a start from nothing. ``count`` re-executions so far."""
+    """What there was before this kumadp; empty at a start from nothing. ``count`` re-executions so far.
+
+    ``left_at``: when it was re-executed, by the monotonic clock. ``started_as``: how Envoy was started, comparable.
+    ``killed``: what could not be gone on with.
+    """
 
     source: Fetched | None = None
     envoy: Adopted | None = None
@@ -83,22 +86,12 @@ class Before:
     ready: bool = False
     started: float | None = None
     inbound_drained: bool = False
+    left_at: float | None = None
+    started_as: tuple[str, ...] = ()
     count: int = 0
+    killed: list[Child] = field(default_factory=list)
     pids: frozenset[int] = field(default_factory=frozenset)
     fifos: frozenset[Path] = field(default_factory=frozenset)
-    killed: list[Child] = field(default_factory=list)
-
-    @property
-    def children(self) -> tuple[Child, ...]:
-        """Those that are to be gone on with."""
-        envoys = (self.envoy.current, self.envoy.retiring) if self.envoy is not None else ()
-        return tuple(child for child in (*envoys, self.coredns) if child is not None)
-
-    async def ended(self) -> None:
-        """Return once those that were killed have ended: until then they hold their ports."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_KILLED_WITHIN):
-                await asyncio.gather(*(child.wait() for child in self.killed))
 
     @property
     def reexecuted(self) -> bool:
@@ -106,17 +99,9 @@ class Before:
         return self.work is not None
 
 
-def decode_left(handover: Handover) -> Left:
-    """What the program before us says of itself; raises HandoverFailed where it speaks another language."""
-    try:
-        return msgspec.msgpack.decode(handover.sections.get(SECTION, b""), type=Left)
-    except msgspec.MsgspecError as error:
-        raise HandoverFailed(f"what is handed over cannot be read: {error}") from None
-
-
 def left_by(handover: Handover) -> Before:
-    """What the program before us handed over; raises HandoverFailed."""
-    left = decode_left(handover)
+    """What the program before us handed over; raises msgspec.MsgspecError."""
+    left = msgspec.msgpack.decode(handover.sections[SECTION], type=Left)
     children = {}
     for handed in left.children:
         try:
@@ -130,6 +115,8 @@ def left_by(handover: Handover) -> Before:
         ready=left.ready,
         started=left.started,
         inbound_drained=left.inbound_drained,
+        left_at=left.at,
+        started_as=left.started_as,
         count=handover.count,
     )
     _sort(before, children, left.envoy)
@@ -143,10 +130,8 @@ def left_in(directory: Path) -> Before:
     """
     before = Before()
     state = read_state(directory)
-    if state is None:
-        return before
     children = {}
-    for known in adoptable(state):
+    for known in adoptable(state) if state is not None else ():
         try:
             children[known.pid] = Child.adopt(
                 known.name,
@@ -157,9 +142,14 @@ def left_in(directory: Path) -> Before:
             )
         except (OSError, ProcessLookupError) as error:
             log.warning("%s (pid %d) cannot be adopted: %s", known.name, known.pid, error)
+    for pid, start_time in strays(directory, children):
+        with contextlib.suppress(OSError, ProcessLookupError):
+            children[pid] = Child.adopt("a process", pid, start_time, ours=False)
     if not children:
         return before
-    envoy = _decode_envoy(state.parts.get("envoy"))
+    parts = state.parts if state is not None else {}
+    envoy = _decode(parts.get("envoy"), EnvoyState)
+    before.started_as = _decode(parts.get("started_as"), tuple[str, ...]) or ()
     before.source = _read_source(directory)
     _sort(before, children, envoy)
     for child in (before.envoy.current if before.envoy else None, before.coredns):
@@ -184,9 +174,9 @@ def _sort(before: Before, children: dict[int, Child], envoy: EnvoyState | None) 
             before.killed.append(child)
 
 
-def _decode_envoy(found: object) -> EnvoyState | None:
+def _decode(found: object, kind: type[T]) -> T | None:
     try:
-        return msgspec.convert(found, EnvoyState) if found is not None else None
+        return msgspec.convert(found, kind) if found is not None else None
     except msgspec.ValidationError:
         return None
 
@@ -201,9 +191,10 @@ def write_source(directory: Path, fetched: Fetched) -> None:
 
 def tidy(directory: Path, kept: Container[Path] = ()) -> None:
     """Remove what reloads and dead children left: bootstraps that were in turn, FIFOs but those ``kept``. May block."""
-    for path in directory.iterdir():
-        if path not in kept and (_OURS.fullmatch(path.name) or (_OUTPUT.fullmatch(path.name) and path.is_fifo())):
-            path.unlink(missing_ok=True)
+    for pattern in ("bootstrap.*.yaml", "*.out", "*.out.*", "*.new"):
+        for path in directory.glob(pattern):
+            if path not in kept:
+                path.unlink(missing_ok=True)
 
 
 def forget(directory: Path) -> None:

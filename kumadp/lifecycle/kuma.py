@@ -49,9 +49,9 @@ class Fetched:
 class KumaClient:
     """Asks a Kuma control plane, 2.8 to 2.14, for the bootstrap of one data plane.
 
-    ``settings`` and ``resource`` may be replaced between two requests. Where kumadp serves the virtual probes itself,
-    ``probes`` is not sent: the control plane would make Envoy bind the same port. ``transparent`` is what is redirected
-    on this host, where the settings say so.
+    ``settings``, ``resource`` and ``versions`` may be replaced between two requests. Where kumadp serves the virtual
+    probes itself, ``probes`` is not sent: the control plane would make Envoy bind the same port. ``transparent`` is
+    what is redirected on this host, where the settings say so.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class KumaClient:
         self.resource = resource
         self._work = work
         self._dns = dns
-        self._versions = versions
+        self.versions = versions
         self._transparent = transparent
         self._without = frozenset({"probes"}) if serves_probes else frozenset[str]()
 
@@ -137,7 +137,7 @@ class KumaClient:
         from kumadp.resources.wire import request_json
 
         settings, resource = self.settings, self.resource
-        envoy, coredns = self._versions
+        envoy, coredns = self.versions
         token = self.token()
         trust = self.trust()
         metadata = {"version.dependencies.coredns": coredns} if coredns else {}
@@ -168,7 +168,6 @@ class KumaClient:
             system_ca_path=settings.system_ca_path or system_ca_path(),
             ipv6_enabled=settings.ipv6_enabled and has_ipv6(),
             spire_socket_path=settings.spire_socket_path,
-            app_probe_proxy=settings.application_probe_proxy_port > 0,
             transparent_proxy=transparent.wire(dns) if transparent is not None else None,
         )
         return encode_request(facts), trust

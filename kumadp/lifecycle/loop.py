@@ -83,8 +83,6 @@ class Refused:
 
 
 Event = SignalCame | StartEnded | PartEnded | DrainEnded | StopEnded | Asked | Refused
-# A start that is cancelled ends what it has begun, e.g. a program that it asked for its version (seconds).
-_START_ENDS_WITHIN = 2.0
 ASKED_BY_SIGNAL: dict[int, Literal["reload", "reexec"]] = {signal.SIGHUP: "reload", signal.SIGUSR1: "reexec"}
 
 
@@ -156,7 +154,8 @@ class RunLoop:
             if outcome.code is ExitCode.FORCED:
                 return outcome
             self._status.move(Phase.STOPPING, outcome.why)
-            self._spawn(self._stop(start), "stop")
+            start.cancel()
+            self._spawn(self._stop(), "stop")
             while not isinstance(event := await self._events.get(), StopEnded):
                 if self._counts_as_stop(event) and self._stops >= 3:
                     return self._forced()
@@ -311,10 +310,8 @@ class RunLoop:
         except Exception as error:
             log.warning("%s failed: %s; going on", what, error)
 
-    async def _stop(self, start: asyncio.Task[None]) -> None:
+    async def _stop(self) -> None:
         try:
-            start.cancel()
-            await asyncio.wait({start}, timeout=_START_ENDS_WITHIN)
             await self._daemon.stop()
         except Exception:
             log.exception("stopping failed")

@@ -12,10 +12,13 @@ from kumadp.lifecycle.plan import LOOPBACK
 from kumadp.process.policy import RestartPolicy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kumadp.dns.coredns import CoreDnsComponent
     from kumadp.lifecycle.context import Run
     from kumadp.lifecycle.plan import DnsPlan
     from kumadp.process.child import Child
+    from kumadp.process.supervise import ChildReport
 
 log = logging.getLogger("kumadp.lifecycle")
 
@@ -24,12 +27,18 @@ DNS_GATE = 15.0
 
 
 class Names:
-    """Starts CoreDNS by the plan, and says so where there is none."""
+    """Starts CoreDNS by the plan, and says so where there is none. ``changed`` hears of another process."""
 
-    def __init__(self, run: Run, plan: DnsPlan) -> None:
+    def __init__(self, run: Run, plan: DnsPlan, changed: Callable[[], None]) -> None:
         self._run = run
         self._plan = plan
+        self._changed = changed
         self._coredns: CoreDnsComponent | None = None
+
+    @property
+    def program(self) -> Path | None:
+        """The binary of CoreDNS."""
+        return self._plan.coredns
 
     @property
     def children(self) -> tuple[Child, ...]:
@@ -65,7 +74,7 @@ class Names:
             plan.port,
             RestartPolicy(settings.coredns_restart_budget, settings.envoy_restart_window),
             grace=settings.stop_grace,
-            changed=run.status.note_child,
+            changed=self._note,
             gave_up=self._gave_up,
             first=run.before.coredns,
         )
@@ -73,6 +82,10 @@ class Names:
         run.status.ports["dns"] = f"{LOOPBACK}:{plan.port}"
         is_up = run.stack.start(self._coredns, stop_deadline=settings.stop_grace + 1)
         self._gate = asyncio.create_task(self._open_gate(is_up), name="dns gate")
+
+    def _note(self, report: ChildReport) -> None:
+        self._run.status.note_child(report)
+        self._changed()
 
     async def _corefile(self, binary: Path, template: str | None) -> str:
         """The user's template, the control plane's, or the built-in one; raises SettingsError."""

@@ -20,7 +20,6 @@ from kumadp.relay.relay import Relay
 from kumadp.relay.upstream import Dial, State
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
@@ -54,7 +53,7 @@ class Relaying:
         memory: Memory | None = None,
         earlier: Memory | None = None,
         stale: bool = False,
-        listening: socket.socket | None = None,
+        broken_at: float | None = None,
     ) -> None:
         self._client = client
         self._status = status
@@ -74,7 +73,7 @@ class Relaying:
             machine,
             self._dial,
             epoch_of=epoch_of,
-            listening=listening,
+            broken_at=broken_at,
             on_change=self._changed,
             on_accepted=self._accepted,
         )
@@ -94,6 +93,14 @@ class Relaying:
         """
         self.use(prepared)
         self._kept()
+        return self._renew_node(prepared)
+
+    def renew_early(self, prepared: Prepared) -> None:
+        """Tell of another Node already now where that breaks no stream, as there is none."""
+        if self.relay.facts.state is not State.OPEN:
+            self._renew_node(prepared)
+
+    def _renew_node(self, prepared: Prepared) -> bool:
         node = _node(prepared)
         if node == self._node:
             return False

@@ -13,53 +13,52 @@ from kumadp.envoy.reload import Hooks, HotRestart
 from kumadp.host.ports import Address, check_ports
 from kumadp.host.state import StateFile
 from kumadp.lifecycle.continuity import forget, records, write_source
+from kumadp.lifecycle.loop import Asked
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.plan import envoy_budget
 from kumadp.process.policy import ChildState, RestartPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
     from kumadp.host.state import ChildRecord
     from kumadp.lifecycle.configuration import Configuration
     from kumadp.lifecycle.context import Run
+    from kumadp.lifecycle.names import Names
     from kumadp.lifecycle.sources import Prepared, Source
-    from kumadp.process.child import Child, Command
+    from kumadp.process.child import Command
     from kumadp.process.supervise import ChildReport
 
 log = logging.getLogger("kumadp.lifecycle")
 
 
 class Running:
-    """Owns the Envoy component. ``others`` tells which further children there are, for the state file."""
+    """Owns the Envoy component; ``names`` has a further child, for the state file."""
 
-    def __init__(
-        self, run: Run, binary: Path, configuration: Configuration, others: Callable[[], tuple[Child, ...]]
-    ) -> None:
+    def __init__(self, run: Run, binary: Path, configuration: Configuration, names: Names | None) -> None:
         self._run = run
-        self._binary = binary
+        self.binary = binary
         self._configuration = configuration
-        self._others = others
+        self._names = names
         self._epochs: dict[int, int] = {}
-        if (left := run.before.envoy) is not None:
-            # It speaks to the relay before it is gone on with.
-            self._epochs[left.current.pid] = left.state.generation
-            if left.retiring is not None:
-                self._epochs[left.retiring.pid] = left.state.generation - 1
-        self._notes = 0
+        self._noted = 0
         self._state = StateFile(run.work.path) if run.keeps else None
+        self.started_as: tuple[str, ...] = ()
         self.component: EnvoyComponent | None = None
 
     def epoch_of(self, pid: int) -> int:
         """The epoch of an Envoy by its pid, 0 where it is not known."""
         return self._epochs.get(pid, 0)
 
-    def command(self, prepared: Prepared) -> Callable[[], Awaitable[Command]]:
+    def command(self, prepared: Prepared, binary: Path) -> Callable[[], Awaitable[Command]]:
         """What makes Envoy's command for this bootstrap, by the settings as they are now."""
+        return self._run.command("envoy", self._argv(prepared, binary))
+
+    def _argv(self, prepared: Prepared, binary: Path) -> tuple[str, ...]:
         settings = self._run.settings
-        argv = envoy_argv(
-            self._binary,
+        return envoy_argv(
+            binary,
             prepared.config_path,
             drain_time=settings.drain_time,
             log_level=settings.envoy_log_level or ("warning" if settings.log_level == "warn" else settings.log_level),
@@ -67,7 +66,12 @@ class Running:
             concurrency=settings.concurrency,
             extra=settings.envoy_args,
         )
-        return self._run.command("envoy", argv)
+
+    def _start_as(self, prepared: Prepared) -> tuple[str, ...]:
+        """How Envoy is started, to be compared: without its bootstrap, and with what tells an upgraded binary."""
+        argv = self._argv(prepared, self.binary)
+        found = self.binary.stat()
+        return (f"{argv[0]} {found.st_ino} {found.st_mtime_ns}", *(one for one in argv[1:] if one != argv[2]))
 
     async def start(self, source: Source) -> None:
         """Start Envoy, or go on with the one that was left; returns when it serves."""
@@ -76,13 +80,15 @@ class Running:
         if isinstance(prepared.admin, TcpAdmin):
             address = Address(prepared.admin.host, prepared.admin.port, "tcp", "Envoy's admin", "networking.admin.port")
             await check_ports([address], held_by=run.before.pids)
-        await self.ran(prepared)
-        run.status.ports["admin"] = str(prepared.admin)
+        await self.ran(prepared, self.binary)
+        wanted = self.started_as
+        if run.before.envoy is not None:
+            self.started_as = run.before.started_as
         run.status.wait_for("envoy", "Envoy is being started")
         # Without the relay an epoch could not get its configuration: control planes take one stream a data plane.
         hot = run.mesh is not None or self._configuration.relaying is not None or not prepared.dynamic
         self.component = EnvoyComponent(
-            self.command(prepared),
+            self.command(prepared, self.binary),
             prepared.admin,
             RestartPolicy(envoy_budget(settings, run.environ), settings.envoy_restart_window),
             grace=settings.stop_grace,
@@ -99,47 +105,48 @@ class Running:
         follower = source.follower(self.component.admin)
         if follower is not None:
             run.stack.start(follower)
+        if self.started_as != wanted:
+            run.post(Asked("reload", "Envoy would be started otherwise now"))
 
-    async def ran(self, prepared: Prepared) -> None:
+    async def ran(self, prepared: Prepared, binary: Path) -> None:
         """Envoy runs with this from now on; a kumadp after this one finds it in the work directory."""
+        self.binary = binary
         self._configuration.prepared = prepared
         self._run.status.ports["admin"] = str(prepared.admin)
+        self.started_as = await asyncio.to_thread(self._start_as, prepared)
+        self.note()
         if self._state is not None and prepared.fetched is not None:
             await asyncio.to_thread(write_source, self._run.work.path, prepared.fetched)
 
     async def forget(self) -> None:
         """Nothing is left for another kumadp."""
-        self._notes += 1
-        if self._state is not None:
-            await self.written()
-            await asyncio.to_thread(self._state.remove)
-        await asyncio.to_thread(forget, self._run.work.path)
-
-    async def written(self) -> None:
-        """Return once what was found out of the children is on disk."""
         if self._state is not None:
             await self._state.written()
+            await asyncio.to_thread(self._state.remove)
+        await asyncio.to_thread(forget, self._run.work.path)
 
     def note(self) -> None:
         """Write down which children there are now."""
         if self._state is None or self.component is None:
             return
         state, envoy = self._state, self.component
-        children = (*envoy.children, *self._others())
-        exported = envoy.export(starting=True)
-        parts = {"envoy": exported} if exported is not None else {}
-        programs = {"envoy": str(self._binary), "coredns": self._run.settings.coredns_path}
-        self._notes += 1
-        number, loop = self._notes, asyncio.get_running_loop()
+        children = (*envoy.children, *(self._names.children if self._names is not None else ()))
+        exported, started_as = envoy.export(), self.started_as
+        self._noted += 1
+        number = self._noted
+        programs = {"envoy": str(self.binary), "coredns": str(self._names.program) if self._names else ""}
 
         def look() -> None:
-            loop.call_soon_threadsafe(tell, records(children, programs))
+            found = records(children, programs)
+            parts = {"envoy": exported, "started_as": started_as} if exported is not None else {}
+            loop.call_soon_threadsafe(noted, found, parts)
 
-        def tell(found: list[ChildRecord]) -> None:
-            # One thread can overtake another: only the newest counts.
-            if number == self._notes:
+        def noted(found: list[ChildRecord], parts: Mapping[str, object]) -> None:
+            # Threads overtake each other.
+            if number == self._noted:
                 state.note(found, parts)
 
+        loop = asyncio.get_running_loop()
         loop.run_in_executor(None, look)
 
     def _changed(self, report: ChildReport) -> None:
@@ -178,3 +185,4 @@ class Running:
     def _hand_over(self, active: bool) -> None:
         if (relaying := self._configuration.relaying) is not None:
             relaying.relay.hold_health(active)
+        self.note()

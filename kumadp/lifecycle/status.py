@@ -93,6 +93,11 @@ class Status:
         if report.name == "envoy" and report.last_exit:
             self._was_ready = False
 
+    def note_version(self, program: str, version: str) -> None:
+        """Another version of ``program`` runs now."""
+        known = self.facts.get("versions")
+        self.facts["versions"] = {**(known if isinstance(known, dict) else {}), program: version}
+
     @property
     def ready_state(self) -> ReadyState:
         """The state alone, in kuma-dp's words (Kuma 2.14: readiness reporter)."""

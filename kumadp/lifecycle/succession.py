@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -58,6 +59,8 @@ async def succeed(
             started=run.status.started,
             inbound_drained=inbound_drained(),
             children=children,
+            at=time.monotonic(),
+            started_as=running.started_as,
             source=Source.of(fetched) if fetched is not None else None,
             envoy=state,
             memory=relaying.relay.export() if relaying is not None else None,

@@ -40,7 +40,7 @@ def comparable(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class BootstrapWatch:
-    """Asks for the bootstrap every ``interval`` seconds (0: never), and at once where the present one is stale.
+    """Asks for the bootstrap every ``interval()`` seconds (0: never), and at once where the present one is stale.
 
     ``current`` is what Envoy runs with; ``changed`` hears of another one that takes a restart, why, and whether it is
     the first answer of this run; ``fresh`` that the control plane stands by the present one. ``refused`` hears a
@@ -54,7 +54,7 @@ class BootstrapWatch:
         source: KumaSource,
         status: Status,
         *,
-        interval: float,
+        interval: Callable[[], float],
         current: Callable[[], Fetched],
         changed: Callable[[Fetched, tuple[str, ...], bool], None],
         fresh: Callable[[], Awaitable[None]],
@@ -68,6 +68,7 @@ class BootstrapWatch:
         self._fresh = fresh
         self._refused = refused
         self._wake = asyncio.Event()
+        self._anew = asyncio.Event()
         self._refused_since: float | None = None
 
     def wake(self) -> None:
@@ -81,15 +82,27 @@ class BootstrapWatch:
             if self._source.later is not None:
                 await self._until_fresh(self._source.later)
             while True:
-                with contextlib.suppress(TimeoutError):
-                    pause = self._interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads the load
-                    async with asyncio.timeout(pause if self._interval else None):
-                        await asyncio.Event().wait()
+                await self._pause()
                 with contextlib.suppress(KumadpError):
                     await self._look(await self._source.client.fetch(_quietly, PATIENCE))
         finally:
             if self._source.later is not None:
                 self._source.later.cancel()
+
+    def start_anew(self) -> None:
+        """The next look is a whole interval away, by the setting as it is now."""
+        self._anew.set()
+
+    async def _pause(self) -> None:
+        while True:
+            self._anew.clear()
+            interval = self._interval()
+            pause = interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads the load
+            try:
+                async with asyncio.timeout(pause if interval else None):
+                    await self._anew.wait()
+            except TimeoutError:
+                return
 
     async def _until_fresh(self, asking: asyncio.Task[Fetched]) -> None:
         """Wait for an answer; one that the relay has a stream from is asked at once, not at the end of a pause."""

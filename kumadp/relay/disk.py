@@ -124,6 +124,12 @@ class LastGoodStore:
         self._left_out = found.left_out
         return found
 
+    def bind(self, binding: Binding) -> None:
+        """What is written from now on is for this data plane, control plane and Envoy."""
+        if binding != self._binding:
+            self._binding = binding
+            self.changed()
+
     def changed(self) -> None:
         """Something was accepted: it is written soon, together with what else comes until then."""
         self._dirty = True

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kumadp.relay.memory import Delivery, Verdicts
-from kumadp.relay.messages import SECRET, Response, encode_response
+from kumadp.relay.messages import ENDPOINTS, ROUTES, SECRET, Response, encode_response
 from kumadp.relay.wire import field_bytes
 
+# Envoy asks for these by name. No names is what it says on a new stream of a type of which it watches nothing any more.
+NAMED = frozenset({ENDPOINTS, ROUTES, SECRET})
+DEADLY = "Envoy exited while applying this response, twice: it is not given to it again"
 # A Secret that Envoy cannot decode. Rejecting it ends Envoy's wait for secrets (SdsApi::onConfigUpdateFailed), which
 # otherwise holds up its listeners for the 15 s of initial_fetch_timeout.
 WITHHELD = Response.parse(

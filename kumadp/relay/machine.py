@@ -10,13 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown
-from kumadp.relay.envoys import WITHHELD, EnvoyStream, Exchange
+from kumadp.relay.envoys import DEADLY, NAMED, WITHHELD, EnvoyStream, Exchange
 from kumadp.relay.memory import Delivery, Memory, Subscription, TypeView, node_digest
 from kumadp.relay.messages import (
     CLUSTER,
-    ENDPOINTS,
     LISTENER,
-    ROUTES,
     SECRET,
     BadMessage,
     Request,
@@ -31,9 +29,6 @@ if TYPE_CHECKING:
 
 TRIAL_AFTER = 30.0
 INTERNAL = 13
-# Envoy asks for these by name. No names is what it says on a new stream of a type of which it watches nothing any more.
-NAMED = frozenset({ENDPOINTS, ROUTES, SECRET})
-DEADLY = "Envoy exited while applying this response, twice: it is not given to it again"
 
 
 class Machine:
@@ -216,6 +211,12 @@ class Machine:
         """The epoch of the Envoy whose word counts: the newest LIVE one, else the newest that has a stream."""
         best = max(self._streams.values(), key=self._rank, default=None)
         return None if best is None else best.epoch
+
+    @property
+    def supplied(self) -> bool:
+        """Whether an Envoy that starts now would be given at once all that those there are have asked for."""
+        known = [self._subscriptions[one] for down in self._streams.values() for one in down.exchanges]
+        return bool(known) and all(one.accepted or one.latest for one in known)
 
     def types(self) -> list[TypeView]:
         """Each type, in the order of `Memory`."""

@@ -18,9 +18,9 @@ from kumadp.host.serve import bind_unix
 from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown, SendUp
 from kumadp.relay.downstream import Downstream
 from kumadp.relay.health import HDS, Health
-from kumadp.relay.messages import SECRET, BadMessage, Request, Response
+from kumadp.relay.messages import BadMessage, Request, Response
 from kumadp.relay.sparse import Sparse
-from kumadp.relay.upstream import ADS, LONGEST_REASON, Dial, State, Upstream
+from kumadp.relay.upstream import ADS, Dial, State, Upstream
 
 if TYPE_CHECKING:
     import socket
@@ -45,8 +45,8 @@ class Relay:
     """Keeps one stream to the control plane and serves every Envoy from it.
 
     ``epoch_of`` names the epoch of a peer's pid that `envoy_started` was not told of. ``listening`` is a socket bound
-    to ``path`` already, from before a re-execution. ``on_change`` is called when the status changes, ``on_accepted``
-    with the type whose accepted response did.
+    to ``path`` already, from before a re-execution; that broke a stream at ``broken_at`` (the clock's). ``on_change``
+    is called when the status changes, ``on_accepted`` with the type whose accepted response did.
     """
 
     name = "relay"
@@ -59,6 +59,7 @@ class Relay:
         *,
         epoch_of: Callable[[int], int],
         listening: socket.socket | None = None,
+        broken_at: float | None = None,
         on_change: Callable[[], None] = lambda: None,
         on_accepted: Callable[[str], None] = lambda _type_url: None,
         clock: Callable[[], float] = time.monotonic,
@@ -70,10 +71,11 @@ class Relay:
         self._on_change = on_change
         self._on_accepted = on_accepted
         self._clock = clock
-        self._upstream = Upstream(dial, self, clock=clock, on_change=on_change)
+        self._upstream = Upstream(dial, self, clock=clock, on_change=on_change, broken_at=broken_at)
         self._downstream = Downstream(self, self._epoch)
         self._health = Health(self._upstream.call, self._epoch)
         self._sparse = Sparse()
+        self._moved = asyncio.Event()
         self._epochs: dict[int, int] = {}
         self._unanswered: dict[str, float] = {}
         self._changed_at: dict[str, float] = {}
@@ -137,6 +139,11 @@ class Relay:
         """What a new relay needs to go on. It may hold keys: never to disk as it is."""
         return self._machine.export()
 
+    async def until_supplied(self) -> None:
+        """Return once an Envoy that starts now would be given at once all that those there are have asked for."""
+        while not self._machine.supplied:
+            await self._moved.wait()
+
     @property
     def facts(self) -> Facts:
         """What is known of the stream to the control plane; times are the clock's."""
@@ -189,9 +196,6 @@ class Relay:
         except BadMessage as error:
             self._tell("unreadable", f"the control plane sent what is no discovery response: {error}")
             return
-        if all(view.type_url != response.type_url for view in self._machine.types()):
-            self._tell("unasked", f"the control plane sent {_line(response.type_url)}, which nobody asked for")
-            return
         self._unanswered.pop(response.type_url, None)
         self._changed_at[response.type_url] = self._clock()
         self._do(self._machine.upstream_message(response))
@@ -241,9 +245,7 @@ class Relay:
                     self._on_accepted(type_url)
                 case Rejected(type_url, version, reason, by_guard):
                     who = "held back" if by_guard else "rejected by Envoy"
-                    # Envoy may quote what it rejects.
-                    why = "" if type_url == SECRET and not by_guard else f": {_line(redact(reason))}"
-                    self._tell(f"rejected {type_url}", f"{_short(type_url)} {_line(version)} is {who}{why}")
+                    self._tell(f"rejected {type_url}", f"{_short(type_url)} {version} is {who}: {redact(reason)}")
                 case Note(text):
                     log.info("%s", text)
         due = self._machine.next_tick()
@@ -251,6 +253,8 @@ class Relay:
             self._cancel("tick")
         else:
             self._later("tick", max(0.0, due - self._clock()), self._tick)
+        self._moved.set()
+        self._moved = asyncio.Event()
         if actions:
             self._on_change()
 
@@ -299,8 +303,3 @@ def _take_apart(data: bytes) -> Response:
 
 def _short(type_url: str) -> str:
     return type_url.rpartition(".")[2]
-
-
-def _line(text: str) -> str:
-    """The beginning of what a peer says, as one line."""
-    return " ".join(text[: 2 * LONGEST_REASON].split())[:LONGEST_REASON]

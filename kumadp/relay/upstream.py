@@ -101,6 +101,7 @@ class Upstream:
         *,
         clock: Callable[[], float],
         on_change: Callable[[], None],
+        broken_at: float | None = None,
     ) -> None:
         self._dial = dial
         self._listener = listener
@@ -112,7 +113,7 @@ class Upstream:
         self._wire: Wire | None = None
         self._metadata: dict[str, str] = {}
         self._good = ("", 0, "")
-        self._broken_at: float | None = None
+        self._broken_at = broken_at
         self._held = False
         self._changed = asyncio.Event()
         self._round_task: asyncio.Task[_Failure] | None = None
@@ -127,7 +128,8 @@ class Upstream:
         """End the stream, so that the control plane sees it at once, and stay closed until `reopen`."""
         if self._held:
             return
-        log.info("the stream to the control plane is closed: %s", reason)
+        if self.facts.state is State.OPEN:
+            log.info("the stream to the control plane is closed: %s", reason)
         self._held = True
         if self._round_task is not None:
             self._round_task.cancel()

@@ -112,6 +112,15 @@ class Lasting(Rig):
         """The epoch that serves."""
         return int(self.status(daemon)["epoch"])
 
+    def kill_envoy(self, daemon: Daemon) -> psutil.Process:
+        """Kill Envoy, whoever's child it is, and wait for the next one to serve; that one."""
+        killed = self.the_envoy()
+        killed.kill()
+        again = poll(lambda: daemon.children().get("envoy"), what="another Envoy")
+        daemon.wait_ready()
+        self.wait_traffic("traffic through the next Envoy")
+        return again
+
     def kill(self, daemon: Daemon) -> None:
         """SIGKILL for kumadp alone."""
         daemon.process.kill()
@@ -144,7 +153,7 @@ class Lasting(Rig):
 
     def leftovers(self) -> list[str]:
         """What a kumadp that stopped must not leave, and what an Envoy of this rig left in shared memory."""
-        files = [path.name for path in self.work.iterdir()] if self.work.exists() else []
+        files = {path.name for path in self.work.iterdir()} - {"bootstrap.yaml"} if self.work.exists() else set()
         wanted = ("h", "bootstrap.", "relay", "state", "source")
         return sorted(
             [name for name in files if name.endswith(".out") or ".out." in name or name.startswith(wanted)]

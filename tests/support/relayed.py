@@ -52,7 +52,11 @@ class Rig:
 
     @contextlib.contextmanager
     def run(
-        self, *more: str, environment: Mapping[str, str] | None = None, prefix: tuple[str, ...] = ()
+        self,
+        *more: str,
+        environment: Mapping[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
+        dns: bool = False,
     ) -> Iterator[Daemon]:
         """A running data plane; ``more`` are flags of `kumadp run`. Without a token file it gets no flag for one."""
         self.file.write_text(json.dumps(self.dataplane))
@@ -64,6 +68,7 @@ class Rig:
             *(f"--dataplane-file={self.file}", "--drain-time=1s", *more),
             environment={"KUMA_CONTROL_PLANE_RETRY_BACKOFF": "200ms", **(environment or {})},
             prefix=prefix,
+            dns=dns,
         ) as daemon:
             yield daemon
             assert "Traceback" not in daemon.output(), daemon.output()

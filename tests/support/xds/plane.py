@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import ssl
@@ -78,7 +79,7 @@ class XdsControlPlane:
         self.tls = tls
         self._names = names
         self._meshes: dict[str, Mesh] = {}
-        self._made: set[str] = set()
+        self._made: dict[str, Tree] = {}
         self._put: dict[str, Tree] = {}
         self._mesh_authority: trustme.CA | None = None
         self._registry = Registry(self.faults, self.journal, self._refresh)
@@ -222,8 +223,8 @@ class XdsControlPlane:
         for name, dataplane in self._dataplanes().items():
             for service, places in meshes.offered(dataplane).items():
                 services.setdefault(service, []).extend(places)
-            if name not in self._meshes:
-                self._made.add(name)
+            if name not in self._meshes or self._made.get(name, dataplane) != dataplane:
+                self._made[name] = copy.deepcopy(dataplane)
                 self._meshes[name] = meshes.of_dataplane(dataplane, self._apply, self._mesh_authority)
         for name, mesh in list(self._meshes.items()):
             node = self._registry.node(name)
