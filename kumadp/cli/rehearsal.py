@@ -28,5 +28,7 @@ def pass_check(environ: Mapping[str, str]) -> None:
             importlib.import_module(name)
         except Exception as error:
             raise HandoverFailed(f"{name} cannot be imported: {type(error).__name__}: {error}") from None
-    read(int(environ.get(VARIABLE, "-1")))
+    from kumadp.lifecycle.continuity import decode_left
+
+    decode_left(read(int(environ.get(VARIABLE, "-1"))))
     click.echo(f"kumadp {kumadp.__version__}")

@@ -123,9 +123,12 @@ class EnvoyComponent:
         if self._generations.hot is not None:
             self._generations.hot = replace(self._generations.hot, drain_time=drain_time, deadline=deadline)
 
-    def export(self) -> EnvoyState | None:
-        """What another kumadp needs to go on with this Envoy; None while none serves or two change places."""
-        return self._generations.export()
+    def export(self, *, starting: bool = False) -> EnvoyState | None:
+        """What another kumadp needs to go on with this Envoy; None while two change places, and while none serves.
+
+        With ``starting`` one that comes up counts too: it may well serve by the time that somebody goes on with it.
+        """
+        return self._generations.export(starting=starting)
 
     @property
     def hands_over(self) -> bool:

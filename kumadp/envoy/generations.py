@@ -99,10 +99,11 @@ class Generations:
         if not self.line.leaving:
             self._feed(epochs.Leaving())
 
-    def export(self) -> EnvoyState | None:
-        """What another kumadp needs to go on; None where no Envoy serves or two are about to change places."""
+    def export(self, *, starting: bool) -> EnvoyState | None:
+        """What another kumadp needs to go on; None where no Envoy serves, or starts, or two change places."""
         child = self.supervisor.child
-        if self.line.stage is not Stage.SERVING or child is None or child.ended:
+        stages = {Stage.SERVING, Stage.STARTING} if starting else {Stage.SERVING}
+        if self.line.stage not in stages or child is None or child.ended:
             return None
         retiring = next((one.pid for one in self._retiring), None) if self.line.retiring else None
         return EnvoyState(
@@ -244,7 +245,7 @@ class Generations:
                 locked = "hot restart is off"
             else:
                 locked = self._locked
-                self._info = (await Serving(self._admin, _unheard).info()) or self._info
+                self._info = (await Serving(self._admin, lambda _reason: None).info()) or self._info
             result = await check(self._asks.plan_of(ask, self.plan), self._info, locked)
         except (KumadpError, OSError) as error:
             result = epochs.Checked(refused=str(error))
@@ -285,9 +286,11 @@ class Generations:
                 self._over(child.pid, expected=False)
             if base is self._base and base is not None:
                 await self._admin.move_to(self.plan.admin)
-                unlocked = await asyncio.to_thread(base.unlock)
-                self._locked = "" if unlocked else "an epoch that ended too early has locked hot restart"
-                self._feed(epochs.Failed(reason, await takeover.lost(), unlocked))
+                unlocked, lost = await asyncio.to_thread(base.unlock), await takeover.lost()
+                # Meanwhile the old epoch may have ended too, and another one begun on a base id of its own.
+                if base is self._base:
+                    self._locked = "" if unlocked else "an epoch that ended too early has locked hot restart"
+                    self._feed(epochs.Failed(reason, lost, unlocked))
         finally:
             if not self.hands_over:
                 self._hooks.handover(False)
@@ -393,7 +396,3 @@ class Generations:
         for base in (*self._unclean, self._base):
             if base is not None:
                 await asyncio.to_thread(base.clean)
-
-
-def _unheard(_reason: str) -> None:
-    pass

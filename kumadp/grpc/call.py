@@ -88,8 +88,10 @@ class Call:
                 return bytes(body)
         raise self._ended()
 
-    async def send(self, message: bytes) -> None:
-        """Send one message, as fast as the peer takes it, without holding the loop. Raises Ended.
+    async def send(self, message: bytes, *, last: bool = False) -> None:
+        """Send one message, the ``last`` one or not, as fast as the peer takes it, without holding the loop.
+
+        Raises Ended.
 
         Where the stream breaks while the peer does not read, this waits on: the reader learns of the end.
         """
@@ -100,7 +102,7 @@ class Call:
             if self._broken or not self._stream.closable:
                 raise self._ended()
             try:
-                await self._stream.send_data(part)
+                await self._stream.send_data(part, end_stream=last and start >= len(data))
             except H2Error:
                 raise self._ended() from None
             if start >= len(data):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from grpclib.protocol import Connection, Stream
 
+AGENT = "grpc-python-kumadp"
 WINDOW = 16 << 20
 CONNECT_SECONDS = 5.0
 # How long sent bytes may stay unacknowledged before the kernel gives the connection up.
@@ -33,7 +34,7 @@ class Wire:
         self._authority = authority
         self._scheme = scheme
 
-    async def call(self, path: str, metadata: Mapping[str, str]) -> Call:
+    async def call(self, path: str, metadata: Mapping[str, str], *, agent: str = AGENT) -> Call:
         """Open a stream. Raises Ended where the connection is gone."""
         headers = [
             (":method", "POST"),
@@ -42,7 +43,7 @@ class Wire:
             (":authority", self._authority),
             ("te", "trailers"),
             ("content-type", "application/grpc"),
-            ("user-agent", "grpc-python-kumadp"),
+            ("user-agent", agent),
             *metadata.items(),
         ]
         connection: Connection = self._protocol.connection
@@ -93,11 +94,17 @@ class _ClientProtocol(FrameProtocol):
 
 
 async def connect(
-    address: tuple[str, int], *, authority: str, tls: ssl.SSLContext | None, server_name: str, ping: tuple[float, float]
+    address: tuple[str, int],
+    *,
+    authority: str,
+    tls: ssl.SSLContext | None,
+    server_name: str,
+    ping: tuple[float, float],
+    sock: socket.socket | None = None,
 ) -> Wire:
     """A connection to a numeric address, pinged every ``ping[0]`` seconds, closed without an answer in ``ping[1]``.
 
-    Raises OSError (TimeoutError and ssl.SSLError are).
+    It is made with ``sock`` where one is given. Raises OSError (TimeoutError and ssl.SSLError are).
     """
     # At least 15 s lie between two pings in Kuma, or it closes the connection (2.8 to 2.13).
     config = Configuration(
@@ -109,7 +116,8 @@ async def connect(
         http2_stream_window_size=WINDOW,
     ).__for_client__()
     loop = asyncio.get_running_loop()
-    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
+    if sock is None:
+        sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_SECONDS * 1000))

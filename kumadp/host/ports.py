@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
+import os
 import pwd
 import socket
 import sys
@@ -14,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from kumadp.addresses import is_ip, overlap
+from kumadp.addresses import ANY_IPV4, ANY_IPV6, is_ip, overlap
 from kumadp.errors import PortsTaken, Problem
 from kumadp.host import inherited
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 Protocol = Literal["tcp", "udp"]
 
@@ -139,6 +141,47 @@ def _bound(column: str) -> tuple[str, int]:
     words, _, port = column.partition(":")
     packed = b"".join(int(words[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(words), 8))
     return socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed), int(port, 16)
+
+
+def is_held_by(pids: Iterable[int], host: str, port: int) -> bool:
+    """Whether one of these processes, of our own user, would accept a TCP connection to ``host``. May block."""
+    listening = [row for row in _listening(port) if overlap(row[0], host)]
+    # Who listens on the address itself comes before who listens on all.
+    answering = [row for row in listening if row[0] == host] or listening
+    sockets = {f"socket:[{inode}]" for _, uid, inode in answering if uid == os.geteuid()}
+    return bool(sockets) and any(link in sockets for pid in pids for link in _descriptors(pid))
+
+
+def _listening(port: int) -> Iterator[tuple[str, int, str]]:
+    """Address, user and inode of each socket that listens on a port."""
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), Path("/proc/net", name).open() as rows:
+            next(rows)
+            for row in rows:
+                columns = row.split()
+                if columns[3] != "0A":
+                    # Those that listen come first (Linux, net/ipv4/tcp_ipv4.c: tcp_get_idx).
+                    break
+                host, on = _bound(columns[1])
+                if on == port:
+                    yield host, int(columns[7]), columns[9]
+
+
+def _descriptors(pid: int) -> Iterator[str]:
+    """What the descriptors of a process stand for, as far as we may see them."""
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                yield str(entry.readlink())
+
+
+def every_address() -> str:
+    """The wildcard for every address of this host: that of IPv6, which takes IPv4 too, where the kernel has it."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM):
+            return ANY_IPV6
+    except OSError:
+        return ANY_IPV4
 
 
 def local_addresses() -> frozenset[str]:

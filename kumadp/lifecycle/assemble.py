@@ -19,12 +19,14 @@ from kumadp.lifecycle.drain import Step, plan_drain
 from kumadp.lifecycle.loop import Asked, Outcome, RunLoop
 from kumadp.lifecycle.names import Names
 from kumadp.lifecycle.plan import check_plan, envoy_addresses, own_addresses, plan_dns
+from kumadp.lifecycle.probing import Places, start_proxy
 from kumadp.lifecycle.servers import resolved_probes, start_probes, start_servers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from kumadp.bootstrap.address import AdminAddress
     from kumadp.envoy.version import EnvoyVersion
     from kumadp.host.handover import Handover
     from kumadp.host.ports import Address
@@ -62,6 +64,7 @@ class Assembly:
         self._names: Names | None = None
         self._renewal: Renewal | None = None
         self._inbound_drained = False
+        self._gave_up_starting = False
 
     def is_essential(self, part: str) -> bool:
         """Only Envoy."""
@@ -69,6 +72,13 @@ class Assembly:
 
     async def start(self) -> None:
         """Everything; raises KumadpError."""
+        try:
+            await self._start()
+        except asyncio.CancelledError:
+            self._gave_up_starting = True
+            raise
+
+    async def _start(self) -> None:
         from kumadp.dns.coredns import find_coredns
         from kumadp.envoy.binary import find_envoy
 
@@ -82,12 +92,13 @@ class Assembly:
         probes = await resolved_probes(settings, run.resource, run.environ, run.status)
         own = own_addresses(settings, dns, probes)
         await self._check_addresses(own, dns)
-        self._start_servers(probes)
+        self._start_servers(probes, own)
         versions = await self._versions(binary, dns)
         source = await self._configuration.make_source(versions, dns, own, serves_probes=probes is not None)
         prepared = self._configuration.prepared = await source.prepare()
         if prepared.fetched is not None:
-            self._readiness.widen(prepared.fetched.tree, prepared.fetched.address)
+            self._readiness.widen(prepared.fetched.tree, prepared.fetched.address or run.settings.instance_ip)
+            self._places.told = prepared.fetched.address
         await self._start_envoy(binary, source, dns, prepared.corefile_template)
 
     async def _look_back(self) -> None:
@@ -113,7 +124,7 @@ class Assembly:
             run.before = left_in(run.work.path)
             run.status.resume(run.before)
         # They have the ports until they have ended.
-        await asyncio.gather(*(child.wait() for child in run.before.killed))
+        await run.before.ended()
         await asyncio.to_thread(tidy, run.work.path, run.before.fifos)
         if run.mesh is None:
             check_names(run.work.sockets, run.name, run.mesh_name)
@@ -127,12 +138,15 @@ class Assembly:
         check_plan(own, envoy, run.resource)
         await check_ports([*own, *envoy], held_by=run.before.pids)
 
-    def _start_servers(self, probes: ProbesPlan | None) -> None:
+    def _start_servers(self, probes: ProbesPlan | None, own: list[Address]) -> None:
         run = self._run
         actions = {"reload": self._reload_asked, "reexec": self._reexec_asked}
         self._readiness = start_servers(run, actions)
         if probes is not None:
             start_probes(run.stack, run.status, probes, run.resource)
+        self._places = Places(run, own, self._child_pids, self._admin)
+        if run.settings.application_probe_proxy_port:
+            start_proxy(run, self._places)
 
     async def _versions(self, binary: Path, dns: DnsPlan | None) -> tuple[EnvoyVersion, str]:
         from kumadp.dns.coredns import coredns_version
@@ -169,9 +183,25 @@ class Assembly:
         for address in inherited.give_up():
             log.info("%s is not served any more", address)
 
+    def _child_pids(self) -> list[int]:
+        envoy = self._running.component if self._running is not None else None
+        names = self._names.children if self._names is not None else ()
+        return [child.pid for child in (*(envoy.children if envoy is not None else ()), *names)]
+
+    def _admin(self) -> AdminAddress | None:
+        envoy = self._running.component if self._running is not None else None
+        return envoy.admin.address if envoy is not None else None
+
     async def stop(self) -> None:
         """Leave everything in reverse order."""
         await self._run.stack.leave()
+        if self._running is not None and self._running.component is not None:
+            # Nothing where each has ended in its time.
+            self._running.component.kill()
+        if self._gave_up_starting:
+            # What was to be gone on with; where starting fails it is left to serve, for the next kumadp.
+            left = [child for child in self._run.before.children if not child.ended]
+            await asyncio.gather(*(child.stop(self._run.settings.stop_grace) for child in left))
         await self._configuration.close()
         if self._running is not None:
             await self._running.forget()

@@ -119,6 +119,10 @@ class Configuration:
         )
         if self._store is not None:
             self.relaying.keep_in(self._store)
+        if (left := run.before.envoy) is not None:
+            # It serves already: what it takes again is no word of a fresh Envoy.
+            self.relaying.relay.envoy_started(left.state.generation, left.current.pid)
+            self.relaying.relay.envoy_live(left.state.generation)
         await run.stack.enter(self.relaying.relay)
 
     def start_watch(self, source: Source) -> None:

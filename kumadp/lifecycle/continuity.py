@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
+import re
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ import msgspec
 from kumadp.bootstrap.public import without_token
 from kumadp.bootstrap.store import write_private
 from kumadp.envoy.reload import Adopted, EnvoyState
+from kumadp.errors import HandoverFailed
 from kumadp.host.state import ChildRecord, adoptable, read_state, record, strays
 from kumadp.host.workdir import HandedWorkDir  # noqa: TC001 - msgspec reads the annotations
 from kumadp.lifecycle.kuma import Fetched
@@ -32,6 +35,10 @@ T = TypeVar("T")
 SECTION = "lifecycle"
 SOURCE = "source.json"
 _LARGEST = 32 << 20
+_KILLED_WITHIN = 5.0
+# The directory may be one of the user's, with files of others: by their whole names.
+_OURS = re.compile(r"bootstrap\.\d+\.yaml|(?:bootstrap(?:\.\d+)?\.yaml|state\.json|source\.json|dataplane\.token)\.new")
+_OUTPUT = re.compile(r".+\.out(?:\..+)?")
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -89,9 +96,21 @@ class Before:
     left_at: float | None = None
     started_as: tuple[str, ...] = ()
     count: int = 0
-    killed: list[Child] = field(default_factory=list)
     pids: frozenset[int] = field(default_factory=frozenset)
     fifos: frozenset[Path] = field(default_factory=frozenset)
+    killed: list[Child] = field(default_factory=list)
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """Those that are to be gone on with."""
+        envoys = (self.envoy.current, self.envoy.retiring) if self.envoy is not None else ()
+        return tuple(child for child in (*envoys, self.coredns) if child is not None)
+
+    async def ended(self) -> None:
+        """Return once those that were killed have ended: until then they hold their ports."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KILLED_WITHIN):
+                await asyncio.gather(*(child.wait() for child in self.killed))
 
     @property
     def reexecuted(self) -> bool:
@@ -99,9 +118,17 @@ class Before:
         return self.work is not None
 
 
+def decode_left(handover: Handover) -> Left:
+    """What the program before us says of itself; raises HandoverFailed where it speaks another language."""
+    try:
+        return msgspec.msgpack.decode(handover.sections.get(SECTION, b""), type=Left)
+    except msgspec.MsgspecError as error:
+        raise HandoverFailed(f"what is handed over cannot be read: {error}") from None
+
+
 def left_by(handover: Handover) -> Before:
-    """What the program before us handed over; raises msgspec.MsgspecError."""
-    left = msgspec.msgpack.decode(handover.sections[SECTION], type=Left)
+    """What the program before us handed over; raises HandoverFailed."""
+    left = decode_left(handover)
     children = {}
     for handed in left.children:
         try:
@@ -191,10 +218,9 @@ def write_source(directory: Path, fetched: Fetched) -> None:
 
 def tidy(directory: Path, kept: Container[Path] = ()) -> None:
     """Remove what reloads and dead children left: bootstraps that were in turn, FIFOs but those ``kept``. May block."""
-    for pattern in ("bootstrap.*.yaml", "*.out", "*.out.*", "*.new"):
-        for path in directory.glob(pattern):
-            if path not in kept:
-                path.unlink(missing_ok=True)
+    for path in directory.iterdir():
+        if path not in kept and (_OURS.fullmatch(path.name) or (_OUTPUT.fullmatch(path.name) and path.is_fifo())):
+            path.unlink(missing_ok=True)
 
 
 def forget(directory: Path) -> None:

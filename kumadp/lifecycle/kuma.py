@@ -168,6 +168,7 @@ class KumaClient:
             system_ca_path=settings.system_ca_path or system_ca_path(),
             ipv6_enabled=settings.ipv6_enabled and has_ipv6(),
             spire_socket_path=settings.spire_socket_path,
+            app_probe_proxy=settings.application_probe_proxy_port > 0,
             transparent_proxy=transparent.wire(dns) if transparent is not None else None,
         )
         return encode_request(facts), trust

@@ -83,6 +83,8 @@ class Refused:
 
 
 Event = SignalCame | StartEnded | PartEnded | DrainEnded | StopEnded | Asked | Refused
+# A start that is cancelled ends what it has begun, e.g. a program that it asked for its version (seconds).
+_START_ENDS_WITHIN = 2.0
 ASKED_BY_SIGNAL: dict[int, Literal["reload", "reexec"]] = {signal.SIGHUP: "reload", signal.SIGUSR1: "reexec"}
 
 
@@ -154,8 +156,7 @@ class RunLoop:
             if outcome.code is ExitCode.FORCED:
                 return outcome
             self._status.move(Phase.STOPPING, outcome.why)
-            start.cancel()
-            self._spawn(self._stop(), "stop")
+            self._spawn(self._stop(start), "stop")
             while not isinstance(event := await self._events.get(), StopEnded):
                 if self._counts_as_stop(event) and self._stops >= 3:
                     return self._forced()
@@ -310,8 +311,10 @@ class RunLoop:
         except Exception as error:
             log.warning("%s failed: %s; going on", what, error)
 
-    async def _stop(self) -> None:
+    async def _stop(self, start: asyncio.Task[None]) -> None:
         try:
+            start.cancel()
+            await asyncio.wait({start}, timeout=_START_ENDS_WITHIN)
             await self._daemon.stop()
         except Exception:
             log.exception("stopping failed")

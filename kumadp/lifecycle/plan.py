@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kumadp.addresses import overlap
 from kumadp.errors import Problem, ResourceError, SettingsError
 from kumadp.host.environment import on_kubernetes
-from kumadp.host.ports import Address
+from kumadp.host.ports import Address, every_address
 from kumadp.resources.types import Dataplane
 from kumadp.resources.validate import bound_sockets
 
@@ -90,6 +90,9 @@ def plan_probes(
 def own_addresses(settings: Settings, dns: DnsPlan | None, probes: ProbesPlan | None) -> list[Address]:
     """What kumadp and CoreDNS bind themselves."""
     wanted = [Address(LOOPBACK, settings.readiness_port, "tcp", "readiness", "KUMA_READINESS_PORT")]
+    if settings.application_probe_proxy_port:
+        port, variable = settings.application_probe_proxy_port, "KUMA_APPLICATION_PROBE_PROXY_PORT"
+        wanted.append(Address(every_address(), port, "tcp", "the application probe proxy", variable))
     if probes is not None:
         wanted.append(Address(probes.host, probes.port, "tcp", "virtual probes", "probes.port"))
     if dns is not None and dns.coredns is not None:

@@ -19,7 +19,7 @@ from kumadp.lifecycle.plan import envoy_budget
 from kumadp.process.policy import ChildState, RestartPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from kumadp.host.state import ChildRecord
@@ -42,6 +42,11 @@ class Running:
         self._configuration = configuration
         self._names = names
         self._epochs: dict[int, int] = {}
+        if (left := run.before.envoy) is not None:
+            # It speaks to the relay before it is gone on with.
+            self._epochs[left.current.pid] = left.state.generation
+            if left.retiring is not None:
+                self._epochs[left.retiring.pid] = left.state.generation - 1
         self._noted = 0
         self._state = StateFile(run.work.path) if run.keeps else None
         self.started_as: tuple[str, ...] = ()
@@ -120,10 +125,16 @@ class Running:
 
     async def forget(self) -> None:
         """Nothing is left for another kumadp."""
+        self._noted += 1
         if self._state is not None:
-            await self._state.written()
+            await self.written()
             await asyncio.to_thread(self._state.remove)
         await asyncio.to_thread(forget, self._run.work.path)
+
+    async def written(self) -> None:
+        """Return once what was found out of the children is on disk."""
+        if self._state is not None:
+            await self._state.written()
 
     def note(self) -> None:
         """Write down which children there are now."""
@@ -131,22 +142,20 @@ class Running:
             return
         state, envoy = self._state, self.component
         children = (*envoy.children, *(self._names.children if self._names is not None else ()))
-        exported, started_as = envoy.export(), self.started_as
-        self._noted += 1
-        number = self._noted
+        exported = envoy.export(starting=True)
+        parts = {"envoy": exported, "started_as": self.started_as} if exported is not None else {}
         programs = {"envoy": str(self.binary), "coredns": str(self._names.program) if self._names else ""}
+        self._noted += 1
+        number, loop = self._noted, asyncio.get_running_loop()
 
         def look() -> None:
-            found = records(children, programs)
-            parts = {"envoy": exported, "started_as": started_as} if exported is not None else {}
-            loop.call_soon_threadsafe(noted, found, parts)
+            loop.call_soon_threadsafe(noted, records(children, programs))
 
-        def noted(found: list[ChildRecord], parts: Mapping[str, object]) -> None:
-            # Threads overtake each other.
+        def noted(found: list[ChildRecord]) -> None:
+            # One thread can overtake another: only the newest counts.
             if number == self._noted:
                 state.note(found, parts)
 
-        loop = asyncio.get_running_loop()
         loop.run_in_executor(None, look)
 
     def _changed(self, report: ChildReport) -> None:

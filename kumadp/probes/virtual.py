@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.host.serve import bind_tcp, serve
+from kumadp.probes.headers import dropped, forwarded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -25,19 +26,6 @@ DEFAULT_TIMEOUT = 1.0
 LONGEST_TIMEOUT = 60.0
 PER_APPLICATION = 20
 TIMEOUT_HEADER = "X-Kuma-Probes-Timeout"
-_HOP_BY_HOP = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "proxy-connection",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +126,7 @@ class VirtualProbes:
                 async with self._session().request(
                     request.method,
                     url,
-                    headers=_forwarded(request.headers),
+                    headers=forwarded(request.headers),
                     data=sent,
                     allow_redirects=False,
                     timeout=ClientTimeout(total=None),
@@ -157,8 +145,8 @@ def _pass_back(answer: ClientResponse, body: bytes) -> web.Response:
     from aiohttp import web
     from multidict import CIMultiDict
 
-    dropped = _dropped(answer.headers) | {"content-length"}
-    headers = CIMultiDict((name, value) for name, value in answer.headers.items() if name.lower() not in dropped)
+    left_out = dropped(answer.headers) | {"content-length"}
+    headers = CIMultiDict((name, value) for name, value in answer.headers.items() if name.lower() not in left_out)
     headers["connection"] = "close"
     made = web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)
     made.force_close()
@@ -184,21 +172,6 @@ def _url(target: Target, query: str) -> str:
     queries = "&".join(part for part in (own, query) if part)
     quoted = URL.build(path=path if path.startswith("/") else f"/{path}").raw_path
     return f"http://{host}:{target.port}{quoted}" + (f"?{queries}" if queries else mark)
-
-
-def _dropped(headers: Mapping[str, str]) -> frozenset[str]:
-    """Hop-by-hop headers, those that Connection names among them (RFC 9110, 7.6.1)."""
-    named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
-    return _HOP_BY_HOP | named
-
-
-def _forwarded(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    dropped = _dropped(headers) | {"content-length"}
-    return [
-        (name, value)
-        for name, value in headers.items()
-        if name.lower() not in dropped and not name.lower().startswith("x-kuma-probes-")
-    ]
 
 
 def _timeout(text: str) -> float:

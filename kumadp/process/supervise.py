@@ -73,7 +73,11 @@ class Supervisor:
         try:
             while True:
                 self._tell(ChildState.STARTING)
-                child = await self._spawn()
+                try:
+                    child = await self._spawn()
+                except SpawnError as error:
+                    history = await self._after_no_start(history, error)
+                    continue
                 self._tell(ChildState.STARTING)
                 child, status = await self._live(child, up)
                 ran = asyncio.get_running_loop().time() - child.started_at
@@ -84,7 +88,7 @@ class Supervisor:
                     self._restart_why = ""
                     continue
                 log.warning("%s", self._last_exit)
-                history = await self._pause(history, status, child, ran)
+                history = await self._pause(history, ran, self._permanent(status, child.tail(20)))
         finally:
             await self._end()
 
@@ -162,17 +166,19 @@ class Supervisor:
         if self._first is not None:
             self.child, self._first = self._first, None
             return self.child
-        try:
-            self.child = await Child.spawn(await self._command())
-        except SpawnError as error:
-            self._tell(ChildState.FATAL, str(error))
-            raise
+        self.child = await Child.spawn(await self._command())
         return self.child
 
-    async def _pause(
-        self, history: tuple[float, ...], status: ExitStatus, child: Child, ran: float
-    ) -> tuple[float, ...]:
-        why = self._permanent(status, child.tail(20))
+    async def _after_no_start(self, history: tuple[float, ...], error: SpawnError) -> tuple[float, ...]:
+        """What ran once may run again: the host may lack memory or descriptors, or its program be replaced just now."""
+        if self.child is None:
+            self._tell(ChildState.FATAL, str(error))
+            raise error
+        self._last_exit = str(error)
+        log.warning("%s", error)
+        return await self._pause(history, 0.0, None)
+
+    async def _pause(self, history: tuple[float, ...], ran: float, why: str | None) -> tuple[float, ...]:
         now = asyncio.get_running_loop().time()
         decision = GiveUp(why) if why else decide(history, now, ran, self._policy)
         if isinstance(decision, GiveUp):

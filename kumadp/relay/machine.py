@@ -215,8 +215,8 @@ class Machine:
     @property
     def supplied(self) -> bool:
         """Whether an Envoy that starts now would be given at once all that those there are have asked for."""
-        known = [self._subscriptions[one] for down in self._streams.values() for one in down.exchanges]
-        return bool(known) and all(one.accepted or one.latest for one in known)
+        kinds = {kind for down in self._streams.values() for kind, one in down.exchanges.items() if one.subscribed}
+        return bool(kinds) and all(self._subscriptions[kind].latest for kind in kinds)
 
     def types(self) -> list[TypeView]:
         """Each type, in the order of `Memory`."""

@@ -18,9 +18,9 @@ from kumadp.host.serve import bind_unix
 from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown, SendUp
 from kumadp.relay.downstream import Downstream
 from kumadp.relay.health import HDS, Health
-from kumadp.relay.messages import BadMessage, Request, Response
+from kumadp.relay.messages import SECRET, BadMessage, Request, Response
 from kumadp.relay.sparse import Sparse
-from kumadp.relay.upstream import ADS, Dial, State, Upstream
+from kumadp.relay.upstream import ADS, LONGEST_REASON, Dial, State, Upstream
 
 if TYPE_CHECKING:
     import socket
@@ -196,6 +196,9 @@ class Relay:
         except BadMessage as error:
             self._tell("unreadable", f"the control plane sent what is no discovery response: {error}")
             return
+        if all(view.type_url != response.type_url for view in self._machine.types()):
+            self._tell("unasked", f"the control plane sent {_line(response.type_url)}, which nobody asked for")
+            return
         self._unanswered.pop(response.type_url, None)
         self._changed_at[response.type_url] = self._clock()
         self._do(self._machine.upstream_message(response))
@@ -245,7 +248,9 @@ class Relay:
                     self._on_accepted(type_url)
                 case Rejected(type_url, version, reason, by_guard):
                     who = "held back" if by_guard else "rejected by Envoy"
-                    self._tell(f"rejected {type_url}", f"{_short(type_url)} {version} is {who}: {redact(reason)}")
+                    # Envoy may quote what it rejects.
+                    why = "" if type_url == SECRET and not by_guard else f": {_line(redact(reason))}"
+                    self._tell(f"rejected {type_url}", f"{_short(type_url)} {_line(version)} is {who}{why}")
                 case Note(text):
                     log.info("%s", text)
         due = self._machine.next_tick()
@@ -303,3 +308,8 @@ def _take_apart(data: bytes) -> Response:
 
 def _short(type_url: str) -> str:
     return type_url.rpartition(".")[2]
+
+
+def _line(text: str) -> str:
+    """The beginning of what a peer says, as one line."""
+    return " ".join(text[: 2 * LONGEST_REASON].split())[:LONGEST_REASON]

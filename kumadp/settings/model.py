@@ -95,7 +95,7 @@ class Settings:
     dns_config_dir: str = option("text", "", "Directory of the Corefile, if not the work directory.", flags="--dns-server-config-dir", env="KUMA_DNS_CONFIG_DIR", key="dns.configDir", group=DNS)
     dns_prometheus_port: int = option("integer", 19153, "Port of CoreDNS's metrics.", flags="--dns-prometheus-port", env="KUMA_DNS_PROMETHEUS_PORT", key="dns.prometheusPort", group=DNS, **PORT)
     dns_logging: bool = option("boolean", False, "Log every query.", flags="--dns-enable-logging", env="KUMA_DNS_ENABLE_LOGGING", key="dns.coreDnsLogging", group=DNS)
-    application_probe_proxy_port: int = option("integer", 0, "Port of the application probe proxy (2.14); 0: off.", env="KUMA_APPLICATION_PROBE_PROXY_PORT", key="applicationProbeProxyServer.port", group=DNS, effective=False, **PORT_OR_0)
+    application_probe_proxy_port: int = option("integer", 0, "Port of the application probe proxy (2.9), on every address; 0: off.", env="KUMA_APPLICATION_PROBE_PROXY_PORT", key="applicationProbeProxyServer.port", group=DP, **PORT_OR_0)
 
     strict_admin: bool = option("boolean", False, "Refuse a bootstrap whose admin is not on loopback, instead of moving it there.", flags="--strict-admin", key="kumadp.strictAdmin", group=OURS)
     on_parent_death: str = option("text", "auto", "What happens to Envoy and CoreDNS when kumadp is killed: keep, so that the next one adopts them, or kill; auto keeps them, but not in containers, on Kubernetes and where the work directory is temporary.", flags="--on-parent-death", key="kumadp.onParentDeath", group=OURS, choices=("auto", "kill", "keep"))
@@ -115,6 +115,8 @@ class Settings:
     virtual_probes_port: int = option("integer", 9000, "Port of virtual probes where the Dataplane names none.", flags="--virtual-probes-port", key="kumadp.virtualProbes.port", group=OURS, **PORT)
     virtual_probes_address: str = option("text", "", "Address of virtual probes; empty: networking.address, or INSTANCE_IP where no Dataplane is given.", flags="--virtual-probes-address", key="kumadp.virtualProbes.address", group=OURS)
     virtual_probes_ports: tuple[int, ...] = option("integers", (), "With --virtual-probes on and no `probes`: application ports that /<port>/<path> may ask.", flags="--virtual-probes-ports", key="kumadp.virtualProbes.ports", group=OURS, **PORT)
+    probe_proxy_allow: str = option("text", "auto", "What the application probe proxy may ask: the applications behind the Dataplane's inbounds, or any port; auto is any on Kubernetes. Never kumadp's and Envoy's own ports.", flags="--probe-proxy-allow", key="kumadp.probeProxy.allow", group=OURS, choices=("auto", "dataplane", "any"))
+    probe_proxy_ports: tuple[int, ...] = option("integers", (), "More ports that it may ask.", flags="--probe-proxy-ports", key="kumadp.probeProxy.ports", group=OURS, **PORT)
     use_uvloop: bool = option("boolean", True, "Use uvloop where it is installed.", flags="--uvloop", key="kumadp.uvloop", group=OURS)
 
     url: str = option("text", "", "What to ask, on loopback; empty: every kumadp that runs here, else http://localhost:9901/ready.", flags="--url", group=WAIT, commands=("wait",))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.errors import PortsTaken
-from kumadp.host.ports import Address, check_ports, holder_of, local_addresses
+from kumadp.host.ports import Address, check_ports, holder_of, is_held_by, local_addresses
 from tests.support.ports import free_port, free_ports
 
 if TYPE_CHECKING:
@@ -155,3 +155,39 @@ def test_addresses_of_this_host() -> None:
     found = local_addresses()
     assert "127.0.0.1" in found
     assert not [one for one in found if "%" in one]
+
+
+@pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0", "::"])
+def test_who_would_answer_a_connection(bound: str) -> None:
+    family = socket.AF_INET6 if ":" in bound else socket.AF_INET
+    ours, parent = os.getpid(), os.getppid()
+    with socket.create_server((bound, 0), family=family) as listening:
+        port = listening.getsockname()[1]
+        assert is_held_by([parent, ours], "127.0.0.1", port)
+        assert not is_held_by([parent], "127.0.0.1", port)
+        assert is_held_by([ours], "127.0.0.9", port) is (bound != "127.0.0.1")
+    assert not is_held_by([ours], "127.0.0.1", port)
+
+
+LISTEN = """
+import socket, sys, time
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))):
+    print("up", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_who_listens_on_the_address_itself_answers_before_who_listens_on_all() -> None:
+    port = free_port()
+    with (
+        subprocess.Popen([sys.executable, "-c", LISTEN, str(port)], stdout=subprocess.PIPE) as other,
+        socket.create_server(("::", port), family=socket.AF_INET6),
+    ):
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            assert is_held_by([other.pid], "127.0.0.1", port)
+            assert not is_held_by([os.getpid()], "127.0.0.1", port)
+            assert is_held_by([os.getpid()], "127.0.0.9", port)
+        finally:
+            other.kill()

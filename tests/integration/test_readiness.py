@@ -118,7 +118,7 @@ def test_it_is_served_where_the_control_plane_wants_the_admin(tmp_path: Path, po
                 before = known_ports(daemon)
                 assert f"readiness on {asked}" in before
                 assert kumadp("reexec", environment=daemon.environment).returncode == 0
-                assert known_ports(daemon) == before
+                poll(lambda: known_ports(daemon) == before, what="all of it again")
                 assert get(ports.readiness, "/ready", ELSEWHERE) == (200, "READY")
                 assert get(ports.readiness, "/ready") == (200, "READY")
                 assert ask(tmp_path / SOCKET)[:2] == (200, "READY")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import re
 import signal
 import socket
@@ -181,6 +182,56 @@ def test_sigkill_of_kumadp_leaves_envoy_where_that_is_asked_for_and_the_next_one
                 assert next_one.wait() == ExitCode.OK
             assert not is_listening(ports.inbound)
             assert not (tmp_path / "work" / "state.json").exists()
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                envoy.kill()
+
+
+def test_an_envoy_that_cannot_be_gone_on_with_has_left_its_ports_before_they_are_asked_for(
+    tmp_path: Path, ports: Ports, app: Workload, backend: Workload
+) -> None:
+    arguments = (*mesh_of(tmp_path, ports, app, backend), "--on-parent-death=keep")
+    with run_kumadp(tmp_path, ports, *arguments) as daemon:
+        daemon.wait_ready()
+        envoy = daemon.envoy()
+        try:
+            state = tmp_path / "work" / "state.json"
+            poll(lambda: state.exists() and json.loads(state.read_text())["parts"], what="the state file")
+            daemon.process.kill()
+            daemon.wait()
+            # As it is while a new Envoy takes the place of the old one.
+            state.write_text(json.dumps({**json.loads(state.read_text()), "parts": {}}))
+            with run_kumadp(tmp_path, ports, *arguments) as next_one:
+                next_one.wait_ready()
+                assert f"envoy (pid {envoy.pid}) of before cannot be gone on with" in next_one.output()
+                assert get(ports.inbound) == (200, "web")
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                envoy.kill()
+
+
+def test_a_stop_while_an_envoy_is_being_adopted_ends_that_envoy_too(
+    tmp_path: Path, ports: Ports, app: Workload, backend: Workload
+) -> None:
+    arguments = (*mesh_of(tmp_path, ports, app, backend), "--on-parent-death=keep")
+    asked, coredns = tmp_path / "asked", tmp_path / "coredns"
+    coredns.write_text(f"#!/bin/sh\ntouch {asked}\nexec sleep 60\n")
+    coredns.chmod(0o755)
+    with run_kumadp(tmp_path, ports, *arguments) as daemon:
+        daemon.wait_ready()
+        envoy = daemon.envoy()
+        try:
+            state = tmp_path / "work" / "state.json"
+            poll(lambda: state.exists() and json.loads(state.read_text())["parts"], what="the state file")
+            daemon.process.kill()
+            daemon.wait()
+            slow = ("--dns-enabled=true", f"--dns-coredns-path={coredns}")
+            with run_kumadp(tmp_path, ports, *arguments, *slow) as next_one:
+                poll(asked.exists, what="the question for CoreDNS' version")
+                assert get(ports.inbound) == (200, "web")
+                next_one.terminate()
+                assert next_one.wait() == ExitCode.OK
+            assert not is_listening(ports.inbound)
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
                 envoy.kill()

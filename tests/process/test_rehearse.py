@@ -7,11 +7,13 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from kumadp import __version__
 from kumadp.errors import HandoverFailed
 from kumadp.host.handover import collect
+from kumadp.lifecycle.continuity import SECTION
 from kumadp.process.rehearse import rehearse
 from tests.support.command import ROOT
 
@@ -20,7 +22,16 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.process
 
-HANDED = collect({"relay": b"what is known"}, [])
+# Of `kumadp.lifecycle.continuity.Left`.
+LEFT = {
+    "work": {"path": "/nowhere", "temporary": False, "lock": -1},
+    "ready": True,
+    "started": 0.0,
+    "inbound_drained": False,
+    "children": [],
+    "at": 0.0,
+}
+HANDED = collect({SECTION: msgspec.msgpack.encode(LEFT)}, [])
 DATAPLANE = ROOT / "configs" / "dataplane.yaml"
 
 
@@ -72,6 +83,16 @@ async def test_a_program_that_cannot_read_what_is_handed_over_is_not_taken(tmp_p
     source.write_text(source.read_text().replace("FORMAT = 1\n", "FORMAT = 2\n"))
     with pytest.raises(HandoverFailed, match="has format 1, this kumadp knows 2"):
         await rehearse(HANDED, environment(), argv=argv)
+
+
+@pytest.mark.parametrize(
+    "sections", [{}, {SECTION: b"\xc1"}, {SECTION: msgspec.msgpack.encode({**LEFT, "children": {"pid": 1}})}]
+)
+async def test_a_program_that_knows_another_form_of_what_each_part_hands_over_is_not_taken(
+    tmp_path: Path, sections: dict[str, bytes]
+) -> None:
+    with pytest.raises(HandoverFailed, match="what is handed over cannot be read"):
+        await rehearse(collect(sections, []), environment(), argv=program(tmp_path))
 
 
 async def test_one_that_hangs_is_not_waited_for_and_ends(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -179,6 +180,35 @@ async def test_one_that_cannot_be_started_is_fatal(tmp_path: Path) -> None:
         await watched.task
     assert watched.states[-1] is ChildState.FATAL
     assert "none" in watched.reports[-1].reason
+
+
+async def test_one_that_ran_and_cannot_be_started_for_a_moment_is_tried_again(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.symlink_to("/bin/sh")
+    watched = Watched(STAY, RestartPolicy(budget=9, base=0.01, cap=0.01), program=str(program))
+    await watched.is_up()
+    # As while a package is upgraded, or where there are no descriptors left.
+    program.unlink()
+    os.kill(watched.pids[0], signal.SIGKILL)
+    async with asyncio.timeout(30):
+        while "cannot be run" not in watched.supervisor.report.last_exit:
+            await asyncio.sleep(0.005)
+    program.symlink_to("/bin/sh")
+    await watched.is_up(2)
+    assert ChildState.FATAL not in watched.states
+    await watched.end()
+
+
+async def test_one_that_ran_and_cannot_be_started_any_more_is_given_up(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.symlink_to("/bin/sh")
+    watched = Watched(STAY, program=str(program))
+    await watched.is_up()
+    program.unlink()
+    os.kill(watched.pids[0], signal.SIGKILL)
+    with pytest.raises(ChildFailed, match=r"program cannot be run .*; restart budget spent"):
+        await watched.task
+    assert watched.states[-1] is ChildState.FATAL
 
 
 async def other(script: str = STAY) -> Child:

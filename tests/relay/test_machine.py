@@ -839,3 +839,22 @@ def test_what_an_earlier_run_left_serves_while_the_control_plane_gives_no_stream
     late.respond(CLUSTER, "v9")
     assert late.machine.recall(memory) == []
     assert [view.latest for view in late.machine.types()] == ["v9", ""]
+
+
+def test_an_envoy_is_supplied_once_all_that_it_watches_is_remembered() -> None:
+    bench = Bench()
+
+    def supplied() -> bool:
+        return bench.machine.supplied
+
+    bench.connect()
+    bench.envoy(1, 0)
+    assert not supplied()
+    bench.ask(1, CLUSTER)
+    # As on a new stream, of a type of which it watches nothing any more.
+    bench.ask(1, ENDPOINTS)
+    assert not supplied()
+    bench.respond(CLUSTER, "1")
+    assert supplied()
+    bench.ask(1, SECRET, "ca")
+    assert not supplied()

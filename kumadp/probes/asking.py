@@ -1,0 +1,213 @@
+"""Asks an application as kubelet does: over HTTP, over TCP, over gRPC. Each answer is a status code for the probe.
+
+Rules of kubelet (Kubernetes 1.27 and later, pkg/probe): no connection is kept, certificates are not verified, a
+redirect is followed on the same host, ten requests at most, one to another host counts as success.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
+
+from kumadp import __version__
+from kumadp.probes.asked import PREFIX, read_scheme
+from kumadp.probes.headers import forwarded
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from aiohttp import ClientSession
+
+    from kumadp.probes.asked import Asked
+
+    # The host at which the application that listens on a port is asked: None where it must not be, empty where that is
+    # not known yet.
+    Place = Callable[[int], Awaitable[str | None]]
+
+log = logging.getLogger("kumadp.probes")
+
+HEALTHY, UNHEALTHY = 200, 503
+MAX_BODY = 10 * 1024
+MAX_HEAD = 1 << 20
+MOST_REQUESTS = 10
+CHECK = "/grpc.health.v1.Health/Check"
+# What transparent proxying passes by on its way to the application (Kuma: `kumactl install transparent-proxy`).
+SOURCES = {socket.AF_INET: "127.0.0.6", socket.AF_INET6: "::6"}
+_REDIRECTS = {301, 302, 303, 307, 308}
+# ip(7), Linux 4.2: the port of a socket that is bound to an address is chosen when it connects. In Python from 3.12 on.
+_BIND_ADDRESS_NO_PORT = 24
+
+
+class Asker:
+    """Asks applications. ``sourced``: from the address that transparent proxying passes by, where this host has it."""
+
+    def __init__(self, *, sourced: bool) -> None:
+        self._sourced = sourced
+        self._client: ClientSession | None = None
+        self._warned: set[str] = set()
+
+    async def close(self) -> None:
+        """Close what is open."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def http(self, host: str, asked: Asked, headers: Mapping[str, str], place: Place) -> int:
+        """The application's code where it is an error, else HEALTHY. Raises OSError, ClientError, ValueError."""
+        scheme = read_scheme(headers)
+        if scheme is None:
+            return UNHEALTHY
+        url = f"{scheme}://{authority(host, asked.port)}{asked.path}" + (f"?{asked.query}" if asked.query else "")
+        sent = [(name, value) for name, value in forwarded(headers) if name.lower() != "host"]
+        if "user-agent" not in {name.lower() for name, _ in sent}:
+            sent.append(("User-Agent", f"kuma-probe/{__version__}"))
+        named = headers.get(PREFIX + "host", "")
+        for _ in range(MOST_REQUESTS):
+            status, location = await self._get(url, [*sent, ("Host", named)] if named else sent)
+            if status not in _REDIRECTS or not location:
+                return HEALTHY if 200 <= status < 400 else status if status >= 400 else UNHEALTHY
+            following = urljoin(url, location)
+            if not await self._may_follow(following, host, place):
+                return HEALTHY
+            if urlsplit(location).netloc:
+                # Go keeps a Host of one's own where the redirect names no other.
+                named = ""
+            url = following.partition("#")[0]
+        log.debug("%s: more than %d redirects", url, MOST_REQUESTS)
+        return UNHEALTHY
+
+    async def _may_follow(self, url: str, host: str, place: Place) -> bool:
+        parts = urlsplit(url)
+        if parts.hostname != host.lower():
+            why = "leads to another host"
+        elif parts.scheme not in {"http", "https"} or not await place(
+            parts.port or (443 if parts.scheme == "https" else 80)
+        ):
+            why = "leads to what may not be probed"
+        else:
+            return True
+        if len(self._warned) < 100 and why + host not in self._warned:
+            self._warned.add(why + host)
+            log.warning("a redirect of the application at %s %s and is not followed: it counts as success", host, why)
+        return False
+
+    async def _get(self, url: str, headers: list[tuple[str, str]]) -> tuple[int, str]:
+        from aiohttp import ClientTimeout
+        from yarl import URL
+
+        client = self._client = self._client or _client(self.socket)
+        async with client.get(
+            URL(url, encoded=True), headers=headers, allow_redirects=False, timeout=ClientTimeout(total=None)
+        ) as answer:
+            read = 0
+            async for part in answer.content.iter_any():
+                read += len(part)
+                if read >= MAX_BODY:
+                    break
+            return answer.status, answer.headers.get("Location", "")
+
+    async def tcp(self, host: str, port: int) -> int:
+        """HEALTHY once connected. Raises OSError."""
+        sock = self.socket(_family(host))
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1))
+            await asyncio.get_running_loop().sock_connect(sock, (host, port))
+        finally:
+            # With SO_LINGER this waits for the other side, for a second at most.
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, sock.close))
+        return HEALTHY
+
+    async def grpc(self, host: str, port: int, service: str) -> int:
+        """HEALTHY where the application says SERVING (grpc/doc/health-checking.md). Raises OSError."""
+        from kumadp.grpc.call import OK, Ended
+        from kumadp.grpc.client import connect
+
+        where = authority(host, port)
+        sock = self.socket(_family(host))
+        wire = await connect((host, port), authority=where, tls=None, server_name="", ping=(60.0, 20.0), sock=sock)
+        status = 0
+        try:
+            call = await wire.call(CHECK, {}, agent=f"kube-probe/{__version__}")
+            try:
+                await call.send(encode_check(service), last=True)
+                status = read_status(await call.receive())
+                await call.receive()
+            finally:
+                call.close()
+        except Ended as end:
+            if end.status == OK and status == 1:
+                return HEALTHY
+            log.debug("gRPC health of %s: status %s, %s", where, end.status, end.text)
+        finally:
+            await wire.close()
+        return UNHEALTHY
+
+    def socket(self, family: int) -> socket.socket:
+        """A socket to connect with."""
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        if self._sourced:
+            try:
+                sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
+                sock.bind((SOURCES[socket.AddressFamily(family)], 0))
+            except OSError:
+                # ::6 is there where IPv6 is redirected, and nowhere else.
+                log.debug("no source address %s", SOURCES[socket.AddressFamily(family)])
+        return sock
+
+
+def authority(host: str, port: int) -> str:
+    """Host and port as in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def encode_check(service: str) -> bytes:
+    """A ``HealthCheckRequest``: field 1 is the service."""
+    name = service.encode("utf-8", "surrogateescape")
+    return b"\x0a" + _varint(len(name)) + name if name else b""
+
+
+def read_status(message: bytes) -> int:
+    """Field 1 of a ``HealthCheckResponse``: 1 is SERVING; 0, UNKNOWN, where it is not there or no number."""
+    if len(message) < 2 or message[0] != 0x08 or message[1] > 0x7F:
+        return 0
+    return message[1]
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes((*encoded, number))
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _client(make: Callable[[int], socket.socket]) -> ClientSession:
+    from aiohttp import ClientSession, DummyCookieJar, TCPConnector
+
+    return ClientSession(
+        connector=TCPConnector(force_close=True, limit=0, ssl=_unverified(), socket_factory=lambda info: make(info[0])),
+        cookie_jar=DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+        max_line_size=MAX_HEAD,
+        max_field_size=MAX_HEAD,
+    )
+
+
+def _unverified() -> ssl.SSLContext:
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    # A key that is too short for OpenSSL is the application's affair.
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    return context
