@@ -61,14 +61,14 @@ class DirectEnvoy:
         self.file = folder / "bootstrap.json"
         self.file.write_text(json.dumps(bootstrap))
         self.log = folder / "envoy.log"
+        self.arguments: tuple[str, ...] = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning")
         self.admin = int(bootstrap["admin"]["address"]["socketAddress"]["portValue"])
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        arguments = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning")
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
-                [self.binary, "-c", str(self.file), *arguments], stdout=out, stderr=out, stdin=subprocess.DEVNULL
+                [self.binary, "-c", str(self.file), *self.arguments], stdout=out, stderr=out, stdin=subprocess.DEVNULL
             )
 
     def live(self) -> bool:

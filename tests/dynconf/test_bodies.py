@@ -1,0 +1,175 @@
+"""The three bodies: as real control planes send them, and as none should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kumadp.dynconf.bodies import (
+    BODIES,
+    DNS,
+    MESH_METRIC,
+    OTEL,
+    Application,
+    Dns,
+    EnvPolicy,
+    MeshMetric,
+    MetricsBackend,
+    OpenTelemetryBackend,
+    Otel,
+    OtelBackend,
+    Profile,
+    Profiles,
+    Record,
+    Selector,
+    Sidecar,
+    Signal,
+    WrongBody,
+    decode,
+)
+
+CAPTURES = Path(__file__).resolve().parents[1] / "data/captures/kuma-2.13.5"
+
+
+def encode(tree: Any) -> bytes:
+    return json.dumps(tree).encode()
+
+
+def test_the_metrics_of_a_real_control_plane() -> None:
+    found = decode(MESH_METRIC, (CAPTURES / "full/dynconf/meshmetric.json").read_bytes())
+    assert isinstance(found, MeshMetric)
+    metrics = found.observability.metrics
+    assert metrics.applications == (Application(8081, "/metrics", "127.0.0.1", "app"),)
+    assert metrics.backends == (MetricsBackend("Prometheus"),)
+    assert metrics.sidecar is None
+    assert metrics.extra_labels is not None
+    assert metrics.extra_labels["kuma_io_service"] == "backend"
+
+
+def test_the_names_of_a_real_control_plane() -> None:
+    found = decode(DNS, (CAPTURES / "tp/dynconf/dns.json").read_bytes())
+    assert found == Dns((Record("backend.mesh", ("240.0.0.0", "::ffff:f000:0")),), 30)
+
+
+def test_everything_of_meshmetric() -> None:
+    metrics = {
+        "applications": None,
+        "backends": [
+            {
+                "type": "OpenTelemetry",
+                "name": "collector",
+                "openTelemetry": {"endpoint": "/run/kumadp/kuma-otel-collector.sock", "refreshInterval": "1m0s"},
+            }
+        ],
+        "sidecar": {
+            "profiles": {
+                "appendProfiles": [{"name": "Basic"}],
+                "exclude": [{"type": "Regex", "match": "envoy_.*"}],
+                "include": [{"type": "Contains", "match": "rq"}],
+            },
+            "includeUnused": True,
+        },
+        "extraLabels": None,
+    }
+    found = decode(MESH_METRIC, encode({"observability": {"metrics": metrics}}))
+    assert isinstance(found, MeshMetric)
+    got = found.observability.metrics
+    push = OpenTelemetryBackend("/run/kumadp/kuma-otel-collector.sock", "1m0s")
+    assert got.backends == (MetricsBackend("OpenTelemetry", "collector", push),)
+    wanted = Profiles((Profile("Basic"),), (Selector("Regex", "envoy_.*"),), (Selector("Contains", "rq"),))
+    assert got.sidecar == Sidecar(wanted, include_unused=True)
+    assert got.applications is None
+    assert got.extra_labels is None
+
+
+def test_everything_of_otel() -> None:
+    backend = {
+        "name": "collector",
+        "socketPath": "/run/kumadp/kuma-otel-collector.sock",
+        "endpoint": "collector:4318",
+        "useHTTP": True,
+        "useHTTPS": True,
+        "path": "/otlp",
+        "envPolicy": {"mode": "Optional", "precedence": "EnvFirst", "allowSignalOverrides": True},
+        "traces": {
+            "enabled": True,
+            "envInputPresent": True,
+            "overrideKinds": ["endpoint"],
+            "missingFields": ["headers"],
+            "blockedReasons": ["RequiredEnvMissing"],
+        },
+        "metrics": {"enabled": True, "refreshInterval": "30s"},
+    }
+    found = decode(OTEL, encode({"backends": [backend]}))
+    traces = Signal(
+        enabled=True,
+        env_input_present=True,
+        override_kinds=("endpoint",),
+        missing_fields=("headers",),
+        blocked_reasons=("RequiredEnvMissing",),
+    )
+    assert found == Otel(
+        (
+            OtelBackend(
+                "/run/kumadp/kuma-otel-collector.sock",
+                "collector:4318",
+                name="collector",
+                use_http=True,
+                use_https=True,
+                path="/otlp",
+                env_policy=EnvPolicy("Optional", "EnvFirst", allow_signal_overrides=True),
+                traces=traces,
+                metrics=Signal(enabled=True, refresh_interval="30s"),
+            ),
+        )
+    )
+
+
+def test_what_2_14_adds_to_names_and_what_nobody_knows_yet() -> None:
+    tree = {"records": [{"name": "a.mesh", "ips": None, "new": [1]}], "ttl": 5, "extraLabels": {"mesh": "default"}}
+    found = decode(DNS, encode({**tree, "more": {"of": "it"}}))
+    assert found == Dns((Record("a.mesh"),), 5, {"mesh": "default"})
+
+
+@pytest.mark.parametrize(
+    ("path", "tree", "where"),
+    [
+        (DNS, {"records": [{"name": "a.mesh", "ips": ["::1"]}, {"name": "b.mesh", "ips": [4]}]}, "$.records[1].ips[0]"),
+        (DNS, {"ttl": "30"}, "$.ttl"),
+        (DNS, {"records": [{"ips": []}]}, "$.records[0]"),
+        (MESH_METRIC, {"observability": {"metrics": {"applications": [{"port": 70000}]}}}, "applications[0].port"),
+        (MESH_METRIC, {}, "observability"),
+        (OTEL, {"backends": [{"endpoint": "collector:4317"}]}, "$.backends[0]"),
+    ],
+)
+def test_a_wrong_body_is_told_with_its_path(path: str, tree: Any, where: str) -> None:
+    with pytest.raises(WrongBody) as caught:
+        decode(path, encode(tree))
+    assert where in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"<html>", b'{"ttl":30', b"\xff", b"[]"])
+@pytest.mark.parametrize("path", BODIES)
+def test_what_is_no_body(path: str, data: bytes) -> None:
+    with pytest.raises(WrongBody):
+        decode(path, data)
+
+
+def test_one_that_is_no_utf_8() -> None:
+    with pytest.raises(WrongBody):
+        decode(DNS, b'{"records":[{"name":"\xff"}]}')
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_one_nested_without_end(path: str) -> None:
+    with pytest.raises(WrongBody):
+        decode(path, b'{"unknown":' + b"[" * 1_000_000)
+
+
+def test_an_error_quotes_nothing() -> None:
+    with pytest.raises(WrongBody) as caught:
+        decode(DNS, encode({"ttl": "a secret"}))
+    assert "secret" not in str(caught.value)

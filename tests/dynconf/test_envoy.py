@@ -1,0 +1,206 @@
+"""Against a real Envoy, with the routes that control planes of both generations give it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kumadp.dynconf.bodies import DNS, MESH_METRIC, OTEL, decode
+from kumadp.dynconf.component import DynamicConfiguration
+from kumadp.dynconf.http import LARGEST_BODY, SocketClient
+from tests.support.dynconf import DynconfEnvoy, dynconf_envoy, etag_of, with_etags, without
+from tests.support.loops import on_both_loops
+from tests.support.poll import poll_async
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.process
+
+CAPTURES = Path(__file__).resolve().parents[1] / "data/captures/kuma-2.13.5"
+METRICS = (CAPTURES / "full/dynconf/meshmetric.json").read_text()
+NAMES = (CAPTURES / "tp/dynconf/dns.json").read_text()
+
+
+def captured_listener(folder: str) -> dict[str, Any]:
+    """The listener of dynamic configuration, as Envoy dumped it."""
+    dump = json.loads((CAPTURES / folder / "config_dump.json").read_text())
+    listeners = [entry for part in dump["configs"] for entry in part.get("dynamic_listeners", ())]
+    found: dict[str, Any] = next(entry for entry in listeners if entry["name"] == "_kuma:dynamicconfig")
+    listener: dict[str, Any] = found["active_state"]["listener"]
+    return listener
+
+
+def captured_routes(folder: str) -> list[dict[str, Any]]:
+    manager = captured_listener(folder)["filter_chains"][0]["filters"][0]["typed_config"]
+    routes: list[dict[str, Any]] = manager["route_config"]["virtual_hosts"][0]["routes"]
+    return routes
+
+
+def running(envoy: DynconfEnvoy) -> tuple[DynamicConfiguration, asyncio.Task[None], list[Any]]:
+    """A component that runs, and what it gives: (path, body)."""
+    given: list[Any] = []
+
+    def handler(path: str) -> Callable[[Any], Any]:
+        async def take(body: Any) -> None:
+            given.append((path, body))
+
+        return take
+
+    made = DynamicConfiguration(
+        envoy.socket,
+        0.05,
+        {path: handler(path) for path in (DNS, MESH_METRIC, OTEL)},
+        concern=lambda *told: given.append(told),
+    )
+    task = asyncio.create_task(made.run(lambda: None))
+    made.envoy(True)
+    return made, task, given
+
+
+async def until(seen: Callable[[], object], what: str) -> None:
+    async def probe() -> bool:
+        return bool(seen())
+
+    await poll_async(probe, what=what)
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    assert not task.done(), task.result()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def test_our_routes_are_those_of_the_capture() -> None:
+    """What the tests serve is what a real control plane made, in its own field names."""
+
+    def shape(routes: list[dict[str, Any]]) -> list[tuple[str, list[str], int, bool]]:
+        return [
+            (
+                route["match"]["path"],
+                [header["name"] for header in route["match"].get("headers", ())],
+                (route.get("direct_response") or route.get("directResponse") or {})["status"],
+                bool(route.get("response_headers_to_add") or route.get("responseHeadersToAdd")),
+            )
+            for route in routes
+        ]
+
+    assert shape(captured_routes("tp")) == shape(with_etags({DNS: NAMES, MESH_METRIC: METRICS}))
+
+
+@pytest.mark.parametrize(("folder", "paths"), [("full", {MESH_METRIC}), ("tp", {DNS, MESH_METRIC})])
+async def test_the_captured_listener_served_by_envoy(folder: str, paths: set[str]) -> None:
+    routes = captured_routes(folder)
+    with dynconf_envoy(routes) as envoy:
+        made, task, given = running(envoy)
+        await until(lambda: {path for path, _ in given} == paths, "the bodies")
+        for path, body in given:
+            told = next(route for route in routes if route["match"] == {"path": path})
+            assert body == decode(path, told["direct_response"]["body"]["inline_string"].encode())
+            etag = told["response_headers_to_add"][0]["header"]["value"]
+            found: Any = made.status()["paths"]
+            assert found[path]["etag"] == etag
+        await ended(task)
+
+
+@on_both_loops
+async def test_what_is_known_is_not_sent_again() -> None:
+    with dynconf_envoy(with_etags({DNS: NAMES, MESH_METRIC: METRICS})) as envoy:
+        client = SocketClient(envoy.socket)
+        first = await client.get(DNS)
+        assert (first.status, first.etag, first.body.decode()) == (200, etag_of(NAMES), NAMES)
+        assert (await client.get(DNS, first.etag)).status == 304
+        # Envoy compares texts: with quotes it would be another one.
+        assert (await client.get(DNS, f'"{first.etag}"')).status == 200
+        assert (await client.get(OTEL)).status == 404
+        assert envoy.connections() == 1
+        client.close()
+
+
+@on_both_loops
+async def test_changed_removed_and_there_again() -> None:
+    with dynconf_envoy(with_etags({MESH_METRIC: METRICS})) as envoy:
+        _, task, given = running(envoy)
+        await until(lambda: given == [(MESH_METRIC, decode(MESH_METRIC, METRICS.encode()))], "the metrics")
+        changed = METRICS.replace("8081", "8082")
+        envoy.serve(with_etags({DNS: NAMES, MESH_METRIC: changed}))
+        await until(lambda: len(given) == 3, "both changes")
+        assert (MESH_METRIC, decode(MESH_METRIC, changed.encode())) in given
+        assert (DNS, decode(DNS, NAMES.encode())) in given
+        envoy.serve(with_etags({DNS: NAMES}))
+        await until(lambda: given[3:] == [(MESH_METRIC, None)], "the end of the metrics")
+        envoy.serve(None)
+        await until(lambda: given[4:] == [(DNS, None)], "the end of the names")
+        envoy.serve(with_etags({DNS: NAMES}))
+        await until(lambda: given[5:] == [(DNS, decode(DNS, NAMES.encode()))], "the names again")
+        await ended(task)
+
+
+async def test_a_change_is_seen_by_the_next_question_although_the_connection_is_kept() -> None:
+    with dynconf_envoy(with_etags({DNS: NAMES})) as envoy:
+        client = SocketClient(envoy.socket)
+        await client.get(DNS)
+        for ttl in range(31, 36):
+            changed = NAMES.replace("30", str(ttl))
+            envoy.serve(with_etags({DNS: changed}))
+
+            async def new(changed: str = changed) -> bool:
+                return (await client.get(DNS)).body.decode() == changed
+
+            await poll_async(new, what="the change")
+        envoy.serve(None)
+
+        async def gone() -> bool:
+            try:
+                await client.get(DNS)
+            except (ConnectionRefusedError, FileNotFoundError):
+                return True
+            return False
+
+        await poll_async(gone, what="nobody who listens")
+        client.close()
+
+
+async def test_an_envoy_that_died_and_another_one() -> None:
+    with dynconf_envoy(with_etags({DNS: NAMES})) as envoy:
+        made, task, given = running(envoy)
+        await until(lambda: given, "the names")
+        envoy.kill()
+        made.envoy(False)
+        envoy.start()
+        made.envoy(True)
+        await until(lambda: envoy.asked() > 3, "questions to the next one")
+        assert given == [(DNS, decode(DNS, NAMES.encode()))]
+        await ended(task)
+
+
+async def test_a_body_of_10_mb() -> None:
+    records = [{"name": f"service-{n}.mesh", "ips": [f"240.{n >> 16}.{n >> 8 & 255}.{n & 255}"]} for n in range(90_000)]
+    small = json.dumps({"records": records, "ttl": 30, "more": ""})
+    body = small[:-2] + "x" * (LARGEST_BODY - len(small)) + '"}'
+    assert len(body) == LARGEST_BODY
+    with dynconf_envoy(with_etags({DNS: body, MESH_METRIC: METRICS})) as envoy:
+        made, task, given = running(envoy)
+        await until(lambda: len(given) == 2, "both bodies")
+        names = next(found for path, found in given if path == DNS)
+        assert len(names.records) == len(records)
+        shown: Any = made.status()["paths"]
+        assert (shown[DNS]["bytes"], shown[DNS]["body"]) == (LARGEST_BODY, None)
+        assert shown[MESH_METRIC]["body"] is not None
+        await ended(task)
+
+
+async def test_a_control_plane_without_etags() -> None:
+    with dynconf_envoy(without(METRICS)) as envoy:
+        made, task, given = running(envoy)
+        await until(lambda: given, "the metrics")
+        await until(lambda: envoy.asked() == 3, "a question for each path")
+        assert given == [(MESH_METRIC, decode(MESH_METRIC, METRICS.encode()))]
+        envoy.serve(None)
+        made.wake()
+        await until(lambda: given[1:] == [(MESH_METRIC, None)], "their end")
+        await ended(task)
