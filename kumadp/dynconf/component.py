@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
     from kumadp.dynconf.follower import Handler
 
-# Without etags the whole body comes each time: no more often than that kuma-dp 2.8 asks (seconds).
-PAUSE_WITHOUT_ETAG = 10.0
+# Without etags the whole body comes each time: no more often than that kuma-dp 2.8 asks (seconds). As often where every
+# change is told, in case one was not.
+LONG_PAUSE = 10.0
+# So often it is asked in short pauses after something was told: Envoy takes its time to change a listener.
+ROUNDS_UNTIL_CALM = 5
 # How long an answer may take, and a handler (seconds): kuma-dp 2.14 gives its client as much.
 DEADLINE = 5.0
 
@@ -26,7 +29,8 @@ class DynamicConfiguration:
     ``handlers`` own the bodies, by path: one is called with the decoded body when it is new or another one, with None
     when the policy behind it was removed, and again in the next round where it raised or was not done in time. It may
     be called with what it has already. A body without an owner is followed for the status alone. ``concern`` hears
-    what is wrong with a path, and "" when nothing is any more.
+    what is wrong with a path, and "" when nothing is any more. ``told``: each change of Envoy's listeners is told by
+    `wake`, and so little is asked in between.
     """
 
     name = "dynamic configuration"
@@ -38,10 +42,12 @@ class DynamicConfiguration:
         handlers: Mapping[str, Handler] | None = None,
         *,
         concern: Callable[[str, str], None],
+        told: bool = False,
         deadline: float = DEADLINE,
     ) -> None:
         self._socket = socket
         self._interval = interval
+        self._told = told
         self._there = asyncio.Event()
         owners = handlers or {}
         self._lines = [
@@ -75,6 +81,7 @@ class DynamicConfiguration:
     def wake(self) -> None:
         """Ask now: something may have changed."""
         for line in self._lines:
+            line.rounds = ROUNDS_UNTIL_CALM
             line.wake.set()
 
     def status(self) -> dict[str, object]:
@@ -91,7 +98,7 @@ class DynamicConfiguration:
             await self._there.wait()
             line.wake.clear()
             await line.follower.ask()
-            pause = max(self._interval, PAUSE_WITHOUT_ETAG) if line.follower.plain else self._interval
+            pause = self._pause(line)
             # In step with the others: one timer of the loop instead of three.
             due = pause - (loop.time() - self._start) % pause
             timer = loop.call_later(due, line.wake.set)
@@ -99,6 +106,13 @@ class DynamicConfiguration:
                 await line.wake.wait()
             finally:
                 timer.cancel()
+
+    def _pause(self, line: _Line) -> float:
+        line.rounds = max(line.rounds - 1, 0)
+        if not line.follower.settled:
+            return self._interval
+        long = line.follower.plain or (self._told and not line.rounds)
+        return max(self._interval, LONG_PAUSE) if long else self._interval
 
 
 class _Line:
@@ -108,6 +122,7 @@ class _Line:
         self.path = path
         self.follower = follower
         self.wake = asyncio.Event()
+        self.rounds = 0
 
 
 def _about(path: str, concern: Callable[[str, str], None]) -> Callable[[str], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import time
@@ -46,6 +47,7 @@ class Follower:
         self._deadline = deadline
         self._concern = concern
         self._told = ""
+        self._asking: asyncio.Timeout | None = None
         self.plain = False
         """Whether what answers knows no etags, as Kuma 2.8 to 2.10: each answer is the whole body."""
         self._etag = ""
@@ -69,7 +71,7 @@ class Follower:
         self._asked += 1
         answer, failure = None, ""
         try:
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(self._deadline) as self._asking:
                 answer = await self._client.get(self._path, self._etag)
         except (FileNotFoundError, ConnectionRefusedError):
             pass
@@ -77,6 +79,8 @@ class Follower:
             failure = f"no answer within {self._deadline:g} s"
         except (BadAnswer, OSError) as error:
             failure = f"no usable answer: {error}"
+        finally:
+            self._asking = None
         if answer is not None:
             await self._answered(answer)
         elif self._interruptions != interruptions:
@@ -90,10 +94,21 @@ class Follower:
         self._tell()
 
     def interrupt(self) -> None:
-        """Envoy is gone: how often in a row something was seen is counted anew."""
+        """Envoy is gone: give up what is asked; how often in a row something was seen is counted anew."""
         self._interruptions += 1
         self._missing = self._failures = 0
-        self._client.close()
+        if self._asking is None:
+            self._client.close()
+        else:
+            # It has run out in this very moment, otherwise.
+            with contextlib.suppress(RuntimeError):
+                self._asking.reschedule(0)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the next answer is awaited for nothing but a change."""
+        tries = bool(self._not_taken) and not self._wrong
+        return not (self._failures or tries or (self._missing and self._handed))
 
     def status(self) -> dict[str, object]:
         """JSON types; times in seconds since 1970, ``took`` in seconds: of the owner with the last change."""

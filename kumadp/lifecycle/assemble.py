@@ -168,6 +168,7 @@ class Assembly:
     async def _start_envoy(
         self, binary: Path, source: Source, dns: DnsPlan | None, corefile_template: str | None
     ) -> None:
+        from kumadp.lifecycle.dynamic import Dynamic
         from kumadp.lifecycle.renewal import Renewal
         from kumadp.lifecycle.running import Running
 
@@ -178,7 +179,10 @@ class Assembly:
         if names is not None:
             await names.start(corefile_template)
         self._renewal = Renewal(run, configuration, running, source, self._reread)
+        dynamic = Dynamic(run, running, configuration.relaying) if run.mesh is None else None
         await running.start(source)
+        if dynamic is not None:
+            run.stack.start(dynamic.component)
         configuration.start_watch(source)
         for address in inherited.give_up():
             log.info("%s is not served any more", address)

@@ -64,6 +64,8 @@ class Relaying:
         # What is remembered comes from it.
         self._had_us = memory is not None
         self._open_since = -1.0
+        self.accepted: Callable[[str], None] = lambda _type_url: None
+        """Hears the type of which Envoy has accepted a response."""
         self._stale = stale
         self.use(prepared)
         self._node = _node(prepared)
@@ -140,8 +142,9 @@ class Relaying:
             metadata=upstream.metadata,
         )
 
-    def _accepted(self, _type_url: str) -> None:
+    def _accepted(self, type_url: str) -> None:
         self._kept()
+        self.accepted(type_url)
 
     def _kept(self) -> None:
         if self._store is not None:

@@ -51,6 +51,8 @@ class Running:
         self._state = StateFile(run.work.path) if run.keeps else None
         self.started_as: tuple[str, ...] = ()
         self.component: EnvoyComponent | None = None
+        self.serves: Callable[[bool], None] = lambda _there: None
+        """Hears that there is an Envoy which serves, also that another one has taken over, and that there is none."""
 
     def epoch_of(self, pid: int) -> int:
         """The epoch of an Envoy by its pid, 0 where it is not known."""
@@ -160,6 +162,10 @@ class Running:
 
     def _changed(self, report: ChildReport) -> None:
         run = self._run
+        if report.state in {ChildState.RUNNING, ChildState.RUNNING_BLIND}:
+            self.serves(True)
+        elif report.pid is None:
+            self.serves(False)
         run.status.note_child(report)
         if report.state in {ChildState.EXITED, ChildState.BACKOFF} and run.status.phase is Phase.READY:
             run.status.wait_for("envoy", report.last_exit)

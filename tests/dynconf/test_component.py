@@ -55,11 +55,16 @@ class Owner:
 class Running:
     """A component that runs, with an owner of each path."""
 
-    def __init__(self, path: Path, deadline: float) -> None:
+    def __init__(self, path: Path, deadline: float, told: bool) -> None:
         self.owners = {each: Owner() for each in BODIES}
         self.told: list[tuple[str, str]] = []
         self.component = DynamicConfiguration(
-            path, INTERVAL, self.owners, concern=lambda *told: self.told.append(told), deadline=deadline
+            path,
+            INTERVAL,
+            self.owners,
+            concern=lambda *concern: self.told.append(concern),
+            told=told,
+            deadline=deadline,
         )
 
     def path(self, path: str) -> Mapping[str, Any]:
@@ -69,8 +74,10 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def running(path: Path, *, deadline: float = 5.0, there: bool = True) -> AsyncIterator[Running]:
-    made = Running(path, deadline)
+async def running(
+    path: Path, *, deadline: float = 5.0, there: bool = True, told: bool = False
+) -> AsyncIterator[Running]:
+    made = Running(path, deadline, told)
     up = asyncio.Event()
     task = asyncio.create_task(made.component.run(up.set))
     await up.wait()
@@ -333,17 +340,23 @@ async def test_nothing_is_asked_while_there_is_no_envoy(short: Path) -> None:
         assert at.told == []
 
 
-async def test_a_question_under_way_when_envoy_dies_says_nothing(short: Path) -> None:
-    async with answers(short) as server, running(short) as at:
+@on_both_loops
+async def test_a_question_under_way_when_envoy_dies_is_given_up_and_says_nothing(short: Path) -> None:
+    async with answers(short) as server, running(short, deadline=0.3) as at:
         server.put(DNS, names("a.mesh"), "one")
         await until(lambda: at.owners[DNS].given, "the names")
         server.held[DNS] = asyncio.Event()
         await rounds(server, DNS, 1)
-        await asyncio.sleep(2 * INTERVAL)
+        asked = server.count(DNS)
         at.component.envoy(False)
-        await asyncio.sleep(2 * INTERVAL)
+        await asyncio.sleep(0.4)
+        assert server.count(DNS) == asked
         assert at.path(DNS)["failed"] == 0
         assert at.path(DNS)["error"] is None
+        server.held[DNS].set()
+        at.component.envoy(True)
+        await rounds(server, DNS)
+        assert at.owners[DNS].given == [known("a.mesh")]
 
 
 async def test_who_is_woken_asks_at_once(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +375,7 @@ async def test_who_is_woken_asks_at_once(short: Path, monkeypatch: pytest.Monkey
 @on_both_loops
 async def test_a_control_plane_without_etags(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kuma 2.8 to 2.10: every path is answered with the metrics, and each time with all of it."""
-    monkeypatch.setattr(component, "PAUSE_WITHOUT_ETAG", 0.1)
+    monkeypatch.setattr(component, "LONG_PAUSE", 0.1)
     async with answers(short) as server, running(short) as at:
         for path in BODIES:
             server.put(path, METRICS)
@@ -395,3 +408,63 @@ async def test_no_more_often_than_every_ten_seconds_without_etags(short: Path) -
         await until(lambda: {path for path, _ in server.asked} == set(BODIES), "the first questions")
         await asyncio.sleep(10 * INTERVAL)
         assert len(server.asked) <= 2 * len(BODIES)
+
+
+@on_both_loops
+async def test_where_changes_are_told_little_is_asked_in_between(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(component, "ROUNDS_UNTIL_CALM", 20)
+    async with answers(short) as server, running(short, told=True) as at:
+        owner = at.owners[DNS]
+        server.put(DNS, names("a.mesh"), "one")
+        at.component.wake()
+        await until(lambda: owner.given, "the names")
+
+        async def calm() -> bool:
+            before = len(server.asked)
+            await asyncio.sleep(5 * INTERVAL)
+            return len(server.asked) == before
+
+        await poll_async(calm, what="no more questions")
+        server.put(DNS, names("b.mesh"), "two")
+        at.component.wake()
+        await until(lambda: len(owner.given) == 2, "the other names")
+        # Late, as Envoy may be.
+        await rounds(server, DNS, 2)
+        server.put(DNS, names("c.mesh"), "three")
+        await until(lambda: len(owner.given) == 3, "the third ones")
+        await poll_async(calm, what="no more questions")
+        # What is not done yet goes on.
+        owner.fails = ValueError("no room")
+        server.put(DNS, names("d.mesh"), "four")
+        at.component.wake()
+        await until(lambda: len(owner.given) > 3 + 2 * component.ROUNDS_UNTIL_CALM, "tries")
+        owner.fails = None
+        await poll_async(calm, what="no more questions")
+        assert at.path(DNS)["changes"] == 4
+        del server.of[DNS]
+        at.component.wake()
+        await until(lambda: owner.given[-1] is None, "the removal")
+        await poll_async(calm, what="no more questions")
+
+
+async def test_a_change_that_was_not_told_is_seen_in_the_end(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(component, "LONG_PAUSE", 0.2)
+    async with answers(short) as server, running(short, told=True) as at:
+        await rounds(server, DNS, component.ROUNDS_UNTIL_CALM + 1)
+        server.put(DNS, names("a.mesh"), "one")
+        await until(lambda: at.owners[DNS].given, "the names")
+
+
+@pytest.mark.parametrize("gone", ["404", "refused"])
+async def test_who_stops_to_answer_without_etags_is_asked_as_others(short: Path, gone: str) -> None:
+    async with answers(short) as server, running(short) as at:
+        for path in BODIES:
+            server.put(path, METRICS)
+        await until(lambda: {path for path, _ in server.asked} == set(BODIES), "the first questions")
+        if gone == "404":
+            server.of.clear()
+        else:
+            await server.close()
+        at.component.wake()
+        await until(lambda: all(at.path(path)["asked"] > 6 for path in BODIES), "more questions")
+        assert at.owners[MESH_METRIC].given[1:] == [None]

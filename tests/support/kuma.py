@@ -171,11 +171,15 @@ class KumaControlPlane:
         """Create or change a resource by the API; raises OSError."""
         ask(path, body, self._admin, method="PUT")
 
+    def delete(self, path: str) -> None:
+        """Take a resource away by the API; raises OSError."""
+        ask(path, None, self._admin, method="DELETE")
+
     def put_dataplane(self, dataplane: dict[str, Any]) -> None:
         self.put(f"/meshes/{dataplane['mesh']}/dataplanes/{dataplane['name']}", dataplane)
 
     def delete_dataplane(self, mesh: str, name: str) -> None:
-        ask(f"/meshes/{mesh}/dataplanes/{name}", None, self._admin, method="DELETE")
+        self.delete(f"/meshes/{mesh}/dataplanes/{name}")
 
     def use_mtls(self) -> None:
         backend = {"name": "ca-1", "type": "builtin"}
@@ -205,7 +209,7 @@ class KumaControlPlane:
         )
 
     def mend_clusters(self, service: str) -> None:
-        ask(f"/meshes/default/meshproxypatches/break-{service}", None, self._admin, method="DELETE")
+        self.delete(f"/meshes/default/meshproxypatches/break-{service}")
 
 
 @contextlib.contextmanager

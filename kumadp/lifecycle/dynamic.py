@@ -1,0 +1,38 @@
+"""Dynamic configuration in this run: asked for while an Envoy serves, and at once when it has new listeners."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kumadp.dynconf.component import DynamicConfiguration
+from kumadp.host.sockets import DYNAMIC_CONFIGURATION, kuma_socket
+
+if TYPE_CHECKING:
+    from kumadp.lifecycle.context import Run
+    from kumadp.lifecycle.relaying import Relaying
+    from kumadp.lifecycle.running import Running
+
+# What carries it, by the end of its type's name.
+_LISTENER = ".Listener"
+
+
+class Dynamic:
+    """Makes the component, which is to be started with Envoy, and has it told of Envoy and of the relay."""
+
+    def __init__(self, run: Run, running: Running, relaying: Relaying | None) -> None:
+        self._status = run.status
+        socket = kuma_socket(run.work.sockets, DYNAMIC_CONFIGURATION)
+        self.component = DynamicConfiguration(
+            socket, run.settings.dynconf_refresh_interval, concern=self._concern, told=relaying is not None
+        )
+        running.serves = self.component.envoy
+        if relaying is not None:
+            relaying.accepted = self._accepted
+        run.status.asked["dynconf"] = self.component.status
+
+    def _concern(self, path: str, concern: str) -> None:
+        self._status.worry(f"dynamic configuration {path}", concern)
+
+    def _accepted(self, type_url: str) -> None:
+        if type_url.endswith(_LISTENER):
+            self.component.wake()

@@ -1,0 +1,211 @@
+"""Dynamic configuration under the whole program: taken, changed, removed, and kept while Envoy is away."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kumadp.lifecycle.control import ask, control_socket_path
+from tests.support.daemon import get
+from tests.support.dynconf import SOCKET, dynconf_listener, etag_of, with_etags, without
+from tests.support.kuma import KumaControlPlane
+from tests.support.planes import open_plane
+from tests.support.poll import poll
+from tests.support.ports import free_ports
+from tests.support.relayed import NAME, NODE, SOON, Rig, rig
+from tests.support.xds.plane import XdsControlPlane
+from tests.support.xds.resources import LISTENER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.support.daemon import Daemon
+    from tests.support.xds.resources import Tree
+
+pytestmark = pytest.mark.process
+
+NAMES = '{"records":[{"name":"backend.mesh","ips":["240.0.0.0"]}],"ttl":30}'
+METRICS = '{"observability":{"metrics":{"applications":[{"path":"/metrics","port":8081,"address":"127.0.0.1"}]}}}'
+INTERVAL = {"KUMA_DATAPLANE_RUNTIME_DYNAMIC_CONFIGURATION_REFRESH_INTERVAL": "100ms"}
+# So that what is seen in time was not asked for by the clock.
+RARELY = {"KUMA_DATAPLANE_RUNTIME_DYNAMIC_CONFIGURATION_REFRESH_INTERVAL": "1h"}
+
+
+class Dynamic:
+    """A data plane's, by its control socket; ``serve`` changes it where the control plane is the tests' own."""
+
+    def __init__(self, at: Rig, daemon: Daemon) -> None:
+        self.at, self.daemon = at, daemon
+
+    def serve(self, routes: list[Tree] | None) -> None:
+        plane = self.at.plane
+        assert isinstance(plane, XdsControlPlane)
+        mesh = plane.mesh(NODE)
+        if routes is None:
+            mesh.remove(LISTENER, "_kuma:dynamicconfig")
+            return
+        listener = dynconf_listener(self.at.work / SOCKET, routes)
+        mesh.put(LISTENER, {name: value for name, value in listener.items() if name != "@type"})
+
+    def path(self, path: str) -> dict[str, Any]:
+        with contextlib.suppress(OSError, KeyError):
+            found: dict[str, Any] = self.at.status(self.daemon)["dynconf"]["paths"][path]
+            return found
+        return {"body": None, "asked": 0}
+
+    def wait(self, path: str, seen: Callable[[Any], object], what: str, deadline: float = SOON) -> dict[str, Any]:
+        return poll(lambda: found if seen((found := self.path(path))["body"]) else None, what=what, deadline=deadline)
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Iterator[Rig]:
+    with XdsControlPlane() as plane, rig(tmp_path, plane) as made:
+        plane.faults.linger = 0.0
+        yield made
+
+
+def test_taken_changed_and_removed(at: Rig) -> None:
+    with at.run(environment=INTERVAL) as daemon:
+        at.wait_ready(daemon)
+        dynamic = Dynamic(at, daemon)
+        dynamic.serve(with_etags({"/dns": NAMES, "/meshmetric": METRICS}))
+        found = dynamic.wait("/dns", lambda body: body, "the names")
+        assert found["etag"] == etag_of(NAMES)
+        assert found["body"]["records"] == [{"name": "backend.mesh", "ips": ["240.0.0.0"]}]
+        dynamic.wait("/meshmetric", lambda body: body, "the metrics")
+        dynamic.serve(with_etags({"/dns": NAMES.replace("30", "31")}))
+        dynamic.wait("/dns", lambda body: body["ttl"] == 31, "the change")
+        dynamic.wait("/meshmetric", lambda body: body is None, "no metrics")
+        dynamic.serve(None)
+        dynamic.wait("/dns", lambda body: body is None, "no names")
+        assert at.status(daemon)["concerns"] == []
+
+
+def test_what_envoy_has_taken_is_asked_for_at_once(at: Rig) -> None:
+    with at.run(environment=RARELY) as daemon:
+        at.wait_ready(daemon)
+        dynamic = Dynamic(at, daemon)
+        for ttl in range(31, 36):
+            dynamic.serve(with_etags({"/dns": NAMES.replace("30", str(ttl))}))
+            text = f'"ttl": {ttl}'
+            dynamic.wait("/dns", lambda body, text=text: text in json.dumps(body), "the change")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("relay", ["on", "off"])
+def test_envoy_dies_and_comes_back(at: Rig, relay: str) -> None:
+    with at.run(f"--xds-relay={relay}", environment=INTERVAL) as daemon:
+        daemon.wait_ready(SOON)
+        at.wait_traffic()
+        dynamic = Dynamic(at, daemon)
+        dynamic.serve(with_etags({"/dns": NAMES}))
+        dynamic.wait("/dns", lambda body: body, "the names")
+        for _ in range(2):
+            at.kill_envoy(daemon)
+            before = dynamic.path("/dns")["asked"]
+            poll(lambda before=before: dynamic.path("/dns")["asked"] > before + 3, what="questions")  # type: ignore[misc]
+            found = dynamic.path("/dns")
+            # Kept all the time: neither taken back nor given again.
+            assert found["changes"] == 1
+            assert found["body"] is not None
+        assert at.status(daemon)["concerns"] == []
+
+
+def test_nothing_stops_at_a_reload(at: Rig) -> None:
+    with at.run(environment=INTERVAL) as daemon:
+        at.wait_ready(daemon)
+        dynamic = Dynamic(at, daemon)
+        dynamic.serve(with_etags({"/dns": NAMES}))
+        dynamic.wait("/dns", lambda body: body, "the names")
+        control = control_socket_path(NAME, daemon.environment)
+        code, told = ask(control, "POST", "/reload", 40.0)
+        assert code == 200, told
+        # From the next Envoy, while the one before drains and after.
+        dynamic.serve(with_etags({"/dns": NAMES.replace("30", "31")}))
+        found = dynamic.wait("/dns", lambda body: body["ttl"] == 31, "the change")
+        assert found["changes"] == 2
+        poll(lambda: list(daemon.children()) == ["envoy"], what="one Envoy")
+        dynamic.serve(with_etags({"/dns": NAMES.replace("30", "32")}))
+        found = dynamic.wait("/dns", lambda body: body["ttl"] == 32, "the next change")
+        assert (found["changes"], found["failed"]) == (3, 0)
+        assert at.status(daemon)["concerns"] == []
+
+
+def test_a_wrong_body_is_a_concern(at: Rig) -> None:
+    with at.run(environment=INTERVAL) as daemon:
+        at.wait_ready(daemon)
+        dynamic = Dynamic(at, daemon)
+        dynamic.serve(with_etags({"/dns": NAMES}))
+        dynamic.wait("/dns", lambda body: body, "the names")
+        dynamic.serve(with_etags({"/dns": '{"ttl":"many"}'}))
+        concern = at.wait_concern(daemon, "dynamic configuration /dns")
+        assert "$.ttl" in concern
+        assert dynamic.path("/dns")["body"]["ttl"] == 30
+        assert at.serves()
+        dynamic.serve(with_etags({"/dns": NAMES}))
+        poll(lambda: at.status(daemon)["concerns"] == [], what="no concern")
+        assert daemon.output().count("$.ttl") == 1
+
+
+def test_a_control_plane_without_etags(at: Rig) -> None:
+    with at.run() as daemon:
+        at.wait_ready(daemon)
+        dynamic = Dynamic(at, daemon)
+        dynamic.serve(without(METRICS))
+        found = dynamic.wait("/meshmetric", lambda body: body, "the metrics")
+        assert found["etag"] is None
+        assert dynamic.path("/dns")["body"] is None
+        dynamic.serve(None)
+        dynamic.wait("/meshmetric", lambda body: body is None, "no metrics")
+        assert at.status(daemon)["concerns"] == []
+
+
+@pytest.fixture
+def kuma(tmp_path: Path) -> Iterator[Rig]:
+    with open_plane("kuma", tmp_path) as plane, rig(tmp_path, plane) as made:
+        yield made
+
+
+@pytest.mark.kuma_cp
+def test_mesh_metric_of_a_real_control_plane(kuma: Rig) -> None:
+    """Applied, changed and removed; the same for Kuma 2.8, without etags, and for 2.13."""
+    plane = kuma.plane
+    assert isinstance(plane, KumaControlPlane)
+    (port,) = free_ports(1)
+
+    def apply(path: str) -> None:
+        default = {
+            "applications": [{"name": "app", "path": path, "port": 8081}],
+            "backends": [{"type": "Prometheus", "prometheus": {"port": port, "path": "/metrics"}}],
+        }
+        spec = {"targetRef": {"kind": "Mesh"}, "default": default}
+        policy = {"type": "MeshMetric", "mesh": "default", "name": "all", "spec": spec}
+        plane.put("/meshes/default/meshmetrics/all", policy)
+
+    with kuma.run() as daemon:
+        kuma.wait_ready(daemon)
+        dynamic = Dynamic(kuma, daemon)
+        assert dynamic.path("/meshmetric")["body"] is None
+        apply("/metrics")
+        found = dynamic.wait("/meshmetric", lambda body: body, "the policy")
+        metrics = found["body"]["observability"]["metrics"]
+        assert [one["path"] for one in metrics["applications"]] == ["/metrics"]
+        assert [one["type"] for one in metrics["backends"]] == ["Prometheus"]
+        assert json.dumps(found["body"])
+        apply("/other")
+        dynamic.wait(
+            "/meshmetric",
+            lambda body: body["observability"]["metrics"]["applications"][0]["path"] == "/other",
+            "the change",
+        )
+        killed = kuma.kill_envoy(daemon)
+        assert killed.is_running()
+        assert dynamic.path("/meshmetric")["changes"] == 2
+        plane.delete("/meshes/default/meshmetrics/all")
+        dynamic.wait("/meshmetric", lambda body: body is None, "the end of the policy")
+        assert dynamic.path("/dns")["body"] is None
+        assert get(kuma.ports.outbound)[0] == 200
+        assert [told for told in kuma.status(daemon)["concerns"] if "dynamic" in told] == []
