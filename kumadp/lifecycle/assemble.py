@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 from typing import TYPE_CHECKING
 
 from kumadp.errors import BinaryNotFound, KumadpError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.bootstrap.address import AdminAddress
+    from kumadp.envoy.component import EnvoyComponent
     from kumadp.envoy.version import EnvoyVersion
     from kumadp.host.handover import Handover
     from kumadp.host.ports import Address
@@ -217,6 +219,8 @@ class Assembly:
             self._running.component.kill()
         if self._names is not None:
             self._names.kill()
+        for child in self._run.before.children:
+            child.send_signal(signal.SIGKILL)
         self._exit.close()
 
     async def reload(self, why: str) -> str:
@@ -260,25 +264,35 @@ class Assembly:
     def drain_steps(self) -> tuple[Step, ...]:
         """What to do between the first signal and the stop."""
         envoy = self._running.component if self._running is not None else None
-        runs = envoy is not None and envoy.runs
+        # One that was left serves already, while it is still being taken over.
+        runs = envoy.runs if envoy is not None else self._run.before.envoy is not None
         drain_time = self._run.settings.drain_time
         return plan_drain(envoy_runs=runs, inbound_drained=self._inbound_drained, drain_time=drain_time)
 
     async def fail_health_checks(self) -> None:
         """Ask Envoy to fail its health checks."""
-        if self._running is not None and self._running.component is not None:
-            await self._running.component.fail_health_checks()
+        if (envoy := await self._envoy()) is not None:
+            await envoy.fail_health_checks()
+
+    def note_inbound_drain(self) -> None:
+        """A stop that comes from now on waits for nothing, also when Envoy does not answer (Kuma 2.8)."""
+        self._inbound_drained = True
 
     async def drain_inbound(self) -> None:
-        """Ask Envoy to drain inbound. It counts even when Envoy does not answer (Kuma 2.8: once, then stop at once)."""
-        self._inbound_drained = True
-        if self._running is not None and self._running.component is not None:
-            await self._running.component.drain_inbound()
+        """Ask Envoy to drain inbound."""
+        if (envoy := await self._envoy()) is not None:
+            await envoy.drain_inbound()
 
     async def envoy_gone(self) -> None:
         """Return once Envoy has ended."""
-        if self._running is not None and self._running.component is not None:
-            await self._running.component.gone()
+        if (envoy := await self._envoy()) is not None:
+            await envoy.gone()
+
+    async def _envoy(self) -> EnvoyComponent | None:
+        """Envoy, None where there is none; one that was left is waited for until it is taken over."""
+        if self._run.before.envoy is not None:
+            await self._run.envoy_up.wait()
+        return self._running.component if self._running is not None else None
 
 
 async def run_daemon(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ class Run:
         self.stack = Stack(lambda name, error: self.post(PartEnded(name, error)))
         self.post: Callable[[Event], None] = lambda _event: None
         self.before = Before()
-        self.envoy_up = False
+        self.envoy_up = asyncio.Event()
         self.keeps = fate_of_children(settings.on_parent_death, find_container_sign(environ)) == "keep"
         self.children_environment: Mapping[str, str] = child_environment(environ, secret_variables())
 
@@ -83,5 +84,5 @@ class Run:
 
     def settle(self) -> None:
         """READY once nothing holds it back."""
-        if self.status.phase is Phase.STARTING and not self.status.reasons and self.envoy_up:
+        if self.status.phase is Phase.STARTING and not self.status.reasons and self.envoy_up.is_set():
             self.status.move(Phase.READY, "Envoy is LIVE with its listeners")

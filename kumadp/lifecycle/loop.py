@@ -116,6 +116,9 @@ class Daemon(Protocol):
     async def fail_health_checks(self) -> None:
         """Ask Envoy to fail its health checks."""
 
+    def note_inbound_drain(self) -> None:
+        """From now on inbound counts as drained."""
+
     async def drain_inbound(self) -> None:
         """Ask Envoy to drain its inbound listeners and to stay."""
 
@@ -197,6 +200,7 @@ class RunLoop:
             log.info("SIGUSR2 again: inbound is draining already")
             return
         self._inbound_drain_asked = True
+        self._daemon.note_inbound_drain()
         log.info("SIGUSR2: draining inbound listeners, outbound goes on")
         self._spawn(self._bounded(self._daemon.drain_inbound(), "drain of inbound listeners"), "drain-inbound")
 

@@ -107,7 +107,7 @@ class Running:
             hooks=Hooks(self._started, self._live, self._ended, self._hand_over),
             adopt=run.before.envoy,
         )
-        run.envoy_up = True
+        run.envoy_up.set()
         await run.stack.enter(self.component, stop_deadline=settings.stop_grace + 2)
         follower = source.follower(self.component.admin)
         if follower is not None:

@@ -53,8 +53,10 @@ class RememberingDaemon:
         if self.fail_admin:
             raise OSError("connection refused")
 
-    async def drain_inbound(self) -> None:
+    def note_inbound_drain(self) -> None:
         self.inbound_drained = True
+
+    async def drain_inbound(self) -> None:
         self.calls.append("drain inbound")
 
     async def envoy_gone(self) -> None:
@@ -146,6 +148,18 @@ async def test_sigusr2_drains_inbound_once_stays_ready_and_makes_the_later_stop_
     loop.post(SignalCame(signal.SIGTERM))
     assert (await run).code is ExitCode.OK
     assert daemon.calls == ["start", "drain inbound", "stop"]
+
+
+async def test_sigusr2_and_a_stop_at_once_wait_for_nothing_either() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    loop.post(SignalCame(signal.SIGUSR2))
+    loop.post(SignalCame(signal.SIGTERM))
+    async with asyncio.timeout(20):
+        assert (await run).code is ExitCode.OK
+    assert "fail health checks" not in daemon.calls
 
 
 async def test_a_failed_start_ends_with_its_own_code_and_reason() -> None:

@@ -1,0 +1,147 @@
+"""Signals in a real run, at moments when they hurt: while the program is replaced, with an admin that hangs.
+
+Beside kuma-dp (2.8 to 2.14): the same order of things, but for the wait, which happens although the admin hangs.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from kumadp.errors import ExitCode
+from kumadp.lifecycle.control import ask_status, control_socket_path
+from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
+from tests.support.daemon import Daemon, Ports, Workload, get, run_kumadp, workload
+from tests.support.needs import missing
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def ports() -> Ports:
+    return Ports.take()
+
+
+@pytest.fixture
+def app() -> Iterator[Workload]:
+    with workload("web") as made:
+        yield made
+
+
+@pytest.fixture
+def plane(ports: Ports, app: Workload) -> Iterator[ScriptedControlPlane]:
+    with ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, app.port))) as made:
+        yield made
+
+
+def arguments(tmp_path: Path, plane: ScriptedControlPlane, drain: str) -> tuple[str, ...]:
+    ca = plane.write_ca(tmp_path / "ca.crt")
+    return (
+        f"--cp-address={plane.url}",
+        f"--ca-cert-file={ca}",
+        "--name=web",
+        "--mesh=default",
+        f"--drain-time={drain}",
+    )
+
+
+def reexecutions(daemon: Daemon) -> int:
+    try:
+        told = ask_status(control_socket_path("web", daemon.environment))
+    except OSError:
+        return -1
+    return int((told.get("reexec") or {}).get("count", 0))
+
+
+def is_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("fate", ["kill", "keep"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_that_comes_while_the_program_is_replaced_drains_and_leaves_no_envoy(
+    tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, fate: str, number: signal.Signals
+) -> None:
+    more = ("--on-parent-death", fate)
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "60s"), *more) as daemon:
+        daemon.wait_ready()
+        envoy = daemon.envoy()
+        daemon.process.send_signal(signal.SIGUSR1)
+        # From the first moment at which the new program is there.
+        poll(lambda: reexecutions(daemon) == 1, what="the new program")
+        daemon.process.send_signal(number)
+        poll(lambda: get(ports.admin, "/ready")[0] == 503, what="Envoy failing its health checks")
+        assert get(ports.readiness, "/ready") == (503, "TERMINATING")
+        assert get(ports.inbound) == (200, "web")
+        daemon.process.send_signal(number)
+        assert daemon.wait() == ExitCode.OK
+        assert is_gone(envoy)
+
+
+@pytest.mark.parametrize("fate", ["kill", "keep"])
+def test_a_stop_after_a_drain_of_inbound_leaves_no_envoy_that_is_not_taken_over_yet(
+    tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, fate: str
+) -> None:
+    more = ("--on-parent-death", fate)
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "60s"), *more) as daemon:
+        daemon.wait_ready()
+        envoy = daemon.envoy()
+        daemon.process.send_signal(signal.SIGUSR2)
+        poll(lambda: "SIGUSR2: draining inbound" in daemon.output(), what="the drain of inbound")
+        daemon.process.send_signal(signal.SIGUSR1)
+        poll(lambda: "takes over" in daemon.output(), what="the end of the old program")
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+        assert is_gone(envoy)
+
+
+def test_killall_finds_us_before_and_after_a_re_execution(
+    tmp_path: Path, ports: Ports, plane: ScriptedControlPlane
+) -> None:
+    if shutil.which("killall") is None:
+        missing("no killall here: install psmisc")
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "60s")) as daemon:
+        daemon.wait_ready()
+        assert psutil.Process(daemon.pid).name() == "kuma-dp"
+        daemon.process.send_signal(signal.SIGUSR1)
+        poll(lambda: reexecutions(daemon) == 1, what="the new program")
+        daemon.wait_ready()
+        # Signal 0: others may run here whom a test must not drain.
+        found = subprocess.run(["killall", "--verbose", "-0", "kuma-dp"], capture_output=True, text=True, check=True)
+        assert f"({daemon.pid})" in found.stderr
+        daemon.process.send_signal(signal.SIGUSR2)
+        poll(lambda: "SIGUSR2: draining inbound" in daemon.output(), what="the drain of inbound")
+        assert get(ports.readiness, "/ready") == (200, "READY")
+        daemon.process.send_signal(signal.SIGUSR2)
+        poll(lambda: "SIGUSR2 again" in daemon.output(), what="the second one")
+        # Drained already: the stop waits for nothing.
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+        assert "draining for at most" not in daemon.output()
+
+
+def test_the_wait_happens_although_the_admin_hangs_and_envoy_is_killed_in_the_end(
+    tmp_path: Path, ports: Ports, plane: ScriptedControlPlane
+) -> None:
+    more = ("--stop-grace=200ms",)
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "3600s"), *more) as daemon:
+        daemon.wait_ready()
+        envoy = daemon.envoy()
+        envoy.suspend()
+        daemon.terminate()
+        poll(lambda: "draining for at most 3600" in daemon.output(), what="the wait")
+        assert "no answer within" in daemon.output()
+        assert get(ports.readiness, "/ready") == (503, "TERMINATING")
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+        assert is_gone(envoy)
