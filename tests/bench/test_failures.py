@@ -2,7 +2,7 @@
 
 The same for a kuma-dp (KUMADP_BENCH_PEER) in the same run. Both are started again 0.1 s after they end, as systemd's
 ``Restart=always`` does. A request is sent each 20 ms, on a connection of its own, to the outbound, which leads through
-the mesh to the own inbound.
+the mesh to the own inbound. KUMADP_BENCH_ONLY=peer leaves kumadp out, for a second run beside the first.
 """
 
 from __future__ import annotations
@@ -224,6 +224,8 @@ def one_round(
 @pytest.mark.parametrize("happening", HAPPENINGS, ids=lambda happening: happening.name)
 def test_what_it_costs(tmp_path: Path, table: list[tuple[str, str, str]], happening: Happening) -> None:
     programs = {"kumadp": [sys.executable, "-m", "kumadp"]}
+    if os.environ.get("KUMADP_BENCH_ONLY") == "peer":
+        programs.clear()
     if peer := os.environ.get("KUMADP_BENCH_PEER"):
         programs[Path(peer).name] = [peer]
     with control_plane(tmp_path / "cp") as plane, workload("app") as app:
