@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.support.load import REQUEST, load
+from tests.support.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,8 +84,13 @@ class Pressure:
         ``watch`` are further questions by name, port and path, ``names`` the port of a DNS server: all asked again and
         again.
         """
+        # Two loads at a time would tell of the host.
+        with turn("load"):
+            yield from self._load({"port": port, "watch": watch or {}, "names": names, "rate": rate})
+
+    def _load(self, what: dict[str, Any]) -> Iterator[Told]:
         told = Told()
-        self._write({"port": port, "watch": watch or {}, "names": names, "rate": rate})
+        self._write(what)
         self._read()
         try:
             yield told
