@@ -77,8 +77,8 @@ class Stream:
 
     @property
     def outage(self) -> float:
-        """The longest time between two requests that were answered, less the pause between two requests."""
-        times = sorted(self.answered)
+        """The longest time between two requests that were answered, or to the end, less the pause between two."""
+        times = [*sorted(self.answered), max([*self.answered, *self.lost], default=0.0)]
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
         return max(0.0, max(gaps, default=LONGEST) - 2 * EVERY)
 
