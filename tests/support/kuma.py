@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from tests.support.poll import poll
 from tests.support.turns import turn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from tests.support.daemon import Ports
@@ -73,8 +74,9 @@ class KumaControlPlane:
 
     url = DATA_PLANE_SERVER
 
-    def __init__(self, binary: Path, folder: Path) -> None:
+    def __init__(self, binary: Path, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         self._binary, self._folder = binary, folder
+        self._environment = environment or {}
         self.log = folder / "cp.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._admin = ""
@@ -94,6 +96,7 @@ class KumaControlPlane:
             "KUMA_REPORTS_ENABLED": "false",
             # What the API says of streams is 10 s old otherwise.
             "KUMA_XDS_SERVER_DATAPLANE_STATUS_FLUSH_INTERVAL": "500ms",
+            **self._environment,
         }
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
@@ -146,6 +149,21 @@ class KumaControlPlane:
         with contextlib.suppress(OSError):
             return ask("/tokens/dataplane", wanted, self._admin).decode()
         return ""
+
+    def zone_token(self) -> str:
+        """A token for ingress and egress."""
+        wanted = {"zone": "default", "validFor": "24h", "scope": ["ingress", "egress"]}
+        return ask("/tokens/zone", wanted, self._admin).decode()
+
+    def knows(self, resources: str) -> bool:
+        """Whether it has resources of this kind (plural): later versions have more."""
+        try:
+            ask(f"/{resources}", token=self._admin)
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return False
+            raise
+        return True
 
     @property
     def registered(self) -> list[str]:
