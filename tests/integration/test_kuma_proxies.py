@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kumadp.envoy.version import fits
 from kumadp.lifecycle.control import ask_status, control_socket_path
 from tests.support.daemon import Ports, get, is_listening, run_kumadp, workload
 from tests.support.kuma import KumaControlPlane, ask_json, dataplane
@@ -57,6 +58,7 @@ def proxy(
     ports: Ports,
     *more: str,
     environment: dict[str, str] | None = None,
+    dns: bool = False,
 ) -> Iterator[Daemon]:
     """A running kumadp for this resource, with its relay."""
     with tempfile.TemporaryDirectory(prefix="kp") as name:
@@ -70,6 +72,7 @@ def proxy(
             *(f"--cp-address={plane.url}", f"--ca-cert-file={plane.write_ca(folder / 'ca.crt')}"),
             *(f"--dataplane-token-file={token}", f"--dataplane-file={file}", "--drain-time=1s", *more),
             environment=environment,
+            dns=dns,
         ) as daemon:
             daemon.wait_ready(SOON)
             yield daemon
@@ -143,10 +146,11 @@ def test_an_ingress(plane: KumaControlPlane) -> None:
             "admin": {"port": ports.admin},
         },
     }
-    with proxy(plane, ingress, ports) as daemon:
+    with proxy(plane, ingress, ports, dns=True) as daemon:
         poll(lambda: online("zoneingresses", "zi-01"), what="the ingress online", deadline=SOON)
         survives_envoy(daemon, ingress, lambda: is_listening(ports.inbound))
-        assert "coredns" not in daemon.children()
+        # Not even that there is none.
+        assert "CoreDNS" not in daemon.output()
 
 
 def test_traffic_through_an_egress(plane: KumaControlPlane, app: Workload) -> None:
@@ -334,3 +338,6 @@ def test_the_features_that_are_always_said(plane: KumaControlPlane, app: Workloa
         _, dump = get(ports.admin, "/config_dump")
         for feature in ("feature-strict-inbound-ports", "feature-reuse-port", "feature-readiness-unix-socket"):
             assert feature in dump
+        overview = ask_json("/meshes/default/dataplanes/web-01/_overview")
+        told = overview["dataplaneInsight"]["subscriptions"][-1]["version"]["envoy"]
+        assert bool(told.get("kumaDpCompatible")) is fits(told["version"])
