@@ -19,6 +19,7 @@ from kumadp.lifecycle.continuity import left_by, left_in, tidy
 from kumadp.lifecycle.drain import Step, plan_drain
 from kumadp.lifecycle.loop import Asked, Outcome, RunLoop
 from kumadp.lifecycle.names import Names
+from kumadp.lifecycle.notifying import Notifying
 from kumadp.lifecycle.plan import check_plan, envoy_addresses, own_addresses, plan_dns
 from kumadp.lifecycle.probing import Places, start_proxy
 from kumadp.lifecycle.servers import resolved_probes, start_probes, start_servers
@@ -57,6 +58,7 @@ class Assembly:
         self.status = run.status
         self.loop = RunLoop(self)
         run.post = self.loop.post
+        self.notifying = Notifying(run)
         self._reread = reread
         self._flush = flush
         self._handover = handover
@@ -74,6 +76,7 @@ class Assembly:
 
     async def start(self) -> None:
         """Everything; raises KumadpError."""
+        self.notifying.start()
         try:
             await self._start()
         except asyncio.CancelledError:
@@ -227,7 +230,12 @@ class Assembly:
         """A new epoch of Envoy, with settings, Dataplane and bootstrap as they are now."""
         if self._renewal is None:
             raise KumadpError("Envoy has not been started yet")
-        return await self._renewal.reload(why)
+        with self.notifying.reloading():
+            return await self._renewal.reload(why)
+
+    def beat(self) -> None:
+        """Tell the service manager that the run loop lives."""
+        self.notifying.beat()
 
     async def reexec(self, why: str) -> str:
         """Become the kumadp that is installed now; does not return when it has."""
@@ -307,7 +315,9 @@ async def run_daemon(
     for note in notes:
         log.warning("%s", note)
     log.info("settings: %s", ", ".join(f"{name}={value}" for name, value in shown.items()) or "all defaults")
-    outcome = await Assembly(run, reread, flush, handover).loop.run()
+    assembly = Assembly(run, reread, flush, handover)
+    outcome = await assembly.loop.run()
+    assembly.notifying.close()
     level = logging.INFO if outcome.code == 0 else logging.ERROR
     log.log(level, "exit code %d: %s", outcome.code, outcome.why)
     return outcome

@@ -82,7 +82,12 @@ class Refused:
     error: KumadpError
 
 
-Event = SignalCame | StartEnded | PartEnded | DrainEnded | StopEnded | Asked | Refused
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Whoever watches the loop wants to know that it comes to its events."""
+
+
+Event = SignalCame | StartEnded | PartEnded | DrainEnded | StopEnded | Asked | Refused | Beat
 # A start that is cancelled ends what it has begun, e.g. a program that it asked for its version (seconds).
 _START_ENDS_WITHIN = 2.0
 ASKED_BY_SIGNAL: dict[int, Literal["reload", "reexec"]] = {signal.SIGHUP: "reload", signal.SIGUSR1: "reexec"}
@@ -131,6 +136,9 @@ class Daemon(Protocol):
     async def reload(self, why: str) -> str:
         """Read everything again and bring up a new epoch of Envoy; what came of it, in words. Raises KumadpError."""
 
+    def beat(self) -> None:
+        """The loop has come to a `Beat`."""
+
     async def reexec(self, why: str) -> str:
         """Become a new kumadp in the same process; returns, or raises KumadpError, only where that was not done."""
 
@@ -161,6 +169,8 @@ class RunLoop:
             self._status.move(Phase.STOPPING, outcome.why)
             self._spawn(self._stop(start), "stop")
             while not isinstance(event := await self._events.get(), StopEnded):
+                if isinstance(event, Beat):
+                    self._daemon.beat()
                 if self._counts_as_stop(event) and self._stops >= 3:
                     return self._forced()
             self._status.move(Phase.STOPPED, outcome.why)
@@ -191,6 +201,8 @@ class RunLoop:
                 return self._on_part_ended(name, error)
             case DrainEnded():
                 return Outcome(ExitCode.OK, "stopped by signal")
+            case Beat():
+                self._daemon.beat()
             case StopEnded():
                 pass
         return None

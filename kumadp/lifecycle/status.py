@@ -26,7 +26,10 @@ ReadyState = Literal["READY", "NOT_READY", "TERMINATING"]
 
 
 class Status:
-    """The daemon's state, as told to readiness, log, control socket and, through ``moved``, to whoever listens."""
+    """The daemon's state, as told to readiness, log, control socket and to whoever listens.
+
+    ``moved`` hears of phases, ``changed`` of why it is not ready and what is wrong.
+    """
 
     def __init__(self, name: str, mode: str) -> None:
         self.name = name
@@ -43,6 +46,7 @@ class Status:
         self.asked: dict[str, Callable[[], object]] = {}
         self.concerns: dict[str, str] = {}
         self.moved: list[Callable[[Phase, str], None]] = []
+        self.changed: list[Callable[[], None]] = []
         self._was_ready = False
 
     def move(self, phase: Phase, why: str) -> None:
@@ -66,21 +70,30 @@ class Status:
 
     def wait_for(self, part: str, reason: str) -> None:
         """Note why ``part`` holds readiness back; an empty reason takes the note away. Logged when it changes."""
+        if self.reasons.get(part, "") == reason:
+            return
         if reason:
-            if self.reasons.get(part) != reason:
-                log.info("waiting: %s: %s", part, reason)
+            log.info("waiting: %s: %s", part, reason)
             self.reasons[part] = reason
         else:
-            self.reasons.pop(part, None)
+            del self.reasons[part]
+        self._tell_changed()
 
     def worry(self, part: str, concern: str) -> None:
         """Note what is wrong with ``part`` although traffic flows; an empty concern takes the note away. Logged."""
-        if concern and self.concerns.get(part) != concern:
-            log.warning("%s: %s", part, concern)
+        if self.concerns.get(part, "") == concern:
+            return
         if concern:
+            log.warning("%s: %s", part, concern)
             self.concerns[part] = concern
-        elif self.concerns.pop(part, ""):
+        else:
             log.info("%s: well again", part)
+            del self.concerns[part]
+        self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        for tell in self.changed:
+            tell()
 
     def note_fatal(self, part: str, story: str) -> None:
         """Note that ``part`` is gone for good; its story stays in the status."""

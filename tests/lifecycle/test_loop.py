@@ -10,7 +10,7 @@ import pytest
 
 from kumadp.errors import ChildFailed, ControlPlaneRefused, ExitCode, KumadpError, PortsTaken, Problem
 from kumadp.lifecycle.drain import FailHealthChecks, Step, Wait, plan_drain
-from kumadp.lifecycle.loop import Asked, PartEnded, Refused, RunLoop, SignalCame, StartEnded
+from kumadp.lifecycle.loop import Asked, Beat, PartEnded, Refused, RunLoop, SignalCame, StartEnded
 from kumadp.lifecycle.phases import IllegalMove, Phase, check_move
 from kumadp.lifecycle.status import Status
 
@@ -74,6 +74,9 @@ class RememberingDaemon:
     async def reexec(self, why: str) -> str:
         self.calls.append(f"reexec: {why}")
         return "done"
+
+    def beat(self) -> None:
+        self.calls.append("beat")
 
 
 async def until(condition: object, daemon: RememberingDaemon) -> None:
@@ -312,3 +315,19 @@ async def test_a_stop_that_fails_ends_all_the_same_and_says_why(caplog: pytest.L
     loop.post(SignalCame(signal.SIGTERM))
     assert (await run).code is ExitCode.OK
     assert any(record.exc_info for record in caplog.records if record.name.startswith("kumadp"))
+
+
+async def test_a_beat_is_taken_up_in_every_phase() -> None:
+    daemon = RememberingDaemon(drain_time=30)
+    daemon.hang_stop = True
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    for phase, ending in ((Phase.READY, 0), (Phase.DRAINING, 1), (Phase.STOPPING, 1)):
+        for _ in range(ending):
+            os.kill(os.getpid(), signal.SIGTERM)
+        await until(phase, daemon)
+        daemon.calls.clear()
+        loop.post(Beat())
+        await until("beat", daemon)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert (await run).code is ExitCode.FORCED
