@@ -27,7 +27,7 @@ def asking_options(timeout: str) -> Callable[[FC], FC]:
             default=timeout,
             show_default=True,
             metavar="DURATION",
-            callback=_seconds,
+            callback=seconds,
             help="How long to wait.",
         )(function)
         return click.option("--name", default="", help="Name of the data plane, where several run here.")(function)
@@ -35,7 +35,8 @@ def asking_options(timeout: str) -> Callable[[FC], FC]:
     return decorate
 
 
-def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -> float:
+def seconds(_context: click.Context, _parameter: click.Parameter, value: str) -> float:
+    """A duration in Go's syntax, in seconds; raises UsageError."""
     try:
         return parse_duration(value)
     except BadValue as error:

@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "wait": "Wait until a data plane on this host is ready, and say what it waits for.",
     "reload": "Have a data plane here take its configuration anew, without losing a request.",
     "reexec": "Have a kumadp here become the version that is installed now, without losing a request.",
+    "sweep": "End what a killed kumadp left running here, where no next one is to adopt it.",
     "validate": "Check Dataplane, ZoneIngress and ZoneEgress files.",
     "demo": "Show the main job: a real Envoy in front of a small workload.",
     "version": "Print versions.",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.lifecycle")
 
 SUFFIX = ".control"
+RUN = Path("/run/kumadp")
 # Linux has 108 bytes for the path of a Unix socket, one of them ends it (unix(7)).
 LONGEST_SOCKET_PATH = 107
 
@@ -93,7 +94,7 @@ def _folders(environ: Mapping[str, str]) -> Iterator[Path]:
         yield Path(runtime.split(":")[0])
     if user := environ.get("XDG_RUNTIME_DIR"):
         yield Path(user) / "kumadp"
-    yield Path("/run/kumadp")
+    yield RUN
     yield Path("/tmp") / f"kumadp-{os.geteuid()}"  # noqa: S108 - 0700 and checked to be ours
 
 
@@ -139,15 +140,29 @@ def _private_path(file: str, environ: Mapping[str, str]) -> Path:
 
 
 def find_control_sockets(environ: Mapping[str, str]) -> list[Path]:
-    """The control sockets of data planes that run on this host, as far as we may see them."""
-    living = []
+    """The control sockets of data planes that run on this host, as far as we may see them.
+
+    Within a unit of systemd that has one in its own runtime directory, that one alone.
+    """
+    if runtime := environ.get("RUNTIME_DIRECTORY"):
+        own = _living(Path(runtime.split(":")[0]), "*" + SUFFIX)
+        if own:
+            return own
+    found: list[Path] = []
     for folder in _folders(environ):
-        with contextlib.suppress(OSError):
-            for path in sorted(folder.glob("*" + SUFFIX)):
-                with socket.socket(socket.AF_UNIX) as probe:
-                    probe.settimeout(0.5)
-                    if probe.connect_ex(str(path)) == 0:
-                        living.append(path)
+        found += _living(folder, "*" + SUFFIX)
+    # A unit of systemd has a folder of its own there.
+    return found + _living(RUN, "*/*" + SUFFIX)
+
+
+def _living(folder: Path, pattern: str) -> list[Path]:
+    living = []
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.glob(pattern)):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(0.5)
+                if probe.connect_ex(str(path)) == 0:
+                    living.append(path)
     return living
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     ("arguments", "code", "said"),
     [
         (["rnu"], 64, "Error: no command 'rnu' (did you mean run?)"),
-        (["xyz"], 64, "Error: no command 'xyz' (one of run, wait, reload, reexec, validate, demo, version)"),
+        (["xyz"], 64, "Error: no command 'xyz' (one of run, wait, reload, reexec, sweep, validate, demo, version)"),
         (["run", "--nme=x"], 64, "Error: No such option"),
         (["run", "extra"], 64, "Error: Got unexpected extra argument (extra)"),
         (["run", "--config-dir"], 64, "Error: Option '--config-dir' requires an argument"),

@@ -134,6 +134,25 @@ async def test_living_sockets_are_found_and_stale_ones_replaced(tmp_path: Path) 
         assert path in await asyncio.to_thread(find_control_sockets, environment)
 
 
+async def test_a_unit_finds_its_own_and_others_find_those_of_all_units(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "RUN", tmp_path)
+    elsewhere = {"XDG_RUNTIME_DIR": str(tmp_path / "none"), "TMPDIR": str(tmp_path)}
+    paths = []
+    async with contextlib.AsyncExitStack() as stack:
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir(mode=0o700)
+            unit = {"RUNTIME_DIRECTORY": str(tmp_path / name), **elsewhere}
+            paths.append(control_socket_path("web", unit))
+            await stack.enter_async_context(served(ControlServer(paths[-1], Status("web", "standalone").snapshot)))
+            assert await asyncio.to_thread(find_control_sockets, unit) == paths[-1:]
+        foreign = {"RUNTIME_DIRECTORY": str(tmp_path / "none"), **elsewhere}
+        for environ in (elsewhere, foreign):
+            found = await asyncio.to_thread(find_control_sockets, environ)
+            assert [path for path in found if tmp_path in path.parents] == paths
+
+
 @pytest.mark.parametrize("mode", [0o770, 0o707])
 def test_a_folder_that_others_may_write_is_passed_over(tmp_path: Path, mode: int) -> None:
     folder = tmp_path / "open"

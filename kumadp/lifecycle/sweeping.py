@@ -1,0 +1,61 @@
+"""Ending what a kumadp that is not there any more left running."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from typing import TYPE_CHECKING
+
+from kumadp.host.sockets import remove_stale
+from kumadp.host.workdir import open_work_dir
+from kumadp.lifecycle.continuity import forget, left_in
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+# How long systemd may take to say what it is about to do (seconds).
+_ASKED_FOR = 5.0
+STATE_FILE = "state.json"
+
+
+async def sweep(directory: Path, grace: float) -> list[str]:
+    """End, in ``grace`` seconds, the processes that a dead kumadp left there, and take its files away; each in words.
+
+    Raises WorkDirError where a living kumadp has the directory, or it is not ours.
+    """
+    work = open_work_dir("", str(directory), "", "", {})
+    try:
+        before = left_in(work.path)
+        children = (*before.children, *before.killed)
+        said = [f"{child.name} (pid {child.pid})" for child in children]
+        await asyncio.gather(*(child.stop(grace) for child in before.children), before.ended())
+        await asyncio.to_thread(_remove, work.path)
+        return said
+    finally:
+        work.close()
+
+
+def _remove(directory: Path) -> None:
+    forget(directory)
+    remove_stale(directory)
+    (directory / STATE_FILE).unlink(missing_ok=True)
+
+
+def is_over(result: str, unit: str, environ: Mapping[str, str]) -> bool:
+    """Whether no kumadp is to follow in this unit: it ended as it should, or is being stopped. May block.
+
+    ``result`` is ``$SERVICE_RESULT`` (systemd.exec(5)); the unit's job is asked for, as systemd tells an ExecStopPost
+    of no restart that is due. Where it does not answer, one that had to be killed at its stop is over.
+    """
+    if result == "success":
+        return True
+    command = ["systemctl", "show", "--property=Job", "--value", unit]
+    try:
+        asked = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=_ASKED_FOR, env=dict(environ)
+        )
+    except (OSError, subprocess.SubprocessError):
+        return result == "timeout"
+    # Empty or 0 where nothing is under way; a restart by Restart= begins its job only later.
+    return asked.stdout.strip() not in {"", "0"}

@@ -1,0 +1,66 @@
+"""`kumadp sweep` with a real Envoy that a killed kumadp left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from tests.support.daemon import Ports, folders, run_kumadp, workload, write_mesh
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+
+def sweep(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kumadp", "sweep", *arguments]
+    return subprocess.run(
+        command, env={**os.environ, **environ}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_what_a_killed_kumadp_left_is_ended_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
+    ports = Ports.take()
+    work = folders(tmp_path)[1]
+    with workload("web") as app:
+        mesh = write_mesh(tmp_path / "mesh", ports, app.port, app.port)
+        arguments = ("--standalone", str(mesh), "--name=web", "--on-parent-death=keep")
+        with run_kumadp(tmp_path, ports, *arguments) as daemon:
+            daemon.wait_ready()
+            envoy = daemon.envoy()
+            told = sweep("--work-dir", work)
+            assert (told.returncode, told.stdout) == (71, "")
+            assert "is used by another kumadp that is running" in told.stderr
+            assert envoy.is_running()
+            daemon.process.kill()
+            daemon.wait()
+            assert envoy.is_running()
+            # To be started again by systemd, which is not there to be asked.
+            told = sweep("--unit=kumadp.service", RUNTIME_DIRECTORY=work, SERVICE_RESULT="signal", PATH=str(tmp_path))
+            assert told.returncode == 0
+            assert envoy.is_running()
+            told = sweep("--unit=kumadp.service", RUNTIME_DIRECTORY=work, SERVICE_RESULT="success")
+            assert told.returncode == 0, told.stderr
+            assert told.stdout == f"{work}: ended envoy (pid {envoy.pid})\n"
+            poll(lambda: not envoy.is_running() or envoy.status() == psutil.STATUS_ZOMBIE, what="the end of Envoy")
+    left = {path.name for path in (tmp_path / "work").iterdir()}
+    assert not {name for name in left if name.endswith(".sock")} | left & {"state.json"}
+    assert sweep("--work-dir", work).stdout == f"{work}: nothing was left running\n"
+
+
+def test_which_directory_is_meant_has_to_be_said() -> None:
+    told = sweep(RUNTIME_DIRECTORY="")
+    assert told.returncode == 64
+    assert told.stderr == "Error: say which: --name or --work-dir\n"
+
+
+def test_where_there_is_nothing_nothing_is_done(tmp_path: Path) -> None:
+    told = sweep("--work-dir", str(tmp_path / "none"))
+    assert (told.returncode, told.stdout) == (0, f"{tmp_path / 'none'}: nothing there\n")

@@ -1,0 +1,48 @@
+"""When what is left is to be ended; a booted systemd shows the same in tests/hosts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.lifecycle.sweeping import is_over
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def systemctl(folder: Path, says: str, code: int = 0) -> dict[str, str]:
+    program = folder / "systemctl"
+    program.write_text(f"#!/bin/sh\necho '{says}'\nexit {code}\n")
+    program.chmod(0o755)
+    return {"PATH": f"{folder}:/usr/bin:/bin"}
+
+
+@pytest.mark.parametrize(
+    ("result", "job", "over"),
+    [
+        ("success", "0", True),
+        ("signal", "", False),
+        ("signal", "0", False),
+        ("signal", "811", True),
+        ("watchdog", "0", False),
+        ("watchdog", "12", True),
+        ("exit-code", "0", False),
+    ],
+)
+def test_a_unit_is_over_when_it_ended_well_or_a_stop_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: str, job: str, over: bool
+) -> None:
+    environ = systemctl(tmp_path, job)
+    monkeypatch.setenv("PATH", environ["PATH"])
+    assert is_over(result, "kumadp.service", environ) is over
+
+
+@pytest.mark.parametrize(("result", "over"), [("timeout", True), ("signal", False)])
+def test_where_systemd_does_not_answer_only_a_stop_that_took_too_long_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: str, over: bool
+) -> None:
+    environ = systemctl(tmp_path, "Failed to connect to bus", 1)
+    monkeypatch.setenv("PATH", environ["PATH"])
+    assert is_over(result, "kumadp.service", environ) is over
