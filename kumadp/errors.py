@@ -17,7 +17,7 @@
     ├── PortsTaken                 71  addresses that cannot be bound
     ├── WorkDirError               71  the work directory cannot be used
     ├── HandoverFailed             71  the program could not be replaced by a newer one
-    ├── CommandRefused             79  a running kumadp did not do what `reload` or `reexec` asked for
+    ├── CommandRefused             79  a running kumadp did not do what it was asked for, or none runs
     └── WaitTimeout                75  `kumadp wait` saw no readiness in time
 
 Classes carry facts and build their own text; nobody tests a message.
@@ -55,7 +55,7 @@ class ExitCode(enum.IntEnum):
 
 EXIT_CODE_MEANING: dict[ExitCode, str] = {
     ExitCode.OK: "stopped cleanly, by a signal too",
-    ExitCode.BUG: "a bug in kumadp: please report it with the traceback",
+    ExitCode.BUG: "a bug in kumadp: please report it with the traceback; `kumadp demo --check`: a check failed",
     ExitCode.USAGE: "the command line is wrong",
     ExitCode.RESOURCE: "a Dataplane, ZoneIngress or ZoneEgress is wrong",
     ExitCode.CONTROL_PLANE_UNAVAILABLE: "no usable answer within KUMA_CONTROL_PLANE_RETRY_MAX_DURATION",
@@ -64,11 +64,11 @@ EXIT_CODE_MEANING: dict[ExitCode, str] = {
     ExitCode.BINARY_NOT_FOUND: "Envoy, or a CoreDNS that was asked for by path, is not there",
     ExitCode.ADMIN_EXPOSED: "Envoy's admin answered on an address that is not loopback; Envoy was killed",
     ExitCode.FORCED: "a third signal ended kumadp at once",
-    ExitCode.WAIT_TIMEOUT: "`kumadp wait`: not ready in time; `kumadp demo --check` uses 1",
+    ExitCode.WAIT_TIMEOUT: "`kumadp wait`: not ready in time; `kumadp status`: not ready",
     ExitCode.BOOTSTRAP: "the control plane's bootstrap cannot be used safely",
     ExitCode.CONTROL_PLANE_REFUSED: "the control plane refused for good (token, resource, certificate)",
     ExitCode.SETTINGS: "a flag, variable or settings file is wrong",
-    ExitCode.REFUSED: "`kumadp reload` or `kumadp reexec`: not done, with the reason; what runs goes on as it was",
+    ExitCode.REFUSED: "a running kumadp did not do what it was asked for, with the reason, or none runs here",
 }
 
 
@@ -89,10 +89,10 @@ class Problem:
     def __str__(self) -> str:
         where = self.file + (f":{self.line}" if self.line else "") if self.file else ""
         text = ": ".join(part for part in (where, self.path, self.message) if part)
-        return _on_one_line(f"{text} ({self.hint})" if self.hint else text)
+        return on_one_line(f"{text} ({self.hint})" if self.hint else text)
 
 
-def _on_one_line(text: str) -> str:
+def on_one_line(text: str) -> str:
     """What a user wrote may hold line ends and a terminal's control characters: shown as escapes."""
     if text.isprintable():
         return text

@@ -43,8 +43,8 @@ def seconds(_context: click.Context, _parameter: click.Parameter, value: str) ->
         raise UsageError(f"--timeout: {value!r} {error}") from None
 
 
-def the_socket(name: str) -> Path:
-    """The control socket of the data plane of that name, or of the only one that runs here; raises CommandRefused."""
+def the_sockets(name: str) -> list[Path]:
+    """The control socket of the data plane of that name, or of all that run here; raises CommandRefused."""
     found = find_control_sockets(os.environ)
     running = ", ".join(path.stem for path in found)
     if name:
@@ -54,8 +54,14 @@ def the_socket(name: str) -> Path:
         raise CommandRefused(
             f"{what} runs here, as far as this user may see" + (f"; running: {running}" if running else "")
         )
+    return found
+
+
+def the_socket(name: str) -> Path:
+    """The control socket of the data plane of that name, or of the only one that runs here; raises CommandRefused."""
+    found = the_sockets(name)
     if len(found) > 1:
-        raise CommandRefused(f"several run here: {running}", "say which with --name")
+        raise CommandRefused(f"several run here: {', '.join(path.stem for path in found)}", "say which with --name")
     return found[0]
 
 

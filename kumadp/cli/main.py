@@ -18,6 +18,7 @@ from kumadp.errors import ExitCode, KumadpError, UsageError
 COMMANDS: dict[str, str] = {
     "run": "Run a data plane: Envoy, DNS, virtual probes, until it is told to stop.",
     "wait": "Wait until a data plane on this host is ready, and say what it waits for.",
+    "status": "Say what a data plane here does: ready or why not, what runs, what died.",
     "reload": "Have a data plane here take its configuration anew, without losing a request.",
     "reexec": "Have a kumadp here become the version that is installed now, without losing a request.",
     "sweep": "End what a killed kumadp left running here, where no next one is to adopt it.",
@@ -71,8 +72,9 @@ def cli(ctx: click.Context, /, **before: object) -> None:
     """Sidecar supervisor for Kuma data planes; a drop-in for kuma-dp.
 
     Exit codes: 0 clean stop, 64 command line, 65 Dataplane, 69 control plane away, 70 Envoy ended for good, 71 port or
-    process, 72 no Envoy, 73 admin exposed, 74 forced by a third signal, 75 not ready in time, 76 unsafe bootstrap,
-    77 control plane refused, 78 settings, 79 reload or reexec refused.
+    process, 72 no Envoy, 73 admin exposed, 74 forced by a third signal, 75 not ready, 76 unsafe bootstrap,
+    77 control plane refused, 78 settings, 79 a running kumadp
+    refused, or none runs.
     """
     remember_before(ctx, before)
     if ctx.invoked_subcommand is None:

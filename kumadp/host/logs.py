@@ -126,6 +126,10 @@ class LogOutput:
         """Lines lost because the output was stuck."""
         return self._handler.dropped
 
+    def status(self) -> dict[str, object]:
+        """What became of lines; JSON types."""
+        return {"dropped": self.dropped}
+
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
         """Write what is queued; False when that takes longer than ``seconds``. Blocks."""
         return self._writer.catch_up(seconds)

@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from kumadp.host.environment import child_environment, fate_of_children, find_container_sign
+from kumadp.host.secrets import redact
 from kumadp.lifecycle.component import Stack
 from kumadp.lifecycle.continuity import Before
 from kumadp.lifecycle.loop import PartEnded
@@ -55,7 +56,9 @@ class Run:
         self.environ = environ
         self.name = resource.name if resource is not None else settings.name
         self.mesh_name = resource.mesh if resource is not None else settings.mesh
-        self.status = Status(self.name, "standalone" if mesh is not None else "control plane")
+        self.status = Status(self.name, "standalone" if mesh is not None else "control plane", self.mesh_name)
+        if mesh is None:
+            self.status.asked["control_plane"] = lambda: redact(self.settings.cp_address)
         self.stack = Stack(lambda name, error: self.post(PartEnded(name, error)))
         self.post: Callable[[Event], None] = lambda _event: None
         self.before = Before()

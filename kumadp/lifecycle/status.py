@@ -31,8 +31,9 @@ class Status:
     ``moved`` hears of phases, ``changed`` of why it is not ready and what is wrong.
     """
 
-    def __init__(self, name: str, mode: str) -> None:
+    def __init__(self, name: str, mode: str, mesh: str = "") -> None:
         self.name = name
+        self.mesh = mesh
         self.mode = mode
         self.phase = Phase.STARTING
         self.phase_why = "just started"
@@ -119,9 +120,10 @@ class Status:
         return "NOT_READY" if self.phase is Phase.STARTING else "TERMINATING"
 
     def snapshot(self) -> dict[str, object]:
-        """Everything, for the owner-only control socket; JSON types only, times in seconds since 1970."""
+        """Everything, for the owner-only control socket; `kumadp.lifecycle.report` is its shape."""
         return {
             "name": self.name,
+            "mesh": self.mesh,
             "pid": os.getpid(),
             "version": __version__,
             "mode": self.mode,
@@ -146,7 +148,9 @@ def _child(report: ChildReport) -> dict[str, object]:
         "state": report.state.name,
         "pid": report.pid,
         "since": report.since,
+        "started": report.started,
         "restarts": report.restarts,
         "last_exit": report.last_exit,
+        "died": report.died,
         "reason": report.reason,
     }

@@ -21,7 +21,10 @@ log = logging.getLogger("kumadp.process")
 
 @dataclass(frozen=True, slots=True)
 class ChildReport:
-    """What is known of a child now; ``since`` in seconds since 1970, ``last_exit`` one sentence or empty."""
+    """What is known of a child now; times in seconds since 1970, ``last_exit`` one sentence or empty.
+
+    ``since`` is when it came into this state, ``started`` when its process began, ``died`` when the last one ended.
+    """
 
     name: str
     state: ChildState
@@ -30,6 +33,8 @@ class ChildReport:
     restarts: int
     last_exit: str
     reason: str = ""
+    started: float | None = None
+    died: float | None = None
 
 
 class Supervisor:
@@ -65,6 +70,7 @@ class Supervisor:
         self._grace = grace
         self._restarts = 0
         self._last_exit = ""
+        self._died: float | None = None
         self.report = ChildReport(name, ChildState.STOPPED, None, time.time(), 0, "")
 
     async def run(self, up: Callable[[], None]) -> None:
@@ -82,6 +88,7 @@ class Supervisor:
                 child, status = await self._live(child, up)
                 ran = asyncio.get_running_loop().time() - child.started_at
                 self._last_exit = _sentence(self.name, status, ran, child.tail(1))
+                self._died = time.time()
                 self._tell(ChildState.EXITED)
                 if self._restart_why:
                     log.info("%s, as asked: %s", self._last_exit, self._restart_why)
@@ -198,8 +205,12 @@ class Supervisor:
             self._tell(ChildState.STOPPED)
 
     def _tell(self, state: ChildState, reason: str = "") -> None:
-        pid = self.child.pid if self.child is not None and not self.child.ended else None
-        self.report = ChildReport(self.name, state, pid, time.time(), self._restarts, self._last_exit, reason)
+        child, now = self.child if self.child is not None and not self.child.ended else None, time.time()
+        pid = child.pid if child is not None else None
+        started = now - asyncio.get_running_loop().time() + child.started_at if child is not None else None
+        self.report = ChildReport(
+            self.name, state, pid, now, self._restarts, self._last_exit, reason, started, self._died
+        )
         self._changed(self.report)
 
 

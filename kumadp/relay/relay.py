@@ -79,6 +79,7 @@ class Relay:
         self._epochs: dict[int, int] = {}
         self._unanswered: dict[str, float] = {}
         self._changed_at: dict[str, float] = {}
+        self._rejection: dict[str, object] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     async def run(self, up: Callable[[], None]) -> None:
@@ -167,6 +168,8 @@ class Relay:
             "refusal": None if facts.refusal is None else facts.refusal.value,
             "refused_since": None if facts.refused_since is None else round(epoch + facts.refused_since, 3),
             "silence": round(self._silence(), 1),
+            "received": round(epoch + max(self._changed_at.values()), 3) if self._changed_at else None,
+            "last_rejection": self._rejection,
             "types": [
                 {
                     "type": view.type_url,
@@ -249,8 +252,16 @@ class Relay:
                 case Rejected(type_url, version, reason, by_guard):
                     who = "held back" if by_guard else "rejected by Envoy"
                     # Envoy may quote what it rejects.
-                    why = "" if type_url == SECRET and not by_guard else f": {_line(redact(reason))}"
-                    self._tell(f"rejected {type_url}", f"{_short(type_url)} {_line(version)} is {who}{why}")
+                    why = "" if type_url == SECRET and not by_guard else _line(redact(reason))
+                    told = f"{_short(type_url)} {_line(version)} is {who}{why and ': '}{why}"
+                    self._tell(f"rejected {type_url}", told)
+                    self._rejection = {
+                        "type": type_url,
+                        "version": _line(version),
+                        "reason": why,
+                        "at": round(time.time(), 3),
+                        "by_guard": by_guard,
+                    }
                 case Note(text):
                     log.info("%s", text)
         due = self._machine.next_tick()

@@ -3,67 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import tempfile
-import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 from kumadp.errors import HandoverFailed
-from kumadp.lifecycle.control import ControlServer, socket_name
 from kumadp.lifecycle.status import Status
-from tests.support.command import kumadp
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator
-
-    from kumadp.lifecycle.control import Action
-
-
-class Host:
-    """A folder of control sockets, as one host has it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "kumadp"
-        self.folder.mkdir(mode=0o700)
-
-    def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return kumadp(*arguments, environment={"XDG_RUNTIME_DIR": str(self.folder.parent)})
-
-    @contextlib.contextmanager
-    def instance(self, name: str, status: Status | None = None, **actions: Action) -> Iterator[None]:
-        """A control socket that does these things."""
-        control = ControlServer(
-            self.folder / socket_name(name), (status or Status(name, "standalone")).snapshot, actions
-        )
-        started, ended = threading.Event(), asyncio.Event()
-        loop = asyncio.new_event_loop()
-
-        async def serve() -> None:
-            server = asyncio.create_task(control.run(started.set))
-            await ended.wait()
-            server.cancel()
-            await asyncio.wait({server})
-
-        thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-        thread.start()
-        try:
-            assert started.wait(10)
-            yield
-        finally:
-            loop.call_soon_threadsafe(ended.set)
-            thread.join()
-            loop.close()
-
-
-@pytest.fixture
-def host() -> Iterator[Host]:
-    # Not in tmp_path: the path of a Unix socket may have 107 bytes (unix(7)).
-    with tempfile.TemporaryDirectory(prefix="kumadp-") as folder:
-        yield Host(Path(folder))
+    from tests.support.instances import Host
 
 
 async def reloaded() -> dict[str, object]:

@@ -1,0 +1,143 @@
+"""The status of a kumadp as a page that a person reads in ten seconds. Pure."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kumadp.errors import on_one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    Status = Mapping[str, Any]
+
+_LABEL = 14
+_COLORS = {
+    "READY": "green",
+    "RUNNING": "green",
+    "STARTING": "yellow",
+    "BACKOFF": "yellow",
+    "DRAINING": "yellow",
+    "EXITED": "red",
+    "FATAL": "red",
+}
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+
+
+def lasting(seconds: float) -> str:
+    """A time span by its two largest units: ``2h 3m``, ``41s``, ``0s``."""
+    left, parts = max(0, int(seconds)), []
+    for size, unit in _UNITS:
+        if left >= size:
+            parts.append(f"{left // size}{unit}")
+            left %= size
+        elif parts:
+            break
+    return " ".join(parts[:2]) or "0s"
+
+
+def page(status: Status, now: float, *, color: bool = False) -> list[str]:
+    """The lines of the page; ``now`` in seconds since 1970."""
+    return [*_head(status, now, color=color), "", *_children(status, now, color=color), "", *_rest(status, now)]
+
+
+def summary(status: Status, now: float, *, color: bool = False) -> str:
+    """One line about one of several data planes."""
+    why = "; ".join(status.get("reasons") or ()) or status.get("why", "")
+    phase = str(status.get("phase", ""))
+    state = _paint(f"{phase:<9}", color=color)
+    return f"{status['name']:<24} {state} {lasting(now - status.get('since', now)):>8}  {on_one_line(str(why))}"
+
+
+def _paint(text: str, *, color: bool) -> str:
+    found = _COLORS.get(text.strip())
+    return click.style(text, fg=found, bold=True) if color and found else text
+
+
+def _head(status: Status, now: float, *, color: bool) -> Iterator[str]:
+    name = f"{status['name'] or '(no name)'} in mesh {status.get('mesh') or '(none)'}"
+    phase, why = _paint(str(status["phase"]), color=color), on_one_line(str(status["why"]))
+    yield f"{name}: {phase} for {lasting(now - status['since'])} ({why})"
+    up = lasting(now - status["started"])
+    yield f"  kumadp {status['version']}, pid {status['pid']}, up {up}, {status['mode']}"
+    for label, found in (
+        ("not ready", status["reasons"]),
+        ("concerns", status["concerns"]),
+        ("given up", [f"{part}: {story}" for part, story in status["fatal"].items()]),
+    ):
+        yield from _list(label, found)
+
+
+def _children(status: Status, now: float, *, color: bool) -> Iterator[str]:
+    if not status["children"]:
+        yield _line("children", "none yet")
+    for name, child in status["children"].items():
+        parts = [f"pid {child['pid']}" if child["pid"] else "no process"]
+        if child.get("started"):
+            parts.append(f"up {lasting(now - child['started'])}")
+        parts.append(f"{child['restarts']} restart{'' if child['restarts'] == 1 else 's'}")
+        if version := status.get("versions", {}).get(name):
+            parts.append(f"version {version}")
+        if name == "envoy" and "epoch" in status:
+            parts.append(f"epoch {status['epoch']}")
+        reason = f": {on_one_line(child['reason'])}" if child["reason"] else ""
+        yield _line(name, f"{_paint(child['state'], color=color)}{reason}, {', '.join(parts)}")
+        if child["last_exit"]:
+            when = f" {_ago(child['died'], now)}" if child.get("died") else ""
+            yield _line("", f"last death{when}: {on_one_line(child['last_exit'])}")
+
+
+def _rest(status: Status, now: float) -> Iterator[str]:
+    if status["mode"] != "standalone":
+        yield from _list("control plane", list(_control_plane(status, now)))
+    if "token_expires" in status:
+        yield _line("token", _expiry(status["token_expires"], now))
+    yield from _list("ports", [f"{purpose}: {where}" for purpose, where in status["ports"].items()])
+    yield _line("drops", ", ".join(_drops(status)) or "none")
+
+
+def _control_plane(status: Status, now: float) -> Iterator[str]:
+    named = on_one_line(str(status.get("control_plane", "")))
+    relay = status.get("relay")
+    if relay is None:
+        yield f"{named}: Envoy's own connection, or none yet"
+        return
+    if relay["connected_since"]:
+        yield f"{named}: connected to {relay['address']} for {lasting(now - relay['connected_since'])}"
+    else:
+        error = f", {on_one_line(relay['last_error'])}" if relay["last_error"] else ""
+        yield f"{named}: {relay['state']} for {lasting(now - relay['since'])}{error}"
+    yield "last configuration " + (_ago(relay["received"], now) if relay["received"] else "none yet")
+    if rejection := relay["last_rejection"]:
+        what = f"{rejection['type'].rpartition('.')[2]} {rejection['version']}"
+        yield on_one_line(f"last rejection {_ago(rejection['at'], now)}: {what}: {rejection['reason']}")
+    if "stale_since" in status:
+        yield f"serving the last good configuration, of {_ago(status['stale_since'], now)}"
+
+
+def _drops(status: Status) -> Iterator[str]:
+    if lost := status.get("log", {}).get("dropped"):
+        yield f"{lost} log lines"
+
+
+def _expiry(at: float | None, now: float) -> str:
+    if at is None:
+        return "never expires"
+    return f"valid for {lasting(at - now)}" if at > now else f"expired {_ago(at, now)}"
+
+
+def _ago(at: float, now: float) -> str:
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
+    return f"{lasting(now - at)} ago ({when})"
+
+
+def _list(label: str, texts: list[str]) -> Iterator[str]:
+    for number, text in enumerate(texts):
+        yield _line("" if number else label, on_one_line(text))
+
+
+def _line(label: str, text: str) -> str:
+    return f"  {label:<{_LABEL}} {text}"

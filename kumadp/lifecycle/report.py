@@ -1,0 +1,112 @@
+"""The shape of what the control socket answers to ``GET /status``, for those who read it by program.
+
+Every time is in seconds since 1970. A field that is not there is not known, or not of this mode.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.json import schema
+
+Time = Annotated[float, Meta(description="Seconds since 1970.")]
+
+
+def _field(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class ChildStatus(Struct, forbid_unknown_fields=True):
+    """Envoy or CoreDNS."""
+
+    state: Literal["STOPPED", "STARTING", "RUNNING", "STOPPING", "EXITED", "BACKOFF", "FATAL", "RUNNING_BLIND"]
+    pid: int | None
+    since: Annotated[float, _field("When it came into this state.")]
+    started: Annotated[float | None, _field("When its process was started; null without one.")]
+    restarts: Annotated[int, _field("How often it was started again.")]
+    last_exit: Annotated[str, _field("Its last death, in one sentence; empty where there was none.")]
+    died: Annotated[float | None, _field("When that was.")]
+    reason: Annotated[str, _field("Why it is in this state, where that is not plain.")]
+
+
+class RelayedType(Struct, forbid_unknown_fields=True):
+    """One type of resources on the stream."""
+
+    type: str
+    accepted: Annotated[str, _field("Version that Envoy runs with.")]
+    latest: Annotated[str, _field("Version that the control plane sent last.")]
+    open: Annotated[bool, _field("Envoy has not answered yet.")]
+    names: Any
+    rejected: int
+    withheld: bool
+    changed: Annotated[float | None, _field("When the control plane sent the last one.")]
+
+
+class Rejection(Struct, forbid_unknown_fields=True):
+    """A configuration that is not given to Envoy (again)."""
+
+    type: str
+    version: str
+    reason: Annotated[str, _field("In Envoy's words; empty for secrets.")]
+    at: Time
+    by_guard: Annotated[bool, _field("Two Envoys ended while they applied it; else Envoy refused it.")]
+
+
+class RelayStatus(Struct, forbid_unknown_fields=True):
+    """The stream of configuration from the control plane."""
+
+    state: Literal["connecting", "open", "backoff", "held-closed"]
+    since: Time
+    connected_since: float | None
+    address: str
+    last_error: str
+    refusal: str | None
+    refused_since: float | None
+    silence: Annotated[float, _field("For how many seconds a first question has gone unanswered.")]
+    received: Annotated[float | None, _field("When the last configuration came.")]
+    last_rejection: Rejection | None
+    types: list[RelayedType]
+
+
+class LogStatus(Struct, forbid_unknown_fields=True):
+    """What became of log lines."""
+
+    dropped: Annotated[int, _field("Lines lost because the output was stuck.")]
+
+
+class StatusReport(Struct, forbid_unknown_fields=True):
+    """What a running kumadp says of itself. Times are in seconds since 1970."""
+
+    name: str
+    mesh: str
+    pid: int
+    version: str
+    mode: Literal["control plane", "standalone"]
+    phase: Literal["STARTING", "READY", "DRAINING", "STOPPING", "STOPPED"]
+    why: Annotated[str, _field("Why it is in this phase.")]
+    since: Annotated[float, _field("When it came into this phase.")]
+    started: Time
+    ready: bool
+    state: Annotated[Literal["READY", "NOT_READY", "TERMINATING"], _field("What /ready answers.")]
+    reasons: Annotated[list[str], _field("Why it is not ready.")]
+    concerns: Annotated[list[str], _field("What is wrong although traffic flows.")]
+    fatal: Annotated[dict[str, str], _field("Parts that are gone for good, and their stories.")]
+    children: dict[str, ChildStatus]
+    ports: Annotated[dict[str, str], _field("What is served where.")]
+    versions: dict[str, str] | UnsetType = UNSET
+    epoch: Annotated[int | UnsetType, _field("Which Envoy of all that were started serves, from 0 on.")] = UNSET
+    control_plane: Annotated[str | UnsetType, _field("Addresses that were named for the control plane.")] = UNSET
+    relay: RelayStatus | UnsetType = UNSET
+    token_expires: Annotated[float | UnsetType | None, _field("When the data plane token ends; null: never.")] = UNSET
+    stale_since: Annotated[float | UnsetType, _field("Age of the configuration that serves in place of one.")] = UNSET
+    restart_required: Annotated[list[str] | UnsetType, _field("Changes of the bootstrap that Envoy lacks.")] = UNSET
+    last_good: Annotated[dict[str, Any] | UnsetType, _field("The copy of the configuration on disk.")] = UNSET
+    dynconf: Annotated[dict[str, Any] | UnsetType, _field("Dynamic configuration from the control plane.")] = UNSET
+    reexec: Annotated[dict[str, Any] | UnsetType, _field("How often kumadp was re-executed, and what failed.")] = UNSET
+    log: LogStatus | UnsetType = UNSET
+
+
+def status_schema() -> dict[str, Any]:
+    """The JSON Schema of a status."""
+    return schema(StatusReport)

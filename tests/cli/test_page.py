@@ -1,0 +1,135 @@
+"""The page that `kumadp status` shows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from kumadp.cli.page import lasting, page, summary
+from kumadp.lifecycle.phases import Phase
+from kumadp.lifecycle.status import Status
+from kumadp.process.policy import ChildState
+from kumadp.process.supervise import ChildReport
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+NOW = 1_700_000_000.0
+
+
+def told(**more: Any) -> dict[str, Any]:
+    status = Status("web-1", more.pop("mode", "standalone"), "default")
+    status.move(Phase.READY, "Envoy is LIVE with its listeners")
+    status.note_child(
+        ChildReport(
+            "envoy", ChildState.RUNNING, 42, NOW - 60, 1, "envoy ended with signal 9 (KILL)", "", NOW - 60, NOW - 61
+        )
+    )
+    status.ports["readiness"] = "http://127.0.0.1:9902/ready"
+    return {**status.snapshot(), "since": NOW - 60, "started": NOW - 7384, **more}
+
+
+def test_spans_have_two_units() -> None:
+    spans = {
+        0: "0s",
+        0.9: "0s",
+        41: "41s",
+        60: "1m",
+        61: "1m 1s",
+        3600: "1h",
+        3605: "1h",
+        7384: "2h 3m",
+        90061: "1d 1h",
+    }
+    assert {span: lasting(span) for span in spans} == spans
+    assert lasting(-5) == "0s"
+
+
+def test_what_runs_is_seen_at_once() -> None:
+    lines = page(told(), NOW)
+    assert lines[0] == "web-1 in mesh default: READY for 1m (Envoy is LIVE with its listeners)"
+    assert re.fullmatch(r"  kumadp \S+, pid \d+, up 2h 3m, standalone", lines[1])
+    text = "\n".join(lines)
+    assert "envoy          RUNNING, pid 42, up 1m, 1 restart\n" in text
+    assert "last death 1m 1s ago (2023-11-14T22:12:19Z): envoy ended with signal 9 (KILL)" in text
+    assert "ports          readiness: http://127.0.0.1:9902/ready" in text
+    assert "drops          none" in text
+    assert "control plane" not in text
+    assert max(map(len, lines)) < 110
+
+
+def test_every_reason_concern_and_story_has_a_line() -> None:
+    status = told(
+        ready=False,
+        reasons=["bootstrap: asking", "dns: not yet"],
+        concerns=["last good: old"],
+        fatal={"coredns": "died"},
+    )
+    text = "\n".join(page(status, NOW))
+    assert "  not ready      bootstrap: asking\n                 dns: not yet\n" in text
+    assert "  concerns       last good: old\n" in text
+    assert "  given up       coredns: died\n" in text
+    assert "bootstrap: asking; dns: not yet" in summary(status, NOW)
+
+
+def relay(**more: Any) -> dict[str, Any]:
+    return {
+        "state": "open",
+        "since": NOW - 120,
+        "connected_since": NOW - 120,
+        "address": "cp:5678",
+        "last_error": "",
+        "received": NOW - 30,
+        "last_rejection": None,
+        **more,
+    }
+
+
+def test_the_control_plane_and_what_it_gave() -> None:
+    status = told(mode="control plane", control_plane="https://cp:5678", relay=relay(), token_expires=NOW + 7200)
+    text = "\n".join(page(status, NOW))
+    assert "control plane  https://cp:5678: connected to cp:5678 for 2m\n" in text
+    assert "last configuration 30s ago" in text
+    assert "token          valid for 2h" in text
+    rejection = {
+        "type": "a/b.Listener",
+        "version": "v2",
+        "reason": "no \x1b[31mroute",
+        "at": NOW - 9,
+        "by_guard": False,
+    }
+    away = relay(state="backoff", connected_since=None, last_error="Connection refused", last_rejection=rejection)
+    status |= {"relay": away, "token_expires": NOW - 60, "log": {"dropped": 3}, "stale_since": NOW - 3600}
+    text = "\n".join(page(status, NOW))
+    assert "https://cp:5678: backoff for 2m, Connection refused\n" in text
+    assert r"Listener v2: no \x1b[31mroute" in text, "what a peer says moves no cursor"
+    assert "token          expired 1m ago" in text
+    assert "drops          3 log lines" in text
+    assert "serving the last good configuration, of 1h ago" in text
+    assert "never expires" in "\n".join(page({**status, "token_expires": None}, NOW))
+
+
+def test_colours_only_where_asked() -> None:
+    assert "\x1b[" not in "".join(page(told(), NOW))
+    assert "\x1b[32m" in page(told(), NOW, color=True)[0]
+
+
+def test_readme_shows_this_page() -> None:
+    now = 1_795_576_402.0
+    died = "envoy ended with signal 9 (KILL) after 7301.4 s"
+    running, begun = ChildState.RUNNING, now - 7384
+    status = Status("web-1", "control plane", "default")
+    status.move(Phase.READY, "Envoy is LIVE with its listeners")
+    status.note_child(ChildReport("envoy", running, 4377, now - 72, 1, died, "", now - 72, now - 73))
+    status.note_child(ChildReport("coredns", running, 4219, begun, 0, "", "", begun))
+    status.ports = {
+        "readiness": "http://127.0.0.1:9902/ready",
+        "virtual probes": "http://127.0.0.1:9000",
+        "admin": "127.0.0.1:9901",
+        "dns": "127.0.0.1:15053",
+    }
+    status.facts = {"versions": {"envoy": "1.40.0", "coredns": "1.14.7"}, "epoch": 1}
+    status.facts |= {"control_plane": "https://localhost:5678", "token_expires": now + 72000}
+    status.facts["relay"] = relay(address="localhost:5678", connected_since=begun, received=now - 842)
+    told = {**status.snapshot(), "since": now - 72, "started": begun, "pid": 4211}
+    shown = README.read_text().split("kumadp status\n```\n\n```text\n")[1].split("```")[0]
+    assert "\n".join(page(told, now)) + "\n" == shown

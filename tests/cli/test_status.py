@@ -1,0 +1,147 @@
+"""`kumadp status` as it is typed: which data planes, what form, what exit code, and --watch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kumadp.lifecycle.phases import Phase
+from kumadp.lifecycle.report import StatusReport
+from kumadp.lifecycle.status import Status
+from tests.support.command import ROOT, kumadp
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.instances import Host
+
+
+def ready(name: str) -> Status:
+    status = Status(name, "standalone", "default")
+    status.move(Phase.READY, "all is well")
+    return status
+
+
+def test_none_runs(host: Host) -> None:
+    done = host.ask("status")
+    assert done.returncode == 79
+    assert "no kumadp runs here" in done.stderr
+    with host.instance("web", ready("web")):
+        done = host.ask("status", "--name", "other")
+    assert done.returncode == 79
+    assert "running: web" in done.stderr
+
+
+def test_ready_or_not_is_the_exit_code(host: Host) -> None:
+    with host.instance("web", ready("web")):
+        done = host.ask("status")
+    assert done.returncode == 0
+    assert done.stdout.startswith("web in mesh default: READY for 0s (all is well)\n")
+    starting = Status("web", "standalone", "default")
+    starting.wait_for("envoy", "Envoy is being started")
+    with host.instance("web", starting):
+        done = host.ask("status")
+    assert done.returncode == 75
+    assert "not ready      envoy: Envoy is being started" in done.stdout
+
+
+def test_several_are_a_line_each(host: Host) -> None:
+    with host.instance("web", ready("web")), host.instance("api", Status("api", "standalone", "default")):
+        done = host.ask("status")
+        lines = done.stdout.splitlines()
+        assert [line.split()[:2] for line in lines[:2]] == [["api", "STARTING"], ["web", "READY"]]
+        assert done.returncode == 75
+        as_json = host.ask("status", "-o", "json").stdout.splitlines()
+        assert [json.loads(line)["name"] for line in as_json] == ["api", "web"]
+        assert host.ask("status", "--name=web").returncode == 0
+
+
+def test_json_has_the_documented_form(host: Host) -> None:
+    with host.instance("web", ready("web")):
+        done = host.ask("status", "--output=json")
+    assert msgspec.json.decode(done.stdout, type=StatusReport).phase == "READY"
+    schema = json.loads(kumadp("status", "--schema").stdout)
+    assert set(json.loads(done.stdout)) <= set(schema["$defs"]["StatusReport"]["properties"])
+
+
+@contextlib.contextmanager
+def watching(host: Host, out: int) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kumadp", "status", "--watch"],
+        stdout=out,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(host.folder.parent), "TERM": "xterm"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+class Heard:
+    """What was read of a descriptor so far."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.text = ""
+
+    def has(self, *parts: str) -> bool:
+        while select.select([self._descriptor], [], [], 0)[0]:
+            data = b""
+            with contextlib.suppress(OSError):
+                data = os.read(self._descriptor, 65536)
+            if not data:
+                break
+            self.text += data.decode()
+        return all(part in self.text for part in parts)
+
+
+def test_watch_on_a_pipe_is_a_block_for_each_change(host: Host) -> None:
+    status = Status("web", "standalone", "default")
+    read, write = os.pipe()
+    heard = Heard(read)
+    with host.instance("web", status), watching(host, write) as process:
+        os.close(write)
+        poll(lambda: heard.has("STARTING", "drops"), what="the first block")
+        status.wait_for("envoy", "it starts")
+        poll(lambda: heard.has("it starts"), what="the second block")
+        status.wait_for("envoy", "")
+        status.move(Phase.READY, "all is well")
+        poll(lambda: heard.has("READY for"), what="the third block")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    os.close(read)
+    assert heard.text.count("web in mesh default") == 3
+    assert "\x1b" not in heard.text
+
+
+def test_watch_on_a_terminal_draws_over_and_leaves_it_as_it_was(host: Host) -> None:
+    status = Status("web", "standalone", "default")
+    master, slave = pty.openpty()
+    heard = Heard(master)
+    with host.instance("web", status), watching(host, slave) as process:
+        poll(lambda: heard.has("STARTING", "drops"), what="the first picture")
+        assert heard.text.startswith("\x1b[?1049h\x1b[?25l\x1b[H")
+        status.move(Phase.READY, "all is well")
+        poll(lambda: heard.has("READY"), what="the second picture")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+        poll(lambda: heard.has("\x1b[?25h\x1b[?1049l"), what="the first screen")
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    os.close(slave)
+    os.close(master)
+    assert "\x1b[2J" not in heard.text, "a screen that is cleared flickers"

@@ -1,0 +1,71 @@
+"""What a running data plane says of itself has the documented form and is true, with and without a control plane."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from kumadp.lifecycle.report import StatusReport
+from tests.support.command import kumadp
+from tests.support.daemon import Daemon, Ports, workload, write_mesh
+from tests.support.poll import poll
+from tests.support.relayed import NAME, rig
+from tests.support.standalone import run_standalone
+from tests.support.xds.plane import XdsControlPlane
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+
+def asked(daemon: Daemon, *arguments: str) -> Any:
+    """What `kumadp status` prints for it."""
+    return kumadp("status", *arguments, environment={"XDG_RUNTIME_DIR": daemon.environment["XDG_RUNTIME_DIR"]})
+
+
+def report(daemon: Daemon) -> StatusReport:
+    """Strictly decoded: what is not documented is an error."""
+    return msgspec.json.decode(asked(daemon, "--output=json").stdout, type=StatusReport)
+
+
+def test_standalone(tmp_path: Path) -> None:
+    ports = Ports.take()
+    with workload("web") as app, workload("backend") as backend:
+        folder = write_mesh(tmp_path / "mesh", ports, app.port, backend.port)
+        with run_standalone(folder, ports) as daemon:
+            found = report(daemon)
+            assert (found.name, found.mesh, found.mode, found.phase) == ("web", "default", "standalone", "READY")
+            envoy = daemon.envoy()
+            assert found.children["envoy"].pid == envoy.pid
+            assert found.children["envoy"].started == pytest.approx(envoy.create_time(), abs=1)
+            assert asked(daemon).returncode == 0
+            daemon.kill_envoy()
+            poll(lambda: report(daemon).children["envoy"].restarts == 1, what="the restart")
+            daemon.wait_ready()
+            text = asked(daemon).stdout
+            assert "READY for " in text
+            assert "1 restart" in text
+            assert "envoy ended with signal 9 (KILL) after" in text
+
+
+def test_with_a_control_plane(tmp_path: Path) -> None:
+    with XdsControlPlane() as plane, rig(tmp_path, plane) as at, at.run() as daemon:
+        at.wait_ready(daemon)
+        found = report(daemon)
+        assert found.name == NAME
+        assert found.control_plane == plane.url
+        assert isinstance(found.relay, msgspec.Struct)
+        assert found.relay.state == "open"
+        assert found.relay.received is not None
+        text = asked(daemon).stdout
+        assert f"control plane  {plane.url}: connected to " in text
+        assert "last configuration " in text
+        plane.break_clusters("backend")
+        poll(lambda: "last rejection" in asked(daemon).stdout, what="the rejection")
+        rejection = report(daemon).relay
+        assert isinstance(rejection, msgspec.Struct)
+        assert rejection.last_rejection is not None
+        assert rejection.last_rejection.type.endswith("Cluster")
