@@ -23,16 +23,22 @@ def open_state_dir(name: str, state_dir: str, environ: Mapping[str, str], base: 
     """
     if state_dir:
         return _make(Path(state_dir))
-    if given := environ.get("STATE_DIRECTORY"):
-        path = Path(given.split(":")[0])
-    elif name and name not in {".", ".."} and "/" not in name:
-        path = base / name
-    else:
-        return None
+    path = state_dir_path(name, state_dir, environ, base)
     try:
-        return _make(path)
+        return _make(path) if path is not None else None
     except WorkDirError:
         return None
+
+
+def state_dir_path(name: str, state_dir: str, environ: Mapping[str, str], base: Path = BASE) -> Path | None:
+    """Where the state directory is, or would be; None where there is none."""
+    if state_dir:
+        return Path(state_dir)
+    if given := environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":")[0])
+    if name and name not in {".", ".."} and "/" not in name:
+        return base / name
+    return None
 
 
 def _make(path: Path) -> Path:

@@ -105,12 +105,15 @@ class Assembly:
             self._readiness.widen(prepared.fetched.tree, prepared.fetched.address or run.settings.instance_ip)
             self._places.told = prepared.fetched.address
         await self._start_envoy(binary, source, dns, prepared.corefile_template)
+        await run.crashes.look_back()
 
     async def _look_back(self) -> None:
         """Take the work directory, and what a kumadp before this one left there or handed over."""
         run, settings = self._run, self._run.settings
         if self._handover is not None:
             run.before = left_by(self._handover)
+            for child in run.before.children:
+                child.died = run.crashes.note
             self._inbound_drained = run.before.inbound_drained
             run.status.resume(run.before)
         work = await asyncio.to_thread(
@@ -320,4 +323,5 @@ async def run_daemon(
     assembly.notifying.close()
     level = logging.INFO if outcome.code == 0 else logging.ERROR
     log.log(level, "exit code %d: %s", outcome.code, outcome.why)
+    await run.crashes.close(int(outcome.code), outcome.why, run.settings.termination_log)
     return outcome

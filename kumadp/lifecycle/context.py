@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING
 
 from kumadp.host.environment import child_environment, fate_of_children, find_container_sign
 from kumadp.host.secrets import redact
+from kumadp.host.statedir import open_state_dir, state_dir_path
 from kumadp.lifecycle.component import Stack
 from kumadp.lifecycle.continuity import Before
 from kumadp.lifecycle.loop import PartEnded
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.status import Status
 from kumadp.process.child import Command, OnParentDeath
+from kumadp.process.crash import Crashes
 from kumadp.settings.model import secret_variables
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
 
     from kumadp.host.workdir import WorkDir
     from kumadp.lifecycle.loop import Event
@@ -59,6 +62,10 @@ class Run:
         self.status = Status(self.name, "standalone" if mesh is not None else "control plane", self.mesh_name)
         if mesh is None:
             self.status.asked["control_plane"] = lambda: redact(self.settings.cp_address)
+        self.epoch_of: Callable[[int], int | None] = lambda _pid: None
+        """The epoch of an Envoy by its pid."""
+        self.crashes = Crashes(self._crash_folder, self._known_of)
+        self.status.asked["crashes"] = self.crashes.status
         self.stack = Stack(lambda name, error: self.post(PartEnded(name, error)))
         self.post: Callable[[Event], None] = lambda _event: None
         self.before = Before()
@@ -78,12 +85,23 @@ class Run:
         """What makes a child's command, asked at each start."""
         fifo = self.work.path / (name + FIFO) if self.keeps else None
         fate: OnParentDeath = "keep" if self.keeps else "kill"
-        command = Command(argv, name, self.children_environment, fate, fifo, hold_fate=name == "envoy")
+        hold = name == "envoy"
+        command = Command(argv, name, self.children_environment, fate, fifo, hold_fate=hold, died=self.crashes.note)
 
         async def make() -> Command:
             return command
 
         return make
+
+    def _crash_folder(self, make: bool) -> Path | None:
+        """Where crash records go: the state directory, else the work directory. May block."""
+        settings = self.settings
+        if not make:
+            return state_dir_path(self.name, settings.state_dir, self.environ)
+        return open_state_dir(self.name, settings.state_dir, self.environ) or self.work.path
+
+    def _known_of(self, pid: int) -> Mapping[str, object]:
+        return {"epoch": self.epoch_of(pid), "versions": self.status.versions}
 
     def settle(self) -> None:
         """READY once nothing holds it back."""

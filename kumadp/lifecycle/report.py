@@ -75,6 +75,13 @@ class LogStatus(Struct, forbid_unknown_fields=True):
     dropped: Annotated[int, _field("Lines lost because the output was stuck.")]
 
 
+class CrashStatus(Struct, forbid_unknown_fields=True):
+    """The records of unexpected deaths."""
+
+    newest: Annotated[str, _field("File of the newest one, of an earlier run too; empty: none.")]
+    story: Annotated[str, _field("The last death of this run.")]
+
+
 class StatusReport(Struct, forbid_unknown_fields=True):
     """What a running kumadp says of itself. Times are in seconds since 1970."""
 
@@ -105,6 +112,7 @@ class StatusReport(Struct, forbid_unknown_fields=True):
     dynconf: Annotated[dict[str, Any] | UnsetType, _field("Dynamic configuration from the control plane.")] = UNSET
     reexec: Annotated[dict[str, Any] | UnsetType, _field("How often kumadp was re-executed, and what failed.")] = UNSET
     log: LogStatus | UnsetType = UNSET
+    crashes: CrashStatus | UnsetType = UNSET
 
 
 def status_schema() -> dict[str, Any]:

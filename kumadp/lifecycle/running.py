@@ -42,6 +42,7 @@ class Running:
         self._configuration = configuration
         self._names = names
         self._epochs: dict[int, int] = {}
+        run.epoch_of = self._epochs.get
         if (left := run.before.envoy) is not None:
             # It speaks to the relay before it is gone on with.
             self._epochs[left.current.pid] = left.state.generation

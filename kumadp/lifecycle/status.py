@@ -109,8 +109,13 @@ class Status:
 
     def note_version(self, program: str, version: str) -> None:
         """Another version of ``program`` runs now."""
+        self.facts["versions"] = {**self.versions, program: version}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions by program, kumadp's own among them."""
         known = self.facts.get("versions")
-        self.facts["versions"] = {**(known if isinstance(known, dict) else {}), program: version}
+        return {"kumadp": __version__, **(known if isinstance(known, dict) else {})}
 
     @property
     def ready_state(self) -> ReadyState:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import signal
@@ -19,11 +20,14 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from kumadp.errors import SpawnError
+from kumadp.host.cgroup import OomKills, oom_file
 from kumadp.host.identity import Identity, identity_of, start_time_of
 from kumadp.process.logpump import Heard, LogPump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    Died = Callable[["Child", "ExitStatus"], None]
 
 log = logging.getLogger("kumadp.process")
 
@@ -34,12 +38,20 @@ FIFO_SIZE = 1024 * 1024
 OnParentDeath = Literal["kill", "keep"]
 
 
+def _nobody(_child: Child, _status: ExitStatus) -> None:
+    """Hears nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a process ended: an exit code, or the number of the signal that killed it; neither when nobody can know."""
+    """How a process ended: an exit code, or the number of the signal that killed it; neither when nobody can know.
+
+    ``oom``: the kernel killed in our cgroup for want of memory, how often before and how often now.
+    """
 
     code: int | None
     signal: int | None
+    oom: tuple[str, int, int] | None = None
 
     @property
     def clean(self) -> bool:
@@ -56,7 +68,8 @@ class ExitStatus:
             name = signal.Signals(self.signal).name.removeprefix("SIG")
         except ValueError:
             name = "unknown"
-        return f"signal {self.signal} ({name})"
+        why = ", out of memory: the kernel killed it for its cgroup or the host" if self.oom is not None else ""
+        return f"signal {self.signal} ({name}){why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +79,7 @@ class Command:
     ``fifo`` is for one that is to outlive us: in place of a pipe its output goes through a FIFO beside that path, with
     the child's pid in its name (`Child.fifo`), which a later kumadp can read. The program never waits for a reader, and
     never sees a broken pipe. With ``hold_fate`` the program cannot set another ``on_parent_death`` for itself, which
-    Envoy does where hot restart is on.
+    Envoy does where hot restart is on. ``died`` is `Child.died`.
     """
 
     argv: tuple[str, ...]
@@ -75,6 +88,7 @@ class Command:
     on_parent_death: OnParentDeath = "kill"
     fifo: Path | None = None
     hold_fate: bool = False
+    died: Died = _nobody
 
 
 class HandedChild(msgspec.Struct, frozen=True):
@@ -114,9 +128,14 @@ class Child:
         self.start_time = start_time
         self.ours = ours
         self.fifo = fifo
+        self.died: Died = _nobody
+        """Hears of an end that nobody asked this class for and that was not clean."""
+        self._told_to_end = False
         self.started_at = loop.time() - Identity(pid, start_time, 0, "").age
         self._pump = pump
         self._wait_for_code = reap
+        # From its start on kills are counted.
+        _oom_kills()
         self._ended: asyncio.Future[ExitStatus] = loop.create_future()
         self._pidfd = pidfd
         loop.add_reader(pidfd, self._reap)
@@ -142,7 +161,9 @@ class Child:
         pump = LogPump(command.name, output, lossy=command.fifo is not None)
         started = start_time_of(process.pid) or 0
         fifo = _name_fifo(command.fifo, process.pid) if command.fifo is not None else None
-        return cls(command.name, process.pid, pidfd, pump, process.wait, start_time=started, fifo=fifo)
+        child = cls(command.name, process.pid, pidfd, pump, process.wait, start_time=started, fifo=fifo)
+        child.died = command.died
+        return child
 
     @classmethod
     def adopt(
@@ -208,6 +229,7 @@ class Child:
         """Signal it; False when it is gone already."""
         if self.ended:
             return False
+        self._told_to_end = self._told_to_end or number in {signal.SIGTERM, signal.SIGKILL}
         try:
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
@@ -240,15 +262,23 @@ class Child:
             with contextlib.suppress(OSError):
                 os.killpg(self.pid, signal.SIGKILL)
             code = self._wait_for_code()
-            status = ExitStatus(None, -code) if code < 0 else ExitStatus(code, None)
+            status = ExitStatus(None, -code, self._killed_for_memory(-code)) if code < 0 else ExitStatus(code, None)
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pump.drain()
         if self.fifo is not None:
             self.fifo.unlink(missing_ok=True)
+        if not self._told_to_end and not status.clean:
+            self.died(self, status)
         if not self._ended.done():
             self._ended.set_result(status)
+
+    def _killed_for_memory(self, number: int) -> tuple[str, int, int] | None:
+        if number != signal.SIGKILL or self._told_to_end:
+            return None
+        counts = _oom_kills().another()
+        return (str(_oom_kills().file), *counts) if counts is not None else None
 
 
 def tied_to_us(
@@ -257,6 +287,11 @@ def tied_to_us(
     """The command that runs ``argv`` and has the kernel send it signal ``number`` (0: none) when this process dies."""
     helper = (sys.executable, "-I", "-S", str(HELPER), str(int(number)), str(os.getpid()))
     return (*helper, str(int("LC_CTYPE" in environment)), str(int(hold_fate)), *argv)
+
+
+@functools.cache
+def _oom_kills() -> OomKills:
+    return OomKills(oom_file())
 
 
 def _exit_code(pid: int) -> int:

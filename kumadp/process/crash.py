@@ -1,0 +1,214 @@
+"""What is kept of an unexpected death of a child: a file that says how it ended and what it said last.
+
+A file is JSON, 0600, in a private folder, its name the time, the child and its pid; the last ten are kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from kumadp.bootstrap.store import write_private
+from kumadp.host.secrets import redact
+from kumadp.host.workdir import make_private
+from kumadp.process.logpump import KEPT_LINES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from kumadp.process.child import Child, ExitStatus
+
+log = logging.getLogger("kumadp.process")
+
+FOLDER = "crashes"
+KEPT = 10
+# What Kubernetes takes of a termination message, in bytes.
+MESSAGE_SIZE = 4096
+_FORMAT = 1
+_MOST_KERNEL_RECORDS = 20_000
+_WRITTEN_WITHIN = 3.0
+# A death so shortly before the end is its cause (seconds).
+_JUST_NOW = 10.0
+
+
+class OutOfMemory(msgspec.Struct, frozen=True):
+    """The kernel's counter of kills in our cgroup, before and after."""
+
+    file: str
+    before: int
+    after: int
+
+
+class Crash(msgspec.Struct, frozen=True):
+    """One death. ``time`` and ``started`` in seconds since 1970, ``uptime`` in seconds.
+
+    ``kernel`` is what the kernel's log says of that pid, where it can be read.
+    """
+
+    format: int
+    time: float
+    when: str
+    child: str
+    pid: int
+    epoch: int | None
+    story: str
+    exit_code: int | None
+    signal: int | None
+    oom: OutOfMemory | None
+    uptime: float
+    kernel: list[str]
+    versions: dict[str, str]
+    lines: list[str]
+
+
+class Crashes:
+    """Writes a record of each death. ``facts`` says of a pid what else is known: ``epoch`` and ``versions``.
+
+    ``folder`` names the place when it is needed, and makes it where it is asked to; None: there is none. It may block.
+    """
+
+    def __init__(self, folder: Callable[[bool], Path | None], facts: Callable[[int], Mapping[str, Any]]) -> None:
+        self._folder = folder
+        self._facts = facts
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.newest = ""
+        self.last: Crash | None = None
+        """The last death of this run."""
+
+    def status(self) -> dict[str, object]:
+        """JSON types: the newest record, of an earlier run too, and what it is about."""
+        return {"newest": self.newest, "story": self.last.story if self.last is not None else ""}
+
+    def note(self, child: Child, status: ExitStatus) -> None:
+        """Keep what is known of a child that has just ended; on the event loop, which is not held up."""
+        now = time.time()
+        facts = self._facts(child.pid)
+        uptime = asyncio.get_running_loop().time() - child.started_at
+        oom = status.oom
+        self.last = Crash(
+            format=_FORMAT,
+            time=round(now, 3),
+            when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+            child=child.name,
+            pid=child.pid,
+            epoch=facts.get("epoch"),
+            story=redact(f"{child.name} ended with {status.describe()} after {uptime:.1f} s"),
+            exit_code=status.code,
+            signal=status.signal,
+            oom=OutOfMemory(*oom) if oom is not None else None,
+            uptime=round(uptime, 3),
+            kernel=[],
+            versions=dict(facts.get("versions") or {}),
+            lines=[redact(line) for line in child.tail(KEPT_LINES)],
+        )
+        task = asyncio.get_running_loop().create_task(self._write(self.last))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def look_back(self) -> None:
+        """Find the newest record of an earlier run."""
+        self.newest = self.newest or await asyncio.to_thread(self._newest)
+
+    async def close(self, code: int, why: str, message: str) -> None:
+        """Return once what was noted is on disk, or that takes too long. A failure goes into the file ``message`` too.
+
+        A child that has just died is told of there.
+        """
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=_WRITTEN_WITHIN)
+        if code and message:
+            last = self.last if self.last is not None and time.time() - self.last.time < _JUST_NOW else None
+            text = termination_message(f"exit code {code}: {why}", last)
+            await asyncio.to_thread(write_termination_message, Path(message), text)
+
+    async def _write(self, crash: Crash) -> None:
+        try:
+            path = await asyncio.to_thread(self._keep, crash)
+        except Exception as error:
+            # A full disk, or a folder of somebody else: the death itself is in the log.
+            log.warning("no crash record of %s: %s", crash.child, error)
+            return
+        if path is None:
+            log.info("no state directory: no crash record of %s is kept", crash.child)
+            return
+        self.newest = str(path)
+        log.warning("crash record: %s", path)
+
+    def _keep(self, crash: Crash) -> Path | None:
+        parent = self._folder(True)
+        if parent is None:
+            return None
+        folder = make_private(parent / FOLDER, "--state-dir")
+        crash = msgspec.structs.replace(crash, kernel=kernel_lines(crash.pid))
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(crash.time)) + f".{int(crash.time % 1 * 1000):03d}Z"
+        path = folder / f"{stamp}-{crash.child}-{crash.pid}.json"
+        write_private(path, msgspec.json.format(msgspec.json.encode(crash), indent=1) + b"\n")
+        for old in sorted(folder.glob("*.json"))[:-KEPT]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def _newest(self) -> str:
+        with contextlib.suppress(OSError):
+            parent = self._folder(False)
+            if parent is not None:
+                return max((str(path) for path in (parent / FOLDER).glob("*.json")), default="")
+        return ""
+
+
+def kernel_lines(pid: int, device: str = "/dev/kmsg") -> list[str]:
+    """The last lines of the kernel's log that name this process, where we may read it. May block."""
+    marks = (f"process {pid} (", f"[{pid}]")
+    found: list[str] = []
+    try:
+        handle = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        for _ in range(_MOST_KERNEL_RECORDS):
+            try:
+                # One record a read: `priority,sequence,microseconds,flags;text` (Linux, dev-kmsg).
+                text = os.read(handle, 8192).decode("utf-8", "replace").partition(";")[2].split("\n")[0]
+            except BrokenPipeError:
+                # Overwritten while it was read: the next one is there.
+                continue
+            if not text:
+                break
+            if any(mark in text for mark in marks):
+                found.append(text)
+    except OSError:
+        # BlockingIOError: that was the last.
+        pass
+    finally:
+        os.close(handle)
+    return found[-5:]
+
+
+def termination_message(why: str, crash: Crash | None) -> str:
+    """What Kubernetes shows of a container that ended: why, and the last lines of the child that it ended of."""
+    parts = [why]
+    if crash is not None:
+        parts += [crash.story, *crash.kernel]
+        room = MESSAGE_SIZE - len("\n".join(parts).encode()) - 1
+        kept: list[str] = []
+        for line in reversed(crash.lines):
+            room -= len(line.encode()) + 1
+            if room < 0:
+                break
+            kept.insert(0, line)
+        parts += kept
+    return "\n".join(parts).encode()[:MESSAGE_SIZE].decode("utf-8", "ignore") + "\n"
+
+
+def write_termination_message(path: Path, text: str) -> None:
+    """Write it where the container runtime left a file for it, and nowhere else. May block."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "wb") as file:
+            file.write(redact(text).encode())

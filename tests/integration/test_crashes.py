@@ -1,0 +1,110 @@
+"""Each way to crash, made for real: the record, the log, the status and the termination message say which it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kumadp.errors import ExitCode
+from kumadp.lifecycle.control import ask_status, control_socket_path
+from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
+from tests.support.daemon import Daemon, Ports, run_kumadp, workload, write_mesh
+from tests.support.memory import HOG, memory_cgroup
+from tests.support.poll import poll
+
+pytestmark = pytest.mark.process
+
+BUDGET = ("--envoy-restart-budget=1", "--drain-time=1s")
+
+
+def mesh(tmp_path: Path, ports: Ports, app: int, backend: int) -> tuple[str, ...]:
+    return ("--standalone", str(write_mesh(tmp_path / "mesh", ports, app, backend)), "--name=web", *BUDGET)
+
+
+def records(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((tmp_path / "state" / "crashes").glob("*.json"))]
+
+
+def wait_record(tmp_path: Path) -> dict[str, Any]:
+    return poll(lambda: (records(tmp_path) or [{}])[-1], what="a crash record")
+
+
+def newest(daemon: Daemon) -> str:
+    status = ask_status(control_socket_path("web", daemon.environment))
+    return str(status["crashes"]["newest"])
+
+
+def test_killed_and_segv_and_the_end(tmp_path: Path) -> None:
+    message = tmp_path / "termination-log"
+    message.touch()
+    ports = Ports.take()
+    with workload("web") as app, workload("backend") as backend:
+        arguments = mesh(tmp_path, ports, app.port, backend.port)
+        with run_kumadp(tmp_path, ports, *arguments, f"--termination-log={message}") as daemon:
+            daemon.wait_ready()
+            assert newest(daemon) == ""
+            killed = daemon.kill_envoy()
+            record = wait_record(tmp_path)
+            assert (record["signal"], record["pid"], record["oom"], record["epoch"]) == (9, killed.pid, None, 0)
+            assert any("starting main dispatch loop" in line for line in record["lines"])
+            assert set(record["versions"]) >= {"kumadp", "envoy"}
+            path = poll(lambda: newest(daemon), what="its name in the status")
+            assert json.loads((tmp_path / path).read_text()) == record
+            assert f"crash record: {path}" in daemon.output()
+            poll(lambda: daemon.children().get("envoy"), what="another Envoy")
+            daemon.wait_ready()
+            daemon.envoy().send_signal(signal.SIGSEGV)
+            # The budget is spent.
+            assert daemon.wait() == ExitCode.CHILD_FAILED
+    assert [found["signal"] for found in records(tmp_path)] == [9, 11]
+    text = message.read_text()
+    assert text.startswith("exit code 70: envoy ended with signal 11 (SEGV) after ")
+    assert records(tmp_path)[-1]["lines"][-1] in text
+
+
+def test_a_bad_configuration(tmp_path: Path) -> None:
+    message = tmp_path / "termination-log"
+    message.touch()
+    ports = Ports.take()
+    bootstrap = static_bootstrap(ports, 1)
+    bootstrap["staticResources"]["clusters"][0]["connectTimeout"] = "-1s"
+    with ScriptedControlPlane(bootstrap_answer(bootstrap)) as plane:
+        plane.write_ca(tmp_path / "ca.crt")
+        flags = (f"--cp-address={plane.url}", f"--ca-cert-file={tmp_path / 'ca.crt'}", "--name=web", "--mesh=default")
+        with run_kumadp(tmp_path, ports, *flags, f"--termination-log={message}") as daemon:
+            assert daemon.wait() == ExitCode.CHILD_FAILED
+    (record,) = records(tmp_path)
+    assert (record["exit_code"], record["signal"]) == (1, None)
+    assert any("Expected positive duration" in line for line in record["lines"])
+    assert "its configuration is wrong" in message.read_text()
+
+
+def test_out_of_memory_is_told_from_a_kill(tmp_path: Path) -> None:
+    ports = Ports.take()
+    with memory_cgroup(400) as cgroup, workload("web") as app, workload("backend") as backend:
+        arguments = mesh(tmp_path, ports, app.port, backend.port)
+        with run_kumadp(tmp_path, ports, *arguments, prefix=cgroup.prefix) as daemon:
+            daemon.wait_ready()
+            envoy = daemon.envoy()
+            # The kernel takes this one first, and then the hog.
+            Path(f"/proc/{envoy.pid}/oom_score_adj").write_text("1000")
+            hog = subprocess.Popen([*cgroup.prefix, sys.executable, "-c", HOG], env=dict(os.environ))
+            try:
+                record = wait_record(tmp_path)
+            finally:
+                hog.kill()
+                hog.wait()
+            assert (record["signal"], record["pid"]) == (9, envoy.pid)
+            assert record["oom"]["after"] > record["oom"]["before"]
+            assert "out of memory" in record["story"]
+            if os.access("/dev/kmsg", os.R_OK):
+                assert any(f"Killed process {envoy.pid} (envoy)" in line for line in record["kernel"])
+            status = ask_status(control_socket_path("web", daemon.environment))
+            assert "out of memory" in status["children"]["envoy"]["last_exit"]

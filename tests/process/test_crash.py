@@ -1,0 +1,138 @@
+"""Records of unexpected deaths: what is in them, where they are, and which deaths need none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kumadp.host.secrets import register
+from kumadp.process.child import Child, Command
+from kumadp.process.crash import KEPT, MESSAGE_SIZE, Crash, Crashes, kernel_lines, termination_message
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+SECRET = "a-token-of-some-length"
+
+
+class Site:
+    """A folder of records and what writes them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.crashes = Crashes(lambda _make: folder, lambda _pid: {"epoch": 3, "versions": {"envoy": "1.40.0"}})
+
+    async def run(self, script: str, *, stop: bool = False) -> None:
+        command = Command(("/bin/sh", "-c", script), "envoy", {"PATH": os.defpath}, died=self.crashes.note)
+        child = await Child.spawn(command)
+        if stop:
+            await child.stop(5)
+        await child.wait()
+        await self.crashes.close(0, "", "")
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in self.paths()]
+
+    def paths(self) -> list[Path]:
+        return sorted((self.folder / "crashes").glob("*"))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "number", "story"),
+    [
+        ("exit 3", 3, None, "envoy ended with exit code 3 after"),
+        ("kill -9 $$", None, 9, "envoy ended with signal 9 (KILL) after"),
+        ("kill -SEGV $$", None, 11, "envoy ended with signal 11 (SEGV) after"),
+        ("kill -TERM $$", None, 15, "envoy ended with signal 15 (TERM) after"),
+    ],
+)
+def test_each_cause(site: Site, script: str, code: int | None, number: int | None, story: str) -> None:
+    register(SECRET)
+    asyncio.run(site.run(f"echo first; echo token {SECRET}; echo last; {script}"))
+    (record,) = site.records()
+    assert (record["exit_code"], record["signal"], record["oom"]) == (code, number, None)
+    assert record["story"].startswith(story)
+    assert record["lines"] == ["first", "token ***", "last"]
+    assert (record["child"], record["epoch"], record["versions"]) == ("envoy", 3, {"envoy": "1.40.0"})
+    assert 0 <= record["uptime"] < 60
+    (path,) = site.paths()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert site.crashes.status() == {"newest": str(path), "story": record["story"]}
+
+
+@pytest.mark.parametrize(("script", "stop"), [("exit 0", False), ("exec sleep 60", True)])
+def test_an_end_that_was_asked_for_or_is_clean_is_no_crash(site: Site, script: str, stop: bool) -> None:
+    asyncio.run(site.run(script, stop=stop))
+    assert site.paths() == []
+    assert site.crashes.last is None
+
+
+def test_the_last_lines_and_the_last_records_are_kept(site: Site) -> None:
+    asyncio.run(site.run("i=0; while [ $i -lt 250 ]; do echo $i; i=$((i+1)); done; exit 1"))
+    (record,) = site.records()
+    assert record["lines"] == [str(number) for number in range(50, 250)]
+    for _ in range(KEPT):
+        asyncio.run(site.run("exit 2"))
+    assert len(site.paths()) == KEPT
+    assert {record["exit_code"] for record in site.records()} == {2}
+
+
+def test_the_newest_of_an_earlier_run_is_found(site: Site) -> None:
+    asyncio.run(site.run("exit 2"))
+    later = Site(site.folder).crashes
+    asyncio.run(later.look_back())
+    assert later.status() == {"newest": str(site.paths()[0]), "story": ""}
+
+
+def test_what_cannot_be_written_costs_only_itself(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("kumadp").propagate = True
+    (site.folder / "crashes").write_text("a file")
+    asyncio.run(site.run("exit 2"))
+    assert site.crashes.last is not None
+    assert "no crash record of envoy: " in caplog.text
+
+
+def crash(lines: list[str]) -> Crash:
+    return Crash(1, 0.0, "", "envoy", 1, 0, "envoy ended", 1, None, None, 0.0, [], {}, lines)
+
+
+def test_a_termination_message_has_the_reason_and_as_many_of_the_last_lines_as_kubernetes_takes() -> None:
+    assert termination_message("exit code 70: why", None) == "exit code 70: why\n"
+    message = termination_message("exit code 70: why", crash([f"{number} " + "ü" * 50 for number in range(200)]))
+    assert message.startswith("exit code 70: why\nenvoy ended\n")
+    assert message.splitlines()[-1].startswith("199 ")
+    assert MESSAGE_SIZE - 110 < len(message.encode()) <= MESSAGE_SIZE + 1
+    assert len(termination_message("x" * 9000, None).encode()) <= MESSAGE_SIZE + 1
+
+
+def test_it_is_written_only_where_there_is_a_file_for_it(site: Site, tmp_path: Path) -> None:
+    there, not_there = tmp_path / "there", tmp_path / "not-there"
+    there.write_text("something longer than what comes")
+    for path in (there, not_there):
+        asyncio.run(site.crashes.close(70, "why", str(path)))
+    assert there.read_text() == "exit code 70: why\n"
+    assert not not_there.exists()
+    asyncio.run(site.crashes.close(0, "stopped", str(there)))
+    assert there.read_text() == "exit code 70: why\n", "a clean end has nothing to say"
+
+
+def test_the_kernel_s_log(tmp_path: Path) -> None:
+    assert kernel_lines(1, str(tmp_path / "none")) == []
+    file = tmp_path / "kmsg"
+    file.write_text("6,1,2,-;Memory cgroup out of memory: Killed process 42 (envoy) total-vm:1kB\n")
+    assert kernel_lines(42, str(file)) == ["Memory cgroup out of memory: Killed process 42 (envoy) total-vm:1kB"]
+    assert kernel_lines(4, str(file)) == []
