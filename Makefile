@@ -6,11 +6,12 @@ COREDNS_VERSION := v1.14.7
 COREDNS_DIR := .cache/coredns-$(COREDNS_VERSION)
 export PATH := $(CURDIR)/$(COREDNS_DIR):$(PATH)
 
-.PHONY: help demo test lint types unit bench sample clean coredns
+.PHONY: help demo test lint types unit bench sample clean coredns deb
 help:
 	@echo "make demo    a real Envoy in front of a small workload, with a table of what to try (Ctrl-C ends it)"
 	@echo "make test    lint, types and the whole test suite"
 	@echo "make bench   the measurements in tests/bench"
+	@echo "make deb     a Debian package for this host's Python, in dist"
 	@echo "make clean   remove .venv and .cache"
 
 demo: $(VENV)/.ready coredns
@@ -34,6 +35,9 @@ bench: $(VENV)/.ready-dev coredns
 
 sample: $(VENV)/.ready-dev
 	@$(BIN)/python -m kumadp.settings.sample > configs/kumadp.yaml
+
+deb: $(VENV)/.ready
+	@.ci/build-deb $(BIN)/python dist
 
 clean:
 	rm -rf $(VENV) .cache

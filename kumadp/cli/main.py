@@ -22,6 +22,8 @@ COMMANDS: dict[str, str] = {
     "reload": "Have a data plane here take its configuration anew, without losing a request.",
     "reexec": "Have a kumadp here become the version that is installed now, without losing a request.",
     "sweep": "End what a killed kumadp left running here, where no next one is to adopt it.",
+    "install": "Install kumadp as a service of this host, with its user and settings (--systemd).",
+    "uninstall": "Take that away again.",
     "validate": "Check Dataplane, ZoneIngress and ZoneEgress files.",
     "demo": "Show the main job: a real Envoy in front of a small workload.",
     "version": "Print versions.",

@@ -149,7 +149,7 @@ class KumaSource:
     def _failed(self, reason: str) -> None:
         log.warning("no bootstrap from %s: %s", self.client.settings.cp_address, reason)
         if self.later is None:
-            self._status.wait_for("bootstrap", reason)
+            self._status.wait_for("bootstrap", f"control plane {self.client.settings.cp_address}: {reason}")
         self._unreachable.set()
 
     async def make(self, fetched: Fetched, file: str = "bootstrap.yaml") -> Prepared:

@@ -50,12 +50,13 @@ def is_over(result: str, unit: str, environ: Mapping[str, str]) -> bool:
     """
     if result == "success":
         return True
-    command = ["systemctl", "show", "--property=Job", "--value", unit]
+    command = ["systemctl", "list-jobs", "--no-legend", "--plain"]
     try:
         asked = subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=_ASKED_FOR, env=dict(environ)
         )
     except (OSError, subprocess.SubprocessError):
         return result == "timeout"
-    # Empty or 0 where nothing is under way; a restart by Restart= begins its job only later.
-    return asked.stdout.strip() not in {"", "0"}
+    # Number, unit, kind, state; a restart by Restart= begins its job only later.
+    jobs = [line.split() for line in asked.stdout.splitlines()]
+    return any(job[1:2] == [unit] and job[2:3] in (["stop"], ["restart"]) for job in jobs)

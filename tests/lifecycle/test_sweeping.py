@@ -22,13 +22,15 @@ def systemctl(folder: Path, says: str, code: int = 0) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("result", "job", "over"),
     [
-        ("success", "0", True),
+        ("success", "", True),
         ("signal", "", False),
-        ("signal", "0", False),
-        ("signal", "811", True),
-        ("watchdog", "0", False),
-        ("watchdog", "12", True),
-        ("exit-code", "0", False),
+        ("signal", "811 kumadp.service stop running", True),
+        ("signal", "811 kumadp.service restart running", True),
+        ("signal", "811 kumadp.service start running", False),
+        ("signal", "811 other.service stop running", False),
+        ("watchdog", "", False),
+        ("watchdog", "12 other.service start waiting\n13 kumadp.service stop running", True),
+        ("exit-code", "", False),
     ],
 )
 def test_a_unit_is_over_when_it_ended_well_or_a_stop_is_under_way(

@@ -1,0 +1,204 @@
+"""``kumadp install`` and ``kumadp uninstall``."""
+
+from __future__ import annotations
+
+import grp
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kumadp.errors import CommandRefused, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from click.decorators import FC
+
+    from kumadp.host.units import Installed
+
+# systemd.unit(5): what may stand in the name of a unit without being escaped; ours is a file name too.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - what the unit does not see
+
+
+def _place_options(function: FC) -> FC:
+    dry = "Say what would be done, and do nothing."
+    function = click.option("--dry-run", is_flag=True, help=dry)(function)
+    root = "A tree that is not this host's (an image being made): files only."
+    function = click.option("--root", default="/", metavar="DIR", help=root)(function)
+    name = "Name of the data plane, for the unit kumadp@NAME; without it: kumadp, the only one."
+    function = click.option("--name", default="", callback=_checked_name, help=name)(function)
+    return click.option("--systemd", is_flag=True, help="Units of systemd; nothing else is known.")(function)
+
+
+def _checked_name(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if value and not _NAME.fullmatch(value):
+        raise UsageError(f"--name: {value!r} cannot be part of a unit's name", "letters, digits, dot, dash, underscore")
+    return value
+
+
+def _file_option(name: str, about: str) -> Callable[[FC], FC]:
+    return click.option(name, default="", metavar="FILE", help=about)
+
+
+@click.command()
+@_place_options
+@click.option("--cp-address", default="", metavar="URL", help="The control plane, for the settings.")
+@_file_option("--ca-cert-file", "CA of the control plane, for the settings.")
+@_file_option("--dataplane-file", "The Dataplane, for the settings.")
+@_file_option("--dataplane-token-file", "Its token, for the settings.")
+@click.option("--standalone", default="", metavar="PATH", help="Dataplane file or folder, without a control plane.")
+def install(systemd: bool, name: str, root: str, dry_run: bool, **settings: str) -> None:
+    """Install this kumadp as a service of the host: units, user, samples, settings.
+
+    Nothing is started; what to do next is said. Doing it again changes nothing, or brings the units up to date;
+    settings that are there are never written over.
+    """
+    from kumadp.host.units import base_files, unit_of
+
+    _want_systemd(systemd)
+    tree = Path(root)
+    missing = [f"{value}: no such file" for key, value in settings.items() if key != "cp_address" and _absent(value)]
+    if missing:
+        raise CommandRefused("; ".join(missing), "give paths that are there")
+    changed = [_put(file, tree, dry_run) for file in (*base_files(_program()), _settings(name, settings))]
+    if root == "/" and not dry_run:
+        _make_user()
+        if any(changed) and Path("/run/systemd/system").is_dir():
+            subprocess.run(["systemctl", "daemon-reload"], check=True)
+    for value in settings.values():
+        _warn(value)
+    click.echo(f"next: systemctl enable --now {unit_of(name)}")
+
+
+@click.command()
+@_place_options
+@click.option("--purge", is_flag=True, help="The settings too.")
+def uninstall(systemd: bool, name: str, root: str, dry_run: bool, purge: bool) -> None:
+    """Take away what `kumadp install` wrote, of one data plane with --name, of all without; settings stay.
+
+    Services that run are stopped first, with their drain.
+    """
+    from kumadp.host.units import SETTINGS, base_files, remove, settings_file, unit_of
+
+    _want_systemd(systemd)
+    tree = Path(root)
+    paths = [] if name else [file.path for file in base_files(_program())]
+    if purge:
+        kept = (tree / SETTINGS.relative_to("/")).glob("*.yaml")
+        paths += [settings_file(name)] if name else [SETTINGS / path.name for path in sorted(kept)]
+    if dry_run:
+        for path in paths:
+            click.echo(f"would remove {path}")
+        return
+    live = root == "/" and Path("/run/systemd/system").is_dir()
+    if live:
+        _stop([unit_of(name)] if name else [unit_of(""), "kumadp@*.service"])
+    for path in remove(paths, tree):
+        click.echo(f"removed {path}")
+    if live:
+        subprocess.run(["systemctl", "daemon-reload"], check=True)
+
+
+def _stop(units: list[str]) -> None:
+    """Stop them, and have them started at no boot; patterns may stand for several."""
+    subprocess.run(["systemctl", "stop", *units], check=False)
+    wanted = Path("/etc/systemd/system/multi-user.target.wants")
+    enabled = sorted({path.name for unit in units for path in wanted.glob(unit)})
+    if enabled:
+        subprocess.run(["systemctl", "disable", "--quiet", *enabled], check=False)
+
+
+def _want_systemd(systemd: bool) -> None:
+    if not systemd:
+        raise UsageError("say what for: --systemd")
+
+
+def _absent(value: str) -> bool:
+    return bool(value) and not Path(value).exists()
+
+
+def _program() -> str:
+    """This kumadp, by a path that a unit can name."""
+    found = shutil.which(sys.argv[0])
+    if found is None:
+        raise CommandRefused(f"{sys.argv[0]} is not a program that a unit could start", "call kumadp by its path")
+    return str(Path(found).absolute())
+
+
+def _settings(name: str, given: dict[str, str]) -> Installed:
+    from kumadp.host.units import Installed, settings_file
+
+    return Installed(settings_file(name), _written(given).encode(), 0o640, theirs=True)
+
+
+def _written(given: dict[str, str]) -> str:
+    """The settings file: what was given, with the files' absolute paths."""
+    import yaml
+
+    keys = {
+        "cp_address": "controlPlane.url",
+        "ca_cert_file": "controlPlane.caCertFile",
+        "dataplane_file": "dataplaneRuntime.resourcePath",
+        "dataplane_token_file": "dataplaneRuntime.tokenPath",
+        "standalone": "standalone.path",
+    }
+    tree: dict[str, dict[str, str]] = {}
+    for option, key in keys.items():
+        if value := given[option]:
+            section, setting = key.split(".")
+            text = value if option == "cp_address" else str(Path(value).absolute())
+            tree.setdefault(section, {})[setting] = text
+    head = "# Settings of kumadp; /etc/kumadp/kumadp.yaml.sample has all of them.\n"
+    return head + (yaml.safe_dump(tree, sort_keys=False) if tree else "")
+
+
+def _put(file: Installed, root: Path, dry_run: bool) -> bool:
+    """Write what is not there or not the same, and say so; whether that was (or would be) done."""
+    from kumadp.host.units import differs, write
+
+    found = differs(file, root)
+    if found is False:
+        click.echo(f"unchanged {file.path}")
+        return False
+    if found and file.theirs:
+        click.echo(f"kept {file.path}, which is not what would be written now")
+        return False
+    if not dry_run:
+        write(file, root)
+    click.echo(f"{'would write' if dry_run else 'wrote'} {file.path}")
+    return True
+
+
+def _make_user() -> None:
+    """The user of the units, and who may read the settings; raises CommandRefused."""
+    from kumadp.host.units import SETTINGS, USER
+
+    try:
+        subprocess.run(["systemd-sysusers", "kumadp.conf"], check=True, capture_output=True, text=True)
+        group = grp.getgrnam(USER).gr_gid
+    except (OSError, subprocess.CalledProcessError, KeyError) as error:
+        reason = getattr(error, "stderr", "") or str(error)
+        raise CommandRefused(f"user {USER} cannot be made: {reason.strip()}", f"make it: useradd -r {USER}") from None
+    SETTINGS.chmod(0o750)
+    os.chown(SETTINGS, 0, group)
+    for path in SETTINGS.glob("*.yaml"):
+        os.chown(path, -1, group)
+
+
+def _warn(value: str) -> None:
+    """Say what the unit could not read."""
+    if not value.strip() or "://" in value:
+        return
+    path = Path(value).absolute()
+    if any(path.is_relative_to(folder) for folder in _HIDDEN):
+        click.echo(f"warning: the unit does not see {path}: put it elsewhere, as /etc/kumadp", err=True)
+    elif not path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        click.echo(f"warning: user kumadp cannot read {path}: chgrp kumadp {path} && chmod 640 {path}", err=True)

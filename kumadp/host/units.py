@@ -1,0 +1,100 @@
+"""What an installation under systemd consists of: units, the user, samples, settings; written, compared, taken away."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kumadp.bootstrap.store import write_private
+from kumadp.errors import WorkDirError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+UNITS = ("kumadp.service", "kumadp@.service")
+USERS = "kumadp.sysusers"
+SAMPLES = ("kumadp.yaml", "dataplane.yaml")
+USER = "kumadp"
+SETTINGS = Path("/etc/kumadp")
+_UNIT_FOLDER = Path("/etc/systemd/system")
+_USERS_FILE = Path("/etc/sysusers.d/kumadp.conf")
+# The program as the shipped units name it.
+_PROGRAM = "/usr/bin/kumadp"
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A file of the installation. One that is for the operator to change (``theirs``) is written once, never again."""
+
+    path: Path
+    content: bytes
+    mode: int = 0o644
+    theirs: bool = False
+
+
+def shipped(folder: str, name: str) -> bytes:
+    """A file that comes with kumadp: of ``systemd`` or ``configs``. Raises WorkDirError where it is not there."""
+    package = Path(__file__).resolve().parent.parent.parent
+    for place in (package, package / "share" / "kumadp", Path(sys.prefix) / "share" / "kumadp"):
+        if (path := place / folder / name).is_file():
+            return path.read_bytes()
+    raise WorkDirError(f"{folder}/{name} is not there", "install kumadp anew")
+
+
+def unit_of(name: str) -> str:
+    """The unit of the data plane ``name``; that of the only one on a host where it is empty."""
+    return f"kumadp@{name}.service" if name else UNITS[0]
+
+
+def settings_file(name: str) -> Path:
+    """Where that unit has its settings."""
+    return SETTINGS / f"{name or 'kumadp'}.yaml"
+
+
+def base_files(program: str) -> list[Installed]:
+    """What each data plane of the host needs; ``program`` is the absolute path of this kumadp."""
+    files = [
+        Installed(_UNIT_FOLDER / name, shipped("systemd", name).replace(_PROGRAM.encode(), program.encode()))
+        for name in UNITS
+    ]
+    files.append(Installed(_USERS_FILE, shipped("systemd", USERS)))
+    return files + [Installed(SETTINGS / f"{name}.sample", shipped("configs", name)) for name in SAMPLES]
+
+
+def differs(file: Installed, root: Path) -> bool | None:
+    """Whether another content stands there; None where nothing does."""
+    try:
+        return _below(root, file.path).read_bytes() != file.content
+    except FileNotFoundError:
+        return None
+
+
+def write(file: Installed, root: Path) -> None:
+    """Write it, with its folder; raises WorkDirError."""
+    path = _below(root, file.path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_private(path, file.content)
+        path.chmod(file.mode)
+    except OSError as error:
+        raise WorkDirError(f"{path} cannot be written: {error.strerror or error}", "run it as root") from None
+
+
+def remove(paths: Iterable[Path], root: Path) -> list[Path]:
+    """Take these away; those that were there. Raises WorkDirError."""
+    gone = []
+    for path in paths:
+        try:
+            _below(root, path).unlink()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise WorkDirError(f"{path} cannot be removed: {error.strerror or error}", "run it as root") from None
+        gone.append(path)
+    return gone
+
+
+def _below(root: Path, path: Path) -> Path:
+    return root / path.relative_to("/")

@@ -1,0 +1,361 @@
+"""kumadp as a service of a host that a real systemd has booted, installed from its Debian package."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.box import Box, booted, need_box
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+# A boot and a package in one go: not on each worker.
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300), pytest.mark.xdist_group("systemd")]
+
+UNIT = "kumadp@web"
+APPLICATION = """
+import http.server, sys, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/slow":
+            time.sleep(1)
+        self.send_response(200)
+        self.send_header("content-length", "3")
+        self.end_headers()
+        self.wfile.write(b"yes")
+    def log_message(self, *arguments): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Handler).serve_forever()
+"""
+# Asks 20 times a second until it is told to stop; says how often, and how often in vain.
+CLIENT = """
+import signal, sys, time, urllib.request
+going, asked, failed = True, 0, 0
+def stop(*_): global going; going = False
+signal.signal(signal.SIGTERM, stop)
+end = time.monotonic() + 120
+while going and time.monotonic() < end:
+    asked += 1
+    try:
+        urllib.request.urlopen("http://127.0.0.1:18080/", timeout=5).read()
+    except OSError as error:
+        failed += 1
+        print(error, file=sys.stderr)
+    time.sleep(0.05)
+print(asked, failed)
+"""
+DATAPLANE = """
+type: Dataplane
+mesh: default
+name: web
+networking:
+  address: 127.0.0.1
+  inbound:
+    - port: 18080
+      servicePort: 8080
+      serviceAddress: 127.0.0.1
+      tags: {kuma.io/service: web, kuma.io/protocol: http}
+  admin: {port: 9901}
+"""
+SETTINGS = """
+standalone: {path: /etc/kumadp/web-dataplane.yaml}
+dns: {enabled: false}
+dataplane: {drainTime: 2s}
+log: {format: json}
+"""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Debian package of this checkout."""
+    need_box()
+    folder = tmp_path_factory.mktemp("deb")
+    done = subprocess.run([ROOT / ".ci/build-deb", sys.executable, folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+@pytest.fixture(scope="module")
+def host(package: Path) -> Iterator[Box]:
+    """A host with the package and the workload; each test starts what it needs."""
+    with booted(f"--bind-ro={ROOT}", install=package) as box:
+        box.write("/root/application.py", APPLICATION)
+        box.write("/root/client.py", CLIENT)
+        box.run("systemd-run", "--unit=application", "/usr/bin/python3", "/root/application.py")
+        yield box
+
+
+@pytest.fixture
+def box(host: Box) -> Iterator[Box]:
+    """The host, with nothing of kumadp running before and after."""
+    host.write("/etc/kumadp/web.yaml", SETTINGS, 0o644)
+    host.write("/etc/kumadp/web-dataplane.yaml", DATAPLANE)
+    yield host
+    host.run("systemctl", "stop", "client", check=False)
+    host.run("systemctl", "reset-failed", "client", check=False)
+    host.run("systemctl", "stop", UNIT)
+    host.run("kumadp", "sweep", "--work-dir=/run/kumadp/web")
+    host.run("systemctl", "reset-failed", UNIT, check=False)
+    host.run("systemctl", "revert", UNIT, check=False)
+    assert processes(host) == []
+
+
+def processes(box: Box) -> list[str]:
+    """What runs as the user of kumadp."""
+    return box.run("pgrep", "-a", "-u", "kumadp", check=False).splitlines()
+
+
+def envoy(box: Box) -> str:
+    """Pid of the one Envoy; one that is asked for its version is there for a moment only."""
+
+    def alone() -> str:
+        found = box.run("pgrep", "-u", "kumadp", "-x", "envoy").split()
+        return found[0] if len(found) == 1 else ""
+
+    return poll(alone, what="one Envoy")
+
+
+def ask(box: Box, path: str = "/") -> str:
+    """Answer of the workload through Envoy."""
+    return box.run("curl", "-fsS", "-m", "10", f"http://127.0.0.1:18080{path}")
+
+
+def change(box: Box, text: str) -> None:
+    """Change the unit as an operator does."""
+    box.write(f"/etc/systemd/system/{UNIT}.service.d/test.conf", f"[Service]\n{text}\n")
+    box.run("systemctl", "daemon-reload")
+
+
+class Asking:
+    """A client in the box that asks all the time."""
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+        box.run("systemd-run", "--unit=client", "--collect", "-p", "StandardOutput=file:/root/asked",
+                "-p", "StandardError=file:/root/failed", "/usr/bin/python3", "/root/client.py")  # fmt: skip
+
+    def end(self) -> tuple[int, int]:
+        """How often it asked, and in vain."""
+        self._box.run("systemctl", "stop", "client")
+        asked, failed = self._box.run("cat", "/root/asked").split()
+        return int(asked), int(failed)
+
+
+def test_start_returns_when_traffic_flows_and_the_status_is_a_line(box: Box) -> None:
+    box.run("systemctl", "start", UNIT)
+    assert ask(box) == "yes"
+    assert box.show(UNIT, "StatusText") == "READY: Envoy is LIVE with its listeners"
+    assert {line.split()[0] for line in processes(box)} >= {envoy(box), box.show(UNIT, "MainPID")}
+    assert box.run("stat", "-c", "%a %U", "/run/kumadp/web", "/var/lib/kumadp/web").split() == ["700", "kumadp"] * 2
+    # In its own folder, where root finds it.
+    assert box.run("kumadp", "wait", "--name=web", "--once", check=False) is not None
+    lines = box.journal(UNIT, "_SYSTEMD_UNIT=" + UNIT + ".service").splitlines()
+    fields = [json.loads(line) for line in lines if line.startswith("{")]
+    assert any("READY" in str(one) for one in fields), lines
+
+
+def test_start_waits_for_what_it_needs_and_says_for_what(box: Box) -> None:
+    box.write("/etc/kumadp/web.yaml", "controlPlane: {url: 'https://127.0.0.1:5678'}\n"
+              "dataplaneRuntime: {resourcePath: /etc/kumadp/web-dataplane.yaml}\ndns: {enabled: false}\n")  # fmt: skip
+    box.run("systemctl", "start", "--no-block", UNIT)
+    poll(lambda: "control plane" in box.show(UNIT, "StatusText"), what="a status that says what is waited for")
+    assert "https://127.0.0.1:5678" in box.show(UNIT, "StatusText")
+    assert box.show(UNIT, "ActiveState") == "activating"
+
+
+def test_a_killed_kumadp_is_started_again_and_adopts_its_envoy(box: Box) -> None:
+    box.run("systemctl", "start", UNIT)
+    pid, before = envoy(box), box.show(UNIT, "MainPID")
+    asking = Asking(box)
+    box.run("kill", "-KILL", before)
+    poll(lambda: box.show(UNIT, "NRestarts") == "1" and box.show(UNIT, "ActiveState") == "active", what="a restart")
+    assert envoy(box) == pid
+    assert box.show(UNIT, "MainPID") != before
+    asked, failed = asking.end()
+    assert asked > 5
+    assert failed == 0
+
+
+def test_one_that_hangs_is_ended_by_the_watchdog_and_traffic_goes_on(box: Box) -> None:
+    change(box, "WatchdogSec=2")
+    box.run("systemctl", "start", UNIT)
+    pid, asking = envoy(box), Asking(box)
+    box.run("kill", "-STOP", box.show(UNIT, "MainPID"))
+    poll(lambda: box.show(UNIT, "NRestarts") == "1" and box.show(UNIT, "ActiveState") == "active", what="a restart")
+    assert "Watchdog timeout" in box.journal(UNIT)
+    assert envoy(box) == pid
+    assert asking.end()[1] == 0
+
+
+def test_what_ends_again_and_again_has_failed_with_its_reason(box: Box) -> None:
+    box.run("systemd-run", "--unit=holder", "--collect", "/usr/bin/python3", "-m", "http.server", "--bind", "127.0.0.1",
+            "9902")  # fmt: skip
+    poll(lambda: box.run("curl", "-s", "-o", "/dev/null", "http://127.0.0.1:9902/", check=False) == "", what="a holder")
+    try:
+        box.run("systemctl", "start", UNIT, check=False)
+        poll(lambda: box.show(UNIT, "ActiveState") == "failed", what="the end of trying")
+        status = box.run("systemctl", "status", UNIT, check=False)
+    finally:
+        box.run("systemctl", "stop", "holder")
+    assert box.show(UNIT, "NRestarts") == "5"
+    assert re.search(r"Status: \"STOPPED: .*9902", status), status
+
+
+def test_wrong_settings_are_not_tried_again(box: Box) -> None:
+    box.write("/etc/kumadp/web.yaml", "standalone: {path: /none.yaml}\n")
+    box.run("systemctl", "start", UNIT, check=False)
+    assert box.show(UNIT, "ActiveState") == "failed"
+    assert (box.show(UNIT, "NRestarts"), box.show(UNIT, "ExecMainStatus")) == ("0", "65")
+    assert "/none.yaml" in box.run("systemctl", "status", UNIT, check=False)
+
+
+def test_a_stop_lets_a_request_finish_and_leaves_nothing(box: Box) -> None:
+    box.run("systemctl", "start", UNIT)
+    client = subprocess.Popen([*box.enter(), "curl", "-fsS", "-m", "20", "http://127.0.0.1:18080/slow"],
+                              stdout=subprocess.PIPE, text=True)  # fmt: skip
+    stats = ("curl", "-fsS", "http://127.0.0.1:9901/stats?filter=downstream_rq_active")
+    poll(lambda: re.search(r"rq_active: [1-9]", box.run(*stats)), what="a request in flight")
+    box.run("systemctl", "stop", UNIT)
+    assert client.communicate(timeout=30)[0] == "yes"
+    assert box.show(UNIT, "Result") == "success"
+    assert processes(box) == []
+    assert box.run("ls", "/run/kumadp", check=False) == ""
+
+
+def test_a_stop_after_a_kill_ends_the_envoy_that_was_left(box: Box) -> None:
+    change(box, "RestartSec=1h")
+    box.run("systemctl", "start", UNIT)
+    pid = envoy(box)
+    box.run("kill", "-KILL", box.show(UNIT, "MainPID"))
+    poll(lambda: box.show(UNIT, "SubState") == "auto-restart", what="the pause before a restart")
+    assert envoy(box) == pid
+    box.run("systemctl", "stop", UNIT)
+    # In that pause systemd has nothing to stop; the next start adopts it, or this ends it.
+    assert (
+        "ended envoy" in box.run("kumadp", "sweep", "--work-dir=/run/kumadp/web", check=False) or processes(box) == []
+    )
+
+
+def test_a_reload_applies_new_settings_without_a_lost_request(box: Box) -> None:
+    box.run("systemctl", "start", UNIT)
+    pid, main = envoy(box), box.show(UNIT, "MainPID")
+    asking = Asking(box)
+    box.write("/etc/kumadp/web.yaml", SETTINGS + "dataplaneRuntime: {concurrency: 3}\n")
+    box.run("systemctl", "reload", UNIT)
+    assert box.show(UNIT, "ActiveState") == "active"
+    assert box.show(UNIT, "MainPID") == main
+
+    def renewed() -> bool:
+        pids = box.run("pgrep", "-u", "kumadp", "-x", "envoy").split()
+        return pid not in pids and len(pids) == 1
+
+    poll(renewed, what="a new Envoy alone")
+    assert "--concurrency 3" in box.run("ps", "-o", "args=", "-p", envoy(box))
+    assert asking.end()[1] == 0
+    box.write("/etc/kumadp/web.yaml", "dataplaneRuntime: {concurrency: many}\n")
+    told = box.run("systemctl", "reload", UNIT, check=False)
+    assert "failed" in told.lower()
+    assert ask(box) == "yes"
+
+
+def test_an_upgrade_of_the_package_loses_no_request(box: Box, package: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    subprocess.run(["dpkg-deb", "-R", package, tree], check=True)
+    for name, old in (("DEBIAN/control", "Version: "), ("usr/lib/kumadp/kumadp/__init__.py", '__version__ = "')):
+        file = tree / name
+        file.write_text(re.sub(re.escape(old) + r"[0-9.]+", old + "99.0.0", file.read_text()))
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "-b", tree, tmp_path / "newer.deb"], check=True)
+    box.run("systemctl", "start", UNIT)
+    pid, main = envoy(box), box.show(UNIT, "MainPID")
+    with (tmp_path / "newer.deb").open("rb") as deb:
+        subprocess.run([*box.enter(), "sh", "-c", "cat >/root/newer.deb"], stdin=deb, check=True)
+    asking = Asking(box)
+    box.run("dpkg", "--install", "/root/newer.deb", timeout=120)
+
+    def status() -> dict[str, object]:
+        socket = box.run("sh", "-c", "ls /run/kumadp/web/*.control")
+        return dict(json.loads(box.run("curl", "-fsS", "--unix-socket", socket, "http://localhost/status")))
+
+    poll(lambda: status()["version"] == "99.0.0", what="the new version")
+    poll(lambda: status()["ready"], what="ready again")
+    assert (envoy(box), box.show(UNIT, "MainPID")) == (pid, main)
+    asked, failed = asking.end()
+    assert asked > 20
+    assert failed == 0
+    box.run("systemctl", "stop", UNIT)
+
+
+def test_install_writes_a_service_and_uninstall_takes_it_away(box: Box) -> None:
+    box.write("/srv/dataplane.yaml", DATAPLANE.replace("name: web", "name: other"))
+    command = ("kumadp", "install", "--systemd", "--name=other", "--standalone=/srv/dataplane.yaml")
+    dry = box.run(*command, "--dry-run")
+    assert "would write /etc/kumadp/other.yaml" in dry
+    assert box.run("ls", "/etc/systemd/system/kumadp@.service", check=False).startswith("ls: cannot")
+    said = box.run(*command)
+    assert said.splitlines()[-1] == "next: systemctl enable --now kumadp@other.service"
+    assert {line.split()[0] for line in box.run(*command).splitlines()} == {"unchanged", "next:"}
+    box.run("sh", "-c", "echo 'dns: {enabled: false}' >>/etc/kumadp/other.yaml")
+    box.run("systemctl", "enable", "--now", "kumadp@other.service")
+    assert ask(box) == "yes"
+    assert "kept /etc/kumadp/other.yaml" in box.run(*command)
+    box.run("kumadp", "uninstall", "--systemd", "--purge", timeout=90)
+    assert processes(box) == []
+    left = box.run("sh", "-c", "ls /etc/systemd/system | grep kumadp; ls /etc/kumadp/*.yaml", check=False)
+    assert "kumadp@.service" not in left
+    assert "other.yaml" not in left
+
+
+# A control plane in the box, of the tests' own.
+PLANE = """
+import pathlib, signal, sys
+sys.path.insert(0, {root!r})
+from tests.support.controlplane import TOKEN, ScriptedControlPlane, bootstrap_answer, static_bootstrap
+from tests.support.daemon import Ports
+ports = Ports(18080, 18081, 9901, 9902, 9000, 15053, 15054, 19153)
+with ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, 8080))) as plane:
+    folder = pathlib.Path("/etc/kumadp")
+    plane.write_ca(folder / "ca.crt")
+    (folder / "web.token").write_text(TOKEN)
+    (folder / "port").write_text(str(plane.port))
+    signal.pause()
+"""
+
+
+def test_the_commands_of_readme_work(box: Box) -> None:
+    (block,) = re.findall(r"^```sh systemd\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    box.write("/root/plane.py", PLANE.format(root=str(ROOT)))
+    box.run("rm", "/etc/kumadp/web.yaml")
+    box.run("systemd-run", "--unit=plane", "--collect", sys.executable, "/root/plane.py")
+    try:
+        port = poll(lambda: box.run("cat", "/etc/kumadp/port", check=False).partition("\n")[0].isdigit()
+                    and box.run("cat", "/etc/kumadp/port"), what="a control plane")  # fmt: skip
+        for line in block.replace("\\\n", " ").replace("5678", str(port)).splitlines():
+            box.run(*shlex.split(line.removeprefix("sudo ")))
+        assert ask(box) == "yes"
+        box.run("systemctl", "reload", UNIT)
+        # With the relay the control plane would have to speak xDS: readiness is what the bootstrap alone gives.
+        assert box.show(UNIT, "ActiveState") == "active"
+    finally:
+        box.run("systemctl", "stop", "plane")
+        box.run("kumadp", "uninstall", "--systemd", "--purge")
+
+
+def test_the_package_goes_without_a_trace(package: Path) -> None:
+    with booted(install=package) as box:
+        box.write("/etc/kumadp/web.yaml", SETTINGS)
+        box.write("/etc/kumadp/web-dataplane.yaml", DATAPLANE)
+        box.run("systemctl", "enable", "--now", UNIT)
+        box.run("dpkg", "--purge", "kumadp", timeout=120)
+        assert processes(box) == []
+        places = "/etc/kumadp /var/lib/kumadp /run/kumadp /usr/lib/kumadp /usr/bin/kumadp"
+        files = f"{places} /lib/systemd/system/kumadp* /etc/systemd/system/*.wants/kumadp*"
+        assert box.run("sh", "-c", f"ls -d {files} 2>/dev/null", check=False) == ""

@@ -1,0 +1,72 @@
+"""The shipped units, as systemd itself reads them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.needs import missing
+
+FOLDER = Path(__file__).resolve().parent.parent.parent / "systemd"
+UNITS = ("kumadp.service", "kumadp@.service")
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    if shutil.which("systemd-analyze") is None:
+        missing("no systemd-analyze here")
+    return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+
+def verified(unit: Path) -> subprocess.CompletedProcess[str]:
+    return analyze("verify", "--recursive-errors=no", "--man=no", str(unit))
+
+
+def copied(tmp_path: Path, name: str, more: str = "") -> Path:
+    unit = tmp_path / name
+    unit.write_text((FOLDER / name).read_text().replace("/usr/bin/kumadp", "/bin/true") + more)
+    return unit
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_finds_nothing_wrong(tmp_path: Path, name: str) -> None:
+    done = verified(copied(tmp_path, name))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_key_that_systemd_does_not_know_would_be_found(tmp_path: Path) -> None:
+    done = verified(copied(tmp_path, "kumadp.service", "[Service]\nRestartSecs=1\n"))
+    assert done.returncode == 1
+    assert "Unknown key" in done.stderr
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_exposure_is_at_most_one_and_a_half(name: str) -> None:
+    done = analyze("security", "--offline=true", "--threshold=15", str(FOLDER / name))
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_two_differ_in_the_name_alone() -> None:
+    single, template = ((FOLDER / name).read_text().splitlines() for name in UNITS)
+    named = [line.replace("%i", "kumadp").replace("mesh: kumadp", "mesh") for line in template]
+    assert named == single
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_what_a_restart_does_not_mend_is_not_restarted(name: str) -> None:
+    from kumadp.errors import ExitCode
+
+    found = re.search(r"^RestartPreventExitStatus=(.*)$", (FOLDER / name).read_text(), re.MULTILINE)
+    assert found is not None
+    wanted = {
+        ExitCode.USAGE,
+        ExitCode.RESOURCE,
+        ExitCode.BINARY_NOT_FOUND,
+        ExitCode.BOOTSTRAP,
+        ExitCode.CONTROL_PLANE_REFUSED,
+        ExitCode.SETTINGS,
+    }
+    assert {ExitCode(int(code)) for code in found[1].split()} == wanted
