@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     Says = Callable[[Settings, bool], bool]
 
 # Feature, and whether it is on, by the settings and by whether transparent proxying is reported. What is not here is
-# not done here: the control plane would wait for it. What is here asks nothing of the data plane but to say it.
+# not done here: the control plane would wait for it. Most of what is here asks nothing of the data plane but to say it.
 _FEATURES: tuple[tuple[str, Says], ...] = (
+    # Access logs for TCP destinations go through our FIFO (2.0).
+    ("feature-tcp-accesslog-via-named-pipe", lambda _settings, _transparent: True),
     # Redirection is told with the request instead of the Dataplane (`dataplaneConfig`, 2.11).
     ("feature-transparent-proxy-in-dataplane-metadata", lambda _settings, transparent: transparent),
     # Outbounds get listeners on addresses of 127.0.0.0/8, which Linux answers by itself (2.11).

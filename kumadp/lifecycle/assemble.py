@@ -14,6 +14,7 @@ from kumadp.host import inherited
 from kumadp.host.ports import check_ports
 from kumadp.host.sockets import check_names, remove_stale
 from kumadp.host.workdir import open_work_dir
+from kumadp.lifecycle.accesslogs import start_access_logs
 from kumadp.lifecycle.configuration import Configuration
 from kumadp.lifecycle.continuity import left_by, left_in, tidy
 from kumadp.lifecycle.drain import Step, plan_drain
@@ -150,6 +151,7 @@ class Assembly:
         run = self._run
         actions = {"reload": self._reload_asked, "reexec": self._reexec_asked}
         self._readiness = start_servers(run, actions)
+        start_access_logs(run)
         if probes is not None:
             start_probes(run.stack, run.status, probes, run.resource)
         self._places = Places(run, own, self._child_pids, self._admin)

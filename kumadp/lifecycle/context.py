@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
+    from kumadp.accesslog.component import AccessLogs
     from kumadp.host.workdir import WorkDir
     from kumadp.lifecycle.loop import Event
     from kumadp.resources.load import Resource
@@ -69,6 +70,7 @@ class Run:
         self.stack = Stack(lambda name, error: self.post(PartEnded(name, error)))
         self.post: Callable[[Event], None] = lambda _event: None
         self.before = Before()
+        self.access_logs: AccessLogs | None = None
         self.envoy_up = asyncio.Event()
         self.keeps = fate_of_children(settings.on_parent_death, find_container_sign(environ)) == "keep"
         self.children_environment: Mapping[str, str] = child_environment(environ, secret_variables())

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from kumadp.accesslog.component import HandedLogs  # noqa: TC001 - msgspec reads the annotations
 from kumadp.bootstrap.public import without_token
 from kumadp.bootstrap.store import write_private
 from kumadp.envoy.reload import Adopted, EnvoyState
 from kumadp.errors import HandoverFailed
 from kumadp.host.state import ChildRecord, adoptable, read_state, record, strays
-from kumadp.host.workdir import HandedWorkDir  # noqa: TC001 - msgspec reads the annotations
+from kumadp.host.workdir import HandedWorkDir  # noqa: TC001
 from kumadp.lifecycle.kuma import Fetched
 from kumadp.process.child import Child, HandedChild
 from kumadp.relay.memory import Memory  # noqa: TC001
@@ -75,6 +76,7 @@ class Left(msgspec.Struct, frozen=True):
     source: Source | None = None
     envoy: EnvoyState | None = None
     memory: Memory | None = None
+    access_logs: HandedLogs | None = None
 
 
 @dataclass(slots=True)
@@ -89,6 +91,7 @@ class Before:
     envoy: Adopted | None = None
     coredns: Child | None = None
     memory: Memory | None = None
+    access_logs: HandedLogs | None = None
     work: HandedWorkDir | None = None
     ready: bool = False
     started: float | None = None
@@ -138,6 +141,7 @@ def left_by(handover: Handover) -> Before:
     before = Before(
         source=left.source.fetched() if left.source is not None else None,
         memory=left.memory,
+        access_logs=left.access_logs,
         work=left.work,
         ready=left.ready,
         started=left.started,

@@ -82,6 +82,30 @@ class CrashStatus(Struct, forbid_unknown_fields=True):
     story: Annotated[str, _field("The last death of this run.")]
 
 
+class LogDestination(Struct, forbid_unknown_fields=True):
+    """A TCP destination of access logs."""
+
+    connected_since: float | None
+    waiting: Annotated[int, _field("Lines that are not sent yet.")]
+    sent: Annotated[int, _field("Lines.")]
+    dropped: Annotated[int, _field("Lines that there was no room for; always the oldest.")]
+    connections: int
+    failures: int
+    last_error: str
+
+
+class AccessLogStatus(Struct, forbid_unknown_fields=True):
+    """Access logs to TCP destinations."""
+
+    fifo: Annotated[str, _field("Where Envoy writes them.")]
+    lines: Annotated[int, _field("Read.")]
+    malformed: Annotated[int, _field("Of those, what could not be understood.")]
+    sent: int
+    dropped: int
+    behind: Annotated[int, _field("How often the FIFO was found nearly full.")]
+    destinations: dict[str, LogDestination]
+
+
 class StatusReport(Struct, forbid_unknown_fields=True):
     """What a running kumadp says of itself. Times are in seconds since 1970."""
 
@@ -113,6 +137,7 @@ class StatusReport(Struct, forbid_unknown_fields=True):
     reexec: Annotated[dict[str, Any] | UnsetType, _field("How often kumadp was re-executed, and what failed.")] = UNSET
     log: LogStatus | UnsetType = UNSET
     crashes: CrashStatus | UnsetType = UNSET
+    access_logs: AccessLogStatus | UnsetType = UNSET
 
 
 def status_schema() -> dict[str, Any]:

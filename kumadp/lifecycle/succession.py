@@ -52,7 +52,7 @@ async def succeed(
             raise HandoverFailed("Envoy is being started or replaced", "ask again when it serves")
         children = tuple(child.handed() for child in (*envoy.children, *others))
         fetched, relaying = configuration.prepared.fetched, configuration.relaying
-        work = run.work.handed()
+        work, logs = run.work.handed(), run.access_logs.handed() if run.access_logs is not None else None
         content = Left(
             work=work,
             ready=run.status.phase is Phase.READY,
@@ -64,8 +64,9 @@ async def succeed(
             source=Source.of(fetched) if fetched is not None else None,
             envoy=state,
             memory=relaying.relay.export() if relaying is not None else None,
+            access_logs=logs,
         )
-        descriptors = (work.lock, *(child.output for child in children))
+        descriptors = (work.lock, *(child.output for child in children), *(logs.descriptors if logs else ()))
         return collect({SECTION: msgspec.msgpack.encode(content)}, descriptors, before)
 
     version = await rehearse(left(), run.environ)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from kumadp.grpc.server import Server
 from kumadp.host.secrets import redact
 from kumadp.host.serve import bind_unix
+from kumadp.host.sparse import Sparse
 from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown, SendUp
 from kumadp.relay.downstream import Downstream
 from kumadp.relay.health import HDS, Health
 from kumadp.relay.messages import SECRET, BadMessage, Request, Response
-from kumadp.relay.sparse import Sparse
 from kumadp.relay.upstream import ADS, LONGEST_REASON, Dial, State, Upstream
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from kumadp.errors import KumadpError
 from kumadp.grpc.call import Call, Ended
 from kumadp.grpc.client import Wire, connect
 from kumadp.host.secrets import redact, register
+from kumadp.host.sparse import Sparse
 from kumadp.relay.refusal import Backoff, Refusal, classify
-from kumadp.relay.sparse import Sparse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

@@ -19,6 +19,7 @@ EVERYTHING = Settings(
 
 def test_the_default_is_kuma_2_14_s_as_far_as_it_works() -> None:
     assert announced(Settings(), transparent=False) == (
+        "feature-tcp-accesslog-via-named-pipe",
         "feature-readiness-unix-socket",
         "feature-strict-inbound-ports",
         "feature-reuse-port",
@@ -27,6 +28,7 @@ def test_the_default_is_kuma_2_14_s_as_far_as_it_works() -> None:
 
 def test_all_that_works_in_kuma_s_order() -> None:
     assert announced(EVERYTHING, transparent=True) == (
+        "feature-tcp-accesslog-via-named-pipe",
         "feature-transparent-proxy-in-dataplane-metadata",
         "feature-bind-outbounds",
         "feature-unified-resource-naming",
@@ -39,4 +41,4 @@ def test_all_that_works_in_kuma_s_order() -> None:
 
 def test_what_is_off_is_not_said() -> None:
     off = Settings(readiness_unix_socket_disabled=True, strict_inbound_ports=False, reuse_port_enabled=False)
-    assert announced(off, transparent=False) == ()
+    assert announced(off, transparent=False) == ("feature-tcp-accesslog-via-named-pipe",)

@@ -10,8 +10,8 @@ import pytest
 
 from kumadp.errors import ControlPlaneRefused
 from kumadp.grpc.call import Ended
+from kumadp.host.sparse import Sparse
 from kumadp.relay.refusal import Backoff, Refusal, classify
-from kumadp.relay.sparse import Sparse
 
 ACTIVE = "there is already an active stream from this node, try again later"
 

@@ -1,0 +1,1 @@
+"""Access logs: what Envoy writes into a FIFO goes to TCP destinations, each by itself."""

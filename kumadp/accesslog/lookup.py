@@ -1,0 +1,44 @@
+"""Names of destinations, looked up in a thread that nobody has to wait for, not even the end of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+
+from kumadp.host.handover import HELD_SIGNALS
+
+
+def look_up(host: str, port: int) -> asyncio.Future[list[tuple[int, tuple[str, int]]]]:
+    """Families and addresses of a host, as connect(2) takes them; it may take as long as the resolver likes.
+
+    The threads of the loop's executor are shared with what must not wait for a dead name server.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[tuple[int, tuple[str, int]]]] = loop.create_future()
+
+    def work() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+        answers: list[tuple[int, tuple[str, int]]] = []
+        failure: OSError | None = None
+        try:
+            # One with a scope has two more items, which connect(2) wants.
+            answers = [(one[0], one[4]) for one in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]  # type: ignore[misc]
+        except (OSError, UnicodeError) as error:
+            failure = error if isinstance(error, OSError) else OSError(f"no name of a host: {host}")
+        # The loop may have ended.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, answers, failure)
+
+    def settle(answers: list[tuple[int, tuple[str, int]]], failure: OSError | None) -> None:
+        if found.cancelled():
+            return
+        if failure is not None:
+            found.set_exception(failure)
+        else:
+            found.set_result(answers)
+
+    threading.Thread(target=work, name="access log lookup", daemon=True).start()
+    return found

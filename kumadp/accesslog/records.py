@@ -1,0 +1,84 @@
+"""What Envoy writes a line of access log as, by Kuma's configuration: where it goes, and the bytes. Pure."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+# What Go's encoding/json escapes beside what JSON asks for.
+_ESCAPED = str.maketrans(
+    {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"},
+)
+_LONGEST_ADDRESS = 300
+
+
+class _Wrapped(msgspec.Struct):
+    address: str = ""
+    message: Any = None
+
+
+_decode = msgspec.json.Decoder(_Wrapped).decode
+_encode = msgspec.json.Encoder(order="sorted").encode
+
+
+def parse(line: bytes) -> tuple[str, bytes] | None:
+    """Address and payload of a line without its end; None where it is neither of the two forms.
+
+    MeshAccessLog (Kuma 2.0 to 2.14) writes JSON with ``address`` and ``message``: a string is passed on as it is, its
+    own newline included, anything else as Go would encode it, and a newline. TrafficLog writes ``address;payload``.
+    """
+    if line.startswith(b"{") and (wrapped := _unwrap(line)) is not None:
+        message = wrapped.message
+        return wrapped.address, message.encode() if isinstance(message, str) else encode(message)
+    address, found, payload = line.partition(b";")
+    return (address.decode("utf-8", "replace"), payload + b"\n") if found else None
+
+
+def _unwrap(line: bytes) -> _Wrapped | None:
+    try:
+        return _decode(line)
+    except UnicodeDecodeError:
+        # As Go does: a client may put any bytes into a header.
+        try:
+            return _decode(line.decode("utf-8", "replace"))
+        except msgspec.MsgspecError:
+            return None
+    except msgspec.MsgspecError:
+        return None
+
+
+def encode(message: Any) -> bytes:
+    """As Go's encoding/json: compact, keys sorted, HTML escaped, whole numbers without a point; a newline."""
+    text = _encode(_with_go_numbers(message)).decode()
+    return text.translate(_ESCAPED).encode() + b"\n"
+
+
+def _with_go_numbers(value: Any) -> Any:
+    if isinstance(value, float):
+        return msgspec.Raw(_number(value))
+    if isinstance(value, dict):
+        return {key: _with_go_numbers(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_go_numbers(one) for one in value]
+    return value
+
+
+def _number(value: float) -> str:
+    """Go writes an exponent below 1e-6 and from 1e21 on."""
+    if value == 0 or 1e-6 <= abs(value) < 1e21:
+        text = f"{Decimal(repr(value)):f}"
+        return text.removesuffix(".0")
+    return repr(value).replace("e-0", "e-")
+
+
+def split_address(address: str) -> tuple[str, int] | None:
+    """Host and port of ``host:port``; no host is this one, as in Go. None where it is no such thing."""
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or len(address) > _LONGEST_ADDRESS or not (port.isascii() and port.isdecimal()):
+        return None
+    if not 0 < int(port) < 65536 or not host.isprintable() or any(char in host for char in " /{}\"'"):
+        return None
+    return host or "localhost", int(port)

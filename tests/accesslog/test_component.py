@@ -1,0 +1,426 @@
+"""From the FIFO to destinations over real sockets: each by itself, in order, bounded, to the last line at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from kumadp.accesslog import destination, fifo, lookup
+from kumadp.accesslog.component import AccessLogs, HandedLogs
+from kumadp.accesslog.destination import Limits
+from tests.support.loops import on_both_loops
+from tests.support.poll import poll_async
+from tests.support.ports import free_port
+from tests.support.sink import Sink
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+
+class Running:
+    """A component that runs, and an Envoy's end of its FIFO."""
+
+    def __init__(self, path: Path, limits: Limits, flush: float, handed: HandedLogs | None) -> None:
+        self.path = path
+        self.told: list[tuple[str, str]] = []
+        self.concerns: dict[str, str] = {}
+        self.logs = AccessLogs(path, self._concern, flush=flush, limits=limits, handed=handed)
+        self.writer = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+
+    def _concern(self, part: str, concern: str) -> None:
+        self.told.append((part, concern))
+        self.concerns[part] = concern
+
+    def write(self, address: str, *messages: str) -> None:
+        for message in messages:
+            os.write(self.writer, json.dumps({"address": address, "message": message + "\n"}).encode() + b"\n")
+
+    async def write_many(self, address: str, messages: list[str]) -> None:
+        """As Envoy does: where the FIFO is full it waits."""
+        for message in messages:
+            line = json.dumps({"address": address, "message": message + "\n"}).encode() + b"\n"
+            while True:
+                try:
+                    os.write(self.writer, line)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(0.001)
+
+    def of(self, address: str) -> dict[str, object]:
+        found: dict[str, dict[str, object]] = self.logs.status()["destinations"]  # type: ignore[assignment]
+        return found.get(address, {})
+
+
+@contextlib.asynccontextmanager
+async def running(
+    path: Path, limits: Limits | None = None, *, flush: float = 5.0, handed: HandedLogs | None = None
+) -> AsyncIterator[Running]:
+    made = Running(path, limits or Limits(), flush, handed)
+    up = asyncio.Event()
+    task = asyncio.create_task(made.logs.run(up.set))
+    await up.wait()
+    try:
+        yield made
+    finally:
+        os.close(made.writer)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(sink: Sink, lines: int, what: str = "lines") -> None:
+    async def there() -> bool:
+        return len(sink.lines) >= lines
+
+    await poll_async(there, what=f"{lines} {what}")
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    with Sink() as made:
+        yield made
+
+
+def numbered(count: int, start: int = 0) -> list[str]:
+    return [f"line {number}" for number in range(start, start + count)]
+
+
+def as_bytes(lines: list[str]) -> list[bytes]:
+    return [line.encode() for line in lines]
+
+
+@on_both_loops
+async def test_lines_arrive_in_order_on_one_connection(tmp_path: Path, sink: Sink) -> None:
+    async with running(tmp_path / "al") as logs:
+        await logs.write_many(sink.address, numbered(5000))
+        await until(sink, 5000)
+        assert sink.lines == as_bytes(numbered(5000))
+        assert sink.connections == 1
+        assert (logs.of(sink.address)["sent"], logs.of(sink.address)["dropped"]) == (5000, 0)
+
+
+@on_both_loops
+async def test_the_end_of_a_writer_is_no_end(tmp_path: Path, sink: Sink) -> None:
+    """kuma-dp stops for good there."""
+    async with running(tmp_path / "al") as logs:
+        logs.write(sink.address, "first")
+        await until(sink, 1)
+        os.close(logs.writer)
+        await asyncio.sleep(0)
+        logs.writer = os.open(logs.path, os.O_WRONLY | os.O_NONBLOCK)
+        logs.write(sink.address, "second")
+        await until(sink, 2)
+
+
+@on_both_loops
+async def test_a_line_may_come_in_pieces(tmp_path: Path, sink: Sink) -> None:
+    async with running(tmp_path / "al") as logs:
+        for piece in (sink.address.encode() + b";he", b"ll", b"o\n" + sink.address.encode(), b";again\n"):
+            os.write(logs.writer, piece)
+            await asyncio.sleep(0.01)
+        await until(sink, 2)
+        assert sink.lines == [b"hello", b"again"]
+
+
+@on_both_loops
+async def test_what_is_no_record_is_counted_and_costs_only_itself(
+    tmp_path: Path, sink: Sink, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(tmp_path / "al") as logs:
+        for _ in range(50):
+            os.write(logs.writer, b"nonsense\n\nhost:none;x\n")
+        logs.write(sink.address, "good")
+        await until(sink, 1)
+        assert logs.logs.status()["malformed"] == 100
+        assert len(caplog.records) == 1
+        assert "nonsense" in caplog.text
+
+
+@on_both_loops
+async def test_a_line_without_end_is_bounded(tmp_path: Path, sink: Sink) -> None:
+    async with running(tmp_path / "al") as logs:
+        address = sink.address.encode()
+        for _ in range(40):
+            with contextlib.suppress(BlockingIOError):
+                os.write(logs.writer, b"x" * 65536)
+            await asyncio.sleep(0.002)
+        os.write(logs.writer, b"\n" + address + b";good\n")
+        await until(sink, 1)
+        assert sink.lines == [b"good"]
+        assert logs.logs.status()["malformed"] == 1
+
+
+@on_both_loops
+async def test_a_dead_destination_costs_another_nothing(tmp_path: Path, sink: Sink) -> None:
+    """One refuses, one takes no connection at all: its backlog is full."""
+    with socket.socket() as hole, contextlib.ExitStack() as stack:
+        hole.bind(("127.0.0.1", 0))
+        hole.listen(0)
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(hole.getsockname())
+        black, dead = f"127.0.0.1:{hole.getsockname()[1]}", f"127.0.0.1:{free_port()}"
+        limits = Limits(lines=100, connect=0.3)
+        async with running(tmp_path / "al", limits, flush=0.2) as logs:
+            for start in range(0, 2000, 100):
+                for address in (dead, sink.address, black):
+                    await logs.write_many(address, numbered(100, start))
+                await until(sink, start + 100)
+            assert sink.lines == as_bytes(numbered(2000))
+
+            async def given_up() -> bool:
+                return all(logs.of(address)["failures"] for address in (dead, black))
+
+            await poll_async(given_up, what="failures of both")
+            for address in (dead, black):
+                assert (logs.of(address)["dropped"], logs.of(address)["waiting"]) == (1900, 100)
+            assert "refused" in logs.concerns[f"access log {dead}"]
+            assert (
+                "no connection within 0.3 s" in logs.concerns[f"access log {black}"]
+                or "no answer" in (logs.concerns[f"access log {black}"])
+            )
+            assert not logs.concerns.get(f"access log {sink.address}")
+
+
+@on_both_loops
+async def test_one_that_is_back_gets_the_newest_lines(tmp_path: Path) -> None:
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    async with running(tmp_path / "al", Limits(lines=10)) as logs:
+        logs.write(address, *numbered(25))
+
+        async def failed() -> bool:
+            return bool(logs.of(address).get("failures")) and logs.of(address)["dropped"] == 15
+
+        await poll_async(failed, what="a failure")
+        with Sink(port) as sink:
+            await until(sink, 10)
+            assert sink.lines == as_bytes(numbered(10, 15))
+
+            async def well() -> bool:
+                return logs.concerns[f"access log {address}"] == ""
+
+            await poll_async(well, what="no concern")
+
+
+@on_both_loops
+async def test_one_that_restarts_loses_no_line(tmp_path: Path, sink: Sink) -> None:
+    """That it has left is seen before the next line is sent into the void."""
+    async with running(tmp_path / "al") as logs:
+        logs.write(sink.address, *numbered(5))
+        await until(sink, 5)
+        sink.stop()
+
+        async def seen() -> bool:
+            return logs.of(sink.address)["connected_since"] is None
+
+        await poll_async(seen, what="the end of the connection")
+        logs.write(sink.address, *numbered(5, 5))
+        sink.start()
+        await until(sink, 10)
+        assert sink.lines == as_bytes(numbered(10))
+        assert (logs.of(sink.address)["dropped"], sink.connections) == (0, 2)
+
+
+@on_both_loops
+async def test_one_that_does_not_read_keeps_a_bounded_queue(tmp_path: Path, sink: Sink) -> None:
+    sink.reads = False
+    limits = Limits(size=1 << 20)
+    big = "x" * 8000
+    async with running(tmp_path / "al", limits, flush=0.2) as logs:
+        with Sink() as other:
+            # More than what both ends of a connection hold, some megabytes.
+            for start in range(0, 1500, 50):
+                await logs.write_many(sink.address, [f"{number} {big}" for number in range(start, start + 50)])
+                await logs.write_many(other.address, numbered(50, start))
+                await until(other, start + 50)
+            assert other.lines == as_bytes(numbered(1500))
+        known = logs.of(sink.address)
+        assert int(str(known["dropped"])) > 0
+        # What is being sent is no part of the queue.
+        assert int(str(known["waiting"])) * 8000 <= (1 << 20) + 2 * 65536
+
+
+@on_both_loops
+async def test_all_that_is_left_is_sent_at_the_end(tmp_path: Path, sink: Sink) -> None:
+    async with running(tmp_path / "al") as logs:
+        logs.write(sink.address, *numbered(3000))
+    await until(sink, 3000)
+    assert sink.lines == as_bytes(numbered(3000))
+    assert not (tmp_path / "al").exists()
+
+
+@on_both_loops
+async def test_a_dead_one_does_not_hold_up_the_end(
+    tmp_path: Path, sink: Sink, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = f"127.0.0.1:{free_port()}"
+    async with running(tmp_path / "al", flush=60.0) as logs:
+        logs.write(dead, *numbered(7))
+        logs.write(sink.address, *numbered(7))
+    await until(sink, 7)
+    assert sink.lines == as_bytes(numbered(7))
+    assert "7 lines could not be sent any more" in caplog.text
+
+
+@on_both_loops
+async def test_names_are_looked_up_beside_the_loop(tmp_path: Path, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resolver that hangs costs only the destination that it is asked for, and one thread."""
+    asked: list[str] = []
+    hang = asyncio.Event()
+
+    def look_up(host: str, port: int) -> asyncio.Future[list[tuple[int, tuple[str, int]]]]:
+        asked.append(host)
+        if host == "hangs.example":
+            return asyncio.ensure_future(forever())
+        return lookup.look_up(host, port)
+
+    async def forever() -> list[tuple[int, tuple[str, int]]]:
+        await hang.wait()
+        return [(socket.AF_INET, ("127.0.0.1", sink.port))]
+
+    monkeypatch.setattr(destination, "look_up", look_up)
+    async with running(tmp_path / "al", Limits(connect=0.1)) as logs:
+        logs.write("hangs.example:514", "late")
+        logs.write(f"localhost:{sink.port}", "first")
+        await until(sink, 1)
+
+        async def tried() -> bool:
+            return int(str(logs.of("hangs.example:514")["failures"])) >= 2
+
+        await poll_async(tried, what="two attempts")
+        assert asked.count("hangs.example") == 1
+        hang.set()
+        await until(sink, 2)
+
+
+@on_both_loops
+async def test_a_name_that_is_none_is_told(tmp_path: Path) -> None:
+    async with running(tmp_path / "al", flush=0.1) as logs:
+        logs.write("no-such-host.invalid:514", "x")
+
+        async def told() -> bool:
+            return bool(logs.concerns.get("access log no-such-host.invalid:514"))
+
+        await poll_async(told, what="a concern")
+
+
+@on_both_loops
+async def test_destinations_are_bounded_and_forgotten(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        sinks = [stack.enter_context(Sink()) for _ in range(3)]
+        dead = f"127.0.0.1:{free_port()}"
+        async with running(tmp_path / "al", Limits(destinations=2, idle=0.3), flush=0.1) as logs:
+            for sink in sinks:
+                logs.write(sink.address, "line")
+                await until(sink, 1)
+            # Room was made for the third.
+            assert len(logs.logs.status()["destinations"]) == 2  # type: ignore[arg-type]
+
+            async def none() -> bool:
+                return not logs.logs.status()["destinations"]
+
+            await poll_async(none, what="all forgotten")
+            assert logs.logs.status()["sent"] == 3
+            logs.write(dead, "a")
+            logs.write(dead.replace("127.0.0.1", "127.0.0.2"), "b")
+            logs.write(sinks[0].address, "no room")
+
+            async def dropped() -> bool:
+                return logs.logs.status()["dropped"] == 1
+
+            await poll_async(dropped, what="a line dropped")
+
+
+@on_both_loops
+async def test_the_next_program_goes_on_in_the_middle_of_a_line(tmp_path: Path, sink: Sink) -> None:
+    """Connection, queue, counters, and what was read of a line: nothing is lost, nothing comes twice."""
+    dead = f"127.0.0.1:{free_port()}"
+    path = tmp_path / "al"
+    first = AccessLogs(path, lambda _part, _concern: None, flush=0.0)
+    up = asyncio.Event()
+    task = asyncio.create_task(first.run(up.set))
+    await up.wait()
+    writer = os.open(path, os.O_WRONLY)
+    node = path.stat().st_ino
+    for number in range(10):
+        os.write(writer, f"{sink.address};line {number}\n{dead};line {number}\n".encode())
+    os.write(writer, f"{sink.address};li".encode())
+    await until(sink, 10)
+
+    async def read() -> bool:
+        return first.handed().rest == f"{sink.address};li".encode()
+
+    await poll_async(read, what="the beginning of a line")
+    # As execve(2) does: descriptors with the same files, and nothing of the former program.
+    handed = msgspec.msgpack.decode(msgspec.msgpack.encode(_duplicated(first.handed())), type=HandedLogs)
+    async with running(path, flush=0.1, handed=handed) as logs:
+        first._reader.close()
+        os.write(writer, b"ne 10\n")
+        await until(sink, 11)
+        assert sink.lines == as_bytes(numbered(11))
+        assert sink.connections == 1
+        assert logs.of(dead)["waiting"] == 10
+        assert logs.logs.status()["lines"] == 21
+        assert path.stat().st_ino == node
+        os.close(writer)
+    first._reader.close = first._reader.drain = lambda: None  # type: ignore[method-assign]
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _duplicated(handed: HandedLogs) -> HandedLogs:
+    def double(descriptor: int) -> int:
+        return os.dup(descriptor) if descriptor >= 0 else -1
+
+    replace = msgspec.structs.replace
+    ones = tuple(replace(one, descriptor=double(one.descriptor)) for one in handed.destinations)
+    return replace(handed, descriptor=double(handed.descriptor), destinations=ones)
+
+
+def test_a_fifo_that_an_envoy_holds_stays(tmp_path: Path) -> None:
+    """What waits in it is read too."""
+    path = tmp_path / "al"
+    first, waiting = fifo.open_fifo(path)
+    assert (stat.S_IMODE(path.stat().st_mode), waiting) == (0o600, b"")
+    node = path.stat().st_ino
+    envoy = os.open(path, os.O_WRONLY)
+    os.write(envoy, b"left\n")
+    os.close(first)
+    second, waiting = fifo.open_fifo(path)
+    assert (path.stat().st_ino, waiting) == (node, b"left\n")
+    fifo.remove_unheld(path)
+    assert path.exists()
+    os.close(envoy)
+    os.close(second)
+    fifo.remove_unheld(path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "socket", "free"])
+def test_whatever_else_is_there_makes_room(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "al"
+    if kind == "file":
+        path.write_text("an Envoy was here before us")
+    elif kind == "link":
+        path.symlink_to("/nowhere")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(path))
+    else:
+        os.mkfifo(path, 0o666)
+    descriptor, _ = fifo.open_fifo(path)
+    assert stat.S_ISFIFO(path.lstat().st_mode)
+    assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+    os.close(descriptor)
