@@ -20,6 +20,7 @@ FLUSH_SECONDS = 2.0
 _CHILD = "kumadp.child."
 # Envoy's default format: [2026-11-23 17:36:16.566][123][info][main] [source/server/server.cc:1024] text
 _ENVOY_LINE = re.compile(r"^\[[^\]]+\]\[\d+\]\[(?P<level>\w+)\]\[(?P<component>\w+)\] (?:\[[^\]]+\] )?(?P<text>.*)$")
+_COREDNS_LINE = re.compile(r"^plugin/(?P<component>\w+): (?P<text>.*)$")
 LEVELS: dict[str, int] = {
     "off": logging.CRITICAL + 10,
     "error": logging.ERROR,
@@ -46,7 +47,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message; a child's Envoy line is taken apart."""
+    """One JSON object a line: time, level, logger, message; a child's line is taken apart."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One record as one line of JSON."""
@@ -56,6 +57,9 @@ class JsonFormatter(logging.Formatter):
             fields["child"] = record.name.removeprefix(_CHILD)
             if match := _ENVOY_LINE.match(message):
                 fields.update(level=match["level"], component=match["component"])
+                message = match["text"]
+            elif match := _COREDNS_LINE.match(message):
+                fields["component"] = match["component"]
                 message = match["text"]
         fields["message"] = message
         if record.exc_info:

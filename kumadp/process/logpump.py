@@ -7,12 +7,17 @@ import collections
 import fcntl
 import logging
 import os
+import re
 import struct
 import termios
 
 import msgspec
 
 log = logging.getLogger("kumadp.process")
+
+# How CoreDNS begins its lines (plugin/pkg/log), and how the runtime of Go tells of its death.
+_MARKED = re.compile(r"\[(DEBUG|INFO|WARNING|ERROR|FATAL|PANIC)\] |(?=panic: |fatal error: )")
+_LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING}
 
 MAX_LINE = 64 * 1024
 KEPT_LINES = 200
@@ -27,7 +32,7 @@ class Heard(msgspec.Struct, frozen=True):
 
 
 class LogPump:
-    """Owns the read end of a child's output; each line goes to logger ``kumadp.child.<name>``.
+    """Owns the read end of a child's output; each line goes to logger ``kumadp.child.<name>``, with its own level.
 
     Lines longer than 64 KiB are cut. The last 200 lines are kept for the story of the child's death. ``descriptor`` is
     -1 where the output cannot be had. ``lossy`` is for a writer that never waits: once it is more than half of what the
@@ -134,4 +139,13 @@ class LogPump:
         if len(line) > MAX_LINE:
             text += " [cut]"
         self._lines.append(text)
-        self._log.info("%s", text)
+        level, text = _level_of(text)
+        self._log.log(level, "%s", text)
+
+
+def _level_of(line: str) -> tuple[int, str]:
+    """The level that a line names itself, and the line without it; INFO for one that names none, as Envoy's."""
+    marked = _MARKED.match(line)
+    if marked is None:
+        return logging.INFO, line
+    return _LEVELS.get(marked[1] or "", logging.ERROR), line[marked.end() :]

@@ -75,6 +75,13 @@ def test_a_line_of_envoy_s_is_taken_apart() -> None:
     assert plain["message"] == "not Envoy's form"
 
 
+def test_a_line_of_coredns_s_is_taken_apart() -> None:
+    line = "plugin/errors: 2 backend.mesh. A: read udp 127.0.0.1:1->127.0.0.1:2: i/o timeout"
+    told = json.loads(JsonFormatter().format(record(line, "kumadp.child.coredns")))
+    assert (told["child"], told["component"]) == ("coredns", "errors")
+    assert told["message"].startswith("2 backend.mesh. A: ")
+
+
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
 def test_secrets_are_masked_everywhere(formatter: logging.Formatter) -> None:
     secrets.register(SECRET)

@@ -194,6 +194,27 @@ async def test_a_flood_of_output_blocks_nobody_and_keeps_200_lines() -> None:
     assert lines == [f"line {number}" for number in range(99_800, 100_000)]
 
 
+async def test_lines_have_the_level_that_coredns_and_go_give_them(caplog: pytest.LogCaptureFixture) -> None:
+    source = (
+        "echo '[INFO] one'; echo '[WARNING] two'; echo '[ERROR] three'; echo '[DEBUG] four'; echo '[FATAL] five'; "
+        "echo 'maxprocs: six'; echo '[2026-11-24 05:05:54.236][1][error][main] seven'; echo 'panic: eight'; printf nine"
+    )
+    with caplog.at_level(logging.DEBUG, "kumadp.child.child"):
+        _, lines = await ended(shell(source))
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "one"),
+        ("WARNING", "two"),
+        ("ERROR", "three"),
+        ("DEBUG", "four"),
+        ("ERROR", "five"),
+        ("INFO", "maxprocs: six"),
+        ("INFO", "[2026-11-24 05:05:54.236][1][error][main] seven"),
+        ("ERROR", "panic: eight"),
+        ("INFO", "nine"),
+    ]
+    assert lines[0] == "[INFO] one"
+
+
 async def test_a_long_line_is_cut_once_and_odd_bytes_pass(caplog: pytest.LogCaptureFixture) -> None:
     source = (
         "import sys; w = sys.stdout.buffer.write\n"
