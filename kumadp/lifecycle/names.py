@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.errors import Problem, SettingsError
+from kumadp.errors import KumadpError, SpawnError
+from kumadp.host.ports import Address
 from kumadp.lifecycle.plan import LOOPBACK
-from kumadp.process.policy import RestartPolicy
+from kumadp.process.policy import ChildState, RestartPolicy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
-    from kumadp.dns.coredns import CoreDnsComponent
+    from kumadp.dns.choice import Corefile, CorefileChoice
+    from kumadp.dns.component import CoreDnsComponent
     from kumadp.lifecycle.context import Run
     from kumadp.lifecycle.plan import DnsPlan
-    from kumadp.process.child import Child
+    from kumadp.process.child import Child, Command
     from kumadp.process.supervise import ChildReport
 
 log = logging.getLogger("kumadp.lifecycle")
 
 # Kuma 2.14 passes its DNS gate after 15 s too: names may be late, traffic by address must not wait for ever.
 DNS_GATE = 15.0
+RESOLV_CONF = Path("/etc/resolv.conf")
+LOOK_EVERY = 3.0
+# Kuma's own names end so: <service>.mesh, and <name>.svc.<zone>.mesh.local from 2.9 on (HostnameGenerator).
+SUFFIXES = ("mesh", "mesh.local")
 
 
 class Names:
@@ -34,6 +41,10 @@ class Names:
         self._plan = plan
         self._changed = changed
         self._coredns: CoreDnsComponent | None = None
+        self._choice: CorefileChoice | None = None
+        self._corefile = ""
+        self._origin = ""
+        self._missed = False
 
     @property
     def program(self) -> Path | None:
@@ -51,61 +62,119 @@ class Names:
         if self._coredns is not None:
             self._coredns.supervisor.kill()
 
+    @property
+    def metrics_address(self) -> Address | None:
+        """Where CoreDNS tells its metrics to Prometheus; None while there is no CoreDNS."""
+        if not self.children:
+            return None
+        return Address(LOOPBACK, self._plan.prometheus_port, "tcp", "CoreDNS metrics", "--dns-prometheus-port")
+
     async def start(self, template: str | None) -> None:
-        """Write the Corefile and start; ``template`` is the control plane's. What goes wrong costs names alone."""
+        """Start CoreDNS; ``template`` is the control plane's. What goes wrong costs names alone."""
         plan, run = self._plan, self._run
         if plan.coredns is None:
             alone = f"Envoy's DNS filter answers on {LOOPBACK}:{plan.port}"
             log.warning("no CoreDNS here: %s", alone if run.mesh is not None else "names of the mesh are not answered")
             return
-        from kumadp.bootstrap.store import write_private
-        from kumadp.dns.coredns import CoreDnsComponent
+        from kumadp.dns.component import CoreDnsComponent
+        from kumadp.dns.corefile import HEALTH_NAME
 
         settings = run.settings
-        try:
-            text = await self._corefile(plan.coredns, template)
-        except SettingsError as error:
-            run.status.note_fatal("coredns", str(error))
-            return
-        corefile = run.work.dns / "Corefile"
-        await asyncio.to_thread(write_private, corefile, text.encode())
+        self._corefile = await asyncio.to_thread(_text_of, run.work.dns / "Corefile") if run.before.coredns else ""
+        self._choice = self._choose(plan.coredns, template)
         self._coredns = CoreDnsComponent(
-            run.command("coredns", (str(plan.coredns), "-conf", str(corefile), "-quiet")),
+            self._command,
             plan.port,
             RestartPolicy(settings.coredns_restart_budget, settings.envoy_restart_window),
             grace=settings.stop_grace,
             changed=self._note,
             gave_up=self._gave_up,
+            worry=functools.partial(run.status.worry, "coredns"),
             first=run.before.coredns,
+            health_name=lambda: HEALTH_NAME if HEALTH_NAME in self._corefile else "",
         )
         run.status.wait_for("dns", "CoreDNS does not answer yet")
         run.status.ports["dns"] = f"{LOOPBACK}:{plan.port}"
+        run.status.ports["coredns metrics"] = f"{LOOPBACK}:{plan.prometheus_port}"
+        run.status.asked["dns"] = self._told
         is_up = run.stack.start(self._coredns, stop_deadline=settings.stop_grace + 1)
+        run.stack.start(ResolvConf(RESOLV_CONF, self._follow))
         self._gate = asyncio.create_task(self._open_gate(is_up), name="dns gate")
+
+    def _choose(self, binary: Path, template: str | None) -> CorefileChoice:
+        from kumadp.dns.choice import CorefileChoice
+        from kumadp.dns.corefile import CorefileFacts
+
+        run, plan = self._run, self._plan
+        own = run.settings.coredns_config_template_path
+        facts = CorefileFacts(
+            plan.port,
+            plan.envoy_port,
+            plan.prometheus_port,
+            run.settings.dns_logging,
+            str(binary),
+            str(run.work.dns),
+            own,
+        )
+        return CorefileChoice(
+            binary,
+            facts,
+            run.work.dns,
+            run.children_environment,
+            own=own,
+            told=template,
+            resolv_conf=RESOLV_CONF,
+            suffixes=SUFFIXES,
+            worry=functools.partial(run.status.worry, "corefile"),
+        )
+
+    async def _command(self) -> Command:
+        """How to start CoreDNS now, its Corefile written anew."""
+        assert self._choice is not None  # noqa: S101 - the component is made after it
+        found = await self._choice.find()
+        await self._write(found)
+        path = self._run.work.dns / "Corefile"
+        make = self._run.command("coredns", (str(self._plan.coredns), "-conf", str(path), "-quiet"))
+        return await make()
+
+    async def _write(self, found: Corefile) -> None:
+        from kumadp.bootstrap.store import write_private
+
+        try:
+            await asyncio.to_thread(write_private, self._run.work.dns / "Corefile", found.text.encode())
+        except OSError as error:
+            raise SpawnError(f"the Corefile cannot be written: {error.strerror}") from error
+        self._corefile, self._origin = found.text, found.origin
+
+    async def _follow(self) -> None:
+        """Have CoreDNS serve with what resolv.conf and the templates say now, without a break."""
+        coredns, choice = self._coredns, self._choice
+        if coredns is None or choice is None or not self.children:
+            return
+        try:
+            found = await choice.find()
+            if found.text != self._corefile:
+                await self._write(found)
+        except KumadpError as error:
+            self._run.status.worry("corefile", f"{error}; CoreDNS goes on as it is")
+            return
+        # A template may name resolv.conf itself, which CoreDNS reads when it loads: its text is the same then.
+        if coredns.reload():
+            log.info("CoreDNS reads its Corefile again: %s", found.origin)
+        else:
+            self._missed = True
+
+    def _told(self) -> Mapping[str, str]:
+        answers = "the embedded resolver" if self._coredns is not None and self._coredns.stands_in else "CoreDNS"
+        return {"answered_by": answers, "corefile": self._origin}
 
     def _note(self, report: ChildReport) -> None:
         self._run.status.note_child(report)
         self._changed()
-
-    async def _corefile(self, binary: Path, template: str | None) -> str:
-        """The user's template, the control plane's, or the built-in one; raises SettingsError."""
-        from kumadp.dns.coredns import coredns_plugins
-        from kumadp.dns.corefile import CorefileFacts, built_in, render
-
-        settings, plan, folder = self._run.settings, self._plan, str(self._run.work.dns)
-        facts = CorefileFacts(
-            plan.port, plan.envoy_port, plan.prometheus_port, settings.dns_logging, str(binary), folder
-        )
-        if own := settings.coredns_config_template_path:
-            try:
-                return render(await asyncio.to_thread(Path(own).read_text), facts, own)
-            except (OSError, UnicodeDecodeError) as error:
-                reason = getattr(error, "strerror", None) or "is not UTF-8 text"
-                raise SettingsError([Problem("--dns-coredns-config-template-path", f"{own}: {reason}")]) from None
-        if template:
-            return render(template, facts, "the control plane's corefileTemplate")
-        plugins = await coredns_plugins(binary, self._run.children_environment)
-        return built_in(facts, plugins, Path("/etc/resolv.conf"))
+        if report.state is ChildState.RUNNING and (self._missed or (self._origin == "" and self._corefile)):
+            # What changed while it started; or it was adopted, and what another kumadp wrote may be out of date.
+            self._missed = False
+            self._following = asyncio.create_task(self._follow(), name="corefile")
 
     async def _open_gate(self, is_up: asyncio.Event) -> None:
         try:
@@ -116,7 +185,50 @@ class Names:
         self._run.status.wait_for("dns", "")
         self._run.settle()
 
-    def _gave_up(self, story: str) -> None:
-        self._run.status.note_fatal("coredns", story)
+    def _gave_up(self, story: str, stands_in: bool) -> None:
+        if stands_in:
+            self._run.status.worry("coredns", f"{story}; the embedded resolver answers in its place")
+        else:
+            self._run.status.note_fatal("coredns", story)
         self._run.status.wait_for("dns", "")
         self._run.settle()
+
+
+class ResolvConf:
+    """Calls ``changed`` when a resolv.conf has another content or is another file.
+
+    It is looked at: programs replace it, write in it, or replace what it is a link to, in directories of their own.
+    """
+
+    name = "resolv.conf"
+
+    def __init__(self, path: Path, changed: Callable[[], Awaitable[None]], *, every: float = LOOK_EVERY) -> None:
+        self._path = path
+        self._changed = changed
+        self._every = every
+
+    async def run(self, up: Callable[[], None]) -> None:
+        """Look until cancelled."""
+        known = await asyncio.to_thread(_state_of, self._path)
+        up()
+        while True:
+            await asyncio.sleep(self._every)
+            now = await asyncio.to_thread(_state_of, self._path)
+            if now != known:
+                known = now
+                await self._changed()
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -69,6 +69,13 @@ class RelayStatus(Struct, forbid_unknown_fields=True):
     types: list[RelayedType]
 
 
+class DnsStatus(Struct, forbid_unknown_fields=True):
+    """Names of the mesh."""
+
+    answered_by: Annotated[str, _field("Who answers on the port now.")]
+    corefile: Annotated[str, _field("Where the Corefile of CoreDNS is from; empty before there is one.")]
+
+
 class LogStatus(Struct, forbid_unknown_fields=True):
     """What became of log lines."""
 
@@ -135,6 +142,7 @@ class StatusReport(Struct, forbid_unknown_fields=True):
     last_good: Annotated[dict[str, Any] | UnsetType, _field("The copy of the configuration on disk.")] = UNSET
     dynconf: Annotated[dict[str, Any] | UnsetType, _field("Dynamic configuration from the control plane.")] = UNSET
     reexec: Annotated[dict[str, Any] | UnsetType, _field("How often kumadp was re-executed, and what failed.")] = UNSET
+    dns: DnsStatus | UnsetType = UNSET
     log: LogStatus | UnsetType = UNSET
     crashes: CrashStatus | UnsetType = UNSET
     access_logs: AccessLogStatus | UnsetType = UNSET

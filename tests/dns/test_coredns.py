@@ -1,100 +1,72 @@
-"""The real CoreDNS with our Corefile, between an upstream in Envoy's place and one in the resolvers'."""
+"""The real CoreDNS with our Corefile, between a server in Envoy's place and one in the resolvers'."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import signal
 import socket
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import dns.message
 import dns.query
 import dns.rcode
-import dns.rrset
 import pytest
 
-from kumadp.dns.coredns import CoreDnsComponent, coredns_plugins, coredns_version, find_coredns
-from kumadp.dns.corefile import CorefileFacts, built_in
+from kumadp.dns.component import CoreDnsComponent
+from kumadp.dns.coredns import coredns_version, find_coredns
+from kumadp.dns.corefile import HEALTH_NAME, CorefileFacts, Way, built_in
 from kumadp.process.child import Command
 from kumadp.process.policy import ChildState, RestartPolicy
-from tests.support.needs import need_coredns
+from tests.support.nameservers import name_server
+from tests.support.needs import need_coredns, need_other_coredns
 from tests.support.poll import poll_async
 from tests.support.ports import free_ports
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 pytestmark = pytest.mark.process
 
-
-@dataclass
-class Upstream:
-    """A name server on loopback that knows some names, says NXDOMAIN to the rest and remembers what it was asked."""
-
-    port: int
-    known: dict[str, str]
-    asked: list[str] = field(default_factory=list)
-
-    def answer(self, wire: bytes) -> bytes:
-        query = dns.message.from_wire(wire)
-        name = query.question[0].name.to_text().rstrip(".").lower()
-        self.asked.append(name)
-        answer = dns.message.make_response(query)
-        if name in self.known:
-            answer.answer.append(dns.rrset.from_text(query.question[0].name, 30, "IN", "A", self.known[name]))
-        else:
-            answer.set_rcode(dns.rcode.NXDOMAIN)
-        return answer.to_wire()
-
-
-@contextlib.contextmanager
-def upstream(port: int, **known: str) -> Iterator[Upstream]:
-    served = Upstream(port, {name.replace("__", "."): address for name, address in known.items()})
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.bind(("127.0.0.1", port))
-
-    def serve() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                wire, peer = sock.recvfrom(4096)
-                if wire == b"end":
-                    return
-                sock.sendto(served.answer(wire), peer)
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    try:
-        yield served
-    finally:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ending:
-            ending.sendto(b"end", ("127.0.0.1", port))
-        thread.join(10)
-        sock.close()
+MESH = {"backend.mesh": "240.0.0.1", "web.svc.zone.mesh.local": "240.0.0.2", "own.example.org": "240.0.0.3"}
+WORLD = {"other.example.org": "192.0.2.80", "backend.mesh": "192.0.2.66"}
 
 
 @dataclass
 class Running:
-    """A CoreDNS that answers."""
+    """A CoreDNS that answers, or was given up."""
 
     component: CoreDnsComponent
     port: int
     states: list[ChildState]
     stories: list[str]
+    worries: list[str]
 
-    async def ask(self, name: str, *, tcp: bool = False) -> tuple[str, list[str]]:
-        query = dns.message.make_query(name, "A")
+    async def ask(self, name: str, kind: str = "A", *, tcp: bool = False) -> tuple[str, list[str]]:
+        query = dns.message.make_query(name, kind)
         send = dns.query.tcp if tcp else dns.query.udp
         answer = await asyncio.to_thread(send, query, "127.0.0.1", port=self.port, timeout=10)
         return dns.rcode.to_text(answer.rcode()), [str(item) for found in answer.answer for item in found]
 
+    def checks(self) -> int:
+        """How often it was found well."""
+        return len(self.worries) - len(list(filter(None, self.worries)))
+
+    async def running(self, times: int) -> None:
+        async def back() -> bool:
+            return self.states.count(ChildState.RUNNING) == times
+
+        await poll_async(back, what=f"CoreDNS up for the {times}. time", deadline=40)
+
 
 @contextlib.asynccontextmanager
-async def coredns(folder: Path, corefile: str, port: int, *, budget: int = 5) -> AsyncIterator[Running]:
-    binary = need_coredns()
+async def coredns(
+    folder: Path, corefile: str, port: int, *, budget: int = 5, binary: Path | None = None
+) -> AsyncIterator[Running]:
+    binary = binary or need_coredns()
     path = folder / "Corefile"
     path.write_text(corefile)
     environment = {"PATH": os.environ.get("PATH", "")}
@@ -104,18 +76,22 @@ async def coredns(folder: Path, corefile: str, port: int, *, budget: int = 5) ->
 
     states: list[ChildState] = []
     stories: list[str] = []
+    worries: list[str] = []
     component = CoreDnsComponent(
         command,
         port,
         RestartPolicy(budget),
         grace=5.0,
         changed=lambda report: states.append(report.state),
-        gave_up=stories.append,
+        gave_up=lambda story, _stands_in: stories.append(story),
+        worry=worries.append,
+        health_name=lambda: HEALTH_NAME if HEALTH_NAME in corefile else "",
+        check_every=0.5,
     )
     up = asyncio.Event()
     task = asyncio.create_task(component.run(up.set))
     try:
-        running = Running(component, port, states, stories)
+        running = Running(component, port, states, stories, worries)
 
         async def settled() -> bool:
             return up.is_set() or bool(stories)
@@ -138,22 +114,29 @@ class Ports:
     def take(cls) -> Ports:
         return cls(*free_ports(4))
 
-    def facts(self) -> CorefileFacts:
-        return CorefileFacts(self.dns, self.envoy, self.metrics, logging=False, binary="", config_dir="")
+    def corefile(self, way: Way, *, resolvers: bool = True) -> str:
+        """Our Corefile, with a resolver at a port of the test's own: resolv.conf knows port 53 only."""
+        facts = CorefileFacts(self.dns, self.envoy, self.metrics, logging=False, binary="", config_dir="")
+        servers = (f"127.0.0.1:{self.resolver}",) if resolvers else ()
+        return built_in(facts, way, servers, ("mesh", "mesh.local"))
 
 
-async def corefile_of(folder: Path, ports: Ports) -> str:
-    """Our Corefile, with a resolver at a port of the test's own: resolv.conf knows port 53 only."""
-    path = folder / "resolv.conf"
-    path.write_text("nameserver 127.0.0.1\n")
-    text = built_in(ports.facts(), await coredns_plugins(need_coredns(), {}), path)
-    return text.replace(str(path), f"127.0.0.1:{ports.resolver}")
+@pytest.fixture
+def ports() -> Ports:
+    return Ports.take()
 
 
-async def test_version_and_plugins_of_the_real_binary() -> None:
+@pytest.fixture(params=["failover", "next", "alternate"])
+def build(request: pytest.FixtureRequest) -> tuple[Path, Way]:
+    """A binary, and the way to go on to the resolvers that it is to show."""
+    if request.param == "alternate":
+        return need_other_coredns("ALTERNATE"), Way.ALTERNATE
+    return need_coredns(), Way[request.param.upper()]
+
+
+async def test_the_version_of_the_real_binary() -> None:
     binary = need_coredns()
     assert (await coredns_version(binary, {})).count(".") == 2
-    assert "forward" in await coredns_plugins(binary, {})
     assert find_coredns(str(binary)) == binary.absolute()
     assert find_coredns("no-such-coredns") is None
 
@@ -163,100 +146,136 @@ async def test_what_is_no_coredns_has_no_version(tmp_path: Path) -> None:
     script.write_text("#!/bin/sh\necho hello to you\nexit 1\n")
     script.chmod(0o755)
     assert await coredns_version(script, {}) == ""
-    assert await coredns_plugins(script, {}) == frozenset()
-
-
-async def test_plugins_of_an_older_coredns_are_read_too(tmp_path: Path) -> None:
-    script = tmp_path / "coredns"
-    script.write_text(
-        "#!/bin/sh\nprintf 'Server types:\\n  dns\\n\\nOther plugins:\\n  dns.alternate\\n  dns.forward\\n'\n"
-    )
-    script.chmod(0o755)
-    assert await coredns_plugins(script, {}) >= {"alternate", "forward"}
 
 
 @pytest.mark.parametrize("tcp", [False, True])
-async def test_names_of_the_mesh_come_from_envoy_and_never_leak(tmp_path: Path, tcp: bool) -> None:
-    ports = Ports.take()
-    with (
-        upstream(ports.envoy, backend__mesh="127.0.0.1") as envoy,
-        _resolver(ports.resolver) as resolvers,
-    ):
-        async with coredns(tmp_path, await corefile_of(tmp_path, ports), ports.dns) as running:
+async def test_names_of_the_mesh_come_from_envoy_and_never_leak(
+    tmp_path: Path, ports: Ports, build: tuple[Path, Way], tcp: bool
+) -> None:
+    binary, way = build
+    with name_server(ports.envoy, MESH, exact=True) as envoy, name_server(ports.resolver, WORLD, tcp=True) as world:
+        async with coredns(tmp_path, ports.corefile(way), ports.dns, binary=binary) as running:
+            # Envoy's filter speaks UDP alone: what came by TCP is asked by UDP.
+            assert await running.ask("backend.mesh", tcp=tcp) == ("NOERROR", ["240.0.0.1"])
+            assert await running.ask("web.svc.zone.mesh.local", tcp=tcp) == ("NOERROR", ["240.0.0.2"])
+            # Names that Envoy knows elsewhere, as a VirtualOutbound makes them.
+            assert await running.ask("own.example.org", tcp=tcp) == ("NOERROR", ["240.0.0.3"])
             assert await running.ask("other.example.org", tcp=tcp) == ("NOERROR", ["192.0.2.80"])
             assert await running.ask("nothing.example.org", tcp=tcp) == ("NXDOMAIN", [])
-            # Envoy's filter speaks UDP alone: what came by TCP is asked by UDP.
-            assert await running.ask("backend.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
+            # Where Envoy says that there is no such name, the resolvers would be asked next.
             assert await running.ask("unknown.mesh", tcp=tcp) == ("NXDOMAIN", [])
-        assert "other.example.org" in resolvers.asked
-        assert not [name for name in resolvers.asked if name.endswith("mesh")]
-        assert "backend.mesh" in envoy.asked
+            assert await running.ask("backend.mesh", "AAAA", tcp=tcp) == ("NXDOMAIN", [])
+            for name in ("BackEnd.Mesh", "BACKEND.MESH", "unknown.MESH.local"):
+                await running.ask(name, tcp=tcp)
+        assert world.asked_below("mesh") == world.asked_below("mesh.local") == []
+        assert "BackEnd.Mesh" in envoy.asked
+        assert world.asked_below("example.org")
 
 
-@contextlib.contextmanager
-def _resolver(port: int) -> Iterator[Upstream]:
-    """A resolver, UDP and TCP."""
-    with upstream(port, other__example__org="192.0.2.80") as served:
-        listener = socket.create_server(("127.0.0.1", port))
-        ended = threading.Event()
-
-        def serve() -> None:
-            with contextlib.suppress(OSError):
-                while not ended.is_set():
-                    connection, _ = listener.accept()
-                    with connection, contextlib.suppress(OSError):
-                        length = int.from_bytes(connection.recv(2), "big")
-                        wire = served.answer(connection.recv(length))
-                        connection.sendall(len(wire).to_bytes(2, "big") + wire)
-
-        threading.Thread(target=serve, daemon=True).start()
-        try:
-            yield served
-        finally:
-            ended.set()
-            with contextlib.suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
-
-
-async def test_names_of_the_mesh_do_not_leak_while_envoy_is_away(tmp_path: Path) -> None:
-    ports = Ports.take()
-    with _resolver(ports.resolver) as resolvers:
-        async with coredns(tmp_path, await corefile_of(tmp_path, ports), ports.dns) as running:
+async def test_a_silent_envoy_costs_names_of_the_mesh_alone(
+    tmp_path: Path, ports: Ports, build: tuple[Path, Way]
+) -> None:
+    binary, way = build
+    with (
+        name_server(ports.envoy, MESH, exact=True, silent=True) as envoy,
+        name_server(ports.resolver, WORLD, tcp=True) as world,
+    ):
+        async with coredns(tmp_path, ports.corefile(way), ports.dns, binary=binary) as running:
+            for tcp in (False, True):
+                assert await running.ask("other.example.org", tcp=tcp) == ("NOERROR", ["192.0.2.80"])
             assert (await running.ask("backend.mesh"))[0] == "SERVFAIL"
-            assert resolvers.asked == []
+            assert world.asked_below("mesh") == []
+            assert envoy.asked
+            envoy.silent = False
+            assert await running.ask("backend.mesh") == ("NOERROR", ["240.0.0.1"])
 
 
-async def test_it_starts_where_resolv_conf_is_empty(tmp_path: Path) -> None:
-    ports = Ports.take()
-    (tmp_path / "resolv.conf").touch()
-    corefile = built_in(ports.facts(), frozenset(), tmp_path / "resolv.conf")
-    with upstream(ports.envoy, backend__mesh="127.0.0.1"):
+async def test_an_envoy_that_is_away_costs_names_of_the_mesh_alone(
+    tmp_path: Path, ports: Ports, build: tuple[Path, Way]
+) -> None:
+    binary, way = build
+    with name_server(ports.resolver, WORLD, tcp=True) as world:
+        async with coredns(tmp_path, ports.corefile(way), ports.dns, binary=binary) as running:
+            for tcp in (False, True):
+                assert await running.ask("other.example.org", tcp=tcp) == ("NOERROR", ["192.0.2.80"])
+                assert await running.ask("nothing.example.org", tcp=tcp) == ("NXDOMAIN", [])
+            assert (await running.ask("backend.mesh"))[0] == "SERVFAIL"
+            assert world.asked_below("mesh") == []
+
+
+async def test_it_starts_where_there_are_no_resolvers(tmp_path: Path, ports: Ports) -> None:
+    with name_server(ports.envoy, MESH, exact=True):
+        async with coredns(tmp_path, ports.corefile(Way.NEXT, resolvers=False), ports.dns) as running:
+            assert await running.ask("backend.mesh") == ("NOERROR", ["240.0.0.1"])
+
+
+@pytest.mark.parametrize("built", ["in", "by the user"])
+async def test_it_is_well_while_nobody_it_forwards_to_answers(tmp_path: Path, ports: Ports, built: str) -> None:
+    user = f".:{ports.dns} {{\n    forward . 127.0.0.1:{ports.envoy}\n}}\n"
+    corefile = user if built == "by the user" else ports.corefile(Way.NEXT, resolvers=False)
+    with name_server(ports.envoy, MESH, silent=True) as envoy:
         async with coredns(tmp_path, corefile, ports.dns) as running:
-            assert await running.ask("backend.mesh") == ("NOERROR", ["127.0.0.1"])
+
+            async def looked_at() -> bool:
+                return running.checks() > 5
+
+            await poll_async(looked_at, what="some checks of its health")
+            assert running.states == [ChildState.STARTING, ChildState.STARTING, ChildState.RUNNING]
+            assert not any(running.worries)
+        assert envoy.asked == []
 
 
-async def test_a_killed_coredns_comes_back(tmp_path: Path) -> None:
-    ports = Ports.take()
-    (tmp_path / "resolv.conf").touch()
-    with upstream(ports.envoy, backend__mesh="127.0.0.1"):
-        corefile = built_in(ports.facts(), frozenset(), tmp_path / "resolv.conf")
-        async with coredns(tmp_path, corefile, ports.dns) as running:
+async def test_it_is_not_up_before_it_answers_by_udp_and_by_tcp(tmp_path: Path, ports: Ports) -> None:
+    # With TCP taken by another program CoreDNS serves nothing and ends.
+    with socket.create_server(("", ports.dns), family=socket.AF_INET6, dualstack_ipv6=True):
+        async with coredns(tmp_path, ports.corefile(Way.NEXT), ports.dns, budget=0) as running:
+            assert ChildState.RUNNING not in running.states
+            assert running.stories
+
+
+async def test_a_killed_coredns_comes_back(tmp_path: Path, ports: Ports) -> None:
+    with name_server(ports.envoy, MESH, exact=True):
+        async with coredns(tmp_path, ports.corefile(Way.NEXT), ports.dns) as running:
             child = running.component.supervisor.child
             assert child is not None
-            child.send_signal(9)
-
-            async def back() -> bool:
-                return running.states.count(ChildState.RUNNING) == 2
-
-            await poll_async(back, what="the second CoreDNS")
-            assert await running.ask("backend.mesh") == ("NOERROR", ["127.0.0.1"])
+            child.send_signal(signal.SIGKILL)
+            await running.running(2)
+            assert await running.ask("backend.mesh") == ("NOERROR", ["240.0.0.1"])
             assert ChildState.BACKOFF in running.states
             assert running.stories == []
 
 
-async def test_a_corefile_that_cannot_be_loaded_is_given_up_at_once_with_coredns_s_words(tmp_path: Path) -> None:
-    ports = Ports.take()
+async def test_a_stopped_coredns_is_replaced(tmp_path: Path, ports: Ports) -> None:
+    with name_server(ports.envoy, MESH, exact=True):
+        async with coredns(tmp_path, ports.corefile(Way.NEXT), ports.dns) as running:
+            child = running.component.supervisor.child
+            assert child is not None
+            child.send_signal(signal.SIGSTOP)
+            await running.running(2)
+            assert await running.ask("backend.mesh") == ("NOERROR", ["240.0.0.1"])
+            told = next(filter(None, running.worries))
+            assert told == f"CoreDNS (pid {child.pid}) runs but does not answer by UDP and TCP: it is killed"
+            assert running.worries[-1] == ""
+
+
+async def test_a_reload_takes_the_new_corefile(tmp_path: Path, ports: Ports) -> None:
+    with name_server(ports.envoy, MESH, exact=True), name_server(ports.resolver, WORLD) as world:
+        async with coredns(tmp_path, ports.corefile(Way.NEXT, resolvers=False), ports.dns) as running:
+            assert await running.ask("other.example.org") == ("NXDOMAIN", [])
+            (tmp_path / "Corefile").write_text(ports.corefile(Way.NEXT))
+            assert running.component.reload()
+
+            async def taken() -> bool:
+                return await running.ask("other.example.org") == ("NOERROR", ["192.0.2.80"])
+
+            await poll_async(taken, what="an answer of the new resolver")
+            assert world.asked
+            assert running.states.count(ChildState.RUNNING) == 1
+
+
+async def test_a_corefile_that_cannot_be_loaded_is_given_up_at_once_with_coredns_s_words(
+    tmp_path: Path, ports: Ports
+) -> None:
     async with coredns(tmp_path, f".:{ports.dns} {{\n    no-such-plugin\n}}\n", ports.dns) as running:
         (story,) = running.stories
         assert "no-such-plugin" in story
@@ -265,8 +284,7 @@ async def test_a_corefile_that_cannot_be_loaded_is_given_up_at_once_with_coredns
         assert running.states[-1] is ChildState.FATAL
 
 
-async def test_a_spent_budget_is_told_and_raises_nothing(tmp_path: Path) -> None:
-    ports = Ports.take()
+async def test_a_spent_budget_is_told_and_raises_nothing(tmp_path: Path, ports: Ports) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", ports.dns))
         async with coredns(

@@ -1,90 +1,66 @@
-"""Corefiles: templates as kuma-dp's, the built-in one for what the binary can do."""
+"""The built-in Corefile: who is asked for which names."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
-from kumadp.dns.corefile import CorefileFacts, built_in, render
-from kumadp.errors import SettingsError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from kumadp.dns.corefile import CorefileFacts, Way, built_in, name_servers
 
 FACTS = CorefileFacts(15053, 15054, 19153, logging=False, binary="/usr/bin/coredns", config_dir="/run/kumadp")
+SERVERS = ("192.0.2.53", "2001:db8::53")
+CODES = ("NOTIMP", "FORMERR", "NXDOMAIN", "SERVFAIL", "REFUSED")
 
 
-@pytest.mark.parametrize(
-    ("template", "rendered"),
-    [
-        (".:{{ .CoreDNSPort }} {}", ".:15053 {}"),
-        ("{{.EnvoyDNSPort}}/{{ .PrometheusPort }}", "15054/19153"),
-        ("{{ .CoreDNSBinaryPath }} {{ .ConfigDir }}", "/usr/bin/coredns /run/kumadp"),
-        ("a{{ if .CoreDNSLogging }} log{{ end }}b", "ab"),
-        ("a{{ if .CoreDNSLogging }}log{{ else }}silent{{ end }}b", "asilentb"),
-        ("{{ if .Enabled }}{{ if .CoreDNSLogging }}x{{ else }}y{{ end }}{{ end }}", "y"),
-        ("{{ if .CoreDNSLogging }}{{ if .Enabled }}x{{ end }}{{ .CoreDNSPort }}{{ end }}z", "z"),
-        ("a {{- if .Enabled -}} b {{- end -}} c", "abc"),
-        ("{{/* a remark */}}a", "a"),
-        ("{{ .Enabled }}", "true"),
-        ("no actions { }", "no actions { }"),
-    ],
-)
-def test_templates_are_rendered_as_go_does(template: str, rendered: str) -> None:
-    assert render(template, FACTS, "Corefile") == rendered
+@pytest.mark.parametrize("way", list(Way))
+def test_names_of_the_mesh_have_a_block_of_their_own_without_the_resolvers(way: Way) -> None:
+    mesh, rest = built_in(FACTS, way, SERVERS, ("mesh", "mesh.local")).split("\n.:15053 {")
+    assert mesh.startswith("health.kumadp.invalid.:15053 {\n}\nmesh.:15053 mesh.local.:15053 {")
+    assert not [server for server in SERVERS if server in mesh]
+    # A silent Envoy is followed by the resolvers within the one forward.
+    assert "forward . 127.0.0.1:15054 192.0.2.53 2001:db8::53 {\n        policy sequential" in rest
 
 
-@pytest.mark.parametrize(
-    ("template", "told"),
-    [
-        ("a\n{{ range .Ports }}x{{ end }}", "Corefile:2: "),
-        ("{{ .NoSuchField }}", "NoSuchField"),
-        ("{{ if .NoSuchField }}x{{ end }}", "NoSuchField"),
-        ("{{ end }}", "{{ end }} is not understood"),
-        ("{{ else }}", "{{ else }} is not understood"),
-        ("{{ if .Enabled }}", "has no {{ end }}"),
-    ],
-)
-def test_what_a_template_may_not_use_is_told_with_its_line(template: str, told: str) -> None:
-    with pytest.raises(SettingsError) as wrong:
-        render(template, FACTS, "Corefile")
-    assert told in str(wrong.value)
+def test_each_way_goes_on_to_the_resolvers_on_the_codes() -> None:
+    alternate = built_in(FACTS, Way.ALTERNATE, SERVERS, ("mesh",))
+    assert f"alternate {','.join(CODES)} . 192.0.2.53 2001:db8::53\n" in alternate
+    assert "next" not in alternate
+    for way in (Way.FAILOVER, Way.NEXT):
+        text = built_in(FACTS, way, SERVERS, ("mesh",))
+        assert f"next {' '.join(CODES)}\n" in text
+        assert "forward . 192.0.2.53 2001:db8::53 {" in text
+        assert ("failover" in text) is (way is Way.FAILOVER)
 
 
-@pytest.fixture
-def resolvers(tmp_path: Path) -> Path:
-    path = tmp_path / "resolv.conf"
-    path.write_text("# a remark\nnameserver 192.0.2.53\n")
-    return path
+@pytest.mark.parametrize("way", list(Way))
+def test_without_name_servers_envoy_alone_is_asked(way: Way) -> None:
+    text = built_in(FACTS, way, (), ("mesh",))
+    assert text.count("forward . 127.0.0.1:15054 {") == 2
+    assert "next" not in text
+    assert "alternate" not in text
 
 
-def test_with_alternate_one_block_is_enough(resolvers: Path) -> None:
-    text = built_in(FACTS, frozenset({"alternate", "forward"}), resolvers)
-    assert "alternate NOTIMP,FORMERR,NXDOMAIN,SERVFAIL,REFUSED . " + str(resolvers) in text
-    assert "prefer_udp" in text
-    assert "mesh:" not in text
+def test_no_more_upstreams_than_coredns_takes() -> None:
+    many = [f"192.0.2.{number}" for number in range(1, 40)]
+    text = built_in(FACTS, Way.NEXT, many, ("mesh",))
+    forwards = [line.split()[2:-1] for line in text.splitlines() if line.strip().startswith("forward")]
+    assert max(len(upstreams) for upstreams in forwards) == 15
 
 
-def test_without_alternate_names_of_the_mesh_have_a_block_of_their_own(resolvers: Path) -> None:
-    text = built_in(FACTS, frozenset({"forward"}), resolvers)
-    mesh, rest = text.split(".:15053 {")
-    assert str(resolvers) not in mesh
-    assert "mesh:15053" in mesh
-    assert f"forward . {resolvers}" in rest
-    assert "next NOTIMP" in rest
-
-
-@pytest.mark.parametrize("content", ["", "# nameserver 192.0.2.53\n", "search example.org\n", None])
-def test_without_name_servers_nothing_is_forwarded_to_them(tmp_path: Path, content: str | None) -> None:
-    path = tmp_path / "resolv.conf"
-    if content is not None:
-        path.write_text(content)
-    for plugins in (frozenset({"alternate"}), frozenset[str]()):
-        assert str(path) not in built_in(FACTS, plugins, path)
-
-
-def test_queries_are_logged_where_that_is_asked_for(resolvers: Path) -> None:
+def test_queries_are_logged_where_that_is_asked_for() -> None:
     noisy = CorefileFacts(15053, 15054, 19153, logging=True, binary="", config_dir="")
-    assert "\n    log\n" in built_in(noisy, frozenset(), resolvers)
-    assert "\n    log\n" not in built_in(FACTS, frozenset(), resolvers)
+    assert built_in(noisy, Way.NEXT, SERVERS, ("mesh",)).count("\n    log\n") == 2
+    assert "\n    log\n" not in built_in(FACTS, Way.NEXT, SERVERS, ("mesh",))
+
+
+@pytest.mark.parametrize(
+    ("text", "servers"),
+    [
+        ("", ()),
+        ("# nameserver 192.0.2.53\nsearch example.org\nnameserver\n", ()),
+        ("nameserver 192.0.2.53\nnameserver 2001:db8::1\nnameserver 192.0.2.53", ("192.0.2.53", "2001:db8::1")),
+        ("nameserver\tfe80::1%eth0 # the router\n nameserver 192.0.2.53", ("fe80::1%eth0", "192.0.2.53")),
+        ("nameserver dns.example.org\nnameserver 300.1.2.3\n", ()),
+    ],
+)
+def test_the_name_servers_of_a_resolv_conf(text: str, servers: tuple[str, ...]) -> None:
+    assert name_servers(text) == servers

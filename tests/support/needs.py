@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import pytest
 
@@ -62,4 +62,12 @@ def need_kuma_cp() -> Path:
     named = os.environ.get("KUMA_CP")
     if not named:
         pytest.skip("no real control plane: set KUMA_CP to a kuma-cp binary")
+    return Path(named)
+
+
+def need_other_coredns(kind: Literal["OLD", "ALTERNATE"]) -> Path:
+    """A CoreDNS of 1.9 to 1.11.3, or one with the plugin ``alternate``; never a failure without."""
+    named = os.environ.get(f"KUMADP_TEST_COREDNS_{kind}")
+    if not named:
+        pytest.skip(f"no such CoreDNS: name one in KUMADP_TEST_COREDNS_{kind}")
     return Path(named)
