@@ -49,6 +49,7 @@ _VOLATILE = frozenset({"creationTime", "modificationTime"})
 _BY_NAME = frozenset({"clusters", "listeners", "secrets", "layers"})
 # Kuma writes these in the random order of a Go map.
 _UNORDERED = frozenset({"features"})
+_VERSIONS = ("node", "metadata", "version")
 _SECRET = frozenset({"inlineBytes", "inlineString", "privateKey", "password", "initialMetadata", "accessToken"})
 _RESOURCE = "dataplane.resource"
 _DURATION = re.compile(r"-?[0-9]+(?:\.[0-9]+)?s")
@@ -66,6 +67,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, hot: bool = T
     """
     found = sorted(_compare(_normal(old), _normal(new), ()), key=lambda one: one[0])
     return [Difference(_text(path), reason, _restart(path, hot), _is_node(path)) for path, reason in found]
+
+
+def same_node(old: Mapping[str, Any], new: Mapping[str, Any], *, other_version: bool = False) -> bool:
+    """Whether a control plane reads the same in the Node of both bootstraps, by meaning as in `differences`.
+
+    ``other_version``: also where nothing differs but the versions of the programs of the data plane.
+    """
+    trees = ({"node": get(old, "node") or {}}, {"node": get(new, "node") or {}})
+    found = _compare(_normal(trees[0]), _normal(trees[1]), ())
+    return all(other_version and path[: len(_VERSIONS)] == _VERSIONS for path, _ in found)
 
 
 def restart_needed(found: Sequence[Difference]) -> Restart:

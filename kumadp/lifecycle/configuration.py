@@ -103,7 +103,7 @@ class Configuration:
         memory, earlier = run.before.memory, None
         if memory is None and self._last_good is not None:
             stale = source.later is not None or run.before.envoy is not None
-            memory, earlier = (self._last_good.memory, None) if stale else (None, self._last_good.memory)
+            memory, earlier = (self._last_good.memory, None) if stale else (None, self._last_good)
         self.relaying = relaying(
             source.relay_path,
             source.client,

@@ -5,29 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from kumadp.bootstrap.compare import same_node
 from kumadp.bootstrap.fields import get
 from kumadp.errors import ControlPlaneRefused
 from kumadp.lifecycle.patience import AWAY, judge
 from kumadp.relay.disk import Content
 from kumadp.relay.machine import Machine
-from kumadp.relay.memory import node_digest
 from kumadp.relay.node import encode_node
 from kumadp.relay.refusal import Refusal
 from kumadp.relay.relay import Relay
 from kumadp.relay.upstream import Dial, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from kumadp.bootstrap.rewrite import Upstream
     from kumadp.lifecycle.kuma import KumaClient
     from kumadp.lifecycle.sources import Prepared
     from kumadp.lifecycle.status import Status
-    from kumadp.relay.disk import LastGoodStore
+    from kumadp.relay.disk import LastGood, LastGoodStore
     from kumadp.relay.memory import Memory
 
 log = logging.getLogger("kumadp.lifecycle")
@@ -51,7 +51,7 @@ class Relaying:
         refused: Callable[[ControlPlaneRefused], None],
         opened: Callable[[], None],
         memory: Memory | None = None,
-        earlier: Memory | None = None,
+        earlier: LastGood | None = None,
         stale: bool = False,
         broken_at: float | None = None,
     ) -> None:
@@ -68,8 +68,8 @@ class Relaying:
         """Hears the type of which Envoy has accepted a response."""
         self._stale = stale
         self.use(prepared)
-        self._node = _node(prepared)
-        self._machine = machine = Machine(self._node, memory=memory, withhold_secrets=stale)
+        self._told = _tree(prepared)
+        self._machine = machine = Machine(_node(self._told), memory=memory, withhold_secrets=stale)
         self.relay = Relay(
             path,
             machine,
@@ -80,7 +80,10 @@ class Relaying:
             on_accepted=self._accepted,
         )
         status.asked["relay"] = self.relay.status
-        self._earlier = earlier if earlier is not None and earlier.node == node_digest(self._node) else None
+        self._earlier = None
+        # An upgraded kumadp is served too; to Envoy's version the copy is bound.
+        if earlier is not None and same_node(earlier.bootstrap, self._told, other_version=True):
+            self._earlier = earlier.memory
 
     def use(self, prepared: Prepared) -> None:
         """Take the way to the control plane, from the next attempt on, from this bootstrap."""
@@ -103,11 +106,11 @@ class Relaying:
             self._renew_node(prepared)
 
     def _renew_node(self, prepared: Prepared) -> bool:
-        node = _node(prepared)
-        if node == self._node:
+        tree = _tree(prepared)
+        if same_node(self._told, tree):
             return False
-        self._node = node
-        self._machine.renew_node(node)
+        self._told = tree
+        self._machine.renew_node(_node(tree))
         self.relay.close_upstream("the Dataplane, or what else the control plane is told of it, is another one")
         self.relay.reopen_upstream()
         return True
@@ -196,8 +199,12 @@ class Relaying:
             self._refused(ControlPlaneRefused(verdict.concern))
 
 
-def _node(prepared: Prepared) -> bytes:
-    tree = prepared.fetched.tree if prepared.fetched is not None else {}
+def _tree(prepared: Prepared) -> Mapping[str, Any]:
+    """The bootstrap whose Node the control plane is told."""
+    return prepared.fetched.tree if prepared.fetched is not None else {}
+
+
+def _node(tree: Mapping[str, Any]) -> bytes:
     return encode_node(get(tree, "node") or {})
 
 

@@ -226,7 +226,7 @@ class LastGoodStore:
                     accepted = None
             types.append(msgspec.structs.replace(known, accepted=accepted, latest=None))
         self._judged = judged
-        memory = Memory(content.memory.node, tuple(types))
+        memory = Memory(tuple(types))
         return LastGood(self._binding, bootstrap, content.corefile_template, memory, left_out)
 
 

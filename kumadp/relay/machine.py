@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown
 from kumadp.relay.envoys import DEADLY, NAMED, WITHHELD, EnvoyStream, Exchange
-from kumadp.relay.memory import Delivery, Memory, Subscription, TypeView, node_digest
+from kumadp.relay.memory import Delivery, Memory, Subscription, TypeView
 from kumadp.relay.messages import (
     CLUSTER,
     LISTENER,
@@ -228,7 +228,7 @@ class Machine:
 
     def export(self) -> Memory:
         """What is remembered. It holds keys where types do (SDS): never to disk as it is."""
-        return Memory(node_digest(self._up.node), tuple(one.export() for one in self._subscriptions.values()))
+        return Memory(tuple(one.export() for one in self._subscriptions.values()))
 
     # Upward.
 

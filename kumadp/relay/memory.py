@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,9 +32,8 @@ class TypeMemory(msgspec.Struct, frozen=True):
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """All types, in the order in which Envoy first asked for them, and the SHA-256 of the Node they were given to."""
+    """All types, in the order in which Envoy first asked for them."""
 
-    node: bytes
     types: tuple[TypeMemory, ...] = ()
 
 
@@ -53,11 +51,6 @@ class TypeView:
     names: int
     rejections: int
     withheld: bool
-
-
-def node_digest(node: bytes) -> bytes:
-    """The SHA-256 by which `Memory` tells which Node it belongs to."""
-    return hashlib.sha256(node).digest()
 
 
 class Delivery:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kumadp.bootstrap.compare import Difference, Restart, differences, restart_needed
+from kumadp.bootstrap.compare import Difference, Restart, differences, restart_needed, same_node
 from kumadp.bootstrap.fields import snake
 from kumadp.bootstrap.parse import parse_bootstrap
 from kumadp.bootstrap.rewrite import rewrite_for_relay
@@ -119,6 +119,20 @@ def test_what_differs_is_told_with_its_place() -> None:
         "node.metadata.features has 5 elements instead of 4",
         "staticResources.clusters[access_log_sink] is gone",
     ]
+
+
+def test_the_node_is_the_same_by_meaning() -> None:
+    old, new = captured(), respelled(captured())
+    new["node"]["metadata"]["features"].reverse()
+    new["admin"] = {"address": {"pipe": {"path": "/elsewhere"}}}
+    assert same_node(old, new)
+    new["node"]["metadata"]["version"]["kumaDp"]["version"] = "9.9.9"
+    assert not same_node(old, new)
+    assert same_node(old, new, other_version=True)
+    new["node"]["metadata"]["features"].pop()
+    assert not same_node(old, new, other_version=True)
+    assert same_node({}, {})
+    assert not same_node({}, old, other_version=True)
 
 
 def test_what_has_presence_is_not_the_same_as_nothing() -> None:

@@ -321,6 +321,23 @@ def test_a_restart_serves_before_the_control_plane_has_let_go_of_the_last_stream
             assert at.serves()
 
 
+def test_a_restart_with_another_kumadp_serves_as_soon(alone: Rig, plane: XdsControlPlane) -> None:
+    """An upgrade by a restart: the data plane's version is another one, its Dataplane is not."""
+
+    def upgraded(tree: Tree) -> None:
+        tree["node"]["metadata"]["version"]["kumaDp"]["version"] = "99.0.0"
+
+    plane.faults.linger = 5.0
+    serve_once(alone)
+    plane.edit = upgraded
+    with alone.run() as daemon:
+        daemon.wait_ready(SOON)
+        assert alone.serves()
+        assert alone.relay(daemon)["state"] in {"backoff", "connecting"}
+        assert "what it gave the last one serves" in daemon.output()
+        alone.wait_state(daemon, "open")
+
+
 def test_a_restart_with_another_dataplane_waits_for_what_is_its_own(alone: Rig, plane: XdsControlPlane) -> None:
     serve_once(alone)
     plane.faults.linger = 5.0

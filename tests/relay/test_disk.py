@@ -60,7 +60,7 @@ def files(directory: Path) -> list[str]:
 
 def memory(**accepted: bytes) -> Memory:
     urls = {"clusters": CLUSTER, "listeners": LISTENER, "endpoints": ENDPOINTS, "secrets": SECRET}
-    return Memory(b"n" * 32, tuple(TypeMemory(urls[kind], ("a",), data) for kind, data in accepted.items()))
+    return Memory(tuple(TypeMemory(urls[kind], ("a",), data) for kind, data in accepted.items()))
 
 
 class Kept:
@@ -172,7 +172,7 @@ async def test_a_planted_secret_is_not_in_the_file(tmp_path: Path, name: str) ->
     assert needle in data
     other = next(url for url in (CLUSTER, LISTENER) if url != type_url)
     kept = Kept(tmp_path)
-    found = Memory(b"n", (TypeMemory(type_url, ("a",), data, data), TypeMemory(other, (), response(other))))
+    found = Memory((TypeMemory(type_url, ("a",), data, data), TypeMemory(other, (), response(other))))
     await kept.write(Content(bootstrap(), None, found))
     content = kept.store.path.read_bytes()
     assert needle not in content
@@ -187,7 +187,7 @@ async def test_a_planted_secret_is_not_in_the_file(tmp_path: Path, name: str) ->
 
 async def test_what_was_not_accepted_is_not_written(tmp_path: Path) -> None:
     newer = response(CLUSTER, plain_cluster("newer-but-rejected"))
-    found = Memory(b"n", (TypeMemory(CLUSTER, (), CLEAN, newer, (b"digest",)),))
+    found = Memory((TypeMemory(CLUSTER, (), CLEAN, newer, (b"digest",)),))
     assert b"newer-but-rejected" not in await written(tmp_path, found)
     again = await loaded(tmp_path)
     assert again is not None

@@ -24,14 +24,21 @@ def _captured(version: str) -> str:
     return json.dumps(tree)
 
 
-def bootstrap(request: Tree, version: str, host: str, port: int, *, tls: bool) -> Tree:
-    """The bootstrap for a request, as the control plane of ``version`` makes it; ADS and HDS are at ``host:port``."""
+def bootstrap(request: Tree, version: str, host: str, port: int, *, tls: bool, turn: int = 0) -> Tree:
+    """The bootstrap for a request, as the control plane of ``version`` makes it; ADS and HDS are at ``host:port``.
+
+    Kuma 2.13 lists the features in the random order of a Go map, here in another one at each ``turn``.
+    """
     tree: Tree = json.loads(_captured(version))
     resource = json.loads(request["dataplaneResource"]) if request.get("dataplaneResource") else {}
     networking = resource.get("networking") or {}
     admin = (networking.get("admin") or {}).get("port", 9901)
     tree["admin"]["address"]["socketAddress"]["portValue"] = admin
     _fill_node(tree["node"], request, networking, admin)
+    if version != "2.8.8":
+        features = tree["node"]["metadata"]["features"]
+        first = turn % max(1, len(features))
+        tree["node"]["metadata"]["features"] = [*features[first:], *features[:first]]
     dynamic = tree["dynamicResources"]["adsConfig"]
     for service in (*dynamic["grpcServices"], *tree["hdsConfig"]["grpcServices"]):
         service["initialMetadata"] = [{"key": "authorization", "value": request.get("dataplaneToken", "")}]

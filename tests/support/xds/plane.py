@@ -123,7 +123,8 @@ class XdsControlPlane:
         if self.answers:
             return self.answers.pop(0)
         host = urlsplit(f"//{headers['host']}").hostname or ""
-        tree = bootstrap(request, self.version, host, self.xds_port, tls=self.tls)
+        turn = len(self.bootstrap_requests)
+        tree = bootstrap(request, self.version, host, self.xds_port, tls=self.tls, turn=turn)
         self.edit(tree)
         return bootstrap_answer(tree)
 
