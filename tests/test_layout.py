@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # What each package may import of ours; the lowest first.
 PURE = {"addresses", "errors", "yamltext", "resources", "bootstrap", "settings"}
 PRIMITIVES = {"host", "process", "grpc"}
-FEATURES = {"accesslog", "controlplane", "envoy", "dns", "dynconf", "probes", "relay", "standalone"}
+FEATURES = {"accesslog", "controlplane", "envoy", "dns", "dynconf", "metrics", "probes", "relay", "standalone"}
 ALLOWED: dict[str, set[str]] = {
     "addresses": set(),
     "errors": set(),

@@ -63,13 +63,13 @@ class Follower:
         self._asked = self._failed = self._changes = 0
         self._changed: float | None = None
         self._failed_at: float | None = None
-        self._took = 0.0
+        self._took = self._seconds = 0.0
 
     async def ask(self) -> None:
         """Ask once, and do what follows from the answer; raises nothing but what is a bug."""
         interruptions = self._interruptions
         self._asked += 1
-        answer, failure = None, ""
+        answer, failure, since = None, "", time.monotonic()
         try:
             async with asyncio.timeout(self._deadline) as self._asking:
                 answer = await self._client.get(self._path, self._etag)
@@ -81,6 +81,7 @@ class Follower:
             failure = f"no usable answer: {error}"
         finally:
             self._asking = None
+            self._seconds += time.monotonic() - since
         if answer is not None:
             await self._answered(answer)
         elif self._interruptions != interruptions:
@@ -111,7 +112,10 @@ class Follower:
         return not (self._failures or tries or (self._missing and self._handed))
 
     def status(self) -> dict[str, object]:
-        """JSON types; times in seconds since 1970, ``took`` in seconds: of the owner with the last change."""
+        """JSON types; times in seconds since 1970, ``took`` in seconds: of the owner with the last change.
+
+        ``seconds`` is how long was waited for all answers so far.
+        """
         shown = self._body is not None and self._size <= _SHOWN
         return {
             "etag": self._etag or None,
@@ -119,6 +123,7 @@ class Follower:
             "changes": self._changes,
             "took": round(self._took, 6),
             "asked": self._asked,
+            "seconds": round(self._seconds, 6),
             "failed": self._failed,
             "error": self._not_taken or self._not_asked or None,
             "failed_at": self._failed_at,

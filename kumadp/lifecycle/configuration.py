@@ -54,6 +54,7 @@ class Configuration:
         client = KumaClient(
             settings, run.resource, run.work, dns, versions, serves_probes=serves_probes, transparent=run.transparent
         )
+        run.status.counters["bootstrap"] = client.counted
         relay: Path | None = None
         if settings.xds_relay == "on":
             relay = relay_socket_path(run.name, run.work.path, run.environ)

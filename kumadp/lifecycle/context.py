@@ -12,6 +12,7 @@ from kumadp.host.statedir import open_state_dir, state_dir_path
 from kumadp.lifecycle.component import Stack
 from kumadp.lifecycle.continuity import Before
 from kumadp.lifecycle.loop import PartEnded
+from kumadp.lifecycle.measuring import Measuring
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.status import Status
 from kumadp.process.child import Command, OnParentDeath
@@ -67,6 +68,7 @@ class Run:
         """The epoch of an Envoy by its pid."""
         self.crashes = Crashes(self._crash_folder, self._known_of)
         self.status.asked["crashes"] = self.crashes.status
+        self.measuring = Measuring(self.status.snapshot)
         self.stack = Stack(lambda name, error: self.post(PartEnded(name, error)))
         self.post: Callable[[Event], None] = lambda _event: None
         self.before = Before()

@@ -3,7 +3,7 @@
 ``POST /reload`` answers when it is done, with a line for people under ``said``. ``POST /reexec`` answers before it is
 done, with ``count``, how often this process was re-executed so far: it is done when ``count`` under ``reexec`` in the
 status is higher, and has failed when ``failed`` there, empty or not there until then, says why. What is refused is
-answered with 409 and ``why``.
+answered with 409 and ``why``. ``GET /metrics`` is kumadp's own metrics, in Prometheus' text format.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     Action = Callable[[], Awaitable[Mapping[str, object]]]
+    Page = Callable[[], Awaitable[tuple[bytes, str]]]
 
 log = logging.getLogger("kumadp.lifecycle")
 
@@ -53,6 +54,8 @@ class ControlServer:
         self._status = status
         self._actions = {f"/{name}": action for name, action in (actions or {}).items()}
         self._socket = bind_unix(path)
+        self.pages: dict[str, Page] = {}
+        """What else can be read, by path: body and content type."""
 
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled; the socket file goes."""
@@ -67,9 +70,12 @@ class ControlServer:
         peer = request.transport.get_extra_info("socket") if request.transport else None
         if peer is None or _peer_uid(peer) not in {0, os.geteuid()}:
             return web.Response(status=403, text="only for the owner\n")
+        if request.method == "GET" and (page := self.pages.get(request.path)) is not None:
+            body, kind = await page()
+            return web.Response(body=body, headers={"content-type": kind})
         action = self._actions.get(request.path)
         if action is None and request.path != "/status":
-            known = " and ".join(("/status", *self._actions))
+            known = " and ".join(("/status", *self.pages, *self._actions))
             return web.json_response({"why": f"only {known} here"}, status=404)
         if (request.method == "POST") is (action is None):
             return web.json_response({"why": f"{request.path} is not for {request.method}"}, status=405)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import logging
 import time
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ class KumaClient:
         self._dns = dns
         self.versions = versions
         self._transparent = transparent
+        self.counted = collections.Counter[str]()
+        """Attempts at a bootstrap: ``attempts`` and ``answered``."""
         self._without = frozenset({"probes"}) if serves_probes else frozenset[str]()
 
     async def fetch(self, failed: Callable[[str], None], max_duration: float | None) -> Fetched:
@@ -81,6 +84,7 @@ class KumaClient:
         from kumadp.controlplane.client import fetch_bootstrap
 
         async def request() -> tuple[bytes, Trust]:
+            self.counted["attempts"] += 1
             return await asyncio.to_thread(self._request)
 
         answer = await fetch_bootstrap(
@@ -90,6 +94,7 @@ class KumaClient:
             max_duration=max_duration,
             on_failure=failed,
         )
+        self.counted["answered"] += 1
         tree = await asyncio.to_thread(parse_bootstrap, answer.bootstrap)
         return Fetched(tree, answer.corefile_template, time.time(), answer.url, answer.address)
 

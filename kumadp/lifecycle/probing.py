@@ -107,5 +107,7 @@ def start_proxy(run: Run, places: Places) -> None:
     spec = run.resource.spec if run.resource is not None else None
     sourced = is_sourced(run.settings, spec if isinstance(spec, Dataplane) else None, run.environ)
     host, port = every_address(), run.settings.application_probe_proxy_port
-    run.stack.start(ProbeProxy(host, port, places, sourced=sourced))
+    proxy = ProbeProxy(host, port, places, sourced=sourced)
+    run.status.counters[proxy.name] = proxy.answered
+    run.stack.start(proxy)
     run.status.ports["application probe proxy"] = f"http://{f'[{host}]' if ':' in host else host}:{port}"

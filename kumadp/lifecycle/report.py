@@ -27,6 +27,7 @@ class ChildStatus(Struct, forbid_unknown_fields=True):
     restarts: Annotated[int, _field("How often it was started again.")]
     last_exit: Annotated[str, _field("Its last death, in one sentence; empty where there was none.")]
     died: Annotated[float | None, _field("When that was.")]
+    causes: Annotated[dict[str, int], _field("Ends after which it was started again, those asked for too.")]
     reason: Annotated[str, _field("Why it is in this state, where that is not plain.")]
 
 
@@ -132,6 +133,8 @@ class StatusReport(Struct, forbid_unknown_fields=True):
     fatal: Annotated[dict[str, str], _field("Parts that are gone for good, and their stories.")]
     children: dict[str, ChildStatus]
     ports: Annotated[dict[str, str], _field("What is served where.")]
+    counters: Annotated[dict[str, dict[str, int]], _field("Attempts at the bootstrap, answers to probes.")]
+    spent: Annotated[dict[str, float], _field("Seconds in each phase.")]
     versions: dict[str, str] | UnsetType = UNSET
     epoch: Annotated[int | UnsetType, _field("Which Envoy of all that were started serves, from 0 on.")] = UNSET
     control_plane: Annotated[str | UnsetType, _field("Addresses that were named for the control plane.")] = UNSET

@@ -65,7 +65,9 @@ def start_servers(run: Run, actions: Mapping[str, Action]) -> ReadinessPort:
     except OSError as error:
         log.warning("no control socket: %s", error)
     else:
-        run.stack.start(ControlServer(path, run.status.snapshot, actions))
+        control = ControlServer(path, run.status.snapshot, actions)
+        control.pages["/metrics"] = run.measuring.page
+        run.stack.start(control)
     return readiness
 
 
@@ -112,6 +114,8 @@ def start_probes(stack: Stack, status: Status, plan: ProbesPlan, resource: Resou
     spec = resource.spec if resource is not None else None
     generic = plan.generic_ports or not isinstance(spec, Dataplane)
     routes = Routes({}, plan.generic_ports) if generic or not isinstance(spec, Dataplane) else routes_of(spec)
-    stack.start(VirtualProbes(plan.host, plan.port, routes))
+    probes = VirtualProbes(plan.host, plan.port, routes)
+    status.counters[probes.name] = probes.answered
+    stack.start(probes)
     host = f"[{plan.host}]" if ":" in plan.host else plan.host
     status.ports["virtual probes"] = f"http://{host}:{plan.port}"

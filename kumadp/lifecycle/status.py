@@ -6,6 +6,7 @@ the state alone, the owner-only control socket sees everything.
 
 from __future__ import annotations
 
+import collections
 import logging
 import os
 import time
@@ -45,18 +46,28 @@ class Status:
         self.ports: dict[str, str] = {}
         self.facts: dict[str, object] = {}
         self.asked: dict[str, Callable[[], object]] = {}
+        self.counters: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        """What is counted by those who have no status of their own, by its kind."""
         self.concerns: dict[str, str] = {}
         self.moved: list[Callable[[Phase, str], None]] = []
         self.changed: list[Callable[[], None]] = []
+        self._spent = dict.fromkeys(Phase, 0.0)
+        self._moved_at = time.monotonic()
         self._was_ready = False
+
+    def spent(self) -> dict[Phase, float]:
+        """Seconds in each phase so far."""
+        return {**self._spent, self.phase: self._spent[self.phase] + time.monotonic() - self._moved_at}
 
     def move(self, phase: Phase, why: str) -> None:
         """Go to ``phase`` and say why; raises IllegalMove where the table has no such move."""
         if phase is self.phase:
             return
         check_move(self.phase, phase)
+        self._spent[self.phase] = self.spent()[self.phase]
         log.info("%s -> %s: %s", self.phase.value, phase.value, why)
         self.phase, self.phase_why, self.since = phase, why, time.time()
+        self._moved_at = time.monotonic()
         self._was_ready = False
         for tell in self.moved:
             tell(phase, why)
@@ -143,6 +154,8 @@ class Status:
             "concerns": [f"{part}: {concern}" for part, concern in self.concerns.items()],
             "fatal": dict(self.fatal),
             "ports": dict(self.ports),
+            "counters": {kind: dict(counter) for kind, counter in self.counters.items()},
+            "spent": {phase.value: round(seconds, 3) for phase, seconds in self.spent().items()},
             **self.facts,
             **{name: ask() for name, ask in self.asked.items()},
         }
@@ -157,5 +170,6 @@ def _child(report: ChildReport) -> dict[str, object]:
         "restarts": report.restarts,
         "last_exit": report.last_exit,
         "died": report.died,
+        "causes": dict(report.causes),
         "reason": report.reason,
     }

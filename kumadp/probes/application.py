@@ -6,6 +6,7 @@ Answers, bodies and codes are those of Kuma 2.14. Nothing of what the applicatio
 from __future__ import annotations
 
 import asyncio
+import collections
 import logging
 import socket
 from typing import TYPE_CHECKING
@@ -43,13 +44,20 @@ class ProbeProxy:
         self._place = place
         self._asker = Asker(sourced=sourced)
         self._slots: dict[int, asyncio.Semaphore] = {}
+        self.answered = collections.Counter[str]()
+        """Answers by the class of their status, ``2xx``."""
 
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
         try:
-            await serve(self._answer, self._socket, up, abandon=True)
+            await serve(self._counted, self._socket, up, abandon=True)
         finally:
             await self._asker.close()
+
+    async def _counted(self, request: web.BaseRequest) -> web.Response:
+        answer = await self._answer(request)
+        self.answered[f"{answer.status // 100}xx"] += 1
+        return answer
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         asked = read_request(request.rel_url.raw_path, request.rel_url.raw_query_string)

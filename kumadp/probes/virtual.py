@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import logging
 import os
 from dataclasses import dataclass
@@ -82,11 +83,13 @@ class VirtualProbes:
         self._routes = routes
         self._socket = bind_tcp(host, port, "probes.port")
         self._client: ClientSession | None = None
+        self.answered = collections.Counter[str]()
+        """Answers by the class of their status, ``2xx``."""
 
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
         try:
-            await serve(self._answer, self._socket, up)
+            await serve(self._counted, self._socket, up)
         finally:
             if self._client is not None:
                 await self._client.close()
@@ -103,6 +106,11 @@ class VirtualProbes:
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
             )
         return self._client
+
+    async def _counted(self, request: web.BaseRequest) -> web.Response:
+        answer = await self._answer(request)
+        self.answered[f"{answer.status // 100}xx"] += 1
+        return answer
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         from aiohttp import ClientError, ClientTimeout

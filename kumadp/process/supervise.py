@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import logging
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kumadp.errors import ChildFailed, SpawnError
@@ -14,9 +15,11 @@ from kumadp.process.child import Child, Command, ExitStatus
 from kumadp.process.policy import ChildState, GiveUp, RestartPolicy, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
 log = logging.getLogger("kumadp.process")
+
+CAUSES = ("exit", "signal", "out of memory", "unknown", "not started", "asked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class ChildReport:
     """What is known of a child now; times in seconds since 1970, ``last_exit`` one sentence or empty.
 
     ``since`` is when it came into this state, ``started`` when its process began, ``died`` when the last one ended.
+    ``causes`` counts the ends after which it was started again, those that were asked for too, each one of `CAUSES`.
     """
 
     name: str
@@ -35,6 +39,7 @@ class ChildReport:
     reason: str = ""
     started: float | None = None
     died: float | None = None
+    causes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Supervisor:
@@ -69,6 +74,7 @@ class Supervisor:
         self._changed = changed
         self._grace = grace
         self._restarts = 0
+        self._causes = collections.Counter[str]()
         self._last_exit = ""
         self._died: float | None = None
         self.report = ChildReport(name, ChildState.STOPPED, None, time.time(), 0, "")
@@ -93,9 +99,10 @@ class Supervisor:
                 if self._restart_why:
                     log.info("%s, as asked: %s", self._last_exit, self._restart_why)
                     self._restart_why = ""
+                    self._causes["asked"] += 1
                     continue
                 log.warning("%s", self._last_exit)
-                history = await self._pause(history, ran, self._permanent(status, child.tail(20)))
+                history = await self._pause(history, ran, cause_of(status), self._permanent(status, child.tail(20)))
         finally:
             await self._end()
 
@@ -183,15 +190,16 @@ class Supervisor:
             raise error
         self._last_exit = str(error)
         log.warning("%s", error)
-        return await self._pause(history, 0.0, None)
+        return await self._pause(history, 0.0, "not started", None)
 
-    async def _pause(self, history: tuple[float, ...], ran: float, why: str | None) -> tuple[float, ...]:
+    async def _pause(self, history: tuple[float, ...], ran: float, cause: str, why: str | None) -> tuple[float, ...]:
         now = asyncio.get_running_loop().time()
         decision = GiveUp(why) if why else decide(history, now, ran, self._policy)
         if isinstance(decision, GiveUp):
             self._tell(ChildState.FATAL, decision.reason)
             raise ChildFailed(f"{self._last_exit}; {decision.reason}")
         self._restarts += 1
+        self._causes[cause] += 1
         self._tell(ChildState.BACKOFF, f"started again in {decision.delay:.2f} s")
         await asyncio.sleep(decision.delay)
         return decision.history
@@ -209,9 +217,16 @@ class Supervisor:
         pid = child.pid if child is not None else None
         started = now - asyncio.get_running_loop().time() + child.started_at if child is not None else None
         self.report = ChildReport(
-            self.name, state, pid, now, self._restarts, self._last_exit, reason, started, self._died
+            self.name, state, pid, now, self._restarts, self._last_exit, reason, started, self._died, dict(self._causes)
         )
         self._changed(self.report)
+
+
+def cause_of(status: ExitStatus) -> str:
+    """One of `CAUSES`."""
+    if status.signal is not None:
+        return "out of memory" if status.oom is not None else "signal"
+    return "unknown" if status.code is None else "exit"
 
 
 def _sentence(name: str, status: ExitStatus, ran: float, last: list[str]) -> str:

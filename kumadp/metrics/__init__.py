@@ -1,0 +1,1 @@
+"""Metrics for a scraper: expositions of several sources read, merged, filtered, and served as one."""
