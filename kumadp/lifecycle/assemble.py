@@ -94,6 +94,8 @@ class Assembly:
         if coredns is None and settings.dns_enabled and os.sep in settings.coredns_path:
             raise BinaryNotFound(f"no CoreDNS: {settings.coredns_path} is not there", "check --dns-coredns-path")
         await self._look_back()
+        run.choose_ports()
+        settings = run.settings
         dns = plan_dns(settings, coredns)
         probes = await resolved_probes(settings, run.resource, run.environ, run.status)
         own = own_addresses(settings, dns, probes)
@@ -188,14 +190,21 @@ class Assembly:
         await configuration.start_relay(source, running.epoch_of)
         if names is not None:
             await names.start(corefile_template)
-        self._renewal = Renewal(run, configuration, running, source, self._reread)
+        self._renewal = Renewal(run, configuration, running, source, self._read_again)
         dynamic = Dynamic(run, running, configuration.relaying) if run.mesh is None else None
         await running.start(source)
         if dynamic is not None:
             run.stack.start(dynamic.component)
         configuration.start_watch(source)
+        if run.chosen is not None:
+            run.chosen.close()
         for address in inherited.give_up():
             log.info("%s is not served any more", address)
+
+    def _read_again(self) -> tuple[Settings, Resource | None]:
+        settings, resource = self._reread()
+        chosen = self._run.chosen
+        return chosen.settle(settings, resource) if chosen is not None else (settings, resource)
 
     def _child_pids(self) -> list[int]:
         envoy = self._running.component if self._running is not None else None

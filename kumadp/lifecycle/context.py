@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from kumadp.accesslog.component import AccessLogs
     from kumadp.host.workdir import WorkDir
+    from kumadp.lifecycle.choosing import ChosenPorts
     from kumadp.lifecycle.loop import Event
     from kumadp.resources.load import Resource
     from kumadp.resources.transparent import TransparentProxy
@@ -73,6 +74,7 @@ class Run:
         self.post: Callable[[Event], None] = lambda _event: None
         self.before = Before()
         self.access_logs: AccessLogs | None = None
+        self.chosen: ChosenPorts | None = None
         self.envoy_up = asyncio.Event()
         self.keeps = fate_of_children(settings.on_parent_death, find_container_sign(environ)) == "keep"
         self.children_environment: Mapping[str, str] = child_environment(environ, secret_variables())
@@ -84,6 +86,13 @@ class Run:
             self.keeps = False
             if self.settings.on_parent_death == "keep":
                 log.warning("Envoy ends with kumadp, as no later one would find it: name a directory with --work-dir")
+
+    def choose_ports(self) -> None:
+        """Have real ports where the settings say 0; raises SettingsError, PortsTaken."""
+        from kumadp.lifecycle.choosing import ChosenPorts
+
+        self.chosen = ChosenPorts(self.settings, standalone=self.mesh is not None, before=self.before.ports)
+        self.settings, self.resource = self.chosen.settle(self.settings, self.resource)
 
     def command(self, name: str, argv: tuple[str, ...]) -> Callable[[], Awaitable[Command]]:
         """What makes a child's command, asked at each start."""

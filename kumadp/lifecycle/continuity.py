@@ -73,6 +73,7 @@ class Left(msgspec.Struct, frozen=True):
     children: tuple[HandedChild, ...]
     at: float
     started_as: tuple[str, ...] = ()
+    ports: dict[str, int] = {}
     source: Source | None = None
     envoy: EnvoyState | None = None
     memory: Memory | None = None
@@ -84,6 +85,7 @@ class Before:
     """What there was before this kumadp; empty at a start from nothing. ``count`` re-executions so far.
 
     ``left_at``: when it was re-executed, by the monotonic clock. ``started_as``: how Envoy was started, comparable.
+    ``ports``: those that were chosen, by the field of the settings.
     ``killed``: what could not be gone on with.
     """
 
@@ -98,6 +100,7 @@ class Before:
     inbound_drained: bool = False
     left_at: float | None = None
     started_as: tuple[str, ...] = ()
+    ports: Mapping[str, int] = field(default_factory=dict)
     count: int = 0
     pids: frozenset[int] = field(default_factory=frozenset)
     fifos: frozenset[Path] = field(default_factory=frozenset)
@@ -148,6 +151,7 @@ def left_by(handover: Handover) -> Before:
         inbound_drained=left.inbound_drained,
         left_at=left.at,
         started_as=left.started_as,
+        ports=left.ports,
         count=handover.count,
     )
     _sort(before, children, left.envoy)
@@ -181,6 +185,7 @@ def left_in(directory: Path) -> Before:
     parts = state.parts if state is not None else {}
     envoy = _decode(parts.get("envoy"), EnvoyState)
     before.started_as = _decode(parts.get("started_as"), tuple[str, ...]) or ()
+    before.ports = _decode(parts.get("ports"), dict[str, int]) or {}
     before.source = _read_source(directory)
     _sort(before, children, envoy)
     for child in (before.envoy.current if before.envoy else None, before.coredns):

@@ -49,7 +49,7 @@ class Running:
             if left.retiring is not None:
                 self._epochs[left.retiring.pid] = left.state.generation - 1
         self._noted = 0
-        self._state = StateFile(run.work.path) if run.keeps else None
+        self._state = StateFile(run.work.path)
         self.started_as: tuple[str, ...] = ()
         self.component: EnvoyComponent | None = None
         self.serves: Callable[[bool], None] = lambda _there: None
@@ -123,30 +123,32 @@ class Running:
         self._run.status.ports["admin"] = str(prepared.admin)
         self.started_as = await asyncio.to_thread(self._start_as, prepared)
         self.note()
-        if self._state is not None and prepared.fetched is not None:
+        if self._run.keeps and prepared.fetched is not None:
             await asyncio.to_thread(write_source, self._run.work.path, prepared.fetched)
 
     async def forget(self) -> None:
         """Nothing is left for another kumadp."""
         self._noted += 1
-        if self._state is not None:
-            await self.written()
-            await asyncio.to_thread(self._state.remove)
+        await self.written()
+        await asyncio.to_thread(self._state.remove)
         await asyncio.to_thread(forget, self._run.work.path)
 
     async def written(self) -> None:
         """Return once what was found out of the children is on disk."""
-        if self._state is not None:
-            await self._state.written()
+        await self._state.written()
 
     def note(self) -> None:
-        """Write down which children there are now."""
-        if self._state is None or self.component is None:
+        """Write down where everything is, and which children there are for the next kumadp to adopt."""
+        if self.component is None:
             return
         state, envoy = self._state, self.component
-        children = (*envoy.children, *(self._names.children if self._names is not None else ()))
+        others = self._names.children if self._names is not None else ()
+        children = (*envoy.children, *others) if self._run.keeps else ()
         exported = envoy.export(starting=True)
-        parts = {"envoy": exported, "started_as": self.started_as} if exported is not None else {}
+        parts: dict[str, object] = {"addresses": dict(self._run.status.ports)}
+        if exported is not None and self._run.keeps:
+            chosen = self._run.chosen.ports if self._run.chosen is not None else {}
+            parts |= {"envoy": exported, "started_as": self.started_as, "ports": chosen}
         programs = {"envoy": str(self.binary), "coredns": str(self._names.program) if self._names else ""}
         self._noted += 1
         number, loop = self._noted, asyncio.get_running_loop()

@@ -61,6 +61,7 @@ async def succeed(
             children=children,
             at=time.monotonic(),
             started_as=running.started_as,
+            ports=run.chosen.ports if run.chosen is not None else {},
             source=Source.of(fetched) if fetched is not None else None,
             envoy=state,
             memory=relaying.relay.export() if relaying is not None else None,

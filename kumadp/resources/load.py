@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,7 @@ from kumadp.errors import Problem, ResourceError
 from kumadp.resources.fields import RESOURCES
 from kumadp.resources.parse import BOUNDS, Parser
 from kumadp.resources.template import render
-from kumadp.resources.types import SPECS, Spec
+from kumadp.resources.types import SPECS, Admin, Spec
 from kumadp.resources.validate import validate
 
 if TYPE_CHECKING:
@@ -45,6 +46,18 @@ class Resource:
         while path and path not in self.lines:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         return self.source, self.lines.get(path, 0)
+
+
+def with_admin_port(resource: Resource, port: int) -> Resource:
+    """The same with ``networking.admin.port``, where it names none."""
+    networking = resource.spec.networking
+    if networking.admin is not None and networking.admin.port:
+        return resource
+    spec = msgspec.structs.replace(
+        resource.spec, networking=msgspec.structs.replace(networking, admin=Admin(port=port))
+    )
+    tree = {**resource.tree, "networking": {**resource.tree["networking"], "admin": {"port": port}}}
+    return dataclasses.replace(resource, spec=spec, tree=tree)
 
 
 def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None = None) -> Resource:

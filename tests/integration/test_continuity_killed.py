@@ -233,6 +233,7 @@ def test_where_children_are_to_die_they_do(alone: Lasting) -> None:
         envoy = alone.the_envoy()
         alone.kill(first)
         poll(lambda: not envoy.is_running() or envoy.status() == psutil.STATUS_ZOMBIE, what="its end")
-        assert not (alone.work / "state.json").exists()
+        state = json.loads((alone.work / "state.json").read_text())
+        assert (state["children"], set(state["parts"])) == ([], {"addresses"})
         with alone.up("--on-parent-death=kill") as second:
             assert alone.the_envoy().ppid() == second.pid

@@ -110,7 +110,7 @@ def test_every_problem_at_once_by_the_name_that_was_typed() -> None:
     found = problems(
         {"log_level": "degub", "drain_time": "30", "concurrency": "1.5", "dataplane_vars": ("foo", "a=b")},
         {"KUMA_READINESS_PORT": "99999", "KUMA_DNS_ENABLED": "y", "KUMA_CONTROL_PLANE_RETRY_BACKOFF": "-1s"},
-        "dns:\n  prometheusPort: 0\n  coreDnsLogging: yes\n",
+        "dns:\n  prometheusPort: -1\n  coreDnsLogging: yes\n",
         {"dataplane_vars": "-v"},
     )
     assert found == [
@@ -122,7 +122,7 @@ def test_every_problem_at_once_by_the_name_that_was_typed() -> None:
         "-v: 'foo' is not name=value",
         "--concurrency: '1.5' is not a whole number",
         "KUMA_DNS_ENABLED: 'y' is not a boolean, write true or false",
-        "kumadp.yaml:2: dns.prometheusPort: 0 is too small (at least 1)",
+        "kumadp.yaml:2: dns.prometheusPort: -1 is too small (at least 0)",
         "--name: no Dataplane and no name (give --dataplane-file, --name and --mesh, or --standalone)",
         "--mesh: the mesh is missing (give --mesh or KUMA_DATAPLANE_MESH)",
     ]
