@@ -69,14 +69,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, hot: bool = T
     return [Difference(_text(path), reason, _restart(path, hot), _is_node(path)) for path, reason in found]
 
 
-def same_node(old: Mapping[str, Any], new: Mapping[str, Any], *, other_version: bool = False) -> bool:
-    """Whether a control plane reads the same in the Node of both bootstraps, by meaning as in `differences`.
+def same_node(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a control plane gives the same to the Nodes of both bootstraps, by meaning as in `differences`.
 
-    ``other_version``: also where nothing differs but the versions of the programs of the data plane.
+    Versions of the data plane's programs do not count: Kuma 2.8 to 2.13 only shows them.
     """
     trees = ({"node": get(old, "node") or {}}, {"node": get(new, "node") or {}})
     found = _compare(_normal(trees[0]), _normal(trees[1]), ())
-    return all(other_version and path[: len(_VERSIONS)] == _VERSIONS for path, _ in found)
+    return all(path[: len(_VERSIONS)] == _VERSIONS for path, _ in found)
 
 
 def restart_needed(found: Sequence[Difference]) -> Restart:

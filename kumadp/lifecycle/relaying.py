@@ -82,7 +82,7 @@ class Relaying:
         status.asked["relay"] = self.relay.status
         self._earlier = None
         # An upgraded kumadp is served too; to Envoy's version the copy is bound.
-        if earlier is not None and same_node(earlier.bootstrap, self._told, other_version=True):
+        if earlier is not None and same_node(earlier.bootstrap, self._told):
             self._earlier = earlier.memory
 
     def use(self, prepared: Prepared) -> None:
@@ -92,7 +92,7 @@ class Relaying:
         self._upstream: Upstream = prepared.upstream
 
     def renew(self, prepared: Prepared) -> bool:
-        """Go on with this bootstrap; True when its Node is another one, so that the stream has to be opened anew.
+        """Go on with this bootstrap; True when its Node asks for another configuration: the stream is opened anew.
 
         A control plane reads the Node once a stream (Kuma 2.8 to 2.13).
         """
@@ -106,11 +106,11 @@ class Relaying:
             self._renew_node(prepared)
 
     def _renew_node(self, prepared: Prepared) -> bool:
-        tree = _tree(prepared)
-        if same_node(self._told, tree):
+        former, self._told = self._told, _tree(prepared)
+        self._machine.renew_node(_node(self._told))
+        # Versions are but shown (Kuma 2.8 to 2.13): the next stream will do.
+        if same_node(former, self._told):
             return False
-        self._told = tree
-        self._machine.renew_node(_node(tree))
         self.relay.close_upstream("the Dataplane, or what else the control plane is told of it, is another one")
         self.relay.reopen_upstream()
         return True

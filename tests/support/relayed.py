@@ -40,6 +40,8 @@ class Rig:
         self.folder, self.plane, self.app = folder, plane, app
         self.ports = Ports.take()
         self.token, self.ca, self.file = folder / "dp.token", folder / "ca.crt", folder / "dp.json"
+        self.settings: dict[str, Any] | None = None
+        """Settings in a file, which a reload reads again, in the place of the flags that lead to the control plane."""
         self.state, self.work = folder / "state", folder / "work"
         self.dataplane = dataplane(NAME, "backend", self.ports, app.port, probes=False)
         self.renew_token()
@@ -60,18 +62,29 @@ class Rig:
     ) -> Iterator[Daemon]:
         """A running data plane; ``more`` are flags of `kumadp run`. Without a token file it gets no flag for one."""
         self.file.write_text(json.dumps(self.dataplane))
-        token = (f"--dataplane-token-file={self.token}",) if self.token.exists() else ()
+        ways = self.write_settings() or self._flags()
         with run_kumadp(
             self.folder,
             self.ports,
-            *(f"--cp-address={self.plane.url}", f"--ca-cert-file={self.ca}", *token),
-            *(f"--dataplane-file={self.file}", "--drain-time=1s", *more),
+            *(*ways, f"--dataplane-file={self.file}", "--drain-time=1s", *more),
             environment={"KUMA_CONTROL_PLANE_RETRY_BACKOFF": "200ms", **(environment or {})},
             prefix=prefix,
             dns=dns,
         ) as daemon:
             yield daemon
             assert "Traceback" not in daemon.output(), daemon.output()
+
+    def _flags(self) -> tuple[str, ...]:
+        token = (f"--dataplane-token-file={self.token}",) if self.token.exists() else ()
+        return (f"--cp-address={self.plane.url}", f"--ca-cert-file={self.ca}", *token)
+
+    def write_settings(self) -> tuple[str, ...]:
+        """Write the settings as they are now, where there are any; the flag for their file."""
+        if self.settings is None:
+            return ()
+        path = self.folder / "kumadp.yaml"
+        path.write_text(json.dumps(self.settings))
+        return (f"--config={path}",)
 
     def serves(self) -> bool:
         return get(self.ports.outbound) == (200, self.app.name)
