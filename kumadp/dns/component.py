@@ -36,7 +36,7 @@ class StandIn(Protocol):
     """Who answers on CoreDNS's port while CoreDNS does not; it shares the port (SO_REUSEPORT), as CoreDNS does."""
 
     async def open(self) -> None:
-        """Answer; raises OSError where the port cannot be had."""
+        """Answer; raises OSError or KumadpError where the port cannot be had."""
 
     async def close(self) -> None:
         """Answer what has come and give the port up."""
@@ -48,7 +48,9 @@ class CoreDnsComponent:
     ``stand_in`` answers from the moment CoreDNS ends or goes silent until the next one answers, and for good once it is
     given up. ``gave_up`` hears the story then, and whether somebody answers in its place. ``worry`` hears what is wrong
     with a CoreDNS that lives, in one line, empty once it is well. ``first`` is a CoreDNS that runs already.
-    ``health_name`` is a name that its present Corefile answers without asking others, if there is one.
+    ``health_name`` is a name that its present Corefile answers without asking others, if there is one. ``yields`` says
+    whether the stand-in's sockets come after those of CoreDNS with its present Corefile: then they stay open, and take
+    over in the moment in which CoreDNS ends; else both would get queries, and they are opened when CoreDNS has ended.
     """
 
     name = "coredns"
@@ -66,6 +68,7 @@ class CoreDnsComponent:
         stand_in: StandIn | None = None,
         first: Child | None = None,
         health_name: Callable[[], str] = lambda: "",
+        yields: Callable[[], bool] = lambda: False,
         check_every: float = CHECK_EVERY,
     ) -> None:
         self._port = port
@@ -76,6 +79,7 @@ class CoreDnsComponent:
         self._stands_in = False
         self._moving = asyncio.Lock()
         self._health_name = health_name
+        self._yields = yields
         self._check_every = check_every
         self._answered = False
         self._opening: asyncio.Task[None] | None = None
@@ -93,7 +97,7 @@ class CoreDnsComponent:
     @property
     def stands_in(self) -> bool:
         """Whether it is the stand-in that answers."""
-        return self._stands_in
+        return self._stands_in and self.supervisor.report.state is not ChildState.RUNNING
 
     async def run(self, up: Callable[[], None]) -> None:
         """Keep CoreDNS running until cancelled; a spent budget is told and then waited on, not raised."""
@@ -122,6 +126,7 @@ class CoreDnsComponent:
 
     def _note(self, report: ChildReport) -> None:
         if report.state is ChildState.EXITED and self._answered and self._stand_in is not None:
+            log.info("the embedded resolver answers in CoreDNS's place")
             self._opening = asyncio.create_task(self._open(), name="dns stand-in")
         self._changed(report)
 
@@ -131,11 +136,10 @@ class CoreDnsComponent:
                 return
             try:
                 await self._stand_in.open()
-            except OSError as error:
-                log.warning("nobody answers in CoreDNS's place: port %d: %s", self._port, error.strerror)
+            except (OSError, KumadpError) as error:
+                log.warning("nobody answers in CoreDNS's place: %s", error)
                 return
             self._stands_in = True
-            log.info("the embedded resolver answers in CoreDNS's place")
 
     async def _close(self) -> None:
         async with self._moving:
@@ -150,7 +154,8 @@ class CoreDnsComponent:
             if self._stands_in:
                 # Both have the port: what was asked now might be answered by either.
                 await _until(lambda: asyncio.to_thread(_has_bound, child.pid, self._port))
-                await self._close()
+                if not self._yields():
+                    await self._close()
             try:
                 async with asyncio.timeout(_TRUSTED_FOR if self._answered else None):
                     await _until(self._answers)
@@ -159,6 +164,8 @@ class CoreDnsComponent:
                 continue
             self._answered = True
             self._worry("")
+            if self._yields():
+                await self._open()
             return
 
     async def _answers(self) -> bool:

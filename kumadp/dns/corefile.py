@@ -52,18 +52,24 @@ class CorefileFacts:
         }
 
 
-def built_in(facts: CorefileFacts, way: Way, servers: Sequence[str], suffixes: Iterable[str]) -> str:
+def built_in(
+    facts: CorefileFacts, way: Way, servers: Sequence[str], suffixes: Iterable[str], addresses: Sequence[str] = ()
+) -> str:
     """A Corefile that asks Envoy first and ``servers``, the host's resolvers, where Envoy knows nothing.
 
     The resolvers are upstreams beside Envoy too: a `forward` whose one upstream is silent ends in SERVFAIL without a
     look at what follows it. Names below ``suffixes`` have a block of their own, which knows Envoy alone: its DNS filter
     says NXDOMAIN to the AAAA of a name that it knows, and to names in another case than it knows them in.
+
+    CoreDNS listens on ``addresses``, on all without any. The kernel prefers a socket on an address to one on all: what
+    is bound there by somebody else gets no query for these addresses but from the moment on in which CoreDNS ends.
     """
     envoy = f"127.0.0.1:{facts.envoy_port}"
-    shared = [f"prometheus localhost:{facts.prometheus_port}", "errors", *(["log"] if facts.logging else [])]
+    bind = [f"bind {' '.join(addresses)}"] if addresses else []
+    shared = [*bind, f"prometheus localhost:{facts.prometheus_port}", "errors", *(["log"] if facts.logging else [])]
     # Envoy's filter speaks UDP alone. Where nobody else can be asked, whether it is well does not matter.
     alone = _forward([envoy], ["max_fails 0", "prefer_udp"])
-    health = _block([f"{HEALTH_NAME}.:{facts.port}"], [])
+    health = _block([f"{HEALTH_NAME}.:{facts.port}"], bind)
     mesh = health + _block([f"{suffix}.:{facts.port}" for suffix in suffixes], [*alone, *shared])
     if not servers:
         return mesh + _block([f".:{facts.port}"], [*alone, *shared])

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from kumadp.dns.component import StandIn
+
 pytestmark = pytest.mark.process
 
 MESH = {"backend.mesh": "240.0.0.1", "web.svc.zone.mesh.local": "240.0.0.2", "own.example.org": "240.0.0.3"}
@@ -64,7 +66,13 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def coredns(
-    folder: Path, corefile: str, port: int, *, budget: int = 5, binary: Path | None = None
+    folder: Path,
+    corefile: str,
+    port: int,
+    *,
+    budget: int = 5,
+    binary: Path | None = None,
+    stand_in: StandIn | None = None,
 ) -> AsyncIterator[Running]:
     binary = binary or need_coredns()
     path = folder / "Corefile"
@@ -84,8 +92,10 @@ async def coredns(
         grace=5.0,
         changed=lambda report: states.append(report.state),
         gave_up=lambda story, _stands_in: stories.append(story),
+        stand_in=stand_in,
         worry=worries.append,
         health_name=lambda: HEALTH_NAME if HEALTH_NAME in corefile else "",
+        yields=lambda: HEALTH_NAME in corefile,
         check_every=0.5,
     )
     up = asyncio.Event()
@@ -118,7 +128,7 @@ class Ports:
         """Our Corefile, with a resolver at a port of the test's own: resolv.conf knows port 53 only."""
         facts = CorefileFacts(self.dns, self.envoy, self.metrics, logging=False, binary="", config_dir="")
         servers = (f"127.0.0.1:{self.resolver}",) if resolvers else ()
-        return built_in(facts, way, servers, ("mesh", "mesh.local"))
+        return built_in(facts, way, servers, ("mesh", "mesh.local"), ("127.0.0.1", "::1"))
 
 
 @pytest.fixture

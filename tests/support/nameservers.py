@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import selectors
 import socket
@@ -28,26 +29,29 @@ class NameServer:
     known: Mapping[str, str]
     exact: bool = False
     silent: bool = False
-    refuses: bool = False
     asked: list[str] = field(default_factory=list)
+    _made: dict[bytes, tuple[str, bytes]] = field(default_factory=dict)
 
     def answer(self, wire: bytes) -> bytes | None:
         """The answer to a query, None for silence."""
+        if wire[2:] not in self._made:
+            # Without the number of the query, so that it is made once.
+            self._made[wire[2:]] = self._make(b"\0\0" + wire[2:])
+        name, answer = self._made[wire[2:]]
+        self.asked.append(name)
+        return None if self.silent else wire[:2] + answer[2:]
+
+    def _make(self, wire: bytes) -> tuple[str, bytes]:
         query = dns.message.from_wire(wire)
         question = query.question[0]
         name = question.name.to_text().rstrip(".")
-        self.asked.append(name)
-        if self.silent:
-            return None
         answer = dns.message.make_response(query)
         address = self.known.get(name if self.exact else name.lower())
-        if self.refuses:
-            answer.set_rcode(dns.rcode.REFUSED)
-        elif address is None or (self.exact and question.rdtype != dns.rdatatype.A):
+        if address is None or (self.exact and question.rdtype != dns.rdatatype.A):
             answer.set_rcode(dns.rcode.NXDOMAIN)
         elif question.rdtype == dns.rdatatype.A:
             answer.answer.append(dns.rrset.from_text(question.name, 30, "IN", "A", address))
-        return answer.to_wire()
+        return name, answer.to_wire()
 
     def asked_below(self, suffix: str) -> list[str]:
         """What it was asked of the names that end so, in any case."""
@@ -103,3 +107,51 @@ def _serve_tcp(served: NameServer, listener: socket.socket) -> None:
         length = int.from_bytes(connection.recv(2))
         if length and (answer := served.answer(connection.recv(length))) is not None:
             connection.sendall(len(answer).to_bytes(2) + answer)
+
+
+class SharedPort:
+    """A stand-in for CoreDNS that knows some names: it shares the port on ``::``, which takes both families."""
+
+    def __init__(self, port: int, known: Mapping[str, str]) -> None:
+        self._server = NameServer(port, known)
+        self._sockets: list[socket.socket] = []
+        self.opened = 0
+
+    @property
+    def asked(self) -> list[str]:
+        """What it was asked."""
+        return self._server.asked
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has the port."""
+        return bool(self._sockets)
+
+    async def open(self) -> None:
+        """Serve."""
+        loop = asyncio.get_running_loop()
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            shared = socket.socket(socket.AF_INET6, kind)
+            shared.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            shared.setblocking(False)
+            shared.bind(("::", self._server.port))
+            self._sockets.append(shared)
+        udp, listener = self._sockets
+        listener.listen()
+        loop.add_reader(udp, self._drain, udp)
+        loop.add_reader(listener, _serve_tcp, self._server, listener)
+        self.opened += 1
+
+    async def close(self) -> None:
+        """Answer what has come and serve no more."""
+        self._drain(self._sockets[0])
+        for shared in self._sockets:
+            asyncio.get_running_loop().remove_reader(shared)
+            shared.close()
+        self._sockets.clear()
+
+    def _drain(self, udp: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                _serve_udp(self._server, udp)

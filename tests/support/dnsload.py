@@ -1,0 +1,145 @@
+"""Queries at a steady rate, as a resolver asks them: ``python -m tests.support.dnsload PORT NAME RATE SECONDS``.
+
+Each query goes out from one of some connected sockets. One that is refused or unanswered after a second is asked once
+more, at once, from another; one that is then refused or unanswered is lost. Prints the counts as JSON.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import selectors
+import socket
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SOCKETS = 64
+PATIENCE = 1.0
+MOST = 60_000
+
+
+@dataclass
+class Counts:
+    """What became of the queries."""
+
+    sent: int = 0
+    answered: int = 0
+    retried: int = 0
+    lost: int = 0
+    wrong: int = 0
+
+
+@dataclass
+class _Query:
+    number: int
+    at: float
+    client: int
+    again: bool = False
+
+
+class _Load:
+    def __init__(self, port: int, name: str) -> None:
+        self.counts = Counts()
+        labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+        self._question = labels + b"\0" + struct.pack("!HH", 1, 1)
+        self._selector = selectors.DefaultSelector()
+        self._clients = []
+        for index in range(SOCKETS):
+            client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            client.setblocking(False)
+            client.connect(("127.0.0.1", port))
+            self._selector.register(client, selectors.EVENT_READ, index)
+            self._clients.append(client)
+        self._open: dict[int, _Query] = {}
+        self._order: collections.deque[tuple[float, int, bool]] = collections.deque()
+
+    def run(self, rate: int, seconds: float) -> Counts:
+        total = min(int(rate * seconds), MOST)
+        begin = time.monotonic()
+        while self.counts.sent < total or self._open:
+            now = time.monotonic()
+            while self.counts.sent < total and begin + self.counts.sent / rate <= now:
+                self._ask(_Query(self.counts.sent, now, self.counts.sent % SOCKETS))
+                self.counts.sent += 1
+            for key, _ in self._selector.select(0.001):
+                self._hear(key.data)
+            self._expire(time.monotonic())
+        return self.counts
+
+    def _ask(self, query: _Query) -> None:
+        self._open[query.number] = query
+        self._order.append((query.at + PATIENCE, query.number, query.again))
+        header = struct.pack("!HHHHHH", query.number, 0x0100, 1, 0, 0, 0)
+        try:
+            self._clients[query.client].send(header + self._question)
+        except OSError:
+            self._failed(query)
+
+    def _hear(self, index: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    answer = self._clients[index].recv(4096)
+                except BlockingIOError:
+                    return
+                except OSError:
+                    # Refused: of which query is not told, so all that wait here are asked again.
+                    for query in [one for one in self._open.values() if one.client == index]:
+                        self._failed(query)
+                    return
+                number, flags, _, answers = struct.unpack("!HHHH", answer[:8])
+                if self._open.pop(number, None) is not None:
+                    self.counts.answered += 1
+                    self.counts.wrong += flags & 0xF != 0 or answers != 1
+
+    def _expire(self, now: float) -> None:
+        while self._order and self._order[0][0] <= now:
+            _, number, again = self._order.popleft()
+            query = self._open.get(number)
+            if query is not None and query.again is again:
+                self._failed(query)
+
+    def _failed(self, query: _Query) -> None:
+        self._open.pop(query.number, None)
+        if query.again:
+            self.counts.lost += 1
+            return
+        self.counts.retried += 1
+        self._ask(_Query(query.number, time.monotonic(), (query.client + SOCKETS // 2) % SOCKETS, again=True))
+
+
+@contextlib.contextmanager
+def dns_load(port: int, name: str, *, rate: int, seconds: float) -> Iterator[DnsLoad]:
+    """Load from a process of its own; `DnsLoad.counts` waits for its end."""
+    command = [sys.executable, "-m", "tests.support.dnsload", str(port), name, str(rate), str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            yield DnsLoad(process, seconds)
+        finally:
+            process.kill()
+
+
+class DnsLoad:
+    """A load that runs."""
+
+    def __init__(self, process: subprocess.Popen[bytes], seconds: float) -> None:
+        self._process = process
+        self._seconds = seconds
+
+    def counts(self) -> Counts:
+        """What became of all queries, once it has ended."""
+        output, _ = self._process.communicate(timeout=self._seconds + 30)
+        return Counts(**json.loads(output))
+
+
+if __name__ == "__main__":
+    at, what, each_second, duration = sys.argv[1:5]
+    sys.stdout.write(json.dumps(asdict(_Load(int(at), what).run(int(each_second), float(duration)))))
