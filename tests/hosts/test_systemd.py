@@ -349,6 +349,54 @@ def test_the_commands_of_readme_work(box: Box) -> None:
         box.run("kumadp", "uninstall", "--systemd", "--purge")
 
 
+# A control plane in the box that speaks xDS, for as many data planes as there are.
+MESH = """
+import pathlib, signal, sys
+sys.path.insert(0, {root!r})
+from tests.support.xds.plane import XdsControlPlane
+with XdsControlPlane() as plane:
+    folder = pathlib.Path("/etc/kumadp")
+    plane.write_ca(folder / "ca.crt")
+    (folder / "token").write_text(plane.token("default", ""))
+    (folder / "port").write_text(str(plane.url))
+    signal.pause()
+"""
+INSTANCE = """
+controlPlane: {{url: '{url}', caCertFile: /etc/kumadp/ca.crt}}
+dataplaneRuntime: {{resourcePath: /etc/kumadp/dataplane.yaml, tokenPath: /etc/kumadp/token,
+  resourceVars: {{name: i{number}, port: '{port}'}}}}
+dataplane: {{readinessPort: 0, drainTime: 1s}}
+dns: {{enabled: false}}
+kumadp: {{adminPort: 0}}
+"""
+INSTANCES = 10
+
+
+def test_ten_data_planes_of_the_template_are_ready_at_once(box: Box) -> None:
+    box.write("/root/mesh.py", MESH.format(root=str(ROOT)))
+    dataplane = DATAPLANE.replace("name: web", "name: {{name}}").replace("18080", "{{port}}")
+    box.write("/etc/kumadp/dataplane.yaml", dataplane.replace("  admin: {port: 9901}\n", ""))
+    box.run("rm", "-f", "/etc/kumadp/port")
+    box.run("systemd-run", "--unit=mesh", "--collect", sys.executable, "/root/mesh.py")
+    units = [f"kumadp@i{number}" for number in range(INSTANCES)]
+    try:
+        poll(lambda: box.run("cat", "/etc/kumadp/port", check=False).startswith("http"), what="a control plane")
+        url = box.run("cat", "/etc/kumadp/port")
+        for number in range(INSTANCES):
+            text = INSTANCE.format(url=url, number=number, port=20000 + number)
+            box.write(f"/etc/kumadp/i{number}.yaml", text)
+        box.run("systemctl", "start", *units, timeout=150)
+        assert [box.show(unit, "ActiveState") for unit in units] == ["active"] * INSTANCES
+        for number in range(INSTANCES):
+            assert box.run("curl", "-fsS", "-m", "10", f"http://127.0.0.1:{20000 + number}/") == "yes"
+        told = [json.loads(box.run("cat", f"/run/kumadp/i{number}/state.json")) for number in range(INSTANCES)]
+        addresses = [one["parts"]["addresses"] for one in told]
+        assert len({one[key] for one in addresses for key in ("admin", "readiness")}) == 2 * INSTANCES
+    finally:
+        box.run("systemctl", "stop", *units, timeout=100)
+        box.run("systemctl", "stop", "mesh")
+
+
 def test_the_package_goes_without_a_trace(package: Path) -> None:
     with booted(install=package) as box:
         box.write("/etc/kumadp/web.yaml", SETTINGS)

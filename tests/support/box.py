@@ -206,7 +206,11 @@ def _boot(root: Path, name: str, console: Path, stack: contextlib.ExitStack, opt
     box = Box(root, process, poll(leader, what="the first process of the box"), console)
     stack.callback(box._halt)
     up = {"running", "degraded"}
-    poll(lambda: box.run("systemctl", "is-system-running", check=False) in up, what="a booted system", deadline=60)
+    try:
+        poll(lambda: box.run("systemctl", "is-system-running", check=False) in up, what="a booted system", deadline=120)
+    except AssertionError as error:
+        jobs = box.run("systemctl", "list-jobs", check=False)
+        raise AssertionError(f"{error}\n{jobs}\n{console.read_text(errors='replace')[-2000:]}") from error
     for controller in _CONTROLLERS[2:]:
         # Its systemd has its own part of them: limits of memory and tasks hold.
         if (_CGROUPS / controller).is_dir():
