@@ -1,0 +1,139 @@
+"""A real Prometheus on a running kumadp: the dashboard's queries have data, and alerts fire when they should."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from kumadp.lifecycle.control import control_socket_path
+from tests.metrics.test_alerts import ALERTS
+from tests.support.daemon import get
+from tests.support.logged import log_to
+from tests.support.poll import poll
+from tests.support.prometheus import need_prometheus, scraped
+from tests.support.relayed import NAME, NODE, SOON, rig
+from tests.support.sink import Sink
+from tests.support.xds.plane import XdsControlPlane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.daemon import Daemon
+    from tests.support.prometheus import Prometheus
+    from tests.support.relayed import Rig
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
+
+DASHBOARD = ALERTS.parent / "grafana-dashboard.json"
+# Only where all is not well, and so for the second test.
+NOT_WHEN_WELL = ("kumadp_access_log_destination_connected{} == 0",)
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Iterator[Rig]:
+    need_prometheus()
+    with rig(tmp_path, "test") as made:
+        yield made
+
+
+@contextlib.contextmanager
+def watched(at: Rig, daemon: Daemon, rules: Path | None = None) -> Iterator[Prometheus]:
+    with scraped(at.folder, control_socket_path(NAME, daemon.environment), rules) as prometheus:
+        yield prometheus
+
+
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    return found
+
+
+def queries() -> list[str]:
+    """As Grafana sends them."""
+    found = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+    return [one.replace('{instance=~"$instance"}', "{}").replace("$__rate_interval", "10s") for one in found]
+
+
+def impatient_alerts(folder: Path) -> Path:
+    """The alerts, but none waits, so that a test need not."""
+    told = yaml.safe_load(ALERTS.read_text())
+    for rule in told["groups"][0]["rules"]:
+        rule.pop("for", None)
+        if rule["alert"] == "KumadpControlPlaneSilent":
+            assert "> 30" in rule["expr"]
+            rule["expr"] = rule["expr"].replace("> 30", "> 1")
+    path = folder / "alerts.json"
+    path.write_text(json.dumps(told))
+    return path
+
+
+def test_the_dashboard_is_in_order() -> None:
+    told = dashboard()
+    assert len({panel["id"] for panel in told["panels"]}) == len(told["panels"])
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in told["panels"]]
+    assert len(set(places)) == len(places)
+    used = set(re.findall(r"\$\{?([a-z]+)", json.dumps(told["panels"])))
+    assert used == {one["name"] for one in told["templating"]["list"]}
+
+
+def test_each_query_of_the_dashboard_has_data(at: Rig) -> None:
+    endpoint = {"inboundPort": at.ports.inbound, "inboundPath": "/healthz", "path": "/app/healthz"}
+    at.dataplane["probes"] = {"port": at.ports.probes, "endpoints": [endpoint]}
+    with Sink() as sink, at.run("--envoy-arg=--file-flush-interval-msec", "--envoy-arg=100") as daemon:
+        at.wait_ready(daemon)
+        assert isinstance(at.plane, XdsControlPlane)
+        log_to(at.plane.mesh(NODE), at.work, NAME, sink.address)
+        poll(lambda: get(at.ports.inbound, "/x")[0] and sink.lines, what="a line of access log", deadline=SOON)
+        with watched(at, daemon) as prometheus:
+            wanted = [one for one in queries() if one not in NOT_WHEN_WELL and "token_expiry" not in one]
+            assert len(wanted) > 25
+            empty = wanted
+
+            def answered() -> bool:
+                nonlocal empty
+                empty = [one for one in empty if not prometheus.query(one)]
+                return not empty
+
+            with contextlib.suppress(AssertionError):
+                poll(answered, what="data", deadline=SOON)
+            assert empty == []
+            instances = prometheus.query('kumadp_ready{instance=~".*"}')
+            assert [one["value"][1] for one in instances] == ["1"]
+            # Well, and so nothing fires: not at the start either.
+            assert prometheus.query("kumadp_concerns")[0]["value"][1] == "0"
+
+
+def test_alerts_fire_on_what_they_are_for(at: Rig) -> None:
+    with at.run("--envoy-restart-budget=20") as daemon:
+        at.wait_ready(daemon)
+        assert isinstance(at.plane, XdsControlPlane)
+        dead = "127.0.0.1:1"
+        with watched(at, daemon, impatient_alerts(at.folder)) as prometheus:
+            assert prometheus.firing() == {}
+            for _ in range(3):
+                at.kill_envoy(daemon)
+            poll(lambda: "KumadpEnvoyRestarting" in prometheus.firing(), what="restarts seen", deadline=SOON)
+            assert prometheus.firing()["KumadpEnvoyRestarting"]["severity"] == "critical"
+            assert set(prometheus.firing()) <= {"KumadpEnvoyRestarting", "KumadpNotReady"}
+            log_to(at.plane.mesh(NODE), at.work, NAME, dead)
+
+            def without_connection() -> bool:
+                get(at.ports.inbound, "/x")
+                return bool(prometheus.query(NOT_WHEN_WELL[0]))
+
+            poll(without_connection, what="a destination without a connection", deadline=SOON)
+            at.plane.faults.silent = True
+            at.plane.kill()
+            poll(lambda: "KumadpControlPlaneAway" in prometheus.firing(), what="it away", deadline=SOON)
+            at.plane.start()
+            poll(lambda: "KumadpControlPlaneSilent" in prometheus.firing(), what="it silent", deadline=SOON)
+            at.plane.faults.silent = False
+            at.plane.wake()
+            with contextlib.suppress(AssertionError):
+                poll(lambda: set(prometheus.firing()) == {"KumadpEnvoyRestarting"}, what="all well", deadline=SOON)
+            assert set(prometheus.firing()) == {"KumadpEnvoyRestarting"}
