@@ -71,3 +71,9 @@ def need_other_coredns(kind: Literal["OLD", "ALTERNATE"]) -> Path:
     if not named:
         pytest.skip(f"no such CoreDNS: name one in KUMADP_TEST_COREDNS_{kind}")
     return Path(named)
+
+
+def need_nft() -> None:
+    """nftables and util-linux."""
+    if shutil.which("nft") is None or shutil.which("setpriv") is None:
+        missing("no nft or setpriv here: install nftables and util-linux")
