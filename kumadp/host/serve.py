@@ -28,21 +28,37 @@ _IN_FLIGHT = 1.0
 _FIRST_REQUEST = 1.0
 
 
-def bind_tcp(host: str, port: int, purpose: str, *, beside: socket.socket | None = None) -> socket.socket:
-    """A listening TCP socket, on the wildcard of IPv6 for IPv4 too; raises PortsTaken.
+def bind_tcp(
+    host: str,
+    port: int,
+    purpose: str,
+    *,
+    beside: socket.socket | None = None,
+    reuse_port: bool = False,
+    only_ipv6: bool = False,
+) -> socket.socket:
+    """A listening TCP socket, on the wildcard of IPv6 for IPv4 too but with ``only_ipv6``; raises PortsTaken.
 
     ``beside``: a socket of ours that has the same port on another address; the wildcard can be bound with it.
+    ``reuse_port``: other sockets of this user may be bound to the same address (SO_REUSEPORT).
     """
-    return _bind("tcp", host, port, purpose, beside)
+    return _bind("tcp", host, port, purpose, beside, reuse_port=reuse_port, only_ipv6=only_ipv6)
 
 
-def bind_udp(host: str, port: int, purpose: str) -> socket.socket:
-    """A bound UDP socket; raises PortsTaken."""
-    return _bind("udp", host, port, purpose)
+def bind_udp(host: str, port: int, purpose: str, *, reuse_port: bool = False, only_ipv6: bool = False) -> socket.socket:
+    """A bound UDP socket, as `bind_tcp` has it; raises PortsTaken."""
+    return _bind("udp", host, port, purpose, reuse_port=reuse_port, only_ipv6=only_ipv6)
 
 
 def _bind(
-    kind: Literal["tcp", "udp"], host: str, port: int, purpose: str, beside: socket.socket | None = None
+    kind: Literal["tcp", "udp"],
+    host: str,
+    port: int,
+    purpose: str,
+    beside: socket.socket | None = None,
+    *,
+    reuse_port: bool = False,
+    only_ipv6: bool = False,
 ) -> socket.socket:
     taken = inherited.take(kind, host, port)
     if taken is not None:
@@ -55,9 +71,11 @@ def _bind(
     try:
         if kind == "tcp":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if host == ANY_IPV6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        with _shared(sock, beside):
+        if host == ANY_IPV6 and (only_ipv6 or kind == "tcp"):
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with _shared(sock, beside) if beside is not None else contextlib.nullcontext():
             sock.bind((host, port))
             if kind == "tcp":
                 sock.listen(BACKLOG)
@@ -70,11 +88,10 @@ def _bind(
 
 
 @contextlib.contextmanager
-def _shared(*sockets: socket.socket | None) -> Iterator[None]:
+def _shared(*both: socket.socket) -> Iterator[None]:
     """In here the sockets may have one port together; connections go to the one whose address is the more precise."""
-    both = [sock for sock in sockets if sock is not None]
     try:
-        for sock in both if len(both) > 1 else ():
+        for sock in both:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         yield
     finally:

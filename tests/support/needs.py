@@ -44,6 +44,14 @@ def need_coredns() -> Path:
     return Path(on_path)
 
 
+def need_dig() -> str:
+    """Path of BIND's dig."""
+    on_path = shutil.which("dig")
+    if on_path is None:
+        missing("no dig here: install bind9-dnsutils")
+    return on_path
+
+
 @functools.cache
 def _can_make_netns() -> bool:
     if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("unshare") is None:

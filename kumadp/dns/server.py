@@ -1,0 +1,123 @@
+"""The embedded resolver: answers on UDP and TCP, from a table and from other name servers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from kumadp.dns.core import Forward, Transport, answer
+from kumadp.dns.counters import Counters
+from kumadp.dns.message import REFUSED, code_of, write
+from kumadp.dns.table import Table
+from kumadp.dns.tcp import TcpServer
+from kumadp.dns.udp import UdpSocket
+from kumadp.dns.upstreams import Upstreams
+from kumadp.host.serve import bind_tcp, bind_udp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+log = logging.getLogger("kumadp.dns")
+
+_PURPOSE = "--dns-coredns-port"
+# What was asked just before the end is answered within this time (seconds).
+_LAST = 0.5
+
+
+class Resolver:
+    """Serves on ``addresses``, each a host and a port. ``reuse_port``: others may have the port too (SO_REUSEPORT).
+
+    ``table`` may be replaced by another one at any time; ``upstreams`` says who else is asked. It may be opened again
+    after it was closed.
+    """
+
+    def __init__(self, addresses: Sequence[tuple[str, int]], *, reuse_port: bool = False) -> None:
+        self.addresses = tuple(addresses)
+        self._reuse_port = reuse_port
+        self.table = Table()
+        self.counters = Counters()
+        self.upstreams = Upstreams(own=self.addresses, counters=self.counters)
+        self._sockets: list[UdpSocket] = []
+        self._servers: list[TcpServer] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Bind and answer; raises PortsTaken."""
+        try:
+            for host, port in self.addresses:
+                udp = bind_udp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=True)
+                self._sockets.append(UdpSocket(udp, self))
+                tcp = bind_tcp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=True)
+                self._servers.append(TcpServer(tcp, self._answer_tcp))
+            for server in self._servers:
+                await server.open()
+        except BaseException:
+            await self.close()
+            raise
+        for sock in self._sockets:
+            sock.open()
+
+    async def close(self) -> None:
+        """Answer what has come, and give the ports up."""
+        for sock in self._sockets:
+            sock.stop()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=_LAST)
+        for task in list(self._tasks):
+            task.cancel()
+        for sock in self._sockets:
+            sock.close()
+        for server in self._servers:
+            await server.close()
+        self._sockets.clear()
+        self._servers.clear()
+
+    async def __aenter__(self) -> Resolver:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def answer_udp(self, data: bytes, port: int, reply: Callable[[bytes], object]) -> None:
+        """Answer a query from a port of a client, now or later."""
+        found = self._answer(data, port, "udp")
+        if isinstance(found, Forward):
+            self._spawn(self._forward_udp(found, data, reply))
+        elif found is not None:
+            reply(found)
+
+    async def _forward_udp(self, asked: Forward, data: bytes, reply: Callable[[bytes], object]) -> None:
+        reply(await self._forward(asked, data, "udp"))
+
+    async def _answer_tcp(self, data: bytes, port: int) -> bytes | None:
+        found = self._answer(data, port, "tcp")
+        return await self._forward(found, data, "tcp") if isinstance(found, Forward) else found
+
+    def _answer(self, data: bytes, port: int, transport: Transport) -> bytes | Forward | None:
+        found = answer(data, self.table, transport)
+        counters = self.counters
+        if found is None:
+            counters.dropped += 1
+        elif not isinstance(found, Forward):
+            # What could not be read has no type.
+            end = data.find(b"\x00", 12) if found[5] else -1
+            counters.local[int.from_bytes(data[end + 1 : end + 3]) if end > 0 else 0] += 1
+            counters.codes[code_of(found)] += 1
+        elif self.upstreams.asked.knows(port, found.query.number):
+            counters.loops += 1
+            counters.codes[REFUSED] += 1
+            return write(found.query, REFUSED)
+        return found
+
+    async def _forward(self, asked: Forward, data: bytes, transport: Transport) -> bytes:
+        self.counters.upstream[asked.query.type] += 1
+        reply = await self.upstreams.resolve(asked, data, transport)
+        self.counters.codes[code_of(reply)] += 1
+        return reply
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

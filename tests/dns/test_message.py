@@ -1,0 +1,200 @@
+"""Answers by their bytes, beside what dnspython makes of the same."""
+
+from __future__ import annotations
+
+import struct
+from typing import Literal
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rdatatype
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kumadp.dns.core import Forward, answer, fitting, quick
+from kumadp.dns.message import Query, answers, read
+from kumadp.dns.table import Table
+
+MANY = [f"240.0.{number // 250}.{number % 250 + 1}" for number in range(60)]
+TABLE = Table(
+    [
+        ("backend.mesh", ["240.0.0.1"]),
+        ("both.mesh", ["240.0.0.2", "fd00::2"]),
+        ("web.svc.zone.mesh.local", ["240.0.0.3"]),
+        ("many.mesh", MANY),
+    ],
+    ttl=30,
+    suffixes=("mesh", "mesh.local"),
+)
+
+
+def ask(name: str, kind: str = "A", *, transport: Literal["udp", "tcp"] = "udp", edns: int | None = None) -> bytes:
+    """A query, answered as the server does it."""
+    wire = dns.message.make_query(name, kind, use_edns=edns is not None and 0, payload=edns or 0).to_wire()
+    found = (quick(wire, TABLE) if transport == "udp" else None) or answer(wire, TABLE, transport)
+    assert isinstance(found, bytes)
+    parsed = dns.message.from_wire(found)
+    assert parsed.id == struct.unpack_from("!H", wire)[0]
+    assert parsed.question[0].to_text() == dns.message.from_wire(wire).question[0].to_text()
+    assert parsed.flags & (dns.flags.QR | dns.flags.AA | dns.flags.RD) == dns.flags.QR | dns.flags.AA | dns.flags.RD
+    assert (parsed.edns == 0) == (edns is not None)
+    return found
+
+
+def texts(wire: bytes) -> list[str]:
+    return [item.to_text() for rrset in dns.message.from_wire(wire).answer for item in rrset]
+
+
+@pytest.mark.parametrize("edns", [None, 512, 1232, 4096])
+@pytest.mark.parametrize("name", ["backend.mesh", "BaCkEnD.mEsH"])
+def test_a_name_in_any_case_with_the_clients_own_letters(name: str, edns: int | None) -> None:
+    wire = ask(name, edns=edns)
+    assert texts(wire) == ["240.0.0.1"]
+    rrset = dns.message.from_wire(wire).answer[0]
+    assert (rrset.name.to_text(), rrset.ttl) == (f"{name}.", 30)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("both.mesh", "AAAA", ["fd00::2"]),
+        ("both.mesh", "ANY", ["240.0.0.2"]),
+        ("backend.mesh", "AAAA", []),
+        ("backend.mesh", "MX", []),
+        ("backend.mesh", "TYPE65", []),
+        ("svc.zone.mesh.local", "A", []),
+    ],
+)
+def test_a_known_name_has_what_it_has_and_is_no_nxdomain(name: str, kind: str, expected: list[str]) -> None:
+    for transport in ("udp", "tcp"):
+        wire = ask(name, kind, transport=transport)
+        assert dns.message.from_wire(wire).rcode() == dns.rcode.NOERROR
+        assert texts(wire) == expected
+
+
+@pytest.mark.parametrize(("edns", "expected"), [(None, 29), (512, 29), (100, 29), (700, 40), (1232, 60), (65535, 60)])
+def test_sixty_addresses_by_udp_are_cut_at_the_size_that_the_client_takes(edns: int | None, expected: int) -> None:
+    wire = ask("many.mesh", edns=edns)
+    assert len(wire) <= max(edns or 0, 512)
+    found = texts(wire)
+    assert abs(len(found) - expected) <= 1
+    assert found == MANY[: len(found)]
+    assert bool(dns.message.from_wire(wire).flags & dns.flags.TC) == (len(found) < 60)
+
+
+def test_sixty_addresses_by_tcp_are_all_there() -> None:
+    wire = ask("many.mesh", transport="tcp")
+    assert texts(wire) == MANY
+    assert not dns.message.from_wire(wire).flags & dns.flags.TC
+
+
+def test_names_below_our_suffixes_are_not_there_and_never_asked_of_others() -> None:
+    for name in ("nobody.mesh", "NOBODY.MESH", "x.backend.mesh", "mesh.local.mesh", "a.mesh.local"):
+        assert dns.message.from_wire(ask(name)).rcode() == dns.rcode.NXDOMAIN
+    for name in ("example.com", "xmesh", "mesh.com", "."):
+        assert isinstance(answer(dns.message.make_query(name, "A").to_wire(), TABLE, "udp"), Forward)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (dns.message.make_query("backend.mesh", "A", rdclass="CH"), dns.rcode.REFUSED),
+        (dns.message.make_query("backend.mesh", "AXFR"), dns.rcode.REFUSED),
+        (dns.message.make_query("backend.mesh", "A", use_edns=1), dns.rcode.BADVERS),
+    ],
+)
+def test_what_we_do_not_do_is_refused(query: dns.message.Message, expected: int) -> None:
+    found = answer(query.to_wire(), TABLE, "udp")
+    assert isinstance(found, bytes)
+    assert dns.message.from_wire(found).rcode() == expected
+
+
+def test_other_messages_than_queries() -> None:
+    wire = dns.message.make_query("backend.mesh", "A").to_wire()
+    assert answer(wire[:2] + b"\x81" + wire[3:], TABLE, "udp") is None, "an answer is not answered"
+    for broken, code in (
+        (wire[:2] + struct.pack("!5H", 2 << 11, 0, 0, 0, 0), dns.rcode.NOTIMP),
+        (wire[:-1], dns.rcode.FORMERR),
+        (wire[:5] + b"\x02" + wire[6:], dns.rcode.FORMERR),
+        (wire[:12] + b"\xc0\x0c\x00\x01\x00\x01", dns.rcode.FORMERR),
+        (wire[:11] + b"\x01" + wire[12:], dns.rcode.FORMERR),
+    ):
+        found = answer(broken, TABLE, "udp")
+        assert isinstance(found, bytes)
+        assert (found[:2], found[3] & 0xF, len(found)) == (wire[:2], code, 12)
+
+
+def test_a_table_takes_what_is_right_and_tells_what_is_not() -> None:
+    table = Table([("a.mesh", ["240.0.0.1", "no"]), ("b..mesh", []), ("x" * 64, []), ("ü.mesh", []), ("Ok.mesh.", [])])
+    assert len(table) == 1
+    assert table.wrong == ["a.mesh", "b..mesh", "x" * 64, "ü.mesh"]
+
+
+def test_an_answer_of_others_gets_the_clients_number_and_letters_and_is_cut() -> None:
+    asked = dns.message.make_query("WWW.example.com", "A")
+    query = read(asked.to_wire())
+    assert isinstance(query, Query)
+    lower = dns.message.make_query("www.example.com", "A", id=(asked.id + 1) % 65536)
+    reply = dns.message.make_response(lower)
+    found = dns.message.from_wire(fitting(query, reply.to_wire(), "udp"))
+    assert (found.id, found.question[0].name.to_text()) == (asked.id, "WWW.example.com.")
+    large = fitting(query, reply.to_wire() + bytes(600), "udp")
+    assert dns.message.from_wire(large).flags & dns.flags.TC
+    assert len(fitting(query, reply.to_wire() + bytes(600), "tcp")) > 600
+
+
+def test_only_the_answer_to_the_question_is_one() -> None:
+    asked = dns.message.make_query("WWW.example.com", "A", id=7)
+    question = asked.to_wire()[12:]
+    reply = dns.message.make_response(asked).to_wire()
+    assert answers(reply, 7, question)
+    assert not answers(reply, 8, question)
+    assert not answers(reply.replace(b"WWW", b"www"), 7, question)
+    assert not answers(asked.to_wire(), 7, question), "a query"
+    assert not answers(reply[:10], 7, question)
+    assert not answers(b"", 7, question)
+
+
+names = st.sampled_from(["backend.mesh", "BOTH.mesh", "many.mesh", "nobody.mesh", "example.com", "mesh", "."])
+kinds = st.sampled_from(["A", "AAAA", "ANY", "MX", "TXT", "AXFR", "OPT"])
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A query with some bytes changed, left out or added."""
+    wire = bytearray(
+        dns.message.make_query(
+            draw(names), draw(kinds), use_edns=draw(st.sampled_from([False, 0])), want_dnssec=draw(st.booleans())
+        ).to_wire()
+    )
+    for _ in range(draw(st.integers(0, 4))):
+        wire[draw(st.integers(0, len(wire) - 1))] = draw(st.integers(0, 255))
+    cut = draw(st.integers(0, len(wire)))
+    return bytes(wire[:cut] if draw(st.booleans()) else wire) + draw(st.binary(max_size=12))
+
+
+@settings(max_examples=1500, deadline=None)
+@given(data=st.one_of(st.binary(max_size=600), damaged()), transport=st.sampled_from(["udp", "tcp"]))
+def test_hostile_bytes_get_a_right_answer_or_none(data: bytes, transport: Literal["udp", "tcp"]) -> None:
+    fast, found = quick(data, TABLE), answer(data, TABLE, transport)
+    if fast is not None:
+        assert fast == answer(data, TABLE, "udp")
+    if isinstance(found, Forward):
+        found = fitting(found.query, found.query.number.to_bytes(2) + data[2:], transport)
+    if found is None:
+        return
+    assert found[:2] == data[:2]
+    assert transport == "tcp" or len(found) <= 4096
+    try:
+        asked = dns.message.from_wire(data)
+    except Exception:
+        return
+    if isinstance(answer(data, TABLE, transport), Forward) or len(found) == 12 or not found[2] & 0x80:
+        return
+    parsed = dns.message.from_wire(found)
+    assert parsed.question[0].name.to_text() == asked.question[0].name.to_text()
+    for rrset in parsed.answer:
+        assert rrset.name == asked.question[0].name
+        assert rrset.rdtype in {asked.question[0].rdtype, *((1, 28) if asked.question[0].rdtype == 255 else ())}

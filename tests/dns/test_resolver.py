@@ -1,0 +1,352 @@
+"""The embedded resolver on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+import subprocess
+import time
+from typing import TYPE_CHECKING, cast
+
+import dns.asyncquery
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rrset
+import pytest
+
+from kumadp.dns.resolvconf import ResolvConf
+from kumadp.dns.server import Resolver
+from kumadp.dns.table import Table
+from tests.support.needs import need_dig
+from tests.support.ports import free_ports
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+HOST = "127.0.0.1"
+MANY = [f"240.0.1.{number + 1}" for number in range(60)]
+RECORDS = [("backend.mesh", ["240.0.0.1"]), ("many.mesh", MANY)]
+
+
+class Upstream(asyncio.DatagramProtocol):
+    """A name server on a port of its own, by UDP and TCP; ``reply`` makes its answers, None is silence."""
+
+    def __init__(self, address: str = "192.0.2.1") -> None:
+        self.address = address
+        self.code: dns.rcode.Rcode = dns.rcode.NOERROR
+        self.silent = self.cuts = self.exact = False
+        self.spoofs: list[bytes] = []
+        self.asked: list[dns.message.Message] = []
+        self.by_tcp = 0
+        self.clients: set[int] = set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.DatagramTransport", transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self.clients.add(addr[1])
+        answer = self.reply(data)
+        for spoof in self.spoofs if answer else ():
+            self.transport.sendto(spoof, addr)
+        if answer is not None:
+            for wrong in (answer[:1] + bytes([answer[1] ^ 1]) + answer[2:], answer.replace(b"example", b"exampLe")):
+                if self.spoofs:
+                    self.transport.sendto(wrong[:-1] + b"\x63", addr)
+            if self.cuts:
+                cut = dns.message.make_response(dns.message.from_wire(data))
+                cut.flags |= dns.flags.TC
+                answer = cut.to_wire()
+            self.transport.sendto(answer, addr)
+
+    def reply(self, data: bytes) -> bytes | None:
+        query = dns.message.from_wire(data)
+        self.asked.append(query)
+        if self.silent:
+            return None
+        answer = dns.message.make_response(query)
+        name = query.question[0].name
+        known = not self.exact or name.to_text() == "backend.mesh."
+        answer.set_rcode(
+            self.code if known and (not self.exact or query.question[0].rdtype == 1) else dns.rcode.NXDOMAIN
+        )
+        if answer.rcode() == 0 and query.question[0].rdtype == 1:
+            answer.answer.append(dns.rrset.from_text(name, 60, "IN", "A", self.address))
+        return answer.to_wire()
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.by_tcp += 1
+        with contextlib.suppress(EOFError):
+            data = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+            answer = self.reply(data) or b""
+            writer.write(len(answer).to_bytes(2) + answer)
+        writer.close()
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[Upstream]:
+        (self.port,) = free_ports(1)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(lambda: self, (HOST, self.port))
+        server = await asyncio.start_server(self.connected, HOST, self.port)
+        try:
+            yield self
+        finally:
+            transport.close()
+            server.close()
+
+
+@pytest.fixture
+async def resolver() -> AsyncIterator[Resolver]:
+    (port,) = free_ports(1)
+    async with Resolver([(HOST, port)]) as made:
+        made.table = Table(RECORDS, suffixes=("mesh",))
+        yield made
+
+
+async def ask(
+    resolver: Resolver, name: str, kind: str = "A", *, tcp: bool = False, host: str = HOST, **options: object
+) -> dns.message.Message:
+    query = dns.message.make_query(name, kind, **options)  # type: ignore[arg-type]
+    port = resolver.addresses[0][1]
+    way = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
+    return await way(query, host, timeout=10, port=port)
+
+
+def texts(answer: dns.message.Message) -> list[str]:
+    return [item.to_text() for rrset in answer.answer for item in rrset]
+
+
+def use(resolver: Resolver, *upstreams: Upstream, **options: object) -> None:
+    servers = tuple((HOST, upstream.port) for upstream in upstreams)
+    resolver.upstreams.conf = ResolvConf(servers, **options)  # type: ignore[arg-type]
+
+
+async def test_names_of_the_table_by_udp_and_tcp_in_any_case(resolver: Resolver) -> None:
+    for tcp in (False, True):
+        answer = await ask(resolver, "BaCkEnD.mEsh", tcp=tcp)
+        assert texts(answer) == ["240.0.0.1"]
+        assert answer.question[0].name.to_text() == "BaCkEnD.mEsh."
+        assert (await ask(resolver, "backend.mesh", "AAAA", tcp=tcp)).rcode() == dns.rcode.NOERROR
+        assert (await ask(resolver, "nobody.mesh", tcp=tcp)).rcode() == dns.rcode.NXDOMAIN
+    assert resolver.counters.queries == 6
+    assert resolver.counters.local[1] >= 3
+
+
+async def test_sixty_addresses_in_each_way_that_a_client_has(resolver: Resolver) -> None:
+    plain = await ask(resolver, "many.mesh")
+    assert plain.flags & dns.flags.TC
+    assert 20 < len(texts(plain)) < 60
+    large = await ask(resolver, "many.mesh", use_edns=0, payload=1232)
+    assert texts(large) == MANY
+    assert texts(await ask(resolver, "many.mesh", tcp=True)) == MANY
+
+
+async def test_what_is_not_ours_comes_from_the_name_server_with_numbers_and_ports_by_chance(
+    resolver: Resolver,
+) -> None:
+    async with Upstream().serving() as upstream:
+        use(resolver, upstream)
+        for number in range(30):
+            answer = await ask(resolver, f"WWW{number}.example.com")
+            assert texts(answer) == ["192.0.2.1"]
+            assert answer.question[0].name.to_text() == f"WWW{number}.example.com."
+        assert len({query.id for query in upstream.asked}) > 25
+        assert len(upstream.clients) > 25
+        assert upstream.asked[0].question[0].name.to_text() == "WWW0.example.com."
+
+
+async def test_the_next_one_answers_where_the_first_is_silent_or_fails(resolver: Resolver) -> None:
+    async with Upstream("192.0.2.1").serving() as first, Upstream("192.0.2.2").serving() as second:
+        use(resolver, first, second)
+        for code in (dns.rcode.SERVFAIL, dns.rcode.REFUSED):
+            first.code = code
+            assert texts(await ask(resolver, "a.example.com")) == ["192.0.2.2"]
+        first.silent = True
+        since = time.monotonic()
+        assert texts(await ask(resolver, "a.example.com")) == ["192.0.2.2"]
+        assert time.monotonic() - since < 2
+        asked = len(first.asked)
+        for _ in range(5):
+            assert texts(await ask(resolver, "b.example.com")) == ["192.0.2.2"]
+        assert len(first.asked) == asked, "one that was silent is left alone for a while"
+
+
+async def test_a_port_where_nobody_listens_costs_no_time(resolver: Resolver) -> None:
+    async with Upstream("192.0.2.2").serving() as second:
+        (closed,) = free_ports(1)
+        resolver.upstreams.conf = ResolvConf(((HOST, closed), (HOST, second.port)))
+        assert texts(await ask(resolver, "a.example.com")) == ["192.0.2.2"]
+
+
+async def test_servfail_where_nobody_answers(resolver: Resolver) -> None:
+    assert (await ask(resolver, "a.example.com")).rcode() == dns.rcode.SERVFAIL
+    async with Upstream().serving() as only:
+        only.silent = True
+        use(resolver, only, timeout=1.0, attempts=2)
+        assert (await ask(resolver, "a.example.com")).rcode() == dns.rcode.SERVFAIL
+        assert len(only.asked) == 2
+
+
+async def test_nxdomain_is_an_answer(resolver: Resolver) -> None:
+    async with Upstream().serving() as first, Upstream().serving() as second:
+        first.code = dns.rcode.NXDOMAIN
+        use(resolver, first, second)
+        assert (await ask(resolver, "a.example.com")).rcode() == dns.rcode.NXDOMAIN
+        assert not second.asked
+
+
+async def test_all_are_asked_in_turn_with_rotate(resolver: Resolver) -> None:
+    async with Upstream("192.0.2.1").serving() as first, Upstream("192.0.2.2").serving() as second:
+        use(resolver, first, second, rotate=True)
+        found = [texts(await ask(resolver, "a.example.com"))[0] for _ in range(4)]
+        assert sorted(found) == ["192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.2"]
+
+
+async def test_spoofed_answers_are_passed_over(resolver: Resolver) -> None:
+    async with Upstream("192.0.2.1").serving() as upstream:
+        upstream.spoofs = [b"", b"x", random.Random(1).randbytes(64)]
+        use(resolver, upstream)
+        for _ in range(20):
+            assert texts(await ask(resolver, "a.example.com")) == ["192.0.2.1"]
+
+
+async def test_what_is_cut_is_relayed_by_udp_and_asked_for_by_tcp(resolver: Resolver) -> None:
+    async with Upstream("192.0.2.1").serving() as upstream:
+        upstream.cuts = True
+        use(resolver, upstream)
+        assert (await ask(resolver, "a.example.com")).flags & dns.flags.TC
+        assert upstream.by_tcp == 0
+        assert texts(await ask(resolver, "a.example.com", tcp=True)) == ["192.0.2.1"]
+        assert upstream.by_tcp == 1
+
+
+async def test_we_do_not_ask_ourselves(resolver: Resolver) -> None:
+    port = resolver.addresses[0][1]
+    resolver.upstreams.conf = ResolvConf(((HOST, port),))
+    assert resolver.upstreams.servers == ()
+    assert (await ask(resolver, "a.example.com")).rcode() == dns.rcode.SERVFAIL
+    # As where a redirection leads our own questions back, whatever address they were for.
+    resolver.upstreams.own = ()
+    assert (await ask(resolver, "a.example.com")).rcode() == dns.rcode.REFUSED
+    assert resolver.counters.loops == 2
+
+
+async def test_envoys_filter_is_asked_first_in_lower_case_and_ours_of_nobody_else(resolver: Resolver) -> None:
+    async with Upstream("240.0.0.9").serving() as envoy, Upstream("192.0.2.1").serving() as other:
+        envoy.exact = True
+        use(resolver, other)
+        resolver.table = Table(suffixes=("mesh",), filtered=True)
+        resolver.upstreams.envoy = (HOST, envoy.port)
+        for tcp in (False, True):
+            answer = await ask(resolver, "BACKend.mesh", tcp=tcp)
+            assert texts(answer) == ["240.0.0.9"]
+            assert answer.question[0].name.to_text() == "BACKend.mesh."
+        assert (await ask(resolver, "backend.mesh", "AAAA")).rcode() == dns.rcode.NOERROR
+        assert (await ask(resolver, "nobody.mesh", "AAAA")).rcode() == dns.rcode.NXDOMAIN
+        assert not other.asked
+        assert texts(await ask(resolver, "Www.example.com")) == ["192.0.2.1"]
+        envoy.silent = True
+        assert texts(await ask(resolver, "www.example.com")) == ["192.0.2.1"]
+        assert (await ask(resolver, "backend.mesh")).rcode() == dns.rcode.SERVFAIL
+        assert [query.question[0].name.to_text() for query in other.asked] == ["Www.example.com.", "www.example.com."]
+
+
+async def test_many_queries_on_one_connection_are_answered_as_they_are_ready(resolver: Resolver) -> None:
+    async with Upstream().serving() as upstream:
+        upstream.silent = True
+        use(resolver, upstream)
+        reader, writer = await asyncio.open_connection(HOST, resolver.addresses[0][1])
+        names = ["x.org", *(50 * ["backend.mesh"])]
+        queries = [dns.message.make_query(name, "A", id=number) for number, name in enumerate(names)]
+        writer.write(b"".join(struct.pack("!H", len(wire)) + wire for wire in (query.to_wire() for query in queries)))
+        got = set()
+        for _ in range(50):
+            answer = dns.message.from_wire(await reader.readexactly(int.from_bytes(await reader.readexactly(2))))
+            got.add(answer.id)
+        assert got == set(range(1, 51))
+        writer.close()
+
+
+async def test_answers_leave_from_the_address_that_was_asked() -> None:
+    (port,) = free_ports(1)
+    async with Resolver([("0.0.0.0", port), ("::", port)]) as resolver:
+        resolver.table = Table(RECORDS, suffixes=("mesh",))
+        for host in ("127.0.0.1", "127.0.0.2", "127.1.2.3", "::1"):
+            for tcp in (False, True):
+                assert texts(await ask(resolver, "backend.mesh", tcp=tcp, host=host)) == ["240.0.0.1"]
+                assert (await ask(resolver, "no.mesh", tcp=tcp, host=host)).rcode() == dns.rcode.NXDOMAIN
+
+
+async def test_the_port_can_be_shared_and_opened_again() -> None:
+    (port,) = free_ports(1)
+    one, other = (Resolver([(HOST, port)], reuse_port=True) for _ in range(2))
+    for resolver in (one, other):
+        resolver.table = Table(RECORDS, suffixes=("mesh",))
+        await resolver.open()
+    for _ in range(3):
+        await one.close()
+        assert texts(await ask(other, "backend.mesh")) == ["240.0.0.1"]
+        await one.open()
+    await one.close()
+    await other.close()
+
+
+async def test_fifty_thousand_names_are_swapped_under_load_and_no_query_is_lost(resolver: Resolver) -> None:
+    def made(last: int) -> Table:
+        return Table([(f"s{number}.mesh", [f"240.1.{number >> 8}.{last}"]) for number in range(50_000)])
+
+    resolver.table = await asyncio.to_thread(made, 1)
+    asked = 0
+    done = asyncio.Event()
+
+    async def client(number: int) -> None:
+        nonlocal asked
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+            sock.connect((HOST, resolver.addresses[0][1]))
+            query = dns.message.make_query(f"s{number}.mesh", "A").to_wire()
+            while not done.is_set():
+                sock.send(query)
+                async with asyncio.timeout(10):
+                    answer = await loop.sock_recv(sock, 512)
+                assert answer[-4:-1] == bytes([240, 1, number >> 8])
+                asked += 1
+                await asyncio.sleep(0.002)
+
+    clients = [asyncio.create_task(client(number)) for number in range(0, 50_000, 5_000)]
+    for last in (2, 3, 4):
+        resolver.table = await asyncio.to_thread(made, last)
+    done.set()
+    await asyncio.gather(*clients)
+    assert asked > 50
+    assert texts(await ask(resolver, "s49999.mesh")) == ["240.1.195.4"]
+
+
+async def test_noise_is_survived(resolver: Resolver) -> None:
+    noise = random.Random(2)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((HOST, resolver.addresses[0][1]))
+        for _ in range(500):
+            sock.send(noise.randbytes(noise.randrange(100)))
+    assert texts(await ask(resolver, "backend.mesh")) == ["240.0.0.1"]
+
+
+async def test_dig_is_content(resolver: Resolver) -> None:
+    port = resolver.addresses[0][1]
+
+    async def dig(*words: str) -> str:
+        command = [need_dig(), f"@{HOST}", "-p", str(port), *words]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=20, check=True)
+        return done.stdout
+
+    assert await dig("+short", "BackEnd.mesh") == "240.0.0.1\n"
+    told = await dig("+ignore", "+noedns", "many.mesh")
+    assert " tc" in told.split("flags:")[1].split(";")[0]
+    assert len((await dig("+short", "+noedns", "many.mesh")).split()) == 60, "dig asks again by TCP"
+    assert "status: NOERROR" in (aaaa := await dig("+nocookie", "backend.mesh", "AAAA"))
+    assert "ANSWER: 0" in aaaa
+    assert "status: NXDOMAIN" in await dig("nobody.mesh")
+    assert "malformed" not in told + aaaa
