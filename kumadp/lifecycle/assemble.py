@@ -280,8 +280,14 @@ class Assembly:
 
     async def _reexec_asked(self) -> Mapping[str, object]:
         self.status.facts["reexec"] = {"count": self._run.before.count}
-        self.loop.post(Asked("reexec", "kumadp reexec"))
+        answer = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(self._reexec_refused)
+        self.loop.post(Asked("reexec", "kumadp reexec", answer))
         return {"count": self._run.before.count}
+
+    def _reexec_refused(self, answer: asyncio.Future[str]) -> None:
+        if not answer.cancelled() and (error := answer.exception()) is not None:
+            self.status.facts["reexec"] = {"count": self._run.before.count, "failed": str(error)}
 
     def drain_steps(self) -> tuple[Step, ...]:
         """What to do between the first signal and the stop."""

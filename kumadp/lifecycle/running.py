@@ -139,7 +139,8 @@ class Running:
 
     def note(self) -> None:
         """Write down where everything is, and which children there are for the next kumadp to adopt."""
-        if self.component is None:
+        # Until an Envoy is known here, what a kumadp before this one wrote is the truth.
+        if self.component is None or not self._epochs:
             return
         state, envoy = self._state, self.component
         others = self._names.children if self._names is not None else ()
