@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import re
 import signal
@@ -15,7 +14,7 @@ import psutil
 import pytest
 
 from kumadp.errors import ExitCode
-from tests.support.daemon import Ports, Workload, get, is_listening, run_kumadp, workload, write_mesh
+from tests.support.daemon import Ports, Workload, get, is_listening, run_kumadp, says_close, workload, write_mesh
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -45,16 +44,6 @@ def ports() -> Ports:
 def mesh_of(tmp_path: Path, ports: Ports, app: Workload, backend: Workload) -> tuple[str, ...]:
     folder = write_mesh(tmp_path / "mesh", ports, app.port, backend.port)
     return ("--standalone", str(folder), "--name", "web", "--drain-time", "1s")
-
-
-def says_close(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    connection.request("GET", "/")
-    answer = connection.getresponse()
-    answer.read()
-    connection.close()
-    assert answer.status == 200
-    return answer.getheader("connection") == "close"
 
 
 def test_inbound_outbound_probes_readiness_and_admin(

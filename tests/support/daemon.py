@@ -92,6 +92,16 @@ def get(port: int, path: str = "/", host: str = "127.0.0.1", timeout: float = 5.
         connection.close()
 
 
+def says_close(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    assert answer.status == 200
+    return answer.getheader("connection") == "close"
+
+
 @dataclass
 class Ports:
     """Free ports of one data plane."""
