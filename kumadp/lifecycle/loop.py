@@ -7,7 +7,7 @@ Every way out:
 - starting fails (settings of the host, control plane refused, admin exposed): stop, that failure's exit code
 - Envoy is given up: stop, exit 70
 - anything else that ends is noted as FATAL and costs only itself
-- a part refuses for good what the daemon cannot go on without (`Refused`): stop, that failure's exit code
+- a part refuses for good what the daemon cannot go on without (`Refused`): drain, stop, that failure's exit code
 - kumadp runs itself anew (``reexec``): execve(2) instead of an end
 """
 
@@ -154,6 +154,7 @@ class RunLoop:
         self._stops = 0
         self._inbound_drain_asked = False
         self._drain: asyncio.Task[None] | None = None
+        self._refused: KumadpError | None = None
 
     def post(self, event: Event) -> None:
         """Put an event into the queue; to be called on the event loop."""
@@ -191,8 +192,7 @@ class RunLoop:
             case Asked():
                 self._on_asked(event)
             case Refused(error):
-                # What drains has no use for a control plane any more.
-                return None if self._status.phase is Phase.DRAINING else _failure(error)
+                return self._on_refused(error)
             case SignalCame():
                 return self._on_stop_signal(event)
             case StartEnded(error):
@@ -200,7 +200,7 @@ class RunLoop:
             case PartEnded(name, error):
                 return self._on_part_ended(name, error)
             case DrainEnded():
-                return Outcome(ExitCode.OK, "stopped by signal")
+                return self._stopped("stopped by signal")
             case Beat():
                 self._daemon.beat()
             case StopEnded():
@@ -257,10 +257,26 @@ class RunLoop:
             if self._drain is not None:
                 self._drain.cancel()
             return None
+        if self._drain is not None:
+            return None
+        return self._begin_drain("asked to stop by signal", "stopped by signal, nothing to drain")
+
+    def _on_refused(self, error: KumadpError) -> Outcome | None:
+        # What drains has no use for a control plane any more.
+        if self._status.phase is Phase.DRAINING:
+            return None
+        self._refused = error
+        return self._begin_drain(str(error), "")
+
+    def _stopped(self, why: str) -> Outcome:
+        """How it ends after a drain."""
+        return _failure(self._refused) if self._refused is not None else Outcome(ExitCode.OK, why)
+
+    def _begin_drain(self, why: str, nothing: str) -> Outcome | None:
         steps = self._daemon.drain_steps()
         if not steps:
-            return Outcome(ExitCode.OK, "stopped by signal, nothing to drain")
-        self._status.move(Phase.DRAINING, "asked to stop by signal")
+            return self._stopped(nothing)
+        self._status.move(Phase.DRAINING, why)
         self._drain = self._spawn(self._walk(steps), "drain")
         # Not from within: a task that is cancelled before its first step never runs, not even its `finally`.
         self._drain.add_done_callback(lambda _task: self.post(DrainEnded()))
@@ -270,13 +286,13 @@ class RunLoop:
         if error is None:
             return None
         if self._status.phase is Phase.DRAINING and isinstance(error, KumadpError):
-            return Outcome(ExitCode.OK, f"stopped by signal; starting had not ended: {error}")
+            return self._stopped(f"stopped by signal; starting had not ended: {error}")
         return _failure(error)
 
     def _on_part_ended(self, name: str, error: BaseException | None) -> Outcome | None:
         if self._daemon.is_essential(name):
             if self._status.phase is Phase.DRAINING:
-                return Outcome(ExitCode.OK, f"stopped by signal; {name} ended while draining")
+                return self._stopped(f"stopped by signal; {name} ended while draining")
             if error is None:
                 return Outcome(ExitCode.OK, f"{name} ended by itself with exit code 0")
             return _failure(error)

@@ -268,6 +268,36 @@ async def test_a_refusal_for_good_ends_it_with_its_code() -> None:
     assert (outcome.code, outcome.why) == (ExitCode.CONTROL_PLANE_REFUSED, "the token is for another mesh")
 
 
+async def test_a_refusal_for_good_drains_first_and_keeps_its_exit_code() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    loop.post(Refused(ControlPlaneRefused("the token was revoked")))
+    loop.post(Refused(ControlPlaneRefused("the token was revoked once more")))
+    # Told to stop meanwhile: it goes on draining, and a second signal cuts it short as ever.
+    loop.post(SignalCame(signal.SIGTERM))
+    await until("fail health checks", daemon)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert daemon.status.phase is Phase.DRAINING
+    loop.post(SignalCame(signal.SIGTERM))
+    outcome = await run
+    assert (outcome.code, outcome.why) == (ExitCode.CONTROL_PLANE_REFUSED, "the token was revoked")
+    assert daemon.calls == ["start", "fail health checks", "stop"]
+
+
+async def test_an_envoy_that_ends_in_the_drain_of_a_refusal_changes_nothing_of_the_exit_code() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    loop.post(Refused(ControlPlaneRefused("the token was revoked")))
+    await until("fail health checks", daemon)
+    loop.post(PartEnded("envoy", ChildFailed("envoy ended")))
+    assert (await run).code is ExitCode.CONTROL_PLANE_REFUSED
+
+
 async def test_a_refusal_for_good_does_not_cut_the_drain_of_a_stop_short() -> None:
     daemon = RememberingDaemon(drain_time=3600)
     loop = RunLoop(daemon)
