@@ -103,7 +103,9 @@ class Generations:
         """What another kumadp needs to go on; None where no Envoy serves, or starts, or two change places."""
         child = self.supervisor.child
         stages = {Stage.SERVING, Stage.STARTING} if starting else {Stage.SERVING}
-        if self.line.stage not in stages or child is None or child.ended:
+        # Who stands in for a dead one would not outlive execve(2), and the current one would die of that.
+        stood_in = not starting and any(one.ended for one in self._retiring)
+        if self.line.stage not in stages or child is None or child.ended or stood_in:
             return None
         retiring = next((one.pid for one in self._retiring), None) if self.line.retiring else None
         return EnvoyState(

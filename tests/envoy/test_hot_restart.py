@@ -265,11 +265,20 @@ async def test_the_old_epoch_killed_while_it_drains_does_not_take_the_new_one_wi
         new = envoys.pids[0]
         envoys.signal(which=1)
 
+        async def dead() -> bool:
+            return envoys.pids == [new]
+
+        await poll_async(dead, what="the end of the old one")
+        # Whoever takes our place by execve(2) would not stand in for it. Who is killed leaves it all the same.
+        assert envoys.component.export() is None
+        assert envoys.component.export(starting=True) is not None
+
         async def over() -> bool:
             return not envoys.component.busy
 
         await poll_async(over, what="the end of the drain")
         assert envoys.pids == [new]
+        assert envoys.component.export() is not None
         assert await ready(envoys)
         assert (await envoys.component.reload("next", envoys.plan("third"))).kind is Kind.HOT
         await envoys.alone()
