@@ -64,6 +64,13 @@ def expires_at(token: str) -> float | None:
         return None
 
 
+def is_renewed_by_kubelet(token: str) -> bool:
+    """Whether it is of a Kubernetes service account, bound to a pod: its file gets a new one in time."""
+    parts = token.split(".")
+    claims = _decoded(parts[1]) if len(parts) == 3 else None
+    return claims is not None and "kubernetes.io" in claims
+
+
 def _decoded(part: str) -> dict[str, Any] | None:
     """The JSON object in one part of a JWT, None where there is none (RFC 7515: base64url without padding)."""
     try:

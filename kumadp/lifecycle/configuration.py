@@ -11,6 +11,7 @@ from kumadp.lifecycle.control import relay_socket_path
 from kumadp.lifecycle.kuma import Fetched, KumaClient
 from kumadp.lifecycle.loop import Asked, Refused
 from kumadp.lifecycle.sources import KumaSource, StandaloneSource
+from kumadp.lifecycle.tokens import TokenWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,8 @@ class Configuration:
             settings, run.resource, run.work, dns, versions, serves_probes=serves_probes, transparent=run.transparent
         )
         run.status.counters["bootstrap"] = client.counted
+        tokens, loop = TokenWatch(run.status, client.read_token), asyncio.get_running_loop()
+        client.heard_token = lambda token: loop.call_soon_threadsafe(tokens.heard, token)
         relay: Path | None = None
         if settings.xds_relay == "on":
             relay = relay_socket_path(run.name, run.work.path, run.environ)

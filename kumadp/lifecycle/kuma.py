@@ -74,6 +74,8 @@ class KumaClient:
         self._transparent = transparent
         self.counted = collections.Counter[str]()
         """Attempts at a bootstrap: ``attempts`` and ``answered``."""
+        self.heard_token: Callable[[str], object] = lambda _token: None
+        """Hears each token that was read, in the thread that read it."""
         self._without = frozenset({"probes"}) if serves_probes else frozenset[str]()
 
     async def fetch(self, failed: Callable[[str], None], max_duration: float | None) -> Fetched:
@@ -113,6 +115,13 @@ class KumaClient:
 
     def token(self) -> str:
         """The token as it is now, empty without one. May block. Raises ControlPlaneRefused."""
+        token = self.read_token()
+        if token:
+            self.heard_token(token)
+        return token
+
+    def read_token(self) -> str:
+        """As `token`, and nobody hears of it."""
         from kumadp.controlplane.token import check_token, read_token
 
         settings = self.settings
