@@ -57,6 +57,7 @@ def launch(
     ``again`` reads the settings once more, for a reload.
     """
     from kumadp.cli.logs import open_logs
+    from kumadp.host.cores import forbid_cores
     from kumadp.host.handover import CHECK_VARIABLE, quiet_threads, receive
     from kumadp.host.names import set_process_name
     from kumadp.lifecycle.assemble import run_daemon
@@ -71,6 +72,7 @@ def launch(
         pass_check(environ)
         _end(0)
     handover = receive(environ)
+    forbid_cores()
     logs = open_logs(settings)
     set_process_name("kuma-dp")
     try:
@@ -109,13 +111,15 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _loop_factory(wanted: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
+def _loop_factory(wanted: bool) -> Callable[[], asyncio.AbstractEventLoop]:
     if wanted:
         with contextlib.suppress(ImportError):
             import uvloop
 
             return uvloop.new_event_loop
-    return None
+    from kumadp.host.eventloop import EventLoop
+
+    return EventLoop
 
 
 def _load(settings: Settings) -> tuple[Resource | None, Mesh | None]:

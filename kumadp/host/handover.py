@@ -27,6 +27,7 @@ import msgspec
 from kumadp import __version__
 from kumadp.errors import HandoverFailed
 from kumadp.host import inherited
+from kumadp.host.cores import allow_cores, forbid_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, MutableMapping
@@ -178,6 +179,8 @@ def become(
             if _stdin_is_kept():
                 os.lseek(0, 0, os.SEEK_SET)
             flush()
+            allow_cores()
+            undo.callback(forbid_cores)
             os.execve(argv[0], argv, {**environ, VARIABLE: str(memfd)})  # noqa: S606 - our own command line
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error

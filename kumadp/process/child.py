@@ -21,6 +21,7 @@ import msgspec
 
 from kumadp.errors import SpawnError
 from kumadp.host.cgroup import OomKills, oom_file
+from kumadp.host.cores import cores_of_children
 from kumadp.host.identity import Identity, identity_of, start_time_of
 from kumadp.process.logpump import Heard, LogPump
 
@@ -286,7 +287,9 @@ def tied_to_us(
 ) -> tuple[str, ...]:
     """The command that runs ``argv`` and has the kernel send it signal ``number`` (0: none) when this process dies."""
     helper = (sys.executable, "-I", "-S", str(HELPER), str(int(number)), str(os.getpid()))
-    return (*helper, str(int("LC_CTYPE" in environment)), str(int(hold_fate)), *argv)
+    cores = cores_of_children()
+    limit = "" if cores is None else str(cores)
+    return (*helper, str(int("LC_CTYPE" in environment)), str(int(hold_fate)), limit, *argv)
 
 
 @functools.cache
