@@ -13,7 +13,7 @@ import psutil
 from kumadp.dns.question import answers
 from kumadp.errors import KumadpError
 from kumadp.process.policy import ChildState
-from kumadp.process.supervise import Supervisor
+from kumadp.process.supervise import Past, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,6 +30,7 @@ _FAILURES = 3
 _ANSWER_WITHIN = 1.0
 # A CoreDNS that has bound its ports answers within milliseconds: past this the stand-in is put back.
 _TRUSTED_FOR = 2.0
+_NO_PAST = Past()
 
 
 class StandIn(Protocol):
@@ -51,6 +52,7 @@ class CoreDnsComponent:
     ``health_name`` is a name that its present Corefile answers without asking others, if there is one. ``yields`` says
     whether the stand-in's sockets come after those of CoreDNS with its present Corefile: then they stay open, and take
     over in the moment in which CoreDNS ends; else both would get queries, and they are opened when CoreDNS has ended.
+    ``past`` is what died before.
     """
 
     name = "coredns"
@@ -70,6 +72,7 @@ class CoreDnsComponent:
         health_name: Callable[[], str] = lambda: "",
         yields: Callable[[], bool] = lambda: False,
         check_every: float = CHECK_EVERY,
+        past: Past = _NO_PAST,
     ) -> None:
         self._port = port
         self._changed = changed
@@ -92,6 +95,7 @@ class CoreDnsComponent:
             changed=self._note,
             grace=grace,
             first=first,
+            past=past,
         )
 
     @property

@@ -19,7 +19,7 @@ from kumadp.envoy.reload import Hooks, Plan, ReloadOutcome
 from kumadp.envoy.serving import Serving, configuration_error
 from kumadp.errors import AdminExposed
 from kumadp.process.policy import ChildState
-from kumadp.process.supervise import Supervisor
+from kumadp.process.supervise import Past, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -36,7 +36,7 @@ _FIRST_POLL = 0.02
 _LONGEST_POLL = 0.25
 # When whoever asked for a cold restart is told that it does not come up (seconds).
 COLD_WITHIN = 15.0
-_WATCH, _NO_HOOKS = HangWatch(), Hooks()
+_WATCH, _NO_HOOKS, _NO_PAST = HangWatch(), Hooks(), Past()
 
 
 class EnvoyComponent:
@@ -44,7 +44,8 @@ class EnvoyComponent:
 
     ``leaving`` says whether everything is about to stop: an Envoy that ends then is not started again, since a new one
     would take traffic that nobody drains. ``hot`` None: hot restart is off, and the command line is kuma-dp's.
-    ``watch`` None: one that hangs is left alone. ``adopt``: one that runs already is gone on with.
+    ``watch`` None: one that hangs is left alone. ``adopt``: one that runs already is gone on with;
+    ``past`` is what died before.
     """
 
     name = "envoy"
@@ -64,6 +65,7 @@ class EnvoyComponent:
         watch: HangWatch | None = _WATCH,
         hooks: Hooks = _NO_HOOKS,
         adopt: Adopted | None = None,
+        past: Past = _NO_PAST,
     ) -> None:
         self.admin = AdminClient(admin)
         self._reason = reason
@@ -85,6 +87,7 @@ class EnvoyComponent:
             changed=self._on_change,
             grace=grace,
             first=adopt.current if adopt is not None else None,
+            past=past,
         )
 
     @property

@@ -17,11 +17,12 @@ from kumadp.host.workdir import open_work_dir
 from kumadp.lifecycle.accesslogs import start_access_logs
 from kumadp.lifecycle.configuration import Configuration
 from kumadp.lifecycle.continuity import left_by, left_in, tidy
+from kumadp.lifecycle.control import relay_socket_path
 from kumadp.lifecycle.drain import Step, plan_drain
 from kumadp.lifecycle.loop import Asked, Outcome, RunLoop
 from kumadp.lifecycle.names import Names
 from kumadp.lifecycle.notifying import Notifying
-from kumadp.lifecycle.plan import check_plan, envoy_addresses, own_addresses, plan_dns
+from kumadp.lifecycle.plan import check_plan, envoy_addresses, own_addresses, plan_dns, way_of
 from kumadp.lifecycle.probing import Places, start_proxy
 from kumadp.lifecycle.servers import resolved_probes, start_probes, start_servers
 
@@ -118,7 +119,6 @@ class Assembly:
             for child in run.before.children:
                 child.died = run.crashes.note
             self._inbound_drained = run.before.inbound_drained
-            run.status.resume(run.before)
         work = await asyncio.to_thread(
             open_work_dir,
             run.name,
@@ -133,7 +133,8 @@ class Assembly:
         if self._handover is None:
             # On the loop: children are watched from here on. The files are small.
             run.before = left_in(run.work.path)
-            run.status.resume(run.before)
+        await self._part_with_the_unfit()
+        run.status.resume(run.before)
         # They have the ports until they have ended.
         await run.before.ended()
         await asyncio.to_thread(tidy, run.work.path, run.before.fifos)
@@ -142,6 +143,22 @@ class Assembly:
             # An Envoy that goes on has its sockets there.
             if run.before.envoy is None and run.work.sockets == run.work.path:
                 await asyncio.to_thread(remove_stale, run.work.sockets)
+
+    async def _part_with_the_unfit(self) -> None:
+        """End what was left and cannot be gone on with by the settings as they are now."""
+        run, settings = self._run, self._run.settings
+        way = way_of(settings, standalone=run.mesh is not None)
+        if run.before.envoy is not None and not run.before.was_led(way):
+            log.warning(
+                "--xds-relay has changed: the Envoy that was left cannot be gone on with, another one is started"
+            )
+            await run.before.end_envoy(settings.stop_grace)
+            from kumadp.envoy.baseline import sweep
+
+            await asyncio.to_thread(sweep, run.work.path)
+            relay_socket_path(run.name, run.work.path, run.environ).unlink(missing_ok=True)
+        if not settings.dns_enabled:
+            await run.before.end_names(settings.stop_grace)
 
     async def _check_addresses(self, own: list[Address], dns: DnsPlan | None) -> None:
         run = self._run

@@ -22,7 +22,9 @@ from kumadp.errors import HandoverFailed
 from kumadp.host.state import ChildRecord, adoptable, read_state, record, strays
 from kumadp.host.workdir import HandedWorkDir  # noqa: TC001
 from kumadp.lifecycle.kuma import Fetched
+from kumadp.lifecycle.plan import WAY
 from kumadp.process.child import Child, HandedChild
+from kumadp.process.supervise import Past  # noqa: TC001
 from kumadp.relay.memory import Memory  # noqa: TC001
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ class Left(msgspec.Struct, frozen=True):
     envoy: EnvoyState | None = None
     memory: Memory | None = None
     access_logs: HandedLogs | None = None
+    past: dict[str, Past] = {}
 
 
 @dataclass(slots=True)
@@ -105,12 +108,31 @@ class Before:
     pids: frozenset[int] = field(default_factory=frozenset)
     fifos: frozenset[Path] = field(default_factory=frozenset)
     killed: list[Child] = field(default_factory=list)
+    past: dict[str, Past] = field(default_factory=dict)
 
     @property
     def children(self) -> tuple[Child, ...]:
         """Those that are to be gone on with."""
         envoys = (self.envoy.current, self.envoy.retiring) if self.envoy is not None else ()
         return tuple(child for child in (*envoys, self.coredns) if child is not None)
+
+    def was_led(self, way: str) -> bool:
+        """Whether the Envoy that was left gets its configuration this ``way``; one of which nothing is known does."""
+        return all(one == way for one in self.started_as if one.startswith(WAY))
+
+    async def end_envoy(self, grace: float) -> None:
+        """End the Envoys that were left; returns when they have ended."""
+        if (left := self.envoy) is not None:
+            self.envoy, self.started_as = None, ()
+            children = (left.current, left.retiring)
+            await asyncio.gather(*(child.stop(grace) for child in children if child is not None))
+
+    async def end_names(self, grace: float) -> None:
+        """End the CoreDNS that was left; returns when it has ended."""
+        if (left := self.coredns) is not None:
+            self.coredns = None
+            log.info("the CoreDNS that was left (pid %d) has no use any more: it is ended", left.pid)
+            await left.stop(grace)
 
     async def ended(self) -> None:
         """Return once those that were killed have ended: until then they hold their ports."""
@@ -153,6 +175,7 @@ def left_by(handover: Handover) -> Before:
         started_as=left.started_as,
         ports=left.ports,
         count=handover.count,
+        past=left.past,
     )
     _sort(before, children, left.envoy)
     return before

@@ -12,6 +12,7 @@ from kumadp.errors import KumadpError, SpawnError
 from kumadp.host.ports import Address
 from kumadp.lifecycle.plan import LOOPBACK
 from kumadp.process.policy import ChildState, RestartPolicy
+from kumadp.process.supervise import Past
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -75,6 +76,7 @@ class Names:
         if plan.coredns is None:
             alone = f"Envoy's DNS filter answers on {LOOPBACK}:{plan.port}"
             log.warning("no CoreDNS here: %s", alone if run.mesh is not None else "names of the mesh are not answered")
+            await run.before.end_names(run.settings.stop_grace)
             return
         from kumadp.dns.component import CoreDnsComponent
         from kumadp.dns.corefile import HEALTH_NAME
@@ -92,6 +94,7 @@ class Names:
             worry=functools.partial(run.status.worry, "coredns"),
             first=run.before.coredns,
             health_name=lambda: HEALTH_NAME if HEALTH_NAME in self._corefile else "",
+            past=run.before.past.get("coredns", Past()),
         )
         run.status.wait_for("dns", "CoreDNS does not answer yet")
         run.status.ports["dns"] = f"{LOOPBACK}:{plan.port}"

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_ADMIN_PORT = 9901
+WAY = "configured by "
 ENVOY_RESTART_BUDGET = 5
+
+
+def way_of(settings: Settings, *, standalone: bool) -> str:
+    """How Envoy gets its configuration: no reload, and no adoption, takes it from one way to another."""
+    return WAY + ("files" if standalone else f"xds-relay={settings.xds_relay}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from kumadp.host.state import StateFile
 from kumadp.lifecycle.continuity import forget, records, write_source
 from kumadp.lifecycle.loop import Asked
 from kumadp.lifecycle.phases import Phase
-from kumadp.lifecycle.plan import envoy_budget
+from kumadp.lifecycle.plan import envoy_budget, way_of
 from kumadp.process.policy import ChildState, RestartPolicy
+from kumadp.process.supervise import Past
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -49,6 +50,7 @@ class Running:
             if left.retiring is not None:
                 self._epochs[left.retiring.pid] = left.state.generation - 1
         self._noted = 0
+        self._began = False
         self._state = StateFile(run.work.path)
         self.started_as: tuple[str, ...] = ()
         self.component: EnvoyComponent | None = None
@@ -79,7 +81,12 @@ class Running:
         """How Envoy is started, to be compared: without its bootstrap, and with what tells an upgraded binary."""
         argv = self._argv(prepared, self.binary)
         found = self.binary.stat()
-        return (f"{argv[0]} {found.st_ino} {found.st_mtime_ns}", *(one for one in argv[1:] if one != argv[2]))
+        program = f"{argv[0]} {found.st_ino} {found.st_mtime_ns}"
+        return (
+            program,
+            way_of(self._run.settings, standalone=self._run.mesh is not None),
+            *(one for one in argv[1:] if one != argv[2]),
+        )
 
     async def start(self, source: Source) -> None:
         """Start Envoy, or go on with the one that was left; returns when it serves."""
@@ -107,9 +114,11 @@ class Running:
             hot=HotRestart(run.work.path, settings.drain_time, settings.reload_deadline) if hot else None,
             hooks=Hooks(self._started, self._live, self._ended, self._hand_over),
             adopt=run.before.envoy,
+            past=run.before.past.get("envoy", Past()),
         )
         run.envoy_up.set()
-        await run.stack.enter(self.component, stop_deadline=settings.stop_grace + 2)
+        # The current epoch, then one that drains.
+        await run.stack.enter(self.component, stop_deadline=2 * settings.stop_grace + 2)
         follower = source.follower(self.component.admin)
         if follower is not None:
             run.stack.start(follower)
@@ -139,8 +148,8 @@ class Running:
 
     def note(self) -> None:
         """Write down where everything is, and which children there are for the next kumadp to adopt."""
-        # Until an Envoy is known here, what a kumadp before this one wrote is the truth.
-        if self.component is None or not self._epochs:
+        # Until this Envoy is ours to tell of, what a kumadp before this one wrote is the truth.
+        if self.component is None or not self._began:
             return
         state, envoy = self._state, self.component
         others = self._names.children if self._names is not None else ()
@@ -185,6 +194,7 @@ class Running:
 
     def _started(self, epoch: int, pid: int) -> None:
         self._epochs[pid] = epoch
+        self._began = True
         if (relaying := self._configuration.relaying) is not None:
             relaying.relay.envoy_started(epoch, pid)
         self.note()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kumadp import __version__
 from kumadp.lifecycle.phases import Phase, check_move
+from kumadp.process.policy import ChildState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,7 +116,7 @@ class Status:
     def note_child(self, report: ChildReport) -> None:
         """Keep the newest report of a child."""
         self.children[report.name] = report
-        if report.name == "envoy" and report.last_exit:
+        if report.name == "envoy" and report.state in {ChildState.EXITED, ChildState.BACKOFF, ChildState.FATAL}:
             self._was_ready = False
 
     def note_version(self, program: str, version: str) -> None:

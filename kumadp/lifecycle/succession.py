@@ -14,6 +14,7 @@ from kumadp.host.serve import paused
 from kumadp.lifecycle.continuity import SECTION, Left, Source
 from kumadp.lifecycle.phases import Phase
 from kumadp.process.rehearse import rehearse
+from kumadp.process.supervise import Past
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,7 @@ async def succeed(
             envoy=state,
             memory=relaying.relay.export() if relaying is not None else None,
             access_logs=logs,
+            past={name: Past.of(report) for name, report in run.status.children.items()},
         )
         descriptors = (work.lock, *(child.output for child in children), *(logs.descriptors if logs else ()))
         return collect({SECTION: msgspec.msgpack.encode(content)}, descriptors, before)

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from kumadp.errors import ChildFailed, SpawnError
 from kumadp.process.child import Child, Command, ExitStatus
 from kumadp.process.policy import ChildState, GiveUp, RestartPolicy, decide
@@ -42,12 +44,30 @@ class ChildReport:
     causes: Mapping[str, int] = field(default_factory=dict)
 
 
+class Past(msgspec.Struct, frozen=True):
+    """What a program before us knew of a child's deaths, as in `ChildReport`."""
+
+    restarts: int = 0
+    last_exit: str = ""
+    died: float | None = None
+    causes: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, report: ChildReport) -> Past:
+        """What is to be known later on."""
+        return cls(report.restarts, report.last_exit, report.died, dict(report.causes))
+
+
+_NO_PAST = Past()
+
+
 class Supervisor:
     """A component that spawns a child, brings it up, and spawns it again when it ends.
 
     ``bring_up`` returns once the child does its job (it is cancelled when the child ends first) and may raise to end
     everything. ``permanent`` reads an exit and the last lines and returns why a restart would be useless, or None.
-    ``first`` is a child that runs already and is watched in place of the first one to be spawned.
+    ``first`` is a child that runs already and is watched in place of the first one to be spawned;
+    ``past`` is counted on from.
     """
 
     def __init__(
@@ -61,6 +81,7 @@ class Supervisor:
         changed: Callable[[ChildReport], None] = lambda _report: None,
         grace: float = 5.0,
         first: Child | None = None,
+        past: Past = _NO_PAST,
     ) -> None:
         self.name = name
         self.child: Child | None = None
@@ -73,11 +94,20 @@ class Supervisor:
         self._permanent = permanent
         self._changed = changed
         self._grace = grace
-        self._restarts = 0
-        self._causes = collections.Counter[str]()
-        self._last_exit = ""
-        self._died: float | None = None
-        self.report = ChildReport(name, ChildState.STOPPED, None, time.time(), 0, "")
+        self._restarts = past.restarts
+        self._causes = collections.Counter[str](past.causes)
+        self._last_exit = past.last_exit
+        self._died = past.died
+        self.report = ChildReport(
+            name,
+            ChildState.STOPPED,
+            None,
+            time.time(),
+            past.restarts,
+            past.last_exit,
+            died=past.died,
+            causes=dict(past.causes),
+        )
 
     async def run(self, up: Callable[[], None]) -> None:
         """Keep the child running until cancelled; raises ChildFailed with its story when it is given up."""

@@ -65,8 +65,8 @@ def test_nobody_notices(at: Lasting, mtls: bool) -> None:
             at.wait_state(daemon, "open")
             poll(lambda: at.settled(daemon), what="everything taken again", deadline=SOON)
             poll(lambda: at.plane.registered == [NODE], what="the Dataplane in the mesh", deadline=SOON)
-        status = at.status(daemon)
-        assert (status["pid"], status["started"], status["phase"]) == (daemon.pid, started, "READY")
+        status = at.wait_phase(daemon, "READY")
+        assert (status["pid"], status["started"]) == (daemon.pid, started)
         assert status["reexec"] == {"count": 2}
         assert (at.the_envoy(), envoy.ppid(), at.restarts(daemon)) == (envoy, daemon.pid, 0)
         assert _name(daemon) == "kuma-dp"

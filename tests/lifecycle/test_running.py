@@ -71,7 +71,7 @@ async def test_what_was_noted_last_is_what_stays(run: Run, monkeypatch: pytest.M
     async def known() -> State | None:
         return read_state(run.work.path)
 
-    made.note()
+    made._started(1, 17)
     await poll_async(began, what="the first look")
     component.generation = 2
     made.note()
@@ -91,13 +91,27 @@ async def test_what_is_noted_when_all_is_over_leaves_nothing(run: Run) -> None:
     made.component = Component()  # type: ignore[assignment]
     loop, threads = asyncio.get_running_loop(), ThreadPoolExecutor(1)
     loop.set_default_executor(threads)
-    made.note()
+    made._started(1, 17)
     await made.forget()
     threads.shutdown(wait=True)
     loop.set_default_executor(ThreadPoolExecutor())
     await asyncio.sleep(0)
     await made.written()
     assert [path.name for path in run.work.path.iterdir()] == []
+
+
+async def test_while_an_adopted_envoy_is_looked_at_the_file_of_before_goes_on_naming_it(run: Run) -> None:
+    run.before.envoy = Adopted(state_of(4), SimpleNamespace(pid=17), None)  # type: ignore[arg-type]
+    made = made_of(run)
+    made.component = Component()  # type: ignore[assignment]
+    loop, threads = asyncio.get_running_loop(), ThreadPoolExecutor(1)
+    loop.set_default_executor(threads)
+    made.note()
+    threads.shutdown(wait=True)
+    loop.set_default_executor(ThreadPoolExecutor())
+    await asyncio.sleep(0)
+    await made.written()
+    assert read_state(run.work.path) is None
 
 
 async def test_an_envoy_that_was_left_is_known_before_it_is_gone_on_with(run: Run) -> None:
