@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
     from kumadp.host.httpd import Handler, Limits
 
-BACKLOG = 128
+# What comes while one program follows another waits here, for seconds on a busy host. Where it is full, the kernel
+# drops the SYN, and the client tries again a second later (tcp(7), listen(2)).
+BACKLOG = 1024
 # How long requests that are in flight may take when serving pauses, and how long a connection that was just made may
-# take to say what it wants (seconds).
+# take to say what it wants (seconds). A kubelet's probe has one second in all, and the next program needs half of it.
 _IN_FLIGHT = 1.0
-_FIRST_REQUEST = 1.0
+_FIRST_REQUEST = 0.25
 
 
 def bind_tcp(
@@ -180,7 +182,7 @@ class _Site:
         server = Server(self._handler, self._silent.add, self._spoke, limits=self._limits, abandon=self._abandon)
         self._runner = web.ServerRunner(server, shutdown_timeout=_IN_FLIGHT)
         await self._runner.setup()
-        self._listener = web.SockSite(self._runner, self._socket)
+        self._listener = web.SockSite(self._runner, self._socket, backlog=BACKLOG)
         await self._listener.start()
 
     async def pause(self) -> None:
