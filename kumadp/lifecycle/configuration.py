@@ -58,11 +58,11 @@ class Configuration:
         run.status.counters["bootstrap"] = client.counted
         tokens, loop = TokenWatch(run.status, client.read_token), asyncio.get_running_loop()
         client.heard_token = lambda token: loop.call_soon_threadsafe(tokens.heard, token)
+        if settings.xds_transport_variant == "DELTA_GRPC":
+            log.info("DELTA_GRPC is not announced: kumadp has the control plane speak state of the world")
         relay: Path | None = None
         if settings.xds_relay == "on":
             relay = relay_socket_path(run.name, run.work.path, run.environ)
-            if settings.xds_transport_variant == "DELTA_GRPC":
-                log.info("DELTA_GRPC is not announced: kumadp's relay speaks state of the world")
             # In 40 ms, while the control plane is asked.
             self._module = asyncio.create_task(asyncio.to_thread(import_module, "kumadp.lifecycle.relaying"))
             self._last_good = await self._read_last_good(versions[0].version)

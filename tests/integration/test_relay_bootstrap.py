@@ -76,6 +76,18 @@ def test_it_is_applied_at_once_where_that_is_set(alone: Rig, plane: XdsControlPl
         assert alone.serves()
 
 
+@pytest.mark.parametrize("relay", ["on", "off"])
+def test_delta_is_not_announced_and_that_is_one_line(alone: Rig, relay: str) -> None:
+    variant = {"KUMA_DATAPLANE_RUNTIME_ENVOY_XDS_TRANSPORT_PROTOCOL_VARIANT": "DELTA_GRPC"}
+    with alone.run(f"--xds-relay={relay}", environment=variant) as daemon:
+        daemon.wait_ready()
+        alone.wait_traffic()
+        told = [line for line in daemon.output().splitlines() if "DELTA_GRPC" in line or "PROTOCOL_VARIANT" in line]
+        (line,) = [line for line in told if "settings: " not in line]
+        assert "DELTA_GRPC is not announced" in line
+        assert '"DELTA_GRPC"' not in get(alone.ports.admin, "/config_dump")[1]
+
+
 def test_without_the_relay_no_reload_is_done(alone: Rig) -> None:
     with alone.run("--xds-relay=off") as daemon:
         daemon.wait_ready()

@@ -272,9 +272,9 @@ def test_standalone_says_what_does_nothing() -> None:
 
 
 def test_what_has_no_effect_yet_is_told_once() -> None:
-    variant = "KUMA_DATAPLANE_RUNTIME_ENVOY_XDS_TRANSPORT_PROTOCOL_VARIANT"
-    resolved = run({}, {variant: "DELTA_GRPC", "KUMA_DATAPLANE_RUNTIME_OTEL_PIPE_ENABLED": "true"})
-    assert resolved.warnings == (f"no effect yet: {variant}",)
+    backoff = "KUMA_DATAPLANE_RESILIENT_COMPONENT_MAX_BACKOFF"
+    resolved = run({}, {backoff: "10s", "KUMA_DATAPLANE_RUNTIME_OTEL_PIPE_ENABLED": "true"})
+    assert resolved.warnings == (f"no effect yet: {backoff}",)
 
 
 def test_secrets_are_masked_in_display() -> None:
