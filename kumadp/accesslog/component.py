@@ -113,7 +113,7 @@ class AccessLogs:
         )
 
     def status(self) -> dict[str, object]:
-        """JSON types: lines read, malformed, sent and dropped, each destination; how often the FIFO was nearly full."""
+        """JSON types: lines read, malformed, sent and dropped, each destination; how often the FIFO was full."""
         known = self._destinations
         return {
             "fifo": str(self._path),

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import select
 import stat
 import struct
 import termios
@@ -45,13 +46,16 @@ def open_fifo(path: Path) -> tuple[int, bytes]:
 
 
 def remove_unheld(path: Path) -> None:
-    """Remove the FIFO unless somebody still writes to it."""
-    if _waiting_in(path) is None:
+    """Remove the FIFO unless somebody still writes to it. What waits in it then stays, for the next one who reads."""
+    if _waiting_in(path, take=False) is None:
         path.unlink(missing_ok=True)
 
 
-def _waiting_in(path: Path) -> bytes | None:
-    """What waits in a FIFO of ours that somebody has open for writing; None where it is nothing of the kind."""
+def _waiting_in(path: Path, *, take: bool = True) -> bytes | None:
+    """What waits in a FIFO of ours that somebody has open for writing; None where it is nothing of the kind.
+
+    Without ``take`` nothing is taken out of it: empty.
+    """
     try:
         found = path.lstat()
         if not stat.S_ISFIFO(found.st_mode) or found.st_uid != os.geteuid():
@@ -61,6 +65,9 @@ def _waiting_in(path: Path) -> bytes | None:
         return None
     waiting = b""
     try:
+        # What nobody has open holds nothing.
+        if not take and _unread(descriptor):
+            return b""
         # A read is the only one to tell "nothing yet" from "nobody": poll(2) does so for those alone that it saw come.
         while data := os.read(descriptor, SIZE):
             waiting += data
@@ -71,10 +78,15 @@ def _waiting_in(path: Path) -> bytes | None:
     return None
 
 
+def _unread(descriptor: int) -> int:
+    found: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
+    return found
+
+
 class LineReader:
     """Hands over whole lines, without their ends, as they come; owns the descriptor.
 
-    ``too_long`` hears of each line that was thrown away for its length, ``behind`` that the FIFO is nearly full.
+    ``too_long`` hears of each line that was thrown away for its length, ``behind`` that the FIFO was found full.
     """
 
     def __init__(
@@ -91,6 +103,8 @@ class LineReader:
         self._behind = behind
         self._rest = b""
         self._cutting = False
+        self._room = select.poll()
+        self._room.register(descriptor, select.POLLOUT)
         self._most = fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
         self._waiting = waiting
 
@@ -117,18 +131,14 @@ class LineReader:
         os.close(self.descriptor)
 
     def _readable(self) -> int:
+        if not self._room.poll(0):
+            self._behind()
         try:
             data = os.read(self.descriptor, CHUNK)
         except BlockingIOError:
             return 0
-        if len(data) == CHUNK and self._left() > self._most * 7 // 8:
-            self._behind()
         self._split(data)
         return len(data)
-
-    def _left(self) -> int:
-        found: int = struct.unpack("i", fcntl.ioctl(self.descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
-        return found
 
     def _split(self, data: bytes) -> None:
         lines = data.split(b"\n")

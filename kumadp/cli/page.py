@@ -123,6 +123,8 @@ def _control_plane(status: Status, now: float) -> Iterator[str]:
 def _drops(status: Status) -> Iterator[str]:
     if lost := status.get("log", {}).get("dropped"):
         yield f"{lost} log lines"
+    if lost := status.get("access_logs", {}).get("dropped"):
+        yield f"{lost} lines of access logs"
 
 
 def _expiry(at: float | None, now: float) -> str:

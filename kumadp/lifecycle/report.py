@@ -110,7 +110,7 @@ class AccessLogStatus(Struct, forbid_unknown_fields=True):
     malformed: Annotated[int, _field("Of those, what could not be understood.")]
     sent: int
     dropped: int
-    behind: Annotated[int, _field("How often the FIFO was found nearly full.")]
+    behind: Annotated[int, _field("How often the FIFO was found full.")]
     destinations: dict[str, LogDestination]
 
 

@@ -217,7 +217,7 @@ def _access_logs(logs: Mapping[str, Any]) -> Iterator[Metric]:
     yield _counter("access_log_malformed_lines", "Those that could not be understood.", logs["malformed"])
     yield _counter("access_log_sent_lines", "Those that were sent.", logs["sent"])
     yield _counter("access_log_dropped_lines", "Those that there was no room for.", logs["dropped"])
-    yield _counter("access_log_behind", "How often the FIFO was found nearly full.", logs["behind"])
+    yield _counter("access_log_behind", "How often the FIFO was found full, and Envoy waited.", logs["behind"])
     up = GaugeMetricFamily(
         "kumadp_access_log_destination_connected", "Whether there is a connection.", labels=["destination"]
     )

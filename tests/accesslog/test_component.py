@@ -389,6 +389,23 @@ def _duplicated(handed: HandedLogs) -> HandedLogs:
     return replace(handed, descriptor=double(handed.descriptor), destinations=ones)
 
 
+@on_both_loops
+async def test_that_it_is_read_too_slowly_is_told_and_costs_no_line(
+    tmp_path: Path, sink: Sink, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Envoy's thread waits then: an event loop that stands still for a while."""
+    line = f"{sink.address};{'x' * 90}\n".encode()
+    async with running(tmp_path / "al", Limits(lines=1_000_000, size=1 << 30, total=1 << 30)) as logs:
+        written = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                written += os.write(logs.writer, line * 30) // len(line)
+        await until(sink, written)
+        assert logs.logs.status()["behind"] == 1
+        assert logs.logs.status()["dropped"] == 0
+        assert "come faster than they can be read" in caplog.text
+
+
 def test_a_fifo_that_an_envoy_holds_stays(tmp_path: Path) -> None:
     """What waits in it is read too."""
     path = tmp_path / "al"
@@ -400,10 +417,16 @@ def test_a_fifo_that_an_envoy_holds_stays(tmp_path: Path) -> None:
     os.close(first)
     second, waiting = fifo.open_fifo(path)
     assert (path.stat().st_ino, waiting) == (node, b"left\n")
+    os.write(envoy, b"more\n")
+    os.close(second)
+    fifo.remove_unheld(path)
+    assert path.exists()
+    second, waiting = fifo.open_fifo(path)
+    assert waiting == b"more\n"
+    os.close(second)
     fifo.remove_unheld(path)
     assert path.exists()
     os.close(envoy)
-    os.close(second)
     fifo.remove_unheld(path)
     assert not path.exists()
 

@@ -98,12 +98,18 @@ def test_the_control_plane_and_what_it_gave() -> None:
         "by_guard": False,
     }
     away = relay(state="backoff", connected_since=None, last_error="Connection refused", last_rejection=rejection)
-    status |= {"relay": away, "token_expires": NOW - 60, "log": {"dropped": 3}, "stale_since": NOW - 3600}
+    status |= {
+        "relay": away,
+        "token_expires": NOW - 60,
+        "log": {"dropped": 3},
+        "access_logs": {"dropped": 2},
+        "stale_since": NOW - 3600,
+    }
     text = "\n".join(page(status, NOW))
     assert "https://cp:5678: backoff for 2m, Connection refused\n" in text
     assert r"Listener v2: no \x1b[31mroute" in text, "what a peer says moves no cursor"
     assert "token          expired 1m ago" in text
-    assert "drops          3 log lines" in text
+    assert "drops          3 log lines, 2 lines of access logs" in text
     assert "serving the last good configuration, of 1h ago" in text
     assert "never expires" in "\n".join(page({**status, "token_expires": None}, NOW))
 
