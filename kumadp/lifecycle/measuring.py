@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+    from kumadp.metrics.dns import Counted
     from kumadp.metrics.own import Own
 
 
@@ -28,10 +29,20 @@ class Measuring:
         self._own: Own | None = None
 
     def add(self, more: Callable[[], Iterable[Metric]]) -> None:
-        """Ask this part for families of its own too, as the resolver for ``kuma_dp_dns_``."""
+        """Ask this part for families of its own too."""
         self._more.append(more)
         if self._own is not None:
             self._own.add(more)
+
+    def count_dns(self, counted: Callable[[], tuple[Counted, int, Mapping[str, str]]]) -> None:
+        """Tell of the resolver: its counters, how many names it has, and the control plane's labels for them."""
+
+        def more() -> Iterable[Metric]:
+            from kumadp.metrics.dns import families
+
+            return families(*counted())
+
+        self.add(more)
 
     def own(self) -> bytes:
         """In Prometheus' text format 0.0.4, on the event loop; `ready` first, or the first time takes 35 ms."""

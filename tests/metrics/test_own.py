@@ -16,6 +16,7 @@ from kumadp.metrics.lag import LoopLag
 from kumadp.metrics.own import PHASES, Own
 from kumadp.process.policy import ChildState
 from kumadp.process.supervise import CAUSES, ChildReport
+from tests.metrics.test_dns import Counters
 from tests.support.loops import on_both_loops
 from tests.support.poll import poll_async
 from tests.support.prometheus import lint
@@ -195,6 +196,8 @@ async def test_parts_may_add_families() -> None:
     assert kind.startswith("text/plain; version=0.0.4")
     measuring.add(lambda: [GaugeMetricFamily("kuma_dp_dns_more", "More.", 1)])
     assert b"kuma_dp_dns_more" in measuring.own()
+    measuring.count_dns(lambda: (Counters(), 42, {"mesh": "default"}))
+    assert b'kuma_dp_dns_queries_total{mesh="default",qtype="A",source="local"} 11.0' in measuring.own()
 
 
 @pytest.mark.parametrize("state", [state.name for state in ChildState])
