@@ -65,6 +65,7 @@ def test_each_file_of_the_lifecycle_knows_what_it_puts_together() -> None:
         "context.py",
         "continuity.py",
         "kuma.py",
+        "metering.py",
         "relaying.py",
         "sources.py",
     }

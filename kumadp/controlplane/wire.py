@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,15 @@ def encode_request(facts: RequestFacts) -> bytes:
     return json.dumps(body, indent=1, ensure_ascii=False).encode()
 
 
+class Aggregated(NamedTuple):
+    """An application whose metrics a Mesh or Dataplane names; ``address`` empty: the data plane's own."""
+
+    name: str
+    address: str
+    port: int
+    path: str
+
+
 @dataclass(frozen=True, slots=True)
 class BootstrapAnswer:
     """What the control plane answered: the bootstrap's YAML and what it says for the sidecar itself.
@@ -91,6 +100,7 @@ class BootstrapAnswer:
     corefile_template: str | None
     address: str
     url: str = ""
+    aggregate: tuple[Aggregated, ...] = ()
 
 
 class UndecodableAnswer(ValueError):
@@ -106,6 +116,13 @@ def decode_answer(body: bytes, url: str = "") -> BootstrapAnswer:
         networking = sidecar.get("networking") or {}
         template = networking.get("corefileTemplate")
         corefile = base64.b64decode(template).decode() if template else None
-        return BootstrapAnswer(text, corefile, str(networking.get("address") or ""), url)
+        aggregate = tuple(map(_aggregated, (sidecar.get("metrics") or {}).get("aggregate") or ()))
+        return BootstrapAnswer(text, corefile, str(networking.get("address") or ""), url, aggregate)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
         raise UndecodableAnswer(f"the answer is not a bootstrap: {type(error).__name__}") from None
+
+
+def _aggregated(told: dict[str, Any]) -> Aggregated:
+    texts = (str(told.get(key) or "") for key in ("name", "address", "path"))
+    name, address, path = texts
+    return Aggregated(name, address, int(told.get("port") or 0), path)

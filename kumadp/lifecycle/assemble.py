@@ -197,7 +197,9 @@ class Assembly:
     async def _start_envoy(
         self, binary: Path, source: Source, dns: DnsPlan | None, corefile_template: str | None
     ) -> None:
+        from kumadp.dynconf.bodies import MESH_METRIC
         from kumadp.lifecycle.dynamic import Dynamic
+        from kumadp.lifecycle.metering import Metering
         from kumadp.lifecycle.renewal import Renewal
         from kumadp.lifecycle.running import Running
 
@@ -208,7 +210,11 @@ class Assembly:
         if names is not None:
             await names.start(corefile_template)
         self._renewal = Renewal(run, configuration, running, source, self._read_again)
-        dynamic = Dynamic(run, running, configuration.relaying) if run.mesh is None else None
+        dynamic = None
+        if run.mesh is None:
+            metering = Metering(run, configuration, admin=self._admin, names=names)
+            handlers = {MESH_METRIC: (metering.apply,)}
+            dynamic = Dynamic(run, running, configuration.relaying, handlers)
         await running.start(source)
         if dynamic is not None:
             run.stack.start(dynamic.component)

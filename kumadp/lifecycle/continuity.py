@@ -17,6 +17,7 @@ import msgspec
 from kumadp.accesslog.component import HandedLogs  # noqa: TC001 - msgspec reads the annotations
 from kumadp.bootstrap.public import without_token
 from kumadp.bootstrap.store import write_private
+from kumadp.controlplane.wire import Aggregated  # noqa: TC001 - msgspec reads the annotations
 from kumadp.envoy.reload import Adopted, EnvoyState
 from kumadp.errors import HandoverFailed
 from kumadp.host.state import ChildRecord, adoptable, read_state, record, strays
@@ -51,15 +52,18 @@ class Source(msgspec.Struct, frozen=True):
     corefile_template: str | None
     at: float
     address: str = ""
+    aggregate: tuple[Aggregated, ...] = ()
 
     @classmethod
     def of(cls, fetched: Fetched) -> Source:
         """What of it may be left to others."""
-        return cls(without_token(fetched.tree), fetched.corefile_template, fetched.at, fetched.address)
+        return cls(
+            without_token(fetched.tree), fetched.corefile_template, fetched.at, fetched.address, fetched.aggregate
+        )
 
     def fetched(self) -> Fetched:
         """As it was."""
-        return Fetched(self.tree, self.corefile_template, self.at, address=self.address)
+        return Fetched(self.tree, self.corefile_template, self.at, "", self.address, self.aggregate)
 
 
 class Left(msgspec.Struct, frozen=True):

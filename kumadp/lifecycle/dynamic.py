@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kumadp.dynconf.component import DynamicConfiguration
 from kumadp.host.sockets import DYNAMIC_CONFIGURATION, kuma_socket
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kumadp.dynconf.follower import Handler
     from kumadp.lifecycle.context import Run
     from kumadp.lifecycle.relaying import Relaying
     from kumadp.lifecycle.running import Running
@@ -17,13 +20,19 @@ _LISTENER = ".Listener"
 
 
 class Dynamic:
-    """Makes the component, which is to be started with Envoy, and has it told of Envoy and of the relay."""
+    """Makes the component, which is to be started with Envoy, and has it told of Envoy and of the relay.
 
-    def __init__(self, run: Run, running: Running, relaying: Relaying | None) -> None:
+    ``handlers``: the owners of each path's body, called one after another.
+    """
+
+    def __init__(
+        self, run: Run, running: Running, relaying: Relaying | None, handlers: Mapping[str, Sequence[Handler]]
+    ) -> None:
         self._status = run.status
+        owners = {path: _all_of(each) for path, each in handlers.items()}
         socket = kuma_socket(run.work.sockets, DYNAMIC_CONFIGURATION)
         self.component = DynamicConfiguration(
-            socket, run.settings.dynconf_refresh_interval, concern=self._concern, told=relaying is not None
+            socket, run.settings.dynconf_refresh_interval, owners, concern=self._concern, told=relaying is not None
         )
         running.serves = self.component.envoy
         if relaying is not None:
@@ -36,3 +45,11 @@ class Dynamic:
     def _accepted(self, type_url: str) -> None:
         if type_url.endswith(_LISTENER):
             self.component.wake()
+
+
+def _all_of(handlers: Sequence[Handler]) -> Handler:
+    async def handle(body: Any) -> None:
+        for handler in handlers:
+            await handler(body)
+
+    return handle

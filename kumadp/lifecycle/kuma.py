@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kumadp.controlplane.client import Trust
+    from kumadp.controlplane.wire import Aggregated
     from kumadp.envoy.version import EnvoyVersion
     from kumadp.host.workdir import WorkDir
     from kumadp.lifecycle.plan import DnsPlan
@@ -38,6 +39,7 @@ class Fetched:
     """A bootstrap as the control plane at ``url`` made it; ``at`` in seconds since 1970.
 
     ``address`` is the data plane's, as the control plane knows it; empty in those from before this kumadp.
+    ``aggregate``: applications whose metrics are scraped, the way from before MeshMetric.
     """
 
     tree: dict[str, Any]
@@ -45,6 +47,7 @@ class Fetched:
     at: float
     url: str = ""
     address: str = ""
+    aggregate: tuple[Aggregated, ...] = ()
 
 
 class KumaClient:
@@ -98,7 +101,7 @@ class KumaClient:
         )
         self.counted["answered"] += 1
         tree = await asyncio.to_thread(parse_bootstrap, answer.bootstrap)
-        return Fetched(tree, answer.corefile_template, time.time(), answer.url, answer.address)
+        return Fetched(tree, answer.corefile_template, time.time(), answer.url, answer.address, answer.aggregate)
 
     def trust(self) -> Trust:
         """The CA as it is now. May block. Raises ControlPlaneRefused."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from kumadp import __version__
+from kumadp.host.outward import outward_socket
 from kumadp.probes.asked import PREFIX, read_scheme
 from kumadp.probes.headers import forwarded
 
@@ -36,11 +37,7 @@ MAX_BODY = 10 * 1024
 MAX_HEAD = 1 << 20
 MOST_REQUESTS = 10
 CHECK = "/grpc.health.v1.Health/Check"
-# What transparent proxying passes by on its way to the application (Kuma: `kumactl install transparent-proxy`).
-SOURCES = {socket.AF_INET: "127.0.0.6", socket.AF_INET6: "::6"}
 _REDIRECTS = {301, 302, 303, 307, 308}
-# ip(7), Linux 4.2: the port of a socket that is bound to an address is chosen when it connects. In Python from 3.12 on.
-_BIND_ADDRESS_NO_PORT = 24
 
 
 class Asker:
@@ -148,15 +145,7 @@ class Asker:
 
     def socket(self, family: int) -> socket.socket:
         """A socket to connect with."""
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        if self._sourced:
-            try:
-                sock.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
-                sock.bind((SOURCES[socket.AddressFamily(family)], 0))
-            except OSError:
-                # ::6 is there where IPv6 is redirected, and nowhere else.
-                log.debug("no source address %s", SOURCES[socket.AddressFamily(family)])
-        return sock
+        return outward_socket(family, sourced=self._sourced)
 
 
 def authority(host: str, port: int) -> str:

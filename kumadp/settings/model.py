@@ -119,6 +119,7 @@ class Settings:
     virtual_probes_ports: tuple[int, ...] = option("integers", (), "With --virtual-probes on and no `probes`: application ports that /<port>/<path> may ask.", flags="--virtual-probes-ports", key="kumadp.virtualProbes.ports", group=OURS, **PORT)
     probe_proxy_allow: str = option("text", "auto", "What the application probe proxy may ask: the applications behind the Dataplane's inbounds, or any port; auto is any on Kubernetes. Never kumadp's and Envoy's own ports.", flags="--probe-proxy-allow", key="kumadp.probeProxy.allow", group=OURS, choices=("auto", "dataplane", "any"))
     probe_proxy_ports: tuple[int, ...] = option("integers", (), "More ports that it may ask.", flags="--probe-proxy-ports", key="kumadp.probeProxy.ports", group=OURS, **PORT)
+    metrics_source_limit: int = option("integer", 16, "Largest exposition of an application that is passed on, in MB; it is held in memory while Envoy's is sent.", flags="--metrics-source-limit", key="kumadp.metrics.sourceLimit", group=OURS, minimum=1)
     use_uvloop: bool = option("boolean", True, "Use uvloop where it is installed.", flags="--uvloop", key="kumadp.uvloop", group=OURS)
 
     url: str = option("text", "", "What to ask, on loopback; empty: every kumadp that runs here, else http://localhost:9901/ready.", flags="--url", group=WAIT, commands=("wait",))

@@ -85,3 +85,11 @@ def need_nft() -> None:
     """nftables and util-linux."""
     if shutil.which("nft") is None or shutil.which("setpriv") is None:
         missing("no nft or setpriv here: install nftables and util-linux")
+
+
+def need_program(name: str, package: str) -> str:
+    """Path of a program, which is in the Debian package ``package``."""
+    on_path = shutil.which(name)
+    if on_path is None:
+        missing(f"no {name} here: install {package}")
+    return on_path

@@ -1,0 +1,158 @@
+"""What the legacy path does to Envoy's metrics (Kuma 2.8 to 2.14): clusters of one service become one.
+
+Kuma splits a service into clusters whose names end in a hash, and Envoy counts each by itself. Here the hash is cut and
+equal series are summed, a family at a time, and what is traffic of the mesh gets a label that says so.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from kumadp.metrics.exposition import SAMPLE, SLICE, Piece
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from kumadp.metrics.exposition import Family
+
+CLUSTER, HTTP = b'envoy_cluster_name="', b'envoy_http_conn_manager_prefix="'
+_MARK = b',kuma_io_mesh_traffic="true"} '
+_END = b'"} '
+_NOT_CLUSTERS = (
+    b"ads_cluster",
+    b"access_log_sink",
+    b"system_ads",
+    b"system_access_log_sink",
+    b"kuma_envoy_admin",
+    b"kuma_metrics_hijacker",
+)
+_NOT_PREFIXES = (b"admin", b"kuma_envoy_admin", b"kuma_metrics_prometheus")
+_VALUE = rb'((?:[^"\\\n]|\\[^\n])*+)"'
+_HASH = re.compile(rb'-[0-9a-fA-F]{16}"')
+_HASHED = re.compile(rb'([{,]envoy_cluster_name="[^"\\\n]*?)-[0-9a-fA-F]{16}"')
+
+
+class Clusters:
+    """Takes the pieces of an exposition and gives those to be told, in their order.
+
+    A family of clusters is held until its end. One in which a sample has no cluster is left out alone, and counted in
+    ``skipped``; kuma-dp then drops everything.
+    """
+
+    def __init__(self) -> None:
+        self._family: Family | None = None
+        self._kind = b""
+        self._held: list[bytes] = []
+        self.skipped = 0
+
+    def take(self, piece: Piece) -> Iterator[Piece]:
+        """What can be told now."""
+        family, samples = piece
+        if family is not self._family:
+            yield from self.end()
+            self._family = family
+            # The first metric says what kind of family it is.
+            first = samples[: samples.find(b"\n") + 1]
+            self._kind = CLUSTER if _has(first, CLUSTER) else HTTP if _has(first, HTTP) else b""
+        if self._kind == CLUSTER:
+            self._held.append(samples)
+        elif self._kind == HTTP:
+            yield Piece(family, _mark(samples, HTTP, _NOT_PREFIXES))
+        else:
+            yield piece
+
+    def end(self) -> Iterator[Piece]:
+        """What is held back: to be called when all pieces were there."""
+        family, held, self._family, self._held = self._family, self._held, None, []
+        if family is None or not held:
+            return
+        if any(not _all_have(samples, CLUSTER) for samples in held):
+            self.skipped += 1
+            return
+        held.reverse()
+        if any(_HASH.search(samples) for samples in held):
+            yield from (Piece(family, lines) for lines in _marked(_summed(held)))
+            return
+        while held:
+            yield Piece(family, _mark(held.pop(), CLUSTER, _NOT_CLUSTERS))
+
+
+def _has(line: bytes, label: bytes) -> bool:
+    return b"{" + label in line or b"," + label in line
+
+
+def _all_have(lines: bytes, label: bytes) -> bool:
+    return lines.count(b"{" + label) + lines.count(b"," + label) == lines.count(b"\n") or all(
+        _has(line, label) for line in lines.splitlines()
+    )
+
+
+def _marked(parts: Iterable[bytes]) -> Iterator[bytes]:
+    return (_mark(part, CLUSTER, _NOT_CLUSTERS) for part in parts)
+
+
+def _mark(lines: bytes, label: bytes, without: tuple[bytes, ...]) -> bytes:
+    """With the label of the mesh's traffic, last, where ``label`` is there and not one of ``without``."""
+    if lines.count(_END) == lines.count(b"\n") and _all_have(lines, label):
+        marked = lines.replace(_END, b'"' + _MARK)
+        for value in without:
+            if label + value + b'"' in marked:
+                spared = rb"([{,]" + re.escape(label + value) + rb'"[^\n]*+)\n'
+                marked = re.sub(spared, lambda match: match[1].replace(_MARK, b"} ") + b"\n", marked)
+        return marked
+    return b"".join(_mark_line(line, label, without) for line in lines.splitlines(keepends=True))
+
+
+def _mark_line(line: bytes, label: bytes, without: tuple[bytes, ...]) -> bytes:
+    found = re.search(rb"[{,]" + re.escape(label) + _VALUE, line)
+    if found is None or found[1] in without:
+        return line
+    end = line.rindex(b"}")
+    return line[:end].rstrip(b" \t,") + _MARK + line[end + 1 :].lstrip(b" \t")
+
+
+def _summed(held: list[bytes]) -> Iterator[bytes]:
+    """Equal series as one, in slices; ``held`` is used up, from its end."""
+    values: dict[bytes, bytes] = {}
+    sums: dict[bytes, float] = {}
+    while held:
+        for line in _HASHED.sub(rb'\1"', held.pop()).splitlines():
+            series, _, value = line.rpartition(b" ")
+            if series[-1:] != b"}":
+                # A time, which a sum does not have, or spaces where others have one.
+                series, value = _taken_apart(line)
+            if series in values:
+                sums[series] = _number(value) + (sums[series] if series in sums else _number(values[series]))
+            else:
+                values[series] = value
+        # Told as a piece of nothing, so that whoever asks can do other things in between.
+        yield b""
+    size, lines = 0, []
+    for series, value in values.items():
+        lines.append(b"%b %b\n" % (series, _text(sums[series]) if series in sums else value))
+        size += len(lines[-1])
+        if size > SLICE:
+            yield b"".join(lines)
+            size, lines = 0, []
+    yield b"".join(lines)
+
+
+def _taken_apart(line: bytes) -> tuple[bytes, bytes]:
+    match = SAMPLE.match(line)
+    return (match[1], match[2]) if match is not None else (line, b"0")
+
+
+def _number(text: bytes) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _text(number: float) -> bytes:
+    """As both formats have it."""
+    if math.isfinite(number):
+        return b"%d" % number if number.is_integer() and abs(number) < 1e15 else repr(number).encode()
+    return b"NaN" if math.isnan(number) else b"+Inf" if number > 0 else b"-Inf"
