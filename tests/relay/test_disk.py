@@ -374,8 +374,12 @@ async def test_changes_that_come_together_are_one_write(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(disk, "write", count)
     kept = Kept(tmp_path)
-    for number in range(100):
-        kept.content = Content(bootstrap(), None, memory(clusters=response(CLUSTER, plain_cluster(f"c-{number}"))))
+    # Made before: it takes longer than a busy host may spend between two changes that come together.
+    tree = bootstrap()
+    contents = [
+        Content(tree, None, memory(clusters=response(CLUSTER, plain_cluster(f"c-{number}")))) for number in range(100)
+    ]
+    for kept.content in contents:
         kept.store.changed()
         await asyncio.sleep(0)
     await kept.store.close()
