@@ -22,7 +22,7 @@ from kumadp.lifecycle.drain import Step, plan_drain
 from kumadp.lifecycle.loop import Asked, Outcome, RunLoop
 from kumadp.lifecycle.names import Names
 from kumadp.lifecycle.notifying import Notifying
-from kumadp.lifecycle.plan import check_plan, envoy_addresses, own_addresses, plan_dns, way_of
+from kumadp.lifecycle.plan import check_plan, envoy_addresses, min_drain_time, own_addresses, plan_dns, way_of
 from kumadp.lifecycle.probing import Places, start_proxy
 from kumadp.lifecycle.servers import resolved_probes, start_probes, start_servers
 
@@ -317,8 +317,14 @@ class Assembly:
         envoy = self._running.component if self._running is not None else None
         # One that was left serves already, while it is still being taken over.
         runs = envoy.runs if envoy is not None else self._run.before.envoy is not None
-        drain_time = self._run.settings.drain_time
-        return plan_drain(envoy_runs=runs, inbound_drained=self._inbound_drained, drain_time=drain_time)
+        settings = self._run.settings
+        return plan_drain(
+            envoy_runs=runs,
+            inbound_drained=self._inbound_drained,
+            drain_time=settings.drain_time,
+            min_drain_time=min_drain_time(settings, self._run.environ),
+            pre_drain_delay=settings.pre_drain_delay,
+        )
 
     async def fail_health_checks(self) -> None:
         """Ask Envoy to fail its health checks."""
@@ -333,6 +339,13 @@ class Assembly:
         """Ask Envoy to drain inbound."""
         if (envoy := await self._envoy()) is not None:
             await envoy.drain_inbound()
+
+    async def idle(self) -> None:
+        """Return once the workload has no connection through Envoy."""
+        from kumadp.envoy.idle import until_idle
+
+        if (envoy := await self._envoy()) is not None:
+            await until_idle(envoy.admin)
 
     async def envoy_gone(self) -> None:
         """Return once Envoy has ended."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from kumadp.errors import ExitCode, KumadpError
 from kumadp.host.handover import release_signals
-from kumadp.lifecycle.drain import FailHealthChecks, Step, Wait
+from kumadp.lifecycle.drain import Announce, FailHealthChecks, Step, Wait
 from kumadp.lifecycle.phases import Phase
 
 if TYPE_CHECKING:
@@ -129,6 +129,9 @@ class Daemon(Protocol):
 
     async def envoy_gone(self) -> None:
         """Return once Envoy has ended."""
+
+    async def idle(self) -> None:
+        """Return once the workload has no connection through Envoy."""
 
     def is_essential(self, part: str) -> bool:
         """Whether the daemon cannot go on without this component."""
@@ -327,12 +330,30 @@ class RunLoop:
         for step in steps:
             if isinstance(step, FailHealthChecks):
                 await self._bounded(self._daemon.fail_health_checks(), "failing Envoy's health checks", step.deadline)
-            elif isinstance(step, Wait):
-                log.info("draining for at most %.1f s", step.seconds)
+            elif isinstance(step, Announce):
+                log.info("for %.1f s everything is served as before, readiness says TERMINATING", step.seconds)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(step.seconds):
                         await self._daemon.envoy_gone()
-                        log.info("Envoy is gone: the drain ends")
+            elif isinstance(step, Wait):
+                await self._wait(step)
+
+    async def _wait(self, step: Wait) -> None:
+        log.info("draining for at most %.1f s", step.seconds)
+        ends = [self._spawn(self._daemon.envoy_gone(), "Envoy is gone")]
+        if step.at_least is not None:
+            ends.append(self._spawn(self._idle(step.at_least), "nobody is connected any more"))
+        try:
+            done, _ = await asyncio.wait(ends, timeout=step.seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+        for end in done:
+            log.info("%s: the drain ends", end.get_name())
+
+    async def _idle(self, at_least: float) -> None:
+        await asyncio.sleep(at_least)
+        await self._daemon.idle()
 
     async def _bounded(self, call: Coroutine[object, object, None], what: str, deadline: float = 5.0) -> None:
         try:

@@ -24,6 +24,8 @@ LOOPBACK = "127.0.0.1"
 DEFAULT_ADMIN_PORT = 9901
 WAY = "configured by "
 ENVOY_RESTART_BUDGET = 5
+# How long others may go on sending after the control plane was told (seconds); then who has nothing to do may go.
+MIN_DRAIN_TIME = 5.0
 
 
 def way_of(settings: Settings, *, standalone: bool) -> str:
@@ -172,3 +174,10 @@ def envoy_budget(settings: Settings, environ: Mapping[str, str]) -> int:
     if settings.envoy_restart_budget is not None:
         return settings.envoy_restart_budget
     return 0 if on_kubernetes(environ) else ENVOY_RESTART_BUDGET
+
+
+def min_drain_time(settings: Settings, environ: Mapping[str, str]) -> float | None:
+    """Seconds of a drain with nothing to wait for: the setting, else all of it on Kubernetes (as kuma-dp), else 5."""
+    if settings.min_drain_time is not None:
+        return settings.min_drain_time
+    return None if on_kubernetes(environ) else MIN_DRAIN_TIME

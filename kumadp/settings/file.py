@@ -79,7 +79,7 @@ class _Reader:
         known = (*self._by_key, *self._groups)
         last = path.rpartition(".")[2].lower()
         same_end = [key for key in self._by_key if key.rpartition(".")[2].lower() == last]
-        near = difflib.get_close_matches(path, known, 1) or same_end[:1]
+        near = same_end[:1] or difflib.get_close_matches(path, known, 1)
         return f"did you mean {near[0]}?" if near else "configs/kumadp.yaml lists all keys"
 
     def _read(self, option: Option, node: yaml.Node) -> Found | None:

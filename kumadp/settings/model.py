@@ -99,6 +99,8 @@ class Settings:
 
     strict_admin: bool = option("boolean", False, "Refuse a bootstrap whose admin is not on loopback, instead of moving it there.", flags="--strict-admin", key="kumadp.strictAdmin", group=OURS)
     admin_port: int | None = option("integer", None, "Port of Envoy's admin, on loopback, where the Dataplane names none; 0: any free one.", flags="--admin-port", key="kumadp.adminPort", group=OURS, none_means="the control plane's", **PORT_OR_0)
+    min_drain_time: float | None = option("duration", None, "The drain ends before --drain-time when the workload has no connection any more, but not before this.", flags="--min-drain-time", key="kumadp.minDrainTime", group=OURS, minimum=0, none_means="5s, on Kubernetes all of --drain-time")
+    pre_drain_delay: float = option("duration", 0.0, "Before the drain: time in which only readiness says that this is the end, and everything is still accepted.", flags="--pre-drain-delay", key="kumadp.preDrainDelay", group=OURS, minimum=0)
     on_parent_death: str = option("text", "auto", "What happens to Envoy and CoreDNS when kumadp is killed: keep, so that the next one adopts them, or kill; auto keeps them, but not in containers, on Kubernetes and where the work directory is temporary.", flags="--on-parent-death", key="kumadp.onParentDeath", group=OURS, choices=("auto", "kill", "keep"))
     stop_grace: float = option("duration", 5.0, "Time between SIGTERM and SIGKILL for a child.", flags="--stop-grace", key="kumadp.stopGrace", group=OURS, minimum=0)
     xds_relay: str = option("text", "on", "Hold the stream to the control plane in kumadp, so that it outlives Envoy; off: Envoy connects by itself, as with kuma-dp.", flags="--xds-relay", key="kumadp.xdsRelay", group=OURS, choices=("on", "off"))

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from kumadp.errors import ChildFailed, ControlPlaneRefused, ExitCode, KumadpError, PortsTaken, Problem
-from kumadp.lifecycle.drain import FailHealthChecks, Step, Wait, plan_drain
+from kumadp.lifecycle.drain import Announce, FailHealthChecks, Step, Wait, plan_drain
 from kumadp.lifecycle.loop import Asked, Beat, PartEnded, Refused, RunLoop, SignalCame, StartEnded
 from kumadp.lifecycle.phases import IllegalMove, Phase, check_move
 from kumadp.lifecycle.status import Status
@@ -25,6 +25,9 @@ class RememberingDaemon:
         self.fail_admin = False
         self.hang_stop = False
         self.gone = asyncio.Event()
+        self.is_idle = asyncio.Event()
+        self.min_drain_time: float | None = None
+        self.pre_drain_delay = 0.0
         self.inbound_drained = False
         self.refuse: Exception | None = None
         self.fail_stop: Exception | None = None
@@ -46,7 +49,13 @@ class RememberingDaemon:
         self.calls.append("kill")
 
     def drain_steps(self) -> tuple[Step, ...]:
-        return plan_drain(envoy_runs=self.envoy_runs, inbound_drained=self.inbound_drained, drain_time=self.drain_time)
+        return plan_drain(
+            envoy_runs=self.envoy_runs,
+            inbound_drained=self.inbound_drained,
+            drain_time=self.drain_time,
+            min_drain_time=self.min_drain_time,
+            pre_drain_delay=self.pre_drain_delay,
+        )
 
     async def fail_health_checks(self) -> None:
         self.calls.append("fail health checks")
@@ -61,6 +70,9 @@ class RememberingDaemon:
 
     async def envoy_gone(self) -> None:
         await self.gone.wait()
+
+    async def idle(self) -> None:
+        await self.is_idle.wait()
 
     def is_essential(self, part: str) -> bool:
         return part == "envoy"
@@ -361,3 +373,57 @@ async def test_a_beat_is_taken_up_in_every_phase() -> None:
         await until("beat", daemon)
     os.kill(os.getpid(), signal.SIGTERM)
     assert (await run).code is ExitCode.FORCED
+
+
+async def test_a_drain_ends_when_the_work_does_but_not_before_its_least_time() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    daemon.min_drain_time = 0.05
+    daemon.is_idle.set()
+    run = asyncio.create_task(RunLoop(daemon).run())
+    await until(Phase.READY, daemon)
+    begun = asyncio.get_running_loop().time()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert (await run).code is ExitCode.OK
+    assert asyncio.get_running_loop().time() - begun >= 0.05
+
+
+async def test_a_drain_with_work_goes_on_until_it_ends() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    daemon.min_drain_time = 0.0
+    run = asyncio.create_task(RunLoop(daemon).run())
+    await until(Phase.READY, daemon)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await until("fail health checks", daemon)
+    assert not run.done()
+    daemon.is_idle.set()
+    assert (await run).code is ExitCode.OK
+
+
+async def test_before_the_drain_everything_is_served_while_readiness_says_no() -> None:
+    daemon = RememberingDaemon(drain_time=0.01)
+    daemon.pre_drain_delay = 3600
+    run = asyncio.create_task(RunLoop(daemon).run())
+    await until(Phase.READY, daemon)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await until(Phase.DRAINING, daemon)
+    assert daemon.status.ready_state == "TERMINATING"
+    assert "fail health checks" not in daemon.calls
+    # A second signal cuts this short as well.
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert (await run).code is ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("least", "delay", "steps"),
+    [
+        (None, 0.0, (FailHealthChecks(), Wait(30, None))),
+        (5.0, 0.0, (FailHealthChecks(), Wait(30, 5.0))),
+        (60.0, 0.0, (FailHealthChecks(), Wait(30, 30))),
+        (0.0, 2.0, (Announce(2.0), FailHealthChecks(), Wait(30, 0.0))),
+    ],
+)
+def test_the_steps_of_a_drain(least: float | None, delay: float, steps: tuple[Step, ...]) -> None:
+    planned = plan_drain(
+        envoy_runs=True, inbound_drained=False, drain_time=30, min_drain_time=least, pre_drain_delay=delay
+    )
+    assert planned == steps

@@ -1,0 +1,56 @@
+"""Which connections are the workload's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kumadp.envoy.idle import workload_connections
+
+
+def listener(name: str, host: str, port: int, *more: tuple[str, int]) -> dict[str, Any]:
+    def socket(at: str, number: int) -> dict[str, Any]:
+        return {"socket_address": {"address": at, "port_value": number}}
+
+    return {
+        "name": name,
+        "local_address": socket(host, port),
+        "additional_local_addresses": [socket(*one) for one in more],
+    }
+
+
+LISTENERS = {
+    "listener_statuses": [
+        listener("inbound:10.0.0.1:80", "10.0.0.1", 80),
+        listener("outbound:[::1]:81", "::1", 81),
+        listener("kuma:envoy:admin", "10.0.0.1", 9901),
+        listener("_kuma:metrics:prometheus", "10.0.0.1", 5670, ("fd00::1", 5670)),
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("10.0.0.1_80", True),
+        ("[__1]_81", True),
+        ("10.0.0.1_9901", False),
+        ("10.0.0.1_5670", False),
+        ("[fd00__1]_5670", False),
+        ("admin", False),
+        ("admin.main_thread", False),
+        ("10.0.0.1_80.worker_0", False),
+        ("worker_1.10.0.0.1_80", False),
+        ("self_inbound_dp_http", False),
+        ("system_envoy_admin", False),
+        ("kri_dp_default_zone_ns_web_80", True),
+    ],
+)
+def test_only_the_workload_s_listeners_count(name: str, counts: bool) -> None:
+    found = workload_connections(LISTENERS, {f"listener.{name}.downstream_cx_active": 2})
+    assert found == (2 if counts else 0)
+
+
+def test_other_statistics_do_not_count() -> None:
+    assert workload_connections(LISTENERS, {"listener.10.0.0.1_80.downstream_cx_total": 2}) == 0
