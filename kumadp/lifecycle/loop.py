@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from kumadp.errors import ExitCode, KumadpError
 from kumadp.host.handover import release_signals
-from kumadp.lifecycle.drain import Announce, FailHealthChecks, Step, Wait
 from kumadp.lifecycle.phases import Phase
+from kumadp.lifecycle.walk import bounded, walk
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
     from kumadp.errors import Problem
+    from kumadp.lifecycle.drain import Step
     from kumadp.lifecycle.status import Status
 
 log = logging.getLogger("kumadp.lifecycle")
@@ -217,7 +218,7 @@ class RunLoop:
         self._inbound_drain_asked = True
         self._daemon.note_inbound_drain()
         log.info("SIGUSR2: draining inbound listeners, outbound goes on")
-        self._spawn(self._bounded(self._daemon.drain_inbound(), "drain of inbound listeners"), "drain-inbound")
+        self._spawn(bounded(self._daemon.drain_inbound(), "drain of inbound listeners"), "drain-inbound")
 
     def _on_asked(self, asked: Asked) -> None:
         self._spawn(self._answer(asked), asked.what)
@@ -280,7 +281,7 @@ class RunLoop:
         if not steps:
             return self._stopped(nothing)
         self._status.move(Phase.DRAINING, why)
-        self._drain = self._spawn(self._walk(steps), "drain")
+        self._drain = self._spawn(walk(self._daemon, steps), "drain")
         # Not from within: a task that is cancelled before its first step never runs, not even its `finally`.
         self._drain.add_done_callback(lambda _task: self.post(DrainEnded()))
         return None
@@ -325,44 +326,6 @@ class RunLoop:
             self.post(StartEnded(error))
         else:
             self.post(StartEnded(None))
-
-    async def _walk(self, steps: tuple[Step, ...]) -> None:
-        for step in steps:
-            if isinstance(step, FailHealthChecks):
-                await self._bounded(self._daemon.fail_health_checks(), "failing Envoy's health checks", step.deadline)
-            elif isinstance(step, Announce):
-                log.info("for %.1f s everything is served as before, readiness says TERMINATING", step.seconds)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(step.seconds):
-                        await self._daemon.envoy_gone()
-            elif isinstance(step, Wait):
-                await self._wait(step)
-
-    async def _wait(self, step: Wait) -> None:
-        log.info("draining for at most %.1f s", step.seconds)
-        ends = [self._spawn(self._daemon.envoy_gone(), "Envoy is gone")]
-        if step.at_least is not None:
-            ends.append(self._spawn(self._idle(step.at_least), "nobody is connected any more"))
-        try:
-            done, _ = await asyncio.wait(ends, timeout=step.seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for end in ends:
-                end.cancel()
-        for end in done:
-            log.info("%s: the drain ends", end.get_name())
-
-    async def _idle(self, at_least: float) -> None:
-        await asyncio.sleep(at_least)
-        await self._daemon.idle()
-
-    async def _bounded(self, call: Coroutine[object, object, None], what: str, deadline: float = 5.0) -> None:
-        try:
-            async with asyncio.timeout(deadline):
-                await call
-        except TimeoutError:
-            log.warning("%s: no answer within %.1f s; going on", what, deadline)
-        except Exception as error:
-            log.warning("%s failed: %s; going on", what, error)
 
     async def _stop(self, start: asyncio.Task[None]) -> None:
         try:
