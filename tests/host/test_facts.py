@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.host.facts import memory_limit
+from kumadp.host import facts
+from kumadp.host.facts import has_ipv6, memory_limit, system_ca_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,3 +46,29 @@ def test_the_tightest_limit_above_us(tmp_path: Path, own: str, files: dict[str, 
 
 def test_where_there_are_no_cgroups_there_is_no_limit(tmp_path: Path) -> None:
     assert memory_limit(tmp_path / "none", tmp_path / "none") == 0
+
+
+@pytest.mark.parametrize(
+    ("addresses", "has"),
+    [
+        ({"127.0.0.1", "10.0.0.1"}, False),
+        ({"127.0.0.1", "::1"}, False),
+        ({"127.0.0.1", "::1", "fd00::1"}, True),
+        ({"10.0.0.1", "fe80::1"}, True),
+        (set(), False),
+    ],
+)
+def test_ipv6_is_an_address_beside_loopback(monkeypatch: pytest.MonkeyPatch, addresses: set[str], has: bool) -> None:
+    monkeypatch.setattr(facts, "local_addresses", lambda: addresses)
+    assert has_ipv6() is has
+
+
+def test_the_first_ca_bundle_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    places = tuple(str(tmp_path / name) for name in ("debian", "fedora", "alpine"))
+    monkeypatch.setattr(facts, "CA_BUNDLES", places)
+    assert system_ca_path() == ""
+    (tmp_path / "alpine").write_text("")
+    assert system_ca_path() == places[2]
+    (tmp_path / "debian").mkdir()
+    (tmp_path / "fedora").write_text("")
+    assert system_ca_path() == places[1]
