@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import compatibility
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 
 @pytest.fixture
@@ -19,3 +22,27 @@ def tmp_path() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="kt"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+_results: dict[str, str] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note how each test of the contract went; a test with parameters passes where all of them do."""
+    report = yield
+    of_test_cp = "test-cp" in item.name
+    if item.get_closest_marker("contract") and not of_test_cp and not report.skipped:
+        test = item.nodeid.split("[", 1)[0]
+        if report.failed or _results.get(test) != "failed":
+            _results[test] = "failed" if report.failed else "passed"
+    return report
+
+
+def pytest_sessionfinish() -> None:
+    """Store it, where the run says against which control plane it was."""
+    version = os.environ.get("KUMADP_COMPATIBILITY")
+    if version and _results:
+        compatibility.store(version, _results)

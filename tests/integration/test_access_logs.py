@@ -116,6 +116,7 @@ def logs_of(at: Rig, daemon: Daemon) -> dict[str, object]:
     return found
 
 
+@pytest.mark.contract("MeshAccessLog to TCP applied and removed")
 def test_a_policy_comes_and_goes_and_envoy_dies(at: Rig, sink: Sink) -> None:
     with at.run(*QUICK) as daemon:
         at.wait_ready(daemon)
@@ -227,6 +228,7 @@ def test_a_destination_that_is_away_for_a_while(alone: Rig, sink: Sink) -> None:
         until_logged(alone, other)
 
 
+@pytest.mark.contract("MeshAccessLog to TCP applied and removed")
 @pytest.mark.kuma_cp
 def test_an_object_as_kuma_writes_it(tmp_path: Path, sink: Sink) -> None:
     with rig(tmp_path, "kuma") as at, at.run(*QUICK) as daemon:

@@ -169,6 +169,7 @@ def kuma(tmp_path: Path) -> Iterator[Rig]:
         yield made
 
 
+@pytest.mark.contract("MeshMetric applied, changed and removed")
 @pytest.mark.kuma_cp
 def test_mesh_metric_of_a_real_control_plane(kuma: Rig) -> None:
     """Applied, changed and removed; the same for Kuma 2.8, without etags, and for 2.13."""

@@ -133,6 +133,7 @@ def backend_of_the_mesh(plane: KumaControlPlane, app: Workload, protocol: str = 
     )
 
 
+@pytest.mark.contract("zone ingress")
 def test_an_ingress(plane: KumaControlPlane) -> None:
     ports = Ports.take()
     ingress = {
@@ -153,6 +154,7 @@ def test_an_ingress(plane: KumaControlPlane) -> None:
         assert "CoreDNS" not in daemon.output()
 
 
+@pytest.mark.contract("zone egress")
 def test_traffic_through_an_egress(plane: KumaControlPlane, app: Workload) -> None:
     """A data plane reaches an external service through the egress, and in no other way."""
     ports, own = Ports.take(), Ports.take()
@@ -189,6 +191,7 @@ def test_traffic_through_an_egress(plane: KumaControlPlane, app: Workload) -> No
         assert any(stat["value"] for stat in json.loads(text)["stats"] if "ext" in stat["name"])
 
 
+@pytest.mark.contract("builtin gateway, memory limit")
 def test_a_builtin_gateway(plane: KumaControlPlane, app: Workload) -> None:
     ports = Ports.take()
     backend_of_the_mesh(plane, app, "http")
@@ -235,6 +238,7 @@ def test_a_builtin_gateway(plane: KumaControlPlane, app: Workload) -> None:
         assert str(1 << 30) in {monitor["typed_config"].get("max_heap_size_bytes") for monitor in monitors}
 
 
+@pytest.mark.contract("delegated gateway")
 def test_a_delegated_gateway(plane: KumaControlPlane, app: Workload) -> None:
     ports = Ports.take()
     backend_of_the_mesh(plane, app)
@@ -253,6 +257,7 @@ def test_a_delegated_gateway(plane: KumaControlPlane, app: Workload) -> None:
         survives_envoy(daemon, gateway, lambda: get(ports.outbound) == (200, "backend"))
 
 
+@pytest.mark.contract("unified resource naming")
 def test_unified_resource_naming(plane: KumaControlPlane, app: Workload) -> None:
     """All of Envoy's names are others, the control plane's own cluster among them; an old control plane knows none."""
     ports = Ports.take()
@@ -286,6 +291,7 @@ def test_unified_resource_naming(plane: KumaControlPlane, app: Workload) -> None
         assert ("kri_msvc_default_default__backend_" in clusters) is new
 
 
+@pytest.mark.contract("bound outbounds")
 def test_outbounds_that_are_bound(tmp_path: Path, app: Workload) -> None:
     """Virtual addresses in 127.0.0.0/8 are bound by Envoy, and Linux answers them without any redirection."""
     ports = Ports.take()
@@ -307,6 +313,7 @@ def test_outbounds_that_are_bound(tmp_path: Path, app: Workload) -> None:
             survives_envoy(daemon, web, serves)
 
 
+@pytest.mark.contract("transparent proxying told with the request")
 def test_transparent_proxying_that_is_told_with_the_request(
     plane: KumaControlPlane, app: Workload, tmp_path: Path
 ) -> None:
@@ -329,6 +336,7 @@ def test_transparent_proxying_that_is_told_with_the_request(
             assert get(ports.inbound) == (200, "backend")
 
 
+@pytest.mark.contract("strict inbound ports, SO_REUSEPORT, readiness socket; compatibility of Envoy")
 def test_the_features_that_are_always_said(plane: KumaControlPlane, app: Workload) -> None:
     """Strict inbound ports and SO_REUSEPORT, on by default: the control plane knows of them, and traffic flows."""
     ports = Ports.take()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.process, pytest.mark.kuma_cp]
 
 
+@pytest.mark.contract("a data plane: registered, virtual probes, Envoy killed, a clean stop")
 def test_a_data_plane_of_a_real_mesh(tmp_path: Path) -> None:
     """Traffic through the mesh, registered at the control plane, probes with Envoy killed, a clean stop."""
     ports = Ports.take()
@@ -42,6 +43,7 @@ def test_a_data_plane_of_a_real_mesh(tmp_path: Path) -> None:
             assert daemon.wait() == ExitCode.OK
 
 
+@pytest.mark.contract("a refusal is told and final")
 def test_a_missing_token_ends_with_the_control_plane_s_reason(tmp_path: Path) -> None:
     ports = Ports.take()
     with control_plane(tmp_path / "cp") as plane, workload("backend") as app:

@@ -1,0 +1,123 @@
+"""Traffic, and what a control plane changes of it while it flows, against a real one, where KUMA_CP names it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.daemon import Workload, get, workload
+from tests.support.kuma import KumaControlPlane, ask_json
+from tests.support.poll import poll
+from tests.support.relayed import NAME, SOON, rig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.relayed import Rig
+
+pytestmark = [pytest.mark.process, pytest.mark.kuma_cp]
+
+SIDES = (r"cluster\.backend\.", r"listener\.")
+FILTERS = {"http": "envoy.filters.network.http_connection_manager", "tcp": "envoy.filters.network.tcp_proxy"}
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Iterator[Rig]:
+    with rig(tmp_path, "kuma") as made:
+        yield made
+
+
+def filters_of(at: Rig, port: int) -> set[str]:
+    """Names of the network filters of Envoy's listener on this port."""
+    _, text = get(at.ports.admin, "/config_dump?resource=dynamic_listeners")
+    found: set[str] = set()
+    for one in json.loads(text)["configs"]:
+        listener = one["active_state"]["listener"]
+        if listener["address"].get("socket_address", {}).get("port_value") == port:
+            found |= {entry["name"] for chain in listener["filter_chains"] for entry in chain["filters"]}
+    return found
+
+
+@pytest.mark.contract("traffic, http and tcp")
+@pytest.mark.parametrize("protocol", ["http", "tcp"])
+def test_traffic(at: Rig, protocol: str) -> None:
+    """Through the outbound and the inbound, each with the filter of its protocol."""
+    at.dataplane["networking"]["inbound"][0]["tags"]["kuma.io/protocol"] = protocol
+    with at.run() as daemon:
+        at.wait_ready(daemon)
+        (other,) = set(FILTERS.values()) - {FILTERS[protocol]}
+        for port in (at.ports.inbound, at.ports.outbound):
+            assert get(port) == (200, at.app.name)
+            found = filters_of(at, port)
+            assert FILTERS[protocol] in found
+            assert other not in found
+        at.kill_envoy(daemon)
+
+
+def allow(at: Rig, action: str) -> None:
+    """Everybody may speak to everybody, or nobody to anybody."""
+    assert isinstance(at.plane, KumaControlPlane)
+    everybody = {"targetRef": {"kind": "Mesh"}}
+    spec = {**everybody, "from": [{**everybody, "default": {"action": action}}]}
+    policy = {"type": "MeshTrafficPermission", "mesh": "default", "name": "all", "spec": spec}
+    at.plane.put("/meshes/default/meshtrafficpermissions/all", policy)
+
+
+@pytest.mark.contract("mutual TLS switched on, a policy changed while running")
+def test_mutual_tls_and_a_policy_that_changes(at: Rig) -> None:
+    """All of it reaches the running Envoy, on one stream; afterwards the inbound speaks to no stranger."""
+    with at.run() as daemon:
+        at.wait_ready(daemon)
+        envoy, since = daemon.envoy().pid, at.relay(daemon)["connected_since"]
+        assert get(at.ports.inbound) == (200, at.app.name)
+        at.plane.use_mtls()
+        poll(lambda: get(at.ports.inbound)[0] == 0, what="an inbound that wants a certificate", deadline=SOON)
+        # A connection from before lives on while its listener drains.
+        poll(lambda: at.serves() and shaken(at), what="traffic with mutual TLS", deadline=SOON)
+        allow(at, "Deny")
+        poll(lambda: get(at.ports.outbound)[0] == 403, what="the refusal", deadline=SOON)
+        allow(at, "Allow")
+        at.wait_traffic("traffic again")
+        assert (daemon.envoy().pid, at.relay(daemon)["connected_since"]) == (envoy, since)
+        at.kill_envoy(daemon)
+
+
+def shaken(at: Rig) -> bool:
+    """Whether Envoy has spoken TLS, as a client and as a server."""
+    return all(sum(at.stats(rf"^{side}.*ssl\.handshake$").values()) > 0 for side in SIDES)
+
+
+def is_healthy() -> bool | None:
+    """What the control plane holds of the inbound; None where it holds nothing."""
+    found: dict[str, Any] = ask_json(f"/meshes/default/dataplanes/{NAME}") or {}
+    for inbound in (found.get("networking") or {}).get("inbound") or ():
+        # Up to 2.8 `health`, later `state` too.
+        if inbound.get("state") == "NotReady":
+            return False
+        if "health" in inbound:
+            return bool(inbound["health"].get("ready"))
+    return None
+
+
+@pytest.mark.contract("serviceProbe: an inbound unhealthy and back")
+def test_a_service_probe(tmp_path: Path) -> None:
+    """An application that is gone makes its inbound unhealthy at the control plane, and healthy once it is back."""
+    with workload("backend") as app, rig(tmp_path, "kuma", app) as at:
+        probe = {"interval": "1s", "timeout": "0.5s", "unhealthyThreshold": 1, "healthyThreshold": 1, "tcp": {}}
+        at.dataplane["networking"]["inbound"][0]["serviceProbe"] = probe
+        with at.run() as daemon:
+            at.wait_ready(daemon)
+            poll(lambda: is_healthy() is True, what="a healthy inbound", deadline=SOON)
+            app.close()
+            poll(lambda: is_healthy() is False, what="an unhealthy inbound", deadline=SOON)
+            back = Workload("backend", app.port)
+            try:
+                poll(lambda: is_healthy() is True, what="a healthy inbound again", deadline=SOON)
+                at.wait_traffic()
+                at.kill_envoy(daemon)
+                poll(lambda: is_healthy() is True, what="health that outlives Envoy", deadline=SOON)
+            finally:
+                back.close()

@@ -1,0 +1,91 @@
+"""What was tested against which control plane: tests carry ``contract(item)``, a run stores results, README shows them.
+
+``KUMADP_COMPATIBILITY=<version of KUMA_CP>`` has a run store its results; ``python -m tests.support.compatibility``
+writes the table of README anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+STORE = ROOT / "tests" / "data" / "compatibility.json"
+VERSIONS = ("2.8.8", "2.13.5")
+BEGIN, END = "<!-- compatibility -->\n", "<!-- end of compatibility -->"
+
+Results = dict[str, dict[str, str]]
+
+
+def _items(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    for decorator in function.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.contract":
+            for argument in decorator.args:
+                assert isinstance(argument, ast.Constant)
+                yield str(argument.value)
+
+
+def marked() -> dict[str, list[str]]:
+    """Tests of each item (``path::name``), items in alphabetical order."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        text = path.read_text(encoding="utf-8")
+        if "mark.contract(" not in text:
+            continue
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                for item in _items(node):
+                    found.setdefault(item, []).append(f"{path.relative_to(ROOT).as_posix()}::{node.name}")
+    return dict(sorted(found.items()))
+
+
+def stored() -> Results:
+    """``passed`` or ``failed`` by version and test."""
+    found: Results = json.loads(STORE.read_text(encoding="utf-8")) if STORE.exists() else {}
+    return found
+
+
+def store(version: str, results: Mapping[str, str]) -> None:
+    """Put the results of a run into the file; those of other tests stay, where the tests are still there."""
+    known = {test for tests in marked().values() for test in tests}
+    found = stored()
+    merged = {**found.get(version, {}), **results}
+    found[version] = {test: merged[test] for test in sorted(merged) if test in known}
+    STORE.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _verdict(results: Mapping[str, str], tests: list[str]) -> str:
+    outcomes = {results.get(test, "not run") for test in tests}
+    return next(told for told in ("failed", "not run", "passed") if told in outcomes)
+
+
+def table(results: Results) -> str:
+    """The table of README, with its heading."""
+    lines = [f"| item | {' | '.join(VERSIONS)} | how checked |", f"|---{'|---' * len(VERSIONS)}|---|"]
+    for item, tests in marked().items():
+        verdicts = " | ".join(_verdict(results.get(version, {}), tests) for version in VERSIONS)
+        shown = ", ".join(f"[`{test.split('::')[1]}`]({test.split('::')[0]})" for test in tests)
+        lines.append(f"| {item} | {verdicts} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+def in_readme() -> str:
+    """The table that README has."""
+    return README.read_text(encoding="utf-8").split(BEGIN, 1)[1].split(END, 1)[0]
+
+
+def write() -> None:
+    """Write the table into README."""
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN, 1)
+    README.write_text(before + BEGIN + table(stored()) + END + rest.split(END, 1)[1], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
