@@ -63,7 +63,7 @@ class CorefileChoice:
         self._folder = folder
         self._environment = environment
         self._own = own
-        self._told = told
+        self.told = told
         self._resolv_conf = resolv_conf
         self._suffixes = suffixes
         self._worry = worry
@@ -100,8 +100,8 @@ class CorefileChoice:
                 found.append((self._own, await asyncio.to_thread(_read_text, self._own)))
             except SettingsError as error:
                 wrong.append(str(error))
-        if self._told:
-            found.append((TOLD, self._told))
+        if self.told:
+            found.append((TOLD, self.told))
         return found
 
     async def _from_template(self, template: str, source: str, wrong: list[str]) -> Corefile | None:

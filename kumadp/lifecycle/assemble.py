@@ -264,11 +264,14 @@ class Assembly:
         self._exit.close()
 
     async def reload(self, why: str) -> str:
-        """A new epoch of Envoy, with settings, Dataplane and bootstrap as they are now."""
+        """A new epoch of Envoy, with settings, Dataplane, bootstrap and Corefile template as they are now."""
         if self._renewal is None:
             raise KumadpError("Envoy has not been started yet")
         with self.notifying.reloading():
-            return await self._renewal.reload(why)
+            said = await self._renewal.reload(why)
+        if self._names is not None:
+            await self._names.renew(self._configuration.prepared.corefile_template)
+        return said
 
     def beat(self) -> None:
         """Tell the service manager that the run loop lives."""

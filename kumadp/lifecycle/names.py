@@ -149,6 +149,12 @@ class Names:
             raise SpawnError(f"the Corefile cannot be written: {error.strerror}") from error
         self._corefile, self._origin = found.text, found.origin
 
+    async def renew(self, template: str | None) -> None:
+        """Serve with the templates as they are now, ``template`` the control plane's; nothing changes but names."""
+        if self._choice is not None:
+            self._choice.told = template
+            await self._follow()
+
     async def _follow(self) -> None:
         """Have CoreDNS serve with what resolv.conf and the templates say now, without a break."""
         coredns, choice = self._coredns, self._choice

@@ -128,7 +128,7 @@ def test_a_name_of_the_mesh_is_resolved_and_connected_to(hosts: Hosts, tmp_path:
     need_nft()
     ports = Ports.take()
     asked, resolv_conf, config = tmp_path / "asked", tmp_path / "resolv.conf", tmp_path / "bootstrap.json"
-    resolv_conf.write_text(f"nameserver {NEIGHBOUR}\noptions timeout:3 attempts:2\n")
+    resolv_conf.touch()
     asked.touch()
     config.write_text(json.dumps(bootstrap(ports, ports.probes)))
     subprocess.run(["ip", "-n", hosts.sidecar, "route", "add", "default", "via", NEIGHBOUR], check=True)
@@ -161,9 +161,17 @@ def test_a_name_of_the_mesh_is_resolved_and_connected_to(hosts: Hosts, tmp_path:
             return ask(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.readiness}/ready") == (200, "READY")
 
         poll(is_ready, what="READY")
+        # Without a name server there a workload asks its own host (resolv.conf(5)), and CoreDNS has Envoy alone.
+        assert visit("web.mesh", 80) == f"{VIP} the neighbour"
+        assert visit("neighbour.example.org", ports.probes).startswith("failed: ")
+        coredns = daemon.children()["coredns"].pid
+        resolv_conf.write_text(f"nameserver {NEIGHBOUR}\noptions timeout:3 attempts:2\n")
+        found = f"{NEIGHBOUR} the neighbour"
+        poll(lambda: visit("neighbour.example.org", ports.probes) == found, what="an answer of the new name server")
+        assert daemon.children()["coredns"].pid == coredns
         assert visit("web.mesh", 80) == f"{VIP} the neighbour"
         # What is not of the mesh comes from the name server that the workload has, and goes where it says.
-        assert visit("neighbour.example.org", ports.probes) == f"{NEIGHBOUR} the neighbour"
+        assert visit("neighbour.example.org", ports.probes) == found
         assert visit("nobody.mesh", 80).startswith("failed: ")
         assert visit("nobody.example.org", 80).startswith("failed: ")
         daemon.children()["coredns"].kill()

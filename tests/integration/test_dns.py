@@ -13,6 +13,7 @@ import pytest
 
 from kumadp.errors import ExitCode
 from kumadp.lifecycle.control import ask_status, control_socket_path
+from tests.support.command import kumadp
 from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload, write_mesh
 from tests.support.needs import need_coredns
@@ -122,6 +123,26 @@ def own_names(**hosts: str) -> str:
     """A template that knows names of its own and asks nobody."""
     lines = "".join(f"        {address} {name}.mesh\n" for name, address in hosts.items())
     return f".:{{{{ .CoreDNSPort }}}} {{\n    bind 127.0.0.1\n    hosts {{\n{lines}    }}\n}}\n"
+
+
+def test_a_reload_takes_a_changed_template_unless_it_is_broken(tmp_path: Path, ports: Ports) -> None:
+    file = tmp_path / "Corefile.template"
+    file.write_text(own_names(first="127.0.0.8"))
+    arguments = ("--dns-coredns-config-template-path", str(file))
+    with running(tmp_path, ports, *arguments, coredns=str(need_coredns())) as daemon:
+        daemon.wait_ready()
+        coredns = daemon.children()["coredns"]
+        reloads = {"XDG_RUNTIME_DIR": daemon.environment["XDG_RUNTIME_DIR"]}
+        file.write_text(own_names(second="127.0.0.9"))
+        assert kumadp("reload", environment=reloads).returncode == 0
+        poll(lambda: ask(ports.dns, "second.mesh") == ("NOERROR", ["127.0.0.9"]), what="the new name")
+        file.write_text(own_names(third="127.0.0.10").replace("hosts", "no-such"))
+        assert kumadp("reload", environment=reloads).returncode == 0
+        (concern,) = ask_status(control_socket_path("web", daemon.environment))["concerns"]
+        assert "Corefile.template:3: Corefile template: CoreDNS says: " in concern
+        assert "Unknown directive 'no-such'" in concern
+        assert ask(ports.dns, "second.mesh") == ("NOERROR", ["127.0.0.9"])
+        assert daemon.children()["coredns"].pid == coredns.pid
 
 
 @contextlib.contextmanager
