@@ -41,8 +41,9 @@ class Corefile:
 class CorefileChoice:
     """Finds the Corefile, each time anew; what a binary said to a Corefile is remembered for the run.
 
-    ``own`` is the path of the user's template, empty without one, and ``told`` the control plane's. ``worry`` hears
-    what is wrong with templates, in one line, empty once nothing is.
+    ``own`` is the path of the user's template, empty without one, and ``told`` the control plane's. With the built-in
+    one CoreDNS listens on ``addresses``. ``worry`` hears what is wrong with templates, in one line, empty once nothing
+    is.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class CorefileChoice:
         told: str | None,
         resolv_conf: Path,
         suffixes: tuple[str, ...],
+        addresses: tuple[str, ...] = (),
         worry: Callable[[str], None],
     ) -> None:
         self._binary = binary
@@ -66,6 +68,7 @@ class CorefileChoice:
         self.told = told
         self._resolv_conf = resolv_conf
         self._suffixes = suffixes
+        self._addresses = addresses
         self._worry = worry
         self._tried: dict[tuple[BinaryIdentity, str], Refusal | None] = {}
         self._kept: Corefile | None = None
@@ -127,14 +130,14 @@ class CorefileChoice:
         except OSError as error:
             log.warning("%s cannot be read: %s; names that Envoy does not know are unknown", self._resolv_conf, error)
             text = ""
-        corefile = built_in(self._facts, way, name_servers(text), self._suffixes)
+        corefile = built_in(self._facts, way, name_servers(text), self._suffixes, self._addresses)
         return Corefile(corefile, f"the built-in Corefile ({way.value})")
 
     async def _way(self) -> Way:
         """What this build can do, found out with a Corefile of each kind; raises CoreDnsUnfit."""
         refusals = []
         for way in Way:
-            refusal = await self._try(built_in(self._facts, way, _SAMPLE, self._suffixes))
+            refusal = await self._try(built_in(self._facts, way, _SAMPLE, self._suffixes, self._addresses))
             if refusal is None:
                 return way
             refusals.append(f"without {way.value}: {refusal.message}")

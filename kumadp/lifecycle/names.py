@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kumadp.addresses import ANY_IPV6
 from kumadp.errors import KumadpError, SpawnError
-from kumadp.host.ports import Address
+from kumadp.host.ports import Address, every_address
 from kumadp.lifecycle.plan import LOOPBACK
 from kumadp.process.policy import ChildState, RestartPolicy
 from kumadp.process.supervise import Past
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from kumadp.dns.choice import Corefile, CorefileChoice
     from kumadp.dns.component import CoreDnsComponent
+    from kumadp.dns.standin import ResolverStandIn
     from kumadp.lifecycle.context import Run
     from kumadp.lifecycle.plan import DnsPlan
     from kumadp.process.child import Child, Command
@@ -43,6 +46,8 @@ class Names:
         self._changed = changed
         self._coredns: CoreDnsComponent | None = None
         self._choice: CorefileChoice | None = None
+        self._stand_in: ResolverStandIn | None = None
+        self._loopback: tuple[str, ...] = (LOOPBACK,)
         self._corefile = ""
         self._origin = ""
         self._missed = False
@@ -80,9 +85,14 @@ class Names:
             return
         from kumadp.dns.component import CoreDnsComponent
         from kumadp.dns.corefile import HEALTH_NAME
+        from kumadp.dns.standin import ResolverStandIn
 
         settings = run.settings
         self._corefile = await asyncio.to_thread(_text_of, run.work.dns / "Corefile") if run.before.coredns else ""
+        self._loopback = await asyncio.to_thread(_loopback)
+        ipv6 = every_address() == ANY_IPV6
+        envoy = (LOOPBACK, plan.envoy_port)
+        self._stand_in = ResolverStandIn(plan.port, envoy, SUFFIXES, RESOLV_CONF, ipv6=ipv6)
         self._choice = self._choose(plan.coredns, template)
         self._coredns = CoreDnsComponent(
             self._command,
@@ -92,7 +102,9 @@ class Names:
             changed=self._note,
             gave_up=self._gave_up,
             worry=functools.partial(run.status.worry, "coredns"),
+            stand_in=self._stand_in,
             first=run.before.coredns,
+            yields=lambda: f"bind {LOOPBACK}" in self._corefile and HEALTH_NAME in self._corefile,
             health_name=lambda: HEALTH_NAME if HEALTH_NAME in self._corefile else "",
             past=run.before.past.get("coredns", Past()),
         )
@@ -128,6 +140,7 @@ class Names:
             told=template,
             resolv_conf=RESOLV_CONF,
             suffixes=SUFFIXES,
+            addresses=self._loopback,
             worry=functools.partial(run.status.worry, "corefile"),
         )
 
@@ -158,6 +171,8 @@ class Names:
     async def _follow(self) -> None:
         """Have CoreDNS serve with what resolv.conf and the templates say now, without a break."""
         coredns, choice = self._coredns, self._choice
+        if self._stand_in is not None:
+            await self._stand_in.follow()
         if coredns is None or choice is None or not self.children:
             return
         try:
@@ -226,6 +241,16 @@ class ResolvConf:
             if now != known:
                 known = now
                 await self._changed()
+
+
+def _loopback() -> tuple[str, ...]:
+    """This host's own loopback addresses: that of IPv6 may be switched off."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return (LOOPBACK,)
+    return (LOOPBACK, "::1")
 
 
 def _state_of(path: Path) -> tuple[int, ...]:

@@ -16,7 +16,8 @@ from kumadp.lifecycle.control import ask_status, control_socket_path
 from tests.support.command import kumadp
 from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload, write_mesh
-from tests.support.needs import need_coredns
+from tests.support.dnsload import dns_load
+from tests.support.needs import need_coredns, need_other_coredns
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -178,21 +179,56 @@ def test_with_a_control_plane_and_no_coredns_traffic_goes_on_and_that_is_said_on
         assert daemon.output().count("no CoreDNS here: names of the mesh are not answered") == 1
 
 
-def test_a_coredns_that_dies_for_good_costs_names_alone(tmp_path: Path, ports: Ports) -> None:
+def test_the_resolver_answers_for_good_where_coredns_dies_for_good(tmp_path: Path, ports: Ports) -> None:
     coredns = str(need_coredns())
     with running(tmp_path, ports, "--coredns-restart-budget=0", coredns=coredns) as daemon:
         daemon.wait_ready()
-        daemon.children()["coredns"].kill()
         where = control_socket_path("web", daemon.environment)
-        story = poll(lambda: ask_status(where)["fatal"].get("coredns"), what="the story in the status")
-        assert "signal 9 (KILL)" in story
+        assert ask_status(where)["dns"]["answered_by"] == "CoreDNS"
+        daemon.children()["coredns"].kill()
+        story = poll(lambda: next(iter(ask_status(where)["concerns"]), None), what="the story in the status")
+        assert story.startswith("coredns: coredns ended with signal 9 (KILL) after ")
+        assert story.endswith("; the embedded resolver answers in its place")
         assert ask_status(where)["children"]["coredns"]["state"] == "FATAL"
-        assert "coredns is FATAL" in daemon.output()
-        assert ask(ports.dns, "backend.mesh") == ("", [])
+        assert ask_status(where)["dns"]["answered_by"] == "the embedded resolver"
+        for tcp in (False, True):
+            assert ask(ports.dns, "backend.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
+            assert ask(ports.dns, "BackEnd.Mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
+            assert ask(ports.dns, "nobody.mesh", tcp=tcp) == ("NXDOMAIN", [])
         assert get(ports.outbound) == (200, "backend")
         assert get(ports.readiness, "/ready") == (200, "READY")
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_the_resolver_answers_where_coredns_is_too_old(tmp_path: Path, ports: Ports, real: bool) -> None:
+    coredns = tmp_path / "coredns"
+    if real:
+        coredns = need_other_coredns("OLD")
+    else:
+        coredns.write_text("#!/bin/sh\necho \"$2:3 - Error during parsing: unknown property 'next'\"\nexit 1\n")
+        coredns.chmod(0o755)
+    with running(tmp_path, ports, coredns=str(coredns)) as daemon:
+        daemon.wait_ready()
+        (concern,) = ask_status(control_socket_path("web", daemon.environment))["concerns"]
+        assert "unknown property 'next'" in concern
+        assert concern.endswith("(CoreDNS 1.11.4 and later can); the embedded resolver answers in its place")
+        assert concern.removeprefix("coredns: ") in daemon.output()
+        assert ask(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"])
+        assert "coredns" not in daemon.children()
+
+
+def test_no_query_is_lost_after_one_retry_when_coredns_is_killed(tmp_path: Path, ports: Ports) -> None:
+    with running(tmp_path, ports, coredns=str(need_coredns())) as daemon:
+        daemon.wait_ready()
+        with dns_load(ports.dns, "backend.mesh", rate=2000, seconds=6) as load:
+            for _ in range(3):
+                coredns = daemon.children()["coredns"]
+                coredns.kill()
+                poll(lambda: daemon.children().get("coredns", coredns).pid != coredns.pid, what="another CoreDNS")  # noqa: B023
+            counts = load.counts()
+        assert (counts.sent, counts.answered, counts.lost, counts.wrong) == (12_000, 12_000, 0, 0)
 
 
 def test_sigkill_of_kumadp_leaves_no_coredns(tmp_path: Path, ports: Ports) -> None:
