@@ -65,10 +65,14 @@ def the_socket(name: str) -> Path:
     return found[0]
 
 
-def order(path: Path, what: str, timeout: float) -> dict[str, Any]:
-    """Have it do ``what``; its answer. Raises CommandRefused with its reason, or where it does not answer in time."""
+def order(path: Path, what: str, timeout: float, query: str = "") -> dict[str, Any]:
+    """Have it do ``what``, with a query of a URL; its answer.
+
+    Raises CommandRefused with its reason, or where it does not answer in time.
+    """
+    target = f"/{what}?{query}" if query else f"/{what}"
     try:
-        code, answer = ask(path, "POST", f"/{what}", timeout)
+        code, answer = ask(path, "POST", target, timeout)
     except OSError as error:
         raise CommandRefused(f"{path.stem}: {what}: no answer: {error}") from None
     if code == 404:

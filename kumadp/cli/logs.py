@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from kumadp.settings.model import Settings
 
 
-def open_logs(settings: Settings) -> LogOutput:
-    """Start logging as the settings say; raises SettingsError for a file that cannot be written."""
+def open_logs(settings: Settings, auto: str = "auto") -> LogOutput:
+    """Start logging as the settings say; raises SettingsError for a file that cannot be written.
+
+    ``auto`` is what that format means here.
+    """
     return setup_logging(
         level=settings.log_level,
-        fmt=settings.log_format,
+        fmt=auto if settings.log_format == "auto" else settings.log_format,
         output_path=settings.log_output_path,
         max_files=settings.log_max_retained_files,
         max_size_mb=settings.log_max_size,

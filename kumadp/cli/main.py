@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "sweep": "End what a killed kumadp left running here, where no next one is to adopt it.",
     "install": "Install kumadp as a service of this host, with its user and settings (--systemd).",
     "uninstall": "Take that away again.",
+    "log-level": "Change what a data plane here logs, Envoy too, while it runs.",
     "validate": "Check Dataplane, ZoneIngress and ZoneEgress files.",
     "demo": "Show the main job: a real Envoy in front of a small workload.",
     "version": "Print versions.",
@@ -45,7 +46,8 @@ class LazyGroup(click.Group):
             near = difflib.get_close_matches(cmd_name, COMMANDS, 1)
             hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)}"
             raise UsageError(f"no command {cmd_name!r}", hint)
-        command = getattr(importlib.import_module(f"kumadp.cli.{cmd_name}"), cmd_name)
+        module = cmd_name.replace("-", "_")
+        command = getattr(importlib.import_module(f"kumadp.cli.{module}"), module)
         assert isinstance(command, click.Command)  # noqa: S101
         return command
 

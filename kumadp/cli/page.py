@@ -96,6 +96,10 @@ def _rest(status: Status, now: float) -> Iterator[str]:
     if "token_expires" in status:
         yield _line("token", _expiry(status["token_expires"], now))
     yield from _list("ports", [f"{purpose}: {where}" for purpose, where in status["ports"].items()])
+    log = status.get("log", {})
+    if log.get("changed"):
+        parts = "".join(f", {name} {level}" for name, level in log["components"].items())
+        yield _line("log level", f"kumadp {log['level']}, envoy {log['envoy_level']}{parts} (by kumadp log-level)")
     if crash := status.get("crashes", {}).get("newest"):
         yield _line("crash record", on_one_line(crash))
     yield _line("drops", ", ".join(_drops(status)) or "none")

@@ -78,7 +78,7 @@ def launch(
     try:
         notes = (*warnings, *(str(note) for note in (resource.notes if resource else ())))
         run = Run(settings, resource, mesh, environ, transparent)
-        run.status.asked["log"] = logs.status
+        run.status.asked["log"] = lambda: {**logs.status(), **run.levels.status()}
         work = run_daemon(run, lambda: _checked(again())[:2], logs.flush, notes, display(settings), handover)
         runner = asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop))
         runner.run(quiet_threads())

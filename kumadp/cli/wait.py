@@ -41,7 +41,7 @@ def wait(**flags: object) -> None:
     resolved = resolve("wait", flags, os.environ, typed=typed_names())
     settings = resolved.settings
     check = _checker(settings, resolved.origin)
-    logs = open_logs(settings)
+    logs = open_logs(settings, auto="text")
     try:
         for warning in resolved.warnings:
             log.warning("%s", warning)

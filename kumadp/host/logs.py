@@ -10,10 +10,16 @@ import re
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kumadp.errors import Problem, SettingsError
+from kumadp.host.fold import Fold
 from kumadp.host.secrets import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 QUEUE_LENGTH = 10_000
 FLUSH_SECONDS = 2.0
@@ -21,6 +27,7 @@ _CHILD = "kumadp.child."
 # Envoy's default format: [2026-11-23 17:36:16.566][123][info][main] [source/server/server.cc:1024] text
 _ENVOY_LINE = re.compile(r"^\[[^\]]+\]\[\d+\]\[(?P<level>\w+)\]\[(?P<component>\w+)\] (?:\[[^\]]+\] )?(?P<text>.*)$")
 _COREDNS_LINE = re.compile(r"^plugin/(?P<component>\w+): (?P<text>.*)$")
+_NUMBER = re.compile(r"\d+")
 LEVELS: dict[str, int] = {
     "off": logging.CRITICAL + 10,
     "error": logging.ERROR,
@@ -28,40 +35,91 @@ LEVELS: dict[str, int] = {
     "info": logging.INFO,
     "debug": logging.DEBUG,
 }
+# How Envoy calls its levels.
+_ENVOY_LEVELS = {
+    **{name: LEVELS[name] for name in ("error", "warning", "info", "debug")},
+    "trace": logging.DEBUG,
+    "critical": logging.CRITICAL,
+}
 
 
 def _time(record: logging.LogRecord) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """What a record is of: ``child`` empty for our own, ``known`` whether the child's line has a form that we know."""
+
+    child: str = ""
+    component: str = ""
+    known: bool = False
+
+
+def _read(record: logging.LogRecord) -> _Line:
+    """Take a child's line apart, once: the record then has its level and its text."""
+    found: _Line | None = getattr(record, "line", None)
+    if found is not None:
+        return found
+    line, text = _Line(), record.getMessage()
+    child = record.name.removeprefix(_CHILD) if record.name.startswith(_CHILD) else ""
+    if child == "envoy":
+        line, match = _Line(child), _ENVOY_LINE.match(text)
+        if match is not None and (level := match["level"].lower()) in _ENVOY_LEVELS:
+            line = _Line(child, match["component"], known=True)
+            record.levelno, record.levelname = _ENVOY_LEVELS[level], level.upper()
+            record.msg, record.args = match["text"], ()
+    elif child:
+        # Its level was found by whoever read it.
+        line, match = _Line(child, known=record.levelno > logging.INFO), _COREDNS_LINE.match(text)
+        if match is not None:
+            line = _Line(child, match["component"], known=True)
+            record.msg, record.args = match["text"], ()
+    record.line = line
+    return line
+
+
+def _repeats(record: logging.LogRecord) -> str:
+    count, within = getattr(record, "repeated", 0), getattr(record, "within", 0.0)
+    return f" ({count} more like this in {within:.0f} s)" if count else ""
+
+
 class TextFormatter(logging.Formatter):
-    """``2026-11-23T17:36:26.662Z INFO envoy: text``; secrets masked."""
+    """``2026-11-23T17:36:26.662Z WARNING envoy/upstream: text``; secrets masked. A later epoch is ``envoy@1``."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One record as text; a traceback follows on its own lines."""
+        line = _read(record)
         name = record.name.removeprefix(_CHILD).removeprefix("kumadp.")
-        text = f"{_time(record)} {record.levelname} {name}: {record.getMessage()}"
+        if epoch := getattr(record, "epoch", 0):
+            name += f"@{epoch}"
+        if line.component:
+            name += f"/{line.component}"
+        text = f"{_time(record)} {record.levelname} {name}: {record.getMessage()}{_repeats(record)}"
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         return redact(text)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message; a child's line is taken apart."""
+    """One JSON object a line: time, level, logger, message; of a child its name, Envoy's epoch, and its component.
+
+    ``repeated`` counts lines like this one that were left out in the last ``within`` seconds.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """One record as one line of JSON."""
-        message = redact(record.getMessage())
-        fields: dict[str, str] = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
-        if record.name.startswith(_CHILD):
-            fields["child"] = record.name.removeprefix(_CHILD)
-            if match := _ENVOY_LINE.match(message):
-                fields.update(level=match["level"], component=match["component"])
-                message = match["text"]
-            elif match := _COREDNS_LINE.match(message):
-                fields["component"] = match["component"]
-                message = match["text"]
-        fields["message"] = message
+        line = _read(record)
+        fields: dict[str, object] = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
+        if line.child:
+            fields["child"] = line.child
+            if (epoch := getattr(record, "epoch", None)) is not None:
+                fields["epoch"] = epoch
+            if line.component:
+                fields["component"] = line.component
+        if repeated := getattr(record, "repeated", 0):
+            fields.update(repeated=repeated, within=round(getattr(record, "within", 0.0)))
+        fields["message"] = redact(record.getMessage())
         if record.exc_info:
             fields["traceback"] = redact(self.formatException(record.exc_info))
         return json.dumps(fields, ensure_ascii=False)
@@ -97,7 +155,52 @@ class _File(logging.handlers.RotatingFileHandler):
 
 
 class _Writer(logging.handlers.QueueListener):
-    """Writes what is queued, in a thread that never holds the end of the process."""
+    """Writes what is queued, repeated lines with a count, in a thread that never holds the end of the process."""
+
+    def __init__(self, records: queue.Queue[logging.LogRecord], target: logging.Handler) -> None:
+        super().__init__(records, target)
+        self.fold: Fold[logging.LogRecord] = Fold()
+        self.clock: Callable[[], float] = time.monotonic
+
+    def dequeue(self, block: bool) -> logging.LogRecord:
+        """The next record; what was left out is told when it is time, and before the end."""
+        records: queue.Queue[logging.LogRecord] = self.queue  # type: ignore[assignment]
+        while True:
+            due = self.fold.due()
+            try:
+                record = records.get(block, None if due is None else max(0.0, due - self.clock()))
+            except queue.Empty:
+                self._tell_left_out()
+                continue
+            if record is self._sentinel:  # type: ignore[attr-defined]
+                self._tell_left_out(all_of_them=True)
+            return record
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Write a record, or count it."""
+        line = _read(record)
+        if line.child and not self._wanted(line, record.levelno):
+            return
+        if record.exc_info or (line.child and not line.known):
+            # Access logs, stack traces: lines of their own.
+            super().handle(record)
+            return
+        now, text = self.clock(), record.getMessage()
+        self._tell_left_out()
+        # Ports and counters change in what children say; in our own words a number is a fact.
+        kind = (record.name, record.levelno, _NUMBER.sub("#", text) if line.child else text)
+        if self.fold.passes(kind, record.levelno, record, now):
+            super().handle(record)
+
+    def _wanted(self, line: _Line, level: int) -> bool:
+        """Envoy writes by a level of its own."""
+        wanted = logging.getLogger("kumadp").level
+        return wanted < LEVELS["off"] and (line.child == "envoy" or level >= wanted)
+
+    def _tell_left_out(self, *, all_of_them: bool = False) -> None:
+        for folded in self.fold.over(self.clock(), all_of_them=all_of_them):
+            folded.last.repeated, folded.last.within = folded.count, folded.seconds
+            super().handle(folded.last)
 
     def finish(self, seconds: float) -> bool:
         """Write what is queued; False when that takes longer than ``seconds`` (and again as long for the last line)."""
@@ -120,7 +223,8 @@ class _Writer(logging.handlers.QueueListener):
 class LogOutput:
     """The writer behind all loggers; ``close`` flushes what is queued."""
 
-    def __init__(self, handler: _Queue, writer: _Writer, target: logging.Handler) -> None:
+    def __init__(self, handler: _Queue, writer: _Writer, target: logging.Handler, form: str) -> None:
+        self._form = form
         self._handler = handler
         self._writer = writer
         self._target = target
@@ -132,7 +236,7 @@ class LogOutput:
 
     def status(self) -> dict[str, object]:
         """What became of lines; JSON types."""
-        return {"dropped": self.dropped}
+        return {"dropped": self.dropped, "folded": self._writer.fold.total, "format": self._form}
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
         """Write what is queued; False when that takes longer than ``seconds``. Blocks."""
@@ -148,7 +252,8 @@ class LogOutput:
 def setup_logging(
     *, level: str, fmt: str, output_path: str, max_files: int, max_size_mb: int, max_age_days: int
 ) -> LogOutput:
-    """Start logging at ``level`` (off, error, warning, info, debug) as ``fmt`` (text, json).
+    """Start logging at ``level`` (off, error, warning, info, debug) as ``fmt``: text, json, or auto, which is text on
+    a terminal and json elsewhere.
 
     ``output_path`` empty means stderr; a file rotates at ``max_size_mb`` MB, keeps ``max_files`` old ones for
     ``max_age_days`` days (the names and defaults are kuma-dp's). Raises SettingsError where it cannot be written.
@@ -158,6 +263,8 @@ def setup_logging(
         target = _open_file(output_path, max_files, max_size_mb, max_age_days)
     else:
         target = logging.StreamHandler(sys.stderr)
+    if fmt == "auto":
+        fmt = "text" if not output_path and sys.stderr.isatty() else "json"
     target.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
     records: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_LENGTH)
     handler = _Queue(records)
@@ -165,13 +272,15 @@ def setup_logging(
     root = logging.getLogger("kumadp")
     root.setLevel(LEVELS[level])
     root.propagate = False
+    # What children say has a level of its own, which is found out in the writer's thread.
+    logging.getLogger(_CHILD.rstrip(".")).setLevel(logging.DEBUG)
     root.addHandler(handler)
     logging.raiseExceptions = False
     # Signals are for the main thread: those that it holds back must not be taken by this one (`kumadp.host.handover`).
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     writer.start()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return LogOutput(handler, writer, target)
+    return LogOutput(handler, writer, target, fmt)
 
 
 def _open_file(path: str, max_files: int, max_size_mb: int, max_age_days: int) -> _File:

@@ -11,6 +11,7 @@ from kumadp.host.secrets import redact
 from kumadp.host.statedir import open_state_dir, state_dir_path
 from kumadp.lifecycle.component import Stack
 from kumadp.lifecycle.continuity import Before
+from kumadp.lifecycle.loglevels import LogLevels
 from kumadp.lifecycle.loop import PartEnded
 from kumadp.lifecycle.measuring import Measuring
 from kumadp.lifecycle.phases import Phase
@@ -65,6 +66,7 @@ class Run:
         self.status = Status(self.name, "standalone" if mesh is not None else "control plane", self.mesh_name)
         if mesh is None:
             self.status.asked["control_plane"] = lambda: redact(self.settings.cp_address)
+        self.levels = LogLevels(lambda: self.settings)
         self.epoch_of: Callable[[int], int | None] = lambda _pid: None
         """The epoch of an Envoy by its pid."""
         self.crashes = Crashes(self._crash_folder, self._known_of)

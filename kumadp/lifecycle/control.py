@@ -3,7 +3,8 @@
 ``POST /reload`` answers when it is done, with a line for people under ``said``. ``POST /reexec`` answers before it is
 done, with ``count``, how often this process was re-executed so far: it is done when ``count`` under ``reexec`` in the
 status is higher, and has failed when ``failed`` there, empty or not there until then, says why. What is refused is
-answered with 409 and ``why``. ``GET /metrics`` is kumadp's own metrics, in Prometheus' text format.
+answered with 409 and ``why``. ``POST /log-level`` takes levels as the query of its URL. ``GET /metrics`` is kumadp's own
+metrics, in Prometheus' text format.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     Action = Callable[[], Awaitable[Mapping[str, object]]]
     Page = Callable[[], Awaitable[tuple[bytes, str]]]
+    Order = Callable[[Mapping[str, str]], Awaitable[Mapping[str, object]]]
 
 log = logging.getLogger("kumadp.lifecycle")
 
@@ -42,17 +44,22 @@ class ControlServer:
     """Serves ``GET /status`` and ``POST /<action>`` to our own user and root.
 
     An action does what it is for and returns what to answer (JSON types), or raises KumadpError with the reason why
-    not. The socket is bound when this is made (WorkDirError).
+    not. An order is an action that hears the query of its URL. The socket is bound when this is made (WorkDirError).
     """
 
     name = "control socket"
 
     def __init__(
-        self, path: Path, status: Callable[[], dict[str, object]], actions: Mapping[str, Action] | None = None
+        self,
+        path: Path,
+        status: Callable[[], dict[str, object]],
+        actions: Mapping[str, Action] | None = None,
+        orders: Mapping[str, Order] | None = None,
     ) -> None:
         self._path = path
         self._status = status
-        self._actions = {f"/{name}": action for name, action in (actions or {}).items()}
+        self._actions = {f"/{name}": _deaf(action) for name, action in (actions or {}).items()}
+        self._actions |= {f"/{name}": order for name, order in (orders or {}).items()}
         self._socket = bind_unix(path)
         self.pages: dict[str, Page] = {}
         """What else can be read, by path: body and content type."""
@@ -82,12 +89,19 @@ class ControlServer:
         if action is None:
             return web.json_response(self._status())
         try:
-            return web.json_response(await action())
+            return web.json_response(await action(request.query))
         except KumadpError as error:
             return web.json_response({"why": str(error)}, status=409)
         except Exception as error:
             log.exception("%s failed", request.path)
             return web.json_response({"why": f"a bug in kumadp: {type(error).__name__}: {error}"}, status=500)
+
+
+def _deaf(action: Action) -> Order:
+    def order(_query: Mapping[str, str]) -> Awaitable[Mapping[str, object]]:
+        return action()
+
+    return order
 
 
 def _peer_uid(peer: Any) -> int:

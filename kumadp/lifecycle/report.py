@@ -78,9 +78,15 @@ class DnsStatus(Struct, forbid_unknown_fields=True):
 
 
 class LogStatus(Struct, forbid_unknown_fields=True):
-    """What became of log lines."""
+    """What is logged, and what became of lines."""
 
     dropped: Annotated[int, _field("Lines lost because the output was stuck.")]
+    folded: Annotated[int, _field("Repeated lines that were told with a count.")]
+    format: Literal["text", "json"]
+    level: Annotated[str, _field("kumadp's own.")]
+    envoy_level: str
+    components: Annotated[dict[str, str], _field("Levels of parts, envoy.<logger> among them, as asked for.")]
+    changed: Annotated[bool, _field("By kumadp log-level: not as the settings say.")]
 
 
 class CrashStatus(Struct, forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ from kumadp.envoy.reload import Hooks, HotRestart
 from kumadp.host.ports import Address, check_ports
 from kumadp.host.state import StateFile
 from kumadp.lifecycle.continuity import forget, records, write_source
+from kumadp.lifecycle.loglevels import envoy_level
 from kumadp.lifecycle.loop import Asked
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.plan import envoy_budget, way_of
@@ -71,7 +72,7 @@ class Running:
             binary,
             prepared.config_path,
             drain_time=settings.drain_time,
-            log_level=settings.envoy_log_level or ("warning" if settings.log_level == "warn" else settings.log_level),
+            log_level=envoy_level(settings),
             component_log_level=settings.envoy_component_log_level,
             concurrency=settings.concurrency,
             extra=settings.envoy_args,
@@ -116,6 +117,7 @@ class Running:
             adopt=run.before.envoy,
             past=run.before.past.get("envoy", Past()),
         )
+        run.levels.admin = lambda: self.component.admin if self.component is not None else None
         run.envoy_up.set()
         # The current epoch, then one that drains.
         await run.stack.enter(self.component, stop_deadline=2 * settings.stop_grace + 2)
@@ -195,12 +197,16 @@ class Running:
     def _started(self, epoch: int, pid: int) -> None:
         self._epochs[pid] = epoch
         self._began = True
+        for child in self.component.children if self.component is not None else ():
+            if child.pid == pid:
+                child.mark(epoch=epoch)
         if (relaying := self._configuration.relaying) is not None:
             relaying.relay.envoy_started(epoch, pid)
         self.note()
 
     def _live(self, epoch: int) -> None:
         self._run.status.facts["epoch"] = epoch
+        self._following = asyncio.ensure_future(self._run.levels.follow())
         if (relaying := self._configuration.relaying) is not None:
             relaying.relay.envoy_live(epoch)
         self.note()

@@ -65,7 +65,7 @@ def start_servers(run: Run, actions: Mapping[str, Action]) -> ReadinessPort:
     except OSError as error:
         log.warning("no control socket: %s", error)
     else:
-        control = ControlServer(path, run.status.snapshot, actions)
+        control = ControlServer(path, run.status.snapshot, actions, {"log-level": run.levels.order})
         control.pages["/metrics"] = run.measuring.page
         run.stack.start(control)
     return readiness

@@ -251,6 +251,10 @@ class Child:
             self.send_signal(signal.SIGKILL)
             raise
 
+    def mark(self, **about: object) -> None:
+        """Have each further line of output told with this."""
+        self._pump.about = about
+
     def tail(self, lines: int = 20) -> list[str]:
         """Its last lines of output."""
         return self._pump.tail(lines)

@@ -49,6 +49,8 @@ class LogPump:
         self._cutting = heard.cutting
         self._lossy = lossy
         self._lost = 0
+        self.about: dict[str, object] = {}
+        """What else is told of each line, as an Envoy's epoch."""
         self._descriptor = descriptor
         if descriptor >= 0:
             os.set_blocking(descriptor, False)
@@ -140,7 +142,7 @@ class LogPump:
             text += " [cut]"
         self._lines.append(text)
         level, text = _level_of(text)
-        self._log.log(level, "%s", text)
+        self._log.log(level, "%s", text, extra=self.about)
 
 
 def _level_of(line: str) -> tuple[int, str]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import pty
 import subprocess
 import sys
 import time
@@ -73,6 +74,61 @@ def test_a_line_of_envoy_s_is_taken_apart() -> None:
     assert told["message"] == "it failed"
     plain = json.loads(JsonFormatter().format(record("not Envoy's form", "kumadp.child.envoy")))
     assert plain["message"] == "not Envoy's form"
+    later = record(line, "kumadp.child.envoy")
+    later.epoch = 2
+    assert json.loads(JsonFormatter().format(later))["epoch"] == 2
+    assert TextFormatter().format(later).endswith("Z CRITICAL envoy@2/main: it failed")
+
+
+def test_what_children_say_goes_by_their_own_level(tmp_path: Path) -> None:
+    made = output(tmp_path / "log", level="error")
+    for child, line in (
+        ("envoy", "[2026-11-24 05:05:54.236][1][debug][main] [a.cc:1] envoy has a level of its own"),
+        ("coredns", "not wanted"),
+    ):
+        logging.getLogger(f"kumadp.child.{child}").info("%s", line)
+    logging.getLogger("kumadp.child.coredns").error("wanted")
+    made.close()
+    assert [line.split(": ")[1] for line in (tmp_path / "log").read_text().splitlines()] == [
+        "envoy has a level of its own",
+        "wanted",
+    ]
+    made = output(tmp_path / "off", level="off")
+    logging.getLogger("kumadp.child.envoy").info("anything")
+    made.close()
+    assert (tmp_path / "off").read_text() == ""
+
+
+def test_what_repeats_is_told_with_a_count(tmp_path: Path) -> None:
+    made = output(tmp_path / "log", fmt="json")
+    for number in range(40):
+        log.warning("no bootstrap: refused")
+        logging.getLogger("kumadp.child.coredns").error("plugin/errors: udp 127.0.0.1:%d: timeout", number)
+        logging.getLogger("kumadp.child.envoy").info("GET / 200")
+    made.close()
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    told = [(line["message"], line.get("repeated")) for line in lines if "GET" not in line["message"]]
+    assert told == [
+        ("no bootstrap: refused", None),
+        ("udp 127.0.0.1:0: timeout", None),
+        ("no bootstrap: refused", 39),
+        ("udp 127.0.0.1:39: timeout", 39),
+    ]
+    assert len(lines) - len(told) == 40, "an access log is no repetition"
+
+
+@pytest.mark.parametrize(("terminal", "form"), [(True, "text"), (False, "json")])
+def test_the_form_goes_by_where_the_lines_go(monkeypatch: pytest.MonkeyPatch, terminal: bool, form: str) -> None:
+    read, write = pty.openpty() if terminal else os.pipe()
+    with os.fdopen(write, "w", buffering=1) as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        made = setup_logging(level="info", fmt="auto", output_path="", max_files=1, max_size_mb=1, max_age_days=1)
+        log.info("hello")
+        made.close()
+        line = os.read(read, 4096).decode()
+    os.close(read)
+    assert line.startswith("{") is (form == "json")
+    assert "hello" in line
 
 
 def test_a_line_of_coredns_s_is_taken_apart() -> None:
@@ -119,8 +175,8 @@ def test_the_file_rotates_by_size_and_old_ones_go_by_number_and_age(tmp_path: Pa
     ancient.write_text("old")
     os.utime(ancient, (time.time() - 40 * 86400,) * 2)
     made = output(path, files=3)
-    for _ in range(45):
-        log.info("%s", "x" * 100_000)
+    for number in range(45):
+        log.info("%d %s", number, "x" * 100_000)
     made.close()
     kept = sorted(found.name for found in tmp_path.iterdir())
     assert kept == ["log", "log.1", "log.2", "log.3"]
@@ -216,8 +272,8 @@ def test_a_flush_waits_for_what_is_queued_and_for_no_output_that_is_stuck(tmp_pa
     os.mkfifo(tmp_path / "stuck")
     reader = os.open(tmp_path / "stuck", os.O_RDWR)
     stuck = output(tmp_path / "stuck")
-    for _ in range(2000):
-        log.info("x" * 100)
+    for number in range(2000):
+        log.info("%d %s", number, "x" * 100)
     assert not stuck.flush(0.05)
     os.set_blocking(reader, False)
     while not stuck.flush(0.01):

@@ -79,11 +79,13 @@ def workload(name: str) -> Iterator[Workload]:
         server.close()
 
 
-def get(port: int, path: str = "/", host: str = "127.0.0.1", timeout: float = 5.0) -> tuple[int, str]:
-    """Status and body of a GET; (0, reason) where nothing answers."""
+def get(
+    port: int, path: str = "/", host: str = "127.0.0.1", timeout: float = 5.0, method: str = "GET"
+) -> tuple[int, str]:
+    """Status and body of a GET, or another method; (0, reason) where nothing answers."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
-        connection.request("GET", path)
+        connection.request(method, path)
         answer = connection.getresponse()
         return answer.status, answer.read().decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as error:
@@ -214,7 +216,7 @@ def run_kumadp(
     }
     log = tmp_path / "kumadp.log"
     # Whatever a test does, nothing is left behind; some ask for something else.
-    fate = ("--on-parent-death", "kill")
+    fate = ("--on-parent-death", "kill", "--log-format", "text")
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "kumadp", "run", *folders(tmp_path), *fate, *arguments],

@@ -1,0 +1,112 @@
+"""`kumadp log-level` on a running data plane: its own lines, a part's, and Envoy's, over reloads and restarts."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from kumadp.lifecycle.control import ask_status, control_socket_path
+from tests.support.command import kumadp
+from tests.support.daemon import Daemon, Ports, get, workload, write_mesh
+from tests.support.poll import poll
+from tests.support.standalone import run_standalone
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    ports = Ports.take()
+    with workload("web") as app, workload("backend") as backend:
+        folder = write_mesh(tmp_path / "mesh", ports, app.port, backend.port)
+        with run_standalone(folder, ports) as running:
+            yield running
+
+
+def order(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return kumadp(*arguments, environment={"XDG_RUNTIME_DIR": daemon.environment["XDG_RUNTIME_DIR"]})
+
+
+def envoy_level(daemon: Daemon, logger: str) -> str:
+    """What Envoy's own admin says."""
+    text = poll(lambda: get(daemon.ports.admin, "/logging", method="POST")[1], what="Envoy's levels")
+    return next((line.split(": ")[1] for line in text.splitlines() if line.strip().startswith(f"{logger}: ")), "")
+
+
+def status(daemon: Daemon) -> dict[str, Any]:
+    return ask_status(control_socket_path("web", daemon.environment))
+
+
+def told(daemon: Daemon) -> dict[str, Any]:
+    found: dict[str, Any] = status(daemon)["log"]
+    return found
+
+
+def test_levels_change_and_stay_until_they_are_reset(daemon: Daemon) -> None:
+    assert (told(daemon)["level"], told(daemon)["envoy_level"], told(daemon)["changed"]) == ("info", "info", False)
+    done = order(daemon, "log-level", "warning", "envoy.upstream=debug", "standalone=debug")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "web: kumadp warning, envoy warning, envoy.upstream debug, standalone debug\n"
+    assert told(daemon)["components"] == {"envoy.upstream": "debug", "standalone": "debug"}
+    assert "log level      kumadp warning, envoy warning, envoy.upstream debug" in order(daemon, "status").stdout
+    for event in ("at once", "reload", "death"):
+        if event == "reload":
+            assert order(daemon, "reload").returncode == 0
+        if event == "death":
+            daemon.kill_envoy()
+            poll(lambda: status(daemon)["children"]["envoy"]["restarts"] == 1, what="the restart")
+            daemon.wait_ready()
+        poll(lambda: envoy_level(daemon, "upstream") == "debug", what=f"upstream: {event}")
+        poll(lambda: envoy_level(daemon, "http") == "warning", what=f"http: {event}")
+    assert order(daemon, "log-level", "--reset").stdout == "web: kumadp info, envoy info\n"
+    assert envoy_level(daemon, "upstream") == envoy_level(daemon, "http") == "info"
+    assert told(daemon)["changed"] is False
+
+
+def test_own_lines_follow(daemon: Daemon) -> None:
+    assert order(daemon, "log-level", "error").returncode == 0
+    length = len(daemon.output())
+    assert order(daemon, "reload").returncode == 0
+    assert " INFO lifecycle" not in daemon.output()[length:]
+    assert order(daemon, "log-level", "info").returncode == 0
+    assert order(daemon, "reload").returncode == 0
+    poll(lambda: " INFO lifecycle: reload" in daemon.output()[length:], what="a line again")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["loud"], 79, "'loud' is no level (one of trace, debug"),
+        (["nothing=debug"], 79, "'nothing' is no part of kumadp"),
+        (["envoy.nothing=debug"], 79, "Envoy does not know nothing=debug"),
+        ([], 64, "a level, or --reset"),
+        (["debug", "--reset"], 64, "a level, or --reset"),
+    ],
+)
+def test_what_cannot_be_done_changes_nothing(daemon: Daemon, arguments: list[str], code: int, said: str) -> None:
+    before = told(daemon)
+    done = order(daemon, "log-level", *arguments)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert {**told(daemon), "folded": 0} == {**before, "folded": 0}
+
+
+def test_json_lines_have_child_component_and_epoch(tmp_path: Path) -> None:
+    ports = Ports.take()
+    with workload("web") as app, workload("backend") as backend:
+        folder = write_mesh(tmp_path / "mesh", ports, app.port, backend.port)
+        log = tmp_path / "log.json"
+        with run_standalone(folder, ports, more=(f"--log-output-path={log}", "--log-format=auto")) as daemon:
+            assert order(daemon, "reload").returncode == 0
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    envoys = [line for line in lines if line.get("child") == "envoy" and "component" in line]
+    assert {line.get("epoch") for line in envoys} >= {0, 1}
+    assert not any(line["message"].startswith("[20") for line in envoys)
