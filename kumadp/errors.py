@@ -55,7 +55,7 @@ class ExitCode(enum.IntEnum):
 
 EXIT_CODE_MEANING: dict[ExitCode, str] = {
     ExitCode.OK: "stopped cleanly, by a signal too",
-    ExitCode.BUG: "a bug in kumadp: please report it with the traceback; `kumadp demo --check`: a check failed",
+    ExitCode.BUG: "a bug in kumadp (report it with the traceback); `kumadp doctor`, `demo --check`: a check failed",
     ExitCode.USAGE: "the command line is wrong",
     ExitCode.RESOURCE: "a Dataplane, ZoneIngress or ZoneEgress is wrong",
     ExitCode.CONTROL_PLANE_UNAVAILABLE: "no usable answer within KUMA_CONTROL_PLANE_RETRY_MAX_DURATION",

@@ -27,7 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "grpc": PURE,
     **dict.fromkeys(FEATURES, PURE | PRIMITIVES),
     "lifecycle": PURE | PRIMITIVES | FEATURES,
-    "cli": PURE | PRIMITIVES | FEATURES | {"lifecycle"},
+    "doctor": PURE | PRIMITIVES | FEATURES | {"lifecycle"},
+    "cli": PURE | PRIMITIVES | FEATURES | {"lifecycle", "doctor"},
 }
 
 

@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "run": "Run a data plane: Envoy, DNS, virtual probes, until it is told to stop.",
     "wait": "Wait until a data plane on this host is ready, and say what it waits for.",
     "status": "Say what a data plane here does: ready or why not, what runs, what died.",
+    "doctor": "Check what a data plane needs here, before it runs and while it does.",
     "reload": "Have a data plane here take its configuration anew, without losing a request.",
     "reexec": "Have a kumadp here become the version that is installed now, without losing a request.",
     "sweep": "End what a killed kumadp left running here, where no next one is to adopt it.",

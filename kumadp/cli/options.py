@@ -55,8 +55,8 @@ class GroupedCommand(click.Command):
         return rest
 
 
-def command_with_options(command: Command) -> Callable[[Callable[..., Any]], GroupedCommand]:
-    """A decorator that makes a click command with all options of ``command``.
+def command_with_options(command: Command, name: str = "") -> Callable[[Callable[..., Any]], GroupedCommand]:
+    """A decorator that makes a click command, by default ``command``, with all options of ``command``.
 
     Each value reaches the function as the text the user typed (a tuple for what may be repeated), None when it was not
     given. ``--flag`` alone means true for booleans, and ``--flag=false`` works as with kuma-dp.
@@ -67,7 +67,9 @@ def command_with_options(command: Command) -> Callable[[Callable[..., Any]], Gro
         for option in reversed(chosen):
             if option.flags:
                 function = click_option(option)(function)
-        made = click.command(command, cls=GroupedCommand, context_settings={"max_content_width": WIDTH})(function)
+        made = click.command(name or command, cls=GroupedCommand, context_settings={"max_content_width": WIDTH})(
+            function
+        )
         made.chosen = chosen
         return made
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kumadp.errors import on_one_line
+from kumadp.settings.values import lasting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,19 +25,6 @@ _COLORS = {
     "EXITED": "red",
     "FATAL": "red",
 }
-_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
-
-
-def lasting(seconds: float) -> str:
-    """A time span by its two largest units: ``2h 3m``, ``41s``, ``0s``."""
-    left, parts = max(0, int(seconds)), []
-    for size, unit in _UNITS:
-        if left >= size:
-            parts.append(f"{left // size}{unit}")
-            left %= size
-        elif parts:
-            break
-    return " ".join(parts[:2]) or "0s"
 
 
 def page(status: Status, now: float, *, color: bool = False) -> list[str]:

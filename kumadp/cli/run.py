@@ -42,7 +42,7 @@ def run(**flags: object) -> None:
     config, typed = flags.get("config"), typed_names()
 
     def read() -> Resolved:
-        text = _read_settings_file(str(config)) if config else None
+        text = read_settings_file(str(config)) if config else None
         return resolve("run", flags, os.environ, text, str(config or ""), typed)
 
     resolved = read()
@@ -64,8 +64,8 @@ def launch(
     from kumadp.lifecycle.context import Run
     from kumadp.settings.display import display
 
-    settings, resource, mesh = _checked(settings)
-    transparent = _read_transparent(settings)
+    settings, resource, mesh = checked(settings)
+    transparent = read_transparent_files(settings)
     if CHECK_VARIABLE in environ:
         from kumadp.cli.rehearsal import pass_check
 
@@ -79,7 +79,7 @@ def launch(
         notes = (*warnings, *(str(note) for note in (resource.notes if resource else ())))
         run = Run(settings, resource, mesh, environ, transparent)
         run.status.asked["log"] = lambda: {**logs.status(), **run.levels.status()}
-        work = run_daemon(run, lambda: _checked(again())[:2], logs.flush, notes, display(settings), handover)
+        work = run_daemon(run, lambda: checked(again())[:2], logs.flush, notes, display(settings), handover)
         runner = asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop))
         runner.run(quiet_threads())
         code = runner.run(work).code
@@ -88,7 +88,7 @@ def launch(
     _end(code)
 
 
-def _checked(settings: Settings) -> tuple[Settings, Resource | None, Mesh | None]:
+def checked(settings: Settings) -> tuple[Settings, Resource | None, Mesh | None]:
     """Settings that fit what they name, and what that is; raises KumadpError."""
     from kumadp.envoy.argv import check_extra
     from kumadp.host.secrets import register
@@ -141,7 +141,7 @@ def _load(settings: Settings) -> tuple[Resource | None, Mesh | None]:
     return None, None
 
 
-def _read_transparent(settings: Settings) -> TransparentProxy | None:
+def read_transparent_files(settings: Settings) -> TransparentProxy | None:
     """What is redirected on this host, None where no setting says that anything is; raises SettingsError."""
     named = settings.transparent_proxy_config
     if settings.standalone or not (settings.transparent_proxy or named):
@@ -165,7 +165,8 @@ def _with_proxy_type(settings: Settings, resource: Resource | None) -> Settings:
     return replace(settings, proxy_type=kind)
 
 
-def _read_settings_file(name: str) -> str:
+def read_settings_file(name: str) -> str:
+    """The text of the file that --config names; raises SettingsError."""
     from kumadp.settings.file import BOUNDS
 
     return _read_yaml(name, "--config", BOUNDS)

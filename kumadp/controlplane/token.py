@@ -53,9 +53,7 @@ def expires_at(token: str) -> float | None:
 
     The signature is not looked at: only the control plane can, and this is for telling and for renewing in time.
     """
-    parts = token.split(".")
-    claims = _decoded(parts[1]) if len(parts) == 3 else None
-    end = claims.get("exp") if claims is not None else None
+    end = claims_of(token).get("exp")
     if isinstance(end, bool) or not isinstance(end, int | float):
         return None
     try:
@@ -66,9 +64,13 @@ def expires_at(token: str) -> float | None:
 
 def is_renewed_by_kubelet(token: str) -> bool:
     """Whether it is of a Kubernetes service account, bound to a pod: its file gets a new one in time."""
+    return "kubernetes.io" in claims_of(token)
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    """What a JWT says, unverified; empty where it is none."""
     parts = token.split(".")
-    claims = _decoded(parts[1]) if len(parts) == 3 else None
-    return claims is not None and "kubernetes.io" in claims
+    return (_decoded(parts[1]) if len(parts) == 3 else None) or {}
 
 
 def _decoded(part: str) -> dict[str, Any] | None:

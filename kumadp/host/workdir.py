@@ -98,6 +98,16 @@ def make_private(path: Path, setting: str = "--work-dir") -> Path:
     """Make or take a directory that only its owner can change; raises WorkDirError, which names the ``setting``."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkDirError(
+            f"{path}: {error.strerror}", f"choose a directory that can be written with {setting}"
+        ) from None
+    return check_private(path, setting)
+
+
+def check_private(path: Path, setting: str) -> Path:
+    """A directory that is there, if only its owner can change it; raises WorkDirError."""
+    try:
         found = path.stat()
     except OSError as error:
         raise WorkDirError(

@@ -175,6 +175,15 @@ def find_control_sockets(environ: Mapping[str, str]) -> list[Path]:
     return found + _living(RUN, "*/*" + SUFFIX)
 
 
+def control_socket_files(environ: Mapping[str, str]) -> list[Path]:
+    """Where control sockets are, those of the dead among them."""
+    found: list[Path] = []
+    for folder, pattern in (*((folder, "*" + SUFFIX) for folder in _folders(environ)), (RUN, "*/*" + SUFFIX)):
+        with contextlib.suppress(OSError):
+            found += sorted(folder.glob(pattern))
+    return found
+
+
 def _living(folder: Path, pattern: str) -> list[Path]:
     living = []
     with contextlib.suppress(OSError):

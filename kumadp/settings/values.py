@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kumadp.settings.option import Kind
 
+_SPANS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _NANOSECONDS = {
     "ns": 1,
     "us": 10**3,
@@ -67,6 +68,18 @@ def _decimal(count: int, unit: int) -> str:
     whole, rest = divmod(count, unit)
     fraction = f"{rest:0{len(str(unit)) - 1}d}".rstrip("0")
     return f"{whole}.{fraction}" if fraction else str(whole)
+
+
+def lasting(seconds: float) -> str:
+    """A time span by its two largest units: ``2h 3m``, ``41s``, ``0s``."""
+    left, parts = max(0, int(seconds)), []
+    for size, unit in _SPANS:
+        if left >= size:
+            parts.append(f"{left // size}{unit}")
+            left %= size
+        elif parts:
+            break
+    return " ".join(parts[:2]) or "0s"
 
 
 def parse_boolean(text: str) -> bool:

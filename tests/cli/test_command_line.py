@@ -153,7 +153,7 @@ def test_help_names_everything(command: Command) -> None:
             assert "".join(option.help_text.split()) in words
 
 
-@pytest.mark.parametrize("command", ["run", "wait", "status", "log-level", "validate", "demo", "version"])
+@pytest.mark.parametrize("command", ["run", "wait", "status", "doctor", "log-level", "validate", "demo", "version"])
 def test_each_command_has_help(command: str) -> None:
     done = kumadp(command, "--help")
     assert done.returncode == 0

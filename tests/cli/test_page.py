@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from kumadp.cli.page import lasting, page, summary
+from kumadp.cli.page import page, summary
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.status import Status
 from kumadp.process.policy import ChildState
 from kumadp.process.supervise import ChildReport
+from kumadp.settings.values import lasting
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 NOW = 1_700_000_000.0

@@ -1,0 +1,171 @@
+"""``kumadp doctor``."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import logging
+import os
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kumadp.cli.options import command_with_options, typed_names
+from kumadp.errors import ExitCode, KumadpError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from kumadp.doctor.report import Check, Finding, Told
+    from kumadp.doctor.subject import Subject
+
+_COLORS = {"ok": "green", "warning": "yellow", "failed": "red"}
+_LABEL = 14
+# What does something else where nothing runs yet: Envoy is asked for its version, and validates.
+_PATIENT = 40.0
+
+
+@command_with_options("run", "doctor")
+@click.option("-o", "--output", type=click.Choice(["human", "json"]), default="human", show_default=True)
+def doctor(output: str, **flags: object) -> int:
+    """Check what a data plane needs on this host, with the same options as run, and what one that runs says.
+
+    Without options those of the kumadp that runs here are taken, by its command line, where there is just one. Nothing
+    is changed, and nothing is registered at a control plane. Each line is ok, warning, failed or skipped, with a hint.
+
+    Exit code 0 when nothing has failed, 1 when something has.
+    """
+    # A reader that has seen enough ends this as it ends any filter.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    logging.getLogger("kumadp").addHandler(logging.NullHandler())
+    logging.getLogger("kumadp").propagate = False
+    from kumadp.doctor.report import run_checks
+
+    findings = asyncio.run(run_checks(_checks(flags, dict(typed_names()))))
+    failed = sum(finding.state == "failed" for finding in findings)
+    warnings = sum(finding.state == "warning" for finding in findings)
+    if output == "json":
+        body = {"ok": not failed, "findings": [asdict(finding) for finding in findings]}
+        click.echo(json.dumps(body, indent=2, ensure_ascii=False))
+    else:
+        for line in _lines(findings, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR")):
+            click.echo(line)
+        click.echo(f"\n{failed} failed, {warnings} warning{'' if warnings == 1 else 's'}")
+    return ExitCode.BUG if failed else ExitCode.OK
+
+
+def _lines(findings: Sequence[Finding], *, color: bool) -> list[str]:
+    lines, before = [], ""
+    for finding in findings:
+        label = "" if finding.check == before else finding.check
+        before = finding.check
+        state = f"{finding.state:<8}"
+        painted = click.style(state, fg=_COLORS[finding.state]) if color and finding.state in _COLORS else state
+        lines.append(f"{painted} {label:<{_LABEL}} {finding.text}")
+        if finding.hint:
+            lines.append(f"{'':<8} {'':<{_LABEL}} -> {finding.hint}")
+    return lines
+
+
+def _checks(flags: dict[str, object], typed: dict[str, str]) -> list[Check]:
+    from kumadp.doctor import files, machine, plane, programs
+    from kumadp.doctor.report import Check, failed_with, ok, skipped
+
+    settings, subject = ok("all that is given can be used"), None
+    try:
+        subject, whence = _subject(flags, typed)
+        settings = ok(f"all that is given can be used{whence}")
+    except KumadpError as error:
+        settings = failed_with(error)
+
+    def of(name: str, look: Any, deadline: float = 10.0) -> Check:
+        if subject is None:
+            return Check(name, functools.partial(_known, skipped("settings first")))
+        return Check(name, functools.partial(look, subject), deadline)
+
+    async def running(subject: Subject) -> list[Told]:
+        return programs.running(subject)
+
+    work_dirs = (Path(subject.settings.work_dir),) if subject is not None and subject.settings.work_dir else ()
+    return [
+        Check("settings", functools.partial(_known, settings)),
+        of("envoy", programs.envoy, _PATIENT),
+        of("coredns", programs.coredns, _PATIENT),
+        of("bootstrap", programs.bootstrap, _PATIENT),
+        of("ports", programs.ports),
+        of("control plane", plane.control_plane, 20.0),
+        of("token", files.token),
+        of("files", files.modes),
+        Check("cgroup", machine.cgroup),
+        Check("resolv.conf", machine.resolv_conf),
+        Check("leftovers", functools.partial(machine.leftovers, os.environ, work_dirs)),
+        Check("process 1", machine.process_1),
+        Check("systemd", machine.systemd),
+        of("running", running),
+    ]
+
+
+async def _known(told: list[Told]) -> list[Told]:
+    return told
+
+
+def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, str]:
+    """Whom to look at, and where its options come from, in words; raises KumadpError."""
+    from kumadp.cli.run import checked, read_settings_file, read_transparent_files
+    from kumadp.doctor.subject import Subject
+    from kumadp.settings.resolve import resolve
+
+    environ: Mapping[str, str] = os.environ
+    statuses, whence = _statuses(), ""
+    if not typed and len(statuses) == 1 and (found := _options_of(int(statuses[0]["pid"]))) is not None:
+        flags, typed, environ = found
+        whence = f", by the command line of pid {statuses[0]['pid']}"
+    config = flags.get("config")
+    text = read_settings_file(str(config)) if config else None
+    resolved = resolve("run", flags, environ, text, str(config or ""), typed)
+    settings, resource, mesh = checked(resolved.settings)
+    transparent = read_transparent_files(settings)
+    name = resource.name if resource is not None else settings.name
+    status = next((status for status in statuses if status.get("name") == name), {})
+    return Subject(settings, resource, mesh, transparent, environ, status), whence
+
+
+def _statuses() -> list[dict[str, Any]]:
+    """What runs here says of itself."""
+    from kumadp.lifecycle.control import ask_status, find_control_sockets
+
+    found = []
+    for path in find_control_sockets(os.environ):
+        try:
+            found.append(ask_status(path))
+        except OSError:
+            continue
+    return found
+
+
+def _options_of(pid: int) -> tuple[dict[str, object], dict[str, str], Mapping[str, str]] | None:
+    """Flags as they were typed for the kumadp of that pid, and its environment; None where they cannot be had.
+
+    Its own directory becomes ours, so that relative paths mean the same.
+    """
+    from kumadp.cli.run import run
+
+    place = Path("/proc") / str(pid)
+    try:
+        words = [os.fsdecode(word) for word in (place / "cmdline").read_bytes().split(b"\0")[:-1]]
+        pairs = [os.fsdecode(pair).partition("=") for pair in (place / "environ").read_bytes().split(b"\0") if pair]
+        cwd = (place / "cwd").readlink()
+    except OSError:
+        return None
+    if "run" not in words:
+        return None
+    context = run.make_context("run", words[words.index("run") + 1 :], resilient_parsing=False)
+    with context:
+        typed = dict(typed_names())
+    os.chdir(cwd)
+    return dict(context.params), typed, {name: value for name, _, value in pairs}

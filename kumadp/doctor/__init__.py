@@ -1,0 +1,1 @@
+"""What `kumadp doctor` looks at: before a start, with the options of `run`, and while a data plane runs."""

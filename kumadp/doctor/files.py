@@ -1,0 +1,115 @@
+"""The token, and who may read or change the files that matter."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kumadp.controlplane.token import check_token, claims_of, expires_at, read_token
+from kumadp.doctor.report import Told, failed, ok, skipped, warning
+from kumadp.errors import KumadpError
+from kumadp.host.secrets import register
+from kumadp.host.statedir import state_dir_path
+from kumadp.host.workdir import check_private
+from kumadp.settings.values import lasting
+
+if TYPE_CHECKING:
+    from kumadp.doctor.subject import Subject
+
+# A token that ends within this time is worth a word (seconds).
+_SOON = 3600.0
+
+
+async def token(subject: Subject) -> list[Told]:
+    """Whether there is a token, for whom, until when; only the control plane knows whether it is signed rightly."""
+    settings = subject.settings
+    if subject.mesh is not None:
+        return skipped("standalone: no token is needed")
+    if not settings.token and not settings.token_path:
+        return warning("no token is given", "a control plane with authentication wants --dataplane-token-file")
+    if settings.token:
+        text = check_token(settings.token.strip(), "the token")
+    else:
+        text = await asyncio.to_thread(read_token, Path(settings.token_path))
+    register(text)
+    return _judge(subject, text, time.time())
+
+
+def _judge(subject: Subject, text: str, now: float) -> list[Told]:
+    claims, told = claims_of(text), list[Told]()
+    # Kuma's data plane tokens say Name and Mesh, each empty for any; zone tokens say Zone (Kuma 2.8).
+    for what, ours in (("Mesh", subject.mesh_name), ("Name", subject.name)):
+        claim = claims.get(what)
+        if claim and ours and claim != ours:
+            told += failed(f"the token is for {what.lower()} {claim}, this data plane is {ours}", "make one for it")
+    begins, ends = claims.get("nbf"), expires_at(text)
+    if isinstance(begins, int | float) and begins > now:
+        told += failed(f"the token begins only in {lasting(begins - now)}", "is the clock right?")
+    if ends is not None and ends <= now:
+        told += failed(
+            f"the token expired {lasting(now - ends)} ago", "make a new one: kumactl generate dataplane-token"
+        )
+    elif ends is not None and ends - now < _SOON:
+        told += warning(f"the token expires in {lasting(ends - now)}", "renew the file: it is read for each connection")
+    until = f"until {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(ends))}" if ends is not None else "for ever"
+    whom = ", ".join(f"{name.lower()} {claims[name]}" for name in ("Mesh", "Name", "Zone") if claims.get(name))
+    return told or ok(f"for {whom or 'any data plane'}, valid {until}")
+
+
+async def modes(subject: Subject) -> list[Told]:
+    """Whether files that matter can be read, and by nobody else where they are secret."""
+    return await asyncio.to_thread(_modes, subject)
+
+
+def _modes(subject: Subject) -> list[Told]:
+    settings = subject.settings
+    told: list[Told] = []
+    for path, flag, secret in (
+        (settings.token_path, "--dataplane-token-file", True),
+        (settings.ca_cert_file, "--ca-cert-file", False),
+        (settings.metrics_key_path, "KUMA_DATAPLANE_RUNTIME_METRICS_KEY_PATH", True),
+    ):
+        if path:
+            told += _file(Path(path), flag, secret=secret)
+    runtime = subject.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    work = Path(settings.work_dir or runtime or f"/run/kumadp/{subject.name or 'default'}")
+    state = state_dir_path(subject.name, settings.state_dir, subject.environ)
+    for folder, setting in ((work, "--work-dir"), (state, "--state-dir")):
+        if folder is not None:
+            told += _folder(folder, setting)
+    return told or ok("files and directories are as they should be")
+
+
+def _file(path: Path, flag: str, *, secret: bool) -> list[Told]:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return failed(f"{flag} {path}: {error.strerror}")
+    if not os.access(path, os.R_OK):
+        return failed(f"{flag} {path} cannot be read", "by this user, that is")
+    if secret and mode & (stat.S_IROTH | stat.S_IWOTH):
+        return failed(f"{flag} {path} can be read by everybody", f"chmod 600 {path}")
+    if mode & stat.S_IWOTH:
+        return failed(f"{flag} {path} can be changed by everybody", f"chmod go-w {path}")
+    return []
+
+
+def _folder(path: Path, setting: str) -> list[Told]:
+    if not path.exists():
+        parent = next(one for one in path.parents if one.exists())
+        if parent.is_dir() and os.access(parent, os.W_OK):
+            return []
+        return warning(f"{path} is not there and cannot be made", f"{setting} names another one")
+    try:
+        check_private(path, setting)
+    except KumadpError as error:
+        return failed(error.message, error.hint)
+    if not path.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH):
+        # Nobody else comes as far as the files in it.
+        return []
+    open_to_others = [file for file in path.glob("*") if file.is_file() and file.stat().st_mode & 0o077]
+    return [Told("failed", f"{file} can be read by others", f"chmod 600 {file}") for file in open_to_others]

@@ -1,0 +1,188 @@
+"""The machine: cgroup, name servers, process 1, what dead runs left, systemd's units. Paths are given by tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+import kumadp
+from kumadp.doctor.report import Told, failed, ok, skipped, warning
+from kumadp.host.cgroup import OomKills, oom_file
+from kumadp.host.environment import find_container_sign
+from kumadp.host.facts import memory_limit
+from kumadp.host.state import adoptable, read_state
+from kumadp.host.workdir import LOCK, PREFIX
+from kumadp.lifecycle.control import control_socket_files
+from kumadp.process.output import output_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Envoy and kumadp in the mesh take about 130 MiB (README: what it costs).
+_LITTLE = 160 << 20
+# glibc asks no more (resolv.conf(5): MAXNS).
+_MOST_SERVERS = 3
+# What is known to reap what it did not start.
+_INITS = {
+    *("systemd", "init", "tini", "tini-static", "dumb-init", "docker-init", "catatonit", "runit", "s6-svscan"),
+    *("pause", "conmon", "bash", "sh", "supervisord", "openrc-init"),
+}
+_UNITS = ("kumadp.service", "kumadp@.service")
+_SHIPPED = ("/usr/lib/systemd/system", "/lib/systemd/system")
+_SYSTEMCTL_WITHIN = 3.0
+
+
+async def cgroup(limit: int | None = None, file: Path | None = None) -> list[Told]:
+    """How much memory there may be, and whether the kernel has killed for it."""
+    most = await asyncio.to_thread(memory_limit) if limit is None else limit
+    kills = OomKills(file or await asyncio.to_thread(oom_file)).count() or 0
+    told = ok(f"memory limit {most >> 20} MiB" if most else "no memory limit")
+    if most and most < _LITTLE:
+        told = warning(f"memory limit {most >> 20} MiB", f"Envoy and kumadp need {_LITTLE >> 20} MiB and more")
+    if kills:
+        told += warning(f"the kernel has killed {kills} times for want of memory here", "raise the memory limit")
+    return told
+
+
+async def resolv_conf(file: Path = Path("/etc/resolv.conf")) -> list[Told]:
+    """The name servers of this host."""
+    try:
+        lines = (await asyncio.to_thread(file.read_text, errors="replace")).splitlines()
+    except OSError as error:
+        return failed(f"{file}: {error.strerror}", "names, that of the control plane among them, cannot be resolved")
+    servers = [line.split()[1] for line in lines if line.split()[:1] == ["nameserver"] and len(line.split()) > 1]
+    if not servers:
+        return warning(f"{file} names no server", "the C library asks 127.0.0.1 then")
+    told = ok(f"{file}: {', '.join(servers)}")
+    if len(servers) > _MOST_SERVERS:
+        told += warning(f"{len(servers) - _MOST_SERVERS} of these servers are never asked by the C library")
+    return told
+
+
+async def process_1(name: str = "") -> list[Told]:
+    """Whether somebody reaps what is left behind."""
+    return await asyncio.to_thread(_process_1, name)
+
+
+def _process_1(name: str) -> list[Told]:
+    with contextlib.suppress(psutil.Error):
+        name = name or psutil.Process(1).name()
+    zombies = 0
+    for process in psutil.process_iter(["ppid", "status"]):
+        zombies += process.info["ppid"] == 1 and process.info["status"] == psutil.STATUS_ZOMBIE
+    if zombies:
+        return warning(f"{name} is process 1 and leaves {zombies} zombies", "start the container with an init, as tini")
+    if find_container_sign(os.environ) and name not in _INITS:
+        return warning(f"{name} is process 1 here", "it may not reap what others leave: use an init, as tini")
+    return ok(f"{name} is process 1, no zombies")
+
+
+async def leftovers(
+    environ: Mapping[str, str], work_dirs: tuple[Path, ...] = (), temporary: Path | None = None
+) -> list[Told]:
+    """What runs that are dead left behind: below /run/kumadp, and in ``work_dirs``."""
+    return await asyncio.to_thread(_leftovers, environ, work_dirs, temporary or Path(tempfile.gettempdir()))
+
+
+def _leftovers(environ: Mapping[str, str], work_dirs: tuple[Path, ...], temporary: Path) -> list[Told]:
+    told: list[Told] = []
+    for path in sorted(temporary.glob(PREFIX + "*")):
+        if _is_dead(path / LOCK):
+            told += warning(f"{path} is left of a dead run", "the next `kumadp run` removes it")
+    for path in control_socket_files(environ):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(0.5)
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                told += warning(f"{path}: nobody listens there any more", f"a killed kumadp left it: rm {path}")
+            except OSError:
+                continue
+    for folder in dict.fromkeys((*sorted(Path("/run/kumadp").glob("*/")), *work_dirs)):
+        state = read_state(folder) if _is_dead(folder / LOCK) else None
+        if state is not None and (living := adoptable(state)):
+            names = ", ".join(f"{child.name} (pid {child.pid})" for child in living)
+            told += warning(f"{names} of a dead kumadp in {folder}", "kumadp sweep --work-dir DIR, or run kumadp again")
+    return told or ok("nothing is left of dead runs")
+
+
+def _is_dead(lock: Path) -> bool:
+    """Whether there is a lock that nobody holds."""
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+async def systemd(
+    booted: Path = Path("/run/systemd/system"), shipped: Path | None = None, environ: Mapping[str, str] = os.environ
+) -> list[Told]:
+    """Whether the unit that is installed is the one that came with this kumadp, and what systemd has loaded."""
+    if not await asyncio.to_thread(booted.is_dir):
+        return skipped("systemd is not the init here")
+    told: list[Told] = []
+    for unit in _UNITS:
+        told += await _unit(unit, shipped, environ)
+    return told or skipped(f"neither {' nor '.join(_UNITS)} is installed")
+
+
+async def _unit(unit: str, shipped: Path | None, environ: Mapping[str, str]) -> list[Told]:
+    # A template is not loaded by itself.
+    name = unit.replace("@.", "@doctor.")
+    try:
+        answer = await output_of(
+            Path(shutil.which("systemctl", path=environ.get("PATH")) or "systemctl"),
+            *("show", "--property=FragmentPath,NeedDaemonReload,DropInPaths", name),
+            environment=dict(environ),
+            deadline=_SYSTEMCTL_WITHIN,
+        )
+    except (OSError, TimeoutError) as error:
+        return warning(f"{unit}: systemctl does not answer: {str(error) or 'not in time'}")
+    shows = dict(line.partition("=")[::2] for line in answer.splitlines() if "=" in line)
+    installed = shows.get("FragmentPath", "")
+    if not installed:
+        return []
+    told: list[Told] = []
+    if shows.get("NeedDaemonReload") == "yes":
+        told += warning(f"{unit} has changed on disk", "systemctl daemon-reload")
+    reference = _shipped(unit, shipped)
+    if reference is None:
+        return told or ok(f"{unit} is {installed}")
+    if await asyncio.to_thread(_differs, Path(installed), reference):
+        told += warning(f"{installed} is not {reference}", "take the new one; keep changes with `systemctl edit`")
+    return told or ok(f"{unit} is the one that was shipped")
+
+
+def _shipped(unit: str, folder: Path | None) -> Path | None:
+    """The unit beside this kumadp, in a clone, or the one of the package."""
+    places = (folder,) if folder is not None else (Path(kumadp.__file__).parents[1] / "systemd", *map(Path, _SHIPPED))
+    return next((place / unit for place in places if (place / unit).is_file()), None)
+
+
+def _differs(one: Path, other: Path) -> bool:
+    """Whether two units say different things; comments do not count."""
+
+    def said(path: Path) -> list[str]:
+        lines = path.read_text(errors="replace").splitlines()
+        return [line.strip() for line in lines if line.strip() and line.strip()[0] not in "#;"]
+
+    try:
+        return said(one) != said(other)
+    except OSError:
+        return True

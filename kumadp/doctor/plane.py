@@ -1,0 +1,116 @@
+"""The way to the control plane, step by step: name, connection, TLS, answer, and its clock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email.utils
+import os
+import socket
+import ssl
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from kumadp.controlplane.client import Trust, make_context
+from kumadp.doctor.report import Told, failed, ok, skipped, warning
+
+if TYPE_CHECKING:
+    from kumadp.doctor.subject import Subject
+
+_STEP = 5.0
+_MOST = 64 * 1024
+# From here on tokens and certificates are judged wrongly at their edges, and from there on they are refused (seconds).
+_CLOCK_WARNING, _CLOCK_FAILED = 5.0, 60.0
+
+
+async def control_plane(subject: Subject) -> list[Told]:
+    """Each address that is named."""
+    if subject.mesh is not None:
+        return skipped("standalone: no control plane is needed")
+    settings = subject.settings
+    ca = settings.ca_cert
+    if not ca and settings.ca_cert_file:
+        try:
+            ca = await asyncio.to_thread(Path(settings.ca_cert_file).read_text)
+        except (OSError, UnicodeDecodeError) as error:
+            return failed(f"--ca-cert-file {settings.ca_cert_file} cannot be read: {error}")
+    trust = Trust(ca, verify=not settings.skip_verify)
+    told: list[Told] = []
+    if not trust.verify:
+        told += warning("its certificate is not verified (--skip-verify)", "give its CA with --ca-cert-file")
+    for found in await asyncio.gather(*(_address(url, trust) for url in settings.cp_addresses)):
+        told += found
+    return told
+
+
+async def _address(url: str, trust: Trust) -> list[Told]:
+    parts = urlsplit(url)
+    host, tls = parts.hostname or "", parts.scheme.lower() == "https"
+    port = parts.port or (443 if tls else 80)
+    where = f"{host}:{port}"
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(_STEP):
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except TimeoutError:
+        return failed(f"{where}: the name is not resolved within {_STEP:g} s", "see resolv.conf above")
+    except OSError as error:
+        return failed(f"{where}: the name cannot be resolved: {error.strerror}", "check --cp-address and resolv.conf")
+    address = str(found[0][4][0])
+    context = await asyncio.to_thread(make_context, trust) if tls else None
+    try:
+        async with asyncio.timeout(_STEP):
+            reader, writer = await asyncio.open_connection(
+                host, port, ssl=context, server_hostname=host if tls else None
+            )
+    except ssl.SSLCertVerificationError as error:
+        why = f"{where} ({address}): its certificate is not accepted: {error.verify_message}"
+        return failed(why, "is --ca-cert-file its CA, and the address one that the certificate is for?")
+    except ssl.SSLError as error:
+        said = (error.reason or str(error)).lower().replace("_", " ")
+        return failed(f"{where} ({address}): TLS failed: {said}", "is this the port of its data plane server (5678)?")
+    except TimeoutError:
+        return failed(f"{where} ({address}): no connection within {_STEP:g} s", "is a firewall between?")
+    except OSError as error:
+        said = os.strerror(error.errno) if error.errno else str(error)
+        return failed(f"{where} ({address}): {said}", "does it run, and listen there?")
+    try:
+        return await _answer(f"{where} ({address})", host, reader, writer, tls=tls)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await asyncio.wait_for(writer.wait_closed(), 1)
+
+
+async def _answer(
+    where: str, host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, tls: bool
+) -> list[Told]:
+    """Ask for nothing in particular: whatever it says, it speaks HTTP, and says what time it is."""
+    writer.write(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    try:
+        async with asyncio.timeout(_STEP):
+            head = await reader.readuntil(b"\r\n\r\n")
+    except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        return failed(f"{where}: connected, but it does not answer as an HTTP server does", "check the port")
+    lines = head[:_MOST].decode("latin-1").split("\r\n")
+    status = lines[0].split(" ", 1)[-1]
+    told = ok(f"{where}: resolved, connected{', TLS verified' if tls else ''}, answers ({status})")
+    dates = [line.partition(":")[2].strip() for line in lines if line.lower().startswith("date:")]
+    return [*told, *clock(dates[0] if dates else "", time.time())]
+
+
+def clock(date: str, now: float) -> list[Told]:
+    """How our clock differs from an HTTP date (RFC 9110, 6.6.1), which has whole seconds."""
+    try:
+        theirs = email.utils.parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError):
+        return skipped("clock: it does not say what time it has")
+    off = now - theirs - 0.5
+    text = f"clock: {abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} the control plane's"
+    if abs(off) >= _CLOCK_FAILED:
+        return failed(text, "tokens and certificates are judged by it: synchronise the clocks (NTP)")
+    if abs(off) >= _CLOCK_WARNING:
+        return warning(text, "synchronise the clocks (NTP)")
+    return ok("clock: as the control plane's")

@@ -1,0 +1,160 @@
+"""Envoy, CoreDNS, the would-be bootstrap and the ports."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kumadp.dns.coredns import coredns_version, find_coredns
+from kumadp.doctor.report import Told, failed, ok, warning
+from kumadp.envoy.argv import envoy_argv
+from kumadp.envoy.binary import find_envoy
+from kumadp.envoy.reload import Plan, check
+from kumadp.envoy.version import envoy_version, fits, fitting
+from kumadp.errors import PortsTaken
+from kumadp.host.ports import check_ports
+from kumadp.host.workdir import open_work_dir
+from kumadp.lifecycle.kuma import KumaClient
+from kumadp.lifecycle.loglevels import envoy_level
+from kumadp.lifecycle.plan import check_plan, envoy_addresses, own_addresses, plan_dns, plan_probes
+from kumadp.lifecycle.sources import KumaSource, StandaloneSource
+from kumadp.lifecycle.status import Status
+from kumadp.process.child import Command
+from kumadp.resources.types import Dataplane
+
+if TYPE_CHECKING:
+    from kumadp.doctor.report import State
+    from kumadp.doctor.subject import Subject
+    from kumadp.host.ports import Address
+    from kumadp.lifecycle.plan import DnsPlan
+
+# For the answer of the control plane, before `run` would go on asking (seconds).
+_ASKED_FOR = 5.0
+
+
+async def envoy(subject: Subject) -> list[Told]:
+    """Which Envoy would run, and whether this Kuma is made for it."""
+    path = await asyncio.to_thread(find_envoy, subject.settings.binary_path)
+    found = await envoy_version(path, subject.children_environment)
+    if subject.mesh is None and not fits(found.version):
+        return warning(f"{found.version} at {path}: no data plane of Kuma is made for it", f"they are for {fitting()}")
+    return ok(f"{found.version} at {path}")
+
+
+async def coredns(subject: Subject) -> list[Told]:
+    """Which CoreDNS would run."""
+    settings = subject.settings
+    if plan_dns(settings, None) is None:
+        return ok("DNS is off")
+    path = await asyncio.to_thread(find_coredns, settings.coredns_path)
+    if path is None and os.sep in settings.coredns_path:
+        return failed(f"{settings.coredns_path} is not there", "check --dns-coredns-path")
+    if path is None:
+        return warning("no CoreDNS on PATH", "install it, or name it with --dns-coredns-path")
+    version = await coredns_version(path, subject.children_environment)
+    return ok(f"{version} at {path}") if version else failed(f"{path} does not say its version", "is it CoreDNS?")
+
+
+def _addresses(subject: Subject, dns: DnsPlan | None) -> tuple[list[Address], list[Address]]:
+    settings = subject.settings
+    spec = subject.resource.spec if subject.resource is not None else None
+    probes, _ = plan_probes(settings, spec if isinstance(spec, Dataplane) else None, subject.environ)
+    own = own_addresses(settings, dns, probes)
+    standalone = subject.mesh is not None
+    return own, envoy_addresses(subject.resource, standalone=standalone, dns=dns, transparent=subject.transparent)
+
+
+async def ports(subject: Subject) -> list[Told]:
+    """Whether what would be bound can be bound; the kumadp that runs may have it already."""
+    dns = plan_dns(subject.settings, await asyncio.to_thread(find_coredns, subject.settings.coredns_path))
+    own, others = _addresses(subject, dns)
+    check_plan(own, others, subject.resource)
+    try:
+        await check_ports([*own, *others], held_by=subject.pids)
+    except PortsTaken as error:
+        return [Told("failed", problem.message, f"{problem.hint} ({problem.path})") for problem in error.problems]
+    numbers = sorted({address.port for address in (*own, *others) if address.port})
+    told = ", ".join(map(str, numbers))
+    return ok(f"held by the kumadp that runs, or free: {told}" if subject.pids else f"free: {told}")
+
+
+async def bootstrap(subject: Subject) -> list[Told]:
+    """Whether the guard and Envoy (`--mode validate`) take the bootstrap that would be; it is made as `run` makes it.
+
+    A control plane is asked for it, which registers nothing: Kuma stores a Dataplane when its stream opens.
+    """
+    with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
+        return await _bootstrap(subject, folder)
+
+
+async def _bootstrap(subject: Subject, folder: str) -> list[Told]:
+    settings = subject.settings
+    binary = await asyncio.to_thread(find_envoy, settings.binary_path)
+    version = await envoy_version(binary, subject.children_environment)
+    dns = plan_dns(settings, await asyncio.to_thread(find_coredns, settings.coredns_path))
+    own, _ = _addresses(subject, dns)
+    work = await asyncio.to_thread(open_work_dir, subject.name, folder, "", "", subject.environ)
+    try:
+        status = Status(subject.name, "")
+        source: KumaSource | StandaloneSource
+        if subject.mesh is not None:
+            source = StandaloneSource(settings, subject.mesh, work, own, dns)
+            prepared, whence = await source.prepare(), "generated from the Dataplane"
+        else:
+            client = KumaClient(
+                settings,
+                subject.resource,
+                work,
+                dns,
+                (version, ""),
+                serves_probes=False,
+                transparent=subject.transparent,
+            )
+            relay = Path(folder) / "relay.sock" if settings.xds_relay == "on" else None
+            source = KumaSource(client, work, own, status, relay_path=relay)
+            fetched = await client.fetch(lambda _reason: None, _ASKED_FOR)
+            prepared, whence = await source.make(fetched), "fetched from the control plane, which registers nothing"
+        argv = envoy_argv(
+            binary,
+            prepared.config_path,
+            drain_time=settings.drain_time,
+            log_level=envoy_level(settings),
+            component_log_level=settings.envoy_component_log_level,
+            concurrency=settings.concurrency,
+            extra=settings.envoy_args,
+        )
+
+        async def command() -> Command:
+            return Command(argv, "envoy", subject.children_environment)
+
+        refused = (await check(Plan(command, prepared.admin, prepared.dynamic), None, "not asked")).refused
+        if refused:
+            return failed(refused, f"it was {whence}")
+        return ok(f"{whence}; Envoy takes it, its admin is on {prepared.admin}")
+    finally:
+        await asyncio.to_thread(work.close)
+
+
+def running(subject: Subject) -> list[Told]:
+    """What a kumadp that runs says of itself."""
+    status = subject.status
+    if not status:
+        return [Told("skipped", "no kumadp of this name runs here")]
+    told: list[Told] = []
+    groups: tuple[tuple[State, list[str]], ...] = (
+        ("failed", [] if status["ready"] else [f"not ready: {why}" for why in status["reasons"] or [status["phase"]]]),
+        ("failed", [f"{part} is given up: {story}" for part, story in status["fatal"].items()]),
+        ("warning", list(status["concerns"])),
+        ("warning", [f"{why}: a restart is required" for why in status.get("restart_required", ())]),
+    )
+    for state, texts in groups:
+        told += [Told(state, text, "kumadp status says more") for text in texts]
+    for name, child in status["children"].items():
+        if child["restarts"]:
+            told += warning(f"{name} was started again {child['restarts']} times, last: {child['last_exit']}")
+    if crash := status.get("crashes", {}).get("newest"):
+        told += warning(f"a crash record: {crash}", "read it, then remove it")
+    return told or ok(f"{status['name']} is READY, pid {status['pid']}")

@@ -1,0 +1,92 @@
+"""The way to the control plane: each step made to fail, at real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.doctor.plane import clock, control_plane
+from kumadp.doctor.subject import Subject
+from kumadp.settings.resolve import resolve
+from tests.support.controlplane import Answer, ScriptedControlPlane
+from tests.support.ports import free_port
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+
+def look(url: str, ca: Path | None = None, *more: str) -> list[tuple[str, str]]:
+    flags = {"name": "web", "mesh": "default", "cp_address": url, "ca_cert_file": str(ca) if ca else None}
+    environ = {"KUMA_CONTROL_PLANE_TLS_SKIP_VERIFY": "true"} if "skip" in more else {}
+    subject = Subject(resolve("run", flags, environ).settings, None, None, None, {})
+    return [(told.state, told.text) for told in asyncio.run(control_plane(subject))]
+
+
+def test_all_is_well(tmp_path: Path) -> None:
+    with ScriptedControlPlane(Answer(200)) as plane:
+        ca = plane.write_ca(tmp_path / "ca.crt")
+        found = look(plane.url, ca)
+        assert found[0][0] == "ok"
+        assert "resolved, connected, TLS verified, answers (" in found[0][1]
+        assert found[1][1].startswith("clock: ")
+        assert look(plane.url, None, "skip")[0] == ("warning", "its certificate is not verified (--skip-verify)")
+
+
+def test_a_certificate_of_another_ca(tmp_path: Path) -> None:
+    with ScriptedControlPlane(Answer(200)) as plane, ScriptedControlPlane(Answer(200)) as other:
+        ((state, text),) = look(plane.url, other.write_ca(tmp_path / "ca.crt"))
+    assert state == "failed"
+    assert "its certificate is not accepted" in text
+
+
+def test_names_that_are_none_and_ports_with_nobody() -> None:
+    ((state, text),) = look("https://no-such-name.invalid:5678")
+    assert (state, "the name cannot be resolved" in text) == ("failed", True)
+    port = free_port()
+    found = look(f"https://127.0.0.1:{port},https://localhost:{port}")
+    assert [state for state, _ in found] == ["failed", "failed"]
+    assert "Connection refused" in found[0][1]
+
+
+def test_a_ca_that_is_none(tmp_path: Path) -> None:
+    assert "cannot be read" in look("https://localhost:1", tmp_path / "none")[0][1]
+
+
+def test_a_server_of_another_kind(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def greet() -> None:
+            for _ in range(2):
+                connection, _ = server.accept()
+                connection.sendall(b"220 mail\r\n")
+                connection.close()
+
+        thread = threading.Thread(target=greet, daemon=True)
+        thread.start()
+        assert "TLS failed: " in look(f"https://127.0.0.1:{port}")[0][1]
+        assert "it does not answer as an HTTP server does" in look(f"http://127.0.0.1:{port}")[0][1]
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    ("off", "state", "said"),
+    [
+        (0, "ok", "clock: as the control plane's"),
+        (30, "warning", "clock: 30 s ahead of the control plane's"),
+        (-30, "warning", "clock: 30 s behind the control plane's"),
+        (3600, "failed", "clock: 3600 s ahead of the control plane's"),
+    ],
+)
+def test_clocks(off: int, state: str, said: str) -> None:
+    now = 1_800_000_000
+    (told,) = clock(email.utils.formatdate(now, usegmt=True), now + off + 0.5)
+    assert (told.state, told.text) == (state, said)
+    assert clock("yesterday", now)[0].state == clock("", now)[0].state == "skipped"

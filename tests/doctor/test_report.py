@@ -1,0 +1,45 @@
+"""All checks run; one that hangs or is broken costs only itself."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kumadp.doctor.report import Check, Told, ok, run_checks, warning
+from kumadp.errors import Problem, SettingsError, WorkDirError
+from kumadp.host.secrets import register
+
+
+async def hangs() -> list[Told]:
+    await asyncio.Event().wait()
+    return []
+
+
+async def broken() -> list[Told]:
+    raise ValueError("oops")
+
+
+async def refused() -> list[Told]:
+    raise SettingsError([Problem("--a", "is wrong", "write b"), Problem("--c", "too")])
+
+
+async def unusable() -> list[Told]:
+    raise WorkDirError("/x is taken", "choose another")
+
+
+async def leaks() -> list[Told]:
+    register("a-secret-of-some-length")
+    return [*ok("a-secret-of-some-length\x1b[31m"), *warning("second")]
+
+
+def test_each_finding_in_order() -> None:
+    checks = [Check("hangs", hangs, 0.05), Check("broken", broken), Check("refused", refused), Check("dir", unusable)]
+    found = asyncio.run(run_checks([*checks, Check("leaks", leaks)]))
+    assert [(one.check, one.state, one.text, one.hint) for one in found] == [
+        ("hangs", "failed", "no result within 0.05 s", ""),
+        ("broken", "failed", "a bug in kumadp: ValueError: oops", ""),
+        ("refused", "failed", "--a: is wrong", "write b"),
+        ("refused", "failed", "--c: too", ""),
+        ("dir", "failed", "/x is taken", "choose another"),
+        ("leaks", "ok", "***\\x1b[31m", ""),
+        ("leaks", "warning", "second", ""),
+    ]

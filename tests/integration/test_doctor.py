@@ -1,0 +1,150 @@
+"""`kumadp doctor` as it is typed: before a start, with each thing wrong, and beside a running data plane."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.command import kumadp
+from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
+from tests.support.daemon import Ports, run_kumadp, workload, write_mesh
+from tests.support.needs import need_envoy
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+pytestmark = pytest.mark.process
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def findings(
+    tmp_path: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> tuple[int, dict[str, list[dict[str, Any]]]]:
+    """Exit code, and findings by check."""
+    (tmp_path / "run").mkdir(exist_ok=True)
+    done = kumadp(
+        *("doctor", "--output=json", *arguments),
+        environment={
+            "XDG_RUNTIME_DIR": str(tmp_path / "run"),
+            "KUMA_DATAPLANE_RUNTIME_BINARY_PATH": str(need_envoy()),
+            "KUMA_DNS_ENABLED": "false",
+            **(environment or {}),
+        },
+        deadline=90,
+    )
+    assert done.stdout, done.stderr
+    told = json.loads(done.stdout)
+    assert told["ok"] is (done.returncode == 0)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in told["findings"]:
+        found.setdefault(one["check"], []).append(one)
+    return done.returncode, found
+
+
+def states(found: dict[str, list[dict[str, Any]]], *names: str) -> list[str]:
+    return [one["state"] for name in names for one in found[name]]
+
+
+def standalone(tmp_path: Path, ports: Ports, app: int = 1) -> tuple[str, ...]:
+    folder = write_mesh(tmp_path / "mesh", ports, app, 2)
+    return (f"--standalone={folder}", "--name=web", f"--work-dir={tmp_path / 'work'}", f"--state-dir={tmp_path / 's'}")
+
+
+def test_before_a_start(tmp_path: Path) -> None:
+    ports = Ports.take()
+    environment = {"KUMA_READINESS_PORT": str(ports.readiness)}
+    code, found = findings(tmp_path, *standalone(tmp_path, ports), environment=environment)
+    assert states(found, "settings", "envoy", "coredns", "bootstrap", "ports", "files") == ["ok"] * 6
+    assert states(found, "control plane", "token", "running") == ["skipped"] * 3
+    assert code == 0
+    assert not (tmp_path / "work").exists(), "nothing is changed"
+    done = kumadp("doctor", "--standalone=/none")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[0].startswith("failed   settings       ")
+    assert "skipped  envoy          settings first" in done.stdout
+
+
+def test_ports_that_are_taken_name_their_holder(tmp_path: Path) -> None:
+    ports = Ports.take()
+    with socket.create_server(("127.0.0.1", ports.inbound)):
+        code, found = findings(tmp_path, *standalone(tmp_path, ports))
+    assert code == 1
+    assert f"(pid {os.getpid()})" in found["ports"][0]["text"]
+
+
+def test_programs_that_are_none(tmp_path: Path) -> None:
+    ports = Ports.take()
+    more = ("--binary-path=/none/envoy", "--dns-enabled=true", "--dns-coredns-path=/bin/true")
+    code, found = findings(tmp_path, *standalone(tmp_path, ports), *more)
+    assert code == 1
+    assert states(found, "envoy", "coredns", "bootstrap") == ["failed"] * 3
+    assert "does not say its version" in found["coredns"][0]["text"]
+
+
+def plane_flags(tmp_path: Path, plane: ScriptedControlPlane) -> tuple[str, ...]:
+    ca = plane.write_ca(tmp_path / "ca.crt")
+    return (f"--cp-address={plane.url}", f"--ca-cert-file={ca}", "--name=web-1", "--mesh=default")
+
+
+def test_a_bootstrap_from_a_control_plane(tmp_path: Path) -> None:
+    ports = Ports.take()
+    good, bad, exposed = (static_bootstrap(ports, 1) for _ in range(3))
+    bad["staticResources"]["clusters"][0]["connectTimeout"] = "-1s"
+    exposed["admin"]["address"]["socketAddress"]["address"] = "0.0.0.0"
+    for bootstrap, more, state, said in (
+        (good, (), "ok", "Envoy takes it, its admin is on 127.0.0.1:"),
+        (bad, (), "failed", "Envoy refuses the configuration: Invalid duration"),
+        (exposed, ("--strict-admin",), "failed", "is not loopback"),
+    ):
+        with ScriptedControlPlane(bootstrap_answer(bootstrap)) as plane:
+            _, found = findings(tmp_path, *plane_flags(tmp_path, plane), *more)
+        assert found["bootstrap"][0]["state"] == state, found
+        assert said in found["bootstrap"][0]["text"]
+    with ScriptedControlPlane(Answer(403, b"no such token")) as plane:
+        _, found = findings(tmp_path, *plane_flags(tmp_path, plane))
+    assert "refused" in found["bootstrap"][0]["text"]
+    assert found["control plane"][0]["state"] == "ok"
+
+
+def test_beside_a_running_data_plane(tmp_path: Path) -> None:
+    ports = Ports.take()
+    with workload("web") as app, workload("backend") as backend:
+        folder = write_mesh(tmp_path / "mesh", ports, app.port, backend.port)
+        with run_kumadp(tmp_path, ports, f"--standalone={folder}", "--name=web", "--drain-time=1s") as daemon:
+            daemon.wait_ready()
+            runtime = {"XDG_RUNTIME_DIR": daemon.environment["XDG_RUNTIME_DIR"]}
+            code, found = findings(tmp_path, environment={**runtime, "KUMA_READINESS_PORT": "1"})
+            assert code == 0, [one for told in found.values() for one in told if one["state"] == "failed"]
+            assert f"by the command line of pid {daemon.pid}" in found["settings"][0]["text"]
+            assert found["running"][0]["text"] == f"web is READY, pid {daemon.pid}"
+            assert found["ports"][0]["text"].startswith("held by the kumadp that runs, or free: ")
+            assert str(ports.readiness) in found["ports"][0]["text"]
+            daemon.kill_envoy()
+            poll(lambda: daemon.output().count("-> READY") == 2, what="the next Envoy")
+            poll(lambda: "crash record" in daemon.output(), what="the record")
+            _, found = findings(tmp_path, environment=runtime)
+            assert "envoy was started again 1 times" in found["running"][0]["text"]
+            assert "a crash record: " in found["running"][1]["text"]
+
+
+def test_readme_shows_its_checks_in_their_form(tmp_path: Path) -> None:
+    shown = README.read_text().split("kumadp doctor --standalone=dataplane.yaml\n```\n\n```text\n")[1].split("```")[0]
+    ports = Ports.take()
+    with socket.create_server(("127.0.0.1", ports.inbound)):
+        done = kumadp("doctor", *standalone(tmp_path, ports), environment={"XDG_RUNTIME_DIR": str(tmp_path)})
+
+    def labels(text: str) -> list[str]:
+        return [line[9:24].strip() for line in text.splitlines()[:-2] if line[:8].strip() and line[9:24].strip()]
+
+    assert labels(shown) == labels(done.stdout)
+    line = r"((ok|warning|failed|skipped) +[a-z .1]+\S.*| +-> .+|\d+ failed, \d+ warnings?|)"
+    assert all(re.fullmatch(line, text) for text in (*shown.splitlines(), *done.stdout.splitlines()))
