@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LOOKS_EACH = 0.5
 # What changes without anything having happened.
-_PASSES = {"log", "silence"}
+_PASSES = {"log", "silence", "lines", "sent", "destinations"}
 # DEC private modes (xterm's ctlseqs): another screen, no cursor; each line and what is below it is cleared.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"

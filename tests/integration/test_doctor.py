@@ -16,6 +16,7 @@ from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_a
 from tests.support.daemon import Ports, run_kumadp, workload, write_mesh
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,6 +38,7 @@ def findings(
             "XDG_RUNTIME_DIR": str(tmp_path / "run"),
             "KUMA_DATAPLANE_RUNTIME_BINARY_PATH": str(need_envoy()),
             "KUMA_DNS_ENABLED": "false",
+            "KUMA_READINESS_PORT": str(free_port()),
             **(environment or {}),
         },
         deadline=90,
