@@ -377,7 +377,7 @@ async def run_daemon(
     assembly = Assembly(run, reread, flush, handover)
     outcome = await assembly.loop.run()
     assembly.notifying.close()
+    await run.crashes.close(int(outcome.code), outcome.why, run.settings.termination_log)
     level = logging.INFO if outcome.code == 0 else logging.ERROR
     log.log(level, "exit code %d: %s", outcome.code, outcome.why)
-    await run.crashes.close(int(outcome.code), outcome.why, run.settings.termination_log)
     return outcome

@@ -3,8 +3,8 @@
 ``POST /reload`` answers when it is done, with a line for people under ``said``. ``POST /reexec`` answers before it is
 done, with ``count``, how often this process was re-executed so far: it is done when ``count`` under ``reexec`` in the
 status is higher, and has failed when ``failed`` there, empty or not there until then, says why. What is refused is
-answered with 409 and ``why``. ``POST /log-level`` takes levels as the query of its URL. ``GET /metrics`` is kumadp's own
-metrics, in Prometheus' text format.
+answered with 409 and ``why``. ``POST /log-level`` takes levels as the query of its URL. ``GET /metrics`` is kumadp's
+own metrics, in Prometheus' text format.
 """
 
 from __future__ import annotations
