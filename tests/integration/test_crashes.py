@@ -57,7 +57,7 @@ def test_killed_and_segv_and_the_end(tmp_path: Path) -> None:
             assert set(record["versions"]) >= {"kumadp", "envoy"}
             path = poll(lambda: newest(daemon), what="its name in the status")
             assert json.loads((tmp_path / path).read_text()) == record
-            assert f"crash record: {path}" in daemon.output()
+            poll(lambda: f"crash record: {path}" in daemon.output(), what="its name in the log")
             poll(lambda: daemon.children().get("envoy"), what="another Envoy")
             daemon.wait_ready()
             daemon.envoy().send_signal(signal.SIGSEGV)
