@@ -155,6 +155,7 @@ class StatusReport(Struct, forbid_unknown_fields=True):
     log: LogStatus | UnsetType = UNSET
     crashes: CrashStatus | UnsetType = UNSET
     access_logs: AccessLogStatus | UnsetType = UNSET
+    metrics: Annotated[dict[str, Any] | UnsetType, _field("What Prometheus is given, source by source.")] = UNSET
 
 
 def status_schema() -> dict[str, Any]:
