@@ -97,6 +97,14 @@ async def test_only_what_prometheus_says_goes_on() -> None:
     assert set(got) <= {*sent, "Host", "Accept-Encoding", "Connection"}
 
 
+@pytest.mark.parametrize("sourced", [True, False])
+async def test_applications_are_asked_past_transparent_proxying(sourced: bool) -> None:
+    app = Exposition(APP)
+    async with exposed(app), collecting(at(app, sourced=sourced)) as collector:
+        await collector.scrape()
+    assert app.seen[0].remote == ("127.0.0.6" if sourced else "127.0.0.1")
+
+
 async def test_by_policy() -> None:
     envoy, app = Exposition(ENVOY), Exposition(APP)
     async with exposed(envoy, app), collecting(at(envoy=envoy)) as collector:
