@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kumadp.cli.options import command_with_options, typed_names
-from kumadp.errors import ExitCode, KumadpError
+from kumadp.errors import ExitCode, KumadpError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -151,7 +151,8 @@ def _statuses() -> list[dict[str, Any]]:
 def _options_of(pid: int) -> tuple[dict[str, object], dict[str, str], Mapping[str, str]] | None:
     """Flags as they were typed for the kumadp of that pid, and its environment; None where they cannot be had.
 
-    Its own directory becomes ours, so that relative paths mean the same.
+    Its own directory becomes ours, so that relative paths mean the same. Raises UsageError where it was given something
+    on standard input, which nobody can read again.
     """
     from kumadp.cli.run import run
 
@@ -167,5 +168,9 @@ def _options_of(pid: int) -> tuple[dict[str, object], dict[str, str], Mapping[st
     context = run.make_context("run", words[words.index("run") + 1 :], resilient_parsing=False)
     with context:
         typed = dict(typed_names())
+    if any("-" in (value if isinstance(value, tuple) else (value,)) for value in context.params.values()):
+        raise UsageError(
+            f"pid {pid} was given a file on standard input", "give doctor the options of run, and the file"
+        )
     os.chdir(cwd)
     return dict(context.params), typed, {name: value for name, _, value in pairs}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kumadp.doctor.report import State
     from kumadp.doctor.subject import Subject
     from kumadp.host.ports import Address
-    from kumadp.lifecycle.plan import DnsPlan
+    from kumadp.lifecycle.plan import DnsPlan, ProbesPlan
 
 # For the answer of the control plane, before `run` would go on asking (seconds).
 _ASKED_FOR = 5.0
@@ -59,12 +59,14 @@ async def coredns(subject: Subject) -> list[Told]:
 
 
 def _addresses(subject: Subject, dns: DnsPlan | None) -> tuple[list[Address], list[Address]]:
-    settings = subject.settings
-    spec = subject.resource.spec if subject.resource is not None else None
-    probes, _ = plan_probes(settings, spec if isinstance(spec, Dataplane) else None, subject.environ)
-    own = own_addresses(settings, dns, probes)
+    own = own_addresses(subject.settings, dns, _probes(subject))
     standalone = subject.mesh is not None
     return own, envoy_addresses(subject.resource, standalone=standalone, dns=dns, transparent=subject.transparent)
+
+
+def _probes(subject: Subject) -> ProbesPlan | None:
+    spec = subject.resource.spec if subject.resource is not None else None
+    return plan_probes(subject.settings, spec if isinstance(spec, Dataplane) else None, subject.environ)[0]
 
 
 async def ports(subject: Subject) -> list[Told]:
@@ -110,7 +112,7 @@ async def _bootstrap(subject: Subject, folder: str) -> list[Told]:
                 work,
                 dns,
                 (version, ""),
-                serves_probes=False,
+                serves_probes=_probes(subject) is not None,
                 transparent=subject.transparent,
             )
             relay = Path(folder) / "relay.sock" if settings.xds_relay == "on" else None

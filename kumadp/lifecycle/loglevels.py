@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pkgutil
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -136,6 +135,8 @@ def _check(level: str, components: Mapping[str, str]) -> None:
 
 def known_parts() -> list[str]:
     """The parts of kumadp that have a log of their own."""
+    import pkgutil
+
     return sorted(
         found.name for found in pkgutil.iter_modules(kumadp.__path__) if found.ispkg and found.name != "envoy"
     )
