@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _LOOKS_EACH = 0.5
+# For an answer of a busy host (seconds).
+_PATIENCE = 5.0
 # What changes without anything having happened.
 _PASSES = {"log", "silence", "lines", "sent", "destinations"}
 # DEC private modes (xterm's ctlseqs): another screen, no cursor; each line and what is below it is cleared.
@@ -60,7 +62,7 @@ def _ask(name: str) -> list[dict[str, Any]]:
     found = []
     for path in the_sockets(name):
         try:
-            found.append(ask_status(path))
+            found.append(ask_status(path, _PATIENCE))
         except OSError as error:
             raise CommandRefused(f"{path.stem}: its control socket does not answer: {error}") from None
     return found

@@ -28,7 +28,9 @@ def asked(daemon: Daemon, *arguments: str) -> Any:
 
 def report(daemon: Daemon) -> StatusReport:
     """Strictly decoded: what is not documented is an error."""
-    return msgspec.json.decode(asked(daemon, "--output=json").stdout, type=StatusReport)
+    done = asked(daemon, "--output=json")
+    assert done.stdout, done.stderr
+    return msgspec.json.decode(done.stdout, type=StatusReport)
 
 
 def test_standalone(tmp_path: Path) -> None:
