@@ -6,11 +6,12 @@ COREDNS_VERSION := v1.14.7
 COREDNS_DIR := .cache/coredns-$(COREDNS_VERSION)
 export PATH := $(CURDIR)/$(COREDNS_DIR):$(PATH)
 
-.PHONY: help demo test lint types unit bench sample clean coredns deb
+.PHONY: help demo test lint types unit bench sample clean coredns deb compatibility
 help:
 	@echo "make demo    a real Envoy in front of a small workload, with a table of what to try (Ctrl-C ends it)"
 	@echo "make test    lint, types and the whole test suite"
 	@echo "make bench   the measurements in tests/bench"
+	@echo "make compatibility KUMA_CP=... VERSION=...    the compatibility table in README, anew, with this control plane"
 	@echo "make deb     a Debian package for this host's Python, in dist"
 	@echo "make clean   remove .venv and .cache"
 
@@ -35,6 +36,10 @@ bench: $(VENV)/.ready-dev coredns
 
 sample: $(VENV)/.ready-dev
 	@$(BIN)/python -m kumadp.settings.sample > configs/kumadp.yaml
+
+compatibility: $(VENV)/.ready-dev coredns
+	@KUMA_CP="$(KUMA_CP)" KUMADP_COMPATIBILITY="$(VERSION)" $(BIN)/pytest -q -p no:xdist -m "contract and kuma_cp"; \
+	  failed=$$?; $(BIN)/python -m tests.support.compatibility; exit $$failed
 
 deb: $(VENV)/.ready
 	@.ci/build-deb $(BIN)/python dist

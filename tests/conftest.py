@@ -33,8 +33,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Note how each test of the contract went; a test with parameters passes where all of them do."""
     report = yield
-    of_test_cp = "test-cp" in item.name
-    if item.get_closest_marker("contract") and not of_test_cp and not report.skipped:
+    counts = item.get_closest_marker("contract") and item.get_closest_marker("kuma_cp")
+    if counts and not report.skipped:
         test = item.nodeid.split("[", 1)[0]
         if report.failed or _results.get(test) != "failed":
             _results[test] = "failed" if report.failed else "passed"

@@ -40,7 +40,7 @@ DIFFERS = {
     "dataplaneToken": "a token of this test",
     "dataplaneTokenPath": "a file of this test",
     "caCert": "of this test's control plane",
-    "dnsPort": "DNS is off here; tests/lifecycle/test_sources.py has it",
+    "dnsPort": "DNS is off here, or a zone proxy: then kuma-dp says a port all the same, kumadp none",
     "readinessPort": "a free one",
     "workdir": "of this test",
     "resources": "the memory limit of this host",

@@ -1,0 +1,19 @@
+"""The compatibility table in README is what runs against real control planes said, and names tests that are there."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.compatibility import VERSIONS, in_readme, marked, stored, table
+
+
+def test_readme_shows_the_stored_results() -> None:
+    assert in_readme() == table(stored()), "write it anew: python -m tests.support.compatibility"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_test_of_the_contract_has_a_result(version: str) -> None:
+    tests = {test for tests in marked().values() for test in tests}
+    assert tests
+    assert stored()[version].keys() == tests
+    assert set(stored()[version].values()) <= {"passed", "failed"}
