@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import re
+import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -59,6 +62,12 @@ def queries() -> list[str]:
     return [one.replace('{instance=~"$instance"}', "{}").replace("$__rate_interval", "10s") for one in found]
 
 
+def write_token(at: Rig, seconds: float) -> None:
+    """A token that ends so soon."""
+    parts = (b'{"alg":"RS256"}', json.dumps({"exp": int(time.time() + seconds)}).encode(), b"none")
+    at.token.write_text(".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts))
+
+
 def impatient_alerts(folder: Path) -> Path:
     """The alerts, but none waits, so that a test need not."""
     told = yaml.safe_load(ALERTS.read_text())
@@ -84,13 +93,14 @@ def test_the_dashboard_is_in_order() -> None:
 def test_each_query_of_the_dashboard_has_data(at: Rig) -> None:
     endpoint = {"inboundPort": at.ports.inbound, "inboundPath": "/healthz", "path": "/app/healthz"}
     at.dataplane["probes"] = {"port": at.ports.probes, "endpoints": [endpoint]}
+    write_token(at, 30 * 86_400)
     with Sink() as sink, at.run("--envoy-arg=--file-flush-interval-msec", "--envoy-arg=100") as daemon:
         at.wait_ready(daemon)
         assert isinstance(at.plane, XdsControlPlane)
         log_to(at.plane.mesh(NODE), at.work, NAME, sink.address)
         poll(lambda: get(at.ports.inbound, "/x")[0] and sink.lines, what="a line of access log", deadline=SOON)
         with watched(at, daemon) as prometheus:
-            wanted = [one for one in queries() if one not in NOT_WHEN_WELL and "token_expiry" not in one]
+            wanted = [one for one in queries() if one not in NOT_WHEN_WELL]
             assert len(wanted) > 25
             empty = wanted
 
@@ -106,6 +116,21 @@ def test_each_query_of_the_dashboard_has_data(at: Rig) -> None:
             assert [one["value"][1] for one in instances] == ["1"]
             # Well, and so nothing fires: not at the start either.
             assert prometheus.query("kumadp_concerns")[0]["value"][1] == "0"
+
+
+def test_a_token_that_ends(at: Rig) -> None:
+    write_token(at, 1000)
+    with at.run() as daemon:
+        at.wait_ready(daemon)
+        with watched(at, daemon, impatient_alerts(at.folder)) as prometheus:
+            poll(lambda: set(prometheus.firing()) == {"KumadpTokenExpiresSoon"}, what="the end told", deadline=SOON)
+            write_token(at, 60)
+            daemon.process.send_signal(signal.SIGHUP)
+            ending = {"KumadpTokenExpiresSoon", "KumadpTokenExpiring"}
+            poll(lambda: ending <= set(prometheus.firing()), what="the near end told", deadline=SOON)
+            write_token(at, 30 * 86_400)
+            daemon.process.send_signal(signal.SIGHUP)
+            poll(lambda: not ending & set(prometheus.firing()), what="nothing told", deadline=SOON)
 
 
 def test_alerts_fire_on_what_they_are_for(at: Rig) -> None:
