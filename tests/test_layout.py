@@ -68,6 +68,7 @@ def test_each_file_of_the_lifecycle_knows_what_it_puts_together() -> None:
         "kuma.py",
         "metering.py",
         "relaying.py",
+        "resolving.py",
         "sources.py",
     }
 

@@ -33,6 +33,13 @@ _FEATURES: tuple[tuple[str, Says], ...] = (
 )
 
 
-def announced(settings: Settings, *, transparent: bool) -> tuple[str, ...]:
-    """The ``features`` of a bootstrap request; ``transparent``: the request has a ``dataplaneConfig``."""
-    return tuple(name for name, is_on in _FEATURES if is_on(settings, transparent))
+# Names come as dynamic configuration, for a resolver of our own, instead of into Envoy's DNS filter (2.11).
+_EMBEDDED_DNS = "feature-embedded-dns"
+
+
+def announced(settings: Settings, *, transparent: bool, resolves: bool = False) -> tuple[str, ...]:
+    """The ``features`` of a bootstrap request; ``transparent``: the request has a ``dataplaneConfig``; ``resolves``:
+    the embedded resolver answers.
+    """
+    first, *others = (name for name, is_on in _FEATURES if is_on(settings, transparent))
+    return (first, *((_EMBEDDED_DNS,) if resolves else ()), *others)

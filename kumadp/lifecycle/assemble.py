@@ -22,7 +22,15 @@ from kumadp.lifecycle.drain import Step, plan_drain
 from kumadp.lifecycle.loop import Asked, Outcome, RunLoop
 from kumadp.lifecycle.names import Names
 from kumadp.lifecycle.notifying import Notifying
-from kumadp.lifecycle.plan import check_plan, envoy_addresses, min_drain_time, own_addresses, plan_dns, way_of
+from kumadp.lifecycle.plan import (
+    check_plan,
+    envoy_addresses,
+    min_drain_time,
+    own_addresses,
+    plan_dns,
+    wants_coredns,
+    way_of,
+)
 from kumadp.lifecycle.probing import Places, start_proxy
 from kumadp.lifecycle.servers import resolved_probes, start_probes, start_servers
 
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.bootstrap.address import AdminAddress
+    from kumadp.dynconf.follower import Handler
     from kumadp.envoy.component import EnvoyComponent
     from kumadp.envoy.version import EnvoyVersion
     from kumadp.host.handover import Handover
@@ -91,13 +100,14 @@ class Assembly:
 
         run, settings = self._run, self._run.settings
         binary = find_envoy(settings.binary_path)
-        coredns = find_coredns(settings.coredns_path) if settings.dns_enabled else None
-        if coredns is None and settings.dns_enabled and os.sep in settings.coredns_path:
+        coredns = find_coredns(settings.coredns_path) if wants_coredns(settings) else None
+        told = os.sep in settings.coredns_path or settings.dns_mode == "coredns"
+        if coredns is None and wants_coredns(settings) and told:
             raise BinaryNotFound(f"no CoreDNS: {settings.coredns_path} is not there", "check --dns-coredns-path")
         await self._look_back()
         run.choose_ports()
         settings = run.settings
-        dns = plan_dns(settings, coredns)
+        dns = plan_dns(settings, coredns, run.transparent)
         probes = await resolved_probes(settings, run.resource, run.environ, run.status)
         own = own_addresses(settings, dns, probes)
         await self._check_addresses(own, dns)
@@ -197,7 +207,7 @@ class Assembly:
     async def _start_envoy(
         self, binary: Path, source: Source, dns: DnsPlan | None, corefile_template: str | None
     ) -> None:
-        from kumadp.dynconf.bodies import MESH_METRIC
+        from kumadp.dynconf.bodies import DNS, MESH_METRIC
         from kumadp.lifecycle.dynamic import Dynamic
         from kumadp.lifecycle.metering import Metering
         from kumadp.lifecycle.renewal import Renewal
@@ -213,7 +223,9 @@ class Assembly:
         dynamic = None
         if run.mesh is None:
             metering = Metering(run, configuration, admin=self._admin, names=names)
-            handlers = {MESH_METRIC: (metering.apply,)}
+            handlers: dict[str, tuple[Handler, ...]] = {MESH_METRIC: (metering.apply,)}
+            if names is not None and names.resolving is not None:
+                handlers[DNS] = (names.resolving.take,)
             dynamic = Dynamic(run, running, configuration.relaying, handlers)
         await running.start(source)
         if dynamic is not None:

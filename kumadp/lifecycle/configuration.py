@@ -51,7 +51,7 @@ class Configuration:
         run = self._run
         settings = run.settings
         if run.mesh is not None:
-            return StandaloneSource(settings, run.mesh, run.work, own, dns)
+            return StandaloneSource(settings, run.mesh, run.work, own, dns, lambda names: run.named(names))
         client = KumaClient(
             settings, run.resource, run.work, dns, versions, serves_probes=serves_probes, transparent=run.transparent
         )

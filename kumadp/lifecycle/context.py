@@ -21,7 +21,7 @@ from kumadp.process.crash import Crashes
 from kumadp.settings.model import secret_variables
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from pathlib import Path
 
     from kumadp.accesslog.component import AccessLogs
@@ -74,6 +74,8 @@ class Run:
         self.measuring = Measuring(self.status.snapshot)
         self.stack = Stack(lambda name, error: self.post(PartEnded(name, error)))
         self.post: Callable[[Event], None] = lambda _event: None
+        self.named: Callable[[Mapping[str, Iterable[str]]], None] = lambda _names: None
+        """Hears of the names of standalone mode and their addresses."""
         self.before = Before()
         self.access_logs: AccessLogs | None = None
         self.chosen: ChosenPorts | None = None

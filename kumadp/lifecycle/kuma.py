@@ -177,7 +177,11 @@ class KumaClient:
             metadata=metadata,
             dns_port=self._dns.envoy_port if self._dns is not None else 0,
             readiness_port=settings.readiness_port,
-            features=announced(settings, transparent=transparent is not None),
+            features=announced(
+                settings,
+                transparent=transparent is not None,
+                resolves=self._dns is not None and self._dns.coredns is None,
+            ),
             max_heap_bytes=settings.max_memory_bytes or memory_limit(),
             workdir=str(self._work.sockets),
             metrics_cert_path=settings.metrics_cert_path,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kumadp.dns.standin import ResolverStandIn
     from kumadp.lifecycle.context import Run
     from kumadp.lifecycle.plan import DnsPlan
+    from kumadp.lifecycle.resolving import Resolving
     from kumadp.process.child import Child, Command
     from kumadp.process.supervise import ChildReport
 
@@ -51,6 +52,8 @@ class Names:
         self._corefile = ""
         self._origin = ""
         self._missed = False
+        self.resolving: Resolving | None = None
+        """The embedded resolver, where it answers instead of CoreDNS."""
 
     @property
     def program(self) -> Path | None:
@@ -79,9 +82,8 @@ class Names:
         """Start CoreDNS; ``template`` is the control plane's. What goes wrong costs names alone."""
         plan, run = self._plan, self._run
         if plan.coredns is None:
-            alone = f"Envoy's DNS filter answers on {LOOPBACK}:{plan.port}"
-            log.warning("no CoreDNS here: %s", alone if run.mesh is not None else "names of the mesh are not answered")
             await run.before.end_names(run.settings.stop_grace)
+            self._start_resolver()
             return
         from kumadp.dns.component import CoreDnsComponent
         from kumadp.dns.corefile import HEALTH_NAME
@@ -115,6 +117,22 @@ class Names:
         is_up = run.stack.start(self._coredns, stop_deadline=settings.stop_grace + 1)
         run.stack.start(ResolvConf(RESOLV_CONF, self._follow))
         self._gate = asyncio.create_task(self._open_gate(is_up), name="dns gate")
+
+    def _start_resolver(self) -> None:
+        from kumadp.lifecycle.resolving import Resolving
+
+        run, plan = self._run, self._plan
+        self.resolving = resolving = Resolving(run, plan, SUFFIXES, RESOLV_CONF)
+        log.info("the embedded resolver answers names on port %d of %s", plan.port, ", ".join(plan.addresses))
+        run.status.wait_for("dns", "names of the mesh have not come yet")
+        run.status.ports["dns"] = ", ".join(
+            f"[{host}]:{plan.port}" if ":" in host else f"{host}:{plan.port}" for host in plan.addresses
+        )
+        run.status.asked["dns"] = resolving.status
+        run.named = resolving.name_all
+        run.stack.start(resolving)
+        run.stack.start(ResolvConf(RESOLV_CONF, resolving.follow))
+        self._gate = asyncio.create_task(self._open_gate(resolving.ready), name="dns gate")
 
     def _choose(self, binary: Path, template: str | None) -> CorefileChoice:
         from kumadp.dns.choice import CorefileChoice
@@ -205,7 +223,8 @@ class Names:
             async with asyncio.timeout(DNS_GATE):
                 await is_up.wait()
         except TimeoutError:
-            log.warning("CoreDNS has not answered for %.0f s; going on without waiting for it", DNS_GATE)
+            what = "CoreDNS has not answered" if self._plan.coredns is not None else "no names have come"
+            log.warning("%s for %.0f s; going on without waiting for it", what, DNS_GATE)
         self._run.status.wait_for("dns", "")
         self._run.settle()
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kumadp.addresses import overlap
+from kumadp.addresses import ANY_IPV4, ANY_IPV6, overlap
 from kumadp.errors import Problem, ResourceError, SettingsError
 from kumadp.host.environment import on_kubernetes
+from kumadp.host.facts import has_ipv6
 from kumadp.host.ports import Address, every_address
 from kumadp.resources.types import Dataplane
 from kumadp.resources.validate import bound_sockets
@@ -35,12 +36,15 @@ def way_of(settings: Settings, *, standalone: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DnsPlan:
-    """How names are answered: ``coredns`` is the binary or None, ports as the workload and Envoy see them."""
+    """How names are answered: ``coredns`` is the binary, None for the embedded resolver, which has ``addresses``; ports
+    as the workload and Envoy see them.
+    """
 
     coredns: Path | None
     port: int
     envoy_port: int
     prometheus_port: int
+    addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +56,37 @@ class ProbesPlan:
     generic_ports: tuple[int, ...]
 
 
-def plan_dns(settings: Settings, coredns: Path | None) -> DnsPlan | None:
+def wants_coredns(settings: Settings) -> bool:
+    """Whether a CoreDNS is looked for. A proxy port asks for the resolver of kuma-dp's own (2.14), and so for ours."""
+    if not settings.dns_enabled or settings.proxy_type != "dataplane":
+        return False
+    return settings.dns_mode == "coredns" or (settings.dns_mode == "auto" and not settings.dns_proxy_port)
+
+
+def plan_dns(settings: Settings, coredns: Path | None, transparent: TransparentProxy | None = None) -> DnsPlan | None:
     """None when DNS is off: by setting, and always for zone proxies (Kuma: never for ingress and egress).
 
     ``KUMA_DNS_PROXY_PORT``, set by Kubernetes' injector from 2.14 on, names the port that the redirected queries reach.
     """
-    if not settings.dns_enabled or settings.proxy_type != "dataplane":
+    if not settings.dns_enabled or settings.dns_mode == "off" or settings.proxy_type != "dataplane":
         return None
+    if not wants_coredns(settings):
+        coredns = None
     return DnsPlan(
         coredns=coredns,
         port=settings.dns_proxy_port or settings.coredns_port,
         envoy_port=settings.envoy_dns_port,
         prometheus_port=settings.dns_prometheus_port,
+        addresses=() if coredns is not None else _resolver_addresses(transparent),
     )
+
+
+def _resolver_addresses(transparent: TransparentProxy | None) -> tuple[str, ...]:
+    """Where redirected queries arrive: from virtual networks they keep an address of the host (Kuma 2.14)."""
+    if transparent is None:
+        return (ANY_IPV4,)
+    four, six = (ANY_IPV4, ANY_IPV6) if transparent.networks else (LOOPBACK, "::1")
+    return (four, six) if transparent.dual_stack and has_ipv6() else (four,)
 
 
 def plan_probes(
@@ -108,6 +130,10 @@ def own_addresses(settings: Settings, dns: DnsPlan | None, probes: ProbesPlan | 
         wanted.append(Address("0.0.0.0", dns.port, "udp", "DNS", "--dns-coredns-port"))  # noqa: S104
         wanted.append(Address("0.0.0.0", dns.port, "tcp", "DNS", "--dns-coredns-port"))  # noqa: S104
         wanted.append(Address(LOOPBACK, dns.prometheus_port, "tcp", "CoreDNS metrics", "--dns-prometheus-port"))
+    if dns is not None:
+        for host in dns.addresses:
+            wanted.append(Address(host, dns.port, "udp", "DNS", "--dns-coredns-port"))
+            wanted.append(Address(host, dns.port, "tcp", "DNS", "--dns-coredns-port"))
     return wanted
 
 
@@ -127,9 +153,8 @@ def envoy_addresses(
     ]
     if standalone and isinstance(resource.spec, Dataplane):
         wanted += _standalone_addresses(resource.spec)
-    if dns is not None:
-        port = dns.envoy_port if dns.coredns is not None or not standalone else dns.port
-        wanted.append(Address(LOOPBACK, port, "udp", "Envoy's DNS filter", "--dns-envoy-port"))
+    if dns is not None and (dns.coredns is not None or not standalone):
+        wanted.append(Address(LOOPBACK, dns.envoy_port, "udp", "Envoy's DNS filter", "--dns-envoy-port"))
     return wanted
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kumadp.lifecycle.status import Status
     from kumadp.settings.model import Settings
     from kumadp.standalone.apply import Admin
+    from kumadp.standalone.control import Named
     from kumadp.standalone.mesh import Mesh
 
 log = logging.getLogger("kumadp.lifecycle")
@@ -184,9 +185,14 @@ class StandaloneSource:
     """Dataplane files and no control plane."""
 
     def __init__(
-        self, settings: Settings, mesh: Mesh, work: WorkDir, taken: Sequence[Address], dns: DnsPlan | None
+        self,
+        settings: Settings,
+        mesh: Mesh,
+        work: WorkDir,
+        taken: Sequence[Address],
+        dns: DnsPlan | None,
+        named: Named = lambda _names: None,
     ) -> None:
-        from kumadp.host.facts import name_servers
         from kumadp.standalone.generated import DnsListener
 
         self._settings = settings
@@ -194,10 +200,9 @@ class StandaloneSource:
         self._work = work
         self._taken = taken
         self._dns: DnsListener | None = None
-        if dns is not None:
-            alone = dns.coredns is None
-            resolvers = name_servers() if alone else ()
-            self._dns = DnsListener("127.0.0.1", dns.port if alone else dns.envoy_port, resolvers)
+        self._named = named
+        if dns is not None and dns.coredns is not None:
+            self._dns = DnsListener("127.0.0.1", dns.envoy_port, ())
 
     async def prepare(self) -> Prepared:
         """Write the configuration files and the bootstrap."""
@@ -213,4 +218,4 @@ class StandaloneSource:
         from kumadp.standalone.control import StandaloneControl
 
         path = Path(self._settings.standalone)
-        return StandaloneControl(path, self._mesh.ours.name, self._prepared, self._dns, admin)
+        return StandaloneControl(path, self._mesh.ours.name, self._prepared, self._dns, admin, self._named)

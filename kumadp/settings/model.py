@@ -87,6 +87,7 @@ class Settings:
     transparent_proxy_config: tuple[str, ...] = option("texts", (), "File with the settings it was installed with, - is stdin; may be repeated, a later one wins.", flags="--transparent-proxy-config", key="dataplaneRuntime.transparentProxyConfig", group=ENVOY)
 
     dns_enabled: bool = option("boolean", True, "Answer names of the mesh.", flags="--dns-enabled", env="KUMA_DNS_ENABLED", key="dns.enabled", group=DNS)
+    dns_mode: str = option("text", "auto", "Who answers names: CoreDNS, kumadp's embedded resolver, or nobody; auto is CoreDNS where there is one, and the resolver where KUMA_DNS_PROXY_PORT is set.", flags="--dns-mode", env="KUMA_DNS_MODE", key="dns.mode", group=DNS, choices=("auto", "coredns", "embedded", "off"))
     dns_proxy_port: int = option("integer", 0, "Port that queries are sent to, where it is not CoreDNS's own; 0: --dns-coredns-port.", flags="--dns-proxy-port", env="KUMA_DNS_PROXY_PORT", key="dns.proxyPort", group=DNS, **PORT_OR_0)
     coredns_port: int = option("integer", 15053, "Port of CoreDNS; 0: any free one.", flags="--dns-coredns-port", env="KUMA_DNS_CORE_DNS_PORT", key="dns.coreDnsPort", group=DNS, **PORT_OR_0)
     envoy_dns_port: int = option("integer", 15054, "Port of Envoy's DNS filter; 0: any free one.", flags="--dns-envoy-port", env="KUMA_DNS_ENVOY_DNS_PORT", key="dns.envoyDnsPort", group=DNS, **PORT_OR_0)

@@ -15,14 +15,17 @@ from kumadp.standalone.generate import cluster_file, generate, listener_file
 from kumadp.standalone.generated import clashes
 from kumadp.standalone.health import HealthWatch, checks_of
 from kumadp.standalone.mesh import ADMIN_HOST, Mesh, MeshReader, admin_port
+from kumadp.standalone.system import dns_names
 from kumadp.standalone.watch import FileWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from kumadp.standalone.generated import DnsListener, Generated
     from kumadp.standalone.shapes import Json
+
+    Named = Callable[[Mapping[str, Iterable[str]]], None]
 
 log = logging.getLogger("kumadp.standalone")
 
@@ -55,11 +58,22 @@ def prepare(mesh: Mesh, directory: Path, dns: DnsListener | None) -> Prepared:
 
 
 class StandaloneControl:
-    """Follows a Dataplane file or folder. A change that is broken or refused changes nothing and is named."""
+    """Follows a Dataplane file or folder. A change that is broken or refused changes nothing and is named.
+
+    ``named`` hears of the names of the mesh and their addresses.
+    """
 
     name = "standalone"
 
-    def __init__(self, path: Path, name: str, prepared: Prepared, dns: DnsListener | None, admin: Admin) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        prepared: Prepared,
+        dns: DnsListener | None,
+        admin: Admin,
+        named: Named = lambda _names: None,
+    ) -> None:
         self._reader = MeshReader(path, name)
         self._mesh, self._made = prepared.mesh, prepared.made
         # What Envoy is known to have taken: where a refused change goes back to.
@@ -67,6 +81,7 @@ class StandaloneControl:
         self._held = prepared.held
         self._dns = dns
         self._admin = admin
+        self._named = named
         self._wake = asyncio.Event()
         self._files_changed = False
         self._unconfirmed = False
@@ -76,6 +91,7 @@ class StandaloneControl:
     async def run(self, up: Callable[[], None]) -> None:
         """Watch until cancelled."""
         self._remark(self._made, ())
+        self._named(dns_names(self._mesh))
         watching = asyncio.create_task(self._watch.run(up), name="standalone watch")
         try:
             await self._confirm_first()
@@ -158,6 +174,7 @@ class StandaloneControl:
             if changed:
                 log.info("configuration changed: %d listeners, %d clusters", len(made.listeners), len(made.clusters))
         self._remark(made, before.notes)
+        self._named(dns_names(mesh))
         self._health.follow(checks_of(mesh))
 
     async def _undo(self) -> None:

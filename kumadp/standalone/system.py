@@ -79,16 +79,9 @@ def add_dns(mesh: Mesh, dns: DnsListener, made: Generated) -> None:
 
     A service whose name cannot be a DNS name is left out.
     """
-    names: dict[str, set[str]] = {}
-    for outbound in mesh.spec.networking.outbound:
-        service = outbound.tags[SERVICE]
-        # Envoy's filter compares letter by letter (1.30 to 1.40), so a name is there as written and in lower case.
-        for name in {text for one in (service, service.lower()) for text in (one, one.replace("_", "."))}:
-            if _DNS_NAME.fullmatch(name):
-                names.setdefault(f"{name}.mesh", set()).add(outbound.address or "127.0.0.1")
     domains = [
         {"name": name, "endpoint": {"addressList": {"address": sorted(addresses)}}, "answerTtl": "30s"}
-        for name, addresses in sorted(names.items())
+        for name, addresses in sorted(dns_names(mesh).items())
     ]
     config: Json = {
         "@type": "type.googleapis.com/envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig",
@@ -104,6 +97,18 @@ def add_dns(mesh: Mesh, dns: DnsListener, made: Generated) -> None:
         "trafficDirection": "OUTBOUND",
         "listenerFilters": [{"name": "envoy.filters.udp.dns_filter", "typedConfig": config}],
     }
+
+
+def dns_names(mesh: Mesh) -> dict[str, set[str]]:
+    """The names of the outbounds' services, and their addresses."""
+    names: dict[str, set[str]] = {}
+    for outbound in mesh.spec.networking.outbound:
+        service = outbound.tags[SERVICE]
+        # Envoy's filter compares letter by letter (1.30 to 1.40), so a name is there as written and in lower case.
+        for name in {text for one in (service, service.lower()) for text in (one, one.replace("_", "."))}:
+            if _DNS_NAME.fullmatch(name):
+                names.setdefault(f"{name}.mesh", set()).add(outbound.address or "127.0.0.1")
+    return names
 
 
 def _client(resolvers: tuple[str, ...]) -> Json:

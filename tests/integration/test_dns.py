@@ -66,12 +66,30 @@ def test_coredns_answers_what_envoy_knows(tmp_path: Path, ports: Ports) -> None:
         assert daemon.wait() == ExitCode.OK
 
 
-def test_envoy_s_filter_answers_on_the_dns_port_where_there_is_no_coredns(tmp_path: Path, ports: Ports) -> None:
+def test_the_embedded_resolver_answers_where_there_is_no_coredns(tmp_path: Path, ports: Ports) -> None:
     with running(tmp_path, ports, coredns="no-such-coredns") as daemon:
         daemon.wait_ready()
+        for tcp in (False, True):
+            assert ask(ports.dns, "BackEnd.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
+            assert ask(ports.dns, "backend.mesh", "AAAA", tcp=tcp) == ("NOERROR", [])
+            assert ask(ports.dns, "nobody.mesh", tcp=tcp) == ("NXDOMAIN", [])
+        status = ask_status(control_socket_path("web", daemon.environment))
+        assert status["dns"]["answered_by"] == "the embedded resolver"
+        assert status["ports"]["dns"] == f"0.0.0.0:{ports.dns}"
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
+
+
+def test_the_embedded_resolver_can_be_chosen(tmp_path: Path, ports: Ports) -> None:
+    with running(tmp_path, ports, "--dns-mode=embedded", coredns=str(need_coredns())) as daemon:
+        daemon.wait_ready()
         assert ask(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"])
-        assert ask(ports.dns, "nobody.mesh") == ("NXDOMAIN", [])
-        assert daemon.output().count("no CoreDNS here") == 1
+        assert "coredns" not in daemon.children()
+
+
+def test_a_coredns_that_must_be_there_and_is_not(tmp_path: Path, ports: Ports) -> None:
+    with running(tmp_path, ports, "--dns-mode=coredns", coredns="no-such-coredns") as daemon:
+        assert daemon.wait() == ExitCode.BINARY_NOT_FOUND
 
 
 def test_a_coredns_asked_for_by_path_must_be_there(tmp_path: Path, ports: Ports) -> None:
@@ -172,11 +190,11 @@ def test_the_control_plane_s_template_is_used_unless_the_user_has_one(tmp_path: 
         assert ask(ports.dns, "theirs.mesh")[1] == []
 
 
-def test_with_a_control_plane_and_no_coredns_traffic_goes_on_and_that_is_said_once(
-    tmp_path: Path, ports: Ports
-) -> None:
-    with with_control_plane(tmp_path, ports, "--dns-coredns-path=no-such-coredns", template=None) as daemon:
-        assert daemon.output().count("no CoreDNS here: names of the mesh are not answered") == 1
+def test_names_that_do_not_come_are_not_waited_for_for_ever(tmp_path: Path, ports: Ports) -> None:
+    with with_control_plane(tmp_path, ports, "--dns-mode=embedded", template=None) as daemon:
+        story = "no names have come for 15 s; going on without waiting for it"
+        poll(lambda: daemon.output().count(story) == 1, what="what is said of it")
+        assert ask(ports.dns, "nobody.mesh")[0] == "SERVFAIL"
 
 
 def test_the_resolver_answers_for_good_where_coredns_dies_for_good(tmp_path: Path, ports: Ports) -> None:

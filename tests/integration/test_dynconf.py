@@ -6,6 +6,9 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
+import dns.exception
+import dns.message
+import dns.query
 import pytest
 
 from kumadp.lifecycle.control import ask, control_socket_path
@@ -83,6 +86,28 @@ def test_taken_changed_and_removed(at: Rig) -> None:
         dynamic.serve(None)
         dynamic.wait("/dns", lambda body: body is None, "no names")
         assert at.status(daemon)["concerns"] == []
+
+
+def test_names_are_answered_by_the_embedded_resolver(at: Rig) -> None:
+    answers = {**INTERVAL, "KUMA_DNS_ENABLED": "true", "KUMA_DNS_MODE": "embedded"}
+    with at.run(environment=answers) as daemon:
+        port = daemon.ports.dns
+
+        def found(*, tcp: bool = False) -> list[str]:
+            send = dns.query.tcp if tcp else dns.query.udp
+            with contextlib.suppress(OSError, EOFError, dns.exception.DNSException):
+                told = send(dns.message.make_query("BackEnd.mesh", "A"), "127.0.0.1", timeout=3, port=port)
+                return [item.to_text() for rrset in told.answer for item in rrset]
+            return []
+
+        at.wait_traffic()
+        dynamic = Dynamic(at, daemon)
+        dynamic.serve(with_etags({"/dns": NAMES}))
+        poll(lambda: found() == ["240.0.0.0"], what="the name")
+        assert found(tcp=True) == ["240.0.0.0"]
+        at.wait_ready(daemon)
+        dynamic.serve(with_etags({"/dns": NAMES.replace("240.0.0.0", "240.0.0.7")}))
+        poll(lambda: found() == ["240.0.0.7"], what="the change")
 
 
 def test_what_envoy_has_taken_is_asked_for_at_once(at: Rig) -> None:

@@ -161,8 +161,11 @@ def test_on_with_nothing_to_serve_is_an_error() -> None:
 
 def test_dns_is_planned_for_dataplanes_alone() -> None:
     assert plan_dns(Settings(), COREDNS) == DnsPlan(COREDNS, 15053, 15054, 19153)
-    assert plan_dns(Settings(dns_proxy_port=15999), None) == DnsPlan(None, 15999, 15054, 19153)
+    assert plan_dns(Settings(dns_proxy_port=15999), None) == DnsPlan(None, 15999, 15054, 19153, ("0.0.0.0",))
     assert plan_dns(Settings(dns_enabled=False), COREDNS) is None
+    assert plan_dns(Settings(dns_mode="off"), COREDNS) is None
+    for embedded in (Settings(dns_mode="embedded"), Settings(dns_proxy_port=15053)):
+        assert plan_dns(embedded, COREDNS) == DnsPlan(None, 15053, 15054, 19153, ("0.0.0.0",))
     assert plan_dns(Settings(proxy_type="ingress"), COREDNS) is None
     assert plan_dns(Settings(proxy_type="egress"), COREDNS) is None
 

@@ -58,6 +58,7 @@ RUN = [
     ("--transparent-proxy", "KUMA_DATAPLANE_RUNTIME_TRANSPARENT_PROXY", "false"),
     ("--transparent-proxy-config", "", ""),
     ("--dns-enabled", "KUMA_DNS_ENABLED", "true"),
+    ("--dns-mode", "KUMA_DNS_MODE", "auto"),
     ("--dns-proxy-port", "KUMA_DNS_PROXY_PORT", "0"),
     ("--dns-coredns-port", "KUMA_DNS_CORE_DNS_PORT", "15053"),
     ("--dns-envoy-port", "KUMA_DNS_ENVOY_DNS_PORT", "15054"),

@@ -1,0 +1,120 @@
+"""The embedded resolver in this run: where it listens, whom it asks, and how it hears of names."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+from kumadp.dns.exchange import Asked, by_udp
+from kumadp.dns.message import HEADER
+from kumadp.dns.resolvconf import parse
+from kumadp.dns.server import Resolver
+from kumadp.dns.table import Table
+from kumadp.host.ports import local_addresses
+from kumadp.lifecycle.plan import LOOPBACK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from kumadp.dns.resolvconf import ResolvConf
+    from kumadp.dynconf.bodies import Dns
+    from kumadp.lifecycle.context import Run
+    from kumadp.lifecycle.plan import DnsPlan
+
+log = logging.getLogger("kumadp.lifecycle")
+
+# How often Envoy's DNS filter is asked whether it is there yet, and how long it may take (seconds).
+_ASK_AGAIN = 0.2
+_FILTER = 0.5
+# The name servers' own name, for any answer at all.
+_PROBE = HEADER.pack(0, 0x0100, 1, 0, 0, 0) + b"\x06kumadp\x07invalid\x00\x00\x01\x00\x01"
+
+
+class Resolving:
+    """A component. Names come from the control plane (`take`), from files (`name`), or from Envoy's DNS filter.
+
+    ``ready`` is set once there are names: the first configuration came, or Envoy's filter answers (Kuma up to 2.10).
+    """
+
+    name = "embedded resolver"
+
+    def __init__(self, run: Run, plan: DnsPlan, suffixes: Sequence[str], resolv_conf: Path) -> None:
+        self._run = run
+        self._suffixes = suffixes
+        self._resolv_conf = resolv_conf
+        self._ttl = 30
+        self.ready = asyncio.Event()
+        self.resolver = Resolver([(host, plan.port) for host in plan.addresses])
+        self._envoy = (LOOPBACK, plan.envoy_port) if run.mesh is None else None
+        self.resolver.table = self._table(())
+        self.resolver.upstreams.envoy = self._envoy
+
+    async def run(self, up: Callable[[], None]) -> None:
+        """Serve until cancelled; raises PortsTaken."""
+        await self.follow()
+        async with self.resolver:
+            up()
+            if self._envoy is not None:
+                await self._see_envoy(self._envoy)
+            await asyncio.Event().wait()
+
+    async def follow(self) -> None:
+        """Ask the name servers that resolv.conf has now."""
+        conf, local = await asyncio.to_thread(_read, self._resolv_conf)
+        upstreams = self.resolver.upstreams
+        upstreams.local = local
+        if conf == upstreams.conf:
+            return
+        upstreams.conf = conf
+        for note in conf.notes:
+            log.warning("%s: %s", self._resolv_conf, note)
+        told = ", ".join(f"{host}:{port}" for host, port in upstreams.servers)
+        log.info("other names are asked of %s", told or "nobody: resolv.conf names no server but ourselves")
+
+    async def take(self, dns: Dns | None) -> None:
+        """The names that a control plane of 2.11 or later tells; None when it tells none any more."""
+        self._ttl = dns.ttl if dns is not None else self._ttl
+        records = [(record.name, record.ips or ()) for record in (dns.records or () if dns is not None else ())]
+        # Only a control plane that tells names here leaves Envoy without its filter.
+        self._envoy = None if dns is not None else (LOOPBACK, self._run.settings.envoy_dns_port)
+        self.resolver.upstreams.envoy = self._envoy
+        self._use(await asyncio.to_thread(self._table, records))
+
+    def name_all(self, names: Mapping[str, Iterable[str]]) -> None:
+        """The names that Dataplane files have now."""
+        # They are there as written too, for those who compare letter by letter.
+        lower = {name: sorted(addresses) for name, addresses in names.items() if name == name.lower()}
+        self._use(self._table(lower.items()))
+
+    def status(self) -> Mapping[str, str]:
+        """Who answers."""
+        return {"answered_by": "the embedded resolver", "corefile": ""}
+
+    def _table(self, records: Iterable[tuple[str, Sequence[str]]]) -> Table:
+        return Table(records, ttl=self._ttl, suffixes=self._suffixes, filtered=self._envoy is not None)
+
+    def _use(self, table: Table) -> None:
+        self.resolver.table = table
+        shown = ", ".join(table.wrong[:3]) + (", ..." if len(table.wrong) > 3 else "")
+        self._run.status.worry("names", f"{len(table.wrong)} cannot be used: {shown}" if table.wrong else "")
+        self.ready.set()
+
+    async def _see_envoy(self, envoy: tuple[str, int]) -> None:
+        while not self.ready.is_set():
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_FILTER):
+                    await by_udp(envoy, _PROBE, _PROBE[HEADER.size :], Asked())
+                self.ready.set()
+            await asyncio.sleep(_ASK_AGAIN)
+
+
+def _read(path: Path) -> tuple[ResolvConf, frozenset[str]]:
+    """What resolv.conf says, nothing where it cannot be read, and this host's addresses. May block."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        text = ""
+    return parse(text), local_addresses()
