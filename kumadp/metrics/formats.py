@@ -50,7 +50,8 @@ _TIMED = re.compile(rb"[ \t][-+0-9.]+[ \t]+[-+0-9.eE]+[ \t]*(?:#[^\n]*)?\n")
 def _media(text: str) -> tuple[str, dict[str, str]]:
     message = Message()
     message["content-type"] = text
-    return message.get_content_type(), {key.lower(): value for key, value in message.get_params(failobj=[])[1:]}
+    media = text.partition(";")[0].strip().lower()
+    return media, {key.lower(): value for key, value in message.get_params(failobj=[])[1:]}
 
 
 def format_of(content_type: str) -> Format | None:
@@ -72,7 +73,8 @@ def _accepted(accept: str) -> Iterator[Format]:
         media, parameters = _media(part.strip())
         try:
             weight = float(parameters.get("q", "1"))
-        except ValueError:
+        except (ValueError, TypeError):
+            # None, or one in the form of RFC 2231.
             weight = 0.0
         if weight > 0:
             wanted.append((-weight, place, media, parameters.get("version", "")))

@@ -82,6 +82,9 @@ class Other:
             self._fail(str(error))
         except TimeoutError:
             self._fail("it did not answer in time")
+        except Exception as error:
+            # Even a bug that its answer brings to light costs its own part alone.
+            self._fail(f"{type(error).__name__}: {error}")
         finally:
             self.result.took = loop.time() - since
             known.set()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.host.ports import Address
+from kumadp.metrics.formats import Format
 from kumadp.metrics.profiles import Selection, Wanted
 from kumadp.metrics.server import Application, Policy, Surroundings, allowed, legacy_query
 from tests.support.expositions import OPEN, TEXT, Exposition, check, collecting, exposed
@@ -190,6 +191,21 @@ async def test_without_an_envoy() -> None:
         got = await collector.scrape()
         assert (got.status, got.up("envoy"), got.up("app0")) == (200, False, True)
         assert "refused" in collector.concerns["envoy"]
+
+
+async def test_even_what_is_not_foreseen_costs_its_own_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, app = Exposition(APP, content_type="text/bad"), Exposition(APP)
+
+    def form(text: str) -> Format:
+        if text == "text/bad":
+            raise LookupError("unforeseen")
+        return Format.TEXT
+
+    monkeypatch.setattr("kumadp.metrics.sources.format_of", form)
+    async with exposed(bad, app), collecting(at(bad, app)) as collector:
+        got = await collector.scrape()
+        assert "unforeseen" in collector.concerns["app0"]
+    assert got.up("app1")
 
 
 async def test_a_source_that_recovers_is_well_again() -> None:
