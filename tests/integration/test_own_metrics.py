@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kumadp.host.sockets import kuma_socket, metrics
 from kumadp.lifecycle.control import UnixConnection, control_socket_path
 from tests.support.daemon import get
 from tests.support.poll import poll
@@ -72,3 +73,17 @@ def test_what_happens_is_counted(at: Rig) -> None:
         at.plane.kill()
         poll(lambda: value(daemon, "kumadp_relay_connected") == 0, what="the relay alone", deadline=SOON)
         assert value(daemon, "kumadp_ready") == 1
+
+
+def test_they_are_part_of_what_prometheus_scrapes(at: Rig) -> None:
+    with at.run() as daemon:
+        at.wait_ready(daemon)
+        connection = UnixConnection(kuma_socket(at.work, metrics(NAME, "default")), 20)
+        try:
+            connection.request("GET", "/")
+            text = connection.getresponse().read().decode()
+        finally:
+            connection.close()
+        assert "envoy_server_live" in text
+        names = {line.partition("{")[0].partition(" ")[0] for line in text.splitlines()}
+        assert {"kumadp_ready", "kumadp_relay_connected", "kumadp_process_open_fds"} <= names
