@@ -46,15 +46,19 @@ def run(**flags: object) -> None:
         return resolve("run", flags, os.environ, text, str(config or ""), typed)
 
     resolved = read()
-    launch(resolved.settings, resolved.warnings, os.environ, lambda: read().settings)
+    launch(resolved.settings, resolved.warnings, os.environ, lambda: read().settings, str(config or ""))
 
 
 def launch(
-    settings: Settings, warnings: tuple[str, ...], environ: MutableMapping[str, str], again: Callable[[], Settings]
+    settings: Settings,
+    warnings: tuple[str, ...],
+    environ: MutableMapping[str, str],
+    again: Callable[[], Settings],
+    config: str = "",
 ) -> NoReturn:
     """Check what can be checked, then run and end with the exit code. Raises KumadpError before the loop runs.
 
-    ``again`` reads the settings once more, for a reload.
+    ``again`` reads the settings once more, for a reload; ``config`` is the file that they are in.
     """
     from kumadp.cli.logs import open_logs
     from kumadp.host.cores import forbid_cores
@@ -77,7 +81,7 @@ def launch(
     set_process_name("kuma-dp")
     try:
         notes = (*warnings, *(str(note) for note in (resource.notes if resource else ())))
-        run = Run(settings, resource, mesh, environ, transparent)
+        run = Run(settings, resource, mesh, environ, transparent, config)
         run.status.asked["log"] = lambda: {**logs.status(), **run.levels.status()}
         work = run_daemon(run, lambda: checked(again())[:2], logs.flush, notes, display(settings), handover)
         runner = asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop))

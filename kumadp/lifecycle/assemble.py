@@ -280,6 +280,8 @@ class Assembly:
         if self._renewal is None:
             raise KumadpError("Envoy has not been started yet")
         with self.notifying.reloading():
+            if self._configuration.files is not None:
+                await self._configuration.files.seen()
             said = await self._renewal.reload(why)
         if self._names is not None:
             await self._names.renew(self._configuration.prepared.corefile_template)

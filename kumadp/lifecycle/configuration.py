@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kumadp.errors import ControlPlaneRefused
     from kumadp.host.ports import Address
     from kumadp.lifecycle.context import Run
+    from kumadp.lifecycle.files import ChangedFiles
     from kumadp.lifecycle.plan import DnsPlan
     from kumadp.lifecycle.relaying import Relaying
     from kumadp.lifecycle.sources import Prepared, Source
@@ -43,6 +44,7 @@ class Configuration:
         self._store: LastGoodStore | None = None
         self._last_good: LastGood | None = None
         self._watch: BootstrapWatch | None = None
+        self.files: ChangedFiles | None = None
 
     async def make_source(
         self, versions: tuple[EnvoyVersion, str], dns: DnsPlan | None, own: list[Address], *, serves_probes: bool
@@ -130,9 +132,12 @@ class Configuration:
         await run.stack.enter(self.relaying.relay)
 
     def start_watch(self, source: Source) -> None:
-        """Look now and then whether the bootstrap has changed."""
+        """Look now and then whether the bootstrap has changed, and see files that change."""
+        from kumadp.lifecycle.files import ChangedFiles
         from kumadp.lifecycle.watch import BootstrapWatch
 
+        self.files = ChangedFiles(self._run, source.client if isinstance(source, KumaSource) else None)
+        self._run.stack.start(self.files)
         if not isinstance(source, KumaSource):
             return
         self._watch = BootstrapWatch(

@@ -43,7 +43,7 @@ class Run:
     """Settings, Dataplane, status and the stack of components of one run; ``post`` reaches the run loop.
 
     ``transparent`` is what is redirected on this host, where settings say so. ``before`` is what a kumadp before this
-    one left. ``envoy_up`` is set once there is an Envoy component.
+    one left. ``envoy_up`` is set once there is an Envoy component. ``config`` is the settings file.
     """
 
     work: WorkDir
@@ -55,11 +55,13 @@ class Run:
         mesh: Mesh | None,
         environ: Mapping[str, str],
         transparent: TransparentProxy | None = None,
+        config: str = "",
     ) -> None:
         self.settings = settings
         self.resource = resource
         self.mesh = mesh
         self.transparent = transparent
+        self.config = config
         self.environ = environ
         self.name = resource.name if resource is not None else settings.name
         self.mesh_name = resource.mesh if resource is not None else settings.mesh

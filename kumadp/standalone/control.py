@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.errors import ResourceError
+from kumadp.host.filewatch import FileWatch
 from kumadp.standalone.apply import CLUSTERS, LISTENERS, Admin, Rejected, Unconfirmed, apply
 from kumadp.standalone.files import Files
 from kumadp.standalone.generate import bootstrap as make_bootstrap
@@ -16,7 +17,6 @@ from kumadp.standalone.generated import clashes
 from kumadp.standalone.health import HealthWatch, checks_of
 from kumadp.standalone.mesh import ADMIN_HOST, Mesh, MeshReader, admin_port
 from kumadp.standalone.system import dns_names
-from kumadp.standalone.watch import FileWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -85,7 +85,7 @@ class StandaloneControl:
         self._wake = asyncio.Event()
         self._files_changed = False
         self._unconfirmed = False
-        self._watch = FileWatch(path, self._on_files)
+        self._watch = FileWatch((path,), self._on_files)
         self._health = HealthWatch(self._wake.set)
 
     async def run(self, up: Callable[[], None]) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.errors import ResourceError
+from kumadp.host.filewatch import folders_of
 from kumadp.resources.load import load_resource_file
 from kumadp.standalone.files import Files
 from kumadp.standalone.mesh import MeshReader, read_mesh
-from kumadp.standalone.watch import folders_of
 from tests.standalone.meshes import ours
 from tests.support.mesh import dataplane, inbound, outbound, write
 from tests.support.needs import need_netns
@@ -109,14 +109,14 @@ def test_folders_that_matter(tmp_path: Path) -> None:
 WITHOUT_INOTIFY = """
 import asyncio, logging, sys
 from pathlib import Path
-from kumadp.standalone import watch
+from kumadp.host import filewatch as watch
 
 logging.basicConfig()
 watch.LOOK_EVERY = 0.01
 
 async def main():
     looks = asyncio.Queue()
-    files = watch.FileWatch(Path(sys.argv[1]), lambda: looks.put_nowait(1))
+    files = watch.FileWatch([Path(sys.argv[1])], lambda: looks.put_nowait(1))
     watching = asyncio.create_task(files.run(lambda: print("up")))
     for _ in range(3):
         await looks.get()

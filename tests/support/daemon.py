@@ -216,7 +216,7 @@ def run_kumadp(
     }
     log = tmp_path / "kumadp.log"
     # Whatever a test does, nothing is left behind; some ask for something else.
-    fate = ("--on-parent-death", "kill", "--log-format", "text")
+    fate = ("--on-parent-death", "kill", "--log-format", "text", "--on-file-change", "report")
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*prefix, sys.executable, "-m", "kumadp", "run", *folders(tmp_path), *fate, *arguments],

@@ -1,19 +1,19 @@
-"""Sees that Dataplane files changed: by inotify, or by looking once a second where the kernel grants no watch."""
+"""Sees that files changed: by inotify, or by looking once a second where the kernel grants no watch."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterable
 
     from asyncinotify import Event, Inotify
 
-log = logging.getLogger("kumadp.standalone")
+log = logging.getLogger("kumadp.host")
 
 # Only without inotify.
 LOOK_EVERY = 1.0
@@ -41,8 +41,8 @@ def folders_of(path: Path) -> frozenset[Path]:
 class FileWatch:
     """Calls ``changed`` after anything that may matter; what really changed is for the reader to find out."""
 
-    def __init__(self, path: Path, changed: Callable[[], None]) -> None:
-        self._path = path
+    def __init__(self, paths: Iterable[Path], changed: Callable[[], None]) -> None:
+        self._paths = tuple(paths)
         self._changed = changed
         self._inotify: Inotify | None = None
         self._failed = asyncio.Event()
@@ -74,7 +74,7 @@ class FileWatch:
 
         mask = Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.CREATE | Mask.ATTRIB
         try:
-            for folder in folders_of(self._path):
+            for folder in frozenset[Path]().union(*map(folders_of, self._paths)):
                 # Always, not only when new: a folder made anew may have the path and the inode of the old one.
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     self._inotify.add_watch(folder, mask)
@@ -103,7 +103,7 @@ class FileWatch:
             log.warning(
                 "%s cannot be watched (%s), so it is looked at every %.0f s: raise fs.inotify.max_user_watches or "
                 "fs.inotify.max_user_instances",
-                self._path,
+                ", ".join(map(str, self._paths)),
                 error.strerror or error,
                 LOOK_EVERY,
             )
