@@ -64,8 +64,8 @@ def launch(
     from kumadp.host.cores import forbid_cores
     from kumadp.host.handover import CHECK_VARIABLE, quiet_threads, receive
     from kumadp.host.names import set_process_name
-    from kumadp.lifecycle.assemble import run_daemon
     from kumadp.lifecycle.context import Run
+    from kumadp.lifecycle.daemon import run_daemon
     from kumadp.settings.display import display
 
     settings, resource, mesh = checked(settings)

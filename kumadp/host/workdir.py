@@ -17,7 +17,7 @@ import msgspec
 from kumadp.errors import WorkDirError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 PREFIX = "kumadp-"
 LOCK = "kumadp.lock"
@@ -59,14 +59,16 @@ def open_work_dir(
     dns_dir: str,
     environ: Mapping[str, str],
     handed: HandedWorkDir | None = None,
+    emptied: Callable[[Path], object] = lambda _path: None,
 ) -> WorkDir:
     """Make or take the work directory, 0700 and locked; raises WorkDirError.
 
     The order is: the setting, ``$RUNTIME_DIRECTORY`` (systemd), ``/run/kumadp/<name>`` when that can be made, a
-    temporary directory. Temporary ones that dead runs left behind are removed; a living run holds a lock on its own.
+    temporary directory. Temporary ones that dead runs left behind are removed, after ``emptied`` has cleaned what their
+    files lead to elsewhere; a living run holds a lock on its own.
     What was ``handed`` over goes before all of them: this run has its children and sockets there.
     """
-    _remove_dead()
+    _remove_dead(emptied)
     temporary = handed is not None and handed.temporary
     if handed is not None:
         path = make_private(Path(handed.path))
@@ -145,7 +147,7 @@ def _lock(path: Path) -> int:
     return handle
 
 
-def _remove_dead() -> None:
+def _remove_dead(emptied: Callable[[Path], object]) -> None:
     for path in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
         with contextlib.suppress(OSError):
             if path.lstat().st_uid != os.geteuid() or not (path / LOCK).is_file():
@@ -153,6 +155,7 @@ def _remove_dead() -> None:
             handle = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                emptied(path)
                 shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(handle)

@@ -9,6 +9,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+from kumadp.envoy.baseline import sweep
 from kumadp.errors import BinaryNotFound, KumadpError
 from kumadp.host import inherited
 from kumadp.host.ports import check_ports
@@ -19,7 +20,7 @@ from kumadp.lifecycle.configuration import Configuration
 from kumadp.lifecycle.continuity import left_by, left_in, tidy
 from kumadp.lifecycle.control import relay_socket_path
 from kumadp.lifecycle.drain import Step, plan_drain
-from kumadp.lifecycle.loop import Asked, Outcome, RunLoop
+from kumadp.lifecycle.loop import Asked, RunLoop
 from kumadp.lifecycle.names import Names
 from kumadp.lifecycle.notifying import Notifying
 from kumadp.lifecycle.plan import (
@@ -137,6 +138,7 @@ class Assembly:
             settings.dns_config_dir,
             run.environ,
             run.before.work,
+            sweep,
         )
         run.take(work)
         self._exit.callback(run.work.close)
@@ -374,24 +376,3 @@ class Assembly:
         if self._run.before.envoy is not None:
             await self._run.envoy_up.wait()
         return self._running.component if self._running is not None else None
-
-
-async def run_daemon(
-    run: Run,
-    reread: Reread,
-    flush: Callable[[], object],
-    notes: tuple[str, ...],
-    shown: Mapping[str, str],
-    handover: Handover | None = None,
-) -> Outcome:
-    """Run a data plane to its end; ``notes`` and the ``shown`` settings are logged first."""
-    for note in notes:
-        log.warning("%s", note)
-    log.info("settings: %s", ", ".join(f"{name}={value}" for name, value in shown.items()) or "all defaults")
-    assembly = Assembly(run, reread, flush, handover)
-    outcome = await assembly.loop.run()
-    assembly.notifying.close()
-    await run.crashes.close(int(outcome.code), outcome.why, run.settings.termination_log)
-    level = logging.INFO if outcome.code == 0 else logging.ERROR
-    log.log(level, "exit code %d: %s", outcome.code, outcome.why)
-    return outcome

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 from typing import TYPE_CHECKING
 
+from kumadp.envoy.baseline import sweep as sweep_epochs
 from kumadp.host.sockets import remove_stale
 from kumadp.host.workdir import open_work_dir
 from kumadp.lifecycle.continuity import forget, left_in
@@ -37,6 +38,7 @@ async def sweep(directory: Path, grace: float) -> list[str]:
 
 
 def _remove(directory: Path) -> None:
+    sweep_epochs(directory)
     forget(directory)
     remove_stale(directory)
     (directory / STATE_FILE).unlink(missing_ok=True)

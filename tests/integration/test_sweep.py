@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import tempfile
+from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.support.daemon import Ports, folders, run_kumadp, workload, write_mesh
 from tests.support.poll import poll
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.support.relayed import Rig
+from tests.support.xds.plane import XdsControlPlane
 
 pytestmark = pytest.mark.process
 
@@ -64,3 +64,28 @@ def test_which_directory_is_meant_has_to_be_said() -> None:
 def test_where_there_is_nothing_nothing_is_done(tmp_path: Path) -> None:
     told = sweep("--work-dir", str(tmp_path / "none"))
     assert (told.returncode, told.stdout) == (0, f"{tmp_path / 'none'}: nothing there\n")
+
+
+def shared_memory() -> set[Path]:
+    """Of every Envoy on this host with hot restart."""
+    return set(Path("/dev/shm").glob("envoy_shared_memory_*"))
+
+
+def test_what_a_killed_run_left_in_a_temporary_directory_goes_with_the_next_run(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="k") as temporary, workload("web") as app, XdsControlPlane() as plane:
+        environ = {"TMPDIR": temporary}
+        rig = Rig(tmp_path, plane, app)
+        with rig.run(f"--work-dir={temporary}/kumadp-one", environment=environ) as daemon:
+            rig.wait_ready(daemon)
+            # It maps its own, which nobody else has.
+            maps = Path(f"/proc/{daemon.envoy().pid}/maps").read_text()
+            left = {path for path in shared_memory() if str(path) in maps}
+            envoy = daemon.envoy()
+            daemon.process.kill()
+            daemon.wait()
+            poll(lambda: not envoy.is_running() or envoy.status() == psutil.STATUS_ZOMBIE, what="the end of Envoy")
+        assert len(left) == 1
+        with rig.run(f"--work-dir={temporary}/kumadp-two", environment=environ) as daemon:
+            rig.wait_ready(daemon)
+            assert not left & shared_memory()
+            assert not Path(temporary, "kumadp-one").exists()
