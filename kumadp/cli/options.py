@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kumadp.errors import UsageError
 from kumadp.settings.model import LOG, options_of
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 WIDTH = 110
 _TYPED = "kumadp.typed"
 _BEFORE = "kumadp.before"
+_COMMAND_LINE = "kumadp.command-line"
 # Narrow enough for the longest variable beside it on 80 columns: a name that is broken over two lines is not found.
 _FIRST_COLUMN = 22
 
@@ -24,6 +26,12 @@ class GroupedCommand(click.Command):
     """Shows its options under headings, knows flags by the name typed, takes those that came before the command."""
 
     chosen: tuple[Option, ...] = ()
+    takes_command = False
+    """Whether the command line of another program may follow, after ``--``."""
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """As click has them, and the command line that may follow."""
+        return [*super().collect_usage_pieces(ctx), *(["[-- CMD ARG...]"] if self.takes_command else ())]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Options by group, then what no flag sets, then the rest."""
@@ -45,6 +53,11 @@ class GroupedCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does, noting which of its names each option was given by."""
+        if self.takes_command and "--" in args:
+            end = args.index("--")
+            args, ctx.meta[_COMMAND_LINE] = args[:end], tuple(args[end + 1 :])
+            if not ctx.meta[_COMMAND_LINE]:
+                raise UsageError("nothing comes after --", "the application's command line, or leave -- out")
         args = _as_pflag(self.chosen, args)
         ctx.meta[_TYPED] = _names_typed(self.chosen, args)
         rest = super().parse_args(ctx, args)
@@ -55,7 +68,9 @@ class GroupedCommand(click.Command):
         return rest
 
 
-def command_with_options(command: Command, name: str = "") -> Callable[[Callable[..., Any]], GroupedCommand]:
+def command_with_options(
+    command: Command, name: str = "", *, takes_command: bool = False
+) -> Callable[[Callable[..., Any]], GroupedCommand]:
     """A decorator that makes a click command, by default ``command``, with all options of ``command``.
 
     Each value reaches the function as the text the user typed (a tuple for what may be repeated), None when it was not
@@ -71,6 +86,7 @@ def command_with_options(command: Command, name: str = "") -> Callable[[Callable
             function
         )
         made.chosen = chosen
+        made.takes_command = takes_command
         return made
 
     return decorate
@@ -79,6 +95,12 @@ def command_with_options(command: Command, name: str = "") -> Callable[[Callable
 def typed_names() -> Mapping[str, str]:
     """The name by which each option of the running command was given, by field."""
     found: Mapping[str, str] = click.get_current_context().meta.get(_TYPED, {})
+    return found
+
+
+def command_line() -> tuple[str, ...]:
+    """What came after ``--``; empty where nothing did."""
+    found: tuple[str, ...] = click.get_current_context().meta.get(_COMMAND_LINE, ())
     return found
 
 

@@ -78,7 +78,16 @@ def _children(status: Status, now: float, *, color: bool) -> Iterator[str]:
             yield _line("", f"last death{when}: {on_one_line(child['last_exit'])}")
 
 
+def _application(found: Mapping[str, Any], now: float) -> str:
+    if found["ended"]:
+        return f"{found['state']} with {found['ended']}"
+    since = f", up {lasting(now - found['started'])}" if found["started"] else ""
+    return str(found["state"]) + (f", pid {found['pid']}{since}" if found["pid"] else " until traffic flows")
+
+
 def _rest(status: Status, now: float) -> Iterator[str]:
+    if "application" in status:
+        yield _line("application", _application(status["application"], now))
     if status["mode"] != "standalone":
         yield from _list("control plane", list(_control_plane(status, now)))
     if "token_expires" in status:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
-from kumadp.cli.options import command_with_options, typed_names
+from kumadp.cli.options import command_line, command_with_options, typed_names
 from kumadp.errors import Problem, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Callable, Mapping, MutableMapping
 
     from kumadp.resources.load import Resource
     from kumadp.resources.transparent import TransparentProxy
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PROXY_TYPES = {"Dataplane": "dataplane", "ZoneIngress": "ingress", "ZoneEgress": "egress"}
 
 
-@command_with_options("run")
+@command_with_options("run", takes_command=True)
 def run(**flags: object) -> None:
     """Run a data plane until it is told to stop.
 
@@ -36,17 +36,20 @@ def run(**flags: object) -> None:
 
     SIGTERM or SIGINT drains and stops, a second one cuts the drain short, a third ends at once. SIGUSR2 drains inbound
     and stays.
+
+    With -- CMD ARG... kumadp starts the application and ends with its exit code: the entrypoint of a workload's image.
+    Inbound drains before the application gets SIGTERM, SIGINT or SIGQUIT; it has SIGHUP at once.
     """
     from kumadp.settings.resolve import resolve
 
-    config, typed = flags.get("config"), typed_names()
+    config, typed, application = flags.get("config"), typed_names(), command_line()
 
     def read() -> Resolved:
         text = read_settings_file(str(config)) if config else None
         return resolve("run", flags, os.environ, text, str(config or ""), typed)
 
     resolved = read()
-    launch(resolved.settings, resolved.warnings, os.environ, lambda: read().settings, str(config or ""))
+    launch(resolved.settings, resolved.warnings, os.environ, lambda: read().settings, str(config or ""), application)
 
 
 def launch(
@@ -55,10 +58,12 @@ def launch(
     environ: MutableMapping[str, str],
     again: Callable[[], Settings],
     config: str = "",
+    application: tuple[str, ...] = (),
 ) -> NoReturn:
     """Check what can be checked, then run and end with the exit code. Raises KumadpError before the loop runs.
 
-    ``again`` reads the settings once more, for a reload; ``config`` is the file that they are in.
+    ``again`` reads the settings once more, for a reload; ``config`` is the file that they are in; ``application`` is a
+    command line to run beside it.
     """
     from kumadp.cli.logs import open_logs
     from kumadp.host.cores import forbid_cores
@@ -68,6 +73,8 @@ def launch(
     from kumadp.lifecycle.daemon import run_daemon
     from kumadp.settings.display import display
 
+    if application:
+        _check_application(application, settings, environ)
     settings, resource, mesh = checked(settings)
     transparent = read_transparent_files(settings)
     if CHECK_VARIABLE in environ:
@@ -81,7 +88,7 @@ def launch(
     set_process_name("kuma-dp")
     try:
         notes = (*warnings, *(str(note) for note in (resource.notes if resource else ())))
-        run = Run(settings, resource, mesh, environ, transparent, config)
+        run = Run(settings, resource, mesh, environ, transparent, config, application)
         run.status.asked["log"] = lambda: {**logs.status(), **run.levels.status()}
         work = run_daemon(run, lambda: checked(again())[:2], logs.flush, notes, display(settings), handover)
         runner = asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop))
@@ -90,6 +97,20 @@ def launch(
     finally:
         logs.close()
     _end(code)
+
+
+def _check_application(argv: tuple[str, ...], settings: Settings, environ: Mapping[str, str]) -> None:
+    """Raises SpawnError where it cannot be run, SettingsError where its standard input would be read by us."""
+    from kumadp.process.application import find_program
+
+    readers = {"--config": settings.config == "-", "--dataplane-file": settings.dataplane_file == "-",
+               "--transparent-proxy-config": "-" in settings.transparent_proxy_config}  # fmt: skip
+    problems = [
+        Problem(flag, "standard input is the application's", "give a file") for flag, reads in readers.items() if reads
+    ]
+    if problems:
+        raise SettingsError(problems)
+    find_program(argv[0], environ)
 
 
 def checked(settings: Settings) -> tuple[Settings, Resource | None, Mesh | None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 
@@ -15,36 +16,49 @@ if TYPE_CHECKING:
 
     from kumadp.envoy.admin import AdminClient
 
+Direction = Literal["both", "inbound", "outbound"]
 # Envoy has no event for it (seconds).
 _PAUSE = 0.25
 # Listeners of the control plane's own, by how their names begin (Kuma 2.8 to 2.14, with and without unified naming):
 # admin, dynamic configuration, metrics, probes, DNS.
 _NOT_WORKLOAD = ("kuma:", "_kuma", "system_", "self_", "probe:")
+_INBOUND = ("inbound:", "kri_dp_")
 _ACTIVE = ".downstream_cx_active"
+_ADDRESS = re.compile(r"\[|\d+\.\d+\.\d+\.\d+_")
 _STATS = r"^listener\..*\.downstream_cx_active$"
 
 
-def workload_connections(listeners: Mapping[str, Any], stats: Mapping[str, int]) -> int:
-    """Connections to listeners that carry the workload's traffic, in and out; scrapers and probes do not count.
+def workload_connections(listeners: Mapping[str, Any], stats: Mapping[str, int], direction: Direction = "both") -> int:
+    """Connections to listeners that carry the workload's traffic of this direction; scrapers and probes do not count.
 
     ``listeners`` is Envoy's answer to ``/listeners?format=json``, ``stats`` has of each
     ``listener.<address>.downstream_cx_active`` (Envoy docs: listener statistics; ``:`` in an address is ``_`` there).
     """
     others = {"admin"}
     for found in listeners.get("listener_statuses", ()):
-        if str(found.get("name", "")).startswith(_NOT_WORKLOAD):
+        if not _is_of(str(found.get("name", "")), direction):
             others |= {_stat_name(address) for address in _addresses(found)}
     return sum(
         active
         for name, active in stats.items()
-        if name.endswith(_ACTIVE) and _counts(name.removeprefix("listener.").removesuffix(_ACTIVE), others)
+        if name.endswith(_ACTIVE) and _counts(name.removeprefix("listener.").removesuffix(_ACTIVE), others, direction)
     )
 
 
-def _counts(name: str, others: set[str]) -> bool:
+def _is_of(name: str, direction: Direction) -> bool:
+    """Whether a listener carries the workload's traffic of this direction, by its name."""
+    if name.startswith(_NOT_WORKLOAD):
+        return False
+    return direction == "both" or name.startswith(_INBOUND) is (direction == "inbound")
+
+
+def _counts(name: str, others: set[str], direction: Direction) -> bool:
     # With a stat prefix of its own the name of the listener is that of the statistic; threads are counted twice.
     threads = any(part == "main_thread" or part.startswith("worker_") for part in name.split("."))
-    return name not in others and not threads and not name.startswith(_NOT_WORKLOAD)
+    if name in others or threads:
+        return False
+    # One that begins with an address was told apart by its listener.
+    return _is_of(name, "both" if _ADDRESS.match(name) else direction)
 
 
 def _addresses(listener: Mapping[str, Any]) -> list[str]:
@@ -62,12 +76,12 @@ def _stat_name(address: str) -> str:
     return address.replace(":", "_")
 
 
-async def until_idle(admin: AdminClient) -> None:
-    """Return once the workload has no connection; never where the admin does not answer."""
+async def until_idle(admin: AdminClient, direction: Direction = "both") -> None:
+    """Return once the workload has no connection of this direction; never where the admin does not answer."""
     while True:
         try:
             _, body = await admin.get("/listeners?format=json")
-            if workload_connections(json.loads(body), await admin.stats(_STATS)) == 0:
+            if workload_connections(json.loads(body), await admin.stats(_STATS), direction) == 0:
                 return
         except (httpx.HTTPError, ValueError):
             pass

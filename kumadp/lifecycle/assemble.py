@@ -16,6 +16,8 @@ from kumadp.host.ports import check_ports
 from kumadp.host.sockets import check_names, remove_stale
 from kumadp.host.workdir import open_work_dir
 from kumadp.lifecycle.accesslogs import start_access_logs
+from kumadp.lifecycle.application import NAME as APPLICATION
+from kumadp.lifecycle.application import Application
 from kumadp.lifecycle.configuration import Configuration
 from kumadp.lifecycle.continuity import left_by, left_in, tidy
 from kumadp.lifecycle.control import relay_socket_path
@@ -42,10 +44,12 @@ if TYPE_CHECKING:
     from kumadp.bootstrap.address import AdminAddress
     from kumadp.dynconf.follower import Handler
     from kumadp.envoy.component import EnvoyComponent
+    from kumadp.envoy.idle import Direction
     from kumadp.envoy.version import EnvoyVersion
     from kumadp.host.handover import Handover
     from kumadp.host.ports import Address
     from kumadp.lifecycle.context import Run
+    from kumadp.lifecycle.loop import Outcome
     from kumadp.lifecycle.plan import DnsPlan, ProbesPlan
     from kumadp.lifecycle.renewal import Renewal
     from kumadp.lifecycle.running import Running
@@ -80,11 +84,20 @@ class Assembly:
         self._names: Names | None = None
         self._renewal: Renewal | None = None
         self._inbound_drained = False
+        self.application = Application(run)
         self._gave_up_starting = False
 
     def is_essential(self, part: str) -> bool:
-        """Only Envoy."""
-        return part == "envoy"
+        """Only Envoy, and the application where we are to run one."""
+        return part in {"envoy", APPLICATION}
+
+    def takes(self, number: int) -> bool:
+        """Whether a signal is for the application, not for us."""
+        return self.application.takes(number)
+
+    async def end_application(self) -> None:
+        """Have the application end."""
+        await self.application.end()
 
     async def start(self) -> None:
         """Everything; raises KumadpError."""
@@ -106,6 +119,7 @@ class Assembly:
         if coredns is None and wants_coredns(settings) and told:
             raise BinaryNotFound(f"no CoreDNS: {settings.coredns_path} is not there", "check --dns-coredns-path")
         await self._look_back()
+        self.application.begin(run.before.application)
         run.choose_ports()
         settings = run.settings
         dns = plan_dns(settings, coredns, run.transparent)
@@ -252,8 +266,9 @@ class Assembly:
         envoy = self._running.component if self._running is not None else None
         return envoy.admin.address if envoy is not None else None
 
-    async def stop(self) -> None:
-        """Leave everything in reverse order."""
+    async def stop(self, outcome: Outcome) -> None:
+        """Leave everything in reverse order, the application first: it may call out until it has ended."""
+        await self.application.stop(outcome)
         await self._run.stack.leave()
         if self._running is not None and self._running.component is not None:
             # Nothing where each has ended in its time.
@@ -269,6 +284,7 @@ class Assembly:
 
     def kill(self) -> None:
         """Kill the children at once; a temporary directory goes too."""
+        self.application.kill()
         if self._running is not None and self._running.component is not None:
             self._running.component.kill()
         if self._names is not None:
@@ -307,6 +323,7 @@ class Assembly:
                 self._running,
                 self._names.children if self._names is not None else (),
                 inbound_drained=lambda: self._inbound_drained,
+                application=self.application.handed,
                 before=self._handover,
                 flush=self._flush,
                 why=why,
@@ -343,6 +360,7 @@ class Assembly:
             drain_time=settings.drain_time,
             min_drain_time=min_drain_time(settings, self._run.environ),
             pre_drain_delay=settings.pre_drain_delay,
+            application=self.application.state,
         )
 
     async def fail_health_checks(self) -> None:
@@ -359,12 +377,12 @@ class Assembly:
         if (envoy := await self._envoy()) is not None:
             await envoy.drain_inbound()
 
-    async def idle(self) -> None:
-        """Return once the workload has no connection through Envoy."""
+    async def idle(self, direction: Direction) -> None:
+        """Return once the workload has no connection of that direction through Envoy."""
         from kumadp.envoy.idle import until_idle
 
         if (envoy := await self._envoy()) is not None:
-            await until_idle(envoy.admin)
+            await until_idle(envoy.admin, direction)
 
     async def envoy_gone(self) -> None:
         """Return once Envoy has ended."""

@@ -43,7 +43,8 @@ class Run:
     """Settings, Dataplane, status and the stack of components of one run; ``post`` reaches the run loop.
 
     ``transparent`` is what is redirected on this host, where settings say so. ``before`` is what a kumadp before this
-    one left. ``envoy_up`` is set once there is an Envoy component. ``config`` is the settings file.
+    one left. ``envoy_up`` is set once there is an Envoy component. ``config`` is the settings file, ``command_line``
+    that of the application where we are to run it.
     """
 
     work: WorkDir
@@ -56,12 +57,14 @@ class Run:
         environ: Mapping[str, str],
         transparent: TransparentProxy | None = None,
         config: str = "",
+        command_line: tuple[str, ...] = (),
     ) -> None:
         self.settings = settings
         self.resource = resource
         self.mesh = mesh
         self.transparent = transparent
         self.config = config
+        self.command_line = command_line
         self.environ = environ
         self.name = resource.name if resource is not None else settings.name
         self.mesh_name = resource.mesh if resource is not None else settings.mesh

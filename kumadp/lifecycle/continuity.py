@@ -24,6 +24,7 @@ from kumadp.host.state import ChildRecord, adoptable, read_state, record, strays
 from kumadp.host.workdir import HandedWorkDir  # noqa: TC001
 from kumadp.lifecycle.kuma import Fetched
 from kumadp.lifecycle.plan import WAY
+from kumadp.process.application import HandedProcess  # noqa: TC001
 from kumadp.process.child import Child, HandedChild
 from kumadp.process.supervise import Past  # noqa: TC001
 from kumadp.relay.memory import Memory  # noqa: TC001
@@ -85,6 +86,7 @@ class Left(msgspec.Struct, frozen=True):
     memory: Memory | None = None
     access_logs: HandedLogs | None = None
     past: dict[str, Past] = {}
+    application: HandedProcess | None = None
 
 
 @dataclass(slots=True)
@@ -113,6 +115,7 @@ class Before:
     fifos: frozenset[Path] = field(default_factory=frozenset)
     killed: list[Child] = field(default_factory=list)
     past: dict[str, Past] = field(default_factory=dict)
+    application: HandedProcess | None = None
 
     @property
     def children(self) -> tuple[Child, ...]:
@@ -180,6 +183,7 @@ def left_by(handover: Handover) -> Before:
         ports=left.ports,
         count=handover.count,
         past=left.past,
+        application=left.application,
     )
     _sort(before, children, left.envoy)
     return before

@@ -31,7 +31,7 @@ async def run_daemon(
         log.warning("%s", note)
     log.info("settings: %s", ", ".join(f"{name}={value}" for name, value in shown.items()) or "all defaults")
     assembly = Assembly(run, reread, flush, handover)
-    outcome = await assembly.loop.run()
+    outcome = await assembly.application.conclude(await assembly.loop.run())
     assembly.notifying.close()
     await run.crashes.close(int(outcome.code), outcome.why, run.settings.termination_log)
     level = logging.INFO if outcome.code == 0 else logging.ERROR

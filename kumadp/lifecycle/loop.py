@@ -8,6 +8,7 @@ Every way out:
 - Envoy is given up: stop, exit 70
 - anything else that ends is noted as FATAL and costs only itself
 - a part refuses for good what the daemon cannot go on without (`Refused`): drain, stop, that failure's exit code
+- the application that we run ends: drain, stop, its exit code (`kumadp.lifecycle.application`)
 - kumadp runs itself anew (``reexec``): execve(2) instead of an end
 """
 
@@ -28,6 +29,7 @@ from kumadp.lifecycle.walk import bounded, walk
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
 
+    from kumadp.envoy.idle import Direction
     from kumadp.errors import Problem
     from kumadp.lifecycle.drain import Step
     from kumadp.lifecycle.status import Status
@@ -55,6 +57,13 @@ class PartEnded:
 
     name: str
     error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkDone:
+    """What we are there for has ended."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +97,18 @@ class Beat:
     """Whoever watches the loop wants to know that it comes to its events."""
 
 
-Event = SignalCame | StartEnded | PartEnded | DrainEnded | StopEnded | Asked | Refused | Beat
+Event = SignalCame | StartEnded | PartEnded | WorkDone | DrainEnded | StopEnded | Asked | Refused | Beat
 # A start that is cancelled ends what it has begun, e.g. a program that it asked for its version (seconds).
 _START_ENDS_WITHIN = 2.0
+_STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 ASKED_BY_SIGNAL: dict[int, Literal["reload", "reexec"]] = {signal.SIGHUP: "reload", signal.SIGUSR1: "reexec"}
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the daemon ends: exit code and the one line that says why."""
+    """How the daemon ends: exit code (an application's may be any) and the one line that says why."""
 
-    code: ExitCode
+    code: int
     why: str
 
 
@@ -110,8 +120,11 @@ class Daemon(Protocol):
     async def start(self) -> None:
         """Bring everything up; raises KumadpError when that cannot be done."""
 
-    async def stop(self) -> None:
-        """Leave everything in reverse order."""
+    async def stop(self, outcome: Outcome) -> None:
+        """Leave everything in reverse order; ``outcome`` is why."""
+
+    def takes(self, number: int) -> bool:
+        """Whether a signal is for the application, not for us."""
 
     def kill(self) -> None:
         """Kill the children at once, without waiting."""
@@ -131,8 +144,11 @@ class Daemon(Protocol):
     async def envoy_gone(self) -> None:
         """Return once Envoy has ended."""
 
-    async def idle(self) -> None:
-        """Return once the workload has no connection through Envoy."""
+    async def idle(self, direction: Direction) -> None:
+        """Return once the workload has no connection of that direction through Envoy."""
+
+    async def end_application(self) -> None:
+        """Have the application end that we run, and wait for it."""
 
     def is_essential(self, part: str) -> bool:
         """Whether the daemon cannot go on without this component."""
@@ -172,7 +188,7 @@ class RunLoop:
             if outcome.code is ExitCode.FORCED:
                 return outcome
             self._status.move(Phase.STOPPING, outcome.why)
-            self._spawn(self._stop(start), "stop")
+            self._spawn(self._stop(start, outcome), "stop")
             while not isinstance(event := await self._events.get(), StopEnded):
                 if isinstance(event, Beat):
                     self._daemon.beat()
@@ -189,6 +205,8 @@ class RunLoop:
 
     def _handle(self, event: Event) -> Outcome | None:
         match event:
+            case SignalCame(number) if self._daemon.takes(number):
+                pass
             case SignalCame(signal.SIGUSR2):
                 self._on_inbound_drain()
             case SignalCame(signal.SIGHUP | signal.SIGUSR1 as number):
@@ -203,8 +221,10 @@ class RunLoop:
                 return self._on_start_ended(error)
             case PartEnded(name, error):
                 return self._on_part_ended(name, error)
+            case WorkDone(why):
+                return self._on_work_done(why)
             case DrainEnded():
-                return self._stopped("stopped by signal")
+                return self._stopped(self._status.phase_why)
             case Beat():
                 self._daemon.beat()
             case StopEnded():
@@ -265,6 +285,12 @@ class RunLoop:
             return None
         return self._begin_drain("asked to stop by signal", "stopped by signal, nothing to drain")
 
+    def _on_work_done(self, why: str) -> Outcome | None:
+        if self._drain is not None:
+            self._drain.cancel()
+            return None
+        return self._begin_drain(why, why)
+
     def _on_refused(self, error: KumadpError) -> Outcome | None:
         # What drains has no use for a control plane any more.
         if self._status.phase is Phase.DRAINING:
@@ -307,7 +333,7 @@ class RunLoop:
         return None
 
     def _counts_as_stop(self, event: Event) -> bool:
-        if isinstance(event, SignalCame) and event.number in {signal.SIGTERM, signal.SIGINT}:
+        if isinstance(event, SignalCame) and event.number in _STOPS:
             self._stops += 1
             log.info("%s (%d of 3)", signal.Signals(event.number).name, self._stops)
             return True
@@ -327,11 +353,11 @@ class RunLoop:
         else:
             self.post(StartEnded(None))
 
-    async def _stop(self, start: asyncio.Task[None]) -> None:
+    async def _stop(self, start: asyncio.Task[None], outcome: Outcome) -> None:
         try:
             start.cancel()
             await asyncio.wait({start}, timeout=_START_ENDS_WITHIN)
-            await self._daemon.stop()
+            await self._daemon.stop(outcome)
         except Exception:
             log.exception("stopping failed")
         finally:
@@ -346,7 +372,7 @@ class RunLoop:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1)
+        numbers = (*_STOPS, signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1)
         for number in numbers:
             loop.add_signal_handler(number, self.post, SignalCame(number))
         # What came while one program followed another waits until now.

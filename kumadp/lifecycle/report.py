@@ -120,6 +120,15 @@ class AccessLogStatus(Struct, forbid_unknown_fields=True):
     destinations: dict[str, LogDestination]
 
 
+class ApplicationStatus(Struct, forbid_unknown_fields=True):
+    """The application that kumadp runs (``run ... -- CMD``)."""
+
+    state: Literal["WAITING", "RUNNING", "ENDED"]
+    pid: int | None
+    started: float | None
+    ended: Annotated[str, _field("How it ended; empty while it has not.")]
+
+
 class StatusReport(Struct, forbid_unknown_fields=True):
     """What a running kumadp says of itself. Times are in seconds since 1970."""
 
@@ -152,6 +161,7 @@ class StatusReport(Struct, forbid_unknown_fields=True):
     dynconf: Annotated[dict[str, Any] | UnsetType, _field("Dynamic configuration from the control plane.")] = UNSET
     reexec: Annotated[dict[str, Any] | UnsetType, _field("How often kumadp was re-executed, and what failed.")] = UNSET
     dns: DnsStatus | UnsetType = UNSET
+    application: ApplicationStatus | UnsetType = UNSET
     log: LogStatus | UnsetType = UNSET
     crashes: CrashStatus | UnsetType = UNSET
     access_logs: AccessLogStatus | UnsetType = UNSET

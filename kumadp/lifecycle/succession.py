@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kumadp.lifecycle.configuration import Configuration
     from kumadp.lifecycle.context import Run
     from kumadp.lifecycle.running import Running
+    from kumadp.process.application import HandedProcess
     from kumadp.process.child import Child
 
 log = logging.getLogger("kumadp.lifecycle")
@@ -36,6 +37,7 @@ async def succeed(
     others: tuple[Child, ...],
     *,
     inbound_drained: Callable[[], bool],
+    application: Callable[[], HandedProcess | None],
     before: Handover | None,
     flush: Callable[[], object],
     why: str,
@@ -67,6 +69,7 @@ async def succeed(
             envoy=state,
             memory=relaying.relay.export() if relaying is not None else None,
             access_logs=logs,
+            application=application(),
             past={name: Past.of(report) for name, report in run.status.children.items()},
         )
         descriptors = (work.lock, *(child.output for child in children), *(logs.descriptors if logs else ()))

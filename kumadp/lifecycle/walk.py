@@ -7,11 +7,12 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Protocol
 
-from kumadp.lifecycle.drain import Announce, FailHealthChecks, Wait
+from kumadp.lifecycle.drain import Announce, DrainInbound, EndApplication, FailHealthChecks, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from kumadp.envoy.idle import Direction
     from kumadp.lifecycle.drain import Step
 
 log = logging.getLogger("kumadp.lifecycle")
@@ -23,11 +24,17 @@ class Drained(Protocol):
     async def fail_health_checks(self) -> None:
         """Ask Envoy to fail its health checks."""
 
+    async def drain_inbound(self) -> None:
+        """Ask Envoy to drain its inbound listeners and to stay."""
+
+    async def end_application(self) -> None:
+        """Have the application end that we run, and wait for it."""
+
     async def envoy_gone(self) -> None:
         """Return once Envoy has ended."""
 
-    async def idle(self) -> None:
-        """Return once the workload has no connection through Envoy."""
+    async def idle(self, direction: Direction) -> None:
+        """Return once the workload has no connection of that direction through Envoy."""
 
 
 async def walk(daemon: Drained, steps: tuple[Step, ...]) -> None:
@@ -35,6 +42,10 @@ async def walk(daemon: Drained, steps: tuple[Step, ...]) -> None:
     for step in steps:
         if isinstance(step, FailHealthChecks):
             await bounded(daemon.fail_health_checks(), "failing Envoy's health checks", step.deadline)
+        elif isinstance(step, DrainInbound):
+            await bounded(daemon.drain_inbound(), "drain of inbound listeners", step.deadline)
+        elif isinstance(step, EndApplication):
+            await daemon.end_application()
         elif isinstance(step, Announce):
             log.info("for %.1f s everything is served as before, readiness says TERMINATING", step.seconds)
             with contextlib.suppress(TimeoutError):
@@ -49,7 +60,7 @@ async def _wait(daemon: Drained, step: Wait) -> None:
     loop = asyncio.get_running_loop()
     ends = [loop.create_task(daemon.envoy_gone(), name="Envoy is gone")]
     if step.at_least is not None:
-        ends.append(loop.create_task(_idle(daemon, step.at_least), name="nobody is connected any more"))
+        ends.append(loop.create_task(_idle(daemon, step.at_least, step.direction), name="nobody is connected any more"))
     try:
         done, _ = await asyncio.wait(ends, timeout=step.seconds, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -59,9 +70,9 @@ async def _wait(daemon: Drained, step: Wait) -> None:
         log.info("%s: the drain ends", end.get_name())
 
 
-async def _idle(daemon: Drained, at_least: float) -> None:
+async def _idle(daemon: Drained, at_least: float, direction: Direction) -> None:
     await asyncio.sleep(at_least)
-    await daemon.idle()
+    await daemon.idle(direction)
 
 
 async def bounded(call: Coroutine[object, object, None], what: str, deadline: float = 5.0) -> None:

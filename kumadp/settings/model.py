@@ -124,6 +124,9 @@ class Settings:
     probe_proxy_allow: str = option("text", "auto", "What the application probe proxy may ask: the applications behind the Dataplane's inbounds, or any port; auto is any on Kubernetes. Never kumadp's and Envoy's own ports.", flags="--probe-proxy-allow", key="kumadp.probeProxy.allow", group=OURS, choices=("auto", "dataplane", "any"))
     probe_proxy_ports: tuple[int, ...] = option("integers", (), "More ports that it may ask.", flags="--probe-proxy-ports", key="kumadp.probeProxy.ports", group=OURS, **PORT)
     metrics_source_limit: int = option("integer", 16, "Largest exposition of an application that is passed on, in MB; it is held in memory while Envoy's is sent.", flags="--metrics-source-limit", key="kumadp.metrics.sourceLimit", group=OURS, minimum=1)
+    application_start: str = option("text", "when-ready", "When the application of `run ... -- CMD` starts: once traffic can flow, or at once.", flags="--application-start", key="kumadp.application.start", group=OURS, choices=("when-ready", "at-once"))
+    application_grace: float = option("duration", 30.0, "Time for the application to end after it was told to, once inbound has drained; then it is killed. Its calls are served as long.", flags="--application-grace", key="kumadp.application.grace", group=OURS, minimum=0)
+    on_sidecar_end: str = option("text", "stop", "What becomes of the application when kumadp cannot go on (Envoy ended for good, the control plane refused) or is killed.", flags="--on-sidecar-end", key="kumadp.application.onSidecarEnd", group=OURS, choices=("stop", "leave"))
     use_uvloop: bool = option("boolean", True, "Use uvloop where it is installed.", flags="--uvloop", key="kumadp.uvloop", group=OURS)
 
     url: str = option("text", "", "What to ask, on loopback; empty: every kumadp that runs here, else http://localhost:9901/ready.", flags="--url", group=WAIT, commands=("wait",))

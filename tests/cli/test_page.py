@@ -115,6 +115,15 @@ def test_the_control_plane_and_what_it_gave() -> None:
     assert "never expires" in "\n".join(page({**status, "token_expires": None}, NOW))
 
 
+def test_the_application_has_a_line_of_its_own() -> None:
+    runs = {"state": "RUNNING", "pid": 43, "started": NOW - 59, "ended": ""}
+    waits = {"state": "WAITING", "pid": None, "started": None, "ended": ""}
+    ended = {"state": "ENDED", "pid": None, "started": NOW - 59, "ended": "exit code 7"}
+    shown = ["".join(line for line in page(told(application=one), NOW) if "application" in line)[17:]
+             for one in (runs, waits, ended)]  # fmt: skip
+    assert shown == ["RUNNING, pid 43, up 59s", "WAITING until traffic flows", "ENDED with exit code 7"]
+
+
 def test_colours_only_where_asked() -> None:
     assert "\x1b[" not in "".join(page(told(), NOW))
     assert "\x1b[32m" in page(told(), NOW, color=True)[0]

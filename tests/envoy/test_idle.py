@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kumadp.envoy.idle import workload_connections
+from kumadp.envoy.idle import Direction, workload_connections
 
 
 def listener(name: str, host: str, port: int, *more: tuple[str, int]) -> dict[str, Any]:
@@ -49,6 +49,24 @@ LISTENERS = {
 )
 def test_only_the_workload_s_listeners_count(name: str, counts: bool) -> None:
     found = workload_connections(LISTENERS, {f"listener.{name}.downstream_cx_active": 2})
+    assert found == (2 if counts else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "direction", "counts"),
+    [
+        ("10.0.0.1_80", "inbound", True),
+        ("10.0.0.1_80", "outbound", False),
+        ("[__1]_81", "inbound", False),
+        ("[__1]_81", "outbound", True),
+        ("10.0.0.1_9901", "outbound", False),
+        ("kri_dp_default_zone_ns_web_80", "inbound", True),
+        ("kri_msvc_default_zone_ns_backend_80", "inbound", False),
+        ("kri_msvc_default_zone_ns_backend_80", "outbound", True),
+    ],
+)
+def test_each_direction_counts_by_itself(name: str, direction: Direction, counts: bool) -> None:
+    found = workload_connections(LISTENERS, {f"listener.{name}.downstream_cx_active": 2}, direction)
     assert found == (2 if counts else 0)
 
 

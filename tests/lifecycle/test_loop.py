@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from typing import Literal
 
 import pytest
 
 from kumadp.errors import ChildFailed, ControlPlaneRefused, ExitCode, KumadpError, PortsTaken, Problem
 from kumadp.lifecycle.drain import Announce, FailHealthChecks, Step, Wait, plan_drain
-from kumadp.lifecycle.loop import Asked, Beat, PartEnded, Refused, RunLoop, SignalCame, StartEnded
+from kumadp.lifecycle.loop import Asked, Beat, Outcome, PartEnded, Refused, RunLoop, SignalCame, StartEnded
 from kumadp.lifecycle.phases import IllegalMove, Phase, check_move
 from kumadp.lifecycle.status import Status
 
@@ -31,6 +32,8 @@ class RememberingDaemon:
         self.inbound_drained = False
         self.refuse: Exception | None = None
         self.fail_stop: Exception | None = None
+        self.application: Literal["none", "runs", "ended"] = "none"
+        self.taken: set[int] = set()
 
     async def start(self) -> None:
         self.calls.append("start")
@@ -38,7 +41,7 @@ class RememberingDaemon:
             raise self.fail_start
         self.status.move(Phase.READY, "all up")
 
-    async def stop(self) -> None:
+    async def stop(self, outcome: Outcome) -> None:
         self.calls.append("stop")
         if self.fail_stop is not None:
             raise self.fail_stop
@@ -55,6 +58,7 @@ class RememberingDaemon:
             drain_time=self.drain_time,
             min_drain_time=self.min_drain_time,
             pre_drain_delay=self.pre_drain_delay,
+            application=self.application,
         )
 
     async def fail_health_checks(self) -> None:
@@ -71,7 +75,13 @@ class RememberingDaemon:
     async def envoy_gone(self) -> None:
         await self.gone.wait()
 
-    async def idle(self) -> None:
+    async def end_application(self) -> None:
+        self.calls.append("end application")
+
+    def takes(self, number: int) -> bool:
+        return number in self.taken
+
+    async def idle(self, direction: str) -> None:
         await self.is_idle.wait()
 
     def is_essential(self, part: str) -> bool:
