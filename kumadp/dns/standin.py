@@ -30,6 +30,11 @@ class ResolverStandIn:
         self._resolv_conf = resolv_conf
         self._resolver: Resolver | None = None
 
+    @property
+    def resolver(self) -> Resolver | None:
+        """The resolver; None where it never had to answer."""
+        return self._resolver
+
     async def open(self) -> None:
         """Answer; raises PortsTaken."""
         if self._resolver is None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kumadp.addresses import WILDCARDS
 from kumadp.dns.core import quick
+from kumadp.dns.counters import BOUNDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # Then other parts of the program have their turn; what is left wakes us again.
 BURST = 64
 _LARGEST = 4096
+_SHORT = BOUNDS[0]
 # Room for what comes while the loop is busy with something else (bytes); the kernel's own bound may be lower.
 _BUFFER = 1 << 20
 _ANCILLARY = socket.CMSG_SPACE(20)
@@ -92,7 +94,10 @@ class UdpSocket:
             pass
         except OSError:
             counters.dropped += 1
-        counters.quick_seconds += time.perf_counter() - since
+        took = time.perf_counter() - since
+        counters.quick_seconds += took
+        if took > _SHORT:
+            counters.note_slow(took)
 
     def _send(self, client: Any, reply: bytes) -> None:
         try:
@@ -123,7 +128,10 @@ class UdpSocket:
             pass
         except OSError:
             counters.dropped += 1
-        counters.quick_seconds += time.perf_counter() - since
+        took = time.perf_counter() - since
+        counters.quick_seconds += took
+        if took > _SHORT:
+            counters.note_slow(took)
 
     def _send_from(self, client: Any, origin: list[tuple[int, int, bytes]], reply: bytes) -> None:
         try:

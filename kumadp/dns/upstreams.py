@@ -77,7 +77,7 @@ class Upstreams:
             reply = await self._resolve(asked, data, transport)
         finally:
             self._under_way -= 1
-            self.counters.asked_seconds += time.monotonic() - since
+            self.counters.note_asked(time.monotonic() - since)
         if reply is None:
             self.counters.failed += 1
             return write(asked.query, SERVFAIL)

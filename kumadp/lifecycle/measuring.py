@@ -34,13 +34,14 @@ class Measuring:
         if self._own is not None:
             self._own.add(more)
 
-    def count_dns(self, counted: Callable[[], tuple[Counted, int, Mapping[str, str]]]) -> None:
-        """Tell of the resolver: its counters, how many names it has, and the control plane's labels for them."""
+    def count_dns(self, counted: Callable[[], tuple[Counted, int, Mapping[str, str]] | None]) -> None:
+        """Tell of the resolver: its counters, how many names it has, and the control plane's labels; None of none."""
 
         def more() -> Iterable[Metric]:
             from kumadp.metrics.dns import families
 
-            return families(*counted())
+            found = counted()
+            return families(*found) if found is not None else ()
 
         self.add(more)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from kumadp.dns.choice import Corefile, CorefileChoice
     from kumadp.dns.component import CoreDnsComponent
+    from kumadp.dns.counters import Counters
     from kumadp.dns.standin import ResolverStandIn
     from kumadp.lifecycle.context import Run
     from kumadp.lifecycle.plan import DnsPlan
@@ -54,6 +55,7 @@ class Names:
         self._missed = False
         self.resolving: Resolving | None = None
         """The embedded resolver, where it answers instead of CoreDNS."""
+        run.measuring.count_dns(self._counted)
 
     @property
     def program(self) -> Path | None:
@@ -205,6 +207,16 @@ class Names:
             log.info("CoreDNS reads its Corefile again: %s", found.origin)
         else:
             self._missed = True
+
+    def _counted(self) -> tuple[Counters, int, Mapping[str, str]] | None:
+        """What the embedded resolver counted, of its own or in CoreDNS's place."""
+        if self.resolving is not None:
+            resolver, labels = self.resolving.resolver, self.resolving.labels or {}
+        elif self._stand_in is not None and self._stand_in.resolver is not None:
+            resolver, labels = self._stand_in.resolver, {}
+        else:
+            return None
+        return resolver.counters, len(resolver.table), labels
 
     def _told(self) -> Mapping[str, str]:
         answers = "the embedded resolver" if self._coredns is not None and self._coredns.stands_in else "CoreDNS"

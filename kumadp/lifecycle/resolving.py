@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from kumadp.dns.exchange import Asked, by_udp
@@ -46,6 +47,9 @@ class Resolving:
         self._suffixes = suffixes
         self._resolv_conf = resolv_conf
         self._ttl = 30
+        self._made = time.monotonic()
+        self.labels: Mapping[str, str] | None = None
+        """Those that the control plane's first names came with, for metrics."""
         self.ready = asyncio.Event()
         self.resolver = Resolver([(host, plan.port) for host in plan.addresses])
         self._envoy = (LOOPBACK, plan.envoy_port) if run.mesh is None else None
@@ -77,6 +81,8 @@ class Resolving:
     async def take(self, dns: Dns | None) -> None:
         """The names that a control plane of 2.11 or later tells; None when it tells none any more."""
         self._ttl = dns.ttl if dns is not None else self._ttl
+        if dns is not None and self.labels is None:
+            self.labels = dns.extra_labels or {}
         records = [(record.name, record.ips or ()) for record in (dns.records or () if dns is not None else ())]
         # Only a control plane that tells names here leaves Envoy without its filter.
         self._envoy = None if dns is not None else (LOOPBACK, self._run.settings.envoy_dns_port)
@@ -100,14 +106,19 @@ class Resolving:
         self.resolver.table = table
         shown = ", ".join(table.wrong[:3]) + (", ..." if len(table.wrong) > 3 else "")
         self._run.status.worry("names", f"{len(table.wrong)} cannot be used: {shown}" if table.wrong else "")
-        self.ready.set()
+        self._there_are_names()
+
+    def _there_are_names(self) -> None:
+        if not self.ready.is_set():
+            self.resolver.counters.ready_after = time.monotonic() - self._made
+            self.ready.set()
 
     async def _see_envoy(self, envoy: tuple[str, int]) -> None:
         while not self.ready.is_set():
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_FILTER):
                     await by_udp(envoy, _PROBE, _PROBE[HEADER.size :], Asked())
-                self.ready.set()
+                self._there_are_names()
             await asyncio.sleep(_ASK_AGAIN)
 
 

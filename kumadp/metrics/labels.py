@@ -15,7 +15,7 @@ class Labels:
     """Adds labels to every sample; a label of that name which is there already is replaced (Kuma 2.8 to 2.14)."""
 
     def __init__(self, labels: Mapping[str, str]) -> None:
-        named = {_label_name(name): _escaped(value) for name, value in sorted(labels.items())}
+        named = {label_name(name).encode(): _escaped(value) for name, value in sorted(labels.items())}
         self._text = b",".join(b'%b="%b"' % (name, value) for name, value in named.items())
         self._begin = [name + b'="' for name in named]
         names = b"|".join(re.escape(name) for name in named)
@@ -52,10 +52,10 @@ _BARE = re.compile(rb"^([^{ \t\n]+)[ \t]+", re.M)
 _SERIES_OF_LINE = re.compile(rb'([^{ \t\n]*)[ \t]*(\{(?:[^"}\n]*+"(?:[^"\\\n]|\\[^\n])*+")*+[^"}\n]*+\})?')
 
 
-def _label_name(name: str) -> bytes:
+def label_name(name: str) -> str:
     """As OpenTelemetry's exporter writes it for Prometheus: what is not allowed becomes an underscore."""
     text = re.sub(r"[^a-zA-Z0-9_]", "_", name)
-    return (f"_{text}" if text[:1].isdigit() else text).encode()
+    return f"_{text}" if text[:1].isdigit() else text
 
 
 def _escaped(value: str) -> bytes:

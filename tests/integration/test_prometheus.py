@@ -16,12 +16,14 @@ import yaml
 from kumadp.lifecycle.control import control_socket_path
 from tests.metrics.test_alerts import ALERTS
 from tests.support.daemon import get
+from tests.support.dynconf import SOCKET, dynconf_listener, with_etags
 from tests.support.logged import log_to
 from tests.support.poll import poll
 from tests.support.prometheus import need_prometheus, scraped
 from tests.support.relayed import NAME, NODE, SOON, rig
 from tests.support.sink import Sink
 from tests.support.xds.plane import XdsControlPlane
+from tests.support.xds.resources import LISTENER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,10 +96,15 @@ def test_each_query_of_the_dashboard_has_data(at: Rig) -> None:
     endpoint = {"inboundPort": at.ports.inbound, "inboundPath": "/healthz", "path": "/app/healthz"}
     at.dataplane["probes"] = {"port": at.ports.probes, "endpoints": [endpoint]}
     write_token(at, 30 * 86_400)
-    with Sink() as sink, at.run("--envoy-arg=--file-flush-interval-msec", "--envoy-arg=100") as daemon:
-        at.wait_ready(daemon)
+    flags = ("--envoy-arg=--file-flush-interval-msec", "--envoy-arg=100", "--dns-mode=embedded")
+    with Sink() as sink, at.run(*flags, dns=True) as daemon:
+        at.wait_traffic()
         assert isinstance(at.plane, XdsControlPlane)
-        log_to(at.plane.mesh(NODE), at.work, NAME, sink.address)
+        mesh = at.plane.mesh(NODE)
+        names = dynconf_listener(at.work / SOCKET, with_etags({"/dns": '{"records":[],"ttl":30}'}))
+        mesh.put(LISTENER, {name: value for name, value in names.items() if name != "@type"})
+        at.wait_ready(daemon)
+        log_to(mesh, at.work, NAME, sink.address)
         poll(lambda: get(at.ports.inbound, "/x")[0] and sink.lines, what="a line of access log", deadline=SOON)
         with watched(at, daemon) as prometheus:
             wanted = [one for one in queries() if one not in NOT_WHEN_WELL]

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from prometheus_client import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from kumadp.metrics.dns import families
+from kumadp.dns.counters import BOUNDS
+from kumadp.dns.counters import Counters as Resolvers
+from kumadp.metrics.dns import Counted, families
 
 LABELS = {"mesh": "default", "kuma_io_zone": "east"}
 
@@ -18,21 +20,24 @@ class Counters:
     quick_a: int = 10
     quick_aaaa: int = 2
     quick_seconds: float = 0.5
+    slow: list[int] = field(default_factory=lambda: [0, 2, *[0] * 10])
     local: Counter[int] = field(default_factory=lambda: Counter({1: 1, 16: 3}))
     upstream: Counter[int] = field(default_factory=lambda: Counter({28: 4, 33: 5}))
     codes: Counter[int] = field(default_factory=lambda: Counter({0: 7, 3: 4, 2: 1, 5: 1}))
     asked: int = 9
     failed: int = 1
     asked_seconds: float = 1.5
+    took: list[int] = field(default_factory=lambda: [3, 0, 4, *[0] * 8, 1])
     refused: int = 6
     loops: int = 7
     dropped: int = 8
+    ready_after: float | None = 0.7
 
 
-def lines() -> set[str]:
+def lines(counted: Counted | None = None, labels: dict[str, str] = LABELS) -> set[str]:
     class One(Collector):
         def collect(self):  # type: ignore[no-untyped-def]
-            return families(Counters(), 42, LABELS)
+            return families(counted or Counters(), 42, labels)
 
     registry = CollectorRegistry()
     registry.register(One())
@@ -64,10 +69,43 @@ def test_names_and_values() -> None:
     assert there("kuma_dp_dns_response_codes_total", 1, first='rcode="other"')
     assert there("kuma_dp_dns_entries_total", 42)
     assert there("kuma_dp_dns_upstream_request_failure_count", 1)
-    assert there("kuma_dp_dns_upstream_request_duration_seconds_count", 9)
+    assert there("kuma_dp_dns_upstream_request_duration_seconds_count", 8)
+    upstream = "kuma_dp_dns_upstream_request_duration_seconds_bucket"
+    for bound, number in (("0.005", 3), ("0.01", 3), ("0.025", 7), ("10.0", 7), ("+Inf", 8)):
+        assert there(upstream, number, first=f'le="{bound}"')
     assert there("kuma_dp_dns_upstream_request_duration_seconds_sum", 1.5)
-    assert there("kuma_dp_dns_request_duration_seconds_count", 25)
+    # 16 of our own, 6 and 7 that were not asked for, 8 that were: two of the first were held up.
+    assert there("kuma_dp_dns_request_duration_seconds_count", 37)
+    assert there("kuma_dp_dns_request_duration_seconds_bucket", 30, first='le="0.005"')
+    assert there("kuma_dp_dns_request_duration_seconds_bucket", 32, first='le="0.01"')
+    assert there("kuma_dp_dns_config_ready_wait_seconds_bucket", 0, first='le="0.5"')
+    assert there("kuma_dp_dns_config_ready_wait_seconds_bucket", 1, first='le="1.0"')
+    assert there("kuma_dp_dns_config_ready_wait_seconds_sum", 0.7)
     assert there("kuma_dp_dns_request_duration_seconds_sum", 2.0)
     assert there("kumadp_dns_unanswered_total", 6, first='reason="busy"')
     assert "# TYPE kuma_dp_dns_queries_total counter" in told
     assert "# TYPE kuma_dp_dns_entries_total gauge" in told
+
+
+def test_what_the_resolver_counts_fits() -> None:
+    counted = Resolvers(quick_a=1, quick_seconds=0.3, ready_after=31.0)
+    counted.note_slow(0.3)
+    counted.note_asked(BOUNDS[0])
+    counted.note_asked(11.0)
+    told = lines(counted, {})
+    assert 'kuma_dp_dns_request_duration_seconds_bucket{le="0.005"} 1.0' in told
+    assert 'kuma_dp_dns_request_duration_seconds_bucket{le="0.25"} 1.0' in told
+    assert 'kuma_dp_dns_request_duration_seconds_bucket{le="0.5"} 2.0' in told
+    assert "kuma_dp_dns_request_duration_seconds_count 3.0" in told
+    assert "kuma_dp_dns_upstream_request_duration_seconds_sum 11.005" in told
+    assert 'kuma_dp_dns_config_ready_wait_seconds_bucket{le="30.0"} 0.0' in told
+    assert "kuma_dp_dns_config_ready_wait_seconds_count 1.0" in told
+
+
+def test_labels_that_are_no_labels() -> None:
+    told = lines(labels={"k8s.kuma.io/namespace": "web", "le": "1", "qtype": "x"})
+    assert 'kuma_dp_dns_entries_total{k8s_kuma_io_namespace="web"} 42.0' in told
+
+
+def test_before_there_are_names() -> None:
+    assert "kuma_dp_dns_config_ready_wait_seconds_count 0.0" in lines(Resolvers(), {})
