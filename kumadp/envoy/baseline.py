@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import mmap
 import os
@@ -110,6 +111,15 @@ class BaseLine:
                 asker.connect(str(path))
                 return True
         return False
+
+
+async def fresh(directory: Path, former: BaseLine | None, *, used: bool) -> BaseLine:
+    """The next line in ``directory``; the ``former`` is cleaned unless it is ``used`` still. Raises WorkDirError."""
+    if former is None:
+        return BaseLine(directory, await asyncio.to_thread(sweep, directory))
+    if not used:
+        await asyncio.to_thread(former.clean)
+    return BaseLine(directory, former.serial + 1)
 
 
 def sweep(directory: Path) -> int:

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 from kumadp.envoy import epochs
 from kumadp.envoy.argv import Epoch, epoch_argv
-from kumadp.envoy.baseline import BaseLine, sweep
+from kumadp.envoy.baseline import BaseLine, fresh
 from kumadp.envoy.epochs import Ask, Kind, Line, Stage
-from kumadp.envoy.proof import prove_private
 from kumadp.envoy.reload import Asks, EnvoyState, check, command_of
-from kumadp.envoy.retire import retire
+from kumadp.envoy.retire import retire, take_its_place
 from kumadp.envoy.serving import ServerInfo, Serving
 from kumadp.envoy.takeover import Takeover
-from kumadp.errors import AdminExposed, KumadpError, WorkDirError
+from kumadp.errors import KumadpError, WorkDirError
 from kumadp.process.child import Child
 from kumadp.process.policy import ChildState
 
@@ -59,7 +58,8 @@ class Generations:
         self._coming: Child | None = None
         self._retiring: set[Child] = set()
         self._told_of: Child | None = None
-        self._handed_over = 0.0
+        self._retires_at = 0.0
+        self._lost: int | None = None
         self._locked = ""
         self._info: ServerInfo | None = None
         self._held: Ask | None = None
@@ -104,19 +104,18 @@ class Generations:
         child = self.supervisor.child
         stages = {Stage.SERVING, Stage.STARTING} if starting else {Stage.SERVING}
         # Who stands in for a dead one would not outlive execve(2), and the current one would die of that.
-        stood_in = not starting and any(one.ended for one in self._retiring)
+        stood_in = not starting and (self._lost is not None or any(one.ended for one in self._retiring))
         if self.line.stage not in stages or child is None or child.ended or stood_in:
             return None
-        retiring = next((one.pid for one in self._retiring), None) if self.line.retiring else None
         return EnvoyState(
             serial=self._base.serial if self._base is not None else -1,
             epoch=self.line.epoch,
             blind=self.line.blind,
             current=child.pid,
-            retiring=retiring,
+            retiring=next((one.pid for one in self._retiring), self._lost) if self.line.retiring else None,
             locked=self._locked,
             generation=self._generation,
-            handed_over=self._handed_over,
+            retires_at=self._retires_at,
             protocol=self._info.protocol if self._info is not None else "",
             workers=self._info.workers if self._info is not None else 0,
         )
@@ -127,28 +126,21 @@ class Generations:
         """How to start epoch 0 on a fresh base id."""
         command = await self.plan.command()
         await self._admin.move_to(self.plan.admin)
-        if self.hot is None:
-            return command
-        if not await self._fresh_base(self.hot):
+        if self.hot is None or not await self._fresh_base(self.hot):
             self.hot = None
             return command
         return self._command_of(command, 0)
 
     async def _fresh_base(self, hot: HotRestart) -> bool:
         self._locked, self._info = "", None
-        if self._base is None:
-            serial = await asyncio.to_thread(sweep, hot.directory)
-        else:
-            serial = self._base.serial + 1
-            if self._retiring:
-                self._unclean.append(self._base)
-            else:
-                await asyncio.to_thread(self._base.clean)
+        former, used = self._base, bool(self._retiring)
         try:
-            self._base = BaseLine(hot.directory, serial)
+            self._base = await fresh(hot.directory, former, used=used)
         except WorkDirError as error:
             log.warning("hot restart is off: %s", error)
             return False
+        if former is not None and used:
+            self._unclean.append(former)
         return True
 
     def spawned(self, child: Child) -> bool:
@@ -163,14 +155,17 @@ class Generations:
         if self.hot is not None and state.serial >= 0:
             self._base = BaseLine(self.hot.directory, state.serial)
         self._info = ServerInfo(state.epoch, "LIVE", state.protocol, state.workers) if state.protocol else None
-        self._handed_over = state.handed_over
+        self._retires_at = state.retires_at
         self._locked = state.locked
-        self._feed(epochs.Adopted(state.epoch, state.blind, adopt.retiring is not None))
+        self._lost = adopt.lost
+        self._feed(epochs.Adopted(state.epoch, state.blind, (adopt.retiring or adopt.lost) is not None))
         self._generation = state.generation - 1
         if adopt.retiring is not None:
             self._generation -= 1
             self._began(adopt.retiring)
             self._run(self._retire(adopt.retiring, state.epoch - 1))
+        elif self._lost is not None:
+            self._run(self._follow(state.epoch - 1))
         self._began(child)
         return state.blind
 
@@ -243,10 +238,8 @@ class Generations:
 
     async def _check(self, ask: Ask) -> None:
         try:
-            if self.hot is None:
-                locked = "hot restart is off"
-            else:
-                locked = self._locked
+            locked = self._locked if self.hot is not None else "hot restart is off"
+            if self.hot is not None:
                 self._info = (await Serving(self._admin, lambda _reason: None).info()) or self._info
             result = await check(self._asks.plan_of(ask, self.plan), self._info, locked)
         except (KumadpError, OSError) as error:
@@ -310,17 +303,12 @@ class Generations:
 
     async def _prove(self, takeover: Takeover, child: Child, former: Plan) -> None:
         """Look closely at an epoch that has taken over, then tell whoever asked for it."""
-        missing: tuple[str, ...] = ()
-        kind, reason = Kind.HOT, ""
-        try:
-            await prove_private(child.pid, self._admin.address)
-            missing = await takeover.lacks()
-        except AdminExposed as error:
-            kind, reason, self.plan = Kind.FAILED, str(error), former
-            child.send_signal(signal.SIGKILL)
+        missing, exposed = await takeover.prove(child)
+        if exposed:
+            self.plan = former
         held, self._held = self._held, None
         if held is not None:
-            self._asks.tell(held, kind, reason, self.line.epoch, missing)
+            self._asks.tell(held, Kind.FAILED if exposed else Kind.HOT, exposed, self.line.epoch, missing)
 
     def _command_of(self, command: Command, epoch: int) -> Command:
         assert self.hot is not None  # noqa: S101
@@ -341,7 +329,8 @@ class Generations:
         child, self._coming = self._coming, None
         assert child is not None  # noqa: S101
         self._locked = ""
-        self._handed_over = time.monotonic()
+        assert self.hot is not None  # noqa: S101
+        self._retires_at = time.monotonic() + self.hot.parent_shutdown
         former = self.supervisor.hand_over(child)
         if former is None:
             # It has ended in this very moment: its end is on the way, and the policy starts anew.
@@ -351,14 +340,25 @@ class Generations:
         self._retiring.add(former)
         self._run(self._retire(former, self.line.epoch - 1))
 
+    async def _follow(self, epoch: int) -> None:
+        """Stand in for an old ``epoch`` that died before us, or when whoever stood in for it was killed."""
+        base = self._base
+        if base is not None and (path := base.parent_socket(epoch)) is not None:
+            log.warning("the old Envoy of an earlier kumadp is dead, the new one is not to notice")
+            await take_its_place(path, self._retires_at)
+        self._lost = None
+        if base is self._base:
+            self._feed(epochs.Retired())
+
     async def _retire(self, child: Child, epoch: int) -> None:
-        assert self.hot is not None  # noqa: S101
         assert self._base is not None  # noqa: S101
         base = self._base
         self._retiring.add(child)
-        due = self._handed_over + self.hot.parent_shutdown
+        due = self._retires_at
 
         def ended(expected: bool) -> None:
+            if expected:
+                self._retiring.discard(child)
             self._over(child.pid, expected=expected)
 
         def parent_socket() -> Path | None:

@@ -13,6 +13,7 @@ import msgspec
 
 from kumadp.envoy.argv import workers_of
 from kumadp.envoy.epochs import Ask, Checked, Kind
+from kumadp.envoy.retire import ABORTS_AFTER
 from kumadp.envoy.serving import configuration_error
 from kumadp.process.output import output_of
 
@@ -84,7 +85,8 @@ class ReloadOutcome:
 class EnvoyState(msgspec.Struct, frozen=True):
     """What another kumadp needs to know of the epochs in order to go on with them.
 
-    ``handed_over`` by the monotonic clock, which is the host's; ``locked`` says why hot restart is, or nothing.
+    ``retiring`` may have died before its time, and somebody stands in for it. ``retires_at``: when it is told to end,
+    by the monotonic clock, which is the host's. ``locked`` says why hot restart is, or nothing.
     """
 
     serial: int
@@ -92,7 +94,7 @@ class EnvoyState(msgspec.Struct, frozen=True):
     blind: bool
     current: int
     retiring: int | None = None
-    handed_over: float = 0.0
+    retires_at: float = 0.0
     locked: str = ""
     generation: int = 0
     protocol: str = ""
@@ -106,6 +108,12 @@ class Adopted:
     state: EnvoyState
     current: Child
     retiring: Child | None = None
+
+    @property
+    def lost(self) -> int | None:
+        """The old epoch's pid where it died and the new one will still speak to it."""
+        waits = self.retiring is None and time.monotonic() < self.state.retires_at + ABORTS_AFTER
+        return self.state.retiring if waits else None
 
 
 def _nothing(*_: object) -> None:

@@ -20,6 +20,8 @@ log = logging.getLogger("kumadp.envoy")
 # An old epoch that ends this much before its time, or this long after it, did not end as it was told (seconds).
 SLACK = 0.5
 OVERSTAYED = 5.0
+# How long the new one tries to tell it before it aborts (seconds; Envoy 1.40, measured).
+ABORTS_AFTER = 10.0
 
 
 async def retire(
@@ -42,7 +44,15 @@ async def retire(
     if path is None:
         return
     log.warning("the old Envoy ended %.1f s before its time", left)
+    await take_its_place(path, due)
+
+
+async def take_its_place(path: Path, due: float) -> None:
+    """Stand in for an old epoch that is dead, until it is told to end: at ``due`` (monotonic clock), or a little later.
+
+    One that finds nobody at first, while no kumadp runs, goes on trying.
+    """
     try:
-        await stand_in(path, left + OVERSTAYED)
+        await stand_in(path, max(0.0, due - time.monotonic()) + ABORTS_AFTER + OVERSTAYED)
     except OSError as error:
         log.error("nobody stands in for the old Envoy: %s", error)

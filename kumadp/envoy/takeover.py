@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 from typing import TYPE_CHECKING
 
 import psutil
 
 from kumadp.bootstrap.address import TcpAdmin
+from kumadp.envoy.proof import prove_private
 from kumadp.envoy.serving import Serving
+from kumadp.errors import AdminExposed
 
 if TYPE_CHECKING:
     from kumadp.bootstrap.address import AdminAddress
@@ -31,7 +34,7 @@ class Takeover:
         self._reasons: list[str] = []
         self._serving = Serving(admin, self._reasons.append)
         self._current = current
-        self._address = admin.address
+        self._admin, self._address = admin, admin.address
         self._listeners = frozenset[str]()
         self._bound = frozenset[tuple[str, int]]()
 
@@ -56,7 +59,16 @@ class Takeover:
             ended.cancel()
         return ""
 
-    async def lacks(self) -> tuple[str, ...]:
+    async def prove(self, child: Child) -> tuple[tuple[str, ...], str]:
+        """Where the old epoch listened and the new one does not; how others reach its admin, for which it is killed."""
+        try:
+            await prove_private(child.pid, self._admin.address)
+            return await self._lacks(), ""
+        except AdminExposed as error:
+            child.send_signal(signal.SIGKILL)
+            return (), str(error)
+
+    async def _lacks(self) -> tuple[str, ...]:
         """Where the old epoch listened and the new one does not, a little after it took over."""
         lacking = self._listeners
         with contextlib.suppress(TimeoutError):

@@ -98,6 +98,29 @@ def test_an_envoy_that_took_over_is_adopted_while_the_old_one_drains(alone: Last
     assert alone.leftovers() == []
 
 
+def test_a_dead_old_envoy_is_stood_in_for_again(alone: Lasting) -> None:
+    """The new Envoy would abort 10 s after it finds nobody where the old one was."""
+    drain = f"--drain-time={DRAIN}s"
+    with contextlib.ExitStack() as stack:
+        daemon = stack.enter_context(alone.up(drain))
+        with alone.load(asked=False):
+            alone.reload(daemon)
+            old, new = alone.envoys()
+            old.kill()
+            poll(lambda: "before its time" in daemon.output(), what="its end being noticed")
+            for _ in range(2):
+                alone.kill(daemon)
+                daemon = stack.enter_context(alone.up("--drain-time=1s"))
+                assert alone.the_envoy() == new
+            # Both reloads wait until the old one, had it lived, would have gone: this one, and that for the drain time.
+            alone.reload(daemon)
+            assert (alone.restarts(daemon), alone.epoch(daemon)) == (0, 3)
+            poll(lambda: new not in alone.envoys(), what="the end of the second", deadline=SOON)
+        daemon.terminate()
+        assert daemon.wait() == 0
+    assert alone.leftovers() == []
+
+
 def test_what_was_killed_with_everything_is_swept_at_the_next_start(alone: Lasting) -> None:
     with alone.up() as first:
         alone.reload(first)
