@@ -145,14 +145,14 @@ class KumaControlPlane:
         return path
 
     def token(self, mesh: str = "default", name: str = "") -> str:
-        wanted = {"mesh": mesh, "validFor": "24h", "type": "dataplane", **({"name": name} if name else {})}
+        wanted = {"mesh": mesh, "validFor": "72h", "type": "dataplane", **({"name": name} if name else {})}
         with contextlib.suppress(OSError):
             return ask("/tokens/dataplane", wanted, self._admin).decode()
         return ""
 
     def zone_token(self) -> str:
         """A token for ingress and egress."""
-        wanted = {"zone": "default", "validFor": "24h", "scope": ["ingress", "egress"]}
+        wanted = {"zone": "default", "validFor": "72h", "scope": ["ingress", "egress"]}
         return ask("/tokens/zone", wanted, self._admin).decode()
 
     def knows(self, resources: str) -> bool:
