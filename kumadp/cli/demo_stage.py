@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kumadp.cli.demo_workload import UP_LINE
+from kumadp.cli.modules import environment
 from kumadp.errors import SpawnError
 
 if TYPE_CHECKING:
@@ -198,13 +199,14 @@ class Stage:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            env=environment(),
             start_new_session=True,
         )
         await self._wait_for_workload(self.workload)
         with self.log.open("wb") as out:
             self.daemon = await asyncio.create_subprocess_exec(
                 *_tied_to_us(sys.executable, "-m", "kumadp", *self.arguments),
-                env=self.environment,
+                env=environment(self.environment),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
                 stderr=asyncio.subprocess.STDOUT,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kumadp.cli.demo_stage import HOST
+from kumadp.cli.modules import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def dns_command(port: int, name: str = "backend.mesh") -> str:
     """A command that asks for ``name``; dig, or a few lines of ours where there is none."""
     if shutil.which("dig"):
         return f"dig +short @{HOST} -p {port} {name}"
-    return f"{sys.executable} -m kumadp.cli.demo_dns {port} {name}"
+    return f"{shown('kumadp.cli.demo_dns')} {port} {name}"
 
 
 def rows(scene: Scene, status: Mapping[str, Any] | None) -> list[Row]:

@@ -132,7 +132,7 @@ def booted(*options: str, install: Path | None = None) -> Iterator[Box]:
         root = _overlay(folder, stack)
         if install is not None:
             shutil.copy(install, root / "root" / install.name)
-            _nspawn_once(root, "dpkg", "--install", f"/root/{install.name}")
+            in_tree(root, "dpkg", "--install", f"/root/{install.name}")
         console = Path(tempfile.mkstemp(prefix="kumadp-console-")[1])
         stack.callback(console.unlink)
         box = _boot(root, f"b{uuid.uuid4().hex[:8]}", console, stack, options)
@@ -167,9 +167,10 @@ def _nspawn(root: Path) -> list[str]:
     return ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", f"--directory={root}", "--console=pipe"]
 
 
-def _nspawn_once(root: Path, *command: str) -> None:
+def in_tree(root: Path, *command: str) -> str:
+    """Run a command in a tree that is not booted, with loopback alone; its output."""
     done = subprocess.run(
-        [*_nspawn(root), "--resolv-conf=off", "--timezone=off", "--", *command],
+        [*_nspawn(root), "--private-network", "--resolv-conf=off", "--timezone=off", "--", *command],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -177,6 +178,7 @@ def _nspawn_once(root: Path, *command: str) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def _boot(root: Path, name: str, console: Path, stack: contextlib.ExitStack, options: tuple[str, ...]) -> Box:
