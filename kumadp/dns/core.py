@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from kumadp.dns import message
 from kumadp.dns.message import IN, NOERROR, NXDOMAIN, REFUSED, Query, read, write
+from kumadp.dns.table import A_SIZE, AAAA_SIZE
 
 if TYPE_CHECKING:
     from kumadp.dns.table import Table
@@ -33,33 +34,46 @@ for _desired in (0, message.DESIRED):
 _A_IN, _AAAA_IN = struct.pack("!HH", message.A, IN), struct.pack("!HH", message.AAAA, IN)
 _OUR_OPT = message.opt(dnssec=False)
 _OPT_KIND = b"\x00\x00\x29"
+# Queries differ in case and flags too, so that a client could make very many.
+_MOST_READY = 10_000
 
 
 def quick(data: bytes, table: Table) -> bytes | None:
-    """The answer to the plain query by UDP for a name of the table, None for everything else: most queries, in little.
+    """The answer to a plain query by UDP for a name of the table, None for everything else: most queries, in little.
+
+    What was answered once is answered from its bytes, but for the number.
+    """
+    ready = table.ready.get(data[2:])
+    if ready is not None:
+        return data[:2] + ready
+    ready = _quick(data, table)
+    if ready is None:
+        return None
+    if len(table.ready) < _MOST_READY:
+        table.ready[data[2:]] = ready
+    return data[:2] + ready
+
+
+def _quick(data: bytes, table: Table) -> bytes | None:
+    """All of the answer but its number.
 
     A question that is found is one that was read right: the key has each byte of the name.
     """
     flags = _PLAIN.get(data[2:12])
     if flags is not None:
-        found = table.names.get(data[12:-4].lower())
-        if found is not None:
-            kind = data[-4:]
-            records = found.a if kind == _A_IN else found.aaaa if kind == _AAAA_IN else None
-            if records is not None and len(data) + len(records.wire) <= message.PLAIN_SIZE:
-                return data[:2] + flags + records.counts + data[12:] + records.wire
+        end, counts_end, additional = len(data), b"\x00", b""
+    else:
+        flags = _EDNS.get(data[2:12])
+        # An OPT record without options and flags is the last 11 bytes.
+        if flags is None or data[-11:-8] != _OPT_KIND or data[-6:] != b"\x00\x00\x00\x00\x00\x00":
+            return None
+        end, counts_end, additional = len(data) - len(_OUR_OPT), b"\x01", _OUR_OPT
+    found = table.names.get(data[12 : end - 4].lower())
+    kind = data[end - 4 : end]
+    at = 0 if kind == _A_IN else 2 if kind == _AAAA_IN else None
+    if found is None or at is None or len(data) + len(found[at + 1]) > message.PLAIN_SIZE:
         return None
-    flags = _EDNS.get(data[2:12])
-    # An OPT record without options and flags is the last 11 bytes.
-    if flags is not None and data[-11:-8] == _OPT_KIND and data[-6:] == b"\x00\x00\x00\x00\x00\x00":
-        found = table.names.get(data[12:-15].lower())
-        if found is not None:
-            kind = data[-15:-11]
-            records = found.a if kind == _A_IN else found.aaaa if kind == _AAAA_IN else None
-            if records is not None and len(data) + len(records.wire) <= message.PLAIN_SIZE:
-                counts = records.counts[:-1] + b"\x01"
-                return data[:2] + flags + counts + data[12:-11] + records.wire + _OUR_OPT
-    return None
+    return flags + found[at][:-1] + counts_end + data[12:end] + found[at + 1] + additional
 
 
 def answer(data: bytes, table: Table, transport: Transport) -> bytes | Forward | None:
@@ -77,19 +91,18 @@ def answer(data: bytes, table: Table, transport: Transport) -> bytes | Forward |
         if ours and not table.filtered:
             return write(query, NXDOMAIN, authoritative=True)
         return Forward(query, ours)
-    records = None
-    if query.type == message.A or (query.type == message.ANY and found.a.number):
-        records = found.a
-    elif query.type in {message.AAAA, message.ANY}:
+    if query.type == message.A or (query.type == message.ANY and found[1]):
         # Of all types one is enough of an answer (RFC 8482).
-        records = found.aaaa
-    if records is None:
+        records, size = found[1], A_SIZE
+    elif query.type in {message.AAAA, message.ANY}:
+        records, size = found[3], AAAA_SIZE
+    else:
         return write(query, NOERROR, authoritative=True)
     room = 0xFFFF if transport == "tcp" else query.size
     room -= message.HEADER.size + len(query.question) + (len(_OUR_OPT) if query.edns else 0)
-    count = min(records.number, room // records.size)
-    cut = count < records.number
-    return write(query, NOERROR, count, records.wire[: count * records.size], authoritative=True, cut=cut)
+    number = len(records) // size
+    count = min(number, room // size)
+    return write(query, NOERROR, count, records[: count * size], authoritative=True, cut=count < number)
 
 
 def fitting(query: Query, reply: bytes, transport: Transport) -> bytes:

@@ -19,7 +19,7 @@ from kumadp.host.ports import check_ports
 from kumadp.host.workdir import open_work_dir
 from kumadp.lifecycle.kuma import KumaClient
 from kumadp.lifecycle.loglevels import envoy_level
-from kumadp.lifecycle.plan import check_plan, envoy_addresses, own_addresses, plan_dns, plan_probes
+from kumadp.lifecycle.plan import check_plan, envoy_addresses, own_addresses, plan_dns, plan_probes, wants_coredns
 from kumadp.lifecycle.sources import KumaSource, StandaloneSource
 from kumadp.lifecycle.status import Status
 from kumadp.process.child import Command
@@ -45,17 +45,23 @@ async def envoy(subject: Subject) -> list[Told]:
 
 
 async def coredns(subject: Subject) -> list[Told]:
-    """Which CoreDNS would run."""
+    """Which CoreDNS would run, or that the embedded resolver answers."""
     settings = subject.settings
     if plan_dns(settings, None) is None:
         return ok("DNS is off")
-    path = await asyncio.to_thread(find_coredns, settings.coredns_path)
-    if path is None and os.sep in settings.coredns_path:
-        return failed(f"{settings.coredns_path} is not there", "check --dns-coredns-path")
+    path = await asyncio.to_thread(_coredns_of, subject)
+    if not wants_coredns(settings):
+        return ok("the embedded resolver answers names, as told")
+    if path is None and (os.sep in settings.coredns_path or settings.dns_mode == "coredns"):
+        return failed(f"{settings.coredns_path} is not there", "check --dns-coredns-path and --dns-mode")
     if path is None:
-        return warning("no CoreDNS on PATH", "install it, or name it with --dns-coredns-path")
+        return ok("no CoreDNS on PATH: the embedded resolver answers names")
     version = await coredns_version(path, subject.children_environment)
     return ok(f"{version} at {path}") if version else failed(f"{path} does not say its version", "is it CoreDNS?")
+
+
+def _coredns_of(subject: Subject) -> Path | None:
+    return find_coredns(subject.settings.coredns_path) if wants_coredns(subject.settings) else None
 
 
 def _addresses(subject: Subject, dns: DnsPlan | None) -> tuple[list[Address], list[Address]]:
@@ -71,7 +77,7 @@ def _probes(subject: Subject) -> ProbesPlan | None:
 
 async def ports(subject: Subject) -> list[Told]:
     """Whether what would be bound can be bound; the kumadp that runs may have it already."""
-    dns = plan_dns(subject.settings, await asyncio.to_thread(find_coredns, subject.settings.coredns_path))
+    dns = plan_dns(subject.settings, await asyncio.to_thread(_coredns_of, subject), subject.transparent)
     own, others = _addresses(subject, dns)
     check_plan(own, others, subject.resource)
     try:
@@ -96,7 +102,7 @@ async def _bootstrap(subject: Subject, folder: str) -> list[Told]:
     settings = subject.settings
     binary = await asyncio.to_thread(find_envoy, settings.binary_path)
     version = await envoy_version(binary, subject.children_environment)
-    dns = plan_dns(settings, await asyncio.to_thread(find_coredns, settings.coredns_path))
+    dns = plan_dns(settings, await asyncio.to_thread(_coredns_of, subject), subject.transparent)
     own, _ = _addresses(subject, dns)
     work = await asyncio.to_thread(open_work_dir, subject.name, folder, "", "", subject.environ)
     try:

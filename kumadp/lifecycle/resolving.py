@@ -53,7 +53,7 @@ class Resolving:
         self.ready = asyncio.Event()
         self.resolver = Resolver([(host, plan.port) for host in plan.addresses])
         self._envoy = (LOOPBACK, plan.envoy_port) if run.mesh is None else None
-        self.resolver.table = self._table(())
+        self.resolver.table = self._table()
         self.resolver.upstreams.envoy = self._envoy
 
     async def run(self, up: Callable[[], None]) -> None:
@@ -83,11 +83,14 @@ class Resolving:
         self._ttl = dns.ttl if dns is not None else self._ttl
         if dns is not None and self.labels is None:
             self.labels = dns.extra_labels or {}
-        records = [(record.name, record.ips or ()) for record in (dns.records or () if dns is not None else ())]
+        records = ((record.name, record.ips or ()) for record in (dns.records or () if dns is not None else ()))
         # Only a control plane that tells names here leaves Envoy without its filter.
         self._envoy = None if dns is not None else (LOOPBACK, self._run.settings.envoy_dns_port)
         self.resolver.upstreams.envoy = self._envoy
-        self._use(await asyncio.to_thread(self._table, records))
+        table, old = self._table(), self.resolver.table
+        await table.fill(records)
+        self._use(table)
+        await old.clear()
 
     def name_all(self, names: Mapping[str, Iterable[str]]) -> None:
         """The names that Dataplane files have now."""
@@ -99,7 +102,7 @@ class Resolving:
         """Who answers."""
         return {"answered_by": "the embedded resolver", "corefile": ""}
 
-    def _table(self, records: Iterable[tuple[str, Sequence[str]]]) -> Table:
+    def _table(self, records: Iterable[tuple[str, Sequence[str]]] = ()) -> Table:
         return Table(records, ttl=self._ttl, suffixes=self._suffixes, filtered=self._envoy is not None)
 
     def _use(self, table: Table) -> None:

@@ -202,7 +202,7 @@ class StandaloneSource:
         self._dns: DnsListener | None = None
         self._named = named
         if dns is not None and dns.coredns is not None:
-            self._dns = DnsListener("127.0.0.1", dns.envoy_port, ())
+            self._dns = DnsListener("127.0.0.1", dns.envoy_port)
 
     async def prepare(self) -> Prepared:
         """Write the configuration files and the bootstrap."""

@@ -13,11 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DnsListener:
-    """Where Envoy's DNS filter listens; ``resolvers`` answer what is not ours, empty: nobody does."""
+    """Where Envoy's DNS filter listens."""
 
     host: str
     port: int
-    resolvers: tuple[str, ...]
 
 
 @dataclass

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 ADMIN_CLUSTER = "kuma_envoy_admin"
 ADMIN_LISTENER = "kuma:envoy:admin"
-_RESOLVER = "type.googleapis.com/envoy.extensions.network.dns_resolver"
 # What a label of a name that is asked for may hold; Kuma's service names have underscores.
 _DNS_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 
@@ -88,8 +87,6 @@ def add_dns(mesh: Mesh, dns: DnsListener, made: Generated) -> None:
         "statPrefix": "kuma_dns",
         "serverConfig": {"inlineDnsTable": {"virtualDomains": domains}},
     }
-    if dns.resolvers:
-        config["clientConfig"] = _client(dns.resolvers)
     made.listeners["kuma:dns"] = {
         "name": "kuma:dns",
         "address": socket_address(dns.host, dns.port, "UDP"),
@@ -109,15 +106,3 @@ def dns_names(mesh: Mesh) -> dict[str, set[str]]:
             if _DNS_NAME.fullmatch(name):
                 names.setdefault(f"{name}.mesh", set()).add(outbound.address or "127.0.0.1")
     return names
-
-
-def _client(resolvers: tuple[str, ...]) -> Json:
-    typed = {
-        "@type": f"{_RESOLVER}.cares.v3.CaresDnsResolverConfig",
-        "resolvers": [socket_address(host, 53) for host in resolvers],
-    }
-    return {
-        "maxPendingLookups": 256,
-        "resolverTimeout": "2s",
-        "typedDnsResolverConfig": {"name": "envoy.network.dns_resolver.cares", "typedConfig": typed},
-    }

@@ -295,10 +295,14 @@ async def test_the_port_can_be_shared_and_opened_again() -> None:
 
 
 async def test_fifty_thousand_names_are_swapped_under_load_and_no_query_is_lost(resolver: Resolver) -> None:
-    def made(last: int) -> Table:
-        return Table([(f"s{number}.mesh", [f"240.1.{number >> 8}.{last}"]) for number in range(50_000)])
+    async def swap(last: int) -> None:
+        table, old = Table(), resolver.table
+        await table.fill((f"s{number}.mesh", [f"240.1.{number >> 8}.{last}"]) for number in range(50_000))
+        resolver.table = table
+        await old.clear()
+        assert not old.names
 
-    resolver.table = await asyncio.to_thread(made, 1)
+    await swap(1)
     asked = 0
     done = asyncio.Event()
 
@@ -318,7 +322,7 @@ async def test_fifty_thousand_names_are_swapped_under_load_and_no_query_is_lost(
 
     clients = [asyncio.create_task(client(number)) for number in range(0, 50_000, 5_000)]
     for last in (2, 3, 4):
-        resolver.table = await asyncio.to_thread(made, last)
+        await swap(last)
     done.set()
     await asyncio.gather(*clients)
     assert asked > 50

@@ -43,7 +43,7 @@ CASES: dict[str, Case] = {
             ours(outbound(10001, "backend", "::1"), address="fd00::1"),
             _other("backend", 7000, "fd00::2", serviceProbe=PROBE),
         ),
-        DnsListener("127.0.0.1", 15053, ("2001:db8::53", "192.0.2.53")),
+        DnsListener("127.0.0.1", 15053),
     ),
     "several inbounds": Case(
         (
@@ -103,9 +103,9 @@ CASES: dict[str, Case] = {
     "Prometheus by default": Case((ours(metrics={"type": "prometheus"}),)),
     "DNS without resolvers": Case(
         (ours(outbound(10001, "back_end"), outbound(10001, "back_end", "127.0.0.2")),),
-        DnsListener("127.0.0.1", 15053, ()),
+        DnsListener("127.0.0.1", 15053),
     ),
-    "DNS without names": Case((ours(),), DnsListener("127.0.0.1", 15053, ())),
+    "DNS without names": Case((ours(),), DnsListener("127.0.0.1", 15053)),
     "no endpoints": Case((ours(outbound(10001, "backend"), outbound(10002, "db", **{"kuma.io/protocol": "tcp"})),)),
     "not ready": Case(
         (
