@@ -86,9 +86,9 @@ class Resolving:
         records = ((record.name, record.ips or ()) for record in (dns.records or () if dns is not None else ()))
         # Only a control plane that tells names here leaves Envoy without its filter.
         self._envoy = None if dns is not None else (LOOPBACK, self._run.settings.envoy_dns_port)
-        self.resolver.upstreams.envoy = self._envoy
         table, old = self._table(), self.resolver.table
         await table.fill(records)
+        self.resolver.upstreams.envoy = self._envoy
         self._use(table)
         await old.clear()
 

@@ -110,7 +110,7 @@ def test_coredns_hosts(tmp_path: Path, table: list[tuple[str, str, str]]) -> Non
     port = free_port()
     corefile = tmp_path / "Corefile"
     corefile.write_text(f".:{port} {{\n    bind 127.0.0.1\n    hosts {{\n        240.0.0.1 {NAME}\n    }}\n}}\n")
-    command = [need_coredns(), "-conf", corefile, "-quiet"]
+    command = [str(need_coredns()), "-conf", str(corefile), "-quiet"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             poll(lambda: answers(port), what="CoreDNS")
