@@ -14,6 +14,7 @@ import click
 from kumadp import __version__
 from kumadp.cli.options import WIDTH, click_option, log_options, remember_before
 from kumadp.errors import ExitCode, KumadpError, UsageError
+from kumadp.host import meanwhile
 
 COMMANDS: dict[str, str] = {
     "run": "Run a data plane: Envoy, DNS, virtual probes, until it is told to stop.",
@@ -89,6 +90,7 @@ def cli(ctx: click.Context, /, **before: object) -> None:
 
 def main() -> None:
     """Entry point of the console scripts: the only place that ends the process with a failure's exit code."""
+    meanwhile.begin(os.environ)
     try:
         code = cli.main(standalone_mode=False)
     except KumadpError as error:

@@ -10,7 +10,8 @@ import click
 
 import kumadp
 from kumadp.errors import HandoverFailed
-from kumadp.host.handover import VARIABLE, read
+from kumadp.host.handover import read
+from kumadp.host.meanwhile import VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

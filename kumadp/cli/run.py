@@ -67,7 +67,8 @@ def launch(
     """
     from kumadp.cli.logs import open_logs
     from kumadp.host.cores import forbid_cores
-    from kumadp.host.handover import CHECK_VARIABLE, quiet_threads, receive
+    from kumadp.host.handover import quiet_threads, receive
+    from kumadp.host.meanwhile import CHECK_VARIABLE
     from kumadp.host.names import set_process_name
     from kumadp.lifecycle.context import Run
     from kumadp.lifecycle.daemon import run_daemon

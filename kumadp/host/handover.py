@@ -28,13 +28,11 @@ from kumadp import __version__
 from kumadp.errors import HandoverFailed
 from kumadp.host import inherited
 from kumadp.host.cores import allow_cores, forbid_cores
+from kumadp.host.meanwhile import VARIABLE, Meanwhile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, MutableMapping
 
-# The number of the memfd, and nothing else; `child_environment` keeps both from children.
-VARIABLE = "KUMADP_HANDOVER"
-CHECK_VARIABLE = "KUMADP_HANDOVER_CHECK"
 FORMAT = 1
 _NAME = "kumadp-handover"
 _STDIN = "kumadp-stdin"
@@ -50,7 +48,8 @@ class Handover(msgspec.Struct, frozen=True):
     """What one program tells the next.
 
     ``count`` is how often this process was re-executed, this time included; ``version`` that of the program before;
-    ``sections`` hold what each part knows, in its own encoding; ``descriptors`` are all that are handed over.
+    ``sections`` hold what each part knows, in its own encoding; ``descriptors`` are all that are handed over;
+    ``meanwhile`` is what the next one answers before it can do anything else.
     """
 
     format: int
@@ -60,17 +59,22 @@ class Handover(msgspec.Struct, frozen=True):
     sockets: tuple[inherited.HandedSocket, ...]
     descriptors: tuple[int, ...]
     sections: dict[str, bytes]
+    meanwhile: Meanwhile = Meanwhile()
 
 
-def collect(sections: Mapping[str, bytes], descriptors: Iterable[int], before: Handover | None = None) -> Handover:
+def collect(
+    sections: Mapping[str, bytes], descriptors: Iterable[int], before: Handover | None = None, *, ready: bytes = b""
+) -> Handover:
     """What there is to hand over now: every socket that `inherited` knows, these sections and descriptors.
 
-    ``before`` is what this program itself was started with. Negative descriptors are passed over.
+    ``before`` is what this program itself was started with. Negative descriptors are passed over. ``ready``: the whole
+    answer to ``GET /ready`` until the next program serves.
     """
     sockets = tuple(inherited.sockets())
     kept = {one.descriptor for one in sockets} | {number for number in descriptors if number >= 0}
     count = before.count + 1 if before is not None else 1
-    return Handover(FORMAT, os.getpid(), count, __version__, sockets, tuple(sorted(kept)), dict(sections))
+    asked = Meanwhile(tuple(one.descriptor for one in sockets if inherited.is_probed(one)), ready)
+    return Handover(FORMAT, os.getpid(), count, __version__, sockets, tuple(sorted(kept)), dict(sections), asked)
 
 
 def write(handover: Handover) -> int:

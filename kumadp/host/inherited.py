@@ -33,11 +33,22 @@ class HandedSocket(msgspec.Struct, frozen=True):
 _Key = tuple[Kind, str, int]
 _open: weakref.WeakValueDictionary[_Key, socket.socket] = weakref.WeakValueDictionary()
 _received: dict[_Key, socket.socket] = {}
+_probed: set[_Key] = set()
 
 
 def note(kind: Kind, host: str, port: int, sock: socket.socket) -> None:
     """Remember a socket as bound there, in place of any other."""
     _open[kind, host, port] = sock
+
+
+def note_probed(kind: Kind, host: str, port: int) -> None:
+    """Remember that readiness is asked for there."""
+    _probed.add((kind, host, port))
+
+
+def is_probed(handed: HandedSocket) -> bool:
+    """Whether readiness is asked for there."""
+    return (handed.kind, handed.host, handed.port) in _probed
 
 
 def take(kind: Kind, host: str, port: int) -> socket.socket | None:

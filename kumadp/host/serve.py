@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+    from aiohttp import web
+
     from kumadp.host.httpd import Handler, Limits
 
 # What comes while one program follows another waits here, for seconds on a busy host. Where it is full, the kernel
@@ -128,14 +130,17 @@ def bind_unix(path: Path) -> socket.socket:
     return sock
 
 
-async def serve(handler: Handler, sock: socket.socket, up: Callable[[], None], *, abandon: bool = False) -> None:
+async def serve(
+    handler: Handler, sock: socket.socket, up: Callable[[], None], *, abandon: bool = False, prompt: bool = False
+) -> None:
     """Answer requests on ``sock`` with ``handler`` until cancelled.
 
     A client has the time that `kumadp.host.httpd.Limits` gives it. ``abandon``: a handler whose client has gone is
-    cancelled. aiohttp is imported in a thread, in 130 ms.
+    cancelled. ``prompt``: it answers at once, and its clients do not wait for those of others when serving pauses.
+    aiohttp is imported in a thread, in 130 ms.
     """
     httpd = await asyncio.to_thread(importlib.import_module, "kumadp.host.httpd")
-    site = _Site(handler, sock, httpd.Limits(), abandon=abandon)
+    site = _Site(handler, sock, httpd.Limits(), abandon=abandon, prompt=prompt)
     try:
         await site.open()
         _sites.add(site)
@@ -151,10 +156,12 @@ async def serve(handler: Handler, sock: socket.socket, up: Callable[[], None], *
 async def paused() -> AsyncIterator[None]:
     """Nothing is accepted in here: what was asked before has its answer, what comes waits in the backlog.
 
-    For execve(2), which ends connections without a word. Left in any other way, serving goes on.
+    For execve(2), which ends connections without a word. Left in any other way, serving goes on. A site whose requests
+    take long accepts others until those have their answers, or for a second.
     """
     sites = list(_sites)
-    await asyncio.gather(*(site.pause() for site in sites))
+    await asyncio.gather(*(site.pause() for site in sites if not site.prompt))
+    await asyncio.gather(*(site.pause() for site in sites if site.prompt))
     try:
         yield
     finally:
@@ -164,7 +171,8 @@ async def paused() -> AsyncIterator[None]:
 class _Site:
     """One socket that is served, with pauses."""
 
-    def __init__(self, handler: Handler, sock: socket.socket, limits: Limits, *, abandon: bool) -> None:
+    def __init__(self, handler: Handler, sock: socket.socket, limits: Limits, *, abandon: bool, prompt: bool) -> None:
+        self.prompt = prompt
         self._handler = handler
         self._socket = sock
         self._limits = limits
@@ -172,6 +180,7 @@ class _Site:
         # Connections that have asked for nothing yet.
         self._silent: set[object] = set()
         self._progress = asyncio.Event()
+        self._in_flight: set[asyncio.Future[None]] = set()
 
     async def open(self) -> None:
         """Accept connections."""
@@ -179,7 +188,7 @@ class _Site:
 
         from kumadp.host.httpd import Server
 
-        server = Server(self._handler, self._silent.add, self._spoke, limits=self._limits, abandon=self._abandon)
+        server = Server(self._answer, self._silent.add, self._spoke, limits=self._limits, abandon=self._abandon)
         self._runner = web.ServerRunner(server, shutdown_timeout=_IN_FLIGHT)
         await self._runner.setup()
         self._listener = web.SockSite(self._runner, self._socket, backlog=BACKLOG)
@@ -187,6 +196,8 @@ class _Site:
 
     async def pause(self) -> None:
         """Accept nothing more and end what there is; the socket stays open."""
+        if self._in_flight:
+            await asyncio.wait(self._in_flight, timeout=_IN_FLIGHT)
         # The listener closes the socket that it was given.
         kept = self._socket.dup()
         inherited.replace(self._socket, kept)
@@ -208,6 +219,15 @@ class _Site:
         """Serve no more."""
         await self._runner.cleanup()
         self._socket.close()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        answered = asyncio.get_running_loop().create_future()
+        self._in_flight.add(answered)
+        try:
+            return await self._handler(request)
+        finally:
+            answered.set_result(None)
+            self._in_flight.discard(answered)
 
     def _spoke(self, connection: object) -> None:
         """It asked for something, or it is gone."""

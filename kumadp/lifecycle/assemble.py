@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.envoy.baseline import sweep
 from kumadp.errors import BinaryNotFound, KumadpError
-from kumadp.host import inherited
+from kumadp.host import inherited, meanwhile
 from kumadp.host.ports import check_ports
 from kumadp.host.sockets import check_names, remove_stale
 from kumadp.host.workdir import open_work_dir
@@ -249,6 +249,7 @@ class Assembly:
         configuration.start_watch(source)
         if run.chosen is not None:
             run.chosen.close()
+        meanwhile.end()
         for address in inherited.give_up():
             log.info("%s is not served any more", address)
 

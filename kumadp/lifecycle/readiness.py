@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kumadp.addresses import ANY_IPV4, ANY_IPV6
 from kumadp.bootstrap.fields import get
+from kumadp.host import meanwhile
 from kumadp.host.serve import serve
 
 if TYPE_CHECKING:
@@ -33,11 +34,18 @@ class ReadinessServer:
         """Serve until cancelled; the file of a Unix socket goes."""
         path = self._socket.getsockname()
         try:
-            await serve(self._answer, self._socket, up)
+            await serve(self._answer, self._socket, self._begin(up), prompt=True)
         finally:
             if isinstance(path, str):
                 with contextlib.suppress(OSError):
                     os.unlink(path)  # noqa: PTH108 - the kernel's text, not a Path
+
+    def _begin(self, up: Callable[[], None]) -> Callable[[], None]:
+        def begun() -> None:
+            meanwhile.end(self._socket)
+            up()
+
+        return begun
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         from aiohttp import web
@@ -46,6 +54,15 @@ class ReadinessServer:
             return web.Response(status=404, text="404: only /ready is here\n")
         state = self._state()
         return web.Response(status=200 if state == "READY" else 503, body=state.encode(), headers=HEADERS)
+
+
+def whole_answer(state: ReadyState) -> bytes:
+    """What is answered while one kumadp follows another in the same process."""
+    status = "200 OK" if state == "READY" else "503 Service Unavailable"
+    fields = {**HEADERS, "content-length": str(len(state)), "connection": "close"}
+    return "".join(
+        (f"HTTP/1.1 {status}\r\n", *(f"{name}: {value}\r\n" for name, value in fields.items()), "\r\n", state)
+    ).encode()
 
 
 def readiness_host(bootstrap: Mapping[str, Any], address: str, environ: Mapping[str, str]) -> str:

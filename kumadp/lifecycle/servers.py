@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kumadp.addresses import is_ip
 from kumadp.errors import PortsTaken
+from kumadp.host import inherited
 from kumadp.host.serve import bind_tcp, bind_unix
 from kumadp.host.sockets import READINESS, kuma_socket
 from kumadp.lifecycle.plan import LOOPBACK, plan_probes
@@ -84,6 +85,7 @@ class ReadinessPort:
         if run.mesh is None and not run.settings.readiness_unix_socket_disabled:
             path = kuma_socket(run.work.sockets, READINESS)
             self._start("readiness socket", bind_unix(path), str(path))
+            inherited.note_probed("unix", str(path), 0)
 
     def widen(self, bootstrap: Mapping[str, Any], address: str) -> None:
         """Serve where this bootstrap wants it too; ``address`` is the data plane's. What cannot be costs that alone."""
@@ -99,6 +101,7 @@ class ReadinessPort:
         self._start(name, sock, f"http://{f'[{host}]' if ':' in host else host}:{self._port}/ready")
 
     def _bind(self, host: str, beside: socket.socket | None = None) -> socket.socket:
+        inherited.note_probed("tcp", host, self._port)
         return bind_tcp(host, self._port, "KUMA_READINESS_PORT", beside=beside)
 
     def _start(self, name: str, sock: socket.socket, shown: str) -> None:

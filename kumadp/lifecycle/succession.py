@@ -13,6 +13,7 @@ from kumadp.host.handover import become, collect, hold_signals, release_signals
 from kumadp.host.serve import paused
 from kumadp.lifecycle.continuity import SECTION, Left, Source
 from kumadp.lifecycle.phases import Phase
+from kumadp.lifecycle.readiness import whole_answer
 from kumadp.process.rehearse import rehearse
 from kumadp.process.supervise import Past
 
@@ -73,7 +74,8 @@ async def succeed(
             past={name: Past.of(report) for name, report in run.status.children.items()},
         )
         descriptors = (work.lock, *(child.output for child in children), *(logs.descriptors if logs else ()))
-        return collect({SECTION: msgspec.msgpack.encode(content)}, descriptors, before)
+        ready = whole_answer(run.status.ready_state)
+        return collect({SECTION: msgspec.msgpack.encode(content)}, descriptors, before, ready=ready)
 
     version = await rehearse(left(), run.environ)
     log.info("re-executing (%s): %s takes over", why, version)

@@ -9,7 +9,8 @@ import signal
 from typing import TYPE_CHECKING
 
 from kumadp.errors import HandoverFailed
-from kumadp.host.handover import CHECK_VARIABLE, VARIABLE, Handover, open_stdin, own_command_line, write
+from kumadp.host.handover import Handover, open_stdin, own_command_line, write
+from kumadp.host.meanwhile import CHECK_VARIABLE, VARIABLE
 from kumadp.host.secrets import redact
 
 if TYPE_CHECKING:

@@ -1,16 +1,26 @@
-"""150 re-executions in a row under load: none may lose anything; how long the slowest answer took is the figure."""
+"""150 re-executions in a row under load: none may lose anything; how long the slowest answer took is the figure.
+
+And those of a whole kumadp: how long readiness takes at worst meanwhile. A kubelet's probe has one second.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.bench.test_start import note
+from tests.support.daemon import get
+from tests.support.lasting import lasting
 from tests.support.reexecuted import LOOPS, Load, assert_no_line_is_lost, program
+from tests.support.xds.plane import XdsControlPlane
 
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(900)]
 
 TIMES = 150
+OF_ALL = 8
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -30,3 +40,25 @@ def test_many_re_executions_in_a_row(loop: str, table: list[tuple[str, str, str]
     asked = ", ".join(f"{number} {name}" for name, number in load.asked.items())
     table.append((f"{TIMES} re-executions, {loop}: each", f"{each:.2f} s", f"0 failed of {asked}"))
     table.append((f"{TIMES} re-executions, {loop}: slowest answer", f"{load.longest:.2f} s", ""))
+
+
+def test_readiness_meanwhile(table: list[tuple[str, str, str]]) -> None:
+    slowest = []
+    with XdsControlPlane() as plane, lasting(plane) as at, at.up() as daemon:
+        for _ in range(OF_ALL):
+            took: list[float] = []
+            over = threading.Event()
+
+            def ask(took: list[float] = took, over: threading.Event = over) -> None:
+                while not over.wait(0.005):
+                    begun = time.monotonic()
+                    assert get(at.ports.readiness, "/ready") == (200, "READY")
+                    took.append(time.monotonic() - begun)
+
+            with ThreadPoolExecutor(1) as pool:
+                asking = pool.submit(ask)
+                at.reexec(daemon)
+                over.set()
+                asking.result()
+            slowest.append(max(took) * 1000)
+    note(table, "re-execution of a kumadp: slowest answer of readiness", "ms", slowest)

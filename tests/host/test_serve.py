@@ -38,3 +38,52 @@ async def test_all_who_come_in_a_pause_are_let_in_and_answered() -> None:
     finally:
         serving.cancel()
         await asyncio.wait({serving})
+
+
+async def test_who_answers_at_once_does_not_wait_for_a_slow_one() -> None:
+    prompt, slow = free_ports(2)
+    gate, asked = asyncio.Event(), asyncio.Event()
+
+    async def slowly(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == "/slow":
+            asked.set()
+            await gate.wait()
+        return web.Response(body=b"SLOW")
+
+    up = [asyncio.Event(), asyncio.Event()]
+    serving = [
+        asyncio.create_task(serve(answer, bind_tcp("127.0.0.1", prompt, "test"), up[0].set, prompt=True)),
+        asyncio.create_task(serve(slowly, bind_tcp("127.0.0.1", slow, "test"), up[1].set)),
+    ]
+
+    async def ask(port: int, request: bytes = REQUEST) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request)
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+
+    async def pause() -> None:
+        async with paused():
+            pass
+
+    try:
+        async with asyncio.timeout(60):
+            for event in up:
+                await event.wait()
+            waiting = asyncio.create_task(ask(slow, REQUEST.replace(b"/ready", b"/slow")))
+            await asked.wait()
+            pausing = asyncio.create_task(pause())
+            await asyncio.sleep(0)
+            # Also those who come to the slow one after it.
+            assert (await ask(prompt)).endswith(b"READY")
+            assert (await ask(slow)).endswith(b"SLOW")
+            assert not pausing.done()
+            gate.set()
+            await pausing
+            assert (await waiting).endswith(b"SLOW")
+    finally:
+        for task in serving:
+            task.cancel()
+        await asyncio.wait(serving)

@@ -13,6 +13,8 @@ import pytest
 
 import kumadp
 from kumadp.errors import ExitCode
+from kumadp.host.meanwhile import CHECK_VARIABLE, VARIABLE
+from tests.support.daemon import get
 from tests.support.lasting import Lasting, lasting
 from tests.support.needs import need_coredns
 from tests.support.planes import KINDS
@@ -166,6 +168,24 @@ def test_a_broken_program_is_refused_and_the_old_one_goes_on(alone: Lasting, how
             broken.write_text(text)
             alone.reexec(daemon)
         assert alone.the_envoy() == envoy
+
+
+def test_readiness_is_answered_while_the_new_program_starts(alone: Lasting) -> None:
+    """A kubelet's probe has one second, a start on a busy host may need more."""
+    shutil.copytree(Path(kumadp.__file__).parent, alone.folder / "kumadp", ignore=shutil.ignore_patterns("__pycache__"))
+    gate, slow = alone.folder / "gate", alone.folder / "kumadp" / "lifecycle" / "assemble.py"
+    wait = f"import time\nwhile {CHECK_VARIABLE!r} not in os.environ and not os.path.exists({str(gate)!r}):\n"
+    with alone.up(prefix=("env", f"--chdir={alone.folder}")) as daemon:
+        slow.write_text(f"{slow.read_text()}\n{wait}    time.sleep(0.01)\n")
+        with alone.load():
+            daemon.process.send_signal(signal.SIGUSR1)
+            environ = Path(f"/proc/{daemon.pid}/environ")
+            poll(lambda: f"{VARIABLE}=".encode() in environ.read_bytes(), what="the new program", deadline=SOON)
+            for _ in range(20):
+                assert get(alone.ports.readiness, "/ready") == (200, "READY")
+            gate.touch()
+            poll(lambda: alone.count(daemon) == 1, what="its start", deadline=SOON)
+            alone.wait_phase(daemon, "READY")
 
 
 def test_what_has_changed_meanwhile_is_taken(alone: Lasting) -> None:
