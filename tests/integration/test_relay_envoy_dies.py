@@ -139,6 +139,21 @@ def test_envoy_killed_while_it_starts(alone: Rig, plane: XdsControlPlane) -> Non
         assert len(plane.journal.events(What.OPENED)) == 1
 
 
+def test_while_a_restart_is_due_the_stream_is_held(alone: Rig, plane: XdsControlPlane) -> None:
+    """As long as the waits between restarts grow: the longest is shorter than the stream is held without an Envoy."""
+    with alone.run("--envoy-restart-budget=20") as daemon:
+        alone.wait_ready(daemon)
+        # From the ninth on they wait the longest time there is.
+        for count in range(1, 11):
+            daemon.kill_envoy()
+            poll(lambda: alone.restarts(daemon) == count, what="the next death")  # noqa: B023 - asked before it
+            poll(lambda: "envoy" in daemon.children(), what="another Envoy", deadline=SOON)
+        alone.wait_ready(daemon)
+        assert alone.status(daemon)["relay"]["state"] == "open"
+        assert len(plane.journal.events(What.OPENED)) == 1
+        assert plane.journal.events(What.DEREGISTERED) == []
+
+
 class _Watch:
     """Whether Envoy ran when the stream at the control plane ended."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kumadp.process.policy import GiveUp, Restart, RestartPolicy, decide
+from kumadp.relay.relay import HOLD
 
 POLICY = RestartPolicy(budget=3, window=100.0, base=0.5, cap=1.5, stable=60.0)
 
@@ -31,6 +32,11 @@ def test_budget_0_never_restarts() -> None:
     decision = decide((), 10, 3600, RestartPolicy(budget=0))
     assert isinstance(decision, GiveUp)
     assert "budget 0" in decision.reason
+
+
+def test_no_wait_is_as_long_as_the_stream_is_held_without_an_envoy() -> None:
+    # Two seconds are left for the start itself: the stream to the control plane is wanted again from then on.
+    assert RestartPolicy(budget=1).cap + 2 <= HOLD
 
 
 def test_waits_never_pass_the_cap() -> None:
