@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import struct
+import zlib
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, unquote
 
@@ -75,28 +76,28 @@ class Call:
         self._broken = self._broken or reason
         self._stream.buffer.eof()
 
-    async def receive(self) -> bytes:
-        """The next message. Raises Ended."""
+    async def receive(self, *, unpack: bool = False) -> bytes:
+        """The next message; one that is packed with gzip only where ``unpack`` says so. Raises Ended."""
         # AssertionError is how grpclib's buffer says that the stream ended inside a message.
         with contextlib.suppress(AssertionError):
             head = await self._stream.recv_data(5)
             size = int.from_bytes(head[1:], "big")
-            if head and (head[0] or size > LARGEST):
+            if head and ((head[0] and not unpack) or size > LARGEST):
                 raise Ended(None, f"a message of {size} bytes, compressed or too large")
             body = await self._stream.recv_data(size)
             if head and len(body) == size:
-                return bytes(body)
+                return _unpacked(bytes(body)) if head[0] else bytes(body)
         raise self._ended()
 
-    async def send(self, message: bytes, *, last: bool = False) -> None:
+    async def send(self, message: bytes, *, last: bool = False, packed: bool = False) -> None:
         """Send one message, the ``last`` one or not, as fast as the peer takes it, without holding the loop.
 
-        Raises Ended.
+        ``packed``: it is compressed as the header ``grpc-encoding`` says. Raises Ended.
 
         Where the stream breaks while the peer does not read, this waits on: the reader learns of the end.
         """
         data = memoryview(message)
-        part = bytes(struct.pack(">?I", False, len(data))) + data[:SLICE]
+        part = bytes(struct.pack(">?I", packed, len(data))) + data[:SLICE]
         start = SLICE
         while True:
             if self._broken or not self._stream.closable:
@@ -151,6 +152,17 @@ class Call:
         if headers.get(":status", "200") != "200":
             return Ended(None, f"HTTP status {headers[':status']}")
         return Ended(None, self._broken or "the stream was ended")
+
+
+def _unpacked(data: bytes) -> bytes:
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        found = unpacker.decompress(data, LARGEST)
+    except zlib.error:
+        raise Ended(None, "a message that is no gzip, although it is packed") from None
+    if not unpacker.eof:
+        raise Ended(None, "a packed message, cut or too large")
+    return found
 
 
 class FrameProtocol(H2Protocol):

@@ -94,33 +94,37 @@ class _ClientProtocol(FrameProtocol):
 
 
 async def connect(
-    address: tuple[str, int],
+    address: tuple[str, int] | str,
     *,
     authority: str,
     tls: ssl.SSLContext | None,
     server_name: str,
-    ping: tuple[float, float],
+    ping: tuple[float, float] | None,
     sock: socket.socket | None = None,
 ) -> Wire:
-    """A connection to a numeric address, pinged every ``ping[0]`` seconds, closed without an answer in ``ping[1]``.
+    """A connection to a numeric address, or to the Unix socket at a path.
 
-    It is made with ``sock`` where one is given. Raises OSError (TimeoutError and ssl.SSLError are).
+    It is pinged every ``ping[0]`` seconds, and closed without an answer in ``ping[1]``; not where that is None. It is
+    made with ``sock`` where one is given. Raises OSError (TimeoutError and ssl.SSLError are).
     """
     # At least 15 s lie between two pings in Kuma, or it closes the connection (2.8 to 2.13).
+    every, within = ping or (None, 20.0)
     config = Configuration(
-        _keepalive_time=ping[0],
-        _keepalive_timeout=ping[1],
+        _keepalive_time=every,
+        _keepalive_timeout=within,
         _http2_max_pings_without_data=0,
-        _http2_min_sent_ping_interval_without_data=ping[0] * 0.9,
+        _http2_min_sent_ping_interval_without_data=(every or 300.0) * 0.9,
         http2_connection_window_size=WINDOW,
         http2_stream_window_size=WINDOW,
     ).__for_client__()
     loop = asyncio.get_running_loop()
     if sock is None:
-        sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
+        ip = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else ip, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_SECONDS * 1000))
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_SECONDS * 1000))
         async with asyncio.timeout(CONNECT_SECONDS):
             await loop.sock_connect(sock, address)
             if tls is not None:

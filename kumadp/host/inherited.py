@@ -78,6 +78,12 @@ def receive(handed: Iterable[HandedSocket]) -> None:
         _received[one.kind, one.host, one.port] = socket.socket(fileno=one.descriptor)
 
 
+def paths(folder: Path, prefix: str) -> list[Path]:
+    """Of received Unix sockets, not taken yet, those in ``folder`` whose names begin so."""
+    found = (Path(key[1]) for key in _received if key[0] == "unix")
+    return [path for path in found if path.parent == folder and path.name.startswith(prefix)]
+
+
 def holds(kind: Kind, port: int) -> bool:
     """Whether a received socket, not taken yet, has this port: then it is ours, whatever its address."""
     return any(key[0] == kind and key[2] == port for key in _received)

@@ -1,0 +1,174 @@
+"""Where signals go: policy, environment, precedence."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from kumadp.dynconf.bodies import OTEL, Otel, OtelBackend, decode
+from kumadp.otel.environment import read
+from kumadp.otel.routes import Route, Target, routes, usable_for_metrics
+
+PREFIX = "OTEL_EXPORTER_OTLP_"
+
+
+def backend(**more: Any) -> OtelBackend:
+    told = {"name": "b", "socketPath": "/s.sock", "endpoint": "collector:4317", "useHTTP": False, **more}
+    for signal in ("traces", "logs", "metrics"):
+        told.setdefault(signal, {"enabled": True})
+    body = decode(OTEL, json.dumps({"backends": [told]}).encode())
+    assert isinstance(body, Otel)
+    assert body.backends
+    return body.backends[0]
+
+
+def route(signal: str = "traces", environ: dict[str, str] | None = None, **more: Any) -> Route:
+    named = {
+        (PREFIX + name if name.isupper() and name != "HOST_IP" else name): v for name, v in (environ or {}).items()
+    }
+    return routes(backend(**more), read(named))[signal]
+
+
+def test_the_policy_alone() -> None:
+    found = route()
+    assert (found.target, found.path, found.headers, found.gzip, found.timeout, found.why_not) == (
+        Target("grpc", "collector:4317"),
+        "",
+        {},
+        False,
+        30.0,
+        "",
+    )
+    assert found.target.address == ("collector", 4317)
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"), [("", "/v1/logs"), ("/in", "/in/v1/logs"), ("in", "/in/v1/logs"), ("/in/", "/in/v1/logs")]
+)
+def test_http_has_a_path_of_the_signal(path: str, wanted: str) -> None:
+    found = route("logs", useHTTP=True, useHTTPS=True, path=path)
+    assert (found.target.protocol, found.target.tls, found.path) == ("http/protobuf", True, wanted)
+
+
+@pytest.mark.parametrize(
+    ("host_ip", "wanted"), [("", ("127.0.0.1", 4317)), ("10.0.0.7", ("10.0.0.7", 4317)), ("fd00::7", ("fd00::7", 4317))]
+)
+def test_a_port_alone_is_that_of_the_host(host_ip: str, wanted: tuple[str, int]) -> None:
+    assert route(endpoint=":4317", environ={"HOST_IP": host_ip}).target.address == wanted
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address"),
+    [
+        ("[fd00::1]:4317", ("fd00::1", 4317)),
+        ("collector", ("collector", 4317)),
+        ("fd00::1", ("fd00::1", 4317)),
+        ("unix:///run/c.sock", "/run/c.sock"),
+        ("dns:///collector:1", ("collector", 1)),
+    ],
+)
+def test_addresses(endpoint: str, address: object) -> None:
+    assert route(endpoint=endpoint).target.address == address
+
+
+@pytest.mark.parametrize("endpoint", ["collector:http", "collector:0", "collector:99999", ":x"])
+def test_an_endpoint_that_is_none_is_no_route(endpoint: str) -> None:
+    assert "no host and port" in route(endpoint=endpoint).why_not
+
+
+SIGNAL_OVER_SHARED = {
+    "ENDPOINT": "http://all:4317",
+    "TRACES_ENDPOINT": "https://mine:4318",
+    "HEADERS": "a=1",
+    "TRACES_HEADERS": "b=2",
+    "TIMEOUT": "1000",
+    "TRACES_TIMEOUT": "2500",
+    "COMPRESSION": "gzip",
+    "TRACES_COMPRESSION": "none",
+    "CERTIFICATE": "/ca",
+    "CLIENT_CERTIFICATE": "/cert",
+    "CLIENT_KEY": "/key",
+}
+
+
+def test_a_signal_s_own_variables_go_before_those_of_all() -> None:
+    mine, all_of_them = route("traces", SIGNAL_OVER_SHARED), route("logs", SIGNAL_OVER_SHARED)
+    assert mine == Route(Target("grpc", "mine:4318", True, "/ca", "/cert", "/key"), "", {"b": "2"}, False, 2.5)
+    assert all_of_them == Route(Target("grpc", "all:4317", False, "/ca", "/cert", "/key"), "", {"a": "1"}, True, 1.0)
+
+
+def test_the_environment_goes_before_the_policy_unless_it_says_otherwise() -> None:
+    environ = {"ENDPOINT": "https://env:1", "PROTOCOL": "http/protobuf", "HEADERS": "a=1"}
+    assert route(environ=environ).target == Target("http/protobuf", "env:1", True)
+    explicit = route(environ=environ, envPolicy={"mode": "Optional", "precedence": "ExplicitFirst"})
+    assert explicit.target == Target("grpc", "collector:4317", False)
+    # What the policy has no word for is the environment's all the same.
+    assert explicit.headers == {"a": "1"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "endpoint"),
+    [
+        ("", "mine:2"),
+        ("EnvDisabledByPolicy", "collector:4317"),
+        ("SignalOverridesDisallowed", "all:1"),
+        ("MultipleBackendsForSignal", "collector:4317"),
+    ],
+)
+def test_soft_reasons(reason: str, endpoint: str) -> None:
+    environ = {"ENDPOINT": "http://all:1", "TRACES_ENDPOINT": "http://mine:2"}
+    found = route(environ=environ, traces={"enabled": True, "blockedReasons": [reason] if reason else None})
+    assert (found.target.endpoint, found.why_not) == (endpoint, "")
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"enabled": False}, "it is not enabled"),
+        ({"enabled": True, "blockedReasons": ["RequiredEnvMissing"]}, "blocked: RequiredEnvMissing"),
+        ({"enabled": True, "missingFields": ["endpoint"]}, "not configured: endpoint"),
+    ],
+)
+def test_what_blocks(told: dict[str, Any], why: str) -> None:
+    assert route(traces=told).why_not == why
+    assert route("logs", traces=told).why_not == ""
+
+
+@pytest.mark.parametrize(
+    ("reasons", "usable"),
+    [
+        ([], True),
+        (["EnvDisabledByPolicy", "SignalOverridesDisallowed"], True),
+        (["MultipleBackendsForSignal"], False),
+        (["RequiredEnvMissing"], False),
+    ],
+)
+def test_metrics_are_pushed_where_nothing_blocks(reasons: list[str], usable: bool) -> None:
+    assert usable_for_metrics(backend(metrics={"enabled": True, "blockedReasons": reasons}).metrics) is usable
+    assert not usable_for_metrics(None)
+
+
+def test_tls_goes_by_the_scheme_else_by_the_variable() -> None:
+    assert route(environ={"ENDPOINT": "http://c:1", "INSECURE": "false"}).target.tls is False
+    assert route(environ={"ENDPOINT": "https://c:1", "INSECURE": "true"}).target.tls is True
+    assert route(environ={"ENDPOINT": "c:1", "INSECURE": "false"}).target.tls is True
+    assert route(environ={"INSECURE": "true"}, useHTTPS=True).target.tls is False
+    assert route(environ={"INSECURE": "perhaps"}, useHTTPS=True).target.tls is True
+
+
+def test_paths_of_urls() -> None:
+    http = {"PROTOCOL": "http/protobuf"}
+    assert route(environ={**http, "ENDPOINT": "http://c:1"}).path == "/v1/traces"
+    assert route(environ={**http, "ENDPOINT": "http://c:1/in"}).path == "/in/v1/traces"
+    assert route(environ={**http, "TRACES_ENDPOINT": "http://c:1"}).path == "/"
+    assert route(environ={**http, "TRACES_ENDPOINT": "http://c:1/mine"}).path == "/mine"
+    # gRPC has no paths: such an endpoint is passed over.
+    assert route(environ={"ENDPOINT": "http://c:1/in"}).target.endpoint == "collector:4317"
+
+
+def test_secrets_are_not_in_what_is_printed() -> None:
+    found = route(environ={"HEADERS": "a=secret", "CLIENT_CERTIFICATE": "/c", "CLIENT_KEY": "/private"})
+    assert "secret" not in f"{found} {found!r}"
+    assert "/private" not in repr(found)
