@@ -33,13 +33,16 @@ _FEATURES: tuple[tuple[str, Says], ...] = (
 )
 
 
+# Envoy's OTLP goes to sockets of ours, and on to the collectors from there (`otelEnv`, 2.14).
+_OTEL = "feature-otel-via-kuma-dp"
 # Names come as dynamic configuration, for a resolver of our own, instead of into Envoy's DNS filter (2.11).
 _EMBEDDED_DNS = "feature-embedded-dns"
 
 
-def announced(settings: Settings, *, transparent: bool, resolves: bool = False) -> tuple[str, ...]:
+def announced(settings: Settings, *, transparent: bool, resolves: bool = False, pipe: bool = False) -> tuple[str, ...]:
     """The ``features`` of a bootstrap request; ``transparent``: the request has a ``dataplaneConfig``; ``resolves``:
-    the embedded resolver answers.
+    the embedded resolver answers; ``pipe``: the request has an ``otelEnv``.
     """
     first, *others = (name for name, is_on in _FEATURES if is_on(settings, transparent))
-    return (first, *((_EMBEDDED_DNS,) if resolves else ()), *others)
+    more = (name for name, is_on in ((_OTEL, pipe), (_EMBEDDED_DNS, resolves)) if is_on)
+    return (first, *more, *others)

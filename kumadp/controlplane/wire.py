@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 class RequestFacts:
     """What a bootstrap request says. ``resource`` is the text of `kumadp.resources.wire.request_json` or empty.
 
-    ``app_probe_proxy``: the application probe proxy is on. ``transparent_proxy`` is `TransparentProxy.wire`.
+    ``app_probe_proxy``: the application probe proxy is on. ``transparent_proxy`` is `TransparentProxy.wire`,
+    ``otel_env`` what `kumadp.otel.environment.inventory` gives.
     """
 
     mesh: str
@@ -40,6 +41,7 @@ class RequestFacts:
     spire_socket_path: str
     app_probe_proxy: bool = False
     transparent_proxy: dict[str, Any] | None = None
+    otel_env: dict[str, Any] | None = None
     operating_system: str = "linux"
 
 
@@ -62,6 +64,8 @@ def encode_request(facts: RequestFacts) -> bytes:
         },
     }
     body |= {"caCert": facts.ca_cert, "dynamicMetadata": facts.metadata}
+    if facts.otel_env is not None:
+        body["otelEnv"] = facts.otel_env
     body |= {key: port for key, port in (("dnsPort", facts.dns_port), ("readinessPort", facts.readiness_port)) if port}
     if facts.app_probe_proxy:
         # Its name says the opposite of what it means, in Kuma since 2.9.

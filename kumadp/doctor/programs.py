@@ -22,6 +22,7 @@ from kumadp.lifecycle.loglevels import envoy_level
 from kumadp.lifecycle.plan import check_plan, envoy_addresses, own_addresses, plan_dns, plan_probes, wants_coredns
 from kumadp.lifecycle.sources import KumaSource, StandaloneSource
 from kumadp.lifecycle.status import Status
+from kumadp.otel.offer import offered
 from kumadp.process.child import Command
 from kumadp.resources.types import Dataplane
 
@@ -120,6 +121,7 @@ async def _bootstrap(subject: Subject, folder: str) -> list[Told]:
                 (version, ""),
                 serves_probes=_probes(subject) is not None,
                 transparent=subject.transparent,
+                otel_env=offered(settings, subject.environ),
             )
             relay = Path(folder) / "relay.sock" if settings.xds_relay == "on" else None
             source = KumaSource(client, work, own, status, relay_path=relay)

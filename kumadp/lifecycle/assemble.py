@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.bootstrap.address import AdminAddress
-    from kumadp.dynconf.follower import Handler
     from kumadp.envoy.component import EnvoyComponent
     from kumadp.envoy.idle import Direction
     from kumadp.envoy.version import EnvoyVersion
@@ -223,8 +222,9 @@ class Assembly:
     async def _start_envoy(
         self, binary: Path, source: Source, dns: DnsPlan | None, corefile_template: str | None
     ) -> None:
-        from kumadp.dynconf.bodies import DNS, MESH_METRIC
+        from kumadp.dynconf.bodies import DNS
         from kumadp.lifecycle.dynamic import Dynamic
+        from kumadp.lifecycle.exporting import Exporting
         from kumadp.lifecycle.metering import Metering
         from kumadp.lifecycle.renewal import Renewal
         from kumadp.lifecycle.running import Running
@@ -239,12 +239,14 @@ class Assembly:
         dynamic = None
         if run.mesh is None:
             metering = Metering(run, configuration, admin=self._admin, names=names)
-            handlers: dict[str, tuple[Handler, ...]] = {MESH_METRIC: (metering.apply,)}
+            exporting = Exporting(run, metering.said, lambda: metering.service)
+            handlers = exporting.handlers(metering.apply)
             if names is not None and names.resolving is not None:
                 handlers[DNS] = (names.resolving.take,)
             dynamic = Dynamic(run, running, configuration.relaying, handlers)
         await running.start(source)
         if dynamic is not None:
+            exporting.start_pushing()
             run.stack.start(dynamic.component)
         configuration.start_watch(source)
         if run.chosen is not None:

@@ -12,6 +12,7 @@ from kumadp.lifecycle.kuma import Fetched, KumaClient
 from kumadp.lifecycle.loop import Asked, Refused
 from kumadp.lifecycle.sources import KumaSource, StandaloneSource
 from kumadp.lifecycle.tokens import TokenWatch
+from kumadp.otel.offer import offered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +56,14 @@ class Configuration:
         if run.mesh is not None:
             return StandaloneSource(settings, run.mesh, run.work, own, dns, lambda names: run.named(names))
         client = KumaClient(
-            settings, run.resource, run.work, dns, versions, serves_probes=serves_probes, transparent=run.transparent
+            settings,
+            run.resource,
+            run.work,
+            dns,
+            versions,
+            serves_probes=serves_probes,
+            transparent=run.transparent,
+            otel_env=offered(settings, run.environ),
         )
         run.status.counters["bootstrap"] = client.counted
         tokens, loop = TokenWatch(run.status, client.read_token), asyncio.get_running_loop()

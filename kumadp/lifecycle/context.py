@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from kumadp.host.environment import child_environment, fate_of_children, find_container_sign
-from kumadp.host.secrets import redact
+from kumadp.host.secrets import redact, register
 from kumadp.host.statedir import open_state_dir, state_dir_path
 from kumadp.lifecycle.component import Stack
 from kumadp.lifecycle.continuity import Before
@@ -16,6 +16,7 @@ from kumadp.lifecycle.loop import PartEnded
 from kumadp.lifecycle.measuring import Measuring
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.status import Status
+from kumadp.otel.environment import read
 from kumadp.process.child import Command, OnParentDeath
 from kumadp.process.crash import Crashes
 from kumadp.settings.model import secret_variables
@@ -87,6 +88,8 @@ class Run:
         self.envoy_up = asyncio.Event()
         self.keeps = fate_of_children(settings.on_parent_death, find_container_sign(environ)) == "keep"
         self.children_environment: Mapping[str, str] = child_environment(environ, secret_variables())
+        for secret in read(environ).secrets():
+            register(secret)
 
     def take(self, work: WorkDir) -> None:
         """Work in this directory. The next run would not find what lives on in a temporary one, which holds ports."""

@@ -55,7 +55,8 @@ class KumaClient:
 
     ``settings``, ``resource`` and ``versions`` may be replaced between two requests. Where kumadp serves the virtual
     probes itself, ``probes`` is not sent: the control plane would make Envoy bind the same port. ``transparent`` is
-    what is redirected on this host, where the settings say so.
+    what is redirected on this host, where the settings say so; ``otel_env`` what is told of OpenTelemetry's variables,
+    None where its pipe is not offered.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class KumaClient:
         *,
         serves_probes: bool,
         transparent: TransparentProxy | None = None,
+        otel_env: dict[str, Any] | None = None,
     ) -> None:
         self.settings = settings
         self.resource = resource
@@ -75,6 +77,7 @@ class KumaClient:
         self._dns = dns
         self.versions = versions
         self._transparent = transparent
+        self._otel_env = otel_env
         self.counted = collections.Counter[str]()
         """Attempts at a bootstrap: ``attempts`` and ``answered``."""
         self.heard_token: Callable[[str], object] = lambda _token: None
@@ -181,6 +184,7 @@ class KumaClient:
                 settings,
                 transparent=transparent is not None,
                 resolves=self._dns is not None and self._dns.coredns is None,
+                pipe=self._otel_env is not None,
             ),
             max_heap_bytes=settings.max_memory_bytes or memory_limit(),
             workdir=str(self._work.sockets),
@@ -190,6 +194,7 @@ class KumaClient:
             ipv6_enabled=settings.ipv6_enabled and has_ipv6(),
             spire_socket_path=settings.spire_socket_path,
             app_probe_proxy=settings.application_probe_proxy_port > 0,
+            otel_env=self._otel_env,
             transparent_proxy=transparent.wire(dns) if transparent is not None else None,
         )
         return encode_request(facts), trust

@@ -14,7 +14,7 @@ from kumadp.metrics.server import Application, MetricsServer, Policy, Surroundin
 from kumadp.resources.types import Dataplane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
     from kumadp.bootstrap.address import AdminAddress
     from kumadp.controlplane.wire import Aggregated
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kumadp.lifecycle.configuration import Configuration
     from kumadp.lifecycle.context import Run
     from kumadp.lifecycle.names import Names
+    from kumadp.metrics.exposition import Piece
 
 # Labels that say of which data plane a sample is, by a control plane of 2.13 or newer; older ones leave it to us.
 _TOLD = ("mesh", "dataplane", "kuma.workload", "kuma_workload")
@@ -60,6 +61,17 @@ class Metering:
         run.status.ports["metrics"] = str(path)
         run.status.asked["metrics"] = self._server.status
         run.stack.start(self._server)
+
+    def said(self, seconds: float) -> AsyncIterator[tuple[str, Piece]]:
+        """See `MetricsServer.said`."""
+        return self._server.said(seconds)
+
+    @property
+    def service(self) -> str:
+        """The data plane's service, by its bootstrap."""
+        fetched = self._configuration.prepared.fetched
+        node = (fetched.tree.get("node") if fetched is not None else None) or {}
+        return str(node.get("cluster") or "") if isinstance(node, dict) else ""
 
     async def apply(self, body: bodies.MeshMetric | None) -> None:
         """Answer by what MeshMetric policies say; None: there are none any more."""
@@ -100,10 +112,7 @@ class Metering:
     def _labels(self, told: Mapping[str, str]) -> Mapping[str, str]:
         if any(name in told for name in _TOLD):
             return told
-        fetched = self._configuration.prepared.fetched
-        node = (fetched.tree.get("node") if fetched is not None else None) or {}
-        service = str(node.get("cluster") or "") if isinstance(node, dict) else ""
-        own = {"mesh": self._run.mesh_name, "dataplane": self._run.name, "service": service}
+        own = {"mesh": self._run.mesh_name, "dataplane": self._run.name, "service": self.service}
         return {**{name: value for name, value in own.items() if value}, **told}
 
     def _concern(self, source: str, concern: str) -> None:

@@ -160,6 +160,13 @@ async def _nothing() -> AsyncIterator[Piece]:
         yield piece
 
 
+class Sink(Protocol):
+    """Takes pieces."""
+
+    async def put(self, piece: Piece) -> bool:
+        """Whether it was taken."""
+
+
 class Output:
     """Writes pieces: the comments of a family once, before its first sample. ``write`` sends bytes."""
 
@@ -243,7 +250,7 @@ _SERIES = {
 }
 
 
-async def write_results(results: list[Result], output: Output, labels: Labels) -> None:
+async def write_results(results: list[Result], output: Sink, labels: Labels) -> None:
     """What is to be said of the sources themselves."""
     for name, text in _SERIES.items():
         family = Family(name.encode())

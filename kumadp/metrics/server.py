@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from kumadp.host.serve import bind_unix, serve
 from kumadp.metrics.exposition import Piece, Reader
-from kumadp.metrics.formats import CONTENT_TYPES, TEXT_TYPE, Format, choose
+from kumadp.metrics.formats import CONTENT_TYPES, TEXT_TYPE, Converter, Format, choose
 from kumadp.metrics.labels import Labels
 from kumadp.metrics.merge import Clusters
 from kumadp.metrics.profiles import Selection, Wanted
@@ -23,7 +23,7 @@ from kumadp.metrics.scrape import Live, Other, Output, Result, write_others, wri
 from kumadp.metrics.sources import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
     from pathlib import Path
 
     from aiohttp import web
@@ -108,6 +108,35 @@ class MetricsServer:
     def apply(self, policy: Policy | None) -> None:
         """Answer by this policy from now on; None: there is none any more."""
         self._policy = policy
+
+    async def said(self, seconds: float) -> AsyncIterator[tuple[str, Piece]]:
+        """All that a scrape by policy has, in the text format, each with its source; within so many seconds."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        live, others = self._sources("", {"Accept": TEXT_TYPE}, by_policy=True)
+        labels = others[0].labels
+        reading = [asyncio.create_task(other.read(deadline, asyncio.Event())) for other in others[1:]]
+        try:
+            async with live.reading(deadline) as (_, pieces):
+                async for piece in pieces:
+                    yield live.target.name, piece
+                    await asyncio.sleep(0)
+            await asyncio.gather(*reading)
+            others[0].pieces = await self._own()
+            for other in others:
+                converter = Converter(other.format, Format.TEXT)
+                for piece in other.pieces:
+                    yield other.target.name, other.labels.add(converter.convert(piece))
+                    await asyncio.sleep(0)
+                other.pieces.clear()
+            self._results = [live.result, *(other.result for other in others[1:])]
+            kept = _Pieces()
+            await write_results(self._results, kept, labels)
+            for piece in kept.pieces:
+                yield others[0].target.name, piece
+            self._tell()
+        finally:
+            for task in reading:
+                task.cancel()
 
     def status(self) -> dict[str, object]:
         """Of the last scrape, JSON types; ``took`` in seconds."""
@@ -222,6 +251,17 @@ class MetricsServer:
         for name in self._told - {result.name for result in self._results}:
             self._concern(name, "")
         self._told = {result.name for result in self._results if result.why}
+
+
+@dataclass(slots=True)
+class _Pieces:
+    """Takes pieces in place of an output."""
+
+    pieces: list[Piece] = field(default_factory=list)
+
+    async def put(self, piece: Piece) -> bool:
+        self.pieces.append(piece)
+        return True
 
 
 @dataclass(slots=True)

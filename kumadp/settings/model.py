@@ -20,6 +20,8 @@ DNS = "DNS"
 OURS = "kumadp's own"
 WAIT = "What to wait for"
 _RUNTIME = "KUMA_DATAPLANE_RUNTIME_"
+# OpenTelemetry's own, which are no settings of ours: headers hold what collectors know a sender by.
+_SECRETS_OF_COLLECTORS = frozenset(f"OTEL_EXPORTER_OTLP_{of}HEADERS" for of in ("", "TRACES_", "LOGS_", "METRICS_"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Settings:
     spire_supported: bool = option("boolean", False, "The socket of the SPIRE agent is there: Envoy may get its identity from it (2.12).", env=_RUNTIME + "SPIRE_SUPPORTED", key="dataplaneRuntime.spire.supported", group=ENVOY)
     spire_socket_path: str = option("text", "", "Socket of the SPIRE agent.", env=_RUNTIME + "SPIRE_SOCKET_PATH", key="dataplaneRuntime.spire.socketPath", group=ENVOY)
     strict_inbound_ports: bool = option("boolean", True, "Refuse redirected traffic to ports that are no inbound's (2.13).", env=_RUNTIME + "STRICT_INBOUND_PORTS_ENABLED", key="dataplaneRuntime.strictInboundPorts", group=ENVOY)
-    otel_pipe_enabled: bool = option("boolean", True, "OpenTelemetry through kumadp (2.14).", env=_RUNTIME + "OTEL_PIPE_ENABLED", key="dataplaneRuntime.otelPipe", group=ENVOY, effective=False)
+    otel_pipe_enabled: bool = option("boolean", True, "Envoy's OTLP goes through kumadp to the collectors, with its OTEL_EXPORTER_OTLP_ variables (2.14; extra kumadp[otel]).", env=_RUNTIME + "OTEL_PIPE_ENABLED", key="dataplaneRuntime.otelPipe", group=ENVOY)
     reuse_port_enabled: bool = option("boolean", True, "SO_REUSEPORT on listeners: a socket for each worker of Envoy (2.14).", env=_RUNTIME + "REUSE_PORT_ENABLED", key="dataplaneRuntime.reusePort", group=ENVOY)
     transparent_proxy: bool = option("boolean", False, "Transparent proxying is installed on this host, with Kuma's defaults; told to the control plane (2.11).", flags="--transparent-proxy", env=_RUNTIME + "TRANSPARENT_PROXY", key="dataplaneRuntime.transparentProxy", group=ENVOY)
     transparent_proxy_config: tuple[str, ...] = option("texts", (), "File with the settings it was installed with, - is stdin; may be repeated, a later one wins.", flags="--transparent-proxy-config", key="dataplaneRuntime.transparentProxyConfig", group=ENVOY)
@@ -155,4 +157,4 @@ def options_of(command: str) -> tuple[Option, ...]:
 
 def secret_variables() -> frozenset[str]:
     """Names of the variables that no child may see."""
-    return frozenset(name for option in options() if option.secret for name in option.read_variables)
+    return _SECRETS_OF_COLLECTORS.union(name for option in options() if option.secret for name in option.read_variables)

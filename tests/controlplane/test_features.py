@@ -13,7 +13,6 @@ EVERYTHING = Settings(
     reuse_port_enabled=True,
     # What none of it works with yet.
     xds_transport_variant="DELTA_GRPC",
-    otel_pipe_enabled=True,
 )
 
 
@@ -27,8 +26,10 @@ def test_the_default_is_kuma_2_14_s_as_far_as_it_works() -> None:
 
 
 def test_all_that_works_in_kuma_s_order() -> None:
-    assert announced(EVERYTHING, transparent=True) == (
+    assert announced(EVERYTHING, transparent=True, resolves=True, pipe=True) == (
         "feature-tcp-accesslog-via-named-pipe",
+        "feature-otel-via-kuma-dp",
+        "feature-embedded-dns",
         "feature-transparent-proxy-in-dataplane-metadata",
         "feature-bind-outbounds",
         "feature-unified-resource-naming",

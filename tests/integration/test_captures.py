@@ -40,6 +40,7 @@ DIFFERS = {
     "dataplaneToken": "a token of this test",
     "dataplaneTokenPath": "a file of this test",
     "caCert": "of this test's control plane",
+    "otelEnv": "2.13 and before pass over it",
     "dnsPort": "DNS is off here, or a zone proxy: then kuma-dp says a port all the same, kumadp none",
     "readinessPort": "a free one",
     "workdir": "of this test",

@@ -56,12 +56,20 @@ def source(
     coredns: str = "",
     transparent: TransparentProxy | None = None,
     environ: dict[str, str] | None = None,
+    otel_env: dict[str, Any] | None = None,
 ) -> KumaClient:
     settings = resolve("run", flags, environ or {}).settings
     work = WorkDir(folder, Path("/run/kumadp"), folder, temporary=False)
     envoy = EnvoyVersion("1.40.0", "9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE/BoringSSL")
     return KumaClient(
-        settings, resource, work, dns, (envoy, coredns), serves_probes=serves_probes, transparent=transparent
+        settings,
+        resource,
+        work,
+        dns,
+        (envoy, coredns),
+        serves_probes=serves_probes,
+        transparent=transparent,
+        otel_env=otel_env,
     )
 
 
@@ -129,6 +137,17 @@ def test_probes_are_sent_unless_they_are_served_here(tmp_path: Path, serves: boo
 def test_nothing_is_announced_that_does_not_work(tmp_path: Path) -> None:
     made = source(tmp_path, None, {"name": "web", "mesh": "default"}, None)
     assert request(made)["features"] == list(announced(made.settings, transparent=False))
+
+
+def test_the_pipe_is_announced_with_what_is_told_of_variables(tmp_path: Path) -> None:
+    told = {"pipeEnabled": True}
+    made = source(tmp_path, None, {"name": "web", "mesh": "default"}, None, otel_env=told)
+    found = request(made)
+    assert found["features"] == list(announced(made.settings, transparent=False, pipe=True))
+    assert found["otelEnv"] == told
+    # Kuma's order.
+    keys = list(found)
+    assert keys[keys.index("otelEnv") - 1] == "dynamicMetadata"
 
 
 def test_the_memory_limit_is_the_user_s_or_the_cgroup_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

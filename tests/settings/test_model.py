@@ -144,6 +144,11 @@ def test_no_child_sees_a_secret_under_any_name() -> None:
     assert secret_variables() == {
         "KUMA_DATAPLANE_RUNTIME_TOKEN",
         "DATAPLANERUNTIME_KUMA_DATAPLANE_RUNTIME_TOKEN",
+        # No settings of ours: what collectors know a sender by.
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+        "OTEL_EXPORTER_OTLP_LOGS_HEADERS",
+        "OTEL_EXPORTER_OTLP_METRICS_HEADERS",
     }
 
 

@@ -273,7 +273,7 @@ def test_standalone_says_what_does_nothing() -> None:
 
 def test_what_has_no_effect_yet_is_told_once() -> None:
     backoff = "KUMA_DATAPLANE_RESILIENT_COMPONENT_MAX_BACKOFF"
-    resolved = run({}, {backoff: "10s", "KUMA_DATAPLANE_RUNTIME_OTEL_PIPE_ENABLED": "true"})
+    resolved = run({}, {backoff: "10s", "KUMA_DATAPLANE_RESILIENT_COMPONENT_BASE_BACKOFF": "5s"})
     assert resolved.warnings == (f"no effect yet: {backoff}",)
 
 

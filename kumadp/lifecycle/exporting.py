@@ -1,0 +1,120 @@
+"""OpenTelemetry in this run: metrics pushed to the backends of MeshMetric policies, and Kuma 2.14's pipe."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kumadp.dynconf.bodies import MESH_METRIC, OTEL
+from kumadp.metrics.push import PERIOD, Options, Pusher
+from kumadp.otel.environment import longest, read
+from kumadp.otel.offer import installed
+from kumadp.otel.pipe import Pipe, Wanted
+from kumadp.otel.routes import routes, usable_for_metrics
+from kumadp.settings.values import BadValue, parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from kumadp.dynconf import bodies
+    from kumadp.dynconf.follower import Handler
+    from kumadp.lifecycle.context import Run
+    from kumadp.metrics.exposition import Piece
+
+log = logging.getLogger("kumadp.lifecycle")
+
+OPEN_TELEMETRY = "OpenTelemetry"
+EXTRA = "install kumadp with its extra: pip install 'kumadp[otel]'"
+# How long metrics are pushed once more at the stop, where the drain time is not shorter (seconds).
+_FLUSH = 3.0
+# An export that takes longer has failed, where no OTEL_ variable says so (OpenTelemetry's specification; seconds).
+_TIMEOUT = 10.0
+
+
+class Exporting:
+    """``said`` is what is pushed; ``service`` names the data plane to collectors."""
+
+    def __init__(
+        self, run: Run, said: Callable[[float], AsyncIterator[tuple[str, Piece]]], service: Callable[[], str]
+    ) -> None:
+        self._run = run
+        self._service = service
+        self._environment = read(run.environ)
+        self._direct: dict[str, float] = {}
+        self._piped: dict[str, float] = {}
+        self._flush = min(_FLUSH, run.settings.drain_time)
+        self._pusher = Pusher(said, self._options, concern=self._push_concern, flush=self._flush)
+        self._pipe = Pipe(run.work.sockets, self._pipe_concern)
+        run.status.asked["otel"] = self._status
+        if run.settings.otel_pipe_enabled and not installed():
+            log.info("Kuma 2.14's OpenTelemetry pipe is not announced; for it, %s", EXTRA)
+        if run.settings.otel_pipe_enabled:
+            # There before Envoy, and after it: what Envoy sends at its end still goes on.
+            run.stack.start(self._pipe, stop_deadline=_FLUSH + 2)
+
+    def handlers(self, metrics: Handler) -> dict[str, tuple[Handler, ...]]:
+        """Owners of the bodies of dynamic configuration; ``metrics`` owns that of MeshMetric too."""
+        owners: dict[str, tuple[Handler, ...]] = {MESH_METRIC: (metrics, self.apply_metrics)}
+        return {**owners, OTEL: (self.apply_pipe,)} if self._run.settings.otel_pipe_enabled else owners
+
+    def start_pushing(self) -> None:
+        """Push while Envoy is there, through which it goes."""
+        self._run.stack.start(self._pusher, stop_deadline=self._flush + 1)
+
+    async def apply_metrics(self, body: bodies.MeshMetric | None) -> None:
+        """Push where MeshMetric policies say; None: there are none any more."""
+        backends = (body.observability.metrics.backends if body is not None else None) or ()
+        wanted = [one.open_telemetry for one in backends if one.type == OPEN_TELEMETRY and one.open_telemetry]
+        self._direct = {one.endpoint.removeprefix("unix://"): _period(one.refresh_interval) for one in wanted}
+        self._push()
+
+    async def apply_pipe(self, body: bodies.Otel | None) -> None:
+        """Serve the backends of the pipe. Raises WorkDirError where one cannot be served; the others are."""
+        wanted = [
+            Wanted(one.name, Path(one.socket_path), routes(one, self._environment))
+            for one in (body.backends if body is not None else None) or ()
+        ]
+        try:
+            await self._pipe.apply(wanted)
+        finally:
+            self._piped = {
+                one.socket_path: _period(one.metrics.refresh_interval)
+                for one in (body.backends if body is not None else None) or ()
+                if one.metrics is not None
+                and usable_for_metrics(one.metrics)
+                and self._pipe.sends(Path(one.socket_path), "metrics")
+            }
+            self._push()
+
+    def _push(self) -> None:
+        periods = {**self._direct, **self._piped}
+        missing = bool(periods) and not installed()
+        self._run.status.worry(OPEN_TELEMETRY, f"metrics are not pushed; {EXTRA}" if missing else "")
+        self._pusher.apply({} if missing else periods)
+
+    def _options(self) -> Options:
+        shared, own = self._environment.shared, self._environment.metrics
+        return Options(
+            self._service(),
+            own.headers or shared.headers,
+            bool(shared.gzip if own.gzip is None else own.gzip),
+            longest(own.timeout, longest(shared.timeout, _TIMEOUT)),
+        )
+
+    def _status(self) -> dict[str, object]:
+        return {"installed": installed(), "push": self._pusher.status(), "pipe": self._pipe.status()}
+
+    def _push_concern(self, path: str, concern: str) -> None:
+        self._run.status.worry(f"{OPEN_TELEMETRY} push to {Path(path).name}", concern)
+
+    def _pipe_concern(self, backend: str, concern: str) -> None:
+        self._run.status.worry(f"{OPEN_TELEMETRY} backend {backend}", concern)
+
+
+def _period(text: str) -> float:
+    """Seconds of a refresh interval; what is none is the default, as in Kuma."""
+    try:
+        return parse_duration(text) or PERIOD
+    except BadValue:
+        return PERIOD

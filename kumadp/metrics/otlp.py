@@ -1,0 +1,206 @@
+"""Brings expositions into OpenTelemetry's metrics, as the official SDK has them.
+
+gauge: gauge. counter: monotonic cumulative sum. histogram: histogram, with the count of each bucket. summary: gauge
+with an attribute ``quantile``, and ``_count`` and ``_sum`` as sums. Others are left out (Kuma 2.14).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    Gauge,
+    Histogram,
+    HistogramDataPoint,
+    Metric,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+from kumadp.metrics.exposition import SAMPLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from opentelemetry.sdk.resources import Resource
+
+    from kumadp.metrics.exposition import Piece
+
+# Data points of one message: far below the 4 MB that a gRPC server takes, and little memory at once.
+BATCH = 1000
+_LABEL = re.compile(r'(?:([a-zA-Z_:][a-zA-Z0-9_:]*)|"((?:[^"\\]|\\.)*)")[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"')
+_ESCAPED = re.compile(r"\\(.)")
+_UNESCAPED = {"n": "\n", '"': '"', "\\": "\\"}
+_SCOPE = "otel_scope_"
+
+
+class Said(NamedTuple):
+    """A piece in the text format, and who says it: the name of the scope."""
+
+    scope: str
+    piece: Piece
+
+
+@dataclass(slots=True)
+class _Series:
+    """What is known of one histogram."""
+
+    attributes: dict[str, str]
+    at: int
+    buckets: list[tuple[float, float]] = field(default_factory=list)
+    sum: float | None = None
+    count: float | None = None
+
+    @property
+    def whole(self) -> bool:
+        return self.sum is not None and self.count is not None and any(math.isinf(bound) for bound, _ in self.buckets)
+
+    def point(self) -> HistogramDataPoint | None:
+        """None where there is no sum or no count: then it is no histogram."""
+        if self.sum is None or self.count is None:
+            return None
+        self.buckets.sort()
+        bounds = [bound for bound, _ in self.buckets if not math.isinf(bound)]
+        counts, before = [], 0.0
+        for total in [*(total for bound, total in self.buckets if not math.isinf(bound)), self.count]:
+            # Read while it is counted, a bucket may be ahead of the next one.
+            counts.append(max(0, int(total - before)) if math.isfinite(total) else 0)
+            before = max(before, total) if math.isfinite(total) else before
+        nothing: Any = None
+        # The least and the greatest value are not known.
+        return HistogramDataPoint(
+            self.attributes, 0, self.at, sum(counts), self.sum, counts, bounds, min=nothing, max=nothing
+        )
+
+
+class Mapper:
+    """Takes pieces, each family's one after another, and gives messages of at most twice `BATCH` points.
+
+    ``now`` in nanoseconds since 1970 is the time of samples without one. ``skipped`` counts samples without meaning.
+    """
+
+    def __init__(self, resource: Resource, now: int) -> None:
+        self._resource = resource
+        self._now = now
+        self._metrics: dict[InstrumentationScope, list[Metric]] = {}
+        self._size = 0
+        self.skipped = 0
+
+    def messages(self, said: Iterable[Said]) -> Iterator[MetricsData]:
+        """All of it."""
+        family: object = None
+        open_series: dict[str, _Series] = {}
+        last: tuple[Said, InstrumentationScope] | None = None
+        for one in said:
+            if one.piece.family is not family:
+                self._close(last, open_series, all_of_them=True)
+                family = one.piece.family
+            kind = one.piece.family.kind
+            lines = one.piece.samples.splitlines()
+            for at in range(0, len(lines), BATCH):
+                part = lines[at : at + BATCH]
+                if kind in {b"gauge", b"counter", b"summary"}:
+                    self._numbers(one, part)
+                elif kind == b"histogram":
+                    last = one, self._histograms(one, part, open_series)
+                    self._close(last, open_series, all_of_them=False)
+                if self._size >= BATCH:
+                    yield from self._message()
+        self._close(last, open_series, all_of_them=True)
+        yield from self._message()
+
+    def _samples(self, lines: Iterable[bytes]) -> Iterator[tuple[str, str, float, int]]:
+        """Name, text of the labels, value, time in nanoseconds."""
+        for line in lines:
+            match = SAMPLE.match(line)
+            if match is None:
+                self.skipped += 1
+                continue
+            series, value, at, _ = match.groups()
+            name, _, labels = series.decode(errors="replace").partition("{")
+            yield name.strip(), labels, float(value), round(float(at) * 1000) * 1000 if at is not None else self._now
+
+    def _numbers(self, one: Said, lines: Iterable[bytes]) -> None:
+        family = one.piece.family
+        points: dict[tuple[str, InstrumentationScope], list[NumberDataPoint]] = {}
+        for name, labels, value, at in self._samples(lines):
+            attributes, scope = _attributes(labels, one.scope)
+            points.setdefault((name, scope), []).append(NumberDataPoint(attributes, 0, at, value))
+        for (name, scope), found in points.items():
+            # Of a summary, quantiles come and go; how many and how much only grow.
+            grows = family.kind == b"counter" or (family.kind == b"summary" and name.encode() != family.name)
+            data = Sum(found, AggregationTemporality.CUMULATIVE, is_monotonic=True) if grows else Gauge(found)
+            self._add(one, scope, name, data, len(found))
+
+    def _histograms(self, one: Said, lines: Iterable[bytes], series: dict[str, _Series]) -> InstrumentationScope:
+        base = one.piece.family.name.decode(errors="replace")
+        scope = InstrumentationScope(one.scope)
+        for name, labels, value, at in self._samples(lines):
+            attributes, scope = _attributes(labels, one.scope)
+            bound = attributes.pop("le", None) if name == base + "_bucket" else None
+            found = series.setdefault(repr(sorted(attributes.items())), _Series(attributes, at))
+            if bound is not None:
+                found.buckets.append((float(bound), value))
+            elif name == base + "_sum":
+                found.sum = value
+            elif name == base + "_count":
+                found.count = value
+            else:
+                self.skipped += 1
+        return scope
+
+    def _close(
+        self, last: tuple[Said, InstrumentationScope] | None, series: dict[str, _Series], *, all_of_them: bool
+    ) -> None:
+        """Take those that are whole, but for the last one, which may go on."""
+        if last is None or not series:
+            return
+        names = list(series) if all_of_them else [name for name in list(series)[:-1] if series[name].whole]
+        points = []
+        for name in names:
+            point = series.pop(name).point()
+            if point is None:
+                self.skipped += 1
+            else:
+                points.append(point)
+        if points:
+            one, scope = last
+            data = Histogram(points, AggregationTemporality.CUMULATIVE)
+            size = sum(len(point.bucket_counts) for point in points)
+            self._add(one, scope, one.piece.family.name.decode(errors="replace"), data, size)
+
+    def _add(self, one: Said, scope: InstrumentationScope, name: str, data: Any, size: int) -> None:
+        headers = one.piece.family.headers
+        text = headers.get(b"HELP", b"").decode(errors="replace")
+        unit = headers.get(b"UNIT", b"").decode(errors="replace")
+        self._metrics.setdefault(scope, []).append(Metric(name, text, unit, data))
+        self._size += size
+
+    def _message(self) -> Iterator[MetricsData]:
+        metrics, self._metrics, self._size = self._metrics, {}, 0
+        if metrics:
+            scopes = [ScopeMetrics(scope, found, schema_url="") for scope, found in metrics.items()]
+            yield MetricsData([ResourceMetrics(self._resource, scopes, schema_url="")])
+
+
+def _attributes(labels: str, scope: str) -> tuple[dict[str, str], InstrumentationScope]:
+    """Labels; those of OpenTelemetry's exporter for Prometheus say the scope that the sample is of."""
+    found: dict[str, str] = {}
+    told: dict[str, str] = {}
+    for name, quoted, value in _LABEL.findall(labels):
+        if "\\" in value:
+            value = _ESCAPED.sub(lambda match: _UNESCAPED.get(match[1], match[0]), value)
+        label = name or quoted
+        (told if label.startswith(_SCOPE) else found)[label] = value
+    if not told:
+        return found, InstrumentationScope(scope)
+    version, schema = told.get(_SCOPE + "version"), told.get(_SCOPE + "schema_url")
+    return found, InstrumentationScope(told.get(_SCOPE + "name", scope), version, schema)

@@ -1,0 +1,202 @@
+"""Pushes metrics to OpenTelemetry backends, each in its own time: what a scrape by policy has, read anew each time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from kumadp.metrics.exposition import Piece
+from kumadp.metrics.server import DEADLINE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+    from kumadp.metrics.exporter import Exporter
+    from kumadp.metrics.exposition import Family
+
+log = logging.getLogger("kumadp.metrics")
+
+# Kuma's default, in seconds.
+PERIOD = 60.0
+
+
+class PushFailed(Exception):
+    """What was to be pushed was not taken, or not all of it; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How exporters send: ``service`` names the data plane, ``timeout`` is that of a message (seconds)."""
+
+    service: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    gzip: bool = False
+    timeout: float = 10.0
+
+
+class Kept(NamedTuple):
+    """A piece that waits to be pushed, packed: text of metrics is ten times smaller then."""
+
+    scope: str
+    family: Family
+    packed: bytes
+
+    @property
+    def piece(self) -> Piece:
+        """As it was."""
+        return Piece(self.family, zlib.decompress(self.packed))
+
+
+class Pusher:
+    """Pushes to every socket that `apply` names, while it runs.
+
+    ``said`` gives scopes and pieces of now, within so many seconds. ``concern`` hears what is wrong with a socket, and
+    "" when nothing is any more. At the end everything is pushed once more, within ``flush`` seconds.
+    """
+
+    name = "OpenTelemetry push"
+
+    def __init__(
+        self,
+        said: Callable[[float], AsyncIterator[tuple[str, Piece]]],
+        options: Callable[[], Options],
+        *,
+        concern: Callable[[str, str], None],
+        flush: float,
+    ) -> None:
+        self._said = said
+        self._options = options
+        self._concern = concern
+        self._flush = flush
+        self._targets: dict[str, _Target] = {}
+
+    async def run(self, up: Callable[[], None]) -> None:
+        """Push until cancelled, and once more then."""
+        up()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.gather(*(target.finish(self._flush) for target in self._targets.values()))
+            self._targets.clear()
+
+    def apply(self, periods: Mapping[str, float]) -> None:
+        """Push to these sockets, by path, every so many seconds, and to no others; a period that stays goes on."""
+        for path, target in list(self._targets.items()):
+            if periods.get(path) != target.period:
+                del self._targets[path]
+                target.stop()
+                if path not in periods:
+                    log.info("metrics are not pushed to %s any more", path)
+                self._concern(path, "")
+        for path, period in periods.items():
+            if path not in self._targets:
+                self._targets[path] = _Target(path, period, self._said, self._options, self._concern)
+                log.info("metrics are pushed to %s every %g s", path, period)
+
+    def status(self) -> dict[str, object]:
+        """By path, JSON types; times in seconds since 1970, or in seconds."""
+        return {path: target.status() for path, target in self._targets.items()}
+
+
+class _Target:
+    """One socket: a task for its rounds, and a thread in which the SDK works, which is used to waiting."""
+
+    def __init__(
+        self,
+        path: str,
+        period: float,
+        said: Callable[[float], AsyncIterator[tuple[str, Piece]]],
+        options: Callable[[], Options],
+        concern: Callable[[str, str], None],
+    ) -> None:
+        self.period = period
+        self._path = path
+        self._said = said
+        self._options = options
+        self._concern = concern
+        self._thread = ThreadPoolExecutor(1, "otel push")
+        self._exporter: Exporter | None = None
+        self._stopped = asyncio.Event()
+        self._pushed = self._failed = 0
+        self._took = 0.0
+        self._last: float | None = None
+        self._why = ""
+        self._task = asyncio.create_task(self._run(), name=f"push to {path}")
+
+    def stop(self) -> None:
+        """Push nothing more."""
+        self._task.cancel()
+        if self._exporter is not None:
+            # What is on its way ends at once.
+            self._exporter.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def finish(self, seconds: float) -> None:
+        """Push once more, within so many seconds, and nothing more then."""
+        self._stopped.set()
+        _, pending = await asyncio.wait({self._task}, timeout=seconds)
+        if pending:
+            log.warning("metrics could not be pushed to %s once more within %g s", self._path, seconds)
+        self.stop()
+        await asyncio.wait({self._task})
+
+    def status(self) -> dict[str, object]:
+        return {
+            "period": self.period,
+            "pushed": self._pushed,
+            "failed": self._failed,
+            "last_push_at": self._last,
+            "last_took": round(self._took, 6),
+            "why": self._why or None,
+        }
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while not self._stopped.is_set():
+            due = max(due + self.period, loop.time())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._stopped.wait()
+            await self._round()
+
+    async def _round(self) -> None:
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        try:
+            kept = [
+                Kept(scope, piece.family, zlib.compress(piece.samples, 1))
+                async for scope, piece in self._said(min(DEADLINE, self.period))
+                if piece.samples
+            ]
+            await loop.run_in_executor(self._thread, self._push, kept)
+        except Exception as error:
+            self._failed += 1
+            known = isinstance(error, PushFailed)
+            self._why = str(error) if known else f"a bug in kumadp: {type(error).__name__}: {error}"
+        else:
+            self._pushed += 1
+            self._last, self._why = time.time(), ""
+        self._took = loop.time() - since
+        self._concern(self._path, self._why)
+
+    def _push(self, kept: list[Kept]) -> None:
+        from kumadp.metrics.exporter import Exporter
+
+        options = self._options()
+        if self._exporter is None:
+            self._exporter = Exporter(self._path, options)
+        kept.reverse()
+        self._exporter.push(_used_up(kept), max(self.period, options.timeout))
+
+
+def _used_up(kept: list[Kept]) -> Iterator[Kept]:
+    """From its end, so that what was pushed is not held any more."""
+    while kept:
+        yield kept.pop()

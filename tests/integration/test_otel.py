@@ -1,0 +1,277 @@
+"""OpenTelemetry of a whole data plane: metrics pushed by policy, the pipe, and what the control plane is told."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from tests.integration.test_metrics import INTERVAL, Exporter, serve
+from tests.support.collector import client, grpc_collector, message
+from tests.support.dynconf import with_etags, without
+from tests.support.kuma import KumaControlPlane
+from tests.support.lasting import Lasting, lasting
+from tests.support.planes import open_plane
+from tests.support.poll import poll
+from tests.support.relayed import NAME, SOON, Rig, rig
+from tests.support.xds.plane import XdsControlPlane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.collector import Collector
+
+pytestmark = pytest.mark.process
+
+SECRET = "secret-of-the-collector"
+HEADERS = {"OTEL_EXPORTER_OTLP_HEADERS": f"api-key={SECRET}"}
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Iterator[Rig]:
+    with XdsControlPlane() as plane, rig(tmp_path, plane) as made:
+        plane.faults.linger = 0.0
+        yield made
+
+
+@pytest.fixture
+def exporter() -> Iterator[Exporter]:
+    server = Exporter()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def mesh_metric(at: Rig, exporter: Exporter, every: str, **more: Any) -> str:
+    """A policy whose metrics go to a socket where Envoy would listen."""
+    backend = {"type": "OpenTelemetry", "name": None}
+    inner = {"endpoint": str(at.work / "kuma-otel-c.sock"), "refreshInterval": every}
+    application = {"name": "app", "path": "/metrics", "port": exporter.port, "address": ""}
+    told = {"applications": [application], "backends": [{**backend, "openTelemetry": inner}], **more}
+    return json.dumps({"observability": {"metrics": told}})
+
+
+def pipe(at: Rig, port: int, **more: Any) -> str:
+    backend = {
+        "name": "c",
+        "socketPath": str(at.work / "kuma-otel-c.sock"),
+        "endpoint": f"127.0.0.1:{port}",
+        "useHTTP": False,
+        "traces": {"enabled": True},
+        "logs": {"enabled": True},
+        **more,
+    }
+    return json.dumps({"backends": [backend]})
+
+
+def scopes(collector: Collector, name: str) -> set[str]:
+    return {scope for _, _, _, scope in collector.points(name)}
+
+
+@pytest.mark.parametrize("generation", ["2.8", "2.13"])
+def test_metrics_are_pushed_while_the_policy_says_so(at: Rig, exporter: Exporter, generation: str) -> None:
+    def routes(every: str, **more: Any) -> list[Any]:
+        body = mesh_metric(at, exporter, every, **more)
+        return without(body) if generation == "2.8" else with_etags({"/meshmetric": body})
+
+    with at.run(environment={**INTERVAL, **HEADERS}) as daemon:
+        at.wait_ready(daemon)
+        with grpc_collector(f"unix:{at.work}/kuma-otel-c.sock") as (collector, _):
+            serve(at, routes("500ms", extraLabels={"mesh": "default", "team": "red"}))
+            poll(lambda: len(collector.points("app_asked_total")) >= 2, what="two pushes", deadline=SOON)
+            metric, point, attributes, scope = collector.points("app_asked_total")[-1]
+            assert metric.sum.is_monotonic
+            assert (point.as_double, attributes["team"], attributes["path"], scope) == (1.0, "red", "/metrics", "app")
+            assert scopes(collector, "envoy_server_live") == {"envoy"}
+            assert scopes(collector, "kumadp_scrape_source_up") == {"kumadp"}
+            # Basic: what is counted of Kuma's own clusters is not pushed.
+            names = {
+                attributes.get("envoy_cluster_name")
+                for _, _, attributes, _ in collector.points("envoy_cluster_upstream_cx_total")
+            }
+            assert "backend" in names
+            assert "ads_cluster" not in names
+            # Envoy tells histograms some seconds after they had their first value.
+            _, point, _, _ = poll(
+                lambda: collector.points("envoy_server_initialization_time_ms"), what="a histogram", deadline=SOON
+            )[-1]
+            assert sum(point.bucket_counts) == point.count == 1
+            assert len(point.bucket_counts) == len(point.explicit_bounds) + 1
+            resource = collector.of("metrics")[0].message.resource_metrics[0].resource
+            assert {one.key: one.value.string_value for one in resource.attributes}["service.name"] == "backend"
+            assert collector.of("metrics")[0].headers["api-key"] == SECRET
+            status = at.status(daemon)["otel"]
+            assert next(iter(status["push"].values()))["pushed"] >= 1
+            serve(at, routes("500ms", backends=[]))
+            poll(lambda: at.status(daemon)["otel"]["push"] == {}, what="the end of the push", deadline=SOON)
+            serve(at, routes("1h"))
+            poll(lambda: at.status(daemon)["otel"]["push"], what="a push again", deadline=SOON)
+            serve(at, None)
+            # The whole policy goes: kuma-dp would push for ever.
+            poll(lambda: at.status(daemon)["otel"]["push"] == {}, what="the end of the policy", deadline=SOON)
+        assert at.status(daemon)["concerns"] == []
+
+
+def test_everything_is_pushed_once_more_at_the_stop(at: Rig, exporter: Exporter) -> None:
+    with grpc_collector(f"unix:{at.folder}/receiver.sock") as (collector, _), at.run(environment=INTERVAL) as daemon:
+        at.wait_ready(daemon)
+        body = mesh_metric(at, exporter, "1h").replace(f"{at.work}/kuma-otel-c.sock", f"{at.folder}/receiver.sock")
+        serve(at, with_etags({"/meshmetric": body}))
+        poll(lambda: at.status(daemon)["otel"]["push"], what="the policy", deadline=SOON)
+        assert not collector.exports
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(SOON) == 0
+        # Envoy was still there to be asked.
+        assert scopes(collector, "envoy_server_live") == {"envoy"}
+        assert scopes(collector, "app_asked_total") == {"app"}
+
+
+def test_a_dead_receiver_is_a_concern_and_ends_nothing(at: Rig, exporter: Exporter) -> None:
+    short = {"OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "300"}
+    with at.run(environment={**INTERVAL, **short}) as daemon:
+        at.wait_ready(daemon)
+        serve(at, with_etags({"/meshmetric": mesh_metric(at, exporter, "200ms")}))
+        assert "UNAVAILABLE" in at.wait_concern(daemon, "OpenTelemetry push to kuma-otel-c.sock")
+        assert at.serves()
+        with grpc_collector(f"unix:{at.work}/kuma-otel-c.sock") as (collector, _):
+            poll(lambda: collector.exports, what="a push", deadline=SOON)
+            poll(lambda: at.status(daemon)["concerns"] == [], what="no concern", deadline=SOON)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(SOON) == 0
+
+
+def test_the_pipe_is_announced_served_and_taken_away(at: Rig, exporter: Exporter) -> None:
+    environment = {**INTERVAL, **HEADERS, "OTEL_EXPORTER_OTLP_LOGS_TIMEOUT": "5000"}
+    with grpc_collector("127.0.0.1:0") as (collector, port), at.run(environment=environment) as daemon:
+        at.wait_ready(daemon)
+        plane = at.plane
+        assert isinstance(plane, XdsControlPlane)
+        asked = plane.bootstrap_requests[-1]
+        assert "feature-otel-via-kuma-dp" in asked["features"]
+        assert asked["otelEnv"]["pipeEnabled"] is True
+        assert asked["otelEnv"]["shared"]["headersPresent"] is True
+        assert SECRET not in json.dumps(asked)
+        metrics = {"enabled": True, "refreshInterval": "500ms"}
+        told = mesh_metric(at, exporter, "1h", backends=[])
+        serve(at, with_etags({"/otel": pipe(at, port, metrics=metrics), "/meshmetric": told}))
+        socket = at.work / "kuma-otel-c.sock"
+        poll(socket.exists, what="the socket", deadline=SOON)
+        with client(socket) as stubs:
+            for signal_name in ("traces", "logs"):
+                stubs[signal_name](message(signal_name), timeout=20)
+                assert collector.of(signal_name)[0].headers["api-key"] == SECRET
+        # Metrics of Envoy and the application go the same way.
+        poll(lambda: scopes(collector, "app_asked_total") == {"app"}, what="pushed metrics", deadline=SOON)
+        assert scopes(collector, "envoy_server_live") == {"envoy"}
+        status = at.status(daemon)["otel"]
+        assert status["pipe"]["kuma-otel-c.sock"]["logs"]["sent"] == 1
+        assert SECRET not in json.dumps(at.status(daemon)) + daemon.output()
+        for child in daemon.children().values():
+            assert SECRET not in json.dumps(psutil.Process(child.pid).environ())
+        serve(at, with_etags({"/meshmetric": told}))
+        poll(lambda: not socket.exists(), what="the end of the socket", deadline=SOON)
+        poll(lambda: at.status(daemon)["otel"]["push"] == {}, what="the end of the push", deadline=SOON)
+        assert at.status(daemon)["concerns"] == []
+
+
+def test_a_pipe_that_is_off_is_not_announced(at: Rig) -> None:
+    off = {"KUMA_DATAPLANE_RUNTIME_OTEL_PIPE_ENABLED": "false"}
+    with at.run(environment={**INTERVAL, **off}) as daemon:
+        at.wait_ready(daemon)
+        plane = at.plane
+        assert isinstance(plane, XdsControlPlane)
+        asked = plane.bootstrap_requests[-1]
+        assert "feature-otel-via-kuma-dp" not in asked["features"]
+        assert "otelEnv" not in asked
+
+
+def test_without_the_extra_one_concern_says_what_to_install(at: Rig, exporter: Exporter, tmp_path: Path) -> None:
+    # A package of that name without what the extra has.
+    hiding = tmp_path / "hiding" / "opentelemetry"
+    hiding.mkdir(parents=True)
+    (hiding / "__init__.py").touch()
+    with at.run(environment={**INTERVAL, "PYTHONPATH": str(hiding.parent)}) as daemon:
+        at.wait_ready(daemon)
+        plane = at.plane
+        assert isinstance(plane, XdsControlPlane)
+        assert "feature-otel-via-kuma-dp" not in plane.bootstrap_requests[-1]["features"]
+        serve(at, with_etags({"/meshmetric": mesh_metric(at, exporter, "200ms")}))
+        assert "kumadp[otel]" in at.wait_concern(daemon, "OpenTelemetry")
+        assert at.serves()
+        serve(at, None)
+        poll(lambda: at.status(daemon)["concerns"] == [], what="no concern", deadline=SOON)
+        assert daemon.output().count("metrics are not pushed") == 1
+
+
+def test_nothing_is_imported_that_is_not_asked_for(at: Rig) -> None:
+    with at.run(environment=INTERVAL) as daemon:
+        at.wait_ready(daemon)
+        maps = psutil.Process(daemon.process.pid).memory_maps()
+        assert not [one.path for one in maps if "/grpc/" in one.path or "/google/" in one.path]
+
+
+@pytest.fixture
+def lasts() -> Iterator[Lasting]:
+    with XdsControlPlane() as plane, lasting(plane) as made:
+        yield made
+
+
+def test_the_pipe_goes_on_through_a_reload_and_a_reexecution(lasts: Lasting) -> None:
+    at = lasts
+    socket = at.work / "kuma-otel-c.sock"
+    with grpc_collector("127.0.0.1:0") as (collector, port), contextlib.ExitStack() as stack:
+        daemon = stack.enter_context(at.up(environment=INTERVAL))
+        serve(at, with_etags({"/otel": pipe(at, port)}))
+        poll(socket.exists, what="the socket", deadline=SOON)
+        at.reload(daemon)
+        inode = socket.stat().st_ino
+        at.reexec(daemon)
+        assert socket.stat().st_ino == inode
+        with client(socket) as stubs:
+            # What comes before the pipe is told of again waits in its socket.
+            stubs["logs"](message("logs"), timeout=20, wait_for_ready=True)
+        assert len(collector.of("logs")) == 1
+
+
+@pytest.fixture
+def kuma(tmp_path: Path) -> Iterator[Rig]:
+    with open_plane("kuma", tmp_path) as plane, rig(tmp_path, plane) as made:
+        yield made
+
+
+@pytest.mark.contract("MeshMetric pushed to OpenTelemetry, and stopped with the policy")
+@pytest.mark.kuma_cp
+def test_mesh_metric_of_a_real_control_plane(kuma: Rig, exporter: Exporter) -> None:
+    """Through the listener and the cluster that the control plane gives Envoy, to a collector; applied and removed."""
+    plane = kuma.plane
+    assert isinstance(plane, KumaControlPlane)
+    with grpc_collector("127.0.0.1:0") as (collector, port), kuma.run() as daemon:
+        kuma.wait_ready(daemon)
+        default = {
+            "applications": [{"name": "app", "path": "/metrics", "port": exporter.port}],
+            "backends": [
+                {
+                    "type": "OpenTelemetry",
+                    "openTelemetry": {"endpoint": f"127.0.0.1:{port}", "refreshInterval": "1s"},
+                }
+            ],
+        }
+        spec = {"targetRef": {"kind": "Mesh"}, "default": default}
+        policy = {"type": "MeshMetric", "mesh": "default", "name": "all", "spec": spec}
+        plane.put("/meshes/default/meshmetrics/all", policy)
+        poll(lambda: len(collector.points("app_asked_total")) >= 2, what="metrics at the collector", deadline=SOON)
+        _, _, attributes, _ = collector.points("app_asked_total")[-1]
+        told = {"mesh": "default", "dataplane": NAME, "service": "backend"}
+        assert {name: attributes.get(name) for name in told} == told
+        assert collector.points("envoy_server_live")
+        plane.delete("/meshes/default/meshmetrics/all")
+        poll(lambda: kuma.status(daemon)["otel"]["push"] == {}, what="the end of the push", deadline=SOON)
+        number = len(collector.exports)
+        poll(lambda: kuma.status(daemon)["dynconf"]["paths"]["/meshmetric"]["body"] is None, what="no policy")
+        assert len(collector.exports) == number
+        assert [told for told in kuma.status(daemon)["concerns"] if "OpenTelemetry" in told] == []

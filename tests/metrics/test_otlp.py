@@ -1,0 +1,145 @@
+"""Expositions as OpenTelemetry's metrics."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.sdk.metrics.export import AggregationTemporality, Gauge, Histogram, Metric, Sum
+from opentelemetry.sdk.resources import Resource
+
+from kumadp.metrics.exposition import Reader
+from kumadp.metrics.otlp import BATCH, Mapper, Said
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from opentelemetry.sdk.metrics.export import MetricsData
+
+NOW = 1_700_000_000_000_000_000
+LABELED = '{envoy_cluster_name="a"}'
+
+
+def messages(text: str, scope: str = "envoy", slices: int = 0) -> list[MetricsData]:
+    def said() -> Iterator[Said]:
+        reader = Reader(checks=True)
+        data = text.encode()
+        step = slices or len(data)
+        for at in range(0, len(data), step):
+            yield from (Said(scope, piece) for piece in reader.feed(data[at : at + step]))
+        yield from (Said(scope, piece) for piece in reader.end())
+
+    mapper = Mapper(Resource({"service.name": "web"}), NOW)
+    found = list(mapper.messages(said()))
+    for one in found:
+        # The official encoder takes it.
+        assert encode_metrics(one).ByteSize()
+    return found
+
+
+def metrics(text: str, scope: str = "envoy", slices: int = 0) -> list[tuple[str, Metric]]:
+    return [
+        (scoped.scope.name, metric)
+        for message in messages(text, scope, slices)
+        for resource in message.resource_metrics
+        for scoped in resource.scope_metrics
+        for metric in scoped.metrics
+    ]
+
+
+def points(metric: Metric) -> list[tuple[dict[str, Any], float]]:
+    assert isinstance(metric.data, Gauge | Sum)
+    return [(dict(point.attributes or {}), point.value) for point in metric.data.data_points]
+
+
+def test_gauge_and_counter() -> None:
+    (gauge_scope, gauge), (_, counter) = metrics(
+        "# HELP up Whether.\n# TYPE up gauge\n"
+        f"up{LABELED} 1.5\nup 2 1600000000123\n"
+        '# TYPE asked_total counter\nasked_total{a="1",b="\\"x\\\\n\\n"} 7\n'
+    )
+    assert (gauge_scope, gauge.name, gauge.description) == ("envoy", "up", "Whether.")
+    assert isinstance(gauge.data, Gauge)
+    assert points(gauge) == [({"envoy_cluster_name": "a"}, 1.5), ({}, 2.0)]
+    assert [point.time_unix_nano for point in gauge.data.data_points] == [NOW, 1_600_000_000_123_000_000]
+    assert isinstance(counter.data, Sum)
+    assert counter.data.is_monotonic
+    assert counter.data.aggregation_temporality is AggregationTemporality.CUMULATIVE
+    assert points(counter) == [({"a": "1", "b": '"x\\n\n'}, 7.0)]
+
+
+HISTOGRAM = "".join(
+    f'took_bucket{{c="{c}",le="{le}"}} {count}\n'
+    + (f'took_sum{{c="{c}"}} 12.5\ntook_count{{c="{c}"}} 9\n' if le == "+Inf" else "")
+    for c in ("a", "b")
+    for le, count in (("0.5", 2), ("1", 2), ("5", 8), ("+Inf", 9))
+)
+
+
+@pytest.mark.parametrize("slices", [0, 10, 60, 150])
+def test_histograms_have_the_count_of_each_bucket(slices: int) -> None:
+    found = metrics(f"# TYPE took histogram\n{HISTOGRAM}", slices=slices)
+    seen = []
+    for _, metric in found:
+        assert metric.name == "took"
+        assert isinstance(metric.data, Histogram)
+        assert metric.data.aggregation_temporality is AggregationTemporality.CUMULATIVE
+        seen += [
+            (dict(p.attributes or {}), p.explicit_bounds, p.bucket_counts, p.count, p.sum)
+            for p in metric.data.data_points
+        ]
+    assert seen == [({"c": c}, [0.5, 1.0, 5.0], [2, 0, 6, 1], 9, 12.5) for c in ("a", "b")]
+
+
+def test_a_histogram_in_any_order_is_one() -> None:
+    lines = sorted(HISTOGRAM.splitlines())
+    found = metrics("# TYPE took histogram\n" + "\n".join(lines) + "\n", slices=40)
+    counts = [p.bucket_counts for _, m in found if isinstance(m.data, Histogram) for p in m.data.data_points]
+    assert counts == [[2, 0, 6, 1]] * 2
+
+
+def test_what_is_no_histogram_is_left_out() -> None:
+    assert metrics('# TYPE took histogram\ntook_bucket{le="1"} 2\n') == []
+
+
+def test_a_summary_is_a_gauge_with_quantiles_and_two_sums() -> None:
+    found = metrics('# TYPE t summary\nt{quantile="0.5"} NaN\nt{quantile="0.9"} 3\nt_sum 9\nt_count 4\n')
+    by_name = {metric.name: metric for _, metric in found}
+    (first, half), (second, most) = points(by_name["t"])
+    assert (first, second, most) == ({"quantile": "0.5"}, {"quantile": "0.9"}, 3.0)
+    assert math.isnan(half)
+    for name, value in (("t_sum", 9.0), ("t_count", 4.0)):
+        data = by_name[name].data
+        assert isinstance(data, Sum)
+        assert data.is_monotonic
+        assert points(by_name[name]) == [({}, value)]
+
+
+def test_untyped_is_left_out() -> None:
+    assert metrics("# TYPE a untyped\na 1\nb 2\n") == []
+
+
+def test_scopes_are_those_that_a_sample_names() -> None:
+    text = '# TYPE a gauge\na{otel_scope_name="lib",otel_scope_version="2",x="1"} 1\na{x="2"} 2\n'
+    found = metrics(text, scope="app")
+    assert [(scope, points(metric)) for scope, metric in found] == [
+        ("lib", [({"x": "1"}, 1.0)]),
+        ("app", [({"x": "2"}, 2.0)]),
+    ]
+
+
+def test_many_are_many_messages() -> None:
+    lines = "".join(f'a{{x="{number}"}} {number}\n' for number in range(50_000))
+    found = messages(f"# TYPE a gauge\n{lines}")
+    sizes = [
+        sum(
+            len(metric.data.data_points)
+            for scoped in one.resource_metrics[0].scope_metrics
+            for metric in scoped.metrics
+        )
+        for one in found
+    ]
+    assert sum(sizes) == 50_000
+    assert max(sizes) < 2 * BATCH
