@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from kumadp.cli.options import command_line, command_with_options, typed_names
-from kumadp.errors import Problem, SettingsError
+from kumadp.errors import KumadpError, Problem, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
@@ -48,8 +48,28 @@ def run(**flags: object) -> None:
         text = read_settings_file(str(config)) if config else None
         return resolve("run", flags, os.environ, text, str(config or ""), typed)
 
-    resolved = read()
-    launch(resolved.settings, resolved.warnings, os.environ, lambda: read().settings, str(config or ""), application)
+    message = str(flags.get("termination_log") or "")
+    try:
+        resolved = read()
+        message = resolved.settings.termination_log
+        launch(
+            resolved.settings, resolved.warnings, os.environ, lambda: read().settings, str(config or ""), application
+        )
+    except KumadpError as error:
+        _tell_kubernetes(error, message)
+        raise
+
+
+def _tell_kubernetes(error: KumadpError, path: str) -> None:
+    """A failure before the run loop, which is not there to tell it; a check of another kumadp is no end of ours."""
+    from kumadp.host.handover import CHECK_VARIABLE
+    from kumadp.process.crash import termination_message, write_termination_message
+    from kumadp.settings.model import Settings
+
+    if CHECK_VARIABLE not in os.environ:
+        lines = (str(problem) for problem in getattr(error, "problems", (error,)))
+        why = termination_message("\n".join((f"exit code {int(error.exit_code)}:", *lines)), None)
+        write_termination_message(Path(path or Settings().termination_log), why)
 
 
 def launch(

@@ -197,7 +197,7 @@ class CoreDnsComponent:
                 failures = 0
                 self._worry(f"CoreDNS (pid {child.pid}) runs but does not answer by {missing}: it is killed")
                 await self._open()
-                child.send_signal(signal.SIGKILL)
+                child.condemn(f"it hung: no answer by {missing}")
 
     def _permanent(self, status: ExitStatus, lines: list[str]) -> str | None:
         if self._answered or status.code in {None, 0}:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -208,8 +207,8 @@ class EnvoyComponent:
                 self._generations.overdue(f"it does not serve after {COLD_WITHIN:g} s and goes on trying")
         try:
             await prove_private(child.pid, self.admin.address)
-        except AdminExposed:
-            child.send_signal(signal.SIGKILL)
+        except AdminExposed as error:
+            child.condemn(str(error))
             await child.wait()
             raise
         self._was_live = True
@@ -227,8 +226,9 @@ class EnvoyComponent:
             # Who is about to change places, or is blind, has no admin that could answer.
             is_current = child is self.supervisor.child and self.supervisor.report.state is ChildState.RUNNING
             if hangs and is_current and not self.hands_over:
-                log.error("Envoy hangs: no answer from its admin and no CPU used for %g s; it is killed", watch.limit)
-                child.send_signal(signal.SIGKILL)
+                why = f"no answer from its admin and no CPU used for {watch.limit:g} s"
+                log.error("Envoy hangs: %s; it is killed", why)
+                child.condemn(f"it hung: {why}")
                 await child.wait()
 
     async def _answers(self) -> bool:

@@ -273,9 +273,9 @@ class Generations:
                 self._feed(epochs.Live(epoch))
                 await self._prove(takeover, child, former)
                 return
+            self.kill_coming(f"as a new epoch it failed: {reason}")
             self._feed(epochs.Overdue(reason))
             if child is not None:
-                self.kill_coming()
                 await child.wait()
                 self._coming = None
                 self._over(child.pid, expected=False)
@@ -375,10 +375,10 @@ class Generations:
 
     # The end.
 
-    def kill_coming(self) -> None:
-        """SIGKILL for an epoch that comes up: SIGTERM would end the current one too."""
+    def kill_coming(self, why: str = "") -> None:
+        """SIGKILL for an epoch that comes up, for a fault of its own or none: SIGTERM would end the current one too."""
         if self._coming is not None:
-            self._coming.send_signal(signal.SIGKILL)
+            self._coming.condemn(why)
 
     def kill(self) -> None:
         """Kill every epoch but the current one at once."""

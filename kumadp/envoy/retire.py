@@ -32,6 +32,7 @@ async def retire(
     One that stays is stopped. For one that ends early somebody stands in at ``parent_socket`` (None: nobody speaks to
     it any more). ``ended`` hears whether the end was expected.
     """
+    child.planned_from = due - SLACK
     try:
         async with asyncio.timeout(max(0.0, due - time.monotonic()) + OVERSTAYED):
             await child.wait()

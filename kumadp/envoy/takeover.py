@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
 from typing import TYPE_CHECKING
 
 import psutil
@@ -65,7 +64,7 @@ class Takeover:
             await prove_private(child.pid, self._admin.address)
             return await self._lacks(), ""
         except AdminExposed as error:
-            child.send_signal(signal.SIGKILL)
+            child.condemn(str(error))
             return (), str(error)
 
     async def _lacks(self) -> tuple[str, ...]:

@@ -140,8 +140,6 @@ class Assembly:
         run, settings = self._run, self._run.settings
         if self._handover is not None:
             run.before = left_by(self._handover)
-            for child in run.before.children:
-                child.died = run.crashes.note
             self._inbound_drained = run.before.inbound_drained
         work = await asyncio.to_thread(
             open_work_dir,
@@ -158,6 +156,8 @@ class Assembly:
         if self._handover is None:
             # On the loop: children are watched from here on. The files are small.
             run.before = left_in(run.work.path)
+        for child in run.before.children:
+            child.died = run.crashes.note
         await self._part_with_the_unfit()
         run.status.resume(run.before)
         # They have the ports until they have ended.

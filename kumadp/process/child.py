@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import functools
 import logging
+import math
 import os
 import signal
 import stat
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,6 +24,7 @@ from kumadp.errors import SpawnError
 from kumadp.host.cgroup import OomKills, oom_file
 from kumadp.host.cores import cores_of_children
 from kumadp.host.identity import Identity, identity_of, start_time_of
+from kumadp.process.fifo import make_fifo, name_fifo, open_fifo
 from kumadp.process.logpump import Heard, LogPump
 
 if TYPE_CHECKING:
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.process")
 
 HELPER = Path(__file__).with_name("exec_helper.py")
-# What a FIFO holds while nobody reads it: the most that an ordinary user may ask for (pipe(7)).
-FIFO_SIZE = 1024 * 1024
 
 OnParentDeath = Literal["kill", "keep"]
 
@@ -47,12 +47,14 @@ def _nobody(_child: Child, _status: ExitStatus) -> None:
 class ExitStatus:
     """How a process ended: an exit code, or the number of the signal that killed it; neither when nobody can know.
 
-    ``oom``: the kernel killed in our cgroup for want of memory, how often before and how often now.
+    ``oom``: the kernel killed in our cgroup for want of memory, how often before and how often now. ``why`` says what
+    kumadp killed it for (`Child.condemn`).
     """
 
     code: int | None
     signal: int | None
     oom: tuple[str, int, int] | None = None
+    why: str = ""
 
     @property
     def clean(self) -> bool:
@@ -69,7 +71,8 @@ class ExitStatus:
             name = signal.Signals(self.signal).name.removeprefix("SIG")
         except ValueError:
             name = "unknown"
-        why = ", out of memory: the kernel killed it for its cgroup or the host" if self.oom is not None else ""
+        why = f" from kumadp ({self.why})" if self.why else ""
+        why += ", out of memory: the kernel killed it for its cgroup or the host" if self.oom is not None else ""
         return f"signal {self.signal} ({name}){why}"
 
 
@@ -130,8 +133,11 @@ class Child:
         self.ours = ours
         self.fifo = fifo
         self.died: Died = _nobody
-        """Hears of an end that nobody asked this class for and that was not clean."""
+        """Hears of an end that was not clean, and that nobody asked this class for but by `condemn`."""
+        self.planned_from = math.inf
+        """On the monotonic clock: from then on an end whose status nobody can know is one that was planned."""
         self._told_to_end = False
+        self._condemned = ""
         self.started_at = loop.time() - Identity(pid, start_time, 0, "").age
         self._pump = pump
         self._wait_for_code = reap
@@ -161,7 +167,7 @@ class Child:
             raise SpawnError(f"{program} cannot be started: {error.strerror}") from error
         pump = LogPump(command.name, output, lossy=command.fifo is not None)
         started = start_time_of(process.pid) or 0
-        fifo = _name_fifo(command.fifo, process.pid) if command.fifo is not None else None
+        fifo = name_fifo(command.fifo, process.pid) if command.fifo is not None else None
         child = cls(command.name, process.pid, pidfd, pump, process.wait, start_time=started, fifo=fifo)
         child.died = command.died
         return child
@@ -193,7 +199,7 @@ class Child:
                 raise ProcessLookupError(f"process {pid} is gone")
             undo.pop_all()
         if output is None:
-            output = _open_fifo(fifo) if fifo is not None else -1
+            output = open_fifo(fifo) if fifo is not None else -1
         pump = LogPump(name, output, lossy=fifo is not None, heard=heard)
         return cls(name, pid, pidfd, pump, lambda: _exit_code(pid), start_time=start_time, ours=ours, fifo=fifo)
 
@@ -237,6 +243,16 @@ class Child:
             return False
         return True
 
+    def condemn(self, why: str) -> bool:
+        """KILL it for a fault of its own, which its end is told with, or for none (an empty ``why``).
+
+        False when it is gone or was told to end before.
+        """
+        if self.ended or self._told_to_end:
+            return False
+        self._condemned = why
+        return self.send_signal(signal.SIGKILL)
+
     async def stop(self, grace: float) -> ExitStatus:
         """TERM, then KILL after ``grace`` seconds, or at once when this is cancelled; returns how it ended."""
         self.send_signal(signal.SIGTERM)
@@ -268,13 +284,17 @@ class Child:
                 os.killpg(self.pid, signal.SIGKILL)
             code = self._wait_for_code()
             status = ExitStatus(None, -code, self._killed_for_memory(-code)) if code < 0 else ExitStatus(code, None)
+            if code == -signal.SIGKILL:
+                status = replace(status, why=self._condemned)
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pump.drain()
         if self.fifo is not None:
             self.fifo.unlink(missing_ok=True)
-        if not self._told_to_end and not status.clean:
+        unknown = status.code is None and status.signal is None
+        planned = self._told_to_end and not self._condemned
+        if not planned and not status.clean and not (unknown and time.monotonic() >= self.planned_from):
             self.died(self, status)
         if not self._ended.done():
             self._ended.set_result(status)
@@ -311,7 +331,7 @@ def _start(command: Command) -> tuple[subprocess.Popen[bytes], int, int]:
     # A program that gains rights by its file keeps them: without CAP_SYS_ADMIN holding its fate would cost them.
     hold = command.hold_fate and not _gains_rights(command.argv[0])
     with contextlib.ExitStack() as undo:
-        read, write = os.pipe() if command.fifo is None else _make_fifo(command.fifo)
+        read, write = os.pipe() if command.fifo is None else make_fifo(command.fifo)
         undo.callback(os.close, read)
         try:
             process = subprocess.Popen(
@@ -329,49 +349,6 @@ def _start(command: Command) -> tuple[subprocess.Popen[bytes], int, int]:
         pidfd = os.pidfd_open(process.pid)
         undo.pop_all()
     return process, pidfd, read
-
-
-def _make_fifo(path: Path) -> tuple[int, int]:
-    """A new FIFO: its read end, and one for the program that reads and writes.
-
-    With a reader of its own the program never sees a broken pipe: Go dies of one at standard output. It does not block
-    either: with nobody to read, a full FIFO would stop the program.
-    """
-    path.unlink(missing_ok=True)
-    os.mkfifo(path, 0o600)
-    read = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        write = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        os.close(read)
-        raise
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, FIFO_SIZE)
-    return read, write
-
-
-def _name_fifo(made: Path, pid: int) -> Path:
-    """Give a FIFO a name of its own: there are two children of one name while Envoy is restarted hot."""
-    named = made.with_name(f"{made.stem}.{pid}{made.suffix}")
-    try:
-        made.replace(named)
-    except OSError as error:
-        log.warning("%s cannot be made: %s; a later kumadp would not hear this process", named, error.strerror)
-    return named
-
-
-def _open_fifo(path: Path) -> int:
-    """The read end of a FIFO that a living process writes to; -1, and a warning, where it cannot be had."""
-    try:
-        read = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as error:
-        log.warning("%s cannot be read: %s; what this process says is lost", path, error.strerror)
-        return -1
-    if not stat.S_ISFIFO(os.fstat(read).st_mode):
-        os.close(read)
-        log.warning("%s is not a FIFO; what this process says is lost", path)
-        return -1
-    return read
 
 
 def _can_run(program: str) -> bool:

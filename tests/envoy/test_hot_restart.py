@@ -15,7 +15,7 @@ from kumadp.bootstrap.store import write_private
 from kumadp.envoy.epochs import Kind
 from kumadp.envoy.hang import HangWatch
 from kumadp.envoy.reload import Adopted
-from kumadp.process.child import Child
+from kumadp.process.child import Child, ExitStatus
 from kumadp.process.policy import ChildState
 from tests.support.epochs import Epochs, running
 from tests.support.load import load
@@ -59,6 +59,7 @@ async def test_a_reload_under_load_fails_no_request(tmp_path: Path, unix: bool) 
         assert tally.answers["first"] > 100
         assert tally.answers["second"] > 100
         assert await ready(envoys)
+        assert envoys.deaths == []
         # Who follows the follower has the same admin, and the third takes the first one's number modulo three.
         for number, text in enumerate(("third", "fourth"), start=2):
             assert (await envoys.component.reload("again", envoys.plan(text))).epoch == number
@@ -149,6 +150,8 @@ async def test_a_stuck_epoch_is_killed_and_the_old_one_serves_on_and_gets_its_ad
         assert tally.failures == {}
         assert set(tally.answers) == {"first"}
         assert ChildState.EXITED not in envoys.states
+        (death,) = envoys.deaths
+        assert death.why.startswith("as a new epoch it failed: it was not LIVE within 3 s")
         assert (await envoys.component.reload("good", envoys.plan("second"))).ok
         assert await envoys.answer() == "second"
 
@@ -385,7 +388,9 @@ async def test_one_that_hangs_is_killed_and_back(tmp_path: Path, monkeypatch: py
         envoys.signal(signal.SIGSTOP)
         await envoys.is_up(2)
         assert await envoys.answer() == "first"
-        assert "signal 9 (KILL)" in envoys.reports[-1].last_exit
+        told = "signal 9 (KILL) from kumadp (it hung: no answer from its admin and no CPU used for 0.5 s)"
+        assert told in envoys.reports[-1].last_exit
+        assert [status.describe() for status in envoys.deaths] == [told]
 
 
 async def test_an_envoy_that_runs_already_is_gone_on_with(tmp_path: Path) -> None:
@@ -399,12 +404,17 @@ async def test_an_envoy_that_runs_already_is_gone_on_with(tmp_path: Path) -> Non
         former.task.cancel = lambda *_: False  # type: ignore[method-assign]
         copies = [Child.adopt("envoy", one.pid, one.start_time, ours=False) for one in (current, retiring)]
         later = Epochs(tmp_path, adopt=Adopted(state, *copies))
+        for copy in copies:
+            copy.died = later.note
         later.port, later.admin = former.port, former.admin
         later.start(later.plan("third"))
         await later.is_up()
         assert [later.component.generation_of(one.pid) for one in (current, retiring)] == [1, 0]
         assert (await later.component.reload("after", later.plan("fourth"))).epoch == 2
         assert await later.answer() == "fourth"
+        # The one that drained has ended as planned, although nobody can know how.
+        assert await copies[1].wait() == ExitStatus(None, None)
+        assert later.deaths == []
         later.task.cancel()
         await asyncio.gather(later.task, return_exceptions=True)
         del former.task.cancel

@@ -14,6 +14,7 @@ import pytest
 
 from kumadp.errors import ExitCode
 from kumadp.lifecycle.control import ask_status, control_socket_path
+from tests.support.command import kumadp
 from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Daemon, Ports, run_kumadp, workload, write_mesh
 from tests.support.memory import HOG, memory_cgroup
@@ -108,3 +109,38 @@ def test_out_of_memory_is_told_from_a_kill(tmp_path: Path) -> None:
                 assert any(f"Killed process {envoy.pid} (envoy)" in line for line in record["kernel"])
             status = ask_status(control_socket_path("web", daemon.environment))
             assert "out of memory" in status["children"]["envoy"]["last_exit"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "told"),
+    [
+        (("--drain-time=soon",), ExitCode.SETTINGS, "--drain-time"),
+        (("--standalone=dataplane.yaml",), ExitCode.RESOURCE, "networking.address"),
+    ],
+)
+def test_what_fails_before_anything_runs_is_told_to_kubernetes_too(
+    tmp_path: Path, flags: tuple[str, ...], code: ExitCode, told: str
+) -> None:
+    message = tmp_path / "termination-log"
+    message.touch()
+    (tmp_path / "dataplane.yaml").write_text("type: Dataplane\nmesh: default\nname: web\nnetworking: {address: x y}\n")
+    done = kumadp("run", f"--termination-log={message}", *flags, cwd=tmp_path)
+    assert done.returncode == code
+    first, *lines = message.read_text().splitlines()
+    assert first == f"exit code {int(code)}:"
+    assert any(told in line for line in lines)
+    # All of the problems, as they are on standard error.
+    assert lines == [line.removeprefix("Error: ") for line in done.stderr.splitlines()]
+
+
+def test_a_death_that_kumadp_caused(tmp_path: Path) -> None:
+    """A new epoch that does not come up is killed, and what it said is kept."""
+    ports = Ports.take()
+    with workload("web") as app, workload("backend") as backend:
+        arguments = mesh(tmp_path, ports, app.port, backend.port)
+        with run_kumadp(tmp_path, ports, *arguments, "--reload-deadline=1ms") as daemon:
+            daemon.wait_ready()
+            daemon.process.send_signal(signal.SIGHUP)
+            record = wait_record(tmp_path)
+            assert (record["child"], record["signal"], record["epoch"]) == ("envoy", 9, 1)
+            assert "from kumadp (as a new epoch it failed: " in record["story"]

@@ -20,7 +20,8 @@ import uvloop
 from kumadp.host.identity import start_time_of
 from kumadp.host.state import adoptable, read_state
 from kumadp.process import logpump
-from kumadp.process.child import FIFO_SIZE, Child, Command, ExitStatus
+from kumadp.process.child import Child, Command, ExitStatus
+from kumadp.process.fifo import FIFO_SIZE
 from tests.support.command import ROOT
 from tests.support.poll import poll, poll_async
 
@@ -36,7 +37,7 @@ PARENT = """
 import asyncio, os, sys
 from pathlib import Path
 from kumadp.host.state import StateFile, record
-from kumadp.process.child import FIFO_SIZE, Child, Command
+from kumadp.process.child import Child, Command
 async def main():
     folder = Path(sys.argv[1])
     command = Command(("/bin/sh", "-c", sys.argv[2]), "web", {"PATH": os.defpath}, "keep", folder / "web.out")

@@ -6,11 +6,15 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import stat
+import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kumadp.host.identity import start_time_of
 from kumadp.host.secrets import register
 from kumadp.process.child import Child, Command
 from kumadp.process.crash import KEPT, MESSAGE_SIZE, Crash, Crashes, kernel_lines, termination_message
@@ -79,6 +83,39 @@ def test_an_end_that_was_asked_for_or_is_clean_is_no_crash(site: Site, script: s
     asyncio.run(site.run(script, stop=stop))
     assert site.paths() == []
     assert site.crashes.last is None
+
+
+def test_one_that_is_killed_for_a_fault_of_its_own_is_a_crash(site: Site) -> None:
+    async def condemned() -> None:
+        command = Command(("/bin/sh", "-c", "exec sleep 60"), "envoy", {"PATH": os.defpath}, died=site.crashes.note)
+        fault, none, told = [await Child.spawn(command) for _ in range(3)]
+        assert fault.condemn("it hung")
+        assert none.condemn("")
+        told.send_signal(signal.SIGTERM)
+        assert not told.condemn("too late")
+        for child in (fault, none, told):
+            await child.wait()
+        await site.crashes.close(0, "", "")
+
+    asyncio.run(condemned())
+    (record,) = site.records()
+    assert (record["signal"], record["oom"]) == (9, None)
+    assert record["story"].startswith("envoy ended with signal 9 (KILL) from kumadp (it hung) after ")
+
+
+@pytest.mark.parametrize(("planned", "records"), [(-1.0, 0), (60.0, 1)])
+def test_an_end_of_an_adopted_one_that_was_planned_is_no_crash(site: Site, planned: float, records: int) -> None:
+    async def adopted(pid: int) -> None:
+        child = Child.adopt("envoy", pid, start_time_of(pid) or 0, ours=False)
+        child.died = site.crashes.note
+        child.planned_from = time.monotonic() + planned
+        os.kill(pid, signal.SIGKILL)
+        await child.wait()
+        await site.crashes.close(0, "", "")
+
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        asyncio.run(adopted(process.pid))
+    assert len(site.records()) == records
 
 
 def test_the_last_lines_and_the_last_records_are_kept(site: Site) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from kumadp.envoy.hang import HangWatch
+    from kumadp.process.child import Child, ExitStatus
     from kumadp.process.supervise import ChildReport
 
 _HTTP = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -65,6 +66,7 @@ class Epochs:
     states: list[ChildState] = field(default_factory=list)
     reports: list[ChildReport] = field(default_factory=list)
     told: list[tuple[object, ...]] = field(default_factory=list)
+    deaths: list[ExitStatus] = field(default_factory=list)
     leaving: bool = False
 
     def __post_init__(self) -> None:
@@ -88,7 +90,7 @@ class Epochs:
         )
 
         async def make() -> Command:
-            return Command(argv, "envoy", {"PATH": os.defpath})
+            return Command(argv, "envoy", {"PATH": os.defpath}, died=self.note)
 
         return Plan(make, self.admin, bool(how.get("stuck")))
 
@@ -141,6 +143,10 @@ class Epochs:
             adopt=self.adopt,
         )
         self.task = asyncio.create_task(self.component.run(lambda: None))
+
+    def note(self, _child: Child, status: ExitStatus) -> None:
+        """A death that nobody had planned."""
+        self.deaths.append(status)
 
     def _changed(self, report: ChildReport) -> None:
         self.reports.append(report)
