@@ -62,7 +62,7 @@ def run(**flags: object) -> None:
 
 def _tell_kubernetes(error: KumadpError, path: str) -> None:
     """A failure before the run loop, which is not there to tell it; a check of another kumadp is no end of ours."""
-    from kumadp.host.handover import CHECK_VARIABLE
+    from kumadp.host.meanwhile import CHECK_VARIABLE
     from kumadp.process.crash import termination_message, write_termination_message
     from kumadp.settings.model import Settings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -125,6 +126,10 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, ensure_ascii=False)
 
 
+# In the queue: what was left out so far is to be told now.
+_TELL_ALL = logging.makeLogRecord({})
+
+
 class _Queue(logging.handlers.QueueHandler):
     """Drops what a stuck output cannot take, and counts it."""
 
@@ -174,6 +179,10 @@ class _Writer(logging.handlers.QueueListener):
                 continue
             if record is self._sentinel:  # type: ignore[attr-defined]
                 self._tell_left_out(all_of_them=True)
+            elif record is _TELL_ALL:
+                self._tell_left_out(all_of_them=True)
+                records.task_done()
+                continue
             return record
 
     def handle(self, record: logging.LogRecord) -> None:
@@ -214,8 +223,10 @@ class _Writer(logging.handlers.QueueListener):
         return not thread.is_alive()
 
     def catch_up(self, seconds: float) -> bool:
-        """Return once all that was queued is written; False when that takes longer than ``seconds``."""
+        """Return once all that was queued or left out is written; False when that takes longer than ``seconds``."""
         records: queue.Queue[logging.LogRecord] = self.queue  # type: ignore[assignment]
+        with contextlib.suppress(queue.Full):
+            records.put_nowait(_TELL_ALL)
         with records.all_tasks_done:
             return records.all_tasks_done.wait_for(lambda: not records.unfinished_tasks, seconds)
 
@@ -239,7 +250,7 @@ class LogOutput:
         return {"dropped": self.dropped, "folded": self._writer.fold.total, "format": self._form}
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
-        """Write what is queued; False when that takes longer than ``seconds``. Blocks."""
+        """Write what is queued, and what was left out so far; False when that takes longer than ``seconds``. Blocks."""
         return self._writer.catch_up(seconds)
 
     def close(self) -> None:

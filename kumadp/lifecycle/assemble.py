@@ -140,6 +140,7 @@ class Assembly:
         run, settings = self._run, self._run.settings
         if self._handover is not None:
             run.before = left_by(self._handover)
+            run.levels.resume(run.before.levels)
             self._inbound_drained = run.before.inbound_drained
         work = await asyncio.to_thread(
             open_work_dir,

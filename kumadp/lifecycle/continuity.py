@@ -87,6 +87,7 @@ class Left(msgspec.Struct, frozen=True):
     access_logs: HandedLogs | None = None
     past: dict[str, Past] = {}
     application: HandedProcess | None = None
+    levels: dict[str, str] = {}
 
 
 @dataclass(slots=True)
@@ -95,7 +96,7 @@ class Before:
 
     ``left_at``: when it was re-executed, by the monotonic clock. ``started_as``: how Envoy was started, comparable.
     ``ports``: those that were chosen, by the field of the settings.
-    ``killed``: what could not be gone on with.
+    ``killed``: what could not be gone on with. ``levels``: what was asked of the log.
     """
 
     source: Fetched | None = None
@@ -116,6 +117,7 @@ class Before:
     killed: list[Child] = field(default_factory=list)
     past: dict[str, Past] = field(default_factory=dict)
     application: HandedProcess | None = None
+    levels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def children(self) -> tuple[Child, ...]:
@@ -184,6 +186,7 @@ def left_by(handover: Handover) -> Before:
         count=handover.count,
         past=left.past,
         application=left.application,
+        levels=left.levels,
     )
     _sort(before, children, left.envoy)
     return before

@@ -53,6 +53,18 @@ class LogLevels:
             "changed": bool(self.level or self.components),
         }
 
+    def handed(self) -> dict[str, str]:
+        """What was asked for, as `order` takes it."""
+        return {**({"level": self.level} if self.level else {}), **self.components}
+
+    def resume(self, asked: Mapping[str, str]) -> None:
+        """Go on with what the program before us was asked for; an Envoy that goes on has it, another one is told."""
+        self.level = asked.get("level", "")
+        self.components = {name: level for name, level in asked.items() if name != "level"}
+        if asked:
+            self._tell_ours({})
+            log.warning("log level, as before: %s", self._said())
+
     async def order(self, asked: Mapping[str, str]) -> Mapping[str, object]:
         """Take ``level`` and components, or ``reset``; raises CommandRefused, and nothing has changed then."""
         if "reset" in asked:

@@ -71,6 +71,7 @@ async def succeed(
             memory=relaying.relay.export() if relaying is not None else None,
             access_logs=logs,
             application=application(),
+            levels=run.levels.handed(),
             past={name: Past.of(report) for name, report in run.status.children.items()},
         )
         descriptors = (work.lock, *(child.output for child in children), *(logs.descriptors if logs else ()))

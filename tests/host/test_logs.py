@@ -151,6 +151,20 @@ def test_short_words_are_no_secrets() -> None:
     assert secrets.redact("a short text, long enough to be one") == "a short text, ***"
 
 
+def test_a_flush_tells_what_was_left_out_so_far(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    logs = output(path)
+    for _ in range(3):
+        log.warning("again")
+    assert logs.flush()
+    assert [line.partition("test: ")[2] for line in path.read_text().splitlines()] == [
+        "again",
+        "again (2 more like this in 0 s)",
+    ]
+    logs.close()
+    assert len(path.read_text().splitlines()) == 2
+
+
 def test_levels_and_flush(tmp_path: Path) -> None:
     made = output(tmp_path / "log", level="warning")
     log.info("too quiet")

@@ -70,6 +70,29 @@ def test_levels_change_and_stay_until_they_are_reset(daemon: Daemon) -> None:
     assert told(daemon)["changed"] is False
 
 
+def test_a_re_execution_changes_nothing_of_it(daemon: Daemon) -> None:
+    assert order(daemon, "log-level", "warning", "envoy.upstream=debug", "standalone=debug").returncode == 0
+    for _ in range(2):
+        assert order(daemon, "log-level", "warning").returncode == 0
+    before, length = told(daemon), len(daemon.output())
+    assert "more like this" not in daemon.output()
+    assert order(daemon, "reexec").returncode == 0
+    poll(lambda: status(daemon).get("reexec", {}).get("count") == 1, what="the next kumadp", deadline=30)
+    daemon.wait_ready()
+    assert {**told(daemon), "folded": 0, "dropped": 0} == {**before, "folded": 0, "dropped": 0}
+    # What was left out so far was told before the log had another writer.
+    assert "standalone debug (2 more like this in " in daemon.output()[length:]
+    # What it says before it knows of the levels is by its settings.
+    again = daemon.output()[length:].partition("log level, as before: ")[2]
+    assert again.startswith("kumadp warning, envoy warning, envoy.upstream debug, standalone debug\n")
+    assert " INFO lifecycle" not in again
+    daemon.kill_envoy()
+    poll(lambda: status(daemon)["children"]["envoy"]["restarts"] == 1, what="the restart")
+    daemon.wait_ready()
+    poll(lambda: envoy_level(daemon, "upstream") == "debug", what="upstream of the next Envoy")
+    assert order(daemon, "log-level", "--reset").stdout == "web: kumadp info, envoy info\n"
+
+
 def test_own_lines_follow(daemon: Daemon) -> None:
     assert order(daemon, "log-level", "error").returncode == 0
     length = len(daemon.output())
