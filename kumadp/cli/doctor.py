@@ -11,7 +11,7 @@ import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -32,7 +32,7 @@ _PATIENT = 40.0
 
 @command_with_options("run", "doctor")
 @click.option("-o", "--output", type=click.Choice(["human", "json"]), default="human", show_default=True)
-def doctor(output: str, **flags: object) -> int:
+def doctor(output: str, **flags: object) -> NoReturn:
     """Check what a data plane needs on this host, with the same options as run, and what one that runs says.
 
     Without options those of the kumadp that runs here are taken, by its command line, where there is just one. Nothing
@@ -44,9 +44,11 @@ def doctor(output: str, **flags: object) -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     logging.getLogger("kumadp").addHandler(logging.NullHandler())
     logging.getLogger("kumadp").propagate = False
+    from kumadp.cli.run import end
     from kumadp.doctor.report import run_checks
 
-    findings = asyncio.run(run_checks(_checks(flags, dict(typed_names()))))
+    # Not closed: that would wait for each thread that a silent name server holds.
+    findings = asyncio.Runner().run(run_checks(_checks(flags, dict(typed_names()))))
     failed = sum(finding.state == "failed" for finding in findings)
     warnings = sum(finding.state == "warning" for finding in findings)
     if output == "json":
@@ -56,7 +58,8 @@ def doctor(output: str, **flags: object) -> int:
         for line in _lines(findings, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR")):
             click.echo(line)
         click.echo(f"\n{failed} failed, {warnings} warning{'' if warnings == 1 else 's'}")
-    return ExitCode.BUG if failed else ExitCode.OK
+    sys.stdout.flush()
+    end(ExitCode.BUG if failed else ExitCode.OK)
 
 
 def _lines(findings: Sequence[Finding], *, color: bool) -> list[str]:

@@ -102,7 +102,7 @@ def launch(
         from kumadp.cli.rehearsal import pass_check
 
         pass_check(environ)
-        _end(0)
+        end(0)
     handover = receive(environ)
     forbid_cores()
     logs = open_logs(settings)
@@ -117,7 +117,7 @@ def launch(
         code = runner.run(work).code
     finally:
         logs.close()
-    _end(code)
+    end(code)
 
 
 def _check_application(argv: tuple[str, ...], settings: Settings, environ: Mapping[str, str]) -> None:
@@ -149,7 +149,7 @@ def checked(settings: Settings) -> tuple[Settings, Resource | None, Mesh | None]
     return _with_proxy_type(settings, resource), resource, mesh
 
 
-def _end(code: int) -> NoReturn:
+def end(code: int) -> NoReturn:
     """End now, everything being stopped and the log written.
 
     A thread that waits for a silent name server, or writes to a terminal that is stuck, would hold a normal exit.

@@ -9,7 +9,7 @@ _MOST_SERVERS = 8
 _DEFAULT_TIMEOUT, _DEFAULT_ATTEMPTS = 5.0, 2
 # As the C library bounds them.
 _LONGEST_TIMEOUT, _MOST_ATTEMPTS = 30, 5
-_PORT = 53
+DNS_PORT = 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def parse(text: str) -> ResolvConf:
 
 
 def _server(text: str) -> tuple[str, int] | None:
-    host, port = text, _PORT
+    host, port = text, DNS_PORT
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
         if rest:

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 import psutil
 
 import kumadp
+from kumadp.dns.exchange import Asked, by_udp
+from kumadp.dns.message import HEADER
+from kumadp.dns.resolvconf import DNS_PORT, parse
 from kumadp.doctor.report import Told, failed, ok, skipped, warning
 from kumadp.host.cgroup import OomKills, oom_file
 from kumadp.host.environment import find_container_sign
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 _LITTLE = 160 << 20
 # glibc asks no more (resolv.conf(5): MAXNS).
 _MOST_SERVERS = 3
+_SERVER_WITHIN = 2.0
+# Asked of it: a name that is nobody's (RFC 6761), so that it needs to ask nobody.
+_QUERY = HEADER.pack(0, 0x0100, 1, 0, 0, 0) + b"\x06kumadp\x07invalid\x00\x00\x01\x00\x01"
 # What is known to reap what it did not start.
 _INITS = {
     *("systemd", "init", "tini", "tini-static", "dumb-init", "docker-init", "catatonit", "runit", "s6-svscan"),
@@ -54,18 +60,39 @@ async def cgroup(limit: int | None = None, file: Path | None = None) -> list[Tol
 
 
 async def resolv_conf(file: Path = Path("/etc/resolv.conf")) -> list[Told]:
-    """The name servers of this host."""
+    """The name servers of this host, and whether those that the C library asks say anything, whatever it is."""
     try:
-        lines = (await asyncio.to_thread(file.read_text, errors="replace")).splitlines()
+        conf = parse(await asyncio.to_thread(file.read_text, errors="replace"))
     except OSError as error:
         return failed(f"{file}: {error.strerror}", "names, that of the control plane among them, cannot be resolved")
-    servers = [line.split()[1] for line in lines if line.split()[:1] == ["nameserver"] and len(line.split()) > 1]
-    if not servers:
-        return warning(f"{file} names no server", "the C library asks 127.0.0.1 then")
-    told = ok(f"{file}: {', '.join(servers)}")
-    if len(servers) > _MOST_SERVERS:
-        told += warning(f"{len(servers) - _MOST_SERVERS} of these servers are never asked by the C library")
+    notes = [Told("warning", f"{file}: {note}") for note in conf.notes]
+    if not conf.servers:
+        return [*warning(f"{file} names no server", "the C library asks 127.0.0.1 then"), *notes]
+    told = [*ok(f"{file}: {', '.join(map(_shown, conf.servers))}"), *notes]
+    if len(conf.servers) > _MOST_SERVERS:
+        told += warning(f"{len(conf.servers) - _MOST_SERVERS} of these servers are never asked by the C library")
+    asked = conf.servers[:_MOST_SERVERS]
+    for server, why in zip(asked, await asyncio.gather(*map(_silent, asked)), strict=True):
+        if why:
+            told += warning(f"{_shown(server)} {why}", "a name costs seconds as long as it is in resolv.conf")
     return told
+
+
+async def _silent(server: tuple[str, int]) -> str:
+    """Why a name server gives no answer; nothing where it gives one, be it that there is no such name."""
+    try:
+        async with asyncio.timeout(_SERVER_WITHIN):
+            await by_udp(server, _QUERY, _QUERY[HEADER.size :], Asked())
+    except TimeoutError:
+        return f"does not answer within {_SERVER_WITHIN:g} s"
+    except OSError as error:
+        return f"cannot be asked: {error.strerror}"
+    return ""
+
+
+def _shown(server: tuple[str, int]) -> str:
+    host, port = server
+    return host if port == DNS_PORT else f"[{host}]:{port}"
 
 
 async def process_1(name: str = "") -> list[Told]:

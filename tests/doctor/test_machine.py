@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ import pytest
 from kumadp.doctor import machine
 from kumadp.host.workdir import LOCK
 from tests.support.poll import poll
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -45,10 +48,51 @@ def test_name_servers(tmp_path: Path) -> None:
     assert look(machine.resolv_conf(file))[0][0] == "failed"
     file.write_text("search mesh\n")
     assert look(machine.resolv_conf(file)) == [("warning", f"{file} names no server")]
-    file.write_text("".join(f"nameserver 10.0.0.{number}\n" for number in range(4)))
-    assert look(machine.resolv_conf(file))[1] == ("warning", "1 of these servers are never asked by the C library")
-    file.write_text("nameserver 10.0.0.1\n")
-    assert look(machine.resolv_conf(file)) == [("ok", f"{file}: 10.0.0.1")]
+    file.write_text("nameserver nobody\n")
+    assert look(machine.resolv_conf(file))[1] == ("warning", f"{file}: line 1: nobody is no address")
+
+
+class NameServer:
+    """Says that there is no such name, or nothing; on a port of loopback, as resolv.conf of OpenBSD names it."""
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self.name = f"[127.0.0.1]:{self._socket.getsockname()[1]}"
+        self.asked = 0
+        if not silent:
+            threading.Thread(target=self._answer, daemon=True).start()
+
+    def _answer(self) -> None:
+        with contextlib.suppress(OSError):
+            # Nothing from nobody: it is shut down.
+            while (received := self._socket.recvfrom(512))[0]:
+                query, client = received
+                self.asked += 1
+                self._socket.sendto(query[:2] + b"\x81\x83" + query[4:], client)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def test_name_servers_that_answer_and_that_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_SERVER_WITHIN", 1.0)
+    file = tmp_path / "resolv.conf"
+    good, silent, fourth = NameServer(), NameServer(silent=True), NameServer()
+    nobody = f"[127.0.0.1]:{free_port()}"
+    servers = (good.name, silent.name, nobody, fourth.name)
+    file.write_text("".join(f"nameserver {name}\n" for name in servers))
+    assert look(machine.resolv_conf(file)) == [
+        ("ok", f"{file}: {', '.join(servers)}"),
+        ("warning", "1 of these servers are never asked by the C library"),
+        ("warning", f"{silent.name} does not answer within 1 s"),
+        ("warning", f"{nobody} cannot be asked: Connection refused"),
+    ]
+    assert (good.asked, fourth.asked) == (1, 0)
+    for server in (good, silent, fourth):
+        server.close()
 
 
 @pytest.mark.process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import socket
 import threading
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kumadp.doctor import plane
 from kumadp.doctor.plane import clock, control_plane
 from kumadp.doctor.subject import Subject
 from kumadp.settings.resolve import resolve
@@ -74,6 +76,28 @@ def test_a_server_of_another_kind(tmp_path: Path) -> None:
         assert "TLS failed: " in look(f"https://127.0.0.1:{port}")[0][1]
         assert "it does not answer as an HTTP server does" in look(f"http://127.0.0.1:{port}")[0][1]
         thread.join(10)
+
+
+def test_a_connection_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plane, "_STEP", 0.5)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        port = server.getsockname()[1]
+        # Nobody accepts: once the queue is full the kernel answers no more (tcp(7)).
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(("127.0.0.1", port))
+        ((state, text),) = look(f"https://127.0.0.1:{port}")
+    assert (state, text) == ("failed", f"127.0.0.1:{port} (127.0.0.1): no connection within 0.5 s")
+
+
+def test_one_that_connects_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plane, "_STEP", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ((state, text),) = look(f"http://127.0.0.1:{server.getsockname()[1]}")
+    assert state == "failed"
+    assert "connected, but it does not answer as an HTTP server does" in text
 
 
 @pytest.mark.parametrize(

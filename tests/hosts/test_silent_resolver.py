@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,28 @@ mount --bind "$RESOLV" /etc/resolv.conf && exec "$@"
 def asks_resolver(pid: int) -> bool:
     """Whether a socket to port 53 of 192.0.2.1 is open in the namespace of ``pid`` (proc(5): hexadecimal)."""
     return "010200C0:0035" in Path(f"/proc/{pid}/net/udp").read_text()
+
+
+def test_the_doctor_says_so_and_ends(tmp_path: Path) -> None:
+    need_netns()
+    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.1\noptions timeout:30 attempts:5\n")
+    (tmp_path / "runtime").mkdir(mode=0o700)
+    command = [
+        *("unshare", "--net", "--mount", "sh", "-c", INSIDE, "sh", sys.executable, "-m", "kumadp", "doctor"),
+        *("--cp-address=https://control-plane.example:5678", "--name=web", "--mesh=default"),
+        *(f"--binary-path={need_envoy()}", f"--work-dir={tmp_path / 'work'}"),
+    ]
+    environment = {
+        **os.environ,
+        "RESOLV": str(tmp_path / "resolv.conf"),
+        "XDG_RUNTIME_DIR": str(tmp_path / "runtime"),
+        "KUMA_DNS_ENABLED": "false",
+    }
+    # The resolver itself would take minutes.
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "control-plane.example:5678: the name is not resolved within 5 s" in done.stdout
+    assert re.search(r"warning +192.0.2.1 does not answer within 2 s", done.stdout)
 
 
 @pytest.mark.parametrize("uvloop", ["true", "false"])

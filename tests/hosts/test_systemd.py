@@ -70,7 +70,6 @@ SETTINGS = """
 standalone: {path: /etc/kumadp/web-dataplane.yaml}
 dns: {enabled: false}
 dataplane: {drainTime: 2s}
-log: {format: json}
 """
 
 
@@ -265,6 +264,26 @@ def test_a_reload_applies_new_settings_without_a_lost_request(box: Box) -> None:
     told = box.run("systemctl", "reload", UNIT, check=False)
     assert "failed" in told.lower()
     assert ask(box) == "yes"
+
+
+def test_the_doctor_says_where_the_unit_is_another_one(box: Box) -> None:
+    def units() -> list[tuple[str, str]]:
+        told = json.loads(box.run("kumadp", "doctor", "--config=/etc/kumadp/web.yaml", "--output=json", check=False))
+        return [(one["state"], one["text"]) for one in told["findings"] if one["check"] == "systemd"]
+
+    found = box.run("systemctl", "show", "--property=FragmentPath", "--value", UNIT)
+    assert ("ok", "kumadp@.service is the one that was shipped") in units()
+    # As one who edits a copy, which newer packages do not change.
+    own = "/etc/systemd/system/kumadp@.service"
+    box.run("sh", "-c", f"sed s/TimeoutStopSec=.*/TimeoutStopSec=1/ {found} >{own}")
+    try:
+        assert ("warning", "kumadp@.service has changed on disk") in units()
+        box.run("systemctl", "daemon-reload")
+        assert ("warning", f"{own} is not {found}") in units()
+    finally:
+        box.run("rm", own)
+        box.run("systemctl", "daemon-reload")
+    assert ("ok", "kumadp@.service is the one that was shipped") in units()
 
 
 def test_an_upgrade_of_the_package_loses_no_request(box: Box, package: Path, tmp_path: Path) -> None:

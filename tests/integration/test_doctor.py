@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.command import kumadp
 from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
-from tests.support.daemon import Ports, run_kumadp, workload, write_mesh
+from tests.support.daemon import Ports, folders, run_kumadp, workload, write_mesh
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
 from tests.support.ports import free_port
@@ -136,6 +136,38 @@ def test_beside_a_running_data_plane(tmp_path: Path) -> None:
             _, found = findings(tmp_path, environment=runtime)
             assert "envoy was started again 1 times" in found["running"][0]["text"]
             assert "a crash record: " in found["running"][1]["text"]
+
+
+def test_beside_one_that_is_not_ready(tmp_path: Path) -> None:
+    ports = Ports.take()
+    flags = (f"--cp-address=https://127.0.0.1:{free_port()}", "--name=web", "--mesh=default")
+    with run_kumadp(tmp_path, ports, *flags) as daemon:
+        poll(lambda: "waiting: bootstrap: " in daemon.output(), what="a reason")
+        runtime = {"XDG_RUNTIME_DIR": daemon.environment["XDG_RUNTIME_DIR"]}
+        code, found = findings(tmp_path, environment={**runtime, "KUMA_READINESS_PORT": "1"})
+    assert code == 1
+    assert states(found, "running", "control plane") == ["failed"] * 2
+    assert found["running"][0]["text"].startswith("not ready: bootstrap: control plane https://127.0.0.1:")
+
+
+def test_an_envoy_that_a_dead_kumadp_left(tmp_path: Path) -> None:
+    ports = Ports.take()
+    work = folders(tmp_path)[1]
+    with workload("web") as app:
+        mesh = write_mesh(tmp_path / "mesh", ports, app.port, app.port)
+        given = (f"--standalone={mesh}", "--name=web", "--on-parent-death=keep")
+        with run_kumadp(tmp_path, ports, *given) as daemon:
+            daemon.wait_ready()
+            envoy = daemon.envoy()
+            _, found = findings(tmp_path, *given, f"--work-dir={work}")
+            assert not [one for one in found["leftovers"] if "envoy" in one["text"]]
+            daemon.process.kill()
+            daemon.wait()
+            _, found = findings(tmp_path, *given, f"--work-dir={work}")
+            (left,) = [one for one in found["leftovers"] if "envoy" in one["text"]]
+            assert left["state"] == "warning"
+            assert left["text"] == f"envoy (pid {envoy.pid}) of a dead kumadp in {work}"
+            assert kumadp("sweep", "--work-dir", work).returncode == 0
 
 
 def test_readme_shows_its_checks_in_their_form(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_a_re_execution_changes_nothing_of_it(daemon: Daemon) -> None:
     again = daemon.output()[length:].partition("log level, as before: ")[2]
     assert again.startswith("kumadp warning, envoy warning, envoy.upstream debug, standalone debug\n")
     assert " INFO lifecycle" not in again
+    poll(lambda: status(daemon)["children"].get("envoy"), what="the adopted Envoy")
     daemon.kill_envoy()
     poll(lambda: status(daemon)["children"]["envoy"]["restarts"] == 1, what="the restart")
     daemon.wait_ready()

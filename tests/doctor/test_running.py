@@ -1,0 +1,38 @@
+"""What the doctor makes of the status of a kumadp that runs."""
+
+from __future__ import annotations
+
+from kumadp.doctor.programs import running
+from kumadp.doctor.subject import Subject
+from kumadp.lifecycle.phases import Phase
+from kumadp.lifecycle.status import Status
+from kumadp.settings.resolve import resolve
+
+
+def look(status: Status) -> list[tuple[str, str]]:
+    settings = resolve("run", {"name": "web", "mesh": "default", "cp_address": "https://localhost:5678"}, {}).settings
+    return [(told.state, told.text) for told in running(Subject(settings, None, None, None, {}, status.snapshot()))]
+
+
+def test_one_that_is_not_ready() -> None:
+    status = Status("web", "control plane", "default")
+    assert look(status) == [("failed", "not ready: STARTING")]
+    status.wait_for("bootstrap", "the control plane does not answer")
+    status.wait_for("envoy", "Envoy is being started")
+    assert look(status) == [
+        ("failed", "not ready: bootstrap: the control plane does not answer"),
+        ("failed", "not ready: envoy: Envoy is being started"),
+    ]
+
+
+def test_one_that_serves_with_parts_gone_and_concerns() -> None:
+    status = Status("web", "control plane", "default")
+    status.move(Phase.READY, "all is well")
+    status.note_fatal("coredns", "coredns ended with exit code 1; it was started 3 times in vain")
+    status.worry("control plane", "away for 60 s")
+    status.facts["restart_required"] = ["admin.address: another port"]
+    found = look(status)
+    assert ("failed", "coredns is given up: coredns ended with exit code 1; it was started 3 times in vain") in found
+    assert ("warning", "control plane: away for 60 s") in found
+    assert ("warning", "admin.address: another port: a restart is required") in found
+    assert not [text for _, text in found if "not ready" in text]
