@@ -28,6 +28,8 @@ OPEN_TELEMETRY = "OpenTelemetry"
 EXTRA = "install kumadp with its extra: pip install 'kumadp[otel]'"
 # How long metrics are pushed once more at the stop, where the drain time is not shorter (seconds).
 _FLUSH = 3.0
+# So often metrics are pushed at most (seconds).
+_SHORTEST = 0.1
 # An export that takes longer has failed, where no OTEL_ variable says so (OpenTelemetry's specification; seconds).
 _TIMEOUT = 10.0
 
@@ -41,13 +43,14 @@ class Exporting:
         self._run = run
         self._service = service
         self._environment = read(run.environ)
+        self._installed = installed()
         self._direct: dict[str, float] = {}
         self._piped: dict[str, float] = {}
         self._flush = min(_FLUSH, run.settings.drain_time)
         self._pusher = Pusher(said, self._options, concern=self._push_concern, flush=self._flush)
         self._pipe = Pipe(run.work.sockets, self._pipe_concern)
         run.status.asked["otel"] = self._status
-        if run.settings.otel_pipe_enabled and not installed():
+        if run.settings.otel_pipe_enabled and not self._installed:
             log.info("Kuma 2.14's OpenTelemetry pipe is not announced; for it, %s", EXTRA)
         if run.settings.otel_pipe_enabled:
             # There before Envoy, and after it: what Envoy sends at its end still goes on.
@@ -89,7 +92,7 @@ class Exporting:
 
     def _push(self) -> None:
         periods = {**self._direct, **self._piped}
-        missing = bool(periods) and not installed()
+        missing = bool(periods) and not self._installed
         self._run.status.worry(OPEN_TELEMETRY, f"metrics are not pushed; {EXTRA}" if missing else "")
         self._pusher.apply({} if missing else periods)
 
@@ -103,7 +106,7 @@ class Exporting:
         )
 
     def _status(self) -> dict[str, object]:
-        return {"installed": installed(), "push": self._pusher.status(), "pipe": self._pipe.status()}
+        return {"installed": self._installed, "push": self._pusher.status(), "pipe": self._pipe.status()}
 
     def _push_concern(self, path: str, concern: str) -> None:
         self._run.status.worry(f"{OPEN_TELEMETRY} push to {Path(path).name}", concern)
@@ -115,6 +118,7 @@ class Exporting:
 def _period(text: str) -> float:
     """Seconds of a refresh interval; what is none is the default, as in Kuma."""
     try:
-        return parse_duration(text) or PERIOD
+        seconds = parse_duration(text)
+        return max(seconds, _SHORTEST) if seconds else PERIOD
     except BadValue:
         return PERIOD

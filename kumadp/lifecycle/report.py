@@ -120,6 +120,44 @@ class AccessLogStatus(Struct, forbid_unknown_fields=True):
     destinations: dict[str, LogDestination]
 
 
+class OtelPush(Struct, forbid_unknown_fields=True):
+    """Metrics that are pushed to one socket."""
+
+    period: Annotated[float, _field("Seconds.")]
+    pushed: Annotated[int, _field("Rounds that were taken.")]
+    failed: Annotated[int, _field("Rounds that were not, or not whole.")]
+    last_push_at: float | None
+    last_took: Annotated[float, _field("Seconds that the last round took.")]
+    last_failure: Annotated[str, _field("Why the last round failed; empty where it did not.")]
+
+
+class OtelSignal(Struct, forbid_unknown_fields=True):
+    """Traces, logs or metrics of one backend of the pipe, in messages."""
+
+    to: Annotated[str, _field("Where they go; empty where they do not.")]
+    why_not: str
+    sent: int
+    failed: int
+    refused: Annotated[int, _field("Those that were not tried.")]
+    last_failure: Annotated[str, _field("Empty where the last one was sent.")]
+    last_failure_at: float | None
+
+
+class OtelBackend(Struct, forbid_unknown_fields=True):
+    """A backend of the pipe."""
+
+    name: str
+    signals: dict[str, OtelSignal]
+
+
+class OtelStatus(Struct, forbid_unknown_fields=True):
+    """OpenTelemetry."""
+
+    installed: Annotated[bool, _field("Whether the extra is there that pushes metrics.")]
+    push: Annotated[dict[str, OtelPush], _field("By path of the socket.")]
+    pipe: Annotated[dict[str, OtelBackend], _field("By name of the socket.")]
+
+
 class ApplicationStatus(Struct, forbid_unknown_fields=True):
     """The application that kumadp runs (``run ... -- CMD``)."""
 
@@ -165,6 +203,7 @@ class StatusReport(Struct, forbid_unknown_fields=True):
     log: LogStatus | UnsetType = UNSET
     crashes: CrashStatus | UnsetType = UNSET
     access_logs: AccessLogStatus | UnsetType = UNSET
+    otel: OtelStatus | UnsetType = UNSET
     metrics: Annotated[dict[str, Any] | UnsetType, _field("What Prometheus is given, source by source.")] = UNSET
 
 

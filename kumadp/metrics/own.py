@@ -90,6 +90,8 @@ class _Collector(Collector):
         yield from _probes(now.get("counters", {}))
         if logs := now.get("access_logs"):
             yield from _access_logs(logs)
+        if otel := now.get("otel"):
+            yield from _otel(otel["push"], otel["pipe"])
         if dynconf := now.get("dynconf"):
             yield from _dynconf(dynconf["paths"])
         if log := now.get("log"):
@@ -229,6 +231,29 @@ def _access_logs(logs: Mapping[str, Any]) -> Iterator[Metric]:
         up.add_metric([address], float(one["connected_since"] is not None))
         waiting.add_metric([address], one["waiting"])
     yield from (up, waiting)
+
+
+def _otel(push: Mapping[str, Any], pipe: Mapping[str, Any]) -> Iterator[Metric]:
+    if push:
+        rounds = CounterMetricFamily(
+            "kumadp_otel_pushes",
+            "Rounds of metrics pushed to a socket, and those that failed.",
+            labels=["to", "result"],
+        )
+        for path, one in push.items():
+            to = path.rpartition("/")[2]
+            rounds.add_metric([to, "pushed"], one["pushed"])
+            rounds.add_metric([to, "failed"], one["failed"])
+        yield rounds
+    if pipe:
+        messages = CounterMetricFamily(
+            "kumadp_otel_pipe_messages", "Messages for a backend.", labels=["backend", "signal", "result"]
+        )
+        for backend in pipe.values():
+            for signal, line in backend["signals"].items():
+                for result in ("sent", "failed", "refused"):
+                    messages.add_metric([backend["name"], signal, result], line[result])
+        yield messages
 
 
 def _dynconf(paths: Mapping[str, Mapping[str, Any]]) -> Iterator[Metric]:

@@ -123,6 +123,7 @@ class _Target:
         self._thread = ThreadPoolExecutor(1, "otel push")
         self._exporter: Exporter | None = None
         self._stopped = asyncio.Event()
+        self._gone = False
         self._pushed = self._failed = 0
         self._took = 0.0
         self._last: float | None = None
@@ -131,6 +132,7 @@ class _Target:
 
     def stop(self) -> None:
         """Push nothing more."""
+        self._gone = True
         self._task.cancel()
         if self._exporter is not None:
             # What is on its way ends at once.
@@ -153,7 +155,7 @@ class _Target:
             "failed": self._failed,
             "last_push_at": self._last,
             "last_took": round(self._took, 6),
-            "why": self._why or None,
+            "last_failure": self._why,
         }
 
     async def _run(self) -> None:
@@ -192,6 +194,10 @@ class _Target:
         options = self._options()
         if self._exporter is None:
             self._exporter = Exporter(self._path, options)
+        if self._gone:
+            # While it was imported.
+            self._exporter.close()
+            raise PushFailed("it is not wanted any more")
         kept.reverse()
         self._exporter.push(_used_up(kept), max(self.period, options.timeout))
 

@@ -40,15 +40,14 @@ class _Line:
         self.failed_at: float | None = None
 
     def status(self) -> dict[str, object]:
-        if self.route.why_not:
-            return {"sends": False, "why": self.route.why_not, "refused": self.refused}
+        why_not = self.route.why_not
         return {
-            "sends": True,
-            "to": str(self.route),
+            "to": "" if why_not else str(self.route),
+            "why_not": why_not,
             "sent": self.sent,
             "failed": self.failed,
             "refused": self.refused,
-            "last_failure": self.why or None,
+            "last_failure": self.why,
             "last_failure_at": self.failed_at,
         }
 
@@ -89,7 +88,7 @@ class Served:
 
     def status(self) -> dict[str, object]:
         """JSON types, by signal; times in seconds since 1970."""
-        return {"name": self.wanted.name, **{signal: line.status() for signal, line in self._lines.items()}}
+        return {"name": self.wanted.name, "signals": {signal: line.status() for signal, line in self._lines.items()}}
 
     def _handler(self, signal: str) -> Callable[[Call, int], Awaitable[None]]:
         async def handle(call: Call, _pid: int) -> None:

@@ -7,9 +7,11 @@ import json
 import signal
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import psutil
 import pytest
 
+from kumadp.lifecycle.report import StatusReport
 from tests.integration.test_metrics import INTERVAL, Exporter, serve
 from tests.support.collector import client, grpc_collector, message
 from tests.support.dynconf import with_etags, without
@@ -168,8 +170,10 @@ def test_the_pipe_is_announced_served_and_taken_away(at: Rig, exporter: Exporter
         # Metrics of Envoy and the application go the same way.
         poll(lambda: scopes(collector, "app_asked_total") == {"app"}, what="pushed metrics", deadline=SOON)
         assert scopes(collector, "envoy_server_live") == {"envoy"}
+        # As documented.
+        msgspec.convert(at.status(daemon), StatusReport)
         status = at.status(daemon)["otel"]
-        assert status["pipe"]["kuma-otel-c.sock"]["logs"]["sent"] == 1
+        assert status["pipe"]["kuma-otel-c.sock"]["signals"]["logs"]["sent"] == 1
         assert SECRET not in json.dumps(at.status(daemon)) + daemon.output()
         for child in daemon.children().values():
             assert SECRET not in json.dumps(psutil.Process(child.pid).environ())

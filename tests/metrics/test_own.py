@@ -59,6 +59,10 @@ def status() -> dict[str, Any]:
             "destinations": {"127.0.0.1:514": destination},
         },
         "dynconf": {"paths": {"/meshmetric": path}},
+        "otel": {
+            "push": {"/run/kuma-otel-c.sock": {"pushed": 8, "failed": 3}},
+            "pipe": {"kuma-otel-c.sock": {"name": "c", "signals": {"logs": {"sent": 9, "failed": 2, "refused": 1}}}},
+        },
         "log": {"dropped": 6},
     }
 
@@ -112,6 +116,9 @@ def test_all_of_a_status() -> None:
     assert value("dynconf_request_duration_seconds_sum", path="/meshmetric") == 0.5
     assert value("dynconf_request_duration_seconds_count", path="/meshmetric") == 9
     assert value("dynconf_failures_total", path="/meshmetric") == 1
+    assert value("otel_pushes_total", to="kuma-otel-c.sock", result="failed") == 3
+    assert value("otel_pipe_messages_total", backend="c", signal="logs", result="sent") == 9
+    assert value("otel_pipe_messages_total", backend="c", signal="logs", result="refused") == 1
     assert value("log_lines_dropped_total") == 6
     assert value("reexecutions_total") == 4
     assert value("envoy_epoch") == 1

@@ -93,7 +93,7 @@ async def test_a_dead_receiver_is_a_concern_until_it_is_there(rig: Rig) -> None:
     rig.every(0.1)
     await seen(lambda: rig.concerns.get(str(rig.socket)), "a concern")
     assert "UNAVAILABLE" in rig.concerns[str(rig.socket)]
-    assert rig.status()["why"] == rig.concerns[str(rig.socket)]
+    assert rig.status()["last_failure"] == rig.concerns[str(rig.socket)]
     with grpc_collector(f"unix:{rig.socket}") as (collector, _):
         await seen(lambda: collector.points("up"), "a push")
         await seen(lambda: not rig.concerns[str(rig.socket)], "no concern")

@@ -58,7 +58,7 @@ class Rig:
 
     def line(self, signal: str = "traces") -> dict[str, Any]:
         status: Any = self.pipe.status()
-        found: dict[str, Any] = status[self.socket.name][signal]
+        found: dict[str, Any] = status[self.socket.name]["signals"][signal]
         return found
 
 
@@ -162,7 +162,8 @@ async def test_a_signal_that_is_not_sent_is_a_failed_precondition(rig: Rig) -> N
         assert "logs are not sent: blocked: RequiredEnvMissing" in details
         await rig.send("traces")
         assert [one.signal for one in collector.exports] == ["traces"]
-        assert rig.line("logs") == {"sends": False, "why": "blocked: RequiredEnvMissing", "refused": 1}
+        line = rig.line("logs")
+        assert (line["to"], line["why_not"], line["refused"]) == ("", "blocked: RequiredEnvMissing", 1)
 
 
 @pytest.mark.parametrize("way", [to, http])
