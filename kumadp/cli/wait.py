@@ -36,7 +36,7 @@ def wait(**flags: object) -> None:
     Without them every kumadp that runs here must be ready (KUMA_DATAPLANE_NAME: that one alone); where none is to be
     seen, http://localhost:9901/ready is asked, as kuma-dp does.
 
-    Exit code 0 when ready, 75 when not within --timeout.
+    Exit code 0 when ready, 75 when not within --timeout, or with --once not now.
     """
     resolved = resolve("wait", flags, os.environ, typed=typed_names())
     settings = resolved.settings
@@ -54,6 +54,8 @@ def _wait(check: Callable[[], str], settings: Settings) -> None:
     end = time.monotonic() + settings.timeout
     told = ""
     while reason := check():
+        if settings.once:
+            raise WaitTimeout(f"not ready: {reason}")
         if reason != told:
             log.info("waiting: %s", reason)
             told = reason

@@ -71,7 +71,7 @@ class Settings:
     concurrency: int = option("integer", 0, "Worker threads of Envoy; 0: as many as its CPU set has.", flags="--concurrency", env=_RUNTIME + "CONCURRENCY", key="dataplaneRuntime.concurrency", group=ENVOY, minimum=0)
     envoy_log_level: str = option("text", "", "Envoy's log level; empty: kumadp's.", flags="--envoy-log-level", env=_RUNTIME + "ENVOY_LOG_LEVEL", key="dataplaneRuntime.envoyLogLevel", group=ENVOY, choices=("", "trace", "debug", "info", "warning", "warn", "error", "critical", "off"))
     envoy_component_log_level: str = option("text", "", "Envoy's log levels by component, as upstream:debug,http:info.", flags="--envoy-component-log-level", env=_RUNTIME + "ENVOY_COMPONENT_LOG_LEVEL", key="dataplaneRuntime.envoyComponentLogLevel", group=ENVOY)
-    max_memory_bytes: int = option("integer", 0, "Memory limit told to the control plane; 0: that of the cgroup, if any.", env="KUMA_DATAPLANE_RESOURCES_MAX_MEMORY_BYTES", key="dataplaneRuntime.resources.maxMemoryBytes", group=ENVOY, minimum=0)
+    max_memory_bytes: int = option("integer", 0, "Memory limit told to the control plane, and in standalone mode to Envoy; 0: that of the cgroup, if any.", env="KUMA_DATAPLANE_RESOURCES_MAX_MEMORY_BYTES", key="dataplaneRuntime.resources.maxMemoryBytes", group=ENVOY, minimum=0)
     metrics_cert_path: str = option("text", "", "Certificate of Envoy's Prometheus listener.", flags="--metrics-cert-path", env=_RUNTIME + "METRICS_CERT_PATH", key="dataplaneRuntime.metrics.certPath", group=ENVOY)
     metrics_key_path: str = option("text", "", "Key of that certificate.", flags="--metrics-key-path", env=_RUNTIME + "METRICS_KEY_PATH", key="dataplaneRuntime.metrics.keyPath", group=ENVOY)
     dynconf_refresh_interval: float = option("duration", 1.0, "How often dynamic configuration is asked for; with the relay, which tells of changes, for some rounds after each, else every 10s.", env=_RUNTIME + "DYNAMIC_CONFIGURATION_REFRESH_INTERVAL", key="dataplaneRuntime.dynamicConfiguration.refreshInterval", group=ENVOY, struct="DATAPLANERUNTIME_KUMA_DATAPLANE_RUNTIME_DYNAMIC_CONFIGURATION", minimum=0.001)
@@ -135,6 +135,7 @@ class Settings:
     unix_socket: str = option("text", "", "Ask http://localhost/ready over this Unix socket.", flags="--unix-socket", group=WAIT, commands=("wait",))
     check_frequency: float = option("duration", 1.0, "Time between two checks.", flags="--check-frequency", group=WAIT, commands=("wait",), minimum=0.001)
     request_timeout: float = option("duration", 0.5, "Time for one check.", flags="--request-timeout", group=WAIT, commands=("wait",), minimum=0.001)
+    once: bool = option("boolean", False, "Look once, as a health check does.", flags="--once", group=WAIT, commands=("wait",))
     timeout: float = option("duration", 180.0, "Time for all of it.", flags="--timeout", group=WAIT, commands=("wait",), minimum=0)
     # fmt: on
 

@@ -276,6 +276,15 @@ def test_the_default_url_is_asked_where_no_kumadp_is_to_be_seen(
     assert (reason == "") is asks_url
 
 
+@pytest.mark.parametrize(("ready", "code"), [(True, 0), (False, 75)])
+def test_once_it_looks_once(host: Host, ready: bool, code: int) -> None:
+    with host.instance("web") as status:
+        if ready:
+            status.move(Phase.READY, "all is up")
+        with waiting("--once", "--timeout=3600s", environment=host.environment) as command:
+            assert command.process.wait(30) == code
+
+
 def test_defaults_are_kuma_dp_s() -> None:
     assert wait_module.DEFAULT_URL == "http://localhost:9901/ready"
 
