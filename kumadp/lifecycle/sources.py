@@ -206,10 +206,12 @@ class StandaloneSource:
 
     async def prepare(self) -> Prepared:
         """Write the configuration files and the bootstrap."""
+        from kumadp.host.facts import memory_limit
         from kumadp.standalone.control import prepare
         from kumadp.standalone.mesh import admin_port
 
-        self._prepared = await asyncio.to_thread(prepare, self._mesh, self._work.path / "xds", self._dns)
+        memory = self._settings.max_memory_bytes or await asyncio.to_thread(memory_limit)
+        self._prepared = await asyncio.to_thread(prepare, self._mesh, self._work.path / "xds", self._dns, memory)
         port = admin_port(self._mesh.spec)
         return await _finish(self._prepared.bootstrap, self._settings, port, self._taken, self._work, None)
 

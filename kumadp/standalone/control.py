@@ -45,8 +45,8 @@ class Prepared:
     held: Files
 
 
-def prepare(mesh: Mesh, directory: Path, dns: DnsListener | None) -> Prepared:
-    """Write the first configuration and make the bootstrap. May block."""
+def prepare(mesh: Mesh, directory: Path, dns: DnsListener | None, memory: int = 0) -> Prepared:
+    """Write the first configuration and make the bootstrap, for that ``memory`` (bytes; 0: no limit). May block."""
     directory.mkdir(mode=0o700, exist_ok=True)
     for old in directory.glob("*.json"):
         old.unlink()
@@ -54,7 +54,7 @@ def prepare(mesh: Mesh, directory: Path, dns: DnsListener | None) -> Prepared:
     held = Files(directory)
     held.write(CLUSTERS, cluster_file(made.clusters))
     held.write(LISTENERS, listener_file(made))
-    return Prepared(mesh, make_bootstrap(mesh, directory), made, held)
+    return Prepared(mesh, make_bootstrap(mesh, directory, memory), made, held)
 
 
 class StandaloneControl:

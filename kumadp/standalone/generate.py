@@ -20,6 +20,7 @@ from kumadp.standalone.shapes import (
     http_manager,
     joined,
     listener,
+    overload_manager,
     socket_address,
     stat_name,
     tcp_proxy,
@@ -181,8 +182,11 @@ def _outbound_cluster(name: str, found: list[ServiceEndpoint], protocol: str) ->
     return cluster
 
 
-def bootstrap(mesh: Mesh, directory: Path) -> Json:
-    """The bootstrap: admin on loopback, clusters and listeners from files."""
+def bootstrap(mesh: Mesh, directory: Path, memory: int = 0) -> Json:
+    """The bootstrap: admin on loopback, clusters and listeners from files.
+
+    ``memory``: bytes that Envoy and all beside it may use, 0 for no limit.
+    """
     networking = mesh.spec.networking
     service = networking.gateway.tags[SERVICE] if networking.gateway is not None else networking.inbound[0].service
     return {
@@ -195,6 +199,7 @@ def bootstrap(mesh: Mesh, directory: Path) -> Json:
         "layeredRuntime": {
             "layers": [{"name": "kumadp", "staticLayer": {"re2.max_program_size.error_level": 4294967295}}]
         },
+        **({"overloadManager": overload_manager(memory)} if memory else {}),
     }
 
 

@@ -95,3 +95,20 @@ def assignment(name: str, endpoints: list[Json]) -> Json:
 def joined(host: str, port: int) -> str:
     """``host:port``, brackets around IPv6."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def overload_manager(memory: int) -> Json:
+    """Envoy gives memory back, then refuses requests, before the kernel kills for want of it (Envoy docs: overload
+    manager). A fifth of the ``memory`` (bytes) is left to what is no heap of Envoy's.
+    """
+    heap = "envoy.resource_monitors.fixed_heap"
+    kind = "type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig"
+    actions = {"shrink_heap": 0.95, "stop_accepting_requests": 0.98}
+    return {
+        "refreshInterval": "0.25s",
+        "resourceMonitors": [{"name": heap, "typedConfig": {"@type": kind, "maxHeapSizeBytes": memory * 4 // 5}}],
+        "actions": [
+            {"name": f"envoy.overload_actions.{name}", "triggers": [{"name": heap, "threshold": {"value": at}}]}
+            for name, at in actions.items()
+        ],
+    }

@@ -53,7 +53,7 @@ def speaks_http2(made: Generated, cluster: str) -> bool:
 
 def written_in(mesh: Mesh, made: Generated) -> dict[str, Any]:
     """A bootstrap that holds everything itself: what is in xDS files `--mode validate` does not see."""
-    tree = bootstrap(mesh, XDS)
+    tree = bootstrap(mesh, XDS, memory=512 << 20)
     del tree["dynamicResources"]
     return {
         **tree,
