@@ -58,6 +58,14 @@ class Application:
             return "none"
         return "ended" if self._process.status is not None else "runs"
 
+    def drained_as(self, *, failed: bool) -> Literal["none", "runs", "ended"]:
+        """Its state for the plan of a drain; ``failed``: one that may live on is none of the drain's."""
+        return "none" if self.runs and failed and self._may_live_on else self.state
+
+    @property
+    def _may_live_on(self) -> bool:
+        return self._run.settings.on_sidecar_end == "leave"
+
     def begin(self, handed: HandedProcess | None) -> None:
         """Go on with the one that a kumadp before us started, or start it now where it waits for nothing."""
         if handed is not None:
@@ -102,7 +110,7 @@ class Application:
 
     async def stop(self, outcome: Outcome) -> None:
         """The sidecar ends: so does the application, but where that is a failure and it may live on."""
-        if outcome.code is ExitCode.OK or self._run.settings.on_sidecar_end == "stop":
+        if outcome.code is ExitCode.OK or not self._may_live_on:
             await self.end()
 
     def kill(self) -> None:
@@ -142,9 +150,7 @@ class Application:
     def _start(self) -> None:
         run = self._run
         try:
-            process = ApplicationProcess.spawn(
-                self._argv, run.children_environment, dies_with_us=run.settings.on_sidecar_end == "stop"
-            )
+            process = ApplicationProcess.spawn(self._argv, run.children_environment, dies_with_us=not self._may_live_on)
         except SpawnError as error:
             run.post(PartEnded(NAME, error))
             return

@@ -352,8 +352,8 @@ class Assembly:
         if not answer.cancelled() and (error := answer.exception()) is not None:
             self.status.facts["reexec"] = {"count": self._run.before.count, "failed": str(error)}
 
-    def drain_steps(self) -> tuple[Step, ...]:
-        """What to do between the first signal and the stop."""
+    def drain_steps(self, failed: bool) -> tuple[Step, ...]:
+        """What to do before the stop."""
         envoy = self._running.component if self._running is not None else None
         # One that was left serves already, while it is still being taken over.
         runs = envoy.runs if envoy is not None else self._run.before.envoy is not None
@@ -364,7 +364,7 @@ class Assembly:
             drain_time=settings.drain_time,
             min_drain_time=min_drain_time(settings, self._run.environ),
             pre_drain_delay=settings.pre_drain_delay,
-            application=self.application.state,
+            application=self.application.drained_as(failed=failed),
         )
 
     async def fail_health_checks(self) -> None:

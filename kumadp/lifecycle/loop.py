@@ -129,8 +129,8 @@ class Daemon(Protocol):
     def kill(self) -> None:
         """Kill the children at once, without waiting."""
 
-    def drain_steps(self) -> tuple[Step, ...]:
-        """What to do between the first signal and the stop."""
+    def drain_steps(self, failed: bool) -> tuple[Step, ...]:
+        """What to do before the stop; ``failed``: we cannot go on, nobody told us to stop."""
 
     async def fail_health_checks(self) -> None:
         """Ask Envoy to fail its health checks."""
@@ -303,7 +303,7 @@ class RunLoop:
         return _failure(self._refused) if self._refused is not None else Outcome(ExitCode.OK, why)
 
     def _begin_drain(self, why: str, nothing: str) -> Outcome | None:
-        steps = self._daemon.drain_steps()
+        steps = self._daemon.drain_steps(self._refused is not None)
         if not steps:
             return self._stopped(nothing)
         self._status.move(Phase.DRAINING, why)

@@ -177,6 +177,9 @@ async def test_what_becomes_of_it_when_we_fail(flag: str, ends: bool) -> None:
     run = a_run("sleep", "1000", on_sidecar_end=flag)
     application = Application(run)
     run.status.move(Phase.READY, "all up")
+    # A control plane that refuses for good has us drain first.
+    assert application.drained_as(failed=True) == ("runs" if ends else "none")
+    assert application.drained_as(failed=False) == "runs"
     await application.stop(Outcome(ChildFailed.exit_code, "Envoy ended"))
     assert (application.state == "ended") is ends
     application.kill()

@@ -51,7 +51,7 @@ class RememberingDaemon:
     def kill(self) -> None:
         self.calls.append("kill")
 
-    def drain_steps(self) -> tuple[Step, ...]:
+    def drain_steps(self, failed: bool) -> tuple[Step, ...]:
         return plan_drain(
             envoy_runs=self.envoy_runs,
             inbound_drained=self.inbound_drained,
