@@ -304,7 +304,7 @@ def test_an_upgrade_of_the_package_loses_no_request(box: Box, package: Path, tmp
         socket = box.run("sh", "-c", "ls /run/kumadp/web/*.control")
         return dict(json.loads(box.run("curl", "-fsS", "--unix-socket", socket, "http://localhost/status")))
 
-    poll(lambda: status()["version"] == "99.0.0", what="the new version")
+    poll(lambda: status()["version"] == "99.0.0", what="the new version", deadline=60)
     poll(lambda: status()["ready"], what="ready again")
     assert (envoy(box), box.show(UNIT, "MainPID")) == (pid, main)
     asked, failed = asking.end()
@@ -335,7 +335,7 @@ def test_install_writes_a_service_and_uninstall_takes_it_away(box: Box) -> None:
 
 # A control plane in the box, of the tests' own.
 PLANE = """
-import pathlib, signal, sys
+import pathlib, signal, sys, time
 sys.path.insert(0, {root!r})
 from tests.support.controlplane import TOKEN, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Ports
@@ -345,14 +345,60 @@ with ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, 8080))) as pl
     plane.write_ca(folder / "ca.crt")
     (folder / "web.token").write_text(TOKEN)
     (folder / "port").write_text(str(plane.port))
+    while not plane.requests:
+        time.sleep(0.05)
+    pathlib.Path("/root/tokens").write_text(str(plane.requests[0]["dataplaneToken"] == TOKEN and "the token"))
     signal.pause()
 """
+
+
+def drop_in(box: Box, name: str) -> None:
+    """Use a drop-in that is shipped, as it says itself."""
+    box.write(f"/etc/systemd/system/{UNIT}.service.d/{name}", (ROOT / "systemd" / name).read_text())
+    box.run("systemctl", "daemon-reload")
+
+
+def test_ports_below_1024_are_had_with_the_drop_in_for_them(box: Box) -> None:
+    box.write("/etc/kumadp/web-dataplane.yaml", DATAPLANE.replace("18080", "80"))
+    box.run("systemctl", "start", UNIT, check=False)
+    assert "ports below 1024 need CAP_NET_BIND_SERVICE" in box.run("systemctl", "status", UNIT, check=False)
+    box.run("systemctl", "stop", UNIT)
+    box.run("systemctl", "reset-failed", UNIT, check=False)
+    drop_in(box, "gateway-ports.conf")
+    box.run("systemctl", "start", UNIT)
+    assert box.run("curl", "-fsS", "-m", "10", "http://127.0.0.1:80/") == "yes"
+    pid = envoy(box)
+    box.run("kill", "-KILL", box.show(UNIT, "MainPID"))
+    poll(lambda: box.show(UNIT, "NRestarts") == "1" and box.show(UNIT, "ActiveState") == "active", what="a restart")
+    assert envoy(box) == pid
+
+
+def test_a_token_that_root_alone_may_read_comes_as_a_credential(box: Box) -> None:
+    box.write("/root/plane.py", PLANE.format(root=str(ROOT)))
+    box.run("rm", "-f", "/etc/kumadp/port")
+    box.run("systemd-run", "--unit=plane", "--collect", sys.executable, "/root/plane.py")
+    try:
+        poll(lambda: box.run("cat", "/etc/kumadp/port", check=False).isdigit(), what="a control plane")
+        port = box.run("cat", "/etc/kumadp/port")
+        box.run("mv", "/etc/kumadp/web.token", "/etc/kumadp/token")
+        box.run("chown", "root:root", "/etc/kumadp/token", "/etc/kumadp/ca.crt")
+        box.run("chmod", "600", "/etc/kumadp/token", "/etc/kumadp/ca.crt")
+        plane = f"controlPlane: {{url: 'https://localhost:{port}'}}\n"
+        resource = "dataplaneRuntime: {resourcePath: /etc/kumadp/web-dataplane.yaml}\n"
+        box.write("/etc/kumadp/web.yaml", plane + resource + "dns: {enabled: false}\n")
+        drop_in(box, "credentials.conf")
+        box.run("systemctl", "start", UNIT)
+        assert ask(box) == "yes"
+        assert box.run("cat", "/root/tokens") == "the token"
+    finally:
+        box.run("systemctl", "stop", "plane")
+        box.run("rm", "-f", "/etc/kumadp/token", "/etc/kumadp/ca.crt", "/etc/kumadp/port", "/root/tokens")
 
 
 def test_the_commands_of_readme_work(box: Box) -> None:
     (block,) = re.findall(r"^```sh systemd\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     box.write("/root/plane.py", PLANE.format(root=str(ROOT)))
-    box.run("rm", "/etc/kumadp/web.yaml")
+    box.run("rm", "-f", "/etc/kumadp/web.yaml", "/etc/kumadp/port")
     box.run("systemd-run", "--unit=plane", "--collect", sys.executable, "/root/plane.py")
     try:
         port = poll(lambda: box.run("cat", "/etc/kumadp/port", check=False).partition("\n")[0].isdigit()

@@ -61,13 +61,12 @@ def need_box() -> None:
 
 
 class Box:
-    """A booted host. ``path(inside)`` is a file of it, seen from outside."""
+    """A booted host; ``leader`` is its first process, seen from outside."""
 
-    def __init__(self, root: Path, process: subprocess.Popen[bytes], leader: int, console: Path) -> None:
+    def __init__(self, root: Path, process: subprocess.Popen[bytes], leader: int) -> None:
         self._root = root
         self._process = process
-        self._leader = leader
-        self._console = console
+        self.leader = leader
 
     def path(self, inside: str) -> Path:
         """A file of the tree it was booted from."""
@@ -91,7 +90,7 @@ class Box:
         """What goes before a command that is to run in it."""
         environ = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"]
         quiet = ["TERM=dumb", "SYSTEMD_PAGER=", "SYSTEMD_COLORS=0"]
-        return ["nsenter", "-t", str(self._leader), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--", "env", "-i",
+        return ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--", "env", "-i",
                 *environ, *quiet]  # fmt: skip
 
     def show(self, unit: str, name: str) -> str:
@@ -113,12 +112,14 @@ class Box:
             timeout=30,
         )
 
-    def _halt(self) -> None:
+    def halt(self) -> None:
+        """End it in order, or else at once."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
-            os.kill(self._leader, signal.SIGKILL)
+            if self.leader:
+                os.kill(self.leader, signal.SIGKILL)
             self._process.wait(30)
 
 
@@ -200,19 +201,24 @@ def _boot(root: Path, name: str, console: Path, stack: contextlib.ExitStack, opt
         )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
-    def leader() -> int:
+    def first() -> int:
         assert process.poll() is None, console.read_text(errors="replace")
         found = children.read_text().split()
         return int(found[0]) if found else 0
 
-    box = Box(root, process, poll(leader, what="the first process of the box"), console)
-    stack.callback(box._halt)
+    box = Box(root, process, 0)
+    stack.callback(box.halt)
     up = {"running", "degraded"}
+
+    def runs() -> bool:
+        # The first child that nspawn has makes the one that stays.
+        box.leader = first()
+        return box.leader != 0 and box.run("systemctl", "is-system-running", check=False) in up
+
     try:
-        poll(lambda: box.run("systemctl", "is-system-running", check=False) in up, what="a booted system", deadline=120)
+        poll(runs, what="a booted system", deadline=120)
     except AssertionError as error:
-        jobs = box.run("systemctl", "list-jobs", check=False)
-        raise AssertionError(f"{error}\n{jobs}\n{console.read_text(errors='replace')[-2000:]}") from error
+        raise AssertionError(f"{error}\n{console.read_text(errors='replace')[-2000:]}") from error
     for controller in _CONTROLLERS[2:]:
         # Its systemd has its own part of them: limits of memory and tasks hold.
         if (_CGROUPS / controller).is_dir():
