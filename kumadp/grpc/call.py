@@ -76,17 +76,20 @@ class Call:
         self._broken = self._broken or reason
         self._stream.buffer.eof()
 
-    async def receive(self, *, unpack: bool = False) -> bytes:
-        """The next message; one that is packed with gzip only where ``unpack`` says so. Raises Ended."""
+    async def receive(self, *, unpack: bool = False, largest: int = LARGEST) -> bytes:
+        """The next message, of at most ``largest`` bytes; one that is packed with gzip only where ``unpack`` says so.
+
+        Raises Ended.
+        """
         # AssertionError is how grpclib's buffer says that the stream ended inside a message.
         with contextlib.suppress(AssertionError):
             head = await self._stream.recv_data(5)
             size = int.from_bytes(head[1:], "big")
-            if head and ((head[0] and not unpack) or size > LARGEST):
+            if head and ((head[0] and not unpack) or size > largest):
                 raise Ended(None, f"a message of {size} bytes, compressed or too large")
             body = await self._stream.recv_data(size)
             if head and len(body) == size:
-                return _unpacked(bytes(body)) if head[0] else bytes(body)
+                return _unpacked(bytes(body), largest) if head[0] else bytes(body)
         raise self._ended()
 
     async def send(self, message: bytes, *, last: bool = False, packed: bool = False) -> None:
@@ -154,10 +157,10 @@ class Call:
         return Ended(None, self._broken or "the stream was ended")
 
 
-def _unpacked(data: bytes) -> bytes:
+def _unpacked(data: bytes, largest: int) -> bytes:
     unpacker = zlib.decompressobj(wbits=31)
     try:
-        found = unpacker.decompress(data, LARGEST)
+        found = unpacker.decompress(data, largest)
     except zlib.error:
         raise Ended(None, "a message that is no gzip, although it is packed") from None
     if not unpacker.eof:

@@ -174,7 +174,7 @@ class _Target:
         try:
             kept = [
                 Kept(scope, piece.family, zlib.compress(piece.samples, 1))
-                async for scope, piece in self._said(min(DEADLINE, self.period))
+                async for scope, piece in self._said(DEADLINE)
                 if piece.samples
             ]
             await loop.run_in_executor(self._thread, self._push, kept)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 FAILED_PRECONDITION, RESOURCE_EXHAUSTED = 9, 8
 # Messages of one backend that are on their way at once; more are refused, so that a slow collector costs no memory.
 MOST_AT_ONCE = 64
+# Of one message, unpacked, in bytes; Envoy and the SDK send less than the 4 MB that gRPC's servers take by default.
+LARGEST_MESSAGE = 16 << 20
 # How long what is on its way may take once its backend is not wanted any more, or at the stop (seconds).
 _FINISH = 3.0
 
@@ -109,7 +111,21 @@ class Served:
         self._under_way += 1
         self._idle.clear()
         try:
-            message = await call.receive(unpack=True)
+            await self._pass_on(signal, line, call)
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+
+    async def _pass_on(self, signal: str, line: _Line, call: Call) -> None:
+        try:
+            message = await call.receive(unpack=True, largest=LARGEST_MESSAGE)
+        except Ended as ended:
+            # Too large, or its sender has gone and hears nothing.
+            line.refused += 1
+            await call.finish(RESOURCE_EXHAUSTED, ended.text)
+            return
+        try:
             answer = await self._sender(line.route.target).send(signal, line.route, message)
         except Refused as error:
             text = redact(" ".join(str(error).split()))
@@ -117,17 +133,12 @@ class Served:
             line.why, line.failed_at = text, time.time()
             self._tell()
             await call.finish(error.status, text)
-        else:
-            line.sent += 1
-            line.why = ""
-            self._tell()
-            with contextlib.suppress(Ended):
-                await call.send(answer)
-            await call.finish(OK)
-        finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._idle.set()
+            return
+        line.sent += 1
+        line.why = ""
+        self._tell()
+        await call.send(answer)
+        await call.finish(OK)
 
     def _sender(self, target: Target) -> Sender:
         if target not in self._senders:

@@ -213,6 +213,19 @@ async def test_a_slow_collector_does_not_gather_messages(rig: Rig, monkeypatch: 
         await rig.send()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+async def test_a_message_that_is_too_large_is_refused(rig: Rig, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "LARGEST_MESSAGE", 100_000)
+    how = grpc.Compression.Gzip if packed else grpc.Compression.NoCompression
+    with grpc_collector("127.0.0.1:0") as (collector, port):
+        await rig.serve(to(port))
+        code, details = await rig.refused(size=200_000, compression=how)
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "too large" in details
+        await rig.send(size=50_000, compression=how)
+        assert len(collector.exports) == 1
+
+
 async def test_what_is_on_its_way_arrives_though_the_backend_goes(rig: Rig) -> None:
     with grpc_collector("127.0.0.1:0") as (collector, port):
         collector.held = threading.Event()
