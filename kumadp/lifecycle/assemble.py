@@ -247,7 +247,6 @@ class Assembly:
             dynamic = Dynamic(run, running, configuration.relaying, handlers)
         await running.start(source)
         if dynamic is not None:
-            exporting.start_pushing()
             run.stack.start(dynamic.component)
         configuration.start_watch(source)
         if run.chosen is not None:

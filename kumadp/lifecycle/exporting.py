@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.dynconf.bodies import MESH_METRIC, OTEL
-from kumadp.metrics.push import PERIOD, Options, Pusher
 from kumadp.otel.environment import longest, read
 from kumadp.otel.offer import installed
 from kumadp.otel.pipe import Pipe, Wanted
-from kumadp.otel.routes import routes, usable_for_metrics
 from kumadp.settings.values import BadValue, parse_duration
 
 if TYPE_CHECKING:
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from kumadp.dynconf.follower import Handler
     from kumadp.lifecycle.context import Run
     from kumadp.metrics.exposition import Piece
+    from kumadp.metrics.push import Options, Pusher
 
 log = logging.getLogger("kumadp.lifecycle")
 
@@ -28,7 +27,8 @@ OPEN_TELEMETRY = "OpenTelemetry"
 EXTRA = "install kumadp with its extra: pip install 'kumadp[otel]'"
 # How long metrics are pushed once more at the stop, where the drain time is not shorter (seconds).
 _FLUSH = 3.0
-# So often metrics are pushed at most (seconds).
+# How often metrics are pushed where nothing says so, as in Kuma, and at most (seconds).
+PERIOD = 60.0
 _SHORTEST = 0.1
 # An export that takes longer has failed, where no OTEL_ variable says so (OpenTelemetry's specification; seconds).
 _TIMEOUT = 10.0
@@ -46,8 +46,8 @@ class Exporting:
         self._installed = installed()
         self._direct: dict[str, float] = {}
         self._piped: dict[str, float] = {}
-        self._flush = min(_FLUSH, run.settings.drain_time)
-        self._pusher = Pusher(said, self._options, concern=self._push_concern, flush=self._flush)
+        self._said = said
+        self._pusher: Pusher | None = None
         self._pipe = Pipe(run.work.sockets, self._pipe_concern)
         run.status.asked["otel"] = self._status
         if run.settings.otel_pipe_enabled and not self._installed:
@@ -61,10 +61,6 @@ class Exporting:
         owners: dict[str, tuple[Handler, ...]] = {MESH_METRIC: (metrics, self.apply_metrics)}
         return {**owners, OTEL: (self.apply_pipe,)} if self._run.settings.otel_pipe_enabled else owners
 
-    def start_pushing(self) -> None:
-        """Push while Envoy is there, through which it goes."""
-        self._run.stack.start(self._pusher, stop_deadline=self._flush + 1)
-
     async def apply_metrics(self, body: bodies.MeshMetric | None) -> None:
         """Push where MeshMetric policies say; None: there are none any more."""
         backends = (body.observability.metrics.backends if body is not None else None) or ()
@@ -74,6 +70,8 @@ class Exporting:
 
     async def apply_pipe(self, body: bodies.Otel | None) -> None:
         """Serve the backends of the pipe. Raises WorkDirError where one cannot be served; the others are."""
+        from kumadp.otel.routes import routes, usable_for_metrics
+
         wanted = [
             Wanted(one.name, Path(one.socket_path), routes(one, self._environment))
             for one in (body.backends if body is not None else None) or ()
@@ -94,9 +92,24 @@ class Exporting:
         periods = {**self._direct, **self._piped}
         missing = bool(periods) and not self._installed
         self._run.status.worry(OPEN_TELEMETRY, f"metrics are not pushed; {EXTRA}" if missing else "")
-        self._pusher.apply({} if missing else periods)
+        if missing or not (periods or self._pusher):
+            return
+        if self._pusher is None:
+            self._pusher = self._make_pusher()
+        self._pusher.apply(periods)
+
+    def _make_pusher(self) -> Pusher:
+        from kumadp.metrics.push import Pusher
+
+        flush = min(_FLUSH, self._run.settings.drain_time)
+        pusher = Pusher(self._said, self._options, concern=self._push_concern, flush=flush)
+        # Later than Envoy, so that it is left before Envoy, through which it pushes.
+        self._run.stack.start(pusher, stop_deadline=flush + 1)
+        return pusher
 
     def _options(self) -> Options:
+        from kumadp.metrics.push import Options
+
         shared, own = self._environment.shared, self._environment.metrics
         return Options(
             self._service(),
@@ -106,7 +119,11 @@ class Exporting:
         )
 
     def _status(self) -> dict[str, object]:
-        return {"installed": self._installed, "push": self._pusher.status(), "pipe": self._pipe.status()}
+        return {
+            "installed": self._installed,
+            "push": self._pusher.status() if self._pusher is not None else {},
+            "pipe": self._pipe.status(),
+        }
 
     def _push_concern(self, path: str, concern: str) -> None:
         self._run.status.worry(f"{OPEN_TELEMETRY} push to {Path(path).name}", concern)

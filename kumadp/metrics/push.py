@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.metrics")
 
-# Kuma's default, in seconds.
-PERIOD = 60.0
-
 
 class PushFailed(Exception):
     """What was to be pushed was not taken, or not all of it; the text says why."""
@@ -75,6 +72,7 @@ class Pusher:
         self._concern = concern
         self._flush = flush
         self._targets: dict[str, _Target] = {}
+        self._over = False
 
     async def run(self, up: Callable[[], None]) -> None:
         """Push until cancelled, and once more then."""
@@ -82,11 +80,14 @@ class Pusher:
         try:
             await asyncio.Event().wait()
         finally:
+            self._over = True
             await asyncio.gather(*(target.finish(self._flush) for target in self._targets.values()))
             self._targets.clear()
 
     def apply(self, periods: Mapping[str, float]) -> None:
         """Push to these sockets, by path, every so many seconds, and to no others; a period that stays goes on."""
+        if self._over:
+            return
         for path, target in list(self._targets.items()):
             if periods.get(path) != target.period:
                 del self._targets[path]

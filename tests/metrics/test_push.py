@@ -131,6 +131,9 @@ async def test_everything_once_more_at_the_stop(rig: Rig) -> None:
         await asyncio.sleep(0)
         await rig.stop()
         assert [value.as_double for _, value, _, _ in collector.points("asked_total")] == [7.0]
+        # A policy that comes now is too late.
+        rig.every(0.1)
+        assert rig.pusher.status() == {}
 
 
 async def test_the_stop_is_bounded(rig: Rig, tmp_path: Path) -> None:
