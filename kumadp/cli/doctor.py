@@ -108,7 +108,7 @@ def _checks(flags: dict[str, object], typed: dict[str, str]) -> list[Check]:
         Check("resolv.conf", machine.resolv_conf),
         Check("leftovers", functools.partial(machine.leftovers, os.environ, work_dirs)),
         Check("process 1", machine.process_1),
-        Check("systemd", machine.systemd),
+        Check("systemd", functools.partial(machine.systemd, subject.name if subject is not None else "")),
         of("running", running),
     ]
 

@@ -25,7 +25,11 @@ _LOOKS_EACH = 0.5
 # For an answer of a busy host (seconds).
 _PATIENCE = 5.0
 # What changes without anything having happened.
-_PASSES = {"log", "silence", "lines", "sent", "destinations"}
+_PASSES = {
+    *("log", "silence", "lines", "sent", "destinations", "spent", "counters", "metrics"),
+    # Of dynamic configuration: how often it was asked for, and how long that took.
+    *("asked", "seconds"),
+}
 # DEC private modes (xterm's ctlseqs): another screen, no cursor; each line and what is below it is cleared.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"

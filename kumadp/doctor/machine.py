@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-import kumadp
 from kumadp.dns.exchange import Asked, by_udp
 from kumadp.dns.message import HEADER
 from kumadp.dns.resolvconf import DNS_PORT, parse
@@ -23,6 +23,7 @@ from kumadp.host.cgroup import OomKills, oom_file
 from kumadp.host.environment import find_container_sign
 from kumadp.host.facts import memory_limit
 from kumadp.host.state import adoptable, read_state
+from kumadp.host.units import UNITS, shipped
 from kumadp.host.workdir import LOCK, PREFIX
 from kumadp.lifecycle.control import control_socket_files
 from kumadp.process.output import output_of
@@ -42,8 +43,8 @@ _INITS = {
     *("systemd", "init", "tini", "tini-static", "dumb-init", "docker-init", "catatonit", "runit", "s6-svscan"),
     *("pause", "conmon", "bash", "sh", "supervisord", "openrc-init"),
 }
-_UNITS = ("kumadp.service", "kumadp@.service")
-_SHIPPED = ("/usr/lib/systemd/system", "/lib/systemd/system")
+# Where the program is named in a unit; `kumadp install` writes where it is itself.
+_PROGRAM = re.compile(r"^(\w+=[-+!:@]*)\S*/kumadp(?=\s|$)")
 _SYSTEMCTL_WITHIN = 3.0
 
 
@@ -158,20 +159,26 @@ def _is_dead(lock: Path) -> bool:
 
 
 async def systemd(
-    booted: Path = Path("/run/systemd/system"), shipped: Path | None = None, environ: Mapping[str, str] = os.environ
+    instance: str = "",
+    booted: Path = Path("/run/systemd/system"),
+    folder: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
 ) -> list[Told]:
-    """Whether the unit that is installed is the one that came with this kumadp, and what systemd has loaded."""
+    """Whether the unit that is installed is the one that came with this kumadp, and what systemd has loaded.
+
+    ``instance`` is of the template's the one that may be loaded; ``folder`` has what was shipped, for tests.
+    """
     if not await asyncio.to_thread(booted.is_dir):
         return skipped("systemd is not the init here")
     told: list[Told] = []
-    for unit in _UNITS:
-        told += await _unit(unit, shipped, environ)
-    return told or skipped(f"neither {' nor '.join(_UNITS)} is installed")
+    for unit in UNITS:
+        told += await _unit(unit, instance or "doctor", folder, environ)
+    return told or skipped(f"neither {' nor '.join(UNITS)} is installed")
 
 
-async def _unit(unit: str, shipped: Path | None, environ: Mapping[str, str]) -> list[Told]:
+async def _unit(unit: str, instance: str, folder: Path | None, environ: Mapping[str, str]) -> list[Told]:
     # A template is not loaded by itself.
-    name = unit.replace("@.", "@doctor.")
+    name = unit.replace("@.", f"@{instance}.")
     try:
         answer = await output_of(
             Path(shutil.which("systemctl", path=environ.get("PATH")) or "systemctl"),
@@ -188,28 +195,21 @@ async def _unit(unit: str, shipped: Path | None, environ: Mapping[str, str]) -> 
     told: list[Told] = []
     if shows.get("NeedDaemonReload") == "yes":
         told += warning(f"{unit} has changed on disk", "systemctl daemon-reload")
-    reference = _shipped(unit, shipped)
-    if reference is None:
-        return told or ok(f"{unit} is {installed}")
-    if await asyncio.to_thread(_differs, Path(installed), reference):
-        told += warning(f"{installed} is not {reference}", "take the new one; keep changes with `systemctl edit`")
+    if await asyncio.to_thread(_differs, Path(installed), unit, folder):
+        hint = "install it anew; keep changes of yours with `systemctl edit`"
+        told += warning(f"{installed} is not the one that comes with this kumadp", hint)
     return told or ok(f"{unit} is the one that was shipped")
 
 
-def _shipped(unit: str, folder: Path | None) -> Path | None:
-    """The unit beside this kumadp, in a clone, or the one of the package."""
-    places = (folder,) if folder is not None else (Path(kumadp.__file__).parents[1] / "systemd", *map(Path, _SHIPPED))
-    return next((place / unit for place in places if (place / unit).is_file()), None)
+def _differs(installed: Path, unit: str, folder: Path | None) -> bool:
+    """Whether a unit says something else than the shipped one: comments, and where the program is, do not count."""
 
-
-def _differs(one: Path, other: Path) -> bool:
-    """Whether two units say different things; comments do not count."""
-
-    def said(path: Path) -> list[str]:
-        lines = path.read_text(errors="replace").splitlines()
-        return [line.strip() for line in lines if line.strip() and line.strip()[0] not in "#;"]
+    def said(text: str) -> list[str]:
+        lines = [line.strip() for line in text.splitlines()]
+        return [_PROGRAM.sub(r"\1kumadp", line) for line in lines if line and line[0] not in "#;"]
 
     try:
-        return said(one) != said(other)
+        reference = (folder / unit).read_bytes() if folder is not None else shipped("systemd", unit)
+        return said(installed.read_text(errors="replace")) != said(reference.decode())
     except OSError:
         return True

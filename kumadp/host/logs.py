@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import logging.handlers
+import os
 import queue
 import re
 import signal
@@ -20,7 +21,7 @@ from kumadp.host.fold import Fold
 from kumadp.host.secrets import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 QUEUE_LENGTH = 10_000
 FLUSH_SECONDS = 2.0
@@ -29,6 +30,7 @@ _CHILD = "kumadp.child."
 _ENVOY_LINE = re.compile(r"^\[[^\]]+\]\[\d+\]\[(?P<level>\w+)\]\[(?P<component>\w+)\] (?:\[[^\]]+\] )?(?P<text>.*)$")
 _COREDNS_LINE = re.compile(r"^plugin/(?P<component>\w+): (?P<text>.*)$")
 _NUMBER = re.compile(r"\d+")
+_FORMATTER = logging.Formatter()
 LEVELS: dict[str, int] = {
     "off": logging.CRITICAL + 10,
     "error": logging.ERROR,
@@ -49,7 +51,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class Line:
     """What a record is of: ``child`` empty for our own, ``known`` whether the child's line has a form that we know."""
 
     child: str = ""
@@ -57,27 +59,39 @@ class _Line:
     known: bool = False
 
 
-def _read(record: logging.LogRecord) -> _Line:
-    """Take a child's line apart, once: the record then has its level and its text."""
-    found: _Line | None = getattr(record, "line", None)
+def read_line(record: logging.LogRecord) -> Line:
+    """What a record is of; takes a child's line apart, once: the record then has its level and its text."""
+    found: Line | None = getattr(record, "line", None)
     if found is not None:
         return found
-    line, text = _Line(), record.getMessage()
+    line, text = Line(), record.getMessage()
     child = record.name.removeprefix(_CHILD) if record.name.startswith(_CHILD) else ""
     if child == "envoy":
-        line, match = _Line(child), _ENVOY_LINE.match(text)
+        line, match = Line(child), _ENVOY_LINE.match(text)
         if match is not None and (level := match["level"].lower()) in _ENVOY_LEVELS:
-            line = _Line(child, match["component"], known=True)
+            line = Line(child, match["component"], known=True)
             record.levelno, record.levelname = _ENVOY_LEVELS[level], level.upper()
             record.msg, record.args = match["text"], ()
     elif child:
         # Its level was found by whoever read it.
-        line, match = _Line(child, known=record.levelno > logging.INFO), _COREDNS_LINE.match(text)
+        line, match = Line(child, known=record.levelno > logging.INFO), _COREDNS_LINE.match(text)
         if match is not None:
-            line = _Line(child, match["component"], known=True)
+            line = Line(child, match["component"], known=True)
             record.msg, record.args = match["text"], ()
     record.line = line
     return line
+
+
+def told(record: logging.LogRecord) -> str:
+    """Who says it, and what, with a traceback on its own lines: ``envoy@1/upstream: text``. Secrets are in it."""
+    line = read_line(record)
+    name = record.name.removeprefix(_CHILD).removeprefix("kumadp.")
+    if epoch := getattr(record, "epoch", 0):
+        name += f"@{epoch}"
+    if line.component:
+        name += f"/{line.component}"
+    text = f"{name}: {record.getMessage()}{_repeats(record)}"
+    return text + ("\n" + _FORMATTER.formatException(record.exc_info) if record.exc_info else "")
 
 
 def _repeats(record: logging.LogRecord) -> str:
@@ -90,16 +104,8 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One record as text; a traceback follows on its own lines."""
-        line = _read(record)
-        name = record.name.removeprefix(_CHILD).removeprefix("kumadp.")
-        if epoch := getattr(record, "epoch", 0):
-            name += f"@{epoch}"
-        if line.component:
-            name += f"/{line.component}"
-        text = f"{_time(record)} {record.levelname} {name}: {record.getMessage()}{_repeats(record)}"
-        if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        return redact(text)
+        text = told(record)
+        return redact(f"{_time(record)} {record.levelname} {text}")
 
 
 class JsonFormatter(logging.Formatter):
@@ -110,7 +116,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One record as one line of JSON."""
-        line = _read(record)
+        line = read_line(record)
         fields: dict[str, object] = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
         if line.child:
             fields["child"] = line.child
@@ -187,7 +193,7 @@ class _Writer(logging.handlers.QueueListener):
 
     def handle(self, record: logging.LogRecord) -> None:
         """Write a record, or count it."""
-        line = _read(record)
+        line = read_line(record)
         if line.child and not self._wanted(line, record.levelno):
             return
         if record.exc_info or (line.child and not line.known):
@@ -201,7 +207,7 @@ class _Writer(logging.handlers.QueueListener):
         if self.fold.passes(kind, record.levelno, record, now):
             super().handle(record)
 
-    def _wanted(self, line: _Line, level: int) -> bool:
+    def _wanted(self, line: Line, level: int) -> bool:
         """Envoy writes by a level of its own."""
         wanted = logging.getLogger("kumadp").level
         return wanted < LEVELS["off"] and (line.child == "envoy" or level >= wanted)
@@ -264,7 +270,7 @@ def setup_logging(
     *, level: str, fmt: str, output_path: str, max_files: int, max_size_mb: int, max_age_days: int
 ) -> LogOutput:
     """Start logging at ``level`` (off, error, warning, info, debug) as ``fmt``: text, json, or auto, which is text on
-    a terminal and json elsewhere.
+    a terminal, entries with fields where systemd's journal listens, and json elsewhere.
 
     ``output_path`` empty means stderr; a file rotates at ``max_size_mb`` MB, keeps ``max_files`` old ones for
     ``max_age_days`` days (the names and defaults are kuma-dp's). Raises SettingsError where it cannot be written.
@@ -274,7 +280,11 @@ def setup_logging(
         target = _open_file(output_path, max_files, max_size_mb, max_age_days)
     else:
         target = logging.StreamHandler(sys.stderr)
-    if fmt == "auto":
+    if fmt == "auto" and not output_path and is_journal(2, os.environ):
+        from kumadp.host.journal import JournalHandler
+
+        target, fmt = JournalHandler(), "journal"
+    elif fmt == "auto":
         fmt = "text" if not output_path and sys.stderr.isatty() else "json"
     target.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
     records: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_LENGTH)
@@ -292,6 +302,18 @@ def setup_logging(
     writer.start()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return LogOutput(handler, writer, target, fmt)
+
+
+def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
+    """Whether systemd's journal reads a descriptor, whose device and inode it names then (systemd.exec(5))."""
+    named = environ.get("JOURNAL_STREAM", "")
+    if not named:
+        return False
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return False
+    return named == f"{found.st_dev}:{found.st_ino}"
 
 
 def _open_file(path: str, max_files: int, max_size_mb: int, max_age_days: int) -> _File:

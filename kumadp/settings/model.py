@@ -33,7 +33,7 @@ class Settings:
     standalone: str = option("text", "", "Run without a control plane: a Dataplane file, or a folder of them.", flags="--standalone", key="standalone.path", group=OURS)
 
     log_level: str = option("text", "info", "Level of kumadp's log.", flags="--log-level", key="log.level", group=LOG, commands=("run", "wait"), choices=("off", "error", "warning", "info", "debug"))
-    log_format: str = option("text", "auto", "Form of the log lines, Envoy's and CoreDNS's among them; auto: text on a terminal and from wait, else json.", flags="--log-format", key="log.format", group=LOG, commands=("run", "wait"), choices=("auto", "text", "json"))
+    log_format: str = option("text", "auto", "Form of the log lines, Envoy's and CoreDNS's among them; auto: text on a terminal and from wait, fields in the journal of systemd, else json.", flags="--log-format", key="log.format", group=LOG, commands=("run", "wait"), choices=("auto", "text", "json"))
     log_output_path: str = option("text", "", "File to log to instead of stderr.", flags="--log-output-path", key="log.outputPath", group=LOG, commands=("run", "wait"))
     log_max_retained_files: int = option("integer", 1000, "Rotated log files kept.", flags="--log-max-retained-files", key="log.maxRetainedFiles", group=LOG, commands=("run", "wait"), minimum=0)
     log_max_size: int = option("integer", 100, "Size in MB at which the log file rotates.", flags="--log-max-size", key="log.maxSize", group=LOG, commands=("run", "wait"), minimum=1)

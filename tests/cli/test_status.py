@@ -11,10 +11,12 @@ import select
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from kumadp.cli.status import _same
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.report import StatusReport
 from kumadp.lifecycle.status import Status
@@ -147,3 +149,16 @@ def test_watch_on_a_terminal_draws_over_and_leaves_it_as_it_was(host: Host) -> N
     os.close(slave)
     os.close(master)
     assert "\x1b[2J" not in heard.text, "a screen that is cleared flickers"
+
+
+def test_what_passes_by_itself_is_no_change() -> None:
+    def told(seconds: float, asked: int, etag: str = "a") -> dict[str, Any]:
+        status = ready("web")
+        status.counters = {"virtual probes": Counter({"2xx": asked})}
+        paths = {"/dns": {"etag": etag, "asked": asked, "seconds": seconds, "changes": 1}}
+        status.asked["dynconf"] = lambda: {"socket": "x", "asks": True, "paths": paths}
+        found = status.snapshot()
+        return {**found, "spent": {"READY": seconds}}
+
+    assert _same(told(1.0, 1), told(9.0, 9))
+    assert not _same(told(1.0, 1), told(1.0, 1, etag="b"))

@@ -21,6 +21,7 @@ from tests.support.lasting import Lasting, lasting
 from tests.support.planes import open_plane
 from tests.support.poll import poll
 from tests.support.ports import free_port
+from tests.support.prometheus import Prometheus, need_prometheus
 from tests.support.relayed import NAME, NODE, SOON, Rig, rig
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import LISTENER
@@ -238,6 +239,16 @@ def answered(at: Rig) -> Iterator[list[str]]:
         asking.join()
 
 
+def prometheus_has(at: Rig, port: int, labels: str = "") -> None:
+    """A real Prometheus that scrapes the mesh's listener of Envoy has the application's, Envoy's and kumadp's."""
+    need_prometheus()
+    names = ("app_asked_total", "envoy_server_live", "kumadp_ready", "kumadp_relay_connected")
+    with contextlib.closing(Prometheus(at.folder, port)) as prometheus:
+        poll(prometheus.is_up, what="a scrape through Envoy", deadline=SOON)
+        for name in names:
+            poll(lambda name=name: prometheus.query(f"{name}{{{labels}}} >= 1"), what=name, deadline=SOON)  # type: ignore[misc]
+
+
 @pytest.fixture
 def kuma(tmp_path: Path) -> Iterator[Rig]:
     with open_plane("kuma", tmp_path) as plane, rig(tmp_path, plane) as made:
@@ -271,6 +282,7 @@ def test_mesh_metric_of_a_real_control_plane(kuma: Rig, exporter: Exporter) -> N
         assert 'envoy_cluster_name="backend"' in text
         assert "envoy_server_live{" in text
         assert not check(text)
+        prometheus_has(kuma, port, f'dataplane="{NAME}"')
         plane.delete("/meshes/default/meshmetrics/all")
         poll(lambda: get(port, "/metrics")[0] == 0, what="the end of the listener", deadline=SOON)
         poll(lambda: not kuma.status(daemon)["metrics"]["policy"], what="the end of the policy", deadline=SOON)
@@ -304,3 +316,4 @@ def test_metrics_of_a_mesh_of_a_real_control_plane(kuma: Rig, exporter: Exporter
         assert 'app_asked_total{path="/own"} 1' in text
         assert f'envoy_cluster_name="backend"{MESH}' in text
         assert not check(text)
+        prometheus_has(kuma, port)
