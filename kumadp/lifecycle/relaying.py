@@ -105,6 +105,14 @@ class Relaying:
         if self.relay.facts.state is not State.OPEN:
             self._renew_node(prepared)
 
+    def go_back(self, prepared: Prepared) -> None:
+        """The Envoy with this bootstrap runs on: where the control plane was told of another Node early, take it back.
+
+        What it sent for that one is not what this Envoy can do; the stream is opened anew.
+        """
+        if self._renew_node(prepared):
+            log.warning("the control plane is told by a new stream that the Dataplane is what it was")
+
     def _renew_node(self, prepared: Prepared) -> bool:
         former, self._told = self._told, _tree(prepared)
         self._machine.renew_node(_node(self._told))

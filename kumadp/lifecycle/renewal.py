@@ -107,6 +107,8 @@ class Renewal:
         try:
             outcome = await self._replace(envoy, prepared, binary, why)
         except KumadpError:
+            if relaying is not None:
+                relaying.go_back(former)
             if prepared is not former:
                 await asyncio.to_thread(prepared.config_path.unlink, missing_ok=True)
             raise

@@ -231,6 +231,30 @@ def test_an_adopted_envoy_whose_dataplane_has_changed_is_replaced_at_once(at: La
                 assert len(at.plane.journal.events(What.ADMITTED)) == 2
 
 
+def test_where_the_reload_fails_the_control_plane_is_told_of_what_runs(alone: Lasting, plane: XdsControlPlane) -> None:
+    """A Dataplane that has changed is told with the first stream after an adoption, before its Envoy is there."""
+    (port,) = free_ports(1)
+
+    def told() -> list[bool]:
+        """Of each stream, whether it told of the new inbound."""
+        return [str(port).encode() in one.raw for one in plane.journal.requests() if one.has_node]
+
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(alone.up())
+        with alone.load(asked=False):
+            envoy = alone.the_envoy()
+            alone.kill(first)
+            inbound = {"port": port, "servicePort": alone.app.port, "tags": {"kuma.io/service": "more"}}
+            alone.dataplane["networking"]["inbound"].append(inbound)
+            second = stack.enter_context(alone.up("--envoy-component-log-level=nonsense:debug"))
+            poll(lambda: "the Envoy that ran serves on" in second.output(), what="the refusal", deadline=SOON)
+            alone.wait_state(second, "open")
+            # Whether it was told of the other one in between is a matter of which is faster.
+            assert told()[-1] is False
+            poll(lambda: plane.registered == [NODE], what="the Dataplane in the mesh", deadline=SOON)
+            assert alone.the_envoy() == envoy
+
+
 def test_core_dns_is_adopted(alone: Lasting) -> None:
     need_coredns()
     with contextlib.ExitStack() as stack:
