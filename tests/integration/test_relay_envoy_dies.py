@@ -82,6 +82,7 @@ def test_the_mesh_goes_on_changing_for_the_next_envoy(at: Rig) -> None:
         poll(lambda: get(at.ports.outbound) == (200, "other"), what="the other endpoint", deadline=SOON)
 
 
+@pytest.mark.contract("what Envoy rejects is told, and not given to the next one")
 def test_a_response_that_envoy_rejects_is_not_what_the_next_one_starts_with(at: Rig) -> None:
     with at.run() as daemon:
         at.wait_ready(daemon)

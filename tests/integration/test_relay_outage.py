@@ -42,6 +42,7 @@ def alone(tmp_path: Path, plane: XdsControlPlane) -> Iterator[Rig]:
         yield made
 
 
+@pytest.mark.contract("control plane away: Envoy dies and is served from memory")
 def test_envoy_dies_while_the_control_plane_is_gone(at: Rig) -> None:
     with at.run() as daemon:
         at.wait_ready(daemon)

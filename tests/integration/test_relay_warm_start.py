@@ -86,6 +86,7 @@ def test_a_host_that_boots_without_its_control_plane_serves(alone: Rig, plane: X
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.contract("control plane started again: the stream is taken up")
 def test_the_stream_comes_back_when_the_control_plane_does(tmp_path: Path, kind: str) -> None:
     with rig(tmp_path, kind) as at:
         serve_once(at)
