@@ -45,6 +45,7 @@ def alone(tmp_path: Path, plane: XdsControlPlane) -> Iterator[Rig]:
         yield made
 
 
+@pytest.mark.contract("Envoy killed: the next one serves, the stream is kept, nothing is deregistered; mutual TLS too")
 @pytest.mark.parametrize("mtls", [False, True], ids=["plain", "mtls"])
 def test_envoy_killed_again_and_again(at: Rig, mtls: bool) -> None:
     if mtls:
