@@ -22,7 +22,7 @@ test: $(VENV)/.ready-dev coredns
 	@$(BIN)/ruff format --check kumadp tests
 	@$(BIN)/ruff check kumadp tests
 	@$(BIN)/mypy
-	@$(BIN)/pytest -q -n 2 -m "not bench"
+	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "not bench"
 
 lint: $(VENV)/.ready-dev
 	@$(BIN)/ruff format kumadp tests

@@ -137,9 +137,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(host: Podman, folder: Path, *command: str, image: str = IMAGE) -> Container:
+def start(host: Podman, folder: Path, *command: str, image: str = IMAGE, more: str = "--init=false") -> Container:
     given = f"--volume={folder}:/etc/kumadp:ro"
-    return Container(host, host.run("run", "--detach", *HARDENED, given, image, *command))
+    return Container(host, host.run("run", "--detach", *HARDENED, given, more, image, *command))
 
 
 def run_standalone(host: Podman, folder: Path, *more: str) -> Container:
@@ -209,11 +209,26 @@ def test_the_memory_limit_reaches_envoy(container: Container) -> None:
     assert int(told) == MEMORY * 4 // 5
 
 
-def test_an_envoy_that_dies_is_started_again(container: Container) -> None:
-    before = json.loads(container.run("kumadp", "status", "--output=json"))["children"]["envoy"]["pid"]
-    container.run("sh", "-c", f"kill -9 {before}")
-    poll(lambda: json.loads(container.run("kumadp", "status", "--output=json"))["children"]["envoy"]["restarts"] == 1,
-         what="another Envoy")  # fmt: skip
+def test_an_envoy_that_dies_is_started_again_and_its_record_outlives_the_container(
+    host: Podman, image: dict[str, Any], folder: Path
+) -> None:
+    state = folder / "state"
+    state.mkdir(mode=0o700)
+    os.chown(state, 5678, 5678)
+    more = f"--volume={state}:/var/lib/kumadp"
+    started = start(host, folder, "run", "--standalone=/etc/kumadp/web.yaml", "--min-drain-time=0s", more=more)
+    started.run("kumadp", "wait", "--timeout=60s")
+
+    def envoy() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(started.run("kumadp", "status", "--output=json"))["children"]["envoy"]
+        return found
+
+    started.run("sh", "-c", f"kill -9 {envoy()['pid']}")
+    poll(lambda: envoy()["restarts"] == 1, what="another Envoy")
+    started.run("kumadp", "wait", "--timeout=60s")
+    assert started.stop() == 0
+    (record,) = (state / "web" / "crashes").glob("*.json")
+    assert json.loads(record.read_text())
 
 
 def test_kubernetes_pre_stop_finds_it(container: Container) -> None:

@@ -9,21 +9,24 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
 from kumadp.errors import ExitCode
+from tests.support import impatient
 from tests.support.daemon import Ports, get, is_listening, run_kumadp, workload, write_mesh
 from tests.support.hosted import Hosted
 from tests.support.poll import poll
 from tests.support.ports import free_ports
+from tests.support.relayed import rig
 from tests.support.standalone import logged
+from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.process
 # Leads a session of its own with the terminal, as a login does; kumadp's log stays where it was.
@@ -242,6 +245,25 @@ def test_or_leaves_it_and_hands_every_signal_on(
         daemon.terminate()
         assert daemon.wait() == 3, daemon.output()
         assert app.told == ["SIGHUP", "SIGTERM"]
+
+
+@pytest.mark.parametrize("flag", ["stop", "leave"])
+def test_the_same_where_the_control_plane_refuses(tmp_path: Path, app: Hosted, app_port: int, flag: str) -> None:
+    short = (sys.executable, str(Path(impatient.__file__)), "0.5", "1.0")
+    app.touch("end")
+    with XdsControlPlane() as plane, rig(tmp_path, plane) as alone:
+        plane.faults.linger = 0.0
+        with alone.run(f"--on-sidecar-end={flag}", "--min-drain-time=0s", *app.command, prefix=short) as daemon:
+            poll(lambda: app.pid, what="the application")
+            plane.faults.refuse_token = lambda _token: "token is revoked"
+            plane.reset_streams()
+            if flag == "leave":
+                logged(daemon, "the application lives on without a sidecar")
+                assert get(app_port) == (200, "app")
+                assert app.told == []
+                daemon.terminate()
+            assert daemon.wait() == (3 if flag == "leave" else ExitCode.CONTROL_PLANE_REFUSED), daemon.output()
+            assert app.told == ["SIGTERM"]
 
 
 @pytest.mark.parametrize(("flag", "told"), [("stop", ["SIGTERM"]), ("leave", [])])
