@@ -248,6 +248,7 @@ def kuma(tmp_path: Path) -> Iterator[Rig]:
         yield made
 
 
+@pytest.mark.contract("MeshMetric pushed to OpenTelemetry, and stopped with the policy")
 @pytest.mark.kuma_cp
 def test_mesh_metric_of_a_real_control_plane(kuma: Rig, exporter: Exporter) -> None:
     """Through the listener and the cluster that the control plane gives Envoy, to a collector; applied and removed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import stat
 import threading
 from typing import TYPE_CHECKING, Any
@@ -285,6 +286,25 @@ async def test_tls_with_a_ca_and_a_certificate_from_files(rig: Rig, tmp_path: Pa
         await rig.serve(Route(Target("grpc", f"127.0.0.1:{port}", True, "/nowhere/ca.pem")))
         code, details = await rig.refused()
         assert "/nowhere/ca.pem" in details
+
+
+async def test_https_with_a_ca_from_a_file(rig: Rig, tmp_path: Path) -> None:
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("127.0.0.1").configure_cert(context)
+    with http_collector(context) as (collector, port):
+
+        def secured(certificate: str) -> Route:
+            return Route(Target("http/protobuf", f"127.0.0.1:{port}", True, certificate), "/v1/traces")
+
+        await rig.serve(secured(str(tmp_path / "ca.pem")))
+        await rig.send()
+        assert len(collector.exports) == 1
+        await rig.serve(secured(""))
+        code, details = await rig.refused()
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "certificate" in details
 
 
 async def test_a_collector_on_a_unix_socket(rig: Rig, tmp_path: Path) -> None:
