@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.dns.corefile import Way, built_in, name_servers
+from kumadp.dns.corefile import Way, built_in, upstreams
+from kumadp.dns.resolvconf import parse
 from kumadp.dns.template import render
 from kumadp.dns.trial import identity_of_binary, try_corefile
 from kumadp.errors import KumadpError, Problem, SettingsError, SpawnError
@@ -130,7 +131,7 @@ class CorefileChoice:
         except OSError as error:
             log.warning("%s cannot be read: %s; names that Envoy does not know are unknown", self._resolv_conf, error)
             text = ""
-        corefile = built_in(self._facts, way, name_servers(text), self._suffixes, self._addresses)
+        corefile = built_in(self._facts, way, upstreams(parse(text)), self._suffixes, self._addresses)
         return Corefile(corefile, f"the built-in Corefile ({way.value})")
 
     async def _way(self) -> Way:

@@ -103,6 +103,10 @@ class CoreDnsComponent:
         """Whether it is the stand-in that answers."""
         return self._stands_in and self.supervisor.report.state is not ChildState.RUNNING
 
+    async def stand_in(self) -> None:
+        """Have the stand-in answer until CoreDNS does."""
+        await self._open()
+
     async def run(self, up: Callable[[], None]) -> None:
         """Keep CoreDNS running until cancelled; a spent budget is told and then waited on, not raised."""
         watch = asyncio.create_task(self._watch(), name="dns health")

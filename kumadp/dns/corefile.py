@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import enum
-import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from kumadp.dns.resolvconf import ResolvConf
+
 _CODES = ("NOTIMP", "FORMERR", "NXDOMAIN", "SERVFAIL", "REFUSED")
 # CoreDNS takes 15 upstreams for one `forward`, and Envoy is the first.
 _MAX_SERVERS = 14
+_PORT = 53
 # CoreDNS refuses what it has no plugin for: an answer that depends on nobody else.
 HEALTH_NAME = "health.kumadp.invalid"
 
@@ -94,15 +96,10 @@ def _block(keys: Sequence[str], lines: Sequence[str]) -> str:
     return f"{' '.join(keys)} {{\n" + "".join(f"    {line}\n" for line in lines) + "}\n"
 
 
-def name_servers(resolv_conf: str) -> tuple[str, ...]:
-    """The addresses of a resolv.conf in their order, each once (resolv.conf(5)); what is no address is passed over."""
-    found: dict[str, None] = {}
-    for line in resolv_conf.splitlines():
-        words = line.split()
-        if len(words) > 1 and words[0] == "nameserver":
-            try:
-                ipaddress.ip_address(words[1].split("%", 1)[0])
-            except ValueError:
-                continue
-            found[words[1]] = None
-    return tuple(found)
+def upstreams(conf: ResolvConf) -> tuple[str, ...]:
+    """The name servers of a resolv.conf as `forward` takes them."""
+    return tuple(host if port == _PORT else _with_port(host, port) for host, port in conf.servers)
+
+
+def _with_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

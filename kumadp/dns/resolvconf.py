@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 
-_MOST_SERVERS = 8
+_MOST_SERVERS = 14
 _DEFAULT_TIMEOUT, _DEFAULT_ATTEMPTS = 5.0, 2
 # As the C library bounds them.
 _LONGEST_TIMEOUT, _MOST_ATTEMPTS = 30, 5

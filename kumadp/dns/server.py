@@ -42,14 +42,19 @@ class Resolver:
         self._servers: list[TcpServer] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def bind(self) -> None:
+        """Have the sockets, in which queries wait until it is open; raises PortsTaken."""
+        for host, port in self.addresses:
+            udp = bind_udp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=True)
+            self._sockets.append(UdpSocket(udp, self))
+            tcp = bind_tcp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=True)
+            self._servers.append(TcpServer(tcp, self._answer_tcp))
+
     async def open(self) -> None:
-        """Bind and answer; raises PortsTaken."""
+        """Bind where that was not done yet, and answer; raises PortsTaken."""
         try:
-            for host, port in self.addresses:
-                udp = bind_udp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=True)
-                self._sockets.append(UdpSocket(udp, self))
-                tcp = bind_tcp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=True)
-                self._servers.append(TcpServer(tcp, self._answer_tcp))
+            if not self._sockets:
+                self.bind()
             for server in self._servers:
                 await server.open()
         except BaseException:

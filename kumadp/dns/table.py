@@ -9,6 +9,8 @@ import struct
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from kumadp.dns.message import AAAA, IN, A, parents, wire_name
 
 if TYPE_CHECKING:
@@ -29,6 +31,22 @@ _MOST_RECORDS = 2000
 """So many AAAA records fit into the 64 KiB of a message."""
 # Names at a time: a few milliseconds.
 _STEP = 200
+
+
+class HandedTable(msgspec.Struct, frozen=True):
+    """A table as it is left to another program; its suffixes are that one's own."""
+
+    names: dict[bytes, Addresses]
+    empty: set[bytes]
+    ttl: int
+    filtered: bool
+
+
+class HandedNames(msgspec.Struct, frozen=True):
+    """What is left to another program, so that it answers at once; ``labels`` are the control plane's, for metrics."""
+
+    table: HandedTable
+    labels: dict[str, str] | None = None
 
 
 class Table:
@@ -55,9 +73,9 @@ class Table:
         """Queries that were answered, and the answers, both without their numbers."""
         self.empty: set[bytes] = set()
         """Those that have others below them and nothing of their own: they are there (RFC 8020)."""
-        ttl = min(max(ttl, 0), 0x7FFFFFFF)
+        self._ttl = min(max(ttl, 0), 0x7FFFFFFF)
         self._heads = [
-            _TO_QUESTION + _RECORD.pack(kind, IN, ttl, size - len(_TO_QUESTION) - _RECORD.size)
+            _TO_QUESTION + _RECORD.pack(kind, IN, self._ttl, size - len(_TO_QUESTION) - _RECORD.size)
             for kind, size in ((A, A_SIZE), (AAAA, AAAA_SIZE))
         ]
         self._add(records)
@@ -81,6 +99,17 @@ class Table:
             for _ in range(min(_STEP, len(self.empty))):
                 self.empty.pop()
             await asyncio.sleep(0)
+
+    def handed(self) -> HandedTable:
+        """For the program that follows."""
+        return HandedTable(self.names, self.empty, self._ttl, self.filtered)
+
+    @classmethod
+    def of(cls, handed: HandedTable, suffixes: Sequence[str]) -> Table:
+        """What was left by the program before."""
+        table = cls(ttl=handed.ttl, suffixes=suffixes, filtered=handed.filtered)
+        table.names, table.empty = handed.names, handed.empty
+        return table
 
     def is_ours(self, name: bytes) -> bool:
         """Whether nobody else is to be asked for it."""

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 BURST = 64
 _LARGEST = 4096
 _SHORT = BOUNDS[0]
-# Room for what comes while the loop is busy with something else (bytes); the kernel's own bound may be lower.
+# Room for what comes while the loop is busy with something else, or one program follows another (bytes); the kernel's
+# own bound is lower, and counts for all but those with CAP_NET_ADMIN (socket(7)).
 _BUFFER = 1 << 20
+_SO_RCVBUFFORCE = 33
 _ANCILLARY = socket.CMSG_SPACE(20)
 # Linux: socket.IP_PKTINFO is not in Python 3.11. index, the address to answer from, the one in the packet.
 _IP_PKTINFO = 8
@@ -52,7 +54,10 @@ class UdpSocket:
     def __init__(self, sock: socket.socket, answering: Answering) -> None:
         self._socket = sock
         self._answering = answering
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        except PermissionError:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         self._wildcard = sock.getsockname()[0] in WILDCARDS
         if self._wildcard and sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)

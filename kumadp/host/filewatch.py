@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from asyncinotify import Event, Inotify
 
@@ -67,17 +67,19 @@ class FileWatch:
                 self._inotify.close()
 
     def follow(self) -> None:
-        """Watch the folders that matter now; to be called before the files are read again."""
+        """Watch what matters now; to be called before the files are read again."""
         if self._inotify is None:
             return
         from asyncinotify import Mask
 
         mask = Mask.CLOSE_WRITE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE | Mask.CREATE | Mask.ATTRIB
         try:
-            for folder in frozenset[Path]().union(*map(folders_of, self._paths)):
+            # A file that is mounted here, as a container's resolv.conf, is written where it comes from.
+            files = {path for path in self._paths if path.is_file()}
+            for place in files.union(*map(folders_of, self._paths)):
                 # Always, not only when new: a folder made anew may have the path and the inode of the old one.
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    self._inotify.add_watch(folder, mask)
+                    self._inotify.add_watch(place, mask)
         except OSError as error:
             self._give_up(error)
 

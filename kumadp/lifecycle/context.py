@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.accesslog.component import AccessLogs
+    from kumadp.dns.table import HandedNames
     from kumadp.host.workdir import WorkDir
     from kumadp.lifecycle.choosing import ChosenPorts
     from kumadp.lifecycle.loop import Event
@@ -82,6 +83,8 @@ class Run:
         self.post: Callable[[Event], None] = lambda _event: None
         self.named: Callable[[Mapping[str, Iterable[str]]], None] = lambda _names: None
         """Hears of the names of standalone mode and their addresses."""
+        self.names_left: Callable[[], HandedNames | None] = lambda: None
+        """The names that the embedded resolver leaves to the program that follows."""
         self.before = Before()
         self.access_logs: AccessLogs | None = None
         self.chosen: ChosenPorts | None = None

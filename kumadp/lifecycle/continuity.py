@@ -18,6 +18,7 @@ from kumadp.accesslog.component import HandedLogs  # noqa: TC001 - msgspec reads
 from kumadp.bootstrap.public import without_token
 from kumadp.bootstrap.store import write_private
 from kumadp.controlplane.wire import Aggregated  # noqa: TC001 - msgspec reads the annotations
+from kumadp.dns.table import HandedNames  # noqa: TC001 - msgspec reads the annotations
 from kumadp.envoy.reload import Adopted, EnvoyState
 from kumadp.errors import HandoverFailed
 from kumadp.host.state import ChildRecord, adoptable, read_state, record, strays
@@ -88,6 +89,7 @@ class Left(msgspec.Struct, frozen=True):
     past: dict[str, Past] = {}
     application: HandedProcess | None = None
     levels: dict[str, str] = {}
+    names: HandedNames | None = None
 
 
 @dataclass(slots=True)
@@ -116,6 +118,7 @@ class Before:
     fifos: frozenset[Path] = field(default_factory=frozenset)
     killed: list[Child] = field(default_factory=list)
     past: dict[str, Past] = field(default_factory=dict)
+    names: HandedNames | None = None
     application: HandedProcess | None = None
     levels: Mapping[str, str] = field(default_factory=dict)
 
@@ -185,6 +188,7 @@ def left_by(handover: Handover) -> Before:
         ports=left.ports,
         count=handover.count,
         past=left.past,
+        names=left.names,
         application=left.application,
         levels=left.levels,
     )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from kumadp.addresses import ANY_IPV6
 from kumadp.errors import KumadpError, SpawnError
+from kumadp.host import inherited
+from kumadp.host.filewatch import FileWatch
 from kumadp.host.ports import Address, every_address
 from kumadp.lifecycle.plan import LOOPBACK
 from kumadp.process.policy import ChildState, RestartPolicy
@@ -34,7 +36,8 @@ log = logging.getLogger("kumadp.lifecycle")
 # Kuma 2.14 passes its DNS gate after 15 s too: names may be late, traffic by address must not wait for ever.
 DNS_GATE = 15.0
 RESOLV_CONF = Path("/etc/resolv.conf")
-LOOK_EVERY = 3.0
+# seconds
+_SETTLE = 0.1
 # Kuma's own names end so: <service>.mesh, and <name>.svc.<zone>.mesh.local from 2.9 on (HostnameGenerator).
 SUFFIXES = ("mesh", "mesh.local")
 
@@ -116,6 +119,9 @@ class Names:
         run.status.ports["dns"] = f"{LOOPBACK}:{plan.port}"
         run.status.ports["coredns metrics"] = f"{LOOPBACK}:{plan.prometheus_port}"
         run.status.asked["dns"] = self._told
+        if inherited.holds("udp", plan.port):
+            # It was the stand-in that answered when the program before this one was left.
+            await self._coredns.stand_in()
         is_up = run.stack.start(self._coredns, stop_deadline=settings.stop_grace + 1)
         run.stack.start(ResolvConf(RESOLV_CONF, self._follow))
         self._gate = asyncio.create_task(self._open_gate(is_up), name="dns gate")
@@ -131,7 +137,7 @@ class Names:
             f"[{host}]:{plan.port}" if ":" in host else f"{host}:{plan.port}" for host in plan.addresses
         )
         run.status.asked["dns"] = resolving.status
-        run.named = resolving.name_all
+        run.named, run.names_left = resolving.name_all, resolving.handed
         run.stack.start(resolving)
         run.stack.start(ResolvConf(RESOLV_CONF, resolving.follow))
         self._gate = asyncio.create_task(self._open_gate(resolving.ready), name="dns gate")
@@ -252,26 +258,34 @@ class Names:
 class ResolvConf:
     """Calls ``changed`` when a resolv.conf has another content or is another file.
 
-    It is looked at: programs replace it, write in it, or replace what it is a link to, in directories of their own.
+    Programs replace it, write in it, or replace what it is a link to, in directories of their own.
     """
 
     name = "resolv.conf"
 
-    def __init__(self, path: Path, changed: Callable[[], Awaitable[None]], *, every: float = LOOK_EVERY) -> None:
+    def __init__(self, path: Path, changed: Callable[[], Awaitable[None]]) -> None:
         self._path = path
         self._changed = changed
-        self._every = every
+        self._told = asyncio.Event()
 
     async def run(self, up: Callable[[], None]) -> None:
-        """Look until cancelled."""
+        """Watch until cancelled."""
         known = await asyncio.to_thread(_state_of, self._path)
-        up()
-        while True:
-            await asyncio.sleep(self._every)
-            now = await asyncio.to_thread(_state_of, self._path)
-            if now != known:
-                known = now
-                await self._changed()
+        watch = FileWatch((self._path,), self._told.set)
+        watching = asyncio.create_task(watch.run(up), name="resolv.conf")
+        try:
+            while True:
+                await self._told.wait()
+                # It is written in steps: a moment without a change ends them.
+                await asyncio.sleep(_SETTLE)
+                self._told.clear()
+                watch.follow()
+                now = await asyncio.to_thread(_state_of, self._path)
+                if now != known:
+                    known = now
+                    await self._changed()
+        finally:
+            watching.cancel()
 
 
 def _loopback() -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from kumadp.dns.exchange import Asked, by_udp
 from kumadp.dns.message import HEADER
 from kumadp.dns.resolvconf import parse
 from kumadp.dns.server import Resolver
-from kumadp.dns.table import Table
+from kumadp.dns.table import HandedNames, Table
 from kumadp.host.ports import local_addresses
 from kumadp.lifecycle.plan import LOOPBACK
 
@@ -35,8 +35,9 @@ _PROBE = HEADER.pack(0, 0x0100, 1, 0, 0, 0) + b"\x06kumadp\x07invalid\x00\x00\x0
 
 
 class Resolving:
-    """A component. Names come from the control plane (`take`), from files (`name`), or from Envoy's DNS filter.
+    """A component; raises PortsTaken when it is made.
 
+    Names come from the control plane (`take`), from files (`name_all`), or from Envoy's DNS filter.
     ``ready`` is set once there are names: the first configuration came, or Envoy's filter answers (Kuma up to 2.10).
     """
 
@@ -48,16 +49,19 @@ class Resolving:
         self._resolv_conf = resolv_conf
         self._ttl = 30
         self._made = time.monotonic()
-        self.labels: Mapping[str, str] | None = None
+        self.labels: dict[str, str] | None = None
         """Those that the control plane's first names came with, for metrics."""
         self.ready = asyncio.Event()
         self.resolver = Resolver([(host, plan.port) for host in plan.addresses])
         self._envoy = (LOOPBACK, plan.envoy_port) if run.mesh is None else None
         self.resolver.table = self._table()
+        if run.before.names is not None:
+            self._go_on(run.before.names)
         self.resolver.upstreams.envoy = self._envoy
+        self.resolver.bind()
 
     async def run(self, up: Callable[[], None]) -> None:
-        """Serve until cancelled; raises PortsTaken."""
+        """Serve until cancelled."""
         await self.follow()
         async with self.resolver:
             up()
@@ -97,6 +101,17 @@ class Resolving:
         # They are there as written too, for those who compare letter by letter.
         lower = {name: sorted(addresses) for name, addresses in names.items() if name == name.lower()}
         self._use(self._table(lower.items()))
+
+    def handed(self) -> HandedNames | None:
+        """The names, for the program that follows; None while there are none."""
+        return HandedNames(self.resolver.table.handed(), self.labels) if self.ready.is_set() else None
+
+    def _go_on(self, before: HandedNames) -> None:
+        self.resolver.table = Table.of(before.table, self._suffixes)
+        self.labels = before.labels
+        if not before.table.filtered:
+            self._envoy = None
+        self._there_are_names()
 
     def status(self) -> Mapping[str, str]:
         """Who answers."""

@@ -73,6 +73,7 @@ async def succeed(
             application=application(),
             levels=run.levels.handed(),
             past={name: Past.of(report) for name, report in run.status.children.items()},
+            names=run.names_left(),
         )
         descriptors = (work.lock, *(child.output for child in children), *(logs.descriptors if logs else ()))
         ready = whole_answer(run.status.ready_state)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kumadp.dns.corefile import CorefileFacts, Way, built_in, name_servers
+from kumadp.dns.corefile import CorefileFacts, Way, built_in, upstreams
+from kumadp.dns.resolvconf import parse
 
 FACTS = CorefileFacts(15053, 15054, 19153, logging=False, binary="/usr/bin/coredns", config_dir="/run/kumadp")
 SERVERS = ("192.0.2.53", "2001:db8::53")
@@ -59,8 +60,9 @@ def test_queries_are_logged_where_that_is_asked_for() -> None:
         ("# nameserver 192.0.2.53\nsearch example.org\nnameserver\n", ()),
         ("nameserver 192.0.2.53\nnameserver 2001:db8::1\nnameserver 192.0.2.53", ("192.0.2.53", "2001:db8::1")),
         ("nameserver\tfe80::1%eth0 # the router\n nameserver 192.0.2.53", ("fe80::1%eth0", "192.0.2.53")),
+        ("nameserver [192.0.2.53]:5353\nnameserver [::1]:5353\n", ("192.0.2.53:5353", "[::1]:5353")),
         ("nameserver dns.example.org\nnameserver 300.1.2.3\n", ()),
     ],
 )
 def test_the_name_servers_of_a_resolv_conf(text: str, servers: tuple[str, ...]) -> None:
-    assert name_servers(text) == servers
+    assert upstreams(parse(text)) == servers

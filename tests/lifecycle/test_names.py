@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
 from typing import TYPE_CHECKING
 
+import pytest
+
 from kumadp.lifecycle.names import ResolvConf
+from tests.support.needs import need_netns
 from tests.support.poll import poll_async
 
 if TYPE_CHECKING:
@@ -22,7 +26,7 @@ async def watched(path: Path) -> AsyncIterator[Callable[[int], Awaitable[None]]]
         seen.append("changed")
 
     up = asyncio.Event()
-    task = asyncio.create_task(ResolvConf(path, changed, every=0.02).run(up.set))
+    task = asyncio.create_task(ResolvConf(path, changed).run(up.set))
     await up.wait()
 
     async def wait_for(times: int) -> None:
@@ -56,3 +60,21 @@ async def test_each_kind_of_change_of_resolv_conf_is_seen(tmp_path: Path) -> Non
         await seen(4)
         link.write_text("nameserver 192.0.2.5\n")
         await seen(5)
+
+
+@pytest.mark.netns
+async def test_a_resolv_conf_that_is_mounted_is_seen_when_its_source_is_written(tmp_path: Path) -> None:
+    """As a container's is, by whoever runs the container."""
+    need_netns()
+    source, mounted = tmp_path / "source", tmp_path / "resolv.conf"
+    source.write_text("nameserver 192.0.2.1\n")
+    mounted.touch()
+    await asyncio.to_thread(subprocess.run, ["mount", "--bind", str(source), str(mounted)], check=True)
+    try:
+        async with watched(mounted) as seen:
+            source.write_text("nameserver 192.0.2.1\nnameserver 192.0.2.2\n")
+            await seen(1)
+            source.write_text("nameserver 192.0.2.3\n")
+            await seen(2)
+    finally:
+        await asyncio.to_thread(subprocess.run, ["umount", str(mounted)], check=True)

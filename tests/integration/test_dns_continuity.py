@@ -1,0 +1,53 @@
+"""Names under load while kumadp is re-executed, and while resolv.conf changes."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.lifecycle.control import ask_status, control_socket_path
+from tests.integration.test_dns import ask, running
+from tests.support.daemon import Daemon, Ports
+from tests.support.dnsload import dns_load
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+TIMES = 3
+
+
+@pytest.fixture
+def ports() -> Ports:
+    return Ports.take()
+
+
+def reexecuted(daemon: Daemon, times: int) -> bool:
+    try:
+        status = ask_status(control_socket_path("web", daemon.environment))
+    except OSError:
+        return False
+    return bool(status["phase"] == "READY" and status.get("reexec", {}).get("count") == times)
+
+
+def under_load(daemon: Daemon, ports: Ports) -> None:
+    """Re-execute some times; nothing is lost after one retry, and nothing is answered wrongly."""
+    with dns_load(ports.dns, "backend.mesh", rate=500, seconds=10) as load:
+        for count in range(TIMES):
+            daemon.process.send_signal(signal.SIGUSR1)
+            poll(lambda: reexecuted(daemon, count + 1), what="the next program", deadline=30)  # noqa: B023
+        counts = load.counts()
+    assert (counts.sent, counts.answered, counts.lost, counts.wrong) == (5000, 5000, 0, 0)
+    assert "is not served any more" not in daemon.output()
+    for tcp in (False, True):
+        assert ask(ports.dns, "backend.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
+
+
+def test_the_embedded_resolver_goes_on_over_a_reexecution(tmp_path: Path, ports: Ports) -> None:
+    with running(tmp_path, ports, "--dns-mode=embedded", coredns="coredns") as daemon:
+        daemon.wait_ready()
+        under_load(daemon, ports)
