@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from kumadp.dns.access import Access
 from kumadp.dns.core import Forward, Transport, answer
 from kumadp.dns.counters import Counters
 from kumadp.dns.message import REFUSED, code_of, write
@@ -16,7 +17,10 @@ from kumadp.dns.upstreams import Upstreams
 from kumadp.host.serve import bind_tcp, bind_udp
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Coroutine, Sequence
+
+    from kumadp.dns.udp import Client
 
 log = logging.getLogger("kumadp.dns")
 
@@ -27,15 +31,18 @@ _LAST = 0.5
 
 class Resolver:
     """Serves on ``addresses``, each a host and a port. ``reuse_port``: others may have the port too (SO_REUSEPORT).
+    ``dual``: ``::`` is for IPv4 too.
 
-    ``table`` may be replaced by another one at any time; ``upstreams`` says who else is asked. It may be opened again
-    after it was closed.
+    ``table`` may be replaced by another one at any time; ``upstreams`` says who else is asked, and ``access`` for whom.
+    It may be opened again after it was closed.
     """
 
-    def __init__(self, addresses: Sequence[tuple[str, int]], *, reuse_port: bool = False) -> None:
+    def __init__(self, addresses: Sequence[tuple[str, int]], *, reuse_port: bool = False, dual: bool = False) -> None:
         self.addresses = tuple(addresses)
         self._reuse_port = reuse_port
+        self._dual = dual
         self.table = Table()
+        self.access = Access()
         self.counters = Counters()
         self.upstreams = Upstreams(own=self.addresses, counters=self.counters)
         self._sockets: list[UdpSocket] = []
@@ -45,10 +52,26 @@ class Resolver:
     def bind(self) -> None:
         """Have the sockets, in which queries wait until it is open; raises PortsTaken."""
         for host, port in self.addresses:
-            udp = bind_udp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=True)
-            self._sockets.append(UdpSocket(udp, self))
-            tcp = bind_tcp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=True)
-            self._servers.append(TcpServer(tcp, self._answer_tcp))
+            self._bind(host, port)
+
+    def _bind(self, host: str, port: int) -> tuple[UdpSocket, TcpServer]:
+        only_ipv6 = not self._dual
+        udp = UdpSocket(bind_udp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=only_ipv6), self)
+        self._sockets.append(udp)
+        tcp = TcpServer(
+            bind_tcp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=only_ipv6), self._answer_tcp
+        )
+        self._servers.append(tcp)
+        return udp, tcp
+
+    async def listen(self, host: str, port: int) -> tuple[socket.socket, socket.socket]:
+        """Answer on one more address; its sockets for UDP and TCP. Raises PortsTaken."""
+        udp, tcp = self._bind(host, port)
+        await tcp.open()
+        udp.open()
+        if (host, port) not in self.addresses:
+            self.addresses = self.upstreams.own = (*self.addresses, (host, port))
+        return udp.socket, tcp.socket
 
     async def open(self) -> None:
         """Bind where that was not done yet, and answer; raises PortsTaken."""
@@ -85,9 +108,9 @@ class Resolver:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def answer_udp(self, data: bytes, port: int, reply: Callable[[bytes], object]) -> None:
-        """Answer a query from a port of a client, now or later."""
-        found = self._answer(data, port, "udp")
+    def answer_udp(self, data: bytes, client: Client, reply: Callable[[bytes], object]) -> None:
+        """Answer a query of a client, now or later."""
+        found = self._answer(data, client, "udp")
         if isinstance(found, Forward):
             self._spawn(self._forward_udp(found, data, reply))
         elif found is not None:
@@ -96,11 +119,11 @@ class Resolver:
     async def _forward_udp(self, asked: Forward, data: bytes, reply: Callable[[bytes], object]) -> None:
         reply(await self._forward(asked, data, "udp"))
 
-    async def _answer_tcp(self, data: bytes, port: int) -> bytes | None:
-        found = self._answer(data, port, "tcp")
+    async def _answer_tcp(self, data: bytes, client: Client) -> bytes | None:
+        found = self._answer(data, client, "tcp")
         return await self._forward(found, data, "tcp") if isinstance(found, Forward) else found
 
-    def _answer(self, data: bytes, port: int, transport: Transport) -> bytes | Forward | None:
+    def _answer(self, data: bytes, client: Client, transport: Transport) -> bytes | Forward | None:
         found = answer(data, self.table, transport)
         counters = self.counters
         if found is None:
@@ -110,8 +133,11 @@ class Resolver:
             end = data.find(b"\x00", 12) if found[5] else -1
             counters.local[int.from_bytes(data[end + 1 : end + 3]) if end > 0 else 0] += 1
             counters.codes[code_of(found)] += 1
-        elif self.upstreams.asked.knows(port, found.query.number):
+        elif self.upstreams.asked.knows(client[1], found.query.number):
             counters.loops += 1
+            counters.codes[REFUSED] += 1
+            return write(found.query, REFUSED)
+        elif not found.ours and not self.access.allows(client[0]):
             counters.codes[REFUSED] += 1
             return write(found.query, REFUSED)
         return found

@@ -6,10 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import ANY_IPV4, ANY_IPV6
+from kumadp.dns.steering import Steering
 from kumadp.host.ports import local_addresses
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from kumadp.dns.server import Resolver
@@ -18,43 +19,54 @@ if TYPE_CHECKING:
 class ResolverStandIn:
     """Answers on every address: names below ``suffixes`` from Envoy's DNS filter alone, others also from resolv.conf's.
 
-    The port is shared (SO_REUSEPORT); a CoreDNS that binds an address of its own is preferred there by the kernel.
+    The port is shared (SO_REUSEPORT); ``steering`` says who gets what comes there.
     """
 
     def __init__(
-        self, port: int, envoy: tuple[str, int], suffixes: Sequence[str], resolv_conf: Path, *, ipv6: bool
+        self,
+        port: int,
+        envoy: tuple[str, int],
+        suffixes: Sequence[str],
+        resolv_conf: Path,
+        *,
+        ipv6: bool,
+        networks: Sequence[str] = (),
     ) -> None:
-        self._addresses = [(host, port) for host in (ANY_IPV4, *([ANY_IPV6] if ipv6 else []))]
+        self._port = port
+        # In IPv6's wildcard, as CoreDNS has it: a socket on that of IPv4 would come before it.
+        self._everywhere = ANY_IPV6 if ipv6 else ANY_IPV4
         self._envoy = envoy
         self._suffixes = tuple(suffixes)
+        self._networks = tuple(networks)
         self._resolv_conf = resolv_conf
-        self._resolver: Resolver | None = None
+        self.resolver: Resolver | None = None
+        self.steering = Steering()
 
-    @property
-    def resolver(self) -> Resolver | None:
-        """The resolver; None where it never had to answer."""
-        return self._resolver
-
-    async def open(self) -> None:
-        """Answer; raises PortsTaken."""
-        if self._resolver is None:
+    async def open(self, coredns: Collection[str], also: Collection[str] = ()) -> None:
+        """Answer, also on those addresses that ``coredns`` has already; raises PortsTaken, or OSError."""
+        if self.resolver is None:
+            from kumadp.dns.access import Access
             from kumadp.dns.server import Resolver
             from kumadp.dns.table import Table
 
-            self._resolver = Resolver(self._addresses, reuse_port=True)
-            self._resolver.table = Table(suffixes=self._suffixes, filtered=True)
-            self._resolver.upstreams.envoy = self._envoy
+            self.resolver = Resolver((), reuse_port=True, dual=True)
+            self.resolver.table = Table(suffixes=self._suffixes, filtered=True)
+            self.resolver.upstreams.envoy = self._envoy
+            self.resolver.access = Access(self._networks)
         await self.follow()
-        await self._resolver.open()
+        for host in sorted({self._everywhere, *coredns, *also} - self.steering.hosts):
+            udp, tcp = await self.resolver.listen(host, self._port)
+            self.steering.add(host, udp, tcp, first=host not in coredns)
 
     async def close(self) -> None:
         """Answer what has come and give the port up."""
-        if self._resolver is not None:
-            await self._resolver.close()
+        self.steering.clear()
+        if self.resolver is not None:
+            await self.resolver.close()
 
     async def follow(self) -> None:
         """Ask those whom resolv.conf names now."""
-        if self._resolver is None:
+        if self.resolver is None:
             return
         from kumadp.dns.resolvconf import parse
 
@@ -62,5 +74,5 @@ class ResolverStandIn:
             text = await asyncio.to_thread(self._resolv_conf.read_text, errors="replace")
         except OSError:
             text = ""
-        self._resolver.upstreams.conf = parse(text)
-        self._resolver.upstreams.local = await asyncio.to_thread(local_addresses)
+        self.resolver.upstreams.conf = parse(text)
+        self.resolver.upstreams.local = await asyncio.to_thread(local_addresses)

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable
 
+    from kumadp.dns.udp import Client
+
 IDLE = 10.0
 """A connection without a query is closed after so many seconds (RFC 7766 6.2.3)."""
 MOST_CONNECTIONS = 256
@@ -18,27 +20,27 @@ _WRITE_WITHIN = 5.0
 
 
 class TcpServer:
-    """Serves on a listening socket; ``answer`` gets a query and the client's port, and gives the answer, None for none.
+    """Serves on a listening socket; ``answer`` gets a query and its client, and gives the answer, None for none.
 
     A client that sends queries faster than they are answered is read from no further; one that does not read answers
     is hung up on.
     """
 
-    def __init__(self, sock: socket.socket, answer: Callable[[bytes, int], Awaitable[bytes | None]]) -> None:
-        self._socket = sock
+    def __init__(self, sock: socket.socket, answer: Callable[[bytes, Client], Awaitable[bytes | None]]) -> None:
+        self.socket = sock
         self._answer = answer
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
         """Accept connections."""
-        self._server = await asyncio.start_server(self._connected, sock=self._socket)
+        self._server = await asyncio.start_server(self._connected, sock=self.socket)
 
     async def close(self) -> None:
         """Accept no more, and hang up."""
         if self._server is not None:
             self._server.close()
-        self._socket.close()
+        self.socket.close()
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
@@ -67,12 +69,14 @@ class TcpServer:
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answering: set[asyncio.Task[None]]
     ) -> None:
-        port = (writer.get_extra_info("peername") or ("", 0))[1]
+        client: Client = writer.get_extra_info("peername")
+        if not client:
+            return
         room = asyncio.Semaphore(MOST_AT_ONCE)
 
         async def one(query: bytes) -> None:
             try:
-                reply = await self._answer(query, port)
+                reply = await self._answer(query, client)
                 if reply is not None:
                     writer.write(len(reply).to_bytes(2) + reply)
             finally:

@@ -38,13 +38,17 @@ _PKTINFO6 = struct.Struct("=16sI")
 _LINK_LOCAL = b"\xfe\x80"
 
 
+Client = tuple[Any, ...]
+"""Host, port, and for IPv6 flow and interface."""
+
+
 class Answering(Protocol):
     """Who answers."""
 
     table: Table
     counters: Counters
 
-    def answer_udp(self, data: bytes, port: int, reply: Callable[[bytes], object]) -> None:
+    def answer_udp(self, data: bytes, client: Client, reply: Callable[[bytes], object]) -> None:
         """Answer what is not answered quickly, now or later."""
 
 
@@ -52,7 +56,7 @@ class UdpSocket:
     """Reads queries from a bound socket and has them answered."""
 
     def __init__(self, sock: socket.socket, answering: Answering) -> None:
-        self._socket = sock
+        self.socket = sock
         self._answering = answering
         try:
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
@@ -67,19 +71,19 @@ class UdpSocket:
     def open(self) -> None:
         """Answer from now on."""
         burst = self._burst_on_all if self._wildcard else self._burst
-        asyncio.get_running_loop().add_reader(self._socket.fileno(), burst)
+        asyncio.get_running_loop().add_reader(self.socket.fileno(), burst)
 
     def stop(self) -> None:
         """Answer what waits, and hear no more."""
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        asyncio.get_running_loop().remove_reader(self.socket.fileno())
         (self._burst_on_all if self._wildcard else self._burst)()
 
     def close(self) -> None:
         """Answer no more."""
-        self._socket.close()
+        self.socket.close()
 
     def _burst(self) -> None:
-        receive, send = self._socket.recvfrom, self._socket.sendto
+        receive, send = self.socket.recvfrom, self.socket.sendto
         table, counters = self._answering.table, self._answering.counters
         since = time.perf_counter()
         try:
@@ -88,7 +92,7 @@ class UdpSocket:
                 reply = quick(data, table)
                 if reply is None:
                     later = functools.partial(self._send, client)
-                    self._answering.answer_udp(data, client[1], later)
+                    self._answering.answer_udp(data, client, later)
                     continue
                 if data[-14 if data[11] else -3] == 1:
                     counters.quick_a += 1
@@ -106,13 +110,13 @@ class UdpSocket:
 
     def _send(self, client: Any, reply: bytes) -> None:
         try:
-            self._socket.sendto(reply, client)
+            self.socket.sendto(reply, client)
         except OSError:
             self._answering.counters.dropped += 1
 
     def _burst_on_all(self) -> None:
         """The same, with the address that was asked."""
-        receive, send = self._socket.recvmsg, self._socket.sendmsg
+        receive, send = self.socket.recvmsg, self.socket.sendmsg
         table, counters = self._answering.table, self._answering.counters
         since = time.perf_counter()
         try:
@@ -122,7 +126,7 @@ class UdpSocket:
                 reply = quick(data, table)
                 if reply is None:
                     later = functools.partial(self._send_from, client, origin)
-                    self._answering.answer_udp(data, client[1], later)
+                    self._answering.answer_udp(data, client, later)
                     continue
                 if data[-14 if data[11] else -3] == 1:
                     counters.quick_a += 1
@@ -140,7 +144,7 @@ class UdpSocket:
 
     def _send_from(self, client: Any, origin: list[tuple[int, int, bytes]], reply: bytes) -> None:
         try:
-            self._socket.sendmsg((reply,), origin, 0, client)
+            self.socket.sendmsg((reply,), origin, 0, client)
         except OSError:
             self._answering.counters.dropped += 1
 

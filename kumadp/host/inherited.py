@@ -89,6 +89,11 @@ def holds(kind: Kind, port: int) -> bool:
     return any(key[0] == kind and key[2] == port for key in _received)
 
 
+def hosts(kind: Kind, port: int) -> frozenset[str]:
+    """The addresses of received sockets of this port, not taken yet."""
+    return frozenset(key[1] for key in _received if key[0] == kind and key[2] == port)
+
+
 def give_up(kind: Kind | None = None, port: int | None = None) -> list[str]:
     """Close what was received and not taken (of this kind and port), with what waits in it; says which."""
     closed = []

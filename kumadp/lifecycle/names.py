@@ -38,8 +38,6 @@ DNS_GATE = 15.0
 RESOLV_CONF = Path("/etc/resolv.conf")
 # seconds
 _SETTLE = 0.1
-# Kuma's own names end so: <service>.mesh, and <name>.svc.<zone>.mesh.local from 2.9 on (HostnameGenerator).
-SUFFIXES = ("mesh", "mesh.local")
 
 
 class Names:
@@ -99,7 +97,9 @@ class Names:
         self._loopback = await asyncio.to_thread(_loopback)
         ipv6 = every_address() == ANY_IPV6
         envoy = (LOOPBACK, plan.envoy_port)
-        self._stand_in = ResolverStandIn(plan.port, envoy, SUFFIXES, RESOLV_CONF, ipv6=ipv6)
+        self._stand_in = ResolverStandIn(
+            plan.port, envoy, plan.suffixes, RESOLV_CONF, ipv6=ipv6, networks=plan.networks
+        )
         self._choice = self._choose(plan.coredns, template)
         self._coredns = CoreDnsComponent(
             self._command,
@@ -111,7 +111,6 @@ class Names:
             worry=functools.partial(run.status.worry, "coredns"),
             stand_in=self._stand_in,
             first=run.before.coredns,
-            yields=lambda: f"bind {LOOPBACK}" in self._corefile and HEALTH_NAME in self._corefile,
             health_name=lambda: HEALTH_NAME if HEALTH_NAME in self._corefile else "",
             past=run.before.past.get("coredns", Past()),
         )
@@ -119,9 +118,13 @@ class Names:
         run.status.ports["dns"] = f"{LOOPBACK}:{plan.port}"
         run.status.ports["coredns metrics"] = f"{LOOPBACK}:{plan.prometheus_port}"
         run.status.asked["dns"] = self._told
-        if inherited.holds("udp", plan.port):
+        if run.before.coredns is not None:
+            # Whether its sockets come before those of the stand-in is not known any more, which gets nothing now.
+            inherited.give_up("udp", plan.port)
+            inherited.give_up("tcp", plan.port)
+        elif left := inherited.hosts("udp", plan.port):
             # It was the stand-in that answered when the program before this one was left.
-            await self._coredns.stand_in()
+            await self._coredns.stand_in(left)
         is_up = run.stack.start(self._coredns, stop_deadline=settings.stop_grace + 1)
         run.stack.start(ResolvConf(RESOLV_CONF, self._follow))
         self._gate = asyncio.create_task(self._open_gate(is_up), name="dns gate")
@@ -130,7 +133,7 @@ class Names:
         from kumadp.lifecycle.resolving import Resolving
 
         run, plan = self._run, self._plan
-        self.resolving = resolving = Resolving(run, plan, SUFFIXES, RESOLV_CONF)
+        self.resolving = resolving = Resolving(run, plan, RESOLV_CONF)
         log.info("the embedded resolver answers names on port %d of %s", plan.port, ", ".join(plan.addresses))
         run.status.wait_for("dns", "names of the mesh have not come yet")
         run.status.ports["dns"] = ", ".join(
@@ -165,7 +168,7 @@ class Names:
             own=own,
             told=template,
             resolv_conf=RESOLV_CONF,
-            suffixes=SUFFIXES,
+            suffixes=plan.suffixes,
             addresses=self._loopback,
             worry=functools.partial(run.status.worry, "corefile"),
         )

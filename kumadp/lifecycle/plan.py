@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_ADMIN_PORT = 9901
+# Kuma's own names end so: <service>.mesh, and <name>.svc.<zone>.mesh.local from 2.9 on (HostnameGenerator).
+SUFFIXES = ("mesh", "mesh.local")
 WAY = "configured by "
 ENVOY_RESTART_BUDGET = 5
 # How long others may go on sending after the control plane was told (seconds); then who has nothing to do may go.
@@ -37,7 +41,8 @@ def way_of(settings: Settings, *, standalone: bool) -> str:
 @dataclass(frozen=True, slots=True)
 class DnsPlan:
     """How names are answered: ``coredns`` is the binary, None for the embedded resolver, which has ``addresses``; ports
-    as the workload and Envoy see them.
+    as the workload and Envoy see them. For clients in ``networks`` and on this host others are asked, but not for names
+    below ``suffixes``.
     """
 
     coredns: Path | None
@@ -45,6 +50,8 @@ class DnsPlan:
     envoy_port: int
     prometheus_port: int
     addresses: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,10 @@ class ProbesPlan:
     host: str
     port: int
     generic_ports: tuple[int, ...]
+
+
+# Labels as they are written in a Corefile too.
+_DOMAIN = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 
 
 def wants_coredns(settings: Settings) -> bool:
@@ -78,7 +89,36 @@ def plan_dns(settings: Settings, coredns: Path | None, transparent: TransparentP
         envoy_port=settings.envoy_dns_port,
         prometheus_port=settings.dns_prometheus_port,
         addresses=() if coredns is not None else _resolver_addresses(transparent),
+        networks=_networks(settings, transparent),
+        suffixes=_suffixes(settings),
     )
+
+
+def _networks(settings: Settings, transparent: TransparentProxy | None) -> tuple[str, ...]:
+    """Whose queries are passed on, beside this host's; raises SettingsError."""
+    problems = []
+    for text in settings.dns_allow:
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            problems.append(Problem("--dns-allow", f"{text} is no network", "write it as 10.0.0.0/8 or fd00::/8"))
+    if problems:
+        raise SettingsError(problems)
+    virtual = (network.partition(":")[2] for network in (transparent.networks if transparent is not None else ()))
+    return (*settings.dns_allow, *(network for network in virtual if network))
+
+
+def _suffixes(settings: Settings) -> tuple[str, ...]:
+    """Whose names are never asked of other name servers; raises SettingsError."""
+    found = tuple(text.strip(".").lower() for text in settings.dns_suffixes or SUFFIXES)
+    problems = [
+        Problem("--dns-suffix", f"{text!r} is no domain name", "write it as mesh or mesh.local")
+        for text in found
+        if not _DOMAIN.fullmatch(text)
+    ]
+    if problems:
+        raise SettingsError(problems)
+    return found
 
 
 def _resolver_addresses(transparent: TransparentProxy | None) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from kumadp.dns.access import Access
 from kumadp.dns.exchange import Asked, by_udp
 from kumadp.dns.message import HEADER
 from kumadp.dns.resolvconf import parse
@@ -43,9 +44,9 @@ class Resolving:
 
     name = "embedded resolver"
 
-    def __init__(self, run: Run, plan: DnsPlan, suffixes: Sequence[str], resolv_conf: Path) -> None:
+    def __init__(self, run: Run, plan: DnsPlan, resolv_conf: Path) -> None:
         self._run = run
-        self._suffixes = suffixes
+        self._suffixes = plan.suffixes
         self._resolv_conf = resolv_conf
         self._ttl = 30
         self._made = time.monotonic()
@@ -58,6 +59,7 @@ class Resolving:
         if run.before.names is not None:
             self._go_on(run.before.names)
         self.resolver.upstreams.envoy = self._envoy
+        self.resolver.access = Access(plan.networks)
         self.resolver.bind()
 
     async def run(self, up: Callable[[], None]) -> None:

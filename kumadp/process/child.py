@@ -271,6 +271,10 @@ class Child:
         """Have each further line of output told with this."""
         self._pump.about = about
 
+    def hear(self, said: Callable[[str], object]) -> None:
+        """Have ``said`` hear each further line of output."""
+        self._pump.said = said
+
     def tail(self, lines: int = 20) -> list[str]:
         """Its last lines of output."""
         return self._pump.tail(lines)

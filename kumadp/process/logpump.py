@@ -10,8 +10,12 @@ import os
 import re
 import struct
 import termios
+from typing import TYPE_CHECKING
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = logging.getLogger("kumadp.process")
 
@@ -51,6 +55,8 @@ class LogPump:
         self._lost = 0
         self.about: dict[str, object] = {}
         """What else is told of each line, as an Envoy's epoch."""
+        self.said: Callable[[str], object] = lambda _line: None
+        """Hears each line too."""
         self._descriptor = descriptor
         if descriptor >= 0:
             os.set_blocking(descriptor, False)
@@ -138,6 +144,7 @@ class LogPump:
 
     def _tell(self, line: bytes) -> None:
         text = line[:MAX_LINE].decode("utf-8", "replace").rstrip()
+        self.said(text)
         if len(line) > MAX_LINE:
             text += " [cut]"
         self._lines.append(text)

@@ -97,6 +97,8 @@ class Settings:
     coredns_config_template_path: str = option("text", "", "Corefile template of your own.", flags="--dns-coredns-config-template-path", env="KUMA_DNS_CORE_DNS_CONFIG_TEMPLATE_PATH", key="dns.coreDnsConfigTemplatePath", group=DNS)
     dns_config_dir: str = option("text", "", "Directory of the Corefile, if not the work directory.", flags="--dns-server-config-dir", env="KUMA_DNS_CONFIG_DIR", key="dns.configDir", group=DNS)
     dns_prometheus_port: int = option("integer", 19153, "Port of CoreDNS's metrics; 0: any free one.", flags="--dns-prometheus-port", env="KUMA_DNS_PROMETHEUS_PORT", key="dns.prometheusPort", group=DNS, **PORT_OR_0)
+    dns_suffixes: tuple[str, ...] = option("texts", (), "Names below this one are never asked of the name servers of resolv.conf; may be repeated; none: mesh and mesh.local.", flags="--dns-suffix", key="dns.suffixes", group=DNS)
+    dns_allow: tuple[str, ...] = option("texts", (), "Network, as 10.0.0.0/8, for whose clients the embedded resolver asks those name servers too; may be repeated. It does for this host alone, and for virtual networks that are redirected.", flags="--dns-allow", key="dns.allow", group=DNS)
     dns_logging: bool = option("boolean", False, "Log every query.", flags="--dns-enable-logging", env="KUMA_DNS_ENABLE_LOGGING", key="dns.coreDnsLogging", group=DNS)
     application_probe_proxy_port: int = option("integer", 0, "Port of the application probe proxy (2.9), on every address; 0: off.", env="KUMA_APPLICATION_PROBE_PROXY_PORT", key="applicationProbeProxyServer.port", group=DP, **PORT_OR_0)
 

@@ -95,7 +95,6 @@ async def coredns(
         stand_in=stand_in,
         worry=worries.append,
         health_name=lambda: HEALTH_NAME if HEALTH_NAME in corefile else "",
-        yields=lambda: HEALTH_NAME in corefile,
         check_every=0.5,
     )
     up = asyncio.Event()

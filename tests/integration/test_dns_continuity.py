@@ -11,6 +11,7 @@ from kumadp.lifecycle.control import ask_status, control_socket_path
 from tests.integration.test_dns import ask, running
 from tests.support.daemon import Daemon, Ports
 from tests.support.dnsload import dns_load
+from tests.support.needs import need_coredns
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def reexecuted(daemon: Daemon, times: int) -> bool:
 
 
 def under_load(daemon: Daemon, ports: Ports) -> None:
-    """Re-execute some times; nothing is lost after one retry, and nothing is answered wrongly."""
-    with dns_load(ports.dns, "backend.mesh", rate=500, seconds=10) as load:
+    """Re-execute some times; nothing is lost after one retry, as clients of the C library try, nor answered wrongly."""
+    with dns_load(ports.dns, "backend.mesh", rate=500, seconds=10, patience=5.0) as load:
         for count in range(TIMES):
             daemon.process.send_signal(signal.SIGUSR1)
             poll(lambda: reexecuted(daemon, count + 1), what="the next program", deadline=30)  # noqa: B023
@@ -50,4 +51,14 @@ def under_load(daemon: Daemon, ports: Ports) -> None:
 def test_the_embedded_resolver_goes_on_over_a_reexecution(tmp_path: Path, ports: Ports) -> None:
     with running(tmp_path, ports, "--dns-mode=embedded", coredns="coredns") as daemon:
         daemon.wait_ready()
+        under_load(daemon, ports)
+
+
+def test_the_stand_in_goes_on_over_a_reexecution(tmp_path: Path, ports: Ports) -> None:
+    coredns = str(need_coredns())
+    with running(tmp_path, ports, "--coredns-restart-budget=0", coredns=coredns) as daemon:
+        daemon.wait_ready()
+        daemon.children()["coredns"].kill()
+        where = control_socket_path("web", daemon.environment)
+        poll(lambda: ask_status(where)["dns"]["answered_by"] == "the embedded resolver", what="the stand-in")
         under_load(daemon, ports)

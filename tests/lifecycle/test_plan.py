@@ -194,3 +194,13 @@ def test_with_transparent_proxying_two_ports_are_bound_and_no_inbound() -> None:
     assert bound(TransparentProxy()) == {15006, 15001, 9901}
     half = TransparentProxy(inbound=Redirected(enabled=False, port=15006))
     assert bound(half) == {11011, 15001, 9901}
+
+
+def test_networks_and_suffixes_of_names() -> None:
+    told = Settings(dns_allow=("10.0.0.0/8",), dns_suffixes=("Mesh.", "corp.internal"))
+    plan = plan_dns(told, None, TransparentProxy(networks=("docker0:172.17.0.0/16", "br+")))
+    assert plan is not None
+    assert (plan.networks, plan.suffixes) == (("10.0.0.0/8", "172.17.0.0/16"), ("mesh", "corp.internal"))
+    for wrong in (Settings(dns_allow=("everybody",)), Settings(dns_suffixes=("a b",)), Settings(dns_suffixes=("",))):
+        with pytest.raises(SettingsError, match=r"--dns-(allow|suffix)"):
+            plan_dns(wrong, None)

@@ -1,7 +1,7 @@
-"""Queries at a steady rate, as a resolver asks them: ``python -m tests.support.dnsload PORT NAME RATE SECONDS``.
+"""Queries at a steady rate, as a resolver asks them: ``python -m tests.support.dnsload PORT NAME RATE SECONDS WAIT``.
 
-Each query goes out from one of some connected sockets. One that is refused or unanswered after a second is asked once
-more, at once, from another; one that is then refused or unanswered is lost. Prints the counts as JSON.
+Each query goes out from one of some connected sockets. One that is refused or unanswered after WAIT seconds is asked
+once more, at once, from another; one that is then refused or unanswered is lost. Prints the counts as JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SOCKETS = 64
-PATIENCE = 1.0
 MOST = 60_000
 
 
@@ -46,7 +45,8 @@ class _Query:
 
 
 class _Load:
-    def __init__(self, port: int, name: str) -> None:
+    def __init__(self, port: int, name: str, patience: float) -> None:
+        self._patience = patience
         self.counts = Counts()
         labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
         self._question = labels + b"\0" + struct.pack("!HH", 1, 1)
@@ -76,7 +76,7 @@ class _Load:
 
     def _ask(self, query: _Query) -> None:
         self._open[query.number] = query
-        self._order.append((query.at + PATIENCE, query.number, query.again))
+        self._order.append((query.at + self._patience, query.number, query.again))
         header = struct.pack("!HHHHHH", query.number, 0x0100, 1, 0, 0, 0)
         try:
             self._clients[query.client].send(header + self._question)
@@ -117,9 +117,10 @@ class _Load:
 
 
 @contextlib.contextmanager
-def dns_load(port: int, name: str, *, rate: int, seconds: float) -> Iterator[DnsLoad]:
+def dns_load(port: int, name: str, *, rate: int, seconds: float, patience: float = 1.0) -> Iterator[DnsLoad]:
     """Load from a process of its own; `DnsLoad.counts` waits for its end."""
-    command = [sys.executable, "-m", "tests.support.dnsload", str(port), name, str(rate), str(seconds)]
+    command = [sys.executable, "-m", "tests.support.dnsload", str(port), name]
+    command += [str(rate), str(seconds), str(patience)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             yield DnsLoad(process, seconds)
@@ -141,5 +142,5 @@ class DnsLoad:
 
 
 if __name__ == "__main__":
-    at, what, each_second, duration = sys.argv[1:5]
-    sys.stdout.write(json.dumps(asdict(_Load(int(at), what).run(int(each_second), float(duration)))))
+    at, what, each_second, duration, wait = sys.argv[1:6]
+    sys.stdout.write(json.dumps(asdict(_Load(int(at), what, float(wait)).run(int(each_second), float(duration)))))

@@ -15,8 +15,10 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
+from kumadp.dns.steering import Steering
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 
 @dataclass
@@ -43,9 +45,13 @@ class NameServer:
 
     def _make(self, wire: bytes) -> tuple[str, bytes]:
         query = dns.message.from_wire(wire)
+        answer = dns.message.make_response(query)
+        if not query.question:
+            # Asked for its status, as kumadp asks whether somebody is there.
+            answer.set_rcode(dns.rcode.NOTIMP)
+            return "", answer.to_wire()
         question = query.question[0]
         name = question.name.to_text().rstrip(".")
-        answer = dns.message.make_response(query)
         address = self.known.get(name if self.exact else name.lower())
         if address is None or (self.exact and question.rdtype != dns.rdatatype.A):
             answer.set_rcode(dns.rcode.NXDOMAIN)
@@ -110,46 +116,59 @@ def _serve_tcp(served: NameServer, listener: socket.socket) -> None:
 
 
 class SharedPort:
-    """A stand-in for CoreDNS that knows some names: it shares the port on ``::``, which takes both families."""
+    """A stand-in for CoreDNS that knows some names."""
 
     def __init__(self, port: int, known: Mapping[str, str]) -> None:
         self._server = NameServer(port, known)
         self._sockets: list[socket.socket] = []
-        self.opened = 0
+        self._servers: list[asyncio.Server] = []
+        self.steering = Steering()
 
     @property
     def asked(self) -> list[str]:
-        """What it was asked."""
-        return self._server.asked
+        """The names that it was asked for, without those of questions whether somebody is there."""
+        return [name for name in self._server.asked if name and not name.startswith("health.")]
 
     @property
     def is_open(self) -> bool:
         """Whether it has the port."""
         return bool(self._sockets)
 
-    async def open(self) -> None:
-        """Serve."""
+    async def open(self, coredns: Collection[str], also: Collection[str] = ()) -> None:
+        """Serve on all addresses."""
         loop = asyncio.get_running_loop()
-        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-            shared = socket.socket(socket.AF_INET6, kind)
-            shared.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            shared.setblocking(False)
-            shared.bind(("::", self._server.port))
-            self._sockets.append(shared)
-        udp, listener = self._sockets
-        listener.listen()
-        loop.add_reader(udp, self._drain, udp)
-        loop.add_reader(listener, _serve_tcp, self._server, listener)
-        self.opened += 1
+        for host in sorted({"::", *coredns, *also} - self.steering.hosts):
+            made = []
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                shared = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind)
+                shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                shared.setblocking(False)
+                shared.bind((host, self._server.port))
+                made.append(shared)
+            udp, listener = made
+            loop.add_reader(udp, self._drain, udp)
+            self._servers.append(await asyncio.start_server(self._connected, sock=listener))
+            self._sockets.append(udp)
+            self.steering.add(host, udp, listener, first=host not in coredns)
 
     async def close(self) -> None:
         """Answer what has come and serve no more."""
-        self._drain(self._sockets[0])
-        for shared in self._sockets:
-            asyncio.get_running_loop().remove_reader(shared)
-            shared.close()
+        self.steering.clear()
+        for server in self._servers:
+            server.close()
+        for udp in self._sockets:
+            asyncio.get_running_loop().remove_reader(udp)
+            self._drain(udp)
+            udp.close()
+        self._servers.clear()
         self._sockets.clear()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            wire = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+            answer = self._server.answer(wire) or b""
+            writer.write(len(answer).to_bytes(2) + answer)
+        writer.close()
 
     def _drain(self, udp: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
