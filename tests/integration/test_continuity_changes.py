@@ -63,6 +63,7 @@ def link(name: Path, target: Path) -> None:
     new.replace(name)
 
 
+@pytest.mark.contract("another Envoy binary taken under load")
 @pytest.mark.parametrize("how", ["another file", "a link that leads elsewhere"])
 def test_another_envoy_binary_is_taken(at: Lasting, how: str) -> None:
     folder = at.folder

@@ -40,6 +40,7 @@ def alone(plane: XdsControlPlane) -> Iterator[Lasting]:
         yield made
 
 
+@pytest.mark.contract("a reload under load: no request lost, mutual TLS too")
 @pytest.mark.parametrize("mtls", [False, True], ids=["plain", "mtls"])
 @pytest.mark.parametrize("how", ["signal", "command"])
 def test_no_request_is_lost(at: Lasting, how: str, mtls: bool) -> None:
