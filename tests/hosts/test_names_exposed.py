@@ -66,3 +66,8 @@ def test_it_is_no_resolver_for_strangers(hosts: Hosts, tmp_path: Path, allowed: 
         poll(lambda: codes(hosts.on_sidecar) == [*own, "NOERROR", "NOERROR"], what="answers for this host")
         others = ["NOERROR"] * 2 if allowed else ["REFUSED"] * 2
         assert codes(hosts.on_neighbour) == own + others
+        # Written where it comes from: it is mounted, as a container's is.
+        resolv_conf.write_text("# nobody\n")
+        poll(lambda: codes(hosts.on_sidecar) == [*own, "SERVFAIL", "SERVFAIL"], what="nobody who is asked")
+        resolv_conf.write_text(f"nameserver {NEIGHBOUR}\n")
+        poll(lambda: codes(hosts.on_sidecar) == [*own, "NOERROR", "NOERROR"], what="answers of the name server again")

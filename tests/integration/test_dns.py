@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from typing import TYPE_CHECKING
 
 import dns.exception
@@ -237,13 +238,16 @@ def test_the_resolver_answers_where_coredns_is_too_old(tmp_path: Path, ports: Po
         assert "coredns" not in daemon.children()
 
 
-def test_no_query_is_lost_after_one_retry_when_coredns_is_killed(tmp_path: Path, ports: Ports) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=lambda how: how.name)
+def test_no_query_is_lost_after_one_retry_when_coredns_is_killed(
+    tmp_path: Path, ports: Ports, how: signal.Signals
+) -> None:
     with running(tmp_path, ports, coredns=str(need_coredns())) as daemon:
         daemon.wait_ready()
         with dns_load(ports.dns, "backend.mesh", rate=2000, seconds=6) as load:
             for _ in range(3):
                 coredns = daemon.children()["coredns"]
-                coredns.kill()
+                coredns.send_signal(how)
                 poll(lambda: daemon.children().get("coredns", coredns).pid != coredns.pid, what="another CoreDNS")  # noqa: B023
             counts = load.counts()
         assert (counts.sent, counts.answered, counts.lost, counts.wrong) == (12_000, 12_000, 0, 0)

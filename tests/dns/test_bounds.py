@@ -1,0 +1,129 @@
+"""What the embedded resolver does not do without end: connections, questions under way, loops through others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import dns.message
+import dns.rcode
+import pytest
+
+from kumadp.dns import tcp, upstreams
+from tests.dns.test_resolver import HOST, Upstream, ask, resolver, texts, use
+from tests.support.poll import poll_async
+
+if TYPE_CHECKING:
+    from kumadp.dns.server import Resolver
+
+__all__ = ["resolver"]
+
+MOST = 20
+
+
+async def test_a_connection_too_many_is_hung_up_on(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp, "MOST_CONNECTIONS", 3)
+    port = resolver.addresses[0][1]
+    wire = dns.message.make_query("backend.mesh", "A").to_wire()
+    query = len(wire).to_bytes(2) + wire
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection(HOST, port)
+            stack.callback(writer.close)
+            writer.write(query)
+            assert len(await reader.readexactly(2)) == 2
+        reader, writer = await asyncio.open_connection(HOST, port)
+        stack.callback(writer.close)
+        with pytest.raises((EOFError, OSError)):
+            await reader.readexactly(2)
+
+    async def again() -> bool:
+        with contextlib.suppress(EOFError, OSError):
+            return texts(await ask(resolver, "backend.mesh", tcp=True)) == ["240.0.0.1"]
+        return False
+
+    await poll_async(again, what="an answer once others have gone")
+
+
+async def test_an_idle_connection_is_closed(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp, "IDLE", 0.05)
+    reader, writer = await asyncio.open_connection(HOST, resolver.addresses[0][1])
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_question_too_many_is_not_asked(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstreams, "MOST_AT_ONCE", MOST)
+    async with Upstream().serving() as upstream:
+        upstream.silent = True
+        use(resolver, upstream)
+        waiting = [asyncio.create_task(ask(resolver, f"{number}.example.com")) for number in range(MOST)]
+
+        async def all_asked() -> bool:
+            return resolver.counters.asked == MOST
+
+        await poll_async(all_asked, what="questions under way")
+        assert (await ask(resolver, "more.example.com")).rcode() == dns.rcode.SERVFAIL
+        assert resolver.counters.refused == 1
+        assert texts(await ask(resolver, "backend.mesh")) == ["240.0.0.1"]
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+class Forwarder(asyncio.DatagramProtocol):
+    """A name server that asks us whatever it is asked, from a port and with a number of its own."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.asked = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self.asked += 1
+        task = asyncio.get_running_loop().create_task(self._forward(data, addr))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _forward(self, data: bytes, addr: tuple[str, int]) -> None:
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[bytes] = loop.create_future()
+
+        class Client(asyncio.DatagramProtocol):
+            def datagram_received(self, data: bytes, _addr: tuple[str, int]) -> None:
+                if not answered.done():
+                    answered.set_result(data)
+
+        client, _ = await loop.create_datagram_endpoint(Client, remote_addr=(HOST, self._port))
+        client.sendto(bytes([data[0] ^ 1]) + data[1:])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                self.transport.sendto(data[:2] + (await answered)[2:], addr)
+        client.close()
+
+
+async def test_a_loop_through_another_server_ends(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstreams, "MOST_AT_ONCE", MOST)
+    loop = asyncio.get_running_loop()
+    port = resolver.addresses[0][1]
+    transport, forwarder = await loop.create_datagram_endpoint(lambda: Forwarder(port), (HOST, 0))
+    try:
+        resolver.upstreams.conf = type(resolver.upstreams.conf)((transport.get_extra_info("sockname"),))
+        assert (await ask(resolver, "a.example.com")).rcode() == dns.rcode.SERVFAIL
+        assert resolver.counters.refused > 0
+
+        async def over() -> bool:
+            before = forwarder.asked
+            await asyncio.sleep(0.2)
+            return forwarder.asked == before
+
+        await poll_async(over, what="the end of it")
+        assert forwarder.asked < 20 * MOST
+        assert texts(await ask(resolver, "backend.mesh")) == ["240.0.0.1"]
+    finally:
+        transport.close()
