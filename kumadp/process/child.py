@@ -133,9 +133,10 @@ class Child:
         self.ours = ours
         self.fifo = fifo
         self.died: Died = _nobody
-        """Hears of an end that was not clean, and that nobody asked this class for but by `condemn`."""
+        """Hears of an end that nobody asked this class for but by `condemn`, and that was not planned."""
         self.planned_from = math.inf
-        """On the monotonic clock: from then on an end whose status nobody can know is one that was planned."""
+        """On the monotonic clock: an end from then on is one that was planned, but for one with a failure; a clean one
+        may come earlier. Never, without a plan."""
         self._told_to_end = False
         self._condemned = ""
         self.started_at = loop.time() - Identity(pid, start_time, 0, "").age
@@ -296,12 +297,18 @@ class Child:
         self._pump.drain()
         if self.fifo is not None:
             self.fifo.unlink(missing_ok=True)
-        unknown = status.code is None and status.signal is None
-        planned = self._told_to_end and not self._condemned
-        if not planned and not status.clean and not (unknown and time.monotonic() >= self.planned_from):
+        if not self._was_planned(status):
             self.died(self, status)
         if not self._ended.done():
             self._ended.set_result(status)
+
+    def _was_planned(self, status: ExitStatus) -> bool:
+        if self._told_to_end:
+            return not self._condemned
+        if status.clean:
+            return self.planned_from < math.inf
+        unknown = status.code is None and status.signal is None
+        return unknown and time.monotonic() >= self.planned_from
 
     def _killed_for_memory(self, number: int) -> tuple[str, int, int] | None:
         if number != signal.SIGKILL or self._told_to_end:

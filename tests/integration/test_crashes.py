@@ -16,7 +16,7 @@ from kumadp.errors import ExitCode
 from kumadp.lifecycle.control import ask_status, control_socket_path
 from tests.support.command import kumadp
 from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
-from tests.support.daemon import Daemon, Ports, run_kumadp, workload, write_mesh
+from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload, write_mesh
 from tests.support.memory import HOG, memory_cgroup
 from tests.support.poll import poll
 
@@ -144,3 +144,20 @@ def test_a_death_that_kumadp_caused(tmp_path: Path) -> None:
             record = wait_record(tmp_path)
             assert (record["child"], record["signal"], record["epoch"]) == ("envoy", 9, 1)
             assert "from kumadp (as a new epoch it failed: " in record["story"]
+
+
+def test_an_envoy_that_ends_by_itself(tmp_path: Path) -> None:
+    ports = Ports.take()
+    with workload("web") as app, workload("backend") as backend:
+        with run_kumadp(tmp_path, ports, *mesh(tmp_path, ports, app.port, backend.port)) as daemon:
+            daemon.wait_ready()
+            assert get(ports.admin, "/quitquitquit", method="POST")[0] == 200
+            record = wait_record(tmp_path)
+            assert (record["exit_code"], record["signal"]) == (0, None)
+            assert record["story"].startswith("envoy ended with exit code 0 after ")
+            poll(lambda: daemon.output().count("-> READY") == 2, what="the next Envoy")
+            # A clean end, and that of an epoch that has drained, are none.
+            daemon.process.send_signal(signal.SIGHUP)
+            poll(lambda: "serves after" in daemon.output(), what="the reload")
+            poll(lambda: list(daemon.children()) == ["envoy"], what="one Envoy", deadline=60)
+        assert len(records(tmp_path)) == 1

@@ -203,12 +203,8 @@ def _boot(root: Path, name: str, console: Path, stack: contextlib.ExitStack, opt
 
     def first() -> int:
         assert process.poll() is None, console.read_text(errors="replace")
-        for pid in children.read_text().split():
-            # Before it there is one that prepares it, and ends.
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{pid}/comm").read_text().strip() in {"systemd", "init"}:
-                    return int(pid)
-        return 0
+        found = children.read_text().split()
+        return int(found[0]) if found else 0
 
     box = Box(root, process, 0)
     stack.callback(box.halt)
