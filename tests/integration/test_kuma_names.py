@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from tests.integration.test_dns import ask
-from tests.support.needs import need_coredns
+from tests.support.needs import need_coredns, need_nft
 from tests.support.poll import poll
 from tests.support.ports import free_ports
 from tests.support.relayed import SOON, rig
@@ -55,3 +58,76 @@ def test_a_name_of_the_mesh(at: Rig, mode: str) -> None:
                 assert all(":" in one for one in found)
         told = at.status(daemon)["dns"]["answered_by"]
         assert told == ("the embedded resolver" if mode == "embedded" else "CoreDNS")
+
+
+# The workload is told by its group, as in tests/hosts/test_names_redirected.py; what comes to the inbound is redirected
+# too, as Envoy does not bind its port.
+WORKLOAD = 4711
+RULES = """
+table ip sidecar {{
+  chain output {{
+    type nat hook output priority -100;
+    tcp dport {inbound} redirect to :{redirect_inbound}
+    meta skgid != {workload} return
+    udp dport 53 redirect to :{dns}
+    tcp dport 53 redirect to :{dns}
+    oifname "lo" return
+    meta l4proto tcp redirect to :{redirect_outbound}
+  }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def redirected(at: Rig) -> Iterator[None]:
+    """The rules of transparent proxying in this network namespace, which has to be the test's own."""
+    need_nft()
+    if set(psutil.net_if_addrs()) != {"lo"}:
+        pytest.skip("needs a network namespace of its own with loopback alone: unshare -n, ip link set lo up")
+    told = at.dataplane["networking"]["transparentProxying"]
+    rules = RULES.format(
+        inbound=at.ports.inbound,
+        redirect_inbound=told["redirectPortInbound"],
+        redirect_outbound=told["redirectPortOutbound"],
+        dns=at.ports.dns,
+        workload=WORKLOAD,
+    )
+    # A way out, so that what is redirected has one that it would have taken.
+    for line in (
+        "link add out0 type veth peer name out1",
+        "address add 192.0.2.1/24 dev out0",
+        "link set out0 up",
+        "link set out1 up",
+        "route add default via 192.0.2.2",
+    ):
+        subprocess.run(["ip", *line.split()], check=True)
+    try:
+        subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+        yield
+    finally:
+        subprocess.run(["nft", "delete", "table", "ip", "sidecar"], check=False)
+        subprocess.run(["ip", "link", "delete", "out0"], check=False)
+
+
+@pytest.mark.contract("a workload behind redirection reaches a service by its name")
+@pytest.mark.parametrize("mode", ["embedded", "coredns"])
+def test_a_workload_that_knows_nothing_reaches_a_service_by_its_name(at: Rig, tmp_path: Path, mode: str) -> None:
+    """Its queries and connections are redirected: the name is the mesh's, and so is who answers."""
+    arguments = [f"--dns-mode={mode}"]
+    if mode == "coredns":
+        arguments.append(f"--dns-coredns-path={need_coredns()}")
+    resolv_conf = tmp_path / "resolv.conf"
+    resolv_conf.write_text("nameserver 192.0.2.2\n")
+    bound = ("unshare", "--mount", "sh", "-c", f'mount --bind "{resolv_conf}" /etc/resolv.conf && exec "$@"', "sh")
+    as_workload = (*bound, "setpriv", "--regid", str(WORKLOAD), "--clear-groups")
+
+    def visit() -> str:
+        command = [*as_workload, "curl", "-sS", "-m", "5", "http://backend.mesh/"]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
+
+    with redirected(at), at.run(*arguments, dns=True, prefix=bound) as daemon:
+        daemon.wait_ready(SOON)
+        poll(lambda: visit() == at.app.name, what="the application behind the name", deadline=SOON)
+        envoy = daemon.kill_envoy()
+        poll(lambda: not envoy.is_running() or envoy.status() == psutil.STATUS_ZOMBIE, what="the end of Envoy")
+        poll(lambda: visit() == at.app.name, what="the application again", deadline=SOON)
