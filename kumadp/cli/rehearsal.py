@@ -16,6 +16,8 @@ from kumadp.host.meanwhile import VARIABLE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# Of an extra, which need not be installed: the part that wants them says so by itself (kumadp.otel.offer).
+_OF_EXTRAS = frozenset({"kumadp.metrics.exporter", "kumadp.metrics.otlp"})
 # What our modules import only when they need it.
 _LATE = ("aiohttp.web", "grpclib.client", "grpclib.server", "httpx", "psutil", "tenacity")
 
@@ -24,7 +26,7 @@ def pass_check(environ: Mapping[str, str]) -> None:
     """Import all that a run needs, decode what is handed over, print the version; raises HandoverFailed."""
     found = pkgutil.walk_packages(kumadp.__path__, "kumadp.")
     ours = [module.name for module in found if not module.name.startswith(("kumadp.cli.", "kumadp.__main__"))]
-    for name in (*ours, *_LATE):
+    for name in (*(name for name in ours if name not in _OF_EXTRAS), *_LATE):
         try:
             importlib.import_module(name)
         except Exception as error:

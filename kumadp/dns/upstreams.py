@@ -156,6 +156,9 @@ class Upstreams:
                         self._dead.pop(server, None)
                         return answer
                     failure = answer or failure
+                    if answer is not None:
+                        # Once more is for those that are silent; in a loop each would make two of it.
+                        left = [one for one in left if one != server]
         finally:
             for task in waiting:
                 task.cancel()

@@ -132,10 +132,10 @@ class Generations:
         return self._command_of(command, 0)
 
     async def _fresh_base(self, hot: HotRestart) -> bool:
-        self._locked, self._info = "", None
         former, used = self._base, bool(self._retiring)
         try:
             self._base = await fresh(hot.directory, former, used=used)
+            self._locked, self._info = "", None  # also what was found out of the former one meanwhile
         except WorkDirError as error:
             log.warning("hot restart is off: %s", error)
             return False

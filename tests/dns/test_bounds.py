@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import dns.message
 import dns.rcode
@@ -81,8 +81,8 @@ class Forwarder(asyncio.DatagramProtocol):
         self.asked = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self.transport = transport
+        # Python 3.11's own is no DatagramTransport by its type.
+        self.transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         self.asked += 1
@@ -100,11 +100,20 @@ class Forwarder(asyncio.DatagramProtocol):
                     answered.set_result(data)
 
         client, _ = await loop.create_datagram_endpoint(Client, remote_addr=(HOST, self._port))
-        client.sendto(bytes([data[0] ^ 1]) + data[1:])
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(5):
-                self.transport.sendto(data[:2] + (await answered)[2:], addr)
-        client.close()
+        try:
+            client.sendto(bytes([data[0] ^ 1]) + data[1:])
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    self.transport.sendto(data[:2] + (await answered)[2:], addr)
+        finally:
+            client.close()
+
+    async def close(self) -> None:
+        """End what is still being asked."""
+        self.transport.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def test_a_loop_through_another_server_ends(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,4 +135,4 @@ async def test_a_loop_through_another_server_ends(resolver: Resolver, monkeypatc
         assert forwarder.asked < 20 * MOST
         assert texts(await ask(resolver, "backend.mesh")) == ["240.0.0.1"]
     finally:
-        transport.close()
+        await forwarder.close()

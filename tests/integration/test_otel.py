@@ -210,6 +210,9 @@ def test_without_the_extra_one_concern_says_what_to_install(at: Rig, exporter: E
         serve(at, None)
         poll(lambda: at.status(daemon)["concerns"] == [], what="no concern", deadline=SOON)
         assert daemon.output().count("metrics are not pushed") == 1
+        # Whoever follows does not need it either.
+        daemon.process.send_signal(signal.SIGUSR1)
+        poll(lambda: at.status(daemon).get("reexec") == {"count": 1}, what="the next program", deadline=SOON)
 
 
 def test_nothing_is_imported_that_is_not_asked_for(at: Rig) -> None:
