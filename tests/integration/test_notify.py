@@ -86,7 +86,7 @@ def test_systemd_hears_ready_reload_and_stop_and_that_the_loop_lives(tmp_path: P
             poll(lambda: manager.count("EXTEND_TIMEOUT_USEC") >= 3, what="more time asked for")
             daemon.terminate()
             assert daemon.wait() == 0
-    assert manager.heard[-1]["STATUS"] == "STOPPED: stopped by signal"
+    assert manager.heard[-1]["STATUS"] == "STOPPED: asked to stop by signal"
 
 
 def test_a_start_that_fails_leaves_its_reason_as_the_status(tmp_path: Path, manager: Manager) -> None:
