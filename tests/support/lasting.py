@@ -88,7 +88,7 @@ class Lasting(Rig):
         """SIGUSR1, and wait until the new program serves."""
         count = self.count(daemon)
         daemon.process.send_signal(signal.SIGUSR1)
-        poll(lambda: self.count(daemon) > count, what="the next program", deadline=SOON)
+        poll(lambda: self.count(daemon) == count + 1, what="the next program", deadline=SOON)
         self.wait_phase(daemon, "READY")
 
     def count(self, daemon: Daemon) -> int:
