@@ -6,11 +6,12 @@ COREDNS_VERSION := v1.14.7
 COREDNS_DIR := .cache/coredns-$(COREDNS_VERSION)
 export PATH := $(CURDIR)/$(COREDNS_DIR):$(PATH)
 
-.PHONY: help demo test lint types unit bench sample clean coredns deb compatibility
+.PHONY: help demo test lint types bench attack sample clean coredns deb compatibility
 help:
 	@echo "make demo    a real Envoy in front of a small workload, with a table of what to try (Ctrl-C ends it)"
 	@echo "make test    lint, types and the whole test suite"
 	@echo "make bench   the measurements in tests/bench"
+	@echo "make attack  the attacks in tests/attack, the long ones too"
 	@echo "make compatibility KUMA_CP=... VERSION=...    the compatibility table in README, anew, with this control plane"
 	@echo "make deb     a Debian package for this host's Python, in dist"
 	@echo "make clean   remove .venv and .cache"
@@ -22,7 +23,7 @@ test: $(VENV)/.ready-dev coredns
 	@$(BIN)/ruff format --check kumadp tests
 	@$(BIN)/ruff check kumadp tests
 	@$(BIN)/mypy
-	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "not bench"
+	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "not bench and not attack"
 
 lint: $(VENV)/.ready-dev
 	@$(BIN)/ruff format kumadp tests
@@ -33,6 +34,9 @@ types: $(VENV)/.ready-dev
 
 bench: $(VENV)/.ready-dev coredns
 	@$(BIN)/pytest -q -s -p no:xdist -m bench tests/bench
+
+attack: $(VENV)/.ready-dev
+	@$(BIN)/pytest -q -p no:xdist tests/attack
 
 sample: $(VENV)/.ready-dev
 	@$(BIN)/python -m kumadp.settings.sample > configs/kumadp.yaml
