@@ -34,3 +34,25 @@ def overlap(one: str, other: str) -> bool:
     """
     pair = {one, other}
     return one == other or ANY_IPV6 in pair or (ANY_IPV4 in pair and ":" not in one + other)
+
+
+def without_zone(host: str) -> str:
+    """An IPv6 address without its zone (RFC 4007, section 11), anything else as it is."""
+    return host.partition("%")[0] if ":" in host else host
+
+
+def server_name(host: str) -> str:
+    """The name of a server in TLS and HTTP, where ``host`` is what is resolved and connected to.
+
+    A final dot, which makes a name absolute for the resolver, is no part of it (RFC 6066, section 3), nor is the zone
+    of an IPv6 address (RFC 6874, section 4: it means something on this host alone). Letters are in lower case.
+    """
+    if is_ip(host):
+        return str(ipaddress.ip_address(without_zone(host)))
+    return host.removesuffix(".").lower()
+
+
+def authority(host: str, port: int) -> str:
+    """Host and port of a server as in a URL, a Host header or ``:authority`` (RFC 3986, 3.2.2)."""
+    name = server_name(host)
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"

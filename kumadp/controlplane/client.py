@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import itertools
-import ssl
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -14,10 +12,13 @@ import httpx
 import tenacity
 
 from kumadp.controlplane.retry import Action, Verdict, judge_answer, judge_error
+from kumadp.controlplane.trust import Trust as Trust
+from kumadp.controlplane.trust import make_context as make_context
 from kumadp.controlplane.wire import BootstrapAnswer, UndecodableAnswer, decode_answer
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable, Sequence
 
 ATTEMPT_SECONDS = 10.0
@@ -26,14 +27,6 @@ PHASE_SECONDS = 8.0
 LONGEST_WAIT = 30.0
 CERTIFICATE_TRIES = 3
 MAX_ANSWER = 16 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Trust:
-    """How the control plane is verified: ``ca`` PEM, empty for the system's store; or not at all."""
-
-    ca: str
-    verify: bool = True
 
 
 class _Failed(Exception):
@@ -170,23 +163,3 @@ def bootstrap_url(url: str) -> str:
     """Scheme, in lower case, and host of the control plane's address, path ``/bootstrap``, query kept (Kuma 2.8)."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc, "/bootstrap", parts.query, ""))
-
-
-def make_context(trust: Trust) -> ssl.SSLContext:
-    """TLS 1.2 or newer; a CA that is given is the only one (Kuma 2.14). May block.
-
-    Raises ControlPlaneRefused where the CA is not PEM.
-    """
-    try:
-        context = ssl.create_default_context(cadata=trust.ca or None)
-    except (ssl.SSLError, ValueError, TypeError) as error:
-        reason = getattr(error, "reason", None) or str(error)
-        raise ControlPlaneRefused(
-            f"the control plane's CA is not a PEM certificate: {str(reason).lower().replace('_', ' ')}",
-            "check --ca-cert-file or KUMA_CONTROL_PLANE_CA_CERT",
-        ) from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if not trust.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context

@@ -9,12 +9,12 @@ import os
 import socket
 import ssl
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from kumadp.controlplane.client import Trust, make_context
+from kumadp.controlplane.trust import Trust, make_context, read_trust
 from kumadp.doctor.report import Told, failed, ok, skipped, warning
+from kumadp.errors import ControlPlaneRefused
 
 if TYPE_CHECKING:
     from kumadp.doctor.subject import Subject
@@ -30,16 +30,15 @@ async def control_plane(subject: Subject) -> list[Told]:
     if subject.mesh is not None:
         return skipped("standalone: no control plane is needed")
     settings = subject.settings
-    ca = settings.ca_cert
-    if not ca and settings.ca_cert_file:
-        try:
-            ca = await asyncio.to_thread(Path(settings.ca_cert_file).read_text)
-        except (OSError, UnicodeDecodeError) as error:
-            return failed(f"--ca-cert-file {settings.ca_cert_file} cannot be read: {error}")
-    trust = Trust(ca, verify=not settings.skip_verify)
+    try:
+        trust, notes = await asyncio.to_thread(read_trust, settings)
+    except ControlPlaneRefused as error:
+        return failed(error.message, error.hint)
     told: list[Told] = []
     if not trust.verify:
         told += warning("its certificate is not verified (--skip-verify)", "give its CA with --ca-cert-file")
+    for note in notes:
+        told += warning(note, "remove it from the file")
     for found in await asyncio.gather(*(_address(url, trust) for url in settings.cp_addresses)):
         told += found
     return told

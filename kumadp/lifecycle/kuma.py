@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from kumadp import __version__
 from kumadp.bootstrap.parse import parse_bootstrap
 from kumadp.bootstrap.store import write_private
-from kumadp.errors import ControlPlaneRefused
 from kumadp.host.secrets import register
 from kumadp.host.workdir import writing
 
@@ -78,6 +77,7 @@ class KumaClient:
         self.versions = versions
         self._transparent = transparent
         self._otel_env = otel_env
+        self._trust_notes: tuple[str, ...] = ()
         self.counted = collections.Counter[str]()
         """Attempts at a bootstrap: ``attempts`` and ``answered``."""
         self.heard_token: Callable[[str], object] = lambda _token: None
@@ -108,16 +108,14 @@ class KumaClient:
 
     def trust(self) -> Trust:
         """The CA as it is now. May block. Raises ControlPlaneRefused."""
-        from kumadp.controlplane.client import Trust
+        from kumadp.controlplane.trust import read_trust
 
-        settings = self.settings
-        ca = settings.ca_cert
-        if not ca and settings.ca_cert_file:
-            try:
-                ca = Path(settings.ca_cert_file).read_text()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ControlPlaneRefused(f"the CA file {settings.ca_cert_file} cannot be read: {error}") from None
-        return Trust(ca, verify=not settings.skip_verify)
+        trust, notes = read_trust(self.settings)
+        if notes != self._trust_notes:
+            self._trust_notes = notes
+            for note in notes:
+                log.warning("%s", note)
+        return trust
 
     def token(self) -> str:
         """The token as it is now, empty without one. May block. Raises ControlPlaneRefused."""

@@ -139,12 +139,12 @@ class Relaying:
         return await asyncio.to_thread(self._make_dial)
 
     def _make_dial(self) -> Dial:
-        from kumadp.controlplane.client import Trust, make_context
+        from kumadp.controlplane.trust import Trust, make_context
 
         upstream, settings = self._upstream, self._client.settings
         trust = self._client.trust()
         if not trust.ca and upstream.ca_inline is not None:
-            trust = Trust(upstream.ca_inline.decode("ascii", "replace"), verify=trust.verify)
+            trust = Trust(upstream.ca_inline.decode("utf-8", "surrogateescape"), verify=trust.verify)
         return Dial(
             addresses=addresses(upstream.host, upstream.port, settings.cp_addresses),
             tls=make_context(trust) if upstream.tls else None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kumadp.grpc.call import OK, UNAVAILABLE, Ended
 from kumadp.grpc.client import connect
+from kumadp.host.tls import client_context, read_anchors_file
 from kumadp.otel.environment import HTTP
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class GrpcSender:
         try:
             async with bound:
                 return await self._send(method(signal), headers, message, packed=route.gzip)
-        except (OSError, UnicodeError) as error:
+        except (OSError, ValueError) as error:
             if bound.expired():
                 raise _late(route) from None
             raise Refused(UNAVAILABLE, f"the collector cannot be reached: {_reason(error)}") from None
@@ -226,16 +227,25 @@ async def _resolved(address: tuple[str, int]) -> list[tuple[str, int]]:
 
 
 def _tls(target: Target) -> ssl.SSLContext:
-    """Reads files: each connection has them as they are then. Raises OSError (ssl.SSLError is)."""
+    """Reads files: each connection has them as they are then. Raises OSError (ssl.SSLError is), BadTrust."""
     try:
-        context = ssl.create_default_context(cafile=target.certificate or None)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if target.client_certificate:
-            context.load_cert_chain(target.client_certificate, target.client_key)
-    except FileNotFoundError:
-        names = [name for name in (target.certificate, target.client_certificate, target.client_key) if name]
-        raise OSError(f"a file of its certificates is not there: {', '.join(names)}") from None
+        context = client_context(read_anchors_file(target.certificate) if target.certificate else None)
+    except OSError as error:
+        raise OSError(f"its CA {target.certificate} cannot be read: {_strerror(error)}") from None
+    if target.client_certificate:
+        try:
+            # Without a password OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(target.client_certificate, target.client_key, password="")
+        except OSError as error:
+            names = " and ".join(filter(None, (target.client_certificate, target.client_key)))
+            raise OSError(f"the client certificate of {names} cannot be read: {_strerror(error)}") from None
     return context
+
+
+def _strerror(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).lower().replace("_", " ")
+    return error.strerror or str(error)
 
 
 def _late(route: Route) -> Refused:

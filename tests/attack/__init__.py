@@ -1,1 +1,1 @@
-"""What hostile peers, files and neighbours try; what takes a second or more is marked `attack` and run by `make attack`."""
+"""What hostile peers, files and neighbours try. What takes a second or more is marked `attack`: see `make attack`."""

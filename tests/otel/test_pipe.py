@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 
 from kumadp.errors import WorkDirError
 from kumadp.host.secrets import register
@@ -19,6 +20,7 @@ from kumadp.otel import served
 from kumadp.otel.pipe import Pipe, Wanted
 from kumadp.otel.routes import Route, Target
 from tests.support.collector import ANSWERS, client, grpc_collector, http_collector, message
+from tests.support.pki import issue, server_context
 from tests.support.poll import poll_async
 from tests.support.ports import free_port
 
@@ -286,6 +288,43 @@ async def test_tls_with_a_ca_and_a_certificate_from_files(rig: Rig, tmp_path: Pa
         await rig.serve(Route(Target("grpc", f"127.0.0.1:{port}", True, "/nowhere/ca.pem")))
         code, details = await rig.refused()
         assert "/nowhere/ca.pem" in details
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+async def test_an_intermediate_among_other_text_is_enough_of_a_ca(rig: Rig, tmp_path: Path, protocol: str) -> None:
+    root = issue("root", bare=True)
+    intermediate = issue("intermediate", root, bare=True)
+    leaf = issue("collector", intermediate, ca=None, bare=True, names=("127.0.0.1",))
+    file = tmp_path / "ca.pem"
+    file.write_bytes(leaf.key_pem + b"M\xfcller\n" + intermediate.pem)
+    async with contextlib.AsyncExitStack() as stack:
+        if protocol == "grpc":
+            credentials = grpc.ssl_server_credentials([(leaf.key_pem, leaf.pem)])
+            collector, port = stack.enter_context(grpc_collector("127.0.0.1:0", credentials=credentials))
+        else:
+            collector, port = stack.enter_context(http_collector(server_context(tmp_path, leaf)))
+        path = "/v1/traces" if protocol != "grpc" else ""
+        await rig.serve(Route(Target(protocol, f"127.0.0.1:{port}", True, str(file)), path))
+        await rig.send()
+        assert len(collector.exports) == 1
+        file.write_bytes(leaf.key_pem)
+        await rig.serve(Route(Target(protocol, f"127.0.0.1:{port}", True, str(file), "", "again"), path))
+        code, details = await rig.refused()
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert f"{file} holds no PEM certificate" in details
+
+
+async def test_a_client_key_with_a_password_is_an_error_and_asks_nobody(rig: Rig, tmp_path: Path) -> None:
+    identity = issue("client")
+    locked = identity.key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
+    )
+    (tmp_path / "client.pem").write_bytes(identity.pem)
+    (tmp_path / "client.key").write_bytes(locked)
+    names = [str(tmp_path / name) for name in ("client.pem", "client.key")]
+    await rig.serve(Route(Target("grpc", "127.0.0.1:1", True, "", *names)))
+    _, details = await rig.refused()
+    assert f"the client certificate of {names[0]} and {names[1]} cannot be read" in details
 
 
 async def test_https_with_a_ca_from_a_file(rig: Rig, tmp_path: Path) -> None:

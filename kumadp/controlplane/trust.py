@@ -1,0 +1,59 @@
+"""How the control plane's certificate is verified: for the bootstrap request, the relay's stream and `doctor` alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kumadp.errors import ControlPlaneRefused
+from kumadp.host.tls import BadTrust, client_context, read_anchors, read_anchors_file
+
+if TYPE_CHECKING:
+    import ssl
+
+    from kumadp.settings.model import Settings
+
+_HINT = "check --ca-cert-file or KUMA_CONTROL_PLANE_CA_CERT"
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """How the control plane is verified: ``ca`` PEM, empty for the system's store; or not at all."""
+
+    ca: str
+    verify: bool = True
+
+
+def read_trust(settings: Settings) -> tuple[Trust, tuple[str, ...]]:
+    """The CA as it is now, inline before the file, and notes on entries of it that are left out. May block.
+
+    ``Trust.ca`` is the certificates alone, as plain PEM. Raises ControlPlaneRefused.
+    """
+    source = settings.ca_cert_file
+    try:
+        if settings.ca_cert:
+            source = "the CA that is given inline"
+            anchors = read_anchors(settings.ca_cert)
+        elif source:
+            anchors = read_anchors_file(source)
+        else:
+            return Trust("", verify=not settings.skip_verify), ()
+    except OSError as error:
+        raise ControlPlaneRefused(f"the CA file {source} cannot be read: {error}") from None
+    except BadTrust as error:
+        where = f"{source} " if settings.ca_cert else ""
+        raise ControlPlaneRefused(f"the control plane's CA is not a PEM certificate: {where}{error}", _HINT) from None
+    notes = tuple(f"{source}: {note}; it is ignored" for note in anchors.notes)
+    return Trust(anchors.pem, verify=not settings.skip_verify), notes
+
+
+def make_context(trust: Trust) -> ssl.SSLContext:
+    """TLS 1.2 or newer; a CA that is given is the only one (Kuma 2.14). May block.
+
+    Raises ControlPlaneRefused where the CA is not PEM.
+    """
+    try:
+        anchors = read_anchors(trust.ca) if trust.ca else None
+    except BadTrust as error:
+        raise ControlPlaneRefused(f"the control plane's CA is not a PEM certificate: it {error}", _HINT) from None
+    return client_context(anchors, verify=trust.verify)

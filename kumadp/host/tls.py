@@ -1,0 +1,207 @@
+"""TLS to others: what is trusted, and with which rules. Every client's SSL context is made here.
+
+Python's own defaults depend on its version (3.13 turned on VERIFY_X509_STRICT and VERIFY_X509_PARTIAL_CHAIN) and differ
+from those of Go, which kuma-dp is written in; so each rule is stated here instead.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import ssl
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kumadp.host.facts import system_ca_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# A store of all public CAs has 250 KB.
+LARGEST_FILE = 4 << 20
+# As Go verifies (crypto/x509) and as curl does: every certificate of the file is a trust anchor, also an intermediate
+# or the server's own; a CA without key usage or authority key identifier is one (no VERIFY_X509_STRICT).
+VERIFY_FLAGS = ssl.VerifyFlags.VERIFY_X509_TRUSTED_FIRST | ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+# Python's list (3.10 to 3.13) at the security level of OpenSSL itself: Go takes a key of RSA with 1024 bits, level 2
+# does not. SHA-1 and MD5 are refused in signatures at both, and by Go.
+_CIPHERS = "@SECLEVEL=1:ECDH+AESGCM:ECDH+CHACHA20:ECDH+AES:DHE+AES:!aNULL:!eNULL:!aDSS:!SHA1:!AESCCM"
+# X509 CERTIFICATE is what OpenSSL wrote before 0.9 (RFC 7468, 5.1).
+_LABELS = {b"CERTIFICATE", b"X509 CERTIFICATE"}
+# A block begins where a line does; RFC 7468 (section 3, lax grammar) allows white space before it, and a NUL is half of
+# a line end in UTF-16.
+_BEGIN = re.compile(rb"(?:\A|[\r\n])(?:\xef\xbb\xbf)?[ \t\v\f\0]*-----BEGIN ([ -,.-~]{0,64})-----")
+_GLUED = re.compile(rb"-----BEGIN ([ -,.-~]{0,64})-----")
+_DASHES = b"-----"
+_MOST_NOTES = 5
+
+
+class BadTrust(ValueError):
+    """A text or file with no certificate that can be trusted; the message has no path."""
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The trust anchors of a text: ``certificates`` in DER, each once, in its order; ``notes`` on blocks left out."""
+
+    certificates: tuple[bytes, ...]
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def pem(self) -> str:
+        """The same certificates as plain PEM, with nothing around them."""
+        return "".join(map(ssl.DER_cert_to_PEM_cert, self.certificates))
+
+
+def read_anchors(text: str | bytes) -> Anchors:
+    """The certificates of a PEM text, whatever stands around them and in whichever encoding (RFC 7468, section 2).
+
+    As Go's AppendCertsFromPEM does, it takes each CERTIFICATE block that is one and passes over all others: keys,
+    CRLs, blocks with headers, blocks that are broken. A byte order mark, UTF-16 and line ends of any kind are taken.
+    Raises BadTrust where no certificate is left.
+    """
+    data = _bytes(text)
+    certificates: dict[bytes, None] = {}
+    notes: list[str] = []
+    labels: dict[str, None] = {}
+    store = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for line, label, body in _blocks(data):
+        shown = label.decode("ascii")
+        if label not in _LABELS:
+            labels[shown] = None
+            notes.append(f"line {line}: {shown} is not a certificate")
+            continue
+        der, problem = _der(body)
+        if not problem and der not in certificates:
+            try:
+                store.load_verify_locations(cadata=der)
+            except (ssl.SSLError, ValueError) as error:
+                problem = f"is not readable: {_lower(error)}"
+        if problem:
+            notes.append(f"line {line}: the certificate {problem}")
+        else:
+            certificates[der] = None
+    if not certificates:
+        raise BadTrust(_why(data, notes, labels))
+    left_out = len(notes) - _MOST_NOTES
+    shown_notes = notes[:_MOST_NOTES] + ([f"and {left_out} more"] if left_out > 0 else [])
+    return Anchors(tuple(certificates), tuple(shown_notes))
+
+
+def read_anchors_file(path: str | Path) -> Anchors:
+    """`read_anchors` of a file. May block. Raises OSError, and BadTrust, which names the path."""
+    with Path(path).open("rb") as file:
+        data = file.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise BadTrust(f"{path} is larger than {LARGEST_FILE >> 20} MiB")
+    try:
+        return read_anchors(data)
+    except BadTrust as error:
+        raise BadTrust(f"{path} {error}") from None
+
+
+def client_context(anchors: Anchors | None = None, *, verify: bool = True) -> ssl.SSLContext:
+    """An SSL context for a client: TLS 1.2 or newer, as kuma-dp has it (2.8 to 2.14). May block.
+
+    ``anchors`` are then the only ones; None is the system's store (or SSL_CERT_FILE and SSL_CERT_DIR). A certificate is
+    for the names and addresses in its subjectAltName; its common name does not count (Go 1.15, RFC 9525, 6.3).
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_CIPHERS)
+    context.hostname_checks_common_name = False
+    context.verify_flags = VERIFY_FLAGS
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif anchors is None:
+        _load_system(context)
+    else:
+        context.load_verify_locations(cadata=b"".join(anchors.certificates))
+    return context
+
+
+def _load_system(context: ssl.SSLContext) -> None:
+    context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    paths = ssl.get_default_verify_paths()
+    # OpenSSL stops without an error at the first entry of a file that it cannot read; and a Python from elsewhere may
+    # look where this distribution has no store.
+    named = os.environ.get("SSL_CERT_FILE") or ("" if paths.cafile or paths.capath else system_ca_path())
+    if named:
+        try:
+            context.load_verify_locations(cadata=b"".join(read_anchors_file(named).certificates))
+        except (OSError, BadTrust):
+            return
+
+
+def _bytes(text: str | bytes) -> bytes:
+    data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+    for mark, encoding in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
+        if data.startswith(mark):
+            return data[2:].decode(encoding, "replace").encode()
+    return data
+
+
+def _blocks(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Line number, label and body of each PEM block. Linear: each byte is looked at a bounded number of times."""
+    begin = _BEGIN.search(data)
+    line, counted = 1, 0
+    while begin is not None:
+        start = begin.end()
+        end = data.find(_DASHES, start)
+        if end < 0:
+            return
+        closing = b"-----END " + begin[1] + _DASHES
+        line += data.count(b"\n", counted, start)
+        counted = start
+        if data.startswith(closing, end):
+            yield line, begin[1], data[start:end]
+            end += len(closing)
+            # Files that were joined, the first without a final line end.
+            begin = _GLUED.match(data, end) or _BEGIN.search(data, end)
+        else:
+            # The line end before a block that begins here is looked at again.
+            begin = _BEGIN.search(data, start)
+
+
+def _der(body: bytes) -> tuple[bytes, str]:
+    """The bytes of a block, and what is wrong with it."""
+    if b":" in body:
+        return b"", "has headers"
+    try:
+        der = base64.b64decode(b"".join(body.split()), validate=True)
+    except binascii.Error:
+        return b"", "is not base64"
+    if len(der) != _length(der):
+        return b"", "is cut off or has more after it"
+    return der, ""
+
+
+def _length(der: bytes) -> int:
+    """Of the ASN.1 sequence that it begins with, header included (X.690, 8.1.3); 0 where it is none."""
+    if len(der) < 2 or der[0] != 0x30:
+        return 0
+    if der[1] < 0x80:
+        return 2 + der[1]
+    more = der[1] & 0x7F
+    return 2 + more + int.from_bytes(der[2 : 2 + more]) if 1 <= more <= 4 else 0
+
+
+def _why(data: bytes, notes: list[str], labels: dict[str, None]) -> str:
+    if not data.strip():
+        return "is empty"
+    if data[:1] == b"\x30" and not notes:
+        return "is not PEM; is it DER? (openssl x509 -inform der -in FILE -out CA.pem)"
+    if rb"\n" in data and b"\n" not in data.strip():
+        return r"holds no PEM certificate: it has \n in place of line ends"
+    if set(labels) & {"TRUSTED CERTIFICATE"}:
+        hint = "openssl x509 -in FILE -out CA.pem makes one of it"
+        return f"holds no PEM certificate: TRUSTED CERTIFICATE is OpenSSL's own format ({hint})"
+    return "holds no PEM certificate" + (f": {'; '.join(notes[:_MOST_NOTES])}" if notes else "")
+
+
+def _lower(error: Exception) -> str:
+    return str(getattr(error, "reason", None) or error).lower().replace("_", " ")
