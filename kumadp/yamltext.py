@@ -6,6 +6,7 @@ without bound in whoever walks it. The scan here reads events alone, which does 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+# More than a double or an integer of 64 bits needs in any notation; Python's own limit is 4300 digits.
+_LONGEST_NUMBER = 400
 # Ends of the tags that JSON has values for, and the merge key.
 _JSON = frozenset({"null", "bool", "int", "float", "str", "seq", "map", "merge"})
 
@@ -40,14 +43,33 @@ def read(name: str, bounds: Bounds) -> str:
 
 def compose(text: str | bytes, bounds: Bounds) -> yaml.Node | None:
     """The root node, None for an empty document; raises yaml.YAMLError with a one-line ``problem``."""
-    _scan(text, bounds)
-    return yaml.compose(text, yaml.CSafeLoader)
+    with _only_yaml_errors():
+        _scan(text, bounds)
+        return yaml.compose(text, yaml.CSafeLoader)
 
 
 def load(text: str | bytes, bounds: Bounds) -> object:
     """Values as JSON has them; raises yaml.YAMLError with a one-line ``problem``."""
-    _scan(text, bounds)
-    return yaml.load(text, _JsonLoader)  # noqa: S506 - a part of the safe loader
+    with _only_yaml_errors():
+        _scan(text, bounds)
+        return yaml.load(text, _JsonLoader)  # noqa: S506 - a part of the safe loader
+
+
+@contextlib.contextmanager
+def _only_yaml_errors() -> Iterator[None]:
+    """PyYAML's constructors let through what Python's int, float and dict raise, and its reader UnicodeEncodeError."""
+    try:
+        yield
+    except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError) as error:
+        raise _problem(_plain(error)) from None
+
+
+def _plain(error: Exception) -> str:
+    if isinstance(error, UnicodeError):
+        return "not UTF-8 text"
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    return "the value does not fit its tag"
 
 
 class _JsonLoader(yaml.CSafeLoader):
@@ -63,14 +85,34 @@ class _JsonLoader(yaml.CSafeLoader):
         if tag is None or tag.rpartition(":")[2] in _JSON
     }
 
-    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-        """A number that is one."""
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value; raises yaml.YAMLError with its place where it does not fit its tag (``!!int x``)."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
+            raise _problem(_plain(error), node.start_mark) from None
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        """A whole number; digits in base 60 (``1:20``) are text, as in Go's YAML and YAML 1.2."""
+        text = self.construct_scalar(node)
+        if len(text) > _LONGEST_NUMBER:
+            raise _problem(f"a number with more than {_LONGEST_NUMBER} digits", node.start_mark)
+        return text if ":" in text else super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> Any:
+        """A finite number; digits in base 60 are text."""
+        text = self.construct_scalar(node)
+        if len(text) > _LONGEST_NUMBER:
+            raise _problem(f"a number with more than {_LONGEST_NUMBER} digits", node.start_mark)
+        if ":" in text:
+            return text
         number = float(super().construct_yaml_float(node))
         if not math.isfinite(number):
             raise _problem(f"{node.value} is not a number", node.start_mark)
         return number
 
 
+_JsonLoader.add_constructor("tag:yaml.org,2002:int", _JsonLoader.construct_yaml_int)
 _JsonLoader.add_constructor("tag:yaml.org,2002:float", _JsonLoader.construct_yaml_float)
 
 

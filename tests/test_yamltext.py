@@ -47,8 +47,37 @@ def test_what_is_bad_is_one_line_with_its_place(name: str, read: object) -> None
 
 
 @pytest.mark.parametrize(
+    "value",
+    [
+        "!!bool maybe",
+        '!!int ""',
+        "!!int +",
+        '!!int "0b2"',
+        "!!float q",
+        "!!float _",
+        "9" * 5000,
+        "!!int 0x" + "f" * 5000,
+    ],
+)
+def test_a_value_that_does_not_fit_its_tag_has_a_place(value: str) -> None:
+    with pytest.raises(yaml.YAMLError) as bad:
+        yamltext.load(f"a: 1\nb:\n- {value}\n", BOUNDS)
+    assert yamltext.line(bad.value) == 3
+
+
+@pytest.mark.parametrize("read", [yamltext.compose, yamltext.load])
+def test_half_of_a_surrogate_pair_is_no_text(read: object) -> None:
+    assert callable(read)
+    with pytest.raises(yaml.YAMLError, match="not UTF-8"):
+        read("a: \ud800", BOUNDS)
+
+
+@pytest.mark.parametrize(
     ("text", "value"),
     [
+        # Not in base 60, as Go's YAML: and their value would cost the square of their length.
+        ("1:20", "1:20"),
+        ("1:20:30.5", "1:20:30.5"),
         ("", None),
         ("---\na: 1\n", {"a": 1}),
         ('{"a": [1, "b", null, true]}', {"a": [1, "b", None, True]}),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from decimal import Decimal
 from typing import Any
 
 import msgspec
+
+from kumadp.decoding import repair
 
 # What Go's encoding/json escapes beside what JSON asks for.
 _ESCAPED = str.maketrans(
@@ -31,22 +34,20 @@ def parse(line: bytes) -> tuple[str, bytes] | None:
     """
     if line.startswith(b"{") and (wrapped := _unwrap(line)) is not None:
         message = wrapped.message
-        return wrapped.address, message.encode() if isinstance(message, str) else encode(message)
+        try:
+            return wrapped.address, message.encode() if isinstance(message, str) else encode(message)
+        except RecursionError:
+            return None
     address, found, payload = line.partition(b";")
     return (address.decode("utf-8", "replace"), payload + b"\n") if found else None
 
 
 def _unwrap(line: bytes) -> _Wrapped | None:
-    try:
-        return _decode(line)
-    except UnicodeDecodeError:
-        # As Go does: a client may put any bytes into a header.
-        try:
-            return _decode(line.decode("utf-8", "replace"))
-        except msgspec.MsgspecError:
-            return None
-    except msgspec.MsgspecError:
-        return None
+    # A client may put any bytes into a header.
+    for text in (lambda: line, lambda: repair(line)):
+        with contextlib.suppress(ValueError, RecursionError):
+            return _decode(text())
+    return None
 
 
 def encode(message: Any) -> bytes:

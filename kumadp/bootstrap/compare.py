@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kumadp.bootstrap.fields import get
+from kumadp.decoding import Undecodable, decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -154,8 +155,8 @@ def _inner(name: str, value: Any) -> Any:
     """The Dataplane stands as JSON text in the node's metadata."""
     if name == _RESOURCE and isinstance(value, str):
         try:
-            return json.loads(value)
-        except ValueError:
+            return decode_json(value)
+        except Undecodable:
             return value
     return value
 

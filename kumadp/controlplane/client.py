@@ -134,7 +134,10 @@ async def _once(
             asked = bootstrap_url(url)
             context = await asyncio.to_thread(make_context, trust) if asked.startswith("https:") else False
             status, headers, answer = await _post(asked, body, context)
-    except (OSError, TimeoutError, httpx.HTTPError, ValueError) as error:
+    except httpx.InvalidURL as error:
+        return Verdict(Action.STOP, f"{url} is not an address: {error}", "check --cp-address"), None
+    # anyio, below httpx, wraps what it does not expect of a connection attempt in a group.
+    except (OSError, TimeoutError, httpx.HTTPError, httpx.StreamError, ValueError, ExceptionGroup) as error:
         return judge_error(error), None
     verdict = judge_answer(status, headers, answer)
     if verdict.action is not Action.DECODE:

@@ -66,6 +66,8 @@ def judge_answer(status: int, headers: Mapping[str, str], body: bytes) -> Verdic
 
 def judge_error(error: BaseException) -> Verdict:
     """The verdict on a request that got no answer."""
+    if isinstance(error, BaseExceptionGroup):
+        return judge_error(error.exceptions[0])
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):

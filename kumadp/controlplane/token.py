@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from kumadp.decoding import decode_json
 from kumadp.errors import ControlPlaneRefused
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def claims_of(token: str) -> dict[str, Any]:
 def _decoded(part: str) -> dict[str, Any] | None:
     """The JSON object in one part of a JWT, None where there is none (RFC 7515: base64url without padding)."""
     try:
-        found = json.loads(base64.b64decode(part + "=" * (-len(part) % 4), altchars="-_", validate=True))
-    except (ValueError, RecursionError):
+        found = decode_json(base64.b64decode(part + "=" * (-len(part) % 4), altchars="-_", validate=True))
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None

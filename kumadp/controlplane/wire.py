@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from kumadp.decoding import decode_json
+
 
 @dataclass(frozen=True, slots=True)
 class RequestFacts:
@@ -114,7 +116,7 @@ class UndecodableAnswer(ValueError):
 def decode_answer(body: bytes, url: str = "") -> BootstrapAnswer:
     """The answer of ``url`` to a request that accepts JSON; raises UndecodableAnswer."""
     try:
-        tree = json.loads(body)
+        tree = decode_json(body)
         text = base64.b64decode(tree["bootstrap"], validate=True)
         sidecar = tree.get("kumaSidecarConfiguration") or {}
         networking = sidecar.get("networking") or {}

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import msgspec
 
+from kumadp.decoding import Undecodable, decode_json
+
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
@@ -158,10 +160,6 @@ class WrongBody(Exception):
 def decode(path: str, data: bytes) -> Body:
     """The body of a path of `BODIES`; raises WrongBody."""
     try:
-        return msgspec.json.decode(data, type=BODIES[path])
-    except msgspec.DecodeError as error:
+        return decode_json(data, BODIES[path])
+    except Undecodable as error:
         raise WrongBody(str(error)) from None
-    except UnicodeDecodeError:
-        raise WrongBody("not UTF-8") from None
-    except RecursionError:
-        raise WrongBody("nested too deep") from None

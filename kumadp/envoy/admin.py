@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import httpx
 
 from kumadp.bootstrap.address import UnixAdmin
+from kumadp.decoding import decode_json
 
 if TYPE_CHECKING:
     from kumadp.bootstrap.address import AdminAddress
@@ -48,6 +48,8 @@ class AdminClient:
                 return await self._client.request(method, path, timeout=timeout)
         except (TimeoutError, httpx.TimeoutException):
             raise httpx.ReadTimeout(f"no answer within {timeout:g} s") from None
+        except (httpx.StreamError, httpx.InvalidURL) as error:
+            raise httpx.RequestError(str(error)) from None
 
     async def ready(self) -> tuple[bool, str]:
         """Whether Envoy is LIVE, and the state it names (Envoy docs: admin ``/ready``)."""
@@ -57,7 +59,7 @@ class AdminClient:
     async def stats(self, pattern: str) -> dict[str, int]:
         """Counters and gauges whose names match a regular expression."""
         _, body = await self.get(f"/stats?format=json&filter={quote(pattern)}")
-        found = json.loads(body).get("stats", [])
+        found = decode_json(body).get("stats", [])
         return {entry["name"]: entry["value"] for entry in found if isinstance(entry.get("value"), int)}
 
     async def close(self) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 
 from kumadp.bootstrap.fields import get
+from kumadp.decoding import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,7 +81,7 @@ async def until_idle(admin: AdminClient, direction: Direction = "both") -> None:
     while True:
         try:
             _, body = await admin.get("/listeners?format=json")
-            if workload_connections(json.loads(body), await admin.stats(_STATS), direction) == 0:
+            if workload_connections(decode_json(body), await admin.stats(_STATS), direction) == 0:
                 return
         except (httpx.HTTPError, ValueError):
             pass

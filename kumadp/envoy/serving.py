@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from kumadp.decoding import decode_json
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -96,7 +98,7 @@ class Serving:
     async def _rejection(self) -> str:
         try:
             _, body = await self._admin.get("/config_dump?resource=dynamic_listeners")
-            entries = json.loads(body).get("configs", [])
+            entries = decode_json(body).get("configs", [])
         except (httpx.HTTPError, ValueError):
             return "unknown"
         told = [
@@ -108,7 +110,7 @@ class Serving:
         """What ``/server_info`` says, None where it does not answer."""
         try:
             _, body = await self._admin.get("/server_info", timeout=1.0)
-            told = json.loads(body)
+            told = decode_json(body)
             options = told["command_line_options"]
             epoch, workers = int(options["restart_epoch"]), int(options["concurrency"])
             return ServerInfo(epoch, str(told["state"]), str(told["hot_restart_version"]), workers)
@@ -132,7 +134,7 @@ class Serving:
         """Where Envoy listens, as JSON texts; empty where its admin does not answer."""
         try:
             _, body = await self._admin.get("/listeners?format=json")
-            return frozenset(_addresses(json.loads(body)))
+            return frozenset(_addresses(decode_json(body)))
         except _NO_ANSWER:
             return frozenset()
 

@@ -151,7 +151,9 @@ class Call:
         headers = dict(self._stream.trailers or self._stream.headers or ())
         if "grpc-status" in headers:
             code = headers["grpc-status"]
-            return Ended(int(code) if code.isdigit() else None, unquote(headers.get("grpc-message", "")))
+            return Ended(
+                int(code) if code.isdecimal() and len(code) < 4 else None, unquote(headers.get("grpc-message", ""))
+            )
         if headers.get(":status", "200") != "200":
             return Ended(None, f"HTTP status {headers[':status']}")
         return Ended(None, self._broken or "the stream was ended")

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from kumadp import __version__
+from kumadp.decoding import decode_msgpack
 from kumadp.errors import HandoverFailed
 from kumadp.host import inherited
 from kumadp.host.cores import allow_cores, forbid_cores
@@ -97,8 +98,8 @@ def read(memfd: int) -> Handover:
         if fcntl.fcntl(memfd, fcntl.F_GET_SEALS) != _SEALS:
             raise HandoverFailed("what is handed over is not sealed")
         data = os.pread(memfd, os.fstat(memfd).st_size, 0)
-        handover = msgspec.msgpack.decode(data, type=Handover)
-    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        handover = decode_msgpack(data, Handover)
+    except (OSError, ValueError) as error:
         raise HandoverFailed(f"what is handed over cannot be read: {error}") from None
     if handover.format != FORMAT:
         raise HandoverFailed(f"what is handed over has format {handover.format}, this kumadp knows {FORMAT}")

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from kumadp.decoding import decode_msgpack
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -51,8 +53,8 @@ def begin(environ: Mapping[str, str]) -> None:
         return
     try:
         memfd = int(environ[VARIABLE])
-        handed = msgspec.msgpack.decode(os.pread(memfd, os.fstat(memfd).st_size, 0), type=_Handed).meanwhile
-    except (ValueError, OSError, msgspec.MsgspecError):
+        handed = decode_msgpack(os.pread(memfd, os.fstat(memfd).st_size, 0), _Handed).meanwhile
+    except (ValueError, OSError):
         # Whoever reads it next says what is wrong with it.
         return
     if handed.answer and handed.sockets:

@@ -51,7 +51,7 @@ async def check_ports(addresses: Iterable[Address], *, held_by: frozenset[int] =
 def _problems(addresses: list[Address], held_by: frozenset[int]) -> list[Problem]:
     problems = []
     # Where there are many connections a list of them takes long.
-    connections = functools.cache(lambda: psutil.net_connections("inet"))
+    connections = functools.cache(_connections)
     for address in addresses:
         if not address.port or not is_ip(address.host) or inherited.holds(address.protocol, address.port):
             continue
@@ -92,12 +92,21 @@ def _explain(address: Address, failure: OSError) -> Problem:
     return Problem(address.path, f"{where}: {failure.strerror}")
 
 
+def _connections() -> list[Any]:
+    """All that psutil shows; nothing where it cannot read /proc: it names a holder, and decides nothing."""
+    try:
+        return psutil.net_connections("inet")
+    # A line that psutil cannot parse is a RuntimeError (psutil/_pslinux.py).
+    except (psutil.Error, OSError, RuntimeError):
+        return []
+
+
 def holder_of(address: Address) -> str:
     """Who listens there, in words: process and pid, or the user where we may not see the process."""
-    for pid in _holders(address, psutil.net_connections("inet")):
+    for pid in _holders(address, _connections()):
         try:
             return f"{psutil.Process(pid).name()} (pid {pid})"
-        except psutil.Error:
+        except (psutil.Error, OSError):
             return f"pid {pid}"
     return _user_of(address)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kumadp.bootstrap.store import write_private
+from kumadp.decoding import Undecodable, decode_json
 from kumadp.host.identity import Identity, boot_id, identity_of, start_time_of
 
 if TYPE_CHECKING:
@@ -78,10 +79,10 @@ def read_state(directory: Path) -> State | None:
             if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077 or not stat.S_ISREG(found.st_mode):
                 log.warning("%s is not private to this user and is not used: no process is adopted", path)
                 return None
-            state = msgspec.json.decode(file.read(), type=State)
+            state = decode_json(file.read(), State)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, Undecodable) as error:
         log.warning("%s cannot be read: %s; no process is adopted", path, error)
         return None
     if state.format != FORMAT:

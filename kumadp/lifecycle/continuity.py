@@ -18,6 +18,7 @@ from kumadp.accesslog.component import HandedLogs  # noqa: TC001 - msgspec reads
 from kumadp.bootstrap.public import without_token
 from kumadp.bootstrap.store import write_private
 from kumadp.controlplane.wire import Aggregated  # noqa: TC001 - msgspec reads the annotations
+from kumadp.decoding import Undecodable, convert, decode_json, decode_msgpack
 from kumadp.dns.table import HandedNames  # noqa: TC001 - msgspec reads the annotations
 from kumadp.envoy.reload import Adopted, EnvoyState
 from kumadp.errors import HandoverFailed
@@ -161,8 +162,8 @@ class Before:
 def decode_left(handover: Handover) -> Left:
     """What the program before us says of itself; raises HandoverFailed where it speaks another language."""
     try:
-        return msgspec.msgpack.decode(handover.sections.get(SECTION, b""), type=Left)
-    except msgspec.MsgspecError as error:
+        return decode_msgpack(handover.sections.get(SECTION, b""), Left)
+    except Undecodable as error:
         raise HandoverFailed(f"what is handed over cannot be read: {error}") from None
 
 
@@ -250,8 +251,8 @@ def _sort(before: Before, children: dict[int, Child], envoy: EnvoyState | None) 
 
 def _decode(found: object, kind: type[T]) -> T | None:
     try:
-        return msgspec.convert(found, kind) if found is not None else None
-    except msgspec.ValidationError:
+        return convert(found, kind) if found is not None else None
+    except Undecodable:
         return None
 
 
@@ -281,8 +282,8 @@ def _read_source(directory: Path) -> Fetched | None:
         with (directory / SOURCE).open("rb") as file:
             if os.fstat(file.fileno()).st_uid != os.geteuid():
                 return None
-            return msgspec.json.decode(file.read(_LARGEST), type=Source).fetched()
-    except (OSError, msgspec.MsgspecError):
+            return decode_json(file.read(_LARGEST), Source).fetched()
+    except (OSError, Undecodable):
         return None
 
 

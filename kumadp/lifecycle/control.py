@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import logging
 import os
 import socket
@@ -20,6 +19,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kumadp.decoding import decode_json
 from kumadp.errors import KumadpError, WorkDirError
 from kumadp.host.serve import bind_unix, serve
 
@@ -223,7 +223,7 @@ def ask(path: Path, method: str, target: str, timeout: float) -> tuple[int, dict
     try:
         connection.request(method, target)
         answer = connection.getresponse()
-        found = json.loads(answer.read())
+        found = decode_json(answer.read())
     except (http.client.HTTPException, ValueError) as error:
         raise OSError(f"{path}: {error}") from None
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,10 +23,21 @@ _HOP_BY_HOP = frozenset(
 )
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+
 def dropped(headers: Mapping[str, str]) -> frozenset[str]:
     """Hop-by-hop headers, those that Connection names among them (RFC 9110, 7.6.1)."""
     named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
     return _HOP_BY_HOP | named
+
+
+def is_text(value: str) -> bool:
+    """Whether it has none of the control characters that no header may have (RFC 9110, 5.5).
+
+    aiohttp reads them from some peers and raises ValueError where they are to be sent.
+    """
+    return not _CONTROL.search(value)
 
 
 def forwarded(headers: Mapping[str, str]) -> list[tuple[str, str]]:

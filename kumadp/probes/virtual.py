@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.host.serve import bind_tcp, serve
-from kumadp.probes.headers import dropped, forwarded
+from kumadp.probes.headers import dropped, forwarded, is_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -142,7 +142,7 @@ class VirtualProbes:
                     body = await _read(answer.content, MAX_BODY)
         except TimeoutError:
             return _say(504, f"the application at {where} did not answer within {seconds:g} s")
-        except (OSError, ClientError) as error:
+        except (OSError, ClientError, ValueError) as error:
             number = getattr(error, "errno", None)
             reason = os.strerror(number).lower() if number else type(error).__name__
             return _say(503, f"the application at {where} cannot be reached: {reason}")
@@ -154,9 +154,12 @@ def _pass_back(answer: ClientResponse, body: bytes) -> web.Response:
     from multidict import CIMultiDict
 
     left_out = dropped(answer.headers) | {"content-length"}
-    headers = CIMultiDict((name, value) for name, value in answer.headers.items() if name.lower() not in left_out)
+    headers = CIMultiDict(
+        (name, value) for name, value in answer.headers.items() if name.lower() not in left_out and is_text(value)
+    )
     headers["connection"] = "close"
-    made = web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)
+    reason = answer.reason if is_text(answer.reason or "") else None
+    made = web.Response(status=answer.status, reason=reason, headers=headers, body=body)
     made.force_close()
     return made
 

@@ -20,6 +20,7 @@ import msgspec
 
 from kumadp.bootstrap.public import secret_in, without_token
 from kumadp.bootstrap.store import write_private
+from kumadp.decoding import Undecodable, decode_msgpack
 from kumadp.errors import KumadpError
 from kumadp.host.secrets import holds_secret
 from kumadp.relay.memory import Memory, TypeMemory
@@ -277,8 +278,8 @@ def read(path: Path, binding: Binding, max_age: float, now: float) -> LastGood:
     if hashlib.sha256(body).digest() != data[head : head + digest_size]:
         raise NotKept("it is damaged")
     try:
-        kept = msgspec.msgpack.decode(body, type=LastGood)
-    except msgspec.MsgspecError:
+        kept = decode_msgpack(body, LastGood)
+    except Undecodable:
         raise NotKept("it is of another form") from None
     for field in Binding.__struct_fields__:
         theirs, ours = getattr(kept.binding, field), getattr(binding, field)

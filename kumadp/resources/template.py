@@ -29,7 +29,9 @@ def render(text: str, variables: Mapping[str, str], source: str) -> str:
     renderer = pystache.Renderer(escape=lambda value: value.translate(_ESCAPES), missing_tags="ignore")
     try:
         rendered = renderer.render(text, nested(variables))
-    except (ParsingError, KeyError, IndexError, ValueError, AttributeError) as error:
+    except RecursionError:
+        raise ResourceError([Problem("", "the template sections are nested too deep", file=source)]) from None
+    except (ParsingError, LookupError, ValueError, AttributeError, TypeError) as error:
         raise ResourceError([Problem("", f"the mustache template cannot be read: {error}", file=source)]) from None
     return str(rendered)
 

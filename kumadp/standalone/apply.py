@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Protocol
 
+from kumadp.decoding import decode_json
 from kumadp.standalone.generate import cluster_file, listener_file
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ async def _stats(admin: Admin) -> Json:
     """By name; empty where the admin does not answer."""
     try:
         _, body = await admin.get(_STATS, timeout=ANSWERS_WITHIN)
-        return {entry["name"]: entry["value"] for entry in json.loads(body)["stats"] if "name" in entry}
+        return {entry["name"]: entry["value"] for entry in decode_json(body)["stats"] if "name" in entry}
     except Exception:
         return {}
 
@@ -130,7 +130,7 @@ async def _failed_listeners(admin: Admin, made: Generated) -> str:
 async def _dump(admin: Admin, path: str) -> list[Json]:
     try:
         _, body = await admin.get(path, timeout=2.0)
-        found = json.loads(body).get("configs", [])
+        found = decode_json(body).get("configs", [])
     except Exception:
         return []
     return [entry for entry in found if isinstance(entry, dict)]

@@ -47,6 +47,13 @@ def test_json(message: object, payload: bytes) -> None:
         (b'"a string"', None),
         (b'{"message":"m"}', ("", b"m")),
         (b'{"address":"a:1","message":"\xff"}', ("a:1", "\ufffd".encode())),
+        (b'{"address":"a:1","message":"\\ud800\xff"}', ("a:1", "\ufffd\ufffd".encode())),
+        (b'{"address":"a:1","message":{"\\udc00":"\\ud83d\\ude00"}}', ("a:1", '{"\ufffd":"\U0001f600"}\n'.encode())),
+        (b'{"address":"a:1","message":NaN}', None),
+        (b'{"address":"a:1","message":1e999}', None),
+        (b'{"address":"a:1","message":' + b"9" * 5000 + b"}", None),
+        (b'{"address":"a:1","message":' + b"[" * 600 + b"]" * 600 + b"}", None),
+        (b'{"address":"a:1","message":' + b"[" * 100_000 + b"]" * 100_000 + b"}", None),
     ],
 )
 def test_other_lines(line: bytes, found: tuple[str, bytes] | None) -> None:

@@ -120,6 +120,20 @@ async def test_a_name_that_does_not_exist_is_repeated() -> None:
         await fetch("https://control-plane.invalid:5678", "", told=told, max_duration=0.05)
 
 
+@pytest.mark.parametrize(
+    "address", ["http://\u2024.x:5678", "http://a:b:5678", "http://a\ud800:5678", "http://\0:5678"]
+)
+async def test_an_address_that_httpx_refuses_ends_it_at_once(address: str) -> None:
+    with pytest.raises(ControlPlaneRefused) as refused:
+        await fetch(address, "")
+    assert "--cp-address" in str(refused.value)
+
+
+async def test_a_connection_attempt_that_fails_in_a_group_is_repeated() -> None:
+    with pytest.raises(ControlPlaneUnavailable, match="port must be"):
+        await fetch("http://localhost:70000", "", max_duration=0.01)
+
+
 async def test_the_time_that_the_user_allows_ends_it_with_the_last_reason() -> None:
     with ScriptedControlPlane(Answer(503, b"starting")) as plane:
         with pytest.raises(ControlPlaneUnavailable) as away:

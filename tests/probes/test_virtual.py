@@ -166,6 +166,17 @@ async def test_status_headers_and_body_come_back_as_they_are() -> None:
         assert headers["content-encoding"] == "gzip"
 
 
+@pytest.mark.parametrize("odd", ["a\x01b", "a\x7fb", "\x1b[2J"])
+async def test_a_control_character_in_a_header_costs_that_header_alone(odd: str) -> None:
+    answer = f"HTTP/1.1 200 O{odd}K\r\nx-odd: {odd}\r\nx-tab: a\tb\r\ncontent-length: 2\r\n\r\nok".encode()
+    async with application(answer=answer) as app, probes(one(app.port)) as port:
+        status, headers, body = await send(port, get("/8080/healthz", "X-Tab: a\tb"))
+        assert (status, body) == (200, b"ok")
+        assert "x-odd" not in headers
+        assert headers["x-tab"] == "a\tb"
+        assert app.header("x-tab") == "a\tb"
+
+
 async def test_a_redirect_is_passed_back_and_not_followed() -> None:
     answer = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
     async with application(answer=answer) as app, probes(one(app.port)) as port:

@@ -70,9 +70,9 @@ def load(text: str, **variables: str) -> Resource:
     return load_resource(text, "dp.yaml", variables=variables)
 
 
-def problems(text: str) -> list[str]:
+def problems(text: str, **variables: str) -> list[str]:
     with pytest.raises(ResourceError) as wrong:
-        load(text)
+        load(text, **variables)
     return [str(problem) for problem in wrong.value.problems]
 
 
@@ -208,9 +208,9 @@ def test_variables_nest_by_dots() -> None:
     assert nested({"a.b.c": "1", "a.d": "2"}) == {"a": {"b": {"c": "1"}, "d": "2"}}
 
 
-@pytest.mark.parametrize("broken", ["{{#a}}", "{{/a}}", "{{a"])
+@pytest.mark.parametrize("broken", ["{{#a}}", "{{/a}}", "{{a", "{{= =}}", "{{#a}}" * 2000 + "{{/a}}" * 2000])
 def test_a_broken_template_is_one_line(broken: str) -> None:
-    told = problems(FULL + f"# {broken}\n")
+    told = problems(FULL + f"# {broken}\n", a="x")
     assert len(told) == 1
     assert "template" in told[0]
 

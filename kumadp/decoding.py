@@ -1,0 +1,68 @@
+"""JSON and MessagePack from outside: one error for everything that can be wrong with them.
+
+What a decoder raises depends on the decoder, on its release and on the fault. For text that is not UTF-8, msgspec up to
+0.21 raises UnicodeDecodeError, and 0.23 DecodeError; both msgspec and json raise RecursionError for deep nesting; json
+accepts NaN, numbers beyond a float and halves of surrogate pairs, which fail later, where they are written. A caller
+that named one of these exceptions missed the others.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar, overload
+
+import msgspec
+
+T = TypeVar("T")
+
+# An escaped character of a JSON string: a whole surrogate pair, one half of a pair, or anything else.
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+
+class Undecodable(ValueError):
+    """The bytes are not what was expected; the text says why in one line and quotes no value."""
+
+
+@overload
+def decode_json(data: bytes | str) -> Any: ...
+@overload
+def decode_json(data: bytes | str, kind: type[T]) -> T: ...
+def decode_json(data: bytes | str, kind: Any = Any) -> Any:
+    """The value in a JSON text (RFC 8259: no NaN, UTF-8), as ``kind``; raises Undecodable."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (ValueError, RecursionError) as error:
+        raise Undecodable(_reason(error)) from None
+
+
+def decode_msgpack(data: bytes | memoryview, kind: type[T]) -> T:
+    """The value in a MessagePack text, as ``kind``; raises Undecodable."""
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except (ValueError, RecursionError) as error:
+        raise Undecodable(_reason(error)) from None
+
+
+def convert(value: object, kind: type[T]) -> T:
+    """A decoded value as ``kind``; raises Undecodable."""
+    try:
+        return msgspec.convert(value, kind)
+    except (ValueError, RecursionError) as error:
+        raise Undecodable(_reason(error)) from None
+
+
+def repair(data: bytes) -> str:
+    """A JSON text with U+FFFD for bytes that are not UTF-8 and for halves of surrogate pairs, as Go's encoding/json."""
+    text = data.decode("utf-8", "replace")
+    return _ESCAPE.sub(lambda found: "\ufffd" if found["half"] else found[0], text)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    if isinstance(error, UnicodeError):
+        return "not UTF-8"
+    return str(error) or type(error).__name__
