@@ -1,12 +1,24 @@
-"""IP addresses as texts: what they are and whether two of them take the same port from each other."""
+"""IP addresses as texts, whether two of them take the same port from each other, and paths of URLs."""
 
 from __future__ import annotations
 
 import ipaddress
+import re
+from urllib.parse import quote
 
 ANY_IPV4 = "0.0.0.0"  # noqa: S104 - compared, and bound where a user's Dataplane says so
 ANY_IPV6 = "::"
 WILDCARDS = frozenset({ANY_IPV4, ANY_IPV6})
+
+
+_NO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+# What a path may hold as it is (RFC 3986, 3.3), and the percent sign of what is escaped already.
+_OF_PATHS = "/%:@!$&'()*+,;="
+
+
+def quoted_path(path: str) -> str:
+    """``path`` as a request line has it: escaped characters stay, those that cannot stand there are escaped."""
+    return quote(_NO_ESCAPE.sub("%25", path), safe=_OF_PATHS, errors="surrogateescape")
 
 
 def is_ip(host: str) -> bool:

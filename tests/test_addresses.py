@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kumadp.addresses import is_ip, is_loopback, overlap
+from kumadp.addresses import is_ip, is_loopback, overlap, quoted_path
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,19 @@ def test_loopback_is_for_this_host_alone(host: str, private: bool) -> None:
 @pytest.mark.parametrize(("host", "found"), [("192.0.2.1", True), ("::", True), ("web", False), ("1.2.3", False)])
 def test_names_are_no_addresses(host: str, found: bool) -> None:
     assert is_ip(host) is found
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("/a/b", "/a/b"),
+        ("/a b", "/a%20b"),
+        ("/a%20b%2Fc", "/a%20b%2Fc"),
+        ("/100%", "/100%25"),
+        ("/a\r\nX: y", "/a%0D%0AX:%20y"),
+        ("/ä#x?", "/%C3%A4%23x%3F"),
+        ("//a/../b;c=d", "//a/../b;c=d"),
+    ],
+)
+def test_a_path_goes_out_as_written(path: str, sent: str) -> None:
+    assert quoted_path(path) == sent

@@ -111,7 +111,7 @@ networking:
 probes:
   port: {ports.probes}
   endpoints:
-    - inboundPort: {ports.inbound}
+    - inboundPort: {ports.workload}
       inboundPath: /healthz
       path: /{ports.workload}/healthz
 """

@@ -12,6 +12,7 @@ from kumadp.bootstrap.address import TcpAdmin
 from kumadp.host.environment import on_kubernetes
 from kumadp.host.ports import every_address, is_held_by
 from kumadp.resources.types import Dataplane
+from kumadp.resources.workload import workload_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -78,10 +79,8 @@ def applications(dataplane: Dataplane | None) -> Mapping[int, str]:
     """The host of each application by its port, as Envoy finds it behind the inbounds (Kuma 2.8)."""
     if dataplane is None:
         return {}
-    return {
-        inbound.service_port or inbound.port: inbound.service_address or inbound.address or dataplane.networking.address
-        for inbound in dataplane.networking.inbound
-    }
+    workloads = (workload_of(dataplane.networking, inbound) for inbound in dataplane.networking.inbound)
+    return {port: host for host, port in workloads}
 
 
 def is_limited(settings: Settings, environ: Mapping[str, str]) -> bool:

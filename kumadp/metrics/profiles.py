@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kumadp.metrics.exposition import Piece
+from kumadp.resources.expressions import BadExpression, compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,6 +32,10 @@ _INTERNAL = re.compile(
 )
 # Names that are remembered with the answer: more than any Envoy has families.
 _REMEMBERED = 20000
+# Selectors of one list, and their text in bytes; and the longest name that an expression is tried on.
+_MOST_SELECTORS = 1000
+_MOST_TEXT = 64 << 10
+_LONGEST_NAME = 1 << 10
 
 
 class Selector(Protocol):
@@ -101,25 +106,48 @@ def _without_internal(lines: bytes) -> bytes:
 
 
 def _any_of(selectors: Iterable[Selector]) -> Matches:
-    parts = [part for part in map(_expression, selectors) if part is not None]
-    if not parts:
-        return lambda _name: False
-    return re.compile(b"|".join(b"(?:%b)" % part for part in parts)).search
+    """Whether a name is selected by any of them; what exceeds the bounds is left out with a warning."""
+    prefixes: list[bytes] = []
+    exact: set[bytes] = set()
+    contained: list[bytes] = []
+    expressions: list[Matches] = []
+    size = 0
+    for number, selector in enumerate(selectors):
+        text = selector.match.encode(errors="surrogatepass")
+        size += len(text)
+        if number >= _MOST_SELECTORS or size > _MOST_TEXT:
+            log.warning(
+                "only the first %d selectors of metrics (%d KiB) are used",
+                min(number, _MOST_SELECTORS),
+                _MOST_TEXT >> 10,
+            )
+            break
+        if selector.type == "Prefix":
+            prefixes.append(text)
+        elif selector.type == "Exact":
+            exact.add(text)
+        elif selector.type == "Contains":
+            contained.append(text)
+        elif selector.type == "Regex":
+            expressions += _expression(text)
+        else:
+            log.warning("a selector of metrics of the unknown type %r selects nothing", selector.type)
+    beginnings = tuple(prefixes)
+
+    def matches(name: bytes) -> bool:
+        return (
+            name in exact
+            or name.startswith(beginnings)
+            or any(part in name for part in contained)
+            or (len(name) <= _LONGEST_NAME and any(search(name) for search in expressions))
+        )
+
+    return matches
 
 
-def _expression(selector: Selector) -> bytes | None:
-    text = re.escape(selector.match).encode()
-    if selector.type == "Prefix":
-        return b"^" + text
-    if selector.type == "Exact":
-        return b"^" + text + rb"\Z"
-    if selector.type == "Contains":
-        return text
-    if selector.type != "Regex":
-        log.warning("a selector of metrics of the unknown type %r selects nothing", selector.type)
-        return None
+def _expression(text: bytes) -> list[Matches]:
     try:
-        return re.compile(selector.match.encode()).pattern
-    except re.error as error:
+        return [compiled(text)]
+    except BadExpression as error:
         log.warning("the regular expression of a selector of metrics is wrong and selects nothing: %s", error)
-        return None
+        return []

@@ -8,9 +8,12 @@ import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
+from kumadp.addresses import quoted_path
 from kumadp.host.serve import bind_tcp, serve
 from kumadp.probes.headers import dropped, forwarded, is_text
+from kumadp.resources.workload import probed_inbound, workload_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -60,17 +63,17 @@ class Routes:
 
 
 def routes_of(dataplane: Dataplane) -> Routes:
-    """The routes of a Dataplane's ``probes``: ``path`` leads to ``inboundPath`` on the application behind the inbound.
+    """The routes of a Dataplane's ``probes``: ``path`` leads to ``inboundPath`` on the application.
 
-    The application is at the inbound's serviceAddress and servicePort, which default to the inbound's own address and
-    port (Kuma 2.8).
+    Which application ``inboundPort`` means: see `probed_inbound`. A query in ``path`` does not count (Kuma 2.8).
     """
-    inbounds = {inbound.port: inbound for inbound in dataplane.networking.inbound}
+    networking = dataplane.networking
     listed = {}
     for endpoint in dataplane.probes.endpoints if dataplane.probes else ():
-        inbound = inbounds[endpoint.inbound_port]
-        host = inbound.service_address or inbound.address or dataplane.networking.address
-        listed[endpoint.path] = Target(host, inbound.service_port or inbound.port, endpoint.inbound_path)
+        probed = probed_inbound(networking, endpoint.inbound_port)
+        if probed is not None:
+            host, port = workload_of(networking, probed.inbound)
+            listed[unquote(endpoint.path.partition("?")[0])] = Target(host, port, endpoint.inbound_path)
     return Routes(listed)
 
 
@@ -176,13 +179,11 @@ async def _read(content: StreamReader, limit: int) -> bytes:
 
 def _url(target: Target, query: str) -> str:
     """The target's own path and query, then the query of the request."""
-    from yarl import URL
-
     path, mark, own = target.path.partition("?")
+    path = path if path.startswith("/") else f"/{path}"
     host = f"[{target.host}]" if ":" in target.host else target.host
     queries = "&".join(part for part in (own, query) if part)
-    quoted = URL.build(path=path if path.startswith("/") else f"/{path}").raw_path
-    return f"http://{host}:{target.port}{quoted}" + (f"?{queries}" if queries else mark)
+    return f"http://{host}:{target.port}{quoted_path(path)}" + (f"?{queries}" if queries else mark)
 
 
 def _timeout(text: str) -> float:

@@ -1,6 +1,7 @@
 """The schema of Kuma's resources as data: one table serves parsing, normalising and the JSON Schema.
 
-Source: Kuma 2.8's documentation of the data plane proxy (Dataplane schema) and its ZoneIngress and ZoneEgress.
+Source: Kuma 2.8's documentation of the data plane proxy (Dataplane schema) and its ZoneIngress and ZoneEgress, and the
+fields that 2.9 to 2.14 added (api/mesh/v1alpha1).
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A mapping with known fields; unknown ones are kept."""
+    """A mapping with known fields; unknown ones are kept, and no remark where it is ``open``."""
 
     name: str
     fields: tuple[Field, ...]
+    open: bool = False
 
     def lookup(self, key: str) -> Field | None:
         """The field that ``key`` names in any of its spellings (`redirectPortInbound`, `redirect_port_inbound`...)."""
@@ -65,7 +67,7 @@ INBOUND = Message(
     "Inbound",
     (
         _port("port", "Port of the inbound listener."),
-        _port("servicePort", "Port of the application; defaults to port."),
+        _port("servicePort", "Port of the application; defaults to port.", 0),
         Field("serviceAddress", "text", "Address of the application; defaults to the inbound's address."),
         Field("address", "text", "Address of the listener; defaults to networking.address."),
         Field("tags", "tags", "Tags; kuma.io/service is required."),
@@ -73,6 +75,7 @@ INBOUND = Message(
         Field("serviceProbe", "message", "Checks of the application.", of=SERVICE_PROBE),
         Field("state", "enum", "State of the inbound.", choices=("Ready", "NotReady", "Ignored")),
         Field("name", "text", "Name of the port, for MeshService."),
+        Field("protocol", "text", "Protocol of the application (2.14)."),
     ),
 )
 BACKEND_REF = Message(
@@ -100,6 +103,26 @@ GATEWAY = Message(
         Field("type", "enum", "Kind of gateway.", choices=("DELEGATED", "BUILTIN")),
     ),
 )
+REACHABLE_BACKENDS = Message(
+    "ReachableBackends",
+    (
+        Field(
+            "refs",
+            "list",
+            "The services.",
+            of=Message(
+                "ReachableBackendRef",
+                (
+                    Field("kind", "text", "MeshService, MeshExternalService or MeshMultiZoneService."),
+                    Field("name", "text", "Name of the service."),
+                    Field("namespace", "text", "Namespace of the service."),
+                    _port("port", "Port of the service.", 0),
+                    Field("labels", "tags", "Labels that select services."),
+                ),
+            ),
+        ),
+    ),
+)
 TRANSPARENT = Message(
     "TransparentProxying",
     (
@@ -109,9 +132,20 @@ TRANSPARENT = Message(
         _port("redirectPortInboundV6", "Port that inbound IPv6 traffic is redirected to.", 0),
         Field("reachableServices", "list", "Services that are reachable.", of="text"),
         Field("ipFamilyMode", "enum", "IP families.", choices=("UnSpecified", "DualStack", "IPv4", "IPv6")),
+        Field("reachableBackends", "message", "Services that are reachable (2.9).", of=REACHABLE_BACKENDS),
     ),
 )
 ADMIN = Message("EnvoyAdmin", (_port("port", "Port of Envoy's admin, always on loopback.", 0),))
+LISTENER = Message(
+    "Listener",
+    (
+        Field("type", "enum", "Kind of zone proxy.", choices=("Unspecified", "ZoneIngress", "ZoneEgress")),
+        Field("address", "text", "Address of the listener."),
+        _port("port", "Port of the listener."),
+        Field("name", "text", "Name of the listener; defaults to its port."),
+        Field("state", "enum", "State of the listener.", choices=("Ready", "NotReady")),
+    ),
+)
 NETWORKING = Message(
     "Networking",
     (
@@ -122,6 +156,7 @@ NETWORKING = Message(
         Field("outbound", "list", "Services that it consumes.", of=OUTBOUND),
         Field("transparentProxying", "message", "Transparent proxying.", of=TRANSPARENT),
         Field("admin", "message", "Envoy's admin.", of=ADMIN),
+        Field("listeners", "list", "Listeners of a zone proxy (2.14).", of=LISTENER),
     ),
 )
 PROBES = Message(
@@ -135,7 +170,7 @@ PROBES = Message(
             of=Message(
                 "Endpoint",
                 (
-                    _port("inboundPort", "Port of the inbound whose application is asked."),
+                    _port("inboundPort", "Port of the application (the inbound's own port is accepted too)."),
                     Field("inboundPath", "text", "Path on the application."),
                     Field("path", "text", "Path on the probes port."),
                 ),
@@ -143,12 +178,58 @@ PROBES = Message(
         ),
     ),
 )
+PROMETHEUS = Message(
+    "PrometheusMetricsBackendConfig",
+    (
+        Field("port", "free", "Port that Prometheus scrapes."),
+        Field("path", "text", "Path that Prometheus scrapes."),
+        Field("tags", "tags", "Tags of the listener."),
+        Field("skipMTLS", "boolean", "Whether it is served without mTLS."),
+        Field(
+            "aggregate",
+            "list",
+            "Applications whose metrics are merged.",
+            of=Message(
+                "PrometheusAggregateMetricsConfig",
+                (
+                    Field("name", "text", "Its name, once in the list."),
+                    _port("port", "Port of the application.", 0),
+                    Field("path", "text", "Path of the application."),
+                    Field("enabled", "boolean", "Whether it is scraped."),
+                    Field("address", "text", "Address of the application."),
+                ),
+            ),
+        ),
+        Field(
+            "envoy",
+            "message",
+            "Metrics of Envoy.",
+            of=Message(
+                "PrometheusEnvoyConfig",
+                (
+                    Field("filterRegex", "text", "Regular expression of the metrics that are wanted."),
+                    Field("usedOnly", "boolean", "Whether metrics that were never counted are left out."),
+                ),
+            ),
+        ),
+        Field(
+            "tls",
+            "message",
+            "TLS of the listener.",
+            of=Message(
+                "PrometheusTlsConfig",
+                (Field("mode", "enum", "Kind.", choices=("activeMTLSBackend", "providedTLS", "disabled")),),
+            ),
+        ),
+    ),
+    open=True,
+)
 METRICS = Message(
     "MetricsBackend",
     (
         Field("name", "text", "Name of the backend."),
         Field("type", "text", "Type of the backend: prometheus."),
-        Field("conf", "mapping", "Configuration of the backend."),
+        Field("conf", "message", "Configuration of the backend.", of=PROMETHEUS),
     ),
 )
 META = (
@@ -158,6 +239,7 @@ META = (
     Field("labels", "tags", "Labels."),
     Field("creationTime", "text", "Set by the control plane."),
     Field("modificationTime", "text", "Set by the control plane."),
+    Field("kri", "text", "Set by the control plane (2.12)."),
 )
 DATAPLANE = Message(
     "Dataplane",

@@ -86,10 +86,11 @@ def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None
     )
     # A value that could not be read is absent now: what follows from its absence is not told a second time.
     told = {problem.path for problem in parser.problems}
-    problems = [*parser.problems, *(problem for problem in validate(resource) if problem.path not in told)]
+    wrong, notes = validate(resource)
+    problems = [*parser.problems, *(problem for problem in wrong if problem.path not in told)]
     if problems:
         raise ResourceError(problems)
-    return resource
+    return dataclasses.replace(resource, notes=(*resource.notes, *notes)) if notes else resource
 
 
 def load_resource_file(path: Path | Literal["-"] | str, *, variables: Mapping[str, str] | None = None) -> Resource:

@@ -59,7 +59,8 @@ class Parser:
                 continue
             self.lines[below] = key_node.start_mark.line + 1
             if field is None:
-                self._unknown(message, key, below, key_node.start_mark)
+                if not message.open:
+                    self._unknown(message, key, below, key_node.start_mark)
                 tree[name] = self.free(value_node, below)
             else:
                 value = self.value(value_node, field, below)

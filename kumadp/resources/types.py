@@ -39,6 +39,7 @@ class Inbound(_Message, frozen=True):
     service_probe: ServiceProbe | None = None
     state: str = "Ready"
     name: str = ""
+    protocol_name: str = msgspec.field(default="", name="protocol")
 
     @property
     def service(self) -> str:
@@ -47,8 +48,8 @@ class Inbound(_Message, frozen=True):
 
     @property
     def protocol(self) -> str:
-        """The ``kuma.io/protocol`` tag; tcp when there is none (Kuma 2.8)."""
-        return self.tags.get("kuma.io/protocol", "tcp")
+        """In lower case: the ``kuma.io/protocol`` tag, else ``protocol`` (2.14); tcp when there is none (Kuma 2.8)."""
+        return self.tags.get("kuma.io/protocol", self.protocol_name or "tcp").lower()
 
 
 class BackendRef(_Message, frozen=True):
@@ -76,6 +77,22 @@ class Gateway(_Message, frozen=True):
     type: str = "DELEGATED"
 
 
+class ReachableBackendRef(_Message, frozen=True):
+    """A service that is reachable."""
+
+    kind: str = ""
+    name: str = ""
+    namespace: str = ""
+    port: int = 0
+    labels: dict[str, str] = {}
+
+
+class ReachableBackends(_Message, frozen=True):
+    """Services that are reachable, by reference."""
+
+    refs: tuple[ReachableBackendRef, ...] = ()
+
+
 class TransparentProxying(_Message, frozen=True):
     """Transparent proxying."""
 
@@ -85,12 +102,23 @@ class TransparentProxying(_Message, frozen=True):
     redirect_port_inbound_v6: int = msgspec.field(default=0, name="redirectPortInboundV6")
     reachable_services: list[str] = []
     ip_family_mode: str = "UnSpecified"
+    reachable_backends: ReachableBackends | None = None
 
 
 class Admin(_Message, frozen=True):
     """Envoy's admin."""
 
     port: int = 0
+
+
+class Listener(_Message, frozen=True):
+    """A listener of a zone proxy that is part of a Dataplane (2.14)."""
+
+    type: str = "Unspecified"
+    address: str = ""
+    port: int = 0
+    name: str = ""
+    state: str = "Ready"
 
 
 class Networking(_Message, frozen=True):
@@ -103,6 +131,7 @@ class Networking(_Message, frozen=True):
     outbound: tuple[Outbound, ...] = ()
     transparent_proxying: TransparentProxying | None = None
     admin: Admin | None = None
+    listeners: tuple[Listener, ...] = ()
 
 
 class Endpoint(_Message, frozen=True):

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from kumadp.addresses import ANY_IPV4, WILDCARDS, is_ip, overlap
 from kumadp.errors import Problem
+from kumadp.resources.later_fields import KINDS, check_listeners, check_metrics, check_reachable
 from kumadp.resources.parse import join
 from kumadp.resources.types import Dataplane, TransparentProxying, ZoneEgress, ZoneIngress, seconds
+from kumadp.resources.workload import probed_inbound, workload_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,15 +23,18 @@ if TYPE_CHECKING:
 SERVICE = "kuma.io/service"
 ZONE = "kuma.io/zone"
 PROTOCOL = "kuma.io/protocol"
+# What Kuma's documentation names, and what its validator accepts beside that (2.8 to 2.14: ParseProtocol).
 PROTOCOLS = ("tcp", "http", "http2", "grpc", "kafka")
+_MORE_PROTOCOLS = ("tls", "mysql")
 LOOPBACK = "127.0.0.1"
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?"
 )
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_MESH = re.compile(r"[0-9a-z_.-]{1,253}")
+_BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})|[\x00-\x1f\x7f]")
 _TAG_NAME = re.compile(r"[A-Za-z0-9._:/-]+")
 _TAG_VALUE = re.compile(r"[A-Za-z0-9._:-]+")
-_KINDS = ("MeshService", "MeshMultiZoneService", "MeshExternalService")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +48,8 @@ class BoundSocket:
     purpose: str
 
 
-def validate(resource: Resource) -> list[Problem]:
-    """Every problem of a resource taken by itself."""
+def validate(resource: Resource) -> tuple[list[Problem], list[Problem]]:
+    """Every problem of a resource taken by itself, and remarks that stop nothing."""
     check = _Check(resource)
     check.meta()
     spec = resource.spec
@@ -53,7 +58,7 @@ def validate(resource: Resource) -> list[Problem]:
     else:
         check.zone_proxy(spec)
     check.overlaps(bound_sockets(resource))
-    return check.problems
+    return check.problems, check.notes
 
 
 def bound_sockets(resource: Resource, transparent: TransparentProxy | None = None) -> list[BoundSocket]:
@@ -94,6 +99,8 @@ def _redirect(spec: Dataplane, transparent: TransparentProxy | None) -> Transpar
 
 def _dataplane_sockets(spec: Dataplane, redirect: TransparentProxying | None) -> Iterable[BoundSocket]:
     networking = spec.networking
+    for index, own in enumerate(networking.listeners):
+        yield _tcp(own.address, own.port, f"networking.listeners[{index}].port", f"the listener of a {own.type}")
     if redirect is not None and redirect.redirect_port_inbound:
         yield _tcp(
             ANY_IPV4,
@@ -136,6 +143,11 @@ class _Check:
     def __init__(self, resource: Resource) -> None:
         self.resource = resource
         self.problems: list[Problem] = []
+        self.notes: list[Problem] = []
+
+    def note(self, path: str, message: str, hint: str) -> None:
+        file, line = self.resource.where(path)
+        self.notes.append(Problem(path, message, hint, file, line))
 
     def say(self, path: str, message: str, hint: str = "") -> None:
         file, line = self.resource.where(path)
@@ -148,6 +160,8 @@ class _Check:
             self.say("name", f"{self.resource.name!r} is not a name", "lower-case letters, digits, - and .")
         if self.resource.kind == "Dataplane" and not self.resource.mesh:
             self.say("mesh", "is missing", "most installations have mesh: default")
+        elif self.resource.mesh and not _MESH.fullmatch(self.resource.mesh):
+            self.say("mesh", f"{self.resource.mesh!r} is not a name", "lower-case letters, digits, -, _ and .")
 
     def dataplane(self, spec: Dataplane) -> None:
         networking = spec.networking
@@ -157,12 +171,20 @@ class _Check:
             self.say("networking", "has a gateway and inbounds", "a gateway has no inbound: keep one of the two")
         if networking.gateway is not None:
             self.gateway(networking.gateway, spec)
-        elif not networking.inbound:
+        elif not networking.inbound and not networking.listeners:
             self.say("networking.inbound", "there is no inbound and no gateway", "name at least one inbound")
         for index, inbound in enumerate(networking.inbound):
             self.inbound(f"networking.inbound[{index}]", networking, inbound)
         for index, outbound in enumerate(networking.outbound):
             self.outbound(f"networking.outbound[{index}]", outbound)
+        transparent = networking.transparent_proxying
+        backends = transparent.reachable_backends if transparent is not None else None
+        for index, ref in enumerate(backends.refs if backends is not None else ()):
+            check_reachable(ref, f"networking.transparentProxying.reachableBackends.refs[{index}]", self.say)
+        for path, address in check_listeners(networking, self.say):
+            self.address(path, address, required=True)
+        if spec.metrics is not None and networking.gateway is None:
+            check_metrics(spec.metrics, self.say)
         self.probes(spec)
 
     def gateway(self, gateway: Gateway, spec: Dataplane) -> None:
@@ -175,9 +197,11 @@ class _Check:
     def inbound(self, path: str, networking: Networking, inbound: Inbound) -> None:
         self.required_port(path, inbound.port)
         self.tags(f"{path}.tags", inbound.tags, protocols=PROTOCOLS)
+        if inbound.protocol_name and inbound.protocol_name.lower() not in {*PROTOCOLS, *_MORE_PROTOCOLS}:
+            self.say(f"{path}.protocol", f"{inbound.protocol_name!r} is not known", f"one of {', '.join(PROTOCOLS)}")
         self.address(f"{path}.address", inbound.address, names=False)
         self.address(f"{path}.serviceAddress", inbound.service_address, names=False)
-        target = (inbound.service_address or inbound_address(networking, inbound), inbound.service_port or inbound.port)
+        target = workload_of(networking, inbound)
         redirected = (
             networking.transparent_proxying is not None and networking.transparent_proxying.redirect_port_inbound
         )
@@ -210,8 +234,8 @@ class _Check:
             return
         if outbound.tags:
             self.say(path, "has tags and a backendRef", "keep one of the two")
-        if reference.kind not in _KINDS:
-            self.say(f"{path}.backendRef.kind", f"{reference.kind!r} is not known", f"one of {', '.join(_KINDS)}")
+        if reference.kind not in KINDS:
+            self.say(f"{path}.backendRef.kind", f"{reference.kind!r} is not known", f"one of {', '.join(KINDS)}")
         if not reference.name and not reference.labels:
             self.say(f"{path}.backendRef.name", "is missing", "name the target, or give its labels")
         if reference.kind in {"MeshService", "MeshMultiZoneService"} and not reference.port:
@@ -220,20 +244,29 @@ class _Check:
     def probes(self, spec: Dataplane) -> None:
         if spec.probes is None:
             return
-        ports = {inbound.port for inbound in spec.networking.inbound}
+        networking = spec.networking
         seen: set[str] = set()
         for index, endpoint in enumerate(spec.probes.endpoints):
             path = f"probes.endpoints[{index}]"
-            if endpoint.inbound_port not in ports:
-                there = ", ".join(map(str, sorted(ports))) or "none"
-                self.say(
+            number = endpoint.inbound_port
+            probed = probed_inbound(networking, number)
+            if probed is None:
+                ports = sorted({workload_of(networking, inbound)[1] for inbound in networking.inbound})
+                message = f"{number} is the port of no application and of no inbound" if number else "is missing"
+                there = ", ".join(map(str, ports)) or "none"
+                self.say(f"{path}.inboundPort", message, f"applications have: {there}")
+            elif probed.other is not None:
+                self.note(
                     f"{path}.inboundPort",
-                    f"{endpoint.inbound_port} is the port of no inbound",
-                    f"inbounds have: {there}",
+                    f"{number} is the application's port of networking.inbound[{probed.index}], which is probed, "
+                    f"and the own port of networking.inbound[{probed.other}]",
+                    "",
                 )
             for name, value in (("inboundPath", endpoint.inbound_path), ("path", endpoint.path)):
                 if not value.startswith("/"):
                     self.say(f"{path}.{name}", f"{value!r} does not begin with /", "write a path like /healthz")
+                elif _BAD_PERCENT.search(value):
+                    self.say(f"{path}.{name}", f"{value!r} is not a URL path", "write other characters as %20")
             if endpoint.path in seen:
                 self.say(f"{path}.path", f"{endpoint.path} is served already", "each path once")
             seen.add(endpoint.path)
@@ -243,7 +276,8 @@ class _Check:
         self.required_port("networking", networking.port)
         self.address("networking.address", networking.address, required=isinstance(spec, ZoneIngress))
         self.address("networking.advertisedAddress", networking.advertised_address)
-        if bool(networking.advertised_address) != bool(networking.advertised_port):
+        one_of_two = bool(networking.advertised_address) != bool(networking.advertised_port)
+        if one_of_two and isinstance(spec, ZoneIngress):
             self.say("networking", "advertisedAddress and advertisedPort go together", "give both or none")
 
     def tags(self, path: str, tags: Mapping[str, str], *, protocols: tuple[str, ...]) -> None:
@@ -251,7 +285,8 @@ class _Check:
             self.say(f'{path}["{SERVICE}"]', "is missing", "every inbound and gateway names its service")
         if ZONE in tags:
             self.say(f'{path}["{ZONE}"]', "cannot be set", "the control plane sets it")
-        if PROTOCOL in tags and tags[PROTOCOL] not in protocols:
+        accepted = {*protocols, *_MORE_PROTOCOLS} if len(protocols) > 1 else set(protocols)
+        if PROTOCOL in tags and tags[PROTOCOL].lower() not in accepted:
             right = f"one of {', '.join(protocols)}" if len(protocols) > 1 else protocols[0]
             self.say(f'{path}["{PROTOCOL}"]', f"{tags[PROTOCOL]!r} is not known", right)
         self.tag_characters(path, {name: value for name, value in tags.items() if name not in {ZONE, PROTOCOL}})

@@ -39,6 +39,8 @@ def refusals(resource: Resource, spec: Dataplane) -> list[Problem]:
             refuse(f"{path}.backendRef", "needs a control plane", "name the service by tags")
         elif outbound.tags.get("kuma.io/service", "").startswith(_OUR_CLUSTERS):
             refuse(f'{path}.tags["kuma.io/service"]', "is a name that kumadp uses itself", "name the service otherwise")
+    if networking.listeners:
+        refuse("networking.listeners", "a zone proxy needs a control plane", "take them out, or use --cp-address")
     for path, message, hint in _metrics(spec):
         refuse(path, message, hint)
     return found

@@ -76,6 +76,10 @@ def test_basic_has_not(name: str) -> None:
         (Chosen("Regex", "^a.c$"), "abc", True),
         (Chosen("Regex", "b|x"), "abc", True),
         (Chosen("Regex", "("), "abc", False),
+        (Chosen("Regex", r"[[:alpha:]]+\z"), "abc", True),
+        (Chosen("Regex", "(?<=a)b"), "abc", False),
+        (Chosen("Regex", r"(a)\1"), "aa", False),
+        (Chosen("Contains", "a+"), "aaa", False),
         (Chosen("Whatever", "abc"), "abc", False),
     ],
 )

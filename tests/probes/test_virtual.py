@@ -318,6 +318,24 @@ probes:
     - {inboundPort: 11011, inboundPath: /one, path: /a}
     - {inboundPort: 11012, inboundPath: /two, path: /b}
     - {inboundPort: 11013, inboundPath: /three, path: /c}
+    - {inboundPort: 8080, inboundPath: "/f%2Four?full=1", path: "/d?ignored=1"}
+    - {inboundPort: 8081, inboundPath: /five, path: "/%65"}
+"""
+BOTH_READINGS = """\
+type: Dataplane
+mesh: default
+name: web
+networking:
+  address: 192.0.2.7
+  inbound:
+    - {port: 8080, servicePort: 9090, tags: {kuma.io/service: a}}
+    - {port: 18080, servicePort: 8080, serviceAddress: 127.0.0.1, tags: {kuma.io/service: b}}
+    - {port: 9090, servicePort: 7070, tags: {kuma.io/service: c}}
+probes:
+  endpoints:
+    - {inboundPort: 8080, inboundPath: /, path: /kuma}
+    - {inboundPort: 9090, inboundPath: /, path: /kuma-too}
+    - {inboundPort: 18080, inboundPath: /, path: /own}
 """
 
 
@@ -328,4 +346,15 @@ def test_the_application_is_where_the_inbound_says() -> None:
     assert find("/a") == Target("127.0.0.1", 8080, "/one")
     assert find("/b") == Target("192.0.2.7", 8081, "/two")
     assert find("/c") == Target("192.0.2.8", 11013, "/three")
+    assert find("/d") == Target("127.0.0.1", 8080, "/f%2Four?full=1")
+    assert find("/e") == Target("192.0.2.7", 8081, "/five")
     assert find("/one") is None
+
+
+def test_where_two_inbounds_could_be_meant_it_is_the_application_port_as_in_kuma() -> None:
+    spec = load_resource(BOTH_READINGS, "dp.yaml").spec
+    assert isinstance(spec, Dataplane)
+    find: Callable[[str], Target | None] = routes_of(spec).find
+    assert find("/kuma") == Target("127.0.0.1", 8080, "/")
+    assert find("/kuma-too") == Target("192.0.2.7", 9090, "/")
+    assert find("/own") == Target("127.0.0.1", 8080, "/")

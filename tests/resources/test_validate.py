@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from kumadp.errors import ResourceError
+from kumadp.resources.fields import DATAPLANE, Message
 from kumadp.resources.load import load_resource
 from kumadp.resources.validate import bound_sockets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 GOOD: dict[str, Any] = {
     "type": "Dataplane",
@@ -58,6 +62,7 @@ def told(tree: dict[str, Any]) -> list[str]:
 
 
 IN = "networking__inbound__0__"
+REACHABLE = "networking__transparentProxying__reachableBackends__refs"
 OUT = "networking__outbound__0__"
 GATEWAY = {"tags": {"kuma.io/service": "edge"}}
 SECOND = {"port": 11012, "tags": {"kuma.io/service": "two"}}
@@ -202,8 +207,79 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "networking.outbound[0].backendRef.port: is missing",
     ),
     "a probe of no inbound": (
-        changed(probes={"endpoints": [{"inboundPort": 8080, "inboundPath": "/a", "path": "/b"}]}),
-        "probes.endpoints[0].inboundPort: 8080 is the port of no inbound (inbounds have: 11011)",
+        changed(probes={"endpoints": [{"inboundPort": 8081, "inboundPath": "/a", "path": "/b"}]}),
+        "probes.endpoints[0].inboundPort: 8081 is the port of no application and of no inbound "
+        "(applications have: 8080)",
+    ),
+    "a probe of nothing": (
+        changed(probes={"endpoints": [{"inboundPath": "/a", "path": "/b"}]}),
+        "probes.endpoints[0].inboundPort: is missing (applications have: 8080)",
+    ),
+    "a probe's path that is no URL path": (
+        changed(probes={"endpoints": [{"inboundPort": 8080, "inboundPath": "/a%zz", "path": "/b"}]}),
+        "probes.endpoints[0].inboundPath: '/a%zz' is not a URL path",
+    ),
+    "metrics of an unknown type": (
+        changed(metrics={"type": "graphite"}),
+        "metrics.type: 'graphite' is not known (write prometheus)",
+    ),
+    "metrics without a type": (changed(metrics={"name": "a"}), "metrics.type: is missing (write prometheus)"),
+    "an aggregate twice": (
+        changed(metrics={"type": "prometheus", "conf": {"aggregate": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}}),
+        "metrics.conf.aggregate[2].name: 'a' is given twice",
+    ),
+    "two aggregates without a name": (
+        changed(metrics={"type": "prometheus", "conf": {"aggregate": [{"port": 1}, {"port": 2}]}}),
+        "metrics.conf.aggregate[1].name: is missing twice",
+    ),
+    "mTLS skipped and wanted": (
+        changed(metrics={"type": "prometheus", "conf": {"skipMTLS": True, "tls": {"mode": "activeMTLSBackend"}}}),
+        "metrics.conf: skipMTLS and tls contradict each other",
+    ),
+    "an expression of Python's": (
+        changed(metrics={"type": "prometheus", "conf": {"envoy": {"filterRegex": "(?<=a)b"}}}),
+        "metrics.conf.envoy.filterRegex: is not a regular expression: invalid perl operator: (?<=",
+    ),
+    "a metrics port that is none": (
+        changed(metrics={"type": "prometheus", "conf": {"port": 99999}}),
+        "metrics.conf.port: 99999 is not a port",
+    ),
+    "an aggregate's port as words": (
+        changed(metrics={"type": "prometheus", "conf": {"aggregate": [{"name": "a", "port": "many"}]}}),
+        "metrics.conf.aggregate[0].port: must be a whole number, not 'many'",
+    ),
+    "a reachable backend of an unknown kind": (
+        changed(**{REACHABLE: [{"kind": "MeshService", "name": "a"}, {"kind": "Service", "name": "a"}]}),
+        "networking.transparentProxying.reachableBackends.refs[1].kind: 'Service' is not known",
+    ),
+    "a reachable backend without a name": (
+        changed(**{REACHABLE: [{"kind": "MeshService"}]}),
+        "reachableBackends.refs[0].name: is missing (name the service, or give its labels)",
+    ),
+    "a reachable backend with a namespace alone": (
+        changed(**{REACHABLE: [{"kind": "MeshService", "namespace": "n", "labels": {"a": "b"}}]}),
+        "reachableBackends.refs[0].name: is missing (a namespace needs a name)",
+    ),
+    "a reachable backend by name and labels": (
+        changed(**{REACHABLE: [{"kind": "MeshService", "name": "a", "labels": {"a": "b"}}]}),
+        "reachableBackends.refs[0].labels: cannot be given with a name",
+    ),
+    "a reachable backend whose name is none": (
+        changed(**{REACHABLE: [{"kind": "MeshService", "name": "A_b"}]}),
+        "reachableBackends.refs[0].name: 'A_b' is not a name",
+    ),
+    "a mesh whose name is none": (changed(mesh="A mesh"), "mesh: 'A mesh' is not a name"),
+    "a protocol of 2.14 that is none": (
+        changed(**{IN + "protocol": "smtp"}),
+        "networking.inbound[0].protocol: 'smtp' is not known",
+    ),
+    "a listener of no kind": (
+        changed(networking__listeners=[{"address": "10.0.0.1", "port": 10001}]),
+        "networking.listeners[0].type: is missing",
+    ),
+    "a listener on an inbound's port": (
+        changed(networking__listeners=[{"type": "ZoneIngress", "address": "192.168.0.2", "port": 11011}]),
+        "networking.inbound[0].port: 192.168.0.2:11011 is bound twice, first for the listener of a ZoneIngress",
     ),
     "a probe without a slash": (
         changed(probes={"endpoints": [{"inboundPort": 11011, "inboundPath": "a", "path": "/b"}]}),
@@ -276,6 +352,45 @@ FINE: dict[str, dict[str, Any]] = {
     "the application on the inbound's port elsewhere": changed(**{IN + "servicePort": 11011}),
     "no protocol": changed(**{IN + "tags": {"kuma.io/service": "web"}}),
     "a probe": changed(probes={"endpoints": [{"inboundPort": 11011, "inboundPath": "/a", "path": "/b"}]}),
+    "a probe by the application's port": changed(
+        probes={"endpoints": [{"inboundPort": 8080, "inboundPath": "/a", "path": "/b"}]}
+    ),
+    "a service port of 0 is the inbound's": changed(**{IN + "servicePort": 0}),
+    "protocols as Kuma takes them": changed(
+        **{IN + "tags": {"kuma.io/service": "web", "kuma.io/protocol": "HTTP"}},
+        networking__inbound__1={"port": 1, "tags": {"kuma.io/service": "b", "kuma.io/protocol": "tls"}},
+    ),
+    "every field of metrics": changed(
+        metrics={
+            "name": "backend",
+            "type": "prometheus",
+            "conf": {
+                "port": 5670,
+                "path": "/metrics",
+                "tags": {"kuma.io/service": "metrics"},
+                "skipMTLS": False,
+                "tls": {"mode": "activeMTLSBackend"},
+                "aggregate": [{"name": "a", "port": 80, "path": "/m", "enabled": True, "address": "127.0.0.1"}],
+                "envoy": {"filterRegex": "[[:alpha:]]+\\z", "usedOnly": True},
+            },
+        }
+    ),
+    "metrics of a gateway are not looked at": changed(
+        networking__inbound=REMOVED, networking__gateway=GATEWAY, metrics={"type": "graphite"}
+    ),
+    "reachable backends": changed(
+        **{
+            REACHABLE: [
+                {"kind": "MeshService", "name": "a", "namespace": "n", "port": 80},
+                {"kind": "MeshExternalService", "labels": {"a": "b"}},
+                {"kind": "MeshMultiZoneService", "name": "a.b"},
+            ]
+        }
+    ),
+    "a zone proxy of 2.14": changed(
+        networking__inbound=REMOVED,
+        networking__listeners=[{"type": "ZoneIngress", "address": "10.0.0.1", "port": 10001, "name": "in"}],
+    ),
     "a probe is one of TCP, said or not": changed(**{IN + "serviceProbe": {"interval": "5s"}}),
     "what is null is not there": changed(
         networking__gateway=None, networking__transparentProxying=None, probes=None, metrics=None
@@ -296,6 +411,58 @@ FINE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", FINE)
 def test_what_is_right_passes(name: str) -> None:
     assert told(FINE[name]) == []
+
+
+def test_a_probe_port_with_two_meanings_is_noted() -> None:
+    tree = changed(
+        networking__inbound__1={"port": 8080, "servicePort": 9090, "tags": {"kuma.io/service": "b"}},
+        probes={"endpoints": [{"inboundPort": 8080, "inboundPath": "/a", "path": "/b"}]},
+    )
+    notes = load_resource(yaml.safe_dump(tree), "dp.yaml").notes
+    assert [note.message for note in notes] == [
+        "8080 is the application's port of networking.inbound[0], which is probed, and the own port of "
+        "networking.inbound[1]"
+    ]
+
+
+def _json_names(message: Message, path: str) -> Iterator[tuple[str, str]]:
+    for one in message.fields:
+        yield path, one.name
+        if isinstance(one.of, Message):
+            yield from _json_names(one.of, f"{path}.{one.name}")
+
+
+# Every field of Dataplane in api/mesh/v1alpha1 of 2.8.8, v2.13.5 and v2.14.3 that a user may write.
+KUMA_FIELDS = {
+    "": "type mesh name labels creationTime modificationTime kri networking metrics probes",
+    ".networking": "address advertisedAddress inbound outbound gateway transparentProxying admin listeners",
+    ".networking.inbound": "port servicePort serviceAddress address tags health serviceProbe state name protocol",
+    ".networking.inbound.health": "ready",
+    ".networking.inbound.serviceProbe": "interval timeout unhealthyThreshold healthyThreshold tcp",
+    ".networking.outbound": "address port tags backendRef",
+    ".networking.outbound.backendRef": "kind name port labels",
+    ".networking.gateway": "tags type",
+    ".networking.transparentProxying": "redirectPortInbound redirectPortOutbound directAccessServices "
+    "redirectPortInboundV6 reachableServices ipFamilyMode reachableBackends",
+    ".networking.transparentProxying.reachableBackends": "refs",
+    ".networking.transparentProxying.reachableBackends.refs": "kind name namespace port labels",
+    ".networking.admin": "port",
+    ".networking.listeners": "type address port name state",
+    ".metrics": "name type conf",
+    ".metrics.conf": "port path tags skipMTLS aggregate envoy tls",
+    ".metrics.conf.aggregate": "name port path enabled address",
+    ".metrics.conf.envoy": "filterRegex usedOnly",
+    ".metrics.conf.tls": "mode",
+    ".probes": "port endpoints",
+    ".probes.endpoints": "inboundPort inboundPath path",
+}
+
+
+def test_every_field_of_a_supported_kuma_is_known() -> None:
+    known: dict[str, set[str]] = {}
+    for path, name in _json_names(DATAPLANE, ""):
+        known.setdefault(path, set()).add(name)
+    assert known == {path: set(names.split()) for path, names in KUMA_FIELDS.items()}
 
 
 def test_every_problem_is_told_at_once_with_its_line() -> None:

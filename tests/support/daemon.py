@@ -255,7 +255,7 @@ def write_mesh(folder: Path, ports: Ports, app_port: int, backend_port: int, **e
         },
         "probes": {
             "port": ports.probes,
-            "endpoints": [{"inboundPort": ports.inbound, "inboundPath": "/healthz", "path": "/app/healthz"}],
+            "endpoints": [{"inboundPort": app_port, "inboundPath": "/healthz", "path": "/app/healthz"}],
         },
         **extra,
     }

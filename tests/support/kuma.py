@@ -262,6 +262,6 @@ def dataplane(name: str, service: str, ports: Ports, app_port: int, *, probes: b
     if probes:
         found["probes"] = {
             "port": ports.probes,
-            "endpoints": [{"inboundPort": ports.inbound, "inboundPath": "/healthz", "path": "/app/healthz"}],
+            "endpoints": [{"inboundPort": app_port, "inboundPath": "/healthz", "path": "/app/healthz"}],
         }
     return found
