@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kumadp.errors import CommandRefused, UsageError
-from kumadp.lifecycle.control import ask, find_control_sockets, socket_name
+from kumadp.errors import CommandRefused, UsageError, on_one_line
+from kumadp.lifecycle.control import ask, socket_name
+from kumadp.lifecycle.finding import find
 from kumadp.settings.values import BadValue, parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
     from click.decorators import FC
+
+    from kumadp.lifecycle.finding import Running, Search
 
 
 def asking_options(timeout: str) -> Callable[[FC], FC]:
@@ -43,40 +45,68 @@ def seconds(_context: click.Context, _parameter: click.Parameter, value: str) ->
         raise UsageError(f"--timeout: {value!r} {error}") from None
 
 
-def the_sockets(name: str) -> list[Path]:
-    """The control socket of the data plane of that name, or of all that run here; raises CommandRefused."""
-    found = find_control_sockets(os.environ)
-    running = ", ".join(path.stem for path in found)
-    if name:
-        found = [path for path in found if path.name == socket_name(name)]
+def all_running(name: str) -> list[Running]:
+    """The data plane of that name, or all that run here; raises CommandRefused where there is none."""
+    return _chosen(find(os.environ), name)
+
+
+def _chosen(search: Search, name: str) -> list[Running]:
+    found = [one for one in search.running if not name or one.path.name == socket_name(name)]
     if not found:
-        what = f"no kumadp of the name {name}" if name else "no kumadp"
+        what = f"no kumadp of the name {on_one_line(name)}" if name else "no kumadp"
+        running = ", ".join(one.name for one in search.running)
         raise CommandRefused(
-            f"{what} runs here, as far as this user may see" + (f"; running: {running}" if running else "")
+            f"{what} runs here, as far as this user may see"
+            + (f"; running: {running}" if running else "")
+            + search.notes()
         )
     return found
 
 
-def the_socket(name: str) -> Path:
-    """The control socket of the data plane of that name, or of the only one that runs here; raises CommandRefused."""
-    found = the_sockets(name)
-    if len(found) > 1:
-        raise CommandRefused(f"several run here: {', '.join(path.stem for path in found)}", "say which with --name")
+def the_running(name: str) -> Running:
+    """The data plane of that name, or the only one that runs here; raises CommandRefused.
+
+    Of several with one name that of this user is meant, and the one in a folder where its sockets go by default; else
+    nobody is asked. One that another user runs has to be named where there are more, even if those others cannot be
+    asked.
+    """
+    search = find(os.environ)
+    found = _chosen(search, name)
+    if name and len(found) > 1:
+        found = [one for one in found if one.uid == os.geteuid()] or found
+        found = [one for one in found if not one.listed] or found
+    if len(found) > 1 and name:
+        places = ", ".join(on_one_line(str(one.path)) for one in found)
+        raise CommandRefused(f"several of that name run here: {places}", "ask as the user of one")
+    if len(found) > 1 or (not name and search.others and found[0].uid != os.geteuid()):
+        names = ", ".join(one.name for one in found)
+        raise CommandRefused(f"several run here: {names}{search.notes()}", "say which with --name")
     return found[0]
 
 
-def order(path: Path, what: str, timeout: float, query: str = "") -> dict[str, Any]:
+def order(running: Running, what: str, timeout: float, query: str = "") -> dict[str, Any]:
     """Have it do ``what``, with a query of a URL; its answer.
 
     Raises CommandRefused with its reason, or where it does not answer in time.
     """
     target = f"/{what}?{query}" if query else f"/{what}"
     try:
-        code, answer = ask(path, "POST", target, timeout)
+        code, answer = ask(running.path, "POST", target, timeout, running.uid)
     except OSError as error:
-        raise CommandRefused(f"{path.stem}: {what}: no answer: {error}") from None
+        raise CommandRefused(f"{running.name}: {what}: no answer: {reason(error)}") from None
     if code == 404:
-        raise CommandRefused(f"{path.stem}: {what}: the kumadp that runs does not know it")
+        raise CommandRefused(f"{running.name}: {what}: the kumadp that runs does not know it")
     if code != 200:
-        raise CommandRefused(f"{path.stem}: {what}: {answer.get('why') or f'answered with {code}'}")
+        why = on_one_line(str(answer.get("why") or f"answered with {code}"))
+        raise CommandRefused(f"{running.name}: {what}: {why}")
     return answer
+
+
+def said(answer: Mapping[str, Any]) -> str:
+    """What an answer says to people, in one line."""
+    return on_one_line(str(answer.get("said", "done")))
+
+
+def reason(error: OSError) -> str:
+    """Why there is no answer, without the number of the error."""
+    return on_one_line(error.strerror or str(error) or type(error).__name__)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from kumadp.cli.options import command_with_options, typed_names
-from kumadp.errors import ExitCode, KumadpError, UsageError
+from kumadp.errors import ExitCode, KumadpError, SettingsError, UsageError, on_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,8 +35,9 @@ _PATIENT = 40.0
 def doctor(output: str, **flags: object) -> NoReturn:
     """Check what a data plane needs on this host, with the same options as run, and what one that runs says.
 
-    Without options those of the kumadp that runs here are taken, by its command line, where there is just one. Nothing
-    is changed, and nothing is registered at a control plane. Each line is ok, warning, failed or skipped, with a hint.
+    Without options those of the kumadp that runs here are taken, by its command line, where there is just one; with
+    --name alone those of the one of that name. Nothing is changed, and nothing is registered at a control plane. Each
+    line is ok, warning, failed or skipped, with a hint.
 
     Exit code 0 when nothing has failed, 1 when something has.
     """
@@ -125,12 +126,19 @@ def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, 
 
     environ: Mapping[str, str] = os.environ
     statuses, whence = _statuses(), ""
-    if not typed and len(statuses) == 1 and (found := _options_of(int(statuses[0]["pid"]))) is not None:
+    meant = [one for one in statuses if not typed or (set(typed) == {"name"} and one["name"] == flags["name"])]
+    if len(meant) == 1 and (found := _options_of(meant[0]["pid"])) is not None:
         flags, typed, environ = found
-        whence = f", by the command line of pid {statuses[0]['pid']}"
+        whence = f", by the command line of pid {meant[0]['pid']}"
     config = flags.get("config")
     text = read_settings_file(str(config)) if config else None
-    resolved = resolve("run", flags, environ, text, str(config or ""), typed)
+    try:
+        resolved = resolve("run", flags, environ, text, str(config or ""), typed)
+    except SettingsError:
+        if len(meant) < 2:
+            raise
+        names = ", ".join(on_one_line(str(one["name"])) for one in meant)
+        raise UsageError(f"several run here: {names}", "say which with --name, or give the options of run") from None
     settings, resource, mesh = checked(resolved.settings)
     transparent = read_transparent_files(settings)
     name = resource.name if resource is not None else settings.name
@@ -140,12 +148,14 @@ def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, 
 
 def _statuses() -> list[dict[str, Any]]:
     """What runs here says of itself."""
-    from kumadp.lifecycle.control import ask_status, find_control_sockets
+    from kumadp.lifecycle.control import ask_status
+    from kumadp.lifecycle.finding import find
 
     found = []
-    for path in find_control_sockets(os.environ):
+    for one in find(os.environ).running:
         try:
-            found.append(ask_status(path))
+            # The kernel's word on the pid: its files in /proc are read next.
+            found.append({**ask_status(one.path, uid=one.uid), "pid": one.pid})
         except OSError:
             continue
     return found

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 import click
 
-from kumadp.cli.asking import order, the_socket
+from kumadp.cli.asking import order, said, the_running
 from kumadp.errors import UsageError
 
 
@@ -28,5 +28,5 @@ def log_level(levels: tuple[str, ...], name: str, reset: bool) -> None:
     for text in levels:
         component, given, level = text.rpartition("=")
         asked[component if given else "level"] = level
-    path = the_socket(name)
-    click.echo(f"{path.stem}: {order(path, 'log-level', 10, urlencode(asked)).get('said', 'done')}")
+    running = the_running(name)
+    click.echo(f"{running.name}: {said(order(running, 'log-level', 10, urlencode(asked)))}")

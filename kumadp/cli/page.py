@@ -35,9 +35,10 @@ def page(status: Status, now: float, *, color: bool = False) -> list[str]:
 def summary(status: Status, now: float, *, color: bool = False) -> str:
     """One line about one of several data planes."""
     why = "; ".join(status.get("reasons") or ()) or status.get("why", "")
-    phase = str(status.get("phase", ""))
+    phase = on_one_line(str(status.get("phase", "")))
     state = _paint(f"{phase:<9}", color=color)
-    return f"{status['name']:<24} {state} {lasting(now - status.get('since', now)):>8}  {on_one_line(str(why))}"
+    name = on_one_line(str(status["name"]))
+    return f"{name:<24} {state} {lasting(now - status.get('since', now)):>8}  {on_one_line(str(why))}"
 
 
 def _paint(text: str, *, color: bool) -> str:
@@ -46,11 +47,11 @@ def _paint(text: str, *, color: bool) -> str:
 
 
 def _head(status: Status, now: float, *, color: bool) -> Iterator[str]:
-    name = f"{status['name'] or '(no name)'} in mesh {status.get('mesh') or '(none)'}"
-    phase, why = _paint(str(status["phase"]), color=color), on_one_line(str(status["why"]))
+    name = on_one_line(f"{status['name'] or '(no name)'} in mesh {status.get('mesh') or '(none)'}")
+    phase, why = _paint(on_one_line(str(status["phase"])), color=color), on_one_line(str(status["why"]))
     yield f"{name}: {phase} for {lasting(now - status['since'])} ({why})"
     up = lasting(now - status["started"])
-    yield f"  kumadp {status['version']}, pid {status['pid']}, up {up}, {status['mode']}"
+    yield on_one_line(f"  kumadp {status['version']}, pid {status['pid']}, up {up}, {status['mode']}")
     for label, found in (
         ("not ready", status["reasons"]),
         ("concerns", status["concerns"]),
@@ -72,7 +73,8 @@ def _children(status: Status, now: float, *, color: bool) -> Iterator[str]:
         if name == "envoy" and "epoch" in status:
             parts.append(f"epoch {status['epoch']}")
         reason = f": {on_one_line(child['reason'])}" if child["reason"] else ""
-        yield _line(name, f"{_paint(child['state'], color=color)}{reason}, {', '.join(parts)}")
+        state = _paint(on_one_line(child["state"]), color=color)
+        yield _line(on_one_line(name), f"{state}{reason}, {on_one_line(', '.join(parts))}")
         if child["last_exit"]:
             when = f" {_ago(child['died'], now)}" if child.get("died") else ""
             yield _line("", f"last death{when}: {on_one_line(child['last_exit'])}")
@@ -80,14 +82,14 @@ def _children(status: Status, now: float, *, color: bool) -> Iterator[str]:
 
 def _application(found: Mapping[str, Any], now: float) -> str:
     if found["ended"]:
-        return f"{found['state']} with {found['ended']}"
+        return on_one_line(f"{found['state']} with {found['ended']}")
     since = f", up {lasting(now - found['started'])}" if found["started"] else ""
     return str(found["state"]) + (f", pid {found['pid']}{since}" if found["pid"] else " until traffic flows")
 
 
 def _rest(status: Status, now: float) -> Iterator[str]:
     if "application" in status:
-        yield _line("application", _application(status["application"], now))
+        yield _line("application", on_one_line(_application(status["application"], now)))
     if status["mode"] != "standalone":
         yield from _list("control plane", list(_control_plane(status, now)))
     if "token_expires" in status:
@@ -96,7 +98,8 @@ def _rest(status: Status, now: float) -> Iterator[str]:
     log = status.get("log", {})
     if log.get("changed"):
         parts = "".join(f", {name} {level}" for name, level in log["components"].items())
-        yield _line("log level", f"kumadp {log['level']}, envoy {log['envoy_level']}{parts} (by kumadp log-level)")
+        levels = f"kumadp {log['level']}, envoy {log['envoy_level']}{parts} (by kumadp log-level)"
+        yield _line("log level", on_one_line(levels))
     if crash := status.get("crashes", {}).get("newest"):
         yield _line("crash record", on_one_line(crash))
     yield _line("drops", ", ".join(_drops(status)) or "none")

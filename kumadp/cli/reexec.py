@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kumadp.cli.asking import asking_options, order, the_socket
-from kumadp.errors import CommandRefused
+from kumadp.cli.asking import asking_options, order, the_running
+from kumadp.errors import CommandRefused, on_one_line
 from kumadp.lifecycle.control import ask_status
 from kumadp.settings.values import write_duration
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from kumadp.lifecycle.finding import Running
 
 _PAUSE = 0.05
 
@@ -27,25 +27,27 @@ def reexec(name: str, timeout: float) -> None:
     is tried first: one that does not start changes nothing. Returns when it is done, as SIGUSR1 does not. Exit code 0
     when done, 79 when not, with the reason.
     """
-    path = the_socket(name)
+    running = the_running(name)
     end = time.monotonic() + timeout
-    before = order(path, "reexec", timeout)
+    count = order(running, "reexec", timeout).get("count")
+    before = count if isinstance(count, int) else 0
     while True:
-        status = _status(path, end - time.monotonic())
+        status = _status(running, end - time.monotonic())
         told = status.get("reexec", {})
-        if told.get("count", 0) > before.get("count", 0):
-            click.echo(f"{path.stem}: kumadp {status.get('version')} has taken over (pid {status.get('pid')})")
+        if told.get("count", 0) > before:
+            version = on_one_line(str(status["version"]))
+            click.echo(f"{running.name}: kumadp {version} has taken over (pid {status['pid']})")
             return
         if told.get("failed"):
-            raise CommandRefused(f"{path.stem}: reexec: {told['failed']}")
+            raise CommandRefused(f"{running.name}: reexec: {on_one_line(told['failed'])}")
         if time.monotonic() > end:
-            raise CommandRefused(f"{path.stem}: reexec: not done within {write_duration(timeout)}")
+            raise CommandRefused(f"{running.name}: reexec: not done within {write_duration(timeout)}")
         time.sleep(_PAUSE)
 
 
-def _status(path: Path, left: float) -> dict[str, Any]:
+def _status(running: Running, left: float) -> dict[str, Any]:
     """Its status; {} while one program is gone and the next does not answer yet."""
     try:
-        return ask_status(path, max(left, _PAUSE))
+        return ask_status(running.path, max(left, _PAUSE), running.uid)
     except OSError:
         return {}

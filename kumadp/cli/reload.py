@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kumadp.cli.asking import asking_options, order, the_socket
+from kumadp.cli.asking import asking_options, order, said, the_running
 
 
 @click.command()
@@ -15,5 +15,5 @@ def reload(name: str, timeout: float) -> None:
     A new Envoy takes over from the one that runs, and that one is let finish. Returns when it is done, as SIGHUP does
     not. Exit code 0 when done, 79 when not, with the reason: then the old one serves on.
     """
-    path = the_socket(name)
-    click.echo(f"{path.stem}: {order(path, 'reload', timeout).get('said', 'done')}")
+    running = the_running(name)
+    click.echo(f"{running.name}: {said(order(running, 'reload', timeout))}")

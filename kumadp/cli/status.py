@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kumadp.cli.asking import the_sockets
+from kumadp.cli.asking import all_running, reason
 from kumadp.cli.page import page, summary
 from kumadp.errors import CommandRefused, ExitCode
 from kumadp.lifecycle.control import ask_status
@@ -30,6 +31,8 @@ _PASSES = {
     # Of dynamic configuration: how often it was asked for, and how long that took.
     *("asked", "seconds"),
 }
+# What JSON lets pass, and a terminal takes for more than text, or cannot be encoded.
+_CONTROL = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # DEC private modes (xterm's ctlseqs): another screen, no cursor; each line and what is below it is cleared.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
@@ -64,11 +67,11 @@ def status(name: str, output: str, watch: bool, schema: bool) -> int:
 def _ask(name: str) -> list[dict[str, Any]]:
     """The status of each; raises CommandRefused where none answers."""
     found = []
-    for path in the_sockets(name):
+    for one in all_running(name):
         try:
-            found.append(ask_status(path, _PATIENCE))
+            found.append(ask_status(one.path, _PATIENCE, one.uid))
         except OSError as error:
-            raise CommandRefused(f"{path.stem}: its control socket does not answer: {error}") from None
+            raise CommandRefused(f"{one.name}: its control socket does not answer: {reason(error)}") from None
     return found
 
 
@@ -79,11 +82,15 @@ def _code(found: Sequence[dict[str, Any]]) -> int:
 def _lines(found: Sequence[dict[str, Any]], *, as_json: bool, color: bool) -> list[str]:
     now = time.time()
     if as_json:
-        return [json.dumps(one, ensure_ascii=False) for one in found]
+        return [_CONTROL.sub(_escaped, json.dumps(one, ensure_ascii=False)) for one in found]
     if len(found) == 1:
         return page(found[0], now, color=color)
     lines = [summary(one, now, color=color) for one in found]
     return [*lines, "", "kumadp status --name NAME says more"]
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return f"\\u{ord(match[0]):04x}"
 
 
 def _colors() -> bool:

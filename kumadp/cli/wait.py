@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import http.client
 import logging
 import os
+import socket
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kumadp.addresses import is_loopback
+from kumadp.cli.asking import reason
 from kumadp.cli.logs import open_logs
 from kumadp.cli.options import command_with_options, typed_names
-from kumadp.errors import Problem, SettingsError, WaitTimeout
-from kumadp.lifecycle.control import UnixConnection, ask_status, find_control_sockets, socket_name
+from kumadp.errors import Problem, SettingsError, WaitTimeout, on_one_line
+from kumadp.host.unixhttp import exchange
+from kumadp.lifecycle.control import ask_status, socket_name
+from kumadp.lifecycle.finding import find
 from kumadp.settings.resolve import resolve
 from kumadp.settings.values import write_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from kumadp.lifecycle.finding import Running
     from kumadp.settings.model import Settings
 
 DEFAULT_URL = "http://localhost:9901/ready"
@@ -76,8 +79,8 @@ def _checker(settings: Settings, origin: Mapping[str, str]) -> Callable[[], str]
     if len(asked) > 1:
         raise SettingsError([Problem(" and ".join(asked), "say different things to wait for", "leave all but one out")])
     if settings.unix_socket:
-        path = Path(settings.unix_socket)
-        return lambda: _ask(UnixConnection(path, settings.request_timeout), "/ready", str(path))
+        path = settings.unix_socket
+        return lambda: _ask(_connect_unix(path), "/ready", path, settings.request_timeout)
     ask_url = _url_checker(settings.url or DEFAULT_URL, settings.request_timeout)
     if settings.url:
         return ask_url
@@ -90,12 +93,30 @@ def _url_checker(url: str, timeout: float) -> Callable[[], str]:
         host, port = parts.hostname or "", parts.port or 80
     except ValueError:
         host, port = "", 0
-    if not is_loopback(host) or parts.scheme != "http":
+    if not is_loopback(host) or parts.scheme != "http" or not url.isprintable() or " " in url:
         # Kuma 2.14 takes loopback hosts only: the answer is for this host's own workload.
         hint = f"write one like {DEFAULT_URL}"
         raise SettingsError([Problem("--url", f"{url!r} is not an http address on loopback", hint)])
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return lambda: _ask(http.client.HTTPConnection(host, port, timeout=timeout), target, url)
+
+    def connect(timeout: float) -> socket.socket:
+        return socket.create_connection((host, port), timeout)
+
+    return lambda: _ask(connect, target, url, timeout, parts.netloc.rpartition("@")[2])
+
+
+def _connect_unix(path: str) -> Callable[[float], socket.socket]:
+    def connect(timeout: float) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(path)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    return connect
 
 
 def _ask_kumadp(settings: Settings, otherwise: Callable[[], str] | None) -> str:
@@ -104,35 +125,40 @@ def _ask_kumadp(settings: Settings, otherwise: Callable[[], str] | None) -> str:
     ``otherwise`` is asked where no kumadp is to be seen, so that a data plane which is still to come is never mistaken
     for one that is there already; without it there is always one to wait for.
     """
-    seen = {path: _status(path, settings.request_timeout) for path in find_control_sockets(os.environ)}
-    if not seen and otherwise is not None:
+    search = find(os.environ)
+    if not search.running and otherwise is not None:
         return otherwise()
-    wanted = [status for path, status in seen.items() if not settings.name or path.name == socket_name(settings.name)]
+    seen = [(one, _status(one, settings.request_timeout)) for one in search.running]
+    wanted = [status for one, status in seen if not settings.name or one.path.name == socket_name(settings.name)]
     if wanted:
         return "; ".join(f"{status['name']}: {_why(status)}" for status in wanted if not status.get("ready"))
-    others = ", ".join(sorted(str(status["name"]) for status in seen.values()))
-    return f"{settings.name}: no kumadp of that name runs here, as far as this user may see" + (
-        f"; running: {others}" if others else ""
+    others = ", ".join(sorted(str(status["name"]) for _, status in seen))
+    return (
+        f"{settings.name}: no kumadp of that name runs here, as far as this user may see"
+        + (f"; running: {others}" if others else "")
+        + search.notes()
     )
 
 
-def _status(path: Path, timeout: float) -> dict[str, Any]:
+def _status(one: Running, timeout: float) -> dict[str, Any]:
     try:
-        return {"name": path.stem, **ask_status(path, max(timeout, _LEAST_FOR_STATUS))}
+        status = ask_status(one.path, max(timeout, _LEAST_FOR_STATUS), one.uid)
     except OSError as error:
-        return {"name": path.stem, "reasons": [f"its control socket does not answer: {error}"]}
+        return {"name": one.name, "reasons": [f"its control socket does not answer: {reason(error)}"]}
+    return {**status, "name": on_one_line(status["name"])}
 
 
 def _why(status: Mapping[str, Any]) -> str:
-    return ", ".join(status.get("reasons") or [str(status.get("phase"))])
+    return on_one_line(", ".join(status.get("reasons") or [str(status.get("phase"))]))
 
 
-def _ask(connection: http.client.HTTPConnection, target: str, where: str) -> str:
+def _ask(
+    connect: Callable[[float], socket.socket], target: str, where: str, timeout: float, host: str = "localhost"
+) -> str:
+    deadline = time.monotonic() + timeout
     try:
-        connection.request("GET", target)
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        return f"{where}: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"
-    finally:
-        connection.close()
+        with connect(timeout) as sock:
+            status, _ = exchange(sock, "GET", target, deadline, host=host, head_only=True)
+    except OSError as error:
+        return f"{where}: {reason(error)}"
     return "" if status == 200 else f"{where} answers {status}"

@@ -8,7 +8,6 @@ import fcntl
 import os
 import re
 import shutil
-import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from kumadp.host.environment import find_container_sign
 from kumadp.host.facts import memory_limit
 from kumadp.host.state import adoptable, read_state
 from kumadp.host.units import UNITS, shipped
+from kumadp.host.unixhttp import connected, owner_of
 from kumadp.host.workdir import LOCK, PREFIX
 from kumadp.lifecycle.control import control_socket_files
 from kumadp.process.output import output_of
@@ -127,14 +127,13 @@ def _leftovers(environ: Mapping[str, str], work_dirs: tuple[Path, ...], temporar
         if _is_dead(path / LOCK):
             told += warning(f"{path} is left of a dead run", "the next `kumadp run` removes it")
     for path in control_socket_files(environ):
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(0.5)
-            try:
-                probe.connect(str(path))
-            except ConnectionRefusedError:
-                told += warning(f"{path}: nobody listens there any more", f"a killed kumadp left it: rm {path}")
-            except OSError:
+        try:
+            with connected(path, owner_of(path), 0.5):
                 continue
+        except ConnectionRefusedError:
+            told += warning(f"{path}: nobody listens there any more", f"a killed kumadp left it: rm {path}")
+        except OSError:
+            continue
     for folder in dict.fromkeys((*sorted(Path("/run/kumadp").glob("*/")), *work_dirs)):
         state = read_state(folder) if _is_dead(folder / LOCK) else None
         if state is not None and (living := adoptable(state)):

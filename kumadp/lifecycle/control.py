@@ -10,18 +10,17 @@ own metrics, in Prometheus' text format.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import logging
 import os
-import socket
 import stat
-import struct
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kumadp.decoding import decode_json
+from kumadp.decoding import Undecodable, decode_json
 from kumadp.errors import KumadpError, WorkDirError
 from kumadp.host.serve import bind_unix, serve
+from kumadp.host.unixhttp import connected, exchange, peer_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -38,6 +37,8 @@ SUFFIX = ".control"
 RUN = Path("/run/kumadp")
 # Linux has 108 bytes for the path of a Unix socket, one of them ends it (unix(7)).
 LONGEST_SOCKET_PATH = 107
+# A status has six levels; what is far deeper ends whoever walks through it.
+_DEEPEST = 40
 
 
 class ControlServer:
@@ -75,7 +76,7 @@ class ControlServer:
         from aiohttp import web
 
         peer = request.transport.get_extra_info("socket") if request.transport else None
-        if peer is None or _peer_uid(peer) not in {0, os.geteuid()}:
+        if peer is None or peer_of(peer).uid not in {0, os.geteuid()}:
             return web.Response(status=403, text="only for the owner\n")
         if request.method == "GET" and (page := self.pages.get(request.path)) is not None:
             body, kind = await page()
@@ -104,12 +105,8 @@ def _deaf(action: Action) -> Order:
     return order
 
 
-def _peer_uid(peer: Any) -> int:
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[1])
-
-
-def _folders(environ: Mapping[str, str]) -> Iterator[Path]:
+def folders(environ: Mapping[str, str]) -> Iterator[Path]:
+    """Where control sockets go, the first choice first; whether they can be made or trusted is not looked at."""
     if runtime := environ.get("RUNTIME_DIRECTORY"):
         yield Path(runtime.split(":")[0])
     if user := environ.get("XDG_RUNTIME_DIR"):
@@ -146,7 +143,7 @@ def relay_socket_path(name: str, work: Path, environ: Mapping[str, str]) -> Path
 
 
 def _private_path(file: str, environ: Mapping[str, str]) -> Path:
-    for folder in _folders(environ):
+    for folder in folders(environ):
         path = folder / file
         if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
             continue
@@ -159,75 +156,57 @@ def _private_path(file: str, environ: Mapping[str, str]) -> Path:
     raise OSError("no private directory for the control socket")
 
 
-def find_control_sockets(environ: Mapping[str, str]) -> list[Path]:
-    """The control sockets of data planes that run on this host, as far as we may see them.
-
-    Within a unit of systemd that has one in its own runtime directory, that one alone.
-    """
-    if runtime := environ.get("RUNTIME_DIRECTORY"):
-        own = _living(Path(runtime.split(":")[0]), "*" + SUFFIX)
-        if own:
-            return own
-    found: list[Path] = []
-    for folder in _folders(environ):
-        found += _living(folder, "*" + SUFFIX)
-    # A unit of systemd has a folder of its own there.
-    return found + _living(RUN, "*/*" + SUFFIX)
-
-
 def control_socket_files(environ: Mapping[str, str]) -> list[Path]:
-    """Where control sockets are, those of the dead among them."""
+    """Where control sockets are, those of the dead among them; in folders of ours or root's."""
     found: list[Path] = []
-    for folder, pattern in (*((folder, "*" + SUFFIX) for folder in _folders(environ)), (RUN, "*/*" + SUFFIX)):
+    for folder, pattern in (*((folder, "*" + SUFFIX) for folder in folders(environ)), (RUN, "*/*" + SUFFIX)):
         with contextlib.suppress(OSError):
-            found += sorted(folder.glob(pattern))
+            if folder.lstat().st_uid in {0, os.geteuid()}:
+                found += sorted(folder.glob(pattern))
     return found
 
 
-def _living(folder: Path, pattern: str) -> list[Path]:
-    living = []
-    with contextlib.suppress(OSError):
-        for path in sorted(folder.glob(pattern)):
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(0.5)
-                if probe.connect_ex(str(path)) == 0:
-                    living.append(path)
-    return living
+def ask_status(path: Path, timeout: float = 2.0, uid: int | None = None) -> dict[str, Any]:
+    """The status behind a control socket. Blocks for ``timeout`` seconds at most; raises OSError as `ask` does.
 
+    What readers rely on is there, and of its type (`kumadp.lifecycle.report.Essentials`).
+    """
+    from kumadp.lifecycle.report import check_essentials
 
-class UnixConnection(http.client.HTTPConnection):
-    """An HTTP connection over a Unix socket; ``timeout`` in seconds."""
-
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        """Connect to the socket."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
-def ask_status(path: Path, timeout: float = 2.0) -> dict[str, Any]:
-    """The status behind a control socket. Blocks for ``timeout`` seconds at most; raises OSError."""
-    code, found = ask(path, "GET", "/status", timeout)
+    code, found = ask(path, "GET", "/status", timeout, uid)
     if code != 200:
-        raise OSError(f"{path}: answered with {code}")
+        raise OSError(f"answered with {code}")
+    check_essentials(found)
     return found
 
 
-def ask(path: Path, method: str, target: str, timeout: float) -> tuple[int, dict[str, Any]]:
-    """HTTP status and JSON object behind a control socket. Blocks for ``timeout`` seconds at most; raises OSError."""
-    connection = UnixConnection(path, timeout)
+def ask(path: Path, method: str, target: str, timeout: float, uid: int | None = None) -> tuple[int, dict[str, Any]]:
+    """HTTP status and JSON object behind a control socket of the user ``uid``, None: ours.
+
+    Blocks for ``timeout`` seconds at most, whatever answers. Raises OSError where the socket is another user's (nothing
+    is sent then), and where the answer does not come in time, is too large, or is no JSON object.
+    """
+    deadline = time.monotonic() + timeout
+    with connected(path, os.geteuid() if uid is None else uid, timeout) as (sock, _):
+        code, body = exchange(sock, method, target, deadline)
+    return code, _object(body)
+
+
+def _object(body: bytes) -> dict[str, Any]:
     try:
-        connection.request(method, target)
-        answer = connection.getresponse()
-        found = decode_json(answer.read())
-    except (http.client.HTTPException, ValueError) as error:
-        raise OSError(f"{path}: {error}") from None
-    finally:
-        connection.close()
+        found = decode_json(body)
+    except Undecodable as error:
+        raise OSError(f"the answer is not JSON: {error}") from None
     if not isinstance(found, dict):
-        raise OSError(f"{path}: not a JSON object")
-    return answer.status, found
+        raise OSError("the answer is not a JSON object")
+    level: list[Any] = [found]
+    for _ in range(_DEEPEST):
+        level = [
+            below
+            for one in level
+            for below in (one.values() if isinstance(one, dict) else one)
+            if isinstance(below, dict | list)
+        ]
+        if not level:
+            return found
+    raise OSError("the answer is nested too deeply")

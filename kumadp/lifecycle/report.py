@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.json import schema
 
+from kumadp.decoding import Undecodable, convert
+
 Time = Annotated[float, Meta(description="Seconds since 1970.")]
 
 
@@ -210,3 +212,101 @@ class StatusReport(Struct, forbid_unknown_fields=True):
 def status_schema() -> dict[str, Any]:
     """The JSON Schema of a status."""
     return schema(StatusReport)
+
+
+# Up to the year 5138: what time.gmtime takes.
+_Moment = Annotated[float, Meta(ge=-1e11, le=1e11)]
+
+
+class _EssentialChild(Struct, frozen=True):
+    state: str
+    pid: int | None
+    restarts: int
+    last_exit: str
+    reason: str
+    started: _Moment | None = None
+    died: _Moment | None = None
+
+
+class _EssentialApplication(Struct, frozen=True):
+    state: str
+    pid: int | None
+    started: _Moment | None
+    ended: str
+
+
+class _EssentialRejection(Struct, frozen=True):
+    type: str
+    version: str
+    reason: str
+    at: _Moment
+
+
+class _EssentialRelay(Struct, frozen=True):
+    state: str
+    since: _Moment
+    connected_since: _Moment | None
+    address: str
+    last_error: str
+    received: _Moment | None
+    last_rejection: _EssentialRejection | None
+
+
+class _EssentialLog(Struct, frozen=True):
+    dropped: int = 0
+    level: str = ""
+    envoy_level: str = ""
+    components: dict[str, str] = {}
+    changed: bool = False
+
+
+class _EssentialCrashes(Struct, frozen=True):
+    newest: str = ""
+
+
+class _EssentialAccessLogs(Struct, frozen=True):
+    dropped: int = 0
+
+
+class _EssentialReexec(Struct, frozen=True):
+    count: int = 0
+    failed: str = ""
+
+
+class Essentials(Struct):
+    """What our own commands read in a status, of a newer or older kumadp too: what else is there does not matter."""
+
+    name: str
+    pid: int
+    version: str
+    mode: str
+    phase: str
+    why: str
+    since: _Moment
+    started: _Moment
+    ready: bool
+    reasons: list[str]
+    concerns: list[str]
+    fatal: dict[str, str]
+    children: dict[str, _EssentialChild]
+    ports: dict[str, str]
+    mesh: str = ""
+    versions: dict[str, str] = {}
+    control_plane: str = ""
+    relay: _EssentialRelay | None = None
+    token_expires: float | None = None
+    stale_since: _Moment | UnsetType = UNSET
+    restart_required: list[str] = []
+    reexec: _EssentialReexec = _EssentialReexec()
+    application: _EssentialApplication | UnsetType = UNSET
+    log: _EssentialLog = _EssentialLog()
+    crashes: _EssentialCrashes = _EssentialCrashes()
+    access_logs: _EssentialAccessLogs = _EssentialAccessLogs()
+
+
+def check_essentials(found: object) -> None:
+    """Raise OSError where this is not the status of a kumadp."""
+    try:
+        convert(found, Essentials)
+    except Undecodable as error:
+        raise OSError(f"the answer is not a status: {error}") from None

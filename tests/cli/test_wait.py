@@ -19,6 +19,7 @@ import pytest
 
 import kumadp.cli.wait as wait_module
 from kumadp.lifecycle.control import ControlServer, socket_name
+from kumadp.lifecycle.finding import Search
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.status import Status
 from kumadp.settings.resolve import resolve
@@ -79,7 +80,7 @@ class Waiting:
     def __init__(self, arguments: tuple[str, ...], environment: Mapping[str, str]) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("KUMA", "POD_"))}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "kumadp", "wait", "--check-frequency=20ms", *arguments],
+            [sys.executable, "-m", "tests.support.alone", "wait", "--check-frequency=20ms", *arguments],
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
@@ -268,7 +269,7 @@ def test_the_default_url_is_asked_where_no_kumadp_is_to_be_seen(
 ) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Ready)
     monkeypatch.setattr(wait_module, "DEFAULT_URL", f"http://localhost:{server.server_address[1]}/ready")
-    monkeypatch.setattr(wait_module, "find_control_sockets", lambda _environ: [])
+    monkeypatch.setattr(wait_module, "find", lambda _environ: Search())
     resolved = resolve("wait", flags, variables)
     with served(server, 200) as asked:
         reason = wait_module._checker(resolved.settings, resolved.origin)()

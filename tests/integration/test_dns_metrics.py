@@ -11,12 +11,13 @@ import dns.query
 import dns.rcode
 import pytest
 
-from kumadp.lifecycle.control import UnixConnection, control_socket_path
+from kumadp.lifecycle.control import control_socket_path
 from tests.support.dynconf import SOCKET, dynconf_listener, with_etags
 from tests.support.expositions import Scraped
 from tests.support.poll import poll
 from tests.support.prometheus import lint
 from tests.support.relayed import NAME, NODE, SOON, rig
+from tests.support.unix import UnixConnection
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import LISTENER
 

@@ -8,11 +8,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kumadp.host.sockets import kuma_socket, metrics
-from kumadp.lifecycle.control import UnixConnection, control_socket_path
+from kumadp.lifecycle.control import control_socket_path
 from tests.support.daemon import get
 from tests.support.poll import poll
 from tests.support.prometheus import lint
 from tests.support.relayed import NAME, SOON, Rig, rig
+from tests.support.unix import UnixConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

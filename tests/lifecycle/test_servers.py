@@ -16,7 +16,8 @@ from kumadp.errors import HandoverFailed, PortsTaken, WorkDirError
 from kumadp.host.serve import bind_tcp
 from kumadp.lifecycle import control
 from kumadp.lifecycle.component import Stack
-from kumadp.lifecycle.control import ControlServer, ask_status, control_socket_path, find_control_sockets
+from kumadp.lifecycle.control import ControlServer, ask_status, control_socket_path
+from kumadp.lifecycle.finding import find_control_sockets
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.readiness import ReadinessServer
 from kumadp.lifecycle.status import Status

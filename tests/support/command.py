@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
+# What looks for data planes that run.
+FINDING = {"doctor", "log-level", "reexec", "reload", "status", "wait"}
 
 
 def kumadp(
@@ -20,11 +22,16 @@ def kumadp(
     cwd: Path | None = None,
     stdin: str = "",
     deadline: float = 30.0,
+    alone: bool = True,
 ) -> subprocess.CompletedProcess[str]:
-    """``kumadp ARGUMENTS`` with what it printed; our own variables do not reach it, a traceback is a failure."""
+    """``kumadp ARGUMENTS`` with what it printed; our own variables do not reach it, a traceback is a failure.
+
+    ``alone``: data planes of other tests are not found (`tests.support.alone`).
+    """
+    program = "tests.support.alone" if alone and arguments[:1] and arguments[0] in FINDING else "kumadp"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("KUMA", "POD_", "COLUMNS"))}
     done = subprocess.run(
-        [sys.executable, "-m", "kumadp", *arguments],
+        [sys.executable, "-m", program, *arguments],
         env={**inherited, "PYTHONPATH": str(ROOT), **(environment or {})},
         cwd=cwd,
         input=stdin,

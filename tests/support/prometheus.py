@@ -14,10 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kumadp.lifecycle.control import UnixConnection
 from tests.support.needs import missing
 from tests.support.poll import poll
 from tests.support.ports import free_port
+from tests.support.unix import UnixConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
