@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "yamltext": set(),
     "resources": {"addresses", "errors", "yamltext"},
-    "settings": {"errors", "yamltext"},
+    "settings": {"addresses", "errors", "yamltext"},
     "bootstrap": {"addresses", "decoding", "errors", "yamltext"},
     "host": PURE,
     "process": PURE | {"host"},

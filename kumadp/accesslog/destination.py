@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kumadp.accesslog.lookup import look_up
-from kumadp.addresses import is_ip
+from kumadp.addresses import connect_address, is_ip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -215,7 +215,8 @@ class Destination:
 
     async def _addresses(self) -> list[tuple[int, tuple[str, int]]]:
         if is_ip(self._host):
-            return [(socket.AF_INET6 if ":" in self._host else socket.AF_INET, (self._host, self._port))]
+            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+            return [(family, connect_address(self._host, self._port))]
         # One that still runs is waited for again: a dead resolver must not gather threads.
         self._looking = self._looking or look_up(self._host, self._port)
         try:

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 
+from kumadp.addresses import address_text
 from kumadp.host.handover import HELD_SIGNALS
 
 
@@ -24,8 +25,8 @@ def look_up(host: str, port: int) -> asyncio.Future[list[tuple[int, tuple[str, i
         answers: list[tuple[int, tuple[str, int]]] = []
         failure: OSError | None = None
         try:
-            # One with a scope has two more items, which connect(2) wants.
-            answers = [(one[0], one[4]) for one in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]  # type: ignore[misc]
+            answered = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answers = [(one[0], (address_text(one[4]), port)) for one in answered]
         except (OSError, UnicodeError) as error:
             failure = error if isinstance(error, OSError) else OSError(f"no name of a host: {host}")
         # The loop may have ended.

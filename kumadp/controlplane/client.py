@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 import tenacity
 
+from kumadp.addresses import server_name, with_port
 from kumadp.controlplane.retry import Action, Verdict, judge_answer, judge_error
 from kumadp.controlplane.trust import Trust as Trust
 from kumadp.controlplane.trust import make_context as make_context
@@ -149,10 +150,13 @@ async def _once(
 
 
 async def _post(url: str, body: bytes, context: ssl.SSLContext | bool) -> tuple[int, dict[str, str], bytes]:
-    headers = {"accept": "application/json", "content-type": "application/json"}
+    target = httpx.URL(url)
+    name = server_name(target.host)
+    host = with_port(name, target.port) if target.port is not None else f"[{name}]" if ":" in name else name
+    headers = {"accept": "application/json", "content-type": "application/json", "host": host}
     async with (
         httpx.AsyncClient(verify=context, trust_env=False, timeout=PHASE_SECONDS) as client,
-        client.stream("POST", url, content=body, headers=headers) as answer,
+        client.stream("POST", target, content=body, headers=headers, extensions={"sni_hostname": name}) as answer,
     ):
         data = bytearray()
         async for part in answer.aiter_bytes():

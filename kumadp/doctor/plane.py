@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from kumadp.addresses import address_text, authority, server_name, with_port
 from kumadp.controlplane.trust import Trust, make_context, read_trust
 from kumadp.doctor.report import Told, failed, ok, skipped, warning
 from kumadp.errors import ControlPlaneRefused
@@ -48,7 +49,7 @@ async def _address(url: str, trust: Trust) -> list[Told]:
     parts = urlsplit(url)
     host, tls = parts.hostname or "", parts.scheme.lower() == "https"
     port = parts.port or (443 if tls else 80)
-    where = f"{host}:{port}"
+    where = with_port(host, port)
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(_STEP):
@@ -57,12 +58,12 @@ async def _address(url: str, trust: Trust) -> list[Told]:
         return failed(f"{where}: the name is not resolved within {_STEP:g} s", "see resolv.conf above")
     except OSError as error:
         return failed(f"{where}: the name cannot be resolved: {error.strerror}", "check --cp-address and resolv.conf")
-    address = str(found[0][4][0])
+    address = address_text(found[0][4])
     context = await asyncio.to_thread(make_context, trust) if tls else None
     try:
         async with asyncio.timeout(_STEP):
             reader, writer = await asyncio.open_connection(
-                host, port, ssl=context, server_hostname=host if tls else None
+                host, port, ssl=context, server_hostname=server_name(host) if tls else None
             )
     except ssl.SSLCertVerificationError as error:
         why = f"{where} ({address}): its certificate is not accepted: {error.verify_message}"
@@ -76,7 +77,7 @@ async def _address(url: str, trust: Trust) -> list[Told]:
         said = os.strerror(error.errno) if error.errno else str(error)
         return failed(f"{where} ({address}): {said}", "does it run, and listen there?")
     try:
-        return await _answer(f"{where} ({address})", host, reader, writer, tls=tls)
+        return await _answer(f"{where} ({address})", authority(host, port), reader, writer, tls=tls)
     finally:
         writer.close()
         with contextlib.suppress(OSError):

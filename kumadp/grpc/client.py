@@ -11,6 +11,7 @@ from grpclib.config import Configuration
 from grpclib.protocol import AbstractHandler
 from h2.exceptions import H2Error
 
+from kumadp.addresses import connect_address
 from kumadp.grpc.call import SHUTDOWN_SECONDS, Call, Ended, FrameProtocol, configure
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ async def connect(
     ping: tuple[float, float] | None,
     sock: socket.socket | None = None,
 ) -> Wire:
-    """A connection to a numeric address, or to the Unix socket at a path.
+    """A connection to a numeric address, its zone included, or to the Unix socket at a path.
 
     It is pinged every ``ping[0]`` seconds, and closed without an answer in ``ping[1]``; not where that is None. It is
     made with ``sock`` where one is given. Raises OSError (TimeoutError and ssl.SSLError are).
@@ -126,7 +127,7 @@ async def connect(
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNACKNOWLEDGED_SECONDS * 1000))
         async with asyncio.timeout(CONNECT_SECONDS):
-            await loop.sock_connect(sock, address)
+            await loop.sock_connect(sock, address if isinstance(address, str) else connect_address(*address))
             if tls is not None:
                 tls.set_alpn_protocols(["h2"])
             _, protocol = await loop.create_connection(

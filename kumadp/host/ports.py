@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from kumadp.addresses import ANY_IPV4, ANY_IPV6, is_ip, overlap
+from kumadp.addresses import ANY_IPV4, ANY_IPV6, canonical, is_ip, overlap, socket_address, without_zone
 from kumadp.errors import PortsTaken, Problem
 from kumadp.host import inherited
 
@@ -72,7 +72,7 @@ def _try_bind(address: Address) -> OSError | None:
             if address.protocol == "tcp":
                 # As Envoy, CoreDNS and we do: connections in TIME_WAIT do not count.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((address.host, address.port))
+            probe.bind(socket_address(address.host, address.port))
             if address.protocol == "tcp":
                 probe.listen(1)
     except OSError as error:
@@ -156,7 +156,7 @@ def is_held_by(pids: Iterable[int], host: str, port: int) -> bool:
     """Whether one of these processes, of our own user, would accept a TCP connection to ``host``. May block."""
     listening = [row for row in _listening(port) if overlap(row[0], host)]
     # Who listens on the address itself comes before who listens on all.
-    answering = [row for row in listening if row[0] == host] or listening
+    answering = [row for row in listening if row[0] == canonical(without_zone(host))] or listening
     sockets = {f"socket:[{inode}]" for _, uid, inode in answering if uid == os.geteuid()}
     return bool(sockets) and any(link in sockets for pid in pids for link in _descriptors(pid))
 

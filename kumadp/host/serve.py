@@ -11,7 +11,7 @@ import importlib
 import socket
 from typing import TYPE_CHECKING, Literal
 
-from kumadp.addresses import ANY_IPV6
+from kumadp.addresses import ANY_IPV6, socket_address
 from kumadp.errors import PortsTaken, Problem, WorkDirError
 from kumadp.host import inherited
 
@@ -80,7 +80,7 @@ def _bind(
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         with _shared(sock, beside) if beside is not None else contextlib.nullcontext():
-            sock.bind((host, port))
+            sock.bind(socket_address(host, port))
             if kind == "tcp":
                 sock.listen(BACKLOG)
         sock.setblocking(False)

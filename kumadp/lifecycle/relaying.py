@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from kumadp.addresses import server_name
 from kumadp.bootstrap.compare import same_node
 from kumadp.bootstrap.fields import get
 from kumadp.errors import ControlPlaneRefused
@@ -225,7 +226,9 @@ def addresses(host: str, port: int, urls: Sequence[str]) -> tuple[tuple[str, int
     for url in urls:
         parts = urlsplit(url)
         named.append((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)))
-    if (host, port) not in named:
+    # The control plane knows the name that it was asked by: without final dot and zone, which dialling needs.
+    names = [(server_name(name), number) for name, number in named]
+    if (server_name(host), port) not in names:
         return ((host, port),)
-    at = named.index((host, port))
+    at = names.index((server_name(host), port))
     return tuple(dict.fromkeys((*named[at:], *named[:at])))

@@ -8,7 +8,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING, Any
 
-from kumadp.addresses import is_ip
+from kumadp.addresses import address_text, is_ip
 from kumadp.errors import PortsTaken
 from kumadp.host import inherited
 from kumadp.host.serve import bind_tcp, bind_unix
@@ -53,7 +53,7 @@ async def resolved_probes(
         story = f"networking.address {plan.host} cannot be resolved: {reason}; name one with --virtual-probes-address"
         status.note_fatal("virtual probes", story)
         return None
-    return dataclasses.replace(plan, host=str(found[0][4][0]))
+    return dataclasses.replace(plan, host=address_text(found[0][4]))
 
 
 def start_servers(run: Run, actions: Mapping[str, Action]) -> ReadinessPort:

@@ -6,6 +6,7 @@ import posixpath
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
+from kumadp.addresses import authority, dialled_host
 from kumadp.otel.environment import GRPC, HTTP, SIGNALS, longest
 
 if TYPE_CHECKING:
@@ -105,7 +106,10 @@ class Target:
             host, port = endpoint, str(_GRPC_PORT if self.protocol == GRPC else _HTTP_PORTS[self.tls])
         if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             raise ValueError(f"the collector's endpoint {self.endpoint!r} is no host and port")
-        return host.removeprefix("[").removesuffix("]"), int(port)
+        try:
+            return dialled_host(host.removeprefix("[").removesuffix("]")), int(port)
+        except ValueError as error:
+            raise ValueError(f"the collector's endpoint {self.endpoint!r}: {error}") from None
 
     @property
     def authority(self) -> str:
@@ -113,7 +117,7 @@ class Target:
         address = self.address
         if isinstance(address, str):
             return "localhost"
-        return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+        return authority(*address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Protocol
 
+from kumadp.addresses import address_text, server_name, with_port
 from kumadp.grpc.call import OK, UNAVAILABLE, Ended
 from kumadp.grpc.client import connect
 from kumadp.host.tls import client_context, read_anchors_file
@@ -117,7 +118,7 @@ class GrpcSender:
             if self._wire is None:
                 target, address = self._target, self._target.address
                 tls = await asyncio.to_thread(_tls, target) if target.tls else None
-                name = "localhost" if isinstance(address, str) else address[0]
+                name = "localhost" if isinstance(address, str) else server_name(address[0])
                 failure: OSError | None = None
                 for numeric in [address] if isinstance(address, str) else await _resolved(address):
                     try:
@@ -173,12 +174,20 @@ class HttpSender:
             headers["content-encoding"] = "gzip"
             message = await _packed(message)
         scheme = "https" if self._target.tls else "http"
-        url = URL(f"{scheme}://{self._target.authority}{route.path}", encoded=True)
+        address = self._target.address
+        host, port = ("localhost", None) if isinstance(address, str) else address
+        place = host if port is None else with_port(host, port)
+        url = URL(f"{scheme}://{place}{route.path}", encoded=True)
+        # The name that is verified is not always the one that is resolved.
+        if not any(name.lower() == "host" for name in headers):
+            headers["host"] = self._target.authority
         bound = asyncio.timeout(route.timeout)
         try:
             async with bound:
                 session = await self._opened()
-                async with session.post(url, data=message, headers=headers, allow_redirects=False) as answer:
+                async with session.post(
+                    url, data=message, headers=headers, allow_redirects=False, server_hostname=server_name(host)
+                ) as answer:
                     if 200 <= answer.status < 300:
                         is_protobuf = answer.content_type == "application/x-protobuf"
                         return await answer.read() if is_protobuf else b""
@@ -223,7 +232,7 @@ async def _packed(message: bytes) -> bytes:
 async def _resolved(address: tuple[str, int]) -> list[tuple[str, int]]:
     async with asyncio.timeout(_RESOLVE_SECONDS):
         found = await asyncio.get_running_loop().getaddrinfo(*address, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys((str(info[4][0]), address[1]) for info in found))
+    return list(dict.fromkeys((address_text(info[4]), address[1]) for info in found))
 
 
 def _tls(target: Target) -> ssl.SSLContext:

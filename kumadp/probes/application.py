@@ -11,7 +11,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
-from kumadp.addresses import is_ip
+from kumadp.addresses import address_text, is_ip
 from kumadp.host.serve import bind_tcp, serve
 from kumadp.probes.asked import PREFIX, Redirect, read_request, read_timeout
 from kumadp.probes.asking import UNHEALTHY, Asker, authority
@@ -100,7 +100,7 @@ async def _numeric(place: str, port: int) -> str:
     if is_ip(place):
         return place
     found = await asyncio.get_running_loop().getaddrinfo(place, port, type=socket.SOCK_STREAM)
-    return str(found[0][4][0])
+    return address_text(found[0][4])
 
 
 def _say(status: int, result: str) -> web.Response:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from kumadp import __version__
+from kumadp.addresses import connect_address
 from kumadp.host.outward import outward_socket
 from kumadp.probes.asked import PREFIX, read_scheme
 from kumadp.probes.headers import forwarded
@@ -112,7 +113,7 @@ class Asker:
         sock = self.socket(_family(host))
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1))
-            await asyncio.get_running_loop().sock_connect(sock, (host, port))
+            await asyncio.get_running_loop().sock_connect(sock, connect_address(host, port))
         finally:
             # With SO_LINGER this waits for the other side, for a second at most.
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, sock.close))

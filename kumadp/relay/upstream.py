@@ -12,6 +12,7 @@ import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from kumadp.addresses import address_text, authority, server_name, with_port
 from kumadp.errors import KumadpError
 from kumadp.grpc.call import Call, Ended
 from kumadp.grpc.client import Wire, connect
@@ -198,7 +199,7 @@ class Upstream:
         if dial.token:
             register(dial.token)
         for host, port in sorted(dial.addresses, key=lambda address: address != self._good[:2]):
-            where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            where = with_port(host, port)
             try:
                 found = await _resolve(host, port)
             except (OSError, UnicodeError) as error:
@@ -215,10 +216,14 @@ class Upstream:
         failures.sort(key=lambda failure: classify(failure.error) is Refusal.UNREACHABLE)
         return failures[0] if failures else _Failure(OSError("no address of a control plane is known"))
 
-    async def _stream(self, dial: Dial, host: str, port: int, ip: str, authority: str) -> None:
+    async def _stream(self, dial: Dial, host: str, port: int, ip: str, where: str) -> None:
         """Hold one stream to one address. Raises Ended or OSError when it is over."""
         wire = await connect(
-            (ip, port), authority=authority, tls=dial.tls, server_name=dial.server_name or host, ping=PING
+            (ip, port),
+            authority=authority(host, port),
+            tls=dial.tls,
+            server_name=server_name(dial.server_name or host),
+            ping=PING,
         )
         try:
             metadata = dict(dial.metadata)
@@ -234,7 +239,7 @@ class Upstream:
                     if self.facts.state is not State.OPEN:
                         self._wire, self._metadata = wire, metadata
                         self._good = (host, port, ip)
-                        self._established(authority)
+                        self._established(where)
                     await self._listener.upstream_message(data)
             except BaseException as error:
                 # A refusal leaves no stream behind; whatever else ends one, the control plane has to notice.
@@ -249,12 +254,12 @@ class Upstream:
         finally:
             await wire.close()
 
-    def _established(self, authority: str) -> None:
+    def _established(self, where: str) -> None:
         facts = self.facts
-        facts.address, facts.last_error, facts.refusal, facts.refused_since = authority, "", None, None
+        facts.address, facts.last_error, facts.refusal, facts.refused_since = where, "", None, None
         self._move(State.OPEN)
         if self._sparse.count("open", self._clock()) is not None:
-            log.info("the control plane at %s serves this data plane", authority)
+            log.info("the control plane at %s serves this data plane", where)
 
     def _judge(self, failure: _Failure) -> float:
         """Remember and tell a failure; how long to wait."""
@@ -291,7 +296,7 @@ async def _resolve(host: str, port: int) -> list[str]:
     """Numeric addresses, in the resolver's order. Raises OSError."""
     async with asyncio.timeout(RESOLVE_SECONDS):
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(info[4][0]) for info in found))
+    return list(dict.fromkeys(address_text(info[4]) for info in found))
 
 
 async def _write(call: Call, outgoing: asyncio.Queue[bytes]) -> None:

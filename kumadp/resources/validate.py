@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kumadp.addresses import ANY_IPV4, WILDCARDS, is_ip, overlap
+from kumadp.addresses import ANY_IPV4, WILDCARDS, canonical, is_host_name, is_ip, overlap
 from kumadp.errors import Problem
 from kumadp.resources.later_fields import KINDS, check_listeners, check_metrics, check_reachable
 from kumadp.resources.parse import join
@@ -27,7 +27,7 @@ PROTOCOL = "kuma.io/protocol"
 PROTOCOLS = ("tcp", "http", "http2", "grpc", "kafka")
 _MORE_PROTOCOLS = ("tls", "mysql")
 LOOPBACK = "127.0.0.1"
-_HOST_NAME = re.compile(
+_NAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?"
 )
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
@@ -309,12 +309,15 @@ class _Check:
             if required:
                 self.say(path, "is missing", "an IP address or a host name")
             return
-        if value in WILDCARDS and path.startswith("networking.a"):
+        if canonical(value) in WILDCARDS and path.startswith("networking.a"):
             self.say(path, f"{value} is no address that others can reach", "the address of this host")
         if is_ip(value):
+            if "%" in value:
+                # Kuma's validator takes none (2.8 to 2.14), and no other host would know what it means.
+                self.say(path, f"{value!r} has a zone, which neither Kuma nor Envoy takes", "use another address")
             return
         looks_like_ip = re.fullmatch(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*", value)
-        if looks_like_ip or not names or not _HOST_NAME.fullmatch(value):
+        if looks_like_ip or not names or not is_host_name(value):
             self.say(path, f"{value!r} is not an IP address" + (" or host name" if names else ""))
 
     def overlaps(self, sockets: list[BoundSocket]) -> None:

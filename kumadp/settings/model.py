@@ -7,6 +7,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+from kumadp.addresses import dialled_url
 from kumadp.settings.option import Option, option
 from kumadp.settings.values import split_addresses
 
@@ -143,8 +144,8 @@ class Settings:
 
     @property
     def cp_addresses(self) -> tuple[str, ...]:
-        """The addresses of the control plane, in the order in which they are asked."""
-        return split_addresses(self.cp_address)
+        """The addresses of the control plane, in the order in which they are asked, hosts as they are dialled."""
+        return tuple(dict.fromkeys(map(dialled_url, split_addresses(self.cp_address))))
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from kumadp.addresses import dialled_url
 from kumadp.errors import Problem, SettingsError
 from kumadp.settings.display import show
 from kumadp.settings.file import read_settings
@@ -245,17 +246,25 @@ def _check_names(values: Mapping[str, object], merge: _Merge) -> None:
 def _check_address(values: Mapping[str, object], merge: _Merge) -> None:
     text = str(values.get("cp_address", ""))
     for address in split_addresses(text) if text else ():
-        if not _is_http(address):
+        why = _no_http(address)
+        if why is not None:
             hint = "write one like https://control-plane:5678"
             where = merge.found["cp_address"].where
-            merge.problems.append(Problem(where, f"{address!r} is not an http or https address", hint))
+            merge.problems.append(Problem(where, f"{address!r} is not an http or https address{why}", hint))
 
 
-def _is_http(address: str) -> bool:
+def _no_http(address: str) -> str | None:
+    """None where it is one; else what else there is to say, which may be nothing."""
     if re.search(r"\s", address):
-        return False
+        return ""
     try:
         parts = urlsplit(address)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+            return ""
     except ValueError:
-        return False
+        return ""
+    try:
+        dialled_url(address)
+    except ValueError as error:
+        return f": {error}"
+    return None

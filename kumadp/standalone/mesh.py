@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kumadp.addresses import address_text
 from kumadp.errors import Problem, ResourceError
 from kumadp.resources.load import Resource, load_resource_file
 from kumadp.resources.types import Dataplane
@@ -200,7 +201,13 @@ def _resolve(resource: Resource, host: str) -> tuple[str, list[Problem]]:
         file, line = resource.where("networking.address")
         problem = Problem("networking.address", f"{host}: {error.strerror}", "write an IP address", file, line)
         return host, [problem]
-    return str(found[0][4][0]), []
+    addresses = [address_text(info[4]) for info in found]
+    usable = next((address for address in addresses if "%" not in address), None)
+    if usable is None:
+        file, line = resource.where("networking.address")
+        message = f"{host} is {addresses[0]} alone, which no other host can reach"
+        return host, [Problem("networking.address", message, "write an IP address", file, line)]
+    return usable, []
 
 
 def _doubles(dataplanes: Iterable[Resource]) -> list[Problem]:

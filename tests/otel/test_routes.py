@@ -67,6 +67,10 @@ def test_a_port_alone_is_that_of_the_host(host_ip: str, wanted: tuple[str, int])
         ("fd00::1", ("fd00::1", 4317)),
         ("unix:///run/c.sock", "/run/c.sock"),
         ("dns:///collector:1", ("collector", 1)),
+        ("dns:///Kasse_1.:1", ("kasse_1.", 1)),
+        ("[fe80::1%25eth0]:4317", ("fe80::1%eth0", 4317)),
+        ("fe80::1%eth0", ("fe80::1%eth0", 4317)),
+        ("käse.example:1", ("xn--kse-qla.example", 1)),
     ],
 )
 def test_addresses(endpoint: str, address: object) -> None:
@@ -76,6 +80,11 @@ def test_addresses(endpoint: str, address: object) -> None:
 @pytest.mark.parametrize("endpoint", ["collector:http", "collector:0", "collector:99999", ":x"])
 def test_an_endpoint_that_is_none_is_no_route(endpoint: str) -> None:
     assert "no host and port" in route(endpoint=endpoint).why_not
+
+
+@pytest.mark.parametrize("endpoint", ["a..b:1", "käse_1:1", "[fe80::1%]:1", "a b:1", f"{'a' * 64}:1", "[::1::]:1"])
+def test_a_host_that_is_none_is_no_route(endpoint: str) -> None:
+    assert route(endpoint=endpoint).why_not.startswith(f"the collector's endpoint {endpoint!r}: ")
 
 
 SIGNAL_OVER_SHARED = {

@@ -86,6 +86,33 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "networking.advertisedAddress: :: is no address that others can reach",
     ),
     "a host name that is none": (changed(networking__address="a b"), "networking.address: 'a b' is not"),
+    "an address with a zone": (
+        changed(networking__address="fe80::1%eth0"),
+        "networking.address: 'fe80::1%eth0' has a zone, which neither Kuma nor Envoy takes",
+    ),
+    "an advertised address with a zone": (
+        changed(networking__advertisedAddress="fe80::1%1"),
+        "networking.advertisedAddress: 'fe80::1%1' has a zone",
+    ),
+    "an inbound with a zone": (
+        changed(**{IN + "address": "fe80::1%eth0"}),
+        "networking.inbound[0].address: 'fe80::1%eth0' has a zone",
+    ),
+    "an application with a zone": (
+        changed(**{IN + "serviceAddress": "::1%lo"}),
+        "networking.inbound[0].serviceAddress: '::1%lo' has a zone",
+    ),
+    "an outbound with a zone": (
+        changed(**{OUT + "address": "fe80::1%eth0"}),
+        "networking.outbound[0].address: 'fe80::1%eth0' has a zone",
+    ),
+    "a zone of nothing": (changed(networking__address="fe80::1%"), "networking.address: 'fe80::1%' is not an IP"),
+    "everywhere, in another spelling": (
+        changed(networking__address="0:0::0"),
+        "networking.address: 0:0::0 is no address that others can reach",
+    ),
+    "a label that is too long": (changed(networking__address="a" * 64), "is not an IP address or host name"),
+    "a label of nothing": (changed(networking__address="a..b"), "networking.address: 'a..b' is not an IP"),
     "a bad advertised address": (changed(networking__advertisedAddress="x_y!"), "networking.advertisedAddress: "),
     "no inbound": (changed(networking__inbound=[]), "networking.inbound: there is no inbound and no gateway"),
     "gateway and inbounds": (changed(networking__gateway=GATEWAY), "networking: has a gateway and inbounds"),
@@ -339,6 +366,8 @@ FINE: dict[str, dict[str, Any]] = {
         **{IN + "address": "127.0.0.2", IN + "port": 9901, IN + "servicePort": 8080},
     ),
     "a host name": changed(networking__address="web.example.com"),
+    "a host name with an underscore": changed(networking__address="kasse_1"),
+    "host names as Kuma takes them": changed(networking__address="_a-._b_", networking__advertisedAddress="Kasse_1.x."),
     "IPv6": changed(networking__address="2001:db8::2"),
     "a delegated gateway": changed(networking__inbound=REMOVED, networking__gateway=GATEWAY),
     "redirected inbounds are not bound": changed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import grpc
 from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+from kumadp import addresses
 
 if TYPE_CHECKING:
     import ssl
@@ -149,9 +152,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def http_collector(tls: ssl.SSLContext | None = None) -> Iterator[tuple[Collector, int]]:
-    """One over HTTP or HTTPS on loopback; and its port."""
-    server = _Http(("127.0.0.1", 0), _Handler)
+def http_collector(tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -> Iterator[tuple[Collector, int]]:
+    """One over HTTP or HTTPS, on loopback unless an address is given; and its port."""
+    _Http.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    server = _Http(addresses.socket_address(host, 0), _Handler)
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     server.collector = Collector()
@@ -172,7 +176,7 @@ def message(signal: str, size: int = 10) -> Any:
 
 
 @contextlib.contextmanager
-def client(socket: Path) -> Iterator[dict[str, Any]]:
+def client(path: Path) -> Iterator[dict[str, Any]]:
     """What an Envoy or an SDK has: ``Export`` of each signal, at a Unix socket."""
-    with grpc.insecure_channel(f"unix:{socket}") as channel:
+    with grpc.insecure_channel(f"unix:{path}") as channel:
         yield {signal: stub(channel).Export for signal, stub in STUBS.items()}

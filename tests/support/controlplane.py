@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import trustme
 
+from kumadp import addresses
+
 if TYPE_CHECKING:
     import datetime
     from collections.abc import Callable
@@ -64,20 +66,26 @@ class ScriptedControlPlane(ThreadingHTTPServer):
         not_after: datetime.datetime | None = None,
         host: str = "127.0.0.1",
     ) -> None:
-        super().__init__((host, 0), _Handler)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__(addresses.socket_address(host, 0), _Handler)
         self.answers = list(answers)
         self.requests: list[dict[str, Any]] = []
         self.headers_seen: list[dict[str, str]] = []
+        self.names_seen: list[str | None] = []
         self.when_asked: Callable[[int], None] = lambda _count: None
         self.closing = threading.Event()
         self.authority = trustme.CA()
         self.scheme = "https" if tls else "http"
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.sni_callback = self._note_name
             self.authority.issue_cert(*names, not_after=not_after).configure_cert(context)
             # The handshake belongs to the thread of the connection, or a client that leaves would end the server.
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def _note_name(self, _sock: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> None:
+        self.names_seen.append(name)
 
     @property
     def port(self) -> int:
