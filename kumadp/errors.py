@@ -179,6 +179,10 @@ class SpawnError(KumadpError):
     exit_code = ExitCode.OS
 
 
+class HostExhausted(SpawnError):
+    """A process could not be started for want of descriptors, memory or processes; it may work later."""
+
+
 class BinaryNotFound(KumadpError):
     """A binary that is needed is not there."""
 

@@ -25,7 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "bootstrap": {"addresses", "decoding", "errors", "yamltext"},
     "host": PURE,
     "process": PURE | {"host"},
-    "grpc": PURE,
+    # Its server accepts as all others do.
+    "grpc": PURE | {"host"},
     **dict.fromkeys(FEATURES, PURE | PRIMITIVES),
     "lifecycle": PURE | PRIMITIVES | FEATURES,
     "doctor": PURE | PRIMITIVES | FEATURES | {"lifecycle"},

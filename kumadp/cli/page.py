@@ -100,6 +100,8 @@ def _rest(status: Status, now: float) -> Iterator[str]:
         parts = "".join(f", {name} {level}" for name, level in log["components"].items())
         levels = f"kumadp {log['level']}, envoy {log['envoy_level']}{parts} (by kumadp log-level)"
         yield _line("log level", on_one_line(levels))
+    if found := status.get("descriptors"):
+        yield _line("descriptors", f"{found['used']} of {found['limit']}")
     if crash := status.get("crashes", {}).get("newest"):
         yield _line("crash record", on_one_line(crash))
     yield _line("drops", ", ".join(_drops(status)) or "none")
@@ -129,6 +131,11 @@ def _drops(status: Status) -> Iterator[str]:
         yield f"{lost} log lines"
     if lost := status.get("access_logs", {}).get("dropped"):
         yield f"{lost} lines of access logs"
+    servers = status.get("connections", {})
+    if lost := sum(server["refused"] + server["displaced"] for server in servers.values()):
+        yield f"{lost} connections"
+    if bad := sum(server["bad_requests"] for server in servers.values()):
+        yield f"{bad} bad requests"
 
 
 def _expiry(at: float | None, now: float) -> str:

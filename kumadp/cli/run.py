@@ -87,6 +87,7 @@ def launch(
     """
     from kumadp.cli.logs import open_logs
     from kumadp.host.cores import forbid_cores
+    from kumadp.host.descriptors import raise_limit
     from kumadp.host.handover import quiet_threads, receive
     from kumadp.host.meanwhile import CHECK_VARIABLE
     from kumadp.host.names import set_process_name
@@ -105,6 +106,7 @@ def launch(
         end(0)
     handover = receive(environ)
     forbid_cores()
+    raise_limit()
     logs = open_logs(settings)
     set_process_name("kuma-dp")
     try:

@@ -28,6 +28,7 @@ _PATIENCE = 5.0
 # What changes without anything having happened.
 _PASSES = {
     *("log", "silence", "lines", "sent", "destinations", "spent", "counters", "metrics"),
+    *("descriptors", "connections"),
     # Of dynamic configuration: how often it was asked for, and how long that took.
     *("asked", "seconds"),
 }

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from kumadp.dns import upstreams
 from kumadp.dns.access import Access
 from kumadp.dns.core import Forward, Transport, answer
 from kumadp.dns.counters import Counters
-from kumadp.dns.message import REFUSED, code_of, write
+from kumadp.dns.message import REFUSED, SERVFAIL, code_of, write
 from kumadp.dns.table import Table
 from kumadp.dns.tcp import TcpServer
 from kumadp.dns.udp import UdpSocket
 from kumadp.dns.upstreams import Upstreams
+from kumadp.host.descriptors import share
 from kumadp.host.serve import bind_tcp, bind_udp
+from kumadp.host.shares import Shares, client_of
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Sequence
 
     from kumadp.dns.udp import Client
 
@@ -27,6 +30,23 @@ log = logging.getLogger("kumadp.dns")
 _PURPOSE = "--dns-coredns-port"
 # What was asked just before the end is answered within this time (seconds).
 _LAST = 0.5
+
+
+class _Pending:
+    """A query that others are asked for, a member of `Resolver`'s shares."""
+
+    task: asyncio.Task[None] | None = None
+    displaced = False
+
+    def may_go(self) -> bool:
+        """Always: its client is told SERVFAIL."""
+        return True
+
+    def go(self) -> None:
+        """Give it up."""
+        self.displaced = True
+        if self.task is not None:
+            self.task.cancel()
 
 
 class Resolver:
@@ -48,6 +68,8 @@ class Resolver:
         self._sockets: list[UdpSocket] = []
         self._servers: list[TcpServer] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        # A client with few queries under way takes the place of one with many; a quarter is for this host.
+        self._pending: Shares[_Pending] = Shares(upstreams.MOST_AT_ONCE, upstreams.MOST_AT_ONCE)
 
     def bind(self) -> None:
         """Have the sockets, in which queries wait until it is open; raises PortsTaken."""
@@ -59,7 +81,7 @@ class Resolver:
         udp = UdpSocket(bind_udp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=only_ipv6), self)
         self._sockets.append(udp)
         tcp = TcpServer(
-            bind_tcp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=only_ipv6), self._answer_tcp
+            bind_tcp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=only_ipv6), self.answer_tcp
         )
         self._servers.append(tcp)
         return udp, tcp
@@ -112,16 +134,19 @@ class Resolver:
         """Answer a query of a client, now or later."""
         found = self._answer(data, client, "udp")
         if isinstance(found, Forward):
-            self._spawn(self._forward_udp(found, data, reply))
+            self._forward(found, data, client, "udp", reply)
         elif found is not None:
             reply(found)
 
-    async def _forward_udp(self, asked: Forward, data: bytes, reply: Callable[[bytes], object]) -> None:
-        reply(await self._forward(asked, data, "udp"))
-
-    async def _answer_tcp(self, data: bytes, client: Client) -> bytes | None:
+    def answer_tcp(
+        self, data: bytes, client: Client, reply: Callable[[bytes | None], object]
+    ) -> asyncio.Task[None] | None:
+        """Answer a query of a client, at once or from the task that is returned; None: there is no answer."""
         found = self._answer(data, client, "tcp")
-        return await self._forward(found, data, "tcp") if isinstance(found, Forward) else found
+        if isinstance(found, Forward):
+            return self._forward(found, data, client, "tcp", reply)
+        reply(found)
+        return None
 
     def _answer(self, data: bytes, client: Client, transport: Transport) -> bytes | Forward | None:
         found = answer(data, self.table, transport)
@@ -142,13 +167,37 @@ class Resolver:
             return write(found.query, REFUSED)
         return found
 
-    async def _forward(self, asked: Forward, data: bytes, transport: Transport) -> bytes:
+    def _forward(
+        self, asked: Forward, data: bytes, client: Client, transport: Transport, reply: Callable[[bytes], object]
+    ) -> asyncio.Task[None] | None:
         self.counters.upstream[asked.query.type] += 1
-        reply = await self.upstreams.resolve(asked, data, transport)
-        self.counters.codes[code_of(reply)] += 1
-        return reply
+        name, local = client_of(client)
+        pending = self._pending
+        pending.most = pending.each = share(upstreams.MOST_AT_ONCE, 3)
+        pending.reserve = pending.most // 4
+        # A query of its own that waits is not given up for another: in a loop that would go on for ever.
+        if not pending.make_room(name, local=local or name in self.upstreams.local, own_too=False):
+            self.counters.refused += 1
+            self.counters.codes[SERVFAIL] += 1
+            reply(write(asked.query, SERVFAIL))
+            return None
+        one = _Pending()
+        pending.add(name, one)
+        one.task = asyncio.get_running_loop().create_task(self._resolve(one, asked, data, transport, reply))
+        self._tasks.add(one.task)
+        one.task.add_done_callback(self._tasks.discard)
+        one.task.add_done_callback(lambda _: pending.remove(name, one))
+        return one.task
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _resolve(
+        self, one: _Pending, asked: Forward, data: bytes, transport: Transport, reply: Callable[[bytes], object]
+    ) -> None:
+        try:
+            found = await self.upstreams.resolve(asked, data, transport)
+        except asyncio.CancelledError:
+            if not one.displaced:
+                raise
+            self.counters.failed += 1
+            found = write(asked.query, SERVFAIL)
+        self.counters.codes[code_of(found)] += 1
+        reply(found)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,9 +17,10 @@ from kumadp.dns.counters import Counters
 from kumadp.dns.exchange import Asked, by_tcp, by_udp
 from kumadp.dns.message import NOERROR, NXDOMAIN, SERVFAIL, Query, code_of, is_cut, write
 from kumadp.dns.resolvconf import ResolvConf
+from kumadp.host.descriptors import share
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from kumadp.dns.core import Forward, Transport
 
@@ -30,6 +33,8 @@ LONGEST = 10.0
 # A server that was silent comes last for this time, and is then tried by one query first.
 DEAD_FOR = 10.0
 MOST_AT_ONCE = 1000
+# One question may be asked of several servers at a time.
+MOST_SOCKETS = 2000
 # Envoy is on this host and answers from memory.
 FILTER_PATIENCE = 0.3
 FILTER_DEAD_FOR = 1.0
@@ -50,6 +55,7 @@ class Upstreams:
     counters: Counters = field(default_factory=Counters)
     asked: Asked = field(default_factory=Asked)
     _under_way: int = 0
+    _sockets: int = 0
     _turn: int = 0
     _dead: dict[Server, float] = field(default_factory=dict)
 
@@ -114,7 +120,8 @@ class Upstreams:
         query = data[: message.HEADER.size] + question + data[end:]
         try:
             async with asyncio.timeout(FILTER_PATIENCE):
-                answer = await by_udp(envoy, query, question, self.asked)
+                with self._one_socket():
+                    answer = await by_udp(envoy, query, question, self.asked)
         except TimeoutError:
             self._dead[envoy] = time.monotonic() + FILTER_DEAD_FOR
             return None
@@ -176,10 +183,22 @@ class Upstreams:
             self._dead[servers[0]] = now + DEAD_FOR
         return servers
 
+    @contextlib.contextmanager
+    def _one_socket(self) -> Iterator[None]:
+        """In here a socket more may be open; raises OSError where that would be too many for this process."""
+        if self._sockets >= share(MOST_SOCKETS, 3):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        self._sockets += 1
+        try:
+            yield
+        finally:
+            self._sockets -= 1
+
     async def _ask(self, server: Server, data: bytes, question: bytes, transport: Transport) -> bytes:
-        answer = await by_udp(server, data, question, self.asked)
+        with self._one_socket():
+            answer = await by_udp(server, data, question, self.asked)
         if transport == "tcp" and is_cut(answer):
             # Cut as it is, it says more than nothing.
-            with contextlib.suppress(OSError, EOFError):
+            with contextlib.suppress(OSError, EOFError), self._one_socket():
                 return await by_tcp(server, data, question, self.asked)
         return answer

@@ -230,6 +230,9 @@ class EnvoyComponent:
                 log.error("Envoy hangs: %s; it is killed", why)
                 child.condemn(f"it hung: {why}")
                 await child.wait()
+            elif not hangs:
+                # It is gone, or cannot be watched here; its end is seen elsewhere.
+                await asyncio.sleep(watch.interval)
 
     async def _answers(self) -> bool:
         try:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kumadp.host.descriptors import is_gone
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -21,30 +23,48 @@ class HangWatch:
     async def hangs(self, pid: int, answers: Callable[[], Awaitable[bool]]) -> bool:
         """True once the main thread of ``pid`` has used no CPU for ``limit`` seconds and the admin is silent.
 
+        Where its CPU time cannot be read, nothing is known of it: that time does not count.
+
         A large cluster update can block Envoy's main thread for a minute, during which its admin is silent too: only
         CPU tells the two apart. An Envoy that uses CPU is not asked at all. False when the process is gone.
         """
         loop = asyncio.get_running_loop()
-        used, since = main_thread_ticks(pid), loop.time()
-        while used is not None:
-            await asyncio.sleep(self.interval)
-            now = main_thread_ticks(pid)
+        used, since = -1, loop.time()
+        while True:
+            try:
+                now = main_thread_ticks(pid)
+            except OSError:
+                now, used = -1, -2
+            if now is None:
+                return False
             if now != used:
                 used, since = now, loop.time()
             elif loop.time() - since >= self.limit:
                 # The question wakes it, if it can wake: one that was merely idle has answered.
                 if await answers():
                     since = loop.time()
-                elif main_thread_ticks(pid) == used:
+                elif _same(pid, used):
                     return True
+            await asyncio.sleep(self.interval)
+
+
+def _same(pid: int, used: int) -> bool:
+    try:
+        return main_thread_ticks(pid) == used
+    except OSError:
         return False
 
 
 def main_thread_ticks(pid: int) -> int | None:
-    """CPU time of the main thread in clock ticks (proc_pid_stat(5): utime and stime), None when it is gone."""
+    """CPU time of the main thread in clock ticks (proc_pid_stat(5): utime and stime), None when it is gone.
+
+    Raises OSError where it cannot be read: too many open files say nothing about the process.
+    """
     try:
         text = Path(f"/proc/{pid}/task/{pid}/stat").read_text()
-    except OSError:
-        return None
+    except OSError as error:
+        if is_gone(error):
+            return None
+        raise
     fields = text.rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])

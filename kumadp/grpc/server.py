@@ -5,37 +5,59 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from grpclib.config import Configuration
 from grpclib.protocol import AbstractHandler
 
 from kumadp.grpc.call import OK, SHUTDOWN_SECONDS, UNIMPLEMENTED, Call, Ended, FrameProtocol, configure
+from kumadp.host.accept import Acceptor, Door
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from grpclib.protocol import EventsProcessor, Stream
 
+# How long a peer may take for its first bytes (seconds).
+FIRST_WITHIN = 10.0
+
 
 class Server:
     """Serves raw streams on a Unix socket to processes of our own user, or root; others are turned away."""
 
-    def __init__(self, handlers: Mapping[str, Callable[[Call, int], Awaitable[None]]], allowed: Callable[[int], bool]):
-        """``handlers``: by path, each given the call and the peer's pid; ``allowed`` is asked with the peer's uid."""
+    def __init__(
+        self,
+        handlers: Mapping[str, Callable[[Call, int], Awaitable[None]]],
+        allowed: Callable[[int], bool],
+        *,
+        name: str = "gRPC",
+    ) -> None:
+        """``handlers``: by path, each given the call and the peer's pid; ``allowed`` is asked with the peer's uid.
+
+        Connections have places under this ``name`` (`kumadp.host.accept.Door`).
+        """
         self._handlers = handlers
+        self._name = name
         self._allowed = allowed
         self._protocols: set[_ServerProtocol] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._acceptor: Acceptor | None = None
         # Nothing is pinged: Envoy's main thread may be busy for a minute with a large update.
         self._config = Configuration(_keepalive_time=None).__for_server__()
 
-    async def start(self, sock: socket.socket) -> asyncio.AbstractServer:
-        """Accept connections."""
-        return await asyncio.get_running_loop().create_unix_server(self._protocol, sock=sock)
+    def start(self, sock: socket.socket) -> None:
+        """Accept connections on a socket, which stays its owner's."""
+        self._acceptor = Acceptor(sock, Door.for_socket(self._name, sock), self._protocol)
+        self._acceptor.open()
+
+    def stop(self) -> None:
+        """Accept no more connections."""
+        if self._acceptor is not None:
+            self._acceptor.stop()
 
     async def close(self) -> None:
         """End all streams and connections."""
+        self.stop()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -43,8 +65,8 @@ class Server:
         for protocol in tuple(self._protocols):
             protocol.processor.close("closed by us")
 
-    def _protocol(self) -> _ServerProtocol:
-        return _ServerProtocol(self, self._config)
+    def _protocol(self, ended: Callable[[], None]) -> _ServerProtocol:
+        return _ServerProtocol(self, self._config, ended)
 
     def admit(self, protocol: _ServerProtocol, uid: int) -> bool:
         """Whether a peer may speak."""
@@ -80,9 +102,16 @@ class _Accepting(AbstractHandler):
     def __init__(self, server: Server) -> None:
         self._server = server
         self.pid = 0
+        self.streams = 0
 
     def accept(self, stream: Stream, headers: list[tuple[str, str]], release_stream: Callable[[], None]) -> None:
-        self._server.accept(Call(stream, release_stream), dict(headers).get(":path", ""), self.pid)
+        self.streams += 1
+
+        def released() -> None:
+            self.streams -= 1
+            release_stream()
+
+        self._server.accept(Call(stream, released), dict(headers).get(":path", ""), self.pid)
 
     def cancel(self, stream: Stream) -> None:
         """The call hears of it itself."""
@@ -95,25 +124,47 @@ class _ServerProtocol(FrameProtocol):
     handler: _Accepting
     processor: EventsProcessor
 
-    def __init__(self, server: Server, config: Configuration) -> None:
+    def __init__(self, server: Server, config: Configuration, ended: Callable[[], None]) -> None:
         super().__init__(_Accepting(server), config, configure(client=False))
         self._server = server
+        self._ended = ended
+        self._raw: asyncio.Transport | None = None
+        self._first: asyncio.TimerHandle | None = None
         self._admitted = False
+        self._gone = False
+
+    def may_go(self) -> bool:
+        """Whether it has no stream."""
+        return not self.handler.streams
+
+    def go(self) -> None:
+        """Abort it."""
+        self._gone = True
+        if self._raw is not None:
+            self._raw.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._raw = cast("asyncio.Transport", transport)
         sock = transport.get_extra_info("socket")
         self.handler.pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         self._admitted = self._server.admit(self, uid)
         if self._admitted:
             super().connection_made(transport)
-        else:
-            transport.close()
+            self._first = asyncio.get_running_loop().call_later(FIRST_WITHIN, self.go)
+        if self._gone or not self._admitted:
+            self._raw.abort()
 
     def data_received(self, data: bytes) -> None:
+        if self._first is not None:
+            self._first.cancel()
+            self._first = None
         if self._admitted:
             super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._ended()
+        if self._first is not None:
+            self._first.cancel()
         if self._admitted:
             super().connection_lost(exc)
             self._server.forget(self)

@@ -29,6 +29,7 @@ from kumadp.decoding import decode_msgpack
 from kumadp.errors import HandoverFailed
 from kumadp.host import inherited
 from kumadp.host.cores import allow_cores, forbid_cores
+from kumadp.host.descriptors import raise_limit, restore_limit
 from kumadp.host.meanwhile import VARIABLE, Meanwhile
 
 if TYPE_CHECKING:
@@ -186,6 +187,8 @@ def become(
             flush()
             allow_cores()
             undo.callback(forbid_cores)
+            restore_limit()
+            undo.callback(raise_limit)
             os.execve(argv[0], argv, {**environ, VARIABLE: str(memfd)})  # noqa: S606 - our own command line
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error

@@ -5,10 +5,14 @@ aiohttp takes 130 ms to import: `kumadp.host.serve` imports this in a thread.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from kumadp.host.shares import client_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -18,7 +22,11 @@ if TYPE_CHECKING:
     from aiohttp.http_parser import RawRequestMessage
     from aiohttp.streams import StreamReader
 
+    from kumadp.host.accept import Door
+
     Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+log = logging.getLogger("kumadp.http")
 
 # How long a body that nobody wants is still read (seconds), so that the client sees the answer and not a reset.
 LINGERING = 0.5
@@ -26,44 +34,75 @@ LINGERING = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a client may take (seconds): for a request's head, to read an answer, between two requests.
+    """How long a client may take (seconds): for a request's head, to read an answer, between two requests, for a body.
 
-    Those of Kuma 2.14's readiness reporter. Its read limit of 10 s is not reached: what follows a head is not waited
-    for longer than `LINGERING`, unless a handler reads it, which then has a limit of its own.
+    Those of Kuma 2.14's readiness reporter, whose read limit is the body's. A body that no handler reads is not waited
+    for longer than `LINGERING`.
     """
 
     head: float = 1.0
     write: float = 30.0
     idle: float = 120.0
+    body: float = 10.0
 
 
 class Connection(web.RequestHandler):
-    """One client's connection."""
+    """One client's connection, a `kumadp.host.accept.Guest`; ``ended`` is called when it is over."""
 
-    __slots__ = ("_answering", "_head", "_limits", "_server", "_write")
+    __slots__ = ("_answering", "_body", "_ended", "_gone", "_head", "_limits", "_server", "_write", "peer")
 
-    def __init__(self, server: Server, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(server, loop=loop, access_log=None, lingering_time=LINGERING, keepalive_timeout=limits.idle)  # type: ignore[arg-type]  # None: no access log
+    def __init__(
+        self, server: Server, limits: Limits, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]
+    ) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # None: no access log
+            logger=log,
+            lingering_time=LINGERING,
+            keepalive_timeout=limits.idle,
+            # A body goes on as it came.
+            auto_decompress=False,
+        )
         self._server = server
         self._limits = limits
+        self._ended = ended
         self._head: asyncio.TimerHandle | None = None
+        self._body: asyncio.TimerHandle | None = None
         self._write: asyncio.TimerHandle | None = None
-        self._answering = False
+        self._answering: web.BaseRequest | None = None
+        self._gone = False
+        self.peer = ""
+
+    def may_go(self) -> bool:
+        """Whether nothing is being done for it: it is idle, or has not sent all, or does not read its answer."""
+        request = self._answering
+        return request is None or self._write is not None or not request.content.is_eof()
+
+    def go(self) -> None:
+        """Abort it."""
+        self._gone = True
+        self._abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for the first request."""
         super().connection_made(transport)
+        self.peer = client_of(transport.get_extra_info("peername"))[0]
         self._head = self._loop.call_later(self._limits.head, self.force_close)
+        if self._gone:
+            self._abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End."""
         self._head = _cancel(self._head)
+        self._body = _cancel(self._body)
         self._write = _cancel(self._write)
+        self._ended()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take what a client sends; a head that has begun must end soon."""
-        if self._head is None and not self._answering:
+        if self._head is None and self._answering is None:
             self._head = self._loop.call_later(self._limits.head, self.force_close)
         super().data_received(data)
 
@@ -77,18 +116,47 @@ class Connection(web.RequestHandler):
         super().resume_writing()
         self._write = _cancel(self._write)
 
-    def begin(self) -> None:
+    def begin(self, request: web.BaseRequest) -> None:
         """A head has come."""
         self._head = _cancel(self._head)
-        self._answering = True
+        self._answering = request
+        if not request.content.is_eof():
+            self._body = self._loop.call_later(self._limits.body, self._end_body, request)
 
     def end(self) -> None:
         """Its answer is there."""
-        self._answering = False
+        self._body = _cancel(self._body)
+        self._answering = None
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a request that could not be read, which is counted, or whose handler failed."""
+        if isinstance(exc, HttpProcessingError):
+            self._server.door.note_bad(self.peer, type(exc).__name__)
+            message = "400 Bad Request\n"
+        return super().handle_error(request, status, exc, message)
+
+    def log_exception(self, *args: Any, **more: Any) -> None:
+        """Log a handler's failure; a client that sends nonsense, or leaves, is none."""
+        error = more.get("exc_info")
+        left = isinstance(error, ConnectionError) and self.transport is None
+        if not left and not isinstance(error, HttpProcessingError):
+            super().log_exception(*args, **more)
+
+    def _end_body(self, request: web.BaseRequest) -> None:
+        if not request.content.is_eof():
+            self.force_close()
 
     def _abort(self) -> None:
-        if self.transport is not None:
-            self.transport.abort()
+        transport = self.transport
+        if transport is not None:
+            self.force_close()
+            transport.abort()
 
 
 class Server(web.Server):
@@ -99,6 +167,7 @@ class Server(web.Server):
         handler: Handler,
         came: Callable[[object], None],
         spoke: Callable[[object], None],
+        door: Door,
         *,
         limits: Limits,
         abandon: bool,
@@ -106,11 +175,12 @@ class Server(web.Server):
         super().__init__(self._answer, request_factory=self._request, handler_cancellation=abandon)
         self._handler = handler
         self._came, self._spoke = came, spoke
+        self.door = door
         self._limits = limits
 
-    def __call__(self) -> Connection:
-        """A connection."""
-        return Connection(self, self._limits, self._loop)
+    def connection(self, ended: Callable[[], None]) -> Connection:
+        """A connection; ``ended`` is called when it is over."""
+        return Connection(self, self._limits, self._loop, ended)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         """Tell of it."""
@@ -126,9 +196,14 @@ class Server(web.Server):
         self._spoke(request.protocol)
         connection = request.protocol
         assert isinstance(connection, Connection)  # noqa: S101
-        connection.begin()
+        connection.begin(request)
         try:
             return await self._handler(request)
+        except web.RequestPayloadError as error:
+            self.door.note_bad(connection.peer, f"its body: {type(error).__name__}")
+            answer = web.Response(status=400, text="400 Bad Request\n")
+            answer.force_close()
+            return answer
         finally:
             connection.end()
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from kumadp.host.descriptors import is_gone
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 _DELETED = " (deleted)"
 
@@ -27,12 +29,17 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 def identity_of(pid: int) -> Identity | None:
-    """The living process of that number; None when there is none, or only its remains wait to be reaped."""
+    """The living process of that number; None when there is none, or only its remains wait to be reaped.
+
+    Raises OSError where that cannot be found out, as with too many open files.
+    """
     try:
         after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         uid = Path(f"/proc/{pid}").stat().st_uid
-    except OSError:
-        return None
+    except OSError as error:
+        if is_gone(error) or isinstance(error, PermissionError):
+            return None
+        raise
     # Fields 3 (state) and 22 (start time) of proc(5); the name before them may hold anything.
     if after_name[0] in {b"Z", b"X"}:
         return None
@@ -40,11 +47,16 @@ def identity_of(pid: int) -> Identity | None:
 
 
 def start_time_of(pid: int) -> int | None:
-    """When the process of that number was started, in clock ticks since boot, also when it has ended unreaped."""
+    """When the process of that number was started, in clock ticks since boot, also when it has ended unreaped.
+
+    Raises OSError where that cannot be found out.
+    """
     try:
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-    except OSError:
-        return None
+    except OSError as error:
+        if is_gone(error) or isinstance(error, PermissionError):
+            return None
+        raise
 
 
 def _exe(pid: int) -> str:

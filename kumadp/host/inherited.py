@@ -59,13 +59,6 @@ def take(kind: Kind, host: str, port: int) -> socket.socket | None:
     return sock
 
 
-def replace(old: socket.socket, new: socket.socket) -> None:
-    """Remember ``new``, a duplicate, where ``old`` was."""
-    for key, sock in list(_open.items()):
-        if sock is old:
-            _open[key] = new
-
-
 def sockets() -> list[HandedSocket]:
     """Every socket that is bound and open now, those received and not taken yet too."""
     known = {**_received, **_open}

@@ -31,6 +31,10 @@ LONGEST = 30.0
 # How long a client may take to ask, and how much it may say.
 _HEAD_WITHIN = 1.0
 _LONGEST_HEAD = 16 * 1024
+# Connections at a time; the oldest goes for a newer one.
+_MOST = 128
+# Where nothing can be accepted, the sockets stay readable: a moment of rest (seconds).
+_REST = 0.05
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -102,7 +106,7 @@ class _Answering:
                 for key, _ in self._selector.select(0.25):
                     key.data()
                 now = time.monotonic()
-                for client in [client for client, due in self._deadlines.items() if due < now]:
+                for client in [one for one, due in self._deadlines.items() if due < now]:
                     self._close(client)
                 if now > self._until:
                     self._leave(self._listening.copy())
@@ -121,14 +125,27 @@ class _Answering:
             sock.close()
 
     def _accept(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        try:
             client, _ = sock.accept()
-            client.setblocking(False)
-            self._deadlines[client] = time.monotonic() + _HEAD_WITHIN
-            head = bytearray()
-            self._watch(client, lambda: self._read(client, head))
+        except BlockingIOError:
+            return
+        except OSError:
+            # No descriptor is left: the oldest client's is given up, or others are waited for.
+            if self._deadlines:
+                self._close(next(iter(self._deadlines)))
+            else:
+                time.sleep(_REST)
+            return
+        client.setblocking(False)
+        if len(self._deadlines) >= _MOST:
+            self._close(next(iter(self._deadlines)))
+        self._deadlines[client] = time.monotonic() + _HEAD_WITHIN
+        head = bytearray()
+        self._watch(client, lambda: self._read(client, head))
 
     def _read(self, client: socket.socket, head: bytearray) -> None:
+        if client not in self._deadlines:
+            return
         try:
             data = client.recv(_LONGEST_HEAD)
         except BlockingIOError:

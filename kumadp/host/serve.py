@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from kumadp.addresses import ANY_IPV6, socket_address
 from kumadp.errors import PortsTaken, Problem, WorkDirError
 from kumadp.host import inherited
+from kumadp.host.accept import Acceptor, Door
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -131,16 +132,23 @@ def bind_unix(path: Path) -> socket.socket:
 
 
 async def serve(
-    handler: Handler, sock: socket.socket, up: Callable[[], None], *, abandon: bool = False, prompt: bool = False
+    handler: Handler,
+    sock: socket.socket,
+    up: Callable[[], None],
+    *,
+    name: str = "HTTP",
+    abandon: bool = False,
+    prompt: bool = False,
 ) -> None:
     """Answer requests on ``sock`` with ``handler`` until cancelled.
 
-    A client has the time that `kumadp.host.httpd.Limits` gives it. ``abandon``: a handler whose client has gone is
+    A client has the time that `kumadp.host.httpd.Limits` gives it, and a place as `kumadp.host.accept.Door` has them,
+    which is known by this ``name`` in log and status. ``abandon``: a handler whose client has gone is
     cancelled. ``prompt``: it answers at once, and its clients do not wait for those of others when serving pauses.
     aiohttp is imported in a thread, in 130 ms.
     """
     httpd = await asyncio.to_thread(importlib.import_module, "kumadp.host.httpd")
-    site = _Site(handler, sock, httpd.Limits(), abandon=abandon, prompt=prompt)
+    site = _Site(handler, sock, Door.for_socket(name, sock), httpd.Limits(), abandon=abandon, prompt=prompt)
     try:
         await site.open()
         _sites.add(site)
@@ -171,10 +179,13 @@ async def paused() -> AsyncIterator[None]:
 class _Site:
     """One socket that is served, with pauses."""
 
-    def __init__(self, handler: Handler, sock: socket.socket, limits: Limits, *, abandon: bool, prompt: bool) -> None:
+    def __init__(
+        self, handler: Handler, sock: socket.socket, door: Door, limits: Limits, *, abandon: bool, prompt: bool
+    ) -> None:
         self.prompt = prompt
         self._handler = handler
         self._socket = sock
+        self._door = door
         self._limits = limits
         self._abandon = abandon
         # Connections that have asked for nothing yet.
@@ -188,24 +199,20 @@ class _Site:
 
         from kumadp.host.httpd import Server
 
-        server = Server(self._answer, self._silent.add, self._spoke, limits=self._limits, abandon=self._abandon)
+        server = Server(
+            self._answer, self._silent.add, self._spoke, self._door, limits=self._limits, abandon=self._abandon
+        )
+        # It ends connections, those with a request under way last; accepting them is ours.
         self._runner = web.ServerRunner(server, shutdown_timeout=_IN_FLIGHT)
         await self._runner.setup()
-        self._listener = web.SockSite(self._runner, self._socket, backlog=BACKLOG)
-        await self._listener.start()
+        self._acceptor = Acceptor(self._socket, self._door, server.connection)
+        self._acceptor.open()
 
     async def pause(self) -> None:
         """Accept nothing more and end what there is; the socket stays open."""
         if self._in_flight:
             await asyncio.wait(self._in_flight, timeout=_IN_FLIGHT)
-        # The listener closes the socket that it was given.
-        kept = self._socket.dup()
-        inherited.replace(self._socket, kept)
-        # A connection that asyncio has accepted, and not made a transport of yet, is lost when its server is closed.
-        asyncio.get_running_loop().remove_reader(self._socket)
-        await _turns()
-        self._socket = kept
-        await self._listener.stop()
+        await self._acceptor.close()
         await _turns()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_REQUEST):
@@ -217,6 +224,7 @@ class _Site:
 
     async def close(self) -> None:
         """Serve no more."""
+        self._acceptor.stop()
         await self._runner.cleanup()
         self._socket.close()
 

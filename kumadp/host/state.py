@@ -14,6 +14,7 @@ import msgspec
 
 from kumadp.bootstrap.store import write_private
 from kumadp.decoding import Undecodable, decode_json
+from kumadp.host.descriptors import is_gone
 from kumadp.host.identity import Identity, boot_id, identity_of, start_time_of
 
 if TYPE_CHECKING:
@@ -107,8 +108,10 @@ def strays(directory: Path, known: Container[int]) -> list[tuple[int, int]]:
             continue
         try:
             argv = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
+        except OSError as error:
+            if is_gone(error) or isinstance(error, PermissionError):
+                continue
+            raise
         named = (os.fsdecode(value) for flag, value in itertools.pairwise(argv) if flag in _CONFIGURED_BY)
         if not any(Path(path).parent == directory for path in named):
             continue
@@ -172,11 +175,17 @@ class StateFile:
             self._warned = False
 
 
-def record(name: str, pid: int, argv: tuple[str, ...], *, fifo: str = "") -> ChildRecord | None:
-    """A record of a process that runs, without what is Envoy's; None when it is gone. May block."""
+def record(name: str, pid: int, argv: tuple[str, ...], *, fifo: str = "", start_time: int = 0) -> ChildRecord | None:
+    """A record of a process that runs, without what is Envoy's; None when it is gone. May block.
+
+    Where the process cannot be looked at now, it is taken for the one that has this ``start_time``.
+    """
     import hashlib
 
-    found = identity_of(pid)
+    try:
+        found = identity_of(pid)
+    except OSError:
+        found = Identity(pid, start_time, os.geteuid(), "")
     if found is None:
         return None
     digest = hashlib.sha256("\0".join(argv).encode()).hexdigest()

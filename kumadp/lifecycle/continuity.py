@@ -290,6 +290,13 @@ def _read_source(directory: Path) -> Fetched | None:
 def records(children: Sequence[Child], programs: Mapping[str, str]) -> list[ChildRecord]:
     """Living children as the state file has them; ``programs`` by the child's name. May block."""
     found = (
-        record(child.name, child.pid, (programs.get(child.name, ""),), fifo=str(child.fifo or "")) for child in children
+        record(
+            child.name,
+            child.pid,
+            (programs.get(child.name, ""),),
+            fifo=str(child.fifo or ""),
+            start_time=child.start_time,
+        )
+        for child in children
     )
     return [one for one in found if one is not None]

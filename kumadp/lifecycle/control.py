@@ -68,7 +68,7 @@ class ControlServer:
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled; the socket file goes."""
         try:
-            await serve(self._answer, self._socket, up)
+            await serve(self._answer, self._socket, up, name=self.name)
         finally:
             self._path.unlink(missing_ok=True)
 

@@ -34,7 +34,7 @@ class ReadinessServer:
         """Serve until cancelled; the file of a Unix socket goes."""
         path = self._socket.getsockname()
         try:
-            await serve(self._answer, self._socket, self._begin(up), prompt=True)
+            await serve(self._answer, self._socket, self._begin(up), name=self.name, prompt=True)
         finally:
             if isinstance(path, str):
                 with contextlib.suppress(OSError):

@@ -169,6 +169,23 @@ class ApplicationStatus(Struct, forbid_unknown_fields=True):
     ended: Annotated[str, _field("How it ended; empty while it has not.")]
 
 
+class DescriptorStatus(Struct, forbid_unknown_fields=True):
+    """Descriptors of kumadp itself: files, sockets, pipes."""
+
+    used: int
+    limit: Annotated[int, _field("The soft limit, raised to the hard one at start.")]
+
+
+class ConnectionStatus(Struct, forbid_unknown_fields=True):
+    """Connections to one of kumadp's servers."""
+
+    open: int
+    most: Annotated[int, _field("How many there may be at a time.")]
+    displaced: Annotated[int, _field("Idle or incomplete ones that were closed for newer ones.")]
+    refused: Annotated[int, _field("Those for which there was no room.")]
+    bad_requests: Annotated[int, _field("Requests that could not be understood.")]
+
+
 class StatusReport(Struct, forbid_unknown_fields=True):
     """What a running kumadp says of itself. Times are in seconds since 1970."""
 
@@ -190,6 +207,8 @@ class StatusReport(Struct, forbid_unknown_fields=True):
     ports: Annotated[dict[str, str], _field("What is served where.")]
     counters: Annotated[dict[str, dict[str, int]], _field("Attempts at the bootstrap, answers to probes.")]
     spent: Annotated[dict[str, float], _field("Seconds in each phase.")]
+    descriptors: DescriptorStatus
+    connections: Annotated[dict[str, ConnectionStatus], _field("By server.")]
     versions: dict[str, str] | UnsetType = UNSET
     epoch: Annotated[int | UnsetType, _field("Which Envoy of all that were started serves, from 0 on.")] = UNSET
     control_plane: Annotated[str | UnsetType, _field("Addresses that were named for the control plane.")] = UNSET

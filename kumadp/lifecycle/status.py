@@ -13,6 +13,8 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from kumadp import __version__
+from kumadp.host.accept import doors
+from kumadp.host.descriptors import headroom
 from kumadp.lifecycle.phases import Phase, check_move
 from kumadp.process.policy import ChildState
 
@@ -157,6 +159,8 @@ class Status:
             "ports": dict(self.ports),
             "counters": {kind: dict(counter) for kind, counter in self.counters.items()},
             "spent": {phase.value: round(seconds, 3) for phase, seconds in self.spent().items()},
+            "descriptors": headroom(),
+            "connections": doors(),
             **self.facts,
             **{name: ask() for name, ask in self.asked.items()},
         }

@@ -96,6 +96,7 @@ class _Collector(Collector):
             yield from _dynconf(dynconf["paths"])
         if log := now.get("log"):
             yield _counter("log_lines_dropped", "Log lines lost because the output was stuck.", log.get("dropped", 0))
+        yield from _connections(now.get("connections", {}))
         for more in self.more:
             yield from more()
         yield self._lateness()
@@ -203,6 +204,22 @@ def _relay(relay: Mapping[str, Any]) -> Iterator[Metric]:
         pending.add_metric([name], float(view["accepted"] != view["latest"]))
         rejected.add_metric([name], view["rejected"])
     yield from (changed, pending, rejected)
+
+
+def _connections(servers: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
+    held = GaugeMetricFamily("kumadp_connections", "Connections to a server of kumadp.", labels=["server"])
+    turned = CounterMetricFamily(
+        "kumadp_connections_turned_away",
+        "Connections that were refused or closed for others.",
+        labels=["server", "how"],
+    )
+    bad = CounterMetricFamily("kumadp_bad_requests", "Requests that could not be understood.", labels=["server"])
+    for name, server in servers.items():
+        held.add_metric([name], server["open"])
+        for how in ("refused", "displaced"):
+            turned.add_metric([name, how], server[how])
+        bad.add_metric([name], server["bad_requests"])
+    yield from (held, turned, bad)
 
 
 def _probes(counters: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:

@@ -103,7 +103,7 @@ class MetricsServer:
 
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
-        await serve(self._answer, self._socket, up, abandon=True)
+        await serve(self._answer, self._socket, up, name=self.name, abandon=True)
 
     def apply(self, policy: Policy | None) -> None:
         """Answer by this policy from now on; None: there is none any more."""

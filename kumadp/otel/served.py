@@ -69,17 +69,16 @@ class Served:
         self._idle.set()
         handlers = {method(signal): self._handler(signal) for signal in SIGNALS}
         own = os.getuid()
-        self._server = Server(handlers, lambda uid: uid in {own, 0})
-        self._listener: asyncio.AbstractServer | None = None
+        self._server = Server(handlers, lambda uid: uid in {own, 0}, name=f"OpenTelemetry {self.label}")
 
     async def start(self) -> None:
         """Accept connections."""
-        self._listener = await self._server.start(self._socket)
+        self._server.start(self._socket)
 
     async def close(self) -> None:
         """Take nothing more; what is on its way has a moment to arrive."""
-        if self._listener is not None:
-            self._listener.close()
+        self._server.stop()
+        self._socket.close()
         with contextlib.suppress(OSError):
             self.wanted.socket.unlink(missing_ok=True)
         with contextlib.suppress(TimeoutError):

@@ -50,7 +50,7 @@ class ProbeProxy:
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
         try:
-            await serve(self._counted, self._socket, up, abandon=True)
+            await serve(self._counted, self._socket, up, name=self.name, abandon=True)
         finally:
             await self._asker.close()
 

@@ -92,7 +92,7 @@ class VirtualProbes:
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
         try:
-            await serve(self._counted, self._socket, up)
+            await serve(self._counted, self._socket, up, name=self.name)
         finally:
             if self._client is not None:
                 await self._client.close()

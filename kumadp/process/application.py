@@ -18,7 +18,7 @@ import msgspec
 
 from kumadp.errors import SpawnError
 from kumadp.host.identity import Identity, start_time_of
-from kumadp.process.child import ExitStatus, tied_to_us
+from kumadp.process.child import ExitStatus, cannot_start, tied_to_us
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,10 +67,16 @@ class ApplicationProcess:
         try:
             process = subprocess.Popen(command, env=dict(environment), process_group=0)
         except OSError as error:
-            raise SpawnError(f"{argv[0]} cannot be started: {error.strerror}") from error
+            raise cannot_start(argv[0], error) from error
+        try:
+            found = cls(process.pid, start_time_of(process.pid) or 0)
+        except OSError as error:
+            # It cannot be watched: no descriptor is left.
+            process.kill()
+            process.wait()
+            raise cannot_start(argv[0], error) from error
         if _terminal_of() == os.getpgrp():
             _give_terminal(process.pid)
-        found = cls(process.pid, start_time_of(process.pid) or 0)
         # It is ours to reap, and outlives this object of Python's over execve(2).
         process.returncode = 0
         return found

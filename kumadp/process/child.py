@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from kumadp.errors import SpawnError
+from kumadp.errors import HostExhausted, SpawnError
 from kumadp.host.cgroup import OomKills, oom_file
 from kumadp.host.cores import cores_of_children
+from kumadp.host.descriptors import EXHAUSTED, limit_of_children
 from kumadp.host.identity import Identity, identity_of, start_time_of
 from kumadp.process.fifo import make_fifo, name_fifo, open_fifo
 from kumadp.process.logpump import Heard, LogPump
@@ -163,11 +164,10 @@ class Child:
         if command.on_parent_death == "kill" and _gains_rights(program):
             log.warning("%s gains rights when it starts: it will not end when kumadp is killed (prctl(2))", program)
         try:
-            process, pidfd, output = _start(command)
+            process, pidfd, output, started = _start(command)
         except OSError as error:
-            raise SpawnError(f"{program} cannot be started: {error.strerror}") from error
+            raise cannot_start(program, error) from error
         pump = LogPump(command.name, output, lossy=command.fifo is not None)
-        started = start_time_of(process.pid) or 0
         fifo = name_fifo(command.fifo, process.pid) if command.fifo is not None else None
         child = cls(command.name, process.pid, pidfd, pump, process.wait, start_time=started, fifo=fifo)
         child.died = command.died
@@ -317,14 +317,20 @@ class Child:
         return (str(_oom_kills().file), *counts) if counts is not None else None
 
 
+def cannot_start(program: str, error: OSError) -> SpawnError:
+    """Why a program could not be started: for its own sake, or because the host or kumadp lacks something now."""
+    kind = HostExhausted if error.errno in EXHAUSTED else SpawnError
+    return kind(f"{program} cannot be started: {error.strerror}")
+
+
 def tied_to_us(
     argv: tuple[str, ...], number: int, environment: Mapping[str, str], *, hold_fate: bool = False
 ) -> tuple[str, ...]:
     """The command that runs ``argv`` and has the kernel send it signal ``number`` (0: none) when this process dies."""
     helper = (sys.executable, "-I", "-S", str(HELPER), str(int(number)), str(os.getpid()))
     cores = cores_of_children()
-    limit = "" if cores is None else str(cores)
-    return (*helper, str(int("LC_CTYPE" in environment)), str(int(hold_fate)), limit, *argv)
+    limits = ("" if limit is None else str(limit) for limit in (cores, limit_of_children()))
+    return (*helper, str(int("LC_CTYPE" in environment)), str(int(hold_fate)), *limits, *argv)
 
 
 @functools.cache
@@ -336,8 +342,8 @@ def _exit_code(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _start(command: Command) -> tuple[subprocess.Popen[bytes], int, int]:
-    """The process, its pidfd and the read end of its output; leaves nothing behind when it raises OSError."""
+def _start(command: Command) -> tuple[subprocess.Popen[bytes], int, int, int]:
+    """The process, its pidfd, the read end of its output, its start time; leaves nothing when it raises OSError."""
     number = signal.SIGKILL if command.on_parent_death == "kill" else 0
     # A program that gains rights by its file keeps them: without CAP_SYS_ADMIN holding its fate would cost them.
     hold = command.hold_fate and not _gains_rights(command.argv[0])
@@ -358,8 +364,10 @@ def _start(command: Command) -> tuple[subprocess.Popen[bytes], int, int]:
         undo.callback(process.wait)
         undo.callback(process.kill)
         pidfd = os.pidfd_open(process.pid)
+        undo.callback(os.close, pidfd)
+        started = start_time_of(process.pid) or 0
         undo.pop_all()
-    return process, pidfd, read
+    return process, pidfd, read, started
 
 
 def _can_run(program: str) -> bool:

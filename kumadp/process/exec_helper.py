@@ -1,10 +1,11 @@
-"""Run as ``python -I -S exec_helper.py SIGNAL PARENT LOCALE OURS CORE PROGRAM ARG...``: becomes PROGRAM, tied to its
-parent.
+"""Run as ``python -I -S exec_helper.py SIGNAL PARENT LOCALE OURS CORE FILES PROGRAM ARG...``: becomes PROGRAM, tied to
+its parent.
 
 Sets PR_SET_PDEATHSIG (prctl(2)), which a child must do for itself, and which survives execve(2). LOCALE 0 means that
 the environment given has no LC_CTYPE. OURS 1 lets the program change nothing of PR_SET_PDEATHSIG: Envoy sets SIGTERM
-where hot restart is on (1.40, HotRestartImpl). CORE is the soft limit for its core dumps (bytes, -1: none), empty: as
-it is. It stands alone: it imports nothing of ours, so that it starts in milliseconds.
+where hot restart is on (1.40, HotRestartImpl). CORE is the soft limit for its core dumps (bytes, -1: none), FILES
+that for its descriptors, empty: as it is. It stands alone: it imports nothing of ours, so that it starts
+in milliseconds.
 """
 
 import ctypes
@@ -64,7 +65,7 @@ def hold_fate(libc: ctypes.CDLL) -> bool:
 
 def main() -> None:
     """Tie this process to its parent and become the program; exit code 127 when that cannot be done."""
-    number, parent, program = int(sys.argv[1]), int(sys.argv[2]), sys.argv[6]
+    number, parent, program = int(sys.argv[1]), int(sys.argv[2]), sys.argv[7]
     libc = ctypes.CDLL(None)
     if number:
         libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
@@ -73,8 +74,9 @@ def main() -> None:
             sys.exit(127)
     if sys.argv[4] == "1" and not hold_fate(libc):
         sys.stderr.write(f"{program} decides itself what happens to it when kumadp dies: no seccomp here\n")
-    if sys.argv[5]:
-        resource.setrlimit(resource.RLIMIT_CORE, (int(sys.argv[5]), resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    for kind, soft in ((resource.RLIMIT_CORE, sys.argv[5]), (resource.RLIMIT_NOFILE, sys.argv[6])):
+        if soft:
+            resource.setrlimit(kind, (int(soft), resource.getrlimit(kind)[1]))
     # Python ignores these two for itself, and execve(2) would hand that on.
     for ignored in (SIGPIPE, SIGXFSZ):
         libc.signal(ignored, SIG_DFL)
@@ -82,7 +84,7 @@ def main() -> None:
     if sys.argv[3] == "0":
         os.environ.pop("LC_CTYPE", None)
     try:
-        os.execv(program, sys.argv[6:])  # noqa: S606
+        os.execv(program, sys.argv[7:])  # noqa: S606
     except OSError as error:
         sys.stderr.write(f"cannot run {program}: {error.strerror}\n")
         sys.exit(127)

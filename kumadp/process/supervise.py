@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kumadp.errors import ChildFailed, SpawnError
+from kumadp.errors import ChildFailed, HostExhausted, SpawnError
 from kumadp.process.child import Child, Command, ExitStatus
 from kumadp.process.policy import ChildState, GiveUp, RestartPolicy, decide
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
 log = logging.getLogger("kumadp.process")
+
+# How long a host that lacks descriptors or memory is given before the child is started again (seconds).
+_EXHAUSTED_PAUSE = 1.0
 
 CAUSES = ("exit", "signal", "out of memory", "unknown", "not started", "asked")
 
@@ -218,6 +221,12 @@ class Supervisor:
         if self.child is None:
             self._tell(ChildState.FATAL, str(error))
             raise error
+        if isinstance(error, HostExhausted):
+            # No restart would help, and none is spent.
+            log.warning("%s; it is tried again until it works", error)
+            self._tell(ChildState.BACKOFF, str(error))
+            await asyncio.sleep(_EXHAUSTED_PAUSE)
+            return history
         self._last_exit = str(error)
         log.warning("%s", error)
         return await self._pause(history, 0.0, "not started", None)

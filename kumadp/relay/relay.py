@@ -85,13 +85,13 @@ class Relay:
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled; then end the stream to the control plane. Raises WorkDirError."""
         sock = self.listening = self.listening or bind_unix(self._path)
-        server = Server({ADS: self._downstream.serve, HDS: self._health.serve}, self._allowed)
-        accepting = await server.start(sock)
+        server = Server({ADS: self._downstream.serve, HDS: self._health.serve}, self._allowed, name="relay")
+        server.start(sock)
         up()
         try:
             await self._upstream.run()
         finally:
-            accepting.close()
+            server.stop()
             for timer in self._timers.values():
                 timer.cancel()
             await server.close()

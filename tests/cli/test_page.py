@@ -146,6 +146,7 @@ def test_readme_shows_this_page() -> None:
     status.facts = {"versions": {"envoy": "1.40.0", "coredns": "1.14.7"}, "epoch": 1}
     status.facts |= {"control_plane": "https://localhost:5678", "token_expires": now + 72000}
     status.facts["relay"] = relay(address="localhost:5678", connected_since=begun, received=now - 842)
+    status.facts["descriptors"] = {"used": 57, "limit": 65536}
     crash = "/var/lib/kumadp/web-1/crashes/20261125T031209.412Z-envoy-4213.json"
     status.facts["crashes"] = {"newest": crash, "story": died}
     told = {**status.snapshot(), "since": now - 72, "started": begun, "pid": 4211}

@@ -4,46 +4,119 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from typing import TYPE_CHECKING, cast
 
+import dns.asyncquery
 import dns.message
 import dns.rcode
 import pytest
 
 from kumadp.dns import tcp, upstreams
+from kumadp.dns.server import Resolver
 from tests.dns.test_resolver import HOST, Upstream, ask, resolver, texts, use
 from tests.support.poll import poll_async
+from tests.support.ports import free_ports
 
 if TYPE_CHECKING:
-    from kumadp.dns.server import Resolver
+    from collections.abc import AsyncIterator
 
 __all__ = ["resolver"]
 
 MOST = 20
 
 
-async def test_a_connection_too_many_is_hung_up_on(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp, "MOST_CONNECTIONS", 3)
-    port = resolver.addresses[0][1]
+@contextlib.asynccontextmanager
+async def another(resolver: Resolver) -> AsyncIterator[Resolver]:
+    """One that is made now, with the same names."""
+    async with Resolver([(HOST, free_ports(1)[0])]) as made:
+        made.table = resolver.table
+        yield made
+
+
+async def test_a_connection_too_many_takes_the_place_of_the_oldest_idle_one(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp, "MOST_CONNECTIONS", 4)
     wire = dns.message.make_query("backend.mesh", "A").to_wire()
     query = len(wire).to_bytes(2) + wire
     async with contextlib.AsyncExitStack() as stack:
+        bounded = await stack.enter_async_context(another(resolver))
+        readers = []
+        # Half of them are for one client.
         for _ in range(3):
-            reader, writer = await asyncio.open_connection(HOST, port)
+            reader, writer = await asyncio.open_connection(HOST, bounded.addresses[0][1])
             stack.callback(writer.close)
             writer.write(query)
             assert len(await reader.readexactly(2)) == 2
-        reader, writer = await asyncio.open_connection(HOST, port)
-        stack.callback(writer.close)
-        with pytest.raises((EOFError, OSError)):
-            await reader.readexactly(2)
+            readers.append(reader)
+        with contextlib.suppress(OSError):
+            await readers[0].read()
+        assert readers[0].at_eof() or readers[0].exception() is not None
+        assert not readers[1].at_eof()
+        assert texts(await ask(bounded, "backend.mesh", tcp=True)) == ["240.0.0.1"]
 
-    async def again() -> bool:
-        with contextlib.suppress(EOFError, OSError):
-            return texts(await ask(resolver, "backend.mesh", tcp=True)) == ["240.0.0.1"]
-        return False
 
-    await poll_async(again, what="an answer once others have gone")
+async def test_a_client_that_reads_no_answers_is_aborted_and_costs_no_more_than_its_bound(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp, "WRITE_WITHIN", 0.3)
+    wire = dns.message.make_query("backend.mesh", "A").to_wire()
+    flood = (len(wire).to_bytes(2) + wire) * 10_000
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, (HOST, resolver.addresses[0][1]))
+
+        async def send() -> None:
+            while True:
+                await loop.sock_sendall(client, flood)
+
+        # Aborted: a reset, not an orderly end behind answers that nobody reads.
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            async with asyncio.timeout(60):
+                await send()
+    assert texts(await ask(resolver, "backend.mesh", tcp=True)) == ["240.0.0.1"]
+
+
+async def test_many_queries_at_once_are_all_answered(resolver: Resolver) -> None:
+    count = 5_000
+    wire = dns.message.make_query("backend.mesh", "A").to_wire()
+    reader, writer = await asyncio.open_connection(HOST, resolver.addresses[0][1])
+    writer.write((len(wire).to_bytes(2) + wire) * count)
+    writer.write_eof()
+    async with asyncio.timeout(60):
+        for _ in range(count):
+            size = int.from_bytes(await reader.readexactly(2))
+            assert (await reader.readexactly(size))[:2] == wire[:2]
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_client_with_few_queries_takes_the_place_of_one_with_many(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstreams, "MOST_AT_ONCE", MOST)
+    async with Upstream().serving() as upstream:
+        upstream.silent = True
+        use(resolver, upstream)
+        waiting = [asyncio.create_task(ask(resolver, f"{number}.example.com")) for number in range(MOST)]
+
+        async def all_asked() -> bool:
+            return resolver.counters.asked == MOST
+
+        await poll_async(all_asked, what="questions under way")
+        upstream.silent = False
+        other = dns.message.make_query("other.example.com", "A")
+        found = await dns.asyncquery.udp(other, HOST, port=resolver.addresses[0][1], source="127.0.0.2", timeout=10)
+        assert found.rcode() == dns.rcode.NOERROR
+        # The oldest had to go, and was told.
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        assert next(iter(done)).result().rcode() == dns.rcode.SERVFAIL
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def test_an_idle_connection_is_closed(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:

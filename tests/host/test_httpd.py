@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from kumadp.host.accept import Acceptor, Door
 from kumadp.host.httpd import Limits, Server
+from kumadp.host.serve import bind_tcp
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,7 +22,9 @@ REQUEST = b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 @contextlib.asynccontextmanager
-async def served(limits: Limits, *, body: bytes = b"ok", abandon: bool = False) -> AsyncIterator[tuple[int, list[str]]]:
+async def served(
+    limits: Limits, *, body: bytes = b"ok", abandon: bool = False, door: Door | None = None
+) -> AsyncIterator[tuple[int, list[str]]]:
     told: list[str] = []
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -39,18 +43,23 @@ async def served(limits: Limits, *, body: bytes = b"ok", abandon: bool = False) 
     def spoke(_connection: object) -> None:
         told.append("spoke")
 
-    runner = web.ServerRunner(Server(answer, came, spoke, limits=limits, abandon=abandon), shutdown_timeout=0.1)
+    sock = bind_tcp("127.0.0.1", 0, "test")
+    door = door or Door.for_socket("test", sock)
+    server = Server(answer, came, spoke, door, limits=limits, abandon=abandon)
+    runner = web.ServerRunner(server, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+    acceptor = Acceptor(sock, door, server.connection)
+    acceptor.open()
     try:
-        yield runner.addresses[0][1], told
+        yield sock.getsockname()[1], told
     finally:
+        acceptor.stop()
         await runner.cleanup()
+        sock.close()
 
 
 def test_the_limits_are_those_of_the_readiness_reporter() -> None:
-    assert Limits() == Limits(head=1.0, write=30.0, idle=120.0)
+    assert Limits() == Limits(head=1.0, write=30.0, idle=120.0, body=10.0)
 
 
 async def test_a_client_that_says_nothing_or_half_a_head_is_left_after_a_while() -> None:

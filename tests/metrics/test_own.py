@@ -64,6 +64,7 @@ def status() -> dict[str, Any]:
             "pipe": {"kuma-otel-c.sock": {"name": "c", "signals": {"logs": {"sent": 9, "failed": 2, "refused": 1}}}},
         },
         "log": {"dropped": 6},
+        "connections": {"virtual probes": {"open": 3, "most": 256, "displaced": 9, "refused": 1, "bad_requests": 4}},
     }
 
 
@@ -120,6 +121,9 @@ def test_all_of_a_status() -> None:
     assert value("otel_pipe_messages_total", backend="c", signal="logs", result="sent") == 9
     assert value("otel_pipe_messages_total", backend="c", signal="logs", result="refused") == 1
     assert value("log_lines_dropped_total") == 6
+    assert value("connections", server="virtual probes") == 3
+    assert value("connections_turned_away_total", server="virtual probes", how="displaced") == 9
+    assert value("bad_requests_total", server="virtual probes") == 4
     assert value("reexecutions_total") == 4
     assert value("envoy_epoch") == 1
     assert value("process_open_fds") > 3

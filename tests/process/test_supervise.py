@@ -13,6 +13,8 @@ from kumadp.errors import AdminExposed, ChildFailed, SpawnError
 from kumadp.process.child import Child, Command, ExitStatus
 from kumadp.process.policy import ChildState, RestartPolicy
 from kumadp.process.supervise import ChildReport, Supervisor
+from tests.support.hostile import no_descriptors_left
+from tests.support.poll import poll_async
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -292,3 +294,24 @@ async def test_what_is_found_out_in_its_last_moment_counts_more_than_how_it_ende
     watched = Watched(STAY, bring_up=end_and_refuse)
     with pytest.raises(AdminExposed):
         await watched.task
+
+
+async def test_a_lack_of_descriptors_spends_no_restart() -> None:
+    sleeper = Watched(STAY, RestartPolicy(budget=1, base=0.001))
+    await sleeper.up.wait()
+    with no_descriptors_left():
+        os.kill(sleeper.pids[-1] if sleeper.pids else sleeper.reports[-1].pid or 0, signal.SIGKILL)
+
+        async def lacks() -> bool:
+            return "Too many open files" in sleeper.supervisor.report.reason
+
+        await poll_async(lacks, what="a start that fails")
+
+    async def again() -> bool:
+        return sleeper.supervisor.report.state is ChildState.RUNNING
+
+    await poll_async(again, what="the child again")
+    report = sleeper.supervisor.report
+    assert (report.restarts, dict(report.causes)) == (1, {"signal": 1})
+    sleeper.task.cancel()
+    await asyncio.wait({sleeper.task})

@@ -74,12 +74,13 @@ class Side:
 async def serving(path: Path, allowed: Callable[[int], bool] = lambda _uid: True) -> AsyncIterator[Side]:
     side = Side(path)
     server = Server({ADS: side.down.serve}, allowed)
-    accepting = await server.start(bind_unix(path))
+    sock = bind_unix(path)
+    server.start(sock)
     try:
         yield side
     finally:
-        accepting.close()
         await server.close()
+        sock.close()
 
 
 def stream_of(channel: Channel, path: str = ADS) -> Any:

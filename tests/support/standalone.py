@@ -26,12 +26,14 @@ def run_standalone(
     place: str = "",
     environment: Mapping[str, str] | None = None,
     more: tuple[str, ...] = (),
+    dns: bool = False,
+    prefix: tuple[str, ...] = (),
 ) -> Iterator[Daemon]:
     """Our Dataplane ``name`` of the folder (or file), READY; its other files go beside the folder, under ``place``."""
     home = folder.parent / f"home-{place or name}"
     home.mkdir()
     arguments = ("--standalone", str(folder), "--name", name, "--drain-time", "1s", *more)
-    with run_kumadp(home, ports, *arguments, environment=environment) as daemon:
+    with run_kumadp(home, ports, *arguments, environment=environment, dns=dns, prefix=prefix) as daemon:
         daemon.wait_ready()
         yield daemon
 
