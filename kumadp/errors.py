@@ -26,6 +26,8 @@ Classes carry facts and build their own text; nobody tests a message.
 from __future__ import annotations
 
 import enum
+import errno
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -60,7 +62,7 @@ EXIT_CODE_MEANING: dict[ExitCode, str] = {
     ExitCode.RESOURCE: "a Dataplane, ZoneIngress or ZoneEgress is wrong",
     ExitCode.CONTROL_PLANE_UNAVAILABLE: "no usable answer within KUMA_CONTROL_PLANE_RETRY_MAX_DURATION",
     ExitCode.CHILD_FAILED: "Envoy ended for good: restart budget spent, or its configuration is wrong",
-    ExitCode.OS: "a port cannot be bound, a process not started, or a directory not used",
+    ExitCode.OS: "a port cannot be bound, a process not started, or a file or directory not used",
     ExitCode.BINARY_NOT_FOUND: "Envoy, or a CoreDNS that was asked for by path, is not there",
     ExitCode.ADMIN_EXPOSED: "Envoy's admin answered on an address that is not loopback; Envoy was killed",
     ExitCode.FORCED: "a third signal ended kumadp at once",
@@ -97,6 +99,21 @@ def on_one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+# What a host does to any program: a disk that is full or read-only, a right that is missing, limits.
+_OF_THE_HOST = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS),
+}
+
+
+def host_refusal(error: OSError) -> str:
+    """What the host refused, with the path if it is about a file; empty for an error that is no refusal of the host."""
+    if error.errno not in _OF_THE_HOST and not (error.filename and error.strerror):
+        return ""
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return on_one_line(f"{where}{error.strerror or error}")
 
 
 class KumadpError(Exception):

@@ -13,10 +13,11 @@ import contextlib
 import fcntl
 import os
 import select
-import stat
 import struct
 import termios
 from typing import TYPE_CHECKING
+
+from kumadp.host.private_file import open_own_fifo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,7 @@ def open_fifo(path: Path) -> tuple[int, bytes]:
     if waiting is None:
         path.unlink(missing_ok=True)
         os.mkfifo(path, 0o600)
-    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = open_own_fifo(path, os.O_RDWR)
     # Where so much is not allowed it is as large as it is.
     with contextlib.suppress(OSError):
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, SIZE)
@@ -57,10 +58,7 @@ def _waiting_in(path: Path, *, take: bool = True) -> bytes | None:
     Without ``take`` nothing is taken out of it: empty.
     """
     try:
-        found = path.lstat()
-        if not stat.S_ISFIFO(found.st_mode) or found.st_uid != os.geteuid():
-            return None
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_own_fifo(path, os.O_RDONLY)
     except OSError:
         return None
     waiting = b""

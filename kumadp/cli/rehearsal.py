@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -23,7 +24,10 @@ _LATE = ("aiohttp.web", "grpclib.client", "grpclib.server", "httpx", "psutil", "
 
 
 def pass_check(environ: Mapping[str, str]) -> None:
-    """Import all that a run needs, decode what is handed over, print the version; raises HandoverFailed."""
+    """Import all that a run needs, decode what is handed over, print the version.
+
+    Raises HandoverFailed, and WorkDirError if the work directory cannot be written as the new program would.
+    """
     found = pkgutil.walk_packages(kumadp.__path__, "kumadp.")
     ours = [module.name for module in found if not module.name.startswith(("kumadp.cli.", "kumadp.__main__"))]
     for name in (*(name for name in ours if name not in _OF_EXTRAS), *_LATE):
@@ -31,7 +35,9 @@ def pass_check(environ: Mapping[str, str]) -> None:
             importlib.import_module(name)
         except Exception as error:
             raise HandoverFailed(f"{name} cannot be imported: {type(error).__name__}: {error}") from None
+    from kumadp.host.workdir import check_room
     from kumadp.lifecycle.continuity import decode_left
 
-    decode_left(read(int(environ.get(VARIABLE, "-1"))))
+    left = decode_left(read(int(environ.get(VARIABLE, "-1"))))
+    check_room(Path(left.work.path))
     click.echo(f"kumadp {kumadp.__version__}")

@@ -9,7 +9,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kumadp.bootstrap.store import write_private
+from kumadp.host.private_file import write_private
 from kumadp.process.output import output_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import fcntl
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from kumadp.host.facts import memory_limit
 from kumadp.host.state import adoptable, read_state
 from kumadp.host.units import UNITS, shipped
 from kumadp.host.unixhttp import connected, owner_of
-from kumadp.host.workdir import LOCK, PREFIX
+from kumadp.host.workdir import LOCK, PREFIX, temporary_folders
 from kumadp.lifecycle.control import control_socket_files
 from kumadp.process.output import output_of
 
@@ -118,12 +117,14 @@ async def leftovers(
     environ: Mapping[str, str], work_dirs: tuple[Path, ...] = (), temporary: Path | None = None
 ) -> list[Told]:
     """What runs that are dead left behind: below /run/kumadp, and in ``work_dirs``."""
-    return await asyncio.to_thread(_leftovers, environ, work_dirs, temporary or Path(tempfile.gettempdir()))
+    return await asyncio.to_thread(
+        _leftovers, environ, work_dirs, (temporary,) if temporary is not None else temporary_folders(environ)
+    )
 
 
-def _leftovers(environ: Mapping[str, str], work_dirs: tuple[Path, ...], temporary: Path) -> list[Told]:
+def _leftovers(environ: Mapping[str, str], work_dirs: tuple[Path, ...], temporary: tuple[Path, ...]) -> list[Told]:
     told: list[Told] = []
-    for path in sorted(temporary.glob(PREFIX + "*")):
+    for path in sorted(path for folder in temporary for path in folder.glob(PREFIX + "*")):
         if _is_dead(path / LOCK):
             told += warning(f"{path} is left of a dead run", "the next `kumadp run` removes it")
     for path in control_socket_files(environ):
@@ -145,7 +146,7 @@ def _leftovers(environ: Mapping[str, str], work_dirs: tuple[Path, ...], temporar
 def _is_dead(lock: Path) -> bool:
     """Whether there is a lock that nobody holds."""
     try:
-        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:

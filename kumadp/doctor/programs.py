@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from kumadp.envoy.reload import Plan, check
 from kumadp.envoy.version import envoy_version, fits, fitting
 from kumadp.errors import PortsTaken
 from kumadp.host.ports import check_ports
-from kumadp.host.workdir import open_work_dir
+from kumadp.host.workdir import make_temporary, open_work_dir, temporary_folders
 from kumadp.lifecycle.kuma import KumaClient
 from kumadp.lifecycle.loglevels import envoy_level
 from kumadp.lifecycle.plan import check_plan, envoy_addresses, own_addresses, plan_dns, plan_probes, wants_coredns
@@ -95,8 +95,13 @@ async def bootstrap(subject: Subject) -> list[Told]:
 
     A control plane is asked for it, which registers nothing: Kuma stores a Dataplane when its stream opens.
     """
-    with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
-        return await _bootstrap(subject, folder)
+    named = (subject.settings.work_dir, subject.environ.get("RUNTIME_DIRECTORY", "").split(":")[0])
+    folders = (*temporary_folders(subject.environ), *(Path(folder) for folder in named if folder))
+    folder = await asyncio.to_thread(make_temporary, folders, "doctor-")
+    try:
+        return await _bootstrap(subject, str(folder))
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 async def _bootstrap(subject: Subject, folder: str) -> list[Told]:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.errors import WorkDirError
+from kumadp.host.private_file import read_private, write_private
+from kumadp.host.workdir import writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +28,9 @@ _INITIALIZING = 1
 # Envoy appends a role and a number of up to 20 digits; sun_path ends after 107 (unix(7)).
 _LONGEST_SUFFIX = len("_udp_parent_18446744073709551615")
 _MOST = 107
+# Of the one file there and of a 32-bit number (bytes).
+_SHARED_SIZE = 104
+_LONGEST_BASE_ID = 32
 
 
 class BaseLine:
@@ -43,7 +48,7 @@ class BaseLine:
     def base_id(self) -> int | None:
         """The base id that Envoy chose at epoch 0, None before."""
         with contextlib.suppress(OSError, ValueError):
-            return int(self.base_id_file.read_text())
+            return int(read_private(self.base_id_file, _LONGEST_BASE_ID, private=False))
         return None
 
     def parent_socket(self, epoch: int) -> Path | None:
@@ -97,7 +102,8 @@ class BaseLine:
             if shared.lstat().st_uid == os.geteuid():
                 shared.unlink()
         for path in self._files():
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
         found = self.sockets.parent.glob(f"{self.sockets.name}_*")
@@ -114,12 +120,32 @@ class BaseLine:
 
 
 async def fresh(directory: Path, former: BaseLine | None, *, used: bool) -> BaseLine:
-    """The next line in ``directory``; the ``former`` is cleaned unless it is ``used`` still. Raises WorkDirError."""
+    """The next line in ``directory``; the ``former`` is cleaned unless it is ``used`` still.
+
+    Raises WorkDirError, also where there can be no shared memory: Envoy would abort (1.40).
+    """
     if former is None:
-        return BaseLine(directory, await asyncio.to_thread(sweep, directory))
-    if not used:
-        await asyncio.to_thread(former.clean)
-    return BaseLine(directory, former.serial + 1)
+        line = BaseLine(directory, await asyncio.to_thread(sweep, directory))
+    else:
+        if not used:
+            await asyncio.to_thread(former.clean)
+        line = BaseLine(directory, former.serial + 1)
+    await asyncio.to_thread(_prepare, line)
+    return line
+
+
+def _prepare(line: BaseLine) -> None:
+    probe = SHARED_MEMORY / f"kumadp_{os.getpid()}"
+    try:
+        write_private(probe, b"\0" * _SHARED_SIZE, sync=False)
+        probe.unlink()
+    except OSError as error:
+        raise WorkDirError(
+            f"Envoy's hot restart needs shared memory, and {SHARED_MEMORY} cannot be written: {error.strerror}"
+        ) from None
+    # Envoy follows a link that somebody put there.
+    with writing(line.base_id_file):
+        write_private(line.base_id_file, b"", sync=False)
 
 
 def sweep(directory: Path) -> int:

@@ -48,7 +48,7 @@ class Generations:
         self.plan = plan
         self.line = Line()
         self.supervisor: Supervisor
-        self.hot = hot
+        self.hot = hot if adopt is None or adopt.state.serial >= 0 else None
         self._hooks = hooks
         self._admin = admin
         self._grace = grace
@@ -58,9 +58,8 @@ class Generations:
         self._coming: Child | None = None
         self._retiring: set[Child] = set()
         self._told_of: Child | None = None
-        self._retires_at = 0.0
+        self._retires_at, self._locked, self._off = 0.0, "", "hot restart is off"
         self._lost: int | None = None
-        self._locked = ""
         self._info: ServerInfo | None = None
         self._held: Ask | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,7 +136,8 @@ class Generations:
             self._base = await fresh(hot.directory, former, used=used)
             self._locked, self._info = "", None  # also what was found out of the former one meanwhile
         except WorkDirError as error:
-            log.warning("hot restart is off: %s", error)
+            self._off = f"hot restart is off: {error}"
+            self._hooks.off(self._off)
             return False
         if former is not None and used:
             self._unclean.append(former)
@@ -152,7 +152,7 @@ class Generations:
             self._began(child)
             return False
         state = adopt.state
-        if self.hot is not None and state.serial >= 0:
+        if self.hot is not None:
             self._base = BaseLine(self.hot.directory, state.serial)
         self._info = ServerInfo(state.epoch, "LIVE", state.protocol, state.workers) if state.protocol else None
         self._retires_at = state.retires_at
@@ -238,7 +238,7 @@ class Generations:
 
     async def _check(self, ask: Ask) -> None:
         try:
-            locked = self._locked if self.hot is not None else "hot restart is off"
+            locked = self._locked if self.hot is not None else self._off
             if self.hot is not None:
                 self._info = (await Serving(self._admin, lambda _reason: None).info()) or self._info
             result = await check(self._asks.plan_of(ask, self.plan), self._info, locked)

@@ -124,13 +124,15 @@ def _nothing(*_: object) -> None:
 class Hooks:
     """Who is told of each Envoy, by generation and pid; ``handover`` frames the time until a new one is LIVE.
 
-    A generation is a number that only grows: epochs begin at 0 again after a cold start.
+    A generation is a number that only grows: epochs begin at 0 again after a cold start. ``off`` is called with the
+    reason why this host allows no hot restart.
     """
 
     started: Callable[[int, int], None] = field(default=_nothing)
     live: Callable[[int], None] = field(default=_nothing)
     ended: Callable[[int, int, bool], None] = field(default=_nothing)
     handover: Callable[[bool], None] = field(default=_nothing)
+    off: Callable[[str], None] = field(default=_nothing)
 
 
 class Asks:

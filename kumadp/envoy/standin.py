@@ -12,6 +12,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
+from kumadp.host.serve import bind_owner_only
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -47,8 +49,7 @@ async def stand_in(path: Path, deadline: float) -> bool:
 
 def _bind(ours: socket.socket, path: Path) -> None:
     path.unlink(missing_ok=True)
-    ours.bind(str(path))
-    path.chmod(0o600)
+    bind_owner_only(ours, path)
     ours.setblocking(False)
 
 

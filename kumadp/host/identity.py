@@ -11,6 +11,7 @@ import msgspec
 from kumadp.host.descriptors import is_gone
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DELETED = " (deleted)"
 
 
@@ -67,5 +68,11 @@ def _exe(pid: int) -> str:
 
 
 def boot_id() -> str:
-    """The identity of this boot of the host: start times are of one boot only."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    """The identity of this boot of the host: start times are of one boot only.
+
+    Empty where it cannot be read: ProcSubset=pid of systemd.exec(5) hides it, and some sandboxes have none.
+    """
+    try:
+        return BOOT_ID.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

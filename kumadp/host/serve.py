@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import importlib
+import os
 import socket
 from typing import TYPE_CHECKING, Literal
 
@@ -109,17 +111,18 @@ def bind_unix(path: Path) -> socket.socket:
     taken = inherited.take("unix", str(path), 0)
     if taken is not None:
         return taken
-    if path.exists():
+    if path.is_socket() and not path.is_symlink():
         with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(path)) == 0:
+            # A full backlog of a socket that would block says EAGAIN at once, in place of a wait without end.
+            probe.setblocking(False)
+            if probe.connect_ex(str(path)) in {0, errno.EAGAIN, errno.EINPROGRESS}:
                 raise WorkDirError(
                     f"{path} belongs to a kumadp that is running", "give each its own name or --work-dir"
                 )
-        path.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.bind(str(path))
-        path.chmod(0o600)
+        path.unlink(missing_ok=True)
+        bind_owner_only(sock, path)
         sock.listen(BACKLOG)
         sock.setblocking(False)
     except OSError as error:
@@ -129,6 +132,16 @@ def bind_unix(path: Path) -> socket.socket:
         ) from None
     inherited.note("unix", str(path), 0, sock)
     return sock
+
+
+def bind_owner_only(sock: socket.socket, path: Path) -> None:
+    """Bind a Unix socket, whose file has mode 0600 from the first moment on. Raises OSError.
+
+    Linux gives the file the mode of the socket itself (unix_bind), so that nothing is changed by its name, which
+    somebody else may have taken meanwhile.
+    """
+    os.fchmod(sock.fileno(), 0o600)
+    sock.bind(str(path))
 
 
 async def serve(

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from kumadp.bootstrap.store import write_private
 from kumadp.decoding import Undecodable, decode_json
 from kumadp.host.descriptors import is_gone
 from kumadp.host.identity import Identity, boot_id, identity_of, start_time_of
+from kumadp.host.private_file import NotOurs, read_private, write_private
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Mapping
 
 log = logging.getLogger("kumadp.host")
 
 NAME = "state.json"
+# A record of a child takes about 500 bytes.
+_LARGEST = 4 << 20
 # How Envoy and CoreDNS are told their configuration.
 _CONFIGURED_BY = (b"--config-path", b"-conf")
 FORMAT = 1
@@ -74,22 +76,25 @@ def read_state(directory: Path) -> State | None:
     """What the last kumadp of this work directory left; None where there is none, or none that can be used. Blocks."""
     path = directory / NAME
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        with os.fdopen(handle, "rb") as file:
-            found = os.fstat(file.fileno())
-            if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077 or not stat.S_ISREG(found.st_mode):
-                log.warning("%s is not private to this user and is not used: no process is adopted", path)
-                return None
-            state = decode_json(file.read(), State)
+        state = decode_json(read_private(path, _LARGEST), State)
     except FileNotFoundError:
         return None
+    except NotOurs as error:
+        log.warning("%s is not private to this user and is not used: %s; no process is adopted", path, error.strerror)
+        return None
     except (OSError, Undecodable) as error:
-        log.warning("%s cannot be read: %s; no process is adopted", path, error)
+        reason = error.strerror if isinstance(error, OSError) else error
+        log.warning("%s cannot be read: %s; no process is adopted", path, reason)
         return None
     if state.format != FORMAT:
         log.warning("%s has format %d, this kumadp knows %d; no process is adopted", path, state.format, FORMAT)
         return None
-    return state if state.boot == boot_id() else None
+    boot = boot_id()
+    if not boot or not state.boot:
+        # A pid and a start time may be those of another process after a boot.
+        log.warning("%s is not used: the boot id of this host cannot be read; no process is adopted", path)
+        return None
+    return state if state.boot == boot else None
 
 
 def adoptable(state: State) -> list[ChildRecord]:
@@ -121,19 +126,26 @@ def strays(directory: Path, known: Container[int]) -> list[tuple[int, int]]:
     return found
 
 
+def _log_failure(reason: str) -> None:
+    if reason:
+        log.warning("%s", reason)
+
+
 class StateFile:
     """Writes the state file, on each change, in a thread; changes that come while it is written become one.
 
-    A file that cannot be written costs one warning and adoption, nothing else.
+    A file that cannot be written costs one warning and adoption, nothing else. ``failed`` is called on the event loop
+    with the reason when it changes, and with an empty text once the file is written again.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, failed: Callable[[str], None] = _log_failure) -> None:
         self._path = directory / NAME
+        self._failed = failed
         self._children: tuple[ChildRecord, ...] = ()
         self._parts: dict[str, Any] = {}
         self._writing: asyncio.Task[None] | None = None
         self._again = False
-        self._warned = False
+        self._reason = ""
 
     def note(self, children: Iterable[ChildRecord], parts: Mapping[str, Any] | None = None) -> None:
         """Have these children written as all that there are; to be called on the event loop."""
@@ -151,28 +163,29 @@ class StateFile:
 
     def remove(self) -> None:
         """Take the file away: nothing is left to adopt. May block."""
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
     async def _write(self) -> None:
         try:
             while True:
                 self._again = False
-                await asyncio.to_thread(self._replace, self._children, self._parts)
+                reason = await asyncio.to_thread(self._replace, self._children, self._parts)
+                if reason != self._reason:
+                    self._reason = reason
+                    self._failed(reason)
                 if not self._again:
                     return
         finally:
             self._writing = None
 
-    def _replace(self, children: tuple[ChildRecord, ...], parts: dict[str, Any]) -> None:
+    def _replace(self, children: tuple[ChildRecord, ...], parts: dict[str, Any]) -> str:
         state = State(FORMAT, boot_id(), os.getpid(), start_time_of(os.getpid()) or 0, children, parts)
         try:
             write_private(self._path, msgspec.json.format(msgspec.json.encode(state), indent=1))
         except OSError as error:
-            if not self._warned:
-                log.warning("%s cannot be written: %s; what runs now could not be adopted", self._path, error.strerror)
-            self._warned = True
-        else:
-            self._warned = False
+            return f"{self._path} cannot be written: {error.strerror}; what runs now could not be adopted"
+        return ""
 
 
 def record(name: str, pid: int, argv: tuple[str, ...], *, fifo: str = "", start_time: int = 0) -> ChildRecord | None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.bootstrap.store import write_private
 from kumadp.errors import WorkDirError
+from kumadp.host.private_file import write_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 import shutil
 import stat
@@ -15,12 +17,19 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kumadp.errors import WorkDirError
+from kumadp.host.private_file import make_folders, pin, why_not_ours, write_private
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 PREFIX = "kumadp-"
 LOCK = "kumadp.lock"
+# For a token that was given itself.
+TOKEN = "dataplane.token"  # noqa: S105 - a name
+# Where a temporary directory is made if TMPDIR names none.
+TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - mkdtemp(3) makes a new one, 0700
+
+log = logging.getLogger("kumadp.host")
 
 
 class HandedWorkDir(msgspec.Struct, frozen=True):
@@ -40,13 +49,18 @@ class WorkDir:
     dns: Path
     temporary: bool
     _lock: int = field(default=-1, repr=False)
+    removed_at_end: set[Path] = field(default_factory=set, repr=False)
+    """Files that are of no use to the next run."""
 
     def handed(self) -> HandedWorkDir:
         """This directory for the next program; ``lock`` must stay open over execve(2), so that nobody else takes it."""
         return HandedWorkDir(str(self.path), self.temporary, self._lock)
 
     def close(self) -> None:
-        """Let the next run have it; a temporary directory goes."""
+        """Let the next run have it, without the files that go at the end; a temporary directory goes. May block."""
+        for path in self.removed_at_end:
+            with contextlib.suppress(OSError):
+                path.unlink()
         if self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
@@ -68,7 +82,7 @@ def open_work_dir(
     files lead to elsewhere; a living run holds a lock on its own.
     What was ``handed`` over goes before all of them: this run has its children and sockets there.
     """
-    _remove_dead(emptied)
+    _remove_dead(temporary_folders(environ), emptied)
     temporary = handed is not None and handed.temporary
     if handed is not None:
         path = make_private(Path(handed.path))
@@ -80,9 +94,11 @@ def open_work_dir(
         try:
             path = make_private(Path("/run/kumadp") / (name or "default"))
         except WorkDirError:
-            path = Path(tempfile.mkdtemp(prefix=PREFIX))
+            path = make_temporary(temporary_folders(environ), PREFIX)
             temporary = True
+    _check_owner(path)
     lock = handed.lock if handed is not None else _lock(path)
+    pin(path)
     try:
         return WorkDir(
             path,
@@ -96,13 +112,46 @@ def open_work_dir(
         raise
 
 
+def temporary_folders(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Where temporary directories may be made: ``$TMPDIR``, else /tmp and /var/tmp. None of them is written to."""
+    named = environ.get("TMPDIR", "")
+    return (Path(named),) if named else TEMPORARY
+
+
+def make_temporary(folders: Sequence[Path], prefix: str) -> Path:
+    """Make a new directory, 0700, in the first of these where that is possible; raises WorkDirError if it is in none.
+
+    May block.
+    """
+    failures = []
+    for folder in folders:
+        try:
+            return Path(tempfile.mkdtemp(prefix=prefix, dir=folder)).resolve()
+        except OSError as error:
+            failures.append(f"{folder}: {error.strerror}")
+    raise WorkDirError(
+        f"no work directory can be made: {'; '.join(failures)}", "name a directory that can be written with --work-dir"
+    )
+
+
+def _check_owner(path: Path) -> None:
+    """Root may work in a directory of another user, who can then change what runs as root."""
+    owner = path.stat().st_uid
+    if owner != os.geteuid():
+        log.warning(
+            "%s belongs to user %d, who can change what kumadp and Envoy do as root: use a directory of root",
+            path, owner,
+        )  # fmt: skip
+
+
 def make_private(path: Path, setting: str = "--work-dir") -> Path:
     """Make or take a directory that only its owner can change; raises WorkDirError, which names the ``setting``."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folders(path)
     except OSError as error:
+        # The folder that cannot be made may be a parent.
         raise WorkDirError(
-            f"{path}: {error.strerror}", f"choose a directory that can be written with {setting}"
+            f"{error.filename or path}: {error.strerror}", f"choose a directory that can be written with {setting}"
         ) from None
     return check_private(path, setting)
 
@@ -123,7 +172,8 @@ def check_private(path: Path, setting: str) -> Path:
         raise WorkDirError(f"{path} can be written by others", f"chmod 700 {path}")
     if not os.access(path, os.W_OK):
         raise WorkDirError(f"{path} cannot be written", f"choose another {setting}")
-    return path.absolute()
+    # A link that is replaced later leads nobody elsewhere.
+    return path.resolve()
 
 
 @contextlib.contextmanager
@@ -132,11 +182,48 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WorkDirError(f"{path} cannot be written: {error.strerror or error}", "is the disk full?") from None
+        hint = _HINTS.get(error.errno or 0, "choose a directory that can be written with --work-dir")
+        raise WorkDirError(f"{path} cannot be written: {error.strerror or error}", hint) from None
+
+
+def check_room(path: Path) -> None:
+    """Raise WorkDirError where a run could not write its files into this directory again. May block.
+
+    Each is written beside the one that it replaces, so that there must be room for the largest one.
+    """
+    check_private(path, "--work-dir")
+    ours = (*path.glob("bootstrap*.yaml"), *path.glob("xds/*.json"))
+    sizes = [file.lstat().st_size for file in ours]
+    probe = path / "room.check"
+    try:
+        with writing(path):
+            write_private(probe, b"\0" * max([_LEAST_ROOM, *(size for size in sizes if size <= _MOST_ROOM)]))
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+# A bootstrap takes 5 to 30 kB. What is larger than this is none of our files (bytes).
+_LEAST_ROOM = 64 << 10
+_MOST_ROOM = 16 << 20
+_HINTS = {
+    errno.ENOSPC: "free some space, or choose another --work-dir",
+    errno.EDQUOT: "free some space, or choose another --work-dir",
+    errno.ENAMETOOLONG: "choose a shorter --work-dir",
+}
 
 
 def _lock(path: Path) -> int:
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    file = path / LOCK
+    with writing(file):
+        # A link in its place may lead anywhere, and a FIFO would be waited for.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        handle = os.open(file, flags, 0o600)
+    found = os.fstat(handle)
+    # It may be from a run as the owner of the directory. Nothing is written to it.
+    if why := why_not_ours(found, 0, {os.geteuid(), path.stat().st_uid}):
+        os.close(handle)
+        raise WorkDirError(f"{file} cannot be used: {why}", "remove it, or choose another --work-dir")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -147,12 +234,12 @@ def _lock(path: Path) -> int:
     return handle
 
 
-def _remove_dead(emptied: Callable[[Path], object]) -> None:
-    for path in Path(tempfile.gettempdir()).glob(PREFIX + "*"):
+def _remove_dead(folders: tuple[Path, ...], emptied: Callable[[Path], object]) -> None:
+    for path in (path for folder in folders for path in folder.glob(PREFIX + "*")):
         with contextlib.suppress(OSError):
             if path.lstat().st_uid != os.geteuid() or not (path / LOCK).is_file():
                 continue
-            handle = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            handle = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 emptied(path)

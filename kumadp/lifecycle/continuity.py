@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import re
 import signal
 from dataclasses import dataclass, field
@@ -16,12 +15,12 @@ import msgspec
 
 from kumadp.accesslog.component import HandedLogs  # noqa: TC001 - msgspec reads the annotations
 from kumadp.bootstrap.public import without_token
-from kumadp.bootstrap.store import write_private
 from kumadp.controlplane.wire import Aggregated  # noqa: TC001 - msgspec reads the annotations
 from kumadp.decoding import Undecodable, convert, decode_json, decode_msgpack
 from kumadp.dns.table import HandedNames  # noqa: TC001 - msgspec reads the annotations
 from kumadp.envoy.reload import Adopted, EnvoyState
 from kumadp.errors import HandoverFailed
+from kumadp.host.private_file import read_private, write_private
 from kumadp.host.state import ChildRecord, adoptable, read_state, record, strays
 from kumadp.host.workdir import HandedWorkDir  # noqa: TC001
 from kumadp.lifecycle.kuma import Fetched
@@ -266,24 +265,30 @@ def write_source(directory: Path, fetched: Fetched) -> None:
 
 def tidy(directory: Path, kept: Container[Path] = ()) -> None:
     """Remove what reloads and dead children left: bootstraps that were in turn, FIFOs but those ``kept``. May block."""
-    for path in directory.iterdir():
-        if path not in kept and (_OURS.fullmatch(path.name) or (_OUTPUT.fullmatch(path.name) and path.is_fifo())):
-            path.unlink(missing_ok=True)
+    # Nothing of it is needed: a directory that was taken away has nothing to remove, and a folder that somebody put in
+    # the place of a file can stay.
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            if path not in kept and (_OURS.fullmatch(path.name) or (_OUTPUT.fullmatch(path.name) and path.is_fifo())):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
 
 
 def forget(directory: Path) -> None:
     """Leave nothing for another kumadp. May block."""
     tidy(directory)
-    (directory / SOURCE).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (directory / SOURCE).unlink(missing_ok=True)
 
 
 def _read_source(directory: Path) -> Fetched | None:
     try:
-        with (directory / SOURCE).open("rb") as file:
-            if os.fstat(file.fileno()).st_uid != os.geteuid():
-                return None
-            return decode_json(file.read(_LARGEST), Source).fetched()
-    except (OSError, Undecodable):
+        return decode_json(read_private(directory / SOURCE, _LARGEST), Source).fetched()
+    except FileNotFoundError:
+        return None
+    except (OSError, Undecodable) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        log.warning("%s is not used: %s; the control plane is asked for the bootstrap", directory / SOURCE, reason)
         return None
 
 

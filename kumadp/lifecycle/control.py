@@ -23,7 +23,7 @@ from kumadp.host.serve import bind_unix, serve
 from kumadp.host.unixhttp import connected, exchange, peer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
     from aiohttp import web
 
@@ -120,12 +120,13 @@ def socket_name(name: str) -> str:
     return f"{name[:60] or 'kumadp'}{SUFFIX}"
 
 
-def control_socket_path(name: str, environ: Mapping[str, str]) -> Path:
+def control_socket_path(name: str, environ: Mapping[str, str], work: Path | None = None) -> Path:
     """Where the control socket of the data plane ``name`` goes: the first folder that is, or can be made, private.
 
-    A folder whose name leaves no room for the socket's is passed over. Raises OSError where there is none.
+    The work directory is the last one, where nothing else can be written. A folder whose name leaves no room for the
+    socket's is passed over. Raises OSError if there is none.
     """
-    return _private_path(socket_name(name), environ)
+    return _private_path(socket_name(name), (*folders(environ), *((work,) if work is not None else ())))
 
 
 def relay_socket_path(name: str, work: Path, environ: Mapping[str, str]) -> Path:
@@ -137,13 +138,13 @@ def relay_socket_path(name: str, work: Path, environ: Mapping[str, str]) -> Path
     if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
         return path
     try:
-        return _private_path(f"{name[:60] or 'kumadp'}.relay", environ)
+        return _private_path(f"{name[:60] or 'kumadp'}.relay", folders(environ))
     except OSError:
         raise WorkDirError(f"{path} is too long for a socket", "choose a shorter --work-dir") from None
 
 
-def _private_path(file: str, environ: Mapping[str, str]) -> Path:
-    for folder in folders(environ):
+def _private_path(file: str, places: Iterable[Path]) -> Path:
+    for folder in places:
         path = folder / file
         if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
             continue

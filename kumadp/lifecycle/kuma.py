@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from kumadp import __version__
 from kumadp.bootstrap.parse import parse_bootstrap
-from kumadp.bootstrap.store import write_private
+from kumadp.host.private_file import write_private
 from kumadp.host.secrets import register
-from kumadp.host.workdir import writing
+from kumadp.host.workdir import TOKEN, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +83,9 @@ class KumaClient:
         self.heard_token: Callable[[str], object] = lambda _token: None
         """Hears each token that was read, in the thread that read it."""
         self._without = frozenset({"probes"}) if serves_probes else frozenset[str]()
+        if settings.token:
+            # The program before this one may have written it.
+            work.removed_at_end.add(work.path / TOKEN)
 
     async def fetch(self, failed: Callable[[str], None], max_duration: float | None) -> Fetched:
         """Ask until there is an answer; ``failed`` hears why there is none yet.
@@ -141,7 +144,8 @@ class KumaClient:
         """Where Envoy finds the token too. May block. Raises WorkDirError."""
         if not self.settings.token:
             return self.settings.token_path
-        path = self._work.path / "dataplane.token"
+        path = self._work.path / TOKEN
+        self._work.removed_at_end.add(path)
         with writing(path):
             write_private(path, token.encode())
         return str(path)

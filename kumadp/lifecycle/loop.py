@@ -21,7 +21,7 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from kumadp.errors import ExitCode, KumadpError
+from kumadp.errors import ExitCode, KumadpError, host_refusal
 from kumadp.host.handover import release_signals
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.walk import bounded, walk
@@ -267,7 +267,7 @@ class RunLoop:
             raise
         except OSError as error:
             # A full disk, or a work directory that is gone.
-            raise KumadpError(str(error)) from error
+            raise KumadpError(host_refusal(error) or str(error)) from error
         except Exception as error:
             log.exception("%s failed", asked.what)
             raise KumadpError(f"a bug in kumadp: {type(error).__name__}: {error}") from error
@@ -392,5 +392,8 @@ def _failure(error: BaseException) -> Outcome:
         for problem in problems:
             log.error("%s", problem)
         return Outcome(error.exit_code, f"{len(problems)} problems, each named above, the first: {problems[0]}")
+    if isinstance(error, OSError) and (reason := host_refusal(error)):
+        log.debug("the operating system refused", exc_info=error)
+        return Outcome(ExitCode.OS, reason)
     log.error("a bug in kumadp", exc_info=error)
     return Outcome(ExitCode.BUG, f"a bug in kumadp: {type(error).__name__}: {error}")

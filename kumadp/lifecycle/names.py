@@ -183,7 +183,7 @@ class Names:
         return await make()
 
     async def _write(self, found: Corefile) -> None:
-        from kumadp.bootstrap.store import write_private
+        from kumadp.host.private_file import write_private
 
         try:
             await asyncio.to_thread(write_private, self._run.work.dns / "Corefile", found.text.encode())

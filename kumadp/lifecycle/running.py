@@ -52,7 +52,7 @@ class Running:
                 self._epochs[left.retiring.pid] = left.state.generation - 1
         self._noted = 0
         self._began = False
-        self._state = StateFile(run.work.path)
+        self._state = StateFile(run.work.path, lambda reason: run.status.worry("state file", reason))
         self.started_as: tuple[str, ...] = ()
         self.component: EnvoyComponent | None = None
         self.serves: Callable[[bool], None] = lambda _there: None
@@ -113,7 +113,7 @@ class Running:
             reason=self._reason,
             leaving=lambda: run.status.phase in {Phase.DRAINING, Phase.STOPPING},
             hot=HotRestart(run.work.path, settings.drain_time, settings.reload_deadline) if hot else None,
-            hooks=Hooks(self._started, self._live, self._ended, self._hand_over),
+            hooks=Hooks(self._started, self._live, self._ended, self._hand_over, self._no_hot_restart),
             adopt=run.before.envoy,
             past=run.before.past.get("envoy", Past()),
         )
@@ -216,6 +216,9 @@ class Running:
         if (relaying := self._configuration.relaying) is not None:
             relaying.relay.envoy_ended(epoch, expected=expected)
         self.note()
+
+    def _no_hot_restart(self, reason: str) -> None:
+        self._run.status.worry("envoy", f"{reason}; a reload is refused, and a restart costs connections")
 
     def _hand_over(self, active: bool) -> None:
         if (relaying := self._configuration.relaying) is not None:

@@ -62,7 +62,7 @@ def start_servers(run: Run, actions: Mapping[str, Action]) -> ReadinessPort:
 
     readiness = ReadinessPort(run)
     try:
-        path = control_socket_path(run.name, run.environ)
+        path = control_socket_path(run.name, run.environ, run.work.path)
     except OSError as error:
         log.warning("no control socket: %s", error)
     else:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kumadp.bootstrap.fields import get
 from kumadp.bootstrap.guard import Taken, guard
 from kumadp.bootstrap.public import with_token
-from kumadp.bootstrap.store import write_bootstrap
 from kumadp.errors import ControlPlaneRefused
+from kumadp.host.private_file import write_json
 from kumadp.host.workdir import writing
 
 if TYPE_CHECKING:
@@ -73,8 +73,9 @@ async def _finish(
     guarded = guard(tree, strict=settings.strict_admin, admin_port=port, taken=held)
     for warning in guarded.warnings:
         log.warning("%s", warning)
-    with writing(work.path / file):
-        path = await asyncio.to_thread(write_bootstrap, work.path / file, guarded.bootstrap)
+    path = work.path / file
+    with writing(path):
+        await asyncio.to_thread(write_json, path, guarded.bootstrap)
     names = guarded.bootstrap.get("dynamicResources") or guarded.bootstrap.get("dynamic_resources") or {}
     dynamic = isinstance(names, dict) and ("ldsConfig" in names or "lds_config" in names)
     return Prepared(path, guarded.admin, template, dynamic)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,8 @@ def _remove(directory: Path) -> None:
     sweep_epochs(directory)
     forget(directory)
     remove_stale(directory)
-    (directory / STATE_FILE).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (directory / STATE_FILE).unlink(missing_ok=True)
 
 
 def is_over(result: str, unit: str, environ: Mapping[str, str]) -> bool:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from kumadp.bootstrap.store import write_private
+from kumadp.host.private_file import own_folder, write_private
 from kumadp.host.secrets import redact
-from kumadp.host.workdir import make_private
 from kumadp.process.logpump import KEPT_LINES
 
 if TYPE_CHECKING:
@@ -145,7 +144,8 @@ class Crashes:
         parent = self._folder(True)
         if parent is None:
             return None
-        folder = make_private(parent / FOLDER, "--state-dir")
+        folder = parent / FOLDER
+        own_folder(folder)
         crash = msgspec.structs.replace(crash, kernel=kernel_lines(crash.pid))
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(crash.time)) + f".{int(crash.time % 1 * 1000):03d}Z"
         path = folder / f"{stamp}-{crash.child}-{crash.pid}.json"

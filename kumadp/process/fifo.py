@@ -6,8 +6,9 @@ import contextlib
 import fcntl
 import logging
 import os
-import stat
 from typing import TYPE_CHECKING
+
+from kumadp.host.private_file import open_own_fifo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,9 +27,10 @@ def make_fifo(path: Path) -> tuple[int, int]:
     """
     path.unlink(missing_ok=True)
     os.mkfifo(path, 0o600)
-    read = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    read = open_own_fifo(path, os.O_RDONLY)
     try:
-        write = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        # The same one, whatever has its name by now: the program writes to it.
+        write = os.open(f"/proc/self/fd/{read}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         os.close(read)
         raise
@@ -50,12 +52,7 @@ def name_fifo(made: Path, pid: int) -> Path:
 def open_fifo(path: Path) -> int:
     """The read end of a FIFO that a living process writes to; -1, and a warning, where it cannot be had."""
     try:
-        read = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return open_own_fifo(path, os.O_RDONLY)
     except OSError as error:
         log.warning("%s cannot be read: %s; what this process says is lost", path, error.strerror)
         return -1
-    if not stat.S_ISFIFO(os.fstat(read).st_mode):
-        os.close(read)
-        log.warning("%s is not a FIFO; what this process says is lost", path)
-        return -1
-    return read

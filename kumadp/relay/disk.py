@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kumadp.bootstrap.public import secret_in, without_token
-from kumadp.bootstrap.store import write_private
 from kumadp.decoding import Undecodable, decode_msgpack
 from kumadp.errors import KumadpError
+from kumadp.host.private_file import write_private
 from kumadp.host.secrets import holds_secret
 from kumadp.relay.memory import Memory, TypeMemory
 from kumadp.relay.messages import SECRET, BadMessage, Response

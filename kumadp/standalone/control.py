@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from kumadp.errors import ResourceError
 from kumadp.host.filewatch import FileWatch
+from kumadp.host.private_file import own_folder
+from kumadp.host.workdir import writing
 from kumadp.standalone.apply import CLUSTERS, LISTENERS, Admin, Rejected, Unconfirmed, apply
 from kumadp.standalone.files import Files
 from kumadp.standalone.generate import bootstrap as make_bootstrap
@@ -46,14 +48,19 @@ class Prepared:
 
 
 def prepare(mesh: Mesh, directory: Path, dns: DnsListener | None, memory: int = 0) -> Prepared:
-    """Write the first configuration and make the bootstrap, for that ``memory`` (bytes; 0: no limit). May block."""
-    directory.mkdir(mode=0o700, exist_ok=True)
-    for old in directory.glob("*.json"):
-        old.unlink()
+    """Write the first configuration and make the bootstrap, for that ``memory`` (bytes; 0: no limit). May block.
+
+    Raises WorkDirError where the directory cannot be written.
+    """
     made = generate(mesh, dns)
     held = Files(directory)
-    held.write(CLUSTERS, cluster_file(made.clusters))
-    held.write(LISTENERS, listener_file(made))
+    with writing(directory):
+        own_folder(directory)
+        held.write(CLUSTERS, cluster_file(made.clusters))
+        held.write(LISTENERS, listener_file(made))
+        for old in directory.glob("*.json"):
+            if old.name not in {CLUSTERS, LISTENERS}:
+                old.unlink()
     return Prepared(mesh, make_bootstrap(mesh, directory, memory), made, held)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING
+
+from kumadp.host.private_file import write_private
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,9 +50,4 @@ class Files:
 
     def _replace(self, name: str, data: bytes) -> None:
         # Not flushed to the disk as the bootstrap is: the files are made anew at each start.
-        beside = self.directory / f"{name}.new"
-        beside.unlink(missing_ok=True)
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        beside.replace(self.directory / name)
+        write_private(self.directory / name, data, sync=False)

@@ -13,8 +13,8 @@ import pytest
 from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
 from kumadp.bootstrap.guard import Taken, guard
 from kumadp.bootstrap.parse import parse_bootstrap
-from kumadp.bootstrap.store import write_bootstrap
 from kumadp.errors import BootstrapError
+from kumadp.host.private_file import write_json
 from tests.support.controlplane import socket_address, static_cluster, static_listener
 from tests.support.needs import need_envoy
 
@@ -45,7 +45,7 @@ def test_a_real_bootstrap_passes_unchanged(name: str) -> None:
 def test_envoy_takes_what_the_guard_wrote(tmp_path: Path, name: str) -> None:
     tree = captured(name)
     tree["admin"]["address"] = {"socket_address": {"address": "0.0.0.0", "port_value": 9901}}
-    path = write_bootstrap(tmp_path / "bootstrap.yaml", guard(tree).bootstrap)
+    path = write_json(tmp_path / "bootstrap.yaml", guard(tree).bootstrap)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     done = subprocess.run(
         [need_envoy(), "--mode", "validate", "-c", path, "-l", "error"],

@@ -18,8 +18,8 @@ import yaml
 
 from kumadp.bootstrap.parse import parse_bootstrap
 from kumadp.bootstrap.rewrite import LONGEST_SOCKET_PATH, rewrite_for_relay
-from kumadp.bootstrap.store import write_bootstrap
 from kumadp.errors import BootstrapError
+from kumadp.host.private_file import write_json
 from tests.support.needs import need_envoy
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -107,7 +107,7 @@ def test_exactly_this_changes(form: str) -> None:
 @pytest.mark.process
 @pytest.mark.parametrize("form", FORMS)
 def test_envoy_takes_it(tmp_path: Path, form: str) -> None:
-    path = write_bootstrap(tmp_path / "bootstrap.yaml", rewrite_for_relay(FORMS[form], SOCKET).bootstrap)
+    path = write_json(tmp_path / "bootstrap.yaml", rewrite_for_relay(FORMS[form], SOCKET).bootstrap)
     done = subprocess.run(
         [need_envoy(), "--mode", "validate", "-c", path, "-l", "warning"],
         capture_output=True,

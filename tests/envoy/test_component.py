@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
-from kumadp.bootstrap.store import write_bootstrap
 from kumadp.envoy import admin as admin_module
 from kumadp.envoy.admin import AdminClient
 from kumadp.envoy.component import EnvoyComponent
 from kumadp.errors import ChildFailed
+from kumadp.host.private_file import write_json
 from kumadp.process.child import Command
 from kumadp.process.policy import ChildState, RestartPolicy
 from tests.support.controlplane import socket_address, static_bootstrap, static_listener
@@ -37,7 +37,7 @@ class Running:
     """The component with a bootstrap of the test's, and what it told."""
 
     def __init__(self, folder: Path, bootstrap: dict[str, Any], admin: AdminAddress, *, budget: int = 3) -> None:
-        path = write_bootstrap(folder / "bootstrap.yaml", bootstrap)
+        path = write_json(folder / "bootstrap.yaml", bootstrap)
         argv = (str(need_envoy()), "-c", str(path), "--disable-hot-restart", "--concurrency", "1", "-l", "info")
 
         async def command() -> Command:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.bootstrap.store import write_private
 from kumadp.envoy.epochs import Kind
 from kumadp.envoy.hang import HangWatch
 from kumadp.envoy.reload import Adopted
+from kumadp.host.private_file import write_private
 from kumadp.process.child import Child, ExitStatus
 from kumadp.process.policy import ChildState
 from tests.support.epochs import Epochs, running

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,7 +24,7 @@ def opened(name: str = "web", work: str = "", sockets: str = "", dns: str = "", 
 def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     folder = tmp_path / "temporary"
     folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(workdir, "TEMPORARY", (folder,))
     return folder
 
 

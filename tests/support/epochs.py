@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
-from kumadp.bootstrap.store import write_private
 from kumadp.envoy.argv import envoy_argv
 from kumadp.envoy.component import EnvoyComponent
 from kumadp.envoy.reload import Adopted, Hooks, HotRestart, Plan
+from kumadp.host.private_file import write_private
 from kumadp.process.child import Command
 from kumadp.process.policy import ChildState, RestartPolicy
 from tests.support.controlplane import socket_address, static_cluster

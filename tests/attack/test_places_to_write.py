@@ -1,0 +1,134 @@
+"""Hosts where hardly anything can be written: read-only file systems, full disks, folders that cannot be made."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.daemon import Daemon, Ports, get, is_listening, run_kumadp, workload, write_mesh
+from tests.support.lasting import lasting
+from tests.support.poll import poll
+from tests.support.readonly import inside, read_only_but, small_disk
+from tests.support.xds.plane import XdsControlPlane
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.attack, pytest.mark.process]
+
+
+def kumadp(daemon: Daemon, *arguments: str, **environ: str) -> tuple[int, str]:
+    """Exit code and output of a command of kumadp, where that one runs."""
+    told = inside(daemon.pid, sys.executable, "-m", "kumadp", *arguments, environment={**daemon.environment, **environ})
+    return told.returncode, told.stdout + told.stderr
+
+
+@pytest.mark.parametrize("shared_memory", [True, False])
+def test_the_work_directory_is_all_that_can_be_written(tmp_path: Path, shared_memory: bool) -> None:
+    """Envoy's hot restart needs /dev/shm: without it a reload is refused with the reason, and everything else works."""
+    ports, work = Ports.take(), tmp_path / "work"
+    work.mkdir()
+    kept = ("/dev/shm",) if shared_memory else ()
+    with workload("web") as app:
+        mesh = write_mesh(tmp_path / "mesh", ports, app.port, app.port)
+        prefix = read_only_but(f"{work}=20m", *kept)
+        arguments = ("--standalone", str(mesh), "--name=web")
+        with run_kumadp(tmp_path, ports, *arguments, f"--state-dir={work}/state", prefix=prefix) as daemon:
+            daemon.wait_ready()
+            assert inside(daemon.pid, "touch", "/tmp/x", str(tmp_path / "x"), environment={}).returncode != 0
+            environ = {"RUNTIME_DIRECTORY": str(work)}
+            assert kumadp(daemon, "wait", "--timeout=10s", **environ)[0] == 0
+            assert kumadp(daemon, "status", **environ)[0] == 0
+            code, said = kumadp(daemon, "reload", **environ)
+            if shared_memory:
+                assert code == 0, said
+            else:
+                assert code == 79
+                assert "/dev/shm cannot be written: Read-only file system" in said
+            assert kumadp(daemon, "log-level", "debug", **environ)[0] == 0
+            envoy = daemon.envoy().pid
+            code, said = kumadp(daemon, "reexec", **environ)
+            assert code == 0, said
+            assert (daemon.envoy().pid, get(ports.inbound)) == (envoy, (200, "web"))
+            code, said = kumadp(daemon, "doctor", *arguments, **environ)
+            assert "temporary" not in said
+            daemon.terminate()
+            assert daemon.wait() == 0
+            assert "bug in kumadp" not in daemon.output()
+
+
+def fill(daemon: Daemon, folder: Path) -> None:
+    """Leave no byte free in the file system of this folder, as that data plane sees it."""
+    told = inside(daemon.pid, "dd", "if=/dev/zero", f"of={folder}/filler", "bs=1k", environment=dict(os.environ))
+    assert "No space left" in told.stderr
+
+
+def free(daemon: Daemon, folder: Path) -> None:
+    assert inside(daemon.pid, "rm", f"{folder}/filler", environment=dict(os.environ)).returncode == 0
+
+
+def make_read_only(daemon: Daemon, folder: Path) -> None:
+    """As a file system whose disk fails: what is open for writing stays so."""
+    for how in (("--bind", str(folder), str(folder)), ("-o", "remount,bind,ro", str(folder))):
+        told = inside(daemon.pid, "mount", *how, environment=dict(os.environ))
+        assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.parametrize("size", ["4k", "8k", "12k", "16k", "24k"])
+def test_a_disk_that_is_full_at_the_start_is_exit_71_with_the_path(tmp_path: Path, size: str) -> None:
+    """Or it fits: at whatever file it ends, it is told by name, and no Envoy stays behind."""
+    ports, work = Ports.take(), tmp_path / "work"
+    work.mkdir()
+    with workload("web") as app:
+        mesh = write_mesh(tmp_path / "mesh", ports, app.port, app.port)
+        prefix = read_only_but(f"{work}={size}", "/dev/shm")
+        arguments = ("--standalone", str(mesh), "--name=web", f"--state-dir={work}/state")
+        with run_kumadp(tmp_path, ports, *arguments, prefix=prefix) as daemon:
+            poll(lambda: daemon.process.poll() is not None or get(ports.readiness, "/ready")[0] == 200, what="an end")
+            if daemon.process.poll() is None:
+                daemon.terminate()
+                assert daemon.wait() == 0
+            else:
+                assert daemon.wait() == 71, daemon.output()
+                assert str(work) in daemon.output().splitlines()[-1]
+                assert "No space left on device" in daemon.output().splitlines()[-1]
+            assert "bug in kumadp" not in daemon.output()
+            assert "Traceback" not in daemon.output()
+            assert not is_listening(ports.inbound)
+
+
+@pytest.mark.parametrize("broken", ["full", "read-only"])
+def test_a_disk_that_cannot_be_written_refuses_a_reload_and_a_reexecution_and_the_old_ones_serve(broken: str) -> None:
+    with XdsControlPlane() as plane, lasting(plane) as at:
+        at.work.mkdir()
+        prefix = small_disk(at.work, "1m")
+        with at.up(f"--state-dir={at.work}/state", prefix=prefix) as daemon:
+            envoy, count = at.the_envoy(), at.count(daemon)
+            if broken == "full":
+                fill(daemon, at.work)
+                why = "No space left on device"
+            else:
+                make_read_only(daemon, at.work)
+                why = "Read-only file system"
+            for what in ("reload", "reexec"):
+                told = at.ask(daemon, what)
+                assert told.returncode == 79, (what, told.stdout, told.stderr)
+                assert str(at.work) in told.stderr, what
+                assert why in told.stderr or "cannot be written" in told.stderr, what
+                assert "bug in kumadp" not in told.stderr
+            assert (at.the_envoy(), at.count(daemon)) == (envoy, count)
+            assert at.serves()
+            assert at.status(daemon)["phase"] == "READY"
+            if broken == "full":
+                free(daemon, at.work)
+            else:
+                assert inside(daemon.pid, "umount", str(at.work), environment=dict(os.environ)).returncode == 0
+            assert "serves" in at.reload(daemon)
+            at.reexec(daemon)
+            daemon.terminate()
+            assert daemon.wait() == 0
+            assert "bug in kumadp" not in daemon.output()
+            assert "never retrieved" not in daemon.output()
