@@ -48,11 +48,14 @@ def compose(text: str | bytes, bounds: Bounds) -> yaml.Node | None:
         return yaml.compose(text, yaml.CSafeLoader)
 
 
-def load(text: str | bytes, bounds: Bounds) -> object:
-    """Values as JSON has them; raises yaml.YAMLError with a one-line ``problem``."""
+def load(text: str | bytes, bounds: Bounds, *, unique: bool = False) -> object:
+    """Values as JSON has them; raises yaml.YAMLError with a one-line ``problem``.
+
+    ``unique``: a key that stands twice in a mapping is an error (YAML 1.2, 3.2.1.3); without it the last one counts.
+    """
     with _only_yaml_errors():
         _scan(text, bounds)
-        return yaml.load(text, _JsonLoader)  # noqa: S506 - a part of the safe loader
+        return yaml.load(text, _UniqueLoader if unique else _JsonLoader)  # noqa: S506 - a part of the safe loader
 
 
 @contextlib.contextmanager
@@ -114,6 +117,24 @@ class _JsonLoader(yaml.CSafeLoader):
 
 _JsonLoader.add_constructor("tag:yaml.org,2002:int", _JsonLoader.construct_yaml_int)
 _JsonLoader.add_constructor("tag:yaml.org,2002:float", _JsonLoader.construct_yaml_float)
+
+
+class _UniqueLoader(_JsonLoader):
+    """Takes no key twice. Whoever reads the same text with another library might take the other value."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Before keys are merged in, which may be there already (YAML 1.1: merge key); a mapping is merged once."""
+        flattened: set[yaml.Node] = self.__dict__.setdefault("flattened", set())
+        if node in flattened:
+            return
+        flattened.add(node)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise _problem(f"{key.value[:80]!r} is there twice", key.start_mark)
+                seen.add(key.value)
+        super().flatten_mapping(node)
 
 
 def pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node]]:

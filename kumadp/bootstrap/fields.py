@@ -14,6 +14,16 @@ def get(tree: Any, *names: str) -> Any:
     return tree
 
 
+def items(value: Any) -> list[Any]:
+    """The values of a repeated field as Envoy 1.40 reads it: one value is a list of one, lists in lists are one list.
+
+    What is no mapping within is left out; it is for Envoy to refuse.
+    """
+    if isinstance(value, dict):
+        return [value]
+    return [one for inner in value for one in items(inner)] if isinstance(value, list) else []
+
+
 def put(tree: dict[str, Any], name: str, value: Any) -> None:
     """Set a field by its camelCase name, in whichever way it is already written."""
     tree[snake(name) if snake(name) in tree else name] = value

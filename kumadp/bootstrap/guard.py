@@ -7,14 +7,15 @@ and would show the admin to others, or take a port of ours, is refused.
 from __future__ import annotations
 
 import copy
-import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kumadp.addresses import WILDCARDS, is_loopback, overlap
+from kumadp.addresses import is_ip, is_loopback, overlap
 from kumadp.bootstrap.address import AdminAddress, TcpAdmin, UnixAdmin
-from kumadp.bootstrap.fields import get
+from kumadp.bootstrap.fields import get, items
+from kumadp.bootstrap.harmless import check_public
+from kumadp.bootstrap.spelling import double_spellings
 from kumadp.errors import BootstrapError, Problem
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 OWNER_ONLY = 0o600
 DEFAULT_ADMIN_PORT = 9901
+_INTERNAL_LISTENERS = "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener"
+_SOCKETS = "envoy.extensions.network.socket_interface.default_socket_interface"
+_TAKE_OUT = "take it out of the bootstrap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,10 @@ def guard(
     is not private is refused instead of moved.
     """
     tree = copy.deepcopy(dict(bootstrap))
-    problems: list[Problem] = []
+    problems = double_spellings(tree)
+    if problems:
+        # Half of a field would be judged: nothing that is read from here on could be relied on.
+        raise BootstrapError(problems)
     warnings: list[str] = []
     admin = _admin(tree, strict, admin_port, problems, warnings)
     if isinstance(admin, TcpAdmin):
@@ -66,15 +73,10 @@ def guard(
                     )
                 )
     _check_static(tree, admin, tuple(taken), problems)
+    _check_extensions(tree, problems)
     if problems:
         raise BootstrapError(problems)
     return Guarded(tree, admin, tuple(warnings))
-
-
-def _list(tree: Any, *names: str) -> list[Any]:
-    """The list at a path; what is none there is for Envoy to refuse."""
-    found = get(tree, *names)
-    return found if isinstance(found, list) else []
 
 
 def _admin(
@@ -102,10 +104,11 @@ def _admin(
         if number:
             warnings.append(f"the bootstrap's admin port {number} gives way to networking.admin.port {wanted_port}")
         number = wanted_port
-    found = TcpAdmin(host or LOOPBACK, number or DEFAULT_ADMIN_PORT)
+    found = TcpAdmin(host if is_ip(host) else LOOPBACK, number or DEFAULT_ADMIN_PORT)
     if not isinstance(tree.get("admin"), dict):
         tree["admin"] = {}
-    if _socket(get(tree, "admin", "address")) != (found.host, found.port):
+    address = get(tree, "admin", "address")
+    if not _is_plain(address) or _socket(address) != (found.host, found.port):
         tree["admin"]["address"] = {"socketAddress": {"address": found.host, "portValue": found.port}}
     return found
 
@@ -130,8 +133,7 @@ def _close_socket(pipe: dict[str, Any], path: str, strict: bool, problems: list[
 def _check_static(
     tree: Mapping[str, Any], admin: AdminAddress, taken: tuple[Taken, ...], problems: list[Problem]
 ) -> None:
-    listeners = _list(tree, "staticResources", "listeners")
-    public = [item for item in listeners if not _private_listener(item)]
+    listeners = items(get(tree, "staticResources", "listeners"))
     for index, listener in enumerate(listeners):
         path = f"staticResources.listeners[{index}]"
         for host, port in map(_socket, _addresses(listener)):
@@ -140,28 +142,36 @@ def _check_static(
                     problems.append(Problem(path, f"takes port {port}, used for {held.purpose}"))
             if isinstance(admin, TcpAdmin) and port == admin.port and overlap(host, admin.host):
                 problems.append(Problem(path, f"takes the admin's port {port}"))
-    if not public:
-        return
-    for index, cluster in enumerate(_list(tree, "staticResources", "clusters")):
-        if any(_reaches(address, admin) for address in _endpoints(cluster)):
-            problems.append(
-                Problem(
-                    f"staticResources.clusters[{index}]",
-                    f"leads to Envoy's admin ({admin}) while a static listener can be reached from outside",
-                    "take the cluster or the listener out of the bootstrap",
-                )
-            )
+    if not all(map(_private_listener, listeners)):
+        problems += check_public(tree, admin)
 
 
 def _addresses(item: Any) -> Iterator[Any]:
     """Where a listener listens, or what an endpoint stands for: its address and the additional ones."""
     yield get(item, "address")
-    for more in _list(item, "additionalAddresses"):
+    for more in items(get(item, "additionalAddresses")):
         yield get(more, "address")
 
 
 def _private_listener(listener: Any) -> bool:
-    return all(get(address, "pipe", "path") or is_loopback(_socket(address)[0]) for address in _addresses(listener))
+    """Whether nobody but this host reaches it, or it is bound nowhere; what is not understood is public."""
+    return get(listener, "bindToPort") is False or all(map(_private_address, _addresses(listener)))
+
+
+def _private_address(address: Any) -> bool:
+    if not isinstance(address, dict) or len(address) != 1:
+        return False
+    if isinstance(get(address, "pipe", "path"), str):
+        return True
+    host = _socket(address)[0]
+    return _is_plain(address) and is_ip(host) and is_loopback(host)
+
+
+def _is_plain(address: Any) -> bool:
+    """Whether host and port are all; another field may lead elsewhere (a resolver, another network namespace)."""
+    inside = get(address, "socketAddress")
+    plain = isinstance(inside, dict) and {*inside} <= {"address", "portValue", "port_value", "protocol"}
+    return plain and len(address) == 1 and get(inside, "protocol") in (None, "TCP", "UDP", 0, 1)
 
 
 def _socket(address: Any) -> tuple[str, int]:
@@ -171,15 +181,12 @@ def _socket(address: Any) -> tuple[str, int]:
     return str(get(address, "socketAddress", "address") or ""), number
 
 
-def _endpoints(cluster: Any) -> Iterator[Any]:
-    for locality in _list(cluster, "loadAssignment", "endpoints"):
-        for endpoint in _list(locality, "lbEndpoints"):
-            yield from _addresses(get(endpoint, "endpoint"))
-
-
-def _reaches(address: Any, admin: AdminAddress) -> bool:
-    if isinstance(admin, UnixAdmin):
-        return os.path.normpath(str(get(address, "pipe", "path"))) == os.path.normpath(admin.path)
-    host, port = _socket(address)
-    # Linux connects what goes to the wildcard address to loopback.
-    return port == admin.port and (is_loopback(host) or host in WILDCARDS or host == admin.host)
+def _check_extensions(tree: Mapping[str, Any], problems: list[Problem]) -> None:
+    """What opens sockets of a kind that cannot be judged: Kuma 2.8 to 2.14 and 3.0-dev send none of them."""
+    for index, extension in enumerate(items(get(tree, "bootstrapExtensions"))):
+        kind = str(get(extension, "typedConfig", "@type"))
+        if kind != _INTERNAL_LISTENERS:
+            path = f"bootstrapExtensions[{index}]"
+            problems.append(Problem(path, f"of type {kind[:120]!r} may open further ways to Envoy", _TAKE_OUT))
+    if get(tree, "defaultSocketInterface") not in (None, "", _SOCKETS):
+        problems.append(Problem("defaultSocketInterface", "is not Envoy's own", _TAKE_OUT))

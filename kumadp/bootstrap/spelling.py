@@ -1,0 +1,46 @@
+"""Refuses a bootstrap that names one field twice.
+
+protobuf's JSON form takes a field's name in camelCase and in snake_case, and Envoy merges a message that is given in
+both. Whoever reads such a tree by one spelling sees half of what Envoy will run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kumadp.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Maps with keys of the user's choice: these are no field names, and nothing on the way to them is read twice.
+_FREE_FORM = frozenset({"metadata", "dynamicParameters", "staticLayer", "filterMetadata", "labels"})
+HINT = "Envoy would merge the two; keep one"
+
+
+def json_name(name: str) -> str:
+    """The camelCase name of a field in either spelling (protobuf's ToJsonName)."""
+    first, *rest = name.split("_")
+    return first + "".join(part[:1].upper() + part[1:] for part in rest)
+
+
+def double_spellings(tree: Any) -> list[Problem]:
+    """A Problem for each field that a mapping of the bootstrap has in two spellings; linear in the tree's size."""
+    return list(_double_spellings(tree, "", free=False))
+
+
+def _double_spellings(tree: Any, path: str, *, free: bool) -> Iterator[Problem]:
+    if isinstance(tree, list):
+        for index, item in enumerate(tree):
+            if isinstance(item, (dict, list)):
+                yield from _double_spellings(item, f"{path}[{index}]", free=free)
+    elif isinstance(tree, dict):
+        seen: dict[str, str] = {}
+        for key, value in tree.items():
+            name = json_name(str(key))
+            where = f"{path}.{key}" if path else str(key)
+            if not free and name in seen:
+                yield Problem(where, f"is spelled {seen[name]} beside it, too", HINT)
+            seen[name] = str(key)
+            if isinstance(value, (dict, list)):
+                yield from _double_spellings(value, where, free=free or name in _FREE_FORM)
