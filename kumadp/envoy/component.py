@@ -13,15 +13,15 @@ from kumadp.envoy.admin import AdminClient
 from kumadp.envoy.epochs import Kind
 from kumadp.envoy.generations import Generations
 from kumadp.envoy.hang import HangWatch
-from kumadp.envoy.proof import prove_private
+from kumadp.envoy.proof import Doubts, prove_private
 from kumadp.envoy.reload import Hooks, Plan, ReloadOutcome
 from kumadp.envoy.serving import Serving, configuration_error
-from kumadp.errors import AdminExposed
+from kumadp.errors import AdminExposed, ChildFailed
 from kumadp.process.policy import ChildState
 from kumadp.process.supervise import Past, Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from kumadp.bootstrap.address import AdminAddress
     from kumadp.envoy.reload import Adopted, EnvoyState, HotRestart
@@ -35,6 +35,8 @@ _FIRST_POLL = 0.02
 _LONGEST_POLL = 0.25
 # When whoever asked for a cold restart is told that it does not come up (seconds).
 COLD_WITHIN = 15.0
+# Seconds: until a change is looked at, as more may follow, and until its listeners have to be bound.
+DEBOUNCE, SETTLED_WITHIN = 0.5, 30.0
 _WATCH, _NO_HOOKS, _NO_PAST = HangWatch(), Hooks(), Past()
 
 
@@ -73,6 +75,8 @@ class EnvoyComponent:
         self._inbound_drained = False
         self._was_live = False
         self._gone = asyncio.Event()
+        self._doubts = Doubts()
+        self._exposed: AdminExposed | None = None
         self._changed = changed
         self._serving = Serving(self.admin, reason)
         plan = Plan(command, admin, dynamic)
@@ -97,10 +101,16 @@ class EnvoyComponent:
     async def run(self, up: Callable[[], None]) -> None:
         """Keep Envoy running until cancelled; raises ChildFailed or AdminExposed."""
         watch = asyncio.ensure_future(self._watch(self._watching)) if self._watching is not None else None
+        proving = asyncio.ensure_future(self._keep_private())
         try:
             await self.supervisor.run(up)
+        except ChildFailed:
+            if self._exposed is not None:
+                raise self._exposed from None
+            raise
         finally:
             self._gone.set()
+            proving.cancel()
             if watch is not None:
                 watch.cancel()
             await self._generations.close()
@@ -131,6 +141,10 @@ class EnvoyComponent:
         With ``starting`` one that comes up counts too: it may well serve by the time that somebody goes on with it.
         """
         return self._generations.export(starting=starting)
+
+    def doubt(self, listeners: Collection[str] | None = None) -> None:
+        """Prove soon that the admin is private: of these listeners, by name, which are new or changed; None: of all."""
+        self._doubts.add(listeners)
 
     @property
     def hands_over(self) -> bool:
@@ -205,8 +219,9 @@ class EnvoyComponent:
             pause = min(pause * 1.3, _LONGEST_POLL)
             if asyncio.get_running_loop().time() - since > COLD_WITHIN:
                 self._generations.overdue(f"it does not serve after {COLD_WITHIN:g} s and goes on trying")
+        self._doubts.take()
         try:
-            await prove_private(child.pid, self.admin.address)
+            await prove_private(child.pid, self.admin)
         except AdminExposed as error:
             child.condemn(str(error))
             await child.wait()
@@ -234,6 +249,28 @@ class EnvoyComponent:
                 # It is gone, or cannot be watched here; its end is seen elsewhere.
                 await asyncio.sleep(watch.interval)
 
+    async def _keep_private(self) -> None:
+        """Repeat the proof whenever it is in doubt; an Envoy that fails it is killed, and everything ends."""
+        while True:
+            await self._doubts.wait()
+            await asyncio.sleep(DEBOUNCE)
+            child, state = self.supervisor.child, self.supervisor.report.state
+            if state is ChildState.RUNNING_BLIND:
+                # Without an admin there is nothing to reach.
+                self._doubts.take()
+            if child is None or child.ended or state is not ChildState.RUNNING or self.hands_over:
+                # One that comes up is proved as a whole; one that goes on after a failed hand-over is proved here.
+                continue
+            names = self._doubts.take()
+            await self._serving.settled(SETTLED_WITHIN)
+            places = None if names is None else await self._serving.places(names)
+            try:
+                await prove_private(child.pid, self.admin, places)
+            except AdminExposed as error:
+                self._exposed = error
+                child.condemn(str(error))
+                await child.wait()
+
     async def _answers(self) -> bool:
         try:
             await self.admin.get("/ready")
@@ -242,6 +279,8 @@ class EnvoyComponent:
         return True
 
     def _permanent(self, status: ExitStatus, lines: list[str]) -> str | None:
+        if self._exposed is not None:
+            return str(self._exposed)
         if self._leaving():
             return "it is not started again, as everything stops"
         if self._was_live or status.code in {None, 0}:

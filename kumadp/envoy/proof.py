@@ -1,63 +1,137 @@
-"""Proves, after a start, that Envoy's admin cannot be reached from other hosts."""
+"""Proves, after a start and whenever its listeners change, that Envoy's admin cannot be reached from other hosts."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
+import os
 import socket
+import stat
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
 
 from kumadp.addresses import ANY_IPV6, WILDCARDS, is_loopback
-from kumadp.bootstrap.address import TcpAdmin
+from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
+from kumadp.envoy.probe import Place, Prober
 from kumadp.errors import AdminExposed
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
     from kumadp.bootstrap.address import AdminAddress
+    from kumadp.envoy.admin import AdminClient
 
-log = logging.getLogger("kumadp.envoy")
+# Seconds that one answer may take: many times what the admin itself takes, within these bounds.
+SHORTEST, LONGEST, TIMES = 0.25, 2.0, 20
+_REQUESTS = r"^http\.admin\.downstream_rq_total$"
+_CONFIRMATIONS = 3
+# proc_net(5), /proc/net/unix: __SO_ACCEPTCON in the flags.
+_LISTENS = 0x10000
 
-# Read-only paths that only an admin answers; nothing that changes state is ever asked.
-ASKED = {"/server_info": b'"hot_restart_version"', "/config_dump": b'"configs"'}
-DEADLINE = 2.0
-MAX_BODY = 64 * 1024
+
+class Doubts:
+    """What is to be proved again: the names of listeners, or all."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._all = False
+        self._any = asyncio.Event()
+
+    def add(self, listeners: Collection[str] | None) -> None:
+        """Doubt these listeners, None: all."""
+        self._names |= set(listeners or ())
+        self._all = self._all or listeners is None
+        self._any.set()
+
+    def take(self) -> set[str] | None:
+        """All that was doubted until now, None for everything."""
+        names, everything, self._names, self._all = self._names, self._all, set(), False
+        self._any.clear()
+        return None if everything else names
+
+    async def wait(self) -> None:
+        """Return once there is a doubt."""
+        await self._any.wait()
 
 
-async def prove_private(pid: int, admin: AdminAddress) -> None:
-    """Raise AdminExposed unless the admin of process ``pid`` is on loopback or a Unix socket only.
+async def prove_private(pid: int, admin: AdminClient, only: Collection[tuple[str, int]] | None = None) -> None:
+    """Raise AdminExposed unless the admin of process ``pid`` is on loopback or an owner-only Unix socket alone.
 
-    Other local addresses that have the admin's port bound, by whatever process, are asked without a certificate, in
-    plain and over TLS, for ``/server_info`` and ``/config_dump``. The control plane's own listener there answers
-    ``/ready`` and 404, and no TLS without its certificate (Kuma 2.13, measured), which is as it should be.
+    Every address that is not loopback and on which the process listens, on any port, is asked in plain and over TLS,
+    as a client and as a proxy's client would; so is, on the admin's own port, any other process. ``only``: these hosts
+    and ports of all, and the admin's. Where an admin answers, what counts is whether it is ours, by its own counter: an
+    application may well be an Envoy. The control plane's own listener answers ``/ready`` and 404, and no TLS without
+    its certificate (Kuma 2.13, measured), which is as it should be.
+
+    Not asked, since it cannot be guessed: a path or a header that a route demands, UDP (HTTP/3).
     """
-    if not isinstance(admin, TcpAdmin):
+    address = admin.address
+    places = await asyncio.to_thread(_places, pid, address, only)
+    if not places:
         return
-    suspects = await asyncio.to_thread(_suspects, pid, admin)
-    answers = await asyncio.gather(*(_is_admin(host, admin.port) for host in suspects))
-    shown = [host for host, is_admin in zip(suspects, answers, strict=True) if is_admin]
-    if shown:
+    prober = Prober(_authority(address), await _patience(admin))
+    answers = await asyncio.gather(*(prober.is_admin(place) for place in places))
+    shown = [place for place, is_admin in zip(places, answers, strict=True) if is_admin]
+    ours = [str(place) for place in shown if await _is_ours(admin, prober, place)]
+    if ours:
         raise AdminExposed(
-            f"Envoy's admin answers on {', '.join(_where(host, admin.port) for host in shown)}, which is not loopback",
+            f"Envoy's admin answers on {', '.join(ours)}, which is not loopback",
             "Envoy was killed; look for a listener or policy that leads to the admin",
         )
 
 
-def _suspects(pid: int, admin: TcpAdmin) -> list[str]:
+def _authority(address: AdminAddress) -> str:
+    return str(address) if isinstance(address, TcpAdmin) else "localhost"
+
+
+async def _patience(admin: AdminClient) -> float:
+    """How long to wait for an answer: an Envoy under load takes longer than one at rest."""
+    since = time.monotonic()
+    try:
+        await admin.get("/server_info", timeout=LONGEST)
+    except httpx.HTTPError:
+        return LONGEST
+    return min(max(SHORTEST, TIMES * (time.monotonic() - since)), LONGEST)
+
+
+async def _is_ours(admin: AdminClient, prober: Prober, place: Place) -> bool:
+    """Whether each further request there is one more for our own admin; True also where it cannot be told."""
+    try:
+        for _ in range(_CONFIRMATIONS):
+            before = (await admin.stats(_REQUESTS)).popitem()[1]
+            between = (await admin.stats(_REQUESTS)).popitem()[1]
+            await prober.is_admin(place)
+            after = (await admin.stats(_REQUESTS)).popitem()[1]
+            if after - between <= between - before:
+                return False
+    except (httpx.HTTPError, ValueError, KeyError):
+        return True
+    return True
+
+
+def _places(pid: int, admin: AdminAddress, only: Collection[tuple[str, int]] | None) -> list[Place]:
     local = _local_addresses()
-    suspects: set[str] = set()
-    for host in _listening_hosts(pid, admin.port):
-        if host in WILDCARDS:
-            # A wildcard of IPv6 takes IPv4 too, unless it was told not to: ask both. Every interface has an address
-            # with a zone, and behind a wildcard all are one socket: one of them is enough.
-            suspects |= {one for one in local if "%" not in one and (host == ANY_IPV6 or ":" not in one)}
-            if host == ANY_IPV6:
-                suspects |= set(itertools.islice((one for one in local if "%" in one), 1))
-        else:
-            suspects |= {one for one in local if one.partition("%")[0] == host} or {host}
-    return sorted(host for host in suspects if not is_loopback(host))
+    found: set[tuple[str, int]] = set()
+    for host, port in _listening(pid, admin):
+        at_admin = isinstance(admin, TcpAdmin) and port == admin.port
+        if only is None or at_admin or (host, port) in only:
+            found |= {(one, port) for one in _reached_at(host, local)}
+    places = [Place(host, port) for host, port in sorted(found) if not is_loopback(host)]
+    return [*places, *(Place(path=path) for path in _open_sockets(pid, admin))]
+
+
+def _reached_at(host: str, local: list[str]) -> set[str]:
+    """The addresses at which a socket that is bound to ``host`` is reached."""
+    if host not in WILDCARDS:
+        return {one for one in local if one.partition("%")[0] == host} or {host}
+    # A wildcard of IPv6 takes IPv4 too, unless it was told not to: ask both. Every interface has an address
+    # with a zone, and behind a wildcard all are one socket: one of them is enough.
+    zoned = itertools.islice((one for one in local if "%" in one), 1) if host == ANY_IPV6 else ()
+    return {*zoned, *(one for one in local if "%" not in one and (host == ANY_IPV6 or ":" not in one))}
 
 
 def _local_addresses() -> list[str]:
@@ -66,47 +140,52 @@ def _local_addresses() -> list[str]:
     return sorted({entry.address for entry in found if entry.family in {socket.AF_INET, socket.AF_INET6}})
 
 
-def _listening_hosts(pid: int, port: int) -> set[str]:
+def _listening(pid: int, admin: AdminAddress) -> set[tuple[str, int]]:
+    """Where the process listens, and whoever does on the admin's port."""
     try:
-        bound: Any = psutil.net_connections("tcp")
+        bound: Iterable[Any] = psutil.net_connections("tcp")
     except psutil.AccessDenied:
-        bound = psutil.Process(pid).net_connections("tcp")
-    return {item.laddr.ip for item in bound if item.status == psutil.CONN_LISTEN and item.laddr.port == port}
-
-
-def _where(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-async def _is_admin(host: str, port: int) -> bool:
-    # Nobody's certificate matters here, and httpx would read all CAs for nothing.
-    async with httpx.AsyncClient(
-        verify=False,  # noqa: S501
-        trust_env=False,
-        timeout=DEADLINE,
-        # Compressed, a small answer could become a large one.
-        headers={"accept-encoding": "identity"},
-        # A connection each: one that a stranger closed after the first answer would lose the second question.
-        limits=httpx.Limits(max_keepalive_connections=0),
-    ) as client:
-        questions = itertools.product(("http", "https"), ASKED)
-        urls = ((f"{scheme}://{_where(host, port)}{path}", ASKED[path]) for scheme, path in questions)
-        return any(await asyncio.gather(*(_shows(client, url, sign) for url, sign in urls)))
-
-
-async def _shows(client: httpx.AsyncClient, url: str, sign: bytes) -> bool:
+        bound = ()
+    port = admin.port if isinstance(admin, TcpAdmin) else 0
+    found = {item.laddr for item in bound if item.status == psutil.CONN_LISTEN and item.laddr.port == port}
     try:
-        async with asyncio.timeout(DEADLINE), client.stream("GET", url) as answer:
-            return answer.status_code == 200 and sign in await _beginning(answer)
-    except (httpx.HTTPError, OSError):
+        own = psutil.Process(pid).net_connections("tcp")
+    except psutil.NoSuchProcess:
+        own = []
+    found |= {item.laddr for item in own if item.status == psutil.CONN_LISTEN}
+    return {(address.ip, address.port) for address in found}
+
+
+def _open_sockets(pid: int, admin: AdminAddress) -> list[str]:
+    """Unix sockets of the process that other users may connect to, where the admin is for its owner alone."""
+    if not isinstance(admin, UnixAdmin):
+        # Whoever is on this host reaches an admin on loopback in any case.
+        return []
+    try:
+        inodes = {link[8:-1] for link in _descriptors(pid) if link.startswith("socket:[")}
+        lines = Path(f"/proc/{pid}/net/unix").read_text(errors="replace").splitlines()[1:]
+    except OSError:
+        return []
+    fields = [line.split(maxsplit=7) for line in lines]
+    own = [one for one in fields if len(one) == 8 and int(one[3], 16) & _LISTENS and one[6] in inodes]
+    return sorted({one[7] for one in own if _open_to_others(one[7])})
+
+
+def _descriptors(pid: int) -> list[str]:
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - a large folder, names alone
+        try:
+            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))  # noqa: PTH115
+        except OSError:
+            continue
+    return found
+
+
+def _open_to_others(path: str) -> bool:
+    if path.startswith("@"):
+        # Hot restart's own sockets, which speak no HTTP and take no connections (datagrams).
+        return True
+    try:
+        return bool(Path(path).stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    except OSError:
         return False
-
-
-async def _beginning(answer: httpx.Response) -> bytes:
-    """As much of a stranger's body as can matter."""
-    data = bytearray()
-    async for part in answer.aiter_raw():
-        data += part
-        if len(data) >= MAX_BODY:
-            break
-    return bytes(data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -13,7 +15,7 @@ import httpx
 from kumadp.decoding import decode_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from kumadp.envoy.admin import AdminClient
 
@@ -21,6 +23,8 @@ log = logging.getLogger("kumadp.envoy")
 
 # A stranger may have the port for a moment, and answer anything.
 _NO_ANSWER = (httpx.HTTPError, ValueError, AttributeError, KeyError, TypeError)
+_WARMING = r"^listener_manager\.total_listeners_warming$"
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _WORKERS = r"^listener_manager\.workers_started$"
 _STATS = r"^listener_manager\.(lds\.update_(success|rejected)|total_listeners_(active|warming)|workers_started)$"
 # Envoy's API: ServerInfo.State.
@@ -106,6 +110,30 @@ class Serving:
         ]
         return "; ".join(told) or "unknown"
 
+    async def settled(self, deadline: float) -> None:
+        """Return once no listener is warming, or after ``deadline`` seconds."""
+        pause = _FIRST_PAUSE
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline):
+                while await self._warming():
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _warming(self) -> bool:
+        try:
+            return any((await self._admin.stats(_WARMING)).values())
+        except _NO_ANSWER:
+            return True
+
+    async def places(self, names: Collection[str]) -> set[tuple[str, int]] | None:
+        """Hosts and ports of the listeners of these names; None where the admin does not answer."""
+        try:
+            _, body = await self._admin.get("/listeners?format=json")
+            statuses = json.loads(body)["listener_statuses"]
+            return {place for one in statuses if one["name"] in names for place in _places(one)}
+        except _NO_ANSWER:
+            return None
+
     async def info(self) -> ServerInfo | None:
         """What ``/server_info`` says, None where it does not answer."""
         try:
@@ -137,6 +165,14 @@ class Serving:
             return frozenset(_addresses(decode_json(body)))
         except _NO_ANSWER:
             return frozenset()
+
+
+def _places(status: dict[str, Any]) -> list[tuple[str, int]]:
+    found = []
+    for address in (status["local_address"], *status.get("additional_local_addresses", ())):
+        if bound := address.get("socket_address"):
+            found.append((str(bound["address"]), int(bound["port_value"])))
+    return found
 
 
 def _addresses(told: dict[str, Any]) -> list[str]:

@@ -61,7 +61,7 @@ class Takeover:
     async def prove(self, child: Child) -> tuple[tuple[str, ...], str]:
         """Where the old epoch listened and the new one does not; how others reach its admin, for which it is killed."""
         try:
-            await prove_private(child.pid, self._admin.address)
+            await prove_private(child.pid, self._admin)
             return await self._lacks(), ""
         except AdminExposed as error:
             child.condemn(str(error))

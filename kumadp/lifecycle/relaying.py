@@ -67,6 +67,8 @@ class Relaying:
         self._open_since = -1.0
         self.accepted: Callable[[str], None] = lambda _type_url: None
         """Hears the type of which Envoy has accepted a response."""
+        self.answered: Callable[[str], None] = lambda _type_url: None
+        """Called with the type of which Envoy has accepted or rejected a response."""
         self._stale = stale
         self.use(prepared)
         self._told = _tree(prepared)
@@ -79,6 +81,7 @@ class Relaying:
             broken_at=broken_at,
             on_change=self._changed,
             on_accepted=self._accepted,
+            on_answered=lambda type_url: self.answered(type_url),
         )
         status.asked["relay"] = self.relay.status
         self._earlier = None

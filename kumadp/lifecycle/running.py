@@ -117,6 +117,13 @@ class Running:
             adopt=run.before.envoy,
             past=run.before.past.get("envoy", Past()),
         )
+        if (relaying := self._configuration.relaying) is not None:
+            # Imported late: only with a relay, whose reader of messages it needs.
+            from kumadp.lifecycle.privacy import Privacy
+
+            privacy = Privacy(relaying.relay.export, lambda: self._configuration.prepared.admin, self.component.doubt)
+            relaying.answered = privacy.answered
+            privacy.look()
         run.levels.admin = lambda: self.component.admin if self.component is not None else None
         run.envoy_up.set()
         # The current epoch, then one that drains.

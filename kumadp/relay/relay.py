@@ -46,7 +46,8 @@ class Relay:
 
     ``epoch_of`` names the epoch of a peer's pid that `envoy_started` was not told of. ``listening`` is a socket bound
     to ``path`` already, from before a re-execution; that broke a stream at ``broken_at`` (the clock's). ``on_change``
-    is called when the status changes, ``on_accepted`` with the type whose accepted response did.
+    is called when the status changes, ``on_accepted`` with the type whose accepted response did, ``on_answered`` with
+    the type of which Envoy runs something else now, also where it rejected a part.
     """
 
     name = "relay"
@@ -62,6 +63,7 @@ class Relay:
         broken_at: float | None = None,
         on_change: Callable[[], None] = lambda: None,
         on_accepted: Callable[[str], None] = lambda _type_url: None,
+        on_answered: Callable[[str], None] = lambda _type_url: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
@@ -70,6 +72,7 @@ class Relay:
         self.listening = listening
         self._on_change = on_change
         self._on_accepted = on_accepted
+        self._on_answered = on_answered
         self._clock = clock
         self._upstream = Upstream(dial, self, clock=clock, on_change=on_change, broken_at=broken_at)
         self._downstream = Downstream(self, self._epoch)
@@ -249,6 +252,7 @@ class Relay:
                 case Accepted(type_url):
                     self._sparse.reset(f"rejected {type_url}")
                     self._on_accepted(type_url)
+                    self._on_answered(type_url)
                 case Rejected(type_url, version, reason, by_guard):
                     who = "held back" if by_guard else "rejected by Envoy"
                     # Envoy may quote what it rejects.
@@ -262,6 +266,7 @@ class Relay:
                         "at": round(time.time(), 3),
                         "by_guard": by_guard,
                     }
+                    self._on_answered(type_url)
                 case Note(text):
                     log.info("%s", text)
         due = self._machine.next_tick()

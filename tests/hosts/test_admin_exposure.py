@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
+from kumadp.envoy.probe import ASKED
 from kumadp.errors import ExitCode
 from tests.support.controlplane import socket_address, static_bootstrap, static_cluster, static_listener
 from tests.support.daemon import Ports, run_kumadp
@@ -167,11 +168,14 @@ def test_a_neighbour_reaches_ready_and_nothing_else(hosts: Hosts, tmp_path: Path
 
 
 def hidden_way(folder: Path, ports: Ports, listener: dict[str, Any]) -> Path:
-    """A bootstrap with a listener that leads to the admin by a name the guard cannot read."""
+    """A bootstrap whose listener the guard does not see, and which leads to the admin by a name."""
     tree = static_bootstrap(ports, 1)
+    listeners = folder / "listeners.json"
+    kind = {"@type": "type.googleapis.com/envoy.config.listener.v3.Listener"}
+    listeners.write_text(json.dumps({"versionInfo": "1", "resources": [kind | listener]}))
+    tree["dynamicResources"] = {"ldsConfig": {"pathConfigSource": {"path": str(listeners)}}}
     endpoint = {"socketAddress": {"address": "hidden.example", "portValue": ports.admin}}
     tree["staticResources"]["clusters"].append({**static_cluster("way", endpoint), "type": "LOGICAL_DNS"})
-    tree["staticResources"]["listeners"].append(listener)
     path = folder / "bootstrap.json"
     path.write_text(json.dumps(tree))
     (folder / "hosts").write_text("127.0.0.1 hidden.example localhost\n")
@@ -304,7 +308,12 @@ def test_a_stranger_on_the_admin_s_port_is_asked_and_left_alone(hosts: Hosts, tm
         poll(lambda: ask(hosts.on_sidecar, "GET", ready) == (200, "READY"), what="READY beside a stranger")
         assert daemon.process.poll() is None
     asked = set(seen.read_text().splitlines())
-    assert asked == {"GET /server_info HTTP/1.1", "GET /config_dump HTTP/1.1", "hello of TLS"}
+    expected = {"GET /server_info HTTP/1.1", "hello of TLS"}
+    if manner == "answer":
+        expected |= {f"GET {path} HTTP/1.1" for path in ASKED} | {f"CONNECT 127.0.0.1:{ports.admin} HTTP/1.1"}
+    else:
+        expected |= {"PROXY TCP4 127.0.0.1 127.0.0.1 1 1", "PRI * HTTP/2.0"}
+    assert asked == expected
 
 
 def test_the_neighbour_is_another_host(hosts: Hosts) -> None:

@@ -1,0 +1,101 @@
+"""Decides when the proof that Envoy's admin is private is repeated: when the control plane changes what matters."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kumadp.bootstrap.address import TcpAdmin
+from kumadp.relay.messages import CLUSTER, ENDPOINTS, LISTENER, SECRET, BadMessage, Response
+from kumadp.relay.wire import fields, text, varint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.relay.memory import Memory
+
+# As they are encoded: Cluster.type ORIGINAL_DST, and the tag of Cluster.cluster_type (envoy/config/cluster/v3).
+_ORIGINAL_DST = b"\x10\x04"
+_CLUSTER_TYPE = b"\xb2\x02"
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What Envoy runs, as far as it could lead somebody to its admin: digests of each listener, and of the rest."""
+
+    listeners: dict[str, bytes] = field(default_factory=dict)
+    rest: frozenset[bytes] = frozenset()
+
+
+def fingerprint(memory: Memory, admin: AdminAddress) -> Fingerprint:
+    """Of clusters and endpoints only those count that may be the admin or of a kind whose address is not in them.
+
+    A mesh's clusters and endpoints change all the time, and an application is not to be asked each time. May be slow.
+    """
+    mark = b"\x18" + varint(admin.port) if isinstance(admin, TcpAdmin) else admin.path.rpartition("/")[2].encode()
+    found = Fingerprint()
+    rest: set[bytes] = set()
+    for one in memory.types:
+        marks = {ENDPOINTS: (mark,), CLUSTER: (mark, _ORIGINAL_DST, _CLUSTER_TYPE)}.get(one.type_url, (b"",))
+        for raw in (one.accepted, one.latest):
+            if raw is None or one.type_url == SECRET:
+                continue
+            for name, resource in _resources(raw):
+                if one.type_url == LISTENER:
+                    found.listeners[name] = found.listeners.get(name, b"") + hashlib.sha256(resource).digest()
+                elif any(each in resource for each in marks):
+                    rest.add(hashlib.sha256(resource).digest())
+    return Fingerprint(found.listeners, frozenset(rest))
+
+
+def _resources(raw: bytes) -> list[tuple[str, bytes]]:
+    """Names and encoded resources of a response that was read once already."""
+    found = []
+    for resource in Response.parse(raw).resources:
+        try:
+            value = next((resource[start:end] for number, start, end in fields(resource) if number == 2), b"")
+            name = next((text(value, start, end) for number, start, end in fields(value) if number == 1), "")
+        except BadMessage:
+            value, name = resource, ""
+        found.append((name, value))
+    return found
+
+
+class Privacy:
+    """Compares after each answer of an Envoy. ``doubt`` is called with the names of listeners, or None for all."""
+
+    def __init__(
+        self,
+        memory: Callable[[], Memory],
+        admin: Callable[[], AdminAddress],
+        doubt: Callable[[Collection[str] | None], None],
+    ) -> None:
+        self._memory = memory
+        self._admin = admin
+        self._doubt = doubt
+        self._known = Fingerprint()
+        self._again = False
+        self._task: asyncio.Task[None] | None = None
+
+    def answered(self, type_url: str) -> None:
+        """Envoy has accepted or rejected a response of this type."""
+        if type_url != SECRET:
+            self.look()
+
+    def look(self) -> None:
+        """Compare with what was there when this was last done, or with nothing."""
+        self._again = True
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._compare(), name="privacy")
+
+    async def _compare(self) -> None:
+        while self._again:
+            self._again = False
+            known, self._known = self._known, await asyncio.to_thread(fingerprint, self._memory(), self._admin())
+            if not self._known.rest <= known.rest:
+                self._doubt(None)
+            elif changed := {name for name, one in self._known.listeners.items() if known.listeners.get(name) != one}:
+                self._doubt(changed)

@@ -1,0 +1,238 @@
+"""A hostile control plane tries to show Envoy's admin to others: by its bootstrap, and by what comes later."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+# Imported for its descriptor.
+from envoy.extensions.filters.listener.proxy_protocol.v3 import proxy_protocol_pb2  # noqa: F401
+
+from kumadp.addresses import is_loopback
+from kumadp.errors import ExitCode
+from tests.bootstrap.hostile import FILTERS, HOSTILE, Tree, http_listener, manager
+from tests.support.controlplane import (
+    TOKEN,
+    ScriptedControlPlane,
+    bootstrap_answer,
+    socket_address,
+    static_listener,
+)
+from tests.support.daemon import Ports, get, run_kumadp, workload
+from tests.support.needs import missing, need_envoy
+from tests.support.poll import poll
+from tests.support.ports import free_ports
+from tests.support.relayed import NODE, Rig
+from tests.support.xds import resources
+from tests.support.xds.plane import XdsControlPlane
+from tests.support.xds.resources import CLUSTER, LISTENER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.xds.mesh import Mesh
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def outside() -> str:
+    """An address of this host that others reach."""
+    entries = [entry for each in psutil.net_if_addrs().values() for entry in each if entry.family == socket.AF_INET]
+    found = [entry.address for entry in entries if not is_loopback(entry.address)]
+    return found[0] if found else missing("no address but loopback here")
+
+
+def arguments(tmp_path: Path, plane: ScriptedControlPlane) -> tuple[str, ...]:
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "token").chmod(0o600)
+    return (
+        f"--cp-address={plane.url}",
+        f"--ca-cert-file={plane.write_ca(tmp_path / 'ca.crt')}",
+        f"--dataplane-token-file={tmp_path / 'token'}",
+        "--name=web-1",
+        "--mesh=default",
+        "--drain-time=1s",
+    )
+
+
+STATIC = ("assignment in two spellings", "original destination by header", "a forward proxy", "a chain of two")
+
+
+@pytest.mark.parametrize("name", STATIC)
+def test_a_static_way_ends_it_before_envoy_starts(tmp_path: Path, name: str) -> None:
+    ports = Ports.take()
+    with (
+        ScriptedControlPlane(bootstrap_answer(HOSTILE[name])) as plane,
+        run_kumadp(tmp_path, ports, *arguments(tmp_path, plane)) as daemon,
+    ):
+        assert daemon.wait() == ExitCode.BOOTSTRAP
+        assert "staticResources" in daemon.output().splitlines()[-1]
+        assert "epoch 0" not in daemon.output()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with XdsControlPlane() as plane, workload("backend-01") as app:
+        yield Rig(tmp_path, plane, app)
+
+
+def mesh(rig: Rig) -> Mesh:
+    assert isinstance(rig.plane, XdsControlPlane)
+    return rig.plane.mesh(NODE)
+
+
+def original_dst(name: str) -> Tree:
+    return {
+        "name": name,
+        "type": "ORIGINAL_DST",
+        "lbPolicy": "CLUSTER_PROVIDED",
+        "connectTimeout": "1s",
+        "originalDstLbConfig": {"useHttpHeader": True},
+    }
+
+
+def admin_cluster(ports: Ports, name: str = "way") -> Tree:
+    return resources.static_cluster(name, "127.0.0.1", ports.admin)
+
+
+def proxied(port: int) -> Tree:
+    """A listener that wants a proxy's header before anything else."""
+    listener = static_listener("evil", port, "way", "0.0.0.0")
+    kind = f"{FILTERS}.listener.proxy_protocol.v3.ProxyProtocol"
+    return listener | {"listenerFilters": [{"name": "proxy", "typedConfig": {"@type": kind}}]}
+
+
+def http2_only(port: int) -> Tree:
+    chain = {"filters": [manager("way")]}
+    chain["filters"][0]["typedConfig"]["codecType"] = "HTTP2"
+    return http_listener("evil", port, [chain])
+
+
+def tunnelled(port: int) -> Tree:
+    """A proxy that takes CONNECT."""
+    chain = {"filters": [manager("way", {"connectMatcher": {}}, upgradeConfigs=[_CONNECT])]}
+    chain["filters"][0]["typedConfig"]["upgradeConfigs"] = [{"upgradeType": "CONNECT"}]
+    return http_listener("evil", port, [chain])
+
+
+_CONNECT = {"upgradeType": "CONNECT", "connectConfig": {}}
+
+
+def by_path(path: str) -> Any:
+    return lambda port: http_listener("evil", port, [{"filters": [manager("way", {"path": path})]}])
+
+
+WAYS: dict[str, tuple[Any, Any]] = {
+    "a TCP listener": (lambda port: static_listener("evil", port, "way", "0.0.0.0"), admin_cluster),
+    "an HTTP listener": (lambda port: http_listener("evil", port, [{"filters": [manager("way")]}]), admin_cluster),
+    "one path": (by_path("/config_dump"), admin_cluster),
+    "another path": (by_path("/clusters"), admin_cluster),
+    "by header": (
+        lambda port: http_listener("evil", port, [{"filters": [manager("way")]}]),
+        lambda _ports: original_dst("way"),
+    ),
+    "by CONNECT": (tunnelled, admin_cluster),
+    "HTTP/2 alone": (http2_only, admin_cluster),
+    "behind a proxy's header": (proxied, admin_cluster),
+    "on an IPv6 wildcard": (lambda port: static_listener("evil", port, "way", "::"), admin_cluster),
+}
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("way", WAYS)
+def test_a_way_that_is_there_from_the_start_kills_envoy(rig: Rig, outside: str, way: str) -> None:
+    (port,) = free_ports(1)
+    listener, cluster = WAYS[way]
+    served = mesh(rig)
+    served.inbound(rig.ports.inbound, rig.app.port)
+    served.put(CLUSTER, cluster(rig.ports))
+    served.put(LISTENER, listener(port))
+    with rig.run() as daemon:
+        assert daemon.wait() == ExitCode.ADMIN_EXPOSED
+        last = daemon.output().splitlines()[-1]
+        assert f":{port}" in last
+        assert "READY: Envoy is LIVE" not in daemon.output()
+        assert get(port, "/ready", host=outside)[0] == 0
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("change", ["a listener", "a cluster", "endpoints", "a listener beside one that is rejected"])
+def test_a_way_that_comes_later_kills_envoy(rig: Rig, outside: str, change: str) -> None:
+    (port,) = free_ports(1)
+    served = mesh(rig)
+    served.inbound(rig.ports.inbound, rig.app.port)
+    open_listener = static_listener("evil", port, "way", "0.0.0.0")
+    if change != "endpoints":
+        target = rig.app.port if change == "a cluster" else rig.ports.admin
+        served.put(CLUSTER, resources.static_cluster("way", "127.0.0.1", target))
+    else:
+        served.services.add("way")
+        served.endpoints["way"] = [("127.0.0.1", rig.app.port)]
+        served.put(CLUSTER, resources.eds_cluster("way"))
+    if change in {"a cluster", "endpoints"}:
+        served.put(LISTENER, open_listener)
+    with rig.run() as daemon:
+        daemon.wait_ready()
+        if change == "a cluster":
+            assert get(port, "/", host=outside)[0] == 200
+            served.put(CLUSTER, admin_cluster(rig.ports))
+        elif change == "endpoints":
+            assert get(port, "/", host=outside)[0] == 200
+            served.endpoints["way"] = [("127.0.0.1", rig.ports.admin)]
+            served.apply()
+        else:
+            if "rejected" in change:
+                served.trees[LISTENER]["bad"] = static_listener("bad", rig.app.port, "way", "127.0.0.1")
+            served.put(LISTENER, open_listener)
+        assert daemon.wait() == ExitCode.ADMIN_EXPOSED
+        assert f"{outside}:{port}" in daemon.output().splitlines()[-1]
+        assert get(port, "/ready", host=outside)[0] == 0
+
+
+@pytest.mark.attack
+def test_an_application_that_is_asked_serves_on_and_is_asked_once(rig: Rig, outside: str) -> None:
+    """What a mesh changes all the time, other services and their endpoints, asks no application again."""
+    served = mesh(rig)
+    served.inbound(rig.ports.inbound, rig.app.port, host=outside)
+    served.outbound(rig.ports.outbound, "other", ("192.0.2.1", 80))
+    with rig.run() as daemon:
+        daemon.wait_ready()
+        seen = len(rig.app.seen)  # type: ignore[attr-defined]
+        (more,) = free_ports(1)
+        served.add_endpoint("other", "192.0.2.2", 80)
+        served.outbound(more, "third", ("192.0.2.3", 80))
+        poll(lambda: get(more, "/")[0] != 0, what="the new listener")
+        # A listener that others reach is asked, and only that one: when it was, the others would have been.
+        (shown,) = free_ports(1)
+        served.put(LISTENER, static_listener("shown", shown, f"localhost:{rig.app.port}", outside))
+        poll(lambda: len(rig.app.seen) > seen, what="a request to the new listener")  # type: ignore[attr-defined]
+        hosts = {one["host"] for one in rig.app.seen[seen:]}  # type: ignore[attr-defined]
+        assert f"{outside}:{rig.ports.inbound}" not in hosts
+        assert get(rig.ports.inbound, "/", host=outside)[0] == 200
+        assert daemon.process.poll() is None
+
+
+@pytest.mark.attack
+def test_an_application_that_is_another_envoy_is_left_alone(rig: Rig, outside: str, tmp_path: Path) -> None:
+    """Its admin answers as ours would, and is somebody else's to show."""
+    (port,) = free_ports(1)
+    config = tmp_path / "other.json"
+    config.write_text(json.dumps({"node": {"id": "x", "cluster": "y"}, "admin": {"address": socket_address(port)}}))
+    other = psutil.Popen([need_envoy(), "-c", config, "--use-dynamic-base-id", "-l", "off"])
+    try:
+        poll(lambda: get(port, "/ready")[0] == 200, what="the other Envoy")
+        served = mesh(rig)
+        served.inbound(rig.ports.inbound, port, host=outside)
+        with rig.run() as daemon:
+            daemon.wait_ready()
+            assert get(rig.ports.inbound, "/server_info", host=outside)[0] == 200
+            assert daemon.process.poll() is None
+    finally:
+        other.kill()
+        other.wait()
