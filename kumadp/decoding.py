@@ -1,9 +1,9 @@
 """JSON and MessagePack from outside: one error for everything that can be wrong with them.
 
 What a decoder raises depends on the decoder, on its release and on the fault. For text that is not UTF-8, msgspec up to
-0.21 raises UnicodeDecodeError, and 0.23 DecodeError; both msgspec and json raise RecursionError for deep nesting; json
-accepts NaN, numbers beyond a float and halves of surrogate pairs, which fail later, where they are written. A caller
-that named one of these exceptions missed the others.
+0.21 raises UnicodeDecodeError, and 0.23 DecodeError, which is no ValueError in older releases; both msgspec and json
+raise RecursionError for deep nesting; json accepts NaN, numbers beyond a float and halves of surrogate pairs, which fail
+later, where they are written. A caller that named one of these exceptions missed the others.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _ESCAPE = re.compile(
     r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
+# A MsgspecError is a ValueError only in newer releases.
+_WRONG = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class Undecodable(ValueError):
@@ -34,7 +36,7 @@ def decode_json(data: bytes | str, kind: Any = Any) -> Any:
     """The value in a JSON text (RFC 8259: no NaN, UTF-8), as ``kind``; raises Undecodable."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except (ValueError, RecursionError) as error:
+    except _WRONG as error:
         raise Undecodable(_reason(error)) from None
 
 
@@ -42,7 +44,7 @@ def decode_msgpack(data: bytes | memoryview, kind: type[T]) -> T:
     """The value in a MessagePack text, as ``kind``; raises Undecodable."""
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except (ValueError, RecursionError) as error:
+    except _WRONG as error:
         raise Undecodable(_reason(error)) from None
 
 
@@ -50,7 +52,7 @@ def convert(value: object, kind: type[T]) -> T:
     """A decoded value as ``kind``; raises Undecodable."""
     try:
         return msgspec.convert(value, kind)
-    except (ValueError, RecursionError) as error:
+    except _WRONG as error:
         raise Undecodable(_reason(error)) from None
 
 

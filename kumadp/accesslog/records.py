@@ -45,7 +45,7 @@ def parse(line: bytes) -> tuple[str, bytes] | None:
 def _unwrap(line: bytes) -> _Wrapped | None:
     # A client may put any bytes into a header.
     for text in (lambda: line, lambda: repair(line)):
-        with contextlib.suppress(ValueError, RecursionError):
+        with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
             return _decode(text())
     return None
 
