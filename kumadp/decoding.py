@@ -1,9 +1,9 @@
 """JSON and MessagePack from outside: one error for everything that can be wrong with them.
 
-What a decoder raises depends on the decoder, on its release and on the fault. For text that is not UTF-8, msgspec up to
-0.21 raises UnicodeDecodeError, and 0.23 DecodeError, which is no ValueError in older releases; both msgspec and json
-raise RecursionError for deep nesting; json accepts NaN, numbers beyond a float and halves of surrogate pairs, which fail
-later, where they are written. A caller that named one of these exceptions missed the others.
+What a decoder raises depends on the decoder, on its release and on the fault. For text that is not UTF-8, msgspec up
+to 0.21 raises UnicodeDecodeError, and 0.23 DecodeError, which is no ValueError in older releases; both msgspec and json
+raise RecursionError for deep nesting; json accepts NaN, numbers beyond a float and halves of surrogate pairs, which
+fail later, where they are written. A caller that named one of these exceptions missed the others.
 """
 
 from __future__ import annotations
