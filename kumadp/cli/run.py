@@ -108,6 +108,7 @@ def launch(
     forbid_cores()
     raise_limit()
     logs = open_logs(settings)
+    logs.capture()
     set_process_name("kuma-dp")
     try:
         notes = (*warnings, *(str(note) for note in (resource.notes if resource else ())))

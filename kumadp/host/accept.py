@@ -31,6 +31,7 @@ MOST_NETWORK, MOST_UNIX = 256, 64
 _PAUSE = 0.2
 # A connection is not displaced before the loop has read what it sent at once, and others wait for that (seconds).
 _YOUTH = 0.02
+_LINE_EACH = 60.0
 _NOTHING = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR})
 
 
@@ -67,6 +68,7 @@ class Door:
         self.shares: Shares[_Place] = Shares(most, each or most, reserve)
         self.bad = 0
         """Requests that could not be understood."""
+        self._quiet_until, self._logged = 0.0, 0
         self._sparse = Sparse()
         _doors[name] = self
 
@@ -79,11 +81,14 @@ class Door:
         return cls(name, most, each=max(1, most // 2), reserve=most // 4)
 
     def note_bad(self, peer: str, reason: str) -> None:
-        """Count a request that could not be understood; a line of log for the first, then ever more rarely."""
+        """Count a request that could not be understood; at most a line of log a minute."""
         self.bad += 1
-        if (more := self._sparse.count("bad", time.monotonic())) is not None:
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            more = self.bad - self._logged - 1
             before = f" ({more} more since the last line)" if more else ""
             log.warning("%s: bad request from %s: %s%s", self.name, peer or "this host", reason, before)
+            self._quiet_until, self._logged = now + _LINE_EACH, self.bad
 
     def note_exhausted(self, error: OSError) -> None:
         """Log that nothing can be accepted."""

@@ -28,6 +28,8 @@ class JournalHandler(logging.Handler):
         super().__init__()
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        # Of this process, whatever is put in its place.
+        self._stderr = sys.stderr
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
@@ -38,8 +40,8 @@ class JournalHandler(logging.Handler):
         except OSError:
             with contextlib.suppress(OSError, ValueError):
                 # The level as sd-daemon(3) has it.
-                sys.stderr.write(f"<{fields['PRIORITY']}>{fields['MESSAGE']}\n")
-                sys.stderr.flush()
+                self._stderr.write(f"<{fields['PRIORITY']}>{fields['MESSAGE']}\n")
+                self._stderr.flush()
 
     def close(self) -> None:
         """Give the socket up."""

@@ -23,13 +23,17 @@ from kumadp.host.secrets import redact
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from kumadp.host.captured import Captured
+
 QUEUE_LENGTH = 10_000
+QUEUE_BYTES = 16 << 20
+"""Text that may wait to be written, as far as it is known without formatting: a child's line may have 64 KiB."""
 FLUSH_SECONDS = 2.0
 _CHILD = "kumadp.child."
 # Envoy's default format: [2026-11-23 17:36:16.566][123][info][main] [source/server/server.cc:1024] text
 _ENVOY_LINE = re.compile(r"^\[[^\]]+\]\[\d+\]\[(?P<level>\w+)\]\[(?P<component>\w+)\] (?:\[[^\]]+\] )?(?P<text>.*)$")
 _COREDNS_LINE = re.compile(r"^plugin/(?P<component>\w+): (?P<text>.*)$")
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
 _FORMATTER = logging.Formatter()
 LEVELS: dict[str, int] = {
     "off": logging.CRITICAL + 10,
@@ -140,15 +144,28 @@ class _Queue(logging.handlers.QueueHandler):
     """Drops what a stuck output cannot take, and counts it."""
 
     dropped = 0
+    # Bytes that were put and taken so far: each is written by one side only.
+    _put = 0
+    taken = 0
 
     def enqueue(self, record: logging.LogRecord) -> None:
+        # `logging.Handler` holds its lock in here.
+        record.size = size = _size(record)
         try:
+            if self._put + size - self.taken > QUEUE_BYTES:
+                raise queue.Full
             self.queue.put_nowait(record)
+            self._put += size
         except queue.Full:
             self.dropped += 1
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         return record
+
+
+def _size(record: logging.LogRecord) -> int:
+    args = record.args if isinstance(record.args, tuple) else ()
+    return len(str(record.msg)) + sum(len(part) for part in args if isinstance(part, str))
 
 
 class _File(logging.handlers.RotatingFileHandler):
@@ -168,8 +185,10 @@ class _File(logging.handlers.RotatingFileHandler):
 class _Writer(logging.handlers.QueueListener):
     """Writes what is queued, repeated lines with a count, in a thread that never holds the end of the process."""
 
-    def __init__(self, records: queue.Queue[logging.LogRecord], target: logging.Handler) -> None:
+    def __init__(self, records: queue.Queue[logging.LogRecord], handler: _Queue, target: logging.Handler) -> None:
         super().__init__(records, target)
+        self._handler = handler
+        self._reported = 0
         self.fold: Fold[logging.LogRecord] = Fold()
         self.clock: Callable[[], float] = time.monotonic
 
@@ -189,28 +208,39 @@ class _Writer(logging.handlers.QueueListener):
                 self._tell_left_out(all_of_them=True)
                 records.task_done()
                 continue
+            self._handler.taken += getattr(record, "size", 0)
             return record
 
     def handle(self, record: logging.LogRecord) -> None:
         """Write a record, or count it."""
         line = read_line(record)
-        if line.child and not self._wanted(line, record.levelno):
+        if not self._wanted(record.name, line, record.levelno):
             return
-        if record.exc_info or (line.child and not line.known):
-            # Access logs, stack traces: lines of their own.
+        self._report_lost()
+        if line.child and not line.known and not record.exc_info:
+            # Access logs: lines of their own.
             super().handle(record)
             return
-        now, text = self.clock(), record.getMessage()
+        now = self.clock()
         self._tell_left_out()
-        # Ports and counters change in what children say; in our own words a number is a fact.
-        kind = (record.name, record.levelno, _NUMBER.sub("#", text) if line.child else text)
-        if self.fold.passes(kind, record.levelno, record, now):
+        if self.fold.passes(_kind(record, line), record.levelno, record, now):
             super().handle(record)
 
-    def _wanted(self, line: Line, level: int) -> bool:
-        """Envoy writes by a level of its own."""
+    def _wanted(self, name: str, line: Line, level: int) -> bool:
+        """Envoy writes by a level of its own; our own loggers have theirs, those of libraries at least ours."""
         wanted = logging.getLogger("kumadp").level
-        return wanted < LEVELS["off"] and (line.child == "envoy" or level >= wanted)
+        if line.child:
+            return wanted < LEVELS["off"] and (line.child == "envoy" or level >= wanted)
+        return _is_own(name) or level >= wanted
+
+    def _report_lost(self) -> None:
+        """Once the output takes lines again, log how many it did not take."""
+        lost = self._handler.dropped - self._reported
+        if not lost or self.queue.qsize() > QUEUE_LENGTH // 2:  # type: ignore[attr-defined]
+            return
+        self._reported += lost
+        text = f"{lost} lines were lost: what the log is written to was stuck"
+        super().handle(logging.LogRecord("kumadp.log", logging.WARNING, "", 0, text, (), None))
 
     def _tell_left_out(self, *, all_of_them: bool = False) -> None:
         for folded in self.fold.over(self.clock(), all_of_them=all_of_them):
@@ -237,6 +267,31 @@ class _Writer(logging.handlers.QueueListener):
             return records.all_tasks_done.wait_for(lambda: not records.unfinished_tasks, seconds)
 
 
+def _is_own(name: str) -> bool:
+    return name == "kumadp" or name.startswith("kumadp.")
+
+
+def _kind(record: logging.LogRecord, line: Line) -> tuple[object, ...]:
+    """What lines repeat each other.
+
+    Ports and counters change in what children say, and libraries put clients' text into their lines; in our own words a
+    number is a fact. A traceback is of the kind of its error and the place that raised it.
+    """
+    name, level = record.name, record.levelno
+    if record.exc_info and record.exc_info[0] is not None:
+        error, place = record.exc_info[0], record.exc_info[2]
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        raised = (place.tb_frame.f_code.co_filename, place.tb_lineno) if place is not None else None
+        return (name, level, error, raised)
+    if line.child:
+        return (name, level, _NUMBER.sub("#", record.getMessage()))
+    if _is_own(name):
+        return (name, level, record.getMessage())
+    text = record.getMessage() if record.msg == "%s" else str(record.msg)
+    return (name, level, _NUMBER.sub("#", text.partition("\n")[0][:200]))
+
+
 class LogOutput:
     """The writer behind all loggers; ``close`` flushes what is queued."""
 
@@ -245,6 +300,7 @@ class LogOutput:
         self._handler = handler
         self._writer = writer
         self._target = target
+        self._captured: Captured | None = None
 
     @property
     def dropped(self) -> int:
@@ -259,8 +315,16 @@ class LogOutput:
         """Write what is queued, and what was left out so far; False when that takes longer than ``seconds``. Blocks."""
         return self._writer.catch_up(seconds)
 
+    def capture(self) -> None:
+        """Take what libraries log, warn and print too, until `close`."""
+        from kumadp.host.captured import Captured
+
+        self._captured = Captured(self._handler)
+
     def close(self) -> None:
         """Write what is queued and stop the writer; an output that is stuck is waited for `FLUSH_SECONDS` only."""
+        if self._captured is not None:
+            self._captured.release()
         logging.getLogger("kumadp").removeHandler(self._handler)
         if self._writer.finish(FLUSH_SECONDS):
             self._target.close()
@@ -289,7 +353,7 @@ def setup_logging(
     target.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
     records: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_LENGTH)
     handler = _Queue(records)
-    writer = _Writer(records, target)
+    writer = _Writer(records, handler, target)
     root = logging.getLogger("kumadp")
     root.setLevel(LEVELS[level])
     root.propagate = False

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.lifecycle")
 
+# Ports that are refused with a line of log each; a client may ask for all there are.
+_MOST_REFUSED = 20
+
 
 class Places:
     """Where the application that listens on a port is asked.
@@ -70,7 +73,7 @@ class Places:
         return any(port == on and overlap(bound, host) for bound, on in own)
 
     def _refuse(self, port: int, why: str) -> None:
-        if port not in self._refused:
+        if port not in self._refused and len(self._refused) < _MOST_REFUSED:
             self._refused.add(port)
             log.warning("application probe proxy: port %d is not asked: %s", port, why)
 
