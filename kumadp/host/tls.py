@@ -93,10 +93,7 @@ def read_anchors(text: str | bytes) -> Anchors:
 
 def read_anchors_file(path: str | Path) -> Anchors:
     """`read_anchors` of a file. May block. Raises OSError, and BadTrust, which names the path."""
-    with Path(path).open("rb") as file:
-        data = file.read(LARGEST_FILE + 1)
-    if len(data) > LARGEST_FILE:
-        raise BadTrust(f"{path} is larger than {LARGEST_FILE >> 20} MiB")
+    data = _read(path)
     try:
         return read_anchors(data)
     except BadTrust as error:
@@ -130,11 +127,23 @@ def _load_system(context: ssl.SSLContext) -> None:
     # OpenSSL stops without an error at the first entry of a file that it cannot read; and a Python from elsewhere may
     # look where this distribution has no store.
     named = os.environ.get("SSL_CERT_FILE") or ("" if paths.cafile or paths.capath else system_ca_path())
-    if named:
-        try:
-            context.load_verify_locations(cadata=b"".join(read_anchors_file(named).certificates))
-        except (OSError, BadTrust):
-            return
+    if not named:
+        return
+    try:
+        data = _read(named)
+        there = sum(label in _LABELS for _, label, _ in _blocks(_bytes(data)))
+        if context.cert_store_stats()["x509"] < there:
+            context.load_verify_locations(cadata=b"".join(read_anchors(data).certificates))
+    except (OSError, BadTrust):
+        return
+
+
+def _read(path: str | Path) -> bytes:
+    with Path(path).open("rb") as file:
+        data = file.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise BadTrust(f"{path} is larger than {LARGEST_FILE >> 20} MiB")
+    return data
 
 
 def _bytes(text: str | bytes) -> bytes:
