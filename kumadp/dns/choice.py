@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kumadp.addresses import ANY_IPV6
 from kumadp.dns.corefile import Way, built_in, upstreams
-from kumadp.dns.resolvconf import parse
+from kumadp.dns.resolvconf import is_own, read
 from kumadp.dns.template import render
 from kumadp.dns.trial import identity_of_binary, try_corefile
 from kumadp.errors import KumadpError, Problem, SettingsError, SpawnError
+from kumadp.host.ports import local_addresses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from kumadp.dns.corefile import CorefileFacts
+    from kumadp.dns.resolvconf import ResolvConf
     from kumadp.dns.trial import BinaryIdentity, Refusal
 
 log = logging.getLogger("kumadp.dns")
@@ -73,6 +77,7 @@ class CorefileChoice:
         self._worry = worry
         self._tried: dict[tuple[BinaryIdentity, str], Refusal | None] = {}
         self._kept: Corefile | None = None
+        self._noted: tuple[str, ...] = ()
 
     async def find(self) -> Corefile:
         """The Corefile for now; raises CoreDnsUnfit where there is none, SpawnError where CoreDNS cannot be run.
@@ -126,13 +131,24 @@ class CorefileChoice:
 
     async def _built_in(self) -> Corefile:
         way = await self._way()
-        try:
-            text = await asyncio.to_thread(self._resolv_conf.read_text, errors="replace")
-        except OSError as error:
-            log.warning("%s cannot be read: %s; names that Envoy does not know are unknown", self._resolv_conf, error)
-            text = ""
-        corefile = built_in(self._facts, way, upstreams(parse(text)), self._suffixes, self._addresses)
+        conf = await asyncio.to_thread(read, self._resolv_conf)
+        local = await asyncio.to_thread(local_addresses)
+        self._note(conf)
+        own = [(host, self._facts.port) for host in self._addresses or (ANY_IPV6,)]
+        others = tuple(server for server in conf.servers if not is_own(server, own, local))
+        servers = upstreams(dataclasses.replace(conf, servers=others))
+        corefile = built_in(self._facts, way, servers, self._suffixes, self._addresses)
         return Corefile(corefile, f"the built-in Corefile ({way.value})")
+
+    def _note(self, conf: ResolvConf) -> None:
+        """Log what is passed over in resolv.conf, once."""
+        notes = conf.notes
+        if conf.options:
+            notes = (*notes, f"CoreDNS does not apply the options {', '.join(conf.options)}")
+        if notes != self._noted:
+            self._noted = notes
+            for note in notes:
+                log.warning("%s: %s", self._resolv_conf, note)
 
     async def _way(self) -> Way:
         """What this build can do, found out with a Corefile of each kind; raises CoreDnsUnfit."""

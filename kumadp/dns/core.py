@@ -6,6 +6,7 @@ import struct
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from kumadp.dns import message
+from kumadp.dns.corefile import HEALTH_NAME
 from kumadp.dns.message import IN, NOERROR, NXDOMAIN, REFUSED, Query, read, write
 from kumadp.dns.table import A_SIZE, AAAA_SIZE
 
@@ -34,6 +35,7 @@ for _desired in (0, message.DESIRED):
 _A_IN, _AAAA_IN = struct.pack("!HH", message.A, IN), struct.pack("!HH", message.AAAA, IN)
 _OUR_OPT = message.opt(dnssec=False)
 _OPT_KIND = b"\x00\x00\x29"
+_HEALTH_NAME = message.wire_name(HEALTH_NAME)
 # Queries differ in case and flags too, so that a client could make very many.
 _MOST_READY = 10_000
 
@@ -85,6 +87,9 @@ def answer(data: bytes, table: Table, transport: Transport) -> bytes | Forward |
         return write(query, REFUSED)
     found = table.names.get(query.name)
     if found is None:
+        if query.name == _HEALTH_NAME:
+            # No name server refuses with authority: so kumadp's own answer is told from that of others.
+            return write(query, REFUSED, authoritative=True)
         if query.name in table.empty and not table.filtered:
             return write(query, NOERROR, authoritative=True)
         ours = table.is_ours(query.name)

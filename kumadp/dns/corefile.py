@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kumadp.addresses import with_port
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,7 +17,7 @@ _CODES = ("NOTIMP", "FORMERR", "NXDOMAIN", "SERVFAIL", "REFUSED")
 # CoreDNS takes 15 upstreams for one `forward`, and Envoy is the first.
 _MAX_SERVERS = 14
 _PORT = 53
-# CoreDNS refuses what it has no plugin for: an answer that depends on nobody else.
+# CoreDNS refuses what it has no plugin for, and so does the embedded resolver: an answer that depends on nobody else.
 HEALTH_NAME = "health.kumadp.invalid"
 
 
@@ -97,9 +99,5 @@ def _block(keys: Sequence[str], lines: Sequence[str]) -> str:
 
 
 def upstreams(conf: ResolvConf) -> tuple[str, ...]:
-    """The name servers of a resolv.conf as `forward` takes them."""
-    return tuple(host if port == _PORT else _with_port(host, port) for host, port in conf.servers)
-
-
-def _with_port(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    """The name servers of a resolv.conf as `forward` takes them, zones included."""
+    return tuple(host if port == _PORT else with_port(host, port) for host, port in conf.servers)

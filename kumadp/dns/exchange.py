@@ -8,12 +8,17 @@ import secrets
 import socket
 from typing import TYPE_CHECKING
 
+from kumadp.addresses import socket_address
 from kumadp.dns.message import answers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LARGEST = 0xFFFF
+# How long an answer in the same letters is waited for once there is one in others (seconds).
+_SAME_LETTERS_WITHIN = 0.05
+# So many messages that are no answer to it are read from one connection.
+_MOST_OTHERS = 64
 
 
 class Asked:
@@ -40,31 +45,46 @@ class Asked:
 async def by_udp(server: tuple[str, int], query: bytes, question: bytes, asked: Asked) -> bytes:
     """The answer, its number another one than the query's; raises OSError, and has no deadline.
 
-    The socket is connected, so that only the server's packets arrive; the kernel takes a port by chance.
+    The socket is connected, so that only the server's packets arrive; the kernel takes a port by chance. An answer to
+    the name in other letters is taken too, as there are servers that write it in their own, but one in the same
+    letters, which is harder to forge, goes before it.
     """
     loop = asyncio.get_running_loop()
     number = secrets.randbelow(0x10000)
     family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-        sock.connect(server)
+        sock.connect(socket_address(*server))
         with asked.noted(sock, number):
             sock.send(number.to_bytes(2) + query[2:])
-            while True:
-                answer = await loop.sock_recv(sock, _LARGEST)
-                if answers(answer, number, question):
-                    return answer
+            while not answers(answer := await loop.sock_recv(sock, _LARGEST), number, question):
+                if answers(answer, number, question, any_case=True):
+                    return await _same_letters(sock, number, question) or answer
+            return answer
+
+
+async def _same_letters(sock: socket.socket, number: int, question: bytes) -> bytes | None:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(_SAME_LETTERS_WITHIN):
+            while not answers(answer := await loop.sock_recv(sock, _LARGEST), number, question):
+                pass
+            return answer
+    except (TimeoutError, OSError):
+        return None
 
 
 async def by_tcp(server: tuple[str, int], query: bytes, question: bytes, asked: Asked) -> bytes:
-    """The same over TCP; raises OSError, EOFError where it hangs up or says something else."""
+    """The same over TCP; raises OSError, and EOFError where it hangs up or sends much that is no answer."""
     number = secrets.randbelow(0x10000)
+    socket_address(*server)
     reader, writer = await asyncio.open_connection(*server)
     try:
         with asked.noted(writer.get_extra_info("socket"), number):
             writer.write(len(query).to_bytes(2) + number.to_bytes(2) + query[2:])
-            answer = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
-        if not answers(answer, number, question):
-            raise EOFError("an answer to something else")
-        return answer
+            for _ in range(_MOST_OTHERS):
+                answer = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+                if answers(answer, number, question, any_case=True):
+                    return answer
+        raise EOFError("answers to something else")
     finally:
         writer.close()

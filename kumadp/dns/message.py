@@ -22,6 +22,7 @@ LARGEST_UDP = 4096
 """No UDP answer is larger, whatever a client says."""
 LARGEST_NAME = 255
 _OPCODE = 0x7800
+_WITHOUT_QUESTION = {FORMERR, SERVFAIL, NOTIMP, REFUSED}
 _LABEL_MAX = 63
 _FIXED = struct.Struct("!HHIH")
 _MOST_ADDITIONAL = 8
@@ -96,20 +97,33 @@ def bare(number: int, flags: int, code: int) -> bytes:
     return HEADER.pack(number, QR | flags & (_OPCODE | DESIRED | CHECKING_DISABLED) | code, 0, 0, 0, 0)
 
 
-def answers(data: bytes, number: int, question: bytes) -> bool:
-    """Whether this is the answer to what was asked with that number: the question in its very letters."""
+def answers(data: bytes, number: int, question: bytes, *, any_case: bool = False) -> bool:
+    """Whether this is the answer to what was asked with that number: to the same question (RFC 5452, 9.1).
+
+    ``any_case``: also to its name in other letters; names are the same in any case (RFC 4343), and some servers write
+    them in their own.
+    """
     end = HEADER.size + len(question)
     if len(data) < HEADER.size or int.from_bytes(data[:2]) != number or data[2] & 0xF8 != QR >> 8:
         return False
     if data[4:6] == b"\x00\x00":
         # A server that could not read the question may leave it out, not one that answers it.
-        return code_of(data) != NOERROR and len(data) == HEADER.size
-    return data[4:6] == b"\x00\x01" and data[HEADER.size : end] == question
+        return code_of(data) in _WITHOUT_QUESTION and len(data) == HEADER.size
+    theirs = data[HEADER.size : end]
+    if any_case:
+        theirs = theirs[:-4].lower() + theirs[-4:]
+        question = question[:-4].lower() + question[-4:]
+    return data[4:6] == b"\x00\x01" and theirs == question
 
 
 def code_of(answer: bytes) -> int:
     """The code in the header."""
     return answer[3] & 0xF
+
+
+def is_authoritative(answer: bytes) -> bool:
+    """Whether it is so marked."""
+    return bool(answer[2] & AUTHORITATIVE >> 8)
 
 
 def is_cut(answer: bytes) -> bool:

@@ -44,7 +44,10 @@ async def _by_udp(host: str, port: int, name: str) -> bool:
         client.setblocking(False)
         client.connect((host, port))
         await loop.sock_sendall(client, query)
-        return _is_answer(query, await loop.sock_recv(client, _LARGEST))
+        # What answers another question is not waited for in vain: there is a deadline.
+        while not _is_answer(query, await loop.sock_recv(client, _LARGEST)):
+            pass
+        return True
 
 
 async def _by_tcp(host: str, port: int, name: str) -> bool:
@@ -69,5 +72,8 @@ def _query(name: str) -> bytes:
 
 
 def _is_answer(query: bytes, answer: bytes) -> bool:
-    """Any code is an answer (RFC 1035 4.1.1)."""
-    return len(answer) >= _HEADER.size and answer[:2] == query[:2] and bool(answer[2] & 0x80)
+    """Any code is an answer (RFC 1035 4.1.1) to this number and, where it is there, this question (RFC 5452, 9.1)."""
+    if len(answer) < _HEADER.size or answer[:2] != query[:2] or not answer[2] & 0x80:
+        return False
+    asked, theirs = query[_HEADER.size :], answer[_HEADER.size : len(query)]
+    return answer[4:6] == b"\x00\x00" or (theirs[:-4].lower(), theirs[-4:]) == (asked[:-4].lower(), asked[-4:])

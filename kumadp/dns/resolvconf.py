@@ -1,69 +1,203 @@
-"""resolv.conf(5): the name servers, and how they are asked."""
+"""resolv.conf(5): the name servers, and how they are asked. This is the one reader of it."""
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
+import os
+import re
+import socket
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from kumadp.addresses import ANY_IPV4, WILDCARDS, canonical, overlap, without_zone
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+    from pathlib import Path
+
+Server = tuple[str, int]
+
+DNS_PORT = 53
+DEFAULT_SERVERS: tuple[Server, ...] = (("127.0.0.1", DNS_PORT), ("::1", DNS_PORT))
+"""Asked where resolv.conf is not there or names none: resolv.conf(5) has the first, musl and Go (net) have both."""
 _MOST_SERVERS = 14
+_LARGEST = 1 << 20
+_MOST_NOTES = 20
 _DEFAULT_TIMEOUT, _DEFAULT_ATTEMPTS = 5.0, 2
 # As the C library bounds them.
 _LONGEST_TIMEOUT, _MOST_ATTEMPTS = 30, 5
-DNS_PORT = 53
+# glibc and musl; FreeBSD; OpenBSD. Go (net) knows all three.
+_USE_TCP = {"use-vc", "usevc", "tcp"}
+_WITHOUT_EFFECT = {
+    "single-request": "A and AAAA are asked as the clients ask them",
+    "no-reload": "a change is always followed",
+}
+# What they change is done by the C library of each client, or by nobody any more.
+_OF_CLIENTS = {
+    *("debug", "ndots", "edns0", "trust-ad", "no-aaaa", "no-check-names", "no-tld-query", "single-request-reopen"),
+    *("inet6", "ip6-bytestring", "ip6-dotint", "no-ip6-dotint", "insecure1", "insecure2"),
+}
+# inet_aton(3) takes 127.1 and 0x7f.1 too, and with it the C library.
+_INET_ATON = re.compile(r"[0-9a-fA-FxX]+(\.[0-9a-fA-FxX]+){0,3}")
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvConf:
-    """``servers`` with their ports; ``timeout`` in seconds; ``notes`` tells of each line that is passed over."""
+    """``servers`` with their ports; ``timeout`` in seconds; ``use_tcp``: they are asked by TCP from the beginning.
 
-    servers: tuple[tuple[str, int], ...] = ()
+    ``notes`` has a text for each line and option that is passed over.
+    """
+
+    servers: tuple[Server, ...] = ()
     timeout: float = _DEFAULT_TIMEOUT
     attempts: int = _DEFAULT_ATTEMPTS
     rotate: bool = False
+    use_tcp: bool = False
     notes: tuple[str, ...] = field(default=(), compare=False)
+    by_default: bool = field(default=False, compare=False)
+    """The file names no server."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The options that are not as usual, as resolv.conf has them."""
+        found = [name for name, is_on in (("use-vc", self.use_tcp), ("rotate", self.rotate)) if is_on]
+        if self.timeout != _DEFAULT_TIMEOUT:
+            found.append(f"timeout:{self.timeout:g}")
+        if self.attempts != _DEFAULT_ATTEMPTS:
+            found.append(f"attempts:{self.attempts}")
+        return tuple(found)
 
 
-def parse(text: str) -> ResolvConf:
-    """Read it; what cannot be used is noted and passed over. ``[address]:port`` is taken too, as OpenBSD has it."""
-    servers: dict[tuple[str, int], None] = {}
-    timeout, attempts, rotate = _DEFAULT_TIMEOUT, _DEFAULT_ATTEMPTS, False
-    notes: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
+def read(path: Path) -> ResolvConf:
+    """Read a file and RES_OPTIONS; one that cannot be read names no server, as for the C library. May block."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+    except OSError as error:
+        conf = parse("", os.environ.get("RES_OPTIONS", ""))
+        shown = " and ".join(host for host, _ in DEFAULT_SERVERS)
+        note = f"cannot be read ({error.strerror}): {shown} are asked"
+        return dataclasses.replace(conf, notes=(note, *conf.notes))
+    conf = parse(data[:_LARGEST].decode("utf-8", "replace"), os.environ.get("RES_OPTIONS", ""))
+    if len(data) > _LARGEST:
+        conf = dataclasses.replace(conf, notes=(f"is larger than {_LARGEST >> 20} MiB", *conf.notes))
+    return conf
+
+
+def parse(text: str, res_options: str = "") -> ResolvConf:
+    """Read it; what cannot be used is noted and passed over. ``[address]:port`` is taken too, as OpenBSD has it.
+
+    Without a server `DEFAULT_SERVERS` are asked. ``res_options`` are more options, of the environment.
+    """
+    reading = _Reading()
+    for number, line in enumerate(text.split("\n"), 1):
+        reading.line(f"line {number}", line)
+    reading.options("RES_OPTIONS", res_options.split())
+    return reading.result()
+
+
+class _Reading:
+    def __init__(self) -> None:
+        self._servers: dict[Server, None] = {}
+        self._timeout, self._attempts = _DEFAULT_TIMEOUT, _DEFAULT_ATTEMPTS
+        self._rotate = self._use_tcp = False
+        self._notes: list[str] = []
+
+    def result(self) -> ResolvConf:
+        left_out = len(self._notes) - _MOST_NOTES
+        notes = (*self._notes[:_MOST_NOTES], *([f"and {left_out} more"] if left_out > 0 else []))
+        return ResolvConf(
+            tuple(self._servers) or DEFAULT_SERVERS,
+            self._timeout,
+            self._attempts,
+            rotate=self._rotate,
+            use_tcp=self._use_tcp,
+            notes=notes,
+            by_default=not self._servers,
+        )
+
+    def line(self, where: str, line: str) -> None:
         words = line.split("#", 1)[0].split(";", 1)[0].split()
         if len(words) < 2:
-            continue
+            return
         if words[0] == "nameserver":
-            server = _server(words[1])
-            if server is None:
-                notes.append(f"line {number}: {words[1]} is no address")
-            elif len(servers) < _MOST_SERVERS:
-                servers[server] = None
-            else:
-                notes.append(f"line {number}: more than {_MOST_SERVERS} name servers")
+            self._server(where, words[1])
         elif words[0] == "options":
-            for option in words[1:]:
-                name, _, value = option.partition(":")
-                if name == "rotate":
-                    rotate = True
-                elif name in {"timeout", "attempts"} and not (value.isascii() and value.isdecimal()):
-                    notes.append(f"line {number}: {option} has no number")
-                elif name == "timeout":
-                    timeout = float(min(max(int(value[:9]), 1), _LONGEST_TIMEOUT))
-                elif name == "attempts":
-                    attempts = min(max(int(value[:9]), 1), _MOST_ATTEMPTS)
-    return ResolvConf(tuple(servers), timeout, attempts, rotate, tuple(notes))
+            self.options(where, words[1:])
+
+    def _server(self, where: str, word: str) -> None:
+        server = _server(word)
+        if server is None:
+            self._notes.append(f"{where}: {_shown(word)} is no address")
+        elif len(self._servers) < _MOST_SERVERS:
+            self._servers[server] = None
+        else:
+            self._notes.append(f"{where}: more than {_MOST_SERVERS} name servers")
+
+    def options(self, where: str, words: Iterable[str]) -> None:
+        """Take options in; the later goes before the earlier."""
+        for option in words:
+            name, _, value = option.partition(":")
+            if name in {"timeout", "attempts"}:
+                self._number(where, name, value, option)
+            elif name == "rotate":
+                self._rotate = True
+            elif name in _USE_TCP:
+                self._use_tcp = True
+            elif name in _WITHOUT_EFFECT:
+                self._notes.append(f"{where}: option {name} has no effect: {_WITHOUT_EFFECT[name]}")
+            elif name not in _OF_CLIENTS:
+                self._notes.append(f"{where}: option {_shown(option)} is not known")
+
+    def _number(self, where: str, name: str, value: str, option: str) -> None:
+        if not (value.isascii() and value.isdecimal()):
+            self._notes.append(f"{where}: {_shown(option)} has no number")
+        elif name == "timeout":
+            self._timeout = float(min(max(int(value[:9]), 1), _LONGEST_TIMEOUT))
+        else:
+            self._attempts = min(max(int(value[:9]), 1), _MOST_ATTEMPTS)
 
 
-def _server(text: str) -> tuple[str, int] | None:
+def is_own(server: Server, own: Iterable[Server], local: Collection[str]) -> bool:
+    """Whether a name server is ourselves, listening at ``own``, on this host with its ``local`` addresses.
+
+    To ask 0.0.0.0 or :: is to ask this host (connect(2) on Linux).
+    """
+    host, port = without_zone(canonical(server[0])), server[1]
+    for on, our_port in own:
+        if port != our_port:
+            continue
+        if on not in WILDCARDS:
+            ours = overlap(on, host)
+        elif on == ANY_IPV4 and ":" in host:
+            ours = False
+        else:
+            ours = host in local or host in WILDCARDS
+        if ours:
+            return True
+    return False
+
+
+def _server(text: str) -> Server | None:
     host, port = text, DNS_PORT
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
         if rest:
             if not (rest.startswith(":") and rest[1:].isascii() and rest[1:].isdecimal()):
                 return None
-            port = int(rest[1:6])
+            port = int(rest[1:7])
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        return None
+        if not _INET_ATON.fullmatch(host):
+            return None
+        try:
+            host = socket.inet_ntoa(socket.inet_aton(host))
+        except OSError:
+            return None
     return (host, port) if 0 < port <= 0xFFFF else None
+
+
+def _shown(word: str) -> str:
+    return word if len(word) <= 80 and word.isprintable() else ascii(word[:80])

@@ -68,11 +68,8 @@ class ResolverStandIn:
         """Ask those whom resolv.conf names now."""
         if self.resolver is None:
             return
-        from kumadp.dns.resolvconf import parse
+        from kumadp.dns.resolvconf import read
 
-        try:
-            text = await asyncio.to_thread(self._resolv_conf.read_text, errors="replace")
-        except OSError:
-            text = ""
-        self.resolver.upstreams.conf = parse(text)
-        self.resolver.upstreams.local = await asyncio.to_thread(local_addresses)
+        upstreams = self.resolver.upstreams
+        upstreams.conf = await asyncio.to_thread(read, self._resolv_conf)
+        upstreams.local = await asyncio.to_thread(local_addresses)

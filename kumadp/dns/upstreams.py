@@ -10,21 +10,18 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kumadp.addresses import WILDCARDS, overlap
 from kumadp.dns import message
 from kumadp.dns.core import fitting
 from kumadp.dns.counters import Counters
 from kumadp.dns.exchange import Asked, by_tcp, by_udp
 from kumadp.dns.message import NOERROR, NXDOMAIN, SERVFAIL, Query, code_of, is_cut, write
-from kumadp.dns.resolvconf import ResolvConf
+from kumadp.dns.resolvconf import ResolvConf, Server, is_own
 from kumadp.host.descriptors import share
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from kumadp.dns.core import Forward, Transport
-
-Server = tuple[str, int]
 
 # A server that is silent for so long has the next one asked beside it, whatever resolv.conf says: the C library's
 # clients give up after 5 s (seconds).
@@ -62,14 +59,7 @@ class Upstreams:
     @property
     def servers(self) -> tuple[Server, ...]:
         """Those that are no loop to ourselves."""
-        return tuple(server for server in self.conf.servers if not self._is_own(server))
-
-    def _is_own(self, server: Server) -> bool:
-        host = server[0].split("%", 1)[0]
-        return any(
-            server[1] == port and (host in self.local if on in WILDCARDS else overlap(on, host))
-            for on, port in self.own
-        )
+        return tuple(server for server in self.conf.servers if not is_own(server, self.own, self.local))
 
     async def resolve(self, asked: Forward, data: bytes, transport: Transport) -> bytes:
         """The answer for the client, whatever happens."""
@@ -196,6 +186,8 @@ class Upstreams:
 
     async def _ask(self, server: Server, data: bytes, question: bytes, transport: Transport) -> bytes:
         with self._one_socket():
+            if self.conf.use_tcp:
+                return await by_tcp(server, data, question, self.asked)
             answer = await by_udp(server, data, question, self.asked)
         if transport == "tcp" and is_cut(answer):
             # Cut as it is, it says more than nothing.

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from kumadp.dns.corefile import HEALTH_NAME
 from kumadp.dns.exchange import Asked, by_udp
-from kumadp.dns.message import HEADER
-from kumadp.dns.resolvconf import DNS_PORT, parse
+from kumadp.dns.message import DESIRED, HEADER, REFUSED, code_of, is_authoritative, wire_name
+from kumadp.dns.resolvconf import DNS_PORT, read
 from kumadp.doctor.report import Told, failed, ok, skipped, warning
 from kumadp.host.cgroup import OomKills, oom_file
 from kumadp.host.environment import find_container_sign
@@ -35,8 +36,9 @@ _LITTLE = 160 << 20
 # glibc asks no more (resolv.conf(5): MAXNS).
 _MOST_SERVERS = 3
 _SERVER_WITHIN = 2.0
-# Asked of it: a name that is nobody's (RFC 6761), so that it needs to ask nobody.
-_QUERY = HEADER.pack(0, 0x0100, 1, 0, 0, 0) + b"\x06kumadp\x07invalid\x00\x00\x01\x00\x01"
+# Nobody's either (RFC 6761), so that a name server needs to ask nobody for it.
+_OTHER_NAME = "kumadp.invalid"
+_OURS = "kumadp itself answers there"
 # What is known to reap what it did not start.
 _INITS = {
     *("systemd", "init", "tini", "tini-static", "dumb-init", "docker-init", "catatonit", "runit", "s6-svscan"),
@@ -60,34 +62,62 @@ async def cgroup(limit: int | None = None, file: Path | None = None) -> list[Tol
 
 
 async def resolv_conf(file: Path = Path("/etc/resolv.conf")) -> list[Told]:
-    """The name servers of this host, and whether those that the C library asks say anything, whatever it is."""
-    try:
-        conf = parse(await asyncio.to_thread(file.read_text, errors="replace"))
-    except OSError as error:
-        return failed(f"{file}: {error.strerror}", "names, that of the control plane among them, cannot be resolved")
+    """The name servers of this host, and whether those that the C library asks say anything, whatever it is.
+
+    What kumadp itself answers there, as its address is in resolv.conf or queries are redirected, is no name server's.
+    """
+    conf = await asyncio.to_thread(read, file)
     notes = [Told("warning", f"{file}: {note}") for note in conf.notes]
-    if not conf.servers:
-        return [*warning(f"{file} names no server", "the C library asks 127.0.0.1 then"), *notes]
-    told = [*ok(f"{file}: {', '.join(map(_shown, conf.servers))}"), *notes]
+    asked = conf.servers[:_MOST_SERVERS]
+    answers = dict(zip(asked, await asyncio.gather(*map(_look, asked)), strict=True))
+    if conf.by_default:
+        names = " and ".join(map(_shown, asked))
+        if all(answers.values()):
+            hint = "names, that of the control plane among them, cannot be resolved"
+            told = failed(f"{file} names no server, and at {names} there is none", hint)
+        else:
+            told = warning(f"{file} names no server: {names} are asked")
+        # One of them is enough.
+        answers = {server: why for server, why in answers.items() if why == _OURS}
+    else:
+        told = ok(f"{file}: {', '.join(map(_shown, conf.servers))}")
+    told += notes
+    if conf.options:
+        told += ok(f"options {' '.join(conf.options)}")
     if len(conf.servers) > _MOST_SERVERS:
         told += warning(f"{len(conf.servers) - _MOST_SERVERS} of these servers are never asked by the C library")
-    asked = conf.servers[:_MOST_SERVERS]
-    for server, why in zip(asked, await asyncio.gather(*map(_silent, asked)), strict=True):
-        if why:
+    for server, why in answers.items():
+        if why == _OURS:
+            told += warning(f"{_shown(server)}: {why}", "whether there is a name server too is not known")
+        elif why:
             told += warning(f"{_shown(server)} {why}", "a name costs seconds as long as it is in resolv.conf")
     return told
 
 
-async def _silent(server: tuple[str, int]) -> str:
-    """Why a name server gives no answer; nothing where it gives one, be it that there is no such name."""
+async def _look(server: tuple[str, int]) -> str:
+    """What is wrong with a name server; nothing where it gives an answer, be it that there is no such name."""
     try:
         async with asyncio.timeout(_SERVER_WITHIN):
-            await by_udp(server, _QUERY, _QUERY[HEADER.size :], Asked())
+            answer = await _ask(server, HEALTH_NAME)
     except TimeoutError:
         return f"does not answer within {_SERVER_WITHIN:g} s"
     except OSError as error:
         return f"cannot be asked: {error.strerror}"
-    return ""
+    if code_of(answer) != REFUSED:
+        return ""
+    if is_authoritative(answer):
+        return _OURS
+    # A CoreDNS of kumadp's refuses this name alone; a name server that is not for us refuses every one.
+    try:
+        async with asyncio.timeout(_SERVER_WITHIN):
+            return "" if code_of(await _ask(server, _OTHER_NAME)) == REFUSED else _OURS
+    except (TimeoutError, OSError):
+        return _OURS
+
+
+async def _ask(server: tuple[str, int], name: str) -> bytes:
+    question = wire_name(name) + b"\x00\x01\x00\x01"
+    return await by_udp(server, HEADER.pack(0, DESIRED, 1, 0, 0, 0) + question, question, Asked())
 
 
 def _shown(server: tuple[str, int]) -> str:

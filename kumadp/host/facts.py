@@ -58,13 +58,3 @@ def _limit(file: Path) -> int:
         return int(file.read_text())
     except (OSError, ValueError):
         return 0
-
-
-def name_servers(resolv_conf: Path = Path("/etc/resolv.conf")) -> tuple[str, ...]:
-    """The name servers of resolv.conf, in its order."""
-    try:
-        lines = resolv_conf.read_text(errors="replace").splitlines()
-    except OSError:
-        return ()
-    found = [line.split()[1] for line in lines if line.split()[:1] == ["nameserver"] and len(line.split()) > 1]
-    return tuple(address for address in found if "%" not in address)

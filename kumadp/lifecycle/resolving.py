@@ -8,10 +8,11 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from kumadp.addresses import with_port
 from kumadp.dns.access import Access
 from kumadp.dns.exchange import Asked, by_udp
 from kumadp.dns.message import HEADER
-from kumadp.dns.resolvconf import parse
+from kumadp.dns.resolvconf import read
 from kumadp.dns.server import Resolver
 from kumadp.dns.table import HandedNames, Table
 from kumadp.host.ports import local_addresses
@@ -81,8 +82,12 @@ class Resolving:
         upstreams.conf = conf
         for note in conf.notes:
             log.warning("%s: %s", self._resolv_conf, note)
-        told = ", ".join(f"{host}:{port}" for host, port in upstreams.servers)
-        log.info("other names are asked of %s", told or "nobody: resolv.conf names no server but ourselves")
+        servers = ", ".join(with_port(host, port) for host, port in upstreams.servers)
+        options = f" ({', '.join(conf.options)})" if conf.options else ""
+        if servers:
+            log.info("other names are asked of %s%s", servers, options)
+        else:
+            log.warning("other names are unknown: %s names no server but kumadp itself", self._resolv_conf)
 
     async def take(self, dns: Dns | None) -> None:
         """The names that a control plane of 2.11 or later tells; None when it tells none any more."""
@@ -143,9 +148,5 @@ class Resolving:
 
 
 def _read(path: Path) -> tuple[ResolvConf, frozenset[str]]:
-    """What resolv.conf says, nothing where it cannot be read, and this host's addresses. May block."""
-    try:
-        text = path.read_text(errors="replace")
-    except OSError:
-        text = ""
-    return parse(text), local_addresses()
+    """What resolv.conf says, and this host's addresses. May block."""
+    return read(path), local_addresses()

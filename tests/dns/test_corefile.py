@@ -56,12 +56,13 @@ def test_queries_are_logged_where_that_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("text", "servers"),
     [
-        ("", ()),
-        ("# nameserver 192.0.2.53\nsearch example.org\nnameserver\n", ()),
+        ("", ("127.0.0.1", "::1")),
+        ("# nameserver 192.0.2.53\nsearch example.org\nnameserver\n", ("127.0.0.1", "::1")),
         ("nameserver 192.0.2.53\nnameserver 2001:db8::1\nnameserver 192.0.2.53", ("192.0.2.53", "2001:db8::1")),
         ("nameserver\tfe80::1%eth0 # the router\n nameserver 192.0.2.53", ("fe80::1%eth0", "192.0.2.53")),
         ("nameserver [192.0.2.53]:5353\nnameserver [::1]:5353\n", ("192.0.2.53:5353", "[::1]:5353")),
-        ("nameserver dns.example.org\nnameserver 300.1.2.3\n", ()),
+        ("nameserver [fe80::1%eth0]:5353\n", ("[fe80::1%eth0]:5353",)),
+        ("nameserver dns.example.org\nnameserver 300.1.2.3\n", ("127.0.0.1", "::1")),
     ],
 )
 def test_the_name_servers_of_a_resolv_conf(text: str, servers: tuple[str, ...]) -> None:

@@ -152,6 +152,12 @@ def test_only_the_answer_to_the_question_is_one() -> None:
     assert answers(reply, 7, question)
     assert not answers(reply, 8, question)
     assert not answers(reply.replace(b"WWW", b"www"), 7, question)
+    assert answers(reply.replace(b"WWW", b"www"), 7, question, any_case=True)
+    for wrong in (reply.replace(b"WWW", b"XWW"), reply[:-1] + b"\x03", reply[:-3] + b"\x1c" + reply[-2:]):
+        assert not answers(wrong, 7, question)
+        assert not answers(wrong, 7, question, any_case=True)
+    without = {code: reply[:3] + bytes([code]) + bytes(8) for code in range(6)}
+    assert [code for code, found in without.items() if answers(found, 7, question)] == [1, 2, 4, 5]
     assert not answers(asked.to_wire(), 7, question), "a query"
     assert not answers(reply[:10], 7, question)
     assert not answers(b"", 7, question)

@@ -25,7 +25,7 @@ from tests.support.needs import need_dig
 from tests.support.ports import free_ports
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 HOST = "127.0.0.1"
 MANY = [f"240.0.1.{number + 1}" for number in range(60)]
@@ -40,6 +40,9 @@ class Upstream(asyncio.DatagramProtocol):
         self.code: dns.rcode.Rcode = dns.rcode.NOERROR
         self.silent = self.cuts = self.exact = False
         self.spoofs: list[bytes] = []
+        self.before: Callable[[bytes], list[bytes]] = lambda _answer: []
+        """What it sends before an answer."""
+        self.changed: Callable[[bytes], bytes] = lambda answer: answer
         self.asked: list[dns.message.Message] = []
         self.by_tcp = 0
         self.clients: set[int] = set()
@@ -60,7 +63,9 @@ class Upstream(asyncio.DatagramProtocol):
                 cut = dns.message.make_response(dns.message.from_wire(data))
                 cut.flags |= dns.flags.TC
                 answer = cut.to_wire()
-            self.transport.sendto(answer, addr)
+            for other in self.before(answer):
+                self.transport.sendto(other, addr)
+            self.transport.sendto(self.changed(answer), addr)
 
     def reply(self, data: bytes) -> bytes | None:
         query = dns.message.from_wire(data)
@@ -82,7 +87,8 @@ class Upstream(asyncio.DatagramProtocol):
         with contextlib.suppress(EOFError):
             data = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
             answer = self.reply(data) or b""
-            writer.write(len(answer).to_bytes(2) + answer)
+            for message in (*self.before(answer), self.changed(answer)):
+                writer.write(len(message).to_bytes(2) + message)
         writer.close()
 
     @contextlib.asynccontextmanager
@@ -211,6 +217,54 @@ async def test_spoofed_answers_are_passed_over(resolver: Resolver) -> None:
         use(resolver, upstream)
         for _ in range(20):
             assert texts(await ask(resolver, "a.example.com")) == ["192.0.2.1"]
+
+
+def other_question(answer: bytes) -> list[bytes]:
+    """Answers with the right number to a name, a type, a class that were not asked, and to nothing."""
+    end = answer.index(b"\x00", 12) + 1
+    kind, klass = bytearray(answer), bytearray(answer)
+    kind[end + 1] ^= 0x1C
+    klass[end + 3] = 3
+    name = answer.replace(b"example", b"exomple")
+    nothing = answer[:2] + b"\x81\x83" + bytes(8)
+    return [bytes(kind), bytes(klass), name, nothing, answer[:2] + b"\x81\x80" + bytes(8)]
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_an_answer_to_another_question_is_not_taken_and_the_wait_goes_on(resolver: Resolver, tcp: bool) -> None:
+    async with Upstream("192.0.2.1").serving() as upstream:
+        upstream.before = other_question
+        use(resolver, upstream, use_tcp=tcp)
+        assert texts(await ask(resolver, "a.example.com", tcp=tcp)) == ["192.0.2.1"]
+        assert len(upstream.asked) == 1
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_a_server_may_write_the_name_in_its_own_letters(resolver: Resolver, tcp: bool) -> None:
+    async with Upstream("192.0.2.1").serving() as upstream:
+        upstream.changed = lambda answer: answer.replace(b"ExAmple", b"example")
+        use(resolver, upstream, use_tcp=tcp)
+        answer = await ask(resolver, "A.ExAmple.com", tcp=tcp)
+        assert texts(answer) == ["192.0.2.1"]
+        assert answer.question[0].name.to_text() == "A.ExAmple.com."
+        assert len(upstream.asked) == 1
+
+
+async def test_use_vc_asks_by_tcp_alone(resolver: Resolver) -> None:
+    async with Upstream("192.0.2.1").serving() as upstream:
+        use(resolver, upstream, use_tcp=True)
+        assert texts(await ask(resolver, "a.example.com")) == ["192.0.2.1"]
+        assert upstream.by_tcp == len(upstream.asked) == 1
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+async def test_its_own_name_tells_kumadp_from_a_name_server(resolver: Resolver, tcp: bool) -> None:
+    async with Upstream("192.0.2.1").serving() as upstream:
+        use(resolver, upstream)
+        answer = await ask(resolver, "health.KumaDP.invalid", tcp=tcp)
+        assert answer.rcode() == dns.rcode.REFUSED
+        assert answer.flags & dns.flags.AA
+        assert not upstream.asked
 
 
 async def test_what_is_cut_is_relayed_by_udp_and_asked_for_by_tcp(resolver: Resolver) -> None:

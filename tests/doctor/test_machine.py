@@ -16,10 +16,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kumadp.addresses import socket_address
+from kumadp.dns.resolvconf import read
+from kumadp.dns.server import Resolver
 from kumadp.doctor import machine
 from kumadp.host.workdir import LOCK
+from tests.support.linklocal import SCOPED, on_its_own_network
 from tests.support.poll import poll
-from tests.support.ports import free_port
+from tests.support.ports import free_port, free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -44,22 +48,78 @@ def test_memory(tmp_path: Path) -> None:
 
 
 def test_name_servers(tmp_path: Path) -> None:
+    def work() -> None:
+        file = tmp_path / "resolv.conf"
+        for missing in (True, False):
+            if not missing:
+                file.write_text("search mesh\n")
+            found = look(machine.resolv_conf(file))
+            assert found[0] == ("failed", f"{file} names no server, and at 127.0.0.1 and ::1 there is none")
+            assert len(found) == 1 + missing
+        file.write_text("nameserver nobody\n")
+        assert look(machine.resolv_conf(file))[1] == ("warning", f"{file}: line 1: nobody is no address")
+        with contextlib.closing(NameServer(port=53)):
+            file.write_text("search mesh\n")
+            assert look(machine.resolv_conf(file)) == [
+                ("warning", f"{file} names no server: 127.0.0.1 and ::1 are asked"),
+            ]
+
+    on_its_own_network(work)
+
+
+def test_options_and_link_local_servers(tmp_path: Path) -> None:
+    def work() -> None:
+        file = tmp_path / "resolv.conf"
+        file.write_text(f"nameserver {SCOPED}\noptions use-vc timeout:1 fastest\n")
+        with contextlib.closing(NameServer(SCOPED, port=53)) as server:
+            assert look(machine.resolv_conf(file)) == [
+                ("ok", f"{file}: {SCOPED}"),
+                ("warning", f"{file}: line 2: option fastest is not known"),
+                ("ok", "options use-vc timeout:1"),
+            ]
+            assert server.asked == 1
+        file.write_text("nameserver fe80::17%nowhere\n")
+        assert look(machine.resolv_conf(file))[1][1].startswith("fe80::17%nowhere cannot be asked: ")
+
+    on_its_own_network(work)
+
+
+def test_kumadp_s_own_answer_is_no_name_server_s(tmp_path: Path) -> None:
+    """Also where resolv.conf names nobody but kumadp: it answers, and nothing is known."""
     file = tmp_path / "resolv.conf"
-    assert look(machine.resolv_conf(file))[0][0] == "failed"
-    file.write_text("search mesh\n")
-    assert look(machine.resolv_conf(file)) == [("warning", f"{file} names no server")]
-    file.write_text("nameserver nobody\n")
-    assert look(machine.resolv_conf(file))[1] == ("warning", f"{file}: line 1: nobody is no address")
+
+    async def ask() -> list[tuple[str, str]]:
+        (port,) = free_ports(1)
+        file.write_text(f"nameserver [127.0.0.1]:{port}\n")
+        async with Resolver([("127.0.0.1", port)]) as resolver:
+            resolver.upstreams.conf = read(file)
+            return [(told.state, told.text) for told in await machine.resolv_conf(file)]
+
+    found = asyncio.run(ask())
+    assert found[0][0] == "ok"
+    assert found[1:] == [("warning", f"{file.read_text().split()[1]}: kumadp itself answers there")]
+
+
+@pytest.mark.parametrize(("refuses_all", "ours"), [(True, False), (False, True)])
+def test_a_coredns_of_kumadp_s_refuses_its_own_name_alone(tmp_path: Path, refuses_all: bool, ours: bool) -> None:
+    file = tmp_path / "resolv.conf"
+    with contextlib.closing(NameServer(refuses=b"" if refuses_all else b"\x06health")) as server:
+        file.write_text(f"nameserver {server.name}\n")
+        found = look(machine.resolv_conf(file))
+    assert (len(found) == 2) is ours
 
 
 class NameServer:
     """Says that there is no such name, or nothing; on a port of loopback, as resolv.conf of OpenBSD names it."""
 
-    def __init__(self, *, silent: bool = False) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind(("127.0.0.1", 0))
-        self.name = f"[127.0.0.1]:{self._socket.getsockname()[1]}"
+    def __init__(
+        self, host: str = "127.0.0.1", port: int = 0, *, silent: bool = False, refuses: bytes | None = None
+    ) -> None:
+        self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(socket_address(host, port))
+        self.name = f"[{host}]:{self._socket.getsockname()[1]}"
         self.asked = 0
+        self._refuses = refuses
         if not silent:
             threading.Thread(target=self._answer, daemon=True).start()
 
@@ -69,7 +129,8 @@ class NameServer:
             while (received := self._socket.recvfrom(512))[0]:
                 query, client = received
                 self.asked += 1
-                self._socket.sendto(query[:2] + b"\x81\x83" + query[4:], client)
+                refused = self._refuses is not None and self._refuses in query
+                self._socket.sendto(query[:2] + (b"\x81\x85" if refused else b"\x81\x83") + query[4:], client)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

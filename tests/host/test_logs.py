@@ -17,7 +17,7 @@ import pytest
 from kumadp.errors import SettingsError
 from kumadp.host import secrets
 from kumadp.host.environment import child_environment, on_kubernetes
-from kumadp.host.facts import has_ipv6, name_servers, system_ca_path
+from kumadp.host.facts import has_ipv6, system_ca_path
 from kumadp.host.logs import JsonFormatter, LogOutput, TextFormatter, setup_logging
 
 if TYPE_CHECKING:
@@ -257,16 +257,6 @@ def test_children_get_no_secrets_and_nothing_meant_for_us() -> None:
 )
 def test_a_pod_is_known_by_its_variables(environ: dict[str, str], pod: bool) -> None:
     assert on_kubernetes(environ) is pod
-
-
-def test_name_servers_are_read_in_order_without_scoped_ones(tmp_path: Path) -> None:
-    path = tmp_path / "resolv.conf"
-    path.write_text(
-        "# nameserver 1.1.1.1\nsearch a\nnameserver 192.0.2.1\nnameserver\nnameserver fe80::1%eth0\n"
-        "nameserver\t2001:db8::1\n"
-    )
-    assert name_servers(path) == ("192.0.2.1", "2001:db8::1")
-    assert name_servers(tmp_path / "none") == ()
 
 
 def test_facts_of_this_host_have_their_types() -> None:
