@@ -34,6 +34,14 @@ def quoted_path(path: str) -> str:
     return quote(_NO_ESCAPE.sub("%25", path), safe=_OF_PATHS, errors="surrogateescape")
 
 
+def request_target(path: str) -> str:
+    """A path with its query, if it has one, as a request line has it; a ``#`` is a character like others."""
+    path, mark, query = path.partition("?")
+    return (
+        quoted_path(path) + mark + quote(_NO_ESCAPE.sub("%25", query), safe=f"{_OF_PATHS}?", errors="surrogateescape")
+    )
+
+
 def is_ip(host: str) -> bool:
     """Whether ``host`` is an IP address and not a name."""
     try:

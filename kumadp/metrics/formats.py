@@ -8,11 +8,12 @@ format has and the other not, exemplars, comments.
 from __future__ import annotations
 
 import enum
+import math
 import re
-from email.message import Message
 from typing import TYPE_CHECKING
 
 from kumadp.metrics.exposition import SAMPLE, Family, Piece
+from kumadp.metrics.names import ALLOW, SCHEMES, escaped_name, escaped_samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,6 +39,8 @@ CONTENT_TYPES = {
     Format.OPENMETRICS_0: "application/openmetrics-text; version=0.0.1; charset=utf-8",
     Format.OPENMETRICS_1: "application/openmetrics-text; version=1.0.0; charset=utf-8",
 }
+# As Prometheus asks for it.
+_PLAIN = "text/plain;version=0.0.4"
 END = b"# EOF\n"
 _OPEN = "application/openmetrics-text"
 _PROTOBUF = "application/vnd.google.protobuf"
@@ -48,10 +51,9 @@ _TIMED = re.compile(rb"[ \t][-+0-9.]+[ \t]+[-+0-9.eE]+[ \t]*(?:#[^\n]*)?\n")
 
 
 def _media(text: str) -> tuple[str, dict[str, str]]:
-    message = Message()
-    message["content-type"] = text
-    media = text.partition(";")[0].strip().lower()
-    return media, {key.lower(): value for key, value in message.get_params(failobj=[])[1:]}
+    media, *parameters = text.split(";")
+    pairs = (part.partition("=") for part in parameters)
+    return media.strip().lower(), {name.strip().lower(): value.strip().strip('"') for name, _, value in pairs}
 
 
 def format_of(content_type: str) -> Format | None:
@@ -66,23 +68,49 @@ def format_of(content_type: str) -> Format | None:
     return None if media == _PROTOBUF else Format.UNKNOWN
 
 
-def _accepted(accept: str) -> Iterator[Format]:
-    """What a scraper takes, the most wanted first (RFC 9110: by q, then by place)."""
+def _wanted(accept: str) -> Iterator[tuple[Format, str]]:
+    """The formats that a scraper takes, and the escaping it names with each, the most wanted first.
+
+    By q, then by place (RFC 9110).
+    """
     wanted = []
     for place, part in enumerate(accept.split(",")):
         media, parameters = _media(part.strip())
+        form = _form_of(media, parameters.get("version", ""))
         try:
-            weight = float(parameters.get("q", "1"))
-        except (ValueError, TypeError):
-            # None, or one in the form of RFC 2231.
+            # One in the form of RFC 2231 is none.
+            weight = float(parameters.get("q", "0" if "q*" in parameters else "1"))
+        except ValueError:
             weight = 0.0
-        if weight > 0:
-            wanted.append((-weight, place, media, parameters.get("version", "")))
-    for _, _, media, version in sorted(wanted):
-        if media == _OPEN and version in {"", "0.0.1", "1.0.0"}:
-            yield Format.OPENMETRICS_1 if version == "1.0.0" else Format.OPENMETRICS_0
-        elif media in {"text/plain", "text/*", "*/*"}:
-            yield Format.TEXT
+        if weight > 0 and form is not None:
+            wanted.append((-weight, place, form, parameters.get("escaping", "").lower()))
+    for _, _, form, escaping in sorted(wanted):
+        yield form, escaping if escaping in SCHEMES else ""
+
+
+def _form_of(media: str, version: str) -> Format | None:
+    if media == _OPEN and version in {"", "0.0.1", "1.0.0"}:
+        return Format.OPENMETRICS_1 if version == "1.0.0" else Format.OPENMETRICS_0
+    return Format.TEXT if media in {"text/plain", "text/*", "*/*"} else None
+
+
+def _accepted(accept: str) -> Iterator[Format]:
+    return (form for form, _ in _wanted(accept))
+
+
+def escaping_of(accept: str, form: Format) -> str:
+    """How the scraper wants UTF-8 names in ``form``, empty where it does not say."""
+    return next((escaping for accepted, escaping in _wanted(accept) if accepted is form), "")
+
+
+def accept_for_sources(accept: str) -> str:
+    """What of a scraper's ``Accept`` sources are asked: the formats that are merged here, which protobuf is not.
+
+    A wildcard stays out as well, since it allows whatever a source likes best.
+    """
+    parts = (part.strip() for part in accept.split(","))
+    kept = [part for part in parts if "*" not in part.partition(";")[0] and next(_wanted(part), None) is not None]
+    return ",".join(kept) or _PLAIN
 
 
 def choose(accept: str, named: Iterable[Format]) -> Format:
@@ -99,9 +127,10 @@ def choose(accept: str, named: Iterable[Format]) -> Format:
 
 
 class Converter:
-    """Brings the pieces of one source, which are written in ``source``, to ``target``."""
+    """Brings the pieces of one source, which are written in ``source``, to ``target``, and names by ``escaping``."""
 
-    def __init__(self, source: Format, target: Format) -> None:
+    def __init__(self, source: Format, target: Format, escaping: str = ALLOW) -> None:
+        self._escaping = escaping
         self._family: Family | None = None
         self._given: Family | None = None
         self._is_open = target.is_open
@@ -111,18 +140,26 @@ class Converter:
     def convert(self, piece: Piece) -> Piece:
         """The piece as ``target`` has it."""
         family, samples = piece
-        if family is not self._family:
-            self._family, self._given = family, self._family_of(family)
-        assert self._given is not None  # noqa: S101
+        given = self.family_of(family)
+        samples = escaped_samples(samples, self._escaping)
         if not self._to_open and not self._to_text:
-            return Piece(self._given, samples)
+            return Piece(given, samples)
         if self._to_text:
             samples = _CREATED.sub(b"", samples)
             if b" # " in samples or _TIMED.search(samples):
                 samples = SAMPLE.sub(lambda match: _line(match, 1000), samples)
         elif _TIMED.search(samples) or b" # " in samples:
             samples = SAMPLE.sub(lambda match: _line(match, 0.001), samples)
-        return Piece(self._given, samples)
+        return Piece(given, samples)
+
+    def family_of(self, family: Family) -> Family:
+        """The family as ``target`` has it; its name is empty where the escaping leaves none."""
+        if family is not self._family or self._given is None:
+            given = self._family_of(family)
+            name = escaped_name(given.name, self._escaping)
+            self._family = family
+            self._given = given if name == given.name else _renamed(given, name, given.kind)
+        return self._given
 
     def _family_of(self, family: Family) -> Family:
         if self._is_open:
@@ -130,11 +167,17 @@ class Converter:
             # A counter keeps its name, with ``_total`` or without, and its type: scrapers go by it.
             return family if kind == family.kind else _renamed(family, family.name, kind)
         ending = {b"counter": b"_total", b"info": b"_info"}.get(family.kind, b"") if self._to_text else b""
-        name = family.name if family.name.endswith(ending) else family.name + ending
+        name = _with_ending(family.name, ending)
         kind = _IN_TEXT.get(family.kind, family.kind)
         if (name, kind) == (family.name, family.kind) and b"UNIT" not in family.headers:
             return family
         return _renamed(family, name, kind)
+
+
+def _with_ending(name: bytes, ending: bytes) -> bytes:
+    if name[:1] == b'"':
+        return name if name.endswith(ending + b'"') else name[:-1] + ending + b'"'
+    return name if name.endswith(ending) else name + ending
 
 
 def _line(match: re.Match[bytes], factor: float) -> bytes:
@@ -142,9 +185,8 @@ def _line(match: re.Match[bytes], factor: float) -> bytes:
     series, value, at, _ = match.groups()
     if at is None:
         return b"%b %b" % (series, value)
-    try:
-        time = float(at) * factor
-    except ValueError:
+    time = float(at) * factor
+    if not math.isfinite(time):
         return b"%b %b" % (series, value)
     return b"%b %b %b" % (series, value, b"%d" % round(time) if factor > 1 else b"%.3f" % time)
 

@@ -12,8 +12,10 @@ import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from kumadp.metrics.exposition import SLICE, Family, Piece, Reader, TooLong
+from kumadp.metrics.bounds import with_go_bounds
+from kumadp.metrics.exposition import MOST_PIECES, MOST_SAMPLES, SLICE, Family, Piece, Reader, TooLong, TooMany
 from kumadp.metrics.formats import END, Converter, Format
+from kumadp.metrics.names import ALLOW
 from kumadp.metrics.sources import SourceFailed, opened
 
 if TYPE_CHECKING:
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
 
     from kumadp.metrics.labels import Labels
     from kumadp.metrics.sources import Target
+
+
+# What is read before other things have their turn, in bytes and in pieces: lines that each need a look take 10 ms.
+_TURN = 16 << 10
+_PIECES_OF_A_TURN = 500
 
 
 class Transform(Protocol):
@@ -47,15 +54,20 @@ class Result:
 
 @dataclass(slots=True)
 class Other:
-    """A source that is read whole before it is told: ``only`` are beginnings of the names wanted, empty for all."""
+    """A source that is read whole before it is told: ``only`` are beginnings of the names wanted, empty for all.
+
+    ``rewritten``: kuma-dp parses its text and writes it, instead of passing it on.
+    """
 
     target: Target
     labels: Labels
     headers: Mapping[str, str]
     only: tuple[bytes, ...] = ()
     format: Format = Format.UNKNOWN
+    rewritten: bool = False
     pieces: list[Piece] = field(default_factory=list)
     result: Result = field(init=False)
+    _samples: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.result = Result(self.target.name)
@@ -71,14 +83,15 @@ class Other:
                 reader = Reader(checks=True, is_open=self.format.is_open)
                 known.set()
                 async for part in answer.parts():
-                    self._keep(reader.feed(part))
-                    await asyncio.sleep(0)
+                    for at in range(0, len(part), _TURN):
+                        self._keep(reader.feed(part[at : at + _TURN]))
+                        await asyncio.sleep(0)
                 self._keep(reader.end())
             self.pieces = [piece for piece in self.pieces if piece.family.name not in reader.wrong]
             self.result.skipped = len(reader.wrong)
             if reader.wrong and not self.pieces:
                 self._fail("its answer holds no metrics")
-        except (SourceFailed, TooLong) as error:
+        except (SourceFailed, TooLong, TooMany) as error:
             self._fail(str(error))
         except TimeoutError:
             self._fail("it did not answer in time")
@@ -91,7 +104,18 @@ class Other:
 
     def _keep(self, pieces: Iterator[Piece]) -> None:
         only = self.only
-        self.pieces.extend(piece for piece in pieces if not only or piece.family.name.startswith(only))
+        for piece in pieces:
+            if not only or piece.family.name.startswith(only):
+                self.pieces.append(piece)
+                self._samples += piece.samples.count(b"\n")
+        if self._samples > MOST_SAMPLES:
+            raise TooMany(f"it has more than {MOST_SAMPLES} samples")
+        if len(self.pieces) > MOST_PIECES:
+            raise TooMany("its families are not grouped, and come in too many pieces")
+
+    def changed(self, piece: Piece) -> Piece:
+        """With the labels, and where kuma-dp writes the source anew with bounds as it writes them."""
+        return self.labels.add(with_go_bounds(piece) if self.rewritten else piece)
 
     def _fail(self, why: str) -> None:
         self.result.why = why
@@ -136,13 +160,13 @@ class Live:
             while (part := await _next(parts, deadline)) is not None:
                 for piece in reader.feed(part):
                     for changed in transform.take(piece):
-                        yield changed
+                        yield with_go_bounds(changed)
             for piece in reader.end():
                 for changed in transform.take(piece):
-                    yield changed
+                    yield with_go_bounds(changed)
             for changed in transform.end():
-                yield changed
-        except (SourceFailed, TooLong) as error:
+                yield with_go_bounds(changed)
+        except (SourceFailed, TooLong, TooMany) as error:
             self.result.why = str(error)
         except TimeoutError:
             self.result.why = "its answer did not end in time"
@@ -223,24 +247,28 @@ class Output:
             await self._write(self._packer.flush())
 
 
-async def write_others(others: list[Other], output: Output, form: Format) -> None:
-    """Families of one name from all of them, one after another."""
-    groups: dict[bytes, list[tuple[Other, Piece]]] = {}
+async def write_others(others: list[Other], output: Output, form: Format, escaping: str = ALLOW) -> None:
+    """Families of one name from all of them, one after another; each piece is changed only when its turn comes."""
+    groups: dict[bytes, list[tuple[Other, Converter, Piece]]] = {}
+    turn = 0
     for other in others:
-        converter = Converter(other.format, form)
+        converter = Converter(other.format, form, escaping)
         for piece in other.pieces:
-            converted = other.labels.add(converter.convert(piece))
-            groups.setdefault(converted.family.name, []).append((other, converted))
-            if len(converted.samples) > SLICE // 4:
+            groups.setdefault(converter.family_of(piece.family).name, []).append((other, converter, piece))
+            turn += 1
+            if turn % _PIECES_OF_A_TURN == 0:
                 await asyncio.sleep(0)
         other.pieces.clear()
     for name in list(groups):
-        refused: set[str] = set()
-        for other, piece in groups.pop(name):
-            if not await output.put(piece):
-                refused.add(other.target.name)
-        for other in others:
-            other.result.skipped += other.target.name in refused
+        refused: dict[str, Other] = {}
+        for other, converter, piece in groups.pop(name):
+            if not name or not await output.put(other.changed(converter.convert(piece))):
+                refused[other.target.name] = other
+            turn += 1
+            if turn % _PIECES_OF_A_TURN == 0:
+                await asyncio.sleep(0)
+        for other in refused.values():
+            other.result.skipped += 1
 
 
 _SERIES = {

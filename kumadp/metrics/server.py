@@ -13,11 +13,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode
 
+from kumadp.addresses import request_target
 from kumadp.host.serve import bind_unix, serve
 from kumadp.metrics.exposition import Piece, Reader
-from kumadp.metrics.formats import CONTENT_TYPES, TEXT_TYPE, Converter, Format, choose
+from kumadp.metrics.formats import (
+    CONTENT_TYPES,
+    TEXT_TYPE,
+    Converter,
+    Format,
+    accept_for_sources,
+    choose,
+    escaping_of,
+)
 from kumadp.metrics.labels import Labels
 from kumadp.metrics.merge import Clusters
+from kumadp.metrics.names import DEFAULT
 from kumadp.metrics.profiles import Selection, Wanted
 from kumadp.metrics.scrape import Live, Other, Output, Result, write_others, write_results
 from kumadp.metrics.sources import Target
@@ -34,7 +44,7 @@ log = logging.getLogger("kumadp.metrics")
 
 POLICY = "/meshmetric"
 TIMEOUT_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
-_FORWARDED = ("Accept", "User-Agent", TIMEOUT_HEADER)
+_FORWARDED = ("User-Agent", TIMEOUT_HEADER)
 # Without a word of the scraper (seconds): Prometheus' own default.
 DEADLINE = 10.0
 # How long the formats of all are waited for before the answer begins (seconds), as they decide on its format.
@@ -125,7 +135,7 @@ class MetricsServer:
             for other in others:
                 converter = Converter(other.format, Format.TEXT)
                 for piece in other.pieces:
-                    yield other.target.name, other.labels.add(converter.convert(piece))
+                    yield other.target.name, other.changed(converter.convert(piece))
                     await asyncio.sleep(0)
                 other.pieces.clear()
             self._results = [live.result, *(other.result for other in others[1:])]
@@ -158,10 +168,9 @@ class MetricsServer:
 
         since = asyncio.get_running_loop().time()
         by_policy = request.path.startswith(POLICY)
-        accept = request.headers.get("Accept", "")
+        accept = ",".join(request.headers.getall("Accept", ()))
         sent = {name: request.headers[name] for name in _FORWARDED if request.headers.get(name)}
-        if by_policy:
-            sent["Accept"] = TEXT_TYPE
+        sent["Accept"] = TEXT_TYPE if by_policy else accept_for_sources(accept)
         deadline = since + allowed(request.headers.get(TIMEOUT_HEADER, ""))
         live, others = self._sources(request.rel_url.raw_query_string, sent, by_policy=by_policy)
         labels = others[0].labels
@@ -178,6 +187,7 @@ class MetricsServer:
                 if not by_policy:
                     form = choose(accept, (format_of_envoy, *(other.format for other in others[1:])))
                 packed = "gzip" in request.headers.get("Accept-Encoding", "")
+                escaping = escaping_of(accept, form) or DEFAULT
                 response = web.StreamResponse(headers={"content-type": CONTENT_TYPES[form]})
                 if packed:
                     response.headers["content-encoding"] = "gzip"
@@ -187,7 +197,7 @@ class MetricsServer:
                     await output.put(piece)
             await asyncio.gather(*reading)
             others[0].pieces = await self._own()
-            await write_others(others, output, form)
+            await write_others(others, output, form, escaping)
             self._results = [live.result, *(other.result for other in others[1:])]
             await write_results(self._results, output, labels)
             await output.end(form)
@@ -204,16 +214,17 @@ class MetricsServer:
         applications = policy.applications if by_policy and policy is not None else around.applications()
         added = (policy.labels if policy is not None else around.labels()) if by_policy else {}
         labels = Labels(added)
-        others = [Other(Target("kumadp", ""), labels, sent, _OWN, Format.TEXT)]
+        others = [Other(Target("kumadp", ""), labels, sent, _OWN, Format.TEXT, rewritten=True)]
         names: set[str] = {"envoy", "coredns"}
         for app in applications:
             place = f"[{app.host}]:{app.port}" if ":" in app.host else f"{app.host}:{app.port}"
             path = app.path if app.path.startswith("/") else f"/{app.path}"
             name = app.name if app.name and app.name not in names else f"{place}{path}"
             names.add(name)
-            target = Target(name, f"http://{place}{path.partition('?')[0]}", "", around.limit, around.sourced)
+            target = Target(name, f"http://{place}{request_target(path)}", "", around.limit, around.sourced)
             scope = {"otel_scope_name": app.name} if by_policy and app.name else {}
-            others.append(Other(target, Labels({**added, **scope}) if scope else labels, sent))
+            named = Labels({**added, **scope}) if scope else labels
+            others.append(Other(target, named, sent, rewritten=by_policy))
         if (at := around.coredns()) is not None:
             target = Target("coredns", f"http://{at.host}:{at.port}/metrics", "", around.limit)
             others.append(Other(target, labels, sent, _COREDNS))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MOST_REQUESTS = 5
 _LONGEST_HEAD = 64 << 10
+_LONGEST_SHOWN = 200
 
 
 class SourceFailed(Exception):
@@ -123,10 +124,14 @@ async def _get(session: ClientSession, url: str, headers: Mapping[str, str]) -> 
     from yarl import URL
 
     first = urlsplit(url)
-    for _ in range(_MOST_REQUESTS):
+    for number in range(_MOST_REQUESTS):
         answer = await session.get(URL(url, encoded=True), headers=headers, allow_redirects=False)
         location = answer.headers.get("location", "")
         if answer.status not in _REDIRECTS or not location:
+            if number and answer.status != 200:
+                answer.close()
+                at = url.removeprefix(f"{first.scheme}://{first.netloc}")[:_LONGEST_SHOWN]
+                raise SourceFailed(f"it answers with {answer.status} at {at}, where it redirects to")
             return answer
         answer.close()
         url = urljoin(url, location).partition("#")[0]

@@ -21,7 +21,7 @@ from tests.support.lasting import Lasting, lasting
 from tests.support.planes import open_plane
 from tests.support.poll import poll
 from tests.support.ports import free_port
-from tests.support.prometheus import Prometheus, need_prometheus
+from tests.support.prometheus import Prometheus, need_prometheus, scraped
 from tests.support.relayed import NAME, NODE, SOON, Rig, rig
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import LISTENER
@@ -172,6 +172,19 @@ def test_the_way_from_before_policies(at: Rig, exporter: Exporter) -> None:
         assert not check(found.text)
         assert at.status(daemon)["metrics"]["sources"]["envoy"]["up"]
         assert (at.work / f"kuma-mh-{NAME}-default.sock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_prometheus_that_asks_for_protobuf_first(at: Rig, tmp_path: Path) -> None:
+    """With native histograms on, Prometheus prefers protobuf, in which Envoy 1.40 answers when it is asked so."""
+    with at.run() as daemon:
+        at.wait_ready(daemon)
+        at.wait_traffic()
+        socket_path = kuma_socket(at.work, metrics(NAME, "default"))
+        with scraped(tmp_path, socket_path, features="native-histograms") as prometheus:
+            up = 'kumadp_scrape_source_up{source="envoy"} == 1'
+            poll(lambda: prometheus.query(up), what="Envoy's metrics", deadline=SOON)
+            bounds = prometheus.query('count by (le) ({__name__=~"envoy_cluster_upstream_cx_connect_ms_bucket"})')
+        assert {"1.8e+06", "3.6e+06", "+Inf", "0.5"} <= {one["metric"]["le"] for one in bounds}
 
 
 def test_without_an_envoy_it_is_answered_and_with_the_next_it_is_whole(at: Rig) -> None:

@@ -143,3 +143,59 @@ def test_many_are_many_messages() -> None:
     ]
     assert sum(sizes) == 50_000
     assert max(sizes) < 2 * BATCH
+
+
+def test_other_labels_of_a_scope_are_its_attributes() -> None:
+    text = (
+        "# TYPE a gauge\n"
+        'a{otel_scope_name="lib",otel_scope_schema_url="s",otel_scope_team="red",x="1"} 1\n'
+        'a{otel_scope_name="lib",otel_scope_team="blue"} 2\n'
+        'a{otel_scope_team="blue"} 3\n'
+    )
+    found = {
+        (scoped.scope.name, scoped.scope.schema_url, dict(scoped.scope.attributes or {})["team"]): points(
+            scoped.metrics[0]
+        )
+        for message in messages(text, "app")
+        for scoped in message.resource_metrics[0].scope_metrics
+    }
+    assert found == {
+        ("lib", "s", "red"): [({"x": "1"}, 1.0)],
+        ("lib", "", "blue"): [({}, 2.0)],
+        ("app", "", "blue"): [({}, 3.0)],
+    }
+
+
+def test_histograms_of_one_family_keep_their_scopes() -> None:
+    lines = "".join(
+        f'took_bucket{{otel_scope_name="{scope}",le="+Inf"}} 1\n'
+        f'took_sum{{otel_scope_name="{scope}"}} 1\ntook_count{{otel_scope_name="{scope}"}} 1\n'
+        for scope in ("one", "two")
+    )
+    found = metrics(f"# TYPE took histogram\n{lines}")
+    assert sorted(scope for scope, _ in found) == ["one", "two"]
+
+
+def test_quoted_names_are_what_they_mean() -> None:
+    text = (
+        '# TYPE "h.x" histogram\n{"h.x_bucket","l.m"="=",le="+Inf"} 1\n{"h.x_sum","l.m"="="} 1\n'
+        '{"h.x_count","l.m"="="} 1\n# TYPE "c.x" counter\n{"c.x",a="\\"b,"} 2\n'
+    )
+    (_, histogram), (_, counter) = metrics(text)
+    assert isinstance(histogram.data, Histogram)
+    assert (histogram.name, [dict(p.attributes or {}) for p in histogram.data.data_points]) == ("h.x", [{"l.m": "="}])
+    assert (counter.name, points(counter)) == ("c.x", [({"a": '"b,'}, 2.0)])
+
+
+@pytest.mark.parametrize("time", ["9" * 400, "-1", "9" * 20])
+def test_a_time_that_no_message_holds_is_now(time: str) -> None:
+    ((_, metric),) = metrics(f"# TYPE a gauge\na 1 {time}\n")
+    assert isinstance(metric.data, Gauge)
+    assert [point.time_unix_nano for point in metric.data.data_points] == [NOW]
+
+
+def test_counts_that_no_message_holds_are_left_out() -> None:
+    assert metrics('# TYPE t histogram\nt_bucket{le="+Inf"} 1e300\nt_sum 1\nt_count 1e300\n') == []
+    ((_, metric),) = metrics('# TYPE t histogram\nt_bucket{le="1"} 1e300\nt_bucket{le="+Inf"} 3\nt_sum 1\nt_count 3\n')
+    assert isinstance(metric.data, Histogram)
+    assert metric.data.data_points[0].bucket_counts == [3, 0]

@@ -270,6 +270,19 @@ async def test_a_redirect_on_the_same_host_is_followed() -> None:
     assert got.value("app_temperature") == 21.5
 
 
+async def test_a_concern_shows_where_a_redirect_led() -> None:
+    class Moved(Exposition):
+        async def answer(self, request):  # type: ignore[no-untyped-def]
+            self.status = 404 if request.path == "/elsewhere" else 307
+            self.headers = {"location": "/elsewhere?x=1"} if self.status == 307 else {}
+            return await super().answer(request)
+
+    app = Moved(APP)
+    async with exposed(app), collecting(at(app)) as collector:
+        await collector.scrape()
+        assert collector.concerns["app0"] == "it answers with 404 at /elsewhere?x=1, where it redirects to"
+
+
 async def test_times_are_in_what_the_format_counts() -> None:
     timed = OPEN_APP.replace(" 3 # ", " 3 1700000000.5 # ")
     apps = [Exposition("timed 1 1700000000500\nuntimed 2\n"), Exposition(timed, OPEN)]
@@ -360,3 +373,33 @@ async def test_scrapes_at_the_same_time() -> None:
     async with exposed(envoy, app), collecting(at(app, envoy=envoy)) as collector:
         got = await asyncio.gather(*(collector.scrape() for _ in range(8)))
     assert len({zlib.crc32(one.text.partition("# HELP kumadp_")[0].encode()) for one in got}) == 1
+
+
+async def test_an_application_is_asked_for_its_path_as_written() -> None:
+    app = Exposition(APP)
+    async with exposed(app):
+        paths = ("/metrics?format=x&a=%20b c#d", "metrics", "/a b/%2F")
+        around = Surroundings(lambda: tuple(Application("", "127.0.0.1", app.port, path) for path in paths))
+        async with collecting(around) as collector:
+            got = await collector.scrape()
+    asked = sorted(str(request.rel_url.raw_path_qs) for request in app.seen)
+    assert asked == ["/a%20b/%2F", "/metrics", "/metrics?format=x&a=%20b%20c%23d"]
+    assert got.up(f"127.0.0.1:{app.port}/metrics?format=x&a=%20b c#d")
+
+
+async def test_a_concern_shows_what_was_asked() -> None:
+    app = Exposition(APP, status=404)
+    async with exposed(app):
+        application = Application("", "127.0.0.1", app.port, "/metrics?format=x")
+        async with collecting(Surroundings(lambda: (application,))) as collector:
+            await collector.scrape()
+            assert collector.concerns[f"127.0.0.1:{app.port}/metrics?format=x"] == "it answers with 404"
+
+
+async def test_a_time_beyond_all_times_costs_its_own_sample() -> None:
+    app = Exposition(f"# TYPE a gauge\na 1 {'9' * 400}\n")
+    opened = Exposition(OPEN_APP, OPEN)
+    async with exposed(app, opened), collecting(at(app, opened)) as collector:
+        got = await collector.scrape()
+    assert got.value("a") == 1
+    assert got.text.endswith("# EOF\n")

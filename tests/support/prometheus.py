@@ -67,7 +67,7 @@ class _Pass(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         connection = UnixConnection(self.server.socket_path, 5)
         try:
-            connection.request("GET", self.path)
+            connection.request("GET", self.path, headers={"Accept": self.headers.get("Accept", "*/*")})
             answer = connection.getresponse()
             body = answer.read()
         except OSError:
@@ -87,7 +87,7 @@ class _Pass(BaseHTTPRequestHandler):
 class Prometheus:
     """A Prometheus that scrapes these ports each 0.5 s."""
 
-    def __init__(self, folder: Path, *ports: int, rules: Path | None = None) -> None:
+    def __init__(self, folder: Path, *ports: int, rules: Path | None = None, features: str = "") -> None:
         self._url = f"http://127.0.0.1:{(port := free_port())}"
         config = {
             "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
@@ -105,6 +105,7 @@ class Prometheus:
                     f"--config.file={folder / 'prometheus.yml'}",
                     f"--storage.tsdb.path={folder / 'tsdb'}",
                     f"--web.listen-address=127.0.0.1:{port}",
+                    *([f"--enable-feature={features}"] if features else []),
                 ],
                 stdout=out,
                 stderr=out,
@@ -147,12 +148,12 @@ class Prometheus:
 
 
 @contextlib.contextmanager
-def scraped(folder: Path, socket: Path, rules: Path | None = None) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes the kumadp behind this control socket."""
+def scraped(folder: Path, socket: Path, rules: Path | None = None, features: str = "") -> Iterator[Prometheus]:
+    """A Prometheus that scrapes what is behind this socket."""
     need_prometheus()
     bridge = Bridge(socket)
     try:
-        prometheus = Prometheus(folder, bridge.port, rules=rules)
+        prometheus = Prometheus(folder, bridge.port, rules=rules, features=features)
         try:
             poll(prometheus.is_up, what="a first scrape", deadline=40)
             yield prometheus
