@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import importlib
 import os
 import signal
@@ -13,8 +15,9 @@ import click
 
 from kumadp import __version__
 from kumadp.cli.options import WIDTH, click_option, log_options, remember_before
-from kumadp.errors import ExitCode, KumadpError, UsageError
+from kumadp.errors import ExitCode, KumadpError, UsageError, host_refusal
 from kumadp.host import meanwhile
+from kumadp.host.standard import fill_standard_descriptors
 
 COMMANDS: dict[str, str] = {
     "run": "Run a data plane: Envoy, DNS, virtual probes, until it is told to stop.",
@@ -90,6 +93,7 @@ def cli(ctx: click.Context, /, **before: object) -> None:
 
 def main() -> None:
     """Entry point of the console scripts: the only place that ends the process with a failure's exit code."""
+    fill_standard_descriptors()
     meanwhile.begin(os.environ)
     try:
         code = cli.main(standalone_mode=False)
@@ -105,6 +109,17 @@ def main() -> None:
         sys.exit(ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):
         _end_as_interrupted()
+    except OSError as error:
+        # Standard output may be open for reading alone.
+        reason = host_refusal(error) or ("" if error.errno != errno.EBADF else str(error.strerror))
+        if not reason:
+            raise
+        # At a normal end Python would write once more what standard output did not take.
+        with contextlib.suppress(OSError):
+            click.echo(
+                f"Error: {reason if error.filename else f'standard output cannot be written: {reason}'}", err=True
+            )
+        os._exit(ExitCode.OS)
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
 
 

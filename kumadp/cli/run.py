@@ -40,6 +40,7 @@ def run(**flags: object) -> None:
     With -- CMD ARG... kumadp starts the application and ends with its exit code: the entrypoint of a workload's image.
     Inbound drains before the application gets SIGTERM, SIGINT or SIGQUIT; it has SIGHUP at once.
     """
+    from kumadp.cli.exposure import exposures
     from kumadp.settings.resolve import resolve
 
     config, typed, application = flags.get("config"), typed_names(), command_line()
@@ -52,9 +53,8 @@ def run(**flags: object) -> None:
     try:
         resolved = read()
         message = resolved.settings.termination_log
-        launch(
-            resolved.settings, resolved.warnings, os.environ, lambda: read().settings, str(config or ""), application
-        )
+        warnings = (*resolved.warnings, *exposures(resolved.settings, resolved.origin, str(config or "")))
+        launch(resolved.settings, warnings, os.environ, lambda: read().settings, str(config or ""), application)
     except KumadpError as error:
         _tell_kubernetes(error, message)
         raise

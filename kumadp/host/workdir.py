@@ -38,6 +38,7 @@ class HandedWorkDir(msgspec.Struct, frozen=True):
     path: str
     temporary: bool
     lock: int
+    removed_at_end: tuple[str, ...] = ()
 
 
 @dataclass
@@ -54,7 +55,8 @@ class WorkDir:
 
     def handed(self) -> HandedWorkDir:
         """This directory for the next program; ``lock`` must stay open over execve(2), so that nobody else takes it."""
-        return HandedWorkDir(str(self.path), self.temporary, self._lock)
+        removed = tuple(str(path) for path in self.removed_at_end)
+        return HandedWorkDir(str(self.path), self.temporary, self._lock, removed)
 
     def close(self) -> None:
         """Let the next run have it, without the files that go at the end; a temporary directory goes. May block."""
@@ -106,6 +108,7 @@ def open_work_dir(
             make_private(Path(dns_dir)) if dns_dir else path,
             temporary,
             lock,
+            {Path(file) for file in handed.removed_at_end} if handed is not None else set(),
         )
     except WorkDirError:
         os.close(lock)

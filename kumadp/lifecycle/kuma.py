@@ -83,9 +83,6 @@ class KumaClient:
         self.heard_token: Callable[[str], object] = lambda _token: None
         """Hears each token that was read, in the thread that read it."""
         self._without = frozenset({"probes"}) if serves_probes else frozenset[str]()
-        if settings.token:
-            # The program before this one may have written it.
-            work.removed_at_end.add(work.path / TOKEN)
 
     async def fetch(self, failed: Callable[[str], None], max_duration: float | None) -> Fetched:
         """Ask until there is an answer; ``failed`` hears why there is none yet.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -14,10 +15,11 @@ from kumadp.bootstrap.guard import Taken, guard
 from kumadp.bootstrap.public import with_token
 from kumadp.errors import ControlPlaneRefused
 from kumadp.host.private_file import write_json
+from kumadp.host.secrets import holds_secret
 from kumadp.host.workdir import writing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from kumadp.bootstrap.address import AdminAddress
     from kumadp.bootstrap.rewrite import Upstream
@@ -76,9 +78,16 @@ async def _finish(
     path = work.path / file
     with writing(path):
         await asyncio.to_thread(write_json, path, guarded.bootstrap)
+    if await asyncio.to_thread(_holds_secret, guarded.bootstrap):
+        # Kuma 2.8 to 2.14 puts the token into it, for an Envoy without the relay.
+        work.removed_at_end.add(path)
     names = guarded.bootstrap.get("dynamicResources") or guarded.bootstrap.get("dynamic_resources") or {}
     dynamic = isinstance(names, dict) and ("ldsConfig" in names or "lds_config" in names)
     return Prepared(path, guarded.admin, template, dynamic)
+
+
+def _holds_secret(bootstrap: Mapping[str, Any]) -> bool:
+    return holds_secret(json.dumps(bootstrap).encode())
 
 
 class KumaSource:
