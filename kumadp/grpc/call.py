@@ -11,6 +11,7 @@ import contextlib
 import logging
 import struct
 import zlib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, unquote
 
@@ -38,6 +39,8 @@ SLICE = 64 << 10
 # What is taken in one turn of the loop, in bytes.
 BURST = 256 << 10
 LARGEST = 256 << 20
+# Bytes of each end of a message that was too large.
+KEPT = 16 << 10
 # How long a TLS peer may take to confirm the end; a dead one never does.
 SHUTDOWN_SECONDS = 1.0
 
@@ -49,6 +52,15 @@ class Ended(Exception):
         super().__init__(text)
         self.status = status
         self.text = text
+
+
+@dataclass(frozen=True, slots=True)
+class Oversized:
+    """A message that was too large, and was read and dropped: its size in bytes, its first and last ``KEPT``."""
+
+    size: int
+    head: bytes = field(repr=False)
+    tail: bytes = field(repr=False)
 
 
 class _Break(Wrapper):
@@ -81,26 +93,56 @@ class Call:
 
         Raises Ended.
         """
+        message = await self._receive(largest, unpack=unpack, skip=False)
+        assert isinstance(message, bytes)  # noqa: S101 - only with ``skip`` it is something else
+        return message
+
+    async def receive_or_skip(self, largest: int) -> bytes | Oversized:
+        """The next message; one of more than ``largest`` bytes is read and dropped, and the stream goes on.
+
+        Raises Ended.
+        """
+        return await self._receive(largest, unpack=False, skip=True)
+
+    async def _receive(self, largest: int, *, unpack: bool, skip: bool) -> bytes | Oversized:
         # AssertionError is how grpclib's buffer says that the stream ended inside a message.
         with contextlib.suppress(AssertionError):
             head = await self._stream.recv_data(5)
             size = int.from_bytes(head[1:], "big")
-            if head and ((head[0] and not unpack) or size > largest):
+            if head and ((head[0] and not unpack) or (size > largest and not skip)):
                 raise Ended(None, f"a message of {size} bytes, compressed or too large")
+            if size > largest:
+                return await self._skip(size)
             body = await self._stream.recv_data(size)
             if head and len(body) == size:
                 return _unpacked(bytes(body), largest) if head[0] else bytes(body)
         raise self._ended()
 
-    async def send(self, message: bytes, *, last: bool = False, packed: bool = False) -> None:
+    async def _skip(self, size: int) -> Oversized:
+        start = end = b""
+        left = size
+        while left:
+            part = bytes(await self._stream.recv_data(min(left, BURST)))
+            if not part:
+                raise self._ended()
+            left -= len(part)
+            start = start or part[:KEPT]
+            end = (end + part[-KEPT:])[-KEPT:]
+        return Oversized(size, start, end)
+
+    async def send(self, message: bytes, *, last: bool = False, packed: bool = False, more: bytes = b"") -> None:
         """Send one message, the ``last`` one or not, as fast as the peer takes it, without holding the loop.
+
+        ``more`` are further bytes of it, so that a large message need not be copied for a few at its end.
 
         ``packed``: it is compressed as the header ``grpc-encoding`` says. Raises Ended.
 
         Where the stream breaks while the peer does not read, this waits on: the reader learns of the end.
         """
         data = memoryview(message)
-        part = bytes(struct.pack(">?I", packed, len(data))) + data[:SLICE]
+        part = bytes(struct.pack(">?I", packed, len(data) + len(more))) + data[:SLICE]
+        if len(data) <= SLICE:
+            part += more
         start = SLICE
         while True:
             if self._broken or not self._stream.closable:
@@ -114,6 +156,8 @@ class Call:
             await asyncio.sleep(0)
             part = bytes(data[start : start + SLICE])
             start += SLICE
+            if start >= len(data):
+                part += more
 
     async def begin(self) -> None:
         """Server: send the headers. Raises Ended."""

@@ -7,6 +7,7 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from kumadp.host.facts import memory_limit
 from kumadp.lifecycle.control import relay_socket_path
 from kumadp.lifecycle.kuma import Fetched, KumaClient
 from kumadp.lifecycle.loop import Asked, Refused
@@ -118,6 +119,7 @@ class Configuration:
         if memory is None and self._last_good is not None:
             stale = source.later is not None or run.before.envoy is not None
             memory, earlier = (self._last_good.memory, None) if stale else (None, self._last_good)
+        limit = run.settings.max_memory_bytes or await asyncio.to_thread(memory_limit)
         self.relaying = relaying(
             source.relay_path,
             source.client,
@@ -130,6 +132,7 @@ class Configuration:
             earlier=earlier,
             broken_at=run.before.left_at,
             stale="stale_since" in run.status.facts,
+            memory_limit=limit,
         )
         if self._store is not None:
             self.relaying.keep_in(self._store)

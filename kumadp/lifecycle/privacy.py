@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kumadp.bootstrap.address import TcpAdmin
-from kumadp.relay.messages import CLUSTER, ENDPOINTS, LISTENER, SECRET, BadMessage, Response
+from kumadp.relay.messages import CLUSTER, ENDPOINTS, LISTENER, SECRET, BadMessage
 from kumadp.relay.wire import fields, text, varint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from kumadp.bootstrap.address import AdminAddress
     from kumadp.relay.memory import Memory
@@ -43,6 +43,8 @@ def fingerprint(memory: Memory, admin: AdminAddress) -> Fingerprint:
         for raw in (one.accepted, one.latest):
             if raw is None or one.type_url == SECRET:
                 continue
+            if not any(each in raw for each in marks):
+                continue
             for name, resource in _resources(raw):
                 if one.type_url == LISTENER:
                     found.listeners[name] = found.listeners.get(name, b"") + hashlib.sha256(resource).digest()
@@ -51,17 +53,18 @@ def fingerprint(memory: Memory, admin: AdminAddress) -> Fingerprint:
     return Fingerprint(found.listeners, frozenset(rest))
 
 
-def _resources(raw: bytes) -> list[tuple[str, bytes]]:
-    """Names and encoded resources of a response that was read once already."""
-    found = []
-    for resource in Response.parse(raw).resources:
+def _resources(raw: bytes) -> Iterator[tuple[str, bytes]]:
+    """Names and encoded resources of a response that was read once already, one at a time: it may be large."""
+    for number, start, end in fields(raw):
+        if number != 2:
+            continue
+        resource = raw[start:end]
         try:
-            value = next((resource[start:end] for number, start, end in fields(resource) if number == 2), b"")
-            name = next((text(value, start, end) for number, start, end in fields(value) if number == 1), "")
+            value = next((resource[first:last] for inner, first, last in fields(resource) if inner == 2), b"")
+            name = next((text(value, first, last) for inner, first, last in fields(value) if inner == 1), "")
         except BadMessage:
             value, name = resource, ""
-        found.append((name, value))
-    return found
+        yield name, value
 
 
 class Privacy:

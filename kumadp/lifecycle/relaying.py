@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.lifecycle")
 
+# Of the memory limit, and in bytes. gRPC's own default is 4 MiB; a mesh of 10,000 services needs some 30 MB.
+SHARE = 8
+SMALLEST_BOUND, LARGEST_BOUND = 4 << 20, 128 << 20
+
 
 class Relaying:
     """Owns the relay. ``refused`` hears that the control plane refuses for good, ``opened`` that it has us.
@@ -55,6 +59,7 @@ class Relaying:
         earlier: LastGood | None = None,
         stale: bool = False,
         broken_at: float | None = None,
+        memory_limit: int = 0,
     ) -> None:
         self._client = client
         self._status = status
@@ -79,6 +84,7 @@ class Relaying:
             self._dial,
             epoch_of=epoch_of,
             broken_at=broken_at,
+            largest=largest_message(memory_limit),
             on_change=self._changed,
             on_accepted=self._accepted,
             on_answered=lambda type_url: self.answered(type_url),
@@ -209,6 +215,14 @@ class Relaying:
         self._status.worry("control plane", verdict.concern)
         if verdict.for_good:
             self._refused(ControlPlaneRefused(verdict.concern))
+
+
+def largest_message(memory_limit: int) -> int:
+    """Bytes that one response of the control plane may have, by the memory limit of our cgroup (bytes, 0: none).
+
+    A message is held twice while it comes and while the next one replaces it, and Envoy needs many times its size.
+    """
+    return max(SMALLEST_BOUND, min(memory_limit // SHARE, LARGEST_BOUND)) if memory_limit else LARGEST_BOUND
 
 
 def _tree(prepared: Prepared) -> Mapping[str, Any]:

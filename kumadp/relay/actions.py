@@ -20,9 +20,19 @@ class SendDown:
     is ever queued or under way on a stream.
     """
 
+    __match_args__ = ("stream", "type_url", "data")
+
     stream: int
     type_url: str
-    data: bytes = field(repr=False)
+    raw: bytes = field(repr=False)
+    """As it came from the control plane, shared with whoever remembers it."""
+    more: bytes = field(default=b"", repr=False)
+    """What follows: the nonce of this stream."""
+
+    @property
+    def data(self) -> bytes:
+        """The whole message, a copy."""
+        return self.raw + self.more
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ import msgspec
 from kumadp.bootstrap.public import secret_in, without_token
 from kumadp.decoding import Undecodable, decode_msgpack
 from kumadp.errors import KumadpError
+from kumadp.host.giveback import give_back
 from kumadp.host.private_file import write_private
 from kumadp.host.secrets import holds_secret
 from kumadp.relay.memory import Memory, TypeMemory
@@ -39,6 +40,8 @@ LARGEST = 1 << 30
 # A clock may be a little behind the one that wrote the file, e.g. before NTP has set it.
 CLOCK_SKEW = 300.0
 DEBOUNCE = 0.5
+# Bytes of a response from which on the copies that were written are worth to be given back.
+LARGE = 1 << 20
 # Of all time no more than a twentieth goes to writing, yet nothing waits for longer than this.
 LONGEST_PAUSE = 30.0
 CONFIRM_EVERY = 60.0
@@ -198,6 +201,8 @@ class LastGoodStore:
             self._left_out, self._error = kept.left_out, ""
             self._written = self._confirmed = self._clock()
         self._pause = min(max(DEBOUNCE, 20 * (time.monotonic() - began)), LONGEST_PAUSE)
+        if any(len(one.accepted or b"") > LARGE for one in content.memory.types):
+            give_back()
 
     def _failed(self, reason: str) -> None:
         # What is there now is not what is served: nobody stands by it.

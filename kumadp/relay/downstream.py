@@ -30,19 +30,19 @@ class _Pending:
     """What waits to be sent on one stream: the newest message of each type, in the order the types came."""
 
     def __init__(self) -> None:
-        self._messages: dict[str, bytes] = {}
+        self._messages: dict[str, tuple[bytes, bytes]] = {}
         self._filled = asyncio.Event()
 
-    def put(self, type_url: str, data: bytes) -> None:
-        self._messages[type_url] = data
+    def put(self, type_url: str, data: bytes, more: bytes) -> None:
+        self._messages[type_url] = (data, more)
         self._filled.set()
 
-    async def take(self) -> bytes:
+    async def take(self) -> tuple[bytes, bytes]:
         await self._filled.wait()
-        data = self._messages.pop(next(iter(self._messages)))
+        message = self._messages.pop(next(iter(self._messages)))
         if not self._messages:
             self._filled.clear()
-        return data
+        return message
 
 
 class Downstream:
@@ -68,13 +68,16 @@ class Downstream:
             del self._pending[stream]
             self._listener.down_closed(stream)
 
-    def send(self, stream: int, type_url: str, data: bytes) -> None:
-        """Queue a response; it replaces one of its type that has not been sent yet."""
+    def send(self, stream: int, type_url: str, data: bytes, more: bytes = b"") -> None:
+        """Queue a response, ``data`` and then ``more``; it replaces one of its type that has not been sent yet."""
         if (pending := self._pending.get(stream)) is not None:
-            pending.put(type_url, data)
+            pending.put(type_url, data, more)
 
 
 async def _write(call: Call, pending: _Pending) -> None:
     with contextlib.suppress(Ended):
         while True:
-            await call.send(await pending.take())
+            data, more = await pending.take()
+            await call.send(data, more=more)
+            # Not to be kept until the next one comes.
+            del data

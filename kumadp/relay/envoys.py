@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kumadp.relay.memory import Delivery, Verdicts
-from kumadp.relay.messages import ENDPOINTS, ROUTES, SECRET, Response, encode_response
+from kumadp.relay.messages import ENDPOINTS, ROUTES, SECRET, Response, encode_nonce, encode_response
 from kumadp.relay.wire import field_bytes
 
 # Envoy asks for these by name. No names is what it says on a new stream of a type of which it watches nothing any more.
@@ -59,10 +59,10 @@ class Exchange:
         return new
 
     def send(self, delivery: Delivery, nonce: str) -> bytes:
-        """The response to send; it is under way from now on."""
+        """The response is under way from now on; what is to follow it, as it is sent."""
         self.sent, self.nonce, self.waiting = delivery, nonce, True
         self.answer, self.judged = None, False
-        return delivery.response.with_nonce(nonce)
+        return encode_nonce(nonce)
 
     def answered(self, version: str, error: bytes) -> None:
         """Envoy's answer to what was under way.

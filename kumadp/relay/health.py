@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 HDS = "/envoy.service.health.v3.HealthDiscoveryService/StreamHealthCheck"
 # Before a health stream that broke alone, its connection being whole, is opened again, in seconds.
 AGAIN = 1.0
+# Bytes of what the control plane sends: a check for each inbound. A larger message ends the stream.
+LARGEST_SPECIFIER = 16 << 20
 
 
 class _Newest:
@@ -41,7 +43,13 @@ class _Newest:
 class Health:
     """The health streams of all living Envoys. ``hold`` keeps every report back while one Envoy replaces another."""
 
-    def __init__(self, open_call: Callable[[str], Awaitable[Call]], epoch_of: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        open_call: Callable[[str], Awaitable[Call]],
+        epoch_of: Callable[[int], int],
+        largest: int = LARGEST_SPECIFIER,
+    ) -> None:
+        self._largest = largest
         self._open_call = open_call
         self._epoch_of = epoch_of
         self._epochs: list[int] = []
@@ -89,7 +97,7 @@ class Health:
             writer = asyncio.create_task(_write(up, first, reports), name="relay health writer")
             try:
                 while True:
-                    await call.send(await up.receive())
+                    await call.send(await up.receive(largest=self._largest))
             except Ended as ended:
                 if ended.status is not None:
                     return ended

@@ -27,8 +27,11 @@ from kumadp.relay.upward import Upward
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from kumadp.relay.messages import Outline
+
 TRIAL_AFTER = 30.0
-INTERNAL = 13
+# Codes of google.rpc.Status.
+EXHAUSTED, INTERNAL = 8, 13
 
 
 class Machine:
@@ -112,6 +115,16 @@ class Machine:
         if delivery in subscription.deadly:
             return self._condemned(subscription)
         return self._serve_all(subscription)
+
+    def upstream_refused(self, outline: Outline, reason: str) -> list[Action]:
+        """A DiscoveryResponse that was not kept: refuse it in our own name; Envoys go on with what they have."""
+        subscription = self._subscriptions.get(outline.type_url)
+        if not self._up.is_open or subscription is None:
+            return [Note(f"the control plane sent {outline.type_url}, which nobody asked for")]
+        subscription.nonce, subscription.open = outline.nonce, True
+        subscription.rejections += 1
+        actions = self._answer(subscription, subscription.good_version, encode_status(EXHAUSTED, reason))
+        return [*actions, Rejected(outline.type_url, outline.version, reason, by_guard=True)]
 
     # The Envoys.
 
@@ -286,7 +299,8 @@ class Machine:
         elif not exchange.needs(delivery, new or set(), live=live):
             return []
         self._nonce += 1
-        return [SendDown(down.stream, subscription.type_url, exchange.send(delivery, str(self._nonce)))]
+        nonce = exchange.send(delivery, str(self._nonce))
+        return [SendDown(down.stream, subscription.type_url, delivery.response.raw, nonce)]
 
     def _keeps(self, exchange: Exchange, delivery: Delivery | None) -> bool:
         """Whether the Envoy keeps what it came with, rather than have this."""

@@ -5,6 +5,7 @@ State of the world only; fields as in Envoy's ``envoy/service/discovery/v3/disco
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,8 @@ CLUSTER = f"{TYPES}envoy.config.cluster.v3.Cluster"
 ENDPOINTS = f"{TYPES}envoy.config.endpoint.v3.ClusterLoadAssignment"
 ROUTES = f"{TYPES}envoy.config.route.v3.RouteConfiguration"
 LISTENER = f"{TYPES}envoy.config.listener.v3.Listener"
+# The tags of version_info and type_url.
+_VERSION, _TYPE = b"\x0a", b"\x22"
 SECRET = f"{TYPES}envoy.extensions.transport_sockets.tls.v3.Secret"
 
 
@@ -75,6 +78,15 @@ class Request:
         return cls(type_url, version, node, tuple(names), nonce, error or (UNKNOWN if rejected else b""))
 
 
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a response is, without its resources."""
+
+    type_url: str
+    version: str
+    nonce: str
+
+
 @dataclass(frozen=True)
 class Response:
     """A DiscoveryResponse; ``raw`` is the message as it came, and is what is passed on."""
@@ -100,10 +112,6 @@ class Response:
         if not type_url:
             raise BadMessage("it names no type")
         return cls(type_url, version, nonce, data)
-
-    def with_nonce(self, nonce: str) -> bytes:
-        """The message with another nonce. It is appended: the last one of a scalar field counts."""
-        return self.raw + field_bytes(5, nonce.encode())
 
     @property
     def resources(self) -> tuple[bytes, ...]:
@@ -138,6 +146,33 @@ def encode_response(type_url: str, version: str, resources: Iterable[bytes], non
             field_text(5, nonce),
         )
     )
+
+
+def encode_nonce(nonce: str) -> bytes:
+    """What sets the nonce of a response, appended to it: the last one of a scalar field counts."""
+    return field_bytes(5, nonce.encode())
+
+
+def outline(head: bytes, tail: bytes) -> Outline:
+    """Type, version and nonce of a response by its first and last bytes; raises BadMessage.
+
+    Every encoder writes fields by their number: the version before the resources, type and nonce after them.
+    """
+    version = ""
+    if head[:1] == _VERSION:
+        with contextlib.suppress(BadMessage):
+            version = next((text(head, start, end) for number, start, end in fields(head) if number == 1), "")
+    at = tail.rfind(_TYPE)
+    while at >= 0:
+        # Resources may hold what looks like it: what follows is a type and a nonce to the very end, or it is not it.
+        with contextlib.suppress(BadMessage):
+            found = {number: (start, end) for number, start, end in fields(tail, at)}
+            type_url = text(tail, *found[4])
+            # 6 is the control plane's own name.
+            if found.keys() <= {4, 5, 6} and type_url.startswith(TYPES):
+                return Outline(type_url, version, text(tail, *found[5]) if 5 in found else "")
+        at = tail.rfind(_TYPE, 0, at)
+    raise BadMessage("its type is not at its end")
 
 
 def encode_status(code: int, message: str) -> bytes:

@@ -12,14 +12,16 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from kumadp.grpc.call import LARGEST
 from kumadp.grpc.server import Server
+from kumadp.host.giveback import give_back
 from kumadp.host.secrets import redact
 from kumadp.host.serve import bind_unix
 from kumadp.host.sparse import Sparse
 from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown, SendUp
 from kumadp.relay.downstream import Downstream
-from kumadp.relay.health import HDS, Health
-from kumadp.relay.messages import SECRET, BadMessage, Request, Response
+from kumadp.relay.health import HDS, LARGEST_SPECIFIER, Health
+from kumadp.relay.messages import SECRET, BadMessage, Request, Response, outline
 from kumadp.relay.upstream import ADS, LONGEST_REASON, Dial, State, Upstream
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from kumadp.grpc.call import Oversized
     from kumadp.relay.machine import Machine
     from kumadp.relay.memory import Memory
     from kumadp.relay.upstream import Facts
@@ -39,6 +42,8 @@ HOLD = 10.0
 SILENCE = 15.0
 # From this size on, in bytes, a response is taken apart in a thread: digests cost 3 ms a megabyte.
 LARGE = 256 << 10
+# Seconds after a large response, or after its answer, until what it took is given back to the kernel.
+GIVE_BACK_AFTER = 2.0
 
 
 class Relay:
@@ -47,7 +52,8 @@ class Relay:
     ``epoch_of`` names the epoch of a peer's pid that `envoy_started` was not told of. ``listening`` is a socket bound
     to ``path`` already, from before a re-execution; that broke a stream at ``broken_at`` (the clock's). ``on_change``
     is called when the status changes, ``on_accepted`` with the type whose accepted response did, ``on_answered`` with
-    the type of which Envoy runs something else now, also where it rejected a part.
+    the type of which Envoy runs something else now, also where it rejected a part. A response of more than ``largest``
+    bytes is refused, and Envoy goes on with the one before.
     """
 
     name = "relay"
@@ -61,6 +67,7 @@ class Relay:
         epoch_of: Callable[[int], int],
         listening: socket.socket | None = None,
         broken_at: float | None = None,
+        largest: int = LARGEST,
         on_change: Callable[[], None] = lambda: None,
         on_accepted: Callable[[str], None] = lambda _type_url: None,
         on_answered: Callable[[str], None] = lambda _type_url: None,
@@ -74,9 +81,11 @@ class Relay:
         self._on_accepted = on_accepted
         self._on_answered = on_answered
         self._clock = clock
-        self._upstream = Upstream(dial, self, clock=clock, on_change=on_change, broken_at=broken_at)
+        self._upstream = Upstream(dial, self, clock=clock, on_change=on_change, broken_at=broken_at, largest=largest)
+        self._largest = largest
+        self._had_large = False
         self._downstream = Downstream(self, self._epoch)
-        self._health = Health(self._upstream.call, self._epoch)
+        self._health = Health(self._upstream.call, self._epoch, min(largest, LARGEST_SPECIFIER))
         self._sparse = Sparse()
         self._moved = asyncio.Event()
         self._epochs: dict[int, int] = {}
@@ -208,6 +217,29 @@ class Relay:
         self._unanswered.pop(response.type_url, None)
         self._changed_at[response.type_url] = self._clock()
         self._do(self._machine.upstream_message(response))
+        if len(data) > LARGE:
+            self._give_back_soon()
+
+    def upstream_oversized(self, message: Oversized) -> bool:
+        """Refuse it in our own name: no memory is held for what could end this process, and Envoy beside it."""
+        self._give_back_soon()
+        try:
+            found = outline(message.head, message.tail)
+        except BadMessage as error:
+            self._tell("oversized", f"the control plane sent {message.size} bytes that are refused: {error}")
+            return False
+        self._unanswered.pop(found.type_url, None)
+        reason = f"it has {message.size} bytes; at most {self._largest} are taken with this memory limit"
+        self._do(self._machine.upstream_refused(found, reason))
+        return True
+
+    def _give_back_soon(self) -> None:
+        """Once more a little later, when Envoy has answered and copies on the way are gone."""
+        self._had_large = True
+        self._later("give back", GIVE_BACK_AFTER, self._give_back)
+
+    def _give_back(self) -> None:
+        asyncio.get_running_loop().run_in_executor(None, give_back)
 
     def upstream_closed(self) -> None:
         """Nothing is asked any more."""
@@ -247,9 +279,12 @@ class Relay:
                 case SendUp(data):
                     self._upstream.send(data)
                     self._expect(Request.parse(data))
-                case SendDown(stream, type_url, data):
-                    self._downstream.send(stream, type_url, data)
+                case SendDown():
+                    self._downstream.send(action.stream, action.type_url, action.raw, action.more)
                 case Accepted(type_url):
+                    if self._had_large:
+                        # What it takes the place of is free now.
+                        self._give_back_soon()
                     self._sparse.reset(f"rejected {type_url}")
                     self._on_accepted(type_url)
                     self._on_answered(type_url)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from kumadp.addresses import address_text, authority, server_name, with_port
 from kumadp.errors import KumadpError
-from kumadp.grpc.call import Call, Ended
+from kumadp.grpc.call import LARGEST, Call, Ended
 from kumadp.grpc.client import Wire, connect
 from kumadp.host.secrets import redact, register
 from kumadp.host.sparse import Sparse
@@ -22,6 +22,8 @@ from kumadp.relay.refusal import Backoff, Refusal, classify
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+
+    from kumadp.grpc.call import Oversized
 
 log = logging.getLogger("kumadp.relay")
 
@@ -68,6 +70,9 @@ class Listener(Protocol):
     async def upstream_message(self, data: bytes) -> None:
         """A response came; the next is read when this returns."""
 
+    def upstream_oversized(self, message: Oversized) -> bool:
+        """A response was too large and is dropped. Whether it can be refused, so that the stream may go on."""
+
     def upstream_closed(self) -> None:
         """The stream is over."""
 
@@ -103,7 +108,9 @@ class Upstream:
         clock: Callable[[], float],
         on_change: Callable[[], None],
         broken_at: float | None = None,
+        largest: int = LARGEST,
     ) -> None:
+        self._largest = largest
         self._dial = dial
         self._listener = listener
         self._clock = clock
@@ -235,12 +242,17 @@ class Upstream:
             writer = asyncio.create_task(_write(call, outgoing), name="relay upstream writer")
             try:
                 while True:
-                    data = await call.receive()
+                    data = await call.receive_or_skip(self._largest)
                     if self.facts.state is not State.OPEN:
                         self._wire, self._metadata = wire, metadata
                         self._good = (host, port, ip)
                         self._established(where)
-                    await self._listener.upstream_message(data)
+                    if isinstance(data, bytes):
+                        await self._listener.upstream_message(data)
+                    elif not self._listener.upstream_oversized(data):
+                        raise Ended(None, f"a message of {data.size} bytes, which cannot be read")
+                    # Not to be kept until the next one comes.
+                    del data
             except BaseException as error:
                 # A refusal leaves no stream behind; whatever else ends one, the control plane has to notice.
                 if not (isinstance(error, Ended) and error.status is not None and self._wire is None):

@@ -5,27 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
+import ssl
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 from grpclib.client import Channel
 from grpclib.config import Configuration
-from grpclib.const import Cardinality
+from grpclib.const import Cardinality, Handler
+from grpclib.server import Server
 
-from kumadp.relay.messages import CLUSTER, Request, Response
+from kumadp.relay.messages import CLUSTER, Request, Response, encode_response
 from kumadp.relay.upstream import ADS
+from kumadp.relay.wire import field_bytes, field_text
 from tests.bench.test_start import note, pss, rest
 from tests.relay.test_downstream import Raw
-from tests.support.poll import poll
+from tests.support.poll import poll, poll_async
 from tests.support.relay import NODE, Stage, stage
 from tests.support.xds.resources import static_cluster
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable
 
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(600)]
 
@@ -105,6 +112,95 @@ async def pass_large(at: Stage, process: Process, clusters: int, padding: int) -
                     found.append({**took, "lag": now["lag"]})
             await stream.cancel()
     return found
+
+
+class Sender:
+    """A control plane that sends what it is given."""
+
+    def __init__(self) -> None:
+        self.responses: asyncio.Queue[bytes] = asyncio.Queue()
+        self.authority = trustme.CA()
+
+    def __mapping__(self) -> dict[str, Handler]:
+        return {ADS: Handler(self._serve, Cardinality.STREAM_STREAM, bytes, bytes)}
+
+    async def _serve(self, stream: Any) -> None:
+        async def read() -> None:
+            async for _ in stream:
+                pass
+
+        reading = asyncio.create_task(read())
+        try:
+            while True:
+                await stream.send_message(await self.responses.get())
+        finally:
+            reading.cancel()
+
+    async def start(self) -> tuple[Server, int]:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.authority.issue_cert("localhost").configure_cert(context)
+        context.set_alpn_protocols(["h2"])
+        server = Server([self], codec=Raw())
+        sock = socket.create_server(("127.0.0.1", 0))
+        await server.start(sock=sock, ssl=context)
+        return server, int(sock.getsockname()[1])
+
+
+def clusters_of(megabytes: int, version: str) -> bytes:
+    """A response of so many clusters of 60 kB."""
+    count = max(1, megabytes * 1_000_000 // 60_000)
+    padding = field_bytes(99, b"x" * (60_000 if megabytes else 10))
+    resources = [field_text(1, CLUSTER) + field_bytes(2, field_text(1, f"c{at}") + padding) for at in range(count)]
+    return encode_response(CLUSTER, version, resources, version)
+
+
+async def memory_of(folder: Path, loop: str, megabytes: int) -> tuple[float, float]:
+    """What a large response adds (MiB) while it is held, and after a small one took its place."""
+    sender = Sender()
+    server, port = await sender.start()
+    ca, node, path = folder / "ca.pem", folder / "node.json", Path(tempfile.mkdtemp(prefix="k")) / "s"
+    ca.write_bytes(sender.authority.cert_pem.bytes())
+    node.write_text('{"id": "a", "cluster": "b"}')
+    arguments = [sys.executable, "-m", "tests.bench.relay_process", *map(str, (path, node, port, ca, loop))]
+    process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: ASYNC220
+    windows = Configuration(http2_connection_window_size=WINDOW, http2_stream_window_size=WINDOW)
+    found = []
+    try:
+        await poll_async(_exists(path), what="the relay's socket")
+        async with Channel(path=str(path), codec=Raw(), config=windows) as channel:
+            stream: Any = channel.request(ADS, Cardinality.STREAM_STREAM, bytes, bytes)
+            async with stream:
+                await stream.send_message(Request(CLUSTER).encode())
+                for version, size in enumerate((0, megabytes, 0)):
+                    sender.responses.put_nowait(clusters_of(size, str(version)))
+                    response = Response.parse(await stream.recv_message())
+                    await stream.send_message(Request(CLUSTER, response.version, nonce=response.nonce).encode())
+                    del response
+                    # Past the moment when memory is given back.
+                    await asyncio.sleep(3)
+                    found.append(pss(process.pid))
+                await stream.cancel()
+    finally:
+        process.communicate(timeout=10)
+        server.close()
+    return found[1] - found[0], found[2] - found[0]
+
+
+def _exists(path: Path) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        return path.exists()  # noqa: ASYNC240
+
+    return look
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_memory_is_given_back(tmp_path: Path, loop: str, table: list[tuple[str, str, str]]) -> None:
+    megabytes = 100
+    held, left = asyncio.run(memory_of(tmp_path, loop, megabytes))
+    judge(table, f"{loop}: {megabytes} MB held", "MiB", [held], 1.3 * megabytes)
+    judge(table, f"{loop}: after a small one took their place", "MiB", [left], 15.0)
+    assert held <= 1.3 * megabytes
+    assert left <= 15.0
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])

@@ -24,7 +24,7 @@ class _Call:
         self.said: asyncio.Queue[bytes] = asyncio.Queue()
         self.heard: list[bytes] = []
 
-    async def receive(self) -> bytes:
+    async def receive(self, *, largest: int = 0) -> bytes:
         return await self.said.get()
 
     async def send(self, data: bytes) -> None:

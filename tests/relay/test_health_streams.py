@@ -23,7 +23,7 @@ class StandIn:
         self.sent: list[bytes] = []
         self.finished: tuple[int, str] | None = None
 
-    async def receive(self) -> bytes:
+    async def receive(self, *, largest: int = 0) -> bytes:
         message = await self.incoming.get()
         if isinstance(message, Ended):
             raise message

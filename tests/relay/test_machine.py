@@ -8,10 +8,35 @@ import pytest
 from kumadp.relay.actions import Accepted, Rejected
 from kumadp.relay.machine import Machine
 from kumadp.relay.memory import Memory
-from kumadp.relay.messages import Request
+from kumadp.relay.messages import Outline, Request, encode_status
 from tests.relay.harness import CLUSTER, ENDPOINTS, LISTENER, NODE, REFUSED, SECRET, Bench, any_of
 
 # Upward.
+
+
+def test_a_response_that_is_not_kept_is_refused_once_and_envoys_go_on_with_the_one_before() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.do(bench.machine.upstream_refused(Outline(CLUSTER, "v2", "77"), "too large"))
+    refusal = encode_status(8, "too large")
+    assert bench.took_up() == [Request(CLUSTER, "1", nonce="77", error=refusal)]
+    assert bench.took_down() == []
+    assert bench.told == [Rejected(CLUSTER, "v2", "too large", by_guard=True)]
+    assert next(view.rejections for view in bench.machine.types() if view.type_url == CLUSTER) == 1
+    bench.envoy(2, 1)
+    bench.ask(2, CLUSTER)
+    assert bench.took_down() == [(2, CLUSTER, "1")]
+    nonce = bench.respond(CLUSTER, "v3")
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "v3", nonce=nonce)]
+
+
+def test_one_that_nobody_asked_for_is_not_answered() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.do(bench.machine.upstream_refused(Outline(SECRET, "v2", "77"), "too large"))
+    assert bench.took_up() == []
+    assert bench.told == []
 
 
 def test_clusters_and_listeners_are_asked_for_before_an_envoy_is_there_and_nothing_is_answered() -> None:

@@ -13,13 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kumadp.relay.messages import (
+    TYPES,
     BadMessage,
     Request,
     Response,
+    encode_nonce,
     encode_response,
     encode_status,
+    outline,
     status_message,
 )
+from kumadp.relay.wire import field_text
 
 REQUESTS = st.builds(
     Request,
@@ -74,9 +78,31 @@ def test_a_response_keeps_its_resources_and_takes_another_nonce(
     assert list(response.resources) == [endpoints(name) for name in names]
     assert response.names == frozenset(names)
     theirs.nonce = other
-    assert discovery_pb2.DiscoveryResponse.FromString(response.with_nonce(other)) == theirs
+    assert discovery_pb2.DiscoveryResponse.FromString(response.raw + encode_nonce(other)) == theirs
     ours = encode_response("t", version, response.resources, nonce)
     assert Response.parse(ours).digest == response.digest
+
+
+@given(st.text(), st.text(), st.lists(st.binary(), max_size=20), st.integers(0, 50), st.integers(0, 50))
+def test_the_outline_of_a_response_is_read_from_its_ends(
+    version: str, nonce: str, resources: list[bytes], head: int, tail: int
+) -> None:
+    theirs = discovery_pb2.DiscoveryResponse(
+        version_info=version, nonce=nonce, type_url=TYPES + "x", canary=True, control_plane={"identifier": "cp"}
+    )
+    decoy = encode_response(TYPES + "other", "1", resources, "2")
+    theirs.resources.extend(any_pb2.Any(type_url=TYPES + "x", value=decoy + one) for one in [*resources, b""])
+    data = theirs.SerializeToString()
+    ends = len(field_text(4, TYPES + "x") + encode_nonce(nonce)) + 8 + tail
+    found = outline(data[: len(field_text(1, version)) + head], data[-ends:])
+    assert (found.type_url, found.nonce) == (TYPES + "x", nonce)
+    assert found.version == version
+
+
+@pytest.mark.parametrize("tail", [b"", b"x" * 100, b'"' * 100, field_text(4, "t"), field_text(2, TYPES + "x")])
+def test_bytes_without_a_type_at_their_end_have_no_outline(tail: bytes) -> None:
+    with pytest.raises(BadMessage):
+        outline(b"", tail)
 
 
 @given(st.lists(st.binary(max_size=8), max_size=6), st.randoms(use_true_random=False))

@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.errors import ControlPlaneRefused
-from kumadp.relay.messages import CLUSTER, LISTENER, Request, Response
+from kumadp.grpc.call import LARGEST
+from kumadp.relay.messages import CLUSTER, LISTENER, Request, Response, outline
 from kumadp.relay.node import encode_node
 from kumadp.relay.refusal import Refusal
 from kumadp.relay.upstream import Dial, State, Upstream
 from tests.support.loops import on_both_loops
 from tests.support.poll import poll_async
 from tests.support.xds.journal import What
+from tests.support.xds.resources import static_cluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from kumadp.grpc.call import Oversized
     from tests.support.xds.plane import XdsControlPlane
 
 NODE = encode_node({"id": "default.web", "cluster": "web", "metadata": {"dataplane.proxyType": "dataplane"}})
@@ -33,7 +36,7 @@ TOKEN = "aaaaaaaa.the-token-nobody-may-see.cccccccc"
 class Peer:
     """Subscribes to clusters and takes all that comes."""
 
-    def __init__(self, plane: XdsControlPlane) -> None:
+    def __init__(self, plane: XdsControlPlane, largest: int = LARGEST) -> None:
         self.plane = plane
         self.addresses: tuple[tuple[str, int], ...] = (("localhost", plane.xds_port),)
         self.token = TOKEN
@@ -41,7 +44,9 @@ class Peer:
         self.opened = self.closed = self.dials = 0
         self.received: list[Response] = []
         self.failing: Exception | None = None
-        self.upstream = Upstream(self.dial, self, clock=time.monotonic, on_change=lambda: None)
+        self.oversized: list[Oversized] = []
+        self.refuses = True
+        self.upstream = Upstream(self.dial, self, clock=time.monotonic, on_change=lambda: None, largest=largest)
 
     async def dial(self) -> Dial:
         self.dials += 1
@@ -58,6 +63,10 @@ class Peer:
         response = Response.parse(data)
         self.received.append(response)
         self.upstream.send(Request(CLUSTER, response.version, nonce=response.nonce).encode())
+
+    def upstream_oversized(self, message: Oversized) -> bool:
+        self.oversized.append(message)
+        return self.refuses
 
     def upstream_closed(self) -> None:
         self.closed += 1
@@ -102,6 +111,40 @@ async def test_the_stream_opens_and_the_token_goes_with_it(served: XdsControlPla
         assert peer.upstream.facts.address == f"localhost:{served.xds_port}"
         assert peer.upstream.facts.state is State.OPEN
     assert seen == [TOKEN]
+
+
+@on_both_loops
+async def test_a_response_that_is_too_large_is_dropped_and_the_stream_goes_on(served: XdsControlPlane) -> None:
+    mesh = served.mesh("default.web")
+    peer = Peer(served, largest=50_000)
+    async with running(peer):
+        await peer.until(lambda: len(peer.received) == 1, "the first response")
+        stream = served.streams("default.web")
+        for number in range(20):
+            mesh.trees[CLUSTER][f"c{number}"] = static_cluster(f"c{number}" + "x" * 4000, "127.0.0.1", 1)
+        mesh.apply()
+        await peer.until(lambda: peer.oversized, "a response that is too large")
+        message = peer.oversized[0]
+        assert message.size > 50_000
+        found = outline(message.head, message.tail)
+        assert found.type_url == CLUSTER
+        assert found.version == served.version_of("default.web", CLUSTER)
+        peer.upstream.send(Request(CLUSTER, peer.received[0].version, nonce=found.nonce, error=b"\x08\x08").encode())
+        for number in range(20):
+            del mesh.trees[CLUSTER][f"c{number}"]
+        mesh.apply()
+        await peer.until(lambda: len(peer.received) == 2, "a smaller one")
+        assert served.streams("default.web") == stream
+
+
+@on_both_loops
+async def test_one_that_cannot_be_refused_ends_the_stream(served: XdsControlPlane) -> None:
+    peer = Peer(served, largest=10)
+    peer.refuses = False
+    async with running(peer):
+        await peer.until(lambda: "cannot be read" in peer.upstream.facts.last_error, "the reason")
+        assert peer.upstream.facts.state is not State.OPEN
+    assert peer.received == []
 
 
 @on_both_loops
