@@ -129,7 +129,7 @@ class Serving:
         """Hosts and ports of the listeners of these names; None where the admin does not answer."""
         try:
             _, body = await self._admin.get("/listeners?format=json")
-            statuses = json.loads(body)["listener_statuses"]
+            statuses = decode_json(body)["listener_statuses"]
             return {place for one in statuses if one["name"] in names for place in _places(one)}
         except _NO_ANSWER:
             return None

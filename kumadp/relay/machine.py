@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown
 from kumadp.relay.envoys import DEADLY, NAMED, WITHHELD, EnvoyStream, Exchange
-from kumadp.relay.memory import Delivery, Memory, Subscription, TypeView
+from kumadp.relay.memory import Delivery, Memory, Subscription, TypeView, in_order
 from kumadp.relay.messages import (
     CLUSTER,
     LISTENER,
     SECRET,
     BadMessage,
+    Outline,
     Request,
     Response,
     encode_status,
@@ -27,10 +28,7 @@ from kumadp.relay.upward import Upward
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from kumadp.relay.messages import Outline
-
 TRIAL_AFTER = 30.0
-# Codes of google.rpc.Status.
 EXHAUSTED, INTERNAL = 8, 13
 
 
@@ -121,10 +119,9 @@ class Machine:
         subscription = self._subscriptions.get(outline.type_url)
         if not self._up.is_open or subscription is None:
             return [Note(f"the control plane sent {outline.type_url}, which nobody asked for")]
-        subscription.nonce, subscription.open = outline.nonce, True
-        subscription.rejections += 1
-        actions = self._answer(subscription, subscription.good_version, encode_status(EXHAUSTED, reason))
-        return [*actions, Rejected(outline.type_url, outline.version, reason, by_guard=True)]
+        subscription.dropped(outline.nonce)
+        rejected = Rejected(outline.type_url, outline.version, reason, by_guard=True)
+        return [*self._answer(subscription, subscription.good_version, encode_status(EXHAUSTED, reason)), rejected]
 
     # The Envoys.
 
@@ -397,18 +394,7 @@ class Machine:
                 trials.append((self._live[down.epoch] + TRIAL_AFTER, subscription, down))
         return min(trials, key=lambda trial: trial[0], default=None)
 
-    # The order.
-
     def _asked(self, type_url: str, names: tuple[str, ...]) -> Subscription:
-        """The type's subscription; what Envoy asks for is put in Envoy's order, before what was only prefetched.
-
-        Envoy asks for clusters, their endpoints, then listeners: the order in which changes do not lose requests.
-        """
         subscription = self._subscriptions.get(type_url) or Subscription(type_url, names)
-        if not subscription.asked:
-            subscription.asked = True
-            self._subscriptions.pop(type_url, None)
-            earlier = {key: one for key, one in self._subscriptions.items() if one.asked}
-            later = {key: one for key, one in self._subscriptions.items() if not one.asked}
-            self._subscriptions = {**earlier, type_url: subscription, **later}
+        self._subscriptions = in_order(self._subscriptions, subscription)
         return subscription

@@ -134,6 +134,11 @@ class Subscription:
         self.latest, self.nonce, self.open = delivery, delivery.response.nonce, True
         self.settled, self.trial = False, None
 
+    def dropped(self, nonce: str) -> None:
+        """The control plane has sent a response that was not kept; it is still to be answered."""
+        self.nonce, self.open = nonce, True
+        self.rejections += 1
+
     def choose(self, stream: int, *, tried: bool) -> Delivery | None:
         """What a stream should have now; ``tried``: its Envoy is LIVE, took one, or has answered the accepted one.
 
@@ -205,6 +210,19 @@ class Subscription:
         self.rejected = Verdicts(memory.rejected)
         self.deadly = Verdicts(memory.deadly)
         self.suspected = Verdicts(memory.suspected)
+
+
+def in_order(known: dict[str, Subscription], requested: Subscription) -> dict[str, Subscription]:
+    """Subscriptions in the order in which Envoy requests them, before those that were only prefetched.
+
+    Envoy requests clusters, their endpoints, then listeners: the order in which changes do not lose requests.
+    """
+    if requested.asked:
+        return known
+    requested.asked = True
+    others = [one for one in known.values() if one is not requested]
+    ordered = (*(one for one in others if one.asked), requested, *(one for one in others if not one.asked))
+    return {one.type_url: one for one in ordered}
 
 
 def _delivery(serial: int, type_url: str, raw: bytes | None) -> Delivery | None:
