@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kumadp.addresses import address_text, authority, server_name, with_port
+from kumadp.controlplane.client import CERTIFICATE_TRIES
 from kumadp.controlplane.trust import Trust, make_context, read_trust
 from kumadp.doctor.report import Told, failed, ok, skipped, warning
 from kumadp.errors import ControlPlaneRefused
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _STEP = 5.0
 _MOST = 64 * 1024
+# OpenSSL's X509_V_ERR_CERT_SIGNATURE_FAILURE.
+_BAD_SIGNATURE = 7
 # From here on tokens and certificates are judged wrongly at their edges, and from there on they are refused (seconds).
 _CLOCK_WARNING, _CLOCK_FAILED = 5.0, 60.0
 
@@ -59,12 +62,9 @@ async def _address(url: str, trust: Trust) -> list[Told]:
     except OSError as error:
         return failed(f"{where}: the name cannot be resolved: {error.strerror}", "check --cp-address and resolv.conf")
     address = address_text(found[0][4])
-    context = await asyncio.to_thread(make_context, trust) if tls else None
     try:
         async with asyncio.timeout(_STEP):
-            reader, writer = await asyncio.open_connection(
-                host, port, ssl=context, server_hostname=server_name(host) if tls else None
-            )
+            reader, writer = await _connected(host, port, trust if tls else None)
     except ssl.SSLCertVerificationError as error:
         why = f"{where} ({address}): its certificate is not accepted: {error.verify_message}"
         return failed(why, "is --ca-cert-file its CA, and the address one that the certificate is for?")
@@ -82,6 +82,21 @@ async def _address(url: str, trust: Trust) -> list[Told]:
         writer.close()
         with contextlib.suppress(OSError):
             await asyncio.wait_for(writer.wait_closed(), 1)
+
+
+async def _connected(host: str, port: int, trust: Trust | None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection, with TLS where there is a ``trust``; raises OSError (ssl.SSLError is)."""
+    if trust is None:
+        return await asyncio.open_connection(host, port)
+    for tries in range(CERTIFICATE_TRIES, 0, -1):
+        context = await asyncio.to_thread(make_context, trust)
+        try:
+            return await asyncio.open_connection(host, port, ssl=context, server_hostname=server_name(host))
+        except ssl.SSLCertVerificationError as error:
+            # Of several CAs with one name each attempt tries another first, as `run` does by repeating.
+            if error.verify_code != _BAD_SIGNATURE or tries == 1:
+                raise
+    raise AssertionError
 
 
 async def _answer(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import os
 import re
 import ssl
@@ -37,6 +38,7 @@ _BEGIN = re.compile(rb"(?:\A|[\r\n])(?:\xef\xbb\xbf)?[ \t\v\f\0]*-----BEGIN ([ -
 _GLUED = re.compile(rb"-----BEGIN ([ -,.-~]{0,64})-----")
 _DASHES = b"-----"
 _MOST_NOTES = 5
+_turns = itertools.count()
 
 
 class BadTrust(ValueError):
@@ -106,19 +108,39 @@ def client_context(anchors: Anchors | None = None, *, verify: bool = True) -> ss
     ``anchors`` are then the only ones; None is the system's store (or SSL_CERT_FILE and SSL_CERT_DIR). A certificate is
     for the names and addresses in its subjectAltName; its common name does not count (Go 1.15, RFC 9525, 6.3).
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(_CIPHERS)
-    context.hostname_checks_common_name = False
-    context.verify_flags = VERIFY_FLAGS
+    context = _base()
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     elif anchors is None:
         _load_system(context)
     else:
-        context.load_verify_locations(cadata=b"".join(anchors.certificates))
+        context.load_verify_locations(cadata=b"".join(_next_order(anchors.certificates)))
     return context
+
+
+def _base() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_CIPHERS)
+    context.hostname_checks_common_name = False
+    context.verify_flags = VERIFY_FLAGS
+    return context
+
+
+def _next_order(certificates: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """The certificates, where several have one subject with another of them first each time.
+
+    A CA that was renewed without key identifiers: Go tries both keys, OpenSSL the first alone. Each attempt has a
+    context of its own, and is repeated.
+    """
+    subjects: dict[bytes, list[bytes]] = {}
+    for der in certificates:
+        subjects.setdefault(_subject(der), []).append(der)
+    if all(len(alike) == 1 for alike in subjects.values()):
+        return certificates
+    turn = next(_turns)
+    return tuple(der for alike in subjects.values() for der in alike[turn % len(alike) :] + alike[: turn % len(alike)])
 
 
 def _load_system(context: ssl.SSLContext) -> None:
@@ -190,13 +212,32 @@ def _der(body: bytes) -> tuple[bytes, str]:
 
 
 def _length(der: bytes) -> int:
-    """Of the ASN.1 sequence that it begins with, header included (X.690, 8.1.3); 0 where it is none."""
-    if len(der) < 2 or der[0] != 0x30:
-        return 0
-    if der[1] < 0x80:
-        return 2 + der[1]
-    more = der[1] & 0x7F
-    return 2 + more + int.from_bytes(der[2 : 2 + more]) if 1 <= more <= 4 else 0
+    """Of the ASN.1 sequence that it begins with, header included; 0 where it is none."""
+    return _element(der, 0)[1] if der[:1] == b"\x30" else 0
+
+
+def _element(der: bytes, at: int) -> tuple[int, int]:
+    """Where the content of the ASN.1 element at ``at`` begins, and where it ends (X.690, 8.1.3); 0 where it is none."""
+    if len(der) < at + 2:
+        return 0, 0
+    length, start = der[at + 1], at + 2
+    if length >= 0x80:
+        more = length & 0x7F
+        if not 1 <= more <= 4:
+            return 0, 0
+        start += more
+        length = int.from_bytes(der[at + 2 : start])
+    return start, start + length
+
+
+def _subject(der: bytes) -> bytes:
+    """The subject of a certificate (RFC 5280, 4.1): the sixth element of what is signed, with the version."""
+    at = _element(der, _element(der, 0)[0])[0]
+    # Version, in certificates of version 2 and later.
+    at = _element(der, at)[1] if der[at : at + 1] == b"\xa0" else at
+    for _ in ("serial number", "algorithm", "issuer", "validity"):
+        at = _element(der, at)[1]
+    return der[at : _element(der, at)[1]]
 
 
 def _why(data: bytes, notes: list[str], labels: dict[str, None]) -> str:

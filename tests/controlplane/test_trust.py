@@ -57,6 +57,31 @@ async def test_a_file_with_more_than_the_ca_serves_request_and_doctor(tmp_path: 
         assert "TLS verified" in found[1].text
 
 
+async def test_a_ca_that_was_renewed_beside_the_former_of_one_name(tmp_path: Path) -> None:
+    """Without key identifiers OpenSSL looks at one of them alone."""
+    cas = [issue("private CA", bare=True) for _ in range(2)]
+    file = tmp_path / "ca.pem"
+    file.write_bytes(b"".join(ca.pem for ca in cas))
+    for ca in cas:
+        with ScriptedControlPlane(GOOD) as plane:
+            leaf = issue("cp", ca, ca=None, bare=True, names=("localhost",))
+            (tmp_path / "leaf.pem").write_bytes(leaf.key_pem + leaf.pem)
+            plane.context.load_cert_chain(tmp_path / "leaf.pem")
+            taken = settings(plane.url, file)
+            trust, _ = read_trust(taken)
+
+            async def request(trust: Trust = trust) -> tuple[bytes, Trust]:
+                return b"{}", trust
+
+            for _ in range(2):
+                answer = await fetch_bootstrap(
+                    [plane.url], request, backoff=0.001, max_duration=20, on_failure=lambda _: None
+                )
+                assert answer.bootstrap
+                found = await control_plane(Subject(taken, None, None, None, {}))
+                assert "TLS verified" in found[0].text
+
+
 @pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"no PEM", KEY])
 async def test_a_file_without_a_ca_is_named_with_its_path(tmp_path: Path, text: bytes) -> None:
     file = tmp_path / "ca.pem"

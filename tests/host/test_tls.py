@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import ssl
 from typing import TYPE_CHECKING
 
@@ -182,6 +183,21 @@ def test_a_self_signed_certificate_that_was_renewed_beside_the_former_one(tmp_pa
     both = client_context(read_anchors(former.pem + new.pem))
     for one in (former, new):
         assert shake_hands(both, server_context(tmp_path, one), "cp.example")
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_cas_of_one_name_are_all_tried_in_as_many_attempts(number: int, tmp_path: Path) -> None:
+    """Renewed without key identifiers: OpenSSL looks at the first of them alone, and attempts are repeated."""
+    alike = [issue("private CA", bare=True) for _ in range(number)]
+    anchors = read_anchors(PEM + b"".join(one.pem for one in alike) + SECOND)
+    for one in alike:
+        leaf = issue("cp", one, ca=None, bare=True, names=("cp.example",))
+        server = server_context(tmp_path, leaf)
+        taken = 0
+        for _ in range(number):
+            with contextlib.suppress(ssl.SSLCertVerificationError):
+                taken += bool(shake_hands(client_context(anchors), server, "cp.example"))
+        assert taken == 1
 
 
 @pytest.mark.parametrize("name", ["cp.example", "CP.Example", "192.0.2.7", "2001:db8::7", "a.wild.example"])

@@ -77,7 +77,7 @@ class ScriptedControlPlane(ThreadingHTTPServer):
         self.authority = trustme.CA()
         self.scheme = "https" if tls else "http"
         if tls:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context = self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.sni_callback = self._note_name
             self.authority.issue_cert(*names, not_after=not_after).configure_cert(context)
             # The handshake belongs to the thread of the connection, or a client that leaves would end the server.
