@@ -27,3 +27,11 @@ class UnixAdmin:
 
 
 AdminAddress = TcpAdmin | UnixAdmin
+
+
+def parse_admin(text: str) -> AdminAddress | None:
+    """The address whose text this is (`str` of it); None for anything else."""
+    if text.startswith("unix:"):
+        return UnixAdmin(text.removeprefix("unix:"))
+    host, _, port = text.rpartition(":")
+    return TcpAdmin(host.strip("[]"), int(port)) if host and port.isdecimal() else None

@@ -16,7 +16,7 @@ import click
 from kumadp import __version__
 from kumadp.cli.options import WIDTH, click_option, log_options, remember_before
 from kumadp.errors import ExitCode, KumadpError, UsageError, host_refusal
-from kumadp.host import meanwhile
+from kumadp.host import early, meanwhile
 from kumadp.host.standard import fill_standard_descriptors
 
 COMMANDS: dict[str, str] = {
@@ -51,6 +51,8 @@ class LazyGroup(click.Group):
             near = difflib.get_close_matches(cmd_name, COMMANDS, 1)
             hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)}"
             raise UsageError(f"no command {cmd_name!r}", hint)
+        if cmd_name != "run":
+            early.leave_early_signals()
         module = cmd_name.replace("-", "_")
         command = getattr(importlib.import_module(f"kumadp.cli.{module}"), module)
         assert isinstance(command, click.Command)  # noqa: S101
@@ -94,6 +96,8 @@ def cli(ctx: click.Context, /, **before: object) -> None:
 def main() -> None:
     """Entry point of the console scripts: the only place that ends the process with a failure's exit code."""
     fill_standard_descriptors()
+    if "run" in sys.argv[1:]:
+        early.take_early_signals()
     meanwhile.begin(os.environ)
     try:
         code = cli.main(standalone_mode=False)

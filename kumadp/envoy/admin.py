@@ -67,6 +67,16 @@ class AdminClient:
         await self._client.aclose()
 
 
+async def post(admin: AdminClient, path: str) -> None:
+    """A POST that must be answered with 200; raises OSError."""
+    try:
+        status = await admin.post(path)
+    except httpx.HTTPError as error:
+        raise OSError(f"POST {path}: {str(error) or type(error).__name__}") from None
+    if status != 200:
+        raise OSError(f"POST {path} was answered with {status}")
+
+
 def _client(address: AdminAddress) -> httpx.AsyncClient:
     path = address.path if isinstance(address, UnixAdmin) else None
     base = "http://localhost" if path else f"http://{address}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from kumadp.envoy.admin import AdminClient
+from kumadp.envoy.admin import AdminClient, post
 from kumadp.envoy.epochs import Kind
 from kumadp.envoy.generations import Generations
 from kumadp.envoy.hang import HangWatch
@@ -46,7 +46,7 @@ class EnvoyComponent:
     ``leaving`` says whether everything is about to stop: an Envoy that ends then is not started again, since a new one
     would take traffic that nobody drains. ``hot`` None: hot restart is off, and the command line is kuma-dp's.
     ``watch`` None: one that hangs is left alone. ``adopt``: one that runs already is gone on with;
-    ``past`` is what died before.
+    ``past`` is what died before; ``inbound_drained``: its inbound listeners were drained already.
     """
 
     name = "envoy"
@@ -66,13 +66,15 @@ class EnvoyComponent:
         watch: HangWatch | None = _WATCH,
         hooks: Hooks = _NO_HOOKS,
         adopt: Adopted | None = None,
+        inbound_drained: bool = False,
         past: Past = _NO_PAST,
     ) -> None:
         self.admin = AdminClient(admin)
         self._reason = reason
         self._leaving = leaving
         self._watching = watch
-        self._inbound_drained = False
+        self._inbound_drained = inbound_drained
+        self._failing_health: asyncio.Future[None] | None = None
         self._was_live = False
         self._gone = asyncio.Event()
         self._doubts = Doubts()
@@ -95,8 +97,8 @@ class EnvoyComponent:
 
     @property
     def runs(self) -> bool:
-        """Whether there is a process now."""
-        return self.supervisor.report.pid is not None
+        """Whether there is a process now, be it one that only finishes its requests."""
+        return bool(self.children)
 
     async def run(self, up: Callable[[], None]) -> None:
         """Keep Envoy running until cancelled; raises ChildFailed or AdminExposed."""
@@ -110,9 +112,9 @@ class EnvoyComponent:
             raise
         finally:
             self._gone.set()
-            proving.cancel()
-            if watch is not None:
-                watch.cancel()
+            for task in (proving, watch, self._failing_health):
+                if task is not None:
+                    task.cancel()
             await self._generations.close()
             await self.admin.close()
 
@@ -173,28 +175,32 @@ class EnvoyComponent:
         self.supervisor.kill()
 
     async def gone(self) -> None:
-        """Return once Envoy has ended."""
+        """Return once Envoy has ended, and with it every old epoch that was finishing its requests."""
         await self._gone.wait()
+        while others := self._generations.others:
+            await asyncio.gather(*(child.wait() for child in others))
 
     async def fail_health_checks(self) -> None:
-        """``POST /healthcheck/fail``; raises OSError when Envoy does not take it."""
+        """``POST /healthcheck/fail``; raises OSError when Envoy does not take it.
+
+        Two epochs that change places may need longer than whoever waits for this: it is done after that all the same.
+        """
         self._generations.leave()
+        if self._failing_health is None:
+            self._failing_health = asyncio.ensure_future(self._fail_health_checks())
+            # Nobody may wait for it any more.
+            self._failing_health.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(self._failing_health)
+
+    async def _fail_health_checks(self) -> None:
         await self._generations.settled()
-        await self._post("/healthcheck/fail")
+        await post(self.admin, "/healthcheck/fail")
 
     async def drain_inbound(self) -> None:
         """Drain inbound listeners and stay (Kuma 2.8: what SIGUSR2 asks for)."""
         self._inbound_drained = True
         await self._generations.settled()
-        await self._post("/drain_listeners?inboundonly&graceful&skip_exit")
-
-    async def _post(self, path: str) -> None:
-        try:
-            status = await self.admin.post(path)
-        except httpx.HTTPError as error:
-            raise OSError(f"POST {path}: {str(error) or type(error).__name__}") from None
-        if status != 200:
-            raise OSError(f"POST {path} was answered with {status}")
+        await post(self.admin, "/drain_listeners?inboundonly&graceful&skip_exit")
 
     def _on_change(self, report: ChildReport) -> None:
         if report.pid is None and report.state.name not in {"STARTING"}:

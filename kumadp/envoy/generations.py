@@ -117,6 +117,7 @@ class Generations:
             retires_at=self._retires_at,
             protocol=self._info.protocol if self._info is not None else "",
             workers=self._info.workers if self._info is not None else 0,
+            admin=str(self._admin.address),
         )
 
     # What the supervisor calls for the current epoch.

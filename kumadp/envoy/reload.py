@@ -86,7 +86,8 @@ class EnvoyState(msgspec.Struct, frozen=True):
     """What another kumadp needs to know of the epochs in order to go on with them.
 
     ``retiring`` may have died before its time, and somebody stands in for it. ``retires_at``: when it is told to end,
-    by the monotonic clock, which is the host's. ``locked`` says why hot restart is, or nothing.
+    by the monotonic clock, which is the host's. ``locked`` says why hot restart is, or nothing. ``admin`` is the
+    text of its `AdminAddress`, empty if an older kumadp wrote this.
     """
 
     serial: int
@@ -99,6 +100,7 @@ class EnvoyState(msgspec.Struct, frozen=True):
     generation: int = 0
     protocol: str = ""
     workers: int = 0
+    admin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

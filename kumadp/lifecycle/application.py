@@ -14,7 +14,8 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from kumadp.errors import ExitCode, SpawnError
-from kumadp.lifecycle.loop import Outcome, PartEnded, WorkDone
+from kumadp.lifecycle.driven import Outcome
+from kumadp.lifecycle.loop import PartEnded, WorkDone
 from kumadp.lifecycle.phases import Phase
 from kumadp.process.application import ApplicationProcess, HandedProcess, exit_code_of
 
@@ -137,11 +138,7 @@ class Application:
         numbers = _STOPS | _FORWARDED | {signal.SIGUSR1, signal.SIGUSR2}
         for number in numbers:
             loop.add_signal_handler(number, process.send_signal, number)
-        try:
-            await process.wait()
-        finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
+        await process.wait()
 
     def _moved(self, phase: Phase, _why: str) -> None:
         if phase is Phase.READY and self._process is None:

@@ -10,7 +10,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from kumadp.envoy.baseline import sweep
-from kumadp.errors import BinaryNotFound, KumadpError
+from kumadp.errors import BinaryNotFound, ExitCode, KumadpError
 from kumadp.host import inherited, meanwhile
 from kumadp.host.ports import check_ports
 from kumadp.host.sockets import check_names, remove_stale
@@ -22,9 +22,11 @@ from kumadp.lifecycle.configuration import Configuration
 from kumadp.lifecycle.continuity import left_by, left_in, tidy
 from kumadp.lifecycle.control import relay_socket_path
 from kumadp.lifecycle.drain import Step, plan_drain
-from kumadp.lifecycle.loop import Asked, RunLoop
+from kumadp.lifecycle.envoydrain import EnvoyDrain
+from kumadp.lifecycle.loop import Asked, PastKnown, RunLoop
 from kumadp.lifecycle.names import Names
 from kumadp.lifecycle.notifying import Notifying
+from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.plan import (
     check_plan,
     envoy_addresses,
@@ -42,16 +44,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.bootstrap.address import AdminAddress
-    from kumadp.envoy.component import EnvoyComponent
-    from kumadp.envoy.idle import Direction
     from kumadp.envoy.version import EnvoyVersion
     from kumadp.host.handover import Handover
     from kumadp.host.ports import Address
     from kumadp.lifecycle.context import Run
-    from kumadp.lifecycle.loop import Outcome
+    from kumadp.lifecycle.driven import Outcome
     from kumadp.lifecycle.plan import DnsPlan, ProbesPlan
     from kumadp.lifecycle.renewal import Renewal
-    from kumadp.lifecycle.running import Running
     from kumadp.lifecycle.sources import Source
     from kumadp.resources.load import Resource
     from kumadp.settings.model import Settings
@@ -61,7 +60,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.lifecycle")
 
 
-class Assembly:
+class Assembly(EnvoyDrain):
     """The real daemon: what `RunLoop` drives.
 
     ``reread`` reads settings and Dataplane again; ``flush`` writes what is logged; ``handover`` is what the program
@@ -69,8 +68,9 @@ class Assembly:
     """
 
     def __init__(self, run: Run, reread: Reread, flush: Callable[[], object], handover: Handover | None) -> None:
-        self._run = run
+        super().__init__(run)
         self.status = run.status
+        self.looks_back = True
         self.loop = RunLoop(self)
         run.post = self.loop.post
         self.notifying = Notifying(run)
@@ -79,10 +79,8 @@ class Assembly:
         self._handover = handover
         self._exit = contextlib.ExitStack()
         self._configuration = Configuration(run)
-        self._running: Running | None = None
         self._names: Names | None = None
         self._renewal: Renewal | None = None
-        self._inbound_drained = False
         self.application = Application(run)
         self._gave_up_starting = False
 
@@ -118,7 +116,8 @@ class Assembly:
         if coredns is None and wants_coredns(settings) and told:
             raise BinaryNotFound(f"no CoreDNS: {settings.coredns_path} is not there", "check --dns-coredns-path")
         await self._look_back()
-        self.application.begin(run.before.application)
+        if run.before.application is None:
+            self.application.begin(None)
         run.choose_ports()
         settings = run.settings
         dns = plan_dns(settings, coredns, run.transparent)
@@ -142,6 +141,8 @@ class Assembly:
             run.before = left_by(self._handover)
             run.levels.resume(run.before.levels)
             self._inbound_drained = run.before.inbound_drained
+            if run.before.application is not None:
+                self.application.begin(run.before.application)
         work = await asyncio.to_thread(
             open_work_dir,
             run.name,
@@ -159,7 +160,12 @@ class Assembly:
             run.before = left_in(run.work.path)
         for child in run.before.children:
             child.died = run.crashes.note
-        await self._part_with_the_unfit()
+        # A stop that came before is acted on first: it drains what serves, whatever the settings say of it now.
+        handled = asyncio.get_running_loop().create_future()
+        self.loop.post(PastKnown(handled))
+        await handled
+        if run.status.phase is not Phase.DRAINING:
+            await self._part_with_the_unfit()
         run.status.resume(run.before)
         # They have the ports until they have ended.
         await run.before.ended()
@@ -276,7 +282,7 @@ class Assembly:
         if self._running is not None and self._running.component is not None:
             # Nothing where each has ended in its time.
             self._running.component.kill()
-        if self._gave_up_starting:
+        if self._gave_up_starting or outcome.code == ExitCode.OK:
             # What was to be gone on with; where starting fails it is left to serve, for the next kumadp.
             left = [child for child in self._run.before.children if not child.ended]
             await asyncio.gather(*(child.stop(self._run.settings.stop_grace) for child in left))
@@ -353,47 +359,12 @@ class Assembly:
 
     def drain_steps(self, failed: bool) -> tuple[Step, ...]:
         """What to do before the stop."""
-        envoy = self._running.component if self._running is not None else None
-        # One that was left serves already, while it is still being taken over.
-        runs = envoy.runs if envoy is not None else self._run.before.envoy is not None
         settings = self._run.settings
         return plan_drain(
-            envoy_runs=runs,
+            envoy_runs=self.serves,
             inbound_drained=self._inbound_drained,
             drain_time=settings.drain_time,
             min_drain_time=min_drain_time(settings, self._run.environ),
             pre_drain_delay=settings.pre_drain_delay,
             application=self.application.drained_as(failed=failed),
         )
-
-    async def fail_health_checks(self) -> None:
-        """Ask Envoy to fail its health checks."""
-        if (envoy := await self._envoy()) is not None:
-            await envoy.fail_health_checks()
-
-    def note_inbound_drain(self) -> None:
-        """A stop that comes from now on waits for nothing, also when Envoy does not answer (Kuma 2.8)."""
-        self._inbound_drained = True
-
-    async def drain_inbound(self) -> None:
-        """Ask Envoy to drain inbound."""
-        if (envoy := await self._envoy()) is not None:
-            await envoy.drain_inbound()
-
-    async def idle(self, direction: Direction) -> None:
-        """Return once the workload has no connection of that direction through Envoy."""
-        from kumadp.envoy.idle import until_idle
-
-        if (envoy := await self._envoy()) is not None:
-            await until_idle(envoy.admin, direction)
-
-    async def envoy_gone(self) -> None:
-        """Return once Envoy has ended."""
-        if (envoy := await self._envoy()) is not None:
-            await envoy.gone()
-
-    async def _envoy(self) -> EnvoyComponent | None:
-        """Envoy, None where there is none; one that was left is waited for until it is taken over."""
-        if self._run.before.envoy is not None:
-            await self._run.envoy_up.wait()
-        return self._running.component if self._running is not None else None

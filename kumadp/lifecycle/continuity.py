@@ -128,6 +128,12 @@ class Before:
         envoys = (self.envoy.current, self.envoy.retiring) if self.envoy is not None else ()
         return tuple(child for child in (*envoys, self.coredns) if child is not None)
 
+    @property
+    def serves(self) -> bool:
+        """Whether one of the Envoys that were left still runs."""
+        envoys = (self.envoy.current, self.envoy.retiring) if self.envoy is not None else ()
+        return any(child is not None and not child.ended for child in envoys)
+
     def was_led(self, way: str) -> bool:
         """Whether the Envoy that was left gets its configuration this ``way``; one of which nothing is known does."""
         return all(one == way for one in self.started_as if one.startswith(WAY))

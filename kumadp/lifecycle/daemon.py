@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kumadp.host.handover import Handover
     from kumadp.lifecycle.assemble import Reread
     from kumadp.lifecycle.context import Run
-    from kumadp.lifecycle.loop import Outcome
+    from kumadp.lifecycle.driven import Outcome
 
 log = logging.getLogger("kumadp.lifecycle")
 

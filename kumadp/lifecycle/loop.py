@@ -15,24 +15,22 @@ Every way out:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from kumadp.errors import ExitCode, KumadpError, host_refusal
 from kumadp.host.handover import release_signals
+from kumadp.lifecycle.driven import Outcome
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.walk import bounded, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Coroutine
 
-    from kumadp.envoy.idle import Direction
     from kumadp.errors import Problem
-    from kumadp.lifecycle.drain import Step
-    from kumadp.lifecycle.status import Status
+    from kumadp.lifecycle.driven import Daemon
 
 log = logging.getLogger("kumadp.lifecycle")
 
@@ -57,6 +55,13 @@ class PartEnded:
 
     name: str
     error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class PastKnown:
+    """It is known which processes of a previous kumadp run; ``handled`` is set once the loop has acted on it."""
+
+    handled: asyncio.Future[None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,70 +102,11 @@ class Beat:
     """Whoever watches the loop wants to know that it comes to its events."""
 
 
-Event = SignalCame | StartEnded | PartEnded | WorkDone | DrainEnded | StopEnded | Asked | Refused | Beat
+Event = SignalCame | StartEnded | PastKnown | PartEnded | WorkDone | DrainEnded | StopEnded | Asked | Refused | Beat
 # A start that is cancelled ends what it has begun, e.g. a program that it asked for its version (seconds).
 _START_ENDS_WITHIN = 2.0
 _STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 ASKED_BY_SIGNAL: dict[int, Literal["reload", "reexec"]] = {signal.SIGHUP: "reload", signal.SIGUSR1: "reexec"}
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How the daemon ends: exit code (an application's may be any) and the one line that says why."""
-
-    code: int
-    why: str
-
-
-class Daemon(Protocol):
-    """What the loop drives; `kumadp.lifecycle.assemble` builds the real one."""
-
-    status: Status
-
-    async def start(self) -> None:
-        """Bring everything up; raises KumadpError when that cannot be done."""
-
-    async def stop(self, outcome: Outcome) -> None:
-        """Leave everything in reverse order; ``outcome`` is why."""
-
-    def takes(self, number: int) -> bool:
-        """Whether a signal is for the application, not for us."""
-
-    def kill(self) -> None:
-        """Kill the children at once, without waiting."""
-
-    def drain_steps(self, failed: bool) -> tuple[Step, ...]:
-        """What to do before the stop; ``failed``: we cannot go on, nobody told us to stop."""
-
-    async def fail_health_checks(self) -> None:
-        """Ask Envoy to fail its health checks."""
-
-    def note_inbound_drain(self) -> None:
-        """From now on inbound counts as drained."""
-
-    async def drain_inbound(self) -> None:
-        """Ask Envoy to drain its inbound listeners and to stay."""
-
-    async def envoy_gone(self) -> None:
-        """Return once Envoy has ended."""
-
-    async def idle(self, direction: Direction) -> None:
-        """Return once the workload has no connection of that direction through Envoy."""
-
-    async def end_application(self) -> None:
-        """Have the application end that we run, and wait for it."""
-
-    def is_essential(self, part: str) -> bool:
-        """Whether the daemon cannot go on without this component."""
-
-    async def reload(self, why: str) -> str:
-        """Read everything again and bring up a new epoch of Envoy; what came of it, in words. Raises KumadpError."""
-
-    def beat(self) -> None:
-        """The loop has come to a `Beat`."""
-
-    async def reexec(self, why: str) -> str:
-        """Become a new kumadp in the same process; returns, or raises KumadpError, only where that was not done."""
 
 
 class RunLoop:
@@ -175,6 +121,8 @@ class RunLoop:
         self._inbound_drain_asked = False
         self._drain: asyncio.Task[None] | None = None
         self._refused: KumadpError | None = None
+        self._past_known = not daemon.looks_back
+        self._held: list[SignalCame] = []
 
     def post(self, event: Event) -> None:
         """Put an event into the queue; to be called on the event loop."""
@@ -182,20 +130,20 @@ class RunLoop:
 
     async def run(self) -> Outcome:
         """Start the daemon and handle events until it has stopped."""
-        with self._signals():
-            start = self._spawn(self._start(), "start")
-            outcome = await self._until_outcome()
-            if outcome.code is ExitCode.FORCED:
-                return outcome
-            self._status.move(Phase.STOPPING, outcome.why)
-            self._spawn(self._stop(start, outcome), "stop")
-            while not isinstance(event := await self._events.get(), StopEnded):
-                if isinstance(event, Beat):
-                    self._daemon.beat()
-                if self._counts_as_stop(event) and self._stops >= 3:
-                    return self._forced()
-            self._status.move(Phase.STOPPED, outcome.why)
+        self._take_signals()
+        start = self._spawn(self._start(), "start")
+        outcome = await self._until_outcome()
+        if outcome.code is ExitCode.FORCED:
             return outcome
+        self._status.move(Phase.STOPPING, outcome.why)
+        self._spawn(self._stop(start, outcome), "stop")
+        while not isinstance(event := await self._events.get(), StopEnded):
+            if isinstance(event, Beat):
+                self._daemon.beat()
+            if self._counts_as_stop(event) and self._stops >= 3:
+                return self._forced()
+        self._status.move(Phase.STOPPED, outcome.why)
+        return outcome
 
     async def _until_outcome(self) -> Outcome:
         while True:
@@ -205,6 +153,10 @@ class RunLoop:
 
     def _handle(self, event: Event) -> Outcome | None:
         match event:
+            case SignalCame() if not self._past_known:
+                return self._hold(event)
+            case PastKnown(handled):
+                return self._on_past_known(handled)
             case SignalCame(number) if self._daemon.takes(number):
                 pass
             case SignalCame(signal.SIGUSR2):
@@ -231,9 +183,30 @@ class RunLoop:
                 pass
         return None
 
+    def _hold(self, event: SignalCame) -> Outcome | None:
+        """An Envoy of a previous kumadp may serve: what a signal means is decided when that is known."""
+        self._held.append(event)
+        log.info("%s: waiting until it is known what already runs", signal.Signals(event.number).name)
+        stops = sum(held.number in _STOPS for held in self._held)
+        return self._forced() if stops >= 3 else None
+
+    def _on_past_known(self, handled: asyncio.Future[None] | None = None) -> Outcome | None:
+        self._past_known = True
+        held, self._held = self._held, []
+        outcome = None
+        for event in held:
+            outcome = outcome or self._handle(event)
+        if handled is not None and not handled.done():
+            handled.set_result(None)
+        return outcome
+
     def _on_inbound_drain(self) -> None:
         if self._inbound_drain_asked:
             log.info("SIGUSR2 again: inbound is draining already")
+            return
+        if not self._daemon.serves:
+            # A stop that comes later must not take for drained what starts after this.
+            log.warning("SIGUSR2: no Envoy runs, so there is nothing to drain")
             return
         self._inbound_drain_asked = True
         self._daemon.note_inbound_drain()
@@ -315,7 +288,12 @@ class RunLoop:
     def _on_start_ended(self, error: BaseException | None) -> Outcome | None:
         if error is None:
             return None
+        if isinstance(error, KumadpError) and any(held.number in _STOPS for held in self._held):
+            return self._stopped(f"stopped by signal; starting had failed: {error}")
         if self._status.phase is Phase.DRAINING and isinstance(error, KumadpError):
+            if self._daemon.serves:
+                log.error("starting failed: %s; the drain continues", error)
+                return None
             return self._stopped(f"stopped by signal; starting had not ended: {error}")
         return _failure(error)
 
@@ -369,19 +347,14 @@ class RunLoop:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _take_signals(self) -> None:
+        # The handlers stay to the end: with the default action back, one more SIGTERM would end the process before it
+        # has written why it ends, and with another exit code.
         loop = asyncio.get_running_loop()
-        numbers = (*_STOPS, signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1)
-        for number in numbers:
+        for number in (*_STOPS, signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1):
             loop.add_signal_handler(number, self.post, SignalCame(number))
         # What came while one program followed another waits until now.
         release_signals()
-        try:
-            yield
-        finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
 
 
 def _failure(error: BaseException) -> Outcome:

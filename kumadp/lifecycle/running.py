@@ -115,6 +115,7 @@ class Running:
             hot=HotRestart(run.work.path, settings.drain_time, settings.reload_deadline) if hot else None,
             hooks=Hooks(self._started, self._live, self._ended, self._hand_over, self._no_hot_restart),
             adopt=run.before.envoy,
+            inbound_drained=run.before.inbound_drained and run.before.envoy is not None,
             past=run.before.past.get("envoy", Past()),
         )
         if (relaying := self._configuration.relaying) is not None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from kumadp.host.handover import HELD_SIGNALS
 from kumadp.metrics.exposition import Piece
 from kumadp.metrics.server import DEADLINE
 
@@ -121,7 +123,8 @@ class _Target:
         self._said = said
         self._options = options
         self._concern = concern
-        self._thread = ThreadPoolExecutor(1, "otel push")
+        # A thread that took a signal which the main thread holds back would lose it over execve(2).
+        self._thread = ThreadPoolExecutor(1, "otel push", signal.pthread_sigmask, (signal.SIG_BLOCK, HELD_SIGNALS))
         self._exporter: Exporter | None = None
         self._stopped = asyncio.Event()
         self._gone = False

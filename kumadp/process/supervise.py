@@ -87,8 +87,8 @@ class Supervisor:
         past: Past = _NO_PAST,
     ) -> None:
         self.name = name
-        self.child: Child | None = None
-        self._first = first
+        # It runs before we do: a stop or a kill that comes first must find it.
+        self.child = self._first = first
         self._moved = asyncio.Event()
         self._restart_why = ""
         self._command = command
@@ -211,8 +211,8 @@ class Supervisor:
 
     async def _spawn(self) -> Child:
         if self._first is not None:
-            self.child, self._first = self._first, None
-            return self.child
+            first, self._first = self._first, None
+            return first
         self.child = await Child.spawn(await self._command())
         return self.child
 

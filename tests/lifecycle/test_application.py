@@ -20,7 +20,8 @@ from kumadp.lifecycle.drain import (
     Wait,
     plan_drain,
 )
-from kumadp.lifecycle.loop import Outcome, PartEnded, RunLoop, SignalCame, WorkDone
+from kumadp.lifecycle.driven import Outcome
+from kumadp.lifecycle.loop import PartEnded, RunLoop, SignalCame, WorkDone
 from kumadp.lifecycle.phases import Phase
 from kumadp.process.application import exit_code_of
 from kumadp.process.child import ExitStatus

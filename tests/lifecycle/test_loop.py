@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
 from kumadp.errors import ChildFailed, ControlPlaneRefused, ExitCode, KumadpError, PortsTaken, Problem
 from kumadp.lifecycle.drain import Announce, FailHealthChecks, Step, Wait, plan_drain
-from kumadp.lifecycle.loop import Asked, Beat, Outcome, PartEnded, Refused, RunLoop, SignalCame, StartEnded
+from kumadp.lifecycle.loop import Asked, Beat, PartEnded, PastKnown, Refused, RunLoop, SignalCame, StartEnded
 from kumadp.lifecycle.phases import IllegalMove, Phase, check_move
 from kumadp.lifecycle.status import Status
+
+if TYPE_CHECKING:
+    from kumadp.lifecycle.driven import Outcome
 
 
 class RememberingDaemon:
@@ -34,6 +37,11 @@ class RememberingDaemon:
         self.fail_stop: Exception | None = None
         self.application: Literal["none", "runs", "ended"] = "none"
         self.taken: set[int] = set()
+        self.looks_back = False
+
+    @property
+    def serves(self) -> bool:
+        return self.envoy_runs
 
     async def start(self) -> None:
         self.calls.append("start")
@@ -242,6 +250,7 @@ async def test_envoy_that_ends_while_draining_before_it_was_up_is_a_clean_stop()
     await until(Phase.READY, daemon)
     loop.post(SignalCame(signal.SIGTERM))
     await until(Phase.DRAINING, daemon)
+    daemon.envoy_runs = False
     loop.post(StartEnded(ChildFailed("envoy ended with signal 15 (TERM)")))
     assert (await run).code is ExitCode.OK
 
@@ -437,3 +446,134 @@ def test_the_steps_of_a_drain(least: float | None, delay: float, steps: tuple[St
         envoy_runs=True, inbound_drained=False, drain_time=30, min_drain_time=least, pre_drain_delay=delay
     )
     assert planned == steps
+
+
+class LookingBack(RememberingDaemon):
+    """Starts as one does that follows a previous kumadp: what runs is known only after a while."""
+
+    def __init__(self) -> None:
+        super().__init__(drain_time=3600)
+        self.looks_back = True
+        self.envoy_runs = False
+        self.look = asyncio.Event()
+        self.loop = RunLoop(self)
+
+    async def start(self) -> None:
+        self.calls.append("start")
+        await self.look.wait()
+        if self.fail_start is not None:
+            raise self.fail_start
+        self.envoy_runs = True
+        handled = asyncio.get_running_loop().create_future()
+        self.loop.post(PastKnown(handled))
+        await handled
+        self.calls.append("phase after looking back: " + self.status.phase.value)
+        await asyncio.Event().wait()
+
+
+async def some_turns() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_stop_before_it_is_known_what_serves_drains_what_serves() -> None:
+    daemon = LookingBack()
+    run = asyncio.create_task(daemon.loop.run())
+    await until("start", daemon)
+    daemon.loop.post(SignalCame(signal.SIGTERM))
+    await some_turns()
+    assert daemon.status.phase is Phase.STARTING
+    daemon.look.set()
+    await until("phase after looking back: DRAINING", daemon)
+    await until("fail health checks", daemon)
+    daemon.gone.set()
+    assert (await run).code is ExitCode.OK
+
+
+async def test_signals_before_it_is_known_what_serves_are_all_handled_in_order() -> None:
+    daemon = LookingBack()
+    run = asyncio.create_task(daemon.loop.run())
+    await until("start", daemon)
+    for number in (signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM):
+        daemon.loop.post(SignalCame(number))
+    await some_turns()
+    assert daemon.calls == ["start"]
+    daemon.look.set()
+    # Inbound is drained, so the stop waits for nothing.
+    assert (await run).code is ExitCode.OK
+    assert daemon.inbound_drained
+    assert "stop" in daemon.calls
+
+
+async def test_a_second_stop_before_it_is_known_what_serves_cuts_the_drain_short() -> None:
+    daemon = LookingBack()
+    run = asyncio.create_task(daemon.loop.run())
+    await until("start", daemon)
+    daemon.loop.post(SignalCame(signal.SIGTERM))
+    daemon.loop.post(SignalCame(signal.SIGTERM))
+    daemon.look.set()
+    assert (await run).code is ExitCode.OK
+    assert "stop" in daemon.calls
+
+
+async def test_a_third_stop_before_it_is_known_what_serves_forces() -> None:
+    daemon = LookingBack()
+    run = asyncio.create_task(daemon.loop.run())
+    await until("start", daemon)
+    for _ in range(3):
+        daemon.loop.post(SignalCame(signal.SIGTERM))
+    assert (await run).code is ExitCode.FORCED
+    assert "kill" in daemon.calls
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_a_start_that_fails_before_it_is_known_what_serves(stopped: bool) -> None:
+    daemon = LookingBack()
+    daemon.fail_start = PortsTaken([Problem("readiness", "taken")])
+    run = asyncio.create_task(daemon.loop.run())
+    await until("start", daemon)
+    if stopped:
+        daemon.loop.post(SignalCame(signal.SIGTERM))
+    daemon.look.set()
+    assert (await run).code is (ExitCode.OK if stopped else ExitCode.OS)
+
+
+async def test_a_start_that_fails_while_an_envoy_drains_does_not_cut_the_drain_short() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    loop.post(SignalCame(signal.SIGTERM))
+    await until("fail health checks", daemon)
+    loop.post(StartEnded(ControlPlaneRefused("the control plane refuses this data plane")))
+    await some_turns()
+    assert daemon.status.phase is Phase.DRAINING
+    daemon.gone.set()
+    assert (await run).code is ExitCode.OK
+
+
+async def test_sigusr2_without_an_envoy_is_not_taken_for_a_drain() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    daemon.envoy_runs = False
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    loop.post(SignalCame(signal.SIGUSR2))
+    await some_turns()
+    daemon.envoy_runs = True
+    loop.post(SignalCame(signal.SIGTERM))
+    await until("fail health checks", daemon)
+    daemon.gone.set()
+    assert (await run).code is ExitCode.OK
+
+
+async def test_one_more_signal_after_the_end_does_not_end_the_process() -> None:
+    daemon = RememberingDaemon(drain_time=0.01)
+    run = asyncio.create_task(RunLoop(daemon).run())
+    await until(Phase.READY, daemon)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert (await run).code is ExitCode.OK
+    # With the default action back, this would be the end of the tests.
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(os.getpid(), number)
+    await some_turns()

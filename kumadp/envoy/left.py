@@ -1,0 +1,42 @@
+"""The Envoy of a previous kumadp, from when it is known until it is adopted: it serves, and a stop must drain it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from kumadp.bootstrap.address import parse_admin
+from kumadp.envoy.admin import AdminClient, post
+
+if TYPE_CHECKING:
+    from kumadp.envoy.reload import Adopted
+
+
+class LeftEnvoy:
+    """Drains an Envoy that no component owns yet, over the admin address that the previous kumadp recorded."""
+
+    def __init__(self, left: Adopted) -> None:
+        self._left = left
+
+    async def fail_health_checks(self) -> None:
+        """``POST /healthcheck/fail``; raises OSError if Envoy does not take it or its admin address is not known."""
+        await self._post("/healthcheck/fail")
+
+    async def drain_inbound(self) -> None:
+        """Drain the inbound listeners and keep running; raises OSError as `fail_health_checks` does."""
+        await self._post("/drain_listeners?inboundonly&graceful&skip_exit")
+
+    async def gone(self) -> None:
+        """Return once every Envoy that was left has ended."""
+        children = (self._left.current, self._left.retiring)
+        await asyncio.gather(*(child.wait() for child in children if child is not None))
+
+    async def _post(self, path: str) -> None:
+        address = parse_admin(self._left.state.admin)
+        if address is None or self._left.state.blind:
+            raise OSError(f"POST {path}: the admin address of the Envoy that was left is not known")
+        admin = AdminClient(address)
+        try:
+            await post(admin, path)
+        finally:
+            await admin.close()
