@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kumadp.dynconf.bodies import BODIES
@@ -29,8 +30,9 @@ class DynamicConfiguration:
     ``handlers`` own the bodies, by path: one is called with the decoded body when it is new or another one, with None
     when the policy behind it was removed, and again in the next round where it raised or was not done in time. It may
     be called with what it has already. A body without an owner is followed for the status alone. ``concern`` hears
-    what is wrong with a path, and "" when nothing is any more. ``told``: each change of Envoy's listeners is told by
-    `wake`, and so little is asked in between.
+    what is wrong with a path, and "" when nothing is any more. ``on_absent`` is called with a path at which nothing is
+    served and whose owner has nothing, each time that this is seen. ``told``: each change of Envoy's listeners is told
+    by `wake`, and so little is asked in between.
     """
 
     name = "dynamic configuration"
@@ -42,6 +44,7 @@ class DynamicConfiguration:
         handlers: Mapping[str, Handler] | None = None,
         *,
         concern: Callable[[str, str], None],
+        on_absent: Callable[[str], None] = lambda _path: None,
         told: bool = False,
         deadline: float = DEADLINE,
     ) -> None:
@@ -51,7 +54,11 @@ class DynamicConfiguration:
         self._there = asyncio.Event()
         owners = handlers or {}
         self._lines = [
-            _Line(path, Follower(path, socket, owners.get(path), deadline, _about(path, concern))) for path in BODIES
+            _Line(
+                path,
+                Follower(path, socket, owners.get(path), deadline, _about(path, concern), partial(on_absent, path)),
+            )
+            for path in BODIES
         ]
 
     async def run(self, up: Callable[[], None]) -> None:

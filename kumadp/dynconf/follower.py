@@ -35,17 +35,25 @@ _SHOWN = 64 << 10
 class Follower:
     """One path of `kumadp.dynconf.bodies.BODIES`. ``deadline`` in seconds bounds each answer, and each handler.
 
-    ``concern`` hears what is wrong, and "" when nothing is any more.
+    ``concern`` hears what is wrong, and "" when nothing is any more. ``on_absent`` is called each time that nothing is
+    served at the path and the owner has nothing of it.
     """
 
     def __init__(
-        self, path: str, socket: Path, handler: Handler | None, deadline: float, concern: Callable[[str], None]
+        self,
+        path: str,
+        socket: Path,
+        handler: Handler | None,
+        deadline: float,
+        concern: Callable[[str], None],
+        on_absent: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = path
         self._client = SocketClient(socket)
         self._handler = handler
         self._deadline = deadline
         self._concern = concern
+        self._on_absent = on_absent
         self._told = ""
         self._asking: asyncio.Timeout | None = None
         self.plain = False
@@ -176,6 +184,8 @@ class Follower:
     async def _absent(self) -> None:
         self._failures, self._not_asked, self._etag = 0, "", ""
         self._missing = min(self._missing + 1, ROUNDS_UNTIL_GONE)
+        if not self._handed:
+            self._on_absent()
         if self._missing < ROUNDS_UNTIL_GONE:
             return
         self._wrong = ""

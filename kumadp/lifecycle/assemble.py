@@ -248,9 +248,11 @@ class Assembly(EnvoyDrain):
             metering = Metering(run, configuration, admin=self._admin, names=names)
             exporting = Exporting(run, metering.said, lambda: metering.service)
             handlers = exporting.handlers(metering.apply)
+            absent: dict[str, Callable[[], None]] = {}
             if names is not None and names.resolving is not None:
                 handlers[DNS] = (names.resolving.take,)
-            dynamic = Dynamic(run, running, configuration.relaying, handlers)
+                absent[DNS] = names.resolving.on_absent
+            dynamic = Dynamic(run, running, configuration.relaying, handlers, absent)
         await running.start(source)
         if dynamic is not None:
             run.stack.start(dynamic.component)

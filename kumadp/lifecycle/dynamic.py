@@ -8,7 +8,7 @@ from kumadp.dynconf.component import DynamicConfiguration
 from kumadp.host.sockets import DYNAMIC_CONFIGURATION, kuma_socket
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from kumadp.dynconf.follower import Handler
     from kumadp.lifecycle.context import Run
@@ -22,17 +22,28 @@ _LISTENER = ".Listener"
 class Dynamic:
     """Makes the component, which is to be started with Envoy, and has it told of Envoy and of the relay.
 
-    ``handlers``: the owners of each path's body, called one after another.
+    ``handlers``: the owners of each path's body, called one after another. ``absent``: by path, called each time that
+    Envoy is seen to serve nothing there and nobody has anything of it.
     """
 
     def __init__(
-        self, run: Run, running: Running, relaying: Relaying | None, handlers: Mapping[str, Sequence[Handler]]
+        self,
+        run: Run,
+        running: Running,
+        relaying: Relaying | None,
+        handlers: Mapping[str, Sequence[Handler]],
+        absent: Mapping[str, Callable[[], None]],
     ) -> None:
         self._status = run.status
         owners = {path: _all_of(each) for path, each in handlers.items()}
         socket = kuma_socket(run.work.sockets, DYNAMIC_CONFIGURATION)
         self.component = DynamicConfiguration(
-            socket, run.settings.dynconf_refresh_interval, owners, concern=self._concern, told=relaying is not None
+            socket,
+            run.settings.dynconf_refresh_interval,
+            owners,
+            concern=self._concern,
+            on_absent=lambda path: absent[path]() if path in absent else None,
+            told=relaying is not None,
         )
         running.serves = self.component.envoy
         if relaying is not None:

@@ -14,7 +14,7 @@ from kumadp.errors import KumadpError, SpawnError
 from kumadp.host import inherited
 from kumadp.host.filewatch import FileWatch
 from kumadp.host.ports import Address, every_address
-from kumadp.lifecycle.plan import LOOPBACK
+from kumadp.lifecycle.plan import LOOPBACK, names_expected
 from kumadp.process.policy import ChildState, RestartPolicy
 from kumadp.process.supervise import Past
 
@@ -135,7 +135,11 @@ class Names:
         run, plan = self._run, self._plan
         self.resolving = resolving = Resolving(run, plan, RESOLV_CONF)
         log.info("the embedded resolver answers names on port %d of %s", plan.port, ", ".join(plan.addresses))
-        run.status.wait_for("dns", "names of the mesh have not come yet")
+        expected = run.mesh is not None or names_expected(run.settings, run.resource, run.transparent)
+        if expected:
+            run.status.wait_for("dns", "names of the mesh have not come yet")
+        else:
+            log.info("not waiting for names: the control plane sends them only with transparent proxying")
         run.status.ports["dns"] = ", ".join(
             f"[{host}]:{plan.port}" if ":" in host else f"{host}:{plan.port}" for host in plan.addresses
         )
@@ -143,7 +147,8 @@ class Names:
         run.named, run.names_left = resolving.name_all, resolving.handed
         run.stack.start(resolving)
         run.stack.start(ResolvConf(RESOLV_CONF, resolving.follow))
-        self._gate = asyncio.create_task(self._open_gate(resolving.ready), name="dns gate")
+        if expected:
+            self._gate = asyncio.create_task(self._open_gate(resolving.settled), name="dns gate")
 
     def _choose(self, binary: Path, template: str | None) -> CorefileChoice:
         from kumadp.dns.choice import CorefileChoice

@@ -94,6 +94,24 @@ def plan_dns(settings: Settings, coredns: Path | None, transparent: TransparentP
     )
 
 
+def names_expected(settings: Settings, resource: Resource | None, transparent: TransparentProxy | None) -> bool:
+    """Whether the control plane may send names at all, as far as that is known before it is asked.
+
+    Kuma 2.11 to 2.14 send them where ``dataplaneConfig`` of the request or ``transparentProxying`` of the Dataplane
+    redirects traffic, and never with bound outbounds; 2.8 to 2.10 with ``transparentProxying`` alone (their dns
+    generators). True where the Dataplane is not ours to read: the control plane has it.
+    """
+    if not settings.envoy_dns_port:
+        return False
+    spec = resource.spec if resource is not None else None
+    if resource is None or (isinstance(spec, Dataplane) and spec.networking.transparent_proxying is not None):
+        return True
+    if transparent is None or settings.bind_outbounds or not isinstance(spec, Dataplane):
+        return False
+    four_only = not transparent.dual_stack and ":" in spec.networking.address
+    return (transparent.inbound.enabled or transparent.outbound.enabled) and not four_only
+
+
 def _networks(settings: Settings, transparent: TransparentProxy | None) -> tuple[str, ...]:
     """Whose queries are passed on, beside this host's; raises SettingsError."""
     problems = []

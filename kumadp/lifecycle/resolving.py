@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.lifecycle")
 
-# How often Envoy's DNS filter is asked whether it is there yet, and how long it may take (seconds).
-_ASK_AGAIN = 0.2
+# How often Envoy's DNS filter is asked whether it is there, also once Envoy serves without one, and how long it may
+# take (seconds).
+_ASK_AGAIN, _ASK_RARELY = 0.2, 10.0
 _FILTER = 0.5
 # The name servers' own name, for any answer at all.
 _PROBE = HEADER.pack(0, 0x0100, 1, 0, 0, 0) + b"\x06kumadp\x07invalid\x00\x00\x01\x00\x01"
@@ -41,6 +42,7 @@ class Resolving:
 
     Names come from the control plane (`take`), from files (`name_all`), or from Envoy's DNS filter.
     ``ready`` is set once there are names: the first configuration came, or Envoy's filter answers (Kuma up to 2.10).
+    ``settled`` is set then, and also once an Envoy that serves has neither: there is nothing to wait for.
     """
 
     name = "embedded resolver"
@@ -54,6 +56,8 @@ class Resolving:
         self.labels: dict[str, str] | None = None
         """Those that the control plane's first names came with, for metrics."""
         self.ready = asyncio.Event()
+        self.settled = asyncio.Event()
+        self._absent = asyncio.Event()
         self.resolver = Resolver([(host, plan.port) for host in plan.addresses])
         self._envoy = (LOOPBACK, plan.envoy_port) if run.mesh is None else None
         self.resolver.table = self._table()
@@ -103,6 +107,10 @@ class Resolving:
         self._use(table)
         await old.clear()
 
+    def on_absent(self) -> None:
+        """Envoy has its listeners, and none of them serves names as dynamic configuration."""
+        self._absent.set()
+
     def name_all(self, names: Mapping[str, Iterable[str]]) -> None:
         """The names that Dataplane files have now."""
         # They are there as written too, for those who compare letter by letter.
@@ -137,14 +145,25 @@ class Resolving:
         if not self.ready.is_set():
             self.resolver.counters.ready_after = time.monotonic() - self._made
             self.ready.set()
+            self.settled.set()
 
     async def _see_envoy(self, envoy: tuple[str, int]) -> None:
         while not self.ready.is_set():
+            # Envoy has all of its listeners when it is seen to serve no names: a filter would answer after that.
+            absent = self._absent.is_set()
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_FILTER):
                     await by_udp(envoy, _PROBE, _PROBE[HEADER.size :], Asked())
                 self._there_are_names()
-            await asyncio.sleep(_ASK_AGAIN)
+            if absent and not self.settled.is_set():
+                log.info("the control plane sends no names; if it does later, they are answered")
+                self.settled.set()
+            if absent:
+                await asyncio.sleep(_ASK_RARELY)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ASK_AGAIN):
+                    await self._absent.wait()
 
 
 def _read(path: Path) -> tuple[ResolvConf, frozenset[str]]:

@@ -91,23 +91,46 @@ def test_taken_changed_and_removed(at: Rig) -> None:
 def test_names_are_answered_by_the_embedded_resolver(at: Rig) -> None:
     answers = {**INTERVAL, "KUMA_DNS_ENABLED": "true", "KUMA_DNS_MODE": "embedded"}
     with at.run(environment=answers) as daemon:
-        port = daemon.ports.dns
-
-        def found(*, tcp: bool = False) -> list[str]:
-            send = dns.query.tcp if tcp else dns.query.udp
-            with contextlib.suppress(OSError, EOFError, dns.exception.DNSException):
-                told = send(dns.message.make_query("BackEnd.mesh", "A"), "127.0.0.1", timeout=3, port=port)
-                return [item.to_text() for rrset in told.answer for item in rrset]
-            return []
-
         at.wait_traffic()
         dynamic = Dynamic(at, daemon)
         dynamic.serve(with_etags({"/dns": NAMES}))
-        poll(lambda: found() == ["240.0.0.0"], what="the name")
-        assert found(tcp=True) == ["240.0.0.0"]
+        poll(lambda: resolved(daemon) == ["240.0.0.0"], what="the name")
+        assert resolved(daemon, tcp=True) == ["240.0.0.0"]
         at.wait_ready(daemon)
         dynamic.serve(with_etags({"/dns": NAMES.replace("240.0.0.0", "240.0.0.7")}))
-        poll(lambda: found() == ["240.0.0.7"], what="the change")
+        poll(lambda: resolved(daemon) == ["240.0.0.7"], what="the change")
+
+
+def test_names_that_cannot_come_are_not_waited_for(at: Rig) -> None:
+    """The default set-up: no transparent proxying, so Kuma sends no names. They are taken if they come all the same."""
+    with at.run(environment=INTERVAL, dns=True) as daemon:
+        at.wait_ready(daemon)
+        assert "waiting: dns" not in daemon.output()
+        assert "no names have come" not in daemon.output()
+        dynamic = Dynamic(at, daemon)
+        dynamic.serve(with_etags({"/dns": NAMES}))
+        poll(lambda: resolved(daemon) == ["240.0.0.0"], what="the name")
+
+
+@pytest.mark.parametrize("relay", ["on", "off"])
+def test_names_that_could_come_are_waited_for_until_envoy_serves_without_any(at: Rig, relay: str) -> None:
+    inbound, outbound = free_ports(2)
+    redirected = {"redirectPortInbound": inbound, "redirectPortOutbound": outbound}
+    at.dataplane["networking"]["transparentProxying"] = redirected
+    with at.run(f"--xds-relay={relay}", environment=INTERVAL, dns=True) as daemon:
+        daemon.wait_ready()
+        before = daemon.output().partition("-> READY")[0]
+        assert "waiting: dns: names of the mesh have not come yet" in before
+        assert "the control plane sends no names" in before
+        assert "no names have come" not in before
+
+
+def resolved(daemon: Daemon, *, tcp: bool = False) -> list[str]:
+    send = dns.query.tcp if tcp else dns.query.udp
+    with contextlib.suppress(OSError, EOFError, dns.exception.DNSException):
+        told = send(dns.message.make_query("BackEnd.mesh", "A"), "127.0.0.1", timeout=3, port=daemon.ports.dns)
+        return [item.to_text() for rrset in told.answer for item in rrset]
+    return []
 
 
 def test_what_envoy_has_taken_is_asked_for_at_once(at: Rig) -> None:

@@ -43,6 +43,21 @@ def test_a_data_plane_of_a_real_mesh(tmp_path: Path) -> None:
             assert daemon.wait() == ExitCode.OK
 
 
+@pytest.mark.contract("READY as soon as traffic flows, with the default settings")
+def test_the_default_settings_wait_for_nothing_that_cannot_come(tmp_path: Path) -> None:
+    """DNS on, no CoreDNS, no transparent proxying: the control plane sends no names, and none are waited for."""
+    ports = Ports.take()
+    with control_plane(tmp_path / "cp") as plane, workload("backend") as app:
+        file = tmp_path / "dp.json"
+        file.write_text(json.dumps(dataplane("backend-01", "backend", ports, app.port)))
+        arguments = (*plane.arguments, f"--dataplane-file={file}", "--drain-time=1s")
+        with run_kumadp(tmp_path, ports, *arguments, dns=True) as daemon:
+            poll(lambda: get(ports.outbound) == (200, "backend"), what="traffic through the mesh", deadline=40)
+            daemon.wait_ready()
+            assert "waiting: dns" not in daemon.output()
+            assert "no names have come" not in daemon.output()
+
+
 @pytest.mark.contract("a refusal is told and final")
 def test_a_missing_token_ends_with_the_control_plane_s_reason(tmp_path: Path) -> None:
     ports = Ports.take()

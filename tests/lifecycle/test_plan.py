@@ -16,6 +16,7 @@ from kumadp.lifecycle.plan import (
     check_plan,
     envoy_addresses,
     envoy_budget,
+    names_expected,
     own_addresses,
     plan_dns,
     plan_probes,
@@ -204,3 +205,39 @@ def test_networks_and_suffixes_of_names() -> None:
     for wrong in (Settings(dns_allow=("everybody",)), Settings(dns_suffixes=("a b",)), Settings(dns_suffixes=("",))):
         with pytest.raises(SettingsError, match=r"--dns-(allow|suffix)"):
             plan_dns(wrong, None)
+
+
+REDIRECTED = TransparentProxy()
+NOTHING_REDIRECTED = TransparentProxy(inbound=Redirected(False, 15006), outbound=Redirected(False, 15001))
+
+
+@pytest.mark.parametrize(
+    ("in_dataplane", "transparent", "settings", "address", "expected"),
+    [
+        # The default: no redirection, so Kuma's dns generator makes nothing.
+        (False, None, Settings(), "127.0.0.1", False),
+        (False, REDIRECTED, Settings(), "127.0.0.1", True),
+        (False, REDIRECTED, Settings(bind_outbounds=True), "127.0.0.1", False),
+        (False, REDIRECTED, Settings(envoy_dns_port=0), "127.0.0.1", False),
+        (False, NOTHING_REDIRECTED, Settings(), "127.0.0.1", False),
+        (False, replace(REDIRECTED, ip_family_mode="ipv4"), Settings(), "127.0.0.1", True),
+        (False, replace(REDIRECTED, ip_family_mode="ipv4"), Settings(), "fd00::1", False),
+        # Kuma up to 2.10 reads this alone, and does not know bound outbounds.
+        (True, None, Settings(), "127.0.0.1", True),
+        (True, None, Settings(bind_outbounds=True), "127.0.0.1", True),
+    ],
+)
+def test_when_names_may_come(
+    in_dataplane: bool, transparent: TransparentProxy | None, settings: Settings, address: str, expected: bool
+) -> None:
+    tree: dict[str, Any] = dict(dataplane(address=address).tree)
+    if in_dataplane:
+        ports = {"redirectPortInbound": 15006, "redirectPortOutbound": 15001}
+        tree = {**tree, "networking": {**tree["networking"], "transparentProxying": ports}}
+        del tree["networking"]["outbound"]
+    resource = load_resource(yaml.safe_dump(tree), "dp.yaml")
+    assert names_expected(settings, resource, transparent) is expected
+
+
+def test_names_may_come_for_a_dataplane_that_the_control_plane_has() -> None:
+    assert names_expected(Settings(), None, None)
