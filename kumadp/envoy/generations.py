@@ -257,8 +257,6 @@ class Generations:
         else:
             self._asks.tell(ask, kind, reason, self.line.epoch)
 
-    # A new epoch.
-
     async def _bring(self, epoch: int, *, repair: bool) -> None:
         plan = self.plan if repair else self._asks.plan_of(self.line.ask, self.plan)
         base, takeover = self._base, Takeover(self._admin, self.supervisor.child)
