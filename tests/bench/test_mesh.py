@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.kuma_cp, pytes
 ROUNDS = 4
 
 
-def environment_of(folder: Path, ports: Ports, *, ours: bool) -> dict[str, str]:
+def environment_of(folder: Path, ports: Ports, *, ours: bool = False) -> dict[str, str]:
     """The variables of a program: the defaults, but for ports."""
     found = {name: value for name, value in os.environ.items() if not name.startswith("KUMA")}
     found.pop("PYTHONDONTWRITEBYTECODE", None)
