@@ -320,7 +320,9 @@ class Child:
 def cannot_start(program: str, error: OSError) -> SpawnError:
     """Why a program could not be started: for its own sake, or because the host or kumadp lacks something now."""
     kind = HostExhausted if error.errno in EXHAUSTED else SpawnError
-    return kind(f"{program} cannot be started: {error.strerror}")
+    # What is not there may be the folder of its output, which the error names.
+    named = f"{error.filename}: " if isinstance(error.filename, str | Path) and str(error.filename) != program else ""
+    return kind(f"{program} cannot be started: {named}{error.strerror}")
 
 
 def tied_to_us(

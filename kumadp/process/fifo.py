@@ -26,7 +26,11 @@ def make_fifo(path: Path) -> tuple[int, int]:
     either: with nobody to read, a full FIFO would stop the program.
     """
     path.unlink(missing_ok=True)
-    os.mkfifo(path, 0o600)
+    try:
+        os.mkfifo(path, 0o600)
+    except OSError as error:
+        # Python's has no file name.
+        raise OSError(error.errno, error.strerror, str(path)) from None
     read = open_own_fifo(path, os.O_RDONLY)
     try:
         # The same one, whatever has its name by now: the program writes to it.

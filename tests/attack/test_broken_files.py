@@ -1,0 +1,195 @@
+"""Files and texts of ours that come back broken: nested too deep, cut off, of another kind, hidden or taken away."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.accesslog.component import AccessLogs
+from kumadp.errors import HandoverFailed
+from kumadp.host import handover, identity, meanwhile
+from kumadp.host.handover import Handover
+from kumadp.host.private_file import write_private
+from kumadp.host.state import FORMAT, NAME, StateFile, read_state
+from kumadp.lifecycle.continuity import SECTION, SOURCE, decode_left, forget, left_in, tidy
+from kumadp.relay.disk import FILE, MAGIC, Binding, LastGoodStore
+from tests.support.lasting import lasting
+from tests.support.poll import poll_async
+from tests.support.xds.plane import XdsControlPlane
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEPTH = 100_000
+DEEP = b"[" * DEPTH
+DEEP_OBJECT = b'{"a":' * DEPTH
+STATE = b'{"format":%d,"boot":"x","pid":1,"start_time":1,"parts":{"envoy":' % FORMAT
+BROKEN = {
+    "empty": b"",
+    "cut": STATE,
+    "deep": DEEP,
+    "deep objects": DEEP_OBJECT,
+    "deep inside": STATE + DEEP,
+    "deep and whole": STATE + b"[" * DEPTH + b"]" * DEPTH + b"}}",
+    "not utf-8": STATE + b'"\xff\xfe"}}',
+    "another type": b'{"format":"x"}',
+    "a list": b"[]",
+    "null": b"null",
+    "zeros": b"\0" * 4096,
+    "large numbers": b'{"format":1e999}',
+    "huge": b" " * (5 << 20),
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_a_state_file_that_cannot_be_used_adopts_nothing(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_private(tmp_path / NAME, content)
+    assert read_state(tmp_path) is None
+    assert len(caplog.records) == 1
+    assert str(tmp_path / NAME) in caplog.text
+    assert len(caplog.text) < 1000
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+async def test_a_source_that_cannot_be_used_is_fetched_again(tmp_path: Path, content: bytes) -> None:
+    write_private(tmp_path / SOURCE, content)
+    assert left_in(tmp_path).source is None
+
+
+PACKED = [
+    b"",
+    b"\xc1",
+    b"\x91" * DEPTH + b"\xc0",
+    b"\x81\xa1a" * DEPTH,
+    b"\xdf\xff\xff\xff\xff",
+    b"\xc6\xff\xff\xff\xff",
+    b"\xa2\xff\xfe",
+]
+
+
+@pytest.mark.parametrize("content", PACKED, ids=range(len(PACKED)))
+def test_a_handover_that_cannot_be_read_is_refused(content: bytes) -> None:
+    with pytest.raises(HandoverFailed, match="cannot be read"):
+        decode_left(Handover(1, 1, 1, "", (), (), {SECTION: content}))
+    memfd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    try:
+        os.write(memfd, content)
+        fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, handover._SEALS)
+        with pytest.raises(HandoverFailed, match="cannot be read"):
+            handover.read(memfd)
+        meanwhile.begin({meanwhile.VARIABLE: str(memfd)})
+    finally:
+        os.close(memfd)
+
+
+@pytest.mark.parametrize("content", PACKED, ids=range(len(PACKED)))
+async def test_a_last_good_configuration_that_cannot_be_read_is_not_used(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    import hashlib
+
+    write_private(tmp_path / FILE, MAGIC + hashlib.sha256(content).digest() + content)
+    store = LastGoodStore(tmp_path, Binding("", "", "", ""), lambda: None, max_age=1e9)
+    assert await store.load() is None
+    assert "is of another form" in caplog.text
+
+
+async def test_an_access_log_line_that_cannot_be_read_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "al.sock"
+    logs = AccessLogs(path, lambda _part, _concern: None, flush=0.1)
+    up = asyncio.Event()
+    running = asyncio.create_task(logs.run(up.set))
+    await up.wait()
+    bad = (DEEP, DEEP_OBJECT, b'{"address":"127.0.0.1:1","message":' + DEEP, b'{"address":' + DEEP_OBJECT)
+    lines = (*bad, b'{"address":"127.0.0.1:1","message":' + b"[" * 900 + b"]" * 900 + b"}")
+
+    def write() -> None:
+        with path.open("wb", buffering=0) as fifo:
+            for line in lines:
+                fifo.write(line + b"\n")
+
+    await asyncio.to_thread(write)
+
+    async def read() -> bool:
+        return logs.status()["lines"] == len(lines)
+
+    await poll_async(read, what="all lines")
+    assert int(str(logs.status()["malformed"])) >= len(bad)
+    assert not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_without_a_boot_id_nothing_is_adopted_and_the_state_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(identity, "BOOT_ID", tmp_path / "hidden")
+    failures: list[str] = []
+    file = StateFile(tmp_path, failures.append)
+    file.note([], {"addresses": {}})
+    await file.written()
+    assert failures == []
+    assert (tmp_path / NAME).is_file()
+    assert read_state(tmp_path) is None
+    assert "boot id of this host cannot be read; no process is adopted" in caplog.text
+
+
+async def test_a_directory_that_is_gone_costs_a_warning(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    failures: list[str] = []
+    file = StateFile(gone, failures.append)
+    for _ in range(3):
+        file.note([])
+        await file.written()
+    assert len(failures) == 1
+    assert str(gone) in failures[0]
+    file.remove()
+    tidy(gone)
+    forget(gone)
+    gone.mkdir()
+    file.note([])
+    await file.written()
+    assert failures[1:] == [""]
+
+
+@pytest.mark.attack
+@pytest.mark.process
+def test_a_work_directory_that_is_taken_away_while_it_runs() -> None:
+    """Traffic goes on; a reload and a re-execution say why they cannot be done, and the end is a clean one."""
+    with XdsControlPlane() as plane, lasting(plane) as at, at.up() as daemon:
+        envoy = at.the_envoy()
+        shutil.rmtree(at.work)
+        for what in ("reload", "reexec"):
+            told = at.ask(daemon, what)
+            assert told.returncode == 79, (what, told.stdout, told.stderr)
+            assert f"{at.work}" in told.stderr
+            assert "No such file or directory" in told.stderr
+        assert envoy.is_running()
+        assert at.serves()
+        daemon.terminate()
+        assert daemon.wait() == 0, daemon.output()
+        for word in ("bug in kumadp", "never retrieved", "stopping failed", "Traceback"):
+            assert word not in daemon.output(), daemon.output()
+
+
+@pytest.mark.attack
+@pytest.mark.process
+def test_envoy_dies_after_the_work_directory_was_taken_away() -> None:
+    with XdsControlPlane() as plane, lasting(plane) as at, at.up("--envoy-restart-budget=2") as daemon:
+        envoy = at.the_envoy()
+        shutil.rmtree(at.work)
+        envoy.send_signal(signal.SIGKILL)
+        code = daemon.wait(60)
+        assert code in {70, 71}, daemon.output()
+        end = next(line for line in daemon.output().splitlines() if "lifecycle: exit code 7" in line)
+        assert str(at.work) in end, daemon.output()
+        for word in ("bug in kumadp", "never retrieved", "stopping failed", "Traceback"):
+            assert word not in daemon.output(), daemon.output()
