@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kumadp.errors import CommandRefused, UsageError, on_one_line
-from kumadp.lifecycle.control import ask, socket_name
+from kumadp.lifecycle.control import ask
 from kumadp.lifecycle.finding import find
 from kumadp.settings.values import BadValue, parse_duration
 
@@ -46,12 +46,12 @@ def seconds(_context: click.Context, _parameter: click.Parameter, value: str) ->
 
 
 def all_running(name: str) -> list[Running]:
-    """The data plane of that name, or all that run here; raises CommandRefused where there is none."""
+    """The data plane of that name (the nearest), or all that run here; raises CommandRefused where there is none."""
     return _chosen(find(os.environ), name)
 
 
 def _chosen(search: Search, name: str) -> list[Running]:
-    found = [one for one in search.running if not name or one.path.name == socket_name(name)]
+    found = search.nearest(name) if name else search.running
     if not found:
         what = f"no kumadp of the name {on_one_line(name)}" if name else "no kumadp"
         running = ", ".join(one.name for one in search.running)
@@ -66,22 +66,24 @@ def _chosen(search: Search, name: str) -> list[Running]:
 def the_running(name: str) -> Running:
     """The data plane of that name, or the only one that runs here; raises CommandRefused.
 
-    Of several with one name that of this user is meant, and the one in a folder where its sockets go by default; else
-    nobody is asked. One that another user runs has to be named where there are more, even if those others cannot be
-    asked.
+    Of several of this user's the one in a folder where its sockets go by default is meant. One that another user runs
+    has to be named where there is any other, even if that one cannot be asked; of several with one name this user's is
+    meant. Else nobody is asked.
     """
     search = find(os.environ)
     found = _chosen(search, name)
-    if name and len(found) > 1:
-        found = [one for one in found if one.uid == os.geteuid()] or found
-        found = [one for one in found if not one.listed] or found
-    if len(found) > 1 and name:
-        places = ", ".join(on_one_line(str(one.path)) for one in found)
+    ours = [one for one in found if one.uid == os.geteuid()]
+    meant = found if not ours or (not name and len(ours) < len(found)) else ours
+    if len(meant) > 1 and meant == ours:
+        meant = [one for one in ours if not one.listed] or ours
+    if len(meant) == 1 and (name or not search.others or meant == ours):
+        return meant[0]
+    if name:
+        places = ", ".join(on_one_line(str(one.path)) for one in meant)
         raise CommandRefused(f"several of that name run here: {places}", "ask as the user of one")
-    if len(found) > 1 or (not name and search.others and found[0].uid != os.geteuid()):
-        names = ", ".join(one.name for one in found)
-        raise CommandRefused(f"several run here: {names}{search.notes()}", "say which with --name")
-    return found[0]
+    raise CommandRefused(
+        f"several run here: {', '.join(one.name for one in meant)}{search.notes()}", "say which with --name"
+    )
 
 
 def order(running: Running, what: str, timeout: float, query: str = "") -> dict[str, Any]:

@@ -122,18 +122,21 @@ def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, 
     """Whom to look at, and where its options come from, in words; raises KumadpError."""
     from kumadp.cli.run import checked, read_settings_file, read_transparent_files
     from kumadp.doctor.subject import Subject
-    from kumadp.settings.resolve import resolve
+    from kumadp.settings.resolve import config_file, resolve
 
     environ: Mapping[str, str] = os.environ
     statuses, whence = _statuses(), ""
-    meant = [one for one in statuses if not typed or (set(typed) == {"name"} and one["name"] == flags["name"])]
+    meant = []
+    if not typed or set(typed) == {"name"}:
+        named = [one for one in statuses if not typed or one["name"] == flags["name"]]
+        meant = [one for one in named if not one["listed"]] or named
     if len(meant) == 1 and (found := _options_of(meant[0]["pid"])) is not None:
         flags, typed, environ = found
         whence = f", by the command line of pid {meant[0]['pid']}"
-    config = flags.get("config")
-    text = read_settings_file(str(config)) if config else None
+    config = config_file(flags, environ)
+    text = read_settings_file(config) if config else None
     try:
-        resolved = resolve("run", flags, environ, text, str(config or ""), typed)
+        resolved = resolve("run", flags, environ, text, config, typed)
     except SettingsError:
         if len(meant) < 2:
             raise
@@ -155,7 +158,7 @@ def _statuses() -> list[dict[str, Any]]:
     for one in find(os.environ).running:
         try:
             # The kernel's word on the pid: its files in /proc are read next.
-            found.append({**ask_status(one.path, uid=one.uid), "pid": one.pid})
+            found.append({**ask_status(one.path, uid=one.uid), "pid": one.pid, "listed": one.listed})
         except OSError:
             continue
     return found

@@ -32,7 +32,7 @@ def _place_options(function: FC) -> FC:
     dry = "Say what would be done, and do nothing."
     function = click.option("--dry-run", is_flag=True, help=dry)(function)
     root = "A tree that is not this host's (an image being made): files only."
-    function = click.option("--root", default="/", metavar="DIR", help=root)(function)
+    function = click.option("--root", default="/", metavar="PATH", help=root)(function)
     name = "Name of the data plane, for the unit kumadp@NAME; without it: kumadp, the only one."
     function = click.option("--name", default="", callback=_checked_name, help=name)(function)
     return click.option("--systemd", is_flag=True, help="Units of systemd; nothing else is known.")(function)
@@ -45,7 +45,7 @@ def _checked_name(_context: click.Context, _parameter: click.Parameter, value: s
 
 
 def _file_option(name: str, about: str) -> Callable[[FC], FC]:
-    return click.option(name, default="", metavar="FILE", help=about)
+    return click.option(name, default="", metavar="PATH", help=about)
 
 
 @click.command()

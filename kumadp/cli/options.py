@@ -125,7 +125,7 @@ def click_option(option: Option) -> Callable[[Callable[..., Any]], Callable[...,
         type=str,
         default=None,
         multiple=repeated,
-        metavar={"texts": "TEXT", "pairs": "NAME=VALUE", "integers": "N,N"}.get(option.kind, option.kind.upper()),
+        metavar=option.placeholder,
         help=option.help_text,
         **extra,
     )

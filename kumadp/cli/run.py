@@ -41,20 +41,21 @@ def run(**flags: object) -> None:
     Inbound drains before the application gets SIGTERM, SIGINT or SIGQUIT; it has SIGHUP at once.
     """
     from kumadp.cli.exposure import exposures
-    from kumadp.settings.resolve import resolve
+    from kumadp.settings.option import own_variable
+    from kumadp.settings.resolve import config_file, resolve
 
-    config, typed, application = flags.get("config"), typed_names(), command_line()
+    config, typed, application = config_file(flags, os.environ), typed_names(), command_line()
 
     def read() -> Resolved:
-        text = read_settings_file(str(config)) if config else None
-        return resolve("run", flags, os.environ, text, str(config or ""), typed)
+        text = read_settings_file(config) if config else None
+        return resolve("run", flags, os.environ, text, config, typed)
 
-    message = str(flags.get("termination_log") or "")
+    message = str(flags.get("termination_log") or os.environ.get(own_variable("--termination-log")) or "")
     try:
         resolved = read()
         message = resolved.settings.termination_log
-        warnings = (*resolved.warnings, *exposures(resolved.settings, resolved.origin, str(config or "")))
-        launch(resolved.settings, warnings, os.environ, lambda: read().settings, str(config or ""), application)
+        warnings = (*resolved.warnings, *exposures(resolved.settings, resolved.origin, config))
+        launch(resolved.settings, warnings, os.environ, lambda: read().settings, config, application)
     except KumadpError as error:
         _tell_kubernetes(error, message)
         raise
@@ -111,7 +112,11 @@ def launch(
     logs.capture()
     set_process_name("kuma-dp")
     try:
-        notes = (*warnings, *(str(note) for note in (resource.notes if resource else ())))
+        notes = (
+            *warnings,
+            *overruled(settings, resource),
+            *(str(note) for note in (resource.notes if resource else ())),
+        )
         run = Run(settings, resource, mesh, environ, transparent, config, application)
         run.status.asked["log"] = lambda: {**logs.status(), **run.levels.status()}
         work = run_daemon(run, lambda: checked(again())[:2], logs.flush, notes, display(settings), handover)
@@ -150,6 +155,22 @@ def checked(settings: Settings) -> tuple[Settings, Resource | None, Mesh | None]
     for address in settings.cp_addresses:
         register(urlsplit(address).password or "")
     return _with_proxy_type(settings, resource), resource, mesh
+
+
+def overruled(settings: Settings, resource: Resource | None) -> list[str]:
+    """Options that have no effect, as the Dataplane names something else."""
+    from kumadp.settings.model import Settings as Defaults
+
+    if resource is None:
+        return []
+    admin, probes = resource.spec.networking.admin, getattr(resource.spec, "probes", None)
+    found = []
+    if admin is not None and admin.port and settings.admin_port not in {None, admin.port}:
+        found.append(("--admin-port", settings.admin_port, "networking.admin.port", admin.port))
+    port = settings.virtual_probes_port
+    if probes is not None and probes.port and port not in {Defaults().virtual_probes_port, probes.port}:
+        found.append(("--virtual-probes-port", port, "probes.port", probes.port))
+    return [f"{flag} {given} has no effect: the Dataplane names {field} {port}" for flag, given, field, port in found]
 
 
 def end(code: int) -> NoReturn:

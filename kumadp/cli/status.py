@@ -60,19 +60,31 @@ def status(name: str, output: str, watch: bool, schema: bool) -> int:
         return ExitCode.OK
     if watch:
         return _watch(name, as_json=output == "json")
-    found = _ask(name)
+    silent: list[str] = []
+    found = _ask(name, silent)
     click.echo("\n".join(_lines(found, as_json=output == "json", color=_colors())))
-    return _code(found)
+    for line in silent:
+        click.echo(line, err=True)
+    return ExitCode.WAIT_TIMEOUT if silent else _code(found)
 
 
-def _ask(name: str) -> list[dict[str, Any]]:
-    """The status of each; raises CommandRefused where none answers."""
-    found = []
+def _ask(name: str, silent: list[str] | None = None) -> list[dict[str, Any]]:
+    """The status of each, and in ``silent`` which do not answer; raises CommandRefused where none does.
+
+    One that has ended since it was found counts no more.
+    """
+    found, silent, gone = [], silent if silent is not None else [], False
     for one in all_running(name):
         try:
             found.append(ask_status(one.path, _PATIENCE, one.uid))
+        except (FileNotFoundError, ConnectionRefusedError):
+            gone = True
         except OSError as error:
-            raise CommandRefused(f"{one.name}: its control socket does not answer: {reason(error)}") from None
+            silent.append(f"{one.name}: its control socket does not answer: {reason(error)}")
+    if not found and silent:
+        raise CommandRefused("; ".join(silent))
+    if not found and gone:
+        raise CommandRefused("no kumadp runs here any more: it has just ended")
     return found
 
 

@@ -15,7 +15,7 @@ from kumadp.errors import UsageError
 @click.command()
 @click.option("--name", default="", help="Name of the data plane; its work directory is /run/kumadp/NAME.")
 @click.option(
-    "--work-dir", default="", metavar="DIR", help="Work directory; else $RUNTIME_DIRECTORY, or that of --name."
+    "--work-dir", default="", metavar="PATH", help="Work directory; else $RUNTIME_DIRECTORY, or that of --name."
 )
 @click.option("--unit", default="", metavar="UNIT", help="Do nothing where systemd is to start this unit again.")
 @click.option(

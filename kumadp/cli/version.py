@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("-a", "--detailed", is_flag=True, help="Also Envoy's, CoreDNS's and Python's versions.")
-@click.option("--binary-path", default="envoy", show_default=True, help="Envoy to ask.")
-@click.option("--dns-coredns-path", default="coredns", show_default=True, help="CoreDNS to ask.")
+@click.option("--binary-path", default="envoy", show_default=True, metavar="PATH", help="Envoy to ask.")
+@click.option("--dns-coredns-path", default="coredns", show_default=True, metavar="PATH", help="CoreDNS to ask.")
 def version(detailed: bool, binary_path: str, dns_coredns_path: str) -> None:
     """Print kumadp's version; with -a also those of Envoy, CoreDNS and Python."""
     if not detailed:

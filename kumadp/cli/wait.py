@@ -15,7 +15,7 @@ from kumadp.cli.logs import open_logs
 from kumadp.cli.options import command_with_options, typed_names
 from kumadp.errors import Problem, SettingsError, WaitTimeout, on_one_line
 from kumadp.host.unixhttp import exchange
-from kumadp.lifecycle.control import ask_status, socket_name
+from kumadp.lifecycle.control import ask_status
 from kumadp.lifecycle.finding import find
 from kumadp.settings.resolve import resolve
 from kumadp.settings.values import write_duration
@@ -36,8 +36,9 @@ def wait(**flags: object) -> None:
     """Wait until a data plane on this host is ready, and say what it waits for.
 
     --url and --unix-socket ask just that. --name asks the kumadp with that Dataplane name, which need not run yet.
-    Without them every kumadp that runs here must be ready (KUMA_DATAPLANE_NAME: that one alone); where none is to be
-    seen, http://localhost:9901/ready is asked, as kuma-dp does.
+    Without them every kumadp that runs here must be ready (KUMA_DATAPLANE_NAME: that one alone); those with other
+    runtime directories than this user's count where there are none with these. Where none is to be seen,
+    http://localhost:9901/ready is asked, as kuma-dp does.
 
     Exit code 0 when ready, 75 when not within --timeout, or with --once not now.
     """
@@ -128,11 +129,10 @@ def _ask_kumadp(settings: Settings, otherwise: Callable[[], str] | None) -> str:
     search = find(os.environ)
     if not search.running and otherwise is not None:
         return otherwise()
-    seen = [(one, _status(one, settings.request_timeout)) for one in search.running]
-    wanted = [status for one, status in seen if not settings.name or one.path.name == socket_name(settings.name)]
+    wanted = [_status(one, settings.request_timeout) for one in search.nearest(settings.name)]
     if wanted:
         return "; ".join(f"{status['name']}: {_why(status)}" for status in wanted if not status.get("ready"))
-    others = ", ".join(sorted(str(status["name"]) for _, status in seen))
+    others = ", ".join(sorted(str(_status(one, settings.request_timeout)["name"]) for one in search.running))
     return (
         f"{settings.name}: no kumadp of that name runs here, as far as this user may see"
         + (f"; running: {others}" if others else "")

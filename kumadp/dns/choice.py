@@ -90,6 +90,22 @@ class CorefileChoice:
         except OSError as error:
             raise SpawnError(f"{self._binary} cannot be run: {error.strerror}") from error
 
+    async def check_own(self) -> None:
+        """Raise SettingsError where the user's template cannot be used: at a start nothing takes its place.
+
+        Raises SpawnError where CoreDNS cannot be run.
+        """
+        if not self._own:
+            return
+        wrong: list[str] = []
+        try:
+            template = await asyncio.to_thread(_read_text, self._own)
+            used = await self._from_template(template, self._own, wrong)
+        except OSError as error:
+            raise SpawnError(f"{self._binary} cannot be run: {error.strerror}") from error
+        if used is None:
+            raise SettingsError([Problem(OWN, text) for text in wrong])
+
     async def _find(self) -> Corefile:
         wrong: list[str] = []
         for source, template in await self._templates(wrong):

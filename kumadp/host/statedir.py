@@ -18,16 +18,23 @@ BASE = Path("/var/lib/kumadp")
 def open_state_dir(name: str, state_dir: str, environ: Mapping[str, str], base: Path = BASE) -> Path | None:
     """Make or take the state directory; None where there is none. May block.
 
-    The order is: the setting, which must be usable (else WorkDirError), the first of ``$STATE_DIRECTORY`` (systemd),
+    The order is: the setting, the first of ``$STATE_DIRECTORY`` (systemd), which must be usable (else WorkDirError),
     ``/var/lib/kumadp/<name>`` when that can be made. It must be ours, and nobody else may write there.
     """
-    if state_dir:
-        return _make(Path(state_dir))
     path = state_dir_path(name, state_dir, environ, base)
-    try:
-        return _make(path) if path is not None else None
-    except WorkDirError:
+    if path is None:
         return None
+    try:
+        return _make(path)
+    except WorkDirError:
+        if is_named(state_dir, environ):
+            raise
+        return None
+
+
+def is_named(state_dir: str, environ: Mapping[str, str]) -> bool:
+    """Whether somebody says where it is, so that no other place, and no want of one, will do."""
+    return bool(state_dir or environ.get("STATE_DIRECTORY"))
 
 
 def state_dir_path(name: str, state_dir: str, environ: Mapping[str, str], base: Path = BASE) -> Path | None:

@@ -104,8 +104,8 @@ def open_work_dir(
     try:
         return WorkDir(
             path,
-            make_private(Path(socket_dir)) if socket_dir else path,
-            make_private(Path(dns_dir)) if dns_dir else path,
+            make_private(Path(socket_dir), "KUMA_DATAPLANE_RUNTIME_SOCKET_DIR") if socket_dir else path,
+            make_private(Path(dns_dir), "--dns-server-config-dir") if dns_dir else path,
             temporary,
             lock,
             {Path(file) for file in handed.removed_at_end} if handed is not None else set(),

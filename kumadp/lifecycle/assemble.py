@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 from typing import TYPE_CHECKING
 
 from kumadp.envoy.baseline import sweep
-from kumadp.errors import BinaryNotFound, ExitCode, KumadpError
+from kumadp.errors import ExitCode, KumadpError
 from kumadp.host import inherited, meanwhile
 from kumadp.host.ports import check_ports
 from kumadp.host.sockets import check_names, remove_stale
@@ -29,11 +28,11 @@ from kumadp.lifecycle.notifying import Notifying
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.plan import (
     check_plan,
+    chosen_coredns,
     envoy_addresses,
     min_drain_time,
     own_addresses,
     plan_dns,
-    wants_coredns,
     way_of,
 )
 from kumadp.lifecycle.probing import Places, start_proxy
@@ -106,15 +105,11 @@ class Assembly(EnvoyDrain):
             raise
 
     async def _start(self) -> None:
-        from kumadp.dns.coredns import find_coredns
         from kumadp.envoy.binary import find_envoy
 
         run, settings = self._run, self._run.settings
         binary = find_envoy(settings.binary_path)
-        coredns = find_coredns(settings.coredns_path) if wants_coredns(settings) else None
-        told = os.sep in settings.coredns_path or settings.dns_mode == "coredns"
-        if coredns is None and wants_coredns(settings) and told:
-            raise BinaryNotFound(f"no CoreDNS: {settings.coredns_path} is not there", "check --dns-coredns-path")
+        coredns = chosen_coredns(settings)
         await self._look_back()
         if run.before.application is None:
             self.application.begin(None)
@@ -156,6 +151,7 @@ class Assembly(EnvoyDrain):
         run.take(work)
         self._exit.callback(run.work.close)
         if self._handover is None:
+            await run.check_state_dir()
             # On the loop: children are watched from here on. The files are small.
             run.before = left_in(run.work.path)
         for child in run.before.children:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.host.environment import child_environment, fate_of_children, find_container_sign
 from kumadp.host.secrets import redact, register
-from kumadp.host.statedir import open_state_dir, state_dir_path
+from kumadp.host.statedir import is_named, open_state_dir, state_dir_path
 from kumadp.lifecycle.component import Stack
 from kumadp.lifecycle.continuity import Before
 from kumadp.lifecycle.loglevels import LogLevels
@@ -120,6 +120,11 @@ class Run:
             return command
 
         return make
+
+    async def check_state_dir(self) -> None:
+        """Raise WorkDirError where the state directory that was named cannot be used, whether or not it is needed."""
+        if is_named(self.settings.state_dir, self.environ):
+            await asyncio.to_thread(open_state_dir, self.name, self.settings.state_dir, self.environ)
 
     def _crash_folder(self, make: bool) -> Path | None:
         """Where crash records go: the state directory, else the work directory. May block."""

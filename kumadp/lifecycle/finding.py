@@ -65,6 +65,11 @@ class Search:
     ignored: list[str] = field(default_factory=list)
     """Sockets where ours would be that are another user's, in words."""
 
+    def nearest(self, name: str = "") -> list[Running]:
+        """Those (of that name) in the folders where control sockets go by default; where there are none, all."""
+        found = [one for one in self.running if not name or one.path.name == control.socket_name(name)]
+        return [one for one in found if not one.listed] or found
+
     def notes(self) -> str:
         """What else there is, to follow a sentence; empty where there is nothing."""
         parts = []

@@ -82,7 +82,10 @@ class Names:
         return Address(LOOPBACK, self._plan.prometheus_port, "tcp", "CoreDNS metrics", "--dns-prometheus-port")
 
     async def start(self, template: str | None) -> None:
-        """Start CoreDNS; ``template`` is the control plane's. What goes wrong costs names alone."""
+        """Start CoreDNS; ``template`` is the control plane's. What goes wrong costs names alone.
+
+        A template of the user's that cannot be used is refused (SettingsError), unless a CoreDNS goes on.
+        """
         plan, run = self._plan, self._run
         if plan.coredns is None:
             await run.before.end_names(run.settings.stop_grace)
@@ -101,6 +104,8 @@ class Names:
             plan.port, envoy, plan.suffixes, RESOLV_CONF, ipv6=ipv6, networks=plan.networks
         )
         self._choice = self._choose(plan.coredns, template)
+        if run.before.coredns is None and not run.before.reexecuted:
+            await self._choice.check_own()
         self._coredns = CoreDnsComponent(
             self._command,
             plan.port,

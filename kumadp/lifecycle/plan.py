@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import ANY_IPV4, ANY_IPV6, overlap
-from kumadp.errors import Problem, ResourceError, SettingsError
+from kumadp.errors import BinaryNotFound, Problem, ResourceError, SettingsError
 from kumadp.host.environment import on_kubernetes
 from kumadp.host.facts import has_ipv6
 from kumadp.host.ports import Address, every_address
+from kumadp.host.programs import lack_of
 from kumadp.resources.types import Dataplane
 from kumadp.resources.validate import bound_sockets
 
@@ -72,6 +73,27 @@ def wants_coredns(settings: Settings) -> bool:
     if not settings.dns_enabled or settings.proxy_type != "dataplane":
         return False
     return settings.dns_mode == "coredns" or (settings.dns_mode == "auto" and not settings.dns_proxy_port)
+
+
+def chosen_coredns(settings: Settings) -> Path | None:
+    """The CoreDNS to run; None where none is wanted, or there is none and nothing that was named needs one. May block.
+
+    Raises BinaryNotFound.
+    """
+    if not wants_coredns(settings):
+        return None
+    from kumadp.dns.coredns import DEFAULT, find_coredns
+
+    found = find_coredns(settings.coredns_path)
+    required_by = "--dns-mode=coredns" if settings.dns_mode == "coredns" else ""
+    if not required_by and settings.coredns_config_template_path:
+        required_by = "--dns-coredns-config-template-path"
+    if found is None and (required_by or settings.coredns_path != DEFAULT):
+        reason = f", which {required_by} needs" if required_by else ""
+        raise BinaryNotFound(
+            f"no CoreDNS: {lack_of(settings.coredns_path)}{reason}", "check --dns-coredns-path and --dns-mode"
+        )
+    return found
 
 
 def plan_dns(settings: Settings, coredns: Path | None, transparent: TransparentProxy | None = None) -> DnsPlan | None:

@@ -9,7 +9,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from kumadp.addresses import address_text, is_ip
-from kumadp.errors import PortsTaken
+from kumadp.errors import PortsTaken, Problem, SettingsError
 from kumadp.host import inherited
 from kumadp.host.serve import bind_tcp, bind_unix
 from kumadp.host.sockets import READINESS, kuma_socket
@@ -37,7 +37,10 @@ NAME_DEADLINE = 5.0
 async def resolved_probes(
     settings: Settings, resource: Resource | None, environ: Mapping[str, str], status: Status
 ) -> ProbesPlan | None:
-    """Where virtual probes are served, by address; None where they are not, the reason being told."""
+    """Where virtual probes are served, by address; None where they are not, the reason being told.
+
+    Raises SettingsError where an address that was named for them cannot be resolved.
+    """
     spec = resource.spec if resource is not None else None
     plan, why = plan_probes(settings, spec if isinstance(spec, Dataplane) else None, environ)
     if why:
@@ -48,8 +51,15 @@ async def resolved_probes(
     try:
         async with asyncio.timeout(NAME_DEADLINE):
             found = await loop.getaddrinfo(plan.host, plan.port, type=socket.SOCK_STREAM)
-    except (OSError, TimeoutError) as error:
-        reason = getattr(error, "strerror", None) or f"no answer within {NAME_DEADLINE:.0f} s"
+    except (OSError, UnicodeError) as error:
+        # A name with a label that no name can have is a UnicodeError.
+        reason = "not a host name" if isinstance(error, UnicodeError) else getattr(error, "strerror", None)
+        reason = reason or f"no answer within {NAME_DEADLINE:.0f} s"
+        if settings.virtual_probes_address:
+            message = f"{plan.host} cannot be resolved: {reason}"
+            raise SettingsError(
+                [Problem("--virtual-probes-address", message, "name an address of this host")]
+            ) from None
         story = f"networking.address {plan.host} cannot be resolved: {reason}; name one with --virtual-probes-address"
         status.note_fatal("virtual probes", story)
         return None

@@ -8,15 +8,17 @@ from typing import Any, Literal
 
 Kind = Literal["text", "integer", "boolean", "duration", "texts", "integers", "pairs"]
 Command = Literal["run", "wait"]
+OWN = "KUMADP_"
+_PLACEHOLDERS = {"texts": "TEXT", "pairs": "NAME=VALUE", "integers": "N,N"}
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """One setting: how it is given, what it means, what it may be.
 
-    ``flags`` the current name first, then aliases; ``variables`` likewise; ``key`` its path in a settings file, empty
-    where it has none. An optional value of None is shown as ``none_means``. An option that is not ``effective`` is
-    taken from those who come from kuma-dp, and does nothing yet.
+    ``flags`` the current name first, then aliases; ``variables`` likewise, `own_variable` where Kuma has none; ``key``
+    its path in a settings file, empty where it has none. An optional value of None is shown as ``none_means``. An
+    option that is not ``effective`` is taken from those who come from kuma-dp, and does nothing yet.
     """
 
     field: str
@@ -35,6 +37,14 @@ class Option:
     none_means: str
     effective: bool
     struct: str
+    metavar: str
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for the value in ``--help``: the choices, ``PATH`` and the like, else the kind of value."""
+        if self.choices:
+            return f"[{'|'.join(filter(None, self.choices))}]"
+        return self.metavar or _PLACEHOLDERS.get(self.kind, self.kind.upper())
 
     @property
     def name(self) -> str:
@@ -44,18 +54,20 @@ class Option:
     @property
     def meaning(self) -> str:
         """Help, what it may be, and whether it does anything."""
-        parts = [self.help]
-        if not self.effective:
-            parts.append("(accepted; no effect yet)")
-        if self.choices:
-            parts.append(f"One of: {', '.join(filter(None, self.choices))}.")
-        return " ".join(parts)
+        choices = f" One of: {', '.join(filter(None, self.choices))}." if self.choices else ""
+        return self._described + choices
+
+    @property
+    def _described(self) -> str:
+        return self.help if self.effective else f"{self.help} (accepted; no effect yet)"
 
     @property
     def help_text(self) -> str:
         """The meaning, with variables and default, as ``--help`` shows it."""
-        variables = f"[{', '.join(self.variables)}] " if self.flags and self.variables else ""
-        return f"{self.meaning} {variables}(default: {self.default_text})"
+        if not self.flags:
+            return f"{self.meaning} (default: {self.default_text})"
+        # The choices stand beside the flag.
+        return f"{self._described} [{', '.join(self.variables)}] (default: {self.default_text})"
 
     @property
     def read_variables(self) -> tuple[str, ...]:
@@ -75,6 +87,11 @@ class Option:
         return self.none_means if self.default is None else write_value(self.kind, self.default) or '""'
 
 
+def own_variable(flag: str) -> str:
+    """The variable of an option that has none of Kuma's: ``KUMADP_XDS_RELAY`` for ``--xds-relay``."""
+    return OWN + flag.lstrip("-").replace("-", "_").upper()
+
+
 def option(
     kind: Kind,
     default: object,
@@ -92,14 +109,19 @@ def option(
     none_means: str = "none",
     effective: bool = True,
     struct: str = "",
+    metavar: str = "",
 ) -> Any:
-    """Declare a setting as a dataclass field; ``struct`` is kuma-dp's path to it, where ``key`` does not tell."""
+    """Declare a setting as a dataclass field; ``struct`` is kuma-dp's path to it, where ``key`` does not tell.
+
+    ``metavar`` stands for the value in ``--help``. Without ``env`` it has the variable `own_variable`.
+    """
+    names = (flags,) if isinstance(flags, str) else flags
     spec = {
         "kind": kind,
         "default": default,
         "help": help,
-        "flags": (flags,) if isinstance(flags, str) else flags,
-        "variables": (env,) if isinstance(env, str) else env,
+        "flags": names,
+        "variables": ((env,) if isinstance(env, str) else env) or (own_variable(names[0]),),
         "key": key,
         "group": group,
         "commands": commands,
@@ -110,6 +132,7 @@ def option(
         "none_means": none_means,
         "effective": effective,
         "struct": struct or key.rpartition(".")[0].replace(".", "_").upper(),
+        "metavar": metavar,
     }
     if isinstance(default, dict):
         return dataclasses.field(default_factory=dict, metadata={"option": spec})

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kumadp.addresses import dialled_url
-from kumadp.errors import Problem, SettingsError
+from kumadp.errors import Problem, SettingsError, on_one_line
 from kumadp.settings.display import show
 from kumadp.settings.file import read_settings
 from kumadp.settings.found import Found, parse
-from kumadp.settings.model import CP, Settings, options_of
+from kumadp.settings.model import CP, Settings, options, options_of
+from kumadp.settings.option import OWN, own_variable
 from kumadp.settings.values import BadValue, parse_assignments, split_addresses, write_value
 
 if TYPE_CHECKING:
@@ -25,6 +26,13 @@ _PLACEHOLDER = re.compile(r"[$(){}]")
 # The name is a directory's and a socket's too.
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9._-]|\A\.")
 _LONGEST_NAME = 253
+# Of two that are named the first is taken (Kuma 2.8: the token itself goes before its file).
+_EITHER = (
+    ("dataplane_file", "dataplane", "a Dataplane"),
+    ("ca_cert", "ca_cert_file", "a CA"),
+    ("token", "token_path", "a token"),
+)
+_NEARLY = 0.85
 # What means something to a control plane alone, apart from what is about itself.
 _FOR_CONTROL_PLANE = frozenset(
     {
@@ -73,6 +81,7 @@ def resolve(
         merge.take(option, flags.get(option.field))
     values = {name: entry.value for name, entry in merge.found.items()}
     _name_from_pod(values)
+    _warn_of_misspelled(merge)
     if command == "run":
         _check_run(values, merge)
     if merge.problems:
@@ -88,7 +97,7 @@ class _Merge:
     """What was given, and what is wrong with it."""
 
     def __init__(self, environ: Mapping[str, str], typed: Mapping[str, str]) -> None:
-        self._environ = environ
+        self.environ = environ
         self._typed = typed
         self.from_file: Mapping[str, Found] = {}
         self.found: dict[str, Found] = {}
@@ -107,10 +116,10 @@ class _Merge:
         flag = self._from_flag(option, given)
         variable = self._from_variable(option)
         if flag and variable and flag.value != variable.value:
-            self.warnings.append(
-                f"{flag.origin} wins over {variable.origin}={show(option, variable.value)};"
-                " kuma-dp would take the variable: remove one of them"
-            )
+            advice = "remove one of them"
+            if not any(name.startswith(OWN) for name in option.variables):
+                advice = f"kuma-dp would take the variable: {advice}"
+            self.warnings.append(f"{flag.origin} wins over {variable.origin}={show(option, variable.value)}; {advice}")
         chosen = flag or variable or self.from_file.get(option.field)
         if chosen is None:
             return
@@ -139,7 +148,7 @@ class _Merge:
 
     def _from_variable(self, option: Option) -> Found | None:
         for name in option.read_variables:
-            text = self._environ.get(name, "")
+            text = self.environ.get(name, "")
             if text:
                 return parse(option, text, f"variable {name}", self.problems)
         return None
@@ -172,10 +181,52 @@ def _name_from_pod(values: dict[str, object]) -> None:
         values["name"] = f"{pod}.{namespace}"
 
 
+def config_file(flags: Mapping[str, object], environ: Mapping[str, str]) -> str:
+    """The settings file that is named, which is read before everything else; empty without one."""
+    return str(flags.get("config") or environ.get(own_variable("--config")) or "")
+
+
+def _warn_of_misspelled(merge: _Merge) -> None:
+    """A variable that is nearly one of ours; not any other of our prefix, which Kubernetes has for a service."""
+    known = {name for option in options() for name in option.variables if name.startswith(OWN)}
+    for name in sorted(merge.environ):
+        if name.startswith(OWN) and name not in known:
+            near = difflib.get_close_matches(name, known, 1, _NEARLY)
+            if near:
+                merge.warnings.append(f"variable {on_one_line(name)} is not known, did you mean {near[0]}?")
+
+
+def _warn_of_overruled(values: Mapping[str, object], merge: _Merge) -> None:
+    """What was named and has no effect, as something else that was named goes before it."""
+    for winner, loser, what in _EITHER:
+        if values.get(winner) and values.get(loser):
+            first, second = merge.found[winner].where, merge.found[loser].where
+            merge.warnings.append(f"{first} wins over {second}: both give {what}, remove one of them")
+    if values.get("skip_verify"):
+        useless = [merge.found[field].where for field in ("ca_cert", "ca_cert_file") if values.get(field)]
+        if useless:
+            where = merge.found["skip_verify"].where
+            merge.warnings.append(f"{where} wins over {' and '.join(useless)}: no certificate is verified")
+    mode = values.get("dns_mode", "auto")
+    if not values.get("dns_enabled", True):
+        mode = "off"
+    elif mode == "auto" and values.get("dns_proxy_port"):
+        mode = "embedded"
+    if mode in {"embedded", "off"}:
+        useless = [
+            merge.found[field].where
+            for field in ("coredns_path", "coredns_config_template_path")
+            if field in merge.found and values[field]
+        ]
+        if useless:
+            who = "the embedded resolver answers names" if mode == "embedded" else "DNS is off"
+            merge.warnings.append(f"no effect, as {who}: {', '.join(useless)}")
+
+
 def _check_run(values: dict[str, object], merge: _Merge) -> None:
     given = [merge.found[field].where for field in ("dataplane_file", "dataplane") if values.get(field)]
-    if len(given) > 1 and not values.get("standalone"):
-        merge.warnings.append(f"{given[0]} wins over {given[1]}: both give a Dataplane, remove one of them")
+    if not values.get("standalone"):
+        _warn_of_overruled(values, merge)
     _check_stdin(values, merge)
     if values.get("standalone"):
         _check_standalone(merge, given)

@@ -197,9 +197,10 @@ def _resolve(resource: Resource, host: str) -> tuple[str, list[Problem]]:
         pass
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         file, line = resource.where("networking.address")
-        problem = Problem("networking.address", f"{host}: {error.strerror}", "write an IP address", file, line)
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        problem = Problem("networking.address", f"{host}: {reason}", "write an IP address", file, line)
         return host, [problem]
     addresses = [address_text(info[4]) for info in found]
     usable = next((address for address in addresses if "%" not in address), None)

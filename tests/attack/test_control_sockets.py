@@ -17,15 +17,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kumadp.cli import asking
+from kumadp.errors import CommandRefused
 from kumadp.host.unixhttp import LARGEST_BODY, Untrusted
 from kumadp.lifecycle.control import ask, ask_status, socket_name
+from kumadp.lifecycle.finding import Running, Search
 from kumadp.lifecycle.status import Status
 from tests.support.command import ROOT, kumadp
 from tests.support.needs import missing
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 STRANGER = 54321
 ASKING = [["status"], ["reload"], ["reexec"], ["log-level", "debug"], ["wait", "--name=web", "--once"]]
@@ -397,3 +400,29 @@ def test_what_a_data_plane_says_cannot_drive_a_terminal(runtime: Path, output: s
         done = kumadp("reload", "--name=x", environment={"XDG_RUNTIME_DIR": str(runtime)})
     assert done.returncode == 0
     assert not [letter for letter in done.stdout if letter != "\n" and not letter.isprintable()]
+
+
+def test_a_name_is_wanted_where_another_user_s_data_plane_could_be_meant(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --name only one of our own is ever asked, and only where there is no doubt."""
+    own, strange = Running(runtime / "a.control", os.geteuid(), 1), Running(runtime / "b.control", STRANGER, 2)
+    far = Running(runtime / "c.control", os.geteuid(), 3, listed=True)
+    other = ["x of user eve"]
+
+    def chosen(*running: Running, name: str = "", others: Sequence[str] = ()) -> Running | None:
+        monkeypatch.setattr(asking, "find", lambda _environ: Search(list(running), list(others)))
+        try:
+            return asking.the_running(name)
+        except CommandRefused:
+            return None
+
+    assert chosen(own) == chosen(own, others=other) == chosen(own, far) == own
+    assert chosen(far) == chosen(far, others=other) == far
+    assert chosen(strange) == strange, "the only one there is"
+    assert chosen() is chosen(strange, others=other) is chosen(own, strange) is chosen(far, strange) is None
+    assert chosen(own, own) is chosen(far, far) is chosen(strange, strange) is None
+    assert chosen(own, strange, name="b") == chosen(strange, name="b", others=other) == strange
+    same = Running(runtime / "elsewhere" / "b.control", os.geteuid(), 4)
+    assert chosen(same, strange, name="b") == same
+    assert chosen(strange, strange, name="b") is None

@@ -9,14 +9,17 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from kumadp.cli.status import _same
+from kumadp.lifecycle.control import socket_name
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.report import StatusReport
 from kumadp.lifecycle.status import Status
@@ -68,6 +71,17 @@ def test_several_are_a_line_each(host: Host) -> None:
         as_json = host.ask("status", "-o", "json").stdout.splitlines()
         assert [json.loads(line)["name"] for line in as_json] == ["api", "web"]
         assert host.ask("status", "--name=web").returncode == 0
+
+
+def test_one_that_keeps_silent_hides_no_other(host: Host) -> None:
+    with host.instance("web", ready("web")), socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(host.folder / socket_name("api")))
+        silent.listen()
+        threading.Thread(target=lambda: silent.accept()[0].close(), daemon=True).start()
+        done = host.ask("status", "--output=json")
+    assert json.loads(done.stdout)["name"] == "web"
+    assert done.returncode == 75
+    assert done.stderr.startswith("api: its control socket does not answer: ")
 
 
 def test_json_has_the_documented_form(host: Host) -> None:

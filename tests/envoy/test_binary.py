@@ -120,6 +120,19 @@ def test_a_name_is_looked_up_on_the_path_and_then_in_the_package(
     assert find_envoy("envoy") == tmp_path / "envoy"
 
 
+@pytest.mark.parametrize("name", ["envoy-1.36", "./envoy", "Envoy"])
+def test_nothing_takes_the_place_of_an_envoy_that_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BinaryNotFound, match=f"no Envoy: {name} is not"):
+        find_envoy(name)
+    (tmp_path / name).mkdir()
+    with pytest.raises(BinaryNotFound, match=f"no Envoy: {name} is "):
+        find_envoy(name)
+
+
 def test_a_missing_envoy_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(BinaryNotFound, match="kumadp\\[envoy\\]"):
         find_envoy(str(tmp_path / "none"))

@@ -48,9 +48,9 @@ def test_one_that_others_can_write_is_not_taken(tmp_path: Path) -> None:
 def test_one_that_cannot_be_made_is_none(tmp_path: Path) -> None:
     (tmp_path / "web").write_text("a file")
     assert open_state_dir("web", "", {}, tmp_path) is None
-    assert open_state_dir("web", "", {"STATE_DIRECTORY": str(tmp_path / "web" / "x")}, tmp_path) is None
-    with pytest.raises(WorkDirError, match="--state-dir"):
-        open_state_dir("web", str(tmp_path / "web" / "x"), {})
+    for setting, environ in ((str(tmp_path / "web" / "x"), {}), ("", {"STATE_DIRECTORY": str(tmp_path / "web" / "x")})):
+        with pytest.raises(WorkDirError, match="--state-dir"):
+            open_state_dir("web", setting, environ, tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")

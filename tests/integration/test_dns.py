@@ -22,18 +22,20 @@ from tests.support.needs import need_coredns, need_other_coredns
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 pytestmark = pytest.mark.process
 
 
 @contextlib.contextmanager
-def running(tmp_path: Path, ports: Ports, *more: str, coredns: str) -> Iterator[Daemon]:
+def running(
+    tmp_path: Path, ports: Ports, *more: str, coredns: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Daemon]:
     with workload("web") as app, workload("backend") as backend:
         mesh = write_mesh(tmp_path / "mesh", ports, app.port, backend.port)
         arguments = ("--standalone", str(mesh), "--name", "web", "--drain-time", "1s", "--dns-coredns-path", coredns)
-        with run_kumadp(tmp_path, ports, *arguments, *more, dns=True) as daemon:
+        with run_kumadp(tmp_path, ports, *arguments, *more, environment=environment, dns=True) as daemon:
             yield daemon
 
 
@@ -68,7 +70,7 @@ def test_coredns_answers_what_envoy_knows(tmp_path: Path, ports: Ports) -> None:
 
 
 def test_the_embedded_resolver_answers_where_there_is_no_coredns(tmp_path: Path, ports: Ports) -> None:
-    with running(tmp_path, ports, coredns="no-such-coredns") as daemon:
+    with running(tmp_path, ports, coredns="coredns", environment={"PATH": str(tmp_path)}) as daemon:
         daemon.wait_ready()
         for tcp in (False, True):
             assert ask(ports.dns, "BackEnd.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])

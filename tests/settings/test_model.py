@@ -8,7 +8,7 @@ import pytest
 
 from kumadp.settings.model import Settings, options, options_of, secret_variables
 from kumadp.settings.resolve import resolve
-from kumadp.settings.values import read_value
+from kumadp.settings.values import read_value, write_value
 
 # kuma-dp 2.14.3 (2.8.8 has a part of them): flags, variable, default as `kuma-dp run --help` and its config say it.
 RUN = [
@@ -150,6 +150,53 @@ def test_no_child_sees_a_secret_under_any_name() -> None:
         "OTEL_EXPORTER_OTLP_LOGS_HEADERS",
         "OTEL_EXPORTER_OTLP_METRICS_HEADERS",
     }
+
+
+def test_what_kuma_has_no_variable_for_has_one_of_ours() -> None:
+    own = {option.field: option for option in options() if not option.variables[0].startswith(("KUMA_", "KUMADP_"))}
+    assert set(own) <= {"pod_name", "pod_namespace", "host_ip", "instance_ip", "dataplane_vars"}
+    for option in options():
+        if option.variables[0].startswith("KUMADP_"):
+            assert option.variables == ("KUMADP_" + option.flags[0][2:].upper().replace("-", "_"),)
+    assert {name for option in options() if option.group == "kumadp's own" for name in option.variables} >= {
+        *("KUMADP_CONFIG", "KUMADP_STANDALONE", "KUMADP_XDS_RELAY", "KUMADP_VIRTUAL_PROBES", "KUMADP_ON_PARENT_DEATH"),
+    }
+
+
+TEXTS = {"integer": "17", "duration": "17s", "boolean": "true", "texts": "a,b", "integers": "17,18", "text": "/x/y"}
+
+
+@pytest.mark.parametrize("field", [item.field for item in options() if item.variables[0].startswith("KUMADP_")])
+def test_each_of_our_variables_is_read_after_the_flag_and_before_the_file(field: str) -> None:
+    option = next(option for option in options() if option.field == field)
+    command = option.commands[0]
+    given: dict[str, object] = {"name": "web", "mesh": "default"} if command == "run" else {}
+    if field == "standalone":
+        given = {}
+    text = next((one for one in option.choices if one != option.default), TEXTS[option.kind])
+    if field == "use_uvloop":
+        text = "false"
+    resolved = resolve(command, given, {option.variables[0]: text})
+    assert getattr(resolved.settings, field) == read_value(option.kind, text) != option.default
+    assert resolved.origin[field] == f"variable {option.variables[0]}"
+    written = str(write_value(option.kind, option.default)) if option.default else text
+    flag: object = (written,) if option.kind == "texts" else written
+    both = resolve(command, {**given, field: flag}, {option.variables[0]: text})
+    assert both.origin[field] == f"flag {option.flags[0]}"
+    assert not any("kuma-dp would" in warning for warning in both.warnings)
+
+
+def test_help_shows_choices_and_kinds() -> None:
+    shown = {option.field: option.placeholder for option in options()}
+    assert shown["virtual_probes"] == "[auto|on|off]"
+    assert shown["envoy_log_level"] == "[trace|debug|info|warning|warn|error|critical|off]"
+    assert shown["drain_time"] == "DURATION"
+    for option in options():
+        assert (option.placeholder[0] == "[") is bool(option.choices)
+        named = option.field.endswith(("_path", "_dir", "_file", "_log")) or option.field in {"config", "standalone"}
+        assert (option.placeholder == "PATH") is (
+            named or option.field in {"transparent_proxy_config", "unix_socket"}
+        ), option.field
 
 
 def test_settings_are_all_options() -> None:

@@ -295,3 +295,35 @@ def test_secrets_are_masked_in_display() -> None:
 def test_a_dataplane_is_displayed_by_its_size() -> None:
     settings = resolve("run", {"dataplane": "type: Dataplane\nmesh: default\n"}, {}).settings
     assert display(settings) == {"--dataplane": "<30 characters>"}
+
+
+def warnings(flags: Mapping[str, object], environ: Mapping[str, str] | None = None) -> str:
+    return "\n".join(run(flags, environ).warnings)
+
+
+def test_a_variable_that_is_misspelled_is_told_and_any_other_is_not() -> None:
+    assert warnings({}, {"KUMADP_XDS_RELYA": "off"}) == (
+        "variable KUMADP_XDS_RELYA is not known, did you mean KUMADP_XDS_RELAY?"
+    )
+    kubernetes = {"KUMADP_SERVICE_HOST": "10.0.0.1", "KUMADP_PORT_80_TCP": "tcp://10.0.0.1:80", "KUMADP_HANDOVER": "5"}
+    assert warnings({}, kubernetes) == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "told"),
+    [
+        (
+            {"ca_cert_file": "/ca"},
+            {"KUMA_CONTROL_PLANE_CA_CERT": "x"},
+            "KUMA_CONTROL_PLANE_CA_CERT wins over --ca-cert",
+        ),
+        ({"token": TOKEN, "token_path": "/t"}, {}, "--dataplane-token wins over --dataplane-token-file"),
+        ({"skip_verify": "true", "ca_cert_file": "/ca"}, {}, "--skip-verify wins over --ca-cert-file"),
+        ({"dns_mode": "embedded", "coredns_path": "/c"}, {}, "the embedded resolver answers names: --dns-coredns-path"),
+        ({"dns_proxy_port": "53", "coredns_path": "/c"}, {}, "the embedded resolver answers names: --dns-coredns-path"),
+        ({"dns_enabled": "false", "coredns_config_template_path": "/c"}, {}, "DNS is off: --dns-coredns-config-templ"),
+    ],
+)
+def test_what_was_named_and_has_no_effect_is_told(flags: dict[str, object], environ: dict[str, str], told: str) -> None:
+    assert told in warnings(flags, environ)
+    assert TOKEN not in warnings(flags, environ)

@@ -1,0 +1,16 @@
+"""Programs that the user names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def lack_of(program: str) -> str:
+    """Why a program that ``shutil.which`` does not find cannot be run: its path or name, and what is wrong with it."""
+    if os.sep not in program:
+        return f"{program} is not on PATH"
+    path = Path(program)
+    if path.is_dir():
+        return f"{program} is a directory"
+    return f"{program} {'cannot be executed' if path.exists() else 'is not there'}"

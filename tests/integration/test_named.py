@@ -1,0 +1,134 @@
+"""What the user names is used, or refused with its exit code and one line: nothing takes its place unasked."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.cli.run import overruled
+from kumadp.resources.load import load_resource
+from kumadp.settings.model import Settings
+from tests.support.command import kumadp
+from tests.support.daemon import Ports, get, run_kumadp, workload, write_mesh
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.process
+
+COREDNS = """#!/bin/sh
+[ "$1" = --version ] && exec echo CoreDNS-1.14.0
+echo "$2:1 - Error during parsing: Unknown directive"
+exit 1
+"""
+NO_ENVOY = {"KUMA_DATAPLANE_RUNTIME_BINARY_PATH": ""}
+NAMED: dict[str, tuple[list[str], dict[str, str], int, str]] = {
+    "an Envoy by its name": (["--binary-path=envoy-1.36"], NO_ENVOY, 72, "envoy-1.36 is not on PATH"),
+    "an Envoy by variable": ([], {"KUMA_DATAPLANE_RUNTIME_BINARY_PATH": "envoy-1.36"}, 72, "envoy-1.36 is not on PATH"),
+    "an Envoy by its path": (["--binary-path={}/file"], NO_ENVOY, 72, "file cannot be executed"),
+    "a CoreDNS by its name": (["--dns-coredns-path=coredns-1.11"], {}, 72, "coredns-1.11 is not on PATH"),
+    "a CoreDNS by its path": (["--dns-coredns-path={}/none"], {}, 72, "none is not there"),
+    "CoreDNS": (["--dns-mode=coredns", "--dns-coredns-path=no-coredns"], {}, 72, "which --dns-mode=coredns needs"),
+    "a Corefile template": (
+        ["--dns-coredns-path={}/coredns", "--dns-coredns-config-template-path={}/file"],
+        {},
+        78,
+        "file:1: Corefile template: CoreDNS says: Error during parsing",
+    ),
+    "a Corefile template that is not there": (
+        ["--dns-coredns-path={}/coredns", "--dns-coredns-config-template-path={}/none"],
+        {},
+        78,
+        "none: No such file or directory",
+    ),
+    "a Corefile template that is wrong": (
+        ["--dns-coredns-path={}/coredns", "--dns-coredns-config-template-path={}/wrong"],
+        {},
+        78,
+        "{{ range }} is not understood",
+    ),
+    "a work directory": (["--work-dir={}/file"], {}, 71, "File exists"),
+    "a work directory of systemd": (["--work-dir="], {"RUNTIME_DIRECTORY": "{}/file"}, 71, "File exists"),
+    "a socket directory": ([], {"KUMA_DATAPLANE_RUNTIME_SOCKET_DIR": "{}/file"}, 71, "RUNTIME_SOCKET_DIR"),
+    "a directory of the Corefile": (["--dns-server-config-dir={}/file"], {}, 71, "--dns-server-config-dir"),
+    "a state directory": (["--state-dir={}/file"], {}, 71, "--state-dir"),
+    "a state directory of systemd": (["--state-dir="], {"STATE_DIRECTORY": "{}/file"}, 71, "--state-dir"),
+    "an address of probes": (["--virtual-probes-address=203.0.113.7"], {}, 71, "this address is not on this host"),
+    "a name of probes": (
+        ["--virtual-probes-address=a..b"],
+        {},
+        78,
+        "--virtual-probes-address: a..b cannot be resolved",
+    ),
+    "a log file": (["--log-output-path={}/file/log"], {}, 78, "--log-output-path: "),
+    "settings": (["--config={}/none"], {}, 78, "--config: "),
+    "settings by variable": ([], {"KUMADP_CONFIG": "{}/none"}, 78, "--config: "),
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_what_cannot_be_used_is_refused(tmp_path: Path, kind: str) -> None:
+    arguments, variables, code, told = NAMED[kind]
+    (tmp_path / "file").write_text("x {\n")
+    (tmp_path / "wrong").write_text("{{ range }}")
+    (tmp_path / "coredns").write_text(COREDNS)
+    (tmp_path / "coredns").chmod(0o755)
+    ports = Ports.take()
+    mesh = write_mesh(tmp_path / "mesh", ports, 1, 2)
+    filled = [argument.replace("{}", str(tmp_path)) for argument in arguments]
+    environment = {name: value.replace("{}", str(tmp_path)) for name, value in variables.items()}
+    standalone = ("--standalone", str(mesh), "--name", "web")
+    with run_kumadp(tmp_path, ports, *standalone, *filled, environment=environment, dns=True) as daemon:
+        assert daemon.wait() == code, daemon.output()
+    lines = [line for line in daemon.output().splitlines() if " INFO " not in line]
+    assert len(lines) == 1, lines
+    assert told in lines[0]
+
+
+def test_our_variables_are_settings_and_reach_no_child(tmp_path: Path) -> None:
+    ports = Ports.take()
+    with workload("web") as app, workload("backend") as backend:
+        mesh = write_mesh(tmp_path / "mesh", ports, app.port, backend.port)
+        settings = tmp_path / "settings.yaml"
+        settings.write_text("log: {level: debug}\nkumadp: {virtualProbes: {mode: on}}\n")
+        variables = {
+            "KUMADP_STANDALONE": str(mesh),
+            "KUMADP_VIRTUAL_PROBES": "off",
+            "KUMADP_CONFIG": str(settings),
+            "KUMA_DATAPLANE_NAME": "web",
+        }
+        with run_kumadp(tmp_path, ports, environment=variables) as daemon:
+            daemon.wait_ready()
+            assert get(ports.inbound) == (200, "web")
+            assert get(ports.probes, "/app/healthz")[0] == 0
+            assert " DEBUG " in daemon.output()
+            assert not [name for name in daemon.envoy().environ() if name.startswith("KUMADP_")]
+            assert kumadp("reexec", "--name=web", environment=daemon.environment).returncode == 0
+            assert get(ports.probes, "/app/healthz")[0] == 0
+
+
+def test_a_port_that_the_dataplane_names_itself_is_told() -> None:
+    resource = load_resource(
+        """
+type: Dataplane
+mesh: default
+name: web
+networking:
+  address: 127.0.0.1
+  inbound: [{port: 1, servicePort: 2, tags: {kuma.io/service: web}}]
+  admin: {port: 9901}
+probes:
+  port: 9001
+  endpoints: [{inboundPort: 2, inboundPath: /a, path: /b}]
+""",
+        "dataplane.yaml",
+    )
+    settings = Settings()
+    assert overruled(settings, resource) == overruled(settings, None) == []
+    both = dataclasses.replace(settings, admin_port=9900, virtual_probes_port=9002)
+    assert overruled(both, resource) == [
+        "--admin-port 9900 has no effect: the Dataplane names networking.admin.port 9901",
+        "--virtual-probes-port 9002 has no effect: the Dataplane names probes.port 9001",
+    ]
