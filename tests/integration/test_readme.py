@@ -94,7 +94,7 @@ class Reader:
         }
         (folder / "bin").mkdir()
         script = folder / "bin" / "kumadp"
-        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m kumadp "$@"\n')
+        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m tests.support.alone "$@"\n')
         script.chmod(0o755)
         for name, text in files().items():
             (folder / name).write_text(self.on_our_ports(text))
