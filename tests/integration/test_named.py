@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kumadp.cli.run import overruled
+from kumadp.lifecycle.control import ask_status, control_socket_path
 from kumadp.resources.load import load_resource
 from kumadp.settings.model import Settings
-from tests.support.command import kumadp
 from tests.support.daemon import Ports, get, run_kumadp, workload, write_mesh
+from tests.support.poll import poll
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,8 +107,18 @@ def test_our_variables_are_settings_and_reach_no_child(tmp_path: Path) -> None:
             assert get(ports.probes, "/app/healthz")[0] == 0
             assert " DEBUG " in daemon.output()
             assert not [name for name in daemon.envoy().environ() if name.startswith("KUMADP_")]
-            assert kumadp("reexec", "--name=web", environment=daemon.environment).returncode == 0
+            where = control_socket_path("web", daemon.environment)
+            daemon.process.send_signal(signal.SIGUSR1)
+            poll(lambda: reexecuted(where), what="the program that follows")
+            daemon.wait_ready()
             assert get(ports.probes, "/app/healthz")[0] == 0
+
+
+def reexecuted(where: Path) -> bool:
+    try:
+        return bool(ask_status(where)["reexec"]["count"] == 1)
+    except (OSError, KeyError):
+        return False
 
 
 def test_a_port_that_the_dataplane_names_itself_is_told() -> None:
