@@ -49,24 +49,28 @@ async def by_udp(server: tuple[str, int], query: bytes, question: bytes, asked: 
     the name in other letters is taken too, as there are servers that write it in their own, but one in the same
     letters, which is harder to forge, goes before it.
     """
-    loop = asyncio.get_running_loop()
     number = secrets.randbelow(0x10000)
     family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
         sock.connect(socket_address(*server))
         with asked.noted(sock, number):
             sock.send(number.to_bytes(2) + query[2:])
-            while not answers(answer := await loop.sock_recv(sock, _LARGEST), number, question):
+            while not answers(answer := await _receive(sock), number, question):
                 if answers(answer, number, question, any_case=True):
                     return await _same_letters(sock, number, question) or answer
             return answer
 
 
+async def _receive(sock: socket.socket) -> bytes:
+    # What waits already is received without a turn of the loop: a flood of wrong answers would hold it.
+    await asyncio.sleep(0)
+    return await asyncio.get_running_loop().sock_recv(sock, _LARGEST)
+
+
 async def _same_letters(sock: socket.socket, number: int, question: bytes) -> bytes | None:
-    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(_SAME_LETTERS_WITHIN):
-            while not answers(answer := await loop.sock_recv(sock, _LARGEST), number, question):
+            while not answers(answer := await _receive(sock), number, question):
                 pass
             return answer
     except (TimeoutError, OSError):

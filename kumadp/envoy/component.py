@@ -17,6 +17,7 @@ from kumadp.envoy.proof import Doubts, prove_private
 from kumadp.envoy.reload import Hooks, Plan, ReloadOutcome
 from kumadp.envoy.serving import Serving, configuration_error
 from kumadp.errors import AdminExposed, ChildFailed
+from kumadp.host.descriptors import is_exhausted
 from kumadp.process.policy import ChildState
 from kumadp.process.supervise import Past, Supervisor
 
@@ -280,8 +281,9 @@ class EnvoyComponent:
     async def _answers(self) -> bool:
         try:
             await self.admin.get("/ready")
-        except httpx.HTTPError:
-            return False
+        except httpx.HTTPError as error:
+            # Without descriptors of our own nobody was asked.
+            return is_exhausted(error)
         return True
 
     def _permanent(self, status: ExitStatus, lines: list[str]) -> str | None:

@@ -10,6 +10,8 @@ import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kumadp.host.descriptors import is_exhausted
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -185,7 +187,10 @@ class Prober:
                     path = "\0" + place.path[1:] if place.path.startswith("@") else place.path
                     reader, writer = await asyncio.open_unix_connection(path)
                 await talk(reader, writer, answer)
-        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
+        except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
+            if is_exhausted(error):
+                # Nobody was asked.
+                raise
             # Whoever does not answer is no admin.
             return bytes(answer)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import socket
 import stat
@@ -18,6 +19,7 @@ from kumadp.addresses import ANY_IPV6, WILDCARDS, is_loopback
 from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
 from kumadp.envoy.probe import Place, Prober
 from kumadp.errors import AdminExposed
+from kumadp.host.descriptors import is_exhausted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -25,10 +27,14 @@ if TYPE_CHECKING:
     from kumadp.bootstrap.address import AdminAddress
     from kumadp.envoy.admin import AdminClient
 
+log = logging.getLogger("kumadp.envoy")
+
 # Seconds that one answer may take: many times what the admin itself takes, within these bounds.
 SHORTEST, LONGEST, TIMES = 0.25, 2.0, 20
 _REQUESTS = r"^http\.admin\.downstream_rq_total$"
 _CONFIRMATIONS = 3
+# Before it is tried again where this process has no descriptors left (seconds).
+_AGAIN = 1.0
 # proc_net(5), /proc/net/unix: __SO_ACCEPTCON in the flags.
 _LISTENS = 0x10000
 
@@ -68,7 +74,20 @@ async def prove_private(pid: int, admin: AdminClient, only: Collection[tuple[str
     its certificate (Kuma 2.13, measured), which is as it should be.
 
     Not asked, since it cannot be guessed: a path or a header that a route demands, UDP (HTTP/3).
+
+    Where no descriptor or memory is left to ask with, it waits until there is: that proves nothing.
     """
+    while True:
+        try:
+            return await _prove(pid, admin, only)
+        except OSError as error:
+            if not is_exhausted(error):
+                raise
+            log.warning("whether Envoy's admin is private cannot be checked now: %s; it is tried again", error)
+            await asyncio.sleep(_AGAIN)
+
+
+async def _prove(pid: int, admin: AdminClient, only: Collection[tuple[str, int]] | None) -> None:
     address = admin.address
     places = await asyncio.to_thread(_places, pid, address, only)
     if not places:
@@ -164,7 +183,9 @@ def _open_sockets(pid: int, admin: AdminAddress) -> list[str]:
     try:
         inodes = {link[8:-1] for link in _descriptors(pid) if link.startswith("socket:[")}
         lines = Path(f"/proc/{pid}/net/unix").read_text(errors="replace").splitlines()[1:]
-    except OSError:
+    except OSError as error:
+        if is_exhausted(error):
+            raise
         return []
     fields = [line.split(maxsplit=7) for line in lines]
     own = [one for one in fields if len(one) == 8 and int(one[3], 16) & _LISTENS and one[6] in inodes]

@@ -73,10 +73,10 @@ class Door:
         _doors[name] = self
 
     @classmethod
-    def for_socket(cls, name: str, sock: socket.socket) -> Door:
-        """With the bounds for a Unix socket, or for one that the network reaches, by the limit of descriptors."""
+    def for_socket(cls, name: str, sock: socket.socket, most: int = MOST_UNIX) -> Door:
+        """For a Unix socket ``most`` places, for one that the network reaches by the limit of descriptors."""
         if isinstance(sock.getsockname(), str):
-            return cls(name, MOST_UNIX)
+            return cls(name, most)
         most = share(MOST_NETWORK)
         return cls(name, most, each=max(1, most // 2), reserve=most // 4)
 

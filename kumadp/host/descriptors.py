@@ -15,6 +15,7 @@ import resource
 RESERVE = 256
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN})
 """Errors that say that the host or this process lacks something now: nothing is absent, and it may work later."""
+_DEEPEST = 20
 _GONE = frozenset({errno.ENOENT, errno.ESRCH})
 
 _given: int | None = None
@@ -63,6 +64,21 @@ def headroom() -> dict[str, int]:
         return {"used": len(os.listdir("/proc/self/fd")) - 1, "limit": bound}  # noqa: PTH208 - a list of names, fast
     except OSError as error:
         return {"used": bound if error.errno in EXHAUSTED else 0, "limit": bound}
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, only says that descriptors or memory are out in this process.
+
+    Then nothing is known of the other side.
+    """
+    cause: BaseException | None = error
+    for _ in range(_DEEPEST):
+        if cause is None:
+            break
+        if isinstance(cause, OSError) and cause.errno in EXHAUSTED - {errno.EAGAIN}:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def is_gone(error: OSError) -> bool:

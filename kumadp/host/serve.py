@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from kumadp.addresses import ANY_IPV6, socket_address
 from kumadp.errors import PortsTaken, Problem, WorkDirError
 from kumadp.host import inherited
-from kumadp.host.accept import Acceptor, Door
+from kumadp.host.accept import MOST_UNIX, Acceptor, Door
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -150,18 +150,20 @@ async def serve(
     up: Callable[[], None],
     *,
     name: str = "HTTP",
+    most: int = MOST_UNIX,
     abandon: bool = False,
     prompt: bool = False,
 ) -> None:
     """Answer requests on ``sock`` with ``handler`` until cancelled.
 
     A client has the time that `kumadp.host.httpd.Limits` gives it, and a place as `kumadp.host.accept.Door` has them,
-    which is known by this ``name`` in log and status. ``abandon``: a handler whose client has gone is
-    cancelled. ``prompt``: it answers at once, and its clients do not wait for those of others when serving pauses.
+    which is known by this ``name`` in log and status, and has ``most`` places at a Unix socket. ``abandon``: a handler
+    whose client has gone is cancelled. ``prompt``: it answers at once, and its clients do not wait for those of others
+    when serving pauses.
     aiohttp is imported in a thread, in 130 ms.
     """
     httpd = await asyncio.to_thread(importlib.import_module, "kumadp.host.httpd")
-    site = _Site(handler, sock, Door.for_socket(name, sock), httpd.Limits(), abandon=abandon, prompt=prompt)
+    site = _Site(handler, sock, Door.for_socket(name, sock, most), httpd.Limits(), abandon=abandon, prompt=prompt)
     try:
         await site.open()
         _sites.add(site)

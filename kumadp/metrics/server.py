@@ -47,6 +47,8 @@ TIMEOUT_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 _FORWARDED = ("User-Agent", TIMEOUT_HEADER)
 # Without a word of the scraper (seconds): Prometheus' own default.
 DEADLINE = 10.0
+# Scrapes at a time: each may hold as much as the limit of a source allows.
+_MOST_SCRAPES = 16
 # How long the formats of all are waited for before the answer begins (seconds), as they decide on its format.
 _FORMATS = 1.0
 _OWN = (b"kumadp_", b"kuma_dp_dns_")
@@ -113,7 +115,7 @@ class MetricsServer:
 
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
-        await serve(self._answer, self._socket, up, name=self.name, abandon=True)
+        await serve(self._answer, self._socket, up, name=self.name, most=_MOST_SCRAPES, abandon=True)
 
     def apply(self, policy: Policy | None) -> None:
         """Answer by this policy from now on; None: there is none any more."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import logging
 import socket
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from kumadp.probes.asked import PREFIX, Redirect, read_request, read_timeout
 from kumadp.probes.asking import UNHEALTHY, Asker, authority
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from aiohttp import web
 
@@ -43,7 +44,8 @@ class ProbeProxy:
         self._socket = bind_tcp(host, port, "KUMA_APPLICATION_PROBE_PROXY_PORT")
         self._place = place
         self._asker = Asker(sourced=sourced)
-        self._slots: dict[int, asyncio.Semaphore] = {}
+        # By port, with how many use or wait for it.
+        self._slots: dict[int, tuple[asyncio.Semaphore, list[int]]] = {}
         self.answered = collections.Counter[str]()
         """Answers by the class of their status, ``2xx``."""
 
@@ -82,7 +84,7 @@ class ProbeProxy:
         place = await self._place(asked.port)
         if not place:
             return None if place is None else UNHEALTHY
-        async with self._slots.setdefault(asked.port, asyncio.Semaphore(PER_APPLICATION)):
+        async with self._slot(asked.port):
             try:
                 host = await _numeric(place, asked.port)
                 if asked.kind == "tcp":
@@ -93,6 +95,19 @@ class ProbeProxy:
             except (OSError, ClientError, ValueError) as error:
                 log.debug("%s: %s", authority(place, asked.port), error)
                 return UNHEALTHY
+
+    @contextlib.asynccontextmanager
+    async def _slot(self, port: int) -> AsyncIterator[None]:
+        """In here one of the probes of an application; nothing is kept for ports that nobody asks for."""
+        slots, users = self._slots.setdefault(port, (asyncio.Semaphore(PER_APPLICATION), [0]))
+        users[0] += 1
+        try:
+            async with slots:
+                yield
+        finally:
+            users[0] -= 1
+            if not users[0]:
+                self._slots.pop(port, None)
 
 
 async def _numeric(place: str, port: int) -> str:

@@ -117,7 +117,9 @@ class LogPump:
     def _skip(self) -> bool:
         """Throw away what is too far ahead; whether it was."""
         lost = 0
-        while self._waiting() > fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ) // 2:
+        size = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)
+        # What is written meanwhile is for the next turn of the loop.
+        while lost <= size and self._waiting() > size // 2:
             lost += len(os.read(self._descriptor, MAX_LINE))
         if not lost:
             return False
