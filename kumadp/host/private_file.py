@@ -34,13 +34,16 @@ def pin(folder: Path) -> None:
     _pinned[folder] = (found.st_dev, found.st_ino)
 
 
-def make_folders(path: Path) -> None:
-    """Make a folder, 0700, and its parents, 0755, whatever the umask is; nothing where it exists. Raises OSError."""
+def make_folders(path: Path, mode: int = _FOLDER_MODE) -> None:
+    """Make a folder of this mode, and its parents, 0755, whatever the umask is; nothing where it exists.
+
+    Raises OSError.
+    """
     if path.is_dir():
         return
     for parent in reversed([parent for parent in path.parents if not parent.exists()]):
         _make_folder(parent, _PARENT_MODE)
-    _make_folder(path, _FOLDER_MODE)
+    _make_folder(path, mode)
 
 
 def _make_folder(path: Path, mode: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.errors import WorkDirError
-from kumadp.host.private_file import write_private
+from kumadp.host.private_file import make_folders, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,8 +75,9 @@ def write(file: Installed, root: Path) -> None:
     """Write it, with its folder; raises WorkDirError."""
     path = _below(root, file.path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_private(path, file.content)
+        make_folders(path.parent, 0o755)
+        # On some distributions the folder of units is a link.
+        write_private(path.parent.resolve() / path.name, file.content)
         path.chmod(file.mode)
     except OSError as error:
         raise WorkDirError(f"{path} cannot be written: {error.strerror or error}", "run it as root") from None

@@ -97,7 +97,13 @@ class Configuration:
             log.info("no state directory: the last good configuration is not kept")
             return None
         binding = self._binding(envoy_version)
-        self._store = LastGoodStore(directory, binding, self._content, max_age=settings.last_good_max_age)
+        self._store = LastGoodStore(
+            directory,
+            binding,
+            self._content,
+            max_age=settings.last_good_max_age,
+            failed=lambda reason: run.status.worry("last good configuration", reason),
+        )
         return await self._store.load()
 
     def _binding(self, envoy_version: str) -> Binding:

@@ -78,6 +78,7 @@ class Run:
         """The epoch of an Envoy by its pid."""
         self.crashes = Crashes(self._crash_folder, self._known_of)
         self.status.asked["crashes"] = self.crashes.status
+        self.crashes.failed = lambda reason: self.status.worry("crash records", reason)
         self.measuring = Measuring(self.status.snapshot)
         self.stack = Stack(lambda name, error: self.post(PartEnded(name, error)))
         self.post: Callable[[Event], None] = lambda _event: None

@@ -76,6 +76,8 @@ class Crashes:
     def __init__(self, folder: Callable[[bool], Path | None], facts: Callable[[int], Mapping[str, Any]]) -> None:
         self._folder = folder
         self._facts = facts
+        self.failed: Callable[[str], None] = lambda _reason: None
+        """Called with the reason why a record is not kept, and with an empty text once one is."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.newest = ""
         self.last: Crash | None = None
@@ -133,7 +135,9 @@ class Crashes:
         except Exception as error:
             # A full disk, or a folder of somebody else: the death itself is in the log.
             log.warning("no crash record of %s: %s", crash.child, error)
+            self.failed(f"the last one, of {crash.child}, cannot be written: {error}")
             return
+        self.failed("")
         if path is None:
             log.info("no state directory: no crash record of %s is kept", crash.child)
             return

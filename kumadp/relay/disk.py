@@ -86,7 +86,8 @@ class NotKept(KumadpError):
 class LastGoodStore:
     """Keeps the last good configuration in ``directory``, which must be private; ``max_age`` in seconds.
 
-    ``content`` is asked on the event loop right before each write; None means that there is nothing yet.
+    ``content`` is asked on the event loop right before each write; None means that there is nothing yet. ``failed`` is
+    called there with the reason why it cannot be kept, with an empty text once it is.
     """
 
     def __init__(
@@ -97,8 +98,10 @@ class LastGoodStore:
         *,
         max_age: float,
         clock: Callable[[], float] = time.time,
+        failed: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         self.path = directory / FILE
+        self._on_failure = failed
         self._binding = binding
         self._content = content
         self._max_age = max_age
@@ -183,6 +186,7 @@ class LastGoodStore:
                 content = self._content()
                 if content is not None:
                     await asyncio.to_thread(self._write, content)
+                    self._on_failure(f"{self.path} cannot be written: {self._error}" if self._error else "")
         finally:
             self._task = None
 

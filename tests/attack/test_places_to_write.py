@@ -12,6 +12,7 @@ from tests.support.daemon import Daemon, Ports, get, is_listening, run_kumadp, w
 from tests.support.lasting import lasting
 from tests.support.poll import poll
 from tests.support.readonly import inside, read_only_but, small_disk
+from tests.support.relayed import NODE
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
@@ -132,3 +133,20 @@ def test_a_disk_that_cannot_be_written_refuses_a_reload_and_a_reexecution_and_th
             assert daemon.wait() == 0
             assert "bug in kumadp" not in daemon.output()
             assert "never retrieved" not in daemon.output()
+
+
+def test_a_state_directory_that_is_full_costs_the_copy_and_the_records_alone() -> None:
+    """Each is a warning in the status, which goes once there is room again."""
+    with XdsControlPlane() as plane, lasting(plane) as at:
+        at.state.mkdir(mode=0o700)
+        with at.up(prefix=small_disk(at.state, "64k")) as daemon:
+            fill(daemon, at.state)
+            at.kill_envoy(daemon)
+            assert "No space left on device" in at.wait_concern(daemon, "crash records")
+            plane.renew_versions(NODE)
+            assert "No space left on device" in at.wait_concern(daemon, "last good configuration")
+            assert at.serves()
+            free(daemon, at.state)
+            at.kill_envoy(daemon)
+            plane.renew_versions(NODE)
+            poll(lambda: at.status(daemon)["concerns"] == [], what="no warning")
