@@ -9,6 +9,7 @@ import pytest
 
 from kumadp.errors import ExitCode
 from kumadp.lifecycle.control import ask_status, control_socket_path
+from tests.support.command import kumadp
 from tests.support.daemon import Daemon, Ports, get, workload, write_mesh
 from tests.support.hostile import KEEP_ALIVE, LIMIT, SLOW_POST, connections, crowd, descriptors, is_at_rest, limited
 from tests.support.poll import poll
@@ -80,3 +81,29 @@ def test_a_stop_is_heard_meanwhile(daemon: Daemon) -> None:
     with crowd(daemon.ports.probes, MANY, SLOW_POST):
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK
+
+
+def test_a_reexecution_meanwhile_succeeds(daemon: Daemon) -> None:
+    ports = daemon.ports
+    with (
+        crowd(ports.probes, MANY, SLOW_POST),
+        crowd(ports.readiness, MANY, KEEP_ALIVE),
+        crowd(ports.dns, MANY, b"\x00"),
+    ):
+        assert kumadp("reexec", environment=daemon.environment).returncode == 0
+        serves_this_host(daemon)
+        # Those that come while one program follows the other, too.
+        with crowd(ports.readiness, MANY, b"GET"):
+            assert kumadp("reexec", environment=daemon.environment).returncode == 0
+            serves_this_host(daemon)
+    recovers(daemon)
+
+
+def test_a_crowd_from_one_address_takes_no_place_from_another_address(daemon: Daemon) -> None:
+    port = daemon.ports.probes
+    # Each with a whole request and none that reads the answer, so that none may go at once.
+    whole = b"GET /app/healthz HTTP/1.1\r\nhost: x\r\n\r\n" * 50
+    with crowd(port, MANY, whole, source="127.0.0.2"), crowd(port, MANY, SLOW_POST, source="127.0.0.3"):
+        for _ in range(20):
+            assert get(port, "/app/healthz") == (200, "ok")
+    recovers(daemon)
