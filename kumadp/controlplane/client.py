@@ -17,6 +17,7 @@ from kumadp.controlplane.trust import Trust as Trust
 from kumadp.controlplane.trust import make_context as make_context
 from kumadp.controlplane.wire import BootstrapAnswer, UndecodableAnswer, decode_answer
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
+from kumadp.host.descriptors import is_exhausted
 
 if TYPE_CHECKING:
     import ssl
@@ -129,7 +130,12 @@ def waits_from(backoff: float, attempts_a_round: int = 1) -> tenacity.wait_rando
 async def _once(
     url: str, make_request: Callable[[], Awaitable[tuple[bytes, Trust]]]
 ) -> tuple[Verdict, BootstrapAnswer | None]:
-    body, trust = await make_request()
+    try:
+        body, trust = await make_request()
+    except OSError as error:
+        if is_exhausted(error):
+            return judge_error(error), None
+        raise
     try:
         async with asyncio.timeout(ATTEMPT_SECONDS):
             asked = bootstrap_url(url)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kumadp.decoding import decode_json
 from kumadp.errors import ControlPlaneRefused
+from kumadp.host.descriptors import is_exhausted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 def read_token(path: Path) -> str:
     """The token in a file, trimmed. May block. Raises ControlPlaneRefused (empty, several lines, unreadable).
 
+    Raises OSError where this process has no descriptor or memory left: the file may be as it should.
+
     The rules are Kuma 2.8's for ``--dataplane-token-file``; the text never shows in a message.
     """
     try:
@@ -23,6 +26,8 @@ def read_token(path: Path) -> str:
     except UnicodeDecodeError:
         raise ControlPlaneRefused(f"the token file {path} is not text", "it must hold the token alone") from None
     except OSError as error:
+        if is_exhausted(error):
+            raise
         raise ControlPlaneRefused(
             f"the token file {path} cannot be read: {error.strerror}", "check --dataplane-token-file"
         ) from None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.errors import ControlPlaneRefused
+from kumadp.host.descriptors import is_exhausted
 from kumadp.host.tls import BadTrust, client_context, read_anchors, read_anchors_file
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class Trust:
 def read_trust(settings: Settings) -> tuple[Trust, tuple[str, ...]]:
     """The CA as it is now, inline before the file, and notes on entries of it that are left out. May block.
 
-    ``Trust.ca`` is the certificates alone, as plain PEM. Raises ControlPlaneRefused.
+    ``Trust.ca`` is the certificates alone, as plain PEM. Raises ControlPlaneRefused,
+    and OSError where this process has no descriptor or memory left.
     """
     source = settings.ca_cert_file
     try:
@@ -39,6 +41,8 @@ def read_trust(settings: Settings) -> tuple[Trust, tuple[str, ...]]:
         else:
             return Trust("", verify=not settings.skip_verify), ()
     except OSError as error:
+        if is_exhausted(error):
+            raise
         raise ControlPlaneRefused(f"the CA file {source} cannot be read: {error}") from None
     except BadTrust as error:
         where = f"{source} " if settings.ca_cert else ""

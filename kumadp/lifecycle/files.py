@@ -102,7 +102,7 @@ class ChangedFiles:
             return
         try:
             await asyncio.to_thread(self._client.token)
-        except ControlPlaneRefused as error:
+        except (ControlPlaneRefused, OSError) as error:
             self._run.status.worry("token file", str(error))
         else:
             self._run.status.worry("token file", "")

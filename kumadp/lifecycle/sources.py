@@ -186,7 +186,7 @@ class KumaSource:
         """A bootstrap that was handed over has no token, but an Envoy that asks by itself needs one."""
         try:
             return with_token(tree, await asyncio.to_thread(self.client.token))
-        except ControlPlaneRefused as error:
+        except (ControlPlaneRefused, OSError) as error:
             log.warning("the bootstrap is without a token: %s", error)
             return tree
 

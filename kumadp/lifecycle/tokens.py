@@ -61,7 +61,7 @@ class TokenWatch:
     async def _reread(self) -> None:
         try:
             token = await asyncio.to_thread(self._read)
-        except ControlPlaneRefused:
+        except (ControlPlaneRefused, OSError):
             # Whoever needs the token next says what is wrong with the file.
             return
         self.heard(token)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import dns.message
 import dns.rcode
-import pytest
+import pytest  # noqa: TC002
 
 from kumadp.dns.resolvconf import ResolvConf
 from kumadp.host import descriptors

@@ -6,13 +6,24 @@ import asyncio
 import contextlib
 import secrets
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
 
+from kumadp.controlplane.client import fetch_bootstrap
+from kumadp.controlplane.token import read_token
+from kumadp.controlplane.trust import read_trust
 from kumadp.dns.exchange import Asked, by_udp
 from kumadp.envoy.probe import Place, Prober
+from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
 from kumadp.host.descriptors import is_exhausted
+from kumadp.settings.model import Settings
 from tests.support.hostile import no_descriptors_left
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kumadp.controlplane.trust import Trust
 
 
 async def test_an_admin_that_cannot_be_asked_is_not_private() -> None:
@@ -52,3 +63,33 @@ async def test_a_flood_of_wrong_answers_does_not_hold_the_loop(monkeypatch: pyte
         async with asyncio.timeout(0.1):
             await by_udp(("127.0.0.1", 9), b"\0" * 12 + question, question, Asked())
             pytest.fail("no answer is one")
+
+
+def test_a_token_and_a_ca_that_cannot_be_opened_now_are_not_wrong(tmp_path: Path) -> None:
+    token, ca = tmp_path / "token", tmp_path / "ca.crt"
+    token.write_text("a.b.c")
+    ca.write_text("no certificate")
+    with no_descriptors_left():
+        with pytest.raises(OSError, match="Too many open files"):
+            read_token(token)
+        with pytest.raises(OSError, match="Too many open files"):
+            read_trust(Settings(ca_cert_file=str(ca)))
+    with pytest.raises(ControlPlaneRefused):
+        read_token(token)
+    with pytest.raises(ControlPlaneRefused):
+        read_trust(Settings(ca_cert_file=str(ca)))
+    with pytest.raises(ControlPlaneRefused):
+        read_token(tmp_path / "none")
+
+
+async def test_a_bootstrap_is_requested_again_where_the_token_cannot_be_opened_now() -> None:
+    reasons: list[str] = []
+
+    async def request() -> tuple[bytes, Trust]:
+        raise OSError(24, "Too many open files")
+
+    with pytest.raises(ControlPlaneUnavailable, match="Too many open files"):
+        await fetch_bootstrap(
+            ("http://127.0.0.1:9",), request, backoff=0.01, max_duration=0.1, on_failure=reasons.append
+        )
+    assert reasons
