@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from kumadp.addresses import dialled_url, is_host_name, is_ip
+from kumadp.addresses import dialled_url
 from kumadp.errors import Problem, SettingsError, on_one_line
 from kumadp.settings.display import show
 from kumadp.settings.file import read_settings
@@ -228,7 +228,6 @@ def _check_run(values: dict[str, object], merge: _Merge) -> None:
     if not values.get("standalone"):
         _warn_of_overruled(values, merge)
     _check_stdin(values, merge)
-    _check_host(values, merge)
     if values.get("standalone"):
         _check_standalone(merge, given)
         return
@@ -237,13 +236,6 @@ def _check_run(values: dict[str, object], merge: _Merge) -> None:
     else:
         _check_names(values, merge)
     _check_address(values, merge)
-
-
-def _check_host(values: Mapping[str, object], merge: _Merge) -> None:
-    host = str(values.get("virtual_probes_address", ""))
-    if host and not is_ip(host) and not is_host_name(host):
-        where = merge.where("virtual_probes_address", "--virtual-probes-address")
-        merge.problems.append(Problem(where, f"{host!r} is not an IP address or host name"))
 
 
 def _check_stdin(values: Mapping[str, object], merge: _Merge) -> None:

@@ -170,18 +170,6 @@ def test_an_address_that_is_none(address: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("host", ["a..b", "a b", "-a", "a" * 64, "10.0.0.1:9000", "[::1]", "fe80::1%", "käse"])
-def test_an_address_of_virtual_probes_that_is_none(host: str) -> None:
-    assert problems(bare(virtual_probes_address=host)) == [
-        f"--virtual-probes-address: {host!r} is not an IP address or host name"
-    ]
-
-
-@pytest.mark.parametrize("host", ["10.0.0.1", "::1", "fe80::1%eth0", "kasse_1", "web.example."])
-def test_addresses_of_virtual_probes(host: str) -> None:
-    assert run(bare(virtual_probes_address=host)).settings.virtual_probes_address == host
-
-
 def test_several_addresses_of_the_control_plane() -> None:
     settings = run(bare(cp_address="https://a:5678, http://b ,https://a:5678")).settings
     assert settings.cp_addresses == ("https://a:5678", "http://b")
