@@ -148,8 +148,8 @@ class Assembly(EnvoyDrain):
             run.before.work,
             sweep,
         )
+        self._exit.callback(work.close)
         run.take(work)
-        self._exit.callback(run.work.close)
         if self._handover is None:
             await run.check_state_dir()
             # On the loop: children are watched from here on. The files are small.

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from kumadp.errors import WorkDirError
 from kumadp.host.environment import child_environment, fate_of_children, find_container_sign
 from kumadp.host.secrets import redact, register
 from kumadp.host.statedir import is_named, open_state_dir, state_dir_path
@@ -96,12 +97,17 @@ class Run:
             register(secret)
 
     def take(self, work: WorkDir) -> None:
-        """Work in this directory. The next run would not find what lives on in a temporary one, which holds ports."""
+        """Work in this directory. The next run would not find what lives on in a temporary one, which holds ports.
+
+        Raises WorkDirError where the settings want what runs in it kept, unless a program before us went on with that.
+        """
         self.work = work
-        if work.temporary and self.keeps:
-            self.keeps = False
-            if self.settings.on_parent_death == "keep":
-                log.warning("Envoy ends with kumadp, as no later one would find it: name a directory with --work-dir")
+        if work.temporary and self.settings.on_parent_death == "keep" and self.before.work is None:
+            raise WorkDirError(
+                "--on-parent-death=keep: the work directory is temporary, so no later kumadp would find what is kept",
+                "name one with --work-dir",
+            )
+        self.keeps = self.keeps and not work.temporary
 
     def choose_ports(self) -> None:
         """Have real ports where the settings say 0; raises SettingsError, PortsTaken."""

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.cli.run import overruled
+from kumadp.errors import WorkDirError
+from kumadp.host.workdir import WorkDir
+from kumadp.lifecycle.context import Run
 from kumadp.lifecycle.control import ask_status, control_socket_path
 from kumadp.resources.load import load_resource
 from kumadp.settings.model import Settings
@@ -144,3 +147,15 @@ probes:
         "--admin-port 9900 has no effect: the Dataplane names networking.admin.port 9901",
         "--virtual-probes-port 9002 has no effect: the Dataplane names probes.port 9001",
     ]
+
+
+def test_what_is_to_be_kept_is_kept_where_the_next_one_finds_it(tmp_path: Path) -> None:
+    run = Run(Settings(on_parent_death="keep"), None, None, {})
+    work = WorkDir(tmp_path, tmp_path, tmp_path, temporary=True)
+    with pytest.raises(WorkDirError, match="--on-parent-death=keep: the work directory is temporary"):
+        run.take(work)
+    run.take(dataclasses.replace(work, temporary=False))
+    assert run.keeps
+    other = Run(Settings(on_parent_death="auto"), None, None, {})
+    other.take(work)
+    assert not other.keeps
