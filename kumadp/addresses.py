@@ -51,6 +51,15 @@ def is_ip(host: str) -> bool:
     return True
 
 
+def plain_ip(host: str) -> str:
+    """An IP address in its one plain form, one of IPv4 that is mapped into IPv6 as that of IPv4; else the text."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this host reaches ``host``: loopback, mapped into IPv6 too, or ``localhost`` (RFC 6761, 6.3)."""
     try:

@@ -74,6 +74,7 @@ def guard(
                 )
     _check_static(tree, admin, tuple(taken), problems)
     _check_extensions(tree, problems)
+    _check_sources(tree, problems)
     if problems:
         raise BootstrapError(problems)
     return Guarded(tree, admin, tuple(warnings))
@@ -162,7 +163,9 @@ def _private_address(address: Any) -> bool:
     if not isinstance(address, dict) or len(address) != 1:
         return False
     if isinstance(get(address, "pipe", "path"), str):
-        return True
+        # A socket that others may use may be in a directory that another container has, too.
+        mode = get(address, "pipe", "mode") or 0
+        return isinstance(mode, int) and not mode & 0o077
     host = _socket(address)[0]
     return _is_plain(address) and is_ip(host) and is_loopback(host)
 
@@ -179,6 +182,19 @@ def _socket(address: Any) -> tuple[str, int]:
     port = get(address, "socketAddress", "portValue")
     number = int(port) if isinstance(port, int) or (isinstance(port, str) and re.fullmatch("[0-9]{1,9}", port)) else 0
     return str(get(address, "socketAddress", "address") or ""), number
+
+
+def _check_sources(tree: Mapping[str, Any], problems: list[Problem]) -> None:
+    """Listeners and clusters come by the one stream (ADS) or from files: what comes past it, nobody would look at."""
+    for name in ("ldsConfig", "cdsConfig"):
+        if get(tree, "dynamicResources", name, "apiConfigSource") is not None:
+            problems.append(Problem(f"dynamicResources.{name}.apiConfigSource", "goes past adsConfig", "use ads"))
+    for name in ("ldsResourcesLocator", "cdsResourcesLocator"):
+        if get(tree, "dynamicResources", name) not in (None, ""):
+            problems.append(Problem(f"dynamicResources.{name}", "goes past adsConfig", _TAKE_OUT))
+    for name in ("configSources", "defaultConfigSource"):
+        if get(tree, name):
+            problems.append(Problem(name, "goes past adsConfig", _TAKE_OUT))
 
 
 def _check_extensions(tree: Mapping[str, Any], problems: list[Problem]) -> None:

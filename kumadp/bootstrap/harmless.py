@@ -263,27 +263,16 @@ class _Ways:
         chains = get(listener, "filterChains")
         found = [(chain, f"{path}.filterChains[{at}]") for at, chain in enumerate(items(chains))]
         for chain, where in [*found, (get(listener, "defaultFilterChain"), f"{path}.defaultFilterChain")]:
-            own = self._of_control_plane(listener, chain)
+            own = of_control_plane(listener, chain, self.admin)
             for at, one in enumerate(items(get(chain, "filters"))):
                 self._check_filter(get(one, "typedConfig"), f"{where}.filters[{at}].typedConfig", own=own)
-
-    def _of_control_plane(self, listener: Any, chain: Any) -> bool:
-        """Whether a chain is the one that Kuma 2.8 to 2.14 make for themselves: on the admin's port, for holders of a
-        certificate of the control plane alone."""
-        context = get(chain, "transportSocket", "typedConfig")
-        authority = get(context, "commonTlsContext", "validationContext")
-        inline = get(authority, "trustedCa", "inlineString") or get(authority, "trustedCa", "inlineBytes")
-        untrusted = get(authority, "trustChainVerification") not in (None, "VERIFY_TRUST_CHAIN", 0)
-        port = get(listener, "address", "socketAddress", "portValue")
-        at_admin = isinstance(self.admin, UnixAdmin) or str(port) == str(self.admin.port)
-        return bool(inline) and not untrusted and get(context, "requireClientCertificate") is True and at_admin
 
     def _check_filter(self, config: Any, path: str, *, own: bool) -> None:
         self._check_targets(config, path, allowed=own)
         for host_at, host in enumerate(items(get(config, "routeConfig", "virtualHosts"))):
             for at, route in enumerate(items(get(host, "routes"))):
                 where = f"{path}.routeConfig.virtualHosts[{host_at}].routes[{at}].route"
-                self._check_targets(get(route, "route"), where, allowed=own or _is_ready(route))
+                self._check_targets(get(route, "route"), where, allowed=own or is_ready(route))
 
     def _check_targets(self, config: Any, path: str, *, allowed: bool) -> None:
         weighted = items(get(config, "weightedClusters", "clusters"))
@@ -299,7 +288,21 @@ class _Ways:
                 self.problems.append(Problem(path, f"leads to a Unix socket by {str(name)[:80]!r}", HINT))
 
 
-def _is_ready(route: Any) -> bool:
+def of_control_plane(listener: Any, chain: Any, admin: AdminAddress) -> bool:
+    """Whether a chain is the one that Kuma 2.8 to 2.14 make for themselves.
+
+    It is on the admin's port, for holders of a certificate of the control plane alone.
+    """
+    context = get(chain, "transportSocket", "typedConfig")
+    authority = get(context, "commonTlsContext", "validationContext")
+    inline = get(authority, "trustedCa", "inlineString") or get(authority, "trustedCa", "inlineBytes")
+    untrusted = get(authority, "trustChainVerification") not in (None, "VERIFY_TRUST_CHAIN", 0)
+    port = get(listener, "address", "socketAddress", "portValue")
+    at_admin = isinstance(admin, UnixAdmin) or str(port) == str(admin.port)
+    return bool(inline) and not untrusted and get(context, "requireClientCertificate") is True and at_admin
+
+
+def is_ready(route: Any) -> bool:
     """Whether a route carries ``/ready`` and nothing else to its cluster."""
     match, action = get(route, "match"), get(route, "route")
     if get(action, "regexRewrite") is not None or get(action, "prefixRewrite") not in (None, "", "/ready"):

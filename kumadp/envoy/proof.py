@@ -16,8 +16,9 @@ import httpx
 import psutil
 
 from kumadp.addresses import ANY_IPV6, WILDCARDS, is_loopback
-from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
+from kumadp.bootstrap.address import TcpAdmin
 from kumadp.envoy.probe import Place, Prober
+from kumadp.envoy.ways import ways
 from kumadp.errors import AdminExposed
 from kumadp.host.descriptors import is_exhausted
 
@@ -73,7 +74,8 @@ async def prove_private(pid: int, admin: AdminClient, only: Collection[tuple[str
     application may well be an Envoy. The control plane's own listener answers ``/ready`` and 404, and no TLS without
     its certificate (Kuma 2.13, measured), which is as it should be.
 
-    Not asked, since it cannot be guessed: a path or a header that a route demands, UDP (HTTP/3).
+    What requests cannot guess, a path, a host name or a header that a route demands, is looked for in the configuration
+    that Envoy runs. Not asked: UDP (HTTP/3).
 
     Where no descriptor or memory is left to ask with, it waits until there is: that proves nothing.
     """
@@ -89,7 +91,9 @@ async def prove_private(pid: int, admin: AdminClient, only: Collection[tuple[str
 
 async def _prove(pid: int, admin: AdminClient, only: Collection[tuple[str, int]] | None) -> None:
     address = admin.address
-    places = await asyncio.to_thread(_places, pid, address, only)
+    bound = await asyncio.to_thread(_listening, pid, address)
+    await _prove_configuration(admin, {place for place in bound if not is_loopback(place[0])})
+    places = await asyncio.to_thread(_places, pid, bound, address, only)
     if not places:
         return
     prober = Prober(_authority(address), await _patience(admin))
@@ -100,6 +104,21 @@ async def _prove(pid: int, admin: AdminClient, only: Collection[tuple[str, int]]
         raise AdminExposed(
             f"Envoy's admin answers on {', '.join(ours)}, which is not loopback",
             "Envoy was killed; look for a listener or policy that leads to the admin",
+        )
+
+
+async def _prove_configuration(admin: AdminClient, bound: Collection[tuple[str, int]]) -> None:
+    """Raise AdminExposed where Envoy's own configuration leads to the admin, whatever a request has to look like."""
+    try:
+        found = await ways(admin, bound) if bound else []
+    except (httpx.HTTPError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        log.warning("Envoy's configuration could not be checked for ways to its admin: %s", reason)
+        return
+    if found:
+        raise AdminExposed(
+            f"Envoy's admin can be reached from other hosts through the listener {', '.join(found)}",
+            "Envoy was killed; look for a policy that leads to the admin",
         )
 
 
@@ -132,10 +151,12 @@ async def _is_ours(admin: AdminClient, prober: Prober, place: Place) -> bool:
     return True
 
 
-def _places(pid: int, admin: AdminAddress, only: Collection[tuple[str, int]] | None) -> list[Place]:
+def _places(
+    pid: int, bound: Collection[tuple[str, int]], admin: AdminAddress, only: Collection[tuple[str, int]] | None
+) -> list[Place]:
     local = _local_addresses()
     found: set[tuple[str, int]] = set()
-    for host, port in _listening(pid, admin):
+    for host, port in bound:
         at_admin = isinstance(admin, TcpAdmin) and port == admin.port
         if only is None or at_admin or (host, port) in only:
             found |= {(one, port) for one in _reached_at(host, local)}
@@ -176,10 +197,7 @@ def _listening(pid: int, admin: AdminAddress) -> set[tuple[str, int]]:
 
 
 def _open_sockets(pid: int, admin: AdminAddress) -> list[str]:
-    """Unix sockets of the process that other users may connect to, where the admin is for its owner alone."""
-    if not isinstance(admin, UnixAdmin):
-        # Whoever is on this host reaches an admin on loopback in any case.
-        return []
+    """Unix sockets of the process that other users may connect to, in another container as well."""
     try:
         inodes = {link[8:-1] for link in _descriptors(pid) if link.startswith("socket:[")}
         lines = Path(f"/proc/{pid}/net/unix").read_text(errors="replace").splitlines()[1:]
@@ -189,7 +207,9 @@ def _open_sockets(pid: int, admin: AdminAddress) -> list[str]:
         return []
     fields = [line.split(maxsplit=7) for line in lines]
     own = [one for one in fields if len(one) == 8 and int(one[3], 16) & _LISTENS and one[6] in inodes]
-    return sorted({one[7] for one in own if _open_to_others(one[7])})
+    # Whoever reaches an abstract one is on this host's network, as whoever reaches an admin on loopback.
+    only_paths = isinstance(admin, TcpAdmin)
+    return sorted({one[7] for one in own if _open_to_others(one[7]) and not (only_paths and one[7][0] == "@")})
 
 
 def _descriptors(pid: int) -> list[str]:
@@ -204,7 +224,6 @@ def _descriptors(pid: int) -> list[str]:
 
 def _open_to_others(path: str) -> bool:
     if path.startswith("@"):
-        # Hot restart's own sockets, which speak no HTTP and take no connections (datagrams).
         return True
     try:
         return bool(Path(path).stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from kumadp.decoding import decode_json
+from kumadp.envoy.ways import places_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -130,7 +131,7 @@ class Serving:
         try:
             _, body = await self._admin.get("/listeners?format=json")
             statuses = decode_json(body)["listener_statuses"]
-            return {place for one in statuses if one["name"] in names for place in _places(one)}
+            return {place for one in statuses if one["name"] in names for place in places_of(one)}
         except _NO_ANSWER:
             return None
 
@@ -165,14 +166,6 @@ class Serving:
             return frozenset(_addresses(decode_json(body)))
         except _NO_ANSWER:
             return frozenset()
-
-
-def _places(status: dict[str, Any]) -> list[tuple[str, int]]:
-    found = []
-    for address in (status["local_address"], *status.get("additional_local_addresses", ())):
-        if bound := address.get("socket_address"):
-            found.append((str(bound["address"]), int(bound["port_value"])))
-    return found
 
 
 def _addresses(told: dict[str, Any]) -> list[str]:

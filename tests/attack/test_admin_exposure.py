@@ -87,13 +87,13 @@ def mesh(rig: Rig) -> Mesh:
     return rig.plane.mesh(NODE)
 
 
-def original_dst(name: str) -> Tree:
+def original_dst(name: str, **options: Any) -> Tree:
     return {
         "name": name,
         "type": "ORIGINAL_DST",
         "lbPolicy": "CLUSTER_PROVIDED",
         "connectTimeout": "1s",
-        "originalDstLbConfig": {"useHttpHeader": True},
+        "originalDstLbConfig": {"useHttpHeader": True, **options},
     }
 
 
@@ -128,6 +128,18 @@ def by_path(path: str) -> Any:
     return lambda port: http_listener("evil", port, [{"filters": [manager("way", {"path": path})]}])
 
 
+def hidden(**changes: Any) -> Any:
+    """An HTTP listener whose one route demands what only its author knows."""
+
+    def make(port: int) -> Tree:
+        chain = {"filters": [manager("way", {"prefix": "/s3cret/"}, prefixRewrite="/")]}
+        host = chain["filters"][0]["typedConfig"]["routeConfig"]["virtualHosts"][0]
+        host |= changes
+        return http_listener("evil", port, [chain])
+
+    return make
+
+
 WAYS: dict[str, tuple[Any, Any]] = {
     "a TCP listener": (lambda port: static_listener("evil", port, "way", "0.0.0.0"), admin_cluster),
     "an HTTP listener": (lambda port: http_listener("evil", port, [{"filters": [manager("way")]}]), admin_cluster),
@@ -140,6 +152,24 @@ WAYS: dict[str, tuple[Any, Any]] = {
     "by CONNECT": (tunnelled, admin_cluster),
     "HTTP/2 alone": (http2_only, admin_cluster),
     "behind a proxy's header": (proxied, admin_cluster),
+    "a path that is rewritten": (hidden(), admin_cluster),
+    "a host name of its own": (hidden(domains=["evil.example"]), admin_cluster),
+    "a header of its own": (
+        lambda port: http_listener(
+            "evil",
+            port,
+            [{"filters": [manager("way", {"prefix": "/", "headers": [{"name": "x-key", "presentMatch": True}]})]}],
+        ),
+        admin_cluster,
+    ),
+    "by a header of its own choice": (
+        lambda port: http_listener("evil", port, [{"filters": [manager("way")]}]),
+        lambda _ports: original_dst("way", httpHeaderName="x-to"),
+    ),
+    "by a name": (
+        lambda port: http_listener("evil", port, [{"filters": [manager("way", {"path": "/x"}, prefixRewrite="/")]}]),
+        lambda ports: resources.static_cluster("way", "localhost", ports.admin) | {"type": "STRICT_DNS"},
+    ),
     "on an IPv6 wildcard": (lambda port: static_listener("evil", port, "way", "::"), admin_cluster),
 }
 
@@ -156,7 +186,7 @@ def test_a_way_that_is_there_from_the_start_kills_envoy(rig: Rig, outside: str, 
     with rig.run() as daemon:
         assert daemon.wait() == ExitCode.ADMIN_EXPOSED
         last = daemon.output().splitlines()[-1]
-        assert f":{port}" in last
+        assert f":{port}" in last or "listener evil by way" in last
         assert "READY: Envoy is LIVE" not in daemon.output()
         assert get(port, "/ready", host=outside)[0] == 0
 
@@ -191,7 +221,7 @@ def test_a_way_that_comes_later_kills_envoy(rig: Rig, outside: str, change: str)
                 served.trees[LISTENER]["bad"] = static_listener("bad", rig.app.port, "way", "127.0.0.1")
             served.put(LISTENER, open_listener)
         assert daemon.wait() == ExitCode.ADMIN_EXPOSED
-        assert f"{outside}:{port}" in daemon.output().splitlines()[-1]
+        assert "listener evil by way" in daemon.output().splitlines()[-1]
         assert get(port, "/ready", host=outside)[0] == 0
 
 

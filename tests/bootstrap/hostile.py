@@ -360,6 +360,26 @@ HOSTILE: dict[str, Tree] = {
             ]
         )
     ),
+    "a listener on a socket that others may use": {
+        "admin": {"address": socket_address(ADMIN)},
+        "staticResources": {
+            "listeners": [
+                static_listener("open", 1, "way") | {"address": {"pipe": {"path": "/shared/open.sock", "mode": 0o666}}}
+            ],
+            "clusters": [static_cluster("way", socket_address(ADMIN))],
+        },
+    },
+    "listeners past the one stream": {
+        "admin": {"address": socket_address(ADMIN)},
+        "dynamicResources": {
+            "ldsConfig": {"apiConfigSource": {"apiType": "REST", "clusterNames": ["x"], "transportApiVersion": "V3"}}
+        },
+    },
+    "listeners by a locator": {
+        "admin": {"address": socket_address(ADMIN)},
+        "dynamicResources": {"ldsResourcesLocator": "xdstp://x/envoy.config.listener.v3.Listener/*"},
+        "defaultConfigSource": {"ads": {}},
+    },
     "a listener's owner": _with(lambda t, _l, _c: t.update(listenerManager={"name": "x"})),
     "another kind of sockets": _with(lambda t, _l, _c: t.update(defaultSocketInterface="x")),
 }

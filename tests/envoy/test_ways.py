@@ -1,0 +1,146 @@
+"""What in a configuration that Envoy runs leads others to its admin."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from kumadp.bootstrap.address import AdminAddress, TcpAdmin, UnixAdmin
+from kumadp.envoy.ways import ways
+from tests.bootstrap.hostile import Tree, control_plane_listener, http_listener, manager
+from tests.support.controlplane import socket_address, static_listener
+
+if TYPE_CHECKING:
+    from kumadp.envoy.admin import AdminClient
+
+PORT = 18443
+BOUND = {("0.0.0.0", PORT)}
+SOCKET = UnixAdmin("/run/kumadp/kuma-envoy-admin.sock")
+TCP = TcpAdmin("127.0.0.1", 9901)
+TARGET: dict[AdminAddress, Tree] = {
+    TCP: {"socket_address": {"address": "127.0.0.1", "port_value": 9901}},
+    SOCKET: {"pipe": {"path": SOCKET.path}},
+}
+ELSEWHERE = {"socket_address": {"address": "127.0.0.1", "port_value": 8080}}
+
+
+def snake(tree: Any) -> Any:
+    """Names as Envoy's admin writes them."""
+    if isinstance(tree, list):
+        return [snake(one) for one in tree]
+    if not isinstance(tree, dict):
+        return tree
+    return {re.sub("[A-Z]", lambda found: "_" + found[0].lower(), key): snake(value) for key, value in tree.items()}
+
+
+class Admin:
+    """Answers as Envoy 1.40's admin, for one listener, route configurations, and clusters by their hosts."""
+
+    def __init__(self, address: AdminAddress, listener: Tree, clusters: dict[str, Tree], *routes: Tree) -> None:
+        self.address = address
+        self._listener = snake(listener)
+        self._clusters = clusters
+        self._routes = routes
+        self.asked: list[str] = []
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        self.asked.append(path)
+        parts = urlsplit(path)
+        query = {key: value[0] for key, value in parse_qs(parts.query).items()}
+        return 200, json.dumps(self._answer(parts.path, query)).encode()
+
+    def _answer(self, path: str, query: dict[str, str]) -> Tree:
+        if path == "/listeners":
+            status = {"name": self._listener["name"], "local_address": self._listener["address"]}
+            return {"listener_statuses": [status]}
+        pattern = re.compile(
+            re.sub(
+                r"\\x\{(\w+)\}",
+                lambda hit: re.escape(chr(int(hit[1], 16))),
+                next(value for key, value in query.items() if key in {"name_regex", "filter"}),
+            )
+        )
+        if path == "/clusters":
+            found = {name: host for name, host in self._clusters.items() if pattern.search(name)}
+            return {
+                "cluster_statuses": [
+                    {"name": name, "host_statuses": [{"address": host}]} for name, host in found.items()
+                ]
+            }
+        if query["resource"] == "dynamic_listeners" and pattern.search(self._listener["name"]):
+            return {"configs": [{"name": self._listener["name"], "active_state": {"listener": self._listener}}]}
+        if query["resource"] == "dynamic_route_configs":
+            return {"configs": [{"route_config": snake(one)} for one in self._routes if pattern.search(one["name"])]}
+        return {"configs": []}
+
+
+async def found(admin: Admin, bound: set[tuple[str, int]] = BOUND) -> list[str]:
+    return await ways(cast("AdminClient", admin), bound)
+
+
+def over_http(match: Tree | None = None, **action: Any) -> Tree:
+    return http_listener("open", PORT, [{"filters": [manager("way", match, **action)]}])
+
+
+OPEN = {
+    "tcp": static_listener("open", PORT, "way", "0.0.0.0"),
+    "http": over_http(),
+    "a path of its own": over_http({"path": "/x"}, prefixRewrite="/server_info"),
+    "past /ready": over_http({"prefix": "/ready"}, prefixRewrite="/"),
+}
+
+
+@pytest.mark.parametrize("address", TARGET)
+@pytest.mark.parametrize("name", OPEN)
+async def test_a_listener_that_leads_to_it_is_named(address: AdminAddress, name: str) -> None:
+    assert await found(Admin(address, OPEN[name], {"way": TARGET[address]})) == ["open by way"]
+    assert await found(Admin(address, OPEN[name], {"way": ELSEWHERE})) == []
+
+
+@pytest.mark.parametrize("address", TARGET)
+async def test_what_the_control_plane_means_to_show_is_left_out(address: AdminAddress) -> None:
+    port = 9901
+    listener = control_plane_listener("kuma:envoy:admin", "the control plane's", port)
+    admin = Admin(address, listener, {"kuma:envoy:admin": TARGET[address]})
+    assert await found(admin, {("192.0.2.1", port)}) == []
+    metrics = over_http({"path": "/metrics"}, prefixRewrite="/stats/prometheus")
+    assert await found(Admin(address, metrics, {"way": TARGET[address]})) == []
+    assert await found(Admin(address, over_http({"path": "/ready"}), {"way": TARGET[address]})) == []
+
+
+async def test_routes_that_come_by_themselves_count() -> None:
+    listener = over_http()
+    config = listener["filterChains"][0]["filters"][0]["typedConfig"]
+    routes = config.pop("routeConfig") | {"name": "routes (of +all)"}
+    config["rds"] = {"routeConfigName": routes["name"]}
+    assert await found(Admin(TCP, listener, {"way": TARGET[TCP]}, routes)) == ["open by way"]
+
+
+async def test_a_listener_that_is_not_bound_for_others_is_not_read() -> None:
+    admin = Admin(TCP, OPEN["tcp"], {"way": TARGET[TCP]})
+    assert await found(admin, {("0.0.0.0", PORT + 1)}) == []
+    assert admin.asked == ["/listeners?format=json"]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0"])
+async def test_every_address_of_it_counts_and_another_one_of_loopback_does_not(host: str) -> None:
+    clusters = {"way": {"socket_address": {"address": host, "port_value": 9901}}}
+    assert await found(Admin(TCP, OPEN["tcp"], clusters)) == ["open by way"]
+    clusters = {"way": snake(socket_address(9901, "127.0.0.2"))}
+    assert await found(Admin(TCP, OPEN["tcp"], clusters)) == []
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b'{"listener_statuses": 5}', b'{"listener_statuses": [5]}'])
+async def test_an_admin_that_answers_something_else_is_an_error(body: bytes) -> None:
+    class Odd:
+        address = TCP
+
+        async def get(self, _path: str) -> tuple[int, bytes]:
+            return 200, body
+
+    with pytest.raises(ValueError, match=r".+"):
+        await ways(cast("AdminClient", Odd()), BOUND)
