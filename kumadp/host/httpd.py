@@ -49,7 +49,7 @@ class Limits:
 class Connection(web.RequestHandler):
     """One client's connection, a `kumadp.host.accept.Guest`; ``ended`` is called when it is over."""
 
-    __slots__ = ("_answering", "_body", "_ended", "_gone", "_head", "_limits", "_server", "_write", "peer")
+    __slots__ = ("_answering", "_body", "_ended", "_gone", "_head", "_limits", "_server", "_write")
 
     def __init__(
         self, server: Server, limits: Limits, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]
@@ -72,7 +72,11 @@ class Connection(web.RequestHandler):
         self._write: asyncio.TimerHandle | None = None
         self._answering: web.BaseRequest | None = None
         self._gone = False
-        self.peer = ""
+
+    @property
+    def peer(self) -> str:
+        """Who it is, for people; empty on a Unix socket."""
+        return client_of(self.transport.get_extra_info("peername"))[0] if self.transport is not None else ""
 
     def may_go(self) -> bool:
         """Whether nothing is being done for it: it is idle, or has not sent all, or does not read its answer."""
@@ -87,7 +91,6 @@ class Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for the first request."""
         super().connection_made(transport)
-        self.peer = client_of(transport.get_extra_info("peername"))[0]
         self._head = self._loop.call_later(self._limits.head, self.force_close)
         if self._gone:
             self._abort()

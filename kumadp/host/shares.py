@@ -6,12 +6,15 @@ whoever comes is served, and a crowd from one address costs only that address.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from typing import Any, Generic, Protocol, TypeVar
 
 _MAPPED = "::ffff:"
 # What one subscriber is given; each can take any address in it (RFC 6177).
 _PREFIX = 64
+# Addresses whose clients are known without looking at them again.
+_REMEMBERED = 1024
 
 
 class Member(Protocol):
@@ -95,12 +98,17 @@ def client_of(peer: Any, own: Any = None) -> tuple[str, bool]:
     """
     if not isinstance(peer, tuple):
         return "", True
-    text = str(peer[0]).split("%", 1)[0].removeprefix(_MAPPED)
+    name, loopback = _client(peer[0])
+    return name, loopback or (isinstance(own, tuple) and own[0] == peer[0])
+
+
+@functools.lru_cache(_REMEMBERED)
+def _client(host: str) -> tuple[str, bool]:
+    text = host.split("%", 1)[0].removeprefix(_MAPPED)
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         return text, False
-    local = address.is_loopback or (isinstance(own, tuple) and own[0] == peer[0])
-    if address.version == 4 or local:
-        return text, local
+    if address.version == 4 or address.is_loopback:
+        return text, address.is_loopback
     return str(ipaddress.ip_network((address, _PREFIX), strict=False)), False
