@@ -187,7 +187,10 @@ class CoreDnsComponent:
         self._worry("")
 
     async def _answers(self) -> bool:
-        return not await self._missing()
+        try:
+            return not await self._missing()
+        except OSError:
+            return False
 
     async def _missing(self) -> str:
         return await answers(self._port, self._health_name(), deadline=_ANSWER_WITHIN)
@@ -201,7 +204,11 @@ class CoreDnsComponent:
             if self.supervisor.report.state is not ChildState.RUNNING or child is None or child.ended:
                 failures = 0
                 continue
-            missing = await self._missing()
+            try:
+                missing = await self._missing()
+            except OSError:
+                # It could not be asked, and may well answer.
+                continue
             if not missing or child is not self.supervisor.child or child.ended:
                 failures = 0
                 self._worry("")

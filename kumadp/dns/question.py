@@ -9,6 +9,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
+from kumadp.host.descriptors import is_exhausted
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
@@ -22,7 +24,8 @@ async def answers(port: int, name: str = "", *, deadline: float, host: str = "12
     """What is missing, in a few words: an answer by UDP, by TCP, within ``deadline`` seconds each; empty: nothing.
 
     ``name`` is one that the server answers by itself. Without one it is asked for its status, which no server tells:
-    any other question might have it ask others, and they may be those who are silent.
+    any other question might have it ask others, and they may be those who are silent. Raises OSError where this process
+    has no descriptor left to ask with.
     """
     ask_udp, ask_tcp = _by_udp(host, port, name), _by_tcp(host, port, name)
     udp, tcp = await asyncio.gather(_within(deadline, ask_udp), _within(deadline, ask_tcp))
@@ -33,7 +36,9 @@ async def _within(deadline: float, asking: Awaitable[bool]) -> bool:
     try:
         async with asyncio.timeout(deadline):
             return await asking
-    except (OSError, EOFError, TimeoutError):
+    except (OSError, EOFError, TimeoutError) as error:
+        if is_exhausted(error):
+            raise
         return False
 
 
@@ -45,9 +50,15 @@ async def _by_udp(host: str, port: int, name: str) -> bool:
         client.connect((host, port))
         await loop.sock_sendall(client, query)
         # What answers another question is not waited for in vain: there is a deadline.
-        while not _is_answer(query, await loop.sock_recv(client, _LARGEST)):
+        while not _is_answer(query, await _receive(client)):
             pass
         return True
+
+
+async def _receive(client: socket.socket) -> bytes:
+    # What waits already is received without a turn of the loop: a flood would hold it.
+    await asyncio.sleep(0)
+    return await asyncio.get_running_loop().sock_recv(client, _LARGEST)
 
 
 async def _by_tcp(host: str, port: int, name: str) -> bool:

@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kumadp.host.descriptors import is_exhausted
 from kumadp.resources.types import seconds
 from kumadp.standalone.generate import inbound_key, workload
 
@@ -73,6 +74,9 @@ class HealthWatch:
         while True:
             healthy = check.inbound not in self.unhealthy
             good = await _connects(check.host, check.port, timeout)
+            if good is None:
+                await asyncio.sleep(interval)
+                continue
             streak = streak + 1 if good != healthy else 0
             needed = (probe.unhealthy_threshold or UNHEALTHY) if healthy else (probe.healthy_threshold or HEALTHY)
             if streak >= (1 if first else needed):
@@ -93,12 +97,13 @@ class HealthWatch:
             self._changed()
 
 
-async def _connects(host: str, port: int, timeout: float) -> bool:
+async def _connects(host: str, port: int, timeout: float) -> bool | None:
+    """Whether it can be connected to; None where this process has no descriptor left to try with."""
     try:
         async with asyncio.timeout(timeout):
             _, writer = await asyncio.open_connection(host, port)
-    except (OSError, TimeoutError):
-        return False
+    except (OSError, TimeoutError) as error:
+        return None if is_exhausted(error) else False
     writer.close()
     with contextlib.suppress(OSError):
         await writer.wait_closed()

@@ -13,11 +13,13 @@ import pytest
 from kumadp.controlplane.client import fetch_bootstrap
 from kumadp.controlplane.token import read_token
 from kumadp.controlplane.trust import read_trust
+from kumadp.dns import question
 from kumadp.dns.exchange import Asked, by_udp
 from kumadp.envoy.probe import Place, Prober
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
 from kumadp.host.descriptors import is_exhausted
 from kumadp.settings.model import Settings
+from kumadp.standalone.health import _connects
 from tests.support.hostile import no_descriptors_left
 
 if TYPE_CHECKING:
@@ -58,10 +60,10 @@ async def test_a_flood_of_wrong_answers_does_not_hold_the_loop(monkeypatch: pyte
         return secrets.token_bytes(64)
 
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_recv", flood)
-    question = b"\x01a\x00\x00\x01\x00\x01"
+    asked = b"\x01a\x00\x00\x01\x00\x01"
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0.1):
-            await by_udp(("127.0.0.1", 9), b"\0" * 12 + question, question, Asked())
+            await by_udp(("127.0.0.1", 9), b"\0" * 12 + asked, asked, Asked())
             pytest.fail("no answer is one")
 
 
@@ -93,3 +95,15 @@ async def test_a_bootstrap_is_requested_again_where_the_token_cannot_be_opened_n
             ("http://127.0.0.1:9",), request, backoff=0.01, max_duration=0.1, on_failure=reasons.append
         )
     assert reasons
+
+
+async def test_a_name_server_and_an_application_that_cannot_be_asked_are_not_silent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert await _connects("127.0.0.1", port, 5.0) is True
+        with no_descriptors_left():
+            assert await _connects("127.0.0.1", port, 5.0) is None
+            with pytest.raises(OSError, match="Too many open files"):
+                await question.answers(port, deadline=5.0)
+    assert await _connects("127.0.0.1", port, 5.0) is False
+    assert await question.answers(port, deadline=5.0) == "UDP and TCP"
