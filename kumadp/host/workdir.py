@@ -150,6 +150,11 @@ def _check_owner(path: Path) -> None:
 def make_private(path: Path, setting: str = "--work-dir") -> Path:
     """Make or take a directory that only its owner can change; raises WorkDirError, which names the ``setting``."""
     try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        # It is written into files and messages that are UTF-8.
+        raise WorkDirError(f"{path}: its name is not UTF-8 text", f"choose another {setting}") from None
+    try:
         make_folders(path)
     except OSError as error:
         # The folder that cannot be made may be a parent.

@@ -160,6 +160,9 @@ def _check(option: Option, found: Found, problems: list[Problem]) -> None:
         shown = show(option, value)
         if "\0" in str(value):
             problems.append(Problem(found.where, "holds a NUL", "no file, name or address does"))
+        elif any("\ud800" <= letter <= "\udfff" for letter in str(value)):
+            # How Python hands on bytes of the command line and of variables that are no text (PEP 383).
+            problems.append(Problem(found.where, "is not UTF-8 text", "write it as UTF-8"))
         elif option.choices and value not in option.choices:
             near = difflib.get_close_matches(str(value), option.choices, 1)
             hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(filter(None, option.choices))}"

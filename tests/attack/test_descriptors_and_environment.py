@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kumadp.errors import WorkDirError
+from kumadp.host.workdir import open_work_dir
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload, write_mesh
 from tests.support.poll import poll
 
@@ -112,3 +115,19 @@ def test_a_run_in_another_environment(tmp_path: Path, kind: str) -> None:
             daemon.terminate()
             assert daemon.wait() == 0, daemon.output()
         assert "Traceback" not in daemon.output()
+
+
+@pytest.mark.parametrize(
+    "flag", ["--work-dir", "--state-dir", "--standalone", "--name", "--cp-address", "--drain-time"]
+)
+def test_bytes_that_are_no_text_are_refused_by_the_name_of_their_flag(flag: str) -> None:
+    command = [os.fsencode(sys.executable), b"-m", b"kumadp", b"run", os.fsencode(flag) + b"=/tmp/\xff\xfe"]
+    told = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert told.returncode == 78
+    assert flag.encode() in told.stderr
+    assert b"Traceback" not in told.stderr
+
+
+def test_a_runtime_directory_whose_name_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(WorkDirError, match="not UTF-8"):
+        open_work_dir("web", "", "", "", {"RUNTIME_DIRECTORY": os.fsdecode(os.fsencode(tmp_path) + b"/\xff")})
