@@ -162,6 +162,10 @@ class _Queue(logging.handlers.QueueHandler):
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         return record
 
+    def count_lost(self, _record: logging.LogRecord) -> None:
+        """The output has refused it: a full disk, or a reader that is gone."""
+        self.dropped += 1
+
 
 def _size(record: logging.LogRecord) -> int:
     args = record.args if isinstance(record.args, tuple) else ()
@@ -238,9 +242,14 @@ class _Writer(logging.handlers.QueueListener):
         lost = self._handler.dropped - self._reported
         if not lost or self.queue.qsize() > QUEUE_LENGTH // 2:  # type: ignore[attr-defined]
             return
-        self._reported += lost
-        text = f"{lost} lines were lost: what the log is written to was stuck"
+        known = self._handler.dropped
+        text = f"{lost} lines were lost: what the log is written to was stuck or full"
         super().handle(logging.LogRecord("kumadp.log", logging.WARNING, "", 0, text, (), None))
+        # Where it is still full, this line is none that was lost.
+        if self._handler.dropped == known:
+            self._reported += lost
+        else:
+            self._handler.dropped = known
 
     def _tell_left_out(self, *, all_of_them: bool = False) -> None:
         for folded in self.fold.over(self.clock(), all_of_them=all_of_them):
@@ -353,6 +362,7 @@ def setup_logging(
     target.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
     records: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_LENGTH)
     handler = _Queue(records)
+    target.handleError = handler.count_lost  # type: ignore[assignment,method-assign]
     writer = _Writer(records, handler, target)
     root = logging.getLogger("kumadp")
     root.setLevel(LEVELS[level])

@@ -10,6 +10,7 @@ import pty
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +23,7 @@ from kumadp.host.logs import JsonFormatter, LogOutput, TextFormatter, setup_logg
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
 
 log = logging.getLogger("kumadp.test")
 SECRET = "eyJhbGciOiJSUzI1NiJ9.e30.signature"
@@ -285,3 +286,29 @@ def test_a_flush_waits_for_what_is_queued_and_for_no_output_that_is_stuck(tmp_pa
             os.read(reader, 65536)
     stuck.close()
     os.close(reader)
+
+
+def test_lines_that_the_output_refuses_are_counted_and_reported(tmp_path: Path) -> None:
+    made = output(Path("/dev/full"))
+    target = made._target
+    assert isinstance(target, logging.FileHandler)
+    try:
+        for number in range(5):
+            log.warning("line %d", number)
+        assert made.flush()
+        assert made.dropped == 5
+        assert made.status()["dropped"] == 5
+        with (tmp_path / "log").open("w") as later:
+            full = target.stream
+            assert full is not None
+            target.stream = later
+            with contextlib.suppress(OSError):
+                full.close()
+            log.warning("there is room")
+            assert made.flush()
+            said = (tmp_path / "log").read_text()
+            assert "there is room" in said
+            assert said.count("5 lines were lost: what the log is written to was stuck or full") == 1
+            target.stream = Path(os.devnull).open("w")  # noqa: SIM115 - the handler closes it
+    finally:
+        made.close()
