@@ -14,6 +14,7 @@ from kumadp.envoy.epochs import Kind
 from kumadp.envoy.generations import Generations
 from kumadp.envoy.hang import HangWatch
 from kumadp.envoy.proof import Doubts, prove_private
+from kumadp.envoy.pulse import Pulse
 from kumadp.envoy.reload import Hooks, Plan, ReloadOutcome
 from kumadp.envoy.serving import Serving, configuration_error
 from kumadp.errors import AdminExposed, ChildFailed
@@ -34,6 +35,7 @@ log = logging.getLogger("kumadp.envoy")
 
 _FIRST_POLL = 0.02
 _LONGEST_POLL = 0.25
+_NOTHING_TO_FEEL = 0.5
 # When whoever asked for a cold restart is told that it does not come up (seconds).
 COLD_WITHIN = 15.0
 # Seconds: until a change is looked at, as more may follow, and until its listeners have to be bound.
@@ -47,7 +49,8 @@ class EnvoyComponent:
     ``leaving`` says whether everything is about to stop: an Envoy that ends then is not started again, since a new one
     would take traffic that nobody drains. ``hot`` None: hot restart is off, and the command line is kuma-dp's.
     ``watch`` None: one that hangs is left alone. ``adopt``: one that runs already is gone on with;
-    ``past`` is what died before; ``inbound_drained``: its inbound listeners were drained already.
+    ``past`` is what died before; ``silent`` is called with the reason when a running Envoy does not answer any more,
+    with "" when it does again; ``inbound_drained``: its inbound listeners were drained already.
     """
 
     name = "envoy"
@@ -69,6 +72,7 @@ class EnvoyComponent:
         adopt: Adopted | None = None,
         inbound_drained: bool = False,
         past: Past = _NO_PAST,
+        silent: Callable[[str], None] = lambda _why: None,
     ) -> None:
         self.admin = AdminClient(admin)
         self._reason = reason
@@ -76,6 +80,8 @@ class EnvoyComponent:
         self._watching = watch
         self._inbound_drained = inbound_drained
         self._failing_health: asyncio.Future[None] | None = None
+        self._pulse = Pulse(silent)
+        self._adopted = adopt.current if adopt is not None else None
         self._was_live = False
         self._gone = asyncio.Event()
         self._doubts = Doubts()
@@ -101,10 +107,15 @@ class EnvoyComponent:
         """Whether there is a process now, be it one that only finishes its requests."""
         return bool(self.children)
 
+    @property
+    def up(self) -> bool:
+        """Whether it has come up, and runs."""
+        return self.supervisor.report.state in {ChildState.RUNNING, ChildState.RUNNING_BLIND}
+
     async def run(self, up: Callable[[], None]) -> None:
         """Keep Envoy running until cancelled; raises ChildFailed or AdminExposed."""
         watch = asyncio.ensure_future(self._watch(self._watching)) if self._watching is not None else None
-        proving = asyncio.ensure_future(self._keep_private())
+        proving, feeling = asyncio.ensure_future(self._keep_private()), asyncio.ensure_future(self._feel())
         try:
             await self.supervisor.run(up)
         except ChildFailed:
@@ -113,7 +124,7 @@ class EnvoyComponent:
             raise
         finally:
             self._gone.set()
-            for task in (proving, watch, self._failing_health):
+            for task in (proving, feeling, watch, self._failing_health):
                 if task is not None:
                     task.cancel()
             await self._generations.close()
@@ -237,16 +248,33 @@ class EnvoyComponent:
         self._reason("")
         self._generations.live()
 
+    async def _feel(self) -> None:
+        """Notice an Envoy that does not answer any more, and that it answers again."""
+        while True:
+            child, state = self.supervisor.child, self.supervisor.report.state
+            if child is None or child.ended or not (self._is_asked(child) or state is ChildState.RUNNING_BLIND):
+                self._pulse.forget()
+                await asyncio.sleep(_NOTHING_TO_FEEL)
+                continue
+            # One that changes places may have no admin.
+            admin = self.admin.address if self._is_asked(child) and not self.hands_over else None
+            await asyncio.sleep(await self._pulse.feel(child.pid, admin))
+
+    def _is_asked(self, child: Child) -> bool:
+        """Whether it has served and should answer: it runs, or ran before and is to be adopted."""
+        state = self.supervisor.report.state
+        return state is ChildState.RUNNING or (state is ChildState.STARTING and child is self._adopted)
+
     async def _watch(self, watch: HangWatch) -> None:
         """Kill an Envoy that hangs; the restart policy does the rest."""
         while True:
             child = self.supervisor.child
-            if child is None or child.ended or self.supervisor.report.state is not ChildState.RUNNING:
+            if child is None or child.ended or not self._is_asked(child):
                 await asyncio.sleep(watch.interval)
                 continue
             hangs = await watch.hangs(child.pid, self._answers)
             # Who is about to change places, or is blind, has no admin that could answer.
-            is_current = child is self.supervisor.child and self.supervisor.report.state is ChildState.RUNNING
+            is_current = child is self.supervisor.child and self._is_asked(child)
             if hangs and is_current and not self.hands_over:
                 why = f"no answer from its admin and no CPU used for {watch.limit:g} s"
                 log.error("Envoy hangs: %s; it is killed", why)

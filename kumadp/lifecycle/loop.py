@@ -105,6 +105,7 @@ class Beat:
 Event = SignalCame | StartEnded | PastKnown | PartEnded | WorkDone | DrainEnded | StopEnded | Asked | Refused | Beat
 # A start that is cancelled ends what it has begun, e.g. a program that it asked for its version (seconds).
 _START_ENDS_WITHIN = 2.0
+_ASKED = frozenset({"reload", "reexec"})
 _STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 ASKED_BY_SIGNAL: dict[int, Literal["reload", "reexec"]] = {signal.SIGHUP: "reload", signal.SIGUSR1: "reexec"}
 
@@ -224,6 +225,10 @@ class RunLoop:
             log.error("%s (%s): %s", asked.what, asked.why, error)
             if asked.answer is not None and not asked.answer.done():
                 asked.answer.set_exception(error)
+        except asyncio.CancelledError:
+            if asked.answer is not None and not asked.answer.done():
+                asked.answer.set_exception(KumadpError("everything stops"))
+            raise
         else:
             log.info("%s (%s): %s", asked.what, asked.why, told)
             if asked.answer is not None and not asked.answer.done():
@@ -333,8 +338,11 @@ class RunLoop:
 
     async def _stop(self, start: asyncio.Task[None], outcome: Outcome) -> None:
         try:
-            start.cancel()
-            await asyncio.wait({start}, timeout=_START_ENDS_WITHIN)
+            # What they have started, e.g. an Envoy that validates a configuration, must not outlive us.
+            begun = {start, *(task for task in self._tasks if task.get_name() in _ASKED)}
+            for task in begun:
+                task.cancel()
+            await asyncio.wait(begun, timeout=_START_ENDS_WITHIN)
             await self._daemon.stop(outcome)
         except Exception:
             log.exception("stopping failed")

@@ -115,6 +115,7 @@ class Running:
             hot=HotRestart(run.work.path, settings.drain_time, settings.reload_deadline) if hot else None,
             hooks=Hooks(self._started, self._live, self._ended, self._hand_over, self._no_hot_restart),
             adopt=run.before.envoy,
+            silent=self._silent,
             inbound_drained=run.before.inbound_drained and run.before.envoy is not None,
             past=run.before.past.get("envoy", Past()),
         )
@@ -201,6 +202,23 @@ class Running:
     def _reason(self, reason: str) -> None:
         if reason:
             self._run.status.wait_for("envoy", reason)
+
+    def _silent(self, reason: str) -> None:
+        run = self._run
+        if run.status.phase not in {Phase.STARTING, Phase.READY}:
+            # One that drains says so.
+            return
+        if not reason:
+            log.info("Envoy answers again")
+            # One that is still to be adopted is READY when that is done.
+            if self.component is not None and self.component.up:
+                run.status.wait_for("envoy", "")
+                run.settle()
+            return
+        run.status.wait_for("envoy", reason)
+        run.status.forget_ready()
+        if run.status.phase is Phase.READY:
+            run.status.move(Phase.STARTING, reason)
 
     def _started(self, epoch: int, pid: int) -> None:
         self._epochs[pid] = epoch

@@ -121,6 +121,10 @@ class Status:
         if report.name == "envoy" and report.state in {ChildState.EXITED, ChildState.BACKOFF, ChildState.FATAL}:
             self._was_ready = False
 
+    def forget_ready(self) -> None:
+        """What a previous kumadp found ready is so no longer."""
+        self._was_ready = False
+
     def note_version(self, program: str, version: str) -> None:
         """Another version of ``program`` runs now."""
         self.facts["versions"] = {**self.versions, program: version}

@@ -27,7 +27,7 @@ class RememberingDaemon:
         self.envoy_runs = True
         self.fail_start: Exception | None = None
         self.fail_admin = False
-        self.hang_stop = False
+        self.hang_stop = self.hang_reload = False
         self.gone = asyncio.Event()
         self.is_idle = asyncio.Event()
         self.min_drain_time: float | None = None
@@ -99,6 +99,11 @@ class RememberingDaemon:
         self.calls.append(f"reload: {why}")
         if self.refuse is not None:
             raise self.refuse
+        if self.hang_reload:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.calls.append("reload ended")
         return "epoch 1 serves"
 
     async def reexec(self, why: str) -> str:
@@ -565,6 +570,22 @@ async def test_sigusr2_without_an_envoy_is_not_taken_for_a_drain() -> None:
     await until("fail health checks", daemon)
     daemon.gone.set()
     assert (await run).code is ExitCode.OK
+
+
+async def test_a_reload_under_way_ends_with_a_stop_and_who_asked_for_it_has_an_answer() -> None:
+    daemon = RememberingDaemon(drain_time=0.01)
+    daemon.hang_reload = True
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    answer = asyncio.get_running_loop().create_future()
+    loop.post(Asked("reload", "test", answer))
+    await until("reload: test", daemon)
+    loop.post(SignalCame(signal.SIGTERM))
+    assert (await run).code is ExitCode.OK
+    assert daemon.calls[-2:] == ["reload ended", "stop"]
+    with pytest.raises(KumadpError, match="everything stops"):
+        await answer
 
 
 async def test_one_more_signal_after_the_end_does_not_end_the_process() -> None:

@@ -1,0 +1,119 @@
+"""Whether a running Envoy still answers: readiness follows it within 10 s; what restarts Envoy is `hang`, not this.
+
+Envoy's main thread answers its admin. One that is stopped, deadlocked or busy for that long takes no configuration and
+accepts no change of health, and its workers may do nothing either, so that others had better send elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kumadp.bootstrap.address import UnixAdmin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kumadp.bootstrap.address import AdminAddress
+
+# Of ourselves or of the host: they say nothing of Envoy (connect(2), socket(2)).
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EACCES})
+_REQUEST = b"GET /ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+_LARGEST = 16 * 1024
+_STATE = re.compile(rb"\b(LIVE|DRAINING|PRE_INITIALIZING|INITIALIZING)\b")
+_LIVE = "LIVE"
+
+
+@dataclass(slots=True)
+class Pulse:
+    """Asks each ``period`` seconds, for at most ``timeout`` seconds; ``failures`` in a row are silence.
+
+    With these figures silence is noticed 3 to 7.5 s after it began. ``noticed`` is called with the reason at each
+    question that finds it so, and with "" once Envoy answers again.
+    """
+
+    noticed: Callable[[str], None]
+    period: float = 3.0
+    timeout: float = 1.5
+    failures: int = 3
+    _failed: int = field(default=0, init=False)
+    _pid: int = field(default=0, init=False)
+    _why: str = field(default="", init=False)
+
+    def forget(self) -> None:
+        """There is no Envoy to ask."""
+        self._failed, self._pid, self._why = 0, 0, ""
+
+    async def feel(self, pid: int, admin: AdminAddress | None) -> float:
+        """Ask once; returns the pause until the next question in seconds.
+
+        ``admin`` None: it cannot be asked now. One that is stopped (SIGSTOP) is seen all the same.
+        """
+        if pid != self._pid:
+            self.forget()
+            self._pid = pid
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        why = "it is stopped (SIGSTOP)" if is_stopped(pid) else ""
+        if not why and admin is not None:
+            why = await self._ask(admin)
+        elif not why and self._why:
+            # Nothing is known of it, but that it is not stopped any more.
+            why = self._why if "SIGSTOP" not in self._why else ""
+        if not why:
+            if self._failed >= self.failures:
+                self.noticed("")
+            self._failed, self._why = 0, ""
+            return self.period
+        self._failed, self._why = self._failed + 1, why
+        if self._failed >= self.failures:
+            self.noticed(f"Envoy does not serve: {why}")
+        return max(self.timeout - (loop.time() - begun), 0.0)
+
+    async def _ask(self, admin: AdminAddress) -> str:
+        """Why Envoy does not answer that it is LIVE; nothing where it does, or where it cannot be known."""
+        try:
+            state = await ask_state(admin, self.timeout)
+        except TimeoutError:
+            return "no answer from its admin"
+        except OSError as error:
+            return "" if error.errno in _OURS else f"no answer from its admin ({error.strerror or error})"
+        return "" if state == _LIVE else f"it is {state or 'not LIVE'}"
+
+
+async def ask_state(admin: AdminAddress, timeout: float) -> str:
+    """The state that ``GET /ready`` names (Envoy docs: ServerInfo.State); raises TimeoutError, OSError.
+
+    Without httpx: this is done for as long as Envoy runs, and costs a tenth.
+    """
+    async with asyncio.timeout(timeout):
+        if isinstance(admin, UnixAdmin):
+            reader, writer = await asyncio.open_unix_connection(admin.path)
+        else:
+            reader, writer = await asyncio.open_connection(admin.host, admin.port)
+        try:
+            writer.write(_REQUEST)
+            answer = bytearray()
+            while len(answer) < _LARGEST and (data := await reader.read(_LARGEST)):
+                answer += data
+        finally:
+            writer.close()
+    if not answer:
+        raise ConnectionResetError(errno.ECONNRESET, "connection closed without an answer")
+    head, _, body = bytes(answer).partition(b"\r\n\r\n")
+    found = _STATE.search(body)
+    ok = head.split(b" ", 2)[1:2] == [b"200"]
+    return _LIVE if ok else found[1].decode() if found is not None else ""
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal (proc_pid_stat(5)); False where that cannot be known."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[:1] == ["T"]
