@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING
 from kumadp.errors import Problem, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 # A dash trims only with a space between it and the action (Go: text/template, "Text and spaces").
-_ACTION = re.compile(r"\{\{(?:(-)\s)?\s*(/\*.*?\*/|.*?)\s*?(?:\s(-))?\}\}", re.DOTALL)
-_OPEN = re.compile(r"\{\{")
+_OPEN, _CLOSE = "{{", "}}"
+_COMMENT = re.compile(r"(?:-\s)?\s*+/\*")
 _CONDITION = re.compile(r"(not\s+)?\.(\w+)")
 _HINT = "use .Field, if, else, end"
+# Of a template in characters, of its actions, and of the problems that are told of it.
+_LARGEST = 1 << 20
+_MOST_ACTIONS = 20_000
+_MOST_PROBLEMS = 20
+_LONGEST_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,13 @@ class _Branch:
     line: int
     shown: bool
     taken: bool
+    outer: bool = True
     has_else: bool = False
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether it and all around it are shown."""
+        return self.shown and self.outer
 
 
 @dataclass(slots=True)
@@ -78,49 +89,77 @@ def render(template: str, variables: Mapping[str, object], source: str) -> Rende
     output = _Output()
     branches: list[_Branch] = []
     problems: list[Problem] = []
-    position, trim = 0, False
+    line, trim = 1, False
 
     def tell(message: str, line: int) -> None:
         problems.append(Problem("Corefile template", message, _HINT, source, line))
 
-    def line_at(offset: int) -> int:
-        return template.count("\n", 0, offset) + 1
-
-    for match in _ACTION.finditer(template):
-        _add_text(template, position, match.start(), output, branches, trim_left=trim, trim_right=bool(match[1]))
-        position, trim = match.end(), bool(match[3])
-        line = line_at(match.start())
-        if wrong := _act(match[2], variables, branches, output, line):
+    for text, action in _parts(template):
+        _add_text(text, line, output, branches, trim_left=trim, trim_right=action is not None and action.trims_before)
+        line += text.count("\n")
+        if action is None:
+            break
+        trim = action.trims_after
+        if wrong := "a {{ has no }}" if action.is_open else _act(action.text, variables, branches, output, line):
             tell(wrong, line)
-    if stray := _OPEN.search(template, position):
-        tell("a {{ has no }}", line_at(stray.start()))
-    _add_text(template, position, len(template), output, branches, trim_left=trim, trim_right=False)
-    for branch in branches:
+        line += action.newlines
+        if len(problems) >= _MOST_PROBLEMS:
+            raise SettingsError(problems)
+    for branch in branches[:_MOST_PROBLEMS]:
         tell("an {{ if }} has no {{ end }}", branch.line)
     if problems:
         raise SettingsError(problems)
     return output.rendered()
 
 
+@dataclass(frozen=True, slots=True)
+class _Action:
+    """What stands between ``{{`` and ``}}``; ``is_open`` where there is no end."""
+
+    text: str
+    newlines: int
+    trims_before: bool = False
+    trims_after: bool = False
+    is_open: bool = False
+
+
+def _parts(template: str) -> Iterator[tuple[str, _Action | None]]:
+    """Each text with the action that follows it, none after the last one, in linear time."""
+    at = count = 0
+    while (start := template.find(_OPEN, at)) >= 0:
+        count += 1
+        inside = start + len(_OPEN)
+        comment = _COMMENT.match(template, inside)
+        after = template.find("*/", comment.end()) if comment is not None else inside
+        end = template.find(_CLOSE, after) if after >= 0 else -1
+        if end < 0 or count > _MOST_ACTIONS or len(template) > _LARGEST:
+            yield template[at:start], _Action("", 0, is_open=True)
+            return
+        text = template[inside:end]
+        before = text[:1] == "-" and text[1:2].isspace()
+        behind = text[-1:] == "-" and text[-2:-1].isspace()
+        shown = text[1 if before else 0 : len(text) - 1 if behind else None].strip()
+        yield template[at:start], _Action(shown, text.count("\n"), before, behind)
+        at = end + len(_CLOSE)
+    yield template[at:], None
+
+
 def _add_text(
-    template: str,
-    start: int,
-    end: int,
-    output: _Output,
-    branches: list[_Branch],
-    *,
-    trim_left: bool,
-    trim_right: bool,
+    text: str, line: int, output: _Output, branches: list[_Branch], *, trim_left: bool, trim_right: bool
 ) -> None:
-    text = template[start:end]
     if trim_left:
         kept = text.lstrip()
-        start += len(text) - len(kept)
+        line += text.count("\n", 0, len(text) - len(kept))
         text = kept
     if trim_right:
         text = text.rstrip()
-    if all(branch.shown for branch in branches):
-        output.add(text, template.count("\n", 0, start) + 1)
+    if _is_shown(branches):
+        output.add(text, line)
+
+
+def _is_shown(branches: list[_Branch]) -> bool:
+    """Whether what stands in these branches is a part of the result."""
+    return not branches or branches[-1].is_reached
 
 
 def _act(action: str, variables: Mapping[str, object], branches: list[_Branch], output: _Output, line: int) -> str:
@@ -138,14 +177,14 @@ def _act(action: str, variables: Mapping[str, object], branches: list[_Branch], 
     elif word == "if":
         value = _condition(rest, variables)
         # Its branches and its end belong to it also where its condition is wrong.
-        branches.append(_Branch(line, bool(value), bool(value)))
-        return f"{{{{ {action} }}}} is not understood" if value is None else ""
+        branches.append(_Branch(line, bool(value), bool(value), _is_shown(branches)))
+        return f"{{{{ {action[:_LONGEST_SHOWN]} }}}} is not understood" if value is None else ""
     elif action.startswith(".") and action[1:] in variables:
-        if all(branch.shown for branch in branches):
+        if _is_shown(branches):
             known = variables[action[1:]]
             output.add(str(known).lower() if isinstance(known, bool) else str(known), line)
     else:
-        return f"{{{{ {action} }}}} is not understood"
+        return f"{{{{ {action[:_LONGEST_SHOWN]} }}}} is not understood"
     return ""
 
 
@@ -161,7 +200,7 @@ def _else(rest: str, variables: Mapping[str, object], branches: list[_Branch]) -
         value = _condition(condition.strip(), variables) if word == "if" else None
     branch.shown = bool(value) and not branch.taken
     branch.taken = branch.taken or branch.shown
-    return f"{{{{ else {rest} }}}} is not understood" if value is None else ""
+    return f"{{{{ else {rest[:_LONGEST_SHOWN]} }}}} is not understood" if value is None else ""
 
 
 def _condition(text: str, variables: Mapping[str, object]) -> bool | None:

@@ -24,6 +24,7 @@ DEADLINE = 10.0
 _TWICE = "kumadp-trial.invalid"
 _END = f"\n{_TWICE}:1 {{\n}}\n{_TWICE}:1 {{\n}}\n"
 _PLACE = re.compile(r"(?:(?P<before>.*?): )?(?P<file>\S*/Corefile\S*):(?P<line>\d+) - (?P<text>.*)")
+_LONGEST_LINE = 2000
 _NOISE = ("maxprocs:", "[INFO]", "[DEBUG]")
 
 
@@ -58,7 +59,7 @@ def _read(output: str, corefile: str) -> Refusal | None:
     lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith(_NOISE)]
     if any(_TWICE in line and "already defined" in line for line in lines):
         return None
-    placed = next((found for line in lines if (found := _PLACE.search(line))), None)
+    placed = next((found for line in lines if (found := _PLACE.search(line[:_LONGEST_LINE]))), None)
     if placed is None:
         return Refusal(lines[-1] if lines else "it ends at once and does not say why")
     # A block that is not closed is found out by what we put behind it: the last line is the one to name.

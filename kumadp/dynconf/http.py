@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 LARGEST_BODY = 10 << 20
 _LARGEST_HEAD = 64 << 10
 _CHUNK = 64 << 10
+_CHUNKS_OF_A_TURN = 100
+_MOST_TRAILERS = 100
 _NO_BODY = {204, 304}
 
 
@@ -114,11 +116,19 @@ async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
 async def _chunked(reader: asyncio.StreamReader) -> bytes:
     body = bytearray()
     try:
+        chunks = 0
         while size := _size((await reader.readuntil(b"\r\n")).partition(b";")[0].decode("latin-1"), 16):
             _check(len(body) + size)
             body += (await reader.readexactly(size + 2))[:-2]
-        while await reader.readuntil(b"\r\n") != b"\r\n":
-            pass
+            chunks += 1
+            if chunks % _CHUNKS_OF_A_TURN == 0:
+                # What has come already is read without waiting.
+                await asyncio.sleep(0)
+        for _ in range(_MOST_TRAILERS):
+            if await reader.readuntil(b"\r\n") == b"\r\n":
+                break
+        else:
+            raise BadAnswer("it has too many trailers")
     except asyncio.LimitOverrunError:
         raise BadAnswer("a line of it is too long") from None
     return bytes(body)

@@ -25,16 +25,16 @@ log = logging.getLogger("kumadp.envoy")
 # A stranger may have the port for a moment, and answer anything.
 _NO_ANSWER = (httpx.HTTPError, ValueError, AttributeError, KeyError, TypeError)
 _WARMING = r"^listener_manager\.total_listeners_warming$"
+# Of what Envoy printed, in characters: the reason stands at its end.
+_LONGEST_OUTPUT = 64 << 10
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _WORKERS = r"^listener_manager\.workers_started$"
 _STATS = r"^listener_manager\.(lds\.update_(success|rejected)|total_listeners_(active|warming)|workers_started)$"
 # Envoy's API: ServerInfo.State.
 _WAITS_FOR = {"PRE_INITIALIZING": ": it waits for clusters", "INITIALIZING": ": it waits for listeners and routes"}
 # What Envoy prints when no restart can help: 1.40, and the older form.
-_CONFIGURATION_ERRORS = (
-    re.compile(r"error `(?P<why>.+?)`\s+initializing config", re.DOTALL),
-    re.compile(r"error initializing configuration '[^']*': (?P<why>[^\n]+)"),
-)
+_ERROR, _END_OF_ERROR = "error `", re.compile(r"`\s++initializing config")
+_OLD_ERROR = re.compile(r"error initializing configuration '[^'\n]*+': ([^\n]+)")
 # protobuf marks texts that are for people with such a word and uneven spaces.
 _NOISE = re.compile(r"goo\.gle/debug\w+")
 # A port may be free at the next try.
@@ -43,12 +43,16 @@ _PASSING = "cannot bind"
 
 def configuration_error(lines: Sequence[str]) -> str | None:
     """Why Envoy refused its configuration, in one line, by the last lines it printed; None where it did not."""
-    text = "\n".join(lines)
-    for pattern in _CONFIGURATION_ERRORS:
-        if found := pattern.search(text):
-            why = " ".join(_NOISE.sub("", found["why"]).split())
-            return None if why.startswith(_PASSING) else why
-    return None
+    text = "\n".join(lines)[-_LONGEST_OUTPUT:]
+    start, end = text.find(_ERROR), _END_OF_ERROR.search(text)
+    if end is not None and 0 <= start < end.start() - len(_ERROR):
+        why = text[start + len(_ERROR) : end.start()]
+    elif old := _OLD_ERROR.search(text):
+        why = old[1]
+    else:
+        return None
+    why = " ".join(_NOISE.sub("", why).split())
+    return None if why.startswith(_PASSING) else why
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def fits(version: str) -> bool:
     control plane shows the result and does nothing with it. kumadp takes the place of each, so each one's Envoy fits.
     """
     parts = version.partition("-")[0].split(".")
-    if len(parts) != 3 or not all(part.isascii() and part.isdecimal() for part in parts):
+    if len(parts) != 3 or not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
         return False
     major, minor, patch = map(int, parts)
     found = MADE_FOR.get((major, minor))

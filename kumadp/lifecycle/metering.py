@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from kumadp.lifecycle.names import Names
     from kumadp.metrics.exposition import Piece
 
+# Each is a request at every scrape, all at once.
+_MOST_APPLICATIONS = 500
 # Labels that say of which data plane a sample is, by a control plane of 2.13 or newer; older ones leave it to us.
 _TOLD = ("mesh", "dataplane", "kuma.workload", "kuma_workload")
 
@@ -87,7 +89,9 @@ class Metering:
             (profiles and profiles.include) or (),
         )
         policy = Policy(
-            self._applications((one.name or "", one.address, one.port, one.path) for one in told.applications or ()),
+            self._applications(
+                ((one.name or "", one.address, one.port, one.path) for one in told.applications or ()), "MeshMetric"
+            ),
             Selection(wanted),
             self._labels(told.extra_labels or {}),
             used_only=sidecar is None or not sidecar.include_unused,
@@ -96,12 +100,21 @@ class Metering:
 
     def _aggregated(self) -> tuple[Application, ...]:
         fetched = self._configuration.prepared.fetched
-        return self._applications(fetched.aggregate if fetched is not None else ())
+        return self._applications(fetched.aggregate if fetched is not None else (), "the Mesh")
 
-    def _applications(self, told: Iterable[Aggregated | tuple[str, str, int, str]]) -> tuple[Application, ...]:
+    def _applications(
+        self, told: Iterable[Aggregated | tuple[str, str, int, str]], where: str
+    ) -> tuple[Application, ...]:
         fetched = self._configuration.prepared.fetched
         own = (fetched.address if fetched is not None else "") or self._run.settings.instance_ip or LOOPBACK
-        return tuple(Application(name, address or own, port, path) for name, address, port, path in told)
+        listed = tuple(Application(name, address or own, port, path) for name, address, port, path in told)
+        self._run.status.worry(
+            f"applications of {where}",
+            f"only {_MOST_APPLICATIONS} of {len(listed)} applications are scraped"
+            if len(listed) > _MOST_APPLICATIONS
+            else "",
+        )
+        return listed[:_MOST_APPLICATIONS]
 
     def _envoy(self) -> tuple[str, int] | str | None:
         admin = self._admin()

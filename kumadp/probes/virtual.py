@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from kumadp.addresses import quoted_path
 from kumadp.host.serve import bind_tcp, serve
 from kumadp.probes.headers import dropped, forwarded, is_text
-from kumadp.resources.workload import probed_inbound, workload_of
+from kumadp.resources.workload import InboundPorts, workload_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -65,12 +65,13 @@ class Routes:
 def routes_of(dataplane: Dataplane) -> Routes:
     """The routes of a Dataplane's ``probes``: ``path`` leads to ``inboundPath`` on the application.
 
-    Which application ``inboundPort`` means: see `probed_inbound`. A query in ``path`` does not count (Kuma 2.8).
+    Which application ``inboundPort`` means: see `InboundPorts`. A query in ``path`` does not count (Kuma 2.8).
     """
     networking = dataplane.networking
+    inbounds = InboundPorts(networking)
     listed = {}
     for endpoint in dataplane.probes.endpoints if dataplane.probes else ():
-        probed = probed_inbound(networking, endpoint.inbound_port)
+        probed = inbounds.probed(endpoint.inbound_port)
         if probed is not None:
             host, port = workload_of(networking, probed.inbound)
             listed[unquote(endpoint.path.partition("?")[0])] = Target(host, port, endpoint.inbound_path)

@@ -121,6 +121,8 @@ _HEADER = re.compile(
     rb"[\x12\x1a](?:[\x00-\x7f]|[\x80-\xff][\x01-\x7f])([^\x00]{3}))" % b"|".join(_WORDS),
     re.IGNORECASE,
 )
+# A part of a JWT with the next one. Each run of letters is looked at once, wherever in it a token may begin.
+_TOKEN = re.compile(rb"(?<![\w-])([\w-]++)\.(?=eyJ[\w-]{8,}+\.)")
 # What it is, plain texts in small letters of which one is there (which is quickly seen; none: not asked), the form.
 _FORMS: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = (
     ("a private key (PEM)", (), re.compile(rb"PRIVATE KEY")),
@@ -151,7 +153,6 @@ _FORMS: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = (
         (),
         re.compile(rb"\x02\x01\x03\x30.{1,5}?\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07[\x01\x02]", re.DOTALL),
     ),
-    ("a token (JWT)", (), re.compile(rb"eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.")),
     (
         "credentials in a header",
         (b"bearer ", b"basic "),
@@ -178,7 +179,12 @@ def why_secret(resource: bytes) -> str:
     for what, hints, form in _FORMS:
         if (not hints or any(hint in low for hint in hints)) and form.search(resource):
             return what
-    return ""
+    return "a token (JWT)" if _has_token(resource) else ""
+
+
+def _has_token(data: bytes) -> bool:
+    """Whether there are two texts in base64 that begin as JSON does, each with a dot after it (RFC 7515)."""
+    return any(b"eyJ" in found[1][:-8] for found in _TOKEN.finditer(data))
 
 
 def _types(data: bytes) -> Iterator[tuple[str, int, int]]:

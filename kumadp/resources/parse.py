@@ -10,13 +10,18 @@ import yaml
 
 from kumadp import yamltext
 from kumadp.errors import Problem
-from kumadp.resources.fields import DURATION_PATTERN, LONGEST_DURATION, Field, Message
+from kumadp.resources.fields import LONGEST_DURATION, Field, Message
 
 MAX_TEXT = 1 << 20
 BOUNDS = yamltext.Bounds(size=MAX_TEXT, depth=60)
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-_DURATION = re.compile(DURATION_PATTERN)
+# `DURATION_PATTERN` without its backtracking, which takes quadratic time.
+_DURATION = re.compile(r"(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)s")
+# Unknown fields that are noted, and of which one that is near is looked for: each costs a comparison with all.
+_MOST_NOTES = 100
+_MOST_HINTS = 20
+_LONGEST_HINTED = 64
 
 
 class Parser:
@@ -173,7 +178,10 @@ class Parser:
         return None
 
     def _unknown(self, message: Message, key: str, path: str, mark: yaml.Mark) -> None:
-        near = difflib.get_close_matches(key, [field.name for field in message.fields], 1)
+        if len(self.unknown) >= _MOST_NOTES:
+            return
+        is_hinted = len(key) <= _LONGEST_HINTED and len(self.unknown) < _MOST_HINTS
+        near = difflib.get_close_matches(key, [field.name for field in message.fields], 1) if is_hinted else ()
         hint = f"did you mean {near[0]}?" if near else ""
         self.unknown.append(
             Problem(path, "is not a known field and is passed on as it is", hint, self.source, mark.line + 1)

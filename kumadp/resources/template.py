@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 # Go's html escaping (html/template.HTMLEscapeString), which Kuma's mustache library uses.
 _TAG = re.compile(r"\{\{(?:\{(?P<raw>[^{}\n]*)\}|(?P<kind>[#^/!>&=]?)(?P<name>[^{}]*))\}\}")
+_BLANKS = re.compile(r"[ \t]++")
+_LONGEST_BLANKS = 500
+_MOST_TAGS = 5000
+_DEEPEST = 50
 _ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;", ord("'"): "&#39;", ord('"'): "&#34;"}
 
 
@@ -22,6 +26,7 @@ def render(text: str, variables: Mapping[str, str], source: str) -> str:
     """
     if "{{" not in text:
         return text
+    _check_size(text, source)
     _check_tags(text, source)
     import pystache
     from pystache.parser import ParsingError
@@ -36,13 +41,25 @@ def render(text: str, variables: Mapping[str, str], source: str) -> str:
     return str(rendered)
 
 
+def _check_size(text: str, source: str) -> None:
+    """pystache takes quadratic time for many blanks in a row, and for many tags in a section."""
+    told = ""
+    if text.count("{{") > _MOST_TAGS:
+        told = f"more than {_MOST_TAGS} template tags"
+    elif any(found.end() - found.start() > _LONGEST_BLANKS for found in _BLANKS.finditer(text)):
+        told = f"more than {_LONGEST_BLANKS} blanks in a row, in a template"
+    if told:
+        raise ResourceError([Problem("", f"it has {told}", file=source)])
+
+
 def _check_tags(text: str, source: str) -> None:
     """pystache passes over a tag or section that never ends, and what follows is lost: such a template is refused."""
     problems: list[Problem] = []
     sections: list[tuple[str, int]] = []
-    position = 0
+    position, line, counted = 0, 1, 0
     while (start := text.find("{{", position)) >= 0:
-        line = text.count("\n", 0, start) + 1
+        line += text.count("\n", counted, start)
+        counted = start
         tag = _TAG.match(text, start)
         if tag is None:
             problems.append(Problem("", "a template tag {{ is never closed", "write {{name}}", source, line))
@@ -51,6 +68,9 @@ def _check_tags(text: str, source: str) -> None:
         kind, name = tag["kind"], (tag["name"] or "").strip()
         if kind in {"#", "^"}:
             sections.append((name, line))
+            if len(sections) > _DEEPEST:
+                told = f"template sections are nested deeper than {_DEEPEST}"
+                raise ResourceError([Problem("", told, "", source, line)])
         elif kind == "/" and (not sections or sections.pop()[0] != name):
             problems.append(Problem("", f"the template section {{{{/{name}}}}} was not opened", "", source, line))
     problems += [

@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kumadp.addresses import ANY_IPV4, WILDCARDS, canonical, is_host_name, is_ip, overlap
+from kumadp.addresses import ANY_IPV4, ANY_IPV6, WILDCARDS, canonical, is_host_name, is_ip
 from kumadp.errors import Problem
 from kumadp.resources.later_fields import KINDS, check_listeners, check_metrics, check_reachable
 from kumadp.resources.parse import join
 from kumadp.resources.types import Dataplane, TransparentProxying, ZoneEgress, ZoneIngress, seconds
-from kumadp.resources.workload import probed_inbound, workload_of
+from kumadp.resources.workload import InboundPorts, workload_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -33,6 +33,8 @@ _NAME = re.compile(
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
 _MESH = re.compile(r"[0-9a-z_.-]{1,253}")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})|[\x00-\x1f\x7f]")
+_LONGEST_ADDRESS = 255
+_LIKE_IP = re.compile(r"[0-9.]++|(?=[^:]*+:)[0-9a-fA-F:.]++")
 _TAG_NAME = re.compile(r"[A-Za-z0-9._:/-]+")
 _TAG_VALUE = re.compile(r"[A-Za-z0-9._:-]+")
 
@@ -244,17 +246,15 @@ class _Check:
     def probes(self, spec: Dataplane) -> None:
         if spec.probes is None:
             return
-        networking = spec.networking
+        inbounds = InboundPorts(spec.networking)
         seen: set[str] = set()
         for index, endpoint in enumerate(spec.probes.endpoints):
             path = f"probes.endpoints[{index}]"
             number = endpoint.inbound_port
-            probed = probed_inbound(networking, number)
+            probed = inbounds.probed(number)
             if probed is None:
-                ports = sorted({workload_of(networking, inbound)[1] for inbound in networking.inbound})
                 message = f"{number} is the port of no application and of no inbound" if number else "is missing"
-                there = ", ".join(map(str, ports)) or "none"
-                self.say(f"{path}.inboundPort", message, f"applications have: {there}")
+                self.say(f"{path}.inboundPort", message, f"applications have: {inbounds.shown}")
             elif probed.other is not None:
                 self.note(
                     f"{path}.inboundPort",
@@ -316,7 +316,7 @@ class _Check:
                 # Kuma's validator takes none (2.8 to 2.14), and no other host would know what it means.
                 self.say(path, f"{value!r} has a zone, which neither Kuma nor Envoy takes", "use another address")
             return
-        looks_like_ip = re.fullmatch(r"[0-9.]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*", value)
+        looks_like_ip = len(value) > _LONGEST_ADDRESS or _LIKE_IP.fullmatch(value)
         if looks_like_ip or not names or not is_host_name(value):
             self.say(path, f"{value!r} is not an IP address" + (" or host name" if names else ""))
 
@@ -325,17 +325,44 @@ class _Check:
         if isinstance(spec, Dataplane) and spec.probes is not None and spec.probes.endpoints:
             port = spec.probes.port or 9000
             sockets = [*sockets, _tcp(spec.networking.address, port, "probes.port", "virtual probes")]
-        for index, later in enumerate(sockets):
-            for earlier in sockets[:index]:
-                if later.port and _same(earlier, later):
-                    where = f"[{later.address}]" if ":" in later.address else later.address
-                    self.say(
-                        later.path,
-                        f"{where}:{later.port} is bound twice, first for {earlier.purpose} ({earlier.path})",
-                        "choose another port",
-                    )
-                    break
+        by_port: dict[tuple[int, str], _Bound] = {}
+        for later in sockets:
+            if not later.port:
+                continue
+            earlier = by_port.setdefault((later.port, later.protocol), _Bound()).add(later)
+            if earlier is not None:
+                where = f"[{later.address}]" if ":" in later.address else later.address
+                self.say(
+                    later.path,
+                    f"{where}:{later.port} is bound twice, first for {earlier.purpose} ({earlier.path})",
+                    "choose another port",
+                )
 
 
-def _same(one: BoundSocket, other: BoundSocket) -> bool:
-    return (one.port, one.protocol) == (other.port, other.protocol) and overlap(one.address, other.address)
+class _Bound:
+    """Sockets on one port, each compared with few of the others: those of its address, and the wildcards."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._first: dict[str, tuple[int, BoundSocket]] = {}
+        self._any: tuple[int, BoundSocket] | None = None
+        self._any_ipv4: tuple[int, BoundSocket] | None = None
+
+    def add(self, socket: BoundSocket) -> BoundSocket | None:
+        """The earliest one that has the address of this one too, see `kumadp.addresses.overlap`."""
+        address = canonical(socket.address)
+        earlier = [self._first.get(address), self._first.get(ANY_IPV6)]
+        if address == ANY_IPV6:
+            earlier.append(self._any)
+        elif address == ANY_IPV4:
+            earlier.append(self._any_ipv4)
+        elif ":" not in address:
+            earlier.append(self._first.get(ANY_IPV4))
+        entry = self._count, socket
+        self._count += 1
+        self._first.setdefault(address, entry)
+        self._any = self._any or entry
+        if ":" not in address:
+            self._any_ipv4 = self._any_ipv4 or entry
+        found = [one for one in earlier if one is not None]
+        return min(found, key=lambda one: one[0])[1] if found else None

@@ -19,6 +19,9 @@ def workload_of(networking: Networking, inbound: Inbound) -> tuple[str, int]:
     return host, inbound.service_port or inbound.port
 
 
+_MOST_SHOWN = 20
+
+
 @dataclass(frozen=True, slots=True)
 class Probed:
     """The inbound that a probe's ``inboundPort`` names; ``other`` is a second one with that number as its own port."""
@@ -28,24 +31,29 @@ class Probed:
     other: int | None = None
 
 
-def probed_inbound(networking: Networking, port: int) -> Probed | None:
-    """The inbound that ``probes.endpoints[].inboundPort`` means, None if there is none.
+class InboundPorts:
+    """Which inbound a probe's ``inboundPort`` means.
 
     The number is the application's port (Kuma 2.8: the probe generator compares the workload's port). The inbound's own
     port is accepted where it is no application's, since the field's name suggests it. If several inbounds lead to one
     application port the last one counts, as in Kuma, where its cluster replaces the earlier ones.
     """
-    by_workload: int | None = None
-    by_port: int | None = None
-    for index, inbound in enumerate(networking.inbound):
-        if workload_of(networking, inbound)[1] == port:
-            by_workload = index
-        if inbound.port == port:
-            by_port = index
-    chosen = by_workload if by_workload is not None else by_port
-    if chosen is None:
-        return None
-    other = by_port if by_port != chosen else None
-    if other is not None and workload_of(networking, networking.inbound[other])[1] == port:
-        other = None
-    return Probed(chosen, networking.inbound[chosen], other)
+
+    def __init__(self, networking: Networking) -> None:
+        self._inbounds = networking.inbound
+        self._workloads = [workload_of(networking, inbound)[1] for inbound in networking.inbound]
+        self._by_workload = {port: index for index, port in enumerate(self._workloads)}
+        self._by_port = {inbound.port: index for index, inbound in enumerate(networking.inbound)}
+        ports = sorted(self._by_workload)
+        more = ["..."] if len(ports) > _MOST_SHOWN else []
+        self.shown = ", ".join([*map(str, ports[:_MOST_SHOWN]), *more]) or "none"
+        """The ports of applications, for people."""
+
+    def probed(self, port: int) -> Probed | None:
+        """The inbound that is meant by this number, None if there is none."""
+        own = self._by_port.get(port)
+        chosen = self._by_workload.get(port, own)
+        if chosen is None:
+            return None
+        is_other = own is not None and own != chosen and self._workloads[own] != port
+        return Probed(chosen, self._inbounds[chosen], own if is_other else None)

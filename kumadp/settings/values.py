@@ -19,8 +19,11 @@ _NANOSECONDS = {
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
 }
-_PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
-_DURATION = re.compile(rf"[+-]?(?:{_PART.pattern})+")
+# Possessive: a digit that was taken is not given back, else the time grows exponentially with the text.
+_PART = re.compile(r"([0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(ns|us|µs|μs|ms|s|m|h)")
+_DURATION = re.compile(rf"[+-]?+(?:{_PART.pattern})++")
+_BARE_NUMBER = re.compile(r"[0-9]++(?:\.[0-9]*+)?+")
+_LONGEST_DURATION = 200
 _LONGEST = 2**63 - 1  # nanoseconds: what Go's time.Duration holds
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
@@ -34,8 +37,8 @@ def parse_duration(text: str) -> float:
     """Seconds of a Go duration such as ``1m30s``, ``500ms``, ``1.5h`` or ``0`` (Go: time.ParseDuration)."""
     if text in {"0", "+0", "-0"}:
         return 0.0
-    if not _DURATION.fullmatch(text):
-        hint = f"; did you mean {text}s?" if re.fullmatch(r"[0-9]+\.?[0-9]*", text) else ""
+    if len(text) > _LONGEST_DURATION or not _DURATION.fullmatch(text):
+        hint = f"; did you mean {text}s?" if len(text) < 20 and _BARE_NUMBER.fullmatch(text) else ""
         raise BadValue(f"is not a duration, write one like 1m30s or 500ms{hint}")
     total = sum(_count(number, _NANOSECONDS[unit]) for number, unit in _PART.findall(text))
     if total > _LONGEST:

@@ -32,7 +32,7 @@ from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tl
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2  # noqa: F401 - as above
 from google.protobuf import any_pb2, json_format, struct_pb2, wrappers_pb2
 
-from kumadp.relay.secrecy import why_secret
+from kumadp.relay.secrecy import _has_token, why_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -325,3 +325,17 @@ def test_all_that_a_real_control_plane_sent_passes() -> None:
     for resource in resources:
         message = json_format.ParseDict(resource, any_pb2.Any())
         assert why_secret(message.SerializeToString()) == "", resource.get("name")
+
+
+TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJOYW1lIjoid2ViIn0.c2lnbmF0dXJl"
+
+
+@pytest.mark.parametrize("before", ["", "A", "xeyJ", "-_9", "eyJhbGciOiJSUzI1NiJ9.", "a.b.", " "])
+def test_a_token_is_seen_wherever_it_stands(before: str) -> None:
+    """The length before a text is often a letter."""
+    assert _has_token(f"{before}{TOKEN}".encode())
+
+
+@pytest.mark.parametrize("text", ["eyJ.eyJ.", "eyJhbGciOiJS.eyJ.c2ln", "eyJhbGciOiJS.x.eyJOYW1lIjoid2Vi.", "eyJ" * 9])
+def test_what_is_no_token(text: str) -> None:
+    assert not _has_token(text.encode())

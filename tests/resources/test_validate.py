@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from kumadp.addresses import overlap
 from kumadp.errors import ResourceError
 from kumadp.resources.fields import DATAPLANE, Message
 from kumadp.resources.load import load_resource
-from kumadp.resources.validate import bound_sockets
+from kumadp.resources.validate import BoundSocket, _Bound, bound_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -556,3 +559,15 @@ def test_transparent_proxying_binds_two_ports() -> None:
 )
 def test_zone_proxies_have_rules_too(text: str, expected: str) -> None:
     assert any(expected in line for line in told(yaml.safe_load(text)))
+
+
+ADDRESSES = st.sampled_from(["0.0.0.0", "::", "127.0.0.1", "10.0.0.1", "::1", "2001:db8::1", "::ffff:10.0.0.1"])
+
+
+@given(st.lists(st.tuples(ADDRESSES, st.integers(0, 1)), min_size=1, max_size=8))
+def test_sockets_are_told_apart_as_addresses_overlap(bound: list[tuple[str, int]]) -> None:
+    sockets = [BoundSocket(address, 80 + port, "tcp", str(index), "") for index, (address, port) in enumerate(bound)]
+    by_port = {80: _Bound(), 81: _Bound()}
+    for index, later in enumerate(sockets):
+        earlier = (one for one in sockets[:index] if one.port == later.port and overlap(one.address, later.address))
+        assert by_port[later.port].add(later) == next(earlier, None)
