@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kumadp import __version__
 from kumadp.bootstrap.parse import parse_bootstrap
-from kumadp.host.private_file import write_private
+from kumadp.host.private_file import read_private, write_private
 from kumadp.host.secrets import register
 from kumadp.host.workdir import TOKEN, writing
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.lifecycle")
 
+_LONGEST_TOKEN = 1 << 20  # bytes
 KINDS = {"Dataplane": "dataplane", "ZoneIngress": "ingress", "ZoneEgress": "egress"}
 
 
@@ -143,6 +145,10 @@ class KumaClient:
             return self.settings.token_path
         path = self._work.path / TOKEN
         self._work.removed_at_end.add(path)
+        with contextlib.suppress(OSError):
+            # A disk that is full by now costs nothing where it is there already.
+            if read_private(path, _LONGEST_TOKEN) == token.encode():
+                return str(path)
         with writing(path):
             write_private(path, token.encode())
         return str(path)

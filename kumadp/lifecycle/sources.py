@@ -128,10 +128,10 @@ class KumaSource:
         ``later`` is the request that goes on then.
         """
         if self._hand_over is not None:
-            self.later = asyncio.create_task(self.client.fetch(self._failed, self.client.settings.retry_max_duration))
+            self.later = self._ask()
             return await self.make(self._hand_over)
         self._status.wait_for("bootstrap", f"asking {self.client.settings.cp_address}")
-        asking = asyncio.create_task(self.client.fetch(self._failed, self.client.settings.retry_max_duration))
+        asking = self._ask()
         try:
             fetched = await self._first(asking)
         except asyncio.CancelledError:
@@ -139,6 +139,12 @@ class KumaSource:
             raise
         self._status.wait_for("bootstrap", "")
         return await self.make(fetched)
+
+    def _ask(self) -> asyncio.Task[Fetched]:
+        asking = asyncio.create_task(self.client.fetch(self._failed, self.client.settings.retry_max_duration))
+        # A start that fails for another reason leaves nobody to look at how it ended.
+        asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return asking
 
     async def _first(self, asking: asyncio.Task[Fetched]) -> Fetched:
         if self._last_good is None:
