@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from kumadp.dns.corefile import HEALTH_NAME
-from kumadp.dns.exchange import Asked, by_udp
+from kumadp.dns.exchange import Asked, by_tcp, by_udp
 from kumadp.dns.message import DESIRED, HEADER, REFUSED, code_of, is_authoritative, wire_name
 from kumadp.dns.resolvconf import DNS_PORT, read
 from kumadp.doctor.report import Told, failed, ok, skipped, warning
@@ -29,7 +29,11 @@ from kumadp.lifecycle.control import control_socket_files
 from kumadp.process.output import output_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from kumadp.dns.resolvconf import Server
+
+    Exchange = Callable[[Server, bytes, bytes, Asked], Awaitable[bytes]]
 
 # Envoy and kumadp in the mesh take about 130 MiB (README: what it costs).
 _LITTLE = 160 << 20
@@ -69,7 +73,8 @@ async def resolv_conf(file: Path = Path("/etc/resolv.conf")) -> list[Told]:
     conf = await asyncio.to_thread(read, file)
     notes = [Told("warning", f"{file}: {note}") for note in conf.notes]
     asked = conf.servers[:_MOST_SERVERS]
-    answers = dict(zip(asked, await asyncio.gather(*map(_look, asked)), strict=True))
+    by = by_tcp if conf.use_tcp else by_udp
+    answers = dict(zip(asked, await asyncio.gather(*(_look(server, by) for server in asked)), strict=True))
     if conf.by_default:
         names = " and ".join(map(_shown, asked))
         if all(answers.values()):
@@ -94,15 +99,17 @@ async def resolv_conf(file: Path = Path("/etc/resolv.conf")) -> list[Told]:
     return told
 
 
-async def _look(server: tuple[str, int]) -> str:
+async def _look(server: Server, by: Exchange) -> str:
     """What is wrong with a name server; nothing where it gives an answer, be it that there is no such name."""
     try:
         async with asyncio.timeout(_SERVER_WITHIN):
-            answer = await _ask(server, HEALTH_NAME)
+            answer = await _ask(server, HEALTH_NAME, by)
     except TimeoutError:
         return f"does not answer within {_SERVER_WITHIN:g} s"
     except OSError as error:
-        return f"cannot be asked: {error.strerror}"
+        return f"cannot be asked: {os.strerror(error.errno) if error.errno else error}"
+    except EOFError:
+        return "hangs up"
     if code_of(answer) != REFUSED:
         return ""
     if is_authoritative(answer):
@@ -110,17 +117,17 @@ async def _look(server: tuple[str, int]) -> str:
     # A CoreDNS of kumadp's refuses this name alone; a name server that is not for us refuses every one.
     try:
         async with asyncio.timeout(_SERVER_WITHIN):
-            return "" if code_of(await _ask(server, _OTHER_NAME)) == REFUSED else _OURS
-    except (TimeoutError, OSError):
+            return "" if code_of(await _ask(server, _OTHER_NAME, by)) == REFUSED else _OURS
+    except (TimeoutError, OSError, EOFError):
         return _OURS
 
 
-async def _ask(server: tuple[str, int], name: str) -> bytes:
+async def _ask(server: Server, name: str, by: Exchange) -> bytes:
     question = wire_name(name) + b"\x00\x01\x00\x01"
-    return await by_udp(server, HEADER.pack(0, DESIRED, 1, 0, 0, 0) + question, question, Asked())
+    return await by(server, HEADER.pack(0, DESIRED, 1, 0, 0, 0) + question, question, Asked())
 
 
-def _shown(server: tuple[str, int]) -> str:
+def _shown(server: Server) -> str:
     host, port = server
     return host if port == DNS_PORT else f"[{host}]:{port}"
 

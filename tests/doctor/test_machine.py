@@ -70,18 +70,39 @@ def test_name_servers(tmp_path: Path) -> None:
 def test_options_and_link_local_servers(tmp_path: Path) -> None:
     def work() -> None:
         file = tmp_path / "resolv.conf"
-        file.write_text(f"nameserver {SCOPED}\noptions use-vc timeout:1 fastest\n")
+        file.write_text(f"nameserver {SCOPED}\noptions timeout:1 fastest\n")
         with contextlib.closing(NameServer(SCOPED, port=53)) as server:
             assert look(machine.resolv_conf(file)) == [
                 ("ok", f"{file}: {SCOPED}"),
                 ("warning", f"{file}: line 2: option fastest is not known"),
-                ("ok", "options use-vc timeout:1"),
+                ("ok", "options timeout:1"),
             ]
             assert server.asked == 1
         file.write_text("nameserver fe80::17%nowhere\n")
         assert look(machine.resolv_conf(file))[1][1].startswith("fe80::17%nowhere cannot be asked: ")
 
     on_its_own_network(work)
+
+
+def test_servers_that_are_asked_by_tcp(tmp_path: Path) -> None:
+    """use-vc: that there is nothing by UDP does not matter, and the other way round."""
+    file = tmp_path / "resolv.conf"
+
+    async def ask() -> list[str]:
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            query = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+            writer.write(len(query).to_bytes(2) + query[:2] + b"\x81\x83" + query[4:])
+            writer.close()
+
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        with contextlib.closing(NameServer()) as udp:
+            names = (f"[127.0.0.1]:{server.sockets[0].getsockname()[1]}", udp.name)
+            file.write_text("".join(f"nameserver {name}\n" for name in names) + "options use-vc\n")
+            found = [told.text for told in await machine.resolv_conf(file)]
+        server.close()
+        return [text.replace(names[1], "UDP") for text in found[1:]]
+
+    assert asyncio.run(ask()) == ["options use-vc", "UDP cannot be asked: Connection refused"]
 
 
 def test_kumadp_s_own_answer_is_no_name_server_s(tmp_path: Path) -> None:

@@ -14,6 +14,10 @@ from kumadp.accesslog.destination import Destination, Limits
 from kumadp.accesslog.records import split_address
 from kumadp.controlplane.client import fetch_bootstrap
 from kumadp.controlplane.trust import Trust
+from kumadp.dns.exchange import Asked, by_tcp, by_udp
+from kumadp.dns.message import HEADER
+from kumadp.dns.server import Resolver
+from kumadp.dns.table import Table
 from kumadp.doctor.plane import control_plane
 from kumadp.doctor.subject import Subject
 from kumadp.errors import PortsTaken
@@ -120,6 +124,23 @@ def test_an_access_log_and_a_collector(loop: Callable[[], asyncio.AbstractEventL
 
 def bound() -> socket.socket:
     return bind_tcp(SCOPED, 0, "a test")
+
+
+@LOOPS
+def test_a_name_server(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    question = b"\x03web\x00\x00\x01\x00\x01"
+    query = HEADER.pack(0, 0x0100, 1, 0, 0, 0) + question
+
+    async def work() -> None:
+        async with Resolver([(SCOPED, 53)]) as resolver:
+            resolver.table = Table([("web", ["192.0.2.1"])])
+            for by in (by_udp, by_tcp):
+                answer = await by((SCOPED, 53), query, question, Asked())
+                assert answer.endswith(bytes((192, 0, 2, 1)))
+                with pytest.raises(OSError, match="no interface 'eth9'"):
+                    await by((f"{ADDRESS}%eth9", 53), query, question, Asked())
+
+    apart(loop, work)
 
 
 @LOOPS
