@@ -36,8 +36,8 @@ def doctor(output: str, **flags: object) -> NoReturn:
     """Check what a data plane needs on this host, with the same options as run, and what one that runs says.
 
     Without options those of the kumadp that runs here are taken, by its command line, where there is just one; with
-    --name alone those of the one of that name. Nothing is changed, and nothing is registered at a control plane. Each
-    line is ok, warning, failed or skipped, with a hint.
+    --name alone those of the one of that name, and root looks as the user who runs it. Nothing is changed, and nothing
+    is registered at a control plane. Each line is ok, warning, failed or skipped, with a hint.
 
     Exit code 0 when nothing has failed, 1 when something has.
     """
@@ -122,6 +122,7 @@ def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, 
     """Whom to look at, and where its options come from, in words; raises KumadpError."""
     from kumadp.cli.run import checked, read_settings_file, read_transparent_files
     from kumadp.doctor.subject import Subject
+    from kumadp.host.unixhttp import user_name
     from kumadp.settings.resolve import config_file, resolve
 
     environ: Mapping[str, str] = os.environ
@@ -133,6 +134,9 @@ def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, 
     if len(meant) == 1 and (found := _options_of(meant[0]["pid"])) is not None:
         flags, typed, environ = found
         whence = f", by the command line of pid {meant[0]['pid']}"
+        if meant[0]["uid"] != os.geteuid():
+            _become(meant[0]["uid"], meant[0]["pid"])
+            whence += f", as {user_name(meant[0]['uid'])}"
     config = config_file(flags, environ)
     text = read_settings_file(config) if config else None
     try:
@@ -158,10 +162,30 @@ def _statuses() -> list[dict[str, Any]]:
     for one in find(os.environ).running:
         try:
             # The kernel's word on the pid: its files in /proc are read next.
-            found.append({**ask_status(one.path, uid=one.uid), "pid": one.pid, "listed": one.listed})
+            found.append({**ask_status(one.path, uid=one.uid), "pid": one.pid, "uid": one.uid, "listed": one.listed})
         except OSError:
             continue
     return found
+
+
+def _become(uid: int, pid: int) -> None:
+    """Go on as the user of that process: root runs no program and reads no file that another user names.
+
+    Raises UsageError where its groups cannot be read.
+    """
+    from kumadp.cli.rehearsal import import_all
+
+    try:
+        lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()
+        fields = {name: values.split() for name, _, values in (line.partition(":") for line in lines)}
+        group, groups = int(fields["Gid"][1]), [int(number) for number in fields["Groups"]]
+    except (OSError, LookupError, ValueError):
+        raise UsageError(f"pid {pid} has ended", "give doctor the options of run") from None
+    # Where root's Python is that user may not read it.
+    import_all()
+    os.setgroups(groups)
+    os.setgid(group)
+    os.setuid(uid)
 
 
 def _options_of(pid: int) -> tuple[dict[str, object], dict[str, str], Mapping[str, str]] | None:

@@ -23,11 +23,8 @@ _OF_EXTRAS = frozenset({"kumadp.metrics.exporter", "kumadp.metrics.otlp"})
 _LATE = ("aiohttp.web", "grpclib.client", "grpclib.server", "httpx", "psutil", "tenacity")
 
 
-def pass_check(environ: Mapping[str, str]) -> None:
-    """Import all that a run needs, decode what is handed over, print the version.
-
-    Raises HandoverFailed, and WorkDirError if the work directory cannot be written as the new program would.
-    """
+def import_all() -> None:
+    """Import all that a run needs; raises HandoverFailed."""
     found = pkgutil.walk_packages(kumadp.__path__, "kumadp.")
     ours = [module.name for module in found if not module.name.startswith(("kumadp.cli.", "kumadp.__main__"))]
     for name in (*(name for name in ours if name not in _OF_EXTRAS), *_LATE):
@@ -35,6 +32,14 @@ def pass_check(environ: Mapping[str, str]) -> None:
             importlib.import_module(name)
         except Exception as error:
             raise HandoverFailed(f"{name} cannot be imported: {type(error).__name__}: {error}") from None
+
+
+def pass_check(environ: Mapping[str, str]) -> None:
+    """Import all that a run needs, decode what is handed over, print the version.
+
+    Raises HandoverFailed, and WorkDirError if the work directory cannot be written as the new program would.
+    """
+    import_all()
     from kumadp.host.workdir import check_room
     from kumadp.lifecycle.continuity import decode_left
 

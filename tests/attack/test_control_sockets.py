@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.cli import asking
+from kumadp.cli import asking, doctor
 from kumadp.errors import CommandRefused
 from kumadp.host.unixhttp import LARGEST_BODY, Untrusted
 from kumadp.lifecycle.control import ask, ask_status, socket_name
@@ -426,3 +426,23 @@ def test_a_name_is_wanted_where_another_user_s_data_plane_could_be_meant(
     same = Running(runtime / "elsewhere" / "b.control", os.geteuid(), 4)
     assert chosen(same, strange, name="b") == same
     assert chosen(strange, strange, name="b") is None
+
+
+def test_doctor_of_root_runs_nothing_that_another_user_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0:
+        missing("needs root, to be two users")
+    command = ["sh", "-c", "sleep 60; :", "x", "run", "--name=a", "--mesh=b", f"--binary-path={tmp_path}/evil"]
+    with subprocess.Popen(command, user=STRANGER, group=STRANGER, extra_groups=[STRANGER + 1], cwd="/") as process:
+        told = {"name": "a", "pid": process.pid, "uid": STRANGER, "listed": False}
+        monkeypatch.setattr(doctor, "_statuses", lambda: [told])
+        pid = os.fork()
+        if pid == 0:  # pragma: no cover - another process
+            with contextlib.suppress(BaseException):
+                subject, whence = doctor._subject({}, {})
+                right = subject.settings.binary_path.endswith("evil") and f"as uid {STRANGER}" in whence
+                ids = (os.getuid(), os.geteuid(), os.getgid(), os.getgroups())
+                os._exit(0 if right and ids == (STRANGER, STRANGER, STRANGER, [STRANGER + 1]) else 3)
+            os._exit(4)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        process.kill()
+    assert code == 0
