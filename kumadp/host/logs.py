@@ -246,10 +246,8 @@ class _Writer(logging.handlers.QueueListener):
         text = f"{lost} lines were lost: what the log is written to was stuck or full"
         super().handle(logging.LogRecord("kumadp.log", logging.WARNING, "", 0, text, (), None))
         # Where it is still full, this line is none that was lost.
-        if self._handler.dropped == known:
-            self._reported += lost
-        else:
-            self._handler.dropped = known
+        self._reported += lost if self._handler.dropped == known else 0
+        self._handler.dropped = known
 
     def _tell_left_out(self, *, all_of_them: bool = False) -> None:
         for folded in self.fold.over(self.clock(), all_of_them=all_of_them):
@@ -392,6 +390,8 @@ def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
 
 def _open_file(path: str, max_files: int, max_size_mb: int, max_age_days: int) -> _File:
     try:
+        if Path(path).is_fifo():  # without a reader opening it would wait
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
         made = _File(path, maxBytes=max_size_mb * 1024 * 1024, backupCount=max_files, encoding="utf-8")
     except OSError as error:
         problem = Problem("--log-output-path", f"{path}: {error.strerror}", "name a file to write")

@@ -312,3 +312,16 @@ def test_lines_that_the_output_refuses_are_counted_and_reported(tmp_path: Path) 
             target.stream = Path(os.devnull).open("w")  # noqa: SIM115 - the handler closes it
     finally:
         made.close()
+
+
+def test_a_fifo_that_nobody_reads_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(SettingsError, match="--log-output-path"):
+        output(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    made = output(tmp_path / "fifo")
+    log.warning("heard")
+    assert made.flush()
+    assert b"heard" in os.read(reader, 1000)
+    made.close()
+    os.close(reader)
