@@ -17,6 +17,7 @@ import struct
 import termios
 from typing import TYPE_CHECKING
 
+from kumadp.host.descriptors import is_exhausted
 from kumadp.host.private_file import open_own_fifo
 
 if TYPE_CHECKING:
@@ -55,11 +56,13 @@ def remove_unheld(path: Path) -> None:
 def _waiting_in(path: Path, *, take: bool = True) -> bytes | None:
     """What waits in a FIFO of ours that somebody has open for writing; None where it is nothing of the kind.
 
-    Without ``take`` nothing is taken out of it: empty.
+    Without ``take`` nothing is taken out of it: empty. Raises OSError where this process has no descriptor left.
     """
     try:
         descriptor = open_own_fifo(path, os.O_RDONLY)
-    except OSError:
+    except OSError as error:
+        if is_exhausted(error):
+            raise
         return None
     waiting = b""
     try:
@@ -69,6 +72,9 @@ def _waiting_in(path: Path, *, take: bool = True) -> bytes | None:
         # A read is the only one to tell "nothing yet" from "nobody": poll(2) does so for those alone that it saw come.
         while data := os.read(descriptor, SIZE):
             waiting += data
+            if len(waiting) > 2 * SIZE:
+                # Somebody writes faster than this reads: what follows is read as it comes.
+                return waiting
     except BlockingIOError:
         return waiting
     finally:

@@ -12,7 +12,7 @@ from kumadp.dns.core import Forward, Transport, answer
 from kumadp.dns.counters import Counters
 from kumadp.dns.message import REFUSED, SERVFAIL, code_of, write
 from kumadp.dns.table import Table
-from kumadp.dns.tcp import TcpServer
+from kumadp.dns.tcp import TcpServer, door
 from kumadp.dns.udp import UdpSocket
 from kumadp.dns.upstreams import Upstreams
 from kumadp.host.descriptors import share
@@ -68,6 +68,7 @@ class Resolver:
         self._sockets: list[UdpSocket] = []
         self._servers: list[TcpServer] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._places = door("DNS over TCP")
         # A client with few queries under way takes the place of one with many; a quarter is for this host.
         self._pending: Shares[_Pending] = Shares(upstreams.MOST_AT_ONCE, upstreams.MOST_AT_ONCE)
 
@@ -81,7 +82,9 @@ class Resolver:
         udp = UdpSocket(bind_udp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=only_ipv6), self)
         self._sockets.append(udp)
         tcp = TcpServer(
-            bind_tcp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=only_ipv6), self.answer_tcp
+            bind_tcp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=only_ipv6),
+            self.answer_tcp,
+            self._places,
         )
         self._servers.append(tcp)
         return udp, tcp

@@ -34,17 +34,16 @@ def door(name: str) -> Door:
 
 
 class TcpServer:
-    """Serves on a listening socket; ``answer`` gets each query.
+    """Serves on a listening socket; ``answer`` gets each query, and a connection has one of the ``places``.
 
     A client that sends queries faster than they are answered, or reads no answers, is read from no further; one that
     goes on reading nothing is aborted.
     """
 
-    def __init__(self, sock: socket.socket, answer: Answer, places: Door | None = None) -> None:
+    def __init__(self, sock: socket.socket, answer: Answer, places: Door) -> None:
         self.socket = sock
         self._answer = answer
         self._connections: set[_Connection] = set()
-        places = places or door("DNS over TCP")
         self._acceptor = Acceptor(sock, places, self._made)
 
     def _made(self, ended: Callable[[], None]) -> _Connection:

@@ -22,6 +22,7 @@ _PREFIX = struct.Struct(">Q")
 _STATS_ASKED, _TERMINATE = b"\x1a", b"\x2a"
 _NO_STATS = bytes.fromhex("12021a00")
 _MOST = 4096
+_BURST = 64
 
 
 async def stand_in(path: Path, deadline: float) -> bool:
@@ -55,7 +56,8 @@ def _bind(ours: socket.socket, path: Path) -> None:
 
 def _answer(ours: socket.socket) -> bool:
     with contextlib.suppress(BlockingIOError):
-        while True:
+        # What is left wakes us again.
+        for _ in range(_BURST):
             message, sender = ours.recvfrom(_MOST)
             kind = message[_PREFIX.size + 2 : _PREFIX.size + 3]
             if kind == _TERMINATE:

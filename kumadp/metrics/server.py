@@ -48,7 +48,7 @@ _FORWARDED = ("User-Agent", TIMEOUT_HEADER)
 # Without a word of the scraper (seconds): Prometheus' own default.
 DEADLINE = 10.0
 # Scrapes at a time: each may hold as much as the limit of a source allows.
-_MOST_SCRAPES = 16
+_MOST_SCRAPES = 32
 # How long the formats of all are waited for before the answer begins (seconds), as they decide on its format.
 _FORMATS = 1.0
 _OWN = (b"kumadp_", b"kuma_dp_dns_")
