@@ -149,6 +149,9 @@ class _Merge:
     def _from_variable(self, option: Option) -> Found | None:
         for name in option.read_variables:
             text = self.environ.get(name, "")
+            if option.field == "ca_cert":
+                # What stands around its certificates may be in any encoding (RFC 7468, section 2).
+                text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             if text:
                 return parse(option, text, f"variable {name}", self.problems)
         return None
