@@ -11,6 +11,10 @@ import yaml
 
 from kumadp import yamltext
 from kumadp.accesslog import records
+from kumadp.bootstrap.compare import differences
+from kumadp.bootstrap.guard import guard
+from kumadp.bootstrap.parse import parse_bootstrap
+from kumadp.bootstrap.public import secret_in, without_token
 from kumadp.controlplane.retry import _retry_after
 from kumadp.controlplane.token import check_token, expires_at
 from kumadp.decoding import decode_json, repair
@@ -20,6 +24,7 @@ from kumadp.dynconf.bodies import DNS, MESH_METRIC, WrongBody, decode
 from kumadp.envoy.serving import configuration_error
 from kumadp.envoy.version import fits
 from kumadp.errors import KumadpError
+from kumadp.host.tls import read_anchors
 from kumadp.metrics.bounds import with_go_bounds
 from kumadp.metrics.exposition import MOST_PIECES, MOST_SAMPLES, Family, Piece, Reader, TooLong, TooMany
 from kumadp.metrics.formats import Converter, Format, accept_for_sources, choose
@@ -146,6 +151,14 @@ def _samples(text: bytes) -> None:
     with_go_bounds(Piece(family, text))
 
 
+def _bootstrap(data: bytes) -> None:
+    tree = parse_bootstrap(b"static_resources: {listeners: [" + data + b"]}\nadmin: {address: {pipe: {path: /a}}}")
+    secret_in(tree)
+    without_token(tree)
+    differences(tree, {"node": {}})
+    guard(tree, strict=False, admin_port=9901)
+
+
 def _secret(data: bytes) -> None:
     why_secret(field_bytes(1, b"type.googleapis.com/envoy.config.cluster.v3.Cluster") + field_bytes(2, data))
 
@@ -242,6 +255,16 @@ CASES = [
     Hostile(
         "DNS: pointers", lambda size: b"\0\1\0\0\0\1\0\0\0\0\0\0" + b"\xc0\x0c" * (size // 2), message.read, 64 << 10
     ),
+    Hostile("PEM of beginnings", _bytes(_repeated("-----BEGIN CERTIFICATE-----\n")), read_anchors),
+    Hostile("PEM of dashes", _bytes(_repeated("-----")), read_anchors),
+    Hostile("PEM of blanks", _bytes(_repeated("\n \t")), read_anchors),
+    Hostile("PEM of one long line", _bytes(_repeated("A", "", "-----BEGIN CERTIFICATE-----\n")), read_anchors),
+    Hostile(
+        "bootstrap of listeners",
+        _bytes(_numbered('{name: l%, address: {socket_address: {address: "::"}}},')),
+        _bootstrap,
+    ),
+    Hostile("bootstrap of headers", _bytes(_numbered('{key: authorization, value: "eyJ%"},')), _bootstrap),
     Hostile("resolv.conf", _numbered("nameserver 10.0.0.%\n"), resolvconf.parse),
     Hostile("resolv.conf, one line", _repeated("options "), resolvconf.parse),
     Hostile("token", _repeated("a."), lambda text: check_token(text, "t")),
