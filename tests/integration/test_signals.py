@@ -15,6 +15,7 @@ import pytest
 
 from kumadp.errors import ExitCode
 from kumadp.lifecycle.control import ask_status, control_socket_path
+from tests.support.command import kumadp
 from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Daemon, Ports, Workload, get, run_kumadp, workload
 from tests.support.needs import missing
@@ -103,6 +104,23 @@ def test_a_stop_after_a_drain_of_inbound_leaves_no_envoy_that_is_not_taken_over_
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK
         assert is_gone(envoy)
+
+
+def test_inbound_stays_drained_over_a_re_execution(tmp_path: Path, ports: Ports, plane: ScriptedControlPlane) -> None:
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "60s")) as daemon:
+        daemon.wait_ready()
+        daemon.process.send_signal(signal.SIGUSR2)
+        poll(lambda: "SIGUSR2: draining inbound" in daemon.output(), what="the drain of inbound")
+        daemon.process.send_signal(signal.SIGUSR1)
+        poll(lambda: reexecutions(daemon) == 1, what="the new program")
+        # From READY on it is adopted: the answer of /ready alone is that of the program before.
+        poll(lambda: daemon.output().count("-> READY") == 2, what="READY again")
+        # An Envoy that is started now would take inbound up again.
+        done = kumadp("reload", "--name=web", environment=daemon.environment)
+        assert done.returncode == ExitCode.REFUSED
+        assert "inbound is drained" in done.stderr
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
 
 
 def test_killall_finds_us_before_and_after_a_re_execution(
