@@ -96,7 +96,7 @@ def cli(ctx: click.Context, /, **before: object) -> None:
 def main() -> None:
     """Entry point of the console scripts: the only place that ends the process with a failure's exit code."""
     fill_standard_descriptors()
-    if "run" in sys.argv[1:]:
+    if "run" in sys.argv[1:] and meanwhile.VARIABLE not in os.environ:
         early.take_early_signals()
     meanwhile.begin(os.environ)
     try:

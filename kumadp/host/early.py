@@ -1,8 +1,8 @@
 """Signals that arrive before the run loop has its handlers: by default each of them would end the process.
 
 Nothing serves yet at that time, unless this process was re-executed: then they are blocked until the loop takes them
-(`kumadp.host.handover`). As PID 1 of a container the default action is none at all (pid_namespaces(7)), and a stop
-would be lost.
+(`kumadp.host.handover`), and no action is set here, since one that is ignored would be lost (sigaction(2)). As PID 1
+of a container the default action is none at all (pid_namespaces(7)), and a stop would be lost.
 """
 
 from __future__ import annotations
@@ -37,4 +37,5 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     # Not through sys.stderr: it may be in the middle of a line.
     with contextlib.suppress(OSError):
         os.write(2, f"stopped by {signal.Signals(number).name} before anything was started\n".encode())
-    raise SystemExit(0)
+    # Nothing is raised: a callback of the garbage collector or of `importlib` may run, where it would be dropped.
+    os._exit(0)
