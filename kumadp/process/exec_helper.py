@@ -19,6 +19,9 @@ PR_SET_NO_NEW_PRIVS = 38
 # Of Linux, on every architecture; the signal module would double the time that this takes to start.
 SIGPIPE, SIGXFSZ = 13, 25
 SIG_DFL = None
+SIG_SETMASK = 2
+# ``sigset_t`` of no signal; no libc has more bytes in it.
+NO_SIGNALS = bytes(128)
 # AUDIT_ARCH_* and the number of prctl(2).
 PRCTL = {"x86_64": (0xC000003E, 157), "aarch64": (0xC00000B7, 167)}
 # seccomp(2), classic BPF: load a word, jump if equal, return.
@@ -77,6 +80,8 @@ def main() -> None:
     for kind, soft in ((resource.RLIMIT_CORE, sys.argv[5]), (resource.RLIMIT_NOFILE, sys.argv[6])):
         if soft:
             resource.setrlimit(kind, (int(soft), resource.getrlimit(kind)[1]))
+    # kumadp holds back signals while it is replaced, and a program that was started meanwhile would never get them.
+    libc.sigprocmask(SIG_SETMASK, NO_SIGNALS, None)
     # Python ignores these two for itself, and execve(2) would hand that on.
     for ignored in (SIGPIPE, SIGXFSZ):
         libc.signal(ignored, SIG_DFL)

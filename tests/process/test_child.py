@@ -19,6 +19,7 @@ import pytest
 import uvloop
 
 from kumadp.errors import SpawnError
+from kumadp.host.handover import HELD_SIGNALS
 from kumadp.process.child import Child, Command, ExitStatus
 from tests.support.poll import poll
 
@@ -251,6 +252,19 @@ async def test_no_ignored_signal_and_no_locale_of_python_reach_the_program() -> 
     argv = ("/bin/sh", "-c", "env")
     _, lines = await ended(Command(argv, "child", {"PATH": os.defpath, "LC_CTYPE": "C.UTF-8"}))
     assert "LC_CTYPE=C.UTF-8" in lines
+
+
+async def test_no_blocked_signal_reaches_the_program() -> None:
+    """One that is started while kumadp holds signals back must still end by SIGTERM."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+    try:
+        # Not through a shell, which unblocks them.
+        child = await Child.spawn(Command(("/bin/grep", "SigBlk", "/proc/self/status"), "child", {}))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    async with asyncio.timeout(30):
+        await child.wait()
+    assert int(child.tail(1)[0].removeprefix("SigBlk:"), 16) == 0
 
 
 async def test_a_stop_that_is_cancelled_kills_at_once() -> None:
