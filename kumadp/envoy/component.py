@@ -96,6 +96,7 @@ class EnvoyComponent:
             policy,
             self._bring_up,
             permanent=self._permanent,
+            unwanted=lambda: "it is not started again, as everything stops" if leaving() else "",
             changed=self._on_change,
             grace=grace,
             first=adopt.current if adopt is not None else None,
@@ -121,6 +122,9 @@ class EnvoyComponent:
         except ChildFailed:
             if self._exposed is not None:
                 raise self._exposed from None
+            if self._leaving():
+                # An old epoch still finishes its requests, for as long as the drain allows.
+                await self.gone()
             raise
         finally:
             self._gone.set()
@@ -317,8 +321,6 @@ class EnvoyComponent:
     def _permanent(self, status: ExitStatus, lines: list[str]) -> str | None:
         if self._exposed is not None:
             return str(self._exposed)
-        if self._leaving():
-            return "it is not started again, as everything stops"
         if self._was_live or status.code in {None, 0}:
             return None
         why = configuration_error(lines)

@@ -8,7 +8,7 @@ import logging
 import signal
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -81,6 +81,7 @@ class Supervisor:
         bring_up: Callable[[Child], Awaitable[None]],
         *,
         permanent: Callable[[ExitStatus, list[str]], str | None] = lambda _status, _lines: None,
+        unwanted: Callable[[], str] = lambda: "",
         changed: Callable[[ChildReport], None] = lambda _report: None,
         grace: float = 5.0,
         first: Child | None = None,
@@ -95,6 +96,7 @@ class Supervisor:
         self._policy = policy
         self._bring_up = bring_up
         self._permanent = permanent
+        self._unwanted = unwanted
         self._changed = changed
         self._grace = grace
         self._restarts = past.restarts
@@ -213,7 +215,11 @@ class Supervisor:
         if self._first is not None:
             first, self._first = self._first, None
             return first
-        self.child = await Child.spawn(await self._command())
+        command = await self._command()
+        # It may have become unwanted during the pause before a restart.
+        if self.child is not None and (why := self._unwanted()):
+            self._give_up(why)
+        self.child = await Child.spawn(command)
         return self.child
 
     async def _after_no_start(self, history: tuple[float, ...], error: SpawnError) -> tuple[float, ...]:
@@ -233,15 +239,19 @@ class Supervisor:
 
     async def _pause(self, history: tuple[float, ...], ran: float, cause: str, why: str | None) -> tuple[float, ...]:
         now = asyncio.get_running_loop().time()
+        why = why or self._unwanted()
         decision = GiveUp(why) if why else decide(history, now, ran, self._policy)
         if isinstance(decision, GiveUp):
-            self._tell(ChildState.FATAL, decision.reason)
-            raise ChildFailed(f"{self._last_exit}; {decision.reason}")
+            self._give_up(decision.reason)
         self._restarts += 1
         self._causes[cause] += 1
         self._tell(ChildState.BACKOFF, f"started again in {decision.delay:.2f} s")
         await asyncio.sleep(decision.delay)
         return decision.history
+
+    def _give_up(self, reason: str) -> NoReturn:
+        self._tell(ChildState.FATAL, reason)
+        raise ChildFailed(f"{self._last_exit}; {reason}")
 
     async def _end(self) -> None:
         child = self.child

@@ -14,6 +14,7 @@ import pytest
 from kumadp.envoy.epochs import Kind
 from kumadp.envoy.hang import HangWatch
 from kumadp.envoy.reload import Adopted
+from kumadp.errors import ChildFailed
 from kumadp.host.private_file import write_private
 from kumadp.process.child import Child, ExitStatus
 from kumadp.process.policy import ChildState
@@ -260,6 +261,18 @@ async def test_the_new_epoch_killed_while_the_old_one_drains_is_a_crash_and_the_
         assert old in envoys.pids
         await envoys.alone()
         assert await ready(envoys)
+
+
+async def test_the_new_epoch_killed_during_a_drain_leaves_the_old_one_its_time(tmp_path: Path) -> None:
+    async with running(tmp_path, drain_time=2.0) as envoys:
+        await envoys.component.reload("good", envoys.plan("second"))
+        old = envoys.pids[1]
+        envoys.leaving = True
+        envoys.signal()
+        with pytest.raises(ChildFailed, match="everything stops"):
+            await envoys.task
+        # It ended as planned, and was not stopped.
+        assert ("ended", 0, old, True) in envoys.told
 
 
 async def test_the_old_epoch_killed_while_it_drains_does_not_take_the_new_one_with_it(tmp_path: Path) -> None:

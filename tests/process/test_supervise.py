@@ -38,6 +38,7 @@ class Watched:
         grace: float = 5.0,
         program: str = "/bin/sh",
         first: Child | None = None,
+        unwanted: Callable[[], str] = lambda: "",
     ) -> None:
         self.reports: list[ChildReport] = []
         self.pids: list[int] = []
@@ -48,6 +49,7 @@ class Watched:
             policy,
             bring_up or self._says_up,
             permanent=permanent,
+            unwanted=unwanted,
             changed=self.reports.append,
             grace=grace,
             first=first,
@@ -174,6 +176,17 @@ async def test_being_cancelled_while_it_waits_to_restart_is_quick() -> None:
             await asyncio.sleep(0.005)
         await watched.end()
     assert watched.states[-2:] == [ChildState.BACKOFF, ChildState.STOPPED]
+
+
+async def test_one_that_becomes_unwanted_before_its_restart_is_not_started_again() -> None:
+    """A stop may come during the pause."""
+    watched = Watched(STAY, unwanted=lambda: "stopping" if ChildState.BACKOFF in watched.states else "")
+    await watched.is_up()
+    os.kill(watched.pids[0], signal.SIGKILL)
+    with pytest.raises(ChildFailed, match=r"signal 9 .*; stopping"):
+        await watched.task
+    assert len(watched.pids) == 1
+    assert watched.states[-1] is ChildState.FATAL
 
 
 async def test_one_that_cannot_be_started_is_fatal(tmp_path: Path) -> None:
