@@ -24,11 +24,18 @@ from tests.support.poll import poll
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from _pytest.mark import ParameterSet
+
 pytestmark = pytest.mark.process
 
 STEP = 0.01
 """Seconds between the moments that are tried."""
 FATES = ("kill", "keep")
+
+
+def rarely(*values: object) -> list[ParameterSet]:
+    """Cases that `make attack` alone tries: they take seconds, and others like them are always tried."""
+    return [pytest.param(value, marks=pytest.mark.attack) for value in values]
 
 
 @pytest.fixture
@@ -86,7 +93,7 @@ def reexecuted(tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, fate: 
         check_drain(daemon, envoy, number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *rarely(signal.SIGINT, signal.SIGQUIT)])
 def test_right_after_the_program_was_replaced(
     tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, number: signal.Signals
 ) -> None:
@@ -102,6 +109,7 @@ def test_at_each_moment_of_a_re_execution(
     reexecuted(tmp_path, ports, plane, fate, step * STEP, signal.SIGTERM)
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_no_other_signal_ends_it_while_the_program_is_replaced(
     tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, number: signal.Signals
@@ -183,7 +191,7 @@ def test_at_each_moment_of_a_start(
         assert all(is_gone(one) for one in envoys), daemon.output()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *rarely(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)])
 def test_a_signal_before_the_run_loop(
     tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, number: signal.Signals
 ) -> None:
@@ -207,7 +215,7 @@ def catches(pid: int, number: int) -> bool:
     return bool((int(fields["SigCgt"], 16) | int(fields["SigIgn"], 16)) >> (number - 1) & 1)
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("again", [False, *rarely(True)])
 def test_no_thread_but_the_main_one_takes_a_signal(
     tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, again: bool
 ) -> None:
