@@ -227,10 +227,12 @@ async def test_an_answer_that_never_comes_is_given_up(monkeypatch: pytest.Monkey
 
 async def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "PHASE_SECONDS", 0.2)
-    told: list[str] = []
-    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ControlPlaneUnavailable):
-        await fetch(f"https://127.0.0.1:{silent.getsockname()[1]}", "", told=told, max_duration=0.5)
-    assert set(told) == {"no answer in time"}
+    reported: list[str] = []
+    # On a busy host the first attempt may outlast 0.5 s: then only the exception has its reason.
+    last = "the last try: no answer in time$"
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ControlPlaneUnavailable, match=last):
+        await fetch(f"https://127.0.0.1:{silent.getsockname()[1]}", "", told=reported, max_duration=0.5)
+    assert set(reported) <= {"no answer in time"}
 
 
 async def test_an_answer_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
