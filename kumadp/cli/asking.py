@@ -67,8 +67,8 @@ def the_running(name: str) -> Running:
     """The data plane of that name, or the only one that runs here; raises CommandRefused.
 
     Of several of this user's the one in a folder where its sockets go by default is meant. One that another user runs
-    has to be named where there is any other, even if that one cannot be asked; of several with one name this user's is
-    meant. Else nobody is asked.
+    has to be named where there is any other, even if that one cannot be queried; of several with one name this user's
+    is meant. Otherwise none is queried.
     """
     search = find(os.environ)
     found = _chosen(search, name)

@@ -71,7 +71,7 @@ def status(name: str, output: str, watch: bool, schema: bool) -> int:
 def _ask(name: str, silent: list[str] | None = None) -> list[dict[str, Any]]:
     """The status of each, and in ``silent`` which do not answer; raises CommandRefused where none does.
 
-    One that has ended since it was found counts no more.
+    One that has ended since the search is left out.
     """
     found, silent, gone = [], silent if silent is not None else [], False
     for one in all_running(name):

@@ -38,7 +38,7 @@ def wait(**flags: object) -> None:
     --url and --unix-socket ask just that. --name asks the kumadp with that Dataplane name, which need not run yet.
     Without them every kumadp that runs here must be ready (KUMA_DATAPLANE_NAME: that one alone); those with other
     runtime directories than this user's count where there are none with these. Where none is to be seen,
-    http://localhost:9901/ready is asked, as kuma-dp does.
+    http://localhost:9901/ready is queried, as kuma-dp does.
 
     Exit code 0 when ready, 75 when not within --timeout, or with --once not now.
     """

@@ -207,7 +207,7 @@ class CoreDnsComponent:
             try:
                 missing = await self._missing()
             except OSError:
-                # It could not be asked, and may well answer.
+                # No query was sent, and it may well answer.
                 continue
             if not missing or child is not self.supervisor.child or child.ended:
                 failures = 0

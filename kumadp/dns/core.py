@@ -88,7 +88,7 @@ def answer(data: bytes, table: Table, transport: Transport) -> bytes | Forward |
     found = table.names.get(query.name)
     if found is None:
         if query.name == _HEALTH_NAME:
-            # No name server refuses with authority: so kumadp's own answer is told from that of others.
+            # No name server refuses with authority: which distinguishes kumadp's own answer from others.
             return write(query, REFUSED, authoritative=True)
         if query.name in table.empty and not table.filtered:
             return write(query, NOERROR, authoritative=True)

@@ -98,7 +98,7 @@ def bare(number: int, flags: int, code: int) -> bytes:
 
 
 def answers(data: bytes, number: int, question: bytes, *, any_case: bool = False) -> bool:
-    """Whether this is the answer to what was asked with that number: to the same question (RFC 5452, 9.1).
+    """Whether this is the answer to the query with that number: for the same question (RFC 5452, 9.1).
 
     ``any_case``: also to its name in other letters; names are the same in any case (RFC 4343), and some servers write
     them in their own.

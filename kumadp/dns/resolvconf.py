@@ -1,4 +1,4 @@
-"""resolv.conf(5): the name servers, and how they are asked. This is the one reader of it."""
+"""resolv.conf(5): the name servers, and how they are queried. This is the one reader of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Server = tuple[str, int]
 
 DNS_PORT = 53
 DEFAULT_SERVERS: tuple[Server, ...] = (("127.0.0.1", DNS_PORT), ("::1", DNS_PORT))
-"""Asked where resolv.conf is not there or names none: resolv.conf(5) has the first, musl and Go (net) have both."""
+"""Queried if resolv.conf is not there or names none: resolv.conf(5) has the first, musl and Go (net) have both."""
 _MOST_SERVERS = 14
 _LARGEST = 1 << 20
 _MOST_NOTES = 20
@@ -30,7 +30,7 @@ _LONGEST_TIMEOUT, _MOST_ATTEMPTS = 30, 5
 # glibc and musl; FreeBSD; OpenBSD. Go (net) knows all three.
 _USE_TCP = {"use-vc", "usevc", "tcp"}
 _WITHOUT_EFFECT = {
-    "single-request": "A and AAAA are asked as the clients ask them",
+    "single-request": "A and AAAA are queried as the clients query them",
     "no-reload": "a change is always followed",
 }
 # What they change is done by the C library of each client, or by nobody any more.
@@ -44,7 +44,7 @@ _INET_ATON = re.compile(r"[0-9a-fA-FxX]+(\.[0-9a-fA-FxX]+){0,3}")
 
 @dataclass(frozen=True, slots=True)
 class ResolvConf:
-    """``servers`` with their ports; ``timeout`` in seconds; ``use_tcp``: they are asked by TCP from the beginning.
+    """``servers`` with their ports; ``timeout`` in seconds; ``use_tcp``: they are queried by TCP from the beginning.
 
     ``notes`` has a text for each line and option that is passed over.
     """
@@ -77,7 +77,7 @@ def read(path: Path) -> ResolvConf:
     except OSError as error:
         conf = parse("", os.environ.get("RES_OPTIONS", ""))
         shown = " and ".join(host for host, _ in DEFAULT_SERVERS)
-        note = f"cannot be read ({error.strerror}): {shown} are asked"
+        note = f"cannot be read ({error.strerror}): {shown} are queried"
         return dataclasses.replace(conf, notes=(note, *conf.notes))
     conf = parse(data[:_LARGEST].decode("utf-8", "replace"), os.environ.get("RES_OPTIONS", ""))
     if len(data) > _LARGEST:
@@ -88,7 +88,7 @@ def read(path: Path) -> ResolvConf:
 def parse(text: str, res_options: str = "") -> ResolvConf:
     """Read it; what cannot be used is noted and passed over. ``[address]:port`` is taken too, as OpenBSD has it.
 
-    Without a server `DEFAULT_SERVERS` are asked. ``res_options`` are more options, of the environment.
+    Without a server `DEFAULT_SERVERS` are queried. ``res_options`` are more options, of the environment.
     """
     reading = _Reading()
     for number, line in enumerate(text.split("\n"), 1):

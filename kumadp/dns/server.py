@@ -33,13 +33,13 @@ _LAST = 0.5
 
 
 class _Pending:
-    """A query that others are asked for, a member of `Resolver`'s shares."""
+    """A query that is forwarded, a member of `Resolver`'s shares."""
 
     task: asyncio.Task[None] | None = None
     displaced = False
 
     def may_go(self) -> bool:
-        """Always: its client is told SERVFAIL."""
+        """Always: its client gets SERVFAIL."""
         return True
 
     def go(self) -> None:
@@ -178,7 +178,7 @@ class Resolver:
         pending = self._pending
         pending.most = pending.each = share(upstreams.MOST_AT_ONCE, 3)
         pending.reserve = pending.most // 4
-        # A query of its own that waits is not given up for another: in a loop that would go on for ever.
+        # A query of its own that waits is not given up for another: in a loop that would never end.
         if not pending.make_room(name, local=local or name in self.upstreams.local, own_too=False):
             self.counters.refused += 1
             self.counters.codes[SERVFAIL] += 1

@@ -209,7 +209,7 @@ class _Connection(asyncio.Protocol):
     def _expire(self) -> None:
         self._deadline = None
         if self._under_way and not self._unread:
-            # What is asked of others takes its time, which has bounds of its own.
+            # A forwarded query takes its time, which has its own bounds.
             self._wait(IDLE)
             return
         self.go()

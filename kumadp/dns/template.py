@@ -17,7 +17,7 @@ _OPEN, _CLOSE = "{{", "}}"
 _COMMENT = re.compile(r"(?:-\s)?\s*+/\*")
 _CONDITION = re.compile(r"(not\s+)?\.(\w+)")
 _HINT = "use .Field, if, else, end"
-# Of a template in characters, of its actions, and of the problems that are told of it.
+# Of a template in characters, of its actions, and of the problems that are reported of it.
 _LARGEST = 1 << 20
 _MOST_ACTIONS = 20_000
 _MOST_PROBLEMS = 20

@@ -30,7 +30,7 @@ LONGEST = 10.0
 # A server that was silent comes last for this time, and is then tried by one query first.
 DEAD_FOR = 10.0
 MOST_AT_ONCE = 1000
-# One question may be asked of several servers at a time.
+# One question may be sent to several servers at a time.
 MOST_SOCKETS = 2000
 # Envoy is on this host and answers from memory.
 FILTER_PATIENCE = 0.3

@@ -81,7 +81,7 @@ async def resolv_conf(file: Path = Path("/etc/resolv.conf")) -> list[Told]:
             hint = "names, that of the control plane among them, cannot be resolved"
             told = failed(f"{file} names no server, and at {names} there is none", hint)
         else:
-            told = warning(f"{file} names no server: {names} are asked")
+            told = warning(f"{file} names no server: {names} are queried")
         # One of them is enough.
         answers = {server: why for server, why in answers.items() if why == _OURS}
     else:
@@ -90,7 +90,7 @@ async def resolv_conf(file: Path = Path("/etc/resolv.conf")) -> list[Told]:
     if conf.options:
         told += ok(f"options {' '.join(conf.options)}")
     if len(conf.servers) > _MOST_SERVERS:
-        told += warning(f"{len(conf.servers) - _MOST_SERVERS} of these servers are never asked by the C library")
+        told += warning(f"{len(conf.servers) - _MOST_SERVERS} of these servers are never queried by the C library")
     for server, why in answers.items():
         if why == _OURS:
             told += warning(f"{_shown(server)}: {why}", "whether there is a name server too is not known")
@@ -107,7 +107,7 @@ async def _look(server: Server, by: Exchange) -> str:
     except TimeoutError:
         return f"does not answer within {_SERVER_WITHIN:g} s"
     except OSError as error:
-        return f"cannot be asked: {os.strerror(error.errno) if error.errno else error}"
+        return f"cannot be queried: {os.strerror(error.errno) if error.errno else error}"
     except EOFError:
         return "hangs up"
     if code_of(answer) != REFUSED:

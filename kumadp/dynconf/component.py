@@ -31,8 +31,8 @@ class DynamicConfiguration:
     when the policy behind it was removed, and again in the next round where it raised or was not done in time. It may
     be called with what it has already. A body without an owner is followed for the status alone. ``concern`` hears
     what is wrong with a path, and "" when nothing is any more. ``on_absent`` is called with a path at which nothing is
-    served and whose owner has nothing, each time that this is seen. ``told``: each change of Envoy's listeners is told
-    by `wake`, and so little is asked in between.
+    served and whose owner has nothing, each time that this is seen. ``told``: each change of Envoy's listeners
+    is reported by `wake`, and so requests in between are rare.
     """
 
     name = "dynamic configuration"

@@ -35,8 +35,8 @@ _SHOWN = 64 << 10
 class Follower:
     """One path of `kumadp.dynconf.bodies.BODIES`. ``deadline`` in seconds bounds each answer, and each handler.
 
-    ``concern`` hears what is wrong, and "" when nothing is any more. ``on_absent`` is called each time that nothing is
-    served at the path and the owner has nothing of it.
+    ``concern`` is called with what is wrong, and with "" when nothing is any more. ``on_absent`` is called
+    each time that nothing is served at the path and the owner has nothing of it.
     """
 
     def __init__(

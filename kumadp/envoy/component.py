@@ -314,7 +314,7 @@ class EnvoyComponent:
         try:
             await self.admin.get("/ready")
         except httpx.HTTPError as error:
-            # Without descriptors of our own nobody was asked.
+            # Without free descriptors no request was sent.
             return is_exhausted(error)
         return True
 

@@ -52,11 +52,11 @@ class Place:
 
 
 class Prober:
-    """Asks places; ``admin`` is the admin's own authority, ``patience`` the seconds that one answer may take."""
+    """Sends requests to places; ``admin`` is the admin's own authority, ``timeout`` the seconds for one answer."""
 
-    def __init__(self, admin: str, patience: float, at_once: int = 16) -> None:
+    def __init__(self, admin: str, timeout: float, at_once: int = 16) -> None:
         self._admin = admin
-        self._patience = patience
+        self._timeout = timeout
         self._slots = asyncio.Semaphore(at_once)
 
     async def is_admin(self, place: Place) -> bool:
@@ -178,7 +178,7 @@ class Prober:
         writer: asyncio.StreamWriter | None = None
         answer = bytearray()
         try:
-            async with self._slots, asyncio.timeout(self._patience):
+            async with self._slots, asyncio.timeout(self._timeout):
                 if place.host:
                     reader, writer = await asyncio.open_connection(
                         place.host, place.port, ssl=tls, server_hostname="" if tls is not None else None
@@ -189,7 +189,7 @@ class Prober:
                 await talk(reader, writer, answer)
         except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
             if is_exhausted(error):
-                # Nobody was asked.
+                # No request was sent.
                 raise
             # Whoever does not answer is no admin.
             return bytes(answer)
@@ -212,7 +212,7 @@ def _shows(answer: bytes | bytearray, path: str) -> bool:
 
 
 def _context(*protocols: str) -> ssl.SSLContext:
-    """Nobody's certificate matters here: what is asked is whether a stranger gets an answer."""
+    """No certificate is verified: what matters is whether a stranger gets an answer."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -68,14 +68,14 @@ class Doubts:
 async def prove_private(pid: int, admin: AdminClient, only: Collection[tuple[str, int]] | None = None) -> None:
     """Raise AdminExposed unless the admin of process ``pid`` is on loopback or an owner-only Unix socket alone.
 
-    Every address that is not loopback and on which the process listens, on any port, is asked in plain and over TLS,
-    as a client and as a proxy's client would; so is, on the admin's own port, any other process. ``only``: these hosts
-    and ports of all, and the admin's. Where an admin answers, what counts is whether it is ours, by its own counter: an
-    application may well be an Envoy. The control plane's own listener answers ``/ready`` and 404, and no TLS without
-    its certificate (Kuma 2.13, measured), which is as it should be.
+    Every address that is not loopback and on which the process listens, on any port, gets requests in plain and over
+    TLS, as a client and as a proxy's client would; so does, on the admin's own port, any other process. ``only``:
+    these hosts and ports of all, and the admin's. Where an admin answers, what counts is whether it is ours, by its
+    own counter: an application may well be an Envoy. The control plane's own listener answers ``/ready`` and 404,
+    and no TLS without its certificate (Kuma 2.13, measured), which is as it should be.
 
     What requests cannot guess, a path, a host name or a header that a route demands, is looked for in the configuration
-    that Envoy runs. Not asked: UDP (HTTP/3).
+    that Envoy runs. Not covered: UDP (HTTP/3).
 
     Where no descriptor or memory is left to ask with, it waits until there is: that proves nothing.
     """
@@ -168,7 +168,7 @@ def _reached_at(host: str, local: list[str]) -> set[str]:
     """The addresses at which a socket that is bound to ``host`` is reached."""
     if host not in WILDCARDS:
         return {one for one in local if one.partition("%")[0] == host} or {host}
-    # A wildcard of IPv6 takes IPv4 too, unless it was told not to: ask both. Every interface has an address
+    # A wildcard of IPv6 takes IPv4 too, unless that is switched off: try both. Every interface has an address
     # with a zone, and behind a wildcard all are one socket: one of them is enough.
     zoned = itertools.islice((one for one in local if "%" in one), 1) if host == ANY_IPV6 else ()
     return {*zoned, *(one for one in local if "%" not in one and (host == ANY_IPV6 or ":" not in one))}

@@ -51,7 +51,7 @@ class Pulse:
     async def feel(self, pid: int, admin: AdminAddress | None) -> float:
         """Ask once; returns the pause until the next question in seconds.
 
-        ``admin`` None: it cannot be asked now. One that is stopped (SIGSTOP) is seen all the same.
+        ``admin`` None: it cannot be queried now. One that is stopped (SIGSTOP) is seen all the same.
         """
         if pid != self._pid:
             self.forget()

@@ -32,7 +32,7 @@ class Server:
         *,
         name: str = "gRPC",
     ) -> None:
-        """``handlers``: by path, each given the call and the peer's pid; ``allowed`` is asked with the peer's uid.
+        """``handlers``: by path, each given the call and the peer's pid; ``allowed`` is called with the peer's uid.
 
         Connections have places under this ``name`` (`kumadp.host.accept.Door`).
         """

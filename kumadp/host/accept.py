@@ -36,7 +36,7 @@ _NOTHING = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR})
 
 
 class Guest(Protocol):
-    """A connection's protocol (`asyncio.Protocol`) that can be told to go."""
+    """A connection's protocol (`asyncio.Protocol`) that can be closed from outside."""
 
     def may_go(self) -> bool:
         """Whether nothing is being done for it: it is idle, or has not sent all it wants."""
@@ -119,7 +119,7 @@ def doors() -> dict[str, dict[str, int]]:
 class Acceptor:
     """Accepts on a listening socket, which stays its owner's.
 
-    ``make`` gives the protocol of a connection, a `Guest`, and hears what to call when that has ended.
+    ``make`` gives the protocol of a connection, a `Guest`, and gets what to call when that has ended.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class Identity(msgspec.Struct, frozen=True):
 def identity_of(pid: int) -> Identity | None:
     """The living process of that number; None when there is none, or only its remains wait to be reaped.
 
-    Raises OSError where that cannot be found out, as with too many open files.
+    Raises OSError where that cannot be determined, as with too many open files.
     """
     try:
         after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
@@ -50,7 +50,7 @@ def identity_of(pid: int) -> Identity | None:
 def start_time_of(pid: int) -> int | None:
     """When the process of that number was started, in clock ticks since boot, also when it has ended unreaped.
 
-    Raises OSError where that cannot be found out.
+    Raises OSError where that cannot be determined.
     """
     try:
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])

@@ -1,6 +1,6 @@
 """Files and folders that only we may have written, in folders where somebody else may have put something.
 
-A folder of another user (root may be told to work in one) can hold symbolic links, hard links and FIFOs with the names
+A folder of another user (root may work in one) can hold symbolic links, hard links and FIFOs with the names
 of our files. No link is followed, a FIFO is never waited for, and what is opened is checked before it is read.
 """
 

@@ -138,7 +138,7 @@ def bind_owner_only(sock: socket.socket, path: Path) -> None:
     """Bind a Unix socket, whose file has mode 0600 from the first moment on. Raises OSError.
 
     Linux gives the file the mode of the socket itself (unix_bind), so that nothing is changed by its name, which
-    somebody else may have taken meanwhile.
+    somebody else may have taken in between.
     """
     os.fchmod(sock.fileno(), 0o600)
     sock.bind(str(path))

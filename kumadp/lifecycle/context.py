@@ -104,7 +104,7 @@ class Run:
         self.work = work
         if work.temporary and self.settings.on_parent_death == "keep" and self.before.work is None:
             raise WorkDirError(
-                "--on-parent-death=keep: the work directory is temporary, so no later kumadp would find what is kept",
+                "--on-parent-death=keep: the work directory is temporary, so no later kumadp could adopt its processes",
                 "name one with --work-dir",
             )
         self.keeps = self.keeps and not work.temporary

@@ -294,7 +294,7 @@ def _read_source(directory: Path) -> Fetched | None:
         return None
     except (OSError, Undecodable) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        log.warning("%s is not used: %s; the control plane is asked for the bootstrap", directory / SOURCE, reason)
+        log.warning("%s is not used: %s; the bootstrap is requested from the control plane", directory / SOURCE, reason)
         return None
 
 

@@ -43,7 +43,7 @@ class Daemon(Protocol):
         """Kill the children at once, without waiting."""
 
     def drain_steps(self, failed: bool) -> tuple[Step, ...]:
-        """What to do before the stop; ``failed``: we cannot go on, nobody told us to stop."""
+        """What to do before the stop; ``failed``: we cannot continue, and no stop was requested."""
 
     async def fail_health_checks(self) -> None:
         """Ask Envoy to fail its health checks."""

@@ -39,7 +39,7 @@ _TOLD = 5
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A data plane that may be asked: its control socket, the user whose it is, and its process.
+    """A data plane that may be queried: its control socket, the user whose it is, and its process.
 
     ``listed``: its socket is in none of the folders where this user's go by default.
     """
@@ -57,7 +57,7 @@ class Running:
 
 @dataclass(slots=True)
 class Search:
-    """What was found: ``running`` may be asked, ``others`` and ``ignored`` are told and left alone."""
+    """The result: ``running`` may be queried, ``others`` and ``ignored`` are reported and not queried."""
 
     running: list[Running] = field(default_factory=list)
     others: list[str] = field(default_factory=list)

@@ -117,7 +117,7 @@ def plan_dns(settings: Settings, coredns: Path | None, transparent: TransparentP
 
 
 def names_expected(settings: Settings, resource: Resource | None, transparent: TransparentProxy | None) -> bool:
-    """Whether the control plane may send names at all, as far as that is known before it is asked.
+    """Whether the control plane may send names at all, as far as that is known before the request.
 
     Kuma 2.11 to 2.14 send them where ``dataplaneConfig`` of the request or ``transparentProxying`` of the Dataplane
     redirects traffic, and never with bound outbounds; 2.8 to 2.10 with ``transparentProxying`` alone (their dns

@@ -33,7 +33,7 @@ class Fingerprint:
 def fingerprint(memory: Memory, admin: AdminAddress) -> Fingerprint:
     """Of clusters and endpoints only those count that may be the admin or of a kind whose address is not in them.
 
-    A mesh's clusters and endpoints change all the time, and an application is not to be asked each time. May be slow.
+    A mesh's clusters and endpoints change all the time, and an application must not get requests then. May be slow.
     """
     mark = b"\x18" + varint(admin.port) if isinstance(admin, TcpAdmin) else admin.path.rpartition("/")[2].encode()
     found = Fingerprint()

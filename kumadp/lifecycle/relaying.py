@@ -243,7 +243,7 @@ def addresses(host: str, port: int, urls: Sequence[str]) -> tuple[tuple[str, int
     for url in urls:
         parts = urlsplit(url)
         named.append((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)))
-    # The control plane knows the name that it was asked by: without final dot and zone, which dialling needs.
+    # The control plane knows the name in the request: without final dot and zone, which dialling needs.
     names = [(server_name(name), number) for name, number in named]
     if (server_name(host), port) not in names:
         return ((host, port),)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.lifecycle")
 
-# How often Envoy's DNS filter is asked whether it is there, also once Envoy serves without one, and how long it may
+# How often Envoy's DNS filter is probed, also once Envoy serves without one, and how long it may
 # take (seconds).
 _ASK_AGAIN, _ASK_RARELY = 0.2, 10.0
 _FILTER = 0.5
@@ -89,7 +89,7 @@ class Resolving:
         servers = ", ".join(with_port(host, port) for host, port in upstreams.servers)
         options = f" ({', '.join(conf.options)})" if conf.options else ""
         if servers:
-            log.info("other names are asked of %s%s", servers, options)
+            log.info("other names are forwarded to %s%s", servers, options)
         else:
             log.warning("other names are unknown: %s names no server but kumadp itself", self._resolv_conf)
 

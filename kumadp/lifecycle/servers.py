@@ -37,7 +37,7 @@ NAME_DEADLINE = 5.0
 async def resolved_probes(
     settings: Settings, resource: Resource | None, environ: Mapping[str, str], status: Status
 ) -> ProbesPlan | None:
-    """Where virtual probes are served, by address; None where they are not, the reason being told.
+    """Where virtual probes are served, by address; None where they are not, with the reason logged.
 
     Raises SettingsError where an address that was named for them cannot be resolved.
     """

@@ -122,7 +122,7 @@ class Status:
             self._was_ready = False
 
     def forget_ready(self) -> None:
-        """What a previous kumadp found ready is so no longer."""
+        """What was ready under a previous kumadp is so no longer."""
         self._was_ready = False
 
     def note_version(self, program: str, version: str) -> None:

@@ -104,7 +104,7 @@ def escaping_of(accept: str, form: Format) -> str:
 
 
 def accept_for_sources(accept: str) -> str:
-    """What of a scraper's ``Accept`` sources are asked: the formats that are merged here, which protobuf is not.
+    """What of a scraper's ``Accept`` is sent to sources: the formats that are merged here, which protobuf is not.
 
     A wildcard stays out as well, since it allows whatever a source likes best.
     """

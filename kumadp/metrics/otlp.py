@@ -127,7 +127,7 @@ class Mapper:
                     self._histograms(one, part, open_series)
                     if len(open_series) >= self._patience:
                         self._close(last, open_series, all_of_them=False)
-                        # Those that stay are not looked at anew each time.
+                        # Those that stay are not looked at again each time.
                         self._patience = max(_OPEN, 2 * len(open_series))
                 if self._size >= BATCH:
                     yield from self._message()

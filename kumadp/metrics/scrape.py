@@ -54,7 +54,7 @@ class Result:
 
 @dataclass(slots=True)
 class Other:
-    """A source that is read whole before it is told: ``only`` are beginnings of the names wanted, empty for all.
+    """A source that is read whole before it is written: ``only`` are beginnings of the names wanted, empty for all.
 
     ``rewritten``: kuma-dp parses its text and writes it, instead of passing it on.
     """
@@ -114,7 +114,7 @@ class Other:
             raise TooMany("its families are not grouped, and come in too many pieces")
 
     def changed(self, piece: Piece) -> Piece:
-        """With the labels, and where kuma-dp writes the source anew with bounds as it writes them."""
+        """With the labels, and where kuma-dp rewrites the source with bounds as it writes them."""
         return self.labels.add(with_go_bounds(piece) if self.rewritten else piece)
 
     def _fail(self, why: str) -> None:

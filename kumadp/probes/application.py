@@ -98,7 +98,7 @@ class ProbeProxy:
 
     @contextlib.asynccontextmanager
     async def _slot(self, port: int) -> AsyncIterator[None]:
-        """In here one of the probes of an application; nothing is kept for ports that nobody asks for."""
+        """In here one of the probes of an application; nothing is stored for ports without requests."""
         slots, users = self._slots.setdefault(port, (asyncio.Semaphore(PER_APPLICATION), [0]))
         users[0] += 1
         try:

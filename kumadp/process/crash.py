@@ -77,7 +77,7 @@ class Crashes:
         self._folder = folder
         self._facts = facts
         self.failed: Callable[[str], None] = lambda _reason: None
-        """Called with the reason why a record is not kept, and with an empty text once one is."""
+        """Called with the reason why a record is not written, and with an empty text once one is."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.newest = ""
         self.last: Crash | None = None

@@ -80,7 +80,7 @@ def main() -> None:
     for kind, soft in ((resource.RLIMIT_CORE, sys.argv[5]), (resource.RLIMIT_NOFILE, sys.argv[6])):
         if soft:
             resource.setrlimit(kind, (int(soft), resource.getrlimit(kind)[1]))
-    # kumadp holds back signals while it is replaced, and a program that was started meanwhile would never get them.
+    # kumadp holds back signals while it is replaced, and a program that was started in between would never get them.
     libc.sigprocmask(SIG_SETMASK, NO_SIGNALS, None)
     # Python ignores these two for itself, and execve(2) would hand that on.
     for ignored in (SIGPIPE, SIGXFSZ):

@@ -118,7 +118,7 @@ class LogPump:
         """Throw away what is too far ahead; whether it was."""
         lost = 0
         size = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)
-        # What is written meanwhile is for the next turn of the loop.
+        # What is written in between is for the next turn of the loop.
         while lost <= size and self._waiting() > size // 2:
             lost += len(os.read(self._descriptor, MAX_LINE))
         if not lost:

@@ -86,8 +86,8 @@ class NotKept(KumadpError):
 class LastGoodStore:
     """Keeps the last good configuration in ``directory``, which must be private; ``max_age`` in seconds.
 
-    ``content`` is asked on the event loop right before each write; None means that there is nothing yet. ``failed`` is
-    called there with the reason why it cannot be kept, with an empty text once it is.
+    ``content`` is called on the event loop right before each write; None means that there is nothing yet. ``failed`` is
+    called there with the reason why it cannot be written, with an empty text once it is.
     """
 
     def __init__(

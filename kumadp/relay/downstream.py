@@ -79,5 +79,5 @@ async def _write(call: Call, pending: _Pending) -> None:
         while True:
             data, more = await pending.take()
             await call.send(data, more=more)
-            # Not to be kept until the next one comes.
+            # Not to be held until the next one comes.
             del data

@@ -115,7 +115,7 @@ class Machine:
         return self._serve_all(subscription)
 
     def upstream_refused(self, outline: Outline, reason: str) -> list[Action]:
-        """A DiscoveryResponse that was not kept: refuse it in our own name; Envoys go on with what they have."""
+        """A DiscoveryResponse that was dropped: reject it in our own name; Envoys keep what they have."""
         subscription = self._subscriptions.get(outline.type_url)
         if not self._up.is_open or subscription is None:
             return [Note(f"the control plane sent {outline.type_url}, which nobody asked for")]

@@ -135,7 +135,7 @@ class Subscription:
         self.settled, self.trial = False, None
 
     def dropped(self, nonce: str) -> None:
-        """The control plane has sent a response that was not kept; it is still to be answered."""
+        """The control plane has sent a response that was dropped; it is still to be answered."""
         self.nonce, self.open = nonce, True
         self.rejections += 1
 

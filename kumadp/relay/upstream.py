@@ -251,7 +251,7 @@ class Upstream:
                         await self._listener.upstream_message(data)
                     elif not self._listener.upstream_oversized(data):
                         raise Ended(None, f"a message of {data.size} bytes, which cannot be read")
-                    # Not to be kept until the next one comes.
+                    # Not to be held until the next one comes.
                     del data
             except BaseException as error:
                 # A refusal leaves no stream behind; whatever else ends one, the control plane has to notice.

@@ -20,7 +20,7 @@ class BadExpression(ValueError):
 
 
 def compiled(expression: bytes) -> Callable[[bytes], object]:
-    """A search for ``expression`` in bytes, which gives something true where it is found; raises BadExpression."""
+    """A search for ``expression`` in bytes, which gives something true where it matches; raises BadExpression."""
     import re2
 
     if len(expression) > LONGEST:

@@ -55,7 +55,7 @@ def test_a_file_that_is_not_there_or_cannot_be_read_names_no_server(tmp_path: Pa
         assert conf.servers == DEFAULT_SERVERS
         assert len(conf.notes) == 1
         assert why in conf.notes[0]
-        assert "127.0.0.1 and ::1 are asked" in conf.notes[0]
+        assert "127.0.0.1 and ::1 are queried" in conf.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_options_that_are_not_applied_are_named() -> None:
     everyday = "ndots:5 edns0 trust-ad inet6 no-aaaa debug no-check-names no-tld-query single-request-reopen"
     assert parse(f"nameserver 10.0.0.1\noptions {everyday}").notes == ()
     assert parse("options single-request\noptions no-reload fastest\x1b").notes == (
-        "line 1: option single-request has no effect: A and AAAA are asked as the clients ask them",
+        "line 1: option single-request has no effect: A and AAAA are queried as the clients query them",
         "line 2: option no-reload has no effect: a change is always followed",
         "line 2: option 'fastest\\x1b' is not known",
     )

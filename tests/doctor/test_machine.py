@@ -61,7 +61,7 @@ def test_name_servers(tmp_path: Path) -> None:
         with contextlib.closing(NameServer(port=53)):
             file.write_text("search mesh\n")
             assert look(machine.resolv_conf(file)) == [
-                ("warning", f"{file} names no server: 127.0.0.1 and ::1 are asked"),
+                ("warning", f"{file} names no server: 127.0.0.1 and ::1 are queried"),
             ]
 
     on_its_own_network(work)
@@ -79,7 +79,7 @@ def test_options_and_link_local_servers(tmp_path: Path) -> None:
             ]
             assert server.asked == 1
         file.write_text("nameserver fe80::17%nowhere\n")
-        assert look(machine.resolv_conf(file))[1][1].startswith("fe80::17%nowhere cannot be asked: ")
+        assert look(machine.resolv_conf(file))[1][1].startswith("fe80::17%nowhere cannot be queried: ")
 
     on_its_own_network(work)
 
@@ -102,7 +102,7 @@ def test_servers_that_are_asked_by_tcp(tmp_path: Path) -> None:
         server.close()
         return [text.replace(names[1], "UDP") for text in found[1:]]
 
-    assert asyncio.run(ask()) == ["options use-vc", "UDP cannot be asked: Connection refused"]
+    assert asyncio.run(ask()) == ["options use-vc", "UDP cannot be queried: Connection refused"]
 
 
 def test_kumadp_s_own_answer_is_no_name_server_s(tmp_path: Path) -> None:
@@ -168,9 +168,9 @@ def test_name_servers_that_answer_and_that_do_not(tmp_path: Path, monkeypatch: p
     file.write_text("".join(f"nameserver {name}\n" for name in servers))
     assert look(machine.resolv_conf(file)) == [
         ("ok", f"{file}: {', '.join(servers)}"),
-        ("warning", "1 of these servers are never asked by the C library"),
+        ("warning", "1 of these servers are never queried by the C library"),
         ("warning", f"{silent.name} does not answer within 1 s"),
-        ("warning", f"{nobody} cannot be asked: Connection refused"),
+        ("warning", f"{nobody} cannot be queried: Connection refused"),
     ]
     assert (good.asked, fourth.asked) == (1, 0)
     for server in (good, silent, fourth):
