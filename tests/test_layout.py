@@ -12,16 +12,17 @@ PACKAGE = ROOT / "kumadp"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each package may import of ours; the lowest first.
-PURE = {"addresses", "decoding", "errors", "yamltext", "resources", "bootstrap", "settings"}
+PURE = {"addresses", "decoding", "durations", "errors", "yamltext", "resources", "bootstrap", "settings"}
 PRIMITIVES = {"host", "process", "grpc"}
 FEATURES = {"accesslog", "controlplane", "envoy", "dns", "dynconf", "metrics", "otel", "probes", "relay", "standalone"}
 ALLOWED: dict[str, set[str]] = {
     "addresses": set(),
     "decoding": set(),
+    "durations": set(),
     "errors": set(),
     "yamltext": set(),
-    "resources": {"addresses", "errors", "yamltext"},
-    "settings": {"addresses", "errors", "yamltext"},
+    "resources": {"addresses", "durations", "errors", "yamltext"},
+    "settings": {"addresses", "durations", "errors", "yamltext"},
     "bootstrap": {"addresses", "decoding", "errors", "yamltext"},
     "host": PURE,
     "process": PURE | {"host"},

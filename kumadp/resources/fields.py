@@ -11,10 +11,8 @@ from typing import Literal
 
 Kind = Literal["text", "integer", "boolean", "enum", "duration", "message", "list", "tags", "mapping", "free"]
 
-# The schema's pattern for serviceProbe.interval and timeout.
-DURATION_PATTERN = r"^([0-9]+\.?[0-9]*|\.[0-9]+)s$"
-# Seconds that a duration of protobuf holds (google.protobuf.Duration).
-LONGEST_DURATION = 315_576_000_000
+# The schema's pattern for serviceProbe.interval and timeout: Kuma 2.8 to 2.14 reads them with Go's time.ParseDuration.
+DURATION_PATTERN = r"^\+?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ BACKEND_REF = Message(
     (
         Field("kind", "text", "Kind of the target: MeshService."),
         Field("name", "text", "Name of the target."),
-        _port("port", "Port of the target."),
+        _port("port", "Port of the target.", 0),
         Field("labels", "tags", "Labels of the target (2.9)."),
     ),
 )

@@ -9,15 +9,14 @@ from typing import Any
 import yaml
 
 from kumadp import yamltext
+from kumadp.durations import parse_nanoseconds
 from kumadp.errors import Problem
-from kumadp.resources.fields import LONGEST_DURATION, Field, Message
+from kumadp.resources.fields import Field, Message
 
 MAX_TEXT = 1 << 20
 BOUNDS = yamltext.Bounds(size=MAX_TEXT, depth=60)
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-# `DURATION_PATTERN` without its backtracking, which takes quadratic time.
-_DURATION = re.compile(r"(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)s")
 # Unknown fields that are noted, and of which one that is near is looked for: each costs a comparison with all.
 _MOST_NOTES = 100
 _MOST_HINTS = 20
@@ -149,12 +148,10 @@ class Parser:
         if field.kind == "enum":
             return self._enum(text, field, path, node.start_mark)
         if field.kind == "duration":
-            if not _DURATION.fullmatch(text):
-                hint = f"write {text}s" if _INTEGER.fullmatch(text) else "write seconds, like 0.5s or 10s"
-                self._say(path, f"{text!r} is not a duration", node.start_mark, hint)
-                return None
-            if float(text[:-1]) > LONGEST_DURATION:
-                self._say(path, "is too long a duration", node.start_mark, f"at most {LONGEST_DURATION}s")
+            try:
+                parse_nanoseconds(text)
+            except ValueError as error:
+                self._say(path, f"{text[:60]!r} {error}", node.start_mark)
                 return None
             return text
         if not _INTEGER.fullmatch(text) or len(text) > 12:

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from kumadp.durations import SECOND, parse_nanoseconds
+
 
 class _Message(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """Fields in snake_case here, in camelCase on the wire; unknown ones are ignored here and kept in the tree."""
@@ -196,5 +198,5 @@ SPECS: dict[str, type[Dataplane | ZoneIngress | ZoneEgress]] = {
 
 
 def seconds(duration: str, default: float) -> float:
-    """Seconds of a duration such as ``0.5s``, ``.3s`` or ``1.s``; ``default`` where it is empty."""
-    return float(duration[:-1]) if duration else default
+    """Seconds of a Go duration such as ``1m`` or ``.3s``; ``default`` if it is empty."""
+    return parse_nanoseconds(duration) / SECOND if duration else default

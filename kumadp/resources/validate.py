@@ -27,10 +27,7 @@ PROTOCOL = "kuma.io/protocol"
 PROTOCOLS = ("tcp", "http", "http2", "grpc", "kafka")
 _MORE_PROTOCOLS = ("tls", "mysql")
 LOOPBACK = "127.0.0.1"
-_NAME = re.compile(
-    r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?"
-)
-_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 _MESH = re.compile(r"[0-9a-z_.-]{1,253}")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})|[\x00-\x1f\x7f]")
 _LONGEST_ADDRESS = 255
@@ -160,6 +157,9 @@ class _Check:
             self.say("name", "is missing", "give the resource a name")
         elif not _NAME.fullmatch(self.resource.name):
             self.say("name", f"{self.resource.name!r} is not a name", "lower-case letters, digits, - and .")
+        elif "_" in self.resource.name:
+            # Control planes of 2.13 and 2.14 accept it in a bootstrap request, but not kuma-dp nor their API.
+            self.note("name", f"{self.resource.name!r} has an underscore, which only Kuma 2.8 accepts everywhere", "")
         if self.resource.kind == "Dataplane" and not self.resource.mesh:
             self.say("mesh", "is missing", "most installations have mesh: default")
         elif self.resource.mesh and not _MESH.fullmatch(self.resource.mesh):
@@ -174,7 +174,7 @@ class _Check:
         if networking.gateway is not None:
             self.gateway(networking.gateway, spec)
         elif not networking.inbound and not networking.listeners:
-            self.say("networking.inbound", "there is no inbound and no gateway", "name at least one inbound")
+            self.note("networking.inbound", "there is no inbound and no gateway", "accepted since Kuma 2.14 only")
         for index, inbound in enumerate(networking.inbound):
             self.inbound(f"networking.inbound[{index}]", networking, inbound)
         for index, outbound in enumerate(networking.outbound):
@@ -210,7 +210,8 @@ class _Check:
         if (
             inbound.service_address
             and not redirected
-            and target == (inbound_address(networking, inbound), inbound.port)
+            and target[1] == inbound.port
+            and target[0] in {inbound_address(networking, inbound), networking.address}
         ):
             self.say(
                 f"{path}.servicePort",
@@ -220,7 +221,7 @@ class _Check:
         probe = inbound.service_probe
         if probe is not None:
             for name, value in (("interval", probe.interval), ("timeout", probe.timeout)):
-                if value and seconds(value, 1) < 1e-9:
+                if seconds(value, 1) <= 0:
                     self.say(f"{path}.serviceProbe.{name}", f"{value} is not more than 0", "write one like 1s")
 
     def outbound(self, path: str, outbound: Outbound) -> None:
@@ -274,22 +275,24 @@ class _Check:
     def zone_proxy(self, spec: ZoneIngress | ZoneEgress) -> None:
         networking = spec.networking
         self.required_port("networking", networking.port)
-        self.address("networking.address", networking.address, required=isinstance(spec, ZoneIngress))
+        self.address("networking.address", networking.address)
         self.address("networking.advertisedAddress", networking.advertised_address)
         one_of_two = bool(networking.advertised_address) != bool(networking.advertised_port)
         if one_of_two and isinstance(spec, ZoneIngress):
             self.say("networking", "advertisedAddress and advertisedPort go together", "give both or none")
 
     def tags(self, path: str, tags: Mapping[str, str], *, protocols: tuple[str, ...]) -> None:
-        if not tags.get(SERVICE):
+        if not tags:
+            self.note(path, "are missing", "accepted since Kuma 2.14 only, where inbound tags are disabled")
+        elif not tags.get(SERVICE):
             self.say(f'{path}["{SERVICE}"]', "is missing", "every inbound and gateway names its service")
         if ZONE in tags:
-            self.say(f'{path}["{ZONE}"]', "cannot be set", "the control plane sets it")
+            self.note(f'{path}["{ZONE}"]', "is replaced by the control plane's own zone", "")
         accepted = {*protocols, *_MORE_PROTOCOLS} if len(protocols) > 1 else set(protocols)
         if PROTOCOL in tags and tags[PROTOCOL].lower() not in accepted:
             right = f"one of {', '.join(protocols)}" if len(protocols) > 1 else protocols[0]
             self.say(f'{path}["{PROTOCOL}"]', f"{tags[PROTOCOL]!r} is not known", right)
-        self.tag_characters(path, {name: value for name, value in tags.items() if name not in {ZONE, PROTOCOL}})
+        self.tag_characters(path, {name: value for name, value in tags.items() if name != PROTOCOL})
 
     def tag_characters(self, path: str, tags: Mapping[str, str]) -> None:
         for name, value in tags.items():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
+from kumadp.durations import in_seconds, parse_nanoseconds
 from kumadp.resources.types import Dataplane
 
 if TYPE_CHECKING:
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from kumadp.resources.load import Resource
 
 _NEVER = "0001-01-01T00:00:00Z"
+_SECONDS = re.compile(r"[0-9]++(?:\.[0-9]{1,9}+)?+s")
 _META = frozenset({"type", "mesh", "name", "labels", "creationTime", "modificationTime"})
 _KRI_KIND = {"Dataplane": "dp", "ZoneIngress": "zi", "ZoneEgress": "ze"}
 
@@ -38,8 +41,8 @@ def request_json(resource: Resource, *, without: frozenset[str] = frozenset({"pr
 def _with_durations(networking: Mapping[str, Any]) -> dict[str, Any]:
     """``networking`` with the durations of serviceProbe as protobuf's JSON takes them.
 
-    The schema's own pattern allows ``.3s``, ``1.s`` and more than nine decimals, which spoil the whole configuration in
-    Envoy.
+    Kuma reads ``1m``, ``.3s``, ``1.s`` and more than nine decimals too, kuma-dp sends seconds, and Envoy refuses
+    the whole configuration with any other form.
     """
     made = dict(networking)
     if "inbound" in made:
@@ -57,7 +60,6 @@ def _with_probe(inbound: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _duration(value: Any) -> Any:
-    if isinstance(value, str) and value.endswith("s"):
-        whole, dot, rest = value[:-1].partition(".")
-        return f"{whole or '0'}.{rest[:9]}s" if dot and rest else f"{whole or '0'}s"
+    if isinstance(value, str) and not _SECONDS.fullmatch(value):
+        return in_seconds(parse_nanoseconds(value))
     return value

@@ -5,26 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from kumadp.durations import NANOSECONDS, SECOND, decimal, parse_nanoseconds
+
 if TYPE_CHECKING:
     from kumadp.settings.option import Kind
 
 _SPANS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
-_NANOSECONDS = {
-    "ns": 1,
-    "us": 10**3,
-    "µs": 10**3,
-    "μs": 10**3,
-    "ms": 10**6,
-    "s": 10**9,
-    "m": 60 * 10**9,
-    "h": 3600 * 10**9,
-}
-# Possessive: a digit that was taken is not given back, else the time grows exponentially with the text.
-_PART = re.compile(r"([0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(ns|us|µs|μs|ms|s|m|h)")
-_DURATION = re.compile(rf"[+-]?+(?:{_PART.pattern})++")
-_BARE_NUMBER = re.compile(r"[0-9]++(?:\.[0-9]*+)?+")
-_LONGEST_DURATION = 200
-_LONGEST = 2**63 - 1  # nanoseconds: what Go's time.Duration holds
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
@@ -35,21 +21,10 @@ class BadValue(ValueError):
 
 def parse_duration(text: str) -> float:
     """Seconds of a Go duration such as ``1m30s``, ``500ms``, ``1.5h`` or ``0`` (Go: time.ParseDuration)."""
-    if text in {"0", "+0", "-0"}:
-        return 0.0
-    if len(text) > _LONGEST_DURATION or not _DURATION.fullmatch(text):
-        hint = f"; did you mean {text}s?" if len(text) < 20 and _BARE_NUMBER.fullmatch(text) else ""
-        raise BadValue(f"is not a duration, write one like 1m30s or 500ms{hint}")
-    total = sum(_count(number, _NANOSECONDS[unit]) for number, unit in _PART.findall(text))
-    if total > _LONGEST:
-        raise BadValue("is longer than 292 years")
-    return (-1 if text.startswith("-") else 1) * total / 10**9
-
-
-def _count(number: str, unit: int) -> int:
-    """Nanoseconds, in whole numbers: in floats 0.1s and 100ms need not be the same."""
-    whole, _, fraction = number.partition(".")
-    return int(whole or 0) * unit + (int(fraction or 0) * unit) // int(10 ** len(fraction))
+    try:
+        return parse_nanoseconds(text) / SECOND
+    except ValueError as error:
+        raise BadValue(str(error)) from None
 
 
 def write_duration(seconds: float) -> str:
@@ -59,18 +34,12 @@ def write_duration(seconds: float) -> str:
     if count == 0:
         return "0s"
     if count < 10**9:
-        unit = next(unit for unit in ("ms", "us", "ns") if count >= _NANOSECONDS[unit])
-        return f"{sign}{_decimal(count, _NANOSECONDS[unit])}{unit}"
-    minutes, rest = divmod(count, _NANOSECONDS["m"])
+        unit = next(unit for unit in ("ms", "us", "ns") if count >= NANOSECONDS[unit])
+        return f"{sign}{decimal(count, NANOSECONDS[unit])}{unit}"
+    minutes, rest = divmod(count, NANOSECONDS["m"])
     parts = ((minutes // 60, "h"), (minutes % 60, "m"))
     whole = "".join(f"{number}{unit}" for number, unit in parts if number)
-    return sign + whole + (f"{_decimal(rest, 10**9)}s" if rest else "")
-
-
-def _decimal(count: int, unit: int) -> str:
-    whole, rest = divmod(count, unit)
-    fraction = f"{rest:0{len(str(unit)) - 1}d}".rstrip("0")
-    return f"{whole}.{fraction}" if fraction else str(whole)
+    return sign + whole + (f"{decimal(rest, 10**9)}s" if rest else "")
 
 
 def lasting(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kumadp.errors import Problem
+from kumadp.resources.validate import SERVICE
 
 if TYPE_CHECKING:
     from kumadp.resources.load import Resource
@@ -27,6 +28,15 @@ def refusals(resource: Resource, spec: Dataplane) -> list[Problem]:
         refuse("networking.gateway.type", "a builtin gateway needs a control plane", "use DELEGATED, or --cp-address")
     if networking.transparent_proxying is not None:
         refuse("networking.transparentProxying", "needs a control plane", "take it out, or use --cp-address")
+    if networking.gateway is None and not networking.inbound and not networking.listeners:
+        refuse(
+            "networking.inbound", "there is no inbound and no gateway", "name at least one inbound, or use --cp-address"
+        )
+    tags = [(f"networking.inbound[{index}]", inbound.tags) for index, inbound in enumerate(networking.inbound)]
+    if networking.gateway is not None:
+        tags.append(("networking.gateway", networking.gateway.tags))
+    for path in (path for path, tagged in tags if not tagged):
+        refuse(f'{path}.tags["{SERVICE}"]', "is missing", "name the service, or use --cp-address")
     for index, inbound in enumerate(networking.inbound):
         # Kuma 2.13: without servicePort and serviceAddress the inbound's own port and address are meant.
         same_port = inbound.service_port in {0, inbound.port}
@@ -37,8 +47,8 @@ def refusals(resource: Resource, spec: Dataplane) -> list[Problem]:
         path = f"networking.outbound[{index}]"
         if outbound.backend_ref is not None:
             refuse(f"{path}.backendRef", "needs a control plane", "name the service by tags")
-        elif outbound.tags.get("kuma.io/service", "").startswith(_OUR_CLUSTERS):
-            refuse(f'{path}.tags["kuma.io/service"]', "is a name that kumadp uses itself", "name the service otherwise")
+        elif outbound.tags.get(SERVICE, "").startswith(_OUR_CLUSTERS):
+            refuse(f'{path}.tags["{SERVICE}"]', "is a name that kumadp uses itself", "name the service otherwise")
     if networking.listeners:
         refuse("networking.listeners", "a zone proxy needs a control plane", "take them out, or use --cp-address")
     for path, message, hint in _metrics(spec):

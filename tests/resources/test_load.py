@@ -267,7 +267,7 @@ def test_the_schema_is_one_and_takes_what_we_take() -> None:
     for wrong in (
         FULL.replace("port: 11011", "port: 70000"),
         FULL.replace("NotReady", "Sleepy"),
-        FULL.replace("interval: 5s", "interval: 5m"),
+        FULL.replace("interval: 5s", "interval: 5d"),
         FULL.replace("type: Dataplane", "type: Datapane"),
     ):
         assert not validator.is_valid(yaml.safe_load(wrong))

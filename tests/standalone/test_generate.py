@@ -241,6 +241,15 @@ def test_clashes_of_one_configuration_are_named(tmp_path: Path, change: dict[str
             "networking.transparentProxying: needs a control plane",
         ),
         (ours(inbounds=[inbound(18080)]), "networking.inbound[0].servicePort: the inbound would forward to itself"),
+        (dataplane("web", []), "networking.inbound: there is no inbound and no gateway"),
+        (
+            ours(inbounds=[{"port": 18080, "servicePort": 8080}]),
+            'networking.inbound[0].tags["kuma.io/service"]: is missing',
+        ),
+        (
+            dataplane("web", [], networking={"gateway": {"type": "DELEGATED"}}),
+            'networking.gateway.tags["kuma.io/service"]: is missing',
+        ),
         (ours(outbound(10001, "kuma_envoy_admin")), "is a name that kumadp uses itself"),
         (ours(metrics={"type": "prometheus", "conf": {"port": "abc"}}), "metrics.conf.port: 'abc' is not a port"),
         (ours(address="no-such-host.invalid"), "networking.address: no-such-host.invalid"),

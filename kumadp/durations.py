@@ -1,0 +1,55 @@
+"""Durations as Go writes them: ``1m30s``, ``500ms``, ``1.5h`` (Go: time.ParseDuration)."""
+
+from __future__ import annotations
+
+import re
+
+SECOND = 10**9
+NANOSECONDS = {
+    "ns": 1,
+    "us": 10**3,
+    "µs": 10**3,
+    "μs": 10**3,
+    "ms": 10**6,
+    "s": SECOND,
+    "m": 60 * SECOND,
+    "h": 3600 * SECOND,
+}
+# Possessive: a digit that was taken is not given back, else the time grows exponentially with the text.
+_PART = re.compile(r"([0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(ns|us|µs|μs|ms|s|m|h)")
+_DURATION = re.compile(rf"[+-]?+(?:{_PART.pattern})++")
+_BARE_NUMBER = re.compile(r"[0-9]++(?:\.[0-9]*+)?+")
+_LONGEST_TEXT = 200
+_LONGEST = 2**63 - 1  # nanoseconds: what Go's time.Duration holds
+
+
+def parse_nanoseconds(text: str) -> int:
+    """Nanoseconds of a Go duration, less than 0 with a minus; raises ValueError with what would be right."""
+    if text in {"0", "+0", "-0"}:
+        return 0
+    if len(text) > _LONGEST_TEXT or not _DURATION.fullmatch(text):
+        hint = f"; did you mean {text}s?" if len(text) < 20 and _BARE_NUMBER.fullmatch(text) else ""
+        raise ValueError(f"is not a duration, write one like 1m30s or 500ms{hint}")
+    total = sum(_count(number, NANOSECONDS[unit]) for number, unit in _PART.findall(text))
+    if total > _LONGEST:
+        raise ValueError("is longer than 292 years")
+    return -total if text.startswith("-") else total
+
+
+def in_seconds(nanoseconds: int) -> str:
+    """The same in seconds alone, as protobuf's JSON has it: ``90s``, ``0.5s`` (google.protobuf.Duration)."""
+    sign = "-" if nanoseconds < 0 else ""
+    return f"{sign}{decimal(abs(nanoseconds), SECOND)}s"
+
+
+def decimal(count: int, unit: int) -> str:
+    """``count`` in a ``unit`` that is a power of ten, without zeros at the end."""
+    whole, rest = divmod(count, unit)
+    fraction = f"{rest:0{len(str(unit)) - 1}d}".rstrip("0")
+    return f"{whole}.{fraction}" if fraction else str(whole)
+
+
+def _count(number: str, unit: int) -> int:
+    """Nanoseconds, in whole numbers: in floats 0.1s and 100ms need not be the same."""
+    whole, _, fraction = number.partition(".")
+    return int(whole or 0) * unit + (int(fraction or 0) * unit) // int(10 ** len(fraction))
