@@ -155,8 +155,12 @@ def _addresses(item: Any) -> Iterator[Any]:
 
 
 def _private_listener(listener: Any) -> bool:
-    """Whether nobody but this host reaches it, or it is bound nowhere; what is not understood is public."""
-    return get(listener, "bindToPort") is False or all(map(_private_address, _addresses(listener)))
+    """Whether nobody but this host reaches it; what is not understood is public.
+
+    One that is not bound is no exception: a dynamic listener with use_original_dst leads others to it (Envoy docs:
+    Listener.use_original_dst), as Kuma's listener for redirected traffic does.
+    """
+    return all(map(_private_address, _addresses(listener)))
 
 
 def _private_address(address: Any) -> bool:

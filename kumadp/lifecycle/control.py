@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import stat
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,6 +154,9 @@ def _private_path(file: str, places: Iterable[Path]) -> Path:
             found = folder.lstat()
             private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
             if private and os.access(folder, os.W_OK):
+                if not path.is_socket():
+                    # A folder that can be written may be on a disk without room for another file.
+                    tempfile.NamedTemporaryFile(dir=folder, prefix=".").close()
                 return path
     raise OSError("no private directory for the control socket")
 

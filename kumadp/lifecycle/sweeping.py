@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.envoy.baseline import sweep as sweep_epochs
 from kumadp.host.sockets import remove_stale
-from kumadp.host.workdir import open_work_dir
+from kumadp.host.workdir import TOKEN, open_work_dir
 from kumadp.lifecycle.continuity import forget, left_in
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ def _remove(directory: Path) -> None:
     sweep_epochs(directory)
     forget(directory)
     remove_stale(directory)
-    with contextlib.suppress(OSError):
-        (directory / STATE_FILE).unlink(missing_ok=True)
+    for name in (STATE_FILE, TOKEN):
+        with contextlib.suppress(OSError):
+            (directory / name).unlink(missing_ok=True)
 
 
 def is_over(result: str, unit: str, environ: Mapping[str, str]) -> bool:

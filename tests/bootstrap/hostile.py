@@ -325,6 +325,14 @@ HOSTILE: dict[str, Tree] = {
             _endpoint(c).update(address=_admin_address()),
         )
     ),
+    "a listener that is reached by its original destination alone": _with(
+        lambda t, _l, c: (
+            t["staticResources"].update(
+                listeners=[static_listener("behind", 18443, "application", "0.0.0.0") | {"bindToPort": False}]
+            ),
+            _endpoint(c).update(address=_admin_address()),
+        )
+    ),
     "a listener in another network namespace": _with(
         lambda t, _l, c: (
             t["staticResources"].update(listeners=[static_listener("half", 18443, "application")]),

@@ -127,11 +127,11 @@ def test_a_merge_key_fills_in_what_is_not_there() -> None:
     assert set(parse_bootstrap(twice)["b"]) == {"x", "y"}
 
 
-def test_a_listener_that_is_bound_nowhere_is_private() -> None:
+def test_listeners_on_loopback_are_private() -> None:
     tree = public_bootstrap()
     tree["staticResources"] = {
         "listeners": [
-            static_listener("behind", 80, "way", "240.0.0.7") | {"bindToPort": False},
+            static_listener("behind", 80, "way") | {"bindToPort": False},
             static_listener("redirected", 18443, "way") | {"useOriginalDst": True},
             http_listener("inner", 18080, [{"filters": [manager("way")]}], "::1"),
         ],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import http.client
 import json
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,7 +27,6 @@ from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
     from kumadp.lifecycle.component import Component
     from kumadp.lifecycle.status import ReadyState
@@ -172,3 +173,19 @@ def test_a_folder_whose_name_leaves_no_room_is_passed_over(tmp_path: Path) -> No
     private.mkdir(mode=0o700)
     environment = {"RUNTIME_DIRECTORY": str(deep), "XDG_RUNTIME_DIR": str(private)}
     assert control_socket_path("web", environment).parent == private / "kumadp"
+
+
+def test_a_folder_without_room_for_another_file_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, work = tmp_path / "run", tmp_path / "work"
+    for folder in (full, work):
+        folder.mkdir(mode=0o700)
+    real = os.open
+
+    def without_room(path: str | os.PathLike[str], flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_CREAT and full in Path(path).parents:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", without_room)
+    monkeypatch.setattr(control, "folders", lambda _environ: [full])
+    assert control_socket_path("web", {}, work).parent == work

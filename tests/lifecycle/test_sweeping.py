@@ -6,10 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.lifecycle.sweeping import is_over
+from kumadp.host.private_file import write_private
+from kumadp.host.workdir import TOKEN
+from kumadp.lifecycle.sweeping import is_over, sweep
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+async def test_a_token_that_a_killed_kumadp_wrote_is_removed(tmp_path: Path) -> None:
+    write_private(tmp_path / TOKEN, b"x")
+    assert await sweep(tmp_path, 1.0) == []
+    assert not (tmp_path / TOKEN).exists()
 
 
 def systemctl(folder: Path, says: str, code: int = 0) -> dict[str, str]:
