@@ -177,6 +177,8 @@ _TOP = _fields(
     staticResources=_fields("secrets", listeners=_List(_LISTENER), clusters=_List(_CLUSTER)),
 )  # fmt: skip
 
+# Of a route's action, besides prefixRewrite: what asks for another path than the client did.
+_REWRITES = ("regexRewrite", "pathRewritePolicy", "pathRewrite")
 _UNKNOWN = "is not known to keep Envoy's admin private"
 HINT = "a static listener can be reached from outside: take it or this out of the bootstrap"
 
@@ -305,7 +307,11 @@ def of_control_plane(listener: Any, chain: Any, admin: AdminAddress) -> bool:
 def is_ready(route: Any) -> bool:
     """Whether a route carries ``/ready`` and nothing else to its cluster."""
     match, action = get(route, "match"), get(route, "route")
-    if get(action, "regexRewrite") is not None or get(action, "prefixRewrite") not in (None, "", "/ready"):
+    if any(get(action, name) is not None for name in _REWRITES) or get(action, "prefixRewrite") not in (
+        None,
+        "",
+        "/ready",
+    ):
         return False
     if get(match, "path") == "/ready":
         return True

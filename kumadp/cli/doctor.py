@@ -176,7 +176,7 @@ def _become(uid: int, pid: int) -> None:
     from kumadp.cli.rehearsal import import_all
 
     try:
-        lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()
+        lines = (Path("/proc") / str(pid) / "status").read_text(errors="replace").splitlines()
         fields = {name: values.split() for name, _, values in (line.partition(":") for line in lines)}
         group, groups = int(fields["Gid"][1]), [int(number) for number in fields["Groups"]]
     except (OSError, LookupError, ValueError):

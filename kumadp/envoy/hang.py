@@ -61,7 +61,7 @@ def main_thread_ticks(pid: int) -> int | None:
     Raises OSError where it cannot be read: too many open files say nothing about the process.
     """
     try:
-        text = Path(f"/proc/{pid}/task/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/task/{pid}/stat").read_text(errors="replace")
     except OSError as error:
         if is_gone(error):
             return None

@@ -109,8 +109,10 @@ async def _prove(pid: int, admin: AdminClient, only: Collection[tuple[str, int]]
 
 async def _prove_configuration(admin: AdminClient, bound: Collection[tuple[str, int]]) -> None:
     """Raise AdminExposed where Envoy's own configuration leads to the admin, whatever a request has to look like."""
+    if not bound:
+        return
     try:
-        found = await ways(admin, bound) if bound else []
+        found = await ways(admin, bound, await asyncio.to_thread(_outside))
     except (httpx.HTTPError, ValueError) as error:
         reason = str(error) or type(error).__name__
         log.warning("Envoy's configuration could not be checked for ways to its admin: %s", reason)
@@ -178,6 +180,14 @@ def _local_addresses() -> list[str]:
     """Addresses of this host, those of one link with their zone (RFC 4007), without which they lead nowhere."""
     found = itertools.chain.from_iterable(psutil.net_if_addrs().values())
     return sorted({entry.address for entry in found if entry.family in {socket.AF_INET, socket.AF_INET6}})
+
+
+def _outside() -> set[str]:
+    """Addresses at which other hosts find this one, and those that stand for all of them."""
+    return {
+        *WILDCARDS,
+        *(one for one in (text.partition("%")[0] for text in _local_addresses()) if not is_loopback(one)),
+    }
 
 
 def _listening(pid: int, admin: AdminAddress) -> set[tuple[str, int]]:

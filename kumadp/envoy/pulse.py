@@ -113,7 +113,7 @@ async def ask_state(admin: AdminAddress, timeout: float) -> str:
 def is_stopped(pid: int) -> bool:
     """Whether a process is stopped by a signal (proc_pid_stat(5)); False where that cannot be known."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return False
     return text.rpartition(")")[2].split()[:1] == ["T"]

@@ -17,38 +17,49 @@ from kumadp.bootstrap.harmless import is_ready, of_control_plane, reaches
 from kumadp.decoding import decode_json
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from kumadp.bootstrap.address import AdminAddress
     from kumadp.envoy.admin import AdminClient
 
 # Names in one pattern: a request line has a limit (Envoy: 60 KiB of headers).
 _AT_ONCE = 100
-_HTTP = "http_connection_manager.v3.HttpConnectionManager"
+# No cluster has this name: the client says which one.
+_ANY_CLUSTER = ""
 # Where a policy shows Envoy's metrics to a Prometheus (Kuma 2.8: Mesh.metrics).
 _METRICS = "/stats/prometheus"
 
 
-async def ways(admin: AdminClient, bound: Collection[tuple[str, int]]) -> list[str]:
-    """A line for each listener, of those bound to these hosts and ports, that leads to the admin.
+async def ways(admin: AdminClient, bound: Collection[tuple[str, int]], local: Collection[str] = ()) -> list[str]:
+    """A line for each listener that leads to the admin, of those bound to these hosts and ports or at a ``local`` host.
 
-    The control plane's own are left out: ``/ready``, what demands its certificate, and Prometheus' metrics. Raises
-    httpx.HTTPError, and ValueError where the admin answers something else.
+    A listener that is not bound is reached by whatever is redirected to one with use_original_dst, as with Kuma's
+    transparent proxy: ``local`` are the addresses at which other hosts find this one. The control plane's own are left
+    out: ``/ready``, what demands its certificate, and Prometheus' metrics. Raises httpx.HTTPError, and ValueError where
+    the admin answers something else.
     """
     try:
         statuses = decode_json((await admin.get("/listeners?format=json"))[1])["listener_statuses"]
-        names = [str(one["name"]) for one in statuses if any(place in bound for place in places_of(one))]
-        listeners = [get(one, "activeState", "listener") for one in await _dump(admin, "dynamic_listeners", names)]
-        wanted = {str(name) for listener in listeners for name in _route_names(listener)}
+        names = [
+            str(one["name"]) for one in statuses if any(place in bound or place[0] in local for place in places_of(one))
+        ]
+        listeners = [
+            get(one, "activeState", "listener") for one in await _dump(admin, "dynamic_listeners", _patterns(names))
+        ]
+        wanted = set(_route_names(listeners))
         routes = {
             str(get(one, "routeConfig", "name")): get(one, "routeConfig")
-            for one in await _dump(admin, "dynamic_route_configs", wanted)
+            for one in await _dump(admin, "dynamic_route_configs", _patterns(wanted))
         }
         led = {str(get(one, "name")): _targets(one, admin.address, routes) for one in listeners}
         to_admin = await _leading(admin, {target for targets in led.values() for target in targets})
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the admin's answer is of another form: {type(error).__name__}") from None
-    return [f"{name} by {target}" for name, targets in sorted(led.items()) for target in sorted(targets & to_admin)]
+    return [
+        f"{name} by {target}"
+        for name, targets in sorted(led.items())
+        for target in sorted(to_admin if _ANY_CLUSTER in targets else targets & to_admin)
+    ]
 
 
 def places_of(status: Any) -> Iterator[tuple[str, int]]:
@@ -58,10 +69,10 @@ def places_of(status: Any) -> Iterator[tuple[str, int]]:
             yield str(found["address"]), int(found["port_value"])
 
 
-async def _dump(admin: AdminClient, resource: str, names: Collection[str]) -> list[Any]:
-    """The resources of these names."""
+async def _dump(admin: AdminClient, resource: str, patterns: Iterable[str]) -> list[Any]:
+    """The resources whose names match one of these."""
     found: list[Any] = []
-    for pattern in _patterns(names):
+    for pattern in patterns:
         _, body = await admin.get(f"/config_dump?resource={resource}&name_regex={quote(pattern)}")
         found += items(decode_json(body).get("configs"))
     return found
@@ -82,54 +93,40 @@ def _chains(listener: Any) -> list[Any]:
     return [*items(get(listener, "filterChains")), *items(get(listener, "defaultFilterChain"))]
 
 
-def _configs(chain: Any) -> Iterator[Any]:
-    for one in items(get(chain, "filters")):
-        yield get(one, "typedConfig")
-
-
-def _route_names(listener: Any) -> Iterator[Any]:
-    for chain in _chains(listener):
-        for config in _configs(chain):
-            if (name := get(config, "rds", "routeConfigName")) is not None:
-                yield name
+def _route_names(tree: Any) -> Iterator[str]:
+    """Every configuration of routes that is named within: by ``rds``, or for a scope."""
+    for key, value in _pairs(tree):
+        if key in {"route_config_name", "route_configuration_name"} and isinstance(value, str):
+            yield value
+        yield from _route_names(value)
 
 
 def _targets(listener: Any, admin: AdminAddress, routes: dict[str, Any]) -> set[str]:
     """Clusters that a stranger reaches by a listener."""
-    found: set[str] = set()
-    for chain in _chains(listener):
-        if of_control_plane(listener, chain, admin):
-            continue
-        for config in _configs(chain):
-            if str(get(config, "@type")).endswith(_HTTP):
-                inline = get(config, "routeConfig") or routes.get(str(get(config, "rds", "routeConfigName")))
-                found |= set(_routed(inline))
-            else:
-                found |= set(_named(config))
-    return found
+    chains = [one for one in _chains(listener) if not of_control_plane(listener, one, admin)]
+    named = {name for name in _route_names(chains) if name in routes}
+    return {target for tree in (chains, *(routes[name] for name in named)) for target in _named(tree)}
 
 
-def _routed(config: Any) -> Iterator[str]:
-    for host in items(get(config, "virtualHosts")):
-        for route in items(get(host, "routes")):
-            action = get(route, "route")
-            if not is_ready(route) and get(action, "prefixRewrite") != _METRICS:
-                yield from _named(action)
+def _named(tree: Any) -> Iterator[str]:
+    """Every cluster that is named within, but for the control plane's own routes."""
+    if isinstance(tree, dict) and (is_ready(tree) or get(tree, "route", "prefixRewrite") == _METRICS):
+        return
+    for key, value in _pairs(tree):
+        if key == "cluster" and isinstance(value, str):
+            yield value
+        elif key == "cluster_header" and value:
+            yield _ANY_CLUSTER
+        elif key == "weighted_clusters":
+            yield from (str(get(one, "name")) for one in items(get(value, "clusters")))
+        yield from _named(value)
 
 
-def _named(config: Any) -> Iterator[str]:
-    """Every cluster that is named within."""
-    if isinstance(config, list):
-        for one in config:
-            yield from _named(one)
-    elif isinstance(config, dict):
-        for key, value in config.items():
-            if key == "cluster" and isinstance(value, str):
-                yield value
-            elif key in {"weighted_clusters", "weightedClusters"}:
-                yield from (str(get(one, "name")) for one in items(get(value, "clusters")))
-            elif isinstance(value, (dict, list)):
-                yield from _named(value)
+def _pairs(tree: Any) -> Iterable[tuple[str, Any]]:
+    """Fields of a mapping, named as Envoy's admin does, or values of a list, which have no name."""
+    if isinstance(tree, dict):
+        return tree.items()
+    return (("", one) for one in tree) if isinstance(tree, list) else ()
 
 
 def _is_admin(address: Any, admin: AdminAddress) -> bool:
@@ -143,14 +140,15 @@ def _is_admin(address: Any, admin: AdminAddress) -> bool:
 async def _leading(admin: AdminClient, names: Collection[str]) -> set[str]:
     """Those clusters that have the admin among their hosts, or connect to where a client says."""
     found: set[str] = set()
-    for pattern in _patterns(names):
+    patterns = [".*"] if _ANY_CLUSTER in names else list(_patterns(names))
+    for pattern in patterns:
         _, body = await admin.get(f"/clusters?format=json&filter={quote(pattern)}")
         for cluster in items(decode_json(body).get("cluster_statuses")):
             hosts = items(get(cluster, "hostStatuses"))
             if any(_is_admin(get(host, "address"), admin.address) for host in hosts):
                 found.add(str(get(cluster, "name")))
-    for one in await _dump(admin, "dynamic_active_clusters", names):
+    for one in await _dump(admin, "dynamic_active_clusters", patterns):
         options = get(one, "cluster", "originalDstLbConfig")
         if get(options, "useHttpHeader") or get(options, "metadataKey") is not None:
             found.add(str(get(one, "cluster", "name")))
-    return found & set(names)
+    return found

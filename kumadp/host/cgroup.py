@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 
 PROC = Path("/proc/self/cgroup")
@@ -10,13 +11,21 @@ MOUNTED = Path("/sys/fs/cgroup")
 _V2, _V1 = "memory.events", "memory.oom_control"
 
 
+def cgroups(proc: Path = PROC) -> list[tuple[str, str]]:
+    """The cgroups that we are in: controllers (v2: none) and path (proc_pid_cgroup(5)); empty where that is unknown."""
+    try:
+        # Whoever a subtree is delegated to may give cgroups names of any bytes.
+        lines = os.fsdecode(proc.read_bytes()).split("\n")
+    except OSError:
+        return []
+    return [
+        (controllers, path) for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") > 1)
+    ]
+
+
 def oom_file(proc: Path = PROC, mounted: Path = MOUNTED) -> Path | None:
     """The file that counts the out-of-memory kills in our cgroup; None where there is none."""
-    try:
-        lines = proc.read_text().splitlines()
-    except OSError:
-        return None
-    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+    for controllers, path in cgroups(proc):
         inside = PurePosixPath(path.lstrip("/"))
         # In a container without a cgroup namespace the path is the host's, and what is mounted is our own.
         if not controllers:

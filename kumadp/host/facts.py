@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path, PurePosixPath
 
+from kumadp.host.cgroup import MOUNTED, PROC, cgroups
 from kumadp.host.ports import local_addresses
 
 # Where Linux distributions keep their CA bundle (the places that Go's crypto/x509 looks at).
@@ -30,18 +31,14 @@ def has_ipv6() -> bool:
     return any(":" in address and not ipaddress.ip_address(address).is_loopback for address in local_addresses())
 
 
-def memory_limit(proc: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> int:
+def memory_limit(proc: Path = PROC, mounted: Path = MOUNTED) -> int:
     """Bytes that this process and its children may use, by the tightest cgroup above them, v1 or v2; 0 for no limit.
 
     kuma-dp looks at the root of the hierarchy alone, which is right in a container; on a VM the limit is that of the
     unit. "Unlimited" of v1 is a number as good as 2^63, which kuma-dp sends on.
     """
-    try:
-        lines = proc.read_text().splitlines()
-    except OSError:
-        lines = []
     places = [(mounted, "memory.max", "/"), (mounted / "memory", "memory.limit_in_bytes", "/")]
-    for _, controllers, path in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+    for controllers, path in cgroups(proc):
         if not controllers:
             places.append((mounted, "memory.max", path))
         elif "memory" in controllers.split(","):

@@ -126,6 +126,10 @@ class Running:
             privacy = Privacy(relaying.relay.export, lambda: self._configuration.prepared.admin, self.component.doubt)
             relaying.answered = privacy.answered
             privacy.look()
+        elif prepared.dynamic:
+            from kumadp.envoy.changes import Changes
+
+            run.stack.start(Changes(self.component.admin, self.component.doubt))
         run.levels.admin = lambda: self.component.admin if self.component is not None else None
         run.envoy_up.set()
         # The current epoch, then one that drains.

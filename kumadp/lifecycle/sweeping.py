@@ -42,7 +42,8 @@ def _remove(directory: Path) -> None:
     sweep_epochs(directory)
     forget(directory)
     remove_stale(directory)
-    for name in (STATE_FILE, TOKEN):
+    # A bootstrap of Kuma 2.8 to 2.14 has the token in it, for an Envoy without the relay.
+    for name in (STATE_FILE, TOKEN, "bootstrap.yaml"):
         with contextlib.suppress(OSError):
             (directory / name).unlink(missing_ok=True)
 

@@ -140,6 +140,14 @@ def hidden(**changes: Any) -> Any:
     return make
 
 
+def chosen(port: int) -> Tree:
+    """An HTTP listener whose one route leads to the cluster that a header names."""
+    chain = {"filters": [manager("", {"prefix": "/s3cret/"})]}
+    (route,) = chain["filters"][0]["typedConfig"]["routeConfig"]["virtualHosts"][0]["routes"]
+    route["route"] = {"clusterHeader": "x-to", "prefixRewrite": "/"}
+    return http_listener("evil", port, [chain])
+
+
 WAYS: dict[str, tuple[Any, Any]] = {
     "a TCP listener": (lambda port: static_listener("evil", port, "way", "0.0.0.0"), admin_cluster),
     "an HTTP listener": (lambda port: http_listener("evil", port, [{"filters": [manager("way")]}]), admin_cluster),
@@ -162,13 +170,18 @@ WAYS: dict[str, tuple[Any, Any]] = {
         ),
         admin_cluster,
     ),
+    "a cluster of the client's choice": (chosen, admin_cluster),
     "by a header of its own choice": (
         lambda port: http_listener("evil", port, [{"filters": [manager("way")]}]),
         lambda _ports: original_dst("way", httpHeaderName="x-to"),
     ),
     "by a name": (
         lambda port: http_listener("evil", port, [{"filters": [manager("way", {"path": "/x"}, prefixRewrite="/")]}]),
-        lambda ports: resources.static_cluster("way", "localhost", ports.admin) | {"type": "STRICT_DNS"},
+        # An IPv6 address of the name would be asked for first, where the admin is not.
+        lambda ports: (
+            resources.static_cluster("way", "localhost", ports.admin)
+            | {"type": "STRICT_DNS", "dnsLookupFamily": "V4_ONLY"}
+        ),
     ),
     "on an IPv6 wildcard": (lambda port: static_listener("evil", port, "way", "::"), admin_cluster),
 }
@@ -189,6 +202,21 @@ def test_a_way_that_is_there_from_the_start_kills_envoy(rig: Rig, outside: str, 
         assert f":{port}" in last or "listener evil by way" in last
         assert "READY: Envoy is LIVE" not in daemon.output()
         assert get(port, "/ready", host=outside)[0] == 0
+
+
+@pytest.mark.attack
+def test_a_way_by_redirected_traffic_alone_kills_envoy(rig: Rig, outside: str) -> None:
+    """As with a transparent proxy: what is redirected to the one listener is served by the other one."""
+    redirected, port = free_ports(2)
+    served = mesh(rig)
+    served.inbound(rig.ports.inbound, rig.app.port)
+    served.put(CLUSTER, admin_cluster(rig.ports))
+    entry = static_listener("redirected", redirected, f"localhost:{rig.app.port}", "0.0.0.0")
+    served.put(LISTENER, entry | {"useOriginalDst": True})
+    served.put(LISTENER, static_listener("evil", port, "way", outside) | {"bindToPort": False})
+    with rig.run() as daemon:
+        assert daemon.wait() == ExitCode.ADMIN_EXPOSED
+        assert "listener evil by way" in daemon.output().splitlines()[-1]
 
 
 @pytest.mark.attack
@@ -222,6 +250,26 @@ def test_a_way_that_comes_later_kills_envoy(rig: Rig, outside: str, change: str)
             served.put(LISTENER, open_listener)
         assert daemon.wait() == ExitCode.ADMIN_EXPOSED
         assert "listener evil by way" in daemon.output().splitlines()[-1]
+        assert get(port, "/ready", host=outside)[0] == 0
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("change", ["a listener", "a cluster"])
+def test_without_the_relay_a_way_that_comes_later_kills_envoy(rig: Rig, outside: str, change: str) -> None:
+    (port,) = free_ports(1)
+    served = mesh(rig)
+    served.inbound(rig.ports.inbound, rig.app.port)
+    target = rig.app.port if change == "a cluster" else rig.ports.admin
+    served.put(CLUSTER, resources.static_cluster("way", "127.0.0.1", target))
+    if change == "a cluster":
+        served.put(LISTENER, static_listener("evil", port, "way", "0.0.0.0"))
+    with rig.run("--xds-relay=off") as daemon:
+        daemon.wait_ready()
+        if change == "a cluster":
+            served.put(CLUSTER, admin_cluster(rig.ports))
+        else:
+            served.put(LISTENER, static_listener("evil", port, "way", "0.0.0.0"))
+        assert daemon.wait() == ExitCode.ADMIN_EXPOSED
         assert get(port, "/ready", host=outside)[0] == 0
 
 

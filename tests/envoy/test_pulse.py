@@ -8,17 +8,19 @@ import errno
 import os
 import signal
 import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
+from kumadp.envoy.hang import main_thread_ticks
 from kumadp.envoy.pulse import Pulse, is_stopped
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 PID = os.getpid()
 
@@ -133,6 +135,17 @@ async def test_one_that_is_stopped_is_seen_without_an_admin() -> None:
             poll(lambda: not is_stopped(process.pid), what="that it runs")
             await pulse.feel(process.pid, None)
             assert heard[1:] == [""]
+        finally:
+            process.kill()
+
+
+def test_a_process_may_have_a_name_of_any_bytes() -> None:
+    rename = "open('/proc/self/comm', 'wb').write(b'\\xff'); input()"
+    with subprocess.Popen([sys.executable, "-c", rename], stdin=subprocess.PIPE) as process:
+        try:
+            poll(lambda: b"\xff" in Path(f"/proc/{process.pid}/stat").read_bytes(), what="the name")
+            assert not is_stopped(process.pid)
+            assert main_thread_ticks(process.pid) is not None
         finally:
             process.kill()
 

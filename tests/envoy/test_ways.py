@@ -11,7 +11,7 @@ import pytest
 
 from kumadp.bootstrap.address import AdminAddress, TcpAdmin, UnixAdmin
 from kumadp.envoy.ways import ways
-from tests.bootstrap.hostile import Tree, control_plane_listener, http_listener, manager
+from tests.bootstrap.hostile import TYPES, Tree, control_plane_listener, http_listener, manager
 from tests.support.controlplane import socket_address, static_listener
 
 if TYPE_CHECKING:
@@ -78,12 +78,21 @@ class Admin:
         return {"configs": []}
 
 
-async def found(admin: Admin, bound: set[tuple[str, int]] = BOUND) -> list[str]:
-    return await ways(cast("AdminClient", admin), bound)
+async def found(admin: Admin, bound: set[tuple[str, int]] = BOUND, local: set[str] = set()) -> list[str]:  # noqa: B006
+    return await ways(cast("AdminClient", admin), bound, local)
 
 
 def over_http(match: Tree | None = None, **action: Any) -> Tree:
     return http_listener("open", PORT, [{"filters": [manager("way", match, **action)]}])
+
+
+def by_matcher() -> Tree:
+    listener = over_http()
+    host = listener["filterChains"][0]["filters"][0]["typedConfig"]["routeConfig"]["virtualHosts"][0]
+    action = {"typedConfig": {"@type": f"{TYPES}envoy.config.route.v3.Route", "route": {"cluster": "way"}}}
+    del host["routes"]
+    host["matcher"] = {"onNoMatch": {"action": action}}
+    return listener
 
 
 OPEN = {
@@ -91,6 +100,11 @@ OPEN = {
     "http": over_http(),
     "a path of its own": over_http({"path": "/x"}, prefixRewrite="/server_info"),
     "past /ready": over_http({"prefix": "/ready"}, prefixRewrite="/"),
+    "past /ready by a policy": over_http({"prefix": "/ready"}, pathRewritePolicy={"name": "x"}),
+    "past /ready by a format": over_http({"prefix": "/ready"}, pathRewrite="/quitquitquit"),
+    "the client says which cluster": over_http(clusterHeader="x-cluster"),
+    "one of two by header": over_http(weightedClusters={"clusters": [{"clusterHeader": "x-cluster", "weight": 1}]}),
+    "a tree of matchers": by_matcher(),
 }
 
 
@@ -124,6 +138,25 @@ async def test_a_listener_that_is_not_bound_for_others_is_not_read() -> None:
     admin = Admin(TCP, OPEN["tcp"], {"way": TARGET[TCP]})
     assert await found(admin, {("0.0.0.0", PORT + 1)}) == []
     assert admin.asked == ["/listeners?format=json"]
+
+
+async def test_a_listener_that_redirected_traffic_alone_reaches_counts() -> None:
+    """Kuma's inbound with a transparent proxy: bind_to_port is false, and 15006 leads to it."""
+    redirected = {("0.0.0.0", 15006)}
+    listener = static_listener("inbound", PORT, "way", "192.0.2.1") | {"bindToPort": False}
+    admin = Admin(TCP, listener, {"way": TARGET[TCP]})
+    assert await found(admin, redirected, {"192.0.2.1"}) == ["inbound by way"]
+    # The virtual address of a service: its clients are on this host.
+    assert await found(admin, redirected, {"192.0.2.2"}) == []
+
+
+async def test_routes_of_a_scope_count() -> None:
+    listener = over_http()
+    config = listener["filterChains"][0]["filters"][0]["typedConfig"]
+    routes = config.pop("routeConfig") | {"name": "scoped"}
+    scope = {"routeConfigurationName": "scoped", "name": "x", "key": {}}
+    config["scopedRoutes"] = {"scopedRouteConfigurationsList": {"scopedRouteConfigurations": [scope]}}
+    assert await found(Admin(TCP, listener, {"way": TARGET[TCP]}, routes)) == ["open by way"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kumadp.host import facts
+from kumadp.host.cgroup import oom_file
 from kumadp.host.facts import has_ipv6, memory_limit, system_ca_path
 
 if TYPE_CHECKING:
@@ -42,6 +44,17 @@ def test_the_tightest_limit_above_us(tmp_path: Path, own: str, files: dict[str, 
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     assert memory_limit(tmp_path / "own", tmp_path / "cgroup") == limit
+
+
+def test_a_cgroup_may_have_a_name_of_any_bytes(tmp_path: Path) -> None:
+    (tmp_path / "own").write_bytes(b"0::/\xff\x0b/app\n")
+    folder = tmp_path / "cgroup" / os.fsdecode(b"\xff\x0b")
+    folder.mkdir(parents=True)
+    (folder / "memory.max").write_text("4096\n")
+    (folder / "memory.events").write_text("oom_kill 0\n")
+    assert memory_limit(tmp_path / "own", tmp_path / "cgroup") == 4096
+    (tmp_path / "own").write_bytes(b"0::/\xff\x0b\n")
+    assert oom_file(tmp_path / "own", tmp_path / "cgroup") == folder / "memory.events"
 
 
 def test_where_there_are_no_cgroups_there_is_no_limit(tmp_path: Path) -> None:

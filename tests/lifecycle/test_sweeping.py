@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-async def test_a_token_that_a_killed_kumadp_wrote_is_removed(tmp_path: Path) -> None:
-    write_private(tmp_path / TOKEN, b"x")
+@pytest.mark.parametrize("name", [TOKEN, "bootstrap.yaml", "bootstrap.2.yaml"])
+async def test_a_file_with_the_token_that_a_killed_kumadp_wrote_is_removed(tmp_path: Path, name: str) -> None:
+    write_private(tmp_path / name, b"x")
     assert await sweep(tmp_path, 1.0) == []
-    assert not (tmp_path / TOKEN).exists()
+    assert not (tmp_path / name).exists()
 
 
 def systemctl(folder: Path, says: str, code: int = 0) -> dict[str, str]:
