@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import dns.message
 import dns.rcode
-import pytest  # noqa: TC002
+import pytest
 
 from kumadp.dns.resolvconf import ResolvConf
 from kumadp.host import descriptors
@@ -38,6 +38,7 @@ def silent() -> Iterator[tuple[str, int]]:
         yield sock.getsockname()
 
 
+@pytest.mark.attack
 async def test_queries_to_silent_servers_take_a_bounded_number_of_descriptors(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

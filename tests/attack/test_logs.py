@@ -149,7 +149,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", ["asyncio", pytest.param("uvloop", marks=pytest.mark.attack)])
 def test_nothing_that_a_library_prints_or_logs_blocks_the_loop(loop: str) -> None:
     done = subprocess.run([sys.executable, "-c", NOISE, loop], stdout=subprocess.PIPE, timeout=60, check=True)
     assert done.stdout == b"done"
