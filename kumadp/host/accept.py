@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import time
 from typing import TYPE_CHECKING, Protocol, cast
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.host")
 
-# Connections accepted in one turn of the loop; then others have theirs.
-BURST = 32
 MOST_NETWORK, MOST_UNIX = 256, 64
 # How long nothing is accepted where the host has no descriptors or memory left (seconds).
 _PAUSE = 0.2
@@ -50,10 +49,10 @@ class _Place:
 
     def __init__(self) -> None:
         self.guest: Guest | None = None
-        self.young = True
+        self.grown = math.inf
 
     def may_go(self) -> bool:
-        return not self.young and self.guest is not None and self.guest.may_go()
+        return asyncio.get_running_loop().time() >= self.grown and self.guest is not None and self.guest.may_go()
 
     def go(self) -> None:
         if self.guest is not None:
@@ -129,7 +128,7 @@ class Acceptor:
         self._door = door
         self._make = make
         self._making: set[asyncio.Task[None]] = set()
-        self._young = 0
+        self._grown = 0.0
         self._held: tuple[socket.socket, object] | None = None
         self._decided = asyncio.Event()
         self._decided.set()
@@ -176,22 +175,21 @@ class Acceptor:
             self._paused = loop.call_later(seconds, self._listen)
 
     def _accept(self) -> None:
-        for _ in range(BURST):
-            try:
-                client, peer = self._socket.accept()
-            except OSError as error:
-                if error.errno in EXHAUSTED - _NOTHING:
-                    self._door.note_exhausted(error)
-                    self._door.shares.displace_any()
-                    self._unlisten(_PAUSE)
-                # Whatever else went wrong is that client's own (accept(2)).
-                return
-            if not self._admit(client, peer):
-                self._held = (client, peer)
-                self._decided.clear()
-                self._unlisten(None)
-                asyncio.get_running_loop().call_later(_YOUTH, self._admit_held)
-                return
+        # One in a turn of the loop: a second try is mostly for nothing, and others have their turn.
+        try:
+            client, peer = self._socket.accept()
+        except OSError as error:
+            if error.errno in EXHAUSTED - _NOTHING:
+                self._door.note_exhausted(error)
+                self._door.shares.displace_any()
+                self._unlisten(_PAUSE)
+            # Whatever else went wrong is that client's own (accept(2)).
+            return
+        if not self._admit(client, peer):
+            self._held = (client, peer)
+            self._decided.clear()
+            self._unlisten(None)
+            asyncio.get_running_loop().call_later(_YOUTH, self._admit_held)
 
     def _admit_held(self) -> None:
         if self._held is None:
@@ -206,13 +204,16 @@ class Acceptor:
     def _admit(self, client: socket.socket, peer: object) -> bool:
         """Serve a connection or turn it away; False where that is decided later."""
         try:
-            name, local = client_of(peer, client.getsockname() if isinstance(peer, tuple) else None)
+            name, local = client_of(peer)
+            if not local:
+                name, local = client_of(peer, client.getsockname())
         except OSError:
             client.close()
             return True
-        shares, place = self._door.shares, _Place()
+        shares, place, loop = self._door.shares, _Place(), asyncio.get_running_loop()
         if not shares.make_room(name, local=local):
-            if self._young:
+            if self._making or loop.time() < self._grown:
+                # One of those that are here may go soon.
                 return False
             shares.refused += 1
             client.close()
@@ -225,8 +226,7 @@ class Acceptor:
         guest = self._make(ended)
         place.guest = cast("Guest", guest)
         shares.add(name, place)
-        self._young += 1
-        task = asyncio.get_running_loop().create_task(self._connect(client, guest, place, ended))
+        task = loop.create_task(self._connect(client, guest, place, ended))
         self._making.add(task)
         task.add_done_callback(self._making.discard)
         return True
@@ -242,8 +242,4 @@ class Acceptor:
             with contextlib.suppress(OSError):
                 client.close()
             log.debug("%s: a connection was lost at its start: %s", self._door.name, error)
-        loop.call_later(_YOUTH, self._grow_up, place)
-
-    def _grow_up(self, place: _Place) -> None:
-        place.young = False
-        self._young -= 1
+        self._grown = place.grown = loop.time() + _YOUTH
