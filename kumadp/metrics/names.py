@@ -84,7 +84,7 @@ def escaped_samples(samples: bytes, scheme: str) -> bytes:
 def _line(line: bytes, scheme: str) -> bytes:
     start = _START.match(line)
     if start is None:
-        return line
+        return _without_quoted_exemplar(line)
     name, at = start[1], start.end()
     labels: list[bytes] = []
     names: set[bytes] = set()
@@ -103,4 +103,16 @@ def _line(line: bytes, scheme: str) -> bytes:
     end = line.find(b"}", at)
     if not name or end < 0:
         return b""
-    return name + (b"{" + b",".join(labels) + b"}" if labels else b"") + line[end + 1 :]
+    return name + (b"{" + b",".join(labels) + b"}" if labels else b"") + _without_quoted_exemplar(line[end + 1 :])
+
+
+def _without_quoted_exemplar(text: bytes) -> bytes:
+    """The end of a line, or one without labels: no scheme covers the labels of exemplars (prometheus/common 0.67)."""
+    value, mark, exemplar = text.partition(b" # ")
+    start = _START.match(exemplar)
+    at = start.end() if start is not None else len(exemplar)
+    while (item := _ITEM.match(exemplar, at)) is not None:
+        if item[1] is not None:
+            return value + b"\n"
+        at = item.end()
+    return value + mark + exemplar

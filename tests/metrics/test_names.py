@@ -50,6 +50,9 @@ def test_a_name_is_escaped_as_kuma_dp_does(name: str, scheme: str, expected: str
         ('a{"l.m"="2",l_m="3"} 1\n', ""),
         ('{"a\\"b"} 1\n', "a_b 1\n"),
         ("a 1\n", "a 1\n"),
+        ('a_total 1 # {"t.u"="x"} 1\n', "a_total 1\n"),
+        ('a{x=" # {"} 1 2 # {t="1", "t.u"="x"} 1 2\n', 'a{x=" # {"} 1 2\n'),
+        ('{"a.b"} 1 # {t="x", u="{\\"y\\","} 1\n', 'a_b 1 # {t="x", u="{\\"y\\","} 1\n'),
     ],
 )
 def test_a_line_is_escaped(line: str, expected: str) -> None:
