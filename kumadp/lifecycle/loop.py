@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kumadp.errors import ExitCode, KumadpError, host_refusal
-from kumadp.host.handover import release_signals
+from kumadp.host.early import early_stops
+from kumadp.host.handover import HELD_SIGNALS, release_signals
 from kumadp.lifecycle.driven import Outcome
 from kumadp.lifecycle.phases import Phase
 from kumadp.lifecycle.walk import bounded, walk
@@ -359,8 +360,11 @@ class RunLoop:
         # The handlers stay to the end: with the default action back, one more SIGTERM would end the process before it
         # has written why it ends, and with another exit code.
         loop = asyncio.get_running_loop()
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
         for number in (*_STOPS, signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1):
             loop.add_signal_handler(number, self.post, SignalCame(number))
+        for number in early_stops():
+            self.post(SignalCame(number))
         # What came while one program followed another waits until now.
         release_signals()
 

@@ -138,7 +138,7 @@ def adopted(tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, wait: flo
         first.wait()
         with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "keep")) as daemon:
             # Before that nothing of it is there yet, and the Envoy is the next one's.
-            poll(lambda: "settings:" in daemon.output(), what="the first line")
+            poll(lambda: catches(daemon.pid, signal.SIGTERM), what="its first handlers")
             time.sleep(wait)
             daemon.terminate()
             check_drain(daemon, envoy)
@@ -149,7 +149,7 @@ def test_at_the_first_moment_of_an_adoption(tmp_path: Path, ports: Ports, plane:
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize("step", range(60))
+@pytest.mark.parametrize("step", range(90))
 def test_at_each_moment_of_an_adoption(tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, step: int) -> None:
     adopted(tmp_path, ports, plane, step * STEP)
 

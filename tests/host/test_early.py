@@ -29,19 +29,34 @@ HELD = textwrap.dedent("""
     except SystemExit:
         print(json.dumps(sorted(signal.sigpending())))
 """)
-# It comes where Python drops what is raised: `importlib` runs such callbacks at each import.
-UNRAISABLE = textwrap.dedent("""
-    import os, signal, time
-    from kumadp.host.early import take_early_signals
+# Stops come where Python drops what is raised: `importlib` runs such callbacks at each import.
+EARLY = textwrap.dedent("""
+    import os, signal, sys, time
+    from kumadp.host import early
+    early.LIMIT = 0.1
+    stops = int(sys.argv.pop())
     class Noisy:
         def __del__(self):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0)
-    take_early_signals()
+            for _ in range(stops):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0)
+    early.take_early_signals()
     noisy = Noisy()
     del noisy
-    print("it goes on")
+    print("it goes on", flush=True)
+    if sys.argv.pop() == "loop":
+        print([number.name for number in early.early_stops()], flush=True)
+    for _ in range(3):
+        time.sleep(0.1)
+    print("and on")
 """)
+
+
+def started(*arguments: str) -> tuple[int, list[str], str]:
+    found = subprocess.run(
+        [sys.executable, "-c", EARLY, *arguments], capture_output=True, text=True, check=False, timeout=30
+    )
+    return found.returncode, found.stdout.splitlines(), found.stderr
 
 
 def test_no_signal_that_a_program_before_held_back_is_lost() -> None:
@@ -57,7 +72,13 @@ def test_no_signal_that_a_program_before_held_back_is_lost() -> None:
     assert json.loads(found.stdout.splitlines()[-1]) == held
 
 
-def test_an_early_stop_ends_it_wherever_it_comes() -> None:
-    found = subprocess.run([sys.executable, "-c", UNRAISABLE], capture_output=True, text=True, check=False, timeout=30)
-    assert (found.returncode, found.stdout) == (0, "")
-    assert "stopped by SIGTERM before anything was started" in found.stderr
+def test_an_early_stop_is_kept_for_the_run_loop() -> None:
+    assert started("loop", "1") == (0, ["it goes on", "['SIGTERM']", "and on"], "")
+
+
+def test_an_early_stop_ends_it_where_the_run_loop_is_not_reached() -> None:
+    assert started("no loop", "1") == (0, ["it goes on"], "stopped by SIGTERM before anything was started\n")
+
+
+def test_a_second_early_stop_ends_it_at_once() -> None:
+    assert started("no loop", "2") == (0, [], "stopped by SIGTERM before anything was started\n")
