@@ -26,7 +26,7 @@ def check_metrics(metrics: Metrics, say: Say) -> None:
         return
     conf = metrics.conf
     port = conf.get("port", 0)
-    if isinstance(port, bool) or not str(port).isdecimal() or not 0 <= int(str(port)[:9]) <= 65535:
+    if not is_port(port):
         say("metrics.conf.port", f"{port!r} is not a port", "1 to 65535")
     mode = (conf.get("tls") or {}).get("mode", "activeMTLSBackend")
     if "skipMTLS" in conf and conf.get("tls") is not None and mode != _mode_of(skip=bool(conf["skipMTLS"])):
@@ -41,6 +41,12 @@ def check_metrics(metrics: Metrics, say: Say) -> None:
         if name in seen:
             say(path, f"{name!r} is given twice" if name else "is missing twice", "give each application its own name")
         seen.add(name)
+
+
+def is_port(value: object) -> bool:
+    """Whether it is the number of a port, or 0, as a number or a text (Kuma 2.8 to 2.14: jsonpb takes both)."""
+    text = str(value)
+    return not isinstance(value, bool) and text.isascii() and text.isdecimal() and int(text[:9]) <= 65535
 
 
 def _mode_of(*, skip: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kumadp.errors import Problem
+from kumadp.resources.later_fields import is_port
 from kumadp.resources.validate import SERVICE
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _metrics(spec: Dataplane) -> list[tuple[str, str, str]]:
         return []
     found = []
     port, path = spec.metrics.conf.get("port", 0), spec.metrics.conf.get("path", "")
-    if isinstance(port, bool) or not str(port).isdecimal() or not 0 <= int(str(port)) <= 65535:
+    if not is_port(port):
         found.append(("metrics.conf.port", f"{port!r} is not a port", "1 to 65535"))
     if not isinstance(path, str) or (path and not path.startswith("/")):
         found.append(("metrics.conf.path", f"{path!r} is not a path", "write one like /metrics"))

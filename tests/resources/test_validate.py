@@ -281,6 +281,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         changed(metrics={"type": "prometheus", "conf": {"port": 99999}}),
         "metrics.conf.port: 99999 is not a port",
     ),
+    "a metrics port in another script": (
+        changed(metrics={"type": "prometheus", "conf": {"port": "٣"}}),
+        "metrics.conf.port: '٣' is not a port",
+    ),
     "an aggregate's port as words": (
         changed(metrics={"type": "prometheus", "conf": {"aggregate": [{"name": "a", "port": "many"}]}}),
         "metrics.conf.aggregate[0].port: must be a whole number, not 'many'",
