@@ -276,6 +276,10 @@ class _Check:
         networking = spec.networking
         self.required_port("networking", networking.port)
         self.address("networking.address", networking.address)
+        if not networking.address:
+            # Seen with 2.8.8 and 2.14.3: the listener without an address fails in the control plane, at each attempt.
+            message = "is missing: control planes accept that, but send no configuration then"
+            self.note("networking.address", message, "the address that Envoy binds")
         self.address("networking.advertisedAddress", networking.advertised_address)
         one_of_two = bool(networking.advertised_address) != bool(networking.advertised_port)
         if one_of_two and isinstance(spec, ZoneIngress):

@@ -453,13 +453,6 @@ FINE: dict[str, dict[str, Any]] = {
     "port 0 of a reference to what is outside": changed(
         **{OUT + "tags": REMOVED, OUT + "backendRef": {"kind": "MeshExternalService", "name": "r", "port": 0}}
     ),
-    "a zone ingress without an address": {"type": "ZoneIngress", "name": "i", "networking": {"port": 10001}},
-    "a zone ingress with a public address alone": {
-        "type": "ZoneIngress",
-        "name": "i",
-        "networking": {"port": 10001, "advertisedAddress": "1.2.3.4", "advertisedPort": 10001, "admin": {"port": 9901}},
-    },
-    "a zone egress without an address": {"type": "ZoneEgress", "name": "e", "networking": {"port": 10002}},
     "a port as text": changed(**{IN + "port": "11011"}),
 }
 
@@ -501,6 +494,20 @@ NOTED: dict[str, tuple[dict[str, Any], str, str]] = {
         changed(networking__inbound=REMOVED, networking__gateway={}),
         "networking.gateway.tags",
         "are missing",
+    ),
+    "a zone ingress without an address": (
+        {
+            "type": "ZoneIngress",
+            "name": "i",
+            "networking": {"port": 10001, "advertisedAddress": "1.2.3.4", "advertisedPort": 10001},
+        },
+        "networking.address",
+        "is missing: control planes accept that, but send no configuration then",
+    ),
+    "a zone egress without an address": (
+        {"type": "ZoneEgress", "name": "e", "networking": {"port": 10002, "admin": {"port": 9901}}},
+        "networking.address",
+        "is missing: control planes accept that, but send no configuration then",
     ),
     "a name with an underscore": (
         changed(name="kasse_1"),
