@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import httpx
@@ -85,6 +86,7 @@ class EnvoyComponent:
         self._was_live = False
         self._gone = asyncio.Event()
         self._doubts = Doubts()
+        self._proofs: set[asyncio.Future[None]] = set()
         self._exposed: AdminExposed | None = None
         self._changed = changed
         self._serving = Serving(self.admin, reason)
@@ -116,7 +118,7 @@ class EnvoyComponent:
     async def run(self, up: Callable[[], None]) -> None:
         """Keep Envoy running until cancelled; raises ChildFailed or AdminExposed."""
         watch = asyncio.ensure_future(self._watch(self._watching)) if self._watching is not None else None
-        proving, feeling = asyncio.ensure_future(self._keep_private()), asyncio.ensure_future(self._feel())
+        keeping, feeling = asyncio.ensure_future(self._keep_private()), asyncio.ensure_future(self._feel())
         try:
             await self.supervisor.run(up)
         except ChildFailed:
@@ -128,7 +130,7 @@ class EnvoyComponent:
             raise
         finally:
             self._gone.set()
-            for task in (proving, feeling, watch, self._failing_health):
+            for task in (keeping, feeling, watch, self._failing_health, *self._proofs):
                 if task is not None:
                     task.cancel()
             await self._generations.close()
@@ -243,7 +245,7 @@ class EnvoyComponent:
                 self._generations.overdue(f"it does not serve after {COLD_WITHIN:g} s and goes on trying")
         self._doubts.take()
         try:
-            await prove_private(child.pid, self.admin)
+            await prove_private(child.pid, self.admin, later=partial(self._prove_rest, child))
         except AdminExposed as error:
             child.condemn(str(error))
             await child.wait()
@@ -306,9 +308,26 @@ class EnvoyComponent:
             try:
                 await prove_private(child.pid, self.admin, places)
             except AdminExposed as error:
-                self._exposed = error
-                child.condemn(str(error))
-                await child.wait()
+                await self._end_exposed(child, error)
+
+    def _prove_rest(self, child: Child, rest: asyncio.Future[None]) -> None:
+        """Wait in the background for the end of a proof, while the start goes on."""
+
+        async def prove() -> None:
+            try:
+                await rest
+            except AdminExposed as error:
+                await self._end_exposed(child, error)
+            except OSError:
+                # No descriptors were left to ask with.
+                self._doubts.add(None)
+
+        self._proofs = {one for one in self._proofs if not one.done()} | {asyncio.ensure_future(prove())}
+
+    async def _end_exposed(self, child: Child, error: AdminExposed) -> None:
+        self._exposed = error
+        child.condemn(str(error))
+        await child.wait()
 
     async def _answers(self) -> bool:
         try:

@@ -23,15 +23,19 @@ from kumadp.errors import AdminExposed
 from kumadp.host.descriptors import is_exhausted
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from kumadp.bootstrap.address import AdminAddress
     from kumadp.envoy.admin import AdminClient
+
+    Later = Callable[[asyncio.Future[None]], object]
 
 log = logging.getLogger("kumadp.envoy")
 
 # Seconds that one answer may take: many times what the admin itself takes, within these bounds.
 SHORTEST, LONGEST, TIMES = 0.25, 2.0, 20
+# Of that time, what a start waits for whoever is silent: still several times what the admin takes.
+_SOON = 0.25
 _REQUESTS = r"^http\.admin\.downstream_rq_total$"
 _CONFIRMATIONS = 3
 # Before it is tried again where this process has no descriptors left (seconds).
@@ -65,7 +69,12 @@ class Doubts:
         await self._any.wait()
 
 
-async def prove_private(pid: int, admin: AdminClient, only: Collection[tuple[str, int]] | None = None) -> None:
+async def prove_private(
+    pid: int,
+    admin: AdminClient,
+    only: Collection[tuple[str, int]] | None = None,
+    later: Later | None = None,
+) -> None:
     """Raise AdminExposed unless the admin of process ``pid`` is on loopback or an owner-only Unix socket alone.
 
     Every address that is not loopback and on which the process listens, on any port, gets requests in plain and over
@@ -77,11 +86,14 @@ async def prove_private(pid: int, admin: AdminClient, only: Collection[tuple[str
     What requests cannot guess, a path, a host name or a header that a route demands, is looked for in the configuration
     that Envoy runs. Not covered: UDP (HTTP/3).
 
+    ``later`` is for a start, which a silent application must not hold up: where the configuration shows no way to the
+    admin, it gets the rest of the proof, for places that have not answered soon, which goes on with the same errors.
+
     Where no descriptor or memory is left to ask with, it waits until there is: that proves nothing.
     """
     while True:
         try:
-            return await _prove(pid, admin, only)
+            return await _prove(pid, admin, only, later)
         except OSError as error:
             if not is_exhausted(error):
                 raise
@@ -89,16 +101,39 @@ async def prove_private(pid: int, admin: AdminClient, only: Collection[tuple[str
             await asyncio.sleep(_AGAIN)
 
 
-async def _prove(pid: int, admin: AdminClient, only: Collection[tuple[str, int]] | None) -> None:
+async def _prove(
+    pid: int,
+    admin: AdminClient,
+    only: Collection[tuple[str, int]] | None,
+    later: Later | None,
+) -> None:
     address = admin.address
     bound = await asyncio.to_thread(_listening, pid, address)
-    await _prove_configuration(admin, {place for place in bound if not is_loopback(place[0])})
+    is_read = await _prove_configuration(admin, {place for place in bound if not is_loopback(place[0])})
     places = await asyncio.to_thread(_places, pid, bound, address, only)
     if not places:
         return
-    prober = Prober(_authority(address), await _patience(admin))
-    answers = await asyncio.gather(*(prober.is_admin(place) for place in places))
-    shown = [place for place, is_admin in zip(places, answers, strict=True) if is_admin]
+    patience = await _patience(admin)
+    prober = Prober(_authority(address), patience)
+    asked: dict[asyncio.Future[bool], Place] = {
+        asyncio.ensure_future(prober.is_admin(place)): place for place in places
+    }
+    rest: dict[asyncio.Future[bool], Place] = {}
+    try:
+        _, pending = await asyncio.wait(asked, timeout=patience * _SOON if is_read and later is not None else None)
+        rest = {one: asked.pop(one) for one in pending}
+        if rest and later is not None:
+            later(asyncio.ensure_future(_judge(admin, prober, rest)))
+        await _judge(admin, prober, asked)
+    finally:
+        for one in asked:
+            one.cancel()
+
+
+async def _judge(admin: AdminClient, prober: Prober, asked: Mapping[asyncio.Future[bool], Place]) -> None:
+    """Raise AdminExposed where one of these answers that it is an admin, and it is ours."""
+    answers = await asyncio.gather(*asked)
+    shown = [place for place, is_admin in zip(asked.values(), answers, strict=True) if is_admin]
     ours = [str(place) for place in shown if await _is_ours(admin, prober, place)]
     if ours:
         raise AdminExposed(
@@ -107,21 +142,25 @@ async def _prove(pid: int, admin: AdminClient, only: Collection[tuple[str, int]]
         )
 
 
-async def _prove_configuration(admin: AdminClient, bound: Collection[tuple[str, int]]) -> None:
-    """Raise AdminExposed where Envoy's own configuration leads to the admin, whatever a request has to look like."""
+async def _prove_configuration(admin: AdminClient, bound: Collection[tuple[str, int]]) -> bool:
+    """Whether Envoy's own configuration could be read.
+
+    Raises AdminExposed where it leads to the admin, whatever a request has to look like.
+    """
     if not bound:
-        return
+        return True
     try:
         found = await ways(admin, bound, await asyncio.to_thread(_outside))
     except (httpx.HTTPError, ValueError) as error:
         reason = str(error) or type(error).__name__
         log.warning("Envoy's configuration could not be checked for ways to its admin: %s", reason)
-        return
+        return False
     if found:
         raise AdminExposed(
             f"Envoy's admin can be reached from other hosts through the listener {', '.join(found)}",
             "Envoy was killed; look for a policy that leads to the admin",
         )
+    return True
 
 
 def _authority(address: AdminAddress) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import socketserver
+import threading
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -294,6 +296,35 @@ def test_an_application_that_is_asked_serves_on_and_is_asked_once(rig: Rig, outs
         assert f"{outside}:{rig.ports.inbound}" not in hosts
         assert get(rig.ports.inbound, "/", host=outside)[0] == 200
         assert daemon.process.poll() is None
+
+
+class Silent(socketserver.StreamRequestHandler):
+    """Waits for more, whatever comes, as a database does; notes whether kumadp was READY by then."""
+
+    def handle(self) -> None:
+        """Take one connection."""
+        begun = self.rfile.readline()
+        self.server.ready.append((begun, get(self.server.readiness, "/ready")[0]))  # type: ignore[attr-defined]
+        self.rfile.read()
+
+
+@pytest.mark.attack
+def test_a_silent_application_does_not_hold_up_ready_and_is_asked_on(rig: Rig, outside: str) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Silent) as server:
+        server.daemon_threads = True
+        seen: list[tuple[bytes, int]] = []
+        server.ready, server.readiness = seen, rig.ports.readiness  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        served = mesh(rig)
+        port = server.server_address[1]
+        served.put(CLUSTER, resources.static_cluster("database", "127.0.0.1", port))
+        served.put(LISTENER, static_listener("database", rig.ports.inbound, "database", outside))
+        with rig.run() as daemon:
+            daemon.wait_ready()
+            poll(lambda: any(begun.startswith(b"PROXY ") for begun, _ in seen), what="the last request")
+            assert {code for begun, code in seen if begun.startswith(b"PROXY ")} == {200}
+            assert daemon.process.poll() is None
+        server.shutdown()
 
 
 @pytest.mark.attack
