@@ -170,6 +170,9 @@ def _read(path: str | Path) -> bytes:
 
 def _bytes(text: str | bytes) -> bytes:
     data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+    # A mark may also begin a remark alone, which PEM in ASCII follows.
+    if b"-----BEGIN " in data:
+        return data
     for mark, encoding in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
         if data.startswith(mark):
             return data[2:].decode(encoding, "replace").encode()

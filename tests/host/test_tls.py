@@ -41,6 +41,8 @@ AROUND: dict[str, Callable[[bytes], bytes]] = {
         b"\xff\xfe" + ("Müller\r\n" + pem.decode()).encode("utf-16-le")
     ),
     "all of it in UTF-16, big end first": lambda pem: b"\xfe\xff" + pem.decode().encode("utf-16-be"),
+    "a remark in UTF-16 with its byte order mark": lambda pem: "Müller\r\n".encode("utf-16") + pem,
+    "bytes that look like a mark of UTF-16": lambda pem: b"\xfe\xff\n" + pem,
     "a byte order mark": lambda pem: b"\xef\xbb\xbf" + pem,
     "NULs": lambda pem: b"\0\0\n" + pem + b"\0" * 9,
     "every byte": lambda pem: bytes(range(256)) * 3 + b"\n" + pem + bytes(range(256)),
