@@ -37,6 +37,8 @@ log = logging.getLogger("kumadp.envoy")
 _FIRST_POLL = 0.02
 _LONGEST_POLL = 0.25
 _NOTHING_TO_FEEL = 0.5
+# A second request of this kind is ignored while listeners drain.
+_DRAIN_INBOUND = "/drain_listeners?inboundonly&graceful&skip_exit"
 # When whoever asked for a cold restart is told that it does not come up (seconds).
 COLD_WITHIN = 15.0
 # Seconds: until a change is looked at, as more may follow, and until its listeners have to be bound.
@@ -218,7 +220,7 @@ class EnvoyComponent:
         """Drain inbound listeners and stay (Kuma 2.8: what SIGUSR2 asks for)."""
         self._inbound_drained = True
         await self._generations.settled()
-        await post(self.admin, "/drain_listeners?inboundonly&graceful&skip_exit")
+        await post(self.admin, _DRAIN_INBOUND)
 
     def _on_change(self, report: ChildReport) -> None:
         if report.pid is None and report.state.name not in {"STARTING"}:
@@ -253,6 +255,15 @@ class EnvoyComponent:
         self._was_live = True
         self._reason("")
         self._generations.live()
+        if self._inbound_drained:
+            await self._drain_inbound_again()
+
+    async def _drain_inbound_again(self) -> None:
+        """An Envoy that was started after the drain has taken inbound up; one that was adopted may not have got it."""
+        try:
+            await post(self.admin, _DRAIN_INBOUND)
+        except OSError as error:
+            log.warning("inbound was drained before, and cannot be drained again: %s", error)
 
     async def _feel(self) -> None:
         """Notice an Envoy that does not answer any more, and that it answers again."""

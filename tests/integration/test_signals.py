@@ -5,6 +5,7 @@ Beside kuma-dp (2.8 to 2.14): the same order of things, but for the wait, which 
 
 from __future__ import annotations
 
+import http.client
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from kumadp.lifecycle.control import ask_status, control_socket_path
 from tests.support.command import kumadp
 from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Daemon, Ports, Workload, get, run_kumadp, workload
+from tests.support.epochs import answering_listener
 from tests.support.needs import missing
 from tests.support.poll import poll
 
@@ -104,6 +106,40 @@ def test_a_stop_after_a_drain_of_inbound_leaves_no_envoy_that_is_not_taken_over_
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK
         assert is_gone(envoy)
+
+
+def is_drained(port: int) -> bool:
+    """Whether Envoy closes each connection after its answer, as at the end of a drain."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        return answer.status == 200 and answer.getheader("connection") == "close"
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def test_inbound_stays_drained_where_envoy_dies(tmp_path: Path, ports: Ports, app: Workload) -> None:
+    """A stop after the drain waits for nothing, so that inbound must not be taken up by the next Envoy."""
+    bootstrap = static_bootstrap(ports, app.port)
+    bootstrap["staticResources"]["listeners"] = [
+        {**answering_listener(ports.inbound, "web"), "trafficDirection": "INBOUND"}
+    ]
+    with (
+        ScriptedControlPlane(bootstrap_answer(bootstrap)) as plane,
+        run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "1s")) as daemon,
+    ):
+        daemon.wait_ready()
+        assert not is_drained(ports.inbound)
+        daemon.process.send_signal(signal.SIGUSR2)
+        poll(lambda: is_drained(ports.inbound), what="the drain of inbound")
+        daemon.envoy().kill()
+        poll(lambda: daemon.output().count("-> READY") == 2, what="READY again")
+        poll(lambda: is_drained(ports.inbound), what="the drain of inbound in the next Envoy")
+        daemon.terminate()
+        assert daemon.wait() == ExitCode.OK
 
 
 def test_inbound_stays_drained_over_a_re_execution(tmp_path: Path, ports: Ports, plane: ScriptedControlPlane) -> None:
