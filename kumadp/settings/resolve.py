@@ -38,10 +38,13 @@ _FOR_CONTROL_PLANE = frozenset(
     {
         "bind_outbounds",
         "mesh",
+        "metrics_cert_path",
+        "metrics_key_path",
         "reuse_port_enabled",
         "spire_socket_path",
         "spire_supported",
         "strict_inbound_ports",
+        "system_ca_path",
         "token",
         "token_path",
         "transparent_proxy",
@@ -213,6 +216,10 @@ def _warn_of_overruled(values: Mapping[str, object], merge: _Merge) -> None:
         if useless:
             where = merge.found["skip_verify"].where
             merge.warnings.append(f"{where} wins over {' and '.join(useless)}: no certificate is verified")
+
+
+def _warn_without_coredns(values: Mapping[str, object], merge: _Merge) -> None:
+    """What was named for CoreDNS where the settings rule it out."""
     mode = values.get("dns_mode", "auto")
     if not values.get("dns_enabled", True):
         mode = "off"
@@ -221,7 +228,7 @@ def _warn_of_overruled(values: Mapping[str, object], merge: _Merge) -> None:
     if mode in {"embedded", "off"}:
         useless = [
             merge.found[field].where
-            for field in ("coredns_path", "coredns_config_template_path")
+            for field in ("coredns_path", "coredns_config_template_path", "dns_config_dir")
             if field in merge.found and values[field]
         ]
         if useless:
@@ -233,6 +240,7 @@ def _check_run(values: dict[str, object], merge: _Merge) -> None:
     given = [merge.found[field].where for field in ("dataplane_file", "dataplane") if values.get(field)]
     if not values.get("standalone"):
         _warn_of_overruled(values, merge)
+    _warn_without_coredns(values, merge)
     _check_stdin(values, merge)
     if values.get("standalone"):
         _check_standalone(merge, given)

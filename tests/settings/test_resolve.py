@@ -269,6 +269,15 @@ def test_standalone_takes_no_other_dataplane() -> None:
 def test_standalone_says_what_does_nothing() -> None:
     resolved = resolve("run", {"standalone": "mesh", "token": TOKEN}, {"KUMA_CONTROL_PLANE_URL": "https://cp:5678"})
     assert resolved.warnings == ("no effect in standalone mode: KUMA_CONTROL_PLANE_URL, --dataplane-token",)
+    files = {"metrics_cert_path": "/c", "metrics_key_path": "/k", "system_ca_path": "/s"}
+    assert resolve("run", {"standalone": "mesh", **files}, {}).warnings == (
+        "no effect in standalone mode: --metrics-cert-path, --metrics-key-path, "
+        "KUMA_DATAPLANE_RUNTIME_DYNAMIC_SYSTEM_CA_PATH",
+    )
+    coredns = {"dns_mode": "embedded", "coredns_path": "/c", "dns_config_dir": "/d"}
+    assert resolve("run", {"standalone": "mesh", **coredns}, {}).warnings == (
+        "no effect, as the embedded resolver answers names: --dns-coredns-path, --dns-server-config-dir",
+    )
 
 
 def test_what_has_no_effect_yet_is_told_once() -> None:
