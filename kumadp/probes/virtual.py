@@ -65,7 +65,9 @@ class Routes:
 def routes_of(dataplane: Dataplane) -> Routes:
     """The routes of a Dataplane's ``probes``: ``path`` leads to ``inboundPath`` on the application.
 
-    Which application ``inboundPort`` means: see `InboundPorts`. A query in ``path`` does not count (Kuma 2.8).
+    Which application ``inboundPort`` means: see `InboundPorts`. A gateway has no inbound: the port is probed at its own
+    address, to which Kuma redirects the client (2.8 to 2.14: ProbeProxyGenerator). A query in ``path`` does not count
+    (Kuma 2.8).
     """
     networking = dataplane.networking
     inbounds = InboundPorts(networking)
@@ -74,7 +76,11 @@ def routes_of(dataplane: Dataplane) -> Routes:
         probed = inbounds.probed(endpoint.inbound_port)
         if probed is not None:
             host, port = workload_of(networking, probed.inbound)
-            listed[unquote(endpoint.path.partition("?")[0])] = Target(host, port, endpoint.inbound_path)
+        elif networking.gateway is not None:
+            host, port = networking.address, endpoint.inbound_port
+        else:
+            continue
+        listed[unquote(endpoint.path.partition("?")[0])] = Target(host, port, endpoint.inbound_path)
     return Routes(listed)
 
 

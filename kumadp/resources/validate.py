@@ -253,10 +253,10 @@ class _Check:
             path = f"probes.endpoints[{index}]"
             number = endpoint.inbound_port
             probed = inbounds.probed(number)
-            if probed is None:
+            if probed is None and (not number or spec.networking.gateway is None):
                 message = f"{number} is the port of no application and of no inbound" if number else "is missing"
                 self.say(f"{path}.inboundPort", message, f"applications have: {inbounds.shown}")
-            elif probed.other is not None:
+            elif probed is not None and probed.other is not None:
                 self.note(
                     f"{path}.inboundPort",
                     f"{number} is the application's port of networking.inbound[{probed.index}], which is probed, "

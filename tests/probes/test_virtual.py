@@ -358,3 +358,20 @@ def test_where_two_inbounds_could_be_meant_it_is_the_application_port_as_in_kuma
     assert find("/kuma") == Target("127.0.0.1", 8080, "/")
     assert find("/kuma-too") == Target("192.0.2.7", 9090, "/")
     assert find("/own") == Target("127.0.0.1", 8080, "/")
+
+
+def test_a_gateway_is_probed_at_its_own_address() -> None:
+    text = """
+type: Dataplane
+mesh: default
+name: gw
+networking:
+  address: 192.0.2.7
+  gateway: {tags: {kuma.io/service: edge}}
+probes:
+  port: 9000
+  endpoints: [{inboundPort: 8100, inboundPath: /status, path: /8100/status}]
+"""
+    spec = load_resource(text, "dp.yaml").spec
+    assert isinstance(spec, Dataplane)
+    assert routes_of(spec).find("/8100/status") == Target("192.0.2.7", 8100, "/status")

@@ -398,6 +398,11 @@ FINE: dict[str, dict[str, Any]] = {
     "a probe by the application's port": changed(
         probes={"endpoints": [{"inboundPort": 8080, "inboundPath": "/a", "path": "/b"}]}
     ),
+    "a probe of a gateway": changed(
+        networking__inbound=REMOVED,
+        networking__gateway=GATEWAY,
+        probes={"port": 9000, "endpoints": [{"inboundPort": 8100, "inboundPath": "/status", "path": "/s"}]},
+    ),
     "a service port of 0 is the inbound's": changed(**{IN + "servicePort": 0}),
     "protocols as Kuma takes them": changed(
         **{IN + "tags": {"kuma.io/service": "web", "kuma.io/protocol": "HTTP"}},
