@@ -64,6 +64,11 @@ class Application:
         return "none" if self.runs and failed and self._may_live_on else self.state
 
     @property
+    def _stops(self) -> bool:
+        """Whether a stop came first, which drains an Envoy that was left."""
+        return self._run.status.phase not in {Phase.STARTING, Phase.READY}
+
+    @property
     def _may_live_on(self) -> bool:
         return self._run.settings.on_sidecar_end == "leave"
 
@@ -71,7 +76,7 @@ class Application:
         """Go on with the one that a kumadp before us started, or start it now where it waits for nothing."""
         if handed is not None:
             self._watch(ApplicationProcess(handed.pid, handed.start_time))
-        elif self._argv and self._run.settings.application_start == "at-once":
+        elif self._argv and self._run.settings.application_start == "at-once" and not self._stops:
             self._start()
 
     def handed(self) -> HandedProcess | None:

@@ -132,6 +132,17 @@ async def test_without_a_command_line_there_is_none() -> None:
     assert await application.conclude(Outcome(ExitCode.OK, "stopped")) == Outcome(ExitCode.OK, "stopped")
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_it_is_not_started_at_once_after_a_stop(stopped: bool) -> None:
+    run = a_run("sleep", "60", application_start="at-once")
+    application = Application(run)
+    if stopped:
+        run.status.move(Phase.DRAINING, "asked to stop by signal")
+    application.begin(None)
+    assert application.state == ("none" if stopped else "runs")
+    await application.end()
+
+
 async def test_it_starts_once_and_its_code_goes_before_ours() -> None:
     run, posted = a_run("sh", "-c", "exit 4"), asyncio.Queue[object]()
     run.post = posted.put_nowait
