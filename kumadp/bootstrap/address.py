@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+from kumadp.addresses import is_ip
+
+_PORT = re.compile("[0-9]{1,5}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,8 @@ AdminAddress = TcpAdmin | UnixAdmin
 def parse_admin(text: str) -> AdminAddress | None:
     """The address whose text this is (`str` of it); None for anything else."""
     if text.startswith("unix:"):
-        return UnixAdmin(text.removeprefix("unix:"))
+        path = text.removeprefix("unix:")
+        return UnixAdmin(path) if path and "\0" not in path else None
     host, _, port = text.rpartition(":")
-    return TcpAdmin(host.strip("[]"), int(port)) if host and port.isdecimal() else None
+    host = host.removeprefix("[").removesuffix("]")
+    return TcpAdmin(host, int(port)) if is_ip(host) and _PORT.fullmatch(port) and int(port) < 1 << 16 else None

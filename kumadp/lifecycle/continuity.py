@@ -98,7 +98,8 @@ class Before:
 
     ``left_at``: when it was re-executed, by the monotonic clock. ``started_as``: how Envoy was started, comparable.
     ``ports``: those that were chosen, by the field of the settings.
-    ``killed``: what could not be gone on with. ``levels``: what was asked of the log.
+    ``killed``: what could not be gone on with. ``levels``: what was asked of the log. ``removed_at_end``: files that a
+    kumadp that was killed would have removed at its end.
     """
 
     source: Fetched | None = None
@@ -121,6 +122,7 @@ class Before:
     names: HandedNames | None = None
     application: HandedProcess | None = None
     levels: Mapping[str, str] = field(default_factory=dict)
+    removed_at_end: tuple[str, ...] = ()
 
     @property
     def children(self) -> tuple[Child, ...]:
@@ -209,6 +211,8 @@ def left_in(directory: Path) -> Before:
     """
     before = Before()
     state = read_state(directory)
+    parts = state.parts if state is not None else {}
+    before.removed_at_end = _decode(parts.get("removed_at_end"), tuple[str, ...]) or ()
     children = {}
     for known in adoptable(state) if state is not None else ():
         try:
@@ -219,14 +223,14 @@ def left_in(directory: Path) -> Before:
                 ours=False,
                 fifo=Path(known.fifo) if known.fifo else None,
             )
-        except (OSError, ProcessLookupError) as error:
+        except (OSError, ValueError) as error:
+            # ValueError: a path that no file can have.
             log.warning("%s (pid %d) cannot be adopted: %s", known.name, known.pid, error)
     for pid, start_time in strays(directory, children):
         with contextlib.suppress(OSError, ProcessLookupError):
             children[pid] = Child.adopt("a process", pid, start_time, ours=False)
     if not children:
         return before
-    parts = state.parts if state is not None else {}
     envoy = _decode(parts.get("envoy"), EnvoyState)
     before.started_as = _decode(parts.get("started_as"), tuple[str, ...]) or ()
     before.ports = _decode(parts.get("ports"), dict[str, int]) or {}

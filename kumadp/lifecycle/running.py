@@ -170,7 +170,8 @@ class Running:
         others = self._names.children if self._names is not None else ()
         children = (*envoy.children, *others) if self._run.keeps else ()
         exported = envoy.export(starting=True)
-        parts: dict[str, object] = {"addresses": dict(self._run.status.ports)}
+        removed = sorted(map(str, self._run.work.removed_at_end))
+        parts: dict[str, object] = {"addresses": dict(self._run.status.ports), "removed_at_end": removed}
         if exported is not None and self._run.keeps:
             chosen = self._run.chosen.ports if self._run.chosen is not None else {}
             parts |= {"envoy": exported, "started_as": self.started_as, "ports": chosen}

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.envoy.baseline import sweep as sweep_epochs
 from kumadp.host.sockets import remove_stale
-from kumadp.host.workdir import TOKEN, open_work_dir
+from kumadp.host.workdir import open_work_dir
 from kumadp.lifecycle.continuity import forget, left_in
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping
 
 # How long systemd may take to say what it is about to do (seconds).
 _ASKED_FOR = 5.0
@@ -32,20 +32,20 @@ async def sweep(directory: Path, grace: float) -> list[str]:
         children = (*before.children, *before.killed)
         said = [f"{child.name} (pid {child.pid})" for child in children]
         await asyncio.gather(*(child.stop(grace) for child in before.children), before.ended())
-        await asyncio.to_thread(_remove, work.path)
+        await asyncio.to_thread(_remove, work.path, [Path(path) for path in before.removed_at_end])
         return said
     finally:
         work.close()
 
 
-def _remove(directory: Path) -> None:
+def _remove(directory: Path, removed_at_end: Iterable[Path]) -> None:
     sweep_epochs(directory)
     forget(directory)
     remove_stale(directory)
-    # A bootstrap of Kuma 2.8 to 2.14 has the token in it, for an Envoy without the relay.
-    for name in (STATE_FILE, TOKEN, "bootstrap.yaml"):
-        with contextlib.suppress(OSError):
-            (directory / name).unlink(missing_ok=True)
+    # The directory may be the user's own: of files with names that others use, those go that were written for the run.
+    for path in (directory / STATE_FILE, *(path for path in removed_at_end if path.parent == directory)):
+        with contextlib.suppress(OSError, ValueError):
+            path.unlink(missing_ok=True)
 
 
 def is_over(result: str, unit: str, environ: Mapping[str, str]) -> bool:

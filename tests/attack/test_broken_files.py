@@ -7,15 +7,18 @@ import fcntl
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kumadp.accesslog.component import AccessLogs
+from kumadp.bootstrap.address import TcpAdmin, UnixAdmin, parse_admin
 from kumadp.errors import HandoverFailed
 from kumadp.host import handover, identity, meanwhile
 from kumadp.host.handover import Handover
-from kumadp.host.private_file import write_private
+from kumadp.host.private_file import write_json, write_private
 from kumadp.host.state import FORMAT, NAME, StateFile, read_state
 from kumadp.lifecycle.continuity import SECTION, SOURCE, decode_left, forget, left_in, tidy
 from kumadp.relay.disk import FILE, MAGIC, Binding, LastGoodStore
@@ -126,6 +129,37 @@ async def test_an_access_log_line_that_cannot_be_read_is_counted(tmp_path: Path)
     assert not running.done()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_child_with_an_impossible_path_is_not_adopted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:  # noqa: ASYNC220
+        try:
+            found = identity.identity_of(process.pid)
+            assert found is not None
+            child = {"name": "envoy", "pid": process.pid, "start_time": found.start_time, "uid": found.uid}
+            child |= {"exe": found.exe, "fifo": "a\0b"}
+            state = {"format": FORMAT, "boot": identity.boot_id(), "pid": 1, "start_time": 1, "children": [child]}
+            write_json(tmp_path / NAME, state)
+            assert left_in(tmp_path).children == ()
+            assert "cannot be adopted: embedded null byte" in caplog.text
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", ":1", "unix:", "unix:a\0b", "host:1", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:\u0663"),
+        *("127.0.0.1:" + "9" * 5000, "127.0.0.1:-1", "[[::1]]:1"),
+    ],
+)
+def test_an_admin_address_that_cannot_be_is_none(text: str) -> None:
+    assert parse_admin(text) is None
+
+
+@pytest.mark.parametrize("address", [TcpAdmin("127.0.0.1", 9901), TcpAdmin("::1", 1), UnixAdmin("/a b/c:1")])
+def test_an_admin_address_comes_back_as_it_was(address: TcpAdmin | UnixAdmin) -> None:
+    assert parse_admin(str(address)) == address
 
 
 async def test_without_a_boot_id_nothing_is_adopted_and_the_state_is_written(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -67,6 +69,19 @@ def test_it_goes_at_the_end_and_outlives_a_reexecution(
         daemon.wait()
         assert SECRET not in daemon.output()
     assert holding(tmp_path, SECRET) == set(), daemon.output()
+
+
+def test_a_sweep_removes_it_where_kumadp_was_killed(tmp_path: Path, ports: Ports, plane: ScriptedControlPlane) -> None:
+    with run(tmp_path, ports, plane, "--on-parent-death=keep") as daemon:
+        daemon.wait_ready()
+        work = tmp_path / "work"
+        poll(lambda: (work / "dataplane.token").name in (work / "state.json").read_text(), what="the state")
+        daemon.process.kill()
+        daemon.wait()
+        assert holding(tmp_path, SECRET) != set()
+        command = [sys.executable, "-m", "kumadp", "sweep", "--work-dir", str(work)]
+        subprocess.run(command, check=True, timeout=60)
+    assert holding(tmp_path, SECRET) == set()
 
 
 def test_it_goes_where_the_control_plane_refuses(tmp_path: Path, ports: Ports) -> None:

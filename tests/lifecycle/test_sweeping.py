@@ -6,19 +6,30 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.host.private_file import write_private
+from kumadp.host.identity import boot_id
+from kumadp.host.private_file import write_json, write_private
+from kumadp.host.state import FORMAT
 from kumadp.host.workdir import TOKEN
-from kumadp.lifecycle.sweeping import is_over, sweep
+from kumadp.lifecycle.sweeping import STATE_FILE, is_over, sweep
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.parametrize("name", [TOKEN, "bootstrap.yaml", "bootstrap.2.yaml"])
-async def test_a_file_with_the_token_that_a_killed_kumadp_wrote_is_removed(tmp_path: Path, name: str) -> None:
-    write_private(tmp_path / name, b"x")
-    assert await sweep(tmp_path, 1.0) == []
-    assert not (tmp_path / name).exists()
+async def test_files_with_the_token_of_a_killed_kumadp_go_and_the_user_s_own_stay(tmp_path: Path) -> None:
+    work, elsewhere = tmp_path / "work", tmp_path / "other.token"
+    work.mkdir(mode=0o700)
+    written, own = work / TOKEN, work / "bootstrap.yaml"
+    for path in (written, own, elsewhere):
+        write_private(path, b"x")
+    removed = [str(written), str(elsewhere), str(work / "a\0b")]
+    state = {"format": FORMAT, "boot": boot_id(), "pid": 1, "start_time": 1, "parts": {"removed_at_end": removed}}
+    write_json(work / STATE_FILE, state)
+    assert await sweep(work, 1.0) == []
+    assert not written.exists()
+    assert not (work / STATE_FILE).exists()
+    assert own.exists()
+    assert elsewhere.exists()
 
 
 def systemctl(folder: Path, says: str, code: int = 0) -> dict[str, str]:
