@@ -116,7 +116,10 @@ class Lasting(Rig):
         """Kill Envoy, whoever's child it is, and wait for the next one to serve; that one."""
         killed = self.the_envoy()
         killed.kill()
-        again = poll(lambda: daemon.children().get("envoy"), what="another Envoy")
+        # For some milliseconds the killed one is a child still.
+        again = poll(
+            lambda: found if (found := daemon.children().get("envoy")) != killed else None, what="another Envoy"
+        )
         daemon.wait_ready()
         self.wait_traffic("traffic through the next Envoy")
         return again
