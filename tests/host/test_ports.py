@@ -28,10 +28,10 @@ def address(port: int, host: str = "127.0.0.1", protocol: Protocol = "tcp") -> A
 
 
 @contextlib.contextmanager
-def held(host: str = "127.0.0.1", protocol: Protocol = "tcp") -> Iterator[int]:
+def held(host: str = "127.0.0.1", protocol: Protocol = "tcp", port: int = 0) -> Iterator[int]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM) as sock:
-        sock.bind((host, 0))
+        sock.bind((host, port))
         if protocol == "tcp":
             sock.listen()
         yield int(sock.getsockname()[1])
@@ -73,7 +73,8 @@ async def test_all_are_told_at_once_and_free_ones_pass() -> None:
 
 @pytest.mark.parametrize(("holding", "wanted"), [("127.0.0.1", "127.0.0.2"), ("127.0.0.1", "::1")])
 async def test_another_address_is_no_clash(holding: str, wanted: str) -> None:
-    with held(holding) as port:
+    # Free on every address: a client of another test may have a port of 127.0.0.2.
+    with held(holding, port=free_port("0.0.0.0")) as port:
         assert await clash(address(port, wanted)) == []
 
 
