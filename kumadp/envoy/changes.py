@@ -48,7 +48,7 @@ class Changes:
             try:
                 found = await self._admin.stats(_COUNTERS)
             except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
-                # It starts, ends or is stopped: others see to that, and the next one starts to count anew.
+                # It starts, ends or is stopped, which others handle; the counters of the next one begin at zero.
                 continue
             finally:
                 pause = max(self._period, _TIMES * (loop.time() - begun))

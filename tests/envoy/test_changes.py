@@ -60,7 +60,7 @@ async def test_other_clusters_and_endpoints_ask_no_application(counter: str) -> 
     assert await doubts(START, START | {counter: 9}) == [(), ()]
 
 
-async def test_an_envoy_that_counts_anew_is_a_doubt_and_one_that_does_not_answer_is_none() -> None:
+async def test_a_restarted_envoy_is_a_doubt_and_one_that_does_not_answer_is_none() -> None:
     silent = httpx.ConnectError("refused")
     assert await doubts(START, silent, ValueError("no JSON"), START) == [()]
     assert await doubts(START, silent, START | {ADDED: 1}) == [(), None]
