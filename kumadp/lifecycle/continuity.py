@@ -98,7 +98,7 @@ class Before:
 
     ``left_at``: when it was re-executed, by the monotonic clock. ``started_as``: how Envoy was started, comparable.
     ``ports``: those that were chosen, by the field of the settings.
-    ``killed``: what could not be gone on with. ``levels``: what was asked of the log. ``removed_at_end``: files that a
+    ``killed``: what could not be adopted. ``levels``: what was requested of the log. ``removed_at_end``: files that a
     kumadp that was killed would have removed at its end.
     """
 

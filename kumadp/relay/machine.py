@@ -106,7 +106,7 @@ class Machine:
             return [Note(f"the control plane sent a response that cannot be read: {error}")]
         subscription = self._subscriptions.get(response.type_url)
         if not self._up.is_open or subscription is None:
-            return [Note(f"the control plane sent {response.type_url}, which nobody asked for")]
+            return [Note(f"the control plane sent {response.type_url}, which was not requested")]
         self._serial += 1
         delivery = Delivery(self._serial, response)
         subscription.arrived(delivery)
@@ -118,7 +118,7 @@ class Machine:
         """A DiscoveryResponse that was dropped: reject it in our own name; Envoys keep what they have."""
         subscription = self._subscriptions.get(outline.type_url)
         if not self._up.is_open or subscription is None:
-            return [Note(f"the control plane sent {outline.type_url}, which nobody asked for")]
+            return [Note(f"the control plane sent {outline.type_url}, which was not requested")]
         subscription.dropped(outline.nonce)
         rejected = Rejected(outline.type_url, outline.version, reason, by_guard=True)
         return [*self._answer(subscription, subscription.good_version, encode_status(EXHAUSTED, reason)), rejected]

@@ -212,7 +212,7 @@ class Relay:
             self._tell("unreadable", f"the control plane sent what is no discovery response: {error}")
             return
         if all(view.type_url != response.type_url for view in self._machine.types()):
-            self._tell("unasked", f"the control plane sent {_line(response.type_url)}, which nobody asked for")
+            self._tell("unasked", f"the control plane sent {_line(response.type_url)}, which was not requested")
             return
         self._unanswered.pop(response.type_url, None)
         self._changed_at[response.type_url] = self._clock()

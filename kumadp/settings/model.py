@@ -44,8 +44,8 @@ class Settings:
     log_max_size: int = option("integer", 100, "Size in MB at which the log file rotates.", flags="--log-max-size", key="log.maxSize", group=LOG, commands=("run", "wait"), minimum=1)
     log_max_age: int = option("integer", 30, "Days that rotated log files are kept.", flags="--log-max-age", key="log.maxAge", group=LOG, commands=("run", "wait"), minimum=0)
 
-    cp_address: str = option("text", "https://localhost:5678", "Address of the control plane's data plane server; several, with commas, are asked in turn.", flags="--cp-address", env="KUMA_CONTROL_PLANE_URL", key="controlPlane.url", group=CP, metavar="URL")
-    ca_cert_file: str = option("text", "", "File with the CA that the control plane's certificate must come from; read anew for each attempt.", flags="--ca-cert-file", env="KUMA_CONTROL_PLANE_CA_CERT_FILE", key="controlPlane.caCertFile", group=CP, **PATH)
+    cp_address: str = option("text", "https://localhost:5678", "Address of the control plane's data plane server; several, with commas, are tried in turn.", flags="--cp-address", env="KUMA_CONTROL_PLANE_URL", key="controlPlane.url", group=CP, metavar="URL")
+    ca_cert_file: str = option("text", "", "File with the CA that the control plane's certificate must come from; read again for each attempt.", flags="--ca-cert-file", env="KUMA_CONTROL_PLANE_CA_CERT_FILE", key="controlPlane.caCertFile", group=CP, **PATH)
     ca_cert: str = option("text", "", "The CA itself as PEM; goes before the file.", env="KUMA_CONTROL_PLANE_CA_CERT", key="controlPlane.caCert", group=CP)
     skip_verify: bool = option("boolean", False, "Do not verify the control plane's certificate.", flags="--skip-verify", env="KUMA_CONTROL_PLANE_TLS_SKIP_VERIFY", key="controlPlane.tlsSkipVerify", group=CP)
     retry_backoff: float = option("duration", 3.0, "First wait between bootstrap requests; doubles up to 30s, with jitter.", env="KUMA_CONTROL_PLANE_RETRY_BACKOFF", key="controlPlane.retry.backoff", group=CP, minimum=0.001)
@@ -62,7 +62,7 @@ class Settings:
     dataplane: str = option("text", "", "The Dataplane, ZoneIngress or ZoneEgress itself, as YAML or JSON.", flags="--dataplane", env=_RUNTIME + "RESOURCE", key="dataplaneRuntime.resource", group=DP)
     dataplane_file: str = option("text", "", "File with the Dataplane, ZoneIngress or ZoneEgress; - is stdin.", flags=("--dataplane-file", "-d"), env=_RUNTIME + "RESOURCE_PATH", key="dataplaneRuntime.resourcePath", group=DP, **PATH)
     dataplane_vars: dict[str, str] = option("pairs", {}, "Variable a.b=c for the mustache template in the resource; may be repeated.", flags=("--dataplane-var", "-v"), env="DATAPLANERUNTIME_RESOURCEVARS", key="dataplaneRuntime.resourceVars", group=DP)
-    token_path: str = option("text", "", "File with the data plane token; read anew for each attempt.", flags="--dataplane-token-file", env=_RUNTIME + "TOKEN_PATH", key="dataplaneRuntime.tokenPath", group=DP, **PATH)
+    token_path: str = option("text", "", "File with the data plane token; read again for each attempt.", flags="--dataplane-token-file", env=_RUNTIME + "TOKEN_PATH", key="dataplaneRuntime.tokenPath", group=DP, **PATH)
     token: str = option("text", "", "The data plane token itself; better give a file, a command line can be read by others.", flags="--dataplane-token", env=_RUNTIME + "TOKEN", key="dataplaneRuntime.token", group=DP, secret=True)
     pod_name: str = option("text", "", "Name of the pod, set by Kuma's injector.", env="POD_NAME", key="kubernetes.podName", group=DP, commands=("run", "wait"))
     pod_namespace: str = option("text", "", "Namespace of the pod, set by Kuma's injector.", env="POD_NAMESPACE", key="kubernetes.podNamespace", group=DP, commands=("run", "wait"))
@@ -80,7 +80,7 @@ class Settings:
     metrics_cert_path: str = option("text", "", "Certificate of Envoy's Prometheus listener.", flags="--metrics-cert-path", env=_RUNTIME + "METRICS_CERT_PATH", key="dataplaneRuntime.metrics.certPath", group=ENVOY, **PATH)
     metrics_key_path: str = option("text", "", "Key of that certificate.", flags="--metrics-key-path", env=_RUNTIME + "METRICS_KEY_PATH", key="dataplaneRuntime.metrics.keyPath", group=ENVOY, **PATH)
     dynconf_refresh_interval: float = option("duration", 1.0, "How often dynamic configuration is asked for; with the relay, which tells of changes, for some rounds after each, else every 10s.", env=_RUNTIME + "DYNAMIC_CONFIGURATION_REFRESH_INTERVAL", key="dataplaneRuntime.dynamicConfiguration.refreshInterval", group=ENVOY, struct="DATAPLANERUNTIME_KUMA_DATAPLANE_RUNTIME_DYNAMIC_CONFIGURATION", minimum=0.001)
-    system_ca_path: str = option("text", "", "System CA bundle told to the control plane; empty: found.", env=_RUNTIME + "DYNAMIC_SYSTEM_CA_PATH", key="dataplaneRuntime.systemCaPath", group=ENVOY, **PATH)
+    system_ca_path: str = option("text", "", "System CA bundle reported to the control plane; empty: detected.", env=_RUNTIME + "DYNAMIC_SYSTEM_CA_PATH", key="dataplaneRuntime.systemCaPath", group=ENVOY, **PATH)
     bind_outbounds: bool = option("boolean", False, "Outbounds on addresses of 127.0.0.0/8 instead of redirected traffic (2.11).", flags="--bind-outbounds", env=_RUNTIME + "BIND_OUTBOUNDS", key="dataplaneRuntime.bindOutbounds", group=ENVOY)
     xds_transport_variant: str = option("text", "", "xDS variant; kumadp has state of the world spoken whatever this says.", env=_RUNTIME + "ENVOY_XDS_TRANSPORT_PROTOCOL_VARIANT", key="dataplaneRuntime.envoyXdsTransportProtocolVariant", group=ENVOY, choices=("", "GRPC", "DELTA_GRPC"))
     unified_resource_naming: bool = option("boolean", False, "Unified names of Envoy's resources and statistics, in a mesh with meshServices.mode Exclusive (2.12).", env=_RUNTIME + "UNIFIED_RESOURCE_NAMING_ENABLED", key="dataplaneRuntime.unifiedResourceNaming", group=ENVOY)
@@ -102,8 +102,8 @@ class Settings:
     coredns_config_template_path: str = option("text", "", "Corefile template of your own.", flags="--dns-coredns-config-template-path", env="KUMA_DNS_CORE_DNS_CONFIG_TEMPLATE_PATH", key="dns.coreDnsConfigTemplatePath", group=DNS, **PATH)
     dns_config_dir: str = option("text", "", "Directory of the Corefile, if not the work directory.", flags="--dns-server-config-dir", env="KUMA_DNS_CONFIG_DIR", key="dns.configDir", group=DNS, **PATH)
     dns_prometheus_port: int = option("integer", 19153, "Port of CoreDNS's metrics; 0: any free one.", flags="--dns-prometheus-port", env="KUMA_DNS_PROMETHEUS_PORT", key="dns.prometheusPort", group=DNS, **PORT_OR_0)
-    dns_suffixes: tuple[str, ...] = option("texts", (), "Names below this one are never asked of the name servers of resolv.conf; may be repeated; none: mesh and mesh.local.", flags="--dns-suffix", key="dns.suffixes", group=DNS, metavar="DOMAIN")
-    dns_allow: tuple[str, ...] = option("texts", (), "Network, as 10.0.0.0/8, for whose clients the embedded resolver asks those name servers too; may be repeated. It does for this host alone, and for virtual networks that are redirected.", flags="--dns-allow", key="dns.allow", group=DNS, metavar="NETWORK")
+    dns_suffixes: tuple[str, ...] = option("texts", (), "Names below this one are never forwarded to the name servers of resolv.conf; may be repeated; none: mesh and mesh.local.", flags="--dns-suffix", key="dns.suffixes", group=DNS, metavar="DOMAIN")
+    dns_allow: tuple[str, ...] = option("texts", (), "Network, as 10.0.0.0/8, for whose clients the embedded resolver queries those name servers too; may be repeated. It does for this host alone, and for virtual networks that are redirected.", flags="--dns-allow", key="dns.allow", group=DNS, metavar="NETWORK")
     dns_logging: bool = option("boolean", False, "Log every query.", flags="--dns-enable-logging", env="KUMA_DNS_ENABLE_LOGGING", key="dns.coreDnsLogging", group=DNS)
     application_probe_proxy_port: int = option("integer", 0, "Port of the application probe proxy (2.9), on every address; 0: off.", env="KUMA_APPLICATION_PROBE_PROXY_PORT", key="applicationProbeProxyServer.port", group=DP, **PORT_OR_0)
 
@@ -148,7 +148,7 @@ class Settings:
 
     @property
     def cp_addresses(self) -> tuple[str, ...]:
-        """The addresses of the control plane, in the order in which they are asked, hosts as they are dialled."""
+        """The addresses of the control plane, in the order in which they are tried, hosts as they are dialled."""
         return tuple(dict.fromkeys(map(dialled_url, split_addresses(self.cp_address))))
 
 
