@@ -221,10 +221,9 @@ def left_in(directory: Path) -> Before:
                 known.pid,
                 known.start_time,
                 ours=False,
-                fifo=Path(known.fifo) if known.fifo else None,
+                fifo=_output_in(directory, known.fifo) if known.fifo else None,
             )
         except (OSError, ValueError) as error:
-            # ValueError: a path that no file can have.
             log.warning("%s (pid %d) cannot be adopted: %s", known.name, known.pid, error)
     for pid, start_time in strays(directory, children):
         with contextlib.suppress(OSError, ProcessLookupError):
@@ -240,6 +239,17 @@ def left_in(directory: Path) -> Before:
         if child is not None:
             log.info("%s (pid %d) of an earlier kumadp is adopted", child.name, child.pid)
     return before
+
+
+def _output_in(directory: Path, text: str) -> Path:
+    """The FIFO of a child, which is removed at its end: always one of the work directory, whatever the state file says.
+
+    Its name alone counts, since the directory may have more than one path. Raises ValueError if it is no such name.
+    """
+    name = Path(text).name
+    if "\0" in name or not _OUTPUT.fullmatch(name):
+        raise ValueError(f"its output {text!r} is not a FIFO of the work directory")
+    return directory / name
 
 
 def _sort(before: Before, children: dict[int, Child], envoy: EnvoyState | None) -> None:

@@ -25,7 +25,7 @@ from kumadp.host.cgroup import OomKills, oom_file
 from kumadp.host.cores import cores_of_children
 from kumadp.host.descriptors import EXHAUSTED, limit_of_children
 from kumadp.host.identity import Identity, identity_of, start_time_of
-from kumadp.process.fifo import make_fifo, name_fifo, open_fifo
+from kumadp.process.fifo import make_fifo, name_fifo, open_fifo, remove_fifo
 from kumadp.process.logpump import Heard, LogPump
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ class Child:
         os.close(self._pidfd)
         self._pump.drain()
         if self.fifo is not None:
-            self.fifo.unlink(missing_ok=True)
+            remove_fifo(self.fifo)
         if not self._was_planned(status):
             self.died(self, status)
         if not self._ended.done():

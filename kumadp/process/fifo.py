@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from kumadp.host.private_file import open_own_fifo
@@ -51,6 +52,15 @@ def name_fifo(made: Path, pid: int) -> Path:
     except OSError as error:
         log.warning("%s cannot be made: %s; a later kumadp would not hear this process", named, error.strerror)
     return named
+
+
+def remove_fifo(path: Path) -> None:
+    """Remove a FIFO of ours, if it is there; anything else under its name stays. May block."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISFIFO(path.lstat().st_mode):
+            log.warning("%s is not removed: it is not a FIFO", path)
+            return
+        path.unlink()
 
 
 def open_fifo(path: Path) -> int:

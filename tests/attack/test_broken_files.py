@@ -131,19 +131,42 @@ async def test_an_access_log_line_that_cannot_be_read_is_counted(tmp_path: Path)
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_child_with_an_impossible_path_is_not_adopted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def write_state(directory: Path, pid: int, fifo: str) -> None:
+    found = identity.identity_of(pid)
+    assert found is not None
+    child = {"name": "envoy", "pid": pid, "start_time": found.start_time, "uid": found.uid}
+    child |= {"exe": found.exe, "fifo": fifo}
+    write_json(
+        directory / NAME,
+        {"format": FORMAT, "boot": identity.boot_id(), "pid": 1, "start_time": 1, "children": [child]},
+    )
+
+
+@pytest.mark.parametrize("fifo", ["a\0b", "a\0b.out", "/dev/null", "..", "{}/victim"])
+async def test_a_child_whose_output_is_no_fifo_of_ours_is_not_adopted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fifo: str
+) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:  # noqa: ASYNC220
         try:
-            found = identity.identity_of(process.pid)
-            assert found is not None
-            child = {"name": "envoy", "pid": process.pid, "start_time": found.start_time, "uid": found.uid}
-            child |= {"exe": found.exe, "fifo": "a\0b"}
-            state = {"format": FORMAT, "boot": identity.boot_id(), "pid": 1, "start_time": 1, "children": [child]}
-            write_json(tmp_path / NAME, state)
+            write_state(tmp_path, process.pid, fifo.replace("{}", str(tmp_path)))
             assert left_in(tmp_path).children == ()
-            assert "cannot be adopted: embedded null byte" in caplog.text
+            assert "cannot be adopted: its output" in caplog.text
         finally:
             process.kill()
+
+
+async def test_the_end_of_a_child_removes_a_fifo_of_the_work_directory_alone(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir(mode=0o700)
+    victims = [tmp_path / "envoy.1.out", work / "envoy.1.out"]
+    for victim in victims:
+        victim.write_text("of somebody else")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:  # noqa: ASYNC220
+        write_state(work, process.pid, str(victims[0]))
+        before = left_in(work)
+        process.kill()
+    await before.ended()
+    assert [victim.read_text() for victim in victims] == ["of somebody else"] * 2
 
 
 @pytest.mark.parametrize(
