@@ -85,8 +85,9 @@ def with_resolv_conf(host: tuple[str, ...], path: Path) -> tuple[str, ...]:
     return (*host, "unshare", "--mount", "sh", "-c", f'mount --bind "{path}" /etc/resolv.conf && exec "$@"', "sh")
 
 
-def bootstrap(ports: Ports, application: int) -> dict[str, Any]:
-    """As a control plane makes it where traffic is redirected: original destinations, and names in Envoy's filter."""
+def bootstrap(folder: Path, ports: Ports, application: int) -> dict[str, Any]:
+    """A bootstrap with what a control plane sends where traffic is redirected: original destinations, and names in
+    Envoy's filter. The listeners come apart from it, as with every control plane: static ones would be refused."""
     made = static_bootstrap(ports, application)
     redirected = static_listener("outbound:passthrough", ports.outbound, "passthrough")
     redirected["useOriginalDst"] = True
@@ -113,7 +114,11 @@ def bootstrap(ports: Ports, application: int) -> dict[str, Any]:
         "connectTimeout": "2s",
     }
     static = made["staticResources"]
-    static["listeners"] += [redirected, behind, dns]
+    listeners = folder / "listeners.json"
+    kind = {"@type": "type.googleapis.com/envoy.config.listener.v3.Listener"}
+    resources = [kind | listener for listener in (redirected, behind, dns)]
+    listeners.write_text(json.dumps({"versionInfo": "1", "resources": resources}))
+    made["dynamicResources"] = {"ldsConfig": {"pathConfigSource": {"path": str(listeners)}}}
     static["clusters"] += [passthrough, static_cluster("web", socket_address(application, NEIGHBOUR))]
     return made
 
@@ -130,7 +135,7 @@ def test_a_name_of_the_mesh_is_resolved_and_connected_to(hosts: Hosts, tmp_path:
     asked, resolv_conf, config = tmp_path / "asked", tmp_path / "resolv.conf", tmp_path / "bootstrap.json"
     resolv_conf.touch()
     asked.touch()
-    config.write_text(json.dumps(bootstrap(ports, ports.probes)))
+    config.write_text(json.dumps(bootstrap(tmp_path, ports, ports.probes)))
     subprocess.run(["ip", "-n", hosts.sidecar, "route", "add", "default", "via", NEIGHBOUR], check=True)
     rules = RULES.format(workload=WORKLOAD, dns=ports.dns, outbound=ports.outbound)
     subprocess.run([*hosts.on_sidecar, "nft", "-f", "-"], input=rules, text=True, check=True)

@@ -282,6 +282,6 @@ def test_where_children_are_to_die_they_do(alone: Lasting) -> None:
         alone.kill(first)
         poll(lambda: not envoy.is_running() or envoy.status() == psutil.STATUS_ZOMBIE, what="its end")
         state = json.loads((alone.work / "state.json").read_text())
-        assert (state["children"], set(state["parts"])) == ([], {"addresses"})
+        assert (state["children"], set(state["parts"])) == ([], {"addresses", "removed_at_end"})
         with alone.up("--on-parent-death=kill") as second:
             assert alone.the_envoy().ppid() == second.pid

@@ -108,24 +108,13 @@ def test_a_coredns_asked_for_by_path_must_be_there(tmp_path: Path, ports: Ports)
         (".:{{ .NoSuchField }} {}\n", ".template:1: Corefile template: {{ .NoSuchField }} is not understood"),
     ],
 )
-def test_a_template_that_is_wrong_is_told_and_names_are_answered(
-    tmp_path: Path, ports: Ports, template: str, told: str
-) -> None:
+def test_a_template_that_is_wrong_is_refused(tmp_path: Path, ports: Ports, template: str, told: str) -> None:
     file = tmp_path / "Corefile.template"
     file.write_text(template)
     arguments = ("--dns-coredns-config-template-path", str(file))
     with running(tmp_path, ports, *arguments, coredns=str(need_coredns())) as daemon:
-        daemon.wait_ready()
-        assert get(ports.outbound) == (200, "backend")
-        assert ask(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"])
-        status = ask_status(control_socket_path("web", daemon.environment))
-        (concern,) = [concern for concern in status["concerns"] if concern.startswith("corefile: ")]
-        assert told in concern
-        assert "going on with the built-in Corefile" in concern
-        assert "built-in" in status["dns"]["corefile"]
-        assert told in daemon.output()
-        daemon.terminate()
-        assert daemon.wait() == ExitCode.OK
+        assert daemon.wait() == ExitCode.SETTINGS
+        assert told in daemon.output().splitlines()[-1]
 
 
 def test_a_template_of_the_user_s_is_used(tmp_path: Path, ports: Ports) -> None:

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.process
 NAMES = '{"records":[{"name":"backend.mesh","ips":["240.0.0.0"]}],"ttl":30}'
 METRICS = '{"observability":{"metrics":{"applications":[{"path":"/metrics","port":8081,"address":"127.0.0.1"}]}}}'
 INTERVAL = {"KUMA_DATAPLANE_RUNTIME_DYNAMIC_CONFIGURATION_REFRESH_INTERVAL": "100ms"}
+WITHOUT_COREDNS = {**INTERVAL, "PATH": "/nowhere"}
 # So that what is seen in time was not asked for by the clock.
 RARELY = {"KUMA_DATAPLANE_RUNTIME_DYNAMIC_CONFIGURATION_REFRESH_INTERVAL": "1h"}
 
@@ -103,7 +104,7 @@ def test_names_are_answered_by_the_embedded_resolver(at: Rig) -> None:
 
 def test_names_that_cannot_come_are_not_waited_for(at: Rig) -> None:
     """The default set-up: no transparent proxying, so Kuma sends no names. They are taken if they come all the same."""
-    with at.run(environment=INTERVAL, dns=True) as daemon:
+    with at.run(environment=WITHOUT_COREDNS, dns=True) as daemon:
         at.wait_ready(daemon)
         assert "waiting: dns" not in daemon.output()
         assert "no names have come" not in daemon.output()
@@ -117,7 +118,7 @@ def test_names_that_could_come_are_waited_for_until_envoy_serves_without_any(at:
     inbound, outbound = free_ports(2)
     redirected = {"redirectPortInbound": inbound, "redirectPortOutbound": outbound}
     at.dataplane["networking"]["transparentProxying"] = redirected
-    with at.run(f"--xds-relay={relay}", environment=INTERVAL, dns=True) as daemon:
+    with at.run(f"--xds-relay={relay}", environment=WITHOUT_COREDNS, dns=True) as daemon:
         daemon.wait_ready()
         before = daemon.output().partition("-> READY")[0]
         assert "waiting: dns: names of the mesh have not come yet" in before
