@@ -174,7 +174,7 @@ def test_readiness_is_answered_while_the_new_program_starts(alone: Lasting) -> N
     """A kubelet's probe has one second, a start on a busy host may need more."""
     shutil.copytree(Path(kumadp.__file__).parent, alone.folder / "kumadp", ignore=shutil.ignore_patterns("__pycache__"))
     gate, slow = alone.folder / "gate", alone.folder / "kumadp" / "lifecycle" / "assemble.py"
-    wait = f"import time\nwhile {CHECK_VARIABLE!r} not in os.environ and not os.path.exists({str(gate)!r}):\n"
+    wait = f"import os, time\nwhile {CHECK_VARIABLE!r} not in os.environ and not os.path.exists({str(gate)!r}):\n"
     with alone.up(prefix=("env", f"--chdir={alone.folder}")) as daemon:
         slow.write_text(f"{slow.read_text()}\n{wait}    time.sleep(0.01)\n")
         with alone.load():
