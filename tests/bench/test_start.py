@@ -106,7 +106,8 @@ def start_to_request(program: list[str], folder: Path) -> tuple[float, float]:
         started = time.monotonic()
         process = subprocess.Popen(
             [*program, *arguments],
-            env={**environment, "TMPDIR": str(folder), "XDG_RUNTIME_DIR": str(folder)},
+            # A kumadp of the same name may run on this host.
+            env={**environment, **dict.fromkeys(("TMPDIR", "RUNTIME_DIRECTORY", "STATE_DIRECTORY"), str(folder))},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,

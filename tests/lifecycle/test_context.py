@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kumadp.errors import WorkDirError
 from kumadp.host.workdir import WorkDir
 from kumadp.lifecycle import context
 from kumadp.lifecycle.context import Run
@@ -17,14 +18,8 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(
-    ("setting", "temporary", "fate", "warned"),
-    [
-        ("auto", False, "keep", False),
-        ("auto", True, "kill", False),
-        ("keep", False, "keep", False),
-        ("keep", True, "kill", True),
-        ("kill", True, "kill", False),
-    ],
+    ("setting", "temporary", "fate"),
+    [("auto", False, "keep"), ("auto", True, "kill"), ("keep", False, "keep"), ("kill", True, "kill")],
 )
 async def test_children_outlive_us_only_where_the_next_run_finds_them(
     tmp_path: Path,
@@ -33,7 +28,6 @@ async def test_children_outlive_us_only_where_the_next_run_finds_them(
     setting: str,
     temporary: bool,
     fate: str,
-    warned: bool,
 ) -> None:
     monkeypatch.setattr(context, "find_container_sign", lambda _environ: "")
     caplog.set_level(logging.WARNING)
@@ -42,4 +36,14 @@ async def test_children_outlive_us_only_where_the_next_run_finds_them(
     run.take(WorkDir(tmp_path, tmp_path, tmp_path, temporary=temporary))
     command = await run.command("envoy", ("/bin/true",))()
     assert (command.on_parent_death, command.fifo is not None, run.keeps) == (fate, fate == "keep", fate == "keep")
-    assert bool(caplog.records) is warned
+    assert not caplog.records
+
+
+def test_children_that_are_to_outlive_us_need_a_work_directory_that_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context, "find_container_sign", lambda _environ: "")
+    settings = resolve("run", {"name": "web", "mesh": "default", "on_parent_death": "keep"}, {}).settings
+    run = Run(settings, None, None, {})
+    with pytest.raises(WorkDirError, match="the work directory is temporary"):
+        run.take(WorkDir(tmp_path, tmp_path, tmp_path, temporary=True))
