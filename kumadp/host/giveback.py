@@ -6,7 +6,6 @@ message a process that needs 50 MB stays at hundreds.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,9 @@ if TYPE_CHECKING:
 
 @functools.cache
 def _trim() -> Callable[[int], int] | None:
+    # Most runs never have a large message.
+    import ctypes
+
     try:
         found = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):
