@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -164,8 +165,14 @@ def test_what_libraries_say_is_logged_in_few_lines(tmp_path: Path) -> None:
     text = path.read_text()
     for part in ("to standard output 0", "to standard error 0", "warning 0", "a library's line 0", "unraisable"):
         assert part in text
-    for part in ("called 0", "division by zero", "not retrieved", "aiohttp.server: ", "(1999 more like this"):
+    for part in ("called 0", "division by zero", "not retrieved", "aiohttp.server: "):
         assert part in text
+    # On a slow machine they take longer than lines are held back for, or come faster than they are written.
+    lines = [line for line in text.splitlines() if "aiohttp.server: a library's line" in line]
+    counts = [re.search(r"\((\d+) more like this in \d+ s\)", line) for line in lines]
+    reported = sum(int(count[1]) if count else 1 for count in counts)
+    assert reported == 2000 or (reported > 0 and "lines were lost" in text)
+    assert len(lines) < 20
     assert len(text.splitlines()) < 200
 
 

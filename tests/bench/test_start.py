@@ -7,6 +7,7 @@ request, and its memory while nobody answers; kumadp is measured the same way be
 from __future__ import annotations
 
 import os
+import select
 import socket
 import statistics
 import subprocess
@@ -86,13 +87,11 @@ def test_standalone_start_to_first_answer_and_memory(tmp_path: Path, table: list
 def start_to_request(program: list[str], folder: Path) -> tuple[float, float]:
     """Seconds from exec to the first connection to the control plane; PSS in MiB while it gets no answer."""
     with socket.create_server(("127.0.0.1", 0)) as control_plane:
-        control_plane.settimeout(30)
-        environment = {
-            **os.environ,
-            "KUMA_READINESS_PORT": str(free_port()),
-            "KUMA_DNS_CORE_DNS_PORT": str(free_port()),
-        }
-        if "kumadp" not in program:
+        peer = "kumadp" not in program
+        # Nothing else on this host may hold a port that is asked for: kumadp takes free ones by itself.
+        ports = ("READINESS_PORT", "DNS_CORE_DNS_PORT", "DNS_ENVOY_DNS_PORT", "DNS_PROMETHEUS_PORT")
+        environment = {**os.environ, **{f"KUMA_{name}": str(free_port()) if peer else "0" for name in ports}}
+        if peer:
             # kuma-dp's CoreDNS needs a plugin that common builds lack.
             environment["KUMA_DNS_ENABLED"] = "false"
         address = f"http://127.0.0.1:{control_plane.getsockname()[1]}"
@@ -103,19 +102,24 @@ def start_to_request(program: list[str], folder: Path) -> tuple[float, float]:
             "--mesh=default",
             f"--binary-path={need_envoy()}",
         ]
+        log = folder / "log"
         started = time.monotonic()
-        process = subprocess.Popen(
-            [*program, *arguments],
-            # A kumadp of the same name may run on this host.
-            env={**environment, **dict.fromkeys(("TMPDIR", "RUNTIME_DIRECTORY", "STATE_DIRECTORY"), str(folder))},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            stdin=subprocess.DEVNULL,
-        )
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*program, *arguments],
+                # A kumadp of the same name may run on this host.
+                env={**environment, **dict.fromkeys(("TMPDIR", "RUNTIME_DIRECTORY", "STATE_DIRECTORY"), str(folder))},
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+            )
         try:
+            while not select.select([control_plane], [], [], 0.2)[0]:
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < started + 60, log.read_text()
+            took = time.monotonic() - started
             connection, _ = control_plane.accept()
             with connection:
-                took = time.monotonic() - started
                 rest()
                 return took, pss(process.pid)
         finally:
