@@ -28,10 +28,11 @@ ALLOWED: dict[str, set[str]] = {
     "process": PURE | {"host"},
     # Its server accepts as all others do.
     "grpc": PURE | {"host"},
-    **dict.fromkeys(FEATURES, PURE | PRIMITIVES),
-    "lifecycle": PURE | PRIMITIVES | FEATURES,
-    "doctor": PURE | PRIMITIVES | FEATURES | {"lifecycle"},
-    "cli": PURE | PRIMITIVES | FEATURES | {"lifecycle", "doctor"},
+    "core": PURE | PRIMITIVES,
+    **dict.fromkeys(FEATURES, PURE | PRIMITIVES | {"core"}),
+    "daemon": PURE | PRIMITIVES | FEATURES | {"core"},
+    "doctor": PURE | PRIMITIVES | FEATURES | {"core", "daemon"},
+    "cli": PURE | PRIMITIVES | FEATURES | {"core", "daemon", "doctor"},
 }
 
 
@@ -52,7 +53,7 @@ def test_imports_point_one_way(path: Path) -> None:
     owner = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if owner in {"__init__", "__main__"}:
         return
-    assert imported(path) - {owner} <= ALLOWED[owner]
+    assert imported(path) - {owner} <= ALLOWED[owner] | NOT_YET.get(owner, set())
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -60,21 +61,26 @@ def test_no_file_passes_400_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
 
 
-def test_each_file_of_the_lifecycle_knows_what_it_puts_together() -> None:
-    known = {path.name: imported(path) & FEATURES for path in (PACKAGE / "lifecycle").glob("*.py")}
-    several = {name for name, features in known.items() if len(features) > 1}
-    assert several <= {
-        "assemble.py",
-        "configuration.py",
-        "context.py",
-        "continuity.py",
-        "exporting.py",
-        "kuma.py",
-        "metering.py",
-        "relaying.py",
-        "resolving.py",
-        "sources.py",
-    }
+# Imports that the moves of the parts to their features still have to take away: this table may only shrink.
+NOT_YET: dict[str, set[str]] = {
+    "core": {"accesslog", "daemon", "dns", "metrics", "otel", "standalone"},
+    "controlplane": {"daemon", "envoy", "relay"},
+    "dns": {"daemon", "dynconf"},
+    "dynconf": {"envoy", "relay"},
+    "envoy": {"daemon", "dns", "relay"},
+    "metrics": {"controlplane", "daemon", "dns", "dynconf", "probes"},
+    "otel": {"dynconf", "metrics"},
+    "relay": {"controlplane", "daemon"},
+}
+
+
+def test_what_is_not_there_yet_is_still_needed() -> None:
+    needed: dict[str, set[str]] = {}
+    for path in MODULES:
+        owner = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if owner not in {"__init__", "__main__"}:
+            needed.setdefault(owner, set()).update(imported(path) - {owner} - ALLOWED[owner])
+    assert {owner: names for owner, names in needed.items() if names} == NOT_YET
 
 
 def test_only_the_command_line_ends_the_process() -> None:

@@ -14,7 +14,7 @@ import msgspec
 from kumadp.accesslog.destination import Destination, HandedDestination, Limits
 from kumadp.accesslog.fifo import LineReader, open_fifo, remove_unheld
 from kumadp.accesslog.records import parse, split_address
-from kumadp.host.sparse import Sparse
+from kumadp.host.log.throttle import Sparse
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ import socket
 import threading
 
 from kumadp.addresses import address_text
-from kumadp.host.handover import HELD_SIGNALS
+from kumadp.host.reexec.handover import HELD_SIGNALS
 
 
 def look_up(host: str, port: int) -> asyncio.Future[list[tuple[int, tuple[str, int]]]]:

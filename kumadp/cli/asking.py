@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kumadp.daemon.control import ask
+from kumadp.daemon.instances import find
 from kumadp.errors import CommandRefused, UsageError, on_one_line
-from kumadp.lifecycle.control import ask
-from kumadp.lifecycle.finding import find
 from kumadp.settings.values import BadValue, parse_duration
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from click.decorators import FC
 
-    from kumadp.lifecycle.finding import Running, Search
+    from kumadp.daemon.instances import Running, Search
 
 
 def asking_options(timeout: str) -> Callable[[FC], FC]:

@@ -237,7 +237,7 @@ class Stage:
 
     async def ask_status(self) -> Mapping[str, Any] | None:
         """What kumadp's control socket tells now; None where nothing answers."""
-        from kumadp.lifecycle.control import ask_status, control_socket_path
+        from kumadp.daemon.control import ask_status, control_socket_path
 
         try:
             return await asyncio.to_thread(ask_status, control_socket_path(NAME, self.environment))

@@ -122,7 +122,7 @@ def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, 
     """Whom to look at, and where its options come from, in words; raises KumadpError."""
     from kumadp.cli.run import checked, read_settings_file, read_transparent_files
     from kumadp.doctor.subject import Subject
-    from kumadp.host.unixhttp import user_name
+    from kumadp.host.net.unix_http import user_name
     from kumadp.settings.resolve import config_file, resolve
 
     environ: Mapping[str, str] = os.environ
@@ -155,8 +155,8 @@ def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, 
 
 def _statuses() -> list[dict[str, Any]]:
     """What runs here says of itself."""
-    from kumadp.lifecycle.control import ask_status
-    from kumadp.lifecycle.finding import find
+    from kumadp.daemon.control import ask_status
+    from kumadp.daemon.instances import find
 
     found = []
     for one in find(os.environ).running:

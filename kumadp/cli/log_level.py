@@ -18,7 +18,7 @@ def log_level(levels: tuple[str, ...], name: str, reset: bool) -> None:
     """Change what a data plane on this host logs, Envoy too, until it is restarted or --reset.
 
     LEVEL is trace, debug, info, warning, error, critical or off, for kumadp and Envoy. COMPONENT is a part of kumadp
-    (relay, lifecycle), envoy, or one of Envoy's loggers (envoy.upstream). Reloads and restarts of Envoy keep it.
+    (relay, daemon), envoy, or one of Envoy's loggers (envoy.upstream). Reloads and restarts of Envoy keep it.
 
     Exit code 0 when done, 79 when not, with the reason.
     """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kumadp.host.logs import setup_logging
+from kumadp.host.log.output import setup_logging
 
 if TYPE_CHECKING:
-    from kumadp.host.logs import LogOutput
+    from kumadp.host.log.output import LogOutput
     from kumadp.settings.model import Settings
 
 

@@ -16,8 +16,9 @@ import click
 from kumadp import __version__
 from kumadp.cli.options import WIDTH, click_option, log_options, remember_before
 from kumadp.errors import ExitCode, KumadpError, UsageError, host_refusal
-from kumadp.host import early, meanwhile
-from kumadp.host.standard import fill_standard_descriptors
+from kumadp.host import early_signals as early
+from kumadp.host.reexec import interim_responder as meanwhile
+from kumadp.host.standard_streams import fill_standard_descriptors
 
 COMMANDS: dict[str, str] = {
     "run": "Run a data plane: Envoy, DNS, virtual probes, until it is told to stop.",

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kumadp.cli.asking import asking_options, order, the_running
+from kumadp.daemon.control import ask_status
 from kumadp.errors import CommandRefused, on_one_line
-from kumadp.lifecycle.control import ask_status
 from kumadp.settings.values import write_duration
 
 if TYPE_CHECKING:
-    from kumadp.lifecycle.finding import Running
+    from kumadp.daemon.instances import Running
 
 _PAUSE = 0.05
 

@@ -11,8 +11,8 @@ import click
 
 import kumadp
 from kumadp.errors import HandoverFailed
-from kumadp.host.handover import read
-from kumadp.host.meanwhile import VARIABLE
+from kumadp.host.reexec.handover import read
+from kumadp.host.reexec.interim_responder import VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,8 +40,8 @@ def pass_check(environ: Mapping[str, str]) -> None:
     Raises HandoverFailed, and WorkDirError if the work directory cannot be written as the new program would.
     """
     import_all()
-    from kumadp.host.workdir import check_room
-    from kumadp.lifecycle.continuity import decode_left
+    from kumadp.daemon.adoption import decode_left
+    from kumadp.host.work_dir import check_room
 
     left = decode_left(read(int(environ.get(VARIABLE, "-1"))))
     check_room(Path(left.work.path))

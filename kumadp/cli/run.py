@@ -63,7 +63,7 @@ def run(**flags: object) -> None:
 
 def _tell_kubernetes(error: KumadpError, path: str) -> None:
     """A failure before the run loop, which is not there to tell it; a check of another kumadp is no end of ours."""
-    from kumadp.host.meanwhile import CHECK_VARIABLE
+    from kumadp.host.reexec.interim_responder import CHECK_VARIABLE
     from kumadp.process.crash import termination_message, write_termination_message
     from kumadp.settings.model import Settings
 
@@ -87,13 +87,13 @@ def launch(
     command line to run beside it.
     """
     from kumadp.cli.logs import open_logs
-    from kumadp.host.cores import forbid_cores
+    from kumadp.core.context import Run
+    from kumadp.daemon.run import run_daemon
+    from kumadp.host.core_dumps import forbid_cores
     from kumadp.host.descriptors import raise_limit
-    from kumadp.host.handover import quiet_threads, receive
-    from kumadp.host.meanwhile import CHECK_VARIABLE
-    from kumadp.host.names import set_process_name
-    from kumadp.lifecycle.context import Run
-    from kumadp.lifecycle.daemon import run_daemon
+    from kumadp.host.process_name import set_process_name
+    from kumadp.host.reexec.handover import quiet_threads, receive
+    from kumadp.host.reexec.interim_responder import CHECK_VARIABLE
     from kumadp.settings.display import display
 
     if application:
@@ -145,7 +145,7 @@ def _check_application(argv: tuple[str, ...], settings: Settings, environ: Mappi
 def checked(settings: Settings) -> tuple[Settings, Resource | None, Mesh | None]:
     """Settings that fit what they name, and what that is; raises KumadpError."""
     from kumadp.envoy.argv import check_extra
-    from kumadp.host.secrets import register
+    from kumadp.host.log.secrets import register
 
     extra = check_extra(settings.envoy_args)
     if extra:
@@ -187,14 +187,14 @@ def _loop_factory(wanted: bool) -> Callable[[], asyncio.AbstractEventLoop]:
             import uvloop
 
             return uvloop.new_event_loop
-    from kumadp.host.eventloop import EventLoop
+    from kumadp.host.event_loop import EventLoop
 
     return EventLoop
 
 
 def _load(settings: Settings) -> tuple[Resource | None, Mesh | None]:
     """The resource given to us, None where the control plane has it; and the mesh in standalone mode."""
-    from kumadp.host.handover import keep_stdin
+    from kumadp.host.reexec.handover import keep_stdin
     from kumadp.resources.load import load_resource, load_resource_file
 
     if settings.standalone:
@@ -244,7 +244,7 @@ def read_settings_file(name: str) -> str:
 
 def _read_yaml(name: str, flag: str, bounds: Bounds) -> str:
     from kumadp import yamltext
-    from kumadp.host.handover import keep_stdin
+    from kumadp.host.reexec.handover import keep_stdin
 
     try:
         if name == "-":

@@ -16,8 +16,8 @@ import click
 
 from kumadp.cli.asking import all_running, reason
 from kumadp.cli.page import page, summary
+from kumadp.daemon.control import ask_status
 from kumadp.errors import CommandRefused, ExitCode
-from kumadp.lifecycle.control import ask_status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,7 +54,7 @@ def status(name: str, output: str, watch: bool, schema: bool) -> int:
     # A reader that has seen enough ends this as it ends any filter.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if schema:
-        from kumadp.lifecycle.report import status_schema
+        from kumadp.daemon.status_schema import status_schema
 
         click.echo(json.dumps(status_schema(), indent=2))
         return ExitCode.OK

@@ -32,8 +32,8 @@ def sweep(name: str, work_dir: str, unit: str, timeout: float) -> None:
     A killed kumadp leaves its Envoy and CoreDNS to the next one (--on-parent-death=keep). Where no next one is to come,
     this ends them. What a living kumadp has is left alone (exit code 71). With --unit it is the unit's ExecStopPost.
     """
-    from kumadp.lifecycle.sweeping import is_over
-    from kumadp.lifecycle.sweeping import sweep as sweep_directory
+    from kumadp.daemon.sweep import is_over
+    from kumadp.daemon.sweep import sweep as sweep_directory
 
     directory = _directory(name, work_dir)
     if unit and not is_over(os.environ.get("SERVICE_RESULT", ""), unit, os.environ):

@@ -32,7 +32,7 @@ def version(detailed: bool, binary_path: str, dns_coredns_path: str) -> None:
 
 
 async def _ask(binary_path: str, coredns_path: str) -> tuple[str, str]:
-    from kumadp.dns.coredns import coredns_version, find_coredns
+    from kumadp.dns.coredns.binary import coredns_version, find_coredns
     from kumadp.envoy.binary import find_envoy
     from kumadp.envoy.version import envoy_version
     from kumadp.host.environment import child_environment

@@ -13,17 +13,17 @@ from kumadp.addresses import is_loopback
 from kumadp.cli.asking import reason
 from kumadp.cli.logs import open_logs
 from kumadp.cli.options import command_with_options, typed_names
+from kumadp.daemon.control import ask_status
+from kumadp.daemon.instances import find
 from kumadp.errors import Problem, SettingsError, WaitTimeout, on_one_line
-from kumadp.host.unixhttp import exchange
-from kumadp.lifecycle.control import ask_status
-from kumadp.lifecycle.finding import find
+from kumadp.host.net.unix_http import exchange
 from kumadp.settings.resolve import resolve
 from kumadp.settings.values import write_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kumadp.lifecycle.finding import Running
+    from kumadp.daemon.instances import Running
     from kumadp.settings.model import Settings
 
 DEFAULT_URL = "http://localhost:9901/ready"

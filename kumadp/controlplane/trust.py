@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.errors import ControlPlaneRefused
 from kumadp.host.descriptors import is_exhausted
-from kumadp.host.tls import BadTrust, client_context, read_anchors, read_anchors_file
+from kumadp.host.net.tls import BadTrust, client_context, read_anchors, read_anchors_file
 
 if TYPE_CHECKING:
     import ssl

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from kumadp.controlplane.token import check_token, claims_of, expires_at, read_token
 from kumadp.doctor.report import Told, failed, ok, skipped, warning
 from kumadp.errors import KumadpError
-from kumadp.host.secrets import register
-from kumadp.host.statedir import state_dir_path
-from kumadp.host.workdir import check_private
+from kumadp.host.log.secrets import register
+from kumadp.host.state_dir import state_dir_path
+from kumadp.host.work_dir import check_private
 from kumadp.settings.values import lasting
 
 if TYPE_CHECKING:

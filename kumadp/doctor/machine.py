@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from kumadp.dns.corefile import HEALTH_NAME
-from kumadp.dns.exchange import Asked, by_tcp, by_udp
+from kumadp.daemon.control import control_socket_files
+from kumadp.dns.coredns.corefile import HEALTH_NAME
 from kumadp.dns.message import DESIRED, HEADER, REFUSED, code_of, is_authoritative, wire_name
 from kumadp.dns.resolvconf import DNS_PORT, read
+from kumadp.dns.resolver.exchange import Asked, by_tcp, by_udp
 from kumadp.doctor.report import Told, failed, ok, skipped, warning
 from kumadp.host.cgroup import OomKills, oom_file
 from kumadp.host.environment import find_container_sign
 from kumadp.host.facts import memory_limit
-from kumadp.host.state import adoptable, read_state
+from kumadp.host.net.unix_http import connected, owner_of
+from kumadp.host.state_file import adoptable, read_state
 from kumadp.host.units import UNITS, shipped
-from kumadp.host.unixhttp import connected, owner_of
-from kumadp.host.workdir import LOCK, PREFIX, temporary_folders
-from kumadp.lifecycle.control import control_socket_files
+from kumadp.host.work_dir import LOCK, PREFIX, temporary_folders
 from kumadp.process.output import output_of
 
 if TYPE_CHECKING:

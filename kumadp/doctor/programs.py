@@ -7,18 +7,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.dns.coredns import coredns_version
-from kumadp.doctor.report import Told, failed, ok, warning
-from kumadp.envoy.argv import envoy_argv
-from kumadp.envoy.binary import find_envoy
-from kumadp.envoy.reload import Plan, check
-from kumadp.envoy.version import envoy_version, fits, fitting
-from kumadp.errors import PortsTaken
-from kumadp.host.ports import check_ports
-from kumadp.host.workdir import make_temporary, open_work_dir, temporary_folders
-from kumadp.lifecycle.kuma import KumaClient
-from kumadp.lifecycle.loglevels import envoy_level
-from kumadp.lifecycle.plan import (
+from kumadp.controlplane.bootstrap_client import KumaClient
+from kumadp.core.status import Status
+from kumadp.daemon.log_levels import envoy_level
+from kumadp.daemon.ports import (
     check_plan,
     chosen_coredns,
     envoy_addresses,
@@ -27,17 +19,25 @@ from kumadp.lifecycle.plan import (
     plan_probes,
     wants_coredns,
 )
-from kumadp.lifecycle.sources import KumaSource, StandaloneSource
-from kumadp.lifecycle.status import Status
+from kumadp.daemon.sources import KumaSource, StandaloneSource
+from kumadp.dns.coredns.binary import coredns_version
+from kumadp.doctor.report import Told, failed, ok, warning
+from kumadp.envoy.argv import envoy_argv
+from kumadp.envoy.binary import find_envoy
+from kumadp.envoy.reload import Plan, check
+from kumadp.envoy.version import envoy_version, fits, fitting
+from kumadp.errors import PortsTaken
+from kumadp.host.net.ports import check_ports
+from kumadp.host.work_dir import make_temporary, open_work_dir, temporary_folders
 from kumadp.otel.offer import offered
 from kumadp.process.child import Command
 from kumadp.resources.types import Dataplane
 
 if TYPE_CHECKING:
+    from kumadp.daemon.ports import DnsPlan, ProbesPlan
     from kumadp.doctor.report import State
     from kumadp.doctor.subject import Subject
-    from kumadp.host.ports import Address
-    from kumadp.lifecycle.plan import DnsPlan, ProbesPlan
+    from kumadp.host.net.ports import Address
 
 # For the answer of the control plane, before `run` would go on asking (seconds).
 _ASKED_FOR = 5.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kumadp.errors import KumadpError, on_one_line
-from kumadp.host.secrets import redact
+from kumadp.host.log.secrets import redact
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -13,7 +13,7 @@ import msgspec
 
 from kumadp.dynconf.bodies import MESH_METRIC, Body, WrongBody, decode
 from kumadp.dynconf.http import Answer, BadAnswer, SocketClient
-from kumadp.host.secrets import redact
+from kumadp.host.log.secrets import redact
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.errors import WorkDirError
 from kumadp.host.private_file import read_private, write_private
-from kumadp.host.workdir import writing
+from kumadp.host.work_dir import writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

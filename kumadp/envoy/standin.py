@@ -12,7 +12,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from kumadp.host.serve import bind_owner_only
+from kumadp.host.net.serve import bind_owner_only
 
 if TYPE_CHECKING:
     from pathlib import Path

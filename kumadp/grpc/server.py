@@ -11,7 +11,7 @@ from grpclib.config import Configuration
 from grpclib.protocol import AbstractHandler
 
 from kumadp.grpc.call import OK, SHUTDOWN_SECONDS, UNIMPLEMENTED, Call, Ended, FrameProtocol, configure
-from kumadp.host.accept import Acceptor, Door
+from kumadp.host.net.accept import Acceptor, Door
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -34,7 +34,7 @@ class Server:
     ) -> None:
         """``handlers``: by path, each given the call and the peer's pid; ``allowed`` is called with the peer's uid.
 
-        Connections have places under this ``name`` (`kumadp.host.accept.Door`).
+        Connections have places under this ``name`` (`kumadp.host.net.accept.Door`).
         """
         self._handlers = handlers
         self._name = name

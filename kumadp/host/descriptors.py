@@ -11,7 +11,7 @@ import errno
 import os
 import resource
 
-# For Envoy, CoreDNS, the control plane, files, and the clients of this host (`kumadp.host.shares`).
+# For Envoy, CoreDNS, the control plane, files, and the clients of this host (`kumadp.host.net.connection_shares`).
 RESERVE = 256
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN})
 """Errors that say that the host or this process lacks something now: nothing is absent, and it may work later."""

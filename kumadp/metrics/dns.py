@@ -30,7 +30,7 @@ _OWN = {"qtype", "source", "rcode", "reason", "le"}
 
 
 class Counted(Protocol):
-    """What is counted, as `kumadp.dns.counters` says."""
+    """What is counted, as `kumadp.dns.resolver.counters` says."""
 
     quick_a: int
     quick_aaaa: int

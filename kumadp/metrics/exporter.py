@@ -23,7 +23,7 @@ from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExp
 from opentelemetry.sdk.metrics.export import MetricExportResult
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
-from kumadp.host.secrets import redact
+from kumadp.host.log.secrets import redact
 from kumadp.metrics.otlp import Mapper, Said
 from kumadp.metrics.push import PushFailed
 

@@ -40,7 +40,7 @@ _DISCOVERY = ("Listener", "Cluster", "ClusterLoadAssignment", "RouteConfiguratio
 
 
 class Own:
-    """``snapshot`` is the status (`kumadp.lifecycle.report`); ``states`` and ``causes`` are those of children.
+    """``snapshot`` is the status (`kumadp.daemon.status_schema`); ``states`` and ``causes`` are those of children.
 
     To be asked on the event loop: `exposition` has ``lag`` look at the loop for a moment afterwards.
     """

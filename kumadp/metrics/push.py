@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from kumadp.host.handover import HELD_SIGNALS
+from kumadp.host.reexec.handover import HELD_SIGNALS
 from kumadp.metrics.exposition import Piece
 from kumadp.metrics.server import DEADLINE
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode
 
 from kumadp.addresses import request_target
-from kumadp.host.serve import bind_unix, serve
+from kumadp.host.net.serve import bind_unix, serve
 from kumadp.metrics.exposition import Piece, Reader
 from kumadp.metrics.formats import (
     CONTENT_TYPES,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from kumadp.host.ports import Address
+    from kumadp.host.net.ports import Address
 
 log = logging.getLogger("kumadp.metrics")
 

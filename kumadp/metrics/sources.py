@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
-from kumadp.host.outward import outward_socket
+from kumadp.host.net.application_socket import outward_socket
 from kumadp.metrics.exposition import SLICE
 from kumadp.metrics.formats import Format, format_of
 

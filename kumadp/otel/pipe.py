@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from kumadp.errors import WorkDirError
-from kumadp.host import inherited
-from kumadp.host.serve import bind_unix
-from kumadp.host.sockets import OTEL
+from kumadp.host.net.serve import bind_unix
+from kumadp.host.reexec import inherited_sockets as inherited
+from kumadp.host.socket_names import OTEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

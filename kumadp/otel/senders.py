@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from kumadp.addresses import address_text, server_name, with_port
 from kumadp.grpc.call import OK, UNAVAILABLE, Ended
 from kumadp.grpc.client import connect
-from kumadp.host.tls import client_context, read_anchors_file
+from kumadp.host.net.tls import client_context, read_anchors_file
 from kumadp.otel.environment import HTTP
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.grpc.call import OK, Ended
 from kumadp.grpc.server import Server
-from kumadp.host.secrets import redact
+from kumadp.host.log.secrets import redact
 from kumadp.otel.environment import SIGNALS
 from kumadp.otel.senders import Refused, method, sender_for
 

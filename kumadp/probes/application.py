@@ -13,7 +13,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import address_text, is_ip
-from kumadp.host.serve import bind_tcp, serve
+from kumadp.host.net.serve import bind_tcp, serve
 from kumadp.probes.asked import PREFIX, Redirect, read_request, read_timeout
 from kumadp.probes.asking import UNHEALTHY, Asker, authority
 

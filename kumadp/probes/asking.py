@@ -15,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 
 from kumadp import __version__
 from kumadp.addresses import connect_address
-from kumadp.host.outward import outward_socket
+from kumadp.host.net.application_socket import outward_socket
 from kumadp.probes.asked import PREFIX, read_scheme
 from kumadp.probes.headers import forwarded
 

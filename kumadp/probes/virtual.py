@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from kumadp.addresses import quoted_path
-from kumadp.host.serve import bind_tcp, serve
+from kumadp.host.net.serve import bind_tcp, serve
 from kumadp.probes.headers import dropped, forwarded, is_text
 from kumadp.resources.workload import InboundPorts, workload_of
 

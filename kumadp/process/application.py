@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kumadp.errors import SpawnError
-from kumadp.host.identity import Identity, start_time_of
+from kumadp.host.process_identity import Identity, start_time_of
 from kumadp.process.child import ExitStatus, cannot_start, tied_to_us
 
 if TYPE_CHECKING:

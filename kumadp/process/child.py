@@ -22,9 +22,9 @@ import msgspec
 
 from kumadp.errors import HostExhausted, SpawnError
 from kumadp.host.cgroup import OomKills, oom_file
-from kumadp.host.cores import cores_of_children
+from kumadp.host.core_dumps import cores_of_children
 from kumadp.host.descriptors import EXHAUSTED, limit_of_children
-from kumadp.host.identity import Identity, identity_of, start_time_of
+from kumadp.host.process_identity import Identity, identity_of, start_time_of
 from kumadp.process.fifo import make_fifo, name_fifo, open_fifo, remove_fifo
 from kumadp.process.logpump import Heard, LogPump
 

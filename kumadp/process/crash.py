@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from kumadp.host.log.secrets import redact
 from kumadp.host.private_file import own_folder, write_private
-from kumadp.host.secrets import redact
 from kumadp.process.logpump import KEPT_LINES
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import signal
 from typing import TYPE_CHECKING
 
 from kumadp.errors import HandoverFailed
-from kumadp.host.handover import Handover, open_stdin, own_command_line, write
-from kumadp.host.meanwhile import CHECK_VARIABLE, VARIABLE
-from kumadp.host.secrets import redact
+from kumadp.host.log.secrets import redact
+from kumadp.host.reexec.handover import Handover, open_stdin, own_command_line, write
+from kumadp.host.reexec.interim_responder import CHECK_VARIABLE, VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

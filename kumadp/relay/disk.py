@@ -21,9 +21,9 @@ import msgspec
 from kumadp.bootstrap.public import secret_in, without_token
 from kumadp.decoding import Undecodable, decode_msgpack
 from kumadp.errors import KumadpError
-from kumadp.host.giveback import give_back
+from kumadp.host.log.secrets import holds_secret
+from kumadp.host.memory_trim import give_back
 from kumadp.host.private_file import write_private
-from kumadp.host.secrets import holds_secret
 from kumadp.relay.memory import Memory, TypeMemory
 from kumadp.relay.messages import SECRET, BadMessage, Response
 from kumadp.relay.secrecy import why_secret

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from kumadp.grpc.call import LARGEST
 from kumadp.grpc.server import Server
-from kumadp.host.giveback import give_back
-from kumadp.host.secrets import redact
-from kumadp.host.serve import bind_unix
-from kumadp.host.sparse import Sparse
+from kumadp.host.log.secrets import redact
+from kumadp.host.log.throttle import Sparse
+from kumadp.host.memory_trim import give_back
+from kumadp.host.net.serve import bind_unix
 from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown, SendUp
 from kumadp.relay.downstream import Downstream
 from kumadp.relay.health import HDS, LARGEST_SPECIFIER, Health
@@ -111,7 +111,7 @@ class Relay:
             with contextlib.suppress(OSError):
                 self._path.unlink()
 
-    # What the lifecycle tells.
+    # What the daemon reports.
 
     def envoy_started(self, epoch: int, pid: int) -> None:
         """An Envoy process runs: its streams count for ``epoch``, and the stream to the control plane is wanted."""

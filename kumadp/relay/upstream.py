@@ -16,8 +16,8 @@ from kumadp.addresses import address_text, authority, server_name, with_port
 from kumadp.errors import KumadpError
 from kumadp.grpc.call import LARGEST, Call, Ended
 from kumadp.grpc.client import Wire, connect
-from kumadp.host.secrets import redact, register
-from kumadp.host.sparse import Sparse
+from kumadp.host.log.secrets import redact, register
+from kumadp.host.log.throttle import Sparse
 from kumadp.relay.refusal import Backoff, Refusal, classify
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.errors import ResourceError
-from kumadp.host.filewatch import FileWatch
+from kumadp.host.file_watch import FileWatch
 from kumadp.host.private_file import own_folder
-from kumadp.host.workdir import writing
+from kumadp.host.work_dir import writing
 from kumadp.standalone.apply import CLUSTERS, LISTENERS, Admin, Rejected, Unconfirmed, apply
 from kumadp.standalone.files import Files
 from kumadp.standalone.generate import bootstrap as make_bootstrap

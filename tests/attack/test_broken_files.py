@@ -15,12 +15,14 @@ import pytest
 
 from kumadp.accesslog.component import AccessLogs
 from kumadp.bootstrap.address import TcpAdmin, UnixAdmin, parse_admin
+from kumadp.daemon.adoption import SECTION, SOURCE, decode_left, forget, left_in, tidy
 from kumadp.errors import HandoverFailed
-from kumadp.host import handover, identity, meanwhile
-from kumadp.host.handover import Handover
+from kumadp.host import process_identity as identity
 from kumadp.host.private_file import write_json, write_private
-from kumadp.host.state import FORMAT, NAME, StateFile, read_state
-from kumadp.lifecycle.continuity import SECTION, SOURCE, decode_left, forget, left_in, tidy
+from kumadp.host.reexec import handover
+from kumadp.host.reexec import interim_responder as meanwhile
+from kumadp.host.reexec.handover import Handover
+from kumadp.host.state_file import FORMAT, NAME, StateFile, read_state
 from kumadp.relay.disk import FILE, MAGIC, Binding, LastGoodStore
 from tests.support.lasting import lasting
 from tests.support.poll import poll_async
@@ -246,7 +248,7 @@ def test_envoy_dies_after_the_work_directory_was_taken_away() -> None:
         envoy.send_signal(signal.SIGKILL)
         code = daemon.wait(60)
         assert code in {70, 71}, daemon.output()
-        end = next(line for line in daemon.output().splitlines() if "lifecycle: exit code 7" in line)
+        end = next(line for line in daemon.output().splitlines() if "daemon: exit code 7" in line)
         assert str(at.work) in end, daemon.output()
         for word in ("bug in kumadp", "never retrieved", "stopping failed", "Traceback"):
             assert word not in daemon.output(), daemon.output()

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.cli import asking, doctor
+from kumadp.core.status import Status
+from kumadp.daemon.control import ask, ask_status, socket_name
+from kumadp.daemon.instances import Running, Search
 from kumadp.errors import CommandRefused
-from kumadp.host.unixhttp import LARGEST_BODY, Untrusted
-from kumadp.lifecycle.control import ask, ask_status, socket_name
-from kumadp.lifecycle.finding import Running, Search
-from kumadp.lifecycle.status import Status
+from kumadp.host.net.unix_http import LARGEST_BODY, Untrusted
 from tests.support.command import ROOT, kumadp
 from tests.support.needs import missing
 from tests.support.poll import poll

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
-from kumadp.lifecycle.control import ask_status, control_socket_path
 from tests.support.command import kumadp
 from tests.support.daemon import Daemon, Ports, get, workload, write_mesh
 from tests.support.hostile import KEEP_ALIVE, LIMIT, SLOW_POST, connections, crowd, descriptors, is_at_rest, limited

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.errors import WorkDirError
-from kumadp.host.workdir import open_work_dir
+from kumadp.host.work_dir import open_work_dir
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload, write_mesh
 from tests.support.poll import poll
 

@@ -20,7 +20,7 @@ from tests.support.poll import poll_async
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kumadp.dns.server import Resolver
+    from kumadp.dns.resolver.server import Resolver
 
 __all__ = ["resolver"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from kumadp.lifecycle.control import ask_status, control_socket_path
+from kumadp.daemon.control import ask_status, control_socket_path
 from tests.support.daemon import Daemon, get, workload
 from tests.support.poll import poll
 from tests.support.relayed import NAME, NODE, Rig

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
-from kumadp.lifecycle.control import ask_status, control_socket_path
 from tests.support.daemon import Daemon, Ports, get, workload, write_mesh
 from tests.support.poll import poll
 from tests.support.standalone import run_standalone
@@ -99,7 +99,7 @@ def test_a_log_that_nobody_reads_stops_nothing(tmp_path: Path) -> None:
 # What libraries do on the loop, with standard error a pipe that nobody reads and that is full.
 NOISE = """
 import asyncio, ctypes, gc, logging, os, sys, threading, warnings
-from kumadp.host.logs import setup_logging
+from kumadp.host.log.output import setup_logging
 read, write = os.pipe()
 os.dup2(write, 2)
 os.set_blocking(2, False)
@@ -179,7 +179,7 @@ def test_what_libraries_say_is_logged_in_few_lines(tmp_path: Path) -> None:
 def test_lines_that_were_lost_are_reported_once_the_log_is_read_again() -> None:
     program = """
 import logging, os
-from kumadp.host.logs import QUEUE_LENGTH, setup_logging
+from kumadp.host.log.output import QUEUE_LENGTH, setup_logging
 made = setup_logging(level="info", fmt="text", output_path="", max_files=1, max_size_mb=1, max_age_days=1)
 for number in range(QUEUE_LENGTH * 2):
     logging.getLogger("kumadp.child.envoy").info("%s", f"line {number} " + "x" * 10_000)

@@ -14,10 +14,10 @@ import pytest
 
 from kumadp.accesslog.fifo import open_fifo as open_access_log
 from kumadp.errors import WorkDirError
+from kumadp.host.net.serve import bind_unix
 from kumadp.host.private_file import NotOurs, make_folders, own_folder, pin, read_private, write_private
-from kumadp.host.serve import bind_unix
-from kumadp.host.state import NAME, read_state
-from kumadp.host.workdir import LOCK, open_work_dir
+from kumadp.host.state_file import NAME, read_state
+from kumadp.host.work_dir import LOCK, open_work_dir
 from kumadp.process.fifo import make_fifo
 from kumadp.standalone.control import prepare
 from kumadp.standalone.mesh import read_mesh

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from kumadp.errors import ExitCode
-from kumadp.host.handover import HELD_SIGNALS
+from kumadp.host.reexec.handover import HELD_SIGNALS
 from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Daemon, Ports, Workload, get, run_kumadp, workload
 from tests.support.poll import poll

@@ -23,8 +23,8 @@ import dns.message
 import dns.query
 import pytest
 
-from kumadp.dns.server import Resolver
-from kumadp.dns.table import Table
+from kumadp.dns.resolver.server import Resolver
+from kumadp.dns.resolver.table import Table
 from kumadp.dynconf.bodies import DNS, Dns, decode
 from tests.bench.relay_process import Lag
 from tests.bench.test_mesh import environment_of

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.host.sockets import kuma_socket, metrics
+from kumadp.host.socket_names import kuma_socket, metrics
 from tests.bench.test_mesh import environment_of
 from tests.bench.test_start import note, processor_time, rest
 from tests.support.controlplane import TOKEN, ScriptedControlPlane, bootstrap_answer

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from kumadp.core.status import Status
 from kumadp.errors import HandoverFailed
-from kumadp.lifecycle.status import Status
 
 if TYPE_CHECKING:
     from tests.support.instances import Host

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kumadp.cli.page import page, summary
-from kumadp.lifecycle.phases import Phase
-from kumadp.lifecycle.status import Status
+from kumadp.core.phases import Phase
+from kumadp.core.status import Status
 from kumadp.process.policy import ChildState
 from kumadp.process.supervise import ChildReport
 from kumadp.settings.values import lasting

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kumadp.cli.status import _same
-from kumadp.lifecycle.control import socket_name
-from kumadp.lifecycle.phases import Phase
-from kumadp.lifecycle.report import StatusReport
-from kumadp.lifecycle.status import Status
+from kumadp.core.phases import Phase
+from kumadp.core.status import Status
+from kumadp.daemon.control import socket_name
+from kumadp.daemon.status_schema import StatusReport
 from tests.support.command import ROOT, kumadp
 from tests.support.poll import poll
 
@@ -55,7 +55,7 @@ def test_ready_or_not_is_the_exit_code(host: Host) -> None:
     # A second may have passed on a busy host.
     assert re.match(r"web in mesh default: READY for \ds \(all is well\)\n", done.stdout)
     starting = Status("web", "standalone", "default")
-    starting.wait_for("envoy", "Envoy is being started")
+    starting.set_not_ready("envoy", "Envoy is being started")
     with host.instance("web", starting):
         done = host.ask("status")
     assert done.returncode == 75
@@ -134,9 +134,9 @@ def test_watch_on_a_pipe_is_a_block_for_each_change(host: Host) -> None:
     with host.instance("web", status), watching(host, write) as process:
         os.close(write)
         poll(lambda: heard.has("STARTING", "drops"), what="the first block")
-        status.wait_for("envoy", "it starts")
+        status.set_not_ready("envoy", "it starts")
         poll(lambda: heard.has("it starts"), what="the second block")
-        status.wait_for("envoy", "")
+        status.set_not_ready("envoy", "")
         status.move(Phase.READY, "all is well")
         poll(lambda: heard.has("READY for"), what="the third block")
         process.send_signal(signal.SIGINT)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import kumadp.cli.wait as wait_module
-from kumadp.lifecycle.control import ControlServer, socket_name
-from kumadp.lifecycle.finding import Search
-from kumadp.lifecycle.phases import Phase
-from kumadp.lifecycle.status import Status
+from kumadp.core.phases import Phase
+from kumadp.core.status import Status
+from kumadp.daemon.control import ControlServer, socket_name
+from kumadp.daemon.instances import Search
 from kumadp.settings.resolve import resolve
 from tests.support.command import ROOT, kumadp
 from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
@@ -125,12 +125,12 @@ def test_a_name_is_waited_for_whoever_else_is_ready(
             missing = "no kumadp of that name runs here, as far as this user may see; running: backend"
             assert line == f"waiting: {name}: {missing}"
             with host.instance(name) as status:
-                status.wait_for("bootstrap", "connection refused 10.0.0.1:5678")
+                status.set_not_ready("bootstrap", "connection refused 10.0.0.1:5678")
                 line = command.line()
                 while line == f"waiting: {name}: STARTING":
                     line = command.line()
                 assert line == f"waiting: {name}: bootstrap: connection refused 10.0.0.1:5678"
-                status.wait_for("bootstrap", "")
+                status.set_not_ready("bootstrap", "")
                 status.move(Phase.READY, "all is up")
                 assert command.process.wait(20) == 0
 
@@ -138,10 +138,10 @@ def test_a_name_is_waited_for_whoever_else_is_ready(
 def test_without_a_name_all_that_run_here_must_be_ready(host: Host) -> None:
     with host.instance("backend") as other, host.instance("web") as status:
         other.move(Phase.READY, "all is up")
-        status.wait_for("envoy", "Envoy is INITIALIZING")
+        status.set_not_ready("envoy", "Envoy is INITIALIZING")
         with waiting(environment=host.environment) as command:
             assert command.line() == "waiting: web: envoy: Envoy is INITIALIZING"
-            status.wait_for("envoy", "")
+            status.set_not_ready("envoy", "")
             status.move(Phase.READY, "all is up")
             while (line := command.line()) != "ready":
                 assert line == "waiting: web: STARTING"

@@ -13,7 +13,7 @@ from kumadp.controlplane.trust import Trust
 from kumadp.doctor.plane import control_plane
 from kumadp.doctor.subject import Subject
 from kumadp.errors import SettingsError
-from kumadp.lifecycle.relaying import addresses
+from kumadp.relay.part import addresses
 from kumadp.settings.resolve import resolve
 from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from kumadp.dns import access
-from kumadp.dns.access import Access
+from kumadp.dns.resolver import access
+from kumadp.dns.resolver.access import Access
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ import dns.message
 import dns.rcode
 import pytest
 
-from kumadp.dns import tcp, upstreams
-from kumadp.dns.server import Resolver
+from kumadp.dns.resolver import tcp, upstreams
+from kumadp.dns.resolver.server import Resolver
 from tests.dns.test_resolver import HOST, Upstream, ask, resolver, texts, use
 from tests.support.poll import poll_async
 from tests.support.ports import free_ports

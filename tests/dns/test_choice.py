@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.dns.choice import CoreDnsUnfit, CorefileChoice
-from kumadp.dns.corefile import CorefileFacts, Way, built_in
-from kumadp.dns.trial import Refusal, try_corefile
+from kumadp.dns.coredns.corefile import CorefileFacts, Way, built_in
+from kumadp.dns.coredns.corefile_choice import CoreDnsUnfit, CorefileChoice
+from kumadp.dns.coredns.trial import Refusal, try_corefile
 from kumadp.errors import SpawnError
 from tests.support.needs import need_coredns, need_other_coredns
 from tests.support.ports import free_ports

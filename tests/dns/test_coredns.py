@@ -15,9 +15,9 @@ import dns.query
 import dns.rcode
 import pytest
 
-from kumadp.dns.component import CoreDnsComponent
-from kumadp.dns.coredns import coredns_version, find_coredns
-from kumadp.dns.corefile import HEALTH_NAME, CorefileFacts, Way, built_in
+from kumadp.dns.coredns.binary import coredns_version, find_coredns
+from kumadp.dns.coredns.component import CoreDnsComponent
+from kumadp.dns.coredns.corefile import HEALTH_NAME, CorefileFacts, Way, built_in
 from kumadp.process.child import Command
 from kumadp.process.policy import ChildState, RestartPolicy
 from tests.support.nameservers import name_server
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from kumadp.dns.component import StandIn
+    from kumadp.dns.coredns.component import StandIn
 
 pytestmark = pytest.mark.process
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kumadp.dns.corefile import CorefileFacts, Way, built_in, upstreams
+from kumadp.dns.coredns.corefile import CorefileFacts, Way, built_in, upstreams
 from kumadp.dns.resolvconf import parse
 
 FACTS = CorefileFacts(15053, 15054, 19153, logging=False, binary="/usr/bin/coredns", config_dir="/run/kumadp")

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kumadp.dns.core import Forward, answer, fitting, quick
 from kumadp.dns.message import Query, answers, read
-from kumadp.dns.table import Table
+from kumadp.dns.resolver.answer import Forward, answer, fitting, quick
+from kumadp.dns.resolver.table import Table
 
 MANY = [f"240.0.{number // 250}.{number % 250 + 1}" for number in range(60)]
 TABLE = Table(

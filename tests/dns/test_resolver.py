@@ -19,8 +19,8 @@ import dns.rrset
 import pytest
 
 from kumadp.dns.resolvconf import ResolvConf
-from kumadp.dns.server import Resolver
-from kumadp.dns.table import Table
+from kumadp.dns.resolver.server import Resolver
+from kumadp.dns.resolver.table import Table
 from tests.support.needs import need_dig
 from tests.support.ports import free_ports
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.dns.corefile import Way
+from kumadp.dns.coredns.corefile import Way
 from kumadp.process.policy import ChildState
 from tests.dns.test_coredns import MESH, Ports, Running, coredns
 from tests.support.dnsload import dns_load

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kumadp.dns.corefile import CorefileFacts
-from kumadp.dns.template import render
+from kumadp.dns.coredns.corefile import CorefileFacts
+from kumadp.dns.coredns.template import render
 from kumadp.errors import SettingsError
 
 FACTS = CorefileFacts(15053, 15054, 19153, False, "/usr/bin/coredns", "/run/kumadp", "/etc/own").variables()

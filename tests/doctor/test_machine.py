@@ -18,9 +18,9 @@ import pytest
 
 from kumadp.addresses import socket_address
 from kumadp.dns.resolvconf import read
-from kumadp.dns.server import Resolver
+from kumadp.dns.resolver.server import Resolver
 from kumadp.doctor import machine
-from kumadp.host.workdir import LOCK
+from kumadp.host.work_dir import LOCK
 from tests.support.linklocal import SCOPED, on_its_own_network
 from tests.support.poll import poll
 from tests.support.ports import free_port, free_ports

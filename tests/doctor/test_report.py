@@ -6,7 +6,7 @@ import asyncio
 
 from kumadp.doctor.report import Check, Told, ok, run_checks, warning
 from kumadp.errors import Problem, SettingsError, WorkDirError
-from kumadp.host.secrets import register
+from kumadp.host.log.secrets import register
 
 
 async def hangs() -> list[Told]:

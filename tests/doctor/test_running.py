@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from kumadp.core.phases import Phase
+from kumadp.core.status import Status
 from kumadp.doctor.programs import running
 from kumadp.doctor.subject import Subject
-from kumadp.lifecycle.phases import Phase
-from kumadp.lifecycle.status import Status
 from kumadp.settings.resolve import resolve
 
 
@@ -17,8 +17,8 @@ def look(status: Status) -> list[tuple[str, str]]:
 def test_one_that_is_not_ready() -> None:
     status = Status("web", "control plane", "default")
     assert look(status) == [("failed", "not ready: STARTING")]
-    status.wait_for("bootstrap", "the control plane does not answer")
-    status.wait_for("envoy", "Envoy is being started")
+    status.set_not_ready("bootstrap", "the control plane does not answer")
+    status.set_not_ready("envoy", "Envoy is being started")
     assert look(status) == [
         ("failed", "not ready: bootstrap: the control plane does not answer"),
         ("failed", "not ready: envoy: Envoy is being started"),
@@ -28,8 +28,8 @@ def test_one_that_is_not_ready() -> None:
 def test_one_that_serves_with_parts_gone_and_concerns() -> None:
     status = Status("web", "control plane", "default")
     status.move(Phase.READY, "all is well")
-    status.note_fatal("coredns", "coredns ended with exit code 1; it was started 3 times in vain")
-    status.worry("control plane", "away for 60 s")
+    status.mark_failed("coredns", "coredns ended with exit code 1; it was started 3 times in vain")
+    status.set_warning("control plane", "away for 60 s")
     status.facts["restart_required"] = ["admin.address: another port"]
     found = look(status)
     assert ("failed", "coredns is given up: coredns ended with exit code 1; it was started 3 times in vain") in found

@@ -7,7 +7,7 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, cast
 
-from kumadp.host.accept import Acceptor, Door
+from kumadp.host.net.accept import Acceptor, Door
 from tests.support.hostile import no_descriptors_left
 from tests.support.loops import on_both_loops
 from tests.support.poll import poll_async

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.host import descriptors
-from kumadp.host.identity import identity_of, start_time_of
+from kumadp.host.process_identity import identity_of, start_time_of
 from tests.support.lasting import Lasting, lasting
 from tests.support.xds.plane import XdsControlPlane
 
@@ -45,7 +45,8 @@ def test_the_soft_limit_is_raised_and_raised_again_after_a_reexecution(at: Lasti
 PROGRAM = """
 import os, subprocess
 from kumadp.errors import HandoverFailed
-from kumadp.host import descriptors, handover
+from kumadp.host import descriptors
+from kumadp.host.reexec import handover
 from kumadp.process.child import tied_to_us
 descriptors.raise_limit()
 print(descriptors.limit(), flush=True)

@@ -19,12 +19,13 @@ import pytest
 import uvloop
 
 from kumadp.errors import HandoverFailed, PortsTaken
-from kumadp.host import handover, inherited
-from kumadp.host.handover import Handover, collect, read, receive
-from kumadp.host.inherited import HandedSocket
-from kumadp.host.meanwhile import VARIABLE
-from kumadp.host.ports import Address, check_ports
-from kumadp.host.serve import bind_tcp, bind_udp, bind_unix
+from kumadp.host.net.ports import Address, check_ports
+from kumadp.host.net.serve import bind_tcp, bind_udp, bind_unix
+from kumadp.host.reexec import handover
+from kumadp.host.reexec import inherited_sockets as inherited
+from kumadp.host.reexec.handover import Handover, collect, read, receive
+from kumadp.host.reexec.inherited_sockets import HandedSocket
+from kumadp.host.reexec.interim_responder import VARIABLE
 from tests.support.command import ROOT
 from tests.support.ports import free_port
 
@@ -179,7 +180,7 @@ def test_a_failed_exec_leaves_everything_as_it_was() -> None:
 # Reads all of its standard input, then becomes itself once more: what it reads then is the same.
 STDIN = """
 import os, sys
-from kumadp.host import handover
+from kumadp.host.reexec import handover
 before = handover.receive(os.environ)
 handover.keep_stdin()
 text = sys.stdin.read()

@@ -8,9 +8,9 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from kumadp.host import secrets
-from kumadp.host.journal import JournalHandler, entry, fields_of
-from kumadp.host.logs import is_journal
+from kumadp.host.log import secrets
+from kumadp.host.log.journal import JournalHandler, entry, fields_of
+from kumadp.host.log.output import is_journal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ENVOY = "[2026-11-24 05:05:54.236][20122][error][upstream] [source/x.cc:449] it failed"
 
 
-def record(message: str, name: str = "kumadp.lifecycle", level: int = logging.INFO) -> logging.LogRecord:
+def record(message: str, name: str = "kumadp.daemon", level: int = logging.INFO) -> logging.LogRecord:
     return logging.LogRecord(name, level, "", 1, message, (), None)
 
 
@@ -43,7 +43,7 @@ def test_priorities_and_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets.register("a-token-of-some-length")
     levels = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
     assert [fields_of(record("x", level=level))["PRIORITY"] for level in levels] == ["7", "6", "4", "3", "2"]
-    assert fields_of(record("with a-token-of-some-length"))["MESSAGE"] == "lifecycle: with ***"
+    assert fields_of(record("with a-token-of-some-length"))["MESSAGE"] == "daemon: with ***"
     again = record("x")
     again.repeated, again.within = 3, 60.0
     assert fields_of(again)["KUMADP_REPEATED"] == "3"
@@ -57,13 +57,13 @@ def test_over_a_socket_and_where_there_is_none(tmp_path: Path, capsys: pytest.Ca
     path = tmp_path / "journal"
     handler = JournalHandler(str(path))
     handler.handle(record("before it is there", level=logging.WARNING))
-    assert capsys.readouterr().err == "<4>lifecycle: before it is there\n"
+    assert capsys.readouterr().err == "<4>daemon: before it is there\n"
     for _ in range(2):
         # One that is started again.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
             journal.bind(str(path))
             handler.handle(record("hello"))
-            assert journal.recv(4096).startswith(b"MESSAGE=lifecycle: hello\nPRIORITY=6\n")
+            assert journal.recv(4096).startswith(b"MESSAGE=daemon: hello\nPRIORITY=6\n")
         path.unlink()
     handler.close()
 

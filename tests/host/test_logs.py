@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.errors import SettingsError
-from kumadp.host import secrets
 from kumadp.host.environment import child_environment, on_kubernetes
 from kumadp.host.facts import has_ipv6, system_ca_path
-from kumadp.host.logs import JsonFormatter, LogOutput, TextFormatter, setup_logging
+from kumadp.host.log import secrets
+from kumadp.host.log.output import JsonFormatter, LogOutput, TextFormatter, setup_logging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ def output(path: Path, *, level: str = "info", fmt: str = "text", files: int = 3
     return setup_logging(level=level, fmt=fmt, output_path=str(path), max_files=files, max_size_mb=1, max_age_days=age)
 
 
-def record(message: str, name: str = "kumadp.lifecycle", *, exc_info: bool = False) -> logging.LogRecord:
+def record(message: str, name: str = "kumadp.daemon", *, exc_info: bool = False) -> logging.LogRecord:
     info = None
     if exc_info:
         try:
@@ -57,14 +57,14 @@ def record(message: str, name: str = "kumadp.lifecycle", *, exc_info: bool = Fal
 def test_text_is_time_level_part_and_message() -> None:
     made = record("waiting: bootstrap")
     made.created, made.msecs = 1764000000.25, 250
-    assert TextFormatter().format(made) == "2025-11-24T16:00:00.250Z WARNING lifecycle: waiting: bootstrap"
+    assert TextFormatter().format(made) == "2025-11-24T16:00:00.250Z WARNING daemon: waiting: bootstrap"
 
 
 def test_json_is_one_object_a_line_with_a_traceback_too() -> None:
     line = JsonFormatter().format(record("two\nlines", exc_info=True))
     assert len(line.splitlines()) == 1
     told = json.loads(line)
-    assert (told["level"], told["logger"], told["message"]) == ("warning", "kumadp.lifecycle", "two\nlines")
+    assert (told["level"], told["logger"], told["message"]) == ("warning", "kumadp.daemon", "two\nlines")
     assert "ValueError" in told["traceback"]
 
 
@@ -208,7 +208,7 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_starts(tmp_path: 
 # Logs into a pipe that nobody reads, twice as much as the queue holds, then ends.
 STUCK = """
 import logging, os
-from kumadp.host.logs import QUEUE_LENGTH, setup_logging
+from kumadp.host.log.output import QUEUE_LENGTH, setup_logging
 made = setup_logging(level="info", fmt="text", output_path="", max_files=1, max_size_mb=1, max_age_days=1)
 log = logging.getLogger("kumadp.test")
 for number in range(QUEUE_LENGTH * 2):

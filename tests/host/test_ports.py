@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.errors import PortsTaken
-from kumadp.host.ports import Address, check_ports, holder_of, is_held_by, local_addresses
+from kumadp.host.net.ports import Address, check_ports, holder_of, is_held_by, local_addresses
 from tests.support.ports import free_port, free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kumadp.host.ports import Protocol
+    from kumadp.host.net.ports import Protocol
 
 
 def address(port: int, host: str = "127.0.0.1", protocol: Protocol = "tcp") -> Address:
@@ -123,7 +123,7 @@ def test_ports_below_1024_and_holders_that_may_not_be_seen() -> None:
     source = f"""
 import asyncio, concurrent.futures.thread, os, sys
 sys.path[:0] = {sys.path!r}
-from kumadp.host.ports import Address, check_ports
+from kumadp.host.net.ports import Address, check_ports
 from kumadp.errors import PortsTaken
 import psutil
 os.setgid(65534); os.setuid(65534)

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from kumadp.host import secrets
-from kumadp.host.secrets import holds_secret, redact, register
+from kumadp.host.log import secrets
+from kumadp.host.log.secrets import holds_secret, redact, register
 
 
 @pytest.fixture(autouse=True)

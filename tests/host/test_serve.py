@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from kumadp.host.serve import bind_tcp, paused, serve
+from kumadp.host.net.serve import bind_tcp, paused, serve
 from tests.support.ports import free_ports
 
 # More than asyncio's own backlog of 100, and than the 128 that is usual.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.host.tls import LARGEST_FILE, BadTrust, client_context, read_anchors, read_anchors_file
+from kumadp.host.net.tls import LARGEST_FILE, BadTrust, client_context, read_anchors, read_anchors_file
 from tests.support.pki import Issued, issue, server_context, shake_hands
 
 if TYPE_CHECKING:

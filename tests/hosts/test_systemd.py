@@ -163,11 +163,11 @@ def test_its_lines_in_the_journal_are_for_people_and_have_fields(box: Box) -> No
     box.run("systemctl", "start", UNIT)
     own = f"_SYSTEMD_UNIT={UNIT}.service"
     lines = box.journal(UNIT, own).splitlines()
-    assert any(re.fullmatch(r"lifecycle: .*-> READY.*", line) for line in lines), lines
+    assert any(re.fullmatch(r"daemon: .*-> READY.*", line) for line in lines), lines
     assert not any(line.startswith("{") for line in lines)
     entries = [json.loads(line) for line in box.run("journalctl", "-q", "-u", UNIT, "-o", "json", own).splitlines()]
     ours = [one for one in entries if one.get("KUMADP_LOGGER")]
-    assert {"kumadp.lifecycle", "kumadp.child.envoy"} <= {one["KUMADP_LOGGER"] for one in ours}
+    assert {"kumadp.daemon", "kumadp.child.envoy"} <= {one["KUMADP_LOGGER"] for one in ours}
     assert {one["SYSLOG_IDENTIFIER"] for one in ours} == {"kumadp"}
     of_envoy = [one for one in ours if one.get("KUMADP_CHILD") == "envoy"]
     assert {"main"} <= {one.get("KUMADP_COMPONENT") for one in of_envoy}

@@ -15,16 +15,16 @@ from kumadp.accesslog.destination import Destination, Limits
 from kumadp.accesslog.records import split_address
 from kumadp.controlplane.client import fetch_bootstrap
 from kumadp.controlplane.trust import Trust
-from kumadp.dns.exchange import Asked, by_tcp, by_udp
 from kumadp.dns.message import HEADER
-from kumadp.dns.server import Resolver
-from kumadp.dns.table import Table
+from kumadp.dns.resolver.exchange import Asked, by_tcp, by_udp
+from kumadp.dns.resolver.server import Resolver
+from kumadp.dns.resolver.table import Table
 from kumadp.doctor.plane import control_plane
 from kumadp.doctor.subject import Subject
 from kumadp.errors import PortsTaken
 from kumadp.grpc.client import connect
-from kumadp.host.ports import Address, check_ports
-from kumadp.host.serve import bind_tcp
+from kumadp.host.net.ports import Address, check_ports
+from kumadp.host.net.serve import bind_tcp
 from kumadp.otel.routes import Route, Target
 from kumadp.otel.senders import sender_for
 from kumadp.probes.asking import Asker

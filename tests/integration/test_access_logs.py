@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.host.sockets import access_log, kuma_socket
+from kumadp.host.socket_names import access_log, kuma_socket
 from tests.support.daemon import get
 from tests.support.kuma import KumaControlPlane
 from tests.support.lasting import lasting

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.host.sockets import ADMIN, kuma_socket
+from kumadp.host.socket_names import ADMIN, kuma_socket
 from tests.support.daemon import is_listening, says_close
 from tests.support.lasting import Lasting, lasting
 from tests.support.poll import poll

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from kumadp.daemon.control import ask, ask_status, control_socket_path
 from kumadp.errors import ExitCode
-from kumadp.lifecycle.control import ask, ask_status, control_socket_path
 from tests.support.command import kumadp
 from tests.support.controlplane import TOKEN, Answer
 from tests.support.daemon import Daemon, Ports, get, run_kumadp

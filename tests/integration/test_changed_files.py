@@ -50,7 +50,7 @@ def test_a_changed_dataplane_is_taken_by_a_reload_that_is_told_in_one_line(rig: 
         logged(daemon, f"reload ({rig.file} changed)", "epoch 1 serves")
         assert any("v2" in request["dataplaneResource"] for request in plane.bootstrap_requests[before:])
         rig.wait_traffic()
-        assert len(lines(daemon, f"lifecycle: reload ({rig.file} changed)")) == 1
+        assert len(lines(daemon, f"daemon: reload ({rig.file} changed)")) == 1
 
 
 def test_a_broken_dataplane_changes_nothing_and_says_why(rig: Rig) -> None:

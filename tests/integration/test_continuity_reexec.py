@@ -13,7 +13,7 @@ import pytest
 
 import kumadp
 from kumadp.errors import ExitCode
-from kumadp.host.meanwhile import CHECK_VARIABLE, VARIABLE
+from kumadp.host.reexec.interim_responder import CHECK_VARIABLE, VARIABLE
 from tests.support.daemon import get
 from tests.support.lasting import Lasting, lasting
 from tests.support.needs import need_coredns
@@ -143,8 +143,8 @@ def _found(path: Path, secrets: tuple[bytes, ...]) -> bool:
 
 BROKEN = {
     "syntax": ("relay/machine.py", "class Machine:", "class Machine(:"),
-    "import": ("lifecycle/renewal.py", "import logging\n", "import logging\nimport not_there\n"),
-    "hand-over": ("lifecycle/continuity.py", "    ready: bool\n", "    ready: bool\n    more: int\n"),
+    "import": ("daemon/reload.py", "import logging\n", "import logging\nimport not_there\n"),
+    "hand-over": ("daemon/adoption.py", "    ready: bool\n", "    ready: bool\n    more: int\n"),
     "settings": ("settings/model.py", '"--drain-time"', '"--drained-time"'),
 }
 
@@ -173,7 +173,7 @@ def test_a_broken_program_is_refused_and_the_old_one_goes_on(alone: Lasting, how
 def test_readiness_is_answered_while_the_new_program_starts(alone: Lasting) -> None:
     """A kubelet's probe has one second, a start on a busy host may need more."""
     shutil.copytree(Path(kumadp.__file__).parent, alone.folder / "kumadp", ignore=shutil.ignore_patterns("__pycache__"))
-    gate, slow = alone.folder / "gate", alone.folder / "kumadp" / "lifecycle" / "assemble.py"
+    gate, slow = alone.folder / "gate", alone.folder / "kumadp" / "daemon" / "start.py"
     wait = f"import os, time\nwhile {CHECK_VARIABLE!r} not in os.environ and not os.path.exists({str(gate)!r}):\n"
     with alone.up(prefix=("env", f"--chdir={alone.folder}")) as daemon:
         slow.write_text(f"{slow.read_text()}\n{wait}    time.sleep(0.01)\n")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
-from kumadp.lifecycle.control import ask_status, control_socket_path
 from tests.support.command import kumadp
 from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload, write_mesh

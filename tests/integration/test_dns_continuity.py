@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.lifecycle.control import ask_status, control_socket_path
+from kumadp.daemon.control import ask_status, control_socket_path
 from tests.integration.test_dns import ask, running
 from tests.support.daemon import Daemon, Ports
 from tests.support.dnsload import dns_load

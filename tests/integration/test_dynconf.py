@@ -11,7 +11,7 @@ import dns.message
 import dns.query
 import pytest
 
-from kumadp.lifecycle.control import ask, control_socket_path
+from kumadp.daemon.control import ask, control_socket_path
 from tests.support.daemon import get
 from tests.support.dynconf import SOCKET, dynconf_listener, etag_of, with_etags, without
 from tests.support.kuma import KumaControlPlane

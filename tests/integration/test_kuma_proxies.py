@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.envoy.version import fits
-from kumadp.lifecycle.control import ask_status, control_socket_path
 from tests.support.daemon import Ports, get, is_listening, run_kumadp, workload
 from tests.support.kuma import KumaControlPlane, ask_json, dataplane
 from tests.support.needs import need_kuma_cp

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.lifecycle.control import ask_status, control_socket_path
+from kumadp.daemon.control import ask_status, control_socket_path
 from tests.support.command import kumadp
 from tests.support.daemon import Daemon, Ports, get, workload, write_mesh
 from tests.support.poll import poll
@@ -85,7 +85,7 @@ def test_a_re_execution_changes_nothing_of_it(daemon: Daemon) -> None:
     # What it says before it knows of the levels is by its settings.
     again = daemon.output()[length:].partition("log level, as before: ")[2]
     assert again.startswith("kumadp warning, envoy warning, envoy.upstream debug, standalone debug\n")
-    assert " INFO lifecycle" not in again
+    assert " INFO daemon" not in again
     poll(lambda: status(daemon)["children"].get("envoy"), what="the adopted Envoy")
     daemon.kill_envoy()
     poll(lambda: status(daemon)["children"]["envoy"]["restarts"] == 1, what="the restart")
@@ -98,10 +98,10 @@ def test_own_lines_follow(daemon: Daemon) -> None:
     assert order(daemon, "log-level", "error").returncode == 0
     length = len(daemon.output())
     assert order(daemon, "reload").returncode == 0
-    assert " INFO lifecycle" not in daemon.output()[length:]
+    assert " INFO daemon" not in daemon.output()[length:]
     assert order(daemon, "log-level", "info").returncode == 0
     assert order(daemon, "reload").returncode == 0
-    poll(lambda: " INFO lifecycle: reload" in daemon.output()[length:], what="a line again")
+    poll(lambda: " INFO daemon: reload" in daemon.output()[length:], what="a line again")
 
 
 @pytest.mark.parametrize(

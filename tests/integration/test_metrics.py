@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.host.sockets import kuma_socket, metrics
+from kumadp.host.socket_names import kuma_socket, metrics
 from tests.support.daemon import get
 from tests.support.dynconf import SOCKET, dynconf_listener, with_etags, without
 from tests.support.expositions import Scraped, check

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.cli.run import overruled
+from kumadp.core.context import Run
+from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import WorkDirError
-from kumadp.host.workdir import WorkDir
-from kumadp.lifecycle.context import Run
-from kumadp.lifecycle.control import ask_status, control_socket_path
+from kumadp.host.work_dir import WorkDir
 from kumadp.resources.load import load_resource
 from kumadp.settings.model import Settings
 from tests.support.daemon import Ports, get, run_kumadp, workload, write_mesh

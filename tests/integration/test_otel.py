@@ -11,7 +11,7 @@ import msgspec
 import psutil
 import pytest
 
-from kumadp.lifecycle.report import StatusReport
+from kumadp.daemon.status_schema import StatusReport
 from tests.integration.test_metrics import INTERVAL, Exporter, serve
 from tests.support.collector import client, grpc_collector, message
 from tests.support.dynconf import with_etags, without

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from kumadp.lifecycle.control import control_socket_path
+from kumadp.daemon.control import control_socket_path
 from tests.metrics.test_alerts import ALERTS
 from tests.support.daemon import get
 from tests.support.dynconf import SOCKET, dynconf_listener, with_etags

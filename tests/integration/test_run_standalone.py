@@ -250,7 +250,7 @@ def test_all_port_clashes_are_named_with_their_holder_before_anything_starts(
         daemon = stack.enter_context(run_kumadp(tmp_path, ports, *mesh_of(tmp_path, ports, app, backend), dns=True))
         assert daemon.wait() == ExitCode.OS
         text = daemon.output()
-    named = re.findall(r"ERROR lifecycle: .*?:(\d+)/(?:tcp|udp) .*held by .*pid (\d+)\)", text)
+    named = re.findall(r"ERROR daemon: .*?:(\d+)/(?:tcp|udp) .*held by .*pid (\d+)\)", text)
     ours = str(psutil.Process().pid)
     wanted = {str(getattr(ports, what)) for what in (*held, "dns")}
     assert {port for port, pid in named if pid == ours} == wanted, text

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
-from kumadp.lifecycle.control import ask_status, control_socket_path
 from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Ports, get, run_kumadp, workload
 from tests.support.relayed import NODE, rig

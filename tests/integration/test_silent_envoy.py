@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
-from kumadp.lifecycle.control import ask_status, control_socket_path
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload, write_mesh
 from tests.support.poll import poll
 

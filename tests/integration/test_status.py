@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from kumadp.lifecycle.report import StatusReport
+from kumadp.daemon.status_schema import StatusReport
 from tests.support.command import kumadp
 from tests.support.daemon import Daemon, Ports, workload, write_mesh
 from tests.support.poll import poll

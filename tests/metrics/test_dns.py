@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from prometheus_client import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from kumadp.dns.counters import BOUNDS
-from kumadp.dns.counters import Counters as Resolvers
+from kumadp.dns.resolver.counters import BOUNDS
+from kumadp.dns.resolver.counters import Counters as Resolvers
 from kumadp.metrics.dns import Counted, families
 
 LABELS = {"mesh": "default", "kuma_io_zone": "east"}

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kumadp.lifecycle.measuring import Measuring
-from kumadp.lifecycle.phases import Phase
-from kumadp.lifecycle.status import Status
+from kumadp.core.phases import Phase
+from kumadp.core.status import Status
 from kumadp.metrics.lag import LoopLag
 from kumadp.metrics.own import PHASES, Own
+from kumadp.metrics.own_page import Measuring
 from kumadp.process.policy import ChildState
 from kumadp.process.supervise import CAUSES, ChildReport
 from tests.metrics.test_dns import Counters

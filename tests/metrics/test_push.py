@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from kumadp.host.secrets import register
+from kumadp.host.log.secrets import register
 from kumadp.metrics.exposition import Reader
 from kumadp.metrics.push import Options, Pusher
 from tests.support.collector import grpc_collector

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.host.ports import Address
+from kumadp.host.net.ports import Address
 from kumadp.metrics.formats import Format
 from kumadp.metrics.profiles import Selection, Wanted
 from kumadp.metrics.server import Application, Policy, Surroundings, allowed, legacy_query

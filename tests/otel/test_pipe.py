@@ -15,7 +15,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from kumadp.errors import WorkDirError
-from kumadp.host.secrets import register
+from kumadp.host.log.secrets import register
 from kumadp.otel import served
 from kumadp.otel.pipe import Pipe, Wanted
 from kumadp.otel.routes import Route, Target

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from kumadp import __version__
-from kumadp.lifecycle.component import Stack
+from kumadp.core.component import Stack
 from kumadp.probes.application import PER_APPLICATION, ProbeProxy
 from tests.support.applications import Applications, applications
 from tests.support.ports import free_port

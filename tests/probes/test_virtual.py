@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kumadp.core.component import Stack
 from kumadp.errors import PortsTaken
-from kumadp.lifecycle.component import Stack
 from kumadp.probes import virtual
 from kumadp.probes.virtual import MAX_BODY, PER_APPLICATION, Routes, Target, VirtualProbes, routes_of
 from kumadp.resources.load import load_resource

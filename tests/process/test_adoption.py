@@ -17,8 +17,8 @@ import psutil
 import pytest
 import uvloop
 
-from kumadp.host.identity import start_time_of
-from kumadp.host.state import adoptable, read_state
+from kumadp.host.process_identity import start_time_of
+from kumadp.host.state_file import adoptable, read_state
 from kumadp.process import logpump
 from kumadp.process.child import Child, Command, ExitStatus
 from kumadp.process.fifo import FIFO_SIZE
@@ -36,7 +36,7 @@ LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 PARENT = """
 import asyncio, os, sys
 from pathlib import Path
-from kumadp.host.state import StateFile, record
+from kumadp.host.state_file import StateFile, record
 from kumadp.process.child import Child, Command
 async def main():
     folder = Path(sys.argv[1])

@@ -19,7 +19,7 @@ import pytest
 import uvloop
 
 from kumadp.errors import SpawnError
-from kumadp.host.handover import HELD_SIGNALS
+from kumadp.host.reexec.handover import HELD_SIGNALS
 from kumadp.process.child import Child, Command, ExitStatus
 from tests.support.poll import poll
 

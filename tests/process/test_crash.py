@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.host.identity import start_time_of
-from kumadp.host.secrets import register
+from kumadp.host.log.secrets import register
+from kumadp.host.process_identity import start_time_of
 from kumadp.process.child import Child, Command
 from kumadp.process.crash import KEPT, MESSAGE_SIZE, Crash, Crashes, kernel_lines, termination_message
 

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from kumadp import __version__
+from kumadp.daemon.adoption import SECTION
 from kumadp.errors import HandoverFailed
-from kumadp.host.handover import Handover, collect
-from kumadp.lifecycle.continuity import SECTION
+from kumadp.host.reexec.handover import Handover, collect
 from kumadp.process.rehearse import rehearse
 from tests.support.command import ROOT
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.process
 
-# Of `kumadp.lifecycle.continuity.Left`.
+# Of `kumadp.daemon.adoption.Left`.
 LEFT: dict[str, Any] = {
     "work": {"path": "/nowhere", "temporary": False, "lock": -1},
     "ready": True,

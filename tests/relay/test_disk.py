@@ -19,7 +19,7 @@ from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tl
 
 from kumadp.bootstrap.parse import parse_bootstrap
 from kumadp.bootstrap.rewrite import rewrite_for_relay
-from kumadp.host import secrets
+from kumadp.host.log import secrets
 from kumadp.host.private_file import write_private
 from kumadp.relay import disk
 from kumadp.relay.disk import Binding, Content, LastGood, LastGoodStore

@@ -17,7 +17,7 @@ from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import StreamTerminatedError
 
 from kumadp.grpc.server import Server
-from kumadp.host.serve import bind_unix
+from kumadp.host.net.serve import bind_unix
 from kumadp.relay.downstream import Downstream
 from kumadp.relay.upstream import ADS
 from tests.support.loops import on_both_loops

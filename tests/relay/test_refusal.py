@@ -10,7 +10,7 @@ import pytest
 
 from kumadp.errors import ControlPlaneRefused
 from kumadp.grpc.call import Ended
-from kumadp.host.sparse import Sparse
+from kumadp.host.log.throttle import Sparse
 from kumadp.relay.refusal import Backoff, Refusal, classify
 
 ACTIVE = "there is already an active stream from this node, try again later"

@@ -17,7 +17,7 @@ import pytest
 import trustme
 
 from kumadp.errors import WorkDirError
-from kumadp.host.serve import bind_unix
+from kumadp.host.net.serve import bind_unix
 from tests.support.daemon import get
 from tests.support.loops import LOOPS
 from tests.support.poll import poll

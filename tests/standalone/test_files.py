@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.errors import ResourceError
-from kumadp.host.filewatch import folders_of
+from kumadp.host.file_watch import folders_of
 from kumadp.resources.load import load_resource_file
 from kumadp.standalone.files import Files
 from kumadp.standalone.mesh import MeshReader, read_mesh
@@ -109,7 +109,7 @@ def test_folders_that_matter(tmp_path: Path) -> None:
 WITHOUT_INOTIFY = """
 import asyncio, logging, sys
 from pathlib import Path
-from kumadp.host import filewatch as watch
+from kumadp.host import file_watch as watch
 
 logging.basicConfig()
 watch.LOOK_EVERY = 0.01

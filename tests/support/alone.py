@@ -10,7 +10,8 @@ import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.lifecycle import control, finding
+from kumadp.daemon import control
+from kumadp.daemon import instances as finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -19,12 +19,12 @@ from kumadp.controlplane.retry import _retry_after
 from kumadp.controlplane.token import check_token, expires_at
 from kumadp.decoding import decode_json, repair
 from kumadp.dns import message, resolvconf
-from kumadp.dns import template as corefile
+from kumadp.dns.coredns import template as corefile
 from kumadp.dynconf.bodies import DNS, MESH_METRIC, WrongBody, decode
 from kumadp.envoy.serving import configuration_error
 from kumadp.envoy.version import fits
 from kumadp.errors import KumadpError
-from kumadp.host.tls import read_anchors
+from kumadp.host.net.tls import read_anchors
 from kumadp.metrics.bounds import with_go_bounds
 from kumadp.metrics.exposition import MOST_PIECES, MOST_SAMPLES, Family, Piece, Reader, TooLong, TooMany
 from kumadp.metrics.formats import Converter, Format, accept_for_sources, choose

@@ -6,7 +6,8 @@ import runpy
 import sys
 
 from kumadp.controlplane import client
-from kumadp.host import fold, sparse
+from kumadp.host.log import repeats as fold
+from kumadp.host.log import throttle as sparse
 from kumadp.relay import refusal
 
 # What time passes by while a control plane is away: pauses between attempts, and how long a line that repeats waits.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
-from kumadp.lifecycle import patience
+from kumadp.relay import grace_period as patience
 
 if __name__ == "__main__":
     patience.AWAY = 0.1

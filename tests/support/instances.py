@@ -7,8 +7,8 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
-from kumadp.lifecycle.control import ControlServer, socket_name
-from kumadp.lifecycle.status import Status
+from kumadp.core.status import Status
+from kumadp.daemon.control import ControlServer, socket_name
 from tests.support.command import kumadp
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from kumadp.lifecycle.control import Action
+    from kumadp.daemon.control import Action
 
 
 class Host:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 # Imported for its descriptor: json_format finds the type of an "@type" among what is loaded.
 from envoy.extensions.access_loggers.file.v3 import file_pb2  # noqa: F401
 
-from kumadp.host.sockets import access_log, kuma_socket
+from kumadp.host.socket_names import access_log, kuma_socket
 from tests.support.xds.resources import LISTENER
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
-from kumadp.dns.steering import Steering
+from kumadp.dns.coredns.port_steering import Steering
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

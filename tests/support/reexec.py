@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kumadp.errors import HandoverFailed
-from kumadp.host import handover, inherited
-from kumadp.host.logs import setup_logging
-from kumadp.host.serve import bind_tcp, bind_udp, bind_unix, paused, serve
-from kumadp.host.workdir import HandedWorkDir, open_work_dir
+from kumadp.host.log.output import setup_logging
+from kumadp.host.net.serve import bind_tcp, bind_udp, bind_unix, paused, serve
+from kumadp.host.reexec import handover
+from kumadp.host.reexec import inherited_sockets as inherited
+from kumadp.host.work_dir import HandedWorkDir, open_work_dir
 from kumadp.process.child import Child, Command, HandedChild
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kumadp.lifecycle.control import ask_status, control_socket_path
+from kumadp.daemon.control import ask_status, control_socket_path
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
 from tests.support.kuma import dataplane
 from tests.support.planes import open_plane

@@ -1,0 +1,75 @@
+"""The embedded resolver in CoreDNS's place, on the same port."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from kumadp.addresses import ANY_IPV4, ANY_IPV6
+from kumadp.dns.coredns.port_steering import Steering
+from kumadp.host.net.ports import local_addresses
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from pathlib import Path
+
+    from kumadp.dns.resolver.server import Resolver
+
+
+class ResolverStandIn:
+    """Answers on every address: names below ``suffixes`` from Envoy's DNS filter alone, others also from resolv.conf's.
+
+    The port is shared (SO_REUSEPORT); ``steering`` says who gets what comes there.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        envoy: tuple[str, int],
+        suffixes: Sequence[str],
+        resolv_conf: Path,
+        *,
+        ipv6: bool,
+        networks: Sequence[str] = (),
+    ) -> None:
+        self._port = port
+        # In IPv6's wildcard, as CoreDNS has it: a socket on that of IPv4 would come before it.
+        self._everywhere = ANY_IPV6 if ipv6 else ANY_IPV4
+        self._envoy = envoy
+        self._suffixes = tuple(suffixes)
+        self._networks = tuple(networks)
+        self._resolv_conf = resolv_conf
+        self.resolver: Resolver | None = None
+        self.steering = Steering()
+
+    async def open(self, coredns: Collection[str], also: Collection[str] = ()) -> None:
+        """Answer, also on those addresses that ``coredns`` has already; raises PortsTaken, or OSError."""
+        if self.resolver is None:
+            from kumadp.dns.resolver.access import Access
+            from kumadp.dns.resolver.server import Resolver
+            from kumadp.dns.resolver.table import Table
+
+            self.resolver = Resolver((), reuse_port=True, dual=True)
+            self.resolver.table = Table(suffixes=self._suffixes, filtered=True)
+            self.resolver.upstreams.envoy = self._envoy
+            self.resolver.access = Access(self._networks)
+        await self.follow()
+        for host in sorted({self._everywhere, *coredns, *also} - self.steering.hosts):
+            udp, tcp = await self.resolver.listen(host, self._port)
+            self.steering.add(host, udp, tcp, first=host not in coredns)
+
+    async def close(self) -> None:
+        """Answer what has come and give the port up."""
+        self.steering.clear()
+        if self.resolver is not None:
+            await self.resolver.close()
+
+    async def follow(self) -> None:
+        """Ask those whom resolv.conf names now."""
+        if self.resolver is None:
+            return
+        from kumadp.dns.resolvconf import read
+
+        upstreams = self.resolver.upstreams
+        upstreams.conf = await asyncio.to_thread(read, self._resolv_conf)
+        upstreams.local = await asyncio.to_thread(local_addresses)

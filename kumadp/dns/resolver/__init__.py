@@ -1,0 +1,1 @@
+"""The embedded resolver: answers from a table and from other name servers."""

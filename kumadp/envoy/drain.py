@@ -1,0 +1,66 @@
+"""The part of a drain that concerns Envoy: ours, or one of a previous kumadp that is not adopted yet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kumadp.envoy.left import LeftEnvoy
+
+if TYPE_CHECKING:
+    from kumadp.core.context import Run
+    from kumadp.envoy.component import EnvoyComponent
+    from kumadp.envoy.idle import Direction
+    from kumadp.envoy.part import Running
+
+
+class EnvoyDrain:
+    """The steps of a drain as calls to Envoy's admin (`kumadp.daemon.drain_walk.Drained`)."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._running: Running | None = None
+        self._inbound_drained = False
+
+    @property
+    def serves(self) -> bool:
+        """Whether an Envoy runs: ours, or one that was left and is not adopted yet."""
+        envoy = self._component
+        return (envoy is not None and envoy.runs) or self._run.before.serves
+
+    @property
+    def _component(self) -> EnvoyComponent | None:
+        return self._running.component if self._running is not None else None
+
+    async def fail_health_checks(self) -> None:
+        """Ask Envoy to fail its health checks."""
+        if (envoy := self._drained) is not None:
+            await envoy.fail_health_checks()
+
+    def note_inbound_drain(self) -> None:
+        """A stop that comes from now on waits for nothing, also when Envoy does not answer (Kuma 2.8)."""
+        self._inbound_drained = self._run.before.inbound_drained = True
+
+    async def drain_inbound(self) -> None:
+        """Ask Envoy to drain inbound."""
+        if (envoy := self._drained) is not None:
+            await envoy.drain_inbound()
+
+    async def idle(self, direction: Direction) -> None:
+        """Return once the workload has no connection of that direction through Envoy."""
+        from kumadp.envoy.idle import until_idle
+
+        if self._run.before.envoy is not None:
+            await self._run.envoy_up.wait()
+        if (envoy := self._component) is not None:
+            await until_idle(envoy.admin, direction)
+
+    async def envoy_gone(self) -> None:
+        """Return once Envoy has ended."""
+        if (envoy := self._drained) is not None:
+            await envoy.gone()
+
+    @property
+    def _drained(self) -> EnvoyComponent | LeftEnvoy | None:
+        """The Envoy that a drain is about, also one that was left and is not adopted yet."""
+        left = self._run.before.envoy
+        return self._component or (LeftEnvoy(left) if left is not None else None)

@@ -1,0 +1,1 @@
+"""The log: output, journal, repeated lines, what libraries print, secrets that no line may show."""

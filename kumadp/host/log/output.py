@@ -1,0 +1,400 @@
+"""Logging that never blocks the event loop: records go through a bounded queue to a writer thread."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import logging.handlers
+import os
+import queue
+import re
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kumadp.errors import Problem, SettingsError
+from kumadp.host.log.repeats import Fold
+from kumadp.host.log.secrets import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from kumadp.host.log.capture import Captured
+
+QUEUE_LENGTH = 10_000
+QUEUE_BYTES = 16 << 20
+"""Text that may wait to be written, as far as it is known without formatting: a child's line may have 64 KiB."""
+FLUSH_SECONDS = 2.0
+_CHILD = "kumadp.child."
+# Envoy's default format: [2026-11-23 17:36:16.566][123][info][main] [source/server/server.cc:1024] text
+_ENVOY_LINE = re.compile(r"^\[[^\]]+\]\[\d+\]\[(?P<level>\w+)\]\[(?P<component>\w+)\] (?:\[[^\]]+\] )?(?P<text>.*)$")
+_COREDNS_LINE = re.compile(r"^plugin/(?P<component>\w+): (?P<text>.*)$")
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
+_FORMATTER = logging.Formatter()
+LEVELS: dict[str, int] = {
+    "off": logging.CRITICAL + 10,
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+}
+# How Envoy calls its levels.
+_ENVOY_LEVELS = {
+    **{name: LEVELS[name] for name in ("error", "warning", "info", "debug")},
+    "trace": logging.DEBUG,
+    "critical": logging.CRITICAL,
+}
+
+
+def _time(record: logging.LogRecord) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a record is of: ``child`` empty for our own, ``known`` whether the child's line has a form that we know."""
+
+    child: str = ""
+    component: str = ""
+    known: bool = False
+
+
+def read_line(record: logging.LogRecord) -> Line:
+    """What a record is of; takes a child's line apart, once: the record then has its level and its text."""
+    found: Line | None = getattr(record, "line", None)
+    if found is not None:
+        return found
+    line, text = Line(), record.getMessage()
+    child = record.name.removeprefix(_CHILD) if record.name.startswith(_CHILD) else ""
+    if child == "envoy":
+        line, match = Line(child), _ENVOY_LINE.match(text)
+        if match is not None and (level := match["level"].lower()) in _ENVOY_LEVELS:
+            line = Line(child, match["component"], known=True)
+            record.levelno, record.levelname = _ENVOY_LEVELS[level], level.upper()
+            record.msg, record.args = match["text"], ()
+    elif child:
+        # Its level was found by whoever read it.
+        line, match = Line(child, known=record.levelno > logging.INFO), _COREDNS_LINE.match(text)
+        if match is not None:
+            line = Line(child, match["component"], known=True)
+            record.msg, record.args = match["text"], ()
+    record.line = line
+    return line
+
+
+def told(record: logging.LogRecord) -> str:
+    """Who says it, and what, with a traceback on its own lines: ``envoy@1/upstream: text``. Secrets are in it."""
+    line = read_line(record)
+    name = record.name.removeprefix(_CHILD).removeprefix("kumadp.")
+    if epoch := getattr(record, "epoch", 0):
+        name += f"@{epoch}"
+    if line.component:
+        name += f"/{line.component}"
+    text = f"{name}: {record.getMessage()}{_repeats(record)}"
+    return text + ("\n" + _FORMATTER.formatException(record.exc_info) if record.exc_info else "")
+
+
+def _repeats(record: logging.LogRecord) -> str:
+    count, within = getattr(record, "repeated", 0), getattr(record, "within", 0.0)
+    return f" ({count} more like this in {within:.0f} s)" if count else ""
+
+
+class TextFormatter(logging.Formatter):
+    """``2026-11-23T17:36:26.662Z WARNING envoy/upstream: text``; secrets masked. A later epoch is ``envoy@1``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record as text; a traceback follows on its own lines."""
+        text = told(record)
+        return redact(f"{_time(record)} {record.levelname} {text}")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message; of a child its name, Envoy's epoch, and its component.
+
+    ``repeated`` counts lines like this one that were left out in the last ``within`` seconds.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record as one line of JSON."""
+        line = read_line(record)
+        fields: dict[str, object] = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
+        if line.child:
+            fields["child"] = line.child
+            if (epoch := getattr(record, "epoch", None)) is not None:
+                fields["epoch"] = epoch
+            if line.component:
+                fields["component"] = line.component
+        if repeated := getattr(record, "repeated", 0):
+            fields.update(repeated=repeated, within=round(getattr(record, "within", 0.0)))
+        fields["message"] = redact(record.getMessage())
+        if record.exc_info:
+            fields["traceback"] = redact(self.formatException(record.exc_info))
+        return json.dumps(fields, ensure_ascii=False)
+
+
+# In the queue: what was left out so far is to be told now.
+_TELL_ALL = logging.makeLogRecord({})
+
+
+class _Queue(logging.handlers.QueueHandler):
+    """Drops what a stuck output cannot take, and counts it."""
+
+    dropped = 0
+    # Bytes that were put and taken so far: each is written by one side only.
+    _put = 0
+    taken = 0
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        # `logging.Handler` holds its lock in here.
+        record.size = size = _size(record)
+        try:
+            if self._put + size - self.taken > QUEUE_BYTES:
+                raise queue.Full
+            self.queue.put_nowait(record)
+            self._put += size
+        except queue.Full:
+            self.dropped += 1
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+    def count_lost(self, _record: logging.LogRecord) -> None:
+        """The output has refused it: a full disk, or a reader that is gone."""
+        self.dropped += 1
+
+
+def _size(record: logging.LogRecord) -> int:
+    args = record.args if isinstance(record.args, tuple) else ()
+    return len(str(record.msg)) + sum(len(part) for part in args if isinstance(part, str))
+
+
+class _File(logging.handlers.RotatingFileHandler):
+    """Rotates by size; what is older than ``max_age`` seconds is removed when it rotates."""
+
+    max_age = 0.0
+
+    def doRollover(self) -> None:  # noqa: N802 - the name is logging's
+        super().doRollover()
+        oldest = time.time() - self.max_age
+        path = Path(self.baseFilename)
+        for kept in path.parent.glob(path.name + ".*"):
+            if self.max_age and kept.stat().st_mtime < oldest:
+                kept.unlink(missing_ok=True)
+
+
+class _Writer(logging.handlers.QueueListener):
+    """Writes what is queued, repeated lines with a count, in a thread that never holds the end of the process."""
+
+    def __init__(self, records: queue.Queue[logging.LogRecord], handler: _Queue, target: logging.Handler) -> None:
+        super().__init__(records, target)
+        self._handler = handler
+        self._reported = 0
+        self.fold: Fold[logging.LogRecord] = Fold()
+        self.clock: Callable[[], float] = time.monotonic
+
+    def dequeue(self, block: bool) -> logging.LogRecord:
+        """The next record; what was left out is told when it is time, and before the end."""
+        records: queue.Queue[logging.LogRecord] = self.queue  # type: ignore[assignment]
+        while True:
+            due = self.fold.due()
+            try:
+                record = records.get(block, None if due is None else max(0.0, due - self.clock()))
+            except queue.Empty:
+                self._tell_left_out()
+                continue
+            if record is self._sentinel:  # type: ignore[attr-defined]
+                self._tell_left_out(all_of_them=True)
+            elif record is _TELL_ALL:
+                self._tell_left_out(all_of_them=True)
+                records.task_done()
+                continue
+            self._handler.taken += getattr(record, "size", 0)
+            return record
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Write a record, or count it."""
+        line = read_line(record)
+        if not self._wanted(record.name, line, record.levelno):
+            return
+        self._report_lost()
+        if line.child and not line.known and not record.exc_info:
+            # Access logs: lines of their own.
+            super().handle(record)
+            return
+        now = self.clock()
+        self._tell_left_out()
+        if self.fold.passes(_kind(record, line), record.levelno, record, now):
+            super().handle(record)
+
+    def _wanted(self, name: str, line: Line, level: int) -> bool:
+        """Envoy writes by a level of its own; our own loggers have theirs, those of libraries at least ours."""
+        wanted = logging.getLogger("kumadp").level
+        if line.child:
+            return wanted < LEVELS["off"] and (line.child == "envoy" or level >= wanted)
+        return _is_own(name) or level >= wanted
+
+    def _report_lost(self) -> None:
+        """Once the output takes lines again, log how many it did not take."""
+        lost = self._handler.dropped - self._reported
+        if not lost or self.queue.qsize() > QUEUE_LENGTH // 2:  # type: ignore[attr-defined]
+            return
+        known = self._handler.dropped
+        text = f"{lost} lines were lost: what the log is written to was stuck or full"
+        super().handle(logging.LogRecord("kumadp.log", logging.WARNING, "", 0, text, (), None))
+        # Where it is still full, this line is none that was lost.
+        self._reported += lost if self._handler.dropped == known else 0
+        self._handler.dropped = known
+
+    def _tell_left_out(self, *, all_of_them: bool = False) -> None:
+        for folded in self.fold.over(self.clock(), all_of_them=all_of_them):
+            folded.last.repeated, folded.last.within = folded.count, folded.seconds
+            super().handle(folded.last)
+
+    def finish(self, seconds: float) -> bool:
+        """Write what is queued; False when that takes longer than ``seconds`` (and again as long for the last line)."""
+        thread = self._thread
+        assert thread is not None  # noqa: S101
+        try:
+            self.queue.put(self._sentinel, timeout=seconds)  # type: ignore[attr-defined]
+        except queue.Full:
+            return False
+        thread.join(seconds)
+        return not thread.is_alive()
+
+    def catch_up(self, seconds: float) -> bool:
+        """Return once all that was queued or left out is written; False when that takes longer than ``seconds``."""
+        records: queue.Queue[logging.LogRecord] = self.queue  # type: ignore[assignment]
+        with contextlib.suppress(queue.Full):
+            records.put_nowait(_TELL_ALL)
+        with records.all_tasks_done:
+            return records.all_tasks_done.wait_for(lambda: not records.unfinished_tasks, seconds)
+
+
+def _is_own(name: str) -> bool:
+    return name == "kumadp" or name.startswith("kumadp.")
+
+
+def _kind(record: logging.LogRecord, line: Line) -> tuple[object, ...]:
+    """What lines repeat each other.
+
+    Ports and counters change in what children say, and libraries put clients' text into their lines; in our own words a
+    number is a fact. A traceback is of the kind of its error and the place that raised it.
+    """
+    name, level = record.name, record.levelno
+    if record.exc_info and record.exc_info[0] is not None:
+        error, place = record.exc_info[0], record.exc_info[2]
+        while place is not None and place.tb_next is not None:
+            place = place.tb_next
+        raised = (place.tb_frame.f_code.co_filename, place.tb_lineno) if place is not None else None
+        return (name, level, error, raised)
+    if line.child:
+        return (name, level, _NUMBER.sub("#", record.getMessage()))
+    if _is_own(name):
+        return (name, level, record.getMessage())
+    text = record.getMessage() if record.msg == "%s" else str(record.msg)
+    return (name, level, _NUMBER.sub("#", text.partition("\n")[0][:200]))
+
+
+class LogOutput:
+    """The writer behind all loggers; ``close`` flushes what is queued."""
+
+    def __init__(self, handler: _Queue, writer: _Writer, target: logging.Handler, form: str) -> None:
+        self._form = form
+        self._handler = handler
+        self._writer = writer
+        self._target = target
+        self._captured: Captured | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Lines lost because the output was stuck."""
+        return self._handler.dropped
+
+    def status(self) -> dict[str, object]:
+        """What became of lines; JSON types."""
+        return {"dropped": self.dropped, "folded": self._writer.fold.total, "format": self._form}
+
+    def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
+        """Write what is queued, and what was left out so far; False when that takes longer than ``seconds``. Blocks."""
+        return self._writer.catch_up(seconds)
+
+    def capture(self) -> None:
+        """Take what libraries log, warn and print too, until `close`."""
+        from kumadp.host.log.capture import Captured
+
+        self._captured = Captured(self._handler)
+
+    def close(self) -> None:
+        """Write what is queued and stop the writer; an output that is stuck is waited for `FLUSH_SECONDS` only."""
+        if self._captured is not None:
+            self._captured.release()
+        logging.getLogger("kumadp").removeHandler(self._handler)
+        if self._writer.finish(FLUSH_SECONDS):
+            self._target.close()
+
+
+def setup_logging(
+    *, level: str, fmt: str, output_path: str, max_files: int, max_size_mb: int, max_age_days: int
+) -> LogOutput:
+    """Start logging at ``level`` (off, error, warning, info, debug) as ``fmt``: text, json, or auto, which is text on
+    a terminal, entries with fields where systemd's journal listens, and json elsewhere.
+
+    ``output_path`` empty means stderr; a file rotates at ``max_size_mb`` MB, keeps ``max_files`` old ones for
+    ``max_age_days`` days (the names and defaults are kuma-dp's). Raises SettingsError where it cannot be written.
+    """
+    target: logging.Handler
+    if output_path:
+        target = _open_file(output_path, max_files, max_size_mb, max_age_days)
+    else:
+        target = logging.StreamHandler(sys.stderr)
+    if fmt == "auto" and not output_path and is_journal(2, os.environ):
+        from kumadp.host.log.journal import JournalHandler
+
+        target, fmt = JournalHandler(), "journal"
+    elif fmt == "auto":
+        fmt = "text" if not output_path and sys.stderr.isatty() else "json"
+    target.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
+    records: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_LENGTH)
+    handler = _Queue(records)
+    target.handleError = handler.count_lost  # type: ignore[assignment,method-assign]
+    writer = _Writer(records, handler, target)
+    root = logging.getLogger("kumadp")
+    root.setLevel(LEVELS[level])
+    root.propagate = False
+    # What children say has a level of its own, which is found out in the writer's thread.
+    logging.getLogger(_CHILD.rstrip(".")).setLevel(logging.DEBUG)
+    root.addHandler(handler)
+    logging.raiseExceptions = False
+    # Signals are for the main thread: those that it blocks (`kumadp.host.reexec.handover`) must not be taken here.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    writer.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return LogOutput(handler, writer, target, fmt)
+
+
+def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
+    """Whether systemd's journal reads a descriptor, whose device and inode it names then (systemd.exec(5))."""
+    named = environ.get("JOURNAL_STREAM", "")
+    if not named:
+        return False
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return False
+    return named == f"{found.st_dev}:{found.st_ino}"
+
+
+def _open_file(path: str, max_files: int, max_size_mb: int, max_age_days: int) -> _File:
+    try:
+        if Path(path).is_fifo():  # without a reader opening it would wait
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        made = _File(path, maxBytes=max_size_mb * 1024 * 1024, backupCount=max_files, encoding="utf-8")
+    except OSError as error:
+        problem = Problem("--log-output-path", f"{path}: {error.strerror}", "name a file to write")
+        raise SettingsError([problem]) from None
+    made.max_age = max_age_days * 86400.0
+    return made

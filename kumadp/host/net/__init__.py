@@ -1,0 +1,1 @@
+"""Sockets, ports, TLS, and servers with limits for their clients."""

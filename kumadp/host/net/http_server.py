@@ -1,0 +1,231 @@
+"""aiohttp's server with limits on how long a client may take, and without a word of what serves it.
+
+aiohttp takes 130 ms to import: `kumadp.host.net.serve` imports this in a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from kumadp.host.net.connection_shares import client_of
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable
+
+    from aiohttp.abc import AbstractStreamWriter
+    from aiohttp.http_parser import RawRequestMessage
+    from aiohttp.streams import StreamReader
+
+    from kumadp.host.net.accept import Door
+
+    Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+log = logging.getLogger("kumadp.http")
+
+# How long a body that nobody wants is still read (seconds), so that the client sees the answer and not a reset.
+LINGERING = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a client may take (seconds): for a request's head, to read an answer, between two requests, for a body.
+
+    Those of Kuma 2.14's readiness reporter, whose read limit is the body's. A body that no handler reads is not waited
+    for longer than `LINGERING`.
+    """
+
+    head: float = 1.0
+    write: float = 30.0
+    idle: float = 120.0
+    body: float = 10.0
+
+
+class Connection(web.RequestHandler):
+    """One client's connection, a `kumadp.host.net.accept.Guest`; ``ended`` is called when it is over."""
+
+    __slots__ = ("_answering", "_body", "_ended", "_gone", "_head", "_limits", "_server", "_write")
+
+    def __init__(
+        self, server: Server, limits: Limits, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]
+    ) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # None: no access log
+            logger=log,
+            lingering_time=LINGERING,
+            keepalive_timeout=limits.idle,
+            # A body goes on as it came.
+            auto_decompress=False,
+        )
+        self._server = server
+        self._limits = limits
+        self._ended = ended
+        self._head: asyncio.TimerHandle | None = None
+        self._body: asyncio.TimerHandle | None = None
+        self._write: asyncio.TimerHandle | None = None
+        self._answering: web.BaseRequest | None = None
+        self._gone = False
+
+    @property
+    def peer(self) -> str:
+        """Who it is, for people; empty on a Unix socket."""
+        return client_of(self.transport.get_extra_info("peername"))[0] if self.transport is not None else ""
+
+    def may_go(self) -> bool:
+        """Whether nothing is being done for it: it is idle, or has not sent all, or does not read its answer."""
+        request = self._answering
+        return request is None or self._write is not None or not request.content.is_eof()
+
+    def go(self) -> None:
+        """Abort it."""
+        self._gone = True
+        self._abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._head = self._loop.call_later(self._limits.head, self.force_close)
+        if self._gone:
+            self._abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End."""
+        self._head = _cancel(self._head)
+        self._body = _cancel(self._body)
+        self._write = _cancel(self._write)
+        self._ended()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what a client sends; a head that has begun must end soon."""
+        if self._head is None and self._answering is None:
+            self._head = self._loop.call_later(self._limits.head, self.force_close)
+        super().data_received(data)
+
+    def pause_writing(self) -> None:
+        """The client does not read what it is sent."""
+        super().pause_writing()
+        self._write = self._write or self._loop.call_later(self._limits.write, self._abort)
+
+    def resume_writing(self) -> None:
+        """It has read it."""
+        super().resume_writing()
+        self._write = _cancel(self._write)
+
+    def begin(self, request: web.BaseRequest) -> None:
+        """A head has come."""
+        self._head = _cancel(self._head)
+        self._answering = request
+        if not request.content.is_eof():
+            self._body = self._loop.call_later(self._limits.body, self._end_body, request)
+
+    def end(self) -> None:
+        """Its answer is there."""
+        self._body = _cancel(self._body)
+        self._answering = None
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a request that could not be read, which is counted, or whose handler failed."""
+        if isinstance(exc, HttpProcessingError):
+            self._server.door.note_bad(self.peer, type(exc).__name__)
+            message = "400 Bad Request\n"
+        return super().handle_error(request, status, exc, message)
+
+    def log_exception(self, *args: Any, **more: Any) -> None:
+        """Log a handler's failure; a client that sends nonsense, or leaves, is none."""
+        error = more.get("exc_info")
+        left = isinstance(error, ConnectionError) and self.transport is None
+        if not left and not isinstance(error, HttpProcessingError):
+            super().log_exception(*args, **more)
+
+    def _end_body(self, request: web.BaseRequest) -> None:
+        if not request.content.is_eof():
+            self.force_close()
+
+    def _abort(self) -> None:
+        transport = self.transport
+        if transport is not None:
+            self.force_close()
+            transport.abort()
+
+
+class Server(web.Server):
+    """Makes connections; ``came`` hears of each, ``spoke`` of the first request on it, or of its end."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        came: Callable[[object], None],
+        spoke: Callable[[object], None],
+        door: Door,
+        *,
+        limits: Limits,
+        abandon: bool,
+    ) -> None:
+        super().__init__(self._answer, request_factory=self._request, handler_cancellation=abandon)
+        self._handler = handler
+        self._came, self._spoke = came, spoke
+        self.door = door
+        self._limits = limits
+
+    def connection(self, ended: Callable[[], None]) -> Connection:
+        """A connection; ``ended`` is called when it is over."""
+        return Connection(self, self._limits, self._loop, ended)
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Tell of it."""
+        super().connection_made(handler, transport)
+        self._came(handler)
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        """Tell of it."""
+        super().connection_lost(handler, exc)
+        self._spoke(handler)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        self._spoke(request.protocol)
+        connection = request.protocol
+        assert isinstance(connection, Connection)  # noqa: S101
+        connection.begin(request)
+        try:
+            return await self._handler(request)
+        except web.RequestPayloadError as error:
+            self.door.note_bad(connection.peer, f"its body: {type(error).__name__}")
+            answer = web.Response(status=400, text="400 Bad Request\n")
+            answer.force_close()
+            return answer
+        finally:
+            connection.end()
+
+    def _request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: web.RequestHandler,
+        writer: AbstractStreamWriter,
+        task: asyncio.Task[None],
+    ) -> web.BaseRequest:
+        return _Request(message, payload, protocol, writer, task, self._loop)
+
+
+class _Request(web.BaseRequest):
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        response.headers.popall("server", None)
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> Any:
+    if timer is not None:
+        timer.cancel()

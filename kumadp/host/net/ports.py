@@ -1,0 +1,203 @@
+"""Whether addresses can be bound, and who holds those that cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import os
+import pwd
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+
+from kumadp.addresses import ANY_IPV4, ANY_IPV6, canonical, is_ip, overlap, socket_address, without_zone
+from kumadp.errors import PortsTaken, Problem
+from kumadp.host.reexec import inherited_sockets as inherited
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+Protocol = Literal["tcp", "udp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A socket that will be bound: ``purpose`` in plain words, ``path`` the setting or field that decides it."""
+
+    host: str
+    port: int
+    protocol: Protocol
+    purpose: str
+    path: str
+
+
+async def check_ports(addresses: Iterable[Address], *, held_by: frozenset[int] = frozenset()) -> None:
+    """Raise PortsTaken naming every address that cannot be bound now, each with who holds it.
+
+    Host names and port 0 are passed over, ports of sockets that were handed to us by execve(2), and what is held by
+    the processes ``held_by``, our own.
+    """
+    problems = await asyncio.to_thread(_problems, list(addresses), held_by)
+    if problems:
+        raise PortsTaken(problems)
+
+
+def _problems(addresses: list[Address], held_by: frozenset[int]) -> list[Problem]:
+    problems = []
+    # Where there are many connections a list of them takes long.
+    connections = functools.cache(_connections)
+    for address in addresses:
+        if not address.port or not is_ip(address.host) or inherited.holds(address.protocol, address.port):
+            continue
+        failure = _try_bind(address)
+        if failure is None:
+            continue
+        holders = _holders(address, connections()) if held_by else []
+        if not holders or not held_by.issuperset(holders):
+            problems.append(_explain(address, failure))
+    return problems
+
+
+def _try_bind(address: Address) -> OSError | None:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    kind = socket.SOCK_STREAM if address.protocol == "tcp" else socket.SOCK_DGRAM
+    try:
+        with socket.socket(family, kind) as probe:
+            if address.protocol == "tcp":
+                # As Envoy, CoreDNS and we do: connections in TIME_WAIT do not count.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(socket_address(address.host, address.port))
+            if address.protocol == "tcp":
+                probe.listen(1)
+    except OSError as error:
+        return error
+    return None
+
+
+def _explain(address: Address, failure: OSError) -> Problem:
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    where = f"{host}:{address.port}/{address.protocol} for {address.purpose}"
+    if failure.errno == errno.EADDRINUSE:
+        return Problem(address.path, f"{where} is held by {holder_of(address)}", "stop it, or choose another port")
+    if failure.errno == errno.EADDRNOTAVAIL:
+        return Problem(address.path, f"{where}: this address is not on this host", "use one that `ip addr` shows")
+    if failure.errno == errno.EACCES:
+        return Problem(address.path, f"{where}: not allowed", "ports below 1024 need CAP_NET_BIND_SERVICE")
+    return Problem(address.path, f"{where}: {failure.strerror}")
+
+
+def _connections() -> list[Any]:
+    """All that psutil shows; nothing where it cannot read /proc: it names a holder, and decides nothing."""
+    try:
+        return psutil.net_connections("inet")
+    # A line that psutil cannot parse is a RuntimeError (psutil/_pslinux.py).
+    except (psutil.Error, OSError, RuntimeError):
+        return []
+
+
+def holder_of(address: Address) -> str:
+    """Who listens there, in words: process and pid, or the user where we may not see the process."""
+    for pid in _holders(address, _connections()):
+        try:
+            return f"{psutil.Process(pid).name()} (pid {pid})"
+        except (psutil.Error, OSError):
+            return f"pid {pid}"
+    return _user_of(address)
+
+
+def _holders(address: Address, connections: Iterable[Any]) -> list[int]:
+    """The processes that listen there, as far as we may see them."""
+    kind = socket.SOCK_STREAM if address.protocol == "tcp" else socket.SOCK_DGRAM
+    return [
+        found.pid
+        for found in connections
+        if found.type == kind
+        and found.laddr
+        and found.laddr.port == address.port
+        and (kind == socket.SOCK_DGRAM or found.status == psutil.CONN_LISTEN)
+        and overlap(found.laddr.ip, address.host)
+        and found.pid
+    ]
+
+
+def _user_of(address: Address) -> str:
+    for name in (address.protocol, address.protocol + "6"):
+        try:
+            rows = Path("/proc/net", name).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for row in rows:
+            columns = row.split()
+            host, port = _bound(columns[1])
+            listens = address.protocol == "udp" or columns[3] == "0A"
+            if listens and port == address.port and overlap(host, address.host):
+                uid = int(columns[7])
+                try:
+                    return f"a process of user {pwd.getpwuid(uid).pw_name}"
+                except KeyError:
+                    return f"a process of user id {uid}"
+    return "a process that is not visible here"
+
+
+def _bound(column: str) -> tuple[str, int]:
+    """Address and port of a row: 32-bit words of this machine's byte order, in hexadecimal (proc_net_tcp)."""
+    words, _, port = column.partition(":")
+    packed = b"".join(int(words[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(words), 8))
+    return socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed), int(port, 16)
+
+
+def is_held_by(pids: Iterable[int], host: str, port: int) -> bool:
+    """Whether one of these processes, of our own user, would accept a TCP connection to ``host``. May block."""
+    listening = [row for row in _listening(port) if overlap(row[0], host)]
+    # Who listens on the address itself comes before who listens on all.
+    answering = [row for row in listening if row[0] == canonical(without_zone(host))] or listening
+    sockets = {f"socket:[{inode}]" for _, uid, inode in answering if uid == os.geteuid()}
+    return bool(sockets) and any(link in sockets for pid in pids for link in _descriptors(pid))
+
+
+def _listening(port: int) -> Iterator[tuple[str, int, str]]:
+    """Address, user and inode of each socket that listens on a port."""
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError), Path("/proc/net", name).open() as rows:
+            next(rows)
+            for row in rows:
+                columns = row.split()
+                if columns[3] != "0A":
+                    # Those that listen come first (Linux, net/ipv4/tcp_ipv4.c: tcp_get_idx).
+                    break
+                host, on = _bound(columns[1])
+                if on == port:
+                    yield host, int(columns[7]), columns[9]
+
+
+def _descriptors(pid: int) -> Iterator[str]:
+    """What the descriptors of a process stand for, as far as we may see them."""
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                yield str(entry.readlink())
+
+
+def every_address() -> str:
+    """The wildcard for every address of this host: that of IPv6, which takes IPv4 too, where the kernel has it."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM):
+            return ANY_IPV6
+    except OSError:
+        return ANY_IPV4
+
+
+def local_addresses() -> frozenset[str]:
+    """Every IP address of this host, without zone suffixes."""
+    return frozenset(
+        entry.address.split("%", 1)[0]
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family in {socket.AF_INET, socket.AF_INET6}
+    )

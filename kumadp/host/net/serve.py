@@ -1,0 +1,267 @@
+"""One way to bind and to serve HTTP: bound at once, so that clients wait in the backlog until aiohttp is there.
+
+An address that the program before us had is taken over with its socket (`kumadp.host.reexec.inherited_sockets`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import importlib
+import os
+import socket
+from typing import TYPE_CHECKING, Literal
+
+from kumadp.addresses import ANY_IPV6, socket_address
+from kumadp.errors import PortsTaken, Problem, WorkDirError
+from kumadp.host.net.accept import MOST_UNIX, Acceptor, Door
+from kumadp.host.reexec import inherited_sockets as inherited
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from aiohttp import web
+
+    from kumadp.host.net.http_server import Handler, Limits
+
+# What comes while one program follows another waits here, for seconds on a busy host. Where it is full, the kernel
+# drops the SYN, and the client tries again a second later (tcp(7), listen(2)).
+BACKLOG = 1024
+# How long requests that are in flight may take when serving pauses, and how long a connection that was just made may
+# take to say what it wants (seconds). A kubelet's probe has one second in all, and the next program needs half of it.
+_IN_FLIGHT = 1.0
+_FIRST_REQUEST = 0.25
+
+
+def bind_tcp(
+    host: str,
+    port: int,
+    purpose: str,
+    *,
+    beside: socket.socket | None = None,
+    reuse_port: bool = False,
+    only_ipv6: bool = False,
+) -> socket.socket:
+    """A listening TCP socket, on the wildcard of IPv6 for IPv4 too but with ``only_ipv6``; raises PortsTaken.
+
+    ``beside``: a socket of ours that has the same port on another address; the wildcard can be bound with it.
+    ``reuse_port``: other sockets of this user may be bound to the same address (SO_REUSEPORT).
+    """
+    return _bind("tcp", host, port, purpose, beside, reuse_port=reuse_port, only_ipv6=only_ipv6)
+
+
+def bind_udp(host: str, port: int, purpose: str, *, reuse_port: bool = False, only_ipv6: bool = False) -> socket.socket:
+    """A bound UDP socket, as `bind_tcp` has it; raises PortsTaken."""
+    return _bind("udp", host, port, purpose, reuse_port=reuse_port, only_ipv6=only_ipv6)
+
+
+def _bind(
+    kind: Literal["tcp", "udp"],
+    host: str,
+    port: int,
+    purpose: str,
+    beside: socket.socket | None = None,
+    *,
+    reuse_port: bool = False,
+    only_ipv6: bool = False,
+) -> socket.socket:
+    taken = inherited.take(kind, host, port)
+    if taken is not None:
+        return taken
+    if beside is None:
+        # The same port on another address of ours would be in the way.
+        inherited.give_up(kind, port)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    try:
+        if kind == "tcp":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if host == ANY_IPV6 and (only_ipv6 or kind == "tcp"):
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with _shared(sock, beside) if beside is not None else contextlib.nullcontext():
+            sock.bind(socket_address(host, port))
+            if kind == "tcp":
+                sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise PortsTaken([Problem(purpose, f"{host}:{port} cannot be bound: {error.strerror}")]) from None
+    inherited.note(kind, host, port, sock)
+    return sock
+
+
+@contextlib.contextmanager
+def _shared(*both: socket.socket) -> Iterator[None]:
+    """In here the sockets may have one port together; connections go to the one whose address is the more precise."""
+    try:
+        for sock in both:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield
+    finally:
+        for sock in both:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """A listening Unix socket, mode 0600; a stale file is replaced, a living socket is not. Raises WorkDirError."""
+    taken = inherited.take("unix", str(path), 0)
+    if taken is not None:
+        return taken
+    if path.is_socket() and not path.is_symlink():
+        with socket.socket(socket.AF_UNIX) as probe:
+            # A full backlog of a socket that would block says EAGAIN at once, in place of a wait without end.
+            probe.setblocking(False)
+            if probe.connect_ex(str(path)) in {0, errno.EAGAIN, errno.EINPROGRESS}:
+                raise WorkDirError(
+                    f"{path} belongs to a kumadp that is running", "give each its own name or --work-dir"
+                )
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        bind_owner_only(sock, path)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise WorkDirError(
+            f"{path} cannot be made: {error.strerror or error}", "choose a shorter or other --work-dir"
+        ) from None
+    inherited.note("unix", str(path), 0, sock)
+    return sock
+
+
+def bind_owner_only(sock: socket.socket, path: Path) -> None:
+    """Bind a Unix socket, whose file has mode 0600 from the first moment on. Raises OSError.
+
+    Linux gives the file the mode of the socket itself (unix_bind), so that nothing is changed by its name, which
+    somebody else may have taken in between.
+    """
+    os.fchmod(sock.fileno(), 0o600)
+    sock.bind(str(path))
+
+
+async def serve(
+    handler: Handler,
+    sock: socket.socket,
+    up: Callable[[], None],
+    *,
+    name: str = "HTTP",
+    most: int = MOST_UNIX,
+    abandon: bool = False,
+    prompt: bool = False,
+) -> None:
+    """Answer requests on ``sock`` with ``handler`` until cancelled.
+
+    `kumadp.host.net.http_server.Limits` bounds a client's time, `kumadp.host.net.accept.Door` its connections,
+    which is known by this ``name`` in log and status, and has ``most`` places at a Unix socket. ``abandon``: a handler
+    whose client has gone is cancelled. ``prompt``: it answers at once, and its clients do not wait for those of others
+    when serving pauses.
+    aiohttp is imported in a thread, in 130 ms.
+    """
+    httpd = await asyncio.to_thread(importlib.import_module, "kumadp.host.net.http_server")
+    site = _Site(handler, sock, Door.for_socket(name, sock, most), httpd.Limits(), abandon=abandon, prompt=prompt)
+    try:
+        await site.open()
+        _sites.add(site)
+        up()
+        await asyncio.Event().wait()
+    finally:
+        _sites.discard(site)
+        with contextlib.suppress(Exception):
+            await site.close()
+
+
+@contextlib.asynccontextmanager
+async def paused() -> AsyncIterator[None]:
+    """Nothing is accepted in here: what was asked before has its answer, what comes waits in the backlog.
+
+    For execve(2), which ends connections without a word. Left in any other way, serving goes on. A site whose requests
+    take long accepts others until those have their answers, or for a second.
+    """
+    sites = list(_sites)
+    await asyncio.gather(*(site.pause() for site in sites if not site.prompt))
+    await asyncio.gather(*(site.pause() for site in sites if site.prompt))
+    try:
+        yield
+    finally:
+        await asyncio.gather(*(site.open() for site in sites if site in _sites))
+
+
+class _Site:
+    """One socket that is served, with pauses."""
+
+    def __init__(
+        self, handler: Handler, sock: socket.socket, door: Door, limits: Limits, *, abandon: bool, prompt: bool
+    ) -> None:
+        self.prompt = prompt
+        self._handler = handler
+        self._socket = sock
+        self._door = door
+        self._limits = limits
+        self._abandon = abandon
+        # Connections that have asked for nothing yet.
+        self._silent: set[object] = set()
+        self._progress = asyncio.Event()
+        self._in_flight: set[asyncio.Future[None]] = set()
+
+    async def open(self) -> None:
+        """Accept connections."""
+        from aiohttp import web
+
+        from kumadp.host.net.http_server import Server
+
+        server = Server(
+            self._answer, self._silent.add, self._spoke, self._door, limits=self._limits, abandon=self._abandon
+        )
+        # It ends connections, those with a request under way last; accepting them is ours.
+        self._runner = web.ServerRunner(server, shutdown_timeout=_IN_FLIGHT)
+        await self._runner.setup()
+        self._acceptor = Acceptor(self._socket, self._door, server.connection)
+        self._acceptor.open()
+
+    async def pause(self) -> None:
+        """Accept nothing more and end what there is; the socket stays open."""
+        if self._in_flight:
+            await asyncio.wait(self._in_flight, timeout=_IN_FLIGHT)
+        await self._acceptor.close()
+        await _turns()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_REQUEST):
+                while self._silent:
+                    self._progress.clear()
+                    await self._progress.wait()
+        await self._runner.cleanup()
+        await _turns()
+
+    async def close(self) -> None:
+        """Serve no more."""
+        self._acceptor.stop()
+        await self._runner.cleanup()
+        self._socket.close()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        answered = asyncio.get_running_loop().create_future()
+        self._in_flight.add(answered)
+        try:
+            return await self._handler(request)
+        finally:
+            answered.set_result(None)
+            self._in_flight.discard(answered)
+
+    def _spoke(self, connection: object) -> None:
+        """It asked for something, or it is gone."""
+        self._silent.discard(connection)
+        self._progress.set()
+
+
+async def _turns() -> None:
+    """Let the loop do what it has put off until its next turns: connections to make, answers to write."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+_sites: set[_Site] = set()

@@ -1,0 +1,141 @@
+"""OpenTelemetry in this run: metrics pushed to the backends of MeshMetric policies, and Kuma 2.14's pipe."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kumadp.dynconf.bodies import MESH_METRIC, OTEL
+from kumadp.otel.environment import longest, read
+from kumadp.otel.offer import installed
+from kumadp.otel.pipe import Pipe, Wanted
+from kumadp.settings.values import BadValue, parse_duration
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from kumadp.core.context import Run
+    from kumadp.dynconf import bodies
+    from kumadp.dynconf.follower import Handler
+    from kumadp.metrics.exposition import Piece
+    from kumadp.metrics.push import Options, Pusher
+
+log = logging.getLogger("kumadp.otel")
+
+OPEN_TELEMETRY = "OpenTelemetry"
+EXTRA = "install kumadp with its extra: pip install 'kumadp[otel]'"
+# How long metrics are pushed once more at the stop, where the drain time is not shorter (seconds).
+_FLUSH = 3.0
+# How often metrics are pushed where nothing says so, as in Kuma, and at most (seconds).
+PERIOD = 60.0
+_SHORTEST = 0.1
+# An export that takes longer has failed, where no OTEL_ variable says so (OpenTelemetry's specification; seconds).
+_TIMEOUT = 10.0
+
+
+class Exporting:
+    """``said`` is what is pushed; ``service`` names the data plane to collectors."""
+
+    def __init__(
+        self, run: Run, said: Callable[[float], AsyncIterator[tuple[str, Piece]]], service: Callable[[], str]
+    ) -> None:
+        self._run = run
+        self._service = service
+        self._environment = read(run.environ)
+        self._installed = installed()
+        self._direct: dict[str, float] = {}
+        self._piped: dict[str, float] = {}
+        self._said = said
+        self._pusher: Pusher | None = None
+        self._pipe = Pipe(run.work.sockets, self._pipe_concern)
+        run.status.asked["otel"] = self._status
+        if run.settings.otel_pipe_enabled and not self._installed:
+            log.info("Kuma 2.14's OpenTelemetry pipe is not announced; for it, %s", EXTRA)
+        if run.settings.otel_pipe_enabled:
+            # There before Envoy, and after it: what Envoy sends at its end still goes on.
+            run.stack.start(self._pipe, stop_deadline=_FLUSH + 2)
+
+    def handlers(self, metrics: Handler) -> dict[str, tuple[Handler, ...]]:
+        """Owners of the bodies of dynamic configuration; ``metrics`` owns that of MeshMetric too."""
+        owners: dict[str, tuple[Handler, ...]] = {MESH_METRIC: (metrics, self.apply_metrics)}
+        return {**owners, OTEL: (self.apply_pipe,)} if self._run.settings.otel_pipe_enabled else owners
+
+    async def apply_metrics(self, body: bodies.MeshMetric | None) -> None:
+        """Push where MeshMetric policies say; None: there are none any more."""
+        backends = (body.observability.metrics.backends if body is not None else None) or ()
+        wanted = [one.open_telemetry for one in backends if one.type == OPEN_TELEMETRY and one.open_telemetry]
+        self._direct = {one.endpoint.removeprefix("unix://"): _period(one.refresh_interval) for one in wanted}
+        self._push()
+
+    async def apply_pipe(self, body: bodies.Otel | None) -> None:
+        """Serve the backends of the pipe. Raises WorkDirError where one cannot be served; the others are."""
+        from kumadp.otel.routes import routes, usable_for_metrics
+
+        wanted = [
+            Wanted(one.name, Path(one.socket_path), routes(one, self._environment))
+            for one in (body.backends if body is not None else None) or ()
+        ]
+        try:
+            await self._pipe.apply(wanted)
+        finally:
+            self._piped = {
+                one.socket_path: _period(one.metrics.refresh_interval)
+                for one in (body.backends if body is not None else None) or ()
+                if one.metrics is not None
+                and usable_for_metrics(one.metrics)
+                and self._pipe.sends(Path(one.socket_path), "metrics")
+            }
+            self._push()
+
+    def _push(self) -> None:
+        periods = {**self._direct, **self._piped}
+        missing = bool(periods) and not self._installed
+        self._run.status.set_warning(OPEN_TELEMETRY, f"metrics are not pushed; {EXTRA}" if missing else "")
+        if missing or not (periods or self._pusher):
+            return
+        if self._pusher is None:
+            self._pusher = self._make_pusher()
+        self._pusher.apply(periods)
+
+    def _make_pusher(self) -> Pusher:
+        from kumadp.metrics.push import Pusher
+
+        flush = min(_FLUSH, self._run.settings.drain_time)
+        pusher = Pusher(self._said, self._options, concern=self._push_concern, flush=flush)
+        # Later than Envoy, so that it is left before Envoy, through which it pushes.
+        self._run.stack.start(pusher, stop_deadline=flush + 1)
+        return pusher
+
+    def _options(self) -> Options:
+        from kumadp.metrics.push import Options
+
+        shared, own = self._environment.shared, self._environment.metrics
+        return Options(
+            self._service(),
+            own.headers or shared.headers,
+            bool(shared.gzip if own.gzip is None else own.gzip),
+            longest(own.timeout, longest(shared.timeout, _TIMEOUT)),
+        )
+
+    def _status(self) -> dict[str, object]:
+        return {
+            "installed": self._installed,
+            "push": self._pusher.status() if self._pusher is not None else {},
+            "pipe": self._pipe.status(),
+        }
+
+    def _push_concern(self, path: str, concern: str) -> None:
+        self._run.status.set_warning(f"{OPEN_TELEMETRY} push to {Path(path).name}", concern)
+
+    def _pipe_concern(self, backend: str, concern: str) -> None:
+        self._run.status.set_warning(f"{OPEN_TELEMETRY} backend {backend}", concern)
+
+
+def _period(text: str) -> float:
+    """Seconds of a refresh interval; what is none is the default, as in Kuma."""
+    try:
+        seconds = parse_duration(text)
+        return max(seconds, _SHORTEST) if seconds else PERIOD
+    except BadValue:
+        return PERIOD

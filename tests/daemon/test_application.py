@@ -1,0 +1,198 @@
+"""When the application ends, and when we do: the drain as it is planned, and the run loop that walks it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.core.context import Run
+from kumadp.core.phases import Phase
+from kumadp.daemon.application import Application
+from kumadp.daemon.drain import (
+    Announce,
+    DrainInbound,
+    EndApplication,
+    FailHealthChecks,
+    Step,
+    Wait,
+    plan_drain,
+)
+from kumadp.daemon.driven import Outcome
+from kumadp.daemon.loop import PartEnded, RunLoop, SignalCame, WorkDone
+from kumadp.errors import ChildFailed, ExitCode
+from kumadp.process.application import exit_code_of
+from kumadp.process.child import ExitStatus
+from kumadp.settings.resolve import resolve
+from tests.daemon.test_loop import RememberingDaemon, until
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+
+@pytest.mark.parametrize(
+    ("envoy_runs", "inbound_drained", "application", "steps"),
+    [
+        (True, False, "runs", (DrainInbound(), Wait(30, 5, "inbound"), EndApplication())),
+        (True, True, "runs", (EndApplication(),)),
+        (False, False, "runs", (EndApplication(),)),
+        (True, False, "ended", (FailHealthChecks(), Wait(30, 0.0, "outbound"))),
+        (True, True, "ended", (FailHealthChecks(), Wait(30, 0.0, "outbound"))),
+        (False, False, "ended", ()),
+        (True, False, "none", (FailHealthChecks(), Wait(30, 5))),
+    ],
+)
+def test_what_a_stop_takes(
+    envoy_runs: bool, inbound_drained: bool, application: Literal["none", "runs", "ended"], steps: tuple[Step, ...]
+) -> None:
+    planned = plan_drain(
+        envoy_runs=envoy_runs,
+        inbound_drained=inbound_drained,
+        drain_time=30,
+        min_drain_time=5,
+        application=application,
+    )
+    assert planned == steps
+
+
+def test_with_an_application_too_readiness_says_so_first() -> None:
+    planned = plan_drain(envoy_runs=True, inbound_drained=False, drain_time=30, pre_drain_delay=2, application="runs")
+    assert planned == (Announce(2), DrainInbound(), Wait(30, None, "inbound"), EndApplication())
+
+
+async def ready(daemon: RememberingDaemon) -> tuple[RunLoop, asyncio.Task[Outcome]]:
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    return loop, run
+
+
+async def test_a_stop_drains_inbound_and_then_ends_the_application() -> None:
+    daemon = RememberingDaemon(drain_time=0.01)
+    daemon.application = "runs"
+    loop, run = await ready(daemon)
+    loop.post(SignalCame(signal.SIGQUIT))
+    assert (await run).code is ExitCode.OK
+    assert daemon.calls == ["start", "drain inbound", "end application", "stop"]
+
+
+async def test_the_end_of_the_application_is_ours() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    daemon.application = "ended"
+    daemon.is_idle.set()
+    loop, run = await ready(daemon)
+    loop.post(WorkDone("the application ended with exit code 7"))
+    assert await run == Outcome(ExitCode.OK, "the application ended with exit code 7")
+    assert daemon.calls == ["start", "fail health checks", "stop"]
+
+
+async def test_the_end_of_the_application_cuts_a_drain_short() -> None:
+    daemon = RememberingDaemon(drain_time=3600)
+    daemon.application = "runs"
+    loop, run = await ready(daemon)
+    loop.post(SignalCame(signal.SIGTERM))
+    await until("drain inbound", daemon)
+    loop.post(WorkDone("the application ended with exit code 7"))
+    assert (await run).code is ExitCode.OK
+
+
+async def test_what_is_the_application_s_does_nothing_here() -> None:
+    daemon = RememberingDaemon(drain_time=0.01)
+    daemon.taken = {signal.SIGHUP}
+    loop, run = await ready(daemon)
+    loop.post(SignalCame(signal.SIGHUP))
+    loop.post(SignalCame(signal.SIGTERM))
+    await run
+    assert "reload: SIGHUP" not in daemon.calls
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(ExitStatus(0, None), 0), (ExitStatus(7, None), 7), (ExitStatus(None, signal.SIGTERM), 143)]
+)
+def test_exit_codes_are_those_of_a_shell(status: ExitStatus, code: int) -> None:
+    assert exit_code_of(status) == code
+
+
+def a_run(*command_line: str, **flags: str) -> Run:
+    given = {"name": "web", "mesh": "default", **flags}
+    return Run(resolve("run", given, {}).settings, None, None, {"PATH": "/usr/bin:/bin"}, command_line=command_line)
+
+
+async def test_without_a_command_line_there_is_none() -> None:
+    run = a_run()
+    application = Application(run)
+    application.begin(None)
+    run.status.move(Phase.READY, "all up")
+    assert application.state == "none"
+    assert not application.takes(signal.SIGHUP)
+    assert "application" not in run.status.snapshot()
+    await application.end()
+    assert await application.conclude(Outcome(ExitCode.OK, "stopped")) == Outcome(ExitCode.OK, "stopped")
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_it_is_not_started_at_once_after_a_stop(stopped: bool) -> None:
+    run = a_run("sleep", "60", application_start="at-once")
+    application = Application(run)
+    if stopped:
+        run.status.move(Phase.DRAINING, "asked to stop by signal")
+    application.begin(None)
+    assert application.state == ("none" if stopped else "runs")
+    await application.end()
+
+
+async def test_it_starts_once_and_its_code_goes_before_ours() -> None:
+    run, posted = a_run("sh", "-c", "exit 4"), asyncio.Queue[object]()
+    run.post = posted.put_nowait
+    application = Application(run)
+    application.begin(None)
+    run.status.move(Phase.READY, "all up")
+    assert await posted.get() == WorkDone("the application ended with exit code 4")
+    run.status.move(Phase.STARTING, "Envoy died")
+    run.status.move(Phase.READY, "all up")
+    assert application.state == "ended"
+    assert (await application.conclude(Outcome(ExitCode.OK, "stopped"))).code == 4
+    failed = Outcome(ExitCode.CHILD_FAILED, "Envoy ended")
+    assert await application.conclude(failed) == failed
+    assert await application.conclude(Outcome(ExitCode.FORCED, "")) == Outcome(ExitCode.FORCED, "")
+
+
+async def test_the_status_shows_it_without_what_it_was_given() -> None:
+    run = a_run("sleep", "1000")
+    application = Application(run)
+    shown = run.status.snapshot
+    assert shown()["application"] == {"state": "WAITING", "pid": None, "started": None, "ended": ""}
+    run.status.move(Phase.READY, "all up")
+    assert "1000" not in str(shown()["application"])
+    assert application.takes(signal.SIGHUP)
+    await application.end()
+    told = shown()["application"]
+    assert isinstance(told, dict)
+    assert (told["state"], told["ended"]) == ("ENDED", "signal 1 (HUP)")
+
+
+async def test_one_that_went_away_since_the_start_is_our_failure() -> None:
+    run, posted = a_run("/no/such/program"), asyncio.Queue[object]()
+    run.post = posted.put_nowait
+    Application(run)
+    run.status.move(Phase.READY, "all up")
+    event = await posted.get()
+    assert isinstance(event, PartEnded)
+    assert event.name == "application"
+    assert getattr(event.error, "exit_code", None) == ExitCode.OS
+
+
+@pytest.mark.parametrize(("flag", "ends"), [("stop", True), ("leave", False)])
+async def test_what_becomes_of_it_when_we_fail(flag: str, ends: bool) -> None:
+    run = a_run("sleep", "1000", on_sidecar_end=flag)
+    application = Application(run)
+    run.status.move(Phase.READY, "all up")
+    # A control plane that refuses for good has us drain first.
+    assert application.drained_as(failed=True) == ("runs" if ends else "none")
+    assert application.drained_as(failed=False) == "runs"
+    await application.stop(Outcome(ChildFailed.exit_code, "Envoy ended"))
+    assert (application.state == "ended") is ends
+    application.kill()
+    await application.end()

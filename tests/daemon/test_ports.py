@@ -1,0 +1,243 @@
+"""What is decided before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kumadp.daemon.ports import (
+    DnsPlan,
+    ProbesPlan,
+    check_plan,
+    envoy_addresses,
+    envoy_budget,
+    names_expected,
+    own_addresses,
+    plan_dns,
+    plan_probes,
+)
+from kumadp.errors import ResourceError, SettingsError
+from kumadp.resources.load import Resource, load_resource
+from kumadp.resources.transparent import Redirected, TransparentProxy
+from kumadp.resources.types import Dataplane
+from kumadp.settings.model import Settings
+
+COREDNS = Path("/usr/bin/coredns")
+KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+
+
+def dataplane(
+    *,
+    inbound: int = 11011,
+    outbound: int = 33033,
+    probes: int = 0,
+    admin: int = 0,
+    metrics: int = 0,
+    address: str = "127.0.0.1",
+) -> Resource:
+    tree: dict[str, Any] = {
+        "type": "Dataplane",
+        "mesh": "default",
+        "name": "web",
+        "networking": {
+            "address": address,
+            "inbound": [{"port": inbound, "servicePort": 8080, "tags": {"kuma.io/service": "web"}}],
+            "outbound": [{"port": outbound, "tags": {"kuma.io/service": "b"}}],
+        },
+    }
+    if admin:
+        tree["networking"]["admin"] = {"port": admin}
+    if metrics:
+        tree["metrics"] = {"type": "prometheus", "conf": {"port": metrics}}
+    if probes:
+        endpoint = {"inboundPort": 11011, "inboundPath": "/a", "path": "/b"}
+        tree["probes"] = {"port": probes, "endpoints": [endpoint]}
+    return load_resource(yaml.safe_dump(tree), "dp.yaml")
+
+
+def check(resource: Resource, *, standalone: bool = False, coredns: Path | None = COREDNS, **settings: Any) -> None:
+    chosen = Settings(**settings)
+    dns = plan_dns(chosen, coredns)
+    assert isinstance(resource.spec, Dataplane)
+    probes, _ = plan_probes(chosen, resource.spec, {})
+    own = own_addresses(chosen, dns, probes)
+    check_plan(own, envoy_addresses(resource, standalone=standalone, dns=dns), resource)
+
+
+def test_the_usual_ports_do_not_clash() -> None:
+    check(dataplane(probes=9000, admin=9901))
+    check(dataplane(probes=9000), standalone=True)
+    check(dataplane(probes=9000), standalone=True, coredns=None)
+
+
+@pytest.mark.parametrize(
+    ("port", "purpose"),
+    [
+        (9902, "readiness"),
+        (15053, "DNS"),
+        (19153, "CoreDNS metrics"),
+        (9901, "Envoy's admin"),
+    ],
+)
+def test_an_outbound_on_a_port_of_ours_is_named_with_field_and_line(port: int, purpose: str) -> None:
+    with pytest.raises(ResourceError) as clash:
+        check(dataplane(outbound=port, probes=9000), standalone=True)
+    (problem,) = clash.value.problems
+    assert purpose in str(problem)
+    assert "networking.outbound[0].port" in str(problem)
+
+
+def test_what_standalone_mode_adds_is_counted() -> None:
+    with pytest.raises(ResourceError, match="Prometheus"):
+        check(dataplane(metrics=11011, address="127.0.0.2"), standalone=True)
+    with pytest.raises(ResourceError, match="/ready for other data planes"):
+        check(dataplane(inbound=9901, address="127.0.0.2"), standalone=True)
+    check(dataplane(inbound=9901, address="127.0.0.2"))
+
+
+def test_settings_that_clash_with_each_other_are_named() -> None:
+    with pytest.raises(SettingsError) as clash:
+        check(dataplane(), coredns_port=9902, dns_prometheus_port=9902)
+    assert {problem.path for problem in clash.value.problems} == {"--dns-coredns-port", "--dns-prometheus-port"}
+
+
+def test_other_addresses_do_not_clash() -> None:
+    check(dataplane(outbound=9902, address="127.0.0.9"), readiness_port=9903)
+    check(dataplane(outbound=19153), coredns=None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "own", "plan", "told"),
+    [
+        ({}, {}, 9000, ProbesPlan("127.0.0.1", 9000, ()), ""),
+        ({}, {}, 9005, ProbesPlan("127.0.0.1", 9005, ()), ""),
+        ({}, {}, 0, None, ""),
+        ({}, KUBERNETES, 9000, None, "on Kubernetes"),
+        ({"virtual_probes": "on"}, KUBERNETES, 9000, ProbesPlan("127.0.0.1", 9000, ()), ""),
+        ({"virtual_probes": "off"}, {}, 9000, None, "off by setting"),
+        ({"virtual_probes_address": "127.0.0.5"}, {}, 9000, ProbesPlan("127.0.0.5", 9000, ()), ""),
+        (
+            {"virtual_probes": "on", "virtual_probes_ports": (8080,), "virtual_probes_port": 9009},
+            {},
+            0,
+            ProbesPlan("127.0.0.1", 9009, (8080,)),
+            "",
+        ),
+    ],
+)
+def test_where_virtual_probes_are_served(
+    settings: dict[str, Any], environ: dict[str, str], own: int, plan: ProbesPlan | None, told: str
+) -> None:
+    spec = dataplane(probes=own).spec
+    assert isinstance(spec, Dataplane)
+    made, why = plan_probes(Settings(**settings), spec, environ)
+    assert made == plan
+    assert told in why
+
+
+def test_in_a_pod_the_generic_form_is_served_on_the_pod_s_address() -> None:
+    settings = Settings(virtual_probes="on", virtual_probes_ports=(8080,), instance_ip="192.0.2.7")
+    assert plan_probes(settings, None, KUBERNETES) == (ProbesPlan("192.0.2.7", 9000, (8080,)), "")
+    elsewhere = replace(settings, virtual_probes_address="192.0.2.8")
+    assert plan_probes(elsewhere, None, KUBERNETES) == (ProbesPlan("192.0.2.8", 9000, (8080,)), "")
+
+
+@pytest.mark.parametrize("setting", ["auto", "on", "off"])
+def test_probes_without_endpoints_are_none(setting: str) -> None:
+    tree = {**dict(dataplane().tree), "probes": {"port": 9005}}
+    spec = load_resource(yaml.safe_dump(tree), "dp.yaml").spec
+    assert isinstance(spec, Dataplane)
+    generic = Settings(virtual_probes=setting, virtual_probes_ports=(8080,))
+    assert plan_probes(generic, spec, {}) == (ProbesPlan("127.0.0.1", 9000, (8080,)) if setting == "on" else None, "")
+
+
+def test_on_with_nothing_to_serve_is_an_error() -> None:
+    with pytest.raises(SettingsError, match="--virtual-probes-ports"):
+        plan_probes(Settings(virtual_probes="on"), None, {})
+
+
+def test_dns_is_planned_for_dataplanes_alone() -> None:
+    assert plan_dns(Settings(), COREDNS) == DnsPlan(COREDNS, 15053, 15054, 19153)
+    assert plan_dns(Settings(dns_proxy_port=15999), None) == DnsPlan(None, 15999, 15054, 19153, ("0.0.0.0",))
+    assert plan_dns(Settings(dns_enabled=False), COREDNS) is None
+    assert plan_dns(Settings(dns_mode="off"), COREDNS) is None
+    for embedded in (Settings(dns_mode="embedded"), Settings(dns_proxy_port=15053)):
+        assert plan_dns(embedded, COREDNS) == DnsPlan(None, 15053, 15054, 19153, ("0.0.0.0",))
+    assert plan_dns(Settings(proxy_type="ingress"), COREDNS) is None
+    assert plan_dns(Settings(proxy_type="egress"), COREDNS) is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "environ", "budget"),
+    [
+        (None, {}, 5),
+        (None, KUBERNETES, 0),
+        (None, {"POD_NAME": "a", "POD_NAMESPACE": "b"}, 0),
+        (2, KUBERNETES, 2),
+        (0, {}, 0),
+    ],
+)
+def test_the_budget_of_envoy(setting: int | None, environ: dict[str, str], budget: int) -> None:
+    assert envoy_budget(Settings(envoy_restart_budget=setting), environ) == budget
+
+
+def test_with_transparent_proxying_two_ports_are_bound_and_no_inbound() -> None:
+    def bound(transparent: TransparentProxy | None) -> set[int]:
+        found = envoy_addresses(dataplane(admin=9901), standalone=False, dns=None, transparent=transparent)
+        return {address.port for address in found}
+
+    assert bound(None) == {11011, 33033, 9901}
+    # The application may listen on the inbound's own port.
+    assert bound(TransparentProxy()) == {15006, 15001, 9901}
+    half = TransparentProxy(inbound=Redirected(enabled=False, port=15006))
+    assert bound(half) == {11011, 15001, 9901}
+
+
+def test_networks_and_suffixes_of_names() -> None:
+    told = Settings(dns_allow=("10.0.0.0/8",), dns_suffixes=("Mesh.", "corp.internal"))
+    plan = plan_dns(told, None, TransparentProxy(networks=("docker0:172.17.0.0/16", "br+")))
+    assert plan is not None
+    assert (plan.networks, plan.suffixes) == (("10.0.0.0/8", "172.17.0.0/16"), ("mesh", "corp.internal"))
+    for wrong in (Settings(dns_allow=("everybody",)), Settings(dns_suffixes=("a b",)), Settings(dns_suffixes=("",))):
+        with pytest.raises(SettingsError, match=r"--dns-(allow|suffix)"):
+            plan_dns(wrong, None)
+
+
+REDIRECTED = TransparentProxy()
+NOTHING_REDIRECTED = TransparentProxy(inbound=Redirected(False, 15006), outbound=Redirected(False, 15001))
+
+
+@pytest.mark.parametrize(
+    ("in_dataplane", "transparent", "settings", "address", "expected"),
+    [
+        # The default: no redirection, so Kuma's dns generator makes nothing.
+        (False, None, Settings(), "127.0.0.1", False),
+        (False, REDIRECTED, Settings(), "127.0.0.1", True),
+        (False, REDIRECTED, Settings(bind_outbounds=True), "127.0.0.1", False),
+        (False, REDIRECTED, Settings(envoy_dns_port=0), "127.0.0.1", False),
+        (False, NOTHING_REDIRECTED, Settings(), "127.0.0.1", False),
+        (False, replace(REDIRECTED, ip_family_mode="ipv4"), Settings(), "127.0.0.1", True),
+        (False, replace(REDIRECTED, ip_family_mode="ipv4"), Settings(), "fd00::1", False),
+        # Kuma up to 2.10 reads this alone, and does not know bound outbounds.
+        (True, None, Settings(), "127.0.0.1", True),
+        (True, None, Settings(bind_outbounds=True), "127.0.0.1", True),
+    ],
+)
+def test_when_names_may_come(
+    in_dataplane: bool, transparent: TransparentProxy | None, settings: Settings, address: str, expected: bool
+) -> None:
+    tree: dict[str, Any] = dict(dataplane(address=address).tree)
+    if in_dataplane:
+        ports = {"redirectPortInbound": 15006, "redirectPortOutbound": 15001}
+        tree = {**tree, "networking": {**tree["networking"], "transparentProxying": ports}}
+        del tree["networking"]["outbound"]
+    resource = load_resource(yaml.safe_dump(tree), "dp.yaml")
+    assert names_expected(settings, resource, transparent) is expected
+
+
+def test_names_may_come_for_a_dataplane_that_the_control_plane_has() -> None:
+    assert names_expected(Settings(), None, None)

@@ -1,0 +1,124 @@
+"""What answers for readiness while a new program starts: real sockets, and a client that says nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.daemon.readiness import whole_answer
+from kumadp.host.net.serve import bind_tcp, bind_unix
+from kumadp.host.reexec import handover
+from kumadp.host.reexec import inherited_sockets as inherited
+from kumadp.host.reexec import interim_responder as meanwhile
+from kumadp.host.reexec.handover import collect
+from kumadp.host.reexec.interim_responder import CHECK_VARIABLE, VARIABLE
+from tests.support.poll import poll
+from tests.support.ports import free_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DEADLINE = 20.0
+READY = whole_answer("READY")
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Iterator[list[socket.socket]]:
+    """Readiness on TCP and on a Unix socket, and a third one that nobody probes."""
+    probed, other = free_ports(2)
+    path = tmp_path / "s"
+    inherited.note_probed("tcp", "127.0.0.1", probed)
+    inherited.note_probed("unix", str(path), 0)
+    made = [bind_tcp("127.0.0.1", probed, "test"), bind_unix(path), bind_tcp("127.0.0.1", other, "test")]
+    yield made
+    meanwhile.end()
+    for sock in made:
+        sock.close()
+
+
+def begin(answer: bytes, **more: str) -> None:
+    memfd = handover.write(collect({"other": b"\x00"}, (), ready=answer))
+    try:
+        meanwhile.begin({VARIABLE: str(memfd), **more})
+    finally:
+        os.close(memfd)
+
+
+def connect(place: socket.socket) -> socket.socket:
+    client = socket.socket(place.family)
+    client.settimeout(DEADLINE)
+    client.connect(place.getsockname())
+    return client
+
+
+def ask(place: socket.socket, path: str = "/ready") -> bytes:
+    with connect(place) as client:
+        # A head may come in pieces.
+        client.sendall(f"GET {path} HTTP/1.1\r\n".encode())
+        client.sendall(b"host: x\r\n\r\n")
+        return b"".join(iter(lambda: client.recv(4096), b""))
+
+
+def ended(client: socket.socket) -> bool:
+    """Whether the other side has ended it, or does so soon."""
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def waits(place: socket.socket) -> bool:
+    """Whether nobody answers there: who connects is in the backlog, and can be accepted."""
+    with connect(place):
+        try:
+            client, _ = place.accept()
+        except BlockingIOError:
+            return False
+        client.close()
+        return True
+
+
+def test_readiness_alone_is_answered_and_a_silent_client_is_in_nobody_s_way(places: list[socket.socket]) -> None:
+    tcp, unix, other = places
+    begin(READY)
+    with connect(tcp) as silent:
+        assert ask(tcp) == ask(unix) == ask(tcp, "/ready?x=1") == READY
+        assert ask(tcp, "/metrics").startswith(b"HTTP/1.1 404 ")
+        assert ended(silent)
+    assert waits(other)
+    with connect(tcp) as client:
+        client.sendall(b"GET /ready" + b"x" * 20000)
+        assert ended(client)
+    assert ask(tcp) == READY
+
+
+def test_each_place_goes_to_its_server(places: list[socket.socket]) -> None:
+    tcp, unix, _ = places
+    begin(READY)
+    assert ask(tcp) == READY
+    meanwhile.end(tcp)
+    poll(lambda: waits(tcp), what="the end there")
+    assert ask(unix) == READY
+    meanwhile.end()
+    poll(lambda: waits(unix), what="the end here")
+
+
+def test_the_state_is_told_as_it_was(places: list[socket.socket]) -> None:
+    begin(whole_answer("NOT_READY"))
+    head, _, body = ask(places[0]).partition(b"\r\n\r\n")
+    assert (head.split(b" ", 2)[1], body) == (b"503", b"NOT_READY")
+    assert b"content-type: text/plain" in head
+    assert b"x-powered-by: kuma-dp" in head
+
+
+def test_nobody_answers_where_nothing_is_handed_over_or_it_is_but_tried(places: list[socket.socket]) -> None:
+    begin(b"")
+    begin(READY, **{CHECK_VARIABLE: "1"})
+    meanwhile.begin({})
+    for number in ("", "x", "99999"):
+        meanwhile.begin({VARIABLE: number})
+    assert waits(places[0])

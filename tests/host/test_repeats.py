@@ -1,0 +1,80 @@
+"""Repeated lines: what is told of a fault that lasts, by a clock of the test's own."""
+
+from __future__ import annotations
+
+import logging
+
+from kumadp.host.log.repeats import Fold
+
+
+class Log:
+    """What was told, and a clock."""
+
+    def __init__(self) -> None:
+        self.fold: Fold[str] = Fold()
+        self.now = 0.0
+        self.told: list[str] = []
+
+    def say(self, text: str, level: int = logging.WARNING) -> None:
+        if self.fold.passes(text, level, text, self.now):
+            self.told.append(text)
+
+    def pass_time(self, until: float) -> None:
+        while (due := self.fold.due()) is not None and due <= until:
+            self.now = max(self.now, due)
+            self.told += [f"{one.last} x{one.count} in {one.seconds:.0f}" for one in self.fold.over(self.now)]
+        self.now = until
+
+
+def test_the_first_is_told_at_once_and_the_rest_with_a_count() -> None:
+    log = Log()
+    for _ in range(7):
+        log.say("refused")
+    assert log.told == ["refused"]
+    log.pass_time(60)
+    assert log.told == ["refused", "refused x6 in 60"]
+    log.say("refused")
+    log.pass_time(180)
+    assert log.told[2:] == ["refused x1 in 120"]
+    # A window without any ends it: the next one is news again.
+    log.pass_time(1000)
+    log.say("refused")
+    assert log.told[3:] == ["refused"]
+    assert log.fold.total == 7
+
+
+def test_events_may_repeat_a_few_times_and_debugging_for_ever() -> None:
+    log = Log()
+    for _ in range(20):
+        log.say("READY -> STARTING", logging.INFO)
+        log.say("detail", logging.DEBUG)
+    assert log.told.count("READY -> STARTING") == 5
+    assert log.told.count("detail") == 20
+
+
+def test_a_control_plane_that_is_away_for_ten_minutes() -> None:
+    """What kumadp, its relay, Envoy and CoreDNS say then, each more often than it does."""
+    log = Log()
+    for tick in range(6000):
+        log.pass_time(tick / 10)
+        log.say("no bootstrap from https://cp:5678: Connection refused")
+        log.say("no stream to the control plane at cp:5678: Connection refused; it is tried again")
+        log.say("StreamAggregatedResources gRPC config stream to ads closed: #, upstream connect error")
+        log.say("# backend.mesh. A: read udp #.#.#.#:#: i/o timeout", logging.ERROR)
+        if tick % 300 == 0:
+            log.say("waiting: bootstrap: Connection refused", logging.INFO)
+    log.pass_time(600)
+    assert len(log.told) < 50, log.told
+    assert log.fold.total > 20_000
+
+
+def test_the_end_tells_what_is_left_and_memory_is_bounded() -> None:
+    log = Log()
+    for number in range(2000):
+        log.say(f"line {number}")
+        log.say(f"line {number}")
+        log.told += [one.last for one in log.fold.over(log.now)]
+    rest = log.fold.over(log.now, all_of_them=True)
+    assert len(rest) <= 500
+    assert len(log.told) + len(rest) == 4000
+    assert log.fold.due() is None

@@ -1,0 +1,169 @@
+"""The state file: what it says, who is believed, and what becomes of a bad one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import stat
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.host import state_file as state
+from kumadp.host.process_identity import boot_id, identity_of, start_time_of
+from kumadp.host.state_file import FORMAT, NAME, ChildRecord, State, StateFile, adoptable, read_state, record
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def heard(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("kumadp").propagate = True
+
+
+@pytest.fixture
+def child() -> Iterator[ChildRecord]:
+    """A living process, as it is noted."""
+    with subprocess.Popen(["/bin/sleep", "60"]) as process:
+        poll(lambda: (found := identity_of(process.pid)) and found.exe.endswith(("sleep", "coreutils")), what="sleep")
+        made = record("envoy", process.pid, ("/bin/sleep", "60"), fifo="/f")
+        assert made is not None
+        yield made
+        process.kill()
+
+
+def write(folder: Path, body: object, mode: int = 0o600) -> None:
+    path = folder / NAME
+    path.write_text(body if isinstance(body, str) else json.dumps(body))
+    path.chmod(mode)
+
+
+async def noted(folder: Path, *children: ChildRecord) -> None:
+    file = StateFile(folder)
+    file.note(children)
+    await file.written()
+
+
+async def test_what_is_noted_is_read_again_and_private(tmp_path: Path, child: ChildRecord) -> None:
+    await noted(tmp_path, child)
+    assert stat.S_IMODE((tmp_path / NAME).stat().st_mode) == 0o600
+    found = read_state(tmp_path)
+    assert found == State(FORMAT, boot_id(), os.getpid(), start_time_of(os.getpid()) or 0, (child,))
+    assert adoptable(found) == [child]
+    assert child.arguments not in {"", "/bin/sleep 60"}
+
+
+async def test_changes_that_come_while_it_is_written_end_with_the_last(tmp_path: Path, child: ChildRecord) -> None:
+    file = StateFile(tmp_path)
+    for _ in range(20):
+        file.note([child])
+        await asyncio.sleep(0)
+    file.note([])
+    await file.written()
+    found = read_state(tmp_path)
+    assert found is not None
+    assert found.children == ()
+    assert not tmp_path.joinpath(NAME + ".new").exists()
+    file.remove()
+    assert read_state(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "alive"),
+    [
+        ({}, True),
+        ({"exe": "/usr/bin/python3"}, True),
+        ({"program": "/none"}, True),
+        ({"exe": "/none", "program": "/none"}, False),
+        ({"start_time": 1}, False),
+        ({"uid": 12345}, False),
+        ({"pid": 1}, False),
+    ],
+)
+def test_only_the_very_same_process_is_adopted(child: ChildRecord, change: dict[str, object], alive: bool) -> None:
+    import msgspec
+
+    assert msgspec.structs.replace(child, **change).is_alive() is alive
+
+
+def test_one_that_has_ended_is_not_adopted() -> None:
+    process = subprocess.Popen(["/bin/sleep", "60"])
+    made = record("envoy", process.pid, ("/bin/sleep",))
+    assert made is not None
+    process.kill()
+    poll(lambda: not made.is_alive(), what="its end")
+    process.wait()
+    assert not made.is_alive()
+    assert record("envoy", process.pid, ("/bin/sleep",)) is None
+
+
+def test_a_program_that_was_replaced_on_disk_is_still_the_same(tmp_path: Path) -> None:
+    program = tmp_path / "envoy"
+    shutil.copy(shutil.which("sleep") or "", program)
+    with subprocess.Popen([str(program), "60"]) as process:
+        poll(lambda: (found := identity_of(process.pid)) and found.exe == str(program), what="the program")
+        made = record("envoy", process.pid, (str(program),))
+        assert made is not None
+        program.unlink()
+        assert made.is_alive()
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("{", "cannot be read"),
+        ("", "cannot be read"),
+        ("[]", "cannot be read"),
+        ({"format": 99, "boot": "x", "pid": 1, "start_time": 1}, "has format 99"),
+        ({"format": FORMAT, "boot": "x", "pid": "1", "start_time": 1}, "cannot be read"),
+    ],
+)
+def test_a_bad_file_is_told_and_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, body: object, said: str
+) -> None:
+    write(tmp_path, body)
+    assert read_state(tmp_path) is None
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o660])
+def test_one_that_others_may_use_is_not_believed(tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int) -> None:
+    write(tmp_path, {"format": FORMAT, "boot": boot_id(), "pid": 1, "start_time": 1}, mode)
+    assert read_state(tmp_path) is None
+    assert "not private" in caplog.text
+
+
+def test_one_behind_a_link_or_of_another_boot_is_not_used(tmp_path: Path) -> None:
+    write(tmp_path, {"format": FORMAT, "boot": boot_id(), "pid": 1, "start_time": 1})
+    assert read_state(tmp_path) is not None
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / NAME).symlink_to(tmp_path / NAME)
+    assert read_state(tmp_path / "other") is None
+    write(tmp_path, {"format": FORMAT, "boot": "another", "pid": 1, "start_time": 1})
+    assert read_state(tmp_path) is None
+
+
+async def test_one_that_cannot_be_written_costs_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(state, "write_private", full)
+    for _ in range(3):
+        await noted_by(file := StateFile(tmp_path))
+        await noted_by(file)
+    assert caplog.text.count("No space left on device") == 3
+
+
+async def noted_by(file: StateFile) -> None:
+    file.note([])
+    await file.written()
