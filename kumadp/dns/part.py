@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from kumadp.addresses import ANY_IPV6
 from kumadp.daemon.ports import LOOPBACK, names_expected
+from kumadp.dns.resolvconf_watch import ResolvConfWatch
 from kumadp.errors import KumadpError, SpawnError
-from kumadp.host.file_watch import FileWatch
 from kumadp.host.net.ports import Address, every_address
 from kumadp.host.reexec import inherited_sockets as inherited
 from kumadp.process.policy import ChildState, RestartPolicy
 from kumadp.process.supervise import Past
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
     from kumadp.core.context import Run
     from kumadp.daemon.ports import DnsPlan
@@ -36,8 +36,6 @@ log = logging.getLogger("kumadp.dns")
 # Kuma 2.14 passes its DNS gate after 15 s too: names may be late, traffic by address must not wait for ever.
 DNS_GATE = 15.0
 RESOLV_CONF = Path("/etc/resolv.conf")
-# seconds
-_SETTLE = 0.1
 
 
 class Names:
@@ -131,7 +129,7 @@ class Names:
             # It was the stand-in that answered when the program before this one was left.
             await self._coredns.stand_in(left)
         is_up = run.stack.start(self._coredns, stop_deadline=settings.stop_grace + 1)
-        run.stack.start(ResolvConf(RESOLV_CONF, self._follow))
+        run.stack.start(ResolvConfWatch(RESOLV_CONF, self._follow))
         self._gate = asyncio.create_task(self._open_gate(is_up), name="dns gate")
 
     def _start_resolver(self) -> None:
@@ -151,7 +149,7 @@ class Names:
         run.status.asked["dns"] = resolving.status
         run.named, run.names_left = resolving.name_all, resolving.handed
         run.stack.start(resolving)
-        run.stack.start(ResolvConf(RESOLV_CONF, resolving.follow))
+        run.stack.start(ResolvConfWatch(RESOLV_CONF, resolving.follow))
         if expected:
             self._gate = asyncio.create_task(self._open_gate(resolving.settled), name="dns gate")
 
@@ -268,39 +266,6 @@ class Names:
         self._run.settle()
 
 
-class ResolvConf:
-    """Calls ``changed`` when a resolv.conf has another content or is another file.
-
-    Programs replace it, write in it, or replace what it is a link to, in directories of their own.
-    """
-
-    name = "resolv.conf"
-
-    def __init__(self, path: Path, changed: Callable[[], Awaitable[None]]) -> None:
-        self._path = path
-        self._changed = changed
-        self._told = asyncio.Event()
-
-    async def run(self, up: Callable[[], None]) -> None:
-        """Watch until cancelled."""
-        known = await asyncio.to_thread(_state_of, self._path)
-        watch = FileWatch((self._path,), self._told.set)
-        watching = asyncio.create_task(watch.run(up), name="resolv.conf")
-        try:
-            while True:
-                await self._told.wait()
-                # It is written in steps: a moment without a change ends them.
-                await asyncio.sleep(_SETTLE)
-                self._told.clear()
-                watch.follow()
-                now = await asyncio.to_thread(_state_of, self._path)
-                if now != known:
-                    known = now
-                    await self._changed()
-        finally:
-            watching.cancel()
-
-
 def _loopback() -> tuple[str, ...]:
     """This host's own loopback addresses: that of IPv6 may be switched off."""
     try:
@@ -309,14 +274,6 @@ def _loopback() -> tuple[str, ...]:
     except OSError:
         return (LOOPBACK,)
     return (LOOPBACK, "::1")
-
-
-def _state_of(path: Path) -> tuple[int, ...]:
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _text_of(path: Path) -> str:

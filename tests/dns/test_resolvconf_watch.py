@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.dns.part import ResolvConf
+from kumadp.dns.resolvconf_watch import ResolvConfWatch
 from tests.support.needs import need_netns
 from tests.support.poll import poll_async
 
@@ -26,7 +26,7 @@ async def watched(path: Path) -> AsyncIterator[Callable[[int], Awaitable[None]]]
         seen.append("changed")
 
     up = asyncio.Event()
-    task = asyncio.create_task(ResolvConf(path, changed).run(up.set))
+    task = asyncio.create_task(ResolvConfWatch(path, changed).run(up.set))
     await up.wait()
 
     async def wait_for(times: int) -> None:
