@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from kumadp.envoy.idle import Direction
+    from kumadp.envoy.workload_connections import Direction
 
 ADMIN_DEADLINE = 5.0
 

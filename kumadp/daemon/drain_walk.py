@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from kumadp.daemon.drain import Step
-    from kumadp.envoy.idle import Direction
+    from kumadp.envoy.workload_connections import Direction
 
 log = logging.getLogger("kumadp.daemon")
 

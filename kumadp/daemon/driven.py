@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from kumadp.core.status import Status
     from kumadp.daemon.drain import Step
-    from kumadp.envoy.idle import Direction
+    from kumadp.envoy.workload_connections import Direction
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from kumadp.daemon.ports import (
 from kumadp.daemon.servers import resolved_probes, start_probes, start_servers
 from kumadp.daemon.systemd import Notifying
 from kumadp.dns.part import Names
-from kumadp.envoy.baseline import sweep
+from kumadp.envoy.base_id import sweep
 from kumadp.envoy.drain import EnvoyDrain
 from kumadp.errors import ExitCode, KumadpError
 from kumadp.host.net.ports import check_ports
@@ -182,7 +182,7 @@ class Assembly(EnvoyDrain):
                 "--xds-relay has changed: the Envoy that was left cannot be gone on with, another one is started"
             )
             await run.before.end_envoy(settings.stop_grace)
-            from kumadp.envoy.baseline import sweep
+            from kumadp.envoy.base_id import sweep
 
             await asyncio.to_thread(sweep, run.work.path)
             relay_socket_path(run.name, run.work.path, run.environ).unlink(missing_ok=True)

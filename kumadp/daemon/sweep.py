@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.daemon.adoption import forget, left_in
-from kumadp.envoy.baseline import sweep as sweep_epochs
+from kumadp.envoy.base_id import sweep as sweep_epochs
 from kumadp.host.socket_names import remove_stale
 from kumadp.host.work_dir import open_work_dir
 

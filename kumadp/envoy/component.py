@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import httpx
 
 from kumadp.envoy.admin import AdminClient, post
+from kumadp.envoy.admin_proof import Doubts, prove_private
+from kumadp.envoy.epoch_runner import Generations
 from kumadp.envoy.epochs import Kind
-from kumadp.envoy.generations import Generations
-from kumadp.envoy.hang import HangWatch
-from kumadp.envoy.proof import Doubts, prove_private
-from kumadp.envoy.pulse import Pulse
+from kumadp.envoy.hang_watch import HangWatch
+from kumadp.envoy.liveness import Pulse
 from kumadp.envoy.reload import Hooks, Plan, ReloadOutcome
-from kumadp.envoy.serving import Serving, configuration_error
+from kumadp.envoy.server_state import Serving, configuration_error
 from kumadp.errors import AdminExposed, ChildFailed
 from kumadp.host.descriptors import is_exhausted
 from kumadp.process.policy import ChildState

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kumadp.envoy.left import LeftEnvoy
+from kumadp.envoy.previous_envoy import LeftEnvoy
 
 if TYPE_CHECKING:
     from kumadp.core.context import Run
     from kumadp.envoy.component import EnvoyComponent
-    from kumadp.envoy.idle import Direction
     from kumadp.envoy.part import Running
+    from kumadp.envoy.workload_connections import Direction
 
 
 class EnvoyDrain:
@@ -47,7 +47,7 @@ class EnvoyDrain:
 
     async def idle(self, direction: Direction) -> None:
         """Return once the workload has no connection of that direction through Envoy."""
-        from kumadp.envoy.idle import until_idle
+        from kumadp.envoy.workload_connections import until_idle
 
         if self._run.before.envoy is not None:
             await self._run.envoy_up.wait()

@@ -127,7 +127,7 @@ class Running:
             relaying.answered = privacy.answered
             privacy.look()
         elif prepared.dynamic:
-            from kumadp.envoy.changes import Changes
+            from kumadp.envoy.listener_changes import Changes
 
             run.stack.start(Changes(self.component.admin, self.component.doubt))
         run.levels.admin = lambda: self.component.admin if self.component is not None else None

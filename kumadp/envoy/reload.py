@@ -13,15 +13,15 @@ import msgspec
 
 from kumadp.envoy.argv import workers_of
 from kumadp.envoy.epochs import Ask, Checked, Kind
-from kumadp.envoy.retire import ABORTS_AFTER
-from kumadp.envoy.serving import configuration_error
+from kumadp.envoy.retirement import ABORTS_AFTER
+from kumadp.envoy.server_state import configuration_error
 from kumadp.process.output import output_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from kumadp.bootstrap.address import AdminAddress
-    from kumadp.envoy.serving import ServerInfo
+    from kumadp.envoy.server_state import ServerInfo
     from kumadp.process.child import Child, Command
 
 log = logging.getLogger("kumadp.envoy")

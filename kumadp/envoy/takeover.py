@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from kumadp.bootstrap.address import TcpAdmin
-from kumadp.envoy.proof import prove_private
-from kumadp.envoy.serving import Serving
+from kumadp.envoy.admin_proof import prove_private
+from kumadp.envoy.server_state import Serving
 from kumadp.errors import AdminExposed
 
 if TYPE_CHECKING:

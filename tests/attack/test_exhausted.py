@@ -15,7 +15,7 @@ from kumadp.controlplane.token import read_token
 from kumadp.controlplane.trust import read_trust
 from kumadp.dns import question
 from kumadp.dns.resolver.exchange import Asked, by_udp
-from kumadp.envoy.probe import Place, Prober
+from kumadp.envoy.admin_probe import Place, Prober
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
 from kumadp.host.descriptors import is_exhausted
 from kumadp.settings.model import Settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kumadp.envoy.serving import configuration_error
+from kumadp.envoy.server_state import configuration_error
 
 HEAD = "[2026-11-24 05:05:54.236][20122][critical][main] [source/server/server.cc:449] "
 

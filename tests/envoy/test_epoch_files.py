@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from kumadp.envoy.argv import Epoch, envoy_argv, epoch_argv, workers_of
-from kumadp.envoy.baseline import BaseLine
-from kumadp.envoy.hang import HangWatch
+from kumadp.envoy.base_id import BaseLine
+from kumadp.envoy.hang_watch import HangWatch
+from kumadp.envoy.parent_fallback import stand_in
 from kumadp.envoy.reload import HotRestart, command_of
-from kumadp.envoy.standin import stand_in
 from kumadp.errors import WorkDirError
 from kumadp.process.child import Child, Command
 from tests.support.poll import poll_async
@@ -85,7 +85,7 @@ def test_a_folder_that_is_too_long_for_envoys_sockets_is_refused() -> None:
 def test_shared_memory_of_another_layout_is_not_touched(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kumadp.envoy.baseline.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("kumadp.envoy.base_id.SHARED_MEMORY", tmp_path)
     line = BaseLine(tmp_path, 0)
     assert not line.unlock()
     line.base_id_file.write_text("7")
@@ -96,7 +96,7 @@ def test_shared_memory_of_another_layout_is_not_touched(
 
 
 def test_only_the_flag_of_initializing_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kumadp.envoy.baseline.SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr("kumadp.envoy.base_id.SHARED_MEMORY", tmp_path)
     line = BaseLine(tmp_path, 0)
     line.base_id_file.write_text("7")
     head = struct.pack("=QQ", 104, 11) + b"\xff" * 80

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.envoy.epochs import Kind
-from kumadp.envoy.hang import HangWatch
+from kumadp.envoy.hang_watch import HangWatch
 from kumadp.envoy.reload import Adopted
 from kumadp.errors import ChildFailed
 from kumadp.host.private_file import write_private
@@ -176,7 +176,7 @@ async def test_where_the_admin_does_not_come_back_the_next_reload_brings_it(tmp_
 
 async def blind(envoys: Epochs, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with an Envoy whose shared memory is laid out in another way: nothing can be unlocked."""
-    monkeypatch.setattr("kumadp.envoy.baseline.KNOWN_VERSION", "99.104")
+    monkeypatch.setattr("kumadp.envoy.base_id.KNOWN_VERSION", "99.104")
     assert (await envoys.component.reload("stuck", envoys.plan("stuck", stuck=True))).kind is Kind.FAILED
     assert envoys.states[-1] is ChildState.RUNNING_BLIND
 

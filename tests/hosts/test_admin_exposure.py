@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from kumadp.envoy.probe import ASKED
+from kumadp.envoy.admin_probe import ASKED
 from kumadp.errors import ExitCode
 from tests.support.controlplane import socket_address, static_bootstrap, static_cluster, static_listener
 from tests.support.daemon import Ports, run_kumadp

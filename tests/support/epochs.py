@@ -26,7 +26,7 @@ from tests.support.ports import free_ports
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from kumadp.envoy.hang import HangWatch
+    from kumadp.envoy.hang_watch import HangWatch
     from kumadp.process.child import Child, ExitStatus
     from kumadp.process.supervise import ChildReport
 

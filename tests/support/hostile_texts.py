@@ -21,7 +21,7 @@ from kumadp.decoding import decode_json, repair
 from kumadp.dns import message, resolvconf
 from kumadp.dns.coredns import template as corefile
 from kumadp.dynconf.bodies import DNS, MESH_METRIC, WrongBody, decode
-from kumadp.envoy.serving import configuration_error
+from kumadp.envoy.server_state import configuration_error
 from kumadp.envoy.version import fits
 from kumadp.errors import KumadpError
 from kumadp.host.net.tls import read_anchors

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kumadp.envoy.idle import Direction, workload_connections
+from kumadp.envoy.workload_connections import Direction, workload_connections
 
 
 def listener(name: str, host: str, port: int, *more: tuple[str, int]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.envoy import hang
-from kumadp.envoy.hang import HangWatch
+from kumadp.envoy import hang_watch as hang
+from kumadp.envoy.hang_watch import HangWatch
 from tests.support.poll import poll
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from kumadp.envoy import epochs
 from kumadp.envoy.argv import Epoch, epoch_argv
-from kumadp.envoy.baseline import BaseLine, fresh
+from kumadp.envoy.base_id import BaseLine, fresh
 from kumadp.envoy.epochs import Ask, Kind, Line, Stage
 from kumadp.envoy.reload import Asks, EnvoyState, check, command_of
-from kumadp.envoy.retire import retire, take_its_place
-from kumadp.envoy.serving import ServerInfo, Serving
+from kumadp.envoy.retirement import retire, take_its_place
+from kumadp.envoy.server_state import ServerInfo, Serving
 from kumadp.envoy.takeover import Takeover
 from kumadp.errors import KumadpError, WorkDirError
 from kumadp.process.child import Child

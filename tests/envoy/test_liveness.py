@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
-from kumadp.envoy.hang import main_thread_ticks
-from kumadp.envoy.pulse import Pulse, is_stopped
+from kumadp.envoy.hang_watch import main_thread_ticks
+from kumadp.envoy.liveness import Pulse, is_stopped
 from tests.support.poll import poll
 
 if TYPE_CHECKING:

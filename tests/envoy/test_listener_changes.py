@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import httpx
 import pytest
 
-from kumadp.envoy.changes import Changes
+from kumadp.envoy.listener_changes import Changes
 
 if TYPE_CHECKING:
     from collections.abc import Collection

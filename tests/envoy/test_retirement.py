@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from kumadp.envoy.retire import retire
+from kumadp.envoy.retirement import retire
 from kumadp.process.child import Child, Command
 
 pytestmark = pytest.mark.process

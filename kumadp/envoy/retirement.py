@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from kumadp.envoy.standin import stand_in
+from kumadp.envoy.parent_fallback import stand_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from kumadp.decoding import decode_json
-from kumadp.envoy.ways import places_of
+from kumadp.envoy.admin_exposure import places_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from kumadp.bootstrap.address import TcpAdmin
-from kumadp.envoy import proof
-from kumadp.envoy.probe import Place, Prober
+from kumadp.envoy import admin_proof as proof
+from kumadp.envoy.admin_probe import Place, Prober
 from kumadp.errors import AdminExposed
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import psutil
 
 from kumadp.addresses import ANY_IPV6, WILDCARDS, is_loopback
 from kumadp.bootstrap.address import TcpAdmin
-from kumadp.envoy.probe import Place, Prober
-from kumadp.envoy.ways import ways
+from kumadp.envoy.admin_exposure import ways
+from kumadp.envoy.admin_probe import Place, Prober
 from kumadp.errors import AdminExposed
 from kumadp.host.descriptors import is_exhausted
 
