@@ -10,8 +10,8 @@ COREDNS_DIR := .cache/coredns-$(COREDNS_VERSION)
 # The demo does without CoreDNS, as kumadp does where there is none on PATH.
 WITH_COREDNS := PATH="$(CURDIR)/$(COREDNS_DIR):$$PATH"
 # Where what comes from dependencies is used and caught.
-QUICK := $(addprefix tests/,accesslog bootstrap controlplane dynconf metrics otel probes resources settings \
-  test_decoding.py test_grpc.py test_yamltext.py)
+QUICK := $(addprefix tests/,accesslog bootstrap controlplane dynconf exposition metrics otel probes resources \
+  settings test_decoding.py test_grpc.py test_yamltext.py)
 PROGRESS := $(PYTHON) .ci/progress
 
 .PHONY: help demo test quick lint types bench attack sample clean coredns deb compatibility lock

@@ -227,11 +227,11 @@ class Assembly(EnvoyDrain):
         self, binary: Path, source: Source, dns: DnsPlan | None, corefile_template: str | None
     ) -> None:
         from kumadp.daemon.reload import Renewal
-        from kumadp.dynconf.bodies import DNS
         from kumadp.dynconf.part import Dynamic
         from kumadp.envoy.part import Running
         from kumadp.metrics.part import Metering
         from kumadp.otel.part import Exporting
+        from kumadp.resources.dynconf_bodies import DNS
 
         run, configuration = self._run, self._configuration
         names = self._names = Names(run, dns, lambda: running.note()) if dns is not None else None

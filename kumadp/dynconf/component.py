@@ -6,14 +6,14 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kumadp.dynconf.bodies import BODIES
 from kumadp.dynconf.follower import Follower
+from kumadp.resources.dynconf_bodies import BODIES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from kumadp.dynconf.follower import Handler
+    from kumadp.resources.dynconf_bodies import BodyHandler
 
 # Without etags the whole body comes each time: no more often than that kuma-dp 2.8 asks (seconds). As often where every
 # change is told, in case one was not.
@@ -41,7 +41,7 @@ class DynamicConfiguration:
         self,
         socket: Path,
         interval: float,
-        handlers: Mapping[str, Handler] | None = None,
+        handlers: Mapping[str, BodyHandler] | None = None,
         *,
         concern: Callable[[str, str], None],
         on_absent: Callable[[str], None] = lambda _path: None,

@@ -7,20 +7,19 @@ import contextlib
 import hashlib
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from kumadp.dynconf.bodies import MESH_METRIC, Body, WrongBody, decode
 from kumadp.dynconf.http import Answer, BadAnswer, SocketClient
 from kumadp.host.log.secrets import redact
+from kumadp.resources.dynconf_bodies import MESH_METRIC, Body, WrongBody, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
     from pathlib import Path
 
-    # Of the body of its own path; None: there is none any more.
-    Handler = Callable[[Any], Awaitable[None]]
+    from kumadp.resources.dynconf_bodies import BodyHandler
 
 log = logging.getLogger("kumadp.dynconf")
 
@@ -33,7 +32,7 @@ _SHOWN = 64 << 10
 
 
 class Follower:
-    """One path of `kumadp.dynconf.bodies.BODIES`. ``deadline`` in seconds bounds each answer, and each handler.
+    """One path of `BODIES`. ``deadline`` in seconds bounds each answer, and each handler.
 
     ``concern`` is called with what is wrong, and with "" when nothing is any more. ``on_absent`` is called
     each time that nothing is served at the path and the owner has nothing of it.
@@ -43,7 +42,7 @@ class Follower:
         self,
         path: str,
         socket: Path,
-        handler: Handler | None,
+        handler: BodyHandler | None,
         deadline: float,
         concern: Callable[[str], None],
         on_absent: Callable[[], None] = lambda: None,

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from kumadp.core.context import Run
-    from kumadp.dynconf.follower import Handler
     from kumadp.envoy.part import Running
     from kumadp.relay.part import Relaying
+    from kumadp.resources.dynconf_bodies import BodyHandler
 
 # What carries it, by the end of its type's name.
 _LISTENER = ".Listener"
@@ -31,7 +31,7 @@ class Dynamic:
         run: Run,
         running: Running,
         relaying: Relaying | None,
-        handlers: Mapping[str, Sequence[Handler]],
+        handlers: Mapping[str, Sequence[BodyHandler]],
         absent: Mapping[str, Callable[[], None]],
     ) -> None:
         self._status = run.status
@@ -58,7 +58,7 @@ class Dynamic:
             self.component.wake()
 
 
-def _all_of(handlers: Sequence[Handler]) -> Handler:
+def _all_of(handlers: Sequence[BodyHandler]) -> BodyHandler:
     async def handle(body: Any) -> None:
         for handler in handlers:
             await handler(body)

@@ -10,7 +10,7 @@ import functools
 import math
 from decimal import Decimal
 
-from kumadp.metrics.exposition import Piece
+from kumadp.exposition.reader import Piece
 
 _LABELS = {b"histogram": b'le="', b"gaugehistogram": b'le="', b"summary": b'quantile="'}
 _BEFORE = (b"{", b",", b" ", b"\t")

@@ -12,8 +12,8 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from kumadp.metrics.exposition import SAMPLE, Family, Piece
-from kumadp.metrics.names import ALLOW, SCHEMES, escaped_name, escaped_samples
+from kumadp.exposition.names import ALLOW, SCHEMES, escaped_name, escaped_samples
+from kumadp.exposition.reader import SAMPLE, Family, Piece
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from kumadp.metrics.exposition import Piece
+from kumadp.exposition.reader import Piece
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

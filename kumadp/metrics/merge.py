@@ -10,12 +10,12 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from kumadp.metrics.exposition import SAMPLE, SLICE, Piece
+from kumadp.exposition.reader import SAMPLE, SLICE, Piece
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from kumadp.metrics.exposition import Family
+    from kumadp.exposition.reader import Family
 
 CLUSTER, HTTP = b'envoy_cluster_name="', b'envoy_http_conn_manager_prefix="'
 _MARK = b',kuma_io_mesh_traffic="true"} '

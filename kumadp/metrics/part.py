@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from kumadp.core.context import Run
     from kumadp.daemon.configuration import Configuration
     from kumadp.dns.part import Names
-    from kumadp.dynconf import bodies
-    from kumadp.metrics.exposition import Piece
+    from kumadp.exposition.reader import Piece
+    from kumadp.resources import dynconf_bodies as bodies
 
 # Each is a request at every scrape, all at once.
 _MOST_APPLICATIONS = 500

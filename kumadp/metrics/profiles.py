@@ -6,7 +6,7 @@ import logging
 import re
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from kumadp.metrics.exposition import Piece
+from kumadp.exposition.reader import Piece
 from kumadp.resources.expressions import BadExpression, compiled
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from kumadp.exposition.names import ALLOW
+from kumadp.exposition.reader import MOST_PIECES, MOST_SAMPLES, SLICE, Family, Piece, Reader, TooLong, TooMany
 from kumadp.metrics.bounds import with_go_bounds
-from kumadp.metrics.exposition import MOST_PIECES, MOST_SAMPLES, SLICE, Family, Piece, Reader, TooLong, TooMany
 from kumadp.metrics.formats import END, Converter, Format
-from kumadp.metrics.names import ALLOW
 from kumadp.metrics.sources import SourceFailed, opened
 
 if TYPE_CHECKING:

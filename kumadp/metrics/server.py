@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode
 
 from kumadp.addresses import request_target
+from kumadp.exposition.names import DEFAULT
+from kumadp.exposition.reader import Piece, Reader
 from kumadp.host.net.serve import bind_unix, serve
-from kumadp.metrics.exposition import Piece, Reader
 from kumadp.metrics.formats import (
     CONTENT_TYPES,
     TEXT_TYPE,
@@ -27,7 +28,6 @@ from kumadp.metrics.formats import (
 )
 from kumadp.metrics.labels import Labels
 from kumadp.metrics.merge import Clusters
-from kumadp.metrics.names import DEFAULT
 from kumadp.metrics.profiles import Selection, Wanted
 from kumadp.metrics.scrape import Live, Other, Output, Result, write_others, write_results
 from kumadp.metrics.sources import Target

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
+from kumadp.exposition.reader import SLICE
 from kumadp.host.net.application_socket import outward_socket
-from kumadp.metrics.exposition import SLICE
 from kumadp.metrics.formats import Format, format_of
 
 if TYPE_CHECKING:

@@ -6,20 +6,21 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.dynconf.bodies import MESH_METRIC, OTEL
 from kumadp.otel.environment import longest, read
 from kumadp.otel.offer import installed
 from kumadp.otel.pipe import Pipe, Wanted
+from kumadp.resources.dynconf_bodies import MESH_METRIC, OTEL
 from kumadp.settings.values import BadValue, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from kumadp.core.context import Run
-    from kumadp.dynconf import bodies
-    from kumadp.dynconf.follower import Handler
-    from kumadp.metrics.exposition import Piece
-    from kumadp.metrics.push import Options, Pusher
+    from kumadp.exposition.reader import Piece
+    from kumadp.otel.export_types import ExportOptions
+    from kumadp.otel.push import Pusher
+    from kumadp.resources import dynconf_bodies as bodies
+    from kumadp.resources.dynconf_bodies import BodyHandler
 
 log = logging.getLogger("kumadp.otel")
 
@@ -56,9 +57,9 @@ class Exporting:
             # There before Envoy, and after it: what Envoy sends at its end still goes on.
             run.stack.start(self._pipe, stop_deadline=_FLUSH + 2)
 
-    def handlers(self, metrics: Handler) -> dict[str, tuple[Handler, ...]]:
+    def handlers(self, metrics: BodyHandler) -> dict[str, tuple[BodyHandler, ...]]:
         """Owners of the bodies of dynamic configuration; ``metrics`` owns that of MeshMetric too."""
-        owners: dict[str, tuple[Handler, ...]] = {MESH_METRIC: (metrics, self.apply_metrics)}
+        owners: dict[str, tuple[BodyHandler, ...]] = {MESH_METRIC: (metrics, self.apply_metrics)}
         return {**owners, OTEL: (self.apply_pipe,)} if self._run.settings.otel_pipe_enabled else owners
 
     async def apply_metrics(self, body: bodies.MeshMetric | None) -> None:
@@ -99,7 +100,7 @@ class Exporting:
         self._pusher.apply(periods)
 
     def _make_pusher(self) -> Pusher:
-        from kumadp.metrics.push import Pusher
+        from kumadp.otel.push import Pusher
 
         flush = min(_FLUSH, self._run.settings.drain_time)
         pusher = Pusher(self._said, self._options, concern=self._push_concern, flush=flush)
@@ -107,11 +108,11 @@ class Exporting:
         self._run.stack.start(pusher, stop_deadline=flush + 1)
         return pusher
 
-    def _options(self) -> Options:
-        from kumadp.metrics.push import Options
+    def _options(self) -> ExportOptions:
+        from kumadp.otel.export_types import ExportOptions
 
         shared, own = self._environment.shared, self._environment.metrics
-        return Options(
+        return ExportOptions(
             self._service(),
             own.headers or shared.headers,
             bool(shared.gzip if own.gzip is None else own.gzip),

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kumadp.exposition.reader import MOST_FAMILIES
 from kumadp.metrics import scrape
-from kumadp.metrics.exposition import MOST_FAMILIES
 from kumadp.metrics.formats import Format
 from kumadp.metrics.labels import Labels
 from kumadp.metrics.scrape import Other, Output, write_others

@@ -25,7 +25,7 @@ import pytest
 
 from kumadp.dns.resolver.server import Resolver
 from kumadp.dns.resolver.table import Table
-from kumadp.dynconf.bodies import DNS, Dns, decode
+from kumadp.resources.dynconf_bodies import DNS, Dns, decode
 from tests.bench.relay_process import Lag
 from tests.bench.test_mesh import environment_of
 from tests.bench.test_start import note, processor_time

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kumadp.dynconf import component
-from kumadp.dynconf.bodies import BODIES, DNS, MESH_METRIC, OTEL, Dns, MeshMetric, Otel, Record
 from kumadp.dynconf.component import DynamicConfiguration
+from kumadp.resources.dynconf_bodies import BODIES, DNS, MESH_METRIC, OTEL, Dns, MeshMetric, Otel, Record
 from tests.support.answers import Answers, answer, answers
 from tests.support.loops import on_both_loops
 from tests.support.poll import poll_async

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from kumadp.exposition.reader import Family, Piece
 from kumadp.metrics.bounds import go_float, with_go_bounds
-from kumadp.metrics.exposition import Family, Piece
 from tests.metrics.test_server import at, policy, telling
 from tests.support.expositions import Exposition, collecting, exposed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kumadp.metrics.exposition import SLICE, Reader
+from kumadp.exposition.reader import SLICE, Reader
 from kumadp.metrics.merge import Clusters
 
 ONE, TWO = "-00112233445566ff", "-FFEEDDCCBBAA9988"

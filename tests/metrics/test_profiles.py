@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from kumadp.metrics.exposition import Family, Piece
+from kumadp.exposition.reader import Family, Piece
 from kumadp.metrics.labels import Labels
 from kumadp.metrics.profiles import Selection, Wanted
 

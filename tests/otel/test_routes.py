@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from kumadp.dynconf.bodies import OTEL, Otel, OtelBackend, decode
 from kumadp.otel.environment import read
 from kumadp.otel.routes import Route, Target, routes, usable_for_metrics
+from kumadp.resources.dynconf_bodies import OTEL, Otel, OtelBackend, decode
 
 PREFIX = "OTEL_EXPORTER_OTLP_"
 

@@ -20,23 +20,23 @@ from kumadp.controlplane.token import check_token, expires_at
 from kumadp.decoding import decode_json, repair
 from kumadp.dns import message, resolvconf
 from kumadp.dns.coredns import template as corefile
-from kumadp.dynconf.bodies import DNS, MESH_METRIC, WrongBody, decode
 from kumadp.envoy.server_state import configuration_error
 from kumadp.envoy.version import fits
 from kumadp.errors import KumadpError
+from kumadp.exposition.names import escaped_samples
+from kumadp.exposition.reader import MOST_PIECES, MOST_SAMPLES, Family, Piece, Reader, TooLong, TooMany
 from kumadp.host.net.tls import read_anchors
 from kumadp.metrics.bounds import with_go_bounds
-from kumadp.metrics.exposition import MOST_PIECES, MOST_SAMPLES, Family, Piece, Reader, TooLong, TooMany
 from kumadp.metrics.formats import Converter, Format, accept_for_sources, choose
 from kumadp.metrics.labels import Labels
 from kumadp.metrics.merge import Clusters
-from kumadp.metrics.names import escaped_samples
 from kumadp.metrics.profiles import Selection, Wanted
 from kumadp.otel import environment
 from kumadp.probes.asked import clean_path, read_request
 from kumadp.relay.messages import Request, Response
 from kumadp.relay.secrecy import why_secret
 from kumadp.relay.wire import field_bytes
+from kumadp.resources.dynconf_bodies import DNS, MESH_METRIC, WrongBody, decode
 from kumadp.resources.load import load_resource
 from kumadp.settings.values import parse_assignments, parse_duration
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from kumadp.core.context import Run
     from kumadp.daemon.ports import DnsPlan
     from kumadp.dns.resolvconf import ResolvConf
-    from kumadp.dynconf.bodies import Dns
+    from kumadp.resources.dynconf_bodies import Dns
 
 log = logging.getLogger("kumadp.dns")
 

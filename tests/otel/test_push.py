@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from kumadp.exposition.reader import Reader
 from kumadp.host.log.secrets import register
-from kumadp.metrics.exposition import Reader
-from kumadp.metrics.push import Options, Pusher
+from kumadp.otel.export_types import ExportOptions
+from kumadp.otel.push import Pusher
 from tests.support.collector import grpc_collector
 from tests.support.poll import poll_async
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from kumadp.metrics.exposition import Piece
+    from kumadp.exposition.reader import Piece
 
 pytestmark = pytest.mark.process
 
@@ -35,7 +36,7 @@ class Rig:
         self.socket = folder / "otel.sock"
         self.concerns: dict[str, str] = {}
         self.text, self.asked = TEXT, 0
-        self.options = Options("web", {"Api-Key": "k"}, timeout=5.0)
+        self.options = ExportOptions("web", {"Api-Key": "k"}, timeout=5.0)
         self.pusher = Pusher(self._said, lambda: self.options, concern=self.concerns.__setitem__, flush=3.0)
         self.task = asyncio.create_task(self.pusher.run(lambda: None))
 
@@ -92,7 +93,7 @@ async def test_pushed_every_period_with_headers_and_resource(rig: Rig) -> None:
 
 async def test_a_dead_receiver_is_a_concern_until_it_is_there(rig: Rig) -> None:
     register("secret-of-headers")
-    rig.options = Options(headers={"key": "secret-of-headers"}, timeout=0.2)
+    rig.options = ExportOptions(headers={"key": "secret-of-headers"}, timeout=0.2)
     rig.every(0.1)
     await seen(lambda: rig.concerns.get(str(rig.socket)), "a concern")
     assert "UNAVAILABLE" in rig.concerns[str(rig.socket)]
@@ -103,7 +104,7 @@ async def test_a_dead_receiver_is_a_concern_until_it_is_there(rig: Rig) -> None:
 
 
 async def test_a_slow_receiver_stalls_nothing(rig: Rig) -> None:
-    rig.options = Options(timeout=0.5)
+    rig.options = ExportOptions(timeout=0.5)
     with grpc_collector(f"unix:{rig.socket}") as (collector, _):
         collector.held = threading.Event()
         rig.every(0.1)

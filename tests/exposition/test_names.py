@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kumadp.metrics.exposition import Reader
+from kumadp.exposition.names import ALLOW, escaped, escaped_samples
+from kumadp.exposition.reader import Reader
 from kumadp.metrics.formats import Converter, Format, accept_for_sources, escaping_of
-from kumadp.metrics.names import ALLOW, escaped, escaped_samples
 from tests.metrics.test_server import ENVOY, at
 from tests.support.expositions import Exposition, check, collecting, exposed
 

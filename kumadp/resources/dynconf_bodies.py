@@ -6,7 +6,8 @@ as null, None here. Words that may become more (types, profiles, modes) stay tex
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
 
 import msgspec
 
@@ -148,6 +149,8 @@ class Otel(_Body, frozen=True):
 
 
 Body = MeshMetric | Dns | Otel
+# Called with the body of the handler's own path, with None when there is no policy any more.
+BodyHandler = Callable[[Any], Awaitable[None]]
 
 MESH_METRIC, DNS, OTEL = "/meshmetric", "/dns", "/otel"
 BODIES: dict[str, type[Body]] = {DNS: Dns, MESH_METRIC: MeshMetric, OTEL: Otel}

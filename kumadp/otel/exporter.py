@@ -24,13 +24,13 @@ from opentelemetry.sdk.metrics.export import MetricExportResult
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 from kumadp.host.log.secrets import redact
-from kumadp.metrics.otlp import Mapper, Said
-from kumadp.metrics.push import PushFailed
+from kumadp.otel.export_types import ExportFailed
+from kumadp.otel.otlp import Mapper, Said
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from kumadp.metrics.push import Kept, Options
+    from kumadp.otel.export_types import CompressedPiece, ExportOptions
 
 _SDK = logging.getLogger("opentelemetry")
 # It says nothing twice in a minute, whoever of several it is.
@@ -47,7 +47,7 @@ gc.freeze()
 class Exporter:
     """Pushes to the socket at ``path``. Its methods block; `close`, from another thread, ends what they wait for."""
 
-    def __init__(self, path: str, options: Options) -> None:
+    def __init__(self, path: str, options: ExportOptions) -> None:
         _SDK.propagate = False
         own = Resource({"service.name": options.service} if options.service else {})
         # OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME go before.
@@ -60,17 +60,17 @@ class Exporter:
             compression=Compression.Gzip if options.gzip else Compression.NoCompression,
         )
 
-    def push(self, kept: Iterable[Kept], within: float) -> int:
-        """Push all of it within so many seconds; how many messages it took. Raises PushFailed."""
+    def push(self, kept: Iterable[CompressedPiece], within: float) -> int:
+        """Push all of it within so many seconds; how many messages it took. Raises ExportFailed."""
         until = time.monotonic() + within
         mapper = Mapper(self._resource, time.time_ns())
         number = 0
         with _heard() as said:
             for message in mapper.messages(Said(one.scope, one.piece) for one in kept):
                 if time.monotonic() > until:
-                    raise PushFailed(f"not all of it was taken within {within:g} s")
+                    raise ExportFailed(f"not all of it was taken within {within:g} s")
                 if self._exporter.export(message) is not MetricExportResult.SUCCESS:
-                    raise PushFailed(said.last or "it was not taken")
+                    raise ExportFailed(said.last or "it was not taken")
                 number += 1
         return number
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kumadp.metrics.exposition import LONGEST_LINE, SLICE, Family, Piece, Reader, TooLong
+from kumadp.exposition.reader import LONGEST_LINE, SLICE, Family, Piece, Reader, TooLong
 
 TEXT = b"""# HELP requests_total Requests.
 # TYPE requests_total counter

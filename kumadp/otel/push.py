@@ -9,47 +9,23 @@ import signal
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from kumadp.host.reexec.handover import HELD_SIGNALS
-from kumadp.metrics.exposition import Piece
-from kumadp.metrics.server import DEADLINE
+from kumadp.otel.export_types import CompressedPiece, ExportFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
-    from kumadp.metrics.exporter import Exporter
-    from kumadp.metrics.exposition import Family
+    from kumadp.exposition.reader import Piece
+    from kumadp.otel.export_types import ExportOptions
+    from kumadp.otel.exporter import Exporter
 
+# Operators set the level of the metrics' log by this name.
 log = logging.getLogger("kumadp.metrics")
 
-
-class PushFailed(Exception):
-    """What was to be pushed was not taken, or not all of it; the text says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How exporters send: ``service`` names the data plane, ``timeout`` is that of a message (seconds)."""
-
-    service: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    gzip: bool = False
-    timeout: float = 10.0
-
-
-class Kept(NamedTuple):
-    """A piece that waits to be pushed, packed: text of metrics is ten times smaller then."""
-
-    scope: str
-    family: Family
-    packed: bytes
-
-    @property
-    def piece(self) -> Piece:
-        """As it was."""
-        return Piece(self.family, zlib.decompress(self.packed))
+# How long the sources of a push may take (seconds): as long as those of a scrape.
+_READ_SECONDS = 10.0
 
 
 class Pusher:
@@ -64,7 +40,7 @@ class Pusher:
     def __init__(
         self,
         said: Callable[[float], AsyncIterator[tuple[str, Piece]]],
-        options: Callable[[], Options],
+        options: Callable[[], ExportOptions],
         *,
         concern: Callable[[str, str], None],
         flush: float,
@@ -115,7 +91,7 @@ class _Target:
         path: str,
         period: float,
         said: Callable[[float], AsyncIterator[tuple[str, Piece]]],
-        options: Callable[[], Options],
+        options: Callable[[], ExportOptions],
         concern: Callable[[str, str], None],
     ) -> None:
         self.period = period
@@ -177,14 +153,14 @@ class _Target:
         since = loop.time()
         try:
             kept = [
-                Kept(scope, piece.family, zlib.compress(piece.samples, 1))
-                async for scope, piece in self._said(DEADLINE)
+                CompressedPiece(scope, piece.family, zlib.compress(piece.samples, 1))
+                async for scope, piece in self._said(_READ_SECONDS)
                 if piece.samples
             ]
             await loop.run_in_executor(self._thread, self._push, kept)
         except Exception as error:
             self._failed += 1
-            known = isinstance(error, PushFailed)
+            known = isinstance(error, ExportFailed)
             self._why = str(error) if known else f"a bug in kumadp: {type(error).__name__}: {error}"
         else:
             self._pushed += 1
@@ -192,8 +168,8 @@ class _Target:
         self._took = loop.time() - since
         self._concern(self._path, self._why)
 
-    def _push(self, kept: list[Kept]) -> None:
-        from kumadp.metrics.exporter import Exporter
+    def _push(self, kept: list[CompressedPiece]) -> None:
+        from kumadp.otel.exporter import Exporter
 
         options = self._options()
         if self._exporter is None:
@@ -201,12 +177,12 @@ class _Target:
         if self._gone:
             # While it was imported.
             self._exporter.close()
-            raise PushFailed("it is not wanted any more")
+            raise ExportFailed("it is not wanted any more")
         kept.reverse()
         self._exporter.push(_used_up(kept), max(self.period, options.timeout))
 
 
-def _used_up(kept: list[Kept]) -> Iterator[Kept]:
+def _used_up(kept: list[CompressedPiece]) -> Iterator[CompressedPiece]:
     """From its end, so that what was pushed is not held any more."""
     while kept:
         yield kept.pop()

@@ -25,15 +25,15 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from kumadp.metrics.exposition import SAMPLE
-from kumadp.metrics.names import has_quoted, parsed, unquoted
+from kumadp.exposition.names import has_quoted, parsed, unquoted
+from kumadp.exposition.reader import SAMPLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from opentelemetry.sdk.resources import Resource
 
-    from kumadp.metrics.exposition import Piece
+    from kumadp.exposition.reader import Piece
 
 # Data points of one message: far below the 4 MB that a gRPC server takes, and little memory at once.
 BATCH = 1000

@@ -10,8 +10,8 @@ from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metr
 from opentelemetry.sdk.metrics.export import AggregationTemporality, Gauge, Histogram, Metric, Sum
 from opentelemetry.sdk.resources import Resource
 
-from kumadp.metrics.exposition import Reader
-from kumadp.metrics.otlp import BATCH, Mapper, Said
+from kumadp.exposition.reader import Reader
+from kumadp.otel.otlp import BATCH, Mapper, Said
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kumadp.dynconf.bodies import (
+from kumadp.resources.dynconf_bodies import (
     BODIES,
     DNS,
     MESH_METRIC,

@@ -1,0 +1,1 @@
+"""Prometheus text formats: a reader of expositions, and the names in them."""
