@@ -16,10 +16,10 @@ import pytest
 from kumadp.accesslog import destination, fifo, lookup
 from kumadp.accesslog.component import AccessLogs, HandedLogs
 from kumadp.accesslog.destination import Limits
-from tests.support.loops import on_both_loops
+from tests.support.event_loops import on_both_loops
+from tests.support.log_sink import Sink
 from tests.support.poll import poll_async
 from tests.support.ports import free_port
-from tests.support.sink import Sink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

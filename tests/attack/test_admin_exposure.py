@@ -17,18 +17,18 @@ from envoy.extensions.filters.listener.proxy_protocol.v3 import proxy_protocol_p
 from kumadp.addresses import is_loopback
 from kumadp.errors import ExitCode
 from tests.bootstrap.hostile import FILTERS, HOSTILE, Tree, http_listener, manager
-from tests.support.controlplane import (
+from tests.support.daemon import Ports, get, run_kumadp, workload
+from tests.support.needs import missing, need_envoy
+from tests.support.poll import poll
+from tests.support.ports import free_ports
+from tests.support.rig import NODE, Rig
+from tests.support.scripted_control_plane import (
     TOKEN,
     ScriptedControlPlane,
     bootstrap_answer,
     socket_address,
     static_listener,
 )
-from tests.support.daemon import Ports, get, run_kumadp, workload
-from tests.support.needs import missing, need_envoy
-from tests.support.poll import poll
-from tests.support.ports import free_ports
-from tests.support.relayed import NODE, Rig
 from tests.support.xds import resources
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import CLUSTER, LISTENER

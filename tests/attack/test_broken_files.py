@@ -24,7 +24,7 @@ from kumadp.host.reexec import interim_responder as meanwhile
 from kumadp.host.reexec.handover import Handover
 from kumadp.host.state_file import FORMAT, NAME, StateFile, read_state
 from kumadp.relay.disk import FILE, MAGIC, Binding, LastGoodStore
-from tests.support.lasting import lasting
+from tests.support.loaded_rig import loaded_rig
 from tests.support.poll import poll_async
 from tests.support.xds.plane import XdsControlPlane
 
@@ -223,7 +223,7 @@ async def test_a_directory_that_is_gone_costs_a_warning(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_a_work_directory_that_is_taken_away_while_it_runs() -> None:
     """Traffic goes on; a reload and a re-execution say why they cannot be done, and the end is a clean one."""
-    with XdsControlPlane() as plane, lasting(plane) as at, at.up() as daemon:
+    with XdsControlPlane() as plane, loaded_rig(plane) as at, at.up() as daemon:
         envoy = at.the_envoy()
         shutil.rmtree(at.work)
         for what in ("reload", "reexec"):
@@ -242,7 +242,7 @@ def test_a_work_directory_that_is_taken_away_while_it_runs() -> None:
 @pytest.mark.attack
 @pytest.mark.process
 def test_envoy_dies_after_the_work_directory_was_taken_away() -> None:
-    with XdsControlPlane() as plane, lasting(plane) as at, at.up("--envoy-restart-budget=2") as daemon:
+    with XdsControlPlane() as plane, loaded_rig(plane) as at, at.up("--envoy-restart-budget=2") as daemon:
         envoy = at.the_envoy()
         shutil.rmtree(at.work)
         envoy.send_signal(signal.SIGKILL)

@@ -319,7 +319,7 @@ SOME = ["no HTTP", "no JSON", "deep objects", "an empty object", "children as {'
 def run_limited(runtime: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """A command that may have a gigabyte of addresses, and no more."""
     return subprocess.run(
-        [sys.executable, "-m", "tests.support.alone", *command],
+        [sys.executable, "-m", "tests.support.isolated_kumadp", *command],
         env={**os.environ, "XDG_RUNTIME_DIR": str(runtime)},
         cwd=ROOT,
         capture_output=True,

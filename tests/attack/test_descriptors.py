@@ -11,7 +11,16 @@ from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
 from tests.support.command import kumadp
 from tests.support.daemon import Daemon, Ports, get, workload, write_mesh
-from tests.support.hostile import KEEP_ALIVE, LIMIT, SLOW_POST, connections, crowd, descriptors, is_at_rest, limited
+from tests.support.hostile_clients import (
+    KEEP_ALIVE,
+    LIMIT,
+    SLOW_POST,
+    connections,
+    crowd,
+    descriptors,
+    is_at_rest,
+    limited,
+)
 from tests.support.poll import poll
 from tests.support.standalone import run_standalone
 

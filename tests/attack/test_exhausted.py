@@ -20,7 +20,7 @@ from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
 from kumadp.host.descriptors import is_exhausted
 from kumadp.settings.model import Settings
 from kumadp.standalone.health import _connects
-from tests.support.hostile import no_descriptors_left
+from tests.support.hostile_clients import no_descriptors_left
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ import pytest
 from kumadp.daemon.control import ask_status, control_socket_path
 from tests.support.daemon import Daemon, get, workload
 from tests.support.poll import poll
-from tests.support.relayed import NAME, NODE, Rig
+from tests.support.rig import NAME, NODE, Rig
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import CLUSTER, static_cluster
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.daemon import Daemon, Ports, get, is_listening, run_kumadp, workload, write_mesh
-from tests.support.lasting import lasting
+from tests.support.loaded_rig import loaded_rig
 from tests.support.poll import poll
 from tests.support.readonly import inside, read_only_but, small_disk
-from tests.support.relayed import NODE
+from tests.support.rig import NODE
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def test_a_disk_that_is_full_at_the_start_is_exit_71_with_the_path(tmp_path: Pat
 
 @pytest.mark.parametrize("broken", ["full", "read-only"])
 def test_a_disk_that_cannot_be_written_refuses_a_reload_and_a_reexecution_and_the_old_ones_serve(broken: str) -> None:
-    with XdsControlPlane() as plane, lasting(plane) as at:
+    with XdsControlPlane() as plane, loaded_rig(plane) as at:
         at.work.mkdir()
         prefix = small_disk(at.work, "1m")
         with at.up(f"--state-dir={at.work}/state", prefix=prefix) as daemon:
@@ -137,7 +137,7 @@ def test_a_disk_that_cannot_be_written_refuses_a_reload_and_a_reexecution_and_th
 
 def test_a_state_directory_that_is_full_costs_the_copy_and_the_records_alone() -> None:
     """Each is a warning in the status, which goes once there is room again."""
-    with XdsControlPlane() as plane, lasting(plane) as at:
+    with XdsControlPlane() as plane, loaded_rig(plane) as at:
         at.state.mkdir(mode=0o700)
         with at.up(prefix=small_disk(at.state, "64k")) as daemon:
             fill(daemon, at.state)

@@ -17,9 +17,9 @@ import pytest
 
 from kumadp.errors import ExitCode
 from kumadp.host.reexec.handover import HELD_SIGNALS
-from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Daemon, Ports, Workload, get, run_kumadp, workload
 from tests.support.poll import poll
+from tests.support.scripted_control_plane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.test_secrets import SECRET, TOKEN, holding
-from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Daemon, Ports, run_kumadp, workload
 from tests.support.poll import poll
+from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

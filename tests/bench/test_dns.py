@@ -30,7 +30,7 @@ from tests.bench.relay_process import Lag
 from tests.bench.test_mesh import environment_of
 from tests.bench.test_start import note, processor_time
 from tests.support.daemon import Ports, run_kumadp, workload, write_mesh
-from tests.support.kuma import control_plane, dataplane
+from tests.support.kuma_control_plane import control_plane, dataplane
 from tests.support.needs import need_coredns, need_program
 from tests.support.poll import poll
 from tests.support.ports import free_port
@@ -38,7 +38,7 @@ from tests.support.ports import free_port
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.kuma import ControlPlane
+    from tests.support.kuma_control_plane import ControlPlane
 
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(900)]
 

@@ -28,13 +28,13 @@ import pytest
 from tests.bench.test_mesh import environment_of
 from tests.bench.test_start import note
 from tests.support.daemon import Ports, get, workload
-from tests.support.kuma import control_plane, dataplane
+from tests.support.kuma_control_plane import control_plane, dataplane
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.support.kuma import ControlPlane
+    from tests.support.kuma_control_plane import ControlPlane
 
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.kuma_cp, pytest.mark.timeout(3600)]
 

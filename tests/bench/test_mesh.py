@@ -16,12 +16,12 @@ import pytest
 
 from tests.bench.test_start import note, pss, rest
 from tests.support.daemon import Ports, get, workload
-from tests.support.kuma import control_plane, dataplane
+from tests.support.kuma_control_plane import control_plane, dataplane
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
-    from tests.support.kuma import ControlPlane
+    from tests.support.kuma_control_plane import ControlPlane
 
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.kuma_cp, pytest.mark.timeout(900)]
 

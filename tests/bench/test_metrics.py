@@ -16,12 +16,12 @@ import pytest
 from kumadp.host.socket_names import kuma_socket, metrics
 from tests.bench.test_mesh import environment_of
 from tests.bench.test_start import note, processor_time, rest
-from tests.support.controlplane import TOKEN, ScriptedControlPlane, bootstrap_answer
 from tests.support.daemon import Ports, get
 from tests.support.dynconf import SOCKET, dynconf_listener, with_etags
-from tests.support.manyclusters import large_bootstrap
+from tests.support.many_clusters import large_bootstrap
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
+from tests.support.scripted_control_plane import TOKEN, ScriptedControlPlane, bootstrap_answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,8 @@ import pytest
 
 from tests.bench.test_start import note
 from tests.support.daemon import get
-from tests.support.lasting import lasting
-from tests.support.reexecuted import LOOPS, Load, assert_no_line_is_lost, program
+from tests.support.loaded_rig import loaded_rig
+from tests.support.reexec_client import LOOPS, Load, assert_no_line_is_lost, program
 from tests.support.xds.plane import XdsControlPlane
 
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(900)]
@@ -44,7 +44,7 @@ def test_many_re_executions_in_a_row(loop: str, table: list[tuple[str, str, str]
 
 def test_readiness_meanwhile(table: list[tuple[str, str, str]]) -> None:
     slowest = []
-    with XdsControlPlane() as plane, lasting(plane) as at, at.up() as daemon:
+    with XdsControlPlane() as plane, loaded_rig(plane) as at, at.up() as daemon:
         for _ in range(OF_ALL):
             took: list[float] = []
             over = threading.Event()

@@ -28,7 +28,7 @@ from kumadp.relay.wire import field_bytes, field_text
 from tests.bench.test_start import note, pss, rest
 from tests.relay.test_downstream import Raw
 from tests.support.poll import poll, poll_async
-from tests.support.relay import NODE, Stage, stage
+from tests.support.relay_stage import NODE, Stage, stage
 from tests.support.xds.resources import static_cluster
 
 if TYPE_CHECKING:

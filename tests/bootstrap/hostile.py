@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from tests.support.controlplane import socket_address, static_cluster, static_listener
+from tests.support.scripted_control_plane import socket_address, static_cluster, static_listener
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

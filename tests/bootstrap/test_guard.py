@@ -17,8 +17,8 @@ from kumadp.bootstrap.parse import parse_bootstrap
 from kumadp.errors import BootstrapError
 from kumadp.host.private_file import write_json
 from tests.bootstrap.hostile import changed, every_path, public_bootstrap
-from tests.support.controlplane import socket_address, static_cluster, static_listener
 from tests.support.needs import need_envoy
+from tests.support.scripted_control_plane import socket_address, static_cluster, static_listener
 
 CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
 BOOTSTRAPS = sorted(path.parent.relative_to(CAPTURES).as_posix() for path in CAPTURES.glob("*/*/bootstrap.yaml"))

@@ -20,7 +20,7 @@ from tests.bootstrap.hostile import (
     manager,
     public_bootstrap,
 )
-from tests.support.controlplane import socket_address, static_cluster, static_listener
+from tests.support.scripted_control_plane import socket_address, static_cluster, static_listener
 
 
 @pytest.mark.parametrize("admin", [None, SOCKET])

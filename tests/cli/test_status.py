@@ -95,7 +95,7 @@ def test_json_has_the_documented_form(host: Host) -> None:
 @contextlib.contextmanager
 def watching(host: Host, out: int) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.alone", "status", "--watch"],
+        [sys.executable, "-m", "tests.support.isolated_kumadp", "status", "--watch"],
         stdout=out,
         stderr=subprocess.PIPE,
         cwd=ROOT,

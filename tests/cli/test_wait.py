@@ -24,10 +24,10 @@ from kumadp.daemon.control import ControlServer, socket_name
 from kumadp.daemon.instances import Search
 from kumadp.settings.resolve import resolve
 from tests.support.command import ROOT, kumadp
-from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Ports, get, run_kumadp, workload
 from tests.support.poll import poll
 from tests.support.ports import free_port
+from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -80,7 +80,7 @@ class Waiting:
     def __init__(self, arguments: tuple[str, ...], environment: Mapping[str, str]) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("KUMA", "POD_"))}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.alone", "wait", "--check-frequency=20ms", *arguments],
+            [sys.executable, "-m", "tests.support.isolated_kumadp", "wait", "--check-frequency=20ms", *arguments],
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,

@@ -15,8 +15,8 @@ import trustme
 from kumadp.controlplane import client
 from kumadp.controlplane.client import Trust, bootstrap_url, fetch_bootstrap
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
-from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer
 from tests.support.ports import free_port
+from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

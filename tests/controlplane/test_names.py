@@ -15,7 +15,7 @@ from kumadp.doctor.subject import Subject
 from kumadp.errors import SettingsError
 from kumadp.relay.part import addresses
 from kumadp.settings.resolve import resolve
-from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer
+from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer
 
 if TYPE_CHECKING:
     from pathlib import Path

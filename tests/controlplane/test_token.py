@@ -10,7 +10,7 @@ import pytest
 
 from kumadp.controlplane.token import check_token, expires_at, read_token
 from kumadp.errors import ControlPlaneRefused
-from tests.support.controlplane import TOKEN
+from tests.support.scripted_control_plane import TOKEN
 
 if TYPE_CHECKING:
     from pathlib import Path

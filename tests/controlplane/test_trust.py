@@ -14,8 +14,8 @@ from kumadp.doctor.plane import control_plane
 from kumadp.doctor.subject import Subject
 from kumadp.errors import ControlPlaneRefused
 from kumadp.settings.resolve import resolve
-from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer
 from tests.support.pki import issue
+from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,7 +22,7 @@ from kumadp.host.work_dir import WorkDir
 from kumadp.resources.load import load_resource
 from kumadp.resources.transparent import TransparentProxy
 from kumadp.settings.resolve import resolve
-from tests.support.controlplane import TOKEN
+from tests.support.scripted_control_plane import TOKEN
 
 if TYPE_CHECKING:
     from kumadp.resources.load import Resource

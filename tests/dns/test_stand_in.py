@@ -11,7 +11,7 @@ import pytest
 from kumadp.dns.coredns.corefile import Way
 from kumadp.process.policy import ChildState
 from tests.dns.test_coredns import MESH, Ports, Running, coredns
-from tests.support.dnsload import dns_load
+from tests.support.dns_load import dns_load
 from tests.support.nameservers import SharedPort, name_server
 from tests.support.poll import poll_async
 

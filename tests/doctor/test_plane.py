@@ -15,8 +15,8 @@ from kumadp.doctor import plane
 from kumadp.doctor.plane import clock, control_plane
 from kumadp.doctor.subject import Subject
 from kumadp.settings.resolve import resolve
-from tests.support.controlplane import Answer, ScriptedControlPlane
 from tests.support.ports import free_port
+from tests.support.scripted_control_plane import Answer, ScriptedControlPlane
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,9 +12,9 @@ import pytest
 from kumadp.dynconf import component
 from kumadp.dynconf.component import DynamicConfiguration
 from kumadp.resources.dynconf_bodies import BODIES, DNS, MESH_METRIC, OTEL, Dns, MeshMetric, Otel, Record
-from tests.support.answers import Answers, answer, answers
-from tests.support.loops import on_both_loops
+from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async
+from tests.support.unix_http_server import UnixHttpServer, response, unix_http_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -97,7 +97,7 @@ async def until(seen: Callable[[], object], what: str) -> None:
     await poll_async(probe, what=what)
 
 
-async def rounds(server: Answers, path: str, count: int = 5) -> None:
+async def rounds(server: UnixHttpServer, path: str, count: int = 5) -> None:
     """So many more questions."""
     before = server.count(path)
     await until(lambda: server.count(path) >= before + count, f"{count} more questions for {path}")
@@ -105,14 +105,14 @@ async def rounds(server: Answers, path: str, count: int = 5) -> None:
 
 @on_both_loops
 async def test_a_body_is_handed_over_once_and_again_when_it_changes(short: Path) -> None:
-    async with answers(short) as server, running(short) as at:
+    async with unix_http_server(short) as server, running(short) as at:
         owner = at.owners[DNS]
         server.put(DNS, names("a.mesh"), "one")
         await until(lambda: owner.given == [known("a.mesh")], "the names")
         await rounds(server, DNS)
         assert owner.given == [known("a.mesh")]
-        assert server.asked[-1][0] in BODIES
-        assert (DNS, "one") in server.asked
+        assert server.requests[-1][0] in BODIES
+        assert (DNS, "one") in server.requests
         server.put(DNS, names("a.mesh", "b.mesh"), "two")
         await until(lambda: owner.given[1:] == [known("a.mesh", "b.mesh")], "the other names")
         found = at.path(DNS)
@@ -126,7 +126,7 @@ async def test_a_body_is_handed_over_once_and_again_when_it_changes(short: Path)
 
 @on_both_loops
 async def test_each_path_has_its_owner(short: Path) -> None:
-    async with answers(short) as server, running(short) as at:
+    async with unix_http_server(short) as server, running(short) as at:
         server.put(MESH_METRIC, METRICS, "m")
         server.put(OTEL, b'{"backends":[]}', "o")
         await until(lambda: at.owners[MESH_METRIC].given and at.owners[OTEL].given, "metrics and collectors")
@@ -136,7 +136,7 @@ async def test_each_path_has_its_owner(short: Path) -> None:
 
 
 async def test_without_owners_bodies_are_kept(short: Path) -> None:
-    async with answers(short) as server:
+    async with unix_http_server(short) as server:
         at = DynamicConfiguration(short, INTERVAL, concern=lambda *_: None)
         task = asyncio.create_task(at.run(lambda: None))
         at.envoy(True)
@@ -147,7 +147,7 @@ async def test_without_owners_bodies_are_kept(short: Path) -> None:
             return paths[DNS]["body"]
 
         await until(body, "the names")
-        del server.of[DNS]
+        del server.responses[DNS]
         await until(lambda: body() is None, "no names")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -155,7 +155,7 @@ async def test_without_owners_bodies_are_kept(short: Path) -> None:
 
 @on_both_loops
 async def test_a_handler_that_hangs_delays_no_other_and_is_tried_again(short: Path) -> None:
-    async with answers(short) as server, running(short, deadline=0.3) as at:
+    async with unix_http_server(short) as server, running(short, deadline=0.3) as at:
         metrics, dns = at.owners[MESH_METRIC], at.owners[DNS]
         metrics.hangs = True
         server.put(MESH_METRIC, METRICS, "m")
@@ -174,7 +174,7 @@ async def test_a_handler_that_hangs_delays_no_other_and_is_tried_again(short: Pa
 
 @on_both_loops
 async def test_an_answer_that_hangs_delays_no_other(short: Path) -> None:
-    async with answers(short) as server, running(short, deadline=0.2) as at:
+    async with unix_http_server(short) as server, running(short, deadline=0.2) as at:
         dns = at.owners[DNS]
         server.put(OTEL, b"{}", "o")
         server.held[OTEL] = asyncio.Event()
@@ -190,7 +190,7 @@ async def test_an_answer_that_hangs_delays_no_other(short: Path) -> None:
 
 
 async def test_a_handler_that_fails_is_called_again_and_told_of_once(short: Path) -> None:
-    async with answers(short) as server, running(short) as at:
+    async with unix_http_server(short) as server, running(short) as at:
         owner = at.owners[DNS]
         owner.fails = ValueError("no room")
         server.put(DNS, names("a.mesh"), "one")
@@ -206,7 +206,7 @@ async def test_a_handler_that_fails_is_called_again_and_told_of_once(short: Path
 
 
 async def test_its_own_timeout_is_not_ours(short: Path) -> None:
-    async with answers(short) as server, running(short) as at:
+    async with unix_http_server(short) as server, running(short) as at:
         at.owners[DNS].fails = TimeoutError("the resolver")
         server.put(DNS, names("a.mesh"), "one")
         await until(lambda: at.told, "a concern")
@@ -215,14 +215,14 @@ async def test_its_own_timeout_is_not_ours(short: Path) -> None:
 
 @on_both_loops
 async def test_a_wrong_body_is_told_once_with_its_path_and_changes_nothing(short: Path) -> None:
-    async with answers(short) as server, running(short) as at:
+    async with unix_http_server(short) as server, running(short) as at:
         owner = at.owners[DNS]
         server.put(DNS, names("a.mesh"), "one")
         await until(lambda: owner.given, "the names")
         server.put(DNS, b'{"records":[{"name":"a.mesh","ips":[4]}]}', "wrong")
         await until(lambda: at.told, "a concern")
         # It is not sent again and again.
-        await until(lambda: (DNS, "wrong") in server.asked, "its etag")
+        await until(lambda: (DNS, "wrong") in server.requests, "its etag")
         await rounds(server, DNS)
         assert owner.given == [known("a.mesh")]
         assert len(at.told) == 1
@@ -243,12 +243,12 @@ async def test_a_wrong_body_is_told_once_with_its_path_and_changes_nothing(short
 @pytest.mark.parametrize("how", ["404", "refused", "no file"])
 @on_both_loops
 async def test_what_was_removed_is_taken_back_once(short: Path, how: str) -> None:
-    async with answers(short) as server, running(short) as at:
+    async with unix_http_server(short) as server, running(short) as at:
         owner = at.owners[MESH_METRIC]
         server.put(MESH_METRIC, METRICS, "m")
         await until(lambda: owner.given, "the metrics")
         if how == "404":
-            del server.of[MESH_METRIC]
+            del server.responses[MESH_METRIC]
         else:
             await server.close()
             if how == "no file":
@@ -269,12 +269,12 @@ async def test_what_was_removed_is_taken_back_once(short: Path, how: str) -> Non
 
 
 async def test_what_failed_half_way_is_taken_back_too(short: Path) -> None:
-    async with answers(short) as server, running(short) as at:
+    async with unix_http_server(short) as server, running(short) as at:
         owner = at.owners[DNS]
         owner.fails = OSError("half of it")
         server.put(DNS, names("a.mesh"), "one")
         await until(lambda: owner.given, "the names")
-        del server.of[DNS]
+        del server.responses[DNS]
         await until(lambda: owner.given.count(None) >= 2, "tries to take it back")
         owner.fails = None
         await until(lambda: at.told[-1] == (DNS, ""), "no concern")
@@ -284,25 +284,25 @@ async def test_what_failed_half_way_is_taken_back_too(short: Path) -> None:
 
 
 async def test_one_round_without_a_listener_is_no_removal(short: Path) -> None:
-    async with answers(short) as server, running(short) as at:
+    async with unix_http_server(short) as server, running(short) as at:
         owner = at.owners[DNS]
         server.put(DNS, names("a.mesh"), "one")
         await until(lambda: owner.given, "the names")
         for _ in range(6):
-            held = server.of.pop(DNS)
+            held = server.responses.pop(DNS)
             await rounds(server, DNS, 1)
-            server.of[DNS] = held
+            server.responses[DNS] = held
             await rounds(server, DNS, 2)
         assert owner.given == [known("a.mesh")]
 
 
-@pytest.mark.parametrize("raw", [answer(500, b"no"), answer(301, b"", "location: /"), b"nonsense\r\n\r\n"])
+@pytest.mark.parametrize("raw", [response(500, b"no"), response(301, b"", "location: /"), b"nonsense\r\n\r\n"])
 async def test_an_odd_answer_changes_nothing_and_is_told(short: Path, raw: bytes) -> None:
-    async with answers(short) as server, running(short) as at:
+    async with unix_http_server(short) as server, running(short) as at:
         owner = at.owners[DNS]
         server.put(DNS, names("a.mesh"), "one")
         await until(lambda: owner.given, "the names")
-        server.of[DNS] = raw
+        server.responses[DNS] = raw
         await until(lambda: at.told, "a concern")
         await rounds(server, DNS)
         assert len(at.told) == 1
@@ -315,11 +315,11 @@ async def test_an_odd_answer_changes_nothing_and_is_told(short: Path, raw: bytes
 
 @on_both_loops
 async def test_nothing_is_asked_while_there_is_no_envoy(short: Path) -> None:
-    async with answers(short) as server, running(short, there=False) as at:
+    async with unix_http_server(short) as server, running(short, there=False) as at:
         server.put(DNS, names("a.mesh"), "one")
         owner = at.owners[DNS]
         await asyncio.sleep(5 * INTERVAL)
-        assert server.asked == []
+        assert server.requests == []
         assert server.connections == 0
         at.component.envoy(True)
         await until(lambda: owner.given, "the names")
@@ -335,14 +335,14 @@ async def test_nothing_is_asked_while_there_is_no_envoy(short: Path) -> None:
         await server.open()
         at.component.envoy(True)
         await rounds(server, DNS)
-        assert (DNS, "one") in server.asked
+        assert (DNS, "one") in server.requests
         assert owner.given == [known("a.mesh")]
         assert at.told == []
 
 
 @on_both_loops
 async def test_a_question_under_way_when_envoy_dies_is_given_up_and_says_nothing(short: Path) -> None:
-    async with answers(short) as server, running(short, deadline=0.3) as at:
+    async with unix_http_server(short) as server, running(short, deadline=0.3) as at:
         server.put(DNS, names("a.mesh"), "one")
         await until(lambda: at.owners[DNS].given, "the names")
         server.held[DNS] = asyncio.Event()
@@ -361,7 +361,7 @@ async def test_a_question_under_way_when_envoy_dies_is_given_up_and_says_nothing
 
 async def test_who_is_woken_asks_at_once(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.dynconf.test_component.INTERVAL", 3600.0)
-    async with answers(short) as server, running(short) as at:
+    async with unix_http_server(short) as server, running(short) as at:
         await until(lambda: server.count(DNS) == 1, "the first question")
         server.put(DNS, names("a.mesh"), "one")
         at.component.wake()
@@ -376,7 +376,7 @@ async def test_who_is_woken_asks_at_once(short: Path, monkeypatch: pytest.Monkey
 async def test_a_control_plane_without_etags(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kuma 2.8 to 2.10: every path is answered with the metrics, and each time with all of it."""
     monkeypatch.setattr(component, "LONG_PAUSE", 0.1)
-    async with answers(short) as server, running(short) as at:
+    async with unix_http_server(short) as server, running(short) as at:
         for path in BODIES:
             server.put(path, METRICS)
         metrics = at.owners[MESH_METRIC]
@@ -384,7 +384,7 @@ async def test_a_control_plane_without_etags(short: Path, monkeypatch: pytest.Mo
         await rounds(server, MESH_METRIC)
         assert len(metrics.given) == 1
         assert at.owners[DNS].given == at.owners[OTEL].given == []
-        assert {etag for _, etag in server.asked} == {""}
+        assert {etag for _, etag in server.requests} == {""}
         assert at.path(MESH_METRIC)["etag"] is None
         changed = METRICS.replace(b"8081", b"8082")
         for path in BODIES:
@@ -397,32 +397,32 @@ async def test_a_control_plane_without_etags(short: Path, monkeypatch: pytest.Mo
         server.put(MESH_METRIC, METRICS, "m")
         server.put(DNS, names("a.mesh"), "one")
         await until(lambda: at.owners[DNS].given == [known("a.mesh")], "names")
-        await until(lambda: (MESH_METRIC, "m") in server.asked, "an etag")
+        await until(lambda: (MESH_METRIC, "m") in server.requests, "an etag")
         assert at.told == []
 
 
 async def test_no_more_often_than_every_ten_seconds_without_etags(short: Path) -> None:
-    async with answers(short) as server, running(short):
+    async with unix_http_server(short) as server, running(short):
         for path in BODIES:
             server.put(path, METRICS)
-        await until(lambda: {path for path, _ in server.asked} == set(BODIES), "the first questions")
+        await until(lambda: {path for path, _ in server.requests} == set(BODIES), "the first questions")
         await asyncio.sleep(10 * INTERVAL)
-        assert len(server.asked) <= 2 * len(BODIES)
+        assert len(server.requests) <= 2 * len(BODIES)
 
 
 @on_both_loops
 async def test_where_changes_are_told_little_is_asked_in_between(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(component, "ROUNDS_UNTIL_CALM", 20)
-    async with answers(short) as server, running(short, told=True) as at:
+    async with unix_http_server(short) as server, running(short, told=True) as at:
         owner = at.owners[DNS]
         server.put(DNS, names("a.mesh"), "one")
         at.component.wake()
         await until(lambda: owner.given, "the names")
 
         async def calm() -> bool:
-            before = len(server.asked)
+            before = len(server.requests)
             await asyncio.sleep(5 * INTERVAL)
-            return len(server.asked) == before
+            return len(server.requests) == before
 
         await poll_async(calm, what="no more questions")
         server.put(DNS, names("b.mesh"), "two")
@@ -441,7 +441,7 @@ async def test_where_changes_are_told_little_is_asked_in_between(short: Path, mo
         owner.fails = None
         await poll_async(calm, what="no more questions")
         assert at.path(DNS)["changes"] == 4
-        del server.of[DNS]
+        del server.responses[DNS]
         at.component.wake()
         await until(lambda: owner.given[-1] is None, "the removal")
         await poll_async(calm, what="no more questions")
@@ -449,7 +449,7 @@ async def test_where_changes_are_told_little_is_asked_in_between(short: Path, mo
 
 async def test_a_change_that_was_not_told_is_seen_in_the_end(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(component, "LONG_PAUSE", 0.2)
-    async with answers(short) as server, running(short, told=True) as at:
+    async with unix_http_server(short) as server, running(short, told=True) as at:
         await rounds(server, DNS, component.ROUNDS_UNTIL_CALM + 1)
         server.put(DNS, names("a.mesh"), "one")
         await until(lambda: at.owners[DNS].given, "the names")
@@ -457,12 +457,12 @@ async def test_a_change_that_was_not_told_is_seen_in_the_end(short: Path, monkey
 
 @pytest.mark.parametrize("gone", ["404", "refused"])
 async def test_who_stops_to_answer_without_etags_is_asked_as_others(short: Path, gone: str) -> None:
-    async with answers(short) as server, running(short) as at:
+    async with unix_http_server(short) as server, running(short) as at:
         for path in BODIES:
             server.put(path, METRICS)
-        await until(lambda: {path for path, _ in server.asked} == set(BODIES), "the first questions")
+        await until(lambda: {path for path, _ in server.requests} == set(BODIES), "the first questions")
         if gone == "404":
-            server.of.clear()
+            server.responses.clear()
         else:
             await server.close()
         at.component.wake()

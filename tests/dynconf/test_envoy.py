@@ -13,7 +13,7 @@ from kumadp.dynconf.component import DynamicConfiguration
 from kumadp.dynconf.http import LARGEST_BODY, SocketClient
 from kumadp.resources.dynconf_bodies import DNS, MESH_METRIC, OTEL, decode
 from tests.support.dynconf import DynconfEnvoy, dynconf_envoy, etag_of, with_etags, without
-from tests.support.loops import on_both_loops
+from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async
 
 if TYPE_CHECKING:

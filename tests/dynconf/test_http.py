@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.dynconf.http import LARGEST_BODY, Answer, BadAnswer, SocketClient
-from tests.support.answers import answer, answers
-from tests.support.loops import on_both_loops
+from tests.support.event_loops import on_both_loops
+from tests.support.unix_http_server import response, unix_http_server
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,31 +19,31 @@ ETAG = "ce7e214803a5e77c604834964da983d5464238f7247c8d58f5d1acfbb4a00ee1"
 
 @on_both_loops
 async def test_one_connection_for_many_questions(short: Path) -> None:
-    async with answers(short) as server:
+    async with unix_http_server(short) as server:
         client = SocketClient(short)
         server.put("/dns", b"names", ETAG)
         assert await client.get("/dns") == Answer(200, ETAG, b"names")
         assert await client.get("/dns", ETAG) == Answer(304, "", b"")
         assert await client.get("/otel") == Answer(404, "", b"")
-        assert server.asked == [("/dns", ""), ("/dns", ETAG), ("/otel", "")]
+        assert server.requests == [("/dns", ""), ("/dns", ETAG), ("/otel", "")]
         assert server.connections == 1
         client.close()
 
 
 @pytest.mark.parametrize("etag", [ETAG, '"quoted"', 'W/"weak"', "sp ace", "\xe9"])
 async def test_an_etag_goes_back_as_it_came(short: Path, etag: str) -> None:
-    async with answers(short) as server:
+    async with unix_http_server(short) as server:
         client = SocketClient(short)
         server.put("/dns", b"names", etag)
         assert (await client.get("/dns")).etag == etag
         assert (await client.get("/dns", etag)).status == 304
-        assert server.asked[-1] == ("/dns", etag)
+        assert server.requests[-1] == ("/dns", etag)
         client.close()
 
 
 @on_both_loops
 async def test_one_that_was_kept_may_have_ended(short: Path) -> None:
-    async with answers(short) as server:
+    async with unix_http_server(short) as server:
         client = SocketClient(short)
         server.put("/dns", b"names")
         await client.get("/dns")
@@ -56,11 +56,11 @@ async def test_one_that_was_kept_may_have_ended(short: Path) -> None:
 
 async def test_who_is_about_to_go_is_not_believed(short: Path) -> None:
     """An Envoy that drains a listener answers with what was, and that the connection ends."""
-    async with answers(short) as server:
+    async with unix_http_server(short) as server:
         client = SocketClient(short)
         server.put("/dns", b"old")
         await client.get("/dns")
-        server.of["/dns"] = answer(200, b"old", "Connection: close")
+        server.responses["/dns"] = response(200, b"old", "Connection: close")
         assert (await client.get("/dns")).body == b"old"
         assert server.connections == 2
         assert server.count("/dns") == 3
@@ -73,7 +73,7 @@ async def test_nobody_listens(short: Path) -> None:
     client = SocketClient(short)
     with pytest.raises(FileNotFoundError):
         await client.get("/dns")
-    async with answers(short) as server:
+    async with unix_http_server(short) as server:
         server.put("/dns", b"names")
         await client.get("/dns")
     with pytest.raises(ConnectionRefusedError):
@@ -93,9 +93,9 @@ async def test_nobody_listens(short: Path) -> None:
 )
 @on_both_loops
 async def test_other_ways_to_frame_a_body(short: Path, raw: bytes, body: bytes) -> None:
-    async with answers(short) as server:
+    async with unix_http_server(short) as server:
         client = SocketClient(short)
-        server.of["/dns"] = raw
+        server.responses["/dns"] = raw
         for _ in range(2):
             assert (await client.get("/dns")).body == body
         client.close()
@@ -117,9 +117,9 @@ async def test_other_ways_to_frame_a_body(short: Path, raw: bytes, body: bytes) 
     ],
 )
 async def test_what_is_no_answer(short: Path, raw: bytes, why: str) -> None:
-    async with answers(short) as server:
+    async with unix_http_server(short) as server:
         client = SocketClient(short)
-        server.of["/dns"] = raw
+        server.responses["/dns"] = raw
         with pytest.raises(BadAnswer, match=why):
             await client.get("/dns")
         server.put("/dns", b"names")
@@ -129,7 +129,7 @@ async def test_what_is_no_answer(short: Path, raw: bytes, why: str) -> None:
 
 @on_both_loops
 async def test_the_largest_body(short: Path) -> None:
-    async with answers(short) as server:
+    async with unix_http_server(short) as server:
         client = SocketClient(short)
         body = b"x" * LARGEST_BODY
         server.put("/dns", body)
@@ -138,7 +138,7 @@ async def test_the_largest_body(short: Path) -> None:
 
 
 async def test_a_question_that_is_given_up_costs_the_connection_only(short: Path) -> None:
-    async with answers(short) as server:
+    async with unix_http_server(short) as server:
         client = SocketClient(short)
         server.put("/dns", b"names")
         server.put("/otel", b"collectors")

@@ -12,7 +12,7 @@ import pytest
 from kumadp.bootstrap.address import AdminAddress, TcpAdmin, UnixAdmin
 from kumadp.envoy.admin_exposure import ways
 from tests.bootstrap.hostile import TYPES, Tree, control_plane_listener, http_listener, manager
-from tests.support.controlplane import socket_address, static_listener
+from tests.support.scripted_control_plane import socket_address, static_listener
 
 if TYPE_CHECKING:
     from kumadp.envoy.admin import AdminClient

@@ -19,10 +19,10 @@ from kumadp.errors import ChildFailed
 from kumadp.host.private_file import write_json
 from kumadp.process.child import Command
 from kumadp.process.policy import ChildState, RestartPolicy
-from tests.support.controlplane import socket_address, static_bootstrap, static_listener
 from tests.support.daemon import Ports
 from tests.support.needs import need_envoy
 from tests.support.poll import poll_async
+from tests.support.scripted_control_plane import socket_address, static_bootstrap, static_listener
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -8,8 +8,8 @@ import socket
 from typing import TYPE_CHECKING, cast
 
 from kumadp.host.net.accept import Acceptor, Door
-from tests.support.hostile import no_descriptors_left
-from tests.support.loops import on_both_loops
+from tests.support.event_loops import on_both_loops
+from tests.support.hostile_clients import no_descriptors_left
 from tests.support.poll import poll_async
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.support.lasting import Lasting, lasting
+from tests.support.loaded_rig import LoadedRig, loaded_rig
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ GIVEN = 1 << 20
 
 
 @pytest.fixture
-def at() -> Iterator[Lasting]:
-    with XdsControlPlane() as plane, lasting(plane) as made:
+def at() -> Iterator[LoadedRig]:
+    with XdsControlPlane() as plane, loaded_rig(plane) as made:
         yield made
 
 
@@ -31,7 +31,7 @@ def soft(pid: int) -> int:
     return resource.prlimit(pid, resource.RLIMIT_CORE)[0]
 
 
-def test_kumadp_leaves_none_and_envoy_may(at: Lasting) -> None:
+def test_kumadp_leaves_none_and_envoy_may(at: LoadedRig) -> None:
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
     if hard != resource.RLIM_INFINITY and hard < GIVEN:
         pytest.skip("no core dump is allowed here")

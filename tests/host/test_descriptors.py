@@ -13,7 +13,7 @@ import pytest
 
 from kumadp.host import descriptors
 from kumadp.host.process_identity import identity_of, start_time_of
-from tests.support.lasting import Lasting, lasting
+from tests.support.loaded_rig import LoadedRig, loaded_rig
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ GIVEN, HARD = 700, 1500
 
 
 @pytest.fixture
-def at() -> Iterator[Lasting]:
-    with XdsControlPlane() as plane, lasting(plane) as made:
+def at() -> Iterator[LoadedRig]:
+    with XdsControlPlane() as plane, loaded_rig(plane) as made:
         yield made
 
 
@@ -34,7 +34,7 @@ def limits(pid: int) -> tuple[int, int]:
 
 
 @pytest.mark.process
-def test_the_soft_limit_is_raised_and_raised_again_after_a_reexecution(at: Lasting) -> None:
+def test_the_soft_limit_is_raised_and_raised_again_after_a_reexecution(at: LoadedRig) -> None:
     with at.up(prefix=("prlimit", f"--nofile={GIVEN}:{HARD}")) as daemon:
         assert limits(daemon.pid) == (HARD, HARD)
         at.reexec(daemon)

@@ -12,10 +12,10 @@ import trustme
 
 from kumadp.envoy.admin_probe import ASKED
 from kumadp.errors import ExitCode
-from tests.support.controlplane import socket_address, static_bootstrap, static_cluster, static_listener
 from tests.support.daemon import Ports, run_kumadp
 from tests.support.netns import NEIGHBOUR, SIDECAR, SIDECAR_V6, Hosts, two_hosts
 from tests.support.poll import poll
+from tests.support.scripted_control_plane import socket_address, static_bootstrap, static_cluster, static_listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.box import in_tree, need_box
 from tests.support.needs import need_program
+from tests.support.nspawn_host import in_tree, need_nspawn
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 pytestmark = [pytest.mark.process, pytest.mark.timeout(600), pytest.mark.xdist_group("systemd")]
@@ -35,7 +35,7 @@ def clean_tree(folder: Path) -> Path:
 
 
 def test_it_is_installed_run_and_removed_in_a_clean_tree(tmp_path: Path) -> None:
-    need_box()
+    need_nspawn()
     need_program("mmdebstrap", "mmdebstrap")
     built = subprocess.run(
         [ROOT / ".ci/build-deb", sys.executable, tmp_path / "deb"], check=True, capture_output=True, text=True

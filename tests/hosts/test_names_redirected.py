@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.hosts.test_admin_exposure import FILTERS, SERVE, Script, ask, control_plane_arguments
-from tests.support.controlplane import socket_address, static_bootstrap, static_cluster, static_listener
 from tests.support.daemon import Ports, run_kumadp
 from tests.support.needs import need_coredns, need_nft
 from tests.support.netns import NEIGHBOUR, Hosts, two_hosts
 from tests.support.poll import poll
+from tests.support.scripted_control_plane import socket_address, static_bootstrap, static_cluster, static_listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.hosts.test_admin_exposure import RECORD, SERVE, Script, ask, hosts
-from tests.support.controlplane import static_bootstrap
 from tests.support.daemon import Ports, run_kumadp
 from tests.support.netns import SIDECAR, SIDECAR_V6, Hosts
 from tests.support.poll import poll
 from tests.support.ports import free_port
+from tests.support.scripted_control_plane import static_bootstrap
 
 if TYPE_CHECKING:
     from pathlib import Path

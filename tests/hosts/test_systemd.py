@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.box import Box, booted, need_box
+from tests.support.nspawn_host import NspawnHost, booted_host, need_nspawn
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ dataplane: {drainTime: 2s}
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Debian package of this checkout."""
-    need_box()
+    need_nspawn()
     folder = tmp_path_factory.mktemp("deb")
     done = subprocess.run([ROOT / ".ci/build-deb", sys.executable, folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -84,9 +84,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def host(package: Path) -> Iterator[Box]:
+def host(package: Path) -> Iterator[NspawnHost]:
     """A host with the package and the workload; each test starts what it needs."""
-    with booted(f"--bind-ro={ROOT}", install=package) as box:
+    with booted_host(f"--bind-ro={ROOT}", install=package) as box:
         box.write("/root/application.py", APPLICATION)
         box.write("/root/client.py", CLIENT)
         box.run("systemd-run", "--unit=application", "/usr/bin/python3", "/root/application.py")
@@ -94,7 +94,7 @@ def host(package: Path) -> Iterator[Box]:
 
 
 @pytest.fixture
-def box(host: Box) -> Iterator[Box]:
+def box(host: NspawnHost) -> Iterator[NspawnHost]:
     """The host, with nothing of kumadp running before and after."""
     host.write("/etc/kumadp/web.yaml", SETTINGS, 0o644)
     host.write("/etc/kumadp/web-dataplane.yaml", DATAPLANE)
@@ -108,12 +108,12 @@ def box(host: Box) -> Iterator[Box]:
     assert processes(host) == []
 
 
-def processes(box: Box) -> list[str]:
+def processes(box: NspawnHost) -> list[str]:
     """What runs as the user of kumadp."""
     return box.run("pgrep", "-a", "-u", "kumadp", check=False).splitlines()
 
 
-def envoy(box: Box) -> str:
+def envoy(box: NspawnHost) -> str:
     """Pid of the one Envoy; one that is asked for its version is there for a moment only."""
 
     def alone() -> str:
@@ -123,12 +123,12 @@ def envoy(box: Box) -> str:
     return poll(alone, what="one Envoy")
 
 
-def ask(box: Box, path: str = "/") -> str:
+def ask(box: NspawnHost, path: str = "/") -> str:
     """Answer of the workload through Envoy."""
     return box.run("curl", "-fsS", "-m", "10", f"http://127.0.0.1:18080{path}")
 
 
-def change(box: Box, text: str) -> None:
+def change(box: NspawnHost, text: str) -> None:
     """Change the unit as an operator does."""
     box.write(f"/etc/systemd/system/{UNIT}.service.d/test.conf", f"[Service]\n{text}\n")
     box.run("systemctl", "daemon-reload")
@@ -137,7 +137,7 @@ def change(box: Box, text: str) -> None:
 class Asking:
     """A client in the box that asks all the time."""
 
-    def __init__(self, box: Box) -> None:
+    def __init__(self, box: NspawnHost) -> None:
         self._box = box
         box.run("systemd-run", "--unit=client", "--collect", "-p", "StandardOutput=file:/root/asked",
                 "-p", "StandardError=file:/root/failed", "/usr/bin/python3", "/root/client.py")  # fmt: skip
@@ -149,7 +149,7 @@ class Asking:
         return int(asked), int(failed)
 
 
-def test_start_returns_when_traffic_flows_and_the_status_is_a_line(box: Box) -> None:
+def test_start_returns_when_traffic_flows_and_the_status_is_a_line(box: NspawnHost) -> None:
     box.run("systemctl", "start", UNIT)
     assert ask(box) == "yes"
     assert box.show(UNIT, "StatusText") == "READY: Envoy is LIVE with its listeners"
@@ -159,7 +159,7 @@ def test_start_returns_when_traffic_flows_and_the_status_is_a_line(box: Box) -> 
     assert box.run("kumadp", "wait", "--name=web", "--once", check=False) is not None
 
 
-def test_its_lines_in_the_journal_are_for_people_and_have_fields(box: Box) -> None:
+def test_its_lines_in_the_journal_are_for_people_and_have_fields(box: NspawnHost) -> None:
     box.run("systemctl", "start", UNIT)
     own = f"_SYSTEMD_UNIT={UNIT}.service"
     lines = box.journal(UNIT, own).splitlines()
@@ -178,7 +178,7 @@ def test_its_lines_in_the_journal_are_for_people_and_have_fields(box: Box) -> No
     assert ended not in box.journal(UNIT, own, "-p", "err")
 
 
-def test_start_waits_for_what_it_needs_and_says_for_what(box: Box) -> None:
+def test_start_waits_for_what_it_needs_and_says_for_what(box: NspawnHost) -> None:
     box.write("/etc/kumadp/web.yaml", "controlPlane: {url: 'https://127.0.0.1:5678'}\n"
               "dataplaneRuntime: {resourcePath: /etc/kumadp/web-dataplane.yaml}\ndns: {enabled: false}\n")  # fmt: skip
     box.run("systemctl", "start", "--no-block", UNIT)
@@ -187,7 +187,7 @@ def test_start_waits_for_what_it_needs_and_says_for_what(box: Box) -> None:
     assert box.show(UNIT, "ActiveState") == "activating"
 
 
-def test_a_killed_kumadp_is_started_again_and_adopts_its_envoy(box: Box) -> None:
+def test_a_killed_kumadp_is_started_again_and_adopts_its_envoy(box: NspawnHost) -> None:
     box.run("systemctl", "start", UNIT)
     pid, before = envoy(box), box.show(UNIT, "MainPID")
     asking = Asking(box)
@@ -200,7 +200,7 @@ def test_a_killed_kumadp_is_started_again_and_adopts_its_envoy(box: Box) -> None
     assert failed == 0
 
 
-def test_one_that_hangs_is_ended_by_the_watchdog_and_traffic_goes_on(box: Box) -> None:
+def test_one_that_hangs_is_ended_by_the_watchdog_and_traffic_goes_on(box: NspawnHost) -> None:
     change(box, "WatchdogSec=2")
     box.run("systemctl", "start", UNIT)
     pid, asking = envoy(box), Asking(box)
@@ -211,7 +211,7 @@ def test_one_that_hangs_is_ended_by_the_watchdog_and_traffic_goes_on(box: Box) -
     assert asking.end()[1] == 0
 
 
-def test_what_ends_again_and_again_has_failed_with_its_reason(box: Box) -> None:
+def test_what_ends_again_and_again_has_failed_with_its_reason(box: NspawnHost) -> None:
     box.run("systemd-run", "--unit=holder", "--collect", "/usr/bin/python3", "-m", "http.server", "--bind", "127.0.0.1",
             "9902")  # fmt: skip
     poll(lambda: box.run("curl", "-s", "-o", "/dev/null", "http://127.0.0.1:9902/", check=False) == "", what="a holder")
@@ -225,7 +225,7 @@ def test_what_ends_again_and_again_has_failed_with_its_reason(box: Box) -> None:
     assert re.search(r"Status: \"STOPPED: .*9902", status), status
 
 
-def test_wrong_settings_are_not_tried_again(box: Box) -> None:
+def test_wrong_settings_are_not_tried_again(box: NspawnHost) -> None:
     box.write("/etc/kumadp/web.yaml", "standalone: {path: /none.yaml}\n")
     box.run("systemctl", "start", UNIT, check=False)
     assert box.show(UNIT, "ActiveState") == "failed"
@@ -233,7 +233,7 @@ def test_wrong_settings_are_not_tried_again(box: Box) -> None:
     assert "/none.yaml" in box.run("systemctl", "status", UNIT, check=False)
 
 
-def test_a_stop_lets_a_request_finish_and_leaves_nothing(box: Box) -> None:
+def test_a_stop_lets_a_request_finish_and_leaves_nothing(box: NspawnHost) -> None:
     box.run("systemctl", "start", UNIT)
     client = subprocess.Popen([*box.enter(), "curl", "-fsS", "-m", "20", "http://127.0.0.1:18080/slow"],
                               stdout=subprocess.PIPE, text=True)  # fmt: skip
@@ -246,7 +246,7 @@ def test_a_stop_lets_a_request_finish_and_leaves_nothing(box: Box) -> None:
     assert box.run("ls", "/run/kumadp", check=False) == ""
 
 
-def test_a_stop_after_a_kill_ends_the_envoy_that_was_left(box: Box) -> None:
+def test_a_stop_after_a_kill_ends_the_envoy_that_was_left(box: NspawnHost) -> None:
     change(box, "RestartSec=1h")
     box.run("systemctl", "start", UNIT)
     pid = envoy(box)
@@ -260,7 +260,7 @@ def test_a_stop_after_a_kill_ends_the_envoy_that_was_left(box: Box) -> None:
     )
 
 
-def test_a_reload_applies_new_settings_without_a_lost_request(box: Box) -> None:
+def test_a_reload_applies_new_settings_without_a_lost_request(box: NspawnHost) -> None:
     box.run("systemctl", "start", UNIT)
     pid, main = envoy(box), box.show(UNIT, "MainPID")
     asking = Asking(box)
@@ -282,7 +282,7 @@ def test_a_reload_applies_new_settings_without_a_lost_request(box: Box) -> None:
     assert ask(box) == "yes"
 
 
-def test_the_doctor_says_where_the_unit_is_another_one(box: Box) -> None:
+def test_the_doctor_says_where_the_unit_is_another_one(box: NspawnHost) -> None:
     def units() -> list[tuple[str, str]]:
         told = json.loads(box.run("kumadp", "doctor", "--config=/etc/kumadp/web.yaml", "--output=json", check=False))
         return [(one["state"], one["text"]) for one in told["findings"] if one["check"] == "systemd"]
@@ -303,7 +303,7 @@ def test_the_doctor_says_where_the_unit_is_another_one(box: Box) -> None:
     assert ("ok", "kumadp@.service is the one that was shipped") in units()
 
 
-def test_an_upgrade_of_the_package_loses_no_request(box: Box, package: Path, tmp_path: Path) -> None:
+def test_an_upgrade_of_the_package_loses_no_request(box: NspawnHost, package: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     subprocess.run(["dpkg-deb", "-R", package, tree], check=True)
     for name, old in (("DEBIAN/control", "Version: "), ("usr/lib/kumadp/kumadp/__init__.py", '__version__ = "')):
@@ -330,7 +330,7 @@ def test_an_upgrade_of_the_package_loses_no_request(box: Box, package: Path, tmp
     box.run("systemctl", "stop", UNIT)
 
 
-def test_install_writes_a_service_and_uninstall_takes_it_away(box: Box) -> None:
+def test_install_writes_a_service_and_uninstall_takes_it_away(box: NspawnHost) -> None:
     box.write("/srv/dataplane.yaml", DATAPLANE.replace("name: web", "name: other"))
     command = ("kumadp", "install", "--systemd", "--name=other", "--standalone=/srv/dataplane.yaml")
     dry = box.run(*command, "--dry-run")
@@ -354,7 +354,7 @@ def test_install_writes_a_service_and_uninstall_takes_it_away(box: Box) -> None:
 PLANE = """
 import pathlib, signal, sys, time
 sys.path.insert(0, {root!r})
-from tests.support.controlplane import TOKEN, ScriptedControlPlane, bootstrap_answer, static_bootstrap
+from tests.support.scripted_control_plane import TOKEN, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Ports
 ports = Ports(18080, 18081, 9901, 9902, 9000, 15053, 15054, 19153)
 with ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, 8080))) as plane:
@@ -369,13 +369,13 @@ with ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, 8080))) as pl
 """
 
 
-def drop_in(box: Box, name: str) -> None:
+def drop_in(box: NspawnHost, name: str) -> None:
     """Use a drop-in that is shipped, as it says itself."""
     box.write(f"/etc/systemd/system/{UNIT}.service.d/{name}", (ROOT / "systemd" / name).read_text())
     box.run("systemctl", "daemon-reload")
 
 
-def test_ports_below_1024_are_had_with_the_drop_in_for_them(box: Box) -> None:
+def test_ports_below_1024_are_had_with_the_drop_in_for_them(box: NspawnHost) -> None:
     box.write("/etc/kumadp/web-dataplane.yaml", DATAPLANE.replace("18080", "80"))
     box.run("systemctl", "start", UNIT, check=False)
     assert "ports below 1024 need CAP_NET_BIND_SERVICE" in box.run("systemctl", "status", UNIT, check=False)
@@ -390,7 +390,7 @@ def test_ports_below_1024_are_had_with_the_drop_in_for_them(box: Box) -> None:
     assert envoy(box) == pid
 
 
-def test_a_token_that_root_alone_may_read_comes_as_a_credential(box: Box) -> None:
+def test_a_token_that_root_alone_may_read_comes_as_a_credential(box: NspawnHost) -> None:
     box.write("/root/plane.py", PLANE.format(root=str(ROOT)))
     box.run("rm", "-f", "/etc/kumadp/port")
     box.run("systemd-run", "--unit=plane", "--collect", sys.executable, "/root/plane.py")
@@ -412,7 +412,7 @@ def test_a_token_that_root_alone_may_read_comes_as_a_credential(box: Box) -> Non
         box.run("rm", "-f", "/etc/kumadp/token", "/etc/kumadp/ca.crt", "/etc/kumadp/port", "/root/tokens")
 
 
-def test_the_commands_of_readme_work(box: Box) -> None:
+def test_the_commands_of_readme_work(box: NspawnHost) -> None:
     (block,) = re.findall(r"^```sh systemd\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     box.write("/root/plane.py", PLANE.format(root=str(ROOT)))
     box.run("rm", "-f", "/etc/kumadp/web.yaml", "/etc/kumadp/port")
@@ -454,7 +454,7 @@ kumadp: {{adminPort: 0}}
 INSTANCES = 10
 
 
-def test_ten_data_planes_of_the_template_are_ready_at_once(box: Box) -> None:
+def test_ten_data_planes_of_the_template_are_ready_at_once(box: NspawnHost) -> None:
     box.write("/root/mesh.py", MESH.format(root=str(ROOT)))
     dataplane = DATAPLANE.replace("name: web", "name: {{name}}").replace("18080", "{{port}}")
     box.write("/etc/kumadp/dataplane.yaml", dataplane.replace("  admin: {port: 9901}\n", ""))
@@ -480,7 +480,7 @@ def test_ten_data_planes_of_the_template_are_ready_at_once(box: Box) -> None:
 
 
 def test_the_package_goes_without_a_trace(package: Path) -> None:
-    with booted(install=package) as box:
+    with booted_host(install=package) as box:
         box.write("/etc/kumadp/web.yaml", SETTINGS)
         box.write("/etc/kumadp/web-dataplane.yaml", DATAPLANE)
         box.run("systemctl", "enable", "--now", UNIT)

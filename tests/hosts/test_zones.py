@@ -30,8 +30,8 @@ from kumadp.otel.senders import sender_for
 from kumadp.probes.asking import Asker
 from kumadp.settings.resolve import resolve
 from tests.support.collector import http_collector
-from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer
 from tests.support.linklocal import ADDRESS, SCOPED, on_its_own_network
+from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

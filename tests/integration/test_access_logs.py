@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.host.socket_names import access_log, kuma_socket
+from tests.support.access_log_policy import log_nothing, log_to
+from tests.support.control_planes import KINDS
 from tests.support.daemon import get
-from tests.support.kuma import KumaControlPlane
-from tests.support.lasting import lasting
-from tests.support.logged import log_nothing, log_to
-from tests.support.planes import KINDS
+from tests.support.kuma_control_plane import KumaControlPlane
+from tests.support.loaded_rig import loaded_rig
+from tests.support.log_sink import Sink
 from tests.support.poll import poll
-from tests.support.relayed import NAME, NODE, SOON, rig
-from tests.support.sink import Sink
+from tests.support.rig import NAME, NODE, SOON, rig
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.daemon import Daemon
-    from tests.support.relayed import Rig
+    from tests.support.rig import Rig
 
 pytestmark = pytest.mark.process
 
@@ -190,7 +190,7 @@ def test_a_new_epoch_of_envoy(alone: Rig, sink: Sink) -> None:
 @pytest.mark.parametrize("how", ["reexec", "killed"])
 def test_kumadp_goes_and_another_comes(sink: Sink, how: str) -> None:
     """Re-executed, it loses no line, and no connection; killed, what Envoy writes until the next one is there."""
-    with lasting("test") as at:
+    with loaded_rig("test") as at:
         with at.up(*QUICK) as daemon:
             apply(at, sink.address)
             until_logged(at, sink)

@@ -11,9 +11,9 @@ import pytest
 
 from kumadp.host.socket_names import ADMIN, kuma_socket
 from tests.support.daemon import is_listening, says_close
-from tests.support.lasting import Lasting, lasting
+from tests.support.loaded_rig import LoadedRig, loaded_rig
 from tests.support.poll import poll
-from tests.support.relayed import SOON
+from tests.support.rig import SOON
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture
-def at() -> Iterator[Lasting]:
-    with XdsControlPlane() as plane, lasting(plane) as made:
+def at() -> Iterator[LoadedRig]:
+    with XdsControlPlane() as plane, loaded_rig(plane) as made:
         path = str(socket_of(made))
 
         def as_2_14(tree: dict[str, Any]) -> None:
@@ -37,11 +37,11 @@ def at() -> Iterator[Lasting]:
         yield made
 
 
-def socket_of(at: Lasting) -> Path:
+def socket_of(at: LoadedRig) -> Path:
     return kuma_socket(at.work, ADMIN)
 
 
-def assert_admin_is_the_socket(at: Lasting, daemon: Daemon) -> None:
+def assert_admin_is_the_socket(at: LoadedRig, daemon: Daemon) -> None:
     assert at.status(daemon)["ports"]["admin"] == f"unix:{socket_of(at)}"
     found = socket_of(at).stat()
     assert stat.S_ISSOCK(found.st_mode)
@@ -49,7 +49,7 @@ def assert_admin_is_the_socket(at: Lasting, daemon: Daemon) -> None:
     assert not is_listening(at.ports.admin)
 
 
-def test_reloads_deaths_and_drain(at: Lasting) -> None:
+def test_reloads_deaths_and_drain(at: LoadedRig) -> None:
     with at.up() as daemon:
         assert_admin_is_the_socket(at, daemon)
         with at.load(asked=False):
@@ -68,14 +68,14 @@ def test_reloads_deaths_and_drain(at: Lasting) -> None:
         assert daemon.wait() == 0
 
 
-def test_health_checks_are_failed_before_the_end(at: Lasting) -> None:
+def test_health_checks_are_failed_before_the_end(at: LoadedRig) -> None:
     with at.up() as daemon:
         daemon.terminate()
         assert daemon.wait() == 0
         assert "failing Envoy's health checks failed" not in daemon.output()
 
 
-def test_a_kumadp_after_a_killed_one_goes_on(at: Lasting) -> None:
+def test_a_kumadp_after_a_killed_one_goes_on(at: LoadedRig) -> None:
     with at.up() as daemon:
         envoy = at.the_envoy()
         inode = socket_of(at).stat().st_ino
@@ -89,7 +89,7 @@ def test_a_kumadp_after_a_killed_one_goes_on(at: Lasting) -> None:
         assert_admin_is_the_socket(at, daemon)
 
 
-def test_a_stale_socket_of_a_dead_run_is_no_hindrance(at: Lasting) -> None:
+def test_a_stale_socket_of_a_dead_run_is_no_hindrance(at: LoadedRig) -> None:
     with at.up("--on-parent-death=kill") as daemon:
         at.kill(daemon)
     poll(lambda: not at.envoys(), what="Envoy's end")

@@ -16,12 +16,12 @@ import psutil
 import pytest
 
 from kumadp.errors import ExitCode
-from tests.support import impatient
+from tests.support import short_grace_period
 from tests.support.daemon import Ports, get, is_listening, run_kumadp, workload, write_mesh
-from tests.support.hosted import Hosted
+from tests.support.own_application import OwnApplication
 from tests.support.poll import poll
 from tests.support.ports import free_ports
-from tests.support.relayed import rig
+from tests.support.rig import rig
 from tests.support.standalone import logged
 from tests.support.xds.plane import XdsControlPlane
 
@@ -61,8 +61,8 @@ def mesh(tmp_path: Path, ports: Ports, app_port: int) -> Iterator[tuple[str, ...
 
 
 @pytest.fixture
-def app(tmp_path: Path, ports: Ports, app_port: int) -> Hosted:
-    return Hosted(tmp_path / "app", app_port, ports.outbound)
+def app(tmp_path: Path, ports: Ports, app_port: int) -> OwnApplication:
+    return OwnApplication(tmp_path / "app", app_port, ports.outbound)
 
 
 def python(script: str) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ raise SystemExit(7)
 
 
 def test_an_open_connection_of_a_peer_does_not_hold_an_end_that_has_nothing_to_serve(
-    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: Hosted
+    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication
 ) -> None:
     with run_kumadp(tmp_path, ports, *mesh, *app.command) as daemon:
         daemon.wait_ready()
@@ -100,7 +100,7 @@ def test_an_open_connection_of_a_peer_does_not_hold_an_end_that_has_nothing_to_s
 
 
 def test_inbound_drains_first_and_the_application_calls_out_until_it_has_ended(
-    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: Hosted
+    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication
 ) -> None:
     with run_kumadp(tmp_path, ports, *mesh, *app.command) as daemon:
         daemon.wait_ready()
@@ -126,7 +126,7 @@ def test_inbound_drains_first_and_the_application_calls_out_until_it_has_ended(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
 def test_it_gets_the_signal_that_was_sent_to_us(
-    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: Hosted, number: signal.Signals
+    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication, number: signal.Signals
 ) -> None:
     with run_kumadp(tmp_path, ports, *mesh, *app.command) as daemon:
         poll(lambda: app.pid, what="the application")
@@ -137,7 +137,7 @@ def test_it_gets_the_signal_that_was_sent_to_us(
 
 
 def test_after_a_drain_of_inbound_it_is_told_at_once(
-    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: Hosted
+    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication
 ) -> None:
     app.touch("end")
     with run_kumadp(tmp_path, ports, *mesh, "--min-drain-time=50s", *app.command) as daemon:
@@ -151,7 +151,7 @@ def test_after_a_drain_of_inbound_it_is_told_at_once(
 
 
 def test_a_second_signal_cuts_the_drain_short_but_not_the_application(
-    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: Hosted
+    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication
 ) -> None:
     with run_kumadp(tmp_path, ports, *mesh, "--min-drain-time=50s", *app.command) as daemon:
         poll(lambda: app.pid, what="the application")
@@ -164,7 +164,9 @@ def test_a_second_signal_cuts_the_drain_short_but_not_the_application(
         assert daemon.wait() == 3
 
 
-def test_a_third_signal_kills_everything(tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: Hosted) -> None:
+def test_a_third_signal_kills_everything(
+    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication
+) -> None:
     with run_kumadp(tmp_path, ports, *mesh, *app.command) as daemon:
         pid = app.pid
         for told in ("(1 of 3)", "(2 of 3)", "(3 of 3)"):
@@ -190,7 +192,7 @@ while True: time.sleep(1000)
         poll(lambda: gone(other), what="the end of what it left running")
 
 
-def test_sighup_is_the_application_s(tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: Hosted) -> None:
+def test_sighup_is_the_application_s(tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication) -> None:
     app.touch("end")
     with run_kumadp(tmp_path, ports, *mesh, *app.command) as daemon:
         poll(lambda: app.pid, what="the application")
@@ -208,7 +210,7 @@ def test_at_once_it_waits_for_nothing(tmp_path: Path, ports: Ports) -> None:
         assert daemon.wait() == 5, daemon.output()
 
 
-def test_a_stop_before_it_was_started_is_a_clean_one(tmp_path: Path, ports: Ports, app: Hosted) -> None:
+def test_a_stop_before_it_was_started_is_a_clean_one(tmp_path: Path, ports: Ports, app: OwnApplication) -> None:
     (port,) = free_ports(1)
     away = ("--name=web", "--mesh=default", f"--cp-address=http://127.0.0.1:{port}")
     with run_kumadp(tmp_path, ports, *away, *app.command) as daemon:
@@ -219,7 +221,7 @@ def test_a_stop_before_it_was_started_is_a_clean_one(tmp_path: Path, ports: Port
 
 
 def test_a_sidecar_that_cannot_go_on_takes_it_down(
-    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: Hosted
+    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication
 ) -> None:
     app.touch("end")
     with run_kumadp(tmp_path, ports, *mesh, "--envoy-restart-budget=0", *app.command) as daemon:
@@ -230,7 +232,7 @@ def test_a_sidecar_that_cannot_go_on_takes_it_down(
 
 
 def test_or_leaves_it_and_hands_every_signal_on(
-    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: Hosted, app_port: int
+    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication, app_port: int
 ) -> None:
     with run_kumadp(
         tmp_path, ports, *mesh, "--envoy-restart-budget=0", "--on-sidecar-end=leave", *app.command
@@ -248,8 +250,10 @@ def test_or_leaves_it_and_hands_every_signal_on(
 
 
 @pytest.mark.parametrize("flag", ["stop", "leave"])
-def test_the_same_where_the_control_plane_refuses(tmp_path: Path, app: Hosted, app_port: int, flag: str) -> None:
-    short = (sys.executable, str(Path(impatient.__file__)), "0.5", "1.0")
+def test_the_same_where_the_control_plane_refuses(
+    tmp_path: Path, app: OwnApplication, app_port: int, flag: str
+) -> None:
+    short = (sys.executable, str(Path(short_grace_period.__file__)), "0.5", "1.0")
     app.touch("end")
     with XdsControlPlane() as plane, rig(tmp_path, plane) as alone:
         plane.faults.linger = 0.0
@@ -268,7 +272,13 @@ def test_the_same_where_the_control_plane_refuses(tmp_path: Path, app: Hosted, a
 
 @pytest.mark.parametrize(("flag", "told"), [("stop", ["SIGTERM"]), ("leave", [])])
 def test_the_same_where_kumadp_is_killed(
-    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: Hosted, app_port: int, flag: str, told: list[str]
+    tmp_path: Path,
+    ports: Ports,
+    mesh: tuple[str, ...],
+    app: OwnApplication,
+    app_port: int,
+    flag: str,
+    told: list[str],
 ) -> None:
     with run_kumadp(tmp_path, ports, *mesh, f"--on-sidecar-end={flag}", *app.command) as daemon:
         pid = app.pid
@@ -286,7 +296,7 @@ def test_the_same_where_kumadp_is_killed(
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_reexecution_keeps_it(tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: Hosted) -> None:
+def test_a_reexecution_keeps_it(tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication) -> None:
     with run_kumadp(tmp_path, ports, *mesh, *app.command) as daemon:
         pid = app.pid
         daemon.process.send_signal(signal.SIGUSR1)
@@ -302,7 +312,7 @@ def test_a_reexecution_keeps_it(tmp_path: Path, ports: Ports, mesh: tuple[str, .
 
 
 def test_its_environment_is_the_user_s_without_our_secrets(
-    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: Hosted
+    tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication
 ) -> None:
     mine = {"KUMA_DATAPLANE_RUNTIME_TOKEN": TOKEN, "APPLICATION_SETTING": "its own"}
     with run_kumadp(tmp_path, ports, *mesh, *app.command, environment=mine) as daemon:

@@ -17,9 +17,9 @@ import yaml
 from kumadp.daemon.control import ask, ask_status, control_socket_path
 from kumadp.errors import ExitCode
 from tests.support.command import kumadp
-from tests.support.controlplane import TOKEN, Answer
 from tests.support.daemon import Daemon, Ports, get, run_kumadp
 from tests.support.poll import poll
+from tests.support.scripted_control_plane import TOKEN, Answer
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:

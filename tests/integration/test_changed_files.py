@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.daemon import Daemon, workload
 from tests.support.poll import poll
-from tests.support.relayed import Rig
+from tests.support.rig import Rig
 from tests.support.standalone import logged
 from tests.support.xds.plane import XdsControlPlane
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from tests.support.lasting import Lasting, lasting
+from tests.support.control_planes import KINDS
+from tests.support.loaded_rig import LoadedRig, loaded_rig
 from tests.support.needs import need_envoy
-from tests.support.planes import KINDS
 from tests.support.poll import poll
-from tests.support.relayed import NODE, SOON
+from tests.support.rig import NODE, SOON
 from tests.support.xds.journal import What
 from tests.support.xds.plane import XdsControlPlane
 
@@ -37,18 +37,18 @@ def plane() -> Iterator[XdsControlPlane]:
 
 
 @pytest.fixture
-def alone(plane: XdsControlPlane) -> Iterator[Lasting]:
-    with lasting(plane) as made:
+def alone(plane: XdsControlPlane) -> Iterator[LoadedRig]:
+    with loaded_rig(plane) as made:
         yield made
 
 
 @pytest.fixture(params=KINDS)
-def at(request: pytest.FixtureRequest) -> Iterator[Lasting]:
-    with lasting(request.param) as made:
+def at(request: pytest.FixtureRequest) -> Iterator[LoadedRig]:
+    with loaded_rig(request.param) as made:
         yield made
 
 
-def reloaded(at: Lasting, daemon: Daemon) -> psutil.Process:
+def reloaded(at: LoadedRig, daemon: Daemon) -> psutil.Process:
     """`kumadp reload`, and the end of the Envoy before it; the one that serves now."""
     old = at.the_envoy()
     assert "serves after" in at.reload(daemon)
@@ -65,7 +65,7 @@ def link(name: Path, target: Path) -> None:
 
 @pytest.mark.contract("another Envoy binary taken under load")
 @pytest.mark.parametrize("how", ["another file", "a link that leads elsewhere"])
-def test_another_envoy_binary_is_taken(at: Lasting, how: str) -> None:
+def test_another_envoy_binary_is_taken(at: LoadedRig, how: str) -> None:
     folder = at.folder
     one, other, binary = folder / "envoy-1", folder / "envoy-2", folder / "envoy"
     os.link(need_envoy(), one)
@@ -86,7 +86,7 @@ def test_another_envoy_binary_is_taken(at: Lasting, how: str) -> None:
         assert at.plane.registered == [NODE]
 
 
-def test_another_version_of_envoy_breaks_no_stream(alone: Lasting, plane: XdsControlPlane) -> None:
+def test_another_version_of_envoy_breaks_no_stream(alone: LoadedRig, plane: XdsControlPlane) -> None:
     """A control plane only shows it, and a new stream would cost a moment out of the mesh."""
 
     def upgraded(tree: Tree) -> None:
@@ -102,7 +102,7 @@ def test_another_version_of_envoy_breaks_no_stream(alone: Lasting, plane: XdsCon
         poll(lambda: admitted(plane) == 2, what="a new stream for what it acts on", deadline=SOON)
 
 
-def led_by_a_file(at: Lasting) -> dict[str, dict[str, Any]]:
+def led_by_a_file(at: LoadedRig) -> dict[str, dict[str, Any]]:
     """Settings in a file, to be changed while kumadp runs: the way to the control plane."""
     at.settings = {
         "controlPlane": {"url": at.plane.url, "caCertFile": str(at.ca)},
@@ -115,7 +115,7 @@ def admitted(plane: XdsControlPlane) -> int:
     return len(plane.journal.events(What.ADMITTED))
 
 
-def test_another_token_file_is_taken(alone: Lasting, plane: XdsControlPlane) -> None:
+def test_another_token_file_is_taken(alone: LoadedRig, plane: XdsControlPlane) -> None:
     tokens: list[str] = []
 
     def take(token: str) -> str:
@@ -142,7 +142,7 @@ def test_another_token_file_is_taken(alone: Lasting, plane: XdsControlPlane) -> 
 
 
 @pytest.mark.parametrize("how", ["another CA file", "not verified any more"])
-def test_another_trust_is_taken(alone: Lasting, plane: XdsControlPlane, how: str) -> None:
+def test_another_trust_is_taken(alone: LoadedRig, plane: XdsControlPlane, how: str) -> None:
     settings, other = led_by_a_file(alone), alone.folder / "other.crt"
     with alone.up() as daemon:
         with alone.load():
@@ -163,7 +163,7 @@ def test_another_trust_is_taken(alone: Lasting, plane: XdsControlPlane, how: str
         assert alone.status(daemon)["concerns"] == []
 
 
-def test_another_control_plane_is_gone_to_when_the_first_one_goes(alone: Lasting, plane: XdsControlPlane) -> None:
+def test_another_control_plane_is_gone_to_when_the_first_one_goes(alone: LoadedRig, plane: XdsControlPlane) -> None:
     settings = led_by_a_file(alone)
     with XdsControlPlane() as second:
         second.faults.linger = 0.0

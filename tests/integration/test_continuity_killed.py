@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from tests.support.control_planes import KINDS
 from tests.support.daemon import get
-from tests.support.lasting import Lasting, lasting
+from tests.support.loaded_rig import LoadedRig, loaded_rig
 from tests.support.needs import need_coredns, need_envoy
-from tests.support.planes import KINDS
 from tests.support.poll import poll
 from tests.support.ports import free_ports
-from tests.support.relayed import NODE, SOON
+from tests.support.rig import NODE, SOON
 from tests.support.xds.journal import What
 from tests.support.xds.plane import XdsControlPlane
 
@@ -33,8 +33,8 @@ DRAIN = 15
 
 
 @pytest.fixture(params=KINDS)
-def at(request: pytest.FixtureRequest) -> Iterator[Lasting]:
-    with lasting(request.param) as made:
+def at(request: pytest.FixtureRequest) -> Iterator[LoadedRig]:
+    with loaded_rig(request.param) as made:
         yield made
 
 
@@ -45,13 +45,13 @@ def plane() -> Iterator[XdsControlPlane]:
 
 
 @pytest.fixture
-def alone(plane: XdsControlPlane) -> Iterator[Lasting]:
-    with lasting(plane) as made:
+def alone(plane: XdsControlPlane) -> Iterator[LoadedRig]:
+    with loaded_rig(plane) as made:
         yield made
 
 
 @pytest.mark.parametrize("mtls", [False, True], ids=["plain", "mtls"])
-def test_the_living_envoy_is_adopted(at: Lasting, mtls: bool) -> None:
+def test_the_living_envoy_is_adopted(at: LoadedRig, mtls: bool) -> None:
     if mtls:
         at.plane.use_mtls()
     with contextlib.ExitStack() as stack:
@@ -79,7 +79,7 @@ def test_the_living_envoy_is_adopted(at: Lasting, mtls: bool) -> None:
     assert at.leftovers() == []
 
 
-def test_an_envoy_that_took_over_is_adopted_while_the_old_one_drains(alone: Lasting) -> None:
+def test_an_envoy_that_took_over_is_adopted_while_the_old_one_drains(alone: LoadedRig) -> None:
     with alone.up(f"--drain-time={DRAIN}s") as first:
         old = alone.the_envoy()
         with contextlib.ExitStack() as stack:
@@ -98,7 +98,7 @@ def test_an_envoy_that_took_over_is_adopted_while_the_old_one_drains(alone: Last
     assert alone.leftovers() == []
 
 
-def test_a_dead_old_envoy_is_stood_in_for_again(alone: Lasting) -> None:
+def test_a_dead_old_envoy_is_stood_in_for_again(alone: LoadedRig) -> None:
     """The new Envoy would abort 10 s after it finds nobody where the old one was."""
     drain = f"--drain-time={DRAIN}s"
     with contextlib.ExitStack() as stack:
@@ -121,7 +121,7 @@ def test_a_dead_old_envoy_is_stood_in_for_again(alone: Lasting) -> None:
     assert alone.leftovers() == []
 
 
-def test_what_was_killed_with_everything_is_swept_at_the_next_start(alone: Lasting) -> None:
+def test_what_was_killed_with_everything_is_swept_at_the_next_start(alone: LoadedRig) -> None:
     with alone.up() as first:
         alone.reload(first)
         alone.kill(first)
@@ -140,7 +140,7 @@ def test_what_was_killed_with_everything_is_swept_at_the_next_start(alone: Lasti
 
 
 @pytest.mark.parametrize("what", ["another boot", "another program", "torn", "others may read it", "no part", "none"])
-def test_what_cannot_be_trusted_is_not_adopted(alone: Lasting, what: str) -> None:
+def test_what_cannot_be_trusted_is_not_adopted(alone: LoadedRig, what: str) -> None:
     file = alone.work / "state.json"
     with alone.up() as first, _stranger() as stranger:
         alone.kill(first)
@@ -183,7 +183,7 @@ def _spoil(file: Path, state: dict[str, Any], what: str, stranger: psutil.Proces
         file.unlink()
 
 
-def test_an_adopted_envoy_that_would_be_started_otherwise_now_is_replaced_at_once(alone: Lasting) -> None:
+def test_an_adopted_envoy_that_would_be_started_otherwise_now_is_replaced_at_once(alone: LoadedRig) -> None:
     binary = alone.folder / "envoy"
     os.link(need_envoy(), binary)
     flags = (f"--binary-path={binary}", "--envoy-log-level=debug")
@@ -211,7 +211,7 @@ def test_an_adopted_envoy_that_would_be_started_otherwise_now_is_replaced_at_onc
             poll(lambda: alone.epoch(daemon) == 3, what="the next epoch", deadline=SOON)
 
 
-def test_an_adopted_envoy_whose_dataplane_has_changed_is_replaced_at_once(at: Lasting) -> None:
+def test_an_adopted_envoy_whose_dataplane_has_changed_is_replaced_at_once(at: LoadedRig) -> None:
     (port,) = free_ports(1)
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(at.up())
@@ -231,7 +231,9 @@ def test_an_adopted_envoy_whose_dataplane_has_changed_is_replaced_at_once(at: La
                 assert len(at.plane.journal.events(What.ADMITTED)) == 2
 
 
-def test_where_the_reload_fails_the_control_plane_is_told_of_what_runs(alone: Lasting, plane: XdsControlPlane) -> None:
+def test_where_the_reload_fails_the_control_plane_is_told_of_what_runs(
+    alone: LoadedRig, plane: XdsControlPlane
+) -> None:
     """A Dataplane that has changed is told with the first stream after an adoption, before its Envoy is there."""
     (port,) = free_ports(1)
 
@@ -255,7 +257,7 @@ def test_where_the_reload_fails_the_control_plane_is_told_of_what_runs(alone: La
             assert alone.the_envoy() == envoy
 
 
-def test_core_dns_is_adopted(alone: Lasting) -> None:
+def test_core_dns_is_adopted(alone: LoadedRig) -> None:
     need_coredns()
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(alone.up(dns=True))
@@ -276,7 +278,7 @@ def test_core_dns_is_adopted(alone: Lasting) -> None:
     assert alone.leftovers() == []
 
 
-def test_where_children_are_to_die_they_do(alone: Lasting) -> None:
+def test_where_children_are_to_die_they_do(alone: LoadedRig) -> None:
     with alone.up("--on-parent-death=kill") as first:
         envoy = alone.the_envoy()
         alone.kill(first)

@@ -14,12 +14,12 @@ import pytest
 import kumadp
 from kumadp.errors import ExitCode
 from kumadp.host.reexec.interim_responder import CHECK_VARIABLE, VARIABLE
+from tests.support.control_planes import KINDS
 from tests.support.daemon import get
-from tests.support.lasting import Lasting, lasting
+from tests.support.loaded_rig import LoadedRig, loaded_rig
 from tests.support.needs import need_coredns
-from tests.support.planes import KINDS
 from tests.support.poll import poll
-from tests.support.relayed import NODE, SOON
+from tests.support.rig import NODE, SOON
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import SECRET
 
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture(params=KINDS)
-def at(request: pytest.FixtureRequest) -> Iterator[Lasting]:
-    with lasting(request.param) as made:
+def at(request: pytest.FixtureRequest) -> Iterator[LoadedRig]:
+    with loaded_rig(request.param) as made:
         yield made
 
 
@@ -44,8 +44,8 @@ def plane() -> Iterator[XdsControlPlane]:
 
 
 @pytest.fixture
-def alone(plane: XdsControlPlane) -> Iterator[Lasting]:
-    with lasting(plane) as made:
+def alone(plane: XdsControlPlane) -> Iterator[LoadedRig]:
+    with loaded_rig(plane) as made:
         yield made
 
 
@@ -54,7 +54,7 @@ def _name(daemon: Daemon) -> str:
 
 
 @pytest.mark.parametrize("mtls", [False, True], ids=["plain", "mtls"])
-def test_nobody_notices(at: Lasting, mtls: bool) -> None:
+def test_nobody_notices(at: LoadedRig, mtls: bool) -> None:
     if mtls:
         at.plane.use_mtls()
     at.with_probes()
@@ -83,7 +83,7 @@ def test_nobody_notices(at: Lasting, mtls: bool) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_twenty_times_in_a_row(alone: Lasting) -> None:
+def test_twenty_times_in_a_row(alone: LoadedRig) -> None:
     need_coredns()
     alone.with_probes()
     with alone.up(dns=True) as daemon:
@@ -102,7 +102,7 @@ def test_twenty_times_in_a_row(alone: Lasting) -> None:
     assert alone.leftovers() == []
 
 
-def test_while_the_control_plane_is_away(alone: Lasting, plane: XdsControlPlane) -> None:
+def test_while_the_control_plane_is_away(alone: LoadedRig, plane: XdsControlPlane) -> None:
     """What the relay knows, keys among it, comes along: the next Envoy has it all."""
     plane.use_mtls()
     with alone.up() as daemon:
@@ -120,7 +120,7 @@ def test_while_the_control_plane_is_away(alone: Lasting, plane: XdsControlPlane)
         poll(lambda: alone.settled(daemon), what="everything taken again", deadline=SOON)
 
 
-def test_token_and_keys_are_nowhere(alone: Lasting, plane: XdsControlPlane) -> None:
+def test_token_and_keys_are_nowhere(alone: LoadedRig, plane: XdsControlPlane) -> None:
     plane.use_mtls()
     with alone.up() as daemon:
         alone.reexec(daemon)
@@ -150,7 +150,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_broken_program_is_refused_and_the_old_one_goes_on(alone: Lasting, how: str) -> None:
+def test_a_broken_program_is_refused_and_the_old_one_goes_on(alone: LoadedRig, how: str) -> None:
     ours, file = Path(kumadp.__file__).parent, BROKEN[how][0]
     shutil.copytree(ours, alone.folder / "kumadp", ignore=shutil.ignore_patterns("__pycache__"))
     broken = alone.folder / "kumadp" / file
@@ -170,7 +170,7 @@ def test_a_broken_program_is_refused_and_the_old_one_goes_on(alone: Lasting, how
         assert alone.the_envoy() == envoy
 
 
-def test_readiness_is_answered_while_the_new_program_starts(alone: Lasting) -> None:
+def test_readiness_is_answered_while_the_new_program_starts(alone: LoadedRig) -> None:
     """A kubelet's probe has one second, a start on a busy host may need more."""
     shutil.copytree(Path(kumadp.__file__).parent, alone.folder / "kumadp", ignore=shutil.ignore_patterns("__pycache__"))
     gate, slow = alone.folder / "gate", alone.folder / "kumadp" / "daemon" / "start.py"
@@ -188,7 +188,7 @@ def test_readiness_is_answered_while_the_new_program_starts(alone: Lasting) -> N
             alone.wait_phase(daemon, "READY")
 
 
-def test_what_has_changed_meanwhile_is_taken(alone: Lasting) -> None:
+def test_what_has_changed_meanwhile_is_taken(alone: LoadedRig) -> None:
     config = alone.folder / "kumadp.yaml"
     config.write_text("dataplaneRuntime: {envoyLogLevel: warning}\n")
     with alone.up(f"--config={config}") as daemon:
@@ -200,7 +200,7 @@ def test_what_has_changed_meanwhile_is_taken(alone: Lasting) -> None:
         assert "error" in alone.the_envoy().cmdline()
 
 
-def test_it_waits_for_nothing_half_done(alone: Lasting) -> None:
+def test_it_waits_for_nothing_half_done(alone: LoadedRig) -> None:
     """Asked for in the middle of a reload it is refused or done, whole; traffic goes on, and it can be asked again."""
     with alone.up() as daemon, alone.load():
         for pause in range(6):
@@ -214,7 +214,7 @@ def test_it_waits_for_nothing_half_done(alone: Lasting) -> None:
         alone.wait_phase(daemon, "READY")
 
 
-def test_a_kumadp_that_was_re_executed_is_killed(alone: Lasting) -> None:
+def test_a_kumadp_that_was_re_executed_is_killed(alone: LoadedRig) -> None:
     with contextlib.ExitStack() as stack:
         daemon = stack.enter_context(alone.up())
         envoy = alone.the_envoy()
@@ -231,7 +231,7 @@ def test_a_kumadp_that_was_re_executed_is_killed(alone: Lasting) -> None:
     assert alone.leftovers() == []
 
 
-def test_nothing_is_re_executed_while_it_stops(alone: Lasting) -> None:
+def test_nothing_is_re_executed_while_it_stops(alone: LoadedRig) -> None:
     with alone.up("--drain-time=5s") as daemon:
         daemon.terminate()
         alone.wait_phase(daemon, "DRAINING")

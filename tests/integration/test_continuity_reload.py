@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.lasting import Lasting, lasting
-from tests.support.planes import KINDS
+from tests.support.control_planes import KINDS
+from tests.support.loaded_rig import LoadedRig, loaded_rig
 from tests.support.poll import poll
-from tests.support.relayed import NODE, SOON
+from tests.support.rig import NODE, SOON
 from tests.support.xds.journal import What
 from tests.support.xds.plane import XdsControlPlane
 
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture(params=KINDS)
-def at(request: pytest.FixtureRequest) -> Iterator[Lasting]:
-    with lasting(request.param) as made:
+def at(request: pytest.FixtureRequest) -> Iterator[LoadedRig]:
+    with loaded_rig(request.param) as made:
         yield made
 
 
@@ -35,15 +35,15 @@ def plane() -> Iterator[XdsControlPlane]:
 
 
 @pytest.fixture
-def alone(plane: XdsControlPlane) -> Iterator[Lasting]:
-    with lasting(plane) as made:
+def alone(plane: XdsControlPlane) -> Iterator[LoadedRig]:
+    with loaded_rig(plane) as made:
         yield made
 
 
 @pytest.mark.contract("a reload under load: no request lost, mutual TLS too")
 @pytest.mark.parametrize("mtls", [False, True], ids=["plain", "mtls"])
 @pytest.mark.parametrize("how", ["signal", "command"])
-def test_no_request_is_lost(at: Lasting, how: str, mtls: bool) -> None:
+def test_no_request_is_lost(at: LoadedRig, how: str, mtls: bool) -> None:
     if mtls:
         at.plane.use_mtls()
     at.with_probes()

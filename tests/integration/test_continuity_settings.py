@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.support.lasting import Lasting, lasting
+from tests.support.loaded_rig import LoadedRig, loaded_rig
 from tests.support.needs import need_coredns
 from tests.support.poll import poll
-from tests.support.relayed import NODE, SOON
+from tests.support.rig import NODE, SOON
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ def plane() -> Iterator[XdsControlPlane]:
 
 
 @pytest.fixture
-def at(plane: XdsControlPlane) -> Iterator[Lasting]:
-    with lasting(plane) as made:
+def at(plane: XdsControlPlane) -> Iterator[LoadedRig]:
+    with loaded_rig(plane) as made:
         yield made
 
 
 @contextlib.contextmanager
-def serving(at: Lasting, *flags: str) -> Iterator[Daemon]:
+def serving(at: LoadedRig, *flags: str) -> Iterator[Daemon]:
     with at.up(*flags, ready=False) as daemon:
         at.wait_phase(daemon, "READY")
         at.wait_traffic("traffic")
@@ -52,7 +52,7 @@ def over(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize("flags", [((), (WITHOUT,)), ((WITHOUT,), ())], ids=["off", "on"])
-def test_an_envoy_that_was_led_another_way_is_replaced(at: Lasting, flags: tuple[tuple[str, ...], ...]) -> None:
+def test_an_envoy_that_was_led_another_way_is_replaced(at: LoadedRig, flags: tuple[tuple[str, ...], ...]) -> None:
     before, after = flags
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(serving(at, *before))
@@ -74,7 +74,7 @@ def test_an_envoy_that_was_led_another_way_is_replaced(at: Lasting, flags: tuple
     assert at.leftovers() == []
 
 
-def test_a_core_dns_that_was_left_has_no_use_without_dns(at: Lasting) -> None:
+def test_a_core_dns_that_was_left_has_no_use_without_dns(at: LoadedRig) -> None:
     need_coredns()
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(at.up(dns=True))
@@ -88,7 +88,7 @@ def test_a_core_dns_that_was_left_has_no_use_without_dns(at: Lasting) -> None:
     assert at.leftovers() == []
 
 
-def test_what_died_is_known_after_a_re_execution(at: Lasting) -> None:
+def test_what_died_is_known_after_a_re_execution(at: LoadedRig) -> None:
     with at.up() as daemon:
         at.kill_envoy(daemon)
         before = at.status(daemon)["children"]["envoy"]
@@ -102,7 +102,7 @@ def test_what_died_is_known_after_a_re_execution(at: Lasting) -> None:
         assert at.restarts(daemon) == 2
 
 
-def test_the_end_of_the_token_is_in_the_status(at: Lasting, plane: XdsControlPlane) -> None:
+def test_the_end_of_the_token_is_in_the_status(at: LoadedRig, plane: XdsControlPlane) -> None:
     def write(left: float) -> int:
         end = int(time.time() + left)
         parts = ({"alg": "RS256"}, {"exp": end})

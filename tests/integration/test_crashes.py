@@ -15,10 +15,10 @@ import pytest
 from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
 from tests.support.command import kumadp
-from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload, write_mesh
 from tests.support.memory import HOG, memory_cgroup
 from tests.support.poll import poll
+from tests.support.scripted_control_plane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 pytestmark = pytest.mark.process
 

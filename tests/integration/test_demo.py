@@ -27,9 +27,9 @@ from kumadp.cli.demo_table import Scene, Screen, child_state, headline, render
 from kumadp.errors import ExitCode
 from kumadp.resources.load import load_resource_file
 from tests.support.daemon import get
+from tests.support.file_lock import file_lock
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
-from tests.support.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,7 +141,7 @@ class TestDns:
 
 
 def test_a_taken_port_is_replaced_and_all_differ() -> None:
-    with turn("demo"), contextlib.ExitStack() as held:
+    with file_lock("demo"), contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):
             held.enter_context(socket.create_server(("127.0.0.1", DemoPorts().inbound)))
         with contextlib.suppress(OSError):
@@ -165,7 +165,7 @@ def short_folder() -> Iterator[Path]:
     """A folder whose name leaves room for the names of Unix sockets; the demo wants the usual ports, one at a time."""
     folder = Path(tempfile.mkdtemp(prefix="d"))
     try:
-        with turn("demo"):
+        with file_lock("demo"):
             yield folder
     finally:
         shutil.rmtree(folder)

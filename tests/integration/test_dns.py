@@ -15,11 +15,11 @@ import pytest
 from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
 from tests.support.command import kumadp
-from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload, write_mesh
-from tests.support.dnsload import dns_load
+from tests.support.dns_load import dns_load
 from tests.support.needs import need_coredns, need_other_coredns
 from tests.support.poll import poll
+from tests.support.scripted_control_plane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

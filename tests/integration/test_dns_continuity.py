@@ -10,7 +10,7 @@ import pytest
 from kumadp.daemon.control import ask_status, control_socket_path
 from tests.integration.test_dns import ask, running
 from tests.support.daemon import Daemon, Ports
-from tests.support.dnsload import dns_load
+from tests.support.dns_load import dns_load
 from tests.support.needs import need_coredns
 from tests.support.poll import poll
 

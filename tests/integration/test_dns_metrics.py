@@ -16,8 +16,8 @@ from tests.support.dynconf import SOCKET, dynconf_listener, with_etags
 from tests.support.expositions import Scraped
 from tests.support.poll import poll
 from tests.support.prometheus import lint
-from tests.support.relayed import NAME, NODE, SOON, rig
-from tests.support.unix import UnixConnection
+from tests.support.rig import NAME, NODE, SOON, rig
+from tests.support.unix_http import UnixConnection
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import LISTENER
 

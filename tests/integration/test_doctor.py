@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.command import kumadp
-from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Ports, folders, run_kumadp, workload, write_mesh
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
 from tests.support.ports import free_port
+from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,13 +12,13 @@ import dns.query
 import pytest
 
 from kumadp.daemon.control import ask, control_socket_path
+from tests.support.control_planes import open_plane
 from tests.support.daemon import get
 from tests.support.dynconf import SOCKET, dynconf_listener, etag_of, with_etags, without
-from tests.support.kuma import KumaControlPlane
-from tests.support.planes import open_plane
+from tests.support.kuma_control_plane import KumaControlPlane
 from tests.support.poll import poll
 from tests.support.ports import free_ports
-from tests.support.relayed import NAME, NODE, SOON, Rig, rig
+from tests.support.rig import NAME, NODE, SOON, Rig, rig
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import LISTENER
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.support.poll import poll
-from tests.support.reexecuted import LOOPS, SECRET, Load, assert_no_line_is_lost, program
+from tests.support.reexec_client import LOOPS, SECRET, Load, assert_no_line_is_lost, program
 
 pytestmark = pytest.mark.process
 

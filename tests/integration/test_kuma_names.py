@@ -13,13 +13,13 @@ from tests.integration.test_dns import ask
 from tests.support.needs import need_coredns, need_nft
 from tests.support.poll import poll
 from tests.support.ports import free_ports
-from tests.support.relayed import SOON, rig
+from tests.support.rig import SOON, rig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.support.relayed import Rig
+    from tests.support.rig import Rig
 
 pytestmark = [pytest.mark.process, pytest.mark.kuma_cp]
 

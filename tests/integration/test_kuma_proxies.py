@@ -13,11 +13,11 @@ import pytest
 from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.envoy.version import fits
 from tests.support.daemon import Ports, get, is_listening, run_kumadp, workload
-from tests.support.kuma import KumaControlPlane, ask_json, dataplane
+from tests.support.file_lock import file_lock
+from tests.support.kuma_control_plane import KumaControlPlane, ask_json, dataplane
 from tests.support.needs import need_kuma_cp
 from tests.support.poll import poll
 from tests.support.ports import free_port
-from tests.support.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +35,7 @@ NEW = "meshidentities"
 @contextlib.contextmanager
 def control_plane(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[KumaControlPlane]:
     binary = need_kuma_cp()
-    with turn("kuma-cp"), KumaControlPlane(binary, folder / "kuma-cp", environment) as plane:
+    with file_lock("kuma-cp"), KumaControlPlane(binary, folder / "kuma-cp", environment) as plane:
         yield plane
 
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.daemon import Workload, get, workload
-from tests.support.kuma import KumaControlPlane, ask_json
+from tests.support.kuma_control_plane import KumaControlPlane, ask_json
 from tests.support.poll import poll
-from tests.support.relayed import NAME, SOON, rig
+from tests.support.rig import NAME, SOON, rig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.support.relayed import Rig
+    from tests.support.rig import Rig
 
 pytestmark = [pytest.mark.process, pytest.mark.kuma_cp]
 

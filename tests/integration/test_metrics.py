@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kumadp.host.socket_names import kuma_socket, metrics
+from tests.support.control_planes import open_plane
 from tests.support.daemon import get
 from tests.support.dynconf import SOCKET, dynconf_listener, with_etags, without
 from tests.support.expositions import Scraped, check
-from tests.support.kuma import KumaControlPlane
-from tests.support.lasting import Lasting, lasting
-from tests.support.planes import open_plane
+from tests.support.kuma_control_plane import KumaControlPlane
+from tests.support.loaded_rig import LoadedRig, loaded_rig
 from tests.support.poll import poll
 from tests.support.ports import free_port
 from tests.support.prometheus import Prometheus, need_prometheus, scraped
-from tests.support.relayed import NAME, NODE, SOON, Rig, rig
+from tests.support.rig import NAME, NODE, SOON, Rig, rig
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import LISTENER
 
@@ -198,12 +198,12 @@ def test_without_an_envoy_it_is_answered_and_with_the_next_it_is_whole(at: Rig) 
 
 
 @pytest.fixture
-def lasts() -> Iterator[Lasting]:
-    with XdsControlPlane() as plane, lasting(plane) as made:
+def lasts() -> Iterator[LoadedRig]:
+    with XdsControlPlane() as plane, loaded_rig(plane) as made:
         yield made
 
 
-def test_through_a_reload_a_reexecution_and_an_adoption(lasts: Lasting, exporter: Exporter) -> None:
+def test_through_a_reload_a_reexecution_and_an_adoption(lasts: LoadedRig, exporter: Exporter) -> None:
     at = lasts
     path = kuma_socket(at.work, metrics(NAME, "default"))
     extra = {"mesh": "default", "dataplane": NAME, "service": "backend"}

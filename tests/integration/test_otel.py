@@ -14,12 +14,12 @@ import pytest
 from kumadp.daemon.status_schema import StatusReport
 from tests.integration.test_metrics import INTERVAL, Exporter, serve
 from tests.support.collector import client, grpc_collector, message
+from tests.support.control_planes import open_plane
 from tests.support.dynconf import with_etags, without
-from tests.support.kuma import KumaControlPlane
-from tests.support.lasting import Lasting, lasting
-from tests.support.planes import open_plane
+from tests.support.kuma_control_plane import KumaControlPlane
+from tests.support.loaded_rig import LoadedRig, loaded_rig
 from tests.support.poll import poll
-from tests.support.relayed import NAME, SOON, Rig, rig
+from tests.support.rig import NAME, SOON, Rig, rig
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
@@ -223,12 +223,12 @@ def test_nothing_is_imported_that_is_not_asked_for(at: Rig) -> None:
 
 
 @pytest.fixture
-def lasts() -> Iterator[Lasting]:
-    with XdsControlPlane() as plane, lasting(plane) as made:
+def lasts() -> Iterator[LoadedRig]:
+    with XdsControlPlane() as plane, loaded_rig(plane) as made:
         yield made
 
 
-def test_the_pipe_goes_on_through_a_reload_and_a_reexecution(lasts: Lasting) -> None:
+def test_the_pipe_goes_on_through_a_reload_and_a_reexecution(lasts: LoadedRig) -> None:
     at = lasts
     socket = at.work / "kuma-otel-c.sock"
     with grpc_collector("127.0.0.1:0") as (collector, port), contextlib.ExitStack() as stack:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import hurried
-from tests.support.relayed import Rig, rig
+from tests.support import short_backoff
+from tests.support.rig import Rig, rig
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.process
 # Everything that takes time then takes a sixtieth of it: as many attempts, and lines, as in ten minutes.
 TIMES = 60
 OUTAGE = 600.0
-HURRIED = (sys.executable, str(Path(hurried.__file__)), str(TIMES))
+SHORT_BACKOFF = (sys.executable, str(Path(short_backoff.__file__)), str(TIMES))
 BACKOFF = {"KUMA_CONTROL_PLANE_RETRY_BACKOFF": f"{3000 // TIMES}ms"}
 CHECKED = f"--bootstrap-check-interval={300 // TIMES}s"
 MOST = 50
@@ -42,7 +42,7 @@ def attempts(lines: list[str]) -> int:
 
 
 def test_while_traffic_flows(at: Rig) -> None:
-    with at.run(CHECKED, environment=BACKOFF, prefix=HURRIED) as daemon:
+    with at.run(CHECKED, environment=BACKOFF, prefix=SHORT_BACKOFF) as daemon:
         at.wait_ready(daemon)
         length = len(daemon.output())
         at.plane.kill()
@@ -62,7 +62,7 @@ def test_while_traffic_flows(at: Rig) -> None:
 
 def test_from_the_start_on(at: Rig) -> None:
     at.plane.kill()
-    with at.run(CHECKED, environment=BACKOFF, prefix=HURRIED) as daemon:
+    with at.run(CHECKED, environment=BACKOFF, prefix=SHORT_BACKOFF) as daemon:
         time.sleep(OUTAGE / TIMES)
         during = daemon.output().splitlines()
         # A line is told when the reason is another one.

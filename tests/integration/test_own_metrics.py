@@ -12,8 +12,8 @@ from kumadp.host.socket_names import kuma_socket, metrics
 from tests.support.daemon import get
 from tests.support.poll import poll
 from tests.support.prometheus import lint
-from tests.support.relayed import NAME, SOON, Rig, rig
-from tests.support.unix import UnixConnection
+from tests.support.rig import NAME, SOON, Rig, rig
+from tests.support.unix_http import UnixConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,11 +10,11 @@ import pytest
 from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
 from tests.support.command import kumadp
-from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
-from tests.support.kuma import dataplane
+from tests.support.kuma_control_plane import dataplane
 from tests.support.poll import poll
 from tests.support.ports import free_port
+from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 if TYPE_CHECKING:
     from pathlib import Path

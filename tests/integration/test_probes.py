@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.errors import ExitCode
-from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Ports, get, is_listening, run_kumadp, workload
-from tests.support.kuma import dataplane
+from tests.support.kuma_control_plane import dataplane
 from tests.support.poll import poll
+from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,13 +15,13 @@ import yaml
 
 from kumadp.daemon.control import control_socket_path
 from tests.metrics.test_alerts import ALERTS
+from tests.support.access_log_policy import log_to
 from tests.support.daemon import get
 from tests.support.dynconf import SOCKET, dynconf_listener, with_etags
-from tests.support.logged import log_to
+from tests.support.log_sink import Sink
 from tests.support.poll import poll
 from tests.support.prometheus import need_prometheus, scraped
-from tests.support.relayed import NAME, NODE, SOON, rig
-from tests.support.sink import Sink
+from tests.support.rig import NAME, NODE, SOON, rig
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import LISTENER
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from tests.support.daemon import Daemon
     from tests.support.prometheus import Prometheus
-    from tests.support.relayed import Rig
+    from tests.support.rig import Rig
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 

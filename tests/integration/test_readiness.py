@@ -16,15 +16,15 @@ import pytest
 from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
 from tests.support.command import kumadp
-from tests.support.controlplane import (
+from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
+from tests.support.poll import poll
+from tests.support.scripted_control_plane import (
     Answer,
     ScriptedControlPlane,
     bootstrap_answer,
     socket_address,
     static_bootstrap,
 )
-from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
-from tests.support.poll import poll
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.errors import EXIT_CODE_MEANING, ExitCode
-from tests.support.controlplane import TOKEN, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Ports, get, workload
+from tests.support.file_lock import file_lock
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
-from tests.support.turns import turn
+from tests.support.scripted_control_plane import TOKEN, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,7 +94,7 @@ class Reader:
         }
         (folder / "bin").mkdir()
         script = folder / "bin" / "kumadp"
-        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m tests.support.alone "$@"\n')
+        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m tests.support.isolated_kumadp "$@"\n')
         script.chmod(0o755)
         for name, text in files().items():
             (folder / name).write_text(self.on_our_ports(text))
@@ -197,7 +197,7 @@ def test_every_command_without_a_control_plane_works(reader: Reader) -> None:
     typed = [line for line in commands() if not line.startswith("make ") and "--cp-address" not in line]
     assert any("--standalone" in line for line in typed)
     assert any(line.startswith("kumadp demo --check") for line in typed)
-    with turn("demo"):
+    with file_lock("demo"):
         for line in typed:
             reader.type(line)
     reader.stop()

@@ -10,7 +10,7 @@ from kumadp.errors import ExitCode
 from tests.support.command import kumadp
 from tests.support.daemon import get
 from tests.support.poll import poll
-from tests.support.relayed import NAME, Rig, rig
+from tests.support.rig import NAME, Rig, rig
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import psutil
 import pytest
 
 from kumadp.errors import ExitCode
+from tests.support.control_planes import KINDS
 from tests.support.daemon import get
 from tests.support.http2 import Http2Server
-from tests.support.planes import KINDS
 from tests.support.poll import poll
-from tests.support.relayed import NODE, SOON, Rig, rig
+from tests.support.rig import NODE, SOON, Rig, rig
 from tests.support.xds.journal import Event, Kind, What
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, SECRET

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kumadp.errors import ExitCode
-from tests.support.planes import KINDS
+from tests.support.control_planes import KINDS
+from tests.support.load_process import LoadProcess
 from tests.support.poll import poll
-from tests.support.pressure import Pressure
-from tests.support.relayed import NODE, SOON, Rig, rig
+from tests.support.rig import NODE, SOON, Rig, rig
 from tests.support.xds.journal import Kind, What
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
@@ -204,7 +204,7 @@ def test_no_request_is_lost(
 ) -> None:
     plane.use_mtls()
     plane.faults.linger = 0.5
-    with Pressure() as app:
+    with LoadProcess() as app:
         at = Rig(tmp_path, plane, app)
         # Endpoints of its own: while a Dataplane is deregistered it has none, whatever we do.
         at.dataplane["networking"]["outbound"][0]["tags"]["kuma.io/service"] = "others"

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.errors import ExitCode
-from tests.support import impatient
-from tests.support.controlplane import Answer
+from tests.support import short_grace_period
 from tests.support.poll import poll
-from tests.support.relayed import Rig, rig
+from tests.support.rig import Rig, rig
+from tests.support.scripted_control_plane import Answer
 from tests.support.xds.journal import What
 from tests.support.xds.plane import XdsControlPlane
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.process
 
-IMPATIENT = (sys.executable, str(Path(impatient.__file__)), "0.5", "1.0")
-ONLY_WITH_STRANGERS = (*IMPATIENT[:2], "0.5", "3600")
+SHORT_GRACE_PERIOD = (sys.executable, str(Path(short_grace_period.__file__)), "0.5", "1.0")
+NEVER_WITH_A_FRIEND = (*SHORT_GRACE_PERIOD[:2], "0.5", "3600")
 REASON = "the control plane refuses this data plane: authentication failed: token is revoked"
 
 
@@ -42,14 +42,14 @@ def alone(tmp_path: Path, plane: XdsControlPlane) -> Iterator[Rig]:
 
 def test_a_data_plane_that_is_never_taken_ends(alone: Rig, plane: XdsControlPlane) -> None:
     plane.faults.refuse_token = lambda _token: "token is revoked"
-    with alone.run(prefix=IMPATIENT) as daemon:
+    with alone.run(prefix=SHORT_GRACE_PERIOD) as daemon:
         assert daemon.wait() == ExitCode.CONTROL_PLANE_REFUSED
         assert REASON in daemon.output().splitlines()[-1]
         assert plane.journal.events(What.ADMITTED) == []
 
 
 def test_a_data_plane_that_is_taken_no_more_ends(alone: Rig, plane: XdsControlPlane) -> None:
-    with alone.run(prefix=IMPATIENT) as daemon:
+    with alone.run(prefix=SHORT_GRACE_PERIOD) as daemon:
         alone.wait_ready(daemon)
         plane.faults.refuse_token = lambda _token: "token is revoked"
         plane.reset_streams()
@@ -58,7 +58,7 @@ def test_a_data_plane_that_is_taken_no_more_ends(alone: Rig, plane: XdsControlPl
 
 
 def test_or_serves_on_and_says_so_once(alone: Rig, plane: XdsControlPlane) -> None:
-    with alone.run("--on-control-plane-refusal=serve", prefix=IMPATIENT) as daemon:
+    with alone.run("--on-control-plane-refusal=serve", prefix=SHORT_GRACE_PERIOD) as daemon:
         alone.wait_ready(daemon)
         plane.faults.refuse_token = lambda _token: "token is revoked"
         plane.reset_streams()
@@ -75,7 +75,7 @@ def test_or_serves_on_and_says_so_once(alone: Rig, plane: XdsControlPlane) -> No
 
 
 def test_a_control_plane_that_is_only_gone_never_ends_it(alone: Rig, plane: XdsControlPlane) -> None:
-    with alone.run(prefix=IMPATIENT) as daemon:
+    with alone.run(prefix=SHORT_GRACE_PERIOD) as daemon:
         alone.wait_ready(daemon)
         connections = plane.connections
         plane.deafen()
@@ -98,7 +98,7 @@ def serve_once(at: Rig) -> None:
 def test_one_that_had_us_before_a_start_without_it_is_a_friend(alone: Rig, plane: XdsControlPlane) -> None:
     serve_once(alone)
     plane.kill()
-    with alone.run(prefix=ONLY_WITH_STRANGERS) as daemon:
+    with alone.run(prefix=NEVER_WITH_A_FRIEND) as daemon:
         daemon.wait_ready()
         plane.faults.refuse_token = lambda _token: "token is revoked"
         plane.start()
@@ -117,7 +117,7 @@ def test_a_bootstrap_refused_for_good_after_a_start_without_the_control_plane(
 ) -> None:
     serve_once(alone)
     plane.kill()
-    with alone.run(f"--on-control-plane-refusal={mode}", prefix=IMPATIENT) as daemon:
+    with alone.run(f"--on-control-plane-refusal={mode}", prefix=SHORT_GRACE_PERIOD) as daemon:
         daemon.wait_ready()
         plane.faults.refuse_token = lambda _token: "token is revoked"
         plane.answers = [Answer(422, b"the Dataplane is not welcome") for _ in range(100)]

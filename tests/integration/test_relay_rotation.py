@@ -10,7 +10,7 @@ import trustme
 
 from tests.support.daemon import workload
 from tests.support.poll import poll
-from tests.support.relayed import NODE, Rig, rig
+from tests.support.rig import NODE, Rig, rig
 from tests.support.xds.journal import What
 from tests.support.xds.plane import XdsControlPlane
 

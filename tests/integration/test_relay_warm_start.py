@@ -11,12 +11,12 @@ import trustme
 
 from kumadp.errors import ExitCode
 from tests.support.command import kumadp
-from tests.support.controlplane import Answer
+from tests.support.control_planes import KINDS
 from tests.support.daemon import get
 from tests.support.http2 import Http2Server
-from tests.support.planes import KINDS
 from tests.support.poll import poll
-from tests.support.relayed import NAME, NODE, SOON, Rig, rig
+from tests.support.rig import NAME, NODE, SOON, Rig, rig
+from tests.support.scripted_control_plane import Answer
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
 

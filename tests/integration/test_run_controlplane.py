@@ -10,7 +10,9 @@ import pytest
 
 from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
-from tests.support.controlplane import (
+from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
+from tests.support.poll import poll
+from tests.support.scripted_control_plane import (
     TOKEN,
     Answer,
     ScriptedControlPlane,
@@ -20,8 +22,6 @@ from tests.support.controlplane import (
     static_cluster,
     static_listener,
 )
-from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
-from tests.support.poll import poll
 
 if TYPE_CHECKING:
     from pathlib import Path

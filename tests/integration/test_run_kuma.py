@@ -9,7 +9,7 @@ import pytest
 
 from kumadp.errors import ExitCode
 from tests.support.daemon import Ports, get, run_kumadp, workload
-from tests.support.kuma import ask, control_plane, dataplane
+from tests.support.kuma_control_plane import ask, control_plane, dataplane
 from tests.support.poll import poll
 
 if TYPE_CHECKING:

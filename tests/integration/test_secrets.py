@@ -13,9 +13,9 @@ import pytest
 
 from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
-from tests.support.controlplane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Ports, get, run_kumadp, workload
-from tests.support.relayed import NODE, rig
+from tests.support.rig import NODE, rig
+from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.xds.mesh import IDENTITY
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import SECRET as SECRET_TYPE

@@ -17,11 +17,11 @@ import pytest
 from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
 from tests.support.command import kumadp
-from tests.support.controlplane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.daemon import Daemon, Ports, Workload, get, run_kumadp, workload
 from tests.support.epochs import answering_listener
 from tests.support.needs import missing
 from tests.support.poll import poll
+from tests.support.scripted_control_plane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

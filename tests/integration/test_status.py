@@ -11,7 +11,7 @@ from kumadp.daemon.status_schema import StatusReport
 from tests.support.command import kumadp
 from tests.support.daemon import Daemon, Ports, workload, write_mesh
 from tests.support.poll import poll
-from tests.support.relayed import NAME, rig
+from tests.support.rig import NAME, rig
 from tests.support.standalone import run_standalone
 from tests.support.xds.plane import XdsControlPlane
 

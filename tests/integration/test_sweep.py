@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.daemon import Ports, folders, run_kumadp, workload, write_mesh
 from tests.support.poll import poll
-from tests.support.relayed import Rig
+from tests.support.rig import Rig
 from tests.support.xds.plane import XdsControlPlane
 
 pytestmark = pytest.mark.process

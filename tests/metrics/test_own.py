@@ -17,7 +17,7 @@ from kumadp.metrics.own_page import Measuring
 from kumadp.process.policy import ChildState
 from kumadp.process.supervise import CAUSES, ChildReport
 from tests.metrics.test_dns import Counters
-from tests.support.loops import on_both_loops
+from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async
 from tests.support.prometheus import lint
 

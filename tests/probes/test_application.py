@@ -16,7 +16,7 @@ from kumadp.core.component import Stack
 from kumadp.probes.application import PER_APPLICATION, ProbeProxy
 from tests.support.applications import Applications, applications
 from tests.support.ports import free_port
-from tests.support.probetable import TABLE, Row, seconds
+from tests.support.probe_table import TABLE, Row, seconds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

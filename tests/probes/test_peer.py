@@ -15,11 +15,11 @@ import pytest
 from tests.probes.test_application import LIKE_KUBELET, ask, assert_seen
 from tests.support.applications import Applications, applications
 from tests.support.daemon import Ports, is_listening
-from tests.support.kuma import control_plane, dataplane
+from tests.support.kuma_control_plane import control_plane, dataplane
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
 from tests.support.ports import free_port
-from tests.support.probetable import TABLE, Row
+from tests.support.probe_table import TABLE, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

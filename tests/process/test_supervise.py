@@ -13,7 +13,7 @@ from kumadp.errors import AdminExposed, ChildFailed, SpawnError
 from kumadp.process.child import Child, Command, ExitStatus
 from kumadp.process.policy import ChildState, RestartPolicy
 from kumadp.process.supervise import ChildReport, Supervisor
-from tests.support.hostile import no_descriptors_left
+from tests.support.hostile_clients import no_descriptors_left
 from tests.support.poll import poll_async
 
 if TYPE_CHECKING:

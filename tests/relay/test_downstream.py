@@ -20,7 +20,7 @@ from kumadp.grpc.server import Server
 from kumadp.host.net.serve import bind_unix
 from kumadp.relay.downstream import Downstream
 from kumadp.relay.upstream import ADS
-from tests.support.loops import on_both_loops
+from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from kumadp.grpc.call import Call, Ended
 from kumadp.relay.health import HDS, Health
-from tests.support.loops import on_both_loops
+from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async
 
 if TYPE_CHECKING:

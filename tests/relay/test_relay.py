@@ -19,9 +19,9 @@ import trustme
 from kumadp.errors import WorkDirError
 from kumadp.host.net.serve import bind_unix
 from tests.support.daemon import get
-from tests.support.loops import LOOPS
+from tests.support.event_loops import LOOPS
 from tests.support.poll import poll
-from tests.support.relay import NODE, Stage, stage
+from tests.support.relay_stage import NODE, Stage, stage
 from tests.support.xds.faults import Garbage
 from tests.support.xds.journal import Kind, What
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET

@@ -15,9 +15,9 @@ import uvloop
 from kumadp.bootstrap.parse import parse_bootstrap
 from kumadp.bootstrap.rewrite import rewrite_for_relay
 from tests.support.daemon import Ports, get, workload
-from tests.support.kuma import ControlPlane, ask, control_plane, dataplane
+from tests.support.kuma_control_plane import ControlPlane, ask, control_plane, dataplane
 from tests.support.poll import poll
-from tests.support.relay import RelayedEnvoy, RunningRelay
+from tests.support.relay_stage import RelayedEnvoy, RunningRelay
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER
 
 if TYPE_CHECKING:

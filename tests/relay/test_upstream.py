@@ -18,7 +18,7 @@ from kumadp.relay.messages import CLUSTER, LISTENER, Request, Response, outline
 from kumadp.relay.node import encode_node
 from kumadp.relay.refusal import Refusal
 from kumadp.relay.upstream import Dial, State, Upstream
-from tests.support.loops import on_both_loops
+from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async
 from tests.support.xds.journal import What
 from tests.support.xds.resources import static_cluster

@@ -26,9 +26,9 @@ def kumadp(
 ) -> subprocess.CompletedProcess[str]:
     """``kumadp ARGUMENTS`` with what it printed; our own variables do not reach it, a traceback is a failure.
 
-    ``alone``: data planes of other tests are not found (`tests.support.alone`).
+    ``alone``: data planes of other tests are not found (`tests.support.isolated_kumadp`).
     """
-    program = "tests.support.alone" if alone and arguments[:1] and arguments[0] in FINDING else "kumadp"
+    program = "tests.support.isolated_kumadp" if alone and arguments[:1] and arguments[0] in FINDING else "kumadp"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("KUMA", "POD_", "COLUMNS"))}
     done = subprocess.run(
         [sys.executable, "-m", program, *arguments],

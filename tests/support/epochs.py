@@ -18,10 +18,10 @@ from kumadp.envoy.reload import Adopted, Hooks, HotRestart, Plan
 from kumadp.host.private_file import write_private
 from kumadp.process.child import Command
 from kumadp.process.policy import ChildState, RestartPolicy
-from tests.support.controlplane import socket_address, static_cluster
 from tests.support.needs import need_envoy
 from tests.support.poll import poll_async
 from tests.support.ports import free_ports
+from tests.support.scripted_control_plane import socket_address, static_cluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tests.support.needs import missing
 from tests.support.poll import poll
 from tests.support.ports import free_port
-from tests.support.unix import UnixConnection
+from tests.support.unix_http import UnixConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.support.control_planes import ControlPlane
     from tests.support.daemon import Ports
-    from tests.support.planes import ControlPlane
     from tests.support.xds.resources import Tree
 
 

@@ -8,8 +8,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING, cast
 
-from tests.support.controlplane import Answer
 from tests.support.http2 import GOAWAY, frame
+from tests.support.scripted_control_plane import Answer
 
 if TYPE_CHECKING:
     import ssl

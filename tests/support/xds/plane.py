@@ -15,7 +15,7 @@ from grpclib.const import Cardinality, Handler
 from grpclib.encoding.base import CodecBase
 from grpclib.server import Server
 
-from tests.support.controlplane import TOKEN, Answer, bootstrap_answer
+from tests.support.scripted_control_plane import TOKEN, Answer, bootstrap_answer
 from tests.support.xds import mesh as meshes
 from tests.support.xds.bootstrap import bootstrap
 from tests.support.xds.faults import Faults

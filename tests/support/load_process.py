@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.support.file_lock import file_lock
 from tests.support.load import REQUEST, load
-from tests.support.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ _A_IN = b"\x00\x00\x01\x00\x01"
 
 
 @dataclass
-class Told:
+class LoadReport:
     """What the load saw and what else was asked: answers and failures, by text, with how often."""
 
     answers: dict[str, int] = field(default_factory=dict)
@@ -45,14 +45,14 @@ class Told:
         return sum(self.answers.values())
 
 
-class Pressure:
+class LoadProcess:
     """The process; its application is there at once, on ``port``."""
 
     name = NAME
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.pressure"],
+            [sys.executable, "-m", "tests.support.load_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
@@ -78,18 +78,18 @@ class Pressure:
         watch: dict[str, tuple[int, str]] | None = None,
         names: int = 0,
         rate: float = RATE,
-    ) -> Iterator[Told]:
+    ) -> Iterator[LoadReport]:
         """Load on ``port`` while the block runs; what is told is whole when the block is left.
 
         ``watch`` are further questions by name, port and path, ``names`` the port of a DNS server: all asked again and
         again.
         """
         # Two loads at a time would tell of the host.
-        with turn("load"):
+        with file_lock("load"):
             yield from self._load({"port": port, "watch": watch or {}, "names": names, "rate": rate})
 
-    def _load(self, what: dict[str, Any]) -> Iterator[Told]:
-        told = Told()
+    def _load(self, what: dict[str, Any]) -> Iterator[LoadReport]:
+        told = LoadReport()
         self._write(what)
         self._read()
         try:
@@ -104,7 +104,7 @@ class Pressure:
         self._process.terminate()
         self._process.communicate()
 
-    def __enter__(self) -> Pressure:
+    def __enter__(self) -> LoadProcess:
         return self
 
     def __exit__(self, *_: object) -> None:

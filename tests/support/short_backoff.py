@@ -1,4 +1,4 @@
-"""Runs kumadp with shorter pauses while a control plane is away, and in its log: ``hurried.py 60 python -m kumadp``."""
+"""Run kumadp with shorter retry pauses and log windows: ``short_backoff.py 60 python -m kumadp`` divides by 60."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import runpy
 import sys
 
 from kumadp.controlplane import client
-from kumadp.host.log import repeats as fold
-from kumadp.host.log import throttle as sparse
+from kumadp.host.log import repeats, throttle
 from kumadp.relay import refusal
 
-# What time passes by while a control plane is away: pauses between attempts, and how long a line that repeats waits.
+# Pauses between attempts to reach the control plane, and windows in which repeated log lines are suppressed.
 PAUSES = (
     (client, "LONGEST_WAIT"),
-    (fold, "FIRST_WINDOW"),
-    (fold, "LONGEST_WINDOW"),
-    (sparse, "FIRST_WAIT"),
-    (sparse, "LONGEST_WAIT"),
+    (repeats, "FIRST_WINDOW"),
+    (repeats, "LONGEST_WINDOW"),
+    (throttle, "FIRST_WAIT"),
+    (throttle, "LONGEST_WAIT"),
     (refusal, "FIRST_WAIT"),
     (refusal, "LONGEST"),
     (refusal, "ACTIVE_LONGEST"),

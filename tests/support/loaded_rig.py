@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tests.support.planes import open_plane
+from tests.support.control_planes import open_plane
+from tests.support.load_process import LoadProcess, LoadReport
 from tests.support.poll import poll
-from tests.support.pressure import Pressure, Told
-from tests.support.relayed import NAME, SOON, Rig
+from tests.support.rig import NAME, SOON, Rig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.support.control_planes import ControlPlane
     from tests.support.daemon import Daemon
-    from tests.support.planes import ControlPlane
 
 SHARED_MEMORY = Path("/dev/shm")
 
 
-class Lasting(Rig):
+class LoadedRig(Rig):
     """A rig with load; its data plane's children outlive it."""
 
-    def __init__(self, folder: Path, plane: ControlPlane, pressure: Pressure) -> None:
+    def __init__(self, folder: Path, plane: ControlPlane, pressure: LoadProcess) -> None:
         super().__init__(folder, plane, pressure)
         self.pressure = pressure
         self._shared: set[Path] = set()
@@ -44,7 +44,7 @@ class Lasting(Rig):
             yield daemon
 
     @contextlib.contextmanager
-    def load(self, *, asked: bool = True, names: bool = False, rate: float = 1000.0) -> Iterator[Told]:
+    def load(self, *, asked: bool = True, names: bool = False, rate: float = 1000.0) -> Iterator[LoadReport]:
         """Load, none of which may fail; with ``asked`` readiness and virtual probes must not fail either."""
         watch = {"readiness": (self.ports.readiness, "/ready")} if asked else {}
         if asked and "probes" in self.dataplane:
@@ -171,12 +171,12 @@ class Lasting(Rig):
 
 
 @contextlib.contextmanager
-def lasting(plane: str | ControlPlane) -> Iterator[Lasting]:
+def loaded_rig(plane: str | ControlPlane) -> Iterator[LoadedRig]:
     """A rig with this control plane, or one of a kind of `planes.KINDS`; nothing of it outlives the block."""
     # Names of Unix sockets are short, pytest's own folders are not.
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="k")))
         opened = stack.enter_context(open_plane(plane, folder)) if isinstance(plane, str) else plane
-        made = Lasting(folder, opened, stack.enter_context(Pressure()))
+        made = LoadedRig(folder, opened, stack.enter_context(LoadProcess()))
         stack.callback(made.end)
         yield made

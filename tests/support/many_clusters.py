@@ -7,10 +7,10 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from tests.support.controlplane import socket_address, static_cluster
 from tests.support.daemon import get
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
+from tests.support.scripted_control_plane import socket_address, static_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,7 @@ from kumadp.relay.node import encode_node
 from kumadp.relay.relay import Relay
 from kumadp.relay.upstream import Dial
 from tests.support.daemon import Ports, get, workload
-from tests.support.kuma import dataplane
+from tests.support.kuma_control_plane import dataplane
 from tests.support.poll import poll
 from tests.support.xds.envoy import DirectEnvoy, bootstrap_request, fetch_bootstrap
 from tests.support.xds.loop import LoopThread

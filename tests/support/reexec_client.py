@@ -1,4 +1,4 @@
-"""`tests.support.reexec` as a running program, and a load on it."""
+"""`tests.support.reexec_program` as a running program, and a load on it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COUNTING = "n=0; while [ ! -e {folder}/end ]; do n=$((n+1)); echo line $n; sleep
 
 
 class Program:
-    """A running `tests.support.reexec`."""
+    """A running `tests.support.reexec_program`."""
 
     def __init__(self, folder: Path, loop: str, fate: str, child: str) -> None:
         self.folder = folder
@@ -42,7 +42,7 @@ class Program:
         (folder / "plan.json").write_text(json.dumps(plan))
         self.output = (folder / "output").open("wb")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.reexec", str(folder), loop],
+            [sys.executable, "-m", "tests.support.reexec_program", str(folder), loop],
             env={**os.environ, "PYTHONPATH": str(ROOT), "SECRET": SECRET, "TMPDIR": str(folder)},
             stdin=subprocess.DEVNULL,
             stdout=self.output,

@@ -1,4 +1,4 @@
-"""Tests that want the same well-known ports take turns, in whatever process they run."""
+"""A lock between test processes, for tests that need the same well-known ports."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def turn(name: str) -> Iterator[None]:
-    """Hold the turn called ``name``; the kernel gives it back whatever the holder dies of (flock(2))."""
+def file_lock(name: str) -> Iterator[None]:
+    """Hold the lock called ``name``; the kernel releases it however the holder ends (flock(2))."""
     with (Path(tempfile.gettempdir()) / f"kumadp-tests-{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from tests.support.kuma import KumaControlPlane
+from tests.support.file_lock import file_lock
+from tests.support.kuma_control_plane import KumaControlPlane
 from tests.support.needs import need_kuma_cp
-from tests.support.turns import turn
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
@@ -76,5 +76,5 @@ def open_plane(kind: str, folder: Path) -> Iterator[ControlPlane]:
             yield plane
         return
     binary = need_kuma_cp()
-    with turn("kuma-cp"), KumaControlPlane(binary, folder / "kuma-cp") as real:
+    with file_lock("kuma-cp"), KumaControlPlane(binary, folder / "kuma-cp") as real:
         yield real

@@ -13,9 +13,9 @@ import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tests.support.file_lock import file_lock
 from tests.support.needs import need_kuma_cp
 from tests.support.poll import poll
-from tests.support.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -70,7 +70,7 @@ def ask_json(path: str) -> Any:
 
 
 class KumaControlPlane:
-    """A running ``kuma-cp`` with its store in memory; what `tests.support.planes.ControlPlane` says."""
+    """A running ``kuma-cp`` with its store in memory; what `tests.support.control_planes.ControlPlane` says."""
 
     url = DATA_PLANE_SERVER
 
@@ -234,7 +234,7 @@ class KumaControlPlane:
 def control_plane(folder: Path) -> Iterator[ControlPlane]:
     """A running control plane with everything it writes in ``folder``; one at a time, as its ports are Kuma's own."""
     binary = need_kuma_cp()
-    with turn("kuma-cp"), KumaControlPlane(binary, folder) as plane:
+    with file_lock("kuma-cp"), KumaControlPlane(binary, folder) as plane:
         (folder / "dp.token").write_text(plane.token())
         yield ControlPlane(folder / "kuma-cp.crt", folder / "dp.token", plane.log, plane)
 

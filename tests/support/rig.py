@@ -7,9 +7,9 @@ import json
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kumadp.daemon.control import ask_status, control_socket_path
+from tests.support.control_planes import open_plane
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
-from tests.support.kuma import dataplane
-from tests.support.planes import open_plane
+from tests.support.kuma_control_plane import dataplane
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import psutil
 
-    from tests.support.planes import ControlPlane
+    from tests.support.control_planes import ControlPlane
 
 NAME = "backend-01"
 NODE = f"default.{NAME}"

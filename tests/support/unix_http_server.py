@@ -1,4 +1,4 @@
-"""A server at a Unix socket that answers GETs as it is told, on the loop of the test."""
+"""A server at a Unix socket that answers GETs with prepared responses, on the event loop of the test."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def answer(status: int = 200, body: bytes = b"", *headers: str) -> bytes:
-    """An answer of HTTP/1.1 with its length."""
+def response(status: int = 200, body: bytes = b"", *headers: str) -> bytes:
+    """Return an HTTP/1.1 response with its length."""
     lines = (f"HTTP/1.1 {status} Some Words", *headers)
     if status != 304:
         lines = (*lines, f"content-length: {len(body)}")
@@ -21,26 +21,25 @@ def answer(status: int = 200, body: bytes = b"", *headers: str) -> bytes:
 
 
 @dataclass
-class Answers:
-    """``of`` has an answer for each path, 404 where none; what is ``held`` is not answered until it is set.
+class UnixHttpServer:
+    """Sends ``responses`` by path, 404 for any other; a path in ``held`` is answered once its event is set.
 
-    ``asked`` has each question: path and If-None-Match. Where etags are known, an answer with that of the question is
-    a 304 by itself.
+    ``requests`` holds the path and If-None-Match of each request. A request with the etag of its response gets a 304.
     """
 
     path: Path
-    of: dict[str, bytes] = field(default_factory=dict)
+    responses: dict[str, bytes] = field(default_factory=dict)
     held: dict[str, asyncio.Event] = field(default_factory=dict)
-    asked: list[tuple[str, str]] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
     connections: int = 0
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
     def count(self, path: str) -> int:
-        return sum(asked == path for asked, _ in self.asked)
+        return sum(requested == path for requested, _ in self.requests)
 
     def put(self, path: str, body: bytes, etag: str = "") -> None:
-        self.of[path] = answer(200, body, *((f"Etag: {etag}",) if etag else ()))
+        self.responses[path] = response(200, body, *((f"Etag: {etag}",) if etag else ()))
 
     async def open(self) -> None:
         """Listen, as an Envoy that has this listener again."""
@@ -48,7 +47,7 @@ class Answers:
         self._server = await asyncio.start_unix_server(self._serve, self.path)
 
     async def close(self) -> None:
-        """Listen no more; the file stays, as Envoy leaves it, and connections end."""
+        """Stop listening and close all connections; the socket file stays, as Envoy leaves it."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -65,15 +64,15 @@ class Answers:
                 path = head.split()[1]
                 named = [line[15:] for line in head.split("\r\n") if line.lower().startswith("if-none-match: ")]
                 etag = named[0] if named else ""
-                self.asked.append((path, etag))
+                self.requests.append((path, etag))
                 if path in self.held:
                     await self.held[path].wait()
-                found = self.of.get(path, answer(404))
-                if etag and f"Etag: {etag}\r\n".encode("latin-1") in found:
-                    found = answer(304)
-                writer.write(found)
+                reply = self.responses.get(path, response(404))
+                if etag and f"Etag: {etag}\r\n".encode("latin-1") in reply:
+                    reply = response(304)
+                writer.write(reply)
                 await writer.drain()
-                lower = found.lower()
+                lower = reply.lower()
                 framed = b"content-length: " in lower or b" 304 " in lower
                 if not framed or b"connection: close" in lower:
                     break
@@ -82,13 +81,13 @@ class Answers:
 
 
 @contextlib.asynccontextmanager
-async def answers(path: Path) -> AsyncIterator[Answers]:
-    """A server that listens; closed in the end."""
-    made = Answers(path)
-    await made.open()
+async def unix_http_server(path: Path) -> AsyncIterator[UnixHttpServer]:
+    """Yield a listening server, closed when the block ends."""
+    server = UnixHttpServer(path)
+    await server.open()
     try:
-        yield made
+        yield server
     finally:
-        for event in made.held.values():
+        for event in server.held.values():
             event.set()
-        await made.close()
+        await server.close()

@@ -53,7 +53,7 @@ server.serve_forever()
 """
 
 
-class Hosted:
+class OwnApplication:
     """The application's folder; ``command`` starts it."""
 
     def __init__(self, folder: Path, port: int, outbound: int) -> None:

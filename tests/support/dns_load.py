@@ -1,4 +1,4 @@
-"""Queries at a steady rate, as a resolver asks them: ``python -m tests.support.dnsload PORT NAME RATE SECONDS WAIT``.
+"""Queries at a steady rate, as a resolver asks them: ``python -m tests.support.dns_load PORT NAME RATE SECONDS WAIT``.
 
 Each query goes out from one of some connected sockets. One that is refused or unanswered after WAIT seconds is asked
 once more, at once, from another; one that is then refused or unanswered is lost. Prints the counts as JSON.
@@ -119,7 +119,7 @@ class _Load:
 @contextlib.contextmanager
 def dns_load(port: int, name: str, *, rate: int, seconds: float, patience: float = 1.0) -> Iterator[DnsLoad]:
     """Load from a process of its own; `DnsLoad.counts` waits for its end."""
-    command = [sys.executable, "-m", "tests.support.dnsload", str(port), name]
+    command = [sys.executable, "-m", "tests.support.dns_load", str(port), name]
     command += [str(rate), str(seconds), str(patience)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:

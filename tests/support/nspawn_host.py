@@ -54,13 +54,13 @@ def _why_not() -> str:
     return "" if Path("/lib/systemd/systemd").exists() else "no systemd"
 
 
-def need_box() -> None:
+def need_nspawn() -> None:
     """Root, systemd and systemd-container."""
     if why := _why_not():
         missing(f"no booted systemd here: {why}")
 
 
-class Box:
+class NspawnHost:
     """A booted host; ``leader`` is its first process, seen from outside."""
 
     def __init__(self, root: Path, process: subprocess.Popen[bytes], leader: int) -> None:
@@ -124,9 +124,9 @@ class Box:
 
 
 @contextlib.contextmanager
-def booted(*options: str, install: Path | None = None) -> Iterator[Box]:
+def booted_host(*options: str, install: Path | None = None) -> Iterator[NspawnHost]:
     """A fresh host with loopback alone; a Debian package is installed in it before it boots."""
-    need_box()
+    need_nspawn()
     with contextlib.ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="kumadp-box-"))
         stack.callback(folder.rmdir)
@@ -182,7 +182,7 @@ def in_tree(root: Path, *command: str) -> str:
     return done.stdout
 
 
-def _boot(root: Path, name: str, console: Path, stack: contextlib.ExitStack, options: tuple[str, ...]) -> Box:
+def _boot(root: Path, name: str, console: Path, stack: contextlib.ExitStack, options: tuple[str, ...]) -> NspawnHost:
     groups = _make_groups(name)
     stack.callback(_remove_groups, groups)
 
@@ -206,7 +206,7 @@ def _boot(root: Path, name: str, console: Path, stack: contextlib.ExitStack, opt
         found = children.read_text().split()
         return int(found[0]) if found else 0
 
-    box = Box(root, process, 0)
+    box = NspawnHost(root, process, 0)
     stack.callback(box.halt)
     up = {"running", "degraded"}
 

@@ -1,8 +1,8 @@
-"""A small program that re-executes itself on SIGUSR1, for the tests: ``python -m tests.support.reexec FOLDER LOOP``.
+"""A small program that re-executes itself on SIGUSR1: ``python -m tests.support.reexec_program FOLDER LOOP``.
 
 It listens on TCP (HTTP), UDP (an echo) and a Unix socket, has one child whose output is logged to FOLDER/log, counts
-SIGUSR2, and tells all of that over HTTP. ``FOLDER/plan.json`` names the ports and what it does; ``refuse`` in it makes
-the exec itself fail.
+SIGUSR2, and reports all of that over HTTP. ``FOLDER/plan.json`` names the ports and the child; a file ``refuse`` in
+FOLDER makes the exec itself fail.
 """
 
 from __future__ import annotations

@@ -1,0 +1,30 @@
+"""``python -m tests.support.isolated_kumadp ARGS`` runs kumadp as if no other kumadp ran on this host.
+
+It looks for control sockets only in the folders that the environment names, which belong to the test; the folders of
+the host and the sockets that the kernel lists are skipped.
+"""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kumadp.daemon import control, instances
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+def folders_of_test(environ: Mapping[str, str]) -> Iterator[Path]:
+    """Yield the folders of control sockets that the environment names."""
+    variables = [environ.get(name, "") for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR")]
+    for folder in control.folders(environ):
+        if any(text and str(folder).startswith(text.split(":")[0]) for text in variables):
+            yield folder
+
+
+if __name__ == "__main__":
+    instances.PROC = control.RUN = Path("/nonexistent")
+    instances.folders = folders_of_test  # type: ignore[attr-defined]
+    runpy.run_module("kumadp", run_name="__main__", alter_sys=True)

@@ -1,0 +1,14 @@
+"""Runs kumadp with shorter grace periods: ``short_grace_period.py SECONDS SECONDS_WITH_A_FRIEND python -m kumadp``."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from kumadp.relay import grace_period
+
+if __name__ == "__main__":
+    grace_period.AWAY = 0.1
+    grace_period.PATIENCE, grace_period.PATIENCE_WITH_A_FRIEND = map(float, sys.argv[1:3])
+    sys.argv = sys.argv[5:]
+    runpy.run_module("kumadp", run_name="__main__", alter_sys=True)
