@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from kumadp.host.net.ports import Address
     from kumadp.host.work_dir import WorkDir
     from kumadp.settings.model import Settings
-    from kumadp.standalone.apply import Admin
-    from kumadp.standalone.control import Named
+    from kumadp.standalone.control_plane import Named
     from kumadp.standalone.mesh import Mesh
+    from kumadp.standalone.xds_update import EnvoyAdmin
 
 log = logging.getLogger("kumadp.daemon")
 
@@ -58,7 +58,7 @@ class Source(Protocol):
     async def prepare(self) -> Prepared:
         """Get, guard and write the bootstrap; raises KumadpError when there can be none."""
 
-    def follower(self, admin: Admin) -> Component | None:
+    def follower(self, admin: EnvoyAdmin) -> Component | None:
         """What keeps Envoy's configuration up to date from our side, None when the control plane does."""
 
 
@@ -118,7 +118,7 @@ class KumaSource:
         self._unreachable = asyncio.Event()
         self.later: asyncio.Task[Fetched] | None = None
 
-    def follower(self, admin: Admin) -> Component | None:  # noqa: ARG002 - the relay, or Envoy itself, does it
+    def follower(self, admin: EnvoyAdmin) -> Component | None:  # noqa: ARG002 - the relay, or Envoy itself, does it
         """None: the control plane does it."""
         return None
 
@@ -209,7 +209,7 @@ class StandaloneSource:
         dns: DnsPlan | None,
         named: Named = lambda _names: None,
     ) -> None:
-        from kumadp.standalone.generated import DnsListener
+        from kumadp.standalone.generated_config import DnsListener
 
         self._settings = settings
         self._mesh = mesh
@@ -223,7 +223,7 @@ class StandaloneSource:
     async def prepare(self) -> Prepared:
         """Write the configuration files and the bootstrap."""
         from kumadp.host.facts import memory_limit
-        from kumadp.standalone.control import prepare
+        from kumadp.standalone.control_plane import prepare
         from kumadp.standalone.mesh import admin_port
 
         memory = self._settings.max_memory_bytes or await asyncio.to_thread(memory_limit)
@@ -231,9 +231,9 @@ class StandaloneSource:
         port = admin_port(self._mesh.spec)
         return await _finish(self._prepared.bootstrap, self._settings, port, self._taken, self._work, None)
 
-    def follower(self, admin: Admin) -> Component:
+    def follower(self, admin: EnvoyAdmin) -> Component:
         """Follows the files."""
-        from kumadp.standalone.control import StandaloneControl
+        from kumadp.standalone.control_plane import EmbeddedControlPlane
 
         path = Path(self._settings.standalone)
-        return StandaloneControl(path, self._mesh.ours.name, self._prepared, self._dns, admin, self._named)
+        return EmbeddedControlPlane(path, self._mesh.ours.name, self._prepared, self._dns, admin, self._named)

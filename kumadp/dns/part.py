@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from kumadp.core.context import Run
     from kumadp.daemon.ports import DnsPlan
     from kumadp.dns.coredns.component import CoreDnsComponent
-    from kumadp.dns.coredns.corefile_choice import Corefile, CorefileChoice
-    from kumadp.dns.coredns.fallback import ResolverStandIn
+    from kumadp.dns.coredns.corefile_selector import Corefile, CorefileSelector
+    from kumadp.dns.coredns.fallback import FallbackResolver
     from kumadp.dns.resolver.component import Resolving
     from kumadp.dns.resolver.counters import Counters
     from kumadp.process.child import Child, Command
@@ -46,8 +46,8 @@ class Names:
         self._plan = plan
         self._changed = changed
         self._coredns: CoreDnsComponent | None = None
-        self._choice: CorefileChoice | None = None
-        self._stand_in: ResolverStandIn | None = None
+        self._choice: CorefileSelector | None = None
+        self._stand_in: FallbackResolver | None = None
         self._loopback: tuple[str, ...] = (LOOPBACK,)
         self._corefile = ""
         self._origin = ""
@@ -91,14 +91,14 @@ class Names:
             return
         from kumadp.dns.coredns.component import CoreDnsComponent
         from kumadp.dns.coredns.corefile import HEALTH_NAME
-        from kumadp.dns.coredns.fallback import ResolverStandIn
+        from kumadp.dns.coredns.fallback import FallbackResolver
 
         settings = run.settings
         self._corefile = await asyncio.to_thread(_text_of, run.work.dns / "Corefile") if run.before.coredns else ""
         self._loopback = await asyncio.to_thread(_loopback)
         ipv6 = every_address() == ANY_IPV6
         envoy = (LOOPBACK, plan.envoy_port)
-        self._stand_in = ResolverStandIn(
+        self._stand_in = FallbackResolver(
             plan.port, envoy, plan.suffixes, RESOLV_CONF, ipv6=ipv6, networks=plan.networks
         )
         self._choice = self._choose(plan.coredns, template)
@@ -153,9 +153,9 @@ class Names:
         if expected:
             self._gate = asyncio.create_task(self._open_gate(resolving.settled), name="dns gate")
 
-    def _choose(self, binary: Path, template: str | None) -> CorefileChoice:
+    def _choose(self, binary: Path, template: str | None) -> CorefileSelector:
         from kumadp.dns.coredns.corefile import CorefileFacts
-        from kumadp.dns.coredns.corefile_choice import CorefileChoice
+        from kumadp.dns.coredns.corefile_selector import CorefileSelector
 
         run, plan = self._run, self._plan
         own = run.settings.coredns_config_template_path
@@ -168,7 +168,7 @@ class Names:
             str(run.work.dns),
             own,
         )
-        return CorefileChoice(
+        return CorefileSelector(
             binary,
             facts,
             run.work.dns,

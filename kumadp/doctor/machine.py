@@ -17,7 +17,7 @@ from kumadp.daemon.control import control_socket_files
 from kumadp.dns.coredns.corefile import HEALTH_NAME
 from kumadp.dns.message import DESIRED, HEADER, REFUSED, code_of, is_authoritative, wire_name
 from kumadp.dns.resolvconf import DNS_PORT, read
-from kumadp.dns.resolver.exchange import Asked, by_tcp, by_udp
+from kumadp.dns.resolver.exchange import SentQueries, query_tcp, query_udp
 from kumadp.doctor.report import Told, failed, ok, skipped, warning
 from kumadp.host.cgroup import OomKills, oom_file
 from kumadp.host.environment import find_container_sign
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from kumadp.dns.resolvconf import Server
 
-    Exchange = Callable[[Server, bytes, bytes, Asked], Awaitable[bytes]]
+    Exchange = Callable[[Server, bytes, bytes, SentQueries], Awaitable[bytes]]
 
 # Envoy and kumadp in the mesh take about 130 MiB (README: what it costs).
 _LITTLE = 160 << 20
@@ -73,7 +73,7 @@ async def resolv_conf(file: Path = Path("/etc/resolv.conf")) -> list[Told]:
     conf = await asyncio.to_thread(read, file)
     notes = [Told("warning", f"{file}: {note}") for note in conf.notes]
     asked = conf.servers[:_MOST_SERVERS]
-    by = by_tcp if conf.use_tcp else by_udp
+    by = query_tcp if conf.use_tcp else query_udp
     answers = dict(zip(asked, await asyncio.gather(*(_look(server, by) for server in asked)), strict=True))
     if conf.by_default:
         names = " and ".join(map(_shown, asked))
@@ -124,7 +124,7 @@ async def _look(server: Server, by: Exchange) -> str:
 
 async def _ask(server: Server, name: str, by: Exchange) -> bytes:
     question = wire_name(name) + b"\x00\x01\x00\x01"
-    return await by(server, HEADER.pack(0, DESIRED, 1, 0, 0, 0) + question, question, Asked())
+    return await by(server, HEADER.pack(0, DESIRED, 1, 0, 0, 0) + question, question, SentQueries())
 
 
 def _shown(server: Server) -> str:

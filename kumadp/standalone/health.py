@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from kumadp.host.descriptors import is_exhausted
 from kumadp.resources.types import seconds
-from kumadp.standalone.generate import inbound_key, workload
+from kumadp.standalone.generator import inbound_key, workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kumadp.resources.types import ServiceProbe
-    from kumadp.standalone.generate import InboundKey
+    from kumadp.standalone.generator import InboundKey
     from kumadp.standalone.mesh import Mesh
 
 log = logging.getLogger("kumadp.standalone")
@@ -26,7 +26,7 @@ INTERVAL, TIMEOUT, UNHEALTHY, HEALTHY = 1.0, 0.5, 5, 1
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ServiceCheck:
     """What is asked for one inbound."""
 
     inbound: InboundKey
@@ -35,12 +35,12 @@ class Check:
     probe: ServiceProbe = field(hash=False)
 
 
-def checks_of(mesh: Mesh) -> frozenset[Check]:
+def checks_of(mesh: Mesh) -> frozenset[ServiceCheck]:
     """The checks that the inbounds of our Dataplane ask for."""
     found = set()
     for inbound in mesh.spec.networking.inbound:
         if inbound.service_probe is not None and inbound.state != "Ignored":
-            found.add(Check(inbound_key(mesh, inbound), *workload(mesh, inbound), inbound.service_probe))
+            found.add(ServiceCheck(inbound_key(mesh, inbound), *workload(mesh, inbound), inbound.service_probe))
     return frozenset(found)
 
 
@@ -50,9 +50,9 @@ class HealthWatch:
     def __init__(self, changed: Callable[[], None]) -> None:
         self.unhealthy: frozenset[InboundKey] = frozenset()
         self._changed = changed
-        self._tasks: dict[Check, asyncio.Task[None]] = {}
+        self._tasks: dict[ServiceCheck, asyncio.Task[None]] = {}
 
-    def follow(self, checks: frozenset[Check]) -> None:
+    def follow(self, checks: frozenset[ServiceCheck]) -> None:
         """Run exactly these checks from now on; an inbound that stays keeps its state until a check says otherwise."""
         for check in self._tasks.keys() - checks:
             self._tasks.pop(check).cancel()
@@ -66,7 +66,7 @@ class HealthWatch:
         self.follow(frozenset())
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self, check: Check) -> None:
+    async def _run(self, check: ServiceCheck) -> None:
         probe = check.probe
         interval, timeout = seconds(probe.interval, INTERVAL), seconds(probe.timeout, TIMEOUT)
         # The first answer counts by itself: an application that has not started yet gets no traffic.
@@ -85,7 +85,7 @@ class HealthWatch:
             first = False
             await asyncio.sleep(interval)
 
-    def _note(self, check: Check, healthy: bool) -> None:
+    def _note(self, check: ServiceCheck, healthy: bool) -> None:
         where = f"{check.host}:{check.port}"
         log.warning("the application at %s is %s", where, "healthy again" if healthy else "unhealthy: no connection")
         inbound = frozenset({check.inbound})

@@ -11,7 +11,7 @@ from kumadp.addresses import address_text
 from kumadp.errors import Problem, ResourceError
 from kumadp.resources.load import Resource, load_resource_file
 from kumadp.resources.types import Dataplane
-from kumadp.standalone.unsupported import refusals
+from kumadp.standalone.unsupported_fields import refusals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -13,8 +13,8 @@ import pytest
 from kumadp.controlplane.client import fetch_bootstrap
 from kumadp.controlplane.token import read_token
 from kumadp.controlplane.trust import read_trust
-from kumadp.dns import question
-from kumadp.dns.resolver.exchange import Asked, by_udp
+from kumadp.dns.coredns import health_check
+from kumadp.dns.resolver.exchange import SentQueries, query_udp
 from kumadp.envoy.admin_probe import Place, Prober
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
 from kumadp.host.descriptors import is_exhausted
@@ -63,7 +63,7 @@ async def test_a_flood_of_wrong_answers_does_not_hold_the_loop(monkeypatch: pyte
     asked = b"\x01a\x00\x00\x01\x00\x01"
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0.1):
-            await by_udp(("127.0.0.1", 9), b"\0" * 12 + asked, asked, Asked())
+            await query_udp(("127.0.0.1", 9), b"\0" * 12 + asked, asked, SentQueries())
             pytest.fail("no answer is one")
 
 
@@ -104,6 +104,6 @@ async def test_a_name_server_and_an_application_that_cannot_be_asked_are_not_sil
         with no_descriptors_left():
             assert await _connects("127.0.0.1", port, 5.0) is None
             with pytest.raises(OSError, match="Too many open files"):
-                await question.answers(port, deadline=5.0)
+                await health_check.answers(port, deadline=5.0)
     assert await _connects("127.0.0.1", port, 5.0) is False
-    assert await question.answers(port, deadline=5.0) == "UDP and TCP"
+    assert await health_check.answers(port, deadline=5.0) == "UDP and TCP"

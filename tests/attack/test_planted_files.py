@@ -19,7 +19,7 @@ from kumadp.host.private_file import NotOurs, make_folders, own_folder, pin, rea
 from kumadp.host.state_file import NAME, read_state
 from kumadp.host.work_dir import LOCK, open_work_dir
 from kumadp.process.fifo import make_fifo
-from kumadp.standalone.control import prepare
+from kumadp.standalone.control_plane import prepare
 from kumadp.standalone.mesh import read_mesh
 from tests.support.daemon import Ports, get, run_kumadp, workload, write_mesh
 from tests.support.poll import poll

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from kumadp.dns.coredns.component import StandIn
+    from kumadp.dns.coredns.component import Fallback
 
 pytestmark = pytest.mark.process
 
@@ -72,7 +72,7 @@ async def coredns(
     *,
     budget: int = 5,
     binary: Path | None = None,
-    stand_in: StandIn | None = None,
+    stand_in: Fallback | None = None,
 ) -> AsyncIterator[Running]:
     binary = binary or need_coredns()
     path = folder / "Corefile"

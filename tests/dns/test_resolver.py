@@ -44,7 +44,7 @@ class Upstream(asyncio.DatagramProtocol):
         """What it sends before an answer."""
         self.changed: Callable[[bytes], bytes] = lambda answer: answer
         self.asked: list[dns.message.Message] = []
-        self.by_tcp = 0
+        self.query_tcp = 0
         self.clients: set[int] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -83,7 +83,7 @@ class Upstream(asyncio.DatagramProtocol):
         return answer.to_wire()
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.by_tcp += 1
+        self.query_tcp += 1
         with contextlib.suppress(EOFError):
             data = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
             answer = self.reply(data) or b""
@@ -254,7 +254,7 @@ async def test_use_vc_asks_by_tcp_alone(resolver: Resolver) -> None:
     async with Upstream("192.0.2.1").serving() as upstream:
         use(resolver, upstream, use_tcp=True)
         assert texts(await ask(resolver, "a.example.com")) == ["192.0.2.1"]
-        assert upstream.by_tcp == len(upstream.asked) == 1
+        assert upstream.query_tcp == len(upstream.asked) == 1
 
 
 @pytest.mark.parametrize("tcp", [False, True])
@@ -272,9 +272,9 @@ async def test_what_is_cut_is_relayed_by_udp_and_asked_for_by_tcp(resolver: Reso
         upstream.cuts = True
         use(resolver, upstream)
         assert (await ask(resolver, "a.example.com")).flags & dns.flags.TC
-        assert upstream.by_tcp == 0
+        assert upstream.query_tcp == 0
         assert texts(await ask(resolver, "a.example.com", tcp=True)) == ["192.0.2.1"]
-        assert upstream.by_tcp == 1
+        assert upstream.query_tcp == 1
 
 
 async def test_we_do_not_ask_ourselves(resolver: Resolver) -> None:

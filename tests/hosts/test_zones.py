@@ -16,7 +16,7 @@ from kumadp.accesslog.records import split_address
 from kumadp.controlplane.client import fetch_bootstrap
 from kumadp.controlplane.trust import Trust
 from kumadp.dns.message import HEADER
-from kumadp.dns.resolver.exchange import Asked, by_tcp, by_udp
+from kumadp.dns.resolver.exchange import SentQueries, query_tcp, query_udp
 from kumadp.dns.resolver.server import Resolver
 from kumadp.dns.resolver.table import Table
 from kumadp.doctor.plane import control_plane
@@ -135,16 +135,16 @@ def test_a_name_server(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     async def work() -> None:
         async with Resolver([(SCOPED, 53)]) as resolver:
             resolver.table = Table([("web", ["192.0.2.1"])])
-            for by in (by_udp, by_tcp):
+            for by in (query_udp, query_tcp):
                 answer = b""
                 while not answer:
                     # What is sent by UDP may be lost; `apart` bounds it all.
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(2):
-                            answer = await by((SCOPED, 53), query, question, Asked())
+                            answer = await by((SCOPED, 53), query, question, SentQueries())
                 assert answer.endswith(bytes((192, 0, 2, 1)))
                 with pytest.raises(OSError, match="no interface 'eth9'"):
-                    await by((f"{ADDRESS}%eth9", 53), query, question, Asked())
+                    await by((f"{ADDRESS}%eth9", 53), query, question, SentQueries())
 
     apart(loop, work)
 

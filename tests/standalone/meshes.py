@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kumadp.standalone.generated import DnsListener
+from kumadp.standalone.generated_config import DnsListener
 from tests.support.mesh import Tree, dataplane, inbound, outbound
 
 PROBE: Tree = {"tcp": {}}

@@ -15,7 +15,7 @@ import dns.rcode
 import dns.rdatatype
 import dns.rrset
 
-from kumadp.dns.coredns.port_steering import Steering
+from kumadp.dns.coredns.port_sharing import PortSharing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -47,7 +47,7 @@ class NameServer:
         query = dns.message.from_wire(wire)
         answer = dns.message.make_response(query)
         if not query.question:
-            # Asked for its status, as kumadp asks whether somebody is there.
+            # SentQueries for its status, as kumadp asks whether somebody is there.
             answer.set_rcode(dns.rcode.NOTIMP)
             return "", answer.to_wire()
         question = query.question[0]
@@ -122,7 +122,7 @@ class SharedPort:
         self._server = NameServer(port, known)
         self._sockets: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
-        self.steering = Steering()
+        self.steering = PortSharing()
 
     @property
     def asked(self) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import psutil
 
-from kumadp.dns.question import answers
+from kumadp.dns.coredns.health_check import answers
 from kumadp.errors import KumadpError
 from kumadp.process.policy import ChildState
 from kumadp.process.supervise import Past, Supervisor
@@ -19,7 +19,7 @@ from kumadp.process.supervise import Past, Supervisor
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
-    from kumadp.dns.coredns.port_steering import Steering
+    from kumadp.dns.coredns.port_sharing import PortSharing
     from kumadp.process.child import Child, Command, ExitStatus
     from kumadp.process.policy import RestartPolicy
     from kumadp.process.supervise import ChildReport
@@ -37,10 +37,10 @@ _ENDING = re.compile(r"SIG(?:TERM|INT|QUIT): (?:Shutting down|Quitting)")
 _NO_PAST = Past()
 
 
-class StandIn(Protocol):
+class Fallback(Protocol):
     """Who answers on CoreDNS's port while CoreDNS does not; it shares the port (SO_REUSEPORT), as CoreDNS does."""
 
-    steering: Steering
+    steering: PortSharing
 
     async def open(self, coredns: Collection[str], also: Collection[str] = ()) -> None:
         """Answer, also on the addresses that CoreDNS has; raises OSError or KumadpError where that cannot be."""
@@ -72,7 +72,7 @@ class CoreDnsComponent:
         changed: Callable[[ChildReport], None],
         gave_up: Callable[[str, bool], None],
         worry: Callable[[str], None] = lambda _why: None,
-        stand_in: StandIn | None = None,
+        stand_in: Fallback | None = None,
         first: Child | None = None,
         health_name: Callable[[], str] = lambda: "",
         check_every: float = CHECK_EVERY,

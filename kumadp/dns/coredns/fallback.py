@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import ANY_IPV4, ANY_IPV6
-from kumadp.dns.coredns.port_steering import Steering
+from kumadp.dns.coredns.port_sharing import PortSharing
 from kumadp.host.net.ports import local_addresses
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kumadp.dns.resolver.server import Resolver
 
 
-class ResolverStandIn:
+class FallbackResolver:
     """Answers on every address: names below ``suffixes`` from Envoy's DNS filter alone, others also from resolv.conf's.
 
     The port is shared (SO_REUSEPORT); ``steering`` says who gets what comes there.
@@ -40,7 +40,7 @@ class ResolverStandIn:
         self._networks = tuple(networks)
         self._resolv_conf = resolv_conf
         self.resolver: Resolver | None = None
-        self.steering = Steering()
+        self.steering = PortSharing()
 
     async def open(self, coredns: Collection[str], also: Collection[str] = ()) -> None:
         """Answer, also on those addresses that ``coredns`` has already; raises PortsTaken, or OSError."""

@@ -13,7 +13,7 @@ from kumadp.daemon.ports import LOOPBACK
 from kumadp.dns.message import HEADER
 from kumadp.dns.resolvconf import read
 from kumadp.dns.resolver.access import Access
-from kumadp.dns.resolver.exchange import Asked, by_udp
+from kumadp.dns.resolver.exchange import SentQueries, query_udp
 from kumadp.dns.resolver.server import Resolver
 from kumadp.dns.resolver.table import HandedNames, Table
 from kumadp.host.net.ports import local_addresses
@@ -153,7 +153,7 @@ class Resolving:
             absent = self._absent.is_set()
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_FILTER):
-                    await by_udp(envoy, _PROBE, _PROBE[HEADER.size :], Asked())
+                    await query_udp(envoy, _PROBE, _PROBE[HEADER.size :], SentQueries())
                 self._there_are_names()
             if absent and not self.settled.is_set():
                 log.info("the control plane sends no names; if it does later, they are answered")

@@ -21,7 +21,7 @@ _SAME_LETTERS_WITHIN = 0.05
 _MOST_OTHERS = 64
 
 
-class Asked:
+class SentQueries:
     """What we ask of others now, to know it again when it comes back to us."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Asked:
             self._now.discard(key)
 
 
-async def by_udp(server: tuple[str, int], query: bytes, question: bytes, asked: Asked) -> bytes:
+async def query_udp(server: tuple[str, int], query: bytes, question: bytes, asked: SentQueries) -> bytes:
     """The answer, its number another one than the query's; raises OSError, and has no deadline.
 
     The socket is connected, so that only the server's packets arrive; the kernel takes a port by chance. An answer to
@@ -77,7 +77,7 @@ async def _same_letters(sock: socket.socket, number: int, question: bytes) -> by
         return None
 
 
-async def by_tcp(server: tuple[str, int], query: bytes, question: bytes, asked: Asked) -> bytes:
+async def query_tcp(server: tuple[str, int], query: bytes, question: bytes, asked: SentQueries) -> bytes:
     """The same over TCP; raises OSError, and EOFError where it hangs up or sends much that is no answer."""
     number = secrets.randbelow(0x10000)
     socket_address(*server)

@@ -15,7 +15,7 @@ from kumadp.dns.message import NOERROR, NXDOMAIN, SERVFAIL, Query, code_of, is_c
 from kumadp.dns.resolvconf import ResolvConf, Server, is_own
 from kumadp.dns.resolver.answer import fitting
 from kumadp.dns.resolver.counters import Counters
-from kumadp.dns.resolver.exchange import Asked, by_tcp, by_udp
+from kumadp.dns.resolver.exchange import SentQueries, query_tcp, query_udp
 from kumadp.host.descriptors import share
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Upstreams:
     local: Collection[str] = ()
     envoy: Server | None = None
     counters: Counters = field(default_factory=Counters)
-    asked: Asked = field(default_factory=Asked)
+    asked: SentQueries = field(default_factory=SentQueries)
     _under_way: int = 0
     _sockets: int = 0
     _turn: int = 0
@@ -111,7 +111,7 @@ class Upstreams:
         try:
             async with asyncio.timeout(FILTER_PATIENCE):
                 with self._one_socket():
-                    answer = await by_udp(envoy, query, question, self.asked)
+                    answer = await query_udp(envoy, query, question, self.asked)
         except TimeoutError:
             self._dead[envoy] = time.monotonic() + FILTER_DEAD_FOR
             return None
@@ -187,10 +187,10 @@ class Upstreams:
     async def _ask(self, server: Server, data: bytes, question: bytes, transport: Transport) -> bytes:
         with self._one_socket():
             if self.conf.use_tcp:
-                return await by_tcp(server, data, question, self.asked)
-            answer = await by_udp(server, data, question, self.asked)
+                return await query_tcp(server, data, question, self.asked)
+            answer = await query_udp(server, data, question, self.asked)
         if transport == "tcp" and is_cut(answer):
             # Cut as it is, it says more than nothing.
             with contextlib.suppress(OSError, EOFError), self._one_socket():
-                return await by_tcp(server, data, question, self.asked)
+                return await query_tcp(server, data, question, self.asked)
         return answer

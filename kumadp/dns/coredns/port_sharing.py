@@ -35,7 +35,7 @@ class _Shared:
     first: bool
 
 
-class Steering:
+class PortSharing:
     """The stand-in's sockets, by their hosts."""
 
     def __init__(self) -> None:
@@ -89,7 +89,10 @@ def _all_to(place: int) -> bytes:
 
 
 def _questions_to(place: int, *, others: int) -> bytes:
-    """Health questions as `kumadp.dns.question` makes them go to ``place``. What is too short for them goes to 0."""
+    """Return a program that sends the queries of `kumadp.dns.coredns.health_check` to socket ``place``.
+
+    All other packets go to socket ``others``; a packet that is too short for a load goes to socket 0.
+    """
     words = struct.unpack("!3I", _NAME)
     return b"".join(
         (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kumadp.addresses import overlap
 
 if TYPE_CHECKING:
-    from kumadp.standalone.shapes import Json
+    from kumadp.standalone.config_fragments import Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class DnsListener:
 
 
 @dataclass
-class Generated:
+class GeneratedConfig:
     """Clusters and listeners by name, where each came from (file, line, field), and remarks."""
 
     clusters: dict[str, Json] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Generated:
     notes: list[str] = field(default_factory=list)
 
 
-def clashes(made: Generated, admin: tuple[str, int]) -> list[str]:
+def clashes(made: GeneratedConfig, admin: tuple[str, int]) -> list[str]:
     """Every two sockets of one configuration that cannot both be bound, named by the fields that ask for them."""
     bound: dict[tuple[int, str], list[tuple[str, str]]] = {(admin[1], "TCP"): [(admin[0], "Envoy's admin")]}
     found = []

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from kumadp.addresses import ANY_IPV6
 from kumadp.dns.coredns.corefile import Way, built_in, upstreams
+from kumadp.dns.coredns.corefile_check import check_corefile, identity_of_binary
 from kumadp.dns.coredns.template import render
-from kumadp.dns.coredns.trial import identity_of_binary, try_corefile
 from kumadp.dns.resolvconf import is_own, read
 from kumadp.errors import KumadpError, Problem, SettingsError, SpawnError
 from kumadp.host.net.ports import local_addresses
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from kumadp.dns.coredns.corefile import CorefileFacts
-    from kumadp.dns.coredns.trial import BinaryIdentity, Refusal
+    from kumadp.dns.coredns.corefile_check import BinaryIdentity, CorefileRejection
     from kumadp.dns.resolvconf import ResolvConf
 
 log = logging.getLogger("kumadp.dns")
@@ -43,7 +43,7 @@ class Corefile:
     origin: str
 
 
-class CorefileChoice:
+class CorefileSelector:
     """Finds the Corefile, each time anew; what a binary said to a Corefile is remembered for the run.
 
     ``own`` is the path of the user's template, empty without one, and ``told`` the control plane's. With the built-in
@@ -75,7 +75,7 @@ class CorefileChoice:
         self._suffixes = suffixes
         self._addresses = addresses
         self._worry = worry
-        self._tried: dict[tuple[BinaryIdentity, str], Refusal | None] = {}
+        self._tried: dict[tuple[BinaryIdentity, str], CorefileRejection | None] = {}
         self._kept: Corefile | None = None
         self._noted: tuple[str, ...] = ()
 
@@ -179,11 +179,11 @@ class CorefileChoice:
             "CoreDNS 1.11.4 and later can",
         )
 
-    async def _try(self, text: str) -> Refusal | None:
+    async def _try(self, text: str) -> CorefileRejection | None:
         identity = await asyncio.to_thread(identity_of_binary, self._binary)
         key = (identity, text)
         if key not in self._tried:
-            self._tried[key] = await try_corefile(self._binary, text, self._folder, self._environment)
+            self._tried[key] = await check_corefile(self._binary, text, self._folder, self._environment)
         return self._tried[key]
 
 

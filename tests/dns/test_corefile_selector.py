@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.dns.coredns.corefile import CorefileFacts, Way, built_in
-from kumadp.dns.coredns.corefile_choice import CoreDnsUnfit, CorefileChoice
-from kumadp.dns.coredns.trial import Refusal, try_corefile
+from kumadp.dns.coredns.corefile_check import CorefileRejection, check_corefile
+from kumadp.dns.coredns.corefile_selector import CoreDnsUnfit, CorefileSelector
 from kumadp.errors import SpawnError
 from tests.support.needs import need_coredns, need_other_coredns
 from tests.support.ports import free_ports
@@ -50,7 +50,7 @@ class Choosing:
         self.resolv_conf = self.folder / "resolv.conf"
         if not self.resolv_conf.exists():
             self.resolv_conf.write_text("nameserver 192.0.2.53\n")
-        self.choice = CorefileChoice(
+        self.choice = CorefileSelector(
             self.binary,
             self.facts,
             self.folder,
@@ -76,40 +76,42 @@ def script(folder: Path, text: str) -> Path:
         (".:{port} {{\n    whoami\n}}\n", None),
         (
             ".:{port} {{\n\n    nothing-like-it\n}}\n",
-            Refusal("Error during parsing: Unknown directive 'nothing-like-it'", 3),
+            CorefileRejection("Error during parsing: Unknown directive 'nothing-like-it'", 3),
         ),
         (
             ".:{port} {{\n    forward . 127.0.0.1 {{\n        nexto\n    }}\n}}\n",
-            Refusal("plugin/forward: Error during parsing: unknown property 'nexto'", 3),
+            CorefileRejection("plugin/forward: Error during parsing: unknown property 'nexto'", 3),
         ),
-        (".:{port} {{\n    whoami\n", Refusal("a } too many, or a { that is missing", 2)),
-        (".:{port} {{\n    whoami\n}}\n}}\n", Refusal("a } too many, or a { that is missing", 4)),
+        (".:{port} {{\n    whoami\n", CorefileRejection("a } too many, or a { that is missing", 2)),
+        (".:{port} {{\n    whoami\n}}\n}}\n", CorefileRejection("a } too many, or a { that is missing", 4)),
         (
             ".:{port} {{\n}}\n.:{port} {{\n}}\n",
-            Refusal("cannot serve dns://.:{port} - it is already defined"),
+            CorefileRejection("cannot serve dns://.:{port} - it is already defined"),
         ),
     ],
 )
-async def test_coredns_says_what_is_wrong_and_where(tmp_path: Path, corefile: str, refusal: Refusal | None) -> None:
+async def test_coredns_says_what_is_wrong_and_where(
+    tmp_path: Path, corefile: str, refusal: CorefileRejection | None
+) -> None:
     (port,) = free_ports(1)
     text = corefile.format(port=port)
-    found = await try_corefile(need_coredns(), text, tmp_path, ENVIRONMENT)
-    expected = Refusal(refusal.message.replace("{port}", str(port)), refusal.line) if refusal else None
+    found = await check_corefile(need_coredns(), text, tmp_path, ENVIRONMENT)
+    expected = CorefileRejection(refusal.message.replace("{port}", str(port)), refusal.line) if refusal else None
     assert found == expected
     assert [*tmp_path.glob("*")] == []  # noqa: ASYNC240
 
 
 async def test_a_trial_takes_no_port(tmp_path: Path) -> None:
     with_metrics = ".:1 {\n    bind 192.0.2.1\n    whoami\n    prometheus 192.0.2.1:1\n    health 192.0.2.1:2\n}\n"
-    assert await try_corefile(need_coredns(), with_metrics, tmp_path, ENVIRONMENT) is None
+    assert await check_corefile(need_coredns(), with_metrics, tmp_path, ENVIRONMENT) is None
 
 
 async def test_what_is_imported_is_found_beside_the_corefile(tmp_path: Path) -> None:
     (tmp_path / "more").write_text("whoami\n")
     corefile = ".:1 {\n    import more\n}\n"
-    assert await try_corefile(need_coredns(), corefile, tmp_path, ENVIRONMENT) is None
+    assert await check_corefile(need_coredns(), corefile, tmp_path, ENVIRONMENT) is None
     (tmp_path / "more").unlink()
-    refusal = await try_corefile(need_coredns(), corefile, tmp_path, ENVIRONMENT)
+    refusal = await check_corefile(need_coredns(), corefile, tmp_path, ENVIRONMENT)
     assert refusal is not None
     assert "File to import not found: more" in refusal.message
     assert refusal.line == 2
@@ -119,7 +121,7 @@ async def test_each_way_is_loaded_by_a_coredns_of_today_but_for_alternate(tmp_pa
     facts = CorefileFacts(15053, 15054, 19153, logging=True, binary="", config_dir="")
     for way in Way:
         text = built_in(facts, way, ("192.0.2.53", "2001:db8::53", "fe80::1%lo"), ("mesh", "mesh.local"))
-        refusal = await try_corefile(need_coredns(), text, tmp_path, ENVIRONMENT)
+        refusal = await check_corefile(need_coredns(), text, tmp_path, ENVIRONMENT)
         assert (refusal is None) is (way is not Way.ALTERNATE)
 
 
@@ -222,7 +224,7 @@ async def test_resolv_conf_is_read_each_time_and_may_be_missing(tmp_path: Path) 
     assert "192.0.2.53" not in changed
     choosing.resolv_conf.unlink()
     alone = (await choosing.choice.find()).text
-    assert await try_corefile(need_coredns(), alone, tmp_path, ENVIRONMENT) is None
+    assert await check_corefile(need_coredns(), alone, tmp_path, ENVIRONMENT) is None
 
 
 async def test_a_binary_that_cannot_be_run_is_told(tmp_path: Path) -> None:

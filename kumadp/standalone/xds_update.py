@@ -6,12 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from kumadp.decoding import decode_json
-from kumadp.standalone.generate import cluster_file, listener_file
+from kumadp.standalone.generator import cluster_file, listener_file
 
 if TYPE_CHECKING:
-    from kumadp.standalone.files import Files
-    from kumadp.standalone.generated import Generated
-    from kumadp.standalone.shapes import Json
+    from kumadp.standalone.config_fragments import Json
+    from kumadp.standalone.generated_config import GeneratedConfig
+    from kumadp.standalone.xds_files import XdsFiles
 
 TAKEN_WITHIN = 5.0
 ANSWERS_WITHIN = 1.0
@@ -27,29 +27,31 @@ _STATS = (
 )
 
 
-class Admin(Protocol):
+class EnvoyAdmin(Protocol):
     """What is asked of Envoy's admin. Any Exception of it means that there was no answer."""
 
     async def get(self, path: str, timeout: float = 5.0) -> tuple[int, bytes]:
         """Status and body."""
 
 
-class Rejected(Exception):
+class UpdateRejected(Exception):
     """Envoy did not take a change; the message says what of it and why."""
 
 
-class Unconfirmed(Exception):
+class UpdateUnconfirmed(Exception):
     """Everything is written, and Envoy has not said yet that it took it: it is down, starting or busy."""
 
 
-async def apply(made: Generated, before: Generated, held: Files, admin: Admin) -> bool:
+async def apply(made: GeneratedConfig, before: GeneratedConfig, held: XdsFiles, admin: EnvoyAdmin) -> bool:
     """Bring Envoy from ``before`` to ``made``; True when something was written.
 
-    Raises Rejected, with Envoy's words and our field, and Unconfirmed: call again later with the same. A cluster is
-    there before the listener that leads to it, and goes after the last listener that did.
+    A cluster is added before the listener that routes to it, and removed after the last such listener.
+
+    Raises UpdateRejected, with Envoy's reason and the field of the Dataplane, and UpdateUnconfirmed: call again later
+    with the same arguments.
     """
     changed = False
-    unconfirmed: Unconfirmed | None = None
+    unconfirmed: UpdateUnconfirmed | None = None
     for name, content in (
         (CLUSTERS, cluster_file({**before.clusters, **made.clusters})),
         (LISTENERS, listener_file(made)),
@@ -63,17 +65,19 @@ async def apply(made: Generated, before: Generated, held: Files, admin: Admin) -
         if not written and (failed := await _failed_listeners(admin, made)):
             # Asked before in vain: the refusal came too late to be seen as one.
             held.confirm(name)
-            raise Rejected(failed)
+            raise UpdateRejected(failed)
         try:
             await _await_answer(admin, name, held, stats, made, before)
-        except Unconfirmed as error:
+        except UpdateUnconfirmed as error:
             unconfirmed = error
     if unconfirmed is not None:
         raise unconfirmed
     return changed
 
 
-async def _await_answer(admin: Admin, name: str, held: Files, stats: Json, made: Generated, before: Generated) -> None:
+async def _await_answer(
+    admin: EnvoyAdmin, name: str, held: XdsFiles, stats: Json, made: GeneratedConfig, before: GeneratedConfig
+) -> None:
     """Wait for Envoy's answer to a file just written; ``stats`` are from before."""
     scope, loop, pause = _SCOPES[name], asyncio.get_running_loop(), _FIRST_POLL
     start, was = loop.time(), stats
@@ -85,12 +89,12 @@ async def _await_answer(admin: Admin, name: str, held: Files, stats: Json, made:
                 return
         elif _was_rejected(stats, scope, was):
             held.confirm(name)
-            raise Rejected(await _explain(admin, name, made, before))
+            raise UpdateRejected(await _explain(admin, name, made, before))
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, _LONGEST_POLL)
     if not stats:
-        raise Unconfirmed("Envoy does not answer")
-    raise Unconfirmed(f"Envoy has not taken the change within {TAKEN_WITHIN:.0f} s")
+        raise UpdateUnconfirmed("Envoy does not answer")
+    raise UpdateUnconfirmed(f"Envoy has not taken the change within {TAKEN_WITHIN:.0f} s")
 
 
 def _was_rejected(now: Json, scope: str, was: Json) -> bool:
@@ -100,7 +104,7 @@ def _was_rejected(now: Json, scope: str, was: Json) -> bool:
     return bool(now.get(rejected, 0) > (was.get(rejected, 0) if same else 0))
 
 
-async def _stats(admin: Admin) -> Json:
+async def _stats(admin: EnvoyAdmin) -> Json:
     """By name; empty where the admin does not answer."""
     try:
         _, body = await admin.get(_STATS, timeout=ANSWERS_WITHIN)
@@ -109,7 +113,7 @@ async def _stats(admin: Admin) -> Json:
         return {}
 
 
-async def _explain(admin: Admin, name: str, made: Generated, before: Generated) -> str:
+async def _explain(admin: EnvoyAdmin, name: str, made: GeneratedConfig, before: GeneratedConfig) -> str:
     if name == LISTENERS:
         return await _failed_listeners(admin, made) or "Envoy refused the listeners without a word; its log says more"
     # Envoy keeps no error for clusters: what was changed is what can be wrong.
@@ -118,7 +122,7 @@ async def _explain(admin: Admin, name: str, made: Generated, before: Generated) 
     return f"{said}: Envoy refused a cluster; its log says why"
 
 
-async def _failed_listeners(admin: Admin, made: Generated) -> str:
+async def _failed_listeners(admin: EnvoyAdmin, made: GeneratedConfig) -> str:
     told = []
     for entry in await _dump(admin, "/config_dump?resource=dynamic_listeners"):
         name, state = str(entry.get("name")), entry.get("error_state")
@@ -127,7 +131,7 @@ async def _failed_listeners(admin: Admin, made: Generated) -> str:
     return "; ".join(dict.fromkeys(told))
 
 
-async def _dump(admin: Admin, path: str) -> list[Json]:
+async def _dump(admin: EnvoyAdmin, path: str) -> list[Json]:
     try:
         _, body = await admin.get(path, timeout=2.0)
         found = decode_json(body).get("configs", [])

@@ -29,14 +29,16 @@ _NOISE = ("maxprocs:", "[INFO]", "[DEBUG]")
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class CorefileRejection:
     """Why a CoreDNS does not load a Corefile: its own words, and the line of the Corefile, 0 where it names none."""
 
     message: str
     line: int = 0
 
 
-async def try_corefile(binary: Path, corefile: str, folder: Path, environment: Mapping[str, str]) -> Refusal | None:
+async def check_corefile(
+    binary: Path, corefile: str, folder: Path, environment: Mapping[str, str]
+) -> CorefileRejection | None:
     """Have ``binary`` load a Corefile in ``folder``; None when it can, or does not say within `DEADLINE`.
 
     What only shows when it binds its ports is not found here. Raises OSError where it cannot be run.
@@ -55,19 +57,19 @@ async def try_corefile(binary: Path, corefile: str, folder: Path, environment: M
     return _read(output, corefile)
 
 
-def _read(output: str, corefile: str) -> Refusal | None:
+def _read(output: str, corefile: str) -> CorefileRejection | None:
     lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith(_NOISE)]
     if any(_TWICE in line and "already defined" in line for line in lines):
         return None
     placed = next((found for line in lines if (found := _PLACE.search(line[:_LONGEST_LINE]))), None)
     if placed is None:
-        return Refusal(lines[-1] if lines else "it ends at once and does not say why")
+        return CorefileRejection(lines[-1] if lines else "it ends at once and does not say why")
     # A block that is not closed is found out by what we put behind it: the last line is the one to name.
     line = min(int(placed["line"]), corefile.rstrip("\n").count("\n") + 1)
     before = f"{placed['before']}: " if placed["before"] else ""
     if _TWICE in placed["text"]:
-        return Refusal("a } too many, or a { that is missing", line)
-    return Refusal(before + placed["text"], line)
+        return CorefileRejection("a } too many, or a { that is missing", line)
+    return CorefileRejection(before + placed["text"], line)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kumadp.standalone.generate import bootstrap
+from kumadp.standalone.generator import bootstrap
 from kumadp.standalone.mesh import read_mesh
 from tests.support.mesh import dataplane, inbound, write
 

@@ -11,21 +11,21 @@ from kumadp.errors import ResourceError
 from kumadp.host.file_watch import FileWatch
 from kumadp.host.private_file import own_folder
 from kumadp.host.work_dir import writing
-from kumadp.standalone.apply import CLUSTERS, LISTENERS, Admin, Rejected, Unconfirmed, apply
-from kumadp.standalone.files import Files
-from kumadp.standalone.generate import bootstrap as make_bootstrap
-from kumadp.standalone.generate import cluster_file, generate, listener_file
-from kumadp.standalone.generated import clashes
+from kumadp.standalone.generated_config import clashes
+from kumadp.standalone.generator import bootstrap as make_bootstrap
+from kumadp.standalone.generator import cluster_file, generate, listener_file
 from kumadp.standalone.health import HealthWatch, checks_of
 from kumadp.standalone.mesh import ADMIN_HOST, Mesh, MeshReader, admin_port
-from kumadp.standalone.system import dns_names
+from kumadp.standalone.system_listeners import dns_names
+from kumadp.standalone.xds_files import XdsFiles
+from kumadp.standalone.xds_update import CLUSTERS, LISTENERS, EnvoyAdmin, UpdateRejected, UpdateUnconfirmed, apply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from kumadp.standalone.generated import DnsListener, Generated
-    from kumadp.standalone.shapes import Json
+    from kumadp.standalone.config_fragments import Json
+    from kumadp.standalone.generated_config import DnsListener, GeneratedConfig
 
     Named = Callable[[Mapping[str, Iterable[str]]], None]
 
@@ -38,22 +38,22 @@ AGAIN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class StandaloneSetup:
     """What standalone mode starts with."""
 
     mesh: Mesh
     bootstrap: Json
-    made: Generated
-    held: Files
+    made: GeneratedConfig
+    held: XdsFiles
 
 
-def prepare(mesh: Mesh, directory: Path, dns: DnsListener | None, memory: int = 0) -> Prepared:
+def prepare(mesh: Mesh, directory: Path, dns: DnsListener | None, memory: int = 0) -> StandaloneSetup:
     """Write the first configuration and make the bootstrap, for that ``memory`` (bytes; 0: no limit). May block.
 
     Raises WorkDirError where the directory cannot be written.
     """
     made = generate(mesh, dns)
-    held = Files(directory)
+    held = XdsFiles(directory)
     with writing(directory):
         own_folder(directory)
         held.write(CLUSTERS, cluster_file(made.clusters))
@@ -61,10 +61,10 @@ def prepare(mesh: Mesh, directory: Path, dns: DnsListener | None, memory: int = 
         for old in directory.glob("*.json"):
             if old.name not in {CLUSTERS, LISTENERS}:
                 old.unlink()
-    return Prepared(mesh, make_bootstrap(mesh, directory, memory), made, held)
+    return StandaloneSetup(mesh, make_bootstrap(mesh, directory, memory), made, held)
 
 
-class StandaloneControl:
+class EmbeddedControlPlane:
     """Follows a Dataplane file or folder. A change that is broken or refused changes nothing and is named.
 
     ``named`` hears of the names of the mesh and their addresses.
@@ -76,9 +76,9 @@ class StandaloneControl:
         self,
         path: Path,
         name: str,
-        prepared: Prepared,
+        prepared: StandaloneSetup,
         dns: DnsListener | None,
-        admin: Admin,
+        admin: EnvoyAdmin,
         named: Named = lambda _names: None,
     ) -> None:
         self._reader = MeshReader(path, name)
@@ -129,9 +129,9 @@ class StandaloneControl:
     async def _confirm_first(self) -> None:
         try:
             await apply(self._made, self._made, self._held, self._admin)
-        except Rejected as rejected:
+        except UpdateRejected as rejected:
             log.error("some of the configuration is not in force: %s", rejected)
-        except (Unconfirmed, OSError) as error:
+        except (UpdateUnconfirmed, OSError) as error:
             self._note_unconfirmed(error)
 
     async def _update(self) -> None:
@@ -165,15 +165,15 @@ class StandaloneControl:
             log.warning("%s: change with a restart only, the others are served", mesh.where("probes"))
         return mesh
 
-    async def _bring(self, mesh: Mesh, made: Generated) -> None:
+    async def _bring(self, mesh: Mesh, made: GeneratedConfig) -> None:
         before, self._mesh, self._made = self._made, mesh, made
         try:
             changed = await apply(made, before, self._held, self._admin)
-        except Rejected as rejected:
+        except UpdateRejected as rejected:
             log.error("the change is undone: %s", rejected)
             await self._undo()
             return
-        except (Unconfirmed, OSError) as error:
+        except (UpdateUnconfirmed, OSError) as error:
             self._note_unconfirmed(error)
         else:
             self._unconfirmed = False
@@ -190,9 +190,9 @@ class StandaloneControl:
         self._unconfirmed = False
         try:
             await apply(self._made, refused, self._held, self._admin)
-        except Rejected as rejected:
+        except UpdateRejected as rejected:
             log.error("going back did not work either: %s", rejected)
-        except (Unconfirmed, OSError) as error:
+        except (UpdateUnconfirmed, OSError) as error:
             self._note_unconfirmed(error)
         self._again(refused_mesh)
 
@@ -207,7 +207,7 @@ class StandaloneControl:
             log.warning("the configuration is written, and watched until it is in force: %s", error)
         self._unconfirmed = True
 
-    def _remark(self, made: Generated, known: list[str] | tuple[()]) -> None:
+    def _remark(self, made: GeneratedConfig, known: list[str] | tuple[()]) -> None:
         for note in made.notes:
             if note not in known:
                 log.warning("%s", note)

@@ -8,9 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import is_ip
-from kumadp.standalone.generated import Generated
-from kumadp.standalone.mesh import ADMIN_HOST, SERVICE, Mesh, Offer, ServiceEndpoint, admin_port, takes_traffic
-from kumadp.standalone.shapes import (
+from kumadp.standalone.config_fragments import (
     HTTP,
     HTTP2,
     Json,
@@ -25,24 +23,26 @@ from kumadp.standalone.shapes import (
     stat_name,
     tcp_proxy,
 )
-from kumadp.standalone.system import add_admin, add_dns, add_prometheus, add_ready
-from kumadp.standalone.unsupported import remarks
+from kumadp.standalone.generated_config import GeneratedConfig
+from kumadp.standalone.mesh import ADMIN_HOST, SERVICE, Mesh, Offer, ServiceEndpoint, admin_port, takes_traffic
+from kumadp.standalone.system_listeners import add_admin, add_dns, add_prometheus, add_ready
+from kumadp.standalone.unsupported_fields import remarks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from kumadp.resources.types import Inbound, Outbound
-    from kumadp.standalone.generated import DnsListener
+    from kumadp.standalone.generated_config import DnsListener
 
 InboundKey = tuple[str, int]
 # What each protocol is carried by, widest last (Kuma 2.13: http and http2 have only tcp in common).
 _STACKS = {"grpc": ("grpc", "http2", "tcp"), "http2": ("http2", "tcp"), "http": ("http", "tcp")}
 
 
-def generate(mesh: Mesh, dns: DnsListener | None, unhealthy: frozenset[InboundKey] = frozenset()) -> Generated:
+def generate(mesh: Mesh, dns: DnsListener | None, unhealthy: frozenset[InboundKey] = frozenset()) -> GeneratedConfig:
     """The configuration of our Dataplane; ``unhealthy`` holds the inbounds whose application failed its checks."""
-    made = Generated()
+    made = GeneratedConfig()
     add_admin(mesh, made)
     failed: list[Inbound] = []
     for index, inbound in enumerate(mesh.spec.networking.inbound):
@@ -84,7 +84,7 @@ def _cluster(name: str, endpoints: list[Json], protocol: str) -> Json:
     return cluster
 
 
-def _inbound(mesh: Mesh, inbound: Inbound, index: int, healthy: bool, made: Generated) -> None:
+def _inbound(mesh: Mesh, inbound: Inbound, index: int, healthy: bool, made: GeneratedConfig) -> None:
     host, port = workload(mesh, inbound)
     address = mesh.inbound_address(inbound)
     name = f"inbound:{joined(address, inbound.port)}"
@@ -104,7 +104,7 @@ def _inbound(mesh: Mesh, inbound: Inbound, index: int, healthy: bool, made: Gene
     made.origin[name] = made.origin[cluster] = mesh.where(f"networking.inbound[{index}].port")
 
 
-def _outbound(mesh: Mesh, outbound: Outbound, index: int, made: Generated) -> None:
+def _outbound(mesh: Mesh, outbound: Outbound, index: int, made: GeneratedConfig) -> None:
     where = mesh.where(f"networking.outbound[{index}].port")
     service = outbound.tags[SERVICE]
     subset = ",".join(f"{key}={value}" for key, value in sorted(outbound.tags.items()) if key != SERVICE)
@@ -208,7 +208,7 @@ def cluster_file(clusters: Mapping[str, Json]) -> Json:
     return resources("cluster.v3.Cluster", list(clusters.values()))
 
 
-def listener_file(made: Generated) -> Json:
+def listener_file(made: GeneratedConfig) -> Json:
     """The content of ``listeners.json``."""
     return resources("listener.v3.Listener", list(made.listeners.values()))
 

@@ -10,10 +10,10 @@ from kumadp.host.private_file import write_private
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kumadp.standalone.shapes import Json
+    from kumadp.standalone.config_fragments import Json
 
 
-class Files:
+class XdsFiles:
     """Writes what changed, each time with a new version, which Envoy tells back once it has taken it.
 
     May be used before Envoy runs. ``OSError`` where the directory cannot be written.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from kumadp.standalone.config_fragments import Json, assignment, http_manager, listener, socket_address
 from kumadp.standalone.mesh import ADMIN_HOST, SERVICE, Mesh, admin_port, health_name
-from kumadp.standalone.shapes import Json, assignment, http_manager, listener, socket_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kumadp.resources.types import Inbound
-    from kumadp.standalone.generated import DnsListener, Generated
+    from kumadp.standalone.generated_config import DnsListener, GeneratedConfig
 
 ADMIN_CLUSTER = "kuma_envoy_admin"
 ADMIN_LISTENER = "kuma:envoy:admin"
@@ -20,7 +20,7 @@ ADMIN_LISTENER = "kuma:envoy:admin"
 _DNS_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 
 
-def add_admin(mesh: Mesh, made: Generated) -> None:
+def add_admin(mesh: Mesh, made: GeneratedConfig) -> None:
     """The cluster that is Envoy's own admin."""
     made.clusters[ADMIN_CLUSTER] = {
         "name": ADMIN_CLUSTER,
@@ -30,7 +30,7 @@ def add_admin(mesh: Mesh, made: Generated) -> None:
     }
 
 
-def add_ready(mesh: Mesh, unhealthy: Sequence[Inbound], made: Generated) -> None:
+def add_ready(mesh: Mesh, unhealthy: Sequence[Inbound], made: GeneratedConfig) -> None:
     """Kuma's ``/ready`` on the data plane's address; by the name of an inbound it tells the health of that one.
 
     A name that is not listed as ``unhealthy`` is as ready as Envoy is, which is not when it drains.
@@ -57,7 +57,7 @@ def _unhealthy_route(name: str) -> Json:
     return {"match": {"path": "/ready", "headers": headers}, "directResponse": {"status": 503}}
 
 
-def add_prometheus(mesh: Mesh, made: Generated) -> None:
+def add_prometheus(mesh: Mesh, made: GeneratedConfig) -> None:
     """The metrics of Envoy for Prometheus, where Kuma serves them: port 5670, ``/metrics``."""
     metrics = mesh.spec.metrics
     if metrics is None or metrics.type != "prometheus":
@@ -73,7 +73,7 @@ def add_prometheus(mesh: Mesh, made: Generated) -> None:
     made.origin[name] = mesh.where("metrics.conf.port")
 
 
-def add_dns(mesh: Mesh, dns: DnsListener, made: Generated) -> None:
+def add_dns(mesh: Mesh, dns: DnsListener, made: GeneratedConfig) -> None:
     """Envoy's DNS filter: ``<service>.mesh``, also with dots for underscores as Kuma has it, is the outbound's address.
 
     A service whose name cannot be a DNS name is left out.

@@ -11,8 +11,8 @@ import pytest
 from kumadp.errors import ResourceError
 from kumadp.host.file_watch import folders_of
 from kumadp.resources.load import load_resource_file
-from kumadp.standalone.files import Files
 from kumadp.standalone.mesh import MeshReader, read_mesh
+from kumadp.standalone.xds_files import XdsFiles
 from tests.standalone.meshes import ours
 from tests.support.mesh import dataplane, inbound, outbound, write
 from tests.support.needs import need_netns
@@ -140,7 +140,7 @@ def test_without_inotify_the_files_are_looked_at_and_that_is_said(tmp_path: Path
 
 
 def test_a_file_is_private_and_written_only_when_it_differs(tmp_path: Path) -> None:
-    held = Files(tmp_path)
+    held = XdsFiles(tmp_path)
     assert held.write("a.json", {"resources": []})
     assert not held.write("a.json", {"resources": []})
     held.confirm("a.json")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kumadp.errors import ResourceError
-from kumadp.standalone.generate import bootstrap, generate
-from kumadp.standalone.generated import Generated, clashes
+from kumadp.standalone.generated_config import GeneratedConfig, clashes
+from kumadp.standalone.generator import bootstrap, generate
 from kumadp.standalone.mesh import Mesh, read_mesh
 from tests.standalone.meshes import CASES, PROBE, of_protocol, ours
 from tests.support.mesh import Tree, dataplane, inbound, outbound, write
@@ -24,12 +24,12 @@ def mesh_of(folder: Path, *dataplanes: Tree) -> Mesh:
     return read_mesh(write(folder, *dataplanes), "web")
 
 
-def made_of(folder: Path, name: str) -> Generated:
+def made_of(folder: Path, name: str) -> GeneratedConfig:
     case = CASES[name]
     return generate(mesh_of(folder, *case.dataplanes), case.dns, case.unhealthy)
 
 
-def hosts(made: Generated, cluster: str) -> list[str]:
+def hosts(made: GeneratedConfig, cluster: str) -> list[str]:
     return [
         f"{address['address']}:{address['portValue']}"
         for locality in made.clusters[cluster]["loadAssignment"]["endpoints"]
@@ -38,20 +38,20 @@ def hosts(made: Generated, cluster: str) -> list[str]:
     ]
 
 
-def filter_of(made: Generated, listener: str) -> dict[str, Any]:
+def filter_of(made: GeneratedConfig, listener: str) -> dict[str, Any]:
     found: dict[str, Any] = made.listeners[listener]["filterChains"][0]["filters"][0]
     return found
 
 
-def kind_of(made: Generated, listener: str) -> str:
+def kind_of(made: GeneratedConfig, listener: str) -> str:
     return str(filter_of(made, listener)["name"]).rpartition(".")[2]
 
 
-def speaks_http2(made: Generated, cluster: str) -> bool:
+def speaks_http2(made: GeneratedConfig, cluster: str) -> bool:
     return "http2ProtocolOptions" in json.dumps(made.clusters[cluster])
 
 
-def written_in(mesh: Mesh, made: Generated) -> dict[str, Any]:
+def written_in(mesh: Mesh, made: GeneratedConfig) -> dict[str, Any]:
     """A bootstrap that holds everything itself: what is in xDS files `--mode validate` does not see."""
     tree = bootstrap(mesh, XDS, memory=512 << 20)
     del tree["dynamicResources"]
