@@ -23,7 +23,7 @@ help:
 	@echo "make types   mypy"
 	@echo "make bench   the measurements in tests/bench"
 	@echo "make attack  the attacks in tests/attack, the long ones too"
-	@echo "make compatibility KUMA_CP=... VERSION=...    the compatibility table in README, anew, with this control plane"
+	@echo "make compatibility KUMA_CP=... VERSION=...    run what the table in tests/README.md lists, and write it"
 	@echo "make sample  configs/kumadp.yaml from the table of settings"
 	@echo "make deb     a Debian package for this host's Python, in dist"
 	@echo "make coredns CoreDNS in .cache, for the tests that need it (with Go; about 4 minutes)"

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class ExitCode(enum.IntEnum):
-    """Every way the program ends. The numbers are a public promise; README lists the same table."""
+    """Every way the program ends. The numbers are a public promise; systemd/README.md lists the same table."""
 
     OK = 0
     BUG = 1

@@ -1,4 +1,4 @@
-"""The compatibility table in README is what runs against real control planes said, and names tests that are there."""
+"""The compatibility table in tests/README.md is what runs against real control planes gave, and its tests exist."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def test_compatibility_without_a_control_plane_changes_nothing(tree: Path) -> No
     done = make(tree, "compatibility", PATH=path, PYTEST_ADDOPTS=WITHOUT, CI="")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" in done.stdout
-    assert (tree / "README.md").read_text() == (ROOT / "README.md").read_text()
+    assert (tree / "tests" / "README.md").read_text() == (ROOT / "tests" / "README.md").read_text()
 
 
 @pytest.mark.process

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Exchange = Callable[[Server, bytes, bytes, SentQueries], Awaitable[bytes]]
 
-# Envoy and kumadp in the mesh take about 130 MiB (README: what it costs).
+# Envoy and kumadp in the mesh take about 130 MiB (tests/README.md: what it costs).
 _LITTLE = 160 << 20
 # glibc asks no more (resolv.conf(5): MAXNS).
 _MOST_SERVERS = 3

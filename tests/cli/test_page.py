@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from kumadp.cli.page import page, summary
@@ -12,8 +11,8 @@ from kumadp.core.status import Status
 from kumadp.process.policy import ChildState
 from kumadp.process.supervise import ChildReport
 from kumadp.settings.values import lasting
+from tests.support.readmes import output_of
 
-README = Path(__file__).resolve().parents[2] / "README.md"
 NOW = 1_700_000_000.0
 
 
@@ -152,5 +151,5 @@ def test_readme_shows_this_page() -> None:
     status.facts["crashes"] = {"newest": crash, "story": died}
     # Servers of other tests in this process have counted connections, too.
     told = {**status.snapshot(), "connections": {}, "since": now - 72, "started": begun, "pid": 4211}
-    shown = README.read_text().split("kumadp status\n```\n\n```text\n")[1].split("```")[0]
+    shown = output_of("kumadp status")
     assert "\n".join(page(told, now)) + "\n" == shown

@@ -19,12 +19,12 @@ from kumadp.errors import ExitCode
 from tests.support.containers import Container, Podman, podman
 from tests.support.needs import need_coredns
 from tests.support.poll import poll
+from tests.support.readmes import NAMES, files, lines_of, one_block, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-README = (ROOT / "README.md").read_text()
 # An image takes a while: made once, and not on each worker.
 pytestmark = [pytest.mark.process, pytest.mark.timeout(900), pytest.mark.xdist_group("container")]
 
@@ -171,7 +171,7 @@ def test_the_image_says_what_it_is(image: dict[str, Any]) -> None:
 def test_the_image_is_as_small_as_readme_says(host: Podman, image: dict[str, Any]) -> None:
     assert image["Size"] < LARGEST
     added = image["Size"] - host.inspect(BASE)["Size"]
-    (said,) = re.findall(r"adds (\d+) MB", README)
+    (said,) = re.findall(r"adds (\d+) MB", "".join(map(text_of, NAMES)))
     assert added < int(said) * 10**6
 
 
@@ -279,10 +279,9 @@ def test_an_application_that_ends_ends_the_container(host: Podman, image: dict[s
 
 def test_the_commands_of_readme_work(host: Podman, image: dict[str, Any], coredns: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    for name, text in re.findall(r"^```(?:yaml|dockerfile)\n# (\S+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+    for name, text in files().items():
         (tmp_path / name).write_text(text)
-    (block,) = re.findall(r"^```sh container\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines():
+    for line in lines_of(one_block("sh container")):
         program, command, *rest = shlex.split(line)
         assert program == "podman"
         ours = "--tag=kumadp" in rest

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.nspawn_host import NspawnHost, booted_host, need_nspawn
 from tests.support.poll import poll
+from tests.support.readmes import lines_of, one_block
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -413,14 +414,13 @@ def test_a_token_that_root_alone_may_read_comes_as_a_credential(box: NspawnHost)
 
 
 def test_the_commands_of_readme_work(box: NspawnHost) -> None:
-    (block,) = re.findall(r"^```sh systemd\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     box.write("/root/plane.py", PLANE.format(root=str(ROOT)))
     box.run("rm", "-f", "/etc/kumadp/web.yaml", "/etc/kumadp/port")
     box.run("systemd-run", "--unit=plane", "--collect", sys.executable, "/root/plane.py")
     try:
         port = poll(lambda: box.run("cat", "/etc/kumadp/port", check=False).partition("\n")[0].isdigit()
                     and box.run("cat", "/etc/kumadp/port"), what="a control plane")  # fmt: skip
-        for line in block.replace("\\\n", " ").replace("5678", str(port)).splitlines():
+        for line in lines_of(one_block("sh systemd").replace("5678", str(port))):
             box.run(*shlex.split(line.removeprefix("sudo ")))
         assert ask(box) == "yes"
         box.run("systemctl", "reload", UNIT)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,15 +15,15 @@ from tests.support.daemon import Ports, folders, run_kumadp, workload, write_mes
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
 from tests.support.ports import free_port
+from tests.support.readmes import output_of
 from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 
 pytestmark = pytest.mark.process
-
-README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def findings(
@@ -171,7 +170,7 @@ def test_an_envoy_that_a_dead_kumadp_left(tmp_path: Path) -> None:
 
 
 def test_readme_shows_its_checks_in_their_form(tmp_path: Path) -> None:
-    shown = README.read_text().split("kumadp doctor --standalone=dataplane.yaml\n```\n\n```text\n")[1].split("```")[0]
+    shown = output_of("kumadp doctor --standalone=dataplane.yaml")
     ports = Ports.take()
     with socket.create_server(("127.0.0.1", ports.inbound)):
         done = kumadp("doctor", *standalone(tmp_path, ports), environment={"XDG_RUNTIME_DIR": str(tmp_path)})

@@ -1,4 +1,4 @@
-"""README is true: its tables are those of the code, and every command in it is run, on ports of the test's own."""
+"""READMEs are true: their tables are those of the code, and each command in them is run, on ports of the test's own."""
 
 from __future__ import annotations
 
@@ -20,32 +20,14 @@ from tests.support.daemon import Ports, get, workload
 from tests.support.file_lock import file_lock
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
+from tests.support.readmes import NAMES, ROOT, blocks, commands, files, rows_after
 from tests.support.scripted_control_plane import TOKEN, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def rows_after(mark: str) -> list[list[str]]:
-    """Cells of the table that follows ``<!-- mark -->``, without its heading."""
-    lines = README.split(f"<!-- {mark} -->\n", 1)[1].splitlines()
-    table = lines[: next(number for number, line in enumerate(lines) if not line.startswith("|"))]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table[2:]]
-
-
-def commands() -> list[str]:
-    """Every command of every ``sh`` block, in order."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
-
-
-def files() -> dict[str, str]:
-    """Every ``yaml`` block that begins with its own name."""
-    return dict(re.findall(r"^```yaml\n# (\S+\.yaml)\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+GUIDES = [name for name in NAMES if name != "README.md"]
+EVERY_COMMAND = [line for name in NAMES for line in commands(name)]
 
 
 def test_exit_codes_are_those_of_the_program() -> None:
@@ -68,7 +50,7 @@ def test_options_are_those_of_the_program() -> None:
         assert variable.strip("`") in shown, f"{variable} is no variable of `kumadp run`"
 
 
-@pytest.mark.parametrize("target", [line.split()[1] for line in commands() if line.startswith("make ")])
+@pytest.mark.parametrize("target", [line.split()[1] for line in EVERY_COMMAND if line.startswith("make ")])
 def test_make_targets_exist(target: str) -> None:
     make = shutil.which("make")
     if make is None:
@@ -176,6 +158,21 @@ def reader() -> Iterator[Reader]:
                 opened.stop()
 
 
+# Who runs the blocks of each kind.
+KINDS = {
+    "sh": "this file",
+    "sh systemd": "tests/hosts/test_systemd.py",
+    "sh container": "tests/hosts/test_container.py",
+    "yaml": "the files of those who run commands",
+    "dockerfile": "tests/hosts/test_container.py",
+    "text": "",
+}
+
+
+def test_each_block_is_of_a_kind_that_is_tested() -> None:
+    assert {kind for name in NAMES for kind, _ in blocks(name)} == KINDS.keys()
+
+
 def test_no_command_is_of_a_kind_that_nobody_runs() -> None:
     known = (
         "make ",
@@ -188,18 +185,34 @@ def test_no_command_is_of_a_kind_that_nobody_runs() -> None:
         "curl ",
     )
     whole = {"kumadp reload", "kumadp reexec", "kumadp status"}
-    assert [line for line in commands() if not line.startswith(known) and line not in whole] == []
+    assert [line for line in EVERY_COMMAND if not line.startswith(known) and line not in whole] == []
+
+
+def to_type(name: str) -> list[str]:
+    """The commands of a README that need neither a control plane nor a clone."""
+    return [line for line in commands(name) if not line.startswith("make ") and "--cp-address" not in line]
 
 
 @pytest.mark.process
 @pytest.mark.timeout(300)
 def test_every_command_without_a_control_plane_works(reader: Reader) -> None:
-    typed = [line for line in commands() if not line.startswith("make ") and "--cp-address" not in line]
+    typed = to_type("README.md")
     assert any("--standalone" in line for line in typed)
     assert any(line.startswith("kumadp demo --check") for line in typed)
     with file_lock("demo"):
         for line in typed:
             reader.type(line)
+    reader.stop()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("guide", [name for name in GUIDES if to_type(name)])
+def test_every_command_of_a_guide_works_beside_a_data_plane(reader: Reader, guide: str) -> None:
+    (started,) = [line for line in to_type("README.md") if line.startswith("kumadp run ")]
+    reader.type(started)
+    reader.type("kumadp wait --timeout=60s")
+    for line in to_type(guide):
+        reader.type(line)
     reader.stop()
 
 
@@ -210,7 +223,7 @@ def test_the_commands_for_a_control_plane_work(reader: Reader) -> None:
         plane.write_ca(reader.folder / "ca.crt")
         reader.numbers["5678"] = plane.port
         (reader.folder / "token").write_text(TOKEN)
-        (typed,) = [line for line in commands() if "--cp-address" in line]
+        (typed,) = [line for line in EVERY_COMMAND if "--cp-address" in line]
         reader.type(typed)
         reader.type("kumadp wait --timeout=60s")
         assert get(reader.ports.inbound) == (200, "web")

@@ -1,7 +1,8 @@
-"""What was tested against which control plane: tests carry ``contract(item)``, a run stores results, README shows them.
+"""Results of the tests that need a control plane, by its version.
 
+Tests carry ``contract(item)``, a run stores results, the table in tests/README.md shows them.
 ``KUMADP_COMPATIBILITY=<version of KUMA_CP>`` has a run store its results; ``python -m tests.support.compatibility``
-writes the table of README anew.
+writes the table there again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
+README = ROOT / "tests" / "README.md"
 STORE = ROOT / "tests" / "data" / "compatibility.json"
 VERSIONS = ("2.8.8", "2.13.5")
 BEGIN, END = "<!-- compatibility -->\n", "<!-- end of compatibility -->"
@@ -66,22 +67,22 @@ def _verdict(results: Mapping[str, str], tests: list[str]) -> str:
 
 
 def table(results: Results) -> str:
-    """The table of README, with its heading."""
+    """The table of tests/README.md, with its heading."""
     lines = [f"| item | {' | '.join(VERSIONS)} | how checked |", f"|---{'|---' * len(VERSIONS)}|---|"]
     for item, tests in marked().items():
         verdicts = " | ".join(_verdict(results.get(version, {}), tests) for version in VERSIONS)
-        shown = ", ".join(f"[`{test.split('::')[1]}`]({test.split('::')[0]})" for test in tests)
+        shown = ", ".join(f"[`{test.split('::')[1]}`]({test.split('::')[0].removeprefix('tests/')})" for test in tests)
         lines.append(f"| {item} | {verdicts} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
 def in_readme() -> str:
-    """The table that README has."""
+    """The table that tests/README.md has."""
     return README.read_text(encoding="utf-8").split(BEGIN, 1)[1].split(END, 1)[0]
 
 
 def write() -> None:
-    """Write the table into README."""
+    """Write the table into tests/README.md."""
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN, 1)
     README.write_text(before + BEGIN + table(stored()) + END + rest.split(END, 1)[1], encoding="utf-8")
