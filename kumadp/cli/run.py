@@ -39,6 +39,8 @@ def run(**flags: object) -> None:
 
     With -- CMD ARG... kumadp starts the application and ends with its exit code: the entrypoint of a workload's image.
     Inbound drains before the application gets SIGTERM, SIGINT or SIGQUIT; it has SIGHUP at once.
+
+    Options marked (reload) are applied by a reload (kumadp reload, SIGHUP); all others need a restart.
     """
     from kumadp.cli.exposure import exposures
     from kumadp.settings.option import own_variable

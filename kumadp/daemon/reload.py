@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from typing import TYPE_CHECKING
 
 from kumadp.daemon.sources import KumaSource
 from kumadp.errors import ControlPlaneUnavailable, KumadpError
+from kumadp.settings.reload import reloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,35 +32,6 @@ log = logging.getLogger("kumadp.daemon")
 PATIENCE = 5.0
 # How long it waits until memory holds all that a new Envoy will ask for (seconds): longer than a stream is refused.
 SUPPLIED_WITHIN = 20.0
-# Settings that a reload takes: the others are about sockets and files that are there already.
-LIVE = frozenset(
-    {
-        "binary_path",
-        "bootstrap_check_interval",
-        "ca_cert",
-        "ca_cert_file",
-        "concurrency",
-        "config",
-        "cp_address",
-        "dataplane",
-        "dataplane_file",
-        "dataplane_vars",
-        "drain_time",
-        "envoy_args",
-        "envoy_component_log_level",
-        "envoy_log_level",
-        "max_memory_bytes",
-        "on_bootstrap_change",
-        "on_control_plane_refusal",
-        "reload_deadline",
-        "retry_backoff",
-        "retry_max_duration",
-        "skip_verify",
-        "strict_admin",
-        "token",
-        "token_path",
-    }
-)
 
 
 class Renewal:
@@ -164,14 +135,7 @@ class Renewal:
             raise KumadpError("the Dataplane has another mesh or name: restart kumadp for it")
         binary = await asyncio.to_thread(find_envoy, settings.binary_path)
         version = await envoy_version(binary, run.children_environment)
-        before = run.settings
-        taken = {name: getattr(settings, name) for name in LIVE}
-        others = [
-            field.name
-            for field in dataclasses.fields(settings)
-            if field.name not in LIVE and getattr(settings, field.name) != getattr(before, field.name)
-        ]
-        run.settings = dataclasses.replace(before, **taken)
+        run.settings, others = reloaded(run.settings, settings)
         if client is not None:
             client.settings = run.settings
             client.resource = resource or known

@@ -18,7 +18,8 @@ class Option:
 
     ``flags`` the current name first, then aliases; ``variables`` likewise, `own_variable` where Kuma has none; ``key``
     its path in a settings file, empty where it has none. An optional value of None is shown as ``none_means``. An
-    option that is not ``effective`` is taken from those who come from kuma-dp, and does nothing yet.
+    option that is not ``effective`` is taken from those who come from kuma-dp, and does nothing yet. ``reload``: a
+    reload applies a new value of it; any other needs a restart.
     """
 
     field: str
@@ -30,6 +31,7 @@ class Option:
     key: str
     group: str
     commands: tuple[Command, ...]
+    reload: bool
     secret: bool
     choices: tuple[str, ...]
     minimum: float | None
@@ -64,10 +66,16 @@ class Option:
     @property
     def help_text(self) -> str:
         """The meaning, with variables and default, as ``--help`` shows it."""
+        end = f"(default: {self.default_text})" + self.reload_mark
         if not self.flags:
-            return f"{self.meaning} (default: {self.default_text})"
+            return f"{self.meaning} {end}"
         # The choices stand beside the flag.
-        return f"{self._described} [{', '.join(self.variables)}] (default: {self.default_text})"
+        return f"{self._described} [{', '.join(self.variables)}] {end}"
+
+    @property
+    def reload_mark(self) -> str:
+        """The mark of an option whose new value a reload applies, after its help text; empty for others."""
+        return " (reload)" if self.reload else ""
 
     @property
     def read_variables(self) -> tuple[str, ...]:
@@ -100,7 +108,8 @@ def option(
     flags: tuple[str, ...] | str = (),
     env: tuple[str, ...] | str = (),
     key: str = "",
-    group: str = "kumadp",
+    group: str,
+    reload: bool,
     commands: tuple[Command, ...] = ("run",),
     secret: bool = False,
     choices: tuple[str, ...] = (),
@@ -124,6 +133,7 @@ def option(
         "variables": ((env,) if isinstance(env, str) else env) or (own_variable(names[0]),),
         "key": key,
         "group": group,
+        "reload": reload,
         "commands": commands,
         "secret": secret,
         "choices": choices,

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from kumadp.settings.option import Option
 
 HEADER = """\
-# Settings of `kumadp run --config FILE`. Every key with its default, and the flag and variable that are asked first;
-# take away the # right before a key to set it. Order: flag, then variable, then this file, then the default.
-# Durations are Go's: 1m30s, 500ms. Lists are YAML lists, a,b works too.
+# Settings of `kumadp run --config FILE`: every key with its default, and the flag and variable of the same option.
+# To set a key, remove the # directly in front of it. Precedence: flag, then variable, then this file, then the default.
+# Options marked (reload) are applied by a reload; all others need a restart of kumadp.
+# Durations are written as in Go: 1m30s, 500ms. Lists are YAML lists; a,b works too.
 """
 Tree = dict[str, "Option | Tree"]
 
@@ -40,7 +41,7 @@ def _write(tree: Tree, depth: int) -> list[str]:
     lines: list[str] = []
     for name, option in tree.items():
         if not isinstance(option, dict):
-            about = f"{option.meaning} [{', '.join((*option.flags, *option.variables))}]"
+            about = f"{option.meaning} [{', '.join((*option.flags, *option.variables))}]{option.reload_mark}"
             prose = f"{indent}# "
             lines += textwrap.wrap(
                 about,
