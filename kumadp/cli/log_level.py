@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 import click
 
-from kumadp.cli.asking import order, said, the_running
+from kumadp.cli.remote import order, said, the_running
 from kumadp.errors import UsageError
 
 

@@ -37,6 +37,10 @@ COMMANDS: dict[str, str] = {
 }
 
 
+# Commands that are packages, whose modules can also be run by themselves without importing click.
+_MODULES = {"demo": "demo.command"}
+
+
 class LazyGroup(click.Group):
     """Knows its commands by name; imports ``kumadp.cli.<name>`` when one is used."""
 
@@ -54,8 +58,9 @@ class LazyGroup(click.Group):
             raise UsageError(f"no command {cmd_name!r}", hint)
         if cmd_name != "run":
             early.leave_early_signals()
-        module = cmd_name.replace("-", "_")
-        command = getattr(importlib.import_module(f"kumadp.cli.{module}"), module)
+        function = cmd_name.replace("-", "_")
+        module = importlib.import_module(f"kumadp.cli.{_MODULES.get(cmd_name, function)}")
+        command = getattr(module, function)
         assert isinstance(command, click.Command)  # noqa: S101
         return command
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kumadp.cli.asking import asking_options, order, the_running
+from kumadp.cli.remote import asking_options, order, the_running
 from kumadp.daemon.control import ask_status
 from kumadp.errors import CommandRefused, on_one_line
 from kumadp.settings.values import write_duration

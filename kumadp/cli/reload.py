@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from kumadp.cli.asking import asking_options, order, said, the_running
+from kumadp.cli.remote import asking_options, order, said, the_running
 
 
 @click.command()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from kumadp.cli.asking import seconds
+from kumadp.cli.remote import seconds
 from kumadp.errors import UsageError
 
 

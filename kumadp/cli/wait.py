@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kumadp.addresses import is_loopback
-from kumadp.cli.asking import reason
 from kumadp.cli.logs import open_logs
 from kumadp.cli.options import command_with_options, typed_names
+from kumadp.cli.remote import reason
 from kumadp.daemon.control import ask_status
 from kumadp.daemon.instances import find
 from kumadp.errors import Problem, SettingsError, WaitTimeout, on_one_line

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.cli import asking, doctor
+from kumadp.cli import doctor
+from kumadp.cli import remote as asking
 from kumadp.core.status import Status
 from kumadp.daemon.control import ask, ask_status, socket_name
 from kumadp.daemon.instances import Running, Search

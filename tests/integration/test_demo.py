@@ -21,9 +21,9 @@ import dns.rrset
 import psutil
 import pytest
 
-from kumadp.cli.demo_dns import DnsAnswer, DnsAnswerError, decode_answer, encode_question
-from kumadp.cli.demo_stage import DemoPorts, write_mesh
-from kumadp.cli.demo_table import Scene, Screen, child_state, headline, render
+from kumadp.cli.demo.dns import DnsAnswer, DnsAnswerError, decode_answer, encode_question
+from kumadp.cli.demo.stage import DemoPorts, write_mesh
+from kumadp.cli.demo.table import Scene, Screen, child_state, headline, render
 from kumadp.errors import ExitCode
 from kumadp.resources.load import load_resource_file
 from tests.support.daemon import get

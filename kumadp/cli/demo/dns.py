@@ -1,4 +1,4 @@
-"""One DNS question by hand, where there is no dig: ``python -m kumadp.cli.demo_dns PORT NAME``."""
+"""One DNS question by hand, where there is no dig: ``python -m kumadp.cli.demo.dns PORT NAME``."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kumadp.cli.demo_workload import UP_LINE
+from kumadp.cli.demo.workload import UP_LINE
 from kumadp.cli.modules import environment
 from kumadp.errors import SpawnError
 
@@ -194,7 +194,7 @@ class Stage:
     async def start(self) -> None:
         """Start the workloads, wait for them, start `kumadp run`. Raises SpawnError."""
         self.workload = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "kumadp.cli.demo_workload"),
+            *(sys.executable, "-m", "kumadp.cli.demo.workload"),
             *(f"web={self.ports.workload}", f"backend={self.ports.backend}"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

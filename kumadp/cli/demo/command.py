@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping
     from typing import Any
 
-    from kumadp.cli.demo_stage import Stage
+    from kumadp.cli.demo.stage import Stage
 
 DRAIN_SECONDS = 5
 CHECK_DRAIN_SECONDS = 1
@@ -38,8 +38,8 @@ def demo(check: bool) -> int:
 
 
 async def _demo(*, check: bool) -> int:
-    from kumadp.cli.demo_check import check as check_all
-    from kumadp.cli.demo_stage import Stage
+    from kumadp.cli.demo.check import check as check_all
+    from kumadp.cli.demo.stage import Stage
 
     stage = Stage.open(f"{CHECK_DRAIN_SECONDS if check else DRAIN_SECONDS}s")
     try:
@@ -82,7 +82,7 @@ def _listen_for_signals(stage: Stage) -> asyncio.Event:
 
 
 async def _show(stage: Stage, asked_to_stop: asyncio.Event) -> int:
-    from kumadp.cli.demo_table import Scene, Screen, render
+    from kumadp.cli.demo.table import Scene, Screen, render
 
     assert stage.daemon is not None  # noqa: S101
     screen = Screen(sys.stdout) if sys.stdout.isatty() else None

@@ -1,4 +1,4 @@
-"""The demo's applications: ``python -m kumadp.cli.demo_workload NAME=PORT ...``.
+"""The demo's applications: ``python -m kumadp.cli.demo.workload NAME=PORT ...``.
 
 One process, one small HTTP server a name, on loopback. ``/`` says who answers, ``/healthz`` says ok, ``/slow`` takes
 three seconds. Prints one line once all of them accept connections; ends when standard input is closed, so that no

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kumadp.cli.demo_dns import NOERROR, NXDOMAIN, DnsAnswer, DnsAnswerError, ask
-from kumadp.cli.demo_stage import HOST
+from kumadp.cli.demo.dns import NOERROR, NXDOMAIN, DnsAnswer, DnsAnswerError, ask
+from kumadp.cli.demo.stage import HOST
 from kumadp.errors import KumadpError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from kumadp.cli.demo_stage import DemoPorts, Stage
+    from kumadp.cli.demo.stage import DemoPorts, Stage
 
 READY_DEADLINE = 60.0
 CHECK_DEADLINE = 15.0

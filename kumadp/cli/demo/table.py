@@ -9,14 +9,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kumadp.cli.demo_stage import HOST
+from kumadp.cli.demo.stage import HOST
 from kumadp.cli.modules import shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from kumadp.cli.demo_stage import DemoPorts
+    from kumadp.cli.demo.stage import DemoPorts
 
 HEADINGS = ("WHAT", "WHERE", "STATE", "TRY")
 UP = "up"
@@ -47,7 +47,7 @@ def dns_command(port: int, name: str = "backend.mesh") -> str:
     """A command that asks for ``name``; dig, or a few lines of ours where there is none."""
     if shutil.which("dig"):
         return f"dig +short @{HOST} -p {port} {name}"
-    return f"{shown('kumadp.cli.demo_dns')} {port} {name}"
+    return f"{shown('kumadp.cli.demo.dns')} {port} {name}"
 
 
 def rows(scene: Scene, status: Mapping[str, Any] | None) -> list[Row]:

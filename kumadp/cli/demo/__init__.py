@@ -1,0 +1,1 @@
+"""``kumadp demo``: a data plane with two workloads on one machine, to try kumadp out."""
