@@ -122,11 +122,11 @@ class ReadinessPort:
 
 def start_probes(stack: Stack, status: Status, plan: ProbesPlan, resource: Resource | None) -> None:
     """Virtual probes by the plan; raises PortsTaken."""
-    from kumadp.probes.virtual import Routes, VirtualProbes, routes_of
+    from kumadp.probes.virtual_probes import ProbeRoutes, VirtualProbes, routes_of
 
     spec = resource.spec if resource is not None else None
     generic = plan.generic_ports or not isinstance(spec, Dataplane)
-    routes = Routes({}, plan.generic_ports) if generic or not isinstance(spec, Dataplane) else routes_of(spec)
+    routes = ProbeRoutes({}, plan.generic_ports) if generic or not isinstance(spec, Dataplane) else routes_of(spec)
     probes = VirtualProbes(plan.host, plan.port, routes)
     status.counters[probes.name] = probes.answered
     stack.start(probes)

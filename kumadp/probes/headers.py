@@ -1,4 +1,4 @@
-"""Headers that pass from a probe to the application, and those that do not."""
+"""Which headers of a probe are forwarded to the application."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ _HOP_BY_HOP = frozenset(
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def dropped(headers: Mapping[str, str]) -> frozenset[str]:
-    """Hop-by-hop headers, those that Connection names among them (RFC 9110, 7.6.1)."""
+def hop_by_hop(headers: Mapping[str, str]) -> frozenset[str]:
+    """Return the hop-by-hop headers, including those that Connection names (RFC 9110, 7.6.1)."""
     named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
     return _HOP_BY_HOP | named
 
 
 def is_text(value: str) -> bool:
-    """Whether it has none of the control characters that no header may have (RFC 9110, 5.5).
+    """Return whether a header value is free of the forbidden control characters (RFC 9110, 5.5).
 
-    aiohttp reads them from some peers and raises ValueError where they are to be sent.
+    aiohttp accepts such characters when it parses headers, and raises ValueError when it sends them.
     """
     return not _CONTROL.search(value)
 
 
 def forwarded(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The others, without the length of a body, and without what is meant for us (X-Kuma-Probes-...)."""
-    left_out = dropped(headers) | {"content-length"}
+    """Return the headers to forward: not the hop-by-hop ones, Content-Length, and those for kumadp (X-Kuma-Probes-)."""
+    excluded = hop_by_hop(headers) | {"content-length"}
     return [
         (name, value)
         for name, value in headers.items()
-        if name.lower() not in left_out and not name.lower().startswith("x-kuma-probes-")
+        if name.lower() not in excluded and not name.lower().startswith("x-kuma-probes-")
     ]

@@ -104,12 +104,12 @@ def is_sourced(settings: Settings, dataplane: Dataplane | None, environ: Mapping
 
 def start_proxy(run: Run, places: Places) -> None:
     """Serve the application probe proxy; raises PortsTaken."""
-    from kumadp.probes.application import ProbeProxy
+    from kumadp.probes.application_proxy import ApplicationProbeProxy
 
     spec = run.resource.spec if run.resource is not None else None
     sourced = is_sourced(run.settings, spec if isinstance(spec, Dataplane) else None, run.environ)
     host, port = every_address(), run.settings.application_probe_proxy_port
-    proxy = ProbeProxy(host, port, places, sourced=sourced)
+    proxy = ApplicationProbeProxy(host, port, places, sourced=sourced)
     run.status.counters[proxy.name] = proxy.answered
     run.stack.start(proxy)
     run.status.ports["application probe proxy"] = f"http://{f'[{host}]' if ':' in host else host}:{port}"

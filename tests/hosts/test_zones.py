@@ -27,7 +27,7 @@ from kumadp.host.net.ports import Address, check_ports
 from kumadp.host.net.serve import bind_tcp
 from kumadp.otel.routes import Route, Target
 from kumadp.otel.senders import sender_for
-from kumadp.probes.asking import Asker
+from kumadp.probes.application_client import ApplicationClient
 from kumadp.settings.resolve import resolve
 from tests.support.collector import http_collector
 from tests.support.linklocal import ADDRESS, SCOPED, on_its_own_network
@@ -91,7 +91,7 @@ def test_a_grpc_connection_and_a_probe(loop: Callable[[], asyncio.AbstractEventL
             port = server.getsockname()[1]
             wire = await connect((SCOPED, port), authority="web", tls=None, server_name="", ping=None)
             await wire.close()
-            assert await Asker(sourced=False).tcp(SCOPED, port) == 200
+            assert await ApplicationClient(sourced=False).tcp(SCOPED, port) == 200
         with pytest.raises(OSError, match="no interface 'eth9'"):
             await connect((f"{ADDRESS}%eth9", port), authority="web", tls=None, server_name="", ping=None)
 

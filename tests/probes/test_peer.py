@@ -1,4 +1,4 @@
-"""The same table asked of a real kuma-dp: where it says other than kumadp, the table says so.
+"""The same table against a real kuma-dp; the table states where kuma-dp differs from kumadp.
 
 Needs KUMA_CP, a kuma-cp, and KUMADP_BENCH_PEER, a kuma-dp of the same version; seen with 2.13.5.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.probes.test_application import LIKE_KUBELET, ask, assert_seen
+from tests.probes.test_application_proxy import LIKE_KUBELET, assert_seen, send_probe
 from tests.support.applications import Applications, applications
 from tests.support.daemon import Ports, is_listening
 from tests.support.kuma_control_plane import control_plane, dataplane
@@ -67,7 +67,7 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 def test_the_table(peer: int, apps: Applications, row: Row) -> None:
-    status, body, headers = ask(peer, row, apps.path(row.path))
+    status, body, headers = send_probe(peer, row, apps.path(row.path))
     code, word = row.peer or (row.code, row.word)
     assert status == code
     if word:
@@ -75,8 +75,8 @@ def test_the_table(peer: int, apps: Applications, row: Row) -> None:
         assert (headers["content-type"], headers["x-content-type-options"]) == ("text/plain; charset=utf-8", "nosniff")
 
 
-def test_the_application_sees_the_same(peer: int, apps: Applications) -> None:
-    assert ask(peer, LIKE_KUBELET, apps.path(LIKE_KUBELET.path))[0] == 200
+def test_the_application_receives_the_same_request(peer: int, apps: Applications) -> None:
+    assert send_probe(peer, LIKE_KUBELET, apps.path(LIKE_KUBELET.path))[0] == 200
     assert_seen(apps.web.seen[-1])
     # Also where nothing is redirected.
     assert apps.web.seen[-1]["from"] == "127.0.0.6"

@@ -32,7 +32,7 @@ from kumadp.metrics.labels import Labels
 from kumadp.metrics.merge import Clusters
 from kumadp.metrics.profiles import Selection, Wanted
 from kumadp.otel import environment
-from kumadp.probes.asked import clean_path, read_request
+from kumadp.probes.probe_request import clean_path, parse_request
 from kumadp.relay.messages import Request, Response
 from kumadp.relay.secrecy import why_secret
 from kumadp.relay.wire import field_bytes
@@ -281,7 +281,7 @@ CASES = [
     Hostile("Retry-After of colons", _repeated("1:"), lambda text: _retry_after({"retry-after": text}), 64 << 10),
     Hostile("a line of an access log", _bytes(_repeated('{"address":')), records.parse),
     Hostile("an old line of an access log", _bytes(_repeated("a;")), records.parse),
-    Hostile("a probe's path", _repeated("/../a"), lambda text: (clean_path(text), read_request(text, "")), 64 << 10),
+    Hostile("a probe's path", _repeated("/../a"), lambda text: (clean_path(text), parse_request(text, "")), 64 << 10),
     Hostile(
         "OTEL variables",
         _repeated("a=b,"),

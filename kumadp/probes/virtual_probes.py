@@ -1,4 +1,4 @@
-"""Virtual probes: listed paths on one port, answered by the application, with Envoy or without it."""
+"""Virtual probes: paths on one port that are proxied to the application, whether Envoy runs or not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from kumadp.addresses import quoted_path
 from kumadp.host.net.serve import bind_tcp, serve
-from kumadp.probes.headers import dropped, forwarded, is_text
+from kumadp.probes.headers import forwarded, hop_by_hop, is_text
 from kumadp.resources.workload import InboundPorts, workload_of
 
 if TYPE_CHECKING:
@@ -25,48 +25,48 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.probes")
 
 MAX_BODY = 64 * 1024
-# kubelet's own default; `X-Kuma-Probes-Timeout` (whole seconds) is what Kuma's injector writes for longer ones.
+# kubelet's own default; for longer timeouts Kuma's injector writes `X-Kuma-Probes-Timeout` (whole seconds).
 DEFAULT_TIMEOUT = 1.0
 LONGEST_TIMEOUT = 60.0
-PER_APPLICATION = 20
+MAX_PROBES_PER_APPLICATION = 20
 TIMEOUT_HEADER = "X-Kuma-Probes-Timeout"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """Where a probe goes."""
+class ProbeTarget:
+    """The endpoint of the application to which a probe is proxied."""
 
     host: str
     port: int
     path: str
 
 
-class Routes:
-    """Which paths exist: those of the Dataplane, or ``/<port>/<path>`` for a list of ports."""
+class ProbeRoutes:
+    """The paths that are served: those of the Dataplane, or ``/<port>/<path>`` for a list of ports."""
 
     def __init__(
-        self, listed: Mapping[str, Target], generic_ports: Iterable[int] = (), generic_host: str = "127.0.0.1"
+        self, listed: Mapping[str, ProbeTarget], generic_ports: Iterable[int] = (), generic_host: str = "127.0.0.1"
     ) -> None:
         self._listed = dict(listed)
         self._ports = frozenset(generic_ports)
         self._host = generic_host
 
-    def find(self, path: str) -> Target | None:
-        """The target of a request's path (without query), None for 404."""
+    def find(self, path: str) -> ProbeTarget | None:
+        """Return the target for a request's path (without query), None for 404."""
         target = self._listed.get(path)
         if target is not None or not self._ports:
             return target
         port, slash, rest = path.removeprefix("/").partition("/")
         if port.isascii() and port.isdigit() and int(port) in self._ports:
-            return Target(self._host, int(port), slash + rest or "/")
+            return ProbeTarget(self._host, int(port), slash + rest or "/")
         return None
 
 
-def routes_of(dataplane: Dataplane) -> Routes:
-    """The routes of a Dataplane's ``probes``: ``path`` leads to ``inboundPath`` on the application.
+def routes_of(dataplane: Dataplane) -> ProbeRoutes:
+    """Return the routes of a Dataplane's ``probes``: ``path`` leads to ``inboundPath`` on the application.
 
-    Which application ``inboundPort`` means: see `InboundPorts`. A gateway has no inbound: the port is probed at its own
-    address, to which Kuma redirects the client (2.8 to 2.14: ProbeProxyGenerator). A query in ``path`` does not count
+    `InboundPorts` finds the application that ``inboundPort`` means. A gateway has no inbound: the port is probed at its
+    own address, to which Kuma redirects the client (2.8 to 2.14: ProbeProxyGenerator). A query in ``path`` is ignored
     (Kuma 2.8).
     """
     networking = dataplane.networking
@@ -80,21 +80,21 @@ def routes_of(dataplane: Dataplane) -> Routes:
             host, port = networking.address, endpoint.inbound_port
         else:
             continue
-        listed[unquote(endpoint.path.partition("?")[0])] = Target(host, port, endpoint.inbound_path)
-    return Routes(listed)
+        listed[unquote(endpoint.path.partition("?")[0])] = ProbeTarget(host, port, endpoint.inbound_path)
+    return ProbeRoutes(listed)
 
 
 class VirtualProbes:
-    """Serves the routes. The port is bound when this is made (PortsTaken)."""
+    """Serves the routes. The constructor binds the port (raises PortsTaken)."""
 
     name = "virtual probes"
 
-    def __init__(self, host: str, port: int, routes: Routes) -> None:
+    def __init__(self, host: str, port: int, routes: ProbeRoutes) -> None:
         self._routes = routes
         self._socket = bind_tcp(host, port, "probes.port")
         self._client: ClientSession | None = None
         self.answered = collections.Counter[str]()
-        """Answers by the class of their status, ``2xx``."""
+        """Number of responses by status class, such as ``2xx``."""
 
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
@@ -109,8 +109,8 @@ class VirtualProbes:
             from aiohttp import ClientSession, DummyCookieJar, TCPConnector
 
             self._client = ClientSession(
-                # Limited for each application, not for all: one that hangs must not take the others' connections.
-                connector=TCPConnector(force_close=True, limit=0, limit_per_host=PER_APPLICATION),
+                # The limit is per application, not in total: an application that hangs must not delay the others.
+                connector=TCPConnector(force_close=True, limit=0, limit_per_host=MAX_PROBES_PER_APPLICATION),
                 cookie_jar=DummyCookieJar(),
                 auto_decompress=False,
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
@@ -118,25 +118,25 @@ class VirtualProbes:
         return self._client
 
     async def _counted(self, request: web.BaseRequest) -> web.Response:
-        answer = await self._answer(request)
-        self.answered[f"{answer.status // 100}xx"] += 1
-        return answer
+        response = await self._respond(request)
+        self.answered[f"{response.status // 100}xx"] += 1
+        return response
 
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
+    async def _respond(self, request: web.BaseRequest) -> web.Response:
         from aiohttp import ClientError, ClientTimeout
         from yarl import URL
 
         target = self._routes.find(request.path)
         if target is None:
-            return _say(404, "no such probe")
+            return _text_response(404, "no such probe")
         try:
             async with asyncio.timeout(LONGEST_TIMEOUT):
-                sent = await _read(request.content, MAX_BODY + 1) if request.can_read_body else None
+                request_body = await _read(request.content, MAX_BODY + 1) if request.can_read_body else None
         except TimeoutError:
-            return _say(408, f"the request did not end within {LONGEST_TIMEOUT:g} s")
-        if sent is not None and len(sent) > MAX_BODY:
-            return _say(413, f"a probe's body has at most {MAX_BODY} bytes")
-        where = f"{target.host}:{target.port}"
+            return _text_response(408, f"the request did not end within {LONGEST_TIMEOUT:g} s")
+        if request_body is not None and len(request_body) > MAX_BODY:
+            return _text_response(413, f"a probe's body has at most {MAX_BODY} bytes")
+        address = f"{target.host}:{target.port}"
         url = URL(_url(target, request.rel_url.raw_query_string), encoded=True)
         seconds = _timeout(request.headers.get(TIMEOUT_HEADER, ""))
         try:
@@ -145,37 +145,37 @@ class VirtualProbes:
                     request.method,
                     url,
                     headers=forwarded(request.headers),
-                    data=sent,
+                    data=request_body,
                     allow_redirects=False,
                     timeout=ClientTimeout(total=None),
-                ) as answer:
-                    body = await _read(answer.content, MAX_BODY)
+                ) as response:
+                    body = await _read(response.content, MAX_BODY)
         except TimeoutError:
-            return _say(504, f"the application at {where} did not answer within {seconds:g} s")
+            return _text_response(504, f"the application at {address} did not answer within {seconds:g} s")
         except (OSError, ClientError, ValueError) as error:
             number = getattr(error, "errno", None)
             reason = os.strerror(number).lower() if number else type(error).__name__
-            return _say(503, f"the application at {where} cannot be reached: {reason}")
-        return _pass_back(answer, body)
+            return _text_response(503, f"the application at {address} cannot be reached: {reason}")
+        return _forward_response(response, body)
 
 
-def _pass_back(answer: ClientResponse, body: bytes) -> web.Response:
+def _forward_response(response: ClientResponse, body: bytes) -> web.Response:
     from aiohttp import web
     from multidict import CIMultiDict
 
-    left_out = dropped(answer.headers) | {"content-length"}
+    excluded = hop_by_hop(response.headers) | {"content-length"}
     headers = CIMultiDict(
-        (name, value) for name, value in answer.headers.items() if name.lower() not in left_out and is_text(value)
+        (name, value) for name, value in response.headers.items() if name.lower() not in excluded and is_text(value)
     )
     headers["connection"] = "close"
-    reason = answer.reason if is_text(answer.reason or "") else None
-    made = web.Response(status=answer.status, reason=reason, headers=headers, body=body)
-    made.force_close()
-    return made
+    reason = response.reason if is_text(response.reason or "") else None
+    forwarded_response = web.Response(status=response.status, reason=reason, headers=headers, body=body)
+    forwarded_response.force_close()
+    return forwarded_response
 
 
 async def _read(content: StreamReader, limit: int) -> bytes:
-    """At most ``limit`` bytes of a body."""
+    """Read at most ``limit`` bytes of a body."""
     data = bytearray()
     async for part in content.iter_chunked(16 * 1024):
         data += part
@@ -184,12 +184,12 @@ async def _read(content: StreamReader, limit: int) -> bytes:
     return bytes(data[:limit])
 
 
-def _url(target: Target, query: str) -> str:
-    """The target's own path and query, then the query of the request."""
-    path, mark, own = target.path.partition("?")
+def _url(target: ProbeTarget, query: str) -> str:
+    """Return the URL with the target's own path and query, then the query of the request."""
+    path, mark, own_query = target.path.partition("?")
     path = path if path.startswith("/") else f"/{path}"
     host = f"[{target.host}]" if ":" in target.host else target.host
-    queries = "&".join(part for part in (own, query) if part)
+    queries = "&".join(part for part in (own_query, query) if part)
     return f"http://{host}:{target.port}{quoted_path(path)}" + (f"?{queries}" if queries else mark)
 
 
@@ -199,9 +199,9 @@ def _timeout(text: str) -> float:
     return DEFAULT_TIMEOUT
 
 
-def _say(status: int, reason: str) -> web.Response:
+def _text_response(status: int, reason: str) -> web.Response:
     from aiohttp import web
 
-    made = web.Response(status=status, text=reason + "\n", headers={"connection": "close"})
-    made.force_close()
-    return made
+    response = web.Response(status=status, text=reason + "\n", headers={"connection": "close"})
+    response.force_close()
+    return response

@@ -1,4 +1,4 @@
-"""What a request to the application probe proxy asks for (Kuma 2.9 to 2.14): pure."""
+"""Parser of requests to the application probe proxy (Kuma 2.9 to 2.14): pure."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 PREFIX = "x-kuma-probes-"
 # kubelet's own default; the control plane writes the header for longer ones only.
 DEFAULT_TIMEOUT = 1.0
-# A day: a probe that may take longer is none.
+# A day: no sensible probe takes longer.
 LONGEST_TIMEOUT = 86400.0
 _SOCKET = re.compile(rb"/(tcp|grpc)/([0-9]+)(/.*)?", re.DOTALL)
 _HTTP = re.compile(rb"/([0-9]+)(/[^\n]*)?")
-# What Go (net/url) leaves as it is in a path, beside letters, digits and -._~.
+# Characters that Go (net/url) does not escape in a path, besides letters, digits and -._~.
 _PLAIN = "$&+,/:;=@"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One probe; ``path`` and ``query`` as they are sent to the application, for HTTP alone."""
+class ProbeRequest:
+    """One probe; ``path`` and ``query`` as they are sent to the application, for HTTP only."""
 
     kind: Literal["http", "tcp", "grpc"]
     port: int
@@ -32,32 +32,32 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Redirect:
-    """The path is not clean; it is to be asked for at ``location`` (Go's net/http: ServeMux)."""
+class CleanPathRedirect:
+    """The path is not clean; the client is redirected to ``location`` (Go's net/http: ServeMux)."""
 
     location: str
 
 
-def read_request(path: str, query: str) -> Asked | Redirect | None:
-    """What a request's raw path and query ask for; None where that is no probe, or not of a port."""
+def parse_request(path: str, query: str) -> ProbeRequest | CleanPathRedirect | None:
+    """Parse a request's raw path and query; None if it is not a probe or its port is not valid."""
     clean = clean_path(path)
     if clean in {"/tcp", "/grpc"}:
         clean += "/"
     if clean != path:
-        return Redirect(clean + (f"?{query}" if query else ""))
+        return CleanPathRedirect(clean + (f"?{query}" if query else ""))
     decoded = unquote_to_bytes(path)
-    if found := _SOCKET.fullmatch(decoded):
-        kind: Literal["tcp", "grpc"] = "tcp" if found[1] == b"tcp" else "grpc"
-        return Asked(kind, port) if (port := _port(found[2])) is not None else None
+    if match := _SOCKET.fullmatch(decoded):
+        kind: Literal["tcp", "grpc"] = "tcp" if match[1] == b"tcp" else "grpc"
+        return ProbeRequest(kind, port) if (port := _port(match[2])) is not None else None
     if decoded.startswith((b"/tcp/", b"/grpc/")):
         return None
-    if (found := _HTTP.fullmatch(decoded)) and (port := _port(found[1])) is not None:
-        return Asked("http", port, quote_from_bytes(found[2] or b"/", safe=_PLAIN), query)
+    if (match := _HTTP.fullmatch(decoded)) and (port := _port(match[1])) is not None:
+        return ProbeRequest("http", port, quote_from_bytes(match[2] or b"/", safe=_PLAIN), query)
     return None
 
 
 def clean_path(path: str) -> str:
-    """The path without empty parts, ``.`` and ``..``; a slash at its end stays."""
+    """Return the path without empty parts, ``.`` and ``..``; a slash at its end stays."""
     parts: list[str] = []
     for part in path.split("/"):
         if part == "..":
@@ -68,8 +68,8 @@ def clean_path(path: str) -> str:
     return clean + "/" if parts and path.endswith("/") else clean
 
 
-def read_timeout(headers: Mapping[str, str]) -> float:
-    """Seconds; the default where none are named, or none that make sense.
+def parse_timeout(headers: Mapping[str, str]) -> float:
+    """Return the timeout in seconds; the default if the header is missing or not a positive whole number.
 
     kuma-dp takes 0 and less as no limit for HTTP and TCP, and lets gRPC fail at once (2.9 to 2.14).
     """
@@ -79,8 +79,8 @@ def read_timeout(headers: Mapping[str, str]) -> float:
     return min(float(text), LONGEST_TIMEOUT)
 
 
-def read_scheme(headers: Mapping[str, str]) -> Literal["http", "https"] | None:
-    """HTTP unless the header says HTTPS; None for anything else, which kuma-dp cannot ask either."""
+def parse_scheme(headers: Mapping[str, str]) -> Literal["http", "https"] | None:
+    """Return the scheme, HTTP by default; None for any other, which kuma-dp cannot probe either."""
     scheme = headers.get(PREFIX + "scheme", "") or "HTTP"
     return {"HTTP": "http", "HTTPS": "https"}.get(scheme.upper())  # type: ignore[return-value]
 

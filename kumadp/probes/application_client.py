@@ -1,7 +1,7 @@
-"""Asks an application as kubelet does: over HTTP, over TCP, over gRPC. Each answer is a status code for the probe.
+"""Client that probes an application as kubelet does: HTTP, TCP, gRPC. Each result is a status code for the probe.
 
 Rules of kubelet (Kubernetes 1.27 and later, pkg/probe): no connection is kept, certificates are not verified, a
-redirect is followed on the same host, ten requests at most, one to another host counts as success.
+redirect is followed on the same host (ten requests at most), and a redirect to another host counts as success.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from urllib.parse import urljoin, urlsplit
 from kumadp import __version__
 from kumadp.addresses import connect_address
 from kumadp.host.net.application_socket import outward_socket
-from kumadp.probes.asked import PREFIX, read_scheme
 from kumadp.probes.headers import forwarded
+from kumadp.probes.probe_request import PREFIX, parse_scheme
 
 if TYPE_CHECKING:
     import ssl
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientSession
 
-    from kumadp.probes.asked import Asked
+    from kumadp.probes.probe_request import ProbeRequest
 
-    # The host at which the application that listens on a port is asked: None where it must not be, empty where that is
-    # not known yet.
-    Place = Callable[[int], Awaitable[str | None]]
+    # Returns the host at which the application on a port is probed: None if it must not be probed, empty if the host
+    # is not known yet.
+    HostLookup = Callable[[int], Awaitable[str | None]]
 
 log = logging.getLogger("kumadp.probes")
 
 HEALTHY, UNHEALTHY = 200, 503
 MAX_BODY = 10 * 1024
-MAX_HEAD = 1 << 20
-MOST_REQUESTS = 10
-CHECK = "/grpc.health.v1.Health/Check"
+_MAX_HEAD = 1 << 20
+MAX_REQUESTS = 10
+_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _REDIRECTS = {301, 302, 303, 307, 308}
 
 
-class Asker:
-    """Asks applications. ``sourced``: from the address that transparent proxying passes by, where this host has it."""
+class ApplicationClient:
+    """Probes applications. ``sourced``: from the address that transparent proxying does not redirect, if present."""
 
     def __init__(self, *, sourced: bool) -> None:
         self._sourced = sourced
@@ -50,47 +50,52 @@ class Asker:
         self._warned: set[str] = set()
 
     async def close(self) -> None:
-        """Close what is open."""
+        """Close the HTTP session."""
         if self._client is not None:
             await self._client.close()
 
-    async def http(self, host: str, asked: Asked, headers: Mapping[str, str], place: Place) -> int:
-        """The application's code where it is an error, else HEALTHY. Raises OSError, ClientError, ValueError."""
-        scheme = read_scheme(headers)
+    async def http(self, host: str, request: ProbeRequest, headers: Mapping[str, str], host_of: HostLookup) -> int:
+        """Return the application's status code if it is an error, else HEALTHY.
+
+        Raises OSError, ClientError, ValueError.
+        """
+        scheme = parse_scheme(headers)
         if scheme is None:
             return UNHEALTHY
-        url = f"{scheme}://{authority(host, asked.port)}{asked.path}" + (f"?{asked.query}" if asked.query else "")
-        sent = [(name, value) for name, value in forwarded(headers) if name.lower() != "host"]
-        if "user-agent" not in {name.lower() for name, _ in sent}:
-            sent.append(("User-Agent", f"kuma-probe/{__version__}"))
-        named = headers.get(PREFIX + "host", "")
-        for _ in range(MOST_REQUESTS):
-            status, location = await self._get(url, [*sent, ("Host", named)] if named else sent)
+        query = f"?{request.query}" if request.query else ""
+        url = f"{scheme}://{authority(host, request.port)}{request.path}{query}"
+        forwarded_headers = [(name, value) for name, value in forwarded(headers) if name.lower() != "host"]
+        if "user-agent" not in {name.lower() for name, _ in forwarded_headers}:
+            forwarded_headers.append(("User-Agent", f"kuma-probe/{__version__}"))
+        host_header = headers.get(PREFIX + "host", "")
+        for _ in range(MAX_REQUESTS):
+            sent = [*forwarded_headers, ("Host", host_header)] if host_header else forwarded_headers
+            status, location = await self._get(url, sent)
             if status not in _REDIRECTS or not location:
                 return HEALTHY if 200 <= status < 400 else status if status >= 400 else UNHEALTHY
             following = urljoin(url, location)
-            if not await self._may_follow(following, host, place):
+            if not await self._may_follow(following, host, host_of):
                 return HEALTHY
             if urlsplit(location).netloc:
-                # Go keeps a Host of one's own where the redirect names no other.
-                named = ""
+                # Go keeps an explicit Host header unless the redirect names another host.
+                host_header = ""
             url = following.partition("#")[0]
-        log.debug("%s: more than %d redirects", url, MOST_REQUESTS)
+        log.debug("%s: more than %d redirects", url, MAX_REQUESTS)
         return UNHEALTHY
 
-    async def _may_follow(self, url: str, host: str, place: Place) -> bool:
+    async def _may_follow(self, url: str, host: str, host_of: HostLookup) -> bool:
         parts = urlsplit(url)
         if parts.hostname != host.lower():
-            why = "leads to another host"
-        elif parts.scheme not in {"http", "https"} or not await place(
+            reason = "leads to another host"
+        elif parts.scheme not in {"http", "https"} or not await host_of(
             parts.port or (443 if parts.scheme == "https" else 80)
         ):
-            why = "leads to what may not be probed"
+            reason = "leads to a port that may not be probed"
         else:
             return True
-        if len(self._warned) < 100 and why + host not in self._warned:
-            self._warned.add(why + host)
-            log.warning("a redirect of the application at %s %s and is not followed: it counts as success", host, why)
+        if len(self._warned) < 100 and reason + host not in self._warned:
+            self._warned.add(reason + host)
+            log.warning("redirect of the application at %s %s: not followed, counts as success", host, reason)
         return False
 
     async def _get(self, url: str, headers: list[tuple[str, str]]) -> tuple[int, str]:
@@ -109,7 +114,7 @@ class Asker:
             return answer.status, answer.headers.get("Location", "")
 
     async def tcp(self, host: str, port: int) -> int:
-        """HEALTHY once connected. Raises OSError."""
+        """Connect; return HEALTHY. Raises OSError."""
         sock = self.socket(_family(host))
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1))
@@ -120,48 +125,48 @@ class Asker:
         return HEALTHY
 
     async def grpc(self, host: str, port: int, service: str) -> int:
-        """HEALTHY where the application says SERVING (grpc/doc/health-checking.md). Raises OSError."""
+        """Return HEALTHY if the application reports SERVING (grpc/doc/health-checking.md). Raises OSError."""
         from kumadp.grpc.call import OK, Ended
         from kumadp.grpc.client import connect
 
-        where = authority(host, port)
+        target = authority(host, port)
         sock = self.socket(_family(host))
-        wire = await connect((host, port), authority=where, tls=None, server_name="", ping=(60.0, 20.0), sock=sock)
+        wire = await connect((host, port), authority=target, tls=None, server_name="", ping=(60.0, 20.0), sock=sock)
         status = 0
         try:
-            call = await wire.call(CHECK, {}, agent=f"kube-probe/{__version__}")
+            call = await wire.call(_HEALTH_CHECK, {}, agent=f"kube-probe/{__version__}")
             try:
                 await call.send(encode_check(service), last=True)
-                status = read_status(await call.receive())
+                status = parse_status(await call.receive())
                 await call.receive()
             finally:
                 call.close()
         except Ended as end:
             if end.status == OK and status == 1:
                 return HEALTHY
-            log.debug("gRPC health of %s: status %s, %s", where, end.status, end.text)
+            log.debug("gRPC health of %s: status %s, %s", target, end.status, end.text)
         finally:
             await wire.close()
         return UNHEALTHY
 
     def socket(self, family: int) -> socket.socket:
-        """A socket to connect with."""
+        """Return a socket to connect with."""
         return outward_socket(family, sourced=self._sourced)
 
 
 def authority(host: str, port: int) -> str:
-    """Host and port as in a URL."""
+    """Return host and port as in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def encode_check(service: str) -> bytes:
-    """A ``HealthCheckRequest``: field 1 is the service."""
+    """Encode a ``HealthCheckRequest``: field 1 is the service."""
     name = service.encode("utf-8", "surrogateescape")
     return b"\x0a" + _varint(len(name)) + name if name else b""
 
 
-def read_status(message: bytes) -> int:
-    """Field 1 of a ``HealthCheckResponse``: 1 is SERVING; 0, UNKNOWN, where it is not there or no number."""
+def parse_status(message: bytes) -> int:
+    """Return field 1 of a ``HealthCheckResponse``: 1 is SERVING; 0 (UNKNOWN) if it is missing or not a number."""
     if len(message) < 2 or message[0] != 0x08 or message[1] > 0x7F:
         return 0
     return message[1]
@@ -187,8 +192,8 @@ def _client(make: Callable[[int], socket.socket]) -> ClientSession:
         cookie_jar=DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-        max_line_size=MAX_HEAD,
-        max_field_size=MAX_HEAD,
+        max_line_size=_MAX_HEAD,
+        max_field_size=_MAX_HEAD,
     )
 
 
@@ -198,6 +203,6 @@ def _unverified() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    # A key that is too short for OpenSSL is the application's affair.
+    # Short keys, which OpenSSL rejects by default, are accepted: certificates are not verified anyway.
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     return context

@@ -11,8 +11,15 @@ import pytest
 
 from kumadp.core.component import Stack
 from kumadp.errors import PortsTaken
-from kumadp.probes import virtual
-from kumadp.probes.virtual import MAX_BODY, PER_APPLICATION, Routes, Target, VirtualProbes, routes_of
+from kumadp.probes import virtual_probes
+from kumadp.probes.virtual_probes import (
+    MAX_BODY,
+    MAX_PROBES_PER_APPLICATION,
+    ProbeRoutes,
+    ProbeTarget,
+    VirtualProbes,
+    routes_of,
+)
 from kumadp.resources.load import load_resource
 from kumadp.resources.types import Dataplane
 from tests.support.ports import free_port
@@ -23,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Application:
-    """Sends what it is told to, whatever it is asked; keeps the heads of the requests."""
+    """Sends a scripted response to every request, and records the heads of the requests."""
 
     port: int
     answer: bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -74,7 +81,7 @@ async def application(host: str = "127.0.0.1", **behaviour: object) -> AsyncIter
 
 
 @contextlib.asynccontextmanager
-async def probes(routes: Routes) -> AsyncIterator[int]:
+async def probes(routes: ProbeRoutes) -> AsyncIterator[int]:
     port = free_port()
     stack = Stack(lambda _name, _error: None)
     await stack.enter(VirtualProbes("127.0.0.1", port, routes))
@@ -109,12 +116,12 @@ def get(path: str, *headers: str, method: str = "GET", body: str = "") -> str:
     return "\r\n".join([*lines, "", body])
 
 
-def one(port: int, path: str = "/healthz", listed: str = "/8080/healthz") -> Routes:
-    return Routes({listed: Target("127.0.0.1", port, path)})
+def single_route(port: int, path: str = "/healthz", listed: str = "/8080/healthz") -> ProbeRoutes:
+    return ProbeRoutes({listed: ProbeTarget("127.0.0.1", port, path)})
 
 
-async def test_a_listed_path_is_answered_by_the_application() -> None:
-    async with application() as app, probes(one(app.port)) as port:
+async def test_a_listed_path_is_proxied_to_the_application() -> None:
+    async with application() as app, probes(single_route(app.port)) as port:
         status, headers, body = await send(
             port, get("/8080/healthz?full=1&x=%20", "X-Mine: yes", "User-Agent: kubelet")
         )
@@ -129,19 +136,19 @@ async def test_a_listed_path_is_answered_by_the_application() -> None:
 @pytest.mark.parametrize(
     "path", ["/", "/healthz", "/8080", "/8080/healthz/", "/8080/healthz/more", "/8081/healthz", "*"]
 )
-async def test_other_paths_do_not_exist(path: str) -> None:
-    async with application() as app, probes(one(app.port)) as port:
+async def test_unlisted_paths_are_404(path: str) -> None:
+    async with application() as app, probes(single_route(app.port)) as port:
         status, _, _ = await send(port, get(path, method="OPTIONS" if path == "*" else "GET"))
         assert status == 404
         assert app.heads == []
 
 
-async def test_hop_by_hop_headers_end_here_in_both_directions() -> None:
+async def test_hop_by_hop_headers_are_removed_in_both_directions() -> None:
     answer = (
         b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nConnection: X-Drop, keep-alive\r\nX-Drop: 1\r\nX-Keep: 2\r\n"
         b"Keep-Alive: timeout=5\r\n\r\n"
     )
-    async with application(answer=answer) as app, probes(one(app.port)) as port:
+    async with application(answer=answer) as app, probes(single_route(app.port)) as port:
         _, headers, _ = await send(
             port, get("/8080/healthz", "Connection: close, X-Private", "X-Private: 1", "TE: trailers", "X-Kept: 2")
         )
@@ -153,12 +160,12 @@ async def test_hop_by_hop_headers_end_here_in_both_directions() -> None:
         assert headers["x-keep"] == "2"
 
 
-async def test_status_headers_and_body_come_back_as_they_are() -> None:
+async def test_status_headers_and_body_are_returned_unchanged() -> None:
     answer = (
         b"HTTP/1.1 418 Short And Stout\r\ncontent-type: x/y\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n"
         b"content-encoding: gzip\r\ncontent-length: 4\r\n\r\n\x1f\x8b\x00\x01"
     )
-    async with application(answer=answer) as app, probes(one(app.port)) as port:
+    async with application(answer=answer) as app, probes(single_route(app.port)) as port:
         status, headers, body = await send(port, get("/8080/healthz"))
         assert (status, body) == (418, b"\x1f\x8b\x00\x01")
         assert headers["set-cookie"] == "a=1|b=2"
@@ -167,9 +174,9 @@ async def test_status_headers_and_body_come_back_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("odd", ["a\x01b", "a\x7fb", "\x1b[2J"])
-async def test_a_control_character_in_a_header_costs_that_header_alone(odd: str) -> None:
+async def test_only_the_header_with_a_control_character_is_removed(odd: str) -> None:
     answer = f"HTTP/1.1 200 O{odd}K\r\nx-odd: {odd}\r\nx-tab: a\tb\r\ncontent-length: 2\r\n\r\nok".encode()
-    async with application(answer=answer) as app, probes(one(app.port)) as port:
+    async with application(answer=answer) as app, probes(single_route(app.port)) as port:
         status, headers, body = await send(port, get("/8080/healthz", "X-Tab: a\tb"))
         assert (status, body) == (200, b"ok")
         assert "x-odd" not in headers
@@ -179,14 +186,14 @@ async def test_a_control_character_in_a_header_costs_that_header_alone(odd: str)
 
 async def test_a_redirect_is_passed_back_and_not_followed() -> None:
     answer = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
-    async with application(answer=answer) as app, probes(one(app.port)) as port:
+    async with application(answer=answer) as app, probes(single_route(app.port)) as port:
         status, headers, _ = await send(port, get("/8080/healthz"))
         assert (status, headers["location"]) == (302, "http://127.0.0.1:1/")
         assert len(app.heads) == 1
 
 
-async def test_method_and_body_go_through() -> None:
-    async with application() as app, probes(one(app.port)) as port:
+async def test_method_and_body_are_forwarded() -> None:
+    async with application() as app, probes(single_route(app.port)) as port:
         await send(port, get("/8080/healthz", "Content-Length: 5", method="POST", body="hello"))
         assert app.heads[-1].startswith("POST /healthz HTTP/1.1")
         assert app.bodies == [b"hello"]
@@ -195,24 +202,24 @@ async def test_method_and_body_go_through() -> None:
 async def test_head_has_no_body() -> None:
     async with (
         application(answer=b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n") as app,
-        probes(one(app.port)) as port,
+        probes(single_route(app.port)) as port,
     ):
         status, _, body = await send(port, get("/8080/healthz", method="HEAD"))
         assert (status, body) == (200, b"")
         assert app.heads[-1].startswith("HEAD ")
 
 
-async def test_a_path_with_a_query_of_its_own_and_odd_letters() -> None:
-    async with application() as app, probes(one(app.port, "/a b/ü?ready=1")) as port:
+async def test_a_path_with_its_own_query_and_unusual_characters() -> None:
+    async with application() as app, probes(single_route(app.port, "/a b/ü?ready=1")) as port:
         await send(port, get("/8080/healthz"))
         assert app.heads[-1].startswith("GET /a%20b/%C3%BC?ready=1 HTTP/1.1")
         await send(port, get("/8080/healthz?more=2"))
         assert app.heads[-1].startswith("GET /a%20b/%C3%BC?ready=1&more=2 HTTP/1.1")
 
 
-async def test_an_application_that_is_not_there_is_503_with_the_reason() -> None:
+async def test_an_unreachable_application_is_503_with_the_reason() -> None:
     dead = free_port()
-    async with probes(one(dead)) as port:
+    async with probes(single_route(dead)) as port:
         status, _, body = await send(port, get("/8080/healthz"))
         assert status == 503
         assert f"127.0.0.1:{dead}" in body.decode()
@@ -221,7 +228,7 @@ async def test_an_application_that_is_not_there_is_503_with_the_reason() -> None
 
 
 async def test_an_application_that_hangs_is_504_with_the_reason() -> None:
-    async with application(hang=True) as app, probes(one(app.port)) as port:
+    async with application(hang=True) as app, probes(single_route(app.port)) as port:
         status, _, body = await send(port, get("/8080/healthz", "X-Kuma-Probes-Timeout: 1"))
         assert status == 504
         assert "did not answer within 1 s" in body.decode()
@@ -229,46 +236,47 @@ async def test_an_application_that_hangs_is_504_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize("answer", [b"nonsense\r\n\r\n", b"", b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort"])
-async def test_an_application_that_speaks_nonsense_is_503(answer: bytes) -> None:
-    async with application(answer=answer) as app, probes(one(app.port)) as port:
+async def test_an_invalid_http_response_is_503(answer: bytes) -> None:
+    async with application(answer=answer) as app, probes(single_route(app.port)) as port:
         assert (await send(port, get("/8080/healthz")))[0] == 503
 
 
-async def test_a_large_answer_is_cut_at_64_kib() -> None:
+async def test_a_large_response_is_truncated_at_64_kib() -> None:
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1_000_000
-    async with application(answer=answer) as app, probes(one(app.port)) as port:
+    async with application(answer=answer) as app, probes(single_route(app.port)) as port:
         status, headers, body = await send(port, get("/8080/healthz"))
         assert status == 200
         assert len(body) == MAX_BODY == int(headers["content-length"])
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_large_request_is_refused(chunked: bool) -> None:
+async def test_a_large_request_is_rejected(chunked: bool) -> None:
     size = MAX_BODY + 1
     if chunked:
         request = get("/8080/healthz", "Transfer-Encoding: chunked", method="POST").encode()
         request += b"%x\r\n" % size + b"x" * size + b"\r\n0\r\n\r\n"
     else:
         request = get("/8080/healthz", f"Content-Length: {size}", method="POST", body="x" * size).encode()
-    async with application() as app, probes(one(app.port)) as port:
+    async with application() as app, probes(single_route(app.port)) as port:
         assert (await send(port, request))[0] == 413
         assert app.heads == []
 
 
-async def test_a_request_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(virtual, "LONGEST_TIMEOUT", 0.2)
-    async with application() as app, probes(one(app.port)) as port:
+async def test_a_request_that_never_ends_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(virtual_probes, "LONGEST_TIMEOUT", 0.2)
+    async with application() as app, probes(single_route(app.port)) as port:
         assert (await send(port, get("/8080/healthz", "Content-Length: 9", method="POST", body="half")))[0] == 408
         assert app.heads == []
 
 
 async def test_a_hung_application_delays_no_other_path() -> None:
     async with application(hang=True) as stuck, application() as well:
-        routes = Routes({"/stuck": Target("127.0.0.1", stuck.port, "/"), "/well": Target("127.0.0.1", well.port, "/")})
+        ports = {"/stuck": stuck.port, "/well": well.port}
+        routes = ProbeRoutes({path: ProbeTarget("127.0.0.1", port, "/") for path, port in ports.items()})
         async with probes(routes) as port:
             slow = [asyncio.create_task(send(port, get("/stuck", "X-Kuma-Probes-Timeout: 30"))) for _ in range(120)]
             async with asyncio.timeout(20):
-                while stuck.open_connections < PER_APPLICATION:
+                while stuck.open_connections < MAX_PROBES_PER_APPLICATION:
                     await asyncio.sleep(0)
             assert (await send(port, get("/well")))[0] == 200
             for task in slow:
@@ -276,8 +284,8 @@ async def test_a_hung_application_delays_no_other_path() -> None:
             await asyncio.gather(*slow, return_exceptions=True)
 
 
-async def test_no_connection_is_kept_to_the_application() -> None:
-    async with application() as app, probes(one(app.port)) as port:
+async def test_connections_to_the_application_are_not_reused() -> None:
+    async with application() as app, probes(single_route(app.port)) as port:
         for _ in range(3):
             await send(port, get("/8080/healthz"))
         assert len(app.heads) == 3
@@ -286,8 +294,8 @@ async def test_no_connection_is_kept_to_the_application() -> None:
                 await asyncio.sleep(0)
 
 
-async def test_the_generic_form_serves_listed_ports_alone() -> None:
-    async with application() as app, probes(Routes({}, [app.port])) as port:
+async def test_generic_routes_serve_listed_ports_only() -> None:
+    async with application() as app, probes(ProbeRoutes({}, [app.port])) as port:
         assert (await send(port, get(f"/{app.port}/live/now?x=1")))[0] == 200
         assert app.heads[-1].startswith("GET /live/now?x=1 HTTP/1.1")
         assert (await send(port, get(f"/{app.port}")))[0] == 200
@@ -297,10 +305,10 @@ async def test_the_generic_form_serves_listed_ports_alone() -> None:
         assert len(app.heads) == 2
 
 
-async def test_a_taken_port_is_told_when_it_is_made() -> None:
-    async with probes(Routes({})) as port:
+async def test_a_port_in_use_is_reported_by_the_constructor() -> None:
+    async with probes(ProbeRoutes({})) as port:
         with pytest.raises(PortsTaken):
-            VirtualProbes("127.0.0.1", port, Routes({}))
+            VirtualProbes("127.0.0.1", port, ProbeRoutes({}))
 
 
 DATAPLANE = """\
@@ -339,25 +347,25 @@ probes:
 """
 
 
-def test_the_application_is_where_the_inbound_says() -> None:
+def test_the_inbound_gives_host_and_port_of_the_application() -> None:
     spec = load_resource(DATAPLANE, "dp.yaml").spec
     assert isinstance(spec, Dataplane)
-    find: Callable[[str], Target | None] = routes_of(spec).find
-    assert find("/a") == Target("127.0.0.1", 8080, "/one")
-    assert find("/b") == Target("192.0.2.7", 8081, "/two")
-    assert find("/c") == Target("192.0.2.8", 11013, "/three")
-    assert find("/d") == Target("127.0.0.1", 8080, "/f%2Four?full=1")
-    assert find("/e") == Target("192.0.2.7", 8081, "/five")
+    find: Callable[[str], ProbeTarget | None] = routes_of(spec).find
+    assert find("/a") == ProbeTarget("127.0.0.1", 8080, "/one")
+    assert find("/b") == ProbeTarget("192.0.2.7", 8081, "/two")
+    assert find("/c") == ProbeTarget("192.0.2.8", 11013, "/three")
+    assert find("/d") == ProbeTarget("127.0.0.1", 8080, "/f%2Four?full=1")
+    assert find("/e") == ProbeTarget("192.0.2.7", 8081, "/five")
     assert find("/one") is None
 
 
-def test_where_two_inbounds_could_be_meant_it_is_the_application_port_as_in_kuma() -> None:
+def test_an_ambiguous_inbound_port_means_the_application_port_as_in_kuma() -> None:
     spec = load_resource(BOTH_READINGS, "dp.yaml").spec
     assert isinstance(spec, Dataplane)
-    find: Callable[[str], Target | None] = routes_of(spec).find
-    assert find("/kuma") == Target("127.0.0.1", 8080, "/")
-    assert find("/kuma-too") == Target("192.0.2.7", 9090, "/")
-    assert find("/own") == Target("127.0.0.1", 8080, "/")
+    find: Callable[[str], ProbeTarget | None] = routes_of(spec).find
+    assert find("/kuma") == ProbeTarget("127.0.0.1", 8080, "/")
+    assert find("/kuma-too") == ProbeTarget("192.0.2.7", 9090, "/")
+    assert find("/own") == ProbeTarget("127.0.0.1", 8080, "/")
 
 
 def test_a_gateway_is_probed_at_its_own_address() -> None:
@@ -374,4 +382,4 @@ probes:
 """
     spec = load_resource(text, "dp.yaml").spec
     assert isinstance(spec, Dataplane)
-    assert routes_of(spec).find("/8100/status") == Target("192.0.2.7", 8100, "/status")
+    assert routes_of(spec).find("/8100/status") == ProbeTarget("192.0.2.7", 8100, "/status")
