@@ -77,7 +77,7 @@ def _lines(findings: Sequence[Finding], *, color: bool) -> list[str]:
 
 
 def _checks(flags: dict[str, object], typed: dict[str, str]) -> list[Check]:
-    from kumadp.doctor import files, machine, plane, programs
+    from kumadp.doctor import control_plane, files, host, programs
     from kumadp.doctor.report import Check, failed_with, ok, skipped
 
     settings, subject = ok("all that is given can be used"), None
@@ -102,14 +102,14 @@ def _checks(flags: dict[str, object], typed: dict[str, str]) -> list[Check]:
         of("coredns", programs.coredns, _PATIENT),
         of("bootstrap", programs.bootstrap, _PATIENT),
         of("ports", programs.ports),
-        of("control plane", plane.control_plane, 20.0),
+        of("control plane", control_plane.control_plane, 20.0),
         of("token", files.token),
         of("files", files.modes),
-        Check("cgroup", machine.cgroup),
-        Check("resolv.conf", machine.resolv_conf),
-        Check("leftovers", functools.partial(machine.leftovers, os.environ, work_dirs)),
-        Check("process 1", machine.process_1),
-        Check("systemd", functools.partial(machine.systemd, subject.name if subject is not None else "")),
+        Check("cgroup", host.cgroup),
+        Check("resolv.conf", host.resolv_conf),
+        Check("leftovers", functools.partial(host.leftovers, os.environ, work_dirs)),
+        Check("process 1", host.process_1),
+        Check("systemd", functools.partial(host.systemd, subject.name if subject is not None else "")),
         of("running", running),
     ]
 
@@ -173,7 +173,7 @@ def _become(uid: int, pid: int) -> None:
 
     Raises UsageError where its groups cannot be read.
     """
-    from kumadp.cli.rehearsal import import_all
+    from kumadp.cli.reexec_check import import_all
 
     try:
         lines = (Path("/proc") / str(pid) / "status").read_text(errors="replace").splitlines()

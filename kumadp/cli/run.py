@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
     from kumadp.resources.load import Resource
-    from kumadp.resources.transparent import TransparentProxy
+    from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.settings.model import Settings
     from kumadp.settings.resolve import Resolved
     from kumadp.standalone.mesh import Mesh
@@ -103,7 +103,7 @@ def launch(
     settings, resource, mesh = checked(settings)
     transparent = read_transparent_files(settings)
     if CHECK_VARIABLE in environ:
-        from kumadp.cli.rehearsal import pass_check
+        from kumadp.cli.reexec_check import pass_check
 
         pass_check(environ)
         end(0)
@@ -218,7 +218,7 @@ def read_transparent_files(settings: Settings) -> TransparentProxy | None:
     named = settings.transparent_proxy_config
     if settings.standalone or not (settings.transparent_proxy or named):
         return None
-    from kumadp.resources.transparent import BOUNDS, read_transparent
+    from kumadp.resources.transparent_proxy import BOUNDS, read_transparent
 
     # kuma-dp's own help promises a list with commas; its code takes the whole for one name.
     files = [part for name in named for part in ((name,) if Path(name).exists() else name.split(",")) if part.strip()]

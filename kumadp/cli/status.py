@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kumadp.cli.page import page, summary
 from kumadp.cli.remote import all_running, reason
+from kumadp.cli.status_page import page, summary
 from kumadp.daemon.control import ask_status
 from kumadp.errors import CommandRefused, ExitCode
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kumadp.envoy.version import EnvoyVersion
     from kumadp.host.work_dir import WorkDir
     from kumadp.resources.load import Resource
-    from kumadp.resources.transparent import TransparentProxy
+    from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.settings.model import Settings
 
 log = logging.getLogger("kumadp.controlplane")
@@ -158,7 +158,7 @@ class KumaClient:
         from kumadp.controlplane.wire import RequestFacts, encode_request
         from kumadp.envoy.version import fits
         from kumadp.host.facts import has_ipv6, memory_limit, system_ca_path
-        from kumadp.resources.transparent import Redirected
+        from kumadp.resources.transparent_proxy import Redirected
         from kumadp.resources.wire import request_json
 
         settings, resource = self.settings, self.resource

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from kumadp.dns.resolver.table import HandedNames
     from kumadp.host.work_dir import WorkDir
     from kumadp.resources.load import Resource
-    from kumadp.resources.transparent import TransparentProxy
+    from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.settings.model import Settings
     from kumadp.standalone.mesh import Mesh
 

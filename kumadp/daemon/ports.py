@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.resources.load import Resource
-    from kumadp.resources.transparent import TransparentProxy
+    from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.settings.model import Settings
 
 LOOPBACK = "127.0.0.1"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kumadp.resources.load import Resource
-    from kumadp.resources.transparent import TransparentProxy
+    from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.settings.model import Settings
     from kumadp.standalone.mesh import Mesh
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from kumadp.addresses import ANY_IPV4, ANY_IPV6, WILDCARDS, canonical, is_host_name, is_ip
 from kumadp.errors import Problem
-from kumadp.resources.later_fields import KINDS, check_listeners, check_metrics, check_reachable
+from kumadp.resources.newer_rules import KINDS, check_listeners, check_metrics, check_reachable
 from kumadp.resources.parse import join
 from kumadp.resources.types import Dataplane, TransparentProxying, ZoneEgress, ZoneIngress, seconds
 from kumadp.resources.workload import InboundPorts, workload_of
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from kumadp.resources.load import Resource
-    from kumadp.resources.transparent import TransparentProxy
+    from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.resources.types import Gateway, Inbound, Networking, Outbound
 
 SERVICE = "kuma.io/service"

@@ -9,7 +9,7 @@ import yaml
 
 from kumadp import yamltext
 from kumadp.errors import Problem
-from kumadp.settings.found import Found, parse
+from kumadp.settings.given import Found, parse
 from kumadp.settings.model import options
 
 if TYPE_CHECKING:

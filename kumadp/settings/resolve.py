@@ -12,7 +12,7 @@ from kumadp.addresses import dialled_url
 from kumadp.errors import Problem, SettingsError, on_one_line
 from kumadp.settings.display import show
 from kumadp.settings.file import read_settings
-from kumadp.settings.found import Found, parse
+from kumadp.settings.given import Found, parse
 from kumadp.settings.model import CP, Settings, options, options_of
 from kumadp.settings.option import OWN, own_variable
 from kumadp.settings.values import BadValue, parse_assignments, split_addresses, write_value

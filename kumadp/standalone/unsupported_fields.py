@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kumadp.errors import Problem
-from kumadp.resources.later_fields import is_port
+from kumadp.resources.newer_rules import is_port
 from kumadp.resources.validate import SERVICE
 
 if TYPE_CHECKING:

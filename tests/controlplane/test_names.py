@@ -10,7 +10,7 @@ import pytest
 
 from kumadp.controlplane.client import fetch_bootstrap
 from kumadp.controlplane.trust import Trust
-from kumadp.doctor.plane import control_plane
+from kumadp.doctor.control_plane import control_plane
 from kumadp.doctor.subject import Subject
 from kumadp.errors import SettingsError
 from kumadp.relay.part import addresses

@@ -22,7 +22,7 @@ from kumadp.daemon.ports import (
 )
 from kumadp.errors import ResourceError, SettingsError
 from kumadp.resources.load import Resource, load_resource
-from kumadp.resources.transparent import Redirected, TransparentProxy
+from kumadp.resources.transparent_proxy import Redirected, TransparentProxy
 from kumadp.resources.types import Dataplane
 from kumadp.settings.model import Settings
 

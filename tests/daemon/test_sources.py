@@ -20,7 +20,7 @@ from kumadp.envoy.version import EnvoyVersion
 from kumadp.errors import WorkDirError
 from kumadp.host.work_dir import WorkDir
 from kumadp.resources.load import load_resource
-from kumadp.resources.transparent import TransparentProxy
+from kumadp.resources.transparent_proxy import TransparentProxy
 from kumadp.settings.resolve import resolve
 from tests.support.scripted_control_plane import TOKEN
 

@@ -19,7 +19,7 @@ from kumadp.dns.message import HEADER
 from kumadp.dns.resolver.exchange import SentQueries, query_tcp, query_udp
 from kumadp.dns.resolver.server import Resolver
 from kumadp.dns.resolver.table import Table
-from kumadp.doctor.plane import control_plane
+from kumadp.doctor.control_plane import control_plane
 from kumadp.doctor.subject import Subject
 from kumadp.errors import PortsTaken
 from kumadp.grpc.client import connect

@@ -9,7 +9,7 @@ import pytest
 
 from kumadp.errors import Problem, SettingsError
 from kumadp.settings.display import display
-from kumadp.settings.found import parse
+from kumadp.settings.given import parse
 from kumadp.settings.model import options
 from kumadp.settings.resolve import Resolved, resolve
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kumadp.errors import SettingsError
-from kumadp.resources.transparent import Redirected, TransparentProxy, read_transparent
+from kumadp.resources.transparent_proxy import Redirected, TransparentProxy, read_transparent
 
 DNS = Redirected(enabled=True, port=15054)
 

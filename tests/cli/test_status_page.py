@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from kumadp.cli.page import page, summary
+from kumadp.cli.status_page import page, summary
 from kumadp.core.phases import Phase
 from kumadp.core.status import Status
 from kumadp.process.policy import ChildState

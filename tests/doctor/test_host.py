@@ -19,7 +19,7 @@ import pytest
 from kumadp.addresses import socket_address
 from kumadp.dns.resolvconf import read
 from kumadp.dns.resolver.server import Resolver
-from kumadp.doctor import machine
+from kumadp.doctor import host as machine
 from kumadp.host.work_dir import LOCK
 from tests.support.linklocal import SCOPED, on_its_own_network
 from tests.support.poll import poll

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.doctor import plane
-from kumadp.doctor.plane import clock, control_plane
+from kumadp.doctor import control_plane as plane
+from kumadp.doctor.control_plane import clock, control_plane
 from kumadp.doctor.subject import Subject
 from kumadp.settings.resolve import resolve
 from tests.support.ports import free_port
