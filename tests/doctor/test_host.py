@@ -19,7 +19,7 @@ import pytest
 from kumadp.addresses import socket_address
 from kumadp.dns.resolvconf import read
 from kumadp.dns.resolver.server import Resolver
-from kumadp.doctor import host as machine
+from kumadp.doctor import host
 from kumadp.host.work_dir import LOCK
 from tests.support.linklocal import SCOPED, on_its_own_network
 from tests.support.poll import poll
@@ -38,10 +38,10 @@ def look(work: Coroutine[object, object, list[Told]]) -> list[tuple[str, str]]:
 def test_memory(tmp_path: Path) -> None:
     file = tmp_path / "memory.events"
     file.write_text("oom_kill 0\n")
-    assert look(machine.cgroup(0, file)) == [("ok", "no memory limit")]
-    assert look(machine.cgroup(512 << 20, file)) == [("ok", "memory limit 512 MiB")]
+    assert look(host.cgroup(0, file)) == [("ok", "no memory limit")]
+    assert look(host.cgroup(512 << 20, file)) == [("ok", "memory limit 512 MiB")]
     file.write_text("oom_kill 2\n")
-    assert look(machine.cgroup(64 << 20, file)) == [
+    assert look(host.cgroup(64 << 20, file)) == [
         ("warning", "memory limit 64 MiB"),
         ("warning", "the kernel has killed 2 times for want of memory here"),
     ]
@@ -53,14 +53,14 @@ def test_name_servers(tmp_path: Path) -> None:
         for missing in (True, False):
             if not missing:
                 file.write_text("search mesh\n")
-            found = look(machine.resolv_conf(file))
+            found = look(host.resolv_conf(file))
             assert found[0] == ("failed", f"{file} names no server, and at 127.0.0.1 and ::1 there is none")
             assert len(found) == 1 + missing
         file.write_text("nameserver nobody\n")
-        assert look(machine.resolv_conf(file))[1] == ("warning", f"{file}: line 1: nobody is no address")
+        assert look(host.resolv_conf(file))[1] == ("warning", f"{file}: line 1: nobody is no address")
         with contextlib.closing(NameServer(port=53)):
             file.write_text("search mesh\n")
-            assert look(machine.resolv_conf(file)) == [
+            assert look(host.resolv_conf(file)) == [
                 ("warning", f"{file} names no server: 127.0.0.1 and ::1 are queried"),
             ]
 
@@ -72,14 +72,14 @@ def test_options_and_link_local_servers(tmp_path: Path) -> None:
         file = tmp_path / "resolv.conf"
         file.write_text(f"nameserver {SCOPED}\noptions timeout:1 fastest\n")
         with contextlib.closing(NameServer(SCOPED, port=53)) as server:
-            assert look(machine.resolv_conf(file)) == [
+            assert look(host.resolv_conf(file)) == [
                 ("ok", f"{file}: {SCOPED}"),
                 ("warning", f"{file}: line 2: option fastest is not known"),
                 ("ok", "options timeout:1"),
             ]
             assert server.asked == 1
         file.write_text("nameserver fe80::17%nowhere\n")
-        assert look(machine.resolv_conf(file))[1][1].startswith("fe80::17%nowhere cannot be queried: ")
+        assert look(host.resolv_conf(file))[1][1].startswith("fe80::17%nowhere cannot be queried: ")
 
     on_its_own_network(work)
 
@@ -98,7 +98,7 @@ def test_servers_that_are_asked_by_tcp(tmp_path: Path) -> None:
         with contextlib.closing(NameServer()) as udp:
             names = (f"[127.0.0.1]:{server.sockets[0].getsockname()[1]}", udp.name)
             file.write_text("".join(f"nameserver {name}\n" for name in names) + "options use-vc\n")
-            found = [told.text for told in await machine.resolv_conf(file)]
+            found = [told.text for told in await host.resolv_conf(file)]
         server.close()
         return [text.replace(names[1], "UDP") for text in found[1:]]
 
@@ -114,7 +114,7 @@ def test_kumadp_s_own_answer_is_no_name_server_s(tmp_path: Path) -> None:
         file.write_text(f"nameserver [127.0.0.1]:{port}\n")
         async with Resolver([("127.0.0.1", port)]) as resolver:
             resolver.upstreams.conf = read(file)
-            return [(told.state, told.text) for told in await machine.resolv_conf(file)]
+            return [(told.state, told.text) for told in await host.resolv_conf(file)]
 
     found = asyncio.run(ask())
     assert found[0][0] == "ok"
@@ -126,7 +126,7 @@ def test_a_coredns_of_kumadp_s_refuses_its_own_name_alone(tmp_path: Path, refuse
     file = tmp_path / "resolv.conf"
     with contextlib.closing(NameServer(refuses=b"" if refuses_all else b"\x06health")) as server:
         file.write_text(f"nameserver {server.name}\n")
-        found = look(machine.resolv_conf(file))
+        found = look(host.resolv_conf(file))
     assert (len(found) == 2) is ours
 
 
@@ -160,13 +160,13 @@ class NameServer:
 
 
 def test_name_servers_that_answer_and_that_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_SERVER_WITHIN", 1.0)
+    monkeypatch.setattr(host, "_SERVER_WITHIN", 1.0)
     file = tmp_path / "resolv.conf"
     good, silent, fourth = NameServer(), NameServer(silent=True), NameServer()
     nobody = f"[127.0.0.1]:{free_port()}"
     servers = (good.name, silent.name, nobody, fourth.name)
     file.write_text("".join(f"nameserver {name}\n" for name in servers))
-    assert look(machine.resolv_conf(file)) == [
+    assert look(host.resolv_conf(file)) == [
         ("ok", f"{file}: {', '.join(servers)}"),
         ("warning", "1 of these servers are never queried by the C library"),
         ("warning", f"{silent.name} does not answer within 1 s"),
@@ -184,12 +184,12 @@ def test_an_init_that_does_not_reap() -> None:
         pytest.skip("no PID namespaces here: needs root")
     inside = (
         "import asyncio, os, subprocess\n"
-        "from kumadp.doctor import machine\n"
+        "from kumadp.doctor import host\n"
         # The middle one ends first: its child is process 1's then.
         "subprocess.run(['sh', '-c', '(exec sleep 0.1) &'])\n"
         "import time\n"
         "end = time.monotonic() + 20\n"
-        "while (told := asyncio.run(machine.process_1()))[0].state != 'warning' or 'zombies' not in told[0].text:\n"
+        "while (told := asyncio.run(host.process_1()))[0].state != 'warning' or 'zombies' not in told[0].text:\n"
         "    assert time.monotonic() < end, told\n"
         "    time.sleep(0.02)\n"
         "print(told[0].text)\n"
@@ -214,7 +214,7 @@ def test_what_dead_runs_left(tmp_path: Path) -> None:
             living.bind(str(sockets / "living.control"))
             living.listen()
             dead.close()
-            found = look(machine.leftovers(environ, (), tmp_path))
+            found = look(host.leftovers(environ, (), tmp_path))
     texts = [text for _, text in found]
     assert f"{left} is left of a dead run" in texts
     assert not any(str(alive) in text or "living" in text for text in texts)
@@ -239,11 +239,11 @@ class Systemd:
         script.chmod(0o755)
 
     def look(self) -> list[tuple[str, str]]:
-        return look(machine.systemd("", self.booted, self.shipped, {"PATH": f"{self._folder}:{os.defpath}"}))
+        return look(host.systemd("", self.booted, self.shipped, {"PATH": f"{self._folder}:{os.defpath}"}))
 
 
 def test_units_of_systemd(tmp_path: Path) -> None:
-    assert look(machine.systemd("", tmp_path / "none")) == [("skipped", "systemd is not the init here")]
+    assert look(host.systemd("", tmp_path / "none")) == [("skipped", "systemd is not the init here")]
     at = Systemd(tmp_path)
     assert at.look() == [("skipped", "neither kumadp.service nor kumadp@.service is installed")]
     file = at.installed / "kumadp.service"
