@@ -20,8 +20,8 @@ from kumadp.host.work_dir import TOKEN, writing
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kumadp.controlplane.client import Trust
-    from kumadp.controlplane.wire import Aggregated
+    from kumadp.controlplane.bootstrap_http import Trust
+    from kumadp.controlplane.bootstrap_messages import Aggregated
     from kumadp.daemon.ports import DnsPlan
     from kumadp.envoy.version import EnvoyVersion
     from kumadp.host.work_dir import WorkDir
@@ -91,7 +91,7 @@ class KumaClient:
 
         Raises ControlPlaneRefused, ControlPlaneUnavailable after ``max_duration`` seconds, BootstrapError.
         """
-        from kumadp.controlplane.client import fetch_bootstrap
+        from kumadp.controlplane.bootstrap_http import fetch_bootstrap
 
         async def request() -> tuple[bytes, Trust]:
             self.counted["attempts"] += 1
@@ -154,8 +154,8 @@ class KumaClient:
         return str(path)
 
     def _request(self) -> tuple[bytes, Trust]:
+        from kumadp.controlplane.bootstrap_messages import RequestFacts, encode_request
         from kumadp.controlplane.features import announced
-        from kumadp.controlplane.wire import RequestFacts, encode_request
         from kumadp.envoy.version import fits
         from kumadp.host.facts import has_ipv6, memory_limit, system_ca_path
         from kumadp.resources.transparent_proxy import Redirected

@@ -16,7 +16,7 @@ import msgspec
 from kumadp.accesslog.component import HandedLogs  # noqa: TC001 - msgspec reads the annotations
 from kumadp.bootstrap.public import without_token
 from kumadp.controlplane.bootstrap_client import Fetched
-from kumadp.controlplane.wire import Aggregated  # noqa: TC001 - msgspec reads the annotations
+from kumadp.controlplane.bootstrap_messages import Aggregated  # noqa: TC001 - msgspec reads the annotations
 from kumadp.daemon.ports import WAY
 from kumadp.decoding import Undecodable, convert, decode_json, decode_msgpack
 from kumadp.dns.resolver.table import HandedNames  # noqa: TC001 - msgspec reads the annotations
@@ -28,7 +28,7 @@ from kumadp.host.work_dir import HandedWorkDir  # noqa: TC001
 from kumadp.process.application import HandedProcess  # noqa: TC001
 from kumadp.process.child import Child, HandedChild
 from kumadp.process.supervise import Past  # noqa: TC001
-from kumadp.relay.memory import Memory  # noqa: TC001
+from kumadp.relay.subscription import Memory  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence

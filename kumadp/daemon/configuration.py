@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kumadp.envoy.version import EnvoyVersion
     from kumadp.errors import ControlPlaneRefused
     from kumadp.host.net.ports import Address
-    from kumadp.relay.disk import Binding, Content, LastGood, LastGoodStore
+    from kumadp.relay.last_good import Binding, Content, LastGood, LastGoodStore
     from kumadp.relay.part import Relaying
 
 log = logging.getLogger("kumadp.daemon")
@@ -86,7 +86,7 @@ class Configuration:
     async def _read_last_good(self, envoy_version: str) -> LastGood | None:
         """What is on disk of the last run, and the store for what comes; None where nothing is kept."""
         from kumadp.host.state_dir import open_state_dir
-        from kumadp.relay.disk import LastGoodStore
+        from kumadp.relay.last_good import LastGoodStore
 
         run = self._run
         settings = run.settings
@@ -107,7 +107,7 @@ class Configuration:
         return await self._store.load()
 
     def _binding(self, envoy_version: str) -> Binding:
-        from kumadp.relay.disk import Binding
+        from kumadp.relay.last_good import Binding
 
         run = self._run
         return Binding(run.mesh_name, run.name, run.settings.cp_address, envoy_version)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kumadp.addresses import address_text, authority, server_name, with_port
-from kumadp.controlplane.client import CERTIFICATE_TRIES
+from kumadp.controlplane.bootstrap_http import CERTIFICATE_TRIES
 from kumadp.controlplane.trust import Trust, make_context, read_trust
 from kumadp.doctor.report import Told, failed, ok, skipped, warning
 from kumadp.errors import ControlPlaneRefused

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
     from kumadp.bootstrap.address import AdminAddress
-    from kumadp.controlplane.wire import Aggregated
+    from kumadp.controlplane.bootstrap_messages import Aggregated
     from kumadp.core.context import Run
     from kumadp.daemon.configuration import Configuration
     from kumadp.dns.part import Names

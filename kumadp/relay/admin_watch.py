@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from kumadp.bootstrap.address import TcpAdmin
 from kumadp.relay.messages import CLUSTER, ENDPOINTS, LISTENER, SECRET, BadMessage
-from kumadp.relay.wire import fields, text, varint
+from kumadp.relay.protobuf import fields, text, varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from kumadp.bootstrap.address import AdminAddress
-    from kumadp.relay.memory import Memory
+    from kumadp.relay.subscription import Memory
 
 # As they are encoded: Cluster.type ORIGINAL_DST, and the tag of Cluster.cluster_type (envoy/config/cluster/v3).
 _ORIGINAL_DST = b"\x10\x04"

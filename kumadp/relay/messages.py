@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from kumadp.relay.wire import BadMessage, field_bytes, field_text, field_varint, fields, text
+from kumadp.relay.protobuf import BadMessage, field_bytes, field_text, field_varint, fields, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

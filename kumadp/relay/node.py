@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kumadp.relay.wire import field_bytes, field_double, field_text, field_varint, varint
+from kumadp.relay.protobuf import field_bytes, field_double, field_text, field_varint, varint
 
 
 def encode_node(node: Mapping[str, Any]) -> bytes:

@@ -12,12 +12,12 @@ from kumadp.addresses import server_name
 from kumadp.bootstrap.compare import same_node
 from kumadp.bootstrap.fields import get
 from kumadp.errors import ControlPlaneRefused
-from kumadp.relay.disk import Content
 from kumadp.relay.grace_period import AWAY, judge
-from kumadp.relay.machine import Machine
+from kumadp.relay.last_good import Content
 from kumadp.relay.node import encode_node
 from kumadp.relay.refusal import Refusal
 from kumadp.relay.relay import Relay
+from kumadp.relay.state_machine import Machine
 from kumadp.relay.upstream import Dial, State
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from kumadp.controlplane.bootstrap_client import KumaClient
     from kumadp.core.status import Status
     from kumadp.daemon.sources import Prepared
-    from kumadp.relay.disk import LastGood, LastGoodStore
-    from kumadp.relay.memory import Memory
+    from kumadp.relay.last_good import LastGood, LastGoodStore
+    from kumadp.relay.subscription import Memory
 
 log = logging.getLogger("kumadp.relay")
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.grpc.call import Oversized
-    from kumadp.relay.machine import Machine
-    from kumadp.relay.memory import Memory
+    from kumadp.relay.state_machine import Machine
+    from kumadp.relay.subscription import Memory
     from kumadp.relay.upstream import Facts
 
 log = logging.getLogger("kumadp.relay")

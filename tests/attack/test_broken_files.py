@@ -23,7 +23,7 @@ from kumadp.host.reexec import handover
 from kumadp.host.reexec import interim_responder as meanwhile
 from kumadp.host.reexec.handover import Handover
 from kumadp.host.state_file import FORMAT, NAME, StateFile, read_state
-from kumadp.relay.disk import FILE, MAGIC, Binding, LastGoodStore
+from kumadp.relay.last_good import FILE, MAGIC, Binding, LastGoodStore
 from tests.support.loaded_rig import loaded_rig
 from tests.support.poll import poll_async
 from tests.support.xds.plane import XdsControlPlane

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.controlplane.client import fetch_bootstrap
+from kumadp.controlplane.bootstrap_http import fetch_bootstrap
 from kumadp.controlplane.token import read_token
 from kumadp.controlplane.trust import read_trust
 from kumadp.dns.coredns import health_check

@@ -40,9 +40,9 @@ async def main(path: Path, node: dict[str, object], port: int, trust: str, with_
     tasks = [asyncio.create_task(lag.run())]
     started = time.perf_counter()
     if with_relay:
-        from kumadp.relay.machine import Machine
         from kumadp.relay.node import encode_node
         from kumadp.relay.relay import Relay
+        from kumadp.relay.state_machine import Machine
         from kumadp.relay.upstream import Dial
 
         async def dial() -> Dial:

@@ -23,8 +23,8 @@ from grpclib.const import Cardinality, Handler
 from grpclib.server import Server
 
 from kumadp.relay.messages import CLUSTER, Request, Response, encode_response
+from kumadp.relay.protobuf import field_bytes, field_text
 from kumadp.relay.upstream import ADS
-from kumadp.relay.wire import field_bytes, field_text
 from tests.bench.test_start import note, pss, rest
 from tests.relay.test_downstream import Raw
 from tests.support.poll import poll, poll_async

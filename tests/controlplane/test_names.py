@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.controlplane.client import fetch_bootstrap
+from kumadp.controlplane.bootstrap_http import fetch_bootstrap
 from kumadp.controlplane.trust import Trust
 from kumadp.doctor.control_plane import control_plane
 from kumadp.doctor.subject import Subject

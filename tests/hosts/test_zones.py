@@ -13,7 +13,7 @@ import uvloop
 
 from kumadp.accesslog.destination import Destination, Limits
 from kumadp.accesslog.records import split_address
-from kumadp.controlplane.client import fetch_bootstrap
+from kumadp.controlplane.bootstrap_http import fetch_bootstrap
 from kumadp.controlplane.trust import Trust
 from kumadp.dns.message import HEADER
 from kumadp.dns.resolver.exchange import SentQueries, query_tcp, query_udp

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown, SendUp
-from kumadp.relay.machine import Machine
 from kumadp.relay.messages import (
     CLUSTER,
     ENDPOINTS,
@@ -16,7 +15,8 @@ from kumadp.relay.messages import (
     encode_response,
     encode_status,
 )
-from kumadp.relay.wire import field_bytes
+from kumadp.relay.protobuf import field_bytes
+from kumadp.relay.state_machine import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

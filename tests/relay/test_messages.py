@@ -23,7 +23,7 @@ from kumadp.relay.messages import (
     outline,
     status_message,
 )
-from kumadp.relay.wire import field_text
+from kumadp.relay.protobuf import field_text
 
 REQUESTS = st.builds(
     Request,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kumadp.relay.actions import Accepted, Action, Rejected, SendDown, SendUp
-from kumadp.relay.machine import TRIAL_AFTER, Machine
-from kumadp.relay.memory import Memory
 from kumadp.relay.messages import SECRET, Request, Response, encode_response
+from kumadp.relay.state_machine import TRIAL_AFTER, Machine
+from kumadp.relay.subscription import Memory
 from tests.relay.harness import NODE
 from tests.relay.players import NAMED, REFUSAL, TYPES, WITHHELD, Content, Delivery, Envoy, Session
 

@@ -15,7 +15,7 @@ from kumadp.bootstrap.compare import differences
 from kumadp.bootstrap.guard import guard
 from kumadp.bootstrap.parse import parse_bootstrap
 from kumadp.bootstrap.public import secret_in, without_token
-from kumadp.controlplane.retry import _retry_after
+from kumadp.controlplane.response_rules import _retry_after
 from kumadp.controlplane.token import check_token, expires_at
 from kumadp.decoding import decode_json, repair
 from kumadp.dns import message, resolvconf
@@ -34,8 +34,8 @@ from kumadp.metrics.profiles import Selection, Wanted
 from kumadp.otel import environment
 from kumadp.probes.probe_request import clean_path, parse_request
 from kumadp.relay.messages import Request, Response
-from kumadp.relay.secrecy import why_secret
-from kumadp.relay.wire import field_bytes
+from kumadp.relay.secret_scan import why_secret
+from kumadp.relay.protobuf import field_bytes
 from kumadp.resources.dynconf_bodies import DNS, MESH_METRIC, WrongBody, decode
 from kumadp.resources.load import load_resource
 from kumadp.settings.values import parse_assignments, parse_duration

@@ -11,9 +11,9 @@ import subprocess
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kumadp.bootstrap.rewrite import rewrite_for_relay
-from kumadp.relay.machine import Machine
 from kumadp.relay.node import encode_node
 from kumadp.relay.relay import Relay
+from kumadp.relay.state_machine import Machine
 from kumadp.relay.upstream import Dial
 from tests.support.daemon import Ports, get, workload
 from tests.support.kuma_control_plane import dataplane
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from kumadp.relay.memory import Memory
+    from kumadp.relay.subscription import Memory
     from tests.support.daemon import Workload
     from tests.support.xds.resources import Tree
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import runpy
 import sys
 
-from kumadp.controlplane import client
+from kumadp.controlplane import bootstrap_http
 from kumadp.host.log import repeats, throttle
 from kumadp.relay import refusal
 
 # Pauses between attempts to reach the control plane, and windows in which repeated log lines are suppressed.
 PAUSES = (
-    (client, "LONGEST_WAIT"),
+    (bootstrap_http, "LONGEST_WAIT"),
     (repeats, "FIRST_WINDOW"),
     (repeats, "LONGEST_WINDOW"),
     (throttle, "FIRST_WAIT"),

@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown
-from kumadp.relay.envoys import DEADLY, NAMED, WITHHELD, EnvoyStream, Exchange
-from kumadp.relay.memory import Delivery, Memory, Subscription, TypeView, in_order
+from kumadp.relay.envoy_streams import DEADLY, NAMED, WITHHELD, EnvoyStream, Exchange
 from kumadp.relay.messages import (
     CLUSTER,
     LISTENER,
@@ -23,7 +22,8 @@ from kumadp.relay.messages import (
     encode_status,
     status_message,
 )
-from kumadp.relay.upward import Upward
+from kumadp.relay.subscription import Delivery, Memory, Subscription, TypeView, in_order
+from kumadp.relay.upstream_requests import Upward
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

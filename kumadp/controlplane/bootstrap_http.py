@@ -12,10 +12,10 @@ import httpx
 import tenacity
 
 from kumadp.addresses import server_name, with_port
-from kumadp.controlplane.retry import Action, Verdict, judge_answer, judge_error
+from kumadp.controlplane.bootstrap_messages import BootstrapAnswer, UndecodableAnswer, decode_answer
+from kumadp.controlplane.response_rules import Action, Verdict, judge_answer, judge_error
 from kumadp.controlplane.trust import Trust as Trust
 from kumadp.controlplane.trust import make_context as make_context
-from kumadp.controlplane.wire import BootstrapAnswer, UndecodableAnswer, decode_answer
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
 from kumadp.host.descriptors import is_exhausted
 

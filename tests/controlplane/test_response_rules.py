@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from kumadp.controlplane.retry import LONGEST_RETRY_AFTER, Action, judge_answer, judge_error, one_line
+from kumadp.controlplane.response_rules import LONGEST_RETRY_AFTER, Action, judge_answer, judge_error, one_line
 
 
 @pytest.mark.parametrize(

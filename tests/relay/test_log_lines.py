@@ -6,9 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from kumadp.relay.actions import Rejected
-from kumadp.relay.machine import Machine
 from kumadp.relay.messages import CLUSTER, LISTENER, SECRET, encode_response
 from kumadp.relay.relay import Relay
+from kumadp.relay.state_machine import Machine
 from tests.relay.harness import NODE
 
 if TYPE_CHECKING:

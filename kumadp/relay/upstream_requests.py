@@ -10,7 +10,7 @@ from kumadp.relay.messages import Request
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from kumadp.relay.memory import Subscription
+    from kumadp.relay.subscription import Subscription
 
 
 class Upward:

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from kumadp.relay.actions import Accepted, Rejected
-from kumadp.relay.machine import Machine
-from kumadp.relay.memory import Memory
 from kumadp.relay.messages import Outline, Request, encode_status
+from kumadp.relay.state_machine import Machine
+from kumadp.relay.subscription import Memory
 from tests.relay.harness import CLUSTER, ENDPOINTS, LISTENER, NODE, REFUSED, SECRET, Bench, any_of
 
 # Upward.

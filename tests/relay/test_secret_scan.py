@@ -32,7 +32,7 @@ from envoy.extensions.transport_sockets.tls.v3 import common_pb2, secret_pb2, tl
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2  # noqa: F401 - as above
 from google.protobuf import any_pb2, json_format, struct_pb2, wrappers_pb2
 
-from kumadp.relay.secrecy import _has_token, why_secret
+from kumadp.relay.secret_scan import _has_token, why_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from kumadp.relay.wire import BadMessage, fields
+from kumadp.relay.protobuf import BadMessage, fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,14 +21,14 @@ from kumadp.bootstrap.parse import parse_bootstrap
 from kumadp.bootstrap.rewrite import rewrite_for_relay
 from kumadp.host.log import secrets
 from kumadp.host.private_file import write_private
-from kumadp.relay import disk
-from kumadp.relay.disk import Binding, Content, LastGood, LastGoodStore
-from kumadp.relay.memory import Memory, TypeMemory
+from kumadp.relay import last_good as disk
+from kumadp.relay.last_good import Binding, Content, LastGood, LastGoodStore
 from kumadp.relay.messages import CLUSTER, ENDPOINTS, LISTENER, SECRET, encode_response
-from kumadp.relay.secrecy import why_secret
-from tests.relay.test_secrecy import CERTIFICATE, KEY, der, packed, raw, source
-from tests.relay.test_secrecy import PKCS8 as FORM
-from tests.relay.test_secrecy import RSA as OTHER_KEY
+from kumadp.relay.secret_scan import why_secret
+from kumadp.relay.subscription import Memory, TypeMemory
+from tests.relay.test_secret_scan import CERTIFICATE, KEY, der, packed, raw, source
+from tests.relay.test_secret_scan import PKCS8 as FORM
+from tests.relay.test_secret_scan import RSA as OTHER_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -356,7 +356,7 @@ async def test_a_file_that_could_not_be_replaced_is_not_confirmed(
     def full(_path: Path, _data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("kumadp.relay.disk.write_private", full)
+    monkeypatch.setattr("kumadp.relay.last_good.write_private", full)
     await kept.write()
     kept.now += 3600
     await kept.store.confirm()
@@ -426,7 +426,7 @@ async def test_a_full_disk_costs_one_warning_and_keeps_the_old_file(
     kept = Kept(tmp_path)
     monkeypatch.setattr(disk, "DEBOUNCE", 0.0)
     kept.store._pause = 0.0
-    monkeypatch.setattr("kumadp.relay.disk.write_private", full)
+    monkeypatch.setattr("kumadp.relay.last_good.write_private", full)
     for _ in range(3):
         kept.store.changed()
         async with asyncio.timeout(30):
@@ -435,7 +435,7 @@ async def test_a_full_disk_costs_one_warning_and_keeps_the_old_file(
     assert kept.store.status()["error"] == "No space left on device"
     assert kept.store.path.read_bytes() == before
     assert len(caplog_relay()) == 1
-    monkeypatch.setattr("kumadp.relay.disk.write_private", write_private)
+    monkeypatch.setattr("kumadp.relay.last_good.write_private", write_private)
     await kept.write(Content(bootstrap(), None, memory(clusters=response(CLUSTER, plain_cluster("after")))))
     assert kept.store.status()["error"] == ""
     assert b"after" in kept.store.path.read_bytes()
@@ -468,7 +468,7 @@ async def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeyp
         searched.append(one)
         return why_secret(one)
 
-    monkeypatch.setattr("kumadp.relay.disk.why_secret", count)
+    monkeypatch.setattr("kumadp.relay.last_good.why_secret", count)
     monkeypatch.setattr(disk, "DEBOUNCE", 0.0)
     kept = Kept(tmp_path)
     kept.store._pause = 0.0

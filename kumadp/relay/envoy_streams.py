@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kumadp.relay.memory import Delivery, Verdicts
 from kumadp.relay.messages import ENDPOINTS, ROUTES, SECRET, Response, encode_nonce, encode_response
-from kumadp.relay.wire import field_bytes
+from kumadp.relay.protobuf import field_bytes
+from kumadp.relay.subscription import Delivery, Verdicts
 
 # Envoy asks for these by name. No names is what it says on a new stream of a type of which it watches nothing any more.
 NAMED = frozenset({ENDPOINTS, ROUTES, SECRET})

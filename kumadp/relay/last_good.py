@@ -2,7 +2,7 @@
 
 One file, 0600, replaced as a whole: a line with the format's version, the SHA-256 of what follows, MessagePack. It is
 bound to mesh, name, control plane and Envoy version. Its modification time is when the control plane last stood by it.
-No secret is written: `kumadp.relay.secrecy` says what may be.
+No secret is written: `kumadp.relay.secret_scan` says what may be.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from kumadp.errors import KumadpError
 from kumadp.host.log.secrets import holds_secret
 from kumadp.host.memory_trim import give_back
 from kumadp.host.private_file import write_private
-from kumadp.relay.memory import Memory, TypeMemory
 from kumadp.relay.messages import SECRET, BadMessage, Response
-from kumadp.relay.secrecy import why_secret
+from kumadp.relay.secret_scan import why_secret
+from kumadp.relay.subscription import Memory, TypeMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,8 @@ import pytest
 import tenacity
 import trustme
 
-from kumadp.controlplane import client
-from kumadp.controlplane.client import Trust, bootstrap_url, fetch_bootstrap
+from kumadp.controlplane import bootstrap_http as client
+from kumadp.controlplane.bootstrap_http import Trust, bootstrap_url, fetch_bootstrap
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
 from tests.support.ports import free_port
 from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer
@@ -21,7 +21,7 @@ from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, b
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from kumadp.controlplane.wire import BootstrapAnswer
+    from kumadp.controlplane.bootstrap_messages import BootstrapAnswer
 
 GOOD = bootstrap_answer({"node": {"id": "default.web"}}, ".:15053 {}")
 QUICK = 0.001

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kumadp.controlplane.wire import Aggregated, UndecodableAnswer, decode_answer
+from kumadp.controlplane.bootstrap_messages import Aggregated, UndecodableAnswer, decode_answer
 
 
 def answer(metrics: Any) -> bytes:
