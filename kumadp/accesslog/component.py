@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kumadp.accesslog.destination import Destination, HandedDestination, Limits
+from kumadp.accesslog.destination import Destination, DestinationHandover, DestinationLimits
 from kumadp.accesslog.fifo import LineReader, open_fifo, remove_unheld
 from kumadp.accesslog.records import parse, split_address
 from kumadp.host.log.throttle import Sparse
@@ -26,7 +26,7 @@ log = logging.getLogger("kumadp.accesslog")
 _SHOWN = 80
 
 
-class HandedLogs(msgspec.Struct, frozen=True):
+class AccessLogsHandover(msgspec.Struct, frozen=True):
     """All of it for the program that takes our place, nothing lost: ``rest`` is the beginning of a line."""
 
     path: str
@@ -36,7 +36,7 @@ class HandedLogs(msgspec.Struct, frozen=True):
     malformed: int
     dropped: int
     sent: int
-    destinations: tuple[HandedDestination, ...]
+    destinations: tuple[DestinationHandover, ...]
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -59,13 +59,13 @@ class AccessLogs:
         concern: Callable[[str, str], None],
         *,
         flush: float,
-        limits: Limits | None = None,
-        handed: HandedLogs | None = None,
+        limits: DestinationLimits | None = None,
+        handed: AccessLogsHandover | None = None,
     ) -> None:
         self._path = path
         self._concern = concern
         self._flush = flush
-        self._limits = limits or Limits()
+        self._limits = limits or DestinationLimits()
         self._destinations: dict[str, Destination] = {}
         self._handed = handed if handed is not None and handed.path == str(path) else None
         self._sparse = Sparse()
@@ -98,10 +98,10 @@ class AccessLogs:
             self._reader.close()
             await self._finish()
 
-    def handed(self) -> HandedLogs:
+    def handed(self) -> AccessLogsHandover:
         """For the next program. Nothing may be read or sent between this and execve(2)."""
         known = self._handed.destinations if self._handed is not None else ()
-        return HandedLogs(
+        return AccessLogsHandover(
             str(self._path),
             self._reader.descriptor,
             self._reader.rest,
@@ -152,7 +152,7 @@ class AccessLogs:
             return None
         return self._add(address, *place)
 
-    def _add(self, address: str, host: str, port: int, handed: HandedDestination | None = None) -> Destination:
+    def _add(self, address: str, host: str, port: int, handed: DestinationHandover | None = None) -> Destination:
         made = Destination(
             address, host, port, self._limits, lambda concern: self._concern(f"access log {address}", concern), handed
         )

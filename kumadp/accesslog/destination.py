@@ -33,7 +33,7 @@ _GOOD = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class DestinationLimits:
     """Of one destination: lines and bytes that wait, seconds to connect, and until a peer that is silent is given up.
 
     ``total`` bytes are shared by all destinations, of which there are at most ``destinations``; one that got no line
@@ -49,7 +49,7 @@ class Limits:
     idle: float = 600.0
 
 
-class HandedDestination(msgspec.Struct, frozen=True):
+class DestinationHandover(msgspec.Struct, frozen=True):
     """A destination for the program that takes our place: of the first ``sending`` lines, ``offset`` bytes are sent."""
 
     address: str
@@ -71,9 +71,9 @@ class Destination:
         address: str,
         host: str,
         port: int,
-        limits: Limits,
+        limits: DestinationLimits,
         concern: Callable[[str], None],
-        handed: HandedDestination | None = None,
+        handed: DestinationHandover | None = None,
     ) -> None:
         self.address, self._host, self._port = address, host, port
         self._limits = limits
@@ -125,9 +125,9 @@ class Destination:
         self.dropped += left
         return left
 
-    def handed(self) -> HandedDestination:
+    def handed(self) -> DestinationHandover:
         """For the next program; its descriptor must stay open over execve(2)."""
-        return HandedDestination(
+        return DestinationHandover(
             self.address,
             self._host,
             self._port,
@@ -151,7 +151,7 @@ class Destination:
             "last_error": self.last_error,
         }
 
-    def _take_over(self, handed: HandedDestination) -> None:
+    def _take_over(self, handed: DestinationHandover) -> None:
         self.sent, self.dropped = handed.sent, handed.dropped
         first, rest = list(handed.lines[: handed.sending]), handed.lines[handed.sending :]
         if handed.descriptor >= 0:

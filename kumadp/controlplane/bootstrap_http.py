@@ -13,7 +13,7 @@ import tenacity
 
 from kumadp.addresses import server_name, with_port
 from kumadp.controlplane.bootstrap_messages import BootstrapAnswer, UndecodableAnswer, decode_answer
-from kumadp.controlplane.response_rules import Action, Verdict, judge_answer, judge_error
+from kumadp.controlplane.response_rules import AttemptAction, AttemptVerdict, judge_answer, judge_error
 from kumadp.controlplane.trust import Trust as Trust
 from kumadp.controlplane.trust import make_context as make_context
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
@@ -34,7 +34,7 @@ MAX_ANSWER = 16 << 20
 class _Failed(Exception):
     """An attempt that may be repeated."""
 
-    def __init__(self, url: str, verdict: Verdict) -> None:
+    def __init__(self, url: str, verdict: AttemptVerdict) -> None:
         super().__init__(verdict.reason)
         self.url = url
         self.verdict = verdict
@@ -106,15 +106,15 @@ class _Refusals:
         self._missing = set(urls)
         self._bad_certificates = collections.Counter[str]()
 
-    def note(self, url: str, verdict: Verdict) -> bool:
+    def note(self, url: str, verdict: AttemptVerdict) -> bool:
         """Take in a verdict; True when all have refused."""
-        if verdict.action is Action.RETRY_CERTIFICATE:
+        if verdict.action is AttemptAction.RETRY_CERTIFICATE:
             self._bad_certificates[url] += 1
         else:
             self._bad_certificates[url] = 0
-        if verdict.action is Action.STOP or self._bad_certificates[url] >= CERTIFICATE_TRIES:
+        if verdict.action is AttemptAction.STOP or self._bad_certificates[url] >= CERTIFICATE_TRIES:
             self._missing.discard(url)
-        elif verdict.action is not Action.RETRY_CERTIFICATE:
+        elif verdict.action is not AttemptAction.RETRY_CERTIFICATE:
             self._missing.add(url)
         return not self._missing
 
@@ -129,7 +129,7 @@ def waits_from(backoff: float, attempts_a_round: int = 1) -> tenacity.wait_rando
 
 async def _once(
     url: str, make_request: Callable[[], Awaitable[tuple[bytes, Trust]]]
-) -> tuple[Verdict, BootstrapAnswer | None]:
+) -> tuple[AttemptVerdict, BootstrapAnswer | None]:
     try:
         body, trust = await make_request()
     except OSError as error:
@@ -142,17 +142,17 @@ async def _once(
             context = await asyncio.to_thread(make_context, trust) if asked.startswith("https:") else False
             status, headers, answer = await _post(asked, body, context)
     except httpx.InvalidURL as error:
-        return Verdict(Action.STOP, f"{url} is not an address: {error}", "check --cp-address"), None
+        return AttemptVerdict(AttemptAction.STOP, f"{url} is not an address: {error}", "check --cp-address"), None
     # anyio, below httpx, wraps what it does not expect of a connection attempt in a group.
     except (OSError, TimeoutError, httpx.HTTPError, httpx.StreamError, ValueError, ExceptionGroup) as error:
         return judge_error(error), None
     verdict = judge_answer(status, headers, answer)
-    if verdict.action is not Action.DECODE:
+    if verdict.action is not AttemptAction.DECODE:
         return verdict, None
     try:
         return verdict, decode_answer(answer, url)
     except UndecodableAnswer as error:
-        return Verdict(Action.RETRY, str(error), "does another server answer at this address?"), None
+        return AttemptVerdict(AttemptAction.RETRY, str(error), "does another server answer at this address?"), None
 
 
 async def _post(url: str, body: bytes, context: ssl.SSLContext | bool) -> tuple[int, dict[str, str], bytes]:

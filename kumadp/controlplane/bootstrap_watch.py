@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.controlplane")
 
 # How long one look may take (seconds): the relay tells whether the control plane is there.
-PATIENCE = 60.0
+GRACE_PERIOD = 60.0
 JITTER = 0.2
 # After a refusal, before it is asked again (seconds).
 REFUSED_PAUSE = 5.0
@@ -84,7 +84,7 @@ class BootstrapWatch:
             while True:
                 await self._pause()
                 with contextlib.suppress(KumadpError):
-                    await self._look(await self._source.client.fetch(_quietly, PATIENCE))
+                    await self._look(await self._source.client.fetch(_quietly, GRACE_PERIOD))
         finally:
             if self._source.later is not None:
                 self._source.later.cancel()
@@ -140,12 +140,12 @@ class BootstrapWatch:
 
     def _note_refusal(self, error: ControlPlaneRefused) -> None:
         """Tell it; it is for good only in the end, as this control plane had us before."""
-        from kumadp.relay.grace_period import PATIENCE_WITH_A_FRIEND
+        from kumadp.relay.grace_period import ESTABLISHED_GRACE_PERIOD
 
         now = time.monotonic()
         self._refused_since = since = now if self._refused_since is None else self._refused_since
         self._status.set_warning("bootstrap", str(error))
-        if now - since >= PATIENCE_WITH_A_FRIEND:
+        if now - since >= ESTABLISHED_GRACE_PERIOD:
             self._refused(error)
 
     async def _look(self, found: Fetched, *, first: bool = False) -> None:

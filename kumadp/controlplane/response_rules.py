@@ -18,7 +18,7 @@ LONGEST_RETRY_AFTER = 300.0
 WRONG_PORT = "404: Page Not Found"
 
 
-class Action(enum.Enum):
+class AttemptAction(enum.Enum):
     """What to do with an attempt's result."""
 
     DECODE = "decode"
@@ -28,10 +28,10 @@ class Action(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AttemptVerdict:
     """What to do, why, a hint, and how long to wait at least (``Retry-After``, seconds)."""
 
-    action: Action
+    action: AttemptAction
     reason: str = ""
     hint: str = ""
     wait: float = 0.0
@@ -45,41 +45,47 @@ _HINTS = {
 }
 
 
-def judge_answer(status: int, headers: Mapping[str, str], body: bytes) -> Verdict:
+def judge_answer(status: int, headers: Mapping[str, str], body: bytes) -> AttemptVerdict:
     """The verdict on an HTTP answer (Kuma 2.8: 404 in its two forms is retried; 408, 429 and 5xx heal too)."""
     if status == 200:
-        return Verdict(Action.DECODE)
+        return AttemptVerdict(AttemptAction.DECODE)
     text = one_line(body)
     reason = f"HTTP {status}" + (f": {text}" if text else "")
     if status == 404 and not body.strip():
-        return Verdict(
-            Action.RETRY, "404: the control plane does not know this Dataplane", "create it, or give --dataplane-file"
+        return AttemptVerdict(
+            AttemptAction.RETRY,
+            "404: the control plane does not know this Dataplane",
+            "create it, or give --dataplane-file",
         )
     if status == 404 and text == WRONG_PORT:
-        return Verdict(Action.RETRY, reason, "this is not the data plane server's port, which is 5678 by default")
+        return AttemptVerdict(
+            AttemptAction.RETRY, reason, "this is not the data plane server's port, which is 5678 by default"
+        )
     if status in {408, 429} or status >= 500:
-        return Verdict(Action.RETRY, reason, wait=_retry_after(headers))
+        return AttemptVerdict(AttemptAction.RETRY, reason, wait=_retry_after(headers))
     if status in _HINTS:
-        return Verdict(Action.STOP, reason, _HINTS[status])
-    return Verdict(Action.RETRY, reason, "no bootstrap server answers like this: check --cp-address")
+        return AttemptVerdict(AttemptAction.STOP, reason, _HINTS[status])
+    return AttemptVerdict(AttemptAction.RETRY, reason, "no bootstrap server answers like this: check --cp-address")
 
 
-def judge_error(error: BaseException) -> Verdict:
+def judge_error(error: BaseException) -> AttemptVerdict:
     """The verdict on a request that got no answer."""
     if isinstance(error, BaseExceptionGroup):
         return judge_error(error.exceptions[0])
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return Verdict(
-                Action.RETRY_CERTIFICATE, f"certificate not verified: {cause.verify_message}", _tls_hint(cause)
+            return AttemptVerdict(
+                AttemptAction.RETRY_CERTIFICATE, f"certificate not verified: {cause.verify_message}", _tls_hint(cause)
             )
         if isinstance(cause, ssl.SSLError) and "WRONG_VERSION_NUMBER" in str(cause):
-            return Verdict(Action.RETRY, "the port does not speak TLS", "is it an http port? check --cp-address")
+            return AttemptVerdict(
+                AttemptAction.RETRY, "the port does not speak TLS", "is it an http port? check --cp-address"
+            )
         if isinstance(cause, TimeoutError):
-            return Verdict(Action.RETRY, "no answer in time")
+            return AttemptVerdict(AttemptAction.RETRY, "no answer in time")
         cause = cause.__cause__ or cause.__context__
-    return Verdict(Action.RETRY, one_line(str(error).encode()) or type(error).__name__)
+    return AttemptVerdict(AttemptAction.RETRY, one_line(str(error).encode()) or type(error).__name__)
 
 
 def _tls_hint(error: ssl.SSLCertVerificationError) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from kumadp.accesslog.component import HandedLogs  # noqa: TC001 - msgspec reads the annotations
+from kumadp.accesslog.component import AccessLogsHandover  # noqa: TC001 - msgspec reads the annotations
 from kumadp.bootstrap.public import without_token
 from kumadp.controlplane.bootstrap_client import Fetched
 from kumadp.controlplane.bootstrap_messages import Aggregated  # noqa: TC001 - msgspec reads the annotations
@@ -28,7 +28,7 @@ from kumadp.host.work_dir import HandedWorkDir  # noqa: TC001
 from kumadp.process.application import HandedProcess  # noqa: TC001
 from kumadp.process.child import Child, HandedChild
 from kumadp.process.supervise import Past  # noqa: TC001
-from kumadp.relay.subscription import Memory  # noqa: TC001
+from kumadp.relay.subscription import RelaySnapshot  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
@@ -84,8 +84,8 @@ class Left(msgspec.Struct, frozen=True):
     ports: dict[str, int] = {}
     source: Source | None = None
     envoy: EnvoyState | None = None
-    memory: Memory | None = None
-    access_logs: HandedLogs | None = None
+    memory: RelaySnapshot | None = None
+    access_logs: AccessLogsHandover | None = None
     past: dict[str, Past] = {}
     application: HandedProcess | None = None
     levels: dict[str, str] = {}
@@ -105,8 +105,8 @@ class Before:
     source: Fetched | None = None
     envoy: Adopted | None = None
     coredns: Child | None = None
-    memory: Memory | None = None
-    access_logs: HandedLogs | None = None
+    memory: RelaySnapshot | None = None
+    access_logs: AccessLogsHandover | None = None
     work: HandedWorkDir | None = None
     ready: bool = False
     started: float | None = None

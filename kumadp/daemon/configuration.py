@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kumadp.envoy.version import EnvoyVersion
     from kumadp.errors import ControlPlaneRefused
     from kumadp.host.net.ports import Address
-    from kumadp.relay.last_good import Binding, Content, LastGood, LastGoodStore
+    from kumadp.relay.last_good import Binding, LastGood, LastGoodContent, LastGoodStore
     from kumadp.relay.part import Relaying
 
 log = logging.getLogger("kumadp.daemon")
@@ -112,7 +112,7 @@ class Configuration:
         run = self._run
         return Binding(run.mesh_name, run.name, run.settings.cp_address, envoy_version)
 
-    def _content(self) -> Content | None:
+    def _content(self) -> LastGoodContent | None:
         return self.relaying.content() if self.relaying is not None else None
 
     async def start_relay(self, source: Source, epoch_of: Callable[[int], int]) -> None:

@@ -36,7 +36,7 @@ class SendDown:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class ResponseAccepted:
     """An Envoy took a response: what a fresh Envoy is given of this type has changed."""
 
     type_url: str
@@ -44,7 +44,7 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class ResponseRejected:
     """A response is not given to a fresh Envoy: Envoy refused it, or (``by_guard``) twice ended while it applied it."""
 
     type_url: str
@@ -54,10 +54,10 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class LogNote:
     """Something for the log."""
 
     text: str
 
 
-Action = SendUp | SendDown | Accepted | Rejected | Note
+RelayAction = SendUp | SendDown | ResponseAccepted | ResponseRejected | LogNote

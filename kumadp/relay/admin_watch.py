@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from kumadp.bootstrap.address import AdminAddress
-    from kumadp.relay.subscription import Memory
+    from kumadp.relay.subscription import RelaySnapshot
 
 # As they are encoded: Cluster.type ORIGINAL_DST, and the tag of Cluster.cluster_type (envoy/config/cluster/v3).
 _ORIGINAL_DST = b"\x10\x04"
@@ -30,7 +30,7 @@ class Fingerprint:
     rest: frozenset[bytes] = frozenset()
 
 
-def fingerprint(memory: Memory, admin: AdminAddress) -> Fingerprint:
+def fingerprint(memory: RelaySnapshot, admin: AdminAddress) -> Fingerprint:
     """Of clusters and endpoints only those count that may be the admin or of a kind whose address is not in them.
 
     A mesh's clusters and endpoints change all the time, and an application must not get requests then. May be slow.
@@ -72,7 +72,7 @@ class Privacy:
 
     def __init__(
         self,
-        memory: Callable[[], Memory],
+        memory: Callable[[], RelaySnapshot],
         admin: Callable[[], AdminAddress],
         doubt: Callable[[Collection[str] | None], None],
     ) -> None:

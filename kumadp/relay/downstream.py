@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Listener(Protocol):
+class DownstreamListener(Protocol):
     """Who owns the streams."""
 
     def down_opened(self, stream: int, epoch: int) -> None:
@@ -26,7 +26,7 @@ class Listener(Protocol):
         """A stream is over."""
 
 
-class _Pending:
+class _PendingResponses:
     """What waits to be sent on one stream: the newest message of each type, in the order the types came."""
 
     def __init__(self) -> None:
@@ -48,16 +48,16 @@ class _Pending:
 class Downstream:
     """The ADS streams of all living Envoys."""
 
-    def __init__(self, listener: Listener, epoch_of: Callable[[int], int]) -> None:
+    def __init__(self, listener: DownstreamListener, epoch_of: Callable[[int], int]) -> None:
         self._listener = listener
         self._epoch_of = epoch_of
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, _PendingResponses] = {}
         self._numbers = itertools.count(1)
 
     async def serve(self, call: Call, pid: int) -> None:
         """Serve one stream of the process ``pid`` until it ends."""
         stream = next(self._numbers)
-        pending = self._pending[stream] = _Pending()
+        pending = self._pending[stream] = _PendingResponses()
         writer = asyncio.create_task(_write(call, pending), name="relay downstream writer")
         self._listener.down_opened(stream, self._epoch_of(pid))
         try:
@@ -74,7 +74,7 @@ class Downstream:
             pending.put(type_url, data, more)
 
 
-async def _write(call: Call, pending: _Pending) -> None:
+async def _write(call: Call, pending: _PendingResponses) -> None:
     with contextlib.suppress(Ended):
         while True:
             data, more = await pending.take()

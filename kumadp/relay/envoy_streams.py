@@ -19,7 +19,7 @@ WITHHELD = Response.parse(
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class EnvoyAnswer:
     """What an Envoy said to a response: its ``version`` and, when it rejected it, ``error`` (a google.rpc.Status)."""
 
     version: str
@@ -41,7 +41,7 @@ class Exchange:
         self.nonce = ""
         self.sent: Delivery | None = None
         self.waiting = False
-        self.answer: Answer | None = None
+        self.answer: EnvoyAnswer | None = None
         self.judged = False
         self.took = False
         self.refused = Verdicts()
@@ -74,7 +74,7 @@ class Exchange:
         if self.sent is None or not self.sent.serial:
             return
         taken = not error and version == self.sent.response.version
-        self.answer = Answer(version, error, taken)
+        self.answer = EnvoyAnswer(version, error, taken)
         self.took = self.took or taken
         if error:
             self.refused.add(self.sent)

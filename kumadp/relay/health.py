@@ -40,7 +40,7 @@ class _Newest:
         return report or b""
 
 
-class Health:
+class HealthRelay:
     """The health streams of all living Envoys. ``hold`` keeps every report back while one Envoy replaces another."""
 
     def __init__(

@@ -26,7 +26,7 @@ from kumadp.host.memory_trim import give_back
 from kumadp.host.private_file import write_private
 from kumadp.relay.messages import SECRET, BadMessage, Response
 from kumadp.relay.secret_scan import why_secret
-from kumadp.relay.subscription import Memory, TypeMemory
+from kumadp.relay.subscription import RelaySnapshot, TypeSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,20 +66,20 @@ class LastGood(msgspec.Struct, frozen=True):
     binding: Binding
     bootstrap: dict[str, Any]
     corefile_template: str | None
-    memory: Memory
+    memory: RelaySnapshot
     left_out: dict[str, str]
     confirmed: float = 0.0
 
 
-class Content(msgspec.Struct, frozen=True):
+class LastGoodContent(msgspec.Struct, frozen=True):
     """What is to be kept."""
 
     bootstrap: dict[str, Any]
     corefile_template: str | None
-    memory: Memory
+    memory: RelaySnapshot
 
 
-class NotKept(KumadpError):
+class LastGoodUnusable(KumadpError):
     """A copy cannot be made, or one that is there cannot be used."""
 
 
@@ -94,7 +94,7 @@ class LastGoodStore:
         self,
         directory: Path,
         binding: Binding,
-        content: Callable[[], Content | None],
+        content: Callable[[], LastGoodContent | None],
         *,
         max_age: float,
         clock: Callable[[], float] = time.time,
@@ -124,7 +124,7 @@ class LastGoodStore:
             found = await asyncio.to_thread(read, self.path, self._binding, self._max_age, self._clock())
         except FileNotFoundError:
             return None
-        except (OSError, NotKept) as error:
+        except (OSError, LastGoodUnusable) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             log.warning("the last good configuration in %s is not used: %s", self.path, reason)
             return None
@@ -190,12 +190,12 @@ class LastGoodStore:
         finally:
             self._task = None
 
-    def _write(self, content: Content) -> None:
+    def _write(self, content: LastGoodContent) -> None:
         began = time.monotonic()
         try:
             kept = self._publish(content)
             write(self.path, kept, self._clock())
-        except (OSError, NotKept) as error:
+        except (OSError, LastGoodUnusable) as error:
             self._failed((error.strerror if isinstance(error, OSError) else None) or str(error))
         else:
             for type_url in kept.left_out.keys() - self._left_out.keys() - {SECRET}:
@@ -215,13 +215,13 @@ class LastGoodStore:
             log.warning("the last good configuration cannot be kept in %s: %s", self.path, reason)
         self._error = reason
 
-    def _publish(self, content: Content) -> LastGood:
+    def _publish(self, content: LastGoodContent) -> LastGood:
         """``content`` without secrets."""
         bootstrap = without_token(content.bootstrap)
         if where := secret_in(bootstrap):
-            raise NotKept(f"the bootstrap holds a secret at {where}")
+            raise LastGoodUnusable(f"the bootstrap holds a secret at {where}")
         if holds_secret(msgspec.json.encode([bootstrap, content.corefile_template])):
-            raise NotKept("the bootstrap holds a secret that was read elsewhere")
+            raise LastGoodUnusable("the bootstrap holds a secret that was read elsewhere")
         judged: dict[str, tuple[bytes, str]] = {}
         left_out: dict[str, str] = {}
         types = []
@@ -236,11 +236,11 @@ class LastGoodStore:
                     accepted = None
             types.append(msgspec.structs.replace(known, accepted=accepted, latest=None))
         self._judged = judged
-        memory = Memory(tuple(types))
+        memory = RelaySnapshot(tuple(types))
         return LastGood(self._binding, bootstrap, content.corefile_template, memory, left_out)
 
 
-def judge(known: TypeMemory) -> str:
+def judge(known: TypeSnapshot) -> str:
     """Why the accepted response of a type may not be written; empty when it may."""
     if known.type_url == SECRET:
         return "secrets are never written"
@@ -267,31 +267,31 @@ def read(path: Path, binding: Binding, max_age: float, now: float) -> LastGood:
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode):
-            raise NotKept("it is not a file")
+            raise LastGoodUnusable("it is not a file")
         if facts.st_uid != os.geteuid():
-            raise NotKept("it belongs to another user")
+            raise LastGoodUnusable("it belongs to another user")
         if stat.S_IMODE(facts.st_mode) & 0o077:
-            raise NotKept("others could read or change it", "its mode must be 0600")
+            raise LastGoodUnusable("others could read or change it", "its mode must be 0600")
         if facts.st_size > LARGEST:
-            raise NotKept("it is too large")
+            raise LastGoodUnusable("it is too large")
         data = file.read(LARGEST + 1)
     age = now - facts.st_mtime
     if age > max_age:
-        raise NotKept(f"it is {age / 3600:.1f} hours old", "--last-good-max-age")
+        raise LastGoodUnusable(f"it is {age / 3600:.1f} hours old", "--last-good-max-age")
     if age < -CLOCK_SKEW:
-        raise NotKept("it is of the future", "is this host's clock right?")
+        raise LastGoodUnusable("it is of the future", "is this host's clock right?")
     head, digest_size = len(MAGIC), hashlib.sha256().digest_size
     if data[:head] != MAGIC:
-        raise NotKept("it was not written by this version of kumadp")
+        raise LastGoodUnusable("it was not written by this version of kumadp")
     body = memoryview(data)[head + digest_size :]
     if hashlib.sha256(body).digest() != data[head : head + digest_size]:
-        raise NotKept("it is damaged")
+        raise LastGoodUnusable("it is damaged")
     try:
         kept = decode_msgpack(body, LastGood)
     except Undecodable:
-        raise NotKept("it is of another form") from None
+        raise LastGoodUnusable("it is of another form") from None
     for field in Binding.__struct_fields__:
         theirs, ours = getattr(kept.binding, field), getattr(binding, field)
         if theirs != ours:
-            raise NotKept(f"it is for {field.replace('_', ' ')} {theirs!r}, not {ours!r}")
+            raise LastGoodUnusable(f"it is for {field.replace('_', ' ')} {theirs!r}, not {ours!r}")
     return msgspec.structs.replace(kept, confirmed=facts.st_mtime)

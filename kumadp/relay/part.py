@@ -12,13 +12,13 @@ from kumadp.addresses import server_name
 from kumadp.bootstrap.compare import same_node
 from kumadp.bootstrap.fields import get
 from kumadp.errors import ControlPlaneRefused
-from kumadp.relay.grace_period import AWAY, judge
-from kumadp.relay.last_good import Content
+from kumadp.relay.grace_period import UNREACHABLE_AFTER, judge
+from kumadp.relay.last_good import LastGoodContent
 from kumadp.relay.node import encode_node
-from kumadp.relay.refusal import Refusal
+from kumadp.relay.refusal import StreamRefusal
 from kumadp.relay.relay import Relay
-from kumadp.relay.state_machine import Machine
-from kumadp.relay.upstream import Dial, State
+from kumadp.relay.state_machine import RelayStateMachine
+from kumadp.relay.upstream import Dial, UpstreamState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kumadp.core.status import Status
     from kumadp.daemon.sources import Prepared
     from kumadp.relay.last_good import LastGood, LastGoodStore
-    from kumadp.relay.subscription import Memory
+    from kumadp.relay.subscription import RelaySnapshot
 
 log = logging.getLogger("kumadp.relay")
 
@@ -55,7 +55,7 @@ class Relaying:
         epoch_of: Callable[[int], int],
         refused: Callable[[ControlPlaneRefused], None],
         opened: Callable[[], None],
-        memory: Memory | None = None,
+        memory: RelaySnapshot | None = None,
         earlier: LastGood | None = None,
         stale: bool = False,
         broken_at: float | None = None,
@@ -77,7 +77,7 @@ class Relaying:
         self._stale = stale
         self.use(prepared)
         self._told = _tree(prepared)
-        self._machine = machine = Machine(_node(self._told), memory=memory, withhold_secrets=stale)
+        self._machine = machine = RelayStateMachine(_node(self._told), memory=memory, withhold_secrets=stale)
         self.relay = Relay(
             path,
             machine,
@@ -112,7 +112,7 @@ class Relaying:
 
     def renew_early(self, prepared: Prepared) -> None:
         """Tell of another Node already now where that breaks no stream, as there is none."""
-        if self.relay.facts.state is not State.OPEN:
+        if self.relay.facts.state is not UpstreamState.OPEN:
             self._renew_node(prepared)
 
     def go_back(self, prepared: Prepared) -> None:
@@ -138,12 +138,12 @@ class Relaying:
         self._store = store
         self._status.asked["last_good"] = store.status
 
-    def content(self) -> Content | None:
+    def content(self) -> LastGoodContent | None:
         """What is kept on disk: None while nothing was accepted."""
         fetched, memory = self._prepared.fetched, self.relay.export()
         if fetched is None or not any(one.accepted for one in memory.types):
             return None
-        return Content(fetched.tree, fetched.corefile_template, memory)
+        return LastGoodContent(fetched.tree, fetched.corefile_template, memory)
 
     async def _dial(self) -> Dial:
         return await asyncio.to_thread(self._make_dial)
@@ -174,28 +174,28 @@ class Relaying:
     def _changed(self) -> None:
         """Read what the relay says of itself, and tell what an operator should know."""
         facts = self.relay.facts
-        if facts.refusal is Refusal.ACTIVE and self._earlier is not None:
+        if facts.refusal is StreamRefusal.ACTIVE and self._earlier is not None:
             earlier, self._earlier = self._earlier, None
             log.info("until the control plane takes this data plane again, what it gave the last one serves")
             self._stale = self._had_us = True
             self.relay.recall(earlier)
         self._status.set_warning("last good", self._lacking())
-        if facts.state is State.OPEN:
+        if facts.state is UpstreamState.OPEN:
             self._had_us, self._stale = True, False
             if facts.since != self._open_since:
                 self._open_since = facts.since
                 self._opened()
             self._calm()
             self._tell()
-        elif facts.state is State.HELD_CLOSED:
+        elif facts.state is UpstreamState.HELD_CLOSED:
             self._calm()
             self._tell()
         elif self._patience is None:
-            self._patience = asyncio.get_running_loop().call_later(AWAY, self._impatient)
+            self._patience = asyncio.get_running_loop().call_later(UNREACHABLE_AFTER, self._impatient)
 
     def _lacking(self) -> str:
         """What Envoy asks for and cannot have before the control plane is back: what is never kept on disk."""
-        if not self._stale or self.relay.facts.state is State.OPEN:
+        if not self._stale or self.relay.facts.state is UpstreamState.OPEN:
             return ""
         types = [view.type_url.rpartition(".")[2] for view in self._machine.types() if not view.latest]
         return f"{', '.join(types)}: not kept on disk, what needs it waits for the control plane" if types else ""
@@ -207,14 +207,14 @@ class Relaying:
 
     def _impatient(self) -> None:
         self._tell()
-        self._patience = asyncio.get_running_loop().call_later(AWAY, self._impatient)
+        self._patience = asyncio.get_running_loop().call_later(UNREACHABLE_AFTER, self._impatient)
 
     def _tell(self) -> None:
         relay = self.relay
-        verdict = judge(relay.facts, silence=relay.silence, had_us=self._had_us, now=time.monotonic())
-        self._status.set_warning("control plane", verdict.concern)
-        if verdict.for_good:
-            self._refused(ControlPlaneRefused(verdict.concern))
+        verdict = judge(relay.facts, silence=relay.silence, was_connected=self._had_us, now=time.monotonic())
+        self._status.set_warning("control plane", verdict.warning)
+        if verdict.permanent:
+            self._refused(ControlPlaneRefused(verdict.warning))
 
 
 def largest_message(memory_limit: int) -> int:

@@ -20,7 +20,7 @@ ACTIVE_LONGEST, LONGEST = 1.0, 5.0
 GROWTH = 1.5
 
 
-class Refusal(enum.StrEnum):
+class StreamRefusal(enum.StrEnum):
     """Kinds of failure to get a stream."""
 
     ACTIVE = "active"
@@ -33,20 +33,20 @@ class Refusal(enum.StrEnum):
     """The control plane said something else."""
 
 
-def classify(error: BaseException) -> Refusal:
+def classify(error: BaseException) -> StreamRefusal:
     """The kind of a failed attempt: an OSError, a ``grpc.Ended``, or an error of ours from reading token or CA."""
     if isinstance(error, ssl.SSLCertVerificationError | KumadpError):
-        return Refusal.AUTH
+        return StreamRefusal.AUTH
     if isinstance(error, OSError):
-        return Refusal.UNREACHABLE
+        return StreamRefusal.UNREACHABLE
     status, text = getattr(error, "status", None), str(error)
     if _ACTIVE in text:
-        return Refusal.ACTIVE
+        return StreamRefusal.ACTIVE
     if status in (_UNAUTHENTICATED, _PERMISSION_DENIED) or any(part in text for part in _AUTH):
-        return Refusal.AUTH
+        return StreamRefusal.AUTH
     if status in (None, _UNAVAILABLE):
-        return Refusal.UNREACHABLE
-    return Refusal.OTHER
+        return StreamRefusal.UNREACHABLE
+    return StreamRefusal.OTHER
 
 
 class Backoff:
@@ -60,11 +60,11 @@ class Backoff:
         """A stream was open for long enough."""
         self._tries = 0
 
-    def wait(self, refusal: Refusal, since_broken: float | None) -> float:
+    def wait(self, refusal: StreamRefusal, since_broken: float | None) -> float:
         """How long to wait after a refusal, ``since_broken`` seconds after a stream of ours broke (None: none did)."""
         grown = FIRST_WAIT * GROWTH ** min(self._tries, 20)
         self._tries += 1
-        if refusal is not Refusal.ACTIVE:
+        if refusal is not StreamRefusal.ACTIVE:
             return min(grown, LONGEST) * self._jitter.uniform(0.5, 1.0)
         wait = min(grown, ACTIVE_LONGEST)
         if since_broken is None or since_broken >= FREED_UNTIL:

@@ -18,11 +18,11 @@ from kumadp.host.log.secrets import redact
 from kumadp.host.log.throttle import Sparse
 from kumadp.host.memory_trim import give_back
 from kumadp.host.net.serve import bind_unix
-from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown, SendUp
+from kumadp.relay.actions import LogNote, RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
 from kumadp.relay.downstream import Downstream
-from kumadp.relay.health import HDS, LARGEST_SPECIFIER, Health
+from kumadp.relay.health import HDS, LARGEST_SPECIFIER, HealthRelay
 from kumadp.relay.messages import SECRET, BadMessage, Request, Response, outline
-from kumadp.relay.upstream import ADS, LONGEST_REASON, Dial, State, Upstream
+from kumadp.relay.upstream import ADS, LONGEST_REASON, Dial, UpstreamConnection, UpstreamState
 
 if TYPE_CHECKING:
     import socket
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.grpc.call import Oversized
-    from kumadp.relay.state_machine import Machine
-    from kumadp.relay.subscription import Memory
-    from kumadp.relay.upstream import Facts
+    from kumadp.relay.state_machine import RelayStateMachine
+    from kumadp.relay.subscription import RelaySnapshot
+    from kumadp.relay.upstream import UpstreamFacts
 
 log = logging.getLogger("kumadp.relay")
 
@@ -61,7 +61,7 @@ class Relay:
     def __init__(
         self,
         path: Path,
-        machine: Machine,
+        machine: RelayStateMachine,
         dial: Callable[[], Awaitable[Dial]],
         *,
         epoch_of: Callable[[int], int],
@@ -81,11 +81,13 @@ class Relay:
         self._on_accepted = on_accepted
         self._on_answered = on_answered
         self._clock = clock
-        self._upstream = Upstream(dial, self, clock=clock, on_change=on_change, broken_at=broken_at, largest=largest)
+        self._upstream = UpstreamConnection(
+            dial, self, clock=clock, on_change=on_change, broken_at=broken_at, largest=largest
+        )
         self._largest = largest
         self._had_large = False
         self._downstream = Downstream(self, self._epoch)
-        self._health = Health(self._upstream.call, self._epoch, min(largest, LARGEST_SPECIFIER))
+        self._health = HealthRelay(self._upstream.call, self._epoch, min(largest, LARGEST_SPECIFIER))
         self._sparse = Sparse()
         self._moved = asyncio.Event()
         self._epochs: dict[int, int] = {}
@@ -134,7 +136,7 @@ class Relay:
         """Hold back every health report, while one Envoy takes over from another."""
         self._health.hold = hold
 
-    def recall(self, memory: Memory) -> None:
+    def recall(self, memory: RelaySnapshot) -> None:
         """Begin with what an earlier run left, unless the control plane has given something."""
         self._do(self._machine.recall(memory))
 
@@ -148,7 +150,7 @@ class Relay:
 
     # What others may know.
 
-    def export(self) -> Memory:
+    def export(self) -> RelaySnapshot:
         """What a new relay needs to go on. It may hold keys: never to disk as it is."""
         return self._machine.export()
 
@@ -158,7 +160,7 @@ class Relay:
             await self._moved.wait()
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> UpstreamFacts:
         """What is known of the stream to the control plane; times are the clock's."""
         return self._upstream.facts
 
@@ -174,7 +176,7 @@ class Relay:
         return {
             "state": facts.state.value,
             "since": round(epoch + facts.since, 3),
-            "connected_since": round(epoch + facts.since, 3) if facts.state is State.OPEN else None,
+            "connected_since": round(epoch + facts.since, 3) if facts.state is UpstreamState.OPEN else None,
             "address": facts.address,
             "last_error": facts.last_error,
             "refusal": None if facts.refusal is None else facts.refusal.value,
@@ -273,7 +275,7 @@ class Relay:
 
     # Doing.
 
-    def _do(self, actions: list[Action]) -> None:
+    def _do(self, actions: list[RelayAction]) -> None:
         for action in actions:
             match action:
                 case SendUp(data):
@@ -281,14 +283,14 @@ class Relay:
                     self._expect(Request.parse(data))
                 case SendDown():
                     self._downstream.send(action.stream, action.type_url, action.raw, action.more)
-                case Accepted(type_url):
+                case ResponseAccepted(type_url):
                     if self._had_large:
                         # What it takes the place of is free now.
                         self._give_back_soon()
                     self._sparse.reset(f"rejected {type_url}")
                     self._on_accepted(type_url)
                     self._on_answered(type_url)
-                case Rejected(type_url, version, reason, by_guard):
+                case ResponseRejected(type_url, version, reason, by_guard):
                     who = "held back" if by_guard else "rejected by Envoy"
                     # Envoy may quote what it rejects.
                     why = "" if type_url == SECRET and not by_guard else _line(redact(reason))
@@ -302,7 +304,7 @@ class Relay:
                         "by_guard": by_guard,
                     }
                     self._on_answered(type_url)
-                case Note(text):
+                case LogNote(text):
                     log.info("%s", text)
         due = self._machine.next_tick()
         if due is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown
+from kumadp.relay.actions import LogNote, RelayAction, ResponseAccepted, ResponseRejected, SendDown
 from kumadp.relay.envoy_streams import DEADLY, NAMED, WITHHELD, EnvoyStream, Exchange
 from kumadp.relay.messages import (
     CLUSTER,
@@ -22,7 +22,7 @@ from kumadp.relay.messages import (
     encode_status,
     status_message,
 )
-from kumadp.relay.subscription import Delivery, Memory, Subscription, TypeView, in_order
+from kumadp.relay.subscription import Delivery, RelaySnapshot, Subscription, TypeView, in_order
 from kumadp.relay.upstream_requests import Upward
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ TRIAL_AFTER = 30.0
 EXHAUSTED, INTERNAL = 8, 13
 
 
-class Machine:
+class RelayStateMachine:
     """Events are methods, each returns actions in the order they are to be done. Ask `next_tick` after each event."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Machine:
         node: bytes,
         *,
         types: Iterable[str] = (CLUSTER, LISTENER),
-        memory: Memory | None = None,
+        memory: RelaySnapshot | None = None,
         withhold_secrets: bool = False,
     ) -> None:
         self._up = Upward(node)
@@ -58,7 +58,7 @@ class Machine:
         for type_url in types:
             self._subscriptions.setdefault(type_url, Subscription(type_url))
 
-    def _restore(self, memory: Memory) -> None:
+    def _restore(self, memory: RelaySnapshot) -> None:
         for known in memory.types:
             subscription = self._subscriptions.get(known.type_url) or Subscription(known.type_url, known.names)
             subscription.restore(known, self._serial + 1)
@@ -67,7 +67,7 @@ class Machine:
             self._subscriptions[known.type_url] = subscription
         self._remembered = self._serial
 
-    def recall(self, memory: Memory) -> list[Action]:
+    def recall(self, memory: RelaySnapshot) -> list[RelayAction]:
         """Begin with what an earlier run left, as the control plane gives no stream yet; nothing where it gave one.
 
         Secrets that are not in it are withheld, as of an Envoy that waits for them nothing is served.
@@ -80,12 +80,12 @@ class Machine:
 
     # The control plane.
 
-    def upstream_opened(self) -> list[Action]:
+    def upstream_opened(self) -> list[RelayAction]:
         """A stream to the control plane is open: subscribe to all that is known, with what was last accepted."""
         self._up.reset(self._subscriptions.values(), is_open=True)
         return [action for known in self._subscriptions.values() for action in self._tell(known)]
 
-    def upstream_closed(self) -> list[Action]:
+    def upstream_closed(self) -> list[RelayAction]:
         """It has ended: nothing is owed to it any more, and nothing is kept for the next one."""
         self._up.reset(self._subscriptions.values(), is_open=False)
         return [
@@ -95,7 +95,7 @@ class Machine:
             for action in self._serve(down, self._subscriptions[SECRET], exchange)
         ]
 
-    def upstream_message(self, data: bytes | Response) -> list[Action]:
+    def upstream_message(self, data: bytes | Response) -> list[RelayAction]:
         """A DiscoveryResponse from the control plane: remember it, and pass it to each Envoy that may have it.
 
         A large one is best parsed in a thread, its digest worked out there.
@@ -103,10 +103,10 @@ class Machine:
         try:
             response = data if isinstance(data, Response) else Response.parse(data)
         except BadMessage as error:
-            return [Note(f"the control plane sent a response that cannot be read: {error}")]
+            return [LogNote(f"the control plane sent a response that cannot be read: {error}")]
         subscription = self._subscriptions.get(response.type_url)
         if not self._up.is_open or subscription is None:
-            return [Note(f"the control plane sent {response.type_url}, which was not requested")]
+            return [LogNote(f"the control plane sent {response.type_url}, which was not requested")]
         self._serial += 1
         delivery = Delivery(self._serial, response)
         subscription.arrived(delivery)
@@ -114,24 +114,24 @@ class Machine:
             return self._condemned(subscription)
         return self._serve_all(subscription)
 
-    def upstream_refused(self, outline: Outline, reason: str) -> list[Action]:
+    def upstream_refused(self, outline: Outline, reason: str) -> list[RelayAction]:
         """A DiscoveryResponse that was dropped: reject it in our own name; Envoys keep what they have."""
         subscription = self._subscriptions.get(outline.type_url)
         if not self._up.is_open or subscription is None:
-            return [Note(f"the control plane sent {outline.type_url}, which was not requested")]
+            return [LogNote(f"the control plane sent {outline.type_url}, which was not requested")]
         subscription.dropped(outline.nonce)
-        rejected = Rejected(outline.type_url, outline.version, reason, by_guard=True)
+        rejected = ResponseRejected(outline.type_url, outline.version, reason, by_guard=True)
         return [*self._answer(subscription, subscription.good_version, encode_status(EXHAUSTED, reason)), rejected]
 
     # The Envoys.
 
-    def down_opened(self, stream: int, epoch: int) -> list[Action]:
+    def down_opened(self, stream: int, epoch: int) -> list[RelayAction]:
         """An Envoy has opened a stream. ``stream`` is never used twice; ``epoch`` only after `envoy_ended`."""
         known = self._departed.pop(epoch, None) is not None or epoch in self._live
         self._streams[stream] = EnvoyStream(stream, epoch, fresh=not known)
         return []
 
-    def down_message(self, stream: int, data: bytes) -> list[Action]:
+    def down_message(self, stream: int, data: bytes) -> list[RelayAction]:
         """A DiscoveryRequest from an Envoy: a subscription, an answer, or both."""
         down = self._streams.get(stream)
         if down is None:
@@ -139,7 +139,7 @@ class Machine:
         try:
             request = Request.parse(data)
         except BadMessage as error:
-            return [Note(f"Envoy sent a request that cannot be read: {error}")]
+            return [LogNote(f"Envoy sent a request that cannot be read: {error}")]
         names = tuple(dict.fromkeys(request.names))
         named = request.type_url in NAMED
         if named and not names and request.type_url not in self._subscriptions:
@@ -157,7 +157,7 @@ class Machine:
         if request.nonce and request.nonce != exchange.nonce:
             # Sent before it saw what is under way, which it will answer with these names.
             return []
-        actions: list[Action] = []
+        actions: list[RelayAction] = []
         if request.nonce and exchange.waiting:
             exchange.answered(request.version, request.error)
             actions += self._judge(subscription)
@@ -165,7 +165,7 @@ class Machine:
         actions += self._serve(down, subscription, exchange, new)
         return actions
 
-    def down_closed(self, stream: int) -> list[Action]:
+    def down_closed(self, stream: int) -> list[RelayAction]:
         """A stream of an Envoy has ended, whatever became of the Envoy; all that it sent was given before this."""
         down = self._streams.pop(stream, None)
         if down is None:
@@ -178,7 +178,7 @@ class Machine:
             return self._changed()
         return [*self._changed(), *([] if down.expected else self._suspect(down))]
 
-    def envoy_live(self, epoch: int, *, now: float) -> list[Action]:
+    def envoy_live(self, epoch: int, *, now: float) -> list[RelayAction]:
         """An Envoy is LIVE, now (seconds, any clock): it counts from now on, and has asked for all that it wants."""
         self._live[epoch] = now
         actions = self._changed()
@@ -186,7 +186,7 @@ class Machine:
             actions += self._serve_all(subscription)
         return actions
 
-    def envoy_ended(self, epoch: int, *, expected: bool) -> list[Action]:
+    def envoy_ended(self, epoch: int, *, expected: bool) -> list[RelayAction]:
         """The process has ended; ``expected``: it was told to. What it ended with is judged once its stream is read."""
         self._live.pop(epoch, None)
         for down in self._streams.values():
@@ -204,14 +204,14 @@ class Machine:
         trial = self._next_trial()
         return trial[0] if trial else None
 
-    def tick(self, now: float) -> list[Action]:
+    def tick(self, now: float) -> list[RelayAction]:
         """Try a suspected response again, one at a time, on an Envoy that has lived for 30 s."""
         trial = self._next_trial()
         if trial is None or trial[0] > now:
             return []
         _, subscription, down = trial
         subscription.trial = down.stream
-        note = Note(f"{subscription.type_url}: the response that Envoy ended with is tried again")
+        note = LogNote(f"{subscription.type_url}: the response that Envoy ended with is tried again")
         return [note, *self._serve(down, subscription, down.exchanges[subscription.type_url])]
 
     # What others may know.
@@ -229,24 +229,24 @@ class Machine:
         return bool(kinds) and all(self._subscriptions[kind].latest for kind in kinds)
 
     def types(self) -> list[TypeView]:
-        """Each type, in the order of `Memory`."""
+        """Each type, in the order of `RelaySnapshot`."""
         return [subscription.view() for subscription in self._subscriptions.values()]
 
     def renew_node(self, node: bytes) -> None:
         """Another Node, from the next stream upward on: a control plane reads it once per stream."""
         self._up.node = node
 
-    def export(self) -> Memory:
+    def export(self) -> RelaySnapshot:
         """What is remembered. It holds keys where types do (SDS): never to disk as it is."""
-        return Memory(tuple(one.export() for one in self._subscriptions.values()))
+        return RelaySnapshot(tuple(one.export() for one in self._subscriptions.values()))
 
     # Upward.
 
-    def _tell(self, subscription: Subscription) -> list[Action]:
+    def _tell(self, subscription: Subscription) -> list[RelayAction]:
         subscription.names = self._wanted(subscription)
         return [*self._up.subscribe(subscription)]
 
-    def _answer(self, subscription: Subscription, version: str, error: bytes = b"") -> list[Action]:
+    def _answer(self, subscription: Subscription, version: str, error: bytes = b"") -> list[RelayAction]:
         subscription.names = self._wanted(subscription)
         return [*self._up.answer(subscription, version, error)]
 
@@ -270,7 +270,7 @@ class Machine:
 
     # Downward.
 
-    def _serve_all(self, subscription: Subscription) -> list[Action]:
+    def _serve_all(self, subscription: Subscription) -> list[RelayAction]:
         return [
             action
             for down in self._streams.values()
@@ -280,7 +280,7 @@ class Machine:
 
     def _serve(
         self, down: EnvoyStream, subscription: Subscription, exchange: Exchange, new: set[str] | None = None
-    ) -> list[Action]:
+    ) -> list[RelayAction]:
         """Send what the stream should have, unless it has it or has not answered the last one yet."""
         if down.ended or exchange.waiting or not exchange.subscribed:
             return []
@@ -313,7 +313,7 @@ class Machine:
         asking = [(down, exchange) for down in self._streams.values() if (exchange := down.exchanges.get(type_url))]
         return max(asking, key=lambda one: (one[1].subscribed, self._rank(one[0])), default=None)
 
-    def _judge(self, subscription: Subscription) -> list[Action]:
+    def _judge(self, subscription: Subscription) -> list[RelayAction]:
         """Take the word of the Envoy that counts for this type."""
         speaker = self._speaker(subscription.type_url)
         if speaker is None:
@@ -331,7 +331,7 @@ class Machine:
             if first and not (is_latest and subscription.settled):
                 subscription.reject(sent)
                 reason = status_message(answer.error)
-                actions.append(Rejected(subscription.type_url, sent.response.version, reason))
+                actions.append(ResponseRejected(subscription.type_url, sent.response.version, reason))
             return actions
         # Envoy 1.40 takes a response it has just rejected when it comes again, and still does not have the bad part
         # of it. A fresh Envoy that takes it has it all: a port that was taken may be free now.
@@ -340,21 +340,21 @@ class Machine:
         newer = subscription.accepted is None or sent.serial > subscription.accepted.serial
         if answer.taken and newer and believed:
             subscription.accept(sent)
-            actions.append(Accepted(subscription.type_url, sent.response.version))
+            actions.append(ResponseAccepted(subscription.type_url, sent.response.version))
             actions += self._serve_all(subscription)
         return actions
 
-    def _changed(self) -> list[Action]:
+    def _changed(self) -> list[RelayAction]:
         """After a change among the Envoys: another one may count now, and other names be wanted."""
-        actions: list[Action] = []
+        actions: list[RelayAction] = []
         for subscription in self._subscriptions.values():
             actions += self._judge(subscription)
             actions += self._tell(subscription)
         return actions
 
-    def _suspect(self, down: EnvoyStream) -> list[Action]:
+    def _suspect(self, down: EnvoyStream) -> list[RelayAction]:
         """An Envoy has ended by itself with responses under way: the first time a suspicion, the second a verdict."""
-        actions: list[Action] = []
+        actions: list[RelayAction] = []
         for type_url, delivery in down.under_way().items():
             subscription = self._subscriptions[type_url]
             accepted, latest = subscription.accepted, subscription.latest
@@ -362,7 +362,9 @@ class Machine:
                 continue
             if delivery not in subscription.suspected:
                 subscription.suspected.add(delivery)
-                actions.append(Note(f"{type_url}: Envoy ended before it answered version {delivery.response.version}"))
+                actions.append(
+                    LogNote(f"{type_url}: Envoy ended before it answered version {delivery.response.version}")
+                )
                 continue
             subscription.suspected.discard(delivery)
             subscription.deadly.add(delivery)
@@ -370,13 +372,13 @@ class Machine:
                 actions += self._condemned(subscription)
         return actions
 
-    def _condemned(self, subscription: Subscription) -> list[Action]:
+    def _condemned(self, subscription: Subscription) -> list[RelayAction]:
         """Refuse the latest response in the name of the Envoys that ended with it."""
         subscription.settled = True
         subscription.rejections += 1
         version = subscription.latest.response.version if subscription.latest else ""
         actions = self._answer(subscription, subscription.good_version, encode_status(INTERNAL, DEADLY))
-        return [*actions, Rejected(subscription.type_url, version, DEADLY, by_guard=True)]
+        return [*actions, ResponseRejected(subscription.type_url, version, DEADLY, by_guard=True)]
 
     def _next_trial(self) -> tuple[float, Subscription, EnvoyStream] | None:
         """When, what and where to try next; one at a time, so that only the guilty one is condemned."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MOST_VERDICTS = 64
 
 
-class TypeMemory(msgspec.Struct, frozen=True):
+class TypeSnapshot(msgspec.Struct, frozen=True):
     """One type: names asked of the control plane (none: all there are), raw responses, digests of contents.
 
     ``latest`` is None when it is the accepted one. ``rejected`` were refused by an Envoy, ``deadly`` and ``suspected``
@@ -31,10 +31,10 @@ class TypeMemory(msgspec.Struct, frozen=True):
     suspected: tuple[bytes, ...] = ()
 
 
-class Memory(msgspec.Struct, frozen=True):
+class RelaySnapshot(msgspec.Struct, frozen=True):
     """All types, in the order in which Envoy first asked for them."""
 
-    types: tuple[TypeMemory, ...] = ()
+    types: tuple[TypeSnapshot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +189,10 @@ class Subscription:
             self.latest is not self.choose(-1, tried=False),
         )
 
-    def export(self) -> TypeMemory:
+    def export(self) -> TypeSnapshot:
         """What is worth remembering."""
         latest = None if self.latest is self.accepted or self.latest is None else self.latest.response.raw
-        return TypeMemory(
+        return TypeSnapshot(
             self.type_url,
             self.names,
             self.accepted.response.raw if self.accepted else None,
@@ -202,7 +202,7 @@ class Subscription:
             tuple(self.suspected),
         )
 
-    def restore(self, memory: TypeMemory, serial: int) -> None:
+    def restore(self, memory: TypeSnapshot, serial: int) -> None:
         """Take over what was remembered, under two serial numbers from ``serial`` on; what cannot be read is left."""
         self.accepted = _delivery(serial, self.type_url, memory.accepted)
         self.latest = _delivery(serial + 1, self.type_url, memory.latest) or self.accepted

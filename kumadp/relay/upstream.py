@@ -18,7 +18,7 @@ from kumadp.grpc.call import LARGEST, Call, Ended
 from kumadp.grpc.client import Wire, connect
 from kumadp.host.log.secrets import redact, register
 from kumadp.host.log.throttle import Sparse
-from kumadp.relay.refusal import Backoff, Refusal, classify
+from kumadp.relay.refusal import Backoff, StreamRefusal, classify
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -51,7 +51,7 @@ class Dial:
     """Further gRPC metadata, without the token's ``authorization``."""
 
 
-class State(enum.StrEnum):
+class UpstreamState(enum.StrEnum):
     """What the upstream does."""
 
     CONNECTING = "connecting"
@@ -61,7 +61,7 @@ class State(enum.StrEnum):
     HELD_CLOSED = "held-closed"
 
 
-class Listener(Protocol):
+class UpstreamListener(Protocol):
     """Who owns the upstream."""
 
     def upstream_opened(self) -> None:
@@ -78,14 +78,14 @@ class Listener(Protocol):
 
 
 @dataclass(slots=True)
-class Facts:
+class UpstreamFacts:
     """What the status shows of the upstream; times are the clock's."""
 
-    state: State = State.CONNECTING
+    state: UpstreamState = UpstreamState.CONNECTING
     since: float = 0.0
     address: str = ""
     last_error: str = ""
-    refusal: Refusal | None = None
+    refusal: StreamRefusal | None = None
     refused_since: float | None = None
 
 
@@ -97,13 +97,13 @@ class _Failure:
     where: str = ""
 
 
-class Upstream:
+class UpstreamConnection:
     """Keeps one ADS stream; further streams (health) go over the same connection."""
 
     def __init__(
         self,
         dial: Callable[[], Awaitable[Dial]],
-        listener: Listener,
+        listener: UpstreamListener,
         *,
         clock: Callable[[], float],
         on_change: Callable[[], None],
@@ -125,7 +125,7 @@ class Upstream:
         self._held = False
         self._changed = asyncio.Event()
         self._round_task: asyncio.Task[_Failure] | None = None
-        self.facts = Facts(since=clock())
+        self.facts = UpstreamFacts(since=clock())
 
     def send(self, data: bytes) -> None:
         """Queue a request; without a stream it is dropped, as the next stream begins with subscriptions anew."""
@@ -136,7 +136,7 @@ class Upstream:
         """End the stream, so that the control plane sees it at once, and stay closed until `reopen`."""
         if self._held:
             return
-        if self.facts.state is State.OPEN:
+        if self.facts.state is UpstreamState.OPEN:
             log.info("the stream to the control plane is closed: %s", reason)
         self._held = True
         if self._round_task is not None:
@@ -153,7 +153,7 @@ class Upstream:
     async def call(self, path: str) -> Call:
         """A further stream on the connection, as soon as the control plane has answered on the first."""
         while True:
-            if self._wire is None or self.facts.state is not State.OPEN:
+            if self._wire is None or self.facts.state is not UpstreamState.OPEN:
                 await self._changed.wait()
                 continue
             wire = self._wire
@@ -167,16 +167,16 @@ class Upstream:
         try:
             while True:
                 if self._held:
-                    self._move(State.HELD_CLOSED)
+                    self._move(UpstreamState.HELD_CLOSED)
                     await self._changed.wait()
                     continue
-                self._move(State.CONNECTING)
+                self._move(UpstreamState.CONNECTING)
                 self._round_task = asyncio.create_task(self._round(), name="relay upstream")
                 await asyncio.wait({self._round_task})
                 if self._round_task.cancelled():
                     continue
                 wait = self._judge(self._ended(self._round_task))
-                self._move(State.BACKOFF)
+                self._move(UpstreamState.BACKOFF)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await self._changed.wait()
@@ -217,10 +217,10 @@ class Upstream:
                     await self._stream(dial, host, port, ip, where)
                 except (OSError, Ended) as error:
                     failures.append(_Failure(error, where))
-                    if self.facts.state is State.OPEN:
+                    if self.facts.state is UpstreamState.OPEN:
                         return failures[-1]
         # What a control plane says tells more than that another one is not there.
-        failures.sort(key=lambda failure: classify(failure.error) is Refusal.UNREACHABLE)
+        failures.sort(key=lambda failure: classify(failure.error) is StreamRefusal.UNREACHABLE)
         return failures[0] if failures else _Failure(OSError("no address of a control plane is known"))
 
     async def _stream(self, dial: Dial, host: str, port: int, ip: str, where: str) -> None:
@@ -243,7 +243,7 @@ class Upstream:
             try:
                 while True:
                     data = await call.receive_or_skip(self._largest)
-                    if self.facts.state is not State.OPEN:
+                    if self.facts.state is not UpstreamState.OPEN:
                         self._wire, self._metadata = wire, metadata
                         self._good = (host, port, ip)
                         self._established(where)
@@ -269,14 +269,14 @@ class Upstream:
     def _established(self, where: str) -> None:
         facts = self.facts
         facts.address, facts.last_error, facts.refusal, facts.refused_since = where, "", None, None
-        self._move(State.OPEN)
+        self._move(UpstreamState.OPEN)
         if self._sparse.count("open", self._clock()) is not None:
             log.info("the control plane at %s serves this data plane", where)
 
     def _judge(self, failure: _Failure) -> float:
         """Remember and tell a failure; how long to wait."""
         now, facts = self._clock(), self.facts
-        was_open = facts.state is State.OPEN
+        was_open = facts.state is UpstreamState.OPEN
         if was_open and now - facts.since >= EARNED:
             self._backoff.reset()
             self._sparse.reset()
@@ -292,7 +292,7 @@ class Upstream:
             log.warning("%s%s: %s; it is tried again%s", what, where, reason, more)
         return self._backoff.wait(refusal, None if self._broken_at is None else now - self._broken_at)
 
-    def _move(self, state: State) -> None:
+    def _move(self, state: UpstreamState) -> None:
         if state is not self.facts.state:
             self.facts.state, self.facts.since = state, self._clock()
             self._signal()

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from kumadp.accesslog import destination, fifo, lookup
-from kumadp.accesslog.component import AccessLogs, HandedLogs
-from kumadp.accesslog.destination import Limits
+from kumadp.accesslog.component import AccessLogs, AccessLogsHandover
+from kumadp.accesslog.destination import DestinationLimits
 from tests.support.event_loops import on_both_loops
 from tests.support.log_sink import Sink
 from tests.support.poll import poll_async
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Running:
     """A component that runs, and an Envoy's end of its FIFO."""
 
-    def __init__(self, path: Path, limits: Limits, flush: float, handed: HandedLogs | None) -> None:
+    def __init__(self, path: Path, limits: DestinationLimits, flush: float, handed: AccessLogsHandover | None) -> None:
         self.path = path
         self.told: list[tuple[str, str]] = []
         self.concerns: dict[str, str] = {}
@@ -62,9 +62,9 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(
-    path: Path, limits: Limits | None = None, *, flush: float = 5.0, handed: HandedLogs | None = None
+    path: Path, limits: DestinationLimits | None = None, *, flush: float = 5.0, handed: AccessLogsHandover | None = None
 ) -> AsyncIterator[Running]:
-    made = Running(path, limits or Limits(), flush, handed)
+    made = Running(path, limits or DestinationLimits(), flush, handed)
     up = asyncio.Event()
     task = asyncio.create_task(made.logs.run(up.set))
     await up.wait()
@@ -170,7 +170,7 @@ async def test_a_dead_destination_costs_another_nothing(tmp_path: Path, sink: Si
             client.setblocking(False)
             client.connect_ex(hole.getsockname())
         black, dead = f"127.0.0.1:{hole.getsockname()[1]}", f"127.0.0.1:{free_port()}"
-        limits = Limits(lines=100, connect=0.3)
+        limits = DestinationLimits(lines=100, connect=0.3)
         async with running(tmp_path / "al", limits, flush=0.2) as logs:
             for start in range(0, 2000, 100):
                 for address in (dead, sink.address, black):
@@ -196,7 +196,7 @@ async def test_a_dead_destination_costs_another_nothing(tmp_path: Path, sink: Si
 async def test_one_that_is_back_gets_the_newest_lines(tmp_path: Path) -> None:
     port = free_port()
     address = f"127.0.0.1:{port}"
-    async with running(tmp_path / "al", Limits(lines=10)) as logs:
+    async with running(tmp_path / "al", DestinationLimits(lines=10)) as logs:
         logs.write(address, *numbered(25))
 
         async def failed() -> bool:
@@ -235,7 +235,7 @@ async def test_one_that_restarts_loses_no_line(tmp_path: Path, sink: Sink) -> No
 @on_both_loops
 async def test_one_that_does_not_read_keeps_a_bounded_queue(tmp_path: Path, sink: Sink) -> None:
     sink.reads = False
-    limits = Limits(size=1 << 20)
+    limits = DestinationLimits(size=1 << 20)
     big = "x" * 8000
     async with running(tmp_path / "al", limits, flush=0.2) as logs:
         with Sink() as other:
@@ -290,7 +290,7 @@ async def test_names_are_looked_up_beside_the_loop(tmp_path: Path, sink: Sink, m
         return [(socket.AF_INET, ("127.0.0.1", sink.port))]
 
     monkeypatch.setattr(destination, "look_up", look_up)
-    async with running(tmp_path / "al", Limits(connect=0.1)) as logs:
+    async with running(tmp_path / "al", DestinationLimits(connect=0.1)) as logs:
         logs.write("hangs.example:514", "late")
         logs.write(f"localhost:{sink.port}", "first")
         await until(sink, 1)
@@ -320,7 +320,7 @@ async def test_destinations_are_bounded_and_forgotten(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         sinks = [stack.enter_context(Sink()) for _ in range(3)]
         dead = f"127.0.0.1:{free_port()}"
-        async with running(tmp_path / "al", Limits(destinations=2, idle=0.3), flush=0.1) as logs:
+        async with running(tmp_path / "al", DestinationLimits(destinations=2, idle=0.3), flush=0.1) as logs:
             for sink in sinks:
                 logs.write(sink.address, "line")
                 await until(sink, 1)
@@ -363,7 +363,7 @@ async def test_the_next_program_goes_on_in_the_middle_of_a_line(tmp_path: Path, 
 
     await poll_async(read, what="the beginning of a line")
     # As execve(2) does: descriptors with the same files, and nothing of the former program.
-    handed = msgspec.msgpack.decode(msgspec.msgpack.encode(_duplicated(first.handed())), type=HandedLogs)
+    handed = msgspec.msgpack.decode(msgspec.msgpack.encode(_duplicated(first.handed())), type=AccessLogsHandover)
     async with running(path, flush=0.1, handed=handed) as logs:
         first._reader.close()
         os.write(writer, b"ne 10\n")
@@ -380,7 +380,7 @@ async def test_the_next_program_goes_on_in_the_middle_of_a_line(tmp_path: Path, 
         await task
 
 
-def _duplicated(handed: HandedLogs) -> HandedLogs:
+def _duplicated(handed: AccessLogsHandover) -> AccessLogsHandover:
     def double(descriptor: int) -> int:
         return os.dup(descriptor) if descriptor >= 0 else -1
 
@@ -395,7 +395,7 @@ async def test_that_it_is_read_too_slowly_is_told_and_costs_no_line(
 ) -> None:
     """Envoy's thread waits then: an event loop that stands still for a while."""
     line = f"{sink.address};{'x' * 90}\n".encode()
-    async with running(tmp_path / "al", Limits(lines=1_000_000, size=1 << 30, total=1 << 30)) as logs:
+    async with running(tmp_path / "al", DestinationLimits(lines=1_000_000, size=1 << 30, total=1 << 30)) as logs:
         written = 0
         with contextlib.suppress(BlockingIOError):
             while True:

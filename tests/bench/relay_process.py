@@ -42,14 +42,14 @@ async def main(path: Path, node: dict[str, object], port: int, trust: str, with_
     if with_relay:
         from kumadp.relay.node import encode_node
         from kumadp.relay.relay import Relay
-        from kumadp.relay.state_machine import Machine
+        from kumadp.relay.state_machine import RelayStateMachine
         from kumadp.relay.upstream import Dial
 
         async def dial() -> Dial:
             context = await asyncio.to_thread(ssl.create_default_context, cadata=trust)
             return Dial((("localhost", port),), context, "localhost", "no.one.knows")
 
-        machine = Machine(encode_node(node))
+        machine = RelayStateMachine(encode_node(node))
         imported = time.perf_counter() - started
         relay = Relay(path, machine, dial, epoch_of=lambda _pid: 0)
         tasks.append(asyncio.create_task(relay.run(lambda: None)))

@@ -8,33 +8,33 @@ import time
 
 import pytest
 
-from kumadp.controlplane.response_rules import LONGEST_RETRY_AFTER, Action, judge_answer, judge_error, one_line
+from kumadp.controlplane.response_rules import LONGEST_RETRY_AFTER, AttemptAction, judge_answer, judge_error, one_line
 
 
 @pytest.mark.parametrize(
     ("status", "body", "action", "told"),
     [
-        (200, b"{}", Action.DECODE, ""),
-        (400, b"bad request", Action.STOP, "HTTP 400: bad request"),
-        (401, b"", Action.STOP, "HTTP 401"),
-        (403, b"token", Action.STOP, "HTTP 403: token"),
-        (422, b"Resource is not valid", Action.STOP, "HTTP 422: Resource is not valid"),
-        (404, b"", Action.RETRY, "does not know this Dataplane"),
-        (404, b" \n", Action.RETRY, "does not know this Dataplane"),
-        (404, b"404: Page Not Found", Action.RETRY, "404: Page Not Found"),
-        (404, b"<html>gone</html>", Action.RETRY, "HTTP 404: <html>gone</html>"),
-        (405, b"", Action.RETRY, "HTTP 405"),
-        (408, b"", Action.RETRY, "HTTP 408"),
-        (410, b"", Action.RETRY, "HTTP 410"),
-        (429, b"slow down", Action.RETRY, "HTTP 429: slow down"),
-        (500, b"", Action.RETRY, "HTTP 500"),
-        (502, b"", Action.RETRY, "HTTP 502"),
-        (503, b"", Action.RETRY, "HTTP 503"),
-        (302, b"", Action.RETRY, "HTTP 302"),
-        (204, b"", Action.RETRY, "HTTP 204"),
+        (200, b"{}", AttemptAction.DECODE, ""),
+        (400, b"bad request", AttemptAction.STOP, "HTTP 400: bad request"),
+        (401, b"", AttemptAction.STOP, "HTTP 401"),
+        (403, b"token", AttemptAction.STOP, "HTTP 403: token"),
+        (422, b"Resource is not valid", AttemptAction.STOP, "HTTP 422: Resource is not valid"),
+        (404, b"", AttemptAction.RETRY, "does not know this Dataplane"),
+        (404, b" \n", AttemptAction.RETRY, "does not know this Dataplane"),
+        (404, b"404: Page Not Found", AttemptAction.RETRY, "404: Page Not Found"),
+        (404, b"<html>gone</html>", AttemptAction.RETRY, "HTTP 404: <html>gone</html>"),
+        (405, b"", AttemptAction.RETRY, "HTTP 405"),
+        (408, b"", AttemptAction.RETRY, "HTTP 408"),
+        (410, b"", AttemptAction.RETRY, "HTTP 410"),
+        (429, b"slow down", AttemptAction.RETRY, "HTTP 429: slow down"),
+        (500, b"", AttemptAction.RETRY, "HTTP 500"),
+        (502, b"", AttemptAction.RETRY, "HTTP 502"),
+        (503, b"", AttemptAction.RETRY, "HTTP 503"),
+        (302, b"", AttemptAction.RETRY, "HTTP 302"),
+        (204, b"", AttemptAction.RETRY, "HTTP 204"),
     ],
 )
-def test_each_answer_is_repeated_or_not(status: int, body: bytes, action: Action, told: str) -> None:
+def test_each_answer_is_repeated_or_not(status: int, body: bytes, action: AttemptAction, told: str) -> None:
     verdict = judge_answer(status, {}, body)
     assert verdict.action is action
     assert told in verdict.reason
@@ -82,7 +82,7 @@ def test_a_certificate_that_does_not_verify_says_what_to_do(code: int, hint: str
     outer = OSError("wrapped")
     outer.__cause__ = unverified(code)
     verdict = judge_error(outer)
-    assert verdict.action is Action.RETRY_CERTIFICATE
+    assert verdict.action is AttemptAction.RETRY_CERTIFICATE
     assert "told by OpenSSL" in verdict.reason
     assert hint in verdict.hint
 
@@ -97,7 +97,7 @@ def test_a_certificate_that_does_not_verify_says_what_to_do(code: int, hint: str
 )
 def test_what_got_no_answer_is_repeated_with_its_reason(error: BaseException, told: str) -> None:
     verdict = judge_error(error)
-    assert verdict.action is Action.RETRY
+    assert verdict.action is AttemptAction.RETRY
     assert told in verdict.reason
 
 

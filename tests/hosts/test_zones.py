@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
-from kumadp.accesslog.destination import Destination, Limits
+from kumadp.accesslog.destination import Destination, DestinationLimits
 from kumadp.accesslog.records import split_address
 from kumadp.controlplane.bootstrap_http import fetch_bootstrap
 from kumadp.controlplane.trust import Trust
@@ -105,7 +105,7 @@ def test_an_access_log_and_a_collector(loop: Callable[[], asyncio.AbstractEventL
             port = server.getsockname()[1]
             place = split_address(f"[{SCOPED}]:{port}")
             assert place == (SCOPED, port)
-            destination = Destination("a test", *place, Limits(), lambda _concern: None)
+            destination = Destination("a test", *place, DestinationLimits(), lambda _concern: None)
             destination.put(b"line\n")
             connection, _ = await asyncio.get_running_loop().sock_accept(server)
             with connection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kumadp.relay.actions import Accepted, Action, Note, Rejected, SendDown, SendUp
+from kumadp.relay.actions import LogNote, RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
 from kumadp.relay.messages import (
     CLUSTER,
     ENDPOINTS,
@@ -16,7 +16,7 @@ from kumadp.relay.messages import (
     encode_status,
 )
 from kumadp.relay.protobuf import field_bytes
-from kumadp.relay.state_machine import Machine
+from kumadp.relay.state_machine import RelayStateMachine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,18 +39,18 @@ def contents(data: bytes) -> set[bytes]:
 class Bench:
     """A machine, what it sent upward and downward since it was last looked at, and the last nonce each Envoy saw."""
 
-    def __init__(self, machine: Machine | None = None) -> None:
-        self.machine = machine or Machine(NODE)
+    def __init__(self, machine: RelayStateMachine | None = None) -> None:
+        self.machine = machine or RelayStateMachine(NODE)
         self.up: list[Request] = []
         self.down: list[tuple[int, Response]] = []
-        self.told: list[Accepted | Rejected] = []
+        self.told: list[ResponseAccepted | ResponseRejected] = []
         self.notes: list[str] = []
         self.seen: dict[tuple[int, str], Response] = {}
         self.names: dict[tuple[int, str], tuple[str, ...]] = {}
         self.versions: dict[tuple[int, str], str] = {}
         self.nonces = 0
 
-    def do(self, actions: Iterable[Action]) -> None:
+    def do(self, actions: Iterable[RelayAction]) -> None:
         for action in actions:
             match action:
                 case SendUp(data):
@@ -60,9 +60,9 @@ class Bench:
                     assert response.type_url == type_url
                     self.down.append((stream, response))
                     self.seen[stream, type_url] = response
-                case Accepted() | Rejected():
+                case ResponseAccepted() | ResponseRejected():
                     self.told.append(action)
-                case Note(text):
+                case LogNote(text):
                     self.notes.append(text)
 
     def took_up(self) -> list[Request]:

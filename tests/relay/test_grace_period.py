@@ -4,49 +4,76 @@ from __future__ import annotations
 
 import pytest
 
-from kumadp.relay.grace_period import AWAY, PATIENCE, PATIENCE_WITH_A_FRIEND, SILENT, Verdict, judge
-from kumadp.relay.refusal import Refusal
+from kumadp.relay.grace_period import (
+    ESTABLISHED_GRACE_PERIOD,
+    GRACE_PERIOD,
+    SILENT,
+    UNREACHABLE_AFTER,
+    ControlPlaneCondition,
+    judge,
+)
+from kumadp.relay.refusal import StreamRefusal
 from kumadp.relay.relay import SILENCE
-from kumadp.relay.upstream import Facts, State
+from kumadp.relay.upstream import UpstreamFacts, UpstreamState
 
-WELL = Verdict()
+WELL = ControlPlaneCondition()
 NOW = 10_000.0
 
 
-def facts(state: State, refusal: Refusal | None = None, error: str = "", refused_for: float | None = None) -> Facts:
+def facts(
+    state: UpstreamState, refusal: StreamRefusal | None = None, error: str = "", refused_for: float | None = None
+) -> UpstreamFacts:
     since = None if refused_for is None else NOW - refused_for
-    return Facts(state=state, last_error=error, refusal=refusal, refused_since=since)
+    return UpstreamFacts(state=state, last_error=error, refusal=refusal, refused_since=since)
 
 
 @pytest.mark.parametrize(
     ("known", "silence", "verdict"),
     [
-        (facts(State.OPEN), 0.0, WELL),
-        (facts(State.OPEN), SILENCE - 0.1, WELL),
-        (facts(State.OPEN), SILENCE, Verdict(SILENT)),
+        (facts(UpstreamState.OPEN), 0.0, WELL),
+        (facts(UpstreamState.OPEN), SILENCE - 0.1, WELL),
+        (facts(UpstreamState.OPEN), SILENCE, ControlPlaneCondition(SILENT)),
         # What a stream ended with before says nothing of one that is open and silent.
-        (facts(State.CONNECTING, Refusal.UNREACHABLE, "reset", 6.0), AWAY, Verdict(SILENT)),
-        (facts(State.CONNECTING), 0.0, Verdict("it does not answer")),
-        (facts(State.BACKOFF, Refusal.UNREACHABLE, "Connection refused", 9000.0), 0.0, Verdict("Connection refused")),
-        (facts(State.BACKOFF, Refusal.ACTIVE, "an active stream", 9000.0), 0.0, Verdict("an active stream")),
-        (facts(State.BACKOFF, Refusal.OTHER, "no such mesh", 9000.0), 0.0, Verdict("no such mesh")),
+        (
+            facts(UpstreamState.CONNECTING, StreamRefusal.UNREACHABLE, "reset", 6.0),
+            UNREACHABLE_AFTER,
+            ControlPlaneCondition(SILENT),
+        ),
+        (facts(UpstreamState.CONNECTING), 0.0, ControlPlaneCondition("it does not answer")),
+        (
+            facts(UpstreamState.BACKOFF, StreamRefusal.UNREACHABLE, "Connection refused", 9000.0),
+            0.0,
+            ControlPlaneCondition("Connection refused"),
+        ),
+        (
+            facts(UpstreamState.BACKOFF, StreamRefusal.ACTIVE, "an active stream", 9000.0),
+            0.0,
+            ControlPlaneCondition("an active stream"),
+        ),
+        (
+            facts(UpstreamState.BACKOFF, StreamRefusal.OTHER, "no such mesh", 9000.0),
+            0.0,
+            ControlPlaneCondition("no such mesh"),
+        ),
         # Closed by ourselves: nothing is to be said of the control plane.
-        (facts(State.HELD_CLOSED, Refusal.AUTH, "revoked", 9000.0), 0.0, WELL),
+        (facts(UpstreamState.HELD_CLOSED, StreamRefusal.AUTH, "revoked", 9000.0), 0.0, WELL),
     ],
 )
 def test_what_is_said_and_that_nothing_but_a_refused_token_is_for_good(
-    known: Facts, silence: float, verdict: Verdict
+    known: UpstreamFacts, silence: float, verdict: ControlPlaneCondition
 ) -> None:
-    for had_us in (False, True):
-        assert judge(known, silence=silence, had_us=had_us, now=NOW) == verdict
+    for was_connected in (False, True):
+        assert judge(known, silence=silence, was_connected=was_connected, now=NOW) == verdict
 
 
-@pytest.mark.parametrize(("had_us", "patience"), [(False, PATIENCE), (True, PATIENCE_WITH_A_FRIEND)])
-@pytest.mark.parametrize("state", [State.BACKOFF, State.CONNECTING])
-def test_a_refused_token_is_for_good_when_patience_is_at_its_end(state: State, had_us: bool, patience: float) -> None:
-    before = facts(state, Refusal.AUTH, "token is revoked", patience - 0.1)
-    assert judge(before, silence=0.0, had_us=had_us, now=NOW) == Verdict("token is revoked")
-    after = facts(state, Refusal.AUTH, "token is revoked", patience)
-    told = judge(after, silence=0.0, had_us=had_us, now=NOW)
-    assert told.for_good
-    assert "token is revoked" in told.concern
+@pytest.mark.parametrize(("had_us", "patience"), [(False, GRACE_PERIOD), (True, ESTABLISHED_GRACE_PERIOD)])
+@pytest.mark.parametrize("state", [UpstreamState.BACKOFF, UpstreamState.CONNECTING])
+def test_a_refused_token_is_for_good_when_patience_is_at_its_end(
+    state: UpstreamState, was_connected: bool, patience: float
+) -> None:
+    before = facts(state, StreamRefusal.AUTH, "token is revoked", patience - 0.1)
+    assert judge(before, silence=0.0, was_connected=was_connected, now=NOW) == ControlPlaneCondition("token is revoked")
+    after = facts(state, StreamRefusal.AUTH, "token is revoked", patience)
+    told = judge(after, silence=0.0, was_connected=was_connected, now=NOW)
+    assert told.permanent
+    assert "token is revoked" in told.warning

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, cast
 
-from kumadp.relay.health import Health
+from kumadp.relay.health import HealthRelay
 from tests.support.poll import poll_async
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ async def test_the_first_report_of_an_envoy_that_came_up_beside_another_is_not_p
         opened.append(_Call())
         return cast("Call", opened[-1])
 
-    health = Health(open_call, lambda pid: {OLD: 1, NEW: 2}[pid])
+    health = HealthRelay(open_call, lambda pid: {OLD: 1, NEW: 2}[pid])
     old, new = _Call(), _Call()
     streams = [asyncio.ensure_future(health.serve(cast("Call", old), OLD))]
     for said in (b"node", b"well"):

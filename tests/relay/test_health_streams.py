@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, cast
 
 from kumadp.grpc.call import Call, Ended
-from kumadp.relay.health import HDS, Health
+from kumadp.relay.health import HDS, HealthRelay
 from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async
 
@@ -44,7 +44,7 @@ class Streams:
 
     def __init__(self) -> None:
         self.up: list[StandIn] = []
-        self.health = Health(self.open, lambda pid: pid)
+        self.health = HealthRelay(self.open, lambda pid: pid)
 
     async def open(self, path: str) -> Call:
         assert path == HDS

@@ -22,10 +22,10 @@ from kumadp.bootstrap.rewrite import rewrite_for_relay
 from kumadp.host.log import secrets
 from kumadp.host.private_file import write_private
 from kumadp.relay import last_good as disk
-from kumadp.relay.last_good import Binding, Content, LastGood, LastGoodStore
+from kumadp.relay.last_good import Binding, LastGood, LastGoodContent, LastGoodStore
 from kumadp.relay.messages import CLUSTER, ENDPOINTS, LISTENER, SECRET, encode_response
 from kumadp.relay.secret_scan import why_secret
-from kumadp.relay.subscription import Memory, TypeMemory
+from kumadp.relay.subscription import RelaySnapshot, TypeSnapshot
 from tests.relay.test_secret_scan import CERTIFICATE, KEY, der, packed, raw, source
 from tests.relay.test_secret_scan import PKCS8 as FORM
 from tests.relay.test_secret_scan import RSA as OTHER_KEY
@@ -58,9 +58,9 @@ def files(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def memory(**accepted: bytes) -> Memory:
+def memory(**accepted: bytes) -> RelaySnapshot:
     urls = {"clusters": CLUSTER, "listeners": LISTENER, "endpoints": ENDPOINTS, "secrets": SECRET}
-    return Memory(tuple(TypeMemory(urls[kind], ("a",), data) for kind, data in accepted.items()))
+    return RelaySnapshot(tuple(TypeSnapshot(urls[kind], ("a",), data) for kind, data in accepted.items()))
 
 
 class Kept:
@@ -68,10 +68,10 @@ class Kept:
 
     def __init__(self, directory: Path, binding: Binding = BINDING, max_age: float = DAY) -> None:
         self.now = NOW
-        self.content: Content | None = Content(bootstrap(), ".:15053 {}", memory(clusters=CLEAN))
+        self.content: LastGoodContent | None = LastGoodContent(bootstrap(), ".:15053 {}", memory(clusters=CLEAN))
         self.store = LastGoodStore(directory, binding, lambda: self.content, max_age=max_age, clock=lambda: self.now)
 
-    async def write(self, content: Content | None = None) -> None:
+    async def write(self, content: LastGoodContent | None = None) -> None:
         """Write at once and be done."""
         if content is not None:
             self.content = content
@@ -80,9 +80,9 @@ class Kept:
             await self.store.close()
 
 
-async def written(directory: Path, found: Memory | None = None) -> bytes:
+async def written(directory: Path, found: RelaySnapshot | None = None) -> bytes:
     kept = Kept(directory)
-    await kept.write(Content(bootstrap(), None, found) if found is not None else None)
+    await kept.write(LastGoodContent(bootstrap(), None, found) if found is not None else None)
     assert kept.store.status()["error"] == ""
     return kept.store.path.read_bytes()
 
@@ -172,8 +172,8 @@ async def test_a_planted_secret_is_not_in_the_file(tmp_path: Path, name: str) ->
     assert needle in data
     other = next(url for url in (CLUSTER, LISTENER) if url != type_url)
     kept = Kept(tmp_path)
-    found = Memory((TypeMemory(type_url, ("a",), data, data), TypeMemory(other, (), response(other))))
-    await kept.write(Content(bootstrap(), None, found))
+    found = RelaySnapshot((TypeSnapshot(type_url, ("a",), data, data), TypeSnapshot(other, (), response(other))))
+    await kept.write(LastGoodContent(bootstrap(), None, found))
     content = kept.store.path.read_bytes()
     assert needle not in content
     assert data not in content
@@ -182,16 +182,16 @@ async def test_a_planted_secret_is_not_in_the_file(tmp_path: Path, name: str) ->
     assert again is not None
     assert set(again.left_out) == {type_url}
     # Its names stay, so that they are asked for at once.
-    assert again.memory.types == (TypeMemory(type_url, ("a",)), TypeMemory(other, (), response(other)))
+    assert again.memory.types == (TypeSnapshot(type_url, ("a",)), TypeSnapshot(other, (), response(other)))
 
 
 async def test_what_was_not_accepted_is_not_written(tmp_path: Path) -> None:
     newer = response(CLUSTER, plain_cluster("newer-but-rejected"))
-    found = Memory((TypeMemory(CLUSTER, (), CLEAN, newer, (b"digest",)),))
+    found = RelaySnapshot((TypeSnapshot(CLUSTER, (), CLEAN, newer, (b"digest",)),))
     assert b"newer-but-rejected" not in await written(tmp_path, found)
     again = await loaded(tmp_path)
     assert again is not None
-    assert again.memory.types == (TypeMemory(CLUSTER, (), CLEAN, None, (b"digest",)),)
+    assert again.memory.types == (TypeSnapshot(CLUSTER, (), CLEAN, None, (b"digest",)),)
 
 
 async def test_the_token_is_not_in_the_file_and_the_ca_is(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ async def test_the_token_is_not_in_the_file_and_the_ca_is(tmp_path: Path) -> Non
     for config in (tree["dynamicResources"]["adsConfig"], tree["hdsConfig"]):
         config["grpcServices"][0]["initialMetadata"][0]["value"] = "eyJt0k3n"
     kept = Kept(tmp_path)
-    await kept.write(Content(tree, None, memory(clusters=CLEAN)))
+    await kept.write(LastGoodContent(tree, None, memory(clusters=CLEAN)))
     content = kept.store.path.read_bytes()
     assert b"eyJt0k3n" not in content
     assert b"authorization" not in content
@@ -209,7 +209,9 @@ async def test_the_token_is_not_in_the_file_and_the_ca_is(tmp_path: Path) -> Non
 async def test_a_secret_that_was_read_elsewhere_keeps_it_off_the_disk(tmp_path: Path) -> None:
     secrets.register("known-to-us-alone")
     kept = Kept(tmp_path)
-    await kept.write(Content(bootstrap(), None, memory(clusters=response(CLUSTER, plain_cluster("known-to-us-alone")))))
+    await kept.write(
+        LastGoodContent(bootstrap(), None, memory(clusters=response(CLUSTER, plain_cluster("known-to-us-alone"))))
+    )
     assert b"known-to-us-alone" not in kept.store.path.read_bytes()
     assert kept.store.status()["left_out"] == {CLUSTER: "it holds a secret that was read elsewhere"}
 
@@ -223,7 +225,7 @@ async def test_a_bootstrap_with_a_secret_is_not_written_at_all(
     with_token["node"]["metadata"]["x"] = "known-to-us-alone"
     for tree, reason in ((with_key, "privateKey"), (with_token, "read elsewhere")):
         kept = Kept(tmp_path)
-        await kept.write(Content(tree, None, memory(clusters=CLEAN)))
+        await kept.write(LastGoodContent(tree, None, memory(clusters=CLEAN)))
         assert files(tmp_path) == []
         assert reason in str(kept.store.status()["error"])
     assert len(caplog_relay()) == 2
@@ -377,7 +379,8 @@ async def test_changes_that_come_together_are_one_write(tmp_path: Path, monkeypa
     # Made before: it takes longer than a busy host may spend between two changes that come together.
     tree = bootstrap()
     contents = [
-        Content(tree, None, memory(clusters=response(CLUSTER, plain_cluster(f"c-{number}")))) for number in range(100)
+        LastGoodContent(tree, None, memory(clusters=response(CLUSTER, plain_cluster(f"c-{number}"))))
+        for number in range(100)
     ]
     for kept.content in contents:
         kept.store.changed()
@@ -396,7 +399,9 @@ async def test_a_change_during_a_write_is_written_too(tmp_path: Path, monkeypatc
 
     def change(*arguments: Any) -> None:
         if (number := next(numbers, None)) is not None:
-            kept.content = Content(bootstrap(), None, memory(clusters=response(CLUSTER, plain_cluster(f"c-{number}"))))
+            kept.content = LastGoodContent(
+                bootstrap(), None, memory(clusters=response(CLUSTER, plain_cluster(f"c-{number}")))
+            )
             loop.call_soon_threadsafe(kept.store.changed)
         real(*arguments)
 
@@ -436,7 +441,7 @@ async def test_a_full_disk_costs_one_warning_and_keeps_the_old_file(
     assert kept.store.path.read_bytes() == before
     assert len(caplog_relay()) == 1
     monkeypatch.setattr("kumadp.relay.last_good.write_private", write_private)
-    await kept.write(Content(bootstrap(), None, memory(clusters=response(CLUSTER, plain_cluster("after")))))
+    await kept.write(LastGoodContent(bootstrap(), None, memory(clusters=response(CLUSTER, plain_cluster("after")))))
     assert kept.store.status()["error"] == ""
     assert b"after" in kept.store.path.read_bytes()
 
@@ -452,7 +457,7 @@ async def test_a_real_full_disk_leaves_no_part_behind(tmp_path: Path) -> None:
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 1000, hard))
     try:
-        await kept.write(Content(bootstrap(), None, big))
+        await kept.write(LastGoodContent(bootstrap(), None, big))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, old)
@@ -475,7 +480,7 @@ async def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeyp
     listeners = response(LISTENER, raw(listener_pb2.Listener(name="one")))
     for name in ("a", "b"):
         clusters = response(CLUSTER, plain_cluster(name))
-        kept.content = Content(bootstrap(), None, memory(clusters=clusters, listeners=listeners))
+        kept.content = LastGoodContent(bootstrap(), None, memory(clusters=clusters, listeners=listeners))
         kept.store.changed()
         async with asyncio.timeout(30):
             while kept.store._task is not None:
@@ -488,4 +493,4 @@ def test_a_file_named_is_no_secret() -> None:
     made = cluster_pb2.Cluster(name="external")
     context = tls_pb2.UpstreamTlsContext(common_tls_context=tls_pb2.CommonTlsContext(tls_certificates=[one]))
     made.transport_socket.typed_config.CopyFrom(packed(context))
-    assert disk.judge(TypeMemory(CLUSTER, (), response(CLUSTER, raw(made)))) == ""
+    assert disk.judge(TypeSnapshot(CLUSTER, (), response(CLUSTER, raw(made)))) == ""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from kumadp.relay.actions import Rejected
+from kumadp.relay.actions import ResponseRejected
 from kumadp.relay.messages import CLUSTER, LISTENER, SECRET, encode_response
 from kumadp.relay.relay import Relay
-from kumadp.relay.state_machine import Machine
+from kumadp.relay.state_machine import RelayStateMachine
 from tests.relay.harness import NODE
 
 if TYPE_CHECKING:
@@ -24,21 +24,21 @@ async def never() -> Dial:
 
 
 def relay_at(folder: Path) -> Relay:
-    return Relay(folder / "r", Machine(NODE), never, epoch_of=lambda _pid: 0)
+    return Relay(folder / "r", RelayStateMachine(NODE), never, epoch_of=lambda _pid: 0)
 
 
 async def test_a_rejection_is_one_line_and_not_the_configuration(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     reason = "no such port\nin the whole of it: " + "x" * 100_000
-    relay_at(tmp_path)._do([Rejected(CLUSTER, "v" * 100_000, reason)])
+    relay_at(tmp_path)._do([ResponseRejected(CLUSTER, "v" * 100_000, reason)])
     (line,) = [record.getMessage() for record in caplog.records]
     assert "no such port in the whole" in line
     assert len(line) < 1100
 
 
 async def test_of_a_secret_no_word_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    relay_at(tmp_path)._do([Rejected(SECRET, "v1", "cannot load MHcCAQEE")])
+    relay_at(tmp_path)._do([ResponseRejected(SECRET, "v1", "cannot load MHcCAQEE")])
     assert "MHcCAQEE" not in caplog.text
     assert "Secret v1 is rejected by Envoy" in caplog.text
 

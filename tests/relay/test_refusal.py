@@ -11,7 +11,7 @@ import pytest
 from kumadp.errors import ControlPlaneRefused
 from kumadp.grpc.call import Ended
 from kumadp.host.log.throttle import Sparse
-from kumadp.relay.refusal import Backoff, Refusal, classify
+from kumadp.relay.refusal import Backoff, StreamRefusal, classify
 
 ACTIVE = "there is already an active stream from this node, try again later"
 
@@ -19,27 +19,27 @@ ACTIVE = "there is already an active stream from this node, try again later"
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (Ended(2, ACTIVE), Refusal.ACTIVE),
-        (Ended(2, "authentication failed: could not parse token. kuma-cp runs with an in-memory"), Refusal.AUTH),
-        (Ended(2, "could not extract credential from DiscoveryRequest: request has no metadata"), Refusal.AUTH),
-        (Ended(16, "who are you"), Refusal.AUTH),
-        (Ended(7, "not you"), Refusal.AUTH),
-        (ssl.SSLCertVerificationError("no"), Refusal.AUTH),
-        (ControlPlaneRefused("the token file is empty"), Refusal.AUTH),
-        (ConnectionRefusedError(111, "refused"), Refusal.UNREACHABLE),
-        (TimeoutError(), Refusal.UNREACHABLE),
-        (ssl.SSLError("eof"), Refusal.UNREACHABLE),
-        (Ended(None, "Connection lost"), Refusal.UNREACHABLE),
-        (Ended(14, "going away"), Refusal.UNREACHABLE),
-        (Ended(2, 'resource "default.web" not found; create a Dataplane in Kuma CP first'), Refusal.OTHER),
-        (Ended(0, ""), Refusal.OTHER),
+        (Ended(2, ACTIVE), StreamRefusal.ACTIVE),
+        (Ended(2, "authentication failed: could not parse token. kuma-cp runs with an in-memory"), StreamRefusal.AUTH),
+        (Ended(2, "could not extract credential from DiscoveryRequest: request has no metadata"), StreamRefusal.AUTH),
+        (Ended(16, "who are you"), StreamRefusal.AUTH),
+        (Ended(7, "not you"), StreamRefusal.AUTH),
+        (ssl.SSLCertVerificationError("no"), StreamRefusal.AUTH),
+        (ControlPlaneRefused("the token file is empty"), StreamRefusal.AUTH),
+        (ConnectionRefusedError(111, "refused"), StreamRefusal.UNREACHABLE),
+        (TimeoutError(), StreamRefusal.UNREACHABLE),
+        (ssl.SSLError("eof"), StreamRefusal.UNREACHABLE),
+        (Ended(None, "Connection lost"), StreamRefusal.UNREACHABLE),
+        (Ended(14, "going away"), StreamRefusal.UNREACHABLE),
+        (Ended(2, 'resource "default.web" not found; create a Dataplane in Kuma CP first'), StreamRefusal.OTHER),
+        (Ended(0, ""), StreamRefusal.OTHER),
     ],
 )
-def test_refusals_are_told_apart(error: Exception, kind: Refusal) -> None:
+def test_refusals_are_told_apart(error: Exception, kind: StreamRefusal) -> None:
     assert classify(error) is kind
 
 
-def attempts(backoff: Backoff, refusal: Refusal, broken: float | None, until: float) -> list[float]:
+def attempts(backoff: Backoff, refusal: StreamRefusal, broken: float | None, until: float) -> list[float]:
     """Times of the attempts until ``until`` seconds after the first, which is at 0."""
     now, times = 0.0, []
     while now <= until:
@@ -49,7 +49,7 @@ def attempts(backoff: Backoff, refusal: Refusal, broken: float | None, until: fl
 
 
 def test_a_stream_that_is_still_held_is_asked_for_at_the_moment_it_is_freed() -> None:
-    times = attempts(Backoff(), Refusal.ACTIVE, 0.0, 20.0)
+    times = attempts(Backoff(), StreamRefusal.ACTIVE, 0.0, 20.0)
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert gaps[:4] == pytest.approx([0.25, 0.375, 0.5625, 0.84375])
     assert max(gaps) <= 1.0
@@ -60,12 +60,12 @@ def test_a_stream_that_is_still_held_is_asked_for_at_the_moment_it_is_freed() ->
 
 
 def test_a_stream_held_from_before_our_time_is_asked_for_each_second() -> None:
-    gaps = attempts(Backoff(), Refusal.ACTIVE, None, 20.0)
+    gaps = attempts(Backoff(), StreamRefusal.ACTIVE, None, 20.0)
     assert max(later - earlier for earlier, later in itertools.pairwise(gaps)) <= 1.0
 
 
-@pytest.mark.parametrize("refusal", [Refusal.UNREACHABLE, Refusal.AUTH, Refusal.OTHER])
-def test_others_wait_longer_up_to_five_seconds_and_not_in_step(refusal: Refusal) -> None:
+@pytest.mark.parametrize("refusal", [StreamRefusal.UNREACHABLE, StreamRefusal.AUTH, StreamRefusal.OTHER])
+def test_others_wait_longer_up_to_five_seconds_and_not_in_step(refusal: StreamRefusal) -> None:
     waits = [Backoff(jitter=random.Random(seed)).wait(refusal, 0.0) for seed in range(50)]
     assert 0.1 < min(waits) < max(waits) <= 0.25
     backoff = Backoff()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from kumadp.relay.actions import Accepted, Rejected
+from kumadp.relay.actions import ResponseAccepted, ResponseRejected
 from kumadp.relay.messages import Outline, Request, encode_status
-from kumadp.relay.state_machine import Machine
-from kumadp.relay.subscription import Memory
+from kumadp.relay.state_machine import RelayStateMachine
+from kumadp.relay.subscription import RelaySnapshot
 from tests.relay.harness import CLUSTER, ENDPOINTS, LISTENER, NODE, REFUSED, SECRET, Bench, any_of
 
 # Upward.
@@ -21,7 +21,7 @@ def test_a_response_that_is_not_kept_is_refused_once_and_envoys_go_on_with_the_o
     refusal = encode_status(8, "too large")
     assert bench.took_up() == [Request(CLUSTER, "1", nonce="77", error=refusal)]
     assert bench.took_down() == []
-    assert bench.told == [Rejected(CLUSTER, "v2", "too large", by_guard=True)]
+    assert bench.told == [ResponseRejected(CLUSTER, "v2", "too large", by_guard=True)]
     assert next(view.rejections for view in bench.machine.types() if view.type_url == CLUSTER) == 1
     bench.envoy(2, 1)
     bench.ask(2, CLUSTER)
@@ -60,7 +60,7 @@ def test_the_first_envoy_is_given_what_came_before_it_and_its_answer_goes_up_onc
     bench.ack(1, CLUSTER)
     bench.ack(1, CLUSTER)
     assert bench.took_up() == [Request(CLUSTER, "v1", nonce=nonce)]
-    assert bench.told == [Accepted(CLUSTER, "v1")]
+    assert bench.told == [ResponseAccepted(CLUSTER, "v1")]
 
 
 def test_envoys_order_of_types_is_kept_for_the_next_stream_upward() -> None:
@@ -276,7 +276,7 @@ def test_a_response_that_envoy_leaves_unread_is_answered_as_envoy_does_and_not_a
     bench.took_up()
     bench.ask(1, ENDPOINTS)
     assert bench.took_up() == [Request(ENDPOINTS, "v1", names=("a",), nonce=nonce)]
-    assert Accepted(ENDPOINTS, "v2") not in bench.told
+    assert ResponseAccepted(ENDPOINTS, "v2") not in bench.told
 
 
 # Answers.
@@ -311,7 +311,7 @@ def test_a_busy_envoy_is_given_the_newest_only() -> None:
     assert bench.took_down() == [(1, CLUSTER, "v4")]
     bench.ack(1, CLUSTER)
     assert bench.took_up() == [Request(CLUSTER, "v4", nonce=nonce)]
-    assert bench.told == [Accepted(CLUSTER, "v2"), Accepted(CLUSTER, "v4")]
+    assert bench.told == [ResponseAccepted(CLUSTER, "v2"), ResponseAccepted(CLUSTER, "v4")]
 
 
 def test_a_rejection_goes_up_as_it_is_and_a_fresh_envoy_is_given_the_last_good_one_first() -> None:
@@ -320,7 +320,7 @@ def test_a_rejection_goes_up_as_it_is_and_a_fresh_envoy_is_given_the_last_good_o
     nonce = bench.respond(CLUSTER, "v2")
     bench.nack(1, CLUSTER)
     assert bench.took_up() == [Request(CLUSTER, "1", nonce=nonce, error=REFUSED)]
-    assert bench.told == [Rejected(CLUSTER, "v2", "Envoy says no")]
+    assert bench.told == [ResponseRejected(CLUSTER, "v2", "Envoy says no")]
     bench.die(1, 0)
     bench.took_down()
     bench.envoy(2, 1)
@@ -348,7 +348,7 @@ def test_an_envoy_that_takes_what_it_has_just_rejected_is_not_believed() -> None
     assert bench.machine.types()[0].accepted == "1"
     bench.respond(CLUSTER, "v4")
     bench.ack(1, CLUSTER)
-    assert bench.told == [Accepted(CLUSTER, "v4")]
+    assert bench.told == [ResponseAccepted(CLUSTER, "v4")]
 
 
 def test_a_fresh_envoy_that_takes_a_rejected_response_is_believed() -> None:
@@ -362,7 +362,7 @@ def test_a_fresh_envoy_that_takes_a_rejected_response_is_believed() -> None:
     bench.ask(2, LISTENER)
     bench.ack(2, LISTENER)
     bench.ack(2, LISTENER)
-    assert bench.told == [Accepted(LISTENER, "v2")]
+    assert bench.told == [ResponseAccepted(LISTENER, "v2")]
     assert not bench.machine.types()[1].withheld
 
 
@@ -510,7 +510,7 @@ def test_the_answer_of_the_other_epoch_is_used_when_the_one_that_counts_dies(end
     if not ended_first:
         bench.do(bench.machine.envoy_ended(0, expected=False))
     assert bench.took_up() == [Request(CLUSTER, "v2", nonce=nonce)]
-    assert bench.told == [Accepted(CLUSTER, "v2")]
+    assert bench.told == [ResponseAccepted(CLUSTER, "v2")]
 
 
 def test_an_answer_read_after_its_envoy_has_ended_counts_still() -> None:
@@ -572,7 +572,9 @@ def test_what_an_envoy_ended_with_is_tried_again_after_30_seconds_and_refused_af
     bench.die(2, 1)
     (refusal,) = bench.took_up()
     assert (refusal.version, refusal.nonce, b"exited while applying" in refusal.error) == ("1", nonce, True)
-    assert [(told.version, told.by_guard) for told in bench.told if isinstance(told, Rejected)] == [("v2", True)]
+    assert [(told.version, told.by_guard) for told in bench.told if isinstance(told, ResponseRejected)] == [
+        ("v2", True)
+    ]
     bench.envoy(3, 2)
     bench.ask(3, CLUSTER)
     bench.ack(3, CLUSTER)
@@ -697,7 +699,7 @@ def test_what_was_condemned_is_not_accepted_though_another_envoy_takes_it() -> N
     bench.die(2, 1)
     bench.die(3, 2)
     bench.ack(1, CLUSTER)
-    assert [type(told) for told in bench.told] == [Rejected]
+    assert [type(told) for told in bench.told] == [ResponseRejected]
     assert bench.machine.types()[0].accepted == "1"
 
 
@@ -730,8 +732,8 @@ def test_memory_survives_and_gives_a_fresh_envoy_everything_without_a_control_pl
     bench.respond(CLUSTER, "v2")
     bench.nack(1, CLUSTER)
     kept = msgspec.msgpack.encode(bench.machine.export())
-    memory = msgspec.msgpack.decode(kept, type=Memory)
-    bench = Bench(Machine(NODE, memory=memory))
+    memory = msgspec.msgpack.decode(kept, type=RelaySnapshot)
+    bench = Bench(RelayStateMachine(NODE, memory=memory))
     assert bench.machine.export() == memory
     bench.envoy(1, 5)
     bench.ask(1, CLUSTER)
@@ -756,7 +758,7 @@ def restored(*, accepted: str) -> Bench:
     before.serving()
     before.respond(CLUSTER, accepted)
     before.ack(1, CLUSTER)
-    return Bench(Machine(NODE, memory=before.machine.export()))
+    return Bench(RelayStateMachine(NODE, memory=before.machine.export()))
 
 
 def test_an_envoy_that_runs_something_else_than_is_remembered_keeps_it_until_the_control_plane_speaks() -> None:
@@ -780,7 +782,7 @@ def test_what_an_envoy_keeps_its_own_for_is_not_tried_on_it() -> None:
     before.serving()
     before.respond(CLUSTER, "v2")
     before.die(1, 0)
-    bench = Bench(Machine(NODE, memory=before.machine.export()))
+    bench = Bench(RelayStateMachine(NODE, memory=before.machine.export()))
     bench.envoy(1, 0)
     bench.versions[1, CLUSTER] = "newer"
     bench.ask(1, CLUSTER)
@@ -799,7 +801,7 @@ def test_an_envoy_that_runs_what_is_remembered_and_a_fresh_one_are_given_it_at_o
 
 
 def test_keys_that_an_envoy_has_are_not_withheld_from_it() -> None:
-    bench = Bench(Machine(NODE, withhold_secrets=True))
+    bench = Bench(RelayStateMachine(NODE, withhold_secrets=True))
     bench.envoy(1, 0)
     bench.versions[1, SECRET] = "s1"
     bench.ask(1, SECRET, "ca")
@@ -811,12 +813,12 @@ def test_memory_that_cannot_be_read_is_left() -> None:
     bench.serving()
     memory = bench.machine.export()
     torn = msgspec.structs.replace(memory.types[0], accepted=b"\xff", latest=memory.types[1].accepted)
-    bench = Bench(Machine(NODE, memory=msgspec.structs.replace(memory, types=(torn, *memory.types[1:]))))
+    bench = Bench(RelayStateMachine(NODE, memory=msgspec.structs.replace(memory, types=(torn, *memory.types[1:]))))
     assert [(view.accepted, view.latest) for view in bench.machine.types()] == [("", ""), ("1", "1")]
 
 
 def test_started_from_disk_a_secret_is_refused_at_once_so_that_envoy_does_not_wait_and_follows_later() -> None:
-    bench = Bench(Machine(NODE, withhold_secrets=True))
+    bench = Bench(RelayStateMachine(NODE, withhold_secrets=True))
     bench.envoy(1, 0)
     bench.ask(1, SECRET, "ca")
     assert bench.took_down() == [(1, SECRET, "withheld")]
@@ -839,7 +841,7 @@ def test_started_from_disk_a_secret_is_refused_at_once_so_that_envoy_does_not_wa
 
 
 def test_started_from_disk_a_secret_asked_for_in_a_stream_that_is_refused_is_not_waited_for() -> None:
-    bench = Bench(Machine(NODE, withhold_secrets=True))
+    bench = Bench(RelayStateMachine(NODE, withhold_secrets=True))
     bench.connect()
     bench.envoy(1, 0)
     bench.ask(1, SECRET, "ca")

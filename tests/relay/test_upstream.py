@@ -16,8 +16,8 @@ from kumadp.errors import ControlPlaneRefused
 from kumadp.grpc.call import LARGEST
 from kumadp.relay.messages import CLUSTER, LISTENER, Request, Response, outline
 from kumadp.relay.node import encode_node
-from kumadp.relay.refusal import Refusal
-from kumadp.relay.upstream import Dial, State, Upstream
+from kumadp.relay.refusal import StreamRefusal
+from kumadp.relay.upstream import Dial, UpstreamConnection, UpstreamState
 from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async
 from tests.support.xds.journal import What
@@ -46,7 +46,9 @@ class Peer:
         self.failing: Exception | None = None
         self.oversized: list[Oversized] = []
         self.refuses = True
-        self.upstream = Upstream(self.dial, self, clock=time.monotonic, on_change=lambda: None, largest=largest)
+        self.upstream = UpstreamConnection(
+            self.dial, self, clock=time.monotonic, on_change=lambda: None, largest=largest
+        )
 
     async def dial(self) -> Dial:
         self.dials += 1
@@ -77,7 +79,7 @@ class Peer:
 
         await poll_async(probe, what=what, deadline=deadline)
 
-    async def until_state(self, state: State) -> None:
+    async def until_state(self, state: UpstreamState) -> None:
         await self.until(lambda: self.upstream.facts.state is state, f"state {state}")
 
 
@@ -109,7 +111,7 @@ async def test_the_stream_opens_and_the_token_goes_with_it(served: XdsControlPla
     async with running(Peer(served)) as peer:
         await peer.until(lambda: peer.received, "a response")
         assert peer.upstream.facts.address == f"localhost:{served.xds_port}"
-        assert peer.upstream.facts.state is State.OPEN
+        assert peer.upstream.facts.state is UpstreamState.OPEN
     assert seen == [TOKEN]
 
 
@@ -143,7 +145,7 @@ async def test_one_that_cannot_be_refused_ends_the_stream(served: XdsControlPlan
     peer.refuses = False
     async with running(peer):
         await peer.until(lambda: "cannot be read" in peer.upstream.facts.last_error, "the reason")
-        assert peer.upstream.facts.state is not State.OPEN
+        assert peer.upstream.facts.state is not UpstreamState.OPEN
     assert peer.received == []
 
 
@@ -155,11 +157,11 @@ async def test_a_changed_token_and_ca_are_taken_at_the_next_dial(served: XdsCont
     peer.ca = ""
     async with running(peer):
         await peer.until(lambda: peer.upstream.facts.refusal, "a refusal")
-        assert peer.upstream.facts.refusal is Refusal.AUTH
+        assert peer.upstream.facts.refusal is StreamRefusal.AUTH
         assert "certificate" in peer.upstream.facts.last_error
         peer.ca = served.ca
         await peer.until(lambda: "yesterday" in peer.upstream.facts.last_error, "the token's refusal")
-        assert peer.upstream.facts.refusal is Refusal.AUTH
+        assert peer.upstream.facts.refusal is StreamRefusal.AUTH
         peer.token = "new.token.now"
         await peer.until(lambda: peer.received, "a response")
         assert peer.upstream.facts.refusal is None
@@ -211,7 +213,7 @@ async def test_the_control_plane_goes_and_comes_back(served: XdsControlPlane, ca
         await peer.until(lambda: peer.received, "a response")
         served.gone()
         await peer.until(lambda: peer.dials > 4, "attempts")
-        assert peer.upstream.facts.refusal is Refusal.UNREACHABLE
+        assert peer.upstream.facts.refusal is StreamRefusal.UNREACHABLE
         assert peer.opened == peer.closed
         served.back()
         await peer.until(lambda: peer.opened == 2 and len(peer.received) > 1, "the stream again")
@@ -232,7 +234,7 @@ async def test_a_held_stream_is_asked_for_until_it_is_free(served: XdsControlPla
     async with running(peer):
         await peer.until(lambda: peer.received, "a response")
         served.reset_streams()
-        await peer.until(lambda: peer.upstream.facts.refusal is Refusal.ACTIVE, "the refusal")
+        await peer.until(lambda: peer.upstream.facts.refusal is StreamRefusal.ACTIVE, "the refusal")
         await peer.until(lambda: len(peer.received) > 1, "the stream again")
     refused = served.journal.events(What.REFUSED)
     assert 2 <= len(refused) <= 5
@@ -245,7 +247,7 @@ async def test_closed_means_that_the_control_plane_sees_it_and_that_nothing_is_d
         await peer.until(lambda: peer.received, "a response")
         peer.upstream.close("Envoy is gone")
         await peer.until(lambda: not served.streams(), "the end of the stream at the control plane")
-        await peer.until_state(State.HELD_CLOSED)
+        await peer.until_state(UpstreamState.HELD_CLOSED)
         dials = peer.dials
         await peer.until(lambda: peer.closed == 1, "closed")
         peer.upstream.reopen()

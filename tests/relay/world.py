@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kumadp.relay.actions import Accepted, Action, Rejected, SendDown, SendUp
+from kumadp.relay.actions import RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
 from kumadp.relay.messages import SECRET, Request, Response, encode_response
-from kumadp.relay.state_machine import TRIAL_AFTER, Machine
-from kumadp.relay.subscription import Memory
+from kumadp.relay.state_machine import TRIAL_AFTER, RelayStateMachine
+from kumadp.relay.subscription import RelaySnapshot
 from tests.relay.harness import NODE
 from tests.relay.players import NAMED, REFUSAL, TYPES, WITHHELD, Content, Delivery, Envoy, Session
 
@@ -26,7 +26,7 @@ class World:
 
     def __init__(self, random: Random) -> None:
         self.random = random
-        self.machine = Machine(NODE)
+        self.machine = RelayStateMachine(NODE)
         self.now = 0.0
         self.up: int | None = None
         self.streams = 0
@@ -176,7 +176,7 @@ class World:
 
     def restart_relay(self, *, from_disk: bool) -> None:
         """By re-exec, with all of memory, or from disk, without secrets; Envoys find it again by themselves."""
-        memory = msgspec.msgpack.decode(msgspec.msgpack.encode(self.machine.export()), type=Memory)
+        memory = msgspec.msgpack.decode(msgspec.msgpack.encode(self.machine.export()), type=RelaySnapshot)
         if from_disk:
             kept = tuple(one for one in memory.types if one.type_url != SECRET)
             memory = msgspec.structs.replace(memory, types=kept)
@@ -187,7 +187,7 @@ class World:
                 del self.ends_since_taken[content]
         self.up = None
         self.remembered = set(self.deliveries)
-        self.machine = Machine(NODE, memory=memory, withhold_secrets=from_disk)
+        self.machine = RelayStateMachine(NODE, memory=memory, withhold_secrets=from_disk)
         for envoy in [one for one in self.envoys if not one.alive]:
             self.envoys.remove(envoy)
         for envoy in self.envoys:
@@ -210,7 +210,7 @@ class World:
         version = next((view.accepted for view in self.machine.types() if view.type_url == type_url), "")
         return self.deliveries[version].content if version else None
 
-    def check(self, actions: Iterable[Action]) -> None:
+    def check(self, actions: Iterable[RelayAction]) -> None:
         for type_url in NAMED:
             if self.spoken(type_url):
                 least = self.least.get(type_url, set())
@@ -221,10 +221,10 @@ class World:
                     self.check_up(Request.parse(data))
                 case SendDown(stream, type_url, data):
                     self.check_down(stream, type_url, Response.parse(data))
-                case Accepted(type_url, version):
+                case ResponseAccepted(type_url, version):
                     assert self.deliveries[version].taken
                     assert self.accepted(type_url) is not None
-                case Rejected(_, version, _, by_guard):
+                case ResponseRejected(_, version, _, by_guard):
                     delivery = self.deliveries[version]
                     assert self.ends[delivery.content] >= 2 if by_guard else delivery.refused
 

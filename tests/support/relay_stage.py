@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kumadp.bootstrap.rewrite import rewrite_for_relay
 from kumadp.relay.node import encode_node
 from kumadp.relay.relay import Relay
-from kumadp.relay.state_machine import Machine
+from kumadp.relay.state_machine import RelayStateMachine
 from kumadp.relay.upstream import Dial
 from tests.support.daemon import Ports, get, workload
 from tests.support.kuma_control_plane import dataplane
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from kumadp.relay.subscription import Memory
+    from kumadp.relay.subscription import RelaySnapshot
     from tests.support.daemon import Workload
     from tests.support.xds.resources import Tree
 
@@ -62,7 +62,7 @@ class RunningRelay:
         self.plane = plane
         self.token = plane.token()
         self.thread = LoopThread("relay", make_loop)
-        self.machine = Machine(encode_node(bootstrap["node"]), **machine)
+        self.machine = RelayStateMachine(encode_node(bootstrap["node"]), **machine)
         self.accepted: list[str] = []
         self.relay = self.thread.call(
             lambda: Relay(path, self.machine, self.dial, epoch_of=lambda _pid: 0, on_accepted=self.accepted.append)
@@ -94,9 +94,9 @@ class RunningRelay:
 
         poll(all_accepted, what=f"{types} accepted")
 
-    def stop(self) -> Memory:
+    def stop(self) -> RelaySnapshot:
         """End it; what it knew."""
-        memory: Memory = self.call(self.relay.export)
+        memory: RelaySnapshot = self.call(self.relay.export)
 
         async def stop() -> None:
             self.task.cancel()
@@ -127,7 +127,7 @@ class Stage:
         self.relays.append(made)
         return made
 
-    def stop(self, relay: RunningRelay) -> Memory:
+    def stop(self, relay: RunningRelay) -> RelaySnapshot:
         self.relays.remove(relay)
         return relay.stop()
 

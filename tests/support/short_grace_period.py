@@ -8,7 +8,7 @@ import sys
 from kumadp.relay import grace_period
 
 if __name__ == "__main__":
-    grace_period.AWAY = 0.1
-    grace_period.PATIENCE, grace_period.PATIENCE_WITH_A_FRIEND = map(float, sys.argv[1:3])
+    grace_period.UNREACHABLE_AFTER = 0.1
+    grace_period.GRACE_PERIOD, grace_period.ESTABLISHED_GRACE_PERIOD = map(float, sys.argv[1:3])
     sys.argv = sys.argv[5:]
     runpy.run_module("kumadp", run_name="__main__", alter_sys=True)
