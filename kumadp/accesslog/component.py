@@ -98,7 +98,7 @@ class AccessLogs:
             self._reader.close()
             await self._finish()
 
-    def handed(self) -> AccessLogsHandover:
+    def hand_over(self) -> AccessLogsHandover:
         """For the next program. Nothing may be read or sent between this and execve(2)."""
         known = self._handed.destinations if self._handed is not None else ()
         return AccessLogsHandover(
@@ -109,7 +109,7 @@ class AccessLogs:
             self._malformed,
             self._dropped,
             self._sent,
-            known or tuple(one.handed() for one in self._destinations.values()),
+            known or tuple(one.hand_over() for one in self._destinations.values()),
         )
 
     def status(self) -> dict[str, object]:

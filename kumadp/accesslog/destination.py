@@ -125,7 +125,7 @@ class Destination:
         self.dropped += left
         return left
 
-    def handed(self) -> DestinationHandover:
+    def hand_over(self) -> DestinationHandover:
         """For the next program; its descriptor must stay open over execve(2)."""
         return DestinationHandover(
             self.address,

@@ -28,7 +28,7 @@ from kumadp.host.work_dir import HandedWorkDir  # noqa: TC001
 from kumadp.process.application import HandedProcess  # noqa: TC001
 from kumadp.process.child import Child, HandedChild
 from kumadp.process.supervise import Past  # noqa: TC001
-from kumadp.relay.subscription import RelaySnapshot  # noqa: TC001
+from kumadp.relay.snapshot import RelaySnapshot  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence

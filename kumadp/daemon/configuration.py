@@ -102,7 +102,7 @@ class Configuration:
             binding,
             self._content,
             max_age=settings.last_good_max_age,
-            failed=lambda reason: run.status.set_warning("last good configuration", reason),
+            on_failure=lambda reason: run.status.set_warning("last good configuration", reason),
         )
         return await self._store.load()
 
@@ -210,7 +210,7 @@ class Configuration:
     async def written(self) -> None:
         """Write what is not on disk yet; more may follow."""
         if self._store is not None:
-            await self._store.written()
+            await self._store.flush()
 
     async def close(self) -> None:
         """Write what is not on disk yet."""

@@ -56,7 +56,7 @@ async def succeed(
             raise HandoverFailed("Envoy is being started or replaced", "ask again when it serves")
         children = tuple(child.handed() for child in (*envoy.children, *others))
         fetched, relaying = configuration.prepared.fetched, configuration.relaying
-        work, logs = run.work.handed(), run.access_logs.handed() if run.access_logs is not None else None
+        work, logs = run.work.handed(), run.access_logs.hand_over() if run.access_logs is not None else None
         content = Left(
             work=work,
             ready=run.status.phase is Phase.READY,
@@ -68,7 +68,7 @@ async def succeed(
             ports=run.chosen.ports if run.chosen is not None else {},
             source=Source.of(fetched) if fetched is not None else None,
             envoy=state,
-            memory=relaying.relay.export() if relaying is not None else None,
+            memory=relaying.relay.snapshot() if relaying is not None else None,
             access_logs=logs,
             application=application(),
             levels=run.levels.handed(),

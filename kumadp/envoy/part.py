@@ -123,7 +123,7 @@ class Running:
             # Imported late: only with a relay, whose reader of messages it needs.
             from kumadp.relay.admin_watch import Privacy
 
-            privacy = Privacy(relaying.relay.export, lambda: self._configuration.prepared.admin, self.component.doubt)
+            privacy = Privacy(relaying.relay.snapshot, lambda: self._configuration.prepared.admin, self.component.doubt)
             relaying.answered = privacy.answered
             privacy.look()
         elif prepared.dynamic:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from kumadp.bootstrap.address import AdminAddress
-    from kumadp.relay.subscription import RelaySnapshot
+    from kumadp.relay.snapshot import RelaySnapshot
 
 # As they are encoded: Cluster.type ORIGINAL_DST, and the tag of Cluster.cluster_type (envoy/config/cluster/v3).
 _ORIGINAL_DST = b"\x10\x04"

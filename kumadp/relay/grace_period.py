@@ -1,4 +1,4 @@
-"""What to say of a control plane that does not serve us, and when its refusal is for good. Pure."""
+"""The condition of a control plane that does not serve us, and when its refusal counts as permanent. Pure."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from kumadp.relay.upstream import UpstreamState
 if TYPE_CHECKING:
     from kumadp.relay.upstream import UpstreamFacts
 
-# How long the control plane may refuse us (seconds) before that is for good: a token file may be on its way. One that
-# had us before is more likely to be in trouble itself, as a control plane that has lost its signing keys.
+# How long the control plane may refuse us (seconds) before the refusal is permanent: a token file may be on its way. A
+# control plane that served us before is more likely to have a fault itself, such as lost signing keys.
 GRACE_PERIOD = 60.0
 ESTABLISHED_GRACE_PERIOD = 600.0
-# How long it may be away (seconds) before that is told as a concern.
+# How long it may be unreachable (seconds) before a warning is set.
 UNREACHABLE_AFTER = 5.0
 SILENT = "it leaves requests unanswered"
 
 
 @dataclass(frozen=True, slots=True)
 class ControlPlaneCondition:
-    """One line for people, empty where all is well; ``permanent``: nothing is to be hoped for."""
+    """``warning`` for the operator, empty if there is none; ``permanent``: retrying cannot help."""
 
     warning: str = ""
     permanent: bool = False
 
 
-def judge(facts: UpstreamFacts, *, silence: float, was_connected: bool, now: float) -> ControlPlaneCondition:
-    """The verdict on a control plane that has been away for ``UNREACHABLE_AFTER`` seconds at least, or has us.
+def control_plane_condition(
+    facts: UpstreamFacts, *, silence: float, was_connected: bool, now: float
+) -> ControlPlaneCondition:
+    """Return the condition of a control plane that serves us or has been away for at least ``UNREACHABLE_AFTER`` s.
 
-    ``silence``: for how many seconds a first subscription is unanswered; ``was_connected``: whether it ever served this run.
+    ``silence``: seconds for which a first subscription has been unanswered. ``was_connected``: the control plane has
+    served this run before. ``now`` is of the same clock as ``facts``.
     """
     if facts.state is UpstreamState.HELD_CLOSED:
         return ControlPlaneCondition()
@@ -40,11 +43,11 @@ def judge(facts: UpstreamFacts, *, silence: float, was_connected: bool, now: flo
         return ControlPlaneCondition(SILENT)
     if facts.state is UpstreamState.OPEN:
         return ControlPlaneCondition()
-    patience = ESTABLISHED_GRACE_PERIOD if was_connected else GRACE_PERIOD
+    grace_period = ESTABLISHED_GRACE_PERIOD if was_connected else GRACE_PERIOD
     if (
         facts.refusal is StreamRefusal.AUTH
         and facts.refused_since is not None
-        and now - facts.refused_since >= patience
+        and now - facts.refused_since >= grace_period
     ):
         return ControlPlaneCondition(f"the control plane refuses this data plane: {facts.last_error}", permanent=True)
     return ControlPlaneCondition(facts.last_error or "it does not answer")

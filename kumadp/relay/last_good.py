@@ -26,7 +26,7 @@ from kumadp.host.memory_trim import give_back
 from kumadp.host.private_file import write_private
 from kumadp.relay.messages import SECRET, BadMessage, Response
 from kumadp.relay.secret_scan import why_secret
-from kumadp.relay.subscription import RelaySnapshot, TypeSnapshot
+from kumadp.relay.snapshot import RelaySnapshot, TypeSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,8 +86,8 @@ class LastGoodUnusable(KumadpError):
 class LastGoodStore:
     """Keeps the last good configuration in ``directory``, which must be private; ``max_age`` in seconds.
 
-    ``content`` is called on the event loop right before each write; None means that there is nothing yet. ``failed`` is
-    called there with the reason why it cannot be written, with an empty text once it is.
+    ``content`` is called on the event loop right before each write; None means that there is nothing yet.
+    ``on_failure`` is called there with the reason if a write failed, with an empty text after one that succeeded.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class LastGoodStore:
         *,
         max_age: float,
         clock: Callable[[], float] = time.time,
-        failed: Callable[[str], None] = lambda _reason: None,
+        on_failure: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         self.path = directory / FILE
-        self._on_failure = failed
+        self._on_failure = on_failure
         self._binding = binding
         self._content = content
         self._max_age = max_age
@@ -135,9 +135,9 @@ class LastGoodStore:
         """What is written from now on is for this data plane, control plane and Envoy."""
         if binding != self._binding:
             self._binding = binding
-            self.changed()
+            self.schedule_write()
 
-    def changed(self) -> None:
+    def schedule_write(self) -> None:
         """Something was accepted: it is written soon, together with what else comes until then."""
         self._dirty = True
         if self._task is None and not self._closing:
@@ -154,7 +154,7 @@ class LastGoodStore:
         except OSError as error:
             self._failed(error.strerror or str(error))
 
-    async def written(self) -> None:
+    async def flush(self) -> None:
         """Write what is not written yet, without its pause."""
         self._hurry.set()
         try:
@@ -166,7 +166,7 @@ class LastGoodStore:
     async def close(self) -> None:
         """Write what is not written yet, and nothing after it."""
         self._closing = True
-        await self.written()
+        await self.flush()
 
     def status(self) -> dict[str, object]:
         """JSON types: path, when it was written (None: not by this run), what is left out and why, the last error."""

@@ -12,11 +12,11 @@ from kumadp.addresses import server_name
 from kumadp.bootstrap.compare import same_node
 from kumadp.bootstrap.fields import get
 from kumadp.errors import ControlPlaneRefused
-from kumadp.relay.grace_period import UNREACHABLE_AFTER, judge
+from kumadp.relay.grace_period import UNREACHABLE_AFTER, control_plane_condition
 from kumadp.relay.last_good import LastGoodContent
 from kumadp.relay.node import encode_node
 from kumadp.relay.refusal import StreamRefusal
-from kumadp.relay.relay import Relay
+from kumadp.relay.relay import Relay, RelayOptions
 from kumadp.relay.state_machine import RelayStateMachine
 from kumadp.relay.upstream import Dial, UpstreamState
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kumadp.core.status import Status
     from kumadp.daemon.sources import Prepared
     from kumadp.relay.last_good import LastGood, LastGoodStore
-    from kumadp.relay.subscription import RelaySnapshot
+    from kumadp.relay.snapshot import RelaySnapshot
 
 log = logging.getLogger("kumadp.relay")
 
@@ -83,11 +83,13 @@ class Relaying:
             machine,
             self._dial,
             epoch_of=epoch_of,
-            broken_at=broken_at,
-            largest=largest_message(memory_limit),
-            on_change=self._changed,
-            on_accepted=self._accepted,
-            on_answered=lambda type_url: self.answered(type_url),
+            options=RelayOptions(
+                broken_at=broken_at,
+                largest=largest_message(memory_limit),
+                on_change=self._changed,
+                on_accepted=self._accepted,
+                on_answered=lambda type_url: self.answered(type_url),
+            ),
         )
         status.asked["relay"] = self.relay.status
         self._earlier = None
@@ -140,7 +142,7 @@ class Relaying:
 
     def content(self) -> LastGoodContent | None:
         """What is kept on disk: None while nothing was accepted."""
-        fetched, memory = self._prepared.fetched, self.relay.export()
+        fetched, memory = self._prepared.fetched, self.relay.snapshot()
         if fetched is None or not any(one.accepted for one in memory.types):
             return None
         return LastGoodContent(fetched.tree, fetched.corefile_template, memory)
@@ -169,7 +171,7 @@ class Relaying:
 
     def _kept(self) -> None:
         if self._store is not None:
-            self._store.changed()
+            self._store.schedule_write()
 
     def _changed(self) -> None:
         """Read what the relay says of itself, and tell what an operator should know."""
@@ -178,7 +180,7 @@ class Relaying:
             earlier, self._earlier = self._earlier, None
             log.info("until the control plane takes this data plane again, what it gave the last one serves")
             self._stale = self._had_us = True
-            self.relay.recall(earlier)
+            self.relay.restore(earlier)
         self._status.set_warning("last good", self._lacking())
         if facts.state is UpstreamState.OPEN:
             self._had_us, self._stale = True, False
@@ -211,10 +213,12 @@ class Relaying:
 
     def _tell(self) -> None:
         relay = self.relay
-        verdict = judge(relay.facts, silence=relay.silence, was_connected=self._had_us, now=time.monotonic())
-        self._status.set_warning("control plane", verdict.warning)
-        if verdict.permanent:
-            self._refused(ControlPlaneRefused(verdict.warning))
+        condition = control_plane_condition(
+            relay.facts, silence=relay.silence, was_connected=self._had_us, now=time.monotonic()
+        )
+        self._status.set_warning("control plane", condition.warning)
+        if condition.permanent:
+            self._refused(ControlPlaneRefused(condition.warning))
 
 
 def largest_message(memory_limit: int) -> int:

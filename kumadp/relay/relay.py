@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.grpc.call import LARGEST
@@ -25,13 +26,12 @@ from kumadp.relay.messages import SECRET, BadMessage, Request, Response, outline
 from kumadp.relay.upstream import ADS, LONGEST_REASON, Dial, UpstreamConnection, UpstreamState
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from kumadp.grpc.call import Oversized
+    from kumadp.relay.snapshot import RelaySnapshot
     from kumadp.relay.state_machine import RelayStateMachine
-    from kumadp.relay.subscription import RelaySnapshot
     from kumadp.relay.upstream import UpstreamFacts
 
 log = logging.getLogger("kumadp.relay")
@@ -46,14 +46,29 @@ LARGE = 256 << 10
 GIVE_BACK_AFTER = 2.0
 
 
-class Relay:
-    """Keeps one stream to the control plane and serves every Envoy from it.
+@dataclass(frozen=True, slots=True)
+class RelayOptions:
+    """Settings and callbacks of a `Relay`.
 
-    ``epoch_of`` names the epoch of a peer's pid that `envoy_started` was not told of. ``listening`` is a socket bound
-    to ``path`` already, from before a re-execution; that broke a stream at ``broken_at`` (the clock's). ``on_change``
-    is called when the status changes, ``on_accepted`` with the type whose accepted response did, ``on_answered`` with
-    the type of which Envoy runs something else now, also where it rejected a part. A response of more than ``largest``
-    bytes is refused, and Envoy goes on with the one before.
+    ``broken_at``: when a re-execution broke the stream to the control plane, by ``clock``; None if there was none.
+    ``largest``: a response of more bytes is rejected, and Envoy keeps the previous one. ``on_change`` is called when the
+    status changes, ``on_accepted`` with the type of a response that an Envoy accepted, ``on_answered`` with the type of
+    one that it accepted or rejected: it may have applied parts of a rejected one.
+    """
+
+    broken_at: float | None = None
+    largest: int = LARGEST
+    on_change: Callable[[], None] = lambda: None
+    on_accepted: Callable[[str], None] = lambda _type_url: None
+    on_answered: Callable[[str], None] = lambda _type_url: None
+    clock: Callable[[], float] = time.monotonic
+
+
+class Relay:
+    """Holds one stream to the control plane and serves every Envoy from it, on a Unix socket at ``path``.
+
+    ``dial`` returns how to reach the control plane, for each attempt. ``epoch_of`` returns the epoch of a peer's pid for
+    which `envoy_started` was not called.
     """
 
     name = "relay"
@@ -65,29 +80,28 @@ class Relay:
         dial: Callable[[], Awaitable[Dial]],
         *,
         epoch_of: Callable[[int], int],
-        listening: socket.socket | None = None,
-        broken_at: float | None = None,
-        largest: int = LARGEST,
-        on_change: Callable[[], None] = lambda: None,
-        on_accepted: Callable[[str], None] = lambda _type_url: None,
-        on_answered: Callable[[str], None] = lambda _type_url: None,
-        clock: Callable[[], float] = time.monotonic,
+        options: RelayOptions | None = None,
     ) -> None:
+        options = options or RelayOptions()
         self._path = path
         self._machine = machine
         self._epoch_of = epoch_of
-        self.listening = listening
-        self._on_change = on_change
-        self._on_accepted = on_accepted
-        self._on_answered = on_answered
-        self._clock = clock
+        self._on_change = options.on_change
+        self._on_accepted = options.on_accepted
+        self._on_answered = options.on_answered
+        self._clock = options.clock
         self._upstream = UpstreamConnection(
-            dial, self, clock=clock, on_change=on_change, broken_at=broken_at, largest=largest
+            dial,
+            self,
+            clock=options.clock,
+            on_change=options.on_change,
+            broken_at=options.broken_at,
+            largest=options.largest,
         )
-        self._largest = largest
+        self._largest = options.largest
         self._had_large = False
         self._downstream = Downstream(self, self._epoch)
-        self._health = HealthRelay(self._upstream.call, self._epoch, min(largest, LARGEST_SPECIFIER))
+        self._health = HealthRelay(self._upstream.call, self._epoch, min(options.largest, LARGEST_SPECIFIER))
         self._sparse = Sparse()
         self._moved = asyncio.Event()
         self._epochs: dict[int, int] = {}
@@ -98,7 +112,7 @@ class Relay:
 
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled; then end the stream to the control plane. Raises WorkDirError."""
-        sock = self.listening = self.listening or bind_unix(self._path)
+        sock = bind_unix(self._path)
         server = Server({ADS: self._downstream.serve, HDS: self._health.serve}, self._allowed, name="relay")
         server.start(sock)
         up()
@@ -136,9 +150,9 @@ class Relay:
         """Hold back every health report, while one Envoy takes over from another."""
         self._health.hold = hold
 
-    def recall(self, memory: RelaySnapshot) -> None:
+    def restore(self, memory: RelaySnapshot) -> None:
         """Begin with what an earlier run left, unless the control plane has given something."""
-        self._do(self._machine.recall(memory))
+        self._do(self._machine.restore(memory))
 
     def close_upstream(self, reason: str) -> None:
         """End the stream to the control plane, and stay without."""
@@ -150,9 +164,9 @@ class Relay:
 
     # What others may know.
 
-    def export(self) -> RelaySnapshot:
+    def snapshot(self) -> RelaySnapshot:
         """What a new relay needs to go on. It may hold keys: never to disk as it is."""
-        return self._machine.export()
+        return self._machine.snapshot()
 
     async def until_supplied(self) -> None:
         """Return once an Envoy that starts now would be given at once all that those there are have asked for."""

@@ -22,7 +22,8 @@ from kumadp.relay.messages import (
     encode_status,
     status_message,
 )
-from kumadp.relay.subscription import Delivery, RelaySnapshot, Subscription, TypeView, in_order
+from kumadp.relay.snapshot import RelaySnapshot
+from kumadp.relay.subscription import Delivery, Subscription, TypeView, in_order
 from kumadp.relay.upstream_requests import Upward
 
 if TYPE_CHECKING:
@@ -54,11 +55,11 @@ class RelayStateMachine:
         self._live: dict[int, float] = {}
         self._remembered = 0
         if memory is not None:
-            self._restore(memory)
+            self._load(memory)
         for type_url in types:
             self._subscriptions.setdefault(type_url, Subscription(type_url))
 
-    def _restore(self, memory: RelaySnapshot) -> None:
+    def _load(self, memory: RelaySnapshot) -> None:
         for known in memory.types:
             subscription = self._subscriptions.get(known.type_url) or Subscription(known.type_url, known.names)
             subscription.restore(known, self._serial + 1)
@@ -67,14 +68,14 @@ class RelayStateMachine:
             self._subscriptions[known.type_url] = subscription
         self._remembered = self._serial
 
-    def recall(self, memory: RelaySnapshot) -> list[RelayAction]:
+    def restore(self, memory: RelaySnapshot) -> list[RelayAction]:
         """Begin with what an earlier run left, as the control plane gives no stream yet; nothing where it gave one.
 
         Secrets that are not in it are withheld, as of an Envoy that waits for them nothing is served.
         """
         if any(known.latest is not None for known in self._subscriptions.values()):
             return []
-        self._restore(memory)
+        self._load(memory)
         self._withhold_secrets = True
         return [action for known in self._subscriptions.values() for action in self._serve_all(known)]
 
@@ -236,9 +237,9 @@ class RelayStateMachine:
         """Another Node, from the next stream upward on: a control plane reads it once per stream."""
         self._up.node = node
 
-    def export(self) -> RelaySnapshot:
+    def snapshot(self) -> RelaySnapshot:
         """What is remembered. It holds keys where types do (SDS): never to disk as it is."""
-        return RelaySnapshot(tuple(one.export() for one in self._subscriptions.values()))
+        return RelaySnapshot(tuple(one.snapshot() for one in self._subscriptions.values()))
 
     # Upward.
 

@@ -5,36 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from kumadp.relay.messages import BadMessage, Response
+from kumadp.relay.snapshot import TypeSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 MOST_VERDICTS = 64
-
-
-class TypeSnapshot(msgspec.Struct, frozen=True):
-    """One type: names asked of the control plane (none: all there are), raw responses, digests of contents.
-
-    ``latest`` is None when it is the accepted one. ``rejected`` were refused by an Envoy, ``deadly`` and ``suspected``
-    ended one twice and once.
-    """
-
-    type_url: str
-    names: tuple[str, ...] = ()
-    accepted: bytes | None = None
-    latest: bytes | None = None
-    rejected: tuple[bytes, ...] = ()
-    deadly: tuple[bytes, ...] = ()
-    suspected: tuple[bytes, ...] = ()
-
-
-class RelaySnapshot(msgspec.Struct, frozen=True):
-    """All types, in the order in which Envoy first asked for them."""
-
-    types: tuple[TypeSnapshot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +166,7 @@ class Subscription:
             self.latest is not self.choose(-1, tried=False),
         )
 
-    def export(self) -> TypeSnapshot:
+    def snapshot(self) -> TypeSnapshot:
         """What is worth remembering."""
         latest = None if self.latest is self.accepted or self.latest is None else self.latest.response.raw
         return TypeSnapshot(

@@ -359,11 +359,11 @@ async def test_the_next_program_goes_on_in_the_middle_of_a_line(tmp_path: Path, 
     await until(sink, 10)
 
     async def read() -> bool:
-        return first.handed().rest == f"{sink.address};li".encode()
+        return first.hand_over().rest == f"{sink.address};li".encode()
 
     await poll_async(read, what="the beginning of a line")
     # As execve(2) does: descriptors with the same files, and nothing of the former program.
-    handed = msgspec.msgpack.decode(msgspec.msgpack.encode(_duplicated(first.handed())), type=AccessLogsHandover)
+    handed = msgspec.msgpack.decode(msgspec.msgpack.encode(_duplicated(first.hand_over())), type=AccessLogsHandover)
     async with running(path, flush=0.1, handed=handed) as logs:
         first._reader.close()
         os.write(writer, b"ne 10\n")

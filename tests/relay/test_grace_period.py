@@ -10,7 +10,7 @@ from kumadp.relay.grace_period import (
     SILENT,
     UNREACHABLE_AFTER,
     ControlPlaneCondition,
-    judge,
+    control_plane_condition,
 )
 from kumadp.relay.refusal import StreamRefusal
 from kumadp.relay.relay import SILENCE
@@ -63,7 +63,7 @@ def test_what_is_said_and_that_nothing_but_a_refused_token_is_for_good(
     known: UpstreamFacts, silence: float, verdict: ControlPlaneCondition
 ) -> None:
     for was_connected in (False, True):
-        assert judge(known, silence=silence, was_connected=was_connected, now=NOW) == verdict
+        assert control_plane_condition(known, silence=silence, was_connected=was_connected, now=NOW) == verdict
 
 
 @pytest.mark.parametrize(("had_us", "patience"), [(False, GRACE_PERIOD), (True, ESTABLISHED_GRACE_PERIOD)])
@@ -72,8 +72,10 @@ def test_a_refused_token_is_for_good_when_patience_is_at_its_end(
     state: UpstreamState, was_connected: bool, patience: float
 ) -> None:
     before = facts(state, StreamRefusal.AUTH, "token is revoked", patience - 0.1)
-    assert judge(before, silence=0.0, was_connected=was_connected, now=NOW) == ControlPlaneCondition("token is revoked")
+    assert control_plane_condition(before, silence=0.0, was_connected=was_connected, now=NOW) == ControlPlaneCondition(
+        "token is revoked"
+    )
     after = facts(state, StreamRefusal.AUTH, "token is revoked", patience)
-    told = judge(after, silence=0.0, was_connected=was_connected, now=NOW)
+    told = control_plane_condition(after, silence=0.0, was_connected=was_connected, now=NOW)
     assert told.permanent
     assert "token is revoked" in told.warning

@@ -25,7 +25,7 @@ from kumadp.relay import last_good as disk
 from kumadp.relay.last_good import Binding, LastGood, LastGoodContent, LastGoodStore
 from kumadp.relay.messages import CLUSTER, ENDPOINTS, LISTENER, SECRET, encode_response
 from kumadp.relay.secret_scan import why_secret
-from kumadp.relay.subscription import RelaySnapshot, TypeSnapshot
+from kumadp.relay.snapshot import RelaySnapshot, TypeSnapshot
 from tests.relay.test_secret_scan import CERTIFICATE, KEY, der, packed, raw, source
 from tests.relay.test_secret_scan import PKCS8 as FORM
 from tests.relay.test_secret_scan import RSA as OTHER_KEY
@@ -75,7 +75,7 @@ class Kept:
         """Write at once and be done."""
         if content is not None:
             self.content = content
-        self.store.changed()
+        self.store.schedule_write()
         async with asyncio.timeout(30):
             await self.store.close()
 
@@ -350,7 +350,7 @@ async def test_a_file_that_could_not_be_replaced_is_not_confirmed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = Kept(tmp_path)
-    kept.store.changed()
+    kept.store.schedule_write()
     async with asyncio.timeout(30):
         while kept.store.status()["written"] is None:
             await asyncio.sleep(0.01)
@@ -383,7 +383,7 @@ async def test_changes_that_come_together_are_one_write(tmp_path: Path, monkeypa
         for number in range(100)
     ]
     for kept.content in contents:
-        kept.store.changed()
+        kept.store.schedule_write()
         await asyncio.sleep(0)
     await kept.store.close()
     assert writes == 1
@@ -402,11 +402,11 @@ async def test_a_change_during_a_write_is_written_too(tmp_path: Path, monkeypatc
             kept.content = LastGoodContent(
                 bootstrap(), None, memory(clusters=response(CLUSTER, plain_cluster(f"c-{number}")))
             )
-            loop.call_soon_threadsafe(kept.store.changed)
+            loop.call_soon_threadsafe(kept.store.schedule_write)
         real(*arguments)
 
     monkeypatch.setattr(disk, "write", change)
-    kept.store.changed()
+    kept.store.schedule_write()
     async with asyncio.timeout(30):
         while not kept.store.path.exists() or b"c-2" not in kept.store.path.read_bytes():
             await asyncio.sleep(0.01)
@@ -433,7 +433,7 @@ async def test_a_full_disk_costs_one_warning_and_keeps_the_old_file(
     kept.store._pause = 0.0
     monkeypatch.setattr("kumadp.relay.last_good.write_private", full)
     for _ in range(3):
-        kept.store.changed()
+        kept.store.schedule_write()
         async with asyncio.timeout(30):
             while kept.store._task is not None:
                 await asyncio.sleep(0.01)
@@ -481,7 +481,7 @@ async def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeyp
     for name in ("a", "b"):
         clusters = response(CLUSTER, plain_cluster(name))
         kept.content = LastGoodContent(bootstrap(), None, memory(clusters=clusters, listeners=listeners))
-        kept.store.changed()
+        kept.store.schedule_write()
         async with asyncio.timeout(30):
             while kept.store._task is not None:
                 await asyncio.sleep(0.01)

@@ -7,8 +7,8 @@ import pytest
 
 from kumadp.relay.actions import ResponseAccepted, ResponseRejected
 from kumadp.relay.messages import Outline, Request, encode_status
+from kumadp.relay.snapshot import RelaySnapshot
 from kumadp.relay.state_machine import RelayStateMachine
-from kumadp.relay.subscription import RelaySnapshot
 from tests.relay.harness import CLUSTER, ENDPOINTS, LISTENER, NODE, REFUSED, SECRET, Bench, any_of
 
 # Upward.
@@ -731,10 +731,10 @@ def test_memory_survives_and_gives_a_fresh_envoy_everything_without_a_control_pl
     bench.ack(1, SECRET)
     bench.respond(CLUSTER, "v2")
     bench.nack(1, CLUSTER)
-    kept = msgspec.msgpack.encode(bench.machine.export())
+    kept = msgspec.msgpack.encode(bench.machine.snapshot())
     memory = msgspec.msgpack.decode(kept, type=RelaySnapshot)
     bench = Bench(RelayStateMachine(NODE, memory=memory))
-    assert bench.machine.export() == memory
+    assert bench.machine.snapshot() == memory
     bench.envoy(1, 5)
     bench.ask(1, CLUSTER)
     bench.ask(1, LISTENER)
@@ -758,7 +758,7 @@ def restored(*, accepted: str) -> Bench:
     before.serving()
     before.respond(CLUSTER, accepted)
     before.ack(1, CLUSTER)
-    return Bench(RelayStateMachine(NODE, memory=before.machine.export()))
+    return Bench(RelayStateMachine(NODE, memory=before.machine.snapshot()))
 
 
 def test_an_envoy_that_runs_something_else_than_is_remembered_keeps_it_until_the_control_plane_speaks() -> None:
@@ -782,7 +782,7 @@ def test_what_an_envoy_keeps_its_own_for_is_not_tried_on_it() -> None:
     before.serving()
     before.respond(CLUSTER, "v2")
     before.die(1, 0)
-    bench = Bench(RelayStateMachine(NODE, memory=before.machine.export()))
+    bench = Bench(RelayStateMachine(NODE, memory=before.machine.snapshot()))
     bench.envoy(1, 0)
     bench.versions[1, CLUSTER] = "newer"
     bench.ask(1, CLUSTER)
@@ -811,7 +811,7 @@ def test_keys_that_an_envoy_has_are_not_withheld_from_it() -> None:
 def test_memory_that_cannot_be_read_is_left() -> None:
     bench = Bench()
     bench.serving()
-    memory = bench.machine.export()
+    memory = bench.machine.snapshot()
     torn = msgspec.structs.replace(memory.types[0], accepted=b"\xff", latest=memory.types[1].accepted)
     bench = Bench(RelayStateMachine(NODE, memory=msgspec.structs.replace(memory, types=(torn, *memory.types[1:]))))
     assert [(view.accepted, view.latest) for view in bench.machine.types()] == [("", ""), ("1", "1")]
@@ -853,17 +853,17 @@ def test_started_from_disk_a_secret_asked_for_in_a_stream_that_is_refused_is_not
 def test_what_an_earlier_run_left_serves_while_the_control_plane_gives_no_stream_and_never_after_it_gave_one() -> None:
     before = Bench()
     before.serving()
-    memory = before.machine.export()
+    memory = before.machine.snapshot()
     bench = Bench()
     bench.envoy(1, 0)
     bench.ask(1, CLUSTER)
     assert bench.took_down() == []
-    bench.do(bench.machine.recall(memory))
+    bench.do(bench.machine.restore(memory))
     assert bench.took_down() == [(1, CLUSTER, "1")]
     late = Bench()
     late.connect()
     late.respond(CLUSTER, "v9")
-    assert late.machine.recall(memory) == []
+    assert late.machine.restore(memory) == []
     assert [view.latest for view in late.machine.types()] == ["v9", ""]
 
 

@@ -11,8 +11,8 @@ import msgspec
 
 from kumadp.relay.actions import RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
 from kumadp.relay.messages import SECRET, Request, Response, encode_response
+from kumadp.relay.snapshot import RelaySnapshot
 from kumadp.relay.state_machine import TRIAL_AFTER, RelayStateMachine
-from kumadp.relay.subscription import RelaySnapshot
 from tests.relay.harness import NODE
 from tests.relay.players import NAMED, REFUSAL, TYPES, WITHHELD, Content, Delivery, Envoy, Session
 
@@ -176,7 +176,7 @@ class World:
 
     def restart_relay(self, *, from_disk: bool) -> None:
         """By re-exec, with all of memory, or from disk, without secrets; Envoys find it again by themselves."""
-        memory = msgspec.msgpack.decode(msgspec.msgpack.encode(self.machine.export()), type=RelaySnapshot)
+        memory = msgspec.msgpack.decode(msgspec.msgpack.encode(self.machine.snapshot()), type=RelaySnapshot)
         if from_disk:
             kept = tuple(one for one in memory.types if one.type_url != SECRET)
             memory = msgspec.structs.replace(memory, types=kept)

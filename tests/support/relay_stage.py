@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kumadp.bootstrap.rewrite import rewrite_for_relay
 from kumadp.relay.node import encode_node
-from kumadp.relay.relay import Relay
+from kumadp.relay.relay import Relay, RelayOptions
 from kumadp.relay.state_machine import RelayStateMachine
 from kumadp.relay.upstream import Dial
 from tests.support.daemon import Ports, get, workload
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from kumadp.relay.subscription import RelaySnapshot
+    from kumadp.relay.snapshot import RelaySnapshot
     from tests.support.daemon import Workload
     from tests.support.xds.resources import Tree
 
@@ -64,8 +64,9 @@ class RunningRelay:
         self.thread = LoopThread("relay", make_loop)
         self.machine = RelayStateMachine(encode_node(bootstrap["node"]), **machine)
         self.accepted: list[str] = []
+        options = RelayOptions(on_accepted=self.accepted.append)
         self.relay = self.thread.call(
-            lambda: Relay(path, self.machine, self.dial, epoch_of=lambda _pid: 0, on_accepted=self.accepted.append)
+            lambda: Relay(path, self.machine, self.dial, epoch_of=lambda _pid: 0, options=options)
         )
         is_up = asyncio.Event()
 
@@ -96,7 +97,7 @@ class RunningRelay:
 
     def stop(self) -> RelaySnapshot:
         """End it; what it knew."""
-        memory: RelaySnapshot = self.call(self.relay.export)
+        memory: RelaySnapshot = self.call(self.relay.snapshot)
 
         async def stop() -> None:
             self.task.cancel()
