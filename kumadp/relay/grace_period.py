@@ -22,32 +22,30 @@ SILENT = "it leaves requests unanswered"
 
 
 @dataclass(frozen=True, slots=True)
-class ControlPlaneCondition:
+class PlaneCondition:
     """``warning`` for the operator, empty if there is none; ``permanent``: retrying cannot help."""
 
     warning: str = ""
     permanent: bool = False
 
 
-def control_plane_condition(
-    facts: UpstreamFacts, *, silence: float, was_connected: bool, now: float
-) -> ControlPlaneCondition:
+def assess(facts: UpstreamFacts, *, silence: float, was_connected: bool, now: float) -> PlaneCondition:
     """Return the condition of a control plane that serves us or has been away for at least ``UNREACHABLE_AFTER`` s.
 
     ``silence``: seconds for which a first subscription has been unanswered. ``was_connected``: the control plane has
     served this run before. ``now`` is of the same clock as ``facts``.
     """
     if facts.state is UpstreamState.HELD_CLOSED:
-        return ControlPlaneCondition()
+        return PlaneCondition()
     if silence >= (SILENCE if facts.state is UpstreamState.OPEN else UNREACHABLE_AFTER):
-        return ControlPlaneCondition(SILENT)
+        return PlaneCondition(SILENT)
     if facts.state is UpstreamState.OPEN:
-        return ControlPlaneCondition()
+        return PlaneCondition()
     grace_period = ESTABLISHED_GRACE_PERIOD if was_connected else GRACE_PERIOD
     if (
         facts.refusal is StreamRefusal.AUTH
         and facts.refused_since is not None
         and now - facts.refused_since >= grace_period
     ):
-        return ControlPlaneCondition(f"the control plane refuses this data plane: {facts.last_error}", permanent=True)
-    return ControlPlaneCondition(facts.last_error or "it does not answer")
+        return PlaneCondition(f"the control plane refuses this data plane: {facts.last_error}", permanent=True)
+    return PlaneCondition(facts.last_error or "it does not answer")

@@ -12,7 +12,7 @@ from kumadp.addresses import server_name
 from kumadp.bootstrap.compare import same_node
 from kumadp.bootstrap.fields import get
 from kumadp.errors import ControlPlaneRefused
-from kumadp.relay.grace_period import UNREACHABLE_AFTER, control_plane_condition
+from kumadp.relay.grace_period import UNREACHABLE_AFTER, assess
 from kumadp.relay.last_good import LastGoodContent
 from kumadp.relay.node import encode_node
 from kumadp.relay.refusal import StreamRefusal
@@ -213,9 +213,7 @@ class Relaying:
 
     def _tell(self) -> None:
         relay = self.relay
-        condition = control_plane_condition(
-            relay.facts, silence=relay.silence, was_connected=self._had_us, now=time.monotonic()
-        )
+        condition = assess(relay.facts, silence=relay.silence, was_connected=self._had_us, now=time.monotonic())
         self._status.set_warning("control plane", condition.warning)
         if condition.permanent:
             self._refused(ControlPlaneRefused(condition.warning))

@@ -51,9 +51,9 @@ class RelayOptions:
     """Settings and callbacks of a `Relay`.
 
     ``broken_at``: when a re-execution broke the stream to the control plane, by ``clock``; None if there was none.
-    ``largest``: a response of more bytes is rejected, and Envoy keeps the previous one. ``on_change`` is called when the
-    status changes, ``on_accepted`` with the type of a response that an Envoy accepted, ``on_answered`` with the type of
-    one that it accepted or rejected: it may have applied parts of a rejected one.
+    ``largest``: a response of more bytes is rejected, and Envoy keeps the previous one. ``on_change`` is called when
+    the status changes, ``on_accepted`` with the type of a response that an Envoy accepted, ``on_answered`` with the
+    type of one that it accepted or rejected: it may have applied parts of a rejected one.
     """
 
     broken_at: float | None = None
@@ -67,8 +67,8 @@ class RelayOptions:
 class Relay:
     """Holds one stream to the control plane and serves every Envoy from it, on a Unix socket at ``path``.
 
-    ``dial`` returns how to reach the control plane, for each attempt. ``epoch_of`` returns the epoch of a peer's pid for
-    which `envoy_started` was not called.
+    ``dial`` returns how to reach the control plane, for each attempt. ``epoch_of`` returns the epoch of a peer's pid
+    for which `envoy_started` was not called.
     """
 
     name = "relay"

@@ -1,4 +1,4 @@
-"""What is said of a control plane that does not serve us, and when a refusal is for good."""
+"""The condition of a control plane that does not serve us, and when its refusal is permanent."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from kumadp.relay.grace_period import (
     GRACE_PERIOD,
     SILENT,
     UNREACHABLE_AFTER,
-    ControlPlaneCondition,
-    control_plane_condition,
+    PlaneCondition,
+    assess,
 )
 from kumadp.relay.refusal import StreamRefusal
 from kumadp.relay.relay import SILENCE
 from kumadp.relay.upstream import UpstreamFacts, UpstreamState
 
-WELL = ControlPlaneCondition()
+WELL = PlaneCondition()
 NOW = 10_000.0
 
 
@@ -28,54 +28,52 @@ def facts(
 
 
 @pytest.mark.parametrize(
-    ("known", "silence", "verdict"),
+    ("reported", "silence", "expected"),
     [
         (facts(UpstreamState.OPEN), 0.0, WELL),
         (facts(UpstreamState.OPEN), SILENCE - 0.1, WELL),
-        (facts(UpstreamState.OPEN), SILENCE, ControlPlaneCondition(SILENT)),
-        # What a stream ended with before says nothing of one that is open and silent.
+        (facts(UpstreamState.OPEN), SILENCE, PlaneCondition(SILENT)),
+        # The error of a previous stream does not describe one that is open and silent.
         (
             facts(UpstreamState.CONNECTING, StreamRefusal.UNREACHABLE, "reset", 6.0),
             UNREACHABLE_AFTER,
-            ControlPlaneCondition(SILENT),
+            PlaneCondition(SILENT),
         ),
-        (facts(UpstreamState.CONNECTING), 0.0, ControlPlaneCondition("it does not answer")),
+        (facts(UpstreamState.CONNECTING), 0.0, PlaneCondition("it does not answer")),
         (
             facts(UpstreamState.BACKOFF, StreamRefusal.UNREACHABLE, "Connection refused", 9000.0),
             0.0,
-            ControlPlaneCondition("Connection refused"),
+            PlaneCondition("Connection refused"),
         ),
         (
             facts(UpstreamState.BACKOFF, StreamRefusal.ACTIVE, "an active stream", 9000.0),
             0.0,
-            ControlPlaneCondition("an active stream"),
+            PlaneCondition("an active stream"),
         ),
         (
             facts(UpstreamState.BACKOFF, StreamRefusal.OTHER, "no such mesh", 9000.0),
             0.0,
-            ControlPlaneCondition("no such mesh"),
+            PlaneCondition("no such mesh"),
         ),
-        # Closed by ourselves: nothing is to be said of the control plane.
+        # Closed by ourselves: no fault of the control plane.
         (facts(UpstreamState.HELD_CLOSED, StreamRefusal.AUTH, "revoked", 9000.0), 0.0, WELL),
     ],
 )
-def test_what_is_said_and_that_nothing_but_a_refused_token_is_for_good(
-    known: UpstreamFacts, silence: float, verdict: ControlPlaneCondition
+def test_only_a_refused_token_is_permanent_and_each_condition_has_its_warning(
+    reported: UpstreamFacts, silence: float, expected: PlaneCondition
 ) -> None:
     for was_connected in (False, True):
-        assert control_plane_condition(known, silence=silence, was_connected=was_connected, now=NOW) == verdict
+        assert assess(reported, silence=silence, was_connected=was_connected, now=NOW) == expected
 
 
-@pytest.mark.parametrize(("had_us", "patience"), [(False, GRACE_PERIOD), (True, ESTABLISHED_GRACE_PERIOD)])
+@pytest.mark.parametrize(("was_connected", "grace_period"), [(False, GRACE_PERIOD), (True, ESTABLISHED_GRACE_PERIOD)])
 @pytest.mark.parametrize("state", [UpstreamState.BACKOFF, UpstreamState.CONNECTING])
-def test_a_refused_token_is_for_good_when_patience_is_at_its_end(
-    state: UpstreamState, was_connected: bool, patience: float
+def test_a_refused_token_is_permanent_once_the_grace_period_is_over(
+    state: UpstreamState, was_connected: bool, grace_period: float
 ) -> None:
-    before = facts(state, StreamRefusal.AUTH, "token is revoked", patience - 0.1)
-    assert control_plane_condition(before, silence=0.0, was_connected=was_connected, now=NOW) == ControlPlaneCondition(
-        "token is revoked"
-    )
-    after = facts(state, StreamRefusal.AUTH, "token is revoked", patience)
-    told = control_plane_condition(after, silence=0.0, was_connected=was_connected, now=NOW)
-    assert told.permanent
-    assert "token is revoked" in told.warning
+    before = facts(state, StreamRefusal.AUTH, "token is revoked", grace_period - 0.1)
+    assert assess(before, silence=0.0, was_connected=was_connected, now=NOW) == PlaneCondition("token is revoked")
+    after = facts(state, StreamRefusal.AUTH, "token is revoked", grace_period)
+    condition = assess(after, silence=0.0, was_connected=was_connected, now=NOW)
+    assert condition.permanent
+    assert "token is revoked" in condition.warning

@@ -34,8 +34,8 @@ from kumadp.metrics.profiles import Selection, Wanted
 from kumadp.otel import environment
 from kumadp.probes.probe_request import clean_path, parse_request
 from kumadp.relay.messages import Request, Response
-from kumadp.relay.secret_scan import why_secret
 from kumadp.relay.protobuf import field_bytes
+from kumadp.relay.secret_scan import why_secret
 from kumadp.resources.dynconf_bodies import DNS, MESH_METRIC, WrongBody, decode
 from kumadp.resources.load import load_resource
 from kumadp.settings.values import parse_assignments, parse_duration

@@ -1,4 +1,4 @@
-"""Runs kumadp with shorter grace periods: ``short_grace_period.py SECONDS SECONDS_WITH_A_FRIEND python -m kumadp``."""
+"""Runs kumadp with shorter grace periods: ``short_grace_period.py SECONDS SECONDS_IF_ESTABLISHED python -m kumadp``."""
 
 from __future__ import annotations
 
