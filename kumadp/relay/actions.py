@@ -54,10 +54,10 @@ class ResponseRejected:
 
 
 @dataclass(frozen=True, slots=True)
-class LogNote:
+class Note:
     """Something for the log."""
 
     text: str
 
 
-RelayAction = SendUp | SendDown | ResponseAccepted | ResponseRejected | LogNote
+RelayAction = SendUp | SendDown | ResponseAccepted | ResponseRejected | Note

@@ -19,7 +19,7 @@ from kumadp.host.log.secrets import redact
 from kumadp.host.log.throttle import Sparse
 from kumadp.host.memory_trim import give_back
 from kumadp.host.net.serve import bind_unix
-from kumadp.relay.actions import LogNote, RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
+from kumadp.relay.actions import Note, RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
 from kumadp.relay.downstream import Downstream
 from kumadp.relay.health import HDS, LARGEST_SPECIFIER, HealthRelay
 from kumadp.relay.messages import SECRET, BadMessage, Request, Response, outline
@@ -318,7 +318,7 @@ class Relay:
                         "by_guard": by_guard,
                     }
                     self._on_answered(type_url)
-                case LogNote(text):
+                case Note(text):
                     log.info("%s", text)
         due = self._machine.next_tick()
         if due is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kumadp.relay.actions import LogNote, RelayAction, ResponseAccepted, ResponseRejected, SendDown
+from kumadp.relay.actions import Note, RelayAction, ResponseAccepted, ResponseRejected, SendDown
 from kumadp.relay.envoy_streams import DEADLY, NAMED, WITHHELD, EnvoyStream, Exchange
 from kumadp.relay.messages import (
     CLUSTER,
@@ -24,7 +24,7 @@ from kumadp.relay.messages import (
 )
 from kumadp.relay.snapshot import RelaySnapshot
 from kumadp.relay.subscription import Delivery, Subscription, TypeView, in_order
-from kumadp.relay.upstream_requests import Upward
+from kumadp.relay.upstream_requests import UpstreamRequests
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,10 +44,9 @@ class RelayStateMachine:
         memory: RelaySnapshot | None = None,
         withhold_secrets: bool = False,
     ) -> None:
-        self._up = Upward(node)
+        self._up = UpstreamRequests(node)
         self._withhold_secrets = withhold_secrets
-        self._serial = 0
-        self._nonce = 0
+        self._serial = self._nonce = 0
         self._subscriptions: dict[str, Subscription] = {}
         self._streams: dict[int, EnvoyStream] = {}
         # Closed, while it is not known yet whether their Envoy has ended.
@@ -104,10 +103,10 @@ class RelayStateMachine:
         try:
             response = data if isinstance(data, Response) else Response.parse(data)
         except BadMessage as error:
-            return [LogNote(f"the control plane sent a response that cannot be read: {error}")]
+            return [Note(f"the control plane sent a response that cannot be read: {error}")]
         subscription = self._subscriptions.get(response.type_url)
         if not self._up.is_open or subscription is None:
-            return [LogNote(f"the control plane sent {response.type_url}, which was not requested")]
+            return [Note(f"the control plane sent {response.type_url}, which was not requested")]
         self._serial += 1
         delivery = Delivery(self._serial, response)
         subscription.arrived(delivery)
@@ -119,7 +118,7 @@ class RelayStateMachine:
         """A DiscoveryResponse that was dropped: reject it in our own name; Envoys keep what they have."""
         subscription = self._subscriptions.get(outline.type_url)
         if not self._up.is_open or subscription is None:
-            return [LogNote(f"the control plane sent {outline.type_url}, which was not requested")]
+            return [Note(f"the control plane sent {outline.type_url}, which was not requested")]
         subscription.dropped(outline.nonce)
         rejected = ResponseRejected(outline.type_url, outline.version, reason, by_guard=True)
         return [*self._answer(subscription, subscription.good_version, encode_status(EXHAUSTED, reason)), rejected]
@@ -140,7 +139,7 @@ class RelayStateMachine:
         try:
             request = Request.parse(data)
         except BadMessage as error:
-            return [LogNote(f"Envoy sent a request that cannot be read: {error}")]
+            return [Note(f"Envoy sent a request that cannot be read: {error}")]
         names = tuple(dict.fromkeys(request.names))
         named = request.type_url in NAMED
         if named and not names and request.type_url not in self._subscriptions:
@@ -202,8 +201,7 @@ class RelayStateMachine:
 
     def next_tick(self) -> float | None:
         """When `tick` is due, if ever."""
-        trial = self._next_trial()
-        return trial[0] if trial else None
+        return trial[0] if (trial := self._next_trial()) else None
 
     def tick(self, now: float) -> list[RelayAction]:
         """Try a suspected response again, one at a time, on an Envoy that has lived for 30 s."""
@@ -212,7 +210,7 @@ class RelayStateMachine:
             return []
         _, subscription, down = trial
         subscription.trial = down.stream
-        note = LogNote(f"{subscription.type_url}: the response that Envoy ended with is tried again")
+        note = Note(f"{subscription.type_url}: the response that Envoy ended with is tried again")
         return [note, *self._serve(down, subscription, down.exchanges[subscription.type_url])]
 
     # What others may know.
@@ -363,9 +361,7 @@ class RelayStateMachine:
                 continue
             if delivery not in subscription.suspected:
                 subscription.suspected.add(delivery)
-                actions.append(
-                    LogNote(f"{type_url}: Envoy ended before it answered version {delivery.response.version}")
-                )
+                actions.append(Note(f"{type_url}: Envoy ended before it answered version {delivery.response.version}"))
                 continue
             subscription.suspected.discard(delivery)
             subscription.deadly.add(delivery)

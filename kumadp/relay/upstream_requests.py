@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kumadp.relay.subscription import Subscription
 
 
-class Upward:
+class UpstreamRequests:
     """Requests upward: the Node goes with the first one of a stream, and nothing is kept for the next stream."""
 
     def __init__(self, node: bytes) -> None:
@@ -25,7 +25,7 @@ class Upward:
         """A stream has begun or ended: the nonces and debts of the last one mean nothing any more."""
         self.is_open, self._introduced = is_open, False
         for subscription in subscriptions:
-            subscription.told, subscription.nonce, subscription.open = None, "", False
+            subscription.sent_names, subscription.nonce, subscription.open = None, "", False
 
     def subscribe(self, subscription: Subscription) -> list[SendUp]:
         """Names that the control plane does not know yet.
@@ -33,7 +33,7 @@ class Upward:
         Not while a response is open: a request with its nonce would be an answer to it, and one with an older nonce is
         not read. The answer will carry the names.
         """
-        if not self.is_open or subscription.open or subscription.names == subscription.told:
+        if not self.is_open or subscription.open or subscription.names == subscription.sent_names:
             return []
         return [self._request(subscription, subscription.good_version, b"")]
 
@@ -46,6 +46,6 @@ class Upward:
 
     def _request(self, subscription: Subscription, version: str, error: bytes) -> SendUp:
         node, self._introduced = b"" if self._introduced else self.node, True
-        subscription.told = subscription.names
+        subscription.sent_names = subscription.names
         type_url, names, nonce = subscription.type_url, subscription.names, subscription.nonce
         return SendUp(Request(type_url, version, node, names, nonce, error).encode())

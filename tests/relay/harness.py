@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kumadp.relay.actions import LogNote, RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
+from kumadp.relay.actions import Note, RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
 from kumadp.relay.messages import (
     CLUSTER,
     ENDPOINTS,
@@ -62,7 +62,7 @@ class Bench:
                     self.seen[stream, type_url] = response
                 case ResponseAccepted() | ResponseRejected():
                     self.told.append(action)
-                case LogNote(text):
+                case Note(text):
                     self.notes.append(text)
 
     def took_up(self) -> list[Request]:
