@@ -79,7 +79,7 @@ class Subscription:
     def __init__(self, type_url: str, names: tuple[str, ...] = ()) -> None:
         self.type_url = type_url
         self.names = names
-        self.told: tuple[str, ...] | None = None
+        self.sent_names: tuple[str, ...] | None = None
         self.asked = False
         self.nonce = ""
         self.open = False
