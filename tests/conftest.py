@@ -1,4 +1,4 @@
-"""What every test gets."""
+"""Fixtures that tests of several folders share: control planes, rigs, ports and applications."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import compatibility
+from tests.support.control_planes import open_plane
+from tests.support.daemon import Ports, Workload, workload
+from tests.support.loaded_rig import LoadedRig, open_loaded_rig
+from tests.support.rig import Rig, open_rig
+from tests.support.scripted_control_plane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
+from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+
+    from tests.support.control_planes import ControlPlane
 
 
 @pytest.fixture
@@ -22,6 +30,60 @@ def tmp_path() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="kt"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def ports() -> Ports:
+    """Free ports of one data plane."""
+    return Ports.take()
+
+
+@pytest.fixture
+def app() -> Iterator[Workload]:
+    """A running application called ``web``."""
+    with workload("web") as server:
+        yield server
+
+
+@pytest.fixture
+def plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ControlPlane]:
+    """A running control plane: the tests' own, or both kinds one after the other with `on_both_control_planes`.
+
+    The marker ``linger(seconds)`` changes how long the tests' own keeps a data plane after its stream has ended.
+    """
+    with open_plane(getattr(request, "param", "test"), tmp_path) as running:
+        linger = request.node.get_closest_marker("linger")
+        if linger is not None and isinstance(running, XdsControlPlane):
+            running.faults.linger = linger.args[0]
+        yield running
+
+
+@pytest.fixture
+def scripted_plane(ports: Ports, app: Workload) -> Iterator[ScriptedControlPlane]:
+    """A control plane whose only answer is a bootstrap with one inbound, in front of ``app``."""
+    with ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, app.port))) as running:
+        yield running
+
+
+@pytest.fixture
+def rig(tmp_path: Path, plane: ControlPlane) -> Iterator[Rig]:
+    """A data plane behind ``plane``."""
+    with open_rig(tmp_path, plane) as ready:
+        yield ready
+
+
+@pytest.fixture
+def kuma_rig(tmp_path: Path) -> Iterator[Rig]:
+    """A data plane behind a real control plane."""
+    with open_rig(tmp_path, "kuma") as ready:
+        yield ready
+
+
+@pytest.fixture
+def loaded_rig(plane: ControlPlane) -> Iterator[LoadedRig]:
+    """A data plane behind ``plane``, with load on it; its children outlive it."""
+    with open_loaded_rig(plane) as ready:
+        yield ready
 
 
 _results: dict[str, str] = {}

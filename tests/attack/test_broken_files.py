@@ -24,7 +24,7 @@ from kumadp.host.reexec import interim_responder as meanwhile
 from kumadp.host.reexec.handover import Handover
 from kumadp.host.state_file import FORMAT, NAME, StateFile, read_state
 from kumadp.relay.last_good import FILE, MAGIC, Binding, LastGoodStore
-from tests.support.loaded_rig import loaded_rig
+from tests.support.loaded_rig import open_loaded_rig
 from tests.support.poll import poll_async
 from tests.support.xds.plane import XdsControlPlane
 
@@ -223,16 +223,16 @@ async def test_a_directory_that_is_gone_costs_a_warning(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_a_work_directory_that_is_taken_away_while_it_runs() -> None:
     """Traffic goes on; a reload and a re-execution say why they cannot be done, and the end is a clean one."""
-    with XdsControlPlane() as plane, loaded_rig(plane) as at, at.up() as daemon:
-        envoy = at.the_envoy()
-        shutil.rmtree(at.work)
+    with XdsControlPlane() as plane, open_loaded_rig(plane) as rig, rig.up() as daemon:
+        envoy = rig.the_envoy()
+        shutil.rmtree(rig.work)
         for what in ("reload", "reexec"):
-            told = at.ask(daemon, what)
+            told = rig.ask(daemon, what)
             assert told.returncode == 79, (what, told.stdout, told.stderr)
-            assert f"{at.work}" in told.stderr
+            assert f"{rig.work}" in told.stderr
             assert "No such file or directory" in told.stderr
         assert envoy.is_running()
-        assert at.serves()
+        assert rig.serves()
         daemon.terminate()
         assert daemon.wait() == 0, daemon.output()
         for word in ("bug in kumadp", "never retrieved", "stopping failed", "Traceback"):
@@ -242,13 +242,13 @@ def test_a_work_directory_that_is_taken_away_while_it_runs() -> None:
 @pytest.mark.attack
 @pytest.mark.process
 def test_envoy_dies_after_the_work_directory_was_taken_away() -> None:
-    with XdsControlPlane() as plane, loaded_rig(plane) as at, at.up("--envoy-restart-budget=2") as daemon:
-        envoy = at.the_envoy()
-        shutil.rmtree(at.work)
+    with XdsControlPlane() as plane, open_loaded_rig(plane) as rig, rig.up("--envoy-restart-budget=2") as daemon:
+        envoy = rig.the_envoy()
+        shutil.rmtree(rig.work)
         envoy.send_signal(signal.SIGKILL)
         code = daemon.wait(60)
         assert code in {70, 71}, daemon.output()
         end = next(line for line in daemon.output().splitlines() if "daemon: exit code 7" in line)
-        assert str(at.work) in end, daemon.output()
+        assert str(rig.work) in end, daemon.output()
         for word in ("bug in kumadp", "never retrieved", "stopping failed", "Traceback"):
             assert word not in daemon.output(), daemon.output()

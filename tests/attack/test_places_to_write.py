@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.daemon import Daemon, Ports, get, is_listening, run_kumadp, workload, write_mesh
-from tests.support.loaded_rig import loaded_rig
+from tests.support.loaded_rig import open_loaded_rig
 from tests.support.poll import poll
 from tests.support.readonly import inside, read_only_but, small_disk
 from tests.support.rig import NODE
@@ -103,32 +103,32 @@ def test_a_disk_that_is_full_at_the_start_is_exit_71_with_the_path(tmp_path: Pat
 
 @pytest.mark.parametrize("broken", ["full", "read-only"])
 def test_a_disk_that_cannot_be_written_refuses_a_reload_and_a_reexecution_and_the_old_ones_serve(broken: str) -> None:
-    with XdsControlPlane() as plane, loaded_rig(plane) as at:
-        at.work.mkdir()
-        prefix = small_disk(at.work, "1m")
-        with at.up(f"--state-dir={at.work}/state", prefix=prefix) as daemon:
-            envoy, count = at.the_envoy(), at.count(daemon)
+    with XdsControlPlane() as plane, open_loaded_rig(plane) as rig:
+        rig.work.mkdir()
+        prefix = small_disk(rig.work, "1m")
+        with rig.up(f"--state-dir={rig.work}/state", prefix=prefix) as daemon:
+            envoy, count = rig.the_envoy(), rig.count(daemon)
             if broken == "full":
-                fill(daemon, at.work)
+                fill(daemon, rig.work)
                 why = "No space left on device"
             else:
-                make_read_only(daemon, at.work)
+                make_read_only(daemon, rig.work)
                 why = "Read-only file system"
             for what in ("reload", "reexec"):
-                told = at.ask(daemon, what)
+                told = rig.ask(daemon, what)
                 assert told.returncode == 79, (what, told.stdout, told.stderr)
-                assert str(at.work) in told.stderr, what
+                assert str(rig.work) in told.stderr, what
                 assert why in told.stderr or "cannot be written" in told.stderr, what
                 assert "bug in kumadp" not in told.stderr
-            assert (at.the_envoy(), at.count(daemon)) == (envoy, count)
-            assert at.serves()
-            assert at.status(daemon)["phase"] == "READY"
+            assert (rig.the_envoy(), rig.count(daemon)) == (envoy, count)
+            assert rig.serves()
+            assert rig.status(daemon)["phase"] == "READY"
             if broken == "full":
-                free(daemon, at.work)
+                free(daemon, rig.work)
             else:
-                assert inside(daemon.pid, "umount", str(at.work), environment=dict(os.environ)).returncode == 0
-            assert "serves" in at.reload(daemon)
-            at.reexec(daemon)
+                assert inside(daemon.pid, "umount", str(rig.work), environment=dict(os.environ)).returncode == 0
+            assert "serves" in rig.reload(daemon)
+            rig.reexec(daemon)
             daemon.terminate()
             assert daemon.wait() == 0
             assert "bug in kumadp" not in daemon.output()
@@ -137,16 +137,16 @@ def test_a_disk_that_cannot_be_written_refuses_a_reload_and_a_reexecution_and_th
 
 def test_a_state_directory_that_is_full_costs_the_copy_and_the_records_alone() -> None:
     """Each is a warning in the status, which goes once there is room again."""
-    with XdsControlPlane() as plane, loaded_rig(plane) as at:
-        at.state.mkdir(mode=0o700)
-        with at.up(prefix=small_disk(at.state, "64k")) as daemon:
-            fill(daemon, at.state)
-            at.kill_envoy(daemon)
-            assert "No space left on device" in at.wait_concern(daemon, "crash records")
+    with XdsControlPlane() as plane, open_loaded_rig(plane) as rig:
+        rig.state.mkdir(mode=0o700)
+        with rig.up(prefix=small_disk(rig.state, "64k")) as daemon:
+            fill(daemon, rig.state)
+            rig.kill_envoy(daemon)
+            assert "No space left on device" in rig.wait_concern(daemon, "crash records")
             plane.renew_versions(NODE)
-            assert "No space left on device" in at.wait_concern(daemon, "last good configuration")
-            assert at.serves()
-            free(daemon, at.state)
-            at.kill_envoy(daemon)
+            assert "No space left on device" in rig.wait_concern(daemon, "last good configuration")
+            assert rig.serves()
+            free(daemon, rig.state)
+            rig.kill_envoy(daemon)
             plane.renew_versions(NODE)
-            poll(lambda: at.status(daemon)["concerns"] == [], what="no warning")
+            poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning")

@@ -17,14 +17,13 @@ import pytest
 
 from kumadp.errors import ExitCode
 from kumadp.host.reexec.handover import HELD_SIGNALS
-from tests.support.daemon import Daemon, Ports, Workload, get, run_kumadp, workload
+from tests.support.daemon import Daemon, Ports, get, run_kumadp
 from tests.support.poll import poll
-from tests.support.scripted_control_plane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from _pytest.mark import ParameterSet
+
+    from tests.support.scripted_control_plane import ScriptedControlPlane
 
 pytestmark = pytest.mark.process
 
@@ -36,23 +35,6 @@ FATES = ("kill", "keep")
 def rarely(*values: object) -> list[ParameterSet]:
     """Cases that `make attack` alone tries: they take seconds, and others like them are always tried."""
     return [pytest.param(value, marks=pytest.mark.attack) for value in values]
-
-
-@pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
-
-
-@pytest.fixture
-def app() -> Iterator[Workload]:
-    with workload("web") as made:
-        yield made
-
-
-@pytest.fixture
-def plane(ports: Ports, app: Workload) -> Iterator[ScriptedControlPlane]:
-    with ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, app.port))) as made:
-        yield made
 
 
 def arguments(tmp_path: Path, plane: ScriptedControlPlane, fate: str) -> tuple[str, ...]:
@@ -95,26 +77,26 @@ def reexecuted(tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, fate: 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *rarely(signal.SIGINT, signal.SIGQUIT)])
 def test_right_after_the_program_was_replaced(
-    tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, number: signal.Signals
+    tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane, number: signal.Signals
 ) -> None:
-    reexecuted(tmp_path, ports, plane, "keep", 0.0, number)
+    reexecuted(tmp_path, ports, scripted_plane, "keep", 0.0, number)
 
 
 @pytest.mark.attack
 @pytest.mark.parametrize("fate", FATES)
 @pytest.mark.parametrize("step", range(100))
 def test_at_each_moment_of_a_re_execution(
-    tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, fate: str, step: int
+    tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane, fate: str, step: int
 ) -> None:
-    reexecuted(tmp_path, ports, plane, fate, step * STEP, signal.SIGTERM)
+    reexecuted(tmp_path, ports, scripted_plane, fate, step * STEP, signal.SIGTERM)
 
 
 @pytest.mark.attack
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_no_other_signal_ends_it_while_the_program_is_replaced(
-    tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, number: signal.Signals
+    tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane, number: signal.Signals
 ) -> None:
-    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "keep")) as daemon:
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, scripted_plane, "keep")) as daemon:
         daemon.wait_ready()
         envoy = daemon.envoy()
         daemon.process.send_signal(signal.SIGUSR1)
@@ -144,20 +126,24 @@ def adopted(tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, wait: flo
             check_drain(daemon, envoy)
 
 
-def test_at_the_first_moment_of_an_adoption(tmp_path: Path, ports: Ports, plane: ScriptedControlPlane) -> None:
-    adopted(tmp_path, ports, plane, 0.0)
+def test_at_the_first_moment_of_an_adoption(tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane) -> None:
+    adopted(tmp_path, ports, scripted_plane, 0.0)
 
 
 @pytest.mark.attack
 @pytest.mark.parametrize("step", range(90))
-def test_at_each_moment_of_an_adoption(tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, step: int) -> None:
-    adopted(tmp_path, ports, plane, step * STEP)
+def test_at_each_moment_of_an_adoption(
+    tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane, step: int
+) -> None:
+    adopted(tmp_path, ports, scripted_plane, step * STEP)
 
 
 @pytest.mark.attack
 @pytest.mark.parametrize("step", range(60))
-def test_at_each_moment_of_a_reload(tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, step: int) -> None:
-    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "kill")) as daemon:
+def test_at_each_moment_of_a_reload(
+    tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane, step: int
+) -> None:
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, scripted_plane, "kill")) as daemon:
         daemon.wait_ready()
         daemon.process.send_signal(signal.SIGHUP)
         time.sleep(2 * step * STEP)
@@ -176,9 +162,9 @@ def test_at_each_moment_of_a_reload(tmp_path: Path, ports: Ports, plane: Scripte
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("step", range(40))
 def test_at_each_moment_of_a_start(
-    tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, step: int, number: signal.Signals
+    tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane, step: int, number: signal.Signals
 ) -> None:
-    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "keep")) as daemon:
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, scripted_plane, "keep")) as daemon:
         poll(lambda: "settings:" in daemon.output(), what="the first line")
         time.sleep(3 * step * STEP)
         envoys = [one for one in psutil.Process(daemon.pid).children() if one.name() == "envoy"]
@@ -193,12 +179,12 @@ def test_at_each_moment_of_a_start(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *rarely(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)])
 def test_a_signal_before_the_run_loop(
-    tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, number: signal.Signals
+    tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane, number: signal.Signals
 ) -> None:
     # Settings are read from a FIFO that has no writer, so this is as early as it can be held.
     settings = tmp_path / "settings.yaml"
     os.mkfifo(settings)
-    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "kill"), "--config", str(settings)) as daemon:
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, scripted_plane, "kill"), "--config", str(settings)) as daemon:
         poll(lambda: catches(daemon.pid, number), what="its first handlers")
         daemon.process.send_signal(number)
         if number == signal.SIGTERM:
@@ -217,10 +203,10 @@ def catches(pid: int, number: int) -> bool:
 
 @pytest.mark.parametrize("again", [False, *rarely(True)])
 def test_no_thread_but_the_main_one_takes_a_signal(
-    tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, again: bool
+    tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane, again: bool
 ) -> None:
     """One that another thread takes while the main one holds it back would be lost over execve(2)."""
-    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "kill"), dns=True) as daemon:
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, scripted_plane, "kill"), dns=True) as daemon:
         daemon.wait_ready()
         if again:
             daemon.process.send_signal(signal.SIGUSR1)

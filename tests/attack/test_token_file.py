@@ -25,11 +25,6 @@ WARNING = "every user of this host can read the token"
 
 
 @pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
-
-
-@pytest.fixture
 def plane(ports: Ports) -> Iterator[ScriptedControlPlane]:
     with workload("web") as app:
         bootstrap = static_bootstrap(ports, app.port)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.bench.test_start import note
 from tests.support.daemon import get
-from tests.support.loaded_rig import loaded_rig
+from tests.support.loaded_rig import open_loaded_rig
 from tests.support.reexec_client import LOOPS, Load, assert_no_line_is_lost, program
 from tests.support.xds.plane import XdsControlPlane
 
@@ -44,7 +44,7 @@ def test_many_re_executions_in_a_row(loop: str, table: list[tuple[str, str, str]
 
 def test_readiness_meanwhile(table: list[tuple[str, str, str]]) -> None:
     slowest = []
-    with XdsControlPlane() as plane, loaded_rig(plane) as at, at.up() as daemon:
+    with XdsControlPlane() as plane, open_loaded_rig(plane) as rig, rig.up() as daemon:
         for _ in range(OF_ALL):
             took: list[float] = []
             over = threading.Event()
@@ -52,12 +52,12 @@ def test_readiness_meanwhile(table: list[tuple[str, str, str]]) -> None:
             def ask(took: list[float] = took, over: threading.Event = over) -> None:
                 while not over.wait(0.005):
                     begun = time.monotonic()
-                    assert get(at.ports.readiness, "/ready") == (200, "READY")
+                    assert get(rig.ports.readiness, "/ready") == (200, "READY")
                     took.append(time.monotonic() - begun)
 
             with ThreadPoolExecutor(1) as pool:
                 asking = pool.submit(ask)
-                at.reexec(daemon)
+                rig.reexec(daemon)
                 over.set()
                 asking.result()
             slowest.append(max(took) * 1000)

@@ -10,35 +10,26 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.support.loaded_rig import LoadedRig, loaded_rig
-from tests.support.xds.plane import XdsControlPlane
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.support.loaded_rig import LoadedRig
 
 pytestmark = pytest.mark.process
 
 GIVEN = 1 << 20
 
 
-@pytest.fixture
-def at() -> Iterator[LoadedRig]:
-    with XdsControlPlane() as plane, loaded_rig(plane) as made:
-        yield made
-
-
 def soft(pid: int) -> int:
     return resource.prlimit(pid, resource.RLIMIT_CORE)[0]
 
 
-def test_kumadp_leaves_none_and_envoy_may(at: LoadedRig) -> None:
+def test_kumadp_leaves_none_and_envoy_may(loaded_rig: LoadedRig) -> None:
     hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
     if hard != resource.RLIM_INFINITY and hard < GIVEN:
         pytest.skip("no core dump is allowed here")
-    with at.up(prefix=("prlimit", f"--core={GIVEN}:")) as daemon:
-        assert (soft(daemon.pid), soft(at.the_envoy().pid)) == (0, GIVEN)
-        at.reexec(daemon)
-        assert (soft(daemon.pid), soft(at.kill_envoy(daemon).pid)) == (0, GIVEN)
+    with loaded_rig.up(prefix=("prlimit", f"--core={GIVEN}:")) as daemon:
+        assert (soft(daemon.pid), soft(loaded_rig.the_envoy().pid)) == (0, GIVEN)
+        loaded_rig.reexec(daemon)
+        assert (soft(daemon.pid), soft(loaded_rig.kill_envoy(daemon).pid)) == (0, GIVEN)
         # Where the next program does not come, the old one is as safe as before.
         assert psutil.Process(daemon.pid).name() == "kuma-dp"
 

@@ -13,20 +13,13 @@ import pytest
 
 from kumadp.host import descriptors
 from kumadp.host.process_identity import identity_of, start_time_of
-from tests.support.loaded_rig import LoadedRig, loaded_rig
-from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.support.loaded_rig import LoadedRig
+
 GIVEN, HARD = 700, 1500
-
-
-@pytest.fixture
-def at() -> Iterator[LoadedRig]:
-    with XdsControlPlane() as plane, loaded_rig(plane) as made:
-        yield made
 
 
 def limits(pid: int) -> tuple[int, int]:
@@ -34,10 +27,10 @@ def limits(pid: int) -> tuple[int, int]:
 
 
 @pytest.mark.process
-def test_the_soft_limit_is_raised_and_raised_again_after_a_reexecution(at: LoadedRig) -> None:
-    with at.up(prefix=("prlimit", f"--nofile={GIVEN}:{HARD}")) as daemon:
+def test_the_soft_limit_is_raised_and_raised_again_after_a_reexecution(loaded_rig: LoadedRig) -> None:
+    with loaded_rig.up(prefix=("prlimit", f"--nofile={GIVEN}:{HARD}")) as daemon:
         assert limits(daemon.pid) == (HARD, HARD)
-        at.reexec(daemon)
+        loaded_rig.reexec(daemon)
         assert limits(daemon.pid) == (HARD, HARD)
 
 

@@ -11,13 +11,13 @@ import pytest
 
 from kumadp.host.socket_names import access_log, kuma_socket
 from tests.support.access_log_policy import log_nothing, log_to
-from tests.support.control_planes import KINDS
+from tests.support.control_planes import on_both_control_planes
 from tests.support.daemon import get
 from tests.support.kuma_control_plane import KumaControlPlane
-from tests.support.loaded_rig import loaded_rig
+from tests.support.loaded_rig import open_loaded_rig
 from tests.support.log_sink import Sink
 from tests.support.poll import poll
-from tests.support.rig import NAME, NODE, SOON, rig
+from tests.support.rig import NAME, NODE, SOON, open_rig
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
@@ -34,32 +34,20 @@ QUICK = ("--envoy-arg=--file-flush-interval-msec", "--envoy-arg=100")
 POLICY = "/meshes/default/meshaccesslogs/to-sink"
 
 
-@pytest.fixture(params=KINDS)
-def at(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
-    with rig(tmp_path, request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Rig]:
-    with rig(tmp_path, "test") as made:
-        yield made
-
-
 @pytest.fixture
 def sink() -> Iterator[Sink]:
     with Sink() as made:
         yield made
 
 
-def apply(at: Rig, address: str) -> None:
+def apply(rig: Rig, address: str) -> None:
     """The policy, for inbounds."""
-    if isinstance(at.plane, KumaControlPlane):
+    if isinstance(rig.plane, KumaControlPlane):
         backend = {"type": "Tcp", "tcp": {"address": address, "format": {"type": "Plain", "plain": "%REQ(:PATH)%"}}}
-        put_policy(at.plane, backend)
+        put_policy(rig.plane, backend)
     else:
-        assert isinstance(at.plane, XdsControlPlane)
-        log_to(at.plane.mesh(NODE), at.work, NAME, address)
+        assert isinstance(rig.plane, XdsControlPlane)
+        log_to(rig.plane.mesh(NODE), rig.work, NAME, address)
 
 
 def put_policy(plane: KumaControlPlane, backend: object) -> None:
@@ -68,18 +56,18 @@ def put_policy(plane: KumaControlPlane, backend: object) -> None:
     plane.put(POLICY, {"type": "MeshAccessLog", "mesh": "default", "name": "to-sink", "spec": spec})
 
 
-def remove(at: Rig) -> None:
-    if isinstance(at.plane, KumaControlPlane):
-        at.plane.delete(POLICY)
+def remove(rig: Rig) -> None:
+    if isinstance(rig.plane, KumaControlPlane):
+        rig.plane.delete(POLICY)
     else:
-        assert isinstance(at.plane, XdsControlPlane)
-        log_nothing(at.plane.mesh(NODE))
+        assert isinstance(rig.plane, XdsControlPlane)
+        log_nothing(rig.plane.mesh(NODE))
 
 
-def asked(at: Rig, *paths: str) -> list[bytes]:
+def asked(rig: Rig, *paths: str) -> list[bytes]:
     """Ask for these, one after the other; the lines that are to come of it."""
     for path in paths:
-        assert get(at.ports.inbound, path) == (200, at.app.name)
+        assert get(rig.ports.inbound, path) == (200, rig.app.name)
     return [path.encode() for path in paths]
 
 
@@ -87,11 +75,11 @@ def numbered(name: str, count: int) -> tuple[str, ...]:
     return tuple(f"/{name}/{number}" for number in range(count))
 
 
-def until_logged(at: Rig, sink: Sink) -> None:
+def until_logged(rig: Rig, sink: Sink) -> None:
     """The policy is in force."""
 
     def logs() -> bool:
-        return at.serves() and get(at.ports.inbound, "/first") == (200, at.app.name) and b"/first" in sink.lines
+        return rig.serves() and get(rig.ports.inbound, "/first") == (200, rig.app.name) and b"/first" in sink.lines
 
     poll(logs, what="a first line", deadline=SOON)
 
@@ -107,35 +95,36 @@ def until_lines(sink: Sink, wanted: list[bytes]) -> None:
     assert mine() == wanted
 
 
-def node(at: Rig) -> int:
-    return kuma_socket(at.work, access_log(NAME, "default")).stat().st_ino
+def node(rig: Rig) -> int:
+    return kuma_socket(rig.work, access_log(NAME, "default")).stat().st_ino
 
 
-def logs_of(at: Rig, daemon: Daemon) -> dict[str, object]:
-    found: dict[str, object] = at.status(daemon)["access_logs"]
+def logs_of(rig: Rig, daemon: Daemon) -> dict[str, object]:
+    found: dict[str, object] = rig.status(daemon)["access_logs"]
     return found
 
 
 @pytest.mark.contract("MeshAccessLog to TCP applied and removed")
-def test_a_policy_comes_and_goes_and_envoy_dies(at: Rig, sink: Sink) -> None:
-    with at.run(*QUICK) as daemon:
-        at.wait_ready(daemon)
-        apply(at, sink.address)
-        until_logged(at, sink)
-        until_lines(sink, asked(at, *numbered("one", 20)))
-        at.kill_envoy(daemon)
-        until_lines(sink, asked(at, *numbered("two", 20)))
+@on_both_control_planes
+def test_a_policy_comes_and_goes_and_envoy_dies(rig: Rig, sink: Sink) -> None:
+    with rig.run(*QUICK) as daemon:
+        rig.wait_ready(daemon)
+        apply(rig, sink.address)
+        until_logged(rig, sink)
+        until_lines(sink, asked(rig, *numbered("one", 20)))
+        rig.kill_envoy(daemon)
+        until_lines(sink, asked(rig, *numbered("two", 20)))
         # Not a blank line, as Kuma 2.8 has after each.
         assert b"" not in sink.lines
-        remove(at)
+        remove(rig)
 
         def silent() -> bool:
             before = len(sink.lines)
-            get(at.ports.inbound, "/after")
+            get(rig.ports.inbound, "/after")
             return not sinks_more(sink, before)
 
         poll(silent, what="no lines any more", deadline=SOON)
-        assert logs_of(at, daemon)["malformed"] == 0
+        assert logs_of(rig, daemon)["malformed"] == 0
 
 
 def sinks_more(sink: Sink, than: int) -> bool:
@@ -146,98 +135,98 @@ def sinks_more(sink: Sink, than: int) -> bool:
     return False
 
 
-def test_what_envoy_writes_at_its_end_is_sent(alone: Rig, sink: Sink) -> None:
+def test_what_envoy_writes_at_its_end_is_sent(rig: Rig, sink: Sink) -> None:
     """As it is by default: most of it is in Envoy's memory when it is told to end."""
-    with alone.run() as daemon:
-        alone.wait_ready(daemon)
-        apply(alone, sink.address)
-        poll(lambda: _is_in_force(alone), what="the policy in Envoy", deadline=SOON)
-        wanted = asked(alone, *numbered("last", 50))
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
+        apply(rig, sink.address)
+        poll(lambda: _is_in_force(rig), what="the policy in Envoy", deadline=SOON)
+        wanted = asked(rig, *numbered("last", 50))
         daemon.terminate()
         assert daemon.wait() == 0
         until_lines(sink, wanted)
 
 
-def _is_in_force(at: Rig) -> bool:
+def _is_in_force(rig: Rig) -> bool:
     """Whether Envoy has the FIFO open."""
-    code, text = get(at.ports.admin, "/config_dump")
+    code, text = get(rig.ports.admin, "/config_dump")
     listeners = [one for one in json.loads(text)["configs"] if "Listeners" in one["@type"]] if code == 200 else []
     states = [one for found in listeners for one in found.get("dynamic_listeners", ())]
     return any("FileAccessLog" in json.dumps(one.get("active_state", {})) for one in states)
 
 
-def test_a_new_epoch_of_envoy(alone: Rig, sink: Sink) -> None:
+def test_a_new_epoch_of_envoy(rig: Rig, sink: Sink) -> None:
     """Two Envoys have the FIFO open for a while."""
-    with alone.run(*QUICK, "--on-parent-death=kill") as daemon:
-        alone.wait_ready(daemon)
-        apply(alone, sink.address)
-        until_logged(alone, sink)
-        before, wanted = node(alone), asked(alone, *numbered("before", 20))
+    with rig.run(*QUICK, "--on-parent-death=kill") as daemon:
+        rig.wait_ready(daemon)
+        apply(rig, sink.address)
+        until_logged(rig, sink)
+        before, wanted = node(rig), asked(rig, *numbered("before", 20))
         daemon.process.send_signal(signal.SIGHUP)
         count = 0
-        while alone.status(daemon).get("epoch") != 1:
-            wanted += asked(alone, f"/during/{count}")
+        while rig.status(daemon).get("epoch") != 1:
+            wanted += asked(rig, f"/during/{count}")
             count += 1
-        wanted += asked(alone, *numbered("after", 20))
+        wanted += asked(rig, *numbered("after", 20))
         mine = set(wanted)
         with contextlib.suppress(AssertionError):
             poll(lambda: sum(line in mine for line in sink.lines) >= len(wanted), what="all lines", deadline=SOON)
         # Two Envoys write in turn.
         assert sorted(line for line in sink.lines if line in mine) == sorted(wanted)
-        assert node(alone) == before
+        assert node(rig) == before
 
 
 @pytest.mark.parametrize("how", ["reexec", "killed"])
 def test_kumadp_goes_and_another_comes(sink: Sink, how: str) -> None:
     """Re-executed, it loses no line, and no connection; killed, what Envoy writes until the next one is there."""
-    with loaded_rig("test") as at:
-        with at.up(*QUICK) as daemon:
-            apply(at, sink.address)
-            until_logged(at, sink)
-            before = node(at)
+    with open_loaded_rig("test") as rig:
+        with rig.up(*QUICK) as daemon:
+            apply(rig, sink.address)
+            until_logged(rig, sink)
+            before = node(rig)
             if how == "reexec":
-                wanted = asked(at, *numbered("before", 200))
-                told = at.ask(daemon, "reexec")
+                wanted = asked(rig, *numbered("before", 200))
+                told = rig.ask(daemon, "reexec")
                 assert told.returncode == 0, told
-                wanted += asked(at, *numbered("after", 200))
+                wanted += asked(rig, *numbered("after", 200))
                 until_lines(sink, wanted)
-                assert (node(at), sink.connections) == (before, 1)
-                assert logs_of(at, daemon)["lines"] == logs_of(at, daemon)["sent"]
+                assert (node(rig), sink.connections) == (before, 1)
+                assert logs_of(rig, daemon)["lines"] == logs_of(rig, daemon)["sent"]
                 return
             daemon.process.kill()
             daemon.process.wait()
-        with at.up(*QUICK) as daemon:
-            until_logged(at, sink)
-            until_lines(sink, asked(at, *numbered("after", 50)))
-            assert node(at) == before
-            assert at.restarts(daemon) == 0
+        with rig.up(*QUICK) as daemon:
+            until_logged(rig, sink)
+            until_lines(sink, asked(rig, *numbered("after", 50)))
+            assert node(rig) == before
+            assert rig.restarts(daemon) == 0
 
 
-def test_a_destination_that_is_away_for_a_while(alone: Rig, sink: Sink) -> None:
-    with alone.run(*QUICK) as daemon, Sink() as other:
-        alone.wait_ready(daemon)
-        apply(alone, sink.address)
-        until_logged(alone, sink)
+def test_a_destination_that_is_away_for_a_while(rig: Rig, sink: Sink) -> None:
+    with rig.run(*QUICK) as daemon, Sink() as other:
+        rig.wait_ready(daemon)
+        apply(rig, sink.address)
+        until_logged(rig, sink)
         sink.stop()
-        wanted = asked(alone, *numbered("away", 50))
-        alone.wait_concern(daemon, f"access log {sink.address}")
+        wanted = asked(rig, *numbered("away", 50))
+        rig.wait_concern(daemon, f"access log {sink.address}")
         sink.start()
         until_lines(sink, wanted)
-        poll(lambda: not alone.status(daemon)["concerns"], what="no concern", deadline=SOON)
-        apply(alone, other.address)
-        until_logged(alone, other)
+        poll(lambda: not rig.status(daemon)["concerns"], what="no concern", deadline=SOON)
+        apply(rig, other.address)
+        until_logged(rig, other)
 
 
 @pytest.mark.contract("MeshAccessLog to TCP applied and removed")
 @pytest.mark.kuma_cp
 def test_an_object_as_kuma_writes_it(tmp_path: Path, sink: Sink) -> None:
-    with rig(tmp_path, "kuma") as at, at.run(*QUICK) as daemon:
-        assert isinstance(at.plane, KumaControlPlane)
-        at.wait_ready(daemon)
+    with open_rig(tmp_path, "kuma") as rig, rig.run(*QUICK) as daemon:
+        assert isinstance(rig.plane, KumaControlPlane)
+        rig.wait_ready(daemon)
         fields = [{"key": "z", "value": "<%REQ(:PATH)%>"}, {"key": "code", "value": "%RESPONSE_CODE%"}]
         form = {"type": "Json", "json": fields}
-        put_policy(at.plane, {"type": "Tcp", "tcp": {"address": sink.address, "format": form}})
-        poll(lambda: get(at.ports.inbound, "/json")[0] and b"/json" in bytes(sink.data), what="a line", deadline=SOON)
+        put_policy(rig.plane, {"type": "Tcp", "tcp": {"address": sink.address, "format": form}})
+        poll(lambda: get(rig.ports.inbound, "/json")[0] and b"/json" in bytes(sink.data), what="a line", deadline=SOON)
         line = next(line for line in sink.lines if b"/json" in line)
         assert line.endswith(b'"z":"\\u003c/json\\u003e"}')
         assert json.loads(line) == {"code": json.loads(line)["code"], "z": "</json>"}

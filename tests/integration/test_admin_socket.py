@@ -11,91 +11,92 @@ import pytest
 
 from kumadp.host.socket_names import ADMIN, kuma_socket
 from tests.support.daemon import is_listening, says_close
-from tests.support.loaded_rig import LoadedRig, loaded_rig
+from tests.support.loaded_rig import LoadedRig, open_loaded_rig
 from tests.support.poll import poll
 from tests.support.rig import SOON
-from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.daemon import Daemon
+    from tests.support.xds.plane import XdsControlPlane
 
 pytestmark = pytest.mark.process
 
 
 @pytest.fixture
-def at() -> Iterator[LoadedRig]:
-    with XdsControlPlane() as plane, loaded_rig(plane) as made:
-        path = str(socket_of(made))
+def loaded_rig(plane: XdsControlPlane) -> Iterator[LoadedRig]:
+    """A data plane whose admin is on a Unix socket."""
+    with open_loaded_rig(plane) as rig:
+        path = str(socket_of(rig))
 
         def as_2_14(tree: dict[str, Any]) -> None:
             tree["admin"]["address"] = {"pipe": {"path": path, "mode": 0o600}}
 
         plane.edit = as_2_14
-        yield made
+        yield rig
 
 
-def socket_of(at: LoadedRig) -> Path:
-    return kuma_socket(at.work, ADMIN)
+def socket_of(rig: LoadedRig) -> Path:
+    return kuma_socket(rig.work, ADMIN)
 
 
-def assert_admin_is_the_socket(at: LoadedRig, daemon: Daemon) -> None:
-    assert at.status(daemon)["ports"]["admin"] == f"unix:{socket_of(at)}"
-    found = socket_of(at).stat()
+def assert_admin_is_the_socket(rig: LoadedRig, daemon: Daemon) -> None:
+    assert rig.status(daemon)["ports"]["admin"] == f"unix:{socket_of(rig)}"
+    found = socket_of(rig).stat()
     assert stat.S_ISSOCK(found.st_mode)
     assert stat.S_IMODE(found.st_mode) == 0o600
-    assert not is_listening(at.ports.admin)
+    assert not is_listening(rig.ports.admin)
 
 
-def test_reloads_deaths_and_drain(at: LoadedRig) -> None:
-    with at.up() as daemon:
-        assert_admin_is_the_socket(at, daemon)
-        with at.load(asked=False):
+def test_reloads_deaths_and_drain(loaded_rig: LoadedRig) -> None:
+    with loaded_rig.up() as daemon:
+        assert_admin_is_the_socket(loaded_rig, daemon)
+        with loaded_rig.load(asked=False):
             for epoch in (1, 2):
-                old = at.the_envoy()
-                assert f"epoch {epoch} serves" in at.reload(daemon)
+                old = loaded_rig.the_envoy()
+                assert f"epoch {epoch} serves" in loaded_rig.reload(daemon)
                 poll(lambda: not old.is_running(), what="the end of the old epoch")  # noqa: B023
-            at.reexec(daemon)
-        assert_admin_is_the_socket(at, daemon)
-        assert at.status(daemon)["concerns"] == []
-        at.kill_envoy(daemon)
-        assert_admin_is_the_socket(at, daemon)
+            loaded_rig.reexec(daemon)
+        assert_admin_is_the_socket(loaded_rig, daemon)
+        assert loaded_rig.status(daemon)["concerns"] == []
+        loaded_rig.kill_envoy(daemon)
+        assert_admin_is_the_socket(loaded_rig, daemon)
         daemon.process.send_signal(signal.SIGUSR2)
-        poll(lambda: says_close(at.ports.inbound), what="inbound asking its clients to leave", deadline=SOON)
+        poll(lambda: says_close(loaded_rig.ports.inbound), what="inbound asking its clients to leave", deadline=SOON)
         daemon.terminate()
         assert daemon.wait() == 0
 
 
-def test_health_checks_are_failed_before_the_end(at: LoadedRig) -> None:
-    with at.up() as daemon:
+def test_health_checks_are_failed_before_the_end(loaded_rig: LoadedRig) -> None:
+    with loaded_rig.up() as daemon:
         daemon.terminate()
         assert daemon.wait() == 0
         assert "failing Envoy's health checks failed" not in daemon.output()
 
 
-def test_a_kumadp_after_a_killed_one_goes_on(at: LoadedRig) -> None:
-    with at.up() as daemon:
-        envoy = at.the_envoy()
-        inode = socket_of(at).stat().st_ino
-        at.kill(daemon)
-    with at.up() as daemon:
-        assert at.the_envoy().pid == envoy.pid
+def test_a_kumadp_after_a_killed_one_goes_on(loaded_rig: LoadedRig) -> None:
+    with loaded_rig.up() as daemon:
+        envoy = loaded_rig.the_envoy()
+        inode = socket_of(loaded_rig).stat().st_ino
+        loaded_rig.kill(daemon)
+    with loaded_rig.up() as daemon:
+        assert loaded_rig.the_envoy().pid == envoy.pid
         # What a living Envoy listens on is not taken for a stale file.
-        assert socket_of(at).stat().st_ino == inode
-        assert_admin_is_the_socket(at, daemon)
-        assert "epoch 1 serves" in at.reload(daemon)
-        assert_admin_is_the_socket(at, daemon)
+        assert socket_of(loaded_rig).stat().st_ino == inode
+        assert_admin_is_the_socket(loaded_rig, daemon)
+        assert "epoch 1 serves" in loaded_rig.reload(daemon)
+        assert_admin_is_the_socket(loaded_rig, daemon)
 
 
-def test_a_stale_socket_of_a_dead_run_is_no_hindrance(at: LoadedRig) -> None:
-    with at.up("--on-parent-death=kill") as daemon:
-        at.kill(daemon)
-    poll(lambda: not at.envoys(), what="Envoy's end")
-    assert socket_of(at).exists()
-    stale = at.work / "kuma-otel-of-before.sock"
-    os.link(socket_of(at), stale)
-    with at.up() as daemon:
+def test_a_stale_socket_of_a_dead_run_is_no_hindrance(loaded_rig: LoadedRig) -> None:
+    with loaded_rig.up("--on-parent-death=kill") as daemon:
+        loaded_rig.kill(daemon)
+    poll(lambda: not loaded_rig.envoys(), what="Envoy's end")
+    assert socket_of(loaded_rig).exists()
+    stale = loaded_rig.work / "kuma-otel-of-before.sock"
+    os.link(socket_of(loaded_rig), stale)
+    with loaded_rig.up() as daemon:
         assert not stale.exists()
-        assert_admin_is_the_socket(at, daemon)
+        assert_admin_is_the_socket(loaded_rig, daemon)

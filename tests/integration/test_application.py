@@ -21,7 +21,7 @@ from tests.support.daemon import Ports, get, is_listening, run_kumadp, workload,
 from tests.support.own_application import OwnApplication
 from tests.support.poll import poll
 from tests.support.ports import free_ports
-from tests.support.rig import rig
+from tests.support.rig import open_rig
 from tests.support.standalone import logged
 from tests.support.xds.plane import XdsControlPlane
 
@@ -40,11 +40,6 @@ os.dup2(terminal, 1)
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.nobody-may-see-this.signature"
-
-
-@pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
 
 
 @pytest.fixture
@@ -255,9 +250,9 @@ def test_the_same_where_the_control_plane_refuses(
 ) -> None:
     short = (sys.executable, str(Path(short_grace_period.__file__)), "0.5", "1.0")
     app.touch("end")
-    with XdsControlPlane() as plane, rig(tmp_path, plane) as alone:
+    with XdsControlPlane() as plane, open_rig(tmp_path, plane) as rig:
         plane.faults.linger = 0.0
-        with alone.run(f"--on-sidecar-end={flag}", "--min-drain-time=0s", *app.command, prefix=short) as daemon:
+        with rig.run(f"--on-sidecar-end={flag}", "--min-drain-time=0s", *app.command, prefix=short) as daemon:
             poll(lambda: app.pid, what="the application")
             plane.faults.refuse_token = lambda _token: "token is revoked"
             plane.reset_streams()

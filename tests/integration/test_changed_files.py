@@ -11,21 +11,16 @@ from tests.support.daemon import Daemon, workload
 from tests.support.poll import poll
 from tests.support.rig import Rig
 from tests.support.standalone import logged
-from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.support.xds.plane import XdsControlPlane
+
 pytestmark = pytest.mark.process
 
 RELOAD = "--on-file-change=reload"
-
-
-@pytest.fixture
-def plane() -> Iterator[XdsControlPlane]:
-    with XdsControlPlane() as made:
-        yield made
 
 
 @pytest.fixture

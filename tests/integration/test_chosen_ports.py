@@ -19,10 +19,11 @@ from tests.support.kuma_control_plane import dataplane
 from tests.support.needs import need_coredns
 from tests.support.poll import poll
 from tests.support.standalone import logged
-from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.support.xds.plane import XdsControlPlane
 
 pytestmark = pytest.mark.process
 
@@ -34,12 +35,6 @@ ANY = {
 }
 # How many at once.
 SEVERAL = 4
-
-
-@pytest.fixture
-def plane() -> Iterator[XdsControlPlane]:
-    with XdsControlPlane() as made:
-        yield made
 
 
 class Instance:

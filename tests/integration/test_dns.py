@@ -49,11 +49,6 @@ def ask(port: int, name: str, kind: str = "A", *, tcp: bool = False) -> tuple[st
     return dns.rcode.to_text(answer.rcode()), [str(item) for found in answer.answer for item in found]
 
 
-@pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
-
-
 def test_coredns_answers_what_envoy_knows(tmp_path: Path, ports: Ports) -> None:
     with running(tmp_path, ports, coredns=str(need_coredns())) as daemon:
         daemon.wait_ready()

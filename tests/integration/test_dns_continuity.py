@@ -9,7 +9,6 @@ import pytest
 
 from kumadp.daemon.control import ask_status, control_socket_path
 from tests.integration.test_dns import ask, running
-from tests.support.daemon import Daemon, Ports
 from tests.support.dns_load import dns_load
 from tests.support.needs import need_coredns
 from tests.support.poll import poll
@@ -17,14 +16,11 @@ from tests.support.poll import poll
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.support.daemon import Daemon, Ports
+
 pytestmark = pytest.mark.process
 
 TIMES = 3
-
-
-@pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
 
 
 def reexecuted(daemon: Daemon, times: int) -> bool:

@@ -16,7 +16,7 @@ from tests.support.dynconf import SOCKET, dynconf_listener, with_etags
 from tests.support.expositions import Scraped
 from tests.support.poll import poll
 from tests.support.prometheus import lint
-from tests.support.rig import NAME, NODE, SOON, rig
+from tests.support.rig import NAME, NODE, SOON, open_rig
 from tests.support.unix_http import UnixConnection
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import LISTENER
@@ -57,12 +57,12 @@ def ask(port: int, name: str, kind: str = "A") -> str:
 
 
 def test_what_is_asked_is_counted(tmp_path: Path) -> None:
-    with XdsControlPlane() as plane, rig(tmp_path, plane) as at, at.run(environment=EMBEDDED) as daemon:
-        at.wait_traffic()
+    with XdsControlPlane() as plane, open_rig(tmp_path, plane) as rig, rig.run(environment=EMBEDDED) as daemon:
+        rig.wait_traffic()
         bucket = "kuma_dp_dns_config_ready_wait_seconds_count"
 
         def serve(body: str) -> None:
-            listener = dynconf_listener(at.work / SOCKET, with_etags({"/dns": body}))
+            listener = dynconf_listener(rig.work / SOCKET, with_etags({"/dns": body}))
             plane.mesh(NODE).put(LISTENER, {name: value for name, value in listener.items() if name != "@type"})
 
         assert scrape(daemon).value(bucket) == 0

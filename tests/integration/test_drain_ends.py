@@ -20,11 +20,6 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
-
-
-@pytest.fixture
 def mesh(tmp_path: Path, ports: Ports) -> Iterator[tuple[str, ...]]:
     """Flags of a data plane in front of a workload."""
     with workload("web") as app:

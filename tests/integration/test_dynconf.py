@@ -12,24 +12,22 @@ import dns.query
 import pytest
 
 from kumadp.daemon.control import ask, control_socket_path
-from tests.support.control_planes import open_plane
 from tests.support.daemon import get
 from tests.support.dynconf import SOCKET, dynconf_listener, etag_of, with_etags, without
 from tests.support.kuma_control_plane import KumaControlPlane
 from tests.support.poll import poll
 from tests.support.ports import free_ports
-from tests.support.rig import NAME, NODE, SOON, Rig, rig
+from tests.support.rig import NAME, NODE, SOON, Rig
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import LISTENER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
     from tests.support.daemon import Daemon
     from tests.support.xds.resources import Tree
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.linger(0.0)]
 
 NAMES = '{"records":[{"name":"backend.mesh","ips":["240.0.0.0"]}],"ttl":30}'
 METRICS = '{"observability":{"metrics":{"applications":[{"path":"/metrics","port":8081,"address":"127.0.0.1"}]}}}'
@@ -42,22 +40,22 @@ RARELY = {"KUMA_DATAPLANE_RUNTIME_DYNAMIC_CONFIGURATION_REFRESH_INTERVAL": "1h"}
 class Dynamic:
     """A data plane's, by its control socket; ``serve`` changes it where the control plane is the tests' own."""
 
-    def __init__(self, at: Rig, daemon: Daemon) -> None:
-        self.at, self.daemon = at, daemon
+    def __init__(self, rig: Rig, daemon: Daemon) -> None:
+        self.rig, self.daemon = rig, daemon
 
     def serve(self, routes: list[Tree] | None) -> None:
-        plane = self.at.plane
+        plane = self.rig.plane
         assert isinstance(plane, XdsControlPlane)
         mesh = plane.mesh(NODE)
         if routes is None:
             mesh.remove(LISTENER, "_kuma:dynamicconfig")
             return
-        listener = dynconf_listener(self.at.work / SOCKET, routes)
+        listener = dynconf_listener(self.rig.work / SOCKET, routes)
         mesh.put(LISTENER, {name: value for name, value in listener.items() if name != "@type"})
 
     def path(self, path: str) -> dict[str, Any]:
         with contextlib.suppress(OSError, KeyError):
-            found: dict[str, Any] = self.at.status(self.daemon)["dynconf"]["paths"][path]
+            found: dict[str, Any] = self.rig.status(self.daemon)["dynconf"]["paths"][path]
             return found
         return {"body": None, "asked": 0}
 
@@ -65,17 +63,10 @@ class Dynamic:
         return poll(lambda: found if seen((found := self.path(path))["body"]) else None, what=what, deadline=deadline)
 
 
-@pytest.fixture
-def at(tmp_path: Path) -> Iterator[Rig]:
-    with XdsControlPlane() as plane, rig(tmp_path, plane) as made:
-        plane.faults.linger = 0.0
-        yield made
-
-
-def test_taken_changed_and_removed(at: Rig) -> None:
-    with at.run(environment=INTERVAL) as daemon:
-        at.wait_ready(daemon)
-        dynamic = Dynamic(at, daemon)
+def test_taken_changed_and_removed(rig: Rig) -> None:
+    with rig.run(environment=INTERVAL) as daemon:
+        rig.wait_ready(daemon)
+        dynamic = Dynamic(rig, daemon)
         dynamic.serve(with_etags({"/dns": NAMES, "/meshmetric": METRICS}))
         found = dynamic.wait("/dns", lambda body: body, "the names")
         assert found["etag"] == etag_of(NAMES)
@@ -86,39 +77,39 @@ def test_taken_changed_and_removed(at: Rig) -> None:
         dynamic.wait("/meshmetric", lambda body: body is None, "no metrics")
         dynamic.serve(None)
         dynamic.wait("/dns", lambda body: body is None, "no names")
-        assert at.status(daemon)["concerns"] == []
+        assert rig.status(daemon)["concerns"] == []
 
 
-def test_names_are_answered_by_the_embedded_resolver(at: Rig) -> None:
+def test_names_are_answered_by_the_embedded_resolver(rig: Rig) -> None:
     answers = {**INTERVAL, "KUMA_DNS_ENABLED": "true", "KUMA_DNS_MODE": "embedded"}
-    with at.run(environment=answers) as daemon:
-        at.wait_traffic()
-        dynamic = Dynamic(at, daemon)
+    with rig.run(environment=answers) as daemon:
+        rig.wait_traffic()
+        dynamic = Dynamic(rig, daemon)
         dynamic.serve(with_etags({"/dns": NAMES}))
         poll(lambda: resolved(daemon) == ["240.0.0.0"], what="the name")
         assert resolved(daemon, tcp=True) == ["240.0.0.0"]
-        at.wait_ready(daemon)
+        rig.wait_ready(daemon)
         dynamic.serve(with_etags({"/dns": NAMES.replace("240.0.0.0", "240.0.0.7")}))
         poll(lambda: resolved(daemon) == ["240.0.0.7"], what="the change")
 
 
-def test_names_that_cannot_come_are_not_waited_for(at: Rig) -> None:
+def test_names_that_cannot_come_are_not_waited_for(rig: Rig) -> None:
     """The default set-up: no transparent proxying, so Kuma sends no names. They are taken if they come all the same."""
-    with at.run(environment=WITHOUT_COREDNS, dns=True) as daemon:
-        at.wait_ready(daemon)
+    with rig.run(environment=WITHOUT_COREDNS, dns=True) as daemon:
+        rig.wait_ready(daemon)
         assert "waiting: dns" not in daemon.output()
         assert "no names have come" not in daemon.output()
-        dynamic = Dynamic(at, daemon)
+        dynamic = Dynamic(rig, daemon)
         dynamic.serve(with_etags({"/dns": NAMES}))
         poll(lambda: resolved(daemon) == ["240.0.0.0"], what="the name")
 
 
 @pytest.mark.parametrize("relay", ["on", "off"])
-def test_names_that_could_come_are_waited_for_until_envoy_serves_without_any(at: Rig, relay: str) -> None:
+def test_names_that_could_come_are_waited_for_until_envoy_serves_without_any(rig: Rig, relay: str) -> None:
     inbound, outbound = free_ports(2)
     redirected = {"redirectPortInbound": inbound, "redirectPortOutbound": outbound}
-    at.dataplane["networking"]["transparentProxying"] = redirected
-    with at.run(f"--xds-relay={relay}", environment=WITHOUT_COREDNS, dns=True) as daemon:
+    rig.dataplane["networking"]["transparentProxying"] = redirected
+    with rig.run(f"--xds-relay={relay}", environment=WITHOUT_COREDNS, dns=True) as daemon:
         daemon.wait_ready()
         before = daemon.output().partition("-> READY")[0]
         assert "waiting: dns: names of the mesh have not come yet" in before
@@ -134,10 +125,10 @@ def resolved(daemon: Daemon, *, tcp: bool = False) -> list[str]:
     return []
 
 
-def test_what_envoy_has_taken_is_asked_for_at_once(at: Rig) -> None:
-    with at.run(environment=RARELY) as daemon:
-        at.wait_ready(daemon)
-        dynamic = Dynamic(at, daemon)
+def test_what_envoy_has_taken_is_asked_for_at_once(rig: Rig) -> None:
+    with rig.run(environment=RARELY) as daemon:
+        rig.wait_ready(daemon)
+        dynamic = Dynamic(rig, daemon)
         for ttl in range(31, 36):
             dynamic.serve(with_etags({"/dns": NAMES.replace("30", str(ttl))}))
             text = f'"ttl": {ttl}'
@@ -145,28 +136,28 @@ def test_what_envoy_has_taken_is_asked_for_at_once(at: Rig) -> None:
 
 
 @pytest.mark.parametrize("relay", ["on", "off"])
-def test_envoy_dies_and_comes_back(at: Rig, relay: str) -> None:
-    with at.run(f"--xds-relay={relay}", environment=INTERVAL) as daemon:
+def test_envoy_dies_and_comes_back(rig: Rig, relay: str) -> None:
+    with rig.run(f"--xds-relay={relay}", environment=INTERVAL) as daemon:
         daemon.wait_ready(SOON)
-        at.wait_traffic()
-        dynamic = Dynamic(at, daemon)
+        rig.wait_traffic()
+        dynamic = Dynamic(rig, daemon)
         dynamic.serve(with_etags({"/dns": NAMES}))
         dynamic.wait("/dns", lambda body: body, "the names")
         for _ in range(2):
-            at.kill_envoy(daemon)
+            rig.kill_envoy(daemon)
             before = dynamic.path("/dns")["asked"]
             poll(lambda before=before: dynamic.path("/dns")["asked"] > before + 3, what="questions")  # type: ignore[misc]
             found = dynamic.path("/dns")
             # Kept all the time: neither taken back nor given again.
             assert found["changes"] == 1
             assert found["body"] is not None
-        assert at.status(daemon)["concerns"] == []
+        assert rig.status(daemon)["concerns"] == []
 
 
-def test_nothing_stops_at_a_reload(at: Rig) -> None:
-    with at.run(environment=INTERVAL) as daemon:
-        at.wait_ready(daemon)
-        dynamic = Dynamic(at, daemon)
+def test_nothing_stops_at_a_reload(rig: Rig) -> None:
+    with rig.run(environment=INTERVAL) as daemon:
+        rig.wait_ready(daemon)
+        dynamic = Dynamic(rig, daemon)
         dynamic.serve(with_etags({"/dns": NAMES}))
         dynamic.wait("/dns", lambda body: body, "the names")
         control = control_socket_path(NAME, daemon.environment)
@@ -180,49 +171,43 @@ def test_nothing_stops_at_a_reload(at: Rig) -> None:
         dynamic.serve(with_etags({"/dns": NAMES.replace("30", "32")}))
         found = dynamic.wait("/dns", lambda body: body["ttl"] == 32, "the next change")
         assert (found["changes"], found["failed"]) == (3, 0)
-        assert at.status(daemon)["concerns"] == []
+        assert rig.status(daemon)["concerns"] == []
 
 
-def test_a_wrong_body_is_a_concern(at: Rig) -> None:
-    with at.run(environment=INTERVAL) as daemon:
-        at.wait_ready(daemon)
-        dynamic = Dynamic(at, daemon)
+def test_a_wrong_body_is_a_concern(rig: Rig) -> None:
+    with rig.run(environment=INTERVAL) as daemon:
+        rig.wait_ready(daemon)
+        dynamic = Dynamic(rig, daemon)
         dynamic.serve(with_etags({"/dns": NAMES}))
         dynamic.wait("/dns", lambda body: body, "the names")
         dynamic.serve(with_etags({"/dns": '{"ttl":"many"}'}))
-        concern = at.wait_concern(daemon, "dynamic configuration /dns")
+        concern = rig.wait_concern(daemon, "dynamic configuration /dns")
         assert "$.ttl" in concern
         assert dynamic.path("/dns")["body"]["ttl"] == 30
-        assert at.serves()
+        assert rig.serves()
         dynamic.serve(with_etags({"/dns": NAMES}))
-        poll(lambda: at.status(daemon)["concerns"] == [], what="no concern")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern")
         assert daemon.output().count("$.ttl") == 1
 
 
-def test_a_control_plane_without_etags(at: Rig) -> None:
-    with at.run() as daemon:
-        at.wait_ready(daemon)
-        dynamic = Dynamic(at, daemon)
+def test_a_control_plane_without_etags(rig: Rig) -> None:
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
+        dynamic = Dynamic(rig, daemon)
         dynamic.serve(without(METRICS))
         found = dynamic.wait("/meshmetric", lambda body: body, "the metrics")
         assert found["etag"] is None
         assert dynamic.path("/dns")["body"] is None
         dynamic.serve(None)
         dynamic.wait("/meshmetric", lambda body: body is None, "no metrics")
-        assert at.status(daemon)["concerns"] == []
-
-
-@pytest.fixture
-def kuma(tmp_path: Path) -> Iterator[Rig]:
-    with open_plane("kuma", tmp_path) as plane, rig(tmp_path, plane) as made:
-        yield made
+        assert rig.status(daemon)["concerns"] == []
 
 
 @pytest.mark.contract("MeshMetric applied, changed and removed")
 @pytest.mark.kuma_cp
-def test_mesh_metric_of_a_real_control_plane(kuma: Rig) -> None:
+def test_mesh_metric_of_a_real_control_plane(kuma_rig: Rig) -> None:
     """Applied, changed and removed; the same for Kuma 2.8, without etags, and for 2.13."""
-    plane = kuma.plane
+    plane = kuma_rig.plane
     assert isinstance(plane, KumaControlPlane)
     (port,) = free_ports(1)
 
@@ -235,9 +220,9 @@ def test_mesh_metric_of_a_real_control_plane(kuma: Rig) -> None:
         policy = {"type": "MeshMetric", "mesh": "default", "name": "all", "spec": spec}
         plane.put("/meshes/default/meshmetrics/all", policy)
 
-    with kuma.run() as daemon:
-        kuma.wait_ready(daemon)
-        dynamic = Dynamic(kuma, daemon)
+    with kuma_rig.run() as daemon:
+        kuma_rig.wait_ready(daemon)
+        dynamic = Dynamic(kuma_rig, daemon)
         assert dynamic.path("/meshmetric")["body"] is None
         apply("/metrics")
         found = dynamic.wait("/meshmetric", lambda body: body, "the policy")
@@ -251,11 +236,11 @@ def test_mesh_metric_of_a_real_control_plane(kuma: Rig) -> None:
             lambda body: body["observability"]["metrics"]["applications"][0]["path"] == "/other",
             "the change",
         )
-        killed = kuma.kill_envoy(daemon)
+        killed = kuma_rig.kill_envoy(daemon)
         assert killed.is_running()
         assert dynamic.path("/meshmetric")["changes"] == 2
         plane.delete("/meshes/default/meshmetrics/all")
         dynamic.wait("/meshmetric", lambda body: body is None, "the end of the policy")
         assert dynamic.path("/dns")["body"] is None
-        assert get(kuma.ports.outbound)[0] == 200
-        assert [told for told in kuma.status(daemon)["concerns"] if "dynamic" in told] == []
+        assert get(kuma_rig.ports.outbound)[0] == 200
+        assert [told for told in kuma_rig.status(daemon)["concerns"] if "dynamic" in told] == []

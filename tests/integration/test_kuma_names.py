@@ -13,7 +13,7 @@ from tests.integration.test_dns import ask
 from tests.support.needs import need_coredns, need_nft
 from tests.support.poll import poll
 from tests.support.ports import free_ports
-from tests.support.rig import SOON, rig
+from tests.support.rig import SOON, open_rig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,26 +25,26 @@ pytestmark = [pytest.mark.process, pytest.mark.kuma_cp]
 
 
 @pytest.fixture
-def at(tmp_path: Path) -> Iterator[Rig]:
-    """Behind redirection: names are for those alone whose traffic is redirected."""
-    with rig(tmp_path, "kuma") as made:
-        networking = made.dataplane["networking"]
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """A data plane behind redirection: only redirected traffic gets names."""
+    with open_rig(tmp_path, "kuma") as rig:
+        networking = rig.dataplane["networking"]
         del networking["outbound"]
         inbound, outbound = free_ports(2)
         networking["transparentProxying"] = {"redirectPortInbound": inbound, "redirectPortOutbound": outbound}
-        yield made
+        yield rig
 
 
 @pytest.mark.contract("names of the mesh, by the embedded resolver and by CoreDNS")
 @pytest.mark.parametrize("mode", ["embedded", "coredns"])
-def test_a_name_of_the_mesh(at: Rig, mode: str) -> None:
+def test_a_name_of_the_mesh(rig: Rig, mode: str) -> None:
     """By UDP and TCP; by the embedded resolver in any case, and without an AAAA that is no answer at all."""
     arguments = [f"--dns-mode={mode}"]
     if mode == "coredns":
         arguments.append(f"--dns-coredns-path={need_coredns()}")
-    with at.run(*arguments, dns=True) as daemon:
+    with rig.run(*arguments, dns=True) as daemon:
         daemon.wait_ready(SOON)
-        port = at.ports.dns
+        port = rig.ports.dns
         poll(lambda: ask(port, "backend.mesh")[1], what="the name", deadline=SOON)
         _, (address,) = ask(port, "backend.mesh")
         assert address.startswith("240.")
@@ -56,7 +56,7 @@ def test_a_name_of_the_mesh(at: Rig, mode: str) -> None:
                 code, found = ask(port, "backend.mesh", "AAAA", tcp=tcp)
                 assert code == "NOERROR"
                 assert all(":" in one for one in found)
-        told = at.status(daemon)["dns"]["answered_by"]
+        told = rig.status(daemon)["dns"]["answered_by"]
         assert told == ("the embedded resolver" if mode == "embedded" else "CoreDNS")
 
 
@@ -79,17 +79,17 @@ table ip sidecar {{
 
 
 @contextlib.contextmanager
-def redirected(at: Rig) -> Iterator[None]:
+def redirected(rig: Rig) -> Iterator[None]:
     """The rules of transparent proxying in this network namespace, which has to be the test's own."""
     need_nft()
     if set(psutil.net_if_addrs()) != {"lo"}:
         pytest.skip("needs a network namespace of its own with loopback alone: unshare -n, ip link set lo up")
-    told = at.dataplane["networking"]["transparentProxying"]
+    told = rig.dataplane["networking"]["transparentProxying"]
     rules = RULES.format(
-        inbound=at.ports.inbound,
+        inbound=rig.ports.inbound,
         redirect_inbound=told["redirectPortInbound"],
         redirect_outbound=told["redirectPortOutbound"],
-        dns=at.ports.dns,
+        dns=rig.ports.dns,
         workload=WORKLOAD,
     )
     # A way out, so that what is redirected has one that it would have taken.
@@ -111,7 +111,7 @@ def redirected(at: Rig) -> Iterator[None]:
 
 @pytest.mark.contract("a workload behind redirection reaches a service by its name")
 @pytest.mark.parametrize("mode", ["embedded", "coredns"])
-def test_a_workload_that_knows_nothing_reaches_a_service_by_its_name(at: Rig, tmp_path: Path, mode: str) -> None:
+def test_a_workload_that_knows_nothing_reaches_a_service_by_its_name(rig: Rig, tmp_path: Path, mode: str) -> None:
     """Its queries and connections are redirected: the name is the mesh's, and so is who answers."""
     arguments = [f"--dns-mode={mode}"]
     if mode == "coredns":
@@ -125,9 +125,9 @@ def test_a_workload_that_knows_nothing_reaches_a_service_by_its_name(at: Rig, tm
         command = [*as_workload, "curl", "-sS", "-m", "5", "http://backend.mesh/"]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
 
-    with redirected(at), at.run(*arguments, dns=True, prefix=bound) as daemon:
+    with redirected(rig), rig.run(*arguments, dns=True, prefix=bound) as daemon:
         daemon.wait_ready(SOON)
-        poll(lambda: visit() == at.app.name, what="the application behind the name", deadline=SOON)
+        poll(lambda: visit() == rig.app.name, what="the application behind the name", deadline=SOON)
         envoy = daemon.kill_envoy()
         poll(lambda: not envoy.is_running() or envoy.status() == psutil.STATUS_ZOMBIE, what="the end of Envoy")
-        poll(lambda: visit() == at.app.name, what="the application again", deadline=SOON)
+        poll(lambda: visit() == rig.app.name, what="the application again", deadline=SOON)

@@ -10,10 +10,9 @@ import pytest
 from tests.support.daemon import Workload, get, workload
 from tests.support.kuma_control_plane import KumaControlPlane, ask_json
 from tests.support.poll import poll
-from tests.support.rig import NAME, SOON, rig
+from tests.support.rig import NAME, SOON, open_rig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.rig import Rig
@@ -24,15 +23,9 @@ SIDES = (r"cluster\.backend\.", r"listener\.")
 FILTERS = {"http": "envoy.filters.network.http_connection_manager", "tcp": "envoy.filters.network.tcp_proxy"}
 
 
-@pytest.fixture
-def at(tmp_path: Path) -> Iterator[Rig]:
-    with rig(tmp_path, "kuma") as made:
-        yield made
-
-
-def filters_of(at: Rig, port: int) -> set[str]:
+def filters_of(rig: Rig, port: int) -> set[str]:
     """Names of the network filters of Envoy's listener on this port."""
-    _, text = get(at.ports.admin, "/config_dump?resource=dynamic_listeners")
+    _, text = get(rig.ports.admin, "/config_dump?resource=dynamic_listeners")
     found: set[str] = set()
     for one in json.loads(text)["configs"]:
         listener = one["active_state"]["listener"]
@@ -43,51 +36,51 @@ def filters_of(at: Rig, port: int) -> set[str]:
 
 @pytest.mark.contract("traffic, http and tcp")
 @pytest.mark.parametrize("protocol", ["http", "tcp"])
-def test_traffic(at: Rig, protocol: str) -> None:
+def test_traffic(kuma_rig: Rig, protocol: str) -> None:
     """Through the outbound and the inbound, each with the filter of its protocol."""
-    at.dataplane["networking"]["inbound"][0]["tags"]["kuma.io/protocol"] = protocol
-    with at.run() as daemon:
-        at.wait_ready(daemon)
+    kuma_rig.dataplane["networking"]["inbound"][0]["tags"]["kuma.io/protocol"] = protocol
+    with kuma_rig.run() as daemon:
+        kuma_rig.wait_ready(daemon)
         (other,) = set(FILTERS.values()) - {FILTERS[protocol]}
-        for port in (at.ports.inbound, at.ports.outbound):
-            assert get(port) == (200, at.app.name)
-            found = filters_of(at, port)
+        for port in (kuma_rig.ports.inbound, kuma_rig.ports.outbound):
+            assert get(port) == (200, kuma_rig.app.name)
+            found = filters_of(kuma_rig, port)
             assert FILTERS[protocol] in found
             assert other not in found
-        at.kill_envoy(daemon)
+        kuma_rig.kill_envoy(daemon)
 
 
-def allow(at: Rig, action: str) -> None:
+def allow(rig: Rig, action: str) -> None:
     """Everybody may speak to everybody, or nobody to anybody."""
-    assert isinstance(at.plane, KumaControlPlane)
+    assert isinstance(rig.plane, KumaControlPlane)
     everybody = {"targetRef": {"kind": "Mesh"}}
     spec = {**everybody, "from": [{**everybody, "default": {"action": action}}]}
     policy = {"type": "MeshTrafficPermission", "mesh": "default", "name": "all", "spec": spec}
-    at.plane.put("/meshes/default/meshtrafficpermissions/all", policy)
+    rig.plane.put("/meshes/default/meshtrafficpermissions/all", policy)
 
 
 @pytest.mark.contract("mutual TLS switched on, a policy changed while running")
-def test_mutual_tls_and_a_policy_that_changes(at: Rig) -> None:
+def test_mutual_tls_and_a_policy_that_changes(kuma_rig: Rig) -> None:
     """All of it reaches the running Envoy, on one stream; afterwards the inbound speaks to no stranger."""
-    with at.run() as daemon:
-        at.wait_ready(daemon)
-        envoy, since = daemon.envoy().pid, at.relay(daemon)["connected_since"]
-        assert get(at.ports.inbound) == (200, at.app.name)
-        at.plane.use_mtls()
-        poll(lambda: get(at.ports.inbound)[0] == 0, what="an inbound that wants a certificate", deadline=SOON)
+    with kuma_rig.run() as daemon:
+        kuma_rig.wait_ready(daemon)
+        envoy, since = daemon.envoy().pid, kuma_rig.relay(daemon)["connected_since"]
+        assert get(kuma_rig.ports.inbound) == (200, kuma_rig.app.name)
+        kuma_rig.plane.use_mtls()
+        poll(lambda: get(kuma_rig.ports.inbound)[0] == 0, what="an inbound that wants a certificate", deadline=SOON)
         # A connection from before lives on while its listener drains.
-        poll(lambda: at.serves() and shaken(at), what="traffic with mutual TLS", deadline=SOON)
-        allow(at, "Deny")
-        poll(lambda: get(at.ports.outbound)[0] == 403, what="the refusal", deadline=SOON)
-        allow(at, "Allow")
-        at.wait_traffic("traffic again")
-        assert (daemon.envoy().pid, at.relay(daemon)["connected_since"]) == (envoy, since)
-        at.kill_envoy(daemon)
+        poll(lambda: kuma_rig.serves() and shaken(kuma_rig), what="traffic with mutual TLS", deadline=SOON)
+        allow(kuma_rig, "Deny")
+        poll(lambda: get(kuma_rig.ports.outbound)[0] == 403, what="the refusal", deadline=SOON)
+        allow(kuma_rig, "Allow")
+        kuma_rig.wait_traffic("traffic again")
+        assert (daemon.envoy().pid, kuma_rig.relay(daemon)["connected_since"]) == (envoy, since)
+        kuma_rig.kill_envoy(daemon)
 
 
-def shaken(at: Rig) -> bool:
+def shaken(rig: Rig) -> bool:
     """Whether Envoy has spoken TLS, as a client and as a server."""
-    return all(sum(at.stats(rf"^{side}.*ssl\.handshake$").values()) > 0 for side in SIDES)
+    return all(sum(rig.stats(rf"^{side}.*ssl\.handshake$").values()) > 0 for side in SIDES)
 
 
 def is_healthy() -> bool | None:
@@ -105,19 +98,19 @@ def is_healthy() -> bool | None:
 @pytest.mark.contract("serviceProbe: an inbound unhealthy and back")
 def test_a_service_probe(tmp_path: Path) -> None:
     """An application that is gone makes its inbound unhealthy at the control plane, and healthy once it is back."""
-    with workload("backend") as app, rig(tmp_path, "kuma", app) as at:
+    with workload("backend") as app, open_rig(tmp_path, "kuma", app) as rig:
         probe = {"interval": "1s", "timeout": "0.5s", "unhealthyThreshold": 1, "healthyThreshold": 1, "tcp": {}}
-        at.dataplane["networking"]["inbound"][0]["serviceProbe"] = probe
-        with at.run() as daemon:
-            at.wait_ready(daemon)
+        rig.dataplane["networking"]["inbound"][0]["serviceProbe"] = probe
+        with rig.run() as daemon:
+            rig.wait_ready(daemon)
             poll(lambda: is_healthy() is True, what="a healthy inbound", deadline=SOON)
             app.close()
             poll(lambda: is_healthy() is False, what="an unhealthy inbound", deadline=SOON)
             back = Workload("backend", app.port)
             try:
                 poll(lambda: is_healthy() is True, what="a healthy inbound again", deadline=SOON)
-                at.wait_traffic()
-                at.kill_envoy(daemon)
+                rig.wait_traffic()
+                rig.kill_envoy(daemon)
                 poll(lambda: is_healthy() is True, what="health that outlives Envoy", deadline=SOON)
             finally:
                 back.close()

@@ -7,22 +7,19 @@ import http.client
 import json
 import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kumadp.host.socket_names import kuma_socket, metrics
-from tests.support.control_planes import open_plane
 from tests.support.daemon import get
 from tests.support.dynconf import SOCKET, dynconf_listener, with_etags, without
 from tests.support.expositions import Scraped, check
 from tests.support.kuma_control_plane import KumaControlPlane
-from tests.support.loaded_rig import LoadedRig, loaded_rig
 from tests.support.poll import poll
 from tests.support.ports import free_port
 from tests.support.prometheus import Prometheus, need_prometheus, scraped
-from tests.support.rig import NAME, NODE, SOON, Rig, rig
+from tests.support.rig import NAME, NODE, SOON, Rig
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import LISTENER
 
@@ -30,47 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.support.loaded_rig import LoadedRig
+    from tests.support.metrics_exporter import Exporter
     from tests.support.xds.resources import Tree
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.linger(0.0)]
 
 INTERVAL = {"KUMA_DATAPLANE_RUNTIME_DYNAMIC_CONFIGURATION_REFRESH_INTERVAL": "100ms"}
 MESH = ',kuma_io_mesh_traffic="true"'
-
-
-class Exporter(ThreadingHTTPServer):
-    """An application with metrics; ``seen`` are the peers that asked, and their headers."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Exporter)
-        self.port = int(self.server_address[1])
-        self.seen: list[tuple[str, dict[str, str]]] = []
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-
-class _Exporter(BaseHTTPRequestHandler):
-    server: Exporter
-
-    def do_GET(self) -> None:
-        self.server.seen.append((self.client_address[0], dict(self.headers)))
-        body = f'# TYPE app_asked_total counter\napp_asked_total{{path="{self.path}"}} 1\n'.encode()
-        self.send_response(200)
-        self.send_header("content-type", "text/plain; version=0.0.4")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it
-        pass
-
-
-@pytest.fixture
-def exporter() -> Iterator[Exporter]:
-    server = Exporter()
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 class _Connection(http.client.HTTPConnection):
@@ -84,9 +48,9 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def scrape(at: Rig, target: str = "/") -> Scraped:
+def scrape(rig: Rig, target: str = "/") -> Scraped:
     """What Envoy's Prometheus listener would get."""
-    connection = _Connection(kuma_socket(at.work, metrics(NAME, "default")))
+    connection = _Connection(kuma_socket(rig.work, metrics(NAME, "default")))
     with contextlib.closing(connection):
         connection.request("GET", target)
         answer = connection.getresponse()
@@ -99,87 +63,80 @@ def policy(exporter: Exporter, **more: Any) -> str:
     return json.dumps({"observability": {"metrics": told}})
 
 
-def serve(at: Rig, routes: list[Tree] | None) -> None:
-    plane = at.plane
+def serve(rig: Rig, routes: list[Tree] | None) -> None:
+    plane = rig.plane
     assert isinstance(plane, XdsControlPlane)
     mesh = plane.mesh(NODE)
     if routes is None:
         mesh.remove(LISTENER, "_kuma:dynamicconfig")
         return
-    listener = dynconf_listener(at.work / SOCKET, routes)
+    listener = dynconf_listener(rig.work / SOCKET, routes)
     mesh.put(LISTENER, {name: value for name, value in listener.items() if name != "@type"})
 
 
-def wait(at: Rig, what: str, series: str, value: float | None, target: str = "/meshmetric") -> Scraped:
+def wait(rig: Rig, what: str, series: str, value: float | None, target: str = "/meshmetric") -> Scraped:
     return poll(
-        lambda: found if (found := scrape(at, target)).value(series) == value else None, what=what, deadline=SOON
+        lambda: found if (found := scrape(rig, target)).value(series) == value else None, what=what, deadline=SOON
     )
-
-
-@pytest.fixture
-def at(tmp_path: Path) -> Iterator[Rig]:
-    with XdsControlPlane() as plane, rig(tmp_path, plane) as made:
-        plane.faults.linger = 0.0
-        yield made
 
 
 LABELLED = '{path="/metrics",dataplane="backend-01",mesh="default",otel_scope_name="app",service="backend"}'
 
 
 @pytest.mark.parametrize("generation", ["2.8", "2.13"])
-def test_a_policy_comes_changes_and_goes(at: Rig, exporter: Exporter, generation: str) -> None:
+def test_a_policy_comes_changes_and_goes(rig: Rig, exporter: Exporter, generation: str) -> None:
     extra = {} if generation == "2.8" else {"mesh": "default", "dataplane": NAME, "service": "backend"}
 
     def routes(**more: Any) -> list[Tree]:
         body = policy(exporter, extraLabels=extra, **more)
         return without(body) if generation == "2.8" else with_etags({"/meshmetric": body})
 
-    with at.run(environment=INTERVAL) as daemon:
-        at.wait_ready(daemon)
-        before = scrape(at, "/meshmetric")
+    with rig.run(environment=INTERVAL) as daemon:
+        rig.wait_ready(daemon)
+        before = scrape(rig, "/meshmetric")
         assert before.up("envoy") is False  # its label set has more
         assert 'kumadp_scrape_source_up{source="envoy",dataplane="backend-01"' in before.text
         assert 'envoy_server_live{dataplane="backend-01",mesh="default",service="backend"} 1\n' in before.text
-        serve(at, routes())
-        found = wait(at, "the application", f"app_asked_total{LABELLED}", 1)
+        serve(rig, routes())
+        found = wait(rig, "the application", f"app_asked_total{LABELLED}", 1)
         assert "envoy_cluster_version" not in found.text
         assert "_kuma_dynamicconfig" not in found.text
         assert 'envoy_cluster_name="ads_cluster"' not in found.text
         assert not check(found.text)
-        serve(at, routes(sidecar={"profiles": {"appendProfiles": [{"name": "All"}]}, "includeUnused": True}))
-        poll(lambda: "envoy_cluster_version" in scrape(at, "/meshmetric").text, what="all", deadline=SOON)
-        unused = scrape(at, "/meshmetric").text
-        serve(at, routes(sidecar={"profiles": {"appendProfiles": [{"name": "All"}]}, "includeUnused": False}))
+        serve(rig, routes(sidecar={"profiles": {"appendProfiles": [{"name": "All"}]}, "includeUnused": True}))
+        poll(lambda: "envoy_cluster_version" in scrape(rig, "/meshmetric").text, what="all", deadline=SOON)
+        unused = scrape(rig, "/meshmetric").text
+        serve(rig, routes(sidecar={"profiles": {"appendProfiles": [{"name": "All"}]}, "includeUnused": False}))
         poll(
-            lambda: len(scrape(at, "/meshmetric").text.splitlines()) < len(unused.splitlines()),
+            lambda: len(scrape(rig, "/meshmetric").text.splitlines()) < len(unused.splitlines()),
             what="what is used alone",
             deadline=SOON,
         )
-        serve(at, None)
-        wait(at, "no application", f"app_asked_total{LABELLED}", None)
-        assert at.status(daemon)["concerns"] == []
+        serve(rig, None)
+        wait(rig, "no application", f"app_asked_total{LABELLED}", None)
+        assert rig.status(daemon)["concerns"] == []
 
 
-def test_the_way_from_before_policies(at: Rig, exporter: Exporter) -> None:
-    with at.run() as daemon:
-        at.wait_ready(daemon)
-        found = scrape(at, "/?filter=cluster.&usedonly")
+def test_the_way_from_before_policies(rig: Rig, exporter: Exporter) -> None:
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
+        found = scrape(rig, "/?filter=cluster.&usedonly")
         assert found.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
         assert f'envoy_cluster_upstream_rq_completed{{envoy_cluster_name="backend"{MESH}}}' in found.text
         assert 'envoy_cluster_upstream_cx_total{envoy_cluster_name="ads_cluster"} ' in found.text
         assert "envoy_server_live" not in found.text
         assert found.up("envoy")
         assert not check(found.text)
-        assert at.status(daemon)["metrics"]["sources"]["envoy"]["up"]
-        assert (at.work / f"kuma-mh-{NAME}-default.sock").stat().st_mode & 0o777 == 0o600
+        assert rig.status(daemon)["metrics"]["sources"]["envoy"]["up"]
+        assert (rig.work / f"kuma-mh-{NAME}-default.sock").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_prometheus_that_asks_for_protobuf_first(at: Rig, tmp_path: Path) -> None:
+def test_a_prometheus_that_asks_for_protobuf_first(rig: Rig, tmp_path: Path) -> None:
     """With native histograms on, Prometheus prefers protobuf, in which Envoy 1.40 answers when it is asked so."""
-    with at.run() as daemon:
-        at.wait_ready(daemon)
-        at.wait_traffic()
-        socket_path = kuma_socket(at.work, metrics(NAME, "default"))
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
+        rig.wait_traffic()
+        socket_path = kuma_socket(rig.work, metrics(NAME, "default"))
         with scraped(tmp_path, socket_path, features="native-histograms") as prometheus:
             up = 'kumadp_scrape_source_up{source="envoy"} == 1'
             poll(lambda: prometheus.query(up), what="Envoy's metrics", deadline=SOON)
@@ -187,49 +144,43 @@ def test_a_prometheus_that_asks_for_protobuf_first(at: Rig, tmp_path: Path) -> N
         assert {"1.8e+06", "3.6e+06", "+Inf", "0.5"} <= {one["metric"]["le"] for one in bounds}
 
 
-def test_without_an_envoy_it_is_answered_and_with_the_next_it_is_whole(at: Rig) -> None:
-    with at.run() as daemon:
-        at.wait_ready(daemon)
+def test_without_an_envoy_it_is_answered_and_with_the_next_it_is_whole(rig: Rig) -> None:
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
         killed = daemon.kill_envoy()
         poll(lambda: not killed.is_running(), what="its end")
-        assert scrape(at).status == 200
-        found = wait(at, "metrics of the next Envoy", "envoy_server_live", 1, "/")
+        assert scrape(rig).status == 200
+        found = wait(rig, "metrics of the next Envoy", "envoy_server_live", 1, "/")
         assert found.up("envoy")
 
 
-@pytest.fixture
-def lasts() -> Iterator[LoadedRig]:
-    with XdsControlPlane() as plane, loaded_rig(plane) as made:
-        yield made
-
-
-def test_through_a_reload_a_reexecution_and_an_adoption(lasts: LoadedRig, exporter: Exporter) -> None:
-    at = lasts
-    path = kuma_socket(at.work, metrics(NAME, "default"))
+@pytest.mark.linger(10.0)
+def test_through_a_reload_a_reexecution_and_an_adoption(loaded_rig: LoadedRig, exporter: Exporter) -> None:
+    path = kuma_socket(loaded_rig.work, metrics(NAME, "default"))
     extra = {"mesh": "default", "dataplane": NAME, "service": "backend"}
     told = f"app_asked_total{LABELLED}"
     with contextlib.ExitStack() as stack:
-        daemon = stack.enter_context(at.up(environment=INTERVAL))
-        serve(at, with_etags({"/meshmetric": policy(exporter, extraLabels=extra)}))
-        wait(at, "the application", told, 1)
-        with answered(at) as failed:
-            at.reload(daemon)
+        daemon = stack.enter_context(loaded_rig.up(environment=INTERVAL))
+        serve(loaded_rig, with_etags({"/meshmetric": policy(exporter, extraLabels=extra)}))
+        wait(loaded_rig, "the application", told, 1)
+        with answered(loaded_rig) as failed:
+            loaded_rig.reload(daemon)
             # The one that serves is asked, not the one that drains.
-            wait(at, "the next epoch", "envoy_server_hot_restart_epoch", 1, "/")
+            wait(loaded_rig, "the next epoch", "envoy_server_hot_restart_epoch", 1, "/")
             inode = path.stat().st_ino
-            at.reexec(daemon)
+            loaded_rig.reexec(daemon)
         assert failed == []
         assert path.stat().st_ino == inode
-        wait(at, "the application, by the next program", told, 1)
-        wait(at, "the next epoch, by the next program", "envoy_server_hot_restart_epoch", 1, "/")
-        at.kill(daemon)
-        stack.enter_context(at.up(environment=INTERVAL))
-        wait(at, "the application, by the next kumadp", told, 1)
-        wait(at, "the adopted Envoy", "envoy_server_hot_restart_epoch", 1, "/")
+        wait(loaded_rig, "the application, by the next program", told, 1)
+        wait(loaded_rig, "the next epoch, by the next program", "envoy_server_hot_restart_epoch", 1, "/")
+        loaded_rig.kill(daemon)
+        stack.enter_context(loaded_rig.up(environment=INTERVAL))
+        wait(loaded_rig, "the application, by the next kumadp", told, 1)
+        wait(loaded_rig, "the adopted Envoy", "envoy_server_hot_restart_epoch", 1, "/")
 
 
 @contextlib.contextmanager
-def answered(at: Rig) -> Iterator[list[str]]:
+def answered(rig: Rig) -> Iterator[list[str]]:
     """Scrapes one after another, and those that failed: none may go without an answer."""
     failed: list[str] = []
     end = threading.Event()
@@ -237,7 +188,7 @@ def answered(at: Rig) -> Iterator[list[str]]:
     def ask() -> None:
         while not end.wait(0.02):
             try:
-                found = scrape(at)
+                found = scrape(rig)
                 if found.status != 200 or "kumadp_scrape_source_up" not in found.text:
                     failed.append(f"{found.status}: {found.text[-200:]}")
             except (OSError, http.client.HTTPException) as error:
@@ -252,26 +203,20 @@ def answered(at: Rig) -> Iterator[list[str]]:
         asking.join()
 
 
-def prometheus_has(at: Rig, port: int, labels: str = "") -> None:
+def prometheus_has(rig: Rig, port: int, labels: str = "") -> None:
     """A real Prometheus that scrapes the mesh's listener of Envoy has the application's, Envoy's and kumadp's."""
     need_prometheus()
     names = ("app_asked_total", "envoy_server_live", "kumadp_ready", "kumadp_relay_connected")
-    with contextlib.closing(Prometheus(at.folder, port)) as prometheus:
+    with contextlib.closing(Prometheus(rig.folder, port)) as prometheus:
         poll(prometheus.is_up, what="a scrape through Envoy", deadline=SOON)
         for name in names:
             poll(lambda name=name: prometheus.query(f"{name}{{{labels}}} >= 1"), what=name, deadline=SOON)  # type: ignore[misc]
 
 
-@pytest.fixture
-def kuma(tmp_path: Path) -> Iterator[Rig]:
-    with open_plane("kuma", tmp_path) as plane, rig(tmp_path, plane) as made:
-        yield made
-
-
 @pytest.mark.kuma_cp
-def test_mesh_metric_of_a_real_control_plane(kuma: Rig, exporter: Exporter) -> None:
+def test_mesh_metric_of_a_real_control_plane(kuma_rig: Rig, exporter: Exporter) -> None:
     """The listener of the mesh gives Envoy's and the application's; the same for Kuma 2.8 and 2.13."""
-    plane = kuma.plane
+    plane = kuma_rig.plane
     assert isinstance(plane, KumaControlPlane)
     port = free_port()
     default = {
@@ -279,8 +224,8 @@ def test_mesh_metric_of_a_real_control_plane(kuma: Rig, exporter: Exporter) -> N
         "backends": [{"type": "Prometheus", "prometheus": {"port": port, "path": "/metrics"}}],
     }
     spec = {"targetRef": {"kind": "Mesh"}, "default": default}
-    with kuma.run() as daemon:
-        kuma.wait_ready(daemon)
+    with kuma_rig.run() as daemon:
+        kuma_rig.wait_ready(daemon)
         plane.put(
             "/meshes/default/meshmetrics/all", {"type": "MeshMetric", "mesh": "default", "name": "all", "spec": spec}
         )
@@ -295,17 +240,17 @@ def test_mesh_metric_of_a_real_control_plane(kuma: Rig, exporter: Exporter) -> N
         assert 'envoy_cluster_name="backend"' in text
         assert "envoy_server_live{" in text
         assert not check(text)
-        prometheus_has(kuma, port, f'dataplane="{NAME}"')
+        prometheus_has(kuma_rig, port, f'dataplane="{NAME}"')
         plane.delete("/meshes/default/meshmetrics/all")
         poll(lambda: get(port, "/metrics")[0] == 0, what="the end of the listener", deadline=SOON)
-        poll(lambda: not kuma.status(daemon)["metrics"]["policy"], what="the end of the policy", deadline=SOON)
-        assert "app_asked_total" not in scrape(kuma, "/meshmetric").text
+        poll(lambda: not kuma_rig.status(daemon)["metrics"]["policy"], what="the end of the policy", deadline=SOON)
+        assert "app_asked_total" not in scrape(kuma_rig, "/meshmetric").text
 
 
 @pytest.mark.kuma_cp
-def test_metrics_of_a_mesh_of_a_real_control_plane(kuma: Rig, exporter: Exporter) -> None:
+def test_metrics_of_a_mesh_of_a_real_control_plane(kuma_rig: Rig, exporter: Exporter) -> None:
     """The way from before MeshMetric: a Mesh with a Prometheus backend that aggregates applications."""
-    plane = kuma.plane
+    plane = kuma_rig.plane
     assert isinstance(plane, KumaControlPlane)
     port = free_port()
     conf = {
@@ -319,8 +264,8 @@ def test_metrics_of_a_mesh_of_a_real_control_plane(kuma: Rig, exporter: Exporter
         "/meshes/default",
         {"type": "Mesh", "name": "default", "metrics": {"enabledBackend": "prometheus", "backends": [backend]}},
     )
-    with kuma.run() as daemon:
-        kuma.wait_ready(daemon)
+    with kuma_rig.run() as daemon:
+        kuma_rig.wait_ready(daemon)
         text = poll(
             lambda: found[1] if "app_asked_total" in (found := get(port, "/metrics"))[1] else "",
             what="the application's metrics at the mesh's listener",
@@ -329,4 +274,4 @@ def test_metrics_of_a_mesh_of_a_real_control_plane(kuma: Rig, exporter: Exporter
         assert 'app_asked_total{path="/own"} 1' in text
         assert f'envoy_cluster_name="backend"{MESH}' in text
         assert not check(text)
-        prometheus_has(kuma, port)
+        prometheus_has(kuma_rig, port)

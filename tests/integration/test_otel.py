@@ -12,56 +12,40 @@ import psutil
 import pytest
 
 from kumadp.daemon.status_schema import StatusReport
-from tests.integration.test_metrics import INTERVAL, Exporter, serve
+from tests.integration.test_metrics import INTERVAL, serve
 from tests.support.collector import client, grpc_collector, message
-from tests.support.control_planes import open_plane
 from tests.support.dynconf import with_etags, without
 from tests.support.kuma_control_plane import KumaControlPlane
-from tests.support.loaded_rig import LoadedRig, loaded_rig
 from tests.support.poll import poll
-from tests.support.rig import NAME, SOON, Rig, rig
+from tests.support.rig import NAME, SOON, Rig
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.collector import Collector
+    from tests.support.loaded_rig import LoadedRig
+    from tests.support.metrics_exporter import Exporter
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.linger(0.0)]
 
 SECRET = "secret-of-the-collector"
 HEADERS = {"OTEL_EXPORTER_OTLP_HEADERS": f"api-key={SECRET}"}
 
 
-@pytest.fixture
-def at(tmp_path: Path) -> Iterator[Rig]:
-    with XdsControlPlane() as plane, rig(tmp_path, plane) as made:
-        plane.faults.linger = 0.0
-        yield made
-
-
-@pytest.fixture
-def exporter() -> Iterator[Exporter]:
-    server = Exporter()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def mesh_metric(at: Rig, exporter: Exporter, every: str, **more: Any) -> str:
+def mesh_metric(rig: Rig, exporter: Exporter, every: str, **more: Any) -> str:
     """A policy whose metrics go to a socket where Envoy would listen."""
     backend = {"type": "OpenTelemetry", "name": None}
-    inner = {"endpoint": str(at.work / "kuma-otel-c.sock"), "refreshInterval": every}
+    inner = {"endpoint": str(rig.work / "kuma-otel-c.sock"), "refreshInterval": every}
     application = {"name": "app", "path": "/metrics", "port": exporter.port, "address": ""}
     told = {"applications": [application], "backends": [{**backend, "openTelemetry": inner}], **more}
     return json.dumps({"observability": {"metrics": told}})
 
 
-def pipe(at: Rig, port: int, **more: Any) -> str:
+def pipe(rig: Rig, port: int, **more: Any) -> str:
     backend = {
         "name": "c",
-        "socketPath": str(at.work / "kuma-otel-c.sock"),
+        "socketPath": str(rig.work / "kuma-otel-c.sock"),
         "endpoint": f"127.0.0.1:{port}",
         "useHTTP": False,
         "traces": {"enabled": True},
@@ -76,15 +60,15 @@ def scopes(collector: Collector, name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("generation", ["2.8", "2.13"])
-def test_metrics_are_pushed_while_the_policy_says_so(at: Rig, exporter: Exporter, generation: str) -> None:
+def test_metrics_are_pushed_while_the_policy_says_so(rig: Rig, exporter: Exporter, generation: str) -> None:
     def routes(every: str, **more: Any) -> list[Any]:
-        body = mesh_metric(at, exporter, every, **more)
+        body = mesh_metric(rig, exporter, every, **more)
         return without(body) if generation == "2.8" else with_etags({"/meshmetric": body})
 
-    with at.run(environment={**INTERVAL, **HEADERS}) as daemon:
-        at.wait_ready(daemon)
-        with grpc_collector(f"unix:{at.work}/kuma-otel-c.sock") as (collector, _):
-            serve(at, routes("500ms", extraLabels={"mesh": "default", "team": "red"}))
+    with rig.run(environment={**INTERVAL, **HEADERS}) as daemon:
+        rig.wait_ready(daemon)
+        with grpc_collector(f"unix:{rig.work}/kuma-otel-c.sock") as (collector, _):
+            serve(rig, routes("500ms", extraLabels={"mesh": "default", "team": "red"}))
             poll(lambda: len(collector.points("app_asked_total")) >= 2, what="two pushes", deadline=SOON)
             metric, point, attributes, scope = collector.points("app_asked_total")[-1]
             assert metric.sum.is_monotonic
@@ -107,24 +91,24 @@ def test_metrics_are_pushed_while_the_policy_says_so(at: Rig, exporter: Exporter
             resource = collector.of("metrics")[0].message.resource_metrics[0].resource
             assert {one.key: one.value.string_value for one in resource.attributes}["service.name"] == "backend"
             assert collector.of("metrics")[0].headers["api-key"] == SECRET
-            status = at.status(daemon)["otel"]
+            status = rig.status(daemon)["otel"]
             assert next(iter(status["push"].values()))["pushed"] >= 1
-            serve(at, routes("500ms", backends=[]))
-            poll(lambda: at.status(daemon)["otel"]["push"] == {}, what="the end of the push", deadline=SOON)
-            serve(at, routes("1h"))
-            poll(lambda: at.status(daemon)["otel"]["push"], what="a push again", deadline=SOON)
-            serve(at, None)
+            serve(rig, routes("500ms", backends=[]))
+            poll(lambda: rig.status(daemon)["otel"]["push"] == {}, what="the end of the push", deadline=SOON)
+            serve(rig, routes("1h"))
+            poll(lambda: rig.status(daemon)["otel"]["push"], what="a push again", deadline=SOON)
+            serve(rig, None)
             # The whole policy goes: kuma-dp would push for ever.
-            poll(lambda: at.status(daemon)["otel"]["push"] == {}, what="the end of the policy", deadline=SOON)
-        assert at.status(daemon)["concerns"] == []
+            poll(lambda: rig.status(daemon)["otel"]["push"] == {}, what="the end of the policy", deadline=SOON)
+        assert rig.status(daemon)["concerns"] == []
 
 
-def test_everything_is_pushed_once_more_at_the_stop(at: Rig, exporter: Exporter) -> None:
-    with grpc_collector(f"unix:{at.folder}/receiver.sock") as (collector, _), at.run(environment=INTERVAL) as daemon:
-        at.wait_ready(daemon)
-        body = mesh_metric(at, exporter, "1h").replace(f"{at.work}/kuma-otel-c.sock", f"{at.folder}/receiver.sock")
-        serve(at, with_etags({"/meshmetric": body}))
-        poll(lambda: at.status(daemon)["otel"]["push"], what="the policy", deadline=SOON)
+def test_everything_is_pushed_once_more_at_the_stop(rig: Rig, exporter: Exporter) -> None:
+    with grpc_collector(f"unix:{rig.folder}/receiver.sock") as (collector, _), rig.run(environment=INTERVAL) as daemon:
+        rig.wait_ready(daemon)
+        body = mesh_metric(rig, exporter, "1h").replace(f"{rig.work}/kuma-otel-c.sock", f"{rig.folder}/receiver.sock")
+        serve(rig, with_etags({"/meshmetric": body}))
+        poll(lambda: rig.status(daemon)["otel"]["push"], what="the policy", deadline=SOON)
         assert not collector.exports
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.wait(SOON) == 0
@@ -133,25 +117,25 @@ def test_everything_is_pushed_once_more_at_the_stop(at: Rig, exporter: Exporter)
         assert scopes(collector, "app_asked_total") == {"app"}
 
 
-def test_a_dead_receiver_is_a_concern_and_ends_nothing(at: Rig, exporter: Exporter) -> None:
+def test_a_dead_receiver_is_a_concern_and_ends_nothing(rig: Rig, exporter: Exporter) -> None:
     short = {"OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "300"}
-    with at.run(environment={**INTERVAL, **short}) as daemon:
-        at.wait_ready(daemon)
-        serve(at, with_etags({"/meshmetric": mesh_metric(at, exporter, "200ms")}))
-        assert "UNAVAILABLE" in at.wait_concern(daemon, "OpenTelemetry push to kuma-otel-c.sock")
-        assert at.serves()
-        with grpc_collector(f"unix:{at.work}/kuma-otel-c.sock") as (collector, _):
+    with rig.run(environment={**INTERVAL, **short}) as daemon:
+        rig.wait_ready(daemon)
+        serve(rig, with_etags({"/meshmetric": mesh_metric(rig, exporter, "200ms")}))
+        assert "UNAVAILABLE" in rig.wait_concern(daemon, "OpenTelemetry push to kuma-otel-c.sock")
+        assert rig.serves()
+        with grpc_collector(f"unix:{rig.work}/kuma-otel-c.sock") as (collector, _):
             poll(lambda: collector.exports, what="a push", deadline=SOON)
-            poll(lambda: at.status(daemon)["concerns"] == [], what="no concern", deadline=SOON)
+            poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern", deadline=SOON)
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.wait(SOON) == 0
 
 
-def test_the_pipe_is_announced_served_and_taken_away(at: Rig, exporter: Exporter) -> None:
+def test_the_pipe_is_announced_served_and_taken_away(rig: Rig, exporter: Exporter) -> None:
     environment = {**INTERVAL, **HEADERS, "OTEL_EXPORTER_OTLP_LOGS_TIMEOUT": "5000"}
-    with grpc_collector("127.0.0.1:0") as (collector, port), at.run(environment=environment) as daemon:
-        at.wait_ready(daemon)
-        plane = at.plane
+    with grpc_collector("127.0.0.1:0") as (collector, port), rig.run(environment=environment) as daemon:
+        rig.wait_ready(daemon)
+        plane = rig.plane
         assert isinstance(plane, XdsControlPlane)
         asked = plane.bootstrap_requests[-1]
         assert "feature-otel-via-kuma-dp" in asked["features"]
@@ -159,9 +143,9 @@ def test_the_pipe_is_announced_served_and_taken_away(at: Rig, exporter: Exporter
         assert asked["otelEnv"]["shared"]["headersPresent"] is True
         assert SECRET not in json.dumps(asked)
         metrics = {"enabled": True, "refreshInterval": "500ms"}
-        told = mesh_metric(at, exporter, "1h", backends=[])
-        serve(at, with_etags({"/otel": pipe(at, port, metrics=metrics), "/meshmetric": told}))
-        socket = at.work / "kuma-otel-c.sock"
+        told = mesh_metric(rig, exporter, "1h", backends=[])
+        serve(rig, with_etags({"/otel": pipe(rig, port, metrics=metrics), "/meshmetric": told}))
+        socket = rig.work / "kuma-otel-c.sock"
         poll(socket.exists, what="the socket", deadline=SOON)
         with client(socket) as stubs:
             for signal_name in ("traces", "logs"):
@@ -171,73 +155,67 @@ def test_the_pipe_is_announced_served_and_taken_away(at: Rig, exporter: Exporter
         poll(lambda: scopes(collector, "app_asked_total") == {"app"}, what="pushed metrics", deadline=SOON)
         assert scopes(collector, "envoy_server_live") == {"envoy"}
         # As documented.
-        msgspec.convert(at.status(daemon), StatusReport)
-        status = at.status(daemon)["otel"]
+        msgspec.convert(rig.status(daemon), StatusReport)
+        status = rig.status(daemon)["otel"]
         assert status["pipe"]["kuma-otel-c.sock"]["signals"]["logs"]["sent"] == 1
-        assert SECRET not in json.dumps(at.status(daemon)) + daemon.output()
+        assert SECRET not in json.dumps(rig.status(daemon)) + daemon.output()
         for child in daemon.children().values():
             assert SECRET not in json.dumps(psutil.Process(child.pid).environ())
-        serve(at, with_etags({"/meshmetric": told}))
+        serve(rig, with_etags({"/meshmetric": told}))
         poll(lambda: not socket.exists(), what="the end of the socket", deadline=SOON)
-        poll(lambda: at.status(daemon)["otel"]["push"] == {}, what="the end of the push", deadline=SOON)
-        assert at.status(daemon)["concerns"] == []
+        poll(lambda: rig.status(daemon)["otel"]["push"] == {}, what="the end of the push", deadline=SOON)
+        assert rig.status(daemon)["concerns"] == []
 
 
-def test_a_pipe_that_is_off_is_not_announced(at: Rig) -> None:
+def test_a_pipe_that_is_off_is_not_announced(rig: Rig) -> None:
     off = {"KUMA_DATAPLANE_RUNTIME_OTEL_PIPE_ENABLED": "false"}
-    with at.run(environment={**INTERVAL, **off}) as daemon:
-        at.wait_ready(daemon)
-        plane = at.plane
+    with rig.run(environment={**INTERVAL, **off}) as daemon:
+        rig.wait_ready(daemon)
+        plane = rig.plane
         assert isinstance(plane, XdsControlPlane)
         asked = plane.bootstrap_requests[-1]
         assert "feature-otel-via-kuma-dp" not in asked["features"]
         assert "otelEnv" not in asked
 
 
-def test_without_the_extra_one_concern_says_what_to_install(at: Rig, exporter: Exporter, tmp_path: Path) -> None:
+def test_without_the_extra_one_concern_says_what_to_install(rig: Rig, exporter: Exporter, tmp_path: Path) -> None:
     # A package of that name without what the extra has.
     hiding = tmp_path / "hiding" / "opentelemetry"
     hiding.mkdir(parents=True)
     (hiding / "__init__.py").touch()
-    with at.run(environment={**INTERVAL, "PYTHONPATH": str(hiding.parent)}) as daemon:
-        at.wait_ready(daemon)
-        plane = at.plane
+    with rig.run(environment={**INTERVAL, "PYTHONPATH": str(hiding.parent)}) as daemon:
+        rig.wait_ready(daemon)
+        plane = rig.plane
         assert isinstance(plane, XdsControlPlane)
         assert "feature-otel-via-kuma-dp" not in plane.bootstrap_requests[-1]["features"]
-        serve(at, with_etags({"/meshmetric": mesh_metric(at, exporter, "200ms")}))
-        assert "kumadp[otel]" in at.wait_concern(daemon, "OpenTelemetry")
-        assert at.serves()
-        serve(at, None)
-        poll(lambda: at.status(daemon)["concerns"] == [], what="no concern", deadline=SOON)
+        serve(rig, with_etags({"/meshmetric": mesh_metric(rig, exporter, "200ms")}))
+        assert "kumadp[otel]" in rig.wait_concern(daemon, "OpenTelemetry")
+        assert rig.serves()
+        serve(rig, None)
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern", deadline=SOON)
         assert daemon.output().count("metrics are not pushed") == 1
         # Whoever follows does not need it either.
         daemon.process.send_signal(signal.SIGUSR1)
-        poll(lambda: at.status(daemon).get("reexec") == {"count": 1}, what="the next program", deadline=SOON)
+        poll(lambda: rig.status(daemon).get("reexec") == {"count": 1}, what="the next program", deadline=SOON)
 
 
-def test_nothing_is_imported_that_is_not_asked_for(at: Rig) -> None:
-    with at.run(environment=INTERVAL) as daemon:
-        at.wait_ready(daemon)
+def test_nothing_is_imported_that_is_not_asked_for(rig: Rig) -> None:
+    with rig.run(environment=INTERVAL) as daemon:
+        rig.wait_ready(daemon)
         maps = psutil.Process(daemon.process.pid).memory_maps()
         assert not [one.path for one in maps if "/grpc/" in one.path or "/google/" in one.path]
 
 
-@pytest.fixture
-def lasts() -> Iterator[LoadedRig]:
-    with XdsControlPlane() as plane, loaded_rig(plane) as made:
-        yield made
-
-
-def test_the_pipe_goes_on_through_a_reload_and_a_reexecution(lasts: LoadedRig) -> None:
-    at = lasts
-    socket = at.work / "kuma-otel-c.sock"
+@pytest.mark.linger(10.0)
+def test_the_pipe_goes_on_through_a_reload_and_a_reexecution(loaded_rig: LoadedRig) -> None:
+    socket = loaded_rig.work / "kuma-otel-c.sock"
     with grpc_collector("127.0.0.1:0") as (collector, port), contextlib.ExitStack() as stack:
-        daemon = stack.enter_context(at.up(environment=INTERVAL))
-        serve(at, with_etags({"/otel": pipe(at, port)}))
+        daemon = stack.enter_context(loaded_rig.up(environment=INTERVAL))
+        serve(loaded_rig, with_etags({"/otel": pipe(loaded_rig, port)}))
         poll(socket.exists, what="the socket", deadline=SOON)
-        at.reload(daemon)
+        loaded_rig.reload(daemon)
         inode = socket.stat().st_ino
-        at.reexec(daemon)
+        loaded_rig.reexec(daemon)
         assert socket.stat().st_ino == inode
         with client(socket) as stubs:
             # What comes before the pipe is told of again waits in its socket.
@@ -245,20 +223,14 @@ def test_the_pipe_goes_on_through_a_reload_and_a_reexecution(lasts: LoadedRig) -
         assert len(collector.of("logs")) == 1
 
 
-@pytest.fixture
-def kuma(tmp_path: Path) -> Iterator[Rig]:
-    with open_plane("kuma", tmp_path) as plane, rig(tmp_path, plane) as made:
-        yield made
-
-
 @pytest.mark.contract("MeshMetric pushed to OpenTelemetry, and stopped with the policy")
 @pytest.mark.kuma_cp
-def test_mesh_metric_of_a_real_control_plane(kuma: Rig, exporter: Exporter) -> None:
+def test_mesh_metric_of_a_real_control_plane(kuma_rig: Rig, exporter: Exporter) -> None:
     """Through the listener and the cluster that the control plane gives Envoy, to a collector; applied and removed."""
-    plane = kuma.plane
+    plane = kuma_rig.plane
     assert isinstance(plane, KumaControlPlane)
-    with grpc_collector("127.0.0.1:0") as (collector, port), kuma.run() as daemon:
-        kuma.wait_ready(daemon)
+    with grpc_collector("127.0.0.1:0") as (collector, port), kuma_rig.run() as daemon:
+        kuma_rig.wait_ready(daemon)
         default = {
             "applications": [{"name": "app", "path": "/metrics", "port": exporter.port}],
             "backends": [
@@ -277,8 +249,8 @@ def test_mesh_metric_of_a_real_control_plane(kuma: Rig, exporter: Exporter) -> N
         assert {name: attributes.get(name) for name in told} == told
         assert collector.points("envoy_server_live")
         plane.delete("/meshes/default/meshmetrics/all")
-        poll(lambda: kuma.status(daemon)["otel"]["push"] == {}, what="the end of the push", deadline=SOON)
+        poll(lambda: kuma_rig.status(daemon)["otel"]["push"] == {}, what="the end of the push", deadline=SOON)
         number = len(collector.exports)
-        poll(lambda: kuma.status(daemon)["dynconf"]["paths"]["/meshmetric"]["body"] is None, what="no policy")
+        poll(lambda: kuma_rig.status(daemon)["dynconf"]["paths"]["/meshmetric"]["body"] is None, what="no policy")
         assert len(collector.exports) == number
-        assert [told for told in kuma.status(daemon)["concerns"] if "OpenTelemetry" in told] == []
+        assert [told for told in kuma_rig.status(daemon)["concerns"] if "OpenTelemetry" in told] == []

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support import short_backoff
-from tests.support.rig import Rig, rig
-from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from tests.support.rig import Rig
 
 pytestmark = pytest.mark.process
 
@@ -28,12 +26,6 @@ CHECKED = f"--bootstrap-check-interval={300 // TIMES}s"
 MOST = 50
 
 
-@pytest.fixture
-def at(tmp_path: Path) -> Iterator[Rig]:
-    with XdsControlPlane() as plane, rig(tmp_path, plane) as made:
-        yield made
-
-
 def attempts(lines: list[str]) -> int:
     """How often one failed, those counted that are told with a count."""
     told = [line for line in lines if re.search(r"bootstrap: |no stream to the control plane", line)]
@@ -41,17 +33,17 @@ def attempts(lines: list[str]) -> int:
     return len(told) + left_out
 
 
-def test_while_traffic_flows(at: Rig) -> None:
-    with at.run(CHECKED, environment=BACKOFF, prefix=SHORT_BACKOFF) as daemon:
-        at.wait_ready(daemon)
+def test_while_traffic_flows(rig: Rig) -> None:
+    with rig.run(CHECKED, environment=BACKOFF, prefix=SHORT_BACKOFF) as daemon:
+        rig.wait_ready(daemon)
         length = len(daemon.output())
-        at.plane.kill()
+        rig.plane.kill()
         time.sleep(OUTAGE / TIMES)
         during = daemon.output()[length:].splitlines()
-        at.plane.start()
-        at.renew_token()
-        at.wait_state(daemon, "open")
-        assert at.serves()
+        rig.plane.start()
+        rig.renew_token()
+        rig.wait_state(daemon, "open")
+        assert rig.serves()
         whole = daemon.output()[length:].splitlines()
     assert any("the stream to the control plane broke" in line for line in during)
     assert any("no stream to the control plane" in line for line in during)
@@ -60,14 +52,14 @@ def test_while_traffic_flows(at: Rig) -> None:
     assert len(whole) < MOST
 
 
-def test_from_the_start_on(at: Rig) -> None:
-    at.plane.kill()
-    with at.run(CHECKED, environment=BACKOFF, prefix=SHORT_BACKOFF) as daemon:
+def test_from_the_start_on(rig: Rig) -> None:
+    rig.plane.kill()
+    with rig.run(CHECKED, environment=BACKOFF, prefix=SHORT_BACKOFF) as daemon:
         time.sleep(OUTAGE / TIMES)
         during = daemon.output().splitlines()
         # A line is told when the reason is another one.
-        assert at.status(daemon)["counters"]["bootstrap"]["attempts"] > 20
-        at.plane.start()
-        at.renew_token()
-        at.wait_ready(daemon)
+        assert rig.status(daemon)["counters"]["bootstrap"]["attempts"] > 20
+        rig.plane.start()
+        rig.renew_token()
+        rig.wait_ready(daemon)
     assert len(during) < MOST, "\n".join(during)

@@ -12,13 +12,10 @@ from kumadp.host.socket_names import kuma_socket, metrics
 from tests.support.daemon import get
 from tests.support.poll import poll
 from tests.support.prometheus import lint
-from tests.support.rig import NAME, SOON, Rig, rig
+from tests.support.rig import NAME, SOON, Rig
 from tests.support.unix_http import UnixConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from tests.support.daemon import Daemon
 
 pytestmark = pytest.mark.process
@@ -43,17 +40,11 @@ def value(daemon: Daemon, name: str, **labels: str) -> float | None:
     return None
 
 
-@pytest.fixture
-def at(tmp_path: Path) -> Iterator[Rig]:
-    with rig(tmp_path, "test") as made:
-        yield made
-
-
-def test_what_happens_is_counted(at: Rig) -> None:
-    endpoint = {"inboundPort": at.ports.inbound, "inboundPath": "/healthz", "path": "/app/healthz"}
-    at.dataplane["probes"] = {"port": at.ports.probes, "endpoints": [endpoint]}
-    with at.run() as daemon:
-        at.wait_ready(daemon)
+def test_what_happens_is_counted(rig: Rig) -> None:
+    endpoint = {"inboundPort": rig.ports.inbound, "inboundPath": "/healthz", "path": "/app/healthz"}
+    rig.dataplane["probes"] = {"port": rig.ports.probes, "endpoints": [endpoint]}
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
         kind, text = scrape(daemon)
         assert kind == "text/plain; version=0.0.4; charset=utf-8"
         assert lint(text) == ""
@@ -63,23 +54,23 @@ def test_what_happens_is_counted(at: Rig) -> None:
         assert value(daemon, "kumadp_bootstrap_answers_total") == 1
         assert value(daemon, "kumadp_child_restarts_total", child="envoy", reason="signal") == 0
         assert (value(daemon, "kumadp_process_open_fds") or 0) > 10
-        assert get(at.ports.probes, "/app/healthz")[0] == 200
-        assert get(at.ports.probes, "/no/such")[0] == 404
+        assert get(rig.ports.probes, "/app/healthz")[0] == 200
+        assert get(rig.ports.probes, "/no/such")[0] == 404
         assert value(daemon, "kumadp_probe_answers_total", kind="virtual", code="2xx") == 1
         assert value(daemon, "kumadp_probe_answers_total", kind="virtual", code="4xx") == 1
-        at.kill_envoy(daemon)
+        rig.kill_envoy(daemon)
         assert value(daemon, "kumadp_child_restarts_total", child="envoy", reason="signal") == 1
         assert value(daemon, "kumadp_child_state", child="envoy", state="RUNNING") == 1
         poll(lambda: value(daemon, "kumadp_event_loop_lag_seconds_count"), what="the loop looked at", deadline=SOON)
-        at.plane.kill()
+        rig.plane.kill()
         poll(lambda: value(daemon, "kumadp_relay_connected") == 0, what="the relay alone", deadline=SOON)
         assert value(daemon, "kumadp_ready") == 1
 
 
-def test_they_are_part_of_what_prometheus_scrapes(at: Rig) -> None:
-    with at.run() as daemon:
-        at.wait_ready(daemon)
-        connection = UnixConnection(kuma_socket(at.work, metrics(NAME, "default")), 20)
+def test_they_are_part_of_what_prometheus_scrapes(rig: Rig) -> None:
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
+        connection = UnixConnection(kuma_socket(rig.work, metrics(NAME, "default")), 20)
         try:
             connection.request("GET", "/")
             text = connection.getresponse().read().decode()

@@ -24,11 +24,6 @@ pytestmark = pytest.mark.process
 HEALTHY, UNHEALTHY, UNKNOWN = (200, "HEALTHY\n"), (503, "UNHEALTHY\n"), (503, "UNKNOWN\n")
 
 
-@pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
-
-
 def arguments(tmp_path: Path, plane: ScriptedControlPlane, *more: str) -> tuple[str, ...]:
     ca = plane.write_ca(tmp_path / "ca.crt")
     return (f"--cp-address={plane.url}", f"--ca-cert-file={ca}", "--drain-time=60s", *more)

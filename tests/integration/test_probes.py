@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
-
-
 def arguments(tmp_path: Path, plane: ScriptedControlPlane, ports: Ports, app_port: int) -> tuple[str, ...]:
     file = tmp_path / "dp.json"
     file.write_text(json.dumps(dataplane("web-1", "web", ports, app_port)))

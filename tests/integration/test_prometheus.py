@@ -21,7 +21,7 @@ from tests.support.dynconf import SOCKET, dynconf_listener, with_etags
 from tests.support.log_sink import Sink
 from tests.support.poll import poll
 from tests.support.prometheus import need_prometheus, scraped
-from tests.support.rig import NAME, NODE, SOON, rig
+from tests.support.rig import NAME, NODE, SOON
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import LISTENER
 
@@ -40,16 +40,14 @@ DASHBOARD = ALERTS.parent / "grafana-dashboard.json"
 NOT_WHEN_WELL = ("kumadp_access_log_destination_connected{} == 0",)
 
 
-@pytest.fixture
-def at(tmp_path: Path) -> Iterator[Rig]:
+@pytest.fixture(autouse=True)
+def _prometheus() -> None:
     need_prometheus()
-    with rig(tmp_path, "test") as made:
-        yield made
 
 
 @contextlib.contextmanager
-def watched(at: Rig, daemon: Daemon, rules: Path | None = None) -> Iterator[Prometheus]:
-    with scraped(at.folder, control_socket_path(NAME, daemon.environment), rules) as prometheus:
+def watched(rig: Rig, daemon: Daemon, rules: Path | None = None) -> Iterator[Prometheus]:
+    with scraped(rig.folder, control_socket_path(NAME, daemon.environment), rules) as prometheus:
         yield prometheus
 
 
@@ -64,10 +62,10 @@ def queries() -> list[str]:
     return [one.replace('{instance=~"$instance"}', "{}").replace("$__rate_interval", "10s") for one in found]
 
 
-def write_token(at: Rig, seconds: float) -> None:
+def write_token(rig: Rig, seconds: float) -> None:
     """A token that ends so soon."""
     parts = (b'{"alg":"RS256"}', json.dumps({"exp": int(time.time() + seconds)}).encode(), b"none")
-    at.token.write_text(".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts))
+    rig.token.write_text(".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts))
 
 
 def impatient_alerts(folder: Path) -> Path:
@@ -92,21 +90,21 @@ def test_the_dashboard_is_in_order() -> None:
     assert used == {one["name"] for one in told["templating"]["list"]}
 
 
-def test_each_query_of_the_dashboard_has_data(at: Rig) -> None:
-    endpoint = {"inboundPort": at.ports.inbound, "inboundPath": "/healthz", "path": "/app/healthz"}
-    at.dataplane["probes"] = {"port": at.ports.probes, "endpoints": [endpoint]}
-    write_token(at, 30 * 86_400)
+def test_each_query_of_the_dashboard_has_data(rig: Rig) -> None:
+    endpoint = {"inboundPort": rig.ports.inbound, "inboundPath": "/healthz", "path": "/app/healthz"}
+    rig.dataplane["probes"] = {"port": rig.ports.probes, "endpoints": [endpoint]}
+    write_token(rig, 30 * 86_400)
     flags = ("--envoy-arg=--file-flush-interval-msec", "--envoy-arg=100", "--dns-mode=embedded")
-    with Sink() as sink, at.run(*flags, dns=True) as daemon:
-        at.wait_traffic()
-        assert isinstance(at.plane, XdsControlPlane)
-        mesh = at.plane.mesh(NODE)
-        names = dynconf_listener(at.work / SOCKET, with_etags({"/dns": '{"records":[],"ttl":30}'}))
+    with Sink() as sink, rig.run(*flags, dns=True) as daemon:
+        rig.wait_traffic()
+        assert isinstance(rig.plane, XdsControlPlane)
+        mesh = rig.plane.mesh(NODE)
+        names = dynconf_listener(rig.work / SOCKET, with_etags({"/dns": '{"records":[],"ttl":30}'}))
         mesh.put(LISTENER, {name: value for name, value in names.items() if name != "@type"})
-        at.wait_ready(daemon)
-        log_to(mesh, at.work, NAME, sink.address)
-        poll(lambda: get(at.ports.inbound, "/x")[0] and sink.lines, what="a line of access log", deadline=SOON)
-        with watched(at, daemon) as prometheus:
+        rig.wait_ready(daemon)
+        log_to(mesh, rig.work, NAME, sink.address)
+        poll(lambda: get(rig.ports.inbound, "/x")[0] and sink.lines, what="a line of access log", deadline=SOON)
+        with watched(rig, daemon) as prometheus:
             wanted = [one for one in queries() if one not in NOT_WHEN_WELL]
             assert len(wanted) > 25
             empty = wanted
@@ -125,47 +123,47 @@ def test_each_query_of_the_dashboard_has_data(at: Rig) -> None:
             assert prometheus.query("kumadp_concerns")[0]["value"][1] == "0"
 
 
-def test_a_token_that_ends(at: Rig) -> None:
-    write_token(at, 1000)
-    with at.run() as daemon:
-        at.wait_ready(daemon)
-        with watched(at, daemon, impatient_alerts(at.folder)) as prometheus:
+def test_a_token_that_ends(rig: Rig) -> None:
+    write_token(rig, 1000)
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
+        with watched(rig, daemon, impatient_alerts(rig.folder)) as prometheus:
             poll(lambda: set(prometheus.firing()) == {"KumadpTokenExpiresSoon"}, what="the end told", deadline=SOON)
-            write_token(at, 60)
+            write_token(rig, 60)
             daemon.process.send_signal(signal.SIGHUP)
             ending = {"KumadpTokenExpiresSoon", "KumadpTokenExpiring"}
             poll(lambda: ending <= set(prometheus.firing()), what="the near end told", deadline=SOON)
-            write_token(at, 30 * 86_400)
+            write_token(rig, 30 * 86_400)
             daemon.process.send_signal(signal.SIGHUP)
             poll(lambda: not ending & set(prometheus.firing()), what="nothing told", deadline=SOON)
 
 
-def test_alerts_fire_on_what_they_are_for(at: Rig) -> None:
-    with at.run("--envoy-restart-budget=20") as daemon:
-        at.wait_ready(daemon)
-        assert isinstance(at.plane, XdsControlPlane)
+def test_alerts_fire_on_what_they_are_for(rig: Rig) -> None:
+    with rig.run("--envoy-restart-budget=20") as daemon:
+        rig.wait_ready(daemon)
+        assert isinstance(rig.plane, XdsControlPlane)
         dead = "127.0.0.1:1"
-        with watched(at, daemon, impatient_alerts(at.folder)) as prometheus:
+        with watched(rig, daemon, impatient_alerts(rig.folder)) as prometheus:
             assert prometheus.firing() == {}
             for _ in range(3):
-                at.kill_envoy(daemon)
+                rig.kill_envoy(daemon)
             poll(lambda: "KumadpEnvoyRestarting" in prometheus.firing(), what="restarts seen", deadline=SOON)
             assert prometheus.firing()["KumadpEnvoyRestarting"]["severity"] == "critical"
             assert set(prometheus.firing()) <= {"KumadpEnvoyRestarting", "KumadpNotReady"}
-            log_to(at.plane.mesh(NODE), at.work, NAME, dead)
+            log_to(rig.plane.mesh(NODE), rig.work, NAME, dead)
 
             def without_connection() -> bool:
-                get(at.ports.inbound, "/x")
+                get(rig.ports.inbound, "/x")
                 return bool(prometheus.query(NOT_WHEN_WELL[0]))
 
             poll(without_connection, what="a destination without a connection", deadline=SOON)
-            at.plane.faults.silent = True
-            at.plane.kill()
+            rig.plane.faults.silent = True
+            rig.plane.kill()
             poll(lambda: "KumadpControlPlaneAway" in prometheus.firing(), what="it away", deadline=SOON)
-            at.plane.start()
+            rig.plane.start()
             poll(lambda: "KumadpControlPlaneSilent" in prometheus.firing(), what="it silent", deadline=SOON)
-            at.plane.faults.silent = False
-            at.plane.wake()
+            rig.plane.faults.silent = False
+            rig.plane.wake()
             with contextlib.suppress(AssertionError):
                 poll(lambda: set(prometheus.firing()) == {"KumadpEnvoyRestarting"}, what="all well", deadline=SOON)
             assert set(prometheus.firing()) == {"KumadpEnvoyRestarting"}

@@ -35,11 +35,6 @@ SOCKET = "work/kuma-readiness-reporter.sock"
 ELSEWHERE = "127.0.0.9"
 
 
-@pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
-
-
 def arguments(tmp_path: Path, plane: ScriptedControlPlane) -> tuple[str, ...]:
     ca = plane.write_ca(tmp_path / "ca.crt")
     return (f"--cp-address={plane.url}", f"--ca-cert-file={ca}", "--name=web-1", "--mesh=default", "--drain-time=60s")

@@ -7,179 +7,163 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kumadp.errors import ExitCode
-from tests.support.control_planes import KINDS
+from tests.support.control_planes import on_both_control_planes
 from tests.support.load_process import LoadProcess
 from tests.support.poll import poll
-from tests.support.rig import NODE, SOON, Rig, rig
+from tests.support.rig import NODE, SOON, Rig
 from tests.support.xds.journal import Kind, What
-from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
+
+    from tests.support.xds.plane import XdsControlPlane
 
 pytestmark = pytest.mark.process
 
 MODIFIED = "cluster_manager.cluster_modified"
 
 
-@pytest.fixture(params=KINDS)
-def at(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
-    with rig(tmp_path, request.param) as made:
-        yield made
-
-
-@pytest.fixture
-def plane() -> Iterator[XdsControlPlane]:
-    with XdsControlPlane() as made:
-        yield made
-
-
-@pytest.fixture
-def alone(tmp_path: Path, plane: XdsControlPlane) -> Iterator[Rig]:
-    with rig(tmp_path, plane) as made:
-        yield made
-
-
 @pytest.mark.contract("control plane away: Envoy dies and is served from memory")
-def test_envoy_dies_while_the_control_plane_is_gone(at: Rig) -> None:
-    with at.run() as daemon:
-        at.wait_ready(daemon)
-        at.plane.kill()
+@on_both_control_planes
+def test_envoy_dies_while_the_control_plane_is_gone(rig: Rig) -> None:
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
+        rig.plane.kill()
         for _ in range(2):
-            at.kill_envoy(daemon)
-        told = at.wait_concern(daemon, "control plane")
-        status = at.status(daemon)
+            rig.kill_envoy(daemon)
+        told = rig.wait_concern(daemon, "control plane")
+        status = rig.status(daemon)
         assert (status["relay"]["refusal"], status["relay"]["connected_since"]) == ("unreachable", None)
         assert status["relay"]["last_error"] in told
         assert (status["ready"], status["reasons"]) == (True, [])
-        before = at.stats(f"^{MODIFIED}$")
-        at.plane.start()
-        at.renew_token()
-        at.wait_state(daemon, "open")
-        poll(lambda: at.plane.stream(NODE), what="the stream at the control plane", deadline=SOON)
-        poll(lambda: at.plane.registered == [NODE], what="the Dataplane in the mesh", deadline=SOON)
-        poll(lambda: at.settled(daemon), what="everything taken again", deadline=SOON)
-        assert at.stats(f"^{MODIFIED}$") == before == {MODIFIED: 0}
-        assert at.status(daemon)["concerns"] == []
-        assert at.serves()
-        at.kill_envoy(daemon)
+        before = rig.stats(f"^{MODIFIED}$")
+        rig.plane.start()
+        rig.renew_token()
+        rig.wait_state(daemon, "open")
+        poll(lambda: rig.plane.stream(NODE), what="the stream at the control plane", deadline=SOON)
+        poll(lambda: rig.plane.registered == [NODE], what="the Dataplane in the mesh", deadline=SOON)
+        poll(lambda: rig.settled(daemon), what="everything taken again", deadline=SOON)
+        assert rig.stats(f"^{MODIFIED}$") == before == {MODIFIED: 0}
+        assert rig.status(daemon)["concerns"] == []
+        assert rig.serves()
+        rig.kill_envoy(daemon)
 
 
-def test_keys_of_the_mesh_are_in_memory_while_the_control_plane_is_gone(alone: Rig, plane: XdsControlPlane) -> None:
+def test_keys_of_the_mesh_are_in_memory_while_the_control_plane_is_gone(rig: Rig, plane: XdsControlPlane) -> None:
     plane.use_mtls()
-    with alone.run() as daemon:
-        alone.wait_ready(daemon)
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
         plane.kill()
-        alone.kill_envoy(daemon)
-        assert SECRET in alone.types(daemon)
-        before = alone.stats(f"^{MODIFIED}$")
+        rig.kill_envoy(daemon)
+        assert SECRET in rig.types(daemon)
+        before = rig.stats(f"^{MODIFIED}$")
         plane.start()
-        alone.wait_state(daemon, "open")
-        poll(lambda: alone.settled(daemon), what="everything taken again")
-        assert alone.stats(f"^{MODIFIED}$") == before
+        rig.wait_state(daemon, "open")
+        poll(lambda: rig.settled(daemon), what="everything taken again")
+        assert rig.stats(f"^{MODIFIED}$") == before
         first = [entry for entry in plane.journal.requests(kind=Kind.FIRST) if entry.stream == plane.streams()[-1]]
         assert {entry.type_url for entry in first} == {CLUSTER, ENDPOINTS, SECRET, LISTENER}
         assert all(entry.version for entry in first)
 
 
 @pytest.mark.parametrize("how", ["goaway", "reset_streams", "end_streams", "drop_connections"])
-def test_a_stream_that_breaks_comes_back_and_costs_nothing(alone: Rig, plane: XdsControlPlane, how: str) -> None:
+def test_a_stream_that_breaks_comes_back_and_costs_nothing(rig: Rig, plane: XdsControlPlane, how: str) -> None:
     plane.faults.linger = 1.0
-    with alone.run() as daemon:
-        alone.wait_ready(daemon)
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
         getattr(plane, how)()
         poll(lambda: len(plane.journal.events(What.ADMITTED)) == 2, what="another stream")
         poll(lambda: plane.registered == [NODE], what="the Dataplane in the mesh")
-        poll(lambda: alone.settled(daemon), what="everything taken again")
-        assert alone.serves()
+        poll(lambda: rig.settled(daemon), what="everything taken again")
+        assert rig.serves()
         assert len(plane.journal.events(What.DEREGISTERED)) == 1
-        assert alone.restarts(daemon) == 0
+        assert rig.restarts(daemon) == 0
 
 
-def test_a_control_plane_that_never_answers(alone: Rig, plane: XdsControlPlane) -> None:
-    with alone.run() as daemon:
-        alone.wait_ready(daemon)
+def test_a_control_plane_that_never_answers(rig: Rig, plane: XdsControlPlane) -> None:
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
         plane.faults.linger, plane.faults.silent = 0.0, True
         plane.reset_streams()
-        alone.wait_concern(daemon, "it leaves requests unanswered")
-        found = alone.relay(daemon)
+        rig.wait_concern(daemon, "it leaves requests unanswered")
+        found = rig.relay(daemon)
         assert (found["state"], found["connected_since"]) == ("connecting", None)
         assert found["silence"] > 0
-        alone.kill_envoy(daemon)
+        rig.kill_envoy(daemon)
         plane.faults.silent = False
         plane.wake()
-        alone.wait_state(daemon, "open")
-        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
-        assert alone.relay(daemon)["silence"] == 0
+        rig.wait_state(daemon, "open")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
+        assert rig.relay(daemon)["silence"] == 0
 
 
-def test_a_control_plane_that_leaves_a_type_unanswered(alone: Rig, plane: XdsControlPlane) -> None:
-    with alone.run() as daemon:
-        alone.wait_ready(daemon)
+def test_a_control_plane_that_leaves_a_type_unanswered(rig: Rig, plane: XdsControlPlane) -> None:
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
         plane.faults.linger, plane.faults.withheld = 0.0, {LISTENER}
         plane.reset_streams()
-        alone.wait_concern(daemon, "it leaves requests unanswered")
-        assert alone.relay(daemon)["state"] == "open"
+        rig.wait_concern(daemon, "it leaves requests unanswered")
+        assert rig.relay(daemon)["state"] == "open"
         assert "Listener" in daemon.output()
         plane.faults.withheld = set()
         plane.wake()
-        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
 
 
-def test_a_control_plane_that_reads_nothing(alone: Rig, plane: XdsControlPlane) -> None:
-    with alone.run() as daemon:
-        alone.wait_ready(daemon)
+def test_a_control_plane_that_reads_nothing(rig: Rig, plane: XdsControlPlane) -> None:
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
         plane.faults.linger = 0.0
         plane.deafen()
         plane.drop_connections()
-        alone.wait_concern(daemon, "control plane")
-        alone.kill_envoy(daemon)
+        rig.wait_concern(daemon, "control plane")
+        rig.kill_envoy(daemon)
         plane.deafen(False)
-        alone.wait_state(daemon, "open")
-        assert alone.serves()
+        rig.wait_state(daemon, "open")
+        assert rig.serves()
 
 
-def test_a_token_that_is_refused_is_told_as_such_and_the_next_one_taken(alone: Rig, plane: XdsControlPlane) -> None:
-    with alone.run() as daemon:
-        alone.wait_ready(daemon)
+def test_a_token_that_is_refused_is_told_as_such_and_the_next_one_taken(rig: Rig, plane: XdsControlPlane) -> None:
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
         plane.faults.linger = 0.0
         good = plane.token() + "-new"
         plane.faults.refuse_token = lambda token: "" if token == good else "token is revoked"
         plane.reset_streams()
-        alone.wait_concern(daemon, "token is revoked")
-        found = alone.relay(daemon)
+        rig.wait_concern(daemon, "token is revoked")
+        found = rig.relay(daemon)
         assert found["refusal"] == "auth"
         assert found["refused_since"] is not None
-        alone.kill_envoy(daemon)
-        assert alone.status(daemon)["ready"] is True
-        alone.token.write_text(good)
-        alone.wait_state(daemon, "open")
-        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
-        assert alone.relay(daemon)["refusal"] is None
+        rig.kill_envoy(daemon)
+        assert rig.status(daemon)["ready"] is True
+        rig.token.write_text(good)
+        rig.wait_state(daemon, "open")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
+        assert rig.relay(daemon)["refusal"] is None
         assert good not in daemon.output()
 
 
-def test_a_data_plane_that_is_refused_from_the_first_moment(alone: Rig, plane: XdsControlPlane) -> None:
+def test_a_data_plane_that_is_refused_from_the_first_moment(rig: Rig, plane: XdsControlPlane) -> None:
     """The bootstrap came and the stream is refused: it waits and says why, and a stop ends it in peace."""
     plane.faults.refuse_token = lambda _token: "token is revoked"
-    with alone.run() as daemon:
-        alone.wait_concern(daemon, "token is revoked")
-        assert alone.status(daemon)["ready"] is False
+    with rig.run() as daemon:
+        rig.wait_concern(daemon, "token is revoked")
+        assert rig.status(daemon)["ready"] is False
         plane.faults.refuse_token = lambda _token: ""
         daemon.wait_ready()
-        assert alone.status(daemon)["concerns"] == []
+        assert rig.status(daemon)["concerns"] == []
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK
 
 
-def test_a_stop_while_the_control_plane_is_gone(alone: Rig, plane: XdsControlPlane) -> None:
-    with alone.run() as daemon:
-        alone.wait_ready(daemon)
+def test_a_stop_while_the_control_plane_is_gone(rig: Rig, plane: XdsControlPlane) -> None:
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
         plane.deafen()
         plane.drop_connections()
-        poll(lambda: alone.relay(daemon)["state"] != "open", what="a broken stream")
+        poll(lambda: rig.relay(daemon)["state"] != "open", what="a broken stream")
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK
 
@@ -188,9 +172,9 @@ def breaks(_at: Rig, plane: XdsControlPlane) -> None:
     plane.reset_streams()
 
 
-def dies(at: Rig, plane: XdsControlPlane) -> None:
+def dies(rig: Rig, plane: XdsControlPlane) -> None:
     plane.kill()
-    plane.put_dataplane(other(at))
+    plane.put_dataplane(other(rig))
     plane.start()
 
 
@@ -205,28 +189,28 @@ def test_no_request_is_lost(
     plane.use_mtls()
     plane.faults.linger = 0.5
     with LoadProcess() as app:
-        at = Rig(tmp_path, plane, app)
+        rig = Rig(tmp_path, plane, app)
         # Endpoints of its own: while a Dataplane is deregistered it has none, whatever we do.
-        at.dataplane["networking"]["outbound"][0]["tags"]["kuma.io/service"] = "others"
-        plane.put_dataplane(other(at))
-        with at.run() as daemon:
-            at.wait_ready(daemon)
-            watch = {"ready": (at.ports.readiness, "/ready")}
-            with app.on(at.ports.outbound, rate=200, watch=watch) as told:
+        rig.dataplane["networking"]["outbound"][0]["tags"]["kuma.io/service"] = "others"
+        plane.put_dataplane(other(rig))
+        with rig.run() as daemon:
+            rig.wait_ready(daemon)
+            watch = {"ready": (rig.ports.readiness, "/ready")}
+            with app.on(rig.ports.outbound, rate=200, watch=watch) as told:
                 before = plane.version_of(NODE, LISTENER)
-                event(at, plane)
+                event(rig, plane)
                 poll(lambda: plane.version_of(NODE, LISTENER) != before, what="new versions")
-                at.wait_state(daemon, "open")
-                poll(lambda: at.settled(daemon), what="everything taken again")
+                rig.wait_state(daemon, "open")
+                poll(lambda: rig.settled(daemon), what="everything taken again")
                 poll(lambda: plane.registered[:1] == [NODE], what="the Dataplane in the mesh")
             assert told.failures == {}
             assert told.answered > 0
             assert told.watched["ready"].keys() == {"200 READY"}
-            assert at.restarts(daemon) == 0
+            assert rig.restarts(daemon) == 0
 
 
-def other(at: Rig) -> dict[str, Any]:
+def other(rig: Rig) -> dict[str, Any]:
     """A Dataplane whose service is answered by our own inbound."""
-    inbound = {**at.dataplane["networking"]["inbound"][0], "tags": {"kuma.io/service": "others"}}
+    inbound = {**rig.dataplane["networking"]["inbound"][0], "tags": {"kuma.io/service": "others"}}
     place = {"address": "127.0.0.1", "inbound": [inbound]}
     return {"type": "Dataplane", "mesh": "default", "name": "others-01", "networking": place}

@@ -15,50 +15,36 @@ from tests.support.control_planes import KINDS
 from tests.support.daemon import get
 from tests.support.http2 import Http2Server
 from tests.support.poll import poll
-from tests.support.rig import NAME, NODE, SOON, Rig, rig
+from tests.support.rig import NAME, NODE, SOON, Rig, open_rig
 from tests.support.scripted_control_plane import Answer
 from tests.support.xds.plane import XdsControlPlane
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.daemon import Daemon
     from tests.support.xds.resources import Tree
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.linger(0.0)]
 
 
-@pytest.fixture
-def plane() -> Iterator[XdsControlPlane]:
-    with XdsControlPlane() as made:
-        # A stop is followed by a start at once here.
-        made.faults.linger = 0.0
-        yield made
+def file_of(rig: Rig) -> Path:
+    return rig.state / "last-good.msgpack"
 
 
-@pytest.fixture
-def alone(tmp_path: Path, plane: XdsControlPlane) -> Iterator[Rig]:
-    with rig(tmp_path, plane) as made:
-        yield made
-
-
-def file_of(at: Rig) -> Path:
-    return at.state / "last-good.msgpack"
-
-
-def serve_once(at: Rig, *more: str) -> None:
+def serve_once(rig: Rig, *more: str) -> None:
     """Run until all is accepted, and stop: the disk has it then."""
-    with at.run(*more) as daemon:
-        at.wait_ready(daemon)
+    with rig.run(*more) as daemon:
+        rig.wait_ready(daemon)
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK
 
 
-def assert_stale(at: Rig, daemon: Daemon) -> None:
-    status = at.status(daemon)
-    assert abs(status["stale_since"] - file_of(at).stat().st_mtime) < 1
+def assert_stale(rig: Rig, daemon: Daemon) -> None:
+    status = rig.status(daemon)
+    assert abs(status["stale_since"] - file_of(rig).stat().st_mtime) < 1
     assert status["ready"] is True
     assert status["relay"]["state"] in {"backoff", "connecting"}
     assert "configuration: stale since 20" in "\n".join(status["concerns"])
@@ -66,55 +52,55 @@ def assert_stale(at: Rig, daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("how", ["gone", "deaf"])
-def test_a_host_that_boots_without_its_control_plane_serves(alone: Rig, plane: XdsControlPlane, how: str) -> None:
-    serve_once(alone)
+def test_a_host_that_boots_without_its_control_plane_serves(rig: Rig, plane: XdsControlPlane, how: str) -> None:
+    serve_once(rig)
     if how == "gone":
         plane.kill()
     else:
         plane.deafen()
-    with alone.run() as daemon:
+    with rig.run() as daemon:
         daemon.wait_ready()
-        assert alone.serves()
-        assert get(alone.ports.inbound) == (200, "backend")
-        assert_stale(alone, daemon)
+        assert rig.serves()
+        assert get(rig.ports.inbound) == (200, "backend")
+        assert_stale(rig, daemon)
         assert kumadp("wait", f"--name={NAME}", "--timeout=5s", environment=daemon.environment).returncode == 0
-        told = alone.wait_concern(daemon, "control plane")
+        told = rig.wait_concern(daemon, "control plane")
         assert told
         # Dead and back, again and again, with nothing but what was on disk.
         for _ in range(2):
-            alone.kill_envoy(daemon)
+            rig.kill_envoy(daemon)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.contract("control plane started again: the stream is taken up")
 def test_the_stream_comes_back_when_the_control_plane_does(tmp_path: Path, kind: str) -> None:
-    with rig(tmp_path, kind) as at:
-        serve_once(at)
-        at.plane.kill()
-        with at.run() as daemon:
+    with open_rig(tmp_path, kind) as rig:
+        serve_once(rig)
+        rig.plane.kill()
+        with rig.run() as daemon:
             daemon.wait_ready()
             envoy = daemon.envoy()
-            assert at.serves()
-            before = at.stats("^cluster_manager.cluster_modified$")
-            at.plane.start()
-            at.renew_token()
-            at.wait_state(daemon, "open")
-            poll(lambda: at.plane.registered == [NODE], what="the Dataplane in the mesh", deadline=SOON)
-            poll(lambda: at.settled(daemon), what="everything taken", deadline=SOON)
-            poll(lambda: "stale_since" not in at.status(daemon), what="a bootstrap of now", deadline=SOON)
-            poll(lambda: at.status(daemon)["concerns"] == [], what="no concern any more", deadline=SOON)
-            assert at.stats("^cluster_manager.cluster_modified$") == before == {"cluster_manager.cluster_modified": 0}
+            assert rig.serves()
+            before = rig.stats("^cluster_manager.cluster_modified$")
+            rig.plane.start()
+            rig.renew_token()
+            rig.wait_state(daemon, "open")
+            poll(lambda: rig.plane.registered == [NODE], what="the Dataplane in the mesh", deadline=SOON)
+            poll(lambda: rig.settled(daemon), what="everything taken", deadline=SOON)
+            poll(lambda: "stale_since" not in rig.status(daemon), what="a bootstrap of now", deadline=SOON)
+            poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more", deadline=SOON)
+            assert rig.stats("^cluster_manager.cluster_modified$") == before == {"cluster_manager.cluster_modified": 0}
             assert daemon.envoy().pid == envoy.pid
-            assert at.serves()
-            if isinstance(at.plane, XdsControlPlane):
-                versions = {kind: at.plane.version_of(NODE, kind) for kind in (CLUSTER, ENDPOINTS, LISTENER)}
-                assert {kind: view["accepted"] for kind, view in at.types(daemon).items()} == versions
+            assert rig.serves()
+            if isinstance(rig.plane, XdsControlPlane):
+                versions = {kind: rig.plane.version_of(NODE, kind) for kind in (CLUSTER, ENDPOINTS, LISTENER)}
+                assert {kind: view["accepted"] for kind, view in rig.types(daemon).items()} == versions
 
 
-def test_another_bootstrap_takes_the_place_of_the_stale_one(alone: Rig, plane: XdsControlPlane) -> None:
-    serve_once(alone)
+def test_another_bootstrap_takes_the_place_of_the_stale_one(rig: Rig, plane: XdsControlPlane) -> None:
+    serve_once(rig)
     plane.kill()
-    with alone.run() as daemon:
+    with rig.run() as daemon:
         daemon.wait_ready()
         stale = daemon.envoy()
 
@@ -123,59 +109,59 @@ def test_another_bootstrap_takes_the_place_of_the_stale_one(alone: Rig, plane: X
 
         plane.edit = edit
         plane.start()
-        poll(lambda: "stale_since" not in alone.status(daemon), what="a bootstrap of now")
+        poll(lambda: "stale_since" not in rig.status(daemon), what="a bootstrap of now")
         poll(lambda: not stale.is_running(), what="the end of the Envoy with the stale one", deadline=60)
-        assert alone.serves()
-        assert get(alone.ports.readiness, "/ready") == (200, "READY")
-        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
-        assert '"stats_flush_interval": "7s"' in get(alone.ports.admin, "/config_dump")[1]
+        assert rig.serves()
+        assert get(rig.ports.readiness, "/ready") == (200, "READY")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
+        assert '"stats_flush_interval": "7s"' in get(rig.ports.admin, "/config_dump")[1]
 
 
-def test_a_control_plane_that_comes_back_and_refuses_at_first(alone: Rig, plane: XdsControlPlane) -> None:
+def test_a_control_plane_that_comes_back_and_refuses_at_first(rig: Rig, plane: XdsControlPlane) -> None:
     """One that has lost its keys, or of which the token is rotated: what serves goes on."""
-    serve_once(alone)
+    serve_once(rig)
     plane.kill()
     # The time limit is one for starts: this has started.
-    with alone.run(environment={"KUMA_CONTROL_PLANE_RETRY_MAX_DURATION": "300ms"}) as daemon:
+    with rig.run(environment={"KUMA_CONTROL_PLANE_RETRY_MAX_DURATION": "300ms"}) as daemon:
         daemon.wait_ready()
         plane.faults.refuse_token = lambda _token: "token is revoked"
         plane.answers = [Answer(422, b"token is revoked") for _ in range(100)]
         plane.start()
-        alone.wait_concern(daemon, "token is revoked")
+        rig.wait_concern(daemon, "token is revoked")
         poll(lambda: len(plane.answers) < 99, what="more than one attempt")
-        assert alone.serves()
+        assert rig.serves()
         plane.answers.clear()
         plane.faults.refuse_token = lambda _token: ""
-        alone.wait_state(daemon, "open")
-        poll(lambda: "stale_since" not in alone.status(daemon), what="a bootstrap of now")
-        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
+        rig.wait_state(daemon, "open")
+        poll(lambda: "stale_since" not in rig.status(daemon), what="a bootstrap of now")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
 
 
-def test_what_needs_a_certificate_waits_and_holds_up_nothing_else(alone: Rig, plane: XdsControlPlane) -> None:
+def test_what_needs_a_certificate_waits_and_holds_up_nothing_else(rig: Rig, plane: XdsControlPlane) -> None:
     mesh = plane.mesh(NODE)
-    mesh.outbound(alone.ports.probes, "plain", ("127.0.0.1", alone.ports.envoy_dns))
-    mesh.inbound(alone.ports.envoy_dns, alone.app.port)
+    mesh.outbound(rig.ports.probes, "plain", ("127.0.0.1", rig.ports.envoy_dns))
+    mesh.inbound(rig.ports.envoy_dns, rig.app.port)
     mesh.use_mtls(trustme.CA(), "web.mesh")
-    mesh.inbound(alone.ports.inbound, alone.app.port)
-    mesh.outbound(alone.ports.outbound, "backend", ("127.0.0.1", alone.ports.inbound))
-    serve_once(alone)
-    content = file_of(alone).read_bytes()
+    mesh.inbound(rig.ports.inbound, rig.app.port)
+    mesh.outbound(rig.ports.outbound, "backend", ("127.0.0.1", rig.ports.inbound))
+    serve_once(rig)
+    content = file_of(rig).read_bytes()
     assert b"PRIVATE KEY" not in content
     plane.kill()
-    with alone.run() as daemon:
+    with rig.run() as daemon:
         daemon.wait_ready()
-        assert get(alone.ports.probes) == (200, "backend")
-        assert get(alone.ports.outbound)[0] == 503
-        assert get(alone.ports.inbound)[0] == 0
-        alone.wait_concern(daemon, "Secret: not kept on disk, what needs it waits for the control plane")
+        assert get(rig.ports.probes) == (200, "backend")
+        assert get(rig.ports.outbound)[0] == 503
+        assert get(rig.ports.inbound)[0] == 0
+        rig.wait_concern(daemon, "Secret: not kept on disk, what needs it waits for the control plane")
         # Envoy gave up no wait: those for secrets were ended.
-        assert sum(alone.stats("init_fetch_timeout").values()) == 0
+        assert sum(rig.stats("init_fetch_timeout").values()) == 0
         plane.start()
-        alone.wait_traffic("traffic with certificates")
-        poll(lambda: alone.settled(daemon), what="everything taken")
+        rig.wait_traffic("traffic with certificates")
+        poll(lambda: rig.settled(daemon), what="everything taken")
         assert plane.rejected(NODE) == 0
-        assert SECRET in alone.types(daemon)
-        poll(lambda: alone.status(daemon)["concerns"] == [], what="no concern any more")
+        assert SECRET in rig.types(daemon)
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
 
 
 def garbled(path: Path) -> None:
@@ -224,71 +210,69 @@ def a_folder(path: Path) -> None:
     ],
 )
 def test_a_copy_that_is_not_to_be_trusted_is_not_used(
-    alone: Rig, plane: XdsControlPlane, harm: Callable[[Path], None], why: str
+    rig: Rig, plane: XdsControlPlane, harm: Callable[[Path], None], why: str
 ) -> None:
-    serve_once(alone)
-    harm(file_of(alone))
+    serve_once(rig)
+    harm(file_of(rig))
     plane.kill()
-    with alone.run() as daemon:
-        poll(lambda: alone.waits_for(daemon, "bootstrap: "), what="the reason")
+    with rig.run() as daemon:
+        poll(lambda: rig.waits_for(daemon, "bootstrap: "), what="the reason")
         assert daemon.output().count("is not used: ") == 1
         assert why in daemon.output()
-        assert get(alone.ports.readiness, "/ready") == (503, "NOT_READY")
+        assert get(rig.ports.readiness, "/ready") == (503, "NOT_READY")
         assert "envoy" not in daemon.children()
         plane.start()
-        alone.wait_ready(daemon)
-        assert "stale_since" not in alone.status(daemon)
+        rig.wait_ready(daemon)
+        assert "stale_since" not in rig.status(daemon)
 
 
 @pytest.mark.parametrize(
     ("field", "value"), [("name", "backend-02"), ("mesh", "other")], ids=["another name", "another mesh"]
 )
-def test_a_copy_of_somebody_else_is_not_used(alone: Rig, plane: XdsControlPlane, field: str, value: str) -> None:
-    serve_once(alone)
+def test_a_copy_of_somebody_else_is_not_used(rig: Rig, plane: XdsControlPlane, field: str, value: str) -> None:
+    serve_once(rig)
     plane.kill()
-    alone.dataplane[field] = value
-    with alone.run() as daemon:
+    rig.dataplane[field] = value
+    with rig.run() as daemon:
         poll(lambda: f"it is for {field} " in daemon.output(), what="the reason")
         poll(lambda: "waiting: bootstrap: " in daemon.output(), what="the wait")
 
 
-def test_no_copy_is_kept_where_none_is_wanted(alone: Rig, plane: XdsControlPlane) -> None:
-    serve_once(alone, "--last-good=off")
-    assert not file_of(alone).exists()
-    serve_once(alone)
-    assert stat.S_IMODE(file_of(alone).stat().st_mode) == 0o600
+def test_no_copy_is_kept_where_none_is_wanted(rig: Rig, plane: XdsControlPlane) -> None:
+    serve_once(rig, "--last-good=off")
+    assert not file_of(rig).exists()
+    serve_once(rig)
+    assert stat.S_IMODE(file_of(rig).stat().st_mode) == 0o600
     plane.kill()
-    with alone.run("--last-good=off") as daemon:
-        poll(lambda: alone.waits_for(daemon, "bootstrap: "), what="the reason")
+    with rig.run("--last-good=off") as daemon:
+        poll(lambda: rig.waits_for(daemon, "bootstrap: "), what="the reason")
         assert "envoy" not in daemon.children()
 
 
-def test_what_changes_is_on_disk_too(alone: Rig, plane: XdsControlPlane) -> None:
+def test_what_changes_is_on_disk_too(rig: Rig, plane: XdsControlPlane) -> None:
     """Envoy starts on the next boot with what it had last, not with what it had first."""
     with Http2Server("other") as other:
-        with alone.run() as daemon:
-            alone.wait_ready(daemon)
+        with rig.run() as daemon:
+            rig.wait_ready(daemon)
             mesh = plane.mesh(NODE)
             mesh.endpoints["backend"] = [("127.0.0.1", other.port)]
             mesh.apply()
-            poll(lambda: get(alone.ports.outbound) == (200, "other"), what="the other endpoint")
-            poll(lambda: alone.settled(daemon), what="everything taken")
+            poll(lambda: get(rig.ports.outbound) == (200, "other"), what="the other endpoint")
+            poll(lambda: rig.settled(daemon), what="everything taken")
             daemon.terminate()
             assert daemon.wait() == ExitCode.OK
         plane.kill()
-        with alone.run() as daemon:
+        with rig.run() as daemon:
             daemon.wait_ready()
-            assert get(alone.ports.outbound) == (200, "other")
+            assert get(rig.ports.outbound) == (200, "other")
 
 
-def test_a_copy_that_cannot_be_written_costs_a_warning(alone: Rig, plane: XdsControlPlane) -> None:
-    file_of(alone).mkdir(parents=True)
-    alone.state.chmod(0o700)
-    with alone.run() as daemon:
-        alone.wait_ready(daemon)
-        found: dict[str, Any] = poll(
-            lambda: s if (s := alone.status(daemon)["last_good"])["error"] else None, what="it"
-        )
+def test_a_copy_that_cannot_be_written_costs_a_warning(rig: Rig, plane: XdsControlPlane) -> None:
+    file_of(rig).mkdir(parents=True)
+    rig.state.chmod(0o700)
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
+        found: dict[str, Any] = poll(lambda: s if (s := rig.status(daemon)["last_good"])["error"] else None, what="it")
         assert found["written"] is None
         assert daemon.output().count("the last good configuration cannot be kept in") == 1
 
@@ -299,11 +283,11 @@ def test_a_restart_serves_before_the_control_plane_has_let_go_of_the_last_stream
     tmp_path: Path, kind: str, how: str
 ) -> None:
     """A control plane keeps the stream of a dead data plane for 10 s: what it gave on it serves until it takes us."""
-    with rig(tmp_path, kind) as at:
-        with at.run() as daemon:
-            at.wait_ready(daemon)
-            poll(file_of(at).exists, what="a copy on disk")
-            poll(lambda: at.status(daemon)["last_good"]["written"], what="all of it written")
+    with open_rig(tmp_path, kind) as rig:
+        with rig.run() as daemon:
+            rig.wait_ready(daemon)
+            poll(file_of(rig).exists, what="a copy on disk")
+            poll(lambda: rig.status(daemon)["last_good"]["written"], what="all of it written")
             if how == "stopped":
                 daemon.terminate()
                 assert daemon.wait() == ExitCode.OK
@@ -312,42 +296,42 @@ def test_a_restart_serves_before_the_control_plane_has_let_go_of_the_last_stream
                 daemon.process.kill()
                 envoy.kill()
                 daemon.wait()
-        with at.run() as daemon:
+        with rig.run() as daemon:
             daemon.wait_ready(SOON)
-            assert at.serves()
+            assert rig.serves()
             # Ready before it was taken: what serves is remembered.
-            assert at.relay(daemon)["state"] in {"backoff", "connecting"}
+            assert rig.relay(daemon)["state"] in {"backoff", "connecting"}
             assert "what it gave the last one serves" in daemon.output()
-            at.wait_state(daemon, "open")
-            assert at.serves()
+            rig.wait_state(daemon, "open")
+            assert rig.serves()
 
 
-def test_a_restart_with_another_kumadp_serves_as_soon(alone: Rig, plane: XdsControlPlane) -> None:
+def test_a_restart_with_another_kumadp_serves_as_soon(rig: Rig, plane: XdsControlPlane) -> None:
     """An upgrade by a restart: the data plane's version is another one, its Dataplane is not."""
 
     def upgraded(tree: Tree) -> None:
         tree["node"]["metadata"]["version"]["kumaDp"]["version"] = "99.0.0"
 
     plane.faults.linger = 5.0
-    serve_once(alone)
+    serve_once(rig)
     plane.edit = upgraded
-    with alone.run() as daemon:
+    with rig.run() as daemon:
         daemon.wait_ready(SOON)
-        assert alone.serves()
-        assert alone.relay(daemon)["state"] in {"backoff", "connecting"}
+        assert rig.serves()
+        assert rig.relay(daemon)["state"] in {"backoff", "connecting"}
         assert "what it gave the last one serves" in daemon.output()
-        alone.wait_state(daemon, "open")
+        rig.wait_state(daemon, "open")
 
 
-def test_a_restart_with_another_dataplane_waits_for_what_is_its_own(alone: Rig, plane: XdsControlPlane) -> None:
-    serve_once(alone)
+def test_a_restart_with_another_dataplane_waits_for_what_is_its_own(rig: Rig, plane: XdsControlPlane) -> None:
+    serve_once(rig)
     plane.faults.linger = 5.0
-    with alone.run() as daemon:
-        alone.wait_ready(daemon)
+    with rig.run() as daemon:
+        rig.wait_ready(daemon)
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK
-    alone.dataplane["networking"]["inbound"][0]["tags"]["version"] = "2"
-    with alone.run() as daemon:
+    rig.dataplane["networking"]["inbound"][0]["tags"]["version"] = "2"
+    with rig.run() as daemon:
         poll(lambda: "already an active stream" in daemon.output(), what="a refusal")
-        alone.wait_ready(daemon)
+        rig.wait_ready(daemon)
         assert "what it gave the last one serves" not in daemon.output()

@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
-
-
 def arguments(tmp_path: Path, plane: ScriptedControlPlane, *more: str) -> tuple[str, ...]:
     (tmp_path / "token").write_text(TOKEN)
     return (

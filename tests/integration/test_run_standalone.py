@@ -25,20 +25,9 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture
-def app() -> Iterator[Workload]:
-    with workload("web") as server:
-        yield server
-
-
-@pytest.fixture
 def backend() -> Iterator[Workload]:
     with workload("backend") as server:
         yield server
-
-
-@pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
 
 
 def mesh_of(tmp_path: Path, ports: Ports, app: Workload, backend: Workload) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import pytest
 from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
 from tests.support.daemon import Ports, get, run_kumadp, workload
-from tests.support.rig import NODE, rig
+from tests.support.rig import NODE, open_rig
 from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.xds.mesh import IDENTITY
 from tests.support.xds.plane import XdsControlPlane
@@ -113,28 +113,28 @@ def holding(folder: Path, secret: str) -> set[Path]:
 
 @pytest.mark.parametrize("how", ["file", "variable", "settings file"])
 def test_with_the_relay_no_token_and_no_key_leaves_it(tmp_path: Path, how: str) -> None:
-    with TokenControlPlane() as plane, rig(tmp_path, plane) as at:
+    with TokenControlPlane() as plane, open_rig(tmp_path, plane) as rig:
         plane.use_mtls()
         given_as, variables = given(how, tmp_path)
-        at.token.unlink()
+        rig.token.unlink()
         # What came without a file gets one, in the private work directory.
-        own = {tmp_path / "token", tmp_path / "kumadp.yaml", at.work / "dataplane.token"}
-        with at.run("--log-level=debug", *given_as, environment=variables) as daemon:
-            at.wait_ready(daemon)
+        own = {tmp_path / "token", tmp_path / "kumadp.yaml", rig.work / "dataplane.token"}
+        with rig.run("--log-level=debug", *given_as, environment=variables) as daemon:
+            rig.wait_ready(daemon)
             key = private_key(plane.mesh(NODE))
-            assert stat.S_IMODE((at.work / "relay.sock").stat().st_mode) == 0o600
-            assert stat.S_IMODE(at.work.stat().st_mode) == 0o700
-            at.kill_envoy(daemon)
+            assert stat.S_IMODE((rig.work / "relay.sock").stat().st_mode) == 0o600
+            assert stat.S_IMODE(rig.work.stat().st_mode) == 0o700
+            rig.kill_envoy(daemon)
             # A stream that breaks and is refused repeats what the control plane says of the token.
             plane.faults.linger = 0.0
             plane.faults.refuse_token = lambda token: f"no: {token}"
             plane.reset_streams()
-            at.wait_concern(daemon, "no: ***")
+            rig.wait_concern(daemon, "no: ***")
             plane.faults.refuse_token = lambda _token: ""
-            at.wait_state(daemon, "open")
-            dump = get(at.ports.admin, "/config_dump?include_eds")[1]
+            rig.wait_state(daemon, "open")
+            dump = get(rig.ports.admin, "/config_dump?include_eds")[1]
             assert "ads_cluster" in dump
-            told = json.dumps(at.status(daemon))
+            told = json.dumps(rig.status(daemon))
             for secret in (SECRET, key):
                 assert secret not in dump
                 assert secret not in told
@@ -144,7 +144,7 @@ def test_with_the_relay_no_token_and_no_key_leaves_it(tmp_path: Path, how: str) 
                 assert SECRET not in " ".join(process.cmdline())
                 if process.pid != daemon.pid:
                     assert SECRET not in Path(f"/proc/{process.pid}/environ").read_text(errors="replace")
-            assert (at.state / "last-good.msgpack").exists()
+            assert (rig.state / "last-good.msgpack").exists()
             daemon.terminate()
             assert daemon.wait() == ExitCode.OK
             assert holding(tmp_path, SECRET) <= own

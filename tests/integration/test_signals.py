@@ -17,34 +17,16 @@ import pytest
 from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
 from tests.support.command import kumadp
-from tests.support.daemon import Daemon, Ports, Workload, get, run_kumadp, workload
+from tests.support.daemon import Daemon, Ports, Workload, get, run_kumadp
 from tests.support.epochs import answering_listener
 from tests.support.needs import missing
 from tests.support.poll import poll
 from tests.support.scripted_control_plane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
-
-
-@pytest.fixture
-def app() -> Iterator[Workload]:
-    with workload("web") as made:
-        yield made
-
-
-@pytest.fixture
-def plane(ports: Ports, app: Workload) -> Iterator[ScriptedControlPlane]:
-    with ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, app.port))) as made:
-        yield made
 
 
 def arguments(tmp_path: Path, plane: ScriptedControlPlane, drain: str) -> tuple[str, ...]:
@@ -73,10 +55,10 @@ def is_gone(process: psutil.Process) -> bool:
 @pytest.mark.parametrize("fate", ["kill", "keep"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_that_comes_while_the_program_is_replaced_drains_and_leaves_no_envoy(
-    tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, fate: str, number: signal.Signals
+    tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane, fate: str, number: signal.Signals
 ) -> None:
     more = ("--on-parent-death", fate)
-    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "60s"), *more) as daemon:
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, scripted_plane, "60s"), *more) as daemon:
         daemon.wait_ready()
         envoy = daemon.envoy()
         daemon.process.send_signal(signal.SIGUSR1)
@@ -93,10 +75,10 @@ def test_a_stop_that_comes_while_the_program_is_replaced_drains_and_leaves_no_en
 
 @pytest.mark.parametrize("fate", ["kill", "keep"])
 def test_a_stop_after_a_drain_of_inbound_leaves_no_envoy_that_is_not_taken_over_yet(
-    tmp_path: Path, ports: Ports, plane: ScriptedControlPlane, fate: str
+    tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane, fate: str
 ) -> None:
     more = ("--on-parent-death", fate)
-    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "60s"), *more) as daemon:
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, scripted_plane, "60s"), *more) as daemon:
         daemon.wait_ready()
         envoy = daemon.envoy()
         daemon.process.send_signal(signal.SIGUSR2)
@@ -142,8 +124,8 @@ def test_inbound_stays_drained_where_envoy_dies(tmp_path: Path, ports: Ports, ap
         assert daemon.wait() == ExitCode.OK
 
 
-def test_inbound_stays_drained_over_a_re_execution(tmp_path: Path, ports: Ports, plane: ScriptedControlPlane) -> None:
-    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "60s")) as daemon:
+def test_inbound_stays_drained_after_reexec(tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane) -> None:
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, scripted_plane, "60s")) as daemon:
         daemon.wait_ready()
         daemon.process.send_signal(signal.SIGUSR2)
         poll(lambda: "SIGUSR2: draining inbound" in daemon.output(), what="the drain of inbound")
@@ -160,11 +142,11 @@ def test_inbound_stays_drained_over_a_re_execution(tmp_path: Path, ports: Ports,
 
 
 def test_killall_finds_us_before_and_after_a_re_execution(
-    tmp_path: Path, ports: Ports, plane: ScriptedControlPlane
+    tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane
 ) -> None:
     if shutil.which("killall") is None:
         missing("no killall here: install psmisc")
-    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "60s")) as daemon:
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, scripted_plane, "60s")) as daemon:
         daemon.wait_ready()
         assert psutil.Process(daemon.pid).name() == "kuma-dp"
         daemon.process.send_signal(signal.SIGUSR1)
@@ -185,10 +167,10 @@ def test_killall_finds_us_before_and_after_a_re_execution(
 
 
 def test_the_wait_happens_although_the_admin_hangs_and_envoy_is_killed_in_the_end(
-    tmp_path: Path, ports: Ports, plane: ScriptedControlPlane
+    tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane
 ) -> None:
     more = ("--stop-grace=200ms",)
-    with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, "3600s"), *more) as daemon:
+    with run_kumadp(tmp_path, ports, *arguments(tmp_path, scripted_plane, "3600s"), *more) as daemon:
         daemon.wait_ready()
         envoy = daemon.envoy()
         envoy.suspend()

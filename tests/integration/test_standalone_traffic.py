@@ -25,11 +25,6 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
-
-
-@pytest.fixture
 def echo() -> Iterator[int]:
     with echo_server() as port:
         yield port

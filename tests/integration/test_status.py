@@ -11,7 +11,7 @@ from kumadp.daemon.status_schema import StatusReport
 from tests.support.command import kumadp
 from tests.support.daemon import Daemon, Ports, workload, write_mesh
 from tests.support.poll import poll
-from tests.support.rig import NAME, rig
+from tests.support.rig import NAME, open_rig
 from tests.support.standalone import run_standalone
 from tests.support.xds.plane import XdsControlPlane
 
@@ -54,8 +54,8 @@ def test_standalone(tmp_path: Path) -> None:
 
 
 def test_with_a_control_plane(tmp_path: Path) -> None:
-    with XdsControlPlane() as plane, rig(tmp_path, plane) as at, at.run() as daemon:
-        at.wait_ready(daemon)
+    with XdsControlPlane() as plane, open_rig(tmp_path, plane) as rig, rig.run() as daemon:
+        rig.wait_ready(daemon)
         found = report(daemon)
         assert found.name == NAME
         assert found.control_plane == plane.url

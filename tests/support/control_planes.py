@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 KINDS = [pytest.param("test", id="test-cp"), pytest.param("kuma", id="kuma-cp", marks=pytest.mark.kuma_cp)]
+# Tests that take the fixture `plane`, or one that rests on it, run against each of them.
+on_both_control_planes = pytest.mark.parametrize("plane", KINDS, indirect=True)
 
 
 class ControlPlane(Protocol):

@@ -171,8 +171,8 @@ class LoadedRig(Rig):
 
 
 @contextlib.contextmanager
-def loaded_rig(plane: str | ControlPlane) -> Iterator[LoadedRig]:
-    """A rig with this control plane, or one of a kind of `planes.KINDS`; nothing of it outlives the block."""
+def open_loaded_rig(plane: str | ControlPlane) -> Iterator[LoadedRig]:
+    """A rig with this control plane, or one of a kind of `control_planes.KINDS`; nothing of it outlives the block."""
     # Names of Unix sockets are short, pytest's own folders are not.
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="k")))

@@ -164,8 +164,8 @@ class Rig:
 
 
 @contextlib.contextmanager
-def rig(folder: Path, plane: str | ControlPlane, app: Application | None = None) -> Iterator[Rig]:
-    """A rig with this control plane, or one of a kind of `planes.KINDS`; without ``app`` with one of its own."""
+def open_rig(folder: Path, plane: str | ControlPlane, app: Application | None = None) -> Iterator[Rig]:
+    """Open a rig with this control plane, or with one of a kind of `control_planes.KINDS`; ``app`` may be given."""
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_plane(plane, folder)) if isinstance(plane, str) else plane
         yield Rig(folder, opened, app or stack.enter_context(workload("backend")))
