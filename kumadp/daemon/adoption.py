@@ -20,7 +20,7 @@ from kumadp.controlplane.bootstrap_messages import Aggregated  # noqa: TC001 - m
 from kumadp.daemon.ports import WAY
 from kumadp.decoding import Undecodable, convert, decode_json, decode_msgpack
 from kumadp.dns.resolver.table import HandedNames  # noqa: TC001 - msgspec reads the annotations
-from kumadp.envoy.reload import Adopted, EnvoyState
+from kumadp.envoy.reload import AdoptedEnvoy, EnvoyState
 from kumadp.errors import HandoverFailed
 from kumadp.host.private_file import read_private, write_private
 from kumadp.host.state_file import ChildRecord, adoptable, read_state, record, strays
@@ -103,7 +103,7 @@ class Before:
     """
 
     source: Fetched | None = None
-    envoy: Adopted | None = None
+    envoy: AdoptedEnvoy | None = None
     coredns: Child | None = None
     memory: RelaySnapshot | None = None
     access_logs: AccessLogsHandover | None = None
@@ -258,7 +258,7 @@ def _sort(before: Before, children: dict[int, Child], envoy: EnvoyState | None) 
     current = children.pop(envoy.current, None) if envoy is not None else None
     if envoy is not None and current is not None:
         retiring = children.pop(envoy.retiring, None) if envoy.retiring is not None else None
-        before.envoy = Adopted(envoy, current, retiring)
+        before.envoy = AdoptedEnvoy(envoy, current, retiring)
     for child in children.values():
         if child.name == "coredns" and before.coredns is None:
             before.coredns = child

@@ -103,7 +103,7 @@ class Renewal:
             relaying.renew_early(prepared)
             if envoy.export() is not None:
                 await self._supplied(relaying)
-        envoy.retime(settings.drain_time, settings.reload_deadline)
+        envoy.set_reload_times(settings.drain_time, settings.reload_deadline)
         plan = Plan(self._running.command(prepared, binary), prepared.admin, prepared.dynamic)
         outcome = await envoy.reload(why, plan)
         if not outcome.serves:

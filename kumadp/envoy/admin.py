@@ -18,7 +18,7 @@ DEADLINE = 5.0
 
 
 class AdminClient:
-    """Asks Envoy's admin. Every call has a deadline in seconds; failures are httpx.HTTPError."""
+    """ReloadRequests Envoy's admin. Every call has a deadline in seconds; failures are httpx.HTTPError."""
 
     def __init__(self, address: AdminAddress) -> None:
         self.address = address

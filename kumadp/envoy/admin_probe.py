@@ -33,7 +33,7 @@ MAX_BODY = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ProbeAddress:
     """An address to ask: host and port, or with an empty ``host`` the Unix socket at ``path`` (``@``: abstract)."""
 
     host: str = ""
@@ -51,7 +51,7 @@ class Place:
         return str(self) if self.host else "localhost"
 
 
-class Prober:
+class AdminProber:
     """Sends requests to places; ``admin`` is the admin's own authority, ``timeout`` the seconds for one answer."""
 
     def __init__(self, admin: str, timeout: float, at_once: int = 16) -> None:
@@ -59,11 +59,11 @@ class Prober:
         self._timeout = timeout
         self._slots = asyncio.Semaphore(at_once)
 
-    async def is_admin(self, place: Place) -> bool:
+    async def is_admin(self, place: ProbeAddress) -> bool:
         """Whether anything at the place answers as an admin does; False also where nothing answers."""
         return any(await asyncio.gather(self._plain(place), self._tls(place)))
 
-    async def _plain(self, place: Place) -> bool:
+    async def _plain(self, place: ProbeAddress) -> bool:
         first = await self._http(place, None, _FIRST, place.authority)
         if _shows(first, _FIRST):
             return True
@@ -76,7 +76,7 @@ class Prober:
             )
         )
 
-    async def _tls(self, place: Place) -> bool:
+    async def _tls(self, place: ProbeAddress) -> bool:
         protocol, first = await self._hello(place)
         if protocol == "h2":
             return await self._http2(place, _context("h2"))
@@ -84,7 +84,7 @@ class Prober:
             first.startswith(b"HTTP/") and await self._further(place, _context("http/1.1"))
         )
 
-    async def _further(self, place: Place, tls: ssl.SSLContext | None) -> bool:
+    async def _further(self, place: ProbeAddress, tls: ssl.SSLContext | None) -> bool:
         """The other paths, and a proxy's requests, which name the admin."""
         own = [self._shown(path, self._http(place, tls, path, place.authority)) for path in ASKED if path != _FIRST]
         proxied = self._shown(_FIRST, self._http(place, tls, _FIRST, self._admin))
@@ -94,7 +94,7 @@ class Prober:
         return _shows(await asked, path)
 
     async def _http(
-        self, place: Place, tls: ssl.SSLContext | None, path: str, authority: str, *, before: bytes = b""
+        self, place: ProbeAddress, tls: ssl.SSLContext | None, path: str, authority: str, *, before: bytes = b""
     ) -> bytes:
         """The beginning of the answer to a GET on a connection of its own, empty where there is none."""
 
@@ -104,7 +104,7 @@ class Prober:
 
         return await self._talk(place, tls, talk)
 
-    async def _tunnel(self, place: Place, tls: ssl.SSLContext | None) -> bool:
+    async def _tunnel(self, place: ProbeAddress, tls: ssl.SSLContext | None) -> bool:
         """Whether a proxy leads to the admin by CONNECT."""
 
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: bytearray) -> None:
@@ -115,7 +115,7 @@ class Prober:
 
         return _shows(await self._talk(place, tls, talk), _FIRST)
 
-    async def _hello(self, place: Place) -> tuple[str, bytes]:
+    async def _hello(self, place: ProbeAddress) -> tuple[str, bytes]:
         """What TLS agrees on, and the answer to a GET where that is not HTTP/2."""
         protocol = ""
 
@@ -129,7 +129,7 @@ class Prober:
         first = await self._talk(place, _context("h2", "http/1.1"), talk)
         return protocol, first
 
-    async def _http2(self, place: Place, tls: ssl.SSLContext | None) -> bool:
+    async def _http2(self, place: ProbeAddress, tls: ssl.SSLContext | None) -> bool:
         """Whether the admin answers over HTTP/2, without a negotiation where ``tls`` is None (RFC 9113, 3.3)."""
         from h2.config import H2Configuration
         from h2.connection import H2Connection
@@ -173,7 +173,7 @@ class Prober:
         # Compressed, a small answer could become a large one, and would show nothing.
         return f"{head}accept: */*\r\naccept-encoding: identity\r\nconnection: close\r\n\r\n".encode()
 
-    async def _talk(self, place: Place, tls: ssl.SSLContext | None, talk: _Talk) -> bytes:
+    async def _talk(self, place: ProbeAddress, tls: ssl.SSLContext | None, talk: _Talk) -> bytes:
         """A conversation on a connection of its own; what was answered until it broke or the time was over."""
         writer: asyncio.StreamWriter | None = None
         answer = bytearray()

@@ -18,7 +18,7 @@ import psutil
 from kumadp.addresses import ANY_IPV6, WILDCARDS, is_loopback
 from kumadp.bootstrap.address import TcpAdmin
 from kumadp.envoy.admin_exposure import ways
-from kumadp.envoy.admin_probe import Place, Prober
+from kumadp.envoy.admin_probe import AdminProber, ProbeAddress
 from kumadp.errors import AdminExposed
 from kumadp.host.descriptors import is_exhausted
 
@@ -44,7 +44,7 @@ _AGAIN = 1.0
 _LISTENS = 0x10000
 
 
-class Doubts:
+class PendingProof:
     """What is to be proved again: the names of listeners, or all."""
 
     def __init__(self) -> None:
@@ -114,11 +114,11 @@ async def _prove(
     if not places:
         return
     patience = await _patience(admin)
-    prober = Prober(_authority(address), patience)
-    asked: dict[asyncio.Future[bool], Place] = {
+    prober = AdminProber(_authority(address), patience)
+    asked: dict[asyncio.Future[bool], ProbeAddress] = {
         asyncio.ensure_future(prober.is_admin(place)): place for place in places
     }
-    rest: dict[asyncio.Future[bool], Place] = {}
+    rest: dict[asyncio.Future[bool], ProbeAddress] = {}
     try:
         _, pending = await asyncio.wait(asked, timeout=patience * _SOON if is_read and later is not None else None)
         rest = {one: asked.pop(one) for one in pending}
@@ -130,7 +130,7 @@ async def _prove(
             one.cancel()
 
 
-async def _judge(admin: AdminClient, prober: Prober, asked: Mapping[asyncio.Future[bool], Place]) -> None:
+async def _judge(admin: AdminClient, prober: AdminProber, asked: Mapping[asyncio.Future[bool], ProbeAddress]) -> None:
     """Raise AdminExposed where one of these answers that it is an admin, and it is ours."""
     answers = await asyncio.gather(*asked)
     shown = [place for place, is_admin in zip(asked.values(), answers, strict=True) if is_admin]
@@ -177,7 +177,7 @@ async def _patience(admin: AdminClient) -> float:
     return min(max(SHORTEST, TIMES * (time.monotonic() - since)), LONGEST)
 
 
-async def _is_ours(admin: AdminClient, prober: Prober, place: Place) -> bool:
+async def _is_ours(admin: AdminClient, prober: AdminProber, place: ProbeAddress) -> bool:
     """Whether each further request there is one more for our own admin; True also where it cannot be told."""
     try:
         for _ in range(_CONFIRMATIONS):
@@ -194,15 +194,15 @@ async def _is_ours(admin: AdminClient, prober: Prober, place: Place) -> bool:
 
 def _places(
     pid: int, bound: Collection[tuple[str, int]], admin: AdminAddress, only: Collection[tuple[str, int]] | None
-) -> list[Place]:
+) -> list[ProbeAddress]:
     local = _local_addresses()
     found: set[tuple[str, int]] = set()
     for host, port in bound:
         at_admin = isinstance(admin, TcpAdmin) and port == admin.port
         if only is None or at_admin or (host, port) in only:
             found |= {(one, port) for one in _reached_at(host, local)}
-    places = [Place(host, port) for host, port in sorted(found) if not is_loopback(host)]
-    return [*places, *(Place(path=path) for path in _open_sockets(pid, admin))]
+    places = [ProbeAddress(host, port) for host, port in sorted(found) if not is_loopback(host)]
+    return [*places, *(ProbeAddress(path=path) for path in _open_sockets(pid, admin))]
 
 
 def _reached_at(host: str, local: list[str]) -> set[str]:

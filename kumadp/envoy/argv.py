@@ -89,7 +89,7 @@ def envoy_argv(
 
 
 @dataclass(frozen=True, slots=True)
-class Epoch:
+class EpochArguments:
     """Where an epoch stands. ``base_id`` None: epoch 0, whose base id Envoy chooses and writes to ``base_id_file``.
 
     ``parent_shutdown`` in seconds from LIVE; ``concurrency`` workers, None: as the command line says.
@@ -103,7 +103,7 @@ class Epoch:
     concurrency: int | None = None
 
 
-def epoch_argv(argv: Sequence[str], epoch: Epoch) -> tuple[str, ...]:
+def epoch_argv(argv: Sequence[str], epoch: EpochArguments) -> tuple[str, ...]:
     """The command line of `envoy_argv` with hot restart in place of ``--disable-hot-restart``.
 
     Envoy docs, hot restart: a dynamic base id is for epoch 0 alone. The sockets are files of the owner's; by default

@@ -33,7 +33,7 @@ _SHARED_SIZE = 104
 _LONGEST_BASE_ID = 32
 
 
-class BaseLine:
+class BaseIdFiles:
     """The files of one base id, ``h<serial>`` in our own directory. All methods may block for a moment."""
 
     def __init__(self, directory: Path, serial: int) -> None:
@@ -119,22 +119,22 @@ class BaseLine:
         return False
 
 
-async def fresh(directory: Path, former: BaseLine | None, *, used: bool) -> BaseLine:
-    """The next line in ``directory``; the ``former`` is cleaned unless it is ``used`` still.
+async def new_base_id(directory: Path, previous: BaseIdFiles | None, *, in_use: bool) -> BaseIdFiles:
+    """Prepare the files of the next base id in ``directory``; those of ``previous`` are removed unless ``in_use``.
 
-    Raises WorkDirError, also where there can be no shared memory: Envoy would abort (1.40).
+    Raises WorkDirError, also if there can be no shared memory: Envoy would abort (1.40).
     """
-    if former is None:
-        line = BaseLine(directory, await asyncio.to_thread(sweep, directory))
+    if previous is None:
+        files = BaseIdFiles(directory, await asyncio.to_thread(sweep, directory))
     else:
-        if not used:
-            await asyncio.to_thread(former.clean)
-        line = BaseLine(directory, former.serial + 1)
-    await asyncio.to_thread(_prepare, line)
-    return line
+        if not in_use:
+            await asyncio.to_thread(previous.clean)
+        files = BaseIdFiles(directory, previous.serial + 1)
+    await asyncio.to_thread(_prepare, files)
+    return files
 
 
-def _prepare(line: BaseLine) -> None:
+def _prepare(files: BaseIdFiles) -> None:
     probe = SHARED_MEMORY / f"kumadp_{os.getpid()}"
     try:
         write_private(probe, b"\0" * _SHARED_SIZE, sync=False)
@@ -144,8 +144,8 @@ def _prepare(line: BaseLine) -> None:
             f"Envoy's hot restart needs shared memory, and {SHARED_MEMORY} cannot be written: {error.strerror}"
         ) from None
     # Envoy follows a link that somebody put there.
-    with writing(line.base_id_file):
-        write_private(line.base_id_file, b"", sync=False)
+    with writing(files.base_id_file):
+        write_private(files.base_id_file, b"", sync=False)
 
 
 def sweep(directory: Path) -> int:
@@ -153,9 +153,9 @@ def sweep(directory: Path) -> int:
     free = 0
     for path in directory.glob("h*.base"):
         if found := re.fullmatch(r"h(\d+)\.base", path.name):
-            line = BaseLine(directory, int(found[1]))
-            if line.lives():
-                free = max(free, line.serial + 1)
+            files = BaseIdFiles(directory, int(found[1]))
+            if files.lives():
+                free = max(free, files.serial + 1)
             else:
-                line.clean()
+                files.clean()
     return free

@@ -1,4 +1,4 @@
-"""Envoy as a component: started, watched until it serves, proven private, started again."""
+"""Envoy as a component: started, watched until it serves, its admin proven private, restarted after a crash."""
 
 from __future__ import annotations
 
@@ -11,201 +11,169 @@ from typing import TYPE_CHECKING
 import httpx
 
 from kumadp.envoy.admin import AdminClient, post
-from kumadp.envoy.admin_proof import Doubts, prove_private
-from kumadp.envoy.epoch_runner import Generations
-from kumadp.envoy.epochs import Kind
-from kumadp.envoy.hang_watch import HangWatch
-from kumadp.envoy.liveness import Pulse
-from kumadp.envoy.reload import Hooks, Plan, ReloadOutcome
-from kumadp.envoy.server_state import Serving, configuration_error
+from kumadp.envoy.admin_proof import PendingProof, prove_private
+from kumadp.envoy.epoch_runner import EpochRunner
+from kumadp.envoy.epochs import ReloadKind
+from kumadp.envoy.liveness import LivenessCheck
+from kumadp.envoy.reload import Plan, ReloadOutcome
+from kumadp.envoy.server_state import ServerState, configuration_error
 from kumadp.errors import AdminExposed, ChildFailed
 from kumadp.host.descriptors import is_exhausted
 from kumadp.process.policy import ChildState
-from kumadp.process.supervise import Past, Supervisor
+from kumadp.process.supervise import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Callable, Collection
 
-    from kumadp.bootstrap.address import AdminAddress
-    from kumadp.envoy.reload import Adopted, EnvoyState, HotRestart
-    from kumadp.process.child import Child, Command, ExitStatus
-    from kumadp.process.policy import RestartPolicy
+    from kumadp.envoy.hang_watch import HangWatch
+    from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions
+    from kumadp.envoy.reload import EnvoyState
+    from kumadp.process.child import Child, ExitStatus
     from kumadp.process.supervise import ChildReport
 
 log = logging.getLogger("kumadp.envoy")
 
 _FIRST_POLL = 0.02
 _LONGEST_POLL = 0.25
-_NOTHING_TO_FEEL = 0.5
+# Pause while there is no Envoy whose liveness could be checked (seconds).
+_NO_ENVOY_PAUSE = 0.5
 # A second request of this kind is ignored while listeners drain.
 _DRAIN_INBOUND = "/drain_listeners?inboundonly&graceful&skip_exit"
-# When whoever asked for a cold restart is told that it does not come up (seconds).
+# Seconds after which a cold restart that does not serve yet is reported as failed.
 COLD_WITHIN = 15.0
-# Seconds: until a change is looked at, as more may follow, and until its listeners have to be bound.
+# Seconds: until a change is checked, as more may follow, and until its listeners have to be bound.
 DEBOUNCE, SETTLED_WITHIN = 0.5, 30.0
-_WATCH, _NO_HOOKS, _NO_PAST = HangWatch(), Hooks(), Past()
 
 
 class EnvoyComponent:
-    """Runs Envoy. ``reason`` hears why it does not serve yet, "" once it does; ``changed`` hears each state.
-
-    ``leaving`` says whether everything is about to stop: an Envoy that ends then is not started again, since a new one
-    would take traffic that nobody drains. ``hot`` None: hot restart is off, and the command line is kuma-dp's.
-    ``watch`` None: one that hangs is left alone. ``adopt``: one that runs already is gone on with;
-    ``past`` is what died before; ``silent`` is called with the reason when a running Envoy does not answer any more,
-    with "" when it does again; ``inbound_drained``: its inbound listeners were drained already.
-    """
+    """Runs and watches Envoy: starts it with ``plan``, restarts it after a crash, reloads it with new epochs."""
 
     name = "envoy"
 
-    def __init__(
-        self,
-        command: Callable[[], Awaitable[Command]],
-        admin: AdminAddress,
-        policy: RestartPolicy,
-        *,
-        grace: float,
-        dynamic: bool,
-        changed: Callable[[ChildReport], None],
-        reason: Callable[[str], None],
-        leaving: Callable[[], bool] = lambda: False,
-        hot: HotRestart | None = None,
-        watch: HangWatch | None = _WATCH,
-        hooks: Hooks = _NO_HOOKS,
-        adopt: Adopted | None = None,
-        inbound_drained: bool = False,
-        past: Past = _NO_PAST,
-        silent: Callable[[str], None] = lambda _why: None,
-    ) -> None:
-        self.admin = AdminClient(admin)
-        self._reason = reason
-        self._leaving = leaving
-        self._watching = watch
-        self._inbound_drained = inbound_drained
+    def __init__(self, plan: Plan, options: EnvoyOptions, callbacks: EnvoyCallbacks) -> None:
+        self.admin = AdminClient(plan.admin)
+        self._callbacks = callbacks
+        self._hang_watch = options.hang_watch
+        self._inbound_drained = options.inbound_drained
         self._failing_health: asyncio.Future[None] | None = None
-        self._pulse = Pulse(silent)
-        self._adopted = adopt.current if adopt is not None else None
+        self._liveness = LivenessCheck(callbacks.on_unresponsive)
+        adopted = options.adopted
+        self._adopted = adopted.current if adopted is not None else None
         self._was_live = False
-        self._gone = asyncio.Event()
-        self._doubts = Doubts()
+        self._ended = asyncio.Event()
+        self._pending_proof = PendingProof()
         self._proofs: set[asyncio.Future[None]] = set()
         self._exposed: AdminExposed | None = None
-        self._changed = changed
-        self._serving = Serving(self.admin, reason)
-        plan = Plan(command, admin, dynamic)
-        self._generations = Generations(plan, hot, hooks, self.admin, grace=grace, adopt=adopt)
-        self.supervisor = self._generations.supervisor = Supervisor(
+        self._server = ServerState(self.admin, callbacks.on_not_ready)
+        self._runner = EpochRunner(plan, options, callbacks.epochs, self.admin)
+        self.supervisor = self._runner.supervisor = Supervisor(
             self.name,
-            self._generations.cold_command,
-            policy,
+            self._runner.cold_command,
+            options.policy,
             self._bring_up,
             permanent=self._permanent,
-            unwanted=lambda: "it is not started again, as everything stops" if leaving() else "",
+            unwanted=lambda: "it is not restarted, as kumadp is stopping" if callbacks.is_stopping() else "",
             changed=self._on_change,
-            grace=grace,
-            first=adopt.current if adopt is not None else None,
-            past=past,
+            grace=options.stop_grace,
+            first=self._adopted,
+            past=options.past,
         )
 
     @property
-    def runs(self) -> bool:
-        """Whether there is a process now, be it one that only finishes its requests."""
+    def is_running(self) -> bool:
+        """Whether there is a process now, including an old epoch that only finishes its requests."""
         return bool(self.children)
 
     @property
-    def up(self) -> bool:
-        """Whether it has come up, and runs."""
+    def is_up(self) -> bool:
+        """Whether it has come up and still runs."""
         return self.supervisor.report.state in {ChildState.RUNNING, ChildState.RUNNING_BLIND}
 
     async def run(self, up: Callable[[], None]) -> None:
         """Keep Envoy running until cancelled; raises ChildFailed or AdminExposed."""
-        watch = asyncio.ensure_future(self._watch(self._watching)) if self._watching is not None else None
-        keeping, feeling = asyncio.ensure_future(self._keep_private()), asyncio.ensure_future(self._feel())
+        watch = asyncio.ensure_future(self._watch_for_hang(self._hang_watch)) if self._hang_watch is not None else None
+        recheck, liveness = asyncio.ensure_future(self._recheck()), asyncio.ensure_future(self._watch_liveness())
         try:
             await self.supervisor.run(up)
         except ChildFailed:
             if self._exposed is not None:
                 raise self._exposed from None
-            if self._leaving():
+            if self._callbacks.is_stopping():
                 # An old epoch still finishes its requests, for as long as the drain allows.
-                await self.gone()
+                await self.wait_ended()
             raise
         finally:
-            self._gone.set()
-            for task in (keeping, feeling, watch, self._failing_health, *self._proofs):
+            self._ended.set()
+            for task in (recheck, liveness, watch, self._failing_health, *self._proofs):
                 if task is not None:
                     task.cancel()
-            await self._generations.close()
+            await self._runner.close()
             await self.admin.close()
 
     async def reload(self, why: str, plan: Plan | None = None, *, allow_cold: bool = False) -> ReloadOutcome:
-        """Replace the running Envoy by one that runs ``plan``, None: what runs now, anew.
+        """Replace the running Envoy by one that runs ``plan``; None restarts what runs now.
 
-        With hot restart no connection is lost: the new one takes the listeners, the old one drains. Where that cannot
-        be done (hot restart is off or locked, another protocol of it, fewer workers) it is refused with the reason, or
-        with ``allow_cold`` done by a restart, which is an outage. At most one reload waits for the one under way, and
-        the newest wins. What fails leaves the old Envoy serving.
+        With hot restart no connection is lost: the new Envoy takes the listeners, the old one drains. If that cannot be
+        done (hot restart is off or locked, another protocol of it, fewer workers) the reload is refused with the
+        reason, or with ``allow_cold`` done by a restart, which is an outage. At most one reload waits for the one under
+        way, and the newest wins. If any step fails, the old Envoy keeps serving.
         """
-        if self._inbound_drained or self._leaving():
-            what = "inbound is drained, and a new Envoy would take it up again"
-            reason = what if self._inbound_drained else "everything stops"
-            return ReloadOutcome(Kind.REFUSED, reason, self._generations.line.epoch, 0.0)
-        return await self._generations.reload(why, plan, allow_cold=allow_cold)
+        if self._inbound_drained or self._callbacks.is_stopping():
+            inbound = "inbound is drained, and a new Envoy would accept connections again"
+            reason = inbound if self._inbound_drained else "everything stops"
+            return ReloadOutcome(ReloadKind.REFUSED, reason, self._runner.state.epoch, 0.0)
+        return await self._runner.reload(why, plan, allow_cold=allow_cold)
 
-    def retime(self, drain_time: float, deadline: float) -> None:
-        """From the next reload on, other times (seconds, see `HotRestart`)."""
-        if self._generations.hot is not None:
-            self._generations.hot = replace(self._generations.hot, drain_time=drain_time, deadline=deadline)
+    def set_reload_times(self, drain_time: float, deadline: float) -> None:
+        """Use other times from the next reload on (seconds, see `HotRestart`)."""
+        if self._runner.hot is not None:
+            self._runner.hot = replace(self._runner.hot, drain_time=drain_time, deadline=deadline)
 
     def export(self, *, starting: bool = False) -> EnvoyState | None:
-        """What another kumadp needs to go on with this Envoy; None while two change places, and while none serves.
+        """Return what another kumadp needs to adopt this Envoy; None during a hand-over and while none serves.
 
-        With ``starting`` one that comes up counts too: it may well serve by the time that somebody goes on with it.
+        With ``starting`` one that comes up counts too: it may well serve by the time that it is adopted.
         """
-        return self._generations.export(starting=starting)
+        return self._runner.export(starting=starting)
 
-    def doubt(self, listeners: Collection[str] | None = None) -> None:
-        """Prove soon that the admin is private: of these listeners, by name, which are new or changed; None: of all."""
-        self._doubts.add(listeners)
+    def recheck_admin(self, listeners: Collection[str] | None = None) -> None:
+        """Prove soon that the admin is private: on these new or changed listeners, by name; None: on all."""
+        self._pending_proof.add(listeners)
 
     @property
-    def hands_over(self) -> bool:
+    def is_handing_over(self) -> bool:
         """Whether a new epoch comes up."""
-        return self._generations.hands_over
+        return self._runner.is_handing_over
 
     @property
-    def busy(self) -> bool:
-        """Whether a reload that is asked for now would wait."""
-        return self._generations.line.busy
-
-    def generation_of(self, pid: int) -> int | None:
-        """Which Envoy of all that were started a pid is, None where it is none that runs."""
-        return self._generations.numbers.get(pid)
+    def is_busy(self) -> bool:
+        """Whether a reload that is requested now would wait."""
+        return self._runner.state.is_busy
 
     @property
     def children(self) -> tuple[Child, ...]:
         """Every Envoy that runs: the current one first, then one that drains or comes up."""
         current = self.supervisor.child
         first = (current,) if current is not None and not current.ended else ()
-        return (*first, *self._generations.others)
+        return (*first, *self._runner.others)
 
     def kill(self) -> None:
         """Kill every Envoy at once."""
-        self._generations.kill()
+        self._runner.kill()
         self.supervisor.kill()
 
-    async def gone(self) -> None:
+    async def wait_ended(self) -> None:
         """Return once Envoy has ended, and with it every old epoch that was finishing its requests."""
-        await self._gone.wait()
-        while others := self._generations.others:
+        await self._ended.wait()
+        while others := self._runner.others:
             await asyncio.gather(*(child.wait() for child in others))
 
     async def fail_health_checks(self) -> None:
-        """``POST /healthcheck/fail``; raises OSError when Envoy does not take it.
+        """Send ``POST /healthcheck/fail``; raises OSError if Envoy does not accept it.
 
-        Two epochs that change places may need longer than whoever waits for this: it is done after that all the same.
+        A hand-over may take longer than the caller waits: the request is sent after it all the same.
         """
-        self._generations.leave()
+        self._runner.refuse_reloads()
         if self._failing_health is None:
             self._failing_health = asyncio.ensure_future(self._fail_health_checks())
             # Nobody may wait for it any more.
@@ -213,39 +181,39 @@ class EnvoyComponent:
         await asyncio.shield(self._failing_health)
 
     async def _fail_health_checks(self) -> None:
-        await self._generations.settled()
+        await self._runner.settled()
         await post(self.admin, "/healthcheck/fail")
 
     async def drain_inbound(self) -> None:
-        """Drain inbound listeners and stay (Kuma 2.8: what SIGUSR2 asks for)."""
+        """Drain the inbound listeners and keep running (Kuma 2.8: what SIGUSR2 requests); raises OSError."""
         self._inbound_drained = True
-        await self._generations.settled()
+        await self._runner.settled()
         await post(self.admin, _DRAIN_INBOUND)
 
     def _on_change(self, report: ChildReport) -> None:
-        if report.pid is None and report.state.name not in {"STARTING"}:
-            self._gone.set()
-            self._generations.ended(report.last_exit)
+        if report.pid is None and report.state is not ChildState.STARTING:
+            self._ended.set()
+            self._runner.on_ended(report.last_exit)
             if report.last_exit:
-                self._reason(report.last_exit)
+                self._callbacks.on_not_ready(report.last_exit)
         elif report.pid is not None:
-            self._gone.clear()
-        self._changed(report)
-        if report.state is ChildState.RUNNING and self._generations.line.blind:
-            self.supervisor.note_blind("it serves, but its admin is gone")
+            self._ended.clear()
+        self._callbacks.on_change(report)
+        if report.state is ChildState.RUNNING and self._runner.state.blind:
+            self.supervisor.note_blind("it serves without its admin")
 
     async def _bring_up(self, child: Child) -> None:
-        if self._generations.spawned(child):
-            # Its admin is gone: that it runs is all that can be known.
+        if self._runner.on_spawned(child):
+            # It has lost its admin: that it runs is all that can be checked.
             self._was_live = True
             return
         pause, since = _FIRST_POLL, asyncio.get_running_loop().time()
-        while not await self._serving.serves(dynamic=self._generations.plan.dynamic):
+        while not await self._server.serves(dynamic=self._runner.plan.dynamic):
             await asyncio.sleep(pause)
             pause = min(pause * 1.3, _LONGEST_POLL)
             if asyncio.get_running_loop().time() - since > COLD_WITHIN:
-                self._generations.overdue(f"it does not serve after {COLD_WITHIN:g} s and goes on trying")
-        self._doubts.take()
+                self._runner.on_overdue(f"it does not serve after {COLD_WITHIN:g} s; still waiting for it")
+        self._pending_proof.take()
         try:
             await prove_private(child.pid, self.admin, later=partial(self._prove_rest, child))
         except AdminExposed as error:
@@ -253,76 +221,76 @@ class EnvoyComponent:
             await child.wait()
             raise
         self._was_live = True
-        self._reason("")
-        self._generations.live()
+        self._callbacks.on_not_ready("")
+        self._runner.on_live()
         if self._inbound_drained:
             await self._drain_inbound_again()
 
     async def _drain_inbound_again(self) -> None:
-        """An Envoy that was started after the drain has taken inbound up; one that was adopted may not have got it."""
+        """Repeat the drain: an Envoy started since accepts inbound again; an adopted one may not have received it."""
         try:
             await post(self.admin, _DRAIN_INBOUND)
         except OSError as error:
-            log.warning("inbound was drained before, and cannot be drained again: %s", error)
+            log.warning("inbound was drained before; draining it again failed: %s", error)
 
-    async def _feel(self) -> None:
-        """Notice an Envoy that does not answer any more, and that it answers again."""
+    async def _watch_liveness(self) -> None:
+        """Report an Envoy that stops answering, and that it answers again."""
         while True:
             child, state = self.supervisor.child, self.supervisor.report.state
-            if child is None or child.ended or not (self._is_asked(child) or state is ChildState.RUNNING_BLIND):
-                self._pulse.forget()
-                await asyncio.sleep(_NOTHING_TO_FEEL)
+            if child is None or child.ended or not (self._should_answer(child) or state is ChildState.RUNNING_BLIND):
+                self._liveness.reset()
+                await asyncio.sleep(_NO_ENVOY_PAUSE)
                 continue
-            # One that changes places may have no admin.
-            admin = self.admin.address if self._is_asked(child) and not self.hands_over else None
-            await asyncio.sleep(await self._pulse.feel(child.pid, admin))
+            # During a hand-over it may have no admin.
+            admin = self.admin.address if self._should_answer(child) and not self.is_handing_over else None
+            await asyncio.sleep(await self._liveness.check(child.pid, admin))
 
-    def _is_asked(self, child: Child) -> bool:
+    def _should_answer(self, child: Child) -> bool:
         """Whether it has served and should answer: it runs, or ran before and is to be adopted."""
         state = self.supervisor.report.state
         return state is ChildState.RUNNING or (state is ChildState.STARTING and child is self._adopted)
 
-    async def _watch(self, watch: HangWatch) -> None:
+    async def _watch_for_hang(self, watch: HangWatch) -> None:
         """Kill an Envoy that hangs; the restart policy does the rest."""
         while True:
             child = self.supervisor.child
-            if child is None or child.ended or not self._is_asked(child):
+            if child is None or child.ended or not self._should_answer(child):
                 await asyncio.sleep(watch.interval)
                 continue
             hangs = await watch.hangs(child.pid, self._answers)
-            # Who is about to change places, or is blind, has no admin that could answer.
-            is_current = child is self.supervisor.child and self._is_asked(child)
-            if hangs and is_current and not self.hands_over:
+            # During a hand-over, or blind, it has no admin that could answer.
+            is_current = child is self.supervisor.child and self._should_answer(child)
+            if hangs and is_current and not self.is_handing_over:
                 why = f"no answer from its admin and no CPU used for {watch.limit:g} s"
-                log.error("Envoy hangs: %s; it is killed", why)
+                log.error("Envoy hangs: %s; killing it", why)
                 child.condemn(f"it hung: {why}")
                 await child.wait()
             elif not hangs:
-                # It is gone, or cannot be watched here; its end is seen elsewhere.
+                # It has ended, or cannot be watched here; the supervisor sees its end.
                 await asyncio.sleep(watch.interval)
 
-    async def _keep_private(self) -> None:
-        """Repeat the proof whenever it is in doubt; an Envoy that fails it is killed, and everything ends."""
+    async def _recheck(self) -> None:
+        """Repeat the proof after each request for it; an Envoy that fails it is killed, and everything ends."""
         while True:
-            await self._doubts.wait()
+            await self._pending_proof.wait()
             await asyncio.sleep(DEBOUNCE)
             child, state = self.supervisor.child, self.supervisor.report.state
             if state is ChildState.RUNNING_BLIND:
                 # Without an admin there is nothing to reach.
-                self._doubts.take()
-            if child is None or child.ended or state is not ChildState.RUNNING or self.hands_over:
-                # One that comes up is proved as a whole; one that goes on after a failed hand-over is proved here.
+                self._pending_proof.take()
+            if child is None or child.ended or state is not ChildState.RUNNING or self.is_handing_over:
+                # One that comes up is proved as a whole; one that serves on after a failed hand-over is proved here.
                 continue
-            names = self._doubts.take()
-            await self._serving.settled(SETTLED_WITHIN)
-            places = None if names is None else await self._serving.places(names)
+            names = self._pending_proof.take()
+            await self._server.settled(SETTLED_WITHIN)
+            only = None if names is None else await self._server.listener_addresses(names)
             try:
-                await prove_private(child.pid, self.admin, places)
+                await prove_private(child.pid, self.admin, only)
             except AdminExposed as error:
                 await self._end_exposed(child, error)
 
     def _prove_rest(self, child: Child, rest: asyncio.Future[None]) -> None:
-        """Wait in the background for the end of a proof, while the start goes on."""
+        """Wait in the background for the end of a proof, while the start proceeds."""
 
         async def prove() -> None:
             try:
@@ -330,10 +298,10 @@ class EnvoyComponent:
             except AdminExposed as error:
                 await self._end_exposed(child, error)
             except OSError:
-                # No descriptors were left to ask with.
-                self._doubts.add(None)
+                # No descriptors were left for the requests.
+                self._pending_proof.add(None)
 
-        self._proofs = {one for one in self._proofs if not one.done()} | {asyncio.ensure_future(prove())}
+        self._proofs = {proof for proof in self._proofs if not proof.done()} | {asyncio.ensure_future(prove())}
 
     async def _end_exposed(self, child: Child, error: AdminExposed) -> None:
         self._exposed = error
@@ -349,6 +317,7 @@ class EnvoyComponent:
         return True
 
     def _permanent(self, status: ExitStatus, lines: list[str]) -> str | None:
+        """Return why a restart would be useless, None if it may help."""
         if self._exposed is not None:
             return str(self._exposed)
         if self._was_live or status.code in {None, 0}:

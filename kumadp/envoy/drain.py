@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kumadp.envoy.previous_envoy import LeftEnvoy
+from kumadp.envoy.previous_envoy import PreviousEnvoy
 
 if TYPE_CHECKING:
     from kumadp.core.context import Run
@@ -25,7 +25,7 @@ class EnvoyDrain:
     def serves(self) -> bool:
         """Whether an Envoy runs: ours, or one that was left and is not adopted yet."""
         envoy = self._component
-        return (envoy is not None and envoy.runs) or self._run.before.serves
+        return (envoy is not None and envoy.is_running) or self._run.before.serves
 
     @property
     def _component(self) -> EnvoyComponent | None:
@@ -57,10 +57,10 @@ class EnvoyDrain:
     async def envoy_gone(self) -> None:
         """Return once Envoy has ended."""
         if (envoy := self._drained) is not None:
-            await envoy.gone()
+            await envoy.wait_ended()
 
     @property
-    def _drained(self) -> EnvoyComponent | LeftEnvoy | None:
+    def _drained(self) -> EnvoyComponent | PreviousEnvoy | None:
         """The Envoy that a drain is about, also one that was left and is not adopted yet."""
         left = self._run.before.envoy
-        return self._component or (LeftEnvoy(left) if left is not None else None)
+        return self._component or (PreviousEnvoy(left) if left is not None else None)

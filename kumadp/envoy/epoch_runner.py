@@ -1,4 +1,4 @@
-"""Does what the rules of epochs ask for: spawns, watches, hands over, retires."""
+"""Runs the epochs of Envoy: executes the actions of `kumadp.envoy.epochs` and feeds it what happens."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import time
 from typing import TYPE_CHECKING
 
 from kumadp.envoy import epochs
-from kumadp.envoy.argv import Epoch, epoch_argv
-from kumadp.envoy.base_id import BaseLine, fresh
-from kumadp.envoy.epochs import Ask, Kind, Line, Stage
-from kumadp.envoy.reload import Asks, EnvoyState, check, command_of
-from kumadp.envoy.retirement import retire, take_its_place
-from kumadp.envoy.server_state import ServerInfo, Serving
+from kumadp.envoy.argv import EpochArguments, epoch_argv
+from kumadp.envoy.base_id import BaseIdFiles, new_base_id
+from kumadp.envoy.epochs import EpochStage, EpochState, ReloadKind, ReloadRequest
+from kumadp.envoy.reload import EnvoyState, ReloadOutcome, ReloadRequests, check, command_of
+from kumadp.envoy.retirement import answer_for_dead_parent, retire
+from kumadp.envoy.server_state import ServerInfo, ServerState
 from kumadp.envoy.takeover import Takeover
 from kumadp.errors import KumadpError, WorkDirError
 from kumadp.process.child import Child
@@ -25,93 +25,86 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.envoy.admin import AdminClient
-    from kumadp.envoy.reload import Adopted, Hooks, HotRestart, Plan, ReloadOutcome
+    from kumadp.envoy.options import EnvoyOptions, EpochCallbacks, HotRestart
+    from kumadp.envoy.reload import Plan
     from kumadp.process.child import Command
     from kumadp.process.supervise import Supervisor
 
 log = logging.getLogger("kumadp.envoy")
 
 
-class Generations:
+class EpochRunner:
     """The epochs of one Envoy. ``supervisor`` watches the current one and starts epoch 0 when it has ended."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        hot: HotRestart | None,
-        hooks: Hooks,
-        admin: AdminClient,
-        *,
-        grace: float,
-        adopt: Adopted | None,
-    ) -> None:
+    def __init__(self, plan: Plan, options: EnvoyOptions, callbacks: EpochCallbacks, admin: AdminClient) -> None:
+        adopted = options.adopted
         self.plan = plan
-        self.line = Line()
+        self.state = EpochState()
         self.supervisor: Supervisor
-        self.hot = hot if adopt is None or adopt.state.serial >= 0 else None
-        self._hooks = hooks
+        self.hot = options.hot_restart if adopted is None or adopted.state.serial >= 0 else None
+        self._callbacks = callbacks
         self._admin = admin
-        self._grace = grace
-        self._former = plan
-        self._base: BaseLine | None = None
-        self._asks = Asks()
-        self._coming: Child | None = None
+        self._grace = options.stop_grace
+        self._previous_plan = plan
+        self._base: BaseIdFiles | None = None
+        self._requests = ReloadRequests()
+        self._new: Child | None = None
         self._retiring: set[Child] = set()
-        self._told_of: Child | None = None
+        self._reported: Child | None = None
         self._retires_at, self._locked, self._off = 0.0, "", "hot restart is off"
-        self._lost: int | None = None
+        self._dead_parent: int | None = None
         self._info: ServerInfo | None = None
-        self._held: Ask | None = None
+        self._unproven: ReloadRequest | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._adopt = adopt
+        self._to_adopt = adopted
         self._generation = -1
-        self.numbers: dict[int, int] = {}
-        self._unclean: list[BaseLine] = []
+        self._generations: dict[int, int] = {}
+        self._unclean: list[BaseIdFiles] = []
         self._settled = asyncio.Event()
 
-    # What the component is asked.
+    # Called by the component.
 
     async def reload(self, why: str, plan: Plan | None, *, allow_cold: bool) -> ReloadOutcome:
-        """Replace the running Envoy by one of ``plan``; None: of the present one."""
+        """Replace the running Envoy by one that runs ``plan``; None: the current plan."""
         log.info("reload: %s", why)
-        ask, future = self._asks.add(plan, why, cold=allow_cold)
-        self._feed(epochs.Asked(ask))
-        return await future
+        request, outcome = self._requests.add(plan, why, cold=allow_cold)
+        self._feed(epochs.ReloadRequested(request))
+        return await outcome
 
     @property
-    def hands_over(self) -> bool:
+    def is_handing_over(self) -> bool:
         """Whether a new epoch comes up."""
-        return self.line.stage is Stage.HANDOVER
+        return self.state.stage is EpochStage.HANDOVER
 
     @property
     def others(self) -> tuple[Child, ...]:
         """The epochs that drain or come up."""
-        coming = (self._coming,) if self._coming is not None else ()
-        return tuple(child for child in (*self._retiring, *coming) if not child.ended)
+        new = (self._new,) if self._new is not None else ()
+        return tuple(child for child in (*self._retiring, *new) if not child.ended)
 
     async def settled(self) -> None:
         """Return when no hand-over is under way."""
         await self._settled.wait()
 
-    def leave(self) -> None:
-        """Begin no reload any more."""
-        if not self.line.leaving:
-            self._feed(epochs.Leaving())
+    def refuse_reloads(self) -> None:
+        """Refuse every later reload, and the one that waits: everything is about to stop."""
+        if not self.state.stopping:
+            self._feed(epochs.Stopping())
 
     def export(self, *, starting: bool) -> EnvoyState | None:
-        """What another kumadp needs to go on; None where no Envoy serves, or starts, or two change places."""
+        """Return what another kumadp needs to adopt Envoy; None if none serves (or starts), and during a hand-over."""
         child = self.supervisor.child
-        stages = {Stage.SERVING, Stage.STARTING} if starting else {Stage.SERVING}
-        # Who stands in for a dead one would not outlive execve(2), and the current one would die of that.
-        stood_in = not starting and (self._lost is not None or any(one.ended for one in self._retiring))
-        if self.line.stage not in stages or child is None or child.ended or stood_in:
+        stages = {EpochStage.SERVING, EpochStage.STARTING} if starting else {EpochStage.SERVING}
+        # The fallback for a dead parent would not outlive execve(2), and the current Envoy would abort without it.
+        has_fallback = not starting and (self._dead_parent is not None or any(old.ended for old in self._retiring))
+        if self.state.stage not in stages or child is None or child.ended or has_fallback:
             return None
         return EnvoyState(
             serial=self._base.serial if self._base is not None else -1,
-            epoch=self.line.epoch,
-            blind=self.line.blind,
+            epoch=self.state.epoch,
+            blind=self.state.blind,
             current=child.pid,
-            retiring=next((one.pid for one in self._retiring), self._lost) if self.line.retiring else None,
+            retiring=next((old.pid for old in self._retiring), self._dead_parent) if self.state.retiring else None,
             locked=self._locked,
             generation=self._generation,
             retires_at=self._retires_at,
@@ -120,85 +113,87 @@ class Generations:
             admin=str(self._admin.address),
         )
 
-    # What the supervisor calls for the current epoch.
+    # Called for the current epoch, by the supervisor through the component.
 
     async def cold_command(self) -> Command:
-        """How to start epoch 0 on a fresh base id."""
+        """Return the command that starts epoch 0 on a new base id."""
         command = await self.plan.command()
         await self._admin.move_to(self.plan.admin)
-        if self.hot is None or not await self._fresh_base(self.hot):
+        if self.hot is None or not await self._use_new_base(self.hot):
             self.hot = None
             return command
         return self._command_of(command, 0)
 
-    async def _fresh_base(self, hot: HotRestart) -> bool:
-        former, used = self._base, bool(self._retiring)
+    async def _use_new_base(self, hot: HotRestart) -> bool:
+        previous, in_use = self._base, bool(self._retiring)
         try:
-            self._base = await fresh(hot.directory, former, used=used)
-            self._locked, self._info = "", None  # also what was found out of the former one meanwhile
+            self._base = await new_base_id(hot.directory, previous, in_use=in_use)
+            # Also what was learnt of the previous one during the call.
+            self._locked, self._info = "", None
         except WorkDirError as error:
             self._off = f"hot restart is off: {error}"
-            self._hooks.off(self._off)
+            self._callbacks.on_hot_restart_off(self._off)
             return False
-        if former is not None and used:
-            self._unclean.append(former)
+        if previous is not None and in_use:
+            self._unclean.append(previous)
         return True
 
-    def spawned(self, child: Child) -> bool:
-        """The supervisor has a child. Whether it is one that was adopted and serves without an admin."""
-        self._told_of = child
-        adopt, self._adopt = self._adopt, None
-        if adopt is None:
-            self._feed(epochs.Started())
+    def on_spawned(self, child: Child) -> bool:
+        """Note the supervisor's new child; returns True if it is an adopted one that serves without an admin."""
+        self._reported = child
+        adopted, self._to_adopt = self._to_adopt, None
+        if adopted is None:
+            self._feed(epochs.EpochStarted())
             self._began(child)
             return False
-        state = adopt.state
+        state = adopted.state
         if self.hot is not None:
-            self._base = BaseLine(self.hot.directory, state.serial)
+            self._base = BaseIdFiles(self.hot.directory, state.serial)
         self._info = ServerInfo(state.epoch, "LIVE", state.protocol, state.workers) if state.protocol else None
         self._retires_at = state.retires_at
         self._locked = state.locked
-        self._lost = adopt.lost
-        self._feed(epochs.Adopted(state.epoch, state.blind, (adopt.retiring or adopt.lost) is not None))
+        self._dead_parent = adopted.dead_parent
+        retiring = (adopted.retiring or adopted.dead_parent) is not None
+        self._feed(epochs.EpochAdopted(state.epoch, state.blind, retiring))
         self._generation = state.generation - 1
-        if adopt.retiring is not None:
+        if adopted.retiring is not None:
             self._generation -= 1
-            self._began(adopt.retiring)
-            self._run(self._retire(adopt.retiring, state.epoch - 1))
-        elif self._lost is not None:
-            self._run(self._follow(state.epoch - 1))
+            self._began(adopted.retiring)
+            self._run(self._retire(adopted.retiring, state.epoch - 1))
+        elif self._dead_parent is not None:
+            self._run(self._answer_for(state.epoch - 1))
         self._began(child)
         return state.blind
 
     def _began(self, child: Child) -> None:
         self._generation += 1
-        self.numbers[child.pid] = self._generation
-        self._hooks.started(self._generation, child.pid)
+        self._generations[child.pid] = self._generation
+        self._callbacks.on_started(self._generation, child.pid)
 
     def _over(self, pid: int, *, expected: bool) -> None:
-        self._hooks.ended(self.numbers.pop(pid, self._generation), pid, expected)
+        self._callbacks.on_ended(self._generations.pop(pid, self._generation), pid, expected)
 
-    def live(self) -> None:
-        """The current epoch serves."""
-        self._hooks.live(self._generation)
-        self._feed(epochs.Live(self.line.epoch))
+    def on_live(self) -> None:
+        """Note that the current epoch serves."""
+        self._callbacks.on_live(self._generation)
+        self._feed(epochs.EpochLive(self.state.epoch))
 
-    def overdue(self, reason: str) -> None:
-        """The current epoch does not serve yet."""
-        self._feed(epochs.Overdue(reason))
+    def on_overdue(self, reason: str) -> None:
+        """Note that the current epoch does not serve in time."""
+        self._feed(epochs.EpochOverdue(reason))
 
-    def ended(self, reason: str) -> None:
-        """The current epoch has ended."""
-        if self._told_of is not None:
-            child, self._told_of = self._told_of, None
-            self._over(child.pid, expected=self.line.planned or self.line.leaving)
-            self._feed(epochs.Ended(reason))
+    def on_ended(self, reason: str) -> None:
+        """Note that the current epoch has ended."""
+        if self._reported is not None:
+            child, self._reported = self._reported, None
+            self._over(child.pid, expected=self.state.planned or self.state.stopping)
+            self._feed(epochs.EpochEnded(reason))
 
-    # What the rules ask for.
+    # Actions of the state machine.
 
     def _feed(self, event: epochs.Event) -> None:
-        self.line, actions = epochs.step(self.line, event)
-        if self.hands_over:
+        self.state, actions = epochs.step(self.state, event)
+        if self.is_handing_over:
             self._settled.clear()
         else:
             self._settled.set()
@@ -207,112 +202,114 @@ class Generations:
 
     def _do(self, action: epochs.Action) -> None:
         match action:
-            case epochs.Check(ask):
-                self._run(self._check(ask))
-            case epochs.Spawn(epoch, repair):
-                self._run(self._bring(epoch, repair=repair))
-            case epochs.Kill():
-                self.kill_coming()
+            case epochs.CheckReload(request):
+                self._run(self._check(request))
+            case epochs.SpawnEpoch(epoch, repair):
+                self._run(self._bring_up(epoch, repair=repair))
+            case epochs.KillNewEpoch():
+                self.kill_new()
             case epochs.HandOver():
                 self._hand_over()
             case epochs.StartCold():
                 self._start_cold()
-            case epochs.Revert():
-                self.plan = self._former
-            case epochs.Crash():
+            case epochs.RevertPlan():
+                self.plan = self._previous_plan
+            case epochs.KillCurrentEpoch():
                 self.supervisor.kill()
             case epochs.GoBlind(reason):
-                log.error("Envoy serves on without its admin: %s", reason)
-                self.supervisor.note_blind(f"it serves, but its admin is gone: {reason}")
-            case epochs.Answer(ask, kind, reason):
-                self._answer(ask, kind, reason)
+                log.error("Envoy keeps serving without its admin: %s", reason)
+                self.supervisor.note_blind(f"it serves without its admin: {reason}")
+            case epochs.ReportOutcome(request, kind, reason):
+                self._report(request, kind, reason)
 
     def _run(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._on_done)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a bug in kumadp", exc_info=error)
 
-    async def _check(self, ask: Ask) -> None:
+    async def _check(self, request: ReloadRequest) -> None:
         try:
             locked = self._locked if self.hot is not None else self._off
             if self.hot is not None:
-                self._info = (await Serving(self._admin, lambda _reason: None).info()) or self._info
-            result = await check(self._asks.plan_of(ask, self.plan), self._info, locked)
+                self._info = (await ServerState(self._admin, lambda _reason: None).info()) or self._info
+            result = await check(self._requests.plan_of(request, self.plan), self._info, locked)
         except (KumadpError, OSError) as error:
-            result = epochs.Checked(refused=str(error))
+            result = epochs.ReloadChecked(refused=str(error))
         self._feed(result)
 
     def _start_cold(self) -> None:
-        self._former, self.plan = self.plan, self._asks.plan_of(self.line.ask, self.plan)
-        self._run(self.supervisor.restart(self._asks.why_of(self.line.ask)))
+        self._previous_plan, self.plan = self.plan, self._requests.plan_of(self.state.request, self.plan)
+        self._run(self.supervisor.restart(self._requests.why_of(self.state.request)))
 
-    def _answer(self, ask: Ask, kind: Kind, reason: str) -> None:
-        if kind is Kind.HOT:
-            self._held = ask
+    def _report(self, request: ReloadRequest, kind: ReloadKind, reason: str) -> None:
+        if kind is ReloadKind.HOT:
+            # Reported once the new epoch's admin is proven private.
+            self._unproven = request
         else:
-            self._asks.tell(ask, kind, reason, self.line.epoch)
+            self._requests.report(request, ReloadOutcome(kind, reason, self.state.epoch))
 
-    async def _bring(self, epoch: int, *, repair: bool) -> None:
-        plan = self.plan if repair else self._asks.plan_of(self.line.ask, self.plan)
+    async def _bring_up(self, epoch: int, *, repair: bool) -> None:
+        plan = self.plan if repair else self._requests.plan_of(self.state.request, self.plan)
         base, takeover = self._base, Takeover(self._admin, self.supervisor.child)
-        self._hooks.handover(True)
+        self._callbacks.on_handover(True)
         try:
             if not repair:
-                await takeover.look()
+                await takeover.record()
             reason = await self._until_live(takeover, epoch, plan)
-            child = self._coming
+            child = self._new
             if not reason and child is not None:
-                former, self.plan = self.plan, plan
-                self._hooks.live(self._generation)
-                self._feed(epochs.Live(epoch))
-                await self._prove(takeover, child, former)
+                previous, self.plan = self.plan, plan
+                self._callbacks.on_live(self._generation)
+                self._feed(epochs.EpochLive(epoch))
+                await self._prove(takeover, child, previous)
                 return
-            self.kill_coming(f"as a new epoch it failed: {reason}")
-            self._feed(epochs.Overdue(reason))
+            self.kill_new(f"as a new epoch it failed: {reason}")
+            self._feed(epochs.EpochOverdue(reason))
             if child is not None:
                 await child.wait()
-                self._coming = None
+                self._new = None
                 self._over(child.pid, expected=False)
             if base is self._base and base is not None:
                 await self._admin.move_to(self.plan.admin)
                 unlocked, lost = await asyncio.to_thread(base.unlock), await takeover.lost()
-                # Meanwhile the old epoch may have ended too, and another one begun on a base id of its own.
+                # By now the old epoch may have ended too, and another one begun on a new base id.
                 if base is self._base:
                     self._locked = "" if unlocked else "an epoch that ended too early has locked hot restart"
-                    self._feed(epochs.Failed(reason, lost, unlocked))
+                    self._feed(epochs.EpochFailed(reason, lost, unlocked))
         finally:
-            if not self.hands_over:
-                self._hooks.handover(False)
+            if not self.is_handing_over:
+                self._callbacks.on_handover(False)
 
     async def _until_live(self, takeover: Takeover, epoch: int, plan: Plan) -> str:
-        """Start ``epoch`` and wait until it has taken over; why it has not, or nothing."""
+        """Start ``epoch`` and wait until it has taken over; returns why it has not, "" if it has."""
         assert self.hot is not None  # noqa: S101
         try:
-            child = self._coming = await Child.spawn(self._command_of(await plan.command(), epoch))
+            child = self._new = await Child.spawn(self._command_of(await plan.command(), epoch))
         except (KumadpError, OSError) as error:
             return str(error)
         self._began(child)
         await self._admin.move_to(plan.admin)
         return await takeover.until_live(child, epoch, self.hot.deadline)
 
-    async def _prove(self, takeover: Takeover, child: Child, former: Plan) -> None:
-        """Look closely at an epoch that has taken over, then tell whoever asked for it."""
+    async def _prove(self, takeover: Takeover, child: Child, previous: Plan) -> None:
+        """Prove that the new epoch's admin is private, then report how the reload ended."""
         missing, exposed = await takeover.prove(child)
         if exposed:
-            self.plan = former
-        held, self._held = self._held, None
-        if held is not None:
-            self._asks.tell(held, Kind.FAILED if exposed else Kind.HOT, exposed, self.line.epoch, missing)
+            self.plan = previous
+        request, self._unproven = self._unproven, None
+        if request is not None:
+            kind = ReloadKind.FAILED if exposed else ReloadKind.HOT
+            self._requests.report(request, ReloadOutcome(kind, exposed, self.state.epoch, missing=missing))
 
     def _command_of(self, command: Command, epoch: int) -> Command:
         assert self.hot is not None  # noqa: S101
         assert self._base is not None  # noqa: S101
-        place = Epoch(
+        arguments = EpochArguments(
             number=epoch,
             base_id=self._base.base_id() if epoch else None,
             base_id_file=self._base.base_id_file,
@@ -320,34 +317,34 @@ class Generations:
             parent_shutdown=self.hot.parent_shutdown,
             concurrency=self._info.workers if self._info is not None else None,
         )
-        return command_of(command, epoch_argv(command.argv, place), f"{self._base.serial}.{epoch}")
+        return command_of(command, epoch_argv(command.argv, arguments), f"{self._base.serial}.{epoch}")
 
-    # The change of places.
+    # The hand-over.
 
     def _hand_over(self) -> None:
-        child, self._coming = self._coming, None
+        child, self._new = self._new, None
         assert child is not None  # noqa: S101
         self._locked = ""
         assert self.hot is not None  # noqa: S101
         self._retires_at = time.monotonic() + self.hot.parent_shutdown
-        former = self.supervisor.hand_over(child)
-        if former is None:
-            # It has ended in this very moment: its end is on the way, and the policy starts anew.
+        old = self.supervisor.hand_over(child)
+        if old is None:
+            # It has just ended: the supervisor is about to report that, and the policy starts a new Envoy.
             child.send_signal(signal.SIGKILL)
             return
-        self._told_of = child
-        self._retiring.add(former)
-        self._run(self._retire(former, self.line.epoch - 1))
+        self._reported = child
+        self._retiring.add(old)
+        self._run(self._retire(old, self.state.epoch - 1))
 
-    async def _follow(self, epoch: int) -> None:
-        """Stand in for an old ``epoch`` that died before us, or when whoever stood in for it was killed."""
+    async def _answer_for(self, epoch: int) -> None:
+        """Answer for an old ``epoch`` that died before the adoption, or whose fallback died with the last kumadp."""
         base = self._base
         if base is not None and (path := base.parent_socket(epoch)) is not None:
-            log.warning("the old Envoy of an earlier kumadp is dead, the new one is not to notice")
-            await take_its_place(path, self._retires_at)
-        self._lost = None
+            log.warning("the old Envoy left by the previous kumadp is dead; using the fallback for its socket")
+            await answer_for_dead_parent(path, self._retires_at)
+        self._dead_parent = None
         if base is self._base:
-            self._feed(epochs.Retired())
+            self._feed(epochs.EpochRetired())
 
     async def _retire(self, child: Child, epoch: int) -> None:
         assert self._base is not None  # noqa: S101
@@ -355,7 +352,7 @@ class Generations:
         self._retiring.add(child)
         due = self._retires_at
 
-        def ended(expected: bool) -> None:
+        def on_ended(expected: bool) -> None:
             if expected:
                 self._retiring.discard(child)
             self._over(child.pid, expected=expected)
@@ -364,36 +361,36 @@ class Generations:
             runs = self.supervisor.report.state in {ChildState.RUNNING, ChildState.RUNNING_BLIND}
             return base.parent_socket(epoch) if runs and base is self._base else None
 
-        await retire(child, due, self._grace, ended, parent_socket)
+        await retire(child, due, self._grace, on_ended, parent_socket)
         self._retiring.discard(child)
         if base is self._base:
-            self._feed(epochs.Retired())
+            self._feed(epochs.EpochRetired())
         else:
             await asyncio.to_thread(base.clean)
             self._unclean.remove(base)
 
     # The end.
 
-    def kill_coming(self, why: str = "") -> None:
-        """SIGKILL for an epoch that comes up, for a fault of its own or none: SIGTERM would end the current one too."""
-        if self._coming is not None:
-            self._coming.condemn(why)
+    def kill_new(self, why: str = "") -> None:
+        """Send SIGKILL to the epoch that comes up; SIGTERM would end the current one too. ``why`` is its fault."""
+        if self._new is not None:
+            self._new.condemn(why)
 
     def kill(self) -> None:
         """Kill every epoch but the current one at once."""
-        self.kill_coming()
+        self.kill_new()
         for child in self._retiring:
             child.send_signal(signal.SIGKILL)
 
     async def close(self) -> None:
-        """End every epoch but the current one, which has ended; clean what they shared."""
+        """End every epoch but the current one, which has ended; remove the files that they shared."""
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
-        self.kill_coming()
+        self.kill_new()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(child.stop(self._grace) for child in self.others))
-        self._asks.refuse_all("everything stops", self.line.epoch)
+        self._requests.refuse_all("everything stops", self.state.epoch)
         for base in (*self._unclean, self._base):
             if base is not None:
                 await asyncio.to_thread(base.clean)

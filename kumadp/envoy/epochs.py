@@ -1,4 +1,4 @@
-"""Envoy's epochs under hot restart: what to do when something happens. Pure: no clock, no process.
+"""State machine of Envoy's epochs under hot restart. Pure: no clock, no process.
 
 Measured with Envoy 1.40: a new epoch takes the admin of the old one as soon as it starts and the listeners when it is
 LIVE; SIGTERM to one that is not LIVE ends the old one too, SIGKILL does not; one that ends before it is LIVE leaves the
@@ -11,8 +11,8 @@ import enum
 from dataclasses import dataclass, replace
 
 
-class Stage(enum.Enum):
-    """Where the line of epochs is."""
+class EpochStage(enum.Enum):
+    """The stage of the epochs."""
 
     DOWN = "no Envoy serves; the restart policy or a cold start comes next"
     STARTING = "epoch 0 comes up"
@@ -20,7 +20,7 @@ class Stage(enum.Enum):
     HANDOVER = "the current epoch serves and the next one comes up"
 
 
-class Kind(enum.Enum):
+class ReloadKind(enum.Enum):
     """How a reload ended."""
 
     HOT = "hot"
@@ -30,47 +30,47 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """A reload that is asked for; ``cold``: it may cost an outage."""
+class ReloadRequest:
+    """A requested reload; ``cold``: it may cost an outage."""
 
     number: int
     cold: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class EpochState:
     """The epochs of one base id.
 
-    ``adopted``: the current one ran before us, and serves though its admin has not answered us yet. ``blind``: it has
-    lost its admin. ``planned``: ``ask`` is being done by a cold start. ``repairing``: the epoch that comes up is there
-    to get the admin back.
+    ``adopted``: the current one was left by the previous kumadp, and serves though its admin has not answered yet.
+    ``blind``: it has lost its admin. ``planned``: ``request`` is being done by a cold start. ``repairing``: the epoch
+    that comes up is there to get the admin back. ``stopping``: everything is about to stop.
     """
 
-    stage: Stage = Stage.DOWN
+    stage: EpochStage = EpochStage.DOWN
     epoch: int = 0
     retiring: bool = False
     adopted: bool = False
     blind: bool = False
     planned: bool = False
     repairing: bool = False
-    leaving: bool = False
-    ask: Ask | None = None
-    waiting: Ask | None = None
+    stopping: bool = False
+    request: ReloadRequest | None = None
+    waiting: ReloadRequest | None = None
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether a reload is under way, or an old epoch still drains."""
-        return self.ask is not None or self.retiring or self.stage is Stage.HANDOVER
+        return self.request is not None or self.retiring or self.stage is EpochStage.HANDOVER
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """A process was started as epoch 0 on a fresh base id."""
+class EpochStarted:
+    """A process was started as epoch 0 on a new base id."""
 
 
 @dataclass(frozen=True, slots=True)
-class Adopted:
-    """An Envoy that runs already was taken over."""
+class EpochAdopted:
+    """An Envoy that runs already was adopted."""
 
     epoch: int
     blind: bool
@@ -78,21 +78,21 @@ class Adopted:
 
 
 @dataclass(frozen=True, slots=True)
-class Live:
+class EpochLive:
     """This epoch is LIVE."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
-class Overdue:
-    """What comes up was not LIVE in time."""
+class EpochOverdue:
+    """The epoch that comes up was not LIVE in time."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class EpochFailed:
     """The next epoch has ended before it was LIVE.
 
     ``took_over``: it had taken the listeners. ``unlocked``: a further epoch can be tried on this base id.
@@ -104,49 +104,60 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EpochEnded:
     """The current epoch has ended."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Retired:
+class EpochRetired:
     """The epoch before the current one has ended."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A reload is asked for."""
+class ReloadRequested:
+    """A reload was requested."""
 
-    ask: Ask
+    request: ReloadRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """The reload was checked. ``refused``: why it must not be; ``cold``: why it cannot be hot."""
+class ReloadChecked:
+    """The reload was checked. ``refused``: why it cannot be done; ``cold``: why it cannot be hot."""
 
     refused: str = ""
     cold: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Leaving:
+class Stopping:
     """Everything is about to stop."""
 
 
-Event = Started | Adopted | Live | Overdue | Failed | Ended | Retired | Asked | Checked | Leaving
+Event = (
+    EpochStarted
+    | EpochAdopted
+    | EpochLive
+    | EpochOverdue
+    | EpochFailed
+    | EpochEnded
+    | EpochRetired
+    | ReloadRequested
+    | ReloadChecked
+    | Stopping
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """Find out whether this reload can be done; `Checked` tells."""
+class CheckReload:
+    """Check whether this reload can be done; the result is `ReloadChecked`."""
 
-    ask: Ask
+    request: ReloadRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Spawn:
+class SpawnEpoch:
     """Start this epoch; ``repair``: with what the current one runs, to get the admin back."""
 
     epoch: int
@@ -154,160 +165,169 @@ class Spawn:
 
 
 @dataclass(frozen=True, slots=True)
-class Kill:
+class KillNewEpoch:
     """SIGKILL for the epoch that comes up; never SIGTERM."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """The epoch that came up is the current one now, the former drains."""
+    """Make the epoch that came up the current one; the old one drains."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartCold:
-    """End the current epoch, if there is one, and start epoch 0 on a fresh base id with what was asked for."""
+    """End the current epoch, if there is one, and start epoch 0 on a new base id with the requested plan."""
 
 
 @dataclass(frozen=True, slots=True)
-class Revert:
-    """What was asked for does not come up: go back to what ran before."""
+class RevertPlan:
+    """The requested plan does not come up: return to the previous one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Crash:
-    """The current epoch serves no more: kill it, the restart policy does the rest."""
+class KillCurrentEpoch:
+    """The current epoch no longer serves: kill it, the restart policy does the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class GoBlind:
-    """The current epoch serves without admin."""
+    """Note that the current epoch serves without admin."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """Tell whoever asked for this reload how it ended."""
+class ReportOutcome:
+    """Report how this reload ended."""
 
-    ask: Ask
-    kind: Kind
+    request: ReloadRequest
+    kind: ReloadKind
     reason: str = ""
 
 
-Action = Check | Spawn | Kill | HandOver | StartCold | Revert | Crash | GoBlind | Answer
-Step = tuple[Line, tuple[Action, ...]]
+Action = (
+    CheckReload
+    | SpawnEpoch
+    | KillNewEpoch
+    | HandOver
+    | StartCold
+    | RevertPlan
+    | KillCurrentEpoch
+    | GoBlind
+    | ReportOutcome
+)
+Step = tuple[EpochState, tuple[Action, ...]]
 
 
-def step(line: Line, event: Event) -> Step:
-    """The line after ``event``, and what is to be done, in this order."""
+def step(state: EpochState, event: Event) -> Step:
+    """Return the state after ``event`` and the actions to execute, in this order."""
     match event:
-        case Started():
-            return replace(line, stage=Stage.STARTING, epoch=0, retiring=False, adopted=False, blind=False), ()
-        case Adopted():
-            stage = Stage.SERVING if event.blind else Stage.STARTING
-            found = replace(line, stage=stage, epoch=event.epoch, blind=event.blind, retiring=event.retiring)
-            return replace(found, adopted=not event.blind), ()
-        case Live():
-            return _live(line, event)
-        case Overdue():
-            return _overdue(line, event)
-        case Failed():
-            return _failed(line, event)
-        case Ended():
-            return _ended(line, event)
-        case Retired():
-            return _next(replace(line, retiring=False), ())
-        case Asked():
-            return _asked(line, event.ask)
-        case Checked():
-            return _checked(line, event)
-        case Leaving():
-            answers = _refuse(line.waiting, "everything stops")
-            return replace(line, leaving=True, waiting=None), answers
+        case EpochStarted():
+            return replace(state, stage=EpochStage.STARTING, epoch=0, retiring=False, adopted=False, blind=False), ()
+        case EpochAdopted():
+            stage = EpochStage.SERVING if event.blind else EpochStage.STARTING
+            adopted = replace(state, stage=stage, epoch=event.epoch, blind=event.blind, retiring=event.retiring)
+            return replace(adopted, adopted=not event.blind), ()
+        case EpochLive():
+            return _live(state, event)
+        case EpochOverdue():
+            return _overdue(state, event)
+        case EpochFailed():
+            return _failed(state, event)
+        case EpochEnded():
+            return _ended(state, event)
+        case EpochRetired():
+            return _next(replace(state, retiring=False), ())
+        case ReloadRequested():
+            return _requested(state, event.request)
+        case ReloadChecked():
+            return _checked(state, event)
+        case Stopping():
+            answers = _refuse(state.waiting, "everything stops")
+            return replace(state, stopping=True, waiting=None), answers
 
 
-def _refuse(ask: Ask | None, reason: str) -> tuple[Action, ...]:
-    return (Answer(ask, Kind.REFUSED, reason),) if ask is not None else ()
+def _refuse(request: ReloadRequest | None, reason: str) -> tuple[Action, ...]:
+    return (ReportOutcome(request, ReloadKind.REFUSED, reason),) if request is not None else ()
 
 
-def _answer(line: Line, kind: Kind, reason: str = "") -> tuple[Action, ...]:
-    return (Answer(line.ask, kind, reason),) if line.ask is not None else ()
+def _report(state: EpochState, kind: ReloadKind, reason: str = "") -> tuple[Action, ...]:
+    return (ReportOutcome(state.request, kind, reason),) if state.request is not None else ()
 
 
-def _next(line: Line, actions: tuple[Action, ...]) -> Step:
-    """Begin with the reload that waits, if its time has come."""
-    if line.busy or line.waiting is None:
-        return line, actions
-    return replace(line, ask=line.waiting, waiting=None), (*actions, Check(line.waiting))
+def _next(state: EpochState, actions: tuple[Action, ...]) -> Step:
+    """Begin with the reload that waits, unless one is under way."""
+    if state.is_busy or state.waiting is None:
+        return state, actions
+    return replace(state, request=state.waiting, waiting=None), (*actions, CheckReload(state.waiting))
 
 
-def _asked(line: Line, ask: Ask) -> Step:
-    if line.leaving:
-        return line, _refuse(ask, "everything stops")
-    return _next(replace(line, waiting=ask), _refuse(line.waiting, "a later reload took its place"))
+def _requested(state: EpochState, request: ReloadRequest) -> Step:
+    if state.stopping:
+        return state, _refuse(request, "everything stops")
+    return _next(replace(state, waiting=request), _refuse(state.waiting, "a later reload took its place"))
 
 
-def _checked(line: Line, event: Checked) -> Step:
-    if line.ask is None:
-        return line, ()
-    serves = line.stage is Stage.SERVING
+def _checked(state: EpochState, event: ReloadChecked) -> Step:
+    if state.request is None:
+        return state, ()
+    serves = state.stage is EpochStage.SERVING
     refused = event.refused
-    cold = event.cold or ("Envoy was adopted and has not answered yet" if line.adopted else "")
-    if line.leaving:
+    cold = event.cold or ("Envoy was adopted and has not answered yet" if state.adopted else "")
+    if state.stopping:
         refused = "everything stops"
-    elif not refused and (serves or line.adopted) and cold and not line.ask.cold:
+    elif not refused and (serves or state.adopted) and cold and not state.request.cold:
         refused = f"only a cold restart can do it: {cold}"
     if refused:
-        return _next(replace(line, ask=None), _answer(line, Kind.REFUSED, refused))
+        return _next(replace(state, request=None), _report(state, ReloadKind.REFUSED, refused))
     if serves and not event.cold:
-        return replace(line, stage=Stage.HANDOVER), (Spawn(line.epoch + 1, repair=False),)
-    return replace(line, stage=Stage.DOWN, adopted=False, blind=False, planned=True), (StartCold(),)
+        return replace(state, stage=EpochStage.HANDOVER), (SpawnEpoch(state.epoch + 1, repair=False),)
+    return replace(state, stage=EpochStage.DOWN, adopted=False, blind=False, planned=True), (StartCold(),)
 
 
-def _live(line: Line, event: Live) -> Step:
-    if line.stage is Stage.HANDOVER and event.epoch == line.epoch + 1:
-        after = replace(
-            line, stage=Stage.SERVING, epoch=event.epoch, retiring=True, blind=False, repairing=False, ask=None
-        )
-        return after, (HandOver(), *_answer(line, Kind.HOT))
-    if line.stage is Stage.STARTING and event.epoch == line.epoch:
-        return _settle(replace(line, stage=Stage.SERVING, adopted=False), Kind.COLD)
-    return line, ()
+def _live(state: EpochState, event: EpochLive) -> Step:
+    if state.stage is EpochStage.HANDOVER and event.epoch == state.epoch + 1:
+        serving = replace(state, stage=EpochStage.SERVING, epoch=event.epoch, blind=False, request=None)
+        serving = replace(serving, retiring=True, repairing=False)
+        return serving, (HandOver(), *_report(state, ReloadKind.HOT))
+    if state.stage is EpochStage.STARTING and event.epoch == state.epoch:
+        return _settle(replace(state, stage=EpochStage.SERVING, adopted=False), ReloadKind.COLD)
+    return state, ()
 
 
-def _settle(line: Line, kind: Kind, reason: str = "", first: tuple[Action, ...] = ()) -> Step:
+def _settle(state: EpochState, kind: ReloadKind, reason: str = "", first: tuple[Action, ...] = ()) -> Step:
     """A cold start is over; a reload that is still being checked is not."""
-    if not line.planned:
-        return line, ()
-    return _next(replace(line, planned=False, ask=None), (*first, *_answer(line, kind, reason)))
+    if not state.planned:
+        return state, ()
+    return _next(replace(state, planned=False, request=None), (*first, *_report(state, kind, reason)))
 
 
-def _overdue(line: Line, event: Overdue) -> Step:
-    if line.stage is Stage.HANDOVER:
-        return line, (Kill(),)
-    if line.stage is Stage.STARTING:
-        # It goes on trying: what ran before is gone, and would wait for the same control plane.
-        return _settle(line, Kind.FAILED, event.reason)
-    return line, ()
+def _overdue(state: EpochState, event: EpochOverdue) -> Step:
+    if state.stage is EpochStage.HANDOVER:
+        return state, (KillNewEpoch(),)
+    if state.stage is EpochStage.STARTING:
+        # It keeps trying: the previous Envoy has ended, and would wait for the same control plane.
+        return _settle(state, ReloadKind.FAILED, event.reason)
+    return state, ()
 
 
-def _failed(line: Line, event: Failed) -> Step:
-    if line.stage is not Stage.HANDOVER:
-        return line, ()
-    answers = _answer(line, Kind.FAILED, event.reason)
+def _failed(state: EpochState, event: EpochFailed) -> Step:
+    if state.stage is not EpochStage.HANDOVER:
+        return state, ()
+    answers = _report(state, ReloadKind.FAILED, event.reason)
     if event.took_over:
-        return replace(line, stage=Stage.DOWN, repairing=False, ask=None), (*answers, Crash())
-    blind = replace(line, blind=True, ask=None)
-    if event.unlocked and not line.repairing and not line.leaving:
-        again = Spawn(line.epoch + 1, repair=True)
+        return replace(state, stage=EpochStage.DOWN, repairing=False, request=None), (*answers, KillCurrentEpoch())
+    blind = replace(state, blind=True, request=None)
+    if event.unlocked and not state.repairing and not state.stopping:
+        again = SpawnEpoch(state.epoch + 1, repair=True)
         return replace(blind, repairing=True), (GoBlind(event.reason), *answers, again)
-    return _next(replace(blind, stage=Stage.SERVING, repairing=False), (GoBlind(event.reason), *answers))
+    return _next(replace(blind, stage=EpochStage.SERVING, repairing=False), (GoBlind(event.reason), *answers))
 
 
-def _ended(line: Line, event: Ended) -> Step:
-    down = replace(line, stage=Stage.DOWN, adopted=False, blind=False, retiring=False, repairing=False)
-    if line.stage is Stage.HANDOVER:
-        return _next(replace(down, ask=None), (Kill(), *_answer(line, Kind.FAILED, event.reason)))
-    if line.stage is Stage.STARTING:
-        return _settle(down, Kind.FAILED, event.reason, (Revert(),))
+def _ended(state: EpochState, event: EpochEnded) -> Step:
+    down = replace(state, stage=EpochStage.DOWN, adopted=False, blind=False, retiring=False, repairing=False)
+    if state.stage is EpochStage.HANDOVER:
+        return _next(replace(down, request=None), (KillNewEpoch(), *_report(state, ReloadKind.FAILED, event.reason)))
+    if state.stage is EpochStage.STARTING:
+        return _settle(down, ReloadKind.FAILED, event.reason, (RevertPlan(),))
     return down, ()

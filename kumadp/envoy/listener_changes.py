@@ -20,8 +20,8 @@ _COUNTERS = f"^({'|'.join(_LISTENERS + _CLUSTERS)})$".replace(".", r"\.")
 _TIMES = 50
 
 
-class Changes:
-    """Reads the counters each ``period`` seconds; ``doubt`` is called as `kumadp.envoy.component.EnvoyComponent.doubt`.
+class ListenerChanges:
+    """Reads the counters each ``period`` seconds; ``recheck`` is `kumadp.envoy.component.EnvoyComponent.recheck_admin`.
 
     Other listeners are all to be proved again. Other clusters and endpoints, which a mesh changes all the time, are
     looked for in Envoy's configuration alone, so that no application is asked.
@@ -30,10 +30,10 @@ class Changes:
     name = "changes of listeners"
 
     def __init__(
-        self, admin: AdminClient, doubt: Callable[[Collection[str] | None], None], period: float = 5.0
+        self, admin: AdminClient, recheck: Callable[[Collection[str] | None], None], period: float = 5.0
     ) -> None:
         self._admin = admin
-        self._doubt = doubt
+        self._recheck = recheck
         self._period = period
         self._known: dict[str, int] = {}
 
@@ -58,6 +58,6 @@ class Changes:
         known, self._known = self._known, found
         # The first time there is nothing to compare with, and every listener was asked not long ago.
         if known and any(found.get(name) != known.get(name) for name in _LISTENERS):
-            self._doubt(None)
+            self._recheck(None)
         elif found != known:
-            self._doubt(())
+            self._recheck(())

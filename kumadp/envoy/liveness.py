@@ -29,8 +29,8 @@ _LIVE = "LIVE"
 
 
 @dataclass(slots=True)
-class Pulse:
-    """Asks each ``period`` seconds, for at most ``timeout`` seconds; ``failures`` in a row are silence.
+class LivenessCheck:
+    """ReloadRequests each ``period`` seconds, for at most ``timeout`` seconds; ``failures`` in a row are silence.
 
     With these figures silence is noticed 3 to 7.5 s after it began. ``noticed`` is called with the reason at each
     question that finds it so, and with "" once Envoy answers again.
@@ -44,17 +44,17 @@ class Pulse:
     _pid: int = field(default=0, init=False)
     _why: str = field(default="", init=False)
 
-    def forget(self) -> None:
-        """There is no Envoy to ask."""
+    def reset(self) -> None:
+        """Start over: there is no Envoy to check."""
         self._failed, self._pid, self._why = 0, 0, ""
 
-    async def feel(self, pid: int, admin: AdminAddress | None) -> float:
+    async def check(self, pid: int, admin: AdminAddress | None) -> float:
         """Ask once; returns the pause until the next question in seconds.
 
         ``admin`` None: it cannot be queried now. One that is stopped (SIGSTOP) is seen all the same.
         """
         if pid != self._pid:
-            self.forget()
+            self.reset()
             self._pid = pid
         loop = asyncio.get_running_loop()
         begun = loop.time()

@@ -25,7 +25,7 @@ _MOST = 4096
 _BURST = 64
 
 
-async def stand_in(path: Path, deadline: float) -> bool:
+async def answer_as_parent(path: Path, deadline: float) -> bool:
     """Answer at the dead epoch's socket ``path`` until it is told to end, or for ``deadline`` seconds.
 
     Returns whether it was told. Raises OSError when the socket cannot be bound.

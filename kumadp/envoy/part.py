@@ -14,7 +14,8 @@ from kumadp.daemon.loop import Asked
 from kumadp.daemon.ports import envoy_budget, way_of
 from kumadp.envoy.argv import envoy_argv
 from kumadp.envoy.component import EnvoyComponent
-from kumadp.envoy.reload import Hooks, HotRestart
+from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions, EpochCallbacks, HotRestart
+from kumadp.envoy.reload import Plan
 from kumadp.host.net.ports import Address, check_ports
 from kumadp.host.state_file import StateFile
 from kumadp.process.policy import ChildState, RestartPolicy
@@ -104,32 +105,35 @@ class Running:
         # Without the relay an epoch could not get its configuration: control planes take one stream a data plane.
         hot = run.mesh is not None or self._configuration.relaying is not None or not prepared.dynamic
         self.component = EnvoyComponent(
-            self.command(prepared, self.binary),
-            prepared.admin,
-            RestartPolicy(envoy_budget(settings, run.environ), settings.envoy_restart_window),
-            grace=settings.stop_grace,
-            dynamic=prepared.dynamic,
-            changed=self._changed,
-            reason=self._reason,
-            leaving=lambda: run.status.phase in {Phase.DRAINING, Phase.STOPPING},
-            hot=HotRestart(run.work.path, settings.drain_time, settings.reload_deadline) if hot else None,
-            hooks=Hooks(self._started, self._live, self._ended, self._hand_over, self._no_hot_restart),
-            adopt=run.before.envoy,
-            silent=self._silent,
-            inbound_drained=run.before.inbound_drained and run.before.envoy is not None,
-            past=run.before.past.get("envoy", Past()),
+            Plan(self.command(prepared, self.binary), prepared.admin, prepared.dynamic),
+            EnvoyOptions(
+                RestartPolicy(envoy_budget(settings, run.environ), settings.envoy_restart_window),
+                settings.stop_grace,
+                hot_restart=HotRestart(run.work.path, settings.drain_time, settings.reload_deadline) if hot else None,
+                adopted=run.before.envoy,
+                inbound_drained=run.before.inbound_drained and run.before.envoy is not None,
+                past=run.before.past.get("envoy", Past()),
+            ),
+            EnvoyCallbacks(
+                on_change=self._changed,
+                on_not_ready=self._reason,
+                on_unresponsive=self._silent,
+                is_stopping=lambda: run.status.phase in {Phase.DRAINING, Phase.STOPPING},
+                epochs=EpochCallbacks(self._started, self._live, self._ended, self._hand_over, self._no_hot_restart),
+            ),
         )
         if (relaying := self._configuration.relaying) is not None:
             # Imported late: only with a relay, whose reader of messages it needs.
             from kumadp.relay.admin_watch import Privacy
 
-            privacy = Privacy(relaying.relay.snapshot, lambda: self._configuration.prepared.admin, self.component.doubt)
+            recheck = self.component.recheck_admin
+            privacy = Privacy(relaying.relay.snapshot, lambda: self._configuration.prepared.admin, recheck)
             relaying.answered = privacy.answered
             privacy.look()
         elif prepared.dynamic:
-            from kumadp.envoy.listener_changes import Changes
+            from kumadp.envoy.listener_changes import ListenerChanges
 
-            run.stack.start(Changes(self.component.admin, self.component.doubt))
+            run.stack.start(ListenerChanges(self.component.admin, self.component.recheck_admin))
         run.levels.admin = lambda: self.component.admin if self.component is not None else None
         run.envoy_up.set()
         # The current epoch, then one that drains.
@@ -216,7 +220,7 @@ class Running:
         if not reason:
             log.info("Envoy answers again")
             # One that is still to be adopted is READY when that is done.
-            if self.component is not None and self.component.up:
+            if self.component is not None and self.component.is_up:
                 run.status.set_not_ready("envoy", "")
                 run.settle()
             return

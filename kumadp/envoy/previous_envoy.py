@@ -9,13 +9,13 @@ from kumadp.bootstrap.address import parse_admin
 from kumadp.envoy.admin import AdminClient, post
 
 if TYPE_CHECKING:
-    from kumadp.envoy.reload import Adopted
+    from kumadp.envoy.reload import AdoptedEnvoy
 
 
-class LeftEnvoy:
+class PreviousEnvoy:
     """Drains an Envoy that no component owns yet, over the admin address that the previous kumadp recorded."""
 
-    def __init__(self, left: Adopted) -> None:
+    def __init__(self, left: AdoptedEnvoy) -> None:
         self._left = left
 
     async def fail_health_checks(self) -> None:
@@ -26,7 +26,7 @@ class LeftEnvoy:
         """Drain the inbound listeners and keep running; raises OSError as `fail_health_checks` does."""
         await self._post("/drain_listeners?inboundonly&graceful&skip_exit")
 
-    async def gone(self) -> None:
+    async def wait_ended(self) -> None:
         """Return once every Envoy that was left has ended."""
         children = (self._left.current, self._left.retiring)
         await asyncio.gather(*(child.wait() for child in children if child is not None))

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from kumadp.envoy.parent_fallback import stand_in
+from kumadp.envoy.parent_fallback import answer_as_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,15 +45,15 @@ async def retire(
     if path is None:
         return
     log.warning("the old Envoy ended %.1f s before its time", left)
-    await take_its_place(path, due)
+    await answer_for_dead_parent(path, due)
 
 
-async def take_its_place(path: Path, due: float) -> None:
+async def answer_for_dead_parent(path: Path, due: float) -> None:
     """Stand in for an old epoch that is dead, until it is told to end: at ``due`` (monotonic clock), or a little later.
 
     One that finds nobody at first, while no kumadp runs, goes on trying.
     """
     try:
-        await stand_in(path, max(0.0, due - time.monotonic()) + ABORTS_AFTER + OVERSTAYED)
+        await answer_as_parent(path, max(0.0, due - time.monotonic()) + ABORTS_AFTER + OVERSTAYED)
     except OSError as error:
         log.error("nobody stands in for the old Envoy: %s", error)

@@ -65,8 +65,8 @@ class ServerInfo:
     workers: int
 
 
-class Serving:
-    """Asks an Envoy whether it serves; ``reason`` hears why not."""
+class ServerState:
+    """ReloadRequests an Envoy whether it serves; ``reason`` hears why not."""
 
     def __init__(self, admin: AdminClient, reason: Callable[[str], None]) -> None:
         self._admin = admin
@@ -130,7 +130,7 @@ class Serving:
         except _NO_ANSWER:
             return True
 
-    async def places(self, names: Collection[str]) -> set[tuple[str, int]] | None:
+    async def listener_addresses(self, names: Collection[str]) -> set[tuple[str, int]] | None:
         """Hosts and ports of the listeners of these names; None where the admin does not answer."""
         try:
             _, body = await self._admin.get("/listeners?format=json")

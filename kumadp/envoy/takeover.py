@@ -1,4 +1,4 @@
-"""One attempt to put a new epoch into the place of the current one."""
+"""One hand-over from the current epoch to a new one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 
 from kumadp.bootstrap.address import TcpAdmin
 from kumadp.envoy.admin_proof import prove_private
-from kumadp.envoy.server_state import Serving
+from kumadp.envoy.server_state import ServerState
 from kumadp.errors import AdminExposed
 
 if TYPE_CHECKING:
@@ -22,36 +22,39 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.envoy")
 
 _POLL = 0.02
-# How long a new epoch that is LIVE may lack a listener of the old one before that is told (seconds).
+# How long a new epoch that is LIVE may lack a listener of the old one before that is reported (seconds).
 _LISTENERS_WITHIN = 1.0
 
 
 class Takeover:
-    """Watches what passes from the ``current`` epoch to the new one."""
+    """One hand-over from the ``current`` epoch to a new one: waits for it and compares the two."""
 
     def __init__(self, admin: AdminClient, current: Child | None) -> None:
         self._reasons: list[str] = []
-        self._serving = Serving(admin, self._reasons.append)
+        self._server = ServerState(admin, self._reasons.append)
         self._current = current
         self._admin, self._address = admin, admin.address
         self._listeners = frozenset[str]()
         self._bound = frozenset[tuple[str, int]]()
 
-    async def look(self) -> None:
-        """Note what the current epoch has; nothing of it has been touched yet."""
-        self._listeners = await self._serving.addresses()
+    async def record(self) -> None:
+        """Record where the current epoch listens, before anything is changed."""
+        self._listeners = await self._server.addresses()
         self._bound = await self._bound_now()
 
     async def until_live(self, child: Child, epoch: int, deadline: float) -> str:
-        """Wait until the new epoch is LIVE, which is when it has taken the listeners; why it is not, or nothing."""
+        """Wait until the new epoch is LIVE, and so has the listeners; returns why it is not, "" if it is.
+
+        ``deadline`` is in seconds.
+        """
         ended = asyncio.ensure_future(child.wait())
         try:
             async with asyncio.timeout(deadline):
-                while not await self._serving.took_over(epoch):
+                while not await self._server.took_over(epoch):
                     await asyncio.wait({ended}, timeout=_POLL)
                     if ended.done():
-                        said = child.tail(1)
-                        return f"it ended with {ended.result().describe()}{f': {said[0]}' if said else ''}"
+                        last = child.tail(1)
+                        return f"it ended with {ended.result().describe()}{f': {last[0]}' if last else ''}"
         except TimeoutError:
             return f"it was not LIVE within {deadline:g} s{f': {self._reasons[-1]}' if self._reasons else ''}"
         finally:
@@ -59,28 +62,31 @@ class Takeover:
         return ""
 
     async def prove(self, child: Child) -> tuple[tuple[str, ...], str]:
-        """Where the old epoch listened and the new one does not; how others reach its admin, for which it is killed."""
+        """Return where the old epoch listened and the new one does not, and why its admin is exposed ("": it is not).
+
+        An epoch whose admin others reach is killed.
+        """
         try:
             await prove_private(child.pid, self._admin)
-            return await self._lacks(), ""
+            return await self._missing(), ""
         except AdminExposed as error:
             child.condemn(str(error))
             return (), str(error)
 
-    async def _lacks(self) -> tuple[str, ...]:
-        """Where the old epoch listened and the new one does not, a little after it took over."""
-        lacking = self._listeners
+    async def _missing(self) -> tuple[str, ...]:
+        """Return where the old epoch listened and the new one does not, a little after it took over."""
+        missing = self._listeners
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LISTENERS_WITHIN):
-                while lacking:
-                    lacking = self._listeners - await self._serving.addresses()
+                while missing:
+                    missing = self._listeners - await self._server.addresses()
                     await asyncio.sleep(_POLL)
-        for address in sorted(lacking):
+        for address in sorted(missing):
             log.error("the new Envoy does not listen where the old one did: %s", address)
-        return tuple(sorted(lacking))
+        return tuple(sorted(missing))
 
     async def lost(self) -> bool:
-        """Whether the current epoch listened and does not any more: a new one that is dead had taken over."""
+        """Return whether the current epoch has lost its listeners: a new one that is dead had taken over."""
         return bool(self._bound) and not await self._bound_now()
 
     async def _bound_now(self) -> frozenset[tuple[str, int]]:
@@ -90,11 +96,11 @@ class Takeover:
 
 
 def _listening(pid: int, admin: AdminAddress) -> frozenset[tuple[str, int]]:
-    """Where a process listens, its admin apart, which it loses early."""
-    own = (admin.host, admin.port) if isinstance(admin, TcpAdmin) else None
+    """Return where a process listens, without its admin, which it loses early."""
+    excluded = (admin.host, admin.port) if isinstance(admin, TcpAdmin) else None
     try:
-        found = psutil.Process(pid).net_connections("tcp")
+        connections = psutil.Process(pid).net_connections("tcp")
     except psutil.Error:
         return frozenset()
-    bound = {(item.laddr.ip, item.laddr.port) for item in found if item.status == psutil.CONN_LISTEN}
-    return frozenset(address for address in bound if address != own)
+    bound = {(item.laddr.ip, item.laddr.port) for item in connections if item.status == psutil.CONN_LISTEN}
+    return frozenset(address for address in bound if address != excluded)

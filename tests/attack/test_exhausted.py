@@ -15,7 +15,7 @@ from kumadp.controlplane.token import read_token
 from kumadp.controlplane.trust import read_trust
 from kumadp.dns.coredns import health_check
 from kumadp.dns.resolver.exchange import SentQueries, query_udp
-from kumadp.envoy.admin_probe import Place, Prober
+from kumadp.envoy.admin_probe import AdminProber, ProbeAddress
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
 from kumadp.host.descriptors import is_exhausted
 from kumadp.settings.model import Settings
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 async def test_an_admin_that_cannot_be_asked_is_not_private() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        place = Place("127.0.0.1", server.getsockname()[1])
-        prober = Prober("127.0.0.1:9901", 5.0)
+        place = ProbeAddress("127.0.0.1", server.getsockname()[1])
+        prober = AdminProber("127.0.0.1:9901", 5.0)
         with no_descriptors_left(), pytest.raises(OSError, match="Too many open files"):
             await prober.is_admin(place)
     # Who does not listen is no admin.

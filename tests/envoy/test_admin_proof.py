@@ -9,13 +9,13 @@ import pytest
 
 from kumadp.bootstrap.address import TcpAdmin
 from kumadp.envoy import admin_proof as proof
-from kumadp.envoy.admin_probe import Place, Prober
+from kumadp.envoy.admin_probe import AdminProber, ProbeAddress
 from kumadp.errors import AdminExposed
 
 if TYPE_CHECKING:
     from kumadp.envoy.admin import AdminClient
 
-QUICK, SLOW = Place("192.0.2.1", 80), Place("192.0.2.1", 81)
+QUICK, SLOW = ProbeAddress("192.0.2.1", 80), ProbeAddress("192.0.2.1", 81)
 
 
 class Admin:
@@ -27,7 +27,7 @@ class Places:
 
     def __init__(self, patch: pytest.MonkeyPatch, *, is_read: bool = True) -> None:
         self.answer = asyncio.Event()
-        self.shown: set[Place] = set()
+        self.shown: set[ProbeAddress] = set()
         self.rest: list[asyncio.Future[None]] = []
 
         async def read(*_: object) -> bool:
@@ -39,7 +39,7 @@ class Places:
         async def is_ours(*_: object) -> bool:
             return True
 
-        async def is_admin(_: Prober, place: Place) -> bool:
+        async def is_admin(_: AdminProber, place: ProbeAddress) -> bool:
             if place == SLOW:
                 await self.answer.wait()
             return place in self.shown
@@ -49,7 +49,7 @@ class Places:
         patch.setattr(proof, "_prove_configuration", read)
         patch.setattr(proof, "_patience", patience)
         patch.setattr(proof, "_is_ours", is_ours)
-        patch.setattr(Prober, "is_admin", is_admin)
+        patch.setattr(AdminProber, "is_admin", is_admin)
 
     async def prove(self) -> None:
         await proof.prove_private(1, cast("AdminClient", Admin()), later=self.rest.append)

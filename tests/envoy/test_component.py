@@ -15,6 +15,8 @@ from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
 from kumadp.envoy import admin as admin_module
 from kumadp.envoy.admin import AdminClient
 from kumadp.envoy.component import EnvoyComponent
+from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions
+from kumadp.envoy.reload import Plan
 from kumadp.errors import ChildFailed
 from kumadp.host.private_file import write_json
 from kumadp.process.child import Command
@@ -45,15 +47,10 @@ class Running:
 
         self.states: list[ChildState] = []
         self.reasons: list[str] = []
-        self.component = EnvoyComponent(
-            command,
-            admin,
-            RestartPolicy(budget, base=0.01),
-            grace=5.0,
-            dynamic="dynamicResources" in bootstrap,
-            changed=lambda report: self.states.append(report.state),
-            reason=self.reasons.append,
-        )
+        plan = Plan(command, admin, dynamic="dynamicResources" in bootstrap)
+        options = EnvoyOptions(RestartPolicy(budget, base=0.01), stop_grace=5.0)
+        callbacks = EnvoyCallbacks(lambda report: self.states.append(report.state), self.reasons.append)
+        self.component = EnvoyComponent(plan, options, callbacks)
         self.up = asyncio.Event()
         self.task = asyncio.create_task(self.component.run(self.up.set))
 
@@ -130,8 +127,8 @@ async def test_a_killed_envoy_is_up_again_and_the_last_one_tells_the_story(tmp_p
         running.kill(signal.SIGSEGV)
         with pytest.raises(ChildFailed, match=r"signal 11 \(SEGV\).*restart budget spent \(1 in"):
             await running.task
-        assert not running.component.runs
-        await running.component.gone()
+        assert not running.component.is_running
+        await running.component.wait_ended()
 
 
 async def test_it_is_not_up_while_the_control_plane_sends_no_listeners(tmp_path: Path, ports: Ports) -> None:

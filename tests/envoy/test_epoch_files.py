@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from kumadp.envoy.argv import Epoch, envoy_argv, epoch_argv, workers_of
-from kumadp.envoy.base_id import BaseLine
+from kumadp.envoy.argv import EpochArguments, envoy_argv, epoch_argv, workers_of
+from kumadp.envoy.base_id import BaseIdFiles
 from kumadp.envoy.hang_watch import HangWatch
-from kumadp.envoy.parent_fallback import stand_in
-from kumadp.envoy.reload import HotRestart, command_of
+from kumadp.envoy.options import HotRestart
+from kumadp.envoy.parent_fallback import answer_as_parent
+from kumadp.envoy.reload import command_of
 from kumadp.errors import WorkDirError
 from kumadp.process.child import Child, Command
 from tests.support.poll import poll_async
@@ -31,8 +32,8 @@ def argv_of(concurrency: int) -> tuple[str, ...]:
     )
 
 
-def epoch(number: int, base_id: int | None, concurrency: int | None = None) -> Epoch:
-    return Epoch(number, base_id, Path("/w/h0.base"), Path("/w/h0"), 32.0, concurrency)
+def epoch(number: int, base_id: int | None, concurrency: int | None = None) -> EpochArguments:
+    return EpochArguments(number, base_id, Path("/w/h0.base"), Path("/w/h0"), 32.0, concurrency)
 
 
 def test_epoch_0_lets_envoy_choose_the_base_id_and_later_ones_name_it() -> None:
@@ -69,7 +70,7 @@ def test_each_epoch_has_a_fifo_of_its_own() -> None:
     ("base", "name"), [(19848069, "h0_parent_198480691"), (217121474, "h0_parent_18446744071585799061")]
 )
 def test_the_socket_is_named_as_envoy_names_it(tmp_path: Path, base: int, name: str) -> None:
-    line = BaseLine(tmp_path, 0)
+    line = BaseIdFiles(tmp_path, 0)
     assert line.parent_socket(1) is None
     line.base_id_file.write_text(str(base))
     assert line.parent_socket(1) == tmp_path / name
@@ -78,7 +79,7 @@ def test_the_socket_is_named_as_envoy_names_it(tmp_path: Path, base: int, name: 
 
 def test_a_folder_that_is_too_long_for_envoys_sockets_is_refused() -> None:
     with pytest.raises(WorkDirError, match="hot restart sockets"):
-        BaseLine(Path("/" + "x" * 80), 0)
+        BaseIdFiles(Path("/" + "x" * 80), 0)
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 104, struct.pack("=QQ", 104, 12) + b"\1" * 88])
@@ -86,7 +87,7 @@ def test_shared_memory_of_another_layout_is_not_touched(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kumadp.envoy.base_id.SHARED_MEMORY", tmp_path)
-    line = BaseLine(tmp_path, 0)
+    line = BaseIdFiles(tmp_path, 0)
     assert not line.unlock()
     line.base_id_file.write_text("7")
     shared = tmp_path / "envoy_shared_memory_70"
@@ -97,7 +98,7 @@ def test_shared_memory_of_another_layout_is_not_touched(
 
 def test_only_the_flag_of_initializing_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kumadp.envoy.base_id.SHARED_MEMORY", tmp_path)
-    line = BaseLine(tmp_path, 0)
+    line = BaseIdFiles(tmp_path, 0)
     line.base_id_file.write_text("7")
     head = struct.pack("=QQ", 104, 11) + b"\xff" * 80
     shared = tmp_path / "envoy_shared_memory_70"
@@ -111,7 +112,7 @@ def test_only_the_flag_of_initializing_is_taken_away(tmp_path: Path, monkeypatch
 async def test_who_stands_in_answers_for_the_dead_until_it_is_told_to_end(tmp_path: Path) -> None:
     path = tmp_path / "parent"
     path.write_text("stale")
-    standing = asyncio.create_task(stand_in(path, 20.0))
+    standing = asyncio.create_task(answer_as_parent(path, 20.0))
 
     async def bound() -> bool:
         return path.is_socket()
@@ -127,7 +128,7 @@ async def test_who_stands_in_answers_for_the_dead_until_it_is_told_to_end(tmp_pa
         assert not standing.done()
         child.sendto(bytes.fromhex("00000000000000040a022a00"), str(path))
         assert await standing
-    assert not await stand_in(path, 0.05)
+    assert not await answer_as_parent(path, 0.05)
 
 
 def spinning(code: str) -> Command:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.envoy.epochs import Kind
+from kumadp.envoy.epochs import ReloadKind
 from kumadp.envoy.hang_watch import HangWatch
-from kumadp.envoy.reload import Adopted
+from kumadp.envoy.reload import AdoptedEnvoy
 from kumadp.errors import ChildFailed
 from kumadp.host.private_file import write_private
 from kumadp.process.child import Child, ExitStatus
@@ -52,7 +52,7 @@ async def test_a_reload_under_load_fails_no_request(tmp_path: Path, unix: bool) 
         async with load(envoys.port, rate=1000, connections=4) as tally:
             await asyncio.sleep(0.5)
             outcome = await envoys.component.reload("test", envoys.plan("second"))
-            assert (outcome.kind, outcome.epoch, outcome.missing, outcome.ok) == (Kind.HOT, 1, (), True)
+            assert (outcome.kind, outcome.epoch, outcome.missing, outcome.ok) == (ReloadKind.HOT, 1, (), True)
             assert await ready(envoys)
             await envoys.alone()
             await asyncio.sleep(0.5)
@@ -73,14 +73,14 @@ async def test_a_reload_under_load_fails_no_request(tmp_path: Path, unix: bool) 
 async def test_a_reload_with_more_workers_fails_no_request_and_fewer_are_refused(tmp_path: Path) -> None:
     async with running(tmp_path, concurrency=1) as envoys:
         async with load(envoys.port, rate=500) as tally:
-            assert (await envoys.component.reload("more", envoys.plan("second", concurrency=2))).kind is Kind.HOT
+            assert (await envoys.component.reload("more", envoys.plan("second", concurrency=2))).kind is ReloadKind.HOT
             await envoys.alone()
         assert tally.failures == {}
         outcome = await envoys.component.reload("fewer", envoys.plan("third", concurrency=1))
-        assert (outcome.kind, outcome.epoch) == (Kind.REFUSED, 1)
+        assert (outcome.kind, outcome.epoch) == (ReloadKind.REFUSED, 1)
         assert "with 1 workers in place of 2 connections would be lost" in outcome.reason
         outcome = await envoys.component.reload("fewer", envoys.plan("third", concurrency=1), allow_cold=True)
-        assert (outcome.kind, outcome.ok, outcome.epoch) == (Kind.COLD, True, 0)
+        assert (outcome.kind, outcome.ok, outcome.epoch) == (ReloadKind.COLD, True, 0)
         assert await envoys.answer() == "third"
         # It was asked for: nothing of the budget is spent.
         assert envoys.reports[-1].restarts == 0
@@ -92,7 +92,7 @@ async def test_workers_that_envoy_counts_itself_stay_as_many(tmp_path: Path) -> 
         former = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(former)})
         try:
-            assert (await envoys.component.reload("fewer processors")).kind is Kind.HOT
+            assert (await envoys.component.reload("fewer processors")).kind is ReloadKind.HOT
         finally:
             os.sched_setaffinity(0, former)
         assert await envoys.component.admin.stats(r"^server\.concurrency$") == before
@@ -113,11 +113,11 @@ async def test_everybody_is_told_of_each_epoch(tmp_path: Path) -> None:
             ("ended", 0, first, True),
         ]
         assert [what[1] for what in envoys.told if what[0] == "handover"] == [True, False]
-        assert (envoys.component.generation_of(first), envoys.component.generation_of(second)) == (None, 1)
+        assert (envoys.generation_of(first), envoys.generation_of(second)) == (None, 1)
         envoys.signal()
         await envoys.is_up(2)
         # The epoch is 0 again; the generation is not.
-        assert envoys.component.generation_of(envoys.pids[0]) == 2
+        assert envoys.generation_of(envoys.pids[0]) == 2
         assert ("ended", 1, second, False) in envoys.told
 
 
@@ -125,11 +125,11 @@ async def test_a_configuration_that_envoy_refuses_costs_nothing(tmp_path: Path) 
     async with running(tmp_path) as envoys, never_not_running(envoys):
         pids = envoys.pids
         outcome = await envoys.component.reload("bad", envoys.plan("bad", bad=True), allow_cold=True)
-        assert outcome.kind is Kind.REFUSED
+        assert outcome.kind is ReloadKind.REFUSED
         assert "Envoy refuses the configuration: cannot create an EDS cluster" in outcome.reason
         assert envoys.pids == pids
         assert await ready(envoys)
-        assert (await envoys.component.reload("good", envoys.plan("second"))).kind is Kind.HOT
+        assert (await envoys.component.reload("good", envoys.plan("second"))).kind is ReloadKind.HOT
 
 
 @pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
@@ -139,7 +139,7 @@ async def test_a_stuck_epoch_is_killed_and_the_old_one_serves_on_and_gets_its_ad
     async with running(tmp_path, unix=unix, deadline=3.0) as envoys:
         async with load(envoys.port, rate=300, connections=2) as tally:
             outcome = await envoys.component.reload("stuck", envoys.plan("stuck", stuck=True))
-            assert (outcome.kind, outcome.epoch) == (Kind.FAILED, 0)
+            assert (outcome.kind, outcome.epoch) == (ReloadKind.FAILED, 0)
             assert "not LIVE within 3 s: the new Envoy is PRE_INITIALIZING" in outcome.reason
             assert ChildState.RUNNING_BLIND in envoys.states
 
@@ -162,14 +162,14 @@ async def test_where_the_admin_does_not_come_back_the_next_reload_brings_it(tmp_
     async with running(tmp_path, deadline=2.0) as envoys:
         # What the current one runs cannot be started any more, so that it cannot be repaired by itself.
         write_private(tmp_path / "bootstrap-1.yaml", json.dumps(envoys.bootstrap("first", stuck=True)).encode())
-        assert (await envoys.component.reload("stuck", envoys.plan("stuck", stuck=True))).kind is Kind.FAILED
+        assert (await envoys.component.reload("stuck", envoys.plan("stuck", stuck=True))).kind is ReloadKind.FAILED
 
         async def settled() -> bool:
-            return not envoys.component.hands_over
+            return not envoys.component.is_handing_over
 
         await poll_async(settled, what="the end of the repair")
         assert envoys.states[-1] is ChildState.RUNNING_BLIND
-        assert (await envoys.component.reload("good", envoys.plan("second"))).kind is Kind.HOT
+        assert (await envoys.component.reload("good", envoys.plan("second"))).kind is ReloadKind.HOT
         assert envoys.reports[-1].state is ChildState.RUNNING
         assert await ready(envoys)
 
@@ -177,7 +177,7 @@ async def test_where_the_admin_does_not_come_back_the_next_reload_brings_it(tmp_
 async def blind(envoys: Epochs, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with an Envoy whose shared memory is laid out in another way: nothing can be unlocked."""
     monkeypatch.setattr("kumadp.envoy.base_id.KNOWN_VERSION", "99.104")
-    assert (await envoys.component.reload("stuck", envoys.plan("stuck", stuck=True))).kind is Kind.FAILED
+    assert (await envoys.component.reload("stuck", envoys.plan("stuck", stuck=True))).kind is ReloadKind.FAILED
     assert envoys.states[-1] is ChildState.RUNNING_BLIND
 
 
@@ -188,19 +188,19 @@ async def test_where_nothing_can_be_unlocked_it_serves_blind_until_a_cold_restar
     async with running(tmp_path, deadline=1.0, watch=watch) as envoys:
         await blind(envoys, monkeypatch)
         pid = envoys.pids[0]
-        assert "its admin is gone: it was not LIVE within 1 s" in envoys.reports[-1].reason
+        assert "it serves without its admin: it was not LIVE within 1 s" in envoys.reports[-1].reason
         assert await envoys.answer() == "first"
         outcome = await envoys.component.reload("hot", envoys.plan("second"))
-        assert outcome.kind is Kind.REFUSED
+        assert outcome.kind is ReloadKind.REFUSED
         assert "only a cold restart can do it: an epoch that ended too early has locked hot restart" in outcome.reason
         # Without an admin that could answer it is not taken for one that hangs.
         await asyncio.sleep(0.5)
         assert envoys.pids == [pid]
         outcome = await envoys.component.reload("cold", envoys.plan("second"), allow_cold=True)
-        assert (outcome.kind, outcome.epoch) == (Kind.COLD, 0)
+        assert (outcome.kind, outcome.epoch) == (ReloadKind.COLD, 0)
         assert await envoys.answer() == "second"
         assert await ready(envoys)
-        assert (await envoys.component.reload("hot again")).kind is Kind.HOT
+        assert (await envoys.component.reload("hot again")).kind is ReloadKind.HOT
 
 
 async def test_a_blind_one_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ async def test_a_new_epoch_that_is_killed_while_it_comes_up_costs_nothing(tmp_pa
         await both(envoys)
         envoys.signal(which=1)
         outcome = await reload
-        assert (outcome.kind, outcome.epoch) == (Kind.FAILED, 0)
+        assert (outcome.kind, outcome.epoch) == (ReloadKind.FAILED, 0)
         assert "it ended with signal 9 (KILL)" in outcome.reason
         assert await envoys.answer() == "first"
 
@@ -242,11 +242,11 @@ async def test_the_old_epoch_killed_during_a_hand_over_is_a_crash(tmp_path: Path
         await both(envoys)
         envoys.signal()
         outcome = await reload
-        assert outcome.kind is Kind.FAILED
+        assert outcome.kind is ReloadKind.FAILED
         await envoys.is_up(2)
         assert await envoys.answer() == "first"
         assert envoys.reports[-1].restarts == 1
-        assert (await envoys.component.reload("good", envoys.plan("second"))).kind is Kind.HOT
+        assert (await envoys.component.reload("good", envoys.plan("second"))).kind is ReloadKind.HOT
 
 
 async def test_the_new_epoch_killed_while_the_old_one_drains_is_a_crash_and_the_old_one_finishes(
@@ -291,13 +291,13 @@ async def test_the_old_epoch_killed_while_it_drains_does_not_take_the_new_one_wi
         assert envoys.component.export(starting=True) is not None
 
         async def over() -> bool:
-            return not envoys.component.busy
+            return not envoys.component.is_busy
 
         await poll_async(over, what="the end of the drain")
         assert envoys.pids == [new]
         assert envoys.component.export() is not None
         assert await ready(envoys)
-        assert (await envoys.component.reload("next", envoys.plan("third"))).kind is Kind.HOT
+        assert (await envoys.component.reload("next", envoys.plan("third"))).kind is ReloadKind.HOT
         await envoys.alone()
         assert await envoys.answer() == "third"
 
@@ -306,7 +306,7 @@ async def test_reloads_queue_and_of_those_that_wait_the_newest_wins(tmp_path: Pa
     async with running(tmp_path) as envoys:
         names = ("second", "third", "fourth")
         outcomes = await asyncio.gather(*(envoys.component.reload(name, envoys.plan(name)) for name in names))
-        assert [outcome.kind for outcome in outcomes] == [Kind.HOT, Kind.REFUSED, Kind.HOT]
+        assert [outcome.kind for outcome in outcomes] == [ReloadKind.HOT, ReloadKind.REFUSED, ReloadKind.HOT]
         assert outcomes[1].reason == "a later reload took its place"
         assert await envoys.answer() == "fourth"
         assert len(envoys.pids) <= 2
@@ -315,7 +315,7 @@ async def test_reloads_queue_and_of_those_that_wait_the_newest_wins(tmp_path: Pa
 async def test_listeners_that_the_new_epoch_lacks_are_told(tmp_path: Path) -> None:
     async with running(tmp_path, start={"more": True}) as envoys:
         outcome = await envoys.component.reload("fewer", envoys.plan("second"))
-        assert (outcome.kind, outcome.ok) == (Kind.HOT, False)
+        assert (outcome.kind, outcome.ok) == (ReloadKind.HOT, False)
         assert [str(envoys.other) in address for address in outcome.missing] == [True]
 
 
@@ -328,10 +328,10 @@ async def test_another_protocol_of_hot_restart_is_a_cold_restart_if_allowed(tmp_
     async with running(tmp_path) as envoys:
         plan = envoys.plan("second", binary=other)
         outcome = await envoys.component.reload("upgrade", plan)
-        assert outcome.kind is Kind.REFUSED
+        assert outcome.kind is ReloadKind.REFUSED
         assert "hot restart speaks 12.104 there and 11.104 here" in outcome.reason
         assert await envoys.answer() == "first"
-        assert (await envoys.component.reload("upgrade", plan, allow_cold=True)).kind is Kind.COLD
+        assert (await envoys.component.reload("upgrade", plan, allow_cold=True)).kind is ReloadKind.COLD
         assert await envoys.answer() == "second"
 
 
@@ -339,7 +339,7 @@ async def test_without_hot_restart_a_reload_is_cold_and_the_command_line_is_kuma
     async with running(tmp_path, hot=False) as envoys:
         outcome = await envoys.component.reload("no", envoys.plan("second"))
         assert outcome.reason == "only a cold restart can do it: hot restart is off"
-        assert (await envoys.component.reload("yes", envoys.plan("second"), allow_cold=True)).kind is Kind.COLD
+        assert (await envoys.component.reload("yes", envoys.plan("second"), allow_cold=True)).kind is ReloadKind.COLD
         assert await envoys.answer() == "second"
         assert left_in(tmp_path) == []
 
@@ -417,13 +417,13 @@ async def test_an_envoy_that_runs_already_is_gone_on_with(tmp_path: Path) -> Non
         # As after execve(2): the same processes, another component.
         former.task.cancel = lambda *_: False  # type: ignore[method-assign]
         copies = [Child.adopt("envoy", one.pid, one.start_time, ours=False) for one in (current, retiring)]
-        later = Epochs(tmp_path, adopt=Adopted(state, *copies))
+        later = Epochs(tmp_path, adopt=AdoptedEnvoy(state, *copies))
         for copy in copies:
             copy.died = later.note
         later.port, later.admin = former.port, former.admin
         later.start(later.plan("third"))
         await later.is_up()
-        assert [later.component.generation_of(one.pid) for one in (current, retiring)] == [1, 0]
+        assert [later.generation_of(one.pid) for one in (current, retiring)] == [1, 0]
         assert (await later.component.reload("after", later.plan("fourth"))).epoch == 2
         assert await later.answer() == "fourth"
         # The one that drained has ended as planned, although nobody can know how.
@@ -451,6 +451,6 @@ async def test_a_drain_waits_for_a_hand_over_and_begins_no_other(tmp_path: Path)
         reload = asyncio.create_task(envoys.component.reload("good", envoys.plan("second")))
         await both(envoys)
         await envoys.component.fail_health_checks()
-        assert (await reload).kind is Kind.HOT
+        assert (await reload).kind is ReloadKind.HOT
         assert await envoys.component.admin.get("/ready") == (503, b"DRAINING\n")
-        assert (await envoys.component.reload("late")).kind is Kind.REFUSED
+        assert (await envoys.component.reload("late")).kind is ReloadKind.REFUSED

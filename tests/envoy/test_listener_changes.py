@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import httpx
 import pytest
 
-from kumadp.envoy.listener_changes import Changes
+from kumadp.envoy.listener_changes import ListenerChanges
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -41,7 +41,7 @@ class Admin:
 async def doubts(*answers: dict[str, int] | Exception) -> list[Collection[str] | None]:
     admin = Admin(*answers, {})
     found: list[Collection[str] | None] = []
-    task = asyncio.ensure_future(Changes(cast("AdminClient", admin), found.append, 0.0).run(lambda: None))
+    task = asyncio.ensure_future(ListenerChanges(cast("AdminClient", admin), found.append, 0.0).run(lambda: None))
     await asyncio.wait_for(admin.done.wait(), 10)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -16,7 +16,7 @@ import pytest
 
 from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
 from kumadp.envoy.hang_watch import main_thread_ticks
-from kumadp.envoy.liveness import Pulse, is_stopped
+from kumadp.envoy.liveness import LivenessCheck, is_stopped
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ async def admin() -> AsyncIterator[Admin]:
         await asyncio.sleep(0)
 
 
-async def feel(pulse: Pulse, admin: TcpAdmin | UnixAdmin | None, times: int = 1) -> None:
+async def feel(pulse: LivenessCheck, admin: TcpAdmin | UnixAdmin | None, times: int = 1) -> None:
     for _ in range(times):
-        await pulse.feel(PID, admin)
+        await pulse.check(PID, admin)
 
 
 async def test_three_silences_in_a_row_are_noticed_and_an_answer_ends_them(admin: Admin) -> None:
     heard: list[str] = []
-    pulse = Pulse(heard.append, timeout=0.05)
+    pulse = LivenessCheck(heard.append, timeout=0.05)
     await feel(pulse, admin.address)
     admin.silent = True
     await feel(pulse, admin.address, 2)
@@ -79,7 +79,7 @@ async def test_three_silences_in_a_row_are_noticed_and_an_answer_ends_them(admin
 
 async def test_one_silence_is_none(admin: Admin) -> None:
     heard: list[str] = []
-    pulse = Pulse(heard.append, timeout=0.05)
+    pulse = LivenessCheck(heard.append, timeout=0.05)
     for silent in (True, True, False) * 3:
         admin.silent = silent
         await feel(pulse, admin.address)
@@ -88,7 +88,7 @@ async def test_one_silence_is_none(admin: Admin) -> None:
 
 async def test_what_envoy_says_of_itself_counts(admin: Admin) -> None:
     heard: list[str] = []
-    pulse = Pulse(heard.append)
+    pulse = LivenessCheck(heard.append)
     admin.answer = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\r\nDRAINING\n"
     await feel(pulse, admin.address, 3)
     assert heard == ["Envoy does not serve: it is DRAINING"]
@@ -97,7 +97,7 @@ async def test_what_envoy_says_of_itself_counts(admin: Admin) -> None:
 async def test_a_refused_connection_and_a_missing_socket_are_silence(tmp_path: Path, admin: Admin) -> None:
     for address in (TcpAdmin("127.0.0.1", 1), UnixAdmin(str(tmp_path / "admin.sock"))):
         heard: list[str] = []
-        await feel(Pulse(heard.append), address, 3)
+        await feel(LivenessCheck(heard.append), address, 3)
         assert len(heard) == 1
         assert heard[0].startswith("Envoy does not serve: no answer from its admin (")
 
@@ -108,16 +108,16 @@ async def test_want_of_descriptors_says_nothing_of_envoy(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(asyncio, "open_connection", fail)
     heard: list[str] = []
-    await feel(Pulse(heard.append), TcpAdmin("127.0.0.1", 1), 5)
+    await feel(LivenessCheck(heard.append), TcpAdmin("127.0.0.1", 1), 5)
     assert heard == []
 
 
 async def test_another_process_begins_anew(admin: Admin) -> None:
     heard: list[str] = []
-    pulse = Pulse(heard.append, timeout=0.05)
+    pulse = LivenessCheck(heard.append, timeout=0.05)
     admin.silent = True
     await feel(pulse, admin.address, 2)
-    await pulse.feel(PID + 1, admin.address)
+    await pulse.check(PID + 1, admin.address)
     assert heard == []
 
 
@@ -127,13 +127,13 @@ async def test_one_that_is_stopped_is_seen_without_an_admin() -> None:
             process.send_signal(signal.SIGSTOP)
             poll(lambda: is_stopped(process.pid), what="the stop")
             heard: list[str] = []
-            pulse = Pulse(heard.append)
+            pulse = LivenessCheck(heard.append)
             for _ in range(3):
-                await pulse.feel(process.pid, None)
+                await pulse.check(process.pid, None)
             assert heard == ["Envoy does not serve: it is stopped (SIGSTOP)"]
             process.send_signal(signal.SIGCONT)
             poll(lambda: not is_stopped(process.pid), what="that it runs")
-            await pulse.feel(process.pid, None)
+            await pulse.check(process.pid, None)
             assert heard[1:] == [""]
         finally:
             process.kill()
@@ -151,6 +151,6 @@ def test_a_process_may_have_a_name_of_any_bytes() -> None:
 
 
 def test_silence_is_noticed_within_ten_seconds() -> None:
-    pulse = Pulse(lambda _why: None)
+    pulse = LivenessCheck(lambda _why: None)
     # With a second to spare for a busy host.
     assert pulse.period + pulse.failures * pulse.timeout <= 9.0

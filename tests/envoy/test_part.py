@@ -16,7 +16,7 @@ from kumadp.core.context import Run
 from kumadp.daemon.configuration import Configuration
 from kumadp.envoy import part as running
 from kumadp.envoy.part import Running
-from kumadp.envoy.reload import Adopted, EnvoyState
+from kumadp.envoy.reload import AdoptedEnvoy, EnvoyState
 from kumadp.host.state_file import read_state
 from kumadp.host.work_dir import WorkDir
 from kumadp.settings.resolve import resolve
@@ -102,7 +102,7 @@ async def test_what_is_noted_when_all_is_over_leaves_nothing(run: Run) -> None:
 
 
 async def test_while_an_adopted_envoy_is_looked_at_the_file_of_before_goes_on_naming_it(run: Run) -> None:
-    run.before.envoy = Adopted(state_of(4), SimpleNamespace(pid=17), None)  # type: ignore[arg-type]
+    run.before.envoy = AdoptedEnvoy(state_of(4), SimpleNamespace(pid=17), None)  # type: ignore[arg-type]
     made = made_of(run)
     made.component = Component()  # type: ignore[assignment]
     loop, threads = asyncio.get_running_loop(), ThreadPoolExecutor(1)
@@ -117,6 +117,6 @@ async def test_while_an_adopted_envoy_is_looked_at_the_file_of_before_goes_on_na
 
 async def test_an_envoy_that_was_left_is_known_before_it_is_gone_on_with(run: Run) -> None:
     current, retiring = SimpleNamespace(pid=17), SimpleNamespace(pid=16)
-    run.before.envoy = Adopted(state_of(4), current, retiring)  # type: ignore[arg-type]
+    run.before.envoy = AdoptedEnvoy(state_of(4), current, retiring)  # type: ignore[arg-type]
     made = made_of(run)
     assert [made.epoch_of(pid) for pid in (17, 16, 15)] == [4, 3, 0]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
 from kumadp.envoy.argv import envoy_argv
 from kumadp.envoy.component import EnvoyComponent
-from kumadp.envoy.reload import Adopted, Hooks, HotRestart, Plan
+from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions, EpochCallbacks, HotRestart
+from kumadp.envoy.reload import AdoptedEnvoy, Plan
 from kumadp.host.private_file import write_private
 from kumadp.process.child import Command
 from kumadp.process.policy import ChildState, RestartPolicy
@@ -62,7 +63,7 @@ class Epochs:
     budget: int = 3
     watch: HangWatch | None = None
     hot: bool = True
-    adopt: Adopted | None = None
+    adopt: AdoptedEnvoy | None = None
     states: list[ChildState] = field(default_factory=list)
     reports: list[ChildReport] = field(default_factory=list)
     told: list[tuple[object, ...]] = field(default_factory=list)
@@ -121,28 +122,35 @@ class Epochs:
 
     def start(self, plan: Plan) -> None:
         """Begin with ``plan``."""
-        hooks = Hooks(
-            started=lambda epoch, pid: self.told.append(("started", epoch, pid)),
-            live=lambda epoch: self.told.append(("live", epoch)),
-            ended=lambda epoch, pid, expected: self.told.append(("ended", epoch, pid, expected)),
-            handover=lambda active: self.told.append(("handover", active)),
+        epochs = EpochCallbacks(
+            on_started=lambda epoch, pid: self.told.append(("started", epoch, pid)),
+            on_live=lambda epoch: self.told.append(("live", epoch)),
+            on_ended=lambda epoch, pid, expected: self.told.append(("ended", epoch, pid, expected)),
+            on_handover=lambda active: self.told.append(("handover", active)),
         )
         hot = HotRestart(self.folder, self.drain_time, self.deadline, margin=1.0)
-        self.component = EnvoyComponent(
-            plan.command,
-            plan.admin,
+        options = EnvoyOptions(
             RestartPolicy(self.budget, base=0.01),
-            grace=5.0,
-            dynamic=plan.dynamic,
-            changed=self._changed,
-            reason=lambda _reason: None,
-            leaving=lambda: self.leaving,
-            hot=hot if self.hot else None,
-            watch=self.watch,
-            hooks=hooks,
-            adopt=self.adopt,
+            stop_grace=5.0,
+            hot_restart=hot if self.hot else None,
+            hang_watch=self.watch,
+            adopted=self.adopt,
         )
+        callbacks = EnvoyCallbacks(self._changed, lambda _reason: None, is_stopping=lambda: self.leaving, epochs=epochs)
+        self.component = EnvoyComponent(plan, options, callbacks)
         self.task = asyncio.create_task(self.component.run(lambda: None))
+
+    def generation_of(self, pid: int) -> int | None:
+        """The generation of a running Envoy, by what was reported; None if it has ended."""
+        running = {}
+        for what, number, *rest in (event for event in self.told if event[0] in {"started", "ended"}):
+            if what == "started":
+                running[rest[0]] = number
+            else:
+                running.pop(rest[0], None)
+        number = running.get(pid)
+        assert number is None or isinstance(number, int)
+        return number
 
     def note(self, _child: Child, status: ExitStatus) -> None:
         """A death that nobody had planned."""
@@ -182,7 +190,7 @@ class Epochs:
         """Wait until the current epoch is the only one."""
 
         async def seen() -> bool:
-            return len(self.pids) == 1 and not self.component.hands_over
+            return len(self.pids) == 1 and not self.component.is_handing_over
 
         await poll_async(seen, what="the old epoch's end")
 

@@ -1,0 +1,91 @@
+"""How the Envoy component runs Envoy, and what it reports to its owner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kumadp.envoy.hang_watch import HangWatch
+from kumadp.process.supervise import Past
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from kumadp.envoy.reload import AdoptedEnvoy
+    from kumadp.process.policy import RestartPolicy
+    from kumadp.process.supervise import ChildReport
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class HotRestart:
+    """Settings of hot restart; all times in seconds. ``directory`` belongs to kumadp and has mode 0700.
+
+    ``deadline`` is the time until a new epoch must be LIVE. ``drain_time`` is the one of Envoy's command line; an old
+    epoch ends ``margin`` after it.
+    """
+
+    directory: Path
+    drain_time: float
+    deadline: float = 15.0
+    margin: float = 2.0
+
+    @property
+    def parent_shutdown(self) -> float:
+        """Seconds from the moment that a new epoch is LIVE until the old one ends."""
+        return float(int(self.drain_time)) + self.margin
+
+
+@dataclass(frozen=True, slots=True)
+class EpochCallbacks:
+    """Callbacks for each Envoy, by generation and pid.
+
+    A generation is a number that only grows: epochs begin at 0 again after a cold start. ``on_ended`` gets whether the
+    end was expected. ``on_handover`` gets True when a new epoch is started and False once it is LIVE or has failed.
+    ``on_hot_restart_off`` gets the reason why this host allows no hot restart.
+    """
+
+    on_started: Callable[[int, int], None] = field(default=_ignore)
+    on_live: Callable[[int], None] = field(default=_ignore)
+    on_ended: Callable[[int, int, bool], None] = field(default=_ignore)
+    on_handover: Callable[[bool], None] = field(default=_ignore)
+    on_hot_restart_off: Callable[[str], None] = field(default=_ignore)
+
+
+@dataclass(frozen=True, slots=True)
+class EnvoyOptions:
+    """How Envoy is run. ``stop_grace`` is in seconds.
+
+    ``hot_restart`` None turns hot restart off, and the command line is kuma-dp's. ``hang_watch`` None: an Envoy that
+    hangs is not restarted. ``adopted`` is an Envoy that runs already, ``inbound_drained`` says that its inbound
+    listeners are drained, and ``past`` is the restart history of the previous kumadp.
+    """
+
+    policy: RestartPolicy
+    stop_grace: float
+    hot_restart: HotRestart | None = None
+    hang_watch: HangWatch | None = field(default_factory=HangWatch)
+    adopted: AdoptedEnvoy | None = None
+    inbound_drained: bool = False
+    past: Past = field(default_factory=Past)
+
+
+@dataclass(frozen=True, slots=True)
+class EnvoyCallbacks:
+    """What the component reports, and the one thing that it queries.
+
+    ``on_change`` gets each state of the process. ``on_not_ready`` gets the reason why Envoy does not serve yet, "" once
+    it does. ``on_unresponsive`` gets the reason when a running Envoy stops answering, "" when it answers again.
+    ``is_stopping`` returns whether everything is about to stop: an Envoy that ends then is not restarted, since a new
+    one would accept traffic that nobody drains.
+    """
+
+    on_change: Callable[[ChildReport], None]
+    on_not_ready: Callable[[str], None]
+    on_unresponsive: Callable[[str], None] = field(default=_ignore)
+    is_stopping: Callable[[], bool] = field(default=lambda: False)
+    epochs: EpochCallbacks = field(default_factory=EpochCallbacks)
