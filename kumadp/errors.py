@@ -108,7 +108,7 @@ _OF_THE_HOST = {
 }
 
 
-def host_refusal(error: OSError) -> str:
+def host_error(error: OSError) -> str:
     """What the host refused, with the path if it is about a file; empty for an error that is no refusal of the host."""
     if error.errno not in _OF_THE_HOST and not (error.filename and error.strerror):
         return ""

@@ -10,7 +10,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import RequestReceived
 
-from kumadp.grpc.call import Ended
+from kumadp.grpc.call import StreamEnded
 from kumadp.grpc.client import connect
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ async def test_a_status_that_is_no_number_is_none(status: bytes, code: int | Non
         address = server.sockets[0].getsockname()
         wire = await connect(address, authority="a", tls=None, server_name="", ping=None)
         call = await wire.call("/a.B/C", {})
-        with pytest.raises(Ended) as ended:
+        with pytest.raises(StreamEnded) as ended:
             await call.receive()
         assert ended.value.status == code
         call.close()

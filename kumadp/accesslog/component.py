@@ -14,7 +14,7 @@ import msgspec
 from kumadp.accesslog.destination import Destination, DestinationHandover, DestinationLimits
 from kumadp.accesslog.fifo import LineReader, open_fifo, remove_unheld
 from kumadp.accesslog.records import parse, split_address
-from kumadp.host.log.throttle import Sparse
+from kumadp.host.log.throttle import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +68,7 @@ class AccessLogs:
         self._limits = limits or DestinationLimits()
         self._destinations: dict[str, Destination] = {}
         self._handed = handed if handed is not None and handed.path == str(path) else None
-        self._sparse = Sparse()
+        self._throttle = Throttle()
         self._idle: asyncio.TimerHandle | None = None
         self._lines = self._malformed = self._behind = 0
         # Of destinations that are forgotten, and of lines for which there was none.
@@ -220,6 +220,4 @@ class AccessLogs:
         self._tell("behind", "access logs come faster than they can be read: Envoy keeps them in its memory meanwhile")
 
     def _tell(self, kind: str, text: str) -> None:
-        left_out = self._sparse.count(kind, time.monotonic())
-        if left_out is not None:
-            log.warning("%s%s", text, f" ({left_out} more like this were left out)" if left_out else "")
+        self._throttle.warn(log, kind, time.monotonic(), text)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from click.decorators import FC
 
-    from kumadp.host.units import Installed
+    from kumadp.host.systemd_units import InstalledFile
 
 # systemd.unit(5): what may stand in the name of a unit without being escaped; ours is a file name too.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -61,7 +61,7 @@ def install(systemd: bool, name: str, root: str, dry_run: bool, **settings: str)
     Nothing is started; what to do next is said. Doing it again changes nothing, or brings the units up to date;
     settings that are there are never written over.
     """
-    from kumadp.host.units import base_files, unit_of
+    from kumadp.host.systemd_units import base_files, unit_of
 
     _want_systemd(systemd)
     tree = Path(root)
@@ -86,7 +86,7 @@ def uninstall(systemd: bool, name: str, root: str, dry_run: bool, purge: bool) -
 
     Services that run are stopped first, with their drain.
     """
-    from kumadp.host.units import SETTINGS, base_files, remove, settings_file, unit_of
+    from kumadp.host.systemd_units import SETTINGS, base_files, remove, settings_file, unit_of
 
     _want_systemd(systemd)
     tree = Path(root)
@@ -133,10 +133,10 @@ def _program() -> str:
     return str(Path(found).absolute())
 
 
-def _settings(name: str, given: dict[str, str]) -> Installed:
-    from kumadp.host.units import Installed, settings_file
+def _settings(name: str, given: dict[str, str]) -> InstalledFile:
+    from kumadp.host.systemd_units import InstalledFile, settings_file
 
-    return Installed(settings_file(name), _written(given).encode(), 0o640, theirs=True)
+    return InstalledFile(settings_file(name), _written(given).encode(), 0o640, theirs=True)
 
 
 def _written(given: dict[str, str]) -> str:
@@ -160,9 +160,9 @@ def _written(given: dict[str, str]) -> str:
     return head + (yaml.safe_dump(tree, sort_keys=False) if tree else "")
 
 
-def _put(file: Installed, root: Path, dry_run: bool) -> bool:
+def _put(file: InstalledFile, root: Path, dry_run: bool) -> bool:
     """Write what is not there or not the same, and say so; whether that was (or would be) done."""
-    from kumadp.host.units import differs, write
+    from kumadp.host.systemd_units import differs, write
 
     found = differs(file, root)
     if found is False:
@@ -179,7 +179,7 @@ def _put(file: Installed, root: Path, dry_run: bool) -> bool:
 
 def _make_user() -> None:
     """The user of the units, and who may read the settings; raises CommandRefused."""
-    from kumadp.host.units import SETTINGS, USER
+    from kumadp.host.systemd_units import SETTINGS, USER
 
     try:
         subprocess.run(["systemd-sysusers", "kumadp.conf"], check=True, capture_output=True, text=True)

@@ -15,7 +15,7 @@ import click
 
 from kumadp import __version__
 from kumadp.cli.options import WIDTH, click_option, log_options, remember_before
-from kumadp.errors import ExitCode, KumadpError, UsageError, host_refusal
+from kumadp.errors import ExitCode, KumadpError, UsageError, host_error
 from kumadp.host import early_signals as early
 from kumadp.host.reexec import interim_responder as meanwhile
 from kumadp.host.standard_streams import fill_standard_descriptors
@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
             hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)}"
             raise UsageError(f"no command {cmd_name!r}", hint)
         if cmd_name != "run":
-            early.leave_early_signals()
+            early.restore_signal_handlers()
         function = cmd_name.replace("-", "_")
         module = importlib.import_module(f"kumadp.cli.{_MODULES.get(cmd_name, function)}")
         command = getattr(module, function)
@@ -103,7 +103,7 @@ def main() -> None:
     """Entry point of the console scripts: the only place that ends the process with a failure's exit code."""
     fill_standard_descriptors()
     if "run" in sys.argv[1:] and meanwhile.VARIABLE not in os.environ:
-        early.take_early_signals()
+        early.hold_early_signals()
     meanwhile.begin(os.environ)
     try:
         code = cli.main(standalone_mode=False)
@@ -121,7 +121,7 @@ def main() -> None:
         _end_as_interrupted()
     except OSError as error:
         # Standard output may be open for reading alone.
-        reason = host_refusal(error) or ("" if error.errno != errno.EBADF else str(error.strerror))
+        reason = host_error(error) or ("" if error.errno != errno.EBADF else str(error.strerror))
         if not reason:
             raise
         # At a normal end Python would write once more what standard output did not take.

@@ -41,8 +41,8 @@ def pass_check(environ: Mapping[str, str]) -> None:
     """
     import_all()
     from kumadp.daemon.adoption import decode_left
-    from kumadp.host.work_dir import check_room
+    from kumadp.host.work_dir import check_free_space
 
     left = decode_left(read(int(environ.get(VARIABLE, "-1"))))
-    check_room(Path(left.work.path))
+    check_free_space(Path(left.work.path))
     click.echo(f"kumadp {kumadp.__version__}")

@@ -66,7 +66,7 @@ def run(**flags: object) -> None:
 def _tell_kubernetes(error: KumadpError, path: str) -> None:
     """A failure before the run loop, which is not there to tell it; a check of another kumadp is no end of ours."""
     from kumadp.host.reexec.interim_responder import CHECK_VARIABLE
-    from kumadp.process.crash import termination_message, write_termination_message
+    from kumadp.process.crash_records import termination_message, write_termination_message
     from kumadp.settings.model import Settings
 
     if CHECK_VARIABLE not in os.environ:
@@ -91,10 +91,10 @@ def launch(
     from kumadp.cli.logs import open_logs
     from kumadp.core.context import Run
     from kumadp.daemon.run import run_daemon
-    from kumadp.host.core_dumps import forbid_cores
+    from kumadp.host.core_dumps import disable_core_dumps
     from kumadp.host.descriptors import raise_limit
     from kumadp.host.process_name import set_process_name
-    from kumadp.host.reexec.handover import quiet_threads, receive
+    from kumadp.host.reexec.handover import block_signals_in_threads, receive
     from kumadp.host.reexec.interim_responder import CHECK_VARIABLE
     from kumadp.settings.display import display
 
@@ -108,7 +108,7 @@ def launch(
         pass_check(environ)
         end(0)
     handover = receive(environ)
-    forbid_cores()
+    disable_core_dumps()
     raise_limit()
     logs = open_logs(settings)
     logs.capture()
@@ -123,7 +123,7 @@ def launch(
         run.status.asked["log"] = lambda: {**logs.status(), **run.levels.status()}
         work = run_daemon(run, lambda: checked(again())[:2], logs.flush, notes, display(settings), handover)
         runner = asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop))
-        runner.run(quiet_threads())
+        runner.run(block_signals_in_threads())
         code = runner.run(work).code
     finally:
         logs.close()
@@ -196,7 +196,7 @@ def _loop_factory(wanted: bool) -> Callable[[], asyncio.AbstractEventLoop]:
 
 def _load(settings: Settings) -> tuple[Resource | None, Mesh | None]:
     """The resource given to us, None where the control plane has it; and the mesh in standalone mode."""
-    from kumadp.host.reexec.handover import keep_stdin
+    from kumadp.host.reexec.handover import buffer_stdin
     from kumadp.resources.load import load_resource, load_resource_file
 
     if settings.standalone:
@@ -205,7 +205,7 @@ def _load(settings: Settings) -> tuple[Resource | None, Mesh | None]:
         mesh = read_mesh(Path(settings.standalone), settings.name)
         return mesh.ours, mesh
     if settings.dataplane_file == "-":
-        keep_stdin()
+        buffer_stdin()
     if settings.dataplane_file:
         return load_resource_file(settings.dataplane_file, variables=settings.dataplane_vars), None
     if settings.dataplane:
@@ -246,11 +246,11 @@ def read_settings_file(name: str) -> str:
 
 def _read_yaml(name: str, flag: str, bounds: Bounds) -> str:
     from kumadp import yamltext
-    from kumadp.host.reexec.handover import keep_stdin
+    from kumadp.host.reexec.handover import buffer_stdin
 
     try:
         if name == "-":
-            keep_stdin()
+            buffer_stdin()
         return yamltext.read(name, bounds)
     except UnicodeDecodeError:
         reason = "is not UTF-8 text"

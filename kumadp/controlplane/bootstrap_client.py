@@ -15,7 +15,7 @@ from kumadp import __version__
 from kumadp.bootstrap.parse import parse_bootstrap
 from kumadp.host.log.secrets import register
 from kumadp.host.private_file import read_private, write_private
-from kumadp.host.work_dir import TOKEN, writing
+from kumadp.host.work_dir import TOKEN, reporting_write_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,7 +149,7 @@ class KumaClient:
             # A disk that is full by now costs nothing where it is there already.
             if read_private(path, _LONGEST_TOKEN) == token.encode():
                 return str(path)
-        with writing(path):
+        with reporting_write_errors(path):
             write_private(path, token.encode())
         return str(path)
 

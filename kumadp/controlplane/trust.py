@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.errors import ControlPlaneRefused
 from kumadp.host.descriptors import is_exhausted
-from kumadp.host.net.tls import BadTrust, client_context, read_anchors, read_anchors_file
+from kumadp.host.net.tls import NoTrustAnchor, client_context, read_anchors, read_anchors_file
 
 if TYPE_CHECKING:
     import ssl
@@ -44,7 +44,7 @@ def read_trust(settings: Settings) -> tuple[Trust, tuple[str, ...]]:
         if is_exhausted(error):
             raise
         raise ControlPlaneRefused(f"the CA file {source} cannot be read: {error}") from None
-    except BadTrust as error:
+    except NoTrustAnchor as error:
         where = f"{source} " if settings.ca_cert else ""
         raise ControlPlaneRefused(f"the control plane's CA is not a PEM certificate: {where}{error}", _HINT) from None
     notes = tuple(f"{source}: {note}; it is ignored" for note in anchors.notes)
@@ -58,6 +58,6 @@ def make_context(trust: Trust) -> ssl.SSLContext:
     """
     try:
         anchors = read_anchors(trust.ca) if trust.ca else None
-    except BadTrust as error:
+    except NoTrustAnchor as error:
         raise ControlPlaneRefused(f"the control plane's CA is not a PEM certificate: it {error}", _HINT) from None
     return client_context(anchors, verify=trust.verify)

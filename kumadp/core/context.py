@@ -13,13 +13,13 @@ from kumadp.daemon.adoption import Before
 from kumadp.daemon.log_levels import LogLevels
 from kumadp.daemon.loop import PartEnded
 from kumadp.errors import WorkDirError
-from kumadp.host.environment import child_environment, fate_of_children, find_container_sign
+from kumadp.host.environment import child_environment, find_container_sign, resolve_on_parent_death
 from kumadp.host.log.secrets import redact, register
 from kumadp.host.state_dir import is_named, open_state_dir, state_dir_path
 from kumadp.metrics.own_page import Measuring
 from kumadp.otel.environment import read
 from kumadp.process.child import Command, OnParentDeath
-from kumadp.process.crash import Crashes
+from kumadp.process.crash_records import CrashRecords
 from kumadp.settings.model import secret_variables
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Run:
         self.levels = LogLevels(lambda: self.settings)
         self.epoch_of: Callable[[int], int | None] = lambda _pid: None
         """The epoch of an Envoy by its pid."""
-        self.crashes = Crashes(self._crash_folder, self._known_of)
+        self.crashes = CrashRecords(self._crash_folder, self._known_of)
         self.status.asked["crashes"] = self.crashes.status
         self.crashes.failed = lambda reason: self.status.set_warning("crash records", reason)
         self.measuring = Measuring(self.status.snapshot)
@@ -91,7 +91,7 @@ class Run:
         self.access_logs: AccessLogs | None = None
         self.chosen: ChosenPorts | None = None
         self.envoy_up = asyncio.Event()
-        self.keeps = fate_of_children(settings.on_parent_death, find_container_sign(environ)) == "keep"
+        self.keeps = resolve_on_parent_death(settings.on_parent_death, find_container_sign(environ)) == "keep"
         self.children_environment: Mapping[str, str] = child_environment(environ, secret_variables())
         for secret in read(environ).secrets():
             register(secret)
@@ -121,7 +121,9 @@ class Run:
         fifo = self.work.path / (name + FIFO) if self.keeps else None
         fate: OnParentDeath = "keep" if self.keeps else "kill"
         hold = name == "envoy"
-        command = Command(argv, name, self.children_environment, fate, fifo, hold_fate=hold, died=self.crashes.note)
+        command = Command(
+            argv, name, self.children_environment, fate, fifo, lock_death_signal=hold, died=self.crashes.note
+        )
 
         async def make() -> Command:
             return command

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Literal
 from kumadp import __version__
 from kumadp.core.phases import Phase, check_move
 from kumadp.host.descriptors import headroom
-from kumadp.host.net.accept import doors
-from kumadp.process.policy import ChildState
+from kumadp.host.net.connection_limit import connection_counts
+from kumadp.process.restart_policy import ChildState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kumadp.daemon.adoption import Before
-    from kumadp.process.supervise import ChildReport
+    from kumadp.process.supervisor import ChildReport
 
 log = logging.getLogger("kumadp.daemon")
 
@@ -164,7 +164,7 @@ class Status:
             "counters": {kind: dict(counter) for kind, counter in self.counters.items()},
             "spent": {phase.value: round(seconds, 3) for phase, seconds in self.spent().items()},
             "descriptors": headroom(),
-            "connections": doors(),
+            "connections": connection_counts(),
             **self.facts,
             **{name: ask() for name, ask in self.asked.items()},
         }

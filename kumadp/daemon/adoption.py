@@ -23,11 +23,11 @@ from kumadp.dns.resolver.table import HandedNames  # noqa: TC001 - msgspec reads
 from kumadp.envoy.reload import AdoptedEnvoy, EnvoyState
 from kumadp.errors import HandoverFailed
 from kumadp.host.private_file import read_private, write_private
-from kumadp.host.state_file import ChildRecord, adoptable, read_state, record, strays
+from kumadp.host.state_file import ChildRecord, adoptable, read_state, record, stray_processes
 from kumadp.host.work_dir import HandedWorkDir  # noqa: TC001
 from kumadp.process.application import HandedProcess  # noqa: TC001
 from kumadp.process.child import Child, HandedChild
-from kumadp.process.supervise import Past  # noqa: TC001
+from kumadp.process.supervisor import PreviousDeaths  # noqa: TC001
 from kumadp.relay.snapshot import RelaySnapshot  # noqa: TC001
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Left(msgspec.Struct, frozen=True):
     envoy: EnvoyState | None = None
     memory: RelaySnapshot | None = None
     access_logs: AccessLogsHandover | None = None
-    past: dict[str, Past] = {}
+    past: dict[str, PreviousDeaths] = {}
     application: HandedProcess | None = None
     levels: dict[str, str] = {}
     names: HandedNames | None = None
@@ -118,7 +118,7 @@ class Before:
     pids: frozenset[int] = field(default_factory=frozenset)
     fifos: frozenset[Path] = field(default_factory=frozenset)
     killed: list[Child] = field(default_factory=list)
-    past: dict[str, Past] = field(default_factory=dict)
+    past: dict[str, PreviousDeaths] = field(default_factory=dict)
     names: HandedNames | None = None
     application: HandedProcess | None = None
     levels: Mapping[str, str] = field(default_factory=dict)
@@ -225,7 +225,7 @@ def left_in(directory: Path) -> Before:
             )
         except (OSError, ValueError) as error:
             log.warning("%s (pid %d) cannot be adopted: %s", known.name, known.pid, error)
-    for pid, start_time in strays(directory, children):
+    for pid, start_time in stray_processes(directory, children):
         with contextlib.suppress(OSError, ProcessLookupError):
             children[pid] = Child.adopt("a process", pid, start_time, ours=False)
     if not children:

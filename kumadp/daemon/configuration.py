@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kumadp.daemon.sources import Prepared, Source
     from kumadp.envoy.version import EnvoyVersion
     from kumadp.errors import ControlPlaneRefused
-    from kumadp.host.net.ports import Address
+    from kumadp.host.net.ports import BindAddress
     from kumadp.relay.last_good import Binding, LastGood, LastGoodContent, LastGoodStore
     from kumadp.relay.part import Relaying
 
@@ -49,7 +49,7 @@ class Configuration:
         self.files: ChangedFiles | None = None
 
     async def make_source(
-        self, versions: tuple[EnvoyVersion, str], dns: DnsPlan | None, own: list[Address], *, serves_probes: bool
+        self, versions: tuple[EnvoyVersion, str], dns: DnsPlan | None, own: list[BindAddress], *, serves_probes: bool
     ) -> Source:
         """The source by the settings; raises WorkDirError."""
         run = self._run

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from kumadp.daemon import control
 from kumadp.daemon.control import SUFFIX, folders
 from kumadp.errors import on_one_line
-from kumadp.host.net.unix_http import Untrusted, connected, owner_of, user_name
+from kumadp.host.net.unix_http import UntrustedSocket, connected, owner_of, user_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -130,7 +130,7 @@ class _Searching:
                     continue
                 with connected(path, uid, _CONNECT_WITHIN) as (_, peer):
                     self.found.running.append(Running(path, uid, peer.pid))
-            except Untrusted as error:
+            except UntrustedSocket as error:
                 self.found.ignored.append(str(error))
             except OSError:
                 continue

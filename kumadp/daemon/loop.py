@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from kumadp.core.phases import Phase
 from kumadp.daemon.drain_walk import bounded, walk
 from kumadp.daemon.driven import Outcome
-from kumadp.errors import ExitCode, KumadpError, host_refusal
+from kumadp.errors import ExitCode, KumadpError, host_error
 from kumadp.host.early_signals import early_stops
 from kumadp.host.reexec.handover import HELD_SIGNALS, release_signals
 
@@ -246,7 +246,7 @@ class RunLoop:
             raise
         except OSError as error:
             # A full disk, or a work directory that is gone.
-            raise KumadpError(host_refusal(error) or str(error)) from error
+            raise KumadpError(host_error(error) or str(error)) from error
         except Exception as error:
             log.exception("%s failed", asked.what)
             raise KumadpError(f"a bug in kumadp: {type(error).__name__}: {error}") from error
@@ -377,7 +377,7 @@ def _failure(error: BaseException) -> Outcome:
         for problem in problems:
             log.error("%s", problem)
         return Outcome(error.exit_code, f"{len(problems)} problems, each named above, the first: {problems[0]}")
-    if isinstance(error, OSError) and (reason := host_refusal(error)):
+    if isinstance(error, OSError) and (reason := host_error(error)):
         log.debug("the operating system refused", exc_info=error)
         return Outcome(ExitCode.OS, reason)
     log.error("a bug in kumadp", exc_info=error)

@@ -11,8 +11,8 @@ from kumadp.addresses import ANY_IPV4, ANY_IPV6, overlap
 from kumadp.errors import BinaryNotFound, Problem, ResourceError, SettingsError
 from kumadp.host.environment import on_kubernetes
 from kumadp.host.facts import has_ipv6
-from kumadp.host.net.ports import Address, every_address
-from kumadp.host.programs import lack_of
+from kumadp.host.net.ports import BindAddress, every_address
+from kumadp.host.programs import why_not_runnable
 from kumadp.resources.types import Dataplane
 from kumadp.resources.validate import bound_sockets
 
@@ -91,7 +91,7 @@ def chosen_coredns(settings: Settings) -> Path | None:
     if found is None and (required_by or settings.coredns_path != DEFAULT):
         reason = f", which {required_by} needs" if required_by else ""
         raise BinaryNotFound(
-            f"no CoreDNS: {lack_of(settings.coredns_path)}{reason}", "check --dns-coredns-path and --dns-mode"
+            f"no CoreDNS: {why_not_runnable(settings.coredns_path)}{reason}", "check --dns-coredns-path and --dns-mode"
         )
     return found
 
@@ -197,29 +197,29 @@ def plan_probes(
     return ProbesPlan(host, own.port or settings.virtual_probes_port, ()), ""
 
 
-def own_addresses(settings: Settings, dns: DnsPlan | None, probes: ProbesPlan | None) -> list[Address]:
+def own_addresses(settings: Settings, dns: DnsPlan | None, probes: ProbesPlan | None) -> list[BindAddress]:
     """What kumadp and CoreDNS bind themselves."""
-    wanted = [Address(LOOPBACK, settings.readiness_port, "tcp", "readiness", "KUMA_READINESS_PORT")]
+    wanted = [BindAddress(LOOPBACK, settings.readiness_port, "tcp", "readiness", "KUMA_READINESS_PORT")]
     if settings.application_probe_proxy_port:
         port, variable = settings.application_probe_proxy_port, "KUMA_APPLICATION_PROBE_PROXY_PORT"
-        wanted.append(Address(every_address(), port, "tcp", "the application probe proxy", variable))
+        wanted.append(BindAddress(every_address(), port, "tcp", "the application probe proxy", variable))
     if probes is not None:
-        wanted.append(Address(probes.host, probes.port, "tcp", "virtual probes", "probes.port"))
+        wanted.append(BindAddress(probes.host, probes.port, "tcp", "virtual probes", "probes.port"))
     if dns is not None and dns.coredns is not None:
         # CoreDNS' server block ".:port" binds every local address, UDP and TCP.
-        wanted.append(Address("0.0.0.0", dns.port, "udp", "DNS", "--dns-coredns-port"))  # noqa: S104
-        wanted.append(Address("0.0.0.0", dns.port, "tcp", "DNS", "--dns-coredns-port"))  # noqa: S104
-        wanted.append(Address(LOOPBACK, dns.prometheus_port, "tcp", "CoreDNS metrics", "--dns-prometheus-port"))
+        wanted.append(BindAddress("0.0.0.0", dns.port, "udp", "DNS", "--dns-coredns-port"))  # noqa: S104
+        wanted.append(BindAddress("0.0.0.0", dns.port, "tcp", "DNS", "--dns-coredns-port"))  # noqa: S104
+        wanted.append(BindAddress(LOOPBACK, dns.prometheus_port, "tcp", "CoreDNS metrics", "--dns-prometheus-port"))
     if dns is not None:
         for host in dns.addresses:
-            wanted.append(Address(host, dns.port, "udp", "DNS", "--dns-coredns-port"))
-            wanted.append(Address(host, dns.port, "tcp", "DNS", "--dns-coredns-port"))
+            wanted.append(BindAddress(host, dns.port, "udp", "DNS", "--dns-coredns-port"))
+            wanted.append(BindAddress(host, dns.port, "tcp", "DNS", "--dns-coredns-port"))
     return wanted
 
 
 def envoy_addresses(
     resource: Resource | None, *, standalone: bool, dns: DnsPlan | None, transparent: TransparentProxy | None = None
-) -> list[Address]:
+) -> list[BindAddress]:
     """What Envoy will bind for this resource, as far as it is known before the bootstrap.
 
     Without ``networking.admin.port`` the control plane chooses the admin (a Unix socket from 2.14 on), so only the
@@ -228,29 +228,31 @@ def envoy_addresses(
     if resource is None:
         return []
     wanted = [
-        Address(socket.address, socket.port, "udp" if socket.protocol == "udp" else "tcp", socket.purpose, socket.path)
+        BindAddress(
+            socket.address, socket.port, "udp" if socket.protocol == "udp" else "tcp", socket.purpose, socket.path
+        )
         for socket in bound_sockets(resource, transparent)
     ]
     if standalone and isinstance(resource.spec, Dataplane):
         wanted += _standalone_addresses(resource.spec)
     if dns is not None and (dns.coredns is not None or not standalone):
-        wanted.append(Address(LOOPBACK, dns.envoy_port, "udp", "Envoy's DNS filter", "--dns-envoy-port"))
+        wanted.append(BindAddress(LOOPBACK, dns.envoy_port, "udp", "Envoy's DNS filter", "--dns-envoy-port"))
     return wanted
 
 
-def _standalone_addresses(spec: Dataplane) -> Iterator[Address]:
+def _standalone_addresses(spec: Dataplane) -> Iterator[BindAddress]:
     """What our own control plane adds: the admin where no port is named, with its ``/ready``, and Prometheus."""
     address, admin = spec.networking.address, spec.networking.admin
     if admin is None or not admin.port:
         path = "networking.admin.port"
-        yield Address(LOOPBACK, DEFAULT_ADMIN_PORT, "tcp", "Envoy's admin", path)
+        yield BindAddress(LOOPBACK, DEFAULT_ADMIN_PORT, "tcp", "Envoy's admin", path)
         if address != LOOPBACK:
-            yield Address(address, DEFAULT_ADMIN_PORT, "tcp", "/ready for other data planes", path)
+            yield BindAddress(address, DEFAULT_ADMIN_PORT, "tcp", "/ready for other data planes", path)
     if spec.metrics is not None and spec.metrics.type == "prometheus":
-        yield Address(address, int(spec.metrics.conf.get("port") or 5670), "tcp", "Prometheus", "metrics.conf.port")
+        yield BindAddress(address, int(spec.metrics.conf.get("port") or 5670), "tcp", "Prometheus", "metrics.conf.port")
 
 
-def check_plan(own: Sequence[Address], envoy: Sequence[Address], resource: Resource | None) -> None:
+def check_plan(own: Sequence[BindAddress], envoy: Sequence[BindAddress], resource: Resource | None) -> None:
     """Raise when two sockets of ours, Envoy's among them, would take the same address and port; all pairs at once.
 
     SettingsError where only settings decide, ResourceError where the Dataplane does.
@@ -270,7 +272,7 @@ def check_plan(own: Sequence[Address], envoy: Sequence[Address], resource: Resou
         raise SettingsError(problems)
 
 
-def _same_socket(one: Address, other: Address) -> bool:
+def _same_socket(one: BindAddress, other: BindAddress) -> bool:
     return (one.port, one.protocol) == (other.port, other.protocol) and overlap(one.host, other.host)
 
 

@@ -14,8 +14,8 @@ from kumadp.daemon.readiness import whole_answer
 from kumadp.errors import HandoverFailed
 from kumadp.host.net.serve import paused
 from kumadp.host.reexec.handover import become, collect, hold_signals, release_signals
-from kumadp.process.rehearse import rehearse
-from kumadp.process.supervise import Past
+from kumadp.process.handover_check import check_new_program
+from kumadp.process.supervisor import PreviousDeaths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,14 +72,14 @@ async def succeed(
             access_logs=logs,
             application=application(),
             levels=run.levels.handed(),
-            past={name: Past.of(report) for name, report in run.status.children.items()},
+            past={name: PreviousDeaths.of(report) for name, report in run.status.children.items()},
             names=run.names_left(),
         )
         descriptors = (work.lock, *(child.output for child in children), *(logs.descriptors if logs else ()))
         ready = whole_answer(run.status.ready_state)
         return collect({SECTION: msgspec.msgpack.encode(content)}, descriptors, before, ready=ready)
 
-    version = await rehearse(left(), run.environ)
+    version = await check_new_program(left(), run.environ)
     log.info("re-executing (%s): %s takes over", why, version)
     await configuration.written()
     async with paused():

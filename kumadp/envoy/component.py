@@ -19,8 +19,8 @@ from kumadp.envoy.reload import Plan, ReloadOutcome
 from kumadp.envoy.server_state import ServerState, configuration_error
 from kumadp.errors import AdminExposed, ChildFailed
 from kumadp.host.descriptors import is_exhausted
-from kumadp.process.policy import ChildState
-from kumadp.process.supervise import Supervisor
+from kumadp.process.restart_policy import ChildState
+from kumadp.process.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions
     from kumadp.envoy.reload import EnvoyState
     from kumadp.process.child import Child, ExitStatus
-    from kumadp.process.supervise import ChildReport
+    from kumadp.process.supervisor import ChildReport
 
 log = logging.getLogger("kumadp.envoy")
 
@@ -200,7 +200,7 @@ class EnvoyComponent:
             self._ended.clear()
         self._callbacks.on_change(report)
         if report.state is ChildState.RUNNING and self._runner.state.blind:
-            self.supervisor.note_blind("it serves without its admin")
+            self.supervisor.set_running_blind("it serves without its admin")
 
     async def _bring_up(self, child: Child) -> None:
         if self._runner.on_spawned(child):
@@ -217,7 +217,7 @@ class EnvoyComponent:
         try:
             await prove_private(child.pid, self.admin, later=partial(self._prove_rest, child))
         except AdminExposed as error:
-            child.condemn(str(error))
+            child.kill_with_reason(str(error))
             await child.wait()
             raise
         self._was_live = True
@@ -263,7 +263,7 @@ class EnvoyComponent:
             if hangs and is_current and not self.is_handing_over:
                 why = f"no answer from its admin and no CPU used for {watch.limit:g} s"
                 log.error("Envoy hangs: %s; killing it", why)
-                child.condemn(f"it hung: {why}")
+                child.kill_with_reason(f"it hung: {why}")
                 await child.wait()
             elif not hangs:
                 # It has ended, or cannot be watched here; the supervisor sees its end.
@@ -305,7 +305,7 @@ class EnvoyComponent:
 
     async def _end_exposed(self, child: Child, error: AdminExposed) -> None:
         self._exposed = error
-        child.condemn(str(error))
+        child.kill_with_reason(str(error))
         await child.wait()
 
     async def _answers(self) -> bool:

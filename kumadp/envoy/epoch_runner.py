@@ -18,7 +18,7 @@ from kumadp.envoy.server_state import ServerInfo, ServerState
 from kumadp.envoy.takeover import Takeover
 from kumadp.errors import KumadpError, WorkDirError
 from kumadp.process.child import Child
-from kumadp.process.policy import ChildState
+from kumadp.process.restart_policy import ChildState
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kumadp.envoy.options import EnvoyOptions, EpochCallbacks, HotRestart
     from kumadp.envoy.reload import Plan
     from kumadp.process.child import Command
-    from kumadp.process.supervise import Supervisor
+    from kumadp.process.supervisor import Supervisor
 
 log = logging.getLogger("kumadp.envoy")
 
@@ -218,7 +218,7 @@ class EpochRunner:
                 self.supervisor.kill()
             case epochs.GoBlind(reason):
                 log.error("Envoy keeps serving without its admin: %s", reason)
-                self.supervisor.note_blind(f"it serves without its admin: {reason}")
+                self.supervisor.set_running_blind(f"it serves without its admin: {reason}")
             case epochs.ReportOutcome(request, kind, reason):
                 self._report(request, kind, reason)
 
@@ -374,7 +374,7 @@ class EpochRunner:
     def kill_new(self, why: str = "") -> None:
         """Send SIGKILL to the epoch that comes up; SIGTERM would end the current one too. ``why`` is its fault."""
         if self._new is not None:
-            self._new.condemn(why)
+            self._new.kill_with_reason(why)
 
     def kill(self) -> None:
         """Kill every epoch but the current one at once."""

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kumadp.envoy.hang_watch import HangWatch
-from kumadp.process.supervise import Past
+from kumadp.process.supervisor import PreviousDeaths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from kumadp.envoy.reload import AdoptedEnvoy
-    from kumadp.process.policy import RestartPolicy
-    from kumadp.process.supervise import ChildReport
+    from kumadp.process.restart_policy import RestartPolicy
+    from kumadp.process.supervisor import ChildReport
 
 
 def _ignore(*_: object) -> None:
@@ -71,7 +71,7 @@ class EnvoyOptions:
     hang_watch: HangWatch | None = field(default_factory=HangWatch)
     adopted: AdoptedEnvoy | None = None
     inbound_drained: bool = False
-    past: Past = field(default_factory=Past)
+    past: PreviousDeaths = field(default_factory=PreviousDeaths)
 
 
 @dataclass(frozen=True, slots=True)

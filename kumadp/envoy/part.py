@@ -16,10 +16,10 @@ from kumadp.envoy.argv import envoy_argv
 from kumadp.envoy.component import EnvoyComponent
 from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions, EpochCallbacks, HotRestart
 from kumadp.envoy.reload import Plan
-from kumadp.host.net.ports import Address, check_ports
+from kumadp.host.net.ports import BindAddress, check_ports
 from kumadp.host.state_file import StateFile
-from kumadp.process.policy import ChildState, RestartPolicy
-from kumadp.process.supervise import Past
+from kumadp.process.restart_policy import ChildState, RestartPolicy
+from kumadp.process.supervisor import PreviousDeaths
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from kumadp.dns.part import Names
     from kumadp.host.state_file import ChildRecord
     from kumadp.process.child import Command
-    from kumadp.process.supervise import ChildReport
+    from kumadp.process.supervisor import ChildReport
 
 log = logging.getLogger("kumadp.envoy")
 
@@ -95,7 +95,9 @@ class Running:
         run, settings = self._run, self._run.settings
         prepared = self._configuration.prepared
         if isinstance(prepared.admin, TcpAdmin):
-            address = Address(prepared.admin.host, prepared.admin.port, "tcp", "Envoy's admin", "networking.admin.port")
+            address = BindAddress(
+                prepared.admin.host, prepared.admin.port, "tcp", "Envoy's admin", "networking.admin.port"
+            )
             await check_ports([address], held_by=run.before.pids)
         await self.ran(prepared, self.binary)
         wanted = self.started_as
@@ -112,7 +114,7 @@ class Running:
                 hot_restart=HotRestart(run.work.path, settings.drain_time, settings.reload_deadline) if hot else None,
                 adopted=run.before.envoy,
                 inbound_drained=run.before.inbound_drained and run.before.envoy is not None,
-                past=run.before.past.get("envoy", Past()),
+                past=run.before.past.get("envoy", PreviousDeaths()),
             ),
             EnvoyCallbacks(
                 on_change=self._changed,

@@ -15,7 +15,7 @@ from kumadp.envoy.argv import workers_of
 from kumadp.envoy.epochs import ReloadChecked, ReloadKind, ReloadRequest
 from kumadp.envoy.retirement import ABORTS_AFTER
 from kumadp.envoy.server_state import configuration_error
-from kumadp.process.output import output_of
+from kumadp.process.program_output import output_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -70,7 +70,7 @@ class Takeover:
             await prove_private(child.pid, self._admin)
             return await self._missing(), ""
         except AdminExposed as error:
-            child.condemn(str(error))
+            child.kill_with_reason(str(error))
             return (), str(error)
 
     async def _missing(self) -> tuple[str, ...]:

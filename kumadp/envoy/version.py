@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.errors import BinaryNotFound
-from kumadp.process.output import output_of
+from kumadp.process.program_output import output_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

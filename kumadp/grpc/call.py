@@ -1,7 +1,7 @@
 """gRPC streams of raw messages, both sides, over grpclib's HTTP/2: no codec, no protobuf runtime.
 
 grpclib's own client and server are not used: theirs is the half that encodes messages, logs tracebacks when a peer goes
-and cancels tasks from within. A `Call` is one stream; that it ends is the one exception `Ended`.
+and cancels tasks from within. A `Call` is one stream; that it ends is the one exception `StreamEnded`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ KEPT = 16 << 10
 SHUTDOWN_SECONDS = 1.0
 
 
-class Ended(Exception):
+class StreamEnded(Exception):
     """A stream is over. ``status`` is its gRPC code, None where stream or connection broke; the text says why."""
 
     def __init__(self, status: int | None, text: str) -> None:
@@ -91,7 +91,7 @@ class Call:
     async def receive(self, *, unpack: bool = False, largest: int = LARGEST) -> bytes:
         """The next message, of at most ``largest`` bytes; one that is packed with gzip only where ``unpack`` says so.
 
-        Raises Ended.
+        Raises StreamEnded.
         """
         message = await self._receive(largest, unpack=unpack, skip=False)
         assert isinstance(message, bytes)  # noqa: S101 - only with ``skip`` it is something else
@@ -100,7 +100,7 @@ class Call:
     async def receive_or_skip(self, largest: int) -> bytes | Oversized:
         """The next message; one of more than ``largest`` bytes is read and dropped, and the stream goes on.
 
-        Raises Ended.
+        Raises StreamEnded.
         """
         return await self._receive(largest, unpack=False, skip=True)
 
@@ -110,7 +110,7 @@ class Call:
             head = await self._stream.recv_data(5)
             size = int.from_bytes(head[1:], "big")
             if head and ((head[0] and not unpack) or (size > largest and not skip)):
-                raise Ended(None, f"a message of {size} bytes, compressed or too large")
+                raise StreamEnded(None, f"a message of {size} bytes, compressed or too large")
             if size > largest:
                 return await self._skip(size)
             body = await self._stream.recv_data(size)
@@ -135,7 +135,7 @@ class Call:
 
         ``more`` are further bytes of it, so that a large message need not be copied for a few at its end.
 
-        ``packed``: it is compressed as the header ``grpc-encoding`` says. Raises Ended.
+        ``packed``: it is compressed as the header ``grpc-encoding`` says. Raises StreamEnded.
 
         Where the stream breaks while the peer does not read, this waits on: the reader learns of the end.
         """
@@ -160,13 +160,13 @@ class Call:
                 part += more
 
     async def begin(self) -> None:
-        """Server: send the headers. Raises Ended."""
+        """Server: send the headers. Raises StreamEnded."""
         await self._headers([(":status", "200"), ("content-type", "application/grpc+proto")], end=False)
 
     async def finish(self, status: int, text: str = "") -> None:
         """Server: end a stream that has begun."""
         trailers = [("grpc-status", str(status)), *([("grpc-message", quote(text, safe=" :/,'()"))] if text else [])]
-        with contextlib.suppress(Ended, TimeoutError):
+        with contextlib.suppress(StreamEnded, TimeoutError):
             async with asyncio.timeout(SHUTDOWN_SECONDS):
                 await self._headers(trailers, end=True)
                 self._finished = True
@@ -191,16 +191,16 @@ class Call:
         except H2Error:
             raise self._ended() from None
 
-    def _ended(self) -> Ended:
+    def _ended(self) -> StreamEnded:
         headers = dict(self._stream.trailers or self._stream.headers or ())
         if "grpc-status" in headers:
             code = headers["grpc-status"]
-            return Ended(
+            return StreamEnded(
                 int(code) if code.isdecimal() and len(code) < 4 else None, unquote(headers.get("grpc-message", ""))
             )
         if headers.get(":status", "200") != "200":
-            return Ended(None, f"HTTP status {headers[':status']}")
-        return Ended(None, self._broken or "the stream was ended")
+            return StreamEnded(None, f"HTTP status {headers[':status']}")
+        return StreamEnded(None, self._broken or "the stream was ended")
 
 
 def _unpacked(data: bytes, largest: int) -> bytes:
@@ -208,9 +208,9 @@ def _unpacked(data: bytes, largest: int) -> bytes:
     try:
         found = unpacker.decompress(data, largest)
     except zlib.error:
-        raise Ended(None, "a message that is no gzip, although it is packed") from None
+        raise StreamEnded(None, "a message that is no gzip, although it is packed") from None
     if not unpacker.eof:
-        raise Ended(None, "a packed message, cut or too large")
+        raise StreamEnded(None, "a packed message, cut or too large")
     return found
 
 

@@ -12,7 +12,7 @@ from grpclib.protocol import AbstractHandler
 from h2.exceptions import H2Error
 
 from kumadp.addresses import connect_address
-from kumadp.grpc.call import SHUTDOWN_SECONDS, Call, Ended, FrameProtocol, configure
+from kumadp.grpc.call import SHUTDOWN_SECONDS, Call, FrameProtocol, StreamEnded, configure
 
 if TYPE_CHECKING:
     import ssl
@@ -27,7 +27,7 @@ CONNECT_SECONDS = 5.0
 UNACKNOWLEDGED_SECONDS = 30.0
 
 
-class Wire:
+class GrpcConnection:
     """A client's HTTP/2 connection."""
 
     def __init__(self, protocol: _ClientProtocol, authority: str, scheme: str) -> None:
@@ -36,7 +36,7 @@ class Wire:
         self._scheme = scheme
 
     async def call(self, path: str, metadata: Mapping[str, str], *, agent: str = AGENT) -> Call:
-        """Open a stream. Raises Ended where the connection is gone."""
+        """Open a stream. Raises StreamEnded where the connection is gone."""
         headers = [
             (":method", "POST"),
             (":scheme", self._scheme),
@@ -49,12 +49,12 @@ class Wire:
         ]
         connection: Connection = self._protocol.connection
         if connection.is_closing():
-            raise Ended(None, "the connection is closed")
+            raise StreamEnded(None, "the connection is closed")
         stream = connection.create_stream()
         try:
             release = await stream.send_request(headers, _processor=self._protocol.processor)
         except H2Error as error:
-            raise Ended(None, f"no stream could be opened: {type(error).__name__}") from None
+            raise StreamEnded(None, f"no stream could be opened: {type(error).__name__}") from None
         return Call(stream, release)
 
     async def close(self) -> None:
@@ -102,7 +102,7 @@ async def connect(
     server_name: str,
     ping: tuple[float, float] | None,
     sock: socket.socket | None = None,
-) -> Wire:
+) -> GrpcConnection:
     """A connection to a numeric address, its zone included, or to the Unix socket at a path.
 
     It is pinged every ``ping[0]`` seconds, and closed without an answer in ``ping[1]``; not where that is None. It is
@@ -140,4 +140,4 @@ async def connect(
     except BaseException:
         sock.close()
         raise
-    return Wire(protocol, authority, "http" if tls is None else "https")
+    return GrpcConnection(protocol, authority, "http" if tls is None else "https")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, cast
 from grpclib.config import Configuration
 from grpclib.protocol import AbstractHandler
 
-from kumadp.grpc.call import OK, SHUTDOWN_SECONDS, UNIMPLEMENTED, Call, Ended, FrameProtocol, configure
-from kumadp.host.net.accept import Acceptor, Door
+from kumadp.grpc.call import OK, SHUTDOWN_SECONDS, UNIMPLEMENTED, Call, FrameProtocol, StreamEnded, configure
+from kumadp.host.net.acceptor import Acceptor
+from kumadp.host.net.connection_limit import ConnectionLimit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 FIRST_WITHIN = 10.0
 
 
-class Server:
+class GrpcServer:
     """Serves raw streams on a Unix socket to processes of our own user, or root; others are turned away."""
 
     def __init__(
@@ -34,7 +35,7 @@ class Server:
     ) -> None:
         """``handlers``: by path, each given the call and the peer's pid; ``allowed`` is called with the peer's uid.
 
-        Connections have places under this ``name`` (`kumadp.host.net.accept.Door`).
+        Connections have places under this ``name`` (`kumadp.host.net.connection_limit.ConnectionLimit`).
         """
         self._handlers = handlers
         self._name = name
@@ -47,7 +48,7 @@ class Server:
 
     def start(self, sock: socket.socket) -> None:
         """Accept connections on a socket, which stays its owner's."""
-        self._acceptor = Acceptor(sock, Door.for_socket(self._name, sock), self._protocol)
+        self._acceptor = Acceptor(sock, ConnectionLimit.for_socket(self._name, sock), self._protocol)
         self._acceptor.open()
 
     def stop(self) -> None:
@@ -92,14 +93,14 @@ class Server:
                 await call.finish(UNIMPLEMENTED, "no such method")
             else:
                 await handler(call, pid)
-        except Ended:
+        except StreamEnded:
             await call.finish(OK)
         finally:
             call.close()
 
 
 class _Accepting(AbstractHandler):
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: GrpcServer) -> None:
         self._server = server
         self.pid = 0
         self.streams = 0
@@ -124,7 +125,7 @@ class _ServerProtocol(FrameProtocol):
     handler: _Accepting
     processor: EventsProcessor
 
-    def __init__(self, server: Server, config: Configuration, ended: Callable[[], None]) -> None:
+    def __init__(self, server: GrpcServer, config: Configuration, ended: Callable[[], None]) -> None:
         super().__init__(_Accepting(server), config, configure(client=False))
         self._server = server
         self._ended = ended
@@ -133,11 +134,11 @@ class _ServerProtocol(FrameProtocol):
         self._admitted = False
         self._gone = False
 
-    def may_go(self) -> bool:
+    def may_be_displaced(self) -> bool:
         """Whether it has no stream."""
         return not self.handler.streams
 
-    def go(self) -> None:
+    def displace(self) -> None:
         """Abort it."""
         self._gone = True
         if self._raw is not None:
@@ -150,7 +151,7 @@ class _ServerProtocol(FrameProtocol):
         self._admitted = self._server.admit(self, uid)
         if self._admitted:
             super().connection_made(transport)
-            self._first = asyncio.get_running_loop().call_later(FIRST_WITHIN, self.go)
+            self._first = asyncio.get_running_loop().call_later(FIRST_WITHIN, self.displace)
         if self._gone or not self._admitted:
             self._raw.abort()
 

@@ -11,7 +11,7 @@ import resource
 _given: int | None = None
 
 
-def forbid_cores() -> None:
+def disable_core_dumps() -> None:
     """From now on this process leaves no core dump."""
     global _given
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
@@ -21,12 +21,12 @@ def forbid_cores() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
-def cores_of_children() -> int | None:
+def child_core_limit() -> int | None:
     """The soft limit (bytes, -1: none) for a child's core dumps; None where it has it already."""
     return _given
 
 
-def allow_cores() -> None:
+def restore_core_limit() -> None:
     """What this process was given counts again; for the program that takes its place, and finds it."""
     if _given is not None:
         with contextlib.suppress(OSError):

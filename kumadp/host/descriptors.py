@@ -11,7 +11,7 @@ import errno
 import os
 import resource
 
-# For Envoy, CoreDNS, the control plane, files, and the clients of this host (`kumadp.host.net.connection_shares`).
+# For Envoy, CoreDNS, the control plane, files, and the clients of this host (`kumadp.host.net.client_slots`).
 RESERVE = 256
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN})
 """Errors that say that the host or this process lacks something now: nothing is absent, and it may work later."""
@@ -31,7 +31,7 @@ def raise_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def limit_of_children() -> int | None:
+def child_descriptor_limit() -> int | None:
     """The soft limit for a child; None where it has it already."""
     return _given
 

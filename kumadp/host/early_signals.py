@@ -25,14 +25,14 @@ _before: dict[signal.Signals, Any] = {}
 _came: list[signal.Signals] = []
 
 
-def take_early_signals() -> None:
+def hold_early_signals() -> None:
     """A stop is kept for `early_stops`, a second one ends the process; signals that ask for work are ignored."""
     for number in (*_STOPS, *_MEANINGLESS):
         _before[number] = signal.signal(number, _stop if number in _STOPS else signal.SIG_IGN)
 
 
-def leave_early_signals() -> None:
-    """What there was before `take_early_signals`, for a command that is not `run`."""
+def restore_signal_handlers() -> None:
+    """What there was before `hold_early_signals`, for a command that is not `run`."""
     while _before:
         signal.signal(*_before.popitem())
 

@@ -55,7 +55,7 @@ def find_container_sign(environ: Mapping[str, str]) -> str:
     return container_sign(environ, pid=os.getpid(), namespace=namespace, exists=os.path.exists)
 
 
-def fate_of_children(setting: str, sign: str) -> Literal["kill", "keep"]:
+def resolve_on_parent_death(setting: str, sign: str) -> Literal["kill", "keep"]:
     """What ``--on-parent-death`` means here; ``sign`` is that of a container, empty on a host or VM."""
     if setting == "auto":
         return "kill" if sign else "keep"

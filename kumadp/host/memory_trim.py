@@ -27,7 +27,7 @@ def _trim() -> Callable[[int], int] | None:
     return lambda pad: int(found(pad))
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Return free memory to the kernel (malloc_trim(3)); 1 to 20 ms without Python's lock, best in a thread."""
     if (trim := _trim()) is not None:
         trim(0)

@@ -61,7 +61,7 @@ def _make_folder(path: Path, mode: int) -> None:
         os.close(folder)
 
 
-def own_folder(path: Path) -> None:
+def make_own_folder(path: Path) -> None:
     """Make a folder in one of ours, or check that it is no link and belongs to us or to the owner of that one.
 
     Raises OSError.

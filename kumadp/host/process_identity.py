@@ -15,7 +15,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DELETED = " (deleted)"
 
 
-class Identity(msgspec.Struct, frozen=True):
+class ProcessIdentity(msgspec.Struct, frozen=True):
     """One process: ``start_time`` in clock ticks since boot, ``exe`` empty where we may not see it."""
 
     pid: int
@@ -29,7 +29,7 @@ class Identity(msgspec.Struct, frozen=True):
         return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_time / _TICKS
 
 
-def identity_of(pid: int) -> Identity | None:
+def identity_of(pid: int) -> ProcessIdentity | None:
     """The living process of that number; None when there is none, or only its remains wait to be reaped.
 
     Raises OSError where that cannot be determined, as with too many open files.
@@ -44,7 +44,7 @@ def identity_of(pid: int) -> Identity | None:
     # Fields 3 (state) and 22 (start time) of proc(5); the name before them may hold anything.
     if after_name[0] in {b"Z", b"X"}:
         return None
-    return Identity(pid, int(after_name[19]), uid, _exe(pid))
+    return ProcessIdentity(pid, int(after_name[19]), uid, _exe(pid))
 
 
 def start_time_of(pid: int) -> int | None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def lack_of(program: str) -> str:
+def why_not_runnable(program: str) -> str:
     """Why a program that ``shutil.which`` does not find cannot be run: its path or name, and what is wrong with it."""
     if os.sep not in program:
         return f"{program} is not on PATH"

@@ -15,7 +15,7 @@ import msgspec
 from kumadp.decoding import Undecodable, decode_json
 from kumadp.host.descriptors import is_gone
 from kumadp.host.private_file import NotOurs, read_private, write_private
-from kumadp.host.process_identity import Identity, boot_id, identity_of, start_time_of
+from kumadp.host.process_identity import ProcessIdentity, boot_id, identity_of, start_time_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping
@@ -54,14 +54,14 @@ class ChildRecord(msgspec.Struct, frozen=True):
         found = identity_of(self.pid)
         return found is not None and self._is(found)
 
-    def _is(self, found: Identity) -> bool:
+    def _is(self, found: ProcessIdentity) -> bool:
         if (found.start_time, found.uid) != (self.start_time, self.uid) or found.uid != os.geteuid():
             return False
         # Of a program that has capabilities we may not see the path: its start time has to do.
         return not found.exe or found.exe in {self.exe, self.program}
 
 
-class State(msgspec.Struct, frozen=True):
+class SavedState(msgspec.Struct, frozen=True):
     """The whole file. Start times are of one boot (``boot``) only; ``parts`` holds what a part wants back, by name."""
 
     format: int
@@ -72,11 +72,11 @@ class State(msgspec.Struct, frozen=True):
     parts: dict[str, Any] = {}
 
 
-def read_state(directory: Path) -> State | None:
+def read_state(directory: Path) -> SavedState | None:
     """What the last kumadp of this work directory left; None where there is none, or none that can be used. Blocks."""
     path = directory / NAME
     try:
-        state = decode_json(read_private(path, _LARGEST), State)
+        state = decode_json(read_private(path, _LARGEST), SavedState)
     except FileNotFoundError:
         return None
     except NotOurs as error:
@@ -97,12 +97,12 @@ def read_state(directory: Path) -> State | None:
     return state if state.boot == boot else None
 
 
-def adoptable(state: State) -> list[ChildRecord]:
+def adoptable(state: SavedState) -> list[ChildRecord]:
     """Those of its children that still run, in the order they were noted."""
     return [child for child in state.children if child.is_alive()]
 
 
-def strays(directory: Path, known: Container[int]) -> list[tuple[int, int]]:
+def stray_processes(directory: Path, known: Container[int]) -> list[tuple[int, int]]:
     """Processes of this user that run with a configuration in ``directory`` and are not ``known``. May block.
 
     They were started right before a kumadp was killed, or its state file is lost. Each by pid and start time.
@@ -180,7 +180,7 @@ class StateFile:
             self._writing = None
 
     def _replace(self, children: tuple[ChildRecord, ...], parts: dict[str, Any]) -> str:
-        state = State(FORMAT, boot_id(), os.getpid(), start_time_of(os.getpid()) or 0, children, parts)
+        state = SavedState(FORMAT, boot_id(), os.getpid(), start_time_of(os.getpid()) or 0, children, parts)
         try:
             write_private(self._path, msgspec.json.format(msgspec.json.encode(state), indent=1))
         except OSError as error:
@@ -198,7 +198,7 @@ def record(name: str, pid: int, argv: tuple[str, ...], *, fifo: str = "", start_
     try:
         found = identity_of(pid)
     except OSError:
-        found = Identity(pid, start_time, os.geteuid(), "")
+        found = ProcessIdentity(pid, start_time, os.geteuid(), "")
     if found is None:
         return None
     digest = hashlib.sha256("\0".join(argv).encode()).hexdigest()

@@ -75,16 +75,16 @@ def open_work_dir(
     dns_dir: str,
     environ: Mapping[str, str],
     handed: HandedWorkDir | None = None,
-    emptied: Callable[[Path], object] = lambda _path: None,
+    before_removal: Callable[[Path], object] = lambda _path: None,
 ) -> WorkDir:
     """Make or take the work directory, 0700 and locked; raises WorkDirError.
 
     The order is: the setting, ``$RUNTIME_DIRECTORY`` (systemd), ``/run/kumadp/<name>`` when that can be made, a
-    temporary directory. Temporary ones that dead runs left behind are removed, after ``emptied`` has cleaned what their
-    files lead to elsewhere; a living run holds a lock on its own.
-    What was ``handed`` over goes before all of them: this run has its children and sockets there.
+    temporary directory. Temporary ones that dead runs left behind are removed, after ``before_removal`` has cleaned up
+    what their files refer to elsewhere; a living run holds a lock on its own.
+    A directory that was ``handed`` over comes before all of them: this run has its children and sockets there.
     """
-    _remove_dead(temporary_folders(environ), emptied)
+    _remove_dead(temporary_folders(environ), before_removal)
     temporary = handed is not None and handed.temporary
     if handed is not None:
         path = make_private(Path(handed.path))
@@ -185,7 +185,7 @@ def check_private(path: Path, setting: str) -> Path:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def reporting_write_errors(path: Path) -> Iterator[None]:
     """What is written in here goes to ``path``; raises WorkDirError where that fails."""
     try:
         yield
@@ -194,7 +194,7 @@ def writing(path: Path) -> Iterator[None]:
         raise WorkDirError(f"{path} cannot be written: {error.strerror or error}", hint) from None
 
 
-def check_room(path: Path) -> None:
+def check_free_space(path: Path) -> None:
     """Raise WorkDirError where a run could not write its files into this directory again. May block.
 
     Each is written beside the one that it replaces, so that there must be room for the largest one.
@@ -204,7 +204,7 @@ def check_room(path: Path) -> None:
     sizes = [file.lstat().st_size for file in ours]
     probe = path / "room.check"
     try:
-        with writing(path):
+        with reporting_write_errors(path):
             write_private(probe, b"\0" * max([_LEAST_ROOM, *(size for size in sizes if size <= _MOST_ROOM)]))
     finally:
         with contextlib.suppress(OSError):
@@ -223,7 +223,7 @@ _HINTS = {
 
 def _lock(path: Path) -> int:
     file = path / LOCK
-    with writing(file):
+    with reporting_write_errors(file):
         # A link in its place may lead anywhere, and a FIFO would be waited for.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         handle = os.open(file, flags, 0o600)
@@ -242,7 +242,7 @@ def _lock(path: Path) -> int:
     return handle
 
 
-def _remove_dead(folders: tuple[Path, ...], emptied: Callable[[Path], object]) -> None:
+def _remove_dead(folders: tuple[Path, ...], before_removal: Callable[[Path], object]) -> None:
     for path in (path for folder in folders for path in folder.glob(PREFIX + "*")):
         with contextlib.suppress(OSError):
             if path.lstat().st_uid != os.geteuid() or not (path / LOCK).is_file():
@@ -250,7 +250,7 @@ def _remove_dead(folders: tuple[Path, ...], emptied: Callable[[Path], object]) -
             handle = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                emptied(path)
+                before_removal(path)
                 shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(handle)

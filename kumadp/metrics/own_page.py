@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from kumadp.metrics.lag import LoopLag
-from kumadp.process.policy import ChildState
-from kumadp.process.supervise import CAUSES
+from kumadp.process.restart_policy import ChildState
+from kumadp.process.supervisor import CAUSES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from kumadp.host.net.ports import Address
+    from kumadp.host.net.ports import BindAddress
 
 log = logging.getLogger("kumadp.metrics")
 
@@ -90,7 +90,7 @@ class Surroundings:
 
     applications: Callable[[], tuple[Application, ...]] = tuple
     envoy: Callable[[], tuple[str, int] | str | None] = lambda: None
-    coredns: Callable[[], Address | None] = lambda: None
+    coredns: Callable[[], BindAddress | None] = lambda: None
     own: Callable[[], Awaitable[tuple[bytes, str]]] = _nothing
     labels: Callable[[], Mapping[str, str]] = dict
     sourced: bool = False

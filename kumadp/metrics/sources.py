@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from kumadp.exposition.reader import SLICE
-from kumadp.host.net.application_socket import outward_socket
+from kumadp.host.net.application_socket import application_socket
 from kumadp.metrics.formats import Format, format_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class SourceFailed(Exception):
 class Target:
     """What is asked. ``name`` tells it apart; ``unix`` is the path of a socket, where it is not asked over TCP.
 
-    ``limit``: the size of its answer, unpacked, in bytes; 0 for none. ``sourced``: see `outward_socket`.
+    ``limit``: the size of its answer, unpacked, in bytes; 0 for none. ``sourced``: see `application_socket`.
     """
 
     name: str
@@ -162,7 +162,7 @@ def _connector(target: Target) -> BaseConnector:
         return UnixConnector(target.unix, force_close=True)
     sourced = target.sourced
     return TCPConnector(
-        force_close=True, ssl=False, socket_factory=lambda info: outward_socket(info[0], sourced=sourced)
+        force_close=True, ssl=False, socket_factory=lambda info: application_socket(info[0], sourced=sourced)
     )
 
 

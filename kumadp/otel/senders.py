@@ -10,7 +10,7 @@ import ssl
 from typing import TYPE_CHECKING, Protocol
 
 from kumadp.addresses import address_text, server_name, with_port
-from kumadp.grpc.call import OK, UNAVAILABLE, Ended
+from kumadp.grpc.call import OK, UNAVAILABLE, StreamEnded
 from kumadp.grpc.client import connect
 from kumadp.host.net.tls import client_context, read_anchors_file
 from kumadp.otel.environment import HTTP
@@ -18,7 +18,7 @@ from kumadp.otel.environment import HTTP
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
-    from kumadp.grpc.client import Wire
+    from kumadp.grpc.client import GrpcConnection
     from kumadp.otel.routes import Route, Target
 
 UNKNOWN, DEADLINE_EXCEEDED = 2, 4
@@ -67,7 +67,7 @@ class GrpcSender:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._wire: Wire | None = None
+        self._wire: GrpcConnection | None = None
         self._dialling = asyncio.Lock()
 
     async def send(self, signal: str, route: Route, message: bytes) -> bytes:
@@ -84,7 +84,7 @@ class GrpcSender:
             if bound.expired():
                 raise _late(route) from None
             raise Refused(UNAVAILABLE, f"the collector cannot be reached: {_reason(error)}") from None
-        except Ended as ended:
+        except StreamEnded as ended:
             text = ended.text.encode()[:QUOTED].decode(errors="replace")
             if ended.status is None:
                 raise Refused(UNAVAILABLE, f"the connection to the collector broke: {text}") from None
@@ -100,7 +100,7 @@ class GrpcSender:
         wire = await self._connected()
         try:
             return await _ask(wire, path, headers, message, packed=packed)
-        except Ended as ended:
+        except StreamEnded as ended:
             if ended.status is not None:
                 raise
             # It had ended before it was used, as a collector that is started again does: once more.
@@ -108,12 +108,12 @@ class GrpcSender:
         wire = await self._connected()
         try:
             return await _ask(wire, path, headers, message, packed=packed)
-        except Ended as ended:
+        except StreamEnded as ended:
             if ended.status is None:
                 await self._drop(wire)
             raise
 
-    async def _connected(self) -> Wire:
+    async def _connected(self) -> GrpcConnection:
         async with self._dialling:
             if self._wire is None:
                 target, address = self._target, self._target.address
@@ -133,21 +133,21 @@ class GrpcSender:
                     raise failure or OSError("it has no address")
             return self._wire
 
-    async def _drop(self, wire: Wire | None) -> None:
+    async def _drop(self, wire: GrpcConnection | None) -> None:
         if wire is not None:
             if self._wire is wire:
                 self._wire = None
             await wire.close()
 
 
-async def _ask(wire: Wire, path: str, headers: dict[str, str], message: bytes, *, packed: bool) -> bytes:
+async def _ask(wire: GrpcConnection, path: str, headers: dict[str, str], message: bytes, *, packed: bool) -> bytes:
     call = await wire.call(path, headers)
     try:
         await call.send(message, last=True, packed=packed)
         answer = await call.receive(unpack=True)
         try:
             await call.receive(unpack=True)
-        except Ended as ended:
+        except StreamEnded as ended:
             if ended.status != OK:
                 raise
         return answer
@@ -236,7 +236,7 @@ async def _resolved(address: tuple[str, int]) -> list[tuple[str, int]]:
 
 
 def _tls(target: Target) -> ssl.SSLContext:
-    """Reads files: each connection has them as they are then. Raises OSError (ssl.SSLError is), BadTrust."""
+    """Reads files: each connection has them as they are then. Raises OSError (ssl.SSLError is), NoTrustAnchor."""
     try:
         context = client_context(read_anchors_file(target.certificate) if target.certificate else None)
     except OSError as error:

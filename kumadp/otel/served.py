@@ -8,8 +8,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from kumadp.grpc.call import OK, Ended
-from kumadp.grpc.server import Server
+from kumadp.grpc.call import OK, StreamEnded
+from kumadp.grpc.server import GrpcServer
 from kumadp.host.log.secrets import redact
 from kumadp.otel.environment import SIGNALS
 from kumadp.otel.senders import Refused, method, sender_for
@@ -69,7 +69,7 @@ class Served:
         self._idle.set()
         handlers = {method(signal): self._handler(signal) for signal in SIGNALS}
         own = os.getuid()
-        self._server = Server(handlers, lambda uid: uid in {own, 0}, name=f"OpenTelemetry {self.label}")
+        self._server = GrpcServer(handlers, lambda uid: uid in {own, 0}, name=f"OpenTelemetry {self.label}")
 
     async def start(self) -> None:
         """Accept connections."""
@@ -119,7 +119,7 @@ class Served:
     async def _pass_on(self, signal: str, line: _Line, call: Call) -> None:
         try:
             message = await call.receive(unpack=True, largest=LARGEST_MESSAGE)
-        except Ended as ended:
+        except StreamEnded as ended:
             # Too large, or its sender has gone and hears nothing.
             line.refused += 1
             await call.finish(RESOURCE_EXHAUSTED, ended.text)

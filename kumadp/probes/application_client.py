@@ -15,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 
 from kumadp import __version__
 from kumadp.addresses import connect_address
-from kumadp.host.net.application_socket import outward_socket
+from kumadp.host.net.application_socket import application_socket
 from kumadp.probes.headers import forwarded
 from kumadp.probes.probe_request import PREFIX, parse_scheme
 
@@ -126,7 +126,7 @@ class ApplicationClient:
 
     async def grpc(self, host: str, port: int, service: str) -> int:
         """Return HEALTHY if the application reports SERVING (grpc/doc/health-checking.md). Raises OSError."""
-        from kumadp.grpc.call import OK, Ended
+        from kumadp.grpc.call import OK, StreamEnded
         from kumadp.grpc.client import connect
 
         target = authority(host, port)
@@ -141,7 +141,7 @@ class ApplicationClient:
                 await call.receive()
             finally:
                 call.close()
-        except Ended as end:
+        except StreamEnded as end:
             if end.status == OK and status == 1:
                 return HEALTHY
             log.debug("gRPC health of %s: status %s, %s", target, end.status, end.text)
@@ -151,7 +151,7 @@ class ApplicationClient:
 
     def socket(self, family: int) -> socket.socket:
         """Return a socket to connect with."""
-        return outward_socket(family, sourced=self._sourced)
+        return application_socket(family, sourced=self._sourced)
 
 
 def authority(host: str, port: int) -> str:

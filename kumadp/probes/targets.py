@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from kumadp.bootstrap.address import AdminAddress
     from kumadp.core.context import Run
-    from kumadp.host.net.ports import Address
+    from kumadp.host.net.ports import BindAddress
     from kumadp.settings.model import Settings
 
 log = logging.getLogger("kumadp.probes")
@@ -38,7 +38,7 @@ class Places:
     def __init__(
         self,
         run: Run,
-        own: Iterable[Address],
+        own: Iterable[BindAddress],
         children: Callable[[], Iterable[int]],
         admin: Callable[[], AdminAddress | None],
     ) -> None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kumadp.errors import SpawnError
-from kumadp.host.process_identity import Identity, start_time_of
-from kumadp.process.child import ExitStatus, cannot_start, tied_to_us
+from kumadp.host.process_identity import ProcessIdentity, start_time_of
+from kumadp.process.child import ExitStatus, cannot_start, tied_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,7 +63,7 @@ class ApplicationProcess:
         program = find_program(argv[0], environment)
         number = signal.SIGTERM if dies_with_us else 0
         # The helper hands argv on as it is, but for the program's path.
-        command = tied_to_us((program, *argv[1:]), number, environment)
+        command = tied_to_parent((program, *argv[1:]), number, environment)
         try:
             process = subprocess.Popen(command, env=dict(environment), process_group=0)
         except OSError as error:
@@ -88,7 +88,7 @@ class ApplicationProcess:
     @property
     def age(self) -> float:
         """Seconds since it was started."""
-        return Identity(self.pid, self.start_time, 0, "").age
+        return ProcessIdentity(self.pid, self.start_time, 0, "").age
 
     @property
     def status(self) -> ExitStatus | None:

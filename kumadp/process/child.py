@@ -22,11 +22,11 @@ import msgspec
 
 from kumadp.errors import HostExhausted, SpawnError
 from kumadp.host.cgroup import OomKills, oom_file
-from kumadp.host.core_dumps import cores_of_children
-from kumadp.host.descriptors import EXHAUSTED, limit_of_children
-from kumadp.host.process_identity import Identity, identity_of, start_time_of
+from kumadp.host.core_dumps import child_core_limit
+from kumadp.host.descriptors import EXHAUSTED, child_descriptor_limit
+from kumadp.host.process_identity import ProcessIdentity, identity_of, start_time_of
 from kumadp.process.fifo import make_fifo, name_fifo, open_fifo, remove_fifo
-from kumadp.process.logpump import Heard, LogPump
+from kumadp.process.log_pump import LogPump, OutputState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,7 +49,7 @@ class ExitStatus:
     """How a process ended: an exit code, or the number of the signal that killed it; neither when nobody can know.
 
     ``oom``: the kernel killed in our cgroup for want of memory, how often before and how often now. ``why`` says what
-    kumadp killed it for (`Child.condemn`).
+    kumadp killed it for (`Child.kill_with_reason`).
     """
 
     code: int | None
@@ -83,8 +83,8 @@ class Command:
 
     ``fifo`` is for one that is to outlive us: in place of a pipe its output goes through a FIFO beside that path, with
     the child's pid in its name (`Child.fifo`), which a later kumadp can read. The program never waits for a reader, and
-    never sees a broken pipe. With ``hold_fate`` the program cannot set another ``on_parent_death`` for itself, which
-    Envoy does where hot restart is on. ``died`` is `Child.died`.
+    never sees a broken pipe. With ``lock_death_signal`` the program cannot set another ``on_parent_death`` for itself,
+    as Envoy does if hot restart is on. ``died`` is `Child.died`.
     """
 
     argv: tuple[str, ...]
@@ -92,7 +92,7 @@ class Command:
     environment: Mapping[str, str]
     on_parent_death: OnParentDeath = "kill"
     fifo: Path | None = None
-    hold_fate: bool = False
+    lock_death_signal: bool = False
     died: Died = _nobody
 
 
@@ -105,7 +105,7 @@ class HandedChild(msgspec.Struct, frozen=True):
     ours: bool
     output: int
     fifo: str
-    heard: Heard
+    heard: OutputState
 
 
 class Child:
@@ -134,13 +134,13 @@ class Child:
         self.ours = ours
         self.fifo = fifo
         self.died: Died = _nobody
-        """Hears of an end that nobody asked this class for but by `condemn`, and that was not planned."""
+        """Hears of an end that nobody asked this class for but by `kill_with_reason`, and that was not planned."""
         self.planned_from = math.inf
         """On the monotonic clock: an end from then on is one that was planned, but for one with a failure; a clean one
         may come earlier. Never, without a plan."""
         self._told_to_end = False
         self._condemned = ""
-        self.started_at = loop.time() - Identity(pid, start_time, 0, "").age
+        self.started_at = loop.time() - ProcessIdentity(pid, start_time, 0, "").age
         self._pump = pump
         self._wait_for_code = reap
         # From its start on kills are counted.
@@ -183,7 +183,7 @@ class Child:
         ours: bool,
         output: int | None = None,
         fifo: Path | None = None,
-        heard: Heard | None = None,
+        heard: OutputState | None = None,
     ) -> Child:
         """Take over a process that runs already.
 
@@ -244,7 +244,7 @@ class Child:
             return False
         return True
 
-    def condemn(self, why: str) -> bool:
+    def kill_with_reason(self, why: str) -> bool:
         """KILL it for a fault of its own, which its end is told with, or for none (an empty ``why``).
 
         False when it is gone or was told to end before.
@@ -325,14 +325,14 @@ def cannot_start(program: str, error: OSError) -> SpawnError:
     return kind(f"{program} cannot be started: {named}{error.strerror}")
 
 
-def tied_to_us(
-    argv: tuple[str, ...], number: int, environment: Mapping[str, str], *, hold_fate: bool = False
+def tied_to_parent(
+    argv: tuple[str, ...], number: int, environment: Mapping[str, str], *, lock_death_signal: bool = False
 ) -> tuple[str, ...]:
     """The command that runs ``argv`` and has the kernel send it signal ``number`` (0: none) when this process dies."""
     helper = (sys.executable, "-I", "-S", str(HELPER), str(int(number)), str(os.getpid()))
-    cores = cores_of_children()
-    limits = ("" if limit is None else str(limit) for limit in (cores, limit_of_children()))
-    return (*helper, str(int("LC_CTYPE" in environment)), str(int(hold_fate)), *limits, *argv)
+    cores = child_core_limit()
+    limits = ("" if limit is None else str(limit) for limit in (cores, child_descriptor_limit()))
+    return (*helper, str(int("LC_CTYPE" in environment)), str(int(lock_death_signal)), *limits, *argv)
 
 
 @functools.cache
@@ -348,13 +348,13 @@ def _start(command: Command) -> tuple[subprocess.Popen[bytes], int, int, int]:
     """The process, its pidfd, the read end of its output, its start time; leaves nothing when it raises OSError."""
     number = signal.SIGKILL if command.on_parent_death == "kill" else 0
     # A program that gains rights by its file keeps them: without CAP_SYS_ADMIN holding its fate would cost them.
-    hold = command.hold_fate and not _gains_rights(command.argv[0])
+    hold = command.lock_death_signal and not _gains_rights(command.argv[0])
     with contextlib.ExitStack() as undo:
         read, write = os.pipe() if command.fifo is None else make_fifo(command.fifo)
         undo.callback(os.close, read)
         try:
             process = subprocess.Popen(
-                tied_to_us(command.argv, number, command.environment, hold_fate=hold),
+                tied_to_parent(command.argv, number, command.environment, lock_death_signal=hold),
                 env=dict(command.environment),
                 stdin=subprocess.DEVNULL,
                 stdout=write,

@@ -42,7 +42,7 @@ class Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_uint16), ("filter", ctypes.POINTER(Instruction)))
 
 
-def hold_fate(libc: ctypes.CDLL) -> bool:
+def lock_death_signal(libc: ctypes.CDLL) -> bool:
     """From now on PR_SET_PDEATHSIG says yes and does nothing; False where that cannot be had."""
     known = PRCTL.get(os.uname().machine)
     if known is None:
@@ -75,7 +75,7 @@ def main() -> None:
         # The parent may have died before prctl: then no signal would ever come.
         if os.getppid() != parent:
             sys.exit(127)
-    if sys.argv[4] == "1" and not hold_fate(libc):
+    if sys.argv[4] == "1" and not lock_death_signal(libc):
         sys.stderr.write(f"{program} decides itself what happens to it when kumadp dies: no seccomp here\n")
     for kind, soft in ((resource.RLIMIT_CORE, sys.argv[5]), (resource.RLIMIT_NOFILE, sys.argv[6])):
         if soft:

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 from typing import TYPE_CHECKING, Protocol
 
-from kumadp.grpc.call import Call, Ended
+from kumadp.grpc.call import Call, StreamEnded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +75,7 @@ class Downstream:
 
 
 async def _write(call: Call, pending: _PendingResponses) -> None:
-    with contextlib.suppress(Ended):
+    with contextlib.suppress(StreamEnded):
         while True:
             data, more = await pending.take()
             await call.send(data, more=more)

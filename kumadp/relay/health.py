@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from kumadp.grpc.call import UNAVAILABLE, Call, Ended
+from kumadp.grpc.call import UNAVAILABLE, Call, StreamEnded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -79,7 +79,7 @@ class HealthRelay:
 
     async def _read(self, call: Call, epoch: int, reports: _Newest) -> None:
         came_up = self.hold
-        with contextlib.suppress(Ended):
+        with contextlib.suppress(StreamEnded):
             while True:
                 report = await call.receive()
                 if self.hold:
@@ -90,7 +90,7 @@ class HealthRelay:
                 elif epoch == max(self._epochs):
                     reports.put(report)
 
-    async def _pass_down(self, call: Call, first: bytes, reports: _Newest) -> Ended:
+    async def _pass_down(self, call: Call, first: bytes, reports: _Newest) -> StreamEnded:
         """Bring what the control plane says to Envoy; how the control plane ended it."""
         while True:
             up = await self._open_call(HDS)
@@ -98,7 +98,7 @@ class HealthRelay:
             try:
                 while True:
                     await call.send(await up.receive(largest=self._largest))
-            except Ended as ended:
+            except StreamEnded as ended:
                 if ended.status is not None:
                     return ended
             finally:
@@ -108,7 +108,7 @@ class HealthRelay:
 
 
 async def _write(up: Call, first: bytes, reports: _Newest) -> None:
-    with contextlib.suppress(Ended):
+    with contextlib.suppress(StreamEnded):
         await up.send(first)
         while True:
             await up.send(await reports.take())

@@ -22,7 +22,7 @@ from kumadp.bootstrap.public import secret_in, without_token
 from kumadp.decoding import Undecodable, decode_msgpack
 from kumadp.errors import KumadpError
 from kumadp.host.log.secrets import holds_secret
-from kumadp.host.memory_trim import give_back
+from kumadp.host.memory_trim import trim_memory
 from kumadp.host.private_file import write_private
 from kumadp.relay.messages import SECRET, BadMessage, Response
 from kumadp.relay.secret_scan import why_secret
@@ -206,7 +206,7 @@ class LastGoodStore:
             self._written = self._confirmed = self._clock()
         self._pause = min(max(DEBOUNCE, 20 * (time.monotonic() - began)), LONGEST_PAUSE)
         if any(len(one.accepted or b"") > LARGE for one in content.memory.types):
-            give_back()
+            trim_memory()
 
     def _failed(self, reason: str) -> None:
         # What is there now is not what is served: nobody stands by it.

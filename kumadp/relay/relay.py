@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.grpc.call import LARGEST
-from kumadp.grpc.server import Server
+from kumadp.grpc.server import GrpcServer
 from kumadp.host.log.secrets import redact
-from kumadp.host.log.throttle import Sparse
-from kumadp.host.memory_trim import give_back
+from kumadp.host.log.throttle import Throttle
+from kumadp.host.memory_trim import trim_memory
 from kumadp.host.net.serve import bind_unix
 from kumadp.relay.actions import Note, RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
 from kumadp.relay.downstream import Downstream
@@ -102,7 +102,7 @@ class Relay:
         self._had_large = False
         self._downstream = Downstream(self, self._epoch)
         self._health = HealthRelay(self._upstream.call, self._epoch, min(options.largest, LARGEST_SPECIFIER))
-        self._sparse = Sparse()
+        self._throttle = Throttle()
         self._moved = asyncio.Event()
         self._epochs: dict[int, int] = {}
         self._unanswered: dict[str, float] = {}
@@ -113,7 +113,7 @@ class Relay:
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled; then end the stream to the control plane. Raises WorkDirError."""
         sock = bind_unix(self._path)
-        server = Server({ADS: self._downstream.serve, HDS: self._health.serve}, self._allowed, name="relay")
+        server = GrpcServer({ADS: self._downstream.serve, HDS: self._health.serve}, self._allowed, name="relay")
         server.start(sock)
         up()
         try:
@@ -255,7 +255,7 @@ class Relay:
         self._later("give back", GIVE_BACK_AFTER, self._give_back)
 
     def _give_back(self) -> None:
-        asyncio.get_running_loop().run_in_executor(None, give_back)
+        asyncio.get_running_loop().run_in_executor(None, trim_memory)
 
     def upstream_closed(self) -> None:
         """Nothing is asked any more."""
@@ -301,7 +301,7 @@ class Relay:
                     if self._had_large:
                         # What it takes the place of is free now.
                         self._give_back_soon()
-                    self._sparse.reset(f"rejected {type_url}")
+                    self._throttle.reset(f"rejected {type_url}")
                     self._on_accepted(type_url)
                     self._on_answered(type_url)
                 case ResponseRejected(type_url, version, reason, by_guard):
@@ -353,9 +353,7 @@ class Relay:
         return self._clock() - min(self._unanswered.values()) if self._unanswered else 0.0
 
     def _tell(self, kind: str, text: str) -> None:
-        left_out = self._sparse.count(kind, self._clock())
-        if left_out is not None:
-            log.warning("%s%s", text, f" ({left_out} more like this were left out)" if left_out else "")
+        self._throttle.warn(log, kind, self._clock(), text)
 
     def _later(self, name: str, seconds: float, act: Callable[[], None]) -> None:
         self._cancel(name)

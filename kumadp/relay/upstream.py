@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from kumadp.addresses import address_text, authority, server_name, with_port
 from kumadp.errors import KumadpError
-from kumadp.grpc.call import LARGEST, Call, Ended
-from kumadp.grpc.client import Wire, connect
+from kumadp.grpc.call import LARGEST, Call, StreamEnded
+from kumadp.grpc.client import GrpcConnection, connect
 from kumadp.host.log.secrets import redact, register
-from kumadp.host.log.throttle import Sparse
+from kumadp.host.log.throttle import Throttle
 from kumadp.relay.refusal import Backoff, StreamRefusal, classify
 
 if TYPE_CHECKING:
@@ -116,9 +116,9 @@ class UpstreamConnection:
         self._clock = clock
         self._on_change = on_change
         self._backoff = Backoff()
-        self._sparse = Sparse()
+        self._throttle = Throttle()
         self._outgoing: asyncio.Queue[bytes] | None = None
-        self._wire: Wire | None = None
+        self._wire: GrpcConnection | None = None
         self._metadata: dict[str, str] = {}
         self._good = ("", 0, "")
         self._broken_at = broken_at
@@ -159,7 +159,7 @@ class UpstreamConnection:
             wire = self._wire
             try:
                 return await wire.call(path, self._metadata)
-            except Ended:
+            except StreamEnded:
                 await self._changed.wait()
 
     async def run(self) -> None:
@@ -192,7 +192,7 @@ class UpstreamConnection:
             return attempt.result()
         if not isinstance(error, Exception):
             raise error
-        if self._sparse.count("a bug", self._clock()) is not None:
+        if self._throttle.admit("a bug", self._clock()) is not None:
             log.error("a bug in kumadp", exc_info=error)
         return _Failure(error)
 
@@ -215,7 +215,7 @@ class UpstreamConnection:
             for ip in sorted(found, key=lambda ip: ip != self._good[2]):
                 try:
                     await self._stream(dial, host, port, ip, where)
-                except (OSError, Ended) as error:
+                except (OSError, StreamEnded) as error:
                     failures.append(_Failure(error, where))
                     if self.facts.state is UpstreamState.OPEN:
                         return failures[-1]
@@ -224,7 +224,7 @@ class UpstreamConnection:
         return failures[0] if failures else _Failure(OSError("no address of a control plane is known"))
 
     async def _stream(self, dial: Dial, host: str, port: int, ip: str, where: str) -> None:
-        """Hold one stream to one address. Raises Ended or OSError when it is over."""
+        """Hold one stream to one address. Raises StreamEnded or OSError when it is over."""
         wire = await connect(
             (ip, port),
             authority=authority(host, port),
@@ -250,12 +250,12 @@ class UpstreamConnection:
                     if isinstance(data, bytes):
                         await self._listener.upstream_message(data)
                     elif not self._listener.upstream_oversized(data):
-                        raise Ended(None, f"a message of {data.size} bytes, which cannot be read")
+                        raise StreamEnded(None, f"a message of {data.size} bytes, which cannot be read")
                     # Not to be held until the next one comes.
                     del data
             except BaseException as error:
                 # A refusal leaves no stream behind; whatever else ends one, the control plane has to notice.
-                if not (isinstance(error, Ended) and error.status is not None and self._wire is None):
+                if not (isinstance(error, StreamEnded) and error.status is not None and self._wire is None):
                     self._broken_at = self._clock()
                 raise
             finally:
@@ -270,7 +270,7 @@ class UpstreamConnection:
         facts = self.facts
         facts.address, facts.last_error, facts.refusal, facts.refused_since = where, "", None, None
         self._move(UpstreamState.OPEN)
-        if self._sparse.count("open", self._clock()) is not None:
+        if self._throttle.admit("open", self._clock()) is not None:
             log.info("the control plane at %s serves this data plane", where)
 
     def _judge(self, failure: _Failure) -> float:
@@ -279,17 +279,14 @@ class UpstreamConnection:
         was_open = facts.state is UpstreamState.OPEN
         if was_open and now - facts.since >= EARNED:
             self._backoff.reset()
-            self._sparse.reset()
+            self._throttle.reset()
         refusal, reason = classify(failure.error), redact(_reason(failure.error))
         if facts.refusal is not refusal:
             facts.refused_since = now
         facts.refusal, facts.last_error = refusal, reason
         what = "the stream to the control plane broke" if was_open else "no stream to the control plane"
-        left_out = self._sparse.count(f"{what}: {refusal}", now)
-        if left_out is not None:
-            more = f" ({left_out} more like this were left out)" if left_out else ""
-            where = f" at {failure.where}" if failure.where else ""
-            log.warning("%s%s: %s; it is tried again%s", what, where, reason, more)
+        where = f" at {failure.where}" if failure.where else ""
+        self._throttle.warn(log, f"{what}: {refusal}", now, f"{what}{where}: {reason}; it is tried again")
         return self._backoff.wait(refusal, None if self._broken_at is None else now - self._broken_at)
 
     def _move(self, state: UpstreamState) -> None:
@@ -312,7 +309,7 @@ async def _resolve(host: str, port: int) -> list[str]:
 
 
 async def _write(call: Call, outgoing: asyncio.Queue[bytes]) -> None:
-    with contextlib.suppress(Ended):
+    with contextlib.suppress(StreamEnded):
         while True:
             await call.send(await outgoing.get())
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from kumadp.errors import ResourceError
 from kumadp.host.file_watch import FileWatch
-from kumadp.host.private_file import own_folder
-from kumadp.host.work_dir import writing
+from kumadp.host.private_file import make_own_folder
+from kumadp.host.work_dir import reporting_write_errors
 from kumadp.standalone.generated_config import clashes
 from kumadp.standalone.generator import bootstrap as make_bootstrap
 from kumadp.standalone.generator import cluster_file, generate, listener_file
@@ -54,8 +54,8 @@ def prepare(mesh: Mesh, directory: Path, dns: DnsListener | None, memory: int = 
     """
     made = generate(mesh, dns)
     held = XdsFiles(directory)
-    with writing(directory):
-        own_folder(directory)
+    with reporting_write_errors(directory):
+        make_own_folder(directory)
         held.write(CLUSTERS, cluster_file(made.clusters))
         held.write(LISTENERS, listener_file(made))
         for old in directory.glob("*.json"):

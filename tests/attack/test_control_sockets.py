@@ -23,7 +23,7 @@ from kumadp.core.status import Status
 from kumadp.daemon.control import ask, ask_status, socket_name
 from kumadp.daemon.instances import Running, Search
 from kumadp.errors import CommandRefused
-from kumadp.host.net.unix_http import LARGEST_BODY, Untrusted
+from kumadp.host.net.unix_http import LARGEST_BODY, UntrustedSocket
 from tests.support.command import ROOT, kumadp
 from tests.support.needs import missing
 from tests.support.poll import poll
@@ -311,7 +311,7 @@ def test_chunks_and_provisional_answers_are_read(runtime: Path) -> None:
 
 
 def test_untrusted_is_what_other_failures_of_a_socket_are() -> None:
-    assert issubclass(Untrusted, OSError)
+    assert issubclass(UntrustedSocket, OSError)
 
 
 SOME = ["no HTTP", "no JSON", "deep objects", "an empty object", "children as {'envoy': {}}"]

@@ -15,7 +15,7 @@ import pytest
 from kumadp.accesslog.fifo import open_fifo as open_access_log
 from kumadp.errors import WorkDirError
 from kumadp.host.net.serve import bind_unix
-from kumadp.host.private_file import NotOurs, make_folders, own_folder, pin, read_private, write_private
+from kumadp.host.private_file import NotOurs, make_folders, make_own_folder, pin, read_private, write_private
 from kumadp.host.state_file import NAME, read_state
 from kumadp.host.work_dir import LOCK, open_work_dir
 from kumadp.process.fifo import make_fifo
@@ -179,7 +179,7 @@ def test_what_belongs_to_somebody_else_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir(mode=0o700)
     os.chown(tmp_path / "folder", NOBODY, NOBODY)
     with pytest.raises(NotOurs, match="another user"):
-        own_folder(tmp_path / "folder")
+        make_own_folder(tmp_path / "folder")
 
 
 def test_a_folder_that_is_a_link_is_not_emptied(tmp_path: Path, victim: Victim) -> None:

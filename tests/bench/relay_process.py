@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp.web  # noqa: F401 - what a kumadp holds anyway
 import uvloop
 
-from kumadp.process import supervise  # noqa: F401 - likewise
+from kumadp.process import supervisor as supervise  # noqa: F401 - likewise
 
 PROBE = 0.001
 

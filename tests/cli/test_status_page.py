@@ -8,8 +8,8 @@ from typing import Any
 from kumadp.cli.status_page import page, summary
 from kumadp.core.phases import Phase
 from kumadp.core.status import Status
-from kumadp.process.policy import ChildState
-from kumadp.process.supervise import ChildReport
+from kumadp.process.restart_policy import ChildState
+from kumadp.process.supervisor import ChildReport
 from kumadp.settings.values import lasting
 from tests.support.readmes import output_of
 

@@ -19,7 +19,7 @@ from kumadp.dns.coredns.binary import coredns_version, find_coredns
 from kumadp.dns.coredns.component import CoreDnsComponent
 from kumadp.dns.coredns.corefile import HEALTH_NAME, CorefileFacts, Way, built_in
 from kumadp.process.child import Command
-from kumadp.process.policy import ChildState, RestartPolicy
+from kumadp.process.restart_policy import ChildState, RestartPolicy
 from tests.support.nameservers import name_server
 from tests.support.needs import need_coredns, need_other_coredns
 from tests.support.poll import poll_async

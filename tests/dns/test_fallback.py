@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.dns.coredns.corefile import Way
-from kumadp.process.policy import ChildState
+from kumadp.process.restart_policy import ChildState
 from tests.dns.test_coredns import MESH, Ports, Running, coredns
 from tests.support.dns_load import dns_load
 from tests.support.nameservers import SharedPort, name_server

@@ -60,7 +60,7 @@ async def test_who_is_about_to_go_is_not_believed(short: Path) -> None:
         client = SocketClient(short)
         server.put("/dns", b"old")
         await client.get("/dns")
-        server.responses["/dns"] = response(200, b"old", "Connection: close")
+        server.responses["/dns"] = response(200, b"old", "HttpConnection: close")
         assert (await client.get("/dns")).body == b"old"
         assert server.connections == 2
         assert server.count("/dns") == 3

@@ -20,7 +20,7 @@ from kumadp.envoy.reload import Plan
 from kumadp.errors import ChildFailed
 from kumadp.host.private_file import write_json
 from kumadp.process.child import Command
-from kumadp.process.policy import ChildState, RestartPolicy
+from kumadp.process.restart_policy import ChildState, RestartPolicy
 from tests.support.daemon import Ports
 from tests.support.needs import need_envoy
 from tests.support.poll import poll_async

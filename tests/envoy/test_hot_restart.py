@@ -17,7 +17,7 @@ from kumadp.envoy.reload import AdoptedEnvoy
 from kumadp.errors import ChildFailed
 from kumadp.host.private_file import write_private
 from kumadp.process.child import Child, ExitStatus
-from kumadp.process.policy import ChildState
+from kumadp.process.restart_policy import ChildState
 from tests.support.epochs import Epochs, running
 from tests.support.load import load
 from tests.support.needs import need_envoy

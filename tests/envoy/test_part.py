@@ -23,7 +23,7 @@ from kumadp.settings.resolve import resolve
 from tests.support.poll import poll_async
 
 if TYPE_CHECKING:
-    from kumadp.host.state_file import State
+    from kumadp.host.state_file import SavedState
 
 
 def state_of(generation: int) -> EnvoyState:
@@ -69,7 +69,7 @@ async def test_what_was_noted_last_is_what_stays(run: Run, monkeypatch: pytest.M
     async def began() -> bool:
         return bool(looked)
 
-    async def known() -> State | None:
+    async def known() -> SavedState | None:
         return read_state(run.work.path)
 
     made._started(1, 17)

@@ -40,11 +40,11 @@ import os, resource
 from kumadp.errors import HandoverFailed
 from kumadp.host import core_dumps as cores
 from kumadp.host.reexec import handover
-cores.forbid_cores()
+cores.disable_core_dumps()
 try:
     handover.become(handover.collect({}, ()), os.environ, lambda: None, ("/none",))
 except HandoverFailed:
-    print(resource.getrlimit(resource.RLIMIT_CORE)[0], cores.cores_of_children())
+    print(resource.getrlimit(resource.RLIMIT_CORE)[0], cores.child_core_limit())
 """
     before = resource.getrlimit(resource.RLIMIT_CORE)[0]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

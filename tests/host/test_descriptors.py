@@ -40,10 +40,10 @@ import os, subprocess
 from kumadp.errors import HandoverFailed
 from kumadp.host import descriptors
 from kumadp.host.reexec import handover
-from kumadp.process.child import tied_to_us
+from kumadp.process.child import tied_to_parent
 descriptors.raise_limit()
 print(descriptors.limit(), flush=True)
-subprocess.run(tied_to_us(("/bin/sh", "-c", "ulimit -n"), 0, os.environ), check=True)
+subprocess.run(tied_to_parent(("/bin/sh", "-c", "ulimit -n"), 0, os.environ), check=True)
 try:
     handover.become(handover.collect({}, ()), os.environ, lambda: None, ("/none",))
 except HandoverFailed:

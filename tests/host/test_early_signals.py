@@ -40,7 +40,7 @@ EARLY = textwrap.dedent("""
             for _ in range(stops):
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0)
-    early.take_early_signals()
+    early.hold_early_signals()
     noisy = Noisy()
     del noisy
     print("it goes on", flush=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.host.environment import container_sign, fate_of_children, find_container_sign
+from kumadp.host.environment import container_sign, find_container_sign, resolve_on_parent_death
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,7 @@ def sign(environ: Mapping[str, str], *files: str, pid: int = 812, namespace: int
 def test_a_container(environ: dict[str, str], files: tuple[str, ...], pid: int, namespace: int) -> None:
     found = sign(environ, *files, pid=pid, namespace=namespace)
     assert found
-    assert fate_of_children("auto", found) == "kill"
+    assert resolve_on_parent_death("auto", found) == "kill"
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_a_container(environ: dict[str, str], files: tuple[str, ...], pid: int, 
 )
 def test_a_vm(environ: dict[str, str], files: tuple[str, ...], namespace: int) -> None:
     assert sign(environ, *files, namespace=namespace) == ""
-    assert fate_of_children("auto", "") == "keep"
+    assert resolve_on_parent_death("auto", "") == "keep"
 
 
 @pytest.mark.parametrize("found", ["", "/.dockerenv"])
 def test_what_the_user_says_goes_before(found: str) -> None:
-    assert fate_of_children("kill", found) == "kill"
-    assert fate_of_children("keep", found) == "keep"
+    assert resolve_on_parent_death("kill", found) == "kill"
+    assert resolve_on_parent_death("keep", found) == "keep"
 
 
 def test_this_machine_is_asked() -> None:

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from kumadp.host.event_loop import EventLoop
-from kumadp.host.reexec.handover import quiet_threads
+from kumadp.host.reexec.handover import block_signals_in_threads
 
 if TYPE_CHECKING:
     import pytest
@@ -25,7 +25,7 @@ def test_lookups_that_hang_hold_up_no_file(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(socket, "getaddrinfo", silent)
 
     async def main() -> None:
-        await quiet_threads()
+        await block_signals_in_threads()
         loop = asyncio.get_running_loop()
         lookups = [asyncio.ensure_future(loop.getaddrinfo("silent.mesh", 80)) for _ in range(100)]
         async with asyncio.timeout(30):

@@ -19,7 +19,7 @@ import pytest
 import uvloop
 
 from kumadp.errors import HandoverFailed, PortsTaken
-from kumadp.host.net.ports import Address, check_ports
+from kumadp.host.net.ports import BindAddress, check_ports
 from kumadp.host.net.serve import bind_tcp, bind_udp, bind_unix
 from kumadp.host.reexec import handover
 from kumadp.host.reexec import inherited_sockets as inherited
@@ -41,11 +41,11 @@ Kept = list[socket.socket]
 def kept() -> Iterator[Kept]:
     """Sockets that are closed in the end; none of another test is known."""
     sockets: Kept = []
-    inherited.give_up()
+    inherited.close_unclaimed()
     yield sockets
     for sock in sockets:
         sock.close()
-    inherited.give_up()
+    inherited.close_unclaimed()
 
 
 def handed_over(sock: socket.socket, kind: inherited.Kind, host: str, port: int) -> None:
@@ -117,13 +117,13 @@ def test_a_socket_is_taken_over_with_what_waits_in_it(kept: Kept, tmp_path: Path
     kept += [tcp.accept()[0], unix.accept()[0]]
     assert udp.recv(100) == b"question"
     assert path.stat().st_ino == inode
-    assert inherited.give_up() == []
+    assert inherited.close_unclaimed() == []
 
 
 async def test_a_port_that_was_handed_over_is_not_held_by_somebody_else(kept: Kept) -> None:
     port = free_port()
     first = bind_tcp("127.0.0.1", port, "x")
-    address = Address("127.0.0.1", port, "tcp", "readiness", "KUMA_READINESS_PORT")
+    address = BindAddress("127.0.0.1", port, "tcp", "readiness", "KUMA_READINESS_PORT")
     with pytest.raises(PortsTaken):
         await check_ports([address])
     handed_over(first, "tcp", "127.0.0.1", port)
@@ -138,7 +138,7 @@ def test_what_nobody_wants_any_more_is_closed_and_told(kept: Kept, tmp_path: Pat
     port, path = free_port(), tmp_path / "s"
     handed_over(bind_tcp("127.0.0.1", port, "x"), "tcp", "127.0.0.1", port)
     handed_over(bind_unix(path), "unix", str(path), 0)
-    assert set(inherited.give_up()) == {f"127.0.0.1:{port}/tcp", str(path)}
+    assert set(inherited.close_unclaimed()) == {f"127.0.0.1:{port}/tcp", str(path)}
     assert not path.exists()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
@@ -182,7 +182,7 @@ STDIN = """
 import os, sys
 from kumadp.host.reexec import handover
 before = handover.receive(os.environ)
-handover.keep_stdin()
+handover.buffer_stdin()
 text = sys.stdin.read()
 with open(handover.open_stdin()) as again:
     assert again.read() == text
@@ -206,7 +206,7 @@ def test_what_was_piped_in_is_read_again_by_the_next_program() -> None:
 
 
 async def use_threads() -> dict[str, bool]:
-    await handover.quiet_threads()
+    await handover.block_signals_in_threads()
     await asyncio.get_running_loop().getaddrinfo("localhost", 80)
     await asyncio.to_thread(int)
     return held_by_threads()

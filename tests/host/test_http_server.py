@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from kumadp.host.net.accept import Acceptor, Door
-from kumadp.host.net.http_server import Limits, Server
+from kumadp.host.net.acceptor import Acceptor
+from kumadp.host.net.connection_limit import ConnectionLimit
+from kumadp.host.net.http_server import HttpServer, TimeLimits
 from kumadp.host.net.serve import bind_tcp
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ REQUEST = b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n"
 
 @contextlib.asynccontextmanager
 async def served(
-    limits: Limits, *, body: bytes = b"ok", abandon: bool = False, door: Door | None = None
+    limits: TimeLimits, *, body: bytes = b"ok", abandon: bool = False, limit: ConnectionLimit | None = None
 ) -> AsyncIterator[tuple[int, list[str]]]:
     told: list[str] = []
 
@@ -37,18 +38,18 @@ async def served(
                 raise
         return web.Response(body=body)
 
-    def came(_connection: object) -> None:
+    def on_connect(_connection: object) -> None:
         pass
 
-    def spoke(_connection: object) -> None:
-        told.append("spoke")
+    def on_first_request(_connection: object) -> None:
+        told.append("on_first_request")
 
     sock = bind_tcp("127.0.0.1", 0, "test")
-    door = door or Door.for_socket("test", sock)
-    server = Server(answer, came, spoke, door, limits=limits, abandon=abandon)
+    limit = limit or ConnectionLimit.for_socket("test", sock)
+    server = HttpServer(answer, on_connect, on_first_request, limit, limits=limits, abandon=abandon)
     runner = web.ServerRunner(server, shutdown_timeout=0.1)
     await runner.setup()
-    acceptor = Acceptor(sock, door, server.connection)
+    acceptor = Acceptor(sock, limit, server.connection)
     acceptor.open()
     try:
         yield sock.getsockname()[1], told
@@ -59,11 +60,11 @@ async def served(
 
 
 def test_the_limits_are_those_of_the_readiness_reporter() -> None:
-    assert Limits() == Limits(head=1.0, write=30.0, idle=120.0, body=10.0)
+    assert TimeLimits() == TimeLimits(head=1.0, write=30.0, idle=120.0, body=10.0)
 
 
 async def test_a_client_that_says_nothing_or_half_a_head_is_left_after_a_while() -> None:
-    async with asyncio.timeout(DEADLINE), served(Limits(0.05, LONG, LONG)) as (port, told):
+    async with asyncio.timeout(DEADLINE), served(TimeLimits(0.05, LONG, LONG)) as (port, told):
         for sent in (b"", REQUEST[:10]):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(sent)
@@ -73,7 +74,7 @@ async def test_a_client_that_says_nothing_or_half_a_head_is_left_after_a_while()
 
 
 async def test_a_second_head_must_end_too_and_silence_between_two_may_last_longer() -> None:
-    async with asyncio.timeout(DEADLINE), served(Limits(0.05, LONG, LONG)) as (port, told):
+    async with asyncio.timeout(DEADLINE), served(TimeLimits(0.05, LONG, LONG)) as (port, told):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(REQUEST)
         assert b"200" in await reader.readuntil(b"ok")
@@ -88,7 +89,7 @@ async def test_a_second_head_must_end_too_and_silence_between_two_may_last_longe
 
 
 async def test_a_connection_that_is_idle_for_too_long_ends() -> None:
-    async with asyncio.timeout(DEADLINE), served(Limits(LONG, LONG, 0.05)) as (port, _told):
+    async with asyncio.timeout(DEADLINE), served(TimeLimits(LONG, LONG, 0.05)) as (port, _told):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(REQUEST)
         await reader.readuntil(b"ok")
@@ -97,14 +98,14 @@ async def test_a_connection_that_is_idle_for_too_long_ends() -> None:
 
 
 async def test_a_client_that_does_not_read_is_left() -> None:
-    async with asyncio.timeout(DEADLINE), served(Limits(LONG, 0.2, LONG), body=bytes(64 << 20)) as (port, told):
+    async with asyncio.timeout(DEADLINE), served(TimeLimits(LONG, 0.2, LONG), body=bytes(64 << 20)) as (port, told):
         loop = asyncio.get_running_loop()
         with socket.socket() as client:
             client.setblocking(False)
             await loop.sock_connect(client, ("127.0.0.1", port))
             await loop.sock_sendall(client, REQUEST)
             # Once for the request, once for the end.
-            while told.count("spoke") < 2:
+            while told.count("on_first_request") < 2:
                 await asyncio.sleep(0.01)
             got = 0
             with contextlib.suppress(ConnectionResetError):
@@ -114,7 +115,7 @@ async def test_a_client_that_does_not_read_is_left() -> None:
 
 
 async def test_a_handler_may_be_abandoned_with_its_client() -> None:
-    async with asyncio.timeout(DEADLINE), served(Limits(LONG, LONG, LONG), abandon=True) as (port, told):
+    async with asyncio.timeout(DEADLINE), served(TimeLimits(LONG, LONG, LONG), abandon=True) as (port, told):
         _reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(REQUEST.replace(b"/ready", b"/slow"))
         while "/slow" not in told:
@@ -125,7 +126,7 @@ async def test_a_handler_may_be_abandoned_with_its_client() -> None:
 
 
 async def test_what_serves_is_not_told() -> None:
-    async with asyncio.timeout(DEADLINE), served(Limits()) as (port, _told):
+    async with asyncio.timeout(DEADLINE), served(TimeLimits()) as (port, _told):
         for sent in (REQUEST, b"nonsense\r\n\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(sent)

@@ -31,8 +31,8 @@ def places(tmp_path: Path) -> Iterator[list[socket.socket]]:
     """Readiness on TCP and on a Unix socket, and a third one that nobody probes."""
     probed, other = free_ports(2)
     path = tmp_path / "s"
-    inherited.note_probed("tcp", "127.0.0.1", probed)
-    inherited.note_probed("unix", str(path), 0)
+    inherited.register_probed("tcp", "127.0.0.1", probed)
+    inherited.register_probed("unix", str(path), 0)
     made = [bind_tcp("127.0.0.1", probed, "test"), bind_unix(path), bind_tcp("127.0.0.1", other, "test")]
     yield made
     meanwhile.end()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.errors import PortsTaken
-from kumadp.host.net.ports import Address, check_ports, holder_of, is_held_by, local_addresses
+from kumadp.host.net.ports import BindAddress, check_ports, holder_of, is_held_by, local_addresses
 from tests.support.ports import free_port, free_ports
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from kumadp.host.net.ports import Protocol
 
 
-def address(port: int, host: str = "127.0.0.1", protocol: Protocol = "tcp") -> Address:
-    return Address(host, port, protocol, "the inbound", "networking.inbound[0].port")
+def address(port: int, host: str = "127.0.0.1", protocol: Protocol = "tcp") -> BindAddress:
+    return BindAddress(host, port, protocol, "the inbound", "networking.inbound[0].port")
 
 
 @contextlib.contextmanager
@@ -37,7 +37,7 @@ def held(host: str = "127.0.0.1", protocol: Protocol = "tcp", port: int = 0) -> 
         yield int(sock.getsockname()[1])
 
 
-async def clash(*addresses: Address) -> list[str]:
+async def clash(*addresses: BindAddress) -> list[str]:
     try:
         await check_ports(addresses)
     except PortsTaken as taken:
@@ -123,13 +123,13 @@ def test_ports_below_1024_and_holders_that_may_not_be_seen() -> None:
     source = f"""
 import asyncio, concurrent.futures.thread, os, sys
 sys.path[:0] = {sys.path!r}
-from kumadp.host.net.ports import Address, check_ports
+from kumadp.host.net.ports import BindAddress, check_ports
 from kumadp.errors import PortsTaken
 import psutil
 os.setgid(65534); os.setuid(65534)
 try:
     pairs = [one.split(":") for one in sys.argv[1:]]
-    asyncio.run(check_ports([Address(host, int(port), "tcp", "x", "y") for host, port in pairs]))
+    asyncio.run(check_ports([BindAddress(host, int(port), "tcp", "x", "y") for host, port in pairs]))
 except PortsTaken as taken:
     print(*taken.problems, sep="\\n")
 """

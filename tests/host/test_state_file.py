@@ -15,7 +15,7 @@ import pytest
 
 from kumadp.host import state_file as state
 from kumadp.host.process_identity import boot_id, identity_of, start_time_of
-from kumadp.host.state_file import FORMAT, NAME, ChildRecord, State, StateFile, adoptable, read_state, record
+from kumadp.host.state_file import FORMAT, NAME, ChildRecord, SavedState, StateFile, adoptable, read_state, record
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ async def test_what_is_noted_is_read_again_and_private(tmp_path: Path, child: Ch
     await noted(tmp_path, child)
     assert stat.S_IMODE((tmp_path / NAME).stat().st_mode) == 0o600
     found = read_state(tmp_path)
-    assert found == State(FORMAT, boot_id(), os.getpid(), start_time_of(os.getpid()) or 0, (child,))
+    assert found == SavedState(FORMAT, boot_id(), os.getpid(), start_time_of(os.getpid()) or 0, (child,))
     assert adoptable(found) == [child]
     assert child.arguments not in {"", "/bin/sleep 60"}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.host.net.tls import LARGEST_FILE, BadTrust, client_context, read_anchors, read_anchors_file
+from kumadp.host.net.tls import LARGEST_FILE, NoTrustAnchor, client_context, read_anchors, read_anchors_file
 from tests.support.pki import Issued, issue, server_context, shake_hands
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def test_many_notes_are_cut_short() -> None:
 def test_a_file_without_a_certificate_is_one_clear_error_with_its_path(text: bytes, why: str, tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_bytes(text)
-    with pytest.raises(BadTrust) as error:
+    with pytest.raises(NoTrustAnchor) as error:
         read_anchors_file(file)
     assert str(error.value).startswith(str(file))
     assert why in str(error.value)
@@ -147,7 +147,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     with file.open("wb") as output:
         output.truncate(LARGEST_FILE + 1)
-    with pytest.raises(BadTrust, match="larger than 4 MiB"):
+    with pytest.raises(NoTrustAnchor, match="larger than 4 MiB"):
         read_anchors_file(file)
 
 

@@ -23,7 +23,7 @@ from kumadp.doctor.control_plane import control_plane
 from kumadp.doctor.subject import Subject
 from kumadp.errors import PortsTaken
 from kumadp.grpc.client import connect
-from kumadp.host.net.ports import Address, check_ports
+from kumadp.host.net.ports import BindAddress, check_ports
 from kumadp.host.net.serve import bind_tcp
 from kumadp.otel.routes import Route, Target
 from kumadp.otel.senders import sender_for
@@ -156,8 +156,8 @@ def test_what_is_bound(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
             assert server.getsockname()[3] == socket.if_nametoindex("lo")
             port = server.getsockname()[1]
             with pytest.raises(PortsTaken, match="is held by"):
-                await check_ports([Address(SCOPED, port, "tcp", "a test", "--somewhere")])
-        await check_ports([Address(SCOPED, port, "tcp", "a test", "--somewhere")])
+                await check_ports([BindAddress(SCOPED, port, "tcp", "a test", "--somewhere")])
+        await check_ports([BindAddress(SCOPED, port, "tcp", "a test", "--somewhere")])
         with pytest.raises(PortsTaken, match="no interface 'eth9'"):
             bind_tcp(f"{ADDRESS}%eth9", 0, "a test")
 

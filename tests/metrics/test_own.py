@@ -14,8 +14,8 @@ from kumadp.core.status import Status
 from kumadp.metrics.lag import LoopLag
 from kumadp.metrics.own import PHASES, Own
 from kumadp.metrics.own_page import Measuring
-from kumadp.process.policy import ChildState
-from kumadp.process.supervise import CAUSES, ChildReport
+from kumadp.process.restart_policy import ChildState
+from kumadp.process.supervisor import CAUSES, ChildReport
 from tests.metrics.test_dns import Counters
 from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.host.net.ports import Address
+from kumadp.host.net.ports import BindAddress
 from kumadp.metrics.formats import Format
 from kumadp.metrics.profiles import Selection, Wanted
 from kumadp.metrics.server import Application, Policy, Surroundings, allowed, legacy_query
@@ -314,7 +314,7 @@ async def test_kumadp_tells_of_itself_and_of_coredns_only_what_is_theirs() -> No
     async with (
         exposed(coredns),
         collecting(
-            at(own=telling(own), coredns=lambda: Address("127.0.0.1", coredns.port, "tcp", "", ""))
+            at(own=telling(own), coredns=lambda: BindAddress("127.0.0.1", coredns.port, "tcp", "", ""))
         ) as collector,
     ):
         got = await collector.scrape()

@@ -10,7 +10,7 @@ import pytest
 
 from kumadp.bootstrap.address import AdminAddress, TcpAdmin, UnixAdmin
 from kumadp.core.context import Run
-from kumadp.host.net.ports import Address
+from kumadp.host.net.ports import BindAddress
 from kumadp.probes.targets import Places, applications, is_limited, is_sourced
 from kumadp.resources.load import load_resource
 from kumadp.resources.types import Dataplane
@@ -42,7 +42,7 @@ def places(
     *,
     dataplane: bool = True,
     environ: dict[str, str] | None = None,
-    own: tuple[Address, ...] = (),
+    own: tuple[BindAddress, ...] = (),
     admin: AdminAddress | None = None,
     children: tuple[int, ...] = (),
     **settings: Any,
@@ -90,9 +90,9 @@ def test_the_allow_list(allow: str, environ: dict[str, str], limited: bool) -> N
 
 
 async def test_what_is_our_own_is_never_asked(caplog: pytest.LogCaptureFixture) -> None:
-    readiness = Address("127.0.0.1", 9902, "tcp", "readiness", "")
-    everywhere = Address("::", 9001, "tcp", "the proxy", "")
-    dns = Address("0.0.0.0", 15053, "udp", "DNS", "")
+    readiness = BindAddress("127.0.0.1", 9902, "tcp", "readiness", "")
+    everywhere = BindAddress("::", 9001, "tcp", "the proxy", "")
+    dns = BindAddress("0.0.0.0", 15053, "udp", "DNS", "")
     settings: dict[str, Any] = {"probe_proxy_allow": "any", "instance_ip": "127.0.0.1", "dataplane": False}
     ask = places(own=(readiness, everywhere, dns), admin=TcpAdmin("127.0.0.1", 9901), **settings)
     assert [await ask(port) for port in (9902, 9001, 9901, 9902)] == [None] * 4

@@ -19,7 +19,7 @@ import uvloop
 
 from kumadp.host.process_identity import start_time_of
 from kumadp.host.state_file import adoptable, read_state
-from kumadp.process import logpump
+from kumadp.process import log_pump as logpump
 from kumadp.process.child import Child, Command, ExitStatus
 from kumadp.process.fifo import FIFO_SIZE
 from tests.support.command import ROOT

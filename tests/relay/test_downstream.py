@@ -16,7 +16,7 @@ from grpclib.const import Cardinality
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import StreamTerminatedError
 
-from kumadp.grpc.server import Server
+from kumadp.grpc.server import GrpcServer
 from kumadp.host.net.serve import bind_unix
 from kumadp.relay.downstream import Downstream
 from kumadp.relay.upstream import ADS
@@ -73,7 +73,7 @@ class Side:
 @contextlib.asynccontextmanager
 async def serving(path: Path, allowed: Callable[[int], bool] = lambda _uid: True) -> AsyncIterator[Side]:
     side = Side(path)
-    server = Server({ADS: side.down.serve}, allowed)
+    server = GrpcServer({ADS: side.down.serve}, allowed)
     sock = bind_unix(path)
     server.start(sock)
     try:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, cast
 
-from kumadp.grpc.call import Call, Ended
+from kumadp.grpc.call import Call, StreamEnded
 from kumadp.relay.health import HDS, HealthRelay
 from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 class StandIn:
-    """One stream: what is put comes out of ``receive``, an Ended is raised there; ``sent`` is what was sent."""
+    """One stream: what is put comes out of ``receive``, an StreamEnded is raised there; ``sent`` is what was sent."""
 
     def __init__(self) -> None:
-        self.incoming: asyncio.Queue[bytes | Ended] = asyncio.Queue()
+        self.incoming: asyncio.Queue[bytes | StreamEnded] = asyncio.Queue()
         self.sent: list[bytes] = []
         self.finished: tuple[int, str] | None = None
 
     async def receive(self, *, largest: int = 0) -> bytes:
         message = await self.incoming.get()
-        if isinstance(message, Ended):
+        if isinstance(message, StreamEnded):
             raise message
         return message
 
@@ -61,7 +61,7 @@ class Streams:
         try:
             yield call
         finally:
-            call.incoming.put_nowait(Ended(None, "gone"))
+            call.incoming.put_nowait(StreamEnded(None, "gone"))
             await task
 
 
@@ -106,7 +106,7 @@ async def test_what_the_control_plane_says_passes_and_its_end_is_envoy_s() -> No
     async with streams.envoy(0) as envoy:
         streams.up[0].incoming.put_nowait(b"check this")
         await until(lambda: envoy.sent == [b"check this"], "a specifier")
-        streams.up[0].incoming.put_nowait(Ended(12, "no health checks here"))
+        streams.up[0].incoming.put_nowait(StreamEnded(12, "no health checks here"))
         await until(lambda: envoy.finished == (12, "no health checks here"), "the end")
 
 
@@ -114,7 +114,7 @@ async def test_what_the_control_plane_says_passes_and_its_end_is_envoy_s() -> No
 async def test_a_connection_that_breaks_is_not_envoy_s_business() -> None:
     streams = Streams()
     async with streams.envoy(0) as envoy:
-        streams.up[0].incoming.put_nowait(Ended(None, "Connection lost"))
+        streams.up[0].incoming.put_nowait(StreamEnded(None, "Connection lost"))
         await until(lambda: len(streams.up) == 2 and streams.up[1].sent == [b"request 0"], "the request again")
         envoy.incoming.put_nowait(b"report")
         await until(lambda: streams.up[1].sent[1:] == [b"report"], "a report")

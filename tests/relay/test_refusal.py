@@ -9,8 +9,8 @@ import ssl
 import pytest
 
 from kumadp.errors import ControlPlaneRefused
-from kumadp.grpc.call import Ended
-from kumadp.host.log.throttle import Sparse
+from kumadp.grpc.call import StreamEnded
+from kumadp.host.log.throttle import Throttle
 from kumadp.relay.refusal import Backoff, StreamRefusal, classify
 
 ACTIVE = "there is already an active stream from this node, try again later"
@@ -19,20 +19,26 @@ ACTIVE = "there is already an active stream from this node, try again later"
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (Ended(2, ACTIVE), StreamRefusal.ACTIVE),
-        (Ended(2, "authentication failed: could not parse token. kuma-cp runs with an in-memory"), StreamRefusal.AUTH),
-        (Ended(2, "could not extract credential from DiscoveryRequest: request has no metadata"), StreamRefusal.AUTH),
-        (Ended(16, "who are you"), StreamRefusal.AUTH),
-        (Ended(7, "not you"), StreamRefusal.AUTH),
+        (StreamEnded(2, ACTIVE), StreamRefusal.ACTIVE),
+        (
+            StreamEnded(2, "authentication failed: could not parse token. kuma-cp runs with an in-memory"),
+            StreamRefusal.AUTH,
+        ),
+        (
+            StreamEnded(2, "could not extract credential from DiscoveryRequest: request has no metadata"),
+            StreamRefusal.AUTH,
+        ),
+        (StreamEnded(16, "who are you"), StreamRefusal.AUTH),
+        (StreamEnded(7, "not you"), StreamRefusal.AUTH),
         (ssl.SSLCertVerificationError("no"), StreamRefusal.AUTH),
         (ControlPlaneRefused("the token file is empty"), StreamRefusal.AUTH),
         (ConnectionRefusedError(111, "refused"), StreamRefusal.UNREACHABLE),
         (TimeoutError(), StreamRefusal.UNREACHABLE),
         (ssl.SSLError("eof"), StreamRefusal.UNREACHABLE),
-        (Ended(None, "Connection lost"), StreamRefusal.UNREACHABLE),
-        (Ended(14, "going away"), StreamRefusal.UNREACHABLE),
-        (Ended(2, 'resource "default.web" not found; create a Dataplane in Kuma CP first'), StreamRefusal.OTHER),
-        (Ended(0, ""), StreamRefusal.OTHER),
+        (StreamEnded(None, "Connection lost"), StreamRefusal.UNREACHABLE),
+        (StreamEnded(14, "going away"), StreamRefusal.UNREACHABLE),
+        (StreamEnded(2, 'resource "default.web" not found; create a Dataplane in Kuma CP first'), StreamRefusal.OTHER),
+        (StreamEnded(0, ""), StreamRefusal.OTHER),
     ],
 )
 def test_refusals_are_told_apart(error: Exception, kind: StreamRefusal) -> None:
@@ -76,15 +82,15 @@ def test_others_wait_longer_up_to_five_seconds_and_not_in_step(refusal: StreamRe
 
 
 def test_ten_minutes_of_the_same_fault_are_a_handful_of_lines() -> None:
-    sparse = Sparse()
-    told = [left_out for second in range(600) if (left_out := sparse.count("away", float(second))) is not None]
+    throttle = Throttle()
+    told = [left_out for second in range(600) if (left_out := throttle.admit("away", float(second))) is not None]
     assert told == [0, 29, 59, 119, 239]
 
 
 def test_what_is_over_is_told_at_once_when_it_comes_back() -> None:
-    sparse = Sparse()
-    assert sparse.count("away", 0.0) == 0
-    assert sparse.count("away", 1.0) is None
-    assert sparse.count("other", 1.0) == 0
-    sparse.reset()
-    assert sparse.count("away", 2.0) == 0
+    throttle = Throttle()
+    assert throttle.admit("away", 0.0) == 0
+    assert throttle.admit("away", 1.0) is None
+    assert throttle.admit("other", 1.0) == 0
+    throttle.reset()
+    assert throttle.admit("away", 2.0) == 0

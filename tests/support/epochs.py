@@ -18,7 +18,7 @@ from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions, EpochCallbacks, H
 from kumadp.envoy.reload import AdoptedEnvoy, Plan
 from kumadp.host.private_file import write_private
 from kumadp.process.child import Command
-from kumadp.process.policy import ChildState, RestartPolicy
+from kumadp.process.restart_policy import ChildState, RestartPolicy
 from tests.support.needs import need_envoy
 from tests.support.poll import poll_async
 from tests.support.ports import free_ports
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from kumadp.envoy.hang_watch import HangWatch
     from kumadp.process.child import Child, ExitStatus
-    from kumadp.process.supervise import ChildReport
+    from kumadp.process.supervisor import ChildReport
 
 _HTTP = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"

@@ -54,7 +54,7 @@ class Program:
         self.again = asyncio.Event()
 
     async def main(self) -> None:
-        await handover.quiet_threads()
+        await handover.block_signals_in_threads()
         plan = self.plan
         sections = HANDED.sections if HANDED is not None else {}
         if sections:
@@ -69,7 +69,7 @@ class Program:
         http = bind_tcp("127.0.0.1", plan["tcp"], "http")
         udp = bind_udp("127.0.0.1", plan["udp"], "echo")
         unix = bind_unix(self.folder / "s")
-        self.unclaimed = inherited.give_up()
+        self.unclaimed = inherited.close_unclaimed()
         self.child: Child | None = None
         if sections:
             children = msgspec.msgpack.decode(sections["children"], type=list[HandedChild])

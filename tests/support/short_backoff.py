@@ -6,7 +6,8 @@ import runpy
 import sys
 
 from kumadp.controlplane import bootstrap_http
-from kumadp.host.log import repeats, throttle
+from kumadp.host.log import repeat_filter as repeats
+from kumadp.host.log import throttle
 from kumadp.relay import refusal
 
 # Pauses between attempts to reach the control plane, and windows in which repeated log lines are suppressed.

@@ -133,9 +133,9 @@ networking:
 
 def _tied_to_us(*command: str) -> tuple[str, ...]:
     """``command``, asked to stop by the kernel when this process dies, whatever it dies of."""
-    from kumadp.process.child import tied_to_us
+    from kumadp.process.child import tied_to_parent
 
-    return tied_to_us(command, signal.SIGTERM, os.environ)
+    return tied_to_parent(command, signal.SIGTERM, os.environ)
 
 
 def write_mesh(folder: Path, ports: DemoPorts) -> None:

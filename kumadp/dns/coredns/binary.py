@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.process.output import output_of
+from kumadp.process.program_output import output_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,16 +13,16 @@ import psutil
 
 from kumadp.dns.coredns.health_check import answers
 from kumadp.errors import KumadpError
-from kumadp.process.policy import ChildState
-from kumadp.process.supervise import Past, Supervisor
+from kumadp.process.restart_policy import ChildState
+from kumadp.process.supervisor import PreviousDeaths, Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
     from kumadp.dns.coredns.port_sharing import PortSharing
     from kumadp.process.child import Child, Command, ExitStatus
-    from kumadp.process.policy import RestartPolicy
-    from kumadp.process.supervise import ChildReport
+    from kumadp.process.restart_policy import RestartPolicy
+    from kumadp.process.supervisor import ChildReport
 
 log = logging.getLogger("kumadp.dns")
 
@@ -34,7 +34,7 @@ _FAILURES = 3
 _ANSWER_WITHIN = 1.0
 # What CoreDNS logs first when it was told to end, also with -quiet (1.9 to 1.14).
 _ENDING = re.compile(r"SIG(?:TERM|INT|QUIT): (?:Shutting down|Quitting)")
-_NO_PAST = Past()
+_NO_PAST = PreviousDeaths()
 
 
 class Fallback(Protocol):
@@ -76,7 +76,7 @@ class CoreDnsComponent:
         first: Child | None = None,
         health_name: Callable[[], str] = lambda: "",
         check_every: float = CHECK_EVERY,
-        past: Past = _NO_PAST,
+        past: PreviousDeaths = _NO_PAST,
     ) -> None:
         self._port = port
         self._changed = changed
@@ -218,7 +218,7 @@ class CoreDnsComponent:
                 failures = 0
                 self._worry(f"CoreDNS (pid {child.pid}) runs but does not answer by {missing}: it is killed")
                 self._take_over("it is silent")
-                child.condemn(f"it hung: no answer by {missing}")
+                child.kill_with_reason(f"it hung: no answer by {missing}")
 
     def _permanent(self, status: ExitStatus, lines: list[str]) -> str | None:
         if self._answered or status.code in {None, 0}:

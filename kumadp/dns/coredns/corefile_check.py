@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.host.private_file import write_private
-from kumadp.process.output import output_of
+from kumadp.process.program_output import output_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,11 +12,11 @@ from kumadp.dns.resolver.access import Access
 from kumadp.dns.resolver.answer import Forward, Transport, answer
 from kumadp.dns.resolver.counters import Counters
 from kumadp.dns.resolver.table import Table
-from kumadp.dns.resolver.tcp import TcpServer, door
+from kumadp.dns.resolver.tcp import TcpServer, tcp_connection_limit
 from kumadp.dns.resolver.udp import UdpSocket
 from kumadp.dns.resolver.upstreams import Upstreams
 from kumadp.host.descriptors import share
-from kumadp.host.net.connection_shares import Shares, client_of
+from kumadp.host.net.client_slots import ClientSlots, client_of
 from kumadp.host.net.serve import bind_tcp, bind_udp
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ class _Pending:
     task: asyncio.Task[None] | None = None
     displaced = False
 
-    def may_go(self) -> bool:
+    def may_be_displaced(self) -> bool:
         """Always: its client gets SERVFAIL."""
         return True
 
-    def go(self) -> None:
+    def displace(self) -> None:
         """Give it up."""
         self.displaced = True
         if self.task is not None:
@@ -68,9 +68,9 @@ class Resolver:
         self._sockets: list[UdpSocket] = []
         self._servers: list[TcpServer] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._places = door("DNS over TCP")
+        self._places = tcp_connection_limit("DNS over TCP")
         # A client with few queries under way takes the place of one with many; a quarter is for this host.
-        self._pending: Shares[_Pending] = Shares(upstreams.MOST_AT_ONCE, upstreams.MOST_AT_ONCE)
+        self._pending: ClientSlots[_Pending] = ClientSlots(upstreams.MOST_AT_ONCE, upstreams.MOST_AT_ONCE)
 
     def bind(self) -> None:
         """Have the sockets, in which queries wait until it is open; raises PortsTaken."""
@@ -176,8 +176,8 @@ class Resolver:
         self.counters.upstream[asked.query.type] += 1
         name, local = client_of(client)
         pending = self._pending
-        pending.most = pending.each = share(upstreams.MOST_AT_ONCE, 3)
-        pending.reserve = pending.most // 4
+        pending.total = pending.per_client = share(upstreams.MOST_AT_ONCE, 3)
+        pending.reserve = pending.total // 4
         # A query of its own that waits is not given up for another: in a loop that would never end.
         if not pending.make_room(name, local=local or name in self.upstreams.local, own_too=False):
             self.counters.refused += 1

@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from kumadp.host.descriptors import share
-from kumadp.host.net.accept import Acceptor, Door
+from kumadp.host.net.acceptor import Acceptor
+from kumadp.host.net.connection_limit import ConnectionLimit
 
 if TYPE_CHECKING:
     import socket
@@ -27,10 +28,10 @@ _READ_ON_BELOW = 32 * 1024
 WRITE_WITHIN = 5.0
 
 
-def door(name: str) -> Door:
+def tcp_connection_limit(name: str) -> ConnectionLimit:
     """The places for DNS over TCP: half of them at most for one client, a quarter for this host only."""
     most = share(MOST_CONNECTIONS)
-    return Door(name, most, each=max(1, most // 2), reserve=most // 4)
+    return ConnectionLimit(name, most, per_client=max(1, most // 2), reserve=most // 4)
 
 
 class TcpServer:
@@ -40,7 +41,7 @@ class TcpServer:
     goes on reading nothing is aborted.
     """
 
-    def __init__(self, sock: socket.socket, answer: Answer, places: Door) -> None:
+    def __init__(self, sock: socket.socket, answer: Answer, places: ConnectionLimit) -> None:
         self.socket = sock
         self._answer = answer
         self._connections: set[_Connection] = set()
@@ -64,11 +65,11 @@ class TcpServer:
         self._acceptor.stop()
         self.socket.close()
         for connection in tuple(self._connections):
-            connection.go()
+            connection.displace()
 
 
 class _Connection(asyncio.Protocol):
-    """One client's connection, a `kumadp.host.net.accept.Guest`."""
+    """One client's connection, a `kumadp.host.net.connection_limit.LimitedConnection`."""
 
     def __init__(self, answer: Answer, ended: Callable[[], None]) -> None:
         self._answer = answer
@@ -86,11 +87,11 @@ class _Connection(asyncio.Protocol):
         self._gone = False
         self._turn: asyncio.Handle | None = None
 
-    def may_go(self) -> bool:
+    def may_be_displaced(self) -> bool:
         """Whether no query of its waits for an answer, or it does not read them."""
         return not self._under_way or self._unread
 
-    def go(self) -> None:
+    def displace(self) -> None:
         """Abort it."""
         self._gone = True
         if self._transport is not None:
@@ -171,7 +172,7 @@ class _Connection(asyncio.Protocol):
             return
         if reply is not None:
             if self._buffered() + len(reply) > MOST_BUFFERED:
-                self.go()
+                self.displace()
                 return
             transport.write(len(reply).to_bytes(2) + reply)
         if self._turn is None and not self._taking:
@@ -212,7 +213,7 @@ class _Connection(asyncio.Protocol):
             # A forwarded query takes its time, which has its own bounds.
             self._wait(IDLE)
             return
-        self.go()
+        self.displace()
 
     def _cancel(self) -> None:
         if self._deadline is not None:

@@ -21,7 +21,7 @@ log = logging.getLogger("kumadp.host")
 _LONGEST = 8192
 
 
-class Captured:
+class OutputCapture:
     """Takes everything for ``handler``, from now on until `release`."""
 
     def __init__(self, handler: logging.Handler) -> None:

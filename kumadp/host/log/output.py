@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.errors import Problem, SettingsError
-from kumadp.host.log.repeats import Fold
+from kumadp.host.log.repeat_filter import RepeatFilter
 from kumadp.host.log.secrets import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kumadp.host.log.capture import Captured
+    from kumadp.host.log.capture import OutputCapture
 
 QUEUE_LENGTH = 10_000
 QUEUE_BYTES = 16 << 20
@@ -193,7 +193,7 @@ class _Writer(logging.handlers.QueueListener):
         super().__init__(records, target)
         self._handler = handler
         self._reported = 0
-        self.fold: Fold[logging.LogRecord] = Fold()
+        self.fold: RepeatFilter[logging.LogRecord] = RepeatFilter()
         self.clock: Callable[[], float] = time.monotonic
 
     def dequeue(self, block: bool) -> logging.LogRecord:
@@ -307,7 +307,7 @@ class LogOutput:
         self._handler = handler
         self._writer = writer
         self._target = target
-        self._captured: Captured | None = None
+        self._captured: OutputCapture | None = None
 
     @property
     def dropped(self) -> int:
@@ -324,9 +324,9 @@ class LogOutput:
 
     def capture(self) -> None:
         """Take what libraries log, warn and print too, until `close`."""
-        from kumadp.host.log.capture import Captured
+        from kumadp.host.log.capture import OutputCapture
 
-        self._captured = Captured(self._handler)
+        self._captured = OutputCapture(self._handler)
 
     def close(self) -> None:
         """Write what is queued and stop the writer; an output that is stuck is waited for `FLUSH_SECONDS` only."""

@@ -13,7 +13,7 @@ SOURCES = {socket.AF_INET: "127.0.0.6", socket.AF_INET6: "::6"}
 _BIND_ADDRESS_NO_PORT = 24
 
 
-def outward_socket(family: int, *, sourced: bool) -> socket.socket:
+def application_socket(family: int, *, sourced: bool) -> socket.socket:
     """A TCP socket to connect with; ``sourced``: from the address that is passed by, where this host has it."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     if sourced:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from kumadp.host.net.connection_shares import client_of
+from kumadp.host.net.client_slots import client_of
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aiohttp.http_parser import RawRequestMessage
     from aiohttp.streams import StreamReader
 
-    from kumadp.host.net.accept import Door
+    from kumadp.host.net.connection_limit import ConnectionLimit
 
     Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -33,7 +33,7 @@ LINGERING = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TimeLimits:
     """How long a client may take (seconds): for a request's head, to read an answer, between two requests, for a body.
 
     Those of Kuma 2.14's readiness reporter, whose read limit is the body's. A body that no handler reads is not waited
@@ -46,13 +46,16 @@ class Limits:
     body: float = 10.0
 
 
-class Connection(web.RequestHandler):
-    """One client's connection, a `kumadp.host.net.accept.Guest`; ``ended`` is called when it is over."""
+class HttpConnection(web.RequestHandler):
+    """One client's connection, a `kumadp.host.net.connection_limit.LimitedConnection`.
+
+    ``ended`` is called when it is over.
+    """
 
     __slots__ = ("_answering", "_body", "_ended", "_gone", "_head", "_limits", "_server", "_write")
 
     def __init__(
-        self, server: Server, limits: Limits, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]
+        self, server: HttpServer, limits: TimeLimits, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]
     ) -> None:
         super().__init__(
             server,
@@ -61,7 +64,7 @@ class Connection(web.RequestHandler):
             logger=log,
             lingering_time=LINGERING,
             keepalive_timeout=limits.idle,
-            # A body goes on as it came.
+            # A body goes on as it on_connect.
             auto_decompress=False,
         )
         self._server = server
@@ -78,12 +81,12 @@ class Connection(web.RequestHandler):
         """Who it is, for people; empty on a Unix socket."""
         return client_of(self.transport.get_extra_info("peername"))[0] if self.transport is not None else ""
 
-    def may_go(self) -> bool:
+    def may_be_displaced(self) -> bool:
         """Whether nothing is being done for it: it is idle, or has not sent all, or does not read its answer."""
         request = self._answering
         return request is None or self._write is not None or not request.content.is_eof()
 
-    def go(self) -> None:
+    def displace(self) -> None:
         """Abort it."""
         self._gone = True
         self._abort()
@@ -140,7 +143,7 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer a request that could not be read, which is counted, or whose handler failed."""
         if isinstance(exc, HttpProcessingError):
-            self._server.door.note_bad(self.peer, type(exc).__name__)
+            self._server.limit.count_bad_request(self.peer, type(exc).__name__)
             message = "400 Bad Request\n"
         return super().handle_error(request, status, exc, message)
 
@@ -162,48 +165,48 @@ class Connection(web.RequestHandler):
             transport.abort()
 
 
-class Server(web.Server):
-    """Makes connections; ``came`` hears of each, ``spoke`` of the first request on it, or of its end."""
+class HttpServer(web.Server):
+    """Creates connections. Calls ``on_connect`` for each, ``on_first_request`` at its first request or at its end."""
 
     def __init__(
         self,
         handler: Handler,
-        came: Callable[[object], None],
-        spoke: Callable[[object], None],
-        door: Door,
+        on_connect: Callable[[object], None],
+        on_first_request: Callable[[object], None],
+        limit: ConnectionLimit,
         *,
-        limits: Limits,
+        limits: TimeLimits,
         abandon: bool,
     ) -> None:
         super().__init__(self._answer, request_factory=self._request, handler_cancellation=abandon)
         self._handler = handler
-        self._came, self._spoke = came, spoke
-        self.door = door
+        self._on_connect, self._on_first_request = on_connect, on_first_request
+        self.limit = limit
         self._limits = limits
 
-    def connection(self, ended: Callable[[], None]) -> Connection:
+    def connection(self, ended: Callable[[], None]) -> HttpConnection:
         """A connection; ``ended`` is called when it is over."""
-        return Connection(self, self._limits, self._loop, ended)
+        return HttpConnection(self, self._limits, self._loop, ended)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         """Tell of it."""
         super().connection_made(handler, transport)
-        self._came(handler)
+        self._on_connect(handler)
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
         """Tell of it."""
         super().connection_lost(handler, exc)
-        self._spoke(handler)
+        self._on_first_request(handler)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        self._spoke(request.protocol)
+        self._on_first_request(request.protocol)
         connection = request.protocol
-        assert isinstance(connection, Connection)  # noqa: S101
+        assert isinstance(connection, HttpConnection)  # noqa: S101
         connection.begin(request)
         try:
             return await self._handler(request)
         except web.RequestPayloadError as error:
-            self.door.note_bad(connection.peer, f"its body: {type(error).__name__}")
+            self.limit.count_bad_request(connection.peer, f"its body: {type(error).__name__}")
             answer = web.Response(status=400, text="400 Bad Request\n")
             answer.force_close()
             return answer

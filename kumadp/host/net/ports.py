@@ -27,7 +27,7 @@ Protocol = Literal["tcp", "udp"]
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class BindAddress:
     """A socket that will be bound: ``purpose`` in plain words, ``path`` the setting or field that decides it."""
 
     host: str
@@ -37,7 +37,7 @@ class Address:
     path: str
 
 
-async def check_ports(addresses: Iterable[Address], *, held_by: frozenset[int] = frozenset()) -> None:
+async def check_ports(addresses: Iterable[BindAddress], *, held_by: frozenset[int] = frozenset()) -> None:
     """Raise PortsTaken naming every address that cannot be bound now, each with who holds it.
 
     Host names and port 0 are passed over, ports of sockets that were handed to us by execve(2), and what is held by
@@ -48,7 +48,7 @@ async def check_ports(addresses: Iterable[Address], *, held_by: frozenset[int] =
         raise PortsTaken(problems)
 
 
-def _problems(addresses: list[Address], held_by: frozenset[int]) -> list[Problem]:
+def _problems(addresses: list[BindAddress], held_by: frozenset[int]) -> list[Problem]:
     problems = []
     # Where there are many connections a list of them takes long.
     connections = functools.cache(_connections)
@@ -64,7 +64,7 @@ def _problems(addresses: list[Address], held_by: frozenset[int]) -> list[Problem
     return problems
 
 
-def _try_bind(address: Address) -> OSError | None:
+def _try_bind(address: BindAddress) -> OSError | None:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     kind = socket.SOCK_STREAM if address.protocol == "tcp" else socket.SOCK_DGRAM
     try:
@@ -80,7 +80,7 @@ def _try_bind(address: Address) -> OSError | None:
     return None
 
 
-def _explain(address: Address, failure: OSError) -> Problem:
+def _explain(address: BindAddress, failure: OSError) -> Problem:
     host = f"[{address.host}]" if ":" in address.host else address.host
     where = f"{host}:{address.port}/{address.protocol} for {address.purpose}"
     if failure.errno == errno.EADDRINUSE:
@@ -101,7 +101,7 @@ def _connections() -> list[Any]:
         return []
 
 
-def holder_of(address: Address) -> str:
+def holder_of(address: BindAddress) -> str:
     """Who listens there, in words: process and pid, or the user where we may not see the process."""
     for pid in _holders(address, _connections()):
         try:
@@ -111,7 +111,7 @@ def holder_of(address: Address) -> str:
     return _user_of(address)
 
 
-def _holders(address: Address, connections: Iterable[Any]) -> list[int]:
+def _holders(address: BindAddress, connections: Iterable[Any]) -> list[int]:
     """The processes that listen there, as far as we may see them."""
     kind = socket.SOCK_STREAM if address.protocol == "tcp" else socket.SOCK_DGRAM
     return [
@@ -126,7 +126,7 @@ def _holders(address: Address, connections: Iterable[Any]) -> list[int]:
     ]
 
 
-def _user_of(address: Address) -> str:
+def _user_of(address: BindAddress) -> str:
     for name in (address.protocol, address.protocol + "6"):
         try:
             rows = Path("/proc/net", name).read_text().splitlines()[1:]
@@ -146,7 +146,7 @@ def _user_of(address: Address) -> str:
 
 
 def _bound(column: str) -> tuple[str, int]:
-    """Address and port of a row: 32-bit words of this machine's byte order, in hexadecimal (proc_net_tcp)."""
+    """BindAddress and port of a row: 32-bit words of this machine's byte order, in hexadecimal (proc_net_tcp)."""
     words, _, port = column.partition(":")
     packed = b"".join(int(words[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(words), 8))
     return socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed), int(port, 16)
@@ -162,7 +162,7 @@ def is_held_by(pids: Iterable[int], host: str, port: int) -> bool:
 
 
 def _listening(port: int) -> Iterator[tuple[str, int, str]]:
-    """Address, user and inode of each socket that listens on a port."""
+    """BindAddress, user and inode of each socket that listens on a port."""
     for name in ("tcp", "tcp6"):
         with contextlib.suppress(OSError), Path("/proc/net", name).open() as rows:
             next(rows)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 from kumadp.addresses import ANY_IPV6, socket_address
 from kumadp.errors import PortsTaken, Problem, WorkDirError
-from kumadp.host.net.accept import MOST_UNIX, Acceptor, Door
+from kumadp.host.net.acceptor import Acceptor
+from kumadp.host.net.connection_limit import MAX_UNIX_CONNECTIONS, ConnectionLimit
 from kumadp.host.reexec import inherited_sockets as inherited
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-    from kumadp.host.net.http_server import Handler, Limits
+    from kumadp.host.net.http_server import Handler, TimeLimits
 
 # What comes while one program follows another waits here, for seconds on a busy host. Where it is full, the kernel
 # drops the SYN, and the client tries again a second later (tcp(7), listen(2)).
@@ -67,12 +68,12 @@ def _bind(
     reuse_port: bool = False,
     only_ipv6: bool = False,
 ) -> socket.socket:
-    taken = inherited.take(kind, host, port)
+    taken = inherited.claim(kind, host, port)
     if taken is not None:
         return taken
     if beside is None:
         # The same port on another address of ours would be in the way.
-        inherited.give_up(kind, port)
+        inherited.close_unclaimed(kind, port)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
     try:
@@ -90,7 +91,7 @@ def _bind(
     except OSError as error:
         sock.close()
         raise PortsTaken([Problem(purpose, f"{host}:{port} cannot be bound: {error.strerror}")]) from None
-    inherited.note(kind, host, port, sock)
+    inherited.register(kind, host, port, sock)
     return sock
 
 
@@ -108,7 +109,7 @@ def _shared(*both: socket.socket) -> Iterator[None]:
 
 def bind_unix(path: Path) -> socket.socket:
     """A listening Unix socket, mode 0600; a stale file is replaced, a living socket is not. Raises WorkDirError."""
-    taken = inherited.take("unix", str(path), 0)
+    taken = inherited.claim("unix", str(path), 0)
     if taken is not None:
         return taken
     if path.is_socket() and not path.is_symlink():
@@ -130,7 +131,7 @@ def bind_unix(path: Path) -> socket.socket:
         raise WorkDirError(
             f"{path} cannot be made: {error.strerror or error}", "choose a shorter or other --work-dir"
         ) from None
-    inherited.note("unix", str(path), 0, sock)
+    inherited.register("unix", str(path), 0, sock)
     return sock
 
 
@@ -150,20 +151,22 @@ async def serve(
     up: Callable[[], None],
     *,
     name: str = "HTTP",
-    most: int = MOST_UNIX,
+    most: int = MAX_UNIX_CONNECTIONS,
     abandon: bool = False,
     prompt: bool = False,
 ) -> None:
     """Answer requests on ``sock`` with ``handler`` until cancelled.
 
-    `kumadp.host.net.http_server.Limits` bounds a client's time, `kumadp.host.net.accept.Door` its connections,
-    which is known by this ``name`` in log and status, and has ``most`` places at a Unix socket. ``abandon``: a handler
-    whose client has gone is cancelled. ``prompt``: it answers at once, and its clients do not wait for those of others
-    when serving pauses.
+    `kumadp.host.net.http_server.TimeLimits` bounds how long a client may take,
+    `kumadp.host.net.connection_limit.ConnectionLimit` how many connections there are; its ``name`` is in the log and
+    the status, and ``most`` is its limit at a Unix socket. ``abandon``: cancel a handler whose client has disconnected.
+    ``prompt``: the handler answers at once, so this site is paused after all others, and without a wait.
     aiohttp is imported in a thread, in 130 ms.
     """
     httpd = await asyncio.to_thread(importlib.import_module, "kumadp.host.net.http_server")
-    site = _Site(handler, sock, Door.for_socket(name, sock, most), httpd.Limits(), abandon=abandon, prompt=prompt)
+    site = _Site(
+        handler, sock, ConnectionLimit.for_socket(name, sock, most), httpd.TimeLimits(), abandon=abandon, prompt=prompt
+    )
     try:
         await site.open()
         _sites.add(site)
@@ -195,12 +198,19 @@ class _Site:
     """One socket that is served, with pauses."""
 
     def __init__(
-        self, handler: Handler, sock: socket.socket, door: Door, limits: Limits, *, abandon: bool, prompt: bool
+        self,
+        handler: Handler,
+        sock: socket.socket,
+        limit: ConnectionLimit,
+        limits: TimeLimits,
+        *,
+        abandon: bool,
+        prompt: bool,
     ) -> None:
         self.prompt = prompt
         self._handler = handler
         self._socket = sock
-        self._door = door
+        self._limit = limit
         self._limits = limits
         self._abandon = abandon
         # Connections that have asked for nothing yet.
@@ -212,15 +222,20 @@ class _Site:
         """Accept connections."""
         from aiohttp import web
 
-        from kumadp.host.net.http_server import Server
+        from kumadp.host.net.http_server import HttpServer
 
-        server = Server(
-            self._answer, self._silent.add, self._spoke, self._door, limits=self._limits, abandon=self._abandon
+        server = HttpServer(
+            self._answer,
+            self._silent.add,
+            self._on_first_request,
+            self._limit,
+            limits=self._limits,
+            abandon=self._abandon,
         )
         # It ends connections, those with a request under way last; accepting them is ours.
         self._runner = web.ServerRunner(server, shutdown_timeout=_IN_FLIGHT)
         await self._runner.setup()
-        self._acceptor = Acceptor(self._socket, self._door, server.connection)
+        self._acceptor = Acceptor(self._socket, self._limit, server.connection)
         self._acceptor.open()
 
     async def pause(self) -> None:
@@ -252,7 +267,7 @@ class _Site:
             answered.set_result(None)
             self._in_flight.discard(answered)
 
-    def _spoke(self, connection: object) -> None:
+    def _on_first_request(self, connection: object) -> None:
         """It asked for something, or it is gone."""
         self._silent.discard(connection)
         self._progress.set()

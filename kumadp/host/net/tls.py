@@ -41,12 +41,12 @@ _MOST_NOTES = 5
 _turns = itertools.count()
 
 
-class BadTrust(ValueError):
+class NoTrustAnchor(ValueError):
     """A text or file with no certificate that can be trusted; the message has no path."""
 
 
 @dataclass(frozen=True)
-class Anchors:
+class TrustAnchors:
     """The trust anchors of a text: ``certificates`` in DER, each once, in its order; ``notes`` on blocks left out."""
 
     certificates: tuple[bytes, ...]
@@ -58,12 +58,12 @@ class Anchors:
         return "".join(map(ssl.DER_cert_to_PEM_cert, self.certificates))
 
 
-def read_anchors(text: str | bytes) -> Anchors:
+def read_anchors(text: str | bytes) -> TrustAnchors:
     """The certificates of a PEM text, whatever stands around them and in whichever encoding (RFC 7468, section 2).
 
     As Go's AppendCertsFromPEM does, it takes each CERTIFICATE block that is one and passes over all others: keys,
     CRLs, blocks with headers, blocks that are broken. A byte order mark, UTF-16 and line ends of any kind are taken.
-    Raises BadTrust where no certificate is left.
+    Raises NoTrustAnchor where no certificate is left.
     """
     data = _bytes(text)
     certificates: dict[bytes, None] = {}
@@ -87,22 +87,22 @@ def read_anchors(text: str | bytes) -> Anchors:
         else:
             certificates[der] = None
     if not certificates:
-        raise BadTrust(_why(data, notes, labels))
+        raise NoTrustAnchor(_why(data, notes, labels))
     left_out = len(notes) - _MOST_NOTES
     shown_notes = notes[:_MOST_NOTES] + ([f"and {left_out} more"] if left_out > 0 else [])
-    return Anchors(tuple(certificates), tuple(shown_notes))
+    return TrustAnchors(tuple(certificates), tuple(shown_notes))
 
 
-def read_anchors_file(path: str | Path) -> Anchors:
-    """`read_anchors` of a file. May block. Raises OSError, and BadTrust, which names the path."""
+def read_anchors_file(path: str | Path) -> TrustAnchors:
+    """`read_anchors` of a file. May block. Raises OSError, and NoTrustAnchor, which names the path."""
     data = _read(path)
     try:
         return read_anchors(data)
-    except BadTrust as error:
-        raise BadTrust(f"{path} {error}") from None
+    except NoTrustAnchor as error:
+        raise NoTrustAnchor(f"{path} {error}") from None
 
 
-def client_context(anchors: Anchors | None = None, *, verify: bool = True) -> ssl.SSLContext:
+def client_context(anchors: TrustAnchors | None = None, *, verify: bool = True) -> ssl.SSLContext:
     """An SSL context for a client: TLS 1.2 or newer, as kuma-dp has it (2.8 to 2.14). May block.
 
     ``anchors`` are then the only ones; None is the system's store (or SSL_CERT_FILE and SSL_CERT_DIR). A certificate is
@@ -156,7 +156,7 @@ def _load_system(context: ssl.SSLContext) -> None:
         there = sum(label in _LABELS for _, label, _ in _blocks(_bytes(data)))
         if context.cert_store_stats()["x509"] < there:
             context.load_verify_locations(cadata=b"".join(read_anchors(data).certificates))
-    except (OSError, BadTrust):
+    except (OSError, NoTrustAnchor):
         return
 
 
@@ -164,7 +164,7 @@ def _read(path: str | Path) -> bytes:
     with Path(path).open("rb") as file:
         data = file.read(LARGEST_FILE + 1)
     if len(data) > LARGEST_FILE:
-        raise BadTrust(f"{path} is larger than {LARGEST_FILE >> 20} MiB")
+        raise NoTrustAnchor(f"{path} is larger than {LARGEST_FILE >> 20} MiB")
     return data
 
 

@@ -29,7 +29,7 @@ _LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,10})[ \t]*\r?\n", re.IGN
 _CHUNKED = re.compile(rb"\ntransfer-encoding:[^\r\n]*chunked", re.IGNORECASE)
 
 
-class Untrusted(OSError):
+class UntrustedSocket(OSError):
     """A socket that may be another user's; the message says whose, or what is wrong with it."""
 
 
@@ -48,7 +48,9 @@ def peer_of(sock: socket.socket) -> Peer:
 
 
 def owner_of(path: Path) -> int:
-    """The user whose socket this is: of the file and, unless that is root, of its folder; raises OSError, Untrusted.
+    """Return the user that owns this socket: the file and, unless that is root, its folder.
+
+    Raises OSError, UntrustedSocket among them.
 
     No symbolic link is followed in the last two parts of the path, and nobody else may write in the folder.
     """
@@ -60,12 +62,12 @@ def owner_of(path: Path) -> int:
 def connected(path: Path, uid: int, timeout: float) -> Iterator[tuple[socket.socket, Peer]]:
     """A connection to a socket that belongs to the user ``uid`` (`owner_of`), as its listener does.
 
-    Raises OSError, Untrusted among them. Connects within ``timeout`` seconds; sends nothing.
+    Raises OSError, UntrustedSocket among them. Connects within ``timeout`` seconds; sends nothing.
     """
     with _folder(path) as (descriptor, short), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         owner = _owner(path, descriptor)
         if owner != uid:
-            raise Untrusted(f"{_shown(path)} belongs to {user_name(owner)}")
+            raise UntrustedSocket(f"{_shown(path)} belongs to {user_name(owner)}")
         sock.settimeout(timeout)
         try:
             # The same folder that was looked at, whatever its path leads to by now.
@@ -74,7 +76,7 @@ def connected(path: Path, uid: int, timeout: float) -> Iterator[tuple[socket.soc
             sock.connect(str(path))
         peer = peer_of(sock)
         if peer.uid != uid:
-            raise Untrusted(f"{_shown(path)} is served by a process of {user_name(peer.uid)}")
+            raise UntrustedSocket(f"{_shown(path)} is served by a process of {user_name(peer.uid)}")
         yield sock, peer
 
 
@@ -204,12 +206,12 @@ def _folder(path: Path) -> Iterator[tuple[int, str]]:
 def _owner(path: Path, folder: int) -> int:
     found = os.fstat(folder)
     if stat.S_IMODE(found.st_mode) & 0o022:
-        raise Untrusted(f"{_shown(path.parent)} can be written by others")
+        raise UntrustedSocket(f"{_shown(path.parent)} can be written by others")
     file = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
     if not stat.S_ISSOCK(file.st_mode):
-        raise Untrusted(f"{_shown(path)} is not a socket")
+        raise UntrustedSocket(f"{_shown(path)} is not a socket")
     if found.st_uid not in {0, file.st_uid}:
-        raise Untrusted(f"{_shown(path.parent)} belongs to {user_name(found.st_uid)}")
+        raise UntrustedSocket(f"{_shown(path.parent)} belongs to {user_name(found.st_uid)}")
     return file.st_uid
 
 

@@ -27,10 +27,10 @@ import msgspec
 from kumadp import __version__
 from kumadp.decoding import decode_msgpack
 from kumadp.errors import HandoverFailed
-from kumadp.host.core_dumps import allow_cores, forbid_cores
+from kumadp.host.core_dumps import disable_core_dumps, restore_core_limit
 from kumadp.host.descriptors import raise_limit, restore_limit
 from kumadp.host.reexec import inherited_sockets as inherited
-from kumadp.host.reexec.interim_responder import VARIABLE, Meanwhile
+from kumadp.host.reexec.interim_responder import VARIABLE, InterimAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, MutableMapping
@@ -61,7 +61,7 @@ class Handover(msgspec.Struct, frozen=True):
     sockets: tuple[inherited.HandedSocket, ...]
     descriptors: tuple[int, ...]
     sections: dict[str, bytes]
-    meanwhile: Meanwhile = Meanwhile()
+    meanwhile: InterimAnswer = InterimAnswer()
 
 
 def collect(
@@ -75,7 +75,7 @@ def collect(
     sockets = tuple(inherited.sockets())
     kept = {one.descriptor for one in sockets} | {number for number in descriptors if number >= 0}
     count = before.count + 1 if before is not None else 1
-    asked = Meanwhile(tuple(one.descriptor for one in sockets if inherited.is_probed(one)), ready)
+    asked = InterimAnswer(tuple(one.descriptor for one in sockets if inherited.is_probed(one)), ready)
     return Handover(FORMAT, os.getpid(), count, __version__, sockets, tuple(sorted(kept)), dict(sections), asked)
 
 
@@ -133,7 +133,7 @@ async def hold_signals() -> None:
     What came before is the caller's to look at: one that asked to stop must not be followed by `become`.
 
     What is blocked stays pending until `release_signals`, in this program or the next, as long as no other thread takes
-    it: see `quiet_threads`.
+    it: see `block_signals_in_threads`.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     # The wakeup descriptor is read in the next turn of the loop, the handler called in the one after, and whoever waits
@@ -147,7 +147,7 @@ def release_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
 
-async def quiet_threads() -> None:
+async def block_signals_in_threads() -> None:
     """Let the threads of the running loop take no `HELD_SIGNALS`, so that blocked ones stay pending.
 
     To be called before it has any. No process may be started in them: it would have these signals blocked.
@@ -185,8 +185,8 @@ def become(
             if _stdin_is_kept():
                 os.lseek(0, 0, os.SEEK_SET)
             flush()
-            allow_cores()
-            undo.callback(forbid_cores)
+            restore_core_limit()
+            undo.callback(disable_core_dumps)
             restore_limit()
             undo.callback(raise_limit)
             os.execve(argv[0], argv, {**environ, VARIABLE: str(memfd)})  # noqa: S606 - our own command line
@@ -195,7 +195,7 @@ def become(
             raise HandoverFailed(f"{argv[0]} cannot be run: {reason}") from None
 
 
-def keep_stdin() -> None:
+def buffer_stdin() -> None:
     """Make what is piped to standard input readable again by the program that takes our place.
 
     To be called before it is read, where it is a file of ours (``-``). Blocks until its end.
@@ -212,7 +212,7 @@ def keep_stdin() -> None:
 
 
 def open_stdin() -> int:
-    """A descriptor that has from the beginning what `keep_stdin` kept, or has nothing."""
+    """A descriptor that has from the beginning what `buffer_stdin` kept, or has nothing."""
     return os.open("/proc/self/fd/0" if _stdin_is_kept() else os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 

@@ -36,12 +36,12 @@ _received: dict[_Key, socket.socket] = {}
 _probed: set[_Key] = set()
 
 
-def note(kind: Kind, host: str, port: int, sock: socket.socket) -> None:
+def register(kind: Kind, host: str, port: int, sock: socket.socket) -> None:
     """Remember a socket as bound there, in place of any other."""
     _open[kind, host, port] = sock
 
 
-def note_probed(kind: Kind, host: str, port: int) -> None:
+def register_probed(kind: Kind, host: str, port: int) -> None:
     """Remember that readiness is asked for there."""
     _probed.add((kind, host, port))
 
@@ -51,11 +51,11 @@ def is_probed(handed: HandedSocket) -> bool:
     return (handed.kind, handed.host, handed.port) in _probed
 
 
-def take(kind: Kind, host: str, port: int) -> socket.socket | None:
+def claim(kind: Kind, host: str, port: int) -> socket.socket | None:
     """The socket received for this address, once."""
     sock = _received.pop((kind, host, port), None)
     if sock is not None:
-        note(kind, host, port, sock)
+        register(kind, host, port, sock)
     return sock
 
 
@@ -87,7 +87,7 @@ def hosts(kind: Kind, port: int) -> frozenset[str]:
     return frozenset(key[1] for key in _received if key[0] == kind and key[2] == port)
 
 
-def give_up(kind: Kind | None = None, port: int | None = None) -> list[str]:
+def close_unclaimed(kind: Kind | None = None, port: int | None = None) -> list[str]:
     """Close what was received and not taken (of this kind and port), with what waits in it; says which."""
     closed = []
     for key in [key for key in _received if kind in {None, key[0]} and port in {None, key[2]}]:

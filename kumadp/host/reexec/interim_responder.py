@@ -38,7 +38,7 @@ _REST = 0.05
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-class Meanwhile(msgspec.Struct, frozen=True):
+class InterimAnswer(msgspec.Struct, frozen=True):
     """The whole ``answer`` to ``GET /ready`` on the listening ``sockets``, numbers of descriptors."""
 
     sockets: tuple[int, ...] = ()
@@ -48,7 +48,7 @@ class Meanwhile(msgspec.Struct, frozen=True):
 class _Handed(msgspec.Struct):
     """The part of a `kumadp.host.reexec.handover.Handover` that is of interest here."""
 
-    meanwhile: Meanwhile = Meanwhile()
+    meanwhile: InterimAnswer = InterimAnswer()
 
 
 def begin(environ: Mapping[str, str]) -> None:
@@ -74,7 +74,7 @@ def end(sock: socket.socket | None = None) -> None:
 class _Answering:
     """The thread and what it listens on, as duplicates of its own."""
 
-    def __init__(self, handed: Meanwhile) -> None:
+    def __init__(self, handed: InterimAnswer) -> None:
         self._answer = handed.answer
         self._selector = selectors.DefaultSelector()
         self._told, self._tell = socket.socketpair()

@@ -11,8 +11,8 @@ import pytest
 
 from kumadp.errors import AdminExposed, ChildFailed, SpawnError
 from kumadp.process.child import Child, Command, ExitStatus
-from kumadp.process.policy import ChildState, RestartPolicy
-from kumadp.process.supervise import ChildReport, Supervisor
+from kumadp.process.restart_policy import ChildState, RestartPolicy
+from kumadp.process.supervisor import ChildReport, Supervisor
 from tests.support.hostile_clients import no_descriptors_left
 from tests.support.poll import poll_async
 
@@ -268,7 +268,7 @@ async def test_nothing_is_handed_over_by_one_that_has_ended() -> None:
 async def test_a_blind_one_runs_until_it_ends_or_hands_over() -> None:
     watched = Watched(STAY)
     await watched.is_up()
-    watched.supervisor.note_blind("no admin")
+    watched.supervisor.set_running_blind("no admin")
     assert (watched.reports[-1].state, watched.reports[-1].reason) == (ChildState.RUNNING_BLIND, "no admin")
     second = await other()
     former = watched.supervisor.hand_over(second)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kumadp.host.log.secrets import redact
-from kumadp.host.private_file import own_folder, write_private
-from kumadp.process.logpump import KEPT_LINES
+from kumadp.host.private_file import make_own_folder, write_private
+from kumadp.process.log_pump import KEPT_LINES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ class OutOfMemory(msgspec.Struct, frozen=True):
     after: int
 
 
-class Crash(msgspec.Struct, frozen=True):
+class CrashRecord(msgspec.Struct, frozen=True):
     """One death. ``time`` and ``started`` in seconds since 1970, ``uptime`` in seconds.
 
     ``kernel`` is what the kernel's log says of that pid, where it can be read.
@@ -67,7 +67,7 @@ class Crash(msgspec.Struct, frozen=True):
     lines: list[str]
 
 
-class Crashes:
+class CrashRecords:
     """Writes a record of each death. ``facts`` says of a pid what else is known: ``epoch`` and ``versions``.
 
     ``folder`` names the place when it is needed, and makes it where it is asked to; None: there is none. It may block.
@@ -80,7 +80,7 @@ class Crashes:
         """Called with the reason why a record is not written, and with an empty text once one is."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.newest = ""
-        self.last: Crash | None = None
+        self.last: CrashRecord | None = None
         """The last death of this run."""
 
     def status(self) -> dict[str, object]:
@@ -93,7 +93,7 @@ class Crashes:
         facts = self._facts(child.pid)
         uptime = asyncio.get_running_loop().time() - child.started_at
         oom = status.oom
-        self.last = Crash(
+        self.last = CrashRecord(
             format=_FORMAT,
             time=round(now, 3),
             when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
@@ -129,7 +129,7 @@ class Crashes:
             text = termination_message(f"exit code {code}: {why}", last)
             await asyncio.to_thread(write_termination_message, Path(message), text)
 
-    async def _write(self, crash: Crash) -> None:
+    async def _write(self, crash: CrashRecord) -> None:
         try:
             path = await asyncio.to_thread(self._keep, crash)
         except Exception as error:
@@ -144,12 +144,12 @@ class Crashes:
         self.newest = str(path)
         log.warning("crash record: %s", path)
 
-    def _keep(self, crash: Crash) -> Path | None:
+    def _keep(self, crash: CrashRecord) -> Path | None:
         parent = self._folder(True)
         if parent is None:
             return None
         folder = parent / FOLDER
-        own_folder(folder)
+        make_own_folder(folder)
         crash = msgspec.structs.replace(crash, kernel=kernel_lines(crash.pid))
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(crash.time)) + f".{int(crash.time % 1 * 1000):03d}Z"
         path = folder / f"{stamp}-{crash.child}-{crash.pid}.json"
@@ -194,7 +194,7 @@ def kernel_lines(pid: int, device: str = "/dev/kmsg") -> list[str]:
     return found[-5:]
 
 
-def termination_message(why: str, crash: Crash | None) -> str:
+def termination_message(why: str, crash: CrashRecord | None) -> str:
     """What Kubernetes shows of a container that ended: why, and the last lines of the child that it ended of."""
     parts = [why]
     if crash is not None:

@@ -29,7 +29,7 @@ class _Kind(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Folded(Generic[T]):
+class RepeatedLine(Generic[T]):
     """``count`` lines like ``last`` were left out in ``seconds``."""
 
     last: T
@@ -37,7 +37,7 @@ class Folded(Generic[T]):
     seconds: float
 
 
-class Fold(Generic[T]):
+class RepeatFilter(Generic[T]):
     """Leaves out lines of a kind that has had its share, for 60 s, then 120 s, ... 10 minutes, and counts them."""
 
     def __init__(self) -> None:
@@ -66,9 +66,9 @@ class Fold(Generic[T]):
         """When `over` has something to do; None: not before another line comes."""
         return self._due
 
-    def over(self, now: float, *, all_of_them: bool = False) -> list[Folded[T]]:
+    def over(self, now: float, *, all_of_them: bool = False) -> list[RepeatedLine[T]]:
         """What was left out in windows that are over: one that had repeats is followed by a longer one."""
-        told: list[Folded[T]] = []
+        told: list[RepeatedLine[T]] = []
         crowd = len(self._kinds) - _MOST
         if not all_of_them and crowd <= 0 and (self._due is None or now < self._due):
             return told
@@ -77,7 +77,7 @@ class Fold(Generic[T]):
             if not forced and now < kind.began + kind.window:
                 continue
             if kind.last is not None:
-                told.append(Folded(kind.last, kind.count, now - kind.began))
+                told.append(RepeatedLine(kind.last, kind.count, now - kind.began))
             if kind.last is None or forced:
                 del self._kinds[name]
             else:

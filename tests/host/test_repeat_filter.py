@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 
-from kumadp.host.log.repeats import Fold
+from kumadp.host.log.repeat_filter import RepeatFilter
 
 
 class Log:
     """What was told, and a clock."""
 
     def __init__(self) -> None:
-        self.fold: Fold[str] = Fold()
+        self.fold: RepeatFilter[str] = RepeatFilter()
         self.now = 0.0
         self.told: list[str] = []
 

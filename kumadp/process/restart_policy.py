@@ -34,7 +34,7 @@ class RestartPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Restart:
+class RestartAfter:
     """Start it again after ``delay`` seconds; ``history`` is what the next decision is to be asked with."""
 
     delay: float
@@ -48,7 +48,7 @@ class GiveUp:
     reason: str
 
 
-def decide(history: tuple[float, ...], now: float, ran: float, policy: RestartPolicy) -> Restart | GiveUp:
+def decide(history: tuple[float, ...], now: float, ran: float, policy: RestartPolicy) -> RestartAfter | GiveUp:
     """What to do after an exit.
 
     ``history`` holds the times of earlier restarts, ``now`` the present time, ``ran`` how long the child ran, all in
@@ -60,4 +60,4 @@ def decide(history: tuple[float, ...], now: float, ran: float, policy: RestartPo
             return GiveUp("it is not restarted (budget 0)")
         return GiveUp(f"restart budget spent ({policy.budget} in {policy.window:.0f} s)")
     delay = min(policy.cap, policy.base * 2 ** len(recent)) if recent else 0.0
-    return Restart(delay, (*recent, now))
+    return RestartAfter(delay, (*recent, now))

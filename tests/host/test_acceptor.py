@@ -7,7 +7,8 @@ import contextlib
 import socket
 from typing import TYPE_CHECKING, cast
 
-from kumadp.host.net.accept import Acceptor, Door
+from kumadp.host.net.acceptor import Acceptor
+from kumadp.host.net.connection_limit import ConnectionLimit
 from tests.support.event_loops import on_both_loops
 from tests.support.hostile_clients import no_descriptors_left
 from tests.support.poll import poll_async
@@ -26,10 +27,10 @@ class Echo(asyncio.Protocol):
         self.busy = False
         self.transport: asyncio.Transport | None = None
 
-    def may_go(self) -> bool:
+    def may_be_displaced(self) -> bool:
         return not self.busy
 
-    def go(self) -> None:
+    def displace(self) -> None:
         if self.transport is not None:
             self.transport.abort()
 
@@ -46,15 +47,15 @@ class Echo(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def served(door: Door) -> AsyncIterator[int]:
+async def served(limit: ConnectionLimit) -> AsyncIterator[int]:
     with socket.create_server(("127.0.0.1", 0), backlog=100) as sock:
-        acceptor = Acceptor(sock, door, Echo)
+        acceptor = Acceptor(sock, limit, Echo)
         acceptor.open()
         try:
             yield sock.getsockname()[1]
         finally:
             await acceptor.close()
-            while door.shares.displace_any():
+            while limit.slots.displace_any():
                 pass
 
 
@@ -71,7 +72,7 @@ async def echoes(port: int) -> bool:
 
 @on_both_loops
 async def test_one_too_many_displaces_the_oldest_that_is_idle() -> None:
-    async with asyncio.timeout(DEADLINE), served(Door("test", 3)) as port:
+    async with asyncio.timeout(DEADLINE), served(ConnectionLimit("test", 3)) as port:
         clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         assert await echoes(port)
         assert await clients[0][0].read() == b""
@@ -81,32 +82,32 @@ async def test_one_too_many_displaces_the_oldest_that_is_idle() -> None:
 
 @on_both_loops
 async def test_one_too_many_is_turned_away_where_all_are_busy() -> None:
-    door = Door("test", 2)
-    async with asyncio.timeout(DEADLINE), served(door) as port:
+    limit = ConnectionLimit("test", 2)
+    async with asyncio.timeout(DEADLINE), served(limit) as port:
         clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
         for reader, writer in clients:
             writer.write(b"x")
             await reader.readexactly(1)
         assert not await echoes(port)
-        assert door.status()["refused"] == 1
+        assert limit.status()["refused"] == 1
         for _, writer in clients:
             writer.close()
 
 
-class Counting(Door):
+class Counting(ConnectionLimit):
     """Counts how often nothing could be accepted."""
 
     failures = 0
 
-    def note_exhausted(self, error: OSError) -> None:
+    def log_exhausted(self, error: OSError) -> None:
         self.failures += 1
-        super().note_exhausted(error)
+        super().log_exhausted(error)
 
 
 @on_both_loops
 async def test_a_server_without_descriptors_accepts_again_later() -> None:
-    door = Counting("test", 50)
-    async with asyncio.timeout(DEADLINE), served(door) as port:
+    limit = Counting("test", 50)
+    async with asyncio.timeout(DEADLINE), served(limit) as port:
         assert await echoes(port)
         with contextlib.ExitStack() as stack:
             clients = [stack.enter_context(socket.socket()) for _ in range(5)]
@@ -115,11 +116,11 @@ async def test_a_server_without_descriptors_accepts_again_later() -> None:
                 client.connect(("127.0.0.1", port))
 
             async def twice() -> bool:
-                return door.failures >= 2
+                return limit.failures >= 2
 
             # The socket stays readable: it is looked at again after a pause, not in each turn of the loop.
             await poll_async(twice, what="two attempts")
-            assert door.failures < 10
+            assert limit.failures < 10
 
         async def back() -> bool:
             return await echoes(port)
@@ -129,13 +130,13 @@ async def test_a_server_without_descriptors_accepts_again_later() -> None:
 
 @on_both_loops
 async def test_a_connection_that_is_displaced_before_it_began_is_aborted() -> None:
-    door = Door("test", 1)
-    async with asyncio.timeout(DEADLINE), served(door) as port:
+    limit = ConnectionLimit("test", 1)
+    async with asyncio.timeout(DEADLINE), served(limit) as port:
         clients = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(20)))
         assert await echoes(port)
 
         async def one_at_most() -> bool:
-            return len(door.shares) <= 1
+            return len(limit.slots) <= 1
 
         await poll_async(one_at_most, what="one connection")
         for _, writer in clients:

@@ -25,7 +25,7 @@ _PROGRAM = "/usr/bin/kumadp"
 
 
 @dataclass(frozen=True, slots=True)
-class Installed:
+class InstalledFile:
     """A file of the installation. One that is for the operator to change (``theirs``) is written once, never again."""
 
     path: Path
@@ -53,17 +53,17 @@ def settings_file(name: str) -> Path:
     return SETTINGS / f"{name or 'kumadp'}.yaml"
 
 
-def base_files(program: str) -> list[Installed]:
+def base_files(program: str) -> list[InstalledFile]:
     """What each data plane of the host needs; ``program`` is the absolute path of this kumadp."""
     files = [
-        Installed(_UNIT_FOLDER / name, shipped("systemd", name).replace(_PROGRAM.encode(), program.encode()))
+        InstalledFile(_UNIT_FOLDER / name, shipped("systemd", name).replace(_PROGRAM.encode(), program.encode()))
         for name in UNITS
     ]
-    files.append(Installed(_USERS_FILE, shipped("systemd", USERS)))
-    return files + [Installed(SETTINGS / f"{name}.sample", shipped("configs", name)) for name in SAMPLES]
+    files.append(InstalledFile(_USERS_FILE, shipped("systemd", USERS)))
+    return files + [InstalledFile(SETTINGS / f"{name}.sample", shipped("configs", name)) for name in SAMPLES]
 
 
-def differs(file: Installed, root: Path) -> bool | None:
+def differs(file: InstalledFile, root: Path) -> bool | None:
     """Whether another content stands there; None where nothing does."""
     try:
         return _below(root, file.path).read_bytes() != file.content
@@ -71,7 +71,7 @@ def differs(file: Installed, root: Path) -> bool | None:
         return None
 
 
-def write(file: Installed, root: Path) -> None:
+def write(file: InstalledFile, root: Path) -> None:
     """Write it, with its folder; raises WorkDirError."""
     path = _below(root, file.path)
     try:

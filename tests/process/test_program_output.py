@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.process.output import MAX_OUTPUT, output_of
+from kumadp.process.program_output import MAX_OUTPUT, output_of
 from tests.support.poll import poll, poll_async
 
 if TYPE_CHECKING:

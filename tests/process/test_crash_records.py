@@ -17,7 +17,14 @@ import pytest
 from kumadp.host.log.secrets import register
 from kumadp.host.process_identity import start_time_of
 from kumadp.process.child import Child, Command
-from kumadp.process.crash import KEPT, MESSAGE_SIZE, Crash, Crashes, kernel_lines, termination_message
+from kumadp.process.crash_records import (
+    KEPT,
+    MESSAGE_SIZE,
+    CrashRecord,
+    CrashRecords,
+    kernel_lines,
+    termination_message,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +39,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.crashes = Crashes(lambda _make: folder, lambda _pid: {"epoch": 3, "versions": {"envoy": "1.40.0"}})
+        self.crashes = CrashRecords(lambda _make: folder, lambda _pid: {"epoch": 3, "versions": {"envoy": "1.40.0"}})
 
     async def run(self, script: str, *, stop: bool = False) -> None:
         command = Command(("/bin/sh", "-c", script), "envoy", {"PATH": os.defpath}, died=self.crashes.note)
@@ -89,10 +96,10 @@ def test_one_that_is_killed_for_a_fault_of_its_own_is_a_crash(site: Site) -> Non
     async def condemned() -> None:
         command = Command(("/bin/sh", "-c", "exec sleep 60"), "envoy", {"PATH": os.defpath}, died=site.crashes.note)
         fault, none, told = [await Child.spawn(command) for _ in range(3)]
-        assert fault.condemn("it hung")
-        assert none.condemn("")
+        assert fault.kill_with_reason("it hung")
+        assert none.kill_with_reason("")
         told.send_signal(signal.SIGTERM)
-        assert not told.condemn("too late")
+        assert not told.kill_with_reason("too late")
         for child in (fault, none, told):
             await child.wait()
         await site.crashes.close(0, "", "")
@@ -143,8 +150,8 @@ def test_what_cannot_be_written_costs_only_itself(site: Site, caplog: pytest.Log
     assert "no crash record of envoy: " in caplog.text
 
 
-def crash(lines: list[str]) -> Crash:
-    return Crash(1, 0.0, "", "envoy", 1, 0, "envoy ended", 1, None, None, 0.0, [], {}, lines)
+def crash(lines: list[str]) -> CrashRecord:
+    return CrashRecord(1, 0.0, "", "envoy", 1, 0, "envoy ended", 1, None, None, 0.0, [], {}, lines)
 
 
 def test_a_termination_message_has_the_reason_and_as_many_of_the_last_lines_as_kubernetes_takes() -> None:

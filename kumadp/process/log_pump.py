@@ -27,7 +27,7 @@ MAX_LINE = 64 * 1024
 KEPT_LINES = 200
 
 
-class Heard(msgspec.Struct, frozen=True):
+class OutputState(msgspec.Struct, frozen=True):
     """What was read of a child: a line without its end yet, whether that is being cut, and the last lines."""
 
     beginning: bytes = b""
@@ -44,8 +44,8 @@ class LogPump:
     failed after one refused write). ``heard`` goes on where another pump was left.
     """
 
-    def __init__(self, name: str, descriptor: int, *, lossy: bool = False, heard: Heard | None = None) -> None:
-        heard = heard or Heard()
+    def __init__(self, name: str, descriptor: int, *, lossy: bool = False, heard: OutputState | None = None) -> None:
+        heard = heard or OutputState()
         self._name = name
         self._log = logging.getLogger(f"kumadp.child.{name}")
         self._lines: collections.deque[str] = collections.deque(heard.lines, maxlen=KEPT_LINES)
@@ -67,9 +67,9 @@ class LogPump:
         """The read end; -1 once it is closed."""
         return self._descriptor
 
-    def heard(self) -> Heard:
+    def heard(self) -> OutputState:
         """What a pump that goes on after this one has to know."""
-        return Heard(bytes(self._buffer), self._cutting, tuple(self._lines))
+        return OutputState(bytes(self._buffer), self._cutting, tuple(self._lines))
 
     def tail(self, lines: int) -> list[str]:
         """The last lines, oldest first."""

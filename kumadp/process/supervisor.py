@@ -14,7 +14,7 @@ import msgspec
 
 from kumadp.errors import ChildFailed, HostExhausted, SpawnError
 from kumadp.process.child import Child, Command, ExitStatus
-from kumadp.process.policy import ChildState, GiveUp, RestartPolicy, decide
+from kumadp.process.restart_policy import ChildState, GiveUp, RestartPolicy, decide
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -47,7 +47,7 @@ class ChildReport:
     causes: Mapping[str, int] = field(default_factory=dict)
 
 
-class Past(msgspec.Struct, frozen=True):
+class PreviousDeaths(msgspec.Struct, frozen=True):
     """What a program before us knew of a child's deaths, as in `ChildReport`."""
 
     restarts: int = 0
@@ -56,12 +56,12 @@ class Past(msgspec.Struct, frozen=True):
     causes: dict[str, int] = {}
 
     @classmethod
-    def of(cls, report: ChildReport) -> Past:
+    def of(cls, report: ChildReport) -> PreviousDeaths:
         """What is to be known later on."""
         return cls(report.restarts, report.last_exit, report.died, dict(report.causes))
 
 
-_NO_PAST = Past()
+_NO_PAST = PreviousDeaths()
 
 
 class Supervisor:
@@ -85,7 +85,7 @@ class Supervisor:
         changed: Callable[[ChildReport], None] = lambda _report: None,
         grace: float = 5.0,
         first: Child | None = None,
-        past: Past = _NO_PAST,
+        past: PreviousDeaths = _NO_PAST,
     ) -> None:
         self.name = name
         # It runs before we do: a stop or a kill that comes first must find it.
@@ -159,7 +159,7 @@ class Supervisor:
         self._tell(ChildState.RUNNING)
         return former
 
-    def note_blind(self, why: str) -> None:
+    def set_running_blind(self, why: str) -> None:
         """Tell that the child does its job, but cannot be asked or told anything; a hand-over or an end undoes it."""
         if self.report.state is ChildState.RUNNING:
             self._tell(ChildState.RUNNING_BLIND, why)

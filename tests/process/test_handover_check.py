@@ -14,7 +14,7 @@ from kumadp import __version__
 from kumadp.daemon.adoption import SECTION
 from kumadp.errors import HandoverFailed
 from kumadp.host.reexec.handover import Handover, collect
-from kumadp.process.rehearse import rehearse
+from kumadp.process.handover_check import check_new_program
 from tests.support.command import ROOT
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def descriptors() -> list[str]:
 
 async def test_one_that_would_take_over_says_its_version_and_does_nothing(tmp_path: Path) -> None:
     before = descriptors()
-    said = await rehearse(handed(tmp_path), environment(), argv=program(tmp_path, f"--work-dir={tmp_path}/work"))
+    said = await check_new_program(
+        handed(tmp_path), environment(), argv=program(tmp_path, f"--work-dir={tmp_path}/work")
+    )
     assert said == f"kumadp {__version__}"
     assert descriptors() == before
     assert not (tmp_path / "work").exists()
@@ -68,19 +70,19 @@ async def test_a_module_that_is_imported_late_is_looked_at_too(tmp_path: Path) -
     argv = program(tmp_path)
     (tmp_path / "kumadp" / "probes" / "virtual.py").write_text("def broken(:\n")
     with pytest.raises(HandoverFailed, match=r"does not start: .*kumadp\.probes\.virtual cannot be .*SyntaxError"):
-        await rehearse(handed(tmp_path), environment(), argv=argv)
+        await check_new_program(handed(tmp_path), environment(), argv=argv)
 
 
 async def test_one_that_dies_at_its_first_import_is_told_by_its_last_line(tmp_path: Path) -> None:
     argv = program(tmp_path)
     (tmp_path / "kumadp" / "errors.py").write_text("import a_library_that_was_not_installed\n")
     with pytest.raises(HandoverFailed, match="does not start: ModuleNotFoundError: No module named 'a_library"):
-        await rehearse(handed(tmp_path), environment(), argv=argv)
+        await check_new_program(handed(tmp_path), environment(), argv=argv)
 
 
 async def test_settings_that_are_wrong_by_now_are_told(tmp_path: Path) -> None:
     with pytest.raises(HandoverFailed, match="--drain-time"):
-        await rehearse(handed(tmp_path), environment(), argv=program(tmp_path, "--drain-time=5"))
+        await check_new_program(handed(tmp_path), environment(), argv=program(tmp_path, "--drain-time=5"))
 
 
 async def test_a_program_that_cannot_read_what_is_handed_over_is_not_taken(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ async def test_a_program_that_cannot_read_what_is_handed_over_is_not_taken(tmp_p
     source = tmp_path / "kumadp" / "host" / "handover.py"
     source.write_text(source.read_text().replace("FORMAT = 1\n", "FORMAT = 2\n"))
     with pytest.raises(HandoverFailed, match="has format 1, this kumadp knows 2"):
-        await rehearse(handed(tmp_path), environment(), argv=argv)
+        await check_new_program(handed(tmp_path), environment(), argv=argv)
 
 
 @pytest.mark.parametrize(
@@ -98,17 +100,17 @@ async def test_a_program_that_knows_another_form_of_what_each_part_hands_over_is
     tmp_path: Path, sections: dict[str, bytes]
 ) -> None:
     with pytest.raises(HandoverFailed, match="what is handed over cannot be read"):
-        await rehearse(collect(sections, []), environment(), argv=program(tmp_path))
+        await check_new_program(collect(sections, []), environment(), argv=program(tmp_path))
 
 
 async def test_one_that_hangs_is_not_waited_for_and_ends(tmp_path: Path) -> None:
     hanging = ("/bin/sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60")
     with pytest.raises(HandoverFailed, match="did not pass its check within 1 s"):
-        await rehearse(handed(tmp_path), environment(), argv=hanging, deadline=1.0)
+        await check_new_program(handed(tmp_path), environment(), argv=hanging, deadline=1.0)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 async def test_one_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(HandoverFailed, match="cannot be started: No such file"):
-        await rehearse(handed(tmp_path), environment(), argv=(str(tmp_path / "none"),))
+        await check_new_program(handed(tmp_path), environment(), argv=(str(tmp_path / "none"),))

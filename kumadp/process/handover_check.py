@@ -20,7 +20,7 @@ DEADLINE = 20.0
 _MAX_SAID = 64 * 1024
 
 
-async def rehearse(
+async def check_new_program(
     handover: Handover, environ: Mapping[str, str], *, deadline: float = DEADLINE, argv: tuple[str, ...] | None = None
 ) -> str:
     """Run the new program with what it would get, up to where it would take over; what it says, its version.
