@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.readmes import NAMES, anchors, links, text_of
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "kumadp"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+# Where recorded exchanges come from: for those who write tests, without commands.
+CAPTURES = ROOT / "tests" / "data" / "captures" / "README.md"
 
 # What each package may import of ours; the lowest first.
 PURE = {"addresses", "decoding", "durations", "errors", "yamltext", "exposition", "resources", "bootstrap", "settings"}
@@ -81,6 +85,29 @@ def test_what_is_not_there_yet_is_still_needed() -> None:
         if owner not in {"__init__", "__main__"}:
             needed.setdefault(owner, set()).update(imported(path) - {owner} - ALLOWED[owner])
     assert {owner: names for owner, names in needed.items() if names} == NOT_YET
+
+
+def test_readme_is_short() -> None:
+    assert len(text_of("README.md").splitlines()) <= 200
+
+
+def test_every_readme_is_tested() -> None:
+    folders = ("configs", "kumadp", "systemd", "tests")
+    there = {path for folder in folders for path in (ROOT / folder).rglob("README.md")} - {CAPTURES}
+    assert {ROOT / name for name in NAMES} == there | {ROOT / "README.md"}
+
+
+@pytest.mark.parametrize("name", [*NAMES, str(CAPTURES.relative_to(ROOT)), "CHANGELOG.md"])
+def test_links_lead_to_files_and_headings(name: str) -> None:
+    dead = []
+    for link in links(name):
+        if link.startswith("https://"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / file if file else ROOT / name
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
+            dead.append(link)
+    assert dead == []
 
 
 def test_only_the_command_line_ends_the_process() -> None:

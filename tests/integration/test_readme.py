@@ -10,17 +10,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kumadp.errors import EXIT_CODE_MEANING, ExitCode
+from kumadp.settings.model import options_of
 from tests.support.daemon import Ports, get, workload
 from tests.support.file_lock import file_lock
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
-from tests.support.readmes import NAMES, ROOT, blocks, commands, files, rows_after
+from tests.support.readmes import NAMES, ROOT, blocks, commands, files, lines_of, make_targets, rows_after
 from tests.support.scripted_control_plane import TOKEN, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 
 if TYPE_CHECKING:
@@ -32,6 +34,11 @@ EVERY_COMMAND = [line for name in NAMES for line in commands(name)]
 
 def test_exit_codes_are_those_of_the_program() -> None:
     assert rows_after("exit codes") == [[str(int(code)), meaning] for code, meaning in EXIT_CODE_MEANING.items()]
+
+
+def test_variables_without_a_flag_are_those_of_the_program() -> None:
+    listed = [variable for cell, _ in rows_after("variables") for variable in re.findall(r"`(\w+)`", cell)]
+    assert sorted(listed) == sorted(name for o in options_of("run") if not o.flags for name in o.variables)
 
 
 def test_options_are_those_of_the_program() -> None:
@@ -50,7 +57,7 @@ def test_options_are_those_of_the_program() -> None:
         assert variable.strip("`") in shown, f"{variable} is no variable of `kumadp run`"
 
 
-@pytest.mark.parametrize("target", [line.split()[1] for line in EVERY_COMMAND if line.startswith("make ")])
+@pytest.mark.parametrize("target", sorted({found for name in NAMES for found in make_targets(name)}))
 def test_make_targets_exist(target: str) -> None:
     make = shutil.which("make")
     if make is None:
@@ -106,6 +113,8 @@ class Reader:
     def type(self, command: str) -> None:
         """Run a command; `kumadp run` stays until the next one, or the end, stops it."""
         words = shlex.split(self.on_our_ports(command))
+        # The control socket of the data plane of these tests stands for that of the service.
+        words = [str(self.control_socket()) if word.endswith(".control") else word for word in words]
         if words[:2] == ["kumadp", "run"]:
             self.stop()
             self._start(words)
@@ -114,6 +123,10 @@ class Reader:
             words, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=110
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}\n{self.output()}"
+
+    def control_socket(self) -> Path:
+        (path,) = self.folder.rglob("*.control")
+        return path
 
     def _start(self, words: list[str]) -> None:
         with self.log.open("wb") as out:
@@ -161,6 +174,7 @@ def reader() -> Iterator[Reader]:
 # Who runs the blocks of each kind.
 KINDS = {
     "sh": "this file",
+    "sh install": "this file, and what it installs tests/hosts/test_debian_package.py",
     "sh systemd": "tests/hosts/test_systemd.py",
     "sh container": "tests/hosts/test_container.py",
     "yaml": "the files of those who run commands",
@@ -171,6 +185,15 @@ KINDS = {
 
 def test_each_block_is_of_a_kind_that_is_tested() -> None:
     assert {kind for name in NAMES for kind, _ in blocks(name)} == KINDS.keys()
+
+
+def test_what_is_installed_has_the_extras_that_are_named() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [line for name in NAMES for kind, block in blocks(name) if kind == "sh install" for line in lines_of(block)]
+    assert lines
+    for line in lines:
+        (extra,) = re.fullmatch(r"pip install '(?:\.|kumadp)\[(\w+)\]'", line).groups()  # type: ignore[union-attr]
+        assert extra in project["optional-dependencies"]
 
 
 def test_no_command_is_of_a_kind_that_nobody_runs() -> None:

@@ -36,6 +36,11 @@ def commands(name: str) -> list[str]:
     return [line for kind, content in blocks(name) if kind == "sh" for line in lines_of(content)]
 
 
+def make_targets(name: str) -> list[str]:
+    """Each target of ``make`` that a README names, in blocks and in the text."""
+    return re.findall(r"(?:^|`)make ([\w-]+)", text_of(name), re.MULTILINE)
+
+
 def files() -> dict[str, str]:
     """The content of each block that begins with a file name, such as ``# dataplane.yaml``, by that name."""
     named = {}
