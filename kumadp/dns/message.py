@@ -1,4 +1,4 @@
-"""DNS messages by their bytes (RFC 1035, EDNS: RFC 6891): a query is read, an answer written, and nothing else is."""
+"""DNS messages as bytes (RFC 1035, EDNS: RFC 6891): encodes and parses queries, encodes answers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ A, AAAA, ANY, OPT, IN = 1, 28, 255, 41, 1
 IXFR, AXFR = 251, 252
 
 HEADER = struct.Struct("!6H")
-"""Number, flags, and how many questions, answers, authorities and additional records follow."""
+"""Number, flags, and the counts of questions, answers, authority and additional records."""
 QR, AUTHORITATIVE, TRUNCATED, DESIRED, CHECKING_DISABLED = 0x8000, 0x0400, 0x0200, 0x0100, 0x0010
 
+_TYPE_AND_CLASS = struct.Struct("!HH")
+A_IN, AAAA_IN = _TYPE_AND_CLASS.pack(A, IN), _TYPE_AND_CLASS.pack(AAAA, IN)
+"""The end of a question: its type and class."""
+
 PLAIN_SIZE = 512
-"""What a UDP answer may have where the client names no size (RFC 1035 4.2.1)."""
+"""Limit of a UDP answer to a client without EDNS (RFC 1035 4.2.1), in bytes."""
 OUR_SIZE = 1232
-"""What crosses any network in one packet (DNS flag day 2020); told to clients."""
+"""Advertised to clients: fits in one packet on any network (DNS flag day 2020), in bytes."""
 LARGEST_UDP = 4096
-"""No UDP answer is larger, whatever a client says."""
+"""No UDP answer is larger, whatever size a client advertises, in bytes."""
 LARGEST_NAME = 255
 _OPCODE = 0x7800
+_STATUS = 2 << 11
 _WITHOUT_QUESTION = {FORMERR, SERVFAIL, NOTIMP, REFUSED}
 _LABEL_MAX = 63
 _FIXED = struct.Struct("!HHIH")
@@ -30,9 +35,10 @@ _DNSSEC_OK = 0x8000
 
 
 class Query(NamedTuple):
-    """A well-formed query of one question: ``question`` as it came, ``name`` of it in lower case, both as on the wire.
+    """A well-formed query with one question.
 
-    ``size`` is what the client takes by UDP; ``edns`` whether it has an OPT record, ``dnssec`` what that says.
+    ``question`` has the client's bytes, ``name`` is its name in lower case, both in wire form. ``size`` is the largest
+    UDP answer that the client accepts, in bytes; ``edns``: it has an OPT record; ``dnssec``: its DO bit is set.
     """
 
     number: int
@@ -46,96 +52,139 @@ class Query(NamedTuple):
     dnssec: bool
 
 
-def read(data: bytes) -> Query | bytes | None:
-    """The query; or the answer to what is none; or None for what must not be answered. Never an exception."""
+def encode_query(name: str, kind: int = A, *, number: int = 0, recursion: bool = True) -> bytes:
+    """Encode a query for the records of type ``kind`` of ``name``, whose letter case is kept; raises ValueError."""
+    question = _encode_name(name) + _TYPE_AND_CLASS.pack(kind, IN)
+    return HEADER.pack(number, DESIRED if recursion else 0, 1, 0, 0, 0) + question
+
+
+def encode_status_query(number: int) -> bytes:
+    """Encode a query with opcode STATUS and no question (RFC 1035 4.1.1); no known server implements it."""
+    return HEADER.pack(number, _STATUS, 0, 0, 0, 0)
+
+
+def question_of(query: bytes) -> bytes:
+    """Return the question of a query that `encode_query` made."""
+    return query[HEADER.size :]
+
+
+def with_number(message: bytes, number: int) -> bytes:
+    """Return the message with another number."""
+    return number.to_bytes(2) + message[2:]
+
+
+def with_question(message: bytes, question: bytes) -> bytes:
+    """Return the message with its question replaced by one of the same length."""
+    return message[: HEADER.size] + question + message[HEADER.size + len(question) :]
+
+
+def lower_question(question: bytes) -> bytes:
+    """Return the question with its name in lower case: names are equal in any case (RFC 4343)."""
+    return question[: -_TYPE_AND_CLASS.size].lower() + question[-_TYPE_AND_CLASS.size :]
+
+
+def parse_query(data: bytes) -> Query | bytes | None:
+    """Parse what a client sent; never raises.
+
+    Returns the answer to send if this is not a query that can be answered, and None if it must not be answered.
+    """
     if len(data) < HEADER.size:
         return None
     number, flags, questions, answers, authorities, additional = HEADER.unpack_from(data)
     if flags & QR:
-        # Two servers that answer each other would do so for ever.
+        # Two servers that answer each other's answers would do so forever.
         return None
     if flags & _OPCODE:
-        return bare(number, flags, NOTIMP)
+        return encode_header(number, flags, NOTIMP)
     end = _name_end(data, HEADER.size)
     if questions != 1 or answers or authorities or end == 0 or len(data) < end + 4:
-        return bare(number, flags, FORMERR)
+        return encode_header(number, flags, FORMERR)
     question = data[HEADER.size : end + 4]
     size, edns, dnssec = PLAIN_SIZE, False, False
     if additional:
-        found = _read_opt(data, end + 4, additional)
-        if found is None:
-            return bare(number, flags, FORMERR)
-        size, edns, extended = found
+        options = _parse_opt(data, end + 4, additional)
+        if options is None:
+            return encode_header(number, flags, FORMERR)
+        size, edns, extended = options
         dnssec = bool(extended & _DNSSEC_OK)
         if extended >> 16 & 0xFF:
             query = Query(number, flags, question, question[:-4].lower(), 0, 0, size, True, dnssec)
-            return write(query, BADVERS)
-    kind, klass = struct.unpack_from("!HH", data, end)
+            return encode_answer(query, BADVERS)
+    kind, klass = _TYPE_AND_CLASS.unpack_from(data, end)
     return Query(number, flags, question, question[:-4].lower(), kind, klass, size, edns, dnssec)
 
 
-def write(
-    query: Query, code: int, count: int = 0, records: bytes = b"", *, authoritative: bool = False, cut: bool = False
+def encode_answer(
+    query: Query,
+    code: int,
+    count: int = 0,
+    records: bytes = b"",
+    *,
+    authoritative: bool = False,
+    truncated: bool = False,
 ) -> bytes:
-    """An answer with ``count`` records; ``cut``: it has not all of them."""
-    kept = query.flags & (DESIRED | CHECKING_DISABLED)
-    flags = QR | kept | (AUTHORITATIVE if authoritative else 0) | (TRUNCATED if cut else 0) | code & 0xF
+    """Encode an answer with ``count`` records; ``truncated``: some records were left out (TC)."""
+    copied = query.flags & (DESIRED | CHECKING_DISABLED)
+    flags = QR | copied | (AUTHORITATIVE if authoritative else 0) | (TRUNCATED if truncated else 0) | code & 0xF
     head = HEADER.pack(query.number, flags, 1, count, 0, 1 if query.edns else 0)
     if not query.edns:
         return head + query.question + records
-    return head + query.question + records + opt(dnssec=query.dnssec, code=code)
+    return head + query.question + records + encode_opt(dnssec=query.dnssec, code=code)
 
 
-def opt(*, dnssec: bool, code: int = 0) -> bytes:
-    """Our OPT record; ``code``: the upper bits are in it."""
+def encode_opt(*, dnssec: bool, code: int = 0) -> bytes:
+    """Encode our OPT record, which carries the upper bits of ``code``."""
     extended = (code >> 4) << 24 | (_DNSSEC_OK if dnssec else 0)
     return b"\x00" + _FIXED.pack(OPT, OUR_SIZE, extended, 0)
 
 
-def bare(number: int, flags: int, code: int) -> bytes:
-    """An answer without a question."""
+def encode_header(number: int, flags: int, code: int) -> bytes:
+    """Encode an answer without a question to a query with these ``flags``."""
     return HEADER.pack(number, QR | flags & (_OPCODE | DESIRED | CHECKING_DISABLED) | code, 0, 0, 0, 0)
 
 
-def answers(data: bytes, number: int, question: bytes, *, any_case: bool = False) -> bool:
-    """Whether this is the answer to the query with that number: for the same question (RFC 5452, 9.1).
+def is_answer(data: bytes, number: int, question: bytes, *, any_case: bool = False) -> bool:
+    """Return whether this answers the query with this number and question (RFC 5452, 9.1).
 
-    ``any_case``: also to its name in other letters; names are the same in any case (RFC 4343), and some servers write
-    them in their own.
+    ``any_case``: the letter case of the name may differ. Names are equal in any case (RFC 4343), and some servers
+    normalize it.
     """
     end = HEADER.size + len(question)
     if len(data) < HEADER.size or int.from_bytes(data[:2]) != number or data[2] & 0xF8 != QR >> 8:
         return False
     if data[4:6] == b"\x00\x00":
-        # A server that could not read the question may leave it out, not one that answers it.
+        # A server that could not read the question may leave it out; one that answers it may not.
         return code_of(data) in _WITHOUT_QUESTION and len(data) == HEADER.size
-    theirs = data[HEADER.size : end]
+    answered = data[HEADER.size : end]
     if any_case:
-        theirs = theirs[:-4].lower() + theirs[-4:]
-        question = question[:-4].lower() + question[-4:]
-    return data[4:6] == b"\x00\x01" and theirs == question
+        answered, question = lower_question(answered), lower_question(question)
+    return data[4:6] == b"\x00\x01" and answered == question
 
 
 def code_of(answer: bytes) -> int:
-    """The code in the header."""
+    """Return the response code in the header."""
     return answer[3] & 0xF
 
 
 def is_authoritative(answer: bytes) -> bool:
-    """Whether it is so marked."""
+    """Return whether the AA bit is set."""
     return bool(answer[2] & AUTHORITATIVE >> 8)
 
 
-def is_cut(answer: bytes) -> bool:
-    """Whether it was truncated."""
+def is_truncated(answer: bytes) -> bool:
+    """Return whether the TC bit is set."""
     return bool(answer[2] & TRUNCATED >> 8)
 
 
 def wire_name(text: str) -> bytes:
-    """A name as on the wire, in lower case, its final dot there or not; raises ValueError."""
-    labels = text.removesuffix(".").lower().encode("ascii").split(b".")
+    """Encode a name in wire form and lower case, with or without its final dot; raises ValueError."""
+    return _encode_name(text.lower())
+
+
+def _encode_name(text: str) -> bytes:
+    labels = text.removesuffix(".").encode("ascii").split(b".")
     if not all(0 < len(label) <= _LABEL_MAX for label in labels):
-        raise ValueError(f"{text!r} is no name")
+        raise ValueError(f"{text!r} is not a name")
     wire = b"".join(bytes([len(label)]) + label for label in labels) + b"\x00"
     if len(wire) > LARGEST_NAME:
         raise ValueError(f"{text!r} is too long")
@@ -143,17 +192,20 @@ def wire_name(text: str) -> bytes:
 
 
 def parents(name: bytes) -> list[bytes]:
-    """The name and each one above it, without the root, as on the wire."""
-    found = []
+    """Return a name in wire form and each name above it, without the root."""
+    names = []
     while name[0]:
-        found.append(name)
+        names.append(name)
         name = name[1 + name[0] :]
-    return found
+    return names
 
 
-def _name_end(data: bytes, at: int) -> int:
-    """Where the type follows; 0 where there is no name. A question has nothing before it that it could point to."""
-    start = at
+def _name_end(data: bytes, start: int) -> int:
+    """Return the offset behind the name at ``start``; 0 if there is no name.
+
+    Compression is not accepted: nothing is in front of a question that it could point to.
+    """
+    at = start
     while at < len(data):
         length = data[at]
         if length > _LABEL_MAX:
@@ -166,8 +218,8 @@ def _name_end(data: bytes, at: int) -> int:
     return 0
 
 
-def _read_opt(data: bytes, at: int, count: int) -> tuple[int, bool, int] | None:
-    """Size, whether there is an OPT record, its flags; None where the additional records are broken."""
+def _parse_opt(data: bytes, at: int, count: int) -> tuple[int, bool, int] | None:
+    """Return size, presence and flags of the OPT record; None if the additional records are malformed."""
     size, edns, extended = PLAIN_SIZE, False, 0
     if count > _MOST_ADDITIONAL:
         return None

@@ -15,7 +15,7 @@ import psutil
 
 from kumadp.daemon.control import control_socket_files
 from kumadp.dns.coredns.corefile import HEALTH_NAME
-from kumadp.dns.message import DESIRED, HEADER, REFUSED, code_of, is_authoritative, wire_name
+from kumadp.dns.message import REFUSED, code_of, encode_query, is_authoritative, question_of
 from kumadp.dns.resolvconf import DNS_PORT, read
 from kumadp.dns.resolver.exchange import SentQueries, query_tcp, query_udp
 from kumadp.doctor.report import Told, failed, ok, skipped, warning
@@ -123,8 +123,8 @@ async def _look(server: Server, by: Exchange) -> str:
 
 
 async def _ask(server: Server, name: str, by: Exchange) -> bytes:
-    question = wire_name(name) + b"\x00\x01\x00\x01"
-    return await by(server, HEADER.pack(0, DESIRED, 1, 0, 0, 0) + question, question, SentQueries())
+    query = encode_query(name)
+    return await by(server, query, question_of(query), SentQueries())
 
 
 def _shown(server: Server) -> str:

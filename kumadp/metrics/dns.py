@@ -32,17 +32,17 @@ _OWN = {"qtype", "source", "rcode", "reason", "le"}
 class Counted(Protocol):
     """What is counted, as `kumadp.dns.resolver.counters` says."""
 
-    quick_a: int
-    quick_aaaa: int
-    quick_seconds: float
-    slow: list[int]
+    fast_a: int
+    fast_aaaa: int
+    fast_seconds: float
+    slow_bursts: list[int]
     local: Counter[int]
     upstream: Counter[int]
     codes: Counter[int]
-    asked: int
+    forwarded: int
     failed: int
-    asked_seconds: float
-    took: list[int]
+    forward_seconds: float
+    forward_durations: list[int]
     refused: int
     loops: int
     dropped: int
@@ -54,8 +54,8 @@ def families(counted: Counted, entries: int, labels: Mapping[str, str]) -> Itera
     constant = {label_name(name): str(value) for name, value in labels.items() if label_name(name) not in _OWN}
     names, values = list(constant), list(constant.values())
     local, upstream = _by_type(counted.local), _by_type(counted.upstream)
-    local["A"] += counted.quick_a
-    local["AAAA"] += counted.quick_aaaa
+    local["A"] += counted.fast_a
+    local["AAAA"] += counted.fast_aaaa
     queries = CounterMetricFamily(
         "kuma_dp_dns_queries", "Queries that were answered.", labels=["qtype", "source", *names]
     )
@@ -64,7 +64,7 @@ def families(counted: Counted, entries: int, labels: Mapping[str, str]) -> Itera
             queries.add_metric([kind, source, *values], number)
     yield queries
     codes = dict.fromkeys((*_CODES.values(), "other"), 0)
-    codes["noerror"] = counted.quick_a + counted.quick_aaaa
+    codes["noerror"] = counted.fast_a + counted.fast_aaaa
     for code, number in counted.codes.items():
         codes[_CODES.get(code, "other")] += number
     told = CounterMetricFamily("kuma_dp_dns_response_codes", "Answers by their code.", labels=["rcode", *names])
@@ -72,8 +72,8 @@ def families(counted: Counted, entries: int, labels: Mapping[str, str]) -> Itera
         told.add_metric([name, *values], number)
     yield told
     # Of a burst that took long one query did, and the others were quick.
-    all_of_them = [one + slow for one, slow in zip(counted.took, counted.slow, strict=True)]
-    all_of_them[0] += max(0, sum(local.values()) + counted.refused + counted.loops - sum(counted.slow))
+    all_of_them = [one + slow for one, slow in zip(counted.forward_durations, counted.slow_bursts, strict=True)]
+    all_of_them[0] += max(0, sum(local.values()) + counted.refused + counted.loops - sum(counted.slow_bursts))
     waits = [0] * (len(_WAITED) + 1)
     if counted.ready_after is not None:
         waits[bisect_left(_WAITED, counted.ready_after)] = 1
@@ -83,9 +83,15 @@ def families(counted: Counted, entries: int, labels: Mapping[str, str]) -> Itera
             "Time that queries took.",
             _TOOK,
             all_of_them,
-            counted.quick_seconds + counted.asked_seconds,
+            counted.fast_seconds + counted.forward_seconds,
         ),
-        ("upstream_request_duration", "Time that other servers took.", _TOOK, counted.took, counted.asked_seconds),
+        (
+            "upstream_request_duration",
+            "Time that other servers took.",
+            _TOOK,
+            counted.forward_durations,
+            counted.forward_seconds,
+        ),
         ("config_ready_wait", "Time until the first names came.", _WAITED, waits, counted.ready_after or 0.0),
     ):
         took = HistogramMetricFamily(f"kuma_dp_dns_{name}_seconds", text, labels=names)

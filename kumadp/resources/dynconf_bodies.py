@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from kumadp.decoding import Undecodable, decode_json
+from kumadp.resources.dns_defaults import DEFAULT_TTL
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
@@ -104,7 +105,7 @@ class Dns(_Body, frozen=True):
     """Body of ``/dns`` (Kuma 2.11 and later); ``ttl`` in seconds, ``extra_labels`` for metrics (2.14)."""
 
     records: tuple[Record, ...] | None = None
-    ttl: int = 30
+    ttl: int = DEFAULT_TTL
     extra_labels: dict[str, str] | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from kumadp.resources.dns_defaults import DEFAULT_TTL
 from kumadp.standalone.config_fragments import Json, assignment, http_manager, listener, socket_address
 from kumadp.standalone.mesh import ADMIN_HOST, SERVICE, Mesh, admin_port, health_name
 
@@ -79,7 +80,7 @@ def add_dns(mesh: Mesh, dns: DnsListener, made: GeneratedConfig) -> None:
     A service whose name cannot be a DNS name is left out.
     """
     domains = [
-        {"name": name, "endpoint": {"addressList": {"address": sorted(addresses)}}, "answerTtl": "30s"}
+        {"name": name, "endpoint": {"addressList": {"address": sorted(addresses)}}, "answerTtl": f"{DEFAULT_TTL}s"}
         for name, addresses in sorted(dns_names(mesh).items())
     ]
     config: Json = {

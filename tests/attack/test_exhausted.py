@@ -104,6 +104,6 @@ async def test_a_name_server_and_an_application_that_cannot_be_asked_are_not_sil
         with no_descriptors_left():
             assert await _connects("127.0.0.1", port, 5.0) is None
             with pytest.raises(OSError, match="Too many open files"):
-                await health_check.answers(port, deadline=5.0)
+                await health_check.missing_transports(port, deadline=5.0)
     assert await _connects("127.0.0.1", port, 5.0) is False
-    assert await health_check.answers(port, deadline=5.0) == "UDP and TCP"
+    assert await health_check.missing_transports(port, deadline=5.0) == "UDP and TCP"

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kumadp.dns.message import Query, answers, read
-from kumadp.dns.resolver.answer import Forward, answer, fitting, quick
+from kumadp.dns.message import Query, is_answer, parse_query
+from kumadp.dns.resolver.answer import Forward, answer, fast_answer, relayed_answer
 from kumadp.dns.resolver.table import Table
 
 MANY = [f"240.0.{number // 250}.{number % 250 + 1}" for number in range(60)]
@@ -33,7 +33,7 @@ TABLE = Table(
 def ask(name: str, kind: str = "A", *, transport: Literal["udp", "tcp"] = "udp", edns: int | None = None) -> bytes:
     """A query, answered as the server does it."""
     wire = dns.message.make_query(name, kind, use_edns=edns is not None and 0, payload=edns or 0).to_wire()
-    found = (quick(wire, TABLE) if transport == "udp" else None) or answer(wire, TABLE, transport)
+    found = (fast_answer(wire, TABLE) if transport == "udp" else None) or answer(wire, TABLE, transport)
     assert isinstance(found, bytes)
     parsed = dns.message.from_wire(found)
     assert parsed.id == struct.unpack_from("!H", wire)[0]
@@ -134,33 +134,33 @@ def test_a_table_takes_what_is_right_and_tells_what_is_not() -> None:
 
 def test_an_answer_of_others_gets_the_clients_number_and_letters_and_is_cut() -> None:
     asked = dns.message.make_query("WWW.example.com", "A")
-    query = read(asked.to_wire())
+    query = parse_query(asked.to_wire())
     assert isinstance(query, Query)
     lower = dns.message.make_query("www.example.com", "A", id=(asked.id + 1) % 65536)
     reply = dns.message.make_response(lower)
-    found = dns.message.from_wire(fitting(query, reply.to_wire(), "udp"))
+    found = dns.message.from_wire(relayed_answer(query, reply.to_wire(), "udp"))
     assert (found.id, found.question[0].name.to_text()) == (asked.id, "WWW.example.com.")
-    large = fitting(query, reply.to_wire() + bytes(600), "udp")
+    large = relayed_answer(query, reply.to_wire() + bytes(600), "udp")
     assert dns.message.from_wire(large).flags & dns.flags.TC
-    assert len(fitting(query, reply.to_wire() + bytes(600), "tcp")) > 600
+    assert len(relayed_answer(query, reply.to_wire() + bytes(600), "tcp")) > 600
 
 
 def test_only_the_answer_to_the_question_is_one() -> None:
     asked = dns.message.make_query("WWW.example.com", "A", id=7)
     question = asked.to_wire()[12:]
     reply = dns.message.make_response(asked).to_wire()
-    assert answers(reply, 7, question)
-    assert not answers(reply, 8, question)
-    assert not answers(reply.replace(b"WWW", b"www"), 7, question)
-    assert answers(reply.replace(b"WWW", b"www"), 7, question, any_case=True)
+    assert is_answer(reply, 7, question)
+    assert not is_answer(reply, 8, question)
+    assert not is_answer(reply.replace(b"WWW", b"www"), 7, question)
+    assert is_answer(reply.replace(b"WWW", b"www"), 7, question, any_case=True)
     for wrong in (reply.replace(b"WWW", b"XWW"), reply[:-1] + b"\x03", reply[:-3] + b"\x1c" + reply[-2:]):
-        assert not answers(wrong, 7, question)
-        assert not answers(wrong, 7, question, any_case=True)
+        assert not is_answer(wrong, 7, question)
+        assert not is_answer(wrong, 7, question, any_case=True)
     without = {code: reply[:3] + bytes([code]) + bytes(8) for code in range(6)}
-    assert [code for code, found in without.items() if answers(found, 7, question)] == [1, 2, 4, 5]
-    assert not answers(asked.to_wire(), 7, question), "a query"
-    assert not answers(reply[:10], 7, question)
-    assert not answers(b"", 7, question)
+    assert [code for code, found in without.items() if is_answer(found, 7, question)] == [1, 2, 4, 5]
+    assert not is_answer(asked.to_wire(), 7, question), "a query"
+    assert not is_answer(reply[:10], 7, question)
+    assert not is_answer(b"", 7, question)
 
 
 names = st.sampled_from(["backend.mesh", "BOTH.mesh", "many.mesh", "nobody.mesh", "example.com", "mesh", "."])
@@ -184,11 +184,11 @@ def damaged(draw: st.DrawFn) -> bytes:
 @settings(max_examples=1500, deadline=None)
 @given(data=st.one_of(st.binary(max_size=600), damaged()), transport=st.sampled_from(["udp", "tcp"]))
 def test_hostile_bytes_get_a_right_answer_or_none(data: bytes, transport: Literal["udp", "tcp"]) -> None:
-    fast, found = quick(data, TABLE), answer(data, TABLE, transport)
+    fast, found = fast_answer(data, TABLE), answer(data, TABLE, transport)
     if fast is not None:
         assert fast == answer(data, TABLE, "udp")
     if isinstance(found, Forward):
-        found = fitting(found.query, found.query.number.to_bytes(2) + data[2:], transport)
+        found = relayed_answer(found.query, found.query.number.to_bytes(2) + data[2:], transport)
     if found is None:
         return
     assert found[:2] == data[:2]

@@ -15,7 +15,7 @@ from kumadp.accesslog.destination import Destination, DestinationLimits
 from kumadp.accesslog.records import split_address
 from kumadp.controlplane.bootstrap_http import fetch_bootstrap
 from kumadp.controlplane.trust import Trust
-from kumadp.dns.message import HEADER
+from kumadp.dns.message import encode_query, question_of
 from kumadp.dns.resolver.exchange import SentQueries, query_tcp, query_udp
 from kumadp.dns.resolver.server import Resolver
 from kumadp.dns.resolver.table import Table
@@ -129,8 +129,8 @@ def bound() -> socket.socket:
 
 @LOOPS
 def test_a_name_server(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    question = b"\x03web\x00\x00\x01\x00\x01"
-    query = HEADER.pack(0, 0x0100, 1, 0, 0, 0) + question
+    query = encode_query("web")
+    question = question_of(query)
 
     async def work() -> None:
         async with Resolver([(SCOPED, 53)]) as resolver:

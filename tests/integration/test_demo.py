@@ -21,9 +21,10 @@ import dns.rrset
 import psutil
 import pytest
 
-from kumadp.cli.demo.dns import DnsAnswer, DnsAnswerError, decode_answer, encode_question
+from kumadp.cli.demo.dns import DnsAnswer, DnsAnswerError, decode_answer
 from kumadp.cli.demo.stage import DemoPorts, write_mesh
 from kumadp.cli.demo.table import Scene, Screen, child_state, headline, render
+from kumadp.dns.message import encode_query
 from kumadp.errors import ExitCode
 from kumadp.resources.load import load_resource_file
 from tests.support.daemon import get
@@ -116,26 +117,26 @@ class TestTable:
 
 class TestDns:
     def test_the_question_is_what_dnspython_would_ask(self) -> None:
-        question = dns.message.from_wire(encode_question(7, "backend.mesh"))
+        question = dns.message.from_wire(encode_query("backend.mesh", number=7))
         assert question.id == 7
         assert [str(asked) for asked in question.question] == ["backend.mesh. IN A"]
 
     def test_addresses_and_code_of_an_answer(self) -> None:
-        question = dns.message.from_wire(encode_question(7, "backend.mesh"))
+        question = dns.message.from_wire(encode_query("backend.mesh", number=7))
         answer = dns.message.make_response(question)
         answer.answer.append(dns.rrset.from_text("backend.mesh.", 60, "IN", "A", "127.0.0.1", "127.0.0.3"))
         decoded = decode_answer(7, answer.to_wire())
         assert DnsAnswer(decoded.code, tuple(sorted(decoded.addresses))) == DnsAnswer(0, ("127.0.0.1", "127.0.0.3"))
 
     @pytest.mark.parametrize(
-        "message", [b"", b"\x00\x07", encode_question(7, "backend.mesh"), b"\x00\x07\x80\x00\x00\x09"]
+        "message", [b"", b"\x00\x07", encode_query("backend.mesh", number=7), b"\x00\x07\x80\x00\x00\x09"]
     )
     def test_what_is_no_answer_is_an_error(self, message: bytes) -> None:
         with pytest.raises(DnsAnswerError):
             decode_answer(7, message)
 
     def test_an_answer_to_another_question_is_an_error(self) -> None:
-        answer = dns.message.make_response(dns.message.from_wire(encode_question(7, "backend.mesh")))
+        answer = dns.message.make_response(dns.message.from_wire(encode_query("backend.mesh", number=7)))
         with pytest.raises(DnsAnswerError):
             decode_answer(8, answer.to_wire())
 

@@ -17,17 +17,17 @@ LABELS = {"mesh": "default", "kuma_io_zone": "east"}
 
 @dataclass
 class Counters:
-    quick_a: int = 10
-    quick_aaaa: int = 2
-    quick_seconds: float = 0.5
-    slow: list[int] = field(default_factory=lambda: [0, 2, *[0] * 10])
+    fast_a: int = 10
+    fast_aaaa: int = 2
+    fast_seconds: float = 0.5
+    slow_bursts: list[int] = field(default_factory=lambda: [0, 2, *[0] * 10])
     local: Counter[int] = field(default_factory=lambda: Counter({1: 1, 16: 3}))
     upstream: Counter[int] = field(default_factory=lambda: Counter({28: 4, 33: 5}))
     codes: Counter[int] = field(default_factory=lambda: Counter({0: 7, 3: 4, 2: 1, 5: 1}))
-    asked: int = 9
+    forwarded: int = 9
     failed: int = 1
-    asked_seconds: float = 1.5
-    took: list[int] = field(default_factory=lambda: [3, 0, 4, *[0] * 8, 1])
+    forward_seconds: float = 1.5
+    forward_durations: list[int] = field(default_factory=lambda: [3, 0, 4, *[0] * 8, 1])
     refused: int = 6
     loops: int = 7
     dropped: int = 8
@@ -88,10 +88,10 @@ def test_names_and_values() -> None:
 
 
 def test_what_the_resolver_counts_fits() -> None:
-    counted = Resolvers(quick_a=1, quick_seconds=0.3, ready_after=31.0)
+    counted = Resolvers(fast_a=1, fast_seconds=0.3, ready_after=31.0)
     counted.note_slow(0.3)
-    counted.note_asked(BOUNDS[0])
-    counted.note_asked(11.0)
+    counted.note_forwarded(BOUNDS[0])
+    counted.note_forwarded(11.0)
     told = lines(counted, {})
     assert 'kuma_dp_dns_request_duration_seconds_bucket{le="0.005"} 1.0' in told
     assert 'kuma_dp_dns_request_duration_seconds_bucket{le="0.25"} 1.0' in told

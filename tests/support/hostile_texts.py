@@ -251,9 +251,14 @@ CASES = [
     Hostile("lines with bounds", _bytes(_repeated('le="1e')), _samples),
     Hostile("clusters", _bytes(_numbered('c{envoy_cluster_name="a%-0011223344556677"} 1\n')), _envoys, 8 * MB),
     Hostile("clusters without names", _bytes(_repeated('c{envoy_cluster_name="')), _envoys, 1000),
-    Hostile("DNS: labels", lambda size: b"\0\1\0\0\0\1\0\0\0\0\0\0" + b"\1a" * (size // 2), message.read, 64 << 10),
     Hostile(
-        "DNS: pointers", lambda size: b"\0\1\0\0\0\1\0\0\0\0\0\0" + b"\xc0\x0c" * (size // 2), message.read, 64 << 10
+        "DNS: labels", lambda size: b"\0\1\0\0\0\1\0\0\0\0\0\0" + b"\1a" * (size // 2), message.parse_query, 64 << 10
+    ),
+    Hostile(
+        "DNS: pointers",
+        lambda size: b"\0\1\0\0\0\1\0\0\0\0\0\0" + b"\xc0\x0c" * (size // 2),
+        message.parse_query,
+        64 << 10,
     ),
     Hostile("PEM of beginnings", _bytes(_repeated("-----BEGIN CERTIFICATE-----\n")), read_anchors),
     Hostile("PEM of dashes", _bytes(_repeated("-----")), read_anchors),

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kumadp.cli.demo.dns import NOERROR, NXDOMAIN, DnsAnswer, DnsAnswerError, ask
+from kumadp.cli.demo.dns import DnsAnswer, DnsAnswerError, ask
 from kumadp.cli.demo.stage import HOST
+from kumadp.dns.message import NOERROR, NXDOMAIN
 from kumadp.errors import KumadpError
 
 if TYPE_CHECKING:

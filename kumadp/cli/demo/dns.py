@@ -8,15 +8,10 @@ import struct
 import sys
 from dataclasses import dataclass
 
+from kumadp.dns.message import HEADER, A, encode_query
 from kumadp.errors import KumadpError
 
-TYPE_A = 1
-CLASS_IN = 1
-NOERROR = 0
-NXDOMAIN = 3
-HEADER = struct.Struct("!HHHHHH")
 RECORD = struct.Struct("!HHIH")
-RECURSION_DESIRED = 0x0100
 
 
 class DnsAnswerError(KumadpError):
@@ -29,14 +24,6 @@ class DnsAnswer:
 
     code: int
     addresses: tuple[str, ...]
-
-
-def encode_question(identity: int, name: str) -> bytes:
-    """A query for the A records of ``name`` (RFC 1035 4.1)."""
-    labels = b"".join(bytes([len(label)]) + label for label in name.rstrip(".").encode("ascii").split(b"."))
-    return (
-        HEADER.pack(identity, RECURSION_DESIRED, 1, 0, 0, 0) + labels + b"\x00" + struct.pack("!HH", TYPE_A, CLASS_IN)
-    )
 
 
 def decode_answer(identity: int, message: bytes) -> DnsAnswer:
@@ -53,7 +40,7 @@ def decode_answer(identity: int, message: bytes) -> DnsAnswer:
             offset = _skip_name(message, offset)
             kind, _, _, length = RECORD.unpack_from(message, offset)
             offset += RECORD.size
-            if kind == TYPE_A and length == 4:
+            if kind == A and length == 4:
                 addresses.append(socket.inet_ntoa(message[offset : offset + 4]))
             offset += length
     except (struct.error, IndexError, OSError) as error:
@@ -75,7 +62,7 @@ def ask(port: int, name: str, *, host: str = "127.0.0.1", timeout: float = 3.0) 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.settimeout(timeout)
         udp.connect((host, port))
-        udp.send(encode_question(identity, name))
+        udp.send(encode_query(name, number=identity))
         return decode_answer(identity, udp.recv(4096))
 
 
@@ -83,7 +70,7 @@ def main(port: str, name: str) -> int:
     """Print the addresses of ``name``; 1 where there are none."""
     try:
         answer = ask(int(port), name)
-    except (OSError, DnsAnswerError) as error:
+    except (OSError, ValueError, DnsAnswerError) as error:
         print(f"no answer: {error}", file=sys.stderr)
         return 1
     print("\n".join(answer.addresses) or f"no address, response code {answer.code}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import psutil
 
-from kumadp.dns.coredns.health_check import answers
+from kumadp.dns.coredns.health_check import missing_transports
 from kumadp.errors import KumadpError
 from kumadp.process.restart_policy import ChildState
 from kumadp.process.supervisor import PreviousDeaths, Supervisor
@@ -193,7 +193,7 @@ class CoreDnsComponent:
             return False
 
     async def _missing(self) -> str:
-        return await answers(self._port, self._health_name(), deadline=_ANSWER_WITHIN)
+        return await missing_transports(self._port, self._health_name(), deadline=_ANSWER_WITHIN)
 
     async def _watch(self) -> None:
         """Ask now and then; one that lives and says nothing is killed, and started again as any that has ended."""

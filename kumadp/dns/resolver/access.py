@@ -1,4 +1,4 @@
-"""Who may have names looked up elsewhere: this host itself, and networks that are named. Names of ours are for all."""
+"""Access control for forwarded queries: this host and configured networks. Names of the mesh are for all clients."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from kumadp.host.net.ports import local_addresses
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# A stranger may be an address that this host has just got; how often that is looked at (seconds).
+# An unknown client may be an address that this host has just got: it is looked up at most this often (seconds).
 _LOOK_AGAIN = 1.0
 _MAPPED = "::ffff:"
-_MOST_KNOWN = 1000
+_MOST_CACHED = 1000
 
 
 class Access:
-    """``networks`` in CIDR form; raises ValueError where one is none."""
+    """Allows this host's addresses and ``networks``, in CIDR form; raises ValueError if one is malformed."""
 
     def __init__(self, networks: Iterable[str] = ()) -> None:
         self._networks = tuple(ipaddress.ip_network(text, strict=False) for text in networks)
-        self._known: set[str] = set()
+        self._allowed: set[str] = set()
         self._looked = -_LOOK_AGAIN
 
     def allows(self, host: str) -> bool:
-        """Whether this client may; ``host`` as the socket tells it."""
-        if host in self._known:
+        """Return whether queries of this client may be forwarded; ``host`` as the socket reports it."""
+        if host in self._allowed:
             return True
         address = ipaddress.ip_address(host.split("%", 1)[0].removeprefix(_MAPPED))
         allowed = address.is_loopback or any(address in network for network in self._networks)
@@ -37,6 +37,6 @@ class Access:
                 return False
             self._looked = now
             allowed = str(address) in local_addresses()
-        if allowed and len(self._known) < _MOST_KNOWN:
-            self._known.add(host)
+        if allowed and len(self._allowed) < _MOST_CACHED:
+            self._allowed.add(host)
         return allowed

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from kumadp.addresses import with_port
 from kumadp.daemon.ports import LOOPBACK
-from kumadp.dns.message import HEADER
+from kumadp.dns.message import encode_query, question_of
 from kumadp.dns.resolvconf import read
 from kumadp.dns.resolver.access import Access
 from kumadp.dns.resolver.exchange import SentQueries, query_udp
 from kumadp.dns.resolver.server import Resolver
 from kumadp.dns.resolver.table import HandedNames, Table
 from kumadp.host.net.ports import local_addresses
+from kumadp.resources.dns_defaults import DEFAULT_TTL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,7 +35,7 @@ log = logging.getLogger("kumadp.dns")
 _ASK_AGAIN, _ASK_RARELY = 0.2, 10.0
 _FILTER = 0.5
 # The name servers' own name, for any answer at all.
-_PROBE = HEADER.pack(0, 0x0100, 1, 0, 0, 0) + b"\x06kumadp\x07invalid\x00\x00\x01\x00\x01"
+_PROBE = encode_query("kumadp.invalid")
 
 
 class Resolving:
@@ -51,7 +52,7 @@ class Resolving:
         self._run = run
         self._suffixes = plan.suffixes
         self._resolv_conf = resolv_conf
-        self._ttl = 30
+        self._ttl = DEFAULT_TTL
         self._made = time.monotonic()
         self.labels: dict[str, str] | None = None
         """Those that the control plane's first names came with, for metrics."""
@@ -153,7 +154,7 @@ class Resolving:
             absent = self._absent.is_set()
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_FILTER):
-                    await query_udp(envoy, _PROBE, _PROBE[HEADER.size :], SentQueries())
+                    await query_udp(envoy, _PROBE, question_of(_PROBE), SentQueries())
                 self._there_are_names()
             if absent and not self.settled.is_set():
                 log.info("the control plane sends no names; if it does later, they are answered")

@@ -1,4 +1,4 @@
-"""One question to one server: a socket, a port and a number of its own, and nothing but its answer is taken."""
+"""One query to one server, with its own socket, port and number; other answers are ignored."""
 
 from __future__ import annotations
 
@@ -9,86 +9,91 @@ import socket
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import socket_address
-from kumadp.dns.message import answers
+from kumadp.dns.message import is_answer, with_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LARGEST = 0xFFFF
-# How long an answer in the same letters is waited for once there is one in others (seconds).
-_SAME_LETTERS_WITHIN = 0.05
-# So many messages that are no answer to it are read from one connection.
+# How long to wait for an answer in the same letter case after one in another case (seconds).
+_SAME_CASE_WITHIN = 0.05
+# Messages on one connection that may answer something else.
 _MOST_OTHERS = 64
 
 
 class SentQueries:
-    """What we ask of others now, to know it again when it comes back to us."""
+    """The queries that this process has sent and that have no answer yet, to detect forwarding loops."""
 
     def __init__(self) -> None:
-        self._now: set[tuple[int, int]] = set()
+        self._pending: set[tuple[int, int]] = set()
 
-    def knows(self, port: int, number: int) -> bool:
-        """Whether a query from this port with this number is our own."""
-        return (port, number) in self._now
+    def includes(self, port: int, number: int) -> bool:
+        """Return whether a query from this source port with this number is our own."""
+        return (port, number) in self._pending
 
     @contextlib.contextmanager
-    def noted(self, sock: socket.socket, number: int) -> Iterator[None]:
-        """In here the socket has asked."""
+    def sent(self, sock: socket.socket, number: int) -> Iterator[None]:
+        """Register the query with this number from this socket until the end of the block."""
         key = (sock.getsockname()[1], number)
-        self._now.add(key)
+        self._pending.add(key)
         try:
             yield
         finally:
-            self._now.discard(key)
+            self._pending.discard(key)
 
 
-async def query_udp(server: tuple[str, int], query: bytes, question: bytes, asked: SentQueries) -> bytes:
-    """The answer, its number another one than the query's; raises OSError, and has no deadline.
+async def query_udp(server: tuple[str, int], query: bytes, question: bytes, sent_queries: SentQueries) -> bytes:
+    """Send a query by UDP under a random number and return the answer, which has that number.
 
-    The socket is connected, so that only the server's packets arrive; the kernel takes a port by chance. An answer to
-    the name in other letters is taken too, as there are servers that write it in their own, but one in the same
-    letters, which is harder to forge, goes before it.
+    The socket is connected, so that only packets of the server arrive; the kernel chooses a random port. An answer
+    whose name differs in letter case is accepted, as some servers normalize it, but one in the same case, which is
+    harder to forge, is preferred.
+
+    Raises OSError; it has no deadline.
     """
     number = secrets.randbelow(0x10000)
     family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
         sock.connect(socket_address(*server))
-        with asked.noted(sock, number):
-            sock.send(number.to_bytes(2) + query[2:])
-            while not answers(answer := await _receive(sock), number, question):
-                if answers(answer, number, question, any_case=True):
-                    return await _same_letters(sock, number, question) or answer
+        with sent_queries.sent(sock, number):
+            sock.send(with_number(query, number))
+            while not is_answer(answer := await _receive(sock), number, question):
+                if is_answer(answer, number, question, any_case=True):
+                    return await _same_case_answer(sock, number, question) or answer
             return answer
 
 
 async def _receive(sock: socket.socket) -> bytes:
-    # What waits already is received without a turn of the loop: a flood of wrong answers would hold it.
+    # sock_recv does not yield if a packet is ready: a flood of wrong answers would block the loop.
     await asyncio.sleep(0)
     return await asyncio.get_running_loop().sock_recv(sock, _LARGEST)
 
 
-async def _same_letters(sock: socket.socket, number: int, question: bytes) -> bytes | None:
+async def _same_case_answer(sock: socket.socket, number: int, question: bytes) -> bytes | None:
     try:
-        async with asyncio.timeout(_SAME_LETTERS_WITHIN):
-            while not answers(answer := await _receive(sock), number, question):
+        async with asyncio.timeout(_SAME_CASE_WITHIN):
+            while not is_answer(answer := await _receive(sock), number, question):
                 pass
             return answer
     except (TimeoutError, OSError):
         return None
 
 
-async def query_tcp(server: tuple[str, int], query: bytes, question: bytes, asked: SentQueries) -> bytes:
-    """The same over TCP; raises OSError, and EOFError where it hangs up or sends much that is no answer."""
+async def query_tcp(server: tuple[str, int], query: bytes, question: bytes, sent_queries: SentQueries) -> bytes:
+    """Send a query by TCP under a random number and return the answer, which has that number.
+
+    Raises OSError, and EOFError if the server closes the connection or sends many answers to other queries.
+    """
     number = secrets.randbelow(0x10000)
     socket_address(*server)
     reader, writer = await asyncio.open_connection(*server)
     try:
-        with asked.noted(writer.get_extra_info("socket"), number):
-            writer.write(len(query).to_bytes(2) + number.to_bytes(2) + query[2:])
+        with sent_queries.sent(writer.get_extra_info("socket"), number):
+            writer.write(len(query).to_bytes(2) + with_number(query, number))
             for _ in range(_MOST_OTHERS):
                 answer = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
-                if answers(answer, number, question, any_case=True):
+                if is_answer(answer, number, question, any_case=True):
                     return answer
-        raise EOFError("answers to something else")
+        raise EOFError("the server answers other queries only")
     finally:
         writer.close()

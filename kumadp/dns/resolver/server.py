@@ -1,4 +1,4 @@
-"""The embedded resolver: answers on UDP and TCP, from a table and from other name servers."""
+"""The embedded resolver: answers by UDP and TCP, from a table or with the help of other name servers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from kumadp.dns.message import REFUSED, SERVFAIL, code_of, write
+from kumadp.dns.message import REFUSED, SERVFAIL, code_of, encode_answer
 from kumadp.dns.resolver import upstreams
 from kumadp.dns.resolver.access import Access
 from kumadp.dns.resolver.answer import Forward, Transport, answer
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.dns")
 
 _PURPOSE = "--dns-coredns-port"
-# What was asked just before the end is answered within this time (seconds).
-_LAST = 0.5
+# Pending queries have this time at the end (seconds).
+_CLOSE_WITHIN = 0.5
 
 
-class _Pending:
-    """A query that is forwarded, a member of `Resolver`'s shares."""
+class _PendingQuery:
+    """A query that is being forwarded, a member of `Resolver`'s shares."""
 
     task: asyncio.Task[None] | None = None
     displaced = False
 
     def may_be_displaced(self) -> bool:
-        """Always: its client gets SERVFAIL."""
+        """Return True: its client gets SERVFAIL."""
         return True
 
     def displace(self) -> None:
-        """Give it up."""
+        """Cancel it."""
         self.displaced = True
         if self.task is not None:
             self.task.cancel()
 
 
 class Resolver:
-    """Serves on ``addresses``, each a host and a port. ``reuse_port``: others may have the port too (SO_REUSEPORT).
+    """Serves on ``addresses``, each a host and a port. ``reuse_port``: the port may be shared (SO_REUSEPORT).
     ``dual``: ``::`` is for IPv4 too.
 
-    ``table`` may be replaced by another one at any time; ``upstreams`` says who else is asked, and ``access`` for whom.
-    It may be opened again after it was closed.
+    ``table`` may be replaced at any time; ``upstreams`` has the servers to forward to, and ``access`` the clients that
+    may use them. A closed resolver may be opened again.
     """
 
     def __init__(self, addresses: Sequence[tuple[str, int]], *, reuse_port: bool = False, dual: bool = False) -> None:
@@ -69,11 +69,11 @@ class Resolver:
         self._servers: list[TcpServer] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._places = tcp_connection_limit("DNS over TCP")
-        # A client with few queries under way takes the place of one with many; a quarter is for this host.
-        self._pending: ClientSlots[_Pending] = ClientSlots(upstreams.MOST_AT_ONCE, upstreams.MOST_AT_ONCE)
+        # A client with few pending queries displaces one with many; a quarter is reserved for this host.
+        self._pending: ClientSlots[_PendingQuery] = ClientSlots(upstreams.MOST_AT_ONCE, upstreams.MOST_AT_ONCE)
 
     def bind(self) -> None:
-        """Have the sockets, in which queries wait until it is open; raises PortsTaken."""
+        """Bind the sockets, which queue queries until `open`; raises PortsTaken."""
         for host, port in self.addresses:
             self._bind(host, port)
 
@@ -90,7 +90,7 @@ class Resolver:
         return udp, tcp
 
     async def listen(self, host: str, port: int) -> tuple[socket.socket, socket.socket]:
-        """Answer on one more address; its sockets for UDP and TCP. Raises PortsTaken."""
+        """Answer on one more address and return its UDP and TCP sockets; raises PortsTaken."""
         udp, tcp = self._bind(host, port)
         await tcp.open()
         udp.open()
@@ -99,7 +99,7 @@ class Resolver:
         return udp.socket, tcp.socket
 
     async def open(self) -> None:
-        """Bind where that was not done yet, and answer; raises PortsTaken."""
+        """Bind unless `bind` was called, and answer; raises PortsTaken."""
         try:
             if not self._sockets:
                 self.bind()
@@ -112,11 +112,11 @@ class Resolver:
             sock.open()
 
     async def close(self) -> None:
-        """Answer what has come, and give the ports up."""
+        """Answer the queries that have arrived, and close the ports."""
         for sock in self._sockets:
             sock.stop()
         if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=_LAST)
+            await asyncio.wait(set(self._tasks), timeout=_CLOSE_WITHIN)
         for task in list(self._tasks):
             task.cancel()
         for sock in self._sockets:
@@ -135,72 +135,77 @@ class Resolver:
 
     def answer_udp(self, data: bytes, client: Client, reply: Callable[[bytes], object]) -> None:
         """Answer a query of a client, now or later."""
-        found = self._answer(data, client, "udp")
-        if isinstance(found, Forward):
-            self._forward(found, data, client, "udp", reply)
-        elif found is not None:
-            reply(found)
+        result = self._answer(data, client, "udp")
+        if isinstance(result, Forward):
+            self._forward(result, data, client, "udp", reply)
+        elif result is not None:
+            reply(result)
 
     def answer_tcp(
         self, data: bytes, client: Client, reply: Callable[[bytes | None], object]
     ) -> asyncio.Task[None] | None:
-        """Answer a query of a client, at once or from the task that is returned; None: there is no answer."""
-        found = self._answer(data, client, "tcp")
-        if isinstance(found, Forward):
-            return self._forward(found, data, client, "tcp", reply)
-        reply(found)
+        """Answer a query of a client at once, or from the returned task; ``reply`` gets None if there is no answer."""
+        result = self._answer(data, client, "tcp")
+        if isinstance(result, Forward):
+            return self._forward(result, data, client, "tcp", reply)
+        reply(result)
         return None
 
     def _answer(self, data: bytes, client: Client, transport: Transport) -> bytes | Forward | None:
-        found = answer(data, self.table, transport)
+        result = answer(data, self.table, transport)
         counters = self.counters
-        if found is None:
+        if result is None:
             counters.dropped += 1
-        elif not isinstance(found, Forward):
-            # What could not be read has no type.
-            end = data.find(b"\x00", 12) if found[5] else -1
+        elif not isinstance(result, Forward):
+            # A query that could not be parsed has no type.
+            end = data.find(b"\x00", 12) if result[5] else -1
             counters.local[int.from_bytes(data[end + 1 : end + 3]) if end > 0 else 0] += 1
-            counters.codes[code_of(found)] += 1
-        elif self.upstreams.asked.knows(client[1], found.query.number):
+            counters.codes[code_of(result)] += 1
+        elif self.upstreams.sent_queries.includes(client[1], result.query.number):
             counters.loops += 1
             counters.codes[REFUSED] += 1
-            return write(found.query, REFUSED)
-        elif not found.ours and not self.access.allows(client[0]):
+            return encode_answer(result.query, REFUSED)
+        elif not result.in_mesh and not self.access.allows(client[0]):
             counters.codes[REFUSED] += 1
-            return write(found.query, REFUSED)
-        return found
+            return encode_answer(result.query, REFUSED)
+        return result
 
     def _forward(
-        self, asked: Forward, data: bytes, client: Client, transport: Transport, reply: Callable[[bytes], object]
+        self, forward: Forward, data: bytes, client: Client, transport: Transport, reply: Callable[[bytes], object]
     ) -> asyncio.Task[None] | None:
-        self.counters.upstream[asked.query.type] += 1
+        self.counters.upstream[forward.query.type] += 1
         name, local = client_of(client)
         pending = self._pending
         pending.total = pending.per_client = share(upstreams.MOST_AT_ONCE, 3)
         pending.reserve = pending.total // 4
-        # A query of its own that waits is not given up for another: in a loop that would never end.
+        # A client does not displace its own queries: in a forwarding loop that would never end.
         if not pending.make_room(name, local=local or name in self.upstreams.local, own_too=False):
             self.counters.refused += 1
             self.counters.codes[SERVFAIL] += 1
-            reply(write(asked.query, SERVFAIL))
+            reply(encode_answer(forward.query, SERVFAIL))
             return None
-        one = _Pending()
-        pending.add(name, one)
-        one.task = asyncio.get_running_loop().create_task(self._resolve(one, asked, data, transport, reply))
-        self._tasks.add(one.task)
-        one.task.add_done_callback(self._tasks.discard)
-        one.task.add_done_callback(lambda _: pending.remove(name, one))
-        return one.task
+        query = _PendingQuery()
+        pending.add(name, query)
+        query.task = asyncio.get_running_loop().create_task(self._resolve(query, forward, data, transport, reply))
+        self._tasks.add(query.task)
+        query.task.add_done_callback(self._tasks.discard)
+        query.task.add_done_callback(lambda _: pending.remove(name, query))
+        return query.task
 
     async def _resolve(
-        self, one: _Pending, asked: Forward, data: bytes, transport: Transport, reply: Callable[[bytes], object]
+        self,
+        pending: _PendingQuery,
+        forward: Forward,
+        data: bytes,
+        transport: Transport,
+        reply: Callable[[bytes], object],
     ) -> None:
         try:
-            found = await self.upstreams.resolve(asked, data, transport)
+            answer = await self.upstreams.resolve(forward, data, transport)
         except asyncio.CancelledError:
-            if not one.displaced:
+            if not pending.displaced:
                 raise
             self.counters.failed += 1
-            found = write(asked.query, SERVFAIL)
-        self.counters.codes[code_of(found)] += 1
-        reply(found)
+            answer = encode_answer(forward.query, SERVFAIL)
+        self.counters.codes[code_of(answer)] += 1
+        reply(answer)

@@ -1,4 +1,4 @@
-"""Names and their addresses, as answers that are written but for the number and the question."""
+"""Names and their addresses, as encoded answers without the number and the question."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kumadp.dns.message import AAAA, IN, A, parents, wire_name
+from kumadp.resources.dns_defaults import DEFAULT_TTL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 Addresses = tuple[bytes, bytes, bytes, bytes]
-"""What is known of a name: the counts of a header without OPT and the records, of its A, then of its AAAA.
+"""For A, then for AAAA: the counts of a header without OPT, and the records.
 
-A tuple of bytes is nothing that Python's collector looks at, however many there are.
+Python's garbage collector does not track tuples of bytes, however many there are.
 """
 
-# A pointer to the name of the question, which every answer has at the same place (RFC 1035 4.1.4).
+# A pointer to the name of the question, which is at the same offset in every answer (RFC 1035 4.1.4).
 _TO_QUESTION = b"\xc0\x0c"
 _RECORD = struct.Struct("!HHIH")
 A_SIZE, AAAA_SIZE = 16, 28
-"""Bytes of a record."""
+"""Size of a record in bytes."""
 _MOST_RECORDS = 2000
-"""So many AAAA records fit into the 64 KiB of a message."""
-# Names at a time: a few milliseconds.
+"""AAAA records that fit into the 64 KiB of a message."""
+# Names at a time, which take a few milliseconds.
 _STEP = 200
 
 
 class HandedTable(msgspec.Struct, frozen=True):
-    """A table as it is left to another program; its suffixes are that one's own."""
+    """A table for the next program; that one has its own suffixes."""
 
     names: dict[bytes, Addresses]
     empty: set[bytes]
@@ -43,36 +44,36 @@ class HandedTable(msgspec.Struct, frozen=True):
 
 
 class HandedNames(msgspec.Struct, frozen=True):
-    """What is left to another program, so that it answers at once; ``labels`` are the control plane's, for metrics."""
+    """Names for the next program, so that it answers at once; ``labels`` are the control plane's, for metrics."""
 
     table: HandedTable
     labels: dict[str, str] | None = None
 
 
 class Table:
-    """Names by their wire form in lower case. ``names`` is for reading alone; a change is another table.
+    """Addresses by name, in wire form and lower case. ``names`` is read-only; a change is another table.
 
-    Names below ``suffixes`` are ours: who is not in here is not there, and nobody else is asked. ``filtered``: Envoy's
-    DNS filter may know more of them, and is asked first.
+    Names below ``suffixes`` are in the mesh: if they are not in the table they do not exist, and no name server is
+    queried. ``filtered``: Envoy's DNS filter may have more names, and is queried first. ``ttl`` is in seconds.
     """
 
     def __init__(
         self,
         records: Iterable[tuple[str, Sequence[str]]] = (),
         *,
-        ttl: int = 30,
+        ttl: int = DEFAULT_TTL,
         suffixes: Sequence[str] = (),
         filtered: bool = False,
     ) -> None:
         self.filtered = filtered
         self.suffixes = frozenset(wire_name(suffix) for suffix in suffixes)
         self.wrong: list[str] = []
-        """What was given and could not be taken."""
+        """Names that could not be encoded, or whose addresses are malformed."""
         self.names: dict[bytes, Addresses] = {}
-        self.ready: dict[bytes, bytes] = {}
-        """Queries that were answered, and the answers, both without their numbers."""
+        self.cache: dict[bytes, bytes] = {}
+        """Answers by query, both without their numbers."""
         self.empty: set[bytes] = set()
-        """Those that have others below them and nothing of their own: they are there (RFC 8020)."""
+        """Names without addresses that have other names below them: they exist (RFC 8020)."""
         self._ttl = min(max(ttl, 0), 0x7FFFFFFF)
         self._heads = [
             _TO_QUESTION + _RECORD.pack(kind, IN, self._ttl, size - len(_TO_QUESTION) - _RECORD.size)
@@ -81,9 +82,9 @@ class Table:
         self._add(records)
 
     async def fill(self, records: Iterable[tuple[str, Sequence[str]]]) -> None:
-        """Add many before the table is used, with other things done in between.
+        """Add many records before the table is used; other tasks run in between.
 
-        Not in a thread: its bytecode takes turns with the loop's, 5 ms each, for each query that comes.
+        Not in a thread, which would compete with the loop for the interpreter, 5 ms at a time, for each query.
         """
         rest = iter(records)
         while step := list(itertools.islice(rest, _STEP)):
@@ -91,8 +92,8 @@ class Table:
             await asyncio.sleep(0)
 
     async def clear(self) -> None:
-        """Forget all, with other things done in between, once the table is not used any more."""
-        self.ready.clear()
+        """Remove all names once the table is no longer used; other tasks run in between."""
+        self.cache.clear()
         while self.names or self.empty:
             for _ in range(min(_STEP, len(self.names))):
                 self.names.popitem()
@@ -101,18 +102,18 @@ class Table:
             await asyncio.sleep(0)
 
     def handed(self) -> HandedTable:
-        """For the program that follows."""
+        """Return the table for the next program."""
         return HandedTable(self.names, self.empty, self._ttl, self.filtered)
 
     @classmethod
     def of(cls, handed: HandedTable, suffixes: Sequence[str]) -> Table:
-        """What was left by the program before."""
+        """Build a table from the one of the previous program."""
         table = cls(ttl=handed.ttl, suffixes=suffixes, filtered=handed.filtered)
         table.names, table.empty = handed.names, handed.empty
         return table
 
-    def is_ours(self, name: bytes) -> bool:
-        """Whether nobody else is to be asked for it."""
+    def is_in_mesh(self, name: bytes) -> bool:
+        """Return whether the name is below one of the suffixes."""
         return not self.suffixes.isdisjoint(parents(name))
 
     def __len__(self) -> int:
@@ -123,11 +124,11 @@ class Table:
         for text, addresses in records:
             try:
                 name = wire_name(text)
-                found = self._addresses(addresses)
+                encoded = self._addresses(addresses)
             except (ValueError, OSError):
                 self.wrong.append(text)
                 continue
-            names[name] = found
+            names[name] = encoded
             empty.discard(name)
             above = name[1 + name[0] :]
             while above[0] and above not in empty:

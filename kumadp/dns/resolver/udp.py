@@ -1,4 +1,4 @@
-"""A UDP socket that is read in bursts, and whose answers leave from the address that was asked.
+"""A UDP socket that is read in bursts, and whose answers leave from the address that was queried.
 
 No asyncio transport: it costs more than the answer does.
 """
@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kumadp.addresses import WILDCARDS
-from kumadp.dns.resolver.answer import quick
+from kumadp.dns.resolver.answer import fast_answer
 from kumadp.dns.resolver.counters import BOUNDS
 
 if TYPE_CHECKING:
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from kumadp.dns.resolver.counters import Counters
     from kumadp.dns.resolver.table import Table
 
-# Then other parts of the program have their turn; what is left wakes us again.
+# Then other tasks have their turn; packets that are left wake us again.
 BURST = 64
 _LARGEST = 4096
 _SHORT = BOUNDS[0]
-# Room for what comes while the loop is busy with something else, or one program follows another (bytes); the kernel's
-# own bound is lower, and counts for all but those with CAP_NET_ADMIN (socket(7)).
+# Room for packets that arrive while the loop is busy, or while one program follows another (bytes). The kernel's own
+# limit is lower, and applies to all processes without CAP_NET_ADMIN (socket(7)).
 _BUFFER = 1 << 20
 _SO_RCVBUFFORCE = 33
 _ANCILLARY = socket.CMSG_SPACE(20)
-# Linux: socket.IP_PKTINFO is not in Python 3.11. index, the address to answer from, the one in the packet.
+# Linux: socket.IP_PKTINFO is not in Python 3.11. Interface, the address to answer from, the one in the packet.
 _IP_PKTINFO = 8
 _PKTINFO = struct.Struct("=I4s4s")
 _PKTINFO6 = struct.Struct("=16sI")
@@ -40,117 +40,101 @@ _LINK_LOCAL = b"\xfe\x80"
 
 Client = tuple[Any, ...]
 """Host, port, and for IPv6 flow and interface."""
+_Ancillary = list[tuple[int, int, bytes]]
 
 
-class Answering(Protocol):
-    """Who answers."""
+class QueryHandler(Protocol):
+    """Answers queries."""
 
     table: Table
     counters: Counters
 
     def answer_udp(self, data: bytes, client: Client, reply: Callable[[bytes], object]) -> None:
-        """Answer what is not answered quickly, now or later."""
+        """Answer a query that `fast_answer` does not, now or later."""
 
 
 class UdpSocket:
-    """Reads queries from a bound socket and has them answered."""
+    """Reads queries from a bound socket and has them answered by ``handler``."""
 
-    def __init__(self, sock: socket.socket, answering: Answering) -> None:
+    def __init__(self, sock: socket.socket, handler: QueryHandler) -> None:
         self.socket = sock
-        self._answering = answering
+        self._handler = handler
         try:
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         except PermissionError:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-        self._wildcard = sock.getsockname()[0] in WILDCARDS
-        if self._wildcard and sock.family == socket.AF_INET6:
+        self._is_wildcard = sock.getsockname()[0] in WILDCARDS
+        if self._is_wildcard and sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        elif self._wildcard:
+        elif self._is_wildcard:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
 
     def open(self) -> None:
         """Answer from now on."""
-        burst = self._burst_on_all if self._wildcard else self._burst
-        asyncio.get_running_loop().add_reader(self.socket.fileno(), burst)
+        asyncio.get_running_loop().add_reader(self.socket.fileno(), self._burst)
 
     def stop(self) -> None:
-        """Answer what waits, and hear no more."""
+        """Answer the queries that have arrived, and read no more."""
         asyncio.get_running_loop().remove_reader(self.socket.fileno())
-        (self._burst_on_all if self._wildcard else self._burst)()
+        self._burst()
 
     def close(self) -> None:
-        """Answer no more."""
+        """Close the socket."""
         self.socket.close()
 
     def _burst(self) -> None:
-        receive, send = self.socket.recvfrom, self.socket.sendto
-        table, counters = self._answering.table, self._answering.counters
+        """Answer the queries that have arrived, at most `BURST`.
+
+        A peer is the client, and on a wildcard address the client and the ancillary data with the queried address.
+        """
+        receive: Callable[[int], tuple[bytes, Any]] = self.socket.recvfrom
+        send: Callable[[bytes, Any], object] = self.socket.sendto
+        if self._is_wildcard:
+            receive, send = self._receive_with_origin, self._send_from_origin
+        table, counters = self._handler.table, self._handler.counters
         since = time.perf_counter()
         try:
             for _ in range(BURST):
-                data, client = receive(_LARGEST)
-                reply = quick(data, table)
+                data, peer = receive(_LARGEST)
+                reply = fast_answer(data, table)
                 if reply is None:
-                    later = functools.partial(self._send, client)
-                    self._answering.answer_udp(data, client, later)
+                    client = peer[0] if self._is_wildcard else peer
+                    self._handler.answer_udp(data, client, functools.partial(self._send_later, send, peer))
                     continue
                 if data[-14 if data[11] else -3] == 1:
-                    counters.quick_a += 1
+                    counters.fast_a += 1
                 else:
-                    counters.quick_aaaa += 1
-                send(reply, client)
+                    counters.fast_aaaa += 1
+                send(reply, peer)
         except BlockingIOError:
             pass
         except OSError:
             counters.dropped += 1
-        took = time.perf_counter() - since
-        counters.quick_seconds += took
-        if took > _SHORT:
-            counters.note_slow(took)
+        seconds = time.perf_counter() - since
+        counters.fast_seconds += seconds
+        if seconds > _SHORT:
+            counters.note_slow(seconds)
 
-    def _send(self, client: Any, reply: bytes) -> None:
+    def _send_later(self, send: Callable[[bytes, Any], object], peer: Any, reply: bytes) -> None:
         try:
-            self.socket.sendto(reply, client)
+            send(reply, peer)
         except OSError:
-            self._answering.counters.dropped += 1
+            self._handler.counters.dropped += 1
 
-    def _burst_on_all(self) -> None:
-        """The same, with the address that was asked."""
-        receive, send = self.socket.recvmsg, self.socket.sendmsg
-        table, counters = self._answering.table, self._answering.counters
-        since = time.perf_counter()
-        try:
-            for _ in range(BURST):
-                data, ancillary, _flags, client = receive(_LARGEST, _ANCILLARY)
-                origin = _origin(ancillary)
-                reply = quick(data, table)
-                if reply is None:
-                    later = functools.partial(self._send_from, client, origin)
-                    self._answering.answer_udp(data, client, later)
-                    continue
-                if data[-14 if data[11] else -3] == 1:
-                    counters.quick_a += 1
-                else:
-                    counters.quick_aaaa += 1
-                send((reply,), origin, 0, client)
-        except BlockingIOError:
-            pass
-        except OSError:
-            counters.dropped += 1
-        took = time.perf_counter() - since
-        counters.quick_seconds += took
-        if took > _SHORT:
-            counters.note_slow(took)
+    def _receive_with_origin(self, size: int) -> tuple[bytes, tuple[Client, _Ancillary]]:
+        data, ancillary, _flags, client = self.socket.recvmsg(size, _ANCILLARY)
+        return data, (client, _origin(ancillary))
 
-    def _send_from(self, client: Any, origin: list[tuple[int, int, bytes]], reply: bytes) -> None:
-        try:
-            self.socket.sendmsg((reply,), origin, 0, client)
-        except OSError:
-            self._answering.counters.dropped += 1
+    def _send_from_origin(self, reply: bytes, peer: tuple[Client, _Ancillary]) -> None:
+        client, origin = peer
+        self.socket.sendmsg((reply,), origin, 0, client)
 
 
-def _origin(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
-    """What has the kernel send from the address that was asked; the interface stays open, but for link-local ones."""
+def _origin(ancillary: _Ancillary) -> _Ancillary:
+    """Return ancillary data that makes the kernel send from the queried address.
+
+    The interface is left to the routing table, except for link-local addresses.
+    """
     for level, kind, data in ancillary:
         if level == socket.IPPROTO_IP and kind == _IP_PKTINFO and len(data) == _PKTINFO.size:
             _, address, _ = _PKTINFO.unpack(data)
