@@ -1,1 +1,1 @@
-"""Dynamic configuration: bodies that the control plane puts into Envoy for the data plane, asked for over a socket."""
+"""Dynamic configuration: bodies that the control plane sends to a data plane through Envoy, polled over a socket."""

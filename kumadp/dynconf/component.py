@@ -1,12 +1,13 @@
-"""Dynamic configuration as a component: every path is followed by itself, so that none waits for another."""
+"""Component that polls dynamic configuration; each path has its own task, so that no path delays another."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from kumadp.dynconf.follower import Follower
+from kumadp.dynconf.poller import BodyPoller
 from kumadp.resources.dynconf_bodies import BODIES
 
 if TYPE_CHECKING:
@@ -15,24 +16,34 @@ if TYPE_CHECKING:
 
     from kumadp.resources.dynconf_bodies import BodyHandler
 
-# Without etags the whole body comes each time: no more often than that kuma-dp 2.8 asks (seconds). As often where every
-# change is told, in case one was not.
-LONG_PAUSE = 10.0
-# So often it is asked in short pauses after something was told: Envoy takes its time to change a listener.
-ROUNDS_UNTIL_CALM = 5
-# How long an answer may take, and a handler (seconds): kuma-dp 2.14 gives its client as much.
-DEADLINE = 5.0
+
+@dataclass(frozen=True, slots=True)
+class PollOptions:
+    """Timing of the polls; all times in seconds.
+
+    ``changes_announced``: `DynamicConfiguration.poll_now` is called after each change of Envoy's listeners, so that
+    regular polls may be rare.
+    """
+
+    interval: float
+    changes_announced: bool = False
+    # Of a response, and of a handler: kuma-dp 2.14 gives its client as much.
+    deadline: float = 5.0
+    # Used if the responses have no etags, so that each is a whole body (kuma-dp 2.8 polls no more often), and between
+    # announcements, in case one was missed.
+    long_interval: float = 10.0
+    # Number of polls at the short interval after an announcement: Envoy takes its time to change a listener.
+    short_polls: int = 5
 
 
 class DynamicConfiguration:
-    """Asks Envoy at ``socket`` for every path of `BODIES`, each ``interval`` seconds, while there is an Envoy.
+    """Polls every path of `BODIES` at the Unix socket ``socket`` while an Envoy serves.
 
-    ``handlers`` own the bodies, by path: one is called with the decoded body when it is new or another one, with None
-    when the policy behind it was removed, and again in the next round where it raised or was not done in time. It may
-    be called with what it has already. A body without an owner is followed for the status alone. ``concern`` hears
-    what is wrong with a path, and "" when nothing is any more. ``on_absent`` is called with a path at which nothing is
-    served and whose owner has nothing, each time that this is seen. ``told``: each change of Envoy's listeners
-    is reported by `wake`, and so requests in between are rare.
+    ``handlers`` own the bodies, by path: a handler is called with the decoded body when it is new or changed, with None
+    when the policy behind it was removed, and again in the next round if it raised or missed its deadline. It may be
+    called with a body that it has already. A body without a handler is followed for the status only. ``set_warning`` is
+    called with a path and a text, empty when the path is well again. ``on_absent`` is called with a path at which
+    nothing is served and whose handler has nothing to remove, each time that this is seen.
     """
 
     name = "dynamic configuration"
@@ -40,97 +51,98 @@ class DynamicConfiguration:
     def __init__(
         self,
         socket: Path,
-        interval: float,
+        options: PollOptions,
         handlers: Mapping[str, BodyHandler] | None = None,
         *,
-        concern: Callable[[str, str], None],
+        set_warning: Callable[[str, str], None],
         on_absent: Callable[[str], None] = lambda _path: None,
-        told: bool = False,
-        deadline: float = DEADLINE,
     ) -> None:
         self._socket = socket
-        self._interval = interval
-        self._told = told
-        self._there = asyncio.Event()
-        owners = handlers or {}
-        self._lines = [
-            _Line(
+        self._options = options
+        self._envoy_serves = asyncio.Event()
+        path_handlers = handlers or {}
+        self._paths = [
+            _Path(
                 path,
-                Follower(path, socket, owners.get(path), deadline, _about(path, concern), partial(on_absent, path)),
+                BodyPoller(
+                    path,
+                    socket,
+                    path_handlers.get(path),
+                    options.deadline,
+                    set_warning=partial(set_warning, path),
+                    on_absent=partial(on_absent, path),
+                ),
             )
             for path in BODIES
         ]
 
     async def run(self, up: Callable[[], None]) -> None:
-        """Follow all of them until cancelled."""
+        """Poll all paths until cancelled."""
         self._start = asyncio.get_running_loop().time()
-        following = [asyncio.create_task(self._follow(line), name=f"dynconf {line.path}") for line in self._lines]
+        tasks = [asyncio.create_task(self._poll_forever(path), name=f"dynconf {path.name}") for path in self._paths]
         up()
         try:
-            await asyncio.gather(*following)
+            await asyncio.gather(*tasks)
         finally:
-            for task in following:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*following, return_exceptions=True)
-            for line in self._lines:
-                line.follower.interrupt()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for path in self._paths:
+                path.poller.interrupt()
 
-    def envoy(self, there: bool) -> None:
-        """Whether an Envoy serves: nothing is asked without one, and at once where one has just begun to."""
-        if not there:
-            self._there.clear()
-            for line in self._lines:
-                line.follower.interrupt()
+    def on_envoy(self, serves: bool) -> None:
+        """Poll at once when an Envoy begins to serve; do not poll without one."""
+        if not serves:
+            self._envoy_serves.clear()
+            for path in self._paths:
+                path.poller.interrupt()
             return
-        self._there.set()
-        self.wake()
+        self._envoy_serves.set()
+        self.poll_now()
 
-    def wake(self) -> None:
-        """Ask now: something may have changed."""
-        for line in self._lines:
-            line.rounds = ROUNDS_UNTIL_CALM
-            line.wake.set()
+    def poll_now(self) -> None:
+        """Poll all paths at once: something may have changed."""
+        for path in self._paths:
+            path.short_polls = self._options.short_polls
+            path.wake.set()
 
     def status(self) -> dict[str, object]:
-        """JSON types; times in seconds since 1970."""
+        """Return JSON types; times in seconds since 1970."""
         return {
             "socket": str(self._socket),
-            "asks": self._there.is_set(),
-            "paths": {line.path: line.follower.status() for line in self._lines},
+            "asks": self._envoy_serves.is_set(),
+            "paths": {path.name: path.poller.status() for path in self._paths},
         }
 
-    async def _follow(self, line: _Line) -> None:
+    async def _poll_forever(self, path: _Path) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._there.wait()
-            line.wake.clear()
-            await line.follower.ask()
-            pause = self._pause(line)
-            # In step with the others: one timer of the loop instead of three.
-            due = pause - (loop.time() - self._start) % pause
-            timer = loop.call_later(due, line.wake.set)
+            await self._envoy_serves.wait()
+            path.wake.clear()
+            await path.poller.poll()
+            interval = self._interval(path)
+            # In step with the other paths: one wake-up of the loop instead of three.
+            delay = interval - (loop.time() - self._start) % interval
+            timer = loop.call_later(delay, path.wake.set)
             try:
-                await line.wake.wait()
+                await path.wake.wait()
             finally:
                 timer.cancel()
 
-    def _pause(self, line: _Line) -> float:
-        line.rounds = max(line.rounds - 1, 0)
-        if not line.follower.settled:
-            return self._interval
-        long = line.follower.plain or (self._told and not line.rounds)
-        return max(self._interval, LONG_PAUSE) if long else self._interval
+    def _interval(self, path: _Path) -> float:
+        path.short_polls = max(path.short_polls - 1, 0)
+        interval = self._options.interval
+        if not path.poller.settled:
+            return interval
+        may_be_long = path.poller.without_etags or (self._options.changes_announced and not path.short_polls)
+        return max(interval, self._options.long_interval) if may_be_long else interval
 
 
-class _Line:
-    """A path, who follows it, and what wakes him."""
+class _Path:
+    """A path, its poller, and the event that wakes its task."""
 
-    def __init__(self, path: str, follower: Follower) -> None:
-        self.path = path
-        self.follower = follower
+    def __init__(self, name: str, poller: BodyPoller) -> None:
+        self.name = name
+        self.poller = poller
         self.wake = asyncio.Event()
-        self.rounds = 0
-
-
-def _about(path: str, concern: Callable[[str, str], None]) -> Callable[[str], None]:
-    return lambda text: concern(path, text)
+        self.short_polls = 0

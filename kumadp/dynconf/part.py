@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kumadp.dynconf.component import DynamicConfiguration
+from kumadp.dynconf.component import DynamicConfiguration, PollOptions
 from kumadp.host.socket_names import DYNAMIC_CONFIGURATION, kuma_socket
 
 if TYPE_CHECKING:
@@ -39,13 +39,12 @@ class Dynamic:
         socket = kuma_socket(run.work.sockets, DYNAMIC_CONFIGURATION)
         self.component = DynamicConfiguration(
             socket,
-            run.settings.dynconf_refresh_interval,
+            PollOptions(run.settings.dynconf_refresh_interval, changes_announced=relaying is not None),
             owners,
-            concern=self._concern,
+            set_warning=self._concern,
             on_absent=lambda path: absent[path]() if path in absent else None,
-            told=relaying is not None,
         )
-        running.serves = self.component.envoy
+        running.serves = self.component.on_envoy
         if relaying is not None:
             relaying.accepted = self._accepted
         run.status.asked["dynconf"] = self.component.status
@@ -55,7 +54,7 @@ class Dynamic:
 
     def _accepted(self, type_url: str) -> None:
         if type_url.endswith(_LISTENER):
-            self.component.wake()
+            self.component.poll_now()
 
 
 def _all_of(handlers: Sequence[BodyHandler]) -> BodyHandler:

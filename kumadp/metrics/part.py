@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kumadp.daemon.configuration import Configuration
     from kumadp.dns.part import Names
     from kumadp.exposition.reader import Piece
-    from kumadp.resources import dynconf_bodies as bodies
+    from kumadp.resources import dynconf_bodies
 
 # Each is a request at every scrape, all at once.
 _MOST_APPLICATIONS = 500
@@ -75,7 +75,7 @@ class Metering:
         node = (fetched.tree.get("node") if fetched is not None else None) or {}
         return str(node.get("cluster") or "") if isinstance(node, dict) else ""
 
-    async def apply(self, body: bodies.MeshMetric | None) -> None:
+    async def apply(self, body: dynconf_bodies.MeshMetricBody | None) -> None:
         """Answer by what MeshMetric policies say; None: there are none any more."""
         if body is None:
             self._server.apply(None)

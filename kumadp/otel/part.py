@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kumadp.exposition.reader import Piece
     from kumadp.otel.export_types import ExportOptions
     from kumadp.otel.push import Pusher
-    from kumadp.resources import dynconf_bodies as bodies
+    from kumadp.resources import dynconf_bodies
     from kumadp.resources.dynconf_bodies import BodyHandler
 
 log = logging.getLogger("kumadp.otel")
@@ -62,14 +62,14 @@ class Exporting:
         owners: dict[str, tuple[BodyHandler, ...]] = {MESH_METRIC: (metrics, self.apply_metrics)}
         return {**owners, OTEL: (self.apply_pipe,)} if self._run.settings.otel_pipe_enabled else owners
 
-    async def apply_metrics(self, body: bodies.MeshMetric | None) -> None:
+    async def apply_metrics(self, body: dynconf_bodies.MeshMetricBody | None) -> None:
         """Push where MeshMetric policies say; None: there are none any more."""
         backends = (body.observability.metrics.backends if body is not None else None) or ()
         wanted = [one.open_telemetry for one in backends if one.type == OPEN_TELEMETRY and one.open_telemetry]
         self._direct = {one.endpoint.removeprefix("unix://"): _period(one.refresh_interval) for one in wanted}
         self._push()
 
-    async def apply_pipe(self, body: bodies.Otel | None) -> None:
+    async def apply_pipe(self, body: dynconf_bodies.OtelBody | None) -> None:
         """Serve the backends of the pipe. Raises WorkDirError where one cannot be served; the others are."""
         from kumadp.otel.routes import routes, usable_for_metrics
 

@@ -1,7 +1,7 @@
-"""What Kuma's control plane tells a data plane through Envoy (Kuma 2.8 to 2.14): one JSON body a path.
+"""JSON bodies that Kuma's control plane sends to a data plane through Envoy (Kuma 2.8 to 2.14), one per path.
 
-Fields that are not known are passed over, so that a newer control plane harms nothing. Go writes an empty list or map
-as null, None here. Words that may become more (types, profiles, modes) stay text: who uses them says which it knows.
+Unknown fields are ignored, so that a newer control plane harms nothing. Go writes an empty list or map as null, None
+here. Enumerations that may grow (types, profiles, modes) stay text: the code that uses them checks the value.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class _Body(msgspec.Struct, frozen=True, rename="camel", gc=False):
     pass
 
 
-class Application(_Body, frozen=True):
-    """An application whose metrics are scraped; ``address`` empty: the data plane's own."""
+class MeshMetricApplication(_Body, frozen=True):
+    """An application whose metrics are scraped; an empty ``address`` is the data plane's own."""
 
     port: Port
     path: str = ""
@@ -31,7 +31,7 @@ class Application(_Body, frozen=True):
 
 
 class OpenTelemetryBackend(_Body, frozen=True):
-    """Where metrics are pushed to: a Unix socket, every ``refresh_interval`` (Go's form of durations, as 1m0s)."""
+    """A Unix socket to which metrics are pushed every ``refresh_interval`` (a Go duration, such as 1m0s)."""
 
     endpoint: str
     refresh_interval: str = ""
@@ -45,80 +45,80 @@ class MetricsBackend(_Body, frozen=True):
     open_telemetry: OpenTelemetryBackend | None = None
 
 
-class Profile(_Body, frozen=True):
+class MetricProfile(_Body, frozen=True):
     """``name`` is All, Basic or None."""
 
     name: str
 
 
-class Selector(_Body, frozen=True):
+class MetricSelector(_Body, frozen=True):
     """Metrics by name; ``type`` is Prefix, Regex, Exact or Contains."""
 
     type: str
     match: str
 
 
-class Profiles(_Body, frozen=True):
-    """Which of Envoy's metrics are wanted; ``include`` goes before ``exclude``."""
+class MetricProfiles(_Body, frozen=True):
+    """The selection of Envoy's metrics; ``include`` takes precedence over ``exclude``."""
 
-    append_profiles: tuple[Profile, ...] | None = None
-    exclude: tuple[Selector, ...] | None = None
-    include: tuple[Selector, ...] | None = None
+    append_profiles: tuple[MetricProfile, ...] | None = None
+    exclude: tuple[MetricSelector, ...] | None = None
+    include: tuple[MetricSelector, ...] | None = None
 
 
-class Sidecar(_Body, frozen=True):
-    """What of Envoy's own metrics is wanted."""
+class SidecarMetrics(_Body, frozen=True):
+    """The options for Envoy's own metrics."""
 
-    profiles: Profiles | None = None
+    profiles: MetricProfiles | None = None
     include_unused: bool | None = None
 
 
-class Metrics(_Body, frozen=True):
-    """The whole of a data plane's MeshMetric policies."""
+class DataplaneMetrics(_Body, frozen=True):
+    """A data plane's MeshMetric policies, merged."""
 
-    applications: tuple[Application, ...] | None = None
+    applications: tuple[MeshMetricApplication, ...] | None = None
     backends: tuple[MetricsBackend, ...] | None = None
-    sidecar: Sidecar | None = None
+    sidecar: SidecarMetrics | None = None
     extra_labels: dict[str, str] | None = None
 
 
 class Observability(_Body, frozen=True):
-    """Holds `Metrics`."""
+    """Wraps `DataplaneMetrics`."""
 
-    metrics: Metrics
+    metrics: DataplaneMetrics
 
 
-class MeshMetric(_Body, frozen=True):
+class MeshMetricBody(_Body, frozen=True):
     """Body of ``/meshmetric``."""
 
     observability: Observability
 
 
-class Record(_Body, frozen=True):
-    """A name of the mesh, without the final dot, and its addresses of both families."""
+class DnsRecord(_Body, frozen=True):
+    """A DNS name of the mesh, without the final dot, and its addresses of both families."""
 
     name: str
     ips: tuple[str, ...] | None = None
 
 
-class Dns(_Body, frozen=True):
+class DnsBody(_Body, frozen=True):
     """Body of ``/dns`` (Kuma 2.11 and later); ``ttl`` in seconds, ``extra_labels`` for metrics (2.14)."""
 
-    records: tuple[Record, ...] | None = None
+    records: tuple[DnsRecord, ...] | None = None
     ttl: int = DEFAULT_TTL
     extra_labels: dict[str, str] | None = None
 
 
-class EnvPolicy(_Body, frozen=True):
-    """How OTEL_ variables count. ``mode``: Disabled, Optional, Required; ``precedence``: ExplicitFirst, EnvFirst."""
+class OtelEnvPolicy(_Body, frozen=True):
+    """How OTEL_ variables are used. ``mode``: Disabled, Optional, Required; ``precedence``: ExplicitFirst, EnvFirst."""
 
     mode: str = ""
     precedence: str = ""
     allow_signal_overrides: bool = False
 
 
-class Signal(_Body, frozen=True):
-    """What is done with traces, logs or metrics; ``refresh_interval`` in Go's form of durations."""
+class PipeSignal(_Body, frozen=True):
+    """How traces, logs or metrics are sent; ``refresh_interval`` is a Go duration."""
 
     enabled: bool = False
     env_input_present: bool = False
@@ -128,8 +128,8 @@ class Signal(_Body, frozen=True):
     refresh_interval: str = ""
 
 
-class OtelBackend(_Body, frozen=True):
-    """A collector, and the Unix socket at which Envoy finds us in its place."""
+class PipeBackend(_Body, frozen=True):
+    """A collector, and the Unix socket at which kumadp receives Envoy's messages for it."""
 
     socket_path: str
     endpoint: str
@@ -137,33 +137,33 @@ class OtelBackend(_Body, frozen=True):
     use_http: bool = msgspec.field(default=False, name="useHTTP")
     use_https: bool = msgspec.field(default=False, name="useHTTPS")
     path: str = ""
-    env_policy: EnvPolicy | None = None
-    traces: Signal | None = None
-    logs: Signal | None = None
-    metrics: Signal | None = None
+    env_policy: OtelEnvPolicy | None = None
+    traces: PipeSignal | None = None
+    logs: PipeSignal | None = None
+    metrics: PipeSignal | None = None
 
 
-class Otel(_Body, frozen=True):
+class OtelBody(_Body, frozen=True):
     """Body of ``/otel`` (Kuma 2.14)."""
 
-    backends: tuple[OtelBackend, ...] | None = None
+    backends: tuple[PipeBackend, ...] | None = None
 
 
-Body = MeshMetric | Dns | Otel
-# Called with the body of the handler's own path, with None when there is no policy any more.
+Body = MeshMetricBody | DnsBody | OtelBody
+# Called with the decoded body of one path; with None when the policy behind it was removed.
 BodyHandler = Callable[[Any], Awaitable[None]]
 
 MESH_METRIC, DNS, OTEL = "/meshmetric", "/dns", "/otel"
-BODIES: dict[str, type[Body]] = {DNS: Dns, MESH_METRIC: MeshMetric, OTEL: Otel}
+BODIES: dict[str, type[Body]] = {DNS: DnsBody, MESH_METRIC: MeshMetricBody, OTEL: OtelBody}
 
 
-class WrongBody(Exception):
-    """A body that is not what its path promises; the text says where, and quotes nothing."""
+class InvalidBody(Exception):
+    """A body does not match the schema of its path; the text names the field, and quotes no value."""
 
 
 def decode(path: str, data: bytes) -> Body:
-    """The body of a path of `BODIES`; raises WrongBody."""
+    """Decode the body of a path of `BODIES`; raises InvalidBody."""
     try:
         return decode_json(data, BODIES[path])
     except Undecodable as error:
-        raise WrongBody(str(error)) from None
+        raise InvalidBody(str(error)) from None

@@ -25,7 +25,7 @@ import pytest
 
 from kumadp.dns.resolver.server import Resolver
 from kumadp.dns.resolver.table import Table
-from kumadp.resources.dynconf_bodies import DNS, Dns, decode
+from kumadp.resources.dynconf_bodies import DNS, DnsBody, decode
 from tests.bench.relay_process import Lag
 from tests.bench.test_mesh import environment_of
 from tests.bench.test_start import note, processor_time
@@ -178,7 +178,7 @@ async def test_swap_of_a_large_table_under_load(table: list[tuple[str, str, str]
 
     async def swap(told: bytes) -> None:
         dns = decode(DNS, told)
-        assert isinstance(dns, Dns)
+        assert isinstance(dns, DnsBody)
         table, old = Table(ttl=dns.ttl, suffixes=("mesh",)), resolver.table
         await table.fill((record.name, record.ips or ()) for record in dns.records or ())
         resolver.table = table

@@ -1,4 +1,4 @@
-"""What the tests of dynamic configuration share."""
+"""Fixtures of the tests of dynamic configuration."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """Where a socket may be: pytest's own folders have names too long."""
+    """A path short enough for a Unix socket: those of tmp_path may be too long."""
     with tempfile.TemporaryDirectory(prefix="k") as folder:
         yield Path(folder) / SOCKET

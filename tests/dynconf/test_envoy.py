@@ -1,4 +1,4 @@
-"""Against a real Envoy, with the routes that control planes of both generations give it."""
+"""Polls of a real Envoy, with the routes of control planes with and without etags."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.dynconf.component import DynamicConfiguration
-from kumadp.dynconf.http import LARGEST_BODY, SocketClient
+from kumadp.dynconf.component import DynamicConfiguration, PollOptions
+from kumadp.dynconf.socket_client import MAX_BODY, SocketClient
 from kumadp.resources.dynconf_bodies import DNS, MESH_METRIC, OTEL, decode
 from tests.support.dynconf import DynconfEnvoy, dynconf_envoy, etag_of, with_etags, without
 from tests.support.event_loops import on_both_loops
@@ -30,8 +30,8 @@ def captured_listener(folder: str) -> dict[str, Any]:
     """The listener of dynamic configuration, as Envoy dumped it."""
     dump = json.loads((CAPTURES / folder / "config_dump.json").read_text())
     listeners = [entry for part in dump["configs"] for entry in part.get("dynamic_listeners", ())]
-    found: dict[str, Any] = next(entry for entry in listeners if entry["name"] == "_kuma:dynamicconfig")
-    listener: dict[str, Any] = found["active_state"]["listener"]
+    entry: dict[str, Any] = next(entry for entry in listeners if entry["name"] == "_kuma:dynamicconfig")
+    listener: dict[str, Any] = entry["active_state"]["listener"]
     return listener
 
 
@@ -41,30 +41,30 @@ def captured_routes(folder: str) -> list[dict[str, Any]]:
     return routes
 
 
-def running(envoy: DynconfEnvoy) -> tuple[DynamicConfiguration, asyncio.Task[None], list[Any]]:
-    """A component that runs, and what it gives: (path, body)."""
-    given: list[Any] = []
+def running_component(envoy: DynconfEnvoy) -> tuple[DynamicConfiguration, asyncio.Task[None], list[Any]]:
+    """Start a component; return it, its task, and the list of its calls: (path, body or warning)."""
+    received: list[Any] = []
 
     def handler(path: str) -> Callable[[Any], Any]:
-        async def take(body: Any) -> None:
-            given.append((path, body))
+        async def record(body: Any) -> None:
+            received.append((path, body))
 
-        return take
+        return record
 
-    made = DynamicConfiguration(
+    component = DynamicConfiguration(
         envoy.socket,
-        0.05,
+        PollOptions(0.05),
         {path: handler(path) for path in (DNS, MESH_METRIC, OTEL)},
-        concern=lambda *told: given.append(told),
+        set_warning=lambda *warning: received.append(warning),
     )
-    task = asyncio.create_task(made.run(lambda: None))
-    made.envoy(True)
-    return made, task, given
+    task = asyncio.create_task(component.run(lambda: None))
+    component.on_envoy(True)
+    return component, task, received
 
 
-async def until(seen: Callable[[], object], what: str) -> None:
+async def until(condition: Callable[[], object], what: str) -> None:
     async def probe() -> bool:
-        return bool(seen())
+        return bool(condition())
 
     await poll_async(probe, what=what)
 
@@ -75,8 +75,8 @@ async def ended(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def test_our_routes_are_those_of_the_capture() -> None:
-    """What the tests serve is what a real control plane made, in its own field names."""
+def test_the_routes_of_the_tests_are_those_of_the_capture() -> None:
+    """The routes that the tests serve equal those of a real control plane, in its own field names."""
 
     def shape(routes: list[dict[str, Any]]) -> list[tuple[str, list[str], int, bool]]:
         return [
@@ -96,19 +96,19 @@ def test_our_routes_are_those_of_the_capture() -> None:
 async def test_the_captured_listener_served_by_envoy(folder: str, paths: set[str]) -> None:
     routes = captured_routes(folder)
     with dynconf_envoy(routes) as envoy:
-        made, task, given = running(envoy)
-        await until(lambda: {path for path, _ in given} == paths, "the bodies")
-        for path, body in given:
-            told = next(route for route in routes if route["match"] == {"path": path})
-            assert body == decode(path, told["direct_response"]["body"]["inline_string"].encode())
-            etag = told["response_headers_to_add"][0]["header"]["value"]
-            found: Any = made.status()["paths"]
-            assert found[path]["etag"] == etag
+        component, task, received = running_component(envoy)
+        await until(lambda: {path for path, _ in received} == paths, "the bodies")
+        for path, body in received:
+            source = next(route for route in routes if route["match"] == {"path": path})
+            assert body == decode(path, source["direct_response"]["body"]["inline_string"].encode())
+            etag = source["response_headers_to_add"][0]["header"]["value"]
+            paths_status: Any = component.status()["paths"]
+            assert paths_status[path]["etag"] == etag
         await ended(task)
 
 
 @on_both_loops
-async def test_what_is_known_is_not_sent_again() -> None:
+async def test_a_known_body_is_not_sent_again() -> None:
     with dynconf_envoy(with_etags({DNS: NAMES, MESH_METRIC: METRICS})) as envoy:
         client = SocketClient(envoy.socket)
         first = await client.get(DNS)
@@ -124,23 +124,23 @@ async def test_what_is_known_is_not_sent_again() -> None:
 @on_both_loops
 async def test_changed_removed_and_there_again() -> None:
     with dynconf_envoy(with_etags({MESH_METRIC: METRICS})) as envoy:
-        _, task, given = running(envoy)
-        await until(lambda: given == [(MESH_METRIC, decode(MESH_METRIC, METRICS.encode()))], "the metrics")
+        _, task, received = running_component(envoy)
+        await until(lambda: received == [(MESH_METRIC, decode(MESH_METRIC, METRICS.encode()))], "the metrics")
         changed = METRICS.replace("8081", "8082")
         envoy.serve(with_etags({DNS: NAMES, MESH_METRIC: changed}))
-        await until(lambda: len(given) == 3, "both changes")
-        assert (MESH_METRIC, decode(MESH_METRIC, changed.encode())) in given
-        assert (DNS, decode(DNS, NAMES.encode())) in given
+        await until(lambda: len(received) == 3, "both changes")
+        assert (MESH_METRIC, decode(MESH_METRIC, changed.encode())) in received
+        assert (DNS, decode(DNS, NAMES.encode())) in received
         envoy.serve(with_etags({DNS: NAMES}))
-        await until(lambda: given[3:] == [(MESH_METRIC, None)], "the end of the metrics")
+        await until(lambda: received[3:] == [(MESH_METRIC, None)], "the end of the metrics")
         envoy.serve(None)
-        await until(lambda: given[4:] == [(DNS, None)], "the end of the names")
+        await until(lambda: received[4:] == [(DNS, None)], "the end of the names")
         envoy.serve(with_etags({DNS: NAMES}))
-        await until(lambda: given[5:] == [(DNS, decode(DNS, NAMES.encode()))], "the names again")
+        await until(lambda: received[5:] == [(DNS, decode(DNS, NAMES.encode()))], "the names again")
         await ended(task)
 
 
-async def test_a_change_is_seen_by_the_next_question_although_the_connection_is_kept() -> None:
+async def test_a_change_is_seen_on_a_connection_that_is_kept() -> None:
     with dynconf_envoy(with_etags({DNS: NAMES})) as envoy:
         client = SocketClient(envoy.socket)
         await client.get(DNS)
@@ -161,46 +161,46 @@ async def test_a_change_is_seen_by_the_next_question_although_the_connection_is_
                 return True
             return False
 
-        await poll_async(gone, what="nobody who listens")
+        await poll_async(gone, what="no listener")
         client.close()
 
 
-async def test_an_envoy_that_died_and_another_one() -> None:
+async def test_an_envoy_that_is_replaced_after_it_died() -> None:
     with dynconf_envoy(with_etags({DNS: NAMES})) as envoy:
-        made, task, given = running(envoy)
-        await until(lambda: given, "the names")
+        component, task, received = running_component(envoy)
+        await until(lambda: received, "the names")
         envoy.kill()
-        made.envoy(False)
+        component.on_envoy(False)
         envoy.start()
-        made.envoy(True)
-        await until(lambda: envoy.asked() > 3, "questions to the next one")
-        assert given == [(DNS, decode(DNS, NAMES.encode()))]
+        component.on_envoy(True)
+        await until(lambda: envoy.asked() > 3, "requests to the next one")
+        assert received == [(DNS, decode(DNS, NAMES.encode()))]
         await ended(task)
 
 
 async def test_a_body_of_10_mb() -> None:
     records = [{"name": f"service-{n}.mesh", "ips": [f"240.{n >> 16}.{n >> 8 & 255}.{n & 255}"]} for n in range(90_000)]
     small = json.dumps({"records": records, "ttl": 30, "more": ""})
-    body = small[:-2] + "x" * (LARGEST_BODY - len(small)) + '"}'
-    assert len(body) == LARGEST_BODY
+    body = small[:-2] + "x" * (MAX_BODY - len(small)) + '"}'
+    assert len(body) == MAX_BODY
     with dynconf_envoy(with_etags({DNS: body, MESH_METRIC: METRICS})) as envoy:
-        made, task, given = running(envoy)
-        await until(lambda: len(given) == 2, "both bodies")
-        names = next(found for path, found in given if path == DNS)
+        component, task, received = running_component(envoy)
+        await until(lambda: len(received) == 2, "both bodies")
+        names = next(body for path, body in received if path == DNS)
         assert len(names.records) == len(records)
-        shown: Any = made.status()["paths"]
-        assert (shown[DNS]["bytes"], shown[DNS]["body"]) == (LARGEST_BODY, None)
+        shown: Any = component.status()["paths"]
+        assert (shown[DNS]["bytes"], shown[DNS]["body"]) == (MAX_BODY, None)
         assert shown[MESH_METRIC]["body"] is not None
         await ended(task)
 
 
 async def test_a_control_plane_without_etags() -> None:
     with dynconf_envoy(without(METRICS)) as envoy:
-        made, task, given = running(envoy)
-        await until(lambda: given, "the metrics")
-        await until(lambda: envoy.asked() == 3, "a question for each path")
-        assert given == [(MESH_METRIC, decode(MESH_METRIC, METRICS.encode()))]
+        component, task, received = running_component(envoy)
+        await until(lambda: received, "the metrics")
+        await until(lambda: envoy.asked() == 3, "a request for each path")
+        assert received == [(MESH_METRIC, decode(MESH_METRIC, METRICS.encode()))]
         envoy.serve(None)
-        made.wake()
-        await until(lambda: given[1:] == [(MESH_METRIC, None)], "their end")
+        component.poll_now()
+        await until(lambda: received[1:] == [(MESH_METRIC, None)], "their end")
         await ended(task)

@@ -9,17 +9,17 @@ import pytest
 
 from kumadp.otel.environment import read
 from kumadp.otel.routes import Route, Target, routes, usable_for_metrics
-from kumadp.resources.dynconf_bodies import OTEL, Otel, OtelBackend, decode
+from kumadp.resources.dynconf_bodies import OTEL, OtelBody, PipeBackend, decode
 
 PREFIX = "OTEL_EXPORTER_OTLP_"
 
 
-def backend(**more: Any) -> OtelBackend:
+def backend(**more: Any) -> PipeBackend:
     told = {"name": "b", "socketPath": "/s.sock", "endpoint": "collector:4317", "useHTTP": False, **more}
     for signal in ("traces", "logs", "metrics"):
         told.setdefault(signal, {"enabled": True})
     body = decode(OTEL, json.dumps({"backends": [told]}).encode())
-    assert isinstance(body, Otel)
+    assert isinstance(body, OtelBody)
     assert body.backends
     return body.backends[0]
 

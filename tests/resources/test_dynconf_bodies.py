@@ -1,4 +1,4 @@
-"""The three bodies: as real control planes send them, and as none should."""
+"""The three bodies: as real control planes send them, and invalid ones."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from kumadp.resources.dynconf_bodies import (
     DNS,
     MESH_METRIC,
     OTEL,
-    Application,
-    Dns,
-    EnvPolicy,
-    MeshMetric,
+    DnsBody,
+    DnsRecord,
+    InvalidBody,
+    MeshMetricApplication,
+    MeshMetricBody,
+    MetricProfile,
+    MetricProfiles,
     MetricsBackend,
+    MetricSelector,
     OpenTelemetryBackend,
-    Otel,
-    OtelBackend,
-    Profile,
-    Profiles,
-    Record,
-    Selector,
-    Sidecar,
-    Signal,
-    WrongBody,
+    OtelBody,
+    OtelEnvPolicy,
+    PipeBackend,
+    PipeSignal,
+    SidecarMetrics,
     decode,
 )
 
@@ -39,10 +39,10 @@ def encode(tree: Any) -> bytes:
 
 
 def test_the_metrics_of_a_real_control_plane() -> None:
-    found = decode(MESH_METRIC, (CAPTURES / "full/dynconf/meshmetric.json").read_bytes())
-    assert isinstance(found, MeshMetric)
-    metrics = found.observability.metrics
-    assert metrics.applications == (Application(8081, "/metrics", "127.0.0.1", "app"),)
+    body = decode(MESH_METRIC, (CAPTURES / "full/dynconf/meshmetric.json").read_bytes())
+    assert isinstance(body, MeshMetricBody)
+    metrics = body.observability.metrics
+    assert metrics.applications == (MeshMetricApplication(8081, "/metrics", "127.0.0.1", "app"),)
     assert metrics.backends == (MetricsBackend("Prometheus"),)
     assert metrics.sidecar is None
     assert metrics.extra_labels is not None
@@ -50,11 +50,11 @@ def test_the_metrics_of_a_real_control_plane() -> None:
 
 
 def test_the_names_of_a_real_control_plane() -> None:
-    found = decode(DNS, (CAPTURES / "tp/dynconf/dns.json").read_bytes())
-    assert found == Dns((Record("backend.mesh", ("240.0.0.0", "::ffff:f000:0")),), 30)
+    body = decode(DNS, (CAPTURES / "tp/dynconf/dns.json").read_bytes())
+    assert body == DnsBody((DnsRecord("backend.mesh", ("240.0.0.0", "::ffff:f000:0")),), 30)
 
 
-def test_everything_of_meshmetric() -> None:
+def test_all_fields_of_meshmetric() -> None:
     metrics = {
         "applications": None,
         "backends": [
@@ -74,18 +74,20 @@ def test_everything_of_meshmetric() -> None:
         },
         "extraLabels": None,
     }
-    found = decode(MESH_METRIC, encode({"observability": {"metrics": metrics}}))
-    assert isinstance(found, MeshMetric)
-    got = found.observability.metrics
+    body = decode(MESH_METRIC, encode({"observability": {"metrics": metrics}}))
+    assert isinstance(body, MeshMetricBody)
+    decoded = body.observability.metrics
     push = OpenTelemetryBackend("/run/kumadp/kuma-otel-collector.sock", "1m0s")
-    assert got.backends == (MetricsBackend("OpenTelemetry", "collector", push),)
-    wanted = Profiles((Profile("Basic"),), (Selector("Regex", "envoy_.*"),), (Selector("Contains", "rq"),))
-    assert got.sidecar == Sidecar(wanted, include_unused=True)
-    assert got.applications is None
-    assert got.extra_labels is None
+    assert decoded.backends == (MetricsBackend("OpenTelemetry", "collector", push),)
+    profiles = MetricProfiles(
+        (MetricProfile("Basic"),), (MetricSelector("Regex", "envoy_.*"),), (MetricSelector("Contains", "rq"),)
+    )
+    assert decoded.sidecar == SidecarMetrics(profiles, include_unused=True)
+    assert decoded.applications is None
+    assert decoded.extra_labels is None
 
 
-def test_everything_of_otel() -> None:
+def test_all_fields_of_otel() -> None:
     backend = {
         "name": "collector",
         "socketPath": "/run/kumadp/kuma-otel-collector.sock",
@@ -103,39 +105,39 @@ def test_everything_of_otel() -> None:
         },
         "metrics": {"enabled": True, "refreshInterval": "30s"},
     }
-    found = decode(OTEL, encode({"backends": [backend]}))
-    traces = Signal(
+    body = decode(OTEL, encode({"backends": [backend]}))
+    traces = PipeSignal(
         enabled=True,
         env_input_present=True,
         override_kinds=("endpoint",),
         missing_fields=("headers",),
         blocked_reasons=("RequiredEnvMissing",),
     )
-    assert found == Otel(
+    assert body == OtelBody(
         (
-            OtelBackend(
+            PipeBackend(
                 "/run/kumadp/kuma-otel-collector.sock",
                 "collector:4318",
                 name="collector",
                 use_http=True,
                 use_https=True,
                 path="/otlp",
-                env_policy=EnvPolicy("Optional", "EnvFirst", allow_signal_overrides=True),
+                env_policy=OtelEnvPolicy("Optional", "EnvFirst", allow_signal_overrides=True),
                 traces=traces,
-                metrics=Signal(enabled=True, refresh_interval="30s"),
+                metrics=PipeSignal(enabled=True, refresh_interval="30s"),
             ),
         )
     )
 
 
-def test_what_2_14_adds_to_names_and_what_nobody_knows_yet() -> None:
+def test_fields_of_2_14_and_unknown_fields_of_dns() -> None:
     tree = {"records": [{"name": "a.mesh", "ips": None, "new": [1]}], "ttl": 5, "extraLabels": {"mesh": "default"}}
-    found = decode(DNS, encode({**tree, "more": {"of": "it"}}))
-    assert found == Dns((Record("a.mesh"),), 5, {"mesh": "default"})
+    body = decode(DNS, encode({**tree, "more": {"of": "it"}}))
+    assert body == DnsBody((DnsRecord("a.mesh"),), 5, {"mesh": "default"})
 
 
 @pytest.mark.parametrize(
-    ("path", "tree", "where"),
+    ("path", "tree", "field"),
     [
         (DNS, {"records": [{"name": "a.mesh", "ips": ["::1"]}, {"name": "b.mesh", "ips": [4]}]}, "$.records[1].ips[0]"),
         (DNS, {"ttl": "30"}, "$.ttl"),
@@ -145,31 +147,31 @@ def test_what_2_14_adds_to_names_and_what_nobody_knows_yet() -> None:
         (OTEL, {"backends": [{"endpoint": "collector:4317"}]}, "$.backends[0]"),
     ],
 )
-def test_a_wrong_body_is_told_with_its_path(path: str, tree: Any, where: str) -> None:
-    with pytest.raises(WrongBody) as caught:
+def test_an_error_names_the_field(path: str, tree: Any, field: str) -> None:
+    with pytest.raises(InvalidBody) as caught:
         decode(path, encode(tree))
-    assert where in str(caught.value)
+    assert field in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"<html>", b'{"ttl":30', b"\xff", b"[]"])
 @pytest.mark.parametrize("path", BODIES)
-def test_what_is_no_body(path: str, data: bytes) -> None:
-    with pytest.raises(WrongBody):
+def test_invalid_json(path: str, data: bytes) -> None:
+    with pytest.raises(InvalidBody):
         decode(path, data)
 
 
-def test_one_that_is_no_utf_8() -> None:
-    with pytest.raises(WrongBody):
+def test_invalid_utf_8() -> None:
+    with pytest.raises(InvalidBody):
         decode(DNS, b'{"records":[{"name":"\xff"}]}')
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_one_nested_without_end(path: str) -> None:
-    with pytest.raises(WrongBody):
+def test_deep_nesting(path: str) -> None:
+    with pytest.raises(InvalidBody):
         decode(path, b'{"unknown":' + b"[" * 1_000_000)
 
 
-def test_an_error_quotes_nothing() -> None:
-    with pytest.raises(WrongBody) as caught:
+def test_an_error_quotes_no_value() -> None:
+    with pytest.raises(InvalidBody) as caught:
         decode(DNS, encode({"ttl": "a secret"}))
     assert "secret" not in str(caught.value)

@@ -36,14 +36,14 @@ from kumadp.probes.probe_request import clean_path, parse_request
 from kumadp.relay.messages import Request, Response
 from kumadp.relay.protobuf import field_bytes
 from kumadp.relay.secret_scan import why_secret
-from kumadp.resources.dynconf_bodies import DNS, MESH_METRIC, WrongBody, decode
+from kumadp.resources.dynconf_bodies import DNS, MESH_METRIC, InvalidBody, decode
 from kumadp.resources.load import load_resource
 from kumadp.settings.values import parse_assignments, parse_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-REFUSALS = (KumadpError, ValueError, TooLong, TooMany, WrongBody, yaml.YAMLError)
+REFUSALS = (KumadpError, ValueError, TooLong, TooMany, InvalidBody, yaml.YAMLError)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kumadp.core.context import Run
     from kumadp.daemon.ports import DnsPlan
     from kumadp.dns.resolvconf import ResolvConf
-    from kumadp.resources.dynconf_bodies import Dns
+    from kumadp.resources.dynconf_bodies import DnsBody
 
 log = logging.getLogger("kumadp.dns")
 
@@ -94,7 +94,7 @@ class Resolving:
         else:
             log.warning("other names are unknown: %s names no server but kumadp itself", self._resolv_conf)
 
-    async def take(self, dns: Dns | None) -> None:
+    async def take(self, dns: DnsBody | None) -> None:
         """The names that a control plane of 2.11 or later tells; None when it tells none any more."""
         self._ttl = dns.ttl if dns is not None else self._ttl
         if dns is not None and self.labels is None:

@@ -1,4 +1,4 @@
-"""The small client: what it asks, what it takes for an answer, and when it opens another connection."""
+"""The HTTP client for one socket: its requests, the responses it accepts, and when it opens another connection."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.dynconf.http import LARGEST_BODY, Answer, BadAnswer, SocketClient
+from kumadp.dynconf.socket_client import MAX_BODY, InvalidResponse, SocketClient, SocketResponse
 from tests.support.event_loops import on_both_loops
 from tests.support.unix_http_server import response, unix_http_server
 
@@ -18,20 +18,20 @@ ETAG = "ce7e214803a5e77c604834964da983d5464238f7247c8d58f5d1acfbb4a00ee1"
 
 
 @on_both_loops
-async def test_one_connection_for_many_questions(short: Path) -> None:
+async def test_one_connection_for_many_requests(short: Path) -> None:
     async with unix_http_server(short) as server:
         client = SocketClient(short)
         server.put("/dns", b"names", ETAG)
-        assert await client.get("/dns") == Answer(200, ETAG, b"names")
-        assert await client.get("/dns", ETAG) == Answer(304, "", b"")
-        assert await client.get("/otel") == Answer(404, "", b"")
+        assert await client.get("/dns") == SocketResponse(200, ETAG, b"names")
+        assert await client.get("/dns", ETAG) == SocketResponse(304, "", b"")
+        assert await client.get("/otel") == SocketResponse(404, "", b"")
         assert server.requests == [("/dns", ""), ("/dns", ETAG), ("/otel", "")]
         assert server.connections == 1
         client.close()
 
 
 @pytest.mark.parametrize("etag", [ETAG, '"quoted"', 'W/"weak"', "sp ace", "\xe9"])
-async def test_an_etag_goes_back_as_it_came(short: Path, etag: str) -> None:
+async def test_an_etag_is_sent_back_unchanged(short: Path, etag: str) -> None:
     async with unix_http_server(short) as server:
         client = SocketClient(short)
         server.put("/dns", b"names", etag)
@@ -42,7 +42,7 @@ async def test_an_etag_goes_back_as_it_came(short: Path, etag: str) -> None:
 
 
 @on_both_loops
-async def test_one_that_was_kept_may_have_ended(short: Path) -> None:
+async def test_a_closed_connection_is_replaced(short: Path) -> None:
     async with unix_http_server(short) as server:
         client = SocketClient(short)
         server.put("/dns", b"names")
@@ -54,8 +54,8 @@ async def test_one_that_was_kept_may_have_ended(short: Path) -> None:
         client.close()
 
 
-async def test_who_is_about_to_go_is_not_believed(short: Path) -> None:
-    """An Envoy that drains a listener answers with what was, and that the connection ends."""
+async def test_a_response_of_a_draining_listener_is_ignored(short: Path) -> None:
+    """An Envoy that drains a listener responds with the old body and closes the connection."""
     async with unix_http_server(short) as server:
         client = SocketClient(short)
         server.put("/dns", b"old")
@@ -92,7 +92,7 @@ async def test_nobody_listens(short: Path) -> None:
     ],
 )
 @on_both_loops
-async def test_other_ways_to_frame_a_body(short: Path, raw: bytes, body: bytes) -> None:
+async def test_chunked_bodies_and_bodies_until_the_end(short: Path, raw: bytes, body: bytes) -> None:
     async with unix_http_server(short) as server:
         client = SocketClient(short)
         server.responses["/dns"] = raw
@@ -102,25 +102,25 @@ async def test_other_ways_to_frame_a_body(short: Path, raw: bytes, body: bytes) 
 
 
 @pytest.mark.parametrize(
-    ("raw", "why"),
+    ("raw", "message"),
     [
         (b"SSH-2.0-OpenSSH\r\n\r\n", "not HTTP"),
         (b"HTTP/1.1 abc\r\n\r\n", "not HTTP"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n", "no number"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n", "negative"),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (LARGEST_BODY + 1), "larger"),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n" % (LARGEST_BODY + 1), "larger"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (MAX_BODY + 1), "larger"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n" % (MAX_BODY + 1), "larger"),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + b"1" * 100_000 + b"\r\n", "too long"),
-        (b"HTTP/1.1 200 OK\r\n\r\n" + bytes(LARGEST_BODY + 1), "larger"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + bytes(MAX_BODY + 1), "larger"),
         (b"HTTP/1.1 200 OK\r\nx: " + b"y" * 100_000 + b"\r\n\r\n", "too long"),
         (b"HTTP/1.1 200 OK\r\ncontent-length", "too early"),
     ],
 )
-async def test_what_is_no_answer(short: Path, raw: bytes, why: str) -> None:
+async def test_invalid_responses(short: Path, raw: bytes, message: str) -> None:
     async with unix_http_server(short) as server:
         client = SocketClient(short)
         server.responses["/dns"] = raw
-        with pytest.raises(BadAnswer, match=why):
+        with pytest.raises(InvalidResponse, match=message):
             await client.get("/dns")
         server.put("/dns", b"names")
         assert (await client.get("/dns")).body == b"names"
@@ -131,13 +131,13 @@ async def test_what_is_no_answer(short: Path, raw: bytes, why: str) -> None:
 async def test_the_largest_body(short: Path) -> None:
     async with unix_http_server(short) as server:
         client = SocketClient(short)
-        body = b"x" * LARGEST_BODY
+        body = b"x" * MAX_BODY
         server.put("/dns", body)
         assert (await client.get("/dns")).body == body
         client.close()
 
 
-async def test_a_question_that_is_given_up_costs_the_connection_only(short: Path) -> None:
+async def test_a_cancelled_request_closes_only_its_connection(short: Path) -> None:
     async with unix_http_server(short) as server:
         client = SocketClient(short)
         server.put("/dns", b"names")
