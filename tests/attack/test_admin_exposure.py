@@ -46,8 +46,8 @@ pytestmark = pytest.mark.process
 def outside() -> str:
     """An address of this host that others reach."""
     entries = [entry for each in psutil.net_if_addrs().values() for entry in each if entry.family == socket.AF_INET]
-    found = [entry.address for entry in entries if not is_loopback(entry.address)]
-    return found[0] if found else missing("no address but loopback here")
+    addresses = [entry.address for entry in entries if not is_loopback(entry.address)]
+    return addresses[0] if addresses else missing("no address but loopback here")
 
 
 def arguments(tmp_path: Path, plane: ScriptedControlPlane) -> tuple[str, ...]:
@@ -292,7 +292,7 @@ def test_an_application_that_is_asked_serves_on_and_is_asked_once(rig: Rig, outs
         (shown,) = free_ports(1)
         served.put(LISTENER, static_listener("shown", shown, f"localhost:{rig.app.port}", outside))
         poll(lambda: len(rig.app.seen) > seen, what="a request to the new listener")  # type: ignore[attr-defined]
-        hosts = {one["host"] for one in rig.app.seen[seen:]}  # type: ignore[attr-defined]
+        hosts = {request["host"] for request in rig.app.seen[seen:]}  # type: ignore[attr-defined]
         assert f"{outside}:{rig.ports.inbound}" not in hosts
         assert get(rig.ports.inbound, "/", host=outside)[0] == 200
         assert daemon.process.poll() is None

@@ -134,10 +134,10 @@ async def test_an_access_log_line_that_cannot_be_read_is_counted(tmp_path: Path)
 
 
 def write_state(directory: Path, pid: int, fifo: str) -> None:
-    found = identity.identity_of(pid)
-    assert found is not None
-    child = {"name": "envoy", "pid": pid, "start_time": found.start_time, "uid": found.uid}
-    child |= {"exe": found.exe, "fifo": fifo}
+    process_identity = identity.identity_of(pid)
+    assert process_identity is not None
+    child = {"name": "envoy", "pid": pid, "start_time": process_identity.start_time, "uid": process_identity.uid}
+    child |= {"exe": process_identity.exe, "fifo": fifo}
     write_json(
         directory / NAME,
         {"format": FORMAT, "boot": identity.boot_id(), "pid": 1, "start_time": 1, "children": [child]},
@@ -227,10 +227,10 @@ def test_a_work_directory_that_is_taken_away_while_it_runs() -> None:
         envoy = rig.the_envoy()
         shutil.rmtree(rig.work)
         for what in ("reload", "reexec"):
-            told = rig.ask(daemon, what)
-            assert told.returncode == 79, (what, told.stdout, told.stderr)
-            assert f"{rig.work}" in told.stderr
-            assert "No such file or directory" in told.stderr
+            done = rig.ask(daemon, what)
+            assert done.returncode == 79, (what, done.stdout, done.stderr)
+            assert f"{rig.work}" in done.stderr
+            assert "No such file or directory" in done.stderr
         assert envoy.is_running()
         assert rig.serves()
         daemon.terminate()

@@ -56,25 +56,25 @@ def status(**changes: object) -> bytes:
 @contextlib.contextmanager
 def serving(path: Path, act: Callable[[socket.socket], object]) -> Iterator[list[bytes]]:
     """A socket of ours; ``act`` answers each connection once it has asked. What was asked."""
-    asked: list[bytes] = []
+    requests: list[bytes] = []
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         server.listen()
 
-        def one(client: socket.socket) -> None:
+        def answer_once(client: socket.socket) -> None:
             with client, contextlib.suppress(OSError):
                 if question := client.recv(65536):
-                    asked.append(question)
+                    requests.append(question)
                     act(client)
 
         def serve() -> None:
             with contextlib.suppress(OSError):
                 while True:
-                    threading.Thread(target=one, args=(server.accept()[0],), daemon=True).start()
+                    threading.Thread(target=answer_once, args=(server.accept()[0],), daemon=True).start()
 
         threading.Thread(target=serve, daemon=True).start()
         try:
-            yield asked
+            yield requests
         finally:
             with contextlib.suppress(OSError):
                 server.shutdown(socket.SHUT_RDWR)
@@ -86,7 +86,7 @@ def strange_server(path: Path) -> Iterator[Path]:
     if os.geteuid() != 0:
         missing("needs root, to be two users")
     note = path.with_suffix(".asked")
-    told = status(phase="READY", ready=True)
+    report = status(phase="READY", ready=True)
     pid = os.fork()
     if pid == 0:  # pragma: no cover - another process
         try:
@@ -104,7 +104,7 @@ def strange_server(path: Path) -> Iterator[Path]:
                     if question := client.recv(65536):
                         with note.open("ab") as file:
                             file.write(question)
-                        client.sendall(told)
+                        client.sendall(report)
                     client.close()
         finally:
             os._exit(1)
@@ -370,7 +370,7 @@ def test_wait_ends_whatever_it_is_told_to_ask(runtime: Path, kind: str) -> None:
 def test_what_a_data_plane_says_cannot_drive_a_terminal(runtime: Path, output: str) -> None:
     bell = "\x1b]0;owned\x07\x9b2J\r\nREADY\u202e"
     path = runtime / "kumadp" / socket_name("web")
-    told = status(
+    report = status(
         name=f"web{bell}",
         why=bell,
         phase=f"X{bell}",
@@ -393,7 +393,7 @@ def test_what_a_data_plane_says_cannot_drive_a_terminal(runtime: Path, output: s
             }
         },
     )
-    with serving(path, says(told)):
+    with serving(path, says(report)):
         done = kumadp("status", f"--output={output}", environment={"XDG_RUNTIME_DIR": str(runtime)})
     assert done.returncode == 75, done.stderr
     assert not [letter for letter in done.stdout if letter != "\n" and not letter.isprintable()]
@@ -434,8 +434,8 @@ def test_doctor_of_root_runs_nothing_that_another_user_names(tmp_path: Path, mon
         missing("needs root, to be two users")
     command = ["sh", "-c", "sleep 60; :", "x", "run", "--name=a", "--mesh=b", f"--binary-path={tmp_path}/evil"]
     with subprocess.Popen(command, user=STRANGER, group=STRANGER, extra_groups=[STRANGER + 1], cwd="/") as process:
-        told = {"name": "a", "pid": process.pid, "uid": STRANGER, "listed": False}
-        monkeypatch.setattr(doctor, "_statuses", lambda: [told])
+        report = {"name": "a", "pid": process.pid, "uid": STRANGER, "listed": False}
+        monkeypatch.setattr(doctor, "_statuses", lambda: [report])
         pid = os.fork()
         if pid == 0:  # pragma: no cover - another process
             with contextlib.suppress(BaseException):

@@ -65,9 +65,9 @@ SAID = {"slow POST": SLOW_POST, "idle": KEEP_ALIVE, "half a head": b"GET", "sile
 
 @pytest.mark.parametrize("said", SAID.values(), ids=SAID)
 @pytest.mark.parametrize("door", ["probes", "readiness", "dns"])
-def test_a_crowd_takes_no_place_from_this_host(daemon: Daemon, door: str, said: bytes) -> None:
+def test_a_crowd_takes_no_place_from_this_host(daemon: Daemon, door: str, sent: bytes) -> None:
     before = descriptors(daemon.pid)
-    with crowd(getattr(daemon.ports, door), MANY, said):
+    with crowd(getattr(daemon.ports, door), MANY, sent):
         serves_this_host(daemon)
         assert descriptors(daemon.pid) < LIMIT // 2
         assert "Traceback" not in daemon.output()

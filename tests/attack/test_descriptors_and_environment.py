@@ -40,21 +40,21 @@ def standard(pid: int) -> list[str]:
 def test_every_command_ends_as_it_does_with_them(closed: tuple[str, ...], arguments: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "kumadp", *arguments]
     expected = 65 if arguments[0] == "run" else 0
-    told = subprocess.run([*shell(closed), *command], capture_output=True, text=True, timeout=60, check=False)
-    assert told.returncode == expected
-    assert "Traceback" not in told.stderr
-    assert bool(told.stdout) == (expected == 0 and ">&-" not in closed)
-    assert bool(told.stderr) == (expected == 65 and "2>&-" not in closed)
+    done = subprocess.run([*shell(closed), *command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == expected
+    assert "Traceback" not in done.stderr
+    assert bool(done.stdout) == (expected == 0 and ">&-" not in closed)
+    assert bool(done.stderr) == (expected == 65 and "2>&-" not in closed)
 
 
 @pytest.mark.parametrize("where", ["/dev/full", "/dev/null"])
 def test_an_output_that_takes_nothing_is_exit_71(where: str) -> None:
     redirected = f"1>{where}" if where == "/dev/full" else f"1<{where}"
     command = [*shell([redirected]), sys.executable, "-m", "kumadp", "version"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert told.returncode == 71
-    assert told.stderr.startswith("Error: standard output cannot be written: ")
-    assert len(told.stderr.splitlines()) == 1
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 71
+    assert done.stderr.startswith("Error: standard output cannot be written: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.attack
@@ -122,10 +122,10 @@ def test_a_run_in_another_environment(tmp_path: Path, kind: str) -> None:
 )
 def test_bytes_that_are_no_text_are_refused_by_the_name_of_their_flag(flag: str) -> None:
     command = [os.fsencode(sys.executable), b"-m", b"kumadp", b"run", os.fsencode(flag) + b"=/tmp/\xff\xfe"]
-    told = subprocess.run(command, capture_output=True, timeout=60, check=False)
-    assert told.returncode == 78
-    assert flag.encode() in told.stderr
-    assert b"Traceback" not in told.stderr
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 78
+    assert flag.encode() in done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 def test_a_runtime_directory_whose_name_is_no_text(tmp_path: Path) -> None:

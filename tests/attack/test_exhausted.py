@@ -60,10 +60,10 @@ async def test_a_flood_of_wrong_answers_does_not_hold_the_loop(monkeypatch: pyte
         return secrets.token_bytes(64)
 
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_recv", flood)
-    asked = b"\x01a\x00\x00\x01\x00\x01"
+    question = b"\x01a\x00\x00\x01\x00\x01"
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0.1):
-            await query_udp(("127.0.0.1", 9), b"\0" * 12 + asked, asked, SentQueries())
+            await query_udp(("127.0.0.1", 9), b"\0" * 12 + question, question, SentQueries())
             pytest.fail("no answer is one")
 
 

@@ -25,8 +25,8 @@ LIMIT = {"KUMA_DATAPLANE_RESOURCES_MAX_MEMORY_BYTES": str(64 * MIB)}
 
 
 def relay_status(daemon: Daemon) -> dict[str, Any]:
-    found: dict[str, Any] = ask_status(control_socket_path(NAME, daemon.environment))["relay"]
-    return found
+    section: dict[str, Any] = ask_status(control_socket_path(NAME, daemon.environment))["relay"]
+    return section
 
 
 def test_it_is_refused_with_one_line_and_all_else_goes_on(tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_memory_is_given_back_when_a_large_configuration_becomes_small(tmp_path:
             mesh.apply()
             version = plane.version_of(NODE, CLUSTER)
 
-            def accepted(wanted: str) -> bool:
-                return any(one["accepted"] == wanted for one in relay_status(daemon)["types"])
+            def accepted(accepted_version: str) -> bool:
+                return any(view["accepted"] == accepted_version for view in relay_status(daemon)["types"])
 
             poll(lambda: accepted(version), what="the large one", deadline=60)
             poll(lambda: grown() < 60 * MIB, what="no more than it holds", deadline=20)

@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.attack, pytest.mark.process]
 
 def kumadp(daemon: Daemon, *arguments: str, **environ: str) -> tuple[int, str]:
     """Exit code and output of a command of kumadp, where that one runs."""
-    told = inside(daemon.pid, sys.executable, "-m", "kumadp", *arguments, environment={**daemon.environment, **environ})
-    return told.returncode, told.stdout + told.stderr
+    done = inside(daemon.pid, sys.executable, "-m", "kumadp", *arguments, environment={**daemon.environment, **environ})
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("shared_memory", [True, False])
@@ -32,10 +32,10 @@ def test_the_work_directory_is_all_that_can_be_written(tmp_path: Path, shared_me
     """Envoy's hot restart needs /dev/shm: without it a reload is refused with the reason, and everything else works."""
     ports, work = Ports.take(), tmp_path / "work"
     work.mkdir()
-    kept = ("/dev/shm",) if shared_memory else ()
+    writable = ("/dev/shm",) if shared_memory else ()
     with workload("web") as app:
         mesh = write_mesh(tmp_path / "mesh", ports, app.port, app.port)
-        prefix = read_only_but(f"{work}=20m", *kept)
+        prefix = read_only_but(f"{work}=20m", *writable)
         arguments = ("--standalone", str(mesh), "--name=web")
         with run_kumadp(tmp_path, ports, *arguments, f"--state-dir={work}/state", prefix=prefix) as daemon:
             daemon.wait_ready()
@@ -43,19 +43,19 @@ def test_the_work_directory_is_all_that_can_be_written(tmp_path: Path, shared_me
             environ = {"RUNTIME_DIRECTORY": str(work)}
             assert kumadp(daemon, "wait", "--timeout=10s", **environ)[0] == 0
             assert kumadp(daemon, "status", **environ)[0] == 0
-            code, said = kumadp(daemon, "reload", **environ)
+            code, output = kumadp(daemon, "reload", **environ)
             if shared_memory:
-                assert code == 0, said
+                assert code == 0, output
             else:
                 assert code == 79
-                assert "/dev/shm cannot be written: Read-only file system" in said
+                assert "/dev/shm cannot be written: Read-only file system" in output
             assert kumadp(daemon, "log-level", "debug", **environ)[0] == 0
             envoy = daemon.envoy().pid
-            code, said = kumadp(daemon, "reexec", **environ)
-            assert code == 0, said
+            code, output = kumadp(daemon, "reexec", **environ)
+            assert code == 0, output
             assert (daemon.envoy().pid, get(ports.inbound)) == (envoy, (200, "web"))
-            code, said = kumadp(daemon, "doctor", *arguments, **environ)
-            assert "temporary" not in said
+            code, output = kumadp(daemon, "doctor", *arguments, **environ)
+            assert "temporary" not in output
             daemon.terminate()
             assert daemon.wait() == 0
             assert "bug in kumadp" not in daemon.output()
@@ -63,8 +63,8 @@ def test_the_work_directory_is_all_that_can_be_written(tmp_path: Path, shared_me
 
 def fill(daemon: Daemon, folder: Path) -> None:
     """Leave no byte free in the file system of this folder, as that data plane sees it."""
-    told = inside(daemon.pid, "dd", "if=/dev/zero", f"of={folder}/filler", "bs=1k", environment=dict(os.environ))
-    assert "No space left" in told.stderr
+    done = inside(daemon.pid, "dd", "if=/dev/zero", f"of={folder}/filler", "bs=1k", environment=dict(os.environ))
+    assert "No space left" in done.stderr
 
 
 def free(daemon: Daemon, folder: Path) -> None:
@@ -74,8 +74,8 @@ def free(daemon: Daemon, folder: Path) -> None:
 def make_read_only(daemon: Daemon, folder: Path) -> None:
     """As a file system whose disk fails: what is open for writing stays so."""
     for how in (("--bind", str(folder), str(folder)), ("-o", "remount,bind,ro", str(folder))):
-        told = inside(daemon.pid, "mount", *how, environment=dict(os.environ))
-        assert told.returncode == 0, told.stderr
+        done = inside(daemon.pid, "mount", *how, environment=dict(os.environ))
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("size", ["4k", "8k", "12k", "16k", "24k"])
@@ -115,11 +115,11 @@ def test_a_disk_that_cannot_be_written_refuses_a_reload_and_a_reexecution_and_th
                 make_read_only(daemon, rig.work)
                 why = "Read-only file system"
             for what in ("reload", "reexec"):
-                told = rig.ask(daemon, what)
-                assert told.returncode == 79, (what, told.stdout, told.stderr)
-                assert str(rig.work) in told.stderr, what
-                assert why in told.stderr or "cannot be written" in told.stderr, what
-                assert "bug in kumadp" not in told.stderr
+                done = rig.ask(daemon, what)
+                assert done.returncode == 79, (what, done.stdout, done.stderr)
+                assert str(rig.work) in done.stderr, what
+                assert why in done.stderr or "cannot be written" in done.stderr, what
+                assert "bug in kumadp" not in done.stderr
             assert (rig.the_envoy(), rig.count(daemon)) == (envoy, count)
             assert rig.serves()
             assert rig.status(daemon)["phase"] == "READY"

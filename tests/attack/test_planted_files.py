@@ -50,8 +50,8 @@ class Victim:
         self._facts = self._look()
 
     def _look(self) -> tuple[object, ...]:
-        found = self.path.stat()
-        return self.path.read_text(), found.st_mode, found.st_uid, found.st_ino, found.st_mtime_ns
+        status = self.path.stat()
+        return self.path.read_text(), status.st_mode, status.st_uid, status.st_ino, status.st_mtime_ns
 
     def is_untouched(self) -> bool:
         return self._look() == self._facts
@@ -59,9 +59,9 @@ class Victim:
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[Victim]:
-    made = Victim(tmp_path / "victim")
-    yield made
-    assert made.is_untouched()
+    target = Victim(tmp_path / "victim")
+    yield target
+    assert target.is_untouched()
 
 
 def _symlink(place: Path, victim: Victim) -> None:
@@ -86,9 +86,9 @@ def _folder(place: Path, victim: Victim) -> None:
 
 
 def _socket(place: Path, _victim: Victim) -> None:
-    with socket.socket(socket.AF_UNIX) as made:
+    with socket.socket(socket.AF_UNIX) as listener:
         folder = os.open(place.parent, os.O_PATH)
-        made.bind(f"/proc/self/fd/{folder}/{place.name}")
+        listener.bind(f"/proc/self/fd/{folder}/{place.name}")
         os.close(folder)
 
 

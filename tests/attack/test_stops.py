@@ -152,10 +152,10 @@ def test_at_each_moment_of_a_reload(
         poll(lambda: get(ports.readiness, "/ready") == (503, "TERMINATING"), what="TERMINATING")
         poll(lambda: is_draining(daemon), what="Envoy failing its health checks")
         assert get(ports.inbound) == (200, "web"), daemon.output()
-        envoys = [one for one in psutil.Process(daemon.pid).children() if one.name() == "envoy"]
+        envoys = [child for child in psutil.Process(daemon.pid).children() if child.name() == "envoy"]
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK, daemon.output()
-        assert all(is_gone(one) for one in envoys), daemon.output()
+        assert all(is_gone(child) for child in envoys), daemon.output()
 
 
 @pytest.mark.attack
@@ -167,14 +167,14 @@ def test_at_each_moment_of_a_start(
     with run_kumadp(tmp_path, ports, *arguments(tmp_path, scripted_plane, "keep")) as daemon:
         poll(lambda: "settings:" in daemon.output(), what="the first line")
         time.sleep(3 * step * STEP)
-        envoys = [one for one in psutil.Process(daemon.pid).children() if one.name() == "envoy"]
+        envoys = [child for child in psutil.Process(daemon.pid).children() if child.name() == "envoy"]
         daemon.process.send_signal(number)
         if "READY" in daemon.output():
             poll(lambda: is_draining(daemon), what="Envoy failing its health checks")
         time.sleep(STEP)
         daemon.process.send_signal(number)
         assert daemon.wait() == ExitCode.OK, daemon.output()
-        assert all(is_gone(one) for one in envoys), daemon.output()
+        assert all(is_gone(child) for child in envoys), daemon.output()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *rarely(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)])

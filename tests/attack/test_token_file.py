@@ -29,8 +29,8 @@ def plane(ports: Ports) -> Iterator[ScriptedControlPlane]:
     with workload("web") as app:
         bootstrap = static_bootstrap(ports, app.port)
         bootstrap["node"]["metadata"] = {"note": TOKEN}
-        with ScriptedControlPlane(bootstrap_answer(bootstrap)) as made:
-            yield made
+        with ScriptedControlPlane(bootstrap_answer(bootstrap)) as running:
+            yield running
 
 
 def run(folder: Path, ports: Ports, plane: ScriptedControlPlane, *more: str) -> AbstractContextManager[Daemon]:

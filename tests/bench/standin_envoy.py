@@ -40,12 +40,12 @@ class Admin(BaseHTTPRequestHandler):
 
 class Dynamic(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        known = self.headers.get("If-None-Match") == ETAG
+        unchanged = self.headers.get("If-None-Match") == ETAG
         there = self.path == "/meshmetric"
-        self.send_response(304 if known else 200 if there else 404)
+        self.send_response(304 if unchanged else 200 if there else 404)
         self.send_header("etag", ETAG)
         self.end_headers()
-        if there and not known:
+        if there and not unchanged:
             self.wfile.write(BODY)
 
     def address_string(self) -> str:

@@ -64,20 +64,20 @@ def test_one_dead_destination_beside_a_living_one(table: list[tuple[str, str, st
             poll(lambda: len(sink.lines) >= RATE * SECONDS, what="every line")
             held = pss(reader.pid) - before
             print(file=reader.stdin, flush=True)
-            told = json.loads(reader.stdout.readline())
+            figures = json.loads(reader.stdout.readline())
         finally:
             reader.stdin.close()
             reader.wait(20)
             reader.stdout.close()
     numbers = [int(line.split()[0]) for line in sink.lines]
     assert numbers == list(range(RATE * SECONDS))
-    refused = told["destinations"][dead]
+    refused = figures["destinations"][dead]
     assert refused["dropped"] + refused["waiting"] == RATE * SECONDS
     table.append(
         (f"{RATE} lines/s to each of two, one dead: arrived", f"{len(numbers) / RATE / SECONDS:.0%}", "in order")
     )
-    table.append(("CPU a second of it", f"{1000 * told['cpu'] / SECONDS:.0f} ms", f"{SECONDS} s"))
-    table.append(("longest stall of the event loop", f"{1000 * told['lag']:.1f} ms", ""))
+    table.append(("CPU a second of it", f"{1000 * figures['cpu'] / SECONDS:.0f} ms", f"{SECONDS} s"))
+    table.append(("longest stall of the event loop", f"{1000 * figures['lag']:.1f} ms", ""))
     table.append(("memory added (a full queue of the dead one)", f"{held:.1f} MB", "PSS"))
     table.append(("Envoy's end waited", f"{1000 * waited:.0f} ms", "altogether"))
 

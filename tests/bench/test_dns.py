@@ -52,10 +52,10 @@ NAME = "backend.mesh"
 
 def answers(port: int, name: str = NAME) -> bool:
     try:
-        found = dns.query.udp(dns.message.make_query(name, "A"), "127.0.0.1", port=port, timeout=1)
+        response = dns.query.udp(dns.message.make_query(name, "A"), "127.0.0.1", port=port, timeout=1)
     except (OSError, dns.exception.Timeout):
         return False
-    return bool(found.answer)
+    return bool(response.answer)
 
 
 def dnsperf(port: int, names: list[str], *options: str) -> tuple[float, int, int]:
@@ -72,7 +72,7 @@ def dnsperf(port: int, names: list[str], *options: str) -> tuple[float, int, int
         re.search(rf"{what}:\s+([0-9.]+)", done.stdout)
         for what in ("Queries per second", "Queries completed", "Queries lost")
     ]
-    rate, completed, lost = (float(found[1]) if found else 0.0 for found in figures)
+    rate, completed, lost = (float(match[1]) if match else 0.0 for match in figures)
     assert completed, done.stdout + done.stderr
     return rate, int(completed), int(lost)
 
@@ -124,12 +124,12 @@ def in_the_mesh(program: list[str], folder: Path, plane: ControlPlane, name: str
     """A data plane behind redirection, whose own proxy answers names: its process and the port."""
     ports = Ports.take()
     with workload("backend") as app, (folder / "log").open("wb") as out:
-        made = dataplane(name, "backend", ports, app.port, probes=False)
-        networking = made["networking"]
+        resource = dataplane(name, "backend", ports, app.port, probes=False)
+        networking = resource["networking"]
         del networking["outbound"]
         networking["transparentProxying"] = {"redirectPortInbound": free_port(), "redirectPortOutbound": free_port()}
         file = folder / "dp.json"
-        file.write_text(json.dumps(made))
+        file.write_text(json.dumps(resource))
         environment = {
             **environment_of(folder, ports),
             "KUMA_DNS_ENABLED": "true",
@@ -176,8 +176,8 @@ async def test_swap_of_a_large_table_under_load(table: list[tuple[str, str, str]
         ]
         return json.dumps({"records": records, "ttl": 30}).encode()
 
-    async def swap(told: bytes) -> None:
-        dns = decode(DNS, told)
+    async def swap(table_body: bytes) -> None:
+        dns = decode(DNS, table_body)
         assert isinstance(dns, DnsBody)
         table, old = Table(ttl=dns.ttl, suffixes=("mesh",)), resolver.table
         await table.fill((record.name, record.ips or ()) for record in dns.records or ())
@@ -194,11 +194,11 @@ async def test_swap_of_a_large_table_under_load(table: list[tuple[str, str, str]
         for last in range(1, ROUNDS + 1):
             load = asyncio.create_task(asyncio.to_thread(dnsperf, port, names, "-q", "64", "-Q", str(STEADY)))
             await asyncio.sleep(SECONDS / 3)
-            told = await asyncio.to_thread(body, last)
+            table_body = await asyncio.to_thread(body, last)
             await asyncio.sleep(0.2)
             lag.longest = 0.0
             since = time.monotonic()
-            await swap(told)
+            await swap(table_body)
             took.append(time.monotonic() - since)
             await asyncio.sleep(0.2)
             stalls.append(lag.longest * 1000)

@@ -116,9 +116,9 @@ class Service:
         """Envoys of ours, also those that nobody supervises now."""
         mine = str(self._log.parent)
         return [
-            found
-            for found in psutil.process_iter(["name", "cmdline"])
-            if found.info["name"] == "envoy" and any(mine in word for word in found.info["cmdline"] or [])
+            process
+            for process in psutil.process_iter(["name", "cmdline"])
+            if process.info["name"] == "envoy" and any(mine in word for word in process.info["cmdline"] or [])
         ]
 
     def close(self) -> None:
@@ -245,5 +245,5 @@ def test_what_it_costs(tmp_path: Path, table: list[tuple[str, str, str]], happen
                         streams.append(one_round(service, plane, ports, happening, do))
                     finally:
                         service.close()
-            note(table, f"{name}: {happening.name}: lost requests", "", [float(len(one.lost)) for one in streams])
-            note(table, f"{name}: {happening.name}: outage", "s", [one.outage for one in streams])
+            note(table, f"{name}: {happening.name}: lost requests", "", [float(len(stream.lost)) for stream in streams])
+            note(table, f"{name}: {happening.name}: outage", "s", [stream.outage for stream in streams])

@@ -30,10 +30,10 @@ ROUNDS = 4
 
 def environment_of(folder: Path, ports: Ports, *, ours: bool = False) -> dict[str, str]:
     """The variables of a program: the defaults, but for ports."""
-    found = {name: value for name, value in os.environ.items() if not name.startswith("KUMA")}
-    found.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KUMA")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return {
-        **found,
+        **environment,
         "TMPDIR": str(folder),
         "XDG_RUNTIME_DIR": str(folder),
         "KUMA_READINESS_PORT": str(ports.readiness),

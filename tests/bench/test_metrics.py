@@ -49,10 +49,10 @@ POLICY = json.dumps(
 
 def bootstrap(ports: Ports, folder: Path) -> dict[str, Any]:
     """Many clusters, and the policy where a data plane asks for it."""
-    made = large_bootstrap(ports.admin)
+    large = large_bootstrap(ports.admin)
     listener = dynconf_listener(folder / SOCKET, with_etags({"/meshmetric": POLICY}))
-    made["staticResources"]["listeners"] = [{key: value for key, value in listener.items() if key != "@type"}]
-    return made
+    large["staticResources"]["listeners"] = [{key: value for key, value in listener.items() if key != "@type"}]
+    return large
 
 
 def stand_in(folder: Path, ports: Ports, exposition: bytes) -> dict[str, str]:

@@ -19,5 +19,5 @@ def test_time_by_size(case: Hostile) -> None:
         with processor_time(60):
             case.run(size)
         took.append((time.process_time() - since) * 1000)
-    shown = ", ".join(f"{one:.0f}" for one in took)
+    shown = ", ".join(f"{seconds:.0f}" for seconds in took)
     print(f"\n{case.name}: {shown} ms of processor time for 1/8, 1/4, 1/2 and all of {case.size >> 10} KB")  # noqa: T201

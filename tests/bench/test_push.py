@@ -42,8 +42,8 @@ PERIOD = 12.0
 def policy(socket: Path) -> str:
     backend = {"type": "OpenTelemetry", "openTelemetry": {"endpoint": str(socket), "refreshInterval": f"{PERIOD:g}s"}}
     sidecar: dict[str, Any] = {"profiles": {"appendProfiles": [{"name": "All"}]}, "includeUnused": True}
-    told = {"applications": None, "backends": [backend], "sidecar": sidecar, "extraLabels": EXTRA}
-    return json.dumps({"observability": {"metrics": told}})
+    metrics = {"applications": None, "backends": [backend], "sidecar": sidecar, "extraLabels": EXTRA}
+    return json.dumps({"observability": {"metrics": metrics}})
 
 
 def whole(collector: Collector) -> int:
@@ -67,7 +67,7 @@ def test_one_push_of_94000_lines(table: list[tuple[str, str, str]], monkeypatch:
             seconds, more, points, waits = [], [], [], []
             for _ in range(ROUNDS):
                 # In a process of its own: the collector keeps this one busy.
-                asking = subprocess.Popen(
+                prober = subprocess.Popen(
                     [sys.executable, "-c", ASKING, str(ports.readiness)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
                 )
                 collector.exports.clear()
@@ -76,7 +76,7 @@ def test_one_push_of_94000_lines(table: list[tuple[str, str, str]], monkeypatch:
                 while not whole(collector):
                     time.sleep(0.5)
                 seconds.append(processor_time(pid) - since)
-                waits += json.loads(asking.communicate(b"")[0])
+                waits += json.loads(prober.communicate(b"")[0])
                 more.append(memory(pid, "VmHWM") - before)
                 points.append(sum(export.message.ByteSize() for export in collector.exports) / 1e6)
             note(table, "protobuf of a push", "MB", points)

@@ -37,8 +37,8 @@ def test_many_re_executions_in_a_row(loop: str, table: list[tuple[str, str, str]
         assert (last["pid"], last["child"], last["count"]) == (first["pid"], first["child"], TIMES)
         (running.folder / "end").touch()
         assert_no_line_is_lost(running)
-    asked = ", ".join(f"{number} {name}" for name, number in load.asked.items())
-    table.append((f"{TIMES} re-executions, {loop}: each", f"{each:.2f} s", f"0 failed of {asked}"))
+    counts = ", ".join(f"{number} {name}" for name, number in load.asked.items())
+    table.append((f"{TIMES} re-executions, {loop}: each", f"{each:.2f} s", f"0 failed of {counts}"))
     table.append((f"{TIMES} re-executions, {loop}: slowest answer", f"{load.longest:.2f} s", ""))
 
 
@@ -49,16 +49,16 @@ def test_readiness_meanwhile(table: list[tuple[str, str, str]]) -> None:
             took: list[float] = []
             over = threading.Event()
 
-            def ask(took: list[float] = took, over: threading.Event = over) -> None:
+            def request_readiness(took: list[float] = took, over: threading.Event = over) -> None:
                 while not over.wait(0.005):
                     begun = time.monotonic()
                     assert get(rig.ports.readiness, "/ready") == (200, "READY")
                     took.append(time.monotonic() - begun)
 
             with ThreadPoolExecutor(1) as pool:
-                asking = pool.submit(ask)
+                requests = pool.submit(request_readiness)
                 rig.reexec(daemon)
                 over.set()
-                asking.result()
+                requests.result()
             slowest.append(max(took) * 1000)
     note(table, "re-execution of a kumadp: slowest answer of readiness", "ms", slowest)

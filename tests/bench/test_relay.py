@@ -77,8 +77,8 @@ class Process:
         assert self._process.stdout is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        found: dict[str, float] = json.loads(self._process.stdout.readline())
-        return found
+        figures: dict[str, float] = json.loads(self._process.stdout.readline())
+        return figures
 
     def close(self) -> None:
         self._process.communicate(timeout=10)
@@ -87,7 +87,7 @@ class Process:
 async def pass_large(at: Stage, process: Process, clusters: int, padding: int) -> list[dict[str, float]]:
     """Updates of many clusters, taken by a client that reads as fast as it can."""
     windows = Configuration(http2_connection_window_size=WINDOW, http2_stream_window_size=WINDOW)
-    found = []
+    passes = []
     mesh = at.plane.mesh(NODE)
     async with Channel(path=str(at.path), codec=Raw(), config=windows) as channel:
         stream: Any = channel.request(ADS, Cardinality.STREAM_STREAM, bytes, bytes)
@@ -105,13 +105,17 @@ async def pass_large(at: Stage, process: Process, clusters: int, padding: int) -
                 await stream.send_message(Request(CLUSTER, response.version, nonce=response.nonce).encode())
                 if number >= 0:
                     await applied
-                    sent = [one.at for one in at.plane.journal.responses(CLUSTER) if one.version == response.version]
+                    sent = [
+                        sent_response.at
+                        for sent_response in at.plane.journal.responses(CLUSTER)
+                        if sent_response.version == response.version
+                    ]
                     await asyncio.sleep(0.3)
                     now = process.figures()
                     took = {"size": len(data), "passing": arrived - sent[-1], "cpu": now["cpu"] - before}
-                    found.append({**took, "lag": now["lag"]})
+                    passes.append({**took, "lag": now["lag"]})
             await stream.cancel()
-    return found
+    return passes
 
 
 class Sender:
@@ -164,7 +168,7 @@ async def memory_of(folder: Path, loop: str, megabytes: int) -> tuple[float, flo
     arguments = [sys.executable, "-m", "tests.bench.relay_process", *map(str, (path, node, port, ca, loop))]
     process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: ASYNC220
     windows = Configuration(http2_connection_window_size=WINDOW, http2_stream_window_size=WINDOW)
-    found = []
+    sizes = []
     try:
         await poll_async(_exists(path), what="the relay's socket")
         async with Channel(path=str(path), codec=Raw(), config=windows) as channel:
@@ -178,12 +182,12 @@ async def memory_of(folder: Path, loop: str, megabytes: int) -> tuple[float, flo
                     del response
                     # Past the moment when memory is given back.
                     await asyncio.sleep(3)
-                    found.append(pss(process.pid))
+                    sizes.append(pss(process.pid))
                 await stream.cancel()
     finally:
         process.communicate(timeout=10)
         server.close()
-    return found[1] - found[0], found[2] - found[0]
+    return sizes[1] - sizes[0], sizes[2] - sizes[0]
 
 
 def _exists(path: Path) -> Callable[[], Awaitable[bool]]:
@@ -196,11 +200,11 @@ def _exists(path: Path) -> Callable[[], Awaitable[bool]]:
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_memory_is_given_back(tmp_path: Path, loop: str, table: list[tuple[str, str, str]]) -> None:
     megabytes = 100
-    held, left = asyncio.run(memory_of(tmp_path, loop, megabytes))
+    held, remaining = asyncio.run(memory_of(tmp_path, loop, megabytes))
     judge(table, f"{loop}: {megabytes} MB held", "MiB", [held], 1.3 * megabytes)
-    judge(table, f"{loop}: after a small one took their place", "MiB", [left], 15.0)
+    judge(table, f"{loop}: after a small one took their place", "MiB", [remaining], 15.0)
     assert held <= 1.3 * megabytes
-    assert left <= 15.0
+    assert remaining <= 15.0
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
@@ -232,8 +236,13 @@ def test_memory_and_large_updates(tmp_path: Path, loop: str, table: list[tuple[s
         for clusters, padding in ((1200, 1300), (4000, 360)):
             passed = asyncio.run(pass_large(at, process, clusters, padding))
             what = f"{loop}: {passed[0]['size'] / MB:.1f} MB, {clusters} clusters"
-            judge(table, f"{what}: loop stalled", "ms", [one["lag"] * 1000 for one in passed], LONGEST_STALL)
-            note(table, f"{what}: passed on after", "ms", [one["passing"] * 1000 for one in passed])
-            note(table, f"{what}: processor", "ms/MB", [one["cpu"] * 1000 / one["size"] * MB for one in passed])
+            judge(table, f"{what}: loop stalled", "ms", [figures["lag"] * 1000 for figures in passed], LONGEST_STALL)
+            note(table, f"{what}: passed on after", "ms", [figures["passing"] * 1000 for figures in passed])
+            note(
+                table,
+                f"{what}: processor",
+                "ms/MB",
+                [figures["cpu"] * 1000 / figures["size"] * MB for figures in passed],
+            )
         note(table, f"{loop}: memory after them (PSS)", "MiB", [process.pss])
         process.close()

@@ -80,8 +80,8 @@ while True:
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    with two_hosts() as made:
-        yield made
+    with two_hosts() as pair:
+        yield pair
 
 
 def ask(host: tuple[str, ...], method: str, url: str) -> tuple[int, str]:
@@ -190,12 +190,12 @@ def knows_the_name(hosts: Hosts, folder: Path) -> tuple[str, ...]:
 
 def tls_socket(*, client_ca: str = "") -> dict[str, Any]:
     """A transport socket with a certificate that nobody trusts, for clients of ``client_ca`` alone where given."""
-    made = trustme.CA().issue_cert(SIDECAR)
+    certificate = trustme.CA().issue_cert(SIDECAR)
     common: dict[str, Any] = {
         "tlsCertificates": [
             {
-                "certificateChain": {"inlineString": made.cert_chain_pems[0].bytes().decode()},
-                "privateKey": {"inlineString": made.private_key_pem.bytes().decode()},
+                "certificateChain": {"inlineString": certificate.cert_chain_pems[0].bytes().decode()},
+                "privateKey": {"inlineString": certificate.private_key_pem.bytes().decode()},
             }
         ]
     }
@@ -307,13 +307,13 @@ def test_a_stranger_on_the_admin_s_port_is_asked_and_left_alone(hosts: Hosts, tm
         ready = f"http://127.0.0.1:{ports.readiness}/ready"
         poll(lambda: ask(hosts.on_sidecar, "GET", ready) == (200, "READY"), what="READY beside a stranger")
         assert daemon.process.poll() is None
-    asked = set(seen.read_text().splitlines())
+    requests = set(seen.read_text().splitlines())
     expected = {"GET /server_info HTTP/1.1", "hello of TLS"}
     if manner == "answer":
         expected |= {f"GET {path} HTTP/1.1" for path in ASKED} | {f"CONNECT 127.0.0.1:{ports.admin} HTTP/1.1"}
     else:
         expected |= {"PROXY TCP4 127.0.0.1 127.0.0.1 1 1", "PRI * HTTP/2.0"}
-    assert asked == expected
+    assert requests == expected
 
 
 def test_the_neighbour_is_another_host(hosts: Hosts) -> None:

@@ -114,9 +114,9 @@ def coredns(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def host(coredns: Path) -> Iterator[Podman]:
-    with podman() as made:
-        made.make_base(BASE)
-        yield made
+    with podman() as running:
+        running.make_base(BASE)
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -171,17 +171,17 @@ def test_the_image_says_what_it_is(image: dict[str, Any]) -> None:
 def test_the_image_is_as_small_as_readme_says(host: Podman, image: dict[str, Any]) -> None:
     assert image["Size"] < LARGEST
     added = image["Size"] - host.inspect(BASE)["Size"]
-    (said,) = re.findall(r"adds (\d+) MB", "".join(map(text_of, NAMES)))
-    assert added < int(said) * 10**6
+    (megabytes,) = re.findall(r"adds (\d+) MB", "".join(map(text_of, NAMES)))
+    assert added < int(megabytes) * 10**6
 
 
 def test_nothing_of_the_build_is_left(host: Podman, image: dict[str, Any]) -> None:
     tools = "gcc cc ld as strip make go git"
     places = "/tmp /root /source /opt/kumadp/bin/pip* /var/lib/apt/lists /var/cache/apt"
     script = f"command -v {tools}; ls -A {places} 2>/dev/null"
-    found = host.start("run", "--rm", "--network=none", "--user=0", "--entrypoint=sh", IMAGE, "-c", script).stdout
-    left = {line for line in found.split() if not line.endswith(":")} - {".bashrc", ".profile", ".wget-hsts"}
-    assert left == set()
+    listing = host.start("run", "--rm", "--network=none", "--user=0", "--entrypoint=sh", IMAGE, "-c", script).stdout
+    leftovers = {line for line in listing.split() if not line.endswith(":")} - {".bashrc", ".profile", ".wget-hsts"}
+    assert leftovers == set()
 
 
 def test_it_serves_with_no_right_at_all(container: Container) -> None:
@@ -198,15 +198,15 @@ def test_it_serves_with_no_right_at_all(container: Container) -> None:
 
 
 def test_coredns_answers_names_of_the_mesh(container: Container) -> None:
-    told = json.loads(container.run("kumadp", "status", "--output=json"))
-    assert told["children"]["coredns"]["state"] == "RUNNING"
+    report = json.loads(container.run("kumadp", "status", "--output=json"))
+    assert report["children"]["coredns"]["state"] == "RUNNING"
     assert len(container.run("python3", "-c", ASKS).split()) == 1
 
 
 def test_the_memory_limit_reaches_envoy(container: Container) -> None:
     dump = container.fetch("http://127.0.0.1:9901/config_dump")
-    (told,) = re.findall(r'"max_heap_size_bytes": "(\d+)"', dump)
-    assert int(told) == MEMORY * 4 // 5
+    (limit,) = re.findall(r'"max_heap_size_bytes": "(\d+)"', dump)
+    assert int(limit) == MEMORY * 4 // 5
 
 
 def test_an_envoy_that_dies_is_started_again_and_its_record_outlives_the_container(
@@ -220,8 +220,8 @@ def test_an_envoy_that_dies_is_started_again_and_its_record_outlives_the_contain
     started.run("kumadp", "wait", "--timeout=60s")
 
     def envoy() -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(started.run("kumadp", "status", "--output=json"))["children"]["envoy"]
-        return found
+        section: dict[str, Any] = json.loads(started.run("kumadp", "status", "--output=json"))["children"]["envoy"]
+        return section
 
     started.run("sh", "-c", f"kill -9 {envoy()['pid']}")
     poll(lambda: envoy()["restarts"] == 1, what="another Envoy")

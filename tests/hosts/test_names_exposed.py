@@ -34,15 +34,15 @@ NAMES = ("backend.mesh", "nobody.mesh", "neighbour.example.org")
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    with two_hosts() as made:
-        yield made
+    with two_hosts() as pair:
+        yield pair
 
 
 @pytest.mark.parametrize("allowed", [(), ("192.0.2.0/24",)], ids=["this host alone", "a network too"])
 def test_it_is_no_resolver_for_strangers(hosts: Hosts, tmp_path: Path, allowed: tuple[str, ...]) -> None:
     ports = Ports.take()
-    asked, resolv_conf = tmp_path / "asked", tmp_path / "resolv.conf"
-    asked.touch()
+    queries, resolv_conf = tmp_path / "asked", tmp_path / "resolv.conf"
+    queries.touch()
     resolv_conf.write_text(f"nameserver {NEIGHBOUR}\n")
     mesh = write_mesh(tmp_path / "mesh", ports, ports.probes, ports.probes)
 
@@ -52,7 +52,7 @@ def test_it_is_no_resolver_for_strangers(hosts: Hosts, tmp_path: Path, allowed: 
 
     arguments = ("--standalone", str(mesh), "--name=web", "--dns-mode=embedded", "--drain-time=1s")
     with (
-        Script(hosts.on_neighbour, NEIGHBOURHOOD, NEIGHBOUR, str(ports.probes), str(asked)),
+        Script(hosts.on_neighbour, NEIGHBOURHOOD, NEIGHBOUR, str(ports.probes), str(queries)),
         run_kumadp(
             tmp_path,
             ports,

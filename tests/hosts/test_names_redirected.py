@@ -88,7 +88,7 @@ def with_resolv_conf(host: tuple[str, ...], path: Path) -> tuple[str, ...]:
 def bootstrap(folder: Path, ports: Ports, application: int) -> dict[str, Any]:
     """A bootstrap with what a control plane sends where traffic is redirected: original destinations, and names in
     Envoy's filter. The listeners come apart from it, as with every control plane: static ones would be refused."""
-    made = static_bootstrap(ports, application)
+    tree = static_bootstrap(ports, application)
     redirected = static_listener("outbound:passthrough", ports.outbound, "passthrough")
     redirected["useOriginalDst"] = True
     behind = static_listener(f"outbound:{VIP}:80", 80, "web", VIP)
@@ -113,28 +113,28 @@ def bootstrap(folder: Path, ports: Ports, application: int) -> dict[str, Any]:
         "lbPolicy": "CLUSTER_PROVIDED",
         "connectTimeout": "2s",
     }
-    static = made["staticResources"]
+    static = tree["staticResources"]
     listeners = folder / "listeners.json"
     kind = {"@type": "type.googleapis.com/envoy.config.listener.v3.Listener"}
     resources = [kind | listener for listener in (redirected, behind, dns)]
     listeners.write_text(json.dumps({"versionInfo": "1", "resources": resources}))
-    made["dynamicResources"] = {"ldsConfig": {"pathConfigSource": {"path": str(listeners)}}}
+    tree["dynamicResources"] = {"ldsConfig": {"pathConfigSource": {"path": str(listeners)}}}
     static["clusters"] += [passthrough, static_cluster("web", socket_address(application, NEIGHBOUR))]
-    return made
+    return tree
 
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    with two_hosts() as made:
-        yield made
+    with two_hosts() as pair:
+        yield pair
 
 
 def test_a_name_of_the_mesh_is_resolved_and_connected_to(hosts: Hosts, tmp_path: Path) -> None:
     need_nft()
     ports = Ports.take()
-    asked, resolv_conf, config = tmp_path / "asked", tmp_path / "resolv.conf", tmp_path / "bootstrap.json"
+    queries, resolv_conf, config = tmp_path / "asked", tmp_path / "resolv.conf", tmp_path / "bootstrap.json"
     resolv_conf.touch()
-    asked.touch()
+    queries.touch()
     config.write_text(json.dumps(bootstrap(tmp_path, ports, ports.probes)))
     subprocess.run(["ip", "-n", hosts.sidecar, "route", "add", "default", "via", NEIGHBOUR], check=True)
     rules = RULES.format(workload=WORKLOAD, dns=ports.dns, outbound=ports.outbound)
@@ -149,7 +149,7 @@ def test_a_name_of_the_mesh_is_resolved_and_connected_to(hosts: Hosts, tmp_path:
         return done.stdout.strip()
 
     with (
-        Script(hosts.on_neighbour, NEIGHBOURHOOD, NEIGHBOUR, str(ports.probes), str(asked)),
+        Script(hosts.on_neighbour, NEIGHBOURHOOD, NEIGHBOUR, str(ports.probes), str(queries)),
         Script(hosts.on_sidecar, SERVE, str(config)) as plane,
         run_kumadp(
             tmp_path,
@@ -171,16 +171,16 @@ def test_a_name_of_the_mesh_is_resolved_and_connected_to(hosts: Hosts, tmp_path:
         assert visit("neighbour.example.org", ports.probes).startswith("failed: ")
         coredns = daemon.children()["coredns"].pid
         resolv_conf.write_text(f"nameserver {NEIGHBOUR}\noptions timeout:3 attempts:2\n")
-        found = f"{NEIGHBOUR} the neighbour"
-        poll(lambda: visit("neighbour.example.org", ports.probes) == found, what="an answer of the new name server")
+        resolved = f"{NEIGHBOUR} the neighbour"
+        poll(lambda: visit("neighbour.example.org", ports.probes) == resolved, what="an answer of the new name server")
         assert daemon.children()["coredns"].pid == coredns
         assert visit("web.mesh", 80) == f"{VIP} the neighbour"
         # What is not of the mesh comes from the name server that the workload has, and goes where it says.
-        assert visit("neighbour.example.org", ports.probes) == found
+        assert visit("neighbour.example.org", ports.probes) == resolved
         assert visit("nobody.mesh", 80).startswith("failed: ")
         assert visit("nobody.example.org", 80).startswith("failed: ")
         daemon.children()["coredns"].kill()
         poll(lambda: visit("web.mesh", 80) == f"{VIP} the neighbour", what="the name again, CoreDNS killed")
-    names = asked.read_text().split()
+    names = queries.read_text().split()
     assert "neighbour.example.org." in names
     assert not [name for name in names if name.endswith("mesh.")]

@@ -118,8 +118,8 @@ def envoy(box: NspawnHost) -> str:
     """Pid of the one Envoy; one that is asked for its version is there for a moment only."""
 
     def alone() -> str:
-        found = box.run("pgrep", "-u", "kumadp", "-x", "envoy").split()
-        return found[0] if len(found) == 1 else ""
+        pids = box.run("pgrep", "-u", "kumadp", "-x", "envoy").split()
+        return pids[0] if len(pids) == 1 else ""
 
     return poll(alone, what="one Envoy")
 
@@ -146,8 +146,8 @@ class Asking:
     def end(self) -> tuple[int, int]:
         """How often it asked, and in vain."""
         self._box.run("systemctl", "stop", "client")
-        asked, failed = self._box.run("cat", "/root/asked").split()
-        return int(asked), int(failed)
+        answered, failed = self._box.run("cat", "/root/asked").split()
+        return int(answered), int(failed)
 
 
 def test_start_returns_when_traffic_flows_and_the_status_is_a_line(box: NspawnHost) -> None:
@@ -167,12 +167,12 @@ def test_its_lines_in_the_journal_are_for_people_and_have_fields(box: NspawnHost
     assert any(re.fullmatch(r"daemon: .*-> READY.*", line) for line in lines), lines
     assert not any(line.startswith("{") for line in lines)
     entries = [json.loads(line) for line in box.run("journalctl", "-q", "-u", UNIT, "-o", "json", own).splitlines()]
-    ours = [one for one in entries if one.get("KUMADP_LOGGER")]
-    assert {"kumadp.daemon", "kumadp.child.envoy"} <= {one["KUMADP_LOGGER"] for one in ours}
-    assert {one["SYSLOG_IDENTIFIER"] for one in ours} == {"kumadp"}
-    of_envoy = [one for one in ours if one.get("KUMADP_CHILD") == "envoy"]
-    assert {"main"} <= {one.get("KUMADP_COMPONENT") for one in of_envoy}
-    assert {one.get("KUMADP_EPOCH") for one in of_envoy if "KUMADP_COMPONENT" in one} == {"0"}
+    ours = [entry for entry in entries if entry.get("KUMADP_LOGGER")]
+    assert {"kumadp.daemon", "kumadp.child.envoy"} <= {entry["KUMADP_LOGGER"] for entry in ours}
+    assert {entry["SYSLOG_IDENTIFIER"] for entry in ours} == {"kumadp"}
+    of_envoy = [entry for entry in ours if entry.get("KUMADP_CHILD") == "envoy"]
+    assert {"main"} <= {entry.get("KUMADP_COMPONENT") for entry in of_envoy}
+    assert {entry.get("KUMADP_EPOCH") for entry in of_envoy if "KUMADP_COMPONENT" in entry} == {"0"}
     box.run("kill", "-KILL", envoy(box))
     ended = "envoy ended with signal 9 (KILL)"
     poll(lambda: ended in box.journal(UNIT, own, "-p", "warning"), what="a warning with its level")
@@ -191,25 +191,25 @@ def test_start_waits_for_what_it_needs_and_says_for_what(box: NspawnHost) -> Non
 def test_a_killed_kumadp_is_started_again_and_adopts_its_envoy(box: NspawnHost) -> None:
     box.run("systemctl", "start", UNIT)
     pid, before = envoy(box), box.show(UNIT, "MainPID")
-    asking = Asking(box)
+    client = Asking(box)
     box.run("kill", "-KILL", before)
     poll(lambda: box.show(UNIT, "NRestarts") == "1" and box.show(UNIT, "ActiveState") == "active", what="a restart")
     assert envoy(box) == pid
     assert box.show(UNIT, "MainPID") != before
-    asked, failed = asking.end()
-    assert asked > 5
+    answered, failed = client.end()
+    assert answered > 5
     assert failed == 0
 
 
 def test_one_that_hangs_is_ended_by_the_watchdog_and_traffic_goes_on(box: NspawnHost) -> None:
     change(box, "WatchdogSec=2")
     box.run("systemctl", "start", UNIT)
-    pid, asking = envoy(box), Asking(box)
+    pid, client = envoy(box), Asking(box)
     box.run("kill", "-STOP", box.show(UNIT, "MainPID"))
     poll(lambda: box.show(UNIT, "NRestarts") == "1" and box.show(UNIT, "ActiveState") == "active", what="a restart")
     assert "Watchdog timeout" in box.journal(UNIT)
     assert envoy(box) == pid
-    assert asking.end()[1] == 0
+    assert client.end()[1] == 0
 
 
 def test_what_ends_again_and_again_has_failed_with_its_reason(box: NspawnHost) -> None:
@@ -264,7 +264,7 @@ def test_a_stop_after_a_kill_ends_the_envoy_that_was_left(box: NspawnHost) -> No
 def test_a_reload_applies_new_settings_without_a_lost_request(box: NspawnHost) -> None:
     box.run("systemctl", "start", UNIT)
     pid, main = envoy(box), box.show(UNIT, "MainPID")
-    asking = Asking(box)
+    client = Asking(box)
     box.write("/etc/kumadp/web.yaml", SETTINGS + "dataplaneRuntime: {concurrency: 3}\n")
     box.run("systemctl", "reload", UNIT)
     assert box.show(UNIT, "ActiveState") == "active"
@@ -276,17 +276,17 @@ def test_a_reload_applies_new_settings_without_a_lost_request(box: NspawnHost) -
 
     poll(renewed, what="a new Envoy alone")
     assert "--concurrency 3" in box.run("ps", "-o", "args=", "-p", envoy(box))
-    assert asking.end()[1] == 0
+    assert client.end()[1] == 0
     box.write("/etc/kumadp/web.yaml", "dataplaneRuntime: {concurrency: many}\n")
-    told = box.run("systemctl", "reload", UNIT, check=False)
-    assert "failed" in told.lower()
+    output = box.run("systemctl", "reload", UNIT, check=False)
+    assert "failed" in output.lower()
     assert ask(box) == "yes"
 
 
 def test_the_doctor_says_where_the_unit_is_another_one(box: NspawnHost) -> None:
     def units() -> list[tuple[str, str]]:
-        told = json.loads(box.run("kumadp", "doctor", "--config=/etc/kumadp/web.yaml", "--output=json", check=False))
-        return [(one["state"], one["text"]) for one in told["findings"] if one["check"] == "systemd"]
+        report = json.loads(box.run("kumadp", "doctor", "--config=/etc/kumadp/web.yaml", "--output=json", check=False))
+        return [(finding["state"], finding["text"]) for finding in report["findings"] if finding["check"] == "systemd"]
 
     box.run("systemctl", "start", UNIT)
     unit = box.show(UNIT, "FragmentPath")
@@ -297,7 +297,7 @@ def test_the_doctor_says_where_the_unit_is_another_one(box: NspawnHost) -> None:
         differs = ("warning", f"{unit} is not the one that comes with this kumadp")
         assert {("warning", "kumadp@.service has changed on disk"), differs} <= set(units())
         box.run("systemctl", "daemon-reload")
-        assert [one for one in units() if "kumadp@" in one[1]] == [differs]
+        assert [finding for finding in units() if "kumadp@" in finding[1]] == [differs]
     finally:
         box.run("cp", "-a", "/root/unit", unit)
         box.run("systemctl", "daemon-reload")
@@ -315,7 +315,7 @@ def test_an_upgrade_of_the_package_loses_no_request(box: NspawnHost, package: Pa
     pid, main = envoy(box), box.show(UNIT, "MainPID")
     with (tmp_path / "newer.deb").open("rb") as deb:
         subprocess.run([*box.enter(), "sh", "-c", "cat >/root/newer.deb"], stdin=deb, check=True)
-    asking = Asking(box)
+    client = Asking(box)
     box.run("dpkg", "--install", "/root/newer.deb", timeout=120)
 
     def status() -> dict[str, object]:
@@ -325,8 +325,8 @@ def test_an_upgrade_of_the_package_loses_no_request(box: NspawnHost, package: Pa
     poll(lambda: status()["version"] == "99.0.0", what="the new version", deadline=60)
     poll(lambda: status()["ready"], what="ready again")
     assert (envoy(box), box.show(UNIT, "MainPID")) == (pid, main)
-    asked, failed = asking.end()
-    assert asked > 20
+    answered, failed = client.end()
+    assert answered > 20
     assert failed == 0
     box.run("systemctl", "stop", UNIT)
 
@@ -337,8 +337,8 @@ def test_install_writes_a_service_and_uninstall_takes_it_away(box: NspawnHost) -
     dry = box.run(*command, "--dry-run")
     assert "would write /etc/kumadp/other.yaml" in dry
     assert box.run("ls", "/etc/systemd/system/kumadp@.service", check=False).startswith("ls: cannot")
-    said = box.run(*command)
-    assert said.splitlines()[-1] == "next: systemctl enable --now kumadp@other.service"
+    output = box.run(*command)
+    assert output.splitlines()[-1] == "next: systemctl enable --now kumadp@other.service"
     assert {line.split()[0] for line in box.run(*command).splitlines()} == {"unchanged", "next:"}
     box.run("sh", "-c", "echo 'dns: {enabled: false}' >>/etc/kumadp/other.yaml")
     box.run("systemctl", "enable", "--now", "kumadp@other.service")
@@ -346,9 +346,9 @@ def test_install_writes_a_service_and_uninstall_takes_it_away(box: NspawnHost) -
     assert "kept /etc/kumadp/other.yaml" in box.run(*command)
     box.run("kumadp", "uninstall", "--systemd", "--purge", timeout=90)
     assert processes(box) == []
-    left = box.run("sh", "-c", "ls /etc/systemd/system | grep kumadp; ls /etc/kumadp/*.yaml", check=False)
-    assert "kumadp@.service" not in left
-    assert "other.yaml" not in left
+    leftovers = box.run("sh", "-c", "ls /etc/systemd/system | grep kumadp; ls /etc/kumadp/*.yaml", check=False)
+    assert "kumadp@.service" not in leftovers
+    assert "other.yaml" not in leftovers
 
 
 # A control plane in the box, of the tests' own.
@@ -471,9 +471,9 @@ def test_ten_data_planes_of_the_template_are_ready_at_once(box: NspawnHost) -> N
         assert [box.show(unit, "ActiveState") for unit in units] == ["active"] * INSTANCES
         for number in range(INSTANCES):
             assert box.run("curl", "-fsS", "-m", "10", f"http://127.0.0.1:{20000 + number}/") == "yes"
-        told = [json.loads(box.run("cat", f"/run/kumadp/i{number}/state.json")) for number in range(INSTANCES)]
-        addresses = [one["parts"]["addresses"] for one in told]
-        assert len({one[key] for one in addresses for key in ("admin", "readiness")}) == 2 * INSTANCES
+        states = [json.loads(box.run("cat", f"/run/kumadp/i{number}/state.json")) for number in range(INSTANCES)]
+        addresses = [state["parts"]["addresses"] for state in states]
+        assert len({state[key] for state in addresses for key in ("admin", "readiness")}) == 2 * INSTANCES
     finally:
         box.run("systemctl", "stop", *units, timeout=100)
         box.run("systemctl", "stop", "mesh")

@@ -59,9 +59,9 @@ def test_the_two_differ_in_the_name_alone() -> None:
 def test_what_a_restart_does_not_mend_is_not_restarted(name: str) -> None:
     from kumadp.errors import ExitCode
 
-    found = re.search(r"^RestartPreventExitStatus=(.*)$", (FOLDER / name).read_text(), re.MULTILINE)
-    assert found is not None
-    wanted = {
+    match = re.search(r"^RestartPreventExitStatus=(.*)$", (FOLDER / name).read_text(), re.MULTILINE)
+    assert match is not None
+    expected = {
         ExitCode.USAGE,
         ExitCode.RESOURCE,
         ExitCode.BINARY_NOT_FOUND,
@@ -69,4 +69,4 @@ def test_what_a_restart_does_not_mend_is_not_restarted(name: str) -> None:
         ExitCode.CONTROL_PLANE_REFUSED,
         ExitCode.SETTINGS,
     }
-    assert {ExitCode(int(code)) for code in found[1].split()} == wanted
+    assert {ExitCode(int(code)) for code in match[1].split()} == expected

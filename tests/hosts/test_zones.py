@@ -56,7 +56,7 @@ def apart(loop: Callable[[], asyncio.AbstractEventLoop], work: Callable[[], Awai
 @LOOPS
 def test_the_control_plane(loop: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path) -> None:
     async def work() -> None:
-        told: list[str] = []
+        requests: list[str] = []
         good = bootstrap_answer({"node": {"id": "default.web"}})
         with ScriptedControlPlane(good, host=SCOPED, names=(ADDRESS,)) as plane:
             ca = plane.write_ca(tmp_path / "ca.crt")
@@ -68,18 +68,18 @@ def test_the_control_plane(loop: Callable[[], asyncio.AbstractEventLoop], tmp_pa
                     return b"{}", Trust(plane.ca)
 
                 answer = await fetch_bootstrap(
-                    settings.cp_addresses, request, backoff=0.01, max_duration=20, on_failure=told.append
+                    settings.cp_addresses, request, backoff=0.01, max_duration=20, on_failure=requests.append
                 )
                 assert json.loads(answer.bootstrap)
                 assert plane.headers_seen[-1]["host"] == f"[{ADDRESS}]:{plane.port}"
             assert plane.names_seen == [None, None]
-            assert told == []
+            assert requests == []
         with ScriptedControlPlane(Answer(200), host=SCOPED, names=(ADDRESS,)) as plane:
             plane.write_ca(ca)
             flags["cp_address"] = f"https://[{SCOPED}]:{plane.port}"
             settings = resolve("run", {**flags, "ca_cert_file": str(ca)}, {}).settings
-            found = await control_plane(Subject(settings, None, None, None, {}))
-            assert [one.state for one in found] == ["ok", "ok"], found
+            findings = await control_plane(Subject(settings, None, None, None, {}))
+            assert [finding.state for finding in findings] == ["ok", "ok"], findings
 
     apart(loop, work)
 

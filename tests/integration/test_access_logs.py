@@ -36,8 +36,8 @@ POLICY = "/meshes/default/meshaccesslogs/to-sink"
 
 @pytest.fixture
 def sink() -> Iterator[Sink]:
-    with Sink() as made:
-        yield made
+    with Sink() as running:
+        yield running
 
 
 def apply(rig: Rig, address: str) -> None:
@@ -84,15 +84,15 @@ def until_logged(rig: Rig, sink: Sink) -> None:
     poll(logs, what="a first line", deadline=SOON)
 
 
-def until_lines(sink: Sink, wanted: list[bytes]) -> None:
+def until_lines(sink: Sink, expected: list[bytes]) -> None:
     """All of them, once each, in order."""
 
     def mine() -> list[bytes]:
-        return [line for line in sink.lines if line in set(wanted)]
+        return [line for line in sink.lines if line in set(expected)]
 
     with contextlib.suppress(AssertionError):
-        poll(lambda: len(mine()) >= len(wanted), what="all lines", deadline=SOON)
-    assert mine() == wanted
+        poll(lambda: len(mine()) >= len(expected), what="all lines", deadline=SOON)
+    assert mine() == expected
 
 
 def node(rig: Rig) -> int:
@@ -100,8 +100,8 @@ def node(rig: Rig) -> int:
 
 
 def logs_of(rig: Rig, daemon: Daemon) -> dict[str, object]:
-    found: dict[str, object] = rig.status(daemon)["access_logs"]
-    return found
+    section: dict[str, object] = rig.status(daemon)["access_logs"]
+    return section
 
 
 @pytest.mark.contract("MeshAccessLog to TCP applied and removed")
@@ -141,18 +141,18 @@ def test_what_envoy_writes_at_its_end_is_sent(rig: Rig, sink: Sink) -> None:
         rig.wait_ready(daemon)
         apply(rig, sink.address)
         poll(lambda: _is_in_force(rig), what="the policy in Envoy", deadline=SOON)
-        wanted = asked(rig, *numbered("last", 50))
+        expected = asked(rig, *numbered("last", 50))
         daemon.terminate()
         assert daemon.wait() == 0
-        until_lines(sink, wanted)
+        until_lines(sink, expected)
 
 
 def _is_in_force(rig: Rig) -> bool:
     """Whether Envoy has the FIFO open."""
     code, text = get(rig.ports.admin, "/config_dump")
-    listeners = [one for one in json.loads(text)["configs"] if "Listeners" in one["@type"]] if code == 200 else []
-    states = [one for found in listeners for one in found.get("dynamic_listeners", ())]
-    return any("FileAccessLog" in json.dumps(one.get("active_state", {})) for one in states)
+    listeners = [state for state in json.loads(text)["configs"] if "Listeners" in state["@type"]] if code == 200 else []
+    states = [state for listener in listeners for state in listener.get("dynamic_listeners", ())]
+    return any("FileAccessLog" in json.dumps(state.get("active_state", {})) for state in states)
 
 
 def test_a_new_epoch_of_envoy(rig: Rig, sink: Sink) -> None:
@@ -161,18 +161,18 @@ def test_a_new_epoch_of_envoy(rig: Rig, sink: Sink) -> None:
         rig.wait_ready(daemon)
         apply(rig, sink.address)
         until_logged(rig, sink)
-        before, wanted = node(rig), asked(rig, *numbered("before", 20))
+        before, expected = node(rig), asked(rig, *numbered("before", 20))
         daemon.process.send_signal(signal.SIGHUP)
         count = 0
         while rig.status(daemon).get("epoch") != 1:
-            wanted += asked(rig, f"/during/{count}")
+            expected += asked(rig, f"/during/{count}")
             count += 1
-        wanted += asked(rig, *numbered("after", 20))
-        mine = set(wanted)
+        expected += asked(rig, *numbered("after", 20))
+        mine = set(expected)
         with contextlib.suppress(AssertionError):
-            poll(lambda: sum(line in mine for line in sink.lines) >= len(wanted), what="all lines", deadline=SOON)
+            poll(lambda: sum(line in mine for line in sink.lines) >= len(expected), what="all lines", deadline=SOON)
         # Two Envoys write in turn.
-        assert sorted(line for line in sink.lines if line in mine) == sorted(wanted)
+        assert sorted(line for line in sink.lines if line in mine) == sorted(expected)
         assert node(rig) == before
 
 
@@ -185,11 +185,11 @@ def test_kumadp_goes_and_another_comes(sink: Sink, how: str) -> None:
             until_logged(rig, sink)
             before = node(rig)
             if how == "reexec":
-                wanted = asked(rig, *numbered("before", 200))
-                told = rig.ask(daemon, "reexec")
-                assert told.returncode == 0, told
-                wanted += asked(rig, *numbered("after", 200))
-                until_lines(sink, wanted)
+                expected = asked(rig, *numbered("before", 200))
+                done = rig.ask(daemon, "reexec")
+                assert done.returncode == 0, done
+                expected += asked(rig, *numbered("after", 200))
+                until_lines(sink, expected)
                 assert (node(rig), sink.connections) == (before, 1)
                 assert logs_of(rig, daemon)["lines"] == logs_of(rig, daemon)["sent"]
                 return
@@ -208,10 +208,10 @@ def test_a_destination_that_is_away_for_a_while(rig: Rig, sink: Sink) -> None:
         apply(rig, sink.address)
         until_logged(rig, sink)
         sink.stop()
-        wanted = asked(rig, *numbered("away", 50))
+        expected = asked(rig, *numbered("away", 50))
         rig.wait_concern(daemon, f"access log {sink.address}")
         sink.start()
-        until_lines(sink, wanted)
+        until_lines(sink, expected)
         poll(lambda: not rig.status(daemon)["concerns"], what="no concern", deadline=SOON)
         apply(rig, other.address)
         until_logged(rig, other)

@@ -44,16 +44,16 @@ def socket_of(rig: LoadedRig) -> Path:
 
 def assert_admin_is_the_socket(rig: LoadedRig, daemon: Daemon) -> None:
     assert rig.status(daemon)["ports"]["admin"] == f"unix:{socket_of(rig)}"
-    found = socket_of(rig).stat()
-    assert stat.S_ISSOCK(found.st_mode)
-    assert stat.S_IMODE(found.st_mode) == 0o600
+    status = socket_of(rig).stat()
+    assert stat.S_ISSOCK(status.st_mode)
+    assert stat.S_IMODE(status.st_mode) == 0o600
     assert not is_listening(rig.ports.admin)
 
 
 def test_reloads_deaths_and_drain(loaded_rig: LoadedRig) -> None:
     with loaded_rig.up() as daemon:
         assert_admin_is_the_socket(loaded_rig, daemon)
-        with loaded_rig.load(asked=False):
+        with loaded_rig.load(watched=False):
             for epoch in (1, 2):
                 old = loaded_rig.the_envoy()
                 assert f"epoch {epoch} serves" in loaded_rig.reload(daemon)

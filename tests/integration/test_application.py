@@ -164,9 +164,9 @@ def test_a_third_signal_kills_everything(
 ) -> None:
     with run_kumadp(tmp_path, ports, *mesh, *app.command) as daemon:
         pid = app.pid
-        for told in ("(1 of 3)", "(2 of 3)", "(3 of 3)"):
+        for count in ("(1 of 3)", "(2 of 3)", "(3 of 3)"):
             daemon.terminate()
-            logged(daemon, told)
+            logged(daemon, count)
         assert daemon.wait() == ExitCode.FORCED
         poll(lambda: gone(pid), what="the end of the application")
 
@@ -273,7 +273,7 @@ def test_the_same_where_kumadp_is_killed(
     app: OwnApplication,
     app_port: int,
     flag: str,
-    told: list[str],
+    signals: list[str],
 ) -> None:
     with run_kumadp(tmp_path, ports, *mesh, f"--on-sidecar-end={flag}", *app.command) as daemon:
         pid = app.pid
@@ -282,10 +282,10 @@ def test_the_same_where_kumadp_is_killed(
         daemon.process.wait()
         try:
             poll(lambda: gone(envoy.pid), what="the end of Envoy")
-            if told:
+            if signals:
                 poll(lambda: app.told, what="the signal")
             # The kernel may send it for each thread of kumadp that ends.
-            assert set(app.told) == set(told)
+            assert set(app.told) == set(signals)
             assert get(app_port) == (200, "app")
         finally:
             os.kill(pid, signal.SIGKILL)
@@ -342,11 +342,11 @@ print("waits", flush=True)
 while True: time.sleep(1000)
 """
     ours, its = pty.openpty()
-    said = bytearray()
+    output = bytearray()
 
     def read(what: bytes) -> bool:
-        said.extend(os.read(ours, 4096))
-        return what in said
+        output.extend(os.read(ours, 4096))
+        return what in output
 
     prefix = (sys.executable, "-c", _LOGIN, os.ttyname(its))
     try:
@@ -370,9 +370,9 @@ while True: time.sleep(1000)
         (("--dataplane-file=-", "--", "true"), ExitCode.SETTINGS, "standard input is the application's"),
     ],
 )
-def test_what_cannot_be_is_told_at_once(arguments: tuple[str, ...], code: ExitCode, said: str) -> None:
+def test_what_cannot_be_is_told_at_once(arguments: tuple[str, ...], code: ExitCode, text: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "kumadp", "run", *arguments], capture_output=True, text=True, check=False, timeout=60
     )
-    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert (done.returncode, text in done.stderr) == (code, True), done.stderr
     assert len(done.stderr.splitlines()) == 1

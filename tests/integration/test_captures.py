@@ -72,7 +72,7 @@ def load(name: str) -> tuple[Tree, Tree, Tree]:
 def flat(request: Tree) -> Tree:
     """The request with the Dataplane in it unpacked, by dotted key; without what `DIFFERS`."""
     unpacked = {**request, "dataplaneResource": json.loads(request.get("dataplaneResource", "{}"))}
-    found: Tree = {}
+    leaves: Tree = {}
 
     def walk(path: str, value: Any) -> None:
         if path in DIFFERS:
@@ -81,10 +81,10 @@ def flat(request: Tree) -> Tree:
             for key, item in value.items():
                 walk(f"{path}.{key}" if path else key, item)
         else:
-            found[path] = value
+            leaves[path] = value
 
     walk("", unpacked)
-    return found
+    return leaves
 
 
 def localised(bootstrap: Tree, plane: XdsControlPlane, work: Path, admin: int, request: Tree) -> Tree:
@@ -226,13 +226,13 @@ def test_the_captured_404_is_repeated(tmp_path: Path) -> None:
     ports = Ports.take()
     theirs: Tree = json.loads((CAPTURES / "kuma-2.8.8/notfound/request.json").read_text())
     exchange: Tree = json.loads((CAPTURES / "kuma-2.8.8/notfound/exchange.json").read_text())
-    told = Answer(exchange["status"], exchange["response_body"].encode())
+    answer = Answer(exchange["status"], exchange["response_body"].encode())
     quick = {"KUMA_CONTROL_PLANE_RETRY_BACKOFF": "10ms"}
     with (
-        Replay(lambda _plane, _request: told) as plane,
+        Replay(lambda _plane, _request: answer) as plane,
         run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, theirs), environment=quick) as daemon,
     ):
         poll(lambda: len(plane.bootstrap_requests) >= exchange["attempts"], what="attempts")
         assert flat(plane.bootstrap_requests[0]) == flat(theirs)
         assert get(ports.readiness, "/ready") == (503, "NOT_READY")
-        assert any("does not know this Dataplane" in told for told in status(daemon, "missing")["reasons"])
+        assert any("does not know this Dataplane" in answer for answer in status(daemon, "missing")["reasons"])

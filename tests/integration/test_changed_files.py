@@ -66,9 +66,9 @@ def test_a_changed_token_is_told_and_its_end_is_known(rig: Rig) -> None:
         token = rig.token.read_text()
         rig.token.write_text("no token")
         logged(daemon, f"{rig.token} changed: used from the next connection")
-        poll(lambda: any("token file" in one for one in rig.status(daemon)["concerns"]), what="the concern")
+        poll(lambda: any("token file" in warning for warning in rig.status(daemon)["concerns"]), what="the concern")
         rig.token.write_text(token)
-        poll(lambda: not any("token file" in one for one in rig.status(daemon)["concerns"]), what="its end")
+        poll(lambda: not any("token file" in warning for warning in rig.status(daemon)["concerns"]), what="its end")
         assert lines(daemon, "reload (") == []
         assert "no token" not in daemon.output().replace("no token'", "")
 

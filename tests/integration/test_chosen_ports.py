@@ -69,8 +69,8 @@ class Instance:
             yield daemon
 
     def addresses(self) -> dict[str, str]:
-        found: dict[str, Any] = json.loads((self.folder / "work" / "state.json").read_text())
-        return dict(found["parts"]["addresses"])
+        state: dict[str, Any] = json.loads((self.folder / "work" / "state.json").read_text())
+        return dict(state["parts"]["addresses"])
 
     def wait_ready(self) -> dict[str, str]:
         """READY where the state file says; all addresses."""
@@ -89,9 +89,9 @@ class Instance:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     # pytest's own folders have names too long for Unix sockets.
-    made = Path(tempfile.mkdtemp(prefix="kp"))
-    yield made
-    shutil.rmtree(made)
+    path = Path(tempfile.mkdtemp(prefix="kp"))
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.mark.timeout(180)
@@ -101,18 +101,18 @@ def test_several_with_the_same_flags_each_have_ports_of_their_own(folder: Path, 
         instances = [Instance(folder / str(number), plane, number, application.port) for number in range(SEVERAL)]
         for instance in instances:
             stack.enter_context(instance.run(dns=True))
-        told = [instance.wait_ready() for instance in instances]
-        wanted = {"readiness", "admin", "dns", "coredns metrics"}
-        assert all(wanted <= addresses.keys() for addresses in told)
-        every = [address for addresses in told for key, address in addresses.items() if key in wanted]
+        reports = [instance.wait_ready() for instance in instances]
+        expected = {"readiness", "admin", "dns", "coredns metrics"}
+        assert all(expected <= addresses.keys() for addresses in reports)
+        every = [address for addresses in reports for key, address in addresses.items() if key in expected]
         assert len(set(every)) == len(every)
-        for addresses, instance in zip(told, instances, strict=True):
+        for addresses, instance in zip(reports, instances, strict=True):
             assert get(int(addresses["admin"].rpartition(":")[2]), "/server_info")[0] == 200
             assert get(int(addresses["coredns metrics"].rpartition(":")[2]), "/metrics")[0] == 200
             assert get(instance.ports.inbound) == (200, "web")
         # Each was told to the control plane before it answered.
         for request in plane.bootstrap_requests:
-            addresses = told[int(request["name"].removeprefix("web-"))]
+            addresses = reports[int(request["name"].removeprefix("web-"))]
             resource = json.loads(request["dataplaneResource"])
             assert f":{request['readinessPort']}/" in addresses["readiness"]
             assert addresses["admin"].endswith(f":{resource['networking']['admin']['port']}")

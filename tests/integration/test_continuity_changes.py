@@ -47,16 +47,16 @@ def link(name: Path, target: Path) -> None:
 @on_both_control_planes
 def test_another_envoy_binary_is_taken(loaded_rig: LoadedRig, how: str) -> None:
     folder = loaded_rig.folder
-    one, other, binary = folder / "envoy-1", folder / "envoy-2", folder / "envoy"
-    os.link(need_envoy(), one)
+    first, other, binary = folder / "envoy-1", folder / "envoy-2", folder / "envoy"
+    os.link(need_envoy(), first)
     shutil.copy(need_envoy(), other)
-    link(binary, one)
+    link(binary, first)
     with loaded_rig.up(f"--binary-path={binary}") as daemon:
         stream = poll(lambda: loaded_rig.plane.stream(NODE), what="the stream", deadline=SOON)
-        assert Path(loaded_rig.the_envoy().exe()).samefile(one)
+        assert Path(loaded_rig.the_envoy().exe()).samefile(first)
         with loaded_rig.load():
             if how == "another file":
-                other.replace(one)
+                other.replace(first)
             else:
                 link(binary, other)
             new = reloaded(loaded_rig, daemon)

@@ -41,7 +41,7 @@ def test_the_living_envoy_is_adopted(loaded_rig: LoadedRig, mtls: bool) -> None:
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(loaded_rig.up())
         envoy = loaded_rig.the_envoy()
-        with loaded_rig.load(asked=False):
+        with loaded_rig.load(watched=False):
             loaded_rig.kill(first)
             second = stack.enter_context(loaded_rig.up())
             assert loaded_rig.the_envoy() == envoy
@@ -67,7 +67,7 @@ def test_an_envoy_that_took_over_is_adopted_while_the_old_one_drains(loaded_rig:
     with loaded_rig.up(f"--drain-time={DRAIN}s") as first:
         old = loaded_rig.the_envoy()
         with contextlib.ExitStack() as stack:
-            with loaded_rig.load(asked=False):
+            with loaded_rig.load(watched=False):
                 loaded_rig.reload(first)
                 _, new = loaded_rig.envoys()
                 loaded_rig.kill(first)
@@ -87,7 +87,7 @@ def test_a_dead_old_envoy_is_stood_in_for_again(loaded_rig: LoadedRig) -> None:
     drain = f"--drain-time={DRAIN}s"
     with contextlib.ExitStack() as stack:
         daemon = stack.enter_context(loaded_rig.up(drain))
-        with loaded_rig.load(asked=False):
+        with loaded_rig.load(watched=False):
             loaded_rig.reload(daemon)
             old, new = loaded_rig.envoys()
             old.kill()
@@ -112,12 +112,12 @@ def test_what_was_killed_with_everything_is_swept_at_the_next_start(loaded_rig: 
         for envoy in loaded_rig.envoys():
             envoy.kill()
         poll(lambda: loaded_rig.envoys() == [], what="no Envoy")
-        left = set(loaded_rig.leftovers())
-        assert {"bootstrap.1.yaml", "state.json", "source.json", "h0.base"} <= left
+        leftovers = set(loaded_rig.leftovers())
+        assert {"bootstrap.1.yaml", "state.json", "source.json", "h0.base"} <= leftovers
         with loaded_rig.up() as second:
             assert loaded_rig.the_envoy().ppid() == second.pid
             now = set(loaded_rig.leftovers())
-            assert now & left <= {"state.json", "source.json", "h0.base", "relay.sock"}, now
+            assert now & leftovers <= {"state.json", "source.json", "h0.base", "relay.sock"}, now
             second.terminate()
             assert second.wait() == 0
     assert loaded_rig.leftovers() == []
@@ -173,7 +173,7 @@ def test_an_adopted_envoy_that_would_be_started_otherwise_now_is_replaced_at_onc
     flags = (f"--binary-path={binary}", "--envoy-log-level=debug")
     with contextlib.ExitStack() as stack:
         daemon = stack.enter_context(loaded_rig.up())
-        with loaded_rig.load(asked=False):
+        with loaded_rig.load(watched=False):
             for epoch, given in enumerate((flags[:1], flags), 1):
                 old = loaded_rig.the_envoy()
                 loaded_rig.kill(daemon)
@@ -200,7 +200,7 @@ def test_an_adopted_envoy_whose_dataplane_has_changed_is_replaced_at_once(loaded
     (port,) = free_ports(1)
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(loaded_rig.up())
-        with loaded_rig.load(asked=False):
+        with loaded_rig.load(watched=False):
             old = loaded_rig.the_envoy()
             loaded_rig.kill(first)
             loaded_rig.dataplane["networking"]["inbound"].append(
@@ -222,13 +222,13 @@ def test_where_the_reload_fails_the_control_plane_is_told_of_what_runs(
     """A Dataplane that has changed is told with the first stream after an adoption, before its Envoy is there."""
     (port,) = free_ports(1)
 
-    def told() -> list[bool]:
+    def ports_sent() -> list[bool]:
         """Of each stream, whether it told of the new inbound."""
-        return [str(port).encode() in one.raw for one in plane.journal.requests() if one.has_node]
+        return [str(port).encode() in request.raw for request in plane.journal.requests() if request.has_node]
 
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(loaded_rig.up())
-        with loaded_rig.load(asked=False):
+        with loaded_rig.load(watched=False):
             envoy = loaded_rig.the_envoy()
             loaded_rig.kill(first)
             inbound = {"port": port, "servicePort": loaded_rig.app.port, "tags": {"kuma.io/service": "more"}}
@@ -237,7 +237,7 @@ def test_where_the_reload_fails_the_control_plane_is_told_of_what_runs(
             poll(lambda: "the Envoy that ran serves on" in second.output(), what="the refusal", deadline=SOON)
             loaded_rig.wait_state(second, "open")
             # Whether it was told of the other one in between is a matter of which is faster.
-            assert told()[-1] is False
+            assert ports_sent()[-1] is False
             poll(lambda: plane.registered == [NODE], what="the Dataplane in the mesh", deadline=SOON)
             assert loaded_rig.the_envoy() == envoy
 
@@ -248,14 +248,14 @@ def test_core_dns_is_adopted(loaded_rig: LoadedRig) -> None:
         first = stack.enter_context(loaded_rig.up(dns=True))
         for _ in range(2):
             (coredns,) = poll(loaded_rig.corednses, what="CoreDNS")
-            with loaded_rig.load(asked=False, names=True):
+            with loaded_rig.load(watched=False, names=True):
                 loaded_rig.kill(first)
                 first = stack.enter_context(loaded_rig.up(dns=True))
                 assert loaded_rig.corednses() == [coredns]
                 poll(lambda: loaded_rig.plane.stream(NODE), what="the stream", deadline=SOON)
             # One that was started later than Envoy is known too.
             coredns.kill()
-            poll(lambda: [one for one in loaded_rig.corednses() if one != coredns], what="another CoreDNS")  # noqa: B023
+            poll(lambda: [process for process in loaded_rig.corednses() if process != coredns], what="another CoreDNS")  # noqa: B023
             poll(lambda: loaded_rig.status(first)["children"]["coredns"]["state"] == "RUNNING", what="names")  # noqa: B023
         first.terminate()
         assert first.wait() == 0

@@ -201,7 +201,7 @@ def test_a_kumadp_that_was_re_executed_is_killed(loaded_rig: LoadedRig) -> None:
     with contextlib.ExitStack() as stack:
         daemon = stack.enter_context(loaded_rig.up())
         envoy = loaded_rig.the_envoy()
-        with loaded_rig.load(asked=False):
+        with loaded_rig.load(watched=False):
             loaded_rig.reexec(daemon)
             loaded_rig.kill(daemon)
             daemon = stack.enter_context(loaded_rig.up())

@@ -93,8 +93,8 @@ def test_what_died_is_known_after_a_re_execution(loaded_rig: LoadedRig) -> None:
 
 
 def test_the_end_of_the_token_is_in_the_status(loaded_rig: LoadedRig, plane: XdsControlPlane) -> None:
-    def write(left: float) -> int:
-        end = int(time.time() + left)
+    def write(seconds: float) -> int:
+        end = int(time.time() + seconds)
         parts = ({"alg": "RS256"}, {"exp": end})
         text = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
         loaded_rig.token.write_text(".".join([*text, "none"]))

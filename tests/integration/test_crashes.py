@@ -64,7 +64,7 @@ def test_killed_and_segv_and_the_end(tmp_path: Path) -> None:
             daemon.envoy().send_signal(signal.SIGSEGV)
             # The budget is spent.
             assert daemon.wait() == ExitCode.CHILD_FAILED
-    assert [found["signal"] for found in records(tmp_path)] == [9, 11]
+    assert [crash["signal"] for crash in records(tmp_path)] == [9, 11]
     text = message.read_text()
     assert text.startswith("exit code 70: envoy ended with signal 11 (SEGV) after ")
     assert records(tmp_path)[-1]["lines"][-1] in text
@@ -119,7 +119,7 @@ def test_out_of_memory_is_told_from_a_kill(tmp_path: Path) -> None:
     ],
 )
 def test_what_fails_before_anything_runs_is_told_to_kubernetes_too(
-    tmp_path: Path, flags: tuple[str, ...], code: ExitCode, told: str
+    tmp_path: Path, flags: tuple[str, ...], code: ExitCode, text: str
 ) -> None:
     message = tmp_path / "termination-log"
     message.touch()
@@ -128,7 +128,7 @@ def test_what_fails_before_anything_runs_is_told_to_kubernetes_too(
     assert done.returncode == code
     first, *lines = message.read_text().splitlines()
     assert first == f"exit code {int(code)}:"
-    assert any(told in line for line in lines)
+    assert any(text in line for line in lines)
     # All of the problems, as they are on standard error.
     assert lines == [line.removeprefix("Error: ") for line in done.stderr.splitlines()]
 

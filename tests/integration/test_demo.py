@@ -66,9 +66,9 @@ class TestTable:
         assert state_of("inbound", lines) == "up"
 
     def test_no_story_makes_the_table_wider(self) -> None:
-        told = {**RUNNING, "restarts": 2, "last_exit": "ended, its last line: " + "x" * 500}
-        wide = [line for line in render(scene(), status(children={"envoy": told}), 1000.0) if len(line) > 160]
-        assert wide == [f"Last end: {told['last_exit']}"]
+        child = {**RUNNING, "restarts": 2, "last_exit": "ended, its last line: " + "x" * 500}
+        wide = [line for line in render(scene(), status(children={"envoy": child}), 1000.0) if len(line) > 160]
+        assert wide == [f"Last end: {child['last_exit']}"]
 
     def test_each_row_has_a_command_that_names_its_port(self) -> None:
         lines = render(scene(), status(), 1000.0)
@@ -119,7 +119,7 @@ class TestDns:
     def test_the_question_is_what_dnspython_would_ask(self) -> None:
         question = dns.message.from_wire(encode_query("backend.mesh", number=7))
         assert question.id == 7
-        assert [str(asked) for asked in question.question] == ["backend.mesh. IN A"]
+        assert [str(record) for record in question.question] == ["backend.mesh. IN A"]
 
     def test_addresses_and_code_of_an_answer(self) -> None:
         question = dns.message.from_wire(encode_query("backend.mesh", number=7))
@@ -181,12 +181,12 @@ DEMO = [sys.executable, "-m", "kumadp", "demo"]
 
 def left_behind(folder: Path) -> list[str]:
     """Command lines of processes that work in or for ``folder``."""
-    found = []
+    leftovers = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if any(str(folder) in word for word in process.cmdline()):
-                found.append(" ".join(process.cmdline()))
-    return found
+                leftovers.append(" ".join(process.cmdline()))
+    return leftovers
 
 
 @pytest.mark.process

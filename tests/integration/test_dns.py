@@ -46,7 +46,7 @@ def ask(port: int, name: str, kind: str = "A", *, tcp: bool = False) -> tuple[st
         answer = send(dns.message.make_query(name, kind), "127.0.0.1", port=port, timeout=3)
     except (OSError, EOFError, dns.exception.DNSException):
         return "", []
-    return dns.rcode.to_text(answer.rcode()), [str(item) for found in answer.answer for item in found]
+    return dns.rcode.to_text(answer.rcode()), [str(item) for record_set in answer.answer for item in record_set]
 
 
 def test_coredns_answers_what_envoy_knows(tmp_path: Path, ports: Ports) -> None:
@@ -103,13 +103,13 @@ def test_a_coredns_asked_for_by_path_must_be_there(tmp_path: Path, ports: Ports)
         (".:{{ .NoSuchField }} {}\n", ".template:1: Corefile template: {{ .NoSuchField }} is not understood"),
     ],
 )
-def test_a_template_that_is_wrong_is_refused(tmp_path: Path, ports: Ports, template: str, told: str) -> None:
+def test_a_template_that_is_wrong_is_refused(tmp_path: Path, ports: Ports, template: str, text: str) -> None:
     file = tmp_path / "Corefile.template"
     file.write_text(template)
     arguments = ("--dns-coredns-config-template-path", str(file))
     with running(tmp_path, ports, *arguments, coredns=str(need_coredns())) as daemon:
         assert daemon.wait() == ExitCode.SETTINGS
-        assert told in daemon.output().splitlines()[-1]
+        assert text in daemon.output().splitlines()[-1]
 
 
 def test_a_template_of_the_user_s_is_used(tmp_path: Path, ports: Ports) -> None:
@@ -144,9 +144,9 @@ def test_a_reload_takes_a_changed_template_unless_it_is_broken(tmp_path: Path, p
         poll(lambda: ask(ports.dns, "second.mesh") == ("NOERROR", ["127.0.0.9"]), what="the new name")
         file.write_text(own_names(third="127.0.0.10").replace("hosts", "no-such"))
         assert kumadp("reload", environment=reloads).returncode == 0
-        (concern,) = ask_status(control_socket_path("web", daemon.environment))["concerns"]
-        assert "Corefile.template:3: Corefile template: CoreDNS says: " in concern
-        assert "Unknown directive 'no-such'" in concern
+        (warning,) = ask_status(control_socket_path("web", daemon.environment))["concerns"]
+        assert "Corefile.template:3: Corefile template: CoreDNS says: " in warning
+        assert "Unknown directive 'no-such'" in warning
         assert ask(ports.dns, "second.mesh") == ("NOERROR", ["127.0.0.9"])
         assert daemon.children()["coredns"].pid == coredns.pid
 
@@ -218,10 +218,10 @@ def test_the_resolver_answers_where_coredns_is_too_old(tmp_path: Path, ports: Po
         coredns.chmod(0o755)
     with running(tmp_path, ports, coredns=str(coredns)) as daemon:
         daemon.wait_ready()
-        (concern,) = ask_status(control_socket_path("web", daemon.environment))["concerns"]
-        assert "unknown property 'next'" in concern
-        assert concern.endswith("(CoreDNS 1.11.4 and later can); the embedded resolver answers in its place")
-        assert concern.removeprefix("coredns: ") in daemon.output()
+        (warning,) = ask_status(control_socket_path("web", daemon.environment))["concerns"]
+        assert "unknown property 'next'" in warning
+        assert warning.endswith("(CoreDNS 1.11.4 and later can); the embedded resolver answers in its place")
+        assert warning.removeprefix("coredns: ") in daemon.output()
         assert ask(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"])
         assert "coredns" not in daemon.children()
 

@@ -33,7 +33,7 @@ def reexecuted(daemon: Daemon, times: int) -> bool:
 
 def under_load(daemon: Daemon, ports: Ports) -> None:
     """Re-execute some times; nothing is lost after one retry, as clients of the C library try, nor answered wrongly."""
-    with dns_load(ports.dns, "backend.mesh", rate=500, seconds=10, patience=5.0) as load:
+    with dns_load(ports.dns, "backend.mesh", rate=500, seconds=10, wait=5.0) as load:
         for count in range(TIMES):
             daemon.process.send_signal(signal.SIGUSR1)
             poll(lambda: reexecuted(daemon, count + 1), what="the next program", deadline=30)  # noqa: B023

@@ -51,8 +51,8 @@ def scrape(daemon: Daemon) -> Scraped:
 
 def ask(port: int, name: str, kind: str = "A") -> str:
     with contextlib.suppress(OSError, EOFError, dns.exception.DNSException):
-        told = dns.query.udp(dns.message.make_query(name, kind), "127.0.0.1", timeout=3, port=port)
-        return dns.rcode.to_text(told.rcode())
+        response = dns.query.udp(dns.message.make_query(name, kind), "127.0.0.1", timeout=3, port=port)
+        return dns.rcode.to_text(response.rcode())
     return ""
 
 
@@ -68,24 +68,24 @@ def test_what_is_asked_is_counted(tmp_path: Path) -> None:
         assert scrape(daemon).value(bucket) == 0
         serve(NAMES)
         poll(lambda: ask(daemon.ports.dns, "backend.mesh") == "NOERROR", what="the name", deadline=SOON)
-        found = scrape(daemon)
+        scraped = scrape(daemon)
         first = f'kuma_dp_dns_queries_total{{{LABELS},qtype="A",source="local"}}'
-        before = found.value(first)
+        before = scraped.value(first)
         assert before
-        assert found.value(f"kuma_dp_dns_entries_total{{{LABELS}}}") == 2
-        assert found.value(f"{bucket}{{{LABELS}}}") == 1
+        assert scraped.value(f"kuma_dp_dns_entries_total{{{LABELS}}}") == 2
+        assert scraped.value(f"{bucket}{{{LABELS}}}") == 1
         # A name of kuma-dp that is against the rules.
-        told = lint(found.text.encode()).splitlines()
-        assert [line.partition(" ")[0] for line in told] == ["kuma_dp_dns_entries_total", "exit"]
+        problems = lint(scraped.text.encode()).splitlines()
+        assert [line.partition(" ")[0] for line in problems] == ["kuma_dp_dns_entries_total", "exit"]
         for name, kind in (("BACKEND.mesh", "A"), ("web.mesh", "A"), ("web.mesh", "AAAA"), ("nobody.mesh", "A")):
             assert ask(daemon.ports.dns, name, kind)
-        found = scrape(daemon)
-        assert found.value(first) == before + 3
-        assert found.value(f'kuma_dp_dns_queries_total{{{LABELS},qtype="AAAA",source="local"}}') == 1
-        assert (found.value(f'kuma_dp_dns_response_codes_total{{{LABELS},rcode="nxdomain"}}') or 0) >= 1
+        scraped = scrape(daemon)
+        assert scraped.value(first) == before + 3
+        assert scraped.value(f'kuma_dp_dns_queries_total{{{LABELS},qtype="AAAA",source="local"}}') == 1
+        assert (scraped.value(f'kuma_dp_dns_response_codes_total{{{LABELS},rcode="nxdomain"}}') or 0) >= 1
         took = "kuma_dp_dns_request_duration_seconds"
-        assert (found.value(f"{took}_count{{{LABELS}}}") or 0) >= before + 4
-        assert (found.value(f"{took}_sum{{{LABELS}}}") or 0) > 0
+        assert (scraped.value(f"{took}_count{{{LABELS}}}") or 0) >= before + 4
+        assert (scraped.value(f"{took}_sum{{{LABELS}}}") or 0) > 0
         # Labels stay those of the first names, as with kuma-dp: another set would be another series.
         serve(OTHERS)
         poll(lambda: scrape(daemon).value(f"kuma_dp_dns_entries_total{{{LABELS}}}") == 1, what="fewer names")

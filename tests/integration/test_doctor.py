@@ -43,16 +43,16 @@ def findings(
         deadline=90,
     )
     assert done.stdout, done.stderr
-    told = json.loads(done.stdout)
-    assert told["ok"] is (done.returncode == 0)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for one in told["findings"]:
-        found.setdefault(one["check"], []).append(one)
-    return done.returncode, found
+    report = json.loads(done.stdout)
+    assert report["ok"] is (done.returncode == 0)
+    by_check: dict[str, list[dict[str, Any]]] = {}
+    for finding in report["findings"]:
+        by_check.setdefault(finding["check"], []).append(finding)
+    return done.returncode, by_check
 
 
-def states(found: dict[str, list[dict[str, Any]]], *names: str) -> list[str]:
-    return [one["state"] for name in names for one in found[name]]
+def states(by_check: dict[str, list[dict[str, Any]]], *names: str) -> list[str]:
+    return [finding["state"] for name in names for finding in by_check[name]]
 
 
 def standalone(tmp_path: Path, ports: Ports, app: int = 1) -> tuple[str, ...]:
@@ -63,9 +63,9 @@ def standalone(tmp_path: Path, ports: Ports, app: int = 1) -> tuple[str, ...]:
 def test_before_a_start(tmp_path: Path) -> None:
     ports = Ports.take()
     environment = {"KUMA_READINESS_PORT": str(ports.readiness)}
-    code, found = findings(tmp_path, *standalone(tmp_path, ports), environment=environment)
-    assert states(found, "settings", "envoy", "coredns", "bootstrap", "ports", "files") == ["ok"] * 6
-    assert states(found, "control plane", "token", "running") == ["skipped"] * 3
+    code, checks = findings(tmp_path, *standalone(tmp_path, ports), environment=environment)
+    assert states(checks, "settings", "envoy", "coredns", "bootstrap", "ports", "files") == ["ok"] * 6
+    assert states(checks, "control plane", "token", "running") == ["skipped"] * 3
     assert code == 0
     assert not (tmp_path / "work").exists(), "nothing is changed"
     done = kumadp("doctor", "--standalone=/none")
@@ -77,18 +77,18 @@ def test_before_a_start(tmp_path: Path) -> None:
 def test_ports_that_are_taken_name_their_holder(tmp_path: Path) -> None:
     ports = Ports.take()
     with socket.create_server(("127.0.0.1", ports.inbound)):
-        code, found = findings(tmp_path, *standalone(tmp_path, ports))
+        code, checks = findings(tmp_path, *standalone(tmp_path, ports))
     assert code == 1
-    assert f"(pid {os.getpid()})" in found["ports"][0]["text"]
+    assert f"(pid {os.getpid()})" in checks["ports"][0]["text"]
 
 
 def test_programs_that_are_none(tmp_path: Path) -> None:
     ports = Ports.take()
     more = ("--binary-path=/none/envoy", "--dns-enabled=true", "--dns-coredns-path=/bin/true")
-    code, found = findings(tmp_path, *standalone(tmp_path, ports), *more)
+    code, checks = findings(tmp_path, *standalone(tmp_path, ports), *more)
     assert code == 1
-    assert states(found, "envoy", "coredns", "bootstrap") == ["failed"] * 3
-    assert "does not say its version" in found["coredns"][0]["text"]
+    assert states(checks, "envoy", "coredns", "bootstrap") == ["failed"] * 3
+    assert "does not say its version" in checks["coredns"][0]["text"]
 
 
 def plane_flags(tmp_path: Path, plane: ScriptedControlPlane) -> tuple[str, ...]:
@@ -101,19 +101,19 @@ def test_a_bootstrap_from_a_control_plane(tmp_path: Path) -> None:
     good, bad, exposed = (static_bootstrap(ports, 1) for _ in range(3))
     bad["staticResources"]["clusters"][0]["connectTimeout"] = "-1s"
     exposed["admin"]["address"]["socketAddress"]["address"] = "0.0.0.0"
-    for bootstrap, more, state, said in (
+    for bootstrap, more, state, text in (
         (good, (), "ok", "Envoy takes it, its admin is on 127.0.0.1:"),
         (bad, (), "failed", "Envoy refuses the configuration: Invalid duration"),
         (exposed, ("--strict-admin",), "failed", "is not loopback"),
     ):
         with ScriptedControlPlane(bootstrap_answer(bootstrap)) as plane:
-            _, found = findings(tmp_path, *plane_flags(tmp_path, plane), *more)
-        assert found["bootstrap"][0]["state"] == state, found
-        assert said in found["bootstrap"][0]["text"]
+            _, checks = findings(tmp_path, *plane_flags(tmp_path, plane), *more)
+        assert checks["bootstrap"][0]["state"] == state, checks
+        assert text in checks["bootstrap"][0]["text"]
     with ScriptedControlPlane(Answer(403, b"no such token")) as plane:
-        _, found = findings(tmp_path, *plane_flags(tmp_path, plane))
-    assert "refused" in found["bootstrap"][0]["text"]
-    assert found["control plane"][0]["state"] == "ok"
+        _, checks = findings(tmp_path, *plane_flags(tmp_path, plane))
+    assert "refused" in checks["bootstrap"][0]["text"]
+    assert checks["control plane"][0]["state"] == "ok"
 
 
 def test_beside_a_running_data_plane(tmp_path: Path) -> None:
@@ -123,18 +123,20 @@ def test_beside_a_running_data_plane(tmp_path: Path) -> None:
         with run_kumadp(tmp_path, ports, f"--standalone={folder}", "--name=web", "--drain-time=1s") as daemon:
             daemon.wait_ready()
             runtime = {"XDG_RUNTIME_DIR": daemon.environment["XDG_RUNTIME_DIR"]}
-            code, found = findings(tmp_path, environment={**runtime, "KUMA_READINESS_PORT": "1"})
-            assert code == 0, [one for told in found.values() for one in told if one["state"] == "failed"]
-            assert f"by the command line of pid {daemon.pid}" in found["settings"][0]["text"]
-            assert found["running"][0]["text"] == f"web is READY, pid {daemon.pid}"
-            assert found["ports"][0]["text"].startswith("held by the kumadp that runs, or free: ")
-            assert str(ports.readiness) in found["ports"][0]["text"]
+            code, checks = findings(tmp_path, environment={**runtime, "KUMA_READINESS_PORT": "1"})
+            assert code == 0, [
+                finding for of_check in checks.values() for finding in of_check if finding["state"] == "failed"
+            ]
+            assert f"by the command line of pid {daemon.pid}" in checks["settings"][0]["text"]
+            assert checks["running"][0]["text"] == f"web is READY, pid {daemon.pid}"
+            assert checks["ports"][0]["text"].startswith("held by the kumadp that runs, or free: ")
+            assert str(ports.readiness) in checks["ports"][0]["text"]
             daemon.kill_envoy()
             poll(lambda: daemon.output().count("-> READY") == 2, what="the next Envoy")
             poll(lambda: "crash record" in daemon.output(), what="the record")
-            _, found = findings(tmp_path, environment=runtime)
-            assert "envoy was started again 1 times" in found["running"][0]["text"]
-            assert "a crash record: " in found["running"][1]["text"]
+            _, checks = findings(tmp_path, environment=runtime)
+            assert "envoy was started again 1 times" in checks["running"][0]["text"]
+            assert "a crash record: " in checks["running"][1]["text"]
 
 
 def test_beside_one_that_is_not_ready(tmp_path: Path) -> None:
@@ -143,10 +145,10 @@ def test_beside_one_that_is_not_ready(tmp_path: Path) -> None:
     with run_kumadp(tmp_path, ports, *flags) as daemon:
         poll(lambda: "waiting: bootstrap: " in daemon.output(), what="a reason")
         runtime = {"XDG_RUNTIME_DIR": daemon.environment["XDG_RUNTIME_DIR"]}
-        code, found = findings(tmp_path, environment={**runtime, "KUMA_READINESS_PORT": "1"})
+        code, checks = findings(tmp_path, environment={**runtime, "KUMA_READINESS_PORT": "1"})
     assert code == 1
-    assert states(found, "running", "control plane") == ["failed"] * 2
-    assert found["running"][0]["text"].startswith("not ready: bootstrap: control plane https://127.0.0.1:")
+    assert states(checks, "running", "control plane") == ["failed"] * 2
+    assert checks["running"][0]["text"].startswith("not ready: bootstrap: control plane https://127.0.0.1:")
 
 
 def test_an_envoy_that_a_dead_kumadp_left(tmp_path: Path) -> None:
@@ -158,14 +160,14 @@ def test_an_envoy_that_a_dead_kumadp_left(tmp_path: Path) -> None:
         with run_kumadp(tmp_path, ports, *given) as daemon:
             daemon.wait_ready()
             envoy = daemon.envoy()
-            _, found = findings(tmp_path, *given, f"--work-dir={work}")
-            assert not [one for one in found["leftovers"] if "envoy" in one["text"]]
+            _, checks = findings(tmp_path, *given, f"--work-dir={work}")
+            assert not [finding for finding in checks["leftovers"] if "envoy" in finding["text"]]
             daemon.process.kill()
             daemon.wait()
-            _, found = findings(tmp_path, *given, f"--work-dir={work}")
-            (left,) = [one for one in found["leftovers"] if "envoy" in one["text"]]
-            assert left["state"] == "warning"
-            assert left["text"] == f"envoy (pid {envoy.pid}) of a dead kumadp in {work}"
+            _, checks = findings(tmp_path, *given, f"--work-dir={work}")
+            (leftover,) = [finding for finding in checks["leftovers"] if "envoy" in finding["text"]]
+            assert leftover["state"] == "warning"
+            assert leftover["text"] == f"envoy (pid {envoy.pid}) of a dead kumadp in {work}"
             assert kumadp("sweep", "--work-dir", work).returncode == 0
 
 

@@ -55,12 +55,14 @@ class Dynamic:
 
     def path(self, path: str) -> dict[str, Any]:
         with contextlib.suppress(OSError, KeyError):
-            found: dict[str, Any] = self.rig.status(self.daemon)["dynconf"]["paths"][path]
-            return found
+            section: dict[str, Any] = self.rig.status(self.daemon)["dynconf"]["paths"][path]
+            return section
         return {"body": None, "asked": 0}
 
     def wait(self, path: str, seen: Callable[[Any], object], what: str, deadline: float = SOON) -> dict[str, Any]:
-        return poll(lambda: found if seen((found := self.path(path))["body"]) else None, what=what, deadline=deadline)
+        return poll(
+            lambda: section if seen((section := self.path(path))["body"]) else None, what=what, deadline=deadline
+        )
 
 
 def test_taken_changed_and_removed(rig: Rig) -> None:
@@ -68,9 +70,9 @@ def test_taken_changed_and_removed(rig: Rig) -> None:
         rig.wait_ready(daemon)
         dynamic = Dynamic(rig, daemon)
         dynamic.serve(with_etags({"/dns": NAMES, "/meshmetric": METRICS}))
-        found = dynamic.wait("/dns", lambda body: body, "the names")
-        assert found["etag"] == etag_of(NAMES)
-        assert found["body"]["records"] == [{"name": "backend.mesh", "ips": ["240.0.0.0"]}]
+        section = dynamic.wait("/dns", lambda body: body, "the names")
+        assert section["etag"] == etag_of(NAMES)
+        assert section["body"]["records"] == [{"name": "backend.mesh", "ips": ["240.0.0.0"]}]
         dynamic.wait("/meshmetric", lambda body: body, "the metrics")
         dynamic.serve(with_etags({"/dns": NAMES.replace("30", "31")}))
         dynamic.wait("/dns", lambda body: body["ttl"] == 31, "the change")
@@ -120,8 +122,8 @@ def test_names_that_could_come_are_waited_for_until_envoy_serves_without_any(rig
 def resolved(daemon: Daemon, *, tcp: bool = False) -> list[str]:
     send = dns.query.tcp if tcp else dns.query.udp
     with contextlib.suppress(OSError, EOFError, dns.exception.DNSException):
-        told = send(dns.message.make_query("BackEnd.mesh", "A"), "127.0.0.1", timeout=3, port=daemon.ports.dns)
-        return [item.to_text() for rrset in told.answer for item in rrset]
+        response = send(dns.message.make_query("BackEnd.mesh", "A"), "127.0.0.1", timeout=3, port=daemon.ports.dns)
+        return [item.to_text() for rrset in response.answer for item in rrset]
     return []
 
 
@@ -147,10 +149,10 @@ def test_envoy_dies_and_comes_back(rig: Rig, relay: str) -> None:
             rig.kill_envoy(daemon)
             before = dynamic.path("/dns")["asked"]
             poll(lambda before=before: dynamic.path("/dns")["asked"] > before + 3, what="questions")  # type: ignore[misc]
-            found = dynamic.path("/dns")
+            section = dynamic.path("/dns")
             # Kept all the time: neither taken back nor given again.
-            assert found["changes"] == 1
-            assert found["body"] is not None
+            assert section["changes"] == 1
+            assert section["body"] is not None
         assert rig.status(daemon)["concerns"] == []
 
 
@@ -161,16 +163,16 @@ def test_nothing_stops_at_a_reload(rig: Rig) -> None:
         dynamic.serve(with_etags({"/dns": NAMES}))
         dynamic.wait("/dns", lambda body: body, "the names")
         control = control_socket_path(NAME, daemon.environment)
-        code, told = ask(control, "POST", "/reload", 40.0)
-        assert code == 200, told
+        code, output = ask(control, "POST", "/reload", 40.0)
+        assert code == 200, output
         # From the next Envoy, while the one before drains and after.
         dynamic.serve(with_etags({"/dns": NAMES.replace("30", "31")}))
-        found = dynamic.wait("/dns", lambda body: body["ttl"] == 31, "the change")
-        assert found["changes"] == 2
+        section = dynamic.wait("/dns", lambda body: body["ttl"] == 31, "the change")
+        assert section["changes"] == 2
         poll(lambda: list(daemon.children()) == ["envoy"], what="one Envoy")
         dynamic.serve(with_etags({"/dns": NAMES.replace("30", "32")}))
-        found = dynamic.wait("/dns", lambda body: body["ttl"] == 32, "the next change")
-        assert (found["changes"], found["failed"]) == (3, 0)
+        section = dynamic.wait("/dns", lambda body: body["ttl"] == 32, "the next change")
+        assert (section["changes"], section["failed"]) == (3, 0)
         assert rig.status(daemon)["concerns"] == []
 
 
@@ -181,8 +183,8 @@ def test_a_wrong_body_is_a_concern(rig: Rig) -> None:
         dynamic.serve(with_etags({"/dns": NAMES}))
         dynamic.wait("/dns", lambda body: body, "the names")
         dynamic.serve(with_etags({"/dns": '{"ttl":"many"}'}))
-        concern = rig.wait_concern(daemon, "dynamic configuration /dns")
-        assert "$.ttl" in concern
+        warning = rig.wait_concern(daemon, "dynamic configuration /dns")
+        assert "$.ttl" in warning
         assert dynamic.path("/dns")["body"]["ttl"] == 30
         assert rig.serves()
         dynamic.serve(with_etags({"/dns": NAMES}))
@@ -195,8 +197,8 @@ def test_a_control_plane_without_etags(rig: Rig) -> None:
         rig.wait_ready(daemon)
         dynamic = Dynamic(rig, daemon)
         dynamic.serve(without(METRICS))
-        found = dynamic.wait("/meshmetric", lambda body: body, "the metrics")
-        assert found["etag"] is None
+        section = dynamic.wait("/meshmetric", lambda body: body, "the metrics")
+        assert section["etag"] is None
         assert dynamic.path("/dns")["body"] is None
         dynamic.serve(None)
         dynamic.wait("/meshmetric", lambda body: body is None, "no metrics")
@@ -225,11 +227,11 @@ def test_mesh_metric_of_a_real_control_plane(kuma_rig: Rig) -> None:
         dynamic = Dynamic(kuma_rig, daemon)
         assert dynamic.path("/meshmetric")["body"] is None
         apply("/metrics")
-        found = dynamic.wait("/meshmetric", lambda body: body, "the policy")
-        metrics = found["body"]["observability"]["metrics"]
-        assert [one["path"] for one in metrics["applications"]] == ["/metrics"]
-        assert [one["type"] for one in metrics["backends"]] == ["Prometheus"]
-        assert json.dumps(found["body"])
+        section = dynamic.wait("/meshmetric", lambda body: body, "the policy")
+        metrics = section["body"]["observability"]["metrics"]
+        assert [application["path"] for application in metrics["applications"]] == ["/metrics"]
+        assert [application["type"] for application in metrics["backends"]] == ["Prometheus"]
+        assert json.dumps(section["body"])
         apply("/other")
         dynamic.wait(
             "/meshmetric",
@@ -243,4 +245,4 @@ def test_mesh_metric_of_a_real_control_plane(kuma_rig: Rig) -> None:
         dynamic.wait("/meshmetric", lambda body: body is None, "the end of the policy")
         assert dynamic.path("/dns")["body"] is None
         assert get(kuma_rig.ports.outbound)[0] == 200
-        assert [told for told in kuma_rig.status(daemon)["concerns"] if "dynamic" in told] == []
+        assert [warning for warning in kuma_rig.status(daemon)["concerns"] if "dynamic" in warning] == []

@@ -59,7 +59,7 @@ def test_a_work_directory_of_any_kind(tmp_path: Path, kind: str) -> None:
                 assert done.returncode == 0, (command, done.stderr)
                 assert done.stdout.startswith(f"{name}: ")
             done = ask("doctor", f"--name={name}", "--output=json")
-            findings = {one["check"]: one for one in json.loads(done.stdout)["findings"]}
+            findings = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
             assert f"by the command line of pid {daemon.pid}" in findings["settings"]["text"], done.stdout
             assert findings["running"]["text"] == f"{name} is READY, pid {daemon.pid}"
 
@@ -74,16 +74,16 @@ def test_the_data_plane_of_the_demo() -> None:
     try:
 
         def pids() -> set[int]:
-            with_run = [one for one in psutil.Process(demo.pid).children() if "run" in one.cmdline()]
-            return {one.pid for one in with_run}
+            with_run = [process for process in psutil.Process(demo.pid).children() if "run" in process.cmdline()]
+            return {process.pid for process in with_run}
 
-        def found() -> bool:
+        def is_listed() -> bool:
             assert demo.poll() is None, (folder / "out").read_text()
             lines = ask("status", "--output=json").stdout.splitlines()
-            told = {one["pid"]: one["phase"] for one in map(json.loads, lines)}
-            return any(told.get(pid) == "READY" for pid in pids())
+            phases = {process["pid"]: process["phase"] for process in map(json.loads, lines)}
+            return any(phases.get(pid) == "READY" for pid in pids())
 
-        poll(found, what="the demo among those that run", deadline=60)
+        poll(is_listed, what="the demo among those that run", deadline=60)
     finally:
         demo.send_signal(signal.SIGTERM)
         demo.wait(30)

@@ -40,7 +40,7 @@ def test_the_same_process_goes_on_and_nothing_is_lost(loop: str, fate: str) -> N
         assert later["descriptors"] <= after["descriptors"]
         assert (running.folder / "s").stat().st_ino == inode
         (running.folder / "end").touch()
-        ended = poll(lambda: found if (found := running.state())["ended"] else None, what="the child's end")
+        ended = poll(lambda: state if (state := running.state())["ended"] else None, what="the child's end")
         assert ended["ended"] == "exit code 7"
         assert_no_line_is_lost(running)
 
@@ -55,7 +55,7 @@ def test_what_is_handed_over_is_seen_nowhere_and_no_child_has_it(loop: str) -> N
         state = running.again()
         for name in ("cmdline", "environ"):
             assert SECRET.encode() not in (process / name).read_bytes().replace(f"SECRET={SECRET}".encode(), b"")
-        assert not [one for one in process.joinpath("fd").iterdir() if "memfd" in points_to(one)]
+        assert not [link for link in process.joinpath("fd").iterdir() if "memfd" in points_to(link)]
         for path in running.folder.rglob("*"):
             if path.is_file():
                 assert SECRET not in path.read_text(errors="replace"), path
@@ -66,13 +66,13 @@ def test_what_is_handed_over_is_seen_nowhere_and_no_child_has_it(loop: str) -> N
 
 def inheritable(pid: int) -> set[int]:
     """Descriptors of a process that its children would get."""
-    found = set()
+    numbers = set()
     for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
         with contextlib.suppress(FileNotFoundError):
             flags = re.findall(r"^flags:\s+(\d+)", entry.read_text(), re.MULTILINE)[0]
             if not int(flags, 8) & os.O_CLOEXEC:
-                found.add(int(entry.name))
-    return found
+                numbers.add(int(entry.name))
+    return numbers
 
 
 def points_to(path: Path) -> str:
@@ -89,8 +89,8 @@ def test_a_child_that_ends_meanwhile_tells_its_exit_code(loop: str) -> None:
         running.start()
         running.process.send_signal(signal.SIGUSR1)
         (running.folder / "end").touch()
-        found = poll(lambda: state if (state := running.state()).get("ended") else None, what="its end")
-        assert found["ended"] == "exit code 3"
+        ended = poll(lambda: state if (state := running.state()).get("ended") else None, what="its end")
+        assert ended["ended"] == "exit code 3"
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -131,7 +131,7 @@ def test_where_the_exec_fails_the_old_program_goes_on(loop: str) -> None:
             for _ in range(5):
                 running.process.send_signal(signal.SIGUSR1)
                 load.ask_more(10)
-                failed = poll(lambda: found if (found := running.state())["failed"] else None, what="the failure")
+                failed = poll(lambda: state if (state := running.state())["failed"] else None, what="the failure")
         assert load.failed == []
         assert failed["failed"] == "/none/python cannot be run: No such file or directory"
         assert (failed["count"], failed["pid"]) == (0, first["pid"])

@@ -53,11 +53,11 @@ def test_a_name_of_the_mesh(rig: Rig, mode: str) -> None:
             assert ask(port, "nobody.mesh", tcp=tcp) == ("NXDOMAIN", [])
             if mode == "embedded":
                 assert ask(port, "BackEnd.Mesh", tcp=tcp) == ("NOERROR", [address])
-                code, found = ask(port, "backend.mesh", "AAAA", tcp=tcp)
+                code, addresses = ask(port, "backend.mesh", "AAAA", tcp=tcp)
                 assert code == "NOERROR"
-                assert all(":" in one for one in found)
-        told = rig.status(daemon)["dns"]["answered_by"]
-        assert told == ("the embedded resolver" if mode == "embedded" else "CoreDNS")
+                assert all(":" in text for text in addresses)
+        answered_by = rig.status(daemon)["dns"]["answered_by"]
+        assert answered_by == ("the embedded resolver" if mode == "embedded" else "CoreDNS")
 
 
 # The workload is told by its group, as in tests/hosts/test_names_redirected.py; what comes to the inbound is redirected
@@ -84,11 +84,11 @@ def redirected(rig: Rig) -> Iterator[None]:
     need_nft()
     if set(psutil.net_if_addrs()) != {"lo"}:
         pytest.skip("needs a network namespace of its own with loopback alone: unshare -n, ip link set lo up")
-    told = rig.dataplane["networking"]["transparentProxying"]
+    proxying = rig.dataplane["networking"]["transparentProxying"]
     rules = RULES.format(
         inbound=rig.ports.inbound,
-        redirect_inbound=told["redirectPortInbound"],
-        redirect_outbound=told["redirectPortOutbound"],
+        redirect_inbound=proxying["redirectPortInbound"],
+        redirect_outbound=proxying["redirectPortOutbound"],
         dns=rig.ports.dns,
         workload=WORKLOAD,
     )

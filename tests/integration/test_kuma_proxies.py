@@ -41,14 +41,14 @@ def control_plane(folder: Path, environment: Mapping[str, str] | None = None) ->
 
 @pytest.fixture
 def plane(tmp_path: Path) -> Iterator[KumaControlPlane]:
-    with control_plane(tmp_path) as made:
-        yield made
+    with control_plane(tmp_path) as running:
+        yield running
 
 
 @pytest.fixture
 def app() -> Iterator[Workload]:
-    with workload("backend") as made:
-        yield made
+    with workload("backend") as server:
+        yield server
 
 
 @contextlib.contextmanager
@@ -89,7 +89,7 @@ def survives_envoy(daemon: Daemon, resource: dict[str, Any], serves: Callable[[]
     poll(serves, what="traffic", deadline=SOON)
     since = status(daemon, resource)["relay"]["connected_since"]
     killed = daemon.kill_envoy()
-    poll(lambda: (found := daemon.children().get("envoy")) and found.pid != killed.pid, what="another Envoy")
+    poll(lambda: (envoy := daemon.children().get("envoy")) and envoy.pid != killed.pid, what="another Envoy")
     daemon.wait_ready(SOON)
     poll(serves, what="traffic through the next Envoy", deadline=SOON)
     assert status(daemon, resource)["relay"]["connected_since"] == since
@@ -97,22 +97,22 @@ def survives_envoy(daemon: Daemon, resource: dict[str, Any], serves: Callable[[]
 
 def online(kind: str, name: str) -> bool:
     """Whether the control plane has a stream of this zone proxy."""
-    found = ask_json(f"/{kind}/{name}/_overview") or ask_json(f"/{kind}+insights/{name}") or {}
-    insight = found.get("zoneIngressInsight") or found.get("zoneEgressInsight") or found
+    overview = ask_json(f"/{kind}/{name}/_overview") or ask_json(f"/{kind}+insights/{name}") or {}
+    insight = overview.get("zoneIngressInsight") or overview.get("zoneEgressInsight") or overview
     subscriptions = insight.get("subscriptions") or []
-    return any("disconnectTime" not in one for one in subscriptions)
+    return any("disconnectTime" not in subscription for subscription in subscriptions)
 
 
 def listeners(ports: Ports) -> list[dict[str, Any]]:
     code, text = get(ports.admin, "/listeners?format=json")
-    found: list[dict[str, Any]] = json.loads(text)["listener_statuses"] if code == 200 else []
-    return found
+    statuses: list[dict[str, Any]] = json.loads(text)["listener_statuses"] if code == 200 else []
+    return statuses
 
 
 def listening(ports: Ports) -> set[tuple[str, int]]:
     """Where Envoy has listeners."""
-    sockets = [one.get("local_address", {}).get("socket_address") for one in listeners(ports)]
-    return {(found["address"], found["port_value"]) for found in sockets if found}
+    sockets = [listener.get("local_address", {}).get("socket_address") for listener in listeners(ports)]
+    return {(address["address"], address["port_value"]) for address in sockets if address}
 
 
 def backend_of_the_mesh(plane: KumaControlPlane, app: Workload, protocol: str = "tcp") -> None:
@@ -330,8 +330,8 @@ def test_transparent_proxying_that_is_told_with_the_request(
     files = (f"--transparent-proxy-config={first}", f"--transparent-proxy-config={second}")
     with proxy(plane, web, ports, "--transparent-proxy", *files) as daemon:
         new = plane.knows(NEW)
-        wanted = {("0.0.0.0", inbound), ("0.0.0.0", outbound)} if new else {("127.0.0.1", ports.inbound)}
-        survives_envoy(daemon, web, lambda: wanted <= listening(ports))
+        expected = {("0.0.0.0", inbound), ("0.0.0.0", outbound)} if new else {("127.0.0.1", ports.inbound)}
+        survives_envoy(daemon, web, lambda: expected <= listening(ports))
         if not new:
             assert get(ports.inbound) == (200, "backend")
 
@@ -347,5 +347,5 @@ def test_the_features_that_are_always_said(plane: KumaControlPlane, app: Workloa
         for feature in ("feature-strict-inbound-ports", "feature-reuse-port", "feature-readiness-unix-socket"):
             assert feature in dump
         overview = ask_json("/meshes/default/dataplanes/web-01/_overview")
-        told = overview["dataplaneInsight"]["subscriptions"][-1]["version"]["envoy"]
-        assert bool(told.get("kumaDpCompatible")) is fits(told["version"])
+        version = overview["dataplaneInsight"]["subscriptions"][-1]["version"]["envoy"]
+        assert bool(version.get("kumaDpCompatible")) is fits(version["version"])

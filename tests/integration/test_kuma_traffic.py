@@ -26,12 +26,12 @@ FILTERS = {"http": "envoy.filters.network.http_connection_manager", "tcp": "envo
 def filters_of(rig: Rig, port: int) -> set[str]:
     """Names of the network filters of Envoy's listener on this port."""
     _, text = get(rig.ports.admin, "/config_dump?resource=dynamic_listeners")
-    found: set[str] = set()
-    for one in json.loads(text)["configs"]:
-        listener = one["active_state"]["listener"]
+    names: set[str] = set()
+    for section in json.loads(text)["configs"]:
+        listener = section["active_state"]["listener"]
         if listener["address"].get("socket_address", {}).get("port_value") == port:
-            found |= {entry["name"] for chain in listener["filter_chains"] for entry in chain["filters"]}
-    return found
+            names |= {entry["name"] for chain in listener["filter_chains"] for entry in chain["filters"]}
+    return names
 
 
 @pytest.mark.contract("traffic, http and tcp")
@@ -44,9 +44,9 @@ def test_traffic(kuma_rig: Rig, protocol: str) -> None:
         (other,) = set(FILTERS.values()) - {FILTERS[protocol]}
         for port in (kuma_rig.ports.inbound, kuma_rig.ports.outbound):
             assert get(port) == (200, kuma_rig.app.name)
-            found = filters_of(kuma_rig, port)
-            assert FILTERS[protocol] in found
-            assert other not in found
+            filters = filters_of(kuma_rig, port)
+            assert FILTERS[protocol] in filters
+            assert other not in filters
         kuma_rig.kill_envoy(daemon)
 
 
@@ -85,8 +85,8 @@ def shaken(rig: Rig) -> bool:
 
 def is_healthy() -> bool | None:
     """What the control plane holds of the inbound; None where it holds nothing."""
-    found: dict[str, Any] = ask_json(f"/meshes/default/dataplanes/{NAME}") or {}
-    for inbound in (found.get("networking") or {}).get("inbound") or ():
+    resource: dict[str, Any] = ask_json(f"/meshes/default/dataplanes/{NAME}") or {}
+    for inbound in (resource.get("networking") or {}).get("inbound") or ():
         # Up to 2.8 `health`, later `state` too.
         if inbound.get("state") == "NotReady":
             return False

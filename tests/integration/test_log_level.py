@@ -45,8 +45,8 @@ def status(daemon: Daemon) -> dict[str, Any]:
 
 
 def told(daemon: Daemon) -> dict[str, Any]:
-    found: dict[str, Any] = status(daemon)["log"]
-    return found
+    section: dict[str, Any] = status(daemon)["log"]
+    return section
 
 
 def test_levels_change_and_stay_until_they_are_reset(daemon: Daemon) -> None:
@@ -114,11 +114,11 @@ def test_own_lines_follow(daemon: Daemon) -> None:
         (["debug", "--reset"], 64, "a level, or --reset"),
     ],
 )
-def test_what_cannot_be_done_changes_nothing(daemon: Daemon, arguments: list[str], code: int, said: str) -> None:
+def test_what_cannot_be_done_changes_nothing(daemon: Daemon, arguments: list[str], code: int, text: str) -> None:
     before = told(daemon)
     done = order(daemon, "log-level", *arguments)
     assert done.returncode == code
-    assert said in done.stderr
+    assert text in done.stderr
     assert {**told(daemon), "folded": 0} == {**before, "folded": 0}
 
 

@@ -59,8 +59,8 @@ def scrape(rig: Rig, target: str = "/") -> Scraped:
 
 def policy(exporter: Exporter, **more: Any) -> str:
     application = {"name": "app", "path": "/metrics", "port": exporter.port, "address": ""}
-    told = {"applications": [application], "backends": [{"type": "Prometheus", "name": None}], **more}
-    return json.dumps({"observability": {"metrics": told}})
+    metrics = {"applications": [application], "backends": [{"type": "Prometheus", "name": None}], **more}
+    return json.dumps({"observability": {"metrics": metrics}})
 
 
 def serve(rig: Rig, routes: list[Tree] | None) -> None:
@@ -76,7 +76,7 @@ def serve(rig: Rig, routes: list[Tree] | None) -> None:
 
 def wait(rig: Rig, what: str, series: str, value: float | None, target: str = "/meshmetric") -> Scraped:
     return poll(
-        lambda: found if (found := scrape(rig, target)).value(series) == value else None, what=what, deadline=SOON
+        lambda: page if (page := scrape(rig, target)).value(series) == value else None, what=what, deadline=SOON
     )
 
 
@@ -98,11 +98,11 @@ def test_a_policy_comes_changes_and_goes(rig: Rig, exporter: Exporter, generatio
         assert 'kumadp_scrape_source_up{source="envoy",dataplane="backend-01"' in before.text
         assert 'envoy_server_live{dataplane="backend-01",mesh="default",service="backend"} 1\n' in before.text
         serve(rig, routes())
-        found = wait(rig, "the application", f"app_asked_total{LABELLED}", 1)
-        assert "envoy_cluster_version" not in found.text
-        assert "_kuma_dynamicconfig" not in found.text
-        assert 'envoy_cluster_name="ads_cluster"' not in found.text
-        assert not check(found.text)
+        page = wait(rig, "the application", f"app_asked_total{LABELLED}", 1)
+        assert "envoy_cluster_version" not in page.text
+        assert "_kuma_dynamicconfig" not in page.text
+        assert 'envoy_cluster_name="ads_cluster"' not in page.text
+        assert not check(page.text)
         serve(rig, routes(sidecar={"profiles": {"appendProfiles": [{"name": "All"}]}, "includeUnused": True}))
         poll(lambda: "envoy_cluster_version" in scrape(rig, "/meshmetric").text, what="all", deadline=SOON)
         unused = scrape(rig, "/meshmetric").text
@@ -120,13 +120,13 @@ def test_a_policy_comes_changes_and_goes(rig: Rig, exporter: Exporter, generatio
 def test_the_way_from_before_policies(rig: Rig, exporter: Exporter) -> None:
     with rig.run() as daemon:
         rig.wait_ready(daemon)
-        found = scrape(rig, "/?filter=cluster.&usedonly")
-        assert found.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-        assert f'envoy_cluster_upstream_rq_completed{{envoy_cluster_name="backend"{MESH}}}' in found.text
-        assert 'envoy_cluster_upstream_cx_total{envoy_cluster_name="ads_cluster"} ' in found.text
-        assert "envoy_server_live" not in found.text
-        assert found.up("envoy")
-        assert not check(found.text)
+        page = scrape(rig, "/?filter=cluster.&usedonly")
+        assert page.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert f'envoy_cluster_upstream_rq_completed{{envoy_cluster_name="backend"{MESH}}}' in page.text
+        assert 'envoy_cluster_upstream_cx_total{envoy_cluster_name="ads_cluster"} ' in page.text
+        assert "envoy_server_live" not in page.text
+        assert page.up("envoy")
+        assert not check(page.text)
         assert rig.status(daemon)["metrics"]["sources"]["envoy"]["up"]
         assert (rig.work / f"kuma-mh-{NAME}-default.sock").stat().st_mode & 0o777 == 0o600
 
@@ -141,7 +141,7 @@ def test_a_prometheus_that_asks_for_protobuf_first(rig: Rig, tmp_path: Path) -> 
             up = 'kumadp_scrape_source_up{source="envoy"} == 1'
             poll(lambda: prometheus.query(up), what="Envoy's metrics", deadline=SOON)
             bounds = prometheus.query('count by (le) ({__name__=~"envoy_cluster_upstream_cx_connect_ms_bucket"})')
-        assert {"1.8e+06", "3.6e+06", "+Inf", "0.5"} <= {one["metric"]["le"] for one in bounds}
+        assert {"1.8e+06", "3.6e+06", "+Inf", "0.5"} <= {bucket["metric"]["le"] for bucket in bounds}
 
 
 def test_without_an_envoy_it_is_answered_and_with_the_next_it_is_whole(rig: Rig) -> None:
@@ -150,19 +150,19 @@ def test_without_an_envoy_it_is_answered_and_with_the_next_it_is_whole(rig: Rig)
         killed = daemon.kill_envoy()
         poll(lambda: not killed.is_running(), what="its end")
         assert scrape(rig).status == 200
-        found = wait(rig, "metrics of the next Envoy", "envoy_server_live", 1, "/")
-        assert found.up("envoy")
+        page = wait(rig, "metrics of the next Envoy", "envoy_server_live", 1, "/")
+        assert page.up("envoy")
 
 
 @pytest.mark.linger(10.0)
 def test_through_a_reload_a_reexecution_and_an_adoption(loaded_rig: LoadedRig, exporter: Exporter) -> None:
     path = kuma_socket(loaded_rig.work, metrics(NAME, "default"))
     extra = {"mesh": "default", "dataplane": NAME, "service": "backend"}
-    told = f"app_asked_total{LABELLED}"
+    series = f"app_asked_total{LABELLED}"
     with contextlib.ExitStack() as stack:
         daemon = stack.enter_context(loaded_rig.up(environment=INTERVAL))
         serve(loaded_rig, with_etags({"/meshmetric": policy(exporter, extraLabels=extra)}))
-        wait(loaded_rig, "the application", told, 1)
+        wait(loaded_rig, "the application", series, 1)
         with answered(loaded_rig) as failed:
             loaded_rig.reload(daemon)
             # The one that serves is asked, not the one that drains.
@@ -171,11 +171,11 @@ def test_through_a_reload_a_reexecution_and_an_adoption(loaded_rig: LoadedRig, e
             loaded_rig.reexec(daemon)
         assert failed == []
         assert path.stat().st_ino == inode
-        wait(loaded_rig, "the application, by the next program", told, 1)
+        wait(loaded_rig, "the application, by the next program", series, 1)
         wait(loaded_rig, "the next epoch, by the next program", "envoy_server_hot_restart_epoch", 1, "/")
         loaded_rig.kill(daemon)
         stack.enter_context(loaded_rig.up(environment=INTERVAL))
-        wait(loaded_rig, "the application, by the next kumadp", told, 1)
+        wait(loaded_rig, "the application, by the next kumadp", series, 1)
         wait(loaded_rig, "the adopted Envoy", "envoy_server_hot_restart_epoch", 1, "/")
 
 
@@ -185,22 +185,22 @@ def answered(rig: Rig) -> Iterator[list[str]]:
     failed: list[str] = []
     end = threading.Event()
 
-    def ask() -> None:
+    def scrape_until_over() -> None:
         while not end.wait(0.02):
             try:
-                found = scrape(rig)
-                if found.status != 200 or "kumadp_scrape_source_up" not in found.text:
-                    failed.append(f"{found.status}: {found.text[-200:]}")
+                page = scrape(rig)
+                if page.status != 200 or "kumadp_scrape_source_up" not in page.text:
+                    failed.append(f"{page.status}: {page.text[-200:]}")
             except (OSError, http.client.HTTPException) as error:
                 failed.append(repr(error))
 
-    asking = threading.Thread(target=ask)
-    asking.start()
+    thread = threading.Thread(target=scrape_until_over)
+    thread.start()
     try:
         yield failed
     finally:
         end.set()
-        asking.join()
+        thread.join()
 
 
 def prometheus_has(rig: Rig, port: int, labels: str = "") -> None:
@@ -230,13 +230,13 @@ def test_mesh_metric_of_a_real_control_plane(kuma_rig: Rig, exporter: Exporter) 
             "/meshes/default/meshmetrics/all", {"type": "MeshMetric", "mesh": "default", "name": "all", "spec": spec}
         )
         text = poll(
-            lambda: found[1] if "app_asked_total" in (found := get(port, "/metrics"))[1] else "",
+            lambda: response[1] if "app_asked_total" in (response := get(port, "/metrics"))[1] else "",
             what="the application's metrics at the mesh's listener",
             deadline=SOON,
         )
-        told = next(line for line in text.splitlines() if line.startswith("app_asked_total{"))
+        sample = next(line for line in text.splitlines() if line.startswith("app_asked_total{"))
         for label in ('mesh="default"', f'dataplane="{NAME}"', 'service="backend"', 'kuma_io_service="backend"'):
-            assert label in told
+            assert label in sample
         assert 'envoy_cluster_name="backend"' in text
         assert "envoy_server_live{" in text
         assert not check(text)
@@ -267,7 +267,7 @@ def test_metrics_of_a_mesh_of_a_real_control_plane(kuma_rig: Rig, exporter: Expo
     with kuma_rig.run() as daemon:
         kuma_rig.wait_ready(daemon)
         text = poll(
-            lambda: found[1] if "app_asked_total" in (found := get(port, "/metrics"))[1] else "",
+            lambda: response[1] if "app_asked_total" in (response := get(port, "/metrics"))[1] else "",
             what="the application's metrics at the mesh's listener",
             deadline=SOON,
         )

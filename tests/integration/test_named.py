@@ -75,7 +75,7 @@ NAMED: dict[str, tuple[list[str], dict[str, str], int, str]] = {
 
 @pytest.mark.parametrize("kind", NAMED)
 def test_what_cannot_be_used_is_refused(tmp_path: Path, kind: str) -> None:
-    arguments, variables, code, told = NAMED[kind]
+    arguments, variables, code, text = NAMED[kind]
     (tmp_path / "file").write_text("x {\n")
     (tmp_path / "wrong").write_text("{{ range }}")
     (tmp_path / "coredns").write_text(COREDNS)
@@ -89,7 +89,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, kind: str) -> None:
         assert daemon.wait() == code, daemon.output()
     lines = [line for line in daemon.output().splitlines() if " INFO " not in line]
     assert len(lines) == 1, lines
-    assert told in lines[0]
+    assert text in lines[0]
 
 
 def test_our_variables_are_settings_and_reach_no_child(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ class Manager:
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[Manager]:
-    found = Manager(tmp_path / "notify")
-    yield found
-    found.close()
+    running = Manager(tmp_path / "notify")
+    yield running
+    running.close()
 
 
 def test_systemd_hears_ready_reload_and_stop_and_that_the_loop_lives(tmp_path: Path, manager: Manager) -> None:

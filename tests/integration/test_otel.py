@@ -38,8 +38,8 @@ def mesh_metric(rig: Rig, exporter: Exporter, every: str, **more: Any) -> str:
     backend = {"type": "OpenTelemetry", "name": None}
     inner = {"endpoint": str(rig.work / "kuma-otel-c.sock"), "refreshInterval": every}
     application = {"name": "app", "path": "/metrics", "port": exporter.port, "address": ""}
-    told = {"applications": [application], "backends": [{**backend, "openTelemetry": inner}], **more}
-    return json.dumps({"observability": {"metrics": told}})
+    metrics = {"applications": [application], "backends": [{**backend, "openTelemetry": inner}], **more}
+    return json.dumps({"observability": {"metrics": metrics}})
 
 
 def pipe(rig: Rig, port: int, **more: Any) -> str:
@@ -89,7 +89,9 @@ def test_metrics_are_pushed_while_the_policy_says_so(rig: Rig, exporter: Exporte
             assert sum(point.bucket_counts) == point.count == 1
             assert len(point.bucket_counts) == len(point.explicit_bounds) + 1
             resource = collector.of("metrics")[0].message.resource_metrics[0].resource
-            assert {one.key: one.value.string_value for one in resource.attributes}["service.name"] == "backend"
+            assert {attribute.key: attribute.value.string_value for attribute in resource.attributes}[
+                "service.name"
+            ] == "backend"
             assert collector.of("metrics")[0].headers["api-key"] == SECRET
             status = rig.status(daemon)["otel"]
             assert next(iter(status["push"].values()))["pushed"] >= 1
@@ -137,14 +139,14 @@ def test_the_pipe_is_announced_served_and_taken_away(rig: Rig, exporter: Exporte
         rig.wait_ready(daemon)
         plane = rig.plane
         assert isinstance(plane, XdsControlPlane)
-        asked = plane.bootstrap_requests[-1]
-        assert "feature-otel-via-kuma-dp" in asked["features"]
-        assert asked["otelEnv"]["pipeEnabled"] is True
-        assert asked["otelEnv"]["shared"]["headersPresent"] is True
-        assert SECRET not in json.dumps(asked)
+        request = plane.bootstrap_requests[-1]
+        assert "feature-otel-via-kuma-dp" in request["features"]
+        assert request["otelEnv"]["pipeEnabled"] is True
+        assert request["otelEnv"]["shared"]["headersPresent"] is True
+        assert SECRET not in json.dumps(request)
         metrics = {"enabled": True, "refreshInterval": "500ms"}
-        told = mesh_metric(rig, exporter, "1h", backends=[])
-        serve(rig, with_etags({"/otel": pipe(rig, port, metrics=metrics), "/meshmetric": told}))
+        policy = mesh_metric(rig, exporter, "1h", backends=[])
+        serve(rig, with_etags({"/otel": pipe(rig, port, metrics=metrics), "/meshmetric": policy}))
         socket = rig.work / "kuma-otel-c.sock"
         poll(socket.exists, what="the socket", deadline=SOON)
         with client(socket) as stubs:
@@ -161,7 +163,7 @@ def test_the_pipe_is_announced_served_and_taken_away(rig: Rig, exporter: Exporte
         assert SECRET not in json.dumps(rig.status(daemon)) + daemon.output()
         for child in daemon.children().values():
             assert SECRET not in json.dumps(psutil.Process(child.pid).environ())
-        serve(rig, with_etags({"/meshmetric": told}))
+        serve(rig, with_etags({"/meshmetric": policy}))
         poll(lambda: not socket.exists(), what="the end of the socket", deadline=SOON)
         poll(lambda: rig.status(daemon)["otel"]["push"] == {}, what="the end of the push", deadline=SOON)
         assert rig.status(daemon)["concerns"] == []
@@ -173,9 +175,9 @@ def test_a_pipe_that_is_off_is_not_announced(rig: Rig) -> None:
         rig.wait_ready(daemon)
         plane = rig.plane
         assert isinstance(plane, XdsControlPlane)
-        asked = plane.bootstrap_requests[-1]
-        assert "feature-otel-via-kuma-dp" not in asked["features"]
-        assert "otelEnv" not in asked
+        request = plane.bootstrap_requests[-1]
+        assert "feature-otel-via-kuma-dp" not in request["features"]
+        assert "otelEnv" not in request
 
 
 def test_without_the_extra_one_concern_says_what_to_install(rig: Rig, exporter: Exporter, tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ def test_nothing_is_imported_that_is_not_asked_for(rig: Rig) -> None:
     with rig.run(environment=INTERVAL) as daemon:
         rig.wait_ready(daemon)
         maps = psutil.Process(daemon.process.pid).memory_maps()
-        assert not [one.path for one in maps if "/grpc/" in one.path or "/google/" in one.path]
+        assert not [mapped.path for mapped in maps if "/grpc/" in mapped.path or "/google/" in mapped.path]
 
 
 @pytest.mark.linger(10.0)
@@ -245,12 +247,12 @@ def test_mesh_metric_of_a_real_control_plane(kuma_rig: Rig, exporter: Exporter) 
         plane.put("/meshes/default/meshmetrics/all", policy)
         poll(lambda: len(collector.points("app_asked_total")) >= 2, what="metrics at the collector", deadline=SOON)
         _, _, attributes, _ = collector.points("app_asked_total")[-1]
-        told = {"mesh": "default", "dataplane": NAME, "service": "backend"}
-        assert {name: attributes.get(name) for name in told} == told
+        labels = {"mesh": "default", "dataplane": NAME, "service": "backend"}
+        assert {name: attributes.get(name) for name in labels} == labels
         assert collector.points("envoy_server_live")
         plane.delete("/meshes/default/meshmetrics/all")
         poll(lambda: kuma_rig.status(daemon)["otel"]["push"] == {}, what="the end of the push", deadline=SOON)
         number = len(collector.exports)
         poll(lambda: kuma_rig.status(daemon)["dynconf"]["paths"]["/meshmetric"]["body"] is None, what="no policy")
         assert len(collector.exports) == number
-        assert [told for told in kuma_rig.status(daemon)["concerns"] if "OpenTelemetry" in told] == []
+        assert [labels for labels in kuma_rig.status(daemon)["concerns"] if "OpenTelemetry" in labels] == []

@@ -28,9 +28,9 @@ MOST = 50
 
 def attempts(lines: list[str]) -> int:
     """How often one failed, those counted that are told with a count."""
-    told = [line for line in lines if re.search(r"bootstrap: |no stream to the control plane", line)]
-    left_out = sum(int(number) for line in told for number in re.findall(r"\((\d+) more like this", line))
-    return len(told) + left_out
+    attempt_lines = [line for line in lines if re.search(r"bootstrap: |no stream to the control plane", line)]
+    suppressed = sum(int(number) for line in attempt_lines for number in re.findall(r"\((\d+) more like this", line))
+    return len(attempt_lines) + suppressed
 
 
 def test_while_traffic_flows(rig: Rig) -> None:

@@ -37,16 +37,16 @@ def with_dataplane(tmp_path: Path, ports: Ports, app_port: int) -> str:
 
 def children(daemon: Daemon) -> dict[str, Any]:
     """The children that kumadp knows of."""
-    found: dict[str, Any] = ask_status(control_socket_path("web-1", daemon.environment))["children"]
-    return found
+    section: dict[str, Any] = ask_status(control_socket_path("web-1", daemon.environment))["children"]
+    return section
 
 
 def test_the_application_of_the_dataplane_is_probed_from_start_to_end(tmp_path: Path, ports: Ports) -> None:
     port = free_port()
     environment = {"KUMA_APPLICATION_PROBE_PROXY_PORT": str(port), "KUMA_CONTROL_PLANE_RETRY_BACKOFF": "10ms"}
     with workload("web") as app, workload("other") as other, ScriptedControlPlane(Answer(503)) as plane:
-        made = arguments(tmp_path, plane, with_dataplane(tmp_path, ports, app.port))
-        with run_kumadp(tmp_path, ports, *made, environment=environment) as daemon:
+        flags = arguments(tmp_path, plane, with_dataplane(tmp_path, ports, app.port))
+        with run_kumadp(tmp_path, ports, *flags, environment=environment) as daemon:
             poll(lambda: get(port, f"/{app.port}/healthz") == HEALTHY, what="a probe before Envoy")
             assert "envoy" not in daemon.children()
             # True is "on": see Kuma's own comment on the name (2.13, pkg/xds/bootstrap/types).
@@ -87,8 +87,8 @@ def test_on_kubernetes_every_application_and_still_nothing_of_ours(tmp_path: Pat
         "POD_NAMESPACE": "default",
     }
     with workload("web") as app, ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, app.port))) as plane:
-        made = arguments(tmp_path, plane, "--name=web-1", "--mesh=default", "--drain-time=1s")
-        with run_kumadp(tmp_path, ports, *made, environment=pod) as daemon:
+        flags = arguments(tmp_path, plane, "--name=web-1", "--mesh=default", "--drain-time=1s")
+        with run_kumadp(tmp_path, ports, *flags, environment=pod) as daemon:
             daemon.wait_ready()
             # The control plane says where: there is neither a Dataplane nor INSTANCE_IP.
             poll(lambda: get(port, f"/{app.port}/healthz") == HEALTHY, what="a probe")
@@ -98,8 +98,8 @@ def test_on_kubernetes_every_application_and_still_nothing_of_ours(tmp_path: Pat
 
 def test_without_the_port_there_is_none(tmp_path: Path, ports: Ports) -> None:
     with workload("web") as app, ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, app.port))) as plane:
-        made = arguments(tmp_path, plane, with_dataplane(tmp_path, ports, app.port), "--drain-time=1s")
-        with run_kumadp(tmp_path, ports, *made) as daemon:
+        flags = arguments(tmp_path, plane, with_dataplane(tmp_path, ports, app.port), "--drain-time=1s")
+        with run_kumadp(tmp_path, ports, *flags) as daemon:
             daemon.wait_ready()
             assert "appProbeProxyDisabled" not in plane.requests[0]
             assert "application probe proxy" not in daemon.output()
@@ -107,8 +107,8 @@ def test_without_the_port_there_is_none(tmp_path: Path, ports: Ports) -> None:
 
 def test_its_port_is_checked_with_all_others(tmp_path: Path, ports: Ports) -> None:
     with ScriptedControlPlane(Answer(503)) as plane:
-        made = arguments(tmp_path, plane, with_dataplane(tmp_path, ports, 1))
+        flags = arguments(tmp_path, plane, with_dataplane(tmp_path, ports, 1))
         taken = {"KUMA_APPLICATION_PROBE_PROXY_PORT": str(ports.inbound)}
-        with run_kumadp(tmp_path, ports, *made, environment=taken) as daemon:
+        with run_kumadp(tmp_path, ports, *flags, environment=taken) as daemon:
             assert daemon.wait() == ExitCode.RESOURCE
             assert f"{ports.inbound}/tcp" in daemon.output()

@@ -32,8 +32,8 @@ def test_probes_answer_while_there_is_no_bootstrap_yet_and_until_the_end(tmp_pat
         with ScriptedControlPlane(Answer(503)) as plane:
             quick = {"KUMA_CONTROL_PLANE_RETRY_BACKOFF": "10ms"}
             more = ("--drain-time=60s",)
-            made = arguments(tmp_path, plane, ports, app.port)
-            with run_kumadp(tmp_path, ports, *made, *more, environment=quick) as daemon:
+            flags = arguments(tmp_path, plane, ports, app.port)
+            with run_kumadp(tmp_path, ports, *flags, *more, environment=quick) as daemon:
                 poll(lambda: get(ports.probes, "/app/healthz") == (200, "ok"), what="a probe before Envoy")
                 assert "envoy" not in daemon.children()
                 plane.answers = [good]
@@ -84,8 +84,8 @@ def test_the_generic_form_is_served_for_the_ports_of_a_list(tmp_path: Path, port
 
 def test_off_is_off(tmp_path: Path, ports: Ports) -> None:
     with workload("web") as app, ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, app.port))) as plane:
-        made = arguments(tmp_path, plane, ports, app.port)
-        with run_kumadp(tmp_path, ports, *made, "--virtual-probes=off", "--drain-time=1s") as daemon:
+        flags = arguments(tmp_path, plane, ports, app.port)
+        with run_kumadp(tmp_path, ports, *flags, "--virtual-probes=off", "--drain-time=1s") as daemon:
             daemon.wait_ready()
             assert not is_listening(ports.probes)
             assert "probes" in json.loads(plane.requests[0]["dataplaneResource"])
@@ -96,10 +96,10 @@ def test_an_address_that_is_a_name_is_resolved_or_costs_the_probes_alone(
     tmp_path: Path, ports: Ports, address: str, served: bool
 ) -> None:
     with workload("web") as app, ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, app.port))) as plane:
-        made = arguments(tmp_path, plane, ports, app.port)
+        flags = arguments(tmp_path, plane, ports, app.port)
         file = tmp_path / "dp.json"
         file.write_text(file.read_text().replace('"address": "127.0.0.1"', f'"address": "{address}"', 1))
-        with run_kumadp(tmp_path, ports, *made, "--drain-time=1s") as daemon:
+        with run_kumadp(tmp_path, ports, *flags, "--drain-time=1s") as daemon:
             daemon.wait_ready()
             assert get(ports.inbound) == (200, "web")
             assert is_listening(ports.probes) is served

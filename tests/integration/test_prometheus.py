@@ -52,14 +52,17 @@ def watched(rig: Rig, daemon: Daemon, rules: Path | None = None) -> Iterator[Pro
 
 
 def dashboard() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(DASHBOARD.read_text())
-    return found
+    tree: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    return tree
 
 
 def queries() -> list[str]:
     """As Grafana sends them."""
-    found = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
-    return [one.replace('{instance=~"$instance"}', "{}").replace("$__rate_interval", "10s") for one in found]
+    expressions = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+    return [
+        expression.replace('{instance=~"$instance"}', "{}").replace("$__rate_interval", "10s")
+        for expression in expressions
+    ]
 
 
 def write_token(rig: Rig, seconds: float) -> None:
@@ -70,24 +73,24 @@ def write_token(rig: Rig, seconds: float) -> None:
 
 def impatient_alerts(folder: Path) -> Path:
     """The alerts, but none waits, so that a test need not."""
-    told = yaml.safe_load(ALERTS.read_text())
-    for rule in told["groups"][0]["rules"]:
+    alerts = yaml.safe_load(ALERTS.read_text())
+    for rule in alerts["groups"][0]["rules"]:
         rule.pop("for", None)
         if rule["alert"] == "KumadpControlPlaneSilent":
             assert "> 30" in rule["expr"]
             rule["expr"] = rule["expr"].replace("> 30", "> 1")
     path = folder / "alerts.json"
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(alerts))
     return path
 
 
 def test_the_dashboard_is_in_order() -> None:
-    told = dashboard()
-    assert len({panel["id"] for panel in told["panels"]}) == len(told["panels"])
-    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in told["panels"]]
+    tree = dashboard()
+    assert len({panel["id"] for panel in tree["panels"]}) == len(tree["panels"])
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in tree["panels"]]
     assert len(set(places)) == len(places)
-    used = set(re.findall(r"\$\{?([a-z]+)", json.dumps(told["panels"])))
-    assert used == {one["name"] for one in told["templating"]["list"]}
+    used = set(re.findall(r"\$\{?([a-z]+)", json.dumps(tree["panels"])))
+    assert used == {variable["name"] for variable in tree["templating"]["list"]}
 
 
 def test_each_query_of_the_dashboard_has_data(rig: Rig) -> None:
@@ -105,20 +108,20 @@ def test_each_query_of_the_dashboard_has_data(rig: Rig) -> None:
         log_to(mesh, rig.work, NAME, sink.address)
         poll(lambda: get(rig.ports.inbound, "/x")[0] and sink.lines, what="a line of access log", deadline=SOON)
         with watched(rig, daemon) as prometheus:
-            wanted = [one for one in queries() if one not in NOT_WHEN_WELL]
-            assert len(wanted) > 25
-            empty = wanted
+            expected = [query for query in queries() if query not in NOT_WHEN_WELL]
+            assert len(expected) > 25
+            empty = expected
 
             def answered() -> bool:
                 nonlocal empty
-                empty = [one for one in empty if not prometheus.query(one)]
+                empty = [query for query in empty if not prometheus.query(query)]
                 return not empty
 
             with contextlib.suppress(AssertionError):
                 poll(answered, what="data", deadline=SOON)
             assert empty == []
             instances = prometheus.query('kumadp_ready{instance=~".*"}')
-            assert [one["value"][1] for one in instances] == ["1"]
+            assert [query["value"][1] for query in instances] == ["1"]
             # Well, and so nothing fires: not at the start either.
             assert prometheus.query("kumadp_concerns")[0]["value"][1] == "0"
 

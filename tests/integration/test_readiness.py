@@ -56,8 +56,8 @@ def ask(path: Path, method: str = "GET") -> tuple[int, str, dict[str, str]]:
 
 
 def known_ports(daemon: Daemon) -> dict[str, Any]:
-    found: dict[str, Any] = ask_status(control_socket_path("web-1", daemon.environment))["ports"]
-    return found
+    section: dict[str, Any] = ask_status(control_socket_path("web-1", daemon.environment))["ports"]
+    return section
 
 
 def test_the_unix_socket_says_what_the_port_says_from_start_to_end(tmp_path: Path, ports: Ports) -> None:
@@ -65,7 +65,7 @@ def test_the_unix_socket_says_what_the_port_says_from_start_to_end(tmp_path: Pat
     with workload("web") as app, ScriptedControlPlane(Answer(503)) as plane:
         quick = {"KUMA_CONTROL_PLANE_RETRY_BACKOFF": "10ms"}
         with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane), environment=quick) as daemon:
-            code, body, headers = poll(lambda: found if (found := ask(path))[0] else None, what="the socket")
+            code, body, headers = poll(lambda: answer if (answer := ask(path))[0] else None, what="the socket")
             assert (code, body) == (503, "NOT_READY")
             assert get(ports.readiness, "/ready") == (503, "NOT_READY")
             assert headers.pop("date")
@@ -97,9 +97,9 @@ def test_without_the_unix_socket(tmp_path: Path, ports: Ports) -> None:
 
 
 @pytest.mark.parametrize("asked", ["0.0.0.0", "::", ELSEWHERE])
-def test_it_is_served_where_the_control_plane_wants_the_admin(tmp_path: Path, ports: Ports, asked: str) -> None:
+def test_it_is_served_where_the_control_plane_wants_the_admin(tmp_path: Path, ports: Ports, value: str) -> None:
     with workload("web") as app:
-        bootstrap = static_bootstrap(ports, app.port, socket_address(ports.admin, asked))
+        bootstrap = static_bootstrap(ports, app.port, socket_address(ports.admin, value))
         with ScriptedControlPlane(Answer(503)) as plane:
             quick = {"KUMA_CONTROL_PLANE_RETRY_BACKOFF": "10ms"}
             with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane), environment=quick) as daemon:
@@ -108,10 +108,10 @@ def test_it_is_served_where_the_control_plane_wants_the_admin(tmp_path: Path, po
                 plane.answers = [bootstrap_answer(bootstrap)]
                 daemon.wait_ready()
                 assert get(ports.readiness, "/ready", ELSEWHERE) == (200, "READY")
-                assert get(ports.readiness, "/ready", "127.0.0.8")[0] == (0 if asked == ELSEWHERE else 200)
+                assert get(ports.readiness, "/ready", "127.0.0.8")[0] == (0 if value == ELSEWHERE else 200)
                 # What was served before a re-execution is served after it.
                 before = known_ports(daemon)
-                assert f"readiness on {asked}" in before
+                assert f"readiness on {value}" in before
                 assert kumadp("reexec", environment=daemon.environment).returncode == 0
                 poll(lambda: known_ports(daemon) == before, what="all of it again")
                 assert get(ports.readiness, "/ready", ELSEWHERE) == (200, "READY")

@@ -108,7 +108,7 @@ class Reader:
         }
 
     def on_our_ports(self, text: str) -> str:
-        return re.sub(r"\b(\d+)\b", lambda found: str(self.numbers.get(found[1], found[1])), text)
+        return re.sub(r"\b(\d+)\b", lambda match: str(self.numbers.get(match[1], match[1])), text)
 
     def type(self, command: str) -> None:
         """Run a command; `kumadp run` stays until the next one, or the end, stops it."""
@@ -197,7 +197,7 @@ def test_what_is_installed_has_the_extras_that_are_named() -> None:
 
 
 def test_no_command_is_of_a_kind_that_nobody_runs() -> None:
-    known = (
+    kinds = (
         "make ",
         "kumadp demo ",
         "kumadp validate ",
@@ -208,7 +208,7 @@ def test_no_command_is_of_a_kind_that_nobody_runs() -> None:
         "curl ",
     )
     whole = {"kumadp reload", "kumadp reexec", "kumadp status"}
-    assert [line for line in EVERY_COMMAND if not line.startswith(known) and line not in whole] == []
+    assert [line for line in EVERY_COMMAND if not line.startswith(kinds) and line not in whole] == []
 
 
 def to_type(name: str) -> list[str]:

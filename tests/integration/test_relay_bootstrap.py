@@ -36,9 +36,9 @@ def test_what_differs_is_told_until_it_is_taken_or_gone(rig: Rig, plane: XdsCont
         rig.wait_ready(daemon)
         envoy = daemon.envoy()
         plane.edit = flush_every("7s")
-        found = poll(lambda: rig.status(daemon).get("restart_required"), what="a restart required")
-        assert found == ['statsFlushInterval: changed from "5s" to "7s"']
-        assert any("a restart is required" in concern for concern in rig.status(daemon)["concerns"])
+        changes = poll(lambda: rig.status(daemon).get("restart_required"), what="a restart required")
+        assert changes == ['statsFlushInterval: changed from "5s" to "7s"']
+        assert any("a restart is required" in warning for warning in rig.status(daemon)["concerns"])
         # Another spelling of what Envoy has is nothing.
         plane.edit = flush_every("5.000s")
         poll(lambda: "restart_required" not in rig.status(daemon), what="nothing required any more")
@@ -68,8 +68,8 @@ def test_delta_is_not_announced_and_that_is_one_line(rig: Rig, relay: str) -> No
     with rig.run(f"--xds-relay={relay}", environment=variant) as daemon:
         daemon.wait_ready()
         rig.wait_traffic()
-        told = [line for line in daemon.output().splitlines() if "DELTA_GRPC" in line or "PROTOCOL_VARIANT" in line]
-        (line,) = [line for line in told if "settings: " not in line]
+        warnings = [line for line in daemon.output().splitlines() if "DELTA_GRPC" in line or "PROTOCOL_VARIANT" in line]
+        (line,) = [line for line in warnings if "settings: " not in line]
         assert "DELTA_GRPC is not announced" in line
         assert '"DELTA_GRPC"' not in get(rig.ports.admin, "/config_dump")[1]
 

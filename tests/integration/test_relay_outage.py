@@ -33,10 +33,10 @@ def test_envoy_dies_while_the_control_plane_is_gone(rig: Rig) -> None:
         rig.plane.kill()
         for _ in range(2):
             rig.kill_envoy(daemon)
-        told = rig.wait_concern(daemon, "control plane")
+        warning = rig.wait_concern(daemon, "control plane")
         status = rig.status(daemon)
         assert (status["relay"]["refusal"], status["relay"]["connected_since"]) == ("unreachable", None)
-        assert status["relay"]["last_error"] in told
+        assert status["relay"]["last_error"] in warning
         assert (status["ready"], status["reasons"]) == (True, [])
         before = rig.stats(f"^{MODIFIED}$")
         rig.plane.start()
@@ -88,9 +88,9 @@ def test_a_control_plane_that_never_answers(rig: Rig, plane: XdsControlPlane) ->
         plane.faults.linger, plane.faults.silent = 0.0, True
         plane.reset_streams()
         rig.wait_concern(daemon, "it leaves requests unanswered")
-        found = rig.relay(daemon)
-        assert (found["state"], found["connected_since"]) == ("connecting", None)
-        assert found["silence"] > 0
+        relay = rig.relay(daemon)
+        assert (relay["state"], relay["connected_since"]) == ("connecting", None)
+        assert relay["silence"] > 0
         rig.kill_envoy(daemon)
         plane.faults.silent = False
         plane.wake()
@@ -133,9 +133,9 @@ def test_a_token_that_is_refused_is_told_as_such_and_the_next_one_taken(rig: Rig
         plane.faults.refuse_token = lambda token: "" if token == good else "token is revoked"
         plane.reset_streams()
         rig.wait_concern(daemon, "token is revoked")
-        found = rig.relay(daemon)
-        assert found["refusal"] == "auth"
-        assert found["refused_since"] is not None
+        relay = rig.relay(daemon)
+        assert relay["refusal"] == "auth"
+        assert relay["refused_since"] is not None
         rig.kill_envoy(daemon)
         assert rig.status(daemon)["ready"] is True
         rig.token.write_text(good)
@@ -196,16 +196,16 @@ def test_no_request_is_lost(
         with rig.run() as daemon:
             rig.wait_ready(daemon)
             watch = {"ready": (rig.ports.readiness, "/ready")}
-            with app.on(rig.ports.outbound, rate=200, watch=watch) as told:
+            with app.on(rig.ports.outbound, rate=200, watch=watch) as report:
                 before = plane.version_of(NODE, LISTENER)
                 event(rig, plane)
                 poll(lambda: plane.version_of(NODE, LISTENER) != before, what="new versions")
                 rig.wait_state(daemon, "open")
                 poll(lambda: rig.settled(daemon), what="everything taken again")
                 poll(lambda: plane.registered[:1] == [NODE], what="the Dataplane in the mesh")
-            assert told.failures == {}
-            assert told.answered > 0
-            assert told.watched["ready"].keys() == {"200 READY"}
+            assert report.failures == {}
+            assert report.answered > 0
+            assert report.watched["ready"].keys() == {"200 READY"}
             assert rig.restarts(daemon) == 0
 
 

@@ -50,8 +50,8 @@ def test_a_token_file_that_is_gone_for_a_moment(rig: Rig, plane: XdsControlPlane
         token = rig.token.read_text()
         rig.token.unlink()
         plane.reset_streams()
-        told = rig.wait_concern(daemon, str(rig.token))
-        assert "control plane: " in told
+        warning = rig.wait_concern(daemon, str(rig.token))
+        assert "control plane: " in warning
         assert rig.relay(daemon)["refusal"] == "auth"
         assert rig.serves()
         rig.token.write_text(token)

@@ -64,8 +64,8 @@ def test_a_host_that_boots_without_its_control_plane_serves(rig: Rig, plane: Xds
         assert get(rig.ports.inbound) == (200, "backend")
         assert_stale(rig, daemon)
         assert kumadp("wait", f"--name={NAME}", "--timeout=5s", environment=daemon.environment).returncode == 0
-        told = rig.wait_concern(daemon, "control plane")
-        assert told
+        warning = rig.wait_concern(daemon, "control plane")
+        assert warning
         # Dead and back, again and again, with nothing but what was on disk.
         for _ in range(2):
             rig.kill_envoy(daemon)
@@ -272,8 +272,10 @@ def test_a_copy_that_cannot_be_written_costs_a_warning(rig: Rig, plane: XdsContr
     rig.state.chmod(0o700)
     with rig.run() as daemon:
         rig.wait_ready(daemon)
-        found: dict[str, Any] = poll(lambda: s if (s := rig.status(daemon)["last_good"])["error"] else None, what="it")
-        assert found["written"] is None
+        section: dict[str, Any] = poll(
+            lambda: s if (s := rig.status(daemon)["last_good"])["error"] else None, what="it"
+        )
+        assert section["written"] is None
         assert daemon.output().count("the last good configuration cannot be kept in") == 1
 
 

@@ -119,14 +119,14 @@ def test_a_bootstrap_that_envoy_refuses_ends_it_with_envoy_s_words(tmp_path: Pat
     ],
 )
 def test_a_refusal_ends_it_with_the_reason(
-    tmp_path: Path, ports: Ports, answer: Answer, code: ExitCode, told: str
+    tmp_path: Path, ports: Ports, answer: Answer, code: ExitCode, text: str
 ) -> None:
     with (
         ScriptedControlPlane(answer) as plane,
         run_kumadp(tmp_path, ports, *arguments(tmp_path, plane)) as daemon,
     ):
         assert daemon.wait() == code
-        assert told in last_line(daemon)
+        assert text in last_line(daemon)
         assert "Traceback" not in daemon.output()
 
 
@@ -151,8 +151,10 @@ def test_the_wait_tells_its_reason_and_sigterm_ends_it_at_once(tmp_path: Path, p
             lambda: [text for text in status(daemon)["reasons"] if "HTTP 503: starting" in text], what="the reason"
         )
         assert reasons[0].startswith("bootstrap: ")
-        told = next(line for line in daemon.output().splitlines() if "waiting: bootstrap: " in line and "503" in line)
-        assert told.endswith("HTTP 503: starting")
+        waiting = next(
+            line for line in daemon.output().splitlines() if "waiting: bootstrap: " in line and "503" in line
+        )
+        assert waiting.endswith("HTTP 503: starting")
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK
 

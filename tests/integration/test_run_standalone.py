@@ -152,12 +152,12 @@ def test_sigkill_of_kumadp_leaves_envoy_where_that_is_asked_for_and_the_next_one
             daemon.process.kill()
             daemon.wait()
             assert get(ports.inbound) == (200, "web")
-            with run_kumadp(tmp_path, ports, *arguments) as next_one:
-                next_one.wait_ready()
-                assert f"envoy (pid {envoy.pid}) of an earlier kumadp is adopted" in next_one.output()
+            with run_kumadp(tmp_path, ports, *arguments) as second:
+                second.wait_ready()
+                assert f"envoy (pid {envoy.pid}) of an earlier kumadp is adopted" in second.output()
                 assert get(ports.inbound) == (200, "web")
-                next_one.terminate()
-                assert next_one.wait() == ExitCode.OK
+                second.terminate()
+                assert second.wait() == ExitCode.OK
             assert not is_listening(ports.inbound)
             assert not (tmp_path / "work" / "state.json").exists()
         finally:
@@ -179,9 +179,9 @@ def test_an_envoy_that_cannot_be_gone_on_with_has_left_its_ports_before_they_are
             daemon.wait()
             # As it is while a new Envoy takes the place of the old one.
             state.write_text(json.dumps({**json.loads(state.read_text()), "parts": {}}))
-            with run_kumadp(tmp_path, ports, *arguments) as next_one:
-                next_one.wait_ready()
-                assert f"envoy (pid {envoy.pid}) of before cannot be gone on with" in next_one.output()
+            with run_kumadp(tmp_path, ports, *arguments) as second:
+                second.wait_ready()
+                assert f"envoy (pid {envoy.pid}) of before cannot be gone on with" in second.output()
                 assert get(ports.inbound) == (200, "web")
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -192,8 +192,8 @@ def test_a_stop_while_an_envoy_is_being_adopted_ends_that_envoy_too(
     tmp_path: Path, ports: Ports, app: Workload, backend: Workload
 ) -> None:
     arguments = (*mesh_of(tmp_path, ports, app, backend), "--on-parent-death=keep")
-    asked, coredns = tmp_path / "asked", tmp_path / "coredns"
-    coredns.write_text(f"#!/bin/sh\ntouch {asked}\nexec sleep 60\n")
+    started, coredns = tmp_path / "asked", tmp_path / "coredns"
+    coredns.write_text(f"#!/bin/sh\ntouch {started}\nexec sleep 60\n")
     coredns.chmod(0o755)
     with run_kumadp(tmp_path, ports, *arguments) as daemon:
         daemon.wait_ready()
@@ -204,11 +204,11 @@ def test_a_stop_while_an_envoy_is_being_adopted_ends_that_envoy_too(
             daemon.process.kill()
             daemon.wait()
             slow = ("--dns-enabled=true", f"--dns-coredns-path={coredns}")
-            with run_kumadp(tmp_path, ports, *arguments, *slow) as next_one:
-                poll(asked.exists, what="the question for CoreDNS' version")
+            with run_kumadp(tmp_path, ports, *arguments, *slow) as second:
+                poll(started.exists, what="the question for CoreDNS' version")
                 assert get(ports.inbound) == (200, "web")
-                next_one.terminate()
-                assert next_one.wait() == ExitCode.OK
+                second.terminate()
+                assert second.wait() == ExitCode.OK
             assert not is_listening(ports.inbound)
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -241,8 +241,8 @@ def test_all_port_clashes_are_named_with_their_holder_before_anything_starts(
         text = daemon.output()
     named = re.findall(r"ERROR daemon: .*?:(\d+)/(?:tcp|udp) .*held by .*pid (\d+)\)", text)
     ours = str(psutil.Process().pid)
-    wanted = {str(getattr(ports, what)) for what in (*held, "dns")}
-    assert {port for port, pid in named if pid == ours} == wanted, text
+    expected = {str(getattr(ports, what)) for what in (*held, "dns")}
+    assert {port for port, pid in named if pid == ours} == expected, text
     assert text.splitlines()[-1].count("held by") == 1
     assert "Envoy 1." not in text
     assert "Traceback" not in text

@@ -90,8 +90,8 @@ def test_the_token_shows_nowhere(tmp_path: Path, how: str, form: str) -> None:
                 assert SECRET not in " ".join(process.cmdline())
                 if process.pid != daemon.pid:
                     assert SECRET not in Path(f"/proc/{process.pid}/environ").read_text(errors="replace")
-            told = ask_status(control_socket_path("web-1", daemon.environment))
-            assert SECRET not in json.dumps(told)
+            report = ask_status(control_socket_path("web-1", daemon.environment))
+            assert SECRET not in json.dumps(report)
             daemon.terminate()
             assert daemon.wait() == ExitCode.OK
             assert SECRET not in daemon.output()
@@ -134,10 +134,10 @@ def test_with_the_relay_no_token_and_no_key_leaves_it(tmp_path: Path, how: str) 
             rig.wait_state(daemon, "open")
             dump = get(rig.ports.admin, "/config_dump?include_eds")[1]
             assert "ads_cluster" in dump
-            told = json.dumps(rig.status(daemon))
+            report = json.dumps(rig.status(daemon))
             for secret in (SECRET, key):
                 assert secret not in dump
-                assert secret not in told
+                assert secret not in report
                 assert secret not in daemon.output()
                 assert holding(tmp_path, secret) <= (own if secret == SECRET else set())
             for process in processes(daemon.pid):

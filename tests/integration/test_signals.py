@@ -42,10 +42,10 @@ def arguments(tmp_path: Path, plane: ScriptedControlPlane, drain: str) -> tuple[
 
 def reexecutions(daemon: Daemon) -> int:
     try:
-        told = ask_status(control_socket_path("web", daemon.environment))
+        report = ask_status(control_socket_path("web", daemon.environment))
     except OSError:
         return -1
-    return int((told.get("reexec") or {}).get("count", 0))
+    return int((report.get("reexec") or {}).get("count", 0))
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -153,8 +153,8 @@ def test_killall_finds_us_before_and_after_a_re_execution(
         poll(lambda: reexecutions(daemon) == 1, what="the new program")
         daemon.wait_ready()
         # Signal 0: others may run here whom a test must not drain.
-        found = subprocess.run(["killall", "--verbose", "-0", "kuma-dp"], capture_output=True, text=True, check=True)
-        assert f"({daemon.pid})" in found.stderr
+        done = subprocess.run(["killall", "--verbose", "-0", "kuma-dp"], capture_output=True, text=True, check=True)
+        assert f"({daemon.pid})" in done.stderr
         daemon.process.send_signal(signal.SIGUSR2)
         poll(lambda: "SIGUSR2: draining inbound" in daemon.output(), what="the drain of inbound")
         assert get(ports.readiness, "/ready") == (200, "READY")

@@ -31,9 +31,9 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     with workload("web") as app, workload("backend") as backend:
         mesh = write_mesh(tmp_path / "mesh", ports, app.port, backend.port)
         arguments = ("--standalone", str(mesh), "--name", "web", "--drain-time", "1s", "--on-parent-death", "keep")
-        with run_kumadp(tmp_path, ports, *arguments, dns=True) as made:
-            made.wait_ready()
-            yield made
+        with run_kumadp(tmp_path, ports, *arguments, dns=True) as running:
+            running.wait_ready()
+            yield running
 
 
 def is_ready(daemon: Daemon) -> bool:

@@ -27,9 +27,9 @@ pytestmark = pytest.mark.process
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     with workloads("web", "first", "second") as servers:
-        made = Stage(tmp_path / "mesh", Ports.take(), servers)
-        made.write()
-        yield made
+        ready = Stage(tmp_path / "mesh", Ports.take(), servers)
+        ready.write()
+        yield ready
 
 
 @pytest.fixture
@@ -63,12 +63,12 @@ def test_no_request_fails_while_an_outbound_is_pointed_elsewhere(stage: Stage, d
     statuses: set[int] = set()
     over = threading.Event()
 
-    def ask() -> None:
+    def send_requests() -> None:
         while not over.is_set():
             statuses.add(get(stage.ports.outbound)[0])
 
     # Many at once: what is looked for lasts some milliseconds.
-    clients = [threading.Thread(target=ask) for _ in range(16)]
+    clients = [threading.Thread(target=send_requests) for _ in range(16)]
     for client in clients:
         client.start()
     try:
@@ -95,11 +95,11 @@ def test_no_request_fails_while_an_outbound_is_pointed_elsewhere(stage: Stage, d
     ],
 )  # fmt: skip
 def test_a_broken_file_changes_nothing_and_says_where(
-    stage: Stage, daemon: Daemon, text: str, told: tuple[str, ...]
+    stage: Stage, daemon: Daemon, text: str, texts: tuple[str, ...]
 ) -> None:
     (stage.folder / "other.yaml").write_text(text)
     write(stage.folder, stage.backend(stage.second))
-    logged(daemon, "nothing is changed", *told)
+    logged(daemon, "nothing is changed", *texts)
     assert get(stage.ports.outbound) == (200, "first")
     (stage.folder / "other.yaml").unlink()
     stage.leads_to(stage.second)
@@ -150,12 +150,12 @@ def _held_outbound(stage: Stage, held: int) -> Tree:
     ],
 )
 def test_a_refused_change_is_undone_and_named_and_a_later_good_one_works(
-    stage: Stage, daemon: Daemon, change: Callable[[Stage, int], Tree], told: tuple[str, ...]
+    stage: Stage, daemon: Daemon, change: Callable[[Stage, int], Tree], texts: tuple[str, ...]
 ) -> None:
     envoy = daemon.envoy().pid
     with socket.create_server(("127.0.0.1", 0)) as holder:
         write(stage.folder, change(stage, holder.getsockname()[1]), stage.backend(stage.second))
-        logged(daemon, "the change is undone", "web.yaml:", *told)
+        logged(daemon, "the change is undone", "web.yaml:", *texts)
         stage.leads_to(stage.first)
         assert get(stage.ports.inbound) == (200, "web")
     write(stage.folder, stage.web())

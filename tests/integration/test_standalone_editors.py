@@ -25,9 +25,9 @@ pytestmark = pytest.mark.process
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     with workloads("web", "first", "second") as servers:
-        made = Stage(tmp_path / "mesh", Ports.take(), servers)
-        made.write()
-        yield made
+        ready = Stage(tmp_path / "mesh", Ports.take(), servers)
+        ready.write()
+        yield ready
 
 
 @pytest.fixture
@@ -86,10 +86,10 @@ def _hard_link(path: Path, text: str) -> None:
 
 def _new_folder(path: Path, text: str) -> None:
     folder = path.parent
-    kept = {file.name: file.read_text() for file in folder.iterdir() if file != path}
+    others = {file.name: file.read_text() for file in folder.iterdir() if file != path}
     shutil.rmtree(folder)
     folder.mkdir()
-    for name, content in kept.items():
+    for name, content in others.items():
         (folder / name).write_text(content)
     path.write_text(text)
 

@@ -60,9 +60,9 @@ class Stage:
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     with workloads("web", "other") as (app, other):
-        made = Stage(tmp_path / "mesh", app, other)
-        write(made.folder, made.web())
-        yield made
+        ready = Stage(tmp_path / "mesh", app, other)
+        write(ready.folder, ready.web())
+        yield ready
 
 
 @pytest.fixture

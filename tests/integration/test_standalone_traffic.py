@@ -78,7 +78,7 @@ def test_a_delegated_gateway_has_outbounds_alone(tmp_path: Path, ports: Ports) -
         with run_standalone(folder, ports) as daemon:
             assert get(ports.outbound) == (200, "backend")
             bound = daemon.envoy().net_connections("tcp")
-            listening = {one.laddr.port for one in bound if one.status == psutil.CONN_LISTEN}
+            listening = {connection.laddr.port for connection in bound if connection.status == psutil.CONN_LISTEN}
             assert listening == {ports.outbound, ports.admin}
 
 

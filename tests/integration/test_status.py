@@ -38,11 +38,11 @@ def test_standalone(tmp_path: Path) -> None:
     with workload("web") as app, workload("backend") as backend:
         folder = write_mesh(tmp_path / "mesh", ports, app.port, backend.port)
         with run_standalone(folder, ports) as daemon:
-            found = report(daemon)
-            assert (found.name, found.mesh, found.mode, found.phase) == ("web", "default", "standalone", "READY")
+            status = report(daemon)
+            assert (status.name, status.mesh, status.mode, status.phase) == ("web", "default", "standalone", "READY")
             envoy = daemon.envoy()
-            assert found.children["envoy"].pid == envoy.pid
-            assert found.children["envoy"].started == pytest.approx(envoy.create_time(), abs=1)
+            assert status.children["envoy"].pid == envoy.pid
+            assert status.children["envoy"].started == pytest.approx(envoy.create_time(), abs=1)
             assert asked(daemon).returncode == 0
             daemon.kill_envoy()
             poll(lambda: report(daemon).children["envoy"].restarts == 1, what="the restart")
@@ -56,12 +56,12 @@ def test_standalone(tmp_path: Path) -> None:
 def test_with_a_control_plane(tmp_path: Path) -> None:
     with XdsControlPlane() as plane, open_rig(tmp_path, plane) as rig, rig.run() as daemon:
         rig.wait_ready(daemon)
-        found = report(daemon)
-        assert found.name == NAME
-        assert found.control_plane == plane.url
-        assert isinstance(found.relay, msgspec.Struct)
-        assert found.relay.state == "open"
-        assert found.relay.received is not None
+        status = report(daemon)
+        assert status.name == NAME
+        assert status.control_plane == plane.url
+        assert isinstance(status.relay, msgspec.Struct)
+        assert status.relay.state == "open"
+        assert status.relay.received is not None
         text = asked(daemon).stdout
         assert f"control plane  {plane.url}: connected to " in text
         assert "last configuration " in text

@@ -35,35 +35,35 @@ def test_what_a_killed_kumadp_left_is_ended_and_what_a_living_one_has_is_not(tmp
         with run_kumadp(tmp_path, ports, *arguments) as daemon:
             daemon.wait_ready()
             envoy = daemon.envoy()
-            told = sweep("--work-dir", work)
-            assert (told.returncode, told.stdout) == (71, "")
-            assert "is used by another kumadp that is running" in told.stderr
+            done = sweep("--work-dir", work)
+            assert (done.returncode, done.stdout) == (71, "")
+            assert "is used by another kumadp that is running" in done.stderr
             assert envoy.is_running()
             daemon.process.kill()
             daemon.wait()
             assert envoy.is_running()
             # To be started again by systemd, which is not there to be asked.
-            told = sweep("--unit=kumadp.service", RUNTIME_DIRECTORY=work, SERVICE_RESULT="signal", PATH=str(tmp_path))
-            assert told.returncode == 0
+            done = sweep("--unit=kumadp.service", RUNTIME_DIRECTORY=work, SERVICE_RESULT="signal", PATH=str(tmp_path))
+            assert done.returncode == 0
             assert envoy.is_running()
-            told = sweep("--unit=kumadp.service", RUNTIME_DIRECTORY=work, SERVICE_RESULT="success")
-            assert told.returncode == 0, told.stderr
-            assert told.stdout == f"{work}: ended envoy (pid {envoy.pid})\n"
+            done = sweep("--unit=kumadp.service", RUNTIME_DIRECTORY=work, SERVICE_RESULT="success")
+            assert done.returncode == 0, done.stderr
+            assert done.stdout == f"{work}: ended envoy (pid {envoy.pid})\n"
             poll(lambda: not envoy.is_running() or envoy.status() == psutil.STATUS_ZOMBIE, what="the end of Envoy")
-    left = {path.name for path in (tmp_path / "work").iterdir()}
-    assert not {name for name in left if name.endswith(".sock")} | left & {"state.json"}
+    leftovers = {path.name for path in (tmp_path / "work").iterdir()}
+    assert not {name for name in leftovers if name.endswith(".sock")} | leftovers & {"state.json"}
     assert sweep("--work-dir", work).stdout == f"{work}: nothing was left running\n"
 
 
 def test_which_directory_is_meant_has_to_be_said() -> None:
-    told = sweep(RUNTIME_DIRECTORY="")
-    assert told.returncode == 64
-    assert told.stderr == "Error: say which: --name or --work-dir\n"
+    done = sweep(RUNTIME_DIRECTORY="")
+    assert done.returncode == 64
+    assert done.stderr == "Error: say which: --name or --work-dir\n"
 
 
 def test_where_there_is_nothing_nothing_is_done(tmp_path: Path) -> None:
-    told = sweep("--work-dir", str(tmp_path / "none"))
-    assert (told.returncode, told.stdout) == (0, f"{tmp_path / 'none'}: nothing there\n")
+    done = sweep("--work-dir", str(tmp_path / "none"))
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'none'}: nothing there\n")
 
 
 def shared_memory() -> set[Path]:
@@ -79,13 +79,13 @@ def test_what_a_killed_run_left_in_a_temporary_directory_goes_with_the_next_run(
             rig.wait_ready(daemon)
             # It maps its own, which nobody else has.
             maps = Path(f"/proc/{daemon.envoy().pid}/maps").read_text()
-            left = {path for path in shared_memory() if str(path) in maps}
+            leftovers = {path for path in shared_memory() if str(path) in maps}
             envoy = daemon.envoy()
             daemon.process.kill()
             daemon.wait()
             poll(lambda: not envoy.is_running() or envoy.status() == psutil.STATUS_ZOMBIE, what="the end of Envoy")
-        assert len(left) == 1
+        assert len(leftovers) == 1
         with rig.run(f"--work-dir={temporary}/kumadp-two", environment=environ) as daemon:
             rig.wait_ready(daemon)
-            assert not left & shared_memory()
+            assert not leftovers & shared_memory()
             assert not Path(temporary, "kumadp-one").exists()

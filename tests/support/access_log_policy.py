@@ -42,8 +42,8 @@ def _change(mesh: Mesh, logs: list[dict[str, Any]]) -> None:
         if not listener.startswith("inbound:"):
             continue
         changed = copy.deepcopy(tree)
-        for one in changed["filterChains"][0]["filters"]:
-            if "http_connection_manager" in one["name"]:
-                one["typedConfig"]["accessLog"] = logs
+        for network_filter in changed["filterChains"][0]["filters"]:
+            if "http_connection_manager" in network_filter["name"]:
+                network_filter["typedConfig"]["accessLog"] = logs
         mesh.trees[LISTENER][listener] = changed
     mesh.apply()

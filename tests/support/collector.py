@@ -71,11 +71,11 @@ class Collector:
             self.exports.append(Export(signal, message, headers))
 
     def of(self, signal: str) -> list[Export]:
-        return [one for one in self.exports if one.signal == signal]
+        return [export for export in self.exports if export.signal == signal]
 
     def points(self, name: str) -> list[Any]:
         """Metrics of this name, the newest last, each with its attributes as ``(metric, point, attributes, scope)``."""
-        found = []
+        points = []
         for export in self.of("metrics"):
             for resource in export.message.resource_metrics:
                 for scoped in resource.scope_metrics:
@@ -84,9 +84,9 @@ class Collector:
                             continue
                         data = getattr(metric, metric.WhichOneof("data"))
                         for point in data.data_points:
-                            attributes = {one.key: one.value.string_value for one in point.attributes}
-                            found.append((metric, point, attributes, scoped.scope.name))
-        return found
+                            attributes = {attribute.key: attribute.value.string_value for attribute in point.attributes}
+                            points.append((metric, point, attributes, scoped.scope.name))
+        return points
 
 
 class _Service:
@@ -107,18 +107,18 @@ def grpc_collector(
     at: str, collector: Collector | None = None, credentials: grpc.ServerCredentials | None = None
 ) -> Iterator[tuple[Collector, int]]:
     """One at an address of gRPC's, as unix:/path or 127.0.0.1:0; and its port."""
-    made = collector or Collector()
+    target = collector or Collector()
     pool = ThreadPoolExecutor(8)
     server = grpc.server(pool)
     for signal, add in _ADD.items():
-        add(_Service(made, signal), server)
+        add(_Service(target, signal), server)
     port = server.add_secure_port(at, credentials) if credentials is not None else server.add_insecure_port(at)
     server.start()
     try:
-        yield made, port
+        yield target, port
     finally:
-        if made.held is not None:
-            made.held.set()
+        if target.held is not None:
+            target.held.set()
         server.stop(0).wait()
         pool.shutdown()
 
@@ -169,10 +169,10 @@ def http_collector(tls: ssl.SSLContext | None = None, host: str = "127.0.0.1") -
 
 def message(signal: str, size: int = 10) -> Any:
     """One of a signal, with some text of this size in it."""
-    made = MESSAGES[signal]()
+    filled = MESSAGES[signal]()
     resource = {"traces": "resource_spans", "logs": "resource_logs", "metrics": "resource_metrics"}[signal]
-    getattr(made, resource).add().schema_url = "x" * size
-    return made
+    getattr(filled, resource).add().schema_url = "x" * size
+    return filled
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def _items(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
 
 def marked() -> dict[str, list[str]]:
     """Tests of each item (``path::name``), items in alphabetical order."""
-    found: dict[str, list[str]] = {}
+    items: dict[str, list[str]] = {}
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         text = path.read_text(encoding="utf-8")
         if "mark.contract(" not in text:
@@ -42,28 +42,28 @@ def marked() -> dict[str, list[str]]:
         for node in ast.parse(text).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 for item in _items(node):
-                    found.setdefault(item, []).append(f"{path.relative_to(ROOT).as_posix()}::{node.name}")
-    return dict(sorted(found.items()))
+                    items.setdefault(item, []).append(f"{path.relative_to(ROOT).as_posix()}::{node.name}")
+    return dict(sorted(items.items()))
 
 
 def stored() -> Results:
     """``passed`` or ``failed`` by version and test."""
-    found: Results = json.loads(STORE.read_text(encoding="utf-8")) if STORE.exists() else {}
-    return found
+    results: Results = json.loads(STORE.read_text(encoding="utf-8")) if STORE.exists() else {}
+    return results
 
 
 def store(version: str, results: Mapping[str, str]) -> None:
     """Put the results of a run into the file; those of other tests stay, where the tests are still there."""
-    known = {test for tests in marked().values() for test in tests}
-    found = stored()
-    merged = {**found.get(version, {}), **results}
-    found[version] = {test: merged[test] for test in sorted(merged) if test in known}
-    STORE.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    current = {test for tests in marked().values() for test in tests}
+    versions = stored()
+    merged = {**versions.get(version, {}), **results}
+    versions[version] = {test: merged[test] for test in sorted(merged) if test in current}
+    STORE.write_text(json.dumps(versions, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _verdict(results: Mapping[str, str], tests: list[str]) -> str:
     outcomes = {results.get(test, "not run") for test in tests}
-    return next(told for told in ("failed", "not run", "passed") if told in outcomes)
+    return next(verdict for verdict in ("failed", "not run", "passed") if verdict in outcomes)
 
 
 def table(results: Results) -> str:
@@ -84,8 +84,8 @@ def in_readme() -> str:
 def write() -> None:
     """Write the table into tests/README.md."""
     text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN, 1)
-    README.write_text(before + BEGIN + table(stored()) + END + rest.split(END, 1)[1], encoding="utf-8")
+    head, rest = text.split(BEGIN, 1)
+    README.write_text(head + BEGIN + table(stored()) + END + rest.split(END, 1)[1], encoding="utf-8")
 
 
 if __name__ == "__main__":

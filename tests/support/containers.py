@@ -107,25 +107,25 @@ class Podman:
 
     def inspect(self, what: str) -> dict[str, Any]:
         """What podman knows of an image or a container."""
-        (found,) = json.loads(self.run("inspect", what))
-        assert isinstance(found, dict)
-        return found
+        (description,) = json.loads(self.run("inspect", what))
+        assert isinstance(description, dict)
+        return description
 
     def make_base(self, tag: str) -> None:
         """Stands in for the slim image of Python, which no registry is asked for: Debian's own Python 3.11."""
-        with subprocess.Popen(_BASE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as made:
+        with subprocess.Popen(_BASE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as archive:
             changes = ("-c", "ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "-c",
                        "ENV LANG=C.UTF-8", "-c", 'CMD ["python3"]')  # fmt: skip
             done = subprocess.run(
                 ["podman", "import", "--quiet", *changes, "-", tag],
-                stdin=made.stdout,
+                stdin=archive.stdout,
                 capture_output=True,
                 env=self.environment,
                 timeout=300,
                 check=False,
             )
-            said = made.communicate()[1]
-        assert (made.returncode, done.returncode) == (0, 0), (said + done.stderr).decode(errors="replace")
+            errors = archive.communicate()[1]
+        assert (archive.returncode, done.returncode) == (0, 0), (errors + done.stderr).decode(errors="replace")
 
     def _end(self) -> None:
         self.start("rm", "--all", "--force", "--time=0")
@@ -194,11 +194,11 @@ def podman() -> Iterator[Podman]:
     """podman with a storage that goes in the end, with all containers."""
     need_podman()
     folder = Path(tempfile.mkdtemp(prefix="kumadp-podman-"))
-    made = Podman(folder)
+    running = Podman(folder)
     try:
-        yield made
+        yield running
     finally:
-        made._end()
+        running._end()
         shutil.rmtree(folder)
 
 

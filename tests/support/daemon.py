@@ -149,12 +149,12 @@ class Daemon:
             raise AssertionError(f"{error}\n{self.output()}") from error
 
     def children(self) -> dict[str, psutil.Process]:
-        found = {}
+        by_name = {}
         for child in psutil.Process(self.pid).children():
             with contextlib.suppress(psutil.Error):
                 if child.status() != psutil.STATUS_ZOMBIE:
-                    found[child.name()] = child
-        return found
+                    by_name[child.name()] = child
+        return by_name
 
     def envoy(self) -> psutil.Process:
         return poll(lambda: self.children().get("envoy"), what="an Envoy")

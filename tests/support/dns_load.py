@@ -45,8 +45,8 @@ class _Query:
 
 
 class _Load:
-    def __init__(self, port: int, name: str, patience: float) -> None:
-        self._patience = patience
+    def __init__(self, port: int, name: str, wait: float) -> None:
+        self._patience = wait
         self.counts = Counts()
         labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
         self._question = labels + b"\0" + struct.pack("!HH", 1, 1)
@@ -92,7 +92,7 @@ class _Load:
                     return
                 except OSError:
                     # Refused: of which query is not told, so all that wait here are asked again.
-                    for query in [one for one in self._open.values() if one.client == index]:
+                    for query in [pending for pending in self._open.values() if pending.client == index]:
                         self._failed(query)
                     return
                 number, flags, _, answers = struct.unpack("!HHHH", answer[:8])
@@ -117,10 +117,10 @@ class _Load:
 
 
 @contextlib.contextmanager
-def dns_load(port: int, name: str, *, rate: int, seconds: float, patience: float = 1.0) -> Iterator[DnsLoad]:
+def dns_load(port: int, name: str, *, rate: int, seconds: float, wait: float = 1.0) -> Iterator[DnsLoad]:
     """Load from a process of its own; `DnsLoad.counts` waits for its end."""
     command = [sys.executable, "-m", "tests.support.dns_load", str(port), name]
-    command += [str(rate), str(seconds), str(patience)]
+    command += [str(rate), str(seconds), str(wait)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             yield DnsLoad(process, seconds)

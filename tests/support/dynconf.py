@@ -38,8 +38,8 @@ def with_etags(bodies: Mapping[str, str]) -> list[Tree]:
     routes: list[Tree] = []
     for path, body in bodies.items():
         etag = etag_of(body)
-        known = {"name": "If-None-Match", "stringMatch": {"exact": etag}}
-        routes.append({"match": {"path": path, "headers": [known]}, "directResponse": _respond(304)})
+        unchanged = {"name": "If-None-Match", "stringMatch": {"exact": etag}}
+        routes.append({"match": {"path": path, "headers": [unchanged]}, "directResponse": _respond(304)})
         routes.append(
             {
                 "match": {"path": path},

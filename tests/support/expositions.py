@@ -103,8 +103,8 @@ class Scraped:
 
     def value(self, series: str) -> float | None:
         """Of one series, None where it is not there."""
-        found = re.search(rf"^{re.escape(series)}(?:\{{\}})? (\S+)", self.text, re.MULTILINE)
-        return float(found[1]) if found else None
+        match = re.search(rf"^{re.escape(series)}(?:\{{\}})? (\S+)", self.text, re.MULTILINE)
+        return float(match[1]) if match else None
 
     def up(self, source: str) -> bool:
         """Whether a source answered."""
@@ -151,6 +151,6 @@ async def collecting(around: Surroundings) -> AsyncIterator[Collector]:
 def check(text: str) -> str:
     """What ``promtool check metrics`` finds that is no mere matter of style; empty where it can read everything."""
     promtool = need_program("promtool", "prometheus")
-    found = subprocess.run([promtool, "check", "metrics"], input=text.encode(), capture_output=True, timeout=60)
+    done = subprocess.run([promtool, "check", "metrics"], input=text.encode(), capture_output=True, timeout=60)
     # 3: it can be read, and is not as one would name it.
-    return "" if found.returncode in {0, 3} else (found.stderr or found.stdout).decode()
+    return "" if done.returncode in {0, 3} else (done.stderr or done.stdout).decode()

@@ -33,7 +33,7 @@ def need_descriptors(count: int) -> None:
 
 @contextlib.contextmanager
 def crowd(
-    port: int, count: int, said: bytes, host: str = "127.0.0.1", source: str = ""
+    port: int, count: int, data: bytes, host: str = "127.0.0.1", source: str = ""
 ) -> Iterator[list[socket.socket]]:
     """``count`` connections, each of which has said this much; those that are refused count too."""
     need_descriptors(count + 200)
@@ -46,14 +46,14 @@ def crowd(
                 if source:
                     client.bind((source, 0))
                 client.connect((host, port))
-                client.sendall(said)
+                client.sendall(data)
             clients.append(client)
         yield clients
 
 
 def connections(pid: int, status: str) -> int:
     """How many TCP connections of a process are in this state."""
-    return sum(one.status == status for one in psutil.Process(pid).net_connections("tcp"))
+    return sum(connection.status == status for connection in psutil.Process(pid).net_connections("tcp"))
 
 
 def descriptors(pid: int) -> int:

@@ -69,13 +69,13 @@ def processor_time(seconds: float) -> Iterator[None]:
     def over(_number: int, _frame: object) -> None:
         raise TimeoutError(f"more than {seconds:g} s of processor time")
 
-    before = signal.signal(signal.SIGPROF, over)
+    previous = signal.signal(signal.SIGPROF, over)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+        signal.signal(signal.SIGPROF, previous)
 
 
 def _repeated(text: str, end: str = "", start: str = "") -> Callable[[int], str]:
@@ -116,8 +116,8 @@ def _line_by_line(data: bytes) -> None:
 def _envoys(data: bytes) -> None:
     reader, clusters = Reader(checks=False), Clusters()
     for piece in reader.feed(data):
-        for one in clusters.take(piece):
-            with_go_bounds(one)
+        for cluster in clusters.take(piece):
+            with_go_bounds(cluster)
     list(clusters.end())
 
 
@@ -299,5 +299,5 @@ CASES = [
 
 
 def _no(parse: Callable[[bytes], Any], data: bytes) -> object:
-    found = parse(data)
-    return found.digest if isinstance(found, Response) else found
+    parsed = parse(data)
+    return parsed.digest if isinstance(parsed, Response) else parsed

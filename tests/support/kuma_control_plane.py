@@ -58,8 +58,8 @@ def ask(path: str, body: object = None, token: str = "", method: str | None = No
     if token:
         request.add_header("authorization", f"Bearer {token}")
     with urllib.request.urlopen(request, timeout=5) as answer:
-        found: bytes = answer.read()
-        return found
+        content: bytes = answer.read()
+        return content
 
 
 def ask_json(path: str) -> Any:
@@ -145,15 +145,15 @@ class KumaControlPlane:
         return path
 
     def token(self, mesh: str = "default", name: str = "") -> str:
-        wanted = {"mesh": mesh, "validFor": "72h", "type": "dataplane", **({"name": name} if name else {})}
+        claims = {"mesh": mesh, "validFor": "72h", "type": "dataplane", **({"name": name} if name else {})}
         with contextlib.suppress(OSError):
-            return ask("/tokens/dataplane", wanted, self._admin).decode()
+            return ask("/tokens/dataplane", claims, self._admin).decode()
         return ""
 
     def zone_token(self) -> str:
         """A token for ingress and egress."""
-        wanted = {"zone": "default", "validFor": "72h", "scope": ["ingress", "egress"]}
-        return ask("/tokens/zone", wanted, self._admin).decode()
+        claims = {"zone": "default", "validFor": "72h", "scope": ["ingress", "egress"]}
+        return ask("/tokens/zone", claims, self._admin).decode()
 
     def knows(self, resources: str) -> bool:
         """Whether it has resources of this kind (plural): later versions have more."""
@@ -167,13 +167,13 @@ class KumaControlPlane:
 
     @property
     def registered(self) -> list[str]:
-        found = ask_json("/meshes/default/dataplanes")
-        return sorted(f"{entry['mesh']}.{entry['name']}" for entry in (found or {"items": []})["items"])
+        listing = ask_json("/meshes/default/dataplanes")
+        return sorted(f"{entry['mesh']}.{entry['name']}" for entry in (listing or {"items": []})["items"])
 
     def _subscriptions(self, node: str) -> list[dict[str, Any]]:
         mesh, _, name = node.partition(".")
-        found = ask_json(f"/meshes/{mesh}/dataplanes/{name}/_overview") or {}
-        subscriptions: list[dict[str, Any]] = (found.get("dataplaneInsight") or {}).get("subscriptions") or []
+        overview = ask_json(f"/meshes/{mesh}/dataplanes/{name}/_overview") or {}
+        subscriptions: list[dict[str, Any]] = (overview.get("dataplaneInsight") or {}).get("subscriptions") or []
         return subscriptions
 
     def stream(self, node: str) -> str:
@@ -241,7 +241,7 @@ def control_plane(folder: Path) -> Iterator[ControlPlane]:
 
 def dataplane(name: str, service: str, ports: Ports, app_port: int, *, probes: bool = True) -> dict[str, Any]:
     """A Dataplane with one inbound in front of ``app_port`` and one outbound that leads to itself through the mesh."""
-    found: dict[str, Any] = {
+    resource: dict[str, Any] = {
         "type": "Dataplane",
         "mesh": "default",
         "name": name,
@@ -260,8 +260,8 @@ def dataplane(name: str, service: str, ports: Ports, app_port: int, *, probes: b
         },
     }
     if probes:
-        found["probes"] = {
+        resource["probes"] = {
             "port": ports.probes,
             "endpoints": [{"inboundPort": app_port, "inboundPath": "/healthz", "path": "/app/healthz"}],
         }
-    return found
+    return resource

@@ -128,14 +128,14 @@ async def load(
     ``rate`` requests per second on a new connection each, and ``connections`` connections that are kept alive,
     with ``pause`` seconds between two requests of one.
     """
-    fresh, kept = _Load(host, port, limit), _Load(host, port, limit)
-    kept.tally = fresh.tally
-    tasks = [asyncio.create_task(kept.keep_alive(pause)) for _ in range(connections)]
+    fresh, persistent = _Load(host, port, limit), _Load(host, port, limit)
+    persistent.tally = fresh.tally
+    tasks = [asyncio.create_task(persistent.keep_alive(pause)) for _ in range(connections)]
     if rate:
         tasks.append(asyncio.create_task(fresh.new_connections(rate)))
     try:
         yield fresh.tally
     finally:
         fresh.stop()
-        kept.stop()
+        persistent.stop()
         await asyncio.gather(*tasks)

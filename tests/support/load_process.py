@@ -62,8 +62,8 @@ class LoadProcess:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        found: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return found
+        message: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return message
 
     def _write(self, what: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -89,15 +89,19 @@ class LoadProcess:
             yield from self._load({"port": port, "watch": watch or {}, "names": names, "rate": rate})
 
     def _load(self, what: dict[str, Any]) -> Iterator[LoadReport]:
-        told = LoadReport()
+        report = LoadReport()
         self._write(what)
         self._read()
         try:
-            yield told
+            yield report
         finally:
             self._write({})
-            found = self._read()
-            told.answers, told.failures, told.watched = found["answers"], found["failures"], found["watched"]
+            results = self._read()
+            report.answers, report.failures, report.watched = (
+                results["answers"],
+                results["failures"],
+                results["watched"],
+            )
 
     def close(self) -> None:
         """End it."""
@@ -201,14 +205,14 @@ async def _main() -> None:
     server = await loop.create_server(_Application, "127.0.0.1", 0, backlog=1024)
     _tell({"port": server.sockets[0].getsockname()[1]})
     while line := await asyncio.to_thread(sys.stdin.readline):
-        asked = json.loads(line)
+        order = json.loads(line)
         watch = _Watch()
         async with asyncio.TaskGroup() as group:
-            for name, (port, path) in asked["watch"].items():
+            for name, (port, path) in order["watch"].items():
                 group.create_task(watch.http(name, port, path))
-            if asked["names"]:
-                group.create_task(watch.dns(asked["names"]))
-            async with load(asked["port"], rate=asked["rate"], connections=CONNECTIONS, pause=PAUSE) as tally:
+            if order["names"]:
+                group.create_task(watch.dns(order["names"]))
+            async with load(order["port"], rate=order["rate"], connections=CONNECTIONS, pause=PAUSE) as tally:
                 _tell({})
                 await asyncio.to_thread(sys.stdin.readline)
             watch.stopped = True

@@ -44,20 +44,20 @@ class LoadedRig(Rig):
             yield daemon
 
     @contextlib.contextmanager
-    def load(self, *, asked: bool = True, names: bool = False, rate: float = 1000.0) -> Iterator[LoadReport]:
+    def load(self, *, watched: bool = True, names: bool = False, rate: float = 1000.0) -> Iterator[LoadReport]:
         """Load, none of which may fail; with ``asked`` readiness and virtual probes must not fail either."""
-        watch = {"readiness": (self.ports.readiness, "/ready")} if asked else {}
-        if asked and "probes" in self.dataplane:
+        watch = {"readiness": (self.ports.readiness, "/ready")} if watched else {}
+        if watched and "probes" in self.dataplane:
             watch["probes"] = (self.ports.probes, "/app/healthz")
         with self.pressure.on(
             self.ports.outbound, watch=watch, names=self.ports.dns if names else 0, rate=rate
-        ) as told:
-            yield told
-        assert told.failures == {}, told
-        assert told.answered > 0
-        assert set(told.watched.get("readiness", {"200 READY": 1})) == {"200 READY"}, told
-        assert set(told.watched.get("probes", {"200 backend": 1})) == {"200 backend"}, told
-        assert "lost" not in told.watched.get("names", {}), told
+        ) as report:
+            yield report
+        assert report.failures == {}, report
+        assert report.answered > 0
+        assert set(report.watched.get("readiness", {"200 READY": 1})) == {"200 READY"}, report
+        assert set(report.watched.get("probes", {"200 backend": 1})) == {"200 backend"}, report
+        assert "lost" not in report.watched.get("names", {}), report
 
     def with_probes(self) -> None:
         """Have kumadp serve a virtual probe too."""
@@ -100,13 +100,13 @@ class LoadedRig(Rig):
     def wait_phase(self, daemon: Daemon, phase: str) -> dict[str, Any]:
         """The status once it is in this phase."""
 
-        def found() -> dict[str, Any] | None:
+        def in_phase() -> dict[str, Any] | None:
             with contextlib.suppress(OSError):
                 status = self.status(daemon)
                 return status if status["phase"] == phase else None
             return None
 
-        return poll(found, what=phase, deadline=SOON)
+        return poll(in_phase, what=phase, deadline=SOON)
 
     def epoch(self, daemon: Daemon) -> int:
         """The epoch that serves."""
@@ -118,7 +118,7 @@ class LoadedRig(Rig):
         killed.kill()
         # For some milliseconds the killed one is a child still.
         again = poll(
-            lambda: found if (found := daemon.children().get("envoy")) != killed else None, what="another Envoy"
+            lambda: envoy if (envoy := daemon.children().get("envoy")) != killed else None, what="another Envoy"
         )
         daemon.wait_ready()
         self.wait_traffic("traffic through the next Envoy")
@@ -142,24 +142,24 @@ class LoadedRig(Rig):
         for base in self.work.glob("h*.base"):
             with contextlib.suppress(OSError, ValueError):
                 self._shared.add(SHARED_MEMORY / f"envoy_shared_memory_{int(base.read_text()) * 10}")
-        found = []
+        processes = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 mine = any(str(self.work) in part for part in process.cmdline())
                 if process.name() == name and mine and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
     def the_envoy(self) -> psutil.Process:
         """The only one."""
-        return poll(lambda: found[0] if len(found := self.envoys()) == 1 else None, what="one Envoy alone")
+        return poll(lambda: envoys[0] if len(envoys := self.envoys()) == 1 else None, what="one Envoy alone")
 
     def leftovers(self) -> list[str]:
         """What a kumadp that stopped must not leave, and what an Envoy of this rig left in shared memory."""
         files = {path.name for path in self.work.iterdir()} - {"bootstrap.yaml"} if self.work.exists() else set()
-        wanted = ("h", "bootstrap.", "relay", "state", "source")
+        prefixes = ("h", "bootstrap.", "relay", "state", "source")
         return sorted(
-            [name for name in files if name.endswith(".out") or ".out." in name or name.startswith(wanted)]
+            [name for name in files if name.endswith(".out") or ".out." in name or name.startswith(prefixes)]
             + [path.name for path in self._shared if path.exists()]
         )
 
@@ -177,6 +177,6 @@ def open_loaded_rig(plane: str | ControlPlane) -> Iterator[LoadedRig]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="k")))
         opened = stack.enter_context(open_plane(plane, folder)) if isinstance(plane, str) else plane
-        made = LoadedRig(folder, opened, stack.enter_context(LoadProcess()))
-        stack.callback(made.end)
-        yield made
+        ready = LoadedRig(folder, opened, stack.enter_context(LoadProcess()))
+        stack.callback(ready.end)
+        yield ready

@@ -58,11 +58,11 @@ class Sink:
                         continue
                     assert isinstance(key.fileobj, socket.socket)
                     try:
-                        found = key.fileobj.recv(1 << 20)
+                        data = key.fileobj.recv(1 << 20)
                     except OSError:
-                        found = b""
-                    self.data += found
-                    if not found:
+                        data = b""
+                    self.data += data
+                    if not data:
                         selector.unregister(key.fileobj)
                         key.fileobj.close()
 

@@ -59,13 +59,13 @@ def memory_cgroup(megabytes: int) -> Iterator[MemoryCgroup]:
         path.mkdir()
     except OSError as error:
         missing(f"no memory cgroup here: {error.strerror}")
-    made = MemoryCgroup(path)
+    cgroup = MemoryCgroup(path)
     try:
         try:
-            made.limit(megabytes)
+            cgroup.limit(megabytes)
         except OSError:
             missing("no memory cgroup here: the controller is not on")
-        yield made
+        yield cgroup
     finally:
-        poll(made._empty, what="an empty cgroup")
+        poll(cgroup._empty, what="an empty cgroup")
         path.rmdir()

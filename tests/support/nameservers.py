@@ -66,10 +66,10 @@ class NameServer:
 
 @contextlib.contextmanager
 def name_server(
-    port: int, known: Mapping[str, str], *, exact: bool = False, silent: bool = False, tcp: bool = False
+    port: int, addresses: Mapping[str, str], *, exact: bool = False, silent: bool = False, tcp: bool = False
 ) -> Iterator[NameServer]:
     """Serve by UDP, and by TCP where asked for."""
-    served = NameServer(port, known, exact, silent)
+    served = NameServer(port, addresses, exact, silent)
     with contextlib.ExitStack() as stack:
         udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         udp.bind(("127.0.0.1", port))
@@ -118,8 +118,8 @@ def _serve_tcp(served: NameServer, listener: socket.socket) -> None:
 class SharedPort:
     """A stand-in for CoreDNS that knows some names."""
 
-    def __init__(self, port: int, known: Mapping[str, str]) -> None:
-        self._server = NameServer(port, known)
+    def __init__(self, port: int, addresses: Mapping[str, str]) -> None:
+        self._server = NameServer(port, addresses)
         self._sockets: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
         self.steering = PortSharing()
@@ -138,14 +138,14 @@ class SharedPort:
         """Serve on all addresses."""
         loop = asyncio.get_running_loop()
         for host in sorted({"::", *coredns, *also} - self.steering.hosts):
-            made = []
+            sockets = []
             for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
                 shared = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind)
                 shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 shared.setblocking(False)
                 shared.bind((host, self._server.port))
-                made.append(shared)
-            udp, listener = made
+                sockets.append(shared)
+            udp, listener = sockets
             loop.add_reader(udp, self._drain, udp)
             self._servers.append(await asyncio.start_server(self._connected, sock=listener))
             self._sockets.append(udp)

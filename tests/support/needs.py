@@ -25,8 +25,8 @@ def need_envoy() -> Path:
     named = os.environ.get("KUMADP_TEST_ENVOY")
     if named:
         return Path(named)
-    found = importlib.util.find_spec("envoy")
-    for folder in (found.submodule_search_locations or []) if found else []:
+    spec = importlib.util.find_spec("envoy")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
         binary = Path(folder) / "_bin" / "envoy"
         if binary.exists():
             return binary

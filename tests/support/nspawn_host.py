@@ -203,8 +203,8 @@ def _boot(root: Path, name: str, console: Path, stack: contextlib.ExitStack, opt
 
     def first() -> int:
         assert process.poll() is None, console.read_text(errors="replace")
-        found = children.read_text().split()
-        return int(found[0]) if found else 0
+        pids = children.read_text().split()
+        return int(pids[0]) if pids else 0
 
     box = NspawnHost(root, process, 0)
     stack.callback(box.halt)
@@ -240,12 +240,12 @@ def _make_groups(name: str) -> list[Path]:
 
 
 def _own_groups() -> dict[str, str]:
-    found: dict[str, str] = {}
+    groups: dict[str, str] = {}
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _number, controllers, place = line.split(":", 2)
         for controller in controllers.split(",") if controllers else ("unified",):
-            found[controller.removeprefix("name=")] = place
-    return {name: place for name, place in found.items() if name in _CONTROLLERS and (_CGROUPS / name).is_dir()}
+            groups[controller.removeprefix("name=")] = place
+    return {name: place for name, place in groups.items() if name in _CONTROLLERS and (_CGROUPS / name).is_dir()}
 
 
 def _remove_groups(groups: list[Path]) -> None:

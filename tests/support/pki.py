@@ -74,8 +74,10 @@ def issue(
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         builder = builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
     if names:
-        found = [x509.IPAddress(ipaddress.ip_address(one)) if _is_ip(one) else x509.DNSName(one) for one in names]
-        builder = builder.add_extension(x509.SubjectAlternativeName(found), critical=False)
+        general_names = [
+            x509.IPAddress(ipaddress.ip_address(text)) if _is_ip(text) else x509.DNSName(text) for text in names
+        ]
+        builder = builder.add_extension(x509.SubjectAlternativeName(general_names), critical=False)
     return Issued(builder.sign(issuer.key if issuer else key, hashes.SHA256()), key)
 
 
@@ -90,7 +92,7 @@ def _is_ip(text: str) -> bool:
 def server_context(folder: Path, leaf: Issued, *chain: Issued) -> ssl.SSLContext:
     """A server's context with this certificate and what it sends with it."""
     file = folder / "server.pem"
-    file.write_bytes(leaf.key_pem + leaf.pem + b"".join(one.pem for one in chain))
+    file.write_bytes(leaf.key_pem + leaf.pem + b"".join(certificate.pem for certificate in chain))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     # A weak key is the test's wish.
     context.set_ciphers("DEFAULT:@SECLEVEL=0")

@@ -23,14 +23,14 @@ LOWEST = 20_480
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """Ports that no one on ``host`` holds now, TCP and UDP, all different."""
-    found: list[int] = []
+    free: list[int] = []
     for port in itertools.islice(_turns(), BLOCK):
-        if len(found) == count:
+        if len(free) == count:
             break
         if _is_free(host, port):
-            found.append(port)
-    assert len(found) == count, f"no {count} free ports on {host}"
-    return found
+            free.append(port)
+    assert len(free) == count, f"no {count} free ports on {host}"
+    return free
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 def need_prometheus(program: str = "prometheus") -> Path:
     """Path of a real Prometheus, or of promtool, which comes with it."""
-    found = shutil.which(program)
-    if found is None:
+    path = shutil.which(program)
+    if path is None:
         missing(f"no {program} here: apt-get install prometheus")
-    return Path(found)
+    return Path(path)
 
 
 def lint(text: bytes) -> str:
@@ -93,7 +93,7 @@ class Prometheus:
             "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
             "rule_files": [str(rules)] if rules is not None else [],
             "scrape_configs": [
-                {"job_name": "kumadp", "static_configs": [{"targets": [f"127.0.0.1:{one}" for one in ports]}]}
+                {"job_name": "kumadp", "static_configs": [{"targets": [f"127.0.0.1:{number}" for number in ports]}]}
             ],
         }
         (folder / "prometheus.yml").write_text(json.dumps(config))
@@ -113,15 +113,15 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The samples that it gives now; AssertionError where it is none, with what is wrong."""
-        found: list[dict[str, Any]] = self._ask("query", query=expression)["result"]
-        return found
+        result: list[dict[str, Any]] = self._ask("query", query=expression)["result"]
+        return result
 
     def firing(self) -> dict[str, dict[str, str]]:
         """Labels of alerts that fire, by name."""
         return {
-            one["labels"]["alertname"]: one["labels"]
-            for one in self._ask("alerts")["alerts"]
-            if one["state"] == "firing"
+            alert["labels"]["alertname"]: alert["labels"]
+            for alert in self._ask("alerts")["alerts"]
+            if alert["state"] == "firing"
         }
 
     def is_up(self) -> bool:

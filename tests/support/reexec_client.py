@@ -54,13 +54,13 @@ class Program:
         connection = http.client.HTTPConnection("127.0.0.1", self.tcp, timeout=30)
         try:
             connection.request("GET", "/")
-            found: dict[str, Any] = json.loads(connection.getresponse().read())
+            state: dict[str, Any] = json.loads(connection.getresponse().read())
         except (OSError, http.client.HTTPException):
             assert self.process.poll() is None, (self.folder / "output").read_text()
             return {}
         finally:
             connection.close()
-        return found
+        return state
 
     def start(self) -> dict[str, Any]:
         return poll(self.state, what="its answer", deadline=60)
@@ -125,8 +125,8 @@ class Load:
 
     def ask_more(self, number: int) -> None:
         """Return once that many more questions of each kind were asked."""
-        wanted = {name: asked + number for name, asked in self.asked.items()}
-        poll(lambda: all(self.asked[name] >= wanted[name] for name in wanted), what="questions")
+        targets = {name: count + number for name, count in self.asked.items()}
+        poll(lambda: all(self.asked[name] >= targets[name] for name in targets), what="questions")
 
     def _ask(self, name: str) -> None:
         while not self.done.wait(0.003):
@@ -168,5 +168,5 @@ class Load:
 
 def assert_no_line_is_lost(running: Program) -> None:
     last = poll(lambda: re.search(r"child: last (\d+)$", running.log(), re.MULTILINE), what="its last line in the log")
-    found = re.findall(r"child: line (\d+)$", running.log(), re.MULTILINE)
-    assert [int(number) for number in found] == list(range(1, int(last[1]) + 1))
+    numbers = re.findall(r"child: line (\d+)$", running.log(), re.MULTILINE)
+    assert [int(number) for number in numbers] == list(range(1, int(last[1]) + 1))

@@ -86,8 +86,8 @@ class RunningRelay:
 
     @property
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.call(self.relay.status)
-        return found
+        status: dict[str, Any] = self.call(self.relay.status)
+        return status
 
     def wait_accepted(self, *types: str) -> None:
         def all_accepted() -> bool:
@@ -124,21 +124,21 @@ class Stage:
         self.relays: list[RunningRelay] = []
 
     def relay(self, **machine: Any) -> RunningRelay:
-        made = RunningRelay(self.path, self.bootstrap, self.plane, self.make_loop, **machine)
-        self.relays.append(made)
-        return made
+        relay = RunningRelay(self.path, self.bootstrap, self.plane, self.make_loop, **machine)
+        self.relays.append(relay)
+        return relay
 
     def stop(self, relay: RunningRelay) -> RelaySnapshot:
         self.relays.remove(relay)
         return relay.stop()
 
     def envoy(self, relay: RunningRelay | None = None, epoch: int = 0) -> RelayedEnvoy:
-        made = RelayedEnvoy(self.folder, self.bootstrap, epoch)
-        made.start()
-        self.envoys.append(made)
+        envoy = RelayedEnvoy(self.folder, self.bootstrap, epoch)
+        envoy.start()
+        self.envoys.append(envoy)
         if relay is not None:
-            made.belongs_to(relay)
-        return made
+            envoy.belongs_to(relay)
+        return envoy
 
     def serves(self) -> bool:
         return get(self.ports.outbound) == (200, "backend")
@@ -193,8 +193,8 @@ def stage(
 ) -> Iterator[Stage]:
     """A stage; all that runs on it is ended in the end."""
     with workload("backend") as app, XdsControlPlane(**options) as plane:
-        made = Stage(folder, plane, app, make_loop)
+        ready = Stage(folder, plane, app, make_loop)
         try:
-            yield made
+            yield ready
         finally:
-            made.close()
+            ready.close()

@@ -111,8 +111,8 @@ class Rig:
 
     def relay(self, daemon: Daemon) -> dict[str, Any]:
         """What it says of the relay."""
-        found: dict[str, Any] = self.status(daemon)["relay"]
-        return found
+        section: dict[str, Any] = self.status(daemon)["relay"]
+        return section
 
     def types(self, daemon: Daemon) -> dict[str, dict[str, Any]]:
         """What it says of each type that was asked for."""
@@ -121,7 +121,7 @@ class Rig:
     def wait_state(self, daemon: Daemon, state: str) -> dict[str, Any]:
         """The relay's status once the stream to the control plane is in this state."""
         return poll(
-            lambda: found if (found := self.relay(daemon))["state"] == state else None,
+            lambda: section if (section := self.relay(daemon))["state"] == state else None,
             what=f"the stream {state}",
             deadline=SOON,
         )
@@ -149,7 +149,7 @@ class Rig:
         """Kill Envoy and wait for the next one to serve; that one."""
         killed = daemon.kill_envoy()
         again = poll(
-            lambda: found if (found := daemon.children().get("envoy")) and found.pid != killed.pid else None,
+            lambda: envoy if (envoy := daemon.children().get("envoy")) and envoy.pid != killed.pid else None,
             what="another Envoy",
         )
         daemon.wait_ready()
@@ -159,8 +159,8 @@ class Rig:
     def stats(self, pattern: str) -> dict[str, int]:
         """Counters and gauges of Envoy whose names match."""
         status, text = get(self.ports.admin, f"/stats?format=json&filter={pattern}")
-        found = json.loads(text)["stats"] if status == 200 else []
-        return {entry["name"]: entry["value"] for entry in found if "name" in entry}
+        entries = json.loads(text)["stats"] if status == 200 else []
+        return {entry["name"]: entry["value"] for entry in entries if "name" in entry}
 
 
 @contextlib.contextmanager

@@ -82,8 +82,8 @@ def _fill_node(node: Tree, request: Tree, networking: Tree, admin: int) -> None:
 
 
 def _endpoint(cluster: Tree) -> Tree:
-    found: Tree = cluster["loadAssignment"]["endpoints"][0]["lbEndpoints"][0]["endpoint"]
-    return found
+    endpoint: Tree = cluster["loadAssignment"]["endpoints"][0]["lbEndpoints"][0]["endpoint"]
+    return endpoint
 
 
 def _is_address(host: str) -> bool:

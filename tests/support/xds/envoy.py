@@ -47,10 +47,10 @@ def fetch_bootstrap(plane: ControlPlane, request: Tree) -> Tree:
     """The bootstrap for a request, through the port; raises OSError."""
     context = ssl.create_default_context(cadata=plane.ca) if plane.url.startswith("https") else None
     headers = {"accept": "application/json", "content-type": "application/json"}
-    asked = urllib.request.Request(f"{plane.url}/bootstrap", json.dumps(request).encode(), headers)
-    with urllib.request.urlopen(asked, timeout=10, context=context) as answer:
-        found: Tree = yaml.safe_load(b64decode(json.loads(answer.read())["bootstrap"]))
-        return found
+    http_request = urllib.request.Request(f"{plane.url}/bootstrap", json.dumps(request).encode(), headers)
+    with urllib.request.urlopen(http_request, timeout=10, context=context) as answer:
+        bootstrap: Tree = yaml.safe_load(b64decode(json.loads(answer.read())["bootstrap"]))
+        return bootstrap
 
 
 class DirectEnvoy:
@@ -83,8 +83,8 @@ class DirectEnvoy:
     def stats(self, prefix: str) -> dict[str, Any]:
         """Counters and gauges whose names start so."""
         status, text = get(self.admin, f"/stats?format=json&filter=^{prefix}")
-        found = json.loads(text)["stats"] if status == 200 else []
-        return {entry["name"]: entry["value"] for entry in found if "name" in entry}
+        entries = json.loads(text)["stats"] if status == 200 else []
+        return {entry["name"]: entry["value"] for entry in entries if "name" in entry}
 
     def kill(self) -> None:
         assert self.process is not None

@@ -138,13 +138,13 @@ class Mesh:
 
     def encoded(self, registered: dict[str, list[Address]]) -> Resources:
         """All resources; ``registered`` are the endpoints of services that Dataplanes offer."""
-        found: Resources = {
+        encoded: Resources = {
             kind: {name: encode(kind, tree) for name, tree in trees.items()} for kind, trees in self.trees.items()
         }
         for service in self.services:
             members = self.endpoints.get(service, registered.get(service, []))
-            found[ENDPOINTS][service] = encode(ENDPOINTS, resources.endpoints(service, members))
-        return found
+            encoded[ENDPOINTS][service] = encode(ENDPOINTS, resources.endpoints(service, members))
+        return encoded
 
 
 def _check(cluster: str, port: int, checker: Tree, interval: float) -> Tree:
@@ -163,11 +163,11 @@ def _check(cluster: str, port: int, checker: Tree, interval: float) -> Tree:
 def offered(dataplane: Tree) -> dict[str, list[Address]]:
     """Services of a Dataplane with the addresses of their inbounds."""
     networking = dataplane.get("networking") or {}
-    found: dict[str, list[Address]] = {}
+    by_service: dict[str, list[Address]] = {}
     for inbound in networking.get("inbound") or []:
         place = (inbound.get("address") or networking["address"], inbound["port"])
-        found.setdefault(inbound["tags"]["kuma.io/service"], []).append(place)
-    return found
+        by_service.setdefault(inbound["tags"]["kuma.io/service"], []).append(place)
+    return by_service
 
 
 def of_dataplane(dataplane: Tree, apply: Callable[[], None], authority: trustme.CA | None = None) -> Mesh:

@@ -98,8 +98,8 @@ class XdsControlPlane:
         server = Server([self], codec=_Raw())
 
         def protocol() -> H2Protocol:
-            made: H2Protocol = server._protocol_factory()
-            return made
+            connection: H2Protocol = server._protocol_factory()
+            return connection
 
         if two_ports:
             return [Front(host, self._context, self._http, None), Front(host, self._context, None, protocol)]
@@ -276,10 +276,10 @@ class XdsControlPlane:
 
     # What it does to others.
 
-    def _each(self, found: Callable[[], Iterable[T]], act: Callable[[T], None]) -> None:
+    def _each(self, objects: Callable[[], Iterable[T]], act: Callable[[T], None]) -> None:
         def run() -> None:
-            for one in list(found()):
-                act(one)
+            for item in list(objects()):
+                act(item)
 
         self._thread.call(run)
 

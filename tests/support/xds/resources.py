@@ -66,19 +66,19 @@ def static_cluster(name: str, host: str, port: int) -> Tree:
 
 def eds_cluster(name: str, tls: Tree | None = None, *, http2: bool = False) -> Tree:
     """A cluster whose endpoints come by EDS and speak HTTP/1.1 or HTTP/2."""
-    found: Tree = {
+    cluster: Tree = {
         "name": name,
         "type": "EDS",
         "connectTimeout": "5s",
         "edsClusterConfig": {"edsConfig": _ADS},
     }
     if tls is not None:
-        found["transportSocket"] = _transport_socket("UpstreamTlsContext", tls)
+        cluster["transportSocket"] = _transport_socket("UpstreamTlsContext", tls)
     if http2:
         options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
         explicit = {"@type": _PREFIX + options, "explicitHttpConfig": {"http2ProtocolOptions": {}}}
-        found["typedExtensionProtocolOptions"] = {options: explicit}
-    return found
+        cluster["typedExtensionProtocolOptions"] = {options: explicit}
+    return cluster
 
 
 def endpoints(cluster: str, addresses: list[tuple[str, int]]) -> Tree:

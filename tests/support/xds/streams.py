@@ -158,9 +158,9 @@ class AdsStream(OneStream):
         request = discovery_pb2.DiscoveryRequest.FromString(data)
         if not self.node:
             await self._admit(request)
-        known = self._watches.get(request.type_url)
-        watch = known or self._watches.setdefault(request.type_url, _Watch())
-        kind = _kind(request, known)
+        existing = self._watches.get(request.type_url)
+        watch = existing or self._watches.setdefault(request.type_url, _Watch())
+        kind = _kind(request, existing)
         self.shared.journal.add(
             Request(
                 stream=self.number,
@@ -208,25 +208,27 @@ class AdsStream(OneStream):
         if faults.silent or kind in faults.withheld:
             return
         version, resources = self._state.versions.get(kind, ""), self._state.resources.get(kind, {})
-        wanted = resources if not watch.names else {name: resources[name] for name in watch.names if name in resources}
-        if watch.version == version and wanted.keys() <= watch.returned:
+        subscribed = (
+            resources if not watch.names else {name: resources[name] for name in watch.names if name in resources}
+        )
+        if watch.version == version and subscribed.keys() <= watch.returned:
             return
         watch.waiting = False
         if watch.names and not resources.keys() <= set(watch.names):
             self.tell(What.UNANSWERED, f"{kind}: {', '.join(sorted(resources.keys() - set(watch.names)))}")
             return
         response = discovery_pb2.DiscoveryResponse(version_info=version, type_url=kind)
-        names = list(wanted)
+        names = list(subscribed)
         if faults.shuffle:
             random.shuffle(names)
         for name in names:
             resource = response.resources.add()
-            resource.ParseFromString(wanted[name])
+            resource.ParseFromString(subscribed[name])
             if faults.garbage is Garbage.RESOURCE:
                 resource.value = GARBAGE
         self._nonce += 1
         watch.nonce = response.nonce = str(self._nonce)
-        watch.returned = frozenset(wanted)
+        watch.returned = frozenset(subscribed)
         await asyncio.sleep(faults.slow + (faults.nack_delay if watch.rejected else 0.0))
         self.shared.journal.add(Response(self.number, self.node, kind, version, response.nonce, tuple(names)))
         await self.send(response.SerializeToString())
@@ -245,8 +247,8 @@ def _kind(request: Any, watch: _Watch | None) -> Kind:
 def _dataplane(metadata: struct_pb2.Struct) -> dict[str, Any] | None:
     """The Dataplane that a data plane brings with it (`--dataplane-file`)."""
     text = metadata.fields["dataplane.resource"].string_value if "dataplane.resource" in metadata.fields else ""
-    found: dict[str, Any] | None = json.loads(text) if text else None
-    return found
+    tree: dict[str, Any] | None = json.loads(text) if text else None
+    return tree
 
 
 class HdsStream(OneStream):
@@ -259,12 +261,12 @@ class HdsStream(OneStream):
         self._sent = b""
 
     async def received(self, data: bytes) -> None:
-        said = hds_pb2.HealthCheckRequestOrEndpointHealthResponse.FromString(data)
-        if said.HasField("health_check_request") and not self.node:
+        message = hds_pb2.HealthCheckRequestOrEndpointHealthResponse.FromString(data)
+        if message.HasField("health_check_request") and not self.node:
             self.check_token()
-            self.node = said.health_check_request.node.id
-        if said.HasField("endpoint_health_response"):
-            self.shared.journal.add(Report(self.number, self.node, _healthy(said.endpoint_health_response)))
+            self.node = message.health_check_request.node.id
+        if message.HasField("endpoint_health_response"):
+            self.shared.journal.add(Report(self.number, self.node, _healthy(message.endpoint_health_response)))
         await self.review()
 
     async def review(self) -> None:
