@@ -103,7 +103,7 @@ class LogLevels:
 
     async def tell_envoy(self) -> bool:
         """Have Envoy write by these levels; False where none can be asked. Raises CommandRefused where it refuses."""
-        from httpx import HTTPError
+        from kumadp.envoy.admin import AdminUnreachable
 
         admin, settings = self.admin(), self._settings()
         if admin is None:
@@ -120,7 +120,7 @@ class LogLevels:
                 code = await admin.post("/logging?{}={}".format(*(quote(part, safe="") for part in query)))
                 if code != 200:
                     raise CommandRefused(f"Envoy does not know {query[0]}={query[1]}", "see its admin's /logging")
-        except HTTPError:
+        except AdminUnreachable:
             return False
         return True
 

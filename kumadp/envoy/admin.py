@@ -1,85 +1,135 @@
-"""Envoy's admin, asked over loopback or a Unix socket."""
+"""A client of Envoy's admin, over loopback or a Unix socket."""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
+import sys
 from typing import TYPE_CHECKING
 from urllib.parse import quote
-
-import httpx
 
 from kumadp.bootstrap.address import UnixAdmin
 from kumadp.decoding import decode_json
 
 if TYPE_CHECKING:
+    from aiohttp import ClientResponse, ClientSession
+
     from kumadp.bootstrap.address import AdminAddress
 
 DEADLINE = 5.0
+# Of one answer in bytes: what is requested of a large mesh takes a tenth; a stranger may answer without end.
+LARGEST_BODY = 256 << 20
+
+
+class AdminUnreachable(Exception):
+    """A request to Envoy's admin got no usable answer; `__cause__` is the library's error, if there is one."""
 
 
 class AdminClient:
-    """ReloadRequests Envoy's admin. Every call has a deadline in seconds; failures are httpx.HTTPError."""
+    """Sends requests to Envoy's admin, each on its own connection.
+
+    Every request has a deadline in seconds; each failure of it is an AdminUnreachable. No proxy of the environment is
+    used, no redirect followed, no answer decompressed.
+    """
 
     def __init__(self, address: AdminAddress) -> None:
         self.address = address
-        self._client = _client(address)
+        self._session: ClientSession | None = None
+        self._is_closed = False
 
     async def move_to(self, address: AdminAddress) -> None:
-        """Ask at another address from now on."""
+        """Use another address from now on."""
         if address != self.address:
-            former, self.address, self._client = self._client, address, _client(address)
-            await former.aclose()
+            self.address = address
+            await self._end_session()
 
     async def get(self, path: str, timeout: float = DEADLINE) -> tuple[int, bytes]:
-        """Status and body of a GET."""
-        answer = await self._ask("GET", path, timeout)
-        return answer.status_code, answer.content
+        """Return status and body of a GET."""
+        return await self._request("GET", path, timeout)
 
     async def post(self, path: str, timeout: float = DEADLINE) -> int:
-        """Status of a POST with an empty body."""
-        return (await self._ask("POST", path, timeout)).status_code
-
-    async def _ask(self, method: str, path: str, timeout: float) -> httpx.Response:
-        if self._client.is_closed:
-            raise httpx.ConnectError("Envoy is gone for good")
-        try:
-            # httpx bounds each read; only this bounds the whole.
-            async with asyncio.timeout(timeout):
-                return await self._client.request(method, path, timeout=timeout)
-        except (TimeoutError, httpx.TimeoutException):
-            raise httpx.ReadTimeout(f"no answer within {timeout:g} s") from None
-        except (httpx.StreamError, httpx.InvalidURL) as error:
-            raise httpx.RequestError(str(error)) from None
+        """Return the status of a POST with an empty body."""
+        return (await self._request("POST", path, timeout))[0]
 
     async def ready(self) -> tuple[bool, str]:
-        """Whether Envoy is LIVE, and the state it names (Envoy docs: admin ``/ready``)."""
+        """Return whether Envoy is LIVE, and the state that it names (Envoy docs: admin ``/ready``)."""
         status, body = await self.get("/ready", timeout=1.0)
         return status == 200, body.decode("utf-8", "replace").strip()
 
     async def stats(self, pattern: str) -> dict[str, int]:
-        """Counters and gauges whose names match a regular expression."""
+        """Return the counters and gauges whose names match a regular expression; raises ValueError if it is no JSON."""
         _, body = await self.get(f"/stats?format=json&filter={quote(pattern)}")
-        found = decode_json(body).get("stats", [])
-        return {entry["name"]: entry["value"] for entry in found if isinstance(entry.get("value"), int)}
+        entries = decode_json(body).get("stats", [])
+        return {entry["name"]: entry["value"] for entry in entries if isinstance(entry.get("value"), int)}
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._client.aclose()
+        """Close the connections; later requests fail."""
+        self._is_closed = True
+        await self._end_session()
+
+    async def _end_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _request(self, method: str, path: str, timeout: float) -> tuple[int, bytes]:
+        if "aiohttp" not in sys.modules:
+            # The daemon's servers import it in a thread too: it takes 130 ms.
+            await asyncio.to_thread(importlib.import_module, "aiohttp")
+        from aiohttp import ClientError
+        from yarl import URL
+
+        if self._is_closed:
+            raise AdminUnreachable("Envoy has ended")
+        url = URL(f"{_base_url(self.address)}{path}", encoded=True)
+        if self._session is None:
+            self._session = _open_session(self.address)
+        try:
+            async with (
+                asyncio.timeout(timeout),
+                self._session.request(method, url, allow_redirects=False) as answer,
+            ):
+                return answer.status, await _body(answer)
+        except TimeoutError as error:
+            raise AdminUnreachable(f"no answer within {timeout:g} s") from error
+        # RuntimeError: the session was closed by `move_to` or `close`.
+        except (OSError, ClientError, ValueError, RuntimeError) as error:
+            raise AdminUnreachable(str(error) or type(error).__name__) from error
+
+
+async def _body(answer: ClientResponse) -> bytes:
+    body = bytearray()
+    async for part in answer.content.iter_any():
+        body += part
+        if len(body) > LARGEST_BODY:
+            raise AdminUnreachable(f"its answer is larger than {LARGEST_BODY >> 20} MiB")
+    return bytes(body)
 
 
 async def post(admin: AdminClient, path: str) -> None:
-    """A POST that must be answered with 200; raises OSError."""
+    """Send a POST that must be answered with 200; raises OSError."""
     try:
         status = await admin.post(path)
-    except httpx.HTTPError as error:
-        raise OSError(f"POST {path}: {str(error) or type(error).__name__}") from None
+    except AdminUnreachable as error:
+        raise OSError(f"POST {path}: {error}") from None
     if status != 200:
         raise OSError(f"POST {path} was answered with {status}")
 
 
-def _client(address: AdminAddress) -> httpx.AsyncClient:
-    path = address.path if isinstance(address, UnixAdmin) else None
-    base = "http://localhost" if path else f"http://{address}"
-    # verify=False: plain HTTP, and httpx would otherwise read all CAs for nothing.
-    transport = httpx.AsyncHTTPTransport(verify=False, uds=path, limits=httpx.Limits(max_keepalive_connections=0))
-    return httpx.AsyncClient(base_url=base, transport=transport, trust_env=False, timeout=DEADLINE)
+def _base_url(address: AdminAddress) -> str:
+    return "http://localhost" if isinstance(address, UnixAdmin) else f"http://{address}"
+
+
+def _open_session(address: AdminAddress) -> ClientSession:
+    from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, UnixConnector
+
+    return ClientSession(
+        connector=UnixConnector(address.path, limit=0, force_close=True)
+        if isinstance(address, UnixAdmin)
+        else TCPConnector(limit=0, force_close=True, ssl=False),
+        cookie_jar=DummyCookieJar(),
+        timeout=ClientTimeout(total=None, sock_connect=None),
+        auto_decompress=False,
+        headers={"Accept-Encoding": "identity"},
+        skip_auto_headers=("User-Agent",),
+    )

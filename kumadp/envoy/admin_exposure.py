@@ -35,7 +35,7 @@ async def ways(admin: AdminClient, bound: Collection[tuple[str, int]], local: Co
 
     A listener that is not bound is reached by whatever is redirected to one with use_original_dst, as with Kuma's
     transparent proxy: ``local`` are the addresses at which other hosts find this one. The control plane's own are left
-    out: ``/ready``, what demands its certificate, and Prometheus' metrics. Raises httpx.HTTPError, and ValueError where
+    out: ``/ready``, what demands its certificate, and Prometheus' metrics. Raises AdminUnreachable, and ValueError if
     the admin answers something else.
     """
     try:

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import psutil
 
 from kumadp.addresses import ANY_IPV6, WILDCARDS, is_loopback
 from kumadp.bootstrap.address import TcpAdmin
+from kumadp.envoy.admin import AdminUnreachable
 from kumadp.envoy.admin_exposure import ways
 from kumadp.envoy.admin_probe import AdminProber, ProbeAddress
 from kumadp.errors import AdminExposed
@@ -151,7 +151,7 @@ async def _prove_configuration(admin: AdminClient, bound: Collection[tuple[str, 
         return True
     try:
         found = await ways(admin, bound, await asyncio.to_thread(_outside))
-    except (httpx.HTTPError, ValueError) as error:
+    except (AdminUnreachable, ValueError) as error:
         reason = str(error) or type(error).__name__
         log.warning("Envoy's configuration could not be checked for ways to its admin: %s", reason)
         return False
@@ -172,7 +172,7 @@ async def _patience(admin: AdminClient) -> float:
     since = time.monotonic()
     try:
         await admin.get("/server_info", timeout=LONGEST)
-    except httpx.HTTPError:
+    except AdminUnreachable:
         return LONGEST
     return min(max(SHORTEST, TIMES * (time.monotonic() - since)), LONGEST)
 
@@ -187,7 +187,7 @@ async def _is_ours(admin: AdminClient, prober: AdminProber, place: ProbeAddress)
             after = (await admin.stats(_REQUESTS)).popitem()[1]
             if after - between <= between - before:
                 return False
-    except (httpx.HTTPError, ValueError, KeyError):
+    except (AdminUnreachable, ValueError, KeyError):
         return True
     return True
 

@@ -8,9 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import httpx
-
-from kumadp.envoy.admin import AdminClient, post
+from kumadp.envoy.admin import AdminClient, AdminUnreachable, post
 from kumadp.envoy.admin_proof import PendingProof, prove_private
 from kumadp.envoy.epoch_runner import EpochRunner
 from kumadp.envoy.epochs import ReloadKind
@@ -311,7 +309,7 @@ class EnvoyComponent:
     async def _answers(self) -> bool:
         try:
             await self.admin.get("/ready")
-        except httpx.HTTPError as error:
+        except AdminUnreachable as error:
             # Without free descriptors no request was sent.
             return is_exhausted(error)
         return True

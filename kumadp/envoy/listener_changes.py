@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import httpx
+from kumadp.envoy.admin import AdminUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -47,7 +47,7 @@ class ListenerChanges:
             begun = loop.time()
             try:
                 found = await self._admin.stats(_COUNTERS)
-            except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+            except (AdminUnreachable, ValueError, KeyError, TypeError, AttributeError):
                 # It starts, ends or is stopped, which others handle; the counters of the next one begin at zero.
                 continue
             finally:

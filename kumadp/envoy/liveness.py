@@ -88,7 +88,7 @@ class LivenessCheck:
 async def ask_state(admin: AdminAddress, timeout: float) -> str:
     """The state that ``GET /ready`` names (Envoy docs: ServerInfo.State); raises TimeoutError, OSError.
 
-    Without httpx: this is done for as long as Envoy runs, and costs a tenth.
+    Without an HTTP library: this is done for as long as Envoy runs, and costs a tenth.
     """
     async with asyncio.timeout(timeout):
         if isinstance(admin, UnixAdmin):

@@ -10,9 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
 from kumadp.decoding import decode_json
+from kumadp.envoy.admin import AdminUnreachable
 from kumadp.envoy.admin_exposure import places_of
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.envoy")
 
 # A stranger may have the port for a moment, and answer anything.
-_NO_ANSWER = (httpx.HTTPError, ValueError, AttributeError, KeyError, TypeError)
+_NO_ANSWER = (AdminUnreachable, ValueError, AttributeError, KeyError, TypeError)
 _WARMING = r"^listener_manager\.total_listeners_warming$"
 # Of what Envoy printed, in characters: the reason stands at its end.
 _LONGEST_OUTPUT = 64 << 10
@@ -108,7 +107,7 @@ class ServerState:
         try:
             _, body = await self._admin.get("/config_dump?resource=dynamic_listeners")
             entries = decode_json(body).get("configs", [])
-        except (httpx.HTTPError, ValueError):
+        except (AdminUnreachable, ValueError):
             return "unknown"
         told = [
             f"{entry.get('name')}: {entry['error_state'].get('details')}" for entry in entries if "error_state" in entry

@@ -6,10 +6,9 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
-import httpx
-
 from kumadp.bootstrap.fields import get
 from kumadp.decoding import decode_json
+from kumadp.envoy.admin import AdminUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,6 +82,6 @@ async def until_idle(admin: AdminClient, direction: Direction = "both") -> None:
             _, body = await admin.get("/listeners?format=json")
             if workload_connections(decode_json(body), await admin.stats(_STATS), direction) == 0:
                 return
-        except (httpx.HTTPError, ValueError):
+        except (AdminUnreachable, ValueError):
             pass
         await asyncio.sleep(_PAUSE)

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, cast
 
-import httpx
 import pytest
 
+from kumadp.envoy.admin import AdminUnreachable
 from kumadp.envoy.listener_changes import ListenerChanges
 
 if TYPE_CHECKING:
@@ -61,6 +61,6 @@ async def test_other_clusters_and_endpoints_ask_no_application(counter: str) -> 
 
 
 async def test_a_restarted_envoy_is_a_doubt_and_one_that_does_not_answer_is_none() -> None:
-    silent = httpx.ConnectError("refused")
+    silent = AdminUnreachable("refused")
     assert await doubts(START, silent, ValueError("no JSON"), START) == [()]
     assert await doubts(START, silent, START | {ADDED: 1}) == [(), None]
