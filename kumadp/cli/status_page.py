@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kumadp.errors import on_one_line
-from kumadp.settings.values import lasting
+from kumadp.settings.values import format_elapsed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,7 +38,7 @@ def summary(status: Status, now: float, *, color: bool = False) -> str:
     phase = on_one_line(str(status.get("phase", "")))
     state = _paint(f"{phase:<9}", color=color)
     name = on_one_line(str(status["name"]))
-    return f"{name:<24} {state} {lasting(now - status.get('since', now)):>8}  {on_one_line(str(why))}"
+    return f"{name:<24} {state} {format_elapsed(now - status.get('since', now)):>8}  {on_one_line(str(why))}"
 
 
 def _paint(text: str, *, color: bool) -> str:
@@ -49,8 +49,8 @@ def _paint(text: str, *, color: bool) -> str:
 def _head(status: Status, now: float, *, color: bool) -> Iterator[str]:
     name = on_one_line(f"{status['name'] or '(no name)'} in mesh {status.get('mesh') or '(none)'}")
     phase, why = _paint(on_one_line(str(status["phase"])), color=color), on_one_line(str(status["why"]))
-    yield f"{name}: {phase} for {lasting(now - status['since'])} ({why})"
-    up = lasting(now - status["started"])
+    yield f"{name}: {phase} for {format_elapsed(now - status['since'])} ({why})"
+    up = format_elapsed(now - status["started"])
     yield on_one_line(f"  kumadp {status['version']}, pid {status['pid']}, up {up}, {status['mode']}")
     for label, found in (
         ("not ready", status["reasons"]),
@@ -66,7 +66,7 @@ def _children(status: Status, now: float, *, color: bool) -> Iterator[str]:
     for name, child in status["children"].items():
         parts = [f"pid {child['pid']}" if child["pid"] else "no process"]
         if child.get("started"):
-            parts.append(f"up {lasting(now - child['started'])}")
+            parts.append(f"up {format_elapsed(now - child['started'])}")
         parts.append(f"{child['restarts']} restart{'' if child['restarts'] == 1 else 's'}")
         if version := status.get("versions", {}).get(name):
             parts.append(f"version {version}")
@@ -83,7 +83,7 @@ def _children(status: Status, now: float, *, color: bool) -> Iterator[str]:
 def _application(found: Mapping[str, Any], now: float) -> str:
     if found["ended"]:
         return on_one_line(f"{found['state']} with {found['ended']}")
-    since = f", up {lasting(now - found['started'])}" if found["started"] else ""
+    since = f", up {format_elapsed(now - found['started'])}" if found["started"] else ""
     return str(found["state"]) + (f", pid {found['pid']}{since}" if found["pid"] else " until traffic flows")
 
 
@@ -114,10 +114,10 @@ def _control_plane(status: Status, now: float) -> Iterator[str]:
         yield f"{named}: Envoy's own connection, or none yet"
         return
     if relay["connected_since"]:
-        yield f"{named}: connected to {relay['address']} for {lasting(now - relay['connected_since'])}"
+        yield f"{named}: connected to {relay['address']} for {format_elapsed(now - relay['connected_since'])}"
     else:
         error = f", {on_one_line(relay['last_error'])}" if relay["last_error"] else ""
-        yield f"{named}: {relay['state']} for {lasting(now - relay['since'])}{error}"
+        yield f"{named}: {relay['state']} for {format_elapsed(now - relay['since'])}{error}"
     yield "last configuration " + (_ago(relay["received"], now) if relay["received"] else "none yet")
     if rejection := relay["last_rejection"]:
         what = f"{rejection['type'].rpartition('.')[2]} {rejection['version']}"
@@ -141,12 +141,12 @@ def _drops(status: Status) -> Iterator[str]:
 def _expiry(at: float | None, now: float) -> str:
     if at is None:
         return "never expires"
-    return f"valid for {lasting(at - now)}" if at > now else f"expired {_ago(at, now)}"
+    return f"valid for {format_elapsed(at - now)}" if at > now else f"expired {_ago(at, now)}"
 
 
 def _ago(at: float, now: float) -> str:
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
-    return f"{lasting(now - at)} ago ({when})"
+    return f"{format_elapsed(now - at)} ago ({when})"
 
 
 def _list(label: str, texts: list[str]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from kumadp.errors import KumadpError
 from kumadp.host.log.secrets import register
 from kumadp.host.state_dir import state_dir_path
 from kumadp.host.work_dir import check_private
-from kumadp.settings.values import lasting
+from kumadp.settings.values import format_elapsed
 
 if TYPE_CHECKING:
     from kumadp.doctor.subject import Subject
@@ -48,13 +48,15 @@ def _judge(subject: Subject, text: str, now: float) -> list[Told]:
             told += failed(f"the token is for {what.lower()} {claim}, this data plane is {ours}", "make one for it")
     begins, ends = claims.get("nbf"), expires_at(text)
     if isinstance(begins, int | float) and begins > now:
-        told += failed(f"the token begins only in {lasting(begins - now)}", "is the clock right?")
+        told += failed(f"the token begins only in {format_elapsed(begins - now)}", "is the clock right?")
     if ends is not None and ends <= now:
         told += failed(
-            f"the token expired {lasting(now - ends)} ago", "make a new one: kumactl generate dataplane-token"
+            f"the token expired {format_elapsed(now - ends)} ago", "make a new one: kumactl generate dataplane-token"
         )
     elif ends is not None and ends - now < _SOON:
-        told += warning(f"the token expires in {lasting(ends - now)}", "renew the file: it is read for each connection")
+        told += warning(
+            f"the token expires in {format_elapsed(ends - now)}", "renew the file: it is read for each connection"
+        )
     until = f"until {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(ends))}" if ends is not None else "for ever"
     whom = ", ".join(f"{name.lower()} {claims[name]}" for name in ("Mesh", "Name", "Zone") if claims.get(name))
     return told or ok(f"for {whom or 'any data plane'}, valid {until}")

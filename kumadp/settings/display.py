@@ -1,4 +1,4 @@
-"""Settings as they may be shown: secrets masked."""
+"""Settings as text for the log, with secrets masked."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ if TYPE_CHECKING:
     from kumadp.settings.option import Option
 
 MASK = "***"
-_LONGEST = 200
+_MAX_SHOWN = 200
 
 
 def display(settings: Settings, command: str = "run") -> dict[str, str]:
-    """What differs from the default, as a user would write it; a secret that is set shows as ``***``."""
-    shown = {}
+    """Return the options that differ from their default, as a user would write them; secrets are shown as ``***``."""
+    values = {}
     for option in options_of(command):
         value = getattr(settings, option.field)
         if value != option.default:
-            shown[option.name] = show(option, value)
-    return shown
+            values[option.name] = show(option, value)
+    return values
 
 
 def show(option: Option, value: object) -> str:
-    """A value in one line: masked where it is secret, its size alone where it is a whole document."""
+    """Return a value on one line: masked if it is secret, only its size if it is a whole document."""
     if option.secret:
         return MASK
     text = write_value(option.kind, value)
     if "-----BEGIN" in text:
         return "<PEM>"
-    if "\n" in text or len(text) > _LONGEST:
+    if "\n" in text or len(text) > _MAX_SHOWN:
         return f"<{len(text)} characters>"
     return text

@@ -1,4 +1,4 @@
-"""A value that was given, and where."""
+"""A value that was given by a flag, a variable or the settings file, and its origin."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class GivenValue:
     """``origin`` is ``flag --name``, ``variable KUMA_NAME`` or ``file settings.yaml:3: dataplane.name``."""
 
     value: object
@@ -25,11 +25,11 @@ class Found:
         return self.origin.split(" ", 1)[1]
 
 
-def parse(option: Option, text: str, origin: str, problems: list[Problem]) -> Found | None:
-    """The value of ``text``; None, and one problem more, where it is none."""
+def parse(option: Option, text: str, origin: str, problems: list[Problem]) -> GivenValue | None:
+    """Parse ``text`` as a value of ``option``; if it is not one, append to ``problems`` and return None."""
     try:
-        return Found(read_value(option.kind, text), origin)
+        return GivenValue(read_value(option.kind, text), origin)
     except BadValue as error:
         shown = "***" if option.secret else repr(text)
-        problems.append(Problem(Found(None, origin).where, f"{shown} {error}"))
+        problems.append(Problem(GivenValue(None, origin).where, f"{shown} {error}"))
         return None

@@ -1,4 +1,4 @@
-"""What an option is. `kumadp.settings.model` declares each one exactly once; everything else is derived from there."""
+"""The declaration of an option. `kumadp.settings.model` declares each one exactly once; the rest is derived from it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _PLACEHOLDERS = {"texts": "TEXT", "pairs": "NAME=VALUE", "integers": "N,N"}
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One setting: how it is given, what it means, what it may be.
+    """One setting: its names, meaning and permitted values.
 
-    ``flags`` the current name first, then aliases; ``variables`` likewise, `own_variable` where Kuma has none; ``key``
-    its path in a settings file, empty where it has none. An optional value of None is shown as ``none_means``. An
-    option that is not ``effective`` is taken from those who come from kuma-dp, and does nothing yet. ``reload``: a
-    reload applies a new value of it; any other needs a restart.
+    ``flags`` and ``variables`` hold the current name first, then aliases; the variable is `own_variable` if Kuma has
+    none. ``key`` is its path in a settings file, or empty. A default of None is shown as ``none_means``. An option that
+    is not ``effective`` is accepted for compatibility with kuma-dp, but ignored. ``reload``: a reload applies a new
+    value; other options need a restart.
     """
 
     field: str
@@ -43,33 +43,33 @@ class Option:
 
     @property
     def placeholder(self) -> str:
-        """What stands for the value in ``--help``: the choices, ``PATH`` and the like, else the kind of value."""
+        """The placeholder of the value in ``--help``: the choices, a word such as ``PATH``, or the kind of value."""
         if self.choices:
             return f"[{'|'.join(filter(None, self.choices))}]"
         return self.metavar or _PLACEHOLDERS.get(self.kind, self.kind.upper())
 
     @property
     def name(self) -> str:
-        """What it is called where the user has not named it: its flag, else its variable."""
+        """The name in messages if the user has not given it: its flag, else its variable."""
         return (*self.flags, *self.variables)[0]
 
     @property
     def meaning(self) -> str:
-        """Help, what it may be, and whether it does anything."""
+        """The help text with the choices, and a note if the option has no effect."""
         choices = f" One of: {', '.join(filter(None, self.choices))}." if self.choices else ""
         return self._described + choices
 
     @property
     def _described(self) -> str:
-        return self.help if self.effective else f"{self.help} (accepted; no effect yet)"
+        return self.help if self.effective else f"{self.help} (accepted, but without effect)"
 
     @property
     def help_text(self) -> str:
-        """The meaning, with variables and default, as ``--help`` shows it."""
+        """The help text with variables, default and reload mark, as shown by ``--help``."""
         end = f"(default: {self.default_text})" + self.reload_mark
         if not self.flags:
             return f"{self.meaning} {end}"
-        # The choices stand beside the flag.
+        # The choices are shown next to the flag.
         return f"{self._described} [{', '.join(self.variables)}] {end}"
 
     @property
@@ -79,10 +79,10 @@ class Option:
 
     @property
     def read_variables(self) -> tuple[str, ...]:
-        """Every variable that is read, the strongest first.
+        """All variables that are read, in order of precedence.
 
-        kuma-dp's envconfig also answers to the path of the field in its structure before the variable, and asks that
-        name first (envconfig 1.4: gatherInfo, Process).
+        kuma-dp's envconfig also reads a name that has the path of the field in its structure in front of the variable,
+        and reads that name first (envconfig 1.4: gatherInfo, Process).
         """
         kuma = [name for name in self.variables if name.startswith("KUMA_")]
         return (*(f"{self.struct}_{name}" for name in kuma), *self.variables)
@@ -96,14 +96,14 @@ class Option:
 
 
 def own_variable(flag: str) -> str:
-    """The variable of an option that has none of Kuma's: ``KUMADP_XDS_RELAY`` for ``--xds-relay``."""
+    """Return the variable of an option for which Kuma has none: ``KUMADP_XDS_RELAY`` for ``--xds-relay``."""
     return OWN + flag.lstrip("-").replace("-", "_").upper()
 
 
 def option(
     kind: Kind,
     default: object,
-    help: str,  # noqa: A002 - the word every reader knows
+    help: str,  # noqa: A002 - the common word
     *,
     flags: tuple[str, ...] | str = (),
     env: tuple[str, ...] | str = (),
@@ -120,9 +120,10 @@ def option(
     struct: str = "",
     metavar: str = "",
 ) -> Any:
-    """Declare a setting as a dataclass field; ``struct`` is kuma-dp's path to it, where ``key`` does not tell.
+    """Declare a setting as a dataclass field.
 
-    ``metavar`` stands for the value in ``--help``. Without ``env`` it has the variable `own_variable`.
+    ``reload``: whether a reload applies a new value. ``env``: its variables; by default `own_variable`. ``struct``: its
+    path in kuma-dp's structure, if it differs from ``key``. ``metavar``: placeholder of the value in ``--help``.
     """
     names = (flags,) if isinstance(flags, str) else flags
     spec = {

@@ -1,4 +1,4 @@
-"""The commented sample ``configs/kumadp.yaml``, made from the options: ``python -m kumadp.settings.sample``."""
+"""The commented sample ``configs/kumadp.yaml``, generated from the options by ``python -m kumadp.settings.sample``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Tree = dict[str, "Option | Tree"]
 
 
 def sample() -> str:
-    """The whole file."""
+    """Return the text of the sample file."""
     tree: Tree = {}
     for option in options():
         if option.key:
@@ -36,15 +36,15 @@ def sample() -> str:
 
 
 def _write(tree: Tree, depth: int) -> list[str]:
-    """Settings of a mapping first, mappings below it after them."""
+    """Return the lines of a mapping: first its settings, then the mappings in it."""
     indent = "  " * depth
     lines: list[str] = []
     for name, option in tree.items():
         if not isinstance(option, dict):
-            about = f"{option.meaning} [{', '.join((*option.flags, *option.variables))}]{option.reload_mark}"
+            comment = f"{option.meaning} [{', '.join((*option.flags, *option.variables))}]{option.reload_mark}"
             prose = f"{indent}# "
             lines += textwrap.wrap(
-                about,
+                comment,
                 118,
                 initial_indent=prose,
                 subsequent_indent=prose,
@@ -60,7 +60,7 @@ def _write(tree: Tree, depth: int) -> list[str]:
 
 def _yaml(option: Option) -> str:
     if option.secret:
-        return '""  # better a file: see tokenPath'
+        return '""  # prefer a file: see tokenPath'
     if option.default is None:
         return f"null  # {option.none_means}"
     if option.kind in {"texts", "integers"}:

@@ -1,4 +1,4 @@
-"""Texts to values and back: Go durations, Go booleans, lists, pairs."""
+"""Conversion of option values from and to text: Go durations, Go booleans, lists, pairs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 
 class BadValue(ValueError):
-    """A text that is not a value of its kind; the message says what would be right."""
+    """A text that is not a value of its kind; the message describes a correct one."""
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a Go duration such as ``1m30s``, ``500ms``, ``1.5h`` or ``0`` (Go: time.ParseDuration)."""
+    """Return the seconds of a Go duration such as ``1m30s``, ``500ms``, ``1.5h`` or ``0`` (Go: time.ParseDuration).
+
+    Raises BadValue.
+    """
     try:
         return parse_nanoseconds(text) / SECOND
     except ValueError as error:
@@ -28,7 +31,7 @@ def parse_duration(text: str) -> float:
 
 
 def write_duration(seconds: float) -> str:
-    """The shortest Go duration of ``seconds``, to the nanosecond: ``1m30s``, ``500ms``, ``1h0.5s``."""
+    """Return the shortest Go duration of ``seconds``, to the nanosecond: ``1m30s``, ``500ms``, ``1h0.5s``."""
     count = round(abs(seconds) * 10**9)
     sign = "-" if seconds < 0 and count else ""
     if count == 0:
@@ -42,20 +45,20 @@ def write_duration(seconds: float) -> str:
     return sign + whole + (f"{decimal(rest, 10**9)}s" if rest else "")
 
 
-def lasting(seconds: float) -> str:
-    """A time span by its two largest units: ``2h 3m``, ``41s``, ``0s``."""
-    left, parts = max(0, int(seconds)), []
+def format_elapsed(seconds: float) -> str:
+    """Return a time span in its two largest units: ``2h 3m``, ``41s``, ``0s``."""
+    rest, parts = max(0, int(seconds)), []
     for size, unit in _SPANS:
-        if left >= size:
-            parts.append(f"{left // size}{unit}")
-            left %= size
+        if rest >= size:
+            parts.append(f"{rest // size}{unit}")
+            rest %= size
         elif parts:
             break
     return " ".join(parts[:2]) or "0s"
 
 
 def parse_boolean(text: str) -> bool:
-    """A Go boolean (strconv.ParseBool): 1, t, T, TRUE, true, True and their opposites."""
+    """Parse a Go boolean (strconv.ParseBool): 1, t, T, TRUE, true, True and their opposites; raises BadValue."""
     if text in _TRUE:
         return True
     if text in _FALSE:
@@ -64,46 +67,49 @@ def parse_boolean(text: str) -> bool:
 
 
 def parse_integer(text: str) -> int:
-    """A whole number in decimal."""
+    """Parse a whole number in decimal; raises BadValue."""
     if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
         raise BadValue("is not a whole number")
     return int(text)
 
 
 def split_addresses(text: str) -> tuple[str, ...]:
-    """The parts of ``a,b`` in their order, each once; a part that is empty stays."""
+    """Return the parts of ``a,b`` in their order, without duplicates; an empty part stays."""
     return tuple(dict.fromkeys(part.strip() for part in text.split(",")))
 
 
 def parse_assignments(text: str) -> dict[str, str]:
-    """``a=b``, or ``a=b,c=d`` where more than one ``=`` says so (pflag: StringToString, which kuma-dp uses)."""
+    """Parse ``a=b``, or ``a=b,c=d`` if there is more than one ``=`` (pflag: StringToString, used by kuma-dp).
+
+    Raises BadValue.
+    """
     import csv
 
     try:
         parts = next(csv.reader([text], strict=True), []) if text.count("=") > 1 else [text.strip('"')]
     except csv.Error:
         raise BadValue("is not a list like name=value,name=value") from None
-    found = {}
+    assignments = {}
     for part in parts:
         name, equals, value = part.partition("=")
         if not equals or not name:
             raise BadValue("is not name=value")
-        found[name] = value
-    return found
+        assignments[name] = value
+    return assignments
 
 
 def _parse_pairs(text: str) -> dict[str, str]:
-    found = {}
+    pairs = {}
     for part in filter(None, text.split(",")):
         name, colon, value = part.partition(":")
         if not colon:
             raise BadValue("is not a list like name:value,name:value")
-        found[name.strip()] = value
-    return found
+        pairs[name.strip()] = value
+    return pairs
 
 
 def read_value(kind: Kind, text: str) -> object:
-    """The value that a flag or variable's text stands for; raises BadValue."""
+    """Convert the text of a flag or variable to a value; raises BadValue."""
     match kind:
         case "integer":
             return parse_integer(text)
@@ -122,7 +128,7 @@ def read_value(kind: Kind, text: str) -> object:
 
 
 def write_value(kind: Kind, value: object) -> str:
-    """``value`` as a user would write it on the command line."""
+    """Convert ``value`` to text, as a user would write it on the command line."""
     if kind == "duration" and isinstance(value, int | float):
         return write_duration(value)
     if isinstance(value, bool):

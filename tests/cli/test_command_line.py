@@ -102,7 +102,7 @@ def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
     done = kumadp("run", "--config=k.yaml", cwd=tmp_path)
     assert done.returncode == 78
     assert [line.partition("dataplaneRuntime.")[2] for line in done.stderr.splitlines()] == [
-        f"{name}: holds a NUL (no file, name or address does)" for name in ("resourcePath", "envoyArgs", "workDir")
+        f"{name}: contains a NUL character (remove it)" for name in ("resourcePath", "envoyArgs", "workDir")
     ]
 
 
@@ -149,7 +149,7 @@ def test_help_names_everything(command: Command) -> None:
             for name in (*option.flags, *option.variables):
                 assert re.search(rf"(?<![\w-]){name}(?![\w-])", done.stdout), name
             assert f"(default: {option.default_text})" in option.help_text
-            assert ("(accepted; no effect yet)" in option.help_text) is not option.effective
+            assert ("(accepted, but without effect)" in option.help_text) is not option.effective
             assert "".join(option.help_text.split()) in words
 
 

@@ -10,7 +10,7 @@ from kumadp.core.phases import Phase
 from kumadp.core.status import Status
 from kumadp.process.restart_policy import ChildState
 from kumadp.process.supervisor import ChildReport
-from kumadp.settings.values import lasting
+from kumadp.settings.values import format_elapsed
 from tests.support.readmes import output_of
 
 NOW = 1_700_000_000.0
@@ -41,8 +41,8 @@ def test_spans_have_two_units() -> None:
         7384: "2h 3m",
         90061: "1d 1h",
     }
-    assert {span: lasting(span) for span in spans} == spans
-    assert lasting(-5) == "0s"
+    assert {span: format_elapsed(span) for span in spans} == spans
+    assert format_elapsed(-5) == "0s"
 
 
 def test_what_runs_is_seen_at_once() -> None:

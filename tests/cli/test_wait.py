@@ -120,7 +120,7 @@ def test_a_name_is_waited_for_whoever_else_is_ready(
         other.move(Phase.READY, "all is up")
         with waiting(*arguments, environment={**host.environment, **variables}) as command:
             line = command.line()
-            if "wins over" in line:
+            if "takes precedence" in line:
                 line = command.line()
             missing = "no kumadp of that name runs here, as far as this user may see; running: backend"
             assert line == f"waiting: {name}: {missing}"

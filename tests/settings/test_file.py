@@ -50,12 +50,12 @@ def test_nothing_said_is_nothing_set(text: str) -> None:
         ("drainTime: 5s", "k.yaml:1: drainTime: is not a setting (did you mean dataplane.drainTime?)"),
         ("zzz: 1", "k.yaml:1: zzz: is not a setting (configs/kumadp.yaml lists all keys)"),
         ("wait:\n  timeout: 5s", "k.yaml:1: wait: is not a setting"),
-        ("log:\n  level: [info]", "k.yaml:2: log.level: is not a text"),
+        ("log:\n  level: [info]", "k.yaml:2: log.level: is not a string"),
         ("dns:\n  enabled: {a: b}", "k.yaml:2: dns.enabled: is not true or false"),
         ("dns:\n  coreDnsPort: [1]", "k.yaml:2: dns.coreDnsPort: is not a whole number"),
         ("dataplane:\n  drainTime: 5", "k.yaml:2: dataplane.drainTime: '5' is not a duration"),
         ("dataplane:\n  drainTime: []", "k.yaml:2: dataplane.drainTime: is not a duration like 1m30s"),
-        ("dataplaneRuntime:\n  envoyArgs: [[a]]", "k.yaml:2: dataplaneRuntime.envoyArgs: is not a list of texts"),
+        ("dataplaneRuntime:\n  envoyArgs: [[a]]", "k.yaml:2: dataplaneRuntime.envoyArgs: is not a list of strings"),
         (
             "dataplaneRuntime:\n  resourceVars: {a: {b: c}}",
             "k.yaml:2: dataplaneRuntime.resourceVars: is not a mapping of",
@@ -64,7 +64,7 @@ def test_nothing_said_is_nothing_set(text: str) -> None:
             "kumadp:\n  virtualProbes:\n    ports: [a]",
             "k.yaml:3: kumadp.virtualProbes.ports: 'a' is not a whole number",
         ),
-        ("log:\n  level: debug\n  level: info", "k.yaml:3: log.level: is given twice (leave one of them)"),
+        ("log:\n  level: debug\n  level: info", "k.yaml:3: log.level: is given twice (remove one of them)"),
     ],
 )
 def test_what_is_wrong_and_where(text: str, expected: str) -> None:

@@ -69,8 +69,8 @@ def test_flag_then_variable_then_file_then_default(
 
 def test_a_flag_that_beats_a_variable_says_so() -> None:
     assert run({"drain_time": "40s"}, VARIABLE).warnings == (
-        "flag --drain-time wins over variable KUMA_DATAPLANE_DRAIN_TIME=20s;"
-        " kuma-dp would take the variable: remove one of them",
+        "flag --drain-time takes precedence over variable KUMA_DATAPLANE_DRAIN_TIME=20s;"
+        " kuma-dp would use the variable: remove one of them",
     )
 
 
@@ -123,19 +123,21 @@ def test_every_problem_at_once_by_the_name_that_was_typed() -> None:
         "--concurrency: '1.5' is not a whole number",
         "KUMA_DNS_ENABLED: 'y' is not a boolean, write true or false",
         "kumadp.yaml:2: dns.prometheusPort: -1 is too small (at least 0)",
-        "--name: no Dataplane and no name (give --dataplane-file, --name and --mesh, or --standalone)",
-        "--mesh: the mesh is missing (give --mesh or KUMA_DATAPLANE_MESH)",
+        "--name: neither a Dataplane nor a name is given (give --dataplane-file, --name and --mesh, or --standalone)",
+        "--mesh: no mesh is given (give --mesh or KUMA_DATAPLANE_MESH)",
     ]
 
 
 def test_an_alias_is_called_by_its_own_name() -> None:
     warnings = run({"work_dir": "/a"}, {"KUMA_DATAPLANE_RUNTIME_CONFIG_DIR": "/b"}, None, {"work_dir": "--config-dir"})
-    assert warnings.warnings[0].startswith("flag --config-dir wins over variable KUMA_DATAPLANE_RUNTIME_CONFIG_DIR=/b;")
+    assert warnings.warnings[0].startswith(
+        "flag --config-dir takes precedence over variable KUMA_DATAPLANE_RUNTIME_CONFIG_DIR=/b;"
+    )
 
 
 def test_a_secret_that_is_wrong_is_not_shown() -> None:
     found = problems(bare(), {}, f"dataplaneRuntime:\n  token: [{TOKEN}]\n")
-    assert found == ["kumadp.yaml:2: dataplaneRuntime.token: is not a text"]
+    assert found == ["kumadp.yaml:2: dataplaneRuntime.token: is not a string"]
     # No text is a wrong token by itself: a secret that is a number stands for those that can be wrong.
     token = next(option for option in options() if option.field == "token")
     told: list[Problem] = []
@@ -212,13 +214,13 @@ def test_the_name_of_the_pod(name: str | None, environ: dict[str, str], expected
 
 @pytest.mark.parametrize("environ", [{}, {"POD_NAME": "web-7f"}, {"POD_NAMESPACE": "shop"}, {**PODS, "POD_NAME": ""}])
 def test_half_a_pod_names_nothing(environ: dict[str, str]) -> None:
-    assert problems({"mesh": "default"}, environ)[0].startswith("--name: no Dataplane and no name")
+    assert problems({"mesh": "default"}, environ)[0].startswith("--name: neither a Dataplane nor a name is given")
 
 
 @pytest.mark.parametrize(("field", "value"), [("name", "$(NAME)"), ("mesh", "{m}")])
 def test_a_placeholder_that_was_not_filled_in(field: str, value: str) -> None:
     assert problems(bare(**{field: value})) == [
-        f"--{field}: {value!r} is no name (a placeholder that was not filled in?)"
+        f"--{field}: {value!r} is not a valid name (is it an unresolved placeholder?)"
     ]
 
 
@@ -226,12 +228,12 @@ def test_a_placeholder_that_was_not_filled_in(field: str, value: str) -> None:
 @pytest.mark.parametrize("value", ["a/b", "..", ".", ".hidden", "a b", "a\n", "é", "\x1b[31m"])
 def test_what_is_no_name_of_anything(field: str, value: str) -> None:
     (told,) = problems(bare(**{field: value}))
-    assert "is no name (letters, digits, - and .)" in told
+    assert "is not a valid name (use letters, digits, - and .)" in told
     assert told.isprintable()
 
 
 def test_a_name_without_end() -> None:
-    assert problems(bare(name="a" * 254)) == ["--name: is too long a name (at most 253 characters)"]
+    assert problems(bare(name="a" * 254)) == ["--name: is too long (at most 253 characters)"]
 
 
 @pytest.mark.parametrize("given", [{"dataplane": "{}"}, {"dataplane_file": "dp.yaml"}])
@@ -239,7 +241,7 @@ def test_name_and_mesh_beside_a_dataplane(given: dict[str, object]) -> None:
     variable = {"KUMA_DATAPLANE_MESH": "default"}
     found = problems({"name": "web", **given}, variable)
     assert len(found) == 1
-    assert found[0].startswith("--name and KUMA_DATAPLANE_MESH: name and mesh come from the Dataplane that is given")
+    assert found[0].startswith("--name and KUMA_DATAPLANE_MESH: name and mesh come from the given Dataplane")
     resolved = resolve("run", {"name": "", **given}, {**PODS, "KUMA_DATAPLANE_MESH": ""})
     assert resolved.settings.mesh == ""
 
@@ -250,40 +252,42 @@ def test_a_zone_proxy_needs_no_mesh() -> None:
 
 def test_file_and_inline_dataplane_as_in_kuma() -> None:
     resolved = resolve("run", {"dataplane": "{}", "dataplane_file": "a"}, {})
-    assert resolved.warnings == ("--dataplane-file wins over --dataplane: both give a Dataplane, remove one of them",)
+    assert resolved.warnings == (
+        "--dataplane-file takes precedence over --dataplane: both give a Dataplane, remove one of them",
+    )
 
 
 def test_standard_input_is_read_once() -> None:
     found = problems({"config": "-", "dataplane_file": "-"}, {}, "", {"dataplane_file": "-d"})
-    assert found == ["--config and -d: both read stdin (give one of them a file)"]
+    assert found == ["--config and -d: both read stdin (use a file for one of them)"]
     given = {"dataplane_file": "-", "transparent_proxy_config": ("a.yaml", "-")}
     found = problems(given, {}, "", {"dataplane_file": "-d"})
-    assert found == ["-d and --transparent-proxy-config: both read stdin (give one of them a file)"]
+    assert found == ["-d and --transparent-proxy-config: both read stdin (use a file for one of them)"]
 
 
 def test_standalone_takes_no_other_dataplane() -> None:
     found = problems({"standalone": "mesh", "dataplane_file": "a"})
-    assert found == ["--standalone: takes the Dataplane from its own path (leave --dataplane-file out)"]
+    assert found == ["--standalone: reads the Dataplane from its own path (remove --dataplane-file)"]
 
 
 def test_standalone_says_what_does_nothing() -> None:
     resolved = resolve("run", {"standalone": "mesh", "token": TOKEN}, {"KUMA_CONTROL_PLANE_URL": "https://cp:5678"})
-    assert resolved.warnings == ("no effect in standalone mode: KUMA_CONTROL_PLANE_URL, --dataplane-token",)
+    assert resolved.warnings == ("ignored in standalone mode: KUMA_CONTROL_PLANE_URL, --dataplane-token",)
     files = {"metrics_cert_path": "/c", "metrics_key_path": "/k", "system_ca_path": "/s"}
     assert resolve("run", {"standalone": "mesh", **files}, {}).warnings == (
-        "no effect in standalone mode: --metrics-cert-path, --metrics-key-path, "
+        "ignored in standalone mode: --metrics-cert-path, --metrics-key-path, "
         "KUMA_DATAPLANE_RUNTIME_DYNAMIC_SYSTEM_CA_PATH",
     )
     coredns = {"dns_mode": "embedded", "coredns_path": "/c", "dns_config_dir": "/d"}
     assert resolve("run", {"standalone": "mesh", **coredns}, {}).warnings == (
-        "no effect, as the embedded resolver answers names: --dns-coredns-path, --dns-server-config-dir",
+        "ignored because the embedded resolver is used: --dns-coredns-path, --dns-server-config-dir",
     )
 
 
 def test_what_has_no_effect_yet_is_told_once() -> None:
     backoff = "KUMA_DATAPLANE_RESILIENT_COMPONENT_MAX_BACKOFF"
     resolved = run({}, {backoff: "10s", "KUMA_DATAPLANE_RESILIENT_COMPONENT_BASE_BACKOFF": "5s"})
-    assert resolved.warnings == (f"no effect yet: {backoff}",)
+    assert resolved.warnings == (f"accepted, but without effect: {backoff}",)
 
 
 def test_secrets_are_masked_in_display() -> None:
@@ -312,7 +316,7 @@ def warnings(flags: Mapping[str, object], environ: Mapping[str, str] | None = No
 
 def test_a_variable_that_is_misspelled_is_told_and_any_other_is_not() -> None:
     assert warnings({}, {"KUMADP_XDS_RELYA": "off"}) == (
-        "variable KUMADP_XDS_RELYA is not known, did you mean KUMADP_XDS_RELAY?"
+        "variable KUMADP_XDS_RELYA is unknown and ignored; did you mean KUMADP_XDS_RELAY?"
     )
     kubernetes = {"KUMADP_SERVICE_HOST": "10.0.0.1", "KUMADP_PORT_80_TCP": "tcp://10.0.0.1:80", "KUMADP_HANDOVER": "5"}
     assert warnings({}, kubernetes) == ""
@@ -324,12 +328,12 @@ def test_a_variable_that_is_misspelled_is_told_and_any_other_is_not() -> None:
         (
             {"ca_cert_file": "/ca"},
             {"KUMA_CONTROL_PLANE_CA_CERT": "x"},
-            "KUMA_CONTROL_PLANE_CA_CERT wins over --ca-cert",
+            "KUMA_CONTROL_PLANE_CA_CERT takes precedence over --ca-cert",
         ),
-        ({"token": TOKEN, "token_path": "/t"}, {}, "--dataplane-token wins over --dataplane-token-file"),
-        ({"skip_verify": "true", "ca_cert_file": "/ca"}, {}, "--skip-verify wins over --ca-cert-file"),
-        ({"dns_mode": "embedded", "coredns_path": "/c"}, {}, "the embedded resolver answers names: --dns-coredns-path"),
-        ({"dns_proxy_port": "53", "coredns_path": "/c"}, {}, "the embedded resolver answers names: --dns-coredns-path"),
+        ({"token": TOKEN, "token_path": "/t"}, {}, "--dataplane-token takes precedence over --dataplane-token-file"),
+        ({"skip_verify": "true", "ca_cert_file": "/ca"}, {}, "--skip-verify takes precedence over --ca-cert-file"),
+        ({"dns_mode": "embedded", "coredns_path": "/c"}, {}, "the embedded resolver is used: --dns-coredns-path"),
+        ({"dns_proxy_port": "53", "coredns_path": "/c"}, {}, "the embedded resolver is used: --dns-coredns-path"),
         ({"dns_enabled": "false", "coredns_config_template_path": "/c"}, {}, "DNS is off: --dns-coredns-config-templ"),
     ],
 )
