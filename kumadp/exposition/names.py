@@ -1,7 +1,7 @@
 """Quoted (UTF-8) names of metrics and labels, escaped for scrapers that did not negotiate them.
 
-Rules: Prometheus' documentation "Content negotiation: escaping" and model.EscapeName of prometheus/common 0.67, which
-kuma-dp 2.13 uses. A name of the old form is never changed.
+Sources: Prometheus' documentation "Content negotiation: escaping" and model.EscapeName of prometheus/common 0.67, which
+kuma-dp 2.13 uses. A name in the legacy form is never changed.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import re
 
 ALLOW, UNDERSCORES, DOTS, VALUES = "allow-utf-8", "underscores", "dots", "values"
 SCHEMES = frozenset({ALLOW, UNDERSCORES, DOTS, VALUES})
-# For scrapers that name no scheme (prometheus/common: NameEscapingScheme).
+# Of scrapers that name no scheme (prometheus/common: NameEscapingScheme).
 DEFAULT = UNDERSCORES
-_OLD_FORM = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_LEGACY = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _ALLOWED = re.compile(r"[a-zA-Z0-9_:]")
 _START = re.compile(rb'([^{ \t\n"]*+)[ \t]*+\{')
 _ITEM = re.compile(
@@ -20,23 +20,23 @@ _ITEM = re.compile(
 )
 _ESCAPED = re.compile(r"\\(.)")
 _UNESCAPED = {"n": "\n", '"': '"', "\\": "\\"}
-_SIGNS = (b'{"', b',"', b"{ ", b", ", b"{\t", b",\t")
+_QUOTED_LABEL_STARTS = (b'{"', b',"', b"{ ", b", ", b"{\t", b",\t")
 
 
 def has_quoted(samples: bytes) -> bool:
-    """Whether any of these lines may have a quoted name; wrong ones may be taken for it."""
-    return any(sign in samples for sign in _SIGNS)
+    """Return whether any of these lines may have a quoted name; malformed lines may count too."""
+    return any(start in samples for start in _QUOTED_LABEL_STARTS)
 
 
 def unquoted(text: bytes) -> str:
-    """A quoted name, or one of the old form, as it is meant."""
+    """Return a name without its quotes and escapes; a name in the legacy form is unchanged."""
     name = text.removeprefix(b'"').removesuffix(b'"').decode(errors="replace")
     return _ESCAPED.sub(lambda match: _UNESCAPED.get(match[1], match[0]), name) if "\\" in name else name
 
 
 def escaped(name: str, scheme: str) -> bytes:
-    """``name`` in the old form, by one of the schemes but `ALLOW`; empty where it has none."""
-    if _OLD_FORM.fullmatch(name) or not name:
+    """Return ``name`` in the legacy form, by any scheme but `ALLOW`; empty if it is empty."""
+    if _LEGACY.fullmatch(name) or not name:
         return name.encode()
     parts = ["U__"] if scheme == VALUES else []
     for at, char in enumerate(name):
@@ -52,7 +52,7 @@ def escaped(name: str, scheme: str) -> bytes:
 
 
 def parsed(series: bytes) -> tuple[str, list[tuple[str, str]]]:
-    """Name and labels of a series, where names may be quoted; values as they are written, without their quotes."""
+    """Return name and labels of a series, whose names may be quoted; values without their quotes, still escaped."""
     start = _START.match(series)
     if start is None:
         return series.decode(errors="replace").strip(), []
@@ -70,12 +70,12 @@ def parsed(series: bytes) -> tuple[str, list[tuple[str, str]]]:
 
 
 def escaped_name(text: bytes, scheme: str) -> bytes:
-    """A family's name as its comments have it, quoted or not; empty where it has no form of this scheme."""
+    """Return a family's name, quoted or not, as its comments have it in this scheme; empty if it is empty."""
     return text if text[:1] != b'"' or scheme == ALLOW else escaped(unquoted(text), scheme)
 
 
 def escaped_samples(samples: bytes, scheme: str) -> bytes:
-    """The lines with names in the old form; a line in which two labels would have one name is left out."""
+    """Return the lines with names in the legacy form; a line in which two labels would get the same name is dropped."""
     if scheme == ALLOW or not has_quoted(samples):
         return samples
     return b"".join(_line(line, scheme) for line in samples.splitlines(keepends=True))
@@ -98,7 +98,7 @@ def _line(line: bytes, scheme: str) -> bytes:
         if label in names or not label:
             return b""
         names.add(label)
-        # A colon is for names of metrics alone.
+        # Only names of metrics may contain a colon.
         labels.append((label.replace(b":", b"_") if quoted is not None else label) + b"=" + value)
     end = line.find(b"}", at)
     if not name or end < 0:
@@ -107,7 +107,10 @@ def _line(line: bytes, scheme: str) -> bytes:
 
 
 def _without_quoted_exemplar(text: bytes) -> bytes:
-    """The end of a line, or one without labels: no scheme covers the labels of exemplars (prometheus/common 0.67)."""
+    """Return the end of a line without an exemplar whose labels are quoted: no scheme covers these labels.
+
+    Source: prometheus/common 0.67.
+    """
     value, mark, exemplar = text.partition(b" # ")
     start = _START.match(exemplar)
     at = start.end() if start is not None else len(exemplar)

@@ -1,7 +1,7 @@
-"""Reads text expositions as they come: Prometheus' text format 0.0.4 and OpenMetrics 1.0, lines as bytes.
+"""Streaming reader of text expositions: Prometheus' text format 0.0.4 and OpenMetrics 1.0, lines as bytes.
 
-Nothing is parsed that need not be: lines between two comments are told to belong to one family by counting how many
-begin with its name, and are handed on as one piece.
+The reader parses as little as possible: it counts how many of the lines between two comments begin with the family's
+name, and if all do, it returns them as one piece.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Longer than any real one, in bytes.
+# Longer than any real line (bytes).
 LONGEST_LINE = 1 << 20
-# What is worked on at once, in bytes: a few milliseconds.
+# Amount of text that is processed at once (bytes): a few milliseconds.
 SLICE = 128 << 10
-# Families, pieces and samples of one source that is held: each costs an object or a look, however short it is.
-MOST_FAMILIES = 20_000
-MOST_PIECES = 100_000
-MOST_SAMPLES = 1_000_000
-# Parts of a line that are held apart.
-_MOST_PARTS = 4096
+# Limits for a source that is held in memory: each family, piece and sample costs an object, however short it is.
+MAX_FAMILIES = 20_000
+MAX_PIECES = 100_000
+MAX_SAMPLES = 1_000_000
+# Parts of an incomplete line that are not joined yet.
+_MAX_PARTS = 4096
 
 _NAME = rb"[a-zA-Z_:][a-zA-Z0-9_:]*+"
 _QUOTED = rb'"(?:[^"\\\n]|\\[^\n])*+"'
@@ -31,7 +31,7 @@ _INTEGER = rb"[-+]?+[0-9]++"
 _NUMBER = rb"[-+]?+(?:(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(?:[eE][-+]?+[0-9]++)?+|(?i:nan|inf(?:inity)?+))(?![^ \t\n])"
 _SERIES = rb"(?:" + _NAME + rb"(?:[ \t]*+" + _LABELS + rb")?|" + _LABELS + rb")"
 _EXEMPLAR = rb"# *+" + _LABELS + rb"[ \t]++" + _NUMBER + rb"(?:[ \t]++" + _NUMBER + rb")?"
-# A series, its value, where there is one its time, and what follows: an exemplar.
+# Groups: series, value, timestamp if present, and the rest: an exemplar.
 SAMPLE = re.compile(
     rb"^(" + _SERIES + rb")[ \t]++(" + _NUMBER + rb")(?:[ \t]++(" + _NUMBER + rb"))?([ \t]++# [^\n]*+)?[ \t]*+$", re.M
 )
@@ -43,12 +43,12 @@ _OPEN_SAMPLES = re.compile(
 _KINDS = frozenset(
     (b"counter", b"gauge", b"histogram", b"summary", b"untyped", b"unknown", b"info", b"stateset", b"gaugehistogram")
 )
-# Comments that say nothing of a family, one after another.
+# Consecutive comments that are not HELP, TYPE or UNIT.
 _REMARKS = re.compile(rb"(?:#(?! *(?:HELP|TYPE|UNIT)[ \t])[^\n]*+\n)++")
 _HEADER = re.compile(rb'# *(HELP|TYPE|UNIT)[ \t]++("(?:[^"\\]|\\.)*+"|[^ \t\n]++)[ \t]*+([^\n]*+)')
 _NAME_OF_LINE = re.compile(rb'(?:\{[ \t]*+("(?:[^"\\\n]|\\[^\n])*+")|([^{ \t\n]*+))')
 
-# What samples of a family are called, beside its name (both formats).
+# Suffixes of the sample names of a family (both formats).
 _ENDINGS = {
     b"counter": (b"", b"_total", b"_created"),
     b"histogram": (b"_bucket", b"_sum", b"_count", b"_created"),
@@ -58,16 +58,16 @@ _ENDINGS = {
 }
 
 
-class TooLong(Exception):
-    """A line that has no end."""
+class LineTooLong(Exception):
+    """A line is longer than `LONGEST_LINE`."""
 
 
-class TooMany(Exception):
-    """More families or pieces than are held."""
+class TooManyFamilies(Exception):
+    """The source has more families, pieces or samples than the limits allow."""
 
 
 class Family:
-    """What is known of a family: ``kind`` as its TYPE says it, ``headers`` (HELP, TYPE, UNIT: their text) in order."""
+    """A metric family: ``kind`` is the text of TYPE, ``headers`` the texts of HELP, TYPE and UNIT in their order."""
 
     __slots__ = ("headers", "kind", "name")
 
@@ -77,82 +77,83 @@ class Family:
         self.headers: dict[bytes, bytes] = {}
 
     def header(self) -> bytes:
-        """Its comment lines."""
+        """Return its comment lines."""
         return b"".join(b"# %b %b %b\n" % (word, self.name, text) for word, text in self.headers.items())
 
     def owns(self, name: bytes) -> bool:
-        """Whether a sample of this name is one of it; a quoted name has its ending before the last quote."""
+        """Return whether a sample of this name belongs to it; in a quoted name the suffix precedes the quote."""
         start = self.name
         if start[:1] == b'"':
             start, name = start[1:-1], name[1:-1] if name[:1] == b'"' else name
         return any(name == start + ending for ending in _ENDINGS.get(self.kind, (b"",)))
 
     def owns_all(self, lines: bytes) -> bool:
-        """Whether all of these are, each with its newline; wrong ones may be taken for not."""
-        awaited = lines.count(b"\n")
-        found = 0
+        """Return whether all lines, each with its newline, belong to it; may be False if a line is malformed."""
+        expected = lines.count(b"\n")
+        matching = 0
         is_quoted = self.name[:1] == b'"'
         for ending in _ENDINGS.get(self.kind, (b"",)):
             start = b'{"%b%b"' % (self.name[1:-1], ending) if is_quoted else self.name + ending
             for follows in (b",", b"}") if is_quoted else (b"{", b" "):
-                found += lines.count(b"\n" + start + follows) + lines.startswith(start + follows)
-            if found == awaited:
+                matching += lines.count(b"\n" + start + follows) + lines.startswith(start + follows)
+            if matching == expected:
                 return True
         return False
 
 
 class Piece(NamedTuple):
-    """Whole lines of samples of a family, none where it has none; a family may come in several, one after another."""
+    """Whole sample lines of a family, none if it has no samples; a family may come in several consecutive pieces."""
 
     family: Family
     samples: bytes
 
 
-class Reader:
-    """Takes an exposition in parts of any size and gives its pieces.
+class ExpositionReader:
+    """Accepts an exposition in parts of any size and returns its pieces.
 
-    ``checks``: it is held against the format, OpenMetrics where ``is_open`` (Envoy's needs no such look). Lines that do
-    not fit are left out, and their families are named in ``wrong``: what was given of them before is to be left out
-    too. Scrapers refuse the whole for one such line. It may then have so many families, else TooMany is raised.
+    ``checks``: lines are validated against the format, OpenMetrics if ``is_open`` (Envoy's exposition needs no
+    validation). Invalid lines are dropped, and their families are listed in ``invalid``: callers drop the earlier
+    pieces of these families too, since scrapers reject a whole exposition for one invalid line. With ``checks`` there
+    may be at most `MAX_FAMILIES` families (raises TooManyFamilies).
     """
 
     def __init__(self, *, checks: bool, is_open: bool = False) -> None:
         self._checks = (_OPEN_SAMPLES if is_open else _SAMPLES) if checks else None
         self._rest: list[bytes] = []
-        self._waiting = 0
-        self._named: dict[bytes, Family] = {}
-        self._made = 0
+        self._rest_size = 0
+        self._families: dict[bytes, Family] = {}
+        self._family_count = 0
         self._family: Family | None = None
         self._has_samples = False
-        self._given = False
-        self.wrong: set[bytes] = set()
+        self._returned = False
+        self.invalid: set[bytes] = set()
 
     def feed(self, data: bytes) -> Iterator[Piece]:
-        """The pieces that are complete with this; raises TooLong."""
+        """Return the pieces that ``data`` completes; raises LineTooLong."""
         cut = data.rfind(b"\n") + 1
         if not cut:
-            # A line that comes in small parts is put together once.
-            self._wait(data)
+            # A line that arrives in small parts is joined once.
+            self._append_rest(data)
             return iter(())
         block = b"".join((*self._rest, data[:cut]))
-        self._rest, self._waiting = [], 0
-        self._wait(data[cut:])
+        self._rest, self._rest_size = [], 0
+        self._append_rest(data[cut:])
         return self._lines(block)
 
-    def _wait(self, data: bytes) -> None:
+    def _append_rest(self, data: bytes) -> None:
         if data:
             self._rest.append(data)
-        if len(self._rest) > _MOST_PARTS:
+        if len(self._rest) > _MAX_PARTS:
             self._rest = [b"".join(self._rest)]
-        self._waiting += len(data)
-        if self._waiting > LONGEST_LINE:
-            raise TooLong(f"a line is longer than {LONGEST_LINE >> 20} MB")
+        self._rest_size += len(data)
+        if self._rest_size > LONGEST_LINE:
+            raise LineTooLong(f"a line is longer than {LONGEST_LINE >> 20} MB")
 
     def end(self) -> Iterator[Piece]:
-        """What is left when all has come; the last line may lack its newline."""
+        """Return the pieces that remain at the end of the exposition; the last line may lack its newline."""
         if self._rest:
             yield from self.feed(b"\n")
-        yield from self._bare()
+        yield from self._empty_family()
 
     def _lines(self, block: bytes) -> Iterator[Piece]:
         if b"\n\n" in block or b"\r\n" in block or block[:1] == b"\n":
@@ -168,7 +169,7 @@ class Reader:
                 comment = block.find(b"\n#", at)
                 end = comment + 1 if comment >= 0 else len(block)
                 while at < end:
-                    # What was fed at once may be large: it is cut at a line.
+                    # Large input is split at a line.
                     cut = end if end - at <= 2 * SLICE else block.index(b"\n", at + SLICE) + 1
                     yield from self._samples(block[at:cut])
                     at = cut
@@ -187,60 +188,60 @@ class Reader:
             return
         family = self._family
         if family is None or family.name != name or self._has_samples or word in family.headers:
-            yield from self._bare()
+            yield from self._empty_family()
             family = self._family = Family(name)
             self._count(name, family)
-            self._has_samples = self._given = False
+            self._has_samples = self._returned = False
         family.headers[word] = text
         if word == b"TYPE":
             family.kind = text.strip().lower()
 
     def _count(self, name: bytes, family: Family) -> None:
-        self._named[name] = family
-        self._made += 1
-        if self._checks is not None and self._made > MOST_FAMILIES:
-            raise TooMany(f"it has more than {MOST_FAMILIES} families")
+        self._families[name] = family
+        self._family_count += 1
+        if self._checks is not None and self._family_count > MAX_FAMILIES:
+            raise TooManyFamilies(f"it has more than {MAX_FAMILIES} families")
 
-    def _unnamed(self, name: bytes) -> Family:
-        """The family of samples without comments: the same object each time that its name comes."""
-        family = self._named.get(name)
+    def _family_without_comments(self, name: bytes) -> Family:
+        """Return the family of samples without comments: the same object each time that its name occurs."""
+        family = self._families.get(name)
         if family is None or family.headers:
             family = Family(name)
             self._count(name, family)
         return family
 
-    def _bare(self) -> Iterator[Piece]:
-        """The family before, where it has no samples."""
-        if self._family is not None and not self._has_samples and not self._given:
-            self._given = True
+    def _empty_family(self) -> Iterator[Piece]:
+        """Return the current family if it has no samples."""
+        if self._family is not None and not self._has_samples and not self._returned:
+            self._returned = True
             yield Piece(self._family, b"")
 
     def _samples(self, lines: bytes) -> Iterator[Piece]:
         family = self._family
         if family is not None and family.owns_all(lines):
-            yield from self._give(family, lines)
+            yield from self._return_lines(family, lines)
             return
-        kept: list[bytes] = []
+        pending: list[bytes] = []
         for line in lines.splitlines(keepends=True):
             quoted, plain = _NAME_OF_LINE.match(line).groups()  # type: ignore[union-attr]  # it matches anything
             name = quoted or plain
             family = self._family
             if family is None or not family.owns(name):
-                if kept and family is not None:
-                    yield from self._give(family, b"".join(kept))
-                yield from self._bare()
-                kept = []
-                self._family, self._has_samples = self._unnamed(name), False
-            kept.append(line)
-        if kept and self._family is not None:
-            yield from self._give(self._family, b"".join(kept))
+                if pending and family is not None:
+                    yield from self._return_lines(family, b"".join(pending))
+                yield from self._empty_family()
+                pending = []
+                self._family, self._has_samples = self._family_without_comments(name), False
+            pending.append(line)
+        if pending and self._family is not None:
+            yield from self._return_lines(self._family, b"".join(pending))
 
-    def _give(self, family: Family, lines: bytes) -> Iterator[Piece]:
+    def _return_lines(self, family: Family, lines: bytes) -> Iterator[Piece]:
         self._has_samples = True
         if self._checks is not None and (
-            family.name in self.wrong or not self._checks.fullmatch(lines) or not _is_utf8(lines)
+            family.name in self.invalid or not self._checks.fullmatch(lines) or not _is_utf8(lines)
         ):
-            self.wrong.add(family.name)
+            self.invalid.add(family.name)
             return
         yield Piece(family, lines)
 

@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from kumadp.exposition.names import ALLOW
-from kumadp.exposition.reader import MOST_PIECES, MOST_SAMPLES, SLICE, Family, Piece, Reader, TooLong, TooMany
+from kumadp.exposition.reader import (
+    MAX_PIECES,
+    MAX_SAMPLES,
+    SLICE,
+    ExpositionReader,
+    Family,
+    LineTooLong,
+    Piece,
+    TooManyFamilies,
+)
 from kumadp.metrics.bounds import with_go_bounds
 from kumadp.metrics.formats import END, Converter, Format
 from kumadp.metrics.sources import SourceFailed, opened
@@ -76,22 +85,22 @@ class Other:
         """Read it; ``known`` is set when its format is, or when there is none."""
         loop = asyncio.get_running_loop()
         since = loop.time()
-        reader = Reader(checks=True)
+        reader = ExpositionReader(checks=True)
         try:
             async with asyncio.timeout_at(deadline), opened(self.target, self.headers) as answer:
                 self.format = answer.format
-                reader = Reader(checks=True, is_open=self.format.is_open)
+                reader = ExpositionReader(checks=True, is_open=self.format.is_open)
                 known.set()
                 async for part in answer.parts():
                     for at in range(0, len(part), _TURN):
                         self._keep(reader.feed(part[at : at + _TURN]))
                         await asyncio.sleep(0)
                 self._keep(reader.end())
-            self.pieces = [piece for piece in self.pieces if piece.family.name not in reader.wrong]
-            self.result.skipped = len(reader.wrong)
-            if reader.wrong and not self.pieces:
+            self.pieces = [piece for piece in self.pieces if piece.family.name not in reader.invalid]
+            self.result.skipped = len(reader.invalid)
+            if reader.invalid and not self.pieces:
                 self._fail("its answer holds no metrics")
-        except (SourceFailed, TooLong, TooMany) as error:
+        except (SourceFailed, LineTooLong, TooManyFamilies) as error:
             self._fail(str(error))
         except TimeoutError:
             self._fail("it did not answer in time")
@@ -108,10 +117,10 @@ class Other:
             if not only or piece.family.name.startswith(only):
                 self.pieces.append(piece)
                 self._samples += piece.samples.count(b"\n")
-        if self._samples > MOST_SAMPLES:
-            raise TooMany(f"it has more than {MOST_SAMPLES} samples")
-        if len(self.pieces) > MOST_PIECES:
-            raise TooMany("its families are not grouped, and come in too many pieces")
+        if self._samples > MAX_SAMPLES:
+            raise TooManyFamilies(f"it has more than {MAX_SAMPLES} samples")
+        if len(self.pieces) > MAX_PIECES:
+            raise TooManyFamilies("its families are not grouped, and come in too many pieces")
 
     def changed(self, piece: Piece) -> Piece:
         """With the labels, and where kuma-dp rewrites the source with bounds as it writes them."""
@@ -155,7 +164,7 @@ class Live:
                 self.result.took = loop.time() - since
 
     async def _pieces(self, parts: AsyncIterator[bytes], deadline: float) -> AsyncIterator[Piece]:
-        reader, transform = Reader(checks=False), self.transform
+        reader, transform = ExpositionReader(checks=False), self.transform
         try:
             while (part := await _next(parts, deadline)) is not None:
                 for piece in reader.feed(part):
@@ -166,7 +175,7 @@ class Live:
                     yield with_go_bounds(changed)
             for changed in transform.end():
                 yield with_go_bounds(changed)
-        except (SourceFailed, TooLong, TooMany) as error:
+        except (SourceFailed, LineTooLong, TooManyFamilies) as error:
             self.result.why = str(error)
         except TimeoutError:
             self.result.why = "its answer did not end in time"

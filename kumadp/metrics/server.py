@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from kumadp.addresses import request_target
 from kumadp.exposition.names import DEFAULT
-from kumadp.exposition.reader import Piece, Reader
+from kumadp.exposition.reader import ExpositionReader, Piece
 from kumadp.host.net.serve import bind_unix, serve
 from kumadp.metrics.formats import (
     CONTENT_TYPES,
@@ -246,7 +246,7 @@ class MetricsServer:
         return Target("envoy", f"http://{f'[{host}]' if ':' in host else host}:{port}/stats?{query}")
 
     async def _own(self) -> list[Piece]:
-        reader = Reader(checks=True)
+        reader = ExpositionReader(checks=True)
         try:
             text, _ = await self._around.own()
             pieces = [*reader.feed(text), *reader.end()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.exposition.reader import MOST_FAMILIES
+from kumadp.exposition.reader import MAX_FAMILIES
 from kumadp.metrics import scrape
 from kumadp.metrics.formats import Format
 from kumadp.metrics.labels import Labels
@@ -114,11 +114,11 @@ async def test_others_have_their_turn_while_a_body_of_metrics_is_read(
 
 
 async def test_a_source_of_too_many_families_costs_its_own_part() -> None:
-    hostile = Exposition("".join(f"m{number} 1\n" for number in range(MOST_FAMILIES + 1)))
+    hostile = Exposition("".join(f"m{number} 1\n" for number in range(MAX_FAMILIES + 1)))
     app, envoy = Exposition(APP), Exposition(ENVOY)
     async with exposed(hostile, app, envoy), collecting(at(hostile, app, envoy=envoy)) as collector:
         got = await collector.scrape()
-        assert collector.concerns["app0"] == f"it has more than {MOST_FAMILIES} families"
+        assert collector.concerns["app0"] == f"it has more than {MAX_FAMILIES} families"
     assert not got.up("app0")
     assert got.value("app_temperature") == 21.5
     assert got.up("envoy")

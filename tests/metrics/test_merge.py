@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kumadp.exposition.reader import SLICE, Reader
+from kumadp.exposition.reader import SLICE, ExpositionReader
 from kumadp.metrics.merge import Clusters
 
 ONE, TWO = "-00112233445566ff", "-FFEEDDCCBBAA9988"
@@ -13,7 +13,7 @@ MESH = ',kuma_io_mesh_traffic="true"'
 
 def merged(text: str, size: int = 1 << 20) -> tuple[str, int]:
     """What is told, and how many families were left out."""
-    reader, clusters = Reader(checks=False), Clusters()
+    reader, clusters = ExpositionReader(checks=False), Clusters()
     data = text.encode()
     pieces = [piece for at in range(0, len(data), size) for piece in reader.feed(data[at : at + size])]
     told, before = [], None
@@ -157,7 +157,7 @@ def test_an_odd_family_is_left_out_alone() -> None:
 
 def test_much_is_told_in_slices() -> None:
     lines = "".join(f'c{{envoy_cluster_name="b{number}{ONE}"}} 1\n' for number in range(9000))
-    reader, clusters = Reader(checks=False), Clusters()
+    reader, clusters = ExpositionReader(checks=False), Clusters()
     pieces = [told for piece in reader.feed(lines.encode()) for told in clusters.take(piece)] + list(clusters.end())
     assert max(len(piece.samples) for piece in pieces) < 2 * SLICE
     assert sum(piece.samples.count(b"\n") for piece in pieces) == 9000

@@ -10,7 +10,7 @@ from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metr
 from opentelemetry.sdk.metrics.export import AggregationTemporality, Gauge, Histogram, Metric, Sum
 from opentelemetry.sdk.resources import Resource
 
-from kumadp.exposition.reader import Reader
+from kumadp.exposition.reader import ExpositionReader
 from kumadp.otel.otlp import BATCH, Mapper, Said
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ LABELED = '{envoy_cluster_name="a"}'
 
 def messages(text: str, scope: str = "envoy", slices: int = 0) -> list[MetricsData]:
     def said() -> Iterator[Said]:
-        reader = Reader(checks=True)
+        reader = ExpositionReader(checks=True)
         data = text.encode()
         step = slices or len(data)
         for at in range(0, len(data), step):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from kumadp.exposition.reader import Reader
+from kumadp.exposition.reader import ExpositionReader
 from kumadp.host.log.secrets import register
 from kumadp.otel.export_types import ExportOptions
 from kumadp.otel.push import Pusher
@@ -42,7 +42,7 @@ class Rig:
 
     async def _said(self, _seconds: float) -> AsyncIterator[tuple[str, Piece]]:
         self.asked += 1
-        reader = Reader(checks=False)
+        reader = ExpositionReader(checks=False)
         for piece in (*reader.feed(self.text), *reader.end()):
             yield "envoy", piece
 

@@ -24,7 +24,15 @@ from kumadp.envoy.server_state import configuration_error
 from kumadp.envoy.version import fits
 from kumadp.errors import KumadpError
 from kumadp.exposition.names import escaped_samples
-from kumadp.exposition.reader import MOST_PIECES, MOST_SAMPLES, Family, Piece, Reader, TooLong, TooMany
+from kumadp.exposition.reader import (
+    MAX_PIECES,
+    MAX_SAMPLES,
+    ExpositionReader,
+    Family,
+    LineTooLong,
+    Piece,
+    TooManyFamilies,
+)
 from kumadp.host.net.tls import read_anchors
 from kumadp.metrics.bounds import with_go_bounds
 from kumadp.metrics.formats import Converter, Format, accept_for_sources, choose
@@ -43,7 +51,7 @@ from kumadp.settings.values import parse_assignments, parse_duration
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-REFUSALS = (KumadpError, ValueError, TooLong, TooMany, InvalidBody, yaml.YAMLError)
+REFUSALS = (KumadpError, ValueError, LineTooLong, TooManyFamilies, InvalidBody, yaml.YAMLError)
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ def _bytes(make: Callable[[int], str]) -> Callable[[int], bytes]:
 
 
 def _expose(data: bytes) -> None:
-    reader = Reader(checks=True)
+    reader = ExpositionReader(checks=True)
     converter = Converter(Format.OPENMETRICS_1, Format.TEXT, "underscores")
     labels = Labels({"mesh": "default"})
     pieces = samples = 0
@@ -100,21 +108,21 @@ def _expose(data: bytes) -> None:
             labels.add(with_go_bounds(converter.convert(piece)))
             pieces += 1
             samples += piece.samples.count(b"\n")
-            if pieces > MOST_PIECES or samples > MOST_SAMPLES:
-                raise TooMany("as `Other` does")
+            if pieces > MAX_PIECES or samples > MAX_SAMPLES:
+                raise TooManyFamilies("as `Other` does")
     for piece in reader.end():
         converter.convert(piece)
 
 
 def _line_by_line(data: bytes) -> None:
     """An exposition that comes in the smallest of parts."""
-    reader = Reader(checks=True)
+    reader = ExpositionReader(checks=True)
     for at in range(0, len(data), 2):
         list(reader.feed(data[at : at + 2]))
 
 
 def _envoys(data: bytes) -> None:
-    reader, clusters = Reader(checks=False), Clusters()
+    reader, clusters = ExpositionReader(checks=False), Clusters()
     for piece in reader.feed(data):
         for cluster in clusters.take(piece):
             with_go_bounds(cluster)
