@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,14 @@ def test_links_lead_to_files_and_headings(name: str) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
             dead.append(link)
     assert dead == []
+
+
+PATH_IN_TEXT = re.compile(r"`((?:kumadp|tests|configs|systemd|\.ci)/[\w./@-]*)`")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_paths_in_readmes_exist(name: str) -> None:
+    assert [path for path in PATH_IN_TEXT.findall(text_of(name)) if not (ROOT / path).exists()] == []
 
 
 def test_only_the_command_line_ends_the_process() -> None:
