@@ -67,7 +67,7 @@ STATIC = ("assignment in two spellings", "original destination by header", "a fo
 
 
 @pytest.mark.parametrize("name", [*STATIC[:2], *(pytest.param(name, marks=pytest.mark.attack) for name in STATIC[2:])])
-def test_a_static_way_ends_it_before_envoy_starts(tmp_path: Path, name: str) -> None:
+def test_a_static_listener_that_exposes_the_admin_ends_kumadp(tmp_path: Path, name: str) -> None:
     ports = Ports.take()
     with (
         ScriptedControlPlane(bootstrap_answer(HOSTILE[name])) as plane,
@@ -276,7 +276,7 @@ def test_without_the_relay_a_way_that_comes_later_kills_envoy(rig: Rig, outside:
 
 
 @pytest.mark.attack
-def test_an_application_that_is_asked_serves_on_and_is_asked_once(rig: Rig, outside: str) -> None:
+def test_a_probed_application_is_requested_once(rig: Rig, outside: str) -> None:
     """What a mesh changes all the time, other services and their endpoints, asks no application again."""
     served = mesh(rig)
     served.inbound(rig.ports.inbound, rig.app.port, host=outside)
@@ -309,7 +309,7 @@ class Silent(socketserver.StreamRequestHandler):
 
 
 @pytest.mark.attack
-def test_a_silent_application_does_not_hold_up_ready_and_is_asked_on(rig: Rig, outside: str) -> None:
+def test_a_silent_application_does_not_delay_ready_and_is_probed_again(rig: Rig, outside: str) -> None:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Silent) as server:
         server.daemon_threads = True
         seen: list[tuple[bytes, int]] = []
@@ -328,7 +328,7 @@ def test_a_silent_application_does_not_hold_up_ready_and_is_asked_on(rig: Rig, o
 
 
 @pytest.mark.attack
-def test_an_application_that_is_another_envoy_is_left_alone(rig: Rig, outside: str, tmp_path: Path) -> None:
+def test_an_application_that_is_another_envoy_is_accepted(rig: Rig, outside: str, tmp_path: Path) -> None:
     """Its admin answers as ours would, and is somebody else's to show."""
     (port,) = free_ports(1)
     config = tmp_path / "other.json"

@@ -156,7 +156,7 @@ def test_nothing_is_sent_where_anything_is_not_ours(runtime: Path, kind: str) ->
     assert not note.exists()
 
 
-def test_root_acts_on_no_other_user_s_data_plane_that_it_was_not_told_of(runtime: Path) -> None:
+def test_root_acts_on_another_user_s_data_plane_only_by_name(runtime: Path) -> None:
     """Listed by the kernel or not: a name alone does not make it ours."""
     folder = runtime / "kumadp"
     if os.geteuid() == 0:
@@ -352,7 +352,7 @@ def test_the_commands_end_with_one_line(runtime: Path, command: list[str], kind:
 
 @pytest.mark.attack
 @pytest.mark.parametrize("kind", ["drip", "drip_continues", "flood_head", "silence"])
-def test_wait_ends_whatever_it_is_told_to_ask(runtime: Path, kind: str) -> None:
+def test_wait_ends_whatever_socket_it_queries(runtime: Path, kind: str) -> None:
     acts: dict[str, Callable[[socket.socket], object]] = {
         "drip": drip,
         "drip_continues": drip_continues,
@@ -403,7 +403,7 @@ def test_what_a_data_plane_says_cannot_drive_a_terminal(runtime: Path, output: s
     assert not [letter for letter in done.stdout if letter != "\n" and not letter.isprintable()]
 
 
-def test_a_name_is_wanted_where_another_user_s_data_plane_could_be_meant(
+def test_a_name_is_required_if_another_user_s_data_plane_is_possible(
     runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without --name only one of our own is ever asked, and only where there is no doubt."""

@@ -76,7 +76,7 @@ def test_a_crowd_takes_no_place_from_this_host(daemon: Daemon, door: str, sent: 
     serves_this_host(daemon)
 
 
-def test_an_envoy_that_dies_meanwhile_is_started_again(daemon: Daemon) -> None:
+def test_an_envoy_that_dies_during_the_attack_is_restarted(daemon: Daemon) -> None:
     with crowd(daemon.ports.probes, MANY, SLOW_POST), crowd(daemon.ports.dns, MANY, b"\x00"):
         killed = daemon.kill_envoy()
         poll(lambda: "envoy" in daemon.children() and daemon.envoy().pid != killed.pid, what="another Envoy")
@@ -86,7 +86,7 @@ def test_an_envoy_that_dies_meanwhile_is_started_again(daemon: Daemon) -> None:
         assert (envoy["restarts"], envoy["causes"].get("not started", 0)) == (1, 0)
 
 
-def test_a_stop_is_heard_meanwhile(daemon: Daemon) -> None:
+def test_a_stop_works_during_the_attack(daemon: Daemon) -> None:
     with crowd(daemon.ports.probes, MANY, SLOW_POST):
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK
@@ -97,7 +97,7 @@ def again(daemon: Daemon) -> None:
     poll(lambda: kumadp("reexec", environment=daemon.environment).returncode == 0, what="a re-execution", deadline=60)
 
 
-def test_a_reexecution_meanwhile_succeeds(daemon: Daemon) -> None:
+def test_a_reexecution_works_during_the_attack(daemon: Daemon) -> None:
     ports = daemon.ports
     with (
         crowd(ports.probes, MANY, SLOW_POST),

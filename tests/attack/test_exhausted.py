@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from kumadp.controlplane.trust import Trust
 
 
-async def test_an_admin_that_cannot_be_asked_is_not_private() -> None:
+async def test_an_admin_that_cannot_be_queried_is_not_private() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = ProbeAddress("127.0.0.1", server.getsockname()[1])
         prober = AdminProber("127.0.0.1:9901", 5.0)
@@ -97,7 +97,7 @@ async def test_a_bootstrap_is_requested_again_where_the_token_cannot_be_opened_n
     assert reasons
 
 
-async def test_a_name_server_and_an_application_that_cannot_be_asked_are_not_silent() -> None:
+async def test_a_failed_query_is_not_taken_for_silence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert await _connects("127.0.0.1", port, 5.0) is True

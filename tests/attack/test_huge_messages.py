@@ -29,7 +29,7 @@ def relay_status(daemon: Daemon) -> dict[str, Any]:
     return section
 
 
-def test_it_is_refused_with_one_line_and_all_else_goes_on(tmp_path: Path) -> None:
+def test_a_huge_message_is_rejected_with_one_line(tmp_path: Path) -> None:
     with XdsControlPlane() as plane, workload("backend-01") as app:
         rig = Rig(tmp_path, plane, app)
         mesh = plane.mesh(NODE)

@@ -156,7 +156,7 @@ def test_nothing_that_a_library_prints_or_logs_blocks_the_loop(loop: str) -> Non
     assert done.stdout == b"done"
 
 
-def test_what_libraries_say_is_logged_in_few_lines(tmp_path: Path) -> None:
+def test_errors_of_libraries_are_logged_in_few_lines(tmp_path: Path) -> None:
     path = tmp_path / "log"
     program = NOISE.replace("while True:\n        os.write", "while False:\n        os.write")
     program = program.replace('output_path=""', f"output_path={str(path)!r}")

@@ -42,7 +42,7 @@ def test_many_re_executions_in_a_row(loop: str, table: list[tuple[str, str, str]
     table.append((f"{TIMES} re-executions, {loop}: slowest answer", f"{load.longest:.2f} s", ""))
 
 
-def test_readiness_meanwhile(table: list[tuple[str, str, str]]) -> None:
+def test_readiness_during_a_reexecution(table: list[tuple[str, str, str]]) -> None:
     slowest = []
     with XdsControlPlane() as plane, open_loaded_rig(plane) as rig, rig.up() as daemon:
         for _ in range(OF_ALL):

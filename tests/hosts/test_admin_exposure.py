@@ -271,7 +271,7 @@ def test_a_way_to_the_admin_that_only_shows_when_it_runs_kills_envoy(hosts: Host
         assert ask(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.admin}/ready")[0] == 0
 
 
-def test_the_control_plane_s_own_listener_on_the_admin_s_port_is_left_alone(hosts: Hosts, tmp_path: Path) -> None:
+def test_the_control_plane_may_put_its_own_listener_on_the_admin_port(hosts: Hosts, tmp_path: Path) -> None:
     ports = Ports.take()
     bootstrap = hidden_way(tmp_path, ports, control_plane_listener(ports))
     prefix = knows_the_name(hosts, tmp_path)
@@ -294,7 +294,7 @@ def test_the_control_plane_s_own_listener_on_the_admin_s_port_is_left_alone(host
 
 
 @pytest.mark.parametrize("manner", ["answer", "hang"])
-def test_a_stranger_on_the_admin_s_port_is_asked_and_left_alone(hosts: Hosts, tmp_path: Path, manner: str) -> None:
+def test_another_program_on_the_admin_port_is_probed_and_accepted(hosts: Hosts, tmp_path: Path, manner: str) -> None:
     ports = Ports.take()
     seen = tmp_path / "seen"
     bootstrap = tmp_path / "bootstrap.json"

@@ -175,7 +175,7 @@ def test_the_image_is_as_small_as_readme_says(host: Podman, image: dict[str, Any
     assert added < int(megabytes) * 10**6
 
 
-def test_nothing_of_the_build_is_left(host: Podman, image: dict[str, Any]) -> None:
+def test_the_image_has_no_build_files(host: Podman, image: dict[str, Any]) -> None:
     tools = "gcc cc ld as strip make go git"
     places = "/tmp /root /source /opt/kumadp/bin/pip* /var/lib/apt/lists /var/cache/apt"
     script = f"command -v {tools}; ls -A {places} 2>/dev/null"
@@ -290,7 +290,7 @@ def test_the_commands_of_readme_work(host: Podman, image: dict[str, Any], coredn
     assert host.run("ps", "--format={{.Names}}") == ""
 
 
-def test_only_what_the_image_is_made_of_is_sent_to_the_build() -> None:
+def test_the_build_context_has_only_what_the_image_needs() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     dockerfile = (ROOT / "Dockerfile").read_text()
     assert {"kumadp", "pyproject.toml", ".ci/build-coredns"} <= allowed

@@ -201,7 +201,7 @@ def test_a_killed_kumadp_is_started_again_and_adopts_its_envoy(box: NspawnHost) 
     assert failed == 0
 
 
-def test_one_that_hangs_is_ended_by_the_watchdog_and_traffic_goes_on(box: NspawnHost) -> None:
+def test_a_hung_kumadp_is_ended_by_the_watchdog_and_traffic_continues(box: NspawnHost) -> None:
     change(box, "WatchdogSec=2")
     box.run("systemctl", "start", UNIT)
     pid, client = envoy(box), Asking(box)
@@ -283,7 +283,7 @@ def test_a_reload_applies_new_settings_without_a_lost_request(box: NspawnHost) -
     assert ask(box) == "yes"
 
 
-def test_the_doctor_says_where_the_unit_is_another_one(box: NspawnHost) -> None:
+def test_the_doctor_reports_a_unit_that_differs(box: NspawnHost) -> None:
     def units() -> list[tuple[str, str]]:
         report = json.loads(box.run("kumadp", "doctor", "--config=/etc/kumadp/web.yaml", "--output=json", check=False))
         return [(finding["state"], finding["text"]) for finding in report["findings"] if finding["check"] == "systemd"]

@@ -37,7 +37,7 @@ def test_systemd_finds_nothing_wrong(tmp_path: Path, name: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_key_that_systemd_does_not_know_would_be_found(tmp_path: Path) -> None:
+def test_an_unknown_key_would_be_reported(tmp_path: Path) -> None:
     done = verified(copied(tmp_path, "kumadp.service", "[Service]\nRestartSecs=1\n"))
     assert done.returncode == 1
     assert "Unknown key" in done.stderr
@@ -56,7 +56,7 @@ def test_the_two_differ_in_the_name_alone() -> None:
 
 
 @pytest.mark.parametrize("name", UNITS)
-def test_what_a_restart_does_not_mend_is_not_restarted(name: str) -> None:
+def test_exit_codes_that_a_restart_cannot_fix_prevent_it(name: str) -> None:
     from kumadp.errors import ExitCode
 
     match = re.search(r"^RestartPreventExitStatus=(.*)$", (FOLDER / name).read_text(), re.MULTILINE)

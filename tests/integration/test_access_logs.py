@@ -135,7 +135,7 @@ def sinks_more(sink: Sink, than: int) -> bool:
     return False
 
 
-def test_what_envoy_writes_at_its_end_is_sent(rig: Rig, sink: Sink) -> None:
+def test_the_last_lines_of_envoy_are_sent(rig: Rig, sink: Sink) -> None:
     """As it is by default: most of it is in Envoy's memory when it is told to end."""
     with rig.run() as daemon:
         rig.wait_ready(daemon)
@@ -177,7 +177,7 @@ def test_a_new_epoch_of_envoy(rig: Rig, sink: Sink) -> None:
 
 
 @pytest.mark.parametrize("how", ["reexec", "killed"])
-def test_kumadp_goes_and_another_comes(sink: Sink, how: str) -> None:
+def test_a_reexecuted_and_a_restarted_kumadp_send_every_line(sink: Sink, how: str) -> None:
     """Re-executed, it loses no line, and no connection; killed, what Envoy writes until the next one is there."""
     with open_loaded_rig("test") as rig:
         with rig.up(*QUICK) as daemon:
@@ -202,7 +202,7 @@ def test_kumadp_goes_and_another_comes(sink: Sink, how: str) -> None:
             assert rig.restarts(daemon) == 0
 
 
-def test_a_destination_that_is_away_for_a_while(rig: Rig, sink: Sink) -> None:
+def test_an_unreachable_destination_that_comes_back(rig: Rig, sink: Sink) -> None:
     with rig.run(*QUICK) as daemon, Sink() as other:
         rig.wait_ready(daemon)
         apply(rig, sink.address)

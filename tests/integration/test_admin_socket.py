@@ -69,14 +69,14 @@ def test_reloads_deaths_and_drain(loaded_rig: LoadedRig) -> None:
         assert daemon.wait() == 0
 
 
-def test_health_checks_are_failed_before_the_end(loaded_rig: LoadedRig) -> None:
+def test_health_checks_are_failed_before_the_stop(loaded_rig: LoadedRig) -> None:
     with loaded_rig.up() as daemon:
         daemon.terminate()
         assert daemon.wait() == 0
         assert "failing Envoy's health checks failed" not in daemon.output()
 
 
-def test_a_kumadp_after_a_killed_one_goes_on(loaded_rig: LoadedRig) -> None:
+def test_envoy_is_adopted_after_kumadp_was_killed(loaded_rig: LoadedRig) -> None:
     with loaded_rig.up() as daemon:
         envoy = loaded_rig.the_envoy()
         inode = socket_of(loaded_rig).stat().st_ino

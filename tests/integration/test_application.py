@@ -83,7 +83,7 @@ raise SystemExit(7)
         assert not is_listening(ports.outbound)
 
 
-def test_an_open_connection_of_a_peer_does_not_hold_an_end_that_has_nothing_to_serve(
+def test_an_open_connection_does_not_delay_a_stop_after_the_application_ended(
     tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication
 ) -> None:
     with run_kumadp(tmp_path, ports, *mesh, *app.command) as daemon:
@@ -131,7 +131,7 @@ def test_it_gets_the_signal_that_was_sent_to_us(
         assert app.told == [number.name]
 
 
-def test_after_a_drain_of_inbound_it_is_told_at_once(
+def test_after_a_drain_of_inbound_the_signal_is_sent_at_once(
     tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication
 ) -> None:
     app.touch("end")
@@ -171,7 +171,7 @@ def test_a_third_signal_kills_everything(
         poll(lambda: gone(pid), what="the end of the application")
 
 
-def test_one_that_does_not_end_is_killed_with_what_it_left_running(
+def test_an_application_that_does_not_stop_is_killed_with_its_children(
     tmp_path: Path, ports: Ports, mesh: tuple[str, ...]
 ) -> None:
     script = """
@@ -187,7 +187,7 @@ while True: time.sleep(1000)
         poll(lambda: gone(other), what="the end of what it left running")
 
 
-def test_sighup_is_the_application_s(tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication) -> None:
+def test_sighup_is_forwarded(tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication) -> None:
     app.touch("end")
     with run_kumadp(tmp_path, ports, *mesh, *app.command) as daemon:
         poll(lambda: app.pid, what="the application")
@@ -198,14 +198,14 @@ def test_sighup_is_the_application_s(tmp_path: Path, ports: Ports, mesh: tuple[s
         assert daemon.wait() == 3
 
 
-def test_at_once_it_waits_for_nothing(tmp_path: Path, ports: Ports) -> None:
+def test_the_application_can_start_without_waiting_for_traffic(tmp_path: Path, ports: Ports) -> None:
     (port,) = free_ports(1)
     away = ("--name=web", "--mesh=default", f"--cp-address=http://127.0.0.1:{port}", "--application-start=at-once")
     with run_kumadp(tmp_path, ports, *away, *python("raise SystemExit(5)")) as daemon:
         assert daemon.wait() == 5, daemon.output()
 
 
-def test_a_stop_before_it_was_started_is_a_clean_one(tmp_path: Path, ports: Ports, app: OwnApplication) -> None:
+def test_a_stop_before_the_application_starts_exits_cleanly(tmp_path: Path, ports: Ports, app: OwnApplication) -> None:
     (port,) = free_ports(1)
     away = ("--name=web", "--mesh=default", f"--cp-address=http://127.0.0.1:{port}")
     with run_kumadp(tmp_path, ports, *away, *app.command) as daemon:
@@ -215,7 +215,7 @@ def test_a_stop_before_it_was_started_is_a_clean_one(tmp_path: Path, ports: Port
         assert app.read("pid") == ""
 
 
-def test_a_sidecar_that_cannot_go_on_takes_it_down(
+def test_a_failed_sidecar_stops_the_application(
     tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication
 ) -> None:
     app.touch("end")
@@ -226,7 +226,7 @@ def test_a_sidecar_that_cannot_go_on_takes_it_down(
         assert app.told == ["SIGTERM"]
 
 
-def test_or_leaves_it_and_hands_every_signal_on(
+def test_a_failed_sidecar_may_leave_the_application_and_forward_signals(
     tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication, app_port: int
 ) -> None:
     with run_kumadp(
@@ -245,7 +245,7 @@ def test_or_leaves_it_and_hands_every_signal_on(
 
 
 @pytest.mark.parametrize("flag", ["stop", "leave"])
-def test_the_same_where_the_control_plane_refuses(
+def test_the_application_when_the_control_plane_rejects_the_data_plane(
     tmp_path: Path, app: OwnApplication, app_port: int, flag: str
 ) -> None:
     short = (sys.executable, str(Path(short_grace_period.__file__)), "0.5", "1.0")
@@ -266,7 +266,7 @@ def test_the_same_where_the_control_plane_refuses(
 
 
 @pytest.mark.parametrize(("flag", "told"), [("stop", ["SIGTERM"]), ("leave", [])])
-def test_the_same_where_kumadp_is_killed(
+def test_the_application_when_kumadp_is_killed(
     tmp_path: Path,
     ports: Ports,
     mesh: tuple[str, ...],
@@ -291,7 +291,7 @@ def test_the_same_where_kumadp_is_killed(
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_reexecution_keeps_it(tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication) -> None:
+def test_it_survives_a_reexecution(tmp_path: Path, ports: Ports, mesh: tuple[str, ...], app: OwnApplication) -> None:
     with run_kumadp(tmp_path, ports, *mesh, *app.command) as daemon:
         pid = app.pid
         daemon.process.send_signal(signal.SIGUSR1)
@@ -370,7 +370,7 @@ while True: time.sleep(1000)
         (("--dataplane-file=-", "--", "true"), ExitCode.SETTINGS, "standard input is the application's"),
     ],
 )
-def test_what_cannot_be_is_told_at_once(arguments: tuple[str, ...], code: ExitCode, text: str) -> None:
+def test_impossible_commands_fail_at_once(arguments: tuple[str, ...], code: ExitCode, text: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "kumadp", "run", *arguments], capture_output=True, text=True, check=False, timeout=60
     )

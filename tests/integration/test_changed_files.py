@@ -33,7 +33,7 @@ def lines(daemon: Daemon, part: str) -> list[str]:
     return [line for line in daemon.output().splitlines() if part in line]
 
 
-def test_a_changed_dataplane_is_taken_by_a_reload_that_is_told_in_one_line(rig: Rig, plane: XdsControlPlane) -> None:
+def test_a_changed_dataplane_is_applied_by_a_reload_and_logged_in_one_line(rig: Rig, plane: XdsControlPlane) -> None:
     with rig.run(RELOAD) as daemon:
         rig.wait_ready(daemon)
         before = len(plane.bootstrap_requests)
@@ -60,7 +60,7 @@ def test_a_broken_dataplane_changes_nothing_and_says_why(rig: Rig) -> None:
         logged(daemon, f"reload ({rig.file} changed)", "epoch 1 serves")
 
 
-def test_a_changed_token_is_told_and_its_end_is_known(rig: Rig) -> None:
+def test_a_changed_token_is_logged_and_its_expiry_read(rig: Rig) -> None:
     with rig.run(RELOAD) as daemon:
         rig.wait_ready(daemon)
         token = rig.token.read_text()
@@ -84,7 +84,7 @@ def test_a_reload_by_hand_is_not_done_again_for_the_files_it_took(rig: Rig) -> N
         assert len(lines(daemon, "serves after")) == 1
 
 
-def test_a_change_is_left_to_the_next_reload_where_that_is_wanted(rig: Rig) -> None:
+def test_a_change_may_wait_for_the_next_reload(rig: Rig) -> None:
     with rig.run("--on-file-change=report") as daemon:
         rig.wait_ready(daemon)
         rig.dataplane["networking"]["inbound"][0]["tags"]["version"] = "v2"

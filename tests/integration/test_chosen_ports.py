@@ -119,7 +119,7 @@ def test_several_with_the_same_flags_each_have_ports_of_their_own(folder: Path, 
             assert request["dnsPort"] > 0
 
 
-def test_the_ports_stay_over_a_reload_a_re_execution_and_a_kill(folder: Path, plane: XdsControlPlane) -> None:
+def test_ports_survive_a_reload_a_reexecution_and_a_kill(folder: Path, plane: XdsControlPlane) -> None:
     with workload("web") as application:
         instance = Instance(folder / "0", plane, 0, application.port)
         with instance.run("--on-parent-death=keep") as daemon:

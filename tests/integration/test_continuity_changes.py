@@ -143,7 +143,7 @@ def test_another_trust_is_taken(loaded_rig: LoadedRig, plane: XdsControlPlane, h
         assert loaded_rig.status(daemon)["concerns"] == []
 
 
-def test_another_control_plane_is_gone_to_when_the_first_one_goes(
+def test_the_second_control_plane_is_used_if_the_first_is_unreachable(
     loaded_rig: LoadedRig, plane: XdsControlPlane
 ) -> None:
     settings = led_by_a_file(loaded_rig)

@@ -82,7 +82,7 @@ def test_an_envoy_that_took_over_is_adopted_while_the_old_one_drains(loaded_rig:
     assert loaded_rig.leftovers() == []
 
 
-def test_a_dead_old_envoy_is_stood_in_for_again(loaded_rig: LoadedRig) -> None:
+def test_the_socket_of_a_dead_old_envoy_is_answered_after_adoption(loaded_rig: LoadedRig) -> None:
     """The new Envoy would abort 10 s after it finds nobody where the old one was."""
     drain = f"--drain-time={DRAIN}s"
     with contextlib.ExitStack() as stack:
@@ -105,7 +105,7 @@ def test_a_dead_old_envoy_is_stood_in_for_again(loaded_rig: LoadedRig) -> None:
     assert loaded_rig.leftovers() == []
 
 
-def test_what_was_killed_with_everything_is_swept_at_the_next_start(loaded_rig: LoadedRig) -> None:
+def test_leftovers_of_a_killed_run_are_removed_at_the_next_start(loaded_rig: LoadedRig) -> None:
     with loaded_rig.up() as first:
         loaded_rig.reload(first)
         loaded_rig.kill(first)
@@ -124,7 +124,7 @@ def test_what_was_killed_with_everything_is_swept_at_the_next_start(loaded_rig: 
 
 
 @pytest.mark.parametrize("what", ["another boot", "another program", "torn", "others may read it", "no part", "none"])
-def test_what_cannot_be_trusted_is_not_adopted(loaded_rig: LoadedRig, what: str) -> None:
+def test_untrusted_leftovers_are_not_adopted(loaded_rig: LoadedRig, what: str) -> None:
     file = loaded_rig.work / "state.json"
     with loaded_rig.up() as first, _stranger() as stranger:
         loaded_rig.kill(first)
@@ -167,7 +167,7 @@ def _spoil(file: Path, state: dict[str, Any], what: str, stranger: psutil.Proces
         file.unlink()
 
 
-def test_an_adopted_envoy_that_would_be_started_otherwise_now_is_replaced_at_once(loaded_rig: LoadedRig) -> None:
+def test_an_adopted_envoy_with_outdated_arguments_is_replaced_at_once(loaded_rig: LoadedRig) -> None:
     binary = loaded_rig.folder / "envoy"
     os.link(need_envoy(), binary)
     flags = (f"--binary-path={binary}", "--envoy-log-level=debug")
@@ -216,7 +216,7 @@ def test_an_adopted_envoy_whose_dataplane_has_changed_is_replaced_at_once(loaded
                 assert len(loaded_rig.plane.journal.events(What.ADMITTED)) == 2
 
 
-def test_where_the_reload_fails_the_control_plane_is_told_of_what_runs(
+def test_if_the_reload_fails_the_control_plane_gets_the_running_dataplane(
     loaded_rig: LoadedRig, plane: XdsControlPlane
 ) -> None:
     """A Dataplane that has changed is told with the first stream after an adoption, before its Envoy is there."""
@@ -263,7 +263,7 @@ def test_core_dns_is_adopted(loaded_rig: LoadedRig) -> None:
     assert loaded_rig.leftovers() == []
 
 
-def test_where_children_are_to_die_they_do(loaded_rig: LoadedRig) -> None:
+def test_children_die_with_kumadp_if_configured(loaded_rig: LoadedRig) -> None:
     with loaded_rig.up("--on-parent-death=kill") as first:
         envoy = loaded_rig.the_envoy()
         loaded_rig.kill(first)

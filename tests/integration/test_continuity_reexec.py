@@ -35,7 +35,7 @@ def _name(daemon: Daemon) -> str:
 
 @pytest.mark.parametrize("mtls", [False, True], ids=["plain", "mtls"])
 @on_both_control_planes
-def test_nobody_notices(loaded_rig: LoadedRig, mtls: bool) -> None:
+def test_no_request_is_lost_and_no_process_changes(loaded_rig: LoadedRig, mtls: bool) -> None:
     if mtls:
         loaded_rig.plane.use_mtls()
     loaded_rig.with_probes()
@@ -131,7 +131,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_a_broken_program_is_refused_and_the_old_one_goes_on(loaded_rig: LoadedRig, how: str) -> None:
+def test_a_broken_program_is_refused_and_the_old_one_keeps_running(loaded_rig: LoadedRig, how: str) -> None:
     ours, file = Path(kumadp.__file__).parent, BROKEN[how][0]
     shutil.copytree(ours, loaded_rig.folder / "kumadp", ignore=shutil.ignore_patterns("__pycache__"))
     broken = loaded_rig.folder / "kumadp" / file
@@ -171,7 +171,7 @@ def test_readiness_is_answered_while_the_new_program_starts(loaded_rig: LoadedRi
             loaded_rig.wait_phase(daemon, "READY")
 
 
-def test_what_has_changed_meanwhile_is_taken(loaded_rig: LoadedRig) -> None:
+def test_a_dataplane_changed_before_the_reexec_is_applied(loaded_rig: LoadedRig) -> None:
     config = loaded_rig.folder / "kumadp.yaml"
     config.write_text("dataplaneRuntime: {envoyLogLevel: warning}\n")
     with loaded_rig.up(f"--config={config}") as daemon:
@@ -183,7 +183,7 @@ def test_what_has_changed_meanwhile_is_taken(loaded_rig: LoadedRig) -> None:
         assert "error" in loaded_rig.the_envoy().cmdline()
 
 
-def test_it_waits_for_nothing_half_done(loaded_rig: LoadedRig) -> None:
+def test_reexec_waits_for_a_running_reload(loaded_rig: LoadedRig) -> None:
     """Asked for in the middle of a reload it is refused or done, whole; traffic goes on, and it can be asked again."""
     with loaded_rig.up() as daemon, loaded_rig.load():
         for pause in range(6):

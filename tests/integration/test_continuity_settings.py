@@ -40,7 +40,7 @@ def over(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize("flags", [((), (WITHOUT,)), ((WITHOUT,), ())], ids=["off", "on"])
-def test_an_envoy_that_was_led_another_way_is_replaced(
+def test_an_envoy_with_another_path_to_the_control_plane_is_replaced(
     loaded_rig: LoadedRig, flags: tuple[tuple[str, ...], ...]
 ) -> None:
     before, after = flags
@@ -64,7 +64,7 @@ def test_an_envoy_that_was_led_another_way_is_replaced(
     assert loaded_rig.leftovers() == []
 
 
-def test_a_core_dns_that_was_left_has_no_use_without_dns(loaded_rig: LoadedRig) -> None:
+def test_a_left_coredns_is_killed_if_dns_is_disabled(loaded_rig: LoadedRig) -> None:
     need_coredns()
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(loaded_rig.up(dns=True))
@@ -78,7 +78,7 @@ def test_a_core_dns_that_was_left_has_no_use_without_dns(loaded_rig: LoadedRig) 
     assert loaded_rig.leftovers() == []
 
 
-def test_what_died_is_known_after_a_re_execution(loaded_rig: LoadedRig) -> None:
+def test_the_last_exit_survives_a_reexecution(loaded_rig: LoadedRig) -> None:
     with loaded_rig.up() as daemon:
         loaded_rig.kill_envoy(daemon)
         before = loaded_rig.status(daemon)["children"]["envoy"]

@@ -87,7 +87,7 @@ def test_a_bad_configuration(tmp_path: Path) -> None:
     assert "its configuration is wrong" in message.read_text()
 
 
-def test_out_of_memory_is_told_from_a_kill(tmp_path: Path) -> None:
+def test_out_of_memory_is_distinguished_from_a_kill(tmp_path: Path) -> None:
     ports = Ports.take()
     with memory_cgroup(400) as cgroup, workload("web") as app, workload("backend") as backend:
         arguments = mesh(tmp_path, ports, app.port, backend.port)
@@ -118,7 +118,7 @@ def test_out_of_memory_is_told_from_a_kill(tmp_path: Path) -> None:
         (("--standalone=dataplane.yaml",), ExitCode.RESOURCE, "networking.address"),
     ],
 )
-def test_what_fails_before_anything_runs_is_told_to_kubernetes_too(
+def test_early_failures_are_in_the_termination_message(
     tmp_path: Path, flags: tuple[str, ...], code: ExitCode, text: str
 ) -> None:
     message = tmp_path / "termination-log"

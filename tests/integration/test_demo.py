@@ -65,7 +65,7 @@ class TestTable:
         assert state_of("workload web", lines) == "down"
         assert state_of("inbound", lines) == "up"
 
-    def test_no_story_makes_the_table_wider(self) -> None:
+    def test_no_text_makes_the_table_wider(self) -> None:
         child = {**RUNNING, "restarts": 2, "last_exit": "ended, its last line: " + "x" * 500}
         wide = [line for line in render(scene(), status(children={"envoy": child}), 1000.0) if len(line) > 160]
         assert wide == [f"Last end: {child['last_exit']}"]
@@ -88,7 +88,7 @@ class TestTable:
         assert state_of("inbound", lines) == "draining"
         assert state_of("virtual probes", lines) == "up"
 
-    def test_a_part_that_failed_for_good_is_shown_with_its_story(self) -> None:
+    def test_a_part_that_failed_permanently_is_shown_with_its_reason(self) -> None:
         lines = render(scene(), status(fatal={"standalone": "the folder is gone"}), 1000.0)
         assert any("standalone" in line and "the folder is gone" in line for line in lines)
         assert not any("FAILED" in line for line in render(scene(), status(), 1000.0))
@@ -96,7 +96,7 @@ class TestTable:
     def test_a_child_that_is_not_there_is_down(self) -> None:
         assert child_state({}) == "down"
 
-    def test_what_did_not_change_is_not_written_again(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_unchanged_rows_are_not_written_again(self, capsys: pytest.CaptureFixture[str]) -> None:
         screen = Screen(sys.stdout)
         screen.show(["one", "two"])
         screen.show(["one", "two"])
@@ -104,7 +104,7 @@ class TestTable:
         screen.show(["three"])
         assert capsys.readouterr().out == "\x1b[2F\x1b[Jthree\n"
 
-    def test_what_has_no_room_is_left_out_so_that_it_can_be_drawn_over(
+    def test_rows_below_the_screen_are_omitted(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((10, 4)))
@@ -116,7 +116,7 @@ class TestTable:
 
 
 class TestDns:
-    def test_the_question_is_what_dnspython_would_ask(self) -> None:
+    def test_the_query_equals_that_of_dnspython(self) -> None:
         question = dns.message.from_wire(encode_query("backend.mesh", number=7))
         assert question.id == 7
         assert [str(record) for record in question.question] == ["backend.mesh. IN A"]
@@ -131,7 +131,7 @@ class TestDns:
     @pytest.mark.parametrize(
         "message", [b"", b"\x00\x07", encode_query("backend.mesh", number=7), b"\x00\x07\x80\x00\x00\x09"]
     )
-    def test_what_is_no_answer_is_an_error(self, message: bytes) -> None:
+    def test_a_malformed_answer_is_an_error(self, message: bytes) -> None:
         with pytest.raises(DnsAnswerError):
             decode_answer(7, message)
 
@@ -284,7 +284,7 @@ def terminal(short_folder: Path) -> Iterator[Terminal]:
 
 
 @pytest.mark.process
-def test_on_a_terminal_the_table_is_kept_current_and_control_c_drains(terminal: Terminal, short_folder: Path) -> None:
+def test_on_a_terminal_the_table_is_refreshed_and_control_c_drains(terminal: Terminal, short_folder: Path) -> None:
     terminal.wait_for("kumadp: READY")
     envoy = poll(lambda: re.findall(r"kill -9 (\d+)", "\n".join(terminal.last_drawing())), what="a pid")
     probe = re.findall(r"http://127.0.0.1:(\d+)(/\d+/healthz)", terminal.text())[0]

@@ -85,12 +85,12 @@ def test_the_embedded_resolver_can_be_chosen(tmp_path: Path, ports: Ports) -> No
         assert "coredns" not in daemon.children()
 
 
-def test_a_coredns_that_must_be_there_and_is_not(tmp_path: Path, ports: Ports) -> None:
+def test_a_required_coredns_that_is_missing(tmp_path: Path, ports: Ports) -> None:
     with running(tmp_path, ports, "--dns-mode=coredns", coredns="no-such-coredns") as daemon:
         assert daemon.wait() == ExitCode.BINARY_NOT_FOUND
 
 
-def test_a_coredns_asked_for_by_path_must_be_there(tmp_path: Path, ports: Ports) -> None:
+def test_a_coredns_configured_by_path_must_exist(tmp_path: Path, ports: Ports) -> None:
     with running(tmp_path, ports, coredns=str(tmp_path / "none")) as daemon:
         assert daemon.wait() == ExitCode.BINARY_NOT_FOUND
         assert "none is not there" in daemon.output().splitlines()[-1]
@@ -164,7 +164,7 @@ def with_control_plane(tmp_path: Path, ports: Ports, *more: str, template: str |
                 yield daemon
 
 
-def test_the_control_plane_s_template_is_used_unless_the_user_has_one(tmp_path: Path, ports: Ports) -> None:
+def test_the_template_of_the_control_plane_is_used_unless_configured(tmp_path: Path, ports: Ports) -> None:
     coredns = f"--dns-coredns-path={need_coredns()}"
     theirs = own_names(theirs="127.0.0.8")
     with with_control_plane(tmp_path, ports, coredns, template=theirs):
@@ -177,7 +177,7 @@ def test_the_control_plane_s_template_is_used_unless_the_user_has_one(tmp_path: 
         assert ask(ports.dns, "theirs.mesh")[1] == []
 
 
-def test_names_are_not_waited_for_once_envoy_serves_without_any(tmp_path: Path, ports: Ports) -> None:
+def test_readiness_does_not_wait_for_names_once_envoy_serves_without_any(tmp_path: Path, ports: Ports) -> None:
     """Here the control plane has the Dataplane, so what it sends can only be seen."""
     with with_control_plane(tmp_path, ports, "--dns-mode=embedded", template=None) as daemon:
         daemon.wait_ready()
@@ -186,7 +186,7 @@ def test_names_are_not_waited_for_once_envoy_serves_without_any(tmp_path: Path, 
         assert ask(ports.dns, "nobody.mesh")[0] == "SERVFAIL"
 
 
-def test_the_resolver_answers_for_good_where_coredns_dies_for_good(tmp_path: Path, ports: Ports) -> None:
+def test_the_fallback_answers_permanently_if_coredns_fails_permanently(tmp_path: Path, ports: Ports) -> None:
     coredns = str(need_coredns())
     with running(tmp_path, ports, "--coredns-restart-budget=0", coredns=coredns) as daemon:
         daemon.wait_ready()
@@ -209,7 +209,7 @@ def test_the_resolver_answers_for_good_where_coredns_dies_for_good(tmp_path: Pat
 
 
 @pytest.mark.parametrize("real", [False, True])
-def test_the_resolver_answers_where_coredns_is_too_old(tmp_path: Path, ports: Ports, real: bool) -> None:
+def test_the_fallback_answers_if_coredns_is_too_old(tmp_path: Path, ports: Ports, real: bool) -> None:
     coredns = tmp_path / "coredns"
     if real:
         coredns = need_other_coredns("OLD")
@@ -252,7 +252,7 @@ def test_sigkill_of_kumadp_leaves_no_coredns(tmp_path: Path, ports: Ports) -> No
             poll(lambda: not child.is_running() or child.status() == "zombie", what=f"{name} gone")  # noqa: B023
 
 
-def test_dns_is_off_where_that_is_asked_for(tmp_path: Path, ports: Ports) -> None:
+def test_dns_can_be_disabled(tmp_path: Path, ports: Ports) -> None:
     with running(tmp_path, ports, "--dns-enabled=false", coredns=str(need_coredns())) as daemon:
         daemon.wait_ready()
         assert "coredns" not in daemon.children()

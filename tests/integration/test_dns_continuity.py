@@ -44,13 +44,13 @@ def under_load(daemon: Daemon, ports: Ports) -> None:
         assert ask(ports.dns, "backend.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
 
 
-def test_the_embedded_resolver_goes_on_over_a_reexecution(tmp_path: Path, ports: Ports) -> None:
+def test_the_embedded_resolver_survives_a_reexecution(tmp_path: Path, ports: Ports) -> None:
     with running(tmp_path, ports, "--dns-mode=embedded", coredns="coredns") as daemon:
         daemon.wait_ready()
         under_load(daemon, ports)
 
 
-def test_the_stand_in_goes_on_over_a_reexecution(tmp_path: Path, ports: Ports) -> None:
+def test_the_fallback_survives_a_reexecution(tmp_path: Path, ports: Ports) -> None:
     coredns = str(need_coredns())
     with running(tmp_path, ports, "--coredns-restart-budget=0", coredns=coredns) as daemon:
         daemon.wait_ready()

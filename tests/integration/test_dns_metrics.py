@@ -56,7 +56,7 @@ def ask(port: int, name: str, kind: str = "A") -> str:
     return ""
 
 
-def test_what_is_asked_is_counted(tmp_path: Path) -> None:
+def test_queries_are_counted(tmp_path: Path) -> None:
     with XdsControlPlane() as plane, open_rig(tmp_path, plane) as rig, rig.run(environment=EMBEDDED) as daemon:
         rig.wait_traffic()
         bucket = "kuma_dp_dns_config_ready_wait_seconds_count"

@@ -82,7 +82,7 @@ def test_ports_that_are_taken_name_their_holder(tmp_path: Path) -> None:
     assert f"(pid {os.getpid()})" in checks["ports"][0]["text"]
 
 
-def test_programs_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_not_programs(tmp_path: Path) -> None:
     ports = Ports.take()
     more = ("--binary-path=/none/envoy", "--dns-enabled=true", "--dns-coredns-path=/bin/true")
     code, checks = findings(tmp_path, *standalone(tmp_path, ports), *more)
@@ -139,7 +139,7 @@ def test_beside_a_running_data_plane(tmp_path: Path) -> None:
             assert "a crash record: " in checks["running"][1]["text"]
 
 
-def test_beside_one_that_is_not_ready(tmp_path: Path) -> None:
+def test_beside_a_data_plane_that_is_not_ready(tmp_path: Path) -> None:
     ports = Ports.take()
     flags = (f"--cp-address=https://127.0.0.1:{free_port()}", "--name=web", "--mesh=default")
     with run_kumadp(tmp_path, ports, *flags) as daemon:
@@ -151,7 +151,7 @@ def test_beside_one_that_is_not_ready(tmp_path: Path) -> None:
     assert checks["running"][0]["text"].startswith("not ready: bootstrap: control plane https://127.0.0.1:")
 
 
-def test_an_envoy_that_a_dead_kumadp_left(tmp_path: Path) -> None:
+def test_an_envoy_left_by_a_dead_kumadp(tmp_path: Path) -> None:
     ports = Ports.take()
     work = folders(tmp_path)[1]
     with workload("web") as app:

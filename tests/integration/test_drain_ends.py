@@ -31,7 +31,7 @@ def end(daemon: Daemon) -> None:
     assert daemon.wait() == 0, daemon.output()
 
 
-def test_a_connection_of_the_workload_holds_the_drain_and_its_end_ends_it(
+def test_an_open_connection_prolongs_the_drain_until_it_closes(
     tmp_path: Path, ports: Ports, mesh: tuple[str, ...]
 ) -> None:
     with run_kumadp(tmp_path, ports, *mesh, "--min-drain-time=0s") as daemon:
@@ -51,7 +51,7 @@ def test_a_connection_of_the_workload_holds_the_drain_and_its_end_ends_it(
         end(daemon)
 
 
-def test_where_nothing_is_connected_the_least_time_is_waited(
+def test_without_connections_the_drain_takes_the_minimum_time(
     tmp_path: Path, ports: Ports, mesh: tuple[str, ...]
 ) -> None:
     with run_kumadp(tmp_path, ports, *mesh, "--min-drain-time=1s") as daemon:
@@ -63,7 +63,7 @@ def test_where_nothing_is_connected_the_least_time_is_waited(
         end(daemon)
 
 
-def test_before_the_drain_readiness_alone_says_so(tmp_path: Path, ports: Ports, mesh: tuple[str, ...]) -> None:
+def test_during_the_pre_drain_delay_only_readiness_changes(tmp_path: Path, ports: Ports, mesh: tuple[str, ...]) -> None:
     with run_kumadp(tmp_path, ports, *mesh, "--pre-drain-delay=300s", "--min-drain-time=0s") as daemon:
         daemon.wait_ready()
         daemon.terminate()

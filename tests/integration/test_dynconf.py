@@ -65,7 +65,7 @@ class Dynamic:
         )
 
 
-def test_taken_changed_and_removed(rig: Rig) -> None:
+def test_a_body_is_applied_changed_and_removed(rig: Rig) -> None:
     with rig.run(environment=INTERVAL) as daemon:
         rig.wait_ready(daemon)
         dynamic = Dynamic(rig, daemon)
@@ -95,7 +95,7 @@ def test_names_are_answered_by_the_embedded_resolver(rig: Rig) -> None:
         poll(lambda: resolved(daemon) == ["240.0.0.7"], what="the change")
 
 
-def test_names_that_cannot_come_are_not_waited_for(rig: Rig) -> None:
+def test_readiness_does_not_wait_for_names_that_cannot_come(rig: Rig) -> None:
     """The default set-up: no transparent proxying, so Kuma sends no names. They are taken if they come all the same."""
     with rig.run(environment=WITHOUT_COREDNS, dns=True) as daemon:
         rig.wait_ready(daemon)
@@ -107,7 +107,7 @@ def test_names_that_cannot_come_are_not_waited_for(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("relay", ["on", "off"])
-def test_names_that_could_come_are_waited_for_until_envoy_serves_without_any(rig: Rig, relay: str) -> None:
+def test_readiness_waits_for_names_until_envoy_serves_without_any(rig: Rig, relay: str) -> None:
     inbound, outbound = free_ports(2)
     redirected = {"redirectPortInbound": inbound, "redirectPortOutbound": outbound}
     rig.dataplane["networking"]["transparentProxying"] = redirected
@@ -127,7 +127,7 @@ def resolved(daemon: Daemon, *, tcp: bool = False) -> list[str]:
     return []
 
 
-def test_what_envoy_has_taken_is_asked_for_at_once(rig: Rig) -> None:
+def test_a_new_listener_is_polled_at_once(rig: Rig) -> None:
     with rig.run(environment=RARELY) as daemon:
         rig.wait_ready(daemon)
         dynamic = Dynamic(rig, daemon)
@@ -156,7 +156,7 @@ def test_envoy_dies_and_comes_back(rig: Rig, relay: str) -> None:
         assert rig.status(daemon)["concerns"] == []
 
 
-def test_nothing_stops_at_a_reload(rig: Rig) -> None:
+def test_polling_continues_during_a_reload(rig: Rig) -> None:
     with rig.run(environment=INTERVAL) as daemon:
         rig.wait_ready(daemon)
         dynamic = Dynamic(rig, daemon)
@@ -176,7 +176,7 @@ def test_nothing_stops_at_a_reload(rig: Rig) -> None:
         assert rig.status(daemon)["concerns"] == []
 
 
-def test_a_wrong_body_is_a_concern(rig: Rig) -> None:
+def test_an_invalid_body_is_a_warning(rig: Rig) -> None:
     with rig.run(environment=INTERVAL) as daemon:
         rig.wait_ready(daemon)
         dynamic = Dynamic(rig, daemon)

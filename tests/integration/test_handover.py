@@ -20,7 +20,7 @@ pytestmark = pytest.mark.process
 
 @pytest.mark.parametrize("fate", ["kill", "keep"])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_the_same_process_goes_on_and_nothing_is_lost(loop: str, fate: str) -> None:
+def test_the_same_process_continues_and_nothing_is_lost(loop: str, fate: str) -> None:
     with program(loop, fate=fate) as running:
         first = running.start()
         inode = (running.folder / "s").stat().st_ino
@@ -46,7 +46,7 @@ def test_the_same_process_goes_on_and_nothing_is_lost(loop: str, fate: str) -> N
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_what_is_handed_over_is_seen_nowhere_and_no_child_has_it(loop: str) -> None:
+def test_the_handover_is_readable_nowhere_and_inherited_by_no_child(loop: str) -> None:
     with program(loop, child="ls -l /proc/self/fd; sleep 60") as running:
         running.start()
         running.again()
@@ -83,7 +83,7 @@ def points_to(path: Path) -> str:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_child_that_ends_meanwhile_tells_its_exit_code(loop: str) -> None:
+def test_the_exit_code_of_a_child_that_ends_during_the_exec(loop: str) -> None:
     # It ends while the old program has its last moments or the new one its first: the next answer knows.
     with program(loop, child="while kill -0 $PPID; do [ -e {folder}/end ] && exit 3; done") as running:
         running.start()
@@ -108,7 +108,7 @@ def test_no_signal_is_lost(loop: str) -> None:
 
 @pytest.mark.parametrize("fate", ["kill", "keep"])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_child_s_fate_is_as_before(loop: str, fate: str) -> None:
+def test_parent_death_is_handled_as_before_the_exec(loop: str, fate: str) -> None:
     with program(loop, fate=fate, child="exec sleep 60") as running:
         running.start()
         running.again()
@@ -123,7 +123,7 @@ def test_a_child_s_fate_is_as_before(loop: str, fate: str) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_where_the_exec_fails_the_old_program_goes_on(loop: str) -> None:
+def test_if_the_exec_fails_the_old_program_continues(loop: str) -> None:
     with program(loop) as running:
         first = running.start()
         (running.folder / "refuse").touch()

@@ -314,7 +314,7 @@ def test_outbounds_that_are_bound(tmp_path: Path, app: Workload) -> None:
 
 
 @pytest.mark.contract("transparent proxying told with the request")
-def test_transparent_proxying_that_is_told_with_the_request(
+def test_transparent_proxying_sent_with_the_bootstrap_request(
     plane: KumaControlPlane, app: Workload, tmp_path: Path
 ) -> None:
     """The control plane takes what is merged of two files: Envoy has listeners on the ports that traffic goes to."""
@@ -337,7 +337,7 @@ def test_transparent_proxying_that_is_told_with_the_request(
 
 
 @pytest.mark.contract("strict inbound ports, SO_REUSEPORT, readiness socket; compatibility of Envoy")
-def test_the_features_that_are_always_said(plane: KumaControlPlane, app: Workload) -> None:
+def test_features_that_are_always_announced(plane: KumaControlPlane, app: Workload) -> None:
     """Strict inbound ports and SO_REUSEPORT, on by default: the control plane knows of them, and traffic flows."""
     ports = Ports.take()
     web = dataplane("web-01", "web", ports, app.port, probes=False)

@@ -70,7 +70,7 @@ def test_levels_change_and_stay_until_they_are_reset(daemon: Daemon) -> None:
     assert told(daemon)["changed"] is False
 
 
-def test_a_re_execution_changes_nothing_of_it(daemon: Daemon) -> None:
+def test_levels_survive_a_reexecution(daemon: Daemon) -> None:
     assert order(daemon, "log-level", "warning", "envoy.upstream=debug", "standalone=debug").returncode == 0
     for _ in range(2):
         assert order(daemon, "log-level", "warning").returncode == 0
@@ -114,7 +114,7 @@ def test_own_lines_follow(daemon: Daemon) -> None:
         (["debug", "--reset"], 64, "a level, or --reset"),
     ],
 )
-def test_what_cannot_be_done_changes_nothing(daemon: Daemon, arguments: list[str], code: int, text: str) -> None:
+def test_invalid_requests_change_nothing(daemon: Daemon, arguments: list[str], code: int, text: str) -> None:
     before = told(daemon)
     done = order(daemon, "log-level", *arguments)
     assert done.returncode == code

@@ -117,7 +117,7 @@ def test_a_policy_comes_changes_and_goes(rig: Rig, exporter: Exporter, generatio
         assert rig.status(daemon)["concerns"] == []
 
 
-def test_the_way_from_before_policies(rig: Rig, exporter: Exporter) -> None:
+def test_the_legacy_metrics_port(rig: Rig, exporter: Exporter) -> None:
     with rig.run() as daemon:
         rig.wait_ready(daemon)
         page = scrape(rig, "/?filter=cluster.&usedonly")
@@ -131,7 +131,7 @@ def test_the_way_from_before_policies(rig: Rig, exporter: Exporter) -> None:
         assert (rig.work / f"kuma-mh-{NAME}-default.sock").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_prometheus_that_asks_for_protobuf_first(rig: Rig, tmp_path: Path) -> None:
+def test_a_prometheus_that_prefers_protobuf(rig: Rig, tmp_path: Path) -> None:
     """With native histograms on, Prometheus prefers protobuf, in which Envoy 1.40 answers when it is asked so."""
     with rig.run() as daemon:
         rig.wait_ready(daemon)

@@ -74,7 +74,7 @@ NAMED: dict[str, tuple[list[str], dict[str, str], int, str]] = {
 
 
 @pytest.mark.parametrize("kind", NAMED)
-def test_what_cannot_be_used_is_refused(tmp_path: Path, kind: str) -> None:
+def test_unusable_settings_are_rejected(tmp_path: Path, kind: str) -> None:
     arguments, variables, code, text = NAMED[kind]
     (tmp_path / "file").write_text("x {\n")
     (tmp_path / "wrong").write_text("{{ range }}")
@@ -92,7 +92,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path, kind: str) -> None:
     assert text in lines[0]
 
 
-def test_our_variables_are_settings_and_reach_no_child(tmp_path: Path) -> None:
+def test_kumadp_variables_are_settings_and_reach_no_child(tmp_path: Path) -> None:
     ports = Ports.take()
     with workload("web") as app, workload("backend") as backend:
         mesh = write_mesh(tmp_path / "mesh", ports, app.port, backend.port)
@@ -124,7 +124,7 @@ def reexecuted(where: Path) -> bool:
         return False
 
 
-def test_a_port_that_the_dataplane_names_itself_is_told() -> None:
+def test_an_admin_port_in_the_dataplane_is_warned_about() -> None:
     resource = load_resource(
         """
 type: Dataplane
@@ -149,7 +149,7 @@ probes:
     ]
 
 
-def test_what_is_to_be_kept_is_kept_where_the_next_one_finds_it(tmp_path: Path) -> None:
+def test_directories_for_keep_survive_the_run(tmp_path: Path) -> None:
     run = Run(Settings(on_parent_death="keep"), None, None, {})
     work = WorkDir(tmp_path, tmp_path, tmp_path, temporary=True)
     with pytest.raises(WorkDirError, match="--on-parent-death=keep: the work directory is temporary"):

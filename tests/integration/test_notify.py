@@ -55,7 +55,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
     running.close()
 
 
-def test_systemd_hears_ready_reload_and_stop_and_that_the_loop_lives(tmp_path: Path, manager: Manager) -> None:
+def test_systemd_is_notified_of_ready_reload_stop_and_watchdog(tmp_path: Path, manager: Manager) -> None:
     ports = Ports.take()
     environ = {"NOTIFY_SOCKET": str(manager.path), "WATCHDOG_USEC": "600000"}
     with workload("web") as app:
@@ -92,7 +92,7 @@ def test_systemd_hears_ready_reload_and_stop_and_that_the_loop_lives(tmp_path: P
     assert manager.heard[-1]["STATUS"] == "STOPPED: asked to stop by signal"
 
 
-def test_a_start_that_fails_leaves_its_reason_as_the_status(tmp_path: Path, manager: Manager) -> None:
+def test_a_failed_start_reports_its_reason_as_status(tmp_path: Path, manager: Manager) -> None:
     ports = Ports.take()
     with workload("web") as app, socket.create_server(("127.0.0.1", ports.readiness)):
         mesh = write_mesh(tmp_path / "mesh", ports, app.port, app.port)

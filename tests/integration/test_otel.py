@@ -119,7 +119,7 @@ def test_everything_is_pushed_once_more_at_the_stop(rig: Rig, exporter: Exporter
         assert scopes(collector, "app_asked_total") == {"app"}
 
 
-def test_a_dead_receiver_is_a_concern_and_ends_nothing(rig: Rig, exporter: Exporter) -> None:
+def test_an_unreachable_receiver_is_a_warning(rig: Rig, exporter: Exporter) -> None:
     short = {"OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "300"}
     with rig.run(environment={**INTERVAL, **short}) as daemon:
         rig.wait_ready(daemon)
@@ -133,7 +133,7 @@ def test_a_dead_receiver_is_a_concern_and_ends_nothing(rig: Rig, exporter: Expor
         assert daemon.process.wait(SOON) == 0
 
 
-def test_the_pipe_is_announced_served_and_taken_away(rig: Rig, exporter: Exporter) -> None:
+def test_the_pipe_is_announced_served_and_removed(rig: Rig, exporter: Exporter) -> None:
     environment = {**INTERVAL, **HEADERS, "OTEL_EXPORTER_OTLP_LOGS_TIMEOUT": "5000"}
     with grpc_collector("127.0.0.1:0") as (collector, port), rig.run(environment=environment) as daemon:
         rig.wait_ready(daemon)
@@ -180,7 +180,7 @@ def test_a_pipe_that_is_off_is_not_announced(rig: Rig) -> None:
         assert "otelEnv" not in request
 
 
-def test_without_the_extra_one_concern_says_what_to_install(rig: Rig, exporter: Exporter, tmp_path: Path) -> None:
+def test_without_the_extra_a_warning_names_what_to_install(rig: Rig, exporter: Exporter, tmp_path: Path) -> None:
     # A package of that name without what the extra has.
     hiding = tmp_path / "hiding" / "opentelemetry"
     hiding.mkdir(parents=True)
@@ -201,7 +201,7 @@ def test_without_the_extra_one_concern_says_what_to_install(rig: Rig, exporter: 
         poll(lambda: rig.status(daemon).get("reexec") == {"count": 1}, what="the next program", deadline=SOON)
 
 
-def test_nothing_is_imported_that_is_not_asked_for(rig: Rig) -> None:
+def test_grpc_is_imported_only_if_needed(rig: Rig) -> None:
     with rig.run(environment=INTERVAL) as daemon:
         rig.wait_ready(daemon)
         maps = psutil.Process(daemon.process.pid).memory_maps()
@@ -209,7 +209,7 @@ def test_nothing_is_imported_that_is_not_asked_for(rig: Rig) -> None:
 
 
 @pytest.mark.linger(10.0)
-def test_the_pipe_goes_on_through_a_reload_and_a_reexecution(loaded_rig: LoadedRig) -> None:
+def test_the_pipe_survives_a_reload_and_a_reexecution(loaded_rig: LoadedRig) -> None:
     socket = loaded_rig.work / "kuma-otel-c.sock"
     with grpc_collector("127.0.0.1:0") as (collector, port), contextlib.ExitStack() as stack:
         daemon = stack.enter_context(loaded_rig.up(environment=INTERVAL))

@@ -78,7 +78,7 @@ def test_the_application_of_the_dataplane_is_probed_from_start_to_end(tmp_path: 
             assert daemon.wait() == ExitCode.OK
 
 
-def test_on_kubernetes_every_application_and_still_nothing_of_ours(tmp_path: Path, ports: Ports) -> None:
+def test_on_kubernetes_any_application_port_but_none_of_kumadp(tmp_path: Path, ports: Ports) -> None:
     port = free_port()
     pod = {
         "KUMA_APPLICATION_PROBE_PROXY_PORT": str(port),
@@ -96,7 +96,7 @@ def test_on_kubernetes_every_application_and_still_nothing_of_ours(tmp_path: Pat
                 assert get(port, f"/{refused}/ready") == UNKNOWN, refused
 
 
-def test_without_the_port_there_is_none(tmp_path: Path, ports: Ports) -> None:
+def test_without_a_port_there_is_no_probe_proxy(tmp_path: Path, ports: Ports) -> None:
     with workload("web") as app, ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, app.port))) as plane:
         flags = arguments(tmp_path, plane, with_dataplane(tmp_path, ports, app.port), "--drain-time=1s")
         with run_kumadp(tmp_path, ports, *flags) as daemon:

@@ -48,7 +48,7 @@ def test_probes_answer_while_there_is_no_bootstrap_yet_and_until_the_end(tmp_pat
                 assert daemon.wait() == ExitCode.OK
 
 
-def test_on_kubernetes_the_port_is_left_alone_and_that_is_said(tmp_path: Path, ports: Ports) -> None:
+def test_on_kubernetes_the_port_is_not_served_and_that_is_logged(tmp_path: Path, ports: Ports) -> None:
     with workload("web") as app, ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, app.port))) as plane:
         pod = {"KUBERNETES_SERVICE_HOST": "192.0.2.1"}
         with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, ports, app.port), environment=pod) as daemon:

@@ -60,7 +60,7 @@ def known_ports(daemon: Daemon) -> dict[str, Any]:
     return section
 
 
-def test_the_unix_socket_says_what_the_port_says_from_start_to_end(tmp_path: Path, ports: Ports) -> None:
+def test_the_unix_socket_answers_like_the_port_from_start_to_end(tmp_path: Path, ports: Ports) -> None:
     path = tmp_path / SOCKET
     with workload("web") as app, ScriptedControlPlane(Answer(503)) as plane:
         quick = {"KUMA_CONTROL_PLANE_RETRY_BACKOFF": "10ms"}

@@ -30,7 +30,7 @@ def flush_every(interval: str) -> Callable[[Tree], None]:
     return edit
 
 
-def test_what_differs_is_told_until_it_is_taken_or_gone(rig: Rig, plane: XdsControlPlane) -> None:
+def test_a_changed_bootstrap_is_reported_until_applied_or_reverted(rig: Rig, plane: XdsControlPlane) -> None:
     plane.edit = flush_every("5s")
     with rig.run(OFTEN) as daemon:
         rig.wait_ready(daemon)
@@ -51,7 +51,7 @@ def test_what_differs_is_told_until_it_is_taken_or_gone(rig: Rig, plane: XdsCont
         assert '"stats_flush_interval": "7s"' in get(rig.ports.admin, "/config_dump")[1]
 
 
-def test_it_is_applied_at_once_where_that_is_set(rig: Rig, plane: XdsControlPlane) -> None:
+def test_a_changed_bootstrap_can_be_applied_automatically(rig: Rig, plane: XdsControlPlane) -> None:
     plane.edit = flush_every("5s")
     with rig.run(OFTEN, "--on-bootstrap-change=reload") as daemon:
         rig.wait_ready(daemon)
@@ -63,7 +63,7 @@ def test_it_is_applied_at_once_where_that_is_set(rig: Rig, plane: XdsControlPlan
 
 
 @pytest.mark.parametrize("relay", ["on", "off"])
-def test_delta_is_not_announced_and_that_is_one_line(rig: Rig, relay: str) -> None:
+def test_delta_is_not_announced_and_logged_once(rig: Rig, relay: str) -> None:
     variant = {"KUMA_DATAPLANE_RUNTIME_ENVOY_XDS_TRANSPORT_PROTOCOL_VARIANT": "DELTA_GRPC"}
     with rig.run(f"--xds-relay={relay}", environment=variant) as daemon:
         daemon.wait_ready()

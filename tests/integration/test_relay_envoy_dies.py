@@ -54,7 +54,7 @@ def test_envoy_killed_again_and_again(rig: Rig, mtls: bool) -> None:
 
 
 @on_both_control_planes
-def test_the_mesh_goes_on_changing_for_the_next_envoy(rig: Rig) -> None:
+def test_changes_of_the_mesh_reach_the_next_envoy(rig: Rig) -> None:
     with rig.run() as daemon, Http2Server("other") as other:
         rig.wait_ready(daemon)
         rig.kill_envoy(daemon)

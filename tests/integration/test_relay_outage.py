@@ -69,7 +69,7 @@ def test_keys_of_the_mesh_are_in_memory_while_the_control_plane_is_gone(rig: Rig
 
 
 @pytest.mark.parametrize("how", ["goaway", "reset_streams", "end_streams", "drop_connections"])
-def test_a_stream_that_breaks_comes_back_and_costs_nothing(rig: Rig, plane: XdsControlPlane, how: str) -> None:
+def test_a_broken_stream_is_reopened_without_updates_to_envoy(rig: Rig, plane: XdsControlPlane, how: str) -> None:
     plane.faults.linger = 1.0
     with rig.run() as daemon:
         rig.wait_ready(daemon)
@@ -125,7 +125,7 @@ def test_a_control_plane_that_reads_nothing(rig: Rig, plane: XdsControlPlane) ->
         assert rig.serves()
 
 
-def test_a_token_that_is_refused_is_told_as_such_and_the_next_one_taken(rig: Rig, plane: XdsControlPlane) -> None:
+def test_a_rejected_token_is_reported_and_the_next_one_used(rig: Rig, plane: XdsControlPlane) -> None:
     with rig.run() as daemon:
         rig.wait_ready(daemon)
         plane.faults.linger = 0.0

@@ -26,7 +26,7 @@ NEVER_WITH_A_FRIEND = (*SHORT_GRACE_PERIOD[:2], "0.5", "3600")
 REASON = "the control plane refuses this data plane: authentication failed: token is revoked"
 
 
-def test_a_data_plane_that_is_never_taken_ends(rig: Rig, plane: XdsControlPlane) -> None:
+def test_a_data_plane_that_is_never_admitted_exits(rig: Rig, plane: XdsControlPlane) -> None:
     plane.faults.refuse_token = lambda _token: "token is revoked"
     with rig.run(prefix=SHORT_GRACE_PERIOD) as daemon:
         assert daemon.wait() == ExitCode.CONTROL_PLANE_REFUSED
@@ -34,7 +34,7 @@ def test_a_data_plane_that_is_never_taken_ends(rig: Rig, plane: XdsControlPlane)
         assert plane.journal.events(What.ADMITTED) == []
 
 
-def test_a_data_plane_that_is_taken_no_more_ends(rig: Rig, plane: XdsControlPlane) -> None:
+def test_a_data_plane_that_is_no_longer_admitted_exits(rig: Rig, plane: XdsControlPlane) -> None:
     with rig.run(prefix=SHORT_GRACE_PERIOD) as daemon:
         rig.wait_ready(daemon)
         plane.faults.refuse_token = lambda _token: "token is revoked"
@@ -43,7 +43,7 @@ def test_a_data_plane_that_is_taken_no_more_ends(rig: Rig, plane: XdsControlPlan
         assert REASON in daemon.output().splitlines()[-1]
 
 
-def test_or_serves_on_and_says_so_once(rig: Rig, plane: XdsControlPlane) -> None:
+def test_a_rejected_data_plane_may_keep_serving_with_one_log_line(rig: Rig, plane: XdsControlPlane) -> None:
     with rig.run("--on-control-plane-refusal=serve", prefix=SHORT_GRACE_PERIOD) as daemon:
         rig.wait_ready(daemon)
         plane.faults.refuse_token = lambda _token: "token is revoked"
@@ -60,7 +60,7 @@ def test_or_serves_on_and_says_so_once(rig: Rig, plane: XdsControlPlane) -> None
         assert rig.serves()
 
 
-def test_a_control_plane_that_is_only_gone_never_ends_it(rig: Rig, plane: XdsControlPlane) -> None:
+def test_an_unreachable_control_plane_never_ends_kumadp(rig: Rig, plane: XdsControlPlane) -> None:
     with rig.run(prefix=SHORT_GRACE_PERIOD) as daemon:
         rig.wait_ready(daemon)
         connections = plane.connections
@@ -81,7 +81,7 @@ def serve_once(rig: Rig) -> None:
         assert daemon.wait() == ExitCode.OK
 
 
-def test_one_that_had_us_before_a_start_without_it_is_a_friend(rig: Rig, plane: XdsControlPlane) -> None:
+def test_a_control_plane_that_served_the_previous_run_is_a_friend(rig: Rig, plane: XdsControlPlane) -> None:
     serve_once(rig)
     plane.kill()
     with rig.run(prefix=NEVER_WITH_A_FRIEND) as daemon:
@@ -98,7 +98,7 @@ def test_one_that_had_us_before_a_start_without_it_is_a_friend(rig: Rig, plane: 
 
 
 @pytest.mark.parametrize("mode", ["exit", "serve"])
-def test_a_bootstrap_refused_for_good_after_a_start_without_the_control_plane(
+def test_a_bootstrap_rejected_after_a_start_without_the_control_plane(
     rig: Rig, plane: XdsControlPlane, mode: str
 ) -> None:
     serve_once(rig)

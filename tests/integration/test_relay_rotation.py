@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.process, pytest.mark.linger(0.0)]
 
 
-def test_a_rotated_token_breaks_nothing_and_is_taken_next(rig: Rig, plane: XdsControlPlane) -> None:
+def test_a_rotated_token_is_used_by_the_next_attempt(rig: Rig, plane: XdsControlPlane) -> None:
     tokens: list[str] = []
 
     def take(token: str) -> str:
@@ -44,7 +44,7 @@ def test_a_rotated_token_breaks_nothing_and_is_taken_next(rig: Rig, plane: XdsCo
         assert rig.serves()
 
 
-def test_a_token_file_that_is_gone_for_a_moment(rig: Rig, plane: XdsControlPlane) -> None:
+def test_a_token_file_that_is_missing_for_a_moment(rig: Rig, plane: XdsControlPlane) -> None:
     with rig.run() as daemon:
         rig.wait_ready(daemon)
         token = rig.token.read_text()
@@ -59,7 +59,7 @@ def test_a_token_file_that_is_gone_for_a_moment(rig: Rig, plane: XdsControlPlane
         poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
 
 
-def test_another_ca_is_taken_by_the_next_attempt(rig: Rig, plane: XdsControlPlane) -> None:
+def test_a_changed_ca_is_used_by_the_next_attempt(rig: Rig, plane: XdsControlPlane) -> None:
     with rig.run() as daemon:
         rig.wait_ready(daemon)
         plane.renew_certificate(trustme.CA())
@@ -104,7 +104,7 @@ def test_several_control_planes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", ["2.13.5", "2.8.8"])
-def test_without_the_relay_envoy_asks_by_itself(tmp_path: Path, version: str) -> None:
+def test_without_the_relay_envoy_connects_directly(tmp_path: Path, version: str) -> None:
     with XdsControlPlane(version=version) as plane, open_rig(tmp_path, plane) as rig:
         plane.faults.linger = 0.5
         with rig.run("--xds-relay=off") as daemon:

@@ -97,7 +97,7 @@ def test_the_stream_comes_back_when_the_control_plane_does(tmp_path: Path, kind:
                 assert {kind: view["accepted"] for kind, view in rig.types(daemon).items()} == versions
 
 
-def test_another_bootstrap_takes_the_place_of_the_stale_one(rig: Rig, plane: XdsControlPlane) -> None:
+def test_a_changed_bootstrap_replaces_the_stale_one(rig: Rig, plane: XdsControlPlane) -> None:
     serve_once(rig)
     plane.kill()
     with rig.run() as daemon:
@@ -238,7 +238,7 @@ def test_a_copy_of_somebody_else_is_not_used(rig: Rig, plane: XdsControlPlane, f
         poll(lambda: "waiting: bootstrap: " in daemon.output(), what="the wait")
 
 
-def test_no_copy_is_kept_where_none_is_wanted(rig: Rig, plane: XdsControlPlane) -> None:
+def test_no_copy_is_written_if_disabled(rig: Rig, plane: XdsControlPlane) -> None:
     serve_once(rig, "--last-good=off")
     assert not file_of(rig).exists()
     serve_once(rig)
@@ -281,9 +281,7 @@ def test_a_copy_that_cannot_be_written_costs_a_warning(rig: Rig, plane: XdsContr
 
 @pytest.mark.parametrize("how", ["stopped", "killed with Envoy"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_restart_serves_before_the_control_plane_has_let_go_of_the_last_stream(
-    tmp_path: Path, kind: str, how: str
-) -> None:
+def test_a_restart_serves_before_the_control_plane_drops_the_last_stream(tmp_path: Path, kind: str, how: str) -> None:
     """A control plane keeps the stream of a dead data plane for 10 s: what it gave on it serves until it takes us."""
     with open_rig(tmp_path, kind) as rig:
         with rig.run() as daemon:

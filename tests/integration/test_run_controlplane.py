@@ -82,7 +82,7 @@ def test_an_open_admin_is_moved_or_refused(tmp_path: Path, ports: Ports) -> None
                 assert "is not loopback" in last_line(daemon)
 
 
-def test_a_static_way_to_the_admin_is_refused(tmp_path: Path, ports: Ports) -> None:
+def test_a_static_listener_that_exposes_the_admin_is_refused(tmp_path: Path, ports: Ports) -> None:
     bootstrap = static_bootstrap(ports, 1)
     bootstrap["staticResources"] = {
         "listeners": [static_listener("open", ports.outbound, "way", "0.0.0.0")],
@@ -118,7 +118,7 @@ def test_a_bootstrap_that_envoy_refuses_ends_it_with_envoy_s_words(tmp_path: Pat
         (bootstrap_answer({"admin": {"address": {"pipe": {"path": "@a"}}}}), ExitCode.BOOTSTRAP, "no owner"),
     ],
 )
-def test_a_refusal_ends_it_with_the_reason(
+def test_a_rejection_ends_kumadp_with_the_reason(
     tmp_path: Path, ports: Ports, answer: Answer, code: ExitCode, text: str
 ) -> None:
     with (
@@ -130,7 +130,7 @@ def test_a_refusal_ends_it_with_the_reason(
         assert "Traceback" not in daemon.output()
 
 
-def test_a_time_limit_of_the_user_s_ends_it(tmp_path: Path, ports: Ports) -> None:
+def test_a_configured_time_limit_ends_the_wait(tmp_path: Path, ports: Ports) -> None:
     limits = {"KUMA_CONTROL_PLANE_RETRY_MAX_DURATION": "300ms", "KUMA_CONTROL_PLANE_RETRY_BACKOFF": "10ms"}
     with (
         ScriptedControlPlane(Answer(503, b"starting")) as plane,
@@ -140,7 +140,7 @@ def test_a_time_limit_of_the_user_s_ends_it(tmp_path: Path, ports: Ports) -> Non
         assert "starting" in last_line(daemon)
 
 
-def test_the_wait_tells_its_reason_and_sigterm_ends_it_at_once(tmp_path: Path, ports: Ports) -> None:
+def test_the_wait_logs_its_reason_and_sigterm_ends_it_at_once(tmp_path: Path, ports: Ports) -> None:
     slow = {"KUMA_CONTROL_PLANE_RETRY_BACKOFF": "1h"}
     with (
         ScriptedControlPlane(Answer(503, b"starting")) as plane,
@@ -174,7 +174,7 @@ def test_a_rotated_token_is_taken_at_the_next_attempt(tmp_path: Path, ports: Por
             assert [seen["dataplaneToken"] for seen in plane.requests] == [TOKEN, TOKEN + "2"]
 
 
-def test_what_is_written_is_for_the_owner_alone(tmp_path: Path, ports: Ports) -> None:
+def test_written_files_are_readable_by_the_owner_only(tmp_path: Path, ports: Ports) -> None:
     with workload("web") as app:
         answer = bootstrap_answer(static_bootstrap(ports, app.port))
         with (

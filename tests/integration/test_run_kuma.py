@@ -44,7 +44,7 @@ def test_a_data_plane_of_a_real_mesh(tmp_path: Path) -> None:
 
 
 @pytest.mark.contract("READY as soon as traffic flows, with the default settings")
-def test_the_default_settings_wait_for_nothing_that_cannot_come(tmp_path: Path) -> None:
+def test_the_default_settings_become_ready_without_dns_or_metrics(tmp_path: Path) -> None:
     """DNS on, no CoreDNS, no transparent proxying: the control plane sends no names, and none are waited for."""
     ports = Ports.take()
     with control_plane(tmp_path / "cp") as plane, workload("backend") as app:

@@ -141,7 +141,7 @@ def test_sigkill_of_kumadp_leaves_no_child(tmp_path: Path, ports: Ports, app: Wo
         poll(lambda: not envoy.is_running() or envoy.status() == "zombie", what="Envoy gone")
 
 
-def test_sigkill_of_kumadp_leaves_envoy_where_that_is_asked_for_and_the_next_one_adopts_it(
+def test_after_sigkill_with_keep_the_next_kumadp_adopts_envoy(
     tmp_path: Path, ports: Ports, app: Workload, backend: Workload
 ) -> None:
     arguments = (*mesh_of(tmp_path, ports, app, backend), "--on-parent-death=keep")
@@ -165,7 +165,7 @@ def test_sigkill_of_kumadp_leaves_envoy_where_that_is_asked_for_and_the_next_one
                 envoy.kill()
 
 
-def test_an_envoy_that_cannot_be_gone_on_with_has_left_its_ports_before_they_are_asked_for(
+def test_an_envoy_that_cannot_be_adopted_ends_before_its_ports_are_checked(
     tmp_path: Path, ports: Ports, app: Workload, backend: Workload
 ) -> None:
     arguments = (*mesh_of(tmp_path, ports, app, backend), "--on-parent-death=keep")
@@ -188,7 +188,7 @@ def test_an_envoy_that_cannot_be_gone_on_with_has_left_its_ports_before_they_are
                 envoy.kill()
 
 
-def test_a_stop_while_an_envoy_is_being_adopted_ends_that_envoy_too(
+def test_a_stop_during_an_adoption_ends_the_adopted_envoy(
     tmp_path: Path, ports: Ports, app: Workload, backend: Workload
 ) -> None:
     arguments = (*mesh_of(tmp_path, ports, app, backend), "--on-parent-death=keep")
@@ -215,7 +215,7 @@ def test_a_stop_while_an_envoy_is_being_adopted_ends_that_envoy_too(
                 envoy.kill()
 
 
-def test_a_spent_budget_ends_everything_and_tells_the_story(
+def test_an_exhausted_restart_budget_ends_kumadp_with_the_reason(
     tmp_path: Path, ports: Ports, app: Workload, backend: Workload
 ) -> None:
     with run_kumadp(tmp_path, ports, *mesh_of(tmp_path, ports, app, backend), "--envoy-restart-budget", "1") as daemon:

@@ -112,7 +112,7 @@ def holding(folder: Path, secret: str) -> set[Path]:
 
 
 @pytest.mark.parametrize("how", ["file", "variable", "settings file"])
-def test_with_the_relay_no_token_and_no_key_leaves_it(tmp_path: Path, how: str) -> None:
+def test_with_the_relay_no_token_and_no_key_is_exposed(tmp_path: Path, how: str) -> None:
     with TokenControlPlane() as plane, open_rig(tmp_path, plane) as rig:
         plane.use_mtls()
         given_as, variables = given(how, tmp_path)

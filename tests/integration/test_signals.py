@@ -74,7 +74,7 @@ def test_a_stop_that_comes_while_the_program_is_replaced_drains_and_leaves_no_en
 
 
 @pytest.mark.parametrize("fate", ["kill", "keep"])
-def test_a_stop_after_a_drain_of_inbound_leaves_no_envoy_that_is_not_taken_over_yet(
+def test_a_stop_during_an_adoption_after_an_inbound_drain_leaves_no_envoy(
     tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane, fate: str
 ) -> None:
     more = ("--on-parent-death", fate)
@@ -103,7 +103,7 @@ def is_drained(port: int) -> bool:
         connection.close()
 
 
-def test_inbound_stays_drained_where_envoy_dies(tmp_path: Path, ports: Ports, app: Workload) -> None:
+def test_inbound_stays_drained_after_envoy_dies(tmp_path: Path, ports: Ports, app: Workload) -> None:
     """A stop after the drain waits for nothing, so that inbound must not be taken up by the next Envoy."""
     bootstrap = static_bootstrap(ports, app.port)
     bootstrap["staticResources"]["listeners"] = [
@@ -141,7 +141,7 @@ def test_inbound_stays_drained_after_reexec(tmp_path: Path, ports: Ports, script
         assert daemon.wait() == ExitCode.OK
 
 
-def test_killall_finds_us_before_and_after_a_re_execution(
+def test_killall_finds_kuma_dp_before_and_after_a_reexecution(
     tmp_path: Path, ports: Ports, scripted_plane: ScriptedControlPlane
 ) -> None:
     if shutil.which("killall") is None:

@@ -57,7 +57,7 @@ def test_a_stopped_envoy_is_not_ready_until_it_runs_again(daemon: Daemon) -> Non
     assert daemon.wait() == ExitCode.OK
 
 
-def test_one_that_was_stopped_while_the_program_is_replaced_is_not_ready_either(daemon: Daemon) -> None:
+def test_an_envoy_stopped_during_a_reexec_is_not_ready(daemon: Daemon) -> None:
     envoy = daemon.envoy()
     daemon.process.send_signal(signal.SIGUSR1)
     poll(lambda: "takes over" in daemon.output(), what="the end of the check")

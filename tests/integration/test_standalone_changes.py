@@ -106,7 +106,7 @@ def test_a_broken_file_changes_nothing_and_says_where(
     assert "Traceback" not in daemon.output()
 
 
-def test_our_own_file_gone_changes_nothing_and_is_said(stage: Stage, daemon: Daemon) -> None:
+def test_a_removed_own_file_changes_nothing_and_is_logged(stage: Stage, daemon: Daemon) -> None:
     (stage.folder / "web.yaml").rename(stage.folder / "web.bak")
     logged(daemon, "nothing is changed", "no Dataplane 'web'", "there are: backend")
     assert get(stage.ports.outbound) == (200, "first")
@@ -116,7 +116,7 @@ def test_our_own_file_gone_changes_nothing_and_is_said(stage: Stage, daemon: Dae
     stage.leads_to(stage.second)
 
 
-def test_what_changes_with_a_restart_only_is_said(stage: Stage, daemon: Daemon) -> None:
+def test_changes_that_need_a_restart_are_logged(stage: Stage, daemon: Daemon) -> None:
     tree = stage.web()
     tree["networking"]["admin"]["port"] = free_port()
     write(stage.folder, tree)
@@ -149,7 +149,7 @@ def _held_outbound(stage: Stage, held: int) -> Tree:
         (_held_outbound, ("networking.outbound[1].port", "Address already in use")),
     ],
 )
-def test_a_refused_change_is_undone_and_named_and_a_later_good_one_works(
+def test_a_rejected_change_is_reverted_and_a_later_good_one_is_applied(
     stage: Stage, daemon: Daemon, change: Callable[[Stage, int], Tree], texts: tuple[str, ...]
 ) -> None:
     envoy = daemon.envoy().pid
@@ -164,7 +164,7 @@ def test_a_refused_change_is_undone_and_named_and_a_later_good_one_works(
     assert "going back did not work" not in daemon.output()
 
 
-def test_sockets_of_ours_that_clash_are_named_before_envoy_is_asked(stage: Stage, daemon: Daemon) -> None:
+def test_clashing_sockets_are_reported_before_envoy_gets_the_change(stage: Stage, daemon: Daemon) -> None:
     metrics = {"type": "prometheus", "conf": {"port": stage.ports.inbound}}
     write(stage.folder, stage.web(metrics=metrics), stage.backend(stage.second))
     line = logged(daemon, "nothing is changed", "web.yaml:", "metrics.conf.port", "is bound by")
@@ -173,7 +173,7 @@ def test_sockets_of_ours_that_clash_are_named_before_envoy_is_asked(stage: Stage
     assert "undone" not in daemon.output()
 
 
-def test_ports_may_change_hands_in_one_change(stage: Stage, daemon: Daemon) -> None:
+def test_two_listeners_may_swap_ports_in_one_change(stage: Stage, daemon: Daemon) -> None:
     swapped = dataplane(
         "web",
         [inbound(stage.ports.outbound, stage.app.port)],
@@ -215,7 +215,7 @@ def test_a_change_made_while_envoy_is_silent_or_dead_is_not_lost(stage: Stage, d
     answers(ports[1], (200, "second"), "the change, with another Envoy")
 
 
-def test_a_refusal_that_comes_late_is_undone_too(stage: Stage, daemon: Daemon) -> None:
+def test_a_late_rejection_is_reverted_too(stage: Stage, daemon: Daemon) -> None:
     envoy = daemon.envoy()
     with socket.create_server(("127.0.0.1", 0)) as holder:
         envoy.suspend()

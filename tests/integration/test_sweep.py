@@ -26,7 +26,7 @@ def sweep(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_what_a_killed_kumadp_left_is_ended_and_what_a_living_one_has_is_not(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_kumadp_are_ended_and_those_of_a_living_one_are_not(tmp_path: Path) -> None:
     ports = Ports.take()
     work = folders(tmp_path)[1]
     with workload("web") as app:
@@ -55,13 +55,13 @@ def test_what_a_killed_kumadp_left_is_ended_and_what_a_living_one_has_is_not(tmp
     assert sweep("--work-dir", work).stdout == f"{work}: nothing was left running\n"
 
 
-def test_which_directory_is_meant_has_to_be_said() -> None:
+def test_the_directory_must_be_named() -> None:
     done = sweep(RUNTIME_DIRECTORY="")
     assert done.returncode == 64
     assert done.stderr == "Error: say which: --name or --work-dir\n"
 
 
-def test_where_there_is_nothing_nothing_is_done(tmp_path: Path) -> None:
+def test_an_empty_directory_needs_nothing(tmp_path: Path) -> None:
     done = sweep("--work-dir", str(tmp_path / "none"))
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'none'}: nothing there\n")
 
@@ -71,7 +71,7 @@ def shared_memory() -> set[Path]:
     return set(Path("/dev/shm").glob("envoy_shared_memory_*"))
 
 
-def test_what_a_killed_run_left_in_a_temporary_directory_goes_with_the_next_run(tmp_path: Path) -> None:
+def test_the_next_run_removes_leftovers_in_a_temporary_directory(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="k") as temporary, workload("web") as app, XdsControlPlane() as plane:
         environ = {"TMPDIR": temporary}
         rig = Rig(tmp_path, plane, app)
