@@ -152,3 +152,26 @@ def test_one_place_decodes_what_comes_from_outside() -> None:
         if call in path.read_text() and str(path.relative_to(PACKAGE)) not in DECODE
     }
     assert by_themselves == {}
+
+
+# The daemon sends all its HTTP requests with aiohttp, which its servers import anyway.
+OTHER_HTTP_LIBRARIES = {"httpx", "httpcore", "anyio", "h11", "requests", "urllib3"}
+# Until its request is sent with aiohttp.
+HTTPX_NOT_YET = {"controlplane/bootstrap_http.py"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Top-level names of everything that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def test_the_daemon_has_one_http_library() -> None:
+    of_daemon = [path for path in MODULES if path.relative_to(PACKAGE).parts[0] not in {"cli", "doctor"}]
+    importing = {str(path.relative_to(PACKAGE)) for path in of_daemon if imports_of(path) & OTHER_HTTP_LIBRARIES}
+    assert importing <= HTTPX_NOT_YET
