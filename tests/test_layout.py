@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kumadp.host import work_dir
 from tests.support.readmes import NAMES, anchors, links, text_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,3 +176,42 @@ def test_the_daemon_has_one_http_library() -> None:
     of_daemon = [path for path in MODULES if path.relative_to(PACKAGE).parts[0] not in {"cli", "doctor"}]
     importing = {str(path.relative_to(PACKAGE)) for path in of_daemon if imports_of(path) & OTHER_HTTP_LIBRARIES}
     assert importing <= HTTPX_NOT_YET
+
+
+def strings_of(path: Path) -> list[str]:
+    """Every string constant of a module but its docstrings, parts of f-strings among them."""
+    tree = ast.parse(path.read_text())
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+    ]
+
+
+def test_file_names_of_the_work_directory_stand_in_one_module() -> None:
+    constants = (
+        work_dir.LOCK_FILE,
+        work_dir.STATE_FILE,
+        work_dir.SOURCE_FILE,
+        work_dir.BOOTSTRAP_FILE,
+        work_dir.TOKEN_FILE,
+        work_dir.RELAY_SOCKET,
+        work_dir.COREFILE,
+        work_dir.TRIAL_SUFFIX,
+        work_dir.XDS_FOLDER,
+        work_dir.CLUSTERS_FILE,
+        work_dir.LISTENERS_FILE,
+        work_dir.OUTPUT_SUFFIX,
+        work_dir.BASE_ID_SUFFIX,
+    )
+    # With a folder before it, or as the first part of an f-string.
+    names = re.compile(rf"(?:.*/)?(?:{'|'.join(map(re.escape, constants))}|bootstrap\.|Corefile\.)")
+    elsewhere = {
+        f"{path.relative_to(PACKAGE)}: {text}"
+        for path in MODULES
+        if path != PACKAGE / "host" / "work_dir.py"
+        for text in strings_of(path)
+        if names.fullmatch(text)
+    }
+    assert elsewhere == set()

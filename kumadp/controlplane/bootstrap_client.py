@@ -15,7 +15,7 @@ from kumadp import __version__
 from kumadp.bootstrap.parse import parse_bootstrap
 from kumadp.host.log.secrets import register
 from kumadp.host.private_file import read_private, write_private
-from kumadp.host.work_dir import TOKEN, reporting_write_errors
+from kumadp.host.work_dir import TOKEN_FILE, reporting_write_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +143,7 @@ class KumaClient:
         """Where Envoy finds the token too. May block. Raises WorkDirError."""
         if not self.settings.token:
             return self.settings.token_path
-        path = self._work.path / TOKEN
+        path = self._work.path / TOKEN_FILE
         self._work.removed_at_end.add(path)
         with contextlib.suppress(OSError):
             # A disk that is full by now costs nothing where it is there already.

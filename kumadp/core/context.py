@@ -16,6 +16,7 @@ from kumadp.errors import WorkDirError
 from kumadp.host.environment import child_environment, find_container_sign, resolve_on_parent_death
 from kumadp.host.log.secrets import redact, register
 from kumadp.host.state_dir import is_named, open_state_dir, state_dir_path
+from kumadp.host.work_dir import OUTPUT_SUFFIX
 from kumadp.metrics.own_page import Measuring
 from kumadp.otel.environment import read
 from kumadp.process.child import Command, OnParentDeath
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from kumadp.standalone.mesh import Mesh
 
 log = logging.getLogger("kumadp.daemon")
-
-# What a child says while nobody listens goes into a file of this ending in the work directory.
-FIFO = ".out"
 
 
 class Run:
@@ -118,7 +116,7 @@ class Run:
 
     def command(self, name: str, argv: tuple[str, ...]) -> Callable[[], Awaitable[Command]]:
         """What makes a child's command, asked at each start."""
-        fifo = self.work.path / (name + FIFO) if self.keeps else None
+        fifo = self.work.path / (name + OUTPUT_SUFFIX) if self.keeps else None
         fate: OnParentDeath = "keep" if self.keeps else "kill"
         hold = name == "envoy"
         command = Command(

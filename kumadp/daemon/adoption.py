@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +21,9 @@ from kumadp.decoding import Undecodable, convert, decode_json, decode_msgpack
 from kumadp.dns.resolver.table import HandedNames  # noqa: TC001 - msgspec reads the annotations
 from kumadp.envoy.reload import AdoptedEnvoy, EnvoyState
 from kumadp.errors import HandoverFailed
-from kumadp.host.private_file import read_private, write_private
+from kumadp.host.private_file import read_private, write_json
 from kumadp.host.state_file import ChildRecord, adoptable, read_state, record, stray_processes
-from kumadp.host.work_dir import HandedWorkDir  # noqa: TC001
+from kumadp.host.work_dir import SOURCE_FILE, HandedWorkDir, is_leftover, is_output
 from kumadp.process.application import HandedProcess  # noqa: TC001
 from kumadp.process.child import Child, HandedChild
 from kumadp.process.supervisor import PreviousDeaths  # noqa: TC001
@@ -39,12 +38,8 @@ log = logging.getLogger("kumadp.daemon")
 
 T = TypeVar("T")
 SECTION = "daemon"
-SOURCE = "source.json"
 _LARGEST = 32 << 20
 _KILLED_WITHIN = 5.0
-# The directory may be one of the user's, with files of others: by their whole names.
-_OURS = re.compile(r"bootstrap\.\d+\.yaml|(?:bootstrap(?:\.\d+)?\.yaml|state\.json|source\.json|dataplane\.token)\.new")
-_OUTPUT = re.compile(r".+\.out(?:\..+)?")
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -247,7 +242,7 @@ def _output_in(directory: Path, text: str) -> Path:
     Its name alone counts, since the directory may have more than one path. Raises ValueError if it is no such name.
     """
     name = Path(text).name
-    if "\0" in name or not _OUTPUT.fullmatch(name):
+    if "\0" in name or not is_output(name):
         raise ValueError(f"its output {text!r} is not a FIFO of the work directory")
     return directory / name
 
@@ -278,9 +273,9 @@ def _decode(found: object, kind: type[T]) -> T | None:
 def write_source(directory: Path, fetched: Fetched) -> None:
     """Keep the bootstrap for a kumadp after this one, 0600, without the token; a failure costs a warning. May block."""
     try:
-        write_private(directory / SOURCE, msgspec.json.encode(Source.of(fetched)))
+        write_json(directory / SOURCE_FILE, Source.of(fetched))
     except OSError as error:
-        log.warning("%s cannot be written: %s", directory / SOURCE, error.strerror)
+        log.warning("%s cannot be written: %s", directory / SOURCE_FILE, error.strerror)
 
 
 def tidy(directory: Path, kept: Container[Path] = ()) -> None:
@@ -289,7 +284,7 @@ def tidy(directory: Path, kept: Container[Path] = ()) -> None:
     # the place of a file can stay.
     with contextlib.suppress(OSError):
         for path in directory.iterdir():
-            if path not in kept and (_OURS.fullmatch(path.name) or (_OUTPUT.fullmatch(path.name) and path.is_fifo())):
+            if path not in kept and (is_leftover(path.name) or (is_output(path.name) and path.is_fifo())):
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
 
@@ -298,17 +293,19 @@ def forget(directory: Path) -> None:
     """Leave nothing for another kumadp. May block."""
     tidy(directory)
     with contextlib.suppress(OSError):
-        (directory / SOURCE).unlink(missing_ok=True)
+        (directory / SOURCE_FILE).unlink(missing_ok=True)
 
 
 def _read_source(directory: Path) -> Fetched | None:
     try:
-        return decode_json(read_private(directory / SOURCE, _LARGEST), Source).fetched()
+        return decode_json(read_private(directory / SOURCE_FILE, _LARGEST), Source).fetched()
     except FileNotFoundError:
         return None
     except (OSError, Undecodable) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        log.warning("%s is not used: %s; the bootstrap is requested from the control plane", directory / SOURCE, reason)
+        log.warning(
+            "%s is not used: %s; the bootstrap is requested from the control plane", directory / SOURCE_FILE, reason
+        )
         return None
 
 

@@ -22,6 +22,7 @@ from kumadp.decoding import Undecodable, decode_json
 from kumadp.errors import KumadpError, WorkDirError
 from kumadp.host.net.serve import bind_unix, serve
 from kumadp.host.net.unix_http import connected, exchange, peer_of
+from kumadp.host.work_dir import RELAY_SOCKET
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -135,7 +136,7 @@ def relay_socket_path(name: str, work: Path, environ: Mapping[str, str]) -> Path
 
     Raises WorkDirError where there is no place.
     """
-    path = work / "relay.sock"
+    path = work / RELAY_SOCKET
     if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
         return path
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.daemon.sources import KumaSource
 from kumadp.errors import ControlPlaneUnavailable, KumadpError
+from kumadp.host.work_dir import bootstrap_file
 from kumadp.settings.reload import reloaded
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Renewal:
         if isinstance(self._source, KumaSource):
             fetched, configuration.fetched = configuration.fetched, None
             self._files += 1
-            file = f"bootstrap.{self._files}.yaml"
+            file = bootstrap_file(self._files)
             prepared = await self._source.make(fetched or await self._fetch(self._source, notes), file)
         try:
             outcome = await self._replace(envoy, prepared, binary, why)

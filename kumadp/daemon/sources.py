@@ -16,7 +16,7 @@ from kumadp.bootstrap.public import with_token
 from kumadp.errors import ControlPlaneRefused
 from kumadp.host.log.secrets import holds_secret
 from kumadp.host.private_file import write_json
-from kumadp.host.work_dir import reporting_write_errors
+from kumadp.host.work_dir import BOOTSTRAP_FILE, XDS_FOLDER, reporting_write_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ async def _finish(
     taken: Sequence[BindAddress],
     work: WorkDir,
     template: str | None,
-    file: str = "bootstrap.yaml",
+    file: str = BOOTSTRAP_FILE,
 ) -> Prepared:
     held = [Taken(address.host, address.port, address.purpose) for address in taken if address.protocol == "tcp"]
     guarded = guard(tree, strict=settings.strict_admin, admin_port=port, taken=held)
@@ -169,7 +169,7 @@ class KumaSource:
             self._status.set_not_ready("bootstrap", f"control plane {self.client.settings.cp_address}: {reason}")
         self._unreachable.set()
 
-    async def make(self, fetched: Fetched, file: str = "bootstrap.yaml") -> Prepared:
+    async def make(self, fetched: Fetched, file: str = BOOTSTRAP_FILE) -> Prepared:
         """A bootstrap on disk that passed the guard, turned to the relay; raises KumadpError."""
         from kumadp.bootstrap.rewrite import rewrite_for_relay
 
@@ -227,7 +227,7 @@ class StandaloneSource:
         from kumadp.standalone.mesh import admin_port
 
         memory = self._settings.max_memory_bytes or await asyncio.to_thread(memory_limit)
-        self._prepared = await asyncio.to_thread(prepare, self._mesh, self._work.path / "xds", self._dns, memory)
+        self._prepared = await asyncio.to_thread(prepare, self._mesh, self._work.path / XDS_FOLDER, self._dns, memory)
         port = admin_port(self._mesh.spec)
         return await _finish(self._prepared.bootstrap, self._settings, port, self._taken, self._work, None)
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from kumadp.daemon.adoption import forget, left_in
 from kumadp.envoy.base_id import sweep as sweep_epochs
 from kumadp.host.socket_names import remove_stale
-from kumadp.host.work_dir import open_work_dir
+from kumadp.host.work_dir import STATE_FILE, open_work_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 # How long systemd may take to say what it is about to do (seconds).
 _ASKED_FOR = 5.0
-STATE_FILE = "state.json"
 
 
 async def sweep(directory: Path, grace: float) -> list[str]:

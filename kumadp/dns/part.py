@@ -15,6 +15,7 @@ from kumadp.dns.resolvconf_watch import ResolvConfWatch
 from kumadp.errors import KumadpError, SpawnError
 from kumadp.host.net.ports import BindAddress, every_address
 from kumadp.host.reexec import inherited_sockets as inherited
+from kumadp.host.work_dir import COREFILE
 from kumadp.process.restart_policy import ChildState, RestartPolicy
 from kumadp.process.supervisor import PreviousDeaths
 
@@ -94,7 +95,7 @@ class Names:
         from kumadp.dns.coredns.fallback import FallbackResolver
 
         settings = run.settings
-        self._corefile = await asyncio.to_thread(_text_of, run.work.dns / "Corefile") if run.before.coredns else ""
+        self._corefile = await asyncio.to_thread(_text_of, run.work.dns / COREFILE) if run.before.coredns else ""
         self._loopback = await asyncio.to_thread(_loopback)
         ipv6 = every_address() == ANY_IPV6
         envoy = (LOOPBACK, plan.envoy_port)
@@ -186,7 +187,7 @@ class Names:
         assert self._choice is not None  # noqa: S101 - the component is made after it
         found = await self._choice.find()
         await self._write(found)
-        path = self._run.work.dns / "Corefile"
+        path = self._run.work.dns / COREFILE
         make = self._run.command("coredns", (str(self._plan.coredns), "-conf", str(path), "-quiet"))
         return await make()
 
@@ -194,7 +195,7 @@ class Names:
         from kumadp.host.private_file import write_private
 
         try:
-            await asyncio.to_thread(write_private, self._run.work.dns / "Corefile", found.text.encode())
+            await asyncio.to_thread(write_private, self._run.work.dns / COREFILE, found.text.encode())
         except OSError as error:
             raise SpawnError(f"the Corefile cannot be written: {error.strerror}") from error
         self._corefile, self._origin = found.text, found.origin

@@ -25,7 +25,7 @@ from kumadp.host.facts import memory_limit
 from kumadp.host.net.unix_http import connected, owner_of
 from kumadp.host.state_file import adoptable, read_state
 from kumadp.host.systemd_units import UNITS, shipped
-from kumadp.host.work_dir import LOCK, PREFIX, temporary_folders
+from kumadp.host.work_dir import LOCK_FILE, PREFIX, temporary_folders
 from kumadp.process.program_output import output_of
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ async def leftovers(
 def _leftovers(environ: Mapping[str, str], work_dirs: tuple[Path, ...], temporary: tuple[Path, ...]) -> list[Told]:
     told: list[Told] = []
     for path in sorted(path for folder in temporary for path in folder.glob(PREFIX + "*")):
-        if _is_dead(path / LOCK):
+        if _is_dead(path / LOCK_FILE):
             told += warning(f"{path} is left of a dead run", "the next `kumadp run` removes it")
     for path in control_socket_files(environ):
         try:
@@ -173,7 +173,7 @@ def _leftovers(environ: Mapping[str, str], work_dirs: tuple[Path, ...], temporar
         except OSError:
             continue
     for folder in dict.fromkeys((*sorted(Path("/run/kumadp").glob("*/")), *work_dirs)):
-        state = read_state(folder) if _is_dead(folder / LOCK) else None
+        state = read_state(folder) if _is_dead(folder / LOCK_FILE) else None
         if state is not None and (living := adoptable(state)):
             names = ", ".join(f"{child.name} (pid {child.pid})" for child in living)
             told += warning(f"{names} of a dead kumadp in {folder}", "kumadp sweep --work-dir DIR, or run kumadp again")

@@ -28,7 +28,7 @@ from kumadp.envoy.reload import Plan, check
 from kumadp.envoy.version import envoy_version, fits, fitting
 from kumadp.errors import PortsTaken
 from kumadp.host.net.ports import check_ports
-from kumadp.host.work_dir import make_temporary, open_work_dir, temporary_folders
+from kumadp.host.work_dir import RELAY_SOCKET, make_temporary, open_work_dir, temporary_folders
 from kumadp.otel.offer import offered
 from kumadp.process.child import Command
 from kumadp.resources.types import Dataplane
@@ -129,7 +129,7 @@ async def _bootstrap(subject: Subject, folder: str) -> list[Told]:
                 transparent=subject.transparent,
                 otel_env=offered(settings, subject.environ),
             )
-            relay = Path(folder) / "relay.sock" if settings.xds_relay == "on" else None
+            relay = Path(folder) / RELAY_SOCKET if settings.xds_relay == "on" else None
             source = KumaSource(client, work, own, status, relay_path=relay)
             fetched = await client.fetch(lambda _reason: None, _ASKED_FOR)
             prepared, whence = await source.make(fetched), "fetched from the control plane, which registers nothing"

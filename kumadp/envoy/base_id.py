@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.errors import WorkDirError
 from kumadp.host.private_file import read_private, write_private
-from kumadp.host.work_dir import reporting_write_errors
+from kumadp.host.work_dir import BASE_ID_SUFFIX, HOT_RESTART_PREFIX, reporting_write_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,8 +38,8 @@ class BaseIdFiles:
 
     def __init__(self, directory: Path, serial: int) -> None:
         self.serial = serial
-        self.sockets = directory / f"h{serial}"
-        self.base_id_file = directory / f"h{serial}.base"
+        self.sockets = directory / f"{HOT_RESTART_PREFIX}{serial}"
+        self.base_id_file = directory / f"{HOT_RESTART_PREFIX}{serial}{BASE_ID_SUFFIX}"
         if len(os.fsencode(self.sockets)) + _LONGEST_SUFFIX > _MOST:
             raise WorkDirError(
                 f"{directory} is too long for Envoy's hot restart sockets", "choose a shorter --work-dir"
@@ -151,8 +151,8 @@ def _prepare(files: BaseIdFiles) -> None:
 def sweep(directory: Path) -> int:
     """Clean what dead runs left in ``directory``; returns the first serial number that is free. May block."""
     free = 0
-    for path in directory.glob("h*.base"):
-        if found := re.fullmatch(r"h(\d+)\.base", path.name):
+    for path in directory.glob(f"{HOT_RESTART_PREFIX}*{BASE_ID_SUFFIX}"):
+        if found := re.fullmatch(rf"{HOT_RESTART_PREFIX}(\d+)\{BASE_ID_SUFFIX}", path.name):
             files = BaseIdFiles(directory, int(found[1]))
             if files.lives():
                 free = max(free, files.serial + 1)

@@ -14,6 +14,8 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
@@ -101,8 +103,11 @@ def write_private(path: Path, data: bytes, *, sync: bool = True) -> None:
 
 
 def write_json(path: Path, value: object) -> Path:
-    """Write a value of JSON types, which is YAML too, as `write_private` does; returns ``path``. Raises OSError."""
-    write_private(path, json.dumps(value, indent=1).encode())
+    """Write a value of JSON types or a msgspec Struct as JSON, which is YAML too, as `write_private` does.
+
+    Returns ``path``. Raises OSError.
+    """
+    write_private(path, json.dumps(value, indent=1, default=msgspec.to_builtins).encode() + b"\n")
     return path
 
 

@@ -14,15 +14,15 @@ import msgspec
 
 from kumadp.decoding import Undecodable, decode_json
 from kumadp.host.descriptors import is_gone
-from kumadp.host.private_file import NotOurs, read_private, write_private
+from kumadp.host.private_file import NotOurs, read_private, write_json
 from kumadp.host.process_identity import ProcessIdentity, boot_id, identity_of, start_time_of
+from kumadp.host.work_dir import STATE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping
 
 log = logging.getLogger("kumadp.host")
 
-NAME = "state.json"
 # A record of a child takes about 500 bytes.
 _LARGEST = 4 << 20
 # How Envoy and CoreDNS are told their configuration.
@@ -74,7 +74,7 @@ class SavedState(msgspec.Struct, frozen=True):
 
 def read_state(directory: Path) -> SavedState | None:
     """What the last kumadp of this work directory left; None where there is none, or none that can be used. Blocks."""
-    path = directory / NAME
+    path = directory / STATE_FILE
     try:
         state = decode_json(read_private(path, _LARGEST), SavedState)
     except FileNotFoundError:
@@ -139,7 +139,7 @@ class StateFile:
     """
 
     def __init__(self, directory: Path, failed: Callable[[str], None] = _log_failure) -> None:
-        self._path = directory / NAME
+        self._path = directory / STATE_FILE
         self._failed = failed
         self._children: tuple[ChildRecord, ...] = ()
         self._parts: dict[str, Any] = {}
@@ -182,7 +182,7 @@ class StateFile:
     def _replace(self, children: tuple[ChildRecord, ...], parts: dict[str, Any]) -> str:
         state = SavedState(FORMAT, boot_id(), os.getpid(), start_time_of(os.getpid()) or 0, children, parts)
         try:
-            write_private(self._path, msgspec.json.format(msgspec.json.encode(state), indent=1))
+            write_json(self._path, state)
         except OSError as error:
             return f"{self._path} cannot be written: {error.strerror}; what runs now could not be adopted"
         return ""

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -22,12 +23,57 @@ from kumadp.host.private_file import make_folders, pin, why_not_ours, write_priv
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+# Every file name in the work directory, but for those of the sockets that Kuma names (`kumadp.host.socket_names`).
+LOCK_FILE = "kumadp.lock"
+STATE_FILE = "state.json"
+"""Which processes run, for adoption (`kumadp.host.state_file`)."""
+SOURCE_FILE = "source.json"
+"""The bootstrap as the control plane sent it, for adoption."""
+BOOTSTRAP_FILE = "bootstrap.yaml"
+"""The configuration that Envoy starts with; after a reload see `bootstrap_file`."""
+TOKEN_FILE = "dataplane.token"  # noqa: S105 - a name
+"""A data plane token that was given as a value."""
+RELAY_SOCKET = "relay.sock"
+"""The socket of the xDS relay, to which Envoy connects."""
+COREFILE = "Corefile"
+"""In the directory of CoreDNS, which by default is the work directory."""
+TRIAL_SUFFIX = ".trial"
+"""Of a Corefile that is only checked."""
+XDS_FOLDER = "xds"
+CLUSTERS_FILE, LISTENERS_FILE = "clusters.json", "listeners.json"
+"""In `XDS_FOLDER`: the resources that a standalone Envoy reads."""
+OUTPUT_SUFFIX = ".out"
+"""Of the FIFO that takes the output of a child which outlives kumadp."""
+HOT_RESTART_PREFIX, BASE_ID_SUFFIX = "h", ".base"
+"""Of hot restart's sockets and of the file with their base id, with a serial number after the prefix."""
+_ROOM_CHECK_FILE = "room.check"
+
 PREFIX = "kumadp-"
-LOCK = "kumadp.lock"
-# For a token that was given itself.
-TOKEN = "dataplane.token"  # noqa: S105 - a name
-# Where a temporary directory is made if TMPDIR names none.
+"""Of temporary work directories."""
+# Where a temporary directory is created if TMPDIR names none.
 TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - mkdtemp(3) makes a new one, 0700
+
+# The directory may be one of the user's, with other files in it: whole names are matched.
+_NUMBERED_BOOTSTRAP = re.compile(r"bootstrap\.\d+\.yaml")
+# Files that were written only in part (`kumadp.host.private_file`).
+_UNFINISHED = re.compile(r"(?:bootstrap(?:\.\d+)?\.yaml|state\.json|source\.json|dataplane\.token)\.new")
+_OUTPUT = re.compile(r".+\.out(?:\..+)?")
+
+
+def bootstrap_file(number: int) -> str:
+    """Return the name of the bootstrap that a reload writes, the ``number``-th."""
+    return f"bootstrap.{number}.yaml"
+
+
+def is_leftover(name: str) -> bool:
+    """Return whether a file of this name is needed by no later run: a bootstrap of a reload, a file written in part."""
+    return bool(_NUMBERED_BOOTSTRAP.fullmatch(name) or _UNFINISHED.fullmatch(name))
+
+
+def is_output(name: str) -> bool:
+    """Return whether this is the name of a FIFO for a child's output (`OUTPUT_SUFFIX`)."""
+    return _OUTPUT.fullmatch(name) is not None
+
 
 log = logging.getLogger("kumadp.host")
 
@@ -200,9 +246,9 @@ def check_free_space(path: Path) -> None:
     Each is written beside the one that it replaces, so that there must be room for the largest one.
     """
     check_private(path, "--work-dir")
-    ours = (*path.glob("bootstrap*.yaml"), *path.glob("xds/*.json"))
+    ours = (*path.glob("bootstrap*.yaml"), *path.glob(f"{XDS_FOLDER}/*.json"))
     sizes = [file.lstat().st_size for file in ours]
-    probe = path / "room.check"
+    probe = path / _ROOM_CHECK_FILE
     try:
         with reporting_write_errors(path):
             write_private(probe, b"\0" * max([_LEAST_ROOM, *(size for size in sizes if size <= _MOST_ROOM)]))
@@ -222,7 +268,7 @@ _HINTS = {
 
 
 def _lock(path: Path) -> int:
-    file = path / LOCK
+    file = path / LOCK_FILE
     with reporting_write_errors(file):
         # A link in its place may lead anywhere, and a FIFO would be waited for.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -245,9 +291,9 @@ def _lock(path: Path) -> int:
 def _remove_dead(folders: tuple[Path, ...], before_removal: Callable[[Path], object]) -> None:
     for path in (path for folder in folders for path in folder.glob(PREFIX + "*")):
         with contextlib.suppress(OSError):
-            if path.lstat().st_uid != os.geteuid() or not (path / LOCK).is_file():
+            if path.lstat().st_uid != os.geteuid() or not (path / LOCK_FILE).is_file():
                 continue
-            handle = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            handle = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 before_removal(path)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from kumadp.host.log.secrets import redact
-from kumadp.host.private_file import make_own_folder, write_private
+from kumadp.host.private_file import make_own_folder, write_json
 from kumadp.process.log_pump import KEPT_LINES
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class CrashRecords:
         crash = msgspec.structs.replace(crash, kernel=kernel_lines(crash.pid))
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(crash.time)) + f".{int(crash.time % 1 * 1000):03d}Z"
         path = folder / f"{stamp}-{crash.child}-{crash.pid}.json"
-        write_private(path, msgspec.json.format(msgspec.json.encode(crash), indent=1) + b"\n")
+        write_json(path, crash)
         for old in sorted(folder.glob("*.json"))[:-KEPT]:
             old.unlink(missing_ok=True)
         return path

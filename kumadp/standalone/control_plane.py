@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kumadp.errors import ResourceError
 from kumadp.host.file_watch import FileWatch
 from kumadp.host.private_file import make_own_folder
-from kumadp.host.work_dir import reporting_write_errors
+from kumadp.host.work_dir import CLUSTERS_FILE, LISTENERS_FILE, reporting_write_errors
 from kumadp.standalone.generated_config import clashes
 from kumadp.standalone.generator import bootstrap as make_bootstrap
 from kumadp.standalone.generator import cluster_file, generate, listener_file
@@ -18,7 +18,7 @@ from kumadp.standalone.health import HealthWatch, checks_of
 from kumadp.standalone.mesh import ADMIN_HOST, Mesh, MeshReader, admin_port
 from kumadp.standalone.system_listeners import dns_names
 from kumadp.standalone.xds_files import XdsFiles
-from kumadp.standalone.xds_update import CLUSTERS, LISTENERS, EnvoyAdmin, UpdateRejected, UpdateUnconfirmed, apply
+from kumadp.standalone.xds_update import EnvoyAdmin, UpdateRejected, UpdateUnconfirmed, apply
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -56,10 +56,10 @@ def prepare(mesh: Mesh, directory: Path, dns: DnsListener | None, memory: int = 
     held = XdsFiles(directory)
     with reporting_write_errors(directory):
         make_own_folder(directory)
-        held.write(CLUSTERS, cluster_file(made.clusters))
-        held.write(LISTENERS, listener_file(made))
+        held.write(CLUSTERS_FILE, cluster_file(made.clusters))
+        held.write(LISTENERS_FILE, listener_file(made))
         for old in directory.glob("*.json"):
-            if old.name not in {CLUSTERS, LISTENERS}:
+            if old.name not in {CLUSTERS_FILE, LISTENERS_FILE}:
                 old.unlink()
     return StandaloneSetup(mesh, make_bootstrap(mesh, directory, memory), made, held)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import is_ip
+from kumadp.host.work_dir import CLUSTERS_FILE, LISTENERS_FILE
 from kumadp.standalone.config_fragments import (
     HTTP,
     HTTP2,
@@ -193,8 +194,8 @@ def bootstrap(mesh: Mesh, directory: Path, memory: int = 0) -> Json:
         "node": {"id": f"{mesh.ours.mesh}.{mesh.ours.name}", "cluster": service},
         "admin": {"address": socket_address(ADMIN_HOST, admin_port(mesh.spec))},
         "dynamicResources": {
-            "cdsConfig": file_source(str(directory / "clusters.json")),
-            "ldsConfig": file_source(str(directory / "listeners.json")),
+            "cdsConfig": file_source(str(directory / CLUSTERS_FILE)),
+            "ldsConfig": file_source(str(directory / LISTENERS_FILE)),
         },
         "layeredRuntime": {
             "layers": [{"name": "kumadp", "staticLayer": {"re2.max_program_size.error_level": 4294967295}}]

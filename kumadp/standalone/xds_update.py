@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from kumadp.decoding import decode_json
+from kumadp.host.work_dir import CLUSTERS_FILE, LISTENERS_FILE
 from kumadp.standalone.generator import cluster_file, listener_file
 
 if TYPE_CHECKING:
@@ -19,8 +20,7 @@ ANSWERS_WITHIN = 1.0
 WARM_WITHIN = 0.5
 _FIRST_POLL, _LONGEST_POLL = 0.01, 0.25
 CDS, LDS = "cluster_manager.cds", "listener_manager.lds"
-CLUSTERS, LISTENERS = "clusters.json", "listeners.json"
-_SCOPES = {CLUSTERS: CDS, LISTENERS: LDS}
+_SCOPES = {CLUSTERS_FILE: CDS, LISTENERS_FILE: LDS}
 _STATS = (
     r"/stats?format=json&filter=^(cluster_manager\.(cds\.(version_text|update_(attempt|rejected))|warming_clusters)"
     r"|listener_manager\.lds\.(version_text|update_(attempt|rejected)))$"
@@ -53,9 +53,9 @@ async def apply(made: GeneratedConfig, before: GeneratedConfig, held: XdsFiles, 
     changed = False
     unconfirmed: UpdateUnconfirmed | None = None
     for name, content in (
-        (CLUSTERS, cluster_file({**before.clusters, **made.clusters})),
-        (LISTENERS, listener_file(made)),
-        (CLUSTERS, cluster_file(made.clusters)),
+        (CLUSTERS_FILE, cluster_file({**before.clusters, **made.clusters})),
+        (LISTENERS_FILE, listener_file(made)),
+        (CLUSTERS_FILE, cluster_file(made.clusters)),
     ):
         stats = await _stats(admin) if unconfirmed is None else {}
         written = await asyncio.to_thread(held.write, name, content)
@@ -114,7 +114,7 @@ async def _stats(admin: EnvoyAdmin) -> Json:
 
 
 async def _explain(admin: EnvoyAdmin, name: str, made: GeneratedConfig, before: GeneratedConfig) -> str:
-    if name == LISTENERS:
+    if name == LISTENERS_FILE:
         return await _failed_listeners(admin, made) or "Envoy refused the listeners without a word; its log says more"
     # Envoy keeps no error for clusters: what was changed is what can be wrong.
     new = [key for key, cluster in made.clusters.items() if before.clusters.get(key) != cluster]

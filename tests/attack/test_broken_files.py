@@ -15,14 +15,15 @@ import pytest
 
 from kumadp.accesslog.component import AccessLogs
 from kumadp.bootstrap.address import TcpAdmin, UnixAdmin, parse_admin
-from kumadp.daemon.adoption import SECTION, SOURCE, decode_left, forget, left_in, tidy
+from kumadp.daemon.adoption import SECTION, decode_left, forget, left_in, tidy
 from kumadp.errors import HandoverFailed
 from kumadp.host import process_identity as identity
 from kumadp.host.private_file import write_json, write_private
 from kumadp.host.reexec import handover
 from kumadp.host.reexec import interim_responder as meanwhile
 from kumadp.host.reexec.handover import Handover
-from kumadp.host.state_file import FORMAT, NAME, StateFile, read_state
+from kumadp.host.state_file import FORMAT, StateFile, read_state
+from kumadp.host.work_dir import SOURCE_FILE, STATE_FILE
 from kumadp.relay.last_good import FILE, MAGIC, Binding, LastGoodStore
 from tests.support.loaded_rig import open_loaded_rig
 from tests.support.poll import poll_async
@@ -56,16 +57,16 @@ BROKEN = {
 def test_a_state_file_that_cannot_be_used_adopts_nothing(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_private(tmp_path / NAME, content)
+    write_private(tmp_path / STATE_FILE, content)
     assert read_state(tmp_path) is None
     assert len(caplog.records) == 1
-    assert str(tmp_path / NAME) in caplog.text
+    assert str(tmp_path / STATE_FILE) in caplog.text
     assert len(caplog.text) < 1000
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 async def test_a_source_that_cannot_be_used_is_fetched_again(tmp_path: Path, content: bytes) -> None:
-    write_private(tmp_path / SOURCE, content)
+    write_private(tmp_path / SOURCE_FILE, content)
     assert left_in(tmp_path).source is None
 
 
@@ -139,7 +140,7 @@ def write_state(directory: Path, pid: int, fifo: str) -> None:
     child = {"name": "envoy", "pid": pid, "start_time": process_identity.start_time, "uid": process_identity.uid}
     child |= {"exe": process_identity.exe, "fifo": fifo}
     write_json(
-        directory / NAME,
+        directory / STATE_FILE,
         {"format": FORMAT, "boot": identity.boot_id(), "pid": 1, "start_time": 1, "children": [child]},
     )
 
@@ -196,7 +197,7 @@ async def test_without_a_boot_id_nothing_is_adopted_and_the_state_is_written(
     file.note([], {"addresses": {}})
     await file.written()
     assert failures == []
-    assert (tmp_path / NAME).is_file()
+    assert (tmp_path / STATE_FILE).is_file()
     assert read_state(tmp_path) is None
     assert "boot id of this host cannot be read; no process is adopted" in caplog.text
 

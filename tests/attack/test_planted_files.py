@@ -16,8 +16,8 @@ from kumadp.accesslog.fifo import open_fifo as open_access_log
 from kumadp.errors import WorkDirError
 from kumadp.host.net.serve import bind_unix
 from kumadp.host.private_file import NotOurs, make_folders, make_own_folder, pin, read_private, write_private
-from kumadp.host.state_file import NAME, read_state
-from kumadp.host.work_dir import LOCK, open_work_dir
+from kumadp.host.state_file import read_state
+from kumadp.host.work_dir import LOCK_FILE, STATE_FILE, open_work_dir
 from kumadp.process.fifo import make_fifo
 from kumadp.standalone.control_plane import prepare
 from kumadp.standalone.mesh import read_mesh
@@ -125,8 +125,8 @@ def test_a_file_is_not_read_through_anything(tmp_path: Path, victim: Victim, kin
     with pytest.raises(OSError):
         read_private(tmp_path / "file", 100, private=False)
     assert read_state(tmp_path) is None
-    (tmp_path / NAME).unlink(missing_ok=True)
-    KINDS[kind](tmp_path / NAME, victim)
+    (tmp_path / STATE_FILE).unlink(missing_ok=True)
+    KINDS[kind](tmp_path / STATE_FILE, victim)
     assert read_state(tmp_path) is None
 
 
@@ -134,10 +134,10 @@ def test_a_file_is_not_read_through_anything(tmp_path: Path, victim: Victim, kin
 def test_a_lock_is_a_file_of_ours_or_none(tmp_path: Path, victim: Victim, kind: str) -> None:
     work = tmp_path / "work"
     work.mkdir(mode=0o700)
-    KINDS[kind](work / LOCK, victim)
-    with pytest.raises(WorkDirError, match=LOCK):
+    KINDS[kind](work / LOCK_FILE, victim)
+    with pytest.raises(WorkDirError, match=LOCK_FILE):
         open_work_dir("web", str(work), "", "", {})
-    assert not (tmp_path / f"made-{LOCK}").exists()
+    assert not (tmp_path / f"made-{LOCK_FILE}").exists()
 
 
 @planted

@@ -10,7 +10,7 @@ import pytest
 from kumadp.controlplane.bootstrap_client import KumaClient
 from kumadp.envoy.version import EnvoyVersion
 from kumadp.errors import WorkDirError
-from kumadp.host.work_dir import TOKEN, open_work_dir
+from kumadp.host.work_dir import TOKEN_FILE, open_work_dir
 from kumadp.settings.model import Settings
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def test_it_needs_no_room_where_it_is_there_already(tmp_path: Path, monkeypatch:
     work = open_work_dir("web", str(tmp_path / "work"), "", "", {})
     versions = (EnvoyVersion("1.40.0", "x"), "")
     client = KumaClient(Settings(token="one"), None, work, None, versions, serves_probes=False)
-    file = work.path / TOKEN
+    file = work.path / TOKEN_FILE
     assert client._token_file("one") == str(file)
     assert file.read_text() == "one"
 

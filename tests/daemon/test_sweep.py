@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.daemon.sweep import STATE_FILE, is_over, sweep
+from kumadp.daemon.sweep import is_over, sweep
 from kumadp.host.private_file import write_json, write_private
 from kumadp.host.process_identity import boot_id
 from kumadp.host.state_file import FORMAT
-from kumadp.host.work_dir import TOKEN
+from kumadp.host.work_dir import STATE_FILE, TOKEN_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 async def test_files_with_the_token_of_a_killed_kumadp_go_and_the_user_s_own_stay(tmp_path: Path) -> None:
     work, elsewhere = tmp_path / "work", tmp_path / "other.token"
     work.mkdir(mode=0o700)
-    written, own = work / TOKEN, work / "bootstrap.yaml"
+    written, own = work / TOKEN_FILE, work / "bootstrap.yaml"
     for path in (written, own, elsewhere):
         write_private(path, b"x")
     removed = [str(written), str(elsewhere), str(work / "a\0b")]

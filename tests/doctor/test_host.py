@@ -20,7 +20,7 @@ from kumadp.addresses import socket_address
 from kumadp.dns.resolvconf import read
 from kumadp.dns.resolver.server import Resolver
 from kumadp.doctor import host
-from kumadp.host.work_dir import LOCK
+from kumadp.host.work_dir import LOCK_FILE
 from tests.support.linklocal import SCOPED, on_its_own_network
 from tests.support.poll import poll
 from tests.support.ports import free_port, free_ports
@@ -203,8 +203,8 @@ def test_what_dead_runs_left(tmp_path: Path) -> None:
     left, alive = tmp_path / "kumadp-left", tmp_path / "kumadp-alive"
     for folder in (left, alive):
         folder.mkdir()
-        (folder / LOCK).touch()
-    with tempfile.TemporaryDirectory() as runtime, (alive / LOCK).open() as held:
+        (folder / LOCK_FILE).touch()
+    with tempfile.TemporaryDirectory() as runtime, (alive / LOCK_FILE).open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         environ = {"XDG_RUNTIME_DIR": runtime}
         sockets = Path(runtime) / "kumadp"

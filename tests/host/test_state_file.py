@@ -15,7 +15,8 @@ import pytest
 
 from kumadp.host import state_file as state
 from kumadp.host.process_identity import boot_id, identity_of, start_time_of
-from kumadp.host.state_file import FORMAT, NAME, ChildRecord, SavedState, StateFile, adoptable, read_state, record
+from kumadp.host.state_file import FORMAT, ChildRecord, SavedState, StateFile, adoptable, read_state, record
+from kumadp.host.work_dir import STATE_FILE
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def child() -> Iterator[ChildRecord]:
 
 
 def write(folder: Path, body: object, mode: int = 0o600) -> None:
-    path = folder / NAME
+    path = folder / STATE_FILE
     path.write_text(body if isinstance(body, str) else json.dumps(body))
     path.chmod(mode)
 
@@ -53,7 +54,7 @@ async def noted(folder: Path, *children: ChildRecord) -> None:
 
 async def test_what_is_noted_is_read_again_and_private(tmp_path: Path, child: ChildRecord) -> None:
     await noted(tmp_path, child)
-    assert stat.S_IMODE((tmp_path / NAME).stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / STATE_FILE).stat().st_mode) == 0o600
     found = read_state(tmp_path)
     assert found == SavedState(FORMAT, boot_id(), os.getpid(), start_time_of(os.getpid()) or 0, (child,))
     assert adoptable(found) == [child]
@@ -70,7 +71,7 @@ async def test_changes_that_come_while_it_is_written_end_with_the_last(tmp_path:
     found = read_state(tmp_path)
     assert found is not None
     assert found.children == ()
-    assert not tmp_path.joinpath(NAME + ".new").exists()
+    assert not tmp_path.joinpath(STATE_FILE + ".new").exists()
     file.remove()
     assert read_state(tmp_path) is None
 
@@ -145,7 +146,7 @@ def test_one_behind_a_link_or_of_another_boot_is_not_used(tmp_path: Path) -> Non
     write(tmp_path, {"format": FORMAT, "boot": boot_id(), "pid": 1, "start_time": 1})
     assert read_state(tmp_path) is not None
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / NAME).symlink_to(tmp_path / NAME)
+    (tmp_path / "other" / STATE_FILE).symlink_to(tmp_path / STATE_FILE)
     assert read_state(tmp_path / "other") is None
     write(tmp_path, {"format": FORMAT, "boot": "another", "pid": 1, "start_time": 1})
     assert read_state(tmp_path) is None
@@ -154,10 +155,10 @@ def test_one_behind_a_link_or_of_another_boot_is_not_used(tmp_path: Path) -> Non
 async def test_one_that_cannot_be_written_costs_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_path: Path, _data: bytes) -> None:
+    def full(_path: Path, _value: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(state, "write_private", full)
+    monkeypatch.setattr(state, "write_json", full)
     for _ in range(3):
         await noted_by(file := StateFile(tmp_path))
         await noted_by(file)

@@ -10,7 +10,7 @@ import pytest
 
 from kumadp.errors import WorkDirError
 from kumadp.host import work_dir as workdir
-from kumadp.host.work_dir import LOCK, WorkDir, open_work_dir
+from kumadp.host.work_dir import LOCK_FILE, WorkDir, open_work_dir
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +79,7 @@ def test_what_dead_runs_left_is_removed_and_what_is_not_ours_stays(tmp_path: Pat
     living = opened(work=str(temporary / "kumadp-living"))
     dead = temporary / "kumadp-dead"
     dead.mkdir()
-    (dead / LOCK).touch()
+    (dead / LOCK_FILE).touch()
     (dead / "bootstrap.yaml").touch()
     stranger = temporary / "kumadp-stranger"
     stranger.mkdir()

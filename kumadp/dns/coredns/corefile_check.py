@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.host.private_file import write_private
+from kumadp.host.work_dir import COREFILE, TRIAL_SUFFIX
 from kumadp.process.program_output import output_of
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ async def check_corefile(
     What only shows when it binds its ports is not found here. Raises OSError where it cannot be run.
     """
     # Beside the real one: what a Corefile imports is looked for where it is itself.
-    path = folder / f"Corefile.{secrets.token_hex(4)}.trial"
+    path = folder / f"{COREFILE}.{secrets.token_hex(4)}{TRIAL_SUFFIX}"
     try:
         await asyncio.to_thread(write_private, path, (corefile + _END).encode())
         arguments = ("-conf", str(path), "-quiet")
