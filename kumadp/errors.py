@@ -11,13 +11,13 @@
     │   └── ControlPlaneRefused     77  an answer that no retry can change
     ├── BootstrapError             76  a bootstrap that cannot be used safely
     ├── AdminExposed               73  Envoy's admin answered on an address that is not loopback
-    ├── ChildFailed                70  Envoy ended for good
+    ├── ChildFailed                70  Envoy failed permanently
     ├── SpawnError                 71  a process could not be started
-    ├── BinaryNotFound             72  Envoy, or a CoreDNS that was asked for, is not there
+    ├── BinaryNotFound             72  Envoy, or a CoreDNS that was set explicitly, was not found
     ├── PortsTaken                 71  addresses that cannot be bound
     ├── WorkDirError               71  the work directory cannot be used
     ├── HandoverFailed             71  the program could not be replaced by a newer one
-    ├── CommandRefused             79  a running kumadp did not do what it was asked for, or none runs
+    ├── CommandRefused             79  a running kumadp refused the command, or none runs
     └── WaitTimeout                75  `kumadp wait` saw no readiness in time
 
 Classes carry facts and build their own text; nobody tests a message.
@@ -56,21 +56,21 @@ class ExitCode(enum.IntEnum):
 
 
 EXIT_CODE_MEANING: dict[ExitCode, str] = {
-    ExitCode.OK: "stopped cleanly, by a signal too",
+    ExitCode.OK: "clean stop, also by a signal",
     ExitCode.BUG: "a bug in kumadp (report it with the traceback); `kumadp doctor`, `demo --check`: a check failed",
-    ExitCode.USAGE: "the command line is wrong",
-    ExitCode.RESOURCE: "a Dataplane, ZoneIngress or ZoneEgress is wrong",
-    ExitCode.CONTROL_PLANE_UNAVAILABLE: "no usable answer within KUMA_CONTROL_PLANE_RETRY_MAX_DURATION",
-    ExitCode.CHILD_FAILED: "Envoy ended for good: restart budget spent, or its configuration is wrong",
-    ExitCode.OS: "a port cannot be bound, a process not started, or a file or directory not used",
-    ExitCode.BINARY_NOT_FOUND: "Envoy, or a CoreDNS that was named, is not there",
+    ExitCode.USAGE: "invalid command line",
+    ExitCode.RESOURCE: "invalid Dataplane, ZoneIngress or ZoneEgress",
+    ExitCode.CONTROL_PLANE_UNAVAILABLE: "no usable bootstrap within KUMA_CONTROL_PLANE_RETRY_MAX_DURATION",
+    ExitCode.CHILD_FAILED: "Envoy failed permanently: restart budget spent, or its configuration is invalid",
+    ExitCode.OS: "a port cannot be bound, a process cannot be started, or a file or directory cannot be used",
+    ExitCode.BINARY_NOT_FOUND: "Envoy, or a CoreDNS that was set explicitly, was not found",
     ExitCode.ADMIN_EXPOSED: "Envoy's admin answered on an address that is not loopback; Envoy was killed",
     ExitCode.FORCED: "a third signal ended kumadp at once",
     ExitCode.WAIT_TIMEOUT: "`kumadp wait`: not ready in time; `kumadp status`: not ready",
-    ExitCode.BOOTSTRAP: "the control plane's bootstrap cannot be used safely",
-    ExitCode.CONTROL_PLANE_REFUSED: "the control plane refused for good (token, resource, certificate)",
-    ExitCode.SETTINGS: "a flag, variable or settings file is wrong",
-    ExitCode.REFUSED: "a running kumadp did not do what it was asked for, with the reason, or none runs here",
+    ExitCode.BOOTSTRAP: "the control plane's bootstrap is not safe to use",
+    ExitCode.CONTROL_PLANE_REFUSED: "the control plane rejected the request permanently (token, resource, certificate)",
+    ExitCode.SETTINGS: "invalid flag, variable or settings file",
+    ExitCode.REFUSED: "a running kumadp refused the command, with the reason, or no kumadp runs here",
 }
 
 
@@ -131,7 +131,7 @@ class KumadpError(Exception):
 
 
 class _Problems(KumadpError):
-    """A failure that is a list of problems, all told at once."""
+    """A failure that is a list of problems, all reported at once."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(map(str, problems)))
@@ -185,7 +185,7 @@ class AdminExposed(KumadpError):
 
 
 class ChildFailed(KumadpError):
-    """A child ended for good; the message is its story."""
+    """A child failed permanently; the message says how and why."""
 
     exit_code = ExitCode.CHILD_FAILED
 
@@ -197,7 +197,7 @@ class SpawnError(KumadpError):
 
 
 class HostExhausted(SpawnError):
-    """A process could not be started for want of descriptors, memory or processes; it may work later."""
+    """A process could not be started because descriptors, memory or processes ran out; a retry may succeed."""
 
 
 class BinaryNotFound(KumadpError):
@@ -219,13 +219,13 @@ class WorkDirError(KumadpError):
 
 
 class HandoverFailed(KumadpError):
-    """This program could not be replaced by a newer one, or what the one before left cannot be used."""
+    """This program could not be replaced by a newer one, or what the previous one left cannot be used."""
 
     exit_code = ExitCode.OS
 
 
 class CommandRefused(KumadpError):
-    """A running kumadp did not do what it was asked for, or none could be asked."""
+    """A running kumadp refused a command, or none could be reached."""
 
     exit_code = ExitCode.REFUSED
 

@@ -42,7 +42,7 @@ def link(name: Path, target: Path) -> None:
     new.replace(name)
 
 
-@pytest.mark.contract("another Envoy binary taken under load")
+@pytest.mark.contract("a reload with another Envoy binary under load")
 @pytest.mark.parametrize("how", ["another file", "a link that leads elsewhere"])
 @on_both_control_planes
 def test_another_envoy_binary_is_taken(loaded_rig: LoadedRig, how: str) -> None:

@@ -313,7 +313,7 @@ def test_outbounds_that_are_bound(tmp_path: Path, app: Workload) -> None:
             survives_envoy(daemon, web, serves)
 
 
-@pytest.mark.contract("transparent proxying told with the request")
+@pytest.mark.contract("transparent proxying in the bootstrap request")
 def test_transparent_proxying_sent_with_the_bootstrap_request(
     plane: KumaControlPlane, app: Workload, tmp_path: Path
 ) -> None:

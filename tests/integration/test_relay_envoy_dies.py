@@ -64,7 +64,7 @@ def test_changes_of_the_mesh_reach_the_next_envoy(rig: Rig) -> None:
         poll(lambda: get(rig.ports.outbound) == (200, "other"), what="the other endpoint", deadline=SOON)
 
 
-@pytest.mark.contract("what Envoy rejects is told, and not given to the next one")
+@pytest.mark.contract("what Envoy rejects is reported, and not sent to the next Envoy")
 @on_both_control_planes
 def test_a_response_that_envoy_rejects_is_not_what_the_next_one_starts_with(rig: Rig) -> None:
     with rig.run() as daemon:

@@ -72,7 +72,7 @@ def test_a_host_that_boots_without_its_control_plane_serves(rig: Rig, plane: Xds
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.contract("control plane started again: the stream is taken up")
+@pytest.mark.contract("control plane restarted: the stream is opened again")
 def test_the_stream_comes_back_when_the_control_plane_does(tmp_path: Path, kind: str) -> None:
     with open_rig(tmp_path, kind) as rig:
         serve_once(rig)

@@ -58,7 +58,7 @@ def test_the_default_settings_become_ready_without_dns_or_metrics(tmp_path: Path
             assert "no names have come" not in daemon.output()
 
 
-@pytest.mark.contract("a refusal is told and final")
+@pytest.mark.contract("a rejection is reported and permanent")
 def test_a_missing_token_ends_with_the_control_plane_s_reason(tmp_path: Path) -> None:
     ports = Ports.take()
     with control_plane(tmp_path / "cp") as plane, workload("backend") as app:

@@ -66,7 +66,7 @@ def registered() -> bool:
     return NAME in ask("/meshes/default/dataplanes").decode()
 
 
-@pytest.mark.contract("the stream: kept while Envoy is replaced, closed on purpose, refused for 10 s, taken up")
+@pytest.mark.contract("the stream: kept while Envoy is replaced, closed on purpose, rejected for 10 s, opened again")
 def test_kuma_sees_one_stream_whatever_becomes_of_envoy(tmp_path: Path) -> None:
     ports = Ports.take()
     with control_plane(tmp_path / "cp") as plane, workload("backend") as app:
