@@ -90,7 +90,7 @@ class Names:
             await run.before.end_names(run.settings.stop_grace)
             self._start_resolver()
             return
-        from kumadp.dns.coredns.component import CoreDnsComponent
+        from kumadp.dns.coredns.component import CoreDnsComponent, CoreDnsOptions
         from kumadp.dns.coredns.corefile import HEALTH_NAME
         from kumadp.dns.coredns.fallback import FallbackResolver
 
@@ -104,19 +104,21 @@ class Names:
         )
         self._choice = self._choose(plan.coredns, template)
         if run.before.coredns is None and not run.before.reexecuted:
-            await self._choice.check_own()
+            await self._choice.check_user_template()
         self._coredns = CoreDnsComponent(
             self._command,
-            plan.port,
-            RestartPolicy(settings.coredns_restart_budget, settings.envoy_restart_window),
-            grace=settings.stop_grace,
-            changed=self._note,
-            gave_up=self._gave_up,
-            worry=functools.partial(run.status.set_warning, "coredns"),
-            stand_in=self._stand_in,
-            first=run.before.coredns,
-            health_name=lambda: HEALTH_NAME if HEALTH_NAME in self._corefile else "",
-            past=run.before.past.get("coredns", PreviousDeaths()),
+            CoreDnsOptions(
+                port=plan.port,
+                policy=RestartPolicy(settings.coredns_restart_budget, settings.envoy_restart_window),
+                grace=settings.stop_grace,
+                fallback=self._stand_in,
+                adopted=run.before.coredns,
+                past=run.before.past.get("coredns", PreviousDeaths()),
+                health_name=lambda: HEALTH_NAME if HEALTH_NAME in self._corefile else "",
+            ),
+            on_report=self._note,
+            on_give_up=self._gave_up,
+            on_warning=functools.partial(run.status.set_warning, "coredns"),
         )
         run.status.set_not_ready("dns", "CoreDNS does not answer yet")
         run.status.ports["dns"] = f"{LOOPBACK}:{plan.port}"
@@ -128,7 +130,7 @@ class Names:
             inherited.close_unclaimed("tcp", plan.port)
         elif left := inherited.hosts("udp", plan.port):
             # It was the stand-in that answered when the program before this one was left.
-            await self._coredns.stand_in(left)
+            await self._coredns.use_fallback(left)
         is_up = run.stack.start(self._coredns, stop_deadline=settings.stop_grace + 1)
         run.stack.start(ResolvConfWatch(RESOLV_CONF, self._follow))
         self._gate = asyncio.create_task(self._open_gate(is_up), name="dns gate")
@@ -156,7 +158,7 @@ class Names:
 
     def _choose(self, binary: Path, template: str | None) -> CorefileSelector:
         from kumadp.dns.coredns.corefile import CorefileFacts
-        from kumadp.dns.coredns.corefile_selector import CorefileSelector
+        from kumadp.dns.coredns.corefile_selector import CorefileOptions, CorefileSelector
 
         run, plan = self._run, self._plan
         own = run.settings.coredns_config_template_path
@@ -171,21 +173,23 @@ class Names:
         )
         return CorefileSelector(
             binary,
-            facts,
-            run.work.dns,
-            run.children_environment,
-            own=own,
-            told=template,
-            resolv_conf=RESOLV_CONF,
-            suffixes=plan.suffixes,
-            addresses=self._loopback,
-            worry=functools.partial(run.status.set_warning, "corefile"),
+            CorefileOptions(
+                facts=facts,
+                folder=run.work.dns,
+                environment=run.children_environment,
+                resolv_conf=RESOLV_CONF,
+                user_template=own,
+                suffixes=plan.suffixes,
+                addresses=self._loopback,
+            ),
+            template,
+            functools.partial(run.status.set_warning, "corefile"),
         )
 
     async def _command(self) -> Command:
         """How to start CoreDNS now, its Corefile written anew."""
         assert self._choice is not None  # noqa: S101 - the component is made after it
-        found = await self._choice.find()
+        found = await self._choice.select()
         await self._write(found)
         path = self._run.work.dns / COREFILE
         make = self._run.command("coredns", (str(self._plan.coredns), "-conf", str(path), "-quiet"))
@@ -203,7 +207,7 @@ class Names:
     async def renew(self, template: str | None) -> None:
         """Serve with the templates as they are now, ``template`` the control plane's; nothing changes but names."""
         if self._choice is not None:
-            self._choice.told = template
+            self._choice.control_plane_template = template
             await self._follow()
 
     async def _follow(self) -> None:
@@ -214,7 +218,7 @@ class Names:
         if coredns is None or choice is None or not self.children:
             return
         try:
-            found = await choice.find()
+            found = await choice.select()
             if found.text != self._corefile:
                 await self._write(found)
         except KumadpError as error:
@@ -237,7 +241,7 @@ class Names:
         return resolver.counters, len(resolver.table), labels
 
     def _told(self) -> Mapping[str, str]:
-        answers = "the embedded resolver" if self._coredns is not None and self._coredns.stands_in else "CoreDNS"
+        answers = "the embedded resolver" if self._coredns is not None and self._coredns.uses_fallback else "CoreDNS"
         return {"answered_by": answers, "corefile": self._origin}
 
     def _note(self, report: ChildReport) -> None:

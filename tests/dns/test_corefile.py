@@ -1,10 +1,10 @@
-"""The built-in Corefile: who is asked for which names."""
+"""The built-in Corefile: which server is queried for which names."""
 
 from __future__ import annotations
 
 import pytest
 
-from kumadp.dns.coredns.corefile import CorefileFacts, Way, built_in, upstreams
+from kumadp.dns.coredns.corefile import CorefileFacts, ForwardMethod, built_in, upstreams
 from kumadp.dns.resolvconf import parse
 
 FACTS = CorefileFacts(15053, 15054, 19153, logging=False, binary="/usr/bin/coredns", config_dir="/run/kumadp")
@@ -12,45 +12,45 @@ SERVERS = ("192.0.2.53", "2001:db8::53")
 CODES = ("NOTIMP", "FORMERR", "NXDOMAIN", "SERVFAIL", "REFUSED")
 
 
-@pytest.mark.parametrize("way", list(Way))
-def test_names_of_the_mesh_have_a_block_of_their_own_without_the_resolvers(way: Way) -> None:
-    mesh, rest = built_in(FACTS, way, SERVERS, ("mesh", "mesh.local")).split("\n.:15053 {")
+@pytest.mark.parametrize("method", list(ForwardMethod))
+def test_names_of_the_mesh_have_a_separate_block_without_the_resolvers(method: ForwardMethod) -> None:
+    mesh, rest = built_in(FACTS, method, SERVERS, ("mesh", "mesh.local")).split("\n.:15053 {")
     assert mesh.startswith("health.kumadp.invalid.:15053 {\n}\nmesh.:15053 mesh.local.:15053 {")
     assert not [server for server in SERVERS if server in mesh]
     # A silent Envoy is followed by the resolvers within the one forward.
     assert "forward . 127.0.0.1:15054 192.0.2.53 2001:db8::53 {\n        policy sequential" in rest
 
 
-def test_each_way_goes_on_to_the_resolvers_on_the_codes() -> None:
-    alternate = built_in(FACTS, Way.ALTERNATE, SERVERS, ("mesh",))
+def test_each_method_forwards_to_the_resolvers_on_the_codes() -> None:
+    alternate = built_in(FACTS, ForwardMethod.ALTERNATE, SERVERS, ("mesh",))
     assert f"alternate {','.join(CODES)} . 192.0.2.53 2001:db8::53\n" in alternate
     assert "next" not in alternate
-    for way in (Way.FAILOVER, Way.NEXT):
-        text = built_in(FACTS, way, SERVERS, ("mesh",))
+    for method in (ForwardMethod.FAILOVER, ForwardMethod.NEXT):
+        text = built_in(FACTS, method, SERVERS, ("mesh",))
         assert f"next {' '.join(CODES)}\n" in text
         assert "forward . 192.0.2.53 2001:db8::53 {" in text
-        assert ("failover" in text) is (way is Way.FAILOVER)
+        assert ("failover" in text) is (method is ForwardMethod.FAILOVER)
 
 
-@pytest.mark.parametrize("way", list(Way))
-def test_without_name_servers_envoy_alone_is_asked(way: Way) -> None:
-    text = built_in(FACTS, way, (), ("mesh",))
+@pytest.mark.parametrize("method", list(ForwardMethod))
+def test_without_name_servers_only_envoy_is_queried(method: ForwardMethod) -> None:
+    text = built_in(FACTS, method, (), ("mesh",))
     assert text.count("forward . 127.0.0.1:15054 {") == 2
     assert "next" not in text
     assert "alternate" not in text
 
 
-def test_no_more_upstreams_than_coredns_takes() -> None:
+def test_no_more_upstreams_than_coredns_accepts() -> None:
     many = [f"192.0.2.{number}" for number in range(1, 40)]
-    text = built_in(FACTS, Way.NEXT, many, ("mesh",))
+    text = built_in(FACTS, ForwardMethod.NEXT, many, ("mesh",))
     forwards = [line.split()[2:-1] for line in text.splitlines() if line.strip().startswith("forward")]
     assert max(len(upstreams) for upstreams in forwards) == 15
 
 
-def test_queries_are_logged_where_that_is_asked_for() -> None:
+def test_queries_are_logged_on_request() -> None:
     noisy = CorefileFacts(15053, 15054, 19153, logging=True, binary="", config_dir="")
-    assert built_in(noisy, Way.NEXT, SERVERS, ("mesh",)).count("\n    log\n") == 2
-    assert "\n    log\n" not in built_in(FACTS, Way.NEXT, SERVERS, ("mesh",))
+    assert built_in(noisy, ForwardMethod.NEXT, SERVERS, ("mesh",)).count("\n    log\n") == 2
+    assert "\n    log\n" not in built_in(FACTS, ForwardMethod.NEXT, SERVERS, ("mesh",))
 
 
 @pytest.mark.parametrize(

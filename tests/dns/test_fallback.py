@@ -1,4 +1,4 @@
-"""Somebody answers on CoreDNS's port while CoreDNS does not."""
+"""The fallback answers on CoreDNS's port while CoreDNS does not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.dns.coredns.corefile import Way
+from kumadp.dns.coredns.corefile import ForwardMethod
 from kumadp.process.restart_policy import ChildState
 from tests.dns.test_coredns import MESH, Ports, Running, coredns
 from tests.support.dns_load import dns_load
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.process
 
-STAND_IN = {"backend.mesh": "240.0.0.99"}
-FROM_COREDNS, FROM_STAND_IN = ("NOERROR", ["240.0.0.1"]), ("NOERROR", ["240.0.0.99"])
+FALLBACK = {"backend.mesh": "240.0.0.99"}
+FROM_COREDNS, FROM_FALLBACK = ("NOERROR", ["240.0.0.1"]), ("NOERROR", ["240.0.0.99"])
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def corefile(request: pytest.FixtureRequest, ports: Ports) -> str:
     """Ours, and templates with the addresses that users have in theirs."""
     bind = "    bind 0.0.0.0\n" if request.param == "on 0.0.0.0" else ""
     user = f".:{ports.dns} {{\n{bind}    forward . 127.0.0.1:{ports.envoy} {{\n        prefer_udp\n    }}\n}}\n"
-    return ports.corefile(Way.NEXT) if request.param == "built-in" else user
+    return ports.corefile(ForwardMethod.NEXT) if request.param == "built-in" else user
 
 
 def kill(running: Running, number: int) -> None:
@@ -45,59 +45,59 @@ def kill(running: Running, number: int) -> None:
 
 @pytest.mark.parametrize("tcp", [False, True])
 async def test_it_is_coredns_that_answers_while_it_runs(tmp_path: Path, ports: Ports, corefile: str, tcp: bool) -> None:
-    stand_in = SharedPort(ports.dns, STAND_IN)
+    fallback = SharedPort(ports.dns, FALLBACK)
     with name_server(ports.envoy, MESH, exact=True):
-        async with coredns(tmp_path, corefile, ports.dns, stand_in=stand_in) as running:
+        async with coredns(tmp_path, corefile, ports.dns, fallback=fallback) as running:
             for _ in range(2):
                 for _ in range(20):
-                    assert await running.ask("backend.mesh", tcp=tcp) == FROM_COREDNS
-                assert not running.component.stands_in
+                    assert await running.query("backend.mesh", tcp=tcp) == FROM_COREDNS
+                assert not running.component.uses_fallback
                 kill(running, signal.SIGKILL)
                 await running.running(running.states.count(ChildState.RUNNING) + 1)
-    assert stand_in.asked == []
-    assert not stand_in.is_open
+    assert fallback.asked == []
+    assert not fallback.is_open
 
 
-async def test_it_answers_for_good_once_coredns_is_given_up(tmp_path: Path, ports: Ports, corefile: str) -> None:
-    stand_in = SharedPort(ports.dns, STAND_IN)
+async def test_it_answers_permanently_once_the_budget_is_spent(tmp_path: Path, ports: Ports, corefile: str) -> None:
+    fallback = SharedPort(ports.dns, FALLBACK)
     with name_server(ports.envoy, MESH, exact=True):
-        async with coredns(tmp_path, corefile, ports.dns, budget=0, stand_in=stand_in) as running:
-            assert await running.ask("backend.mesh") == FROM_COREDNS
+        async with coredns(tmp_path, corefile, ports.dns, budget=0, fallback=fallback) as running:
+            assert await running.query("backend.mesh") == FROM_COREDNS
             kill(running, signal.SIGKILL)
 
-            async def given_up() -> bool:
-                return bool(running.stories)
+            async def failed() -> bool:
+                return bool(running.reasons)
 
-            await poll_async(given_up, what="the story of its end")
-            assert "signal 9 (KILL)" in running.stories[0]
+            await poll_async(failed, what="the reason of its end")
+            assert "signal 9 (KILL)" in running.reasons[0]
             for tcp in (False, True):
-                assert await running.ask("backend.mesh", tcp=tcp) == FROM_STAND_IN
-            assert running.component.stands_in
+                assert await running.query("backend.mesh", tcp=tcp) == FROM_FALLBACK
+            assert running.component.uses_fallback
 
 
-async def test_one_that_never_starts_is_stood_in_for(tmp_path: Path, ports: Ports) -> None:
-    stand_in = SharedPort(ports.dns, STAND_IN)
-    async with coredns(tmp_path, f".:{ports.dns} {{\n    nothing\n}}\n", ports.dns, stand_in=stand_in) as running:
-        assert "Unknown directive 'nothing'" in running.stories[0]
-        assert await running.ask("backend.mesh") == FROM_STAND_IN
+async def test_it_answers_if_coredns_never_starts(tmp_path: Path, ports: Ports) -> None:
+    fallback = SharedPort(ports.dns, FALLBACK)
+    async with coredns(tmp_path, f".:{ports.dns} {{\n    nothing\n}}\n", ports.dns, fallback=fallback) as running:
+        assert "Unknown directive 'nothing'" in running.reasons[0]
+        assert await running.query("backend.mesh") == FROM_FALLBACK
 
 
-async def test_a_stopped_coredns_is_stood_in_for(tmp_path: Path, ports: Ports, corefile: str) -> None:
-    stand_in = SharedPort(ports.dns, STAND_IN)
+async def test_it_answers_for_a_stopped_coredns(tmp_path: Path, ports: Ports, corefile: str) -> None:
+    fallback = SharedPort(ports.dns, FALLBACK)
     with name_server(ports.envoy, MESH, exact=True):
-        async with coredns(tmp_path, corefile, ports.dns, stand_in=stand_in) as running:
+        async with coredns(tmp_path, corefile, ports.dns, fallback=fallback) as running:
             kill(running, signal.SIGSTOP)
             await running.running(2)
-            assert await running.ask("backend.mesh") == FROM_COREDNS
+            assert await running.query("backend.mesh") == FROM_COREDNS
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1], ids=lambda end: end.name)
 async def test_no_query_is_lost_after_one_retry(
     tmp_path: Path, ports: Ports, corefile: str, end: signal.Signals
 ) -> None:
-    stand_in = SharedPort(ports.dns, MESH)
+    fallback = SharedPort(ports.dns, MESH)
     with name_server(ports.envoy, MESH, exact=True):
-        async with coredns(tmp_path, corefile, ports.dns, stand_in=stand_in) as running:
+        async with coredns(tmp_path, corefile, ports.dns, fallback=fallback) as running:
             with dns_load(ports.dns, "backend.mesh", rate=1000, seconds=8) as load:
                 for _ in range(3):
                     await asyncio.sleep(1)
@@ -109,4 +109,4 @@ async def test_no_query_is_lost_after_one_retry(
                 counts = await asyncio.to_thread(load.counts)
     assert counts.sent == 8000
     assert (counts.answered, counts.lost, counts.wrong) == (8000, 0, 0)
-    assert bool(stand_in.asked) is (end != signal.SIGUSR1)
+    assert bool(fallback.asked) is (end != signal.SIGUSR1)

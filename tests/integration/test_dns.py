@@ -99,7 +99,7 @@ def test_a_coredns_configured_by_path_must_exist(tmp_path: Path, ports: Ports) -
 @pytest.mark.parametrize(
     ("template", "told"),
     [
-        (".:{{ .CoreDNSPort }} {\n    no-such-plugin\n}\n", ".template:2: Corefile template: CoreDNS says: "),
+        (".:{{ .CoreDNSPort }} {\n    no-such-plugin\n}\n", ".template:2: Corefile template: rejected by CoreDNS: "),
         (".:{{ .NoSuchField }} {}\n", ".template:1: Corefile template: {{ .NoSuchField }} is not understood"),
     ],
 )
@@ -145,7 +145,7 @@ def test_a_reload_takes_a_changed_template_unless_it_is_broken(tmp_path: Path, p
         file.write_text(own_names(third="127.0.0.10").replace("hosts", "no-such"))
         assert kumadp("reload", environment=reloads).returncode == 0
         (warning,) = ask_status(control_socket_path("web", daemon.environment))["concerns"]
-        assert "Corefile.template:3: Corefile template: CoreDNS says: " in warning
+        assert "Corefile.template:3: Corefile template: rejected by CoreDNS: " in warning
         assert "Unknown directive 'no-such'" in warning
         assert ask(ports.dns, "second.mesh") == ("NOERROR", ["127.0.0.9"])
         assert daemon.children()["coredns"].pid == coredns.pid

@@ -56,5 +56,5 @@ def test_the_fallback_survives_a_reexecution(tmp_path: Path, ports: Ports) -> No
         daemon.wait_ready()
         daemon.children()["coredns"].kill()
         where = control_socket_path("web", daemon.environment)
-        poll(lambda: ask_status(where)["dns"]["answered_by"] == "the embedded resolver", what="the stand-in")
+        poll(lambda: ask_status(where)["dns"]["answered_by"] == "the embedded resolver", what="the fallback")
         under_load(daemon, ports)

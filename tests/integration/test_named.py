@@ -40,7 +40,7 @@ NAMED: dict[str, tuple[list[str], dict[str, str], int, str]] = {
         ["--dns-coredns-path={}/coredns", "--dns-coredns-config-template-path={}/file"],
         {},
         78,
-        "file:1: Corefile template: CoreDNS says: Error during parsing",
+        "file:1: Corefile template: rejected by CoreDNS: Error during parsing",
     ),
     "a Corefile template that is not there": (
         ["--dns-coredns-path={}/coredns", "--dns-coredns-config-template-path={}/none"],

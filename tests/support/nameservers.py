@@ -116,13 +116,13 @@ def _serve_tcp(served: NameServer, listener: socket.socket) -> None:
 
 
 class SharedPort:
-    """A stand-in for CoreDNS that knows some names."""
+    """A fallback for CoreDNS that knows some names."""
 
     def __init__(self, port: int, addresses: Mapping[str, str]) -> None:
         self._server = NameServer(port, addresses)
         self._sockets: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
-        self.steering = PortSharing()
+        self.port_sharing = PortSharing()
 
     @property
     def asked(self) -> list[str]:
@@ -137,7 +137,7 @@ class SharedPort:
     async def open(self, coredns: Collection[str], also: Collection[str] = ()) -> None:
         """Serve on all addresses."""
         loop = asyncio.get_running_loop()
-        for host in sorted({"::", *coredns, *also} - self.steering.hosts):
+        for host in sorted({"::", *coredns, *also} - self.port_sharing.hosts):
             sockets = []
             for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
                 shared = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind)
@@ -149,11 +149,11 @@ class SharedPort:
             loop.add_reader(udp, self._drain, udp)
             self._servers.append(await asyncio.start_server(self._connected, sock=listener))
             self._sockets.append(udp)
-            self.steering.add(host, udp, listener, first=host not in coredns)
+            self.port_sharing.add(host, udp, listener, first=host not in coredns)
 
     async def close(self) -> None:
         """Answer what has come and serve no more."""
-        self.steering.clear()
+        self.port_sharing.clear()
         for server in self._servers:
             server.close()
         for udp in self._sockets:

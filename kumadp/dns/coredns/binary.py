@@ -1,4 +1,4 @@
-"""The CoreDNS that is there: where it is, and what version."""
+"""The installed CoreDNS: its path and version."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.dns")
 
 DEADLINE = 10.0
-
-
+"""For a run of the binary, in seconds."""
 DEFAULT = "coredns"
 
 
 def find_coredns(path: str) -> Path | None:
-    """The CoreDNS binary: a path, or a name looked up on PATH; None when there is none."""
-    found = shutil.which(path)
-    return Path(found).absolute() if found else None
+    """Return the absolute path of the binary ``path``, a path or a name on PATH; None if there is none."""
+    binary = shutil.which(path)
+    return Path(binary).absolute() if binary else None
 
 
 async def coredns_version(path: Path, environment: Mapping[str, str]) -> str:
-    """Its version, as in 1.14.7 (``CoreDNS-1.14.7`` in the answer to ``--version``), empty when unknown."""
-    match = re.search(r"CoreDNS-(\S+)", await _ask(path, "--version", environment))
+    """Return its version, such as 1.14.7 (``CoreDNS-1.14.7`` in the output of ``--version``), empty if unknown."""
+    match = re.search(r"CoreDNS-(\S+)", await _output(path, "--version", environment))
     return match[1] if match else ""
 
 
-async def _ask(path: Path, argument: str, environment: Mapping[str, str]) -> str:
+async def _output(path: Path, argument: str, environment: Mapping[str, str]) -> str:
     try:
         return await output_of(path, argument, environment=environment, deadline=DEADLINE, with_errors=True)
     except TimeoutError:

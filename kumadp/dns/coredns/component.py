@@ -1,4 +1,4 @@
-"""CoreDNS as a component. It never ends the daemon: names may go, traffic by address stays."""
+"""CoreDNS as a component. It never ends the daemon: names may fail, traffic by address continues."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import re
 import signal
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import psutil
@@ -29,35 +30,55 @@ log = logging.getLogger("kumadp.dns")
 T = TypeVar("T")
 
 CHECK_EVERY = 5.0
-_ASK_AGAIN = 0.5
+_RETRY_AFTER = 0.5
 _FAILURES = 3
 _ANSWER_WITHIN = 1.0
-# What CoreDNS logs first when it was told to end, also with -quiet (1.9 to 1.14).
+# The first line that CoreDNS logs when a signal ends it, also with -quiet (1.9 to 1.14).
 _ENDING = re.compile(r"SIG(?:TERM|INT|QUIT): (?:Shutting down|Quitting)")
-_NO_PAST = PreviousDeaths()
+_NO_DEATHS = PreviousDeaths()
 
 
 class Fallback(Protocol):
-    """Who answers on CoreDNS's port while CoreDNS does not; it shares the port (SO_REUSEPORT), as CoreDNS does."""
+    """Answers on CoreDNS's port while CoreDNS does not; it shares the port (SO_REUSEPORT), as CoreDNS does."""
 
-    steering: PortSharing
+    port_sharing: PortSharing
 
     async def open(self, coredns: Collection[str], also: Collection[str] = ()) -> None:
-        """Answer, also on the addresses that CoreDNS has; raises OSError or KumadpError where that cannot be."""
+        """Listen, also on the addresses ``coredns`` that CoreDNS has; raises OSError or KumadpError."""
 
     async def close(self) -> None:
-        """Answer what has come and give the port up."""
+        """Answer the queries that have arrived, and close the port."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoreDnsOptions:
+    """How CoreDNS is run and watched.
+
+    ``port`` is where it answers, ``grace`` the time between SIGTERM and SIGKILL (seconds). ``adopted`` is a CoreDNS
+    that runs already, ``past`` its deaths before this run. ``health_name`` returns a name that the present Corefile
+    answers without querying other servers, empty if it has none. ``check_every`` is the time between two health checks
+    (seconds).
+    """
+
+    port: int
+    policy: RestartPolicy
+    grace: float
+    fallback: Fallback | None = None
+    adopted: Child | None = None
+    past: PreviousDeaths = _NO_DEATHS
+    health_name: Callable[[], str] = lambda: ""
+    check_every: float = CHECK_EVERY
 
 
 class CoreDnsComponent:
-    """Runs CoreDNS on ``port``; up once it answers by UDP and TCP, and watched by questions from then on.
+    """Runs CoreDNS; up once it answers by UDP and TCP, and watched by queries from then on.
 
-    ``stand_in`` has sockets beside CoreDNS's, and the kernel is told whose get what comes: its own from the moment in
-    which CoreDNS ends, says that it will or goes silent, until the next one has answered, and for good once it is given
-    up. ``gave_up`` hears the story then, and whether somebody answers in its place. ``worry`` hears what is wrong
-    with a CoreDNS that lives, in one line, empty once it is well. ``first`` is a CoreDNS that runs already.
-    ``health_name`` is a name that its present Corefile answers without asking others, if there is one. ``past`` is what
-    died before.
+    The fallback has sockets on the same port, and the kernel is instructed whose sockets get the queries: those of the
+    fallback from the moment when CoreDNS exits, logs that it shuts down or stops answering, until the next CoreDNS has
+    answered, and permanently once the restart budget is spent.
+
+    ``on_give_up`` is called then, with the reason and whether the fallback answers. ``on_warning`` is called with one
+    line about a CoreDNS that runs but does not answer, empty once it does.
     """
 
     name = "coredns"
@@ -65,126 +86,119 @@ class CoreDnsComponent:
     def __init__(
         self,
         command: Callable[[], Awaitable[Command]],
-        port: int,
-        policy: RestartPolicy,
+        options: CoreDnsOptions,
         *,
-        grace: float,
-        changed: Callable[[ChildReport], None],
-        gave_up: Callable[[str, bool], None],
-        worry: Callable[[str], None] = lambda _why: None,
-        stand_in: Fallback | None = None,
-        first: Child | None = None,
-        health_name: Callable[[], str] = lambda: "",
-        check_every: float = CHECK_EVERY,
-        past: PreviousDeaths = _NO_PAST,
+        on_report: Callable[[ChildReport], None],
+        on_give_up: Callable[[str, bool], None],
+        on_warning: Callable[[str], None] = lambda _warning: None,
     ) -> None:
-        self._port = port
-        self._changed = changed
-        self._gave_up = gave_up
-        self._worry = worry
-        self._stand_in = stand_in
-        self._open = self._stands_in = False
-        self._moving = asyncio.Lock()
-        self._health_name = health_name
-        self._check_every = check_every
-        self._answered = False
+        self._port = options.port
+        self._on_report = on_report
+        self._on_give_up = on_give_up
+        self._on_warning = on_warning
+        self._fallback = options.fallback
+        self._is_fallback_open = self._uses_fallback = False
+        self._opening = asyncio.Lock()
+        self._health_name = options.health_name
+        self._check_every = options.check_every
+        self._has_answered = False
         self.supervisor = Supervisor(
             self.name,
             command,
-            policy,
+            options.policy,
             self._bring_up,
             permanent=self._permanent,
             changed=self._note,
-            grace=grace,
-            first=first,
-            past=past,
+            grace=options.grace,
+            first=options.adopted,
+            past=options.past,
         )
 
     @property
-    def stands_in(self) -> bool:
-        """Whether it is the stand-in that answers."""
-        return self._stands_in
+    def uses_fallback(self) -> bool:
+        """Whether the fallback answers instead of CoreDNS."""
+        return self._uses_fallback
 
-    async def stand_in(self, also: Collection[str] = ()) -> None:
-        """Have the stand-in answer until CoreDNS does, on these addresses too; there is no CoreDNS now."""
-        await self._share((), also)
-        self._take_over("")
+    async def use_fallback(self, also: Collection[str] = ()) -> None:
+        """Have the fallback answer, also on these addresses, until CoreDNS does; no CoreDNS runs now."""
+        await self._open_fallback((), also)
+        self._prefer_fallback("")
 
     async def run(self, up: Callable[[], None]) -> None:
-        """Keep CoreDNS running until cancelled; a spent budget is told and then waited on, not raised."""
+        """Keep CoreDNS running until cancelled; a spent restart budget is reported and raises nothing."""
         watch = asyncio.create_task(self._watch(), name="dns health")
         try:
             try:
                 await self.supervisor.run(up)
             except KumadpError as error:
-                await self.stand_in()
-                self._gave_up(str(error), self._stands_in)
-                if self._stands_in:
+                await self.use_fallback()
+                self._on_give_up(str(error), self._uses_fallback)
+                if self._uses_fallback:
                     up()
                 await asyncio.Event().wait()
         finally:
             watch.cancel()
-            async with self._moving:
-                if self._stand_in is not None and self._open:
-                    self._open = self._stands_in = False
-                    await self._stand_in.close()
+            async with self._opening:
+                if self._fallback is not None and self._is_fallback_open:
+                    self._is_fallback_open = self._uses_fallback = False
+                    await self._fallback.close()
 
     def reload(self) -> bool:
-        """Have CoreDNS read its Corefile and resolv.conf again (SIGUSR1); False where none runs that could."""
+        """Have CoreDNS read its Corefile and resolv.conf again (SIGUSR1); False if it does not run yet."""
         child = self.supervisor.child
-        # Before it has set its signals up SIGUSR1 would end it.
+        # SIGUSR1 would end a CoreDNS that has not set up its signal handlers.
         runs = self.supervisor.report.state is ChildState.RUNNING
         return runs and child is not None and child.send_signal(signal.SIGUSR1)
 
     def _note(self, report: ChildReport) -> None:
-        if report.state is ChildState.EXITED and self._stand_in is not None and self._open:
-            self._stand_in.steering.alone()
-            self._take_over("CoreDNS has ended")
-        self._changed(report)
+        if report.state is ChildState.EXITED and self._fallback is not None and self._is_fallback_open:
+            self._fallback.port_sharing.coredns_ended()
+            self._prefer_fallback("CoreDNS has ended")
+        self._on_report(report)
 
-    async def _share(self, coredns: Collection[str], also: Collection[str] = ()) -> None:
-        """Have the stand-in open on all addresses that it should have; one that cannot is told and done without."""
-        async with self._moving:
-            if self._stand_in is None:
+    async def _open_fallback(self, coredns: Collection[str], also: Collection[str] = ()) -> None:
+        """Open the fallback on all addresses that it needs; if that fails, log it and continue without."""
+        async with self._opening:
+            if self._fallback is None:
                 return
             try:
-                await self._stand_in.open(coredns, also)
+                await self._fallback.open(coredns, also)
             except (OSError, KumadpError) as error:
-                log.warning("nobody answers in CoreDNS's place: %s", error)
+                log.warning("the embedded resolver cannot answer in CoreDNS's place: %s", error)
                 return
-            self._open = True
+            self._is_fallback_open = True
 
-    def _take_over(self, why: str) -> None:
-        if self._stand_in is not None and self._open and not self._stands_in:
-            self._stands_in = True
-            self._stand_in.steering.prefer_stand_in()
-            if why:
-                log.info("the embedded resolver answers in CoreDNS's place: %s", why)
+    def _prefer_fallback(self, reason: str) -> None:
+        if self._fallback is not None and self._is_fallback_open and not self._uses_fallback:
+            self._uses_fallback = True
+            self._fallback.port_sharing.prefer_fallback()
+            if reason:
+                log.info("the embedded resolver answers in CoreDNS's place: %s", reason)
 
-    def _give_back(self) -> None:
-        if self._stand_in is not None and self._open:
-            self._stand_in.steering.prefer_coredns()
-        self._stands_in = False
+    def _prefer_coredns(self) -> None:
+        if self._fallback is not None and self._is_fallback_open:
+            self._fallback.port_sharing.prefer_coredns()
+        self._uses_fallback = False
 
-    def _hear(self, line: str) -> None:
-        # It stops reading then, and goes on to have its sockets for seconds.
+    def _on_output(self, line: str) -> None:
+        # It stops reading queries then, but keeps its sockets for seconds.
         if _ENDING.search(line):
-            self._take_over("it says that it ends")
+            self._prefer_fallback("it shuts down")
 
     async def _bring_up(self, child: Child) -> None:
-        child.hear(self._hear)
+        child.hear(self._on_output)
         while True:
-            # Until then a stand-in that is alone answers our own questions.
-            bound = await _until(lambda: asyncio.to_thread(_bound_by, child.pid, self._port))
-            await _until(self._answers)
-            # Where it has addresses to itself, they are its own already.
-            await self._share(bound)
-            self._give_back()
+            # Before CoreDNS has bound the port, the fallback would answer our health check.
+            bound = await _poll(lambda: asyncio.to_thread(_bound_by, child.pid, self._port))
+            await _poll(self._answers)
+            # On addresses that CoreDNS has bound alone, the fallback opens sockets only now.
+            await self._open_fallback(bound)
+            self._prefer_coredns()
             if await self._answers():
                 break
-            self._take_over("it answers no more")
-        self._answered = True
-        self._worry("")
+            self._prefer_fallback("it does not answer any more")
+        self._has_answered = True
+        self._on_warning("")
 
     async def _answers(self) -> bool:
         try:
@@ -196,10 +210,10 @@ class CoreDnsComponent:
         return await missing_transports(self._port, self._health_name(), deadline=_ANSWER_WITHIN)
 
     async def _watch(self) -> None:
-        """Ask now and then; one that lives and says nothing is killed, and started again as any that has ended."""
+        """Check CoreDNS periodically; one that runs but does not answer is killed, and restarted by the supervisor."""
         failures = 0
         while True:
-            await asyncio.sleep(_ASK_AGAIN if failures else self._check_every)
+            await asyncio.sleep(_RETRY_AFTER if failures else self._check_every)
             child = self.supervisor.child
             if self.supervisor.report.state is not ChildState.RUNNING or child is None or child.ended:
                 failures = 0
@@ -207,43 +221,47 @@ class CoreDnsComponent:
             try:
                 missing = await self._missing()
             except OSError:
-                # No query was sent, and it may well answer.
+                # No query was sent: CoreDNS may well answer.
                 continue
             if not missing or child is not self.supervisor.child or child.ended:
                 failures = 0
-                self._worry("")
+                self._on_warning("")
                 continue
             failures += 1
             if failures == _FAILURES:
                 failures = 0
-                self._worry(f"CoreDNS (pid {child.pid}) runs but does not answer by {missing}: it is killed")
-                self._take_over("it is silent")
+                self._on_warning(f"CoreDNS (pid {child.pid}) runs but does not answer by {missing}; killing it")
+                self._prefer_fallback("it does not answer")
                 child.kill_with_reason(f"it hung: no answer by {missing}")
 
     def _permanent(self, status: ExitStatus, lines: list[str]) -> str | None:
-        if self._answered or status.code in {None, 0}:
+        if self._has_answered or status.code in {None, 0}:
             return None
-        broken = next((line for line in lines if "Corefile:" in line or "Error during parsing" in line), None)
-        return f"its Corefile cannot be loaded: {broken}" if broken else None
+        error = next((line for line in lines if "Corefile:" in line or "Error during parsing" in line), None)
+        return f"its Corefile cannot be loaded: {error}" if error else None
 
 
-async def _until(there: Callable[[], Awaitable[T]]) -> T:
-    """What is there once it is. Nothing tells of a port that another process binds, so it is asked for."""
+async def _poll(check: Callable[[], Awaitable[T]]) -> T:
+    """Return the first true result of ``check``. The kernel does not report ports that another process binds."""
     pause = 0.02
-    while not (found := await there()):
+    while not (result := await check()):
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, 0.5)
-    return found
+    return result
 
 
 def _bound_by(pid: int, port: int) -> frozenset[str]:
-    """The addresses on which this process has the port by UDP and TCP; none where we may not see it. May block."""
+    """Return the addresses on which a process has the port by UDP and TCP; none if we may not know. May block."""
     try:
         connections = psutil.Process(pid).net_connections("inet")
     except psutil.Error:
         return frozenset()
     udp, tcp = (
-        {one.laddr[0] for one in connections if one.laddr[1:] == (port,) and one.type == kind and one.status == status}
+        {
+            connection.laddr[0]
+            for connection in connections
+            if connection.laddr[1:] == (port,) and connection.type == kind and connection.status == status
+        }
         for kind, status in ((socket.SOCK_DGRAM, psutil.CONN_NONE), (socket.SOCK_STREAM, psutil.CONN_LISTEN))
     )
     return frozenset(udp & tcp)

@@ -1,4 +1,4 @@
-"""The built-in Corefile, in a shape for each kind of CoreDNS, and what templates may use."""
+"""The built-in Corefile, in a variant for each kind of CoreDNS, and the variables for templates."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from kumadp.dns.resolvconf import ResolvConf
 
 _CODES = ("NOTIMP", "FORMERR", "NXDOMAIN", "SERVFAIL", "REFUSED")
-# CoreDNS takes 15 upstreams for one `forward`, and Envoy is the first.
+# CoreDNS accepts 15 upstreams in one `forward`, and Envoy is the first.
 _MAX_SERVERS = 14
 _PORT = 53
-# CoreDNS refuses what it has no plugin for, and so does the embedded resolver: an answer that depends on nobody else.
+# CoreDNS answers REFUSED if a block has no plugin, and so does the embedded resolver: no other server is involved.
 HEALTH_NAME = "health.kumadp.invalid"
 
 
-class Way(enum.Enum):
-    """How a CoreDNS goes on to the resolvers where Envoy knows nothing; the best first."""
+class ForwardMethod(enum.Enum):
+    """How CoreDNS forwards names that Envoy does not know to the resolvers; the best first."""
 
     ALTERNATE = "the alternate plugin"
     FAILOVER = "forward with next and failover"
@@ -31,7 +31,7 @@ class Way(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class CorefileFacts:
-    """The DNS configuration that templates may use; the field names in templates are Kuma's."""
+    """The DNS configuration for templates; `variables` has it under Kuma's names."""
 
     port: int
     envoy_port: int
@@ -42,7 +42,7 @@ class CorefileFacts:
     template: str = ""
 
     def variables(self) -> Mapping[str, object]:
-        """Kuma's names (contract of kuma-dp 2.8: the DNS configuration is the template's root)."""
+        """Return the values by Kuma's names (contract of kuma-dp 2.8: the DNS configuration is the template's root)."""
         return {
             "Enabled": True,
             "CoreDNSPort": self.port,
@@ -57,33 +57,37 @@ class CorefileFacts:
 
 
 def built_in(
-    facts: CorefileFacts, way: Way, servers: Sequence[str], suffixes: Iterable[str], addresses: Sequence[str] = ()
+    facts: CorefileFacts,
+    method: ForwardMethod,
+    servers: Sequence[str],
+    suffixes: Iterable[str],
+    addresses: Sequence[str] = (),
 ) -> str:
-    """A Corefile that asks Envoy first and ``servers``, the host's resolvers, where Envoy knows nothing.
+    """Return a Corefile that queries Envoy first, and ``servers``, the host's resolvers, for names unknown to Envoy.
 
-    The resolvers are upstreams beside Envoy too: a `forward` whose one upstream is silent ends in SERVFAIL without a
-    look at what follows it. Names below ``suffixes`` have a block of their own, which knows Envoy alone: its DNS filter
-    says NXDOMAIN to the AAAA of a name that it knows, and to names in another case than it knows them in.
+    The resolvers are upstreams next to Envoy too: a `forward` whose only upstream is silent ends in SERVFAIL, and later
+    plugins are not reached. Names below ``suffixes`` have a separate block with Envoy as the only upstream: its DNS
+    filter answers NXDOMAIN to AAAA queries for names that it knows, and to names in another letter case.
 
-    CoreDNS listens on ``addresses``, on all without any. The kernel prefers a socket on an address to one on all: what
-    is bound there by somebody else gets no query for these addresses but from the moment on in which CoreDNS ends.
+    CoreDNS listens on ``addresses``, on all if there are none. The kernel prefers a socket on an address to one on all:
+    the fallback on all addresses gets queries for these addresses only once CoreDNS has ended.
     """
     envoy = f"127.0.0.1:{facts.envoy_port}"
     bind = [f"bind {' '.join(addresses)}"] if addresses else []
     shared = [*bind, f"prometheus localhost:{facts.prometheus_port}", "errors", *(["log"] if facts.logging else [])]
-    # Envoy's filter speaks UDP alone. Where nobody else can be asked, whether it is well does not matter.
-    alone = _forward([envoy], ["max_fails 0", "prefer_udp"])
+    # Envoy's filter supports UDP only. Health checks (max_fails) are useless if there is no other upstream.
+    envoy_only = _forward([envoy], ["max_fails 0", "prefer_udp"])
     health = _block([f"{HEALTH_NAME}.:{facts.port}"], bind)
-    mesh = health + _block([f"{suffix}.:{facts.port}" for suffix in suffixes], [*alone, *shared])
+    mesh = health + _block([f"{suffix}.:{facts.port}" for suffix in suffixes], [*envoy_only, *shared])
     if not servers:
-        return mesh + _block([f".:{facts.port}"], [*alone, *shared])
+        return mesh + _block([f".:{facts.port}"], [*envoy_only, *shared])
     others = list(servers)[:_MAX_SERVERS]
     first = ["policy sequential", "prefer_udp"]
-    if way is Way.ALTERNATE:
+    if method is ForwardMethod.ALTERNATE:
         fallback = [f"alternate {','.join(_CODES)} . {' '.join(others)}"]
     else:
         first.append(f"next {' '.join(_CODES)}")
-        second = ["policy sequential", *(["failover SERVFAIL REFUSED"] if way is Way.FAILOVER else [])]
+        second = ["policy sequential", *(["failover SERVFAIL REFUSED"] if method is ForwardMethod.FAILOVER else [])]
         fallback = _forward(others, second)
     return mesh + _block([f".:{facts.port}"], [*_forward([envoy, *others], first), *fallback, *shared])
 
@@ -99,5 +103,5 @@ def _block(keys: Sequence[str], lines: Sequence[str]) -> str:
 
 
 def upstreams(conf: ResolvConf) -> tuple[str, ...]:
-    """The name servers of a resolv.conf as `forward` takes them, zones included."""
+    """Return the name servers of a resolv.conf in the syntax of `forward`, with zones."""
     return tuple(host if port == _PORT else with_port(host, port) for host, port in conf.servers)

@@ -1,4 +1,4 @@
-"""Which Corefile CoreDNS gets: the user's, the control plane's, or the built-in one that fits the binary."""
+"""Selects the Corefile for CoreDNS: the user's, the control plane's, or the built-in one that fits the binary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import ANY_IPV6
-from kumadp.dns.coredns.corefile import Way, built_in, upstreams
+from kumadp.dns.coredns.corefile import ForwardMethod, built_in, upstreams
 from kumadp.dns.coredns.corefile_check import check_corefile, identity_of_binary
 from kumadp.dns.coredns.template import render
 from kumadp.dns.resolvconf import is_own, read
@@ -26,165 +26,178 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.dns")
 
-OWN = "--dns-coredns-config-template-path"
-TOLD = "the control plane's corefileTemplate"
-_SAMPLE = ("127.0.0.1",)
+TEMPLATE_OPTION = "--dns-coredns-config-template-path"
+CONTROL_PLANE_TEMPLATE = "the control plane's corefileTemplate"
+_SAMPLE_SERVERS = ("127.0.0.1",)
 
 
 class CoreDnsUnfit(KumadpError):
-    """This CoreDNS can neither go on to the resolvers nor is there a Corefile for it."""
+    """This CoreDNS supports no built-in Corefile, and there is no template for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Corefile:
-    """A Corefile that the binary loads; ``origin`` says in words where it is from."""
+    """A Corefile that the binary loads; ``origin`` describes where it comes from."""
 
     text: str
     origin: str
 
 
-class CorefileSelector:
-    """Finds the Corefile, each time anew; what a binary said to a Corefile is remembered for the run.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CorefileOptions:
+    """What a Corefile is made from.
 
-    ``own`` is the path of the user's template, empty without one, and ``told`` the control plane's. With the built-in
-    one CoreDNS listens on ``addresses``. ``worry`` hears what is wrong with templates, in one line, empty once nothing
-    is.
+    ``folder`` is where CoreDNS reads it, ``environment`` the one that CoreDNS has. ``user_template`` is the path of the
+    user's template, empty if there is none. With a built-in Corefile CoreDNS listens on ``addresses``, on all if empty.
+    """
+
+    facts: CorefileFacts
+    folder: Path
+    environment: Mapping[str, str]
+    resolv_conf: Path
+    user_template: str
+    suffixes: tuple[str, ...]
+    addresses: tuple[str, ...] = ()
+
+
+class CorefileSelector:
+    """Selects the Corefile from the present templates and resolv.conf; results of `check_corefile` are cached.
+
+    ``control_plane_template`` is the control plane's, None or empty if it sent none. ``on_warning`` is called with all
+    problems of the templates in one line, empty if there are none.
     """
 
     def __init__(
         self,
         binary: Path,
-        facts: CorefileFacts,
-        folder: Path,
-        environment: Mapping[str, str],
-        *,
-        own: str,
-        told: str | None,
-        resolv_conf: Path,
-        suffixes: tuple[str, ...],
-        addresses: tuple[str, ...] = (),
-        worry: Callable[[str], None],
+        options: CorefileOptions,
+        control_plane_template: str | None,
+        on_warning: Callable[[str], None],
     ) -> None:
         self._binary = binary
-        self._facts = facts
-        self._folder = folder
-        self._environment = environment
-        self._own = own
-        self.told = told
-        self._resolv_conf = resolv_conf
-        self._suffixes = suffixes
-        self._addresses = addresses
-        self._worry = worry
-        self._tried: dict[tuple[BinaryIdentity, str], CorefileRejection | None] = {}
-        self._kept: Corefile | None = None
-        self._noted: tuple[str, ...] = ()
+        self._options = options
+        self.control_plane_template = control_plane_template
+        self._on_warning = on_warning
+        self._checked: dict[tuple[BinaryIdentity, str], CorefileRejection | None] = {}
+        self._last_good: Corefile | None = None
+        self._logged_notes: tuple[str, ...] = ()
 
-    async def find(self) -> Corefile:
-        """The Corefile for now; raises CoreDnsUnfit where there is none, SpawnError where CoreDNS cannot be run.
+    async def select(self) -> Corefile:
+        """Return the Corefile for now.
 
-        A template that cannot be used is told to ``worry``, and the last one that could be is kept, or the built-in one
+        If a template cannot be used, ``on_warning`` is called and the last usable template, or the built-in Corefile,
         takes its place.
+
+        Raises CoreDnsUnfit if there is no Corefile for this binary, and SpawnError if CoreDNS cannot be run.
         """
         try:
-            return await self._find()
+            return await self._select()
         except OSError as error:
             raise SpawnError(f"{self._binary} cannot be run: {error.strerror}") from error
 
-    async def check_own(self) -> None:
-        """Raise SettingsError where the user's template cannot be used: at a start nothing takes its place.
+    async def check_user_template(self) -> None:
+        """Raise SettingsError if the user's template cannot be used: at a start nothing takes its place.
 
-        Raises SpawnError where CoreDNS cannot be run.
+        Raises SpawnError if CoreDNS cannot be run.
         """
-        if not self._own:
+        path = self._options.user_template
+        if not path:
             return
-        wrong: list[str] = []
+        problems: list[str] = []
         try:
-            template = await asyncio.to_thread(_read_text, self._own)
-            used = await self._from_template(template, self._own, wrong)
+            template = await asyncio.to_thread(_read_text, path)
+            corefile = await self._from_template(template, path, problems)
         except OSError as error:
             raise SpawnError(f"{self._binary} cannot be run: {error.strerror}") from error
-        if used is None:
-            raise SettingsError([Problem(OWN, text) for text in wrong])
+        if corefile is None:
+            raise SettingsError([Problem(TEMPLATE_OPTION, text) for text in problems])
 
-    async def _find(self) -> Corefile:
-        wrong: list[str] = []
-        for source, template in await self._templates(wrong):
-            found = await self._from_template(template, source, wrong)
-            if found is not None:
-                self._kept = found
-                self._worry(f"{'; '.join(wrong)}; going on with {source}" if wrong else "")
-                return found
-        used = self._kept if wrong and self._kept is not None else await self._built_in()
-        self._worry(f"{'; '.join(wrong)}; going on with {used.origin}" if wrong else "")
-        return used
+    async def _select(self) -> Corefile:
+        problems: list[str] = []
+        for source, template in await self._templates(problems):
+            corefile = await self._from_template(template, source, problems)
+            if corefile is not None:
+                self._last_good = corefile
+                self._on_warning(f"{'; '.join(problems)}; using {source}" if problems else "")
+                return corefile
+        corefile = self._last_good if problems and self._last_good is not None else await self._built_in()
+        self._on_warning(f"{'; '.join(problems)}; using {corefile.origin}" if problems else "")
+        return corefile
 
-    async def _templates(self, wrong: list[str]) -> list[tuple[str, str]]:
-        found = []
-        if self._own:
+    async def _templates(self, problems: list[str]) -> list[tuple[str, str]]:
+        """Return source and text of each template, that of the user first."""
+        templates = []
+        path = self._options.user_template
+        if path:
             try:
-                found.append((self._own, await asyncio.to_thread(_read_text, self._own)))
+                templates.append((path, await asyncio.to_thread(_read_text, path)))
             except SettingsError as error:
-                wrong.append(str(error))
-        if self.told:
-            found.append((TOLD, self.told))
-        return found
+                problems.append(str(error))
+        if self.control_plane_template:
+            templates.append((CONTROL_PLANE_TEMPLATE, self.control_plane_template))
+        return templates
 
-    async def _from_template(self, template: str, source: str, wrong: list[str]) -> Corefile | None:
+    async def _from_template(self, template: str, source: str, problems: list[str]) -> Corefile | None:
         try:
-            rendered = render(template, self._facts.variables(), source)
+            rendered = render(template, self._options.facts.variables(), source)
         except SettingsError as error:
-            wrong.extend(str(problem) for problem in error.problems)
+            problems.extend(str(problem) for problem in error.problems)
             return None
         if not rendered.text.strip():
-            wrong.append(f"{source}: Corefile template: nothing is left of it (CoreDNS would answer on port 53)")
+            problems.append(f"{source}: Corefile template: the result is empty (CoreDNS would answer on port 53)")
             return None
-        refusal = await self._try(rendered.text)
-        if refusal is None:
+        rejection = await self._check(rendered.text)
+        if rejection is None:
             return Corefile(rendered.text, source)
-        line = rendered.line_in_template(refusal.line) if refusal.line else 0
-        wrong.append(str(Problem("Corefile template", f"CoreDNS says: {refusal.message}", "", source, line)))
+        line = rendered.line_in_template(rejection.line) if rejection.line else 0
+        message = f"rejected by CoreDNS: {rejection.message}"
+        problems.append(str(Problem("Corefile template", message, "", source, line)))
         return None
 
     async def _built_in(self) -> Corefile:
-        way = await self._way()
-        conf = await asyncio.to_thread(read, self._resolv_conf)
+        options = self._options
+        method = await self._forward_method()
+        conf = await asyncio.to_thread(read, options.resolv_conf)
         local = await asyncio.to_thread(local_addresses)
-        self._note(conf)
-        own = [(host, self._facts.port) for host in self._addresses or (ANY_IPV6,)]
+        self._log_notes(conf)
+        own = [(host, options.facts.port) for host in options.addresses or (ANY_IPV6,)]
         others = tuple(server for server in conf.servers if not is_own(server, own, local))
         servers = upstreams(dataclasses.replace(conf, servers=others))
-        corefile = built_in(self._facts, way, servers, self._suffixes, self._addresses)
-        return Corefile(corefile, f"the built-in Corefile ({way.value})")
+        corefile = built_in(options.facts, method, servers, options.suffixes, options.addresses)
+        return Corefile(corefile, f"the built-in Corefile ({method.value})")
 
-    def _note(self, conf: ResolvConf) -> None:
-        """Log what is passed over in resolv.conf, once."""
+    def _log_notes(self, conf: ResolvConf) -> None:
+        """Log the ignored lines and options of resolv.conf, once."""
         notes = conf.notes
         if conf.options:
             notes = (*notes, f"CoreDNS does not apply the options {', '.join(conf.options)}")
-        if notes != self._noted:
-            self._noted = notes
+        if notes != self._logged_notes:
+            self._logged_notes = notes
             for note in notes:
-                log.warning("%s: %s", self._resolv_conf, note)
+                log.warning("%s: %s", self._options.resolv_conf, note)
 
-    async def _way(self) -> Way:
-        """What this build can do, found out with a Corefile of each kind; raises CoreDnsUnfit."""
-        refusals = []
-        for way in Way:
-            refusal = await self._try(built_in(self._facts, way, _SAMPLE, self._suffixes, self._addresses))
-            if refusal is None:
-                return way
-            refusals.append(f"without {way.value}: {refusal.message}")
+    async def _forward_method(self) -> ForwardMethod:
+        """Return the best method that this binary supports, by a check of each; raises CoreDnsUnfit."""
+        options = self._options
+        reasons = []
+        for method in ForwardMethod:
+            text = built_in(options.facts, method, _SAMPLE_SERVERS, options.suffixes, options.addresses)
+            rejection = await self._check(text)
+            if rejection is None:
+                return method
+            reasons.append(f"without {method.value}: {rejection.message}")
         raise CoreDnsUnfit(
-            f"{self._binary} cannot go on to the resolvers where Envoy knows nothing ({'; '.join(refusals)})",
+            f"{self._binary} cannot forward names that Envoy does not know to the resolvers ({'; '.join(reasons)})",
             "CoreDNS 1.11.4 and later can",
         )
 
-    async def _try(self, text: str) -> CorefileRejection | None:
+    async def _check(self, text: str) -> CorefileRejection | None:
         identity = await asyncio.to_thread(identity_of_binary, self._binary)
         key = (identity, text)
-        if key not in self._tried:
-            self._tried[key] = await check_corefile(self._binary, text, self._folder, self._environment)
-        return self._tried[key]
+        if key not in self._checked:
+            options = self._options
+            self._checked[key] = await check_corefile(self._binary, text, options.folder, options.environment)
+        return self._checked[key]
 
 
 def _read_text(path: str) -> str:
@@ -192,4 +205,4 @@ def _read_text(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8 text"
-        raise SettingsError([Problem(OWN, f"{path}: {reason}")]) from None
+        raise SettingsError([Problem(TEMPLATE_OPTION, f"{path}: {reason}")]) from None

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class FallbackResolver:
-    """Answers on every address: names below ``suffixes`` from Envoy's DNS filter alone, others also from resolv.conf's.
+    """Answers on every address: names below ``suffixes`` from Envoy's DNS filter, others also from name servers.
 
-    The port is shared (SO_REUSEPORT); ``steering`` says who gets what comes there.
+    ``networks`` are those whose clients may query the name servers of resolv.conf. The port is shared (SO_REUSEPORT):
+    ``port_sharing`` decides who gets the queries.
     """
 
     def __init__(
@@ -33,17 +34,17 @@ class FallbackResolver:
         networks: Sequence[str] = (),
     ) -> None:
         self._port = port
-        # In IPv6's wildcard, as CoreDNS has it: a socket on that of IPv4 would come before it.
+        # The wildcard of IPv6, as CoreDNS has it: the kernel would prefer a socket on that of IPv4.
         self._everywhere = ANY_IPV6 if ipv6 else ANY_IPV4
         self._envoy = envoy
         self._suffixes = tuple(suffixes)
         self._networks = tuple(networks)
         self._resolv_conf = resolv_conf
         self.resolver: Resolver | None = None
-        self.steering = PortSharing()
+        self.port_sharing = PortSharing()
 
     async def open(self, coredns: Collection[str], also: Collection[str] = ()) -> None:
-        """Answer, also on those addresses that ``coredns`` has already; raises PortsTaken, or OSError."""
+        """Answer, also on the addresses that ``coredns`` has already; raises PortsTaken, or OSError."""
         if self.resolver is None:
             from kumadp.dns.resolver.access import Access
             from kumadp.dns.resolver.server import Resolver
@@ -54,18 +55,18 @@ class FallbackResolver:
             self.resolver.upstreams.envoy = self._envoy
             self.resolver.access = Access(self._networks)
         await self.follow()
-        for host in sorted({self._everywhere, *coredns, *also} - self.steering.hosts):
+        for host in sorted({self._everywhere, *coredns, *also} - self.port_sharing.hosts):
             udp, tcp = await self.resolver.listen(host, self._port)
-            self.steering.add(host, udp, tcp, first=host not in coredns)
+            self.port_sharing.add(host, udp, tcp, first=host not in coredns)
 
     async def close(self) -> None:
-        """Answer what has come and give the port up."""
-        self.steering.clear()
+        """Answer the queries that have arrived, and close the port."""
+        self.port_sharing.clear()
         if self.resolver is not None:
             await self.resolver.close()
 
     async def follow(self) -> None:
-        """Ask those whom resolv.conf names now."""
+        """Use the servers that resolv.conf has now."""
         if self.resolver is None:
             return
         from kumadp.dns.resolvconf import read
