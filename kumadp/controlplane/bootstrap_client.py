@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kumadp import __version__
-from kumadp.bootstrap.parse import parse_bootstrap
+from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.host.log.secrets import register
 from kumadp.host.private_file import read_private, write_private
 from kumadp.host.work_dir import TOKEN_FILE, reporting_write_errors

@@ -9,7 +9,7 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
-from kumadp.bootstrap.compare import Restart, differences, restart_needed
+from kumadp.bootstrap.comparison import Restart, differences, restart_needed
 from kumadp.bootstrap.fields import get
 from kumadp.bootstrap.rewrite import rewrite_for_relay
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable, KumadpError

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from kumadp.accesslog.component import AccessLogsHandover  # noqa: TC001 - msgspec reads the annotations
-from kumadp.bootstrap.public import without_token
+from kumadp.bootstrap.secrets import without_token
 from kumadp.controlplane.bootstrap_client import Fetched
 from kumadp.controlplane.bootstrap_messages import Aggregated  # noqa: TC001 - msgspec reads the annotations
 from kumadp.daemon.ports import WAY

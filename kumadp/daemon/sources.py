@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kumadp.bootstrap.admin_guard import Taken, guard
 from kumadp.bootstrap.fields import get
-from kumadp.bootstrap.guard import Taken, guard
-from kumadp.bootstrap.public import with_token
+from kumadp.bootstrap.secrets import with_token
 from kumadp.errors import ControlPlaneRefused
 from kumadp.host.log.secrets import holds_secret
 from kumadp.host.private_file import write_json
@@ -21,7 +21,7 @@ from kumadp.host.work_dir import BOOTSTRAP_FILE, XDS_FOLDER, reporting_write_err
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.bootstrap.rewrite import Upstream
     from kumadp.controlplane.bootstrap_client import Fetched, KumaClient
     from kumadp.core.component import Component

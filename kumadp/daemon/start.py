@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.core.context import Run
     from kumadp.daemon.driven import Outcome
     from kumadp.daemon.ports import DnsPlan, ProbesPlan

@@ -8,13 +8,13 @@ import sys
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from kumadp.bootstrap.address import UnixAdmin
+from kumadp.bootstrap.admin_address import UnixAdmin
 from kumadp.decoding import decode_json
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
-    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.bootstrap.admin_address import AdminAddress
 
 DEADLINE = 5.0
 # Of one answer in bytes: what is requested of a large mesh takes a tenth; a stranger may answer without end.

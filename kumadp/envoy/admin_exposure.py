@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from kumadp.addresses import WILDCARDS, plain_ip
-from kumadp.bootstrap.address import UnixAdmin
+from kumadp.bootstrap.admin_address import UnixAdmin
 from kumadp.bootstrap.fields import get, items
-from kumadp.bootstrap.harmless import is_ready, of_control_plane, reaches
+from kumadp.bootstrap.static_allowlist import is_ready, of_control_plane, reaches
 from kumadp.decoding import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.envoy.admin import AdminClient
 
 # Names in one pattern: a request line has a limit (Envoy: 60 KiB of headers).

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from kumadp.addresses import ANY_IPV6, WILDCARDS, is_loopback
-from kumadp.bootstrap.address import TcpAdmin
+from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.envoy.admin import AdminUnreachable
 from kumadp.envoy.admin_exposure import ways
 from kumadp.envoy.admin_probe import AdminProber, ProbeAddress
@@ -25,7 +25,7 @@ from kumadp.host.descriptors import is_exhausted
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
-    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.envoy.admin import AdminClient
 
     Later = Callable[[asyncio.Future[None]], object]

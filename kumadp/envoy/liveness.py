@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.bootstrap.address import UnixAdmin
+from kumadp.bootstrap.admin_address import UnixAdmin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.bootstrap.admin_address import AdminAddress
 
 # Of ourselves or of the host: they say nothing of Envoy (connect(2), socket(2)).
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EACCES})

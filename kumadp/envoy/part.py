@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from kumadp.bootstrap.address import TcpAdmin
+from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.core.phases import Phase
 from kumadp.daemon.adoption import forget, records, write_source
 from kumadp.daemon.log_levels import envoy_level

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from kumadp.bootstrap.address import parse_admin
+from kumadp.bootstrap.admin_address import parse_admin
 from kumadp.envoy.admin import AdminClient, post
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from kumadp.process.program_output import output_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.envoy.server_state import ServerInfo
     from kumadp.process.child import Child, Command
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from kumadp.bootstrap.address import TcpAdmin
+from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.envoy.admin_proof import prove_private
 from kumadp.envoy.server_state import ServerState
 from kumadp.errors import AdminExposed
 
 if TYPE_CHECKING:
-    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.envoy.admin import AdminClient
     from kumadp.process.child import Child
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from kumadp.bootstrap.address import TcpAdmin
+from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.daemon.ports import LOOPBACK
 from kumadp.host.socket_names import kuma_socket, metrics
 from kumadp.metrics.profiles import Selection, Wanted
@@ -16,7 +16,7 @@ from kumadp.resources.types import Dataplane
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
-    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.controlplane.bootstrap_messages import Aggregated
     from kumadp.core.context import Run
     from kumadp.daemon.configuration import Configuration

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import is_ip, overlap
-from kumadp.bootstrap.address import TcpAdmin
+from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.host.environment import on_kubernetes
 from kumadp.host.net.ports import every_address, is_held_by
 from kumadp.resources.types import Dataplane
@@ -17,7 +17,7 @@ from kumadp.resources.workload import workload_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.core.context import Run
     from kumadp.host.net.ports import BindAddress
     from kumadp.settings.model import Settings

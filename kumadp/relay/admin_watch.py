@@ -7,14 +7,14 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kumadp.bootstrap.address import TcpAdmin
+from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.relay.messages import CLUSTER, ENDPOINTS, LISTENER, SECRET, BadMessage
 from kumadp.relay.protobuf import fields, text, varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.relay.snapshot import RelaySnapshot
 
 # As they are encoded: Cluster.type ORIGINAL_DST, and the tag of Cluster.cluster_type (envoy/config/cluster/v3).

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from kumadp.bootstrap.public import secret_in, without_token
+from kumadp.bootstrap.secrets import secret_in, without_token
 from kumadp.decoding import Undecodable, decode_msgpack
 from kumadp.errors import KumadpError
 from kumadp.host.log.secrets import holds_secret

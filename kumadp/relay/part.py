@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kumadp.addresses import server_name
-from kumadp.bootstrap.compare import same_node
+from kumadp.bootstrap.comparison import same_node
 from kumadp.bootstrap.fields import get
 from kumadp.errors import ControlPlaneRefused
 from kumadp.relay.grace_period import UNREACHABLE_AFTER, assess

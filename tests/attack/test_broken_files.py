@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.accesslog.component import AccessLogs
-from kumadp.bootstrap.address import TcpAdmin, UnixAdmin, parse_admin
+from kumadp.bootstrap.admin_address import TcpAdmin, UnixAdmin, parse_admin
 from kumadp.daemon.adoption import SECTION, decode_left, forget, left_in, tidy
 from kumadp.errors import HandoverFailed
 from kumadp.host import process_identity as identity

@@ -16,7 +16,7 @@ import pytest
 import trustme
 import yaml
 
-from kumadp.bootstrap.parse import parse_bootstrap
+from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.bootstrap.rewrite import LONGEST_SOCKET_PATH, rewrite_for_relay
 from kumadp.errors import BootstrapError
 from kumadp.host.private_file import write_json

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.bootstrap.parse import parse_bootstrap
+from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.controlplane.bootstrap_client import Fetched, KumaClient
 from kumadp.controlplane.features import announced
 from kumadp.core.status import Status

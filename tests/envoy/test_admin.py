@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
+from kumadp.bootstrap.admin_address import TcpAdmin, UnixAdmin
 from kumadp.decoding import Undecodable
 from kumadp.envoy import admin as admin_module
 from kumadp.envoy.admin import AdminClient, AdminUnreachable, post
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.bootstrap.admin_address import AdminAddress
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"
 

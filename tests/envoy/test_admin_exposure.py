@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from kumadp.bootstrap.address import AdminAddress, TcpAdmin, UnixAdmin
+from kumadp.bootstrap.admin_address import AdminAddress, TcpAdmin, UnixAdmin
 from kumadp.envoy.admin_exposure import ways
 from tests.bootstrap.hostile import TYPES, Tree, control_plane_listener, http_listener, manager
 from tests.support.scripted_control_plane import socket_address, static_listener

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from kumadp.bootstrap.address import TcpAdmin
+from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.envoy import admin_proof as proof
 from kumadp.envoy.admin_probe import AdminProber, ProbeAddress
 from kumadp.errors import AdminExposed

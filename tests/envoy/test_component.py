@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
+from kumadp.bootstrap.admin_address import TcpAdmin, UnixAdmin
 from kumadp.envoy.admin import AdminClient, AdminUnreachable
 from kumadp.envoy.component import EnvoyComponent
 from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from kumadp.bootstrap.address import AdminAddress
+    from kumadp.bootstrap.admin_address import AdminAddress
 
 pytestmark = pytest.mark.process
 

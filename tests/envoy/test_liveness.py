@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
+from kumadp.bootstrap.admin_address import TcpAdmin, UnixAdmin
 from kumadp.envoy.hang_watch import main_thread_ticks
 from kumadp.envoy.liveness import LivenessCheck, is_stopped
 from tests.support.poll import poll

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.bootstrap.address import AdminAddress, TcpAdmin, UnixAdmin
+from kumadp.bootstrap.admin_address import AdminAddress, TcpAdmin, UnixAdmin
 from kumadp.core.context import Run
 from kumadp.host.net.ports import BindAddress
 from kumadp.probes.targets import Places, applications, is_limited, is_sourced

@@ -11,7 +11,7 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kumadp.bootstrap.parse import parse_bootstrap
+from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.relay.node import encode_node
 
 CAPTURES = sorted((Path(__file__).parent.parent / "data" / "captures").rglob("bootstrap.yaml"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvloop
 
-from kumadp.bootstrap.parse import parse_bootstrap
+from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.bootstrap.rewrite import rewrite_for_relay
 from tests.support.daemon import Ports, get, workload
 from tests.support.kuma_control_plane import ControlPlane, ask, control_plane, dataplane

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
+from kumadp.bootstrap.admin_address import TcpAdmin, UnixAdmin
 from kumadp.envoy.argv import envoy_argv
 from kumadp.envoy.component import EnvoyComponent
 from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions, EpochCallbacks, HotRestart

@@ -11,10 +11,10 @@ import yaml
 
 from kumadp import yamltext
 from kumadp.accesslog import records
-from kumadp.bootstrap.compare import differences
-from kumadp.bootstrap.guard import guard
-from kumadp.bootstrap.parse import parse_bootstrap
-from kumadp.bootstrap.public import secret_in, without_token
+from kumadp.bootstrap.admin_guard import guard
+from kumadp.bootstrap.comparison import differences
+from kumadp.bootstrap.parser import parse_bootstrap
+from kumadp.bootstrap.secrets import secret_in, without_token
 from kumadp.controlplane.response_rules import _retry_after
 from kumadp.controlplane.token import check_token, expires_at
 from kumadp.decoding import decode_json, repair

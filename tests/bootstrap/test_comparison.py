@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from kumadp.bootstrap.compare import Difference, Restart, differences, restart_needed, same_node
+from kumadp.bootstrap.comparison import Difference, Restart, differences, restart_needed, same_node
 from kumadp.bootstrap.fields import snake
-from kumadp.bootstrap.parse import parse_bootstrap
+from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.bootstrap.rewrite import rewrite_for_relay
 
 CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"

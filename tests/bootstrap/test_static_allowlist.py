@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from kumadp.bootstrap.guard import guard
-from kumadp.bootstrap.parse import parse_bootstrap
+from kumadp.bootstrap.admin_guard import guard
+from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.errors import BootstrapError
 from tests.bootstrap.hostile import (
     ADMIN,

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from kumadp.addresses import is_ip
-from kumadp.bootstrap.address import UnixAdmin
+from kumadp.bootstrap.admin_address import UnixAdmin
 from kumadp.bootstrap.fields import get, items
 from kumadp.bootstrap.spelling import json_name
 from kumadp.errors import Problem
@@ -23,7 +23,7 @@ from kumadp.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kumadp.bootstrap.address import AdminAddress, TcpAdmin
+    from kumadp.bootstrap.admin_address import AdminAddress, TcpAdmin
 
 _TYPES = "type.googleapis.com/"
 _TCP_PROXY = f"{_TYPES}envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"

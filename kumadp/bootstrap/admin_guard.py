@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kumadp.addresses import is_ip, is_loopback, overlap
-from kumadp.bootstrap.address import AdminAddress, TcpAdmin, UnixAdmin
+from kumadp.bootstrap.admin_address import AdminAddress, TcpAdmin, UnixAdmin
 from kumadp.bootstrap.fields import get, items
-from kumadp.bootstrap.harmless import check_public
 from kumadp.bootstrap.spelling import double_spellings
+from kumadp.bootstrap.static_allowlist import check_public
 from kumadp.errors import BootstrapError, Problem
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from kumadp.bootstrap.address import TcpAdmin, UnixAdmin
-from kumadp.bootstrap.guard import Taken, guard
-from kumadp.bootstrap.parse import parse_bootstrap
+from kumadp.bootstrap.admin_address import TcpAdmin, UnixAdmin
+from kumadp.bootstrap.admin_guard import Taken, guard
+from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.errors import BootstrapError
 from kumadp.host.private_file import write_json
 from tests.bootstrap.hostile import changed, every_path, public_bootstrap

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kumadp.bootstrap.parse import parse_bootstrap
-from kumadp.bootstrap.public import secret_in, with_token, without_token
+from kumadp.bootstrap.parser import parse_bootstrap
+from kumadp.bootstrap.secrets import secret_in, with_token, without_token
 
 CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
 CAPTURED = sorted(path.parent.relative_to(CAPTURES).as_posix() for path in CAPTURES.glob("*/*/bootstrap.yaml"))
