@@ -228,7 +228,7 @@ def test_a_work_directory_that_is_taken_away_while_it_runs() -> None:
         envoy = rig.the_envoy()
         shutil.rmtree(rig.work)
         for what in ("reload", "reexec"):
-            done = rig.ask(daemon, what)
+            done = rig.run_command(daemon, what)
             assert done.returncode == 79, (what, done.stdout, done.stderr)
             assert f"{rig.work}" in done.stderr
             assert "No such file or directory" in done.stderr

@@ -63,7 +63,7 @@ def recovers(daemon: Daemon) -> None:
 SAID = {"slow POST": SLOW_POST, "idle": KEEP_ALIVE, "half a head": b"GET", "silent": b""}
 
 
-@pytest.mark.parametrize("said", SAID.values(), ids=SAID)
+@pytest.mark.parametrize("sent", SAID.values(), ids=SAID)
 @pytest.mark.parametrize("door", ["probes", "readiness", "dns"])
 def test_a_crowd_takes_no_place_from_this_host(daemon: Daemon, door: str, sent: bytes) -> None:
     before = descriptors(daemon.pid)

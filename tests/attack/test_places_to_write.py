@@ -115,7 +115,7 @@ def test_a_disk_that_cannot_be_written_refuses_a_reload_and_a_reexecution_and_th
                 make_read_only(daemon, rig.work)
                 why = "Read-only file system"
             for what in ("reload", "reexec"):
-                done = rig.ask(daemon, what)
+                done = rig.run_command(daemon, what)
                 assert done.returncode == 79, (what, done.stdout, done.stderr)
                 assert str(rig.work) in done.stderr, what
                 assert why in done.stderr or "cannot be written" in done.stderr, what
@@ -142,9 +142,9 @@ def test_a_state_directory_that_is_full_costs_the_copy_and_the_records_alone() -
         with rig.up(prefix=small_disk(rig.state, "64k")) as daemon:
             fill(daemon, rig.state)
             rig.kill_envoy(daemon)
-            assert "No space left on device" in rig.wait_concern(daemon, "crash records")
+            assert "No space left on device" in rig.wait_warning(daemon, "crash records")
             plane.renew_versions(NODE)
-            assert "No space left on device" in rig.wait_concern(daemon, "last good configuration")
+            assert "No space left on device" in rig.wait_warning(daemon, "last good configuration")
             assert rig.serves()
             free(daemon, rig.state)
             rig.kill_envoy(daemon)

@@ -37,7 +37,7 @@ def test_many_re_executions_in_a_row(loop: str, table: list[tuple[str, str, str]
         assert (last["pid"], last["child"], last["count"]) == (first["pid"], first["child"], TIMES)
         (running.folder / "end").touch()
         assert_no_line_is_lost(running)
-    counts = ", ".join(f"{number} {name}" for name, number in load.asked.items())
+    counts = ", ".join(f"{number} {name}" for name, number in load.counts.items())
     table.append((f"{TIMES} re-executions, {loop}: each", f"{each:.2f} s", f"0 failed of {counts}"))
     table.append((f"{TIMES} re-executions, {loop}: slowest answer", f"{load.longest:.2f} s", ""))
 

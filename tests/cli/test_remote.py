@@ -22,14 +22,14 @@ async def refused() -> dict[str, object]:
 
 def test_a_reload_says_what_was_done(host: Host) -> None:
     with host.instance("web", reload=reloaded):
-        done = host.ask("reload")
+        done = host.run("reload")
     assert (done.returncode, done.stdout) == (0, "web: epoch 1 serves, epoch 0 drains\n")
 
 
 def test_what_is_refused_ends_with_its_code_and_the_reason(host: Host) -> None:
     with host.instance("web", reexec=refused):
-        done = host.ask("reexec", "--name=web")
-        unknown = host.ask("reload")
+        done = host.run("reexec", "--name=web")
+        unknown = host.run("reload")
     assert done.returncode == unknown.returncode == 79
     assert done.stderr == "Error: web: reexec: the new program does not start: ImportError: no module x\n"
     assert "does not know it" in unknown.stderr
@@ -46,7 +46,7 @@ def test_a_reexec_is_done_when_the_next_program_says_so(host: Host) -> None:
         return {"count": 4}
 
     with host.instance("web", status, reexec=accepted):
-        done = host.ask("reexec")
+        done = host.run("reexec")
     assert done.returncode == 0, done.stderr
     assert "kumadp 9.9 has taken over" in done.stdout
 
@@ -59,7 +59,7 @@ def test_a_reexec_that_fails_after_its_check_is_told(host: Host) -> None:
         return {"count": 0}
 
     with host.instance("web", status, reexec=accepted):
-        done = host.ask("reexec")
+        done = host.run("reexec")
     assert done.returncode == 79
     assert done.stderr == "Error: web: reexec: /none/python cannot be run: No such file or directory\n"
 
@@ -69,15 +69,15 @@ def test_a_reexec_that_never_ends_is_waited_for_no_longer_than_asked(host: Host)
         return {"count": 0}
 
     with host.instance("web", reexec=accepted):
-        done = host.ask("reexec", "--timeout=300ms")
+        done = host.run("reexec", "--timeout=300ms")
     assert (done.returncode, done.stderr) == (79, "Error: web: reexec: not done within 300ms\n")
 
 
 def test_the_one_that_is_meant_must_be_clear(host: Host) -> None:
     with host.instance("web", reload=reloaded), host.instance("db", reload=reloaded):
-        several = host.ask("reload")
-        named = host.ask("reload", "--name=db")
-        none = host.ask("reload", "--name=cache")
+        several = host.run("reload")
+        named = host.run("reload", "--name=db")
+        none = host.run("reload", "--name=cache")
     assert several.returncode == none.returncode == 79
     assert several.stderr == "Error: several run here: db, web (say which with --name)\n"
     assert named.stdout == "db: epoch 1 serves, epoch 0 drains\n"
@@ -86,6 +86,6 @@ def test_the_one_that_is_meant_must_be_clear(host: Host) -> None:
 
 
 def test_a_wait_that_is_no_duration_is_told(host: Host) -> None:
-    done = host.ask("reload", "--timeout=5")
+    done = host.run("reload", "--timeout=5")
     assert done.returncode == 64
     assert "--timeout: '5' is not a duration" in done.stderr

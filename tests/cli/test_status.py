@@ -39,38 +39,38 @@ def ready(name: str) -> Status:
 
 
 def test_none_runs(host: Host) -> None:
-    done = host.ask("status")
+    done = host.run("status")
     assert done.returncode == 79
     assert "no kumadp runs here" in done.stderr
     with host.instance("web", ready("web")):
-        done = host.ask("status", "--name", "other")
+        done = host.run("status", "--name", "other")
     assert done.returncode == 79
     assert "running: web" in done.stderr
 
 
 def test_ready_or_not_is_the_exit_code(host: Host) -> None:
     with host.instance("web", ready("web")):
-        done = host.ask("status")
+        done = host.run("status")
     assert done.returncode == 0
     # A second may have passed on a busy host.
     assert re.match(r"web in mesh default: READY for \ds \(all is well\)\n", done.stdout)
     starting = Status("web", "standalone", "default")
     starting.set_not_ready("envoy", "Envoy is being started")
     with host.instance("web", starting):
-        done = host.ask("status")
+        done = host.run("status")
     assert done.returncode == 75
     assert "not ready      envoy: Envoy is being started" in done.stdout
 
 
 def test_several_are_a_line_each(host: Host) -> None:
     with host.instance("web", ready("web")), host.instance("api", Status("api", "standalone", "default")):
-        done = host.ask("status")
+        done = host.run("status")
         lines = done.stdout.splitlines()
         assert [line.split()[:2] for line in lines[:2]] == [["api", "STARTING"], ["web", "READY"]]
         assert done.returncode == 75
-        as_json = host.ask("status", "-o", "json").stdout.splitlines()
+        as_json = host.run("status", "-o", "json").stdout.splitlines()
         assert [json.loads(line)["name"] for line in as_json] == ["api", "web"]
-        assert host.ask("status", "--name=web").returncode == 0
+        assert host.run("status", "--name=web").returncode == 0
 
 
 def test_one_that_keeps_silent_hides_no_other(host: Host) -> None:
@@ -78,7 +78,7 @@ def test_one_that_keeps_silent_hides_no_other(host: Host) -> None:
         silent.bind(str(host.folder / socket_name("api")))
         silent.listen()
         threading.Thread(target=lambda: silent.accept()[0].close(), daemon=True).start()
-        done = host.ask("status", "--output=json")
+        done = host.run("status", "--output=json")
     assert json.loads(done.stdout)["name"] == "web"
     assert done.returncode == 75
     assert done.stderr.startswith("api: its control socket does not answer: ")
@@ -86,7 +86,7 @@ def test_one_that_keeps_silent_hides_no_other(host: Host) -> None:
 
 def test_json_has_the_documented_form(host: Host) -> None:
     with host.instance("web", ready("web")):
-        done = host.ask("status", "--output=json")
+        done = host.run("status", "--output=json")
     assert msgspec.json.decode(done.stdout, type=StatusReport).phase == "READY"
     schema = json.loads(kumadp("status", "--schema").stdout)
     assert set(json.loads(done.stdout)) <= set(schema["$defs"]["StatusReport"]["properties"])

@@ -178,9 +178,9 @@ async def test_names_of_the_mesh_come_from_envoy_and_never_leak(
             assert await running.query("backend.mesh", "AAAA", tcp=tcp) == ("NXDOMAIN", [])
             for name in ("BackEnd.Mesh", "BACKEND.MESH", "unknown.MESH.local"):
                 await running.query(name, tcp=tcp)
-        assert world.asked_below("mesh") == world.asked_below("mesh.local") == []
-        assert "BackEnd.Mesh" in envoy.asked
-        assert world.asked_below("example.org")
+        assert world.queries_below("mesh") == world.queries_below("mesh.local") == []
+        assert "BackEnd.Mesh" in envoy.queries
+        assert world.queries_below("example.org")
 
 
 async def test_a_silent_envoy_costs_names_of_the_mesh_alone(
@@ -195,8 +195,8 @@ async def test_a_silent_envoy_costs_names_of_the_mesh_alone(
             for tcp in (False, True):
                 assert await running.query("other.example.org", tcp=tcp) == ("NOERROR", ["192.0.2.80"])
             assert (await running.query("backend.mesh"))[0] == "SERVFAIL"
-            assert world.asked_below("mesh") == []
-            assert envoy.asked
+            assert world.queries_below("mesh") == []
+            assert envoy.queries
             envoy.silent = False
             assert await running.query("backend.mesh") == ("NOERROR", ["240.0.0.1"])
 
@@ -211,7 +211,7 @@ async def test_an_envoy_that_is_away_costs_names_of_the_mesh_alone(
                 assert await running.query("other.example.org", tcp=tcp) == ("NOERROR", ["192.0.2.80"])
                 assert await running.query("nothing.example.org", tcp=tcp) == ("NXDOMAIN", [])
             assert (await running.query("backend.mesh"))[0] == "SERVFAIL"
-            assert world.asked_below("mesh") == []
+            assert world.queries_below("mesh") == []
 
 
 async def test_it_starts_where_there_are_no_resolvers(tmp_path: Path, ports: Ports) -> None:
@@ -233,7 +233,7 @@ async def test_it_is_healthy_while_no_upstream_answers(tmp_path: Path, ports: Po
             await poll_async(looked_at, what="some checks of its health")
             assert running.states == [ChildState.STARTING, ChildState.STARTING, ChildState.RUNNING]
             assert not any(running.warnings)
-        assert envoy.asked == []
+        assert envoy.queries == []
 
 
 async def test_it_is_not_up_before_it_answers_by_udp_and_by_tcp(tmp_path: Path, ports: Ports) -> None:
@@ -280,7 +280,7 @@ async def test_a_reload_takes_the_new_corefile(tmp_path: Path, ports: Ports) -> 
                 return await running.query("other.example.org") == ("NOERROR", ["192.0.2.80"])
 
             await poll_async(taken, what="an answer of the new resolver")
-            assert world.asked
+            assert world.queries
             assert running.states.count(ChildState.RUNNING) == 1
 
 

@@ -54,7 +54,7 @@ async def test_it_is_coredns_that_answers_while_it_runs(tmp_path: Path, ports: P
                 assert not running.component.uses_fallback
                 kill(running, signal.SIGKILL)
                 await running.running(running.states.count(ChildState.RUNNING) + 1)
-    assert fallback.asked == []
+    assert fallback.queries == []
     assert not fallback.is_open
 
 
@@ -109,4 +109,4 @@ async def test_no_query_is_lost_after_one_retry(
                 counts = await asyncio.to_thread(load.counts)
     assert counts.sent == 8000
     assert (counts.answered, counts.lost, counts.wrong) == (8000, 0, 0)
-    assert bool(fallback.asked) is (end != signal.SIGUSR1)
+    assert bool(fallback.queries) is (end != signal.SIGUSR1)

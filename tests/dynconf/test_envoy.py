@@ -173,7 +173,7 @@ async def test_an_envoy_that_is_replaced_after_it_died() -> None:
         component.on_envoy(False)
         envoy.start()
         component.on_envoy(True)
-        await until(lambda: envoy.asked() > 3, "requests to the next one")
+        await until(lambda: envoy.requests() > 3, "requests to the next one")
         assert received == [(DNS, decode(DNS, NAMES.encode()))]
         await ended(task)
 
@@ -198,7 +198,7 @@ async def test_a_control_plane_without_etags() -> None:
     with dynconf_envoy(without(METRICS)) as envoy:
         component, task, received = running_component(envoy)
         await until(lambda: received, "the metrics")
-        await until(lambda: envoy.asked() == 3, "a request for each path")
+        await until(lambda: envoy.requests() == 3, "a request for each path")
         assert received == [(MESH_METRIC, decode(MESH_METRIC, METRICS.encode()))]
         envoy.serve(None)
         component.poll_now()

@@ -104,21 +104,23 @@ async def test_everybody_is_told_of_each_epoch(tmp_path: Path) -> None:
         await envoys.component.reload("test")
         second = envoys.pids[0]
         # Its end is told in the turn of the loop after it is seen.
-        await poll_async(lambda: asyncio.sleep(0, any(what[0] == "ended" for what in envoys.told)), what="an end told")
-        assert [what for what in envoys.told if what[0] != "handover"] == [
+        await poll_async(
+            lambda: asyncio.sleep(0, any(what[0] == "ended" for what in envoys.events)), what="an end told"
+        )
+        assert [what for what in envoys.events if what[0] != "handover"] == [
             ("started", 0, first),
             ("live", 0),
             ("started", 1, second),
             ("live", 1),
             ("ended", 0, first, True),
         ]
-        assert [what[1] for what in envoys.told if what[0] == "handover"] == [True, False]
+        assert [what[1] for what in envoys.events if what[0] == "handover"] == [True, False]
         assert (envoys.generation_of(first), envoys.generation_of(second)) == (None, 1)
         envoys.signal()
         await envoys.is_up(2)
         # The epoch is 0 again; the generation is not.
         assert envoys.generation_of(envoys.pids[0]) == 2
-        assert ("ended", 1, second, False) in envoys.told
+        assert ("ended", 1, second, False) in envoys.events
 
 
 async def test_a_configuration_that_envoy_refuses_costs_nothing(tmp_path: Path) -> None:
@@ -272,7 +274,7 @@ async def test_the_new_epoch_killed_during_a_drain_leaves_the_old_one_its_time(t
         with pytest.raises(ChildFailed, match="everything stops"):
             await envoys.task
         # It ended as planned, and was not stopped.
-        assert ("ended", 0, old, True) in envoys.told
+        assert ("ended", 0, old, True) in envoys.events
 
 
 async def test_the_old_epoch_killed_while_it_drains_does_not_take_the_new_one_with_it(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_a_reexecuted_and_a_restarted_kumadp_send_every_line(sink: Sink, how: st
             before = node(rig)
             if how == "reexec":
                 expected = asked(rig, *numbered("before", 200))
-                done = rig.ask(daemon, "reexec")
+                done = rig.run_command(daemon, "reexec")
                 assert done.returncode == 0, done
                 expected += asked(rig, *numbered("after", 200))
                 until_lines(sink, expected)
@@ -209,7 +209,7 @@ def test_an_unreachable_destination_that_comes_back(rig: Rig, sink: Sink) -> Non
         until_logged(rig, sink)
         sink.stop()
         expected = asked(rig, *numbered("away", 50))
-        rig.wait_concern(daemon, f"access log {sink.address}")
+        rig.wait_warning(daemon, f"access log {sink.address}")
         sink.start()
         until_lines(sink, expected)
         poll(lambda: not rig.status(daemon)["concerns"], what="no concern", deadline=SOON)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kumadp.host.socket_names import ADMIN, kuma_socket
-from tests.support.daemon import is_listening, says_close
+from tests.support.daemon import closes_connection, is_listening
 from tests.support.loaded_rig import LoadedRig, open_loaded_rig
 from tests.support.poll import poll
 from tests.support.rig import SOON
@@ -64,7 +64,11 @@ def test_reloads_deaths_and_drain(loaded_rig: LoadedRig) -> None:
         loaded_rig.kill_envoy(daemon)
         assert_admin_is_the_socket(loaded_rig, daemon)
         daemon.process.send_signal(signal.SIGUSR2)
-        poll(lambda: says_close(loaded_rig.ports.inbound), what="inbound asking its clients to leave", deadline=SOON)
+        poll(
+            lambda: closes_connection(loaded_rig.ports.inbound),
+            what="inbound asking its clients to leave",
+            deadline=SOON,
+        )
         daemon.terminate()
         assert daemon.wait() == 0
 

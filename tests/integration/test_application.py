@@ -73,7 +73,7 @@ def test_it_starts_when_traffic_flows_and_its_exit_code_is_ours(
 ) -> None:
     script = f"""
 import urllib.request
-print("said", urllib.request.urlopen("http://127.0.0.1:{ports.outbound}/").read().decode())
+print("text", urllib.request.urlopen("http://127.0.0.1:{ports.outbound}/").read().decode())
 raise SystemExit(7)
 """
     with run_kumadp(tmp_path, ports, *mesh, *python(script)) as daemon:
@@ -107,13 +107,13 @@ def test_inbound_drains_first_and_the_application_calls_out_until_it_has_ended(
         daemon.terminate()
         logged(daemon, "draining for at most")
         assert get(ports.readiness, "/ready") == (503, "TERMINATING")
-        assert app.told == []
+        assert app.signals == []
         assert get(ports.outbound) == (200, "backend")
         app.touch("go")
         peer.join(30)
         assert answers == [(200, "app")]
         assert poll(lambda: app.read("called"), what="its last call") == "backend"
-        assert app.told == ["SIGTERM"]
+        assert app.signals == ["SIGTERM"]
         assert get(ports.outbound) == (200, "backend")
         app.touch("end")
         assert daemon.wait() == 3, daemon.output()
@@ -128,7 +128,7 @@ def test_it_gets_the_signal_that_was_sent_to_us(
         app.touch("end")
         daemon.process.send_signal(number)
         assert daemon.wait() == 3, daemon.output()
-        assert app.told == [number.name]
+        assert app.signals == [number.name]
 
 
 def test_after_a_drain_of_inbound_the_signal_is_sent_at_once(
@@ -139,7 +139,7 @@ def test_after_a_drain_of_inbound_the_signal_is_sent_at_once(
         poll(lambda: app.pid, what="the application")
         daemon.process.send_signal(signal.SIGUSR2)
         logged(daemon, "SIGUSR2: draining inbound")
-        assert app.told == []
+        assert app.signals == []
         daemon.terminate()
         assert daemon.wait() == 3
         assert app.read("called") == "backend"
@@ -152,7 +152,7 @@ def test_a_second_signal_cuts_the_drain_short_but_not_the_application(
         poll(lambda: app.pid, what="the application")
         daemon.terminate()
         logged(daemon, "draining for at most")
-        assert app.told == []
+        assert app.signals == []
         daemon.terminate()
         assert poll(lambda: app.read("called"), what="its last call") == "backend"
         app.touch("end")
@@ -192,7 +192,7 @@ def test_sighup_is_forwarded(tmp_path: Path, ports: Ports, mesh: tuple[str, ...]
     with run_kumadp(tmp_path, ports, *mesh, *app.command) as daemon:
         poll(lambda: app.pid, what="the application")
         daemon.process.send_signal(signal.SIGHUP)
-        poll(lambda: app.told == ["SIGHUP"], what="the signal")
+        poll(lambda: app.signals == ["SIGHUP"], what="the signal")
         assert "reload (SIGHUP)" not in daemon.output()
         daemon.terminate()
         assert daemon.wait() == 3
@@ -223,7 +223,7 @@ def test_a_failed_sidecar_stops_the_application(
         poll(lambda: app.pid, what="the application")
         daemon.kill_envoy()
         assert daemon.wait() == ExitCode.CHILD_FAILED, daemon.output()
-        assert app.told == ["SIGTERM"]
+        assert app.signals == ["SIGTERM"]
 
 
 def test_a_failed_sidecar_may_leave_the_application_and_forward_signals(
@@ -237,11 +237,11 @@ def test_a_failed_sidecar_may_leave_the_application_and_forward_signals(
         logged(daemon, "the application lives on without a sidecar")
         assert get(app_port) == (200, "app")
         daemon.process.send_signal(signal.SIGHUP)
-        poll(lambda: app.told == ["SIGHUP"], what="the signal")
+        poll(lambda: app.signals == ["SIGHUP"], what="the signal")
         app.touch("end")
         daemon.terminate()
         assert daemon.wait() == 3, daemon.output()
-        assert app.told == ["SIGHUP", "SIGTERM"]
+        assert app.signals == ["SIGHUP", "SIGTERM"]
 
 
 @pytest.mark.parametrize("flag", ["stop", "leave"])
@@ -259,13 +259,13 @@ def test_the_application_when_the_control_plane_rejects_the_data_plane(
             if flag == "leave":
                 logged(daemon, "the application lives on without a sidecar")
                 assert get(app_port) == (200, "app")
-                assert app.told == []
+                assert app.signals == []
                 daemon.terminate()
             assert daemon.wait() == (3 if flag == "leave" else ExitCode.CONTROL_PLANE_REFUSED), daemon.output()
-            assert app.told == ["SIGTERM"]
+            assert app.signals == ["SIGTERM"]
 
 
-@pytest.mark.parametrize(("flag", "told"), [("stop", ["SIGTERM"]), ("leave", [])])
+@pytest.mark.parametrize(("flag", "signals"), [("stop", ["SIGTERM"]), ("leave", [])])
 def test_the_application_when_kumadp_is_killed(
     tmp_path: Path,
     ports: Ports,
@@ -283,9 +283,9 @@ def test_the_application_when_kumadp_is_killed(
         try:
             poll(lambda: gone(envoy.pid), what="the end of Envoy")
             if signals:
-                poll(lambda: app.told, what="the signal")
+                poll(lambda: app.signals, what="the signal")
             # The kernel may send it for each thread of kumadp that ends.
-            assert set(app.told) == set(signals)
+            assert set(app.signals) == set(signals)
             assert get(app_port) == (200, "app")
         finally:
             os.kill(pid, signal.SIGKILL)
@@ -298,12 +298,12 @@ def test_it_survives_a_reexecution(tmp_path: Path, ports: Ports, mesh: tuple[str
         logged(daemon, "takes over")
         poll(lambda: daemon.output().count("-> READY") == 2, what="READY again")
         assert app.pid == pid
-        assert app.told == []
+        assert app.signals == []
         # It does not die with the program that started it, and it is still ours to reap.
         app.touch("end")
         daemon.terminate()
         assert daemon.wait() == 3, daemon.output()
-        assert app.told == ["SIGTERM"]
+        assert app.signals == ["SIGTERM"]
 
 
 def test_its_environment_is_the_user_s_without_our_secrets(
@@ -363,7 +363,7 @@ while True: time.sleep(1000)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "text"),
     [
         (("--name=web", "--mesh=default", "--"), ExitCode.USAGE, "nothing comes after --"),
         (("--name=web", "--mesh=default", "--", "no-such-program"), ExitCode.OS, "no-such-program cannot be run"),

@@ -43,7 +43,7 @@ def test_no_request_is_lost_and_no_process_changes(loaded_rig: LoadedRig, mtls: 
         envoy, started = loaded_rig.the_envoy(), loaded_rig.status(daemon)["started"]
         with loaded_rig.load():
             loaded_rig.reexec(daemon)
-            done = loaded_rig.ask(daemon, "reexec")
+            done = loaded_rig.run_command(daemon, "reexec")
             assert (done.returncode, f"(pid {daemon.pid})" in done.stdout) == (0, True), done
             loaded_rig.wait_state(daemon, "open")
             poll(lambda: loaded_rig.settled(daemon), what="everything taken again", deadline=SOON)
@@ -141,7 +141,7 @@ def test_a_broken_program_is_refused_and_the_old_one_keeps_running(loaded_rig: L
         assert BROKEN[how][1] in text
         broken.write_text(text.replace(*BROKEN[how][1:], 1))
         with loaded_rig.load():
-            done = loaded_rig.ask(daemon, "reexec")
+            done = loaded_rig.run_command(daemon, "reexec")
             assert done.returncode == ExitCode.REFUSED, done
             assert "the new program does not start" in done.stderr
             assert loaded_rig.status(daemon)["reexec"]["count"] == 0
@@ -189,11 +189,11 @@ def test_reexec_waits_for_a_running_reload(loaded_rig: LoadedRig) -> None:
         for pause in range(6):
             daemon.process.send_signal(signal.SIGHUP)
             poll(lambda: loaded_rig.envoys()[pause > 2 :], what="a reload under way")  # noqa: B023
-            loaded_rig.ask(daemon, "reexec")
+            loaded_rig.run_command(daemon, "reexec")
             loaded_rig.wait_phase(daemon, "READY")
             poll(lambda: len(loaded_rig.envoys()) == 1, what="one Envoy alone")
         # Refused while something is half done still, and done when it is not.
-        poll(lambda: loaded_rig.ask(daemon, "reexec").returncode == 0, what="a re-execution", deadline=SOON)
+        poll(lambda: loaded_rig.run_command(daemon, "reexec").returncode == 0, what="a re-execution", deadline=SOON)
         loaded_rig.wait_phase(daemon, "READY")
 
 
@@ -218,7 +218,7 @@ def test_nothing_is_re_executed_while_it_stops(loaded_rig: LoadedRig) -> None:
     with loaded_rig.up("--drain-time=5s") as daemon:
         daemon.terminate()
         loaded_rig.wait_phase(daemon, "DRAINING")
-        done = loaded_rig.ask(daemon, "reexec")
+        done = loaded_rig.run_command(daemon, "reexec")
         assert (done.returncode, "not while DRAINING" in done.stderr) == (ExitCode.REFUSED, True), done
         assert daemon.wait() == ExitCode.OK
     assert loaded_rig.envoys() == []

@@ -103,7 +103,7 @@ def test_the_end_of_the_token_is_in_the_status(loaded_rig: LoadedRig, plane: Xds
     end = write(3600)
     with loaded_rig.up() as daemon:
         assert loaded_rig.status(daemon)["token_expires"] == end
-        assert "token: it expires at " in loaded_rig.wait_concern(daemon, "token")
+        assert "token: it expires at " in loaded_rig.wait_warning(daemon, "token")
         # The file is read anew at each dial.
         end = write(90 * 86400)
         plane.reset_streams()

@@ -112,7 +112,7 @@ def test_out_of_memory_is_distinguished_from_a_kill(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "code", "told"),
+    ("flags", "code", "text"),
     [
         (("--drain-time=soon",), ExitCode.SETTINGS, "--drain-time"),
         (("--standalone=dataplane.yaml",), ExitCode.RESOURCE, "networking.address"),

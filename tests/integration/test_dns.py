@@ -97,7 +97,7 @@ def test_a_coredns_configured_by_path_must_exist(tmp_path: Path, ports: Ports) -
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "text"),
     [
         (".:{{ .CoreDNSPort }} {\n    no-such-plugin\n}\n", ".template:2: Corefile template: rejected by CoreDNS: "),
         (".:{{ .NoSuchField }} {}\n", ".template:1: Corefile template: {{ .NoSuchField }} is not understood"),

@@ -183,7 +183,7 @@ def test_an_invalid_body_is_a_warning(rig: Rig) -> None:
         dynamic.serve(with_etags({"/dns": NAMES}))
         dynamic.wait("/dns", lambda body: body, "the names")
         dynamic.serve(with_etags({"/dns": '{"ttl":"many"}'}))
-        warning = rig.wait_concern(daemon, "dynamic configuration /dns")
+        warning = rig.wait_warning(daemon, "dynamic configuration /dns")
         assert "$.ttl" in warning
         assert dynamic.path("/dns")["body"]["ttl"] == 30
         assert rig.serves()

@@ -28,7 +28,7 @@ def test_the_same_process_continues_and_nothing_is_lost(loop: str, fate: str) ->
         with Load(running) as load:
             for _ in range(6):
                 running.again()
-                load.ask_more(10)
+                load.request_more(10)
         assert load.failed == []
         later = running.start()
         assert later["pid"] == first["pid"] == running.process.pid
@@ -130,7 +130,7 @@ def test_if_the_exec_fails_the_old_program_continues(loop: str) -> None:
         with Load(running) as load:
             for _ in range(5):
                 running.process.send_signal(signal.SIGUSR1)
-                load.ask_more(10)
+                load.request_more(10)
                 failed = poll(lambda: state if (state := running.state())["failed"] else None, what="the failure")
         assert load.failed == []
         assert failed["failed"] == "/none/python cannot be run: No such file or directory"

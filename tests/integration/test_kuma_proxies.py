@@ -14,7 +14,7 @@ from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.envoy.version import fits
 from tests.support.daemon import Ports, get, is_listening, run_kumadp, workload
 from tests.support.file_lock import file_lock
-from tests.support.kuma_control_plane import KumaControlPlane, ask_json, dataplane
+from tests.support.kuma_control_plane import KumaControlPlane, dataplane, get_json
 from tests.support.needs import need_kuma_cp
 from tests.support.poll import poll
 from tests.support.ports import free_port
@@ -97,7 +97,7 @@ def survives_envoy(daemon: Daemon, resource: dict[str, Any], serves: Callable[[]
 
 def online(kind: str, name: str) -> bool:
     """Whether the control plane has a stream of this zone proxy."""
-    overview = ask_json(f"/{kind}/{name}/_overview") or ask_json(f"/{kind}+insights/{name}") or {}
+    overview = get_json(f"/{kind}/{name}/_overview") or get_json(f"/{kind}+insights/{name}") or {}
     insight = overview.get("zoneIngressInsight") or overview.get("zoneEgressInsight") or overview
     subscriptions = insight.get("subscriptions") or []
     return any("disconnectTime" not in subscription for subscription in subscriptions)
@@ -346,6 +346,6 @@ def test_features_that_are_always_announced(plane: KumaControlPlane, app: Worklo
         _, dump = get(ports.admin, "/config_dump")
         for feature in ("feature-strict-inbound-ports", "feature-reuse-port", "feature-readiness-unix-socket"):
             assert feature in dump
-        overview = ask_json("/meshes/default/dataplanes/web-01/_overview")
+        overview = get_json("/meshes/default/dataplanes/web-01/_overview")
         version = overview["dataplaneInsight"]["subscriptions"][-1]["version"]["envoy"]
         assert bool(version.get("kumaDpCompatible")) is fits(version["version"])

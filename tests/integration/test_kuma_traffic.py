@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.daemon import Workload, get, workload
-from tests.support.kuma_control_plane import KumaControlPlane, ask_json
+from tests.support.kuma_control_plane import KumaControlPlane, get_json
 from tests.support.poll import poll
 from tests.support.rig import NAME, SOON, open_rig
 
@@ -85,7 +85,7 @@ def shaken(rig: Rig) -> bool:
 
 def is_healthy() -> bool | None:
     """What the control plane holds of the inbound; None where it holds nothing."""
-    resource: dict[str, Any] = ask_json(f"/meshes/default/dataplanes/{NAME}") or {}
+    resource: dict[str, Any] = get_json(f"/meshes/default/dataplanes/{NAME}") or {}
     for inbound in (resource.get("networking") or {}).get("inbound") or ():
         # Up to 2.8 `health`, later `state` too.
         if inbound.get("state") == "NotReady":

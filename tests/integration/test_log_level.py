@@ -105,7 +105,7 @@ def test_own_lines_follow(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "text"),
     [
         (["loud"], 79, "'loud' is no level (one of trace, debug"),
         (["nothing=debug"], 79, "'nothing' is no part of kumadp"),

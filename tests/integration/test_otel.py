@@ -124,7 +124,7 @@ def test_an_unreachable_receiver_is_a_warning(rig: Rig, exporter: Exporter) -> N
     with rig.run(environment={**INTERVAL, **short}) as daemon:
         rig.wait_ready(daemon)
         serve(rig, with_etags({"/meshmetric": mesh_metric(rig, exporter, "200ms")}))
-        assert "UNAVAILABLE" in rig.wait_concern(daemon, "OpenTelemetry push to kuma-otel-c.sock")
+        assert "UNAVAILABLE" in rig.wait_warning(daemon, "OpenTelemetry push to kuma-otel-c.sock")
         assert rig.serves()
         with grpc_collector(f"unix:{rig.work}/kuma-otel-c.sock") as (collector, _):
             poll(lambda: collector.exports, what="a push", deadline=SOON)
@@ -191,7 +191,7 @@ def test_without_the_extra_a_warning_names_what_to_install(rig: Rig, exporter: E
         assert isinstance(plane, XdsControlPlane)
         assert "feature-otel-via-kuma-dp" not in plane.bootstrap_requests[-1]["features"]
         serve(rig, with_etags({"/meshmetric": mesh_metric(rig, exporter, "200ms")}))
-        assert "kumadp[otel]" in rig.wait_concern(daemon, "OpenTelemetry")
+        assert "kumadp[otel]" in rig.wait_warning(daemon, "OpenTelemetry")
         assert rig.serves()
         serve(rig, None)
         poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern", deadline=SOON)

@@ -96,7 +96,7 @@ def test_without_the_unix_socket(tmp_path: Path, ports: Ports) -> None:
             assert not (tmp_path / SOCKET).exists()
 
 
-@pytest.mark.parametrize("asked", ["0.0.0.0", "::", ELSEWHERE])
+@pytest.mark.parametrize("value", ["0.0.0.0", "::", ELSEWHERE])
 def test_it_is_served_where_the_control_plane_wants_the_admin(tmp_path: Path, ports: Ports, value: str) -> None:
     with workload("web") as app:
         bootstrap = static_bootstrap(ports, app.port, socket_address(ports.admin, value))

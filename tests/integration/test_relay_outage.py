@@ -33,7 +33,7 @@ def test_envoy_dies_while_the_control_plane_is_gone(rig: Rig) -> None:
         rig.plane.kill()
         for _ in range(2):
             rig.kill_envoy(daemon)
-        warning = rig.wait_concern(daemon, "control plane")
+        warning = rig.wait_warning(daemon, "control plane")
         status = rig.status(daemon)
         assert (status["relay"]["refusal"], status["relay"]["connected_since"]) == ("unreachable", None)
         assert status["relay"]["last_error"] in warning
@@ -87,7 +87,7 @@ def test_a_control_plane_that_never_answers(rig: Rig, plane: XdsControlPlane) ->
         rig.wait_ready(daemon)
         plane.faults.linger, plane.faults.silent = 0.0, True
         plane.reset_streams()
-        rig.wait_concern(daemon, "it leaves requests unanswered")
+        rig.wait_warning(daemon, "it leaves requests unanswered")
         relay = rig.relay(daemon)
         assert (relay["state"], relay["connected_since"]) == ("connecting", None)
         assert relay["silence"] > 0
@@ -104,7 +104,7 @@ def test_a_control_plane_that_leaves_a_type_unanswered(rig: Rig, plane: XdsContr
         rig.wait_ready(daemon)
         plane.faults.linger, plane.faults.withheld = 0.0, {LISTENER}
         plane.reset_streams()
-        rig.wait_concern(daemon, "it leaves requests unanswered")
+        rig.wait_warning(daemon, "it leaves requests unanswered")
         assert rig.relay(daemon)["state"] == "open"
         assert "Listener" in daemon.output()
         plane.faults.withheld = set()
@@ -118,7 +118,7 @@ def test_a_control_plane_that_reads_nothing(rig: Rig, plane: XdsControlPlane) ->
         plane.faults.linger = 0.0
         plane.deafen()
         plane.drop_connections()
-        rig.wait_concern(daemon, "control plane")
+        rig.wait_warning(daemon, "control plane")
         rig.kill_envoy(daemon)
         plane.deafen(False)
         rig.wait_state(daemon, "open")
@@ -132,7 +132,7 @@ def test_a_rejected_token_is_reported_and_the_next_one_used(rig: Rig, plane: Xds
         good = plane.token() + "-new"
         plane.faults.refuse_token = lambda token: "" if token == good else "token is revoked"
         plane.reset_streams()
-        rig.wait_concern(daemon, "token is revoked")
+        rig.wait_warning(daemon, "token is revoked")
         relay = rig.relay(daemon)
         assert relay["refusal"] == "auth"
         assert relay["refused_since"] is not None
@@ -149,7 +149,7 @@ def test_a_data_plane_that_is_refused_from_the_first_moment(rig: Rig, plane: Xds
     """The bootstrap came and the stream is refused: it waits and says why, and a stop ends it in peace."""
     plane.faults.refuse_token = lambda _token: "token is revoked"
     with rig.run() as daemon:
-        rig.wait_concern(daemon, "token is revoked")
+        rig.wait_warning(daemon, "token is revoked")
         assert rig.status(daemon)["ready"] is False
         plane.faults.refuse_token = lambda _token: ""
         daemon.wait_ready()

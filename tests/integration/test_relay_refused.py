@@ -48,7 +48,7 @@ def test_a_rejected_data_plane_may_keep_serving_with_one_log_line(rig: Rig, plan
         rig.wait_ready(daemon)
         plane.faults.refuse_token = lambda _token: "token is revoked"
         plane.reset_streams()
-        rig.wait_concern(daemon, REASON)
+        rig.wait_warning(daemon, REASON)
         seen = len(plane.journal.events(What.UNAUTHENTICATED))
         poll(lambda: len(plane.journal.events(What.UNAUTHENTICATED)) > seen + 2, what="further attempts")
         rig.kill_envoy(daemon)
@@ -88,7 +88,7 @@ def test_a_control_plane_that_served_the_previous_run_is_a_friend(rig: Rig, plan
         daemon.wait_ready()
         plane.faults.refuse_token = lambda _token: "token is revoked"
         plane.start()
-        rig.wait_concern(daemon, "token is revoked")
+        rig.wait_warning(daemon, "token is revoked")
         since = rig.relay(daemon)["refused_since"]
         poll(lambda: time.time() - since > 1.0, what="the end of patience with a stranger")
         seen = len(plane.journal.events(What.UNAUTHENTICATED))
@@ -111,7 +111,7 @@ def test_a_bootstrap_rejected_after_a_start_without_the_control_plane(
         if mode == "exit":
             assert daemon.wait() == ExitCode.CONTROL_PLANE_REFUSED
             return
-        rig.wait_concern(daemon, "the Dataplane is not welcome")
+        rig.wait_warning(daemon, "the Dataplane is not welcome")
         poll(lambda: len(plane.answers) < 98, what="further attempts")
         assert rig.serves()
         assert daemon.output().count("the Dataplane is not welcome") == 1

@@ -50,7 +50,7 @@ def test_a_token_file_that_is_missing_for_a_moment(rig: Rig, plane: XdsControlPl
         token = rig.token.read_text()
         rig.token.unlink()
         plane.reset_streams()
-        warning = rig.wait_concern(daemon, str(rig.token))
+        warning = rig.wait_warning(daemon, str(rig.token))
         assert "control plane: " in warning
         assert rig.relay(daemon)["refusal"] == "auth"
         assert rig.serves()
@@ -66,7 +66,7 @@ def test_a_changed_ca_is_used_by_the_next_attempt(rig: Rig, plane: XdsControlPla
         assert rig.serves()
         assert len(plane.journal.events(What.OPENED)) == 1
         plane.drop_connections()
-        rig.wait_concern(daemon, "its certificate is not accepted")
+        rig.wait_warning(daemon, "its certificate is not accepted")
         assert rig.relay(daemon)["refusal"] == "auth"
         rig.kill_envoy(daemon)
         plane.write_ca(rig.ca)

@@ -64,7 +64,7 @@ def test_a_host_that_boots_without_its_control_plane_serves(rig: Rig, plane: Xds
         assert get(rig.ports.inbound) == (200, "backend")
         assert_stale(rig, daemon)
         assert kumadp("wait", f"--name={NAME}", "--timeout=5s", environment=daemon.environment).returncode == 0
-        warning = rig.wait_concern(daemon, "control plane")
+        warning = rig.wait_warning(daemon, "control plane")
         assert warning
         # Dead and back, again and again, with nothing but what was on disk.
         for _ in range(2):
@@ -127,7 +127,7 @@ def test_a_control_plane_that_comes_back_and_refuses_at_first(rig: Rig, plane: X
         plane.faults.refuse_token = lambda _token: "token is revoked"
         plane.answers = [Answer(422, b"token is revoked") for _ in range(100)]
         plane.start()
-        rig.wait_concern(daemon, "token is revoked")
+        rig.wait_warning(daemon, "token is revoked")
         poll(lambda: len(plane.answers) < 99, what="more than one attempt")
         assert rig.serves()
         plane.answers.clear()
@@ -153,7 +153,7 @@ def test_what_needs_a_certificate_waits_and_holds_up_nothing_else(rig: Rig, plan
         assert get(rig.ports.probes) == (200, "backend")
         assert get(rig.ports.outbound)[0] == 503
         assert get(rig.ports.inbound)[0] == 0
-        rig.wait_concern(daemon, "Secret: not kept on disk, what needs it waits for the control plane")
+        rig.wait_warning(daemon, "Secret: not kept on disk, what needs it waits for the control plane")
         # Envoy gave up no wait: those for secrets were ended.
         assert sum(rig.stats("init_fetch_timeout").values()) == 0
         plane.start()

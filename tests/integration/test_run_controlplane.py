@@ -111,7 +111,7 @@ def test_a_bootstrap_that_envoy_refuses_ends_it_with_envoy_s_words(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "told"),
+    ("answer", "code", "text"),
     [
         (Answer(422, b"the token does not fit"), ExitCode.CONTROL_PLANE_REFUSED, "HTTP 422: the token does not fit"),
         (Answer(401), ExitCode.CONTROL_PLANE_REFUSED, "HTTP 401"),
@@ -168,7 +168,7 @@ def test_a_rotated_token_is_taken_at_the_next_attempt(tmp_path: Path, ports: Por
             def rotate(_count: int) -> None:
                 (tmp_path / "token").write_text(TOKEN + "2")
 
-            plane.when_asked = rotate
+            plane.on_request = rotate
             with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane), environment=quick) as daemon:
                 daemon.wait_ready()
             assert [seen["dataplaneToken"] for seen in plane.requests] == [TOKEN, TOKEN + "2"]

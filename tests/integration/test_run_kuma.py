@@ -9,7 +9,7 @@ import pytest
 
 from kumadp.errors import ExitCode
 from tests.support.daemon import Ports, get, run_kumadp, workload
-from tests.support.kuma_control_plane import ask, control_plane, dataplane
+from tests.support.kuma_control_plane import call_api, control_plane, dataplane
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ def test_a_data_plane_of_a_real_mesh(tmp_path: Path) -> None:
             daemon.wait_ready()
             assert get(ports.inbound) == (200, "backend")
             assert get(ports.probes, "/app/healthz") == (200, "ok")
-            assert "backend-01" in ask("/meshes/default/dataplanes").decode()
+            assert "backend-01" in call_api("/meshes/default/dataplanes").decode()
             assert plane.token.read_text() not in daemon.output()
             killed = daemon.kill_envoy()
             assert get(ports.probes, "/app/healthz") == (200, "ok")
             poll(lambda: daemon.envoy().pid != killed.pid, what="another Envoy")
             daemon.wait_ready()
             assert get(ports.outbound) == (200, "backend")
-            assert "backend-01" in ask("/meshes/default/dataplanes").decode()
+            assert "backend-01" in call_api("/meshes/default/dataplanes").decode()
             daemon.terminate()
             assert daemon.wait() == ExitCode.OK
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from kumadp.errors import ExitCode
-from tests.support.daemon import Ports, Workload, get, is_listening, run_kumadp, says_close, workload, write_mesh
+from tests.support.daemon import Ports, Workload, closes_connection, get, is_listening, run_kumadp, workload, write_mesh
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def test_a_request_in_flight_ends_well_when_the_sidecar_stops(
         app.release.set()
         client.join(20)
         assert answers == [(200, "web")]
-        poll(lambda: says_close(ports.inbound), what="inbound asking its clients to leave")
+        poll(lambda: closes_connection(ports.inbound), what="a closing inbound")
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK
 
@@ -125,8 +125,8 @@ def test_sigusr2_found_by_name_drains_inbound_and_stays(
         daemon.wait_ready()
         assert psutil.Process(daemon.pid).name() == "kuma-dp"
         daemon.process.send_signal(signal.SIGUSR2)
-        poll(lambda: says_close(ports.inbound), what="inbound asking its clients to leave")
-        assert not says_close(ports.outbound)
+        poll(lambda: closes_connection(ports.inbound), what="a closing inbound")
+        assert not closes_connection(ports.outbound)
         assert get(ports.readiness, "/ready") == (200, "READY")
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK

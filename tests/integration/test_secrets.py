@@ -129,7 +129,7 @@ def test_with_the_relay_no_token_and_no_key_is_exposed(tmp_path: Path, how: str)
             plane.faults.linger = 0.0
             plane.faults.refuse_token = lambda token: f"no: {token}"
             plane.reset_streams()
-            rig.wait_concern(daemon, "no: ***")
+            rig.wait_warning(daemon, "no: ***")
             plane.faults.refuse_token = lambda _token: ""
             rig.wait_state(daemon, "open")
             dump = get(rig.ports.admin, "/config_dump?include_eds")[1]

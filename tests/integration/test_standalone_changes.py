@@ -86,7 +86,7 @@ def test_no_request_fails_while_an_outbound_is_pointed_elsewhere(stage: Stage, d
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "texts"),
     [
         ("type: Dataplane\nmesh: [", ("other.yaml:",)),
         ("", ("other.yaml",)),
@@ -142,7 +142,7 @@ def _held_outbound(stage: Stage, held: int) -> Tree:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "texts"),
     [
         (_foreign_address, ("networking.inbound[1].port", "192.0.2.1")),
         (_held_port, ("networking.inbound[1].port", "Address already in use")),

@@ -192,7 +192,7 @@ async def test_a_slow_collector_costs_the_timeout_and_delays_no_other(rig: Rig, 
         slow.held = threading.Event()
         await rig.serve(way(port, path="/v1/traces", timeout=0.3), logs=to(other))
         waiting = asyncio.create_task(rig.refused())
-        await seen(lambda: slow.asked, "the slow one asked")
+        await seen(lambda: slow.requests, "the slow one asked")
         await rig.send("logs")
         assert len(quick.exports) == 1
         code, details = await waiting
@@ -207,7 +207,7 @@ async def test_a_slow_collector_does_not_gather_messages(rig: Rig, monkeypatch: 
         collector.held = threading.Event()
         await rig.serve(to(port))
         waiting = [asyncio.create_task(rig.send()) for _ in range(2)]
-        await seen(lambda: collector.asked == 2, "both asked")
+        await seen(lambda: collector.requests == 2, "both asked")
         code, _ = await rig.refused()
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert rig.line()["refused"] == 1
@@ -234,7 +234,7 @@ async def test_what_is_on_its_way_arrives_though_the_backend_goes(rig: Rig) -> N
         collector.held = threading.Event()
         await rig.serve(to(port))
         waiting = asyncio.create_task(rig.send())
-        await seen(lambda: collector.asked, "asked")
+        await seen(lambda: collector.requests, "asked")
         leaving = asyncio.create_task(rig.pipe.apply([]))
         await seen(lambda: not rig.socket.exists(), "the socket gone")
         collector.held.set()

@@ -108,7 +108,7 @@ async def test_a_slow_receiver_stalls_nothing(rig: Rig) -> None:
     with grpc_collector(f"unix:{rig.socket}") as (collector, _):
         collector.held = threading.Event()
         rig.every(0.1)
-        await seen(lambda: collector.asked, "asked")
+        await seen(lambda: collector.requests, "asked")
         turns = 0
         while not rig.concerns.get(str(rig.socket)):
             await asyncio.sleep(0.01)

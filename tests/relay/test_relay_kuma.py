@@ -15,7 +15,7 @@ import uvloop
 from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.bootstrap.rewrite import rewrite_for_relay
 from tests.support.daemon import Ports, get, workload
-from tests.support.kuma_control_plane import ControlPlane, ask, control_plane, dataplane
+from tests.support.kuma_control_plane import ControlPlane, call_api, control_plane, dataplane
 from tests.support.poll import poll
 from tests.support.relay_stage import RelayedEnvoy, RunningRelay
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER
@@ -63,7 +63,7 @@ class Kuma:
 
 
 def registered() -> bool:
-    return NAME in ask("/meshes/default/dataplanes").decode()
+    return NAME in call_api("/meshes/default/dataplanes").decode()
 
 
 @pytest.mark.contract("the stream: kept while Envoy is replaced, closed on purpose, rejected for 10 s, opened again")

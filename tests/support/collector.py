@@ -61,10 +61,10 @@ class Collector:
         self.exports: list[Export] = []
         self.refuses: tuple[Any, str] | None = None
         self.held: threading.Event | None = None
-        self.asked = 0
+        self.requests = 0
 
     def take(self, signal: str, message: Any, headers: dict[str, str]) -> None:
-        self.asked += 1
+        self.requests += 1
         if self.held is not None:
             self.held.wait(60)
         if self.refuses is None:

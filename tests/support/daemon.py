@@ -94,7 +94,7 @@ def get(
         connection.close()
 
 
-def says_close(port: int) -> bool:
+def closes_connection(port: int) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     connection.request("GET", "/")
     answer = connection.getresponse()

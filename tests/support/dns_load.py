@@ -46,7 +46,7 @@ class _Query:
 
 class _Load:
     def __init__(self, port: int, name: str, wait: float) -> None:
-        self._patience = wait
+        self._wait = wait
         self.counts = Counts()
         labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
         self._question = labels + b"\0" + struct.pack("!HH", 1, 1)
@@ -67,23 +67,23 @@ class _Load:
         while self.counts.sent < total or self._open:
             now = time.monotonic()
             while self.counts.sent < total and begin + self.counts.sent / rate <= now:
-                self._ask(_Query(self.counts.sent, now, self.counts.sent % SOCKETS))
+                self._send_query(_Query(self.counts.sent, now, self.counts.sent % SOCKETS))
                 self.counts.sent += 1
             for key, _ in self._selector.select(0.001):
-                self._hear(key.data)
+                self._receive(key.data)
             self._expire(time.monotonic())
         return self.counts
 
-    def _ask(self, query: _Query) -> None:
+    def _send_query(self, query: _Query) -> None:
         self._open[query.number] = query
-        self._order.append((query.at + self._patience, query.number, query.again))
+        self._order.append((query.at + self._wait, query.number, query.again))
         header = struct.pack("!HHHHHH", query.number, 0x0100, 1, 0, 0, 0)
         try:
             self._clients[query.client].send(header + self._question)
         except OSError:
             self._failed(query)
 
-    def _hear(self, index: int) -> None:
+    def _receive(self, index: int) -> None:
         with contextlib.suppress(BlockingIOError):
             while True:
                 try:
@@ -113,7 +113,7 @@ class _Load:
             self.counts.lost += 1
             return
         self.counts.retried += 1
-        self._ask(_Query(query.number, time.monotonic(), (query.client + SOCKETS // 2) % SOCKETS, again=True))
+        self._send_query(_Query(query.number, time.monotonic(), (query.client + SOCKETS // 2) % SOCKETS, again=True))
 
 
 @contextlib.contextmanager

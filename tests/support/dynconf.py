@@ -120,7 +120,7 @@ class DynconfEnvoy:
     def kill(self) -> None:
         self.envoy.kill()
 
-    def asked(self) -> int:
+    def requests(self) -> int:
         """How many requests it has had at the socket."""
         return int(self.envoy.stats("http._kuma_dynamicconfig").get("http._kuma_dynamicconfig.downstream_rq_total", 0))
 

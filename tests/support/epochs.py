@@ -66,20 +66,20 @@ class Epochs:
     adopt: AdoptedEnvoy | None = None
     states: list[ChildState] = field(default_factory=list)
     reports: list[ChildReport] = field(default_factory=list)
-    told: list[tuple[object, ...]] = field(default_factory=list)
+    events: list[tuple[object, ...]] = field(default_factory=list)
     deaths: list[ExitStatus] = field(default_factory=list)
     leaving: bool = False
 
     def __post_init__(self) -> None:
         self.port, self.other, admin = free_ports(3)
         self.admin = UnixAdmin(str(self.folder / "admin.sock")) if self.unix else TcpAdmin("127.0.0.1", admin)
-        self._made = 0
+        self._count = 0
 
     def plan(self, text: str, **how: Any) -> Plan:
         """A way to run Envoy, whose answers are ``text``; see `bootstrap` and `command`."""
         command = {name: how.pop(name) for name in ("concurrency", "binary") if name in how}
-        self._made += 1
-        path = self.folder / f"bootstrap-{self._made}.yaml"
+        self._count += 1
+        path = self.folder / f"bootstrap-{self._count}.yaml"
         write_private(path, json.dumps(self.bootstrap(text, **how)).encode())
         argv = envoy_argv(
             command.get("binary", need_envoy()),
@@ -123,10 +123,10 @@ class Epochs:
     def start(self, plan: Plan) -> None:
         """Begin with ``plan``."""
         epochs = EpochCallbacks(
-            on_started=lambda epoch, pid: self.told.append(("started", epoch, pid)),
-            on_live=lambda epoch: self.told.append(("live", epoch)),
-            on_ended=lambda epoch, pid, expected: self.told.append(("ended", epoch, pid, expected)),
-            on_handover=lambda active: self.told.append(("handover", active)),
+            on_started=lambda epoch, pid: self.events.append(("started", epoch, pid)),
+            on_live=lambda epoch: self.events.append(("live", epoch)),
+            on_ended=lambda epoch, pid, expected: self.events.append(("ended", epoch, pid, expected)),
+            on_handover=lambda active: self.events.append(("handover", active)),
         )
         hot = HotRestart(self.folder, self.drain_time, self.deadline, margin=1.0)
         options = EnvoyOptions(
@@ -143,7 +143,7 @@ class Epochs:
     def generation_of(self, pid: int) -> int | None:
         """The generation of a running Envoy, by what was reported; None if it has ended."""
         running = {}
-        for what, number, *rest in (event for event in self.told if event[0] in {"started", "ended"}):
+        for what, number, *rest in (event for event in self.events if event[0] in {"started", "ended"}):
             if what == "started":
                 running[rest[0]] = number
             else:

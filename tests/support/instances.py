@@ -26,7 +26,7 @@ class Host:
         self.folder = folder / "kumadp"
         self.folder.mkdir(mode=0o700)
 
-    def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return kumadp(*arguments, environment={"XDG_RUNTIME_DIR": str(self.folder.parent)})
 
     @contextlib.contextmanager

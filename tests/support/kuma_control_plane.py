@@ -50,7 +50,7 @@ class ControlPlane:
         )
 
 
-def ask(path: str, body: object = None, token: str = "", method: str | None = None) -> bytes:
+def call_api(path: str, body: object = None, token: str = "", method: str | None = None) -> bytes:
     """An answer of the control plane's API; raises OSError."""
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(API + path, data=data, method=method)
@@ -62,10 +62,10 @@ def ask(path: str, body: object = None, token: str = "", method: str | None = No
         return content
 
 
-def ask_json(path: str) -> Any:
-    """As `ask`, decoded; None where there is nothing (404) or no answer."""
+def get_json(path: str) -> Any:
+    """As `call_api`, decoded; None where there is nothing (404) or no answer."""
     with contextlib.suppress(OSError):
-        return json.loads(ask(path))
+        return json.loads(call_api(path))
     return None
 
 
@@ -113,7 +113,7 @@ class KumaControlPlane:
         assert self._process is not None
         assert self._process.poll() is None, f"the control plane ended:\n{self.log.read_text()[-2000:]}"
         with contextlib.suppress(OSError, ValueError):
-            return base64.b64decode(json.loads(ask("/global-secrets/admin-user-token"))["data"]).decode()
+            return base64.b64decode(json.loads(call_api("/global-secrets/admin-user-token"))["data"]).decode()
         return ""
 
     def kill(self) -> None:
@@ -147,18 +147,18 @@ class KumaControlPlane:
     def token(self, mesh: str = "default", name: str = "") -> str:
         claims = {"mesh": mesh, "validFor": "72h", "type": "dataplane", **({"name": name} if name else {})}
         with contextlib.suppress(OSError):
-            return ask("/tokens/dataplane", claims, self._admin).decode()
+            return call_api("/tokens/dataplane", claims, self._admin).decode()
         return ""
 
     def zone_token(self) -> str:
         """A token for ingress and egress."""
         claims = {"zone": "default", "validFor": "72h", "scope": ["ingress", "egress"]}
-        return ask("/tokens/zone", claims, self._admin).decode()
+        return call_api("/tokens/zone", claims, self._admin).decode()
 
     def knows(self, resources: str) -> bool:
         """Whether it has resources of this kind (plural): later versions have more."""
         try:
-            ask(f"/{resources}", token=self._admin)
+            call_api(f"/{resources}", token=self._admin)
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return False
@@ -167,12 +167,12 @@ class KumaControlPlane:
 
     @property
     def registered(self) -> list[str]:
-        listing = ask_json("/meshes/default/dataplanes")
+        listing = get_json("/meshes/default/dataplanes")
         return sorted(f"{entry['mesh']}.{entry['name']}" for entry in (listing or {"items": []})["items"])
 
     def _subscriptions(self, node: str) -> list[dict[str, Any]]:
         mesh, _, name = node.partition(".")
-        overview = ask_json(f"/meshes/{mesh}/dataplanes/{name}/_overview") or {}
+        overview = get_json(f"/meshes/{mesh}/dataplanes/{name}/_overview") or {}
         subscriptions: list[dict[str, Any]] = (overview.get("dataplaneInsight") or {}).get("subscriptions") or []
         return subscriptions
 
@@ -187,11 +187,11 @@ class KumaControlPlane:
 
     def put(self, path: str, body: object) -> None:
         """Create or change a resource by the API; raises OSError."""
-        ask(path, body, self._admin, method="PUT")
+        call_api(path, body, self._admin, method="PUT")
 
     def delete(self, path: str) -> None:
         """Take a resource away by the API; raises OSError."""
-        ask(path, None, self._admin, method="DELETE")
+        call_api(path, None, self._admin, method="DELETE")
 
     def put_dataplane(self, dataplane: dict[str, Any]) -> None:
         self.put(f"/meshes/{dataplane['mesh']}/dataplanes/{dataplane['name']}", dataplane)

@@ -38,7 +38,7 @@ class _Connection:
         self._to = (host, port)
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self) -> str:
+    async def send(self) -> str:
         if self._streams is None:
             self._streams = await asyncio.open_connection(*self._to)
         reader, writer = self._streams
@@ -62,7 +62,7 @@ class _Connection:
 class _Load:
     def __init__(self, host: str, port: int, limit: int) -> None:
         self._to = (host, port)
-        self._left = limit
+        self._remaining = limit
         self._stopping = False
         self.tally = Tally()
 
@@ -99,14 +99,14 @@ class _Load:
     async def _count(self, connection: _Connection) -> None:
         try:
             async with asyncio.timeout(ANSWERED_WITHIN):
-                self.tally.answers[await connection.ask()] += 1
+                self.tally.answers[await connection.send()] += 1
         except (OSError, EOFError, ValueError, TimeoutError) as error:
             self.tally.failures[f"{type(error).__name__}: {error}"] += 1
             connection.close()
 
     def _take(self) -> bool:
-        self._left -= 1
-        return self._left >= 0 and not self._stopping
+        self._remaining -= 1
+        return self._remaining >= 0 and not self._stopping
 
     def stop(self) -> None:
         """No further requests; those under way are finished."""

@@ -132,7 +132,7 @@ class _Application(asyncio.Protocol):
             self._transport.write(self._answer)
 
 
-async def _ask(port: int, path: str) -> str:
+async def _request(port: int, path: str) -> str:
     """Status and body, or what went wrong."""
     try:
         async with asyncio.timeout(WITHIN):
@@ -185,7 +185,7 @@ class _Watch:
     async def http(self, name: str, port: int, path: str) -> None:
         counts = self.counts[name] = Counter()
         while not self.stopped:
-            counts[await _ask(port, path)] += 1
+            counts[await _request(port, path)] += 1
             await asyncio.sleep(EVERY)
 
     async def dns(self, port: int) -> None:
@@ -195,7 +195,7 @@ class _Watch:
             await asyncio.sleep(EVERY)
 
 
-def _tell(what: dict[str, Any]) -> None:
+def _send(what: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 
@@ -203,7 +203,7 @@ def _tell(what: dict[str, Any]) -> None:
 async def _main() -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(_Application, "127.0.0.1", 0, backlog=1024)
-    _tell({"port": server.sockets[0].getsockname()[1]})
+    _send({"port": server.sockets[0].getsockname()[1]})
     while line := await asyncio.to_thread(sys.stdin.readline):
         order = json.loads(line)
         watch = _Watch()
@@ -213,10 +213,10 @@ async def _main() -> None:
             if order["names"]:
                 group.create_task(watch.dns(order["names"]))
             async with load(order["port"], rate=order["rate"], connections=CONNECTIONS, pause=PAUSE) as tally:
-                _tell({})
+                _send({})
                 await asyncio.to_thread(sys.stdin.readline)
             watch.stopped = True
-        _tell({"answers": tally.answers, "failures": tally.failures, "watched": watch.counts})
+        _send({"answers": tally.answers, "failures": tally.failures, "watched": watch.counts})
 
 
 if __name__ == "__main__":

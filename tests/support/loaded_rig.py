@@ -68,7 +68,7 @@ class LoadedRig(Rig):
         """Write the Dataplane as it is now."""
         self.file.write_text(json.dumps(self.dataplane))
 
-    def ask(self, daemon: Daemon, what: str) -> subprocess.CompletedProcess[str]:
+    def run_command(self, daemon: Daemon, what: str) -> subprocess.CompletedProcess[str]:
         """``kumadp reload`` or ``kumadp reexec``, to its end."""
         return subprocess.run(
             [sys.executable, "-m", "kumadp", what, f"--name={NAME}", "--timeout=60s"],
@@ -80,7 +80,7 @@ class LoadedRig(Rig):
 
     def reload(self, daemon: Daemon) -> str:
         """``kumadp reload``, which must succeed; what it says."""
-        done = self.ask(daemon, "reload")
+        done = self.run_command(daemon, "reload")
         assert done.returncode == 0, f"{done.stderr}\n{daemon.output()}"
         return done.stdout
 

@@ -28,19 +28,19 @@ class NameServer:
     """
 
     port: int
-    known: Mapping[str, str]
+    addresses: Mapping[str, str]
     exact: bool = False
     silent: bool = False
-    asked: list[str] = field(default_factory=list)
-    _made: dict[bytes, tuple[str, bytes]] = field(default_factory=dict)
+    queries: list[str] = field(default_factory=list)
+    _answers: dict[bytes, tuple[str, bytes]] = field(default_factory=dict)
 
     def answer(self, wire: bytes) -> bytes | None:
         """The answer to a query, None for silence."""
-        if wire[2:] not in self._made:
+        if wire[2:] not in self._answers:
             # Without the number of the query, so that it is made once.
-            self._made[wire[2:]] = self._make(b"\0\0" + wire[2:])
-        name, answer = self._made[wire[2:]]
-        self.asked.append(name)
+            self._answers[wire[2:]] = self._make(b"\0\0" + wire[2:])
+        name, answer = self._answers[wire[2:]]
+        self.queries.append(name)
         return None if self.silent else wire[:2] + answer[2:]
 
     def _make(self, wire: bytes) -> tuple[str, bytes]:
@@ -52,16 +52,16 @@ class NameServer:
             return "", answer.to_wire()
         question = query.question[0]
         name = question.name.to_text().rstrip(".")
-        address = self.known.get(name if self.exact else name.lower())
+        address = self.addresses.get(name if self.exact else name.lower())
         if address is None or (self.exact and question.rdtype != dns.rdatatype.A):
             answer.set_rcode(dns.rcode.NXDOMAIN)
         elif question.rdtype == dns.rdatatype.A:
             answer.answer.append(dns.rrset.from_text(question.name, 30, "IN", "A", address))
         return name, answer.to_wire()
 
-    def asked_below(self, suffix: str) -> list[str]:
+    def queries_below(self, suffix: str) -> list[str]:
         """What it was asked of the names that end so, in any case."""
-        return [name for name in self.asked if name.lower().endswith(suffix)]
+        return [name for name in self.queries if name.lower().endswith(suffix)]
 
 
 @contextlib.contextmanager
@@ -125,9 +125,9 @@ class SharedPort:
         self.port_sharing = PortSharing()
 
     @property
-    def asked(self) -> list[str]:
+    def queries(self) -> list[str]:
         """The names that it was asked for, without those of questions whether somebody is there."""
-        return [name for name in self._server.asked if name and not name.startswith("health.")]
+        return [name for name in self._server.queries if name and not name.startswith("health.")]
 
     @property
     def is_open(self) -> bool:

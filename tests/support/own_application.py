@@ -10,7 +10,7 @@ from tests.support.poll import poll
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Serves on a port: `/` at once, `/slow` once the file `go` is there. Each signal is a line in `told`; the first one
+# Serves on a port: `/` at once, `/slow` once the file `go` is there. Each signal is a line in `signals`; the first one
 # that is to end it asks the outbound, keeps the answer in `called`, and ends it with 3 when the file `end` is there.
 _PROGRAM = """
 import http.server, os, pathlib, signal, sys, threading, time, urllib.request
@@ -37,14 +37,14 @@ def call():
     until("end")
     os._exit(3)
 ending = []
-def told(number, frame):
-    with (folder / "told").open("a") as file:
+def on_signal(number, frame):
+    with (folder / "signals").open("a") as file:
         file.write(signal.Signals(number).name + "\\n")
     if number != signal.SIGHUP and not ending:
         ending.append(threading.Thread(target=call))
         ending[0].start()
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-    signal.signal(number, told)
+    signal.signal(number, on_signal)
 server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
 (folder / "environ").write_text("\\n".join(f"{name}={value}" for name, value in os.environ.items()))
 (folder / "pid.new").write_text(str(os.getpid()))
@@ -84,6 +84,6 @@ class OwnApplication:
         return int(poll(lambda: self.read("pid"), what="the application"))
 
     @property
-    def told(self) -> list[str]:
+    def signals(self) -> list[str]:
         """The signals that it got."""
-        return self.read("told").split()
+        return self.read("signals").split()

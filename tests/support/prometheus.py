@@ -113,14 +113,14 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The samples that it gives now; AssertionError where it is none, with what is wrong."""
-        result: list[dict[str, Any]] = self._ask("query", query=expression)["result"]
+        result: list[dict[str, Any]] = self._api("query", query=expression)["result"]
         return result
 
     def firing(self) -> dict[str, dict[str, str]]:
         """Labels of alerts that fire, by name."""
         return {
             alert["labels"]["alertname"]: alert["labels"]
-            for alert in self._ask("alerts")["alerts"]
+            for alert in self._api("alerts")["alerts"]
             if alert["state"] == "firing"
         }
 
@@ -131,7 +131,7 @@ class Prometheus:
         assert self._process.poll() is None, self.log.read_text()
         return False
 
-    def _ask(self, what: str, **query: str) -> Any:
+    def _api(self, what: str, **query: str) -> Any:
         try:
             with urllib.request.urlopen(
                 f"{self._url}/api/v1/{what}?{urllib.parse.urlencode(query)}", timeout=10

@@ -108,10 +108,10 @@ class Load:
     def __init__(self, running: Program) -> None:
         self.running = running
         self.done = threading.Event()
-        self.asked = {"tcp": 0, "unix": 0, "udp": 0}
+        self.counts = {"tcp": 0, "unix": 0, "udp": 0}
         self.failed: list[str] = []
         self.longest = 0.0
-        self.threads = [threading.Thread(target=self._ask, args=(name,)) for name in self.asked]
+        self.threads = [threading.Thread(target=self._request, args=(name,)) for name in self.counts]
 
     def __enter__(self) -> Load:
         for thread in self.threads:
@@ -123,20 +123,20 @@ class Load:
         for thread in self.threads:
             thread.join()
 
-    def ask_more(self, number: int) -> None:
+    def request_more(self, number: int) -> None:
         """Return once that many more questions of each kind were asked."""
-        targets = {name: count + number for name, count in self.asked.items()}
-        poll(lambda: all(self.asked[name] >= targets[name] for name in targets), what="questions")
+        targets = {name: count + number for name, count in self.counts.items()}
+        poll(lambda: all(self.counts[name] >= targets[name] for name in targets), what="questions")
 
-    def _ask(self, name: str) -> None:
+    def _request(self, name: str) -> None:
         while not self.done.wait(0.003):
             begun = time.monotonic()
             try:
                 getattr(self, f"_{name}")()
             except OSError as error:
-                self.failed.append(f"{name} {self.asked[name]}: {error!r}")
+                self.failed.append(f"{name} {self.counts[name]}: {error!r}")
             self.longest = max(self.longest, time.monotonic() - begun)
-            self.asked[name] += 1
+            self.counts[name] += 1
 
     def _tcp(self) -> None:
         with socket.create_connection(("127.0.0.1", self.running.tcp), timeout=30) as client:
@@ -157,7 +157,7 @@ class Load:
             raise OSError(f"answered {answer!r}")
 
     def _udp(self) -> None:
-        question = str(self.asked["udp"]).encode()
+        question = str(self.counts["udp"]).encode()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.settimeout(30)
             client.connect(("127.0.0.1", self.running.udp))

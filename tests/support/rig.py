@@ -126,20 +126,20 @@ class Rig:
             deadline=SOON,
         )
 
-    def wait_concern(self, daemon: Daemon, part: str) -> str:
-        """The concern of the status in which ``part`` stands."""
+    def wait_warning(self, daemon: Daemon, part: str) -> str:
+        """Wait until a warning of the status contains ``part``; return it."""
 
-        return poll(lambda: self._told(daemon, "concerns", part), what=f"a concern: {part}", deadline=SOON)
+        return poll(lambda: self._text_of(daemon, "concerns", part), what=f"a warning: {part}", deadline=SOON)
 
     def waits_for(self, daemon: Daemon, reason: str) -> bool:
         """Whether this is among the reasons why it is not ready."""
-        return bool(self._told(daemon, "reasons", reason))
+        return bool(self._text_of(daemon, "reasons", reason))
 
     def restarts(self, daemon: Daemon) -> int:
         """How often Envoy was started again."""
         return int(self.status(daemon)["children"]["envoy"]["restarts"])
 
-    def _told(self, daemon: Daemon, where: str, part: str) -> str:
+    def _text_of(self, daemon: Daemon, where: str, part: str) -> str:
         # At first there is no control socket.
         with contextlib.suppress(OSError):
             return next((text for text in self.status(daemon)[where] if part in text), "")

@@ -72,7 +72,7 @@ class ScriptedControlPlane(ThreadingHTTPServer):
         self.requests: list[dict[str, Any]] = []
         self.headers_seen: list[dict[str, str]] = []
         self.names_seen: list[str | None] = []
-        self.when_asked: Callable[[int], None] = lambda _count: None
+        self.on_request: Callable[[int], None] = lambda _count: None
         self.closing = threading.Event()
         self.authority = trustme.CA()
         self.scheme = "https" if tls else "http"
@@ -131,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         server.requests.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
         server.headers_seen.append({"path": self.path, **{name.lower(): text for name, text in self.headers.items()}})
-        server.when_asked(len(server.requests))
+        server.on_request(len(server.requests))
         answer = server.next_answer()
         if answer.hang:
             server.closing.wait(60)

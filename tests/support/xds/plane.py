@@ -79,7 +79,7 @@ class XdsControlPlane:
         self.tls = tls
         self._names = names
         self._meshes: dict[str, Mesh] = {}
-        self._made: dict[str, Tree] = {}
+        self._from_dataplanes: dict[str, Tree] = {}
         self._put: dict[str, Tree] = {}
         self._mesh_authority: trustme.CA | None = None
         self._registry = Registry(self.faults, self.journal, self._refresh)
@@ -183,9 +183,9 @@ class XdsControlPlane:
 
         def change() -> None:
             self._mesh_authority = trustme.CA()
-            for name in self._made:
+            for name in self._from_dataplanes:
                 self._meshes.pop(name, None)
-            self._made.clear()
+            self._from_dataplanes.clear()
             self._refresh()
 
         self._thread.call(change)
@@ -224,8 +224,8 @@ class XdsControlPlane:
         for name, dataplane in self._dataplanes().items():
             for service, places in meshes.offered(dataplane).items():
                 services.setdefault(service, []).extend(places)
-            if name not in self._meshes or self._made.get(name, dataplane) != dataplane:
-                self._made[name] = copy.deepcopy(dataplane)
+            if name not in self._meshes or self._from_dataplanes.get(name, dataplane) != dataplane:
+                self._from_dataplanes[name] = copy.deepcopy(dataplane)
                 self._meshes[name] = meshes.of_dataplane(dataplane, self._apply, self._mesh_authority)
         for name, mesh in list(self._meshes.items()):
             node = self._registry.node(name)

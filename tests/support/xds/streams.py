@@ -67,7 +67,7 @@ class OneStream:
 
     async def run(self) -> None:
         self.shared.streams.add(self)
-        self.tell(self.opens)
+        self.record(self.opens)
         tasks = [asyncio.ensure_future(self._read()), asyncio.ensure_future(self._work())]
         try:
             waiting: list[asyncio.Future[Any]] = [*tasks, self._ending]
@@ -83,7 +83,7 @@ class OneStream:
             for task in tasks:
                 task.cancel()
             self.shared.streams.discard(self)
-            self.tell(self.closes)
+            self.record(self.closes)
             self.closed()
 
     async def _read(self) -> None:
@@ -108,7 +108,7 @@ class OneStream:
     def closed(self) -> None:
         """After the end."""
 
-    def tell(self, what: What, detail: str = "") -> None:
+    def record(self, what: What, detail: str = "") -> None:
         self.shared.journal.add(Event(what, self.number, self.node, detail))
 
     def check_token(self) -> None:
@@ -116,7 +116,7 @@ class OneStream:
         metadata = self.stream.metadata
         token = str(metadata.get("authorization", "")) if metadata else ""
         if reason := self.shared.faults.refuse_token(token):
-            self.tell(What.UNAUTHENTICATED, reason)
+            self.record(What.UNAUTHENTICATED, reason)
             self._refuse(f"authentication failed: {reason}")
 
     def _refuse(self, reason: str) -> NoReturn:
@@ -215,7 +215,7 @@ class AdsStream(OneStream):
             return
         watch.waiting = False
         if watch.names and not resources.keys() <= set(watch.names):
-            self.tell(What.UNANSWERED, f"{kind}: {', '.join(sorted(resources.keys() - set(watch.names)))}")
+            self.record(What.UNANSWERED, f"{kind}: {', '.join(sorted(resources.keys() - set(watch.names)))}")
             return
         response = discovery_pb2.DiscoveryResponse(version_info=version, type_url=kind)
         names = list(subscribed)
