@@ -73,7 +73,7 @@ def test_it_starts_when_traffic_flows_and_its_exit_code_is_ours(
 ) -> None:
     script = f"""
 import urllib.request
-print("text", urllib.request.urlopen("http://127.0.0.1:{ports.outbound}/").read().decode())
+print("said", urllib.request.urlopen("http://127.0.0.1:{ports.outbound}/").read().decode())
 raise SystemExit(7)
 """
     with run_kumadp(tmp_path, ports, *mesh, *python(script)) as daemon:
