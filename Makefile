@@ -1,4 +1,4 @@
-# make demo | make test: each does all of its own set-up in .venv and .cache.
+# make demo | make test: each sets up all that it needs in .venv and .cache.
 PYTHON ?= python3
 # NEWEST=1: the newest release of every dependency; OLDEST=1: the oldest that pyproject.toml allows. Without either,
 # exactly what .ci/locks names, checked by hash.
@@ -7,9 +7,9 @@ VENV := $(if $(filter locked,$(WHICH)),.venv,.cache/venv-$(WHICH))
 BIN := $(VENV)/bin
 COREDNS_VERSION := v1.14.7
 COREDNS_DIR := .cache/coredns-$(COREDNS_VERSION)
-# The demo does without CoreDNS, as kumadp does where there is none on PATH.
+# The demo runs without CoreDNS, as kumadp does if there is none on PATH.
 WITH_COREDNS := PATH="$(CURDIR)/$(COREDNS_DIR):$$PATH"
-# Where what comes from dependencies is used and caught.
+# The tests of code that calls dependencies and handles their errors.
 QUICK := $(addprefix tests/,accesslog bootstrap controlplane dynconf exposition metrics otel probes resources \
   settings test_decoding.py test_grpc.py test_yamltext.py)
 PROGRESS := $(PYTHON) .ci/progress
