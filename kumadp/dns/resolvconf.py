@@ -1,4 +1,4 @@
-"""resolv.conf(5): the name servers, and how they are queried. This is the one reader of it."""
+"""Reads resolv.conf(5): the name servers and how they are queried. This is the only reader of it."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ Server = tuple[str, int]
 
 DNS_PORT = 53
 DEFAULT_SERVERS: tuple[Server, ...] = (("127.0.0.1", DNS_PORT), ("::1", DNS_PORT))
-"""Queried if resolv.conf is not there or names none: resolv.conf(5) has the first, musl and Go (net) have both."""
+"""Queried if there is no resolv.conf or it has no server: resolv.conf(5) has the first, musl and Go (net) both."""
 _MOST_SERVERS = 14
 _LARGEST = 1 << 20
 _MOST_NOTES = 20
 _DEFAULT_TIMEOUT, _DEFAULT_ATTEMPTS = 5.0, 2
-# As the C library bounds them.
+# The limits of the C library.
 _LONGEST_TIMEOUT, _MOST_ATTEMPTS = 30, 5
 # glibc and musl; FreeBSD; OpenBSD. Go (net) knows all three.
 _USE_TCP = {"use-vc", "usevc", "tcp"}
 _WITHOUT_EFFECT = {
     "single-request": "A and AAAA are queried as the clients query them",
-    "no-reload": "a change is always followed",
+    "no-reload": "changes are always applied",
 }
-# What they change is done by the C library of each client, or by nobody any more.
+# Applied by the C library of each client, or obsolete.
 _OF_CLIENTS = {
     *("debug", "ndots", "edns0", "trust-ad", "no-aaaa", "no-check-names", "no-tld-query", "single-request-reopen"),
     *("inet6", "ip6-bytestring", "ip6-dotint", "no-ip6-dotint", "insecure1", "insecure2"),
 }
-# inet_aton(3) takes 127.1 and 0x7f.1 too, and with it the C library.
+# inet_aton(3), and with it the C library, accepts 127.1 and 0x7f.1 too.
 _INET_ATON = re.compile(r"[0-9a-fA-FxX]+(\.[0-9a-fA-FxX]+){0,3}")
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvConf:
-    """``servers`` with their ports; ``timeout`` in seconds; ``use_tcp``: they are queried by TCP from the beginning.
+    """``servers`` with their ports; ``timeout`` in seconds; ``use_tcp``: they are queried by TCP only.
 
-    ``notes`` has a text for each line and option that is passed over.
+    ``notes`` has a text for each line and option that is ignored.
     """
 
     servers: tuple[Server, ...] = ()
@@ -56,21 +56,21 @@ class ResolvConf:
     use_tcp: bool = False
     notes: tuple[str, ...] = field(default=(), compare=False)
     by_default: bool = field(default=False, compare=False)
-    """The file names no server."""
+    """The file has no server."""
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The options that are not as usual, as resolv.conf has them."""
-        found = [name for name, is_on in (("use-vc", self.use_tcp), ("rotate", self.rotate)) if is_on]
+        """The options that differ from the defaults, in the syntax of resolv.conf."""
+        options = [name for name, is_on in (("use-vc", self.use_tcp), ("rotate", self.rotate)) if is_on]
         if self.timeout != _DEFAULT_TIMEOUT:
-            found.append(f"timeout:{self.timeout:g}")
+            options.append(f"timeout:{self.timeout:g}")
         if self.attempts != _DEFAULT_ATTEMPTS:
-            found.append(f"attempts:{self.attempts}")
-        return tuple(found)
+            options.append(f"attempts:{self.attempts}")
+        return tuple(options)
 
 
 def read(path: Path) -> ResolvConf:
-    """Read a file and RES_OPTIONS; one that cannot be read names no server, as for the C library. May block."""
+    """Read a file and RES_OPTIONS; one that cannot be read has no server, as for the C library. May block."""
     try:
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)
@@ -86,18 +86,19 @@ def read(path: Path) -> ResolvConf:
 
 
 def parse(text: str, res_options: str = "") -> ResolvConf:
-    """Read it; what cannot be used is noted and passed over. ``[address]:port`` is taken too, as OpenBSD has it.
+    """Parse the text; lines and options that cannot be used are ignored, with a note.
 
-    Without a server `DEFAULT_SERVERS` are queried. ``res_options`` are more options, of the environment.
+    ``[address]:port`` is accepted too (OpenBSD). Without a server, `DEFAULT_SERVERS` are used. ``res_options`` are
+    further options, those of the environment.
     """
-    reading = _Reading()
+    parser = _Parser()
     for number, line in enumerate(text.split("\n"), 1):
-        reading.line(f"line {number}", line)
-    reading.options("RES_OPTIONS", res_options.split())
-    return reading.result()
+        parser.line(f"line {number}", line)
+    parser.options("RES_OPTIONS", res_options.split())
+    return parser.result()
 
 
-class _Reading:
+class _Parser:
     def __init__(self) -> None:
         self._servers: dict[Server, None] = {}
         self._timeout, self._attempts = _DEFAULT_TIMEOUT, _DEFAULT_ATTEMPTS
@@ -129,14 +130,14 @@ class _Reading:
     def _server(self, where: str, word: str) -> None:
         server = _server(word)
         if server is None:
-            self._notes.append(f"{where}: {_shown(word)} is no address")
+            self._notes.append(f"{where}: {_shown(word)} is not an address")
         elif len(self._servers) < _MOST_SERVERS:
             self._servers[server] = None
         else:
             self._notes.append(f"{where}: more than {_MOST_SERVERS} name servers")
 
     def options(self, where: str, words: Iterable[str]) -> None:
-        """Take options in; the later goes before the earlier."""
+        """Apply options; later ones override earlier ones."""
         for option in words:
             name, _, value = option.partition(":")
             if name in {"timeout", "attempts"}:
@@ -152,7 +153,7 @@ class _Reading:
 
     def _number(self, where: str, name: str, value: str, option: str) -> None:
         if not (value.isascii() and value.isdecimal()):
-            self._notes.append(f"{where}: {_shown(option)} has no number")
+            self._notes.append(f"{where}: {_shown(option)} needs a number")
         elif name == "timeout":
             self._timeout = float(min(max(int(value[:9]), 1), _LONGEST_TIMEOUT))
         else:
@@ -160,9 +161,9 @@ class _Reading:
 
 
 def is_own(server: Server, own: Iterable[Server], local: Collection[str]) -> bool:
-    """Whether a name server is ourselves, listening at ``own``, on this host with its ``local`` addresses.
+    """Return whether a name server is kumadp itself, which listens at ``own``; ``local`` are this host's addresses.
 
-    To ask 0.0.0.0 or :: is to ask this host (connect(2) on Linux).
+    A query to 0.0.0.0 or :: is one to this host (connect(2) on Linux).
     """
     host, port = without_zone(canonical(server[0])), server[1]
     for on, our_port in own:

@@ -14,7 +14,7 @@ import pytest
 
 from kumadp.dns.resolvconf import ResolvConf
 from kumadp.host import descriptors
-from tests.dns.test_resolver import HOST, ask, resolver, texts
+from tests.dns.test_resolver import HOST, resolver, send_query, texts
 from tests.support.poll import poll_async
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ async def test_queries_to_silent_servers_take_a_bounded_number_of_descriptors(
             assert resolver.counters.refused > 0
             assert most - before <= 1024 // 3
             # A client that asks for little is served meanwhile: by a name of ours, and by others' servers.
-            assert texts(await ask(resolver, "backend.mesh")) == ["240.0.0.1"]
-            assert texts(await ask(resolver, "backend.mesh", tcp=True)) == ["240.0.0.1"]
-            assert (await ask(resolver, "other.example.com")).rcode() == dns.rcode.SERVFAIL
+            assert texts(await send_query(resolver, "backend.mesh")) == ["240.0.0.1"]
+            assert texts(await send_query(resolver, "backend.mesh", tcp=True)) == ["240.0.0.1"]
+            assert (await send_query(resolver, "other.example.com")).rcode() == dns.rcode.SERVFAIL
 
         async def given_back() -> bool:
             return opened() <= before + 4
@@ -80,4 +80,4 @@ async def test_one_address_that_holds_every_place_costs_no_other_address_its_ans
                 # Half a query, a whole one, none.
                 writer.write((b"", b"\x00", len(wire).to_bytes(2) + wire)[number % 3])
         for _ in range(10):
-            assert texts(await ask(resolver, "backend.mesh", tcp=True)) == ["240.0.0.1"]
+            assert texts(await send_query(resolver, "backend.mesh", tcp=True)) == ["240.0.0.1"]

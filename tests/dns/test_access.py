@@ -1,3 +1,5 @@
+"""Which clients may have names looked up elsewhere."""
+
 from __future__ import annotations
 
 import pytest
@@ -17,7 +19,7 @@ def test_this_host_is_allowed(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["192.0.2.2", "::ffff:192.0.2.2", "2001:db8::1"])
-def test_strangers_are_not_unless_their_network_is_named(host: str) -> None:
+def test_strangers_are_not_allowed_unless_their_network_is_configured(host: str) -> None:
     assert not Access().allows(host)
     assert Access(("192.0.2.0/24", "2001:db8::/32")).allows(host)
 

@@ -1,4 +1,4 @@
-"""What the embedded resolver does not do without end: connections, questions under way, loops through others."""
+"""Limits of the embedded resolver: connections, pending queries, forwarding loops through other servers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from kumadp.dns.resolver import tcp, upstreams
 from kumadp.dns.resolver.server import Resolver
-from tests.dns.test_resolver import HOST, Upstream, ask, resolver, texts, use
+from tests.dns.test_resolver import HOST, Upstream, resolver, send_query, texts, use
 from tests.support.poll import poll_async
 from tests.support.ports import free_ports
 
@@ -28,38 +28,36 @@ MOST = 20
 
 @contextlib.asynccontextmanager
 async def another(resolver: Resolver) -> AsyncIterator[Resolver]:
-    """One that is made now, with the same names."""
-    async with Resolver([(HOST, free_ports(1)[0])]) as made:
-        made.table = resolver.table
-        yield made
+    """Open a resolver with the limits of now and the same names."""
+    async with Resolver([(HOST, free_ports(1)[0])]) as other:
+        other.table = resolver.table
+        yield other
 
 
-async def test_a_connection_too_many_takes_the_place_of_the_oldest_idle_one(
+async def test_a_connection_above_the_limit_displaces_the_oldest_idle_one(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tcp, "MOST_CONNECTIONS", 4)
     wire = dns.message.make_query("backend.mesh", "A").to_wire()
-    query = len(wire).to_bytes(2) + wire
+    framed = len(wire).to_bytes(2) + wire
     async with contextlib.AsyncExitStack() as stack:
         bounded = await stack.enter_async_context(another(resolver))
         readers = []
-        # Half of them are for one client.
+        # One client may have half of them.
         for _ in range(3):
             reader, writer = await asyncio.open_connection(HOST, bounded.addresses[0][1])
             stack.callback(writer.close)
-            writer.write(query)
+            writer.write(framed)
             assert len(await reader.readexactly(2)) == 2
             readers.append(reader)
         with contextlib.suppress(OSError):
             await readers[0].read()
         assert readers[0].at_eof() or readers[0].exception() is not None
         assert not readers[1].at_eof()
-        assert texts(await ask(bounded, "backend.mesh", tcp=True)) == ["240.0.0.1"]
+        assert texts(await send_query(bounded, "backend.mesh", tcp=True)) == ["240.0.0.1"]
 
 
-async def test_a_client_that_reads_no_answers_is_aborted_and_costs_no_more_than_its_bound(
-    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_client_that_reads_no_answers_is_aborted(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tcp, "WRITE_WITHIN", 0.3)
     wire = dns.message.make_query("backend.mesh", "A").to_wire()
     flood = (len(wire).to_bytes(2) + wire) * 10_000
@@ -73,11 +71,11 @@ async def test_a_client_that_reads_no_answers_is_aborted_and_costs_no_more_than_
             while True:
                 await loop.sock_sendall(client, flood)
 
-        # Aborted: a reset, not an orderly end behind answers that nobody reads.
+        # Aborted: a reset, not a regular end behind unread answers.
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             async with asyncio.timeout(60):
                 await send()
-    assert texts(await ask(resolver, "backend.mesh", tcp=True)) == ["240.0.0.1"]
+    assert texts(await send_query(resolver, "backend.mesh", tcp=True)) == ["240.0.0.1"]
 
 
 async def test_many_queries_at_once_are_all_answered(resolver: Resolver) -> None:
@@ -94,22 +92,25 @@ async def test_many_queries_at_once_are_all_answered(resolver: Resolver) -> None
     writer.close()
 
 
-async def test_a_client_with_few_queries_takes_the_place_of_one_with_many(
+async def test_a_client_with_few_queries_displaces_one_with_many(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upstreams, "MOST_AT_ONCE", MOST)
     async with Upstream().serving() as upstream:
         upstream.silent = True
         use(resolver, upstream)
-        waiting = [asyncio.create_task(ask(resolver, f"{number}.example.com")) for number in range(MOST)]
+        waiting = [asyncio.create_task(send_query(resolver, f"{number}.example.com")) for number in range(MOST)]
 
-        async def all_asked() -> bool:
+        async def all_pending() -> bool:
             return resolver.counters.forwarded == MOST
 
-        await poll_async(all_asked, what="questions under way")
-        query, port = dns.message.make_query("other.example.com", "A"), resolver.addresses[0][1]
-        waiting.append(asyncio.create_task(dns.asyncquery.udp(query, HOST, port=port, source="127.0.0.2", timeout=60)))
-        # The oldest had to go, and was answered.
+        await poll_async(all_pending, what="pending queries")
+        port = resolver.addresses[0][1]
+        message = dns.message.make_query("other.example.com", "A")
+        waiting.append(
+            asyncio.create_task(dns.asyncquery.udp(message, HOST, port=port, source="127.0.0.2", timeout=60))
+        )
+        # The oldest query is displaced, and answered.
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         assert {task.result().rcode() for task in done} == {dns.rcode.SERVFAIL}
         assert waiting[-1] not in done
@@ -126,39 +127,39 @@ async def test_an_idle_connection_is_closed(resolver: Resolver, monkeypatch: pyt
     writer.close()
 
 
-async def test_a_question_too_many_is_not_asked(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_query_above_the_limit_is_not_forwarded(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstreams, "MOST_AT_ONCE", MOST)
     async with Upstream().serving() as upstream:
         upstream.silent = True
         use(resolver, upstream)
-        waiting = [asyncio.create_task(ask(resolver, f"{number}.example.com")) for number in range(MOST)]
+        waiting = [asyncio.create_task(send_query(resolver, f"{number}.example.com")) for number in range(MOST)]
 
-        async def all_asked() -> bool:
+        async def all_pending() -> bool:
             return resolver.counters.forwarded == MOST
 
-        await poll_async(all_asked, what="questions under way")
-        assert (await ask(resolver, "more.example.com")).rcode() == dns.rcode.SERVFAIL
+        await poll_async(all_pending, what="pending queries")
+        assert (await send_query(resolver, "more.example.com")).rcode() == dns.rcode.SERVFAIL
         assert resolver.counters.refused == 1
-        assert texts(await ask(resolver, "backend.mesh")) == ["240.0.0.1"]
+        assert texts(await send_query(resolver, "backend.mesh")) == ["240.0.0.1"]
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
 class Forwarder(asyncio.DatagramProtocol):
-    """A name server that asks us whatever it is asked, from a port and with a number of its own."""
+    """A name server that forwards every query back to the resolver, from another port and with another number."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._tasks: set[asyncio.Task[None]] = set()
-        self.asked = 0
+        self.queries = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Python 3.11's own is no DatagramTransport by its type.
+        # In Python 3.11 it is not a DatagramTransport by its type.
         self.transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        self.asked += 1
+        self.queries += 1
         task = asyncio.get_running_loop().create_task(self._forward(data, addr))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -182,7 +183,7 @@ class Forwarder(asyncio.DatagramProtocol):
             client.close()
 
     async def close(self) -> None:
-        """End what is still being asked."""
+        """Cancel pending queries."""
         self.transport.close()
         for task in self._tasks:
             task.cancel()
@@ -196,16 +197,16 @@ async def test_a_loop_through_another_server_ends(resolver: Resolver, monkeypatc
     transport, forwarder = await loop.create_datagram_endpoint(lambda: Forwarder(port), (HOST, 0))
     try:
         resolver.upstreams.conf = type(resolver.upstreams.conf)((transport.get_extra_info("sockname"),))
-        assert (await ask(resolver, "a.example.com")).rcode() == dns.rcode.SERVFAIL
+        assert (await send_query(resolver, "a.example.com")).rcode() == dns.rcode.SERVFAIL
         assert resolver.counters.refused > 0
 
-        async def over() -> bool:
-            before = forwarder.asked
+        async def has_ended() -> bool:
+            previous = forwarder.queries
             await asyncio.sleep(0.2)
-            return forwarder.asked == before
+            return forwarder.queries == previous
 
-        await poll_async(over, what="the end of it")
-        assert forwarder.asked < 20 * MOST
-        assert texts(await ask(resolver, "backend.mesh")) == ["240.0.0.1"]
+        await poll_async(has_ended, what="the end of the loop")
+        assert forwarder.queries < 20 * MOST
+        assert texts(await send_query(resolver, "backend.mesh")) == ["240.0.0.1"]
     finally:
         await forwarder.close()

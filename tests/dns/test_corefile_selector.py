@@ -183,7 +183,7 @@ async def test_a_template_comes_before_the_built_in_one_and_the_user_s_before_th
     ("template", "warning"),
     [
         ("{{/* one\ntwo */}}\n.:1 {\n    no-such-plugin\n}\n", "own:4: Corefile template: rejected by CoreDNS: Error"),
-        (".:1 {\n    whoami\n    {{ .Nothing }}\n}\n", "own:3: Corefile template: {{ .Nothing }} is not understood"),
+        (".:1 {\n    whoami\n    {{ .Nothing }}\n}\n", "own:3: Corefile template: {{ .Nothing }} is not supported"),
         ("{{ if .CoreDNSLogging }}x{{ end }}\n", "own: Corefile template: the result is empty"),
         (None, "--dns-coredns-config-template-path: "),
     ],

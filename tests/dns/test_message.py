@@ -1,4 +1,4 @@
-"""Answers by their bytes, beside what dnspython makes of the same."""
+"""Answers as bytes, compared with what dnspython parses from them."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ TABLE = Table(
 )
 
 
-def ask(name: str, kind: str = "A", *, transport: Literal["udp", "tcp"] = "udp", edns: int | None = None) -> bytes:
-    """A query, answered as the server does it."""
+def reply_to(name: str, kind: str = "A", *, transport: Literal["udp", "tcp"] = "udp", edns: int | None = None) -> bytes:
+    """Encode a query, and return the answer of the server to it."""
     wire = dns.message.make_query(name, kind, use_edns=edns is not None and 0, payload=edns or 0).to_wire()
-    found = (fast_answer(wire, TABLE) if transport == "udp" else None) or answer(wire, TABLE, transport)
-    assert isinstance(found, bytes)
-    parsed = dns.message.from_wire(found)
+    reply = (fast_answer(wire, TABLE) if transport == "udp" else None) or answer(wire, TABLE, transport)
+    assert isinstance(reply, bytes)
+    parsed = dns.message.from_wire(reply)
     assert parsed.id == struct.unpack_from("!H", wire)[0]
     assert parsed.question[0].to_text() == dns.message.from_wire(wire).question[0].to_text()
     assert parsed.flags & (dns.flags.QR | dns.flags.AA | dns.flags.RD) == dns.flags.QR | dns.flags.AA | dns.flags.RD
     assert (parsed.edns == 0) == (edns is not None)
-    return found
+    return reply
 
 
 def texts(wire: bytes) -> list[str]:
@@ -50,7 +50,7 @@ def texts(wire: bytes) -> list[str]:
 @pytest.mark.parametrize("edns", [None, 512, 1232, 4096])
 @pytest.mark.parametrize("name", ["backend.mesh", "BaCkEnD.mEsH"])
 def test_a_name_in_any_case_with_the_clients_own_letters(name: str, edns: int | None) -> None:
-    wire = ask(name, edns=edns)
+    wire = reply_to(name, edns=edns)
     assert texts(wire) == ["240.0.0.1"]
     rrset = dns.message.from_wire(wire).answer[0]
     assert (rrset.name.to_text(), rrset.ttl) == (f"{name}.", 30)
@@ -67,32 +67,32 @@ def test_a_name_in_any_case_with_the_clients_own_letters(name: str, edns: int | 
         ("svc.zone.mesh.local", "A", []),
     ],
 )
-def test_a_known_name_has_what_it_has_and_is_no_nxdomain(name: str, kind: str, expected: list[str]) -> None:
+def test_a_name_of_the_table_without_such_records_is_not_nxdomain(name: str, kind: str, expected: list[str]) -> None:
     for transport in ("udp", "tcp"):
-        wire = ask(name, kind, transport=transport)
+        wire = reply_to(name, kind, transport=transport)
         assert dns.message.from_wire(wire).rcode() == dns.rcode.NOERROR
         assert texts(wire) == expected
 
 
 @pytest.mark.parametrize(("edns", "expected"), [(None, 29), (512, 29), (100, 29), (700, 40), (1232, 60), (65535, 60)])
-def test_sixty_addresses_by_udp_are_cut_at_the_size_that_the_client_takes(edns: int | None, expected: int) -> None:
-    wire = ask("many.mesh", edns=edns)
+def test_sixty_addresses_by_udp_are_truncated_to_the_size_of_the_client(edns: int | None, expected: int) -> None:
+    wire = reply_to("many.mesh", edns=edns)
     assert len(wire) <= max(edns or 0, 512)
-    found = texts(wire)
-    assert abs(len(found) - expected) <= 1
-    assert found == MANY[: len(found)]
-    assert bool(dns.message.from_wire(wire).flags & dns.flags.TC) == (len(found) < 60)
+    addresses = texts(wire)
+    assert abs(len(addresses) - expected) <= 1
+    assert addresses == MANY[: len(addresses)]
+    assert bool(dns.message.from_wire(wire).flags & dns.flags.TC) == (len(addresses) < 60)
 
 
 def test_sixty_addresses_by_tcp_are_all_there() -> None:
-    wire = ask("many.mesh", transport="tcp")
+    wire = reply_to("many.mesh", transport="tcp")
     assert texts(wire) == MANY
     assert not dns.message.from_wire(wire).flags & dns.flags.TC
 
 
-def test_names_below_our_suffixes_are_not_there_and_never_asked_of_others() -> None:
+def test_unknown_names_below_our_suffixes_do_not_exist_and_are_never_forwarded() -> None:
     for name in ("nobody.mesh", "NOBODY.MESH", "x.backend.mesh", "mesh.local.mesh", "a.mesh.local"):
-        assert dns.message.from_wire(ask(name)).rcode() == dns.rcode.NXDOMAIN
+        assert dns.message.from_wire(reply_to(name)).rcode() == dns.rcode.NXDOMAIN
     for name in ("example.com", "xmesh", "mesh.com", "."):
         assert isinstance(answer(dns.message.make_query(name, "A").to_wire(), TABLE, "udp"), Forward)
 
@@ -105,10 +105,10 @@ def test_names_below_our_suffixes_are_not_there_and_never_asked_of_others() -> N
         (dns.message.make_query("backend.mesh", "A", use_edns=1), dns.rcode.BADVERS),
     ],
 )
-def test_what_we_do_not_do_is_refused(query: dns.message.Message, expected: int) -> None:
-    found = answer(query.to_wire(), TABLE, "udp")
-    assert isinstance(found, bytes)
-    assert dns.message.from_wire(found).rcode() == expected
+def test_unsupported_queries_are_refused(query: dns.message.Message, expected: int) -> None:
+    reply = answer(query.to_wire(), TABLE, "udp")
+    assert isinstance(reply, bytes)
+    assert dns.message.from_wire(reply).rcode() == expected
 
 
 def test_other_messages_than_queries() -> None:
@@ -121,34 +121,34 @@ def test_other_messages_than_queries() -> None:
         (wire[:12] + b"\xc0\x0c\x00\x01\x00\x01", dns.rcode.FORMERR),
         (wire[:11] + b"\x01" + wire[12:], dns.rcode.FORMERR),
     ):
-        found = answer(broken, TABLE, "udp")
-        assert isinstance(found, bytes)
-        assert (found[:2], found[3] & 0xF, len(found)) == (wire[:2], code, 12)
+        reply = answer(broken, TABLE, "udp")
+        assert isinstance(reply, bytes)
+        assert (reply[:2], reply[3] & 0xF, len(reply)) == (wire[:2], code, 12)
 
 
-def test_a_table_takes_what_is_right_and_tells_what_is_not() -> None:
+def test_a_table_reports_names_that_it_cannot_use() -> None:
     table = Table([("a.mesh", ["240.0.0.1", "no"]), ("b..mesh", []), ("x" * 64, []), ("ü.mesh", []), ("Ok.mesh.", [])])
     assert len(table) == 1
     assert table.wrong == ["a.mesh", "b..mesh", "x" * 64, "ü.mesh"]
 
 
-def test_an_answer_of_others_gets_the_clients_number_and_letters_and_is_cut() -> None:
-    asked = dns.message.make_query("WWW.example.com", "A")
-    query = parse_query(asked.to_wire())
+def test_a_relayed_answer_gets_the_clients_number_and_case_and_is_truncated() -> None:
+    original = dns.message.make_query("WWW.example.com", "A")
+    query = parse_query(original.to_wire())
     assert isinstance(query, Query)
-    lower = dns.message.make_query("www.example.com", "A", id=(asked.id + 1) % 65536)
+    lower = dns.message.make_query("www.example.com", "A", id=(original.id + 1) % 65536)
     reply = dns.message.make_response(lower)
-    found = dns.message.from_wire(relayed_answer(query, reply.to_wire(), "udp"))
-    assert (found.id, found.question[0].name.to_text()) == (asked.id, "WWW.example.com.")
+    relayed = dns.message.from_wire(relayed_answer(query, reply.to_wire(), "udp"))
+    assert (relayed.id, relayed.question[0].name.to_text()) == (original.id, "WWW.example.com.")
     large = relayed_answer(query, reply.to_wire() + bytes(600), "udp")
     assert dns.message.from_wire(large).flags & dns.flags.TC
     assert len(relayed_answer(query, reply.to_wire() + bytes(600), "tcp")) > 600
 
 
-def test_only_the_answer_to_the_question_is_one() -> None:
-    asked = dns.message.make_query("WWW.example.com", "A", id=7)
-    question = asked.to_wire()[12:]
-    reply = dns.message.make_response(asked).to_wire()
+def test_only_an_answer_to_the_query_is_accepted() -> None:
+    query = dns.message.make_query("WWW.example.com", "A", id=7)
+    question = query.to_wire()[12:]
+    reply = dns.message.make_response(query).to_wire()
     assert is_answer(reply, 7, question)
     assert not is_answer(reply, 8, question)
     assert not is_answer(reply.replace(b"WWW", b"www"), 7, question)
@@ -157,8 +157,8 @@ def test_only_the_answer_to_the_question_is_one() -> None:
         assert not is_answer(wrong, 7, question)
         assert not is_answer(wrong, 7, question, any_case=True)
     without = {code: reply[:3] + bytes([code]) + bytes(8) for code in range(6)}
-    assert [code for code, found in without.items() if is_answer(found, 7, question)] == [1, 2, 4, 5]
-    assert not is_answer(asked.to_wire(), 7, question), "a query"
+    assert [code for code, header in without.items() if is_answer(header, 7, question)] == [1, 2, 4, 5]
+    assert not is_answer(query.to_wire(), 7, question), "a query"
     assert not is_answer(reply[:10], 7, question)
     assert not is_answer(b"", 7, question)
 
@@ -183,24 +183,24 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=1500, deadline=None)
 @given(data=st.one_of(st.binary(max_size=600), damaged()), transport=st.sampled_from(["udp", "tcp"]))
-def test_hostile_bytes_get_a_right_answer_or_none(data: bytes, transport: Literal["udp", "tcp"]) -> None:
-    fast, found = fast_answer(data, TABLE), answer(data, TABLE, transport)
+def test_hostile_bytes_get_a_valid_answer_or_none(data: bytes, transport: Literal["udp", "tcp"]) -> None:
+    fast, reply = fast_answer(data, TABLE), answer(data, TABLE, transport)
     if fast is not None:
         assert fast == answer(data, TABLE, "udp")
-    if isinstance(found, Forward):
-        found = relayed_answer(found.query, found.query.number.to_bytes(2) + data[2:], transport)
-    if found is None:
+    if isinstance(reply, Forward):
+        reply = relayed_answer(reply.query, reply.query.number.to_bytes(2) + data[2:], transport)
+    if reply is None:
         return
-    assert found[:2] == data[:2]
-    assert transport == "tcp" or len(found) <= 4096
+    assert reply[:2] == data[:2]
+    assert transport == "tcp" or len(reply) <= 4096
     try:
-        asked = dns.message.from_wire(data)
+        query = dns.message.from_wire(data)
     except Exception:
         return
-    if isinstance(answer(data, TABLE, transport), Forward) or len(found) == 12 or not found[2] & 0x80:
+    if isinstance(answer(data, TABLE, transport), Forward) or len(reply) == 12 or not reply[2] & 0x80:
         return
-    parsed = dns.message.from_wire(found)
-    assert parsed.question[0].name.to_text() == asked.question[0].name.to_text()
+    parsed = dns.message.from_wire(reply)
+    assert parsed.question[0].name.to_text() == query.question[0].name.to_text()
     for rrset in parsed.answer:
-        assert rrset.name == asked.question[0].name
-        assert rrset.rdtype in {asked.question[0].rdtype, *((1, 28) if asked.question[0].rdtype == 255 else ())}
+        assert rrset.name == query.question[0].name
+        assert rrset.rdtype in {query.question[0].rdtype, *((1, 28) if query.question[0].rdtype == 255 else ())}

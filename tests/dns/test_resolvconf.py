@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 FIRST = (("10.0.0.1", 53),)
 
 
-def test_all_that_is_used() -> None:
+def test_all_options_that_are_used() -> None:
     text = """
-# made by hand
+# written by hand
 nameserver 10.0.0.1   ; the first
 nameserver fe80::1%eth0
 nameserver [127.0.0.1]:5353
@@ -29,13 +29,13 @@ options ndots:5 timeout:3 attempts:4 rotate
     assert parse(text).notes == ()
 
 
-def test_bad_lines_are_told_and_passed_over() -> None:
+def test_bad_lines_are_reported_and_ignored() -> None:
     conf = parse("nameserver dns.example\nnameserver [::1]:x\noptions timeout:x attempts\nnameserver 10.0.0.1\njunk")
     assert conf.servers == (("10.0.0.1", 53),)
     assert [note.split(":", 1)[0] for note in conf.notes] == ["line 1", "line 2", "line 3", "line 3"]
 
 
-def test_numbers_have_bounds() -> None:
+def test_numbers_are_limited() -> None:
     assert parse("options timeout:0 attempts:0") == ResolvConf(DEFAULT_SERVERS, 1.0, 1)
     assert parse("options timeout:99999999999 attempts:77") == ResolvConf(DEFAULT_SERVERS, 30.0, 5)
 
@@ -43,13 +43,13 @@ def test_numbers_have_bounds() -> None:
 @pytest.mark.parametrize(
     "text", ["", "search mesh\n", "nameserver", "nameserver dns.example\n", "# nameserver 10.0.0.1"]
 )
-def test_without_a_server_this_host_is_asked(text: str) -> None:
+def test_without_a_server_this_host_is_queried(text: str) -> None:
     conf = parse(text)
     assert conf.servers == (("127.0.0.1", 53), ("::1", 53))
     assert conf.by_default
 
 
-def test_a_file_that_is_not_there_or_cannot_be_read_names_no_server(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_unreadable_has_no_server(tmp_path: Path) -> None:
     for path, why in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
         conf = read(path)
         assert conf.servers == DEFAULT_SERVERS
@@ -95,7 +95,7 @@ def test_options_that_are_not_applied_are_named() -> None:
     assert parse(f"nameserver 10.0.0.1\noptions {everyday}").notes == ()
     assert parse("options single-request\noptions no-reload fastest\x1b").notes == (
         "line 1: option single-request has no effect: A and AAAA are queried as the clients query them",
-        "line 2: option no-reload has no effect: a change is always followed",
+        "line 2: option no-reload has no effect: changes are always applied",
         "line 2: option 'fastest\\x1b' is not known",
     )
     assert parse("options rotate timeout:2 attempts:3 use-vc").options == (

@@ -39,12 +39,12 @@ def test_templates_are_rendered_as_go_does(template: str, rendered: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("template", "told"),
+    ("template", "message"),
     [
         ("a\n{{ range .Ports }}x", "Corefile:2: "),
-        ("a\n\n{{ .NoSuchField }}", "Corefile:3: Corefile template: {{ .NoSuchField }} is not understood"),
+        ("a\n\n{{ .NoSuchField }}", "Corefile:3: Corefile template: {{ .NoSuchField }} is not supported"),
         ("{{ if .NoSuchField }}x{{ end }}", "NoSuchField"),
-        ("{{ if .Enabled }}{{ else if .Wrong }}{{ end }}", "{{ else if .Wrong }} is not understood"),
+        ("{{ if .Enabled }}{{ else if .Wrong }}{{ end }}", "{{ else if .Wrong }} is not supported"),
         ("\n{{ end }}", "Corefile:2: Corefile template: {{ end }} has no {{ if }}"),
         ("{{ else }}", "{{ else }} has no {{ if }}"),
         ("{{ if .Enabled }}{{ else }}{{ else }}{{ end }}", "{{ else }} has no {{ if }}"),
@@ -52,20 +52,20 @@ def test_templates_are_rendered_as_go_does(template: str, rendered: str) -> None
         ("a\nb {{ .CoreDNSPort", "Corefile:2: Corefile template: a {{ has no }}"),
     ],
 )
-def test_what_a_template_may_not_use_is_told_with_its_line(template: str, told: str) -> None:
-    with pytest.raises(SettingsError) as wrong:
+def test_an_unsupported_action_is_reported_with_its_line(template: str, message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
         render(template, FACTS, "Corefile")
-    (problem,) = wrong.value.problems
-    assert told in str(problem)
+    (problem,) = caught.value.problems
+    assert message in str(problem)
 
 
-def test_everything_that_is_wrong_is_told_at_once() -> None:
-    with pytest.raises(SettingsError) as wrong:
+def test_all_problems_are_reported_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
         render("{{ .One }}\n{{ if .Two }}\n{{ end }}\n{{ end }}", FACTS, "Corefile")
-    assert [problem.line for problem in wrong.value.problems] == [1, 2, 4]
+    assert [problem.line for problem in caught.value.problems] == [1, 2, 4]
 
 
-def test_a_line_of_the_text_leads_back_to_the_template() -> None:
+def test_a_line_of_the_text_maps_to_its_line_in_the_template() -> None:
     template = (
         ".:{{ .CoreDNSPort }} {\n{{- if .CoreDNSLogging }}\n    log\n    debug\n{{- end }}\n"
         "    forward . {{ .ConfigDir }}\n"

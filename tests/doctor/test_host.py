@@ -57,7 +57,7 @@ def test_name_servers(tmp_path: Path) -> None:
             assert found[0] == ("failed", f"{file} names no server, and at 127.0.0.1 and ::1 there is none")
             assert len(found) == 1 + missing
         file.write_text("nameserver nobody\n")
-        assert look(host.resolv_conf(file))[1] == ("warning", f"{file}: line 1: nobody is no address")
+        assert look(host.resolv_conf(file))[1] == ("warning", f"{file}: line 1: nobody is not an address")
         with contextlib.closing(NameServer(port=53)):
             file.write_text("search mesh\n")
             assert look(host.resolv_conf(file)) == [

@@ -100,7 +100,7 @@ def test_a_coredns_configured_by_path_must_exist(tmp_path: Path, ports: Ports) -
     ("template", "text"),
     [
         (".:{{ .CoreDNSPort }} {\n    no-such-plugin\n}\n", ".template:2: Corefile template: rejected by CoreDNS: "),
-        (".:{{ .NoSuchField }} {}\n", ".template:1: Corefile template: {{ .NoSuchField }} is not understood"),
+        (".:{{ .NoSuchField }} {}\n", ".template:1: Corefile template: {{ .NoSuchField }} is not supported"),
     ],
 )
 def test_a_template_that_is_wrong_is_refused(tmp_path: Path, ports: Ports, template: str, text: str) -> None:

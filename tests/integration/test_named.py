@@ -52,7 +52,7 @@ NAMED: dict[str, tuple[list[str], dict[str, str], int, str]] = {
         ["--dns-coredns-path={}/coredns", "--dns-coredns-config-template-path={}/wrong"],
         {},
         78,
-        "{{ range }} is not understood",
+        "{{ range }} is not supported",
     ),
     "a work directory": (["--work-dir={}/file"], {}, 71, "File exists"),
     "a work directory of systemd": (["--work-dir="], {"RUNTIME_DIRECTORY": "{}/file"}, 71, "File exists"),

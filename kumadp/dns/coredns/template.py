@@ -1,4 +1,4 @@
-"""The part of Go's text/template that Corefile templates of Kuma use: fields, if, else and end."""
+"""The subset of Go's text/template that Corefile templates of Kuma use: fields, if, else and end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OPEN, _CLOSE = "{{", "}}"
 _COMMENT = re.compile(r"(?:-\s)?\s*+/\*")
 _CONDITION = re.compile(r"(not\s+)?\.(\w+)")
 _HINT = "use .Field, if, else, end"
-# Of a template in characters, of its actions, and of the problems that are reported of it.
+# Limits of a template in characters, of its actions, and of the problems that are reported.
 _LARGEST = 1 << 20
 _MOST_ACTIONS = 20_000
 _MOST_PROBLEMS = 20
@@ -26,21 +26,21 @@ _LONGEST_SHOWN = 100
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A text, and where each part of it comes from: offsets in it, and lines of the template."""
+    """A text, with the offset and the line in the template of each of its parts."""
 
     text: str
     _starts: tuple[int, ...]
     _lines: tuple[int, ...]
 
     def line_in_template(self, line: int) -> int:
-        """The line of the template that line ``line`` of the text is of; both count from 1."""
+        """Return the line of the template that line ``line`` of the text comes from; both count from 1."""
         offset = 0
         for _ in range(line - 1):
             end = self.text.find("\n", offset)
             if end < 0:
                 break
             offset = end + 1
-        # What stands first on the line may be the end of a part that began above: the line's own text counts.
+        # The line may start with the indentation of a part that began above: its first other character counts.
         while offset < len(self.text) - 1 and self.text[offset] in " \t":
             offset += 1
         part = bisect_right(self._starts, offset) - 1
@@ -59,7 +59,7 @@ class _Branch:
 
     @property
     def is_reached(self) -> bool:
-        """Whether it and all around it are shown."""
+        """Whether it and all branches around it are rendered."""
         return self.shown and self.outer
 
 
@@ -82,16 +82,16 @@ class _Output:
 
 
 def render(template: str, variables: Mapping[str, object], source: str) -> Rendered:
-    """Fill in ``{{ .Field }}`` and ``{{ if .Field }} ... {{ else }} ... {{ end }}`` (also ``if not``, ``else if``).
+    """Render ``{{ .Field }}`` and ``{{ if .Field }} ... {{ else }} ... {{ end }}`` (also ``if not``, ``else if``).
 
-    ``source`` names the template. Raises SettingsError with every place where it uses anything else, by its line.
+    ``source`` names the template. Raises SettingsError with the line of each action that is not supported.
     """
     output = _Output()
     branches: list[_Branch] = []
     problems: list[Problem] = []
     line, trim = 1, False
 
-    def tell(message: str, line: int) -> None:
+    def report(message: str, line: int) -> None:
         problems.append(Problem("Corefile template", message, _HINT, source, line))
 
     for text, action in _parts(template):
@@ -100,13 +100,13 @@ def render(template: str, variables: Mapping[str, object], source: str) -> Rende
         if action is None:
             break
         trim = action.trims_after
-        if wrong := "a {{ has no }}" if action.is_open else _act(action.text, variables, branches, output, line):
-            tell(wrong, line)
+        if problem := "a {{ has no }}" if action.is_open else _apply(action.text, variables, branches, output, line):
+            report(problem, line)
         line += action.newlines
         if len(problems) >= _MOST_PROBLEMS:
             raise SettingsError(problems)
     for branch in branches[:_MOST_PROBLEMS]:
-        tell("an {{ if }} has no {{ end }}", branch.line)
+        report("an {{ if }} has no {{ end }}", branch.line)
     if problems:
         raise SettingsError(problems)
     return output.rendered()
@@ -114,7 +114,7 @@ def render(template: str, variables: Mapping[str, object], source: str) -> Rende
 
 @dataclass(frozen=True, slots=True)
 class _Action:
-    """What stands between ``{{`` and ``}}``; ``is_open`` where there is no end."""
+    """The text between ``{{`` and ``}}``; ``is_open``: the end is missing."""
 
     text: str
     newlines: int
@@ -124,7 +124,7 @@ class _Action:
 
 
 def _parts(template: str) -> Iterator[tuple[str, _Action | None]]:
-    """Each text with the action that follows it, none after the last one, in linear time."""
+    """Yield each text with the action behind it, None for the last text, in linear time."""
     at = count = 0
     while (start := template.find(_OPEN, at)) >= 0:
         count += 1
@@ -148,9 +148,9 @@ def _add_text(
     text: str, line: int, output: _Output, branches: list[_Branch], *, trim_left: bool, trim_right: bool
 ) -> None:
     if trim_left:
-        kept = text.lstrip()
-        line += text.count("\n", 0, len(text) - len(kept))
-        text = kept
+        trimmed = text.lstrip()
+        line += text.count("\n", 0, len(text) - len(trimmed))
+        text = trimmed
     if trim_right:
         text = text.rstrip()
     if _is_shown(branches):
@@ -158,12 +158,12 @@ def _add_text(
 
 
 def _is_shown(branches: list[_Branch]) -> bool:
-    """Whether what stands in these branches is a part of the result."""
+    """Return whether text in these branches is rendered."""
     return not branches or branches[-1].is_reached
 
 
-def _act(action: str, variables: Mapping[str, object], branches: list[_Branch], output: _Output, line: int) -> str:
-    """Do what one action says; what is wrong with it, or nothing."""
+def _apply(action: str, variables: Mapping[str, object], branches: list[_Branch], output: _Output, line: int) -> str:
+    """Apply an action and return what is wrong with it, empty if nothing is."""
     word, _, rest = action.partition(" ")
     rest = rest.strip()
     if action.startswith("/*"):
@@ -176,15 +176,15 @@ def _act(action: str, variables: Mapping[str, object], branches: list[_Branch], 
         return _else(rest, variables, branches)
     elif word == "if":
         value = _condition(rest, variables)
-        # Its branches and its end belong to it also where its condition is wrong.
+        # Even with a wrong condition, it has its branches and its end.
         branches.append(_Branch(line, bool(value), bool(value), _is_shown(branches)))
-        return f"{{{{ {action[:_LONGEST_SHOWN]} }}}} is not understood" if value is None else ""
+        return f"{{{{ {action[:_LONGEST_SHOWN]} }}}} is not supported" if value is None else ""
     elif action.startswith(".") and action[1:] in variables:
         if _is_shown(branches):
-            known = variables[action[1:]]
-            output.add(str(known).lower() if isinstance(known, bool) else str(known), line)
+            variable = variables[action[1:]]
+            output.add(str(variable).lower() if isinstance(variable, bool) else str(variable), line)
     else:
-        return f"{{{{ {action[:_LONGEST_SHOWN]} }}}} is not understood"
+        return f"{{{{ {action[:_LONGEST_SHOWN]} }}}} is not supported"
     return ""
 
 
@@ -200,11 +200,11 @@ def _else(rest: str, variables: Mapping[str, object], branches: list[_Branch]) -
         value = _condition(condition.strip(), variables) if word == "if" else None
     branch.shown = bool(value) and not branch.taken
     branch.taken = branch.taken or branch.shown
-    return f"{{{{ else {rest[:_LONGEST_SHOWN]} }}}} is not understood" if value is None else ""
+    return f"{{{{ else {rest[:_LONGEST_SHOWN]} }}}} is not supported" if value is None else ""
 
 
 def _condition(text: str, variables: Mapping[str, object]) -> bool | None:
-    """Go's truth of a field: false, 0 and the empty text are not; None where this is no field of ours."""
+    """Return Go's truth of a field, as in Python; None if this is not one of the variables."""
     match = _CONDITION.fullmatch(text)
     if match is None or match[2] not in variables:
         return None
