@@ -136,7 +136,7 @@ def _program() -> str:
 def _settings(name: str, given: dict[str, str]) -> InstalledFile:
     from kumadp.host.systemd_units import InstalledFile, settings_file
 
-    return InstalledFile(settings_file(name), _written(given).encode(), 0o640, theirs=True)
+    return InstalledFile(settings_file(name), _written(given).encode(), 0o640, operator_owned=True)
 
 
 def _written(given: dict[str, str]) -> str:
@@ -168,7 +168,7 @@ def _put(file: InstalledFile, root: Path, dry_run: bool) -> bool:
     if found is False:
         click.echo(f"unchanged {file.path}")
         return False
-    if found and file.theirs:
+    if found and file.operator_owned:
         click.echo(f"kept {file.path}, which is not what would be written now")
         return False
     if not dry_run:

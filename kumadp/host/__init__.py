@@ -1,1 +1,1 @@
-"""What the host gives: ports, logs, work directory, process name."""
+"""The machine that kumadp runs on: files, folders, processes, limits, signals; logs, network and re-execution below."""

@@ -1,4 +1,4 @@
-"""What the kernel says of our own memory cgroup, v1 or v2. Reading it costs no disk."""
+"""Our own memory cgroup, v1 or v2, as the kernel reports it. Reading it needs no disk."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _V2, _V1 = "memory.events", "memory.oom_control"
 
 
 def cgroups(proc: Path = PROC) -> list[tuple[str, str]]:
-    """The cgroups that we are in: controllers (v2: none) and path (proc_pid_cgroup(5)); empty where that is unknown."""
+    """Return controllers (v2: none) and path of each cgroup that we are in (proc_pid_cgroup(5)); empty if unknown."""
     try:
-        # Whoever a subtree is delegated to may give cgroups names of any bytes.
+        # Cgroup names may hold any bytes: a user whom a subtree is delegated to chooses them.
         lines = os.fsdecode(proc.read_bytes()).split("\n")
     except OSError:
         return []
@@ -24,46 +24,46 @@ def cgroups(proc: Path = PROC) -> list[tuple[str, str]]:
 
 
 def oom_file(proc: Path = PROC, mounted: Path = MOUNTED) -> Path | None:
-    """The file that counts the out-of-memory kills in our cgroup; None where there is none."""
+    """Return the file that counts the out-of-memory kills in our cgroup, or None."""
     for controllers, path in cgroups(proc):
         inside = PurePosixPath(path.lstrip("/"))
         # In a container without a cgroup namespace the path is the host's, and what is mounted is our own.
         if not controllers:
-            found = [root / place / _V2 for root in (mounted, mounted / "unified") for place in (inside, ".")]
+            candidates = [root / place / _V2 for root in (mounted, mounted / "unified") for place in (inside, ".")]
         elif "memory" in controllers.split(","):
-            found = [mounted / "memory" / place / _V1 for place in (inside, ".")]
+            candidates = [mounted / "memory" / place / _V1 for place in (inside, ".")]
         else:
             continue
-        for file in found:
+        for file in candidates:
             if file.is_file():
                 return file
     return None
 
 
 class OomKills:
-    """Counts out-of-memory kills in our cgroup, children included as long as they stay in it."""
+    """Counts out-of-memory kills in our cgroup, which include those of children that stay in it."""
 
     def __init__(self, file: Path | None) -> None:
         self.file = file
         self._seen = self.count()
 
     def count(self) -> int | None:
-        """How many there were since the cgroup was made; None where that cannot be known."""
+        """Return the number of kills since the cgroup was created, or None if it cannot be read."""
         if self.file is None:
             return None
         try:
             lines = self.file.read_text().splitlines()
         except OSError:
             return None
-        found = dict(line.split(maxsplit=1) for line in lines if " " in line)
+        counters = dict(line.split(maxsplit=1) for line in lines if " " in line)
         try:
-            return int(found["oom_kill"])
+            return int(counters["oom_kill"])
         except (KeyError, ValueError):
             return None
 
-    def another(self) -> tuple[int, int] | None:
-        """The counts before and now, where there were kills since this was last asked, or this was made."""
-        before, now = self._seen, self.count()
+    def new_kills(self) -> tuple[int, int] | None:
+        """Return the counts before and now if there were kills since the last call, or since this was created."""
+        previous, now = self._seen, self.count()
         if now is not None:
             self._seen = now
-        return (before, now) if before is not None and now is not None and now > before else None
+        return (previous, now) if previous is not None and now is not None and now > previous else None

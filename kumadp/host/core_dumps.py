@@ -1,4 +1,4 @@
-"""Core dumps of this process: none, as it holds the keys of the mesh. Its children may have what it was given.
+"""Core dumps of this process: none, since it holds keys of the mesh. Its children get the limit it was started with.
 
 PR_SET_DUMPABLE (prctl(2)) would take /proc/self from us too.
 """
@@ -8,26 +8,26 @@ from __future__ import annotations
 import contextlib
 import resource
 
-_given: int | None = None
+_initial: int | None = None
 
 
 def disable_core_dumps() -> None:
-    """From now on this process leaves no core dump."""
-    global _given
+    """Set the limit for core dumps of this process to 0."""
+    global _initial
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    if _given is None:
-        _given = soft
+    if _initial is None:
+        _initial = soft
     with contextlib.suppress(OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def child_core_limit() -> int | None:
-    """The soft limit (bytes, -1: none) for a child's core dumps; None where it has it already."""
-    return _given
+    """Return the soft limit for a child's core dumps (bytes, -1: unlimited), or None if it has that limit already."""
+    return _initial
 
 
 def restore_core_limit() -> None:
-    """What this process was given counts again; for the program that takes its place, and finds it."""
-    if _given is not None:
+    """Restore the limit that this process was started with, for the program that replaces it by execve(2)."""
+    if _initial is not None:
         with contextlib.suppress(OSError):
-            resource.setrlimit(resource.RLIMIT_CORE, (_given, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+            resource.setrlimit(resource.RLIMIT_CORE, (_initial, resource.getrlimit(resource.RLIMIT_CORE)[1]))

@@ -1,7 +1,7 @@
-"""How many descriptors this process may have, and what of them is for whom.
+"""The limit of file descriptors of this process, and how they are shared out.
 
-The soft limit is raised to the hard one, and children get what this process was given, as with kuma-dp: Go's runtime
-does so (Go 1.19, os.Open; 1.21, syscall.forkExec).
+The soft limit is raised to the hard one, and children get the limit that this process was started with, as with
+kuma-dp: Go's runtime does so (Go 1.19, os.Open; 1.21, syscall.forkExec).
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ import resource
 # For Envoy, CoreDNS, the control plane, files, and the clients of this host (`kumadp.host.net.client_slots`).
 RESERVE = 256
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN})
-"""Errors that say that the host or this process lacks something now: nothing is absent, and it may work later."""
+"""Errors that mean that the host or this process lacks a resource for now, and that a retry may work."""
 _DEEPEST = 20
 _GONE = frozenset({errno.ENOENT, errno.ESRCH})
 
-_given: int | None = None
+_initial: int | None = None
 
 
 def raise_limit() -> None:
-    """From now on this process may open as many as its hard limit says."""
-    global _given
+    """Raise the soft limit of this process to its hard limit."""
+    global _initial
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if _given is None:
-        _given = soft
+    if _initial is None:
+        _initial = soft
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def child_descriptor_limit() -> int | None:
-    """The soft limit for a child; None where it has it already."""
-    return _given
+    """Return the soft limit for a child, or None if it has that limit already."""
+    return _initial
 
 
 def restore_limit() -> None:
-    """What this process was given counts again; for the program that takes its place, and raises it again."""
-    if _given is not None:
+    """Restore the limit that this process was started with, for the program that replaces it by execve(2)."""
+    if _initial is not None:
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (_given, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (_initial, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def limit() -> int:
-    """How many this process may have open now."""
+    """Return the number of descriptors that this process may have open."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def share(most: int, part: int = 6) -> int:
-    """``most``, or less: the given ``part`` (a sixth) of what is left when `RESERVE` is taken off the limit."""
+    """Return ``most``, but at most one ``part``-th (a sixth) of the limit without `RESERVE`."""
     bound = limit()
     if bound < 0:
         return most
@@ -57,19 +57,19 @@ def share(most: int, part: int = 6) -> int:
 
 
 def headroom() -> dict[str, int]:
-    """``used`` descriptors and their ``limit``; where none is left to count them, all are used."""
+    """Return the ``used`` descriptors and their ``limit``; if none is left to count them with, all are used."""
     bound = limit()
     try:
-        # The one that reads the folder is not ours for long.
+        # Without the descriptor that reads the folder.
         return {"used": len(os.listdir("/proc/self/fd")) - 1, "limit": bound}  # noqa: PTH208 - a list of names, fast
     except OSError as error:
         return {"used": bound if error.errno in EXHAUSTED else 0, "limit": bound}
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether an error, or one that it came from, only says that descriptors or memory are out in this process.
+    """Return whether an error, or one of its causes, is a lack of descriptors or memory in this process.
 
-    Then nothing is known of the other side.
+    Such an error says nothing about the other side.
     """
     cause: BaseException | None = error
     for _ in range(_DEEPEST):
@@ -82,5 +82,5 @@ def is_exhausted(error: BaseException) -> bool:
 
 
 def is_gone(error: OSError) -> bool:
-    """Whether a process or a file is not there; any other error says nothing of it."""
+    """Return whether an error means that a process or a file does not exist."""
     return error.errno in _GONE

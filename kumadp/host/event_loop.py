@@ -1,4 +1,4 @@
-"""The event loop where uvloop is not used."""
+"""The event loop that runs when uvloop is not used."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 from kumadp.host.reexec.handover import HELD_SIGNALS
 
-# Names that are looked up at a time; those that wait for a silent name server hold up other names alone.
+# Concurrent name lookups; one that waits for a silent name server delays only other lookups.
 LOOKUPS = 8
 
 
 class EventLoop(asyncio.SelectorEventLoop):
-    """asyncio's own, but names are looked up in threads of their own, as uvloop does it.
+    """asyncio's event loop, with separate threads for name lookups, as in uvloop.
 
-    A lookup can block for half a minute (resolv.conf(5)), and in the default executor files would wait for it.
+    A lookup can block for half a minute (resolv.conf(5)); in the default executor file operations would wait for it.
     """
 
     def __init__(self) -> None:
@@ -27,10 +27,10 @@ class EventLoop(asyncio.SelectorEventLoop):
         self._lookups = ThreadPoolExecutor(LOOKUPS, "lookup", signal.pthread_sigmask, blocked)
 
     async def getaddrinfo(self, host: Any, port: Any, **how: Any) -> Any:
-        """As `socket.getaddrinfo`; ``how`` are its family, type, proto and flags."""
+        """Look up a name as `socket.getaddrinfo` does; ``how`` are its family, type, proto and flags."""
         return await self.run_in_executor(self._lookups, partial(socket.getaddrinfo, host, port, **how))
 
     def close(self) -> None:
-        """Wait for no lookup."""
+        """Close the loop without waiting for lookups."""
         super().close()
         self._lookups.shutdown(wait=False)

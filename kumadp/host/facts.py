@@ -1,4 +1,4 @@
-"""Facts about the host that the control plane is told."""
+"""Facts about the host that are sent to the control plane."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ CA_BUNDLES = (
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
     "/etc/ssl/cert.pem",
 )
-# No machine has as much memory: what v1 calls unlimited is 2^63 rounded down to a page.
+# No machine has that much memory: "unlimited" in v1 is 2^63 rounded down to a page.
 _UNLIMITED = 1 << 60
 
 
 def system_ca_path() -> str:
-    """The system's CA bundle, empty where none of the usual places has one."""
+    """Return the path of the system's CA bundle, or an empty text if none of the usual places has one."""
     return next((path for path in CA_BUNDLES if Path(path).is_file()), "")
 
 
 def has_ipv6() -> bool:
-    """Whether the host has an IPv6 address that is not loopback (Kuma 2.14)."""
+    """Return whether the host has an IPv6 address that is not loopback (Kuma 2.14)."""
     return any(":" in address and not ipaddress.ip_address(address).is_loopback for address in local_addresses())
 
 
 def memory_limit(proc: Path = PROC, mounted: Path = MOUNTED) -> int:
-    """Bytes that this process and its children may use, by the tightest cgroup above them, v1 or v2; 0 for no limit.
+    """Return the bytes that this process and its children may use, by the tightest cgroup above them; 0: no limit.
 
-    kuma-dp looks at the root of the hierarchy alone, which is right in a container; on a VM the limit is that of the
-    unit. "Unlimited" of v1 is a number as good as 2^63, which kuma-dp sends on.
+    Reads v1 and v2. kuma-dp reads only the root of the hierarchy, which is right in a container; on a VM the limit is
+    that of the unit. "Unlimited" in v1 is a number close to 2^63, which kuma-dp sends as it is.
     """
     places = [(mounted, "memory.max", "/"), (mounted / "memory", "memory.limit_in_bytes", "/")]
     for controllers, path in cgroups(proc):
@@ -43,11 +43,11 @@ def memory_limit(proc: Path = PROC, mounted: Path = MOUNTED) -> int:
             places.append((mounted, "memory.max", path))
         elif "memory" in controllers.split(","):
             places.append((mounted / "memory", "memory.limit_in_bytes", path))
-    found = []
+    limits: list[int] = []
     for root, name, path in places:
         inside = PurePosixPath(path.lstrip("/"))
-        found += [_limit(root / folder / name) for folder in (inside, *inside.parents)]
-    return min((limit for limit in found if 0 < limit < _UNLIMITED), default=0)
+        limits += [_limit(root / folder / name) for folder in (inside, *inside.parents)]
+    return min((limit for limit in limits if 0 < limit < _UNLIMITED), default=0)
 
 
 def _limit(file: Path) -> int:

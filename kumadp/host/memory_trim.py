@@ -1,4 +1,4 @@
-"""Gives memory that is free within this process back to the kernel.
+"""Returns memory that is free within this process to the kernel.
 
 glibc keeps freed blocks below its threshold for mapped ones (up to 32 MiB, mallopt(3)) for later use: after one large
 message a process that needs 50 MB stays at hundreds.
@@ -19,12 +19,12 @@ def _trim() -> Callable[[int], int] | None:
     import ctypes
 
     try:
-        found = ctypes.CDLL(None).malloc_trim
+        malloc_trim = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):
-        # musl has none, and keeps nothing of this size.
+        # musl has none, and keeps no blocks of this size.
         return None
-    found.argtypes, found.restype = [ctypes.c_size_t], ctypes.c_int
-    return lambda pad: int(found(pad))
+    malloc_trim.argtypes, malloc_trim.restype = [ctypes.c_size_t], ctypes.c_int
+    return lambda pad: int(malloc_trim(pad))
 
 
 def trim_memory() -> None:

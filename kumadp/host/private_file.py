@@ -1,4 +1,4 @@
-"""Files and folders that only we may have written, in folders where somebody else may have put something.
+"""Files and folders that only we may have written, in folders where another user may have put something.
 
 A folder of another user (root may work in one) can hold symbolic links, hard links and FIFOs with the names
 of our files. No link is followed, a FIFO is never waited for, and what is opened is checked before it is read.
@@ -24,20 +24,20 @@ _FOLDER_MODE = 0o700
 
 
 class NotOurs(OSError):
-    """What has the name of our file is not one that we wrote; ``strerror`` says what it is."""
+    """A file with the name of ours is not one that we wrote; ``strerror`` is the reason."""
 
     def __init__(self, why: str, path: Path) -> None:
         super().__init__(errno.EPERM, why, str(path))
 
 
-def pin(folder: Path) -> None:
-    """From now on `write_private` refuses ``folder`` once another one has its name. Raises OSError."""
-    found = folder.stat()
-    _pinned[folder] = (found.st_dev, found.st_ino)
+def pin_folder(folder: Path) -> None:
+    """Have `write_private` refuse ``folder`` once another folder has replaced it. Raises OSError."""
+    current = folder.stat()
+    _pinned[folder] = (current.st_dev, current.st_ino)
 
 
 def make_folders(path: Path, mode: int = _FOLDER_MODE) -> None:
-    """Make a folder of this mode, and its parents, 0755, whatever the umask is; nothing where it exists.
+    """Create a folder with this mode, and its parents with 0755, whatever the umask is; does nothing if it exists.
 
     Raises OSError.
     """
@@ -64,15 +64,15 @@ def _make_folder(path: Path, mode: int) -> None:
 
 
 def make_own_folder(path: Path) -> None:
-    """Make a folder in one of ours, or check that it is no link and belongs to us or to the owner of that one.
+    """Create a folder in one of ours, or check that it is no link and belongs to us or to the owner of its parent.
 
     Raises OSError.
     """
     make_folders(path)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode):
+    folder = path.lstat()
+    if not stat.S_ISDIR(folder.st_mode):
         raise NotOurs("it is not a folder", path)
-    if found.st_uid not in {os.geteuid(), path.parent.stat().st_uid}:
+    if folder.st_uid not in {os.geteuid(), path.parent.stat().st_uid}:
         raise NotOurs("it belongs to another user", path)
 
 
@@ -112,26 +112,26 @@ def write_json(path: Path, value: object) -> Path:
 
 
 def read_private(path: Path, largest: int, *, private: bool = True) -> bytes:
-    """The content of a regular file that belongs to us, of at most ``largest`` bytes. May block.
+    """Return the content of a regular file that belongs to us, of at most ``largest`` bytes. May block.
 
     ``private``: nobody else may read or write it. Raises NotOurs for anything else in its place, and OSError.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if why := why_not_ours(found, 0o077 if private else 0o022):
+        status = os.fstat(handle)
+        if why := why_not_ours(status, 0o077 if private else 0o022):
             raise NotOurs(why, path)
-        if found.st_size > largest:
+        if status.st_size > largest:
             raise NotOurs(f"it is larger than {largest} bytes", path)
         return file.read(largest)
 
 
 def open_own_fifo(path: Path, access: int) -> int:
-    """Open a FIFO that belongs to us, without waiting for whoever is at its other end, closed-on-exec.
+    """Open a FIFO that belongs to us, closed-on-exec, without waiting for a process at its other end.
 
     ``access`` is O_RDONLY or O_RDWR. Raises NotOurs for anything else in its place, and OSError.
     """
-    # A device, which opening may do something to, is refused before it is opened.
+    # Opening a device may have an effect, so it is refused before.
     if why := _why_no_fifo(path.lstat()):
         raise NotOurs(why, path)
     handle = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -141,24 +141,24 @@ def open_own_fifo(path: Path, access: int) -> int:
     return handle
 
 
-def _why_no_fifo(found: os.stat_result) -> str:
-    if not stat.S_ISFIFO(found.st_mode):
+def _why_no_fifo(status: os.stat_result) -> str:
+    if not stat.S_ISFIFO(status.st_mode):
         return "it is not a FIFO"
-    return "" if found.st_uid == os.geteuid() else "it belongs to another user"
+    return "" if status.st_uid == os.geteuid() else "it belongs to another user"
 
 
-def why_not_ours(found: os.stat_result, forbidden: int, owners: Collection[int] = ()) -> str:
-    """Why a file is none that we wrote; empty where it may be one.
+def why_not_ours(status: os.stat_result, forbidden: int, owners: Collection[int] = ()) -> str:
+    """Return why a file cannot be one that we wrote; an empty text if it can.
 
-    ``forbidden`` are bits of the mode; ``owners`` may have it, by default our own user alone.
+    ``forbidden`` are bits of the mode; ``owners`` may own it, by default only our own user.
     """
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return "it is not a regular file"
-    if found.st_uid not in (owners or {os.geteuid()}):
+    if status.st_uid not in (owners or {os.geteuid()}):
         return "it belongs to another user"
-    if found.st_nlink > 1:
+    if status.st_nlink > 1:
         return "it has a second name (hard link)"
-    if stat.S_IMODE(found.st_mode) & forbidden:
+    if stat.S_IMODE(status.st_mode) & forbidden:
         return "other users could read or change it"
     return ""
 
@@ -167,8 +167,8 @@ def why_not_ours(found: os.stat_result, forbidden: int, owners: Collection[int] 
 def _folder_of(path: Path) -> Iterator[int]:
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        found = os.fstat(folder)
-        if _pinned.get(path.parent, (found.st_dev, found.st_ino)) != (found.st_dev, found.st_ino):
+        identity = (os.fstat(folder).st_dev, os.fstat(folder).st_ino)
+        if _pinned.get(path.parent, identity) != identity:
             raise NotOurs("another folder has taken its place", path.parent)
         yield folder
     finally:

@@ -1,4 +1,4 @@
-"""Which process a number means: a pid alone may be another's by now, its start time tells them apart (proc(5))."""
+"""Identity of a process: a pid may have been reused, so its start time is compared too (proc(5))."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DELETED = " (deleted)"
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):
-    """One process: ``start_time`` in clock ticks since boot, ``exe`` empty where we may not see it."""
+    """One process: ``start_time`` in clock ticks since boot, ``exe`` empty if we may not read it."""
 
     pid: int
     start_time: int
@@ -30,7 +30,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
 
 
 def identity_of(pid: int) -> ProcessIdentity | None:
-    """The living process of that number; None when there is none, or only its remains wait to be reaped.
+    """Return the living process with this pid; None if there is none, or only a zombie.
 
     Raises OSError where that cannot be determined, as with too many open files.
     """
@@ -48,7 +48,7 @@ def identity_of(pid: int) -> ProcessIdentity | None:
 
 
 def start_time_of(pid: int) -> int | None:
-    """When the process of that number was started, in clock ticks since boot, also when it has ended unreaped.
+    """Return when the process with this pid was started, in clock ticks since boot, also of a zombie; None without one.
 
     Raises OSError where that cannot be determined.
     """
@@ -68,9 +68,9 @@ def _exe(pid: int) -> str:
 
 
 def boot_id() -> str:
-    """The identity of this boot of the host: start times are of one boot only.
+    """Return the id of this boot of the host: start times are comparable within one boot only.
 
-    Empty where it cannot be read: ProcSubset=pid of systemd.exec(5) hides it, and some sandboxes have none.
+    Empty if it cannot be read: ProcSubset=pid of systemd.exec(5) hides it, and some sandboxes have none.
     """
     try:
         return BOOT_ID.read_text().strip()

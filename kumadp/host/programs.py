@@ -1,4 +1,4 @@
-"""Programs that the user names."""
+"""Programs that the user names in settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def why_not_runnable(program: str) -> str:
-    """Why a program that ``shutil.which`` does not find cannot be run: its path or name, and what is wrong with it."""
+    """Return why a program that ``shutil.which`` does not find cannot be run, with its path or name."""
     if os.sep not in program:
         return f"{program} is not on PATH"
     path = Path(program)

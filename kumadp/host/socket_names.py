@@ -1,4 +1,4 @@
-"""Names of the sockets in the work directory that control planes know."""
+"""Names of the sockets in the work directory that control planes also compute."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ OTEL = "kuma-otel-"
 
 
 def access_log(name: str, mesh: str) -> str:
-    """Base of the FIFO that Envoy writes access logs to."""
+    """Return the base name of the FIFO that Envoy writes access logs to."""
     return f"kuma-al-{name}-{mesh}"
 
 
 def metrics(name: str, mesh: str) -> str:
-    """Base of the socket that Envoy's Prometheus listener leads to."""
+    """Return the base name of the socket that Envoy's Prometheus listener forwards to."""
     return f"kuma-mh-{name}-{mesh}"
 
 
 def kuma_socket(folder: Path, base: str) -> Path:
-    """Where Kuma, on both sides, expects the socket ``base``."""
+    """Return the path at which Kuma, data plane and control plane, expects the socket ``base``."""
     return Path(os.fsdecode(os.fsencode(folder / base)[:LONGEST] + b".sock"))
 
 
 def check_names(folder: Path, name: str, mesh: str) -> None:
-    """Raise WorkDirError where ``folder`` is so long that two sockets of one data plane would be the same.
+    """Raise WorkDirError if ``folder`` is so long that two sockets of one data plane would have the same path.
 
-    A name that is cut and still its own is right: the control plane cuts it alike.
+    A name that is cut and still unique is right: the control plane cuts it in the same way.
     """
     seen: dict[Path, str] = {}
     for base in (access_log(name, mesh), metrics(name, mesh), DYNAMIC_CONFIGURATION, OTEL, ADMIN, READINESS):
@@ -53,14 +53,14 @@ def check_names(folder: Path, name: str, mesh: str) -> None:
 
 
 def _longest_folder() -> int:
-    # kuma-me and kuma-mh is what two names have in common at most; a slash before it.
+    # Two names share at most "kuma-m" (kuma-me.., kuma-mh..); a slash comes before it.
     return LONGEST - len("/kuma-me")
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove sockets of Kuma's names on which nobody listens any more. May block.
+    """Remove sockets with Kuma's names on which no process listens any more. May block.
 
-    Only for a folder that no other data plane uses, as one that has just bound its socket does not listen yet.
+    Only for a folder that no other data plane uses, since one that has just bound its socket does not listen yet.
     """
     for path in folder.glob("kuma-*.sock"):
         try:

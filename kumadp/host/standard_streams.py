@@ -1,7 +1,7 @@
-"""Standard input, output and error exist: whoever started us may have closed them.
+"""Opens standard input, output and error if the parent process closed them.
 
-A descriptor that is closed is given to the first file or socket that is opened, and what is written to standard error,
-by us or by a child, then goes into that one.
+A closed descriptor is reused for the first file or socket that is opened, and text for standard error, of ours or of a
+child, then goes into that one.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import sys
 
 
 def fill_standard_descriptors() -> None:
-    """Open descriptors 0 to 2 that are closed on /dev/null, and Python's streams on them. To be called first of all."""
+    """Open descriptors 0 to 2 on /dev/null if they are closed, and Python's streams. To be called first of all."""
     for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         if _is_closed(number):
             opened = _open_nothing(flags)
-            # Those below are open by now: it is this number, unless somebody else took it in between.
+            # Lower ones are open by now: it is this number, unless another thread took it in between.
             if opened != number:
                 os.dup2(opened, number)
                 os.close(opened)
-            # open(2) is made closed-on-exec by Python: the program that takes our place needs it too.
+            # Python opens files closed-on-exec: the program that replaces us by execve(2) needs it too.
             os.set_inheritable(number, True)
     # Python has None for those that were closed when it started.
     if sys.stdin is None:

@@ -1,4 +1,4 @@
-"""The private directory for what outlives a run."""
+"""The private directory for files that outlive a run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ BASE = Path("/var/lib/kumadp")
 
 
 def open_state_dir(name: str, state_dir: str, environ: Mapping[str, str], base: Path = BASE) -> Path | None:
-    """Make or take the state directory; None where there is none. May block.
+    """Create or open the state directory; return None if there is none. May block.
 
     The order is: the setting, the first of ``$STATE_DIRECTORY`` (systemd), which must be usable (else WorkDirError),
-    ``/var/lib/kumadp/<name>`` when that can be made. It must be ours, and nobody else may write there.
+    ``/var/lib/kumadp/<name>`` if it can be created. It must belong to us, and nobody else may write there.
     """
     path = state_dir_path(name, state_dir, environ, base)
     if path is None:
@@ -33,23 +33,23 @@ def open_state_dir(name: str, state_dir: str, environ: Mapping[str, str], base: 
 
 
 def is_named(state_dir: str, environ: Mapping[str, str]) -> bool:
-    """Whether somebody says where it is, so that no other place, and no want of one, will do."""
+    """Return whether the user or systemd names it, so that it must be usable."""
     return bool(state_dir or environ.get("STATE_DIRECTORY"))
 
 
 def state_dir_path(name: str, state_dir: str, environ: Mapping[str, str], base: Path = BASE) -> Path | None:
-    """Where the state directory is, or would be; None where there is none."""
+    """Return the path of the state directory, which need not exist yet, or None."""
     if state_dir:
         return Path(state_dir)
-    if given := environ.get("STATE_DIRECTORY"):
-        return Path(given.split(":")[0])
+    if from_systemd := environ.get("STATE_DIRECTORY"):
+        return Path(from_systemd.split(":")[0])
     if name and name not in {".", ".."} and "/" not in name:
         return base / name
     return None
 
 
 def _make(path: Path) -> Path:
-    made = make_private(path, "--state-dir")
-    if made.stat().st_uid != os.geteuid():
+    private = make_private(path, "--state-dir")
+    if private.stat().st_uid != os.geteuid():
         raise WorkDirError(f"{path} belongs to another user", "choose another --state-dir")
-    return made
+    return private

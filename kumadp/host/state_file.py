@@ -1,4 +1,4 @@
-"""The state file: which processes a kumadp has, so that one started after its death can adopt them."""
+"""The state file: the child processes of a kumadp, so that one that starts after its death can adopt them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.host")
 
-# A record of a child takes about 500 bytes.
-_LARGEST = 4 << 20
-# How Envoy and CoreDNS are told their configuration.
-_CONFIGURED_BY = (b"--config-path", b"-conf")
+# A record of a child has about 500 bytes.
+_MAX_SIZE = 4 << 20
+# The options by which children get their configuration.
+_CONFIGURATION_OPTIONS = (b"--config-path", b"-conf")
 FORMAT = 1
 
 
 class ChildRecord(msgspec.Struct, frozen=True):
-    """A child as the state file has it.
+    """A child in the state file.
 
-    ``program`` is what it was to become (``argv[0]`` with links resolved): right after its start, ``exe`` is still that
-    of the helper that becomes it. ``epoch``, ``base_id`` and ``admin`` are Envoy's; ``arguments`` is a digest of argv.
+    ``program`` is the program that was started (``argv[0]`` with links resolved): right after the start, ``exe`` is
+    still that of the helper that executes it. ``arguments`` is a digest of argv.
     """
 
     name: str
@@ -45,24 +45,21 @@ class ChildRecord(msgspec.Struct, frozen=True):
     program: str = ""
     arguments: str = ""
     fifo: str = ""
-    epoch: int = 0
-    base_id: int | None = None
-    admin: str = ""
 
     def is_alive(self) -> bool:
-        """Whether that process still runs: the same start, our user, the same program."""
-        found = identity_of(self.pid)
-        return found is not None and self._is(found)
+        """Return whether that process still runs: with the same start time, our user, the same program."""
+        process = identity_of(self.pid)
+        return process is not None and self._is(process)
 
-    def _is(self, found: ProcessIdentity) -> bool:
-        if (found.start_time, found.uid) != (self.start_time, self.uid) or found.uid != os.geteuid():
+    def _is(self, process: ProcessIdentity) -> bool:
+        if (process.start_time, process.uid) != (self.start_time, self.uid) or process.uid != os.geteuid():
             return False
-        # Of a program that has capabilities we may not see the path: its start time has to do.
-        return not found.exe or found.exe in {self.exe, self.program}
+        # The path of a program with capabilities may be hidden from us: its start time must suffice.
+        return not process.exe or process.exe in {self.exe, self.program}
 
 
 class SavedState(msgspec.Struct, frozen=True):
-    """The whole file. Start times are of one boot (``boot``) only; ``parts`` holds what a part wants back, by name."""
+    """The whole file. Start times are of one boot (``boot``) only; ``parts`` holds a section of each part, by name."""
 
     format: int
     boot: str
@@ -73,10 +70,10 @@ class SavedState(msgspec.Struct, frozen=True):
 
 
 def read_state(directory: Path) -> SavedState | None:
-    """What the last kumadp of this work directory left; None where there is none, or none that can be used. Blocks."""
+    """Return the state that the last kumadp of this work directory wrote; None without a valid one. May block."""
     path = directory / STATE_FILE
     try:
-        state = decode_json(read_private(path, _LARGEST), SavedState)
+        state = decode_json(read_private(path, _MAX_SIZE), SavedState)
     except FileNotFoundError:
         return None
     except NotOurs as error:
@@ -98,18 +95,18 @@ def read_state(directory: Path) -> SavedState | None:
 
 
 def adoptable(state: SavedState) -> list[ChildRecord]:
-    """Those of its children that still run, in the order they were noted."""
+    """Return the children in the state that still run, in their order there."""
     return [child for child in state.children if child.is_alive()]
 
 
-def stray_processes(directory: Path, known: Container[int]) -> list[tuple[int, int]]:
-    """Processes of this user that run with a configuration in ``directory`` and are not ``known``. May block.
+def stray_processes(directory: Path, expected: Container[int]) -> list[tuple[int, int]]:
+    """Return pid and start time of our user's processes whose configuration is in ``directory``. May block.
 
-    They were started right before a kumadp was killed, or its state file is lost. Each by pid and start time.
+    Without those ``expected``. They were started right before a kumadp was killed, or its state file is lost.
     """
-    found = []
+    strays = []
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal() or int(entry.name) in known:
+        if not entry.name.isdecimal() or int(entry.name) in expected:
             continue
         try:
             argv = (entry / "cmdline").read_bytes().split(b"\0")
@@ -117,13 +114,15 @@ def stray_processes(directory: Path, known: Container[int]) -> list[tuple[int, i
             if is_gone(error) or isinstance(error, PermissionError):
                 continue
             raise
-        named = (os.fsdecode(value) for flag, value in itertools.pairwise(argv) if flag in _CONFIGURED_BY)
-        if not any(Path(path).parent == directory for path in named):
+        configurations = (
+            os.fsdecode(value) for flag, value in itertools.pairwise(argv) if flag in _CONFIGURATION_OPTIONS
+        )
+        if not any(Path(path).parent == directory for path in configurations):
             continue
         identity = identity_of(int(entry.name))
         if identity is not None and identity.uid == os.geteuid():
-            found.append((identity.pid, identity.start_time))
-    return found
+            strays.append((identity.pid, identity.start_time))
+    return strays
 
 
 def _log_failure(reason: str) -> None:
@@ -132,15 +131,15 @@ def _log_failure(reason: str) -> None:
 
 
 class StateFile:
-    """Writes the state file, on each change, in a thread; changes that come while it is written become one.
+    """Writes the state file on each change, in a thread; changes that arrive during a write are combined.
 
-    A file that cannot be written costs one warning and adoption, nothing else. ``failed`` is called on the event loop
-    with the reason when it changes, and with an empty text once the file is written again.
+    A failed write costs one warning and the adoption, nothing else. ``on_failure`` is called on the event loop with
+    the reason when it changes, and with an empty text once the file is written again.
     """
 
-    def __init__(self, directory: Path, failed: Callable[[str], None] = _log_failure) -> None:
+    def __init__(self, directory: Path, on_failure: Callable[[str], None] = _log_failure) -> None:
         self._path = directory / STATE_FILE
-        self._failed = failed
+        self._on_failure = on_failure
         self._children: tuple[ChildRecord, ...] = ()
         self._parts: dict[str, Any] = {}
         self._writing: asyncio.Task[None] | None = None
@@ -148,7 +147,7 @@ class StateFile:
         self._reason = ""
 
     def note(self, children: Iterable[ChildRecord], parts: Mapping[str, Any] | None = None) -> None:
-        """Have these children written as all that there are; to be called on the event loop."""
+        """Write these as all children that there are; to be called on the event loop."""
         self._children = tuple(children)
         self._parts = dict(parts or {})
         if self._writing is None:
@@ -157,12 +156,12 @@ class StateFile:
             self._again = True
 
     async def written(self) -> None:
-        """Return once all that was noted is on disk, or could not be written."""
+        """Wait until the last `note` is on disk, or could not be written."""
         if self._writing is not None:
             await asyncio.shield(self._writing)
 
     def remove(self) -> None:
-        """Take the file away: nothing is left to adopt. May block."""
+        """Remove the file: there is nothing to adopt. May block."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 
@@ -173,7 +172,7 @@ class StateFile:
                 reason = await asyncio.to_thread(self._replace, self._children, self._parts)
                 if reason != self._reason:
                     self._reason = reason
-                    self._failed(reason)
+                    self._on_failure(reason)
                 if not self._again:
                     return
         finally:
@@ -189,18 +188,18 @@ class StateFile:
 
 
 def record(name: str, pid: int, argv: tuple[str, ...], *, fifo: str = "", start_time: int = 0) -> ChildRecord | None:
-    """A record of a process that runs, without what is Envoy's; None when it is gone. May block.
+    """Return a record of a running process, or None if it has ended. May block.
 
-    Where the process cannot be looked at now, it is taken for the one that has this ``start_time``.
+    If the process cannot be inspected now, ``start_time`` is assumed to be its start time.
     """
     import hashlib
 
     try:
-        found = identity_of(pid)
+        process = identity_of(pid)
     except OSError:
-        found = ProcessIdentity(pid, start_time, os.geteuid(), "")
-    if found is None:
+        process = ProcessIdentity(pid, start_time, os.geteuid(), "")
+    if process is None:
         return None
     digest = hashlib.sha256("\0".join(argv).encode()).hexdigest()
     program = os.path.realpath(argv[0]) if argv else ""
-    return ChildRecord(name, pid, found.start_time, found.uid, found.exe, program, digest, fifo)
+    return ChildRecord(name, pid, process.start_time, process.uid, process.exe, program, digest, fifo)

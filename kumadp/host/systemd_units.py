@@ -1,4 +1,4 @@
-"""What an installation under systemd consists of: units, the user, samples, settings; written, compared, taken away."""
+"""The files of an installation under systemd: units, the user, samples, settings; written, compared, removed."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ _PROGRAM = "/usr/bin/kumadp"
 
 @dataclass(frozen=True, slots=True)
 class InstalledFile:
-    """A file of the installation. One that is for the operator to change (``theirs``) is written once, never again."""
+    """A file of the installation. One that the operator owns and edits (``operator_owned``) is written only once."""
 
     path: Path
     content: bytes
     mode: int = 0o644
-    theirs: bool = False
+    operator_owned: bool = False
 
 
 def shipped(folder: str, name: str) -> bytes:
-    """A file that comes with kumadp: of ``systemd`` or ``configs``. Raises WorkDirError where it is not there."""
+    """Return a file that ships with kumadp in ``systemd`` or ``configs``. Raises WorkDirError if it is missing."""
     package = Path(__file__).resolve().parent.parent.parent
     for place in (package, package / "share" / "kumadp", Path(sys.prefix) / "share" / "kumadp"):
         if (path := place / folder / name).is_file():
             return path.read_bytes()
-    raise WorkDirError(f"{folder}/{name} is not there", "install kumadp anew")
+    raise WorkDirError(f"{folder}/{name} is not there", "install kumadp again")
 
 
 def unit_of(name: str) -> str:
-    """The unit of the data plane ``name``; that of the only one on a host where it is empty."""
+    """Return the unit of the data plane ``name``; an empty name is the only data plane of a host."""
     return f"kumadp@{name}.service" if name else UNITS[0]
 
 
 def settings_file(name: str) -> Path:
-    """Where that unit has its settings."""
+    """Return the path of that unit's settings file."""
     return SETTINGS / f"{name or 'kumadp'}.yaml"
 
 
 def base_files(program: str) -> list[InstalledFile]:
-    """What each data plane of the host needs; ``program`` is the absolute path of this kumadp."""
+    """Return the files that every data plane of the host needs; ``program`` is the absolute path of this kumadp."""
     files = [
         InstalledFile(_UNIT_FOLDER / name, shipped("systemd", name).replace(_PROGRAM.encode(), program.encode()))
         for name in UNITS
@@ -64,7 +64,7 @@ def base_files(program: str) -> list[InstalledFile]:
 
 
 def differs(file: InstalledFile, root: Path) -> bool | None:
-    """Whether another content stands there; None where nothing does."""
+    """Return whether the file on disk has other content; None if there is no such file."""
     try:
         return _below(root, file.path).read_bytes() != file.content
     except FileNotFoundError:
@@ -72,7 +72,7 @@ def differs(file: InstalledFile, root: Path) -> bool | None:
 
 
 def write(file: InstalledFile, root: Path) -> None:
-    """Write it, with its folder; raises WorkDirError."""
+    """Write the file, with its folder; raises WorkDirError."""
     path = _below(root, file.path)
     try:
         make_folders(path.parent, 0o755)
@@ -84,8 +84,8 @@ def write(file: InstalledFile, root: Path) -> None:
 
 
 def remove(paths: Iterable[Path], root: Path) -> list[Path]:
-    """Take these away; those that were there. Raises WorkDirError."""
-    gone = []
+    """Remove these files; return those that existed. Raises WorkDirError."""
+    removed = []
     for path in paths:
         try:
             _below(root, path).unlink()
@@ -93,8 +93,8 @@ def remove(paths: Iterable[Path], root: Path) -> list[Path]:
             continue
         except OSError as error:
             raise WorkDirError(f"{path} cannot be removed: {error.strerror or error}", "run it as root") from None
-        gone.append(path)
-    return gone
+        removed.append(path)
+    return removed
 
 
 def _below(root: Path, path: Path) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kumadp.errors import WorkDirError
-from kumadp.host.private_file import make_folders, pin, why_not_ours, write_private
+from kumadp.host.private_file import make_folders, pin_folder, why_not_ours, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,7 +79,7 @@ log = logging.getLogger("kumadp.host")
 
 
 class HandedWorkDir(msgspec.Struct, frozen=True):
-    """A work directory as it is told to the program that takes our place by execve(2), with its lock."""
+    """A work directory and its lock, for the program that replaces us by execve(2)."""
 
     path: str
     temporary: bool
@@ -89,7 +89,7 @@ class HandedWorkDir(msgspec.Struct, frozen=True):
 
 @dataclass
 class WorkDir:
-    """``path`` holds what kumadp writes, ``sockets`` is told to the control plane, ``dns`` holds the Corefile."""
+    """``path`` holds our files, ``sockets`` those that the control plane knows, ``dns`` the Corefile."""
 
     path: Path
     sockets: Path
@@ -97,15 +97,15 @@ class WorkDir:
     temporary: bool
     _lock: int = field(default=-1, repr=False)
     removed_at_end: set[Path] = field(default_factory=set, repr=False)
-    """Files that are of no use to the next run."""
+    """Files that the next run does not need."""
 
     def handed(self) -> HandedWorkDir:
-        """This directory for the next program; ``lock`` must stay open over execve(2), so that nobody else takes it."""
+        """Return this directory for the next program; ``lock`` must stay open over execve(2) to stay locked."""
         removed = tuple(str(path) for path in self.removed_at_end)
         return HandedWorkDir(str(self.path), self.temporary, self._lock, removed)
 
     def close(self) -> None:
-        """Let the next run have it, without the files that go at the end; a temporary directory goes. May block."""
+        """Unlock the directory, without the files to remove at the end; a temporary one is removed. May block."""
         for path in self.removed_at_end:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -123,9 +123,9 @@ def open_work_dir(
     handed: HandedWorkDir | None = None,
     before_removal: Callable[[Path], object] = lambda _path: None,
 ) -> WorkDir:
-    """Make or take the work directory, 0700 and locked; raises WorkDirError.
+    """Create or open the work directory, 0700 and locked; raises WorkDirError.
 
-    The order is: the setting, ``$RUNTIME_DIRECTORY`` (systemd), ``/run/kumadp/<name>`` when that can be made, a
+    The order is: the setting, ``$RUNTIME_DIRECTORY`` (systemd), ``/run/kumadp/<name>`` if that can be created, a
     temporary directory. Temporary ones that dead runs left behind are removed, after ``before_removal`` has cleaned up
     what their files refer to elsewhere; a living run holds a lock on its own.
     A directory that was ``handed`` over comes before all of them: this run has its children and sockets there.
@@ -146,7 +146,7 @@ def open_work_dir(
             temporary = True
     _check_owner(path)
     lock = handed.lock if handed is not None else _lock(path)
-    pin(path)
+    pin_folder(path)
     try:
         return WorkDir(
             path,
@@ -162,13 +162,13 @@ def open_work_dir(
 
 
 def temporary_folders(environ: Mapping[str, str]) -> tuple[Path, ...]:
-    """Where temporary directories may be made: ``$TMPDIR``, else /tmp and /var/tmp. None of them is written to."""
-    named = environ.get("TMPDIR", "")
-    return (Path(named),) if named else TEMPORARY
+    """Return the folders for temporary directories: ``$TMPDIR``, else /tmp and /var/tmp. Writes to none of them."""
+    tmpdir = environ.get("TMPDIR", "")
+    return (Path(tmpdir),) if tmpdir else TEMPORARY
 
 
 def make_temporary(folders: Sequence[Path], prefix: str) -> Path:
-    """Make a new directory, 0700, in the first of these where that is possible; raises WorkDirError if it is in none.
+    """Create a directory, 0700, in the first of ``folders`` that allows it; raises WorkDirError if none does.
 
     May block.
     """
@@ -184,7 +184,7 @@ def make_temporary(folders: Sequence[Path], prefix: str) -> Path:
 
 
 def _check_owner(path: Path) -> None:
-    """Root may work in a directory of another user, who can then change what runs as root."""
+    """Warn if root works in a directory of another user, who can then change what runs as root."""
     owner = path.stat().st_uid
     if owner != os.geteuid():
         log.warning(
@@ -194,16 +194,16 @@ def _check_owner(path: Path) -> None:
 
 
 def make_private(path: Path, setting: str = "--work-dir") -> Path:
-    """Make or take a directory that only its owner can change; raises WorkDirError, which names the ``setting``."""
+    """Create or open a directory that only its owner can change; raises WorkDirError, which names the ``setting``."""
     try:
         os.fsencode(path).decode()
     except UnicodeDecodeError:
-        # It is written into files and messages that are UTF-8.
+        # Its path is written into files and messages that are UTF-8.
         raise WorkDirError(f"{path}: its name is not UTF-8 text", f"choose another {setting}") from None
     try:
         make_folders(path)
     except OSError as error:
-        # The folder that cannot be made may be a parent.
+        # The folder that cannot be created may be a parent.
         raise WorkDirError(
             f"{error.filename or path}: {error.strerror}", f"choose a directory that can be written with {setting}"
         ) from None
@@ -211,28 +211,28 @@ def make_private(path: Path, setting: str = "--work-dir") -> Path:
 
 
 def check_private(path: Path, setting: str) -> Path:
-    """A directory that is there, if only its owner can change it; raises WorkDirError."""
+    """Return the resolved path of a directory that only its owner can change; raises WorkDirError for any other."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise WorkDirError(
             f"{path}: {error.strerror}", f"choose a directory that can be written with {setting}"
         ) from None
     if not path.is_dir():
         raise WorkDirError(f"{path} is not a directory", f"choose another {setting}")
-    if found.st_uid != os.geteuid() and os.geteuid() != 0:
+    if status.st_uid != os.geteuid() and os.geteuid() != 0:
         raise WorkDirError(f"{path} belongs to another user", f"choose another {setting}")
-    if stat.S_IMODE(found.st_mode) & 0o022:
+    if stat.S_IMODE(status.st_mode) & 0o022:
         raise WorkDirError(f"{path} can be written by others", f"chmod 700 {path}")
     if not os.access(path, os.W_OK):
         raise WorkDirError(f"{path} cannot be written", f"choose another {setting}")
-    # A link that is replaced later leads nobody elsewhere.
+    # Resolved, so that a link that is replaced later changes nothing.
     return path.resolve()
 
 
 @contextlib.contextmanager
 def reporting_write_errors(path: Path) -> Iterator[None]:
-    """What is written in here goes to ``path``; raises WorkDirError where that fails."""
+    """Turn an OSError of writing to ``path`` in here into a WorkDirError with a hint."""
     try:
         yield
     except OSError as error:
@@ -241,25 +241,25 @@ def reporting_write_errors(path: Path) -> Iterator[None]:
 
 
 def check_free_space(path: Path) -> None:
-    """Raise WorkDirError where a run could not write its files into this directory again. May block.
+    """Raise WorkDirError if a run could not write its files into this directory again. May block.
 
-    Each is written beside the one that it replaces, so that there must be room for the largest one.
+    Each file is written next to the one that it replaces, so there must be space for the largest one.
     """
     check_private(path, "--work-dir")
-    ours = (*path.glob("bootstrap*.yaml"), *path.glob(f"{XDS_FOLDER}/*.json"))
-    sizes = [file.lstat().st_size for file in ours]
+    files = (*path.glob("bootstrap*.yaml"), *path.glob(f"{XDS_FOLDER}/*.json"))
+    sizes = [file.lstat().st_size for file in files]
     probe = path / _ROOM_CHECK_FILE
     try:
         with reporting_write_errors(path):
-            write_private(probe, b"\0" * max([_LEAST_ROOM, *(size for size in sizes if size <= _MOST_ROOM)]))
+            write_private(probe, b"\0" * max([_MIN_SPACE, *(size for size in sizes if size <= _MAX_SPACE)]))
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
 
 
-# A bootstrap takes 5 to 30 kB. What is larger than this is none of our files (bytes).
-_LEAST_ROOM = 64 << 10
-_MOST_ROOM = 16 << 20
+# A bootstrap has 5 to 30 kB, and none of our files is larger than the maximum (bytes).
+_MIN_SPACE = 64 << 10
+_MAX_SPACE = 16 << 20
 _HINTS = {
     errno.ENOSPC: "free some space, or choose another --work-dir",
     errno.EDQUOT: "free some space, or choose another --work-dir",
@@ -270,12 +270,11 @@ _HINTS = {
 def _lock(path: Path) -> int:
     file = path / LOCK_FILE
     with reporting_write_errors(file):
-        # A link in its place may lead anywhere, and a FIFO would be waited for.
+        # A link in its place may point anywhere, and opening a FIFO would block.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         handle = os.open(file, flags, 0o600)
-    found = os.fstat(handle)
     # It may be from a run as the owner of the directory. Nothing is written to it.
-    if why := why_not_ours(found, 0, {os.geteuid(), path.stat().st_uid}):
+    if why := why_not_ours(os.fstat(handle), 0, {os.geteuid(), path.stat().st_uid}):
         os.close(handle)
         raise WorkDirError(f"{file} cannot be used: {why}", "remove it, or choose another --work-dir")
     try:

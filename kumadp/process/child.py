@@ -313,7 +313,7 @@ class Child:
     def _killed_for_memory(self, number: int) -> tuple[str, int, int] | None:
         if number != signal.SIGKILL or self._told_to_end:
             return None
-        counts = _oom_kills().another()
+        counts = _oom_kills().new_kills()
         return (str(_oom_kills().file), *counts) if counts is not None else None
 
 

@@ -15,7 +15,7 @@ import pytest
 from kumadp.accesslog.fifo import open_fifo as open_access_log
 from kumadp.errors import WorkDirError
 from kumadp.host.net.serve import bind_unix
-from kumadp.host.private_file import NotOurs, make_folders, make_own_folder, pin, read_private, write_private
+from kumadp.host.private_file import NotOurs, make_folders, make_own_folder, pin_folder, read_private, write_private
 from kumadp.host.state_file import read_state
 from kumadp.host.work_dir import LOCK_FILE, STATE_FILE, open_work_dir
 from kumadp.process.fifo import make_fifo
@@ -196,7 +196,7 @@ def test_a_folder_that_is_a_link_is_not_emptied(tmp_path: Path, victim: Victim) 
 def test_a_folder_that_is_swapped_is_not_written_to(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    pin(work)
+    pin_folder(work)
     write_private(work / "file", b"1")
     work.rename(tmp_path / "moved")
     elsewhere = tmp_path / "elsewhere"

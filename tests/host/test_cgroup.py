@@ -35,18 +35,18 @@ def test_nothing_counts_where_there_is_no_cgroup(tmp_path: Path) -> None:
     assert oom_file(tmp_path / "none", tmp_path) is None
     (tmp_path / "own").write_text("broken\n3:cpu:/\n")
     assert oom_file(tmp_path / "own", tmp_path) is None
-    assert OomKills(None).another() is None
+    assert OomKills(None).new_kills() is None
 
 
 def test_a_kill_is_told_once(tmp_path: Path) -> None:
     file = tmp_path / "memory.events"
     file.write_text("low 0\nhigh 3\nmax 9\noom 1\noom_kill 1\noom_group_kill 0\n")
     kills = OomKills(file)
-    assert kills.another() is None
+    assert kills.new_kills() is None
     file.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
-    assert kills.another() == (1, 3)
-    assert kills.another() is None
+    assert kills.new_kills() == (1, 3)
+    assert kills.new_kills() is None
     file.write_text("nothing of it\n")
-    assert kills.another() is None
+    assert kills.new_kills() is None
     file.unlink()
     assert kills.count() is None

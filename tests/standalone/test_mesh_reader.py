@@ -112,7 +112,7 @@ from pathlib import Path
 from kumadp.host import file_watch as watch
 
 logging.basicConfig()
-watch.LOOK_EVERY = 0.01
+watch.POLL_INTERVAL = 0.01
 
 async def main():
     looks = asyncio.Queue()

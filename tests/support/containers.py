@@ -30,7 +30,7 @@ events_logger = "file"
 """
 _SUITE = "bookworm"
 _SOURCES = Path("/etc/apt/sources.list.d/debian.sources")
-# InstalledFile in the base, as the official image of Python has it: pip, and its links in /usr/local/bin.
+# Installed in the base, as the official image of Python has it: pip, and its links in /usr/local/bin.
 _BASE = [
     "mmdebstrap",
     "--quiet",
