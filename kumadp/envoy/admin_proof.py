@@ -1,4 +1,4 @@
-"""Proves, after a start and whenever its listeners change, that Envoy's admin cannot be reached from other hosts."""
+"""Proof, after a start and whenever its listeners change, that Envoy's admin cannot be reached from other hosts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import psutil
 from kumadp.addresses import ANY_IPV6, WILDCARDS, is_loopback
 from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.envoy.admin import AdminUnreachable
-from kumadp.envoy.admin_exposure import ways
+from kumadp.envoy.admin_exposure import exposing_listeners
 from kumadp.envoy.admin_probe import AdminProber, ProbeAddress
 from kumadp.errors import AdminExposed
 from kumadp.host.descriptors import is_exhausted
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
     from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.envoy.admin import AdminClient
 
-    Later = Callable[[asyncio.Future[None]], object]
+    OnRest = Callable[[asyncio.Future[None]], object]
 
 log = logging.getLogger("kumadp.envoy")
 
-# Seconds that one answer may take: many times what the admin itself takes, within these bounds.
+# The deadline of one answer is a multiple (TIMES) of what the admin itself takes, within these bounds (seconds).
 SHORTEST, LONGEST, TIMES = 0.25, 2.0, 20
-# Of that time, what a start waits for whoever is silent: still several times what the admin takes.
-_SOON = 0.25
+# The part of that deadline for which a start waits for silent addresses: still several times what the admin takes.
+_START_PART = 0.25
 _REQUESTS = r"^http\.admin\.downstream_rq_total$"
 _CONFIRMATIONS = 3
-# Before it is tried again where this process has no descriptors left (seconds).
-_AGAIN = 1.0
+# Pause before a retry if this process has no descriptors left (seconds).
+_RETRY_AFTER = 1.0
 # proc_net(5), /proc/net/unix: __SO_ACCEPTCON in the flags.
 _LISTENS = 0x10000
 
 
 class PendingProof:
-    """What is to be proved again: the names of listeners, or all."""
+    """What must be proved again: the listeners of these names, or all."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
@@ -53,19 +53,19 @@ class PendingProof:
         self._any = asyncio.Event()
 
     def add(self, listeners: Collection[str] | None) -> None:
-        """Doubt these listeners, None: all."""
+        """Add these listeners, None: all."""
         self._names |= set(listeners or ())
         self._all = self._all or listeners is None
         self._any.set()
 
     def take(self) -> set[str] | None:
-        """All that was doubted until now, None for everything."""
+        """Return the names added so far, None for all listeners, and start over."""
         names, everything, self._names, self._all = self._names, self._all, set(), False
         self._any.clear()
         return None if everything else names
 
     async def wait(self) -> None:
-        """Return once there is a doubt."""
+        """Return once something must be proved."""
         await self._any.wait()
 
 
@@ -73,23 +73,24 @@ async def prove_private(
     pid: int,
     admin: AdminClient,
     only: Collection[tuple[str, int]] | None = None,
-    later: Later | None = None,
+    later: OnRest | None = None,
 ) -> None:
     """Raise AdminExposed unless the admin of process ``pid`` is on loopback or an owner-only Unix socket alone.
 
     Every address that is not loopback and on which the process listens, on any port, gets requests in plain and over
-    TLS, as a client and as a proxy's client would; so does, on the admin's own port, any other process. ``only``:
-    these hosts and ports of all, and the admin's. Where an admin answers, what counts is whether it is ours, by its
-    own counter: an application may well be an Envoy. The control plane's own listener answers ``/ready`` and 404,
-    and no TLS without its certificate (Kuma 2.13, measured), which is as it should be.
+    TLS, as a client and as a proxy's client would send them; so does any other process on the admin's own port.
+    ``only`` limits this to these hosts and ports, and the admin's. If an admin answers, it counts only if it is ours,
+    by its own counter: an application may well be an Envoy. The control plane's own listener answers ``/ready`` and
+    404, and no TLS without its certificate (Kuma 2.13, measured), which is intended.
 
-    What requests cannot guess, a path, a host name or a header that a route demands, is looked for in the configuration
+    What requests cannot guess (a path, a host name or a header that a route demands) is looked up in the configuration
     that Envoy runs. Not covered: UDP (HTTP/3).
 
-    ``later`` is for a start, which a silent application must not hold up: where the configuration shows no way to the
-    admin, it gets the rest of the proof, for places that have not answered soon, which goes on with the same errors.
+    ``later`` is for a start, which a silent application must not delay: if the configuration shows no way to the
+    admin, it is called with the rest of the proof, for addresses that have not answered soon; that raises the same
+    errors.
 
-    Where no descriptor or memory is left to ask with, it waits until there is: that proves nothing.
+    If no descriptor or memory is left for a request, it waits until there is: that proves nothing.
     """
     while True:
         try:
@@ -97,44 +98,46 @@ async def prove_private(
         except OSError as error:
             if not is_exhausted(error):
                 raise
-            log.warning("whether Envoy's admin is private cannot be checked now: %s; it is tried again", error)
-            await asyncio.sleep(_AGAIN)
+            log.warning("cannot check now whether Envoy's admin is private: %s; retrying", error)
+            await asyncio.sleep(_RETRY_AFTER)
 
 
 async def _prove(
     pid: int,
     admin: AdminClient,
     only: Collection[tuple[str, int]] | None,
-    later: Later | None,
+    later: OnRest | None,
 ) -> None:
     address = admin.address
     bound = await asyncio.to_thread(_listening, pid, address)
-    is_read = await _prove_configuration(admin, {place for place in bound if not is_loopback(place[0])})
-    places = await asyncio.to_thread(_places, pid, bound, address, only)
-    if not places:
+    is_read = await _prove_configuration(admin, {address for address in bound if not is_loopback(address[0])})
+    probed = await asyncio.to_thread(_probe_addresses, pid, bound, address, only)
+    if not probed:
         return
-    patience = await _patience(admin)
-    prober = AdminProber(_authority(address), patience)
-    asked: dict[asyncio.Future[bool], ProbeAddress] = {
-        asyncio.ensure_future(prober.is_admin(place)): place for place in places
+    deadline = await _probe_deadline(admin)
+    prober = AdminProber(_authority(address), deadline)
+    probes: dict[asyncio.Future[bool], ProbeAddress] = {
+        asyncio.ensure_future(prober.is_admin(target)): target for target in probed
     }
     rest: dict[asyncio.Future[bool], ProbeAddress] = {}
     try:
-        _, pending = await asyncio.wait(asked, timeout=patience * _SOON if is_read and later is not None else None)
-        rest = {one: asked.pop(one) for one in pending}
+        _, pending = await asyncio.wait(
+            probes, timeout=deadline * _START_PART if is_read and later is not None else None
+        )
+        rest = {probe: probes.pop(probe) for probe in pending}
         if rest and later is not None:
             later(asyncio.ensure_future(_judge(admin, prober, rest)))
-        await _judge(admin, prober, asked)
+        await _judge(admin, prober, probes)
     finally:
-        for one in asked:
-            one.cancel()
+        for probe in probes:
+            probe.cancel()
 
 
-async def _judge(admin: AdminClient, prober: AdminProber, asked: Mapping[asyncio.Future[bool], ProbeAddress]) -> None:
-    """Raise AdminExposed where one of these answers that it is an admin, and it is ours."""
-    answers = await asyncio.gather(*asked)
-    shown = [place for place, is_admin in zip(asked.values(), answers, strict=True) if is_admin]
-    ours = [str(place) for place in shown if await _is_ours(admin, prober, place)]
+async def _judge(admin: AdminClient, prober: AdminProber, probes: Mapping[asyncio.Future[bool], ProbeAddress]) -> None:
+    """Raise AdminExposed if one of the probed addresses is an admin, and ours."""
+    answers = await asyncio.gather(*probes)
+    admins = [target for target, is_admin in zip(probes.values(), answers, strict=True) if is_admin]
+    ours = [str(target) for target in admins if await _is_ours(admin, prober, target)]
     if ours:
         raise AdminExposed(
             f"Envoy's admin answers on {', '.join(ours)}, which is not loopback",
@@ -143,21 +146,21 @@ async def _judge(admin: AdminClient, prober: AdminProber, asked: Mapping[asyncio
 
 
 async def _prove_configuration(admin: AdminClient, bound: Collection[tuple[str, int]]) -> bool:
-    """Whether Envoy's own configuration could be read.
+    """Check the configuration that Envoy runs; returns whether it could be read.
 
-    Raises AdminExposed where it leads to the admin, whatever a request has to look like.
+    Raises AdminExposed if it leads to the admin, whatever a request has to look like.
     """
     if not bound:
         return True
     try:
-        found = await ways(admin, bound, await asyncio.to_thread(_outside))
+        exposing = await exposing_listeners(admin, bound, await asyncio.to_thread(_external_addresses))
     except (AdminUnreachable, ValueError) as error:
         reason = str(error) or type(error).__name__
         log.warning("Envoy's configuration could not be checked for ways to its admin: %s", reason)
         return False
-    if found:
+    if exposing:
         raise AdminExposed(
-            f"Envoy's admin can be reached from other hosts through the listener {', '.join(found)}",
+            f"Envoy's admin can be reached from other hosts through the listener {', '.join(exposing)}",
             "Envoy was killed; look for a policy that leads to the admin",
         )
     return True
@@ -167,8 +170,8 @@ def _authority(address: AdminAddress) -> str:
     return str(address) if isinstance(address, TcpAdmin) else "localhost"
 
 
-async def _patience(admin: AdminClient) -> float:
-    """How long to wait for an answer: an Envoy under load takes longer than one at rest."""
+async def _probe_deadline(admin: AdminClient) -> float:
+    """Return the seconds to wait for an answer: an Envoy under load takes longer than one at rest."""
     since = time.monotonic()
     try:
         await admin.get("/server_info", timeout=LONGEST)
@@ -177,76 +180,75 @@ async def _patience(admin: AdminClient) -> float:
     return min(max(SHORTEST, TIMES * (time.monotonic() - since)), LONGEST)
 
 
-async def _is_ours(admin: AdminClient, prober: AdminProber, place: ProbeAddress) -> bool:
-    """Whether each further request there is one more for our own admin; True also where it cannot be told."""
+async def _is_ours(admin: AdminClient, prober: AdminProber, target: ProbeAddress) -> bool:
+    """Return whether our own admin counts each further request to ``target``; True also if that cannot be read."""
     try:
         for _ in range(_CONFIRMATIONS):
-            before = (await admin.stats(_REQUESTS)).popitem()[1]
-            between = (await admin.stats(_REQUESTS)).popitem()[1]
-            await prober.is_admin(place)
-            after = (await admin.stats(_REQUESTS)).popitem()[1]
-            if after - between <= between - before:
+            first = (await admin.stats(_REQUESTS)).popitem()[1]
+            second = (await admin.stats(_REQUESTS)).popitem()[1]
+            await prober.is_admin(target)
+            third = (await admin.stats(_REQUESTS)).popitem()[1]
+            if third - second <= second - first:
                 return False
     except (AdminUnreachable, ValueError, KeyError):
         return True
     return True
 
 
-def _places(
+def _probe_addresses(
     pid: int, bound: Collection[tuple[str, int]], admin: AdminAddress, only: Collection[tuple[str, int]] | None
 ) -> list[ProbeAddress]:
     local = _local_addresses()
-    found: set[tuple[str, int]] = set()
+    reached: set[tuple[str, int]] = set()
     for host, port in bound:
         at_admin = isinstance(admin, TcpAdmin) and port == admin.port
         if only is None or at_admin or (host, port) in only:
-            found |= {(one, port) for one in _reached_at(host, local)}
-    places = [ProbeAddress(host, port) for host, port in sorted(found) if not is_loopback(host)]
-    return [*places, *(ProbeAddress(path=path) for path in _open_sockets(pid, admin))]
+            reached |= {(address, port) for address in _reached_at(host, local)}
+    over_tcp = [ProbeAddress(host, port) for host, port in sorted(reached) if not is_loopback(host)]
+    return [*over_tcp, *(ProbeAddress(path=path) for path in _open_sockets(pid, admin))]
 
 
 def _reached_at(host: str, local: list[str]) -> set[str]:
-    """The addresses at which a socket that is bound to ``host`` is reached."""
+    """Return the addresses at which a socket that is bound to ``host`` is reached."""
     if host not in WILDCARDS:
-        return {one for one in local if one.partition("%")[0] == host} or {host}
-    # A wildcard of IPv6 takes IPv4 too, unless that is switched off: try both. Every interface has an address
-    # with a zone, and behind a wildcard all are one socket: one of them is enough.
-    zoned = itertools.islice((one for one in local if "%" in one), 1) if host == ANY_IPV6 else ()
-    return {*zoned, *(one for one in local if "%" not in one and (host == ANY_IPV6 or ":" not in one))}
+        return {address for address in local if address.partition("%")[0] == host} or {host}
+    # A wildcard of IPv6 accepts IPv4 too, unless that is switched off: try both. Every interface has an address
+    # with a zone, and behind a wildcard all are the same socket: one of them is enough.
+    zoned = itertools.islice((address for address in local if "%" in address), 1) if host == ANY_IPV6 else ()
+    plain = (address for address in local if "%" not in address and (host == ANY_IPV6 or ":" not in address))
+    return {*zoned, *plain}
 
 
 def _local_addresses() -> list[str]:
-    """Addresses of this host, those of one link with their zone (RFC 4007), without which they lead nowhere."""
-    found = itertools.chain.from_iterable(psutil.net_if_addrs().values())
-    return sorted({entry.address for entry in found if entry.family in {socket.AF_INET, socket.AF_INET6}})
+    """Return the addresses of this host, link-local ones with their zone (RFC 4007), without which they are useless."""
+    entries = itertools.chain.from_iterable(psutil.net_if_addrs().values())
+    return sorted({entry.address for entry in entries if entry.family in {socket.AF_INET, socket.AF_INET6}})
 
 
-def _outside() -> set[str]:
-    """Addresses at which other hosts find this one, and those that stand for all of them."""
-    return {
-        *WILDCARDS,
-        *(one for one in (text.partition("%")[0] for text in _local_addresses()) if not is_loopback(one)),
-    }
+def _external_addresses() -> set[str]:
+    """Return the addresses at which other hosts reach this one, and the wildcards."""
+    hosts = {address.partition("%")[0] for address in _local_addresses()}
+    return {*WILDCARDS, *(host for host in hosts if not is_loopback(host))}
 
 
 def _listening(pid: int, admin: AdminAddress) -> set[tuple[str, int]]:
-    """Where the process listens, and whoever does on the admin's port."""
+    """Return where the process listens, and where any other process does on the admin's port."""
     try:
         bound: Iterable[Any] = psutil.net_connections("tcp")
     except psutil.AccessDenied:
         bound = ()
     port = admin.port if isinstance(admin, TcpAdmin) else 0
-    found = {item.laddr for item in bound if item.status == psutil.CONN_LISTEN and item.laddr.port == port}
+    listening = {item.laddr for item in bound if item.status == psutil.CONN_LISTEN and item.laddr.port == port}
     try:
         own = psutil.Process(pid).net_connections("tcp")
     except psutil.NoSuchProcess:
         own = []
-    found |= {item.laddr for item in own if item.status == psutil.CONN_LISTEN}
-    return {(address.ip, address.port) for address in found}
+    listening |= {item.laddr for item in own if item.status == psutil.CONN_LISTEN}
+    return {(address.ip, address.port) for address in listening}
 
 
 def _open_sockets(pid: int, admin: AdminAddress) -> list[str]:
-    """Unix sockets of the process that other users may connect to, in another container as well."""
+    """Return Unix sockets of the process that other users may connect to, also from another container."""
     try:
         inodes = {link[8:-1] for link in _descriptors(pid) if link.startswith("socket:[")}
         lines = Path(f"/proc/{pid}/net/unix").read_text(errors="replace").splitlines()[1:]
@@ -255,20 +257,20 @@ def _open_sockets(pid: int, admin: AdminAddress) -> list[str]:
             raise
         return []
     fields = [line.split(maxsplit=7) for line in lines]
-    own = [one for one in fields if len(one) == 8 and int(one[3], 16) & _LISTENS and one[6] in inodes]
-    # Whoever reaches an abstract one is on this host's network, as whoever reaches an admin on loopback.
+    own = [line[7] for line in fields if len(line) == 8 and int(line[3], 16) & _LISTENS and line[6] in inodes]
+    # An abstract socket is reached from this host's network only, as an admin on loopback is.
     only_paths = isinstance(admin, TcpAdmin)
-    return sorted({one[7] for one in own if _open_to_others(one[7]) and not (only_paths and one[7][0] == "@")})
+    return sorted({path for path in own if _open_to_others(path) and not (only_paths and path[0] == "@")})
 
 
 def _descriptors(pid: int) -> list[str]:
-    found = []
+    links = []
     for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - a large folder, names alone
         try:
-            found.append(os.readlink(f"/proc/{pid}/fd/{name}"))  # noqa: PTH115
+            links.append(os.readlink(f"/proc/{pid}/fd/{name}"))  # noqa: PTH115
         except OSError:
             continue
-    return found
+    return links
 
 
 def _open_to_others(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Whether Envoy serves, by what its admin says, and why not when not."""
+"""The state of an Envoy by its admin: whether it serves, and why not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kumadp.decoding import decode_json
 from kumadp.envoy.admin import AdminUnreachable
-from kumadp.envoy.admin_exposure import places_of
+from kumadp.envoy.admin_exposure import addresses_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -24,7 +24,7 @@ log = logging.getLogger("kumadp.envoy")
 # A stranger may have the port for a moment, and answer anything.
 _NO_ANSWER = (AdminUnreachable, ValueError, AttributeError, KeyError, TypeError)
 _WARMING = r"^listener_manager\.total_listeners_warming$"
-# Of what Envoy printed, in characters: the reason stands at its end.
+# Of what Envoy printed, in characters: the reason is at its end.
 _LONGEST_OUTPUT = 64 << 10
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _WORKERS = r"^listener_manager\.workers_started$"
@@ -41,7 +41,7 @@ _PASSING = "cannot bind"
 
 
 def configuration_error(lines: Sequence[str]) -> str | None:
-    """Why Envoy refused its configuration, in one line, by the last lines it printed; None where it did not."""
+    """Return in one line why Envoy refused its configuration, from the last lines it printed; None if it did not."""
     text = "\n".join(lines)[-_LONGEST_OUTPUT:]
     start, end = text.find(_ERROR), _END_OF_ERROR.search(text)
     if end is not None and 0 <= start < end.start() - len(_ERROR):
@@ -56,7 +56,7 @@ def configuration_error(lines: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """Of ``/server_info``: ``state`` as in LIVE, ``protocol`` of hot restart as in 11.104, ``workers`` in number."""
+    """Fields of ``/server_info``: ``state`` as in LIVE, ``protocol`` of hot restart as in 11.104."""
 
     epoch: int
     state: str
@@ -65,32 +65,32 @@ class ServerInfo:
 
 
 class ServerState:
-    """ReloadRequests an Envoy whether it serves; ``reason`` hears why not."""
+    """Queries an Envoy's admin. ``on_not_ready`` gets the reason why it does not serve."""
 
-    def __init__(self, admin: AdminClient, reason: Callable[[str], None]) -> None:
+    def __init__(self, admin: AdminClient, on_not_ready: Callable[[str], None]) -> None:
         self._admin = admin
-        self._reason = reason
+        self._on_not_ready = on_not_ready
 
     async def serves(self, *, dynamic: bool) -> bool:
-        """Whether Envoy is LIVE with its listeners, those of the control plane where it is ``dynamic``."""
+        """Return whether Envoy is LIVE with its listeners, with those of the control plane if it is ``dynamic``."""
         try:
             live, state = await self._admin.ready()
             if not live:
-                self._reason(f"Envoy is {state or 'not ready'}{_WAITS_FOR.get(state, '')}")
+                self._on_not_ready(f"Envoy is {state or 'not ready'}{_WAITS_FOR.get(state, '')}")
                 return False
             stats = await self._admin.stats(_STATS)
             return await self._has_listeners(stats, dynamic=dynamic)
         except _NO_ANSWER:
-            self._reason("Envoy's admin does not answer yet")
+            self._on_not_ready("Envoy's admin does not answer yet")
             return False
 
     async def _has_listeners(self, stats: dict[str, int], *, dynamic: bool) -> bool:
         value = {name.removeprefix("listener_manager."): number for name, number in stats.items()}
         if not value.get("workers_started"):
-            self._reason("Envoy's workers have not started")
+            self._on_not_ready("Envoy's workers have not started")
             return False
         if value.get("total_listeners_warming"):
-            self._reason(f"{value['total_listeners_warming']} listeners are warming")
+            self._on_not_ready(f"{value['total_listeners_warming']} listeners are warming")
             return False
         if not dynamic or value.get("lds.update_success"):
             return True
@@ -98,9 +98,9 @@ class ServerState:
             if value.get("total_listeners_active"):
                 log.warning("Envoy rejected some listeners: %s", await self._rejection())
                 return True
-            self._reason(f"Envoy rejected the listeners: {await self._rejection()}")
+            self._on_not_ready(f"Envoy rejected the listeners: {await self._rejection()}")
             return False
-        self._reason("no listeners from the control plane yet")
+        self._on_not_ready("no listeners from the control plane yet")
         return False
 
     async def _rejection(self) -> str:
@@ -109,10 +109,10 @@ class ServerState:
             entries = decode_json(body).get("configs", [])
         except (AdminUnreachable, ValueError):
             return "unknown"
-        told = [
+        reasons = [
             f"{entry.get('name')}: {entry['error_state'].get('details')}" for entry in entries if "error_state" in entry
         ]
-        return "; ".join(told) or "unknown"
+        return "; ".join(reasons) or "unknown"
 
     async def settled(self, deadline: float) -> None:
         """Return once no listener is warming, or after ``deadline`` seconds."""
@@ -130,32 +130,32 @@ class ServerState:
             return True
 
     async def listener_addresses(self, names: Collection[str]) -> set[tuple[str, int]] | None:
-        """Hosts and ports of the listeners of these names; None where the admin does not answer."""
+        """Return hosts and ports of the listeners of these names; None if the admin does not answer."""
         try:
             _, body = await self._admin.get("/listeners?format=json")
             statuses = decode_json(body)["listener_statuses"]
-            return {place for one in statuses if one["name"] in names for place in places_of(one)}
+            return {address for status in statuses if status["name"] in names for address in addresses_of(status)}
         except _NO_ANSWER:
             return None
 
     async def info(self) -> ServerInfo | None:
-        """What ``/server_info`` says, None where it does not answer."""
+        """Return what ``/server_info`` reports, None if the admin does not answer."""
         try:
             _, body = await self._admin.get("/server_info", timeout=1.0)
-            told = decode_json(body)
-            options = told["command_line_options"]
+            fields = decode_json(body)
+            options = fields["command_line_options"]
             epoch, workers = int(options["restart_epoch"]), int(options["concurrency"])
-            return ServerInfo(epoch, str(told["state"]), str(told["hot_restart_version"]), workers)
+            return ServerInfo(epoch, str(fields["state"]), str(fields["hot_restart_version"]), workers)
         except _NO_ANSWER:
             return None
 
     async def took_over(self, epoch: int) -> bool:
-        """Whether this epoch is LIVE, and so has the listeners; until it has the admin, the one before answers."""
+        """Return whether this epoch is LIVE, and so has the listeners; until it has the admin, the old one answers."""
         info = await self.info()
         if info is None or info.epoch != epoch:
             return False
         if info.state != "LIVE":
-            self._reason(f"the new Envoy is {info.state}{_WAITS_FOR.get(info.state, '')}")
+            self._on_not_ready(f"the new Envoy is {info.state}{_WAITS_FOR.get(info.state, '')}")
             return False
         try:
             return bool((await self._admin.stats(_WORKERS)).get("listener_manager.workers_started"))
@@ -163,7 +163,7 @@ class ServerState:
             return False
 
     async def addresses(self) -> frozenset[str]:
-        """Where Envoy listens, as JSON texts; empty where its admin does not answer."""
+        """Return where Envoy listens, as JSON texts; empty if its admin does not answer."""
         try:
             _, body = await self._admin.get("/listeners?format=json")
             return frozenset(_addresses(decode_json(body)))
@@ -171,9 +171,9 @@ class ServerState:
             return frozenset()
 
 
-def _addresses(told: dict[str, Any]) -> list[str]:
-    found = []
-    for status in told["listener_statuses"]:
+def _addresses(listeners: dict[str, Any]) -> list[str]:
+    addresses = []
+    for status in listeners["listener_statuses"]:
         for address in (status["local_address"], *status.get("additional_local_addresses", ())):
-            found.append(json.dumps(address, sort_keys=True))
-    return found
+            addresses.append(json.dumps(address, sort_keys=True))
+    return addresses

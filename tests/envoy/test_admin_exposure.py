@@ -1,4 +1,4 @@
-"""What in a configuration that Envoy runs leads others to its admin."""
+"""Listeners of a running configuration that lead others to the admin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from kumadp.bootstrap.admin_address import AdminAddress, TcpAdmin, UnixAdmin
-from kumadp.envoy.admin_exposure import ways
+from kumadp.envoy.admin_exposure import exposing_listeners
 from tests.bootstrap.hostile import TYPES, Tree, control_plane_listener, http_listener, manager
 from tests.support.scripted_control_plane import socket_address, static_listener
 
@@ -31,10 +31,10 @@ ELSEWHERE = {"socket_address": {"address": "127.0.0.1", "port_value": 8080}}
 def snake(tree: Any) -> Any:
     """Names as Envoy's admin writes them."""
     if isinstance(tree, list):
-        return [snake(one) for one in tree]
+        return [snake(item) for item in tree]
     if not isinstance(tree, dict):
         return tree
-    return {re.sub("[A-Z]", lambda found: "_" + found[0].lower(), key): snake(value) for key, value in tree.items()}
+    return {re.sub("[A-Z]", lambda match: "_" + match[0].lower(), key): snake(value) for key, value in tree.items()}
 
 
 class Admin:
@@ -45,10 +45,10 @@ class Admin:
         self._listener = snake(listener)
         self._clusters = clusters
         self._routes = routes
-        self.asked: list[str] = []
+        self.requested: list[str] = []
 
     async def get(self, path: str) -> tuple[int, bytes]:
-        self.asked.append(path)
+        self.requested.append(path)
         parts = urlsplit(path)
         query = {key: value[0] for key, value in parse_qs(parts.query).items()}
         return 200, json.dumps(self._answer(parts.path, query)).encode()
@@ -65,21 +65,23 @@ class Admin:
             )
         )
         if path == "/clusters":
-            found = {name: host for name, host in self._clusters.items() if pattern.search(name)}
+            hosts = {name: host for name, host in self._clusters.items() if pattern.search(name)}
             return {
                 "cluster_statuses": [
-                    {"name": name, "host_statuses": [{"address": host}]} for name, host in found.items()
+                    {"name": name, "host_statuses": [{"address": host}]} for name, host in hosts.items()
                 ]
             }
         if query["resource"] == "dynamic_listeners" and pattern.search(self._listener["name"]):
             return {"configs": [{"name": self._listener["name"], "active_state": {"listener": self._listener}}]}
         if query["resource"] == "dynamic_route_configs":
-            return {"configs": [{"route_config": snake(one)} for one in self._routes if pattern.search(one["name"])]}
+            return {
+                "configs": [{"route_config": snake(route)} for route in self._routes if pattern.search(route["name"])]
+            }
         return {"configs": []}
 
 
-async def found(admin: Admin, bound: set[tuple[str, int]] = BOUND, local: set[str] = set()) -> list[str]:  # noqa: B006
-    return await ways(cast("AdminClient", admin), bound, local)
+async def exposing(admin: Admin, bound: set[tuple[str, int]] = BOUND, local: set[str] = set()) -> list[str]:  # noqa: B006
+    return await exposing_listeners(cast("AdminClient", admin), bound, local)
 
 
 def over_http(match: Tree | None = None, **action: Any) -> Tree:
@@ -98,11 +100,11 @@ def by_matcher() -> Tree:
 OPEN = {
     "tcp": static_listener("open", PORT, "way", "0.0.0.0"),
     "http": over_http(),
-    "a path of its own": over_http({"path": "/x"}, prefixRewrite="/server_info"),
+    "another path": over_http({"path": "/x"}, prefixRewrite="/server_info"),
     "past /ready": over_http({"prefix": "/ready"}, prefixRewrite="/"),
     "past /ready by a policy": over_http({"prefix": "/ready"}, pathRewritePolicy={"name": "x"}),
     "past /ready by a format": over_http({"prefix": "/ready"}, pathRewrite="/quitquitquit"),
-    "the client says which cluster": over_http(clusterHeader="x-cluster"),
+    "the client names the cluster": over_http(clusterHeader="x-cluster"),
     "one of two by header": over_http(weightedClusters={"clusters": [{"clusterHeader": "x-cluster", "weight": 1}]}),
     "a tree of matchers": by_matcher(),
 }
@@ -111,8 +113,8 @@ OPEN = {
 @pytest.mark.parametrize("address", TARGET)
 @pytest.mark.parametrize("name", OPEN)
 async def test_a_listener_that_leads_to_it_is_named(address: AdminAddress, name: str) -> None:
-    assert await found(Admin(address, OPEN[name], {"way": TARGET[address]})) == ["open by way"]
-    assert await found(Admin(address, OPEN[name], {"way": ELSEWHERE})) == []
+    assert await exposing(Admin(address, OPEN[name], {"way": TARGET[address]})) == ["open by way"]
+    assert await exposing(Admin(address, OPEN[name], {"way": ELSEWHERE})) == []
 
 
 @pytest.mark.parametrize("address", TARGET)
@@ -120,10 +122,10 @@ async def test_what_the_control_plane_means_to_show_is_left_out(address: AdminAd
     port = 9901
     listener = control_plane_listener("kuma:envoy:admin", "the control plane's", port)
     admin = Admin(address, listener, {"kuma:envoy:admin": TARGET[address]})
-    assert await found(admin, {("192.0.2.1", port)}) == []
+    assert await exposing(admin, {("192.0.2.1", port)}) == []
     metrics = over_http({"path": "/metrics"}, prefixRewrite="/stats/prometheus")
-    assert await found(Admin(address, metrics, {"way": TARGET[address]})) == []
-    assert await found(Admin(address, over_http({"path": "/ready"}), {"way": TARGET[address]})) == []
+    assert await exposing(Admin(address, metrics, {"way": TARGET[address]})) == []
+    assert await exposing(Admin(address, over_http({"path": "/ready"}), {"way": TARGET[address]})) == []
 
 
 async def test_routes_that_come_by_themselves_count() -> None:
@@ -131,13 +133,13 @@ async def test_routes_that_come_by_themselves_count() -> None:
     config = listener["filterChains"][0]["filters"][0]["typedConfig"]
     routes = config.pop("routeConfig") | {"name": "routes (of +all)"}
     config["rds"] = {"routeConfigName": routes["name"]}
-    assert await found(Admin(TCP, listener, {"way": TARGET[TCP]}, routes)) == ["open by way"]
+    assert await exposing(Admin(TCP, listener, {"way": TARGET[TCP]}, routes)) == ["open by way"]
 
 
 async def test_a_listener_that_is_not_bound_for_others_is_not_read() -> None:
     admin = Admin(TCP, OPEN["tcp"], {"way": TARGET[TCP]})
-    assert await found(admin, {("0.0.0.0", PORT + 1)}) == []
-    assert admin.asked == ["/listeners?format=json"]
+    assert await exposing(admin, {("0.0.0.0", PORT + 1)}) == []
+    assert admin.requested == ["/listeners?format=json"]
 
 
 async def test_a_listener_that_redirected_traffic_alone_reaches_counts() -> None:
@@ -145,9 +147,9 @@ async def test_a_listener_that_redirected_traffic_alone_reaches_counts() -> None
     redirected = {("0.0.0.0", 15006)}
     listener = static_listener("inbound", PORT, "way", "192.0.2.1") | {"bindToPort": False}
     admin = Admin(TCP, listener, {"way": TARGET[TCP]})
-    assert await found(admin, redirected, {"192.0.2.1"}) == ["inbound by way"]
+    assert await exposing(admin, redirected, {"192.0.2.1"}) == ["inbound by way"]
     # The virtual address of a service: its clients are on this host.
-    assert await found(admin, redirected, {"192.0.2.2"}) == []
+    assert await exposing(admin, redirected, {"192.0.2.2"}) == []
 
 
 async def test_routes_of_a_scope_count() -> None:
@@ -156,15 +158,15 @@ async def test_routes_of_a_scope_count() -> None:
     routes = config.pop("routeConfig") | {"name": "scoped"}
     scope = {"routeConfigurationName": "scoped", "name": "x", "key": {}}
     config["scopedRoutes"] = {"scopedRouteConfigurationsList": {"scopedRouteConfigurations": [scope]}}
-    assert await found(Admin(TCP, listener, {"way": TARGET[TCP]}, routes)) == ["open by way"]
+    assert await exposing(Admin(TCP, listener, {"way": TARGET[TCP]}, routes)) == ["open by way"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0"])
 async def test_every_address_of_it_counts_and_another_one_of_loopback_does_not(host: str) -> None:
     clusters = {"way": {"socket_address": {"address": host, "port_value": 9901}}}
-    assert await found(Admin(TCP, OPEN["tcp"], clusters)) == ["open by way"]
+    assert await exposing(Admin(TCP, OPEN["tcp"], clusters)) == ["open by way"]
     clusters = {"way": snake(socket_address(9901, "127.0.0.2"))}
-    assert await found(Admin(TCP, OPEN["tcp"], clusters)) == []
+    assert await exposing(Admin(TCP, OPEN["tcp"], clusters)) == []
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b'{"listener_statuses": 5}', b'{"listener_statuses": [5]}'])
@@ -176,4 +178,4 @@ async def test_an_admin_that_answers_something_else_is_an_error(body: bytes) -> 
             return 200, body
 
     with pytest.raises(ValueError, match=r".+"):
-        await ways(cast("AdminClient", Odd()), BOUND)
+        await exposing_listeners(cast("AdminClient", Odd()), BOUND)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from kumadp.envoy.admin_probe import ASKED
+from kumadp.envoy.admin_probe import PROBED_PATHS
 from kumadp.errors import ExitCode
 from tests.support.daemon import Ports, run_kumadp
 from tests.support.netns import NEIGHBOUR, SIDECAR, SIDECAR_V6, Hosts, two_hosts
@@ -310,7 +310,7 @@ def test_another_program_on_the_admin_port_is_probed_and_accepted(hosts: Hosts, 
     requests = set(seen.read_text().splitlines())
     expected = {"GET /server_info HTTP/1.1", "hello of TLS"}
     if manner == "answer":
-        expected |= {f"GET {path} HTTP/1.1" for path in ASKED} | {f"CONNECT 127.0.0.1:{ports.admin} HTTP/1.1"}
+        expected |= {f"GET {path} HTTP/1.1" for path in PROBED_PATHS} | {f"CONNECT 127.0.0.1:{ports.admin} HTTP/1.1"}
     else:
         expected |= {"PROXY TCP4 127.0.0.1 127.0.0.1 1 1", "PRI * HTTP/2.0"}
     assert requests == expected
