@@ -18,7 +18,7 @@ from kumadp.host.log.secrets import redact, register
 from kumadp.host.state_dir import is_named, open_state_dir, state_dir_path
 from kumadp.host.work_dir import OUTPUT_SUFFIX
 from kumadp.metrics.own_page import Measuring
-from kumadp.otel.environment import read
+from kumadp.otel.environment import read_environment
 from kumadp.process.child import Command, OnParentDeath
 from kumadp.process.crash_records import CrashRecords
 from kumadp.settings.model import secret_variables
@@ -91,7 +91,7 @@ class Run:
         self.envoy_up = asyncio.Event()
         self.keeps = resolve_on_parent_death(settings.on_parent_death, find_container_sign(environ)) == "keep"
         self.children_environment: Mapping[str, str] = child_environment(environ, secret_variables())
-        for secret in read(environ).secrets():
+        for secret in read_environment(environ).secrets():
             register(secret)
 
     def take(self, work: WorkDir) -> None:

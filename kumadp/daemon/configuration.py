@@ -13,7 +13,7 @@ from kumadp.daemon.control import relay_socket_path
 from kumadp.daemon.loop import Asked, Refused
 from kumadp.daemon.sources import KumaSource, StandaloneSource
 from kumadp.host.facts import memory_limit
-from kumadp.otel.offer import offered
+from kumadp.otel.offer import pipe_offer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ class Configuration:
             versions,
             serves_probes=serves_probes,
             transparent=run.transparent,
-            otel_env=offered(settings, run.environ),
+            otel_env=pipe_offer(settings, run.environ),
         )
         run.status.counters["bootstrap"] = client.counted
         tokens, loop = TokenWatch(run.status, client.read_token), asyncio.get_running_loop()

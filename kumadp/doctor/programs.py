@@ -29,7 +29,7 @@ from kumadp.envoy.version import envoy_version, fits, fitting
 from kumadp.errors import PortsTaken
 from kumadp.host.net.ports import check_ports
 from kumadp.host.work_dir import RELAY_SOCKET, make_temporary, open_work_dir, temporary_folders
-from kumadp.otel.offer import offered
+from kumadp.otel.offer import pipe_offer
 from kumadp.process.child import Command
 from kumadp.resources.types import Dataplane
 
@@ -127,7 +127,7 @@ async def _bootstrap(subject: Subject, folder: str) -> list[Told]:
                 (version, ""),
                 serves_probes=_probes(subject) is not None,
                 transparent=subject.transparent,
-                otel_env=offered(settings, subject.environ),
+                otel_env=pipe_offer(settings, subject.environ),
             )
             relay = Path(folder) / RELAY_SOCKET if settings.xds_relay == "on" else None
             source = KumaSource(client, work, own, status, relay_path=relay)

@@ -1,6 +1,6 @@
-"""The OTEL_EXPORTER_OTLP_ variables of this process, and what the control plane is told of them (Kuma 2.14).
+"""The OTEL_EXPORTER_OTLP_ variables of this process, and the inventory of them for the control plane (Kuma 2.14).
 
-Their values stay here: the inventory says which are there and whether they can be used.
+The inventory lists which variables are set and whether they are valid; their values are not sent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SIGNALS = ("traces", "logs", "metrics")
 GRPC, HTTP = "grpc", "http/protobuf"
 _PREFIX = "OTEL_EXPORTER_OTLP_"
-# Fields by the name that Kuma has for them, and the end of their variables.
+# Kuma's names of the fields, and the suffixes of their variables.
 _FIELDS = {
     "endpoint": "ENDPOINT",
     "protocol": "PROTOCOL",
@@ -31,8 +31,8 @@ _FIELDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """What is set for all signals, or for one; ``signal`` is shared for the former. Nothing is empty."""
+class OtelVariables:
+    """The variables of one signal, or of all signals (``signal`` is ``shared``); ``fields`` has no empty values."""
 
     signal: str
     fields: Mapping[str, str]
@@ -42,135 +42,138 @@ class Layer:
 
     @property
     def protocol(self) -> str | None:
-        """That which is set and known."""
-        told = self["protocol"]
-        return told if told in {GRPC, HTTP} else None
+        """The protocol, None if it is not set or not supported."""
+        protocol = self["protocol"]
+        return protocol if protocol in {GRPC, HTTP} else None
 
     @property
     def headers(self) -> dict[str, str]:
-        """Pairs with commas, values percent-encoded (OpenTelemetry's specification of OTLP exporters)."""
+        """The headers: pairs with commas, values percent-encoded (OpenTelemetry's specification of OTLP exporters)."""
         pairs = (pair.partition("=") for pair in (self["headers"] or "").split(","))
         return {name.strip(): unquote(value.strip()) for name, equals, value in pairs if equals and name.strip()}
 
     @property
     def timeout(self) -> float | None:
-        """Seconds; the variable has milliseconds."""
-        told = self["timeout"] or ""
-        return int(told) / 1000 if told.isascii() and told.isdigit() else None
+        """The timeout in seconds; the variable is in milliseconds."""
+        text = self["timeout"] or ""
+        return int(text) / 1000 if text.isascii() and text.isdigit() else None
 
     @property
     def gzip(self) -> bool | None:
-        """Whether to compress."""
+        """Whether messages are compressed; None if the variable is not set or not valid."""
         return {"gzip": True, "none": False}.get((self["compression"] or "").lower())
 
     @property
     def insecure(self) -> bool | None:
-        """As Go reads booleans."""
-        told = self["insecure"] or ""
-        if told in {"1", "t", "T", "true", "TRUE", "True"}:
+        """Whether TLS is off, parsed as Go parses booleans; None if the variable is not set or not valid."""
+        text = self["insecure"] or ""
+        if text in {"1", "t", "T", "true", "TRUE", "True"}:
             return True
-        return False if told in {"0", "f", "F", "false", "FALSE", "False"} else None
+        return False if text in {"0", "f", "F", "false", "FALSE", "False"} else None
 
     @property
     def url(self) -> SplitResult | None:
-        """The endpoint where it is a URL with a host, and no mere host and port."""
+        """The endpoint if it is a URL with a host; None if it is only host and port."""
         try:
-            found = urlsplit(self["endpoint"] or "")
+            url = urlsplit(self["endpoint"] or "")
         except ValueError:
             return None
-        return found if found.scheme and found.netloc else None
+        return url if url.scheme and url.netloc else None
 
 
 @dataclass(frozen=True, slots=True)
-class Environment:
-    """The layers by signal, ``shared`` for all of them; ``host_ip`` is where a collector without a host is."""
+class OtelEnvironment:
+    """The variables by signal, ``shared`` for all signals; ``host_ip`` is the host of endpoints that have none."""
 
-    shared: Layer
-    traces: Layer
-    logs: Layer
-    metrics: Layer
+    shared: OtelVariables
+    traces: OtelVariables
+    logs: OtelVariables
+    metrics: OtelVariables
     host_ip: str = ""
 
-    def of(self, signal: str) -> Layer:
-        """The layer of one signal."""
+    def of(self, signal: str) -> OtelVariables:
+        """Return the variables of one signal."""
         return {"traces": self.traces, "logs": self.logs, "metrics": self.metrics}[signal]
 
     def secrets(self) -> Iterator[str]:
-        """Values of headers, as they are set and as they are sent."""
-        for layer in (self.shared, self.traces, self.logs, self.metrics):
-            for pair in (layer["headers"] or "").split(","):
+        """Return the values of headers, as they are set and as they are sent."""
+        for variables in (self.shared, self.traces, self.logs, self.metrics):
+            for pair in (variables["headers"] or "").split(","):
                 yield pair.partition("=")[2].strip()
-            yield from layer.headers.values()
+            yield from variables.headers.values()
 
 
-def read(environ: Mapping[str, str]) -> Environment:
-    """What is set; blank counts as not."""
+def read_environment(environ: Mapping[str, str]) -> OtelEnvironment:
+    """Read the variables; blank ones count as not set."""
 
-    def layer(signal: str) -> Layer:
+    def variables(signal: str) -> OtelVariables:
         prefix = _PREFIX + ("" if signal == "shared" else f"{signal.upper()}_")
-        found = ((field, environ.get(prefix + end, "").strip()) for field, end in _FIELDS.items())
-        return Layer(signal, {field: value for field, value in found if value})
+        values = ((field, environ.get(prefix + suffix, "").strip()) for field, suffix in _FIELDS.items())
+        return OtelVariables(signal, {field: value for field, value in values if value})
 
-    shared, traces, logs, metrics = (layer(signal) for signal in ("shared", *SIGNALS))
-    return Environment(shared, traces, logs, metrics, environ.get("HOST_IP", "").strip())
+    shared, traces, logs, metrics = (variables(signal) for signal in ("shared", *SIGNALS))
+    return OtelEnvironment(shared, traces, logs, metrics, environ.get("HOST_IP", "").strip())
 
 
-def inventory(environment: Environment) -> dict[str, Any]:
-    """The ``otelEnv`` of a bootstrap request where the pipe is on; what is empty is left out."""
+def inventory(environment: OtelEnvironment) -> dict[str, Any]:
+    """Return the ``otelEnv`` of a bootstrap request when the pipe is enabled; empty parts are omitted."""
     shared = environment.shared
-    layers = {"shared": _told(shared, None), **{name: _told(environment.of(name), shared) for name in SIGNALS}}
-    errors = [error for layer in layers.values() for error in layer.get("validationErrors", ())]
-    found: dict[str, Any] = {"pipeEnabled": True, **{name: layer for name, layer in layers.items() if layer}}
-    return {**found, "validationErrors": errors} if errors else found
+    inventories = {"shared": _inventory_of(shared, None)}
+    inventories |= {signal: _inventory_of(environment.of(signal), shared) for signal in SIGNALS}
+    errors = [error for entry in inventories.values() for error in entry.get("validationErrors", ())]
+    entries: dict[str, Any] = {"pipeEnabled": True}
+    entries |= {signal: entry for signal, entry in inventories.items() if entry}
+    return {**entries, "validationErrors": errors} if errors else entries
 
 
-def _told(layer: Layer, shared: Layer | None) -> dict[str, Any]:
-    if not layer.fields:
+def _inventory_of(variables: OtelVariables, shared: OtelVariables | None) -> dict[str, Any]:
+    if not variables.fields:
         return {}
-    signal, url, errors = layer.signal, layer.url, []
+    signal, url, errors = variables.signal, variables.url, []
     protocol = ""
-    if layer["protocol"] is not None:
-        protocol = layer.protocol or "unknown"
-        if layer.protocol is None:
+    if variables["protocol"] is not None:
+        protocol = variables.protocol or "unknown"
+        if variables.protocol is None:
             errors.append(f"{signal}.protocol")
-    if url is not None and url.path and _protocol_of(layer, shared) == GRPC:
+    if url is not None and url.path and _protocol_of(variables, shared) == GRPC:
         errors.append(f"{signal}.endpoint")
-    if layer["compression"] is not None and layer.gzip is None:
+    if variables["compression"] is not None and variables.gzip is None:
         errors.append(f"{signal}.compression")
-    if layer["timeout"] is not None and layer.timeout is None:
+    if variables["timeout"] is not None and variables.timeout is None:
         errors.append(f"{signal}.timeout")
-    certificates = layer["clientCertificate"] is not None, layer["clientKey"] is not None
+    certificates = variables["clientCertificate"] is not None, variables["clientKey"] is not None
     if certificates[0] != certificates[1]:
         errors.append(f"{signal}.mtls")
     mode = "none"
     if all(certificates):
         mode = "mtls"
-    elif layer["certificate"] is not None:
+    elif variables["certificate"] is not None:
         mode = "tls"
-    elif layer["headers"] is not None:
+    elif variables["headers"] is not None:
         mode = "headers"
-    overrides = sorted(field for field, value in layer.fields.items() if shared is not None and shared[field] != value)
-    found: dict[str, Any] = {
+    shared_fields = shared.fields if shared is not None else variables.fields
+    overrides = sorted(field for field, value in variables.fields.items() if shared_fields.get(field) != value)
+    entries: dict[str, Any] = {
         "signal": signal,
-        "endpointPresent": layer["endpoint"] is not None,
+        "endpointPresent": variables["endpoint"] is not None,
         "endpointParsedAsURL": url is not None,
         "endpointHasPath": url is not None and url.path != "",
-        **{f"{field}Present": layer[field] is not None for field in _FIELDS if field != "endpoint"},
+        **{f"{field}Present": variables[field] is not None for field in _FIELDS if field != "endpoint"},
         "effectiveProtocol": protocol,
         "effectiveAuthMode": mode,
         "overrideKinds": overrides,
         "validationErrors": errors,
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in entries.items() if value}
 
 
-def _protocol_of(layer: Layer, shared: Layer | None) -> str:
-    for told in (layer, shared):
-        if told is not None and told["protocol"] is not None:
-            return told.protocol or "unknown"
+def _protocol_of(own: OtelVariables, shared: OtelVariables | None) -> str:
+    for variables in (own, shared):
+        if variables is not None and variables["protocol"] is not None:
+            return variables.protocol or "unknown"
     return GRPC
 
 
-def longest(timeout: float | None, default: float) -> float:
-    """Seconds that an export may take: none, and 0, is ``default``."""
+def timeout_or_default(timeout: float | None, default: float) -> float:
+    """Return the timeout of an export in seconds; ``default`` if it is None, 0 or not finite."""
     return timeout if timeout and math.isfinite(timeout) else default

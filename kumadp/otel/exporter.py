@@ -1,6 +1,6 @@
-"""OpenTelemetry's own exporter of metrics, OTLP by gRPC, for one Unix socket (extra ``kumadp[otel]``).
+"""OpenTelemetry's own exporter of metrics, OTLP over gRPC, for one Unix socket (extra ``kumadp[otel]``).
 
-Imported with the first push, in its thread: 0.25 s and 19 MB, most of it gRPC's and protobuf's.
+Imported with the first push, in its thread: the import takes 0.25 s and 19 MB, most of it for gRPC and protobuf.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-# gRPC's core writes to stderr by itself, and hooks into every fork.
+# Otherwise gRPC's core writes to stderr, and hooks into every fork.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
@@ -25,7 +25,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
 from kumadp.host.log.secrets import redact
 from kumadp.otel.export_types import ExportFailed
-from kumadp.otel.otlp import Mapper, Said
+from kumadp.otel.metric_mapper import MetricMapper, ScopedPiece
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,24 +33,24 @@ if TYPE_CHECKING:
     from kumadp.otel.export_types import CompressedPiece, ExportOptions
 
 _SDK = logging.getLogger("opentelemetry")
-# It says nothing twice in a minute, whoever of several it is.
+# Its filter drops a message that repeats within a minute, even if another exporter logs it.
 logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter").filters.clear()
-_LONGEST = 1024
-# A push computes for seconds where metrics are many, and the loop has to wait for its turn as long as this (Python's
-# own value is ten times as much).
+_MAX_FAILURE_TEXT = 1024
+# With many metrics a push computes for seconds, and the event loop waits up to this long for its turn (Python's default
+# is ten times as much).
 sys.setswitchinterval(0.0005)
-# What was imported stays. Points are made by the thousand, and each time Python looked for garbage among all there is
-# the loop stood still for 100 ms.
+# Exempt the imported modules from garbage collection. A push creates points by the thousand, and each full collection
+# stopped the loop for 100 ms.
 gc.freeze()
 
 
 class Exporter:
-    """Pushes to the socket at ``path``. Its methods block; `close`, from another thread, ends what they wait for."""
+    """Pushes to the socket at ``path``. Its methods block; `close`, called in another thread, interrupts them."""
 
     def __init__(self, path: str, options: ExportOptions) -> None:
         _SDK.propagate = False
         own = Resource({"service.name": options.service} if options.service else {})
-        # OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME go before.
+        # OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME take precedence.
         self._resource = own.merge(OTELResourceDetector().detect())
         self._exporter = OTLPMetricExporter(
             endpoint=f"unix://{path}",
@@ -60,28 +60,28 @@ class Exporter:
             compression=Compression.Gzip if options.gzip else Compression.NoCompression,
         )
 
-    def push(self, kept: Iterable[CompressedPiece], within: float) -> int:
-        """Push all of it within so many seconds; how many messages it took. Raises ExportFailed."""
+    def push(self, pieces: Iterable[CompressedPiece], within: float) -> int:
+        """Push all pieces within so many seconds; return the number of messages. Raises ExportFailed."""
         until = time.monotonic() + within
-        mapper = Mapper(self._resource, time.time_ns())
+        mapper = MetricMapper(self._resource, time.time_ns())
         number = 0
-        with _heard() as said:
-            for message in mapper.messages(Said(one.scope, one.piece) for one in kept):
+        with _captured_log() as captured:
+            for message in mapper.messages(ScopedPiece(piece.scope, piece.piece) for piece in pieces):
                 if time.monotonic() > until:
-                    raise ExportFailed(f"not all of it was taken within {within:g} s")
+                    raise ExportFailed(f"not all metrics were accepted within {within:g} s")
                 if self._exporter.export(message) is not MetricExportResult.SUCCESS:
-                    raise ExportFailed(said.last or "it was not taken")
+                    raise ExportFailed(captured.last or "the metrics were not accepted")
                 number += 1
         return number
 
     def close(self) -> None:
-        """Push no more."""
-        with _heard():
+        """Push no more, and interrupt the push under way."""
+        with _captured_log():
             self._exporter.shutdown()
 
 
-class _Heard(logging.Handler):
-    """The SDK says why it failed to its log alone."""
+class _LastMessage(logging.Handler):
+    """Captures this thread's last log message of the SDK, which reports the reason of a failure only there."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -90,12 +90,12 @@ class _Heard(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.thread == self._thread:
-            self.last = redact(" ".join(record.getMessage().split()))[:_LONGEST]
+            self.last = redact(" ".join(record.getMessage().split()))[:_MAX_FAILURE_TEXT]
 
 
 @contextlib.contextmanager
-def _heard() -> Iterator[_Heard]:
-    handler = _Heard()
+def _captured_log() -> Iterator[_LastMessage]:
+    handler = _LastMessage()
     _SDK.addHandler(handler)
     try:
         yield handler

@@ -1,11 +1,11 @@
-"""Whether the pipe can be offered to a control plane: the extra is there, and the setting says so."""
+"""The offer of the pipe to a control plane, made if the extra is installed and the setting enables the pipe."""
 
 from __future__ import annotations
 
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from kumadp.otel.environment import inventory, read
+from kumadp.otel.environment import inventory, read_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from kumadp.settings.model import Settings
 
 
-def installed() -> bool:
-    """Whether the extra is there; imports none of it."""
+def is_installed() -> bool:
+    """Return whether the extra is installed; imports none of it."""
     try:
         return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None
     except ModuleNotFoundError:
         return False
 
 
-def offered(settings: Settings, environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """The ``otelEnv`` of a bootstrap request; None where the pipe is off or cannot be served."""
-    return inventory(read(environ)) if settings.otel_pipe_enabled and installed() else None
+def pipe_offer(settings: Settings, environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the ``otelEnv`` of a bootstrap request; None if the pipe is disabled or the extra is missing."""
+    return inventory(read_environment(environ)) if settings.otel_pipe_enabled and is_installed() else None

@@ -6,9 +6,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.otel.environment import longest, read
-from kumadp.otel.offer import installed
-from kumadp.otel.pipe import Pipe, Wanted
+from kumadp.otel.backend_spec import BackendSpec
+from kumadp.otel.environment import read_environment, timeout_or_default
+from kumadp.otel.offer import is_installed
+from kumadp.otel.pipe import Pipe
 from kumadp.resources.dynconf_bodies import MESH_METRIC, OTEL
 from kumadp.settings.values import BadValue, parse_duration
 
@@ -43,8 +44,8 @@ class Exporting:
     ) -> None:
         self._run = run
         self._service = service
-        self._environment = read(run.environ)
-        self._installed = installed()
+        self._environment = read_environment(run.environ)
+        self._installed = is_installed()
         self._direct: dict[str, float] = {}
         self._piped: dict[str, float] = {}
         self._said = said
@@ -74,7 +75,7 @@ class Exporting:
         from kumadp.otel.routes import routes, usable_for_metrics
 
         wanted = [
-            Wanted(one.name, Path(one.socket_path), routes(one, self._environment))
+            BackendSpec(one.name, Path(one.socket_path), routes(one, self._environment))
             for one in (body.backends if body is not None else None) or ()
         ]
         try:
@@ -103,7 +104,7 @@ class Exporting:
         from kumadp.otel.push import Pusher
 
         flush = min(_FLUSH, self._run.settings.drain_time)
-        pusher = Pusher(self._said, self._options, concern=self._push_concern, flush=flush)
+        pusher = Pusher(self._said, self._options, set_warning=self._push_concern, flush=flush)
         # Later than Envoy, so that it is left before Envoy, through which it pushes.
         self._run.stack.start(pusher, stop_deadline=flush + 1)
         return pusher
@@ -116,7 +117,7 @@ class Exporting:
             self._service(),
             own.headers or shared.headers,
             bool(shared.gzip if own.gzip is None else own.gzip),
-            longest(own.timeout, longest(shared.timeout, _TIMEOUT)),
+            timeout_or_default(own.timeout, timeout_or_default(shared.timeout, _TIMEOUT)),
         )
 
     def _status(self) -> dict[str, object]:

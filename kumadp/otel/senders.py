@@ -1,4 +1,4 @@
-"""Sends OTLP messages as they are, raw bytes, to collectors: by gRPC, or by HTTP with protobuf bodies (OTLP 1.x)."""
+"""Senders of OTLP messages, as raw bytes, to collectors: gRPC, or HTTP with protobuf bodies (OTLP 1.x)."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession
 
     from kumadp.grpc.client import GrpcConnection
-    from kumadp.otel.routes import Route, Target
+    from kumadp.otel.routes import Collector, Route
 
 UNKNOWN, DEADLINE_EXCEEDED = 2, 4
-# Who sent it may try again (OTLP's specification, "Retryable Response Codes").
+# After these the sender may retry (OTLP's specification, "Retryable Response Codes").
 _RETRYABLE = {429, 502, 503, 504}
-# So much of what a collector says against it is quoted (kuma-dp 2.14), in bytes.
-QUOTED = 1024
+# Length of a collector's error message that is quoted, in bytes (as in kuma-dp 2.14).
+MAX_QUOTED = 1024
 _SERVICES = {"traces": "trace", "logs": "logs", "metrics": "metrics"}
-# Where the collector's Unix socket is, its TCP, or its name server cannot be asked (seconds).
+# Deadline for the resolution of a collector's name (seconds).
 _RESOLVE_SECONDS = 5.0
-# A message of this size or more is packed in a thread.
+# Messages of at least this size are compressed in a thread (bytes).
 _LARGE = 64 << 10
 
 
 def method(signal: str) -> str:
-    """The path of a signal's Export (opentelemetry-proto, collector/*/v1)."""
+    """Return the gRPC path of a signal's Export (opentelemetry-proto, collector/*/v1)."""
     name = _SERVICES[signal]
     return f"/opentelemetry.proto.collector.{name}.v1.{name.capitalize()}Service/Export"
 
 
-class Refused(Exception):
-    """It was not taken; ``status`` is a gRPC code."""
+class ExportRejected(Exception):
+    """The collector did not accept the message, or is unreachable; ``status`` is a gRPC code."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -48,170 +48,172 @@ class Refused(Exception):
 
 
 class Sender(Protocol):
-    """A connection to a collector, opened with the first message and again where it broke."""
+    """A connection to a collector, opened with the first message and reopened after it broke."""
 
     async def send(self, signal: str, route: Route, message: bytes) -> bytes:
-        """What the collector answers; raises Refused."""
+        """Send a message; return the collector's response. Raises ExportRejected."""
 
     async def close(self) -> None:
-        """End it."""
+        """Close the connection."""
 
 
-def sender_for(target: Target) -> Sender:
-    """By the protocol of the target."""
-    return HttpSender(target) if target.protocol == HTTP else GrpcSender(target)
+def sender_for(collector: Collector) -> Sender:
+    """Return a sender for the collector's protocol."""
+    return HttpSender(collector) if collector.protocol == HTTP else GrpcSender(collector)
 
 
 class GrpcSender:
     """gRPC over one connection."""
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._wire: GrpcConnection | None = None
-        self._dialling = asyncio.Lock()
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+        self._connection: GrpcConnection | None = None
+        self._connect_lock = asyncio.Lock()
 
     async def send(self, signal: str, route: Route, message: bytes) -> bytes:
-        """What the collector answers; raises Refused."""
+        """Send a message; return the collector's response. Raises ExportRejected."""
         headers = {name.lower(): value for name, value in route.headers.items()}
         if route.gzip:
             headers["grpc-encoding"] = "gzip"
-            message = await _packed(message)
-        bound = asyncio.timeout(route.timeout)
+            message = await _compress(message)
+        timeout = asyncio.timeout(route.timeout)
         try:
-            async with bound:
+            async with timeout:
                 return await self._send(method(signal), headers, message, packed=route.gzip)
         except (OSError, ValueError) as error:
-            if bound.expired():
-                raise _late(route) from None
-            raise Refused(UNAVAILABLE, f"the collector cannot be reached: {_reason(error)}") from None
+            if timeout.expired():
+                raise _timed_out(route) from None
+            raise ExportRejected(UNAVAILABLE, f"the collector is unreachable: {_reason(error)}") from None
         except StreamEnded as ended:
-            text = ended.text.encode()[:QUOTED].decode(errors="replace")
+            text = ended.text.encode()[:MAX_QUOTED].decode(errors="replace")
             if ended.status is None:
-                raise Refused(UNAVAILABLE, f"the connection to the collector broke: {text}") from None
-            raise Refused(
-                ended.status or UNKNOWN, f"the collector answers with status {ended.status}: {text}"
+                raise ExportRejected(UNAVAILABLE, f"the connection to the collector broke: {text}") from None
+            raise ExportRejected(
+                ended.status or UNKNOWN, f"the collector responded with status {ended.status}: {text}"
             ) from None
 
     async def close(self) -> None:
-        """End it."""
-        await self._drop(self._wire)
+        """Close the connection."""
+        await self._drop(self._connection)
 
     async def _send(self, path: str, headers: dict[str, str], message: bytes, *, packed: bool) -> bytes:
-        wire = await self._connected()
+        connection = await self._connected()
         try:
-            return await _ask(wire, path, headers, message, packed=packed)
+            return await _exchange(connection, path, headers, message, packed=packed)
         except StreamEnded as ended:
             if ended.status is not None:
                 raise
-            # It had ended before it was used, as a collector that is started again does: once more.
-            await self._drop(wire)
-        wire = await self._connected()
+            # The connection had ended before it was used, as when a collector was restarted: retry once.
+            await self._drop(connection)
+        connection = await self._connected()
         try:
-            return await _ask(wire, path, headers, message, packed=packed)
+            return await _exchange(connection, path, headers, message, packed=packed)
         except StreamEnded as ended:
             if ended.status is None:
-                await self._drop(wire)
+                await self._drop(connection)
             raise
 
     async def _connected(self) -> GrpcConnection:
-        async with self._dialling:
-            if self._wire is None:
-                target, address = self._target, self._target.address
-                tls = await asyncio.to_thread(_tls, target) if target.tls else None
+        async with self._connect_lock:
+            if self._connection is None:
+                collector, address = self._collector, self._collector.address
+                tls = await asyncio.to_thread(_tls, collector) if collector.tls else None
                 name = "localhost" if isinstance(address, str) else server_name(address[0])
                 failure: OSError | None = None
-                for numeric in [address] if isinstance(address, str) else await _resolved(address):
+                for ip_address in [address] if isinstance(address, str) else await _resolved(address):
                     try:
-                        # Collectors take pings without calls for an attack (grpc-go's default policy).
-                        self._wire = await connect(
-                            numeric, authority=target.authority, tls=tls, server_name=name, ping=None
+                        # Collectors treat pings without calls as an attack (grpc-go's default policy).
+                        self._connection = await connect(
+                            ip_address, authority=collector.authority, tls=tls, server_name=name, ping=None
                         )
                         break
                     except OSError as error:
                         failure = error
-                if self._wire is None:
-                    raise failure or OSError("it has no address")
-            return self._wire
+                if self._connection is None:
+                    raise failure or OSError("its name has no address")
+            return self._connection
 
-    async def _drop(self, wire: GrpcConnection | None) -> None:
-        if wire is not None:
-            if self._wire is wire:
-                self._wire = None
-            await wire.close()
+    async def _drop(self, connection: GrpcConnection | None) -> None:
+        if connection is not None:
+            if self._connection is connection:
+                self._connection = None
+            await connection.close()
 
 
-async def _ask(wire: GrpcConnection, path: str, headers: dict[str, str], message: bytes, *, packed: bool) -> bytes:
-    call = await wire.call(path, headers)
+async def _exchange(
+    connection: GrpcConnection, path: str, headers: dict[str, str], message: bytes, *, packed: bool
+) -> bytes:
+    call = await connection.call(path, headers)
     try:
         await call.send(message, last=True, packed=packed)
-        answer = await call.receive(unpack=True)
+        response = await call.receive(unpack=True)
         try:
             await call.receive(unpack=True)
         except StreamEnded as ended:
             if ended.status != OK:
                 raise
-        return answer
+        return response
     finally:
         call.close()
 
 
 class HttpSender:
-    """HTTP/1.1 with kept connections."""
+    """HTTP/1.1 with persistent connections."""
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
         self._session: ClientSession | None = None
-        self._opening = asyncio.Lock()
+        self._session_lock = asyncio.Lock()
 
     async def send(self, signal: str, route: Route, message: bytes) -> bytes:
-        """What the collector answers, empty where that is no protobuf; raises Refused."""
+        """Send a message; return the response, empty if it is not protobuf. Raises ExportRejected."""
         import aiohttp
         from yarl import URL
 
-        del signal  # The route has its path.
+        del signal  # It is part of the route's path.
         headers = {**route.headers, "content-type": "application/x-protobuf"}
         if route.gzip:
             headers["content-encoding"] = "gzip"
-            message = await _packed(message)
-        scheme = "https" if self._target.tls else "http"
-        address = self._target.address
+            message = await _compress(message)
+        scheme = "https" if self._collector.tls else "http"
+        address = self._collector.address
         host, port = ("localhost", None) if isinstance(address, str) else address
-        place = host if port is None else with_port(host, port)
-        url = URL(f"{scheme}://{place}{route.path}", encoded=True)
-        # The name that is verified is not always the one that is resolved.
+        authority = host if port is None else with_port(host, port)
+        url = URL(f"{scheme}://{authority}{route.path}", encoded=True)
+        # The name that is verified may differ from the one that is resolved.
         if not any(name.lower() == "host" for name in headers):
-            headers["host"] = self._target.authority
-        bound = asyncio.timeout(route.timeout)
+            headers["host"] = self._collector.authority
+        timeout = asyncio.timeout(route.timeout)
         try:
-            async with bound:
+            async with timeout:
                 session = await self._opened()
                 async with session.post(
                     url, data=message, headers=headers, allow_redirects=False, server_hostname=server_name(host)
-                ) as answer:
-                    if 200 <= answer.status < 300:
-                        is_protobuf = answer.content_type == "application/x-protobuf"
-                        return await answer.read() if is_protobuf else b""
-                    body = (await answer.content.read(QUOTED)).decode(errors="replace").strip()
-                    status = UNAVAILABLE if answer.status in _RETRYABLE else UNKNOWN
-                    said = f"the collector answers with status {answer.status}{f': {body}' if body else ''}"
-                    raise Refused(status, said)
+                ) as response:
+                    if 200 <= response.status < 300:
+                        is_protobuf = response.content_type == "application/x-protobuf"
+                        return await response.read() if is_protobuf else b""
+                    body = (await response.content.read(MAX_QUOTED)).decode(errors="replace").strip()
+                    status = UNAVAILABLE if response.status in _RETRYABLE else UNKNOWN
+                    reason = f"the collector responded with status {response.status}{f': {body}' if body else ''}"
+                    raise ExportRejected(status, reason)
         except (OSError, aiohttp.ClientError, ValueError) as error:
-            if bound.expired():
-                raise _late(route) from None
-            raise Refused(UNAVAILABLE, f"the collector cannot be reached: {_reason(error)}") from None
+            if timeout.expired():
+                raise _timed_out(route) from None
+            raise ExportRejected(UNAVAILABLE, f"the collector is unreachable: {_reason(error)}") from None
 
     async def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         if self._session is not None:
             await self._session.close()
 
     async def _opened(self) -> ClientSession:
         import aiohttp
 
-        async with self._opening:
+        async with self._session_lock:
             if self._session is None:
-                target, address = self._target, self._target.address
-                tls = await asyncio.to_thread(_tls, target) if target.tls else True
+                collector, address = self._collector, self._collector.address
+                tls = await asyncio.to_thread(_tls, collector) if collector.tls else True
                 connector: aiohttp.BaseConnector
                 if isinstance(address, str):
                     connector = aiohttp.UnixConnector(address)
@@ -223,7 +225,7 @@ class HttpSender:
             return self._session
 
 
-async def _packed(message: bytes) -> bytes:
+async def _compress(message: bytes) -> bytes:
     if len(message) < _LARGE:
         return gzip.compress(message, 1)
     return await asyncio.to_thread(gzip.compress, message, 1)
@@ -231,22 +233,22 @@ async def _packed(message: bytes) -> bytes:
 
 async def _resolved(address: tuple[str, int]) -> list[tuple[str, int]]:
     async with asyncio.timeout(_RESOLVE_SECONDS):
-        found = await asyncio.get_running_loop().getaddrinfo(*address, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys((address_text(info[4]), address[1]) for info in found))
+        infos = await asyncio.get_running_loop().getaddrinfo(*address, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys((address_text(info[4]), address[1]) for info in infos))
 
 
-def _tls(target: Target) -> ssl.SSLContext:
-    """Reads files: each connection has them as they are then. Raises OSError (ssl.SSLError is), NoTrustAnchor."""
+def _tls(collector: Collector) -> ssl.SSLContext:
+    """Return a TLS context from files, read for each connection. Raises OSError (also ssl.SSLError), NoTrustAnchor."""
     try:
-        context = client_context(read_anchors_file(target.certificate) if target.certificate else None)
+        context = client_context(read_anchors_file(collector.certificate) if collector.certificate else None)
     except OSError as error:
-        raise OSError(f"its CA {target.certificate} cannot be read: {_strerror(error)}") from None
-    if target.client_certificate:
+        raise OSError(f"its CA {collector.certificate} cannot be read: {_strerror(error)}") from None
+    if collector.client_certificate:
         try:
-            # Without a password OpenSSL would ask for one on the terminal.
-            context.load_cert_chain(target.client_certificate, target.client_key, password="")
+            # Without this argument OpenSSL prompts for a password on the terminal.
+            context.load_cert_chain(collector.client_certificate, collector.client_key, password="")
         except OSError as error:
-            names = " and ".join(filter(None, (target.client_certificate, target.client_key)))
+            names = " and ".join(filter(None, (collector.client_certificate, collector.client_key)))
             raise OSError(f"the client certificate of {names} cannot be read: {_strerror(error)}") from None
     return context
 
@@ -257,13 +259,13 @@ def _strerror(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _late(route: Route) -> Refused:
-    return Refused(DEADLINE_EXCEEDED, f"the collector did not answer within {route.timeout:g} s")
+def _timed_out(route: Route) -> ExportRejected:
+    return ExportRejected(DEADLINE_EXCEEDED, f"the collector did not answer within {route.timeout:g} s")
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return "nothing answers in time"
+        return "timed out"
     cause = getattr(error, "os_error", None) or error
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {cause.verify_message}"

@@ -25,7 +25,7 @@ from kumadp.errors import PortsTaken
 from kumadp.grpc.client import connect
 from kumadp.host.net.ports import BindAddress, check_ports
 from kumadp.host.net.serve import bind_tcp
-from kumadp.otel.routes import Route, Target
+from kumadp.otel.routes import Collector, Route
 from kumadp.otel.senders import sender_for
 from kumadp.probes.application_client import ApplicationClient
 from kumadp.settings.resolve import resolve
@@ -114,7 +114,7 @@ def test_an_access_log_and_a_collector(loop: Callable[[], asyncio.AbstractEventL
             destination.end()
         with http_collector(host=SCOPED) as (collector, port):
             for shown in (SCOPED, f"{ADDRESS}%25lo"):
-                target = Target("http/protobuf", f"[{shown}]:{port}")
+                target = Collector("http/protobuf", f"[{shown}]:{port}")
                 sender = sender_for(target)
                 await sender.send("traces", Route(target, "/v1/traces"), b"")
                 await sender.close()

@@ -1,4 +1,4 @@
-"""OTEL_ variables: how they are read, and what of them is told."""
+"""OTEL_ variables: how they are read, and the inventory for the control plane."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 
 import pytest
 
-from kumadp.otel.environment import inventory, read
+from kumadp.otel.environment import inventory, read_environment
 
 PREFIX = "OTEL_EXPORTER_OTLP_"
 
 
-def test_nothing_set_is_told_as_nothing() -> None:
-    assert inventory(read({PREFIX + "ENDPOINT": "  ", "OTHER": "x"})) == {"pipeEnabled": True}
+def test_blank_variables_are_not_listed() -> None:
+    assert inventory(read_environment({PREFIX + "ENDPOINT": "  ", "OTHER": "x"})) == {"pipeEnabled": True}
 
 
-def test_what_is_there_is_told_and_no_value() -> None:
+def test_the_inventory_lists_variables_without_their_values() -> None:
     environ = {
         PREFIX + "ENDPOINT": "https://secret-host:4317",
         PREFIX + "HEADERS": "api-key=secret-key",
@@ -25,9 +25,9 @@ def test_what_is_there_is_told_and_no_value() -> None:
         PREFIX + "METRICS_CLIENT_CERTIFICATE": "/secret-cert",
         PREFIX + "METRICS_CLIENT_KEY": "/secret-key",
     }
-    told = inventory(read(environ))
-    assert "secret" not in json.dumps(told)
-    assert told == {
+    entries = inventory(read_environment(environ))
+    assert "secret" not in json.dumps(entries)
+    assert entries == {
         "pipeEnabled": True,
         "shared": {
             "signal": "shared",
@@ -71,28 +71,28 @@ def test_what_is_there_is_told_and_no_value() -> None:
         ("CLIENT_KEY", "/key", "shared.mtls"),
     ],
 )
-def test_what_cannot_be_used_is_named(name: str, value: str, error: str) -> None:
-    told = inventory(read({PREFIX + name: value}))
-    assert told["validationErrors"] == told["shared"]["validationErrors"] == [error]
+def test_invalid_values_are_listed(name: str, value: str, error: str) -> None:
+    entries = inventory(read_environment({PREFIX + name: value}))
+    assert entries["validationErrors"] == entries["shared"]["validationErrors"] == [error]
 
 
-def test_a_path_is_right_where_http_is_spoken() -> None:
+def test_a_path_is_valid_for_http() -> None:
     environ = {PREFIX + "PROTOCOL": "http/protobuf", PREFIX + "LOGS_ENDPOINT": "http://host/in"}
-    told = inventory(read(environ))
-    assert "validationErrors" not in told
-    assert told["logs"]["endpointHasPath"] is True
+    entries = inventory(read_environment(environ))
+    assert "validationErrors" not in entries
+    assert entries["logs"]["endpointHasPath"] is True
 
 
 def test_headers_are_pairs_with_percent_encoded_values() -> None:
-    found = read({PREFIX + "HEADERS": "api-key=a%20b, x = y=z,nothing,=no"}).shared
-    assert found.headers == {"api-key": "a b", "x": "y=z"}
+    variables = read_environment({PREFIX + "HEADERS": "api-key=a%20b, x = y=z,nothing,=no"}).shared
+    assert variables.headers == {"api-key": "a b", "x": "y=z"}
 
 
-def test_secrets_are_values_of_headers_as_set_and_as_sent() -> None:
+def test_secrets_are_the_values_of_headers_as_set_and_as_sent() -> None:
     environ = {PREFIX + "HEADERS": "a=one%20two", PREFIX + "LOGS_HEADERS": "b=three"}
-    assert {"one%20two", "one two", "three"} <= set(read(environ).secrets())
+    assert {"one%20two", "one two", "three"} <= set(read_environment(environ).secrets())
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("1500", 1.5), ("0", 0.0), ("-1", None), ("1.5", None), ("10s", None)])
 def test_timeouts_are_milliseconds(text: str, seconds: float | None) -> None:
-    assert read({PREFIX + "TIMEOUT": text}).shared.timeout == seconds
+    assert read_environment({PREFIX + "TIMEOUT": text}).shared.timeout == seconds

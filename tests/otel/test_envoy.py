@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.otel.pipe import Pipe, Wanted
-from kumadp.otel.routes import Route, Target
+from kumadp.otel.backend_spec import BackendSpec
+from kumadp.otel.pipe import Pipe
+from kumadp.otel.routes import Collector, Route
 from tests.support.collector import grpc_collector
 from tests.support.daemon import get
 from tests.support.poll import poll_async
@@ -28,7 +29,7 @@ _CLUSTER = {"envoyGrpc": {"clusterName": "pipe"}, "timeout": "5s"}
 
 
 def bootstrap(socket: Path, port: int, admin: int) -> dict[str, Any]:
-    """A listener that answers by itself, and tells of each request at the socket."""
+    """A listener that responds directly, and sends access logs and traces to the socket."""
     manager = {
         "@type": _TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "statPrefix": "in",
@@ -102,21 +103,21 @@ def bootstrap(socket: Path, port: int, admin: int) -> dict[str, Any]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="k") as made:
-        yield Path(made)
+    with tempfile.TemporaryDirectory(prefix="k") as name:
+        yield Path(name)
 
 
 async def test_access_logs_and_traces_of_an_envoy_reach_the_collector(folder: Path) -> None:
     socket = folder / "kuma-otel-b.sock"
     port, admin = free_ports(2)
     envoy = DirectEnvoy(folder, bootstrap(socket, port, admin))
-    pipe = Pipe(folder, lambda _backend, _concern: None)
-    running = asyncio.create_task(pipe.run(lambda: None))
+    pipe = Pipe(folder, lambda _backend, _warning: None)
+    pipe_task = asyncio.create_task(pipe.run(lambda: None))
     try:
         with grpc_collector("127.0.0.1:0") as (collector, at):
-            route = Route(Target("grpc", f"127.0.0.1:{at}"), headers={"key": "k"}, gzip=True)
+            route = Route(Collector("grpc", f"127.0.0.1:{at}"), headers={"key": "k"}, gzip=True)
             await asyncio.sleep(0)
-            await pipe.apply([Wanted("b", socket, dict.fromkeys(("traces", "logs", "metrics"), route))])
+            await pipe.apply([BackendSpec("b", socket, dict.fromkeys(("traces", "logs", "metrics"), route))])
             await asyncio.to_thread(envoy.start)
             await asyncio.to_thread(envoy.wait_live)
             for number in range(20):
@@ -139,6 +140,6 @@ async def test_access_logs_and_traces_of_an_envoy_reach_the_collector(folder: Pa
             assert collector.of("traces")[0].headers["key"] == "k"
     finally:
         await asyncio.to_thread(envoy.close)
-        running.cancel()
+        pipe_task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await running
+            await pipe_task

@@ -298,7 +298,7 @@ CASES = [
     Hostile(
         "OTEL variables",
         _repeated("a=b,"),
-        lambda text: environment.read({"OTEL_EXPORTER_OTLP_HEADERS": text}),
+        lambda text: environment.read_environment({"OTEL_EXPORTER_OTLP_HEADERS": text}),
         128 << 10,
     ),
     *(Hostile(f"metrics: {name}", _bytes(make), _expose, 16 * MB) for name, make in EXPOSITIONS.items()),

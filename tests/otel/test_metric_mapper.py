@@ -11,7 +11,7 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, Gauge, Hist
 from opentelemetry.sdk.resources import Resource
 
 from kumadp.exposition.reader import ExpositionReader
-from kumadp.otel.otlp import BATCH, Mapper, Said
+from kumadp.otel.metric_mapper import BATCH, MetricMapper, ScopedPiece
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,20 +23,20 @@ LABELED = '{envoy_cluster_name="a"}'
 
 
 def messages(text: str, scope: str = "envoy", slices: int = 0) -> list[MetricsData]:
-    def said() -> Iterator[Said]:
+    def pieces() -> Iterator[ScopedPiece]:
         reader = ExpositionReader(checks=True)
         data = text.encode()
         step = slices or len(data)
         for at in range(0, len(data), step):
-            yield from (Said(scope, piece) for piece in reader.feed(data[at : at + step]))
-        yield from (Said(scope, piece) for piece in reader.end())
+            yield from (ScopedPiece(scope, piece) for piece in reader.feed(data[at : at + step]))
+        yield from (ScopedPiece(scope, piece) for piece in reader.end())
 
-    mapper = Mapper(Resource({"service.name": "web"}), NOW)
-    found = list(mapper.messages(said()))
-    for one in found:
+    mapper = MetricMapper(Resource({"service.name": "web"}), NOW)
+    result = list(mapper.messages(pieces()))
+    for message in result:
         # The official encoder takes it.
-        assert encode_metrics(one).ByteSize()
-    return found
+        assert encode_metrics(message).ByteSize()
+    return result
 
 
 def metrics(text: str, scope: str = "envoy", slices: int = 0) -> list[tuple[str, Metric]]:
@@ -80,33 +80,33 @@ HISTOGRAM = "".join(
 
 @pytest.mark.parametrize("slices", [0, 10, 60, 150])
 def test_histograms_have_the_count_of_each_bucket(slices: int) -> None:
-    found = metrics(f"# TYPE took histogram\n{HISTOGRAM}", slices=slices)
-    seen = []
-    for _, metric in found:
+    result = metrics(f"# TYPE took histogram\n{HISTOGRAM}", slices=slices)
+    data_points = []
+    for _, metric in result:
         assert metric.name == "took"
         assert isinstance(metric.data, Histogram)
         assert metric.data.aggregation_temporality is AggregationTemporality.CUMULATIVE
-        seen += [
+        data_points += [
             (dict(p.attributes or {}), p.explicit_bounds, p.bucket_counts, p.count, p.sum)
             for p in metric.data.data_points
         ]
-    assert seen == [({"c": c}, [0.5, 1.0, 5.0], [2, 0, 6, 1], 9, 12.5) for c in ("a", "b")]
+    assert data_points == [({"c": c}, [0.5, 1.0, 5.0], [2, 0, 6, 1], 9, 12.5) for c in ("a", "b")]
 
 
-def test_a_histogram_in_any_order_is_one() -> None:
+def test_a_histogram_may_come_in_any_order() -> None:
     lines = sorted(HISTOGRAM.splitlines())
-    found = metrics("# TYPE took histogram\n" + "\n".join(lines) + "\n", slices=40)
-    counts = [p.bucket_counts for _, m in found if isinstance(m.data, Histogram) for p in m.data.data_points]
+    result = metrics("# TYPE took histogram\n" + "\n".join(lines) + "\n", slices=40)
+    counts = [p.bucket_counts for _, m in result if isinstance(m.data, Histogram) for p in m.data.data_points]
     assert counts == [[2, 0, 6, 1]] * 2
 
 
-def test_what_is_no_histogram_is_left_out() -> None:
+def test_an_incomplete_histogram_is_dropped() -> None:
     assert metrics('# TYPE took histogram\ntook_bucket{le="1"} 2\n') == []
 
 
 def test_a_summary_is_a_gauge_with_quantiles_and_two_sums() -> None:
-    found = metrics('# TYPE t summary\nt{quantile="0.5"} NaN\nt{quantile="0.9"} 3\nt_sum 9\nt_count 4\n')
-    by_name = {metric.name: metric for _, metric in found}
+    result = metrics('# TYPE t summary\nt{quantile="0.5"} NaN\nt{quantile="0.9"} 3\nt_sum 9\nt_count 4\n')
+    by_name = {metric.name: metric for _, metric in result}
     (first, half), (second, most) = points(by_name["t"])
     assert (first, second, most) == ({"quantile": "0.5"}, {"quantile": "0.9"}, 3.0)
     assert math.isnan(half)
@@ -117,49 +117,49 @@ def test_a_summary_is_a_gauge_with_quantiles_and_two_sums() -> None:
         assert points(by_name[name]) == [({}, value)]
 
 
-def test_untyped_is_left_out() -> None:
+def test_untyped_metrics_are_dropped() -> None:
     assert metrics("# TYPE a untyped\na 1\nb 2\n") == []
 
 
-def test_scopes_are_those_that_a_sample_names() -> None:
+def test_a_sample_may_name_its_scope() -> None:
     text = '# TYPE a gauge\na{otel_scope_name="lib",otel_scope_version="2",x="1"} 1\na{x="2"} 2\n'
-    found = metrics(text, scope="app")
-    assert [(scope, points(metric)) for scope, metric in found] == [
+    result = metrics(text, scope="app")
+    assert [(scope, points(metric)) for scope, metric in result] == [
         ("lib", [({"x": "1"}, 1.0)]),
         ("app", [({"x": "2"}, 2.0)]),
     ]
 
 
-def test_many_are_many_messages() -> None:
+def test_many_points_are_many_messages() -> None:
     lines = "".join(f'a{{x="{number}"}} {number}\n' for number in range(50_000))
-    found = messages(f"# TYPE a gauge\n{lines}")
+    result = messages(f"# TYPE a gauge\n{lines}")
     sizes = [
         sum(
             len(metric.data.data_points)
-            for scoped in one.resource_metrics[0].scope_metrics
+            for scoped in message.resource_metrics[0].scope_metrics
             for metric in scoped.metrics
         )
-        for one in found
+        for message in result
     ]
     assert sum(sizes) == 50_000
     assert max(sizes) < 2 * BATCH
 
 
-def test_other_labels_of_a_scope_are_its_attributes() -> None:
+def test_other_scope_labels_are_its_attributes() -> None:
     text = (
         "# TYPE a gauge\n"
         'a{otel_scope_name="lib",otel_scope_schema_url="s",otel_scope_team="red",x="1"} 1\n'
         'a{otel_scope_name="lib",otel_scope_team="blue"} 2\n'
         'a{otel_scope_team="blue"} 3\n'
     )
-    found = {
+    result = {
         (scoped.scope.name, scoped.scope.schema_url, dict(scoped.scope.attributes or {})["team"]): points(
             scoped.metrics[0]
         )
         for message in messages(text, "app")
         for scoped in message.resource_metrics[0].scope_metrics
     }
-    assert found == {
+    assert result == {
         ("lib", "s", "red"): [({"x": "1"}, 1.0)],
         ("lib", "", "blue"): [({}, 2.0)],
         ("app", "", "blue"): [({}, 3.0)],
@@ -172,11 +172,11 @@ def test_histograms_of_one_family_keep_their_scopes() -> None:
         f'took_sum{{otel_scope_name="{scope}"}} 1\ntook_count{{otel_scope_name="{scope}"}} 1\n'
         for scope in ("one", "two")
     )
-    found = metrics(f"# TYPE took histogram\n{lines}")
-    assert sorted(scope for scope, _ in found) == ["one", "two"]
+    result = metrics(f"# TYPE took histogram\n{lines}")
+    assert sorted(scope for scope, _ in result) == ["one", "two"]
 
 
-def test_quoted_names_are_what_they_mean() -> None:
+def test_quoted_names_are_unquoted() -> None:
     text = (
         '# TYPE "h.x" histogram\n{"h.x_bucket","l.m"="=",le="+Inf"} 1\n{"h.x_sum","l.m"="="} 1\n'
         '{"h.x_count","l.m"="="} 1\n# TYPE "c.x" counter\n{"c.x",a="\\"b,"} 2\n'
@@ -188,13 +188,13 @@ def test_quoted_names_are_what_they_mean() -> None:
 
 
 @pytest.mark.parametrize("time", ["9" * 400, "-1", "9" * 20])
-def test_a_time_that_no_message_holds_is_now(time: str) -> None:
+def test_an_invalid_time_is_replaced_by_now(time: str) -> None:
     ((_, metric),) = metrics(f"# TYPE a gauge\na 1 {time}\n")
     assert isinstance(metric.data, Gauge)
     assert [point.time_unix_nano for point in metric.data.data_points] == [NOW]
 
 
-def test_counts_that_no_message_holds_are_left_out() -> None:
+def test_counts_out_of_range_are_dropped() -> None:
     assert metrics('# TYPE t histogram\nt_bucket{le="+Inf"} 1e300\nt_sum 1\nt_count 1e300\n') == []
     ((_, metric),) = metrics('# TYPE t histogram\nt_bucket{le="1"} 1e300\nt_bucket{le="+Inf"} 3\nt_sum 1\nt_count 3\n')
     assert isinstance(metric.data, Histogram)
