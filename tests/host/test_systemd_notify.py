@@ -105,7 +105,7 @@ async def test_a_manager_that_has_gone_is_told_again_once_it_is_back(
     first.socket.close()
     (tmp_path / "notify").unlink()
     notifier.alive()
-    assert "cannot be told" in caplog.text
+    assert "cannot be notified" in caplog.text
     second = Manager(str(tmp_path / "notify"))
     notifier.ready("here")
     assert second.heard()["READY"] == "1"
