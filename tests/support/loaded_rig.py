@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from kumadp.errors import ExitCode
 from tests.support.control_planes import open_plane
 from tests.support.load_process import LoadProcess, LoadReport
 from tests.support.poll import poll
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tests.support.daemon import Daemon
 
 SHARED_MEMORY = Path("/dev/shm")
+# Why a re-execution is refused for the moment.
+REFUSED = "Envoy is being started or replaced"
 
 
 class LoadedRig(Rig):
@@ -85,11 +88,23 @@ class LoadedRig(Rig):
         return done.stdout
 
     def reexec(self, daemon: Daemon) -> None:
-        """SIGUSR1, and wait until the new program serves."""
+        """Send SIGUSR1, wait until the new program serves, and count exactly one re-execution."""
+        self.wait_serving(daemon)
         count = self.count(daemon)
         daemon.process.send_signal(signal.SIGUSR1)
-        poll(lambda: self.count(daemon) == count + 1, what="the next program", deadline=SOON)
+        poll(lambda: self.count(daemon) > count, what="the next program", deadline=SOON)
         self.wait_phase(daemon, "READY")
+        assert self.count(daemon) == count + 1
+
+    def try_reexec(self, daemon: Daemon) -> bool:
+        """Run ``kumadp reexec`` once; return whether it was done: if so it counts exactly one, if refused none."""
+        count = self.count(daemon)
+        done = self.run_command(daemon, "reexec")
+        if done.returncode != 0:
+            assert (done.returncode, REFUSED in done.stderr) == (ExitCode.REFUSED, True), done
+        self.wait_phase(daemon, "READY")
+        assert self.count(daemon) == count + (done.returncode == 0), done
+        return done.returncode == 0
 
     def count(self, daemon: Daemon) -> int:
         """How often it was re-executed; -1 while it does not answer."""
@@ -107,6 +122,18 @@ class LoadedRig(Rig):
             return None
 
         return poll(in_phase, what=phase, deadline=SOON)
+
+    def wait_serving(self, daemon: Daemon, epoch: int | None = None) -> None:
+        """Wait until READY with an Envoy whose admin has answered; until then a re-execution is refused."""
+
+        def is_serving() -> bool:
+            with contextlib.suppress(OSError):
+                status = self.status(daemon)
+                is_epoch = epoch is None or status["epoch"] == epoch
+                return status["phase"] == "READY" and status["children"]["envoy"]["state"] == "RUNNING" and is_epoch
+            return False
+
+        poll(is_serving, what="an Envoy that serves", deadline=SOON)
 
     def epoch(self, daemon: Daemon) -> int:
         """The epoch that serves."""
