@@ -12,7 +12,7 @@ import dns.message
 import dns.rcode
 import pytest
 
-from kumadp.dns.resolver import tcp, upstreams
+from kumadp.dns.resolver.limits import ResolverLimits
 from kumadp.dns.resolver.server import Resolver
 from tests.dns.test_resolver import HOST, Upstream, resolver, send_query, texts, use
 from tests.support.poll import poll_async
@@ -21,27 +21,53 @@ from tests.support.ports import free_ports
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from dns.message import Message
+
 __all__ = ["resolver"]
 
 MOST = 20
+# Longer than any of these tests (seconds).
+LONG = 120.0
 
 
 @contextlib.asynccontextmanager
-async def another(resolver: Resolver) -> AsyncIterator[Resolver]:
-    """Open a resolver with the limits of now and the same names."""
-    async with Resolver([(HOST, free_ports(1)[0])]) as other:
+async def limited(resolver: Resolver, limits: ResolverLimits) -> AsyncIterator[Resolver]:
+    """Open a resolver with these limits and the names of another one."""
+    async with Resolver([(HOST, free_ports(1)[0])], limits=limits) as other:
         other.table = resolver.table
         yield other
 
 
-async def test_a_connection_above_the_limit_displaces_the_oldest_idle_one(
-    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tcp, "MOST_CONNECTIONS", 4)
+@contextlib.asynccontextmanager
+async def with_silent_upstream(resolver: Resolver) -> AsyncIterator[tuple[Resolver, list[asyncio.Task[Message]]]]:
+    """Open a resolver whose forwarded queries are all pending, and do not end by themselves while a test runs."""
+    async with (
+        limited(resolver, ResolverLimits(forwarded=MOST, forward_within=LONG)) as full,
+        Upstream().serving() as upstream,
+    ):
+        upstream.silent = True
+        use(full, upstream, timeout=LONG)
+        waiting = [
+            asyncio.create_task(send_query(full, f"{number}.example.com", timeout=LONG)) for number in range(MOST)
+        ]
+
+        async def all_pending() -> bool:
+            return full.counters.forwarded == MOST
+
+        try:
+            await poll_async(all_pending, what="pending queries", deadline=LONG)
+            yield full, waiting
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_a_connection_above_the_limit_displaces_the_oldest_idle_one(resolver: Resolver) -> None:
     wire = dns.message.make_query("backend.mesh", "A").to_wire()
     framed = len(wire).to_bytes(2) + wire
     async with contextlib.AsyncExitStack() as stack:
-        bounded = await stack.enter_async_context(another(resolver))
+        bounded = await stack.enter_async_context(limited(resolver, ResolverLimits(connections=4)))
         readers = []
         # One client may have half of them.
         for _ in range(3):
@@ -57,25 +83,25 @@ async def test_a_connection_above_the_limit_displaces_the_oldest_idle_one(
         assert texts(await send_query(bounded, "backend.mesh", tcp=True)) == ["240.0.0.1"]
 
 
-async def test_a_client_that_reads_no_answers_is_aborted(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp, "WRITE_WITHIN", 0.3)
+async def test_a_client_that_reads_no_answers_is_aborted(resolver: Resolver) -> None:
     wire = dns.message.make_query("backend.mesh", "A").to_wire()
     flood = (len(wire).to_bytes(2) + wire) * 10_000
-    with socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.setblocking(False)
-        loop = asyncio.get_running_loop()
-        await loop.sock_connect(client, (HOST, resolver.addresses[0][1]))
+    async with limited(resolver, ResolverLimits(write_within=0.3)) as impatient:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, (HOST, impatient.addresses[0][1]))
 
-        async def send() -> None:
-            while True:
-                await loop.sock_sendall(client, flood)
+            async def send() -> None:
+                while True:
+                    await loop.sock_sendall(client, flood)
 
-        # Aborted: a reset, not a regular end behind unread answers.
-        with pytest.raises((ConnectionResetError, BrokenPipeError)):
-            async with asyncio.timeout(60):
-                await send()
-    assert texts(await send_query(resolver, "backend.mesh", tcp=True)) == ["240.0.0.1"]
+            # Aborted: a reset, not a regular end behind unread answers.
+            with pytest.raises((ConnectionResetError, BrokenPipeError)):
+                async with asyncio.timeout(60):
+                    await send()
+        assert texts(await send_query(impatient, "backend.mesh", tcp=True)) == ["240.0.0.1"]
 
 
 async def test_many_queries_at_once_are_all_answered(resolver: Resolver) -> None:
@@ -92,58 +118,30 @@ async def test_many_queries_at_once_are_all_answered(resolver: Resolver) -> None
     writer.close()
 
 
-async def test_a_client_with_few_queries_displaces_one_with_many(
-    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(upstreams, "MOST_AT_ONCE", MOST)
-    async with Upstream().serving() as upstream:
-        upstream.silent = True
-        use(resolver, upstream)
-        waiting = [asyncio.create_task(send_query(resolver, f"{number}.example.com")) for number in range(MOST)]
-
-        async def all_pending() -> bool:
-            return resolver.counters.forwarded == MOST
-
-        await poll_async(all_pending, what="pending queries")
-        port = resolver.addresses[0][1]
+async def test_a_client_with_few_queries_displaces_one_with_many(resolver: Resolver) -> None:
+    async with with_silent_upstream(resolver) as (full, waiting):
         message = dns.message.make_query("other.example.com", "A")
-        waiting.append(
-            asyncio.create_task(dns.asyncquery.udp(message, HOST, port=port, source="127.0.0.2", timeout=60))
-        )
-        # The oldest query is displaced, and answered.
+        other = dns.asyncquery.udp(message, HOST, port=full.addresses[0][1], source="127.0.0.2", timeout=LONG)
+        waiting.append(asyncio.create_task(other))
+        # A query of the first client is displaced, and answered.
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        assert {task.result().rcode() for task in done} == {dns.rcode.SERVFAIL}
+        assert [task.result().rcode() for task in done] == [dns.rcode.SERVFAIL]
         assert waiting[-1] not in done
-        assert (resolver._pending.displaced, resolver.counters.refused) == (1, 0)
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+        assert (full._pending.displaced, full.counters.refused) == (1, 0)
 
 
-async def test_an_idle_connection_is_closed(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp, "IDLE", 0.05)
-    reader, writer = await asyncio.open_connection(HOST, resolver.addresses[0][1])
-    assert await reader.read() == b""
-    writer.close()
+async def test_an_idle_connection_is_closed(resolver: Resolver) -> None:
+    async with limited(resolver, ResolverLimits(idle=0.05)) as impatient:
+        reader, writer = await asyncio.open_connection(HOST, impatient.addresses[0][1])
+        assert await reader.read() == b""
+        writer.close()
 
 
-async def test_a_query_above_the_limit_is_not_forwarded(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstreams, "MOST_AT_ONCE", MOST)
-    async with Upstream().serving() as upstream:
-        upstream.silent = True
-        use(resolver, upstream)
-        waiting = [asyncio.create_task(send_query(resolver, f"{number}.example.com")) for number in range(MOST)]
-
-        async def all_pending() -> bool:
-            return resolver.counters.forwarded == MOST
-
-        await poll_async(all_pending, what="pending queries")
-        assert (await send_query(resolver, "more.example.com")).rcode() == dns.rcode.SERVFAIL
-        assert resolver.counters.refused == 1
-        assert texts(await send_query(resolver, "backend.mesh")) == ["240.0.0.1"]
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
+async def test_a_query_above_the_limit_is_not_forwarded(resolver: Resolver) -> None:
+    async with with_silent_upstream(resolver) as (full, _):
+        assert (await send_query(full, "more.example.com", timeout=LONG)).rcode() == dns.rcode.SERVFAIL
+        assert full.counters.refused == 1
+        assert texts(await send_query(full, "backend.mesh")) == ["240.0.0.1"]
 
 
 class Forwarder(asyncio.DatagramProtocol):
@@ -190,8 +188,12 @@ class Forwarder(asyncio.DatagramProtocol):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def test_a_loop_through_another_server_ends(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstreams, "MOST_AT_ONCE", MOST)
+async def test_a_loop_through_another_server_ends(resolver: Resolver) -> None:
+    async with limited(resolver, ResolverLimits(forwarded=MOST)) as bounded:
+        await check_loop(bounded)
+
+
+async def check_loop(resolver: Resolver) -> None:
     loop = asyncio.get_running_loop()
     port = resolver.addresses[0][1]
     transport, forwarder = await loop.create_datagram_endpoint(lambda: Forwarder(port), (HOST, 0))

@@ -113,12 +113,19 @@ async def resolver() -> AsyncIterator[Resolver]:
 
 
 async def send_query(
-    resolver: Resolver, name: str, kind: str = "A", *, tcp: bool = False, host: str = HOST, **options: object
+    resolver: Resolver,
+    name: str,
+    kind: str = "A",
+    *,
+    tcp: bool = False,
+    host: str = HOST,
+    timeout: float = 10.0,
+    **options: object,
 ) -> dns.message.Message:
     message = dns.message.make_query(name, kind, **options)  # type: ignore[arg-type]
     port = resolver.addresses[0][1]
     way = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
-    return await way(message, host, timeout=10, port=port)
+    return await way(message, host, timeout=timeout, port=port)
 
 
 def texts(answer: dns.message.Message) -> list[str]:

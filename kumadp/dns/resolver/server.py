@@ -7,10 +7,10 @@ import logging
 from typing import TYPE_CHECKING
 
 from kumadp.dns.message import REFUSED, SERVFAIL, code_of, encode_answer
-from kumadp.dns.resolver import upstreams
 from kumadp.dns.resolver.access import Access
 from kumadp.dns.resolver.answer import Forward, Transport, answer
 from kumadp.dns.resolver.counters import Counters
+from kumadp.dns.resolver.limits import ResolverLimits
 from kumadp.dns.resolver.table import Table
 from kumadp.dns.resolver.tcp import TcpServer, tcp_connection_limit
 from kumadp.dns.resolver.udp import UdpSocket
@@ -30,6 +30,7 @@ log = logging.getLogger("kumadp.dns")
 _PURPOSE = "--dns-coredns-port"
 # Pending queries have this time at the end (seconds).
 _CLOSE_WITHIN = 0.5
+_LIMITS = ResolverLimits()
 
 
 class _PendingQuery:
@@ -57,20 +58,28 @@ class Resolver:
     may use them. A closed resolver may be opened again.
     """
 
-    def __init__(self, addresses: Sequence[tuple[str, int]], *, reuse_port: bool = False, dual: bool = False) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[tuple[str, int]],
+        *,
+        reuse_port: bool = False,
+        dual: bool = False,
+        limits: ResolverLimits = _LIMITS,
+    ) -> None:
         self.addresses = tuple(addresses)
         self._reuse_port = reuse_port
         self._dual = dual
         self.table = Table()
         self.access = Access()
         self.counters = Counters()
-        self.upstreams = Upstreams(own=self.addresses, counters=self.counters)
+        self._limits = limits
+        self.upstreams = Upstreams(own=self.addresses, counters=self.counters, limits=limits)
         self._sockets: list[UdpSocket] = []
         self._servers: list[TcpServer] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._places = tcp_connection_limit("DNS over TCP")
+        self._places = tcp_connection_limit("DNS over TCP", limits)
         # A client with few pending queries displaces one with many; a quarter is reserved for this host.
-        self._pending: ClientSlots[_PendingQuery] = ClientSlots(upstreams.MOST_AT_ONCE, upstreams.MOST_AT_ONCE)
+        self._pending: ClientSlots[_PendingQuery] = ClientSlots(limits.forwarded, limits.forwarded)
 
     def bind(self) -> None:
         """Bind the sockets, which queue queries until `open`; raises PortsTaken."""
@@ -85,6 +94,7 @@ class Resolver:
             bind_tcp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=only_ipv6),
             self.answer_tcp,
             self._places,
+            self._limits,
         )
         self._servers.append(tcp)
         return udp, tcp
@@ -176,7 +186,7 @@ class Resolver:
         self.counters.upstream[forward.query.type] += 1
         name, local = client_of(client)
         pending = self._pending
-        pending.total = pending.per_client = share(upstreams.MOST_AT_ONCE, 3)
+        pending.total = pending.per_client = share(self._limits.forwarded, 3)
         pending.reserve = pending.total // 4
         # A client does not displace its own queries: in a forwarding loop that would never end.
         if not pending.make_room(name, local=local or name in self.upstreams.local, own_too=False):

@@ -13,26 +13,22 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from kumadp.dns.resolver.limits import ResolverLimits
     from kumadp.dns.resolver.udp import Client
 
     # Called with a query, its client and the callback for the answer (None: there is none), which is called at once or
     # from the returned task.
     AnswerTcp = Callable[[bytes, Client, Callable[[bytes | None], object]], asyncio.Task[None] | None]
 
-IDLE = 10.0
-"""A connection without a query is closed after this time, in seconds (RFC 7766 6.2.3)."""
-MOST_CONNECTIONS = 256
 MOST_AT_ONCE = 64
 MOST_BUFFERED = 512 * 1024
 """Bytes of answers that a client may leave unread; with more its connection is aborted."""
 _RESUME_BELOW = 32 * 1024
-WRITE_WITHIN = 5.0
-"""A client that reads no answers for this time is aborted, in seconds."""
 
 
-def tcp_connection_limit(name: str) -> ConnectionLimit:
+def tcp_connection_limit(name: str, limits: ResolverLimits) -> ConnectionLimit:
     """Return the limit of connections: at most half of them for one client, a quarter reserved for this host."""
-    most = share(MOST_CONNECTIONS)
+    most = share(limits.connections)
     return ConnectionLimit(name, most, per_client=max(1, most // 2), reserve=most // 4)
 
 
@@ -40,17 +36,18 @@ class TcpServer:
     """Serves on a listening socket: ``answer`` is called with each query, and ``places`` limits the connections.
 
     kumadp stops reading from a client that sends queries faster than they are answered or reads no answers, and aborts
-    the connection if it still reads nothing after `WRITE_WITHIN`.
+    the connection if it still reads nothing after ``limits.write_within``.
     """
 
-    def __init__(self, sock: socket.socket, answer: AnswerTcp, places: ConnectionLimit) -> None:
+    def __init__(self, sock: socket.socket, answer: AnswerTcp, places: ConnectionLimit, limits: ResolverLimits) -> None:
         self.socket = sock
         self._answer = answer
+        self._limits = limits
         self._connections: set[_Connection] = set()
         self._acceptor = Acceptor(sock, places, self._connect)
 
     def _connect(self, on_end: Callable[[], None]) -> _Connection:
-        connection = _Connection(self._answer, lambda: self._disconnect(connection, on_end))
+        connection = _Connection(self._answer, self._limits, lambda: self._disconnect(connection, on_end))
         self._connections.add(connection)
         return connection
 
@@ -73,8 +70,9 @@ class TcpServer:
 class _Connection(asyncio.Protocol):
     """One client's connection, a `kumadp.host.net.connection_limit.LimitedConnection`."""
 
-    def __init__(self, answer: AnswerTcp, on_end: Callable[[], None]) -> None:
+    def __init__(self, answer: AnswerTcp, limits: ResolverLimits, on_end: Callable[[], None]) -> None:
         self._answer = answer
+        self._limits = limits
         self._on_end = on_end
         self._transport: asyncio.Transport | None = None
         self._client: Client = ()
@@ -107,7 +105,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
             return
         self._transport.set_write_buffer_limits(high=_RESUME_BELOW, low=0)
-        self._wait(IDLE)
+        self._wait(self._limits.idle)
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """Cancel everything that is pending."""
@@ -128,20 +126,20 @@ class _Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Return True, which keeps the connection open for pending answers, unless it is closed."""
         self._at_eof = True
-        self._wait(WRITE_WITHIN)
+        self._wait(self._limits.write_within)
         self._settle()
         return not self._is_closed
 
     def pause_writing(self) -> None:
-        """Stop reading from a client that does not read its answers, and give it `WRITE_WITHIN`."""
+        """Stop reading from a client that does not read its answers, and abort it after ``write_within``."""
         self._unread = True
-        self._wait(WRITE_WITHIN)
+        self._wait(self._limits.write_within)
         self._set_reading(on=False)
 
     def resume_writing(self) -> None:
         """Continue: the client has read all answers."""
         self._unread = False
-        self._wait(IDLE)
+        self._wait(self._limits.idle)
         self._settle()
 
     def _take(self) -> None:
@@ -164,7 +162,7 @@ class _Connection(asyncio.Protocol):
         self._taking = False
         del received[:at]
         if at and not self._at_eof and not self._unread:
-            self._wait(IDLE)
+            self._wait(self._limits.idle)
         self._settle()
 
     def _reply(self, reply: bytes | None) -> None:
@@ -213,7 +211,7 @@ class _Connection(asyncio.Protocol):
         self._deadline = None
         if self._pending and not self._unread:
             # A forwarded query has its own time limit.
-            self._wait(IDLE)
+            self._wait(self._limits.idle)
             return
         self.displace()
 

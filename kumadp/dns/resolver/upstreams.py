@@ -16,6 +16,7 @@ from kumadp.dns.resolvconf import ResolvConf, Server, is_own
 from kumadp.dns.resolver.answer import relayed_answer
 from kumadp.dns.resolver.counters import Counters
 from kumadp.dns.resolver.exchange import SentQueries, query_tcp, query_udp
+from kumadp.dns.resolver.limits import ResolverLimits
 from kumadp.host.descriptors import share
 
 if TYPE_CHECKING:
@@ -26,10 +27,8 @@ if TYPE_CHECKING:
 # If a server is silent for this time, the next one is queried in parallel, even if resolv.conf has a longer timeout:
 # the C library's clients give up after 5 s (seconds).
 NEXT_SERVER_AFTER = 1.0
-LONGEST = 10.0
 # A server that was silent comes last for this time, and is then tried by one query first (seconds).
 DEAD_FOR = 10.0
-MOST_AT_ONCE = 1000
 # One query may be sent to several servers at a time.
 MOST_SOCKETS = 2000
 # Envoy is on this host and answers from memory (seconds).
@@ -51,6 +50,7 @@ class Upstreams:
     local: Collection[str] = ()
     envoy: Server | None = None
     counters: Counters = field(default_factory=Counters)
+    limits: ResolverLimits = field(default_factory=ResolverLimits)
     sent_queries: SentQueries = field(default_factory=SentQueries)
     _pending: int = 0
     _sockets: int = 0
@@ -64,7 +64,7 @@ class Upstreams:
 
     async def resolve(self, forward: Forward, data: bytes, transport: Transport) -> bytes:
         """Return the answer for the client, SERVFAIL if there is none; ``data`` is the client's query."""
-        if self._pending >= MOST_AT_ONCE:
+        if self._pending >= self.limits.forwarded:
             self.counters.refused += 1
             return encode_answer(forward.query, SERVFAIL)
         self._pending += 1
@@ -127,7 +127,7 @@ class Upstreams:
             return None
         step = min(self.conf.timeout, NEXT_SERVER_AFTER)
         rounds = len(servers) * self.conf.attempts
-        deadline = time.monotonic() + min(max(self.conf.timeout, step * rounds), LONGEST)
+        deadline = time.monotonic() + min(max(self.conf.timeout, step * rounds), self.limits.forward_within)
         pending: dict[asyncio.Task[bytes], Server] = {}
         failure: bytes | None = None
         remaining_servers = servers * self.conf.attempts
