@@ -10,7 +10,6 @@ import asyncio
 import collections
 import contextlib
 import os
-import random
 import socket
 import time
 from dataclasses import dataclass
@@ -20,14 +19,15 @@ import msgspec
 
 from kumadp.accesslog.lookup import look_up
 from kumadp.addresses import connect_address, is_ip
+from kumadp.host.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 # What is handed to the kernel at once, in bytes.
 _BATCH = 64 * 1024
-_FIRST_PAUSE = 0.25
-_LONGEST_PAUSE = 10.0
+_FIRST_WAIT = 0.25
+_LONGEST_WAIT = 10.0
 # A connection that lived so long was a good one (seconds).
 _GOOD = 1.0
 
@@ -163,7 +163,7 @@ class Destination:
         self._size = sum(map(len, rest))
 
     async def _run(self) -> None:
-        pause = _FIRST_PAUSE
+        backoff = Backoff(_FIRST_WAIT, _LONGEST_WAIT)
         while True:
             try:
                 if self._sock is None:
@@ -177,16 +177,14 @@ class Destination:
                 begun = time.monotonic()
                 await self._serve(self._sock)
                 if time.monotonic() - begun > _GOOD:
-                    pause = _FIRST_PAUSE
+                    backoff.reset()
                     continue
             if self._hurry.is_set():
                 self._done.set()
                 return
             with contextlib.suppress(TimeoutError):
-                # Many data planes have the same destination.
-                async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):  # noqa: S311
+                async with asyncio.timeout(backoff.wait()):
                     await self._hurry.wait()
-            pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _connect(self) -> socket.socket:
         """A connection to the first address that takes one, each having its share of the time. Raises OSError."""

@@ -1,19 +1,25 @@
-"""Why the control plane has no stream for us, and how long to wait before the next attempt. Pure."""
+"""Why the control plane refuses us a stream, and how long to wait before the next attempt. Pure."""
 
 from __future__ import annotations
 
 import enum
 import random
 import ssl
+from typing import TYPE_CHECKING
 
 from kumadp.errors import KumadpError
+from kumadp.host.backoff import Backoff
 
-# Messages of Kuma 2.8 to 2.13, which answers every refusal with status UNKNOWN.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Messages of Kuma 2.8 to 2.13, which sends status UNKNOWN with every refusal.
 _ACTIVE = "already an active stream"
 _AUTH = ("authentication failed", "could not extract credential", "request must have exactly")
 _UNAUTHENTICATED, _PERMISSION_DENIED, _UNAVAILABLE = 16, 7, 14
 
-# Kuma frees a stream that broke after 10.0 s, then deregisters the Dataplane: each moment after that is absence.
+# Kuma frees a stream 10.0 s after it broke, then deregisters the Dataplane, which is absent from the mesh until we are
+# back.
 FREED_FROM, FREED_UNTIL, FREED_WAIT = 9.5, 11.0, 0.1
 FIRST_WAIT = 0.25
 ACTIVE_LONGEST, LONGEST = 1.0, 5.0
@@ -24,17 +30,17 @@ class StreamRefusal(enum.StrEnum):
     """Kinds of failure to get a stream."""
 
     ACTIVE = "active"
-    """The control plane still holds our last stream: it frees it after 10 s."""
+    """The control plane still holds our previous stream, which it frees after 10 s."""
     AUTH = "auth"
-    """Token, CA or certificate: one side does not accept the other, or ours cannot be read."""
+    """Token, CA or certificate: one side rejects the other, or our file cannot be read."""
     UNREACHABLE = "unreachable"
     """Nothing answers, or the connection broke."""
     OTHER = "other"
-    """The control plane said something else."""
+    """Any other error of the control plane."""
 
 
 def classify(error: BaseException) -> StreamRefusal:
-    """The kind of a failed attempt: an OSError, a ``grpc.Ended``, or an error of ours from reading token or CA."""
+    """Return the kind of a failed attempt: an OSError, a ``grpc.call.Ended``, or a KumadpError from token or CA."""
     if isinstance(error, ssl.SSLCertVerificationError | KumadpError):
         return StreamRefusal.AUTH
     if isinstance(error, OSError):
@@ -49,24 +55,25 @@ def classify(error: BaseException) -> StreamRefusal:
     return StreamRefusal.OTHER
 
 
-class Backoff:
-    """Waits between attempts, in seconds."""
+class StreamBackoff:
+    """Waits between attempts to open the stream, in seconds."""
 
-    def __init__(self, *, jitter: random.Random | None = None) -> None:
-        self._jitter = jitter or random.Random()  # noqa: S311 - spreads attempts, hides nothing
-        self._tries = 0
+    def __init__(self, *, uniform: Callable[[float, float], float] = random.uniform) -> None:
+        self._backoff = Backoff(FIRST_WAIT, LONGEST, growth=GROWTH, uniform=uniform)
 
     def reset(self) -> None:
-        """A stream was open for long enough."""
-        self._tries = 0
+        """Begin with the first wait again: a stream was open for long enough."""
+        self._backoff.reset()
 
     def wait(self, refusal: StreamRefusal, since_broken: float | None) -> float:
-        """How long to wait after a refusal, ``since_broken`` seconds after a stream of ours broke (None: none did)."""
-        grown = FIRST_WAIT * GROWTH ** min(self._tries, 20)
-        self._tries += 1
+        """Return how long to wait after a refusal.
+
+        ``since_broken``: seconds since a stream of ours broke, None if none did. A stream that the control plane still
+        holds is requested again at the moment it is freed.
+        """
         if refusal is not StreamRefusal.ACTIVE:
-            return min(grown, LONGEST) * self._jitter.uniform(0.5, 1.0)
-        wait = min(grown, ACTIVE_LONGEST)
+            return self._backoff.wait()
+        wait = min(self._backoff.grow(), ACTIVE_LONGEST)
         if since_broken is None or since_broken >= FREED_UNTIL:
             return wait
         if since_broken >= FREED_FROM:

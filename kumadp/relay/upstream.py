@@ -18,7 +18,7 @@ from kumadp.grpc.call import LARGEST, Call, StreamEnded
 from kumadp.grpc.client import GrpcConnection, connect
 from kumadp.host.log.secrets import redact, register
 from kumadp.host.log.throttle import Throttle
-from kumadp.relay.refusal import Backoff, StreamRefusal, classify
+from kumadp.relay.refusal import StreamBackoff, StreamRefusal, classify
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -115,7 +115,7 @@ class UpstreamConnection:
         self._listener = listener
         self._clock = clock
         self._on_change = on_change
-        self._backoff = Backoff()
+        self._backoff = StreamBackoff()
         self._throttle = Throttle()
         self._outgoing: asyncio.Queue[bytes] | None = None
         self._wire: GrpcConnection | None = None

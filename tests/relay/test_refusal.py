@@ -11,7 +11,7 @@ import pytest
 from kumadp.errors import ControlPlaneRefused
 from kumadp.grpc.call import StreamEnded
 from kumadp.host.log.throttle import Throttle
-from kumadp.relay.refusal import Backoff, StreamRefusal, classify
+from kumadp.relay.refusal import StreamBackoff, StreamRefusal, classify
 
 ACTIVE = "there is already an active stream from this node, try again later"
 
@@ -41,11 +41,11 @@ ACTIVE = "there is already an active stream from this node, try again later"
         (StreamEnded(0, ""), StreamRefusal.OTHER),
     ],
 )
-def test_refusals_are_told_apart(error: Exception, kind: StreamRefusal) -> None:
+def test_each_failure_has_its_kind(error: Exception, kind: StreamRefusal) -> None:
     assert classify(error) is kind
 
 
-def attempts(backoff: Backoff, refusal: StreamRefusal, broken: float | None, until: float) -> list[float]:
+def attempts(backoff: StreamBackoff, refusal: StreamRefusal, broken: float | None, until: float) -> list[float]:
     """Times of the attempts until ``until`` seconds after the first, which is at 0."""
     now, times = 0.0, []
     while now <= until:
@@ -54,8 +54,8 @@ def attempts(backoff: Backoff, refusal: StreamRefusal, broken: float | None, unt
     return times
 
 
-def test_a_stream_that_is_still_held_is_asked_for_at_the_moment_it_is_freed() -> None:
-    times = attempts(Backoff(), StreamRefusal.ACTIVE, 0.0, 20.0)
+def test_a_stream_that_is_still_held_is_requested_when_it_is_freed() -> None:
+    times = attempts(StreamBackoff(), StreamRefusal.ACTIVE, 0.0, 20.0)
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     assert gaps[:4] == pytest.approx([0.25, 0.375, 0.5625, 0.84375])
     assert max(gaps) <= 1.0
@@ -65,16 +65,16 @@ def test_a_stream_that_is_still_held_is_asked_for_at_the_moment_it_is_freed() ->
     assert gaps[-1] == pytest.approx(1.0)
 
 
-def test_a_stream_held_from_before_our_time_is_asked_for_each_second() -> None:
-    gaps = attempts(Backoff(), StreamRefusal.ACTIVE, None, 20.0)
+def test_a_stream_of_a_previous_run_is_requested_each_second() -> None:
+    gaps = attempts(StreamBackoff(), StreamRefusal.ACTIVE, None, 20.0)
     assert max(later - earlier for earlier, later in itertools.pairwise(gaps)) <= 1.0
 
 
 @pytest.mark.parametrize("refusal", [StreamRefusal.UNREACHABLE, StreamRefusal.AUTH, StreamRefusal.OTHER])
 def test_others_wait_longer_up_to_five_seconds_and_not_in_step(refusal: StreamRefusal) -> None:
-    waits = [Backoff(jitter=random.Random(seed)).wait(refusal, 0.0) for seed in range(50)]
+    waits = [StreamBackoff(uniform=random.Random(seed).uniform).wait(refusal, 0.0) for seed in range(50)]
     assert 0.1 < min(waits) < max(waits) <= 0.25
-    backoff = Backoff()
+    backoff = StreamBackoff()
     late = [backoff.wait(refusal, 0.0) for _ in range(30)][15:]
     assert 2.5 <= min(late) < max(late) <= 5.0
     backoff.reset()
