@@ -1,43 +1,45 @@
-"""Fetches the bootstrap, for as long as it takes."""
+"""Requests the bootstrap over HTTP and retries until there is one. aiohttp is imported with the first request."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import collections
+import importlib
 import itertools
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+import socket
+import time
+from typing import TYPE_CHECKING, NamedTuple, cast
+from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
-import httpx
-import tenacity
-
-from kumadp.addresses import server_name, with_port
+from kumadp import __version__
+from kumadp.addresses import address_text, is_host_name, is_ip, request_target, server_name, with_port
 from kumadp.controlplane.bootstrap_messages import BootstrapAnswer, UndecodableAnswer, decode_answer
 from kumadp.controlplane.response_rules import AttemptAction, AttemptVerdict, judge_answer, judge_error
 from kumadp.controlplane.trust import Trust as Trust
 from kumadp.controlplane.trust import make_context as make_context
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
+from kumadp.host.backoff import Backoff
 from kumadp.host.descriptors import is_exhausted
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable, Sequence
 
+    from aiohttp.abc import AbstractResolver, ResolveResult
+
 ATTEMPT_SECONDS = 10.0
-# For connecting, the handshake, each read: less than the attempt, as httpx closes what hangs, a cancellation does not.
+# For connecting with the handshake, and for each read: less than the attempt, so that the log says which was too slow.
 PHASE_SECONDS = 8.0
 LONGEST_WAIT = 30.0
 CERTIFICATE_TRIES = 3
 MAX_ANSWER = 16 << 20
+_LONGEST_HEADER = 100 << 10
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-class _Failed(Exception):
-    """An attempt that may be repeated."""
-
-    def __init__(self, url: str, verdict: AttemptVerdict) -> None:
-        super().__init__(verdict.reason)
-        self.url = url
-        self.verdict = verdict
+class InvalidAddress(ValueError):
+    """A control plane address that no request can be sent to."""
 
 
 async def fetch_bootstrap(
@@ -48,66 +50,47 @@ async def fetch_bootstrap(
     max_duration: float | None,
     on_failure: Callable[[str], None],
 ) -> BootstrapAnswer:
-    """``POST <url>/bootstrap`` until there is a bootstrap; ``urls``, one at least, are asked in turn.
+    """Send ``POST <url>/bootstrap`` until there is a bootstrap; ``urls``, at least one, are tried in turn.
 
-    ``make_request`` is awaited for each attempt, so that token and CA are read anew. After each round of all addresses
-    comes a wait, exponential from ``backoff`` seconds with full jitter, up to 30 s; ``on_failure`` hears each reason.
-    Raises ControlPlaneRefused on an answer that no retry can change (400, 401, 403, 422; a certificate that does not
-    verify three times; a CA that is none), where there are several addresses once each of them has given one; and
+    ``make_request`` is awaited for each attempt, so that token and CA are read again. After each round of all addresses
+    there is a wait, exponential from ``backoff`` seconds with full jitter, up to 30 s. ``on_failure`` is called with
+    the reason of each failed attempt.
+
+    Raises ControlPlaneRefused on an answer that no retry can change (400, 401, 403, 422; a certificate that fails
+    verification three times; an unreadable CA), with several addresses once each of them has given one; and
     ControlPlaneUnavailable after ``max_duration`` seconds; None means never.
     """
     refusals = _Refusals(urls)
-    turns = itertools.cycle(urls)
-    waits: dict[str, float] = {}
-
-    async def attempt() -> BootstrapAnswer:
-        url = next(turns)
-        verdict, answer = await _once(url, make_request)
+    least_waits: dict[str, float] = {}
+    waits = Backoff(backoff, max(LONGEST_WAIT, backoff), keep=0.0)
+    started = time.monotonic()
+    for number, url in enumerate(itertools.cycle(urls), 1):
+        verdict, answer = await _attempt(url, make_request)
         if answer is not None:
             return answer
         if refusals.note(url, verdict):
             raise ControlPlaneRefused(f"the control plane at {url} refused: {verdict.reason}", verdict.hint)
-        raise _Failed(url, verdict)
-
-    exponential = waits_from(backoff, len(urls))
-
-    def wait(state: tenacity.RetryCallState) -> float:
-        failure = state.outcome.exception() if state.outcome else None
-        if isinstance(failure, _Failed):
-            waits[failure.url] = failure.verdict.wait
-        if state.attempt_number % len(urls):
-            return 0.0
-        return max(exponential(state), min(waits.values(), default=0.0))
-
-    def tell(state: tenacity.RetryCallState) -> None:
-        failure = state.outcome.exception() if state.outcome else None
-        if isinstance(failure, _Failed):
-            verdict = failure.verdict
-            which = f"{failure.url}: " if len(urls) > 1 else ""
-            on_failure(which + verdict.reason + (f" ({verdict.hint})" if verdict.hint else ""))
-
-    stop: Any = tenacity.stop_never if max_duration is None else tenacity.stop_after_delay(max_duration)
-    retrying = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_exception_type(_Failed), wait=wait, stop=stop, before_sleep=tell, reraise=True
-    )
-    try:
-        return await retrying(attempt)
-    except _Failed as failed:
-        raise ControlPlaneUnavailable(
-            f"no bootstrap from {', '.join(urls)} within {max_duration:g} s; the last try: {failed.verdict.reason}",
-            failed.verdict.hint,
-        ) from None
+        if max_duration is not None and time.monotonic() - started >= max_duration:
+            raise ControlPlaneUnavailable(
+                f"no bootstrap from {', '.join(urls)} within {max_duration:g} s; the last try: {verdict.reason}",
+                verdict.hint,
+            )
+        which = f"{url}: " if len(urls) > 1 else ""
+        on_failure(which + verdict.reason + (f" ({verdict.hint})" if verdict.hint else ""))
+        least_waits[url] = verdict.wait
+        await asyncio.sleep(0.0 if number % len(urls) else max(waits.wait(), min(least_waits.values())))
+    raise ValueError("no control plane address")
 
 
 class _Refusals:
-    """Which addresses gave, the last time they answered, an answer that no retry can change."""
+    """The addresses whose last answer was one that no retry can change."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._missing = set(urls)
         self._bad_certificates = collections.Counter[str]()
 
     def note(self, url: str, verdict: AttemptVerdict) -> bool:
-        """Take in a verdict; True when all have refused."""
+        """Take in a verdict; return True once all addresses have refused."""
         if verdict.action is AttemptAction.RETRY_CERTIFICATE:
             self._bad_certificates[url] += 1
         else:
@@ -119,15 +102,7 @@ class _Refusals:
         return not self._missing
 
 
-def waits_from(backoff: float, attempts_a_round: int = 1) -> tenacity.wait_random_exponential:
-    """Waits between rounds of attempts: doubling from ``backoff`` seconds to 30 s, with full jitter."""
-    base = 2 ** (1 / attempts_a_round)
-    # The first wait comes after the last attempt of the first round.
-    first = backoff / base ** (attempts_a_round - 1)
-    return tenacity.wait_random_exponential(multiplier=first, max=max(LONGEST_WAIT, backoff), exp_base=base)
-
-
-async def _once(
+async def _attempt(
     url: str, make_request: Callable[[], Awaitable[tuple[bytes, Trust]]]
 ) -> tuple[AttemptVerdict, BootstrapAnswer | None]:
     try:
@@ -136,15 +111,16 @@ async def _once(
         if is_exhausted(error):
             return judge_error(error), None
         raise
+    # In a thread: the import takes 0.1 s unless a server of ours has imported it already.
+    aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
     try:
         async with asyncio.timeout(ATTEMPT_SECONDS):
-            asked = bootstrap_url(url)
-            context = await asyncio.to_thread(make_context, trust) if asked.startswith("https:") else False
-            status, headers, answer = await _post(asked, body, context)
-    except httpx.InvalidURL as error:
+            target = _target(bootstrap_url(url))
+            context = await asyncio.to_thread(_tls_context, trust) if target.scheme == "https" else None
+            status, headers, answer = await _post(target, body, context)
+    except InvalidAddress as error:
         return AttemptVerdict(AttemptAction.STOP, f"{url} is not an address: {error}", "check --cp-address"), None
-    # anyio, below httpx, wraps what it does not expect of a connection attempt in a group.
-    except (OSError, TimeoutError, httpx.HTTPError, httpx.StreamError, ValueError, ExceptionGroup) as error:
+    except (OSError, TimeoutError, aiohttp.ClientError, ValueError) as error:
         return judge_error(error), None
     verdict = judge_answer(status, headers, answer)
     if verdict.action is not AttemptAction.DECODE:
@@ -155,24 +131,108 @@ async def _once(
         return AttemptVerdict(AttemptAction.RETRY, str(error), "does another server answer at this address?"), None
 
 
-async def _post(url: str, body: bytes, context: ssl.SSLContext | bool) -> tuple[int, dict[str, str], bytes]:
-    target = httpx.URL(url)
-    name = server_name(target.host)
-    host = with_port(name, target.port) if target.port is not None else f"[{name}]" if ":" in name else name
-    headers = {"accept": "application/json", "content-type": "application/json", "host": host}
+class _Target(NamedTuple):
+    """Where a request goes: ``host`` is resolved and connected to, ``name`` is the host in TLS and HTTP."""
+
+    scheme: str
+    host: str
+    port: int
+    name: str
+    headers: dict[str, str]
+    path: str
+
+
+def _target(url: str) -> _Target:
+    """Take a URL apart; raises InvalidAddress."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise InvalidAddress(str(error)) from None
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise InvalidAddress(f"{parts.scheme!r} is not http or https")
+    if not is_ip(host) and not is_host_name(host):
+        raise InvalidAddress(f"{host!r} is not a host name")
+    default, name = _DEFAULT_PORTS[parts.scheme], server_name(host)
+    shown = f"[{name}]" if ":" in name else name
+    headers = {"host": shown if port in (None, default) else with_port(name, port or 0)}
+    if parts.username or parts.password:
+        user, password = (unquote_to_bytes(part or "") for part in (parts.username, parts.password))
+        headers["authorization"] = f"Basic {base64.b64encode(user + b':' + password).decode()}"
+    path = request_target(parts.path + (f"?{parts.query}" if parts.query else ""))
+    return _Target(parts.scheme, host, port or default, name, headers, path)
+
+
+class _Resolver:
+    """Resolves the control plane's host, whatever the URL of the request calls it: `aiohttp.abc.AbstractResolver`.
+
+    aiohttp itself drops the zone of an IPv6 address, and rejects numbers that getaddrinfo(3) reads as an address.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the addresses of the host, in the resolver's order; ``host`` is not looked at. Raises OSError."""
+        infos = await asyncio.get_running_loop().getaddrinfo(self._host, port, family=family, type=socket.SOCK_STREAM)
+        addresses = dict.fromkeys((info[0], address_text(info[4])) for info in infos)
+        return [
+            {"hostname": host, "host": address, "port": port, "family": kind, "proto": 0, "flags": 0}
+            for kind, address in addresses
+        ]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+async def _post(target: _Target, body: bytes, tls: ssl.SSLContext | None) -> tuple[int, dict[str, str], bytes]:
+    """Send the request; return status, headers with names in lower case, and body. Proxy variables do not count."""
+    import aiohttp
+    from yarl import URL
+
+    headers = {
+        "accept": "application/json",
+        "content-type": "application/json",
+        "user-agent": f"kumadp/{__version__}",
+        **target.headers,
+    }
+    # Any name that is not an address: the resolver knows the host, TLS and HTTP have its name from here.
+    url = URL(f"{target.scheme}://control-plane:{target.port}{target.path}", encoded=True)
     async with (
-        httpx.AsyncClient(verify=context, trust_env=False, timeout=PHASE_SECONDS) as client,
-        client.stream("POST", target, content=body, headers=headers, extensions={"sni_hostname": name}) as answer,
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                resolver=cast("AbstractResolver", _Resolver(target.host)), use_dns_cache=False, ssl=tls or True
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=PHASE_SECONDS, sock_read=PHASE_SECONDS),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            max_line_size=_LONGEST_HEADER,
+            max_field_size=_LONGEST_HEADER,
+        ) as session,
+        session.post(
+            url, data=body, headers=headers, allow_redirects=False, server_hostname=target.name if tls else None
+        ) as answer,
     ):
         data = bytearray()
-        async for part in answer.aiter_bytes():
-            data += part
-            if len(data) > MAX_ANSWER:
-                raise ValueError(f"the answer is larger than {MAX_ANSWER >> 20} MiB")
-        return answer.status_code, dict(answer.headers), bytes(data)
+        try:
+            async for part in answer.content.iter_any():
+                data += part
+                if len(data) > MAX_ANSWER:
+                    raise ValueError(f"the answer is larger than {MAX_ANSWER >> 20} MiB")
+        except aiohttp.ClientPayloadError:
+            raise ValueError("the answer broke off, or its encoding is wrong") from None
+        return answer.status, {name.lower(): value for name, value in answer.headers.items()}, bytes(data)
+
+
+def _tls_context(trust: Trust) -> ssl.SSLContext:
+    context = make_context(trust)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def bootstrap_url(url: str) -> str:
-    """Scheme, in lower case, and host of the control plane's address, path ``/bootstrap``, query kept (Kuma 2.8)."""
+    """Return the control plane's address with path ``/bootstrap``: scheme in lower case, query kept (Kuma 2.8)."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc, "/bootstrap", parts.query, ""))

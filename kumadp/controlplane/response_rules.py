@@ -1,8 +1,9 @@
-"""Which answers heal by themselves and which do not: pure rules."""
+"""Rules which answers of the control plane are retried and which are final. Pure."""
 
 from __future__ import annotations
 
 import enum
+import os
 import ssl
 import time
 from dataclasses import dataclass
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 
 REASON_LENGTH = 300
 LONGEST_RETRY_AFTER = 300.0
-# Kuma's 404 body where the port is not the data plane server's.
+# Kuma's 404 body if the port is not the data plane server's.
 WRONG_PORT = "404: Page Not Found"
 
 
 class AttemptAction(enum.Enum):
-    """What to do with an attempt's result."""
+    """What follows an attempt."""
 
     DECODE = "decode"
     RETRY = "retry"
@@ -29,7 +30,7 @@ class AttemptAction(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class AttemptVerdict:
-    """What to do, why, a hint, and how long to wait at least (``Retry-After``, seconds)."""
+    """What follows an attempt, the reason, a hint, and the shortest wait before the next one (``Retry-After``, s)."""
 
     action: AttemptAction
     reason: str = ""
@@ -46,7 +47,7 @@ _HINTS = {
 
 
 def judge_answer(status: int, headers: Mapping[str, str], body: bytes) -> AttemptVerdict:
-    """The verdict on an HTTP answer (Kuma 2.8: 404 in its two forms is retried; 408, 429 and 5xx heal too)."""
+    """Return the verdict on an HTTP answer (Kuma 2.8: 404 in its two forms is retried; 408, 429 and 5xx too)."""
     if status == 200:
         return AttemptVerdict(AttemptAction.DECODE)
     text = one_line(body)
@@ -69,9 +70,10 @@ def judge_answer(status: int, headers: Mapping[str, str], body: bytes) -> Attemp
 
 
 def judge_error(error: BaseException) -> AttemptVerdict:
-    """The verdict on a request that got no answer."""
-    if isinstance(error, BaseExceptionGroup):
-        return judge_error(error.exceptions[0])
+    """Return the verdict on a request that got no answer."""
+    # aiohttp wraps what OpenSSL and the kernel report, in errors of the same classes without their attributes.
+    while isinstance(error, OSError) and isinstance(error.__cause__, OSError):
+        error = error.__cause__
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -85,7 +87,16 @@ def judge_error(error: BaseException) -> AttemptVerdict:
         if isinstance(cause, TimeoutError):
             return AttemptVerdict(AttemptAction.RETRY, "no answer in time")
         cause = cause.__cause__ or cause.__context__
-    return AttemptVerdict(AttemptAction.RETRY, one_line(str(error).encode()) or type(error).__name__)
+    return AttemptVerdict(AttemptAction.RETRY, one_line(_text(error).encode()) or type(error).__name__)
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
+    if isinstance(error, OSError) and error.errno:
+        # What a resolver reports has numbers of its own, below 0; and libraries put addresses into the text.
+        return os.strerror(error.errno) if error.errno > 0 else error.strerror or str(error)
+    return str(error)
 
 
 def _tls_hint(error: ssl.SSLCertVerificationError) -> str:
@@ -98,7 +109,7 @@ def _tls_hint(error: ssl.SSLCertVerificationError) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds or a date (RFC 9110, 10.2.3); what is neither counts as absent."""
+    """Parse seconds or a date (RFC 9110, 10.2.3); anything else counts as absent."""
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
         return min(float(text[:6]), LONGEST_RETRY_AFTER)
@@ -110,6 +121,6 @@ def _retry_after(headers: Mapping[str, str]) -> float:
 
 
 def one_line(body: bytes) -> str:
-    """The beginning of a body as one line of printable text."""
+    """Return the beginning of a body as one line of printable text."""
     text = " ".join(body[: REASON_LENGTH * 4].decode("utf-8", "replace").split())
     return "".join(letter for letter in text if letter.isprintable())[:REASON_LENGTH]

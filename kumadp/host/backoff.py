@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 class Backoff:
     """Waits in seconds, from ``first`` on, each ``growth`` times the previous one and at most ``cap``.
 
-    ``keep`` is the part of each wait that jitter leaves: 0 is full jitter (anything from 0 to the wait), 1 is none. Many
-    data planes retry against the same server: without jitter they would do so in step. ``uniform`` draws from a range.
+    ``keep`` is the part of each wait that jitter leaves: 0 is full jitter (anything from 0 to the wait), 1 is none.
+    Many data planes retry against the same server: jitter keeps them out of step. ``uniform`` draws from a range.
     """
 
     def __init__(

@@ -9,11 +9,11 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-import tenacity
 import trustme
 
-from kumadp.controlplane import bootstrap_http as client
+from kumadp.controlplane import bootstrap_http
 from kumadp.controlplane.bootstrap_http import Trust, bootstrap_url, fetch_bootstrap
+from kumadp.controlplane.response_rules import AttemptAction, AttemptVerdict
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
 from tests.support.ports import free_port
 from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer
@@ -121,17 +121,16 @@ async def test_a_name_that_does_not_exist_is_repeated() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["http://\u2024.x:5678", "http://a:b:5678", "http://a\ud800:5678", "http://\0:5678"]
+    "address",
+    [
+        *("http://\u2024.x:5678", "http://a:b:5678", "http://a\ud800:5678", "http://\0:5678"),
+        *("http://localhost:70000", "ftp://localhost:5678"),
+    ],
 )
-async def test_an_address_that_httpx_refuses_ends_it_at_once(address: str) -> None:
+async def test_an_address_that_no_request_can_be_sent_to_ends_it_at_once(address: str) -> None:
     with pytest.raises(ControlPlaneRefused) as refused:
         await fetch(address, "")
     assert "--cp-address" in str(refused.value)
-
-
-async def test_a_connection_attempt_that_fails_in_a_group_is_repeated() -> None:
-    with pytest.raises(ControlPlaneUnavailable, match="port must be"):
-        await fetch("http://localhost:70000", "", max_duration=0.01)
 
 
 async def test_the_time_that_the_user_allows_ends_it_with_the_last_reason() -> None:
@@ -218,7 +217,7 @@ async def test_https_where_http_is_spoken_is_told() -> None:
 
 
 async def test_an_answer_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PHASE_SECONDS", 0.2)
+    monkeypatch.setattr(bootstrap_http, "PHASE_SECONDS", 0.2)
     told: list[str] = []
     with ScriptedControlPlane(Answer(hang=True), GOOD) as plane:
         assert (await fetch(plane.url, plane.ca, told=told)).bootstrap
@@ -226,7 +225,7 @@ async def test_an_answer_that_never_comes_is_given_up(monkeypatch: pytest.Monkey
 
 
 async def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PHASE_SECONDS", 0.2)
+    monkeypatch.setattr(bootstrap_http, "PHASE_SECONDS", 0.2)
     reported: list[str] = []
     # On a busy host the first attempt may outlast 0.5 s: then only the exception has its reason.
     last = "the last try: no answer in time$"
@@ -236,7 +235,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch: p
 
 
 async def test_an_answer_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MAX_ANSWER", 1000)
+    monkeypatch.setattr(bootstrap_http, "MAX_ANSWER", 1000)
     told: list[str] = []
     with ScriptedControlPlane(Answer(200, b"x" * 100_000), GOOD) as plane:
         assert (await fetch(plane.url, plane.ca, told=told)).bootstrap
@@ -257,24 +256,52 @@ async def test_request_and_trust_are_made_anew_for_each_attempt() -> None:
         assert [seen["dataplaneToken"] for seen in plane.requests] == ["token-1", "token-2"]
 
 
-def test_waits_double_from_the_backoff_to_30_seconds_with_full_jitter() -> None:
-    wait = client.waits_from(3.0)
-    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-    for attempt in range(1, 12):
-        state.attempt_number = attempt
-        longest = min(30.0, 3.0 * 2 ** (attempt - 1))
-        drawn = [wait(state) for _ in range(300)]
-        assert 0 <= min(drawn) < longest * 0.25
-        assert longest * 0.75 < max(drawn) <= longest
+@pytest.mark.parametrize("addresses", [1, 3])
+async def test_waits_double_from_round_to_round_up_to_30_seconds_with_full_jitter(
+    addresses: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[float]] = []
+
+    async def attempt(_url: str, _make_request: object) -> tuple[AttemptVerdict, None]:
+        return AttemptVerdict(AttemptAction.RETRY, "busy"), None
+
+    async def sleep(seconds: float) -> None:
+        drawn[-1].append(seconds)
+        if len(drawn[-1]) == addresses * 7:
+            raise TimeoutError
+
+    monkeypatch.setattr(bootstrap_http, "_attempt", attempt)
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    for _ in range(300):
+        drawn.append([])
+        with pytest.raises(TimeoutError):
+            await fetch_bootstrap(
+                [f"http://{number}" for number in range(addresses)],
+                request(""),
+                backoff=3.0,
+                max_duration=None,
+                on_failure=lambda _reason: None,
+            )
+    for number, waits in enumerate(zip(*drawn, strict=True), 1):
+        if number % addresses:
+            assert set(waits) == {0.0}
+            continue
+        longest = min(30.0, 3.0 * 2 ** (number // addresses - 1))
+        assert 0 <= min(waits) < longest * 0.25
+        assert longest * 0.75 < max(waits) <= longest
 
 
-def test_with_several_addresses_the_wait_doubles_from_round_to_round() -> None:
-    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-    for round_ in range(1, 6):
-        state.attempt_number = 3 * round_
-        drawn = [client.waits_from(3.0, 3)(state) for _ in range(300)]
-        longest = min(30.0, 3.0 * 2 ** (round_ - 1))
-        assert longest * 0.75 < max(drawn) <= longest * 1.000001
+async def test_the_server_s_retry_after_is_the_shortest_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    busy = Answer(429, b"", {"retry-after": "7"})
+    with ScriptedControlPlane(busy, GOOD) as plane:
+        monkeypatch.setattr("asyncio.sleep", sleep)
+        await fetch(plane.url, plane.ca)
+    assert waits == [7.0]
 
 
 async def test_several_addresses_are_asked_in_turn_and_the_one_that_answered_is_told() -> None:
