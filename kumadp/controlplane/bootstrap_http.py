@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
 from kumadp import __version__
-from kumadp.addresses import address_text, is_host_name, is_ip, request_target, server_name, with_port
+from kumadp.addresses import address_text, connect_address, is_host_name, is_ip, request_target, server_name, with_port
 from kumadp.controlplane.bootstrap_messages import BootstrapAnswer, UndecodableAnswer, decode_answer
-from kumadp.controlplane.response_rules import AttemptAction, AttemptVerdict, judge_answer, judge_error
+from kumadp.controlplane.response_rules import AttemptAction, AttemptVerdict, judge_answer, judge_error, one_line
 from kumadp.controlplane.trust import Trust as Trust
 from kumadp.controlplane.trust import make_context as make_context
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
@@ -120,6 +120,8 @@ async def _attempt(
             status, headers, answer = await _post(target, body, context)
     except InvalidAddress as error:
         return AttemptVerdict(AttemptAction.STOP, f"{url} is not an address: {error}", "check --cp-address"), None
+    except aiohttp.ClientResponseError as error:
+        return AttemptVerdict(AttemptAction.RETRY, one_line(f"not HTTP: {error.message}".encode())), None
     except (OSError, TimeoutError, aiohttp.ClientError, ValueError) as error:
         return judge_error(error), None
     verdict = judge_answer(status, headers, answer)
@@ -176,8 +178,14 @@ class _Resolver:
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """Return the addresses of the host, in the resolver's order; ``host`` is not looked at. Raises OSError."""
-        infos = await asyncio.get_running_loop().getaddrinfo(self._host, port, family=family, type=socket.SOCK_STREAM)
-        addresses = dict.fromkeys((info[0], address_text(info[4])) for info in infos)
+        if is_ip(self._host):
+            # uvloop's getaddrinfo drops the zone too.
+            kind = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+            addresses = {(kind, connect_address(self._host, port)[0]): None}
+        else:
+            loop = asyncio.get_running_loop()
+            infos = await loop.getaddrinfo(self._host, port, family=family, type=socket.SOCK_STREAM)
+            addresses = dict.fromkeys((info[0], address_text(info[4])) for info in infos)
         return [
             {"hostname": host, "host": address, "port": port, "family": kind, "proto": 0, "flags": 0}
             for kind, address in addresses

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import datetime
+import gzip
 import json
 import socket
-from typing import TYPE_CHECKING
+import zlib
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
@@ -240,6 +244,110 @@ async def test_an_answer_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch
     with ScriptedControlPlane(Answer(200, b"x" * 100_000), GOOD) as plane:
         assert (await fetch(plane.url, plane.ca, told=told)).bootstrap
     assert "larger" in told[0]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_compressed_answer_is_decompressed(encoding: str) -> None:
+    body = gzip.compress(GOOD.body) if encoding == "gzip" else zlib.compress(GOOD.body)
+    with ScriptedControlPlane(Answer(200, body, {"content-encoding": encoding})) as plane:
+        assert (await fetch(plane.url, plane.ca)).bootstrap
+        assert encoding in plane.headers_seen[0]["accept-encoding"]
+
+
+async def test_an_answer_whose_encoding_is_wrong_is_retried() -> None:
+    reasons: list[str] = []
+    with ScriptedControlPlane(Answer(200, GOOD.body, {"content-encoding": "gzip"}), GOOD) as plane:
+        assert (await fetch(plane.url, plane.ca, told=reasons)).bootstrap
+    assert reasons == ["the answer broke off, or its encoding is wrong"]
+
+
+async def test_a_compressed_answer_is_bounded_by_what_it_unpacks_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap_http, "MAX_ANSWER", 1 << 20)
+    reasons: list[str] = []
+    large = Answer(200, gzip.compress(b" " * (50 << 20)), {"content-encoding": "gzip"})
+    with ScriptedControlPlane(large, GOOD) as plane:
+        assert (await fetch(plane.url, plane.ca, told=reasons)).bootstrap
+    assert reasons == ["the answer is larger than 1 MiB"]
+
+
+async def test_an_answer_that_comes_byte_by_byte_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap_http, "ATTEMPT_SECONDS", 0.5)
+    monkeypatch.setattr(bootstrap_http, "PHASE_SECONDS", 0.3)
+
+    async def drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while not writer.is_closing():
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        writer.close()
+        ended.set()
+
+    ended = asyncio.Event()
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ControlPlaneUnavailable, match=r"the last try: no answer in time$"):
+            await fetch(f"http://127.0.0.1:{port}", "", max_duration=0.1)
+        await ended.wait()
+
+
+async def test_each_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = socket.getaddrinfo
+
+    def both(host: Any, port: Any, *others: Any, **named: Any) -> Any:
+        if host != "cp.example":
+            return original(host, port, *others, **named)
+        return [
+            info for address in ("127.0.0.2", "127.0.0.1") for info in original(address, port, type=socket.SOCK_STREAM)
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+    with ScriptedControlPlane(GOOD, names=("cp.example",)) as plane:
+        assert (await fetch(f"https://cp.example:{plane.port}", plane.ca)).bootstrap
+        assert plane.names_seen == ["cp.example"]
+
+
+async def test_a_short_form_of_an_address_is_for_the_resolver() -> None:
+    with ScriptedControlPlane(GOOD, tls=False) as plane:
+        assert (await fetch(f"http://127.1:{plane.port}", "")).bootstrap
+        assert plane.headers_seen[0]["host"] == f"127.1:{plane.port}"
+
+
+async def test_user_and_password_of_an_address_are_sent() -> None:
+    with ScriptedControlPlane(GOOD, tls=False) as plane:
+        await fetch(plane.url.replace("//", "//m%C3%A4x:p%3Aw@"), "")
+        sent = plane.headers_seen[0]["authorization"].removeprefix("Basic ")
+    assert base64.b64decode(sent).decode() == "m\u00e4x:p:w"
+
+
+async def test_proxy_variables_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    with ScriptedControlPlane(GOOD) as plane:
+        assert (await fetch(plane.url, plane.ca)).bootstrap
+
+
+@pytest.mark.parametrize(
+    ("status_line", "reason"),
+    [(b"ICY 200 OK", "not HTTP"), (b"", "Server disconnected"), (b"\x16\x03\x01", "not HTTP")],
+)
+async def test_what_is_not_http_is_retried(status_line: bytes, reason: str) -> None:
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(status_line + b"\r\n\r\n" if status_line else b"")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(ControlPlaneUnavailable) as failed:
+            await fetch(f"http://127.0.0.1:{port}", "", max_duration=0.1)
+    assert reason in str(failed.value)
+
+
+async def test_an_unreachable_address_is_one_plain_reason() -> None:
+    with pytest.raises(ControlPlaneUnavailable, match=r"the last try: Connection refused$"):
+        await fetch(f"http://localhost:{free_port()}", "", max_duration=0.1)
 
 
 async def test_request_and_trust_are_made_anew_for_each_attempt() -> None:
