@@ -40,7 +40,7 @@ class StreamRefusal(enum.StrEnum):
 
 
 def classify(error: BaseException) -> StreamRefusal:
-    """Return the kind of a failed attempt: an OSError, a ``grpc.call.StreamEnded``, or a KumadpError from token or CA."""
+    """Return the kind of a failed attempt: an OSError, a ``StreamEnded``, or a KumadpError from token or CA."""
     if isinstance(error, ssl.SSLCertVerificationError | KumadpError):
         return StreamRefusal.AUTH
     if isinstance(error, OSError):
