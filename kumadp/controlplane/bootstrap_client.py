@@ -156,7 +156,7 @@ class KumaClient:
     def _request(self) -> tuple[bytes, Trust]:
         from kumadp.controlplane.bootstrap_messages import RequestFacts, encode_request
         from kumadp.controlplane.features import announced
-        from kumadp.envoy.version import fits
+        from kumadp.envoy.version import is_supported
         from kumadp.host.facts import has_ipv6, memory_limit, system_ca_path
         from kumadp.resources.transparent_proxy import Redirected
         from kumadp.resources.wire import request_json
@@ -180,7 +180,7 @@ class KumaClient:
             kumadp_version=__version__,
             envoy_version=envoy.version,
             envoy_build=envoy.build,
-            envoy_compatible=fits(envoy.version),
+            envoy_compatible=is_supported(envoy.version),
             ca_cert=trust.ca,
             metadata=metadata,
             dns_port=self._dns.envoy_port if self._dns is not None else 0,

@@ -208,7 +208,7 @@ class Assembly(EnvoyDrain):
 
     async def _versions(self, binary: Path, dns: DnsPlan | None) -> tuple[EnvoyVersion, str]:
         from kumadp.dns.coredns.binary import coredns_version
-        from kumadp.envoy.version import envoy_version, fits, fitting
+        from kumadp.envoy.version import envoy_version, is_supported, supported_versions
 
         environment = self._run.children_environment
 
@@ -219,8 +219,10 @@ class Assembly(EnvoyDrain):
         envoy, coredns = await asyncio.gather(envoy_version(binary, environment), dns_version())
         self.status.facts["versions"] = {"envoy": envoy.version, "coredns": coredns}
         log.info("Envoy %s at %s%s", envoy.version, binary, f", CoreDNS {coredns}" if coredns else "")
-        if self._run.mesh is None and not fits(envoy.version):
-            log.warning("no data plane of Kuma is made for Envoy %s; they are for %s", envoy.version, fitting())
+        if self._run.mesh is None and not is_supported(envoy.version):
+            log.warning(
+                "no data plane of Kuma is made for Envoy %s; they are for %s", envoy.version, supported_versions()
+            )
         return envoy, coredns
 
     async def _start_envoy(

@@ -25,7 +25,7 @@ from kumadp.doctor.report import Told, failed, ok, warning
 from kumadp.envoy.argv import envoy_argv
 from kumadp.envoy.binary import find_envoy
 from kumadp.envoy.reload import Plan, check
-from kumadp.envoy.version import envoy_version, fits, fitting
+from kumadp.envoy.version import envoy_version, is_supported, supported_versions
 from kumadp.errors import PortsTaken
 from kumadp.host.net.ports import check_ports
 from kumadp.host.work_dir import RELAY_SOCKET, make_temporary, open_work_dir, temporary_folders
@@ -47,8 +47,10 @@ async def envoy(subject: Subject) -> list[Told]:
     """Which Envoy would run, and whether this Kuma is made for it."""
     path = await asyncio.to_thread(find_envoy, subject.settings.binary_path)
     found = await envoy_version(path, subject.children_environment)
-    if subject.mesh is None and not fits(found.version):
-        return warning(f"{found.version} at {path}: no data plane of Kuma is made for it", f"they are for {fitting()}")
+    if subject.mesh is None and not is_supported(found.version):
+        return warning(
+            f"{found.version} at {path}: no data plane of Kuma is made for it", f"they are for {supported_versions()}"
+        )
     return ok(f"{found.version} at {path}")
 
 

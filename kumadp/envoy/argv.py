@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# What would undo the guard, or is ours to decide. Envoy merges --config-yaml over the file: the admin could be moved.
+# Arguments that would undo the admin guard, or that kumadp sets itself. Envoy merges --config-yaml over the file, which
+# could move the admin.
 REFUSED: dict[str, str] = {
     "--config-path": "the bootstrap is kumadp's",
     "--config-yaml": "it would be merged over the guarded bootstrap",
@@ -45,7 +46,7 @@ _SHORT = {"-c": "--config-path", "-l": "--log-level", "-h": "--help"}
 
 
 def check_extra(extra: Sequence[str]) -> list[Problem]:
-    """What is wrong with arguments that a user adds to Envoy's."""
+    """Return a Problem for each argument of the user that kumadp does not pass on to Envoy."""
     problems = []
     for argument in extra:
         if not argument.startswith("-"):
@@ -53,7 +54,7 @@ def check_extra(extra: Sequence[str]) -> list[Problem]:
         # Envoy's parser takes a name and its value in one argument too, with a space between (TCLAP, seen with 1.40).
         name = re.split("[= ]", argument, maxsplit=1)[0]
         full = _SHORT.get(name[:2], name) if not name.startswith("--") else name
-        refused = [known for known in REFUSED if known == full or (len(full) > 3 and known.startswith(full))]
+        refused = [option for option in REFUSED if option == full or (len(full) > 3 and option.startswith(full))]
         if refused:
             problems.append(Problem("--envoy-arg", f"{name} is not allowed", REFUSED[refused[0]]))
     return problems
@@ -69,7 +70,7 @@ def envoy_argv(
     concurrency: int,
     extra: Sequence[str] = (),
 ) -> tuple[str, ...]:
-    """The command line as kuma-dp builds it (Kuma 2.8 and 2.14), then ``extra``. ``drain_time`` in seconds."""
+    """Return the command line as kuma-dp builds it (Kuma 2.8 and 2.14), then ``extra``. ``drain_time`` in seconds."""
     argv = [
         str(binary),
         "--config-path",
@@ -90,9 +91,10 @@ def envoy_argv(
 
 @dataclass(frozen=True, slots=True)
 class EpochArguments:
-    """Where an epoch stands. ``base_id`` None: epoch 0, whose base id Envoy chooses and writes to ``base_id_file``.
+    """Hot restart arguments of an epoch.
 
-    ``parent_shutdown`` in seconds from LIVE; ``concurrency`` workers, None: as the command line says.
+    ``base_id`` None: epoch 0, whose base id Envoy chooses and writes to ``base_id_file``. ``parent_shutdown`` is in
+    seconds from LIVE. ``concurrency`` is the number of workers, None: as in the command line.
     """
 
     number: int
@@ -104,29 +106,29 @@ class EpochArguments:
 
 
 def epoch_argv(argv: Sequence[str], epoch: EpochArguments) -> tuple[str, ...]:
-    """The command line of `envoy_argv` with hot restart in place of ``--disable-hot-restart``.
+    """Return the command line of `envoy_argv` with hot restart in place of ``--disable-hot-restart``.
 
-    Envoy docs, hot restart: a dynamic base id is for epoch 0 alone. The sockets are files of the owner's; by default
-    they are abstract, which everybody on the host may speak to. Statistics of the parent are not taken over: the new
-    epoch's main thread would wait for the old one's every five seconds.
+    Envoy docs, hot restart: a dynamic base id is for epoch 0 alone. The sockets are files that only the owner may use;
+    by default they are abstract, and any process of the host may connect. Statistics of the parent are not copied: the
+    new epoch's main thread would wait for the old one's every five seconds.
     """
     if epoch.base_id is None:
-        place: tuple[str, ...] = ("--use-dynamic-base-id", "--base-id-path", str(epoch.base_id_file))
+        which: tuple[str, ...] = ("--use-dynamic-base-id", "--base-id-path", str(epoch.base_id_file))
     else:
-        place = ("--base-id", str(epoch.base_id), "--restart-epoch", str(epoch.number))
-    found: list[str] = []
+        which = ("--base-id", str(epoch.base_id), "--restart-epoch", str(epoch.number))
+    argv_of_epoch: list[str] = []
     for argument in argv:
         if argument == "--disable-hot-restart":
-            found += [*place, "--socket-path", str(epoch.sockets), "--socket-mode", "600"]
-            found += ["--parent-shutdown-time-s", str(math.ceil(epoch.parent_shutdown))]
-            found += ["--skip-hot-restart-parent-stats"]
+            argv_of_epoch += [*which, "--socket-path", str(epoch.sockets), "--socket-mode", "600"]
+            argv_of_epoch += ["--parent-shutdown-time-s", str(math.ceil(epoch.parent_shutdown))]
+            argv_of_epoch += ["--skip-hot-restart-parent-stats"]
         elif argument == "--cpuset-threads" and epoch.concurrency is not None:
-            found += ["--concurrency", str(epoch.concurrency)]
+            argv_of_epoch += ["--concurrency", str(epoch.concurrency)]
         else:
-            found.append(argument)
-    return tuple(found)
+            argv_of_epoch.append(argument)
+    return tuple(argv_of_epoch)
 
 
 def workers_of(argv: Sequence[str]) -> int | None:
-    """How many workers a command line asks for, None where Envoy counts the processors."""
+    """Return the number of workers in a command line, None if Envoy counts the processors."""
     return int(argv[argv.index("--concurrency") + 1]) if "--concurrency" in argv else None

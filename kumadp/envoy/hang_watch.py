@@ -1,4 +1,4 @@
-"""Tells an Envoy that hangs from one that is busy."""
+"""Detection of an Envoy that hangs, as opposed to one that is busy."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class HangWatch:
-    """Looks every ``interval`` seconds; ``limit`` seconds without CPU and without an answer are a hang."""
+    """Checks every ``interval`` seconds; ``limit`` seconds without CPU and without an answer are a hang."""
 
     interval: float = 10.0
     limit: float = 60.0
 
     async def hangs(self, pid: int, answers: Callable[[], Awaitable[bool]]) -> bool:
-        """True once the main thread of ``pid`` has used no CPU for ``limit`` seconds and the admin is silent.
-
-        Where its CPU time cannot be read, nothing is known of it: that time does not count.
+        """Return True once the main thread of ``pid`` has used no CPU for ``limit`` seconds and the admin is silent.
 
         A large cluster update can block Envoy's main thread for a minute, during which its admin is silent too: only
-        CPU tells the two apart. An Envoy that uses CPU is not asked at all. False when the process is gone.
+        CPU time shows the difference. An Envoy that uses CPU gets no request at all. Time during which the CPU time
+        cannot be read does not count. Returns False when the process has ended.
         """
         loop = asyncio.get_running_loop()
         used, since = -1, loop.time()
@@ -40,15 +39,15 @@ class HangWatch:
             if now != used:
                 used, since = now, loop.time()
             elif loop.time() - since >= self.limit:
-                # The question wakes it, if it can wake: one that was merely idle has answered.
+                # The request wakes it, if it can wake: one that was merely idle answers.
                 if await answers():
                     since = loop.time()
-                elif _same(pid, used):
+                elif _is_unchanged(pid, used):
                     return True
             await asyncio.sleep(self.interval)
 
 
-def _same(pid: int, used: int) -> bool:
+def _is_unchanged(pid: int, used: int) -> bool:
     try:
         return main_thread_ticks(pid) == used
     except OSError:
@@ -56,9 +55,9 @@ def _same(pid: int, used: int) -> bool:
 
 
 def main_thread_ticks(pid: int) -> int | None:
-    """CPU time of the main thread in clock ticks (proc_pid_stat(5): utime and stime), None when it is gone.
+    """Return CPU time of the main thread in clock ticks (proc_pid_stat(5): utime and stime), None if it has ended.
 
-    Raises OSError where it cannot be read: too many open files say nothing about the process.
+    Raises OSError if it cannot be read: too many open files mean nothing for the process.
     """
     try:
         text = Path(f"/proc/{pid}/task/{pid}/stat").read_text(errors="replace")

@@ -1,4 +1,4 @@
-"""Notices that Envoy has other listeners or clusters where no relay sees what it is sent, by its own counters."""
+"""Detects changed listeners and clusters by Envoy's own counters, if no relay sees what Envoy is sent."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _LISTENERS = ("listener_manager.listener_added", "listener_manager.listener_modi
 # cluster_updated counts changes of endpoints, too (Envoy docs: cluster manager statistics).
 _CLUSTERS = tuple(f"cluster_manager.cluster_{what}" for what in ("added", "modified", "updated"))
 _COUNTERS = f"^({'|'.join(_LISTENERS + _CLUSTERS)})$".replace(".", r"\.")
-# Envoy matches each of its statistics, of which a large mesh has many: at most a fiftieth of its time goes there.
-_TIMES = 50
+# Envoy matches each of its statistics, of which a large mesh has many: at most a fiftieth of its time is spent on that.
+_PAUSE_TIMES = 50
 
 
 class ListenerChanges:
     """Reads the counters each ``period`` seconds; ``recheck`` is `kumadp.envoy.component.EnvoyComponent.recheck_admin`.
 
-    Other listeners are all to be proved again. Other clusters and endpoints, which a mesh changes all the time, are
-    looked for in Envoy's configuration alone, so that no application is asked.
+    After a change of listeners, all of them are proved again. Changed clusters and endpoints, which are frequent in a
+    mesh, are looked up in Envoy's configuration alone, so that no application gets a request.
     """
 
     name = "changes of listeners"
@@ -35,10 +35,10 @@ class ListenerChanges:
         self._admin = admin
         self._recheck = recheck
         self._period = period
-        self._known: dict[str, int] = {}
+        self._previous: dict[str, int] = {}
 
     async def run(self, up: Callable[[], None]) -> None:
-        """Look until cancelled."""
+        """Run until cancelled."""
         up()
         loop = asyncio.get_running_loop()
         pause = self._period
@@ -46,18 +46,18 @@ class ListenerChanges:
             await asyncio.sleep(pause)
             begun = loop.time()
             try:
-                found = await self._admin.stats(_COUNTERS)
+                counters = await self._admin.stats(_COUNTERS)
             except (AdminUnreachable, ValueError, KeyError, TypeError, AttributeError):
-                # It starts, ends or is stopped, which others handle; the counters of the next one begin at zero.
+                # It starts, ends or is stopped, which is handled elsewhere; the counters of the next one begin at zero.
                 continue
             finally:
-                pause = max(self._period, _TIMES * (loop.time() - begun))
-            self._compare(found)
+                pause = max(self._period, _PAUSE_TIMES * (loop.time() - begun))
+            self._compare(counters)
 
-    def _compare(self, found: dict[str, int]) -> None:
-        known, self._known = self._known, found
-        # The first time there is nothing to compare with, and every listener was asked not long ago.
-        if known and any(found.get(name) != known.get(name) for name in _LISTENERS):
+    def _compare(self, counters: dict[str, int]) -> None:
+        previous, self._previous = self._previous, counters
+        # The first time there is nothing to compare with, and every listener was proved not long ago.
+        if previous and any(counters.get(name) != previous.get(name) for name in _LISTENERS):
             self._recheck(None)
-        elif found != known:
+        elif counters != previous:
             self._recheck(())

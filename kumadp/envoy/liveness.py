@@ -1,7 +1,7 @@
-"""Whether a running Envoy still answers: readiness follows it within 10 s; what restarts Envoy is `hang`, not this.
+"""Liveness of a running Envoy: readiness follows it within 10 s; `kumadp.envoy.hang_watch` restarts Envoy, not this.
 
 Envoy's main thread answers its admin. One that is stopped, deadlocked or busy for that long takes no configuration and
-accepts no change of health, and its workers may do nothing either, so that others had better send elsewhere.
+accepts no change of health, and its workers may do nothing either, so that others should send traffic elsewhere.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from kumadp.bootstrap.admin_address import AdminAddress
 
-# Of ourselves or of the host: they say nothing of Envoy (connect(2), socket(2)).
-_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EACCES})
+# Errors of this process or of the host, which mean nothing for Envoy (connect(2), socket(2)).
+_LOCAL_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.EACCES})
 _REQUEST = b"GET /ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
 _LARGEST = 16 * 1024
 _STATE = re.compile(rb"\b(LIVE|DRAINING|PRE_INITIALIZING|INITIALIZING)\b")
@@ -30,13 +30,13 @@ _LIVE = "LIVE"
 
 @dataclass(slots=True)
 class LivenessCheck:
-    """ReloadRequests each ``period`` seconds, for at most ``timeout`` seconds; ``failures`` in a row are silence.
+    """Sends a request each ``period`` seconds, for at most ``timeout`` seconds; reports ``failures`` in a row.
 
-    With these figures silence is noticed 3 to 7.5 s after it began. ``noticed`` is called with the reason at each
-    question that finds it so, and with "" once Envoy answers again.
+    With these figures silence is reported 3 to 7.5 s after it began. ``on_unresponsive`` gets the reason at each
+    further failure, and "" once Envoy answers again.
     """
 
-    noticed: Callable[[str], None]
+    on_unresponsive: Callable[[str], None]
     period: float = 3.0
     timeout: float = 1.5
     failures: int = 3
@@ -49,9 +49,9 @@ class LivenessCheck:
         self._failed, self._pid, self._why = 0, 0, ""
 
     async def check(self, pid: int, admin: AdminAddress | None) -> float:
-        """Ask once; returns the pause until the next question in seconds.
+        """Check once; returns the pause until the next check in seconds.
 
-        ``admin`` None: it cannot be queried now. One that is stopped (SIGSTOP) is seen all the same.
+        ``admin`` None: it cannot be queried now. That Envoy is stopped (SIGSTOP) is detected even then.
         """
         if pid != self._pid:
             self.reset()
@@ -60,33 +60,33 @@ class LivenessCheck:
         begun = loop.time()
         why = "it is stopped (SIGSTOP)" if is_stopped(pid) else ""
         if not why and admin is not None:
-            why = await self._ask(admin)
+            why = await self._query(admin)
         elif not why and self._why:
-            # Nothing is known of it, but that it is not stopped any more.
+            # All that can be checked is that it is not stopped any more.
             why = self._why if "SIGSTOP" not in self._why else ""
         if not why:
             if self._failed >= self.failures:
-                self.noticed("")
+                self.on_unresponsive("")
             self._failed, self._why = 0, ""
             return self.period
         self._failed, self._why = self._failed + 1, why
         if self._failed >= self.failures:
-            self.noticed(f"Envoy does not serve: {why}")
+            self.on_unresponsive(f"Envoy does not serve: {why}")
         return max(self.timeout - (loop.time() - begun), 0.0)
 
-    async def _ask(self, admin: AdminAddress) -> str:
-        """Why Envoy does not answer that it is LIVE; nothing where it does, or where it cannot be known."""
+    async def _query(self, admin: AdminAddress) -> str:
+        """Return why Envoy does not answer that it is LIVE; "" if it does, or if that cannot be checked."""
         try:
-            state = await ask_state(admin, self.timeout)
+            state = await get_state(admin, self.timeout)
         except TimeoutError:
             return "no answer from its admin"
         except OSError as error:
-            return "" if error.errno in _OURS else f"no answer from its admin ({error.strerror or error})"
+            return "" if error.errno in _LOCAL_ERRORS else f"no answer from its admin ({error.strerror or error})"
         return "" if state == _LIVE else f"it is {state or 'not LIVE'}"
 
 
-async def ask_state(admin: AdminAddress, timeout: float) -> str:
-    """The state that ``GET /ready`` names (Envoy docs: ServerInfo.State); raises TimeoutError, OSError.
+async def get_state(admin: AdminAddress, timeout: float) -> str:
+    """Return the state that ``GET /ready`` names (Envoy docs: ServerInfo.State); raises TimeoutError, OSError.
 
     Without an HTTP library: this is done for as long as Envoy runs, and costs a tenth.
     """
@@ -105,13 +105,13 @@ async def ask_state(admin: AdminAddress, timeout: float) -> str:
     if not answer:
         raise ConnectionResetError(errno.ECONNRESET, "connection closed without an answer")
     head, _, body = bytes(answer).partition(b"\r\n\r\n")
-    found = _STATE.search(body)
+    match = _STATE.search(body)
     ok = head.split(b" ", 2)[1:2] == [b"200"]
-    return _LIVE if ok else found[1].decode() if found is not None else ""
+    return _LIVE if ok else match[1].decode() if match is not None else ""
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process is stopped by a signal (proc_pid_stat(5)); False where that cannot be known."""
+    """Return whether a process is stopped by a signal (proc_pid_stat(5)); False if that cannot be read."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:

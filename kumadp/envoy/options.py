@@ -61,8 +61,8 @@ class EnvoyOptions:
     """How Envoy is run. ``stop_grace`` is in seconds.
 
     ``hot_restart`` None turns hot restart off, and the command line is kuma-dp's. ``hang_watch`` None: an Envoy that
-    hangs is not restarted. ``adopted`` is an Envoy that runs already, ``inbound_drained`` says that its inbound
-    listeners are drained, and ``past`` is the restart history of the previous kumadp.
+    hangs is not restarted. ``adopted`` is an Envoy that runs already, ``inbound_drained`` is
+    True if its inbound listeners are drained, and ``past`` is the restart history of the previous kumadp.
     """
 
     policy: RestartPolicy

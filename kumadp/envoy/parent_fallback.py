@@ -1,7 +1,8 @@
-"""Stands in for an epoch that died while it drained.
+"""Fallback for an epoch that died while it drained: answers the new epoch in its place.
 
-The next epoch tells its parent to end when its time has come. Where nobody listens it tries again for ten seconds, its
-main thread blocked, and aborts (Envoy 1.40, measured): the death of the old would be an outage of the new.
+The next epoch sends its parent the order to end when the drain is over. If nothing listens, it retries for ten seconds
+with its main thread blocked, and aborts (Envoy 1.40, measured): the death of the old Envoy would be an outage of the
+new one.
 """
 
 from __future__ import annotations
@@ -19,50 +20,50 @@ if TYPE_CHECKING:
 
 # envoy.HotRestartMessage: a length of eight bytes, then field 1 (request) or 2 (reply) with the kind as its field.
 _PREFIX = struct.Struct(">Q")
-_STATS_ASKED, _TERMINATE = b"\x1a", b"\x2a"
+_GET_STATS, _TERMINATE = b"\x1a", b"\x2a"
 _NO_STATS = bytes.fromhex("12021a00")
-_MOST = 4096
-_BURST = 64
+_LONGEST_MESSAGE = 4096
+_MESSAGES_PER_TURN = 64
 
 
 async def answer_as_parent(path: Path, deadline: float) -> bool:
-    """Answer at the dead epoch's socket ``path`` until it is told to end, or for ``deadline`` seconds.
+    """Answer at the dead epoch's socket ``path`` until the order to end comes, or for ``deadline`` seconds.
 
-    Returns whether it was told. Raises OSError when the socket cannot be bound.
+    Returns whether the order came. Raises OSError if the socket cannot be bound.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours:
-        await asyncio.to_thread(_bind, ours, path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        await asyncio.to_thread(_bind, sock, path)
         loop = asyncio.get_running_loop()
-        came = asyncio.Event()
-        loop.add_reader(ours, came.set)
+        is_readable = asyncio.Event()
+        loop.add_reader(sock, is_readable.set)
         try:
             async with asyncio.timeout(deadline):
                 while True:
-                    await came.wait()
-                    came.clear()
-                    if _answer(ours):
+                    await is_readable.wait()
+                    is_readable.clear()
+                    if _answer(sock):
                         return True
         except TimeoutError:
             return False
         finally:
-            loop.remove_reader(ours)
+            loop.remove_reader(sock)
 
 
-def _bind(ours: socket.socket, path: Path) -> None:
+def _bind(sock: socket.socket, path: Path) -> None:
     path.unlink(missing_ok=True)
-    bind_owner_only(ours, path)
-    ours.setblocking(False)
+    bind_owner_only(sock, path)
+    sock.setblocking(False)
 
 
-def _answer(ours: socket.socket) -> bool:
+def _answer(sock: socket.socket) -> bool:
     with contextlib.suppress(BlockingIOError):
-        # What is left wakes us again.
-        for _ in range(_BURST):
-            message, sender = ours.recvfrom(_MOST)
+        # The loop reports the socket again while messages are left.
+        for _ in range(_MESSAGES_PER_TURN):
+            message, sender = sock.recvfrom(_LONGEST_MESSAGE)
             kind = message[_PREFIX.size + 2 : _PREFIX.size + 3]
             if kind == _TERMINATE:
                 return True
-            if kind == _STATS_ASKED and sender:
+            if kind == _GET_STATS and sender:
                 with contextlib.suppress(OSError):
-                    ours.sendto(_PREFIX.pack(len(_NO_STATS)) + _NO_STATS, sender)
+                    sock.sendto(_PREFIX.pack(len(_NO_STATS)) + _NO_STATS, sender)
     return False

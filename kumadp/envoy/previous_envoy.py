@@ -1,4 +1,4 @@
-"""The Envoy of a previous kumadp, from when it is known until it is adopted: it serves, and a stop must drain it."""
+"""The Envoy that the previous kumadp left, until it is adopted: it serves, and a stop must drain it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 class PreviousEnvoy:
     """Drains an Envoy that no component owns yet, over the admin address that the previous kumadp recorded."""
 
-    def __init__(self, left: AdoptedEnvoy) -> None:
-        self._left = left
+    def __init__(self, previous: AdoptedEnvoy) -> None:
+        self._previous = previous
 
     async def fail_health_checks(self) -> None:
-        """``POST /healthcheck/fail``; raises OSError if Envoy does not take it or its admin address is not known."""
+        """Send ``POST /healthcheck/fail``; raises OSError if it fails or the admin address is unknown."""
         await self._post("/healthcheck/fail")
 
     async def drain_inbound(self) -> None:
@@ -27,14 +27,14 @@ class PreviousEnvoy:
         await self._post("/drain_listeners?inboundonly&graceful&skip_exit")
 
     async def wait_ended(self) -> None:
-        """Return once every Envoy that was left has ended."""
-        children = (self._left.current, self._left.retiring)
+        """Return once every Envoy of the previous kumadp has ended."""
+        children = (self._previous.current, self._previous.retiring)
         await asyncio.gather(*(child.wait() for child in children if child is not None))
 
     async def _post(self, path: str) -> None:
-        address = parse_admin(self._left.state.admin)
-        if address is None or self._left.state.blind:
-            raise OSError(f"POST {path}: the admin address of the Envoy that was left is not known")
+        address = parse_admin(self._previous.state.admin)
+        if address is None or self._previous.state.blind:
+            raise OSError(f"POST {path}: the admin address of the previous kumadp's Envoy is unknown")
         admin = AdminClient(address)
         try:
             await post(admin, path)

@@ -1,4 +1,4 @@
-"""The last part of an old epoch's life: it drains, and is told to end by the one that took its place."""
+"""The end of an old epoch: it drains, and ends when the new epoch orders it to."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.envoy")
 
-# An old epoch that ends this much before its time, or this long after it, did not end as it was told (seconds).
+# An old epoch that ends this much before it is due, or this long after, did not end as ordered (seconds).
 SLACK = 0.5
 OVERSTAYED = 5.0
-# How long the new one tries to tell it before it aborts (seconds; Envoy 1.40, measured).
+# How long the new epoch tries to reach its parent before it aborts (seconds; Envoy 1.40, measured).
 ABORTS_AFTER = 10.0
 
 
 async def retire(
-    child: Child, due: float, grace: float, ended: Callable[[bool], None], parent_socket: Callable[[], Path | None]
+    child: Child, due: float, grace: float, on_ended: Callable[[bool], None], parent_socket: Callable[[], Path | None]
 ) -> None:
-    """Wait until ``child`` has ended, as it is told to at ``due`` (monotonic clock), and help where it goes wrong.
+    """Wait until ``child`` has ended, which is due at ``due`` (monotonic clock), and act if it does not.
 
-    One that stays is stopped. For one that ends early somebody stands in at ``parent_socket`` (None: nobody speaks to
-    it any more). ``ended`` hears whether the end was expected.
+    A process that stays is stopped, with ``grace`` seconds until SIGKILL. If it ends early, the fallback answers at
+    ``parent_socket`` (None: no epoch sends to it any more). ``on_ended`` gets whether the end was expected.
     """
     child.planned_from = due - SLACK
     try:
         async with asyncio.timeout(max(0.0, due - time.monotonic()) + OVERSTAYED):
             await child.wait()
     except TimeoutError:
-        log.warning("the old Envoy did not end when it was told to")
+        log.warning("the old Envoy did not end when it was due; stopping it")
         await child.stop(grace)
-    left = due - time.monotonic()
-    ended(left <= SLACK)
-    path = parent_socket() if left > SLACK else None
+    remaining = due - time.monotonic()
+    on_ended(remaining <= SLACK)
+    path = parent_socket() if remaining > SLACK else None
     if path is None:
         return
-    log.warning("the old Envoy ended %.1f s before its time", left)
+    log.warning("the old Envoy ended %.1f s before its time; using the fallback for its socket", remaining)
     await answer_for_dead_parent(path, due)
 
 
 async def answer_for_dead_parent(path: Path, due: float) -> None:
-    """Stand in for an old epoch that is dead, until it is told to end: at ``due`` (monotonic clock), or a little later.
+    """Answer for a dead epoch until the order to end comes, at ``due`` (monotonic clock) or a little later.
 
-    One that finds nobody at first, while no kumadp runs, goes on trying.
+    A new epoch that gets no answer at first, while no kumadp runs, keeps trying.
     """
     try:
         await answer_as_parent(path, max(0.0, due - time.monotonic()) + ABORTS_AFTER + OVERSTAYED)
     except OSError as error:
-        log.error("nobody stands in for the old Envoy: %s", error)
+        log.error("the fallback for the old Envoy failed: %s", error)

@@ -86,7 +86,7 @@ class Takeover:
         return tuple(sorted(missing))
 
     async def lost(self) -> bool:
-        """Return whether the current epoch has lost its listeners: a new one that is dead had taken over."""
+        """Return whether the current epoch has lost its listeners: a new one that is dead had taken them."""
         return bool(self._bound) and not await self._bound_now()
 
     async def _bound_now(self) -> frozenset[tuple[str, int]]:

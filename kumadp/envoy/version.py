@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEADLINE = 10.0
-# Envoy's minor versions that data planes of Kuma 2.8.0 to 2.14.3 are made for, each with the first patch that one of
-# them has, and the Kumas (`ENVOY_VERSION` of their builds).
-MADE_FOR: dict[tuple[int, int], tuple[int, str]] = {
+# Envoy's minor versions that Kuma 2.8.0 to 2.14.3 ship with, each with the first patch that one of them has, and the
+# Kuma versions (`ENVOY_VERSION` of their builds).
+SUPPORTED: dict[tuple[int, int], tuple[int, str]] = {
     (1, 30): (2, "2.8"),
     (1, 31): (8, "2.9"),
     (1, 32): (3, "2.10"),
@@ -35,27 +35,28 @@ class EnvoyVersion:
     build: str
 
 
-def fits(version: str) -> bool:
-    """Whether a data plane of Kuma 2.8 to 2.14 would call this Envoy compatible: its own minor version, patch at least.
+def is_supported(version: str) -> bool:
+    """Return whether a data plane of Kuma 2.8 to 2.14 would call this Envoy compatible: same minor, its patch or later.
 
     kuma-dp compares with the one Envoy of its own build, pre-releases stripped, whatever the control plane is, and the
-    control plane shows the result and does nothing with it. kumadp takes the place of each, so each one's Envoy fits.
+    control plane shows the result and does nothing with it. kumadp replaces each of them, so each one's Envoy is
+    supported.
     """
     parts = version.partition("-")[0].split(".")
     if len(parts) != 3 or not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts):
         return False
     major, minor, patch = map(int, parts)
-    found = MADE_FOR.get((major, minor))
-    return found is not None and patch >= found[0]
+    supported = SUPPORTED.get((major, minor))
+    return supported is not None and patch >= supported[0]
 
 
-def fitting() -> str:
-    """Which Envoy fits which Kuma, for people."""
-    return ", ".join(f"{major}.{minor}.{patch} (Kuma {kuma})" for (major, minor), (patch, kuma) in MADE_FOR.items())
+def supported_versions() -> str:
+    """Return which Envoy each Kuma ships with, for people."""
+    return ", ".join(f"{major}.{minor}.{patch} (Kuma {kuma})" for (major, minor), (patch, kuma) in SUPPORTED.items())
 
 
 async def envoy_version(path: Path, environment: Mapping[str, str]) -> EnvoyVersion:
-    """Ask the binary (Kuma 2.8: the text after ``version:`` has five parts); raises BinaryNotFound."""
+    """Run ``--version`` and parse it (Kuma 2.8: the text after ``version:`` has five parts); raises BinaryNotFound."""
     try:
         text = await output_of(path, "--version", environment=environment, deadline=DEADLINE)
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""Whether anybody is still connected for the workload's sake."""
+"""Counts the connections that carry the workload's traffic."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from kumadp.envoy.admin import AdminClient
 
 Direction = Literal["both", "inbound", "outbound"]
-# Envoy has no event for it (seconds).
+# Seconds between queries: Envoy has no event for it.
 _PAUSE = 0.25
-# Listeners of the control plane's own, by how their names begin (Kuma 2.8 to 2.14, with and without unified naming):
-# admin, dynamic configuration, metrics, probes, DNS.
+# How the names of listeners begin that the control plane adds for itself (Kuma 2.8 to 2.14, with and without unified
+# naming): admin, dynamic configuration, metrics, probes, DNS.
 _NOT_WORKLOAD = ("kuma:", "_kuma", "system_", "self_", "probe:")
 _INBOUND = ("inbound:", "kri_dp_")
 _ACTIVE = ".downstream_cx_active"
@@ -28,15 +28,15 @@ _STATS = r"^listener\..*\.downstream_cx_active$"
 
 
 def workload_connections(listeners: Mapping[str, Any], stats: Mapping[str, int], direction: Direction = "both") -> int:
-    """Connections to listeners that carry the workload's traffic of this direction; scrapers and probes do not count.
+    """Count the connections to listeners that carry the workload's traffic of this direction, not scrapers and probes.
 
     ``listeners`` is Envoy's answer to ``/listeners?format=json``, ``stats`` has of each
     ``listener.<address>.downstream_cx_active`` (Envoy docs: listener statistics; ``:`` in an address is ``_`` there).
     """
     others = {"admin"}
-    for found in listeners.get("listener_statuses", ()):
-        if not _is_of(str(found.get("name", "")), direction):
-            others |= {_stat_name(address) for address in _addresses(found)}
+    for status in listeners.get("listener_statuses", ()):
+        if not _is_of(str(status.get("name", "")), direction):
+            others |= {_stat_name(address) for address in _addresses(status)}
     return sum(
         active
         for name, active in stats.items()
@@ -52,18 +52,18 @@ def _is_of(name: str, direction: Direction) -> bool:
 
 
 def _counts(name: str, others: set[str], direction: Direction) -> bool:
-    # With a stat prefix of its own the name of the listener is that of the statistic; threads are counted twice.
+    # With its own stat prefix the name of the listener is that of the statistic; threads are counted twice.
     threads = any(part == "main_thread" or part.startswith("worker_") for part in name.split("."))
     if name in others or threads:
         return False
-    # One that begins with an address was told apart by its listener.
+    # A name that begins with an address is already sorted by its listener.
     return _is_of(name, "both" if _ADDRESS.match(name) else direction)
 
 
 def _addresses(listener: Mapping[str, Any]) -> list[str]:
     every = [listener.get("local_address"), *listener.get("additional_local_addresses", ())]
     sockets = [get(address, "socket_address") for address in every if isinstance(address, dict)]
-    return [_text(one) for one in sockets if isinstance(one, dict)]
+    return [_text(address) for address in sockets if isinstance(address, dict)]
 
 
 def _text(address: Mapping[str, Any]) -> str:
@@ -76,7 +76,7 @@ def _stat_name(address: str) -> str:
 
 
 async def until_idle(admin: AdminClient, direction: Direction = "both") -> None:
-    """Return once the workload has no connection of this direction; never where the admin does not answer."""
+    """Return once the workload has no connection of this direction; never if the admin does not answer."""
     while True:
         try:
             _, body = await admin.get("/listeners?format=json")

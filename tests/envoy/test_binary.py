@@ -13,7 +13,7 @@ import pytest
 from kumadp.envoy import version
 from kumadp.envoy.argv import REFUSED, check_extra, envoy_argv
 from kumadp.envoy.binary import find_envoy
-from kumadp.envoy.version import envoy_version, fits, fitting
+from kumadp.envoy.version import envoy_version, is_supported, supported_versions
 from kumadp.errors import BinaryNotFound
 from tests.support.needs import need_envoy
 
@@ -179,9 +179,9 @@ async def test_an_envoy_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_an_envoy_fits_that_a_data_plane_of_kuma_is_made_for(version: str, compatible: bool) -> None:
-    assert fits(version) is compatible
+    assert is_supported(version) is compatible
 
 
 def test_people_are_told_which_envoy_fits_which_kuma() -> None:
-    assert "1.30.2 (Kuma 2.8)" in fitting()
-    assert fitting().endswith("1.38.2 (Kuma 2.14)")
+    assert "1.30.2 (Kuma 2.8)" in supported_versions()
+    assert supported_versions().endswith("1.38.2 (Kuma 2.14)")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kumadp.daemon.control import ask_status, control_socket_path
-from kumadp.envoy.version import fits
+from kumadp.envoy.version import is_supported
 from tests.support.daemon import Ports, get, is_listening, run_kumadp, workload
 from tests.support.file_lock import file_lock
 from tests.support.kuma_control_plane import KumaControlPlane, dataplane, get_json
@@ -348,4 +348,4 @@ def test_features_that_are_always_announced(plane: KumaControlPlane, app: Worklo
             assert feature in dump
         overview = get_json("/meshes/default/dataplanes/web-01/_overview")
         version = overview["dataplaneInsight"]["subscriptions"][-1]["version"]["envoy"]
-        assert bool(version.get("kumaDpCompatible")) is fits(version["version"])
+        assert bool(version.get("kumaDpCompatible")) is is_supported(version["version"])

@@ -21,7 +21,7 @@ from kumadp.decoding import decode_json, repair
 from kumadp.dns import message, resolvconf
 from kumadp.dns.coredns import template as corefile
 from kumadp.envoy.server_state import configuration_error
-from kumadp.envoy.version import fits
+from kumadp.envoy.version import is_supported
 from kumadp.errors import KumadpError
 from kumadp.exposition.names import escaped_samples
 from kumadp.exposition.reader import (
@@ -289,7 +289,7 @@ CASES = [
     Hostile("a request", lambda size: b"\x1a\0" * (size // 2), lambda data: _no(Request.parse, data), 4 * MB),
     Hostile("Envoy's output", _repeated("error `"), lambda text: configuration_error([text])),
     Hostile("Envoy's output with ends", _repeated("error `a` "), lambda text: configuration_error([text])),
-    Hostile("a version", _repeated("9", ".1.1"), fits),
+    Hostile("a version", _repeated("9", ".1.1"), is_supported),
     Hostile("Retry-After", _repeated("9 "), lambda text: _retry_after({"retry-after": text}), 64 << 10),
     Hostile("Retry-After of colons", _repeated("1:"), lambda text: _retry_after({"retry-after": text}), 64 << 10),
     Hostile("a line of an access log", _bytes(_repeated('{"address":')), records.parse),
