@@ -1,4 +1,4 @@
-"""The command group. Commands are imported when they are named, so that each start pays only for its own."""
+"""The command group. Each command is imported only when it is used, to keep start-up short."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from typing import NoReturn
 import click
 
 from kumadp import __version__
-from kumadp.cli.options import WIDTH, click_option, log_options, remember_before
+from kumadp.cli.options import WIDTH, click_option, keep_log_flags, log_options
 from kumadp.errors import ExitCode, KumadpError, UsageError, host_error
 from kumadp.host import early_signals as early
-from kumadp.host.reexec import interim_responder as meanwhile
+from kumadp.host.reexec import interim_responder
 from kumadp.host.standard_streams import fill_standard_descriptors
 
 COMMANDS: dict[str, str] = {
-    "run": "Run a data plane: Envoy, DNS, virtual probes, until it is told to stop.",
-    "wait": "Wait until a data plane on this host is ready, and say what it waits for.",
-    "status": "Say what a data plane here does: ready or why not, what runs, what died.",
-    "doctor": "Check what a data plane needs here, before it runs and while it does.",
-    "reload": "Have a data plane here take its configuration anew, without losing a request.",
-    "reexec": "Have a kumadp here become the version that is installed now, without losing a request.",
-    "sweep": "End what a killed kumadp left running here, where no next one is to adopt it.",
+    "run": "Run a data plane: Envoy, DNS and virtual probes.",
+    "wait": "Wait until a data plane on this host is ready, and log what it waits for.",
+    "status": "Print the status of the data planes on this host.",
+    "doctor": "Check the requirements of a data plane on this host, and the running one.",
+    "reload": "Reload the configuration of a data plane without losing a request.",
+    "reexec": "Replace a running kumadp by the installed version without losing a request.",
+    "sweep": "Stop processes that a killed kumadp left running on this host.",
     "install": "Install kumadp as a service of this host, with its user and settings (--systemd).",
-    "uninstall": "Take that away again.",
-    "log-level": "Change what a data plane here logs, Envoy too, while it runs.",
+    "uninstall": "Remove that service.",
+    "log-level": "Change the log levels of a running data plane, including Envoy.",
     "validate": "Check Dataplane, ZoneIngress and ZoneEgress files.",
-    "demo": "Show the main job: a real Envoy in front of a small workload.",
+    "demo": "Run a demo: a real Envoy in front of a small workload.",
     "version": "Print versions.",
 }
 
@@ -42,19 +42,19 @@ _MODULES = {"demo": "demo.command"}
 
 
 class LazyGroup(click.Group):
-    """Knows its commands by name; imports ``kumadp.cli.<name>`` when one is used."""
+    """A group that lists its commands without importing them, and imports ``kumadp.cli.<name>`` when one is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """Names in the order a reader wants them."""
+        """Return the names, the most used first."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, imported now; ends with a suggestion when there is none of that name."""
+        """Import and return the command; raises UsageError with a suggestion if there is none of that name."""
         if cmd_name not in COMMANDS:
             if ctx.resilient_parsing:
                 return None
-            near = difflib.get_close_matches(cmd_name, COMMANDS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)}"
+            similar = difflib.get_close_matches(cmd_name, COMMANDS, 1)
+            hint = f"did you mean {similar[0]}?" if similar else f"one of {', '.join(COMMANDS)}"
             raise UsageError(f"no command {cmd_name!r}", hint)
         if cmd_name != "run":
             early.restore_signal_handlers()
@@ -71,7 +71,7 @@ class LazyGroup(click.Group):
 
 
 def _with_log_options(group: LazyGroup) -> LazyGroup:
-    """kuma-dp's log flags are those of the program: ``kuma-dp --log-level=debug run`` is in use."""
+    """Accept the log flags in front of the command too, as kuma-dp does: ``kuma-dp --log-level=debug run``."""
     for option in log_options():
         click_option(option)(group)
     return group
@@ -85,26 +85,25 @@ def _with_log_options(group: LazyGroup) -> LazyGroup:
 )
 @click.version_option(__version__, message="%(version)s")
 @click.pass_context
-def cli(ctx: click.Context, /, **before: object) -> None:
-    """Sidecar supervisor for Kuma data planes; a drop-in for kuma-dp.
+def cli(ctx: click.Context, /, **log_flags: object) -> None:
+    """Sidecar supervisor for Kuma data planes; a drop-in replacement for kuma-dp.
 
-    Exit codes: 0 clean stop, 64 command line, 65 Dataplane, 69 control plane away, 70 Envoy ended for good, 71 port or
-    process, 72 no Envoy, 73 admin exposed, 74 forced by a third signal, 75 not ready, 76 unsafe bootstrap,
-    77 control plane refused, 78 settings, 79 a running kumadp
-    refused, or none runs.
+    Exit codes: 0 clean stop, 64 command line, 65 Dataplane, 69 control plane unreachable, 70 Envoy failed permanently,
+    71 port or process, 72 no Envoy, 73 admin exposed, 74 forced by a third signal, 75 not ready, 76 unsafe bootstrap,
+    77 rejected by the control plane, 78 settings, 79 refused by the running kumadp, or none is running.
     """
-    remember_before(ctx, before)
+    keep_log_flags(ctx, log_flags)
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(ExitCode.USAGE)
 
 
 def main() -> None:
-    """Entry point of the console scripts: the only place that ends the process with a failure's exit code."""
+    """Entry point of the console scripts, and the only place that exits with the exit code of a failure."""
     fill_standard_descriptors()
-    if "run" in sys.argv[1:] and meanwhile.VARIABLE not in os.environ:
+    if "run" in sys.argv[1:] and interim_responder.VARIABLE not in os.environ:
         early.hold_early_signals()
-    meanwhile.begin(os.environ)
+    interim_responder.begin(os.environ)
     try:
         code = cli.main(standalone_mode=False)
     except KumadpError as error:
@@ -120,11 +119,11 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _end_as_interrupted()
     except OSError as error:
-        # Standard output may be open for reading alone.
+        # Standard output may be open for reading only.
         reason = host_error(error) or ("" if error.errno != errno.EBADF else str(error.strerror))
         if not reason:
             raise
-        # At a normal end Python would write once more what standard output did not take.
+        # At a normal exit Python would try again to write the buffer that standard output has rejected.
         with contextlib.suppress(OSError):
             click.echo(
                 f"Error: {reason if error.filename else f'standard output cannot be written: {reason}'}", err=True
@@ -134,13 +133,13 @@ def main() -> None:
 
 
 def _end_as_interrupted() -> NoReturn:
-    """Die of SIGINT, as the shell expects: `kumadp wait && start` must not start what was not waited for."""
+    """Die of SIGINT, as the shell expects: after Ctrl-C, `kumadp wait && start` must not start anything."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGINT)
     raise AssertionError("unreachable")
 
 
 def print_error(error: KumadpError) -> None:
-    """Print a failure on stderr: one line, or one line a problem."""
+    """Print a failure on stderr: one line, or one line for each problem."""
     for problem in getattr(error, "problems", (error,)):
         click.echo(f"Error: {problem}", err=True)

@@ -1,4 +1,4 @@
-"""Click options made from the settings, so that each option is written once."""
+"""Click options generated from the settings, so that each option is declared once."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 WIDTH = 110
 _TYPED = "kumadp.typed"
-_BEFORE = "kumadp.before"
+_LOG_FLAGS = "kumadp.log-flags"
 _COMMAND_LINE = "kumadp.command-line"
-# Narrow enough for the longest variable beside it on 80 columns: a name that is broken over two lines is not found.
+# Leaves enough room on 80 columns for the longest variable: nobody finds a name that is split over two lines.
 _FIRST_COLUMN = 22
 
 
 class GroupedCommand(click.Command):
-    """Shows its options under headings, knows flags by the name typed, takes those that came before the command."""
+    """A command that groups its options in the help, and records by which of its names each flag was given."""
 
     chosen: tuple[Option, ...] = ()
     takes_command = False
-    """Whether the command line of another program may follow, after ``--``."""
+    """Whether the command line of another program may follow after ``--``."""
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        """As click has them, and the command line that may follow."""
+        """Return the usage as click does, with the command line that may follow."""
         return [*super().collect_usage_pieces(ctx), *(["[-- CMD ARG...]"] if self.takes_command else ())]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Options by group, then what no flag sets, then the rest."""
+        """Write the options by group, then options without a flag, then the others."""
         groups = {option.field: option.group for option in self.chosen}
         by_group: dict[str, list[tuple[str, str]]] = {group: [] for group in groups.values()}
         rest: list[tuple[str, str]] = []
@@ -52,16 +52,16 @@ class GroupedCommand(click.Command):
                     formatter.write_dl(records, col_max=_FIRST_COLUMN)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does, noting which of its names each option was given by."""
+        """Parse as click does, and record by which of its names each option was given."""
         if self.takes_command and "--" in args:
             end = args.index("--")
             args, ctx.meta[_COMMAND_LINE] = args[:end], tuple(args[end + 1 :])
             if not ctx.meta[_COMMAND_LINE]:
-                raise UsageError("nothing comes after --", "the application's command line, or leave -- out")
+                raise UsageError("nothing follows --", "add the application's command line, or remove --")
         args = _as_pflag(self.chosen, args)
         ctx.meta[_TYPED] = _names_typed(self.chosen, args)
         rest = super().parse_args(ctx, args)
-        for field, (name, value) in ctx.meta.get(_BEFORE, {}).items():
+        for field, (name, value) in ctx.meta.get(_LOG_FLAGS, {}).items():
             if field in ctx.params and ctx.params[field] is None:
                 ctx.params[field] = value
                 ctx.meta[_TYPED][field] = name
@@ -71,10 +71,10 @@ class GroupedCommand(click.Command):
 def command_with_options(
     command: Command, name: str = "", *, takes_command: bool = False
 ) -> Callable[[Callable[..., Any]], GroupedCommand]:
-    """A decorator that makes a click command, by default ``command``, with all options of ``command``.
+    """Return a decorator that makes a click command with all options of ``command``; ``name`` is by default the same.
 
-    Each value reaches the function as the text the user typed (a tuple for what may be repeated), None when it was not
-    given. ``--flag`` alone means true for booleans, and ``--flag=false`` works as with kuma-dp.
+    The function gets each value as the text that the user typed (a tuple for options that may be repeated), None if it
+    was not given. ``--flag`` alone means true for booleans, and ``--flag=false`` works as with kuma-dp.
     """
 
     def decorate(function: Callable[..., Any]) -> GroupedCommand:
@@ -82,41 +82,40 @@ def command_with_options(
         for option in reversed(chosen):
             if option.flags:
                 function = click_option(option)(function)
-        made = click.command(name or command, cls=GroupedCommand, context_settings={"max_content_width": WIDTH})(
-            function
-        )
-        made.chosen = chosen
-        made.takes_command = takes_command
-        return made
+        decorator = click.command(name or command, cls=GroupedCommand, context_settings={"max_content_width": WIDTH})
+        result = decorator(function)
+        result.chosen = chosen
+        result.takes_command = takes_command
+        return result
 
     return decorate
 
 
 def typed_names() -> Mapping[str, str]:
-    """The name by which each option of the running command was given, by field."""
-    found: Mapping[str, str] = click.get_current_context().meta.get(_TYPED, {})
-    return found
+    """Return by field the name by which each option of the current command was given."""
+    names: Mapping[str, str] = click.get_current_context().meta.get(_TYPED, {})
+    return names
 
 
 def command_line() -> tuple[str, ...]:
-    """What came after ``--``; empty where nothing did."""
-    found: tuple[str, ...] = click.get_current_context().meta.get(_COMMAND_LINE, ())
-    return found
+    """Return the arguments after ``--``; empty if there are none."""
+    arguments: tuple[str, ...] = click.get_current_context().meta.get(_COMMAND_LINE, ())
+    return arguments
 
 
 def log_options() -> tuple[Option, ...]:
-    """What kuma-dp takes before the command too: its persistent flags."""
+    """Return the options that kuma-dp also accepts in front of the command: its persistent flags."""
     return tuple(option for option in options_of("run") if option.group == LOG)
 
 
-def remember_before(ctx: click.Context, flags: Mapping[str, object]) -> None:
-    """Keep options given before the command for the command that follows."""
+def keep_log_flags(ctx: click.Context, flags: Mapping[str, object]) -> None:
+    """Keep options that were given in front of the command, for that command."""
     names = {option.field: option.name for option in log_options()}
-    ctx.meta[_BEFORE] = {field: (names[field], value) for field, value in flags.items() if value is not None}
+    ctx.meta[_LOG_FLAGS] = {field: (names[field], value) for field, value in flags.items() if value is not None}
 
 
 def click_option(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The click option of a setting that has flags."""
+    """Return the click option of a setting that has flags."""
     repeated = option.kind in {"texts", "pairs"}
     extra: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if option.kind == "boolean" else {}
     return click.option(
@@ -132,20 +131,20 @@ def click_option(option: Option) -> Callable[[Callable[..., Any]], Callable[...,
 
 
 def _as_pflag(chosen: Sequence[Option], args: Sequence[str]) -> list[str]:
-    """``-d=file`` is ``-d file`` to kuma-dp (pflag), and a file named ``=file`` to click."""
+    """Convert ``-d=file`` to ``-dfile``: kuma-dp (pflag) reads ``file``, click a file named ``=file``."""
     short = {name for option in chosen for name in option.flags if len(name) == 2}
     end = args.index("--") if "--" in args else len(args)
     return [
-        argument[:2] + argument[3:] if place < end and argument[:2] in short and argument[2:3] == "=" else argument
-        for place, argument in enumerate(args)
+        argument[:2] + argument[3:] if index < end and argument[:2] in short and argument[2:3] == "=" else argument
+        for index, argument in enumerate(args)
     ]
 
 
 def _names_typed(chosen: Sequence[Option], args: Sequence[str]) -> dict[str, str]:
-    found = {}
+    typed = {}
     for argument in args:
         if argument == "--":
             break
         name = argument.partition("=")[0] if argument.startswith("--") else argument[:2]
-        found.update({option.field: name for option in chosen if name in option.flags})
-    return found
+        typed.update({option.field: name for option in chosen if name in option.flags})
+    return typed

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kumadp.cli.remote import asking_options, order, the_running
+from kumadp.cli.remote import only_running, request_options, send_command
 from kumadp.daemon.control import ask_status
 from kumadp.errors import CommandRefused, on_one_line
 from kumadp.settings.values import write_duration
@@ -19,35 +19,36 @@ _PAUSE = 0.05
 
 
 @click.command()
-@asking_options("2m")
+@request_options("2m")
 def reexec(name: str, timeout: float) -> None:
-    """Have a kumadp on this host become the version that is installed now, without losing a request.
+    """Replace a kumadp that runs on this host by the installed version, without losing a request.
 
-    Its pid, Envoy and CoreDNS and its sockets stay; Envoy does not notice but for its stream to kumadp. The new program
-    is tried first: one that does not start changes nothing. Returns when it is done, as SIGUSR1 does not. Exit code 0
-    when done, 79 when not, with the reason.
+    The pid, the sockets, Envoy and CoreDNS stay; Envoy only reconnects its stream to kumadp. The new program is tested
+    first: if it does not start, nothing changes. Unlike SIGUSR1, this command waits for the result.
+
+    Exit code 0 if it is done; otherwise 79, with the reason.
     """
-    running = the_running(name)
+    running = only_running(name)
     end = time.monotonic() + timeout
-    count = order(running, "reexec", timeout).get("count")
-    before = count if isinstance(count, int) else 0
+    count = send_command(running, "reexec", timeout).get("count")
+    previous = count if isinstance(count, int) else 0
     while True:
         status = _status(running, end - time.monotonic())
-        told = status.get("reexec", {})
-        if told.get("count", 0) > before:
+        reexec = status.get("reexec", {})
+        if reexec.get("count", 0) > previous:
             version = on_one_line(str(status["version"]))
-            click.echo(f"{running.name}: kumadp {version} has taken over (pid {status['pid']})")
+            click.echo(f"{running.name}: kumadp {version} is running (pid {status['pid']})")
             return
-        if told.get("failed"):
-            raise CommandRefused(f"{running.name}: reexec: {on_one_line(told['failed'])}")
+        if reexec.get("failed"):
+            raise CommandRefused(f"{running.name}: reexec: {on_one_line(reexec['failed'])}")
         if time.monotonic() > end:
             raise CommandRefused(f"{running.name}: reexec: not done within {write_duration(timeout)}")
         time.sleep(_PAUSE)
 
 
-def _status(running: Running, left: float) -> dict[str, Any]:
-    """Its status; {} while one program is gone and the next does not answer yet."""
+def _status(running: Running, timeout: float) -> dict[str, Any]:
+    """Return its status; {} if it does not answer, as while the program is being replaced."""
     try:
-        return ask_status(running.path, max(left, _PAUSE), running.uid)
+        return ask_status(running.path, max(timeout, _PAUSE), running.uid)
     except OSError:
         return {}

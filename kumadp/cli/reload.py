@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import click
 
-from kumadp.cli.remote import asking_options, order, said, the_running
+from kumadp.cli.remote import message_of, only_running, request_options, send_command
 
 
 @click.command()
-@asking_options("2m")
+@request_options("2m")
 def reload(name: str, timeout: float) -> None:
-    """Have a data plane on this host take its configuration anew, without losing a request.
+    """Reload the configuration of a data plane on this host, without losing a request.
 
-    A new Envoy takes over from the one that runs, and that one is let finish. Returns when it is done, as SIGHUP does
-    not. Exit code 0 when done, 79 when not, with the reason: then the old one serves on.
+    kumadp reads settings and Dataplane again, fetches the bootstrap, starts a new Envoy next to the old one and hands
+    the sockets over; the old Envoy finishes its requests. Unlike SIGHUP, this command waits for the result.
+
+    Exit code 0 if it is done; otherwise 79, with the reason, and the old Envoy keeps serving.
     """
-    running = the_running(name)
-    click.echo(f"{running.name}: {said(order(running, 'reload', timeout))}")
+    running = only_running(name)
+    click.echo(f"{running.name}: {message_of(send_command(running, 'reload', timeout))}")

@@ -1,4 +1,4 @@
-"""Asking a kumadp that runs on this host to do something, over its control socket."""
+"""Requests of commands to the kumadp that runs on this host, over its control socket."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from kumadp.daemon.instances import Running, Search
 
 
-def asking_options(timeout: str) -> Callable[[FC], FC]:
-    """``--name`` and ``--timeout``, by default ``timeout``, given on as text and seconds."""
+def request_options(timeout: str) -> Callable[[FC], FC]:
+    """Return a decorator that adds ``--name`` and ``--timeout`` (passed on in seconds; ``timeout`` is the default)."""
 
     def decorate(function: FC) -> FC:
         function = click.option(
@@ -30,15 +30,15 @@ def asking_options(timeout: str) -> Callable[[FC], FC]:
             show_default=True,
             metavar="DURATION",
             callback=seconds,
-            help="How long to wait.",
+            help="Maximum time to wait.",
         )(function)
-        return click.option("--name", default="", help="Name of the data plane, where several run here.")(function)
+        return click.option("--name", default="", help="Name of the data plane, if several run here.")(function)
 
     return decorate
 
 
 def seconds(_context: click.Context, _parameter: click.Parameter, value: str) -> float:
-    """A duration in Go's syntax, in seconds; raises UsageError."""
+    """Parse a duration in Go's syntax to seconds; raises UsageError."""
     try:
         return parse_duration(value)
     except BadValue as error:
@@ -46,69 +46,66 @@ def seconds(_context: click.Context, _parameter: click.Parameter, value: str) ->
 
 
 def all_running(name: str) -> list[Running]:
-    """The data plane of that name (the nearest), or all that run here; raises CommandRefused where there is none."""
+    """Return the data planes of that name (the nearest), or all that run here; raises CommandRefused if none does."""
     return _chosen(find(os.environ), name)
 
 
 def _chosen(search: Search, name: str) -> list[Running]:
-    found = search.nearest(name) if name else search.running
-    if not found:
-        what = f"no kumadp of the name {on_one_line(name)}" if name else "no kumadp"
-        running = ", ".join(one.name for one in search.running)
+    chosen = search.nearest(name) if name else search.running
+    if not chosen:
+        what = f"no kumadp named {on_one_line(name)}" if name else "no kumadp"
+        running = ", ".join(instance.name for instance in search.running)
         raise CommandRefused(
-            f"{what} runs here, as far as this user may see"
-            + (f"; running: {running}" if running else "")
-            + search.notes()
+            f"{what} runs here that this user can see" + (f"; running: {running}" if running else "") + search.notes()
         )
-    return found
+    return chosen
 
 
-def the_running(name: str) -> Running:
-    """The data plane of that name, or the only one that runs here; raises CommandRefused.
+def only_running(name: str) -> Running:
+    """Return the data plane of that name, or the only one that runs here; raises CommandRefused.
 
-    Of several of this user's the one in a folder where its sockets go by default is meant. One that another user runs
-    has to be named where there is any other, even if that one cannot be queried; of several with one name this user's
-    is meant. Otherwise none is queried.
+    Of several data planes of this user, those in a directory where control sockets go by default are preferred. A data
+    plane of another user has to be named if there is any other, even if that one cannot be queried; of several with one
+    name, this user's is preferred. If more than one is left, none is queried.
     """
     search = find(os.environ)
-    found = _chosen(search, name)
-    ours = [one for one in found if one.uid == os.geteuid()]
-    meant = found if not ours or (not name and len(ours) < len(found)) else ours
-    if len(meant) > 1 and meant == ours:
-        meant = [one for one in ours if not one.listed] or ours
-    if len(meant) == 1 and (name or not search.others or meant == ours):
-        return meant[0]
+    instances = _chosen(search, name)
+    ours = [instance for instance in instances if instance.uid == os.geteuid()]
+    preferred = instances if not ours or (not name and len(ours) < len(instances)) else ours
+    if len(preferred) > 1 and preferred == ours:
+        preferred = [instance for instance in ours if not instance.listed] or ours
+    if len(preferred) == 1 and (name or not search.others or preferred == ours):
+        return preferred[0]
     if name:
-        places = ", ".join(on_one_line(str(one.path)) for one in meant)
-        raise CommandRefused(f"several of that name run here: {places}", "ask as the user of one")
-    raise CommandRefused(
-        f"several run here: {', '.join(one.name for one in meant)}{search.notes()}", "say which with --name"
-    )
+        places = ", ".join(on_one_line(str(instance.path)) for instance in preferred)
+        raise CommandRefused(f"several data planes of that name run here: {places}", "run this as the user of one")
+    names = ", ".join(instance.name for instance in preferred)
+    raise CommandRefused(f"several data planes run here: {names}{search.notes()}", "choose one with --name")
 
 
-def order(running: Running, what: str, timeout: float, query: str = "") -> dict[str, Any]:
-    """Have it do ``what``, with a query of a URL; its answer.
+def send_command(running: Running, command: str, timeout: float, query: str = "") -> dict[str, Any]:
+    """Send ``command`` to a running kumadp, with the query of a URL, and return its answer.
 
-    Raises CommandRefused with its reason, or where it does not answer in time.
+    Waits at most ``timeout`` seconds. Raises CommandRefused with the reason that it gives, or if it does not answer.
     """
-    target = f"/{what}?{query}" if query else f"/{what}"
+    target = f"/{command}?{query}" if query else f"/{command}"
     try:
         code, answer = ask(running.path, "POST", target, timeout, running.uid)
     except OSError as error:
-        raise CommandRefused(f"{running.name}: {what}: no answer: {reason(error)}") from None
+        raise CommandRefused(f"{running.name}: {command}: no answer: {reason(error)}") from None
     if code == 404:
-        raise CommandRefused(f"{running.name}: {what}: the kumadp that runs does not know it")
+        raise CommandRefused(f"{running.name}: {command}: the running kumadp does not support it")
     if code != 200:
-        why = on_one_line(str(answer.get("why") or f"answered with {code}"))
-        raise CommandRefused(f"{running.name}: {what}: {why}")
+        refusal = on_one_line(str(answer.get("why") or f"answered with {code}"))
+        raise CommandRefused(f"{running.name}: {command}: {refusal}")
     return answer
 
 
-def said(answer: Mapping[str, Any]) -> str:
-    """What an answer says to people, in one line."""
+def message_of(answer: Mapping[str, Any]) -> str:
+    """Return the message of an answer to a command, on one line."""
     return on_one_line(str(answer.get("said", "done")))
 
 
 def reason(error: OSError) -> str:
-    """Why there is no answer, without the number of the error."""
+    """Return why there is no answer, without the number of the error."""
     return on_one_line(error.strerror or str(error) or type(error).__name__)

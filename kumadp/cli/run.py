@@ -1,4 +1,4 @@
-"""``kumadp run``: settings and resources are read and checked, then the run loop takes over."""
+"""``kumadp run``: reads and checks settings and resources, then runs the data plane."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ PROXY_TYPES = {"Dataplane": "dataplane", "ZoneIngress": "ingress", "ZoneEgress":
 
 @command_with_options("run", takes_command=True)
 def run(**flags: object) -> None:
-    """Run a data plane until it is told to stop.
+    """Run a data plane.
 
-    With a control plane (--cp-address) kumadp fetches Envoy's bootstrap and runs Envoy and CoreDNS, as kuma-dp does.
-    With --standalone PATH it needs none: PATH is a Dataplane file or a folder of them.
+    With a control plane (--cp-address), kumadp fetches Envoy's bootstrap and runs Envoy and CoreDNS, as kuma-dp does.
+    With --standalone PATH it needs no control plane: PATH is a Dataplane file or a directory of Dataplane files.
 
-    SIGTERM or SIGINT drains and stops, a second one cuts the drain short, a third ends at once. SIGUSR2 drains inbound
-    and stays.
+    The first SIGTERM or SIGINT drains and stops, a second one ends the drain early, a third one kills everything at
+    once. SIGUSR2 drains inbound and keeps running.
 
-    With -- CMD ARG... kumadp starts the application and ends with its exit code: the entrypoint of a workload's image.
-    Inbound drains before the application gets SIGTERM, SIGINT or SIGQUIT; it has SIGHUP at once.
+    With -- CMD ARG... kumadp also runs the application and exits with its exit code, as the entrypoint of a workload's
+    image. The application gets SIGTERM, SIGINT or SIGQUIT after inbound has drained, and SIGHUP at once.
 
     Options marked (reload) are applied by a reload (kumadp reload, SIGHUP); all others need a restart.
     """
@@ -59,12 +59,12 @@ def run(**flags: object) -> None:
         warnings = (*resolved.warnings, *exposures(resolved.settings, resolved.origin, config))
         launch(resolved.settings, warnings, os.environ, lambda: read().settings, config, application)
     except KumadpError as error:
-        _tell_kubernetes(error, message)
+        _write_termination_message(error, message)
         raise
 
 
-def _tell_kubernetes(error: KumadpError, path: str) -> None:
-    """A failure before the run loop, which is not there to tell it; a check of another kumadp is no end of ours."""
+def _write_termination_message(error: KumadpError, path: str) -> None:
+    """Write a failure before the run loop for Kubernetes; not for the check that another kumadp makes of this one."""
     from kumadp.host.reexec.interim_responder import CHECK_VARIABLE
     from kumadp.process.crash_records import termination_message, write_termination_message
     from kumadp.settings.model import Settings
@@ -83,10 +83,10 @@ def launch(
     config: str = "",
     application: tuple[str, ...] = (),
 ) -> NoReturn:
-    """Check what can be checked, then run and end with the exit code. Raises KumadpError before the loop runs.
+    """Check settings and resources, run, and exit with the exit code. Raises KumadpError before the loop runs.
 
-    ``again`` reads the settings once more, for a reload; ``config`` is the file that they are in; ``application`` is a
-    command line to run beside it.
+    ``again`` reads the settings again for a reload; ``config`` is the settings file; ``application`` is the command
+    line of an application to run as well.
     """
     from kumadp.cli.logs import open_logs
     from kumadp.core.context import Run
@@ -131,13 +131,13 @@ def launch(
 
 
 def _check_application(argv: tuple[str, ...], settings: Settings, environ: Mapping[str, str]) -> None:
-    """Raises SpawnError where it cannot be run, SettingsError where its standard input would be read by us."""
+    """Raise SpawnError if it cannot be run, SettingsError if kumadp would read its standard input."""
     from kumadp.process.application import find_program
 
     readers = {"--config": settings.config == "-", "--dataplane-file": settings.dataplane_file == "-",
                "--transparent-proxy-config": "-" in settings.transparent_proxy_config}  # fmt: skip
     problems = [
-        Problem(flag, "standard input is the application's", "give a file") for flag, reads in readers.items() if reads
+        Problem(flag, "standard input is the application's", "use a file") for flag, reads in readers.items() if reads
     ]
     if problems:
         raise SettingsError(problems)
@@ -145,7 +145,7 @@ def _check_application(argv: tuple[str, ...], settings: Settings, environ: Mappi
 
 
 def checked(settings: Settings) -> tuple[Settings, Resource | None, Mesh | None]:
-    """Settings that fit what they name, and what that is; raises KumadpError."""
+    """Return the settings with the type of the given resource, the resource and the mesh; raises KumadpError."""
     from kumadp.envoy.argv import check_extra
     from kumadp.host.log.secrets import register
 
@@ -160,31 +160,31 @@ def checked(settings: Settings) -> tuple[Settings, Resource | None, Mesh | None]
 
 
 def overruled(settings: Settings, resource: Resource | None) -> list[str]:
-    """Options that have no effect, as the Dataplane names something else."""
+    """Return warnings about options without effect because the Dataplane sets another value."""
     from kumadp.settings.model import Settings as Defaults
 
     if resource is None:
         return []
     admin, probes = resource.spec.networking.admin, getattr(resource.spec, "probes", None)
-    found = []
+    ports = []
     if admin is not None and admin.port and settings.admin_port not in {None, admin.port}:
-        found.append(("--admin-port", settings.admin_port, "networking.admin.port", admin.port))
+        ports.append(("--admin-port", settings.admin_port, "networking.admin.port", admin.port))
     port = settings.virtual_probes_port
     if probes is not None and probes.port and port not in {Defaults().virtual_probes_port, probes.port}:
-        found.append(("--virtual-probes-port", port, "probes.port", probes.port))
-    return [f"{flag} {given} has no effect: the Dataplane names {field} {port}" for flag, given, field, port in found]
+        ports.append(("--virtual-probes-port", port, "probes.port", probes.port))
+    return [f"{flag} {given} is ignored: the Dataplane sets {field} {port}" for flag, given, field, port in ports]
 
 
 def end(code: int) -> NoReturn:
-    """End now, everything being stopped and the log written.
+    """Exit at once, after everything has stopped and the log is written.
 
-    A thread that waits for a silent name server, or writes to a terminal that is stuck, would hold a normal exit.
+    A normal exit would wait for threads that query a silent name server or write to a stuck terminal.
     """
     os._exit(code)
 
 
-def _loop_factory(wanted: bool) -> Callable[[], asyncio.AbstractEventLoop]:
-    if wanted:
+def _loop_factory(use_uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop]:
+    if use_uvloop:
         with contextlib.suppress(ImportError):
             import uvloop
 
@@ -195,7 +195,7 @@ def _loop_factory(wanted: bool) -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def _load(settings: Settings) -> tuple[Resource | None, Mesh | None]:
-    """The resource given to us, None where the control plane has it; and the mesh in standalone mode."""
+    """Return the given resource (None if only the control plane has it), and the mesh in standalone mode."""
     from kumadp.host.reexec.handover import buffer_stdin
     from kumadp.resources.load import load_resource, load_resource_file
 
@@ -214,31 +214,31 @@ def _load(settings: Settings) -> tuple[Resource | None, Mesh | None]:
 
 
 def read_transparent_files(settings: Settings) -> TransparentProxy | None:
-    """What is redirected on this host, None where no setting says that anything is; raises SettingsError."""
-    named = settings.transparent_proxy_config
-    if settings.standalone or not (settings.transparent_proxy or named):
+    """Return the transparent proxy configuration of this host, None if no setting has one; raises SettingsError."""
+    names = settings.transparent_proxy_config
+    if settings.standalone or not (settings.transparent_proxy or names):
         return None
     from kumadp.resources.transparent_proxy import BOUNDS, read_transparent
 
-    # kuma-dp's own help promises a list with commas; its code takes the whole for one name.
-    files = [part for name in named for part in ((name,) if Path(name).exists() else name.split(",")) if part.strip()]
+    # kuma-dp's help documents a comma-separated list, but its code takes the whole text for one name.
+    files = [part for name in names for part in ((name,) if Path(name).exists() else name.split(",")) if part.strip()]
     flag = "--transparent-proxy-config"
     return read_transparent([(file, _read_yaml(file, flag, BOUNDS)) for file in files])
 
 
 def _with_proxy_type(settings: Settings, resource: Resource | None) -> Settings:
-    """The kind of proxy is that of the resource; a --proxy-type that says something else is an error, as in Kuma."""
+    """Set the proxy type of the resource; raises SettingsError for another --proxy-type, as Kuma does."""
     if resource is None:
         return settings
     kind = PROXY_TYPES[resource.kind]
     if settings.proxy_type not in {"dataplane", kind}:
-        message = f"{settings.proxy_type!r} does not fit the {resource.kind} that is given"
-        raise SettingsError([Problem("--proxy-type", message, f"leave it out, or give {kind}")])
+        message = f"{settings.proxy_type!r} does not match the given {resource.kind}"
+        raise SettingsError([Problem("--proxy-type", message, f"remove it, or set it to {kind}")])
     return replace(settings, proxy_type=kind)
 
 
 def read_settings_file(name: str) -> str:
-    """The text of the file that --config names; raises SettingsError."""
+    """Return the text of the settings file; raises SettingsError."""
     from kumadp.settings.file import BOUNDS
 
     return _read_yaml(name, "--config", BOUNDS)
@@ -256,4 +256,4 @@ def _read_yaml(name: str, flag: str, bounds: Bounds) -> str:
         reason = "is not UTF-8 text"
     except OSError as error:
         reason = str(error.strerror)
-    raise SettingsError([Problem(flag, f"{name}: {reason}", "name a YAML file that can be read")])
+    raise SettingsError([Problem(flag, f"{name}: {reason}", "give a readable YAML file")])

@@ -22,36 +22,38 @@ from kumadp.errors import CommandRefused, ExitCode
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_LOOKS_EACH = 0.5
-# For an answer of a busy host (seconds).
-_PATIENCE = 5.0
-# What changes without anything having happened.
-_PASSES = {
+# Interval at which --watch queries (seconds).
+_WATCH_INTERVAL = 0.5
+# Long enough for an answer on a busy host (seconds).
+_TIMEOUT = 5.0
+# Fields that change all the time, so that --watch ignores them.
+_NOT_EVENTS = {
     *("log", "silence", "lines", "sent", "destinations", "spent", "counters", "metrics"),
     *("descriptors", "connections"),
-    # Of dynamic configuration: how often it was asked for, and how long that took.
+    # Of dynamic configuration: number and duration of its requests.
     *("asked", "seconds"),
 }
-# What JSON lets pass, and a terminal takes for more than text, or cannot be encoded.
+# Valid in JSON, but a terminal interprets it, or it cannot be encoded.
 _CONTROL = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# DEC private modes (xterm's ctlseqs): another screen, no cursor; each line and what is below it is cleared.
+# DEC private modes (xterm's ctlseqs): alternate screen, no cursor; clear to the end of the line or of the screen.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 @click.command()
-@click.option("--name", default="", help="Name of the data plane; without it, every one that runs here.")
+@click.option("--name", default="", help="Name of the data plane. Default: all that run here.")
 @click.option("-o", "--output", type=click.Choice(["human", "json"]), default="human", show_default=True)
-@click.option("-w", "--watch", is_flag=True, help="Stay, and show each change, until Ctrl-C.")
-@click.option("--schema", is_flag=True, help="Print the JSON Schema of --output json and end.")
+@click.option("-w", "--watch", is_flag=True, help="Keep running and print each change, until Ctrl-C.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of --output json and exit.")
 def status(name: str, output: str, watch: bool, schema: bool) -> int:
-    """Say what a data plane on this host does: ready or why not, what runs, what died, which configuration.
+    """Print the status of the data planes on this host: readiness, processes, last exits, configuration.
 
-    Several without --name are one line each. --output json is one object a line and data plane.
+    Several data planes are printed in one line each, without --name. --output json prints one object per line and data
+    plane.
 
-    Exit code 0 when ready, 75 when one is not, 79 when none runs.
+    Exit code 0 if all are ready, 75 if one is not, 79 if none runs.
     """
-    # A reader that has seen enough ends this as it ends any filter.
+    # If the reader of the pipe ends, end silently, as any filter does.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if schema:
         from kumadp.daemon.status_schema import status_schema
@@ -61,45 +63,45 @@ def status(name: str, output: str, watch: bool, schema: bool) -> int:
     if watch:
         return _watch(name, as_json=output == "json")
     silent: list[str] = []
-    found = _ask(name, silent)
-    click.echo("\n".join(_lines(found, as_json=output == "json", color=_colors())))
+    statuses = _query(name, silent)
+    click.echo("\n".join(_lines(statuses, as_json=output == "json", color=_colors())))
     for line in silent:
         click.echo(line, err=True)
-    return ExitCode.WAIT_TIMEOUT if silent else _code(found)
+    return ExitCode.WAIT_TIMEOUT if silent else _code(statuses)
 
 
-def _ask(name: str, silent: list[str] | None = None) -> list[dict[str, Any]]:
-    """The status of each, and in ``silent`` which do not answer; raises CommandRefused where none does.
+def _query(name: str, silent: list[str] | None = None) -> list[dict[str, Any]]:
+    """Return the status of each data plane; raises CommandRefused if none answers.
 
-    One that has ended since the search is left out.
+    Appends to ``silent`` a line for each that does not answer. One that has ended since the search is left out.
     """
-    found, silent, gone = [], silent if silent is not None else [], False
-    for one in all_running(name):
+    statuses, silent, ended = [], silent if silent is not None else [], False
+    for instance in all_running(name):
         try:
-            found.append(ask_status(one.path, _PATIENCE, one.uid))
+            statuses.append(ask_status(instance.path, _TIMEOUT, instance.uid))
         except (FileNotFoundError, ConnectionRefusedError):
-            gone = True
+            ended = True
         except OSError as error:
-            silent.append(f"{one.name}: its control socket does not answer: {reason(error)}")
-    if not found and silent:
+            silent.append(f"{instance.name}: its control socket does not answer: {reason(error)}")
+    if not statuses and silent:
         raise CommandRefused("; ".join(silent))
-    if not found and gone:
+    if not statuses and ended:
         raise CommandRefused("no kumadp runs here any more: it has just ended")
-    return found
+    return statuses
 
 
-def _code(found: Sequence[dict[str, Any]]) -> int:
-    return ExitCode.OK if all(one.get("ready") for one in found) else ExitCode.WAIT_TIMEOUT
+def _code(statuses: Sequence[dict[str, Any]]) -> int:
+    return ExitCode.OK if all(status.get("ready") for status in statuses) else ExitCode.WAIT_TIMEOUT
 
 
-def _lines(found: Sequence[dict[str, Any]], *, as_json: bool, color: bool) -> list[str]:
+def _lines(statuses: Sequence[dict[str, Any]], *, as_json: bool, color: bool) -> list[str]:
     now = time.time()
     if as_json:
-        return [_CONTROL.sub(_escaped, json.dumps(one, ensure_ascii=False)) for one in found]
-    if len(found) == 1:
-        return page(found[0], now, color=color)
-    lines = [summary(one, now, color=color) for one in found]
-    return [*lines, "", "kumadp status --name NAME says more"]
+        return [_CONTROL.sub(_escaped, json.dumps(status, ensure_ascii=False)) for status in statuses]
+    if len(statuses) == 1:
+        return page(statuses[0], now, color=color)
+    lines = [summary(status, now, color=color) for status in statuses]
+    return [*lines, "", "for details: kumadp status --name NAME"]
 
 
 def _escaped(match: re.Match[str]) -> str:
@@ -111,7 +113,7 @@ def _colors() -> bool:
 
 
 def _watch(name: str, *, as_json: bool) -> int:
-    """Until Ctrl-C, which is how one ends it: no failure."""
+    """Print changes until Ctrl-C, which is not a failure."""
     with contextlib.suppress(KeyboardInterrupt):
         if sys.stdout.isatty() and not as_json:
             _watch_screen(name)
@@ -121,26 +123,26 @@ def _watch(name: str, *, as_json: bool) -> int:
 
 
 def _watch_pipe(name: str, *, as_json: bool) -> None:
-    """A block for each change; ended by whatever ends the data plane."""
-    before: list[dict[str, Any]] = []
+    """Print a block for each change; raises CommandRefused when the last data plane has ended."""
+    previous: list[dict[str, Any]] = []
     while True:
-        found = _ask(name)
-        if not _same(found, before):
-            before = found
-            lines = _lines(found, as_json=as_json, color=False)
+        statuses = _query(name)
+        if not _same(statuses, previous):
+            previous = statuses
+            lines = _lines(statuses, as_json=as_json, color=False)
             click.echo("\n".join(lines if as_json else [*lines, ""]))
             sys.stdout.flush()
-        time.sleep(_LOOKS_EACH)
+        time.sleep(_WATCH_INTERVAL)
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether nothing has happened between two statuses."""
+    """Whether two statuses are equal but for fields that change all the time."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(key in _PASSES or _same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(key in _NOT_EVENTS or _same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, float) and isinstance(other, float):
-        # Times that are worked out from another clock at each answer.
+        # Times are converted from another clock at each answer.
         return abs(one - other) < 1
     return bool(one == other)
 
@@ -151,22 +153,22 @@ def _watch_screen(name: str) -> None:
         shown = ""
         while True:
             try:
-                last = _lines(_ask(name), as_json=False, color=_colors())
+                last = _lines(_query(name), as_json=False, color=_colors())
             except CommandRefused as error:
-                last = [f"{error}; waiting for it"]
+                last = [f"{error}; waiting for one"]
             size = shutil.get_terminal_size()
             drawn = "".join(f"{_cut(line, size.columns)}{_CLEAR_LINE}\r\n" for line in last[: size.lines - 1])
             if drawn != shown:
-                # In one write, over what is there: a screen that is cleared first flickers.
+                # One write over the old text: clearing the screen first would flicker.
                 sys.stdout.write(_HOME + drawn + _CLEAR_BELOW)
                 sys.stdout.flush()
                 shown = drawn
-            time.sleep(_LOOKS_EACH)
+            time.sleep(_WATCH_INTERVAL)
 
 
 @contextlib.contextmanager
 def _other_screen() -> Iterator[None]:
-    """Draw on the terminal's second screen; the first one and the cursor are back afterwards, however this ends."""
+    """Switch to the terminal's alternate screen, and back to the first one with its cursor, however this ends."""
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.stdout.write(_ENTER)
     try:
@@ -178,7 +180,7 @@ def _other_screen() -> Iterator[None]:
 
 
 def _cut(line: str, columns: int) -> str:
-    """As much of a line as fits; colours take no room."""
+    """Cut a line to ``columns`` visible characters; one that is too long loses its colours."""
     plain = click.unstyle(line)
     if len(plain) <= columns:
         return line

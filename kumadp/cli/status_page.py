@@ -1,4 +1,4 @@
-"""The status of a kumadp as a page that a person reads in ten seconds. Pure."""
+"""The status of a data plane as text that a person can read in ten seconds. Pure."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _COLORS = {
 
 
 def page(status: Status, now: float, *, color: bool = False) -> list[str]:
-    """The lines of the page; ``now`` in seconds since 1970."""
+    """Return the lines of the page; ``now`` in seconds since 1970."""
     return [*_head(status, now, color=color), "", *_children(status, now, color=color), "", *_rest(status, now)]
 
 
 def summary(status: Status, now: float, *, color: bool = False) -> str:
-    """One line about one of several data planes."""
+    """Return one line for one of several data planes; ``now`` in seconds since 1970."""
     why = "; ".join(status.get("reasons") or ()) or status.get("why", "")
     phase = on_one_line(str(status.get("phase", "")))
     state = _paint(f"{phase:<9}", color=color)
@@ -42,8 +42,8 @@ def summary(status: Status, now: float, *, color: bool = False) -> str:
 
 
 def _paint(text: str, *, color: bool) -> str:
-    found = _COLORS.get(text.strip())
-    return click.style(text, fg=found, bold=True) if color and found else text
+    foreground = _COLORS.get(text.strip())
+    return click.style(text, fg=foreground, bold=True) if color and foreground else text
 
 
 def _head(status: Status, now: float, *, color: bool) -> Iterator[str]:
@@ -52,12 +52,12 @@ def _head(status: Status, now: float, *, color: bool) -> Iterator[str]:
     yield f"{name}: {phase} for {format_elapsed(now - status['since'])} ({why})"
     up = format_elapsed(now - status["started"])
     yield on_one_line(f"  kumadp {status['version']}, pid {status['pid']}, up {up}, {status['mode']}")
-    for label, found in (
+    for label, texts in (
         ("not ready", status["reasons"]),
-        ("concerns", status["concerns"]),
-        ("given up", [f"{part}: {story}" for part, story in status["fatal"].items()]),
+        ("warnings", status["concerns"]),
+        ("failed", [f"{part}: {reason}" for part, reason in status["fatal"].items()]),
     ):
-        yield from _list(label, found)
+        yield from _list(label, texts)
 
 
 def _children(status: Status, now: float, *, color: bool) -> Iterator[str]:
@@ -77,14 +77,15 @@ def _children(status: Status, now: float, *, color: bool) -> Iterator[str]:
         yield _line(on_one_line(name), f"{state}{reason}, {on_one_line(', '.join(parts))}")
         if child["last_exit"]:
             when = f" {_ago(child['died'], now)}" if child.get("died") else ""
-            yield _line("", f"last death{when}: {on_one_line(child['last_exit'])}")
+            yield _line("", f"last exit{when}: {on_one_line(child['last_exit'])}")
 
 
-def _application(found: Mapping[str, Any], now: float) -> str:
-    if found["ended"]:
-        return on_one_line(f"{found['state']} with {found['ended']}")
-    since = f", up {format_elapsed(now - found['started'])}" if found["started"] else ""
-    return str(found["state"]) + (f", pid {found['pid']}{since}" if found["pid"] else " until traffic flows")
+def _application(application: Mapping[str, Any], now: float) -> str:
+    state, pid, started = application["state"], application["pid"], application["started"]
+    if application["ended"]:
+        return on_one_line(f"{state} with {application['ended']}")
+    up = f", up {format_elapsed(now - started)}" if started else ""
+    return str(state) + (f", pid {pid}{up}" if pid else " until traffic flows")
 
 
 def _rest(status: Status, now: float) -> Iterator[str]:
@@ -100,24 +101,24 @@ def _rest(status: Status, now: float) -> Iterator[str]:
         parts = "".join(f", {name} {level}" for name, level in log["components"].items())
         levels = f"kumadp {log['level']}, envoy {log['envoy_level']}{parts} (by kumadp log-level)"
         yield _line("log level", on_one_line(levels))
-    if found := status.get("descriptors"):
-        yield _line("descriptors", f"{found['used']} of {found['limit']}")
+    if descriptors := status.get("descriptors"):
+        yield _line("descriptors", f"{descriptors['used']} of {descriptors['limit']}")
     if crash := status.get("crashes", {}).get("newest"):
         yield _line("crash record", on_one_line(crash))
     yield _line("drops", ", ".join(_drops(status)) or "none")
 
 
 def _control_plane(status: Status, now: float) -> Iterator[str]:
-    named = on_one_line(str(status.get("control_plane", "")))
+    address = on_one_line(str(status.get("control_plane", "")))
     relay = status.get("relay")
     if relay is None:
-        yield f"{named}: Envoy's own connection, or none yet"
+        yield f"{address}: Envoy's own connection, or none yet"
         return
     if relay["connected_since"]:
-        yield f"{named}: connected to {relay['address']} for {format_elapsed(now - relay['connected_since'])}"
+        yield f"{address}: connected to {relay['address']} for {format_elapsed(now - relay['connected_since'])}"
     else:
         error = f", {on_one_line(relay['last_error'])}" if relay["last_error"] else ""
-        yield f"{named}: {relay['state']} for {format_elapsed(now - relay['since'])}{error}"
+        yield f"{address}: {relay['state']} for {format_elapsed(now - relay['since'])}{error}"
     yield "last configuration " + (_ago(relay["received"], now) if relay["received"] else "none yet")
     if rejection := relay["last_rejection"]:
         what = f"{rejection['type'].rpartition('.')[2]} {rejection['version']}"

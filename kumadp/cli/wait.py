@@ -1,4 +1,4 @@
-"""``kumadp wait``: until the data plane on this host is ready, saying what it waits for."""
+"""``kumadp wait``: waits until the data plane on this host is ready, and logs what it waits for."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ if TYPE_CHECKING:
     from kumadp.settings.model import Settings
 
 DEFAULT_URL = "http://localhost:9901/ready"
-_LEAST_FOR_STATUS = 0.5
+# Minimum timeout of a status query (seconds): shorter ones would fail on a busy host.
+_MIN_STATUS_TIMEOUT = 0.5
 log = logging.getLogger("kumadp.wait")
 
 
 @command_with_options("wait")
 def wait(**flags: object) -> None:
-    """Wait until a data plane on this host is ready, and say what it waits for.
+    """Wait until a data plane on this host is ready, and log what it waits for.
 
-    --url and --unix-socket query just that. --name waits for the data plane of that name, which may be started later.
-    Without them all data planes of this user must be ready (KUMA_DATAPLANE_NAME: that one alone); those outside the
-    usual runtime directories count only if there are none inside. If none runs, http://localhost:9901/ready is queried,
-    as kuma-dp does.
+    By default it waits for all data planes of this user (with KUMA_DATAPLANE_NAME only for that one). Those outside the
+    usual runtime directories count only if there are none inside. If none runs, it queries
+    http://localhost:9901/ready, as kuma-dp does. --name waits for one data plane, which may be started later. --url and
+    --unix-socket query only that address.
 
-    Exit code 0 when ready, 75 when not within --timeout, or with --once not now.
+    Exit code 0 if ready, 75 if not ready within --timeout, or not ready now with --once.
     """
     resolved = resolve("wait", flags, os.environ, typed=typed_names())
     settings = resolved.settings
@@ -56,36 +57,36 @@ def wait(**flags: object) -> None:
 
 def _wait(check: Callable[[], str], settings: Settings) -> None:
     end = time.monotonic() + settings.timeout
-    told = ""
+    last_reason = ""
     while reason := check():
         if settings.once:
             raise WaitTimeout(f"not ready: {reason}")
-        if reason != told:
+        if reason != last_reason:
             log.info("waiting: %s", reason)
-            told = reason
-        left = end - time.monotonic()
-        if left <= 0:
-            raise WaitTimeout(f"not ready within {write_duration(settings.timeout)}: {told}")
-        time.sleep(min(settings.check_frequency, left))
+            last_reason = reason
+        remaining = end - time.monotonic()
+        if remaining <= 0:
+            raise WaitTimeout(f"not ready within {write_duration(settings.timeout)}: {reason}")
+        time.sleep(min(settings.check_frequency, remaining))
     log.info("ready")
 
 
 def _checker(settings: Settings, origin: Mapping[str, str]) -> Callable[[], str]:
-    """What to ask each time: returns why it is not ready, empty when it is."""
-    named = settings.name if origin["name"].startswith("flag ") else ""
-    asked = [option for option, value in (("--url", settings.url), ("--name", named)) if value]
-    # Kuma 2.14: --unix-socket goes before --url.
+    """Return the check that is repeated. It returns why the data plane is not ready; empty if it is."""
+    name = settings.name if origin["name"].startswith("flag ") else ""
+    targets = [option for option, value in (("--url", settings.url), ("--name", name)) if value]
+    # Kuma 2.14: --unix-socket takes precedence over --url.
     if settings.unix_socket:
-        asked = [option for option in asked if option != "--url"] + ["--unix-socket"]
-    if len(asked) > 1:
-        raise SettingsError([Problem(" and ".join(asked), "say different things to wait for", "leave all but one out")])
+        targets = [option for option in targets if option != "--url"] + ["--unix-socket"]
+    if len(targets) > 1:
+        raise SettingsError([Problem(" and ".join(targets), "exclude each other", "keep one of them")])
     if settings.unix_socket:
         path = settings.unix_socket
-        return lambda: _ask(_connect_unix(path), "/ready", path, settings.request_timeout)
-    ask_url = _url_checker(settings.url or DEFAULT_URL, settings.request_timeout)
+        return lambda: _query(_connect_unix(path), "/ready", path, settings.request_timeout)
+    check_url = _url_checker(settings.url or DEFAULT_URL, settings.request_timeout)
     if settings.url:
-        return ask_url
-    return lambda: _ask_kumadp(settings, None if named else ask_url)
+        return check_url
+    return lambda: _check_instances(settings, None if name else check_url)
 
 
 def _url_checker(url: str, timeout: float) -> Callable[[], str]:
@@ -95,7 +96,7 @@ def _url_checker(url: str, timeout: float) -> Callable[[], str]:
     except ValueError:
         host, port = "", 0
     if not is_loopback(host.removesuffix(".")) or parts.scheme != "http" or not url.isprintable() or " " in url:
-        # Kuma 2.14 takes loopback hosts only: the answer is for this host's own workload.
+        # Kuma 2.14 accepts only loopback hosts: the answer is for the workload of this host.
         hint = f"write one like {DEFAULT_URL}"
         raise SettingsError([Problem("--url", f"{url!r} is not an http address on loopback", hint)])
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
@@ -103,7 +104,7 @@ def _url_checker(url: str, timeout: float) -> Callable[[], str]:
     def connect(timeout: float) -> socket.socket:
         return socket.create_connection((host, port), timeout)
 
-    return lambda: _ask(connect, target, url, timeout, parts.netloc.rpartition("@")[2])
+    return lambda: _query(connect, target, url, timeout, parts.netloc.rpartition("@")[2])
 
 
 def _connect_unix(path: str) -> Callable[[float], socket.socket]:
@@ -120,31 +121,31 @@ def _connect_unix(path: str) -> Callable[[float], socket.socket]:
     return connect
 
 
-def _ask_kumadp(settings: Settings, otherwise: Callable[[], str] | None) -> str:
-    """Why the kumadp that is meant, or one of all that run here, is not ready; empty when all are.
+def _check_instances(settings: Settings, fallback: Callable[[], str] | None) -> str:
+    """Return why the kumadp of that name, or one of all that run here, is not ready; empty if all are.
 
-    ``otherwise`` is called where no kumadp is to be seen, so that a data plane which is still to come is never mistaken
-    for one that is there already; without it there is always one to wait for.
+    ``fallback`` is called if no kumadp is visible. None: there is always one to wait for, so that a data plane that is
+    started later is never confused with another one that already runs.
     """
     search = find(os.environ)
-    if not search.running and otherwise is not None:
-        return otherwise()
-    wanted = [_status(one, settings.request_timeout) for one in search.nearest(settings.name)]
-    if wanted:
-        return "; ".join(f"{status['name']}: {_why(status)}" for status in wanted if not status.get("ready"))
-    others = ", ".join(sorted(str(_status(one, settings.request_timeout)["name"]) for one in search.running))
+    if not search.running and fallback is not None:
+        return fallback()
+    statuses = [_status(instance, settings.request_timeout) for instance in search.nearest(settings.name)]
+    if statuses:
+        return "; ".join(f"{status['name']}: {_why(status)}" for status in statuses if not status.get("ready"))
+    others = sorted(str(_status(instance, settings.request_timeout)["name"]) for instance in search.running)
     return (
-        f"{settings.name}: no kumadp of that name runs here, as far as this user may see"
-        + (f"; running: {others}" if others else "")
+        f"{settings.name}: no kumadp of that name runs here that this user can see"
+        + (f"; running: {', '.join(others)}" if others else "")
         + search.notes()
     )
 
 
-def _status(one: Running, timeout: float) -> dict[str, Any]:
+def _status(instance: Running, timeout: float) -> dict[str, Any]:
     try:
-        status = ask_status(one.path, max(timeout, _LEAST_FOR_STATUS), one.uid)
+        status = ask_status(instance.path, max(timeout, _MIN_STATUS_TIMEOUT), instance.uid)
     except OSError as error:
-        return {"name": one.name, "reasons": [f"its control socket does not answer: {reason(error)}"]}
+        return {"name": instance.name, "reasons": [f"its control socket does not answer: {reason(error)}"]}
     return {**status, "name": on_one_line(status["name"])}
 
 
@@ -152,7 +153,7 @@ def _why(status: Mapping[str, Any]) -> str:
     return on_one_line(", ".join(status.get("reasons") or [str(status.get("phase"))]))
 
 
-def _ask(
+def _query(
     connect: Callable[[float], socket.socket], target: str, where: str, timeout: float, host: str = "localhost"
 ) -> str:
     deadline = time.monotonic() + timeout

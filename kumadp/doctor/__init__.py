@@ -1,1 +1,1 @@
-"""What `kumadp doctor` looks at: before a start, with the options of `run`, and while a data plane runs."""
+"""Checks of `kumadp doctor`: before a start, with the options of `run`, and of a running data plane."""

@@ -1,4 +1,4 @@
-"""The token, and who may read or change the files that matter."""
+"""Checks of the token, and of the permissions of files and directories."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.controlplane.token import check_token, claims_of, expires_at, read_token
-from kumadp.doctor.report import Told, failed, ok, skipped, warning
+from kumadp.doctor.report import Result, failed, ok, skipped, warning
 from kumadp.errors import KumadpError
 from kumadp.host.log.secrets import register
 from kumadp.host.state_dir import state_dir_path
@@ -20,79 +20,81 @@ from kumadp.settings.values import format_elapsed
 if TYPE_CHECKING:
     from kumadp.doctor.subject import Subject
 
-# A token that ends within this time is worth a word (seconds).
+# A token that expires within this time is worth a warning (seconds).
 _SOON = 3600.0
 
 
-async def token(subject: Subject) -> list[Told]:
-    """Whether there is a token, for whom, until when; only the control plane knows whether it is signed rightly."""
+async def token(subject: Subject) -> list[Result]:
+    """Check the token, its data plane and its expiry; only the control plane can verify its signature."""
     settings = subject.settings
     if subject.mesh is not None:
         return skipped("standalone: no token is needed")
     if not settings.token and not settings.token_path:
-        return warning("no token is given", "a control plane with authentication wants --dataplane-token-file")
+        return warning("no token is given", "a control plane with authentication requires --dataplane-token-file")
     if settings.token:
         text = check_token(settings.token.strip(), "the token")
     else:
         text = await asyncio.to_thread(read_token, Path(settings.token_path))
     register(text)
-    return _judge(subject, text, time.time())
+
+    return _check_claims(subject, text, time.time())
 
 
-def _judge(subject: Subject, text: str, now: float) -> list[Told]:
-    claims, told = claims_of(text), list[Told]()
-    # Kuma's data plane tokens say Name and Mesh, each empty for any; zone tokens say Zone (Kuma 2.8).
-    for what, ours in (("Mesh", subject.mesh_name), ("Name", subject.name)):
-        claim = claims.get(what)
+def _check_claims(subject: Subject, text: str, now: float) -> list[Result]:
+    claims, results = claims_of(text), list[Result]()
+    # Kuma's data plane tokens have the claims Name and Mesh, each empty for any; zone tokens have Zone (Kuma 2.8).
+    for key, ours in (("Mesh", subject.mesh_name), ("Name", subject.name)):
+        claim = claims.get(key)
         if claim and ours and claim != ours:
-            told += failed(f"the token is for {what.lower()} {claim}, this data plane is {ours}", "make one for it")
+            text = f"the token is for {key.lower()} {claim}, but this data plane has {key.lower()} {ours}"
+            results += failed(text, "generate one for this data plane")
     begins, ends = claims.get("nbf"), expires_at(text)
     if isinstance(begins, int | float) and begins > now:
-        told += failed(f"the token begins only in {format_elapsed(begins - now)}", "is the clock right?")
+        results += failed(f"the token becomes valid only in {format_elapsed(begins - now)}", "is the clock right?")
     if ends is not None and ends <= now:
-        told += failed(
-            f"the token expired {format_elapsed(now - ends)} ago", "make a new one: kumactl generate dataplane-token"
+        results += failed(
+            f"the token expired {format_elapsed(now - ends)} ago", "generate one: kumactl generate dataplane-token"
         )
     elif ends is not None and ends - now < _SOON:
-        told += warning(
+        results += warning(
             f"the token expires in {format_elapsed(ends - now)}", "renew the file: it is read for each connection"
         )
-    until = f"until {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(ends))}" if ends is not None else "for ever"
-    whom = ", ".join(f"{name.lower()} {claims[name]}" for name in ("Mesh", "Name", "Zone") if claims.get(name))
-    return told or ok(f"for {whom or 'any data plane'}, valid {until}")
+    until = f"until {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(ends))}" if ends is not None else "forever"
+    holder = ", ".join(f"{name.lower()} {claims[name]}" for name in ("Mesh", "Name", "Zone") if claims.get(name))
+    return results or ok(f"for {holder or 'any data plane'}, valid {until}")
 
 
-async def modes(subject: Subject) -> list[Told]:
-    """Whether files that matter can be read, and by nobody else where they are secret."""
+async def modes(subject: Subject) -> list[Result]:
+    """Check that files can be read, and secret ones only by this user."""
     return await asyncio.to_thread(_modes, subject)
 
 
-def _modes(subject: Subject) -> list[Told]:
+def _modes(subject: Subject) -> list[Result]:
     settings = subject.settings
-    told: list[Told] = []
+    results: list[Result] = []
     for path, flag, secret in (
         (settings.token_path, "--dataplane-token-file", True),
         (settings.ca_cert_file, "--ca-cert-file", False),
         (settings.metrics_key_path, "KUMA_DATAPLANE_RUNTIME_METRICS_KEY_PATH", True),
     ):
         if path:
-            told += _file(Path(path), flag, secret=secret)
+            results += _file(Path(path), flag, secret=secret)
     runtime = subject.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
     work = Path(settings.work_dir or runtime or f"/run/kumadp/{subject.name or 'default'}")
     state = state_dir_path(subject.name, settings.state_dir, subject.environ)
     for folder, setting in ((work, "--work-dir"), (state, "--state-dir")):
         if folder is not None:
-            told += _folder(folder, setting)
-    return told or ok("files and directories are as they should be")
+            results += _folder(folder, setting)
+    return results or ok("files and directories are as they should be")
 
 
-def _file(path: Path, flag: str, *, secret: bool) -> list[Told]:
+def _file(path: Path, flag: str, *, secret: bool) -> list[Result]:
     try:
         mode = path.stat().st_mode
     except OSError as error:
         return failed(f"{flag} {path}: {error.strerror}")
     if not os.access(path, os.R_OK):
-        return failed(f"{flag} {path} cannot be read", "by this user, that is")
+        return failed(f"{flag} {path} cannot be read by this user")
     if secret and mode & (stat.S_IROTH | stat.S_IWOTH):
         return failed(f"{flag} {path} can be read by everybody", f"chmod 600 {path}")
     if mode & stat.S_IWOTH:
@@ -100,18 +102,18 @@ def _file(path: Path, flag: str, *, secret: bool) -> list[Told]:
     return []
 
 
-def _folder(path: Path, setting: str) -> list[Told]:
+def _folder(path: Path, setting: str) -> list[Result]:
     if not path.exists():
-        parent = next(one for one in path.parents if one.exists())
+        parent = next(parent for parent in path.parents if parent.exists())
         if parent.is_dir() and os.access(parent, os.W_OK):
             return []
-        return warning(f"{path} is not there and cannot be made", f"{setting} names another one")
+        return warning(f"{path} does not exist and cannot be created", f"choose another one with {setting}")
     try:
         check_private(path, setting)
     except KumadpError as error:
         return failed(error.message, error.hint)
     if not path.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH):
-        # Nobody else comes as far as the files in it.
+        # Nobody else can reach the files in it.
         return []
     open_to_others = [file for file in path.glob("*") if file.is_file() and file.stat().st_mode & 0o077]
-    return [Told("failed", f"{file} can be read by others", f"chmod 600 {file}") for file in open_to_others]
+    return [Result("failed", f"{file} can be read by others", f"chmod 600 {file}") for file in open_to_others]

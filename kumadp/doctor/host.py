@@ -1,4 +1,4 @@
-"""The machine: cgroup, name servers, process 1, what dead runs left, systemd's units. Paths are given by tests."""
+"""Checks of the host: cgroup, name servers, process 1, leftovers of dead runs, systemd units."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kumadp.dns.coredns.corefile import HEALTH_NAME
 from kumadp.dns.message import REFUSED, code_of, encode_query, is_authoritative, question_of
 from kumadp.dns.resolvconf import DNS_PORT, read
 from kumadp.dns.resolver.exchange import SentQueries, query_tcp, query_udp
-from kumadp.doctor.report import Told, failed, ok, skipped, warning
+from kumadp.doctor.report import Result, failed, ok, skipped, warning
 from kumadp.host.cgroup import OomKills, oom_file
 from kumadp.host.environment import find_container_sign
 from kumadp.host.facts import memory_limit
@@ -36,95 +36,101 @@ if TYPE_CHECKING:
     Exchange = Callable[[Server, bytes, bytes, SentQueries], Awaitable[bytes]]
 
 # Envoy and kumadp in the mesh take about 130 MiB (tests/README.md: what it costs).
-_LITTLE = 160 << 20
-# glibc asks no more (resolv.conf(5): MAXNS).
-_MOST_SERVERS = 3
-_SERVER_WITHIN = 2.0
-# Nobody's either (RFC 6761), so that a name server needs to ask nobody for it.
+_MIN_MEMORY = 160 << 20
+# glibc queries no more (resolv.conf(5): MAXNS).
+_MAX_SERVERS = 3
+_SERVER_TIMEOUT = 2.0
+# Reserved as well (RFC 6761), so that a name server needs no other one to answer.
 _OTHER_NAME = "kumadp.invalid"
 _OURS = "kumadp itself answers there"
-# What is known to reap what it did not start.
+# Known to reap processes that they did not start.
 _INITS = {
     *("systemd", "init", "tini", "tini-static", "dumb-init", "docker-init", "catatonit", "runit", "s6-svscan"),
     *("pause", "conmon", "bash", "sh", "supervisord", "openrc-init"),
 }
-# Where the program is named in a unit; `kumadp install` writes where it is itself.
+# The program in a unit; `kumadp install` writes its own path there.
 _PROGRAM = re.compile(r"^(\w+=[-+!:@]*)\S*/kumadp(?=\s|$)")
-_SYSTEMCTL_WITHIN = 3.0
+_SYSTEMCTL_TIMEOUT = 3.0
 
 
-async def cgroup(limit: int | None = None, file: Path | None = None) -> list[Told]:
-    """How much memory there may be, and whether the kernel has killed for it."""
-    most = await asyncio.to_thread(memory_limit) if limit is None else limit
+async def cgroup(limit: int | None = None, file: Path | None = None) -> list[Result]:
+    """Check the memory limit, and whether the kernel has killed processes because of it.
+
+    ``limit`` in bytes and ``file`` replace those of this process, for tests.
+    """
+    maximum = await asyncio.to_thread(memory_limit) if limit is None else limit
     kills = OomKills(file or await asyncio.to_thread(oom_file)).count() or 0
-    told = ok(f"memory limit {most >> 20} MiB" if most else "no memory limit")
-    if most and most < _LITTLE:
-        told = warning(f"memory limit {most >> 20} MiB", f"Envoy and kumadp need {_LITTLE >> 20} MiB and more")
+    results = ok(f"memory limit {maximum >> 20} MiB" if maximum else "no memory limit")
+    if maximum and maximum < _MIN_MEMORY:
+        hint = f"Envoy and kumadp need at least {_MIN_MEMORY >> 20} MiB"
+        results = warning(f"memory limit {maximum >> 20} MiB", hint)
     if kills:
-        told += warning(f"the kernel has killed {kills} times for want of memory here", "raise the memory limit")
-    return told
+        results += warning(
+            f"the kernel has killed processes here {kills} times: out of memory", "raise the memory limit"
+        )
+    return results
 
 
-async def resolv_conf(file: Path = Path("/etc/resolv.conf")) -> list[Told]:
-    """The name servers of this host, and whether those that the C library asks say anything, whatever it is.
+async def resolv_conf(file: Path = Path("/etc/resolv.conf")) -> list[Result]:
+    """Check the name servers of this host: whether those that the C library queries answer, whatever the answer is.
 
-    What kumadp itself answers there, as its address is in resolv.conf or queries are redirected, is no name server's.
+    An answer of kumadp itself, because its address is in resolv.conf or queries are redirected, does not count.
     """
     conf = await asyncio.to_thread(read, file)
-    notes = [Told("warning", f"{file}: {note}") for note in conf.notes]
-    asked = conf.servers[:_MOST_SERVERS]
-    by = query_tcp if conf.use_tcp else query_udp
-    answers = dict(zip(asked, await asyncio.gather(*(_look(server, by) for server in asked)), strict=True))
+    notes = [Result("warning", f"{file}: {note}") for note in conf.notes]
+    queried = conf.servers[:_MAX_SERVERS]
+    exchange = query_tcp if conf.use_tcp else query_udp
+    faults = dict(zip(queried, await asyncio.gather(*(_fault(server, exchange) for server in queried)), strict=True))
     if conf.by_default:
-        names = " and ".join(map(_shown, asked))
-        if all(answers.values()):
-            hint = "names, that of the control plane among them, cannot be resolved"
-            told = failed(f"{file} names no server, and at {names} there is none", hint)
+        addresses = " and ".join(map(_shown, queried))
+        if all(faults.values()):
+            hint = "names cannot be resolved, including that of the control plane"
+            results = failed(f"{file} has no name server, and none answers at {addresses}", hint)
         else:
-            told = warning(f"{file} names no server: {names} are queried")
+            results = warning(f"{file} has no name server: {addresses} are queried")
         # One of them is enough.
-        answers = {server: why for server, why in answers.items() if why == _OURS}
+        faults = {server: fault for server, fault in faults.items() if fault == _OURS}
     else:
-        told = ok(f"{file}: {', '.join(map(_shown, conf.servers))}")
-    told += notes
+        results = ok(f"{file}: {', '.join(map(_shown, conf.servers))}")
+    results += notes
     if conf.options:
-        told += ok(f"options {' '.join(conf.options)}")
-    if len(conf.servers) > _MOST_SERVERS:
-        told += warning(f"{len(conf.servers) - _MOST_SERVERS} of these servers are never queried by the C library")
-    for server, why in answers.items():
-        if why == _OURS:
-            told += warning(f"{_shown(server)}: {why}", "whether there is a name server too is not known")
-        elif why:
-            told += warning(f"{_shown(server)} {why}", "a name costs seconds as long as it is in resolv.conf")
-    return told
+        results += ok(f"options {' '.join(conf.options)}")
+    if len(conf.servers) > _MAX_SERVERS:
+        results += warning(f"{len(conf.servers) - _MAX_SERVERS} of these servers are never queried by the C library")
+    for server, fault in faults.items():
+        if fault == _OURS:
+            results += warning(f"{_shown(server)}: {fault}", "whether there is a name server as well is unknown")
+        elif fault:
+            results += warning(f"{_shown(server)} {fault}", "while it is in resolv.conf, lookups take seconds longer")
+    return results
 
 
-async def _look(server: Server, by: Exchange) -> str:
-    """What is wrong with a name server; nothing where it gives an answer, be it that there is no such name."""
+async def _fault(server: Server, exchange: Exchange) -> str:
+    """Return what is wrong with a name server; empty if it gives any answer, also that there is no such name."""
     try:
-        async with asyncio.timeout(_SERVER_WITHIN):
-            answer = await _ask(server, HEALTH_NAME, by)
+        async with asyncio.timeout(_SERVER_TIMEOUT):
+            answer = await _query(server, HEALTH_NAME, exchange)
     except TimeoutError:
-        return f"does not answer within {_SERVER_WITHIN:g} s"
+        return f"does not answer within {_SERVER_TIMEOUT:g} s"
     except OSError as error:
         return f"cannot be queried: {os.strerror(error.errno) if error.errno else error}"
     except EOFError:
-        return "hangs up"
+        return "closes the connection"
     if code_of(answer) != REFUSED:
         return ""
     if is_authoritative(answer):
         return _OURS
-    # A CoreDNS of kumadp's refuses this name alone; a name server that is not for us refuses every one.
+    # A CoreDNS of kumadp refuses only this name; a name server that rejects us refuses every name.
     try:
-        async with asyncio.timeout(_SERVER_WITHIN):
-            return "" if code_of(await _ask(server, _OTHER_NAME, by)) == REFUSED else _OURS
+        async with asyncio.timeout(_SERVER_TIMEOUT):
+            return "" if code_of(await _query(server, _OTHER_NAME, exchange)) == REFUSED else _OURS
     except (TimeoutError, OSError, EOFError):
         return _OURS
 
 
-async def _ask(server: Server, name: str, by: Exchange) -> bytes:
+async def _query(server: Server, name: str, exchange: Exchange) -> bytes:
     query = encode_query(name)
-    return await by(server, query, question_of(query), SentQueries())
+    return await exchange(server, query, question_of(query), SentQueries())
 
 
 def _shown(server: Server) -> str:
@@ -132,56 +138,60 @@ def _shown(server: Server) -> str:
     return host if port == DNS_PORT else f"[{host}]:{port}"
 
 
-async def process_1(name: str = "") -> list[Told]:
-    """Whether somebody reaps what is left behind."""
+async def process_1(name: str = "") -> list[Result]:
+    """Check that process 1 reaps orphaned processes. ``name`` replaces its name, for tests."""
     return await asyncio.to_thread(_process_1, name)
 
 
-def _process_1(name: str) -> list[Told]:
+def _process_1(name: str) -> list[Result]:
     with contextlib.suppress(psutil.Error):
         name = name or psutil.Process(1).name()
     zombies = 0
     for process in psutil.process_iter(["ppid", "status"]):
         zombies += process.info["ppid"] == 1 and process.info["status"] == psutil.STATUS_ZOMBIE
     if zombies:
-        return warning(f"{name} is process 1 and leaves {zombies} zombies", "start the container with an init, as tini")
+        return warning(
+            f"{name} is process 1 and leaves {zombies} zombies", "start the container with an init such as tini"
+        )
     if find_container_sign(os.environ) and name not in _INITS:
-        return warning(f"{name} is process 1 here", "it may not reap what others leave: use an init, as tini")
+        return warning(f"{name} is process 1 here", "it may not reap orphaned processes: use an init such as tini")
     return ok(f"{name} is process 1, no zombies")
 
 
 async def leftovers(
     environ: Mapping[str, str], work_dirs: tuple[Path, ...] = (), temporary: Path | None = None
-) -> list[Told]:
-    """What runs that are dead left behind: below /run/kumadp, and in ``work_dirs``."""
+) -> list[Result]:
+    """Check for files and processes that dead runs left in ``work_dirs`` and below /run/kumadp."""
     return await asyncio.to_thread(
         _leftovers, environ, work_dirs, (temporary,) if temporary is not None else temporary_folders(environ)
     )
 
 
-def _leftovers(environ: Mapping[str, str], work_dirs: tuple[Path, ...], temporary: tuple[Path, ...]) -> list[Told]:
-    told: list[Told] = []
+def _leftovers(environ: Mapping[str, str], work_dirs: tuple[Path, ...], temporary: tuple[Path, ...]) -> list[Result]:
+    results: list[Result] = []
     for path in sorted(path for folder in temporary for path in folder.glob(PREFIX + "*")):
         if _is_dead(path / LOCK_FILE):
-            told += warning(f"{path} is left of a dead run", "the next `kumadp run` removes it")
+            results += warning(f"{path} was left by a dead run", "the next `kumadp run` removes it")
     for path in control_socket_files(environ):
         try:
             with connected(path, owner_of(path), 0.5):
                 continue
         except ConnectionRefusedError:
-            told += warning(f"{path}: nobody listens there any more", f"a killed kumadp left it: rm {path}")
+            results += warning(f"{path}: nothing listens there any more", f"a killed kumadp left it: rm {path}")
         except OSError:
             continue
     for folder in dict.fromkeys((*sorted(Path("/run/kumadp").glob("*/")), *work_dirs)):
         state = read_state(folder) if _is_dead(folder / LOCK_FILE) else None
         if state is not None and (living := adoptable(state)):
             names = ", ".join(f"{child.name} (pid {child.pid})" for child in living)
-            told += warning(f"{names} of a dead kumadp in {folder}", "kumadp sweep --work-dir DIR, or run kumadp again")
-    return told or ok("nothing is left of dead runs")
+            results += warning(
+                f"{names} left by a dead kumadp in {folder}", "kumadp sweep --work-dir DIR, or run kumadp again"
+            )
+    return results or ok("no leftovers of dead runs")
 
 
 def _is_dead(lock: Path) -> bool:
-    """Whether there is a lock that nobody holds."""
+    """Return whether there is a lock file that no process holds."""
     try:
         handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -200,20 +210,21 @@ async def systemd(
     booted: Path = Path("/run/systemd/system"),
     folder: Path | None = None,
     environ: Mapping[str, str] = os.environ,
-) -> list[Told]:
-    """Whether the unit that is installed is the one that came with this kumadp, and what systemd has loaded.
+) -> list[Result]:
+    """Check that the installed units are those of this kumadp, and that systemd has loaded them.
 
-    ``instance`` is of the template's the one that may be loaded; ``folder`` has what was shipped, for tests.
+    ``instance`` is the instance of the template unit that may be loaded; ``folder`` replaces the shipped units, for
+    tests.
     """
     if not await asyncio.to_thread(booted.is_dir):
-        return skipped("systemd is not the init here")
-    told: list[Told] = []
+        return skipped("systemd is not the init system here")
+    results: list[Result] = []
     for unit in UNITS:
-        told += await _unit(unit, instance or "doctor", folder, environ)
-    return told or skipped(f"neither {' nor '.join(UNITS)} is installed")
+        results += await _unit(unit, instance or "doctor", folder, environ)
+    return results or skipped(f"neither {' nor '.join(UNITS)} is installed")
 
 
-async def _unit(unit: str, instance: str, folder: Path | None, environ: Mapping[str, str]) -> list[Told]:
+async def _unit(unit: str, instance: str, folder: Path | None, environ: Mapping[str, str]) -> list[Result]:
     # A template is not loaded by itself.
     name = unit.replace("@.", f"@{instance}.")
     try:
@@ -221,7 +232,7 @@ async def _unit(unit: str, instance: str, folder: Path | None, environ: Mapping[
             Path(shutil.which("systemctl", path=environ.get("PATH")) or "systemctl"),
             *("show", "--property=FragmentPath,NeedDaemonReload,DropInPaths", name),
             environment=dict(environ),
-            deadline=_SYSTEMCTL_WITHIN,
+            deadline=_SYSTEMCTL_TIMEOUT,
         )
     except (OSError, TimeoutError) as error:
         return warning(f"{unit}: systemctl does not answer: {str(error) or 'not in time'}")
@@ -229,24 +240,24 @@ async def _unit(unit: str, instance: str, folder: Path | None, environ: Mapping[
     installed = shows.get("FragmentPath", "")
     if not installed:
         return []
-    told: list[Told] = []
+    results: list[Result] = []
     if shows.get("NeedDaemonReload") == "yes":
-        told += warning(f"{unit} has changed on disk", "systemctl daemon-reload")
+        results += warning(f"{unit} has changed on disk", "systemctl daemon-reload")
     if await asyncio.to_thread(_differs, Path(installed), unit, folder):
-        hint = "install it anew; keep changes of yours with `systemctl edit`"
-        told += warning(f"{installed} is not the one that comes with this kumadp", hint)
-    return told or ok(f"{unit} is the one that was shipped")
+        hint = "install it again; use `systemctl edit` for your own changes"
+        results += warning(f"{installed} is not the unit of this kumadp", hint)
+    return results or ok(f"{unit} is the unit of this kumadp")
 
 
 def _differs(installed: Path, unit: str, folder: Path | None) -> bool:
-    """Whether a unit says something else than the shipped one: comments, and where the program is, do not count."""
+    """Return whether a unit differs from the shipped one in more than comments and the path of the program."""
 
-    def said(text: str) -> list[str]:
+    def directives(text: str) -> list[str]:
         lines = [line.strip() for line in text.splitlines()]
         return [_PROGRAM.sub(r"\1kumadp", line) for line in lines if line and line[0] not in "#;"]
 
     try:
         reference = (folder / unit).read_bytes() if folder is not None else shipped("systemd", unit)
-        return said(installed.read_text(errors="replace")) != said(reference.decode())
+        return directives(installed.read_text(errors="replace")) != directives(reference.decode())
     except OSError:
         return True

@@ -1,4 +1,4 @@
-"""Envoy, CoreDNS, the would-be bootstrap and the ports."""
+"""Checks of Envoy, CoreDNS, the bootstrap that `run` would use, the ports, and the running data plane."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kumadp.daemon.ports import (
 )
 from kumadp.daemon.sources import KumaSource, StandaloneSource
 from kumadp.dns.coredns.binary import coredns_version
-from kumadp.doctor.report import Told, failed, ok, warning
+from kumadp.doctor.report import Result, failed, ok, warning
 from kumadp.envoy.argv import envoy_argv
 from kumadp.envoy.binary import find_envoy
 from kumadp.envoy.reload import Plan, check
@@ -35,37 +35,37 @@ from kumadp.resources.types import Dataplane
 
 if TYPE_CHECKING:
     from kumadp.daemon.ports import DnsPlan, ProbesPlan
-    from kumadp.doctor.report import State
+    from kumadp.doctor.report import CheckState
     from kumadp.doctor.subject import Subject
     from kumadp.host.net.ports import BindAddress
 
-# For the answer of the control plane, before `run` would go on asking (seconds).
-_ASKED_FOR = 5.0
+# Time for the bootstrap request, which `run` would retry (seconds).
+_FETCH_TIMEOUT = 5.0
 
 
-async def envoy(subject: Subject) -> list[Told]:
-    """Which Envoy would run, and whether this Kuma is made for it."""
+async def envoy(subject: Subject) -> list[Result]:
+    """Check which Envoy would run, and whether a supported Kuma release ships with its version."""
     path = await asyncio.to_thread(find_envoy, subject.settings.binary_path)
-    found = await envoy_version(path, subject.children_environment)
-    if subject.mesh is None and not is_supported(found.version):
+    version = (await envoy_version(path, subject.children_environment)).version
+    if subject.mesh is None and not is_supported(version):
         return warning(
-            f"{found.version} at {path}: no data plane of Kuma is made for it", f"they are for {supported_versions()}"
+            f"{version} at {path}: no supported Kuma release ships with it", f"supported: {supported_versions()}"
         )
-    return ok(f"{found.version} at {path}")
+    return ok(f"{version} at {path}")
 
 
-async def coredns(subject: Subject) -> list[Told]:
-    """Which CoreDNS would run, or that the embedded resolver answers."""
+async def coredns(subject: Subject) -> list[Result]:
+    """Check which CoreDNS would run, or that the embedded resolver is used."""
     settings = subject.settings
     if plan_dns(settings, None) is None:
         return ok("DNS is off")
     path = await asyncio.to_thread(chosen_coredns, settings)
     if not wants_coredns(settings):
-        return ok("the embedded resolver answers names, as told")
+        return ok("the embedded resolver is used, as configured")
     if path is None:
-        return ok("no CoreDNS on PATH: the embedded resolver answers names")
+        return ok("no CoreDNS on PATH: the embedded resolver is used")
     version = await coredns_version(path, subject.children_environment)
-    return ok(f"{version} at {path}") if version else failed(f"{path} does not say its version", "is it CoreDNS?")
+    return ok(f"{version} at {path}") if version else failed(f"{path} does not print its version", "is it CoreDNS?")
 
 
 def _addresses(subject: Subject, dns: DnsPlan | None) -> tuple[list[BindAddress], list[BindAddress]]:
@@ -79,27 +79,27 @@ def _probes(subject: Subject) -> ProbesPlan | None:
     return plan_probes(subject.settings, spec if isinstance(spec, Dataplane) else None, subject.environ)[0]
 
 
-async def ports(subject: Subject) -> list[Told]:
-    """Whether what would be bound can be bound; the kumadp that runs may have it already."""
+async def ports(subject: Subject) -> list[Result]:
+    """Check that all ports are free, or held by the running kumadp."""
     dns = plan_dns(subject.settings, await asyncio.to_thread(chosen_coredns, subject.settings), subject.transparent)
     own, others = _addresses(subject, dns)
     check_plan(own, others, subject.resource)
     try:
         await check_ports([*own, *others], held_by=subject.pids)
     except PortsTaken as error:
-        return [Told("failed", problem.message, f"{problem.hint} ({problem.path})") for problem in error.problems]
+        return [Result("failed", problem.message, f"{problem.hint} ({problem.path})") for problem in error.problems]
     numbers = sorted({address.port for address in (*own, *others) if address.port})
-    told = ", ".join(map(str, numbers))
-    return ok(f"held by the kumadp that runs, or free: {told}" if subject.pids else f"free: {told}")
+    shown = ", ".join(map(str, numbers))
+    return ok(f"held by the running kumadp, or free: {shown}" if subject.pids else f"free: {shown}")
 
 
-async def bootstrap(subject: Subject) -> list[Told]:
-    """Whether the guard and Envoy (`--mode validate`) take the bootstrap that would be; it is made as `run` makes it.
+async def bootstrap(subject: Subject) -> list[Result]:
+    """Check that the guard and Envoy (`--mode validate`) accept the bootstrap, prepared as by `run`.
 
-    A control plane is asked for it, which registers nothing: Kuma stores a Dataplane when its stream opens.
+    Fetching it from a control plane registers nothing: Kuma stores a Dataplane when its stream opens.
     """
-    named = (subject.settings.work_dir, subject.environ.get("RUNTIME_DIRECTORY", "").split(":")[0])
-    folders = (*temporary_folders(subject.environ), *(Path(folder) for folder in named if folder))
+    configured = (subject.settings.work_dir, subject.environ.get("RUNTIME_DIRECTORY", "").split(":")[0])
+    folders = (*temporary_folders(subject.environ), *(Path(folder) for folder in configured if folder))
     folder = await asyncio.to_thread(make_temporary, folders, "doctor-")
     try:
         return await _bootstrap(subject, str(folder))
@@ -107,7 +107,7 @@ async def bootstrap(subject: Subject) -> list[Told]:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def _bootstrap(subject: Subject, folder: str) -> list[Told]:
+async def _bootstrap(subject: Subject, folder: str) -> list[Result]:
     settings = subject.settings
     binary = await asyncio.to_thread(find_envoy, settings.binary_path)
     version = await envoy_version(binary, subject.children_environment)
@@ -119,7 +119,7 @@ async def _bootstrap(subject: Subject, folder: str) -> list[Told]:
         source: KumaSource | StandaloneSource
         if subject.mesh is not None:
             source = StandaloneSource(settings, subject.mesh, work, own, dns)
-            prepared, whence = await source.prepare(), "generated from the Dataplane"
+            prepared, origin = await source.prepare(), "generated from the Dataplane"
         else:
             client = KumaClient(
                 settings,
@@ -133,8 +133,8 @@ async def _bootstrap(subject: Subject, folder: str) -> list[Told]:
             )
             relay = Path(folder) / RELAY_SOCKET if settings.xds_relay == "on" else None
             source = KumaSource(client, work, own, status, relay_path=relay)
-            fetched = await client.fetch(lambda _reason: None, _ASKED_FOR)
-            prepared, whence = await source.make(fetched), "fetched from the control plane, which registers nothing"
+            fetched = await client.fetch(lambda _reason: None, _FETCH_TIMEOUT)
+            prepared, origin = await source.make(fetched), "fetched from the control plane, which registers nothing"
         argv = envoy_argv(
             binary,
             prepared.config_path,
@@ -148,31 +148,31 @@ async def _bootstrap(subject: Subject, folder: str) -> list[Told]:
         async def command() -> Command:
             return Command(argv, "envoy", subject.children_environment)
 
-        refused = (await check(Plan(command, prepared.admin, prepared.dynamic), None, "not asked")).refused
+        refused = (await check(Plan(command, prepared.admin, prepared.dynamic), None, "not queried")).refused
         if refused:
-            return failed(refused, f"it was {whence}")
-        return ok(f"{whence}; Envoy takes it, its admin is on {prepared.admin}")
+            return failed(refused, f"the bootstrap was {origin}")
+        return ok(f"{origin}; Envoy accepts it, with its admin on {prepared.admin}")
     finally:
         await asyncio.to_thread(work.close)
 
 
-def running(subject: Subject) -> list[Told]:
-    """What a kumadp that runs says of itself."""
+def running(subject: Subject) -> list[Result]:
+    """Check the status of the running data plane."""
     status = subject.status
     if not status:
-        return [Told("skipped", "no kumadp of this name runs here")]
-    told: list[Told] = []
-    groups: tuple[tuple[State, list[str]], ...] = (
+        return [Result("skipped", "no kumadp of this name runs here")]
+    results: list[Result] = []
+    groups: tuple[tuple[CheckState, list[str]], ...] = (
         ("failed", [] if status["ready"] else [f"not ready: {why}" for why in status["reasons"] or [status["phase"]]]),
-        ("failed", [f"{part} is given up: {story}" for part, story in status["fatal"].items()]),
+        ("failed", [f"{part} failed permanently: {reason}" for part, reason in status["fatal"].items()]),
         ("warning", list(status["concerns"])),
         ("warning", [f"{why}: a restart is required" for why in status.get("restart_required", ())]),
     )
     for state, texts in groups:
-        told += [Told(state, text, "kumadp status says more") for text in texts]
+        results += [Result(state, text, "for details: kumadp status") for text in texts]
     for name, child in status["children"].items():
         if child["restarts"]:
-            told += warning(f"{name} was started again {child['restarts']} times, last: {child['last_exit']}")
+            results += warning(f"{name} was restarted {child['restarts']} times, last exit: {child['last_exit']}")
     if crash := status.get("crashes", {}).get("newest"):
-        told += warning(f"a crash record: {crash}", "read it, then remove it")
-    return told or ok(f"{status['name']} is READY, pid {status['pid']}")
+        results += warning(f"a crash record: {crash}", "read it, then remove it")
+    return results or ok(f"{status['name']} is READY, pid {status['pid']}")

@@ -1,4 +1,4 @@
-"""Checks and what they found. All run, beside each other, each with a deadline of its own."""
+"""Checks and their results. All checks run concurrently, each with its own deadline."""
 
 from __future__ import annotations
 
@@ -14,83 +14,86 @@ if TYPE_CHECKING:
 
     from kumadp.errors import Problem
 
-State = Literal["ok", "warning", "failed", "skipped"]
+CheckState = Literal["ok", "warning", "failed", "skipped"]
 DEADLINE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked at, how it is, in words, and what to do about it."""
+    """One line of the report: name of the check, state, text, and a hint what to do."""
 
     check: str
-    state: State
+    state: CheckState
     text: str
     hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """Something to look at; ``look`` returns findings without the name. ``deadline`` in seconds."""
+class DoctorCheck:
+    """A check with its name; ``run`` returns its results, ``deadline`` is in seconds."""
 
     name: str
-    look: Callable[[], Awaitable[list[Told]]]
+    run: Callable[[], Awaitable[list[Result]]]
     deadline: float = DEADLINE
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a check found."""
+class Result:
+    """One result of a check; a check may have several."""
 
-    state: State
+    state: CheckState
     text: str
     hint: str = ""
 
 
-def ok(text: str) -> list[Told]:
-    """All is well."""
-    return [Told("ok", text)]
+def ok(text: str) -> list[Result]:
+    """Return the result of a check that found nothing wrong."""
+    return [Result("ok", text)]
 
 
-def warning(text: str, hint: str = "") -> list[Told]:
-    """It works, but somebody should know."""
-    return [Told("warning", text, hint)]
+def warning(text: str, hint: str = "") -> list[Result]:
+    """Return the result of a check that found something that works but needs attention."""
+    return [Result("warning", text, hint)]
 
 
-def failed(text: str, hint: str = "") -> list[Told]:
-    """It does not work, or would not."""
-    return [Told("failed", text, hint)]
+def failed(text: str, hint: str = "") -> list[Result]:
+    """Return the result of a check that found something that does not work, or would not."""
+    return [Result("failed", text, hint)]
 
 
-def skipped(text: str) -> list[Told]:
-    """There is nothing to look at, and why."""
-    return [Told("skipped", text)]
+def skipped(text: str) -> list[Result]:
+    """Return the result of a check that does not apply, with the reason."""
+    return [Result("skipped", text)]
 
 
-def failed_with(error: KumadpError) -> list[Told]:
-    """A failure as `run` would end with it, a line for each problem."""
+def failed_with(error: KumadpError) -> list[Result]:
+    """Return a failure with which `run` would exit, one result for each of its problems."""
     problems: Sequence[Problem] = getattr(error, "problems", ())
     if problems:
         return [
-            Told("failed", f"{problem.path}: {problem.message}" if problem.path else problem.message, problem.hint)
+            Result("failed", f"{problem.path}: {problem.message}" if problem.path else problem.message, problem.hint)
             for problem in problems
         ]
     return failed(error.message, error.hint)
 
 
-async def run_checks(checks: Sequence[Check]) -> list[Finding]:
-    """What all found, in the order of the checks. A check that is too slow, or has a bug, has failed, and only that."""
-    found = await asyncio.gather(*(_run(check) for check in checks))
+async def run_checks(checks: Sequence[DoctorCheck]) -> list[Finding]:
+    """Run all checks, and return their findings in the order of the checks.
+
+    A check that exceeds its deadline or has a bug fails, without an effect on the others.
+    """
+    results = await asyncio.gather(*(_run(check) for check in checks))
     return [
-        Finding(check.name, told.state, on_one_line(redact(told.text)), on_one_line(redact(told.hint)))
-        for check, tolds in zip(checks, found, strict=True)
-        for told in tolds
+        Finding(check.name, result.state, on_one_line(redact(result.text)), on_one_line(redact(result.hint)))
+        for check, results_of_check in zip(checks, results, strict=True)
+        for result in results_of_check
     ]
 
 
-async def _run(check: Check) -> list[Told]:
+async def _run(check: DoctorCheck) -> list[Result]:
     try:
         async with asyncio.timeout(check.deadline):
-            return await check.look()
+            return await check.run()
     except TimeoutError:
         return failed(f"no result within {check.deadline:g} s")
     except KumadpError as error:

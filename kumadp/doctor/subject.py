@@ -1,4 +1,4 @@
-"""Whom the doctor looks at."""
+"""The data plane that the doctor checks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A data plane as `run` would have it; ``status`` is that of the kumadp which runs it already, empty where none."""
+    """A data plane as `run` would start it; ``status`` is that of the kumadp that already runs it, else empty."""
 
     settings: Settings
     resource: Resource | None
@@ -30,22 +30,22 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Name of the data plane."""
         return self.resource.name if self.resource is not None else self.settings.name
 
     @property
     def mesh_name(self) -> str:
-        """Its mesh."""
+        """Mesh of the data plane."""
         return self.resource.mesh if self.resource is not None else self.settings.mesh
 
     @property
     def children_environment(self) -> dict[str, str]:
-        """What programs that are asked may see."""
+        """Environment of the programs that checks run."""
         return child_environment(self.environ, secret_variables())
 
     @property
     def pids(self) -> frozenset[int]:
-        """The kumadp that runs, and its children."""
+        """The running kumadp and its children."""
         children = self.status.get("children", {}).values()
-        found = (self.status.get("pid"), *(child.get("pid") for child in children))
-        return frozenset(pid for pid in found if pid)
+        pids = (self.status.get("pid"), *(child.get("pid") for child in children))
+        return frozenset(pid for pid in pids if pid)

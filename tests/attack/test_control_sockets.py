@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.cli import doctor
-from kumadp.cli import remote as asking
+from kumadp.cli import doctor, remote
 from kumadp.core.status import Status
 from kumadp.daemon.control import ask, ask_status, socket_name
 from kumadp.daemon.instances import Running, Search
@@ -412,9 +411,9 @@ def test_a_name_is_required_if_another_user_s_data_plane_is_possible(
     other = ["x of user eve"]
 
     def chosen(*running: Running, name: str = "", others: Sequence[str] = ()) -> Running | None:
-        monkeypatch.setattr(asking, "find", lambda _environ: Search(list(running), list(others)))
+        monkeypatch.setattr(remote, "find", lambda _environ: Search(list(running), list(others)))
         try:
-            return asking.the_running(name)
+            return remote.only_running(name)
         except CommandRefused:
             return None
 

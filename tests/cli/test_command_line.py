@@ -48,10 +48,10 @@ if TYPE_CHECKING:
             "Error: --url: 'http://localhost:99999/' is not an http address",
         ),
         (["wait", "--url=http://[::1/ready"], 78, "Error: --url: 'http://[::1/ready' is not an http address"),
-        (["wait", "--name=a", "--url=http://localhost/"], 78, "Error: --url and --name: say different things"),
-        (["wait", "--name=a", "--unix-socket=/a"], 78, "Error: --name and --unix-socket: say different things"),
+        (["wait", "--name=a", "--url=http://localhost/"], 78, "Error: --url and --name: exclude each other"),
+        (["wait", "--name=a", "--unix-socket=/a"], 78, "Error: --name and --unix-socket: exclude each other"),
         (["run", "--name=a", "--mesh=b", "--envoy-arg=--mode"], 78, "Error: --envoy-arg: --mode is not allowed"),
-        (["run", "--config=/none"], 78, "Error: --config: /none: No such file or directory (name a YAML file"),
+        (["run", "--config=/none"], 78, "Error: --config: /none: No such file or directory (give a readable YAML file"),
         (["run", "--config=/"], 78, "Error: --config: /: Is a directory"),
         (["run", "--config=/dev/zero", "--name=a", "--mesh=b"], 78, "not YAML: larger than 1024 KiB"),
         (
@@ -111,7 +111,7 @@ def test_a_proxy_type_that_does_not_fit(tmp_path: Path) -> None:
     done = kumadp("run", "-d", "dp.yaml", "--proxy-type=egress", cwd=tmp_path)
     assert done.returncode == 78
     assert done.stderr == (
-        "Error: --proxy-type: 'egress' does not fit the Dataplane that is given (leave it out, or give dataplane)\n"
+        "Error: --proxy-type: 'egress' does not match the given Dataplane (remove it, or set it to dataplane)\n"
     )
 
 

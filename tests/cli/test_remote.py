@@ -32,7 +32,7 @@ def test_what_is_refused_ends_with_its_code_and_the_reason(host: Host) -> None:
         unknown = host.run("reload")
     assert done.returncode == unknown.returncode == 79
     assert done.stderr == "Error: web: reexec: the new program does not start: ImportError: no module x\n"
-    assert "does not know it" in unknown.stderr
+    assert "does not support it" in unknown.stderr
 
 
 def test_a_reexec_is_done_when_the_next_program_says_so(host: Host) -> None:
@@ -48,7 +48,7 @@ def test_a_reexec_is_done_when_the_next_program_says_so(host: Host) -> None:
     with host.instance("web", status, reexec=accepted):
         done = host.run("reexec")
     assert done.returncode == 0, done.stderr
-    assert "kumadp 9.9 has taken over" in done.stdout
+    assert "kumadp 9.9 is running" in done.stdout
 
 
 def test_a_reexec_that_fails_after_its_check_is_told(host: Host) -> None:
@@ -79,9 +79,9 @@ def test_the_one_that_is_meant_must_be_clear(host: Host) -> None:
         named = host.run("reload", "--name=db")
         none = host.run("reload", "--name=cache")
     assert several.returncode == none.returncode == 79
-    assert several.stderr == "Error: several run here: db, web (say which with --name)\n"
+    assert several.stderr == "Error: several data planes run here: db, web (choose one with --name)\n"
     assert named.stdout == "db: epoch 1 serves, epoch 0 drains\n"
-    assert "no kumadp of the name cache runs here" in none.stderr
+    assert "no kumadp named cache runs here" in none.stderr
     assert "running: db, web" in none.stderr
 
 

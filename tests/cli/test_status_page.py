@@ -51,7 +51,7 @@ def test_what_runs_is_seen_at_once() -> None:
     assert re.fullmatch(r"  kumadp \S+, pid \d+, up 2h 3m, standalone", lines[1])
     text = "\n".join(lines)
     assert "envoy          RUNNING, pid 42, up 1m, 1 restart\n" in text
-    assert "last death 1m 1s ago (2023-11-14T22:12:19Z): envoy ended with signal 9 (KILL)" in text
+    assert "last exit 1m 1s ago (2023-11-14T22:12:19Z): envoy ended with signal 9 (KILL)" in text
     assert "ports          readiness: http://127.0.0.1:9902/ready" in text
     assert "drops          none" in text
     assert "control plane" not in text
@@ -67,8 +67,8 @@ def test_every_reason_concern_and_story_has_a_line() -> None:
     )
     text = "\n".join(page(status, NOW))
     assert "  not ready      bootstrap: asking\n                 dns: not yet\n" in text
-    assert "  concerns       last good: old\n" in text
-    assert "  given up       coredns: died\n" in text
+    assert "  warnings       last good: old\n" in text
+    assert "  failed         coredns: died\n" in text
     assert "bootstrap: asking; dns: not yet" in summary(status, NOW)
 
 

@@ -122,7 +122,7 @@ def test_a_name_is_waited_for_whoever_else_is_ready(
             line = command.line()
             if "takes precedence" in line:
                 line = command.line()
-            missing = "no kumadp of that name runs here, as far as this user may see; running: backend"
+            missing = "no kumadp of that name runs here that this user can see; running: backend"
             assert line == f"waiting: {name}: {missing}"
             with host.instance(name) as status:
                 status.set_not_ready("bootstrap", "connection refused 10.0.0.1:5678")

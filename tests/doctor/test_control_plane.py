@@ -28,7 +28,7 @@ def look(url: str, ca: Path | None = None, *more: str) -> list[tuple[str, str]]:
     flags = {"name": "web", "mesh": "default", "cp_address": url, "ca_cert_file": str(ca) if ca else None}
     environ = {"KUMA_CONTROL_PLANE_TLS_SKIP_VERIFY": "true"} if "skip" in more else {}
     subject = Subject(resolve("run", flags, environ).settings, None, None, None, {})
-    return [(told.state, told.text) for told in asyncio.run(control_plane(subject))]
+    return [(result.state, result.text) for result in asyncio.run(control_plane(subject))]
 
 
 def test_all_is_well(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_certificate_of_another_ca(tmp_path: Path) -> None:
     with ScriptedControlPlane(Answer(200)) as plane, ScriptedControlPlane(Answer(200)) as other:
         ((state, text),) = look(plane.url, other.write_ca(tmp_path / "ca.crt"))
     assert state == "failed"
-    assert "its certificate is not accepted" in text
+    assert "its certificate is rejected" in text
 
 
 def test_names_that_are_none_and_ports_with_nobody() -> None:
@@ -74,12 +74,12 @@ def test_a_server_of_another_kind(tmp_path: Path) -> None:
         thread = threading.Thread(target=greet, daemon=True)
         thread.start()
         assert "TLS failed: " in look(f"https://127.0.0.1:{port}")[0][1]
-        assert "it does not answer as an HTTP server does" in look(f"http://127.0.0.1:{port}")[0][1]
+        assert "there is no HTTP answer" in look(f"http://127.0.0.1:{port}")[0][1]
         thread.join(10)
 
 
 def test_a_connection_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plane, "_STEP", 0.5)
+    monkeypatch.setattr(plane, "_STEP_TIMEOUT", 0.5)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         port = server.getsockname()[1]
@@ -93,17 +93,17 @@ def test_a_connection_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_one_that_connects_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plane, "_STEP", 0.5)
+    monkeypatch.setattr(plane, "_STEP_TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         ((state, text),) = look(f"http://127.0.0.1:{server.getsockname()[1]}")
     assert state == "failed"
-    assert "connected, but it does not answer as an HTTP server does" in text
+    assert "connected, but there is no HTTP answer" in text
 
 
 @pytest.mark.parametrize(
     ("off", "state", "said"),
     [
-        (0, "ok", "clock: as the control plane's"),
+        (0, "ok", "clock: same as the control plane's"),
         (30, "warning", "clock: 30 s ahead of the control plane's"),
         (-30, "warning", "clock: 30 s behind the control plane's"),
         (3600, "failed", "clock: 3600 s ahead of the control plane's"),
@@ -111,6 +111,6 @@ def test_one_that_connects_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_clocks(off: int, state: str, said: str) -> None:
     now = 1_800_000_000
-    (told,) = clock(email.utils.formatdate(now, usegmt=True), now + off + 0.5)
-    assert (told.state, told.text) == (state, said)
+    (result,) = clock(email.utils.formatdate(now, usegmt=True), now + off + 0.5)
+    assert (result.state, result.text) == (state, said)
     assert clock("yesterday", now)[0].state == clock("", now)[0].state == "skipped"

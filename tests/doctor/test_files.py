@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kumadp.doctor import files
-from kumadp.doctor.report import Check, run_checks
+from kumadp.doctor.report import DoctorCheck, run_checks
 from kumadp.doctor.subject import Subject
 from kumadp.settings.resolve import resolve
 
@@ -39,26 +39,26 @@ def subject(tmp_path: Path) -> Subject:
 
 def token(subject: Subject, text: str) -> list[Finding]:
     changed = replace(subject, settings=replace(subject.settings, token=text, token_path=""))
-    return asyncio.run(run_checks([Check("token", lambda: files.token(changed))]))
+    return asyncio.run(run_checks([DoctorCheck("token", lambda: files.token(changed))]))
 
 
 @pytest.mark.parametrize(
     ("claims", "state", "said"),
     [
-        ({}, "ok", "for any data plane, valid for ever"),
-        ({"Mesh": "default", "Name": "web"}, "ok", "for mesh default, name web, valid for ever"),
-        ({"Mesh": "other"}, "failed", "the token is for mesh other, this data plane is default"),
-        ({"Name": "api"}, "failed", "the token is for name api, this data plane is web"),
+        ({}, "ok", "for any data plane, valid forever"),
+        ({"Mesh": "default", "Name": "web"}, "ok", "for mesh default, name web, valid forever"),
+        ({"Mesh": "other"}, "failed", "the token is for mesh other, but this data plane has mesh default"),
+        ({"Name": "api"}, "failed", "the token is for name api, but this data plane has name web"),
         ({"exp": -7200}, "failed", "the token expired 2h ago"),
         ({"exp": 1800}, "warning", "the token expires in 29m"),
         ({"exp": 86400}, "ok", "for any data plane, valid until 20"),
-        ({"nbf": 7200}, "failed", "the token begins only in 1h 59m"),
+        ({"nbf": 7200}, "failed", "the token becomes valid only in 1h 59m"),
     ],
 )
 def test_whom_a_token_is_for_and_until_when(subject: Subject, claims: dict[str, Any], state: str, said: str) -> None:
     now = time.time()
-    told = {name: value + now if name in {"exp", "nbf"} else value for name, value in claims.items()}
-    (found,) = token(subject, jwt(**told))
+    result = {name: value + now if name in {"exp", "nbf"} else value for name, value in claims.items()}
+    (found,) = token(subject, jwt(**result))
     assert found.state == state
     assert said in found.text
 
@@ -67,12 +67,12 @@ def test_what_is_no_token(subject: Subject, tmp_path: Path) -> None:
     assert token(subject, "no.jwt")[0].state == "failed"
     assert token(subject, "")[0].state == "warning"
     (tmp_path / "token").unlink()
-    (found,) = asyncio.run(run_checks([Check("token", lambda: files.token(subject))]))
+    (found,) = asyncio.run(run_checks([DoctorCheck("token", lambda: files.token(subject))]))
     assert "cannot be read" in found.text
 
 
 def modes(subject: Subject) -> list[tuple[str, str]]:
-    return [(told.state, told.text) for told in asyncio.run(files.modes(subject))]
+    return [(result.state, result.text) for result in asyncio.run(files.modes(subject))]
 
 
 def test_files_that_others_may_read_or_change(subject: Subject, tmp_path: Path) -> None:
@@ -95,5 +95,5 @@ def test_files_that_others_may_read_or_change(subject: Subject, tmp_path: Path) 
     nowhere = tmp_path / "token"
     lost = replace(subject.settings, work_dir=str(nowhere / "work"), state_dir=str(nowhere / "state"))
     assert modes(replace(subject, settings=lost)) == [
-        ("warning", f"{nowhere / name} is not there and cannot be made") for name in ("work", "state")
+        ("warning", f"{nowhere / name} does not exist and cannot be created") for name in ("work", "state")
     ]

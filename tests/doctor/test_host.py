@@ -28,11 +28,11 @@ from tests.support.ports import free_port, free_ports
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from kumadp.doctor.report import Told
+    from kumadp.doctor.report import Result
 
 
-def look(work: Coroutine[object, object, list[Told]]) -> list[tuple[str, str]]:
-    return [(told.state, told.text) for told in asyncio.run(work)]
+def look(work: Coroutine[object, object, list[Result]]) -> list[tuple[str, str]]:
+    return [(result.state, result.text) for result in asyncio.run(work)]
 
 
 def test_memory(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_memory(tmp_path: Path) -> None:
     file.write_text("oom_kill 2\n")
     assert look(host.cgroup(64 << 20, file)) == [
         ("warning", "memory limit 64 MiB"),
-        ("warning", "the kernel has killed 2 times for want of memory here"),
+        ("warning", "the kernel has killed processes here 2 times: out of memory"),
     ]
 
 
@@ -54,14 +54,14 @@ def test_name_servers(tmp_path: Path) -> None:
             if not missing:
                 file.write_text("search mesh\n")
             found = look(host.resolv_conf(file))
-            assert found[0] == ("failed", f"{file} names no server, and at 127.0.0.1 and ::1 there is none")
+            assert found[0] == ("failed", f"{file} has no name server, and none answers at 127.0.0.1 and ::1")
             assert len(found) == 1 + missing
         file.write_text("nameserver nobody\n")
         assert look(host.resolv_conf(file))[1] == ("warning", f"{file}: line 1: nobody is not an address")
         with contextlib.closing(NameServer(port=53)):
             file.write_text("search mesh\n")
             assert look(host.resolv_conf(file)) == [
-                ("warning", f"{file} names no server: 127.0.0.1 and ::1 are queried"),
+                ("warning", f"{file} has no name server: 127.0.0.1 and ::1 are queried"),
             ]
 
     on_its_own_network(work)
@@ -98,7 +98,7 @@ def test_servers_that_are_asked_by_tcp(tmp_path: Path) -> None:
         with contextlib.closing(NameServer()) as udp:
             names = (f"[127.0.0.1]:{server.sockets[0].getsockname()[1]}", udp.name)
             file.write_text("".join(f"nameserver {name}\n" for name in names) + "options use-vc\n")
-            found = [told.text for told in await host.resolv_conf(file)]
+            found = [result.text for result in await host.resolv_conf(file)]
         server.close()
         return [text.replace(names[1], "UDP") for text in found[1:]]
 
@@ -114,7 +114,7 @@ def test_kumadp_s_own_answer_is_no_name_server_s(tmp_path: Path) -> None:
         file.write_text(f"nameserver [127.0.0.1]:{port}\n")
         async with Resolver([("127.0.0.1", port)]) as resolver:
             resolver.upstreams.conf = read(file)
-            return [(told.state, told.text) for told in await host.resolv_conf(file)]
+            return [(result.state, result.text) for result in await host.resolv_conf(file)]
 
     found = asyncio.run(ask())
     assert found[0][0] == "ok"
@@ -160,7 +160,7 @@ class NameServer:
 
 
 def test_name_servers_that_answer_and_that_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "_SERVER_WITHIN", 1.0)
+    monkeypatch.setattr(host, "_SERVER_TIMEOUT", 1.0)
     file = tmp_path / "resolv.conf"
     good, silent, fourth = NameServer(), NameServer(silent=True), NameServer()
     nobody = f"[127.0.0.1]:{free_port()}"
@@ -189,10 +189,10 @@ def test_an_init_that_does_not_reap() -> None:
         "subprocess.run(['sh', '-c', '(exec sleep 0.1) &'])\n"
         "import time\n"
         "end = time.monotonic() + 20\n"
-        "while (told := asyncio.run(host.process_1()))[0].state != 'warning' or 'zombies' not in told[0].text:\n"
-        "    assert time.monotonic() < end, told\n"
+        "while (result := asyncio.run(host.process_1()))[0].state != 'warning' or 'zombies' not in result[0].text:\n"
+        "    assert time.monotonic() < end, result\n"
         "    time.sleep(0.02)\n"
-        "print(told[0].text)\n"
+        "print(result[0].text)\n"
     )
     command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", inside]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
@@ -216,9 +216,9 @@ def test_what_dead_runs_left(tmp_path: Path) -> None:
             dead.close()
             found = look(host.leftovers(environ, (), tmp_path))
     texts = [text for _, text in found]
-    assert f"{left} is left of a dead run" in texts
+    assert f"{left} was left by a dead run" in texts
     assert not any(str(alive) in text or "living" in text for text in texts)
-    assert any("dead.control: nobody listens there any more" in text for text in texts)
+    assert any("dead.control: nothing listens there any more" in text for text in texts)
 
 
 class Systemd:
@@ -243,20 +243,20 @@ class Systemd:
 
 
 def test_units_of_systemd(tmp_path: Path) -> None:
-    assert look(host.systemd("", tmp_path / "none")) == [("skipped", "systemd is not the init here")]
+    assert look(host.systemd("", tmp_path / "none")) == [("skipped", "systemd is not the init system here")]
     at = Systemd(tmp_path)
     assert at.look() == [("skipped", "neither kumadp.service nor kumadp@.service is installed")]
     file = at.installed / "kumadp.service"
     file.write_text(at.unit + "\n; another comment\n")
     at.says(f"FragmentPath={file}\\nNeedDaemonReload=no\\nDropInPaths=\\n")
-    assert at.look() == [("ok", "kumadp.service is the one that was shipped")]
+    assert at.look() == [("ok", "kumadp.service is the unit of this kumadp")]
     file.write_text(at.unit.replace("/usr/bin/", "/opt/venv/bin/"))
-    assert at.look() == [("ok", "kumadp.service is the one that was shipped")]
+    assert at.look() == [("ok", "kumadp.service is the unit of this kumadp")]
     file.write_text(at.unit.replace("run", "run --drain-time=1s"))
     at.says(f"FragmentPath={file}\\nNeedDaemonReload=yes\\nDropInPaths=\\n")
     assert at.look() == [
         ("warning", "kumadp.service has changed on disk"),
-        ("warning", f"{file} is not the one that comes with this kumadp"),
+        ("warning", f"{file} is not the unit of this kumadp"),
     ]
     (tmp_path / "systemctl").write_text("#!/bin/sh\nexec sleep 60\n")
     assert poll(at.look, what="an answer")[0][1].startswith("kumadp.service: systemctl does not answer")

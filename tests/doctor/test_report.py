@@ -4,36 +4,41 @@ from __future__ import annotations
 
 import asyncio
 
-from kumadp.doctor.report import Check, Told, ok, run_checks, warning
+from kumadp.doctor.report import DoctorCheck, Result, ok, run_checks, warning
 from kumadp.errors import Problem, SettingsError, WorkDirError
 from kumadp.host.log.secrets import register
 
 
-async def hangs() -> list[Told]:
+async def hangs() -> list[Result]:
     await asyncio.Event().wait()
     return []
 
 
-async def broken() -> list[Told]:
+async def broken() -> list[Result]:
     raise ValueError("oops")
 
 
-async def refused() -> list[Told]:
+async def refused() -> list[Result]:
     raise SettingsError([Problem("--a", "is wrong", "write b"), Problem("--c", "too")])
 
 
-async def unusable() -> list[Told]:
+async def unusable() -> list[Result]:
     raise WorkDirError("/x is taken", "choose another")
 
 
-async def leaks() -> list[Told]:
+async def leaks() -> list[Result]:
     register("a-secret-of-some-length")
     return [*ok("a-secret-of-some-length\x1b[31m"), *warning("second")]
 
 
 def test_each_finding_in_order() -> None:
-    checks = [Check("hangs", hangs, 0.05), Check("broken", broken), Check("refused", refused), Check("dir", unusable)]
-    found = asyncio.run(run_checks([*checks, Check("leaks", leaks)]))
+    checks = [
+        DoctorCheck("hangs", hangs, 0.05),
+        DoctorCheck("broken", broken),
+        DoctorCheck("refused", refused),
+        DoctorCheck("dir", unusable),
+    ]
+    found = asyncio.run(run_checks([*checks, DoctorCheck("leaks", leaks)]))
     assert [(one.check, one.state, one.text, one.hint) for one in found] == [
         ("hangs", "failed", "no result within 0.05 s", ""),
         ("broken", "failed", "a bug in kumadp: ValueError: oops", ""),

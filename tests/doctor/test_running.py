@@ -11,7 +11,9 @@ from kumadp.settings.resolve import resolve
 
 def look(status: Status) -> list[tuple[str, str]]:
     settings = resolve("run", {"name": "web", "mesh": "default", "cp_address": "https://localhost:5678"}, {}).settings
-    return [(told.state, told.text) for told in running(Subject(settings, None, None, None, {}, status.snapshot()))]
+    return [
+        (result.state, result.text) for result in running(Subject(settings, None, None, None, {}, status.snapshot()))
+    ]
 
 
 def test_one_that_is_not_ready() -> None:
@@ -32,7 +34,10 @@ def test_one_that_serves_with_parts_gone_and_concerns() -> None:
     status.set_warning("control plane", "away for 60 s")
     status.facts["restart_required"] = ["admin.address: another port"]
     found = look(status)
-    assert ("failed", "coredns is given up: coredns ended with exit code 1; it was started 3 times in vain") in found
+    assert (
+        "failed",
+        "coredns failed permanently: coredns ended with exit code 1; it was started 3 times in vain",
+    ) in found
     assert ("warning", "control plane: away for 60 s") in found
     assert ("warning", "admin.address: another port: a restart is required") in found
     assert not [text for _, text in found if "not ready" in text]

@@ -48,7 +48,7 @@ def test_the_doctor_says_so_and_ends(tmp_path: Path) -> None:
     # The resolver itself would take minutes.
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1, done.stderr
-    assert "control-plane.example:5678: the name is not resolved within 5 s" in done.stdout
+    assert "control-plane.example:5678: the name was not resolved within 5 s" in done.stdout
     assert re.search(r"warning +192.0.2.1 does not answer within 2 s", done.stdout)
 
 

@@ -290,18 +290,18 @@ def test_the_doctor_reports_a_unit_that_differs(box: NspawnHost) -> None:
 
     box.run("systemctl", "start", UNIT)
     unit = box.show(UNIT, "FragmentPath")
-    assert ("ok", "kumadp@.service is the one that was shipped") in units()
+    assert ("ok", "kumadp@.service is the unit of this kumadp") in units()
     box.run("cp", "-a", unit, "/root/unit")
     box.run("sed", "-i", "s/^TimeoutStopSec=.*/TimeoutStopSec=1/", unit)
     try:
-        differs = ("warning", f"{unit} is not the one that comes with this kumadp")
+        differs = ("warning", f"{unit} is not the unit of this kumadp")
         assert {("warning", "kumadp@.service has changed on disk"), differs} <= set(units())
         box.run("systemctl", "daemon-reload")
         assert [finding for finding in units() if "kumadp@" in finding[1]] == [differs]
     finally:
         box.run("cp", "-a", "/root/unit", unit)
         box.run("systemctl", "daemon-reload")
-    assert ("ok", "kumadp@.service is the one that was shipped") in units()
+    assert ("ok", "kumadp@.service is the unit of this kumadp") in units()
 
 
 def test_an_upgrade_of_the_package_loses_no_request(box: NspawnHost, package: Path, tmp_path: Path) -> None:

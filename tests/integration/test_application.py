@@ -365,7 +365,7 @@ while True: time.sleep(1000)
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (("--name=web", "--mesh=default", "--"), ExitCode.USAGE, "nothing comes after --"),
+        (("--name=web", "--mesh=default", "--"), ExitCode.USAGE, "nothing follows --"),
         (("--name=web", "--mesh=default", "--", "no-such-program"), ExitCode.OS, "no-such-program cannot be run"),
         (("--dataplane-file=-", "--", "true"), ExitCode.SETTINGS, "standard input is the application's"),
     ],

@@ -88,7 +88,7 @@ def test_files_that_are_not_programs(tmp_path: Path) -> None:
     code, checks = findings(tmp_path, *standalone(tmp_path, ports), *more)
     assert code == 1
     assert states(checks, "envoy", "coredns", "bootstrap") == ["failed"] * 3
-    assert "does not say its version" in checks["coredns"][0]["text"]
+    assert "does not print its version" in checks["coredns"][0]["text"]
 
 
 def plane_flags(tmp_path: Path, plane: ScriptedControlPlane) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ def test_a_bootstrap_from_a_control_plane(tmp_path: Path) -> None:
     bad["staticResources"]["clusters"][0]["connectTimeout"] = "-1s"
     exposed["admin"]["address"]["socketAddress"]["address"] = "0.0.0.0"
     for bootstrap, more, state, text in (
-        (good, (), "ok", "Envoy takes it, its admin is on 127.0.0.1:"),
+        (good, (), "ok", "Envoy accepts it, with its admin on 127.0.0.1:"),
         (bad, (), "failed", "Envoy refuses the configuration: Invalid duration"),
         (exposed, ("--strict-admin",), "failed", "is not loopback"),
     ):
@@ -129,13 +129,13 @@ def test_beside_a_running_data_plane(tmp_path: Path) -> None:
             ]
             assert f"by the command line of pid {daemon.pid}" in checks["settings"][0]["text"]
             assert checks["running"][0]["text"] == f"web is READY, pid {daemon.pid}"
-            assert checks["ports"][0]["text"].startswith("held by the kumadp that runs, or free: ")
+            assert checks["ports"][0]["text"].startswith("held by the running kumadp, or free: ")
             assert str(ports.readiness) in checks["ports"][0]["text"]
             daemon.kill_envoy()
             poll(lambda: daemon.output().count("-> READY") == 2, what="the next Envoy")
             poll(lambda: "crash record" in daemon.output(), what="the record")
             _, checks = findings(tmp_path, environment=runtime)
-            assert "envoy was started again 1 times" in checks["running"][0]["text"]
+            assert "envoy was restarted 1 times" in checks["running"][0]["text"]
             assert "a crash record: " in checks["running"][1]["text"]
 
 

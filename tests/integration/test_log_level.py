@@ -110,8 +110,8 @@ def test_own_lines_follow(daemon: Daemon) -> None:
         (["loud"], 79, "'loud' is no level (one of trace, debug"),
         (["nothing=debug"], 79, "'nothing' is no part of kumadp"),
         (["envoy.nothing=debug"], 79, "Envoy does not know nothing=debug"),
-        ([], 64, "a level, or --reset"),
-        (["debug", "--reset"], 64, "a level, or --reset"),
+        ([], 64, "give levels, or --reset"),
+        (["debug", "--reset"], 64, "give levels, or --reset"),
     ],
 )
 def test_invalid_requests_change_nothing(daemon: Daemon, arguments: list[str], code: int, text: str) -> None:

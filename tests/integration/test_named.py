@@ -144,8 +144,8 @@ probes:
     assert overruled(settings, resource) == overruled(settings, None) == []
     both = dataclasses.replace(settings, admin_port=9900, virtual_probes_port=9002)
     assert overruled(both, resource) == [
-        "--admin-port 9900 has no effect: the Dataplane names networking.admin.port 9901",
-        "--virtual-probes-port 9002 has no effect: the Dataplane names probes.port 9001",
+        "--admin-port 9900 is ignored: the Dataplane sets networking.admin.port 9901",
+        "--virtual-probes-port 9002 is ignored: the Dataplane sets probes.port 9001",
     ]
 
 
