@@ -11,18 +11,18 @@ class Log:
     """What was told, and a clock."""
 
     def __init__(self) -> None:
-        self.fold: RepeatFilter[str] = RepeatFilter()
+        self.repeats: RepeatFilter[str] = RepeatFilter()
         self.now = 0.0
         self.told: list[str] = []
 
     def say(self, text: str, level: int = logging.WARNING) -> None:
-        if self.fold.passes(text, level, text, self.now):
+        if self.repeats.admit(text, level, text, self.now):
             self.told.append(text)
 
     def pass_time(self, until: float) -> None:
-        while (due := self.fold.due()) is not None and due <= until:
+        while (due := self.repeats.due()) is not None and due <= until:
             self.now = max(self.now, due)
-            self.told += [f"{one.last} x{one.count} in {one.seconds:.0f}" for one in self.fold.over(self.now)]
+            self.told += [f"{one.last} x{one.count} in {one.seconds:.0f}" for one in self.repeats.summaries(self.now)]
         self.now = until
 
 
@@ -40,7 +40,7 @@ def test_the_first_is_told_at_once_and_the_rest_with_a_count() -> None:
     log.pass_time(1000)
     log.say("refused")
     assert log.told[3:] == ["refused"]
-    assert log.fold.total == 7
+    assert log.repeats.suppressed == 7
 
 
 def test_events_may_repeat_a_few_times_and_debugging_for_ever() -> None:
@@ -65,7 +65,7 @@ def test_a_control_plane_that_is_away_for_ten_minutes() -> None:
             log.say("waiting: bootstrap: Connection refused", logging.INFO)
     log.pass_time(600)
     assert len(log.told) < 50, log.told
-    assert log.fold.total > 20_000
+    assert log.repeats.suppressed > 20_000
 
 
 def test_the_end_tells_what_is_left_and_memory_is_bounded() -> None:
@@ -73,8 +73,8 @@ def test_the_end_tells_what_is_left_and_memory_is_bounded() -> None:
     for number in range(2000):
         log.say(f"line {number}")
         log.say(f"line {number}")
-        log.told += [one.last for one in log.fold.over(log.now)]
-    rest = log.fold.over(log.now, all_of_them=True)
+        log.told += [one.last for one in log.repeats.summaries(log.now)]
+    rest = log.repeats.summaries(log.now, all_of_them=True)
     assert len(rest) <= 500
     assert len(log.told) + len(rest) == 4000
-    assert log.fold.due() is None
+    assert log.repeats.due() is None

@@ -12,8 +12,8 @@ from kumadp.host.log.secrets import holds_secret, redact, register
 
 
 @pytest.fixture(autouse=True)
-def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(secrets, "_known", ())
+def nothing_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "_secrets", ())
 
 
 def test_each_long_line_of_a_secret_is_masked() -> None:
@@ -52,5 +52,5 @@ def test_of_tokens_that_are_rotated_for_years_the_newest_and_those_in_use_are_ma
     for number in range(secrets.MOST):
         register(f"a-rotated-secret-{number:04}")
         register("the-one-in-use")
-    assert len(secrets._known) == secrets.MOST
+    assert len(secrets._secrets) == secrets.MOST
     assert redact(f"the-one-in-use a-rotated-secret-{secrets.MOST - 1:04}") == "*** ***"

@@ -1,1 +1,1 @@
-"""The log: output, journal, repeated lines, what libraries print, secrets that no line may show."""
+"""The log: output, journal, filter of repeated lines, output of libraries, secrets to mask."""

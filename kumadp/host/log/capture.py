@@ -1,6 +1,6 @@
-"""What is not logged by kumadp itself goes through its log too: lines of libraries, warnings, errors, prints.
+"""Sends through our log what libraries and Python write: log records, warnings, errors, prints.
 
-Each could block the event loop on a pipe that nobody reads, and repeat itself as often as a client wants.
+Written directly, each could block the event loop on a pipe that nobody reads, as often as a client triggers it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.host")
 
-# A line of which no end comes is logged in parts.
-_LONGEST = 8192
+# A longer line is logged in parts.
+_MAX_LINE = 8192
 
 
 class OutputCapture:
-    """Takes everything for ``handler``, from now on until `release`."""
+    """Directs all output to ``handler``, from now on until `release`."""
 
     def __init__(self, handler: logging.Handler) -> None:
         self._handler = handler
@@ -34,12 +34,12 @@ class OutputCapture:
         self._root.addHandler(handler)
         logging.getLogger("python").setLevel(logging.INFO)
         sys.excepthook, threading.excepthook, sys.unraisablehook = _on_error, _on_thread_error, _on_unraisable
-        warnings.showwarning = _on_warning  # type: ignore[assignment]  # what it does not use has no names
+        warnings.showwarning = _on_warning  # type: ignore[assignment]  # unused parameters have no names
         sys.stdout = _Stream("stdout", logging.INFO, sys.stdout)
         sys.stderr = _Stream("stderr", logging.WARNING, sys.stderr)
 
     def release(self) -> None:
-        """Everything as it was."""
+        """Restore the previous hooks and streams."""
         sys.stdout, sys.stderr = self._streams
         sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning = self._hooks
         self._root.removeHandler(self._handler)
@@ -60,11 +60,11 @@ class _Stream(io.TextIOBase):
     def write(self, text: str) -> int:
         with self._lock:
             *lines, self._rest = (self._rest + text).split("\n")
-            if len(self._rest) > _LONGEST:
+            if len(self._rest) > _MAX_LINE:
                 lines, self._rest = [*lines, self._rest], ""
         for line in lines:
             if line.strip():
-                self._log.log(self._level, "%s", line[:_LONGEST])
+                self._log.log(self._level, "%s", line[:_MAX_LINE])
         return len(text)
 
     def writable(self) -> bool:
@@ -95,11 +95,11 @@ def _on_thread_error(args: threading.ExceptHookArgs) -> None:
         log.error("a bug in kumadp: thread %s", name, exc_info=(args.exc_type, args.exc_value, args.exc_traceback))
 
 
-def _on_unraisable(found: sys.UnraisableHookArgs) -> None:
-    where = getattr(found.object, "__qualname__", type(found.object).__name__)
-    if found.exc_value is not None:
-        info = (found.exc_type, found.exc_value, found.exc_traceback)
-        log.error("%s in %s", found.err_msg or "Exception ignored", where, exc_info=info)
+def _on_unraisable(args: sys.UnraisableHookArgs) -> None:
+    where = getattr(args.object, "__qualname__", type(args.object).__name__)
+    if args.exc_value is not None:
+        info = (args.exc_type, args.exc_value, args.exc_traceback)
+        log.error("%s in %s", args.err_msg or "Exception ignored", where, exc_info=info)
 
 
 def _on_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_more: object) -> None:

@@ -1,4 +1,4 @@
-"""systemd's journal: a line as people read it, and what it is of in fields."""
+"""Log handler for systemd's journal: the line as text, its origin in fields."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import logging
 import socket
 import sys
 
-from kumadp.host.log.output import read_line, told
+from kumadp.host.log.output import line_text, read_line
 from kumadp.host.log.secrets import redact
 
 SOCKET = "/run/systemd/journal/socket"
 # A datagram has to fit into the socket's buffer, which is 208 KiB by default.
-_LONGEST = 48 * 1024
+_MAX_VALUE = 48 * 1024
 # syslog(3)'s priorities.
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _DEBUG = 7
@@ -21,21 +21,21 @@ _DEBUG = 7
 class JournalHandler(logging.Handler):
     """Writes to the journal by its own protocol (systemd, JOURNAL_NATIVE_PROTOCOL).
 
-    Where it cannot be reached a line goes to standard error, which the journal has from systemd.
+    If the journal is unreachable, a line goes to standard error, which systemd connects to the journal.
     """
 
     def __init__(self, path: str = SOCKET) -> None:
         super().__init__()
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        # Of this process, whatever is put in its place.
+        # The original one, also after `sys.stderr` has been replaced.
         self._stderr = sys.stderr
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
         fields = fields_of(record)
         try:
-            # By its name each time: a journald that was started again is another one.
+            # By path each time: a restarted journald has another socket.
             self._socket.sendto(entry(fields), self._path)
         except OSError:
             with contextlib.suppress(OSError, ValueError):
@@ -44,16 +44,16 @@ class JournalHandler(logging.Handler):
                 self._stderr.flush()
 
     def close(self) -> None:
-        """Give the socket up."""
+        """Close the socket."""
         self._socket.close()
         super().close()
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, str]:
-    """The entry of a record. ``KUMADP_CHILD``, ``_COMPONENT`` and ``_EPOCH`` tell of a child's line whose it is."""
+    """Return the fields of a record; ``KUMADP_CHILD``, ``_COMPONENT`` and ``_EPOCH`` are those of a child's line."""
     line = read_line(record)
     fields = {
-        "MESSAGE": redact(told(record)),
+        "MESSAGE": redact(line_text(record)),
         "PRIORITY": str(next((number for level, number in _PRIORITIES if record.levelno >= level), _DEBUG)),
         "SYSLOG_IDENTIFIER": "kumadp",
         "KUMADP_LOGGER": record.name,
@@ -70,10 +70,10 @@ def fields_of(record: logging.LogRecord) -> dict[str, str]:
 
 
 def entry(fields: dict[str, str]) -> bytes:
-    """As it goes over the socket: a value of several lines with its length before it."""
+    """Encode fields as a datagram: a value of several lines is preceded by its length."""
     parts = []
     for name, text in fields.items():
-        value = text.encode("utf-8", "replace")[:_LONGEST]
+        value = text.encode("utf-8", "replace")[:_MAX_VALUE]
         if b"\n" in value:
             parts.append(name.encode() + b"\n" + len(value).to_bytes(8, "little") + value + b"\n")
         else:

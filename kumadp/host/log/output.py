@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 QUEUE_LENGTH = 10_000
 QUEUE_BYTES = 16 << 20
-"""Text that may wait to be written, as far as it is known without formatting: a child's line may have 64 KiB."""
+"""Limit of text that waits to be written, counted before formatting: a child's line may have 64 KiB."""
 FLUSH_SECONDS = 2.0
 _CHILD = "kumadp.child."
 # Envoy's default format: [2026-11-23 17:36:16.566][123][info][main] [source/server/server.cc:1024] text
@@ -42,7 +42,7 @@ LEVELS: dict[str, int] = {
     "info": logging.INFO,
     "debug": logging.DEBUG,
 }
-# How Envoy calls its levels.
+# Envoy's names of levels.
 _ENVOY_LEVELS = {
     **{name: LEVELS[name] for name in ("error", "warning", "info", "debug")},
     "trace": logging.DEBUG,
@@ -55,39 +55,39 @@ def _time(record: logging.LogRecord) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """What a record is of: ``child`` empty for our own, ``known`` whether the child's line has a form that we know."""
+class LineOrigin:
+    """Origin of a record: ``child`` is empty for our own lines; ``known``: the child's line has a known format."""
 
     child: str = ""
     component: str = ""
     known: bool = False
 
 
-def read_line(record: logging.LogRecord) -> Line:
-    """What a record is of; takes a child's line apart, once: the record then has its level and its text."""
-    found: Line | None = getattr(record, "line", None)
-    if found is not None:
-        return found
-    line, text = Line(), record.getMessage()
+def read_line(record: logging.LogRecord) -> LineOrigin:
+    """Return the origin of a record. Parses a child's line once, and sets level and text of the record from it."""
+    parsed: LineOrigin | None = getattr(record, "line", None)
+    if parsed is not None:
+        return parsed
+    line, text = LineOrigin(), record.getMessage()
     child = record.name.removeprefix(_CHILD) if record.name.startswith(_CHILD) else ""
     if child == "envoy":
-        line, match = Line(child), _ENVOY_LINE.match(text)
+        line, match = LineOrigin(child), _ENVOY_LINE.match(text)
         if match is not None and (level := match["level"].lower()) in _ENVOY_LEVELS:
-            line = Line(child, match["component"], known=True)
+            line = LineOrigin(child, match["component"], known=True)
             record.levelno, record.levelname = _ENVOY_LEVELS[level], level.upper()
             record.msg, record.args = match["text"], ()
     elif child:
-        # Its level was found by whoever read it.
-        line, match = Line(child, known=record.levelno > logging.INFO), _COREDNS_LINE.match(text)
+        # The log pump has parsed the level.
+        line, match = LineOrigin(child, known=record.levelno > logging.INFO), _COREDNS_LINE.match(text)
         if match is not None:
-            line = Line(child, match["component"], known=True)
+            line = LineOrigin(child, match["component"], known=True)
             record.msg, record.args = match["text"], ()
     record.line = line
     return line
 
 
-def told(record: logging.LogRecord) -> str:
-    """Who says it, and what, with a traceback on its own lines: ``envoy@1/upstream: text``. Secrets are in it."""
+def line_text(record: logging.LogRecord) -> str:
+    """Return origin and text, a traceback on further lines: ``envoy@1/upstream: text``. Secrets are not masked."""
     line = read_line(record)
     name = record.name.removeprefix(_CHILD).removeprefix("kumadp.")
     if epoch := getattr(record, "epoch", 0):
@@ -107,19 +107,19 @@ class TextFormatter(logging.Formatter):
     """``2026-11-23T17:36:26.662Z WARNING envoy/upstream: text``; secrets masked. A later epoch is ``envoy@1``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record as text; a traceback follows on its own lines."""
-        text = told(record)
+        """Return one record as text, a traceback on further lines."""
+        text = line_text(record)
         return redact(f"{_time(record)} {record.levelname} {text}")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message; of a child its name, Envoy's epoch, and its component.
+    """One JSON object a line: time, level, logger, message; for a child its name, Envoy's epoch, and its component.
 
-    ``repeated`` counts lines like this one that were left out in the last ``within`` seconds.
+    ``repeated`` counts lines like this one that were suppressed in the last ``within`` seconds.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record as one line of JSON."""
+        """Return one record as one line of JSON."""
         line = read_line(record)
         fields: dict[str, object] = {"time": _time(record), "level": record.levelname.lower(), "logger": record.name}
         if line.child:
@@ -136,20 +136,20 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields, ensure_ascii=False)
 
 
-# In the queue: what was left out so far is to be told now.
-_TELL_ALL = logging.makeLogRecord({})
+# Queued to have all counts of suppressed lines written now.
+_FLUSH_REPEATS = logging.makeLogRecord({})
 
 
 class _Queue(logging.handlers.QueueHandler):
-    """Drops what a stuck output cannot take, and counts it."""
+    """Drops lines that a stuck output cannot take, and counts them."""
 
     dropped = 0
-    # Bytes that were put and taken so far: each is written by one side only.
+    # Bytes put and taken so far: each is written by one thread only.
     _put = 0
     taken = 0
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        # `logging.Handler` holds its lock in here.
+        # Called with the lock of `logging.Handler` held.
         record.size = size = _size(record)
         try:
             if self._put + size - self.taken > QUEUE_BYTES:
@@ -163,7 +163,7 @@ class _Queue(logging.handlers.QueueHandler):
         return record
 
     def count_lost(self, _record: logging.LogRecord) -> None:
-        """The output has refused it: a full disk, or a reader that is gone."""
+        """Count a line that the output refused: the disk is full, or the reader has ended."""
         self.dropped += 1
 
 
@@ -173,7 +173,7 @@ def _size(record: logging.LogRecord) -> int:
 
 
 class _File(logging.handlers.RotatingFileHandler):
-    """Rotates by size; what is older than ``max_age`` seconds is removed when it rotates."""
+    """Rotates by size, and then removes files older than ``max_age`` seconds."""
 
     max_age = 0.0
 
@@ -181,81 +181,81 @@ class _File(logging.handlers.RotatingFileHandler):
         super().doRollover()
         oldest = time.time() - self.max_age
         path = Path(self.baseFilename)
-        for kept in path.parent.glob(path.name + ".*"):
-            if self.max_age and kept.stat().st_mtime < oldest:
-                kept.unlink(missing_ok=True)
+        for rotated in path.parent.glob(path.name + ".*"):
+            if self.max_age and rotated.stat().st_mtime < oldest:
+                rotated.unlink(missing_ok=True)
 
 
 class _Writer(logging.handlers.QueueListener):
-    """Writes what is queued, repeated lines with a count, in a thread that never holds the end of the process."""
+    """Writes queued records, repeated ones with a count, in a thread that never delays the exit of the process."""
 
     def __init__(self, records: queue.Queue[logging.LogRecord], handler: _Queue, target: logging.Handler) -> None:
         super().__init__(records, target)
         self._handler = handler
         self._reported = 0
-        self.fold: RepeatFilter[logging.LogRecord] = RepeatFilter()
+        self.repeats: RepeatFilter[logging.LogRecord] = RepeatFilter()
         self.clock: Callable[[], float] = time.monotonic
 
     def dequeue(self, block: bool) -> logging.LogRecord:
-        """The next record; what was left out is told when it is time, and before the end."""
+        """Return the next record; counts of suppressed lines are written when due, and before the end."""
         records: queue.Queue[logging.LogRecord] = self.queue  # type: ignore[assignment]
         while True:
-            due = self.fold.due()
+            due = self.repeats.due()
             try:
                 record = records.get(block, None if due is None else max(0.0, due - self.clock()))
             except queue.Empty:
-                self._tell_left_out()
+                self._write_counts()
                 continue
             if record is self._sentinel:  # type: ignore[attr-defined]
-                self._tell_left_out(all_of_them=True)
-            elif record is _TELL_ALL:
-                self._tell_left_out(all_of_them=True)
+                self._write_counts(all_of_them=True)
+            elif record is _FLUSH_REPEATS:
+                self._write_counts(all_of_them=True)
                 records.task_done()
                 continue
             self._handler.taken += getattr(record, "size", 0)
             return record
 
     def handle(self, record: logging.LogRecord) -> None:
-        """Write a record, or count it."""
+        """Write a record, or count it as repeated."""
         line = read_line(record)
-        if not self._wanted(record.name, line, record.levelno):
+        if not self._is_enabled(record.name, line, record.levelno):
             return
         self._report_lost()
         if line.child and not line.known and not record.exc_info:
-            # Access logs: lines of their own.
+            # An access log: every line matters.
             super().handle(record)
             return
         now = self.clock()
-        self._tell_left_out()
-        if self.fold.passes(_kind(record, line), record.levelno, record, now):
+        self._write_counts()
+        if self.repeats.admit(_kind(record, line), record.levelno, record, now):
             super().handle(record)
 
-    def _wanted(self, name: str, line: Line, level: int) -> bool:
-        """Envoy writes by a level of its own; our own loggers have theirs, those of libraries at least ours."""
-        wanted = logging.getLogger("kumadp").level
+    def _is_enabled(self, name: str, line: LineOrigin, level: int) -> bool:
+        """Return whether to write a line: Envoy and our loggers filter by themselves, libraries by our level."""
+        minimum = logging.getLogger("kumadp").level
         if line.child:
-            return wanted < LEVELS["off"] and (line.child == "envoy" or level >= wanted)
-        return _is_own(name) or level >= wanted
+            return minimum < LEVELS["off"] and (line.child == "envoy" or level >= minimum)
+        return _is_own(name) or level >= minimum
 
     def _report_lost(self) -> None:
-        """Once the output takes lines again, log how many it did not take."""
+        """Log how many lines were lost, once the output takes lines again."""
         lost = self._handler.dropped - self._reported
         if not lost or self.queue.qsize() > QUEUE_LENGTH // 2:  # type: ignore[attr-defined]
             return
-        known = self._handler.dropped
+        dropped = self._handler.dropped
         text = f"{lost} lines were lost: what the log is written to was stuck or full"
         super().handle(logging.LogRecord("kumadp.log", logging.WARNING, "", 0, text, (), None))
-        # Where it is still full, this line is none that was lost.
-        self._reported += lost if self._handler.dropped == known else 0
-        self._handler.dropped = known
+        # If the output is still full, this line does not count as lost.
+        self._reported += lost if self._handler.dropped == dropped else 0
+        self._handler.dropped = dropped
 
-    def _tell_left_out(self, *, all_of_them: bool = False) -> None:
-        for folded in self.fold.over(self.clock(), all_of_them=all_of_them):
-            folded.last.repeated, folded.last.within = folded.count, folded.seconds
-            super().handle(folded.last)
+    def _write_counts(self, *, all_of_them: bool = False) -> None:
+        for repeated in self.repeats.summaries(self.clock(), all_of_them=all_of_them):
+            repeated.last.repeated, repeated.last.within = repeated.count, repeated.seconds
+            super().handle(repeated.last)
 
     def finish(self, seconds: float) -> bool:
-        """Write what is queued; False when that takes longer than ``seconds`` (and again as long for the last line)."""
+        """Write all queued records; return False after ``seconds`` (and again as long for the last line)."""
         thread = self._thread
         assert thread is not None  # noqa: S101
         try:
@@ -266,10 +266,10 @@ class _Writer(logging.handlers.QueueListener):
         return not thread.is_alive()
 
     def catch_up(self, seconds: float) -> bool:
-        """Return once all that was queued or left out is written; False when that takes longer than ``seconds``."""
+        """Write all queued records and counts of suppressed lines; return False after ``seconds``."""
         records: queue.Queue[logging.LogRecord] = self.queue  # type: ignore[assignment]
         with contextlib.suppress(queue.Full):
-            records.put_nowait(_TELL_ALL)
+            records.put_nowait(_FLUSH_REPEATS)
         with records.all_tasks_done:
             return records.all_tasks_done.wait_for(lambda: not records.unfinished_tasks, seconds)
 
@@ -278,11 +278,11 @@ def _is_own(name: str) -> bool:
     return name == "kumadp" or name.startswith("kumadp.")
 
 
-def _kind(record: logging.LogRecord, line: Line) -> tuple[object, ...]:
-    """What lines repeat each other.
+def _kind(record: logging.LogRecord, line: LineOrigin) -> tuple[object, ...]:
+    """Return a key that is equal for lines that repeat each other.
 
-    Ports and counters change in what children say, and libraries put clients' text into their lines; in our own words a
-    number is a fact. A traceback is of the kind of its error and the place that raised it.
+    Numbers are ignored in lines of children, where ports and counters change, and of libraries, which quote clients; in
+    our own lines a number matters. A traceback has the key of its exception type and the place that raised it.
     """
     name, level = record.name, record.levelno
     if record.exc_info and record.exc_info[0] is not None:
@@ -300,7 +300,7 @@ def _kind(record: logging.LogRecord, line: Line) -> tuple[object, ...]:
 
 
 class LogOutput:
-    """The writer behind all loggers; ``close`` flushes what is queued."""
+    """The output of all loggers; ``close`` flushes it."""
 
     def __init__(self, handler: _Queue, writer: _Writer, target: logging.Handler, form: str) -> None:
         self._form = form
@@ -315,21 +315,21 @@ class LogOutput:
         return self._handler.dropped
 
     def status(self) -> dict[str, object]:
-        """What became of lines; JSON types."""
-        return {"dropped": self.dropped, "folded": self._writer.fold.total, "format": self._form}
+        """Return counts of lines and the format; JSON types."""
+        return {"dropped": self.dropped, "folded": self._writer.repeats.suppressed, "format": self._form}
 
     def flush(self, seconds: float = FLUSH_SECONDS) -> bool:
-        """Write what is queued, and what was left out so far; False when that takes longer than ``seconds``. Blocks."""
+        """Write all queued records and counts of suppressed lines; return False after ``seconds``. Blocks."""
         return self._writer.catch_up(seconds)
 
     def capture(self) -> None:
-        """Take what libraries log, warn and print too, until `close`."""
+        """Also write what libraries log, warn and print, until `close`."""
         from kumadp.host.log.capture import OutputCapture
 
         self._captured = OutputCapture(self._handler)
 
     def close(self) -> None:
-        """Write what is queued and stop the writer; an output that is stuck is waited for `FLUSH_SECONDS` only."""
+        """Write all queued records and stop the writer; a stuck output is given up after `FLUSH_SECONDS`."""
         if self._captured is not None:
             self._captured.release()
         logging.getLogger("kumadp").removeHandler(self._handler)
@@ -340,11 +340,12 @@ class LogOutput:
 def setup_logging(
     *, level: str, fmt: str, output_path: str, max_files: int, max_size_mb: int, max_age_days: int
 ) -> LogOutput:
-    """Start logging at ``level`` (off, error, warning, info, debug) as ``fmt``: text, json, or auto, which is text on
-    a terminal, entries with fields where systemd's journal listens, and json elsewhere.
+    """Start logging at ``level`` (off, error, warning, info, debug) in the format ``fmt``: text, json or auto.
 
-    ``output_path`` empty means stderr; a file rotates at ``max_size_mb`` MB, keeps ``max_files`` old ones for
-    ``max_age_days`` days (the names and defaults are kuma-dp's). Raises SettingsError where it cannot be written.
+    auto is text on a terminal, entries with fields for systemd's journal, and json elsewhere.
+
+    ``output_path`` empty means stderr; a file rotates at ``max_size_mb`` MB, and ``max_files`` old ones are kept for
+    ``max_age_days`` days (the names and defaults are kuma-dp's). Raises SettingsError if it cannot be written.
     """
     target: logging.Handler
     if output_path:
@@ -365,11 +366,11 @@ def setup_logging(
     root = logging.getLogger("kumadp")
     root.setLevel(LEVELS[level])
     root.propagate = False
-    # What children say has a level of its own, which is found out in the writer's thread.
+    # Lines of children have levels of their own, which are parsed in the writer's thread.
     logging.getLogger(_CHILD.rstrip(".")).setLevel(logging.DEBUG)
     root.addHandler(handler)
     logging.raiseExceptions = False
-    # Signals are for the main thread: those that it blocks (`kumadp.host.reexec.handover`) must not be taken here.
+    # Signals are for the main thread: those that it blocks (`kumadp.host.reexec.handover`) must stay pending.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     writer.start()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -377,24 +378,24 @@ def setup_logging(
 
 
 def is_journal(descriptor: int, environ: Mapping[str, str]) -> bool:
-    """Whether systemd's journal reads a descriptor, whose device and inode it names then (systemd.exec(5))."""
-    named = environ.get("JOURNAL_STREAM", "")
-    if not named:
+    """Return whether systemd's journal reads a descriptor: JOURNAL_STREAM is its device and inode (systemd.exec(5))."""
+    stream = environ.get("JOURNAL_STREAM", "")
+    if not stream:
         return False
     try:
-        found = os.fstat(descriptor)
+        status = os.fstat(descriptor)
     except OSError:
         return False
-    return named == f"{found.st_dev}:{found.st_ino}"
+    return stream == f"{status.st_dev}:{status.st_ino}"
 
 
 def _open_file(path: str, max_files: int, max_size_mb: int, max_age_days: int) -> _File:
     try:
-        if Path(path).is_fifo():  # without a reader opening it would wait
+        if Path(path).is_fifo():  # opening it would block without a reader
             os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
-        made = _File(path, maxBytes=max_size_mb * 1024 * 1024, backupCount=max_files, encoding="utf-8")
+        file = _File(path, maxBytes=max_size_mb * 1024 * 1024, backupCount=max_files, encoding="utf-8")
     except OSError as error:
         problem = Problem("--log-output-path", f"{path}: {error.strerror}", "name a file to write")
         raise SettingsError([problem]) from None
-    made.max_age = max_age_days * 86400.0
-    return made
+    file.max_age = max_age_days * 86400.0
+    return file

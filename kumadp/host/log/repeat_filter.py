@@ -1,4 +1,4 @@
-"""Repeated log lines told with a count. Pure: times are given, in seconds of one clock."""
+"""Suppresses repeated log lines and counts them. Pure: times are parameters, in seconds of one clock."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ T = TypeVar("T")
 
 FIRST_WINDOW = 60.0
 LONGEST_WINDOW = 600.0
-# What is told one by one in a window: an event that repeats is news, a fault that repeats is not.
-_FREE = {logging.INFO: 5, logging.WARNING: 1}
-# More kinds of lines than this at a time are not kept apart: the oldest is told and forgotten.
-_MOST = 500
+# Lines of one kind that are admitted in its first window: a repeated event is news, a repeated fault is not.
+_ADMITTED = {logging.INFO: 5, logging.WARNING: 1}
+# Most kinds at a time; when there are more, the oldest is summarised and forgotten.
+_MAX_KINDS = 500
 
 
 @dataclass(slots=True)
 class _Kind(Generic[T]):
-    free: int
-    began: float
+    admissible: int
+    start: float
     window: float
     count: int = 0
     last: T | None = None
@@ -30,7 +30,7 @@ class _Kind(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class RepeatedLine(Generic[T]):
-    """``count`` lines like ``last`` were left out in ``seconds``."""
+    """``count`` lines like ``last`` were suppressed in ``seconds``."""
 
     last: T
     count: int
@@ -38,49 +38,52 @@ class RepeatedLine(Generic[T]):
 
 
 class RepeatFilter(Generic[T]):
-    """Leaves out lines of a kind that has had its share, for 60 s, then 120 s, ... 10 minutes, and counts them."""
+    """Suppresses and counts lines of a kind after its first ones, in windows of 60 s, then 120 s, ... 10 minutes."""
 
     def __init__(self) -> None:
         self._kinds: dict[Hashable, _Kind[T]] = {}
         self._due: float | None = None
-        self.total = 0
-        """How many were left out so far."""
+        self.suppressed = 0
+        """Total number of suppressed lines."""
 
-    def passes(self, kind: Hashable, level: int, line: T, now: float) -> bool:
-        """Whether this one is to be told; else it is counted. Lines below INFO always pass."""
+    def admit(self, key: Hashable, level: int, line: T, now: float) -> bool:
+        """Return whether to write this line; otherwise it is counted. Lines below INFO are always admitted."""
         if level < logging.INFO:
             return True
-        known = self._kinds.get(kind)
-        if known is None:
-            free = _FREE[logging.WARNING if level >= logging.WARNING else logging.INFO]
-            known = self._kinds[kind] = _Kind(free, now, FIRST_WINDOW)
+        kind = self._kinds.get(key)
+        if kind is None:
+            admissible = _ADMITTED[logging.WARNING if level >= logging.WARNING else logging.INFO]
+            kind = self._kinds[key] = _Kind(admissible, now, FIRST_WINDOW)
             self._due = min(self._due or now + FIRST_WINDOW, now + FIRST_WINDOW)
-        if known.free > 0:
-            known.free -= 1
+        if kind.admissible > 0:
+            kind.admissible -= 1
             return True
-        known.count, known.last = known.count + 1, line
-        self.total += 1
+        kind.count, kind.last = kind.count + 1, line
+        self.suppressed += 1
         return False
 
     def due(self) -> float | None:
-        """When `over` has something to do; None: not before another line comes."""
+        """Return when to call `summaries` next; None: not before another line is admitted."""
         return self._due
 
-    def over(self, now: float, *, all_of_them: bool = False) -> list[RepeatedLine[T]]:
-        """What was left out in windows that are over: one that had repeats is followed by a longer one."""
-        told: list[RepeatedLine[T]] = []
-        crowd = len(self._kinds) - _MOST
-        if not all_of_them and crowd <= 0 and (self._due is None or now < self._due):
-            return told
-        for number, (name, kind) in enumerate(list(self._kinds.items())):
-            forced = all_of_them or number < crowd
-            if not forced and now < kind.began + kind.window:
+    def summaries(self, now: float, *, all_of_them: bool = False) -> list[RepeatedLine[T]]:
+        """Return the lines suppressed in windows that have ended; a window with repeats is followed by a longer one.
+
+        ``all_of_them``: end all windows now.
+        """
+        summaries: list[RepeatedLine[T]] = []
+        excess = len(self._kinds) - _MAX_KINDS
+        if not all_of_them and excess <= 0 and (self._due is None or now < self._due):
+            return summaries
+        for number, (key, kind) in enumerate(list(self._kinds.items())):
+            forced = all_of_them or number < excess
+            if not forced and now < kind.start + kind.window:
                 continue
             if kind.last is not None:
-                told.append(RepeatedLine(kind.last, kind.count, now - kind.began))
+                summaries.append(RepeatedLine(kind.last, kind.count, now - kind.start))
             if kind.last is None or forced:
-                del self._kinds[name]
+                del self._kinds[key]
             else:
-                self._kinds[name] = _Kind(0, now, min(kind.window * 2, LONGEST_WINDOW))
-        self._due = min((kind.began + kind.window for kind in self._kinds.values()), default=None)
-        return told
+                self._kinds[key] = _Kind(0, now, min(kind.window * 2, LONGEST_WINDOW))
+        self._due = min((kind.start + kind.window for kind in self._kinds.values()), default=None)
+        return summaries
