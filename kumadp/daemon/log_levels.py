@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import kumadp
 from kumadp.errors import CommandRefused
-from kumadp.host.log.output import LEVELS
+from kumadp.host.log.line_formats import LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

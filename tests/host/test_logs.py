@@ -19,7 +19,8 @@ from kumadp.errors import SettingsError
 from kumadp.host.environment import child_environment, on_kubernetes
 from kumadp.host.facts import has_ipv6, system_ca_path
 from kumadp.host.log import secrets
-from kumadp.host.log.output import JsonFormatter, LogOutput, TextFormatter, setup_logging
+from kumadp.host.log.line_formats import JsonFormatter, TextFormatter
+from kumadp.host.log.output import LogOutput, setup_logging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ import logging
 import socket
 import sys
 
-from kumadp.host.log.output import line_text, read_line
+from kumadp.host.log.line_formats import line_text, read_line
 from kumadp.host.log.secrets import redact
 
 SOCKET = "/run/systemd/journal/socket"
