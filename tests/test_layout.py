@@ -155,10 +155,8 @@ def test_one_place_decodes_what_comes_from_outside() -> None:
     assert by_themselves == {}
 
 
-# The daemon sends all its HTTP requests with aiohttp, which its servers import anyway.
+# All HTTP requests are sent with aiohttp, which the servers of the daemon import anyway.
 OTHER_HTTP_LIBRARIES = {"httpx", "httpcore", "anyio", "h11", "requests", "urllib3"}
-# Until its request is sent with aiohttp.
-HTTPX_NOT_YET = {"controlplane/bootstrap_http.py"}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -173,9 +171,8 @@ def imports_of(path: Path) -> set[str]:
 
 
 def test_the_daemon_has_one_http_library() -> None:
-    of_daemon = [path for path in MODULES if path.relative_to(PACKAGE).parts[0] not in {"cli", "doctor"}]
-    importing = {str(path.relative_to(PACKAGE)) for path in of_daemon if imports_of(path) & OTHER_HTTP_LIBRARIES}
-    assert importing <= HTTPX_NOT_YET
+    importing = {str(path.relative_to(PACKAGE)) for path in MODULES if imports_of(path) & OTHER_HTTP_LIBRARIES}
+    assert importing == set()
 
 
 def strings_of(path: Path) -> list[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Of an extra, which need not be installed: the part that wants them says so by itself (kumadp.otel.offer).
 _OF_EXTRAS = frozenset({"kumadp.otel.exporter", "kumadp.otel.metric_mapper"})
 # What our modules import only when they need it.
-_LATE = ("aiohttp.web", "grpclib.client", "grpclib.server", "httpx", "psutil", "tenacity")
+_LATE = ("aiohttp.web", "grpclib.client", "grpclib.server", "psutil")
 
 
 def import_all() -> None:
