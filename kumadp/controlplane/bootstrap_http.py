@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
 from kumadp import __version__
-from kumadp.addresses import address_text, connect_address, is_host_name, is_ip, request_target, server_name, with_port
+from kumadp.addresses import is_host_name, is_ip, request_target, server_name, with_port
 from kumadp.controlplane.bootstrap_messages import BootstrapAnswer, UndecodableAnswer, decode_answer
 from kumadp.controlplane.response_rules import AttemptAction, AttemptVerdict, judge_answer, judge_error, one_line
 from kumadp.controlplane.trust import Trust as Trust
@@ -21,6 +21,7 @@ from kumadp.controlplane.trust import make_context as make_context
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
 from kumadp.host.backoff import Backoff
 from kumadp.host.descriptors import is_exhausted
+from kumadp.host.net.host_lookup import numeric_addresses
 
 if TYPE_CHECKING:
     import ssl
@@ -178,17 +179,17 @@ class _Resolver:
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """Return the addresses of the host, in the resolver's order; ``host`` is not looked at. Raises OSError."""
-        if is_ip(self._host):
-            # uvloop's getaddrinfo drops the zone too.
-            kind = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-            addresses = {(kind, connect_address(self._host, port)[0]): None}
-        else:
-            loop = asyncio.get_running_loop()
-            infos = await loop.getaddrinfo(self._host, port, family=family, type=socket.SOCK_STREAM)
-            addresses = dict.fromkeys((info[0], address_text(info[4])) for info in infos)
+        del family
         return [
-            {"hostname": host, "host": address, "port": port, "family": kind, "proto": 0, "flags": 0}
-            for kind, address in addresses
+            {
+                "hostname": host,
+                "host": address,
+                "port": port,
+                "family": socket.AF_INET6 if ":" in address else socket.AF_INET,
+                "proto": 0,
+                "flags": 0,
+            }
+            for address in await numeric_addresses(self._host, port)
         ]
 
     async def close(self) -> None:

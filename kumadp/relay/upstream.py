@@ -7,17 +7,17 @@ import contextlib
 import enum
 import logging
 import os
-import socket
 import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from kumadp.addresses import address_text, authority, server_name, with_port
+from kumadp.addresses import authority, server_name, with_port
 from kumadp.errors import KumadpError
 from kumadp.grpc.call import LARGEST, Call, StreamEnded
 from kumadp.grpc.client import GrpcConnection, connect
 from kumadp.host.log.secrets import redact, register
 from kumadp.host.log.throttle import Throttle
+from kumadp.host.net.host_lookup import numeric_addresses
 from kumadp.relay.refusal import StreamBackoff, StreamRefusal, classify
 
 if TYPE_CHECKING:
@@ -302,10 +302,8 @@ class UpstreamConnection:
 
 
 async def _resolve(host: str, port: int) -> list[str]:
-    """Numeric addresses, in the resolver's order. Raises OSError."""
     async with asyncio.timeout(RESOLVE_SECONDS):
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(address_text(info[4]) for info in found))
+        return await numeric_addresses(host, port)
 
 
 async def _write(call: Call, outgoing: asyncio.Queue[bytes]) -> None:
