@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from kumadp.cli import status
 from kumadp.errors import EXIT_CODE_MEANING, ExitCode
 from kumadp.settings.model import options_of
 from tests.support.daemon import Ports, get, workload
@@ -169,6 +171,16 @@ def reader() -> Iterator[Reader]:
         finally:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 opened.stop()
+
+
+def test_several_data_planes_are_shown_as_the_program_shows_them() -> None:
+    (shown,) = [text for kind, text in blocks("systemd/README.md") if kind == "text" and text.startswith("api ")]
+    now, waits = time.time(), ["envoy: Envoy's admin does not answer yet"]
+    statuses: list[dict[str, object]] = [
+        {"name": "api", "phase": "STARTING", "why": "just started", "since": now - 3, "reasons": waits},
+        {"name": "web-1", "phase": "READY", "why": "Envoy is LIVE with its listeners", "since": now - 72},
+    ]
+    assert "\n".join(status._lines(statuses, as_json=False, color=False)) + "\n" == shown
 
 
 # Who runs the blocks of each kind.
