@@ -93,7 +93,7 @@ _results: dict[str, str] = {}
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note how each test of the contract went; a test with parameters passes where all of them do."""
+    """Record the result of each contract test; one with parameters passes if all of them do."""
     report = yield
     counts = item.get_closest_marker("contract") and item.get_closest_marker("kuma_cp")
     if counts and not report.skipped:
@@ -104,7 +104,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_sessionfinish() -> None:
-    """Store it, where the run says against which control plane it was."""
+    """Store the results if the run names the control plane it ran against."""
     version = os.environ.get("KUMADP_COMPATIBILITY")
     if version and _results:
         compatibility.store(version, _results)

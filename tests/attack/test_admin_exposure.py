@@ -179,7 +179,7 @@ WAYS: dict[str, tuple[Any, Any]] = {
     ),
     "by a name": (
         lambda port: http_listener("evil", port, [{"filters": [manager("way", {"path": "/x"}, prefixRewrite="/")]}]),
-        # An IPv6 address of the name would be asked for first, where the admin is not.
+        # An IPv6 address of the name would be queried first, where the admin is not.
         lambda ports: (
             resources.static_cluster("way", "localhost", ports.admin)
             | {"type": "STRICT_DNS", "dnsLookupFamily": "V4_ONLY"}
@@ -277,7 +277,7 @@ def test_without_the_relay_a_way_that_comes_later_kills_envoy(rig: Rig, outside:
 
 @pytest.mark.attack
 def test_a_probed_application_is_requested_once(rig: Rig, outside: str) -> None:
-    """What a mesh changes all the time, other services and their endpoints, asks no application again."""
+    """Changes of other services and their endpoints, which are frequent, probe no application again."""
     served = mesh(rig)
     served.inbound(rig.ports.inbound, rig.app.port, host=outside)
     served.outbound(rig.ports.outbound, "other", ("192.0.2.1", 80))
@@ -288,7 +288,7 @@ def test_a_probed_application_is_requested_once(rig: Rig, outside: str) -> None:
         served.add_endpoint("other", "192.0.2.2", 80)
         served.outbound(more, "third", ("192.0.2.3", 80))
         poll(lambda: get(more, "/")[0] != 0, what="the new listener")
-        # A listener that others reach is asked, and only that one: when it was, the others would have been.
+        # Only a listener that others reach is probed; the others would have been probed by then.
         (shown,) = free_ports(1)
         served.put(LISTENER, static_listener("shown", shown, f"localhost:{rig.app.port}", outside))
         poll(lambda: len(rig.app.seen) > seen, what="a request to the new listener")  # type: ignore[attr-defined]

@@ -223,7 +223,7 @@ async def test_a_directory_that_is_gone_costs_a_warning(tmp_path: Path) -> None:
 @pytest.mark.attack
 @pytest.mark.process
 def test_a_work_directory_that_is_taken_away_while_it_runs() -> None:
-    """Traffic goes on; a reload and a re-execution say why they cannot be done, and the end is a clean one."""
+    """Traffic continues; a reload and a re-execution fail with a reason, and the stop is clean."""
     with XdsControlPlane() as plane, open_loaded_rig(plane) as rig, rig.up() as daemon:
         envoy = rig.the_envoy()
         shutil.rmtree(rig.work)

@@ -1,4 +1,4 @@
-"""What answers on a control socket may be another user, slow, endless or nonsense: the commands end, and say so."""
+"""An answer on a control socket may be of another user, slow, endless or nonsense: the commands end with a reason."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def status(**changes: object) -> bytes:
 
 @contextlib.contextmanager
 def serving(path: Path, act: Callable[[socket.socket], object]) -> Iterator[list[bytes]]:
-    """A socket of ours; ``act`` answers each connection once it has asked. What was asked."""
+    """Open a socket of this user; ``act`` answers each connection after its request. Yield the requests."""
     requests: list[bytes] = []
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
@@ -81,7 +81,7 @@ def serving(path: Path, act: Callable[[socket.socket], object]) -> Iterator[list
 
 @contextlib.contextmanager
 def strange_server(path: Path) -> Iterator[Path]:
-    """A process of another user that listens there, says that all is well, and notes each question in a file."""
+    """A process of another user that listens there, reports that all is well, and writes each request to a file."""
     if os.geteuid() != 0:
         missing("needs root, to be two users")
     note = path.with_suffix(".asked")
@@ -405,7 +405,7 @@ def test_what_a_data_plane_says_cannot_drive_a_terminal(runtime: Path, output: s
 def test_a_name_is_required_if_another_user_s_data_plane_is_possible(
     runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without --name only one of our own is ever asked, and only where there is no doubt."""
+    """Without --name only a data plane of this user is queried, and only if there is just one."""
     own, strange = Running(runtime / "a.control", os.geteuid(), 1), Running(runtime / "b.control", STRANGER, 2)
     far = Running(runtime / "c.control", os.geteuid(), 3, listed=True)
     other = ["x of user eve"]

@@ -58,7 +58,7 @@ async def test_queries_to_silent_servers_take_a_bounded_number_of_descriptors(
                     most = max(most, opened())
             assert resolver.counters.refused > 0
             assert most - before <= 1024 // 3
-            # A client that asks for little is served meanwhile: by a name of ours, and by others' servers.
+            # A client with few queries is still served: names of the mesh and names of other servers.
             assert texts(await send_query(resolver, "backend.mesh")) == ["240.0.0.1"]
             assert texts(await send_query(resolver, "backend.mesh", tcp=True)) == ["240.0.0.1"]
             assert (await send_query(resolver, "other.example.com")).rcode() == dns.rcode.SERVFAIL

@@ -1,4 +1,4 @@
-"""Nobody reads the log, or a client makes it long: kumadp serves, and the log says so in few lines."""
+"""Nobody reads the log, or a client floods it: kumadp serves, and the log has a few lines about it."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def make_read_only(daemon: Daemon, folder: Path) -> None:
 
 @pytest.mark.parametrize("size", ["4k", "8k", "12k", "16k", "24k"])
 def test_a_disk_that_is_full_at_the_start_is_exit_71_with_the_path(tmp_path: Path, size: str) -> None:
-    """Or it fits: at whatever file it ends, it is told by name, and no Envoy stays behind."""
+    """Whatever file fails, it is named, and no Envoy is left."""
     ports, work = Ports.take(), tmp_path / "work"
     work.mkdir()
     with workload("web") as app:

@@ -231,7 +231,7 @@ def test_folders_have_their_modes_whatever_the_umask_is(tmp_path: Path, umask: i
 @pytest.mark.process
 @planted
 def test_a_run_as_root_in_a_folder_of_another_user(tmp_path: Path, victim: Victim, kind: str) -> None:
-    """It runs, or is exit 71 with the path where a folder stands in the way; it never waits."""
+    """It runs, or exits with 71 and the path if a folder has that name; it never blocks."""
     ports, work = Ports.take(), tmp_path / "work"
     work.mkdir(mode=0o755)
     (work / "xds").mkdir(mode=0o755)

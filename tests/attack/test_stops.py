@@ -148,7 +148,7 @@ def test_at_each_moment_of_a_reload(
         daemon.process.send_signal(signal.SIGHUP)
         time.sleep(2 * step * STEP)
         daemon.terminate()
-        # An epoch that comes up says 503 too.
+        # An epoch that comes up answers 503 too.
         poll(lambda: get(ports.readiness, "/ready") == (503, "TERMINATING"), what="TERMINATING")
         poll(lambda: is_draining(daemon), what="Envoy failing its health checks")
         assert get(ports.inbound) == (200, "web"), daemon.output()

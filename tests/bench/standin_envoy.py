@@ -1,6 +1,6 @@
-"""In Envoy's place beside a program that asks it for less than it has.
+"""A replacement for Envoy beside a program that requests less than Envoy has.
 
-Its admin says one stored exposition, whatever is asked, and its dynamic configuration one body. By variables:
+Its admin serves one stored exposition on every path, and its dynamic configuration one body. Variables:
 STANDIN_PORT, STANDIN_FILE, STANDIN_SOCKET, STANDIN_BODY.
 """
 

@@ -1,7 +1,7 @@
 """What an answer to a name of the mesh costs, and how long a large table stops the loop.
 
 The embedded resolver, on one address and on all, beside CoreDNS's ``hosts``; with KUMA_CP and KUMADP_BENCH_PEER also
-beside kuma-dp's embedded proxy, in the same mesh and the same run. dnsperf asks; it needs a processor of its own.
+beside kuma-dp's embedded proxy, in the same mesh and the same run. dnsperf sends queries from its own processor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What each failure costs in a real mesh (KUMA_CP): requests lost and seconds without an answer.
 
 The same for a kuma-dp (KUMADP_BENCH_PEER) in the same run. Both are started again 0.1 s after they end, as systemd's
-``Restart=always`` does. A request is sent each 20 ms, on a connection of its own, to the outbound, which leads through
+``Restart=always`` does. A request is sent each 20 ms, on a new connection, to the outbound, which leads through
 the mesh to the own inbound. KUMADP_BENCH_ONLY=peer leaves kumadp out, for a second run beside the first.
 """
 
@@ -122,7 +122,7 @@ class Service:
         ]
 
     def close(self) -> None:
-        """End it for good."""
+        """End it permanently."""
         self._over.set()
         self._thread.join()
         self.process.terminate()

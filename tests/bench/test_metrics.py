@@ -1,4 +1,4 @@
-"""One scrape of an Envoy that says 94,000 lines: processor time and peak memory, beside a kuma-dp in the same run."""
+"""One scrape of an Envoy with 94,000 lines: processor time and peak memory, beside a kuma-dp in the same run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ POLICY = json.dumps(
 
 
 def bootstrap(ports: Ports, folder: Path) -> dict[str, Any]:
-    """Many clusters, and the policy where a data plane asks for it."""
+    """Many clusters, and the policy at the path that a data plane requests."""
     large = large_bootstrap(ports.admin)
     listener = dynconf_listener(folder / SOCKET, with_etags({"/meshmetric": POLICY}))
     large["staticResources"]["listeners"] = [{key: value for key, value in listener.items() if key != "@type"}]
@@ -72,7 +72,7 @@ def stand_in(folder: Path, ports: Ports, exposition: bytes) -> dict[str, str]:
 
 @contextlib.contextmanager
 def running(program: list[str], exposition: bytes = b"") -> Iterator[tuple[int, Path, Ports]]:
-    """A program with a large Envoy, or the stand-in that says ``exposition``: its pid, its socket."""
+    """A program with a large Envoy, or with the replacement that serves ``exposition``: its pid, its socket."""
     ports = Ports.take()
     with tempfile.TemporaryDirectory(prefix="kb") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
@@ -149,7 +149,7 @@ def test_one_scrape_of_94000_lines(table: list[tuple[str, str, str]]) -> None:
     name = Path(peer).name
     with running([peer]) as (pid, path, _):
         measure(table, f"{name}, clusters merged", pid, path, "/")
-    # It would ask Envoy for what is used alone: the stand-in says all.
+    # It would request only used metrics from Envoy: the replacement serves all.
     with running([peer], exposition) as (pid, path, _):
         poll(lambda: has_policy(path), what="the policy", deadline=40)
         measure(table, f"{name}, MeshMetric", pid, path, "/meshmetric")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(600)]
 
 ROUNDS = 3
-# Asks until its input ends; how long each answer took (ms).
+# Sends requests until its input ends; prints the time of each answer (ms).
 ASKING = """
 import http.client, json, select, sys, time
 waits = []
@@ -66,7 +66,7 @@ def test_one_push_of_94000_lines(table: list[tuple[str, str, str]], monkeypatch:
             note(table, "more memory once it has pushed", "MB", [memory(pid, "VmRSS") - without])
             seconds, more, points, waits = [], [], [], []
             for _ in range(ROUNDS):
-                # In a process of its own: the collector keeps this one busy.
+                # In a separate process: the collector keeps this one busy.
                 prober = subprocess.Popen(
                     [sys.executable, "-c", ASKING, str(ports.readiness)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
                 )
@@ -83,6 +83,6 @@ def test_one_push_of_94000_lines(table: list[tuple[str, str, str]], monkeypatch:
             note(table, "processor time of a push", "s", seconds)
             note(table, "more memory at its peak", "MB", more)
             waits.sort()
-            note(table, "/ready meanwhile, median", "ms", [waits[len(waits) // 2]])
-            note(table, "/ready meanwhile, 99 of 100 within", "ms", [waits[len(waits) * 99 // 100]])
-            note(table, "/ready meanwhile, the slowest", "ms", [waits[-1]])
+            note(table, "/ready during the push, median", "ms", [waits[len(waits) // 2]])
+            note(table, "/ready during the push, 99 of 100 within", "ms", [waits[len(waits) * 99 // 100]])
+            note(table, "/ready during the push, the slowest", "ms", [waits[-1]])

@@ -1,6 +1,6 @@
 """150 re-executions in a row under load: none may lose anything; how long the slowest answer took is the figure.
 
-And those of a whole kumadp: how long readiness takes at worst meanwhile. A kubelet's probe has one second.
+And those of a whole kumadp: how long readiness takes at worst during one. A kubelet's probe has one second.
 """
 
 from __future__ import annotations

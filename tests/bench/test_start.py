@@ -43,12 +43,12 @@ def pss(pid: int) -> float:
 
 
 def wait_for_answer(port: int) -> None:
-    """Ask until it answers."""
+    """Send requests until it answers."""
     poll(lambda: get(port)[0] == 200, what="an answer through the inbound")
 
 
 def rest() -> None:
-    """Let a process come to rest: nothing tells from outside that it has."""
+    """Let a process come to rest: that is not visible from outside."""
     time.sleep(REST_SECONDS)
 
 
@@ -88,7 +88,7 @@ def start_to_request(program: list[str], folder: Path) -> tuple[float, float]:
     """Seconds from exec to the first connection to the control plane; PSS in MiB while it gets no answer."""
     with socket.create_server(("127.0.0.1", 0)) as control_plane:
         peer = "kumadp" not in program
-        # Nothing else on this host may hold a port that is asked for: kumadp takes free ones by itself.
+        # Nothing else on this host may hold a configured port: kumadp takes free ones by itself.
         ports = ("READINESS_PORT", "DNS_CORE_DNS_PORT", "DNS_ENVOY_DNS_PORT", "DNS_PROMETHEUS_PORT")
         environment = {**os.environ, **{f"KUMA_{name}": str(free_port()) if peer else "0" for name in ports}}
         if peer:

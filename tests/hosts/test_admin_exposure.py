@@ -1,4 +1,4 @@
-"""Envoy's admin, asked from another host: nothing but what a control plane means to show is there."""
+"""Envoy's admin, queried from another host: only what a control plane exposes on purpose is there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.process, pytest.mark.netns]
 
 FILTERS = "type.googleapis.com/envoy.extensions.filters"
 
-# Asks METHOD URL, whatever the certificate, and prints the status, 0 where nothing answers.
+# Requests METHOD URL, whatever the certificate, and prints the status, 0 if nothing answers.
 ASK = """
 import ssl, sys, urllib.error, urllib.request
 request = urllib.request.Request(sys.argv[2], method=sys.argv[1])

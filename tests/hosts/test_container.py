@@ -57,7 +57,7 @@ networking:
       tags: {kuma.io/service: web}
   admin: {port: 9901}
 """
-# Leaves an orphan behind that ends at once, then serves until it is told to end, with a code of its own.
+# Leaves an orphan that ends at once, then serves until SIGTERM and exits with its own code.
 APPLICATION = """
 import http.server, os, signal, sys, threading
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -99,7 +99,7 @@ CMD ["run", "--standalone=/srv/web.yaml", "--min-drain-time=0s", "--", "python3"
 
 
 def build_arguments(coredns: Path) -> list[str]:
-    """What a build takes here: a base that no registry is asked for, and CoreDNS that was built for the other tests."""
+    """Arguments of a build here: a base from no registry, and the CoreDNS that was built for the other tests."""
     if os.environ.get("KUMADP_TEST_WHOLE_IMAGE"):
         return ["--pull=never", f"--build-arg=PYTHON_IMAGE={BASE}"]
     return ["--pull=never", f"--build-arg=PYTHON_IMAGE={BASE}", f"--build-context=coredns={coredns}"]

@@ -1,4 +1,4 @@
-"""A neighbour who asks the embedded resolver: names of the mesh for all, others for this host and named networks."""
+"""A neighbour queries the embedded resolver: names of the mesh for all, others for this host and listed networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.process, pytest.mark.netns]
 
-# Asks PORT of HOST for the A of each NAME, by UDP and by TCP, and prints the codes.
+# Queries the A of each NAME at HOST and PORT, by UDP and by TCP, and prints the codes.
 ASK = """
 import sys
 import dns.message, dns.query, dns.rcode

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.process, pytest.mark.netns]
 
 VIP = "240.0.0.1"
-# The workload is told by its group: everything else on that host is the sidecar's and goes out as it is.
+# The workload is recognised by its group: everything else on that host is the sidecar's and is not redirected.
 WORKLOAD = 4711
 RULES = """
 table ip sidecar {{
@@ -40,7 +40,7 @@ table ip sidecar {{
   }}
 }}
 """
-# Resolves NAME by getaddrinfo(3), connects to port PORT of what it found, and prints what it is told there.
+# Resolves NAME by getaddrinfo(3), connects to port PORT of the address, and prints the answer.
 VISIT = """
 import socket, sys
 try:
@@ -51,7 +51,7 @@ try:
 except OSError as error:
     print("failed:", error)
 """
-# Says who it is to each who connects to HOST PORT, and answers A queries on port 53, of which it writes down the names.
+# Sends its name to each connection at HOST PORT, answers A queries on port 53, and writes their names to a file.
 NEIGHBOURHOOD = """
 import pathlib, socket, sys, threading
 import dns.message, dns.rcode, dns.rdatatype, dns.rrset
@@ -166,7 +166,7 @@ def test_a_name_of_the_mesh_is_resolved_and_connected_to(hosts: Hosts, tmp_path:
             return ask(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.readiness}/ready") == (200, "READY")
 
         poll(is_ready, what="READY")
-        # Without a name server there a workload asks its own host (resolv.conf(5)), and CoreDNS has Envoy alone.
+        # Without a name server there a workload queries its own host (resolv.conf(5)), and CoreDNS has only Envoy.
         assert visit("web.mesh", 80) == f"{VIP} the neighbour"
         assert visit("neighbour.example.org", ports.probes).startswith("failed: ")
         coredns = daemon.children()["coredns"].pid
@@ -175,7 +175,7 @@ def test_a_name_of_the_mesh_is_resolved_and_connected_to(hosts: Hosts, tmp_path:
         poll(lambda: visit("neighbour.example.org", ports.probes) == resolved, what="an answer of the new name server")
         assert daemon.children()["coredns"].pid == coredns
         assert visit("web.mesh", 80) == f"{VIP} the neighbour"
-        # What is not of the mesh comes from the name server that the workload has, and goes where it says.
+        # Other names come from the name server of the workload, and connections go to the address it returns.
         assert visit("neighbour.example.org", ports.probes) == resolved
         assert visit("nobody.mesh", 80).startswith("failed: ")
         assert visit("nobody.example.org", 80).startswith("failed: ")

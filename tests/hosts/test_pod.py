@@ -1,4 +1,4 @@
-"""A pod's sidecar, asked by its kubelet from another host: readiness and probes at the pod's address."""
+"""A pod's sidecar, probed by its kubelet from another host: readiness and probes at the pod's address."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.process, pytest.mark.netns]
 
 __all__ = ["hosts"]
 
-# Listens on the pod's address alone, as an application may; says HTTP 200 and who asked.
+# Listens only on the pod's address, as an application may; answers HTTP 200 with the client's address.
 APPLICATION = """
 import http.server, pathlib, socket, sys
 class Server(http.server.HTTPServer):

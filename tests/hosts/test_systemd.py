@@ -37,7 +37,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *arguments): pass
 http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Handler).serve_forever()
 """
-# Asks 20 times a second until it is told to stop; says how often, and how often in vain.
+# Sends 20 requests a second until SIGTERM; prints how many, and how many failed.
 CLIENT = """
 import signal, sys, time, urllib.request
 going, asked, failed = True, 0, 0
@@ -115,7 +115,7 @@ def processes(box: NspawnHost) -> list[str]:
 
 
 def envoy(box: NspawnHost) -> str:
-    """Pid of the one Envoy; one that is asked for its version is there for a moment only."""
+    """Return the pid of the only Envoy; one that prints its version is there for a moment only."""
 
     def alone() -> str:
         pids = box.run("pgrep", "-u", "kumadp", "-x", "envoy").split()
@@ -136,7 +136,7 @@ def change(box: NspawnHost, text: str) -> None:
 
 
 class Asking:
-    """A client in the box that asks all the time."""
+    """A client in the box that sends requests all the time."""
 
     def __init__(self, box: NspawnHost) -> None:
         self._box = box
@@ -144,7 +144,7 @@ class Asking:
                 "-p", "StandardError=file:/root/failed", "/usr/bin/python3", "/root/client.py")  # fmt: skip
 
     def end(self) -> tuple[int, int]:
-        """How often it asked, and in vain."""
+        """Return how many requests it sent, and how many failed."""
         self._box.run("systemctl", "stop", "client")
         answered, failed = self._box.run("cat", "/root/asked").split()
         return int(answered), int(failed)
@@ -371,7 +371,7 @@ with ScriptedControlPlane(bootstrap_answer(static_bootstrap(ports, 8080))) as pl
 
 
 def drop_in(box: NspawnHost, name: str) -> None:
-    """Use a drop-in that is shipped, as it says itself."""
+    """Use a drop-in that is shipped, as its comment explains."""
     box.write(f"/etc/systemd/system/{UNIT}.service.d/{name}", (ROOT / "systemd" / name).read_text())
     box.run("systemctl", "daemon-reload")
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.process
 
-# Envoy writes each 10 s unless it is told otherwise, or 64 KiB.
+# Envoy writes every 10 s by default, or 64 KiB.
 QUICK = ("--envoy-arg=--file-flush-interval-msec", "--envoy-arg=100")
 POLICY = "/meshes/default/meshaccesslogs/to-sink"
 
@@ -65,7 +65,7 @@ def remove(rig: Rig) -> None:
 
 
 def asked(rig: Rig, *paths: str) -> list[bytes]:
-    """Ask for these, one after the other; the lines that are to come of it."""
+    """Request these paths one after the other; return the expected lines."""
     for path in paths:
         assert get(rig.ports.inbound, path) == (200, rig.app.name)
     return [path.encode() for path in paths]
@@ -136,7 +136,7 @@ def sinks_more(sink: Sink, than: int) -> bool:
 
 
 def test_the_last_lines_of_envoy_are_sent(rig: Rig, sink: Sink) -> None:
-    """As it is by default: most of it is in Envoy's memory when it is told to end."""
+    """With the default interval most of it is in Envoy's memory when it gets SIGTERM."""
     with rig.run() as daemon:
         rig.wait_ready(daemon)
         apply(rig, sink.address)

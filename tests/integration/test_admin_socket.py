@@ -1,4 +1,4 @@
-"""Envoy's admin on a Unix socket, as control planes of 2.14 have it: everything that asks the admin works there too."""
+"""Envoy's admin on a Unix socket, the default of 2.14: everything that queries the admin works there too."""
 
 from __future__ import annotations
 

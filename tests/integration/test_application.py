@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.process
-# Leads a session of its own with the terminal, as a login does; kumadp's log stays where it was.
+# Leads a session with the terminal, as a login does; kumadp's log stays where it was.
 _LOGIN = """
 import fcntl, os, sys, termios
 os.setsid()

@@ -37,7 +37,7 @@ ANSWERED = sorted(
     if path.with_name("exchange.json").is_file()
 )
 
-# What kumadp says otherwise than the kuma-dp that was captured, and why.
+# Where kumadp differs from the captured kuma-dp, and why.
 DIFFERS = {
     "version.kumaDp": "its own",
     "version.envoy": "of the Envoy here; a version is compatible that some Kuma of 2.8 to 2.14 is made for",
@@ -196,7 +196,7 @@ def test_a_captured_exchange_again(tmp_path: Path, name: str, relay: str) -> Non
 @pytest.mark.parametrize("relay", ["on", "off"])
 @pytest.mark.parametrize("name", ["kuma-2.13.5/full", "kuma-2.13.5/ingress"])
 def test_the_shape_of_2_14(tmp_path: Path, name: str, relay: str) -> None:
-    """Everything that asks Envoy's admin asks over its socket: LIVE, /ready, the drain."""
+    """Every query of Envoy's admin uses its socket: LIVE, /ready, the drain."""
     ports, work = Ports.take(), tmp_path / "work"
     captured, bootstrap, sidecar = load(name)
     theirs = on_free_ports(captured, ports)

@@ -1,4 +1,4 @@
-"""Files that change while kumadp runs are noticed, told in one line each, and taken."""
+"""Files that change while kumadp runs are noticed, logged in one line each, and applied."""
 
 from __future__ import annotations
 

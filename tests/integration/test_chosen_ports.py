@@ -1,4 +1,4 @@
-"""Port 0: several data planes with the same flags on one host, each with ports of its own that it tells."""
+"""Port 0: several data planes with the same flags on one host, each with its own ports, which it reports."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SEVERAL = 4
 
 
 class Instance:
-    """One of several, in a folder of its own."""
+    """One of several data planes, with its own folder."""
 
     def __init__(self, folder: Path, plane: XdsControlPlane, number: int, application: int) -> None:
         self.folder, self.plane = folder, plane
@@ -73,7 +73,7 @@ class Instance:
         return dict(state["parts"]["addresses"])
 
     def wait_ready(self) -> dict[str, str]:
-        """READY where the state file says; all addresses."""
+        """Wait for READY at the address in the state file; return all addresses."""
 
         def ready() -> dict[str, str]:
             try:
@@ -110,7 +110,7 @@ def test_several_with_the_same_flags_each_have_ports_of_their_own(folder: Path, 
             assert get(int(addresses["admin"].rpartition(":")[2]), "/server_info")[0] == 200
             assert get(int(addresses["coredns metrics"].rpartition(":")[2]), "/metrics")[0] == 200
             assert get(instance.ports.inbound) == (200, "web")
-        # Each was told to the control plane before it answered.
+        # Each was sent to the control plane before the bootstrap.
         for request in plane.bootstrap_requests:
             addresses = reports[int(request["name"].removeprefix("web-"))]
             resource = json.loads(request["dataplaneResource"])

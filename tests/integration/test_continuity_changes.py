@@ -1,4 +1,4 @@
-"""Settings that a reload takes, changed under load: no request fails, and what comes next uses the new ones."""
+"""Settings that a reload takes, changed under load: no request fails, and new connections use the new ones."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_another_token_file_is_taken(loaded_rig: LoadedRig, plane: XdsControlPla
             loaded_rig.write_settings()
             reloaded(loaded_rig, daemon)
             assert plane.bootstrap_requests[-1]["dataplaneToken"] == other.read_text()
-            # It was not broken to tell a control plane that would not look.
+            # The stream was not broken for a control plane that would not check the token.
             assert admitted(plane) == 1
             plane.reset_streams()
             poll(lambda: admitted(plane) == 2, what="another stream", deadline=SOON)

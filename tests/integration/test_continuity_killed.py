@@ -1,4 +1,4 @@
-"""kumadp is killed: its children serve on, and the next kumadp goes on with them."""
+"""kumadp is killed: its children keep serving, and the next kumadp adopts them."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_an_adopted_envoy_whose_dataplane_has_changed_is_replaced_at_once(loaded
             poll(lambda: old not in loaded_rig.envoys(), what="the end of the adopted one", deadline=SOON)
             assert loaded_rig.epoch(second) == 1
             poll(lambda: get(port) == (200, loaded_rig.app.name), what="the new inbound", deadline=SOON)
-            # The control plane was told of it with the first stream, which it refused for 10 s anyway.
+            # The control plane got it with the first stream, which it rejected for 10 s anyway.
             assert "is closed: the Dataplane" not in second.output()
             if isinstance(loaded_rig.plane, XdsControlPlane):
                 assert len(loaded_rig.plane.journal.events(What.ADMITTED)) == 2
@@ -221,11 +221,11 @@ def test_an_adopted_envoy_whose_dataplane_has_changed_is_replaced_at_once(loaded
 def test_if_the_reload_fails_the_control_plane_gets_the_running_dataplane(
     loaded_rig: LoadedRig, plane: XdsControlPlane
 ) -> None:
-    """A Dataplane that has changed is told with the first stream after an adoption, before its Envoy is there."""
+    """A changed Dataplane is sent with the first stream after an adoption, before its Envoy runs."""
     (port,) = free_ports(1)
 
     def ports_sent() -> list[bool]:
-        """Of each stream, whether it told of the new inbound."""
+        """Return for each stream whether its node names the new inbound."""
         return [str(port).encode() in request.raw for request in plane.journal.requests() if request.has_node]
 
     with contextlib.ExitStack() as stack:
@@ -238,7 +238,7 @@ def test_if_the_reload_fails_the_control_plane_gets_the_running_dataplane(
             second = stack.enter_context(loaded_rig.up("--envoy-component-log-level=nonsense:debug"))
             poll(lambda: "the Envoy that ran serves on" in second.output(), what="the refusal", deadline=SOON)
             loaded_rig.wait_state(second, "open")
-            # Whether it was told of the other one in between is a matter of which is faster.
+            # Whether it got the other one in between depends on timing.
             assert ports_sent()[-1] is False
             poll(lambda: plane.registered == [NODE], what="the Dataplane in the mesh", deadline=SOON)
             assert loaded_rig.the_envoy() == envoy

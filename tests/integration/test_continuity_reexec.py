@@ -1,4 +1,4 @@
-"""kumadp re-executes itself under load: same pid, same children, and nobody notices."""
+"""kumadp re-executes itself under load: same pid, same children, no failed request."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_while_the_control_plane_is_away(loaded_rig: LoadedRig, plane: XdsContro
         with loaded_rig.load():
             loaded_rig.reexec(daemon)
             envoy = loaded_rig.the_envoy()
-            # It asks for all again, and has it before it dies.
+            # The adopted Envoy subscribes again and gets everything before it is killed.
             poll(lambda: SECRET in loaded_rig.types(daemon), what="its stream")
         loaded_rig.kill_envoy(daemon)
         assert loaded_rig.the_envoy() != envoy

@@ -1,4 +1,4 @@
-"""A kumadp follows one that was killed or re-executed, and its settings are others: what was left may not fit."""
+"""A kumadp follows one that was killed or re-executed, and its settings differ: what was left may not fit."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_end_of_the_token_is_in_the_status(loaded_rig: LoadedRig, plane: Xds
     with loaded_rig.up() as daemon:
         assert loaded_rig.status(daemon)["token_expires"] == end
         assert "token: it expires at " in loaded_rig.wait_warning(daemon, "token")
-        # The file is read anew at each dial.
+        # The file is read at each connection attempt.
         end = write(90 * 86400)
         plane.reset_streams()
         poll(lambda: loaded_rig.status(daemon)["token_expires"] == end, what="the new token", deadline=SOON)

@@ -1,4 +1,4 @@
-"""Each way to crash, made for real: the record, the log, the status and the termination message say which it was."""
+"""Each kind of crash, for real: record, log, status and termination message name its kind."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_early_failures_are_in_the_termination_message(
 
 
 def test_a_death_that_kumadp_caused(tmp_path: Path) -> None:
-    """A new epoch that does not come up is killed, and what it said is kept."""
+    """A new epoch that does not come up is killed, and its output is recorded."""
     ports = Ports.take()
     with workload("web") as app, workload("backend") as backend:
         arguments = mesh(tmp_path, ports, app.port, backend.port)

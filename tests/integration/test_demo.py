@@ -231,7 +231,7 @@ def test_check_says_what_failed_and_shows_the_log(short_folder: Path) -> None:
 
 
 class Terminal:
-    """`kumadp demo` on a terminal of its own."""
+    """`kumadp demo` on its own terminal."""
 
     def __init__(self, folder: Path) -> None:
         self._ours, theirs = pty.openpty()

@@ -126,7 +126,7 @@ def test_a_template_of_the_user_s_is_used(tmp_path: Path, ports: Ports) -> None:
 
 
 def own_names(**hosts: str) -> str:
-    """A template that knows names of its own and asks nobody."""
+    """A template with its own names and no upstream."""
     lines = "".join(f"        {address} {name}.mesh\n" for name, address in hosts.items())
     return f".:{{{{ .CoreDNSPort }}}} {{\n    bind 127.0.0.1\n    hosts {{\n{lines}    }}\n}}\n"
 

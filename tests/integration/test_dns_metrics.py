@@ -1,4 +1,4 @@
-"""What the embedded resolver of a running kumadp tells of names, with the labels of its control plane."""
+"""DNS metrics of the embedded resolver of a running kumadp, with the labels of its control plane."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ NAMES = '{"records":[{"name":"backend.mesh","ips":["240.0.0.0"]}],"ttl":30}'
 METRICS = '{"observability":{"metrics":{"applications":[{"path":"/metrics","port":8081,"address":"127.0.0.1"}]}}}'
 INTERVAL = {"KUMA_DATAPLANE_RUNTIME_DYNAMIC_CONFIGURATION_REFRESH_INTERVAL": "100ms"}
 WITHOUT_COREDNS = {**INTERVAL, "PATH": "/nowhere"}
-# So that what is seen in time was not asked for by the clock.
+# So long that the timer cannot be the reason of a request seen in time.
 RARELY = {"KUMA_DATAPLANE_RUNTIME_DYNAMIC_CONFIGURATION_REFRESH_INTERVAL": "1h"}
 
 

@@ -60,8 +60,8 @@ def test_a_name_of_the_mesh(rig: Rig, mode: str) -> None:
         assert answered_by == ("the embedded resolver" if mode == "embedded" else "CoreDNS")
 
 
-# The workload is told by its group, as in tests/hosts/test_names_redirected.py; what comes to the inbound is redirected
-# too, as Envoy does not bind its port.
+# The workload is recognised by its group, as in tests/hosts/test_names_redirected.py; traffic to the inbound is
+# redirected too, as Envoy does not bind its port.
 WORKLOAD = 4711
 RULES = """
 table ip sidecar {{

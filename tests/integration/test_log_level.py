@@ -35,7 +35,7 @@ def order(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def envoy_level(daemon: Daemon, logger: str) -> str:
-    """What Envoy's own admin says."""
+    """Return the level that Envoy's admin reports."""
     text = poll(lambda: get(daemon.ports.admin, "/logging", method="POST")[1], what="Envoy's levels")
     return next((line.split(": ")[1] for line in text.splitlines() if line.strip().startswith(f"{logger}: ")), "")
 
@@ -80,9 +80,9 @@ def test_levels_survive_a_reexecution(daemon: Daemon) -> None:
     poll(lambda: status(daemon).get("reexec", {}).get("count") == 1, what="the next kumadp", deadline=30)
     daemon.wait_ready()
     assert {**told(daemon), "folded": 0, "dropped": 0} == {**before, "folded": 0, "dropped": 0}
-    # What was left out so far was told before the log had another writer.
+    # Suppressed lines were summarised before the log got another writer.
     assert "standalone debug (2 more like this in " in daemon.output()[length:]
-    # What it says before it knows of the levels is by its settings.
+    # What it logs before it has the levels follows its settings.
     again = daemon.output()[length:].partition("log level, as before: ")[2]
     assert again.startswith("kumadp warning, envoy warning, envoy.upstream debug, standalone debug\n")
     assert " INFO daemon" not in again

@@ -1,4 +1,4 @@
-"""Metrics of a whole data plane: Envoy's and the application's, by policy and without, whatever changes meanwhile."""
+"""Metrics of a whole data plane: Envoy's and the application's, with a policy and without, through every change."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_the_legacy_metrics_port(rig: Rig, exporter: Exporter) -> None:
 
 
 def test_a_prometheus_that_prefers_protobuf(rig: Rig, tmp_path: Path) -> None:
-    """With native histograms on, Prometheus prefers protobuf, in which Envoy 1.40 answers when it is asked so."""
+    """With native histograms Prometheus prefers protobuf, which Envoy 1.40 sends on request."""
     with rig.run() as daemon:
         rig.wait_ready(daemon)
         rig.wait_traffic()
@@ -165,7 +165,7 @@ def test_through_a_reload_a_reexecution_and_an_adoption(loaded_rig: LoadedRig, e
         wait(loaded_rig, "the application", series, 1)
         with answered(loaded_rig) as failed:
             loaded_rig.reload(daemon)
-            # The one that serves is asked, not the one that drains.
+            # The serving Envoy is scraped, not the draining one.
             wait(loaded_rig, "the next epoch", "envoy_server_hot_restart_epoch", 1, "/")
             inode = path.stat().st_ino
             loaded_rig.reexec(daemon)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.process
 
 
 class Manager:
-    """Hears what the service manager would."""
+    """Receives the notifications that the service manager would get."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""OpenTelemetry of a whole data plane: metrics pushed by policy, the pipe, and what the control plane is told."""
+"""OpenTelemetry of a whole data plane: metrics pushed by policy, the pipe, and what is announced."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_metrics_are_pushed_while_the_policy_says_so(rig: Rig, exporter: Exporte
             }
             assert "backend" in names
             assert "ads_cluster" not in names
-            # Envoy tells histograms some seconds after they had their first value.
+            # Envoy reports histograms some seconds after their first value.
             _, point, _, _ = poll(
                 lambda: collector.points("envoy_server_initialization_time_ms"), what="a histogram", deadline=SOON
             )[-1]
@@ -114,7 +114,7 @@ def test_everything_is_pushed_once_more_at_the_stop(rig: Rig, exporter: Exporter
         assert not collector.exports
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.wait(SOON) == 0
-        # Envoy was still there to be asked.
+        # Envoy was still there to be scraped.
         assert scopes(collector, "envoy_server_live") == {"envoy"}
         assert scopes(collector, "app_asked_total") == {"app"}
 
@@ -220,7 +220,7 @@ def test_the_pipe_survives_a_reload_and_a_reexecution(loaded_rig: LoadedRig) -> 
         loaded_rig.reexec(daemon)
         assert socket.stat().st_ino == inode
         with client(socket) as stubs:
-            # What comes before the pipe is told of again waits in its socket.
+            # What arrives before the pipe is announced again waits in its socket.
             stubs["logs"](message("logs"), timeout=20, wait_for_ready=True)
         assert len(collector.of("logs")) == 1
 

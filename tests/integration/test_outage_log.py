@@ -1,4 +1,4 @@
-"""A control plane that is away for ten minutes, in ten seconds: the log says so, and stays short."""
+"""A control plane that is unreachable for ten minutes, in ten seconds: the log reports it and stays short."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST = 50
 
 
 def attempts(lines: list[str]) -> int:
-    """How often one failed, those counted that are told with a count."""
+    """Return how many attempts failed, including suppressed lines by their count."""
     attempt_lines = [line for line in lines if re.search(r"bootstrap: |no stream to the control plane", line)]
     suppressed = sum(int(number) for line in attempt_lines for number in re.findall(r"\((\d+) more like this", line))
     return len(attempt_lines) + suppressed
@@ -57,7 +57,7 @@ def test_from_the_start_on(rig: Rig) -> None:
     with rig.run(CHECKED, environment=BACKOFF, prefix=SHORT_BACKOFF) as daemon:
         time.sleep(OUTAGE / TIMES)
         during = daemon.output().splitlines()
-        # A line is told when the reason is another one.
+        # A line is logged when the reason changes.
         assert rig.status(daemon)["counters"]["bootstrap"]["attempts"] > 20
         rig.plane.start()
         rig.renew_token()

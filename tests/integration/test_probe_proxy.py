@@ -90,7 +90,7 @@ def test_on_kubernetes_any_application_port_but_none_of_kumadp(tmp_path: Path, p
         flags = arguments(tmp_path, plane, "--name=web-1", "--mesh=default", "--drain-time=1s")
         with run_kumadp(tmp_path, ports, *flags, environment=pod) as daemon:
             daemon.wait_ready()
-            # The control plane says where: there is neither a Dataplane nor INSTANCE_IP.
+            # The control plane names the address: there is neither a Dataplane nor INSTANCE_IP.
             poll(lambda: get(port, f"/{app.port}/healthz") == HEALTHY, what="a probe")
             for refused in (ports.inbound, ports.admin, ports.readiness, port):
                 assert get(port, f"/{refused}/ready") == UNKNOWN, refused

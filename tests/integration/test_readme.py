@@ -69,7 +69,7 @@ def test_make_targets_exist(target: str) -> None:
 
 
 class Reader:
-    """Someone who types what README says, in a folder with the files that it names."""
+    """A user who types the commands of README, in a folder with the files that it names."""
 
     def __init__(self, folder: Path, ports: Ports, application: int) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""The control plane would give another bootstrap by now: it is told, with what differs, or applied, as set."""
+"""The control plane would now send another bootstrap: the change is reported, or applied, as configured."""
 
 from __future__ import annotations
 

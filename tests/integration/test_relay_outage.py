@@ -1,4 +1,4 @@
-"""The control plane is gone, silent, or refuses: Envoy serves on, the status says which, and all comes back."""
+"""The control plane is unreachable, silent or rejects: Envoy keeps serving, the status reports it, and all recovers."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_rejected_token_is_reported_and_the_next_one_used(rig: Rig, plane: Xds
 
 
 def test_a_data_plane_that_is_refused_from_the_first_moment(rig: Rig, plane: XdsControlPlane) -> None:
-    """The bootstrap came and the stream is refused: it waits and says why, and a stop ends it in peace."""
+    """The bootstrap arrived and the stream is rejected: kumadp waits with a reason, and a stop ends it cleanly."""
     plane.faults.refuse_token = lambda _token: "token is revoked"
     with rig.run() as daemon:
         rig.wait_warning(daemon, "token is revoked")
@@ -190,7 +190,7 @@ def test_no_request_is_lost(
     plane.faults.linger = 0.5
     with LoadProcess() as app:
         rig = Rig(tmp_path, plane, app)
-        # Endpoints of its own: while a Dataplane is deregistered it has none, whatever we do.
+        # Endpoints of another data plane: a deregistered Dataplane has none, whatever kumadp does.
         rig.dataplane["networking"]["outbound"][0]["tags"]["kuma.io/service"] = "others"
         plane.put_dataplane(other(rig))
         with rig.run() as daemon:

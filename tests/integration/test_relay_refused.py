@@ -1,4 +1,4 @@
-"""A control plane that refuses for good: it ends the program with the reason, or is only told. With short patience."""
+"""A control plane that rejects permanently ends kumadp with the reason, or is only reported. Short grace periods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host that boots while the control plane is away: the last good configuration serves, and the status says so."""
+"""A host that boots while the control plane is unreachable: the last good configuration serves, which is reported."""
 
 from __future__ import annotations
 

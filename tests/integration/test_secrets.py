@@ -125,7 +125,7 @@ def test_with_the_relay_no_token_and_no_key_is_exposed(tmp_path: Path, how: str)
             assert stat.S_IMODE((rig.work / "relay.sock").stat().st_mode) == 0o600
             assert stat.S_IMODE(rig.work.stat().st_mode) == 0o700
             rig.kill_envoy(daemon)
-            # A stream that breaks and is refused repeats what the control plane says of the token.
+            # A rejected stream repeats what the control plane reports of the token.
             plane.faults.linger = 0.0
             plane.faults.refuse_token = lambda token: f"no: {token}"
             plane.reset_streams()

@@ -1,6 +1,6 @@
-"""An Envoy that does not answer: readiness says so within 10 s, and it is not restarted for that.
+"""An Envoy that does not answer: readiness fails within 10 s, and Envoy is not restarted for that.
 
-kuma-dp (2.8 to 2.14) says READY for as long as the process is there.
+kuma-dp (2.8 to 2.14) answers READY as long as the process runs.
 """
 
 from __future__ import annotations

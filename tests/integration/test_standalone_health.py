@@ -53,7 +53,7 @@ class Stage:
             server.close()
 
     def is_down(self) -> None:
-        # Not only refused by the application: Envoy does not ask it any more.
+        # Not only refused by the application: Envoy sends it nothing any more.
         answers(self.ports.inbound, (503, "no healthy upstream"), "the inbound shut", "127.0.0.2")
 
 
@@ -111,7 +111,7 @@ def test_others_leave_an_unhealthy_endpoint_even_when_it_is_the_last(
             assert {get(mine.outbound) for _ in range(8)} == {(200, "second")}
             (stage.folder / "second.yaml").unlink()
             answers(mine.outbound, (503, "no healthy upstream"), "nobody left")
-            # It was our Envoy that said so, and not the one before the application.
+            # The answer is from our Envoy, not from the one in front of the application.
             none_left = get(mine.admin, "/stats?filter=cluster.web.upstream_cx_none_healthy")[1]
             assert int(none_left.split()[1]) > 0
             with stage.new_app():

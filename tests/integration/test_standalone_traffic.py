@@ -1,4 +1,4 @@
-"""Standalone mode: traffic of each protocol, who is asked for a service, and the listeners beside it."""
+"""Standalone mode: traffic of each protocol, the choice of endpoints, and the listeners beside it."""
 
 from __future__ import annotations
 

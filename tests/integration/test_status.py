@@ -1,4 +1,4 @@
-"""What a running data plane says of itself has the documented form and is true, with and without a control plane."""
+"""The status of a running data plane has the documented form and is true, with and without a control plane."""
 
 from __future__ import annotations
 

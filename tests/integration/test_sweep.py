@@ -42,7 +42,7 @@ def test_leftovers_of_a_killed_kumadp_are_ended_and_those_of_a_living_one_are_no
             daemon.process.kill()
             daemon.wait()
             assert envoy.is_running()
-            # To be started again by systemd, which is not there to be asked.
+            # systemd would restart it, but is not there to be queried.
             done = sweep("--unit=kumadp.service", RUNTIME_DIRECTORY=work, SERVICE_RESULT="signal", PATH=str(tmp_path))
             assert done.returncode == 0
             assert envoy.is_running()

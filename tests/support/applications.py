@@ -40,7 +40,7 @@ class WebApplication(ThreadingHTTPServer):
         self.slow = threading.Event()
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            # For a name that nobody asks for, by an authority that nobody knows.
+            # For a name that no test uses, by an authority that no client trusts.
             trustme.CA().issue_cert("other.example").configure_cert(context)
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -18,7 +18,7 @@ from tests.support.poll import poll
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Without limits of its own podman asks for more than a root without CAP_SYS_RESOURCE may have.
+# Without these limits podman requests more than a root without CAP_SYS_RESOURCE may have.
 _CONTAINERS = """
 [containers]
 default_ulimits = ["nofile=1024:20000", "nproc=4096:4096"]
@@ -47,7 +47,7 @@ _BASE = [
     '--customize-hook=ln -sf /usr/bin/pip3 "$1/usr/local/bin/pip"',
     # A build takes its own from the index.
     '--customize-hook=cd "$1"/usr/lib/python3/dist-packages && rm -rf setuptools pkg_resources',
-    # What this host trusts and asks, its tests in containers do too.
+    # Containers trust the same authorities and use the same proxies as this host.
     '--customize-hook=cp -L /etc/ssl/certs/ca-certificates.crt "$1/etc/ssl/certs/"',
     '--customize-hook=[ ! -e /etc/pip.conf ] || cp /etc/pip.conf "$1/etc/"',
     _SUITE,
@@ -73,7 +73,7 @@ def need_podman() -> None:
 
 
 class Podman:
-    """podman with a storage of its own."""
+    """podman with separate storage."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -112,7 +112,7 @@ class Podman:
         return description
 
     def make_base(self, tag: str) -> None:
-        """Stands in for the slim image of Python, which no registry is asked for: Debian's own Python 3.11."""
+        """Build a replacement for the slim Python image from Debian's Python 3.11, so that no registry is needed."""
         with subprocess.Popen(_BASE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as archive:
             changes = ("-c", "ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "-c",
                        "ENV LANG=C.UTF-8", "-c", 'CMD ["python3"]')  # fmt: skip
@@ -160,12 +160,12 @@ class Container:
         return self.run("python3", "-c", script, url)
 
     def log(self) -> str:
-        """What it said so far."""
+        """Return its output so far."""
         done = self._podman.start("logs", self.name)
         return done.stdout + done.stderr
 
     def logged(self, text: str) -> None:
-        """Wait until it says this."""
+        """Wait until its output contains this."""
         try:
             poll(lambda: text in self.log(), what=text)
         except AssertionError as error:

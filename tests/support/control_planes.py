@@ -1,4 +1,4 @@
-"""What a test needs of a control plane, be it the tests' own or a real ``kuma-cp``: one suite for both."""
+"""One interface for the tests' own control plane and a real ``kuma-cp``, so that one suite runs against both."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class ControlPlane(Protocol):
         """Nodes whose Dataplane is in the mesh."""
 
     def stream(self, node: str) -> str:
-        """Which ADS stream serves a node now, empty where none: the same answer means the same stream."""
+        """Return the id of the ADS stream that serves a node now, empty if none."""
 
     def rejected(self, node: str) -> int:
-        """How many responses a node has rejected."""
+        """Return how many responses a node has rejected."""
 
     def put_dataplane(self, dataplane: dict[str, Any]) -> None:
-        """Put a Dataplane into the mesh, which no data plane brings along."""
+        """Put a Dataplane into the mesh that no data plane registers itself."""
 
     def delete_dataplane(self, mesh: str, name: str) -> None:
-        """Take it away."""
+        """Delete it."""
 
     def use_mtls(self) -> None:
         """Mutual TLS between all data planes."""
@@ -72,7 +72,7 @@ class ControlPlane(Protocol):
 
 @contextlib.contextmanager
 def open_plane(kind: str, folder: Path) -> Iterator[ControlPlane]:
-    """A control plane of a kind of `KINDS`; real ones take turns, as their ports are Kuma's own."""
+    """A control plane of a kind of `KINDS`; real ones run one at a time, as their ports are fixed."""
     if kind == "test":
         with XdsControlPlane() as plane:
             yield plane

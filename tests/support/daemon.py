@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Workload(ThreadingHTTPServer):
-    """A small HTTP application: `/` says its name, `/slow` answers when `release` is set, `/healthz` says ok."""
+    """A small HTTP application: `/` returns its name, `/slow` answers when `release` is set, `/healthz` returns ok."""
 
     daemon_threads = True
 
@@ -82,7 +82,7 @@ def workload(name: str) -> Iterator[Workload]:
 def get(
     port: int, path: str = "/", host: str = "127.0.0.1", timeout: float = 5.0, method: str = "GET"
 ) -> tuple[int, str]:
-    """Status and body of a GET, or another method; (0, reason) where nothing answers."""
+    """Return status and body of a GET, or another method; (0, reason) if nothing answers."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.request(method, path)
@@ -199,7 +199,7 @@ def run_kumadp(
     dns: bool = False,
     prefix: tuple[str, ...] = (),
 ) -> Iterator[Daemon]:
-    """Run `kumadp run ARGUMENTS` on these ports; ended and reaped in the end."""
+    """Run `kumadp run ARGUMENTS` on these ports; it is ended and reaped when the block ends."""
     # pytest's own folders have names too long for Unix sockets.
     runtime = tempfile.mkdtemp(prefix="k")
     full = {
@@ -215,7 +215,7 @@ def run_kumadp(
         **(environment or {}),
     }
     log = tmp_path / "kumadp.log"
-    # Whatever a test does, nothing is left behind; some ask for something else.
+    # Whatever a test does, nothing is left behind; a test may override these flags.
     fate = ("--on-parent-death", "kill", "--log-format", "text", "--on-file-change", "report")
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -276,7 +276,7 @@ def write_mesh(folder: Path, ports: Ports, app_port: int, backend_port: int, **e
 
 
 def is_listening(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether something accepts connections there."""
+    """Return whether something accepts connections there."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((host, port)) == 0

@@ -1,6 +1,6 @@
-"""Queries at a steady rate, as a resolver asks them: ``python -m tests.support.dns_load PORT NAME RATE SECONDS WAIT``.
+"""Queries at a steady rate, as a resolver sends them: ``python -m tests.support.dns_load PORT NAME RATE SECONDS WAIT``.
 
-Each query goes out from one of some connected sockets. One that is refused or unanswered after WAIT seconds is asked
+Each query is sent from one of several connected sockets. One that is refused or unanswered after WAIT seconds is sent
 once more, at once, from another; one that is then refused or unanswered is lost. Prints the counts as JSON.
 """
 
@@ -91,7 +91,7 @@ class _Load:
                 except BlockingIOError:
                     return
                 except OSError:
-                    # Refused: of which query is not told, so all that wait here are asked again.
+                    # Refused, but not which query: all that wait on this socket are sent again.
                     for query in [pending for pending in self._open.values() if pending.client == index]:
                         self._failed(query)
                     return
@@ -118,7 +118,7 @@ class _Load:
 
 @contextlib.contextmanager
 def dns_load(port: int, name: str, *, rate: int, seconds: float, wait: float = 1.0) -> Iterator[DnsLoad]:
-    """Load from a process of its own; `DnsLoad.counts` waits for its end."""
+    """Run the load in a separate process; `DnsLoad.counts` waits for its end."""
     command = [sys.executable, "-m", "tests.support.dns_load", str(port), name]
     command += [str(rate), str(seconds), str(wait)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:

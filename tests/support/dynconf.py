@@ -51,7 +51,7 @@ def with_etags(bodies: Mapping[str, str]) -> list[Tree]:
 
 
 def without(body: str) -> list[Tree]:
-    """The route of Kuma 2.8 to 2.10: one body, whatever is asked for."""
+    """The route of Kuma 2.8 to 2.10: one body for every path."""
     return [{"match": {"prefix": "/"}, "directResponse": _respond(200, body)}]
 
 

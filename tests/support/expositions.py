@@ -81,7 +81,7 @@ class Exposition:
 
 @contextlib.asynccontextmanager
 async def exposed(*sources: Exposition) -> AsyncIterator[None]:
-    """They answer, each on a port of its own."""
+    """They answer, each on its own port."""
     async with contextlib.AsyncExitStack() as stack:
         for source in sources:
             runner = web.ServerRunner(web.Server(source.answer, handler_cancellation=True), shutdown_timeout=0.1)
@@ -120,7 +120,7 @@ class Collector:
     async def scrape(
         self, target: str = "/", headers: Mapping[str, str] | None = None, method: str = "GET", timeout: float = 30.0
     ) -> Scraped:
-        """Ask as Envoy's Prometheus listener does."""
+        """Send a request as Envoy's Prometheus listener does."""
         async with (
             asyncio.timeout(timeout),
             ClientSession(

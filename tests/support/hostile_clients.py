@@ -1,4 +1,4 @@
-"""Clients that mean harm: they connect in numbers, say half of a request, and read nothing."""
+"""Hostile clients: they connect in numbers, send half of a request, and read nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def need_descriptors(count: int) -> None:
 def crowd(
     port: int, count: int, data: bytes, host: str = "127.0.0.1", source: str = ""
 ) -> Iterator[list[socket.socket]]:
-    """``count`` connections, each of which has said this much; those that are refused count too."""
+    """Open ``count`` connections that have each sent ``data``; refused ones count too."""
     need_descriptors(count + 200)
     with contextlib.ExitStack() as stack:
         clients = []

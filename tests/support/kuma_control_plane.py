@@ -37,7 +37,7 @@ class ControlPlane:
     real: KumaControlPlane
 
     def renew_token(self) -> None:
-        """Put a new token into the file, as whoever rotates them does."""
+        """Write a new token into the file, as a token rotation does."""
         self.token.write_text(self.real.token())
 
     @property
@@ -51,7 +51,7 @@ class ControlPlane:
 
 
 def call_api(path: str, body: object = None, token: str = "", method: str | None = None) -> bytes:
-    """An answer of the control plane's API; raises OSError."""
+    """Send a request to the control plane's API and return the body; raises OSError."""
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(API + path, data=data, method=method)
     request.add_header("content-type", "application/json")
@@ -63,14 +63,14 @@ def call_api(path: str, body: object = None, token: str = "", method: str | None
 
 
 def get_json(path: str) -> Any:
-    """As `call_api`, decoded; None where there is nothing (404) or no answer."""
+    """As `call_api`, decoded; None for 404 or without an answer."""
     with contextlib.suppress(OSError):
         return json.loads(call_api(path))
     return None
 
 
 class KumaControlPlane:
-    """A running ``kuma-cp`` with its store in memory; what `tests.support.control_planes.ControlPlane` says."""
+    """A running ``kuma-cp`` with its store in memory; a `tests.support.control_planes.ControlPlane`."""
 
     url = DATA_PLANE_SERVER
 
@@ -94,7 +94,7 @@ class KumaControlPlane:
             "KUMA_API_SERVER_HTTP_INTERFACE": "127.0.0.1",
             "KUMA_API_SERVER_HTTPS_INTERFACE": "127.0.0.1",
             "KUMA_REPORTS_ENABLED": "false",
-            # What the API says of streams is 10 s old otherwise.
+            # Otherwise what the API reports of streams is up to 10 s old.
             "KUMA_XDS_SERVER_DATAPLANE_STATUS_FLUSH_INTERVAL": "500ms",
             **self._environment,
         }
@@ -117,11 +117,11 @@ class KumaControlPlane:
         return ""
 
     def kill(self) -> None:
-        """End it with SIGKILL: it forgets everything but its certificate."""
+        """Kill it with SIGKILL: it forgets everything but its certificate."""
         self._stop(signal.SIGKILL)
 
     def close(self) -> None:
-        """End it in peace."""
+        """Stop it with SIGTERM."""
         self._stop(signal.SIGTERM)
 
     def _stop(self, how: signal.Signals) -> None:
@@ -156,7 +156,7 @@ class KumaControlPlane:
         return call_api("/tokens/zone", claims, self._admin).decode()
 
     def knows(self, resources: str) -> bool:
-        """Whether it has resources of this kind (plural): later versions have more."""
+        """Return whether it has resources of this kind (plural): later versions have more."""
         try:
             call_api(f"/{resources}", token=self._admin)
         except urllib.error.HTTPError as error:
@@ -190,7 +190,7 @@ class KumaControlPlane:
         call_api(path, body, self._admin, method="PUT")
 
     def delete(self, path: str) -> None:
-        """Take a resource away by the API; raises OSError."""
+        """Delete a resource by the API; raises OSError."""
         call_api(path, None, self._admin, method="DELETE")
 
     def put_dataplane(self, dataplane: dict[str, Any]) -> None:
@@ -205,7 +205,7 @@ class KumaControlPlane:
             "/meshes/default",
             {"type": "Mesh", "name": "default", "mtls": {"enabledBackend": "ca-1", "backends": [backend]}},
         )
-        # Without a permission nobody may speak to anybody from now on.
+        # Without a permission no data plane may call another from now on.
         everybody = {"targetRef": {"kind": "Mesh"}}
         self.put(
             "/meshes/default/meshtrafficpermissions/all",

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: load\r\n\r\n"
 ANSWERED_WITHIN = 10.0
-# More at once would tell of the host and not of what is tried: Kuma lets 1024 requests wait for a service at most, and
-# refuses the rest.
+# More would measure the host instead: Kuma lets at most 1024 requests wait for a service and rejects the rest.
 MOST_AT_ONCE = 100
 
 
@@ -67,7 +66,7 @@ class _Load:
         self.tally = Tally()
 
     async def keep_alive(self, pause: float) -> None:
-        """One request after the other on one connection, renewed when the server says ``connection: close``."""
+        """Send one request after the other on one connection, renewed after ``connection: close``."""
         connection = _Connection(*self._to)
         try:
             while self._take():
@@ -77,7 +76,7 @@ class _Load:
             connection.close()
 
     async def new_connections(self, rate: float) -> None:
-        """``rate`` requests per second, each on a connection of its own."""
+        """Send ``rate`` requests per second, each on a new connection."""
         clock = asyncio.get_running_loop().time
         room = asyncio.Semaphore(MOST_AT_ONCE)
         async with asyncio.TaskGroup() as group:

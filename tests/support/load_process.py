@@ -1,6 +1,6 @@
-"""An application, load on it through the mesh, and everything asked that must never fail: in a process of its own.
+"""A separate process with an application, load on it through the mesh, and probes that must never fail.
 
-What is counted must not wait for the test that looks on, nor for the control plane in the test's process.
+It counts without waiting for the test, nor for the control plane in the test's process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NAME = "backend"
 RATE, CONNECTIONS, PAUSE = 1000.0, 4, 0.01
-# How often what must never fail is asked (seconds), and how long an answer may take.
+# Seconds between two probes, and how long an answer may take.
 EVERY, WITHIN = 0.01, 10.0
 ROOT = Path(__file__).parents[2]
 # A question for the A records of a name (RFC 1035): number 7, recursion wanted.
@@ -33,7 +33,7 @@ _A_IN = b"\x00\x00\x01\x00\x01"
 
 @dataclass
 class LoadReport:
-    """What the load saw and what else was asked: answers and failures, by text, with how often."""
+    """Answers and failures of the load, and answers of the probes, by text with their number."""
 
     answers: dict[str, int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
@@ -41,12 +41,12 @@ class LoadReport:
 
     @property
     def answered(self) -> int:
-        """How many requests of the load were answered with 200."""
+        """Return how many requests of the load were answered with 200."""
         return sum(self.answers.values())
 
 
 class LoadProcess:
-    """The process; its application is there at once, on ``port``."""
+    """The running process; its application serves on ``port`` at once."""
 
     name = NAME
 
@@ -79,12 +79,11 @@ class LoadProcess:
         names: int = 0,
         rate: float = RATE,
     ) -> Iterator[LoadReport]:
-        """Load on ``port`` while the block runs; what is told is whole when the block is left.
+        """Put load on ``port`` while the block runs; the report is complete when the block is left.
 
-        ``watch`` are further questions by name, port and path, ``names`` the port of a DNS server: all asked again and
-        again.
+        ``watch`` are probes by name, port and path, ``names`` is the port of a DNS server: all are queried repeatedly.
         """
-        # Two loads at a time would tell of the host.
+        # Two loads at a time would measure the host.
         with file_lock("load"):
             yield from self._load({"port": port, "watch": watch or {}, "names": names, "rate": rate})
 
@@ -133,7 +132,7 @@ class _Application(asyncio.Protocol):
 
 
 async def _request(port: int, path: str) -> str:
-    """Status and body, or what went wrong."""
+    """Return status and body, or the error."""
     try:
         async with asyncio.timeout(WITHIN):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -161,7 +160,7 @@ class _Datagram(asyncio.DatagramProtocol):
 
 
 async def _resolve(port: int) -> str:
-    """Ask for a name, once more after a second where nothing comes."""
+    """Query a name, once more if there is no answer within a second."""
     loop = asyncio.get_running_loop()
     for tries in (1, 2):
         transport, protocol = await loop.create_datagram_endpoint(_Datagram, remote_addr=("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""A data plane whose parts change places or die while the load goes on."""
+"""A data plane under load whose processes are replaced or killed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LoadedRig(Rig):
 
     @contextlib.contextmanager
     def up(self, *more: str, ready: bool = True, **how: Any) -> Iterator[Daemon]:
-        """A data plane that serves; its children outlive it unless flags say otherwise."""
+        """Run a data plane that serves; its children outlive it unless flags override that."""
         with self.run("--on-parent-death=keep", *more, **how) as daemon:
             if ready:
                 self.wait_ready(daemon)
@@ -48,7 +48,7 @@ class LoadedRig(Rig):
 
     @contextlib.contextmanager
     def load(self, *, watched: bool = True, names: bool = False, rate: float = 1000.0) -> Iterator[LoadReport]:
-        """Load, none of which may fail; with ``asked`` readiness and virtual probes must not fail either."""
+        """Put load on it, of which no request may fail; with ``watched`` neither may readiness and virtual probes."""
         watch = {"readiness": (self.ports.readiness, "/ready")} if watched else {}
         if watched and "probes" in self.dataplane:
             watch["probes"] = (self.ports.probes, "/app/healthz")
@@ -63,7 +63,7 @@ class LoadedRig(Rig):
         assert "lost" not in report.watched.get("names", {}), report
 
     def with_probes(self) -> None:
-        """Have kumadp serve a virtual probe too."""
+        """Add a virtual probe to the Dataplane."""
         endpoint = {"inboundPort": self.ports.inbound, "inboundPath": "/healthz", "path": "/app/healthz"}
         self.dataplane["probes"] = {"port": self.ports.probes, "endpoints": [endpoint]}
 
@@ -72,7 +72,7 @@ class LoadedRig(Rig):
         self.file.write_text(json.dumps(self.dataplane))
 
     def run_command(self, daemon: Daemon, what: str) -> subprocess.CompletedProcess[str]:
-        """``kumadp reload`` or ``kumadp reexec``, to its end."""
+        """Run ``kumadp reload`` or ``kumadp reexec`` to its end."""
         return subprocess.run(
             [sys.executable, "-m", "kumadp", what, f"--name={NAME}", "--timeout=60s"],
             env=dict(daemon.environment),
@@ -82,7 +82,7 @@ class LoadedRig(Rig):
         )
 
     def reload(self, daemon: Daemon) -> str:
-        """``kumadp reload``, which must succeed; what it says."""
+        """Run ``kumadp reload``, which must succeed; return its output."""
         done = self.run_command(daemon, "reload")
         assert done.returncode == 0, f"{done.stderr}\n{daemon.output()}"
         return done.stdout
@@ -107,13 +107,13 @@ class LoadedRig(Rig):
         return done.returncode == 0
 
     def count(self, daemon: Daemon) -> int:
-        """How often it was re-executed; -1 while it does not answer."""
+        """Return how often it was re-executed; -1 while it does not answer."""
         with contextlib.suppress(OSError):
             return int(self.status(daemon).get("reexec", {}).get("count", 0))
         return -1
 
     def wait_phase(self, daemon: Daemon, phase: str) -> dict[str, Any]:
-        """The status once it is in this phase."""
+        """Return the status once it is in this phase."""
 
         def in_phase() -> dict[str, Any] | None:
             with contextlib.suppress(OSError):
@@ -136,36 +136,36 @@ class LoadedRig(Rig):
         poll(is_serving, what="an Envoy that serves", deadline=SOON)
 
     def epoch(self, daemon: Daemon) -> int:
-        """The epoch that serves."""
+        """Return the epoch that serves."""
         return int(self.status(daemon)["epoch"])
 
     def kill_envoy(self, daemon: Daemon) -> psutil.Process:
-        """Kill Envoy, whoever's child it is, and wait for the next one to serve; that one."""
+        """Kill Envoy, whoever's child it is; return the next one once it serves."""
         killed = self.the_envoy()
         killed.kill()
-        # For some milliseconds the killed one is a child still.
+        # The killed one stays a child for some milliseconds.
         again = poll(
-            lambda: envoy if (envoy := daemon.children().get("envoy")) != killed else None, what="another Envoy"
+            lambda: envoy if (envoy := daemon.children().get("envoy")) != killed else None, what="the next Envoy"
         )
         daemon.wait_ready()
         self.wait_traffic("traffic through the next Envoy")
         return again
 
     def kill(self, daemon: Daemon) -> None:
-        """SIGKILL for kumadp alone."""
+        """Kill kumadp alone with SIGKILL."""
         daemon.process.kill()
         daemon.process.wait()
 
     def envoys(self) -> list[psutil.Process]:
-        """Every Envoy of this rig that runs, whoever its parent is, the oldest first."""
+        """Return every running Envoy of this rig, whoever its parent is, the oldest first."""
         return sorted(self._processes("envoy"), key=psutil.Process.create_time)
 
     def corednses(self) -> list[psutil.Process]:
-        """Every CoreDNS of this rig that runs."""
+        """Return every running CoreDNS of this rig."""
         return self._processes("coredns")
 
     def _processes(self, name: str) -> list[psutil.Process]:
-        # Others on this host have such files too.
+        # Data planes of other tests have such files too.
         for base in self.work.glob("h*.base"):
             with contextlib.suppress(OSError, ValueError):
                 self._shared.add(SHARED_MEMORY / f"envoy_shared_memory_{int(base.read_text()) * 10}")
@@ -178,11 +178,11 @@ class LoadedRig(Rig):
         return processes
 
     def the_envoy(self) -> psutil.Process:
-        """The only one."""
-        return poll(lambda: envoys[0] if len(envoys := self.envoys()) == 1 else None, what="one Envoy alone")
+        """Return the only Envoy of this rig, once there is just one."""
+        return poll(lambda: envoys[0] if len(envoys := self.envoys()) == 1 else None, what="a single Envoy")
 
     def leftovers(self) -> list[str]:
-        """What a kumadp that stopped must not leave, and what an Envoy of this rig left in shared memory."""
+        """Return files that a stopped kumadp must not leave, and shared memory that an Envoy of this rig left."""
         files = {path.name for path in self.work.iterdir()} - {"bootstrap.yaml"} if self.work.exists() else set()
         prefixes = ("h", "bootstrap.", "relay", "state", "source")
         return sorted(
@@ -191,7 +191,7 @@ class LoadedRig(Rig):
         )
 
     def end(self) -> None:
-        """End what outlived everything."""
+        """Kill what still runs."""
         for process in (*self.envoys(), *self.corednses()):
             with contextlib.suppress(psutil.Error):
                 process.kill()

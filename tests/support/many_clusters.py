@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# With these Envoy 1.40 says 94,000 lines, which are 9.3 MB.
+# With these the exposition of Envoy 1.40 has 94,000 lines, 9.3 MB.
 CLUSTERS = 547
 
 

@@ -41,7 +41,7 @@ def dataplane(
 
 
 def write(folder: Path, *dataplanes: Tree) -> Path:
-    """Each Dataplane into ``<name>.yaml`` of the folder, renamed into place, one line a field so that lines tell."""
+    """Write each Dataplane to ``<name>.yaml`` in the folder, renamed into place, with one field a line."""
     folder.mkdir(exist_ok=True)
     for tree in dataplanes:
         beside = folder / f".{tree['name']}"

@@ -1,4 +1,4 @@
-"""Name servers on loopback that know some names and remember what they were asked."""
+"""Name servers on loopback that know some names and record the queries they get."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class NameServer:
-    """Knows A records alone; ``exact``: as Envoy's DNS filter, which compares case and says NXDOMAIN to the AAAA of a
-    name that it knows. ``silent``: hears everything and says nothing.
+    """A name server with A records only.
+
+    ``exact``: as Envoy's DNS filter, which compares case and answers NXDOMAIN to the AAAA of a name that it knows.
+    ``silent``: it records queries and answers none.
     """
 
     port: int
@@ -47,7 +49,7 @@ class NameServer:
         query = dns.message.from_wire(wire)
         answer = dns.message.make_response(query)
         if not query.question:
-            # SentQueries for its status, as kumadp asks whether somebody is there.
+            # A status query, with which kumadp checks whether a server is there.
             answer.set_rcode(dns.rcode.NOTIMP)
             return "", answer.to_wire()
         question = query.question[0]
@@ -60,7 +62,7 @@ class NameServer:
         return name, answer.to_wire()
 
     def queries_below(self, suffix: str) -> list[str]:
-        """What it was asked of the names that end so, in any case."""
+        """Return the queried names with this suffix, whatever their case."""
         return [name for name in self.queries if name.lower().endswith(suffix)]
 
 
@@ -68,7 +70,7 @@ class NameServer:
 def name_server(
     port: int, addresses: Mapping[str, str], *, exact: bool = False, silent: bool = False, tcp: bool = False
 ) -> Iterator[NameServer]:
-    """Serve by UDP, and by TCP where asked for."""
+    """Serve over UDP, with ``tcp`` over TCP too."""
     served = NameServer(port, addresses, exact, silent)
     with contextlib.ExitStack() as stack:
         udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
@@ -126,7 +128,7 @@ class SharedPort:
 
     @property
     def queries(self) -> list[str]:
-        """The names that it was asked for, without those of questions whether somebody is there."""
+        """Return the queried names, without those of health checks."""
         return [name for name in self._server.queries if name and not name.startswith("health.")]
 
     @property

@@ -19,7 +19,7 @@ from tests.support.poll import poll
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Of this host's own, nothing that a test wants to wait for, or that would reach out.
+# Units of this host that would slow the boot or access the network.
 _MASKED = (
     "systemd-firstboot.service",
     "machines.target",
@@ -69,11 +69,11 @@ class NspawnHost:
         self.leader = leader
 
     def path(self, inside: str) -> Path:
-        """A file of the tree it was booted from."""
+        """Return a file of the tree that it was booted from."""
         return self._root / inside.lstrip("/")
 
     def run(self, *command: str, check: bool = True, timeout: float = _SECONDS) -> str:
-        """Run something in it as root; its output, errors among it."""
+        """Run a command in it as root; return stdout and stderr."""
         done = subprocess.run(
             [*self.enter(), *command],
             stdin=subprocess.DEVNULL,
@@ -87,7 +87,7 @@ class NspawnHost:
         return done.stdout.strip()
 
     def enter(self) -> list[str]:
-        """What goes before a command that is to run in it."""
+        """Return the prefix of a command that is to run in it."""
         environ = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"]
         quiet = ["TERM=dumb", "SYSTEMD_PAGER=", "SYSTEMD_COLORS=0"]
         return ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--", "env", "-i",
@@ -113,7 +113,7 @@ class NspawnHost:
         )
 
     def halt(self) -> None:
-        """End it in order, or else at once."""
+        """Shut it down, or kill it after 30 s."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(30)
@@ -125,7 +125,7 @@ class NspawnHost:
 
 @contextlib.contextmanager
 def booted_host(*options: str, install: Path | None = None) -> Iterator[NspawnHost]:
-    """A fresh host with loopback alone; a Debian package is installed in it before it boots."""
+    """Boot a fresh host with loopback only; a Debian package may be installed before the boot."""
     need_nspawn()
     with contextlib.ExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="kumadp-box-"))
@@ -149,7 +149,7 @@ def _overlay(folder: Path, stack: contextlib.ExitStack) -> Path:
     _mount("-t", "overlay", "kumadp-box", "-o", layers, str(root), stack=stack)
     # Never empty: that would be a first boot, which enables every unit there is.
     (root / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
-    # A VM that was made from an image of Docker has it; what is booted here is none.
+    # A VM made from a Docker image has it, but what boots here is not a container of Docker.
     (root / ".dockerenv").unlink(missing_ok=True)
     for unit in _MASKED:
         mask = root / "etc/systemd/system" / unit
@@ -169,7 +169,7 @@ def _nspawn(root: Path) -> list[str]:
 
 
 def in_tree(root: Path, *command: str) -> str:
-    """Run a command in a tree that is not booted, with loopback alone; its output."""
+    """Run a command in a tree that is not booted, with loopback only; return its output."""
     done = subprocess.run(
         [*_nspawn(root), "--private-network", "--resolv-conf=off", "--timezone=off", "--", *command],
         stdin=subprocess.DEVNULL,
@@ -211,7 +211,7 @@ def _boot(root: Path, name: str, console: Path, stack: contextlib.ExitStack, opt
     up = {"running", "degraded"}
 
     def runs() -> bool:
-        # The first child that nspawn has makes the one that stays.
+        # The first child of nspawn starts the one that stays.
         box.leader = first()
         return box.leader != 0 and box.run("systemctl", "is-system-running", check=False) in up
 

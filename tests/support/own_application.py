@@ -1,4 +1,4 @@
-"""An application that kumadp starts itself (``kumadp run ... -- CMD``), and says what happens to it."""
+"""An application that kumadp starts (``kumadp run ... -- CMD``) and that records what happens to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Serves on a port: `/` at once, `/slow` once the file `go` is there. Each signal is a line in `signals`; the first one
-# that is to end it asks the outbound, keeps the answer in `called`, and ends it with 3 when the file `end` is there.
+# that stops it calls the outbound, writes the answer to `called`, and exits with 3 when the file `end` is there.
 _PROGRAM = """
 import http.server, os, pathlib, signal, sys, threading, time, urllib.request
 folder, port, outbound = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -85,5 +85,5 @@ class OwnApplication:
 
     @property
     def signals(self) -> list[str]:
-        """The signals that it got."""
+        """Return the signals that it got."""
         return self.read("signals").split()

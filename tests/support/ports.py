@@ -1,7 +1,7 @@
 """Free ports that stay free until a test uses them.
 
 They lie outside the range from which the kernel serves connections and ``bind(0)``, and each process of tests draws
-from a block of its own, so neither a neighbour nor a server on port 0 can take one between its choice and its use.
+from its own block, so neither a neighbour nor a server on port 0 can take one between its choice and its use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the application probe proxy is asked and says: rows for kumadp, and for a kuma-dp 2.13.5 where it says other."""
+"""Requests to the application probe proxy and its answers: rows for kumadp, and for kuma-dp 2.13.5 if it differs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Row:
-    """A request, and the answer: code and word. ``peer`` is kuma-dp's where it differs; ``why`` says why we do."""
+    """A request, and the answer: code and word. ``peer`` is kuma-dp's if it differs; ``why`` is the reason."""
 
     name: str
     path: str

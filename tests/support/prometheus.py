@@ -1,4 +1,4 @@
-"""A real Prometheus, and its promtool, on what a running kumadp says over its control socket."""
+"""A real Prometheus, and its promtool, on the metrics of a running kumadp over its control socket."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def need_prometheus(program: str = "prometheus") -> Path:
 
 
 def lint(text: bytes) -> str:
-    """What promtool has to say against an exposition; empty where nothing."""
+    """Return the complaints of promtool about an exposition, empty if none."""
     tool = need_prometheus("promtool")
     done = subprocess.run([tool, "check", "metrics"], input=text, capture_output=True, check=False)
     return (done.stdout + done.stderr).decode() + (f"exit code {done.returncode}" if done.returncode else "")
 
 
 def promtool(*arguments: str) -> str:
-    """What it says; AssertionError where it fails."""
+    """Return its output; AssertionError if it fails."""
     done = subprocess.run([need_prometheus("promtool"), *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 class Bridge(ThreadingHTTPServer):
-    """``/metrics`` of a control socket on a port of loopback, as Prometheus asks ports alone."""
+    """Serve ``/metrics`` of a control socket on a port of loopback, since Prometheus scrapes only ports."""
 
     daemon_threads = True
 
@@ -112,7 +112,7 @@ class Prometheus:
             )
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The samples that it gives now; AssertionError where it is none, with what is wrong."""
+        """Return the samples of an expression now; AssertionError if it is invalid, with the error."""
         result: list[dict[str, Any]] = self._api("query", query=expression)["result"]
         return result
 

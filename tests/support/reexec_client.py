@@ -1,4 +1,4 @@
-"""`tests.support.reexec_program` as a running program, and a load on it."""
+"""A running `tests.support.reexec_program`, and load on it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Program:
         )
 
     def state(self) -> dict[str, Any]:
-        """What it says of itself; {} where it does not answer."""
+        """Return its state; {} if it does not answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.tcp, timeout=30)
         try:
             connection.request("GET", "/")
@@ -66,7 +66,7 @@ class Program:
         return poll(self.state, what="its answer", deadline=60)
 
     def again(self) -> dict[str, Any]:
-        """Have it re-execute itself; its state after that."""
+        """Make it re-execute itself; return its state after that."""
         before = self.start()["count"]
         self.process.send_signal(signal.SIGUSR1)
         return poll(lambda: self._after(before), what="the next program", deadline=60)
@@ -100,9 +100,9 @@ def program(loop: str, *, fate: str = "kill", child: str = COUNTING) -> Iterator
 
 
 class Load:
-    """Asks over TCP with a connection each, over the Unix socket and over UDP, until it is ended.
+    """Load over TCP with a connection per request, over the Unix socket and over UDP, until the block ends.
 
-    ``longest`` is what the slowest answer took, in seconds.
+    ``longest`` is the time of the slowest answer in seconds.
     """
 
     def __init__(self, running: Program) -> None:
@@ -124,9 +124,9 @@ class Load:
             thread.join()
 
     def request_more(self, number: int) -> None:
-        """Return once that many more questions of each kind were asked."""
+        """Return once that many more requests of each kind were sent."""
         targets = {name: count + number for name, count in self.counts.items()}
-        poll(lambda: all(self.counts[name] >= targets[name] for name in targets), what="questions")
+        poll(lambda: all(self.counts[name] >= targets[name] for name in targets), what="requests")
 
     def _request(self, name: str) -> None:
         while not self.done.wait(0.003):

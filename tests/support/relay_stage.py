@@ -1,4 +1,4 @@
-"""A relay on a loop of its own, with real Envoys on its socket and the test control plane behind it."""
+"""A relay on its own event loop, with real Envoys on its socket and the test control plane behind it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NODE = "default.backend-01"
 
 
 class Target(Protocol):
-    """A control plane that a relay can be led to."""
+    """A control plane that a relay can connect to."""
 
     @property
     def ca(self) -> str:
@@ -96,7 +96,7 @@ class RunningRelay:
         poll(all_accepted, what=f"{types} accepted")
 
     def stop(self) -> RelaySnapshot:
-        """End it; what it knew."""
+        """Stop it and return its memory."""
         memory: RelaySnapshot = self.call(self.relay.snapshot)
 
         async def stop() -> None:
@@ -167,7 +167,7 @@ class RelayedEnvoy(DirectEnvoy):
         return self.process.pid
 
     def belongs_to(self, relay: RunningRelay) -> None:
-        """Tell the relay whose streams these are."""
+        """Register this Envoy with the relay."""
         self._relay = relay
         relay.call(relay.relay.envoy_started, self.epoch, self.pid)
 
@@ -177,13 +177,13 @@ class RelayedEnvoy(DirectEnvoy):
             self._relay.call(self._relay.relay.envoy_live, self.epoch)
 
     def die(self) -> None:
-        """Killed, and the relay told."""
+        """Kill it, and report its end to the relay."""
         self.kill()
         if self._relay is not None:
             self._relay.call(self._relay.relay.envoy_ended, self.epoch, expected=False)
 
     def dump(self) -> str:
-        """All the configuration it has, keys left out by Envoy itself."""
+        """Return all its configuration; Envoy itself omits keys."""
         return json.dumps(json.loads(get(self.admin, "/config_dump?include_eds")[1]))
 
 
@@ -191,7 +191,7 @@ class RelayedEnvoy(DirectEnvoy):
 def stage(
     folder: Path, make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop, **options: Any
 ) -> Iterator[Stage]:
-    """A stage; all that runs on it is ended in the end."""
+    """Open a stage; everything on it is ended when the block ends."""
     with workload("backend") as app, XdsControlPlane(**options) as plane:
         ready = Stage(folder, plane, app, make_loop)
         try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NAME = "backend-01"
 NODE = f"default.{NAME}"
-# A real control plane needs some seconds for what the tests' own does at once.
+# Seconds. A real control plane needs several for what the tests' own does at once.
 SOON = 40.0
 
 
@@ -93,33 +93,33 @@ class Rig:
         poll(self.serves, what=what, deadline=SOON)
 
     def wait_ready(self, daemon: Daemon) -> None:
-        """READY, with traffic, and everything that Envoy took told to the control plane."""
+        """Wait for READY, traffic, and until everything that Envoy accepted is acknowledged to the control plane."""
         daemon.wait_ready(SOON)
         self.wait_traffic()
-        poll(lambda: self.settled(daemon), what="everything taken", deadline=SOON)
+        poll(lambda: self.settled(daemon), what="everything acknowledged", deadline=SOON)
 
     def settled(self, daemon: Daemon) -> bool:
-        """Whether every response was accepted and answered."""
+        """Return whether every response was accepted and acknowledged."""
         types = self.types(daemon).values()
         return len(types) >= 3 and all(
             view["accepted"] and view["accepted"] == view["latest"] and not view["open"] for view in types
         )
 
     def status(self, daemon: Daemon) -> dict[str, Any]:
-        """What the control socket says."""
+        """Return the status, from the control socket."""
         return ask_status(control_socket_path(NAME, daemon.environment))
 
     def relay(self, daemon: Daemon) -> dict[str, Any]:
-        """What it says of the relay."""
+        """Return the relay section of the status."""
         section: dict[str, Any] = self.status(daemon)["relay"]
         return section
 
     def types(self, daemon: Daemon) -> dict[str, dict[str, Any]]:
-        """What it says of each type that was asked for."""
+        """Return the relay's section for each requested type."""
         return {view["type"]: view for view in self.relay(daemon)["types"]}
 
     def wait_state(self, daemon: Daemon, state: str) -> dict[str, Any]:
-        """The relay's status once the stream to the control plane is in this state."""
+        """Return the relay's section once the stream to the control plane is in this state."""
         return poll(
             lambda: section if (section := self.relay(daemon))["state"] == state else None,
             what=f"the stream {state}",
@@ -132,32 +132,32 @@ class Rig:
         return poll(lambda: self._text_of(daemon, "concerns", part), what=f"a warning: {part}", deadline=SOON)
 
     def waits_for(self, daemon: Daemon, reason: str) -> bool:
-        """Whether this is among the reasons why it is not ready."""
+        """Return whether this is among the reasons why it is not ready."""
         return bool(self._text_of(daemon, "reasons", reason))
 
     def restarts(self, daemon: Daemon) -> int:
-        """How often Envoy was started again."""
+        """Return how often Envoy was restarted."""
         return int(self.status(daemon)["children"]["envoy"]["restarts"])
 
     def _text_of(self, daemon: Daemon, where: str, part: str) -> str:
-        # At first there is no control socket.
+        # There is no control socket at first.
         with contextlib.suppress(OSError):
             return next((text for text in self.status(daemon)[where] if part in text), "")
         return ""
 
     def kill_envoy(self, daemon: Daemon) -> psutil.Process:
-        """Kill Envoy and wait for the next one to serve; that one."""
+        """Kill Envoy; return the next one once it serves."""
         killed = daemon.kill_envoy()
         again = poll(
             lambda: envoy if (envoy := daemon.children().get("envoy")) and envoy.pid != killed.pid else None,
-            what="another Envoy",
+            what="the next Envoy",
         )
         daemon.wait_ready()
         self.wait_traffic("traffic through the next Envoy")
         return again
 
     def stats(self, pattern: str) -> dict[str, int]:
-        """Counters and gauges of Envoy whose names match."""
+        """Return counters and gauges of Envoy whose names match."""
         status, text = get(self.ports.admin, f"/stats?format=json&filter={pattern}")
         entries = json.loads(text)["stats"] if status == 200 else []
         return {entry["name"]: entry["value"] for entry in entries if "name" in entry}

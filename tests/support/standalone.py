@@ -1,4 +1,4 @@
-"""A running `kumadp run --standalone` and what its tests ask of it."""
+"""A running `kumadp run --standalone` and the helpers of its tests."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def bootstrap_request(
     plane: ControlPlane, name: str, dataplane: Tree, workdir: Path, *features: str, readiness: int = 9902
 ) -> Tree:
-    """What kuma-dp 2.13.5 asks with, the little that control planes need; ``readiness`` is a port."""
+    """The bootstrap request of kuma-dp 2.13.5, reduced to what control planes need; ``readiness`` is a port."""
     return {
         "mesh": "default",
         "name": name,

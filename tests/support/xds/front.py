@@ -90,7 +90,7 @@ class Front:
         self._held.clear()
 
     def close(self) -> None:
-        """Stop for good."""
+        """Stop permanently."""
         if self._accepting is not None:
             self._accepting.cancel()
         self._socket.close()
@@ -179,7 +179,7 @@ class Connection(asyncio.Protocol):
         self.transport.write(data)
 
     def goaway(self) -> None:
-        """Say that no new stream is taken, as a server does that stops in peace; the streams there are go on."""
+        """Send GOAWAY, as a server does that stops gracefully; open streams continue."""
         if self._inner is not None:
             self.transport.write(frame(GOAWAY, 0, 0, struct.pack(">II", _HIGHEST_STREAM, 0)))
 

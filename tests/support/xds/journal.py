@@ -66,7 +66,7 @@ class What(enum.Enum):
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened; ``node`` is empty until the stream has told it."""
+    """An event; ``node`` is empty until the stream has named it."""
 
     what: What
     stream: int
@@ -77,7 +77,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Report:
-    """What an HDS stream said: by cluster, whether all its endpoints are healthy."""
+    """A report of an HDS stream: by cluster, whether all its endpoints are healthy."""
 
     stream: int
     node: str

@@ -1,4 +1,4 @@
-"""An asyncio loop in a thread of its own, driven by tests of any kind."""
+"""An asyncio loop in a separate thread, driven by tests of any kind."""
 
 from __future__ import annotations
 

@@ -53,10 +53,10 @@ class _Raw(CodecBase):
 
 
 class XdsControlPlane:
-    """Bootstrap, ADS and HDS on one port (or two) of loopback, in a thread of its own.
+    """Bootstrap, ADS and HDS on one port (or two) of loopback, in a separate thread.
 
     A node is served what its `mesh` holds; one that brings its Dataplane along and has no mesh gets the one that Kuma
-    would make of it. ``faults`` says how to misbehave, ``journal`` what was seen and done. ``version`` chooses the
+    would make of it. ``faults`` controls how it misbehaves, ``journal`` what was seen and done. ``version`` chooses the
     shape of the bootstrap, ``edit`` changes it, ``answers`` come in its place while there are any.
     """
 
@@ -159,7 +159,7 @@ class XdsControlPlane:
         authority.issue_cert(*self._names).configure_cert(self._context)
 
     def token(self, mesh: str = "default", name: str = "") -> str:
-        """A token for a data plane; any is taken unless ``faults.refuse_token`` says otherwise."""
+        """Return a token for a data plane; any is accepted unless ``faults.refuse_token`` rejects it."""
         return TOKEN
 
     # What it serves.
@@ -179,7 +179,7 @@ class XdsControlPlane:
         self._apply()
 
     def use_mtls(self) -> None:
-        """Mutual TLS between all data planes whose mesh is made of their Dataplane."""
+        """Use mutual TLS between all data planes whose mesh is derived from their Dataplane."""
 
         def change() -> None:
             self._mesh_authority = trustme.CA()
@@ -298,11 +298,11 @@ class XdsControlPlane:
         self._each(lambda: [link for front in self._fronts for link in front.connections], Connection.goaway)
 
     def drop_connections(self, *, reset: bool = True) -> None:
-        """Break all connections, by TCP RST unless told."""
+        """Break all connections, by TCP RST by default."""
         self._each(lambda: self._fronts, lambda front: front.drop(reset=reset))
 
     def deafen(self, deaf: bool = True) -> None:
-        """Read nothing from new connections; when heard again, those are broken."""
+        """Read nothing from new connections; when it reads again, those are broken."""
 
         def change(front: Front) -> None:
             front.deaf = deaf

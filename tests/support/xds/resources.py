@@ -1,4 +1,4 @@
-"""Envoy's resources: from JSON to the bytes of a `google.protobuf.Any`, and what they are made of."""
+"""Envoy's resources: from JSON to the bytes of a `google.protobuf.Any`, and their parts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def encode(type_url: str, tree: Tree) -> bytes:
 
 
 def name_of(type_url: str, tree: Tree) -> str:
-    """The name by which a resource is asked for."""
+    """Return the name by which a resource is subscribed to."""
     return str(tree["clusterName" if type_url == ENDPOINTS else "name"])
 
 

@@ -143,7 +143,7 @@ class _Watch:
 
 
 class AdsStream(OneStream):
-    """An ADS stream: nonces "1", "2", ... of its own, one response in flight per type."""
+    """An ADS stream with its own nonces "1", "2", ... and one response in flight per type."""
 
     def __init__(self, shared: Shared, stream: Stream[bytes, bytes]) -> None:
         super().__init__(shared, stream)
