@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from kumadp.yamltext import Bounds
 
 
-PROXY_TYPES = {"Dataplane": "dataplane", "ZoneIngress": "ingress", "ZoneEgress": "egress"}
-
-
 @command_with_options("run", takes_command=True)
 def run(**flags: object) -> None:
     """Run a data plane.
@@ -230,6 +227,8 @@ def _with_proxy_type(settings: Settings, resource: Resource | None) -> Settings:
     """Set the proxy type of the resource; raises SettingsError for another --proxy-type, as Kuma does."""
     if resource is None:
         return settings
+    from kumadp.resources.types import PROXY_TYPES
+
     kind = PROXY_TYPES[resource.kind]
     if settings.proxy_type not in {"dataplane", kind}:
         message = f"{settings.proxy_type!r} does not match the given {resource.kind}"

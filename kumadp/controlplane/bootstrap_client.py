@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.controlplane")
 
 _LONGEST_TOKEN = 1 << 20  # bytes
-KINDS = {"Dataplane": "dataplane", "ZoneIngress": "ingress", "ZoneEgress": "egress"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +158,7 @@ class KumaClient:
         from kumadp.envoy.version import is_supported
         from kumadp.host.facts import has_ipv6, memory_limit, system_ca_path
         from kumadp.resources.transparent_proxy import Redirected
+        from kumadp.resources.types import PROXY_TYPES
         from kumadp.resources.wire import request_json
 
         settings, resource = self.settings, self.resource
@@ -173,7 +173,7 @@ class KumaClient:
         facts = RequestFacts(
             mesh=resource.mesh if resource else settings.mesh,
             name=resource.name if resource else settings.name,
-            proxy_type=KINDS[resource.kind] if resource else settings.proxy_type,
+            proxy_type=PROXY_TYPES[resource.kind] if resource else settings.proxy_type,
             token=token,
             token_path=self._token_file(token),
             resource=request_json(resource, without=self._without) if resource else "",

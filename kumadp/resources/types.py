@@ -195,6 +195,8 @@ SPECS: dict[str, type[Dataplane | ZoneIngress | ZoneEgress]] = {
     "ZoneIngress": ZoneIngress,
     "ZoneEgress": ZoneEgress,
 }
+# Proxy types as in --proxy-type and the bootstrap request, by kind.
+PROXY_TYPES = {"Dataplane": "dataplane", "ZoneIngress": "ingress", "ZoneEgress": "egress"}
 
 
 def seconds(duration: str, default: float) -> float:
