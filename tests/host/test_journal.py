@@ -39,7 +39,7 @@ def test_a_child_s_line_has_its_fields() -> None:
 
 
 def test_priorities_and_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(secrets, "_known", ())
+    monkeypatch.setattr(secrets, "_secrets", ())
     secrets.register("a-token-of-some-length")
     levels = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)
     assert [fields_of(record("x", level=level))["PRIORITY"] for level in levels] == ["7", "6", "4", "3", "2"]

@@ -32,7 +32,7 @@ SECRET = "eyJhbGciOiJSUzI1NiJ9.e30.signature"
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(secrets, "_known", ())
+    monkeypatch.setattr(secrets, "_secrets", ())
     root = logging.getLogger("kumadp")
     level, propagate, raising = root.level, root.propagate, logging.raiseExceptions
     yield

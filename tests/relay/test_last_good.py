@@ -101,7 +101,7 @@ def caplog_relay(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 @pytest.fixture(autouse=True)
 def _own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(secrets, "_known", ())
+    monkeypatch.setattr(secrets, "_secrets", ())
 
 
 async def test_what_was_written_is_read_again(tmp_path: Path) -> None:
