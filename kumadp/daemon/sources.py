@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kumadp.host.net.ports import BindAddress
     from kumadp.host.work_dir import WorkDir
     from kumadp.settings.model import Settings
-    from kumadp.standalone.control_plane import Named
+    from kumadp.standalone.control_plane import OnNames
     from kumadp.standalone.mesh import Mesh
     from kumadp.standalone.xds_update import EnvoyAdmin
 
@@ -207,7 +207,7 @@ class StandaloneSource:
         work: WorkDir,
         taken: Sequence[BindAddress],
         dns: DnsPlan | None,
-        named: Named = lambda _names: None,
+        named: OnNames = lambda _names: None,
     ) -> None:
         from kumadp.standalone.generated_config import DnsListener
 

@@ -1,4 +1,4 @@
-"""Small pieces of Envoy configuration, as dictionaries in protobuf's JSON form."""
+"""Fragments of Envoy configuration, as dictionaries in protobuf's JSON form."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _ROUTER = {
     "typedConfig": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
 }
 _HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-# Addresses that Envoy takes as its own side's: private networks and loopback (RFC 1918, RFC 4193).
+# Addresses that Envoy regards as internal: private networks and loopback (RFC 1918, RFC 4193).
 _INTERNAL = [("10.0.0.0", 8), ("172.16.0.0", 12), ("192.168.0.0", 16), ("127.0.0.0", 8), ("fd00::", 8), ("::1", 128)]
 HTTP2 = frozenset({"http2", "grpc"})
 HTTP = frozenset({"http"}) | HTTP2
 
 
 def socket_address(host: str, port: int, protocol: str = "TCP") -> Json:
-    """A socket address."""
-    found: Json = {"address": host, "portValue": port}
+    """Return a socket address."""
+    address: Json = {"address": host, "portValue": port}
     if protocol != "TCP":
-        found["protocol"] = protocol
-    return {"socketAddress": found}
+        address["protocol"] = protocol
+    return {"socketAddress": address}
 
 
 def listener(name: str, host: str, port: int, filters: list[Json], direction: str) -> Json:
-    """A TCP listener. One socket for all workers, as Kuma's listeners, so that a taken port is always seen."""
+    """Return a TCP listener. One socket for all workers, as in Kuma, so that a port in use is always detected."""
     return {
         "name": name,
         "address": socket_address(host, port),
@@ -39,7 +39,7 @@ def listener(name: str, host: str, port: int, filters: list[Json], direction: st
 
 
 def http_manager(stat_prefix: str, routes: list[Json]) -> Json:
-    """An HTTP connection manager with routes of its own; idle and stream timeouts as Kuma sets them (2.13)."""
+    """Return an HTTP connection manager with inline routes; idle and stream timeouts as in Kuma (2.13)."""
     return {
         "name": "envoy.filters.network.http_connection_manager",
         "typedConfig": {
@@ -62,7 +62,7 @@ def http_manager(stat_prefix: str, routes: list[Json]) -> Json:
 
 
 def tcp_proxy(stat_prefix: str, cluster: str) -> Json:
-    """A TCP proxy filter."""
+    """Return a TCP proxy filter."""
     return {
         "name": "envoy.filters.network.tcp_proxy",
         "typedConfig": {"@type": _TCP, "statPrefix": stat_prefix, "cluster": cluster, "idleTimeout": "3600s"},
@@ -70,22 +70,22 @@ def tcp_proxy(stat_prefix: str, cluster: str) -> Json:
 
 
 def http2_options() -> Json:
-    """Makes a cluster speak HTTP/2 upstream."""
+    """Return the options of a cluster with HTTP/2 upstream."""
     return {_HTTP: {"@type": f"type.googleapis.com/{_HTTP}", "explicitHttpConfig": {"http2ProtocolOptions": {}}}}
 
 
 def file_source(path: str) -> Json:
-    """A configuration source that is a file. Envoy reads it again when a file is renamed into its place."""
+    """Return a file as configuration source. Envoy reads it again when a file is renamed to this path."""
     return {"resourceApiVersion": "V3", "pathConfigSource": {"path": path}}
 
 
 def stat_name(text: str) -> str:
-    """A name that is safe in statistics."""
+    """Return the text as a name that is safe in statistics."""
     return "".join(letter if (letter.isascii() and letter.isalnum()) or letter in "-_" else "_" for letter in text)
 
 
 def assignment(name: str, endpoints: list[Json]) -> Json:
-    """The endpoints of a cluster; none is a good answer too."""
+    """Return the endpoints of a cluster, which may be none."""
     return {
         "clusterName": name,
         "endpoints": [{"lbEndpoints": [{"endpoint": endpoint} for endpoint in endpoints]}] if endpoints else [],
@@ -93,13 +93,15 @@ def assignment(name: str, endpoints: list[Json]) -> Json:
 
 
 def joined(host: str, port: int) -> str:
-    """``host:port``, brackets around IPv6."""
+    """Return ``host:port``, with brackets around IPv6."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def overload_manager(memory: int) -> Json:
-    """Envoy gives memory back, then refuses requests, before the kernel kills for want of it (Envoy docs: overload
-    manager). A fifth of the ``memory`` (bytes) is left to what is no heap of Envoy's.
+    """Return an overload manager for a ``memory`` limit in bytes (Envoy docs: overload manager).
+
+    Envoy releases memory, then rejects requests, before the kernel kills it. A fifth is left for memory outside
+    Envoy's heap.
     """
     heap = "envoy.resource_monitors.fixed_heap"
     kind = "type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig"

@@ -1,4 +1,4 @@
-"""The embedded control plane as a component: watches the files, checks the applications, keeps Envoy up to date."""
+"""The embedded control plane as a component: watches files, checks applications, keeps Envoy up to date."""
 
 from __future__ import annotations
 
@@ -27,47 +27,48 @@ if TYPE_CHECKING:
     from kumadp.standalone.config_fragments import Json
     from kumadp.standalone.generated_config import DnsListener, GeneratedConfig
 
-    Named = Callable[[Mapping[str, Iterable[str]]], None]
+    OnNames = Callable[[Mapping[str, Iterable[str]]], None]
 
 log = logging.getLogger("kumadp.standalone")
 
-# Editors and `cp` write in several steps; what follows within this time is one change.
+# Editors and `cp` write in several steps; changes within this time are one (seconds).
 SETTLE = 0.1
-# After this time Envoy is asked again whether it has taken what was written while it was down.
-AGAIN = 0.5
+# How often Envoy is queried until it has applied files that were written while it was down (seconds).
+RETRY_AFTER = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class StandaloneSetup:
-    """What standalone mode starts with."""
+    """The first configuration of standalone mode."""
 
     mesh: Mesh
     bootstrap: Json
-    made: GeneratedConfig
-    held: XdsFiles
+    config: GeneratedConfig
+    files: XdsFiles
 
 
 def prepare(mesh: Mesh, directory: Path, dns: DnsListener | None, memory: int = 0) -> StandaloneSetup:
-    """Write the first configuration and make the bootstrap, for that ``memory`` (bytes; 0: no limit). May block.
+    """Write the first configuration and generate the bootstrap. May block.
 
-    Raises WorkDirError where the directory cannot be written.
+    ``memory`` is a limit in bytes, 0 for none. Raises WorkDirError if the directory cannot be written.
     """
-    made = generate(mesh, dns)
-    held = XdsFiles(directory)
+    config = generate(mesh, dns)
+    files = XdsFiles(directory)
     with reporting_write_errors(directory):
         make_own_folder(directory)
-        held.write(CLUSTERS_FILE, cluster_file(made.clusters))
-        held.write(LISTENERS_FILE, listener_file(made))
+        files.write(CLUSTERS_FILE, cluster_file(config.clusters))
+        files.write(LISTENERS_FILE, listener_file(config))
         for old in directory.glob("*.json"):
             if old.name not in {CLUSTERS_FILE, LISTENERS_FILE}:
                 old.unlink()
-    return StandaloneSetup(mesh, make_bootstrap(mesh, directory, memory), made, held)
+    return StandaloneSetup(mesh, make_bootstrap(mesh, directory, memory), config, files)
 
 
 class EmbeddedControlPlane:
-    """Follows a Dataplane file or folder. A change that is broken or refused changes nothing and is named.
+    """Follows a Dataplane file or folder. A change that is invalid or rejected by Envoy is logged and ignored.
 
-    ``named`` hears of the names of the mesh and their addresses.
+    ``setup`` is the configuration that is in force. ``on_names`` is called with the names of the mesh and their
+    addresses.
     """
 
     name = "standalone"
@@ -76,19 +77,19 @@ class EmbeddedControlPlane:
         self,
         path: Path,
         name: str,
-        prepared: StandaloneSetup,
+        setup: StandaloneSetup,
         dns: DnsListener | None,
         admin: EnvoyAdmin,
-        named: Named = lambda _names: None,
+        on_names: OnNames = lambda _names: None,
     ) -> None:
         self._reader = MeshReader(path, name)
-        self._mesh, self._made = prepared.mesh, prepared.made
-        # What Envoy is known to have taken: where a refused change goes back to.
-        self._good = (prepared.mesh, prepared.made)
-        self._held = prepared.held
+        self._mesh, self._config = setup.mesh, setup.config
+        # The last configuration that Envoy has applied, restored after a rejected change.
+        self._good = (setup.mesh, setup.config)
+        self._xds_files = setup.files
         self._dns = dns
         self._admin = admin
-        self._named = named
+        self._on_names = on_names
         self._wake = asyncio.Event()
         self._files_changed = False
         self._unconfirmed = False
@@ -97,8 +98,8 @@ class EmbeddedControlPlane:
 
     async def run(self, up: Callable[[], None]) -> None:
         """Watch until cancelled."""
-        self._remark(self._made, ())
-        self._named(dns_names(self._mesh))
+        self._log_notes(self._config, ())
+        self._on_names(dns_names(self._mesh))
         watching = asyncio.create_task(self._watch.run(up), name="standalone watch")
         try:
             await self._confirm_first()
@@ -120,7 +121,7 @@ class EmbeddedControlPlane:
 
     async def _sleep(self, watching: asyncio.Task[None]) -> None:
         waking = asyncio.create_task(self._wake.wait())
-        timeout = AGAIN if self._unconfirmed else None
+        timeout = RETRY_AFTER if self._unconfirmed else None
         try:
             await asyncio.wait({waking, watching}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -128,9 +129,9 @@ class EmbeddedControlPlane:
 
     async def _confirm_first(self) -> None:
         try:
-            await apply(self._made, self._made, self._held, self._admin)
+            await apply(self._config, self._config, self._xds_files, self._admin)
         except UpdateRejected as rejected:
-            log.error("some of the configuration is not in force: %s", rejected)
+            log.error("part of the configuration was rejected: %s", rejected)
         except (UpdateUnconfirmed, OSError) as error:
             self._note_unconfirmed(error)
 
@@ -140,74 +141,76 @@ class EmbeddedControlPlane:
             self._files_changed = False
             self._watch.follow()
             mesh = await self._read() or mesh
-        made = await asyncio.to_thread(generate, mesh, self._dns, self._health.unhealthy)
-        if clash := clashes(made, (ADMIN_HOST, admin_port(mesh.spec))):
-            for told in clash:
-                log.error("nothing is changed: %s", told)
-            self._again(mesh)
+        config = await asyncio.to_thread(generate, mesh, self._dns, self._health.unhealthy)
+        if problems := clashes(config, (ADMIN_HOST, admin_port(mesh.spec))):
+            for problem in problems:
+                log.error("change ignored: %s", problem)
+            self._follow_health_again(mesh)
             return
-        await self._bring(mesh, made)
+        await self._apply(mesh, config)
 
     async def _read(self) -> Mesh | None:
-        """The mesh as the files have it now, None where they have not changed or cannot be used."""
+        """Return the mesh as the files have it now, None if they have not changed or cannot be used."""
         try:
             if not await asyncio.to_thread(self._reader.changed):
                 return None
             mesh = await asyncio.to_thread(self._reader.read)
         except ResourceError as error:
             for problem in error.problems:
-                log.error("nothing is changed: %s", problem)
+                log.error("change ignored: %s", problem)
             return None
         if admin_port(mesh.spec) != admin_port(self._mesh.spec):
-            log.error("nothing is changed: %s: changes with a restart only", mesh.where("networking.admin.port"))
+            log.error("change ignored: %s: needs a restart", mesh.where("networking.admin.port"))
             return None
         if mesh.spec.probes != self._mesh.spec.probes:
-            log.warning("%s: change with a restart only, the others are served", mesh.where("probes"))
+            log.warning("%s: changes need a restart, all other changes are applied", mesh.where("probes"))
         return mesh
 
-    async def _bring(self, mesh: Mesh, made: GeneratedConfig) -> None:
-        before, self._mesh, self._made = self._made, mesh, made
+    async def _apply(self, mesh: Mesh, config: GeneratedConfig) -> None:
+        previous, self._mesh, self._config = self._config, mesh, config
         try:
-            changed = await apply(made, before, self._held, self._admin)
+            changed = await apply(config, previous, self._xds_files, self._admin)
         except UpdateRejected as rejected:
-            log.error("the change is undone: %s", rejected)
-            await self._undo()
+            log.error("change rejected, restoring the previous configuration: %s", rejected)
+            await self._restore()
             return
         except (UpdateUnconfirmed, OSError) as error:
             self._note_unconfirmed(error)
         else:
             self._unconfirmed = False
-            self._good = (mesh, made)
+            self._good = (mesh, config)
             if changed:
-                log.info("configuration changed: %d listeners, %d clusters", len(made.listeners), len(made.clusters))
-        self._remark(made, before.notes)
-        self._named(dns_names(mesh))
+                log.info(
+                    "configuration changed: %d listeners, %d clusters", len(config.listeners), len(config.clusters)
+                )
+        self._log_notes(config, previous.notes)
+        self._on_names(dns_names(mesh))
         self._health.follow(checks_of(mesh))
 
-    async def _undo(self) -> None:
-        refused_mesh, refused = self._mesh, self._made
-        self._mesh, self._made = self._good
+    async def _restore(self) -> None:
+        rejected_mesh, rejected_config = self._mesh, self._config
+        self._mesh, self._config = self._good
         self._unconfirmed = False
         try:
-            await apply(self._made, refused, self._held, self._admin)
+            await apply(self._config, rejected_config, self._xds_files, self._admin)
         except UpdateRejected as rejected:
-            log.error("going back did not work either: %s", rejected)
+            log.error("the previous configuration was rejected too: %s", rejected)
         except (UpdateUnconfirmed, OSError) as error:
             self._note_unconfirmed(error)
-        self._again(refused_mesh)
+        self._follow_health_again(rejected_mesh)
 
-    def _again(self, refused: Mesh) -> None:
-        """Follow the mesh that stays, whose health may have changed in the meantime."""
-        if refused is not self._mesh:
+    def _follow_health_again(self, rejected: Mesh) -> None:
+        """Check the mesh that stays in force again; its health may have changed while another one was checked."""
+        if rejected is not self._mesh:
             self._health.follow(checks_of(self._mesh))
             self._wake.set()
 
     def _note_unconfirmed(self, error: Exception) -> None:
         if not self._unconfirmed:
-            log.warning("the configuration is written, and watched until it is in force: %s", error)
+            log.warning("the configuration is written but not applied yet, waiting for Envoy: %s", error)
         self._unconfirmed = True
 
-    def _remark(self, made: GeneratedConfig, known: list[str] | tuple[()]) -> None:
-        for note in made.notes:
-            if note not in known:
+    def _log_notes(self, config: GeneratedConfig, logged: list[str] | tuple[()]) -> None:
+        for note in config.notes:
+            if note not in logged:
                 log.warning("%s", note)

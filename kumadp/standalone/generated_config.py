@@ -1,4 +1,4 @@
-"""What a generated configuration is made of, and whether its sockets get into each other's way."""
+"""A generated configuration, and a check that its sockets do not clash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DnsListener:
-    """Where Envoy's DNS filter listens."""
+    """The address of Envoy's DNS filter."""
 
     host: str
     port: int
@@ -21,7 +21,7 @@ class DnsListener:
 
 @dataclass
 class GeneratedConfig:
-    """Clusters and listeners by name, where each came from (file, line, field), and remarks."""
+    """Clusters and listeners by name, the origin of each (file, line, field), and notes for the log."""
 
     clusters: dict[str, Json] = field(default_factory=dict)
     listeners: dict[str, Json] = field(default_factory=dict)
@@ -29,18 +29,18 @@ class GeneratedConfig:
     notes: list[str] = field(default_factory=list)
 
 
-def clashes(made: GeneratedConfig, admin: tuple[str, int]) -> list[str]:
-    """Every two sockets of one configuration that cannot both be bound, named by the fields that ask for them."""
+def clashes(config: GeneratedConfig, admin: tuple[str, int]) -> list[str]:
+    """Return a message for each two sockets that cannot both be bound, with the fields that require them."""
     bound: dict[tuple[int, str], list[tuple[str, str]]] = {(admin[1], "TCP"): [(admin[0], "Envoy's admin")]}
-    found = []
-    for name, listener in made.listeners.items():
+    messages = []
+    for name, listener in config.listeners.items():
         address = listener["address"]["socketAddress"]
         host, port = address["address"], address["portValue"]
         others = bound.setdefault((port, address.get("protocol", "TCP")), [])
-        origin = made.origin.get(name, name)
+        origin = config.origin.get(name, name)
         for other_host, other in others:
             if overlap(host, other_host):
-                found.append(f"{origin}: {host} port {port} is bound by {other} already")
+                messages.append(f"{origin}: {host} port {port} is bound by {other} already")
                 break
         others.append((host, origin))
-    return found
+    return messages

@@ -1,6 +1,6 @@
-"""Envoy's configuration from a mesh: a pure function with a deterministic result.
+"""Generates Envoy's configuration from a mesh: a pure function with a deterministic result.
 
-What did not change is the same JSON as before, so that Envoy keeps the listener or cluster and its connections.
+The JSON of an unchanged listener or cluster is identical, so that Envoy keeps it and its connections.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kumadp.standalone.config_fragments import (
 from kumadp.standalone.generated_config import GeneratedConfig
 from kumadp.standalone.mesh import ADMIN_HOST, SERVICE, Mesh, Offer, ServiceEndpoint, admin_port, takes_traffic
 from kumadp.standalone.system_listeners import add_admin, add_dns, add_prometheus, add_ready
-from kumadp.standalone.unsupported_fields import remarks
+from kumadp.standalone.unsupported_fields import ignored_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,43 +37,43 @@ if TYPE_CHECKING:
     from kumadp.standalone.generated_config import DnsListener
 
 InboundKey = tuple[str, int]
-# What each protocol is carried by, widest last (Kuma 2.13: http and http2 have only tcp in common).
+# Each protocol with those below it, the most general last (Kuma 2.13: http and http2 have only tcp in common).
 _STACKS = {"grpc": ("grpc", "http2", "tcp"), "http2": ("http2", "tcp"), "http": ("http", "tcp")}
 
 
 def generate(mesh: Mesh, dns: DnsListener | None, unhealthy: frozenset[InboundKey] = frozenset()) -> GeneratedConfig:
-    """The configuration of our Dataplane; ``unhealthy`` holds the inbounds whose application failed its checks."""
-    made = GeneratedConfig()
-    add_admin(mesh, made)
+    """Return the configuration of our Dataplane; ``unhealthy`` are the inbounds whose application fails its checks."""
+    config = GeneratedConfig()
+    add_admin(mesh, config)
     failed: list[Inbound] = []
     for index, inbound in enumerate(mesh.spec.networking.inbound):
         if inbound.service_probe is not None and inbound_key(mesh, inbound) in unhealthy:
             failed.append(inbound)
         if inbound.state != "Ignored":
-            _inbound(mesh, inbound, index, inbound not in failed, made)
+            _inbound(mesh, inbound, index, inbound not in failed, config)
     for index, outbound in enumerate(mesh.spec.networking.outbound):
-        _outbound(mesh, outbound, index, made)
-    add_ready(mesh, failed, made)
-    add_prometheus(mesh, made)
+        _outbound(mesh, outbound, index, config)
+    add_ready(mesh, failed, config)
+    add_prometheus(mesh, config)
     if dns is not None:
-        add_dns(mesh, dns, made)
-    made.notes += [f"{mesh.where(path)}: {remark}" for path, remark in remarks(mesh.spec)]
-    return made
+        add_dns(mesh, dns, config)
+    config.notes += [f"{mesh.where(path)}: {reason}" for path, reason in ignored_fields(mesh.spec)]
+    return config
 
 
 def inbound_key(mesh: Mesh, inbound: Inbound) -> InboundKey:
-    """What tells one inbound from another."""
+    """Return what identifies an inbound: address and port."""
     return mesh.inbound_address(inbound), inbound.port
 
 
 def workload(mesh: Mesh, inbound: Inbound) -> tuple[str, int]:
-    """Host and port of the application behind an inbound (Kuma 2.13: serviceAddress, else where the inbound is)."""
+    """Return host and port of the application (Kuma 2.13: serviceAddress, by default the inbound's address)."""
     return inbound.service_address or mesh.inbound_address(inbound), inbound.service_port or inbound.port
 
 
 def _cluster(name: str, endpoints: list[Json], protocol: str) -> Json:
-    # Endpoints are part of the cluster: by files of their own each would cost Envoy an inotify instance, of which
-    # Linux grants 128 to a user, and without one Envoy aborts.
+    # Endpoints are part of the cluster: a separate file for each would need an inotify instance, of which Linux grants
+    # 128 to a user; without one Envoy aborts.
     cluster: Json = {
         "name": name,
         "type": "STATIC",
@@ -85,60 +85,60 @@ def _cluster(name: str, endpoints: list[Json], protocol: str) -> Json:
     return cluster
 
 
-def _inbound(mesh: Mesh, inbound: Inbound, index: int, healthy: bool, made: GeneratedConfig) -> None:
+def _inbound(mesh: Mesh, inbound: Inbound, index: int, healthy: bool, config: GeneratedConfig) -> None:
     host, port = workload(mesh, inbound)
     address = mesh.inbound_address(inbound)
     name = f"inbound:{joined(address, inbound.port)}"
     cluster = f"localhost:{port}"
-    if cluster in made.clusters:
-        # Kuma's name is taken by another inbound of the same application, which may speak or be checked otherwise.
+    if cluster in config.clusters:
+        # Another inbound of the same application has Kuma's name; its protocol and probe may differ.
         cluster = f"{cluster}@{joined(address, inbound.port)}"
     serves = healthy and takes_traffic(inbound)
     endpoints = [{"address": socket_address(host, port)}] if serves else []
-    made.clusters[cluster] = _cluster(cluster, endpoints, inbound.protocol)
+    config.clusters[cluster] = _cluster(cluster, endpoints, inbound.protocol)
     if inbound.protocol in HTTP:
         route = {"match": {"prefix": "/"}, "route": {"cluster": cluster, "timeout": "0s", "idleTimeout": "3600s"}}
         filters = [http_manager(stat_name(cluster), [route])]
     else:
         filters = [tcp_proxy(stat_name(cluster), cluster)]
-    made.listeners[name] = listener(name, address, inbound.port, filters, "INBOUND")
-    made.origin[name] = made.origin[cluster] = mesh.where(f"networking.inbound[{index}].port")
+    config.listeners[name] = listener(name, address, inbound.port, filters, "INBOUND")
+    config.origin[name] = config.origin[cluster] = mesh.where(f"networking.inbound[{index}].port")
 
 
-def _outbound(mesh: Mesh, outbound: Outbound, index: int, made: GeneratedConfig) -> None:
+def _outbound(mesh: Mesh, outbound: Outbound, index: int, config: GeneratedConfig) -> None:
     where = mesh.where(f"networking.outbound[{index}].port")
     service = outbound.tags[SERVICE]
     subset = ",".join(f"{key}={value}" for key, value in sorted(outbound.tags.items()) if key != SERVICE)
     cluster = f"{service}{{{subset}}}" if subset else service
     offers = mesh.offers(outbound.tags)
-    found = sorted({offer.endpoint for offer in offers if offer.ready})
-    if not found:
-        why = "no Dataplane that offers it is ready" if offers else "no Dataplane offers it"
-        made.notes.append(f"{where}: {cluster}: {why} now; calls fail until one is there")
+    endpoints = sorted({offer.endpoint for offer in offers if offer.ready})
+    if not endpoints:
+        reason = "no Dataplane that offers it is ready" if offers else "no Dataplane offers it"
+        config.notes.append(f"{where}: {cluster}: {reason} now; requests fail until there is one")
     protocol = _common_protocol(offers, outbound)
     address = outbound.address or "127.0.0.1"
     name = f"outbound:{joined(address, outbound.port)}"
-    made.clusters[cluster] = _outbound_cluster(cluster, found, protocol)
+    config.clusters[cluster] = _outbound_cluster(cluster, endpoints, protocol)
     if protocol in HTTP:
         filters = [http_manager(stat_name(cluster), [_outbound_route(cluster)])]
     else:
         filters = [tcp_proxy(stat_name(cluster), cluster)]
-    made.listeners[name] = listener(name, address, outbound.port, filters, "OUTBOUND")
-    made.origin[name] = made.origin[cluster] = where
-    if made.clusters[cluster]["type"] == "STRICT_DNS" and any(endpoint.health_name for endpoint in found):
-        made.notes.append(f"{where}: {cluster}: an endpoint has a host name, so the health of none is asked for")
+    config.listeners[name] = listener(name, address, outbound.port, filters, "OUTBOUND")
+    config.origin[name] = config.origin[cluster] = where
+    if config.clusters[cluster]["type"] == "STRICT_DNS" and any(endpoint.health_name for endpoint in endpoints):
+        config.notes.append(f"{where}: {cluster}: an endpoint has a host name, so no endpoint is health-checked")
 
 
 def _common_protocol(offers: tuple[Offer, ...], outbound: Outbound) -> str:
-    """What all who offer a service speak, ready or not, so that health alone never changes a listener.
+    """Return the protocol that all endpoints of a service support, ready or not: health never changes a listener.
 
-    Where nobody offers it, what the outbound says, else http: a 503 tells more than a closed connection.
+    If there are none, it is the protocol of the outbound, http by default: a 503 is clearer than a closed connection.
     """
     protocols = {offer.protocol for offer in offers}
     if not protocols:
         return outbound.tags.get("kuma.io/protocol", "http")
     stacks = [_STACKS.get(protocol, ("tcp",)) for protocol in sorted(protocols)]
-    return next(carrier for carrier in stacks[0] if all(carrier in stack for stack in stacks))
+    return next(common for common in stacks[0] if all(common in stack for stack in stacks))
 
 
 def _service_endpoint(endpoint: ServiceEndpoint) -> Json:
@@ -149,7 +149,7 @@ def _service_endpoint(endpoint: ServiceEndpoint) -> Json:
 
 
 def _outbound_route(cluster: str) -> Json:
-    # The retries are those of Kuma's default MeshRetry (captured from 2.13.5).
+    # The retries of Kuma's default MeshRetry (captured from 2.13.5).
     retry = {
         "retryOn": "gateway-error,connect-failure,refused-stream",
         "numRetries": 5,
@@ -162,13 +162,13 @@ def _outbound_route(cluster: str) -> Json:
     }
 
 
-def _outbound_cluster(name: str, found: list[ServiceEndpoint], protocol: str) -> Json:
-    if any(not is_ip(host) for endpoint in found for host in (endpoint.host, endpoint.health_at[0]) if host):
-        by_name = [{"address": socket_address(endpoint.host, endpoint.port)} for endpoint in found]
+def _outbound_cluster(name: str, endpoints: list[ServiceEndpoint], protocol: str) -> Json:
+    if any(not is_ip(host) for endpoint in endpoints for host in (endpoint.host, endpoint.health_at[0]) if host):
+        by_name = [{"address": socket_address(endpoint.host, endpoint.port)} for endpoint in endpoints]
         return {**_cluster(name, by_name, protocol), "type": "STRICT_DNS"}
-    cluster = _cluster(name, [_service_endpoint(endpoint) for endpoint in found], protocol)
-    if any(endpoint.health_name for endpoint in found):
-        # Where all are unhealthy nobody is asked: Envoy's panic mode would ask those too.
+    cluster = _cluster(name, [_service_endpoint(endpoint) for endpoint in endpoints], protocol)
+    if any(endpoint.health_name for endpoint in endpoints):
+        # 0 disables panic mode, in which Envoy sends requests to unhealthy endpoints too.
         cluster["commonLbConfig"] = {"healthyPanicThreshold": {"value": 0}}
         cluster["healthChecks"] = [
             {
@@ -184,9 +184,9 @@ def _outbound_cluster(name: str, found: list[ServiceEndpoint], protocol: str) ->
 
 
 def bootstrap(mesh: Mesh, directory: Path, memory: int = 0) -> Json:
-    """The bootstrap: admin on loopback, clusters and listeners from files.
+    """Return the bootstrap: admin on loopback, clusters and listeners from files.
 
-    ``memory``: bytes that Envoy and all beside it may use, 0 for no limit.
+    ``memory``: bytes that Envoy and kumadp may use together, 0 for no limit.
     """
     networking = mesh.spec.networking
     service = networking.gateway.tags[SERVICE] if networking.gateway is not None else networking.inbound[0].service
@@ -205,15 +205,15 @@ def bootstrap(mesh: Mesh, directory: Path, memory: int = 0) -> Json:
 
 
 def cluster_file(clusters: Mapping[str, Json]) -> Json:
-    """The content of ``clusters.json``."""
+    """Return the content of ``clusters.json``."""
     return resources("cluster.v3.Cluster", list(clusters.values()))
 
 
-def listener_file(made: GeneratedConfig) -> Json:
-    """The content of ``listeners.json``."""
-    return resources("listener.v3.Listener", list(made.listeners.values()))
+def listener_file(config: GeneratedConfig) -> Json:
+    """Return the content of ``listeners.json``."""
+    return resources("listener.v3.Listener", list(config.listeners.values()))
 
 
 def resources(kind: str, items: list[Json]) -> Json:
-    """A discovery answer as Envoy reads it from a file."""
+    """Return a discovery response as Envoy reads it from a file."""
     return {"resources": [{"@type": f"type.googleapis.com/envoy.config.{kind}", **item} for item in items]}

@@ -1,4 +1,4 @@
-"""serviceProbe: kumadp asks the application itself, each inbound in a task of its own, so that none delays another."""
+"""serviceProbe: kumadp checks the application of each inbound in a separate task, so that none delays another."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.standalone")
 
-# Kuma's control plane fills these in for a serviceProbe that leaves them out.
+# Kuma's control plane uses these defaults for a serviceProbe.
 INTERVAL, TIMEOUT, UNHEALTHY, HEALTHY = 1.0, 0.5, 5, 1
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceCheck:
-    """What is asked for one inbound."""
+    """The check of one inbound: connects to ``host`` and ``port`` as ``probe`` requires."""
 
     inbound: InboundKey
     host: str
@@ -36,24 +36,24 @@ class ServiceCheck:
 
 
 def checks_of(mesh: Mesh) -> frozenset[ServiceCheck]:
-    """The checks that the inbounds of our Dataplane ask for."""
-    found = set()
+    """Return the checks that our Dataplane requires."""
+    checks = set()
     for inbound in mesh.spec.networking.inbound:
         if inbound.service_probe is not None and inbound.state != "Ignored":
-            found.add(ServiceCheck(inbound_key(mesh, inbound), *workload(mesh, inbound), inbound.service_probe))
-    return frozenset(found)
+            checks.add(ServiceCheck(inbound_key(mesh, inbound), *workload(mesh, inbound), inbound.service_probe))
+    return frozenset(checks)
 
 
 class HealthWatch:
-    """Runs the checks; ``changed`` is called when the set of unhealthy inbounds changes."""
+    """Runs the checks; ``on_change`` is called when the set of unhealthy inbounds changes."""
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, on_change: Callable[[], None]) -> None:
         self.unhealthy: frozenset[InboundKey] = frozenset()
-        self._changed = changed
+        self._on_change = on_change
         self._tasks: dict[ServiceCheck, asyncio.Task[None]] = {}
 
     def follow(self, checks: frozenset[ServiceCheck]) -> None:
-        """Run exactly these checks from now on; an inbound that stays keeps its state until a check says otherwise."""
+        """Run exactly these checks from now on; an inbound keeps its state until a check changes it."""
         for check in self._tasks.keys() - checks:
             self._tasks.pop(check).cancel()
         self._set(self.unhealthy & {check.inbound for check in checks})
@@ -69,7 +69,7 @@ class HealthWatch:
     async def _run(self, check: ServiceCheck) -> None:
         probe = check.probe
         interval, timeout = seconds(probe.interval, INTERVAL), seconds(probe.timeout, TIMEOUT)
-        # The first answer counts by itself: an application that has not started yet gets no traffic.
+        # The first result needs no threshold: an application that has not started yet gets no traffic.
         streak, first = 0, True
         while True:
             healthy = check.inbound not in self.unhealthy
@@ -86,19 +86,19 @@ class HealthWatch:
             await asyncio.sleep(interval)
 
     def _note(self, check: ServiceCheck, healthy: bool) -> None:
-        where = f"{check.host}:{check.port}"
-        log.warning("the application at %s is %s", where, "healthy again" if healthy else "unhealthy: no connection")
+        address = f"{check.host}:{check.port}"
+        log.warning("the application at %s is %s", address, "healthy again" if healthy else "unhealthy: no connection")
         inbound = frozenset({check.inbound})
         self._set(self.unhealthy - inbound if healthy else self.unhealthy | inbound)
 
     def _set(self, unhealthy: frozenset[InboundKey]) -> None:
         if unhealthy != self.unhealthy:
             self.unhealthy = unhealthy
-            self._changed()
+            self._on_change()
 
 
 async def _connects(host: str, port: int, timeout: float) -> bool | None:
-    """Whether it can be connected to; None where this process has no descriptor left to try with."""
+    """Return whether a connection succeeds; None if this process has no file descriptor left to try."""
     try:
         async with asyncio.timeout(timeout):
             _, writer = await asyncio.open_connection(host, port)

@@ -1,4 +1,4 @@
-"""The Dataplane files of a folder: which is ours, and who answers for a service."""
+"""Reads the Dataplane files of a folder: our own Dataplane, and the endpoints of each service."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kumadp.addresses import address_text
 from kumadp.errors import Problem, ResourceError
 from kumadp.resources.load import Resource, load_resource_file
 from kumadp.resources.types import Dataplane
-from kumadp.standalone.unsupported_fields import refusals
+from kumadp.standalone.unsupported_fields import unsupported_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,9 +27,9 @@ ADMIN_PORT = 9901
 
 @dataclass(frozen=True, slots=True, order=True)
 class ServiceEndpoint:
-    """One inbound of a Dataplane as others reach it.
+    """One inbound of a Dataplane as other hosts reach it.
 
-    ``health_at`` is where its health is told under the name ``health_name``; empty and port 0 where nowhere.
+    ``health_at`` is the address of its health check, ``health_name`` the host name for it; empty if there is none.
     """
 
     host: str
@@ -40,7 +40,7 @@ class ServiceEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An inbound of the mesh: what it is asked for by, what it speaks, and whether it says that it is ready."""
+    """An inbound of the mesh: its tags and protocol, and whether its Dataplane marks it as ready."""
 
     tags: Mapping[str, str]
     protocol: str
@@ -50,7 +50,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Our Dataplane, the IP ``address`` it has, and the inbounds of all Dataplanes by service."""
+    """Our Dataplane, its IP ``address``, and the inbounds of all Dataplanes by service."""
 
     ours: Resource
     spec: Dataplane
@@ -58,46 +58,46 @@ class Mesh:
     by_service: Mapping[str, tuple[Offer, ...]]
 
     def offers(self, tags: Mapping[str, str]) -> tuple[Offer, ...]:
-        """Every inbound whose tags hold all of ``tags``, ready or not."""
-        found = self.by_service.get(tags.get(SERVICE, ""), ())
-        return tuple(offer for offer in found if tags.items() <= offer.tags.items())
+        """Return the inbounds that have all of ``tags``, ready or not."""
+        offers = self.by_service.get(tags.get(SERVICE, ""), ())
+        return tuple(offer for offer in offers if tags.items() <= offer.tags.items())
 
     def inbound_address(self, inbound: Inbound) -> str:
-        """Where an inbound of ours is bound."""
+        """Return the address on which an inbound of ours is bound."""
         return inbound.address or self.address
 
     def where(self, path: str) -> str:
-        """File, line and path of a field of our Dataplane."""
+        """Return file, line and path of a field of our Dataplane, as text."""
         file, line = self.ours.where(path)
         return f"{file}:{line}: {path}" if line else f"{file}: {path}"
 
 
 def takes_traffic(inbound: Inbound) -> bool:
-    """Whether the Dataplane itself says that this inbound is ready (Kuma 2.8: health.ready, state)."""
+    """Return whether the Dataplane marks this inbound as ready (Kuma 2.8: health.ready, state)."""
     return inbound.state == "Ready" and (inbound.health is None or inbound.health.ready)
 
 
 def admin_port(spec: Dataplane) -> int:
-    """The admin's port: ``networking.admin.port`` or 9901."""
+    """Return the admin's port: ``networking.admin.port`` or 9901."""
     admin = spec.networking.admin
     return admin.port if admin is not None and admin.port else ADMIN_PORT
 
 
 def health_name(spec: Dataplane, inbound: Inbound) -> str:
-    """The name under which ``/ready`` of a data plane tells the health of one inbound; both sides make it alike."""
+    """Return the host name for the health of one inbound at ``/ready``; both sides derive it from the Dataplane."""
     return f"inbound-{inbound.address or spec.networking.address}-{inbound.port}"
 
 
 def _offers(dataplanes: Iterable[Resource]) -> dict[str, tuple[Offer, ...]]:
-    found: dict[str, dict[tuple[ServiceEndpoint, str], Offer]] = {}
+    by_service: dict[str, dict[tuple[ServiceEndpoint, str], Offer]] = {}
     for resource in dataplanes:
         spec = resource.spec
         assert isinstance(spec, Dataplane)  # noqa: S101
         for inbound in spec.networking.inbound:
             endpoint = _endpoint(spec, inbound)
             offer = Offer(inbound.tags, inbound.protocol, takes_traffic(inbound), endpoint)
-            found.setdefault(inbound.service, {})[endpoint, resource.name] = offer
-    return {service: tuple(offers[key] for key in sorted(offers)) for service, offers in found.items()}
+            by_service.setdefault(inbound.service, {})[endpoint, resource.name] = offer
+    return {service: tuple(offers[key] for key in sorted(offers)) for service, offers in by_service.items()}
 
 
 def _endpoint(spec: Dataplane, inbound: Inbound) -> ServiceEndpoint:
@@ -122,11 +122,11 @@ class MeshReader:
         self._cache: dict[Path, tuple[Stamp, Resource]] = {}
 
     def changed(self) -> bool:
-        """Whether any file differs from when it was last read. May block."""
+        """Return whether any file has changed since `read`. May block."""
         return self._stamps is None or self._look() != self._stamps
 
     def read(self) -> Mesh:
-        """Our Dataplane among the others. May block. Raises ResourceError with every problem of every file."""
+        """Read all files that have changed. May block. Raises ResourceError with all problems of all files."""
         self._stamps = self._look()
         problems: list[Problem] = []
         resources: list[Resource] = []
@@ -135,7 +135,7 @@ class MeshReader:
                 resources.append(self._load(file, stamp))
             except ResourceError as error:
                 problems += error.problems
-        self._cache = {file: known for file, known in self._cache.items() if file in self._stamps}
+        self._cache = {file: cached for file, cached in self._cache.items() if file in self._stamps}
         if problems:
             raise ResourceError(problems)
         return self._assemble([resource for resource in resources if isinstance(resource.spec, Dataplane)])
@@ -151,26 +151,26 @@ class MeshReader:
         return {file: _stamp(file) for file in files if not file.is_dir()}
 
     def _load(self, file: Path, stamp: Stamp) -> Resource:
-        known = self._cache.get(file)
-        if known is not None and stamp and known[0] == stamp:
-            return known[1]
+        cached = self._cache.get(file)
+        if cached is not None and stamp and cached[0] == stamp:
+            return cached[1]
         resource = load_resource_file(file)
         self._cache[file] = (stamp, resource)
         return resource
 
     def _assemble(self, dataplanes: list[Resource]) -> Mesh:
-        doubles = _doubles(dataplanes)
-        if doubles:
-            raise ResourceError(doubles)
+        duplicates = _duplicates(dataplanes)
+        if duplicates:
+            raise ResourceError(duplicates)
         if not dataplanes:
             hint = f"files end in {', '.join(SUFFIXES)}"
             raise ResourceError([Problem("", "holds no Dataplane", hint, str(self._path))])
         ours = _choose(dataplanes, self._path, self._name)
         assert isinstance(ours.spec, Dataplane)  # noqa: S101
-        address, unknown = _resolve(ours, ours.spec.networking.address)
-        refused = [*unknown, *refusals(ours, ours.spec)]
-        if refused:
-            raise ResourceError(refused)
+        address, unresolved = _resolve(ours, ours.spec.networking.address)
+        problems = [*unresolved, *unsupported_fields(ours, ours.spec)]
+        if problems:
+            raise ResourceError(problems)
         others = (resource for resource in dataplanes if resource.mesh == ours.mesh)
         return Mesh(ours, ours.spec, address, _offers(others))
 
@@ -181,7 +181,7 @@ def read_mesh(path: Path, name: str) -> Mesh:
 
 
 def _stamp(file: Path) -> Stamp:
-    """What differs whenever a file was written, replaced or made readable; empty where there is none."""
+    """Return what changes if a file is written, replaced or made readable; empty if there is no file."""
     try:
         entry = file.stat()
     except OSError:
@@ -190,43 +190,43 @@ def _stamp(file: Path) -> Stamp:
 
 
 def _resolve(resource: Resource, host: str) -> tuple[str, list[Problem]]:
-    """The address of a host name; Kuma's control plane resolves ``networking.address`` too, Envoy binds IPs only."""
+    """Resolve a host name, as Kuma's control plane does with ``networking.address``: Envoy binds IP addresses only."""
     try:
         return str(ipaddress.ip_address(host)), []
     except ValueError:
         pass
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        results = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         file, line = resource.where("networking.address")
         reason = error.strerror if isinstance(error, OSError) else "not a host name"
         problem = Problem("networking.address", f"{host}: {reason}", "write an IP address", file, line)
         return host, [problem]
-    addresses = [address_text(info[4]) for info in found]
+    addresses = [address_text(info[4]) for info in results]
     usable = next((address for address in addresses if "%" not in address), None)
     if usable is None:
         file, line = resource.where("networking.address")
-        message = f"{host} is {addresses[0]} alone, which no other host can reach"
+        message = f"{host} resolves to {addresses[0]} only, which no other host can reach"
         return host, [Problem("networking.address", message, "write an IP address", file, line)]
     return usable, []
 
 
-def _doubles(dataplanes: Iterable[Resource]) -> list[Problem]:
+def _duplicates(dataplanes: Iterable[Resource]) -> list[Problem]:
     seen: dict[tuple[str, str], str] = {}
-    found = []
+    problems = []
     for resource in dataplanes:
         first = seen.setdefault((resource.mesh, resource.name), resource.source)
         if first != resource.source:
             file, line = resource.where("name")
-            found.append(Problem("name", f"{resource.name} is also in {first}", "each Dataplane once", file, line))
-    return found
+            problems.append(Problem("name", f"{resource.name} is also in {first}", "each Dataplane once", file, line))
+    return problems
 
 
 def _choose(dataplanes: list[Resource], path: Path, name: str) -> Resource:
     named = [resource for resource in dataplanes if not name or resource.name == name]
     if len(named) == 1:
         return named[0]
-    there = ", ".join(sorted(resource.name for resource in dataplanes))
+    names = ", ".join(sorted(resource.name for resource in dataplanes))
     if not named:
-        raise ResourceError([Problem("--name", f"no Dataplane {name!r} in {path}", f"there are: {there}")])
-    raise ResourceError([Problem("--name", f"{path} holds several Dataplanes", f"choose ours with --name: {there}")])
+        raise ResourceError([Problem("--name", f"no Dataplane {name!r} in {path}", f"there are: {names}")])
+    raise ResourceError([Problem("--name", f"{path} holds several Dataplanes", f"choose one with --name: {names}")])

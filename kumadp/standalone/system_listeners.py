@@ -1,4 +1,4 @@
-"""The listeners that belong to no inbound or outbound: ``/ready``, Prometheus, DNS."""
+"""Adds listeners that belong to no inbound or outbound: ``/ready``, Prometheus, DNS."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 ADMIN_CLUSTER = "kuma_envoy_admin"
 ADMIN_LISTENER = "kuma:envoy:admin"
-# What a label of a name that is asked for may hold; Kuma's service names have underscores.
+# Kuma's service names may have underscores.
 _DNS_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 
 
-def add_admin(mesh: Mesh, made: GeneratedConfig) -> None:
-    """The cluster that is Envoy's own admin."""
-    made.clusters[ADMIN_CLUSTER] = {
+def add_admin(mesh: Mesh, config: GeneratedConfig) -> None:
+    """Add the cluster for Envoy's own admin."""
+    config.clusters[ADMIN_CLUSTER] = {
         "name": ADMIN_CLUSTER,
         "type": "STATIC",
         "connectTimeout": "1s",
@@ -31,35 +31,35 @@ def add_admin(mesh: Mesh, made: GeneratedConfig) -> None:
     }
 
 
-def add_ready(mesh: Mesh, unhealthy: Sequence[Inbound], made: GeneratedConfig) -> None:
-    """Kuma's ``/ready`` on the data plane's address; by the name of an inbound it tells the health of that one.
+def add_ready(mesh: Mesh, unhealthy: Sequence[Inbound], config: GeneratedConfig) -> None:
+    """Add Kuma's ``/ready`` on the data plane's address, which has the health of each inbound by host name.
 
-    A name that is not listed as ``unhealthy`` is as ready as Envoy is, which is not when it drains.
+    An inbound that is not in ``unhealthy`` is ready if Envoy is, which is not ready while it drains.
     """
     if mesh.address == ADMIN_HOST:
         if any(inbound.service_probe is not None for inbound in mesh.spec.networking.inbound):
-            made.notes.append(
-                f"{mesh.where('networking.address')}: on {ADMIN_HOST} others cannot ask for the health of an inbound; "
-                "they see failed requests only"
+            config.notes.append(
+                f"{mesh.where('networking.address')}: on {ADMIN_HOST} other hosts cannot check the health of an "
+                "inbound; they see failed requests only"
             )
         return
     routes = [_unhealthy_route(health_name(mesh.spec, inbound)) for inbound in unhealthy]
     routes.append({"match": {"path": "/ready"}, "route": {"cluster": ADMIN_CLUSTER}})
     manager = http_manager("kuma_envoy_admin", routes)
     port = admin_port(mesh.spec)
-    made.listeners[ADMIN_LISTENER] = listener(ADMIN_LISTENER, mesh.address, port, [manager], "INBOUND")
-    made.origin[ADMIN_LISTENER] = mesh.where("networking.admin.port")
+    config.listeners[ADMIN_LISTENER] = listener(ADMIN_LISTENER, mesh.address, port, [manager], "INBOUND")
+    config.origin[ADMIN_LISTENER] = mesh.where("networking.admin.port")
 
 
 def _unhealthy_route(name: str) -> Json:
-    # Not Envoy's health check filter: it reads the statistics of a cluster, where those of one that lost its last
-    # endpoint stay as they were (Envoy 1.40).
+    # Not Envoy's health check filter: it reads the statistics of a cluster, which do not change if the cluster loses
+    # its last endpoint (Envoy 1.40).
     headers = [{"name": ":authority", "stringMatch": {"exact": name}}]
     return {"match": {"path": "/ready", "headers": headers}, "directResponse": {"status": 503}}
 
 
-def add_prometheus(mesh: Mesh, made: GeneratedConfig) -> None:
-    """The metrics of Envoy for Prometheus, where Kuma serves them: port 5670, ``/metrics``."""
+def add_prometheus(mesh: Mesh, config: GeneratedConfig) -> None:
+    """Add Envoy's metrics for Prometheus, by default where Kuma serves them: port 5670, ``/metrics``."""
     metrics = mesh.spec.metrics
     if metrics is None or metrics.type != "prometheus":
         return
@@ -70,40 +70,41 @@ def add_prometheus(mesh: Mesh, made: GeneratedConfig) -> None:
     }
     name = "kuma:metrics:prometheus"
     manager = http_manager("kuma_metrics_prometheus", [route])
-    made.listeners[name] = listener(name, mesh.address, port, [manager], "INBOUND")
-    made.origin[name] = mesh.where("metrics.conf.port")
+    config.listeners[name] = listener(name, mesh.address, port, [manager], "INBOUND")
+    config.origin[name] = mesh.where("metrics.conf.port")
 
 
-def add_dns(mesh: Mesh, dns: DnsListener, made: GeneratedConfig) -> None:
-    """Envoy's DNS filter: ``<service>.mesh``, also with dots for underscores as Kuma has it, is the outbound's address.
-
-    A service whose name cannot be a DNS name is left out.
-    """
+def add_dns(mesh: Mesh, dns: DnsListener, config: GeneratedConfig) -> None:
+    """Add Envoy's DNS filter, with the names of `dns_names`."""
     domains = [
         {"name": name, "endpoint": {"addressList": {"address": sorted(addresses)}}, "answerTtl": f"{DEFAULT_TTL}s"}
         for name, addresses in sorted(dns_names(mesh).items())
     ]
-    config: Json = {
+    filter_config: Json = {
         "@type": "type.googleapis.com/envoy.extensions.filters.udp.dns_filter.v3.DnsFilterConfig",
         "statPrefix": "kuma_dns",
         "serverConfig": {"inlineDnsTable": {"virtualDomains": domains}},
     }
-    made.listeners["kuma:dns"] = {
+    config.listeners["kuma:dns"] = {
         "name": "kuma:dns",
         "address": socket_address(dns.host, dns.port, "UDP"),
         "enableReusePort": True,
         "trafficDirection": "OUTBOUND",
-        "listenerFilters": [{"name": "envoy.filters.udp.dns_filter", "typedConfig": config}],
+        "listenerFilters": [{"name": "envoy.filters.udp.dns_filter", "typedConfig": filter_config}],
     }
 
 
 def dns_names(mesh: Mesh) -> dict[str, set[str]]:
-    """The names of the outbounds' services, and their addresses."""
+    """Return the names of the outbounds' services, and their addresses.
+
+    A name is ``<service>.mesh``, also with dots in place of underscores, as in Kuma. A service whose name cannot be a
+    DNS name is left out.
+    """
     names: dict[str, set[str]] = {}
     for outbound in mesh.spec.networking.outbound:
         service = outbound.tags[SERVICE]
-        # Envoy's filter compares letter by letter (1.30 to 1.40), so a name is there as written and in lower case.
-        for name in {text for one in (service, service.lower()) for text in (one, one.replace("_", "."))}:
+        # Envoy's filter is case-sensitive (1.30 to 1.40): a name is added as written and in lower case.
+        for name in {text for cased in (service, service.lower()) for text in (cased, cased.replace("_", "."))}:
             if _DNS_NAME.fullmatch(name):
                 names.setdefault(f"{name}.mesh", set()).add(outbound.address or "127.0.0.1")
     return names

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class XdsFiles:
-    """Writes what changed, each time with a new version, which Envoy tells back once it has taken it.
+    """Writes changed files, each time with a new version, which Envoy reports once it has applied it.
 
-    May be used before Envoy runs. ``OSError`` where the directory cannot be written.
+    May be used before Envoy runs. Methods raise OSError if the directory cannot be written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -26,7 +26,7 @@ class XdsFiles:
         self._confirmed: set[str] = set()
 
     def write(self, name: str, content: Json) -> bool:
-        """Write a file unless it holds this content; True when written. May block."""
+        """Write a file unless it has this content; True if it was written. May block."""
         data = json.dumps(content).encode()
         if self._written.get(name) == data:
             return False
@@ -37,17 +37,17 @@ class XdsFiles:
         return True
 
     def version(self, name: str) -> str:
-        """The version last written."""
+        """Return the version that was written last."""
         return str(self._versions.get(name, 0))
 
     def is_confirmed(self, name: str) -> bool:
-        """Whether Envoy is known to have answered to what was last written."""
+        """Return whether Envoy has applied or rejected the version that was written last."""
         return name in self._confirmed
 
     def confirm(self, name: str) -> None:
-        """Note that Envoy has taken, or refused, what was last written."""
+        """Note that Envoy has applied or rejected the version that was written last."""
         self._confirmed.add(name)
 
     def _replace(self, name: str, data: bytes) -> None:
-        # Not flushed to the disk as the bootstrap is: the files are made anew at each start.
+        # Not synced to the disk, unlike the bootstrap: the files are written again at each start.
         write_private(self.directory / name, data, sync=False)

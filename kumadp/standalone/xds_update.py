@@ -1,4 +1,4 @@
-"""Hands a generated configuration to Envoy through files: clusters, then listeners, each awaited."""
+"""Brings a generated configuration into force through files: clusters, then listeners, each confirmed by Envoy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from kumadp.standalone.generated_config import GeneratedConfig
     from kumadp.standalone.xds_files import XdsFiles
 
-TAKEN_WITHIN = 5.0
+APPLIED_WITHIN = 5.0
 ANSWERS_WITHIN = 1.0
-# A cluster whose endpoints are checked warms until each has answered; a silent one is not waited for.
+# A cluster with health checks warms until each endpoint has answered; silent ones delay an update by this (seconds).
 WARM_WITHIN = 0.5
 _FIRST_POLL, _LONGEST_POLL = 0.01, 0.25
 CDS, LDS = "cluster_manager.cds", "listener_manager.lds"
@@ -28,22 +28,22 @@ _STATS = (
 
 
 class EnvoyAdmin(Protocol):
-    """What is asked of Envoy's admin. Any Exception of it means that there was no answer."""
+    """The requests to Envoy's admin. Any Exception means that there was no answer."""
 
     async def get(self, path: str, timeout: float = 5.0) -> tuple[int, bytes]:
-        """Status and body."""
+        """Return status and body."""
 
 
 class UpdateRejected(Exception):
-    """Envoy did not take a change; the message says what of it and why."""
+    """Envoy rejected a change; the message has the field of the Dataplane and the reason."""
 
 
 class UpdateUnconfirmed(Exception):
-    """Everything is written, and Envoy has not said yet that it took it: it is down, starting or busy."""
+    """All files are written, but Envoy has not confirmed them yet: it is down, starting or busy."""
 
 
-async def apply(made: GeneratedConfig, before: GeneratedConfig, held: XdsFiles, admin: EnvoyAdmin) -> bool:
-    """Bring Envoy from ``before`` to ``made``; True when something was written.
+async def apply(config: GeneratedConfig, previous: GeneratedConfig, files: XdsFiles, admin: EnvoyAdmin) -> bool:
+    """Bring Envoy from ``previous`` to ``config``; True when something was written.
 
     A cluster is added before the listener that routes to it, and removed after the last such listener.
 
@@ -53,21 +53,21 @@ async def apply(made: GeneratedConfig, before: GeneratedConfig, held: XdsFiles, 
     changed = False
     unconfirmed: UpdateUnconfirmed | None = None
     for name, content in (
-        (CLUSTERS_FILE, cluster_file({**before.clusters, **made.clusters})),
-        (LISTENERS_FILE, listener_file(made)),
-        (CLUSTERS_FILE, cluster_file(made.clusters)),
+        (CLUSTERS_FILE, cluster_file({**previous.clusters, **config.clusters})),
+        (LISTENERS_FILE, listener_file(config)),
+        (CLUSTERS_FILE, cluster_file(config.clusters)),
     ):
         stats = await _stats(admin) if unconfirmed is None else {}
-        written = await asyncio.to_thread(held.write, name, content)
+        written = await asyncio.to_thread(files.write, name, content)
         changed = changed or written
-        if held.is_confirmed(name) or unconfirmed is not None:
+        if files.is_confirmed(name) or unconfirmed is not None:
             continue
-        if not written and (failed := await _failed_listeners(admin, made)):
-            # Asked before in vain: the refusal came too late to be seen as one.
-            held.confirm(name)
+        if not written and (failed := await _failed_listeners(admin, config)):
+            # An earlier call was not confirmed: the rejection came too late to be recognised by the statistics.
+            files.confirm(name)
             raise UpdateRejected(failed)
         try:
-            await _await_answer(admin, name, held, stats, made, before)
+            await _await_confirmation(admin, name, files, stats, config, previous)
         except UpdateUnconfirmed as error:
             unconfirmed = error
     if unconfirmed is not None:
@@ -75,37 +75,37 @@ async def apply(made: GeneratedConfig, before: GeneratedConfig, held: XdsFiles, 
     return changed
 
 
-async def _await_answer(
-    admin: EnvoyAdmin, name: str, held: XdsFiles, stats: Json, made: GeneratedConfig, before: GeneratedConfig
+async def _await_confirmation(
+    admin: EnvoyAdmin, name: str, files: XdsFiles, stats: Json, config: GeneratedConfig, previous: GeneratedConfig
 ) -> None:
-    """Wait for Envoy's answer to a file just written; ``stats`` are from before."""
+    """Wait until Envoy has applied or rejected a file; ``stats`` are those before it was written."""
     scope, loop, pause = _SCOPES[name], asyncio.get_running_loop(), _FIRST_POLL
-    start, was = loop.time(), stats
-    while stats and loop.time() < start + TAKEN_WITHIN:
+    start, stats_before = loop.time(), stats
+    while stats and loop.time() < start + APPLIED_WITHIN:
         stats = await _stats(admin)
-        if stats.get(f"{scope}.version_text") == held.version(name):
+        if stats.get(f"{scope}.version_text") == files.version(name):
             if not stats.get("cluster_manager.warming_clusters") or loop.time() > start + WARM_WITHIN:
-                held.confirm(name)
+                files.confirm(name)
                 return
-        elif _was_rejected(stats, scope, was):
-            held.confirm(name)
-            raise UpdateRejected(await _explain(admin, name, made, before))
+        elif _was_rejected(stats, scope, stats_before):
+            files.confirm(name)
+            raise UpdateRejected(await _rejection(admin, name, config, previous))
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, _LONGEST_POLL)
     if not stats:
         raise UpdateUnconfirmed("Envoy does not answer")
-    raise UpdateUnconfirmed(f"Envoy has not taken the change within {TAKEN_WITHIN:.0f} s")
+    raise UpdateUnconfirmed(f"Envoy has not applied the change within {APPLIED_WITHIN:.0f} s")
 
 
-def _was_rejected(now: Json, scope: str, was: Json) -> bool:
+def _was_rejected(stats: Json, scope: str, before: Json) -> bool:
     attempts, rejected = f"{scope}.update_attempt", f"{scope}.update_rejected"
     # Fewer attempts than before: another Envoy, which counts from 0.
-    same = now.get(attempts, 0) >= was.get(attempts, 0)
-    return bool(now.get(rejected, 0) > (was.get(rejected, 0) if same else 0))
+    same = stats.get(attempts, 0) >= before.get(attempts, 0)
+    return bool(stats.get(rejected, 0) > (before.get(rejected, 0) if same else 0))
 
 
 async def _stats(admin: EnvoyAdmin) -> Json:
-    """By name; empty where the admin does not answer."""
+    """Return the statistics by name; empty if the admin does not answer."""
     try:
         _, body = await admin.get(_STATS, timeout=ANSWERS_WITHIN)
         return {entry["name"]: entry["value"] for entry in decode_json(body)["stats"] if "name" in entry}
@@ -113,28 +113,29 @@ async def _stats(admin: EnvoyAdmin) -> Json:
         return {}
 
 
-async def _explain(admin: EnvoyAdmin, name: str, made: GeneratedConfig, before: GeneratedConfig) -> str:
+async def _rejection(admin: EnvoyAdmin, name: str, config: GeneratedConfig, previous: GeneratedConfig) -> str:
     if name == LISTENERS_FILE:
-        return await _failed_listeners(admin, made) or "Envoy refused the listeners without a word; its log says more"
-    # Envoy keeps no error for clusters: what was changed is what can be wrong.
-    new = [key for key, cluster in made.clusters.items() if before.clusters.get(key) != cluster]
-    said = "; ".join(dict.fromkeys(made.origin.get(key, key) for key in new))
-    return f"{said}: Envoy refused a cluster; its log says why"
+        return await _failed_listeners(admin, config) or "Envoy rejected the listeners without a reason; see its log"
+    # Envoy keeps no error for clusters: any changed cluster may be the rejected one.
+    new = [key for key, cluster in config.clusters.items() if previous.clusters.get(key) != cluster]
+    fields = "; ".join(dict.fromkeys(config.origin.get(key, key) for key in new))
+    return f"{fields}: Envoy rejected a cluster; its log has the reason"
 
 
-async def _failed_listeners(admin: EnvoyAdmin, made: GeneratedConfig) -> str:
-    told = []
+async def _failed_listeners(admin: EnvoyAdmin, config: GeneratedConfig) -> str:
+    failures = []
     for entry in await _dump(admin, "/config_dump?resource=dynamic_listeners"):
         name, state = str(entry.get("name")), entry.get("error_state")
-        if state and name in made.listeners:
-            told.append(f"{made.origin.get(name, name)}: Envoy says: {' '.join(str(state.get('details')).split())}")
-    return "; ".join(dict.fromkeys(told))
+        if state and name in config.listeners:
+            details = " ".join(str(state.get("details")).split())
+            failures.append(f"{config.origin.get(name, name)}: rejected by Envoy: {details}")
+    return "; ".join(dict.fromkeys(failures))
 
 
 async def _dump(admin: EnvoyAdmin, path: str) -> list[Json]:
     try:
         _, body = await admin.get(path, timeout=2.0)
-        found = decode_json(body).get("configs", [])
+        configs = decode_json(body).get("configs", [])
     except Exception:
         return []
-    return [entry for entry in found if isinstance(entry, dict)]
+    return [entry for entry in configs if isinstance(entry, dict)]

@@ -99,7 +99,7 @@ def test_a_broken_file_changes_nothing_and_says_where(
 ) -> None:
     (stage.folder / "other.yaml").write_text(text)
     write(stage.folder, stage.backend(stage.second))
-    logged(daemon, "nothing is changed", *texts)
+    logged(daemon, "change ignored", *texts)
     assert get(stage.ports.outbound) == (200, "first")
     (stage.folder / "other.yaml").unlink()
     stage.leads_to(stage.second)
@@ -108,10 +108,10 @@ def test_a_broken_file_changes_nothing_and_says_where(
 
 def test_a_removed_own_file_changes_nothing_and_is_logged(stage: Stage, daemon: Daemon) -> None:
     (stage.folder / "web.yaml").rename(stage.folder / "web.bak")
-    logged(daemon, "nothing is changed", "no Dataplane 'web'", "there are: backend")
+    logged(daemon, "change ignored", "no Dataplane 'web'", "there are: backend")
     assert get(stage.ports.outbound) == (200, "first")
     write(stage.folder, {**stage.web(), "name": "renamed"})
-    logged(daemon, "nothing is changed", "there are: backend, renamed")
+    logged(daemon, "change ignored", "there are: backend, renamed")
     write(stage.folder, stage.web(), stage.backend(stage.second))
     stage.leads_to(stage.second)
 
@@ -120,7 +120,7 @@ def test_changes_that_need_a_restart_are_logged(stage: Stage, daemon: Daemon) ->
     tree = stage.web()
     tree["networking"]["admin"]["port"] = free_port()
     write(stage.folder, tree)
-    logged(daemon, "nothing is changed", "web.yaml:", "networking.admin.port", "restart")
+    logged(daemon, "change ignored", "web.yaml:", "networking.admin.port", "restart")
     probes = {
         "port": free_port(),
         "endpoints": [{"inboundPort": stage.ports.inbound, "inboundPath": "/", "path": "/x"}],
@@ -155,22 +155,22 @@ def test_a_rejected_change_is_reverted_and_a_later_good_one_is_applied(
     envoy = daemon.envoy().pid
     with socket.create_server(("127.0.0.1", 0)) as holder:
         write(stage.folder, change(stage, holder.getsockname()[1]), stage.backend(stage.second))
-        logged(daemon, "the change is undone", "web.yaml:", *texts)
+        logged(daemon, "change rejected", "web.yaml:", *texts)
         stage.leads_to(stage.first)
         assert get(stage.ports.inbound) == (200, "web")
     write(stage.folder, stage.web())
     stage.leads_to(stage.second)
     assert daemon.envoy().pid == envoy
-    assert "going back did not work" not in daemon.output()
+    assert "was rejected too" not in daemon.output()
 
 
 def test_clashing_sockets_are_reported_before_envoy_gets_the_change(stage: Stage, daemon: Daemon) -> None:
     metrics = {"type": "prometheus", "conf": {"port": stage.ports.inbound}}
     write(stage.folder, stage.web(metrics=metrics), stage.backend(stage.second))
-    line = logged(daemon, "nothing is changed", "web.yaml:", "metrics.conf.port", "is bound by")
+    line = logged(daemon, "change ignored", "web.yaml:", "metrics.conf.port", "is bound by")
     assert "networking.inbound[0].port" in line
     assert get(stage.ports.outbound) == (200, "first")
-    assert "undone" not in daemon.output()
+    assert "change rejected" not in daemon.output()
 
 
 def test_two_listeners_may_swap_ports_in_one_change(stage: Stage, daemon: Daemon) -> None:
@@ -183,7 +183,7 @@ def test_two_listeners_may_swap_ports_in_one_change(stage: Stage, daemon: Daemon
     write(stage.folder, swapped)
     answers(stage.ports.outbound, (200, "web"), "the inbound on the outbound's port")
     answers(stage.ports.inbound, (200, "first"), "the outbound on the inbound's port")
-    assert "undone" not in daemon.output()
+    assert "change rejected" not in daemon.output()
 
 
 def test_envoy_started_again_has_the_newest_configuration(stage: Stage, daemon: Daemon) -> None:
@@ -203,7 +203,7 @@ def test_a_change_made_while_envoy_is_silent_or_dead_is_not_lost(stage: Stage, d
     envoy = daemon.envoy()
     envoy.suspend()
     write(stage.folder, stage.web(outbound(ports[0], "new")), dataplane("new", [inbound(stage.second.port, 0, "new")]))
-    logged(daemon, "watched until it is in force")
+    logged(daemon, "not applied yet")
     assert get(stage.ports.readiness, "/ready")[1] in {"READY", "NOT_READY"}
     envoy.resume()
     answers(ports[0], (200, "second"), "the change, once Envoy goes on")
@@ -220,9 +220,9 @@ def test_a_late_rejection_is_reverted_too(stage: Stage, daemon: Daemon) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         envoy.suspend()
         write(stage.folder, _held_outbound(stage, holder.getsockname()[1]), stage.backend(stage.second))
-        logged(daemon, "watched until it is in force")
+        logged(daemon, "not applied yet")
         envoy.resume()
-        logged(daemon, "the change is undone", "networking.outbound[1].port")
+        logged(daemon, "change rejected", "networking.outbound[1].port")
         stage.leads_to(stage.first)
 
 

@@ -116,7 +116,7 @@ def test_every_way_of_writing_a_file_is_seen_without_a_restart(stage: Stage, dae
         poll(lambda: get(stage.ports.outbound) == (200, server.name), what=f"{way.__name__} ({index})")  # noqa: B023
     assert daemon.envoy().pid == envoy
     shutil.rmtree(stage.folder)
-    logged(daemon, "nothing is changed", str(stage.folder))
+    logged(daemon, "change ignored", str(stage.folder))
     stage.write()
     (stage.folder / "backend.yaml").write_text(json.dumps(stage.backend(stage.second)))
     stage.leads_to(stage.second)

@@ -173,6 +173,6 @@ def test_an_unhealthy_inbound_follows_its_probe_being_changed_and_taken_out(stag
 
 def test_health_goes_on_while_a_file_is_broken(stage: Stage, daemon: Daemon) -> None:
     (stage.folder / "x.yaml").write_text("broken: [")
-    logged(daemon, "nothing is changed", "x.yaml")
+    logged(daemon, "change ignored", "x.yaml")
     stage.close_app()
     stage.is_down()

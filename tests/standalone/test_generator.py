@@ -1,4 +1,4 @@
-"""Every configuration of the table is one that Envoy takes, and says what the mesh says."""
+"""Envoy accepts every configuration of the table, and each does what the mesh requires."""
 
 from __future__ import annotations
 
@@ -24,46 +24,46 @@ def mesh_of(folder: Path, *dataplanes: Tree) -> Mesh:
     return read_mesh(write(folder, *dataplanes), "web")
 
 
-def made_of(folder: Path, name: str) -> GeneratedConfig:
+def generated(folder: Path, name: str) -> GeneratedConfig:
     case = CASES[name]
     return generate(mesh_of(folder, *case.dataplanes), case.dns, case.unhealthy)
 
 
-def hosts(made: GeneratedConfig, cluster: str) -> list[str]:
+def hosts(config: GeneratedConfig, cluster: str) -> list[str]:
     return [
         f"{address['address']}:{address['portValue']}"
-        for locality in made.clusters[cluster]["loadAssignment"]["endpoints"]
+        for locality in config.clusters[cluster]["loadAssignment"]["endpoints"]
         for entry in locality["lbEndpoints"]
         if (address := entry["endpoint"]["address"]["socketAddress"])
     ]
 
 
-def filter_of(made: GeneratedConfig, listener: str) -> dict[str, Any]:
-    found: dict[str, Any] = made.listeners[listener]["filterChains"][0]["filters"][0]
-    return found
+def filter_of(config: GeneratedConfig, listener: str) -> dict[str, Any]:
+    first: dict[str, Any] = config.listeners[listener]["filterChains"][0]["filters"][0]
+    return first
 
 
-def kind_of(made: GeneratedConfig, listener: str) -> str:
-    return str(filter_of(made, listener)["name"]).rpartition(".")[2]
+def kind_of(config: GeneratedConfig, listener: str) -> str:
+    return str(filter_of(config, listener)["name"]).rpartition(".")[2]
 
 
-def speaks_http2(made: GeneratedConfig, cluster: str) -> bool:
-    return "http2ProtocolOptions" in json.dumps(made.clusters[cluster])
+def speaks_http2(config: GeneratedConfig, cluster: str) -> bool:
+    return "http2ProtocolOptions" in json.dumps(config.clusters[cluster])
 
 
-def written_in(mesh: Mesh, made: GeneratedConfig) -> dict[str, Any]:
-    """A bootstrap that holds everything itself: what is in xDS files `--mode validate` does not see."""
+def written_in(mesh: Mesh, config: GeneratedConfig) -> dict[str, Any]:
+    """Return a bootstrap with all resources: `--mode validate` does not read xDS files."""
     tree = bootstrap(mesh, XDS, memory=512 << 20)
     del tree["dynamicResources"]
     return {
         **tree,
-        "staticResources": {"clusters": list(made.clusters.values()), "listeners": list(made.listeners.values())},
+        "staticResources": {"clusters": list(config.clusters.values()), "listeners": list(config.listeners.values())},
     }
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", CASES)
-def test_envoy_takes_every_configuration(tmp_path: Path, name: str) -> None:
+def test_envoy_accepts_every_configuration(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     mesh = mesh_of(tmp_path / "mesh", *case.dataplanes)
     path = tmp_path / "bootstrap.json"
@@ -77,7 +77,7 @@ def test_envoy_takes_every_configuration(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_mesh_makes_the_same_bytes_whatever_the_order_of_the_files(tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    first = made_of(tmp_path / "mesh", name)
+    first = generated(tmp_path / "mesh", name)
     for index, file in enumerate(sorted((tmp_path / "mesh").iterdir(), reverse=True)):
         file.rename(tmp_path / "mesh" / f"{index}.yaml")
     mesh = read_mesh(tmp_path / "mesh", "web")
@@ -99,11 +99,11 @@ def test_the_same_mesh_makes_the_same_bytes_whatever_the_order_of_the_files(tmp_
     ],
 )
 def test_protocol_decides_filter_and_upstream(tmp_path: Path, protocol: str, filters: str, http2: bool) -> None:
-    made = generate(mesh_of(tmp_path, *of_protocol(protocol).dataplanes), None)
-    assert kind_of(made, "inbound:10.0.0.1:18080") == filters
-    assert kind_of(made, "outbound:127.0.0.1:10001") == filters
-    assert speaks_http2(made, "localhost:8080") is http2
-    assert speaks_http2(made, "backend") is http2
+    config = generate(mesh_of(tmp_path, *of_protocol(protocol).dataplanes), None)
+    assert kind_of(config, "inbound:10.0.0.1:18080") == filters
+    assert kind_of(config, "outbound:127.0.0.1:10001") == filters
+    assert speaks_http2(config, "localhost:8080") is http2
+    assert speaks_http2(config, "backend") is http2
 
 
 @pytest.mark.parametrize(
@@ -128,52 +128,52 @@ def test_an_outbound_speaks_what_all_its_endpoints_speak(
         for index, protocol in enumerate(offered)
     ]
     mesh = mesh_of(tmp_path, ours(outbound(10001, "backend", **({"kuma.io/protocol": tag} if tag else {}))), *others)
-    made = generate(mesh, None)
-    assert kind_of(made, "outbound:127.0.0.1:10001") == filters
-    assert speaks_http2(made, next(name for name in made.clusters if name.startswith("backend"))) is http2
+    config = generate(mesh, None)
+    assert kind_of(config, "outbound:127.0.0.1:10001") == filters
+    assert speaks_http2(config, next(name for name in config.clusters if name.startswith("backend"))) is http2
 
 
 def test_health_never_changes_the_protocol(tmp_path: Path) -> None:
-    made = made_of(tmp_path, "not ready")
-    assert hosts(made, "backend") == []
-    assert kind_of(made, "outbound:127.0.0.1:10001") == "tcp_proxy"
-    assert hosts(made, "localhost:8080") == hosts(made, "localhost:8081") == []
-    assert any("backend: no Dataplane that offers it is ready" in note for note in made.notes)
+    config = generated(tmp_path, "not ready")
+    assert hosts(config, "backend") == []
+    assert kind_of(config, "outbound:127.0.0.1:10001") == "tcp_proxy"
+    assert hosts(config, "localhost:8080") == hosts(config, "localhost:8081") == []
+    assert any("backend: no Dataplane that offers it is ready" in note for note in config.notes)
 
 
 def test_subset_tags_choose_endpoints(tmp_path: Path) -> None:
-    made = made_of(tmp_path, "subset tags")
-    assert hosts(made, "backend") == ["10.0.0.2:7000", "10.0.0.3:7000"]
-    assert hosts(made, "backend{version=2}") == ["10.0.0.3:7000"]
-    assert hosts(made, "backend{a=b}") == []
+    config = generated(tmp_path, "subset tags")
+    assert hosts(config, "backend") == ["10.0.0.2:7000", "10.0.0.3:7000"]
+    assert hosts(config, "backend{version=2}") == ["10.0.0.3:7000"]
+    assert hosts(config, "backend{a=b}") == []
 
 
 def test_addresses(tmp_path: Path) -> None:
-    assert hosts(made_of(tmp_path / "a", "advertisedAddress"), "backend") == ["192.0.2.1:7000"]
-    names = made_of(tmp_path / "b", "host names")
+    assert hosts(generated(tmp_path / "a", "advertisedAddress"), "backend") == ["192.0.2.1:7000"]
+    names = generated(tmp_path / "b", "host names")
     assert names.clusters["backend"]["type"] == "STRICT_DNS"
     assert "backend.example" in json.dumps(names.clusters["backend"])
-    assert any("the health of none is asked for" in note for note in names.notes)
+    assert any("no endpoint is health-checked" in note for note in names.notes)
     assert set(names.listeners) & {"inbound:127.0.0.1:18080", "inbound:[::1]:18080"}
-    assert "inbound:[fd00::1]:18080" in made_of(tmp_path / "c", "IPv6").listeners
+    assert "inbound:[fd00::1]:18080" in generated(tmp_path / "c", "IPv6").listeners
 
 
-def test_each_inbound_has_a_cluster_of_its_own_and_ignored_ones_none(tmp_path: Path) -> None:
-    made = made_of(tmp_path, "several inbounds")
-    assert [name for name in made.listeners if name.startswith("inbound")] == [
+def test_each_inbound_has_a_separate_cluster_and_ignored_ones_none(tmp_path: Path) -> None:
+    config = generated(tmp_path, "several inbounds")
+    assert [name for name in config.listeners if name.startswith("inbound")] == [
         "inbound:10.0.0.1:18080",
         "inbound:10.0.0.3:18081",
         "inbound:10.0.0.1:18082",
     ]
-    clusters = {json.dumps(made.listeners[name]).split('"cluster": "')[1].split('"')[0] for name in made.listeners}
+    clusters = {json.dumps(config.listeners[name]).split('"cluster": "')[1].split('"')[0] for name in config.listeners}
     assert {"localhost:8080", "localhost:8080@10.0.0.3:18081", "localhost:9090"} <= clusters
-    assert set(made.clusters) >= {"localhost:8080", "localhost:8080@10.0.0.3:18081", "localhost:9090"}
+    assert set(config.clusters) >= {"localhost:8080", "localhost:8080@10.0.0.3:18081", "localhost:9090"}
 
 
-def test_a_checked_inbound_tells_its_health_and_unhealthy_ones_have_no_endpoint(tmp_path: Path) -> None:
-    made = made_of(tmp_path / "a", "serviceProbe")
-    assert hosts(made, "localhost:8080") == ["127.0.0.1:8080"]
-    backend = made.clusters["backend"]
+def test_a_checked_inbound_reports_its_health_and_unhealthy_ones_have_no_endpoint(tmp_path: Path) -> None:
+    config = generated(tmp_path / "a", "serviceProbe")
+    assert hosts(config, "localhost:8080") == ["127.0.0.1:8080"]
+    backend = config.clusters["backend"]
     assert backend["commonLbConfig"] == {"healthyPanicThreshold": {"value": 0}}
     one, two = (entry["endpoint"] for entry in backend["loadAssignment"]["endpoints"][0]["lbEndpoints"])
     assert one["healthCheckConfig"]["hostname"] == "inbound-10.0.0.2-7000"
@@ -189,21 +189,24 @@ def test_a_checked_inbound_tells_its_health_and_unhealthy_ones_have_no_endpoint(
     assert down.listeners.items() <= well.listeners.items()
 
 
-def test_what_is_not_changed_is_the_same_json(tmp_path: Path) -> None:
-    before = generate(mesh_of(tmp_path, ours(outbound(10001, "a"))), None)
+def test_unchanged_parts_are_the_same_json(tmp_path: Path) -> None:
+    previous = generate(mesh_of(tmp_path, ours(outbound(10001, "a"))), None)
     after = generate(mesh_of(tmp_path, ours(outbound(10001, "a"), outbound(10002, "b"))), None)
-    assert {name: after.listeners[name] for name in before.listeners} == before.listeners
-    assert {name: after.clusters[name] for name in before.clusters} == before.clusters
+    assert {name: after.listeners[name] for name in previous.listeners} == previous.listeners
+    assert {name: after.clusters[name] for name in previous.clusters} == previous.clusters
 
 
 def test_ready_and_prometheus_and_names(tmp_path: Path) -> None:
-    made = made_of(tmp_path / "a", "Prometheus")
-    assert made.listeners["kuma:metrics:prometheus"]["address"]["socketAddress"]["portValue"] == 1234
-    assert made.listeners["kuma:envoy:admin"]["address"]["socketAddress"] == {"address": "10.0.0.1", "portValue": 19901}
-    default = made_of(tmp_path / "b", "Prometheus by default")
+    config = generated(tmp_path / "a", "Prometheus")
+    assert config.listeners["kuma:metrics:prometheus"]["address"]["socketAddress"]["portValue"] == 1234
+    assert config.listeners["kuma:envoy:admin"]["address"]["socketAddress"] == {
+        "address": "10.0.0.1",
+        "portValue": 19901,
+    }
+    default = generated(tmp_path / "b", "Prometheus by default")
     assert default.listeners["kuma:metrics:prometheus"]["address"]["socketAddress"]["portValue"] == 5670
     assert "kuma:envoy:admin" not in default.listeners
-    dns = json.dumps(made_of(tmp_path / "c", "DNS without resolvers").listeners["kuma:dns"])
+    dns = json.dumps(generated(tmp_path / "c", "DNS without resolvers").listeners["kuma:dns"])
     assert '"back_end.mesh"' in dns
     assert '"back.end.mesh"' in dns
     assert '["127.0.0.1", "127.0.0.2"]' in dns
@@ -218,15 +221,15 @@ def test_ready_and_prometheus_and_names(tmp_path: Path) -> None:
     ],
 )
 def test_clashes_of_one_configuration_are_named(tmp_path: Path, change: dict[str, Any], where: str) -> None:
-    made = generate(mesh_of(tmp_path, ours(**change)), None)
-    told = clashes(made, ("127.0.0.1", 19901))
-    assert told
-    assert where in told[0]
-    assert str(tmp_path / "web.yaml") in told[0]
+    config = generate(mesh_of(tmp_path, ours(**change)), None)
+    messages = clashes(config, ("127.0.0.1", 19901))
+    assert messages
+    assert where in messages[0]
+    assert str(tmp_path / "web.yaml") in messages[0]
 
 
 @pytest.mark.parametrize(
-    ("tree", "told"),
+    ("tree", "message"),
     [
         (
             dataplane("web", [], networking={"gateway": {"type": "BUILTIN", "tags": {"kuma.io/service": "edge"}}}),
@@ -255,17 +258,17 @@ def test_clashes_of_one_configuration_are_named(tmp_path: Path, change: dict[str
         (ours(address="no-such-host.invalid"), "networking.address: no-such-host.invalid"),
     ],
 )
-def test_what_cannot_be_served_is_an_error_with_its_line(tmp_path: Path, tree: Tree, told: str) -> None:
+def test_unsupported_fields_are_errors_with_their_line(tmp_path: Path, tree: Tree, message: str) -> None:
     with pytest.raises(ResourceError) as caught:
         mesh_of(tmp_path, tree)
-    problem = next(problem for problem in caught.value.problems if told in str(problem))
+    problem = next(problem for problem in caught.value.problems if message in str(problem))
     assert problem.file == str(tmp_path / "web.yaml")
     assert problem.line
     assert problem.hint
 
 
-def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+def test_ignored_fields_are_reported(tmp_path: Path) -> None:
     metrics = {"type": "prometheus", "conf": {"aggregate": [{"name": "app", "port": 1}]}}
-    made = generate(mesh_of(tmp_path, ours(metrics=metrics, inbounds=[inbound(1, 2, serviceProbe=PROBE)])), None)
-    assert any("metrics.conf.aggregate: is left out" in note for note in made.notes)
-    assert any("others cannot ask for the health" in note for note in made.notes)
+    config = generate(mesh_of(tmp_path, ours(metrics=metrics, inbounds=[inbound(1, 2, serviceProbe=PROBE)])), None)
+    assert any("metrics.conf.aggregate: is ignored" in note for note in config.notes)
+    assert any("other hosts cannot check the health" in note for note in config.notes)

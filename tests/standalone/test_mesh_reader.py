@@ -1,4 +1,4 @@
-"""Reading the files again: only what changed, and never missing that something did."""
+"""Reads changed files again, only these, and misses no change."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path, monkeypatc
     assert read == ["b.yaml", "web.yaml", "b.yaml"]
 
 
-def test_a_broken_file_is_told_once_and_read_again_when_it_changes(tmp_path: Path) -> None:
+def test_a_broken_file_is_reported_once_and_read_again_when_it_changes(tmp_path: Path) -> None:
     reader = MeshReader(write(tmp_path, ours()), "web")
     (tmp_path / "b.yaml").write_text("type: [")
     with pytest.raises(ResourceError):
@@ -54,7 +54,7 @@ def test_a_broken_file_is_told_once_and_read_again_when_it_changes(tmp_path: Pat
 
 
 @pytest.mark.parametrize("leftover", ["web.yaml~", ".web.yaml.swp", "#web.yaml#", "4913", ".hidden.yaml", "notes.txt"])
-def test_what_editors_leave_is_not_read(tmp_path: Path, leftover: str) -> None:
+def test_leftovers_of_editors_are_not_read(tmp_path: Path, leftover: str) -> None:
     (write(tmp_path, ours()) / leftover).write_text("broken: [")
     assert read_mesh(tmp_path, "").ours.name == "web"
 
@@ -68,7 +68,7 @@ def test_every_problem_of_every_file_at_once(tmp_path: Path) -> None:
     assert {problem.file for problem in caught.value.problems} == {str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")}
 
 
-def test_the_same_name_twice_is_named_with_both_files(tmp_path: Path) -> None:
+def test_a_duplicate_name_is_reported_with_both_files(tmp_path: Path) -> None:
     write(tmp_path, ours())
     for name in ("x", "y"):
         (tmp_path / f"{name}.yaml").write_text((tmp_path / "web.yaml").read_text())
@@ -80,13 +80,13 @@ def test_the_same_name_twice_is_named_with_both_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "other"])
-def test_ours_must_be_told_from_the_others(tmp_path: Path, name: str) -> None:
+def test_our_own_dataplane_must_be_unambiguous(tmp_path: Path, name: str) -> None:
     write(tmp_path, ours(), dataplane("b", [inbound(7000, 1, "b")], address="10.0.0.2"))
     with pytest.raises(ResourceError, match="b, web"):
         read_mesh(tmp_path, name)
 
 
-def test_a_folder_without_dataplanes_and_one_that_is_not_there(tmp_path: Path) -> None:
+def test_a_folder_without_dataplanes_and_a_missing_one(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="holds no Dataplane"):
         read_mesh(tmp_path, "")
     with pytest.raises(ResourceError, match="No such file"):
@@ -128,7 +128,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("what", ["instances", "watches"])
-def test_without_inotify_the_files_are_looked_at_and_that_is_said(tmp_path: Path, what: str) -> None:
+def test_without_inotify_the_files_are_polled_and_that_is_logged(tmp_path: Path, what: str) -> None:
     need_netns()
     limit = f'echo 0 > /proc/sys/user/max_inotify_{what} && exec "$@"'
     argv = ["unshare", "-Ur", "sh", "-c", limit, "sh", sys.executable, "-c", WITHOUT_INOTIFY, str(tmp_path)]
@@ -140,11 +140,11 @@ def test_without_inotify_the_files_are_looked_at_and_that_is_said(tmp_path: Path
 
 
 def test_a_file_is_private_and_written_only_when_it_differs(tmp_path: Path) -> None:
-    held = XdsFiles(tmp_path)
-    assert held.write("a.json", {"resources": []})
-    assert not held.write("a.json", {"resources": []})
-    held.confirm("a.json")
-    assert held.write("a.json", {"resources": [1]})
-    assert not held.is_confirmed("a.json")
-    assert held.version("a.json") == "2"
+    files = XdsFiles(tmp_path)
+    assert files.write("a.json", {"resources": []})
+    assert not files.write("a.json", {"resources": []})
+    files.confirm("a.json")
+    assert files.write("a.json", {"resources": [1]})
+    assert not files.is_confirmed("a.json")
+    assert files.version("a.json") == "2"
     assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o600

@@ -1,4 +1,4 @@
-"""What Envoy is told of the memory that there is."""
+"""Envoy's overload manager follows the memory limit."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def overload(tmp_path: Path, memory: int) -> Any:
     return bootstrap(mesh, tmp_path, memory).get("overloadManager")
 
 
-def test_without_a_limit_nothing_is_said(tmp_path: Path) -> None:
+def test_without_a_limit_there_is_none(tmp_path: Path) -> None:
     assert overload(tmp_path, 0) is None
 
 
-def test_a_fifth_is_left_to_what_is_no_heap(tmp_path: Path) -> None:
-    told = overload(tmp_path, 500 << 20)
-    (monitor,) = told["resourceMonitors"]
+def test_a_fifth_is_left_for_memory_outside_the_heap(tmp_path: Path) -> None:
+    manager = overload(tmp_path, 500 << 20)
+    (monitor,) = manager["resourceMonitors"]
     assert monitor["typedConfig"]["maxHeapSizeBytes"] == 400 << 20
-    shrink, refuse = (action["triggers"][0]["threshold"]["value"] for action in told["actions"])
-    assert shrink < refuse < 1
+    shrink, reject = (action["triggers"][0]["threshold"]["value"] for action in manager["actions"])
+    assert shrink < reject < 1

@@ -12,7 +12,7 @@ class ResolverLimits:
     forwarded: int = 1000
     """Forwarded queries at a time; a client with many is displaced by one with few."""
     forward_within: float = 10.0
-    """A forwarded query fails after this time, whatever resolv.conf says."""
+    """A forwarded query fails after this time, even if resolv.conf has a longer timeout."""
     connections: int = 256
     """TCP connections at a time."""
     idle: float = 10.0

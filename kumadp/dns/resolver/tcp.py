@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from kumadp.dns.resolver.limits import ResolverLimits
     from kumadp.dns.resolver.udp import Client
 
-    # Called with a query, its client and the callback for the answer (None: there is none), which is called at once or
-    # from the returned task.
+    # Called with a query, its client and the callback for the answer (None if there must be none). The callback is
+    # called at once, or from the returned task.
     AnswerTcp = Callable[[bytes, Client, Callable[[bytes | None], object]], asyncio.Task[None] | None]
 
 MOST_AT_ONCE = 64
