@@ -140,16 +140,16 @@ def test_the_last_lines_of_envoy_are_sent(rig: Rig, sink: Sink) -> None:
     with rig.run() as daemon:
         rig.wait_ready(daemon)
         apply(rig, sink.address)
-        poll(lambda: _is_in_force(rig), what="the policy in Envoy", deadline=SOON)
+        poll(lambda: _is_in_force(daemon), what="the policy in Envoy", deadline=SOON)
         expected = asked(rig, *numbered("last", 50))
         daemon.terminate()
         assert daemon.wait() == 0
         until_lines(sink, expected)
 
 
-def _is_in_force(rig: Rig) -> bool:
+def _is_in_force(daemon: Daemon) -> bool:
     """Whether Envoy has the FIFO open."""
-    code, text = get(rig.ports.admin, "/config_dump")
+    code, text = daemon.get_admin("/config_dump")
     listeners = [state for state in json.loads(text)["configs"] if "Listeners" in state["@type"]] if code == 200 else []
     states = [state for listener in listeners for state in listener.get("dynamic_listeners", ())]
     return any("FileAccessLog" in json.dumps(state.get("active_state", {})) for state in states)

@@ -103,15 +103,15 @@ def online(kind: str, name: str) -> bool:
     return any("disconnectTime" not in subscription for subscription in subscriptions)
 
 
-def listeners(ports: Ports) -> list[dict[str, Any]]:
-    code, text = get(ports.admin, "/listeners?format=json")
+def listeners(daemon: Daemon) -> list[dict[str, Any]]:
+    code, text = daemon.get_admin("/listeners?format=json")
     statuses: list[dict[str, Any]] = json.loads(text)["listener_statuses"] if code == 200 else []
     return statuses
 
 
-def listening(ports: Ports) -> set[tuple[str, int]]:
+def listening(daemon: Daemon) -> set[tuple[str, int]]:
     """Where Envoy has listeners."""
-    sockets = [listener.get("local_address", {}).get("socket_address") for listener in listeners(ports)]
+    sockets = [listener.get("local_address", {}).get("socket_address") for listener in listeners(daemon)]
     return {(address["address"], address["port_value"]) for address in sockets if address}
 
 
@@ -186,7 +186,7 @@ def test_traffic_through_an_egress(plane: KumaControlPlane, app: Workload) -> No
     with proxy(plane, egress, ports) as daemon, proxy(plane, web, own):
         poll(lambda: online("zoneegresses", "ze-01"), what="the egress online", deadline=SOON)
         survives_envoy(daemon, egress, serves)
-        code, text = get(ports.admin, "/stats?filter=cluster.*upstream_rq_total&format=json")
+        code, text = daemon.get_admin("/stats?filter=cluster.*upstream_rq_total&format=json")
         assert code == 200
         assert any(stat["value"] for stat in json.loads(text)["stats"] if "ext" in stat["name"])
 
@@ -233,7 +233,7 @@ def test_a_builtin_gateway(plane: KumaControlPlane, app: Workload) -> None:
     with proxy(plane, gateway, ports, environment=memory) as daemon:
         survives_envoy(daemon, gateway, lambda: get(ports.inbound) == (200, "backend"))
         # What the control plane makes of the memory limit: Kuma gives gateways alone an overload manager.
-        dump = json.loads(get(ports.admin, "/config_dump")[1])["configs"][0]["bootstrap"]
+        dump = json.loads(daemon.get_admin("/config_dump")[1])["configs"][0]["bootstrap"]
         monitors = dump["overload_manager"]["resource_monitors"]
         assert str(1 << 30) in {monitor["typed_config"].get("max_heap_size_bytes") for monitor in monitors}
 
@@ -286,7 +286,7 @@ def test_unified_resource_naming(plane: KumaControlPlane, app: Workload) -> None
     environment = {"KUMA_DATAPLANE_RUNTIME_UNIFIED_RESOURCE_NAMING_ENABLED": "true"}
     with proxy(plane, web, ports, environment=environment) as daemon:
         survives_envoy(daemon, web, lambda: get(ports.outbound) == (200, "backend"))
-        _, clusters = get(ports.admin, "/clusters")
+        _, clusters = daemon.get_admin("/clusters")
         assert ("system_ads::" in clusters, "ads_cluster::" in clusters) == (new, not new)
         assert ("kri_msvc_default_default__backend_" in clusters) is new
 
@@ -302,7 +302,7 @@ def test_outbounds_that_are_bound(tmp_path: Path, app: Workload) -> None:
         web["networking"]["outbound"] = [{"port": ports.outbound, "tags": {"kuma.io/service": "backend"}}]
 
         def virtual() -> list[str]:
-            return [host for host, port in listening(ports) if host.startswith("127.1.") and port == 80]
+            return [host for host, port in listening(daemon) if host.startswith("127.1.") and port == 80]
 
         def serves() -> bool:
             if not new:
@@ -331,7 +331,7 @@ def test_transparent_proxying_sent_with_the_bootstrap_request(
     with proxy(plane, web, ports, "--transparent-proxy", *files) as daemon:
         new = plane.knows(NEW)
         expected = {("0.0.0.0", inbound), ("0.0.0.0", outbound)} if new else {("127.0.0.1", ports.inbound)}
-        survives_envoy(daemon, web, lambda: expected <= listening(ports))
+        survives_envoy(daemon, web, lambda: expected <= listening(daemon))
         if not new:
             assert get(ports.inbound) == (200, "backend")
 
@@ -343,7 +343,7 @@ def test_features_that_are_always_announced(plane: KumaControlPlane, app: Worklo
     web = dataplane("web-01", "web", ports, app.port, probes=False)
     with proxy(plane, web, ports) as daemon:
         survives_envoy(daemon, web, lambda: get(ports.outbound) == (200, "backend"))
-        _, dump = get(ports.admin, "/config_dump")
+        _, dump = daemon.get_admin("/config_dump")
         for feature in ("feature-strict-inbound-ports", "feature-reuse-port", "feature-readiness-unix-socket"):
             assert feature in dump
         overview = get_json("/meshes/default/dataplanes/web-01/_overview")

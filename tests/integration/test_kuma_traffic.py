@@ -15,6 +15,7 @@ from tests.support.rig import NAME, SOON, open_rig
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.support.daemon import Daemon
     from tests.support.rig import Rig
 
 pytestmark = [pytest.mark.process, pytest.mark.kuma_cp]
@@ -23,9 +24,9 @@ SIDES = (r"cluster\.backend\.", r"listener\.")
 FILTERS = {"http": "envoy.filters.network.http_connection_manager", "tcp": "envoy.filters.network.tcp_proxy"}
 
 
-def filters_of(rig: Rig, port: int) -> set[str]:
+def filters_of(daemon: Daemon, port: int) -> set[str]:
     """Names of the network filters of Envoy's listener on this port."""
-    _, text = get(rig.ports.admin, "/config_dump?resource=dynamic_listeners")
+    _, text = daemon.get_admin("/config_dump?resource=dynamic_listeners")
     names: set[str] = set()
     for section in json.loads(text)["configs"]:
         listener = section["active_state"]["listener"]
@@ -44,7 +45,7 @@ def test_traffic(kuma_rig: Rig, protocol: str) -> None:
         (other,) = set(FILTERS.values()) - {FILTERS[protocol]}
         for port in (kuma_rig.ports.inbound, kuma_rig.ports.outbound):
             assert get(port) == (200, kuma_rig.app.name)
-            filters = filters_of(kuma_rig, port)
+            filters = filters_of(daemon, port)
             assert FILTERS[protocol] in filters
             assert other not in filters
         kuma_rig.kill_envoy(daemon)

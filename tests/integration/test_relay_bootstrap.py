@@ -8,7 +8,6 @@ import pytest
 
 from kumadp.errors import ExitCode
 from tests.support.command import kumadp
-from tests.support.daemon import get
 from tests.support.poll import poll
 from tests.support.rig import NAME, Rig
 
@@ -48,7 +47,7 @@ def test_a_changed_bootstrap_is_reported_until_applied_or_reverted(rig: Rig, pla
         assert kumadp("reload", f"--name={NAME}", environment=daemon.environment).returncode == ExitCode.OK
         status = rig.status(daemon)
         assert (status["epoch"], status.get("restart_required"), status["concerns"]) == (1, None, [])
-        assert '"stats_flush_interval": "7s"' in get(rig.ports.admin, "/config_dump")[1]
+        assert '"stats_flush_interval": "7s"' in daemon.get_admin("/config_dump")[1]
 
 
 def test_a_changed_bootstrap_can_be_applied_automatically(rig: Rig, plane: XdsControlPlane) -> None:
@@ -58,7 +57,7 @@ def test_a_changed_bootstrap_can_be_applied_automatically(rig: Rig, plane: XdsCo
         plane.edit = flush_every("7s")
         poll(lambda: rig.status(daemon)["epoch"] == 1, what="the next epoch")
         poll(lambda: "restart_required" not in rig.status(daemon), what="nothing required any more")
-        assert '"stats_flush_interval": "7s"' in get(rig.ports.admin, "/config_dump")[1]
+        assert '"stats_flush_interval": "7s"' in daemon.get_admin("/config_dump")[1]
         assert rig.serves()
 
 
@@ -71,7 +70,7 @@ def test_delta_is_not_announced_and_logged_once(rig: Rig, relay: str) -> None:
         warnings = [line for line in daemon.output().splitlines() if "DELTA_GRPC" in line or "PROTOCOL_VARIANT" in line]
         (line,) = [line for line in warnings if "settings: " not in line]
         assert "DELTA_GRPC is not announced" in line
-        assert '"DELTA_GRPC"' not in get(rig.ports.admin, "/config_dump")[1]
+        assert '"DELTA_GRPC"' not in daemon.get_admin("/config_dump")[1]
 
 
 def test_without_the_relay_no_reload_is_done(rig: Rig) -> None:

@@ -114,7 +114,7 @@ def test_a_changed_bootstrap_replaces_the_stale_one(rig: Rig, plane: XdsControlP
         assert rig.serves()
         assert get(rig.ports.readiness, "/ready") == (200, "READY")
         poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
-        assert '"stats_flush_interval": "7s"' in get(rig.ports.admin, "/config_dump")[1]
+        assert '"stats_flush_interval": "7s"' in daemon.get_admin("/config_dump")[1]
 
 
 def test_a_control_plane_that_comes_back_and_refuses_at_first(rig: Rig, plane: XdsControlPlane) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from kumadp.daemon.control import ask_status, control_socket_path
 from kumadp.errors import ExitCode
-from tests.support.daemon import Ports, get, run_kumadp, workload
+from tests.support.daemon import Ports, run_kumadp, workload
 from tests.support.rig import NODE, open_rig
 from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.xds.mesh import IDENTITY
@@ -132,7 +132,7 @@ def test_with_the_relay_no_token_and_no_key_is_exposed(tmp_path: Path, how: str)
             rig.wait_warning(daemon, "no: ***")
             plane.faults.refuse_token = lambda _token: ""
             rig.wait_state(daemon, "open")
-            dump = get(rig.ports.admin, "/config_dump?include_eds")[1]
+            dump = daemon.get_admin("/config_dump?include_eds")[1]
             assert "ads_cluster" in dump
             report = json.dumps(rig.status(daemon))
             for secret in (SECRET, key):

@@ -16,17 +16,19 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from kumadp.daemon.control import SUFFIX, ask_status
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
 from tests.support.ports import free_ports
+from tests.support.unix_http import UnixConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 
 class Workload(ThreadingHTTPServer):
@@ -83,7 +85,10 @@ def get(
     port: int, path: str = "/", host: str = "127.0.0.1", timeout: float = 5.0, method: str = "GET"
 ) -> tuple[int, str]:
     """Return status and body of a GET, or another method; (0, reason) if nothing answers."""
-    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    return _fetch(http.client.HTTPConnection(host, port, timeout=timeout), path, method)
+
+
+def _fetch(connection: http.client.HTTPConnection, path: str, method: str) -> tuple[int, str]:
     try:
         connection.request(method, path)
         answer = connection.getresponse()
@@ -137,6 +142,21 @@ class Daemon:
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")
+
+    def admin_address(self) -> str:
+        """Return where Envoy's admin is by the status: ``HOST:PORT``, or ``unix:PATH`` as Kuma has it since 2.14."""
+        for path in Path(self.environment["XDG_RUNTIME_DIR"]).rglob(f"*{SUFFIX}"):
+            with contextlib.suppress(OSError):
+                return str(ask_status(path)["ports"]["admin"])
+        return ""
+
+    def get_admin(self, path: str, method: str = "GET") -> tuple[int, str]:
+        """Return status and body of a request to Envoy's admin; (0, reason) if it does not answer."""
+        address = self.admin_address()
+        if address.startswith("unix:"):
+            return _fetch(UnixConnection(Path(address.removeprefix("unix:")), 5.0), path, method)
+        host, _, port = address.rpartition(":")
+        return get(int(port), path, host.strip("[]"), method=method) if port else (0, "no status")
 
     def wait_ready(self, deadline: float = 30.0) -> None:
         def ready() -> bool:

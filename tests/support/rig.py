@@ -39,6 +39,8 @@ class Rig:
     def __init__(self, folder: Path, plane: ControlPlane, app: Application) -> None:
         self.folder, self.plane, self.app = folder, plane, app
         self.ports = Ports.take()
+        self.daemon: Daemon | None = None
+        """The last one that was run."""
         self.token, self.ca, self.file = folder / "dp.token", folder / "ca.crt", folder / "dp.json"
         self.settings: dict[str, Any] | None = None
         """Settings in a file, which a reload reads again, in the place of the flags that lead to the control plane."""
@@ -71,6 +73,7 @@ class Rig:
             prefix=prefix,
             dns=dns,
         ) as daemon:
+            self.daemon = daemon
             yield daemon
             assert "Traceback" not in daemon.output(), daemon.output()
 
@@ -158,7 +161,8 @@ class Rig:
 
     def stats(self, pattern: str) -> dict[str, int]:
         """Return counters and gauges of Envoy whose names match."""
-        status, text = get(self.ports.admin, f"/stats?format=json&filter={pattern}")
+        assert self.daemon is not None, "nothing runs"
+        status, text = self.daemon.get_admin(f"/stats?format=json&filter={pattern}")
         entries = json.loads(text)["stats"] if status == 200 else []
         return {entry["name"]: entry["value"] for entry in entries if "name" in entry}
 
