@@ -55,18 +55,18 @@ def bootstrap(ports: Ports, folder: Path) -> dict[str, Any]:
     return large
 
 
-def stand_in(folder: Path, ports: Ports, exposition: bytes) -> dict[str, str]:
-    """What makes a program run `standin_envoy` in Envoy's place."""
+def replacement_program(folder: Path, ports: Ports, exposition: bytes) -> dict[str, str]:
+    """What makes a program run `replacement_envoy` in Envoy's place."""
     stored, program = folder / "exposition", folder / "envoy"
     stored.write_bytes(exposition)
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).parent / "standin_envoy.py"} "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).parent / "replacement_envoy.py"} "$@"\n')
     program.chmod(0o755)
     return {
         "KUMA_DATAPLANE_RUNTIME_BINARY_PATH": str(program),
-        "STANDIN_PORT": str(ports.admin),
-        "STANDIN_FILE": str(stored),
-        "STANDIN_SOCKET": str(folder / SOCKET),
-        "STANDIN_BODY": POLICY,
+        "REPLACEMENT_PORT": str(ports.admin),
+        "REPLACEMENT_FILE": str(stored),
+        "REPLACEMENT_SOCKET": str(folder / SOCKET),
+        "REPLACEMENT_BODY": POLICY,
     }
 
 
@@ -84,7 +84,7 @@ def running(program: list[str], exposition: bytes = b"") -> Iterator[tuple[int, 
             "KUMA_DATAPLANE_RUNTIME_SOCKET_DIR": str(folder),
             "KUMA_DATAPLANE_RUNTIME_CONFIG_DIR": str(folder),
             "KUMA_DATAPLANE_RUNTIME_BINARY_PATH": str(need_envoy()),
-            **(stand_in(folder, ports, exposition) if exposition else {}),
+            **(replacement_program(folder, ports, exposition) if exposition else {}),
         }
         arguments = [f"--cp-address={plane.url}", f"--ca-cert-file={plane.write_ca(folder / 'ca')}"]
         arguments += [f"--dataplane-token-file={token}", f"--name={NAME}", "--mesh=default"]

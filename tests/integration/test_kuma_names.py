@@ -60,7 +60,7 @@ def test_a_name_of_the_mesh(rig: Rig, mode: str) -> None:
         assert answered_by == ("the embedded resolver" if mode == "embedded" else "CoreDNS")
 
 
-# The workload is recognised by its group, as in tests/hosts/test_names_redirected.py; traffic to the inbound is
+# The workload is recognised by its group, as in tests/hosts/test_dns_redirection.py; traffic to the inbound is
 # redirected too, as Envoy does not bind its port.
 WORKLOAD = 4711
 RULES = """

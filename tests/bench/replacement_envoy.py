@@ -1,7 +1,7 @@
 """A replacement for Envoy beside a program that requests less than Envoy has.
 
 Its admin serves one stored exposition on every path, and its dynamic configuration one body. Variables:
-STANDIN_PORT, STANDIN_FILE, STANDIN_SOCKET, STANDIN_BODY.
+REPLACEMENT_PORT, REPLACEMENT_FILE, REPLACEMENT_SOCKET, REPLACEMENT_BODY.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if "--version" in sys.argv:
     print(f"envoy  version: {'0' * 40}/1.36.4/Clean/RELEASE/BoringSSL")  # noqa: T201
     sys.exit()
 
-EXPOSITION = Path(os.environ["STANDIN_FILE"]).read_bytes()
-BODY = os.environ["STANDIN_BODY"].encode()
+EXPOSITION = Path(os.environ["REPLACEMENT_FILE"]).read_bytes()
+BODY = os.environ["REPLACEMENT_BODY"].encode()
 ETAG = hashlib.sha256(BODY).hexdigest()
 
 
@@ -56,5 +56,5 @@ class UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     daemon_threads = True
 
 
-threading.Thread(target=UnixServer(os.environ["STANDIN_SOCKET"], Dynamic).serve_forever, daemon=True).start()
-ThreadingHTTPServer(("127.0.0.1", int(os.environ["STANDIN_PORT"])), Admin).serve_forever()
+threading.Thread(target=UnixServer(os.environ["REPLACEMENT_SOCKET"], Dynamic).serve_forever, daemon=True).start()
+ThreadingHTTPServer(("127.0.0.1", int(os.environ["REPLACEMENT_PORT"])), Admin).serve_forever()

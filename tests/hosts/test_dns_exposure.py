@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.hosts.test_admin_exposure import Script
-from tests.hosts.test_names_redirected import NEIGHBOURHOOD, with_resolv_conf
+from tests.hosts.test_dns_redirection import NEIGHBOURHOOD, with_resolv_conf
 from tests.support.daemon import Ports, run_kumadp, write_mesh
 from tests.support.netns import NEIGHBOUR, SIDECAR, Hosts, two_hosts
 from tests.support.poll import poll
