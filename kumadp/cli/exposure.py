@@ -1,4 +1,4 @@
-"""Secrets that other users of this host can read because of how kumadp was started: one warning each."""
+"""Warnings about secrets that other users of this host can read because of how kumadp was started."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
     from kumadp.settings.model import Settings
 
-# Kubernetes decides on the mode of what it mounts there, and nobody else is in the container.
+# Kubernetes sets the mode of files that it mounts there, and the container has no other users.
 _OF_KUBERNETES = "/var/run/secrets/kubernetes.io/"
 
 
 def exposures(settings: Settings, origin: Mapping[str, str], config: str) -> Iterator[str]:
-    """Warnings in plain words, which quote no secret.
+    """Return the warnings, which contain no secret.
 
-    ``origin`` says where each setting came from (`kumadp.settings.resolve.Resolved`), ``config`` is the settings file.
+    ``origin`` is the origin of each setting (`kumadp.settings.resolve.Resolved`), ``config`` the settings file.
     """
     if settings.token and (flag := _flag(origin, "token")):
         yield (
-            f"{flag}: every user of this host can read the token in the list of processes; give a file, readable for"
-            " kumadp alone, with --dataplane-token-file"
+            f"{flag}: every user of this host can read the token in the process list; use --dataplane-token-file with"
+            " a file that only kumadp can read"
         )
     if any(urlsplit(address).password for address in settings.cp_addresses) and (flag := _flag(origin, "cp_address")):
         yield (
-            f"{flag}: every user of this host can read its password in the list of processes; put the address into"
-            " the settings file or a variable"
+            f"{flag}: every user of this host can read its password in the process list; set the address in the"
+            " settings file or a variable"
         )
     if settings.standalone:
         return
@@ -47,16 +47,16 @@ def _flag(origin: Mapping[str, str], field: str) -> str:
 
 def _file(name: str, what: str) -> Iterator[str]:
     try:
-        found = Path(name).stat()
+        status = Path(name).stat()
     except OSError:
-        # Whoever reads it says so.
+        # Reported when the file is read.
         return
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return
-    # A group that is not the owner's way to read it is somebody else's: `kumadp install` has root own the file, and
-    # the group of the service read it.
-    by_group = found.st_mode & (stat.S_IRGRP | stat.S_IWGRP) and found.st_uid == os.geteuid()
-    if found.st_mode & (stat.S_IROTH | stat.S_IWOTH):
+    # With another owner the group is how this user reads the file: `kumadp install` makes root the owner and lets the
+    # group of the service read it.
+    by_group = status.st_mode & (stat.S_IRGRP | stat.S_IWGRP) and status.st_uid == os.geteuid()
+    if status.st_mode & (stat.S_IROTH | stat.S_IWOTH):
         yield f"{what} {name} can be read or changed by every user of this host: chmod 600 {name}"
     elif by_group:
         yield f"{what} {name} can be read or changed by its group: chmod 600 {name}"

@@ -23,19 +23,20 @@ if TYPE_CHECKING:
 
     from kumadp.host.systemd_units import InstalledFile
 
-# systemd.unit(5): what may stand in the name of a unit without being escaped; ours is a file name too.
+# Characters that a unit's name may contain without escapes (systemd.unit(5)); the name is also used for a file.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - what the unit does not see
+_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - hidden from the unit
 
 
 def _place_options(function: FC) -> FC:
-    dry = "Say what would be done, and do nothing."
+    dry = "Print what would be done, and do nothing."
     function = click.option("--dry-run", is_flag=True, help=dry)(function)
-    root = "A tree that is not this host's (an image being made): files only."
+    root = "Root of another file system (an image that is being built): only files are installed."
     function = click.option("--root", default="/", metavar="PATH", help=root)(function)
-    name = "Name of the data plane, for the unit kumadp@NAME; without it: kumadp, the only one."
+    name = "Name of the data plane, for the unit kumadp@NAME. Default: the unit kumadp, for the only one."
     function = click.option("--name", default="", callback=_checked_name, help=name)(function)
-    return click.option("--systemd", is_flag=True, help="Units of systemd; nothing else is known.")(function)
+    systemd = "Use systemd. Required: no other service manager is supported."
+    return click.option("--systemd", is_flag=True, help=systemd)(function)
 
 
 def _checked_name(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -50,24 +51,25 @@ def _file_option(name: str, about: str) -> Callable[[FC], FC]:
 
 @click.command()
 @_place_options
-@click.option("--cp-address", default="", metavar="URL", help="The control plane, for the settings.")
-@_file_option("--ca-cert-file", "CA of the control plane, for the settings.")
-@_file_option("--dataplane-file", "The Dataplane, for the settings.")
-@_file_option("--dataplane-token-file", "Its token, for the settings.")
-@click.option("--standalone", default="", metavar="PATH", help="Dataplane file or folder, without a control plane.")
+@click.option("--cp-address", default="", metavar="URL", help="Address of the control plane, written to the settings.")
+@_file_option("--ca-cert-file", "CA of the control plane, written to the settings.")
+@_file_option("--dataplane-file", "The Dataplane, written to the settings.")
+@_file_option("--dataplane-token-file", "Its token, written to the settings.")
+@click.option("--standalone", default="", metavar="PATH", help="Dataplane file or directory, without a control plane.")
 def install(systemd: bool, name: str, root: str, dry_run: bool, **settings: str) -> None:
     """Install this kumadp as a service of the host: units, user, samples, settings.
 
-    Nothing is started; what to do next is said. Doing it again changes nothing, or brings the units up to date;
-    settings that are there are never written over.
+    Nothing is started; the next step is printed. Running it again updates the units. Existing settings are never
+    overwritten.
     """
     from kumadp.host.systemd_units import base_files, unit_of
 
-    _want_systemd(systemd)
+    _require_systemd(systemd)
     tree = Path(root)
-    missing = [f"{value}: no such file" for key, value in settings.items() if key != "cp_address" and _absent(value)]
+    files = (value for key, value in settings.items() if key != "cp_address")
+    missing = [f"{file}: no such file" for file in files if _is_missing(file)]
     if missing:
-        raise CommandRefused("; ".join(missing), "give paths that are there")
+        raise CommandRefused("; ".join(missing), "give paths that exist")
     changed = [_put(file, tree, dry_run) for file in (*base_files(_program()), _settings(name, settings))]
     if root == "/" and not dry_run:
         _make_user()
@@ -80,20 +82,20 @@ def install(systemd: bool, name: str, root: str, dry_run: bool, **settings: str)
 
 @click.command()
 @_place_options
-@click.option("--purge", is_flag=True, help="The settings too.")
+@click.option("--purge", is_flag=True, help="Remove the settings too.")
 def uninstall(systemd: bool, name: str, root: str, dry_run: bool, purge: bool) -> None:
-    """Take away what `kumadp install` wrote, of one data plane with --name, of all without; settings stay.
+    """Remove the files of `kumadp install`: of one data plane with --name, of all without. Settings are kept.
 
-    Services that run are stopped first, with their drain.
+    Running services are stopped first, with their drain.
     """
     from kumadp.host.systemd_units import SETTINGS, base_files, remove, settings_file, unit_of
 
-    _want_systemd(systemd)
+    _require_systemd(systemd)
     tree = Path(root)
     paths = [] if name else [file.path for file in base_files(_program())]
     if purge:
-        kept = (tree / SETTINGS.relative_to("/")).glob("*.yaml")
-        paths += [settings_file(name)] if name else [SETTINGS / path.name for path in sorted(kept)]
+        settings = (tree / SETTINGS.relative_to("/")).glob("*.yaml")
+        paths += [settings_file(name)] if name else [SETTINGS / path.name for path in sorted(settings)]
     if dry_run:
         for path in paths:
             click.echo(f"would remove {path}")
@@ -108,39 +110,39 @@ def uninstall(systemd: bool, name: str, root: str, dry_run: bool, purge: bool) -
 
 
 def _stop(units: list[str]) -> None:
-    """Stop them, and have them started at no boot; patterns may stand for several."""
+    """Stop units and disable them, so that no boot starts them; ``units`` may be patterns."""
     subprocess.run(["systemctl", "stop", *units], check=False)
-    wanted = Path("/etc/systemd/system/multi-user.target.wants")
-    enabled = sorted({path.name for unit in units for path in wanted.glob(unit)})
+    folder = Path("/etc/systemd/system/multi-user.target.wants")
+    enabled = sorted({path.name for unit in units for path in folder.glob(unit)})
     if enabled:
         subprocess.run(["systemctl", "disable", "--quiet", *enabled], check=False)
 
 
-def _want_systemd(systemd: bool) -> None:
+def _require_systemd(systemd: bool) -> None:
     if not systemd:
-        raise UsageError("say what for: --systemd")
+        raise UsageError("--systemd is required: no other service manager is supported")
 
 
-def _absent(value: str) -> bool:
+def _is_missing(value: str) -> bool:
     return bool(value) and not Path(value).exists()
 
 
 def _program() -> str:
-    """This kumadp, by a path that a unit can name."""
-    found = shutil.which(sys.argv[0])
-    if found is None:
+    """Return the absolute path of this kumadp; raises CommandRefused."""
+    program = shutil.which(sys.argv[0])
+    if program is None:
         raise CommandRefused(f"{sys.argv[0]} is not a program that a unit could start", "call kumadp by its path")
-    return str(Path(found).absolute())
+    return str(Path(program).absolute())
 
 
 def _settings(name: str, given: dict[str, str]) -> InstalledFile:
     from kumadp.host.systemd_units import InstalledFile, settings_file
 
-    return InstalledFile(settings_file(name), _written(given).encode(), 0o640, operator_owned=True)
+    return InstalledFile(settings_file(name), _settings_text(given).encode(), 0o640, operator_owned=True)
 
 
-def _written(given: dict[str, str]) -> str:
-    """The settings file: what was given, with the files' absolute paths."""
+def _settings_text(given: dict[str, str]) -> str:
+    """Return the settings file for the given options, with absolute paths."""
     import yaml
 
     keys = {
@@ -161,15 +163,15 @@ def _written(given: dict[str, str]) -> str:
 
 
 def _put(file: InstalledFile, root: Path, dry_run: bool) -> bool:
-    """Write what is not there or not the same, and say so; whether that was (or would be) done."""
+    """Write a file that is missing or differs, and print that; return whether it was (or would be) written."""
     from kumadp.host.systemd_units import differs, write
 
-    found = differs(file, root)
-    if found is False:
+    is_different = differs(file, root)
+    if is_different is False:
         click.echo(f"unchanged {file.path}")
         return False
-    if found and file.operator_owned:
-        click.echo(f"kept {file.path}, which is not what would be written now")
+    if is_different and file.operator_owned:
+        click.echo(f"kept {file.path}, which differs from what would be written now")
         return False
     if not dry_run:
         write(file, root)
@@ -178,7 +180,7 @@ def _put(file: InstalledFile, root: Path, dry_run: bool) -> bool:
 
 
 def _make_user() -> None:
-    """The user of the units, and who may read the settings; raises CommandRefused."""
+    """Create the user of the units, and let it read the settings; raises CommandRefused."""
     from kumadp.host.systemd_units import SETTINGS, USER
 
     try:
@@ -186,7 +188,8 @@ def _make_user() -> None:
         group = grp.getgrnam(USER).gr_gid
     except (OSError, subprocess.CalledProcessError, KeyError) as error:
         reason = getattr(error, "stderr", "") or str(error)
-        raise CommandRefused(f"user {USER} cannot be made: {reason.strip()}", f"make it: useradd -r {USER}") from None
+        hint = f"create it: useradd -r {USER}"
+        raise CommandRefused(f"user {USER} cannot be created: {reason.strip()}", hint) from None
     SETTINGS.chmod(0o750)
     os.chown(SETTINGS, 0, group)
     for path in SETTINGS.glob("*.yaml"):
@@ -194,11 +197,11 @@ def _make_user() -> None:
 
 
 def _warn(value: str) -> None:
-    """Say what the unit could not read."""
+    """Print a warning about a file that the unit cannot read."""
     if not value.strip() or "://" in value:
         return
     path = Path(value).absolute()
     if any(path.is_relative_to(folder) for folder in _HIDDEN):
-        click.echo(f"warning: the unit does not see {path}: put it elsewhere, as /etc/kumadp", err=True)
+        click.echo(f"warning: the unit cannot see {path}: move it, for example to /etc/kumadp", err=True)
     elif not path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         click.echo(f"warning: user kumadp cannot read {path}: chgrp kumadp {path} && chmod 640 {path}", err=True)

@@ -1,4 +1,4 @@
-"""The log of a command, from its settings."""
+"""Set-up of a command's log from its settings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def open_logs(settings: Settings, auto: str = "auto") -> LogOutput:
-    """Start logging as the settings say; raises SettingsError for a file that cannot be written.
+    """Start logging as configured; raises SettingsError for a file that cannot be written.
 
-    ``auto`` is what that format means here.
+    ``auto`` is the format that ``--log-format=auto`` selects.
     """
     return setup_logging(
         level=settings.log_level,

@@ -1,4 +1,4 @@
-"""What `kumadp run` does in place of running when it is tried by the kumadp that it is to replace."""
+"""The check of `kumadp run` that the running kumadp makes of the program that is to replace it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from kumadp.host.reexec.interim_responder import VARIABLE
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Of an extra, which need not be installed: the part that wants them says so by itself (kumadp.otel.offer).
+# Modules of an extra, which need not be installed: kumadp.otel handles their absence.
 _OF_EXTRAS = frozenset({"kumadp.otel.exporter", "kumadp.otel.metric_mapper"})
-# What our modules import only when they need it.
+# Modules that ours import only when they need them.
 _LATE = ("aiohttp.web", "grpclib.client", "grpclib.server", "psutil")
 
 
 def import_all() -> None:
-    """Import all that a run needs; raises HandoverFailed."""
-    found = pkgutil.walk_packages(kumadp.__path__, "kumadp.")
-    ours = [module.name for module in found if not module.name.startswith(("kumadp.cli.", "kumadp.__main__"))]
+    """Import all modules that a run needs; raises HandoverFailed."""
+    modules = pkgutil.walk_packages(kumadp.__path__, "kumadp.")
+    ours = [module.name for module in modules if not module.name.startswith(("kumadp.cli.", "kumadp.__main__"))]
     for name in (*(name for name in ours if name not in _OF_EXTRAS), *_LATE):
         try:
             importlib.import_module(name)
@@ -35,9 +35,9 @@ def import_all() -> None:
 
 
 def pass_check(environ: Mapping[str, str]) -> None:
-    """Import all that a run needs, decode what is handed over, print the version.
+    """Import all modules that a run needs, decode the handover, and print the version.
 
-    Raises HandoverFailed, and WorkDirError if the work directory cannot be written as the new program would.
+    Raises HandoverFailed, and WorkDirError if the new program could not write to the work directory.
     """
     import_all()
     from kumadp.daemon.adoption import decode_left

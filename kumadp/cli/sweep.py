@@ -15,36 +15,37 @@ from kumadp.errors import UsageError
 @click.command()
 @click.option("--name", default="", help="Name of the data plane; its work directory is /run/kumadp/NAME.")
 @click.option(
-    "--work-dir", default="", metavar="PATH", help="Work directory; else $RUNTIME_DIRECTORY, or that of --name."
+    "--work-dir", default="", metavar="PATH", help="Work directory. Default: $RUNTIME_DIRECTORY, or that of --name."
 )
-@click.option("--unit", default="", metavar="UNIT", help="Do nothing where systemd is to start this unit again.")
+@click.option("--unit", default="", metavar="UNIT", help="Do nothing if systemd is going to restart this unit.")
 @click.option(
     "--timeout",
     default="5s",
     show_default=True,
     metavar="DURATION",
     callback=seconds,
-    help="How long processes may take to end.",
+    help="Maximum time for processes to exit.",
 )
 def sweep(name: str, work_dir: str, unit: str, timeout: float) -> None:
-    """End what a killed kumadp left running on this host, and take its files away.
+    """Stop the processes that a killed kumadp left running on this host, and remove its files.
 
-    A killed kumadp leaves its Envoy and CoreDNS to the next one (--on-parent-death=keep). Where no next one is to come,
-    this ends them. What a living kumadp has is left alone (exit code 71). With --unit it is the unit's ExecStopPost.
+    A killed kumadp leaves Envoy and CoreDNS running for the next one to adopt (--on-parent-death=keep). If there is no
+    next one, this command stops them. Processes of a running kumadp are never touched (exit code 71). With --unit it
+    serves as the unit's ExecStopPost.
     """
     from kumadp.daemon.sweep import is_over
     from kumadp.daemon.sweep import sweep as sweep_directory
 
     directory = _directory(name, work_dir)
     if unit and not is_over(os.environ.get("SERVICE_RESULT", ""), unit, os.environ):
-        click.echo(f"{unit} is to be started again: what runs is left to it")
+        click.echo(f"{unit} will be restarted: running processes are kept for it")
         return
     if not directory.is_dir():
-        click.echo(f"{directory}: nothing there")
+        click.echo(f"{directory}: no such directory")
         return
     _become_owner(directory)
-    said = asyncio.run(sweep_directory(directory, timeout))
-    click.echo(f"{directory}: {'ended ' + ', '.join(said) if said else 'nothing was left running'}")
+    stopped = asyncio.run(sweep_directory(directory, timeout))
+    click.echo(f"{directory}: {'stopped ' + ', '.join(stopped) if stopped else 'nothing was left running'}")
 
 
 def _directory(name: str, work_dir: str) -> Path:
@@ -53,14 +54,14 @@ def _directory(name: str, work_dir: str) -> Path:
     if runtime := os.environ.get("RUNTIME_DIRECTORY"):
         return Path(runtime.split(":")[0])
     if not name or name in {".", ".."} or "/" in name:
-        raise UsageError("say which: --name or --work-dir")
+        raise UsageError("--name or --work-dir is required")
     return Path("/run/kumadp") / name
 
 
 def _become_owner(directory: Path) -> None:
-    """Root goes on as who the directory belongs to, whose processes these are; nobody else can."""
-    found = directory.stat()
-    if os.geteuid() == 0 and found.st_uid != 0:
+    """Become the owner of the directory and of the processes, if this is root: nobody else can."""
+    status = directory.stat()
+    if os.geteuid() == 0 and status.st_uid != 0:
         os.setgroups([])
-        os.setgid(found.st_gid)
-        os.setuid(found.st_uid)
+        os.setgid(status.st_gid)
+        os.setuid(status.st_uid)

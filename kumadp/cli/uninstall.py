@@ -1,4 +1,4 @@
-"""``kumadp uninstall``, which undoes ``kumadp install``."""
+"""``kumadp uninstall``, which removes the files of ``kumadp install``."""
 
 from kumadp.cli.install import uninstall
 

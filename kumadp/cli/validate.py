@@ -21,14 +21,13 @@ if TYPE_CHECKING:
 @click.argument("files", nargs=-1)
 @click.option("-o", "--output", type=click.Choice(["human", "json"]), default="human", show_default=True)
 @click.option("-v", "--dataplane-var", "variables", multiple=True, metavar="NAME=VALUE", help="Template variable.")
-@click.option("--schema", is_flag=True, help="Print the JSON Schema of the resources and end.")
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of the resources and exit.")
 def validate(files: tuple[str, ...], output: str, variables: tuple[str, ...], schema: bool) -> int:
-    """Check Dataplane, ZoneIngress and ZoneEgress FILES; - is stdin.
+    """Check Dataplane, ZoneIngress and ZoneEgress FILES; - reads stdin.
 
-    Prints every problem with file, line, field path and what would be right. Exit code 0 when all is well, 65 when
-    something is wrong.
+    Prints all problems with file, line, field path and a hint. Exit code 0 if all files are valid, otherwise 65.
     """
-    # A reader that has seen enough ends this as it ends any filter.
+    # If the reader of the pipe ends, end silently, as any filter does.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if schema:
         from kumadp.resources.schema import json_schema
@@ -39,10 +38,10 @@ def validate(files: tuple[str, ...], output: str, variables: tuple[str, ...], sc
         raise UsageError("no file to check", "kumadp validate FILE...")
     problems: list[Problem] = []
     notes: list[Problem] = []
-    filled_in = _pairs(variables)
+    values = _pairs(variables)
     for name in files:
         try:
-            notes += load_resource_file(name, variables=filled_in).notes
+            notes += load_resource_file(name, variables=values).notes
         except ResourceError as error:
             problems += error.problems
     if output == "json":

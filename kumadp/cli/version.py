@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("-a", "--detailed", is_flag=True, help="Also Envoy's, CoreDNS's and Python's versions.")
-@click.option("--binary-path", default="envoy", show_default=True, metavar="PATH", help="Envoy to ask.")
-@click.option("--dns-coredns-path", default="coredns", show_default=True, metavar="PATH", help="CoreDNS to ask.")
+@click.option("-a", "--detailed", is_flag=True, help="Also print the versions of Envoy, CoreDNS and Python.")
+@click.option("--binary-path", default="envoy", show_default=True, metavar="PATH", help="Envoy binary.")
+@click.option("--dns-coredns-path", default="coredns", show_default=True, metavar="PATH", help="CoreDNS binary.")
 def version(detailed: bool, binary_path: str, dns_coredns_path: str) -> None:
     """Print kumadp's version; with -a also those of Envoy, CoreDNS and Python."""
     if not detailed:
         click.echo(__version__)
         return
-    envoy, coredns = asyncio.run(_ask(binary_path, dns_coredns_path))
+    envoy, coredns = asyncio.run(_versions(binary_path, dns_coredns_path))
     for name, text in (("kumadp", __version__), ("envoy", envoy), ("coredns", coredns)):
         click.echo(f"{name:<8} {text}")
     click.echo(f"{'python':<8} {platform.python_version()} ({platform.python_implementation()})")
 
 
-async def _ask(binary_path: str, coredns_path: str) -> tuple[str, str]:
+async def _versions(binary_path: str, coredns_path: str) -> tuple[str, str]:
     from kumadp.dns.coredns.binary import coredns_version, find_coredns
     from kumadp.envoy.binary import find_envoy
     from kumadp.envoy.version import envoy_version

@@ -257,7 +257,7 @@ def test_a_stop_after_a_kill_ends_the_envoy_that_was_left(box: NspawnHost) -> No
     box.run("systemctl", "stop", UNIT)
     # In that pause systemd has nothing to stop; the next start adopts it, or this ends it.
     assert (
-        "ended envoy" in box.run("kumadp", "sweep", "--work-dir=/run/kumadp/web", check=False) or processes(box) == []
+        "stopped envoy" in box.run("kumadp", "sweep", "--work-dir=/run/kumadp/web", check=False) or processes(box) == []
     )
 
 

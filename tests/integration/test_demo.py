@@ -58,7 +58,7 @@ class TestTable:
         assert state_of("inbound", lines) == "down"
         assert state_of("virtual probes", lines) == "up"
         assert state_of("Envoy ", lines) == "backoff, 1 restart"
-        assert "Last end: signal 9 (KILL)" in lines
+        assert "Last exit: signal 9 (KILL)" in lines
 
     def test_a_workload_that_died_is_down(self) -> None:
         lines = render(dataclasses.replace(scene(), workload_runs=False), status(), 1000.0)
@@ -68,7 +68,7 @@ class TestTable:
     def test_no_text_makes_the_table_wider(self) -> None:
         child = {**RUNNING, "restarts": 2, "last_exit": "ended, its last line: " + "x" * 500}
         wide = [line for line in render(scene(), status(children={"envoy": child}), 1000.0) if len(line) > 160]
-        assert wide == [f"Last end: {child['last_exit']}"]
+        assert wide == [f"Last exit: {child['last_exit']}"]
 
     def test_each_row_has_a_command_that_names_its_port(self) -> None:
         lines = render(scene(), status(), 1000.0)
@@ -296,7 +296,7 @@ def test_on_a_terminal_the_table_is_refreshed_and_control_c_drains(terminal: Ter
         lambda: state_of("Envoy ", terminal.last_drawing()).startswith("running, 1 restart"),
         what="the restart on the screen",
     )
-    assert any(line.startswith("Last end: envoy ended with signal 9") for line in terminal.last_drawing())
+    assert any(line.startswith("Last exit: envoy ended with signal 9") for line in terminal.last_drawing())
     terminal.process.send_signal(signal.SIGINT)
     poll(lambda: "DRAINING" in terminal.text(), what="the drain on the screen")
     assert terminal.process.wait(30) == ExitCode.OK

@@ -48,7 +48,7 @@ def test_leftovers_of_a_killed_kumadp_are_ended_and_those_of_a_living_one_are_no
             assert envoy.is_running()
             done = sweep("--unit=kumadp.service", RUNTIME_DIRECTORY=work, SERVICE_RESULT="success")
             assert done.returncode == 0, done.stderr
-            assert done.stdout == f"{work}: ended envoy (pid {envoy.pid})\n"
+            assert done.stdout == f"{work}: stopped envoy (pid {envoy.pid})\n"
             poll(lambda: not envoy.is_running() or envoy.status() == psutil.STATUS_ZOMBIE, what="the end of Envoy")
     leftovers = {path.name for path in (tmp_path / "work").iterdir()}
     assert not {name for name in leftovers if name.endswith(".sock")} | leftovers & {"state.json"}
@@ -58,12 +58,12 @@ def test_leftovers_of_a_killed_kumadp_are_ended_and_those_of_a_living_one_are_no
 def test_the_directory_must_be_named() -> None:
     done = sweep(RUNTIME_DIRECTORY="")
     assert done.returncode == 64
-    assert done.stderr == "Error: say which: --name or --work-dir\n"
+    assert done.stderr == "Error: --name or --work-dir is required\n"
 
 
 def test_an_empty_directory_needs_nothing(tmp_path: Path) -> None:
     done = sweep("--work-dir", str(tmp_path / "none"))
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'none'}: nothing there\n")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'none'}: no such directory\n")
 
 
 def shared_memory() -> set[Path]:

@@ -1,4 +1,4 @@
-"""One DNS question by hand, where there is no dig: ``python -m kumadp.cli.demo.dns PORT NAME``."""
+"""A DNS query from the command line, for hosts without dig: ``python -m kumadp.cli.demo.dns PORT NAME``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RECORD = struct.Struct("!HHIH")
 
 
 class DnsAnswerError(KumadpError):
-    """What came back is not an answer to the question."""
+    """The message is not a valid answer to the query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class DnsAnswer:
 
 
 def decode_answer(identity: int, message: bytes) -> DnsAnswer:
-    """Read an answer; raises DnsAnswerError."""
+    """Decode the answer to the query with that id; raises DnsAnswerError."""
     try:
         answered, flags, questions, answers, _, _ = HEADER.unpack_from(message)
         if answered != identity or not flags & 0x8000:
-            raise DnsAnswerError("the message does not answer this question")
+            raise DnsAnswerError("the message does not answer this query")
         offset = HEADER.size
         for _ in range(questions):
             offset = _skip_name(message, offset) + 4
@@ -44,7 +44,7 @@ def decode_answer(identity: int, message: bytes) -> DnsAnswer:
                 addresses.append(socket.inet_ntoa(message[offset : offset + 4]))
             offset += length
     except (struct.error, IndexError, OSError) as error:
-        raise DnsAnswerError(f"the answer cannot be read: {error}") from error
+        raise DnsAnswerError(f"the answer cannot be decoded: {error}") from error
     return DnsAnswer(flags & 0xF, tuple(addresses))
 
 
@@ -56,8 +56,8 @@ def _skip_name(message: bytes, offset: int) -> int:
     return offset + 1
 
 
-def ask(port: int, name: str, *, host: str = "127.0.0.1", timeout: float = 3.0) -> DnsAnswer:
-    """Ask over UDP; ``timeout`` in seconds. Blocking. Raises OSError and DnsAnswerError."""
+def query(port: int, name: str, *, host: str = "127.0.0.1", timeout: float = 3.0) -> DnsAnswer:
+    """Query the A records of ``name`` over UDP; ``timeout`` in seconds. Blocks. Raises OSError and DnsAnswerError."""
     identity = secrets.randbelow(0x10000)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.settimeout(timeout)
@@ -67,9 +67,9 @@ def ask(port: int, name: str, *, host: str = "127.0.0.1", timeout: float = 3.0) 
 
 
 def main(port: str, name: str) -> int:
-    """Print the addresses of ``name``; 1 where there are none."""
+    """Print the addresses of ``name``; return 1 if there are none."""
     try:
-        answer = ask(int(port), name)
+        answer = query(int(port), name)
     except (OSError, ValueError, DnsAnswerError) as error:
         print(f"no answer: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""What the demo stands on: ports, a private folder with two Dataplane files, the workloads, a real `kumadp run`."""
+"""The processes and files of the demo: ports, a private directory with two Dataplanes, workloads, `kumadp run`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAME = "web"
 WORKLOAD_DEADLINE = 10.0
 STOP_DEADLINE = 15.0
 
-# A user's own mesh settings must not reach the demo; where to find the binaries must.
+# The user's own mesh settings must not affect the demo, but the paths of the binaries must.
 FOREIGN_VARIABLES = ("KUMA_", "KUMADP_", "DATAPLANE_", "POD_", "KUBERNETES_", "RUNTIME_DIRECTORY", "NOTIFY_SOCKET")
 KEPT_VARIABLES = frozenset({"KUMA_DATAPLANE_RUNTIME_BINARY_PATH", "KUMA_DNS_CORE_DNS_BINARY_PATH"})
 
@@ -48,17 +48,17 @@ class DemoPorts:
 
     @classmethod
     def choose(cls) -> DemoPorts:
-        """The usual ports, and free ones where those are taken."""
+        """Return the usual ports, with free ones in place of those that are taken."""
         usual = cls()
         chosen: dict[str, int] = {}
         for field in fields(cls):
-            wanted: int = getattr(usual, field.name)
-            chosen[field.name] = wanted if _is_free(wanted) else _free_port(usual, set(chosen.values()))
+            port: int = getattr(usual, field.name)
+            chosen[field.name] = port if _is_free(port) else _free_port(usual, set(chosen.values()))
         return cls(**chosen)
 
 
 def _is_free(port: int) -> bool:
-    # CoreDNS binds every address, so a port counts as free only where nobody holds it on any of them.
+    # CoreDNS binds every address, so a port only counts as free if no process holds it on any address.
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         for host in (HOST, ""):
             with socket.socket(socket.AF_INET, kind) as attempt:
@@ -82,7 +82,7 @@ def _free_port(usual: DemoPorts, chosen: set[int]) -> int:
 
 
 WEB = """\
-# The data plane of the demo. Edit this file while it runs: the change is live within a second.
+# The data plane of the demo. Changes to this file are applied within a second.
 type: Dataplane
 mesh: default
 name: {name}
@@ -117,7 +117,7 @@ probes:
 """
 
 BACKEND = """\
-# Another data plane of the same mesh: the second workload itself, where the outbound of web leads.
+# Another data plane of the same mesh: the second workload, which the outbound of web points to.
 type: Dataplane
 mesh: default
 name: backend
@@ -132,21 +132,21 @@ networking:
 
 
 def _tied_to_us(*command: str) -> tuple[str, ...]:
-    """``command``, asked to stop by the kernel when this process dies, whatever it dies of."""
+    """Wrap ``command`` so that the kernel sends it SIGTERM when this process dies for any reason."""
     from kumadp.process.child import tied_to_parent
 
     return tied_to_parent(command, signal.SIGTERM, os.environ)
 
 
 def write_mesh(folder: Path, ports: DemoPorts) -> None:
-    """Write the two Dataplane files into ``folder``, which is made."""
+    """Create ``folder`` and write the two Dataplane files into it."""
     folder.mkdir()
     for file, text in (("web.yaml", WEB), ("backend.yaml", BACKEND)):
         (folder / file).write_text(text.format(name=NAME, host=HOST, ports=ports), encoding="utf-8")
 
 
-class Stage:
-    """A private folder and the processes of the demo; `close` ends all of them and removes the folder."""
+class DemoStage:
+    """The private directory and the processes of the demo; `close` stops all of them and removes the directory."""
 
     def __init__(self, ports: DemoPorts, folder: Path, drain_time: str) -> None:
         self.ports = ports
@@ -158,8 +158,8 @@ class Stage:
         self.daemon: asyncio.subprocess.Process | None = None
 
     @classmethod
-    def open(cls, drain_time: str) -> Stage:
-        """Choose ports and make the folder (0700); ``drain_time`` as `kumadp run --drain-time` takes it."""
+    def open(cls, drain_time: str) -> DemoStage:
+        """Choose ports and create the directory (0700); ``drain_time`` in the syntax of `kumadp run --drain-time`."""
         folder = Path(tempfile.mkdtemp(prefix="kumadp-demo-"))
         ports = DemoPorts.choose()
         write_mesh(folder / "mesh", ports)
@@ -168,7 +168,7 @@ class Stage:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Environment of `kumadp run`: the user's, without settings of another data plane."""
+        """Environment of `kumadp run`: that of the user without settings of other data planes."""
         own = {
             name: value
             for name, value in os.environ.items()
@@ -221,12 +221,12 @@ class Stage:
         except TimeoutError:
             raise SpawnError(f"the demo's workloads did not start within {WORKLOAD_DEADLINE:.0f} s") from None
         if line.decode().strip() != UP_LINE:
-            story = (await process.stderr.read()).decode(errors="replace").strip()
-            raise SpawnError(f"the demo's workloads did not start: {story}")
+            reason = (await process.stderr.read()).decode(errors="replace").strip()
+            raise SpawnError(f"the demo's workloads did not start: {reason}")
 
     @property
     def workload_runs(self) -> bool:
-        """Whether the workloads are there."""
+        """Whether the workloads run."""
         return self.workload is not None and self.workload.returncode is None
 
     def terminate(self) -> None:
@@ -235,8 +235,8 @@ class Stage:
             with contextlib.suppress(ProcessLookupError):
                 self.daemon.send_signal(signal.SIGTERM)
 
-    async def ask_status(self) -> Mapping[str, Any] | None:
-        """What kumadp's control socket tells now; None where nothing answers."""
+    async def query_status(self) -> Mapping[str, Any] | None:
+        """Return the status from kumadp's control socket; None if it does not answer."""
         from kumadp.daemon.control import ask_status, control_socket_path
 
         try:
@@ -245,7 +245,7 @@ class Stage:
             return None
 
     def tail(self, lines: int = 20) -> list[str]:
-        """The last lines of kumadp's log, without what Envoy says in passing; none where there is no log yet."""
+        """Return the last lines of kumadp's log without Envoy's INFO lines; none if there is no log yet."""
         try:
             text = self.log.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -253,7 +253,7 @@ class Stage:
         return [line for line in text.splitlines() if " INFO envoy: " not in line][-lines:]
 
     async def close(self) -> None:
-        """End what still runs (kumadp by two SIGTERMs: the second cuts the drain short), remove the folder."""
+        """Stop what still runs (kumadp by two SIGTERMs: the second ends the drain early), and remove the directory."""
         try:
             await self._end_daemon()
         finally:

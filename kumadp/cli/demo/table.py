@@ -1,4 +1,4 @@
-"""The demo's table: what runs where, in which state, and a command to try for each. Text in, text out."""
+"""The demo's table: what runs where, in which state, and a command to try for each. Pure but for `Screen`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kumadp.cli.demo.stage import HOST
-from kumadp.cli.modules import shown
+from kumadp.cli.modules import shell_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ DOWN = "down"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table."""
+    """One row of the table."""
 
     what: str
     where: str
@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What the table does not learn from the status; the drain time is in seconds."""
+    """Facts for the table that are not in the status; the drain time is in seconds."""
 
     ports: DemoPorts
     mesh: Path
@@ -44,14 +44,14 @@ class Scene:
 
 
 def dns_command(port: int, name: str = "backend.mesh") -> str:
-    """A command that asks for ``name``; dig, or a few lines of ours where there is none."""
+    """Return a command that queries ``name``: dig, or a module of kumadp if there is no dig."""
     if shutil.which("dig"):
         return f"dig +short @{HOST} -p {port} {name}"
-    return f"{shown('kumadp.cli.demo.dns')} {port} {name}"
+    return f"{shell_command('kumadp.cli.demo.dns')} {port} {name}"
 
 
 def rows(scene: Scene, status: Mapping[str, Any] | None) -> list[Row]:
-    """The table for this status."""
+    """Return the rows of the table for this status."""
     ports = scene.ports
     children: Mapping[str, Mapping[str, Any]] = (status or {}).get("children", {})
     envoy = children.get("envoy", {})
@@ -79,7 +79,7 @@ def rows(scene: Scene, status: Mapping[str, Any] | None) -> list[Row]:
 
 
 def _traffic(status: Mapping[str, Any] | None, envoy: Mapping[str, Any]) -> str:
-    """What goes through Envoy: while it drains, requests are still answered."""
+    """Return the state of what goes through Envoy; while it drains, requests are still answered."""
     if status is None or envoy.get("state") != "RUNNING":
         return DOWN
     if status.get("phase") == "DRAINING":
@@ -94,7 +94,7 @@ def _dns_row(ports: DemoPorts, children: Mapping[str, Mapping[str, Any]], ours: 
 
 
 def child_state(child: Mapping[str, Any]) -> str:
-    """State of a child in a few words, with its restarts."""
+    """Return the state of a child with the number of its restarts."""
     if not child:
         return DOWN
     state = str(child.get("state", "")).lower()
@@ -102,23 +102,24 @@ def child_state(child: Mapping[str, Any]) -> str:
     return f"{state}, {restarts} restart{'s' if restarts > 1 else ''}" if restarts else state
 
 
-def stories(status: Mapping[str, Any] | None) -> list[str]:
-    """What failed for good, and what each child that was started again last ended of."""
-    told = [f"FAILED for good: {part}: {story}" for part, story in (status or {}).get("fatal", {}).items()]
+def failures(status: Mapping[str, Any] | None) -> list[str]:
+    """Return lines for parts that failed permanently, and for the last exit of each child that was restarted."""
+    fatal: Mapping[str, str] = (status or {}).get("fatal", {})
+    lines = [f"FAILED permanently: {part}: {reason}" for part, reason in fatal.items()]
     for name, child in (status or {}).get("children", {}).items():
-        if name not in (status or {}).get("fatal", {}) and child.get("last_exit"):
-            told.append(f"Last end: {child['last_exit']}")
-    return told
+        if name not in fatal and child.get("last_exit"):
+            lines.append(f"Last exit: {child['last_exit']}")
+    return lines
 
 
 def headline(scene: Scene, status: Mapping[str, Any] | None, now: float) -> str:
-    """The line above the table: phase and why; while draining, the seconds left. ``now`` in seconds since 1970."""
+    """Return the line above the table: phase and reason, or remaining drain time. ``now`` in seconds since 1970."""
     if status is None:
         return "kumadp: starting"
     phase = str(status.get("phase"))
     if phase == "DRAINING":
-        left = max(0, math.ceil(float(status["since"]) + scene.drain_seconds - now))
-        return f"kumadp: DRAINING, {left} s left for requests in flight (Ctrl-C again cuts it short)"
+        remaining = max(0, math.ceil(float(status["since"]) + scene.drain_seconds - now))
+        return f"kumadp: DRAINING, {remaining} s left for requests in flight (Ctrl-C again ends it early)"
     reasons = "; ".join(map(str, status.get("reasons") or ()))
     if phase == "STARTING" and reasons:
         return f"kumadp: STARTING, waiting: {reasons}"
@@ -127,19 +128,19 @@ def headline(scene: Scene, status: Mapping[str, Any] | None, now: float) -> str:
 
 
 def footer(scene: Scene, table: Sequence[Row]) -> list[str]:
-    """What else there is to see, below the table."""
+    """Return the lines below the table: what else to try."""
     kill = next((row.command for row in table if row.command.startswith("kill")), "")
     slow = f"curl http://{HOST}:{scene.ports.inbound}/slow"
-    lines = [f"Kill Envoy ({kill}): it comes back, and virtual probes answer meanwhile."] if kill else []
+    lines = [f"Kill Envoy ({kill}): it is restarted, and virtual probes keep answering."] if kill else []
     return [
         *lines,
-        f"Edit {scene.mesh}/*.yaml: a change is live within a second, without a restart.",
-        f"Ctrl-C drains and ends everything; a request in flight is finished first ({slow}).",
+        f"Edit {scene.mesh}/*.yaml: changes are applied within a second, without a restart.",
+        f"Ctrl-C drains and stops everything; requests in flight are finished first ({slow}).",
     ]
 
 
 def render(scene: Scene, status: Mapping[str, Any] | None, now: float) -> list[str]:
-    """All lines, none longer than it must be."""
+    """Return all lines, without trailing spaces."""
     table = rows(scene, status)
     cells = [HEADINGS, *((row.what, row.where, row.state, row.command) for row in table)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS) - 1)]
@@ -147,13 +148,13 @@ def render(scene: Scene, status: Mapping[str, Any] | None, now: float) -> list[s
         "  ".join([*(cell.ljust(width) for cell, width in zip(line[:-1], widths, strict=True)), line[-1]])
         for line in cells
     ]
-    return [headline(scene, status, now), *stories(status), "", *lines, "", *footer(scene, table)]
+    return [headline(scene, status, now), *failures(status), "", *lines, "", *footer(scene, table)]
 
 
 class Screen:
-    """A terminal on which the table is drawn over the last one; nothing is written while nothing changed.
+    """A terminal on which each table is drawn over the previous one; nothing is written if nothing has changed.
 
-    What has no room is left out, from the end: what has scrolled off a terminal cannot be drawn over.
+    Lines that do not fit are left out, because lines that have scrolled off a terminal cannot be overwritten.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -161,10 +162,10 @@ class Screen:
         self._shown: list[str] = []
 
     def show(self, lines: list[str]) -> None:
-        """Draw ``lines`` where the last ones stood."""
+        """Draw ``lines`` over the previous ones."""
         size = shutil.get_terminal_size()
         heights = itertools.accumulate(_height(line, size.columns) for line in lines)
-        # One row less than there are: the cursor ends below the last line.
+        # One row less than the terminal has: the cursor ends below the last line.
         lines = [line for line, height in zip(lines, heights, strict=True) if height < size.lines]
         if lines == self._shown:
             return

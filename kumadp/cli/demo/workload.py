@@ -1,8 +1,8 @@
 """The demo's applications: ``python -m kumadp.cli.demo.workload NAME=PORT ...``.
 
-One process, one small HTTP server a name, on loopback. ``/`` says who answers, ``/healthz`` says ok, ``/slow`` takes
-three seconds. Prints one line once all of them accept connections; ends when standard input is closed, so that no
-death of the demo leaves it behind.
+One process with one small HTTP server for each name, on loopback. ``/`` returns the name, ``/healthz`` returns ok,
+``/slow`` takes three seconds. Prints one line once all accept connections; exits when standard input is closed, and so
+also when the demo dies.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UP_LINE = "up"
 
 
 class WorkloadServer(ThreadingHTTPServer):
-    """One application on ``HOST:port``; raises OSError where the port is taken."""
+    """One application on ``HOST:port``; raises OSError if the port is taken."""
 
     daemon_threads = True
 
@@ -32,11 +32,11 @@ class WorkloadServer(ThreadingHTTPServer):
         super().__init__((HOST, port), WorkloadHandler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client that hangs up is no event of a demo."""
+        """Print nothing: a client that closes its connection is not worth a traceback."""
 
 
 class WorkloadHandler(BaseHTTPRequestHandler):
-    """Answers the three paths."""
+    """Handler of the three paths."""
 
     server: WorkloadServer
     protocol_version = "HTTP/1.1"
@@ -68,7 +68,7 @@ class WorkloadHandler(BaseHTTPRequestHandler):
 
 
 def serve(specifications: Sequence[str]) -> int:
-    """Serve until standard input ends; 1 where a port cannot be bound, told on stderr."""
+    """Serve until standard input is closed; if a port cannot be bound, print that on stderr and return 1."""
     for specification in specifications:
         name, _, port = specification.partition("=")
         try:
