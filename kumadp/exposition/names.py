@@ -11,7 +11,7 @@ import re
 ALLOW, UNDERSCORES, DOTS, VALUES = "allow-utf-8", "underscores", "dots", "values"
 SCHEMES = frozenset({ALLOW, UNDERSCORES, DOTS, VALUES})
 # Of scrapers that name no scheme (prometheus/common: NameEscapingScheme).
-DEFAULT = UNDERSCORES
+DEFAULT_SCHEME = UNDERSCORES
 _LEGACY = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _ALLOWED = re.compile(r"[a-zA-Z0-9_:]")
 _START = re.compile(rb'([^{ \t\n"]*+)[ \t]*+\{')
@@ -39,12 +39,12 @@ def escaped(name: str, scheme: str) -> bytes:
     if _LEGACY.fullmatch(name) or not name:
         return name.encode()
     parts = ["U__"] if scheme == VALUES else []
-    for at, char in enumerate(name):
+    for address, char in enumerate(name):
         if char == "_" and scheme != UNDERSCORES:
             parts.append("__")
         elif char == "." and scheme == DOTS:
             parts.append("_dot_")
-        elif _ALLOWED.fullmatch(char) and (at > 0 or not char.isdigit()):
+        elif _ALLOWED.fullmatch(char) and (address > 0 or not char.isdigit()):
             parts.append(char)
         else:
             parts.append(f"_{ord(char):x}_" if scheme == VALUES else "__" if scheme == DOTS else "_")
@@ -56,12 +56,12 @@ def parsed(series: bytes) -> tuple[str, list[tuple[str, str]]]:
     start = _START.match(series)
     if start is None:
         return series.decode(errors="replace").strip(), []
-    name, at = start[1].decode(), start.end()
+    name, address = start[1].decode(), start.end()
     labels: list[tuple[str, str]] = []
-    while (item := _ITEM.match(series, at)) is not None:
+    while (item := _ITEM.match(series, address)) is not None:
         quoted, plain, value = item.groups()
         label = unquoted(quoted) if quoted is not None else plain.decode(errors="replace")
-        at = item.end()
+        address = item.end()
         if value is None:
             name = label
         else:
@@ -85,13 +85,13 @@ def _line(line: bytes, scheme: str) -> bytes:
     start = _START.match(line)
     if start is None:
         return _without_quoted_exemplar(line)
-    name, at = start[1], start.end()
+    name, address = start[1], start.end()
     labels: list[bytes] = []
     names: set[bytes] = set()
-    while (item := _ITEM.match(line, at)) is not None:
+    while (item := _ITEM.match(line, address)) is not None:
         quoted, plain, value = item.groups()
         label = escaped(unquoted(quoted), scheme) if quoted is not None else plain
-        at = item.end()
+        address = item.end()
         if value is None:
             name = label
             continue
@@ -100,7 +100,7 @@ def _line(line: bytes, scheme: str) -> bytes:
         names.add(label)
         # Only names of metrics may contain a colon.
         labels.append((label.replace(b":", b"_") if quoted is not None else label) + b"=" + value)
-    end = line.find(b"}", at)
+    end = line.find(b"}", address)
     if not name or end < 0:
         return b""
     return name + (b"{" + b",".join(labels) + b"}" if labels else b"") + _without_quoted_exemplar(line[end + 1 :])
@@ -113,9 +113,9 @@ def _without_quoted_exemplar(text: bytes) -> bytes:
     """
     value, mark, exemplar = text.partition(b" # ")
     start = _START.match(exemplar)
-    at = start.end() if start is not None else len(exemplar)
-    while (item := _ITEM.match(exemplar, at)) is not None:
+    address = start.end() if start is not None else len(exemplar)
+    while (item := _ITEM.match(exemplar, address)) is not None:
         if item[1] is not None:
             return value + b"\n"
-        at = item.end()
+        address = item.end()
     return value + mark + exemplar

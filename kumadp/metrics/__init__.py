@@ -1,1 +1,1 @@
-"""Metrics for a scraper: expositions of several sources read, merged, filtered, and served as one."""
+"""Metrics for a scraper: the expositions of several sources are read, filtered, merged, and served as one."""

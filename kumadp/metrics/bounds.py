@@ -1,7 +1,7 @@
-"""Bounds of histograms and quantiles as kuma-dp writes them, so that a migration continues the same series.
+"""Bounds of histograms and quantiles in the form of kuma-dp, so that a migration continues the same series.
 
-kuma-dp parses what Envoy (and, by a MeshMetric policy, an application) gives, and writes it with Go's expfmt (Kuma 2.8
-to 2.14): ``le="1800000"`` becomes ``le="1.8e+06"``.
+kuma-dp parses the exposition of Envoy (and, by a MeshMetric policy, of applications), and writes it with Go's expfmt
+(Kuma 2.8 to 2.14): ``le="1800000"`` becomes ``le="1.8e+06"``.
 """
 
 from __future__ import annotations
@@ -13,35 +13,38 @@ from decimal import Decimal
 from kumadp.exposition.reader import Piece
 
 _LABELS = {b"histogram": b'le="', b"gaugehistogram": b'le="', b"summary": b'quantile="'}
-_BEFORE = (b"{", b",", b" ", b"\t")
-_LONGEST = 64
-# From this power of ten on Go writes an exponent, where it writes the shortest text (strconv: precision 6).
+_LABEL_STARTS = (b"{", b",", b" ", b"\t")
+_MAX_LENGTH = 64
+# From this power of ten on Go's shortest form has an exponent (strconv: precision 6).
 _LEAST_EXPONENT = 6
 
 
 def with_go_bounds(piece: Piece) -> Piece:
-    """The piece with its bounds or quantiles in Go's form; what is no number stays."""
+    """Return the piece with its bounds or quantiles in Go's form; text that is not a number is unchanged."""
     family, samples = piece
     label = _LABELS.get(family.kind)
     if label is None:
         return piece
     first, *parts = samples.split(label)
     changed = False
-    before = first
-    for at, part in enumerate(parts):
+    preceding = first
+    for index, part in enumerate(parts):
         text = part[: part.find(b'"')]
-        written = go_float(text) if len(text) <= _LONGEST else text
-        # Else it is the end of another label's name: a quote in a value has a backslash before it.
-        if written != text and before[-1:] in _BEFORE:
-            parts[at] = written + part[len(text) :]
+        written = go_float(text) if len(text) <= _MAX_LENGTH else text
+        # Otherwise this is the end of another label's name (a quote in a value is escaped).
+        if written != text and preceding[-1:] in _LABEL_STARTS:
+            parts[index] = written + part[len(text) :]
             changed = True
-        before = part
+        preceding = part
     return Piece(family, label.join((first, *parts))) if changed else piece
 
 
 @functools.lru_cache(1024)
 def go_float(text: bytes) -> bytes:
-    """A number as Go's strconv.FormatFloat(f, 'g', -1, 64) writes it, Inf and NaN as expfmt does; else the text."""
+    """Return a number as Go's strconv.FormatFloat(f, 'g', -1, 64) writes it, Inf and NaN as expfmt does.
+
+    Text that is not a number is returned unchanged.
+    """
     try:
         number = float(text)
     except ValueError:

@@ -1,7 +1,7 @@
-"""What the embedded resolver counts, under the names that kuma-dp (2.13, 2.14) has for it, and what it has no name for.
+"""Metrics of the embedded resolver under the names of kuma-dp (2.13, 2.14), and one that kuma-dp does not have.
 
-Two of kuma-dp's names are against Prometheus' rules; who has dashboards on them finds them. Times are histograms, as
-from 2.14 on; before they were summaries without quantiles, which have the same `_sum` and `_count`.
+Two of kuma-dp's names violate Prometheus' naming rules; they are the same here for the sake of dashboards. Durations
+are histograms as in 2.14; earlier they were summaries without quantiles, with the same `_sum` and `_count`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 # RFC 1035, 3.2.2 and 4.1.1; RFC 3596, 2.1.
 _A, _AAAA = 1, 28
 _CODES = {0: "noerror", 2: "servfail", 3: "nxdomain"}
-# Upper ends of times in seconds, as kuma-dp has them: what `Counted` is sorted by, and for the wait.
-_TOOK = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_WAITED = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-_OWN = {"qtype", "source", "rcode", "reason", "le"}
+# Upper bounds of histogram buckets in seconds, as in kuma-dp: of durations, and of the wait for the first names.
+_DURATION_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_WAIT_BOUNDS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_RESERVED_LABELS = {"qtype", "source", "rcode", "reason", "le"}
 
 
-class Counted(Protocol):
-    """What is counted, as `kumadp.dns.resolver.counters` says."""
+class ResolverCounters(Protocol):
+    """The counters, documented in `kumadp.dns.resolver.counters`."""
 
     fast_a: int
     fast_aaaa: int
@@ -49,75 +49,83 @@ class Counted(Protocol):
     ready_after: float | None
 
 
-def families(counted: Counted, entries: int, labels: Mapping[str, str]) -> Iterator[Metric]:
-    """Of a resolver with so many names; ``labels`` are those of the control plane, on each sample."""
-    constant = {label_name(name): str(value) for name, value in labels.items() if label_name(name) not in _OWN}
+def families(counters: ResolverCounters, entries: int, labels: Mapping[str, str]) -> Iterator[Metric]:
+    """Return the families of a resolver with ``entries`` names; each sample has the control plane's ``labels``."""
+    constant = {
+        label_name(name): str(value) for name, value in labels.items() if label_name(name) not in _RESERVED_LABELS
+    }
     names, values = list(constant), list(constant.values())
-    local, upstream = _by_type(counted.local), _by_type(counted.upstream)
-    local["A"] += counted.fast_a
-    local["AAAA"] += counted.fast_aaaa
+    local, upstream = _by_type(counters.local), _by_type(counters.upstream)
+    local["A"] += counters.fast_a
+    local["AAAA"] += counters.fast_aaaa
     queries = CounterMetricFamily(
         "kuma_dp_dns_queries", "Queries that were answered.", labels=["qtype", "source", *names]
     )
-    for source, found in (("local", local), ("upstream", upstream)):
-        for kind, number in found.items():
+    for source, by_type in (("local", local), ("upstream", upstream)):
+        for kind, number in by_type.items():
             queries.add_metric([kind, source, *values], number)
     yield queries
     codes = dict.fromkeys((*_CODES.values(), "other"), 0)
-    codes["noerror"] = counted.fast_a + counted.fast_aaaa
-    for code, number in counted.codes.items():
+    codes["noerror"] = counters.fast_a + counters.fast_aaaa
+    for code, number in counters.codes.items():
         codes[_CODES.get(code, "other")] += number
-    told = CounterMetricFamily("kuma_dp_dns_response_codes", "Answers by their code.", labels=["rcode", *names])
+    codes_family = CounterMetricFamily(
+        "kuma_dp_dns_response_codes", "Answers by response code.", labels=["rcode", *names]
+    )
     for name, number in codes.items():
-        told.add_metric([name, *values], number)
-    yield told
-    # Of a burst that took long one query did, and the others were quick.
-    all_of_them = [one + slow for one, slow in zip(counted.forward_durations, counted.slow_bursts, strict=True)]
-    all_of_them[0] += max(0, sum(local.values()) + counted.refused + counted.loops - sum(counted.slow_bursts))
-    waits = [0] * (len(_WAITED) + 1)
-    if counted.ready_after is not None:
-        waits[bisect_left(_WAITED, counted.ready_after)] = 1
+        codes_family.add_metric([name, *values], number)
+    yield codes_family
+    # In a slow burst one query was slow, and the others were fast.
+    durations = [
+        forwarded + slow for forwarded, slow in zip(counters.forward_durations, counters.slow_bursts, strict=True)
+    ]
+    durations[0] += max(0, sum(local.values()) + counters.refused + counters.loops - sum(counters.slow_bursts))
+    waits = [0] * (len(_WAIT_BOUNDS) + 1)
+    if counters.ready_after is not None:
+        waits[bisect_left(_WAIT_BOUNDS, counters.ready_after)] = 1
     for name, text, bounds, counts, seconds in (
         (
             "request_duration",
-            "Time that queries took.",
-            _TOOK,
-            all_of_them,
-            counted.fast_seconds + counted.forward_seconds,
+            "Duration of queries.",
+            _DURATION_BOUNDS,
+            durations,
+            counters.fast_seconds + counters.forward_seconds,
         ),
         (
             "upstream_request_duration",
-            "Time that other servers took.",
-            _TOOK,
-            counted.forward_durations,
-            counted.forward_seconds,
+            "Duration of forwarded queries.",
+            _DURATION_BOUNDS,
+            counters.forward_durations,
+            counters.forward_seconds,
         ),
-        ("config_ready_wait", "Time until the first names came.", _WAITED, waits, counted.ready_after or 0.0),
+        ("config_ready_wait", "Time until the first names arrived.", _WAIT_BOUNDS, waits, counters.ready_after or 0.0),
     ):
-        took = HistogramMetricFamily(f"kuma_dp_dns_{name}_seconds", text, labels=names)
-        took.add_metric(values, _buckets(bounds, counts), seconds)
-        yield took
+        histogram = HistogramMetricFamily(f"kuma_dp_dns_{name}_seconds", text, labels=names)
+        histogram.add_metric(values, _buckets(bounds, counts), seconds)
+        yield histogram
     failures = UntypedMetricFamily(
-        "kuma_dp_dns_upstream_request_failure_count", "Questions without a usable answer.", labels=names
+        "kuma_dp_dns_upstream_request_failure_count", "Forwarded queries without a usable answer.", labels=names
     )
-    failures.add_metric(values, counted.failed)
+    failures.add_metric(values, counters.failed)
     yield failures
-    known = GaugeMetricFamily("kuma_dp_dns_entries_total", "Names in the table.", labels=names)
-    known.add_metric(values, entries)
-    yield known
-    lost = CounterMetricFamily(
-        "kumadp_dns_unanswered", "Queries that were given up, and what was none.", labels=["reason", *names]
+    entries_family = GaugeMetricFamily("kuma_dp_dns_entries_total", "Names in the table.", labels=names)
+    entries_family.add_metric(values, entries)
+    yield entries_family
+    unanswered = CounterMetricFamily(
+        "kumadp_dns_unanswered",
+        "Queries that were not answered, and packets that are not queries.",
+        labels=["reason", *names],
     )
-    for reason, number in (("busy", counted.refused), ("loop", counted.loops), ("malformed", counted.dropped)):
-        lost.add_metric([reason, *values], number)
-    yield lost
+    for reason, number in (("busy", counters.refused), ("loop", counters.loops), ("malformed", counters.dropped)):
+        unanswered.add_metric([reason, *values], number)
+    yield unanswered
 
 
 def _buckets(bounds: Sequence[float], counts: Iterable[int]) -> list[tuple[str, float]]:
-    """Cumulative, as Prometheus has them, of one count a bucket."""
+    """Return cumulative buckets, as in Prometheus, from counts per bucket."""
     return list(zip((*map(str, bounds), "+Inf"), accumulate(counts), strict=True))
 
 
-def _by_type(counted: Counter[int]) -> dict[str, int]:
-    found = {"A": counted[_A], "AAAA": counted[_AAAA]}
-    return {**found, "other": counted.total() - sum(found.values())}
+def _by_type(counters: Counter[int]) -> dict[str, int]:
+    by_type = {"A": counters[_A], "AAAA": counters[_AAAA]}
+    return {**by_type, "other": counters.total() - sum(by_type.values())}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Labels:
-    """Adds labels to every sample; a label of that name which is there already is replaced (Kuma 2.8 to 2.14)."""
+    """Adds labels to every sample, and replaces existing labels of the same names (Kuma 2.8 to 2.14)."""
 
     def __init__(self, labels: Mapping[str, str]) -> None:
         named = {label_name(name).encode(): _escaped(value) for name, value in sorted(labels.items())}
@@ -22,7 +22,7 @@ class Labels:
         self._clash = re.compile(rb"(?<=[{,])(?:" + names + rb')="(?:[^"\\\n]|\\[^\n])*+",?') if named else None
 
     def add(self, piece: Piece) -> Piece:
-        """The piece with the labels."""
+        """Return the piece with the labels."""
         family, samples = piece
         return Piece(family, self._add(samples)) if self._clash is not None and samples else piece
 
@@ -53,7 +53,7 @@ _SERIES_OF_LINE = re.compile(rb'([^{ \t\n]*)[ \t]*(\{(?:[^"}\n]*+"(?:[^"\\\n]|\\
 
 
 def label_name(name: str) -> str:
-    """As OpenTelemetry's exporter writes it for Prometheus: what is not allowed becomes an underscore."""
+    """Return the name as OpenTelemetry's exporter for Prometheus writes it: invalid characters become underscores."""
     text = re.sub(r"[^a-zA-Z0-9_]", "_", name)
     return f"_{text}" if text[:1].isdigit() else text
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.daemon.ports import LOOPBACK
 from kumadp.host.socket_names import kuma_socket, metrics
-from kumadp.metrics.profiles import Selection, Wanted
-from kumadp.metrics.server import Application, MetricsServer, Policy, Surroundings
+from kumadp.metrics.profiles import Selection, SelectionSpec
+from kumadp.metrics.server import MetricsServer, ScrapedApplication, ScrapePolicy, SourceLocator
 from kumadp.probes.targets import is_sourced
 from kumadp.resources.types import Dataplane
 
@@ -49,7 +49,7 @@ class Metering:
         self._admin = admin
         settings = run.settings
         spec = run.resource.spec if run.resource is not None else None
-        around = Surroundings(
+        around = SourceLocator(
             applications=self._aggregated,
             envoy=self._envoy,
             coredns=lambda: names.metrics_address if names is not None else None,
@@ -59,14 +59,14 @@ class Metering:
             limit=settings.metrics_source_limit << 20,
         )
         path = kuma_socket(run.work.sockets, metrics(run.name, run.mesh_name))
-        self._server = MetricsServer(path, around, concern=self._concern)
+        self._server = MetricsServer(path, around, set_warning=self._concern)
         run.status.ports["metrics"] = str(path)
         run.status.asked["metrics"] = self._server.status
         run.stack.start(self._server)
 
     def said(self, seconds: float) -> AsyncIterator[tuple[str, Piece]]:
-        """See `MetricsServer.said`."""
-        return self._server.said(seconds)
+        """See `MetricsServer.read_pieces`."""
+        return self._server.read_pieces(seconds)
 
     @property
     def service(self) -> str:
@@ -83,12 +83,12 @@ class Metering:
         told = body.observability.metrics
         sidecar = told.sidecar
         profiles = sidecar.profiles if sidecar is not None else None
-        wanted = Wanted(
+        wanted = SelectionSpec(
             tuple(profile.name for profile in (profiles and profiles.append_profiles) or ()),
             (profiles and profiles.exclude) or (),
             (profiles and profiles.include) or (),
         )
-        policy = Policy(
+        policy = ScrapePolicy(
             self._applications(
                 ((one.name or "", one.address, one.port, one.path) for one in told.applications or ()), "MeshMetric"
             ),
@@ -98,16 +98,16 @@ class Metering:
         )
         self._server.apply(policy)
 
-    def _aggregated(self) -> tuple[Application, ...]:
+    def _aggregated(self) -> tuple[ScrapedApplication, ...]:
         fetched = self._configuration.prepared.fetched
         return self._applications(fetched.aggregate if fetched is not None else (), "the Mesh")
 
     def _applications(
         self, told: Iterable[Aggregated | tuple[str, str, int, str]], where: str
-    ) -> tuple[Application, ...]:
+    ) -> tuple[ScrapedApplication, ...]:
         fetched = self._configuration.prepared.fetched
         own = (fetched.address if fetched is not None else "") or self._run.settings.instance_ip or LOOPBACK
-        listed = tuple(Application(name, address or own, port, path) for name, address, port, path in told)
+        listed = tuple(ScrapedApplication(name, address or own, port, path) for name, address, port, path in told)
         self._run.status.set_warning(
             f"applications of {where}",
             f"only {_MOST_APPLICATIONS} of {len(listed)} applications are scraped"

@@ -1,16 +1,18 @@
-"""Which of Envoy's metrics a MeshMetric policy wants: profiles and selectors (Kuma 2.8 to 2.14)."""
+"""Selection of Envoy's metrics by a MeshMetric policy: profiles and selectors (Kuma 2.8 to 2.14)."""
 
 from __future__ import annotations
 
 import logging
 import re
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from kumadp.exposition.reader import Piece
 from kumadp.resources.expressions import BadExpression, compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from kumadp.resources.dynconf_bodies import MetricSelector
 
     Matches = Callable[[bytes], object]
 
@@ -25,67 +27,56 @@ _BASIC = re.compile(
     rb"|days_until_first_cert_expiring|rbac|cx_active|cx_connect|circuit_breakers|cx_total|ssl_handshake"
     rb"|ssl_context_update_by_sds"
 )
-# Of Kuma's own parts, as Envoy writes their names: with underscores where Kuma's rules have colons and match nothing.
+# Kuma's own clusters and listeners. Envoy writes their names with underscores, while Kuma's rules have colons and thus
+# match nothing.
 _INTERNAL = re.compile(
     rb'[{,]envoy_(?:cluster_name|http_conn_manager_prefix|listener_address)="'
     rb'(?:_|system_|tracing[:_]|(?:ads_cluster|access_log_sink|kuma[:_]envoy[:_]admin|kuma[:_]metrics[:_]hijacker)")'
 )
-# Names that are remembered with the answer: more than any Envoy has families.
-_REMEMBERED = 20000
-# Selectors of one list, and their text in bytes; and the longest name that an expression is tried on.
-_MOST_SELECTORS = 1000
-_MOST_TEXT = 64 << 10
-_LONGEST_NAME = 1 << 10
+# Number of cached decisions: more than any Envoy has families.
+_CACHE_SIZE = 20000
+# Limits of a list of selectors: number, and text in bytes; and of the names to which expressions are applied (bytes).
+_MAX_SELECTORS = 1000
+_MAX_TEXT = 64 << 10
+_MAX_NAME = 1 << 10
 
 
-class Selector(Protocol):
-    """Metrics by name; ``type`` is Prefix, Regex, Exact or Contains."""
-
-    @property
-    def type(self) -> str:
-        """How ``match`` is compared."""
-
-    @property
-    def match(self) -> str:
-        """What is compared."""
-
-
-class Wanted(NamedTuple):
-    """Names of the appended profiles, and selectors; ``include`` goes before ``exclude``."""
+class SelectionSpec(NamedTuple):
+    """Names of the appended profiles, and selectors; ``include`` takes precedence over ``exclude``."""
 
     profiles: tuple[str, ...] = ()
-    exclude: tuple[Selector, ...] = ()
-    include: tuple[Selector, ...] = ()
+    exclude: tuple[MetricSelector, ...] = ()
+    include: tuple[MetricSelector, ...] = ()
 
 
 class Selection:
-    """Takes pieces of Envoy's exposition and gives what is wanted of them.
+    """Selects samples from the pieces of Envoy's exposition.
 
-    The widest profile counts, Basic where none is appended. With Basic, what Envoy counts of Kuma's own clusters and
-    listeners is left out too. Whether a name is wanted is found out once.
+    The widest profile applies, Basic if none is appended. Basic also excludes the series of Kuma's own clusters and
+    listeners. The decision for a name is cached.
     """
 
-    def __init__(self, wanted: Wanted = Wanted()) -> None:  # noqa: B008  # it is immutable
-        widest = next((name for name in (ALL, BASIC, NONE) if name in wanted.profiles), BASIC)
+    def __init__(self, spec: SelectionSpec = SelectionSpec()) -> None:  # noqa: B008  # it is immutable
+        widest = next((name for name in (ALL, BASIC, NONE) if name in spec.profiles), BASIC)
         self._all = widest == ALL
         self._basic = widest == BASIC
-        self._exclude, self._include = _any_of(wanted.exclude), _any_of(wanted.include)
-        self._known: dict[bytes, bool] = {}
+        self._exclude, self._include = _any_of(spec.exclude), _any_of(spec.include)
+        self._cache: dict[bytes, bool] = {}
 
-    def wants(self, name: bytes) -> bool:
-        """Whether a metric of this name is wanted."""
-        known = self._known.get(name)
-        if known is None:
-            known = self._all or (self._basic and _BASIC.search(name) is not None)
-            known = bool((known and not self._exclude(name)) or self._include(name))
-            if len(self._known) < _REMEMBERED:
-                self._known[name] = known
-        return known
+    def selects(self, name: bytes) -> bool:
+        """Return whether a metric of this name is selected."""
+        selected = self._cache.get(name)
+        if selected is None:
+            in_profile = self._all or (self._basic and _BASIC.search(name) is not None)
+            selected = bool((in_profile and not self._exclude(name)) or self._include(name))
+            if len(self._cache) < _CACHE_SIZE:
+                self._cache[name] = selected
+        return selected
 
     def select(self, piece: Piece) -> Piece | None:
-        """What is wanted of it, None where that is nothing."""
+        """Return the selected samples of a piece, None if there are none."""
         family, samples = piece
-        if not self.wants(family.name):
+        if not self.selects(family.name):
             return None
         if self._basic and samples:
             samples = _without_internal(samples)
@@ -95,18 +86,18 @@ class Selection:
 
 
 def _without_internal(lines: bytes) -> bytes:
-    kept, at = [], 0
-    found = _INTERNAL.search(lines)
-    while found is not None:
-        begin = lines.rfind(b"\n", 0, found.start()) + 1
-        kept.append(lines[at:begin])
-        at = lines.index(b"\n", found.end()) + 1
-        found = _INTERNAL.search(lines, at)
-    return b"".join((*kept, lines[at:])) if kept else lines
+    parts, at = [], 0
+    match = _INTERNAL.search(lines)
+    while match is not None:
+        begin = lines.rfind(b"\n", 0, match.start()) + 1
+        parts.append(lines[at:begin])
+        at = lines.index(b"\n", match.end()) + 1
+        match = _INTERNAL.search(lines, at)
+    return b"".join((*parts, lines[at:])) if parts else lines
 
 
-def _any_of(selectors: Iterable[Selector]) -> Matches:
-    """Whether a name is selected by any of them; what exceeds the bounds is left out with a warning."""
+def _any_of(selectors: Iterable[MetricSelector]) -> Matches:
+    """Return a function that tells whether a name matches any selector; those beyond the limits are ignored."""
     prefixes: list[bytes] = []
     exact: set[bytes] = set()
     contained: list[bytes] = []
@@ -115,11 +106,11 @@ def _any_of(selectors: Iterable[Selector]) -> Matches:
     for number, selector in enumerate(selectors):
         text = selector.match.encode(errors="surrogatepass")
         size += len(text)
-        if number >= _MOST_SELECTORS or size > _MOST_TEXT:
+        if number >= _MAX_SELECTORS or size > _MAX_TEXT:
             log.warning(
-                "only the first %d selectors of metrics (%d KiB) are used",
-                min(number, _MOST_SELECTORS),
-                _MOST_TEXT >> 10,
+                "only the first %d selectors of metrics (%d KiB) are used, the others are ignored",
+                min(number, _MAX_SELECTORS),
+                _MAX_TEXT >> 10,
             )
             break
         if selector.type == "Prefix":
@@ -131,15 +122,15 @@ def _any_of(selectors: Iterable[Selector]) -> Matches:
         elif selector.type == "Regex":
             expressions += _expression(text)
         else:
-            log.warning("a selector of metrics of the unknown type %r selects nothing", selector.type)
-    beginnings = tuple(prefixes)
+            log.warning("a selector of metrics is ignored: unknown type %r", selector.type)
+    all_prefixes = tuple(prefixes)
 
     def matches(name: bytes) -> bool:
         return (
             name in exact
-            or name.startswith(beginnings)
+            or name.startswith(all_prefixes)
             or any(part in name for part in contained)
-            or (len(name) <= _LONGEST_NAME and any(search(name) for search in expressions))
+            or (len(name) <= _MAX_NAME and any(search(name) for search in expressions))
         )
 
     return matches
@@ -149,5 +140,5 @@ def _expression(text: bytes) -> list[Matches]:
     try:
         return [compiled(text)]
     except BadExpression as error:
-        log.warning("the regular expression of a selector of metrics is wrong and selects nothing: %s", error)
+        log.warning("a selector of metrics is ignored: invalid regular expression: %s", error)
         return []

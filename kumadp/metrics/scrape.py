@@ -1,7 +1,7 @@
-"""One scrape: all sources asked at once, Envoy's exposition passed on as it comes, the others' after it.
+"""One scrape: all sources are read concurrently, Envoy's exposition is streamed, those of the others follow.
 
-Every source has until the deadline; what it has given by then counts, and one that hangs, breaks or is too large costs
-its own part alone. Families of one name are told together, as the formats want it.
+Every source has until the deadline. A source that hangs, fails or is too large loses its own part only. Families of the
+same name are written together, as the formats require.
 """
 
 from __future__ import annotations
@@ -25,96 +25,95 @@ from kumadp.exposition.reader import (
 )
 from kumadp.metrics.bounds import with_go_bounds
 from kumadp.metrics.formats import END, Converter, Format
-from kumadp.metrics.sources import SourceFailed, opened
+from kumadp.metrics.sources import SourceFailed, open_source
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
     from kumadp.metrics.labels import Labels
-    from kumadp.metrics.sources import Target
+    from kumadp.metrics.sources import ScrapeTarget
 
 
-# What is read before other things have their turn, in bytes and in pieces: lines that each need a look take 10 ms.
-_TURN = 16 << 10
-_PIECES_OF_A_TURN = 500
+# Work before the event loop gets a turn, in bytes and in pieces: that many irregular lines take 10 ms.
+_BYTES_PER_TURN = 16 << 10
+_PIECES_PER_TURN = 500
 
 
 class Transform(Protocol):
-    """Changes the pieces of Envoy's exposition; ``skipped`` counts families that could not be."""
+    """Changes the pieces of Envoy's exposition; ``skipped`` counts families that were dropped."""
 
     skipped: int
 
     def take(self, piece: Piece) -> Iterator[Piece]:
-        """What can be told now."""
+        """Accept a piece; return the pieces that are complete."""
 
     def end(self) -> Iterator[Piece]:
-        """What was held back."""
+        """Return the buffered pieces."""
 
 
 @dataclass(slots=True)
-class Result:
-    """How a source fared: ``why`` it failed, empty where it did not; ``took`` in seconds."""
+class SourceResult:
+    """The result of reading a source: ``failure`` is empty if it succeeded; ``seconds`` is the duration."""
 
     name: str
-    why: str = ""
-    took: float = 0.0
+    failure: str = ""
+    seconds: float = 0.0
     skipped: int = 0
 
 
 @dataclass(slots=True)
-class Other:
-    """A source that is read whole before it is written: ``only`` are beginnings of the names wanted, empty for all.
+class BufferedSource:
+    """A source that is read completely before it is written; ``only`` are prefixes of selected names, empty for all.
 
-    ``rewritten``: kuma-dp parses its text and writes it, instead of passing it on.
+    ``rewritten``: kuma-dp parses its text and formats it again, instead of forwarding it.
     """
 
-    target: Target
+    target: ScrapeTarget
     labels: Labels
     headers: Mapping[str, str]
     only: tuple[bytes, ...] = ()
     format: Format = Format.UNKNOWN
     rewritten: bool = False
     pieces: list[Piece] = field(default_factory=list)
-    result: Result = field(init=False)
+    result: SourceResult = field(init=False)
     _samples: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.result = Result(self.target.name)
+        self.result = SourceResult(self.target.name)
 
-    async def read(self, deadline: float, known: asyncio.Event) -> None:
-        """Read it; ``known`` is set when its format is, or when there is none."""
+    async def read(self, deadline: float, format_known: asyncio.Event) -> None:
+        """Read the source; ``format_known`` is set once its format is known, or when it failed."""
         loop = asyncio.get_running_loop()
         since = loop.time()
         reader = ExpositionReader(checks=True)
         try:
-            async with asyncio.timeout_at(deadline), opened(self.target, self.headers) as answer:
-                self.format = answer.format
+            async with asyncio.timeout_at(deadline), open_source(self.target, self.headers) as response:
+                self.format = response.format
                 reader = ExpositionReader(checks=True, is_open=self.format.is_open)
-                known.set()
-                async for part in answer.parts():
-                    for at in range(0, len(part), _TURN):
-                        self._keep(reader.feed(part[at : at + _TURN]))
+                format_known.set()
+                async for part in response.parts():
+                    for at in range(0, len(part), _BYTES_PER_TURN):
+                        self._append(reader.feed(part[at : at + _BYTES_PER_TURN]))
                         await asyncio.sleep(0)
-                self._keep(reader.end())
+                self._append(reader.end())
             self.pieces = [piece for piece in self.pieces if piece.family.name not in reader.invalid]
             self.result.skipped = len(reader.invalid)
             if reader.invalid and not self.pieces:
-                self._fail("its answer holds no metrics")
+                self._fail("its response has no metrics")
         except (SourceFailed, LineTooLong, TooManyFamilies) as error:
             self._fail(str(error))
         except TimeoutError:
-            self._fail("it did not answer in time")
+            self._fail("it did not respond in time")
         except Exception as error:
-            # Even a bug that its answer brings to light costs its own part alone.
+            # A bug that its response triggers must not affect the other sources.
             self._fail(f"{type(error).__name__}: {error}")
         finally:
-            self.result.took = loop.time() - since
-            known.set()
+            self.result.seconds = loop.time() - since
+            format_known.set()
 
-    def _keep(self, pieces: Iterator[Piece]) -> None:
-        only = self.only
+    def _append(self, pieces: Iterator[Piece]) -> None:
         for piece in pieces:
-            if not only or piece.family.name.startswith(only):
+            if not self.only or piece.family.name.startswith(self.only):
                 self.pieces.append(piece)
                 self._samples += piece.samples.count(b"\n")
         if self._samples > MAX_SAMPLES:
@@ -122,46 +121,46 @@ class Other:
         if len(self.pieces) > MAX_PIECES:
             raise TooManyFamilies("its families are not grouped, and come in too many pieces")
 
-    def changed(self, piece: Piece) -> Piece:
-        """With the labels, and where kuma-dp rewrites the source with bounds as it writes them."""
+    def finish(self, piece: Piece) -> Piece:
+        """Return the piece with the labels, and with Go's bounds if kuma-dp rewrites the source."""
         return self.labels.add(with_go_bounds(piece) if self.rewritten else piece)
 
-    def _fail(self, why: str) -> None:
-        self.result.why = why
+    def _fail(self, failure: str) -> None:
+        self.result.failure = failure
         self.format = Format.UNKNOWN
         self.pieces.clear()
 
 
 @dataclass(slots=True)
-class Live:
-    """Envoy, whose exposition is passed on while it is read."""
+class StreamedSource:
+    """Envoy, whose exposition is forwarded while it is read."""
 
-    target: Target
+    target: ScrapeTarget
     transform: Transform
     headers: Mapping[str, str]
-    result: Result = field(init=False)
+    result: SourceResult = field(init=False)
 
     def __post_init__(self) -> None:
-        self.result = Result(self.target.name)
+        self.result = SourceResult(self.target.name)
 
     @contextlib.asynccontextmanager
-    async def reading(self, deadline: float) -> AsyncIterator[tuple[Format, AsyncIterator[Piece]]]:
-        """Its format and its pieces; what goes wrong ends them, and is told in ``result``."""
+    async def open(self, deadline: float) -> AsyncIterator[tuple[Format, AsyncIterator[Piece]]]:
+        """Open the source; return its format and its pieces, which end at a failure (see ``result``)."""
         loop = asyncio.get_running_loop()
         since = loop.time()
         async with contextlib.AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout_at(deadline):
-                    answer = await stack.enter_async_context(opened(self.target, self.headers))
+                    response = await stack.enter_async_context(open_source(self.target, self.headers))
             except (SourceFailed, TimeoutError) as error:
-                self.result.why = str(error) or "it did not answer in time"
-                self.result.took = loop.time() - since
-                yield Format.UNKNOWN, _nothing()
+                self.result.failure = str(error) or "it did not respond in time"
+                self.result.seconds = loop.time() - since
+                yield Format.UNKNOWN, _no_pieces()
                 return
             try:
-                yield answer.format, self._pieces(answer.parts(), deadline)
+                yield response.format, self._pieces(response.parts(), deadline)
             finally:
-                self.result.took = loop.time() - since
+                self.result.seconds = loop.time() - since
 
     async def _pieces(self, parts: AsyncIterator[bytes], deadline: float) -> AsyncIterator[Piece]:
         reader, transform = ExpositionReader(checks=False), self.transform
@@ -176,9 +175,9 @@ class Live:
             for changed in transform.end():
                 yield with_go_bounds(changed)
         except (SourceFailed, LineTooLong, TooManyFamilies) as error:
-            self.result.why = str(error)
+            self.result.failure = str(error)
         except TimeoutError:
-            self.result.why = "its answer did not end in time"
+            self.result.failure = "its response did not end in time"
         self.result.skipped = transform.skipped
 
 
@@ -187,108 +186,108 @@ async def _next(parts: AsyncIterator[bytes], deadline: float) -> bytes | None:
         return await anext(parts, None)
 
 
-async def _nothing() -> AsyncIterator[Piece]:
+async def _no_pieces() -> AsyncIterator[Piece]:
     pieces: tuple[Piece, ...] = ()
     for piece in pieces:
         yield piece
 
 
-class Sink(Protocol):
-    """Takes pieces."""
+class PieceSink(Protocol):
+    """Accepts pieces."""
 
     async def put(self, piece: Piece) -> bool:
-        """Whether it was taken."""
+        """Accept a piece; return False if it was dropped."""
 
 
 class Output:
-    """Writes pieces: the comments of a family once, before its first sample. ``write`` sends bytes."""
+    """Writes pieces, with the comments of a family once before its first sample; ``write`` sends bytes."""
 
-    def __init__(self, write: Callable[[bytes], Awaitable[object]], *, packed: bool) -> None:
+    def __init__(self, write: Callable[[bytes], Awaitable[object]], *, compress: bool) -> None:
         self._write = write
-        self._packer = zlib.compressobj(1, wbits=31) if packed else None
+        self._compressor = zlib.compressobj(1, wbits=31) if compress else None
         self._parts: list[bytes] = []
         self._size = 0
         self._family: Family | None = None
         self._kinds: dict[bytes, bytes] = {}
-        self._refused = False
+        self._dropping = False
 
     async def put(self, piece: Piece) -> bool:
-        """Write it in its turn; whether it was, as a family of another kind may have its name."""
+        """Write a piece; drop it and return False if a family of another kind was written under its name."""
         family, samples = piece
         if family is not self._family:
             self._family = family
-            known = self._kinds.get(family.name)
-            self._refused = known is not None and known != family.kind
-            if known is None:
+            kind = self._kinds.get(family.name)
+            self._dropping = kind is not None and kind != family.kind
+            if kind is None:
                 self._kinds[family.name] = family.kind
                 await self.add(family.header())
-        if not self._refused:
+        if not self._dropping:
             await self.add(samples)
-        return not self._refused
+        return not self._dropping
 
     async def add(self, data: bytes) -> None:
-        """Write these bytes; other things have their turn where it is much."""
+        """Write bytes; with many bytes the event loop gets a turn."""
         self._parts.append(data)
         self._size += len(data)
         if self._size >= SLICE:
             await self.flush()
         else:
-            # Slices have their size from their maker; an empty one is told for the sake of the turn.
+            # An empty piece stands for work that produced no output.
             if len(data) > SLICE // 4 or not data:
                 await asyncio.sleep(0)
 
     async def flush(self) -> None:
-        """Send what is there."""
+        """Send the buffered bytes."""
         data = b"".join(self._parts)
         self._parts, self._size = [], 0
-        if self._packer is not None:
-            data = self._packer.compress(data)
+        if self._compressor is not None:
+            data = self._compressor.compress(data)
         if data:
             await self._write(data)
         await asyncio.sleep(0)
 
     async def end(self, form: Format) -> None:
-        """Send the rest."""
+        """Write the end of the exposition and send the rest."""
         if form.is_open:
             self._parts.append(END)
         await self.flush()
-        if self._packer is not None:
-            await self._write(self._packer.flush())
+        if self._compressor is not None:
+            await self._write(self._compressor.flush())
 
 
-async def write_others(others: list[Other], output: Output, form: Format, escaping: str = ALLOW) -> None:
-    """Families of one name from all of them, one after another; each piece is changed only when its turn comes."""
-    groups: dict[bytes, list[tuple[Other, Converter, Piece]]] = {}
-    turn = 0
-    for other in others:
-        converter = Converter(other.format, form, escaping)
-        for piece in other.pieces:
-            groups.setdefault(converter.family_of(piece.family).name, []).append((other, converter, piece))
-            turn += 1
-            if turn % _PIECES_OF_A_TURN == 0:
+async def write_buffered(sources: list[BufferedSource], output: Output, form: Format, escaping: str = ALLOW) -> None:
+    """Write the families of all sources, grouped by name; each piece is converted just before it is written."""
+    groups: dict[bytes, list[tuple[BufferedSource, Converter, Piece]]] = {}
+    count = 0
+    for source in sources:
+        converter = Converter(source.format, form, escaping)
+        for piece in source.pieces:
+            groups.setdefault(converter.family_of(piece.family).name, []).append((source, converter, piece))
+            count += 1
+            if count % _PIECES_PER_TURN == 0:
                 await asyncio.sleep(0)
-        other.pieces.clear()
+        source.pieces.clear()
     for name in list(groups):
-        refused: dict[str, Other] = {}
-        for other, converter, piece in groups.pop(name):
-            if not name or not await output.put(other.changed(converter.convert(piece))):
-                refused[other.target.name] = other
-            turn += 1
-            if turn % _PIECES_OF_A_TURN == 0:
+        dropped: dict[str, BufferedSource] = {}
+        for source, converter, piece in groups.pop(name):
+            if not name or not await output.put(source.finish(converter.convert(piece))):
+                dropped[source.target.name] = source
+            count += 1
+            if count % _PIECES_PER_TURN == 0:
                 await asyncio.sleep(0)
-        for other in refused.values():
-            other.result.skipped += 1
+        for source in dropped.values():
+            source.result.skipped += 1
 
 
 _SERIES = {
-    "kumadp_scrape_source_up": "Whether a source of metrics answered in time with what can be used.",
-    "kumadp_scrape_source_duration_seconds": "Time that a source of metrics took.",
-    "kumadp_scrape_source_skipped_families": "Families of a source that were left out because they are malformed.",
+    "kumadp_scrape_source_up": "Whether a source of metrics responded in time with usable metrics.",
+    "kumadp_scrape_source_duration_seconds": "Duration of reading a source of metrics.",
+    "kumadp_scrape_source_skipped_families": "Families of a source that were dropped because they are malformed.",
 }
 
 
-async def write_results(results: list[Result], output: Sink, labels: Labels) -> None:
-    """What is to be said of the sources themselves."""
+async def write_results(results: list[SourceResult], output: PieceSink, labels: Labels) -> None:
+    """Write metrics on the sources themselves."""
     for name, text in _SERIES.items():
         family = Family(name.encode())
         family.kind = b"gauge"
@@ -296,8 +295,8 @@ async def write_results(results: list[Result], output: Sink, labels: Labels) -> 
         lines = []
         for result in results:
             value = {
-                "kumadp_scrape_source_up": f"{int(not result.why)}",
-                "kumadp_scrape_source_duration_seconds": f"{result.took:.6f}",
+                "kumadp_scrape_source_up": f"{int(not result.failure)}",
+                "kumadp_scrape_source_duration_seconds": f"{result.seconds:.6f}",
             }.get(name, str(result.skipped))
             source = result.name.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
             lines.append(f'{name}{{source="{source}"}} {value}\n')

@@ -1,7 +1,7 @@
-"""The socket that Envoy's Prometheus listener leads to (Kuma's "metrics hijacker", 2.8 to 2.14).
+"""Server of the socket to which Envoy's Prometheus listener forwards scrapes (Kuma's "metrics hijacker", 2.8 to 2.14).
 
-A path that begins with ``/meshmetric`` is asked for MeshMetric policies: profiles and labels. Any other is the way from
-before them: clusters of one service are summed, and the query goes on to Envoy.
+A path that begins with ``/meshmetric`` is a scrape by MeshMetric policies, with profiles and labels. Any other path is
+a scrape without a policy, as before MeshMetric: clusters of a service are summed, and Envoy receives the query.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode
 
 from kumadp.addresses import request_target
-from kumadp.exposition.names import DEFAULT
+from kumadp.exposition.names import DEFAULT_SCHEME
 from kumadp.exposition.reader import ExpositionReader, Piece
 from kumadp.host.net.serve import bind_unix, serve
+from kumadp.metrics.clusters import ClusterMerger
 from kumadp.metrics.formats import (
     CONTENT_TYPES,
     TEXT_TYPE,
@@ -27,10 +28,9 @@ from kumadp.metrics.formats import (
     escaping_of,
 )
 from kumadp.metrics.labels import Labels
-from kumadp.metrics.merge import Clusters
-from kumadp.metrics.profiles import Selection, Wanted
-from kumadp.metrics.scrape import Live, Other, Output, Result, write_others, write_results
-from kumadp.metrics.sources import Target
+from kumadp.metrics.profiles import Selection, SelectionSpec
+from kumadp.metrics.scrape import BufferedSource, Output, SourceResult, StreamedSource, write_buffered, write_results
+from kumadp.metrics.sources import ScrapeTarget
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -45,22 +45,22 @@ log = logging.getLogger("kumadp.metrics")
 POLICY = "/meshmetric"
 TIMEOUT_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 _FORWARDED = ("User-Agent", TIMEOUT_HEADER)
-# Without a word of the scraper (seconds): Prometheus' own default.
+# If the scraper sends no timeout (seconds): Prometheus' own default.
 DEADLINE = 10.0
-# Scrapes at a time: each may hold as much as the limit of a source allows.
-_MOST_SCRAPES = 32
-# How long the formats of all are waited for before the answer begins (seconds), as they decide on its format.
-_FORMATS = 1.0
+# Concurrent scrapes: each may use as much memory as the limit of a source allows.
+_MAX_SCRAPES = 32
+# How long the response waits for the formats of all sources, which decide on its own format (seconds).
+_FORMATS_TIMEOUT = 1.0
 _OWN = (b"kumadp_", b"kuma_dp_dns_")
 _COREDNS = (b"coredns_",)
 
 
-async def _nothing() -> tuple[bytes, str]:
+async def _no_metrics() -> tuple[bytes, str]:
     return b"", TEXT_TYPE
 
 
 @dataclass(frozen=True, slots=True)
-class Application:
+class ScrapedApplication:
     """An application whose metrics are scraped at ``host``, a name or an IP address."""
 
     name: str
@@ -70,102 +70,103 @@ class Application:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """What MeshMetric policies say, made ready: ``used_only`` leaves out what Envoy has never counted."""
+class ScrapePolicy:
+    """The merged MeshMetric policies; ``used_only`` excludes metrics of Envoy that were never updated."""
 
-    applications: tuple[Application, ...]
+    applications: tuple[ScrapedApplication, ...]
     selection: Selection
     labels: Mapping[str, str]
     used_only: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """Where the sources are now, asked at each scrape.
+class SourceLocator:
+    """Functions that return the current sources; each is called at every scrape.
 
-    ``applications``: those of the way from before MeshMetric. ``envoy`` gives host and port of its admin, or the path
-    of its socket, None where there is none; ``coredns`` where its metrics are. ``own`` is kumadp's own exposition, and
-    its content type. ``labels``: those that a data plane adds itself where no policy has come.
+    ``applications``: those for scrapes without a policy. ``envoy``: host and port of its admin, or the path of its
+    socket, None if there is none; ``coredns``: address of its metrics. ``own``: kumadp's own exposition, and its
+    content type. ``labels``: those that a data plane adds if it has no policy. ``limit``: maximum size of a source in
+    bytes.
     """
 
-    applications: Callable[[], tuple[Application, ...]] = tuple
+    applications: Callable[[], tuple[ScrapedApplication, ...]] = tuple
     envoy: Callable[[], tuple[str, int] | str | None] = lambda: None
     coredns: Callable[[], BindAddress | None] = lambda: None
-    own: Callable[[], Awaitable[tuple[bytes, str]]] = _nothing
+    own: Callable[[], Awaitable[tuple[bytes, str]]] = _no_metrics
     labels: Callable[[], Mapping[str, str]] = dict
     sourced: bool = False
     limit: int = 16 << 20
 
 
 class MetricsServer:
-    """Answers scrapes. The socket is bound when this is made (WorkDirError).
+    """Serves scrapes. The constructor binds the socket (raises WorkDirError).
 
-    ``concern`` hears what is wrong with a source, and "" when nothing is any more.
+    ``set_warning`` is called with the name of a source and a text, empty when the source is well again.
     """
 
     name = "metrics"
 
-    def __init__(self, path: Path, around: Surroundings, *, concern: Callable[[str, str], None]) -> None:
+    def __init__(self, path: Path, locator: SourceLocator, *, set_warning: Callable[[str, str], None]) -> None:
         self._socket = bind_unix(path)
-        self._around = around
-        self._concern = concern
-        self._policy: Policy | None = None
-        self._results: list[Result] = []
-        self._told: set[str] = set()
+        self._locator = locator
+        self._set_warning = set_warning
+        self._policy: ScrapePolicy | None = None
+        self._results: list[SourceResult] = []
+        self._warned: set[str] = set()
 
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
-        await serve(self._answer, self._socket, up, name=self.name, most=_MOST_SCRAPES, abandon=True)
+        await serve(self._respond, self._socket, up, name=self.name, most=_MAX_SCRAPES, abandon=True)
 
-    def apply(self, policy: Policy | None) -> None:
-        """Answer by this policy from now on; None: there is none any more."""
+    def apply(self, policy: ScrapePolicy | None) -> None:
+        """Use this policy from now on; None if there is none any more."""
         self._policy = policy
 
-    async def said(self, seconds: float) -> AsyncIterator[tuple[str, Piece]]:
-        """All that a scrape by policy has, in the text format, each with its source; within so many seconds."""
+    async def read_pieces(self, seconds: float) -> AsyncIterator[tuple[str, Piece]]:
+        """Return the pieces of a scrape by policy, in the text format, with their sources, within so many seconds."""
         deadline = asyncio.get_running_loop().time() + seconds
-        live, others = self._sources("", {"Accept": TEXT_TYPE}, by_policy=True)
-        labels = others[0].labels
-        reading = [asyncio.create_task(other.read(deadline, asyncio.Event())) for other in others[1:]]
+        envoy, buffered = self._sources("", {"Accept": TEXT_TYPE}, by_policy=True)
+        labels = buffered[0].labels
+        tasks = [asyncio.create_task(source.read(deadline, asyncio.Event())) for source in buffered[1:]]
         try:
-            async with live.reading(deadline) as (_, pieces):
+            async with envoy.open(deadline) as (_, pieces):
                 async for piece in pieces:
-                    yield live.target.name, piece
+                    yield envoy.target.name, piece
                     await asyncio.sleep(0)
-            await asyncio.gather(*reading)
-            others[0].pieces = await self._own()
-            for other in others:
-                converter = Converter(other.format, Format.TEXT)
-                for piece in other.pieces:
-                    yield other.target.name, other.changed(converter.convert(piece))
+            await asyncio.gather(*tasks)
+            buffered[0].pieces = await self._own()
+            for source in buffered:
+                converter = Converter(source.format, Format.TEXT)
+                for piece in source.pieces:
+                    yield source.target.name, source.finish(converter.convert(piece))
                     await asyncio.sleep(0)
-                other.pieces.clear()
-            self._results = [live.result, *(other.result for other in others[1:])]
-            kept = _Pieces()
-            await write_results(self._results, kept, labels)
-            for piece in kept.pieces:
-                yield others[0].target.name, piece
-            self._tell()
+                source.pieces.clear()
+            self._results = [envoy.result, *(source.result for source in buffered[1:])]
+            own_pieces = _PieceList()
+            await write_results(self._results, own_pieces, labels)
+            for piece in own_pieces.pieces:
+                yield buffered[0].target.name, piece
+            self._update_warnings()
         finally:
-            for task in reading:
+            for task in tasks:
                 task.cancel()
 
     def status(self) -> dict[str, object]:
-        """Of the last scrape, JSON types; ``took`` in seconds."""
+        """Return the results of the last scrape as JSON types; ``took`` in seconds."""
         return {
             "policy": self._policy is not None,
             "sources": {
-                one.name: {
-                    "up": not one.why,
-                    "why": one.why or None,
-                    "took": round(one.took, 6),
-                    "skipped": one.skipped,
+                result.name: {
+                    "up": not result.failure,
+                    "why": result.failure or None,
+                    "took": round(result.seconds, 6),
+                    "skipped": result.skipped,
                 }
-                for one in self._results
+                for result in self._results
             },
         }
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _respond(self, request: web.BaseRequest) -> web.StreamResponse:
         from aiohttp import web
 
         since = asyncio.get_running_loop().time()
@@ -173,102 +174,104 @@ class MetricsServer:
         accept = ",".join(request.headers.getall("Accept", ()))
         sent = {name: request.headers[name] for name in _FORWARDED if request.headers.get(name)}
         sent["Accept"] = TEXT_TYPE if by_policy else accept_for_sources(accept)
-        deadline = since + allowed(request.headers.get(TIMEOUT_HEADER, ""))
-        live, others = self._sources(request.rel_url.raw_query_string, sent, by_policy=by_policy)
-        labels = others[0].labels
-        known = [asyncio.Event() for _ in others]
-        reading = [
-            asyncio.create_task(other.read(deadline, event), name=f"scrape {other.target.name}")
-            for other, event in zip(others[1:], known[1:], strict=True)
+        deadline = since + source_seconds(request.headers.get(TIMEOUT_HEADER, ""))
+        envoy, buffered = self._sources(request.rel_url.raw_query_string, sent, by_policy=by_policy)
+        labels = buffered[0].labels
+        formats_known = [asyncio.Event() for _ in buffered]
+        tasks = [
+            asyncio.create_task(source.read(deadline, event), name=f"scrape {source.target.name}")
+            for source, event in zip(buffered[1:], formats_known[1:], strict=True)
         ]
         try:
-            async with live.reading(deadline) as (format_of_envoy, pieces):
-                form = Format.TEXT
+            async with envoy.open(deadline) as (format_of_envoy, pieces):
+                target_format = Format.TEXT
                 if not by_policy and "openmetrics" in (accept or "openmetrics"):
-                    await _all_set(known[1:], min(deadline, since + _FORMATS))
+                    await _all_set(formats_known[1:], min(deadline, since + _FORMATS_TIMEOUT))
                 if not by_policy:
-                    form = choose(accept, (format_of_envoy, *(other.format for other in others[1:])))
-                packed = "gzip" in request.headers.get("Accept-Encoding", "")
-                escaping = escaping_of(accept, form) or DEFAULT
-                response = web.StreamResponse(headers={"content-type": CONTENT_TYPES[form]})
-                if packed:
+                    target_format = choose(accept, (format_of_envoy, *(source.format for source in buffered[1:])))
+                compress = "gzip" in request.headers.get("Accept-Encoding", "")
+                escaping = escaping_of(accept, target_format) or DEFAULT_SCHEME
+                response = web.StreamResponse(headers={"content-type": CONTENT_TYPES[target_format]})
+                if compress:
                     response.headers["content-encoding"] = "gzip"
                 await response.prepare(request)
-                output = Output(response.write, packed=packed)
+                output = Output(response.write, compress=compress)
                 async for piece in pieces:
                     await output.put(piece)
-            await asyncio.gather(*reading)
-            others[0].pieces = await self._own()
-            await write_others(others, output, form, escaping)
-            self._results = [live.result, *(other.result for other in others[1:])]
+            await asyncio.gather(*tasks)
+            buffered[0].pieces = await self._own()
+            await write_buffered(buffered, output, target_format, escaping)
+            self._results = [envoy.result, *(source.result for source in buffered[1:])]
             await write_results(self._results, output, labels)
-            await output.end(form)
+            await output.end(target_format)
             await response.write_eof()
-            self._tell()
+            self._update_warnings()
             return response
         finally:
-            for task in reading:
+            for task in tasks:
                 task.cancel()
 
-    def _sources(self, query: str, sent: Mapping[str, str], *, by_policy: bool) -> tuple[Live, list[Other]]:
-        """Envoy; and the others, of which the first is kumadp itself, which is not asked."""
-        around, policy = self._around, self._policy
-        applications = policy.applications if by_policy and policy is not None else around.applications()
-        added = (policy.labels if policy is not None else around.labels()) if by_policy else {}
+    def _sources(
+        self, query: str, sent: Mapping[str, str], *, by_policy: bool
+    ) -> tuple[StreamedSource, list[BufferedSource]]:
+        """Return Envoy, and the other sources; the first of those is kumadp itself, which is not read by HTTP."""
+        locator, policy = self._locator, self._policy
+        applications = policy.applications if by_policy and policy is not None else locator.applications()
+        added = (policy.labels if policy is not None else locator.labels()) if by_policy else {}
         labels = Labels(added)
-        others = [Other(Target("kumadp", ""), labels, sent, _OWN, Format.TEXT, rewritten=True)]
+        buffered = [BufferedSource(ScrapeTarget("kumadp", ""), labels, sent, _OWN, Format.TEXT, rewritten=True)]
         names: set[str] = {"envoy", "coredns"}
         for app in applications:
-            place = f"[{app.host}]:{app.port}" if ":" in app.host else f"{app.host}:{app.port}"
+            address = f"[{app.host}]:{app.port}" if ":" in app.host else f"{app.host}:{app.port}"
             path = app.path if app.path.startswith("/") else f"/{app.path}"
-            name = app.name if app.name and app.name not in names else f"{place}{path}"
+            name = app.name if app.name and app.name not in names else f"{address}{path}"
             names.add(name)
-            target = Target(name, f"http://{place}{request_target(path)}", "", around.limit, around.sourced)
+            target = ScrapeTarget(name, f"http://{address}{request_target(path)}", "", locator.limit, locator.sourced)
             scope = {"otel_scope_name": app.name} if by_policy and app.name else {}
             named = Labels({**added, **scope}) if scope else labels
-            others.append(Other(target, named, sent, rewritten=by_policy))
-        if (at := around.coredns()) is not None:
-            target = Target("coredns", f"http://{at.host}:{at.port}/metrics", "", around.limit)
-            others.append(Other(target, labels, sent, _COREDNS))
+            buffered.append(BufferedSource(target, named, sent, rewritten=by_policy))
+        if (coredns := locator.coredns()) is not None:
+            target = ScrapeTarget("coredns", f"http://{coredns.host}:{coredns.port}/metrics", "", locator.limit)
+            buffered.append(BufferedSource(target, labels, sent, _COREDNS))
         if by_policy:
-            selection = policy.selection if policy is not None else _DEFAULT
-            wanted = policy_query(used_only=policy is None or policy.used_only)
-            live = Live(self._envoy(wanted), _ByPolicy(selection, labels), sent)
+            selection = policy.selection if policy is not None else _DEFAULT_SELECTION
+            query = policy_query(used_only=policy is None or policy.used_only)
+            envoy = StreamedSource(self._envoy(query), _PolicyTransform(selection, labels), sent)
         else:
-            live = Live(self._envoy(legacy_query(query)), Clusters(), sent)
-        return live, others
+            envoy = StreamedSource(self._envoy(legacy_query(query)), ClusterMerger(), sent)
+        return envoy, buffered
 
-    def _envoy(self, query: str) -> Target:
-        admin = self._around.envoy()
+    def _envoy(self, query: str) -> ScrapeTarget:
+        admin = self._locator.envoy()
         if isinstance(admin, str):
-            return Target("envoy", f"http://localhost/stats?{query}", admin)
+            return ScrapeTarget("envoy", f"http://localhost/stats?{query}", admin)
         host, port = admin or ("127.0.0.1", 0)
-        return Target("envoy", f"http://{f'[{host}]' if ':' in host else host}:{port}/stats?{query}")
+        return ScrapeTarget("envoy", f"http://{f'[{host}]' if ':' in host else host}:{port}/stats?{query}")
 
     async def _own(self) -> list[Piece]:
         reader = ExpositionReader(checks=True)
         try:
-            text, _ = await self._around.own()
+            text, _ = await self._locator.own()
             pieces = [*reader.feed(text), *reader.end()]
         except Exception as error:
-            # What kumadp says of itself must not cost what others say.
-            self._concern("kumadp", f"its own metrics are missing: {type(error).__name__}: {error}")
+            # A failure of kumadp's own metrics must not affect the others.
+            self._set_warning("kumadp", f"its own metrics are missing: {type(error).__name__}: {error}")
             return []
-        self._concern("kumadp", "")
+        self._set_warning("kumadp", "")
         return [piece for piece in pieces if piece.family.name.startswith(_OWN)]
 
-    def _tell(self) -> None:
+    def _update_warnings(self) -> None:
         for result in self._results:
-            self._concern(result.name, result.why)
-        # Who is no source any more has nothing wrong with it.
-        for name in self._told - {result.name for result in self._results}:
-            self._concern(name, "")
-        self._told = {result.name for result in self._results if result.why}
+            self._set_warning(result.name, result.failure)
+        # Clear the warnings of sources that were removed.
+        for name in self._warned - {result.name for result in self._results}:
+            self._set_warning(name, "")
+        self._warned = {result.name for result in self._results if result.failure}
 
 
 @dataclass(slots=True)
-class _Pieces:
-    """Takes pieces in place of an output."""
+class _PieceList:
+    """Collects pieces, instead of writing them."""
 
     pieces: list[Piece] = field(default_factory=list)
 
@@ -278,8 +281,8 @@ class _Pieces:
 
 
 @dataclass(slots=True)
-class _ByPolicy:
-    """What a policy does to Envoy's metrics."""
+class _PolicyTransform:
+    """Applies a policy to Envoy's metrics."""
 
     selection: Selection
     labels: Labels
@@ -294,7 +297,7 @@ class _ByPolicy:
         return iter(())
 
 
-_DEFAULT = Selection(Wanted())
+_DEFAULT_SELECTION = Selection(SelectionSpec())
 
 
 async def _all_set(events: list[asyncio.Event], until: float) -> None:
@@ -306,8 +309,8 @@ async def _all_set(events: list[asyncio.Event], until: float) -> None:
         pass
 
 
-def allowed(header: str) -> float:
-    """Seconds for all sources: what the scraper says it waits, less what the way back takes; else `DEADLINE`."""
+def source_seconds(header: str) -> float:
+    """Return the deadline of the sources: the scraper's timeout less the time for the response, else `DEADLINE`."""
     try:
         timeout = float(header)
     except ValueError:
@@ -318,12 +321,12 @@ def allowed(header: str) -> float:
 
 
 def legacy_query(query: str) -> str:
-    """The scraper's query and what makes Envoy answer in Prometheus' format, as Go encodes it (Kuma 2.8)."""
-    asked = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
-    pairs = [*asked, ("format", "prometheus"), ("text_readouts", "")]
+    """Return the scraper's query with the parameters for Prometheus' format, as Go encodes it (Kuma 2.8)."""
+    scraper_pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
+    pairs = [*scraper_pairs, ("format", "prometheus"), ("text_readouts", "")]
     return urlencode(sorted(pairs, key=lambda pair: pair[0]), errors="surrogateescape")
 
 
 def policy_query(*, used_only: bool) -> str:
-    """Envoy looks whether ``usedonly`` is there, whatever its value; kuma-dp always says it (2.8 to 2.14)."""
+    """Return the query for Envoy, which ignores the value of ``usedonly``; kuma-dp always sends it (2.8 to 2.14)."""
     return "format=prometheus&text_readouts=" + ("&usedonly=" if used_only else "")

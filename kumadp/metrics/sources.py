@@ -1,4 +1,4 @@
-"""Asks one source for its exposition: an application, Envoy's admin, CoreDNS. What comes is bounded."""
+"""HTTP client for the exposition of one source: an application, Envoy's admin, CoreDNS. Responses have limits."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from aiohttp import BaseConnector, ClientResponse, ClientSession
 
 _REDIRECTS = {301, 302, 303, 307, 308}
-_MOST_REQUESTS = 5
-_LONGEST_HEAD = 64 << 10
-_LONGEST_SHOWN = 200
+_MAX_REQUESTS = 5
+_MAX_HEAD = 64 << 10
+_MAX_SHOWN = 200
 
 
 class SourceFailed(Exception):
-    """There is nothing from this source; the text says why."""
+    """The source has no usable exposition; the text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """What is asked. ``name`` tells it apart; ``unix`` is the path of a socket, where it is not asked over TCP.
+class ScrapeTarget:
+    """A source with a unique ``name``; ``unix`` is the path of its socket, empty for TCP.
 
-    ``limit``: the size of its answer, unpacked, in bytes; 0 for none. ``sourced``: see `application_socket`.
+    ``limit``: maximum size of its response, uncompressed, in bytes; 0 for none. ``sourced``: see `application_socket`.
     """
 
     name: str
@@ -42,51 +42,53 @@ class Target:
     sourced: bool = False
 
 
-class Opened:
-    """An answer that has begun: the format it names, and its body in parts of at most `SLICE` bytes or so."""
+class SourceResponse:
+    """A response whose head has arrived: its format, and its body in parts of about `SLICE` bytes at most."""
 
-    def __init__(self, answer: ClientResponse, form: Format, limit: int) -> None:
+    def __init__(self, response: ClientResponse, form: Format, limit: int) -> None:
         self.format = form
-        self._answer = answer
+        self._answer = response
         self._limit = limit
-        packed = answer.headers.get("content-encoding", "").strip().lower()
-        self._unpacker = _Unpacker() if packed in {"gzip", "x-gzip"} else None
-        if self._unpacker is None and packed not in {"", "identity"}:
-            raise SourceFailed(f"its answer is encoded as {packed[:40]}, which was not asked for")
+        encoding = response.headers.get("content-encoding", "").strip().lower()
+        self._gunzip = _Gunzip() if encoding in {"gzip", "x-gzip"} else None
+        if self._gunzip is None and encoding not in {"", "identity"}:
+            raise SourceFailed(f"its response is encoded as {encoding[:40]}, which was not requested")
 
     async def parts(self) -> AsyncIterator[bytes]:
-        """The body; raises SourceFailed."""
+        """Read the body; raises SourceFailed."""
         import aiohttp
 
         size = 0
         try:
             async for part in self._answer.content.iter_any():
-                for piece in self._unpacker.unpack(part) if self._unpacker is not None else (part,):
+                for piece in self._gunzip.decompress(part) if self._gunzip is not None else (part,):
                     size += len(piece)
                     if self._limit and size > self._limit:
-                        raise SourceFailed(f"its answer is larger than {self._limit >> 20} MB (--metrics-source-limit)")
+                        raise SourceFailed(
+                            f"its response is larger than {self._limit >> 20} MB (--metrics-source-limit)"
+                        )
                     yield piece
         except zlib.error:
-            raise SourceFailed("its answer is no gzip, although it says so") from None
+            raise SourceFailed("its response is not gzip, although its header declares it") from None
         except (OSError, aiohttp.ClientError) as error:
-            raise SourceFailed(f"its answer broke off: {str(error) or type(error).__name__}") from None
-        if self._unpacker is not None and not self._unpacker.whole:
-            raise SourceFailed("its answer broke off")
+            raise SourceFailed(f"its response broke off: {str(error) or type(error).__name__}") from None
+        if self._gunzip is not None and not self._gunzip.complete:
+            raise SourceFailed("its response broke off")
 
 
-class _Unpacker:
-    """gzip (RFC 1952), one member after another, unpacked in slices: a small answer may be a large one."""
+class _Gunzip:
+    """Decompresses gzip (RFC 1952), one member after another, in slices: a small response may expand to a large one."""
 
     def __init__(self) -> None:
         self._stream = zlib.decompressobj(wbits=31)
         self._begun = False
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         return self._stream.eof or not self._begun
 
-    def unpack(self, data: bytes) -> Iterator[bytes]:
-        """What is in it, in slices; raises zlib.error."""
+    def decompress(self, data: bytes) -> Iterator[bytes]:
+        """Return the decompressed data in slices; raises zlib.error."""
         while data:
             if self._stream.eof:
                 self._stream = zlib.decompressobj(wbits=31)
@@ -98,50 +100,50 @@ class _Unpacker:
 
 
 @contextlib.asynccontextmanager
-async def opened(target: Target, headers: Mapping[str, str]) -> AsyncIterator[Opened]:
-    """Ask with these headers and wait for the head of the answer. No deadline of its own. Raises SourceFailed."""
+async def open_source(target: ScrapeTarget, headers: Mapping[str, str]) -> AsyncIterator[SourceResponse]:
+    """Send a request and wait for the head of the response; the caller sets a deadline. Raises SourceFailed."""
     import aiohttp
 
-    sent = dict(headers) if target.unix else {**headers, "Accept-Encoding": "gzip"}
+    request_headers = dict(headers) if target.unix else {**headers, "Accept-Encoding": "gzip"}
     async with _session(target) as session:
         try:
-            answer = await _get(session, target.url, sent)
+            response = await _get(session, target.url, request_headers)
         except (OSError, aiohttp.ClientError, ValueError) as error:
             raise SourceFailed(_reason(error)) from None
         try:
-            if answer.status != 200:
-                raise SourceFailed(f"it answers with {answer.status}")
-            form = format_of(answer.headers.get("content-type", ""))
+            if response.status != 200:
+                raise SourceFailed(f"it responded with status {response.status}")
+            form = format_of(response.headers.get("content-type", ""))
             if form is None:
-                raise SourceFailed("it answers with protobuf, which was not asked for")
-            yield Opened(answer, form, target.limit)
+                raise SourceFailed("it responded with protobuf, which was not requested")
+            yield SourceResponse(response, form, target.limit)
         finally:
-            answer.close()
+            response.close()
 
 
 async def _get(session: ClientSession, url: str, headers: Mapping[str, str]) -> ClientResponse:
-    """The answer at the end of redirects, which stay where they began."""
+    """Follow redirects on the same host; return the last response."""
     from yarl import URL
 
     first = urlsplit(url)
-    for number in range(_MOST_REQUESTS):
-        answer = await session.get(URL(url, encoded=True), headers=headers, allow_redirects=False)
-        location = answer.headers.get("location", "")
-        if answer.status not in _REDIRECTS or not location:
-            if number and answer.status != 200:
-                answer.close()
-                at = url.removeprefix(f"{first.scheme}://{first.netloc}")[:_LONGEST_SHOWN]
-                raise SourceFailed(f"it answers with {answer.status} at {at}, where it redirects to")
-            return answer
-        answer.close()
+    for number in range(_MAX_REQUESTS):
+        response = await session.get(URL(url, encoded=True), headers=headers, allow_redirects=False)
+        location = response.headers.get("location", "")
+        if response.status not in _REDIRECTS or not location:
+            if number and response.status != 200:
+                response.close()
+                at = url.removeprefix(f"{first.scheme}://{first.netloc}")[:_MAX_SHOWN]
+                raise SourceFailed(f"it responded with status {response.status} at {at}, to which it redirects")
+            return response
+        response.close()
         url = urljoin(url, location).partition("#")[0]
         following = urlsplit(url)
         if (following.scheme, following.netloc) != (first.scheme, first.netloc):
-            raise SourceFailed("it redirects to another place, which is not asked")
-    raise SourceFailed(f"it redirects more than {_MOST_REQUESTS} times")
+            raise SourceFailed("it redirects to another host, which is not followed")
+    raise SourceFailed(f"it redirects more than {_MAX_REQUESTS} times")
 
 
-def _session(target: Target) -> ClientSession:
+def _session(target: ScrapeTarget) -> ClientSession:
     from aiohttp import ClientSession, ClientTimeout, DummyCookieJar
 
     return ClientSession(
@@ -150,12 +152,12 @@ def _session(target: Target) -> ClientSession:
         timeout=ClientTimeout(total=None, sock_connect=None),
         auto_decompress=False,
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-        max_line_size=_LONGEST_HEAD,
-        max_field_size=_LONGEST_HEAD,
+        max_line_size=_MAX_HEAD,
+        max_field_size=_MAX_HEAD,
     )
 
 
-def _connector(target: Target) -> BaseConnector:
+def _connector(target: ScrapeTarget) -> BaseConnector:
     from aiohttp import TCPConnector, UnixConnector
 
     if target.unix:
@@ -170,4 +172,4 @@ def _reason(error: Exception) -> str:
     cause = getattr(error, "os_error", None) or error
     code = getattr(cause, "errno", None)
     text = os.strerror(code) if isinstance(code, int) and code > 0 else str(cause) or type(cause).__name__
-    return f"it cannot be asked: {text}"
+    return f"it is unreachable: {text}"

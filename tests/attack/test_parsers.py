@@ -13,8 +13,8 @@ from kumadp.exposition.reader import MAX_FAMILIES
 from kumadp.metrics import scrape
 from kumadp.metrics.formats import Format
 from kumadp.metrics.labels import Labels
-from kumadp.metrics.scrape import Other, Output, write_others
-from kumadp.metrics.sources import Target
+from kumadp.metrics.scrape import BufferedSource, Output, write_buffered
+from kumadp.metrics.sources import ScrapeTarget
 from tests.metrics.test_server import APP, ENVOY, at
 from tests.support.expositions import Exposition, collecting, exposed
 from tests.support.hostile_texts import CASES, EXPOSITIONS, Hostile, processor_time
@@ -62,7 +62,7 @@ class Turns:
         return self.count
 
 
-async def scraped(monkeypatch: pytest.MonkeyPatch, body: bytes) -> tuple[Other, int, int]:
+async def scraped(monkeypatch: pytest.MonkeyPatch, body: bytes) -> tuple[BufferedSource, int, int]:
     """The source, how many bytes were written, and how many turns others had, for a body that comes at once."""
 
     class Answer:
@@ -73,20 +73,20 @@ async def scraped(monkeypatch: pytest.MonkeyPatch, body: bytes) -> tuple[Other, 
                 yield body[start : start + (1 << 18)]
 
     @contextlib.asynccontextmanager
-    async def opened(_target: Target, _headers: object) -> AsyncIterator[Answer]:
+    async def open_source(_target: ScrapeTarget, _headers: object) -> AsyncIterator[Answer]:
         yield Answer()
 
-    monkeypatch.setattr(scrape, "opened", opened)
+    monkeypatch.setattr(scrape, "open_source", open_source)
     written = 0
 
     async def write(data: bytes) -> None:
         nonlocal written
         written += len(data)
 
-    other = Other(Target("app", "", limit=16 << 20), Labels({"mesh": "default"}), {}, rewritten=True)
+    other = BufferedSource(ScrapeTarget("app", "", limit=16 << 20), Labels({"mesh": "default"}), {}, rewritten=True)
     turns = Turns()
     await other.read(asyncio.get_running_loop().time() + 60, asyncio.Event())
-    await write_others([other], Output(write, packed=False), Format.TEXT, "underscores")
+    await write_buffered([other], Output(write, compress=False), Format.TEXT, "underscores")
     return other, written, turns.end()
 
 
@@ -110,7 +110,7 @@ async def test_others_have_their_turn_while_a_body_of_metrics_is_read(
     body = EXPOSITIONS[name](1 << 20).encode()
     other, _, turns = await scraped(monkeypatch, body)
     # Once for each 16 KB, unless it was refused before its end.
-    assert turns >= len(body) >> 14 or other.result.why, (turns, other.result)
+    assert turns >= len(body) >> 14 or other.result.failure, (turns, other.result)
 
 
 async def test_a_source_of_too_many_families_costs_its_own_part() -> None:

@@ -1,4 +1,4 @@
-"""Each alert of configs/alerts.yaml fires in a case made for it, and in none that looks like it and is well."""
+"""Each alert of configs/alerts.yaml fires in its case, and not in a similar case without a fault."""
 
 from __future__ import annotations
 
@@ -91,24 +91,24 @@ def test_each_alert_has_a_case() -> None:
     assert set(CASES) == set(rules())
 
 
-def test_each_says_what_to_do() -> None:
+def test_each_alert_has_a_severity_and_a_description() -> None:
     for name, rule in rules().items():
         assert rule["labels"]["severity"] in {"warning", "critical"}, name
         assert set(rule["annotations"]) == {"summary", "description"}, name
 
 
-def test_the_file_is_good() -> None:
+def test_the_rules_are_valid() -> None:
     promtool("check", "rules", str(ALERTS))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_fires_when_it_should_and_only_then(tmp_path: Path, name: str) -> None:
-    fires, is_well = CASES[name]
-    wanted = [
+def test_an_alert_fires_only_in_its_case(tmp_path: Path, name: str) -> None:
+    fires, does_not_fire = CASES[name]
+    tests = [
         {
             "interval": "1m",
-            "input_series": [{"series": one, "values": values} for one, values in series.items()],
-            # How many, whatever their labels say.
+            "input_series": [{"series": name_of_series, "values": values} for name_of_series, values in series.items()],
+            # The number of alerts, whatever their labels.
             "promql_expr_test": [
                 {
                     "expr": f'count(ALERTS{{alertname="{name}", alertstate="firing"}}) or vector(0)',
@@ -117,8 +117,8 @@ def test_it_fires_when_it_should_and_only_then(tmp_path: Path, name: str) -> Non
                 }
             ],
         }
-        for series, number in ((fires, 1), (is_well, 0))
+        for series, number in ((fires, 1), (does_not_fire, 0))
     ]
     cases = tmp_path / "cases.json"
-    cases.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "30s", "tests": wanted}))
+    cases.write_text(json.dumps({"rule_files": [str(ALERTS)], "evaluation_interval": "30s", "tests": tests}))
     promtool("test", "rules", str(cases))

@@ -6,7 +6,7 @@ import pytest
 
 from kumadp.exposition.reader import Family, Piece
 from kumadp.metrics.bounds import go_float, with_go_bounds
-from tests.metrics.test_server import at, policy, telling
+from tests.metrics.test_server import at, own_metrics, policy
 from tests.support.expositions import Exposition, collecting, exposed
 
 
@@ -54,8 +54,8 @@ def test_what_was_seen_is_replaced_alike() -> None:
     lines = b'took_bucket{le="%b"} 1\ntook_bucket{a="b",le="%b",c="1.0"} 1\ntook_bucket{a="b",le="+Inf"} 2\n'
     for _ in range(3):
         for text in (b"1800000", b"1.0", b"0.5", b"1.8e+06", b"180000"):
-            told = with_go_bounds(Piece(family, lines % (text, text))).samples
-            assert told == lines % (go_float(text), go_float(text))
+            written = with_go_bounds(Piece(family, lines % (text, text))).samples
+            assert written == lines % (go_float(text), go_float(text))
     spaced = b'took_bucket{a="b", le="1.0"} 1\n'
     assert with_go_bounds(Piece(family, spaced)).samples == spaced.replace(b"1.0", b"1")
 
@@ -89,7 +89,7 @@ OWN = b'# TYPE kuma_dp_dns_x histogram\nkuma_dp_dns_x_bucket{le="1.0"} 1\n'
 
 async def test_what_kuma_dp_writes_itself_has_its_bounds() -> None:
     envoy, app = Exposition(ENVOY), Exposition(APP)
-    async with exposed(envoy, app), collecting(at(app, envoy=envoy, own=telling(OWN))) as collector:
+    async with exposed(envoy, app), collecting(at(app, envoy=envoy, own=own_metrics(OWN))) as collector:
         before = await collector.scrape()
         collector.server.apply(policy(app))
         by_policy = await collector.scrape("/meshmetric")

@@ -1,4 +1,4 @@
-"""Which format a source names, and which one an answer has."""
+"""Formats of sources, and of responses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONE = "application/openmetrics-text;version=1.0.0"
         ("application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited", None),
     ],
 )
-def test_what_a_source_names(content_type: str, form: Format | None) -> None:
+def test_the_format_of_a_source(content_type: str, form: Format | None) -> None:
     assert format_of(content_type) is form
 
 
@@ -46,5 +46,5 @@ def test_what_a_source_names(content_type: str, form: Format | None) -> None:
         ("image/png", (), Format.TEXT),
     ],
 )
-def test_what_an_answer_has(accept: str, named: tuple[Format, ...], form: Format) -> None:
+def test_the_format_of_a_response(accept: str, named: tuple[Format, ...], form: Format) -> None:
     assert choose(accept, named) is form

@@ -1,4 +1,4 @@
-"""Every mixture of sources as every scraper asks for it: read by promtool, and by a real Prometheus."""
+"""Every mixture of sources in the formats of every scraper, read by promtool and by a real Prometheus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.metrics.test_server import APP, ENVOY, OPEN_APP, at, policy, telling
+from tests.metrics.test_server import APP, ENVOY, OPEN_APP, at, own_metrics, policy
 from tests.support.expositions import OPEN, TEXT, Exposition, check, collecting, exposed
 from tests.support.needs import need_program
 from tests.support.ports import free_port
@@ -50,27 +50,28 @@ SOURCES = {
 async def test_every_scraper_can_read_every_mixture(chosen: tuple[str, ...], accept: str, target: str) -> None:
     apps = [replace(SOURCES[name], seen=[]) for name in chosen]
     envoy = Exposition(ENVOY)
-    async with exposed(envoy, *apps), collecting(at(*apps, envoy=envoy, own=telling(b"kumadp_own 1\n"))) as collector:
+    own = own_metrics(b"kumadp_own 1\n")
+    async with exposed(envoy, *apps), collecting(at(*apps, envoy=envoy, own=own)) as collector:
         collector.server.apply(policy(*apps))
-        got = await collector.scrape(target, {"Accept": ACCEPTS[accept]} if accept != "none" else None)
+        scrape = await collector.scrape(target, {"Accept": ACCEPTS[accept]} if accept != "none" else None)
     is_open = "open" in chosen and target == "/" and accept not in {"text", "any"}
-    assert got.headers["content-type"] == (OPEN if is_open else TEXT)
-    assert got.text.endswith("# EOF\n") is is_open
-    assert got.text.count("# EOF") == int(is_open)
-    assert "\n\n" not in got.text
-    assert [line for line in got.text.splitlines() if got.text.count(line + "\n") > 1 and "TYPE" in line] == []
-    assert 'jobs_total{kind="a # b"' in got.text or "open" not in chosen
+    assert scrape.headers["content-type"] == (OPEN if is_open else TEXT)
+    assert scrape.text.endswith("# EOF\n") is is_open
+    assert scrape.text.count("# EOF") == int(is_open)
+    assert "\n\n" not in scrape.text
+    assert [line for line in scrape.text.splitlines() if scrape.text.count(line + "\n") > 1 and "TYPE" in line] == []
+    assert 'jobs_total{kind="a # b"' in scrape.text or "open" not in chosen
     if is_open:
-        # promtool reads the older format alone: see the test with Prometheus.
-        assert ' 3 # {trace_id="x"} 1.0 1700000000\n' in got.text
+        # promtool reads only the text format: OpenMetrics is tested with Prometheus.
+        assert ' 3 # {trace_id="x"} 1.0 1700000000\n' in scrape.text
     else:
-        assert "trace_id" not in got.text
-        assert not check(got.text)
+        assert "trace_id" not in scrape.text
+        assert not check(scrape.text)
 
 
 @contextlib.asynccontextmanager
 async def over_tcp(path: Path) -> AsyncIterator[int]:
-    """A port that leads to the socket, as Envoy's listener does."""
+    """A TCP port that forwards to the socket, as Envoy's listener does."""
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
@@ -78,34 +79,34 @@ async def over_tcp(path: Path) -> AsyncIterator[int]:
             await writer.drain()
         writer.close()
 
-    async def came(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_unix_connection(str(path))
+    async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream = await asyncio.open_unix_connection(str(path))
         with contextlib.suppress(OSError):
-            await asyncio.gather(carry(reader, there[1]), carry(there[0], writer))
+            await asyncio.gather(carry(reader, upstream[1]), carry(upstream[0], writer))
 
-    server = await asyncio.start_server(came, "127.0.0.1", 0)
+    server = await asyncio.start_server(on_connection, "127.0.0.1", 0)
     async with server:
         yield int(server.sockets[0].getsockname()[1])
 
 
-def ask(port: int, query: str) -> list[dict[str, Any]]:
-    """What Prometheus answers to a query; nothing while it comes up."""
+def run_query(port: int, query: str) -> list[dict[str, Any]]:
+    """Return the result of a query; empty while Prometheus starts."""
     try:
         url = f"http://127.0.0.1:{port}/api/v1/query?query={urllib.parse.quote(query)}"
         with urllib.request.urlopen(url, timeout=5) as answer:
-            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-            return found
+            result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+            return result
     except OSError:
         return []
 
 
 def errors(port: int) -> list[str]:
-    """Why targets are not scraped."""
+    """Return the errors of targets that are not scraped."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/targets", timeout=5) as answer:
         return [
-            f"{one['scrapeUrl']}: {one['lastError']}"
-            for one in json.load(answer)["data"]["activeTargets"]
-            if one["lastError"]
+            f"{target['scrapeUrl']}: {target['lastError']}"
+            for target in json.load(answer)["data"]["activeTargets"]
+            if target["lastError"]
         ]
 
 
@@ -140,22 +141,22 @@ async def test_a_real_prometheus_reads_every_mixture(tmp_path: Path) -> None:
         try:
             try:
                 async with asyncio.timeout(60):
-                    while len(await asyncio.to_thread(ask, port, "up == 1")) < 2 * len(chosen):
+                    while len(await asyncio.to_thread(run_query, port, "up == 1")) < 2 * len(chosen):
                         await asyncio.sleep(0.2)
             except TimeoutError:
                 pytest.fail(f"not scraped: {await asyncio.to_thread(errors, port)}")
-            counted = await asyncio.to_thread(ask, port, 'count by (job) (app_requests_total{code="200"})')
-            opened = await asyncio.to_thread(ask, port, 'jobs_total{kind="a # b"}')
-            summed = await asyncio.to_thread(ask, port, 'envoy_cluster_upstream_rq{kuma_io_mesh_traffic="true"}')
+            counted = await asyncio.to_thread(run_query, port, 'count by (job) (app_requests_total{code="200"})')
+            opened = await asyncio.to_thread(run_query, port, 'jobs_total{kind="a # b"}')
+            summed = await asyncio.to_thread(run_query, port, 'envoy_cluster_upstream_rq{kuma_io_mesh_traffic="true"}')
         finally:
             process.terminate()
             await process.wait()
     with_app = sum("text" in names or "same names" in names for names in chosen)
     with_both = sum("text" in names and "same names" in names for names in chosen)
-    assert {one["metric"]["job"]: int(one["value"][1]) for one in counted} == {
+    assert {series["metric"]["job"]: int(series["value"][1]) for series in counted} == {
         "legacy": with_app,
         "policy": with_app + with_both,
     }
     assert len(opened) == 2 * sum("open" in names for names in chosen)
-    assert {one["value"][1] for one in summed} == {"3"}
+    assert {series["value"][1] for series in summed} == {"3"}
     assert len(summed) == len(chosen)

@@ -1,27 +1,20 @@
-"""What a MeshMetric policy wants of Envoy's metrics, and the labels it adds."""
+"""Selection of Envoy's metrics by a MeshMetric policy, and the labels that it adds."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import pytest
 
 from kumadp.exposition.reader import Family, Piece
 from kumadp.metrics.labels import Labels
-from kumadp.metrics.profiles import Selection, Wanted
-
-
-class Chosen(NamedTuple):
-    type: str
-    match: str
-
+from kumadp.metrics.profiles import Selection, SelectionSpec
+from kumadp.resources.dynconf_bodies import MetricSelector
 
 BASIC = "envoy_cluster_upstream_rq_total"
 ALL_ONLY = "envoy_cluster_version"
 
 
-def wants(name: str, wanted: Wanted) -> bool:
-    return Selection(wanted).wants(name.encode())
+def selects(name: str, spec: SelectionSpec) -> bool:
+    return Selection(spec).selects(name.encode())
 
 
 @pytest.mark.parametrize(
@@ -36,9 +29,9 @@ def wants(name: str, wanted: Wanted) -> bool:
         (("Unheard",), True, False),
     ],
 )
-def test_the_widest_profile_counts(profiles: tuple[str, ...], basic: bool, all_only: bool) -> None:
-    wanted = Wanted(profiles)
-    assert (wants(BASIC, wanted), wants(ALL_ONLY, wanted)) == (basic, all_only)
+def test_the_widest_profile_applies(profiles: tuple[str, ...], basic: bool, all_only: bool) -> None:
+    spec = SelectionSpec(profiles)
+    assert (selects(BASIC, spec), selects(ALL_ONLY, spec)) == (basic, all_only)
 
 
 @pytest.mark.parametrize(
@@ -53,48 +46,48 @@ def test_the_widest_profile_counts(profiles: tuple[str, ...], basic: bool, all_o
         "envoy_listener_ssl_handshake",
     ],
 )
-def test_basic_has(name: str) -> None:
-    assert wants(name, Wanted())
+def test_basic_includes(name: str) -> None:
+    assert selects(name, SelectionSpec())
 
 
 @pytest.mark.parametrize(
     "name", ["envoy_cluster_membership_change", "my_envoy_server", "envoy_cluster_assignment_stale"]
 )
-def test_basic_has_not(name: str) -> None:
-    assert not wants(name, Wanted())
+def test_basic_excludes(name: str) -> None:
+    assert not selects(name, SelectionSpec())
 
 
 @pytest.mark.parametrize(
     ("selector", "name", "selected"),
     [
-        (Chosen("Prefix", "envoy_a"), "envoy_ab", True),
-        (Chosen("Prefix", "envoy_a"), "x_envoy_ab", False),
-        (Chosen("Exact", "a.b"), "a.b", True),
-        (Chosen("Exact", "a.b"), "aXb", False),
-        (Chosen("Exact", "ab"), "abc", False),
-        (Chosen("Contains", "b"), "abc", True),
-        (Chosen("Regex", "^a.c$"), "abc", True),
-        (Chosen("Regex", "b|x"), "abc", True),
-        (Chosen("Regex", "("), "abc", False),
-        (Chosen("Regex", r"[[:alpha:]]+\z"), "abc", True),
-        (Chosen("Regex", "(?<=a)b"), "abc", False),
-        (Chosen("Regex", r"(a)\1"), "aa", False),
-        (Chosen("Contains", "a+"), "aaa", False),
-        (Chosen("Whatever", "abc"), "abc", False),
+        (MetricSelector("Prefix", "envoy_a"), "envoy_ab", True),
+        (MetricSelector("Prefix", "envoy_a"), "x_envoy_ab", False),
+        (MetricSelector("Exact", "a.b"), "a.b", True),
+        (MetricSelector("Exact", "a.b"), "aXb", False),
+        (MetricSelector("Exact", "ab"), "abc", False),
+        (MetricSelector("Contains", "b"), "abc", True),
+        (MetricSelector("Regex", "^a.c$"), "abc", True),
+        (MetricSelector("Regex", "b|x"), "abc", True),
+        (MetricSelector("Regex", "("), "abc", False),
+        (MetricSelector("Regex", r"[[:alpha:]]+\z"), "abc", True),
+        (MetricSelector("Regex", "(?<=a)b"), "abc", False),
+        (MetricSelector("Regex", r"(a)\1"), "aa", False),
+        (MetricSelector("Contains", "a+"), "aaa", False),
+        (MetricSelector("Whatever", "abc"), "abc", False),
     ],
 )
-def test_selectors(selector: Chosen, name: str, selected: bool) -> None:
-    assert wants(name, Wanted(("None",), include=(selector,))) is selected
-    assert wants(name, Wanted(("All",), exclude=(selector,))) is not selected
+def test_selectors(selector: MetricSelector, name: str, selected: bool) -> None:
+    assert selects(name, SelectionSpec(("None",), include=(selector,))) is selected
+    assert selects(name, SelectionSpec(("All",), exclude=(selector,))) is not selected
 
 
-def test_include_goes_before_exclude() -> None:
-    one = (Chosen("Exact", BASIC),)
-    assert wants(BASIC, Wanted((), exclude=one, include=one))
+def test_include_takes_precedence_over_exclude() -> None:
+    selectors = (MetricSelector("Exact", BASIC),)
+    assert selects(BASIC, SelectionSpec((), exclude=selectors, include=selectors))
 
 
-def select(lines: str, wanted: Wanted = Wanted(), name: str = BASIC) -> str | None:  # noqa: B008
-    piece = Selection(wanted).select(Piece(Family(name.encode()), lines.encode()))
+def select(lines: str, spec: SelectionSpec = SelectionSpec(), name: str = BASIC) -> str | None:  # noqa: B008
+    piece = Selection(spec).select(Piece(Family(name.encode()), lines.encode()))
     return piece.samples.decode() if piece is not None else None
 
 
@@ -114,18 +107,18 @@ INTERNAL = [
 
 @pytest.mark.parametrize("label", ["envoy_cluster_name", "envoy_http_conn_manager_prefix", "envoy_listener_address"])
 @pytest.mark.parametrize("cluster", INTERNAL)
-def test_basic_leaves_out_what_is_kumas_own(cluster: str, label: str) -> None:
+def test_basic_excludes_series_of_kuma_itself(cluster: str, label: str) -> None:
     own, user = f'x{{a="b",{label}="{cluster}"}} 1\n', f'x{{{label}="backend"}} 2\n'
     assert select(own + user + own) == user
     assert select(user + own) == user
     assert select(own) is None
-    assert select(own + user, Wanted(("All",))) == own + user
+    assert select(own + user, SelectionSpec(("All",))) == own + user
 
 
 @pytest.mark.parametrize("cluster", ["bytes-api", "ads_cluster_2", "error_rq", "tracing-api"])
-@pytest.mark.parametrize("wanted", [Wanted(), Wanted(("Basic",))])
-def test_a_cluster_of_the_user_stays_whatever_its_name(cluster: str, wanted: Wanted) -> None:
-    assert select(f'x{{envoy_cluster_name="{cluster}"}} 1\n', wanted)
+@pytest.mark.parametrize("spec", [SelectionSpec(), SelectionSpec(("Basic",))])
+def test_clusters_of_the_user_are_included_whatever_their_names(cluster: str, spec: SelectionSpec) -> None:
+    assert select(f'x{{envoy_cluster_name="{cluster}"}} 1\n', spec)
 
 
 def labelled(lines: str, **labels: str) -> str:
@@ -133,7 +126,7 @@ def labelled(lines: str, **labels: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("line", "wanted"),
+    ("line", "expected"),
     [
         ("x 1\n", 'x{mesh="m"} 1\n'),
         ("x{} 1\n", 'x{mesh="m"} 1\n'),
@@ -149,15 +142,15 @@ def labelled(lines: str, **labels: str) -> str:
         ('x{my_mesh="o"} 1\n', 'x{my_mesh="o",mesh="m"} 1\n'),
     ],
 )
-def test_a_label_is_added(line: str, wanted: str) -> None:
-    assert labelled(line, mesh="m") == wanted
+def test_a_label_is_added(line: str, expected: str) -> None:
+    assert labelled(line, mesh="m") == expected
     plain = 'x{q="r"} 5\n'
-    assert labelled(plain + line + plain, mesh="m") == plain.replace(
+    assert labelled(plain + line + plain, mesh="m") == plain.replace('"} ', '",mesh="m"} ') + expected + plain.replace(
         '"} ', '",mesh="m"} '
-    ) * 1 + wanted + plain.replace('"} ', '",mesh="m"} ')
+    )
 
 
-def test_labels_are_written_as_the_format_wants() -> None:
+def test_labels_are_escaped() -> None:
     labels = {"kuma.workload": 'a"b\\c\nd', "1x": "y"}
     assert labelled("x 1\n", **labels) == 'x{_1x="y",kuma_workload="a\\"b\\\\c\\nd"} 1\n'
     assert labelled('x{a="b"} 1\n', **labels) == 'x{a="b",_1x="y",kuma_workload="a\\"b\\\\c\\nd"} 1\n'

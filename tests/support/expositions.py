@@ -22,7 +22,7 @@ from tests.support.needs import need_program
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from kumadp.metrics.server import Surroundings
+    from kumadp.metrics.server import SourceLocator
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -132,11 +132,11 @@ class Collector:
 
 
 @contextlib.asynccontextmanager
-async def collecting(around: Surroundings) -> AsyncIterator[Collector]:
+async def collecting(around: SourceLocator) -> AsyncIterator[Collector]:
     """Serve with these sources."""
     folder = Path(tempfile.mkdtemp(prefix="km"))
     concerns: dict[str, str] = {}
-    server = MetricsServer(folder / "s", around, concern=concerns.__setitem__)
+    server = MetricsServer(folder / "s", around, set_warning=concerns.__setitem__)
     up = asyncio.Event()
     running = asyncio.create_task(server.run(up.set))
     try:

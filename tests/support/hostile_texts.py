@@ -35,16 +35,16 @@ from kumadp.exposition.reader import (
 )
 from kumadp.host.net.tls import read_anchors
 from kumadp.metrics.bounds import with_go_bounds
+from kumadp.metrics.clusters import ClusterMerger
 from kumadp.metrics.formats import Converter, Format, accept_for_sources, choose
 from kumadp.metrics.labels import Labels
-from kumadp.metrics.merge import Clusters
-from kumadp.metrics.profiles import Selection, Wanted
+from kumadp.metrics.profiles import Selection, SelectionSpec
 from kumadp.otel import environment
 from kumadp.probes.probe_request import clean_path, parse_request
 from kumadp.relay.messages import Request, Response
 from kumadp.relay.protobuf import field_bytes
 from kumadp.relay.secret_scan import why_secret
-from kumadp.resources.dynconf_bodies import DNS, MESH_METRIC, InvalidBody, decode
+from kumadp.resources.dynconf_bodies import DNS, MESH_METRIC, InvalidBody, MetricSelector, decode
 from kumadp.resources.load import load_resource
 from kumadp.settings.values import parse_assignments, parse_duration
 
@@ -122,7 +122,7 @@ def _line_by_line(data: bytes) -> None:
 
 
 def _envoys(data: bytes) -> None:
-    reader, clusters = ExpositionReader(checks=False), Clusters()
+    reader, clusters = ExpositionReader(checks=False), ClusterMerger()
     for piece in reader.feed(data):
         for cluster in clusters.take(piece):
             with_go_bounds(cluster)
@@ -140,16 +140,11 @@ def _probed(size: int) -> str:
     return f'"inbound":[{inbounds}]}}, probes: {{"endpoints":[{endpoints}]'
 
 
-@dataclass(frozen=True)
-class _Selector:
-    type: str
-    match: str
-
-
 def _select(expression: str) -> None:
-    selection = Selection(Wanted((), include=(_Selector("Regex", "(a+)+$"), _Selector("Regex", expression))))
+    selectors = tuple(MetricSelector("Regex", text) for text in ("(a+)+$", expression))
+    selection = Selection(SelectionSpec((), include=selectors))
     for number in range(20):
-        selection.wants(b"a" * 1000 + b"%d!" % number)
+        selection.selects(b"a" * 1000 + b"%d!" % number)
 
 
 def _samples(text: bytes) -> None:

@@ -1,30 +1,30 @@
-"""Envoy's metrics the way from before MeshMetric: clusters of one service summed, traffic of the mesh marked."""
+"""Envoy's metrics without a policy: clusters of one service are summed, mesh traffic is marked."""
 
 from __future__ import annotations
 
 import pytest
 
 from kumadp.exposition.reader import SLICE, ExpositionReader
-from kumadp.metrics.merge import Clusters
+from kumadp.metrics.clusters import ClusterMerger
 
 ONE, TWO = "-00112233445566ff", "-FFEEDDCCBBAA9988"
 MESH = ',kuma_io_mesh_traffic="true"'
 
 
 def merged(text: str, size: int = 1 << 20) -> tuple[str, int]:
-    """What is told, and how many families were left out."""
-    reader, clusters = ExpositionReader(checks=False), Clusters()
+    """Return the merged exposition, and the number of dropped families."""
+    reader, merger = ExpositionReader(checks=False), ClusterMerger()
     data = text.encode()
     pieces = [piece for at in range(0, len(data), size) for piece in reader.feed(data[at : at + size])]
-    told, before = [], None
+    output, previous = [], None
     for piece in [*pieces, *reader.end()]:
-        for family, samples in clusters.take(piece):
-            told.append((b"" if family is before else family.header()) + samples)
-            before = family
-    for family, samples in clusters.end():
-        told.append((b"" if family is before else family.header()) + samples)
-        before = family
-    return b"".join(told).decode(), clusters.skipped
+        for family, samples in merger.take(piece):
+            output.append((b"" if family is previous else family.header()) + samples)
+            previous = family
+    for family, samples in merger.end():
+        output.append((b"" if family is previous else family.header()) + samples)
+        previous = family
+    return b"".join(output).decode(), merger.skipped
 
 
 CASES = {
@@ -39,7 +39,7 @@ c{{envoy_cluster_name="b"{MESH}}} 7
 c{{envoy_cluster_name="other"{MESH}}} 7
 """,
     ),
-    "with one that never had a hash": (
+    "with a cluster that has no hash": (
         f'c{{envoy_cluster_name="b"}} 1\nc{{envoy_cluster_name="b{ONE}"}} 2\n',
         f'c{{envoy_cluster_name="b"{MESH}}} 3\n',
     ),
@@ -84,17 +84,17 @@ s{{envoy_cluster_name="b",quantile="0.5"{MESH}}} NaN
 s_sum{{envoy_cluster_name="b"{MESH}}} 1000001
 """,
     ),
-    "times are lost": (
+    "timestamps are removed": (
         f'c{{envoy_cluster_name="b{ONE}"}} 1 1700000000000\nc{{envoy_cluster_name="b{TWO}"}} 2 1700000000000\n',
         f'c{{envoy_cluster_name="b"{MESH}}} 3\n',
     ),
-    "what ends otherwise keeps its end": (
+    "other suffixes stay": (
         'c{envoy_cluster_name="b-0011223344556677a"} 1\nc{envoy_cluster_name="b-00112233445566g7"} 2\n'
         'c{envoy_cluster_name="b",x="-00112233445566ff"} 3\n',
         f'c{{envoy_cluster_name="b-0011223344556677a"{MESH}}} 1\nc{{envoy_cluster_name="b-00112233445566g7"{MESH}}} 2\n'
         f'c{{envoy_cluster_name="b",x="-00112233445566ff"{MESH}}} 3\n',
     ),
-    "Kuma's own parts are no traffic of the mesh": (
+    "Kuma's own clusters are not mesh traffic": (
         "".join(
             f'c{{envoy_cluster_name="{name}"}} 1\n'
             for name in (
@@ -128,7 +128,7 @@ s_sum{{envoy_cluster_name="b"{MESH}}} 1000001
         'h{envoy_http_conn_manager_prefix="kuma_metrics_prometheus"} 3\nh{x="y"} 4\n'
         f'h{{envoy_http_conn_manager_prefix="b-00112233445566ff"{MESH}}} 5\n',
     ),
-    "what is neither stays as it is": (
+    "other families are unchanged": (
         '# TYPE envoy_server_live gauge\nenvoy_server_live 1\n# TYPE x counter\nx{y="z"} 1\n',
         '# TYPE envoy_server_live gauge\nenvoy_server_live 1\n# TYPE x counter\nx{y="z"} 1\n',
     ),
@@ -141,12 +141,12 @@ s_sum{{envoy_cluster_name="b"{MESH}}} 1000001
 
 @pytest.mark.parametrize("size", [1 << 20, 7])
 @pytest.mark.parametrize("case", CASES)
-def test_what_becomes_of_it(case: str, size: int) -> None:
-    text, wanted = CASES[case]
-    assert merged(text, size) == (wanted, 0)
+def test_merging(case: str, size: int) -> None:
+    text, expected = CASES[case]
+    assert merged(text, size) == (expected, 0)
 
 
-def test_an_odd_family_is_left_out_alone() -> None:
+def test_a_family_with_a_sample_without_cluster_is_dropped() -> None:
     good = '# TYPE a counter\na{envoy_cluster_name="b"} 1\n'
     odd = '# TYPE o counter\no{envoy_cluster_name="b"} 1\no{x="y"} 2\n'
     assert merged(good + odd + good.replace("a", "z")) == (
@@ -155,9 +155,9 @@ def test_an_odd_family_is_left_out_alone() -> None:
     )
 
 
-def test_much_is_told_in_slices() -> None:
+def test_large_families_are_returned_in_slices() -> None:
     lines = "".join(f'c{{envoy_cluster_name="b{number}{ONE}"}} 1\n' for number in range(9000))
-    reader, clusters = ExpositionReader(checks=False), Clusters()
-    pieces = [told for piece in reader.feed(lines.encode()) for told in clusters.take(piece)] + list(clusters.end())
+    reader, merger = ExpositionReader(checks=False), ClusterMerger()
+    pieces = [output for piece in reader.feed(lines.encode()) for output in merger.take(piece)] + list(merger.end())
     assert max(len(piece.samples) for piece in pieces) < 2 * SLICE
     assert sum(piece.samples.count(b"\n") for piece in pieces) == 9000

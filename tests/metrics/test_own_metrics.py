@@ -1,4 +1,4 @@
-"""kumadp's own metrics: made of a status, in good form, and bounded."""
+"""kumadp's own metrics: derived from a status, valid for promtool, and bounded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kumadp.core.phases import Phase
 from kumadp.core.status import Status
-from kumadp.metrics.lag import LoopLag
-from kumadp.metrics.own import PHASES, Own
+from kumadp.metrics.loop_lag import LoopLag
+from kumadp.metrics.own_metrics import PHASES, OwnMetrics
 from kumadp.metrics.own_page import Measuring
 from kumadp.process.restart_policy import ChildState
 from kumadp.process.supervisor import CAUSES, ChildReport
@@ -28,15 +28,15 @@ NOW = 1_800_000_000.0
 
 
 def status() -> dict[str, Any]:
-    """A status with everything in it."""
-    made = Status("web", "control plane", "default")
-    made.move(Phase.READY, "up")
+    """A status with all sections."""
+    instance = Status("web", "control plane", "default")
+    instance.move(Phase.READY, "up")
     envoy = ChildReport("envoy", ChildState.RUNNING, 1, NOW, 2, "died", "", NOW, NOW, {"signal": 2, "asked": 1})
-    made.note_child(envoy)
-    made.note_child(ChildReport("coredns", ChildState.BACKOFF, None, NOW, 1, "died", "", None, NOW, {"exit": 1}))
-    made.counters["bootstrap"].update(attempts=3, answered=1)
-    made.counters["virtual probes"].update({"2xx": 7, "5xx": 1})
-    made.facts |= {
+    instance.note_child(envoy)
+    instance.note_child(ChildReport("coredns", ChildState.BACKOFF, None, NOW, 1, "died", "", None, NOW, {"exit": 1}))
+    instance.counters["bootstrap"].update(attempts=3, answered=1)
+    instance.counters["virtual probes"].update({"2xx": 7, "5xx": 1})
+    instance.facts |= {
         "versions": {"envoy": "1.40.0", "coredns": ""},
         "epoch": 1,
         "token_expires": NOW + 3600,
@@ -48,7 +48,7 @@ def status() -> dict[str, Any]:
     destination = {"connected_since": None, "waiting": 3, "sent": 0, "dropped": 2}
     path = {"asked": 9, "seconds": 0.5, "failed": 1, "changes": 2, "took": 0.01}
     return {
-        **made.snapshot(),
+        **instance.snapshot(),
         "relay": {"state": "open", "since": NOW, "silence": 12.5, "received": NOW, "types": [view]},
         "access_logs": {
             "lines": 10,
@@ -69,12 +69,12 @@ def status() -> dict[str, Any]:
 
 
 def exposition(snapshot: Mapping[str, Any]) -> bytes:
-    own = Own(lambda: snapshot, _Still(), states=[state.name for state in ChildState], causes=CAUSES)
+    own = OwnMetrics(lambda: snapshot, _NoLag(), states=[state.name for state in ChildState], causes=CAUSES)
     return own.exposition()
 
 
-class _Still(LoopLag):
-    def look(self) -> None:
+class _NoLag(LoopLag):
+    def measure(self) -> None:
         pass
 
 
@@ -86,11 +86,11 @@ def samples(text: bytes) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]
     }
 
 
-def test_all_of_a_status() -> None:
-    found = samples(exposition(status()))
+def test_a_complete_status() -> None:
+    values = samples(exposition(status()))
 
     def value(name: str, **labels: str) -> float:
-        return found[name, tuple(sorted(labels.items()))]
+        return values[name, tuple(sorted(labels.items()))]
 
     assert value("ready") == 1
     assert value("phase", phase="READY") == 1
@@ -99,7 +99,7 @@ def test_all_of_a_status() -> None:
     assert value("child_state", child="coredns", state="BACKOFF") == 1
     assert value("child_restarts_total", child="envoy", reason="signal") == 2
     assert value("child_restarts_total", child="envoy", reason="asked") == 1
-    # There from the start, so that the first one can be seen as an increase.
+    # Present from the start, so that the first restart is an increase.
     assert value("child_restarts_total", child="envoy", reason="out_of_memory") == 0
     assert value("bootstrap_attempts_total") == 3
     assert value("bootstrap_answers_total") == 1
@@ -127,77 +127,77 @@ def test_all_of_a_status() -> None:
     assert value("reexecutions_total") == 4
     assert value("envoy_epoch") == 1
     assert value("process_open_fds") > 3
-    assert ("build_info", (("envoy", "1.40.0"),)) not in found
-    assert any(name == "build_info" and ("envoy", "1.40.0") in labels for name, labels in found)
+    assert ("build_info", (("envoy", "1.40.0"),)) not in values
+    assert any(name == "build_info" and ("envoy", "1.40.0") in labels for name, labels in values)
 
 
-def test_every_name_is_ours_and_prometheus_finds_no_fault() -> None:
+def test_names_have_the_prefix_and_pass_promtool() -> None:
     text = exposition(status())
     names = {line.split()[2] for line in text.decode().splitlines() if line.startswith("# TYPE")}
     assert all(name.startswith("kumadp_") for name in names)
     assert lint(text) == ""
 
 
-def test_a_start_and_a_mesh_of_files_have_less() -> None:
-    made = Status("web", "standalone", "default")
-    found = samples(exposition(made.snapshot()))
-    assert found["ready", ()] == 0
-    assert not any(name.startswith(("relay", "token", "configuration", "dynconf", "access")) for name, _ in found)
+def test_a_standalone_status_at_the_start() -> None:
+    instance = Status("web", "standalone", "default")
+    values = samples(exposition(instance.snapshot()))
+    assert values["ready", ()] == 0
+    assert not any(name.startswith(("relay", "token", "configuration", "dynconf", "access")) for name, _ in values)
 
 
-def test_a_token_without_end_has_no_expiry() -> None:
-    found = samples(exposition({**status(), "token_expires": None}))
-    assert ("token_expiry_timestamp_seconds", ()) not in found
+def test_a_token_that_never_expires_has_no_metric() -> None:
+    values = samples(exposition({**status(), "token_expires": None}))
+    assert ("token_expiry_timestamp_seconds", ()) not in values
 
 
 def test_unknown_types_share_a_label() -> None:
-    told = status()
-    view = told["relay"]["types"][0]
-    told["relay"]["types"] = [{**view, "type": f"type.googleapis.com/of.no.Kind{number}"} for number in range(50)]
-    found = samples(exposition(told))
-    assert [labels for name, labels in found if name == "configuration_pending"] == [(("type", "other"),)]
+    changed = status()
+    view = changed["relay"]["types"][0]
+    changed["relay"]["types"] = [{**view, "type": f"type.googleapis.com/of.no.Kind{number}"} for number in range(50)]
+    values = samples(exposition(changed))
+    assert [labels for name, labels in values if name == "configuration_pending"] == [(("type", "other"),)]
 
 
 def test_time_in_phases() -> None:
-    made = Status("web", "standalone", "default")
-    spent = made.spent()
+    instance = Status("web", "standalone", "default")
+    spent = instance.spent()
     assert set(spent) == set(Phase)
     assert [phase.value for phase in Phase] == list(PHASES)
     begun = time.monotonic()
-    while made.spent()[Phase.STARTING] <= spent[Phase.STARTING]:
+    while instance.spent()[Phase.STARTING] <= spent[Phase.STARTING]:
         assert time.monotonic() - begun < 5
-    made.move(Phase.READY, "up")
-    first = made.spent()[Phase.STARTING]
-    made.move(Phase.STARTING, "Envoy died")
-    assert made.spent()[Phase.STARTING] >= first > 0
+    instance.move(Phase.READY, "up")
+    first = instance.spent()[Phase.STARTING]
+    instance.move(Phase.STARTING, "Envoy died")
+    assert instance.spent()[Phase.STARTING] >= first > 0
 
 
 @on_both_loops
-async def test_the_loop_is_looked_at_for_a_moment_after_a_scrape() -> None:
+async def test_the_lag_of_the_loop_is_measured_after_a_scrape() -> None:
     lag = LoopLag()
-    lag.look()
-    lag.look()
+    lag.measure()
+    lag.measure()
 
-    async def looked() -> bool:
+    async def measured() -> bool:
         return sum(lag.counts) == 10
 
-    await poll_async(looked, what="ten looks")
-    assert lag._left == 0
-    lag.look()
+    await poll_async(measured, what="ten timers")
+    assert lag._pending_timers == 0
+    lag.measure()
     await asyncio.sleep(0)
-    # A callback that takes its time.
+    # A callback that blocks the loop.
     time.sleep(0.2)  # noqa: ASYNC251
 
-    async def late() -> bool:
+    async def measured_again() -> bool:
         return sum(lag.counts) == 20
 
-    await poll_async(late, what="ten more")
+    await poll_async(measured_again, what="ten more timers")
     assert lag.total >= 0.1
     assert sum(lag.counts[6:]) >= 1
 
 
 @on_both_loops
-async def test_parts_may_add_families() -> None:
+async def test_other_parts_may_add_families() -> None:
     from prometheus_client.core import GaugeMetricFamily
 
     measuring = Measuring(status)
@@ -212,13 +212,13 @@ async def test_parts_may_add_families() -> None:
 
 
 @pytest.mark.parametrize("state", [state.name for state in ChildState])
-def test_children_are_in_one_state(state: str) -> None:
-    told = status()
-    told["children"]["envoy"]["state"] = state
-    found = samples(exposition(told))
+def test_a_child_is_in_one_state(state: str) -> None:
+    changed = status()
+    changed["children"]["envoy"]["state"] = state
+    values = samples(exposition(changed))
     states = {
         dict(labels)["state"]: value
-        for (name, labels), value in found.items()
+        for (name, labels), value in values.items()
         if name == "child_state" and ("child", "envoy") in labels
     }
-    assert [known for known, value in states.items() if value] == [state]
+    assert [name for name, value in states.items() if value] == [state]

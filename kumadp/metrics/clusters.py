@@ -1,7 +1,7 @@
-"""What the legacy path does to Envoy's metrics (Kuma 2.8 to 2.14): clusters of one service become one.
+"""Merger of clusters in Envoy's metrics, for scrapes without a policy (Kuma 2.8 to 2.14).
 
-Kuma splits a service into clusters whose names end in a hash, and Envoy counts each by itself. Here the hash is cut and
-equal series are summed, a family at a time, and what is traffic of the mesh gets a label that says so.
+Kuma splits a service into clusters whose names end in a hash, and Envoy has separate metrics for each. The merger cuts
+the hash, sums equal series of a family, and adds a label to the series of mesh traffic.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _HASH = re.compile(rb'-[0-9a-fA-F]{16}"')
 _HASHED = re.compile(rb'([{,]envoy_cluster_name="[^"\\\n]*?)-[0-9a-fA-F]{16}"')
 
 
-class Clusters:
-    """Takes the pieces of an exposition and gives those to be told, in their order.
+class ClusterMerger:
+    """Accepts the pieces of an exposition and returns the merged ones, in their order.
 
-    A family of clusters is held until its end. One in which a sample has no cluster is left out alone, and counted in
-    ``skipped``; kuma-dp then drops everything.
+    A family of clusters is buffered until its end. A family in which a sample has no cluster is dropped and counted in
+    ``skipped``; kuma-dp then drops the whole exposition.
     """
 
     def __init__(self) -> None:
@@ -48,12 +48,12 @@ class Clusters:
         self.skipped = 0
 
     def take(self, piece: Piece) -> Iterator[Piece]:
-        """What can be told now."""
+        """Accept a piece; return the pieces that are complete."""
         family, samples = piece
         if family is not self._family:
             yield from self.end()
             self._family = family
-            # The first metric says what kind of family it is.
+            # The first sample decides on the kind of the family.
             first = samples[: samples.find(b"\n") + 1]
             self._kind = CLUSTER if _has(first, CLUSTER) else HTTP if _has(first, HTTP) else b""
         if self._kind == CLUSTER:
@@ -64,7 +64,7 @@ class Clusters:
             yield piece
 
     def end(self) -> Iterator[Piece]:
-        """What is held back: to be called when all pieces were there."""
+        """Return the buffered pieces at the end of the exposition."""
         family, held, self._family, self._held = self._family, self._held, None, []
         if family is None or not held:
             return
@@ -73,7 +73,7 @@ class Clusters:
             return
         held.reverse()
         if any(_HASH.search(samples) for samples in held):
-            yield from (Piece(family, lines) for lines in _marked(_summed(held)))
+            yield from (Piece(family, lines) for lines in _mark_all(_summed(held)))
             return
         while held:
             yield Piece(family, _mark(held.pop(), CLUSTER, _NOT_CLUSTERS))
@@ -89,45 +89,45 @@ def _all_have(lines: bytes, label: bytes) -> bool:
     )
 
 
-def _marked(parts: Iterable[bytes]) -> Iterator[bytes]:
+def _mark_all(parts: Iterable[bytes]) -> Iterator[bytes]:
     return (_mark(part, CLUSTER, _NOT_CLUSTERS) for part in parts)
 
 
 def _mark(lines: bytes, label: bytes, without: tuple[bytes, ...]) -> bytes:
-    """With the label of the mesh's traffic, last, where ``label`` is there and not one of ``without``."""
+    """Append the label of mesh traffic to lines with ``label``, unless its value is one of ``without``."""
     if lines.count(_END) == lines.count(b"\n") and _all_have(lines, label):
         marked = lines.replace(_END, b'"' + _MARK)
         for value in without:
             if label + value + b'"' in marked:
-                spared = rb"([{,]" + re.escape(label + value) + rb'"[^\n]*+)\n'
-                marked = re.sub(spared, lambda match: match[1].replace(_MARK, b"} ") + b"\n", marked)
+                pattern = rb"([{,]" + re.escape(label + value) + rb'"[^\n]*+)\n'
+                marked = re.sub(pattern, lambda match: match[1].replace(_MARK, b"} ") + b"\n", marked)
         return marked
     return b"".join(_mark_line(line, label, without) for line in lines.splitlines(keepends=True))
 
 
 def _mark_line(line: bytes, label: bytes, without: tuple[bytes, ...]) -> bytes:
-    found = re.search(rb"[{,]" + re.escape(label) + _VALUE, line)
-    if found is None or found[1] in without:
+    match = re.search(rb"[{,]" + re.escape(label) + _VALUE, line)
+    if match is None or match[1] in without:
         return line
     end = line.rindex(b"}")
     return line[:end].rstrip(b" \t,") + _MARK + line[end + 1 :].lstrip(b" \t")
 
 
 def _summed(held: list[bytes]) -> Iterator[bytes]:
-    """Equal series as one, in slices; ``held`` is used up, from its end."""
+    """Sum equal series; return them in slices. ``held`` is emptied from its end."""
     values: dict[bytes, bytes] = {}
     sums: dict[bytes, float] = {}
     while held:
         for line in _HASHED.sub(rb'\1"', held.pop()).splitlines():
             series, _, value = line.rpartition(b" ")
             if series[-1:] != b"}":
-                # A time, which a sum does not have, or spaces where others have one.
-                series, value = _taken_apart(line)
+                # A timestamp, which a sum does not have, or unusual spaces.
+                series, value = _split(line)
             if series in values:
                 sums[series] = _number(value) + (sums[series] if series in sums else _number(values[series]))
             else:
                 values[series] = value
-        # Told as a piece of nothing, so that whoever asks can do other things in between.
+        # An empty piece, so that the caller can give the event loop a turn.
         yield b""
     size, lines = 0, []
     for series, value in values.items():
@@ -139,7 +139,7 @@ def _summed(held: list[bytes]) -> Iterator[bytes]:
     yield b"".join(lines)
 
 
-def _taken_apart(line: bytes) -> tuple[bytes, bytes]:
+def _split(line: bytes) -> tuple[bytes, bytes]:
     match = SAMPLE.match(line)
     return (match[1], match[2]) if match is not None else (line, b"0")
 
@@ -152,7 +152,7 @@ def _number(text: bytes) -> float:
 
 
 def _text(number: float) -> bytes:
-    """As both formats have it."""
+    """Return a number as both formats write it."""
     if math.isfinite(number):
         return b"%d" % number if number.is_integer() and abs(number) < 1e15 else repr(number).encode()
     return b"NaN" if math.isnan(number) else b"+Inf" if number > 0 else b"-Inf"
