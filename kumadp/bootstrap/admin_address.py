@@ -1,4 +1,4 @@
-"""Where Envoy's admin listens."""
+"""The address of Envoy's admin."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AdminAddress = TcpAdmin | UnixAdmin
 
 
 def parse_admin(text: str) -> AdminAddress | None:
-    """The address whose text this is (`str` of it); None for anything else."""
+    """Parse the text of an address (its `str`); returns None for anything else."""
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         return UnixAdmin(path) if path and "\0" not in path else None

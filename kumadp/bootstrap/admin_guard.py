@@ -1,7 +1,7 @@
-"""Keeps Envoy's admin private: pure functions over a parsed bootstrap.
+"""Guard that keeps Envoy's admin private: pure functions over a parsed bootstrap.
 
-An admin that is not on loopback or a Unix socket is moved to loopback (or refused); what is static in the bootstrap
-and would show the admin to others, or take a port of ours, is refused.
+An admin that is not on loopback or a Unix socket is moved to loopback (or refused). Static resources that would expose
+the admin to others, or use a port of kumadp, are refused.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ OWNER_ONLY = 0o600
 DEFAULT_ADMIN_PORT = 9901
 _INTERNAL_LISTENERS = "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener"
 _SOCKETS = "envoy.extensions.network.socket_interface.default_socket_interface"
-_TAKE_OUT = "take it out of the bootstrap"
+_REMOVE = "remove it from the bootstrap"
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """A TCP port that kumadp or CoreDNS binds, and for what."""
+class ReservedPort:
+    """A TCP port that kumadp or CoreDNS binds, and its purpose."""
 
     host: str
     port: int
@@ -39,8 +39,8 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Guarded:
-    """A bootstrap that keeps the promise, its admin, and what was changed (to be logged loudly)."""
+class GuardedBootstrap:
+    """A bootstrap with a private admin, the admin's address, and what was changed (to be logged as warnings)."""
 
     bootstrap: dict[str, Any]
     admin: AdminAddress
@@ -48,40 +48,40 @@ class Guarded:
 
 
 def guard(
-    bootstrap: Mapping[str, Any], *, strict: bool = False, admin_port: int = 0, taken: Iterable[Taken] = ()
-) -> Guarded:
-    """Check and, where needed, change a copy of ``bootstrap``; raises BootstrapError with every problem.
+    bootstrap: Mapping[str, Any], *, strict: bool = False, admin_port: int = 0, reserved: Iterable[ReservedPort] = ()
+) -> GuardedBootstrap:
+    """Check and, if needed, change a copy of ``bootstrap``; raises BootstrapError with every problem.
 
-    ``admin_port`` is ``networking.admin.port`` of the Dataplane, 0 when it names none. With ``strict`` an admin that
-    is not private is refused instead of moved.
+    ``admin_port`` is ``networking.admin.port`` of the Dataplane, 0 if it names none. With ``strict`` an admin that is
+    not private is refused instead of moved. ``reserved`` ports may not be used by static listeners.
     """
     tree = copy.deepcopy(dict(bootstrap))
     problems = double_spellings(tree)
     if problems:
-        # Half of a field would be judged: nothing that is read from here on could be relied on.
+        # Of such a field only one half would be checked.
         raise BootstrapError(problems)
     warnings: list[str] = []
     admin = _admin(tree, strict, admin_port, problems, warnings)
     if isinstance(admin, TcpAdmin):
-        for held in taken:
-            if held.port == admin.port and overlap(held.host, admin.host):
+        for used in reserved:
+            if used.port == admin.port and overlap(used.host, admin.host):
                 problems.append(
                     Problem(
                         "admin.address",
-                        f"port {admin.port} is also used for {held.purpose}",
+                        f"port {admin.port} is also used for {used.purpose}",
                         "choose another networking.admin.port",
                     )
                 )
-    _check_static(tree, admin, tuple(taken), problems)
+    _check_static(tree, admin, tuple(reserved), problems)
     _check_extensions(tree, problems)
     _check_sources(tree, problems)
     if problems:
         raise BootstrapError(problems)
-    return Guarded(tree, admin, tuple(warnings))
+    return GuardedBootstrap(tree, admin, tuple(warnings))
 
 
 def _admin(
-    tree: dict[str, Any], strict: bool, wanted_port: int, problems: list[Problem], warnings: list[str]
+    tree: dict[str, Any], strict: bool, dataplane_port: int, problems: list[Problem], warnings: list[str]
 ) -> AdminAddress:
     path = get(tree, "admin", "address", "pipe", "path")
     if isinstance(path, str) and path:
@@ -98,24 +98,26 @@ def _admin(
                 Problem("admin.address", f"{host}:{number} is not loopback", "without --strict-admin it is moved there")
             )
         warnings.append(
-            f"ENVOY'S ADMIN WAS ASKED FOR ON {host}:{number}, WHICH OTHERS CAN REACH; it is moved to loopback"
+            f"ENVOY'S ADMIN WAS REQUESTED ON {host}:{number}, WHICH OTHERS CAN REACH; it is moved to loopback"
         )
         host = "::1" if ":" in host else LOOPBACK
-    if wanted_port and wanted_port != number:
+    if dataplane_port and dataplane_port != number:
         if number:
-            warnings.append(f"the bootstrap's admin port {number} gives way to networking.admin.port {wanted_port}")
-        number = wanted_port
-    found = TcpAdmin(host if is_ip(host) else LOOPBACK, number or DEFAULT_ADMIN_PORT)
+            warnings.append(
+                f"the bootstrap's admin port {number} is replaced by networking.admin.port {dataplane_port}"
+            )
+        number = dataplane_port
+    admin = TcpAdmin(host if is_ip(host) else LOOPBACK, number or DEFAULT_ADMIN_PORT)
     if not isinstance(tree.get("admin"), dict):
         tree["admin"] = {}
     address = get(tree, "admin", "address")
-    if not _is_plain(address) or _socket(address) != (found.host, found.port):
-        tree["admin"]["address"] = {"socketAddress": {"address": found.host, "portValue": found.port}}
-    return found
+    if not _is_plain(address) or _socket(address) != (admin.host, admin.port):
+        tree["admin"]["address"] = {"socketAddress": {"address": admin.host, "portValue": admin.port}}
+    return admin
 
 
 def _close_socket(pipe: dict[str, Any], path: str, strict: bool, problems: list[Problem], warnings: list[str]) -> None:
-    """The admin's Unix socket is for its owner alone. Without a mode Envoy leaves it to the umask."""
+    """Restrict the admin's Unix socket to its owner. Without a mode Envoy leaves it to the umask."""
     mode = pipe.get("mode", 0)
     if isinstance(mode, str) and re.fullmatch("[0-9]{1,9}", mode):
         mode = int(mode)
@@ -128,19 +130,19 @@ def _close_socket(pipe: dict[str, Any], path: str, strict: bool, problems: list[
     if strict:
         hint = "without --strict-admin it is closed to them"
         problems.append(Problem("admin.address.pipe.mode", f"{shown} lets others use {path}", hint))
-    warnings.append(f"ENVOY'S ADMIN WAS ASKED FOR ON {path} WITH MODE {shown}; only its owner may use it now")
+    warnings.append(f"ENVOY'S ADMIN WAS REQUESTED ON {path} WITH MODE {shown}; only its owner may use it now")
 
 
 def _check_static(
-    tree: Mapping[str, Any], admin: AdminAddress, taken: tuple[Taken, ...], problems: list[Problem]
+    tree: Mapping[str, Any], admin: AdminAddress, reserved: tuple[ReservedPort, ...], problems: list[Problem]
 ) -> None:
     listeners = items(get(tree, "staticResources", "listeners"))
     for index, listener in enumerate(listeners):
         path = f"staticResources.listeners[{index}]"
         for host, port in map(_socket, _addresses(listener)):
-            for held in taken:
-                if port and port == held.port and overlap(host, held.host):
-                    problems.append(Problem(path, f"takes port {port}, used for {held.purpose}"))
+            for used in reserved:
+                if port and port == used.port and overlap(host, used.host):
+                    problems.append(Problem(path, f"takes port {port}, used for {used.purpose}"))
             if isinstance(admin, TcpAdmin) and port == admin.port and overlap(host, admin.host):
                 problems.append(Problem(path, f"takes the admin's port {port}"))
     if not all(map(_private_listener, listeners)):
@@ -148,17 +150,17 @@ def _check_static(
 
 
 def _addresses(item: Any) -> Iterator[Any]:
-    """Where a listener listens, or what an endpoint stands for: its address and the additional ones."""
+    """Yield the address of a listener or an endpoint, and the additional ones."""
     yield get(item, "address")
     for more in items(get(item, "additionalAddresses")):
         yield get(more, "address")
 
 
 def _private_listener(listener: Any) -> bool:
-    """Whether nobody but this host reaches it; what is not understood is public.
+    """Return whether only this host reaches it; an unknown address is public.
 
-    One that is not bound is no exception: a dynamic listener with use_original_dst leads others to it (Envoy docs:
-    Listener.use_original_dst), as Kuma's listener for redirected traffic does.
+    A listener that is not bound is no exception: a dynamic listener with use_original_dst leads others to it (Envoy
+    docs: Listener.use_original_dst), as Kuma's listener for redirected traffic does.
     """
     return all(map(_private_address, _addresses(listener)))
 
@@ -175,38 +177,38 @@ def _private_address(address: Any) -> bool:
 
 
 def _is_plain(address: Any) -> bool:
-    """Whether host and port are all; another field may lead elsewhere (a resolver, another network namespace)."""
-    inside = get(address, "socketAddress")
-    plain = isinstance(inside, dict) and {*inside} <= {"address", "portValue", "port_value", "protocol"}
-    return plain and len(address) == 1 and get(inside, "protocol") in (None, "TCP", "UDP", 0, 1)
+    """Return whether it has host and port only; another field may lead elsewhere (a resolver, a network namespace)."""
+    socket = get(address, "socketAddress")
+    plain = isinstance(socket, dict) and {*socket} <= {"address", "portValue", "port_value", "protocol"}
+    return plain and len(address) == 1 and get(socket, "protocol") in (None, "TCP", "UDP", 0, 1)
 
 
 def _socket(address: Any) -> tuple[str, int]:
-    """Host and port; protobuf's JSON takes a number as text too. Port 0 where there is none."""
+    """Return host and port; protobuf's JSON allows a number as text. Port 0 if there is no port."""
     port = get(address, "socketAddress", "portValue")
     number = int(port) if isinstance(port, int) or (isinstance(port, str) and re.fullmatch("[0-9]{1,9}", port)) else 0
     return str(get(address, "socketAddress", "address") or ""), number
 
 
 def _check_sources(tree: Mapping[str, Any], problems: list[Problem]) -> None:
-    """Listeners and clusters come by the one stream (ADS) or from files: what comes past it, nobody would look at."""
+    """Refuse sources other than the one stream (ADS) or files: kumadp would not see what they send."""
     for name in ("ldsConfig", "cdsConfig"):
         if get(tree, "dynamicResources", name, "apiConfigSource") is not None:
-            problems.append(Problem(f"dynamicResources.{name}.apiConfigSource", "goes past adsConfig", "use ads"))
+            problems.append(Problem(f"dynamicResources.{name}.apiConfigSource", "bypasses adsConfig", "use ads"))
     for name in ("ldsResourcesLocator", "cdsResourcesLocator"):
         if get(tree, "dynamicResources", name) not in (None, ""):
-            problems.append(Problem(f"dynamicResources.{name}", "goes past adsConfig", _TAKE_OUT))
+            problems.append(Problem(f"dynamicResources.{name}", "bypasses adsConfig", _REMOVE))
     for name in ("configSources", "defaultConfigSource"):
         if get(tree, name):
-            problems.append(Problem(name, "goes past adsConfig", _TAKE_OUT))
+            problems.append(Problem(name, "bypasses adsConfig", _REMOVE))
 
 
 def _check_extensions(tree: Mapping[str, Any], problems: list[Problem]) -> None:
-    """What opens sockets of a kind that cannot be judged: Kuma 2.8 to 2.14 and 3.0-dev send none of them."""
+    """Refuse extensions that open sockets which cannot be checked: Kuma 2.8 to 2.14 and 3.0-dev send none of them."""
     for index, extension in enumerate(items(get(tree, "bootstrapExtensions"))):
         kind = str(get(extension, "typedConfig", "@type"))
         if kind != _INTERNAL_LISTENERS:
             path = f"bootstrapExtensions[{index}]"
-            problems.append(Problem(path, f"of type {kind[:120]!r} may open further ways to Envoy", _TAKE_OUT))
+            problems.append(Problem(path, f"of type {kind[:120]!r} may open further ways to Envoy", _REMOVE))
     if get(tree, "defaultSocketInterface") not in (None, "", _SOCKETS):
-        problems.append(Problem("defaultSocketInterface", "is not Envoy's own", _TAKE_OUT))
+        problems.append(Problem("defaultSocketInterface", "is not Envoy's own", _REMOVE))

@@ -1,4 +1,4 @@
-"""What differs between two bootstraps by meaning, and what kind of restart it takes to have the new one."""
+"""Comparison of two bootstraps by meaning, and the kind of restart that applies each difference."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Restart(enum.IntEnum):
-    """How a difference takes effect; the largest of several counts."""
+    """How a difference takes effect; of several, the largest counts."""
 
     NONE = 0
-    """Nothing is to be done: Envoy does not see it, kumadp takes it as it is."""
+    """None is needed: Envoy does not see it, kumadp applies it."""
     EPOCH = 1
     """A new epoch of Envoy by hot restart, without loss."""
     COLD = 2
@@ -28,7 +28,7 @@ class Restart(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One field: its path in camelCase, what happened to it, without secrets, and what it takes.
+    """One field: its path in camelCase, how it changed, without secrets, and the restart that applies it.
 
     ``node``: the control plane reads it once for each stream, so that the relay must open a new one too.
     """
@@ -44,9 +44,9 @@ class Difference:
 
 # An epoch hands its sockets to the next one, and these can change what a socket is (Envoy: io_uring, VCL).
 _COLD = ("defaultSocketInterface", "bootstrapExtensions")
-# Told by time or by chance, and by nothing that Envoy or the control plane acts on.
+# These change by time or by chance; neither Envoy nor the control plane acts on them.
 _VOLATILE = frozenset({"creationTime", "modificationTime"})
-# Where an element's name, not its place, says which one it is.
+# Lists whose elements are identified by their names, not by their positions.
 _BY_NAME = frozenset({"clusters", "listeners", "secrets", "layers"})
 # Kuma writes these in the random order of a Go map.
 _UNORDERED = frozenset({"features"})
@@ -60,29 +60,29 @@ _LONGEST = 60
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], *, hot: bool = True) -> list[Difference]:
-    """All differences, in the order of their paths; empty when both mean the same.
+    """Return all differences, in the order of their paths; empty if both mean the same.
 
     Order of maps, names in snake_case, numbers as text, durations of another spelling, what is null or an empty list,
-    and tokens do not count. Without ``hot`` restart, which the relay makes possible, all that Envoy sees is COLD. Give
-    the bootstraps as Envoy gets them (`kumadp.bootstrap.rewrite`), where the control plane's address and CA are gone.
+    and tokens do not count. Without ``hot`` restart, which needs the relay, all that Envoy sees is COLD. Both must be
+    bootstraps as Envoy gets them (`kumadp.bootstrap.rewrite`), without the control plane's address and CA.
     """
-    found = sorted(_compare(_normal(old), _normal(new), ()), key=lambda one: one[0])
-    return [Difference(_text(path), reason, _restart(path, hot), _is_node(path)) for path, reason in found]
+    changes = sorted(_compare(_normal(old), _normal(new), ()), key=lambda change: change[0])
+    return [Difference(_text(path), reason, _restart(path, hot), _is_node(path)) for path, reason in changes]
 
 
 def same_node(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a control plane gives the same to the Nodes of both bootstraps, by meaning as in `differences`.
+    """Return whether the Nodes of both bootstraps mean the same to a control plane, compared as in `differences`.
 
     Versions of the data plane's programs do not count: Kuma 2.8 to 2.13 only shows them.
     """
     trees = ({"node": get(old, "node") or {}}, {"node": get(new, "node") or {}})
-    found = _compare(_normal(trees[0]), _normal(trees[1]), ())
-    return all(path[: len(_VERSIONS)] == _VERSIONS for path, _ in found)
+    changes = _compare(_normal(trees[0]), _normal(trees[1]), ())
+    return all(path[: len(_VERSIONS)] == _VERSIONS for path, _ in changes)
 
 
-def restart_needed(found: Sequence[Difference]) -> Restart:
-    """The largest kind of restart among differences; NONE where there are none."""
-    return max((one.restart for one in found), default=Restart.NONE)
+def restart_needed(changes: Sequence[Difference]) -> Restart:
+    """Return the largest kind of restart among differences; NONE without differences."""
+    return max((change.restart for change in changes), default=Restart.NONE)
 
 
 Keys = tuple[str, ...]
@@ -101,14 +101,14 @@ def _compare(old: Any, new: Any, path: Keys) -> Iterator[tuple[Keys, str]]:
         for name in old.keys() | new.keys():
             below = (*path, name)
             if name not in new:
-                yield below, "is gone"
+                yield below, "was removed"
             elif name not in old:
-                yield below, f"is new{_value(new[name], below)}"
+                yield below, f"was added{_value(new[name], below)}"
             else:
                 yield from _compare(old[name], new[name], below)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from _compare(one, other, (*path, f"[{index}]"))
+        for index, (old_item, new_item) in enumerate(zip(old, new, strict=True)):
+            yield from _compare(old_item, new_item, (*path, f"[{index}]"))
     elif old != new:
         yield path, _changed(old, new, path)
 
@@ -116,12 +116,12 @@ def _compare(old: Any, new: Any, path: Keys) -> Iterator[tuple[Keys, str]]:
 def _changed(old: Any, new: Any, path: Keys) -> str:
     if isinstance(old, list) and isinstance(new, list):
         return f"has {len(new)} elements instead of {len(old)}"
-    before, after = _value(old, path), _value(new, path)
-    return f"changed from{before[1:]} to{after[1:]}" if before and after else "changed"
+    old_value, new_value = _value(old, path), _value(new, path)
+    return f"changed from{old_value[1:]} to{new_value[1:]}" if old_value and new_value else "changed"
 
 
 def _value(value: Any, path: Keys) -> str:
-    """A short plain value, to be shown after its field; empty where it is long, a structure, or could be secret."""
+    """Return a short plain value, shown after its field; empty if it is long, a structure, or could be secret."""
     if isinstance(value, dict | list) or _SECRET.intersection(path):
         return ""
     text = json.dumps(value)
@@ -129,17 +129,17 @@ def _value(value: Any, path: Keys) -> str:
 
 
 def _normal(tree: Any, path: Keys = ()) -> Any:
-    """A tree in which what means the same is the same."""
+    """Return a tree that is equal for all spellings of the same meaning."""
     in_node = path[:2] == ("node", "metadata")
     if isinstance(tree, dict):
-        made = {}
+        fields = {}
         for key, value in tree.items():
-            # The keys of a Struct and types' names are what they are; all others are fields.
+            # Keys of a Struct and names of types have one spelling; all others are fields.
             name = str(key) if in_node or "." in str(key) else _CAMEL.sub(lambda part: part[1].upper(), str(key))
-            kept = _normal(_inner(name, value) if in_node else value, (*path, name))
-            if kept is not None and kept != [] and name not in _VOLATILE:
-                made[name] = kept
-        return made
+            inner = _normal(_inner(name, value) if in_node else value, (*path, name))
+            if inner is not None and inner != [] and name not in _VOLATILE:
+                fields[name] = inner
+        return fields
     if isinstance(tree, list):
         last = path[-1] if path else ""
         if last == "initialMetadata":
@@ -152,7 +152,7 @@ def _normal(tree: Any, path: Keys = ()) -> Any:
 
 
 def _inner(name: str, value: Any) -> Any:
-    """The Dataplane stands as JSON text in the node's metadata."""
+    """Decode the Dataplane, which is JSON text in the node's metadata."""
     if name == _RESOURCE and isinstance(value, str):
         try:
             return decode_json(value)
@@ -162,7 +162,7 @@ def _inner(name: str, value: Any) -> Any:
 
 
 def _scalar(value: Any) -> Any:
-    """Protobuf's JSON takes numbers as text, and durations with any number of zeros."""
+    """Return one spelling of a scalar: protobuf's JSON has numbers as text, and durations with any number of zeros."""
     if isinstance(value, str):
         if _DURATION.fullmatch(value):
             return f"{float(value[:-1]):g}s"

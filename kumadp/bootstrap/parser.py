@@ -1,4 +1,4 @@
-"""A bootstrap text as a tree."""
+"""Parser of a bootstrap's text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BOUNDS = yamltext.Bounds(size=16 << 20, nodes=1_000_000)
 
 
 def parse_bootstrap(text: bytes) -> dict[str, Any]:
-    """The mapping in ``text`` (YAML or JSON), read with libyaml; raises BootstrapError, for a field given twice too."""
+    """Parse ``text`` (YAML or JSON) with libyaml into a mapping; raises BootstrapError, also for a duplicate field."""
     try:
         tree = yamltext.load(text, BOUNDS, unique=True)
     except (yaml.YAMLError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Turns a bootstrap's xDS services to a Unix socket of ours: Envoy then knows neither control plane, token nor CA."""
+"""Rewrite of a bootstrap's xDS services to the relay's Unix socket: Envoy then has no control plane, token or CA."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 LONGEST_SOCKET_PATH = 107
 # Kuma 2.8 to 2.14 give the control plane's CA in this static secret and use it nowhere else.
 CA_SECRET = "cp_validation_ctx"  # noqa: S105 - the name of a certificate
-# Where the bootstrap names no cluster (googleGrpc), Kuma's own name for it.
+# Kuma's own name of the cluster, if the bootstrap names none (googleGrpc).
 CLUSTER = "ads_cluster"
-# Envoy's default of 0.5 s to 30 s would leave it without a relay that is long back.
+# With Envoy's default of 0.5 s to 30 s it would stay disconnected long after the relay is back.
 RETRY = {"retryBackOff": {"baseInterval": "0.1s", "maxInterval": "1s"}}
-# What of a cluster still means something on a Unix socket.
-_KEPT = ("name", "altStatName", "connectTimeout", "lbPolicy", "circuitBreakers", "metadata")
+# Fields of a cluster that still apply to a Unix socket.
+_CLUSTER_FIELDS = ("name", "altStatName", "connectTimeout", "lbPolicy", "circuitBreakers", "metadata")
 _PROTOCOL = ("typedExtensionProtocolOptions", "http2ProtocolOptions")
 _OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _HTTP2 = {
@@ -34,10 +34,10 @@ _HTTP2 = {
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """Where the bootstrap sent Envoy for its configuration.
+    """The control plane's address that was in the bootstrap.
 
-    ``server_name`` is the name that the certificate must be for; ``tls`` is False where the cluster had no TLS.
-    ``metadata`` are the request headers but for ``authorization``; ``ca_inline`` is the CA as PEM, None without.
+    ``server_name`` is the name that the certificate must have; ``tls`` is False if the cluster had no TLS. ``metadata``
+    are the request headers without ``authorization``; ``ca_inline`` is the CA as PEM, None without one.
     """
 
     host: str
@@ -50,9 +50,9 @@ class Upstream:
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """A bootstrap whose ADS and HDS go to our socket, and where they went before.
+    """A bootstrap whose ADS and HDS go to the relay's socket, and their original destination.
 
-    ``delta`` says that the control plane offered delta xDS; the relay speaks state of the world, so Envoy does too.
+    ``delta`` is True if the control plane offered delta xDS; the relay uses state of the world, so Envoy does too.
     """
 
     bootstrap: dict[str, Any]
@@ -61,10 +61,10 @@ class Rewritten:
 
 
 def rewrite_for_relay(bootstrap: Mapping[str, Any], socket_path: str) -> Rewritten:
-    """Send a copy of ``bootstrap`` to the Unix socket at ``socket_path``; raises BootstrapError.
+    """Return a copy of ``bootstrap`` whose xDS goes to the Unix socket at ``socket_path``; raises BootstrapError.
 
-    Takes what Kuma 2.8 to 2.14 make: ``envoyGrpc`` to a static cluster of whatever name, or ``googleGrpc`` with a
-    token file (option enableReloadableTokens). ``node`` and everything else stay as they are.
+    Supports the bootstraps of Kuma 2.8 to 2.14: ``envoyGrpc`` to a static cluster of any name, or ``googleGrpc`` with a
+    token file (option enableReloadableTokens). ``node`` and everything else are unchanged.
     """
     if len(socket_path.encode()) > LONGEST_SOCKET_PATH:
         hint = f"a Unix socket's path has at most {LONGEST_SOCKET_PATH} bytes: choose a shorter --work-dir"
@@ -79,19 +79,19 @@ def rewrite_for_relay(bootstrap: Mapping[str, Any], socket_path: str) -> Rewritt
         if isinstance(config, dict)
     ]
     if not sources or sources[0][0] == "hdsConfig":
-        raise BootstrapError([Problem("dynamicResources.adsConfig", "is missing", "--xds-relay=off does without it")])
+        raise BootstrapError([Problem("dynamicResources.adsConfig", "is missing", "--xds-relay=off works without it")])
     name = next(filter(None, (_cluster_name(config) for _, config in sources)), CLUSTER)
     upstream: Upstream | None = None
     for path, config in sources:
         service = _service(path, config)
         upstream = upstream or _upstream(tree, path, service)
-        _turn(tree, service, name, socket_path)
+        _send_to_socket(tree, service, name, socket_path)
     _service(*sources[0])["envoyGrpc"]["retryPolicy"] = RETRY
     delta = "DELTA" in str(get(sources[0][1], "apiType"))
     for _, config in sources:
         put(config, "apiType", "GRPC")
     _drop_ca(tree)
-    assert upstream is not None  # noqa: S101 - there is at least the source of ADS
+    assert upstream is not None  # noqa: S101 - the source of ADS exists
     return Rewritten(tree, upstream, delta)
 
 
@@ -121,7 +121,7 @@ def _upstream(tree: dict[str, Any], path: str, service: dict[str, Any]) -> Upstr
     name = get(service, "envoyGrpc", "clusterName")
     cluster = _cluster(tree, name)
     if cluster is None:
-        raise BootstrapError([Problem(path, f"names the cluster {name!r}, which is not there")])
+        raise BootstrapError([Problem(path, f"names the cluster {name!r}, which does not exist")])
     address = next(_addresses(cluster), None)
     host, port = get(address, "address"), get(address, "portValue")
     if not host or not str(port).isdigit():
@@ -147,20 +147,20 @@ def _from_google(path: str, google: Any, metadata: dict[str, str]) -> Upstream:
 
 
 def _ca(tree: dict[str, Any], tls: Any) -> bytes | None:
-    """The CA that a TLS context trusts: its own, or that of the static secret it names."""
+    """Return the CA that a TLS context trusts: its own, or that of the static secret it names."""
     common = get(tls, "commonTlsContext")
     direct = get(common, "validationContext") or get(common, "combinedValidationContext", "defaultValidationContext")
     if direct is not None:
         return _data(get(direct, "trustedCa"), "validationContext")
-    wanted = get(common, "validationContextSdsSecretConfig", "name")
+    secret_name = get(common, "validationContextSdsSecretConfig", "name")
     for secret in get(tree, "staticResources", "secrets") or []:
-        if wanted and get(secret, "name") == wanted:
-            return _data(get(secret, "validationContext", "trustedCa"), str(wanted))
+        if secret_name and get(secret, "name") == secret_name:
+            return _data(get(secret, "validationContext", "trustedCa"), str(secret_name))
     return None
 
 
 def _data(source: Any, where: str) -> bytes | None:
-    """What an inline DataSource holds, None where it is empty or a file."""
+    """Return what an inline DataSource holds, None if it is empty or a file."""
     if text := get(source, "inlineString"):
         return str(text).encode()
     if encoded := get(source, "inlineBytes"):
@@ -171,27 +171,27 @@ def _data(source: Any, where: str) -> bytes | None:
     return None
 
 
-def _turn(tree: dict[str, Any], service: dict[str, Any], name: str, socket_path: str) -> None:
-    """One gRPC service to the socket: no headers, no Google client, a cluster with a pipe."""
+def _send_to_socket(tree: dict[str, Any], service: dict[str, Any], name: str, socket_path: str) -> None:
+    """Send one gRPC service to the socket: no headers, no Google client, a cluster with a pipe."""
     name = str(get(service, "envoyGrpc", "clusterName") or name)
     for field in ("initialMetadata", "googleGrpc", "envoyGrpc"):
         drop(service, field)
     service["envoyGrpc"] = {"clusterName": name}
-    found = _cluster(tree, name)
-    turned = _piped(found or {"name": name, "connectTimeout": "1s"}, name, socket_path)
-    if found is None:
-        _clusters(tree).append(turned)
+    cluster = _cluster(tree, name)
+    piped = _piped(cluster or {"name": name, "connectTimeout": "1s"}, name, socket_path)
+    if cluster is None:
+        _clusters(tree).append(piped)
     else:
-        found.clear()
-        found.update(turned)
+        cluster.clear()
+        cluster.update(piped)
 
 
 def _piped(cluster: dict[str, Any], name: str, socket_path: str) -> dict[str, Any]:
-    kept = {key: value for key in _KEPT if (value := get(cluster, key)) is not None}
+    fields = {key: value for key in _CLUSTER_FIELDS if (value := get(cluster, key)) is not None}
     protocol = {key: value for key in _PROTOCOL if (value := get(cluster, key)) is not None}
     endpoint = {"endpoint": {"address": {"pipe": {"path": socket_path}}}}
     return {
-        **kept,
+        **fields,
         "type": "STATIC",
         "loadAssignment": {"clusterName": name, "endpoints": [{"lbEndpoints": [endpoint]}]},
         **(protocol or {"typedExtensionProtocolOptions": _HTTP2}),
@@ -227,8 +227,8 @@ def _drop_ca(tree: dict[str, Any]) -> None:
     secrets = get(static, "secrets")
     if not isinstance(secrets, list):
         return
-    left = [secret for secret in secrets if get(secret, "name") != CA_SECRET]
-    if left:
-        static["secrets"] = left
+    others = [secret for secret in secrets if get(secret, "name") != CA_SECRET]
+    if others:
+        static["secrets"] = others
     else:
         del static["secrets"]

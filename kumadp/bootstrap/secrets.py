@@ -1,4 +1,4 @@
-"""A bootstrap that may be kept on disk: the token taken out, and where another secret would stand."""
+"""Secrets in a bootstrap that is stored on disk: the token is removed, and any other secret is detected."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _SECRET_FIELDS = frozenset(
 
 
 def without_token(bootstrap: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy without the header ``authorization`` of any gRPC service."""
+    """Return a copy without the header ``authorization`` of any gRPC service."""
     copied: dict[str, Any] = _without(bootstrap)
     return copied
 
 
 def with_token(bootstrap: Mapping[str, Any], token: str) -> dict[str, Any]:
-    """A copy with the token where `without_token` took one out: for an Envoy that asks the control plane by itself."""
+    """Return a copy with the token in each place where `without_token` removed it: for an Envoy without the relay."""
     copied: dict[str, Any] = copy.deepcopy(dict(bootstrap))
     for config in (get(copied, "dynamicResources", "adsConfig"), get(copied, "hdsConfig")):
         for service in get(config, "grpcServices") or []:
@@ -46,7 +46,7 @@ def with_token(bootstrap: Mapping[str, Any], token: str) -> dict[str, Any]:
 
 
 def secret_in(bootstrap: Mapping[str, Any]) -> str:
-    """Path of the first field that holds a private key, a password or a token; empty when none does."""
+    """Return the path of the first field that holds a private key, a password or a token; "" if none does."""
     return next(_secrets(bootstrap, ""), "")
 
 
@@ -86,7 +86,7 @@ def _secrets(tree: Any, path: str) -> Iterator[str]:
 
 
 def _decoded(text: str) -> str:
-    """What a text is in base64, as inlineBytes are; empty when it is none."""
+    """Decode a text from base64, as inlineBytes are; returns "" if it is not base64."""
     try:
         return base64.b64decode(text, validate=True).decode("latin-1")
     except (ValueError, binascii.Error):

@@ -1,4 +1,4 @@
-"""The shapes of static resources that are known to keep Envoy's admin private.
+"""Allowlist of static resources that keep Envoy's admin private.
 
 A bootstrap with a static listener that others can reach may hold nothing else: Envoy has dozens of cluster types,
 filters and transport sockets that connect to an address of the peer's choice, and more with each release, so a list of
@@ -37,18 +37,18 @@ _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _FILE_LOG = f"{_TYPES}envoy.extensions.access_loggers.file.v3.FileAccessLog"
 _STDOUT_LOG = f"{_TYPES}envoy.extensions.access_loggers.stream.v3.StdoutAccessLog"
 
-# Types of clusters whose endpoints stand in the bootstrap: STATIC, STRICT_DNS, LOGICAL_DNS.
+# Types of clusters whose endpoints are in the bootstrap: STATIC, STRICT_DNS, LOGICAL_DNS.
 _LISTED = ("STATIC", "STRICT_DNS", "LOGICAL_DNS", 0, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class _Any:
-    """Whatever stands there leads nowhere."""
+    """Any value: the field cannot lead to the admin."""
 
 
 @dataclass(frozen=True, slots=True)
 class _OneOf:
-    """One of these values."""
+    """Exactly one of these values."""
 
     values: tuple[object, ...]
 
@@ -82,7 +82,7 @@ _ADDRESS = _fields(
     pipe=_fields("path", "mode"),
     socketAddress=_fields("address", "portValue", protocol=_OneOf(("TCP", 0))),
 )
-_MORE = _List(_fields("socketOptions", address=_ADDRESS))
+_MORE_ADDRESSES = _List(_fields("socketOptions", address=_ADDRESS))
 _LOGS = _List(
     _extension({_FILE_LOG: _fields("path", "format", "jsonFormat", "logFormat"), _STDOUT_LOG: _fields("logFormat")})
 )
@@ -135,7 +135,7 @@ _LISTENER = _fields(
     "trafficDirection", "connectionBalanceConfig", "reusePort", "enableReusePort", "enableMptcp", "tcpBacklogSize",
     "ignoreGlobalConnLimit",
     address=_ADDRESS,
-    additionalAddresses=_MORE,
+    additionalAddresses=_MORE_ADDRESSES,
     accessLog=_LOGS,
     filterChains=_List(_CHAIN),
     defaultFilterChain=_CHAIN,
@@ -177,14 +177,17 @@ _TOP = _fields(
     staticResources=_fields("secrets", listeners=_List(_LISTENER), clusters=_List(_CLUSTER)),
 )  # fmt: skip
 
-# Of a route's action, besides prefixRewrite: what asks for another path than the client did.
+# Fields of a route's action, besides prefixRewrite, that change the path of the request.
 _REWRITES = ("regexRewrite", "pathRewritePolicy", "pathRewrite")
 _UNKNOWN = "is not known to keep Envoy's admin private"
-HINT = "a static listener can be reached from outside: take it or this out of the bootstrap"
+HINT = "a static listener can be reached from outside: remove it or this from the bootstrap"
 
 
 def check_public(tree: Mapping[str, Any], admin: AdminAddress) -> list[Problem]:
-    """What of a bootstrap with a public static listener is not known to be harmless; every field's full path."""
+    """Return a Problem, with the full path, for each field outside the allowlist.
+
+    For a bootstrap with a static listener that others can reach.
+    """
     problems: list[Problem] = []
     _check(tree, _TOP, "", problems)
     clusters = {str(get(item, "name")): _Cluster.of(item, admin) for item in _items(tree, "clusters")}
@@ -192,14 +195,14 @@ def check_public(tree: Mapping[str, Any], admin: AdminAddress) -> list[Problem]:
         path = f"staticResources.clusters[{index}]"
         if odd := _odd_port(item):
             problems.append(Problem(path, f"has an endpoint whose port is {odd}", HINT))
-    ways = _Ways(clusters, admin, problems)
+    paths = _PathsToAdmin(clusters, admin, problems)
     for index, listener in enumerate(_items(tree, "listeners")):
-        ways.check(listener, f"staticResources.listeners[{index}]")
+        paths.check(listener, f"staticResources.listeners[{index}]")
     for index, item in enumerate(_items(tree, "clusters")):
         cluster = clusters[str(get(item, "name"))]
-        if cluster.to_admin and not ways.excused(str(get(item, "name"))):
+        if cluster.to_admin and not paths.is_allowed(str(get(item, "name"))):
             message = f"leads to Envoy's admin ({admin}) while a static listener can be reached from outside"
-            hint = "take the cluster or the listener out of the bootstrap"
+            hint = "remove the cluster or the listener from the bootstrap"
             problems.append(Problem(f"staticResources.clusters[{index}]", message, hint))
     return problems
 
@@ -209,7 +212,7 @@ def _items(tree: Any, name: str) -> list[Any]:
 
 
 def _check(value: Any, shape: Any, path: str, problems: list[Problem]) -> None:
-    """Every field that the shape does not have; what is null is not there (protobuf's JSON form)."""
+    """Add a Problem for each field that the shape does not have; null means absent (protobuf's JSON form)."""
     if value is None or isinstance(shape, _Any):
         return
     if isinstance(shape, _OneOf):
@@ -243,31 +246,32 @@ class _Cluster:
 
     @classmethod
     def of(cls, cluster: Any, admin: AdminAddress) -> _Cluster:
-        found = list(_endpoints(cluster))
-        return cls(any(reaches(one, admin) for one in found), any(get(one, "pipe") is not None for one in found))
+        addresses = list(_endpoints(cluster))
+        to_pipe = any(get(address, "pipe") is not None for address in addresses)
+        return cls(any(reaches(address, admin) for address in addresses), to_pipe)
 
 
 @dataclass(slots=True)
-class _Ways:
-    """Follows what listeners lead to. A listener on loopback counts: a public one may lead to it."""
+class _PathsToAdmin:
+    """Follows listeners to their clusters. A listener on loopback counts: a public one may lead to it."""
 
     clusters: Mapping[str, _Cluster]
     admin: AdminAddress
     problems: list[Problem]
     used: dict[str, bool] = field(default_factory=dict)
 
-    def excused(self, cluster: str) -> bool:
-        """Whether only the control plane's own ``/ready`` listener leads to it, and something does."""
+    def is_allowed(self, cluster: str) -> bool:
+        """Return whether only the control plane's own ``/ready`` listener leads to it."""
         return self.used.get(cluster, False)
 
     def check(self, listener: Any, path: str) -> None:
-        """Each cluster that a listener leads to."""
+        """Check each cluster that a listener leads to."""
         chains = get(listener, "filterChains")
-        found = [(chain, f"{path}.filterChains[{at}]") for at, chain in enumerate(items(chains))]
-        for chain, where in [*found, (get(listener, "defaultFilterChain"), f"{path}.defaultFilterChain")]:
+        listed = [(chain, f"{path}.filterChains[{at}]") for at, chain in enumerate(items(chains))]
+        for chain, where in [*listed, (get(listener, "defaultFilterChain"), f"{path}.defaultFilterChain")]:
             own = of_control_plane(listener, chain, self.admin)
-            for at, one in enumerate(items(get(chain, "filters"))):
-                self._check_filter(get(one, "typedConfig"), f"{where}.filters[{at}].typedConfig", own=own)
+            for at, filter_ in enumerate(items(get(chain, "filters"))):
+                self._check_filter(get(filter_, "typedConfig"), f"{where}.filters[{at}].typedConfig", own=own)
 
     def _check_filter(self, config: Any, path: str, *, own: bool) -> None:
         self._check_targets(config, path, allowed=own)
@@ -291,9 +295,9 @@ class _Ways:
 
 
 def of_control_plane(listener: Any, chain: Any, admin: AdminAddress) -> bool:
-    """Whether a chain is the one that Kuma 2.8 to 2.14 make for themselves.
+    """Return whether a chain is the one that control planes of Kuma 2.8 to 2.14 add for themselves.
 
-    It is on the admin's port, for holders of a certificate of the control plane alone.
+    It is on the admin's port, and only clients with a certificate of the control plane may use it.
     """
     context = get(chain, "transportSocket", "typedConfig")
     authority = get(context, "commonTlsContext", "validationContext")
@@ -305,7 +309,7 @@ def of_control_plane(listener: Any, chain: Any, admin: AdminAddress) -> bool:
 
 
 def is_ready(route: Any) -> bool:
-    """Whether a route carries ``/ready`` and nothing else to its cluster."""
+    """Return whether a route sends ``/ready`` and nothing else to its cluster."""
     match, action = get(route, "match"), get(route, "route")
     if any(get(action, name) is not None for name in _REWRITES) or get(action, "prefixRewrite") not in (
         None,
@@ -315,22 +319,22 @@ def is_ready(route: Any) -> bool:
         return False
     if get(match, "path") == "/ready":
         return True
-    # The admin knows no path that begins so but itself; without a rewrite nothing is cut off (Envoy 1.40).
+    # No other path of the admin begins with it; without a rewrite nothing is cut off (Envoy 1.40).
     return bool(get(match, "prefix") == "/ready")
 
 
 def _endpoints(cluster: Any) -> list[Any]:
-    found = []
+    addresses = []
     for locality in items(get(cluster, "loadAssignment", "endpoints")):
         for item in items(get(locality, "lbEndpoints")):
             endpoint = get(item, "endpoint")
-            found.append(get(endpoint, "address"))
-            found += [get(more, "address") for more in items(get(endpoint, "additionalAddresses"))]
-    return found
+            addresses.append(get(endpoint, "address"))
+            addresses += [get(more, "address") for more in items(get(endpoint, "additionalAddresses"))]
+    return addresses
 
 
 def _odd_port(cluster: Any) -> str:
-    """A port that is no plain number: protobuf takes ``9901.0`` and ``"9.901e3"`` too. Empty where all are."""
+    """Return a port that is no plain number (protobuf allows ``9901.0`` and ``"9.901e3"``), "" if all are."""
     for address in _endpoints(cluster):
         port = get(address, "socketAddress", "portValue")
         if get(address, "socketAddress") is not None and _number(port) is None:
@@ -345,7 +349,7 @@ def _number(port: Any) -> int | None:
 
 
 def reaches(address: Any, admin: AdminAddress) -> bool:
-    """Whether a connection to this address may end at the admin."""
+    """Return whether a connection to this address may end at the admin."""
     if isinstance(admin, UnixAdmin):
         path = get(address, "pipe", "path")
         # A directory has many names (links, /proc/self/root), which only the kernel can compare.
@@ -360,12 +364,12 @@ def _name(path: str) -> str:
 
 
 def _may_be_here(host: str, admin: TcpAdmin) -> bool:
-    """Whether a host may be the admin's. What a name resolves to is known when Envoy runs, not now."""
+    """Return whether a host may be the admin's. A name is resolved when Envoy runs, not now."""
     if host == admin.host or not is_ip(host):
         return True
     ip = ipaddress.ip_address(host)
     if ip.version == 6 and int(ip) >> 32 in {0, 0xFFFF}:
         # ::a.b.c.d and ::ffff:a.b.c.d
         ip = ipaddress.ip_address(int(ip) & 0xFFFFFFFF) if int(ip) > 1 else ip
-    # Linux connects what goes to the wildcard address to loopback.
+    # Linux connects to loopback if the destination is the wildcard address.
     return ip.is_loopback or ip.is_unspecified

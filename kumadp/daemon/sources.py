@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kumadp.bootstrap.admin_guard import Taken, guard
+from kumadp.bootstrap.admin_guard import ReservedPort, guard
 from kumadp.bootstrap.fields import get
 from kumadp.bootstrap.secrets import with_token
 from kumadp.errors import ControlPlaneRefused
@@ -71,8 +71,8 @@ async def _finish(
     template: str | None,
     file: str = BOOTSTRAP_FILE,
 ) -> Prepared:
-    held = [Taken(address.host, address.port, address.purpose) for address in taken if address.protocol == "tcp"]
-    guarded = guard(tree, strict=settings.strict_admin, admin_port=port, taken=held)
+    held = [ReservedPort(address.host, address.port, address.purpose) for address in taken if address.protocol == "tcp"]
+    guarded = guard(tree, strict=settings.strict_admin, admin_port=port, reserved=held)
     for warning in guarded.warnings:
         log.warning("%s", warning)
     path = work.path / file

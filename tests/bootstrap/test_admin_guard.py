@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kumadp.bootstrap.admin_address import TcpAdmin, UnixAdmin
-from kumadp.bootstrap.admin_guard import Taken, guard
+from kumadp.bootstrap.admin_guard import ReservedPort, guard
 from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.errors import BootstrapError
 from kumadp.host.private_file import write_json
@@ -176,12 +176,12 @@ def test_a_port_that_is_none_is_the_default(port: Any) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_a_port_of_ours_is_named_with_what_it_is_for(host: str) -> None:
-    taken = [Taken(host, 9902, "readiness")]
+    reserved = [ReservedPort(host, 9902, "readiness")]
     tree = with_admin(socket_address(9902)) | {
         "staticResources": {"listeners": [static_listener("a", 9902, "b"), static_listener("c", 9904, "b")]}
     }
     with pytest.raises(BootstrapError) as refused:
-        guard(tree, taken=taken)
+        guard(tree, reserved=reserved)
     told = [problem.path for problem in refused.value.problems if "readiness" in problem.message]
     assert told == ["admin.address", "staticResources.listeners[0]"]
 

@@ -113,11 +113,11 @@ def test_what_differs_is_told_with_its_place() -> None:
     new["flagsPath"] = "/etc/flags"
     assert told(old, new) == [
         "admin.address.socketAddress.portValue changed from 9901 to 9902",
-        'flagsPath is new: "/etc/flags"',
+        'flagsPath was added: "/etc/flags"',
         'layeredRuntime.layers[kuma].staticLayer["re2.max_program_size.warn_level"] changed from 1000 to 2000',
         'node.metadata["dataplane.resource"].networking.inbound[0].port changed from 18081 to 18082',
         "node.metadata.features has 5 elements instead of 4",
-        "staticResources.clusters[access_log_sink] is gone",
+        "staticResources.clusters[access_log_sink] was removed",
     ]
 
 
@@ -138,8 +138,8 @@ def test_what_has_presence_is_not_the_same_as_nothing() -> None:
     del new["dynamicResources"]["cdsConfig"]["initialFetchTimeout"]
     del new["dynamicResources"]["ldsConfig"]["ads"]
     assert told(old, new) == [
-        "dynamicResources.cdsConfig.initialFetchTimeout is gone",
-        "dynamicResources.ldsConfig.ads is gone",
+        "dynamicResources.cdsConfig.initialFetchTimeout was removed",
+        "dynamicResources.ldsConfig.ads was removed",
     ]
 
 

@@ -115,7 +115,7 @@ def test_two_spellings_are_refused_without_a_public_listener_too() -> None:
     ],
 )
 def test_a_field_that_is_there_twice_is_refused_as_it_is_read(text: str) -> None:
-    with pytest.raises(BootstrapError, match=r"twice|beside it"):
+    with pytest.raises(BootstrapError, match=r"twice|also spelled"):
         parse_bootstrap(text.encode())
 
 
