@@ -1,4 +1,4 @@
-"""What the state machine wants done, in this order: bytes to send, and what others must know."""
+"""Actions that the state machine returns, to be executed in order: messages to send, and notifications."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class SendUp:
 class SendDown:
     """Send this DiscoveryResponse to an Envoy.
 
-    The next one of the same stream and type comes only after Envoy has answered this one, so at most one of each type
-    is ever queued or under way on a stream.
+    The next one of the same stream and type is sent only after Envoy has answered this one, so at most one of each type
+    is ever queued or in flight on a stream.
     """
 
     __match_args__ = ("stream", "type_url", "data")
@@ -25,9 +25,9 @@ class SendDown:
     stream: int
     type_url: str
     raw: bytes = field(repr=False)
-    """As it came from the control plane, shared with whoever remembers it."""
+    """The message from the control plane, shared with the subscription that remembers it."""
     more: bytes = field(default=b"", repr=False)
-    """What follows: the nonce of this stream."""
+    """The rest of the message: the nonce of this stream."""
 
     @property
     def data(self) -> bytes:
@@ -37,7 +37,7 @@ class SendDown:
 
 @dataclass(frozen=True, slots=True)
 class ResponseAccepted:
-    """An Envoy took a response: what a fresh Envoy is given of this type has changed."""
+    """An Envoy accepted a response: from now on a fresh Envoy is given another one of this type."""
 
     type_url: str
     version: str
@@ -45,7 +45,10 @@ class ResponseAccepted:
 
 @dataclass(frozen=True, slots=True)
 class ResponseRejected:
-    """A response is not given to a fresh Envoy: Envoy refused it, or (``by_guard``) twice ended while it applied it."""
+    """A response is not given to a fresh Envoy: Envoy rejected it, or it was rejected on Envoy's behalf (``by_guard``).
+
+    The latter if Envoy has exited twice while it applied the response, or if the response is too large.
+    """
 
     type_url: str
     version: str
@@ -55,7 +58,7 @@ class ResponseRejected:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something for the log."""
+    """A line for the log."""
 
     text: str
 

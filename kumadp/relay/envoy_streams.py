@@ -1,4 +1,4 @@
-"""One Envoy's stream as the relay sees it: what was asked, what was sent, what came back."""
+"""One Envoy's stream as the relay sees it: what was requested, what was sent, how Envoy answered."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from kumadp.relay.messages import ENDPOINTS, ROUTES, SECRET, Response, encode_no
 from kumadp.relay.protobuf import field_bytes
 from kumadp.relay.subscription import Delivery, Verdicts
 
-# Envoy asks for these by name. No names is what it says on a new stream of a type of which it watches nothing any more.
+# Envoy requests these by name. On a new stream, a request without names means that it watches nothing of the type.
 NAMED = frozenset({ENDPOINTS, ROUTES, SECRET})
-DEADLY = "Envoy exited while applying this response, twice: it is not given to it again"
+DEADLY = "Envoy exited while applying this response, twice; it is not sent to Envoy again"
 # A Secret that Envoy cannot decode. Rejecting it ends Envoy's wait for secrets (SdsApi::onConfigUpdateFailed), which
 # otherwise holds up its listeners for the 15 s of initial_fetch_timeout.
 WITHHELD = Response.parse(
@@ -20,7 +20,7 @@ WITHHELD = Response.parse(
 
 @dataclass(frozen=True, slots=True)
 class EnvoyAnswer:
-    """What an Envoy said to a response: its ``version`` and, when it rejected it, ``error`` (a google.rpc.Status)."""
+    """An Envoy's answer to a response: its ``version`` and, if it rejected it, ``error`` (a google.rpc.Status)."""
 
     version: str
     error: bytes
@@ -28,10 +28,10 @@ class EnvoyAnswer:
 
 
 class Exchange:
-    """One type of resources on one stream. One response at a time is under way (``waiting``).
+    """One type of resources on one stream. One response at a time is in flight (``waiting``).
 
-    ``ahead``: its Envoy came with a version that is not remembered, so that it keeps it until there is a newer one.
-    go-control-plane keeps to this too: it sends the next response of a type only after the answer to the last one.
+    ``ahead``: Envoy already runs a version that is not in our memory; it keeps it until there is a newer one.
+    go-control-plane does the same: it sends the next response of a type only after the answer to the previous one.
     """
 
     def __init__(self, names: tuple[str, ...], *, wildcard: bool) -> None:
@@ -48,27 +48,27 @@ class Exchange:
 
     @property
     def subscribed(self) -> bool:
-        """Whether Envoy wants resources of this type: after names, no names means that it wants none any more."""
+        """True if Envoy wants resources of this type. No names after some names mean that it wants none any more."""
         return self.wildcard or bool(self.names)
 
-    def asked(self, names: tuple[str, ...]) -> set[str]:
-        """Envoy's names now; returns those that are new."""
+    def request(self, names: tuple[str, ...]) -> set[str]:
+        """Take the names that Envoy requests now; return those that are new."""
         new = set(names).difference(self.names)
         self.names = names
         self.wildcard = self.wildcard and not names
         return new
 
     def send(self, delivery: Delivery, nonce: str) -> bytes:
-        """The response is under way from now on; what is to follow it, as it is sent."""
+        """Mark a response as in flight; return the encoded nonce to send after it."""
         self.sent, self.nonce, self.waiting = delivery, nonce, True
         self.answer, self.judged = None, False
         return encode_nonce(nonce)
 
     def answered(self, version: str, error: bytes) -> None:
-        """Envoy's answer to what was under way.
+        """Take Envoy's answer to the response in flight.
 
-        Without an error and with another version Envoy has not rejected it but left it, since it watches nothing of
-        the type (Envoy 1.40, GrpcMuxImpl::onDiscoveryResponse).
+        Without an error but with another version Envoy has ignored the response, since it watches nothing of the type
+        (Envoy 1.40, GrpcMuxImpl::onDiscoveryResponse).
         """
         self.waiting = False
         if self.sent is None or not self.sent.serial:
@@ -80,24 +80,24 @@ class Exchange:
             self.refused.add(self.sent)
 
     def tried(self, accepted: Delivery | None) -> bool:
-        """Whether its Envoy has answered the accepted response, or taken another."""
+        """Return True if Envoy has answered the accepted response, or accepted another one."""
         return self.took or (accepted is not None and accepted in self.refused)
 
     def needs(self, delivery: Delivery, new_names: set[str], *, live: bool) -> bool:
-        """Whether to send it: it is newer than what was sent, or holds names that are asked for only now.
+        """Return True if it should be sent: it is newer than the last one sent, or holds newly requested names.
 
-        Never an older one, which would take back what Envoy runs: but for a starting Envoy that refused the newer one.
+        An older one would undo what Envoy runs: it is sent only to a starting Envoy that rejected the newer one.
         """
         if self.sent is None or delivery.serial > self.sent.serial:
             return True
         if delivery is self.sent:
-            held = delivery.response.names if new_names else None
-            return bool(new_names) and (held is None or not new_names.isdisjoint(held))
+            contained = delivery.response.names if new_names else None
+            return bool(new_names) and (contained is None or not new_names.isdisjoint(contained))
         return not live and self.answer is not None and bool(self.answer.error)
 
 
 class EnvoyStream:
-    """One stream of an Envoy. ``fresh``: an Envoy that has just started. ``ended``: it has, expectedly or not."""
+    """One stream of an Envoy. ``fresh``: Envoy has just started. ``ended``: it has exited, ``expected`` or not."""
 
     def __init__(self, stream: int, epoch: int, *, fresh: bool) -> None:
         self.stream = stream
@@ -107,8 +107,8 @@ class EnvoyStream:
         self.ended = False
         self.expected = False
 
-    def under_way(self) -> dict[str, Delivery]:
-        """Per type, what was sent and not answered, where an answer can be expected."""
+    def in_flight(self) -> dict[str, Delivery]:
+        """Return by type the responses that were sent and not answered, if an answer can be expected."""
         return {
             type_url: exchange.sent
             for type_url, exchange in self.exchanges.items()

@@ -77,7 +77,7 @@ class Relaying:
         self._stale = stale
         self.use(prepared)
         self._told = _tree(prepared)
-        self._machine = machine = RelayStateMachine(_node(self._told), memory=memory, withhold_secrets=stale)
+        self._machine = machine = RelayStateMachine(_node(self._told), snapshot=memory, withhold_secrets=stale)
         self.relay = Relay(
             path,
             machine,

@@ -6,10 +6,10 @@ import msgspec
 
 
 class TypeSnapshot(msgspec.Struct, frozen=True):
-    """One type: names asked of the control plane (none: all there are), raw responses, digests of contents.
+    """One type: names requested from the control plane (none: all), raw responses, digests of contents.
 
-    ``latest`` is None when it is the accepted one. ``rejected`` were refused by an Envoy, ``deadly`` and ``suspected``
-    ended one twice and once.
+    ``latest`` is None if it is the accepted one. An Envoy ``rejected`` the contents of these digests, or exited with
+    them: twice (``deadly``) or once (``suspected``).
     """
 
     type_url: str
@@ -22,6 +22,6 @@ class TypeSnapshot(msgspec.Struct, frozen=True):
 
 
 class RelaySnapshot(msgspec.Struct, frozen=True):
-    """All types, in the order in which Envoy first asked for them."""
+    """All types, in the order in which Envoy first requested them."""
 
     types: tuple[TypeSnapshot, ...] = ()

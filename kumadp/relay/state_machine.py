@@ -1,8 +1,8 @@
 """The relay's state machine, pure: events in, actions out; no clock and no I/O.
 
-Rules: xDS "state of the world" (Envoy docs, xDS protocol); what Kuma 2.8 to 2.13 and Envoy 1.40 do with it is measured.
-Never answer for an Envoy; never ask for less than before until all Envoys are LIVE, since a control plane in ADS mode
-would not answer; never give a fresh Envoy what another one refused or died of, while there is something better.
+Rules: xDS "state of the world" (Envoy docs, xDS protocol); what Kuma 2.8 to 2.13 and Envoy 1.40 do is measured. Never
+answer for an Envoy; never request fewer names than before until all Envoys are LIVE, or a control plane in ADS mode
+does not answer; never give a fresh Envoy what another one rejected or exited with, while there is a better response.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ EXHAUSTED, INTERNAL = 8, 13
 
 
 class RelayStateMachine:
-    """Events are methods, each returns actions in the order they are to be done. Ask `next_tick` after each event."""
+    """Each event is a method that returns the actions to execute, in order. Call `next_tick` after each event."""
 
     def __init__(
         self,
         node: bytes,
         *,
         types: Iterable[str] = (CLUSTER, LISTENER),
-        memory: RelaySnapshot | None = None,
+        snapshot: RelaySnapshot | None = None,
         withhold_secrets: bool = False,
     ) -> None:
         self._up = UpstreamRequests(node)
@@ -49,44 +49,44 @@ class RelayStateMachine:
         self._serial = self._nonce = 0
         self._subscriptions: dict[str, Subscription] = {}
         self._streams: dict[int, EnvoyStream] = {}
-        # Closed, while it is not known yet whether their Envoy has ended.
+        # Closed streams, until it is known whether their Envoy has exited.
         self._departed: dict[int, list[EnvoyStream]] = {}
         self._live: dict[int, float] = {}
         self._remembered = 0
-        if memory is not None:
-            self._load(memory)
+        if snapshot is not None:
+            self._load(snapshot)
         for type_url in types:
             self._subscriptions.setdefault(type_url, Subscription(type_url))
 
-    def _load(self, memory: RelaySnapshot) -> None:
-        for known in memory.types:
-            subscription = self._subscriptions.get(known.type_url) or Subscription(known.type_url, known.names)
-            subscription.restore(known, self._serial + 1)
-            subscription.asked = True
+    def _load(self, snapshot: RelaySnapshot) -> None:
+        for saved in snapshot.types:
+            subscription = self._subscriptions.get(saved.type_url) or Subscription(saved.type_url, saved.names)
+            subscription.restore(saved, self._serial + 1)
+            subscription.requested = True
             self._serial += 2
-            self._subscriptions[known.type_url] = subscription
+            self._subscriptions[saved.type_url] = subscription
         self._remembered = self._serial
 
-    def restore(self, memory: RelaySnapshot) -> list[RelayAction]:
-        """Begin with what an earlier run left, as the control plane gives no stream yet; nothing where it gave one.
+    def restore(self, snapshot: RelaySnapshot) -> list[RelayAction]:
+        """Serve the memory of a previous run while the control plane refuses a stream; do nothing if it gave one.
 
-        Secrets that are not in it are withheld, as of an Envoy that waits for them nothing is served.
+        Secrets, which are not in it, are withheld: an Envoy that waits for them would serve nothing.
         """
-        if any(known.latest is not None for known in self._subscriptions.values()):
+        if any(subscription.latest is not None for subscription in self._subscriptions.values()):
             return []
-        self._load(memory)
+        self._load(snapshot)
         self._withhold_secrets = True
-        return [action for known in self._subscriptions.values() for action in self._serve_all(known)]
+        return [action for subscription in self._subscriptions.values() for action in self._serve_all(subscription)]
 
     # The control plane.
 
     def upstream_opened(self) -> list[RelayAction]:
-        """A stream to the control plane is open: subscribe to all that is known, with what was last accepted."""
+        """A stream to the control plane is open: subscribe to each type, with the version last accepted."""
         self._up.reset(self._subscriptions.values(), is_open=True)
-        return [action for known in self._subscriptions.values() for action in self._tell(known)]
+        return [action for subscription in self._subscriptions.values() for action in self._subscribe(subscription)]
 
     def upstream_closed(self) -> list[RelayAction]:
-        """It has ended: nothing is owed to it any more, and nothing is kept for the next one."""
+        """The stream has ended: open answers are dropped, and the next stream begins with subscriptions."""
         self._up.reset(self._subscriptions.values(), is_open=False)
         return [
             action
@@ -96,9 +96,9 @@ class RelayStateMachine:
         ]
 
     def upstream_message(self, data: bytes | Response) -> list[RelayAction]:
-        """A DiscoveryResponse from the control plane: remember it, and pass it to each Envoy that may have it.
+        """Remember a DiscoveryResponse from the control plane, and pass it to each Envoy that may have it.
 
-        A large one is best parsed in a thread, its digest worked out there.
+        Parse a large one in a thread, and compute its digest there.
         """
         try:
             response = data if isinstance(data, Response) else Response.parse(data)
@@ -111,11 +111,11 @@ class RelayStateMachine:
         delivery = Delivery(self._serial, response)
         subscription.arrived(delivery)
         if delivery in subscription.deadly:
-            return self._condemned(subscription)
+            return self._reject_deadly(subscription)
         return self._serve_all(subscription)
 
     def upstream_refused(self, outline: Outline, reason: str) -> list[RelayAction]:
-        """A DiscoveryResponse that was dropped: reject it in our own name; Envoys keep what they have."""
+        """Reject a DiscoveryResponse that was dropped unread, on our own behalf; Envoys keep the previous one."""
         subscription = self._subscriptions.get(outline.type_url)
         if not self._up.is_open or subscription is None:
             return [Note(f"the control plane sent {outline.type_url}, which was not requested")]
@@ -127,12 +127,12 @@ class RelayStateMachine:
 
     def down_opened(self, stream: int, epoch: int) -> list[RelayAction]:
         """An Envoy has opened a stream. ``stream`` is never used twice; ``epoch`` only after `envoy_ended`."""
-        known = self._departed.pop(epoch, None) is not None or epoch in self._live
-        self._streams[stream] = EnvoyStream(stream, epoch, fresh=not known)
+        reconnected = self._departed.pop(epoch, None) is not None or epoch in self._live
+        self._streams[stream] = EnvoyStream(stream, epoch, fresh=not reconnected)
         return []
 
     def down_message(self, stream: int, data: bytes) -> list[RelayAction]:
-        """A DiscoveryRequest from an Envoy: a subscription, an answer, or both."""
+        """Handle a DiscoveryRequest from an Envoy: a subscription, an answer, or both."""
         down = self._streams.get(stream)
         if down is None:
             return []
@@ -145,28 +145,28 @@ class RelayStateMachine:
         if named and not names and request.type_url not in self._subscriptions:
             down.exchanges[request.type_url] = Exchange((), wildcard=False)
             return []
-        subscription = self._asked(request.type_url, names)
+        subscription = self._subscription_for(request.type_url, names)
         exchange = down.exchanges.get(request.type_url)
         if exchange is None:
             exchange = Exchange(names, wildcard=not names and not named and subscription.wildcard)
-            # What an earlier relay left on disk can be older than what an Envoy runs that outlived it.
+            # The copy on disk can be older than the configuration of an Envoy that outlived its relay.
             exchange.ahead = not subscription.knows(request.version)
             down.exchanges[request.type_url] = exchange
-            return [*self._tell(subscription), *self._serve(down, subscription, exchange, set(names))]
-        new = exchange.asked(names)
+            return [*self._subscribe(subscription), *self._serve(down, subscription, exchange, set(names))]
+        new = exchange.request(names)
         if request.nonce and request.nonce != exchange.nonce:
-            # Sent before it saw what is under way, which it will answer with these names.
+            # Sent before Envoy saw the response in flight, which it will answer with these names.
             return []
         actions: list[RelayAction] = []
         if request.nonce and exchange.waiting:
             exchange.answered(request.version, request.error)
             actions += self._judge(subscription)
-        actions += self._tell(subscription)
+        actions += self._subscribe(subscription)
         actions += self._serve(down, subscription, exchange, new)
         return actions
 
     def down_closed(self, stream: int) -> list[RelayAction]:
-        """A stream of an Envoy has ended, whatever became of the Envoy; all that it sent was given before this."""
+        """A stream of an Envoy has ended, and Envoy with it or not; all its messages were handled before."""
         down = self._streams.pop(stream, None)
         if down is None:
             return []
@@ -175,36 +175,36 @@ class RelayStateMachine:
                 subscription.trial = None
         if not down.ended:
             self._departed.setdefault(down.epoch, []).append(down)
-            return self._changed()
-        return [*self._changed(), *([] if down.expected else self._suspect(down))]
+            return self._reconsider()
+        return [*self._reconsider(), *([] if down.expected else self._suspect(down))]
 
     def envoy_live(self, epoch: int, *, now: float) -> list[RelayAction]:
-        """An Envoy is LIVE, now (seconds, any clock): it counts from now on, and has asked for all that it wants."""
+        """An Envoy is LIVE at ``now`` (seconds, any clock): it has requested all it wants, and its answers count."""
         self._live[epoch] = now
-        actions = self._changed()
+        actions = self._reconsider()
         for subscription in self._subscriptions.values():
             actions += self._serve_all(subscription)
         return actions
 
     def envoy_ended(self, epoch: int, *, expected: bool) -> list[RelayAction]:
-        """The process has ended; ``expected``: it was told to. What it ended with is judged once its stream is read."""
+        """The process has exited; ``expected``: on our signal. Responses in flight are judged once its stream ends."""
         self._live.pop(epoch, None)
         for down in self._streams.values():
             if down.epoch == epoch:
                 down.ended, down.expected = True, expected
         departed = self._departed.pop(epoch, [])
-        # An Envoy that lives with a response says more than one that has ended with it.
-        actions = self._changed()
+        # An Envoy that runs with a response is better evidence than one that has exited with it.
+        actions = self._reconsider()
         for down in departed:
             actions += [] if expected else self._suspect(down)
         return actions
 
     def next_tick(self) -> float | None:
-        """When `tick` is due, if ever."""
+        """Return when `tick` is due; None if it is not."""
         return trial[0] if (trial := self._next_trial()) else None
 
     def tick(self, now: float) -> list[RelayAction]:
-        """Try a suspected response again, one at a time, on an Envoy that has lived for 30 s."""
+        """Retry a suspected response, one at a time, on an Envoy that has been LIVE for 30 s."""
         trial = self._next_trial()
         if trial is None or trial[0] > now:
             return []
@@ -213,46 +213,46 @@ class RelayStateMachine:
         note = Note(f"{subscription.type_url}: the response that Envoy ended with is tried again")
         return [note, *self._serve(down, subscription, down.exchanges[subscription.type_url])]
 
-    # What others may know.
+    # Queries.
 
     @property
     def primary(self) -> int | None:
-        """The epoch of the Envoy whose word counts: the newest LIVE one, else the newest that has a stream."""
+        """The epoch of the Envoy whose answers count: the newest LIVE one, else the newest that has a stream."""
         best = max(self._streams.values(), key=self._rank, default=None)
         return None if best is None else best.epoch
 
     @property
     def supplied(self) -> bool:
-        """Whether an Envoy that starts now would be given at once all that those there are have asked for."""
-        kinds = {kind for down in self._streams.values() for kind, one in down.exchanges.items() if one.subscribed}
-        return bool(kinds) and all(self._subscriptions[kind].latest for kind in kinds)
+        """True if an Envoy that starts now would be given at once all that the present ones have requested."""
+        types = {url for down in self._streams.values() for url, ex in down.exchanges.items() if ex.subscribed}
+        return bool(types) and all(self._subscriptions[type_url].latest for type_url in types)
 
     def types(self) -> list[TypeView]:
-        """Each type, in the order of `RelaySnapshot`."""
+        """Return a view of each type, in the order of `RelaySnapshot`."""
         return [subscription.view() for subscription in self._subscriptions.values()]
 
     def renew_node(self, node: bytes) -> None:
-        """Another Node, from the next stream upward on: a control plane reads it once per stream."""
+        """Send another Node from the next stream on: a control plane reads it once per stream."""
         self._up.node = node
 
     def snapshot(self) -> RelaySnapshot:
-        """What is remembered. It holds keys where types do (SDS): never to disk as it is."""
-        return RelaySnapshot(tuple(one.snapshot() for one in self._subscriptions.values()))
+        """Return the memory. It can hold private keys (SDS): it must not be written to disk as it is."""
+        return RelaySnapshot(tuple(subscription.snapshot() for subscription in self._subscriptions.values()))
 
     # Upward.
 
-    def _tell(self, subscription: Subscription) -> list[RelayAction]:
-        subscription.names = self._wanted(subscription)
+    def _subscribe(self, subscription: Subscription) -> list[RelayAction]:
+        subscription.names = self._names_to_request(subscription)
         return [*self._up.subscribe(subscription)]
 
     def _answer(self, subscription: Subscription, version: str, error: bytes = b"") -> list[RelayAction]:
-        subscription.names = self._wanted(subscription)
+        subscription.names = self._names_to_request(subscription)
         return [*self._up.answer(subscription, version, error)]
 
-    def _wanted(self, subscription: Subscription) -> tuple[str, ...]:
-        """The names to ask for, () for all there are: what all Envoys want, and what was wanted until all have spoken.
+    def _names_to_request(self, subscription: Subscription) -> tuple[str, ...]:
+        """Return the names to request, () for all: those of all Envoys, and the previous ones until all have settled.
 
-        An Envoy has spoken once it is LIVE and has asked for the type on the stream it has now.
+        An Envoy has settled once it is LIVE and has requested the type on its present stream.
         """
         type_url = subscription.type_url
         living = [down for down in self._streams.values() if not down.ended]
@@ -260,12 +260,12 @@ class RelayStateMachine:
         if any(exchange.wildcard for exchange in exchanges):
             return ()
         union = dict.fromkeys(name for exchange in exchanges for name in exchange.names)
-        spoken = all(down.epoch in self._live and type_url in down.exchanges for down in living)
-        shrink = bool(living) and not self._departed and spoken
+        settled = all(down.epoch in self._live and type_url in down.exchanges for down in living)
+        shrink = bool(living) and not self._departed and settled
         if not union or (subscription.wildcard and not shrink):
             return subscription.names
-        kept = [name for name in subscription.names if name in union or not shrink]
-        return tuple(dict.fromkeys((*kept, *union)))
+        remaining = [name for name in subscription.names if name in union or not shrink]
+        return tuple(dict.fromkeys((*remaining, *union)))
 
     # Downward.
 
@@ -280,12 +280,12 @@ class RelayStateMachine:
     def _serve(
         self, down: EnvoyStream, subscription: Subscription, exchange: Exchange, new: set[str] | None = None
     ) -> list[RelayAction]:
-        """Send what the stream should have, unless it has it or has not answered the last one yet."""
+        """Send the response that the stream should have, unless it has it or a previous one is unanswered."""
         if down.ended or exchange.waiting or not exchange.subscribed:
             return []
         live = down.epoch in self._live
         delivery = subscription.choose(down.stream, tried=live or exchange.tried(subscription.accepted))
-        if self._keeps(exchange, delivery):
+        if self._keeps_own(exchange, delivery):
             return []
         if delivery is None:
             withheld = self._withhold_secrets and not self._up.is_open and subscription.type_url == SECRET
@@ -298,26 +298,26 @@ class RelayStateMachine:
         nonce = exchange.send(delivery, str(self._nonce))
         return [SendDown(down.stream, subscription.type_url, delivery.response.raw, nonce)]
 
-    def _keeps(self, exchange: Exchange, delivery: Delivery | None) -> bool:
-        """Whether the Envoy keeps what it came with, rather than have this."""
+    def _keeps_own(self, exchange: Exchange, delivery: Delivery | None) -> bool:
+        """Return True if Envoy keeps the version that it connected with, rather than get this one."""
         return exchange.ahead and (delivery is None or delivery.serial <= self._remembered)
 
-    # Verdicts.
+    # Answers.
 
     def _rank(self, down: EnvoyStream) -> tuple[bool, bool, int, int]:
         return not down.ended, down.epoch in self._live, down.epoch, down.stream
 
-    def _speaker(self, type_url: str) -> tuple[EnvoyStream, Exchange] | None:
-        """The stream whose word counts for a type."""
-        asking = [(down, exchange) for down in self._streams.values() if (exchange := down.exchanges.get(type_url))]
-        return max(asking, key=lambda one: (one[1].subscribed, self._rank(one[0])), default=None)
+    def _authoritative(self, type_url: str) -> tuple[EnvoyStream, Exchange] | None:
+        """Return the stream whose answers count for a type."""
+        pairs = [(down, exchange) for down in self._streams.values() if (exchange := down.exchanges.get(type_url))]
+        return max(pairs, key=lambda pair: (pair[1].subscribed, self._rank(pair[0])), default=None)
 
     def _judge(self, subscription: Subscription) -> list[RelayAction]:
-        """Take the word of the Envoy that counts for this type."""
-        speaker = self._speaker(subscription.type_url)
-        if speaker is None:
+        """Apply the answer of the Envoy that counts for this type."""
+        authoritative = self._authoritative(subscription.type_url)
+        if authoritative is None:
             return []
-        down, exchange = speaker
+        down, exchange = authoritative
         sent, answer = exchange.sent, exchange.answer
         if sent is None or answer is None:
             return []
@@ -332,8 +332,8 @@ class RelayStateMachine:
                 reason = status_message(answer.error)
                 actions.append(ResponseRejected(subscription.type_url, sent.response.version, reason))
             return actions
-        # Envoy 1.40 takes a response it has just rejected when it comes again, and still does not have the bad part
-        # of it. A fresh Envoy that takes it has it all: a port that was taken may be free now.
+        # Envoy 1.40 accepts a response that it has just rejected when it is sent again, and still lacks the bad part.
+        # A fresh Envoy that accepts it has it all: a port that was taken may be free now.
         believed = sent not in subscription.rejected or (down.fresh and sent not in exchange.refused)
         believed = believed and sent not in subscription.deadly
         newer = subscription.accepted is None or sent.serial > subscription.accepted.serial
@@ -343,18 +343,18 @@ class RelayStateMachine:
             actions += self._serve_all(subscription)
         return actions
 
-    def _changed(self) -> list[RelayAction]:
-        """After a change among the Envoys: another one may count now, and other names be wanted."""
+    def _reconsider(self) -> list[RelayAction]:
+        """After a change among the Envoys: the answers of another one may count, and other names may be wanted."""
         actions: list[RelayAction] = []
         for subscription in self._subscriptions.values():
             actions += self._judge(subscription)
-            actions += self._tell(subscription)
+            actions += self._subscribe(subscription)
         return actions
 
     def _suspect(self, down: EnvoyStream) -> list[RelayAction]:
-        """An Envoy has ended by itself with responses under way: the first time a suspicion, the second a verdict."""
+        """An Envoy exited unexpectedly with responses in flight: the first time they are suspected, then rejected."""
         actions: list[RelayAction] = []
-        for type_url, delivery in down.under_way().items():
+        for type_url, delivery in down.in_flight().items():
             subscription = self._subscriptions[type_url]
             accepted, latest = subscription.accepted, subscription.latest
             if delivery in subscription.deadly or (accepted is not None and accepted.same_content(delivery)):
@@ -366,11 +366,11 @@ class RelayStateMachine:
             subscription.suspected.discard(delivery)
             subscription.deadly.add(delivery)
             if latest is not None and latest.same_content(delivery):
-                actions += self._condemned(subscription)
+                actions += self._reject_deadly(subscription)
         return actions
 
-    def _condemned(self, subscription: Subscription) -> list[RelayAction]:
-        """Refuse the latest response in the name of the Envoys that ended with it."""
+    def _reject_deadly(self, subscription: Subscription) -> list[RelayAction]:
+        """Reject the latest response on behalf of the Envoys that exited with it."""
         subscription.settled = True
         subscription.rejections += 1
         version = subscription.latest.response.version if subscription.latest else ""
@@ -378,22 +378,22 @@ class RelayStateMachine:
         return [*actions, ResponseRejected(subscription.type_url, version, DEADLY, by_guard=True)]
 
     def _next_trial(self) -> tuple[float, Subscription, EnvoyStream] | None:
-        """When, what and where to try next; one at a time, so that only the guilty one is condemned."""
-        if any(one.trial is not None for one in self._subscriptions.values()):
+        """Return when, what and where to retry next; one at a time, so that only the deadly one is rejected."""
+        if any(subscription.trial is not None for subscription in self._subscriptions.values()):
             return None
         trials = []
         for subscription in self._subscriptions.values():
-            latest, speaker = subscription.latest, self._speaker(subscription.type_url)
-            if latest is None or latest not in subscription.suspected or speaker is None:
+            latest, authoritative = subscription.latest, self._authoritative(subscription.type_url)
+            if latest is None or latest not in subscription.suspected or authoritative is None:
                 continue
-            down, exchange = speaker
+            down, exchange = authoritative
             able = exchange.subscribed and not exchange.waiting and exchange.sent is not latest
-            able = able and not self._keeps(exchange, latest)
+            able = able and not self._keeps_own(exchange, latest)
             if able and not down.ended and down.epoch in self._live:
                 trials.append((self._live[down.epoch] + TRIAL_AFTER, subscription, down))
         return min(trials, key=lambda trial: trial[0], default=None)
 
-    def _asked(self, type_url: str, names: tuple[str, ...]) -> Subscription:
+    def _subscription_for(self, type_url: str, names: tuple[str, ...]) -> Subscription:
         subscription = self._subscriptions.get(type_url) or Subscription(type_url, names)
         self._subscriptions = in_order(self._subscriptions, subscription)
         return subscription

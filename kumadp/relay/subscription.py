@@ -1,4 +1,4 @@
-"""What the relay knows of one type of resources, and the form in which it is handed over or kept on disk."""
+"""One resource type of the relay: requested names, responses of the control plane, and how Envoys answered them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ MOST_VERDICTS = 64
 
 @dataclass(frozen=True, slots=True)
 class TypeView:
-    """One type for the status: versions (empty: none), names asked for (0: all), open: not yet answered upward.
+    """One type for the status: versions (empty: none) and the number of requested names (0: all).
 
-    ``withheld``: the latest is not given to a fresh Envoy.
+    ``open``: the latest response has not been answered to the control plane. ``withheld``: it is not given to a fresh
+    Envoy.
     """
 
     type_url: str
@@ -31,7 +32,7 @@ class TypeView:
 
 
 class Delivery:
-    """One response as it came from the control plane; ``serial`` tells which is newer, whatever versions say."""
+    """One response of the control plane; ``serial`` orders responses by age, which versions do not."""
 
     __slots__ = ("response", "serial")
 
@@ -40,47 +41,49 @@ class Delivery:
         self.response = response
 
     def same_content(self, other: Delivery) -> bool:
-        """Whether the resources are equal, whatever version and order they came in."""
+        """Return True if the resources are equal, in any order and version."""
         return self is other or self.response.digest == other.response.digest
 
 
 class Verdicts:
-    """Digests of contents that were condemned; the oldest are forgotten past 64."""
+    """Digests of rejected or suspected contents; beyond 64 the oldest are forgotten."""
 
     def __init__(self, digests: Iterable[bytes] = ()) -> None:
         self._digests = dict.fromkeys(digests)
 
     def __contains__(self, delivery: Delivery) -> bool:
-        # Digests cost 2 ms a megabyte: not before something was ever condemned.
+        # A digest costs 2 ms per megabyte: it is computed only once there is something to compare with.
         return bool(self._digests) and delivery.response.digest in self._digests
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._digests)
 
     def add(self, delivery: Delivery) -> None:
-        """Condemn the content."""
+        """Add the content."""
         self._digests[delivery.response.digest] = None
         while len(self._digests) > MOST_VERDICTS:
             del self._digests[next(iter(self._digests))]
 
     def discard(self, delivery: Delivery) -> None:
-        """Clear the content."""
+        """Remove the content."""
         if self._digests:
             self._digests.pop(delivery.response.digest, None)
 
 
 class Subscription:
-    """One type: what the control plane was asked and answered, and what became of it.
+    """One type: names requested from the control plane, its responses, and how Envoys answered them.
 
-    ``nonce`` and ``open`` are those of the present stream upward: a response is open until it was answered there.
-    ``settled``: the Envoy that counts has answered ``latest``. ``trial``: the stream that may try a suspected one.
+    ``sent_names``, ``nonce`` and ``open`` belong to the present upstream stream: a response is open until it is
+    answered there. ``requested``: an Envoy has requested the type. ``settled``: the Envoy whose answers count has
+    answered ``latest``. ``trial``: the stream that may retry a suspected response. ``rejected``: an Envoy rejected it;
+    ``suspected`` and ``deadly``: an Envoy exited with it once, twice.
     """
 
     def __init__(self, type_url: str, names: tuple[str, ...] = ()) -> None:
         self.type_url = type_url
         self.names = names
         self.sent_names: tuple[str, ...] | None = None
-        self.asked = False
+        self.requested = False
         self.nonce = ""
         self.open = False
         self.latest: Delivery | None = None
@@ -94,17 +97,18 @@ class Subscription:
 
     @property
     def wildcard(self) -> bool:
-        """Whether all resources of the type are asked for, without names."""
+        """True if all resources of the type are requested, without names."""
         return not self.names
 
     @property
     def good_version(self) -> str:
-        """The version last accepted, empty when none was."""
+        """The version last accepted, empty if there is none."""
         return self.accepted.response.version if self.accepted else ""
 
     def knows(self, version: str) -> bool:
-        """Whether an Envoy of this version has nothing, or what is remembered."""
-        return not version or any(one.response.version == version for one in (self.accepted, self.latest) if one)
+        """Return True if ``version`` is empty (Envoy has nothing yet) or in our memory."""
+        deliveries = (self.accepted, self.latest)
+        return not version or any(delivery.response.version == version for delivery in deliveries if delivery)
 
     def arrived(self, delivery: Delivery) -> None:
         """The control plane has sent a response."""
@@ -112,15 +116,16 @@ class Subscription:
         self.settled, self.trial = False, None
 
     def dropped(self, nonce: str) -> None:
-        """The control plane has sent a response that was dropped; it is still to be answered."""
+        """The control plane has sent a response that was dropped; it must still be answered."""
         self.nonce, self.open = nonce, True
         self.rejections += 1
 
     def choose(self, stream: int, *, tried: bool) -> Delivery | None:
-        """What a stream should have now; ``tried``: its Envoy is LIVE, took one, or has answered the accepted one.
+        """Return the response that a stream should have now; None if there is none.
 
-        A condemned content gives way to the accepted one. Where nothing was ever accepted, the good part of a rejected
-        response is better than nothing, and so is one that an Envoy ended with only once.
+        ``tried``: its Envoy is LIVE, has accepted a response, or has answered the accepted one. The accepted response
+        replaces a rejected, suspected or deadly one. If nothing was ever accepted, the good part of a rejected response
+        is better than nothing, and so is a response that an Envoy exited with only once.
         """
         latest, accepted = self.latest, self.accepted
         if latest is None or latest is accepted:
@@ -136,26 +141,26 @@ class Subscription:
         return latest
 
     def answered(self, delivery: Delivery, *, applied: bool) -> None:
-        """An Envoy that counts has answered it; where it took or refused it, it lived through it."""
+        """The Envoy whose answers count has answered; ``applied``: it accepted or rejected it, and did not exit."""
         if applied:
             self.suspected.discard(delivery)
         if delivery is self.latest:
             self.trial = None
 
     def accept(self, delivery: Delivery) -> None:
-        """An Envoy that counts has taken it."""
+        """The Envoy whose answers count has accepted it."""
         self.accepted = delivery
         self.rejected.discard(delivery)
         self.settled = self.settled or delivery is self.latest
 
     def reject(self, delivery: Delivery) -> None:
-        """An Envoy that counts has refused it."""
+        """The Envoy whose answers count has rejected it."""
         self.rejected.add(delivery)
         self.rejections += 1
         self.settled = self.settled or delivery is self.latest
 
     def view(self) -> TypeView:
-        """What the status says of it."""
+        """Return the view for the status."""
         return TypeView(
             self.type_url,
             self.good_version,
@@ -167,7 +172,7 @@ class Subscription:
         )
 
     def snapshot(self) -> TypeSnapshot:
-        """What is worth remembering."""
+        """Return the memory of this type."""
         latest = None if self.latest is self.accepted or self.latest is None else self.latest.response.raw
         return TypeSnapshot(
             self.type_url,
@@ -179,27 +184,28 @@ class Subscription:
             tuple(self.suspected),
         )
 
-    def restore(self, memory: TypeSnapshot, serial: int) -> None:
-        """Take over what was remembered, under two serial numbers from ``serial`` on; what cannot be read is left."""
-        self.accepted = _delivery(serial, self.type_url, memory.accepted)
-        self.latest = _delivery(serial + 1, self.type_url, memory.latest) or self.accepted
+    def restore(self, saved: TypeSnapshot, serial: int) -> None:
+        """Restore the memory, with two serial numbers from ``serial`` on; unreadable responses are ignored."""
+        self.accepted = _delivery(serial, self.type_url, saved.accepted)
+        self.latest = _delivery(serial + 1, self.type_url, saved.latest) or self.accepted
         self.settled = self.latest is self.accepted
-        self.rejected = Verdicts(memory.rejected)
-        self.deadly = Verdicts(memory.deadly)
-        self.suspected = Verdicts(memory.suspected)
+        self.rejected = Verdicts(saved.rejected)
+        self.deadly = Verdicts(saved.deadly)
+        self.suspected = Verdicts(saved.suspected)
 
 
-def in_order(known: dict[str, Subscription], requested: Subscription) -> dict[str, Subscription]:
-    """Subscriptions in the order in which Envoy requests them, before those that were only prefetched.
+def in_order(subscriptions: dict[str, Subscription], requested: Subscription) -> dict[str, Subscription]:
+    """Return the subscriptions in the order in which Envoy requests them, followed by those only prefetched.
 
     Envoy requests clusters, their endpoints, then listeners: the order in which changes do not lose requests.
     """
-    if requested.asked:
-        return known
-    requested.asked = True
-    others = [one for one in known.values() if one is not requested]
-    ordered = (*(one for one in others if one.asked), requested, *(one for one in others if not one.asked))
-    return {one.type_url: one for one in ordered}
+    if requested.requested:
+        return subscriptions
+    requested.requested = True
+    others = [other for other in subscriptions.values() if other is not requested]
+    prefetched = (other for other in others if not other.requested)
+    ordered = (*(other for other in others if other.requested), requested, *prefetched)
+    return {subscription.type_url: subscription for subscription in ordered}
 
 
 def _delivery(serial: int, type_url: str, raw: bytes | None) -> Delivery | None:

@@ -1,4 +1,4 @@
-"""What is said on the present stream to the control plane."""
+"""Requests on the present stream to the control plane."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class UpstreamRequests:
-    """Requests upward: the Node goes with the first one of a stream, and nothing is kept for the next stream."""
+    """Builds requests to the control plane: the first one of a stream has the Node, and no state outlives a stream."""
 
     def __init__(self, node: bytes) -> None:
         self.node = node
@@ -22,23 +22,23 @@ class UpstreamRequests:
         self._introduced = False
 
     def reset(self, subscriptions: Iterable[Subscription], *, is_open: bool) -> None:
-        """A stream has begun or ended: the nonces and debts of the last one mean nothing any more."""
+        """A stream has begun or ended: nonces and open answers of the previous one are void."""
         self.is_open, self._introduced = is_open, False
         for subscription in subscriptions:
             subscription.sent_names, subscription.nonce, subscription.open = None, "", False
 
     def subscribe(self, subscription: Subscription) -> list[SendUp]:
-        """Names that the control plane does not know yet.
+        """Request names that this stream has not requested yet.
 
         Not while a response is open: a request with its nonce would be an answer to it, and one with an older nonce is
-        not read. The answer will carry the names.
+        ignored. The answer will carry the names.
         """
         if not self.is_open or subscription.open or subscription.names == subscription.sent_names:
             return []
         return [self._request(subscription, subscription.good_version, b"")]
 
     def answer(self, subscription: Subscription, version: str, error: bytes = b"") -> list[SendUp]:
-        """The answer to the latest response, once: ``version`` is what Envoy has, ``error`` a google.rpc.Status."""
+        """Answer the latest response, once: ``version`` is what Envoy has, ``error`` a google.rpc.Status."""
         if not subscription.open:
             return []
         subscription.open = False

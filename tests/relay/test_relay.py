@@ -102,7 +102,7 @@ def test_envoy_finds_a_relay_that_was_away(at: Stage) -> None:
     assert not at.path.exists()
     poll(lambda: at.plane.streams() == [], what="the end of the stream at the control plane")
     assert at.serves()
-    again = at.relay(memory=memory)
+    again = at.relay(snapshot=memory)
     envoy.belongs_to(again)
     again.wait_accepted(CLUSTER, ENDPOINTS, LISTENER)
     poll(lambda: again.status["state"] == "open", what="the stream again")
@@ -139,7 +139,7 @@ def test_secrets_that_are_not_there_hold_up_nothing_but_what_needs_them(at: Stag
     memory = at.stop(relay)
     at.plane.gone()
     kept = msgspec.structs.replace(memory, types=tuple(one for one in memory.types if one.type_url != SECRET))
-    again = at.relay(memory=kept, withhold_secrets=True)
+    again = at.relay(snapshot=kept, withhold_secrets=True)
     at.envoy(again, 1).wait_live(deadline=10.0)
     assert get(at.ports.probes) == (200, "backend")
     assert get(at.ports.outbound)[0] == 503

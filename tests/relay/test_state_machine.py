@@ -733,7 +733,7 @@ def test_memory_survives_and_gives_a_fresh_envoy_everything_without_a_control_pl
     bench.nack(1, CLUSTER)
     kept = msgspec.msgpack.encode(bench.machine.snapshot())
     memory = msgspec.msgpack.decode(kept, type=RelaySnapshot)
-    bench = Bench(RelayStateMachine(NODE, memory=memory))
+    bench = Bench(RelayStateMachine(NODE, snapshot=memory))
     assert bench.machine.snapshot() == memory
     bench.envoy(1, 5)
     bench.ask(1, CLUSTER)
@@ -758,7 +758,7 @@ def restored(*, accepted: str) -> Bench:
     before.serving()
     before.respond(CLUSTER, accepted)
     before.ack(1, CLUSTER)
-    return Bench(RelayStateMachine(NODE, memory=before.machine.snapshot()))
+    return Bench(RelayStateMachine(NODE, snapshot=before.machine.snapshot()))
 
 
 def test_an_envoy_that_runs_something_else_than_is_remembered_keeps_it_until_the_control_plane_speaks() -> None:
@@ -782,7 +782,7 @@ def test_what_an_envoy_keeps_its_own_for_is_not_tried_on_it() -> None:
     before.serving()
     before.respond(CLUSTER, "v2")
     before.die(1, 0)
-    bench = Bench(RelayStateMachine(NODE, memory=before.machine.snapshot()))
+    bench = Bench(RelayStateMachine(NODE, snapshot=before.machine.snapshot()))
     bench.envoy(1, 0)
     bench.versions[1, CLUSTER] = "newer"
     bench.ask(1, CLUSTER)
@@ -813,7 +813,7 @@ def test_memory_that_cannot_be_read_is_left() -> None:
     bench.serving()
     memory = bench.machine.snapshot()
     torn = msgspec.structs.replace(memory.types[0], accepted=b"\xff", latest=memory.types[1].accepted)
-    bench = Bench(RelayStateMachine(NODE, memory=msgspec.structs.replace(memory, types=(torn, *memory.types[1:]))))
+    bench = Bench(RelayStateMachine(NODE, snapshot=msgspec.structs.replace(memory, types=(torn, *memory.types[1:]))))
     assert [(view.accepted, view.latest) for view in bench.machine.types()] == [("", ""), ("1", "1")]
 
 

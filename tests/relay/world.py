@@ -187,7 +187,7 @@ class World:
                 del self.ends_since_taken[content]
         self.up = None
         self.remembered = set(self.deliveries)
-        self.machine = RelayStateMachine(NODE, memory=memory, withhold_secrets=from_disk)
+        self.machine = RelayStateMachine(NODE, snapshot=memory, withhold_secrets=from_disk)
         for envoy in [one for one in self.envoys if not one.alive]:
             self.envoys.remove(envoy)
         for envoy in self.envoys:
