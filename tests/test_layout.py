@@ -212,3 +212,22 @@ def test_file_names_of_the_work_directory_stand_in_one_module() -> None:
         if names.fullmatch(text)
     }
     assert elsewhere == set()
+
+
+def public_classes() -> dict[str, list[str]]:
+    """The modules of each public class by its name."""
+    modules: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                modules.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    return modules
+
+
+# Names that more than one class has: this table may only shrink.
+SHARED_NAMES = {"Application", "Running", "Source"}
+
+
+def test_public_class_names_are_unique() -> None:
+    shared = {name: paths for name, paths in public_classes().items() if len(paths) > 1 and name not in SHARED_NAMES}
+    assert shared == {}

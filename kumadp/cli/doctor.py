@@ -22,7 +22,7 @@ from kumadp.errors import ExitCode, KumadpError, SettingsError, UsageError, on_o
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from kumadp.doctor.report import DoctorCheck, Finding, Result
+    from kumadp.doctor.report import CheckResult, DoctorCheck, Finding
     from kumadp.doctor.subject import Subject
 
 _COLORS = {"ok": "green", "warning": "yellow", "failed": "red"}
@@ -93,7 +93,7 @@ def _checks(flags: dict[str, object], typed: dict[str, str]) -> list[DoctorCheck
             return DoctorCheck(name, functools.partial(_with, skipped("the settings failed")))
         return DoctorCheck(name, functools.partial(check, subject), deadline)
 
-    async def running(subject: Subject) -> list[Result]:
+    async def running(subject: Subject) -> list[CheckResult]:
         return programs.running(subject)
 
     work_dirs = (Path(subject.settings.work_dir),) if subject is not None and subject.settings.work_dir else ()
@@ -115,7 +115,7 @@ def _checks(flags: dict[str, object], typed: dict[str, str]) -> list[DoctorCheck
     ]
 
 
-async def _with(results: list[Result]) -> list[Result]:
+async def _with(results: list[CheckResult]) -> list[CheckResult]:
     return results
 
 

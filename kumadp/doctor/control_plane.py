@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from kumadp.addresses import address_text, authority, server_name, with_port
 from kumadp.controlplane.bootstrap_http import CERTIFICATE_TRIES
 from kumadp.controlplane.trust import Trust, make_context, read_trust
-from kumadp.doctor.report import Result, failed, ok, skipped, warning
+from kumadp.doctor.report import CheckResult, failed, ok, skipped, warning
 from kumadp.errors import ControlPlaneRefused
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _BAD_SIGNATURE = 7
 _CLOCK_WARNING, _CLOCK_FAILED = 5.0, 60.0
 
 
-async def control_plane(subject: Subject) -> list[Result]:
+async def control_plane(subject: Subject) -> list[CheckResult]:
     """Check each address of the control plane."""
     if subject.mesh is not None:
         return skipped("standalone: no control plane is needed")
@@ -39,7 +39,7 @@ async def control_plane(subject: Subject) -> list[Result]:
         trust, notes = await asyncio.to_thread(read_trust, settings)
     except ControlPlaneRefused as error:
         return failed(error.message, error.hint)
-    results: list[Result] = []
+    results: list[CheckResult] = []
     if not trust.verify:
         results += warning("its certificate is not verified (--skip-verify)", "give its CA with --ca-cert-file")
     for note in notes:
@@ -49,7 +49,7 @@ async def control_plane(subject: Subject) -> list[Result]:
     return results
 
 
-async def _address(url: str, trust: Trust) -> list[Result]:
+async def _address(url: str, trust: Trust) -> list[CheckResult]:
     parts = urlsplit(url)
     host, tls = parts.hostname or "", parts.scheme.lower() == "https"
     port = parts.port or (443 if tls else 80)
@@ -103,7 +103,7 @@ async def _connected(host: str, port: int, trust: Trust | None) -> tuple[asyncio
 
 async def _answer(
     where: str, host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, tls: bool
-) -> list[Result]:
+) -> list[CheckResult]:
     """Send any request: whatever the answer is, it shows that the server speaks HTTP, and holds its time."""
     writer.write(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
     try:
@@ -118,7 +118,7 @@ async def _answer(
     return [*results, *clock(dates[0] if dates else "", time.time())]
 
 
-def clock(date: str, now: float) -> list[Result]:
+def clock(date: str, now: float) -> list[CheckResult]:
     """Check how our clock differs from an HTTP date (RFC 9110, 6.6.1), which has whole seconds."""
     try:
         theirs = email.utils.parsedate_to_datetime(date).timestamp()

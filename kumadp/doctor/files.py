@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.controlplane.token import check_token, claims_of, expires_at, read_token
-from kumadp.doctor.report import Result, failed, ok, skipped, warning
+from kumadp.doctor.report import CheckResult, failed, ok, skipped, warning
 from kumadp.errors import KumadpError
 from kumadp.host.log.secrets import register
 from kumadp.host.state_dir import state_dir_path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SOON = 3600.0
 
 
-async def token(subject: Subject) -> list[Result]:
+async def token(subject: Subject) -> list[CheckResult]:
     """Check the token, its data plane and its expiry; only the control plane can verify its signature."""
     settings = subject.settings
     if subject.mesh is not None:
@@ -40,8 +40,8 @@ async def token(subject: Subject) -> list[Result]:
     return _check_claims(subject, text, time.time())
 
 
-def _check_claims(subject: Subject, text: str, now: float) -> list[Result]:
-    claims, results = claims_of(text), list[Result]()
+def _check_claims(subject: Subject, text: str, now: float) -> list[CheckResult]:
+    claims, results = claims_of(text), list[CheckResult]()
     # Kuma's data plane tokens have the claims Name and Mesh, each empty for any; zone tokens have Zone (Kuma 2.8).
     for key, ours in (("Mesh", subject.mesh_name), ("Name", subject.name)):
         claim = claims.get(key)
@@ -64,14 +64,14 @@ def _check_claims(subject: Subject, text: str, now: float) -> list[Result]:
     return results or ok(f"for {holder or 'any data plane'}, valid {until}")
 
 
-async def modes(subject: Subject) -> list[Result]:
+async def modes(subject: Subject) -> list[CheckResult]:
     """Check that files can be read, and secret ones only by this user."""
     return await asyncio.to_thread(_modes, subject)
 
 
-def _modes(subject: Subject) -> list[Result]:
+def _modes(subject: Subject) -> list[CheckResult]:
     settings = subject.settings
-    results: list[Result] = []
+    results: list[CheckResult] = []
     for path, flag, secret in (
         (settings.token_path, "--dataplane-token-file", True),
         (settings.ca_cert_file, "--ca-cert-file", False),
@@ -88,7 +88,7 @@ def _modes(subject: Subject) -> list[Result]:
     return results or ok("files and directories are as they should be")
 
 
-def _file(path: Path, flag: str, *, secret: bool) -> list[Result]:
+def _file(path: Path, flag: str, *, secret: bool) -> list[CheckResult]:
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -102,7 +102,7 @@ def _file(path: Path, flag: str, *, secret: bool) -> list[Result]:
     return []
 
 
-def _folder(path: Path, setting: str) -> list[Result]:
+def _folder(path: Path, setting: str) -> list[CheckResult]:
     if not path.exists():
         parent = next(parent for parent in path.parents if parent.exists())
         if parent.is_dir() and os.access(parent, os.W_OK):
@@ -116,4 +116,4 @@ def _folder(path: Path, setting: str) -> list[Result]:
         # Nobody else can reach the files in it.
         return []
     open_to_others = [file for file in path.glob("*") if file.is_file() and file.stat().st_mode & 0o077]
-    return [Result("failed", f"{file} can be read by others", f"chmod 600 {file}") for file in open_to_others]
+    return [CheckResult("failed", f"{file} can be read by others", f"chmod 600 {file}") for file in open_to_others]

@@ -18,7 +18,7 @@ from kumadp.dns.coredns.corefile import HEALTH_NAME
 from kumadp.dns.message import REFUSED, code_of, encode_query, is_authoritative, question_of
 from kumadp.dns.resolvconf import DNS_PORT, read
 from kumadp.dns.resolver.exchange import SentQueries, query_tcp, query_udp
-from kumadp.doctor.report import Result, failed, ok, skipped, warning
+from kumadp.doctor.report import CheckResult, failed, ok, skipped, warning
 from kumadp.host.cgroup import OomKills, oom_file
 from kumadp.host.environment import find_container_sign
 from kumadp.host.facts import memory_limit
@@ -53,7 +53,7 @@ _PROGRAM = re.compile(r"^(\w+=[-+!:@]*)\S*/kumadp(?=\s|$)")
 _SYSTEMCTL_TIMEOUT = 3.0
 
 
-async def cgroup(limit: int | None = None, file: Path | None = None) -> list[Result]:
+async def cgroup(limit: int | None = None, file: Path | None = None) -> list[CheckResult]:
     """Check the memory limit, and whether the kernel has killed processes because of it.
 
     ``limit`` in bytes and ``file`` replace those of this process, for tests.
@@ -71,13 +71,13 @@ async def cgroup(limit: int | None = None, file: Path | None = None) -> list[Res
     return results
 
 
-async def resolv_conf(file: Path = Path("/etc/resolv.conf")) -> list[Result]:
+async def resolv_conf(file: Path = Path("/etc/resolv.conf")) -> list[CheckResult]:
     """Check the name servers of this host: whether those that the C library queries answer, whatever the answer is.
 
     An answer of kumadp itself, because its address is in resolv.conf or queries are redirected, does not count.
     """
     conf = await asyncio.to_thread(read, file)
-    notes = [Result("warning", f"{file}: {note}") for note in conf.notes]
+    notes = [CheckResult("warning", f"{file}: {note}") for note in conf.notes]
     queried = conf.servers[:_MAX_SERVERS]
     exchange = query_tcp if conf.use_tcp else query_udp
     faults = dict(zip(queried, await asyncio.gather(*(_fault(server, exchange) for server in queried)), strict=True))
@@ -138,12 +138,12 @@ def _shown(server: Server) -> str:
     return host if port == DNS_PORT else f"[{host}]:{port}"
 
 
-async def process_1(name: str = "") -> list[Result]:
+async def process_1(name: str = "") -> list[CheckResult]:
     """Check that process 1 reaps orphaned processes. ``name`` replaces its name, for tests."""
     return await asyncio.to_thread(_process_1, name)
 
 
-def _process_1(name: str) -> list[Result]:
+def _process_1(name: str) -> list[CheckResult]:
     with contextlib.suppress(psutil.Error):
         name = name or psutil.Process(1).name()
     zombies = 0
@@ -160,15 +160,17 @@ def _process_1(name: str) -> list[Result]:
 
 async def leftovers(
     environ: Mapping[str, str], work_dirs: tuple[Path, ...] = (), temporary: Path | None = None
-) -> list[Result]:
+) -> list[CheckResult]:
     """Check for files and processes that dead runs left in ``work_dirs`` and below /run/kumadp."""
     return await asyncio.to_thread(
         _leftovers, environ, work_dirs, (temporary,) if temporary is not None else temporary_folders(environ)
     )
 
 
-def _leftovers(environ: Mapping[str, str], work_dirs: tuple[Path, ...], temporary: tuple[Path, ...]) -> list[Result]:
-    results: list[Result] = []
+def _leftovers(
+    environ: Mapping[str, str], work_dirs: tuple[Path, ...], temporary: tuple[Path, ...]
+) -> list[CheckResult]:
+    results: list[CheckResult] = []
     for path in sorted(path for folder in temporary for path in folder.glob(PREFIX + "*")):
         if _is_dead(path / LOCK_FILE):
             results += warning(f"{path} was left by a dead run", "the next `kumadp run` removes it")
@@ -210,7 +212,7 @@ async def systemd(
     booted: Path = Path("/run/systemd/system"),
     folder: Path | None = None,
     environ: Mapping[str, str] = os.environ,
-) -> list[Result]:
+) -> list[CheckResult]:
     """Check that the installed units are those of this kumadp, and that systemd has loaded them.
 
     ``instance`` is the instance of the template unit that may be loaded; ``folder`` replaces the shipped units, for
@@ -218,13 +220,13 @@ async def systemd(
     """
     if not await asyncio.to_thread(booted.is_dir):
         return skipped("systemd is not the init system here")
-    results: list[Result] = []
+    results: list[CheckResult] = []
     for unit in UNITS:
         results += await _unit(unit, instance or "doctor", folder, environ)
     return results or skipped(f"neither {' nor '.join(UNITS)} is installed")
 
 
-async def _unit(unit: str, instance: str, folder: Path | None, environ: Mapping[str, str]) -> list[Result]:
+async def _unit(unit: str, instance: str, folder: Path | None, environ: Mapping[str, str]) -> list[CheckResult]:
     # A template is not loaded by itself.
     name = unit.replace("@.", f"@{instance}.")
     try:
@@ -240,7 +242,7 @@ async def _unit(unit: str, instance: str, folder: Path | None, environ: Mapping[
     installed = shows.get("FragmentPath", "")
     if not installed:
         return []
-    results: list[Result] = []
+    results: list[CheckResult] = []
     if shows.get("NeedDaemonReload") == "yes":
         results += warning(f"{unit} has changed on disk", "systemctl daemon-reload")
     if await asyncio.to_thread(_differs, Path(installed), unit, folder):

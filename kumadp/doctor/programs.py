@@ -21,7 +21,7 @@ from kumadp.daemon.ports import (
 )
 from kumadp.daemon.sources import KumaSource, StandaloneSource
 from kumadp.dns.coredns.binary import coredns_version
-from kumadp.doctor.report import Result, failed, ok, warning
+from kumadp.doctor.report import CheckResult, failed, ok, warning
 from kumadp.envoy.argv import envoy_argv
 from kumadp.envoy.binary import find_envoy
 from kumadp.envoy.reload import Plan, check
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _FETCH_TIMEOUT = 5.0
 
 
-async def envoy(subject: Subject) -> list[Result]:
+async def envoy(subject: Subject) -> list[CheckResult]:
     """Check which Envoy would run, and whether a supported Kuma release ships with its version."""
     path = await asyncio.to_thread(find_envoy, subject.settings.binary_path)
     version = (await envoy_version(path, subject.children_environment)).version
@@ -54,7 +54,7 @@ async def envoy(subject: Subject) -> list[Result]:
     return ok(f"{version} at {path}")
 
 
-async def coredns(subject: Subject) -> list[Result]:
+async def coredns(subject: Subject) -> list[CheckResult]:
     """Check which CoreDNS would run, or that the embedded resolver is used."""
     settings = subject.settings
     if plan_dns(settings, None) is None:
@@ -79,7 +79,7 @@ def _probes(subject: Subject) -> ProbesPlan | None:
     return plan_probes(subject.settings, spec if isinstance(spec, Dataplane) else None, subject.environ)[0]
 
 
-async def ports(subject: Subject) -> list[Result]:
+async def ports(subject: Subject) -> list[CheckResult]:
     """Check that all ports are free, or held by the running kumadp."""
     dns = plan_dns(subject.settings, await asyncio.to_thread(chosen_coredns, subject.settings), subject.transparent)
     own, others = _addresses(subject, dns)
@@ -87,13 +87,15 @@ async def ports(subject: Subject) -> list[Result]:
     try:
         await check_ports([*own, *others], held_by=subject.pids)
     except PortsTaken as error:
-        return [Result("failed", problem.message, f"{problem.hint} ({problem.path})") for problem in error.problems]
+        return [
+            CheckResult("failed", problem.message, f"{problem.hint} ({problem.path})") for problem in error.problems
+        ]
     numbers = sorted({address.port for address in (*own, *others) if address.port})
     shown = ", ".join(map(str, numbers))
     return ok(f"held by the running kumadp, or free: {shown}" if subject.pids else f"free: {shown}")
 
 
-async def bootstrap(subject: Subject) -> list[Result]:
+async def bootstrap(subject: Subject) -> list[CheckResult]:
     """Check that the guard and Envoy (`--mode validate`) accept the bootstrap, prepared as by `run`.
 
     Fetching it from a control plane registers nothing: Kuma stores a Dataplane when its stream opens.
@@ -107,7 +109,7 @@ async def bootstrap(subject: Subject) -> list[Result]:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-async def _bootstrap(subject: Subject, folder: str) -> list[Result]:
+async def _bootstrap(subject: Subject, folder: str) -> list[CheckResult]:
     settings = subject.settings
     binary = await asyncio.to_thread(find_envoy, settings.binary_path)
     version = await envoy_version(binary, subject.children_environment)
@@ -156,12 +158,12 @@ async def _bootstrap(subject: Subject, folder: str) -> list[Result]:
         await asyncio.to_thread(work.close)
 
 
-def running(subject: Subject) -> list[Result]:
+def running(subject: Subject) -> list[CheckResult]:
     """Check the status of the running data plane."""
     status = subject.status
     if not status:
-        return [Result("skipped", "no kumadp of this name runs here")]
-    results: list[Result] = []
+        return [CheckResult("skipped", "no kumadp of this name runs here")]
+    results: list[CheckResult] = []
     groups: tuple[tuple[CheckState, list[str]], ...] = (
         ("failed", [] if status["ready"] else [f"not ready: {why}" for why in status["reasons"] or [status["phase"]]]),
         ("failed", [f"{part} failed permanently: {reason}" for part, reason in status["fatal"].items()]),
@@ -169,7 +171,7 @@ def running(subject: Subject) -> list[Result]:
         ("warning", [f"{why}: a restart is required" for why in status.get("restart_required", ())]),
     )
     for state, texts in groups:
-        results += [Result(state, text, "for details: kumadp status") for text in texts]
+        results += [CheckResult(state, text, "for details: kumadp status") for text in texts]
     for name, child in status["children"].items():
         if child["restarts"]:
             results += warning(f"{name} was restarted {child['restarts']} times, last exit: {child['last_exit']}")

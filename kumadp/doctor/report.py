@@ -33,12 +33,12 @@ class DoctorCheck:
     """A check with its name; ``run`` returns its results, ``deadline`` is in seconds."""
 
     name: str
-    run: Callable[[], Awaitable[list[Result]]]
+    run: Callable[[], Awaitable[list[CheckResult]]]
     deadline: float = DEADLINE
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class CheckResult:
     """One result of a check; a check may have several."""
 
     state: CheckState
@@ -46,32 +46,34 @@ class Result:
     hint: str = ""
 
 
-def ok(text: str) -> list[Result]:
+def ok(text: str) -> list[CheckResult]:
     """Return the result of a check that found nothing wrong."""
-    return [Result("ok", text)]
+    return [CheckResult("ok", text)]
 
 
-def warning(text: str, hint: str = "") -> list[Result]:
+def warning(text: str, hint: str = "") -> list[CheckResult]:
     """Return the result of a check that found something that works but needs attention."""
-    return [Result("warning", text, hint)]
+    return [CheckResult("warning", text, hint)]
 
 
-def failed(text: str, hint: str = "") -> list[Result]:
+def failed(text: str, hint: str = "") -> list[CheckResult]:
     """Return the result of a check that found something that does not work, or would not."""
-    return [Result("failed", text, hint)]
+    return [CheckResult("failed", text, hint)]
 
 
-def skipped(text: str) -> list[Result]:
+def skipped(text: str) -> list[CheckResult]:
     """Return the result of a check that does not apply, with the reason."""
-    return [Result("skipped", text)]
+    return [CheckResult("skipped", text)]
 
 
-def failed_with(error: KumadpError) -> list[Result]:
+def failed_with(error: KumadpError) -> list[CheckResult]:
     """Return a failure with which `run` would exit, one result for each of its problems."""
     problems: Sequence[Problem] = getattr(error, "problems", ())
     if problems:
         return [
-            Result("failed", f"{problem.path}: {problem.message}" if problem.path else problem.message, problem.hint)
+            CheckResult(
+                "failed", f"{problem.path}: {problem.message}" if problem.path else problem.message, problem.hint
+            )
             for problem in problems
         ]
     return failed(error.message, error.hint)
@@ -90,7 +92,7 @@ async def run_checks(checks: Sequence[DoctorCheck]) -> list[Finding]:
     ]
 
 
-async def _run(check: DoctorCheck) -> list[Result]:
+async def _run(check: DoctorCheck) -> list[CheckResult]:
     try:
         async with asyncio.timeout(check.deadline):
             return await check.run()

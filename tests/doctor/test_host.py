@@ -28,10 +28,10 @@ from tests.support.ports import free_port, free_ports
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from kumadp.doctor.report import Result
+    from kumadp.doctor.report import CheckResult
 
 
-def look(work: Coroutine[object, object, list[Result]]) -> list[tuple[str, str]]:
+def look(work: Coroutine[object, object, list[CheckResult]]) -> list[tuple[str, str]]:
     return [(result.state, result.text) for result in asyncio.run(work)]
 
 

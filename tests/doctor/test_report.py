@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import asyncio
 
-from kumadp.doctor.report import DoctorCheck, Result, ok, run_checks, warning
+from kumadp.doctor.report import CheckResult, DoctorCheck, ok, run_checks, warning
 from kumadp.errors import Problem, SettingsError, WorkDirError
 from kumadp.host.log.secrets import register
 
 
-async def hangs() -> list[Result]:
+async def hangs() -> list[CheckResult]:
     await asyncio.Event().wait()
     return []
 
 
-async def broken() -> list[Result]:
+async def broken() -> list[CheckResult]:
     raise ValueError("oops")
 
 
-async def refused() -> list[Result]:
+async def refused() -> list[CheckResult]:
     raise SettingsError([Problem("--a", "is wrong", "write b"), Problem("--c", "too")])
 
 
-async def unusable() -> list[Result]:
+async def unusable() -> list[CheckResult]:
     raise WorkDirError("/x is taken", "choose another")
 
 
-async def leaks() -> list[Result]:
+async def leaks() -> list[CheckResult]:
     register("a-secret-of-some-length")
     return [*ok("a-secret-of-some-length\x1b[31m"), *warning("second")]
 
