@@ -128,7 +128,7 @@ def choose(accept: str, named: Iterable[Format]) -> Format:
     return best if accepts_open or not best.is_open else Format.TEXT
 
 
-class Converter:
+class FormatConverter:
     """Converts the pieces of one source from format ``source`` to ``target``, with names escaped by ``escaping``."""
 
     def __init__(self, source: Format, target: Format, escaping: str = ALLOW) -> None:

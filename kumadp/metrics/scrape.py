@@ -24,7 +24,7 @@ from kumadp.exposition.reader import (
     TooManyFamilies,
 )
 from kumadp.metrics.bounds import with_go_bounds
-from kumadp.metrics.formats import END, Converter, Format
+from kumadp.metrics.formats import END, Format, FormatConverter
 from kumadp.metrics.sources import SourceFailed, open_source
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class PieceSink(Protocol):
         """Accept a piece; return False if it was dropped."""
 
 
-class Output:
+class ExpositionWriter:
     """Writes pieces, with the comments of a family once before its first sample; ``write`` sends bytes."""
 
     def __init__(self, write: Callable[[bytes], Awaitable[object]], *, compress: bool) -> None:
@@ -255,12 +255,14 @@ class Output:
             await self._write(self._compressor.flush())
 
 
-async def write_buffered(sources: list[BufferedSource], output: Output, form: Format, escaping: str = ALLOW) -> None:
+async def write_buffered(
+    sources: list[BufferedSource], output: ExpositionWriter, form: Format, escaping: str = ALLOW
+) -> None:
     """Write the families of all sources, grouped by name; each piece is converted just before it is written."""
-    groups: dict[bytes, list[tuple[BufferedSource, Converter, Piece]]] = {}
+    groups: dict[bytes, list[tuple[BufferedSource, FormatConverter, Piece]]] = {}
     count = 0
     for source in sources:
-        converter = Converter(source.format, form, escaping)
+        converter = FormatConverter(source.format, form, escaping)
         for piece in source.pieces:
             groups.setdefault(converter.family_of(piece.family).name, []).append((source, converter, piece))
             count += 1

@@ -21,15 +21,22 @@ from kumadp.metrics.clusters import ClusterMerger
 from kumadp.metrics.formats import (
     CONTENT_TYPES,
     TEXT_TYPE,
-    Converter,
     Format,
+    FormatConverter,
     accept_for_sources,
     choose,
     escaping_of,
 )
 from kumadp.metrics.labels import Labels
 from kumadp.metrics.profiles import Selection, SelectionSpec
-from kumadp.metrics.scrape import BufferedSource, Output, SourceResult, StreamedSource, write_buffered, write_results
+from kumadp.metrics.scrape import (
+    BufferedSource,
+    ExpositionWriter,
+    SourceResult,
+    StreamedSource,
+    write_buffered,
+    write_results,
+)
 from kumadp.metrics.sources import ScrapeTarget
 
 if TYPE_CHECKING:
@@ -136,7 +143,7 @@ class MetricsServer:
             await asyncio.gather(*tasks)
             buffered[0].pieces = await self._own()
             for source in buffered:
-                converter = Converter(source.format, Format.TEXT)
+                converter = FormatConverter(source.format, Format.TEXT)
                 for piece in source.pieces:
                     yield source.target.name, source.finish(converter.convert(piece))
                     await asyncio.sleep(0)
@@ -195,7 +202,7 @@ class MetricsServer:
                 if compress:
                     response.headers["content-encoding"] = "gzip"
                 await response.prepare(request)
-                output = Output(response.write, compress=compress)
+                output = ExpositionWriter(response.write, compress=compress)
                 async for piece in pieces:
                     await output.put(piece)
             await asyncio.gather(*tasks)

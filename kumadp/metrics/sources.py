@@ -47,7 +47,7 @@ class SourceResponse:
 
     def __init__(self, response: ClientResponse, form: Format, limit: int) -> None:
         self.format = form
-        self._answer = response
+        self._response = response
         self._limit = limit
         encoding = response.headers.get("content-encoding", "").strip().lower()
         self._gunzip = _Gunzip() if encoding in {"gzip", "x-gzip"} else None
@@ -60,7 +60,7 @@ class SourceResponse:
 
         size = 0
         try:
-            async for part in self._answer.content.iter_any():
+            async for part in self._response.content.iter_any():
                 for piece in self._gunzip.decompress(part) if self._gunzip is not None else (part,):
                     size += len(piece)
                     if self._limit and size > self._limit:

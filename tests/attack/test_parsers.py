@@ -13,7 +13,7 @@ from kumadp.exposition.reader import MAX_FAMILIES
 from kumadp.metrics import scrape
 from kumadp.metrics.formats import Format
 from kumadp.metrics.labels import Labels
-from kumadp.metrics.scrape import BufferedSource, Output, write_buffered
+from kumadp.metrics.scrape import BufferedSource, ExpositionWriter, write_buffered
 from kumadp.metrics.sources import ScrapeTarget
 from tests.metrics.test_server import APP, ENVOY, at
 from tests.support.expositions import Exposition, collecting, exposed
@@ -86,7 +86,7 @@ async def scraped(monkeypatch: pytest.MonkeyPatch, body: bytes) -> tuple[Buffere
     other = BufferedSource(ScrapeTarget("app", "", limit=16 << 20), Labels({"mesh": "default"}), {}, rewritten=True)
     turns = Turns()
     await other.read(asyncio.get_running_loop().time() + 60, asyncio.Event())
-    await write_buffered([other], Output(write, compress=False), Format.TEXT, "underscores")
+    await write_buffered([other], ExpositionWriter(write, compress=False), Format.TEXT, "underscores")
     return other, written, turns.end()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kumadp.exposition.reader import ExpositionReader
-from kumadp.metrics.formats import Converter, Format, accept_for_sources, escaping_of
+from kumadp.metrics.formats import Format, FormatConverter, accept_for_sources, escaping_of
 from tests.metrics.test_server import ENVOY, at
 from tests.support.expositions import Exposition, check, collecting, exposed
 
@@ -24,7 +24,7 @@ def test_a_quoted_family_is_a_single_family() -> None:
 """
     pieces = list(ExpositionReader(checks=True).feed(text))
     assert {(piece.family.name, piece.family.kind) for piece in pieces} == {(b'"h.x"', b"histogram")}
-    (first,) = (Converter(Format.TEXT, Format.TEXT, "underscores").convert(piece) for piece in pieces)
+    (first,) = (FormatConverter(Format.TEXT, Format.TEXT, "underscores").convert(piece) for piece in pieces)
     assert first.family.header() + first.samples == (
         b'# TYPE h_x histogram\nh_x_bucket{le="1"} 1\nh_x_bucket{le="+Inf"} 2\nh_x_sum 1.5\nh_x_count 2\n'
     )

@@ -36,7 +36,7 @@ from kumadp.exposition.reader import (
 from kumadp.host.net.tls import read_anchors
 from kumadp.metrics.bounds import with_go_bounds
 from kumadp.metrics.clusters import ClusterMerger
-from kumadp.metrics.formats import Converter, Format, accept_for_sources, choose
+from kumadp.metrics.formats import Format, FormatConverter, accept_for_sources, choose
 from kumadp.metrics.labels import Labels
 from kumadp.metrics.profiles import Selection, SelectionSpec
 from kumadp.otel import environment
@@ -100,7 +100,7 @@ def _bytes(make: Callable[[int], str]) -> Callable[[int], bytes]:
 
 def _expose(data: bytes) -> None:
     reader = ExpositionReader(checks=True)
-    converter = Converter(Format.OPENMETRICS_1, Format.TEXT, "underscores")
+    converter = FormatConverter(Format.OPENMETRICS_1, Format.TEXT, "underscores")
     labels = Labels({"mesh": "default"})
     pieces = samples = 0
     for at in range(0, len(data), 1 << 14):
