@@ -70,3 +70,13 @@ def test_exit_codes_that_a_restart_cannot_fix_prevent_it(name: str) -> None:
         ExitCode.SETTINGS,
     }
     assert {ExitCode(int(code)) for code in match[1].split()} == expected
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_documentation_is_what_the_package_installs(name: str) -> None:
+    paths = re.findall(r"file:/usr/share/doc/kumadp/(\S+)", (FOLDER / name).read_text())
+    installed = re.search(r"^for file in (.*); do$", (FOLDER.parent / ".ci" / "build-deb").read_text(), re.MULTILINE)
+    assert installed is not None
+    assert paths
+    assert set(paths) <= set(installed[1].split())
+    assert all((FOLDER.parent / path).is_file() for path in installed[1].split())
