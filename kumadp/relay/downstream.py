@@ -1,4 +1,4 @@
-"""Envoy's side: discovery streams on a Unix socket, each with one writer and at most one waiting message a type."""
+"""Discovery streams of Envoys on a Unix socket, each with one writer and at most one queued message per type."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 
 class DownstreamListener(Protocol):
-    """Who owns the streams."""
+    """The owner of the streams."""
 
     def down_opened(self, stream: int, epoch: int) -> None:
-        """An Envoy opened a stream."""
+        """An Envoy has opened a stream."""
 
     def down_message(self, stream: int, data: bytes) -> None:
-        """A request came."""
+        """A request was received."""
 
     def down_closed(self, stream: int) -> None:
-        """A stream is over."""
+        """A stream has ended."""
 
 
 class _PendingResponses:
-    """What waits to be sent on one stream: the newest message of each type, in the order the types came."""
+    """Responses queued on one stream: the newest one of each type, in the order in which the types were queued."""
 
     def __init__(self) -> None:
         self._messages: dict[str, tuple[bytes, bytes]] = {}
@@ -46,7 +46,7 @@ class _PendingResponses:
 
 
 class Downstream:
-    """The ADS streams of all living Envoys."""
+    """The ADS streams of all running Envoys."""
 
     def __init__(self, listener: DownstreamListener, epoch_of: Callable[[int], int]) -> None:
         self._listener = listener
@@ -79,5 +79,5 @@ async def _write(call: Call, pending: _PendingResponses) -> None:
         while True:
             data, more = await pending.take()
             await call.send(data, more=more)
-            # Not to be held until the next one comes.
+            # Free it before the next one is queued.
             del data

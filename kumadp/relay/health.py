@@ -1,7 +1,7 @@
 """Envoy's health stream (HDS), passed through as bytes, with the reports of an Envoy held back when they would harm.
 
-The control plane acts on reports alone: silence is harmless, two Envoys that contradict each other take the inbound
-in and out (seen with Kuma 2.13.5).
+The control plane acts on reports alone: silence is harmless, but two Envoys that contradict each other make the inbound
+alternate between ready and not ready (seen with Kuma 2.13.5).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 HDS = "/envoy.service.health.v3.HealthDiscoveryService/StreamHealthCheck"
-# Before a health stream that broke alone, its connection being whole, is opened again, in seconds.
-AGAIN = 1.0
-# Bytes of what the control plane sends: a check for each inbound. A larger message ends the stream.
+# Before a health stream that broke on an intact connection is opened again, in seconds.
+REOPEN_AFTER = 1.0
+# Largest message of the control plane in bytes: a check for each inbound. A larger one ends the stream.
 LARGEST_SPECIFIER = 16 << 20
 
 
@@ -41,7 +41,7 @@ class _Newest:
 
 
 class HealthRelay:
-    """The health streams of all living Envoys. ``hold`` keeps every report back while one Envoy replaces another."""
+    """The health streams of all running Envoys. ``hold`` holds every report back while one Envoy replaces another."""
 
     def __init__(
         self,
@@ -58,7 +58,8 @@ class HealthRelay:
     async def serve(self, call: Call, pid: int) -> None:
         """Serve one stream of the process ``pid`` until it, or the control plane, ends it.
 
-        While there is no control plane the stream is kept: the next connection begins with Envoy's first message.
+        While the control plane is unreachable the stream stays open: the next connection begins with Envoy's first
+        message.
         """
         epoch = self._epoch_of(pid)
         first = await call.receive()
@@ -78,20 +79,20 @@ class HealthRelay:
             await asyncio.wait({passing, reading})
 
     async def _read(self, call: Call, epoch: int, reports: _Newest) -> None:
-        came_up = self.hold
+        first_after_hold = self.hold
         with contextlib.suppress(StreamEnded):
             while True:
                 report = await call.receive()
                 if self.hold:
                     continue
-                if came_up:
-                    # It may tell of a check from before this Envoy was LIVE, which would take it out of the mesh.
-                    came_up = False
+                if first_after_hold:
+                    # It may report a check from before this Envoy was LIVE, which would take it out of the mesh.
+                    first_after_hold = False
                 elif epoch == max(self._epochs):
                     reports.put(report)
 
     async def _pass_down(self, call: Call, first: bytes, reports: _Newest) -> StreamEnded:
-        """Bring what the control plane says to Envoy; how the control plane ended it."""
+        """Pass messages of the control plane to Envoy; return how the control plane ended the stream."""
         while True:
             up = await self._open_call(HDS)
             writer = asyncio.create_task(_write(up, first, reports), name="relay health writer")
@@ -104,7 +105,7 @@ class HealthRelay:
             finally:
                 writer.cancel()
                 up.close()
-            await asyncio.sleep(AGAIN)
+            await asyncio.sleep(REOPEN_AFTER)
 
 
 async def _write(up: Call, first: bytes, reports: _Newest) -> None:

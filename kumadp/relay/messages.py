@@ -40,7 +40,7 @@ class Request:
     error: bytes = b""
 
     def encode(self) -> bytes:
-        """The message; an empty ``node`` or ``error`` is left out."""
+        """Encode the message; an empty ``node`` or ``error`` is omitted."""
         return b"".join(
             (
                 field_text(1, self.version),
@@ -54,7 +54,7 @@ class Request:
 
     @classmethod
     def parse(cls, data: bytes) -> Request:
-        """The outer fields; a request without a type is refused, since one stream carries all types (ADS)."""
+        """Parse the outer fields; a request without a type is rejected, since one stream carries all types (ADS)."""
         version = type_url = nonce = ""
         node = error = b""
         rejected = False
@@ -80,7 +80,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What a response is, without its resources."""
+    """A response without its resources."""
 
     type_url: str
     version: str
@@ -89,7 +89,7 @@ class Outline:
 
 @dataclass(frozen=True)
 class Response:
-    """A DiscoveryResponse; ``raw`` is the message as it came, and is what is passed on."""
+    """A DiscoveryResponse; ``raw`` is the message as received, which is passed on unchanged."""
 
     type_url: str
     version: str
@@ -98,7 +98,7 @@ class Response:
 
     @classmethod
     def parse(cls, data: bytes) -> Response:
-        """The outer fields; a response without a type is refused."""
+        """Parse the outer fields; a response without a type is rejected."""
         version = type_url = nonce = ""
         for number, start, end in fields(data):
             if number == 2:
@@ -115,13 +115,13 @@ class Response:
 
     @property
     def resources(self) -> tuple[bytes, ...]:
-        """Each resource as its raw google.protobuf.Any, in the order they came."""
+        """Each resource as a raw google.protobuf.Any, in the order of the message."""
         return tuple(self.raw[start:end] for number, start, end in fields(self.raw) if number == 2)
 
     @cached_property
     def digest(self) -> bytes:
-        """What the resources are, whatever their order: control planes shuffle them and renew versions at will."""
-        # Two of the same count once: it is a set. Sorted digests, so that nothing large is sorted.
+        """A digest of the set of resources: control planes shuffle them and renew versions of equal content."""
+        # Digests are sorted, not the resources, which can be large.
         view = memoryview(self.raw)
         return _hash(
             b"".join(sorted({_hash(view[start:end]) for number, start, end in fields(self.raw) if number == 2}))
@@ -129,7 +129,7 @@ class Response:
 
     @cached_property
     def names(self) -> frozenset[str] | None:
-        """The resources' names, field 1 in every kind that Envoy subscribes to by name; None when one has none."""
+        """The resources' names, field 1 in every type that Envoy subscribes to by name; None if one has no name."""
         try:
             return frozenset(_name(resource) for resource in self.resources)
         except BadMessage:
@@ -137,7 +137,7 @@ class Response:
 
 
 def encode_response(type_url: str, version: str, resources: Iterable[bytes], nonce: str = "") -> bytes:
-    """A DiscoveryResponse of resources that are raw google.protobuf.Any messages."""
+    """Encode a DiscoveryResponse of resources that are raw google.protobuf.Any messages."""
     return b"".join(
         (
             field_text(1, version),
@@ -149,12 +149,12 @@ def encode_response(type_url: str, version: str, resources: Iterable[bytes], non
 
 
 def encode_nonce(nonce: str) -> bytes:
-    """What sets the nonce of a response, appended to it: the last one of a scalar field counts."""
+    """Encode a nonce to be appended to a response, whose own it replaces: the last value of a scalar field counts."""
     return field_bytes(5, nonce.encode())
 
 
 def outline(head: bytes, tail: bytes) -> Outline:
-    """Type, version and nonce of a response by its first and last bytes; raises BadMessage.
+    """Find type, version and nonce of a response in its first and last bytes; raises BadMessage.
 
     Every encoder writes fields by their number: the version before the resources, type and nonce after them.
     """
@@ -164,29 +164,29 @@ def outline(head: bytes, tail: bytes) -> Outline:
             version = next((text(head, start, end) for number, start, end in fields(head) if number == 1), "")
     at = tail.rfind(_TYPE)
     while at >= 0:
-        # Resources may hold what looks like it: what follows is a type and a nonce to the very end, or it is not it.
+        # Resources can hold the same byte: it is the tag only if type and nonce follow, up to the very end.
         with contextlib.suppress(BadMessage):
-            found = {number: (start, end) for number, start, end in fields(tail, at)}
-            type_url = text(tail, *found[4])
-            # 6 is the control plane's own name.
-            if found.keys() <= {4, 5, 6} and type_url.startswith(TYPES):
-                return Outline(type_url, version, text(tail, *found[5]) if 5 in found else "")
+            trailing = {number: (start, end) for number, start, end in fields(tail, at)}
+            type_url = text(tail, *trailing[4])
+            # 6 is the identifier of the control plane.
+            if trailing.keys() <= {4, 5, 6} and type_url.startswith(TYPES):
+                return Outline(type_url, version, text(tail, *trailing[5]) if 5 in trailing else "")
         at = tail.rfind(_TYPE, 0, at)
     raise BadMessage("its type is not at its end")
 
 
 def encode_status(code: int, message: str) -> bytes:
-    """A google.rpc.Status; codes as in gRPC."""
+    """Encode a google.rpc.Status; codes as in gRPC."""
     return field_varint(1, code) + field_text(2, message)
 
 
 def status_message(status: bytes) -> str:
-    """The text of a google.rpc.Status, ``no reason given`` when there is none that can be read."""
+    """Return the text of a google.rpc.Status, ``no reason given`` if there is no readable one."""
     try:
-        found = [text(status, start, end) for number, start, end in fields(status) if number == 2]
+        messages = [text(status, start, end) for number, start, end in fields(status) if number == 2]
     except BadMessage:
-        found = []
-    return next((message for message in reversed(found) if message), "no reason given")
+        messages = []
+    return next((message for message in reversed(messages) if message), "no reason given")
 
 
 UNKNOWN = encode_status(2, "")

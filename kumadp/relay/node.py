@@ -13,9 +13,9 @@ from kumadp.relay.protobuf import field_bytes, field_double, field_text, field_v
 
 
 def encode_node(node: Mapping[str, Any]) -> bytes:
-    """An ``envoy.config.core.v3.Node``: id, cluster, metadata, locality, user agent and client features.
+    """Encode an ``envoy.config.core.v3.Node``: id, cluster, metadata, locality, user agent and client features.
 
-    Map keys are sorted, so that equal nodes are equal bytes. Raises ValueError when a field has another shape.
+    Map keys are sorted, so that equal nodes are equal bytes. Raises ValueError if a field has the wrong type.
     """
     metadata = _get(node, "metadata", Mapping)
     locality = _get(node, "locality", Mapping)
@@ -48,7 +48,7 @@ def _build_version(version: Mapping[str, Any]) -> bytes:
 
 
 def _struct(value: Mapping[str, Any]) -> bytes:
-    """A google.protobuf.Struct; order of keys as its deterministic form has it."""
+    """Encode a google.protobuf.Struct, its keys in the order of the deterministic form."""
     return b"".join(
         field_bytes(1, field_text(1, str(key)) + field_bytes(2, _value(item)))
         for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))
@@ -56,7 +56,7 @@ def _struct(value: Mapping[str, Any]) -> bytes:
 
 
 def _value(value: object) -> bytes:
-    """A google.protobuf.Value. All numbers are doubles there."""
+    """Encode a google.protobuf.Value, in which all numbers are doubles."""
     if value is None:
         return varint(1 << 3) + varint(0)
     if isinstance(value, bool):
@@ -67,7 +67,7 @@ def _value(value: object) -> bytes:
         return field_bytes(5, _struct(value))
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray):
         return field_bytes(6, b"".join(field_bytes(1, _value(item)) for item in value))
-    # A date, which YAML knows and JSON does not.
+    # A date, which YAML has and JSON has not.
     return field_bytes(3, str(value).encode())
 
 

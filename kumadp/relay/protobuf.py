@@ -1,4 +1,4 @@
-"""The protobuf wire format, as far as the relay needs it: fields of one message, read and written as bytes.
+"""The part of the protobuf wire format that the relay needs: fields of one message, read and written as bytes.
 
 Encoding: https://protobuf.dev/programming-guides/encoding/. Resources stay opaque, so no protobuf runtime is needed.
 """
@@ -15,13 +15,13 @@ VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
 
 class BadMessage(ValueError):
-    """Bytes that are no discovery message; the text says what is wrong, never what is in them."""
+    """Bytes that are not a discovery message; the text names the fault and never quotes the bytes."""
 
 
 def fields(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each length-delimited field in ``data[start:end]``; scalars are skipped.
+    """Yield number, start and end of each length-delimited field in ``data[start:end]``; scalars are skipped.
 
-    Raises BadMessage. Every field the relay reads is length-delimited (strings, messages).
+    Every field that the relay reads is length-delimited (strings, messages). Raises BadMessage.
     """
     at = start
     end = len(data) if end is None else end
@@ -56,7 +56,7 @@ def fields(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tupl
 
 
 def text(data: bytes, start: int, end: int) -> str:
-    """A string field; raises BadMessage when it is not UTF-8."""
+    """Decode a string field; raises BadMessage if it is not UTF-8."""
     try:
         return data[start:end].decode()
     except UnicodeDecodeError:
@@ -64,7 +64,7 @@ def text(data: bytes, start: int, end: int) -> str:
 
 
 def varint(value: int) -> bytes:
-    """A number as a varint; negative ones as 64-bit two's complement, as ``int32`` and ``int64`` are written."""
+    """Encode a number as a varint; negative ones as 64-bit two's complement, like ``int32`` and ``int64``."""
     value &= 0xFFFF_FFFF_FFFF_FFFF
     out = bytearray()
     while value > 0x7F:
@@ -75,22 +75,22 @@ def varint(value: int) -> bytes:
 
 
 def field_bytes(number: int, value: bytes) -> bytes:
-    """A length-delimited field, also when it is empty."""
+    """Encode a length-delimited field, also if it is empty."""
     return varint(number << 3 | LENGTH) + varint(len(value)) + value
 
 
 def field_text(number: int, value: str) -> bytes:
-    """A string field; nothing when it is empty, the default of proto3."""
+    """Encode a string field; an empty one, the default of proto3, is omitted."""
     return field_bytes(number, value.encode()) if value else b""
 
 
 def field_varint(number: int, value: int) -> bytes:
-    """A number, bool or enum field; nothing when it is 0, the default of proto3."""
+    """Encode a number, bool or enum field; 0, the default of proto3, is omitted."""
     return varint(number << 3 | VARINT) + varint(value) if value else b""
 
 
 def field_double(number: int, value: float) -> bytes:
-    """A double field, also when it is 0."""
+    """Encode a double field, also if it is 0."""
     return varint(number << 3 | FIXED64) + struct.pack("<d", value)
 
 

@@ -1,6 +1,6 @@
 """The relay as a component: the state machine, the stream to the control plane, the streams of the Envoys.
 
-Everything runs on the event loop; the machine decides, this does. Imported late: grpclib costs 40 ms and 2 MB.
+Everything runs on the event loop; the state machine decides, this executes. Imported late: it takes 40 ms and 2 MB.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.relay")
 
-# How long the stream is kept without an Envoy, in seconds: as long as Kuma itself waits before it deregisters.
+# How long the stream stays open without an Envoy, in seconds: as long as Kuma itself waits before it deregisters.
 HOLD = 10.0
-# How long the control plane may leave a first subscription unanswered, in seconds, before that is told.
+# How long the control plane may leave a first subscription unanswered, in seconds, before a warning is logged.
 SILENCE = 15.0
-# From this size on, in bytes, a response is taken apart in a thread: digests cost 3 ms a megabyte.
+# From this size on, in bytes, a response is parsed in a thread: digests cost 3 ms per megabyte.
 LARGE = 256 << 10
-# Seconds after a large response, or after its answer, until what it took is given back to the kernel.
-GIVE_BACK_AFTER = 2.0
+# Seconds after a large response, or after its answer, until freed memory is returned to the kernel.
+TRIM_AFTER = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +99,11 @@ class Relay:
             largest=options.largest,
         )
         self._largest = options.largest
-        self._had_large = False
+        self._large_seen = False
         self._downstream = Downstream(self, self._epoch)
         self._health = HealthRelay(self._upstream.call, self._epoch, min(options.largest, LARGEST_SPECIFIER))
         self._throttle = Throttle()
-        self._moved = asyncio.Event()
+        self._updated = asyncio.Event()
         self._epochs: dict[int, int] = {}
         self._unanswered: dict[str, float] = {}
         self._changed_at: dict[str, float] = {}
@@ -127,64 +127,64 @@ class Relay:
             with contextlib.suppress(OSError):
                 self._path.unlink()
 
-    # What the daemon reports.
+    # Events that the daemon reports.
 
     def envoy_started(self, epoch: int, pid: int) -> None:
-        """An Envoy process runs: its streams count for ``epoch``, and the stream to the control plane is wanted."""
+        """An Envoy process runs: its streams belong to ``epoch``, and the stream to the control plane is needed."""
         self._epochs[pid] = epoch
         self._cancel("hold")
         self._upstream.reopen()
 
     def envoy_live(self, epoch: int) -> None:
         """An Envoy is LIVE."""
-        self._do(self._machine.envoy_live(epoch, now=self._clock()))
+        self._execute(self._machine.envoy_live(epoch, now=self._clock()))
 
     def envoy_ended(self, epoch: int, *, expected: bool) -> None:
-        """An Envoy process has ended. Without any for 10 s the stream is closed, so that the mesh forgets us."""
-        self._epochs = {pid: known for pid, known in self._epochs.items() if known != epoch}
-        self._do(self._machine.envoy_ended(epoch, expected=expected))
+        """An Envoy process has exited. After 10 s without any the stream is closed, so that the mesh forgets us."""
+        self._epochs = {pid: other for pid, other in self._epochs.items() if other != epoch}
+        self._execute(self._machine.envoy_ended(epoch, expected=expected))
         if not self._epochs:
-            self._later("hold", HOLD, lambda: self._upstream.close(f"no Envoy has run for {HOLD:.0f} s"))
+            self._schedule("hold", HOLD, lambda: self._upstream.close(f"no Envoy has run for {HOLD:.0f} s"))
 
     def hold_health(self, hold: bool) -> None:
         """Hold back every health report, while one Envoy takes over from another."""
         self._health.hold = hold
 
-    def restore(self, memory: RelaySnapshot) -> None:
-        """Begin with what an earlier run left, unless the control plane has given something."""
-        self._do(self._machine.restore(memory))
+    def restore(self, snapshot: RelaySnapshot) -> None:
+        """Serve the memory of a previous run, unless the control plane has sent a response."""
+        self._execute(self._machine.restore(snapshot))
 
     def close_upstream(self, reason: str) -> None:
-        """End the stream to the control plane, and stay without."""
+        """Close the stream to the control plane until `reopen_upstream`."""
         self._upstream.close(reason)
 
     def reopen_upstream(self) -> None:
-        """Have a stream to the control plane again."""
+        """Open a stream to the control plane again."""
         self._upstream.reopen()
 
-    # What others may know.
+    # Queries.
 
     def snapshot(self) -> RelaySnapshot:
-        """What a new relay needs to go on. It may hold keys: never to disk as it is."""
+        """Return the memory for a new relay. It can hold private keys: it must not be written to disk as it is."""
         return self._machine.snapshot()
 
     async def until_supplied(self) -> None:
-        """Return once an Envoy that starts now would be given at once all that those there are have asked for."""
+        """Return once an Envoy that starts now would be given at once all that the present ones have requested."""
         while not self._machine.supplied:
-            await self._moved.wait()
+            await self._updated.wait()
 
     @property
     def facts(self) -> UpstreamFacts:
-        """What is known of the stream to the control plane; times are the clock's."""
+        """State of the stream to the control plane; times are of the relay's clock."""
         return self._upstream.facts
 
     @property
     def silence(self) -> float:
-        """For how many seconds the control plane has left a first subscription unanswered; 0 when it has not."""
+        """Seconds for which the control plane has left a first subscription unanswered; 0 if there is none."""
         return self._silence()
 
     def status(self) -> dict[str, object]:
-        """JSON types; times in seconds since 1970."""
+        """Return the status section in JSON types; times in seconds since 1970."""
         facts, now = self._upstream.facts, self._clock()
         epoch = time.time() - now
         return {
@@ -218,78 +218,78 @@ class Relay:
     def upstream_opened(self) -> None:
         """Subscribe."""
         self._unanswered.clear()
-        self._do(self._machine.upstream_opened())
+        self._execute(self._machine.upstream_opened())
 
     async def upstream_message(self, data: bytes) -> None:
         """Remember and pass on a response."""
         try:
-            response = await asyncio.to_thread(_take_apart, data) if len(data) > LARGE else Response.parse(data)
+            response = await asyncio.to_thread(_parse_with_digest, data) if len(data) > LARGE else Response.parse(data)
         except BadMessage as error:
-            self._tell("unreadable", f"the control plane sent what is no discovery response: {error}")
+            self._warn("unreadable", f"the control plane sent a message that is not a discovery response: {error}")
             return
         if all(view.type_url != response.type_url for view in self._machine.types()):
-            self._tell("unasked", f"the control plane sent {_line(response.type_url)}, which was not requested")
+            self._warn("unrequested", f"the control plane sent {_line(response.type_url)}, which was not requested")
             return
         self._unanswered.pop(response.type_url, None)
         self._changed_at[response.type_url] = self._clock()
-        self._do(self._machine.upstream_message(response))
+        self._execute(self._machine.upstream_message(response))
         if len(data) > LARGE:
-            self._give_back_soon()
+            self._trim_soon()
 
     def upstream_oversized(self, message: Oversized) -> bool:
-        """Refuse it in our own name: no memory is held for what could end this process, and Envoy beside it."""
-        self._give_back_soon()
+        """Reject it on our own behalf: holding it could exhaust the memory of this process, and of Envoy."""
+        self._trim_soon()
         try:
-            found = outline(message.head, message.tail)
+            summary = outline(message.head, message.tail)
         except BadMessage as error:
-            self._tell("oversized", f"the control plane sent {message.size} bytes that are refused: {error}")
+            self._warn("oversized", f"the control plane sent {message.size} bytes, which are rejected: {error}")
             return False
-        self._unanswered.pop(found.type_url, None)
-        reason = f"it has {message.size} bytes; at most {self._largest} are taken with this memory limit"
-        self._do(self._machine.upstream_refused(found, reason))
+        self._unanswered.pop(summary.type_url, None)
+        reason = f"it has {message.size} bytes; at most {self._largest} are accepted with this memory limit"
+        self._execute(self._machine.upstream_refused(summary, reason))
         return True
 
-    def _give_back_soon(self) -> None:
-        """Once more a little later, when Envoy has answered and copies on the way are gone."""
-        self._had_large = True
-        self._later("give back", GIVE_BACK_AFTER, self._give_back)
+    def _trim_soon(self) -> None:
+        """Schedule it for when Envoy has answered and copies in flight are freed."""
+        self._large_seen = True
+        self._schedule("trim", TRIM_AFTER, self._trim)
 
-    def _give_back(self) -> None:
+    def _trim(self) -> None:
         asyncio.get_running_loop().run_in_executor(None, trim_memory)
 
     def upstream_closed(self) -> None:
-        """Nothing is asked any more."""
+        """Forget unanswered subscriptions."""
         self._unanswered.clear()
         self._cancel("silence")
-        self._do(self._machine.upstream_closed())
+        self._execute(self._machine.upstream_closed())
 
     # The streams of the Envoys.
 
     def down_opened(self, stream: int, epoch: int) -> None:
-        """A stream of an Envoy."""
-        self._do(self._machine.down_opened(stream, epoch))
+        """An Envoy has opened a stream."""
+        self._execute(self._machine.down_opened(stream, epoch))
 
     def down_message(self, stream: int, data: bytes) -> None:
-        """A request of an Envoy."""
-        self._do(self._machine.down_message(stream, data))
+        """An Envoy has sent a request."""
+        self._execute(self._machine.down_message(stream, data))
 
     def down_closed(self, stream: int) -> None:
-        """The end of a stream."""
-        self._do(self._machine.down_closed(stream))
+        """A stream of an Envoy has ended."""
+        self._execute(self._machine.down_closed(stream))
 
     def _epoch(self, pid: int) -> int:
-        known = self._epochs.get(pid)
-        return self._epoch_of(pid) if known is None else known
+        epoch = self._epochs.get(pid)
+        return self._epoch_of(pid) if epoch is None else epoch
 
     def _allowed(self, uid: int) -> bool:
         if uid in (0, os.geteuid()):
             return True
-        self._tell("stranger", f"a process of user {uid} was turned away from {self._path}")
+        self._warn("stranger", f"rejected a connection of user {uid} to {self._path}")
         return False
 
-    # Doing.
+    # Actions.
 
-    def _do(self, actions: list[RelayAction]) -> None:
+    def _execute(self, actions: list[RelayAction]) -> None:
         for action in actions:
             match action:
                 case SendUp(data):
@@ -298,18 +298,18 @@ class Relay:
                 case SendDown():
                     self._downstream.send(action.stream, action.type_url, action.raw, action.more)
                 case ResponseAccepted(type_url):
-                    if self._had_large:
-                        # What it takes the place of is free now.
-                        self._give_back_soon()
+                    if self._large_seen:
+                        # The response that it replaces is freed.
+                        self._trim_soon()
                     self._throttle.reset(f"rejected {type_url}")
                     self._on_accepted(type_url)
                     self._on_answered(type_url)
                 case ResponseRejected(type_url, version, reason, by_guard):
-                    who = "held back" if by_guard else "rejected by Envoy"
+                    verdict = "withheld from Envoy" if by_guard else "rejected by Envoy"
                     # Envoy may quote what it rejects.
                     why = "" if type_url == SECRET and not by_guard else _line(redact(reason))
-                    told = f"{_short(type_url)} {_line(version)} is {who}{why and ': '}{why}"
-                    self._tell(f"rejected {type_url}", told)
+                    text = f"{_short(type_url)} {_line(version)} is {verdict}{why and ': '}{why}"
+                    self._warn(f"rejected {type_url}", text)
                     self._rejection = {
                         "type": type_url,
                         "version": _line(version),
@@ -324,38 +324,38 @@ class Relay:
         if due is None:
             self._cancel("tick")
         else:
-            self._later("tick", max(0.0, due - self._clock()), self._tick)
-        self._moved.set()
-        self._moved = asyncio.Event()
+            self._schedule("tick", max(0.0, due - self._clock()), self._tick)
+        self._updated.set()
+        self._updated = asyncio.Event()
         if actions:
             self._on_change()
 
     def _tick(self) -> None:
-        self._do(self._machine.tick(self._clock()))
+        self._execute(self._machine.tick(self._clock()))
 
     def _expect(self, request: Request) -> None:
-        """A first subscription is answered in any case; what follows may not be."""
+        """Expect an answer to a first subscription: later requests may stay unanswered."""
         if request.nonce:
             return
         self._unanswered.setdefault(request.type_url, self._clock())
         if "silence" not in self._timers:
-            self._later("silence", SILENCE, self._note_silence)
+            self._schedule("silence", SILENCE, self._note_silence)
 
     def _note_silence(self) -> None:
         self._cancel("silence")
         if self._unanswered:
             names = ", ".join(map(_short, self._unanswered))
-            self._tell("silence", f"the control plane has not answered for {self._silence():.0f} s: {names}")
+            self._warn("silence", f"the control plane has not answered for {self._silence():.0f} s: {names}")
             self._on_change()
-            self._later("silence", SILENCE, self._note_silence)
+            self._schedule("silence", SILENCE, self._note_silence)
 
     def _silence(self) -> float:
         return self._clock() - min(self._unanswered.values()) if self._unanswered else 0.0
 
-    def _tell(self, kind: str, text: str) -> None:
+    def _warn(self, kind: str, text: str) -> None:
         self._throttle.warn(log, kind, self._clock(), text)
 
-    def _later(self, name: str, seconds: float, act: Callable[[], None]) -> None:
+    def _schedule(self, name: str, seconds: float, act: Callable[[], None]) -> None:
         self._cancel(name)
         self._timers[name] = asyncio.get_running_loop().call_later(seconds, act)
 
@@ -364,8 +364,8 @@ class Relay:
             timer.cancel()
 
 
-def _take_apart(data: bytes) -> Response:
-    """Parse a response and work out its digest, which is kept. For a thread."""
+def _parse_with_digest(data: bytes) -> Response:
+    """Parse a response and compute its digest, which is cached. For a thread."""
     response = Response.parse(data)
     _ = response.digest
     return response
@@ -376,5 +376,5 @@ def _short(type_url: str) -> str:
 
 
 def _line(text: str) -> str:
-    """The beginning of what a peer says, as one line."""
+    """Return the beginning of a peer's text as one line."""
     return " ".join(text[: 2 * LONGEST_REASON].split())[:LONGEST_REASON]

@@ -1,8 +1,8 @@
-"""Whether a resource may be written to disk: no private key, password or token may be in its bytes.
+"""Decides if a resource may be written to disk: no private key, password or token may be in its bytes.
 
-Two nets. First the types: a resource is made of google.protobuf.Any messages, and only those are let through that Kuma
-2.8 to 2.14 sends and that cannot hold a secret, or hold none where they could. What is not known is kept off the disk.
-Second the bytes themselves: forms that keys and tokens have wherever they stand. Certificates are public.
+Two checks. First the types: a resource consists of google.protobuf.Any messages, and only those pass that Kuma 2.8 to
+2.14 sends and that cannot hold a secret, or hold none in the fields where they could. Unknown types are not written.
+Second the bytes: the formats of keys and tokens, anywhere. Certificates are public.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SECRET = "envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - the 
 Path = tuple[int, ...]
 # Fields of CommonTlsContext: tls_certificates with an inline private_key, password or pkcs12, or with a provider.
 _CERTIFICATE: tuple[Path, ...] = tuple((2, *path) for path in ((2, 2), (2, 3), (3, 2), (3, 3), (8, 2), (8, 3), (6,)))
-# Where a type could hold a secret: paths of field numbers that must not be there.
+# Types that can hold a secret: paths of field numbers that must be absent.
 _FORBIDDEN: dict[str, tuple[Path, ...]] = {
     "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext": tuple((1, *path) for path in _CERTIFICATE),
     # session_ticket_keys too
@@ -108,23 +108,23 @@ _HARMLESS_FAMILIES = (
 )
 
 # An Any's type_url: field 1, a length, and a text that ends in /package.Type. The byte of the tag can be the end of
-# another length, so that two of them overlap: what follows is only looked at.
+# another length, so that two matches overlap: hence the lookahead.
 _TYPE_URL = re.compile(rb"\x0a(?=([\x03-\x7f]|[\x80-\xff]\x01)([!-~]*/(?:[a-z]\w*\.)+[A-Z]\w*))")
 _NAME = re.compile(rb"[!-~]*/((?:[a-z]\w*\.)+[A-Z]\w*)")
-# Looked for first, since a plain search is a hundred times as fast.
+# Searched first, since a plain search is a hundred times as fast.
 _WORDS = (b"authorization", b"cookie", b"token", b"secret", b"passw", b"api-key", b"apikey", b"credential")
-# A HeaderValue (key, then value or raw_value) or an entry of a Struct, where a message has such a thing as field 1
-# (HeaderValueOption, Struct), 3 (gRPC health check) or 5 (GrpcService). A virtual host, which may be called so, is 2.
+# A HeaderValue (key, then value or raw_value) or an entry of a Struct, which messages have as field 1 (HeaderValueOption,
+# Struct), 3 (gRPC health check) or 5 (GrpcService). A virtual host, whose name can contain these words, is field 2.
 _HEADER = re.compile(
     rb"[\x0a\x1a\x2a](?=(?:[\x04-\x7f]|[\x80-\xff][\x01-\x7f])"
     rb"\x0a[\x04-\x40][\w./-]{0,40}(?:%b)[\w./-]{0,40}"
     rb"[\x12\x1a](?:[\x00-\x7f]|[\x80-\xff][\x01-\x7f])([^\x00]{3}))" % b"|".join(_WORDS),
     re.IGNORECASE,
 )
-# A part of a JWT with the next one. Each run of letters is looked at once, wherever in it a token may begin.
+# A part of a JWT with the next one. Each run of letters is searched once, wherever in it a token may begin.
 _TOKEN = re.compile(rb"(?<![\w-])([\w-]++)\.(?=eyJ[\w-]{8,}+\.)")
-# What it is, plain texts in small letters of which one is there (which is quickly seen; none: not asked), the form.
-_FORMS: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = (
+# Name, plain texts in lower case of which at least one must occur (a quick check; none: no check), pattern.
+_PATTERNS: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = (
     ("a private key (PEM)", (), re.compile(rb"PRIVATE KEY")),
     # "PRIVATE KEY" in base64, wherever it begins within three bytes
     (
@@ -163,46 +163,46 @@ _FORMS: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = (
 
 
 def why_secret(resource: bytes) -> str:
-    """Why a raw google.protobuf.Any may not be written, in words that tell nothing of it; empty when it may."""
+    """Return why a raw google.protobuf.Any may not be written, without quoting it; empty if it may."""
     try:
         top = next((resource[start:end] for number, start, end in fields(resource) if number == 1), b"")
         if not top.rpartition(b"/")[2]:
             return "it has no type"
         for name, start, end in _types(resource):
-            if reason := _judge(name, resource, start, end):
+            if reason := _check_type(name, resource, start, end):
                 return reason
     except BadMessage:
         return "it cannot be read"
     low = resource.lower()
     if any(word in low for word in _WORDS) and _has_header(resource):
         return "credentials in a header or in metadata"
-    for what, hints, form in _FORMS:
-        if (not hints or any(hint in low for hint in hints)) and form.search(resource):
-            return what
+    for name, hints, pattern in _PATTERNS:
+        if (not hints or any(hint in low for hint in hints)) and pattern.search(resource):
+            return name
     return "a token (JWT)" if _has_token(resource) else ""
 
 
 def _has_token(data: bytes) -> bool:
-    """Whether there are two texts in base64 that begin as JSON does, each with a dot after it (RFC 7515)."""
-    return any(b"eyJ" in found[1][:-8] for found in _TOKEN.finditer(data))
+    """Return True if there are two texts in base64 that begin like JSON, each followed by a dot (RFC 7515)."""
+    return any(b"eyJ" in match[1][:-8] for match in _TOKEN.finditer(data))
 
 
 def _types(data: bytes) -> Iterator[tuple[str, int, int]]:
-    """Each Any in ``data``, however deep: the name of its type, start and end of its value."""
-    for found in _TYPE_URL.finditer(data):
-        size = found[1][0] if len(found[1]) == 1 else (found[1][0] & 0x7F) + 0x80
-        end = found.start(2) + size
-        named = _NAME.fullmatch(data, found.start(2), end)
-        if named is None:
-            continue  # a text with a path in it, as an access log's format
-        # The value comes next, or nothing where it is empty.
+    """Yield each Any in ``data`` at any depth: the name of its type, start and end of its value."""
+    for match in _TYPE_URL.finditer(data):
+        size = match[1][0] if len(match[1]) == 1 else (match[1][0] & 0x7F) + 0x80
+        end = match.start(2) + size
+        name = _NAME.fullmatch(data, match.start(2), end)
+        if name is None:
+            continue  # a text that contains a path, such as the format of an access log
+        # The value follows; an empty one is omitted.
         start = stop = end
         if data[end : end + 1] == b"\x12":
             _, start, stop = next(fields(data, end))
-        yield named[1].decode("ascii"), start, stop
+        yield name[1].decode("ascii"), start, stop
 
 
-def _judge(name: str, data: bytes, start: int, end: int) -> str:
+def _check_type(name: str, data: bytes, start: int, end: int) -> str:
     if name == SECRET:
         return "it is a Secret"
     if name in _HARMLESS or name.startswith(_HARMLESS_FAMILIES):
@@ -215,7 +215,7 @@ def _judge(name: str, data: bytes, start: int, end: int) -> str:
 
 
 def _has(data: bytes, start: int, end: int, path: Path) -> bool:
-    """Whether there is a field at ``path``."""
+    """Return True if there is a field at ``path``."""
     return any(
         len(path) == 1 or _has(data, first, last, path[1:])
         for number, first, last in fields(data, start, end)
@@ -224,9 +224,9 @@ def _has(data: bytes, start: int, end: int, path: Path) -> bool:
 
 
 def _has_header(data: bytes) -> bool:
-    for found in _HEADER.finditer(data):
-        # A text, or (in a Struct) a Value with a text; a message instead begins with a tag that is no letter.
-        value = found[1]
+    for match in _HEADER.finditer(data):
+        # A text, or (in a Struct) a Value with a text; a message would begin with a tag, which is not a letter.
+        value = match[1]
         if value[0] == 0x1A:
             value = value[2:]
         if all(letter >= 0x20 for letter in value):

@@ -210,7 +210,7 @@ class RelayStateMachine:
             return []
         _, subscription, down = trial
         subscription.trial = down.stream
-        note = Note(f"{subscription.type_url}: the response that Envoy ended with is tried again")
+        note = Note(f"{subscription.type_url}: retrying the response that Envoy exited with")
         return [note, *self._serve(down, subscription, down.exchanges[subscription.type_url])]
 
     # Queries.

@@ -1,4 +1,4 @@
-"""The one discovery stream to the control plane: dialled, kept, and dialled again."""
+"""The one discovery stream to the control plane: opened, kept open, and opened again with backoff."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.relay")
 
 ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
-# Seconds between pings, and until a silent peer is given up. Kuma refuses more than one each 15 s.
+# Seconds between pings, and until an unresponsive peer is disconnected. Kuma rejects more than one ping per 15 s.
 PING = (20.0, 15.0)
-# A stream that was open for so long (seconds) has earned a fresh back-off.
-EARNED = 5.0
+# After a stream that was open for so long (seconds) the backoff begins with the first wait again.
+STABLE_AFTER = 5.0
 RESOLVE_SECONDS = 5.0
-# Characters of what a control plane says that are kept.
+# Characters of a control plane's error text that are kept.
 LONGEST_REASON = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """How to reach the control plane, made anew for each attempt. The TLS context is the attempt's own."""
+    """How to reach the control plane, created for each attempt. The TLS context is used for one attempt only."""
 
     addresses: tuple[tuple[str, int], ...]
-    """Host or address, port; tried in this order, from the last good one on."""
+    """Host or address, and port; tried in this order, beginning with the last one that worked."""
     tls: ssl.SSLContext | None = None
     server_name: str = ""
-    """Name to verify and send as SNI; empty is the host."""
+    """Name to verify and send as SNI; empty: the host."""
     token: str = field(default="", repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Further gRPC metadata, without the token's ``authorization``."""
 
 
 class UpstreamState(enum.StrEnum):
-    """What the upstream does."""
+    """State of the stream to the control plane."""
 
     CONNECTING = "connecting"
     OPEN = "open"
@@ -62,24 +62,24 @@ class UpstreamState(enum.StrEnum):
 
 
 class UpstreamListener(Protocol):
-    """Who owns the upstream."""
+    """The owner of the connection."""
 
     def upstream_opened(self) -> None:
-        """A stream can be written to."""
+        """A stream is open for requests."""
 
     async def upstream_message(self, data: bytes) -> None:
-        """A response came; the next is read when this returns."""
+        """A response was received; the next one is read when this returns."""
 
     def upstream_oversized(self, message: Oversized) -> bool:
-        """A response was too large and is dropped. Whether it can be refused, so that the stream may go on."""
+        """A response was too large and is dropped. Return True if it can be rejected, so that the stream stays open."""
 
     def upstream_closed(self) -> None:
-        """The stream is over."""
+        """The stream has ended."""
 
 
 @dataclass(slots=True)
 class UpstreamFacts:
-    """What the status shows of the upstream; times are the clock's."""
+    """State of the stream for the status; times are of the relay's clock."""
 
     state: UpstreamState = UpstreamState.CONNECTING
     since: float = 0.0
@@ -98,7 +98,11 @@ class _Failure:
 
 
 class UpstreamConnection:
-    """Keeps one ADS stream; further streams (health) go over the same connection."""
+    """Keeps one ADS stream open; further streams (health) use the same connection.
+
+    ``dial`` is awaited for each attempt. ``broken_at``: when a re-execution broke a stream, by ``clock``. Responses of
+    more than ``largest`` bytes are dropped.
+    """
 
     def __init__(
         self,
@@ -118,9 +122,9 @@ class UpstreamConnection:
         self._backoff = StreamBackoff()
         self._throttle = Throttle()
         self._outgoing: asyncio.Queue[bytes] | None = None
-        self._wire: GrpcConnection | None = None
+        self._connection: GrpcConnection | None = None
         self._metadata: dict[str, str] = {}
-        self._good = ("", 0, "")
+        self._last_good = ("", 0, "")
         self._broken_at = broken_at
         self._held = False
         self._changed = asyncio.Event()
@@ -128,12 +132,12 @@ class UpstreamConnection:
         self.facts = UpstreamFacts(since=clock())
 
     def send(self, data: bytes) -> None:
-        """Queue a request; without a stream it is dropped, as the next stream begins with subscriptions anew."""
+        """Queue a request; without a stream it is dropped, as the next stream begins with subscriptions."""
         if self._outgoing is not None:
             self._outgoing.put_nowait(data)
 
     def close(self, reason: str) -> None:
-        """End the stream, so that the control plane sees it at once, and stay closed until `reopen`."""
+        """Close the stream, which the control plane notices at once, until `reopen`."""
         if self._held:
             return
         if self.facts.state is UpstreamState.OPEN:
@@ -141,42 +145,42 @@ class UpstreamConnection:
         self._held = True
         if self._round_task is not None:
             self._round_task.cancel()
-        self._signal()
+        self._notify()
 
     def reopen(self) -> None:
-        """Dial again after `close`."""
+        """Connect again after `close`."""
         if self._held:
             self._held = False
             self._backoff.reset()
-            self._signal()
+            self._notify()
 
     async def call(self, path: str) -> Call:
-        """A further stream on the connection, as soon as the control plane has answered on the first."""
+        """Open a further stream on the connection, once the control plane has answered on the first one."""
         while True:
-            if self._wire is None or self.facts.state is not UpstreamState.OPEN:
+            if self._connection is None or self.facts.state is not UpstreamState.OPEN:
                 await self._changed.wait()
                 continue
-            wire = self._wire
+            connection = self._connection
             try:
-                return await wire.call(path, self._metadata)
+                return await connection.call(path, self._metadata)
             except StreamEnded:
                 await self._changed.wait()
 
     async def run(self) -> None:
-        """Dial and keep the stream until cancelled; then end it."""
+        """Connect and keep the stream open until cancelled; then close it."""
         try:
             while True:
                 if self._held:
-                    self._move(UpstreamState.HELD_CLOSED)
+                    self._set_state(UpstreamState.HELD_CLOSED)
                     await self._changed.wait()
                     continue
-                self._move(UpstreamState.CONNECTING)
+                self._set_state(UpstreamState.CONNECTING)
                 self._round_task = asyncio.create_task(self._round(), name="relay upstream")
                 await asyncio.wait({self._round_task})
                 if self._round_task.cancelled():
                     continue
-                wait = self._judge(self._ended(self._round_task))
-                self._move(UpstreamState.BACKOFF)
+                wait = self._note_failure(self._failure_of(self._round_task))
+                self._set_state(UpstreamState.BACKOFF)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await self._changed.wait()
@@ -185,8 +189,8 @@ class UpstreamConnection:
                 self._round_task.cancel()
                 await asyncio.wait({self._round_task})
 
-    def _ended(self, attempt: asyncio.Task[_Failure]) -> _Failure:
-        """Why it ended. A bug is told and tried again too: without this stream no Envoy could be started any more."""
+    def _failure_of(self, attempt: asyncio.Task[_Failure]) -> _Failure:
+        """Return why an attempt ended. A bug is logged and retried too: without this stream no Envoy could start."""
         error = attempt.exception()
         if error is None:
             return attempt.result()
@@ -197,7 +201,7 @@ class UpstreamConnection:
         return _Failure(error)
 
     async def _round(self) -> _Failure:
-        """Try each address once, from the last good one on; why there is no stream, or no longer."""
+        """Try each address once, the last one that worked first; return why there is no stream, or no longer."""
         failures: list[_Failure] = []
         try:
             dial = await self._dial()
@@ -205,27 +209,27 @@ class UpstreamConnection:
             return _Failure(error)
         if dial.token:
             register(dial.token)
-        for host, port in sorted(dial.addresses, key=lambda address: address != self._good[:2]):
+        for host, port in sorted(dial.addresses, key=lambda address: address != self._last_good[:2]):
             where = with_port(host, port)
             try:
-                found = await _resolve(host, port)
+                addresses = await _resolve(host, port)
             except (OSError, UnicodeError) as error:
                 failures.append(_Failure(error, where))
                 continue
-            for ip in sorted(found, key=lambda ip: ip != self._good[2]):
+            for ip in sorted(addresses, key=lambda ip: ip != self._last_good[2]):
                 try:
                     await self._stream(dial, host, port, ip, where)
                 except (OSError, StreamEnded) as error:
                     failures.append(_Failure(error, where))
                     if self.facts.state is UpstreamState.OPEN:
                         return failures[-1]
-        # What a control plane says tells more than that another one is not there.
+        # The answer of a control plane is more useful than the error of an unreachable one.
         failures.sort(key=lambda failure: classify(failure.error) is StreamRefusal.UNREACHABLE)
         return failures[0] if failures else _Failure(OSError("no address of a control plane is known"))
 
     async def _stream(self, dial: Dial, host: str, port: int, ip: str, where: str) -> None:
-        """Hold one stream to one address. Raises StreamEnded or OSError when it is over."""
-        wire = await connect(
+        """Keep one stream to one address. Raises StreamEnded or OSError when it has ended."""
+        connection = await connect(
             (ip, port),
             authority=authority(host, port),
             tls=dial.tls,
@@ -236,7 +240,7 @@ class UpstreamConnection:
             metadata = dict(dial.metadata)
             if dial.token:
                 metadata["authorization"] = dial.token
-            call = await wire.call(ADS, metadata)
+            call = await connection.call(ADS, metadata)
             outgoing = self._outgoing = asyncio.Queue()
             self._listener.upstream_opened()
             writer = asyncio.create_task(_write(call, outgoing), name="relay upstream writer")
@@ -244,40 +248,40 @@ class UpstreamConnection:
                 while True:
                     data = await call.receive_or_skip(self._largest)
                     if self.facts.state is not UpstreamState.OPEN:
-                        self._wire, self._metadata = wire, metadata
-                        self._good = (host, port, ip)
+                        self._connection, self._metadata = connection, metadata
+                        self._last_good = (host, port, ip)
                         self._established(where)
                     if isinstance(data, bytes):
                         await self._listener.upstream_message(data)
                     elif not self._listener.upstream_oversized(data):
                         raise StreamEnded(None, f"a message of {data.size} bytes, which cannot be read")
-                    # Not to be held until the next one comes.
+                    # Free it before the next one is received.
                     del data
             except BaseException as error:
-                # A refusal leaves no stream behind; whatever else ends one, the control plane has to notice.
-                if not (isinstance(error, StreamEnded) and error.status is not None and self._wire is None):
+                # A refused stream is freed at once; after any other end the control plane holds it until it notices.
+                if not (isinstance(error, StreamEnded) and error.status is not None and self._connection is None):
                     self._broken_at = self._clock()
                 raise
             finally:
                 writer.cancel()
-                self._outgoing = self._wire = None
+                self._outgoing = self._connection = None
                 self._listener.upstream_closed()
                 call.close()
         finally:
-            await wire.close()
+            await connection.close()
 
     def _established(self, where: str) -> None:
         facts = self.facts
         facts.address, facts.last_error, facts.refusal, facts.refused_since = where, "", None, None
-        self._move(UpstreamState.OPEN)
+        self._set_state(UpstreamState.OPEN)
         if self._throttle.admit("open", self._clock()) is not None:
             log.info("the control plane at %s serves this data plane", where)
 
-    def _judge(self, failure: _Failure) -> float:
-        """Remember and tell a failure; how long to wait."""
+    def _note_failure(self, failure: _Failure) -> float:
+        """Record and log a failure; return how long to wait, in seconds."""
         now, facts = self._clock(), self.facts
         was_open = facts.state is UpstreamState.OPEN
-        if was_open and now - facts.since >= EARNED:
+        if was_open and now - facts.since >= STABLE_AFTER:
             self._backoff.reset()
             self._throttle.reset()
         refusal, reason = classify(failure.error), redact(_reason(failure.error))
@@ -286,17 +290,17 @@ class UpstreamConnection:
         facts.refusal, facts.last_error = refusal, reason
         what = "the stream to the control plane broke" if was_open else "no stream to the control plane"
         where = f" at {failure.where}" if failure.where else ""
-        self._throttle.warn(log, f"{what}: {refusal}", now, f"{what}{where}: {reason}; it is tried again")
+        self._throttle.warn(log, f"{what}: {refusal}", now, f"{what}{where}: {reason}; retrying")
         return self._backoff.wait(refusal, None if self._broken_at is None else now - self._broken_at)
 
-    def _move(self, state: UpstreamState) -> None:
+    def _set_state(self, state: UpstreamState) -> None:
         if state is not self.facts.state:
             self.facts.state, self.facts.since = state, self._clock()
-            self._signal()
+            self._notify()
             self._on_change()
 
-    def _signal(self) -> None:
-        """Wake everybody who waits for a change."""
+    def _notify(self) -> None:
+        """Wake all that wait for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
 

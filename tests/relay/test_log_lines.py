@@ -31,14 +31,14 @@ async def test_a_rejection_is_one_line_and_not_the_configuration(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     reason = "no such port\nin the whole of it: " + "x" * 100_000
-    relay_at(tmp_path)._do([ResponseRejected(CLUSTER, "v" * 100_000, reason)])
+    relay_at(tmp_path)._execute([ResponseRejected(CLUSTER, "v" * 100_000, reason)])
     (line,) = [record.getMessage() for record in caplog.records]
     assert "no such port in the whole" in line
     assert len(line) < 1100
 
 
 async def test_of_a_secret_no_word_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    relay_at(tmp_path)._do([ResponseRejected(SECRET, "v1", "cannot load MHcCAQEE")])
+    relay_at(tmp_path)._execute([ResponseRejected(SECRET, "v1", "cannot load MHcCAQEE")])
     assert "MHcCAQEE" not in caplog.text
     assert "Secret v1 is rejected by Envoy" in caplog.text
 

@@ -224,7 +224,7 @@ def test_another_user_is_turned_away(at: Stage, caplog: pytest.LogCaptureFixture
         Path(folder).chmod(0o755)
         at.path.chmod(0o666)
         subprocess.run([sys.executable, "-c", STRANGER, at.path], check=True, timeout=30)
-        poll(lambda: "user 65534 was turned away" in caplog.text, what="a line in the log")
+        poll(lambda: "rejected a connection of user 65534" in caplog.text, what="a line in the log")
 
 
 def test_health_reports_pass_and_are_held_back(at: Stage) -> None:
