@@ -113,8 +113,9 @@ _TYPE_URL = re.compile(rb"\x0a(?=([\x03-\x7f]|[\x80-\xff]\x01)([!-~]*/(?:[a-z]\w
 _NAME = re.compile(rb"[!-~]*/((?:[a-z]\w*\.)+[A-Z]\w*)")
 # Searched first, since a plain search is a hundred times as fast.
 _WORDS = (b"authorization", b"cookie", b"token", b"secret", b"passw", b"api-key", b"apikey", b"credential")
-# A HeaderValue (key, then value or raw_value) or an entry of a Struct, which messages have as field 1 (HeaderValueOption,
-# Struct), 3 (gRPC health check) or 5 (GrpcService). A virtual host, whose name can contain these words, is field 2.
+# A HeaderValue (key, then value or raw_value) or an entry of a Struct, which messages have as field 1
+# (HeaderValueOption, Struct), 3 (gRPC health check) or 5 (GrpcService). A virtual host, whose name can contain these
+# words, is field 2.
 _HEADER = re.compile(
     rb"[\x0a\x1a\x2a](?=(?:[\x04-\x7f]|[\x80-\xff][\x01-\x7f])"
     rb"\x0a[\x04-\x40][\w./-]{0,40}(?:%b)[\w./-]{0,40}"
