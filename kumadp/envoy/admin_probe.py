@@ -184,13 +184,14 @@ class AdminProber:
         answer = bytearray()
         try:
             async with self._slots, asyncio.timeout(self._timeout):
+                server_hostname = "" if tls is not None else None
                 if target.host:
                     reader, writer = await asyncio.open_connection(
-                        target.host, target.port, ssl=tls, server_hostname="" if tls is not None else None
+                        target.host, target.port, ssl=tls, server_hostname=server_hostname
                     )
                 else:
                     path = "\0" + target.path[1:] if target.path.startswith("@") else target.path
-                    reader, writer = await asyncio.open_unix_connection(path)
+                    reader, writer = await asyncio.open_unix_connection(path, ssl=tls, server_hostname=server_hostname)
                 await talk(reader, writer, answer)
         except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
             if is_exhausted(error):
