@@ -20,7 +20,7 @@ MODULES = sorted((ROOT / "kumadp").rglob("*.py"))
 DOCUMENTS = sorted(
     path
     for pattern in (
-        *("README.md", "*/README.md", "Dockerfile", "Makefile", "systemd/*"),
+        *("README.md", "CHANGELOG.md", "*/README.md", "Dockerfile", "Makefile", "systemd/*"),
         *("configs/**/*.yaml", "configs/*.json"),
     )
     for path in ROOT.glob(pattern)

@@ -69,7 +69,7 @@ INBOUND = Message(
         Field("serviceAddress", "text", "Address of the application; defaults to the inbound's address."),
         Field("address", "text", "Address of the listener; defaults to networking.address."),
         Field("tags", "tags", "Tags; kuma.io/service is required."),
-        Field("health", "message", "Health told from outside.", of=HEALTH),
+        Field("health", "message", "Health set from outside.", of=HEALTH),
         Field("serviceProbe", "message", "Checks of the application.", of=SERVICE_PROBE),
         Field("state", "enum", "State of the inbound.", choices=("Ready", "NotReady", "Ignored")),
         Field("name", "text", "Name of the port, for MeshService."),
@@ -148,7 +148,7 @@ NETWORKING = Message(
     "Networking",
     (
         Field("address", "text", "IP address or host name that other data planes reach this one at."),
-        Field("advertisedAddress", "text", "Address told to others where `address` is private."),
+        Field("advertisedAddress", "text", "Address for others if `address` is private."),
         Field("gateway", "message", "This is a gateway.", of=GATEWAY),
         Field("inbound", "list", "Services of this data plane.", of=INBOUND),
         Field("outbound", "list", "Services that it consumes.", of=OUTBOUND),
@@ -262,8 +262,8 @@ ZONE_INGRESS = Message(
                 (
                     Field("address", "text", "Address that Envoy binds."),
                     _port("port", "Port that Envoy binds."),
-                    Field("advertisedAddress", "text", "Address told to other zones."),
-                    _port("advertisedPort", "Port told to other zones."),
+                    Field("advertisedAddress", "text", "Address for other zones."),
+                    _port("advertisedPort", "Port for other zones."),
                     Field("admin", "message", "Envoy's admin.", of=ADMIN),
                 ),
             ),

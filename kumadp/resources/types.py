@@ -14,7 +14,7 @@ class _Message(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 class Health(_Message, frozen=True):
-    """Health told from outside."""
+    """Health set from outside."""
 
     ready: bool = False
 
