@@ -1,8 +1,8 @@
-"""The last good configuration on disk: what a host serves that boots while the control plane is away.
+"""The last good configuration on disk, which a host serves that boots while the control plane is unreachable.
 
-One file, 0600, replaced as a whole: a line with the format's version, the SHA-256 of what follows, MessagePack. It is
-bound to mesh, name, control plane and Envoy version. Its modification time is when the control plane last stood by it.
-No secret is written: `kumadp.relay.secret_scan` says what may be.
+One file, 0600, replaced as a whole: a line with the format's version, the SHA-256 of the rest, MessagePack. It is bound
+to mesh, name, control plane and Envoy version. Its modification time is when the control plane last confirmed it. No
+secret is written: `kumadp.relay.secret_scan` decides.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ log = logging.getLogger("kumadp.relay")
 FILE = "last-good.msgpack"
 MAGIC = b"kumadp last good configuration, format 1\n"
 LARGEST = 1 << 30
-# A clock may be a little behind the one that wrote the file, e.g. before NTP has set it.
+# The clock can be a little behind the time of the file, e.g. before NTP has set it.
 CLOCK_SKEW = 300.0
 DEBOUNCE = 0.5
-# Bytes of a response from which on the copies that were written are worth to be given back.
+# From this size of a response on, in bytes, freed memory is returned to the kernel after a write.
 LARGE = 1 << 20
-# Of all time no more than a twentieth goes to writing, yet nothing waits for longer than this.
+# At most a twentieth of all time is spent on writing, but no write is delayed for longer than this.
 LONGEST_PAUSE = 30.0
 CONFIRM_EVERY = 60.0
 
 
 class Binding(msgspec.Struct, frozen=True):
-    """Whose configuration it is: nobody else's is ever served."""
+    """The data plane, control plane and Envoy version of a copy: it is never served to another one."""
 
     mesh: str
     name: str
@@ -57,10 +57,10 @@ class Binding(msgspec.Struct, frozen=True):
 
 
 class LastGood(msgspec.Struct, frozen=True):
-    """What was kept: the bootstrap without its token, the Corefile template, the relay's memory.
+    """A copy on disk: the bootstrap without its token, the Corefile template, the relay's memory.
 
-    ``left_out`` says why there is nothing of a type. ``confirmed``: when the control plane last stood by it, in seconds
-    since 1970.
+    ``left_out``: the reason by type for each type without a response. ``confirmed``: when the control plane last
+    confirmed it, in seconds since 1970.
     """
 
     binding: Binding
@@ -72,7 +72,7 @@ class LastGood(msgspec.Struct, frozen=True):
 
 
 class LastGoodContent(msgspec.Struct, frozen=True):
-    """What is to be kept."""
+    """The content of a copy to be written."""
 
     bootstrap: dict[str, Any]
     corefile_template: str | None
@@ -80,7 +80,7 @@ class LastGoodContent(msgspec.Struct, frozen=True):
 
 
 class LastGoodUnusable(KumadpError):
-    """A copy cannot be made, or one that is there cannot be used."""
+    """A copy cannot be written, or the one on disk cannot be used."""
 
 
 class LastGoodStore:
@@ -115,36 +115,36 @@ class LastGoodStore:
         self._confirmed = 0.0
         self._error = ""
         self._left_out: dict[str, str] = {}
-        # The responses that were looked at for the file there is now, and what was found.
-        self._judged: dict[str, tuple[bytes, str]] = {}
+        # By type, the response of the present file and why it is left out: each response is scanned once.
+        self._scanned: dict[str, tuple[bytes, str]] = {}
 
     async def load(self) -> LastGood | None:
-        """What is there and may be used; None, with one warning where there is a file that may not."""
+        """Return the copy on disk; None without one, or, with one warning, if it cannot be used."""
         try:
-            found = await asyncio.to_thread(read, self.path, self._binding, self._max_age, self._clock())
+            copy = await asyncio.to_thread(read_copy, self.path, self._binding, self._max_age, self._clock())
         except FileNotFoundError:
             return None
         except (OSError, LastGoodUnusable) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             log.warning("the last good configuration in %s is not used: %s", self.path, reason)
             return None
-        self._left_out = found.left_out
-        return found
+        self._left_out = copy.left_out
+        return copy
 
     def bind(self, binding: Binding) -> None:
-        """What is written from now on is for this data plane, control plane and Envoy."""
+        """Bind what is written from now on to this data plane, control plane and Envoy version."""
         if binding != self._binding:
             self._binding = binding
             self.schedule_write()
 
     def schedule_write(self) -> None:
-        """Something was accepted: it is written soon, together with what else comes until then."""
+        """Write soon, after a response was accepted; several within the pause are one write."""
         self._dirty = True
         if self._task is None and not self._closing:
             self._task = asyncio.create_task(self._write_soon(), name="last good configuration")
 
     async def confirm(self) -> None:
-        """The control plane still stands by what was written: its age counts from now. To be called now and then."""
+        """The control plane still confirms what was written: its age counts from now. To be called regularly."""
         now = self._clock()
         if self._written is None or self._dirty or self._task is not None or now - self._confirmed < CONFIRM_EVERY:
             return
@@ -155,7 +155,7 @@ class LastGoodStore:
             self._failed(error.strerror or str(error))
 
     async def flush(self) -> None:
-        """Write what is not written yet, without its pause."""
+        """Write at once what is not written yet."""
         self._hurry.set()
         try:
             if self._task is not None:
@@ -164,12 +164,12 @@ class LastGoodStore:
             self._hurry.clear()
 
     async def close(self) -> None:
-        """Write what is not written yet, and nothing after it."""
+        """Write at once what is not written yet, and nothing after that."""
         self._closing = True
         await self.flush()
 
     def status(self) -> dict[str, object]:
-        """JSON types: path, when it was written (None: not by this run), what is left out and why, the last error."""
+        """Return in JSON types: path, time of writing (None: not by this run), types left out and why, last error."""
         return {
             "path": str(self.path),
             "written": self._written,
@@ -193,81 +193,84 @@ class LastGoodStore:
     def _write(self, content: LastGoodContent) -> None:
         began = time.monotonic()
         try:
-            kept = self._publish(content)
-            write(self.path, kept, self._clock())
+            copy = self._without_secrets(content)
+            write_copy(self.path, copy, self._clock())
         except (OSError, LastGoodUnusable) as error:
             self._failed((error.strerror if isinstance(error, OSError) else None) or str(error))
         else:
-            for type_url in kept.left_out.keys() - self._left_out.keys() - {SECRET}:
-                log.info("%s is left out of the last good configuration: %s", type_url, kept.left_out[type_url])
+            for type_url in copy.left_out.keys() - self._left_out.keys() - {SECRET}:
+                log.info("%s is left out of the last good configuration: %s", type_url, copy.left_out[type_url])
             if self._error:
                 log.info("the last good configuration can be written again")
-            self._left_out, self._error = kept.left_out, ""
+            self._left_out, self._error = copy.left_out, ""
             self._written = self._confirmed = self._clock()
         self._pause = min(max(DEBOUNCE, 20 * (time.monotonic() - began)), LONGEST_PAUSE)
-        if any(len(one.accepted or b"") > LARGE for one in content.memory.types):
+        if any(len(saved.accepted or b"") > LARGE for saved in content.memory.types):
             trim_memory()
 
     def _failed(self, reason: str) -> None:
-        # What is there now is not what is served: nobody stands by it.
+        # The file is not what is served: it must not be confirmed.
         self._written = None
         if not self._error:
             log.warning("the last good configuration cannot be kept in %s: %s", self.path, reason)
         self._error = reason
 
-    def _publish(self, content: LastGoodContent) -> LastGood:
-        """``content`` without secrets."""
+    def _without_secrets(self, content: LastGoodContent) -> LastGood:
         bootstrap = without_token(content.bootstrap)
         if where := secret_in(bootstrap):
             raise LastGoodUnusable(f"the bootstrap holds a secret at {where}")
         if holds_secret(msgspec.json.encode([bootstrap, content.corefile_template])):
             raise LastGoodUnusable("the bootstrap holds a secret that was read elsewhere")
-        judged: dict[str, tuple[bytes, str]] = {}
+        scanned: dict[str, tuple[bytes, str]] = {}
         left_out: dict[str, str] = {}
         types = []
-        for known in content.memory.types:
-            accepted = known.accepted
+        for saved in content.memory.types:
+            accepted = saved.accepted
             if accepted is not None:
-                before = self._judged.get(known.type_url)
-                reason = before[1] if before is not None and before[0] is accepted else judge(known)
-                judged[known.type_url] = (accepted, reason)
+                previous = self._scanned.get(saved.type_url)
+                is_same = previous is not None and previous[0] is accepted
+                reason = previous[1] if previous is not None and is_same else why_left_out(saved)
+                scanned[saved.type_url] = (accepted, reason)
                 if reason:
-                    left_out[known.type_url] = reason
+                    left_out[saved.type_url] = reason
                     accepted = None
-            types.append(msgspec.structs.replace(known, accepted=accepted, latest=None))
-        self._judged = judged
+            types.append(msgspec.structs.replace(saved, accepted=accepted, latest=None))
+        self._scanned = scanned
         memory = RelaySnapshot(tuple(types))
         return LastGood(self._binding, bootstrap, content.corefile_template, memory, left_out)
 
 
-def judge(known: TypeSnapshot) -> str:
-    """Why the accepted response of a type may not be written; empty when it may."""
-    if known.type_url == SECRET:
+def why_left_out(saved: TypeSnapshot) -> str:
+    """Return why the accepted response of a type may not be written; empty if it may."""
+    if saved.type_url == SECRET:
         return "secrets are never written"
-    raw = known.accepted or b""
+    raw = saved.accepted or b""
     if holds_secret(raw):
         return "it holds a secret that was read elsewhere"
     try:
         resources = Response.parse(raw).resources
     except BadMessage:
         return "it cannot be read"
-    # One by one: a search holds Python's lock, and the event loop wants to run in between.
+    # One by one: a search holds the GIL, and the event loop must run in between.
     return next(filter(None, map(why_secret, resources)), "")
 
 
-def write(path: Path, kept: LastGood, now: float) -> None:
+def write_copy(path: Path, copy: LastGood, now: float) -> None:
     """Replace the file. May block; raises OSError."""
-    data = msgspec.msgpack.encode(kept)
+    data = msgspec.msgpack.encode(copy)
     write_private(path, b"".join((MAGIC, hashlib.sha256(data).digest(), data)))
     os.utime(path, (now, now))
 
 
-def read(path: Path, binding: Binding, max_age: float, now: float) -> LastGood:
-    """The file, if it is whole, ours and young enough. May block; raises OSError, and NotKept with the reason."""
+def read_copy(path: Path, binding: Binding, max_age: float, now: float) -> LastGood:
+    """Read the file if it is whole, bound to ``binding`` and not older than ``max_age`` seconds. May block.
+
+    Raises OSError, and LastGoodUnusable with the reason.
+    """
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode):
-            raise LastGoodUnusable("it is not a file")
+            raise LastGoodUnusable("it is not a regular file")
         if facts.st_uid != os.geteuid():
             raise LastGoodUnusable("it belongs to another user")
         if stat.S_IMODE(facts.st_mode) & 0o077:
@@ -279,7 +282,7 @@ def read(path: Path, binding: Binding, max_age: float, now: float) -> LastGood:
     if age > max_age:
         raise LastGoodUnusable(f"it is {age / 3600:.1f} hours old", "--last-good-max-age")
     if age < -CLOCK_SKEW:
-        raise LastGoodUnusable("it is of the future", "is this host's clock right?")
+        raise LastGoodUnusable("its time is in the future", "is this host's clock right?")
     head, digest_size = len(MAGIC), hashlib.sha256().digest_size
     if data[:head] != MAGIC:
         raise LastGoodUnusable("it was not written by this version of kumadp")
@@ -287,11 +290,11 @@ def read(path: Path, binding: Binding, max_age: float, now: float) -> LastGood:
     if hashlib.sha256(body).digest() != data[head : head + digest_size]:
         raise LastGoodUnusable("it is damaged")
     try:
-        kept = decode_msgpack(body, LastGood)
+        copy = decode_msgpack(body, LastGood)
     except Undecodable:
-        raise LastGoodUnusable("it is of another form") from None
+        raise LastGoodUnusable("it has another format") from None
     for field in Binding.__struct_fields__:
-        theirs, ours = getattr(kept.binding, field), getattr(binding, field)
+        theirs, ours = getattr(copy.binding, field), getattr(binding, field)
         if theirs != ours:
             raise LastGoodUnusable(f"it is for {field.replace('_', ' ')} {theirs!r}, not {ours!r}")
-    return msgspec.structs.replace(kept, confirmed=facts.st_mtime)
+    return msgspec.structs.replace(copy, confirmed=facts.st_mtime)

@@ -105,7 +105,7 @@ async def test_a_last_good_configuration_that_cannot_be_read_is_not_used(
     write_private(tmp_path / FILE, MAGIC + hashlib.sha256(content).digest() + content)
     store = LastGoodStore(tmp_path, Binding("", "", "", ""), lambda: None, max_age=1e9)
     assert await store.load() is None
-    assert "is of another form" in caplog.text
+    assert "has another format" in caplog.text
 
 
 async def test_an_access_log_line_that_cannot_be_read_is_counted(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.bootstrap.rewrite import rewrite_for_relay
 from kumadp.host.log import secrets
 from kumadp.host.private_file import write_private
-from kumadp.relay import last_good as disk
+from kumadp.relay import last_good
 from kumadp.relay.last_good import Binding, LastGood, LastGoodContent, LastGoodStore
 from kumadp.relay.messages import CLUSTER, ENDPOINTS, LISTENER, SECRET, encode_response
 from kumadp.relay.secret_scan import why_secret
@@ -123,8 +123,8 @@ async def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
         await written(tmp_path)
     finally:
         os.umask(before)
-    assert files(tmp_path) == [disk.FILE]
-    assert stat.S_IMODE((tmp_path / disk.FILE).stat().st_mode) == 0o600
+    assert files(tmp_path) == [last_good.FILE]
+    assert stat.S_IMODE((tmp_path / last_good.FILE).stat().st_mode) == 0o600
 
 
 async def test_nothing_there_is_no_warning(tmp_path: Path, caplog_relay: Callable[[], list[str]]) -> None:
@@ -236,7 +236,7 @@ Spoil = dict[str, "Callable[[Path], object]"]
 SPOILED: Spoil = {
     "damaged": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\1"),
     "cut short is damaged": lambda path: os.truncate(path, path.stat().st_size // 2),
-    "a head alone is damaged": lambda path: os.truncate(path, len(disk.MAGIC) + 5),
+    "a head alone is damaged": lambda path: os.truncate(path, len(last_good.MAGIC) + 5),
     "empty was not written by this version": lambda path: path.write_bytes(b""),
     "text was not written by this version": lambda path: path.write_bytes(b"bootstrap: {}\n" * 100),
     "others could read": lambda path: path.chmod(0o640),
@@ -247,7 +247,7 @@ SPOILED: Spoil = {
 @pytest.mark.parametrize("name", SPOILED)
 async def test_a_file_that_is_not_believed(tmp_path: Path, name: str, caplog_relay: Callable[[], list[str]]) -> None:
     await written(tmp_path)
-    path = tmp_path / disk.FILE
+    path = tmp_path / last_good.FILE
     mtime = path.stat().st_mtime
     SPOILED[name](path)
     os.utime(path, (mtime, mtime))
@@ -266,12 +266,12 @@ async def test_a_whole_file_of_another_form_is_not_believed(
     import msgspec
 
     for body in (msgspec.msgpack.encode({"bootstrap": {}}), b"\xc1", b""):
-        path = tmp_path / disk.FILE
-        path.write_bytes(disk.MAGIC + hashlib.sha256(body).digest() + body)
+        path = tmp_path / last_good.FILE
+        path.write_bytes(last_good.MAGIC + hashlib.sha256(body).digest() + body)
         path.chmod(0o600)
         os.utime(path, (NOW, NOW))
         assert await loaded(tmp_path) is None
-    assert [warning.rpartition(": ")[2] for warning in caplog_relay()] == ["it is of another form"] * 3
+    assert [warning.rpartition(": ")[2] for warning in caplog_relay()] == ["it has another format"] * 3
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ async def test_a_file_of_the_future_is_not_used(tmp_path: Path, caplog_relay: Ca
 
 
 async def test_what_is_no_file_is_not_read(tmp_path: Path, caplog_relay: Callable[[], list[str]]) -> None:
-    path = tmp_path / disk.FILE
+    path = tmp_path / last_good.FILE
     path.mkdir()
     assert await loaded(tmp_path) is None
     path.rmdir()
@@ -320,7 +320,7 @@ async def test_what_is_no_file_is_not_read(tmp_path: Path, caplog_relay: Callabl
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 async def test_a_file_of_another_user_is_not_read(tmp_path: Path, caplog_relay: Callable[[], list[str]]) -> None:
     await written(tmp_path)
-    os.chown(tmp_path / disk.FILE, 12345, -1)
+    os.chown(tmp_path / last_good.FILE, 12345, -1)
     assert await loaded(tmp_path) is None
     assert "another user" in caplog_relay()[0]
 
@@ -367,14 +367,14 @@ async def test_a_file_that_could_not_be_replaced_is_not_confirmed(
 
 async def test_changes_that_come_together_are_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writes = 0
-    real = disk.write
+    real = last_good.write_copy
 
     def count(*arguments: Any) -> None:
         nonlocal writes
         writes += 1
         real(*arguments)
 
-    monkeypatch.setattr(disk, "write", count)
+    monkeypatch.setattr(last_good, "write_copy", count)
     kept = Kept(tmp_path)
     # Made before: it takes longer than a busy host may spend between two changes that come together.
     tree = bootstrap()
@@ -391,9 +391,9 @@ async def test_changes_that_come_together_are_one_write(tmp_path: Path, monkeypa
 
 
 async def test_a_change_during_a_write_is_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "DEBOUNCE", 0.0)
+    monkeypatch.setattr(last_good, "DEBOUNCE", 0.0)
     kept = Kept(tmp_path)
-    real = disk.write
+    real = last_good.write_copy
     loop = asyncio.get_running_loop()
     numbers = iter(range(1, 3))
 
@@ -405,7 +405,7 @@ async def test_a_change_during_a_write_is_written_too(tmp_path: Path, monkeypatc
             loop.call_soon_threadsafe(kept.store.schedule_write)
         real(*arguments)
 
-    monkeypatch.setattr(disk, "write", change)
+    monkeypatch.setattr(last_good, "write_copy", change)
     kept.store.schedule_write()
     async with asyncio.timeout(30):
         while not kept.store.path.exists() or b"c-2" not in kept.store.path.read_bytes():
@@ -429,7 +429,7 @@ async def test_a_full_disk_costs_one_warning_and_keeps_the_old_file(
         raise OSError(28, "No space left on device")
 
     kept = Kept(tmp_path)
-    monkeypatch.setattr(disk, "DEBOUNCE", 0.0)
+    monkeypatch.setattr(last_good, "DEBOUNCE", 0.0)
     kept.store._pause = 0.0
     monkeypatch.setattr("kumadp.relay.last_good.write_private", full)
     for _ in range(3):
@@ -462,7 +462,7 @@ async def test_a_real_full_disk_leaves_no_part_behind(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, old)
     assert kept.store.status()["error"] == "File too large"
-    assert files(tmp_path) == [disk.FILE]
+    assert files(tmp_path) == [last_good.FILE]
     assert kept.store.path.read_bytes() == before
 
 
@@ -474,7 +474,7 @@ async def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeyp
         return why_secret(one)
 
     monkeypatch.setattr("kumadp.relay.last_good.why_secret", count)
-    monkeypatch.setattr(disk, "DEBOUNCE", 0.0)
+    monkeypatch.setattr(last_good, "DEBOUNCE", 0.0)
     kept = Kept(tmp_path)
     kept.store._pause = 0.0
     listeners = response(LISTENER, raw(listener_pb2.Listener(name="one")))
@@ -493,4 +493,4 @@ def test_a_file_named_is_no_secret() -> None:
     made = cluster_pb2.Cluster(name="external")
     context = tls_pb2.UpstreamTlsContext(common_tls_context=tls_pb2.CommonTlsContext(tls_certificates=[one]))
     made.transport_socket.typed_config.CopyFrom(packed(context))
-    assert disk.judge(TypeSnapshot(CLUSTER, (), response(CLUSTER, raw(made)))) == ""
+    assert last_good.why_left_out(TypeSnapshot(CLUSTER, (), response(CLUSTER, raw(made)))) == ""
