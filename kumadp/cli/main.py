@@ -103,7 +103,7 @@ def main() -> None:
     fill_standard_descriptors()
     if "run" in sys.argv[1:] and interim_responder.VARIABLE not in os.environ:
         early.hold_early_signals()
-    interim_responder.begin(os.environ)
+    interim_responder.start(os.environ)
     try:
         code = cli.main(standalone_mode=False)
     except KumadpError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kumadp.addresses import ANY_IPV4, ANY_IPV6
 from kumadp.bootstrap.fields import get
 from kumadp.host.net.serve import serve
-from kumadp.host.reexec import interim_responder as meanwhile
+from kumadp.host.reexec import interim_responder
 
 if TYPE_CHECKING:
     import socket
@@ -42,7 +42,7 @@ class ReadinessServer:
 
     def _begin(self, up: Callable[[], None]) -> Callable[[], None]:
         def begun() -> None:
-            meanwhile.end(self._socket)
+            interim_responder.stop(self._socket)
             up()
 
         return begun

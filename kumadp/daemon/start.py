@@ -34,7 +34,7 @@ from kumadp.envoy.drain import EnvoyDrain
 from kumadp.errors import ExitCode, KumadpError
 from kumadp.host.net.ports import check_ports
 from kumadp.host.reexec import inherited_sockets as inherited
-from kumadp.host.reexec import interim_responder as meanwhile
+from kumadp.host.reexec import interim_responder
 from kumadp.host.socket_names import check_names, remove_stale
 from kumadp.host.work_dir import open_work_dir
 from kumadp.probes.targets import Places, start_proxy
@@ -258,7 +258,7 @@ class Assembly(EnvoyDrain):
         configuration.start_watch(source)
         if run.chosen is not None:
             run.chosen.close()
-        meanwhile.end()
+        interim_responder.stop()
         for address in inherited.close_unclaimed():
             log.info("%s is not served any more", address)
 

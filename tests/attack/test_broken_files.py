@@ -19,8 +19,7 @@ from kumadp.daemon.adoption import SECTION, decode_left, forget, left_in, tidy
 from kumadp.errors import HandoverFailed
 from kumadp.host import process_identity as identity
 from kumadp.host.private_file import write_json, write_private
-from kumadp.host.reexec import handover
-from kumadp.host.reexec import interim_responder as meanwhile
+from kumadp.host.reexec import handover, interim_responder
 from kumadp.host.reexec.handover import Handover
 from kumadp.host.state_file import FORMAT, StateFile, read_state
 from kumadp.host.work_dir import SOURCE_FILE, STATE_FILE
@@ -91,7 +90,7 @@ def test_a_handover_that_cannot_be_read_is_refused(content: bytes) -> None:
         fcntl.fcntl(memfd, fcntl.F_ADD_SEALS, handover._SEALS)
         with pytest.raises(HandoverFailed, match="cannot be read"):
             handover.read(memfd)
-        meanwhile.begin({meanwhile.VARIABLE: str(memfd)})
+        interim_responder.start({interim_responder.VARIABLE: str(memfd)})
     finally:
         os.close(memfd)
 

@@ -235,8 +235,8 @@ def test_only_the_main_thread_takes_a_signal_that_is_held(loop: Callable[[], asy
 def test_the_format_is_that_of_this_version() -> None:
     # What an older program wrote must be readable by a newer one: a changed shape is a new FORMAT.
     fields = msgspec.structs.fields(Handover)
-    assert [field.name for field in fields if not field.required] == ["meanwhile"]
-    assert [field.name for field in fields if field.required] == [
+    assert [field.encode_name for field in fields if not field.required] == ["meanwhile"]
+    assert [field.encode_name for field in fields if field.required] == [
         "format",
         "pid",
         "count",

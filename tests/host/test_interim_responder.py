@@ -10,9 +10,8 @@ import pytest
 
 from kumadp.daemon.readiness import whole_answer
 from kumadp.host.net.serve import bind_tcp, bind_unix
-from kumadp.host.reexec import handover
+from kumadp.host.reexec import handover, interim_responder
 from kumadp.host.reexec import inherited_sockets as inherited
-from kumadp.host.reexec import interim_responder as meanwhile
 from kumadp.host.reexec.handover import collect
 from kumadp.host.reexec.interim_responder import CHECK_VARIABLE, VARIABLE
 from tests.support.poll import poll
@@ -35,7 +34,7 @@ def places(tmp_path: Path) -> Iterator[list[socket.socket]]:
     inherited.register_probed("unix", str(path), 0)
     made = [bind_tcp("127.0.0.1", probed, "test"), bind_unix(path), bind_tcp("127.0.0.1", other, "test")]
     yield made
-    meanwhile.end()
+    interim_responder.stop()
     for sock in made:
         sock.close()
 
@@ -43,7 +42,7 @@ def places(tmp_path: Path) -> Iterator[list[socket.socket]]:
 def begin(answer: bytes, **more: str) -> None:
     memfd = handover.write(collect({"other": b"\x00"}, (), ready=answer))
     try:
-        meanwhile.begin({VARIABLE: str(memfd), **more})
+        interim_responder.start({VARIABLE: str(memfd), **more})
     finally:
         os.close(memfd)
 
@@ -100,10 +99,10 @@ def test_each_place_goes_to_its_server(places: list[socket.socket]) -> None:
     tcp, unix, _ = places
     begin(READY)
     assert ask(tcp) == READY
-    meanwhile.end(tcp)
+    interim_responder.stop(tcp)
     poll(lambda: waits(tcp), what="the end there")
     assert ask(unix) == READY
-    meanwhile.end()
+    interim_responder.stop()
     poll(lambda: waits(unix), what="the end here")
 
 
@@ -118,7 +117,7 @@ def test_the_state_is_told_as_it_was(places: list[socket.socket]) -> None:
 def test_nobody_answers_where_nothing_is_handed_over_or_it_is_but_tried(places: list[socket.socket]) -> None:
     begin(b"")
     begin(READY, **{CHECK_VARIABLE: "1"})
-    meanwhile.begin({})
+    interim_responder.start({})
     for number in ("", "x", "99999"):
-        meanwhile.begin({VARIABLE: number})
+        interim_responder.start({VARIABLE: number})
     assert waits(places[0])

@@ -20,15 +20,15 @@ from tests.support.ports import free_port, free_ports
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kumadp.host.net.ports import Protocol
+    from kumadp.host.net.ports import TransportProtocol
 
 
-def address(port: int, host: str = "127.0.0.1", protocol: Protocol = "tcp") -> BindAddress:
+def address(port: int, host: str = "127.0.0.1", protocol: TransportProtocol = "tcp") -> BindAddress:
     return BindAddress(host, port, protocol, "the inbound", "networking.inbound[0].port")
 
 
 @contextlib.contextmanager
-def held(host: str = "127.0.0.1", protocol: Protocol = "tcp", port: int = 0) -> Iterator[int]:
+def held(host: str = "127.0.0.1", protocol: TransportProtocol = "tcp", port: int = 0) -> Iterator[int]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM) as sock:
         sock.bind((host, port))
@@ -56,7 +56,7 @@ async def clash(*addresses: BindAddress) -> list[str]:
         ("::", "127.0.0.1", "tcp"),
     ],
 )
-async def test_a_taken_address_is_told_with_its_holder(holding: str, wanted: str, protocol: Protocol) -> None:
+async def test_a_taken_address_is_told_with_its_holder(holding: str, wanted: str, protocol: TransportProtocol) -> None:
     with held(holding, protocol) as port:
         (line,) = await clash(address(port, wanted, protocol))
     assert line.startswith("networking.inbound[0].port: ")

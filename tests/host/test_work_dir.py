@@ -85,10 +85,10 @@ def test_what_dead_runs_left_is_removed_and_what_is_not_ours_stays(tmp_path: Pat
     stranger.mkdir()
     link = temporary / "kumadp-link"
     link.symlink_to(tmp_path)
-    before_removal: list[Path] = []
-    open_work_dir("web", str(tmp_path / "w"), "", "", {}, before_removal=before_removal.append).close()
+    removed: list[Path] = []
+    open_work_dir("web", str(tmp_path / "w"), "", "", {}, before_removal=removed.append).close()
     assert not dead.exists()
-    assert before_removal == [dead]
+    assert removed == [dead]
     assert living.path.is_dir()
     assert stranger.is_dir()
     assert link.is_symlink()

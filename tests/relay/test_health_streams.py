@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class StandIn:
-    """One stream: what is put comes out of ``receive``, an StreamEnded is raised there; ``sent`` is what was sent."""
+    """One stream: what is put comes out of ``receive``, a StreamEnded is raised there; ``sent`` is what was sent."""
 
     def __init__(self) -> None:
         self.incoming: asyncio.Queue[bytes | StreamEnded] = asyncio.Queue()

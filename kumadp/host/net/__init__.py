@@ -1,1 +1,1 @@
-"""Sockets, ports, TLS, and servers with limits for their clients."""
+"""Sockets, ports, TLS, and servers that limit their clients."""

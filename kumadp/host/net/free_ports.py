@@ -1,4 +1,4 @@
-"""Ports that nobody uses, kept from others until who is to have them has bound them."""
+"""Reserves free ports until their users have bound them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ _TRIES = 100
 
 
 class FreePorts:
-    """Takes free ports of loopback and every other address. `close` when they are bound for good, or not wanted."""
+    """Reserves ports that are free on every address. `close` once they are bound, or not needed."""
 
     def __init__(self) -> None:
         self._held: list[socket.socket] = []
 
     def take(self, path: str, *, udp: bool = False) -> int:
-        """A port for TCP, with ``udp`` the same for both; raises PortsTaken with the setting ``path``.
+        """Return a free port for TCP, with ``udp`` for both protocols; raises PortsTaken with the setting ``path``.
 
-        Until `close` no other program is given it by the kernel, but who asks for it by number, with SO_REUSEADDR as
-        servers do, gets it (ip(7): the socket that holds it does not listen).
+        Until `close` the kernel gives it to no other program, but a server that binds this number with SO_REUSEADDR
+        gets it (ip(7): the socket that reserves it does not listen).
         """
         for _ in range(_TRIES):
             held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -39,7 +39,7 @@ class FreePorts:
         raise PortsTaken([Problem(path, "no free port was found", "name one")])
 
     def close(self) -> None:
-        """Let go of them."""
+        """Release the ports."""
         for held in self._held:
             with contextlib.suppress(OSError):
                 held.close()

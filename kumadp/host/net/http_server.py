@@ -1,6 +1,6 @@
-"""aiohttp's server with limits on how long a client may take, and without a word of what serves it.
+"""aiohttp's server with limits on how long a client may take, and without a Server header.
 
-aiohttp takes 130 ms to import: `kumadp.host.net.serve` imports this in a thread.
+aiohttp takes 130 ms to import: `kumadp.host.net.serve` imports this module in a thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.http")
 
-# How long a body that nobody wants is still read (seconds), so that the client sees the answer and not a reset.
+# How long a body that no handler reads is still received (seconds), so that the client gets the answer, not a reset.
 LINGERING = 0.5
 
 
@@ -36,8 +36,8 @@ LINGERING = 0.5
 class TimeLimits:
     """How long a client may take (seconds): for a request's head, to read an answer, between two requests, for a body.
 
-    Those of Kuma 2.14's readiness reporter, whose read limit is the body's. A body that no handler reads is not waited
-    for longer than `LINGERING`.
+    Those of Kuma 2.14's readiness reporter, whose read limit is that of the body. A body that no handler reads is
+    received for at most `LINGERING`.
     """
 
     head: float = 1.0
@@ -52,7 +52,7 @@ class HttpConnection(web.RequestHandler):
     ``ended`` is called when it is over.
     """
 
-    __slots__ = ("_answering", "_body", "_ended", "_gone", "_head", "_limits", "_server", "_write")
+    __slots__ = ("_answering", "_body", "_displaced", "_ended", "_head", "_limits", "_server", "_write")
 
     def __init__(
         self, server: HttpServer, limits: TimeLimits, loop: asyncio.AbstractEventLoop, ended: Callable[[], None]
@@ -64,7 +64,7 @@ class HttpConnection(web.RequestHandler):
             logger=log,
             lingering_time=LINGERING,
             keepalive_timeout=limits.idle,
-            # A body goes on as it on_connect.
+            # A body is passed on as received.
             auto_decompress=False,
         )
         self._server = server
@@ -74,32 +74,32 @@ class HttpConnection(web.RequestHandler):
         self._body: asyncio.TimerHandle | None = None
         self._write: asyncio.TimerHandle | None = None
         self._answering: web.BaseRequest | None = None
-        self._gone = False
+        self._displaced = False
 
     @property
     def peer(self) -> str:
-        """Who it is, for people; empty on a Unix socket."""
+        """The client's address for log lines; empty on a Unix socket."""
         return client_of(self.transport.get_extra_info("peername"))[0] if self.transport is not None else ""
 
     def may_be_displaced(self) -> bool:
-        """Whether nothing is being done for it: it is idle, or has not sent all, or does not read its answer."""
+        """Return whether it is idle, has not sent its whole request, or does not read its response."""
         request = self._answering
         return request is None or self._write is not None or not request.content.is_eof()
 
     def displace(self) -> None:
         """Abort it."""
-        self._gone = True
+        self._displaced = True
         self._abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to wait for the first request."""
+        """Start the timer for the first request."""
         super().connection_made(transport)
         self._head = self._loop.call_later(self._limits.head, self.force_close)
-        if self._gone:
+        if self._displaced:
             self._abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """End."""
+        """Stop the timers and report the end."""
         self._head = _cancel(self._head)
         self._body = _cancel(self._body)
         self._write = _cancel(self._write)
@@ -107,30 +107,30 @@ class HttpConnection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what a client sends; a head that has begun must end soon."""
+        """Process received data; a head that has begun must end in time."""
         if self._head is None and self._answering is None:
             self._head = self._loop.call_later(self._limits.head, self.force_close)
         super().data_received(data)
 
     def pause_writing(self) -> None:
-        """The client does not read what it is sent."""
+        """Start the timer for a client that does not read its response."""
         super().pause_writing()
         self._write = self._write or self._loop.call_later(self._limits.write, self._abort)
 
     def resume_writing(self) -> None:
-        """It has read it."""
+        """Stop that timer."""
         super().resume_writing()
         self._write = _cancel(self._write)
 
     def begin(self, request: web.BaseRequest) -> None:
-        """A head has come."""
+        """Note that a request's head was received."""
         self._head = _cancel(self._head)
         self._answering = request
         if not request.content.is_eof():
             self._body = self._loop.call_later(self._limits.body, self._end_body, request)
 
     def end(self) -> None:
-        """Its answer is there."""
+        """Note that the handler has returned."""
         self._body = _cancel(self._body)
         self._answering = None
 
@@ -141,17 +141,17 @@ class HttpConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer a request that could not be read, which is counted, or whose handler failed."""
+        """Answer a request that could not be parsed, which is counted, or whose handler failed."""
         if isinstance(exc, HttpProcessingError):
             self._server.limit.count_bad_request(self.peer, type(exc).__name__)
             message = "400 Bad Request\n"
         return super().handle_error(request, status, exc, message)
 
     def log_exception(self, *args: Any, **more: Any) -> None:
-        """Log a handler's failure; a client that sends nonsense, or leaves, is none."""
+        """Log a failure of a handler, but neither a malformed request nor a client that disconnected."""
         error = more.get("exc_info")
-        left = isinstance(error, ConnectionError) and self.transport is None
-        if not left and not isinstance(error, HttpProcessingError):
+        disconnected = isinstance(error, ConnectionError) and self.transport is None
+        if not disconnected and not isinstance(error, HttpProcessingError):
             super().log_exception(*args, **more)
 
     def _end_body(self, request: web.BaseRequest) -> None:
@@ -185,16 +185,16 @@ class HttpServer(web.Server):
         self._limits = limits
 
     def connection(self, ended: Callable[[], None]) -> HttpConnection:
-        """A connection; ``ended`` is called when it is over."""
+        """Return a new connection, which calls ``ended`` when it is over."""
         return HttpConnection(self, self._limits, self._loop, ended)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        """Tell of it."""
+        """Call ``on_connect``."""
         super().connection_made(handler, transport)
         self._on_connect(handler)
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        """Tell of it."""
+        """Call ``on_first_request``, in case there was no request."""
         super().connection_lost(handler, exc)
         self._on_first_request(handler)
 

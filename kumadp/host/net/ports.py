@@ -1,4 +1,4 @@
-"""Whether addresses can be bound, and who holds those that cannot."""
+"""Checks whether addresses can be bound, and finds the process that holds one."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from kumadp.host.reexec import inherited_sockets as inherited
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-Protocol = Literal["tcp", "udp"]
+TransportProtocol = Literal["tcp", "udp"]
 
 
 @dataclass(frozen=True, slots=True)
 class BindAddress:
-    """A socket that will be bound: ``purpose`` in plain words, ``path`` the setting or field that decides it."""
+    """An address that will be bound: ``purpose`` for messages, ``path`` is the setting or field that it comes from."""
 
     host: str
     port: int
-    protocol: Protocol
+    protocol: TransportProtocol
     purpose: str
     path: str
 
 
 async def check_ports(addresses: Iterable[BindAddress], *, held_by: frozenset[int] = frozenset()) -> None:
-    """Raise PortsTaken naming every address that cannot be bound now, each with who holds it.
+    """Raise PortsTaken with every address that cannot be bound now, each with the process that holds it.
 
-    Host names and port 0 are passed over, ports of sockets that were handed to us by execve(2), and what is held by
-    the processes ``held_by``, our own.
+    Skips host names, port 0, ports of sockets that were handed over by execve(2), and ports held by our own processes
+    ``held_by``.
     """
     problems = await asyncio.to_thread(_problems, list(addresses), held_by)
     if problems:
@@ -50,7 +50,7 @@ async def check_ports(addresses: Iterable[BindAddress], *, held_by: frozenset[in
 
 def _problems(addresses: list[BindAddress], held_by: frozenset[int]) -> list[Problem]:
     problems = []
-    # Where there are many connections a list of them takes long.
+    # Listing them takes long if there are many connections.
     connections = functools.cache(_connections)
     for address in addresses:
         if not address.port or not is_ip(address.host) or inherited.holds(address.protocol, address.port):
@@ -70,7 +70,7 @@ def _try_bind(address: BindAddress) -> OSError | None:
     try:
         with socket.socket(family, kind) as probe:
             if address.protocol == "tcp":
-                # As Envoy, CoreDNS and we do: connections in TIME_WAIT do not count.
+                # As the programs that will bind it: connections in TIME_WAIT do not count.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(socket_address(address.host, address.port))
             if address.protocol == "tcp":
@@ -93,7 +93,7 @@ def _explain(address: BindAddress, failure: OSError) -> Problem:
 
 
 def _connections() -> list[Any]:
-    """All that psutil shows; nothing where it cannot read /proc: it names a holder, and decides nothing."""
+    """Return all sockets that psutil lists; empty if it cannot read /proc, since this is only for messages."""
     try:
         return psutil.net_connections("inet")
     # A line that psutil cannot parse is a RuntimeError (psutil/_pslinux.py).
@@ -102,7 +102,7 @@ def _connections() -> list[Any]:
 
 
 def holder_of(address: BindAddress) -> str:
-    """Who listens there, in words: process and pid, or the user where we may not see the process."""
+    """Return the process that listens there, with its pid, or its user if we may not see the process."""
     for pid in _holders(address, _connections()):
         try:
             return f"{psutil.Process(pid).name()} (pid {pid})"
@@ -112,17 +112,17 @@ def holder_of(address: BindAddress) -> str:
 
 
 def _holders(address: BindAddress, connections: Iterable[Any]) -> list[int]:
-    """The processes that listen there, as far as we may see them."""
+    """Return the pids that listen there, of the processes that we may see."""
     kind = socket.SOCK_STREAM if address.protocol == "tcp" else socket.SOCK_DGRAM
     return [
-        found.pid
-        for found in connections
-        if found.type == kind
-        and found.laddr
-        and found.laddr.port == address.port
-        and (kind == socket.SOCK_DGRAM or found.status == psutil.CONN_LISTEN)
-        and overlap(found.laddr.ip, address.host)
-        and found.pid
+        connection.pid
+        for connection in connections
+        if connection.type == kind
+        and connection.laddr
+        and connection.laddr.port == address.port
+        and (kind == socket.SOCK_DGRAM or connection.status == psutil.CONN_LISTEN)
+        and overlap(connection.laddr.ip, address.host)
+        and connection.pid
     ]
 
 
@@ -146,30 +146,30 @@ def _user_of(address: BindAddress) -> str:
 
 
 def _bound(column: str) -> tuple[str, int]:
-    """BindAddress and port of a row: 32-bit words of this machine's byte order, in hexadecimal (proc_net_tcp)."""
+    """Return address and port of a row: 32-bit words in this machine's byte order, in hexadecimal (proc_net_tcp)."""
     words, _, port = column.partition(":")
     packed = b"".join(int(words[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(words), 8))
     return socket.inet_ntop(socket.AF_INET6 if len(packed) == 16 else socket.AF_INET, packed), int(port, 16)
 
 
 def is_held_by(pids: Iterable[int], host: str, port: int) -> bool:
-    """Whether one of these processes, of our own user, would accept a TCP connection to ``host``. May block."""
+    """Return whether one of these processes, of our own user, would accept a TCP connection to ``host``. May block."""
     listening = [row for row in _listening(port) if overlap(row[0], host)]
-    # Who listens on the address itself comes before who listens on all.
+    # A listener on the address itself precedes one on all addresses.
     answering = [row for row in listening if row[0] == canonical(without_zone(host))] or listening
     sockets = {f"socket:[{inode}]" for _, uid, inode in answering if uid == os.geteuid()}
     return bool(sockets) and any(link in sockets for pid in pids for link in _descriptors(pid))
 
 
 def _listening(port: int) -> Iterator[tuple[str, int, str]]:
-    """BindAddress, user and inode of each socket that listens on a port."""
+    """Yield address, user and inode of each socket that listens on a port."""
     for name in ("tcp", "tcp6"):
         with contextlib.suppress(OSError), Path("/proc/net", name).open() as rows:
             next(rows)
             for row in rows:
                 columns = row.split()
                 if columns[3] != "0A":
-                    # Those that listen come first (Linux, net/ipv4/tcp_ipv4.c: tcp_get_idx).
+                    # Listening sockets come first (Linux, net/ipv4/tcp_ipv4.c: tcp_get_idx).
                     break
                 host, on = _bound(columns[1])
                 if on == port:
@@ -177,7 +177,7 @@ def _listening(port: int) -> Iterator[tuple[str, int, str]]:
 
 
 def _descriptors(pid: int) -> Iterator[str]:
-    """What the descriptors of a process stand for, as far as we may see them."""
+    """Yield the targets of the descriptors of a process that we may see."""
     with contextlib.suppress(OSError):
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
@@ -185,7 +185,7 @@ def _descriptors(pid: int) -> Iterator[str]:
 
 
 def every_address() -> str:
-    """The wildcard for every address of this host: that of IPv6, which takes IPv4 too, where the kernel has it."""
+    """Return the wildcard for every address of this host: of IPv6, which includes IPv4, if the kernel has it."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_STREAM):
             return ANY_IPV6
@@ -194,7 +194,7 @@ def every_address() -> str:
 
 
 def local_addresses() -> frozenset[str]:
-    """Every IP address of this host, without zone suffixes."""
+    """Return every IP address of this host, without zone suffixes."""
     return frozenset(
         entry.address.split("%", 1)[0]
         for entries in psutil.net_if_addrs().values()

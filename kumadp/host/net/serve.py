@@ -1,6 +1,6 @@
-"""One way to bind and to serve HTTP: bound at once, so that clients wait in the backlog until aiohttp is there.
+"""Binds sockets and serves HTTP on them: bound at once, so that clients wait in the backlog until aiohttp is imported.
 
-An address that the program before us had is taken over with its socket (`kumadp.host.reexec.inherited_sockets`).
+If the previous program handed over a socket of the same address, that is used (`kumadp.host.reexec.inherited_sockets`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
     from kumadp.host.net.http_server import Handler, TimeLimits
 
-# What comes while one program follows another waits here, for seconds on a busy host. Where it is full, the kernel
-# drops the SYN, and the client tries again a second later (tcp(7), listen(2)).
+# Connections wait here during a re-execution, for seconds on a busy host. If it is full, the kernel drops the SYN, and
+# the client retries a second later (tcp(7), listen(2)).
 BACKLOG = 1024
-# How long requests that are in flight may take when serving pauses, and how long a connection that was just made may
-# take to say what it wants (seconds). A kubelet's probe has one second in all, and the next program needs half of it.
+# How long requests in flight may take when serving pauses, and how long a new connection may take to send its first
+# request (seconds). A kubelet's probe has one second in all, and the next program needs half of it.
 _IN_FLIGHT = 1.0
 _FIRST_REQUEST = 0.25
 
@@ -45,16 +45,16 @@ def bind_tcp(
     reuse_port: bool = False,
     only_ipv6: bool = False,
 ) -> socket.socket:
-    """A listening TCP socket, on the wildcard of IPv6 for IPv4 too but with ``only_ipv6``; raises PortsTaken.
+    """Return a listening TCP socket; the wildcard of IPv6 includes IPv4 without ``only_ipv6``. Raises PortsTaken.
 
-    ``beside``: a socket of ours that has the same port on another address; the wildcard can be bound with it.
+    ``beside``: a socket of ours with the same port on another address; the wildcard can be bound with it.
     ``reuse_port``: other sockets of this user may be bound to the same address (SO_REUSEPORT).
     """
     return _bind("tcp", host, port, purpose, beside, reuse_port=reuse_port, only_ipv6=only_ipv6)
 
 
 def bind_udp(host: str, port: int, purpose: str, *, reuse_port: bool = False, only_ipv6: bool = False) -> socket.socket:
-    """A bound UDP socket, as `bind_tcp` has it; raises PortsTaken."""
+    """Return a bound UDP socket, with the options of `bind_tcp`; raises PortsTaken."""
     return _bind("udp", host, port, purpose, reuse_port=reuse_port, only_ipv6=only_ipv6)
 
 
@@ -68,11 +68,11 @@ def _bind(
     reuse_port: bool = False,
     only_ipv6: bool = False,
 ) -> socket.socket:
-    taken = inherited.claim(kind, host, port)
-    if taken is not None:
-        return taken
+    claimed = inherited.claim(kind, host, port)
+    if claimed is not None:
+        return claimed
     if beside is None:
-        # The same port on another address of ours would be in the way.
+        # The same port on another address of ours would conflict.
         inherited.close_unclaimed(kind, port)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
@@ -97,7 +97,7 @@ def _bind(
 
 @contextlib.contextmanager
 def _shared(*both: socket.socket) -> Iterator[None]:
-    """In here the sockets may have one port together; connections go to the one whose address is the more precise."""
+    """Let the sockets share one port in here; connections go to the one with the more specific address."""
     try:
         for sock in both:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -108,13 +108,13 @@ def _shared(*both: socket.socket) -> Iterator[None]:
 
 
 def bind_unix(path: Path) -> socket.socket:
-    """A listening Unix socket, mode 0600; a stale file is replaced, a living socket is not. Raises WorkDirError."""
-    taken = inherited.claim("unix", str(path), 0)
-    if taken is not None:
-        return taken
+    """Return a listening Unix socket, mode 0600; replaces a stale file, but no live socket. Raises WorkDirError."""
+    claimed = inherited.claim("unix", str(path), 0)
+    if claimed is not None:
+        return claimed
     if path.is_socket() and not path.is_symlink():
         with socket.socket(socket.AF_UNIX) as probe:
-            # A full backlog of a socket that would block says EAGAIN at once, in place of a wait without end.
+            # Non-blocking: a full backlog is EAGAIN at once, instead of a wait without end.
             probe.setblocking(False)
             if probe.connect_ex(str(path)) in {0, errno.EAGAIN, errno.EINPROGRESS}:
                 raise WorkDirError(
@@ -136,10 +136,10 @@ def bind_unix(path: Path) -> socket.socket:
 
 
 def bind_owner_only(sock: socket.socket, path: Path) -> None:
-    """Bind a Unix socket, whose file has mode 0600 from the first moment on. Raises OSError.
+    """Bind a Unix socket whose file has mode 0600 from the start. Raises OSError.
 
-    Linux gives the file the mode of the socket itself (unix_bind), so that nothing is changed by its name, which
-    somebody else may have taken in between.
+    Linux gives the file the mode of the socket itself (unix_bind), so no chmod by name is needed, which another user
+    could redirect in between.
     """
     os.fchmod(sock.fileno(), 0o600)
     sock.bind(str(path))
@@ -180,10 +180,10 @@ async def serve(
 
 @contextlib.asynccontextmanager
 async def paused() -> AsyncIterator[None]:
-    """Nothing is accepted in here: what was asked before has its answer, what comes waits in the backlog.
+    """Stop accepting in here: earlier requests are answered first, new connections wait in the backlog.
 
-    For execve(2), which ends connections without a word. Left in any other way, serving goes on. A site whose requests
-    take long accepts others until those have their answers, or for a second.
+    For execve(2), which would close connections without an answer. If it does not happen, serving resumes. A site with
+    slow requests accepts others until those are answered, for at most a second.
     """
     sites = list(_sites)
     await asyncio.gather(*(site.pause() for site in sites if not site.prompt))
@@ -195,7 +195,7 @@ async def paused() -> AsyncIterator[None]:
 
 
 class _Site:
-    """One socket that is served, with pauses."""
+    """One socket that is served, and can be paused."""
 
     def __init__(
         self,
@@ -213,13 +213,13 @@ class _Site:
         self._limit = limit
         self._limits = limits
         self._abandon = abandon
-        # Connections that have asked for nothing yet.
+        # Connections without a request so far.
         self._silent: set[object] = set()
         self._progress = asyncio.Event()
         self._in_flight: set[asyncio.Future[None]] = set()
 
     async def open(self) -> None:
-        """Accept connections."""
+        """Start accepting."""
         from aiohttp import web
 
         from kumadp.host.net.http_server import HttpServer
@@ -239,7 +239,7 @@ class _Site:
         self._acceptor.open()
 
     async def pause(self) -> None:
-        """Accept nothing more and end what there is; the socket stays open."""
+        """Stop accepting and close all connections; the socket stays open."""
         if self._in_flight:
             await asyncio.wait(self._in_flight, timeout=_IN_FLIGHT)
         await self._acceptor.close()
@@ -253,7 +253,7 @@ class _Site:
         await _turns()
 
     async def close(self) -> None:
-        """Serve no more."""
+        """Stop serving and close the socket."""
         self._acceptor.stop()
         await self._runner.cleanup()
         self._socket.close()
@@ -268,13 +268,13 @@ class _Site:
             self._in_flight.discard(answered)
 
     def _on_first_request(self, connection: object) -> None:
-        """It asked for something, or it is gone."""
+        """Note a connection's first request, or its end."""
         self._silent.discard(connection)
         self._progress.set()
 
 
 async def _turns() -> None:
-    """Let the loop do what it has put off until its next turns: connections to make, answers to write."""
+    """Let the loop run its next turns: it may have connections to set up and answers to write."""
     for _ in range(3):
         await asyncio.sleep(0)
 

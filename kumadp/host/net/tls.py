@@ -1,4 +1,4 @@
-"""TLS to others: what is trusted, and with which rules. Every client's SSL context is made here.
+"""TLS of our clients: trust anchors and verification rules. Every client's SSL context is created here.
 
 Python's own defaults depend on its version (3.13 turned on VERIFY_X509_STRICT and VERIFY_X509_PARTIAL_CHAIN) and differ
 from those of Go, which kuma-dp is written in; so each rule is stated here instead.
@@ -22,32 +22,32 @@ from kumadp.host.facts import system_ca_path
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# A store of all public CAs has 250 KB.
+# Bytes. A store of all public CAs has 250 KB.
 LARGEST_FILE = 4 << 20
 # As Go verifies (crypto/x509) and as curl does: every certificate of the file is a trust anchor, also an intermediate
 # or the server's own; a CA without key usage or authority key identifier is one (no VERIFY_X509_STRICT).
 VERIFY_FLAGS = ssl.VerifyFlags.VERIFY_X509_TRUSTED_FIRST | ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
-# Python's list (3.10 to 3.13) at the security level of OpenSSL itself: Go takes a key of RSA with 1024 bits, level 2
-# does not. SHA-1 and MD5 are refused in signatures at both, and by Go.
+# Python's list (3.10 to 3.13) at OpenSSL's default security level: Go accepts RSA keys of 1024 bits, level 2 does not.
+# SHA-1 and MD5 signatures are rejected at both levels, and by Go.
 _CIPHERS = "@SECLEVEL=1:ECDH+AESGCM:ECDH+CHACHA20:ECDH+AES:DHE+AES:!aNULL:!eNULL:!aDSS:!SHA1:!AESCCM"
 # X509 CERTIFICATE is what OpenSSL wrote before 0.9 (RFC 7468, 5.1).
 _LABELS = {b"CERTIFICATE", b"X509 CERTIFICATE"}
-# A block begins where a line does; RFC 7468 (section 3, lax grammar) allows white space before it, and a NUL is half of
+# A block begins a line; RFC 7468 (section 3, lax grammar) allows white space before it, and a NUL is half of
 # a line end in UTF-16.
 _BEGIN = re.compile(rb"(?:\A|[\r\n])(?:\xef\xbb\xbf)?[ \t\v\f\0]*-----BEGIN ([ -,.-~]{0,64})-----")
 _GLUED = re.compile(rb"-----BEGIN ([ -,.-~]{0,64})-----")
 _DASHES = b"-----"
-_MOST_NOTES = 5
+_MAX_NOTES = 5
 _turns = itertools.count()
 
 
 class NoTrustAnchor(ValueError):
-    """A text or file with no certificate that can be trusted; the message has no path."""
+    """A text or file holds no certificate that can be trusted; the message has no path."""
 
 
 @dataclass(frozen=True)
 class TrustAnchors:
-    """The trust anchors of a text: ``certificates`` in DER, each once, in its order; ``notes`` on blocks left out."""
+    """The trust anchors of a text: ``certificates`` in DER, each once, in order; ``notes`` on skipped blocks."""
 
     certificates: tuple[bytes, ...]
     notes: tuple[str, ...] = ()
@@ -59,11 +59,11 @@ class TrustAnchors:
 
 
 def read_anchors(text: str | bytes) -> TrustAnchors:
-    """The certificates of a PEM text, whatever stands around them and in whichever encoding (RFC 7468, section 2).
+    """Return the certificates of a PEM text, with any text around them and in any encoding (RFC 7468, section 2).
 
-    As Go's AppendCertsFromPEM does, it takes each CERTIFICATE block that is one and passes over all others: keys,
-    CRLs, blocks with headers, blocks that are broken. A byte order mark, UTF-16 and line ends of any kind are taken.
-    Raises NoTrustAnchor where no certificate is left.
+    Like Go's AppendCertsFromPEM, takes each valid CERTIFICATE block and skips all others: keys, CRLs, blocks with
+    headers, malformed blocks. Accepts a byte order mark, UTF-16 and line ends of any kind.
+    Raises NoTrustAnchor if there is no certificate.
     """
     data = _bytes(text)
     certificates: dict[bytes, None] = {}
@@ -88,13 +88,13 @@ def read_anchors(text: str | bytes) -> TrustAnchors:
             certificates[der] = None
     if not certificates:
         raise NoTrustAnchor(_why(data, notes, labels))
-    left_out = len(notes) - _MOST_NOTES
-    shown_notes = notes[:_MOST_NOTES] + ([f"and {left_out} more"] if left_out > 0 else [])
+    hidden = len(notes) - _MAX_NOTES
+    shown_notes = notes[:_MAX_NOTES] + ([f"and {hidden} more"] if hidden > 0 else [])
     return TrustAnchors(tuple(certificates), tuple(shown_notes))
 
 
 def read_anchors_file(path: str | Path) -> TrustAnchors:
-    """`read_anchors` of a file. May block. Raises OSError, and NoTrustAnchor, which names the path."""
+    """Return `read_anchors` of a file. May block. Raises OSError, and NoTrustAnchor, which names the path."""
     data = _read(path)
     try:
         return read_anchors(data)
@@ -103,10 +103,10 @@ def read_anchors_file(path: str | Path) -> TrustAnchors:
 
 
 def client_context(anchors: TrustAnchors | None = None, *, verify: bool = True) -> ssl.SSLContext:
-    """An SSL context for a client: TLS 1.2 or newer, as kuma-dp has it (2.8 to 2.14). May block.
+    """Return an SSL context for a client: TLS 1.2 or newer, as in kuma-dp (2.8 to 2.14). May block.
 
-    ``anchors`` are then the only ones; None is the system's store (or SSL_CERT_FILE and SSL_CERT_DIR). A certificate is
-    for the names and addresses in its subjectAltName; its common name does not count (Go 1.15, RFC 9525, 6.3).
+    Only ``anchors`` are trusted; None is the system's store (or SSL_CERT_FILE and SSL_CERT_DIR). A certificate is for
+    the names and addresses in its subjectAltName; its common name is ignored (Go 1.15, RFC 9525, 6.3).
     """
     context = _base()
     if not verify:
@@ -129,10 +129,10 @@ def _base() -> ssl.SSLContext:
 
 
 def _next_order(certificates: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """The certificates, where several have one subject with another of them first each time.
+    """Return the certificates; among several with the same subject, another one comes first at each call.
 
-    A CA that was renewed without key identifiers: Go tries both keys, OpenSSL the first alone. Each attempt has a
-    context of its own, and is repeated.
+    A CA may be renewed without key identifiers: Go tries both keys, OpenSSL only the first. Each attempt to connect has
+    a new context, and is retried.
     """
     subjects: dict[bytes, list[bytes]] = {}
     for der in certificates:
@@ -146,15 +146,15 @@ def _next_order(certificates: tuple[bytes, ...]) -> tuple[bytes, ...]:
 def _load_system(context: ssl.SSLContext) -> None:
     context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     paths = ssl.get_default_verify_paths()
-    # OpenSSL stops without an error at the first entry of a file that it cannot read; and a Python from elsewhere may
-    # look where this distribution has no store.
-    named = os.environ.get("SSL_CERT_FILE") or ("" if paths.cafile or paths.capath else system_ca_path())
-    if not named:
+    # OpenSSL stops without an error at the first entry of a file that it cannot read; and a Python that is not of this
+    # distribution may look for the store in another place.
+    store = os.environ.get("SSL_CERT_FILE") or ("" if paths.cafile or paths.capath else system_ca_path())
+    if not store:
         return
     try:
-        data = _read(named)
-        there = sum(label in _LABELS for _, label, _ in _blocks(_bytes(data)))
-        if context.cert_store_stats()["x509"] < there:
+        data = _read(store)
+        count = sum(label in _LABELS for _, label, _ in _blocks(_bytes(data)))
+        if context.cert_store_stats()["x509"] < count:
             context.load_verify_locations(cadata=b"".join(read_anchors(data).certificates))
     except (OSError, NoTrustAnchor):
         return
@@ -170,7 +170,7 @@ def _read(path: str | Path) -> bytes:
 
 def _bytes(text: str | bytes) -> bytes:
     data = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
-    # A mark may also begin a remark alone, which PEM in ASCII follows.
+    # A byte order mark may begin a remark, with PEM in ASCII after it.
     if b"-----BEGIN " in data:
         return data
     for mark, encoding in ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
@@ -180,7 +180,7 @@ def _bytes(text: str | bytes) -> bytes:
 
 
 def _blocks(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Line number, label and body of each PEM block. Linear: each byte is looked at a bounded number of times."""
+    """Yield line number, label and body of each PEM block. Linear: each byte is read a bounded number of times."""
     begin = _BEGIN.search(data)
     line, counted = 1, 0
     while begin is not None:
@@ -194,15 +194,15 @@ def _blocks(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         if data.startswith(closing, end):
             yield line, begin[1], data[start:end]
             end += len(closing)
-            # Files that were joined, the first without a final line end.
+            # Concatenated files, the first without a final line end.
             begin = _GLUED.match(data, end) or _BEGIN.search(data, end)
         else:
-            # The line end before a block that begins here is looked at again.
+            # The line end before a block that begins here is read again.
             begin = _BEGIN.search(data, start)
 
 
 def _der(body: bytes) -> tuple[bytes, str]:
-    """The bytes of a block, and what is wrong with it."""
+    """Return the bytes of a block, and what is wrong with it, if anything."""
     if b":" in body:
         return b"", "has headers"
     try:
@@ -215,12 +215,12 @@ def _der(body: bytes) -> tuple[bytes, str]:
 
 
 def _length(der: bytes) -> int:
-    """Of the ASN.1 sequence that it begins with, header included; 0 where it is none."""
+    """Return the length of the ASN.1 sequence at the start, with its header; 0 if there is none."""
     return _element(der, 0)[1] if der[:1] == b"\x30" else 0
 
 
 def _element(der: bytes, at: int) -> tuple[int, int]:
-    """Where the content of the ASN.1 element at ``at`` begins, and where it ends (X.690, 8.1.3); 0 where it is none."""
+    """Return start and end of the content of the ASN.1 element at ``at`` (X.690, 8.1.3); 0 if there is none."""
     if len(der) < at + 2:
         return 0, 0
     length, start = der[at + 1], at + 2
@@ -234,7 +234,7 @@ def _element(der: bytes, at: int) -> tuple[int, int]:
 
 
 def _subject(der: bytes) -> bytes:
-    """The subject of a certificate (RFC 5280, 4.1): the sixth element of what is signed, with the version."""
+    """Return the subject of a certificate (RFC 5280, 4.1): the sixth element of the signed part, with the version."""
     at = _element(der, _element(der, 0)[0])[0]
     # Version, in certificates of version 2 and later.
     at = _element(der, at)[1] if der[at : at + 1] == b"\xa0" else at
@@ -253,7 +253,7 @@ def _why(data: bytes, notes: list[str], labels: dict[str, None]) -> str:
     if set(labels) & {"TRUSTED CERTIFICATE"}:
         hint = "openssl x509 -in FILE -out CA.pem makes one of it"
         return f"holds no PEM certificate: TRUSTED CERTIFICATE is OpenSSL's own format ({hint})"
-    return "holds no PEM certificate" + (f": {'; '.join(notes[:_MOST_NOTES])}" if notes else "")
+    return "holds no PEM certificate" + (f": {'; '.join(notes[:_MAX_NOTES])}" if notes else "")
 
 
 def _lower(error: Exception) -> str:

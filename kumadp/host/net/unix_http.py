@@ -1,6 +1,6 @@
-"""One HTTP request over a socket that need not be what it seems: one deadline and a bound for the whole answer.
+"""One HTTP request over a socket that is not trusted: one deadline and one size limit for the whole response.
 
-Nothing is sent to a Unix socket before its folder, its file and the process behind it are known to be of one user.
+Nothing is sent to a Unix socket before its folder, its file and the listening process are verified to be one user's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHUNKED = re.compile(rb"\ntransfer-encoding:[^\r\n]*chunked", re.IGNORECASE)
 
 
 class UntrustedSocket(OSError):
-    """A socket that may be another user's; the message says whose, or what is wrong with it."""
+    """A socket that may be another user's; the message names the user or the problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Peer:
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """Who is at the other end."""
+    """Return the process at the other end."""
     pid, uid, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return Peer(pid, uid)
 
@@ -60,7 +60,7 @@ def owner_of(path: Path) -> int:
 
 @contextlib.contextmanager
 def connected(path: Path, uid: int, timeout: float) -> Iterator[tuple[socket.socket, Peer]]:
-    """A connection to a socket that belongs to the user ``uid`` (`owner_of`), as its listener does.
+    """Yield a connection to a socket that belongs to the user ``uid`` (`owner_of`), as its listener does.
 
     Raises OSError, UntrustedSocket among them. Connects within ``timeout`` seconds; sends nothing.
     """
@@ -70,7 +70,7 @@ def connected(path: Path, uid: int, timeout: float) -> Iterator[tuple[socket.soc
             raise UntrustedSocket(f"{_shown(path)} belongs to {user_name(owner)}")
         sock.settimeout(timeout)
         try:
-            # The same folder that was looked at, whatever its path leads to by now.
+            # The folder that was checked, wherever its path leads by now.
             sock.connect(short)
         except FileNotFoundError:
             sock.connect(str(path))
@@ -81,7 +81,7 @@ def connected(path: Path, uid: int, timeout: float) -> Iterator[tuple[socket.soc
 
 
 def user_name(uid: int) -> str:
-    """``user alice``, or ``uid 1000`` where it has no name. May block."""
+    """Return ``user alice``, or ``uid 1000`` if the user has no name. May block."""
     import pwd
 
     try:
@@ -93,12 +93,12 @@ def user_name(uid: int) -> str:
 def exchange(
     sock: socket.socket, method: str, target: str, deadline: float, *, host: str = "localhost", head_only: bool = False
 ) -> tuple[int, bytes]:
-    """Status code and body of the answer to one request; with ``head_only`` the body is not read.
+    """Return status code and body of the response to one request; with ``head_only`` the body is not read.
 
-    The whole of it has until ``deadline``, of `time.monotonic`, however it comes. Raises OSError, TimeoutError among
-    them, where it does not come in time, has more than `LARGEST_BODY` bytes, or is not HTTP/1.
+    The whole response must arrive before ``deadline``, a time of `time.monotonic`. Raises OSError, TimeoutError among
+    them, if it does not, has more than `LARGEST_BODY` bytes, or is not HTTP/1.
     """
-    sock.settimeout(_left(deadline))
+    sock.settimeout(_remaining(deadline))
     sock.sendall(f"{method} {target} HTTP/1.1\r\nhost: {host}\r\naccept: */*\r\nconnection: close\r\n\r\n".encode())
     reader = _Reader(sock, deadline)
     code, head = reader.head()
@@ -111,7 +111,7 @@ def exchange(
 
 
 class _Reader:
-    """What arrives, bounded in time and bytes."""
+    """Reads a response, limited in time and bytes."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
@@ -119,33 +119,33 @@ class _Reader:
         self._data = bytearray()
 
     def head(self) -> tuple[int, bytes]:
-        """Status code and head of the first answer that is not provisional (RFC 9110 section 15.2)."""
+        """Return status code and head of the first response that is not provisional (RFC 9110 section 15.2)."""
         read = 0
         while True:
             end = self._end_of_head()
             head = bytes(self._data[:end])
-            found = _STATUS_LINE.match(head)
-            if found is None:
+            status_line = _STATUS_LINE.match(head)
+            if status_line is None:
                 raise OSError("the answer is not HTTP")
             del self._data[:end]
             read += end
-            if not 100 <= int(found[1]) < 200:
-                return int(found[1]), head
+            if not 100 <= int(status_line[1]) < 200:
+                return int(status_line[1]), head
             if read > _LARGEST_HEAD:
                 raise OSError("the answer is not HTTP")
 
     def _end_of_head(self) -> int:
-        looked = 0
-        while (end := self._data.find(b"\r\n\r\n", looked)) < 0:
+        searched = 0
+        while (end := self._data.find(b"\r\n\r\n", searched)) < 0:
             if len(self._data) > _LARGEST_HEAD or not b"HTTP/1.".startswith(bytes(self._data[:7])):
                 raise OSError("the answer is not HTTP")
-            looked = max(0, len(self._data) - 3)
+            searched = max(0, len(self._data) - 3)
             if not self._more():
                 raise OSError("the answer ends early" if self._data else "closed without an answer")
         return end + 4
 
     def exactly(self, length: int) -> bytes:
-        """The next bytes."""
+        """Return the next ``length`` bytes."""
         if length > LARGEST_BODY:
             raise OSError(f"the answer is larger than {LARGEST_BODY >> 20} MiB")
         while len(self._data) < length:
@@ -154,13 +154,13 @@ class _Reader:
         return bytes(self._data[:length])
 
     def rest(self) -> bytes:
-        """All until the peer closes."""
+        """Return all bytes until the peer closes."""
         while self._more():
             pass
         return bytes(self._data)
 
     def _more(self) -> bool:
-        self._sock.settimeout(_left(self._deadline))
+        self._sock.settimeout(_remaining(self._deadline))
         part = self._sock.recv(64 << 10)
         self._data += part
         if len(self._data) > LARGEST_BODY + _LARGEST_HEAD:
@@ -168,15 +168,15 @@ class _Reader:
         return bool(part)
 
 
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
+def _remaining(deadline: float) -> float:
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
         raise TimeoutError("timed out")
-    return left
+    return remaining
 
 
 def _unchunked(data: bytes) -> bytes:
-    """A chunked body (RFC 9112 section 7.1), without its trailers."""
+    """Decode a chunked body (RFC 9112 section 7.1), without its trailers."""
     parts: list[bytes] = []
     position = 0
     while True:
@@ -195,7 +195,7 @@ def _unchunked(data: bytes) -> bytes:
 
 @contextlib.contextmanager
 def _folder(path: Path) -> Iterator[tuple[int, str]]:
-    """A descriptor of the folder, and the path of the file by way of it."""
+    """Yield a descriptor of the folder, and a path of the file that goes through it."""
     descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         yield descriptor, f"/proc/self/fd/{descriptor}/{path.name}"
@@ -204,14 +204,14 @@ def _folder(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _owner(path: Path, folder: int) -> int:
-    found = os.fstat(folder)
-    if stat.S_IMODE(found.st_mode) & 0o022:
+    status = os.fstat(folder)
+    if stat.S_IMODE(status.st_mode) & 0o022:
         raise UntrustedSocket(f"{_shown(path.parent)} can be written by others")
     file = os.stat(path.name, dir_fd=folder, follow_symlinks=False)
     if not stat.S_ISSOCK(file.st_mode):
         raise UntrustedSocket(f"{_shown(path)} is not a socket")
-    if found.st_uid not in {0, file.st_uid}:
-        raise UntrustedSocket(f"{_shown(path.parent)} belongs to {user_name(found.st_uid)}")
+    if status.st_uid not in {0, file.st_uid}:
+        raise UntrustedSocket(f"{_shown(path.parent)} belongs to {user_name(status.st_uid)}")
     return file.st_uid
 
 

@@ -1,11 +1,11 @@
 """Our own upgrade: this process becomes a newer kumadp by execve(2), with the same pid, children and sockets.
 
-What the new program needs goes through a sealed memfd: it is in no file, argument or environment, and only its number
-is told. Descriptors keep their numbers; they are made inheritable at the last moment, and closed-on-exec again by
-whoever goes on, so that no child ever has them.
+The state for the new program is in a sealed memfd, not in a file, argument or environment; only its number is in a
+variable. Descriptors keep their numbers; they are made inheritable at the last moment, and closed-on-exec again by
+the program that continues, so that no child ever has them.
 
-Children that asked for it die with the *thread* that started them (PR_SET_PDEATHSIG, prctl(2)). The main thread starts
-them, and the main thread is the one that execve(2) leaves.
+Children with a parent death signal die with the *thread* that started them (PR_SET_PDEATHSIG, prctl(2)). The main
+thread starts them, and it is the one that survives execve(2).
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 FORMAT = 1
 _NAME = "kumadp-handover"
 _STDIN = "kumadp-stdin"
-_LONGEST_STDIN = 64 * 1024 * 1024
+_MAX_STDIN = 64 * 1024 * 1024
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-# Not the ones that tell of a fault of our own, and none that cannot be held.
+# Without those for faults of our own (SIGSEGV etc.) and those that cannot be blocked.
 HELD_SIGNALS = frozenset(
     {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGALRM}
 )
 
 
 class Handover(msgspec.Struct, frozen=True):
-    """What one program tells the next.
+    """State that one program hands to the next.
 
-    ``count`` is how often this process was re-executed, this time included; ``version`` that of the program before;
-    ``sections`` hold what each part knows, in its own encoding; ``descriptors`` are all that are handed over;
-    ``meanwhile`` is what the next one answers before it can do anything else.
+    ``count`` is how often this process was re-executed, this time included; ``version`` that of the previous program;
+    ``sections`` hold the state of each part, in its own encoding; ``descriptors`` are all that are handed over;
+    ``interim`` is for readiness probes until the next program serves.
     """
 
     format: int
@@ -61,26 +61,26 @@ class Handover(msgspec.Struct, frozen=True):
     sockets: tuple[inherited.HandedSocket, ...]
     descriptors: tuple[int, ...]
     sections: dict[str, bytes]
-    meanwhile: InterimAnswer = InterimAnswer()
+    interim: InterimAnswer = msgspec.field(default_factory=InterimAnswer, name="meanwhile")
 
 
 def collect(
-    sections: Mapping[str, bytes], descriptors: Iterable[int], before: Handover | None = None, *, ready: bytes = b""
+    sections: Mapping[str, bytes], descriptors: Iterable[int], previous: Handover | None = None, *, ready: bytes = b""
 ) -> Handover:
-    """What there is to hand over now: every socket that `inherited` knows, these sections and descriptors.
+    """Return the state to hand over now: every registered socket, these sections and descriptors.
 
-    ``before`` is what this program itself was started with. Negative descriptors are passed over. ``ready``: the whole
-    answer to ``GET /ready`` until the next program serves.
+    ``previous`` is the handover that this program itself was started with. Negative descriptors are skipped. ``ready``:
+    the whole response to ``GET /ready`` until the next program serves.
     """
     sockets = tuple(inherited.sockets())
-    kept = {one.descriptor for one in sockets} | {number for number in descriptors if number >= 0}
-    count = before.count + 1 if before is not None else 1
-    asked = InterimAnswer(tuple(one.descriptor for one in sockets if inherited.is_probed(one)), ready)
-    return Handover(FORMAT, os.getpid(), count, __version__, sockets, tuple(sorted(kept)), dict(sections), asked)
+    numbers = {sock.descriptor for sock in sockets} | {number for number in descriptors if number >= 0}
+    count = previous.count + 1 if previous is not None else 1
+    interim = InterimAnswer(tuple(sock.descriptor for sock in sockets if inherited.is_probed(sock)), ready)
+    return Handover(FORMAT, os.getpid(), count, __version__, sockets, tuple(sorted(numbers)), dict(sections), interim)
 
 
 def write(handover: Handover) -> int:
-    """A sealed memfd that holds it, closed-on-exec."""
+    """Return a sealed memfd that holds ``handover``, closed-on-exec."""
     memfd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         data = memoryview(msgspec.msgpack.encode(handover))
@@ -94,7 +94,7 @@ def write(handover: Handover) -> int:
 
 
 def read(memfd: int) -> Handover:
-    """What a memfd of `write` holds; raises HandoverFailed for anything else."""
+    """Return the content of a memfd of `write`; raises HandoverFailed for anything else."""
     try:
         if fcntl.fcntl(memfd, fcntl.F_GET_SEALS) != _SEALS:
             raise HandoverFailed("what is handed over is not sealed")
@@ -108,10 +108,10 @@ def read(memfd: int) -> Handover:
 
 
 def receive(environ: MutableMapping[str, str]) -> Handover | None:
-    """What the program before us left, once; None at a start of its own. Raises HandoverFailed.
+    """Return the state that the previous program handed over, once; None without one. Raises HandoverFailed.
 
-    Its descriptors are closed-on-exec again, and its sockets wait in `inherited`. To be called before any process is
-    started.
+    Its descriptors are made closed-on-exec again, and its sockets can be claimed from `inherited_sockets`. To be called
+    before any process is started.
     """
     number = environ.pop(VARIABLE, "")
     if not number:
@@ -128,35 +128,35 @@ def receive(environ: MutableMapping[str, str]) -> Handover | None:
 
 
 async def hold_signals() -> None:
-    """Block `HELD_SIGNALS`, and have the loop see those that came before: none is lost over execve(2).
+    """Block `HELD_SIGNALS`, and have the loop handle those received before: none is lost over execve(2).
 
-    What came before is the caller's to look at: one that asked to stop must not be followed by `become`.
+    The caller must check which were received: after one to stop, `become` must not be called.
 
-    What is blocked stays pending until `release_signals`, in this program or the next, as long as no other thread takes
-    it: see `block_signals_in_threads`.
+    Blocked signals stay pending until `release_signals`, in this program or the next, as long as no other thread takes
+    them: see `block_signals_in_threads`.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
-    # The wakeup descriptor is read in the next turn of the loop, the handler called in the one after, and whoever waits
-    # for what the handler does goes on in the one after that.
+    # The wakeup descriptor is read in the next turn of the loop, the handler runs in the one after, and a task that
+    # waits for the handler's effect in the one after that.
     for _ in range(5):
         await asyncio.sleep(0)
 
 
 def release_signals() -> None:
-    """Let `HELD_SIGNALS` come again; to be called once their handlers are there."""
+    """Unblock `HELD_SIGNALS`; to be called once their handlers are installed."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
 
 
 async def block_signals_in_threads() -> None:
-    """Let the threads of the running loop take no `HELD_SIGNALS`, so that blocked ones stay pending.
+    """Block `HELD_SIGNALS` in the threads of the running loop, so that they stay pending.
 
     To be called before it has any. No process may be started in them: it would have these signals blocked.
     """
     loop = asyncio.get_running_loop()
     executor = ThreadPoolExecutor(initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, HELD_SIGNALS))
     loop.set_default_executor(executor)
-    # uvloop has threads of its own from the first name on that it looks up. This one needs no name server, and is not
-    # in the form that it reads by itself.
+    # uvloop starts its own threads at the first name lookup. This name needs no name server, and has not the form that
+    # uvloop parses without a thread.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
         await loop.getaddrinfo("127.1", 0, flags=socket.AI_NUMERICHOST)
@@ -167,10 +167,10 @@ async def block_signals_in_threads() -> None:
 def become(
     handover: Handover, environ: Mapping[str, str], flush: Callable[[], object], argv: tuple[str, ...] | None = None
 ) -> NoReturn:
-    """Replace this program, now; raises HandoverFailed, with everything as it was, where that cannot be done.
+    """Replace this program now; if that fails, restore everything and raise HandoverFailed.
 
-    ``flush`` is called last of all: writing what is logged. ``argv`` is what to run, by default our own command line
-    with this interpreter. From the main thread only, after `hold_signals`.
+    ``flush`` is called last, to write the log. ``argv`` is the command to run, by default our own command line with
+    this interpreter. From the main thread only, after `hold_signals`.
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("a program is replaced from the main thread only")
@@ -182,7 +182,7 @@ def become(
             for descriptor in (memfd, *handover.descriptors):
                 os.set_inheritable(descriptor, True)
                 undo.callback(os.set_inheritable, descriptor, False)
-            if _stdin_is_kept():
+            if _stdin_is_buffered():
                 os.lseek(0, 0, os.SEEK_SET)
             flush()
             restore_core_limit()
@@ -196,15 +196,15 @@ def become(
 
 
 def buffer_stdin() -> None:
-    """Make what is piped to standard input readable again by the program that takes our place.
+    """Copy piped standard input to a memfd, so that the program that replaces us can read it again.
 
-    To be called before it is read, where it is a file of ours (``-``). Blocks until its end.
+    To be called before it is read, if it is one of our files (``-``). Blocks until its end.
     """
-    if _stdin_is_kept():
+    if _stdin_is_buffered():
         return
     memfd = os.memfd_create(_STDIN, os.MFD_CLOEXEC)
     size = 0
-    while size < _LONGEST_STDIN and (data := os.read(0, 64 * 1024)):
+    while size < _MAX_STDIN and (data := os.read(0, 64 * 1024)):
         size += os.write(memfd, data)
     os.lseek(memfd, 0, os.SEEK_SET)
     os.dup2(memfd, 0)
@@ -212,11 +212,11 @@ def buffer_stdin() -> None:
 
 
 def open_stdin() -> int:
-    """A descriptor that has from the beginning what `buffer_stdin` kept, or has nothing."""
-    return os.open("/proc/self/fd/0" if _stdin_is_kept() else os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    """Return a descriptor that reads the input of `buffer_stdin` from the start, or an empty one."""
+    return os.open("/proc/self/fd/0" if _stdin_is_buffered() else os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _stdin_is_kept() -> bool:
+def _stdin_is_buffered() -> bool:
     try:
         return _STDIN in str(Path("/proc/self/fd/0").readlink())
     except OSError:
@@ -224,5 +224,5 @@ def _stdin_is_kept() -> bool:
 
 
 def own_command_line() -> tuple[str, ...]:
-    """How this program was started, by the absolute path of the interpreter."""
+    """Return the command line that started this program, with the absolute path of the interpreter."""
     return (sys.executable, *sys.orig_argv[1:])

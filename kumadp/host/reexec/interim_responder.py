@@ -1,8 +1,8 @@
-"""Answers for readiness while a new program starts in this process: a probe has one second, a start may need more.
+"""Answers readiness probes while a new program starts in this process: a probe has one second, a start may need more.
 
-The program before us says what is to be answered, and at which of the sockets that it hands over. A thread does it from
-the first moment on: nothing but the standard library and msgspec is imported until then. Who connects just when the
-new server begins is answered here or there.
+The previous program provides the response, and the sockets among those that it hands over. A thread answers from the
+first moment on: only the standard library and msgspec are imported before. A client that connects just when the new
+server starts is answered by either.
 """
 
 from __future__ import annotations
@@ -22,80 +22,80 @@ from kumadp.decoding import decode_msgpack
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# The number of the memfd that the program before us left, and nothing else; children get neither.
+# The number of the memfd that the previous program left, and a flag that this is only a check; children get neither.
 VARIABLE = "KUMADP_HANDOVER"
 CHECK_VARIABLE = "KUMADP_HANDOVER_CHECK"
 PATH = b"/ready"
-# A start that takes longer than this is stuck: then nobody answers, which is the truth (seconds).
-LONGEST = 30.0
-# How long a client may take to ask, and how much it may say.
+# A start that takes longer is stuck: then there is no answer, which is the truth (seconds).
+MAX_SECONDS = 30.0
+# Limits of a request's head, in seconds and bytes.
 _HEAD_WITHIN = 1.0
-_LONGEST_HEAD = 16 * 1024
-# Connections at a time; the oldest goes for a newer one.
-_MOST = 128
-# Where nothing can be accepted, the sockets stay readable: a moment of rest (seconds).
-_REST = 0.05
+_MAX_HEAD = 16 * 1024
+# Concurrent connections; the oldest is closed for a newer one.
+_MAX_CONNECTIONS = 128
+# Pause if nothing can be accepted, since the sockets stay readable (seconds).
+_PAUSE = 0.05
 _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class InterimAnswer(msgspec.Struct, frozen=True):
-    """The whole ``answer`` to ``GET /ready`` on the listening ``sockets``, numbers of descriptors."""
+    """The whole response (``answer``) to ``GET /ready`` on the listening ``sockets``, which are descriptor numbers."""
 
     sockets: tuple[int, ...] = ()
     answer: bytes = b""
 
 
-class _Handed(msgspec.Struct):
-    """The part of a `kumadp.host.reexec.handover.Handover` that is of interest here."""
+class _HandoverPart(msgspec.Struct):
+    """The part of a `kumadp.host.reexec.handover.Handover` that is needed here."""
 
-    meanwhile: InterimAnswer = InterimAnswer()
+    interim: InterimAnswer = msgspec.field(default_factory=InterimAnswer, name="meanwhile")
 
 
-def begin(environ: Mapping[str, str]) -> None:
-    """Answer as the program before us asks for, until `end`; nothing at a start of our own, and where we are tried."""
+def start(environ: Mapping[str, str]) -> None:
+    """Answer as the previous program requested, until `stop`. Does nothing without one, or if we are only checked."""
     if VARIABLE not in environ or CHECK_VARIABLE in environ:
         return
     try:
         memfd = int(environ[VARIABLE])
-        handed = decode_msgpack(os.pread(memfd, os.fstat(memfd).st_size, 0), _Handed).meanwhile
+        interim = decode_msgpack(os.pread(memfd, os.fstat(memfd).st_size, 0), _HandoverPart).interim
     except (ValueError, OSError):
-        # Whoever reads it next says what is wrong with it.
+        # `kumadp.host.reexec.handover.receive` reports what is wrong.
         return
-    if handed.answer and handed.sockets:
-        _running.append(_Answering(handed))
+    if interim.answer and interim.sockets:
+        _responders.append(_InterimResponder(interim))
 
 
-def end(sock: socket.socket | None = None) -> None:
-    """Accept nothing more on this socket, None: on any; who has connected already is answered."""
-    for one in _running:
-        one.end(sock.getsockname() if sock is not None else None)
+def stop(sock: socket.socket | None = None) -> None:
+    """Stop accepting on this socket (None: on all); clients that are connected are still answered."""
+    for responder in _responders:
+        responder.stop(sock.getsockname() if sock is not None else None)
 
 
-class _Answering:
-    """The thread and what it listens on, as duplicates of its own."""
+class _InterimResponder:
+    """The thread that answers, with its own duplicates of the sockets."""
 
-    def __init__(self, handed: InterimAnswer) -> None:
-        self._answer = handed.answer
+    def __init__(self, interim: InterimAnswer) -> None:
+        self._answer = interim.answer
         self._selector = selectors.DefaultSelector()
-        self._told, self._tell = socket.socketpair()
-        self._told.setblocking(False)
-        self._over: list[object] = []
+        self._wakeup, self._wake = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._stopped: list[object] = []
         self._deadlines: dict[socket.socket, float] = {}
         self._listening: list[socket.socket] = []
-        for number in handed.sockets:
+        for number in interim.sockets:
             sock = socket.socket(fileno=os.dup(number))
             sock.setblocking(False)
             self._listening.append(sock)
             self._watch(sock, lambda sock=sock: self._accept(sock))  # type: ignore[misc]
-        self._watch(self._told, self._look)
-        self._until = time.monotonic() + LONGEST
-        threading.Thread(target=self._run, name="meanwhile", daemon=True).start()
+        self._watch(self._wakeup, self._handle_wakeup)
+        self._until = time.monotonic() + MAX_SECONDS
+        threading.Thread(target=self._run, name="interim", daemon=True).start()
 
-    def end(self, address: object) -> None:
-        """Begin to end, with the socket that is bound to this address, None: altogether."""
-        self._over.append(address)
+    def stop(self, address: object) -> None:
+        """Have the thread stop listening on the socket with this address, None: on all."""
+        self._stopped.append(address)
         with contextlib.suppress(OSError):
-            self._tell.send(b"x")
+            self._wake.send(b"x")
 
     def _watch(self, what: socket.socket, act: Callable[[], None]) -> None:
         self._selector.register(what, selectors.EVENT_READ, act)
@@ -106,19 +106,19 @@ class _Answering:
                 for key, _ in self._selector.select(0.25):
                     key.data()
                 now = time.monotonic()
-                for client in [one for one, due in self._deadlines.items() if due < now]:
+                for client in [client for client, due in self._deadlines.items() if due < now]:
                     self._close(client)
                 if now > self._until:
-                    self._leave(self._listening.copy())
-        self._told.close()
-        self._tell.close()
+                    self._close_listeners(self._listening.copy())
+        self._wakeup.close()
+        self._wake.close()
 
-    def _look(self) -> None:
-        self._told.recv(64)
-        over = self._over.copy()
-        self._leave([sock for sock in self._listening if None in over or sock.getsockname() in over])
+    def _handle_wakeup(self) -> None:
+        self._wakeup.recv(64)
+        stopped = self._stopped.copy()
+        self._close_listeners([sock for sock in self._listening if None in stopped or sock.getsockname() in stopped])
 
-    def _leave(self, sockets: list[socket.socket]) -> None:
+    def _close_listeners(self, sockets: list[socket.socket]) -> None:
         for sock in sockets:
             self._listening.remove(sock)
             self._selector.unregister(sock)
@@ -130,14 +130,14 @@ class _Answering:
         except BlockingIOError:
             return
         except OSError:
-            # No descriptor is left: the oldest client's is given up, or others are waited for.
+            # No descriptor is left: close the oldest client, or wait until one is free.
             if self._deadlines:
                 self._close(next(iter(self._deadlines)))
             else:
-                time.sleep(_REST)
+                time.sleep(_PAUSE)
             return
         client.setblocking(False)
-        if len(self._deadlines) >= _MOST:
+        if len(self._deadlines) >= _MAX_CONNECTIONS:
             self._close(next(iter(self._deadlines)))
         self._deadlines[client] = time.monotonic() + _HEAD_WITHIN
         head = bytearray()
@@ -147,20 +147,20 @@ class _Answering:
         if client not in self._deadlines:
             return
         try:
-            data = client.recv(_LONGEST_HEAD)
+            data = client.recv(_MAX_HEAD)
         except BlockingIOError:
             return
         except OSError:
             data = b""
         head += data
         whole = b"\r\n\r\n" in head
-        if data and not whole and len(head) < _LONGEST_HEAD:
+        if data and not whole and len(head) < _MAX_HEAD:
             return
         if whole:
             words = head.split(b" ", 2)
-            asked = words[1].partition(b"?")[0] if len(words) > 2 else b""
+            path = words[1].partition(b"?")[0] if len(words) > 2 else b""
             with contextlib.suppress(OSError):
-                client.sendall(self._answer if asked == PATH else _NOT_FOUND)
+                client.sendall(self._answer if path == PATH else _NOT_FOUND)
                 client.shutdown(socket.SHUT_WR)
         self._close(client)
 
@@ -170,4 +170,4 @@ class _Answering:
         client.close()
 
 
-_running: list[_Answering] = []
+_responders: list[_InterimResponder] = []
