@@ -87,7 +87,7 @@ async def test_settings_that_are_wrong_by_now_are_told(tmp_path: Path) -> None:
 
 async def test_a_program_that_cannot_read_what_is_handed_over_is_not_taken(tmp_path: Path) -> None:
     argv = program(tmp_path)
-    source = tmp_path / "kumadp" / "host" / "handover.py"
+    source = tmp_path / "kumadp" / "host" / "reexec" / "handover.py"
     source.write_text(source.read_text().replace("FORMAT = 1\n", "FORMAT = 2\n"))
     with pytest.raises(HandoverFailed, match="has format 1, this kumadp knows 2"):
         await check_new_program(handed(tmp_path), environment(), argv=argv)
