@@ -85,12 +85,16 @@ def routes_of(dataplane: Dataplane) -> ProbeRoutes:
 
 
 class VirtualProbes:
-    """Serves the routes. The constructor binds the port (raises PortsTaken)."""
+    """Serves the routes. The constructor binds the port (raises PortsTaken).
+
+    ``body_timeout``: how long a request may take to arrive (seconds).
+    """
 
     name = "virtual probes"
 
-    def __init__(self, host: str, port: int, routes: ProbeRoutes) -> None:
+    def __init__(self, host: str, port: int, routes: ProbeRoutes, *, body_timeout: float = LONGEST_TIMEOUT) -> None:
         self._routes = routes
+        self._body_timeout = body_timeout
         self._socket = bind_tcp(host, port, "probes.port")
         self._client: ClientSession | None = None
         self.answered = collections.Counter[str]()
@@ -130,10 +134,10 @@ class VirtualProbes:
         if target is None:
             return _text_response(404, "no such probe")
         try:
-            async with asyncio.timeout(LONGEST_TIMEOUT):
+            async with asyncio.timeout(self._body_timeout):
                 request_body = await _read(request.content, MAX_BODY + 1) if request.can_read_body else None
         except TimeoutError:
-            return _text_response(408, f"the request did not end within {LONGEST_TIMEOUT:g} s")
+            return _text_response(408, f"the request did not end within {self._body_timeout:g} s")
         if request_body is not None and len(request_body) > MAX_BODY:
             return _text_response(413, f"a probe's body has at most {MAX_BODY} bytes")
         address = f"{target.host}:{target.port}"

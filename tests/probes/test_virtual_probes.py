@@ -11,8 +11,8 @@ import pytest
 
 from kumadp.core.component import Stack
 from kumadp.errors import PortsTaken
-from kumadp.probes import virtual_probes
 from kumadp.probes.virtual_probes import (
+    LONGEST_TIMEOUT,
     MAX_BODY,
     MAX_PROBES_PER_APPLICATION,
     ProbeRoutes,
@@ -81,10 +81,10 @@ async def application(host: str = "127.0.0.1", **behaviour: object) -> AsyncIter
 
 
 @contextlib.asynccontextmanager
-async def probes(routes: ProbeRoutes) -> AsyncIterator[int]:
+async def probes(routes: ProbeRoutes, *, body_timeout: float = LONGEST_TIMEOUT) -> AsyncIterator[int]:
     port = free_port()
     stack = Stack(lambda _name, _error: None)
-    await stack.enter(VirtualProbes("127.0.0.1", port, routes))
+    await stack.enter(VirtualProbes("127.0.0.1", port, routes, body_timeout=body_timeout))
     try:
         yield port
     finally:
@@ -262,9 +262,8 @@ async def test_a_large_request_is_rejected(chunked: bool) -> None:
         assert app.heads == []
 
 
-async def test_a_request_that_never_ends_is_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(virtual_probes, "LONGEST_TIMEOUT", 0.2)
-    async with application() as app, probes(single_route(app.port)) as port:
+async def test_a_request_that_never_ends_is_408() -> None:
+    async with application() as app, probes(single_route(app.port), body_timeout=0.2) as port:
         assert (await send(port, get("/8080/healthz", "Content-Length: 9", method="POST", body="half")))[0] == 408
         assert app.heads == []
 
