@@ -42,7 +42,6 @@ NOT_YET = {
     "kumadp/probes",
     "kumadp/process",
     "kumadp/relay",
-    "kumadp/resources",
 }
 
 

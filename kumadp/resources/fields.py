@@ -17,7 +17,7 @@ DURATION_PATTERN = r"^\+?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field: its name on the wire and what it may hold. ``of`` is the message or the kind of a list's items."""
+    """One field: its name on the wire and its type. ``of`` is the message, or the kind of a list's items."""
 
     name: str
     kind: Kind
@@ -30,19 +30,19 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A mapping with known fields; unknown ones are kept, and no remark where it is ``open``."""
+    """A mapping with known fields. Unknown ones are kept, with a note unless it is ``open``."""
 
     name: str
     fields: tuple[Field, ...]
     open: bool = False
 
     def lookup(self, key: str) -> Field | None:
-        """The field that ``key`` names in any of its spellings (`redirectPortInbound`, `redirect_port_inbound`...)."""
-        folded = _fold(key)
-        return next((item for item in self.fields if _fold(item.name) == folded), None)
+        """Return the field of ``key`` in any of its spellings (`redirectPortInbound`, `redirect_port_inbound`...)."""
+        normalised = _normalised(key)
+        return next((item for item in self.fields if _normalised(item.name) == normalised), None)
 
 
-def _fold(key: str) -> str:
+def _normalised(key: str) -> str:
     return key.replace("_", "").lower()
 
 
@@ -50,14 +50,14 @@ def _port(name: str, text: str, minimum: int = 1) -> Field:
     return Field(name, "integer", text, minimum=minimum, maximum=65535)
 
 
-HEALTH = Message("Health", (Field("ready", "boolean", "Whether this inbound takes traffic."),))
+HEALTH = Message("Health", (Field("ready", "boolean", "Whether this inbound accepts traffic."),))
 SERVICE_PROBE = Message(
     "ServiceProbe",
     (
-        Field("interval", "duration", "Time between two checks."),
-        Field("timeout", "duration", "Longest time for one check."),
-        Field("unhealthyThreshold", "integer", "Failed checks in a row until unhealthy.", minimum=1),
-        Field("healthyThreshold", "integer", "Good checks in a row until healthy.", minimum=1),
+        Field("interval", "duration", "Interval between checks."),
+        Field("timeout", "duration", "Timeout of one check."),
+        Field("unhealthyThreshold", "integer", "Number of consecutive failed checks until unhealthy.", minimum=1),
+        Field("healthyThreshold", "integer", "Number of consecutive successful checks until healthy.", minimum=1),
         Field("tcp", "message", "Check by connecting.", of=Message("Tcp", ())),
     ),
 )
@@ -69,7 +69,7 @@ INBOUND = Message(
         Field("serviceAddress", "text", "Address of the application; defaults to the inbound's address."),
         Field("address", "text", "Address of the listener; defaults to networking.address."),
         Field("tags", "tags", "Tags; kuma.io/service is required."),
-        Field("health", "message", "Health set from outside.", of=HEALTH),
+        Field("health", "message", "Health set by the platform.", of=HEALTH),
         Field("serviceProbe", "message", "Checks of the application.", of=SERVICE_PROBE),
         Field("state", "enum", "State of the inbound.", choices=("Ready", "NotReady", "Ignored")),
         Field("name", "text", "Name of the port, for MeshService."),
@@ -147,8 +147,8 @@ LISTENER = Message(
 NETWORKING = Message(
     "Networking",
     (
-        Field("address", "text", "IP address or host name that other data planes reach this one at."),
-        Field("advertisedAddress", "text", "Address for others if `address` is private."),
+        Field("address", "text", "IP address or host name at which other data planes reach this one."),
+        Field("advertisedAddress", "text", "Address advertised to other data planes, if `address` is private."),
         Field("gateway", "message", "This is a gateway.", of=GATEWAY),
         Field("inbound", "list", "Services of this data plane.", of=INBOUND),
         Field("outbound", "list", "Services that it consumes.", of=OUTBOUND),
@@ -190,7 +190,7 @@ PROMETHEUS = Message(
             of=Message(
                 "PrometheusAggregateMetricsConfig",
                 (
-                    Field("name", "text", "Its name, once in the list."),
+                    Field("name", "text", "Name of the application, unique in the list."),
                     _port("port", "Port of the application.", 0),
                     Field("path", "text", "Path of the application."),
                     Field("enabled", "boolean", "Whether it is scraped."),
@@ -205,8 +205,8 @@ PROMETHEUS = Message(
             of=Message(
                 "PrometheusEnvoyConfig",
                 (
-                    Field("filterRegex", "text", "Regular expression of the metrics that are wanted."),
-                    Field("usedOnly", "boolean", "Whether metrics that were never counted are left out."),
+                    Field("filterRegex", "text", "Regular expression that selects metrics."),
+                    Field("usedOnly", "boolean", "Whether metrics that were never updated are omitted."),
                 ),
             ),
         ),
@@ -231,9 +231,9 @@ METRICS = Message(
     ),
 )
 META = (
-    Field("type", "text", "Kind of resource."),
-    Field("mesh", "text", "Mesh it belongs to."),
-    Field("name", "text", "Its name."),
+    Field("type", "text", "Type of the resource."),
+    Field("mesh", "text", "Mesh of the resource."),
+    Field("name", "text", "Name of the resource."),
     Field("labels", "tags", "Labels."),
     Field("creationTime", "text", "Set by the control plane."),
     Field("modificationTime", "text", "Set by the control plane."),
@@ -262,8 +262,8 @@ ZONE_INGRESS = Message(
                 (
                     Field("address", "text", "Address that Envoy binds."),
                     _port("port", "Port that Envoy binds."),
-                    Field("advertisedAddress", "text", "Address for other zones."),
-                    _port("advertisedPort", "Port for other zones."),
+                    Field("advertisedAddress", "text", "Address advertised to other zones."),
+                    _port("advertisedPort", "Port advertised to other zones."),
                     Field("admin", "message", "Envoy's admin.", of=ADMIN),
                 ),
             ),

@@ -1,4 +1,4 @@
-"""From a text, a file or stdin to a checked resource."""
+"""Loading of resources from a text, a file or stdin, with all checks."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ STDIN = "-"
 class Resource:
     """A checked Dataplane, ZoneIngress or ZoneEgress.
 
-    ``tree`` is what was written, known names normalised, unknown keys kept: it is what is sent on. ``notes`` are
-    remarks that do not stop anything.
+    ``tree`` is the document as it is sent on, with known names normalised and unknown keys kept. ``notes`` are remarks
+    that do not prevent its use.
     """
 
     kind: str
@@ -42,14 +42,14 @@ class Resource:
     lines: Mapping[str, int] = field(default_factory=dict)
 
     def where(self, path: str) -> tuple[str, int]:
-        """File and line of a field path, or of the nearest part of it that was written; line 0 where unknown."""
+        """Return file and line of a field path, or of the longest part of it in the document; line 0 if unknown."""
         while path and path not in self.lines:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         return self.source, self.lines.get(path, 0)
 
 
 def with_admin_port(resource: Resource, port: int) -> Resource:
-    """The same with ``networking.admin.port``, where it names none."""
+    """Return the resource with this ``networking.admin.port``, unless it sets one itself."""
     networking = resource.spec.networking
     if networking.admin is not None and networking.admin.port:
         return resource
@@ -68,9 +68,11 @@ def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None
         raise ResourceError(parser.problems)
     kind = next((str(value.value) for key, value in yamltext.pairs(root) if key.value == "type"), "")
     if kind not in RESOURCES:
-        said = f"{kind!r} is not known" if kind else "is missing"
+        message = f"{kind!r} is not known" if kind else "is missing"
         line = root.start_mark.line + 1
-        raise ResourceError([*parser.problems, Problem("type", said, f"one of {', '.join(RESOURCES)}", source, line)])
+        raise ResourceError(
+            [*parser.problems, Problem("type", message, f"one of {', '.join(RESOURCES)}", source, line)]
+        )
     tree = parser.message(root, RESOURCES[kind], "")
     spec = msgspec.convert(tree, SPECS[kind], strict=False)
     resource = Resource(
@@ -84,17 +86,17 @@ def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None
         tuple(parser.unknown),
         parser.lines,
     )
-    # A value that could not be read is absent now: what follows from its absence is not told a second time.
-    told = {problem.path for problem in parser.problems}
-    wrong, notes = validate(resource)
-    problems = [*parser.problems, *(problem for problem in wrong if problem.path not in told)]
+    # A value that could not be parsed is absent now: its absence is not reported a second time.
+    reported = {problem.path for problem in parser.problems}
+    violations, notes = validate(resource)
+    problems = [*parser.problems, *(problem for problem in violations if problem.path not in reported)]
     if problems:
         raise ResourceError(problems)
     return dataclasses.replace(resource, notes=(*resource.notes, *notes)) if notes else resource
 
 
 def load_resource_file(path: Path | Literal["-"] | str, *, variables: Mapping[str, str] | None = None) -> Resource:
-    """As `load_resource`, from a file; ``-`` is stdin. Raises ResourceError also when it cannot be read."""
+    """Load a resource from a file; ``-`` is stdin. Raises ResourceError, also if the file cannot be read."""
     source = "stdin" if path == STDIN else str(path)
     try:
         text = yamltext.read(str(path), BOUNDS)

@@ -1,4 +1,4 @@
-"""One pass over composed YAML nodes: normalises names, keeps unknown ones, finds every problem with its line."""
+"""The parser of resources: one pass over YAML nodes that normalises names, keeps unknown fields, and lists problems."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MAX_TEXT = 1 << 20
 BOUNDS = yamltext.Bounds(size=MAX_TEXT, depth=60)
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-# Unknown fields that are noted, and of which one that is near is looked for: each costs a comparison with all.
-_MOST_NOTES = 100
-_MOST_HINTS = 20
-_LONGEST_HINTED = 64
+# Limits of notes about unknown fields, and of hints for them: each hint is a comparison with all names.
+_MAX_NOTES = 100
+_MAX_HINTS = 20
+_MAX_HINTED_LENGTH = 64
 
 
 class Parser:
-    """Turns one document into a tree; ``lines`` maps field paths to lines, ``problems`` holds what is wrong."""
+    """Parser of one document. ``lines`` maps field paths to lines; ``unknown`` lists unknown fields."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -33,7 +33,7 @@ class Parser:
         self.lines: dict[str, int] = {}
 
     def compose(self, text: str) -> yaml.MappingNode | None:
-        """The root node, or None with a problem: not YAML, too large, too deep, several documents."""
+        """Return the root node; None, after adding a problem, if it is not one YAML document, too large or too deep."""
         try:
             root = yamltext.compose(text, BOUNDS)
         except (yaml.YAMLError, ValueError) as error:
@@ -43,15 +43,15 @@ class Parser:
             self.problems.append(problem)
             return None
         if not isinstance(root, yaml.MappingNode):
-            self._say("", "is not a mapping", root.start_mark if root else None, "a resource has type, mesh and name")
+            self._fail("", "is not a mapping", root.start_mark if root else None, "a resource has type, mesh and name")
             return None
         return root
 
     def message(self, node: yaml.Node, message: Message, path: str) -> dict[str, Any]:
-        """The mapping under ``node`` with known names normalised."""
+        """Return the mapping of ``node`` with known names normalised."""
         tree: dict[str, Any] = {}
         if not isinstance(node, yaml.MappingNode):
-            self._say(path, f"must be a mapping, not {_shown(node)}", node.start_mark)
+            self._fail(path, f"must be a mapping, not {_shown(node)}", node.start_mark)
             return tree
         for key_node, value_node in yamltext.pairs(node):
             key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
@@ -59,7 +59,9 @@ class Parser:
             name = field.name if field else key
             below = join(path, name)
             if not key or name in tree:
-                self._say(below or path, "is given twice" if key else "has a key that is not text", key_node.start_mark)
+                self._fail(
+                    below or path, "is given twice" if key else "has a key that is not a string", key_node.start_mark
+                )
                 continue
             self.lines[below] = key_node.start_mark.line + 1
             if field is None:
@@ -73,7 +75,7 @@ class Parser:
         return tree
 
     def value(self, node: yaml.Node, field: Field, path: str) -> Any:
-        """The value of a known field; None where it is absent or wrong."""
+        """Return the value of a known field; None if it is absent or invalid."""
         if _is_null(node):
             return None
         if field.kind == "message":
@@ -84,17 +86,17 @@ class Parser:
         if field.kind == "tags":
             return self._tags(node, path)
         if field.kind == "mapping" and not isinstance(node, yaml.MappingNode):
-            self._say(path, f"must be a mapping, not {_shown(node)}", node.start_mark)
+            self._fail(path, f"must be a mapping, not {_shown(node)}", node.start_mark)
             return None
         if field.kind in {"mapping", "free"}:
             return self.free(node, path)
         if not isinstance(node, yaml.ScalarNode):
-            self._say(path, f"must be {_article(field.kind)}, not {_shown(node)}", node.start_mark)
+            self._fail(path, f"must be {_article(field.kind)}, not {_shown(node)}", node.start_mark)
             return None
         return self._scalar(node, field, path)
 
     def free(self, node: yaml.Node, path: str) -> Any:
-        """Any value, as JSON types."""
+        """Return any value as JSON types."""
         if isinstance(node, yaml.MappingNode):
             return {str(key.value): self.free(value, join(path, str(key.value))) for key, value in yamltext.pairs(node)}
         if isinstance(node, yaml.SequenceNode):
@@ -103,7 +105,7 @@ class Parser:
 
     def _list(self, node: yaml.Node, field: Field, path: str) -> list[Any]:
         if not isinstance(node, yaml.SequenceNode):
-            self._say(path, f"must be a list, not {_shown(node)}", node.start_mark, "begin each item with -")
+            self._fail(path, f"must be a list, not {_shown(node)}", node.start_mark, "begin each item with -")
             return []
         items = []
         for index, item in enumerate(node.value):
@@ -119,7 +121,7 @@ class Parser:
 
     def _tags(self, node: yaml.Node, path: str) -> dict[str, str]:
         if not isinstance(node, yaml.MappingNode):
-            self._say(path, f"must be a mapping of texts, not {_shown(node)}", node.start_mark)
+            self._fail(path, f"must be a mapping of strings, not {_shown(node)}", node.start_mark)
             return {}
         tags: dict[str, str] = {}
         for key, value in yamltext.pairs(node):
@@ -127,12 +129,12 @@ class Parser:
             below = join(path, name)
             self.lines[below] = key.start_mark.line + 1
             if name in tags:
-                self._say(below, "is given twice", key.start_mark)
+                self._fail(below, "is given twice", key.start_mark)
             if not isinstance(value, yaml.ScalarNode):
-                self._say(below, f"must be text, not {_shown(value)}", value.start_mark)
+                self._fail(below, f"must be a string, not {_shown(value)}", value.start_mark)
                 continue
             if not value.tag.endswith(":str") and value.style in {None, ""}:
-                self._say(below, f"must be text, not {_shown(value)}", value.start_mark, f'write "{value.value}"')
+                self._fail(below, f"must be a string, not {_shown(value)}", value.start_mark, f'write "{value.value}"')
             tags[name] = str(value.value)
         return tags
 
@@ -142,7 +144,7 @@ class Parser:
             return text
         if field.kind == "boolean":
             if not node.tag.endswith(":bool"):
-                self._say(path, f"must be true or false, not {text!r}", node.start_mark)
+                self._fail(path, f"must be true or false, not {text!r}", node.start_mark)
                 return None
             return _json_scalar(node)
         if field.kind == "enum":
@@ -151,17 +153,17 @@ class Parser:
             try:
                 parse_nanoseconds(text)
             except ValueError as error:
-                self._say(path, f"{text[:60]!r} {error}", node.start_mark)
+                self._fail(path, f"{text[:60]!r} {error}", node.start_mark)
                 return None
             return text
         if not _INTEGER.fullmatch(text) or len(text) > 12:
-            self._say(path, f"must be a whole number, not {text!r}", node.start_mark)
+            self._fail(path, f"must be a whole number, not {text!r}", node.start_mark)
             return None
         number = int(text)
         low, high = field.minimum, field.maximum
         if (low is not None and number < low) or (high is not None and number > high):
-            right = f"{low} to {high}" if high is not None else f"{low} or more"
-            self._say(path, f"{number} is out of range", node.start_mark, right)
+            valid = f"{low} to {high}" if high is not None else f"{low} or more"
+            self._fail(path, f"{number} is out of range", node.start_mark, valid)
             return None
         return number
 
@@ -171,25 +173,25 @@ class Parser:
         for choice in field.choices:
             if choice.lower() == text.lower():
                 return choice
-        self._say(path, f"{text!r} is not known", mark, f"one of {', '.join(field.choices)}")
+        self._fail(path, f"{text!r} is not known", mark, f"one of {', '.join(field.choices)}")
         return None
 
     def _unknown(self, message: Message, key: str, path: str, mark: yaml.Mark) -> None:
-        if len(self.unknown) >= _MOST_NOTES:
+        if len(self.unknown) >= _MAX_NOTES:
             return
-        is_hinted = len(key) <= _LONGEST_HINTED and len(self.unknown) < _MOST_HINTS
-        near = difflib.get_close_matches(key, [field.name for field in message.fields], 1) if is_hinted else ()
-        hint = f"did you mean {near[0]}?" if near else ""
+        is_hinted = len(key) <= _MAX_HINTED_LENGTH and len(self.unknown) < _MAX_HINTS
+        similar = difflib.get_close_matches(key, [field.name for field in message.fields], 1) if is_hinted else ()
+        hint = f"did you mean {similar[0]}?" if similar else ""
         self.unknown.append(
-            Problem(path, "is not a known field and is passed on as it is", hint, self.source, mark.line + 1)
+            Problem(path, "is not a known field; it is passed on unchanged", hint, self.source, mark.line + 1)
         )
 
-    def _say(self, path: str, message: str, mark: Any, hint: str = "") -> None:
+    def _fail(self, path: str, message: str, mark: Any, hint: str = "") -> None:
         self.problems.append(Problem(path, message, hint, self.source, mark.line + 1 if mark else 0))
 
 
 def join(path: str, key: str) -> str:
-    """``path`` and ``key`` as one field path; keys that are not plain names are bracketed and quoted."""
+    """Join ``path`` and ``key`` to a field path; keys that are not plain names are bracketed and quoted."""
     if not _PLAIN_KEY.fullmatch(key):
         return f'{path}["{key}"]'
     return f"{path}.{key}" if path else key
@@ -206,7 +208,7 @@ def _shown(node: yaml.Node) -> str:
 
 
 def _article(kind: str) -> str:
-    return {"integer": "a whole number", "boolean": "true or false", "text": "text"}.get(kind, f"a {kind}")
+    return {"integer": "a whole number", "boolean": "true or false", "text": "a string"}.get(kind, f"a {kind}")
 
 
 def _json_scalar(node: yaml.Node) -> str | int | float | bool | None:

@@ -1,4 +1,4 @@
-"""JSON Schema of the resources, from the same table that parses them."""
+"""JSON Schema of the resources, generated from the table that also serves the parser."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from kumadp.resources.fields import DURATION_PATTERN, RESOURCES, Field, Message
 
 
 def json_schema() -> dict[str, Any]:
-    """One schema (draft 2020-12) for a Dataplane, a ZoneIngress or a ZoneEgress."""
+    """Return one schema (draft 2020-12) for Dataplane, ZoneIngress and ZoneEgress."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Kuma resources that kumadp takes",
+        "title": "Kuma resources that kumadp accepts",
         "oneOf": [{**_message(message), "required": ["type", "name", "networking"]} for message in RESOURCES.values()],
     }
 

@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 # Go's html escaping (html/template.HTMLEscapeString), which Kuma's mustache library uses.
 _TAG = re.compile(r"\{\{(?:\{(?P<raw>[^{}\n]*)\}|(?P<kind>[#^/!>&=]?)(?P<name>[^{}]*))\}\}")
 _BLANKS = re.compile(r"[ \t]++")
-_LONGEST_BLANKS = 500
-_MOST_TAGS = 5000
-_DEEPEST = 50
+_MAX_BLANKS = 500
+_MAX_TAGS = 5000
+_MAX_DEPTH = 50
 _ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;", ord("'"): "&#39;", ord('"'): "&#34;"}
 
 
 def render(text: str, variables: Mapping[str, str], source: str) -> str:
-    """``text`` with its tags replaced (Kuma 2.8: dotted names nest, ``{{x}}`` is escaped, missing ones are empty).
+    """Replace the tags of ``text`` (Kuma 2.8: dotted names nest, ``{{x}}`` is escaped, missing variables are empty).
 
-    Raises ResourceError where the template cannot be read.
+    Raises ResourceError if the template is invalid.
     """
     if "{{" not in text:
         return text
@@ -42,18 +42,18 @@ def render(text: str, variables: Mapping[str, str], source: str) -> str:
 
 
 def _check_size(text: str, source: str) -> None:
-    """pystache takes quadratic time for many blanks in a row, and for many tags in a section."""
-    told = ""
-    if text.count("{{") > _MOST_TAGS:
-        told = f"more than {_MOST_TAGS} template tags"
-    elif any(found.end() - found.start() > _LONGEST_BLANKS for found in _BLANKS.finditer(text)):
-        told = f"more than {_LONGEST_BLANKS} blanks in a row, in a template"
-    if told:
-        raise ResourceError([Problem("", f"it has {told}", file=source)])
+    """Limit tags and blanks, because pystache takes quadratic time for many blanks in a row or tags in a section."""
+    excess = ""
+    if text.count("{{") > _MAX_TAGS:
+        excess = f"more than {_MAX_TAGS} template tags"
+    elif any(match.end() - match.start() > _MAX_BLANKS for match in _BLANKS.finditer(text)):
+        excess = f"more than {_MAX_BLANKS} blanks in a row, in a template"
+    if excess:
+        raise ResourceError([Problem("", f"it has {excess}", file=source)])
 
 
 def _check_tags(text: str, source: str) -> None:
-    """pystache passes over a tag or section that never ends, and what follows is lost: such a template is refused."""
+    """Reject tags and sections without an end: pystache would drop them with all text that follows."""
     problems: list[Problem] = []
     sections: list[tuple[str, int]] = []
     position, line, counted = 0, 1, 0
@@ -68,9 +68,9 @@ def _check_tags(text: str, source: str) -> None:
         kind, name = tag["kind"], (tag["name"] or "").strip()
         if kind in {"#", "^"}:
             sections.append((name, line))
-            if len(sections) > _DEEPEST:
-                told = f"template sections are nested deeper than {_DEEPEST}"
-                raise ResourceError([Problem("", told, "", source, line)])
+            if len(sections) > _MAX_DEPTH:
+                message = f"template sections are nested deeper than {_MAX_DEPTH}"
+                raise ResourceError([Problem("", message, "", source, line)])
         elif kind == "/" and (not sections or sections.pop()[0] != name):
             problems.append(Problem("", f"the template section {{{{/{name}}}}} was not opened", "", source, line))
     problems += [
@@ -82,15 +82,15 @@ def _check_tags(text: str, source: str) -> None:
 
 
 def nested(variables: Mapping[str, str]) -> dict[str, Any]:
-    """``{"a.b": "c"}`` as ``{"a": {"b": "c"}}``."""
+    """Convert ``{"a.b": "c"}`` to ``{"a": {"b": "c"}}``."""
     tree: dict[str, Any] = {}
     for name, value in variables.items():
         *parents, last = name.split(".")
-        place = tree
+        branch = tree
         for parent in parents:
-            below = place.get(parent)
+            below = branch.get(parent)
             if not isinstance(below, dict):
-                below = place[parent] = {}
-            place = below
-        place[last] = value
+                below = branch[parent] = {}
+            branch = below
+        branch[last] = value
     return tree

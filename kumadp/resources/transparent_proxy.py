@@ -1,6 +1,6 @@
-"""The transparent proxy configuration (Kuma 2.9 to 2.14): files laid over each other, and what is told of them.
+"""The transparent proxy configuration (Kuma 2.9 to 2.14): merge of its files, and encoding for the control plane.
 
-The files are those of ``kumactl install transparent-proxy``; most of their keys are for iptables and pass unread.
+The files are those of ``kumactl install transparent-proxy``; most of their keys are for iptables and ignored here.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ class Redirected:
     port: int
 
     def wire(self) -> dict[str, Any]:
-        """As Kuma writes it."""
+        """Encode it as Kuma does."""
         return {"enabled": self.enabled, "port": self.port}
 
 
 @dataclass(frozen=True, slots=True)
 class TransparentProxy:
-    """What is redirected on this host; the defaults are Kuma's. ``networks`` are virtual ones, ``docker0:10.0.0.0/8``.
+    """The traffic that is redirected on this host; the defaults are Kuma's.
 
-    Where DNS is redirected to is not read: it is kumadp's own setting (Kuma 2.13: ``--dns-envoy-port``).
+    ``networks`` are virtual networks, such as ``docker0:10.0.0.0/8``. The port that DNS is redirected to is a setting
+    of kumadp instead (Kuma 2.13: ``--dns-envoy-port``).
     """
 
     ip_family_mode: str = "dualstack"
@@ -46,45 +47,46 @@ class TransparentProxy:
 
     @property
     def dual_stack(self) -> bool:
-        """Whether IPv6 is redirected too."""
+        """Whether IPv6 is redirected as well."""
         return self.ip_family_mode != "ipv4"
 
     def wire(self, dns: Redirected) -> dict[str, Any]:
-        """The ``dataplaneConfig`` of a bootstrap request."""
+        """Return the ``dataplaneConfig`` of a bootstrap request; ``dns`` is the redirection of DNS."""
         redirect = {"inbound": self.inbound.wire(), "outbound": self.outbound.wire(), "dns": dns.wire()}
         networks = {"networks": list(self.networks)} if self.networks else {}
         return {"ipFamilyMode": self.ip_family_mode, "redirect": {**redirect, "vnet": networks}}
 
 
 def read_transparent(texts: Iterable[tuple[str, str]]) -> TransparentProxy:
-    """Kuma's defaults under ``(source, YAML)`` texts, where a later one wins; raises SettingsError, all at once.
+    """Merge ``(source, YAML)`` texts over Kuma's defaults; later ones override earlier ones.
 
-    Names of keys may be in any case, as Go reads them; null and what is not known are passed over (Kuma 2.13).
+    Keys may be in any letter case, as in Go; null and unknown keys are ignored (Kuma 2.13). Raises SettingsError with
+    all problems.
     """
     layers = _Layers()
     for source, text in texts:
         layers.add(source, text)
     if layers.problems:
         raise SettingsError(layers.problems)
-    found = layers.found
+    values = layers.values
     default = TransparentProxy()
     return TransparentProxy(
-        str(found.get("ipfamilymode", default.ip_family_mode)),
-        _redirected(found, "redirect.inbound", default.inbound),
-        _redirected(found, "redirect.outbound", default.outbound),
-        tuple(found.get("redirect.vnet.networks", default.networks)),
+        str(values.get("ipfamilymode", default.ip_family_mode)),
+        _redirected(values, "redirect.inbound", default.inbound),
+        _redirected(values, "redirect.outbound", default.outbound),
+        tuple(values.get("redirect.vnet.networks", default.networks)),
     )
 
 
-def _redirected(found: dict[str, Any], path: str, default: Redirected) -> Redirected:
-    return Redirected(found.get(f"{path}.enabled", default.enabled), found.get(f"{path}.port", default.port))
+def _redirected(values: dict[str, Any], path: str, default: Redirected) -> Redirected:
+    return Redirected(values.get(f"{path}.enabled", default.enabled), values.get(f"{path}.port", default.port))
 
 
 class _Layers:
     """The known values of all texts so far, by their path in lower case."""
 
     def __init__(self) -> None:
-        self.found: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
         self.problems: list[Problem] = []
         self._source = ""
 
@@ -101,26 +103,26 @@ class _Layers:
 
     def _mapping(self, tree: object, path: str, shown: str) -> None:
         if not isinstance(tree, dict):
-            self._say(shown, "is not a mapping")
+            self._add_problem(shown, "is not a mapping")
             return
         for name, value in tree.items():
             below = f"{path}{str(name).lower()}"
-            told = f"{shown}.{name}" if shown else str(name)
+            shown_below = f"{shown}.{name}" if shown else str(name)
             if value is None:
                 continue
             if below in _READERS:
-                self._take(below, told, value)
-            elif any(known.startswith(below + ".") for known in _READERS):
-                self._mapping(value, below + ".", told)
+                self._read(below, shown_below, value)
+            elif any(key.startswith(below + ".") for key in _READERS):
+                self._mapping(value, below + ".", shown_below)
 
-    def _take(self, path: str, shown: str, value: object) -> None:
-        read, right = _READERS[path]
+    def _read(self, path: str, shown: str, value: object) -> None:
+        read, expected = _READERS[path]
         try:
-            self.found[path] = read(value)
+            self.values[path] = read(value)
         except (ValueError, TypeError):
-            self._say(shown, f"{value!r} is not {right}")
+            self._add_problem(shown, f"{value!r} is not {expected}")
 
-    def _say(self, path: str, message: str) -> None:
+    def _add_problem(self, path: str, message: str) -> None:
         self.problems.append(Problem(path, message, file=self._source))
 
 
@@ -160,5 +162,5 @@ _READERS: dict[str, tuple[Callable[[object], Any], str]] = {
     "redirect.inbound.port": _PORT,
     "redirect.outbound.enabled": _FLAG,
     "redirect.outbound.port": _PORT,
-    "redirect.vnet.networks": (_networks, "a list of texts"),
+    "redirect.vnet.networks": (_networks, "a list of strings"),
 }

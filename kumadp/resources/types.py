@@ -1,4 +1,4 @@
-"""Typed resources, made from a tree that has been checked. Durations in seconds."""
+"""Typed resources, converted from a parsed tree. Durations in seconds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from kumadp.durations import SECOND, parse_nanoseconds
 
 
 class _Message(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Fields in snake_case here, in camelCase on the wire; unknown ones are ignored here and kept in the tree."""
+    """Fields are snake_case here and camelCase on the wire; unknown ones are only kept in the tree."""
 
 
 class Health(_Message, frozen=True):
-    """Health set from outside."""
+    """Health set by the platform."""
 
     ready: bool = False
 
@@ -50,7 +50,7 @@ class Inbound(_Message, frozen=True):
 
     @property
     def protocol(self) -> str:
-        """In lower case: the ``kuma.io/protocol`` tag, else ``protocol`` (2.14); tcp when there is none (Kuma 2.8)."""
+        """The ``kuma.io/protocol`` tag, else ``protocol`` (2.14), else tcp (Kuma 2.8); in lower case."""
         return self.tags.get("kuma.io/protocol", self.protocol_name or "tcp").lower()
 
 
@@ -200,5 +200,5 @@ PROXY_TYPES = {"Dataplane": "dataplane", "ZoneIngress": "ingress", "ZoneEgress":
 
 
 def seconds(duration: str, default: float) -> float:
-    """Seconds of a Go duration such as ``1m`` or ``.3s``; ``default`` if it is empty."""
+    """Return the seconds of a Go duration such as ``1m`` or ``.3s``; ``default`` if it is empty."""
     return parse_nanoseconds(duration) / SECOND if duration else default

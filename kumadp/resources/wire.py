@@ -1,4 +1,4 @@
-"""A resource as the control plane takes it in the bootstrap request."""
+"""Encoding of a resource for the bootstrap request."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _KRI_KIND = {"Dataplane": "dp", "ZoneIngress": "zi", "ZoneEgress": "ze"}
 
 
 def request_json(resource: Resource, *, without: frozenset[str] = frozenset({"probes"})) -> str:
-    """The ``dataplaneResource`` of a bootstrap request: a text that holds JSON (Kuma 2.8 and 2.14).
+    """Return the ``dataplaneResource`` of a bootstrap request: a string that holds JSON (Kuma 2.8 and 2.14).
 
-    ``without`` names top-level fields to take out: `probes`, which kumadp serves, would make Envoy bind its port.
+    ``without``: top-level fields to omit. With `probes`, which kumadp serves itself, Envoy would bind its port.
     """
     body: dict[str, Any] = {"type": resource.kind}
     if resource.mesh:
@@ -39,24 +39,24 @@ def request_json(resource: Resource, *, without: frozenset[str] = frozenset({"pr
 
 
 def _with_durations(networking: Mapping[str, Any]) -> dict[str, Any]:
-    """``networking`` with the durations of serviceProbe as protobuf's JSON takes them.
+    """Return ``networking`` with the durations of serviceProbe in the form of protobuf's JSON.
 
-    Kuma reads ``1m``, ``.3s``, ``1.s`` and more than nine decimals too, kuma-dp sends seconds, and Envoy refuses
-    the whole configuration with any other form.
+    Kuma also reads ``1m``, ``.3s``, ``1.s`` and more than nine decimals, kuma-dp sends seconds, and Envoy rejects the
+    whole configuration with any other form.
     """
-    made = dict(networking)
-    if "inbound" in made:
-        made["inbound"] = [_with_probe(inbound) for inbound in made["inbound"]]
-    return made
+    copy = dict(networking)
+    if "inbound" in copy:
+        copy["inbound"] = [_with_probe(inbound) for inbound in copy["inbound"]]
+    return copy
 
 
 def _with_probe(inbound: Mapping[str, Any]) -> dict[str, Any]:
-    made = dict(inbound)
-    if probe := made.get("serviceProbe"):
-        made["serviceProbe"] = {
+    copy = dict(inbound)
+    if probe := copy.get("serviceProbe"):
+        copy["serviceProbe"] = {
             key: _duration(value) if key in {"interval", "timeout"} else value for key, value in probe.items()
         }
-    return made
+    return copy
 
 
 def _duration(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which application an inbound stands for, and which inbound a virtual probe means."""
+"""The application behind an inbound, and the inbound of a virtual probe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def workload_of(networking: Networking, inbound: Inbound) -> tuple[str, int]:
-    """Host and port of the application behind an inbound.
+    """Return host and port of the application behind an inbound.
 
     serviceAddress and servicePort default to the inbound's own address and port (Kuma 2.8 to 2.14:
     Dataplane_Networking.ToInboundInterface).
@@ -19,12 +19,12 @@ def workload_of(networking: Networking, inbound: Inbound) -> tuple[str, int]:
     return host, inbound.service_port or inbound.port
 
 
-_MOST_SHOWN = 20
+_MAX_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """The inbound that a probe's ``inboundPort`` names; ``other`` is a second one with that number as its own port."""
+    """The inbound of a probe's ``inboundPort``; ``other`` is another inbound with that number as its own port."""
 
     index: int
     inbound: Inbound
@@ -32,11 +32,11 @@ class Probed:
 
 
 class InboundPorts:
-    """Which inbound a probe's ``inboundPort`` means.
+    """The inbounds by the ``inboundPort`` of probes.
 
     The number is the application's port (Kuma 2.8: the probe generator compares the workload's port). The inbound's own
-    port is accepted where it is no application's, since the field's name suggests it. If several inbounds lead to one
-    application port the last one counts, as in Kuma, where its cluster replaces the earlier ones.
+    port is also accepted, unless an application has it, because the field's name suggests it. If several inbounds lead
+    to one application port, the last one is used, as in Kuma, where its cluster replaces the earlier ones.
     """
 
     def __init__(self, networking: Networking) -> None:
@@ -45,12 +45,12 @@ class InboundPorts:
         self._by_workload = {port: index for index, port in enumerate(self._workloads)}
         self._by_port = {inbound.port: index for index, inbound in enumerate(networking.inbound)}
         ports = sorted(self._by_workload)
-        more = ["..."] if len(ports) > _MOST_SHOWN else []
-        self.shown = ", ".join([*map(str, ports[:_MOST_SHOWN]), *more]) or "none"
-        """The ports of applications, for people."""
+        more = ["..."] if len(ports) > _MAX_SHOWN else []
+        self.shown = ", ".join([*map(str, ports[:_MAX_SHOWN]), *more]) or "none"
+        """The ports of applications, for messages."""
 
     def probed(self, port: int) -> Probed | None:
-        """The inbound that is meant by this number, None if there is none."""
+        """Return the inbound for this number, or None."""
         own = self._by_port.get(port)
         chosen = self._by_workload.get(port, own)
         if chosen is None:

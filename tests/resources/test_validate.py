@@ -84,16 +84,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an address that is none": (changed(networking__address="1.2.3"), "networking.address: '1.2.3' is not an IP"),
     "an address that is everywhere": (
         changed(networking__address="0.0.0.0"),
-        "networking.address: 0.0.0.0 is no address that others can reach",
+        "networking.address: 0.0.0.0 is not an address that others can reach",
     ),
     "an advertised address that is everywhere": (
         changed(networking__advertisedAddress="::"),
-        "networking.advertisedAddress: :: is no address that others can reach",
+        "networking.advertisedAddress: :: is not an address that others can reach",
     ),
     "a host name that is none": (changed(networking__address="a b"), "networking.address: 'a b' is not"),
     "an address with a zone": (
         changed(networking__address="fe80::1%eth0"),
-        "networking.address: 'fe80::1%eth0' has a zone, which neither Kuma nor Envoy takes",
+        "networking.address: 'fe80::1%eth0' has an IPv6 zone, which neither Kuma nor Envoy accepts",
     ),
     "an advertised address with a zone": (
         changed(networking__advertisedAddress="fe80::1%1"),
@@ -114,7 +114,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a zone of nothing": (changed(networking__address="fe80::1%"), "networking.address: 'fe80::1%' is not an IP"),
     "everywhere, in another spelling": (
         changed(networking__address="0:0::0"),
-        "networking.address: 0:0::0 is no address that others can reach",
+        "networking.address: 0:0::0 is not an address that others can reach",
     ),
     "a label that is too long": (changed(networking__address="a" * 64), "is not an IP address or host name"),
     "a label of nothing": (changed(networking__address="a..b"), "networking.address: 'a..b' is not an IP"),
@@ -137,11 +137,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a builtin gateway with outbounds": (
         changed(networking__inbound=REMOVED, networking__gateway={**GATEWAY, "type": "BUILTIN"}),
-        "networking.outbound: a builtin gateway has none",
+        "networking.outbound: is not allowed for a builtin gateway",
     ),
     "no service": (changed(**{IN + "tags": {"a": "b"}}), 'networking.inbound[0].tags["kuma.io/service"]: is missing'),
     "an empty zone": (changed(**{IN + "tags__kuma.io/zone": ""}), 'tags["kuma.io/zone"]: is empty'),
-    "a zone that is no tag's value": (changed(**{IN + "tags__kuma.io/zone": "a b"}), "'a b' is not a tag's value"),
+    "a zone that is no tag's value": (changed(**{IN + "tags__kuma.io/zone": "a b"}), "'a b' is not a valid tag value"),
     "an unknown protocol": (
         changed(**{IN + "tags__kuma.io/protocol": "htp"}),
         "networking.inbound[0].tags[\"kuma.io/protocol\"]: 'htp' is not known (one of tcp, http, http2, grpc, kafka)",
@@ -149,13 +149,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an empty tag": (changed(**{IN + "tags__version": ""}), "networking.inbound[0].tags.version: is empty"),
     "a tag that holds a space": (
         changed(**{IN + "tags__version": "v 1"}),
-        "networking.inbound[0].tags.version: 'v 1' is not a tag's value",
+        "networking.inbound[0].tags.version: 'v 1' is not a valid tag value",
     ),
     "a tag that nobody can name": (
         changed(**{OUT + "tags__a b": "c"}),
         'networking.outbound[0].tags["a b"]: is not a tag\'s name',
     ),
-    "a tag that is a number": (changed(**{IN + "tags__version": 1}), 'tags.version: must be text, not 1 (write "1")'),
+    "a tag that is a number": (
+        changed(**{IN + "tags__version": 1}),
+        'tags.version: must be a string, not 1 (write "1")',
+    ),
     "no port": (changed(**{IN + "port": REMOVED}), "networking.inbound[0].port: is missing (1 to 65535)"),
     "port 0": (changed(**{IN + "port": 0}), "networking.inbound[0].port: 0 is out of range (1 to 65535)"),
     "a port too large": (changed(**{IN + "port": 65536}), "networking.inbound[0].port: 65536 is out of range"),
@@ -183,7 +186,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an interval below 0": (
         changed(**{IN + "serviceProbe": {**PROBE, "interval": "-1m"}}),
-        "serviceProbe.interval: -1m is not more than 0",
+        "serviceProbe.interval: -1m is not greater than 0",
     ),
     "an inbound whose application is at the data plane's address and the inbound's port": (
         changed(**{IN + "address": "10.0.0.9", IN + "serviceAddress": "192.168.0.2", IN + "servicePort": 11011}),
@@ -195,7 +198,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an interval of 0": (
         changed(**{IN + "serviceProbe": {**PROBE, "interval": "0s"}}),
-        "serviceProbe.interval: 0s is not more than 0",
+        "serviceProbe.interval: 0s is not greater than 0",
     ),
     "a threshold of 0": (
         changed(**{IN + "serviceProbe": {**PROBE, "unhealthyThreshold": 0}}),
@@ -203,7 +206,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an interval of almost 0": (
         changed(**{IN + "serviceProbe": {**PROBE, "interval": "0.0000000001s"}}),
-        "serviceProbe.interval: 0.0000000001s is not more than 0",
+        "serviceProbe.interval: 0.0000000001s is not greater than 0",
     ),
     "an interval of ages": (
         changed(**{IN + "serviceProbe": {**PROBE, "interval": "9" * 40 + "s"}}),
@@ -245,12 +248,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a probe of no inbound": (
         changed(probes={"endpoints": [{"inboundPort": 8081, "inboundPath": "/a", "path": "/b"}]}),
-        "probes.endpoints[0].inboundPort: 8081 is the port of no application and of no inbound "
-        "(applications have: 8080)",
+        "probes.endpoints[0].inboundPort: no application and no inbound has port 8081 (ports of applications: 8080)",
     ),
     "a probe of nothing": (
         changed(probes={"endpoints": [{"inboundPath": "/a", "path": "/b"}]}),
-        "probes.endpoints[0].inboundPort: is missing (applications have: 8080)",
+        "probes.endpoints[0].inboundPort: is missing (ports of applications: 8080)",
     ),
     "a probe's path that is no URL path": (
         changed(probes={"endpoints": [{"inboundPort": 8080, "inboundPath": "/a%zz", "path": "/b"}]}),
@@ -295,7 +297,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a reachable backend without a name": (
         changed(**{REACHABLE: [{"kind": "MeshService"}]}),
-        "reachableBackends.refs[0].name: is missing (name the service, or give its labels)",
+        "reachableBackends.refs[0].name: is missing (set the name or the labels of the service)",
     ),
     "a reachable backend with a namespace alone": (
         changed(**{REACHABLE: [{"kind": "MeshService", "namespace": "n", "labels": {"a": "b"}}]}),
@@ -328,7 +330,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a probe path twice": (
         changed(probes={"endpoints": [{"inboundPort": 11011, "inboundPath": "/a", "path": "/b"}] * 2}),
-        "probes.endpoints[1].path: /b is served already",
+        "probes.endpoints[1].path: /b is used twice",
     ),
     "two inbounds on one port": (
         changed(networking__inbound__1={**SECOND, "port": 11011}),
@@ -474,7 +476,7 @@ def test_a_probe_port_with_two_meanings_is_noted() -> None:
     )
     notes = load_resource(yaml.safe_dump(tree), "dp.yaml").notes
     assert [note.message for note in notes] == [
-        "8080 is the application's port of networking.inbound[0], which is probed, and the own port of "
+        "8080 is the application's port of networking.inbound[0], which is probed, and the inbound port of "
         "networking.inbound[1]"
     ]
 
@@ -507,12 +509,12 @@ NOTED: dict[str, tuple[dict[str, Any], str, str]] = {
             "networking": {"port": 10001, "advertisedAddress": "1.2.3.4", "advertisedPort": 10001},
         },
         "networking.address",
-        "is missing: control planes accept that, but send no configuration then",
+        "is missing: control planes accept that, but then send no configuration",
     ),
     "a zone egress without an address": (
         {"type": "ZoneEgress", "name": "e", "networking": {"port": 10002, "admin": {"port": 9901}}},
         "networking.address",
-        "is missing: control planes accept that, but send no configuration then",
+        "is missing: control planes accept that, but then send no configuration",
     ),
     "a name with an underscore": (
         changed(name="kasse_1"),
@@ -639,7 +641,7 @@ def test_transparent_proxying_binds_two_ports() -> None:
         ("type: ZoneIngress\nname: i\nnetworking: {address: 10.0.0.1}", "networking.port: is missing"),
         (
             "type: ZoneIngress\nname: i\nnetworking: {address: 10.0.0.1, port: 1, advertisedPort: 2}",
-            "advertisedAddress and advertisedPort go together",
+            "advertisedAddress requires advertisedPort, and vice versa",
         ),
         ("type: ZoneEgress\nname: e\nnetworking: {address: 10.0.0.1}", "networking.port: is missing"),
     ],
