@@ -97,19 +97,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an advertised address with a zone": (
         changed(networking__advertisedAddress="fe80::1%1"),
-        "networking.advertisedAddress: 'fe80::1%1' has a zone",
+        "networking.advertisedAddress: 'fe80::1%1' has an IPv6 zone",
     ),
     "an inbound with a zone": (
         changed(**{IN + "address": "fe80::1%eth0"}),
-        "networking.inbound[0].address: 'fe80::1%eth0' has a zone",
+        "networking.inbound[0].address: 'fe80::1%eth0' has an IPv6 zone",
     ),
     "an application with a zone": (
         changed(**{IN + "serviceAddress": "::1%lo"}),
-        "networking.inbound[0].serviceAddress: '::1%lo' has a zone",
+        "networking.inbound[0].serviceAddress: '::1%lo' has an IPv6 zone",
     ),
     "an outbound with a zone": (
         changed(**{OUT + "address": "fe80::1%eth0"}),
-        "networking.outbound[0].address: 'fe80::1%eth0' has a zone",
+        "networking.outbound[0].address: 'fe80::1%eth0' has an IPv6 zone",
     ),
     "a zone of nothing": (changed(networking__address="fe80::1%"), "networking.address: 'fe80::1%' is not an IP"),
     "everywhere, in another spelling": (
@@ -153,7 +153,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a tag that nobody can name": (
         changed(**{OUT + "tags__a b": "c"}),
-        'networking.outbound[0].tags["a b"]: is not a tag\'s name',
+        'networking.outbound[0].tags["a b"]: is not a valid tag name',
     ),
     "a tag that is a number": (
         changed(**{IN + "tags__version": 1}),
