@@ -154,7 +154,7 @@ class KumaClient:
 
     def _request(self) -> tuple[bytes, Trust]:
         from kumadp.controlplane.bootstrap_messages import RequestFacts, encode_request
-        from kumadp.controlplane.features import announced
+        from kumadp.controlplane.features import announced_features
         from kumadp.envoy.version import is_supported
         from kumadp.host.facts import has_ipv6, memory_limit, system_ca_path
         from kumadp.resources.transparent_proxy import Redirected
@@ -185,7 +185,7 @@ class KumaClient:
             metadata=metadata,
             dns_port=self._dns.envoy_port if self._dns is not None else 0,
             readiness_port=settings.readiness_port,
-            features=announced(
+            features=announced_features(
                 settings,
                 transparent=transparent is not None,
                 resolves=self._dns is not None and self._dns.coredns is None,

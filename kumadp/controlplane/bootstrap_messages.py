@@ -1,4 +1,4 @@
-"""The bootstrap exchange on the wire, with Kuma's exact JSON names (Kuma 2.8 to 2.14)."""
+"""Request and response of the bootstrap exchange, with Kuma's exact JSON names (Kuma 2.8 to 2.14)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kumadp.decoding import decode_json
 
 @dataclass(frozen=True, slots=True)
 class RequestFacts:
-    """What a bootstrap request says. ``resource`` is the text of `kumadp.resources.wire.request_json` or empty.
+    """The content of a bootstrap request. ``resource`` is the text of `kumadp.resources.wire.request_json` or empty.
 
     ``app_probe_proxy``: the application probe proxy is on. ``transparent_proxy`` is `TransparentProxy.wire`,
-    ``otel_env`` what `kumadp.otel.environment.inventory` gives.
+    ``otel_env`` is what `kumadp.otel.environment.inventory` returns.
     """
 
     mesh: str
@@ -48,7 +48,7 @@ class RequestFacts:
 
 
 def encode_request(facts: RequestFacts) -> bytes:
-    """The body of ``POST /bootstrap``: JSON indented by one space, keys in Kuma's order, empty ones left out."""
+    """Encode the body of ``POST /bootstrap``: JSON indented by one space, keys in Kuma's order, empty ones omitted."""
     body: dict[str, Any] = {"mesh": facts.mesh, "name": facts.name, "proxyType": facts.proxy_type}
     optional = {
         "dataplaneToken": facts.token,
@@ -70,7 +70,7 @@ def encode_request(facts: RequestFacts) -> bytes:
         body["otelEnv"] = facts.otel_env
     body |= {key: port for key, port in (("dnsPort", facts.dns_port), ("readinessPort", facts.readiness_port)) if port}
     if facts.app_probe_proxy:
-        # Its name says the opposite of what it means, in Kuma since 2.9.
+        # In Kuma, since 2.9, the name is the opposite of its meaning.
         body["appProbeProxyDisabled"] = True
     body |= {
         "operatingSystem": facts.operating_system,
@@ -97,7 +97,7 @@ class Aggregated(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BootstrapAnswer:
-    """What the control plane answered: the bootstrap's YAML and what it says for the sidecar itself.
+    """The control plane's answer: the bootstrap's YAML, and the configuration of the sidecar itself.
 
     ``url`` is the control plane address that answered.
     """
@@ -110,11 +110,11 @@ class BootstrapAnswer:
 
 
 class UndecodableAnswer(ValueError):
-    """A 200 whose body is not a bootstrap; a proxy in between may have made it, so it is retried."""
+    """A 200 whose body is not a bootstrap; it is retried, as it may be of a proxy in between."""
 
 
 def decode_answer(body: bytes, url: str = "") -> BootstrapAnswer:
-    """The answer of ``url`` to a request that accepts JSON; raises UndecodableAnswer."""
+    """Decode the answer of ``url`` to a request that accepts JSON; raises UndecodableAnswer."""
     try:
         tree = decode_json(body)
         text = base64.b64decode(tree["bootstrap"], validate=True)
@@ -128,7 +128,6 @@ def decode_answer(body: bytes, url: str = "") -> BootstrapAnswer:
         raise UndecodableAnswer(f"the answer is not a bootstrap: {type(error).__name__}") from None
 
 
-def _aggregated(told: dict[str, Any]) -> Aggregated:
-    texts = (str(told.get(key) or "") for key in ("name", "address", "path"))
-    name, address, path = texts
-    return Aggregated(name, address, int(told.get("port") or 0), path)
+def _aggregated(entry: dict[str, Any]) -> Aggregated:
+    name, address, path = (str(entry.get(key) or "") for key in ("name", "address", "path"))
+    return Aggregated(name, address, int(entry.get("port") or 0), path)

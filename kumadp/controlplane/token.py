@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def read_token(path: Path) -> str:
-    """The token in a file, trimmed. May block. Raises ControlPlaneRefused (empty, several lines, unreadable).
+    """Read the token in a file, trimmed. May block.
 
-    Raises OSError where this process has no descriptor or memory left: the file may be as it should.
-
-    The rules are Kuma 2.8's for ``--dataplane-token-file``; the text never shows in a message.
+    The rules are Kuma 2.8's for ``--dataplane-token-file``; no message quotes the token. Raises ControlPlaneRefused
+    (empty, several lines, unreadable), and OSError if this process has no descriptor or memory left, in which case the
+    file may be good.
     """
     try:
         text = path.read_text(encoding="utf-8").strip()
@@ -35,9 +35,10 @@ def read_token(path: Path) -> str:
 
 
 def check_token(text: str, where: str) -> str:
-    """``text`` itself when it can be a token: not empty, on one line, a JWT (RFC 7519) that says how it is signed.
+    """Return ``text`` if it can be a token: not empty, on one line, a signed JWT (RFC 7519).
 
-    The signature is for the control plane to verify; an ``alg`` of none, which kuma-dp lets pass, none of them takes.
+    ``where`` names its source in messages. The control plane verifies the signature; it rejects an ``alg`` of none,
+    which kuma-dp lets pass. Raises ControlPlaneRefused.
     """
     if not text:
         raise ControlPlaneRefused(f"{where} is empty", "write the token into it")
@@ -54,9 +55,9 @@ def check_token(text: str, where: str) -> str:
 
 
 def expires_at(token: str) -> float | None:
-    """When a JWT ends (`exp`, RFC 7519), in seconds since 1970; None where it says nothing, or is none.
+    """Return when a JWT expires (`exp`, RFC 7519), in seconds since 1970; None without a usable `exp`, or for no JWT.
 
-    The signature is not looked at: only the control plane can, and this is for telling and for renewing in time.
+    The signature is not verified, which only the control plane can: this is for reports and for renewal in time.
     """
     end = claims_of(token).get("exp")
     if isinstance(end, bool) or not isinstance(end, int | float):
@@ -68,20 +69,20 @@ def expires_at(token: str) -> float | None:
 
 
 def is_renewed_by_kubelet(token: str) -> bool:
-    """Whether it is of a Kubernetes service account, bound to a pod: its file gets a new one in time."""
+    """Return True for a token of a Kubernetes service account bound to a pod: the kubelet renews its file in time."""
     return "kubernetes.io" in claims_of(token)
 
 
 def claims_of(token: str) -> dict[str, Any]:
-    """What a JWT says, unverified; empty where it is none."""
+    """Return the claims of a JWT, unverified; empty if it is not one."""
     parts = token.split(".")
     return (_decoded(parts[1]) if len(parts) == 3 else None) or {}
 
 
 def _decoded(part: str) -> dict[str, Any] | None:
-    """The JSON object in one part of a JWT, None where there is none (RFC 7515: base64url without padding)."""
+    """Decode the JSON object in one part of a JWT; None if there is none (RFC 7515: base64url without padding)."""
     try:
-        found = decode_json(base64.b64decode(part + "=" * (-len(part) % 4), altchars="-_", validate=True))
+        decoded = decode_json(base64.b64decode(part + "=" * (-len(part) % 4), altchars="-_", validate=True))
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return decoded if isinstance(decoded, dict) else None

@@ -1,4 +1,4 @@
-"""How the control plane's certificate is verified: for the bootstrap request, the relay's stream and `doctor` alike."""
+"""How the control plane's certificate is verified, for the bootstrap request, the relay's stream and `doctor`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _HINT = "check --ca-cert-file or KUMA_CONTROL_PLANE_CA_CERT"
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """How the control plane is verified: ``ca`` PEM, empty for the system's store; or not at all."""
+    """The trusted CA: ``ca`` is PEM, empty for the system's store. ``verify`` False: any certificate is accepted."""
 
     ca: str
     verify: bool = True
 
 
 def read_trust(settings: Settings) -> tuple[Trust, tuple[str, ...]]:
-    """The CA as it is now, inline before the file, and notes on entries of it that are left out. May block.
+    """Read the CA, inline before the file; return it with notes on entries that are ignored. May block.
 
-    ``Trust.ca`` is the certificates alone, as plain PEM. Raises ControlPlaneRefused,
-    and OSError where this process has no descriptor or memory left.
+    ``Trust.ca`` is the certificates alone, as plain PEM. Raises ControlPlaneRefused, and OSError if this process has no
+    descriptor or memory left.
     """
     source = settings.ca_cert_file
     try:
         if settings.ca_cert:
-            source = "the CA that is given inline"
+            source = "the inline CA"
             anchors = read_anchors(settings.ca_cert)
         elif source:
             anchors = read_anchors_file(source)
@@ -52,9 +52,9 @@ def read_trust(settings: Settings) -> tuple[Trust, tuple[str, ...]]:
 
 
 def make_context(trust: Trust) -> ssl.SSLContext:
-    """TLS 1.2 or newer; a CA that is given is the only one (Kuma 2.14). May block.
+    """Create a context for TLS 1.2 or newer; a given CA is the only trusted one (Kuma 2.14). May block.
 
-    Raises ControlPlaneRefused where the CA is not PEM.
+    Raises ControlPlaneRefused if the CA is not PEM.
     """
     try:
         anchors = read_anchors(trust.ca) if trust.ca else None

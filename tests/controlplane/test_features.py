@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kumadp.controlplane.features import announced
+from kumadp.controlplane.features import announced_features
 from kumadp.settings.model import Settings
 
 EVERYTHING = Settings(
@@ -17,7 +17,7 @@ EVERYTHING = Settings(
 
 
 def test_the_default_is_kuma_2_14_s_as_far_as_it_works() -> None:
-    assert announced(Settings(), transparent=False) == (
+    assert announced_features(Settings(), transparent=False) == (
         "feature-tcp-accesslog-via-named-pipe",
         "feature-readiness-unix-socket",
         "feature-strict-inbound-ports",
@@ -26,7 +26,7 @@ def test_the_default_is_kuma_2_14_s_as_far_as_it_works() -> None:
 
 
 def test_all_that_works_in_kuma_s_order() -> None:
-    assert announced(EVERYTHING, transparent=True, resolves=True, pipe=True) == (
+    assert announced_features(EVERYTHING, transparent=True, resolves=True, pipe=True) == (
         "feature-tcp-accesslog-via-named-pipe",
         "feature-otel-via-kuma-dp",
         "feature-embedded-dns",
@@ -42,9 +42,9 @@ def test_all_that_works_in_kuma_s_order() -> None:
 
 def test_what_is_off_is_not_said() -> None:
     off = Settings(readiness_unix_socket_disabled=True, strict_inbound_ports=False, reuse_port_enabled=False)
-    assert announced(off, transparent=False) == ("feature-tcp-accesslog-via-named-pipe",)
+    assert announced_features(off, transparent=False) == ("feature-tcp-accesslog-via-named-pipe",)
 
 
 def test_the_embedded_resolver_is_announced_where_it_answers() -> None:
-    told = announced(Settings(), transparent=False, resolves=True)
+    told = announced_features(Settings(), transparent=False, resolves=True)
     assert told[:2] == ("feature-tcp-accesslog-via-named-pipe", "feature-embedded-dns")

@@ -102,7 +102,7 @@ def test_a_file_that_cannot_be_read_is_named_too(tmp_path: Path) -> None:
 def test_an_inline_ca_goes_before_the_file(tmp_path: Path) -> None:
     ca = issue("ca").pem.decode()
     assert read_trust(settings(file=tmp_path / "none", inline="ü\n" + ca))[0] == Trust(ca)
-    with pytest.raises(ControlPlaneRefused, match="given inline holds no PEM"):
+    with pytest.raises(ControlPlaneRefused, match="inline CA holds no PEM"):
         read_trust(settings(inline="ü"))
 
 

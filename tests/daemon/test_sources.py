@@ -11,7 +11,7 @@ import pytest
 
 from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.controlplane.bootstrap_client import Fetched, KumaClient
-from kumadp.controlplane.features import announced
+from kumadp.controlplane.features import announced_features
 from kumadp.core.status import Status
 from kumadp.daemon.adoption import Source, write_source
 from kumadp.daemon.ports import DnsPlan
@@ -136,14 +136,14 @@ def test_probes_are_sent_unless_they_are_served_here(tmp_path: Path, serves: boo
 
 def test_nothing_is_announced_that_does_not_work(tmp_path: Path) -> None:
     made = source(tmp_path, None, {"name": "web", "mesh": "default"}, None)
-    assert request(made)["features"] == list(announced(made.settings, transparent=False))
+    assert request(made)["features"] == list(announced_features(made.settings, transparent=False))
 
 
 def test_the_pipe_is_announced_with_what_is_told_of_variables(tmp_path: Path) -> None:
     told = {"pipeEnabled": True}
     made = source(tmp_path, None, {"name": "web", "mesh": "default"}, None, otel_env=told)
     found = request(made)
-    assert found["features"] == list(announced(made.settings, transparent=False, pipe=True))
+    assert found["features"] == list(announced_features(made.settings, transparent=False, pipe=True))
     assert found["otelEnv"] == told
     # Kuma's order.
     keys = list(found)
