@@ -35,10 +35,10 @@ _EXEMPLAR = rb"# *+" + _LABELS + rb"[ \t]++" + _NUMBER + rb"(?:[ \t]++" + _NUMBE
 SAMPLE = re.compile(
     rb"^(" + _SERIES + rb")[ \t]++(" + _NUMBER + rb")(?:[ \t]++(" + _NUMBER + rb"))?([ \t]++# [^\n]*+)?[ \t]*+$", re.M
 )
-_BEGINNING = _SERIES + rb"[ \t]++" + _NUMBER
-_SAMPLES = re.compile(rb"(?:" + _BEGINNING + rb"(?:[ \t]++" + _INTEGER + rb")?[ \t]*+\n)*+")
+_SERIES_AND_VALUE = _SERIES + rb"[ \t]++" + _NUMBER
+_SAMPLES = re.compile(rb"(?:" + _SERIES_AND_VALUE + rb"(?:[ \t]++" + _INTEGER + rb")?[ \t]*+\n)*+")
 _OPEN_SAMPLES = re.compile(
-    rb"(?:" + _BEGINNING + rb"(?:[ \t]++" + _NUMBER + rb")?(?:[ \t]++" + _EXEMPLAR + rb")?[ \t]*+\n)*+"
+    rb"(?:" + _SERIES_AND_VALUE + rb"(?:[ \t]++" + _NUMBER + rb")?(?:[ \t]++" + _EXEMPLAR + rb")?[ \t]*+\n)*+"
 )
 _KINDS = frozenset(
     (b"counter", b"gauge", b"histogram", b"summary", b"untyped", b"unknown", b"info", b"stateset", b"gaugehistogram")
@@ -49,7 +49,7 @@ _HEADER = re.compile(rb'# *(HELP|TYPE|UNIT)[ \t]++("(?:[^"\\]|\\.)*+"|[^ \t\n]++
 _NAME_OF_LINE = re.compile(rb'(?:\{[ \t]*+("(?:[^"\\\n]|\\[^\n])*+")|([^{ \t\n]*+))')
 
 # Suffixes of the sample names of a family (both formats).
-_ENDINGS = {
+_SUFFIXES = {
     b"counter": (b"", b"_total", b"_created"),
     b"histogram": (b"_bucket", b"_sum", b"_count", b"_created"),
     b"gaugehistogram": (b"_bucket", b"_gsum", b"_gcount"),
@@ -62,8 +62,8 @@ class LineTooLong(Exception):
     """A line is longer than `LONGEST_LINE`."""
 
 
-class TooManyFamilies(Exception):
-    """The source has more families, pieces or samples than the limits allow."""
+class ExpositionTooLarge(Exception):
+    """The exposition has more families, pieces or samples than the limits allow."""
 
 
 class Family:
@@ -85,15 +85,15 @@ class Family:
         start = self.name
         if start[:1] == b'"':
             start, name = start[1:-1], name[1:-1] if name[:1] == b'"' else name
-        return any(name == start + ending for ending in _ENDINGS.get(self.kind, (b"",)))
+        return any(name == start + suffix for suffix in _SUFFIXES.get(self.kind, (b"",)))
 
     def owns_all(self, lines: bytes) -> bool:
         """Return whether all lines, each with its newline, belong to it; may be False if a line is malformed."""
         expected = lines.count(b"\n")
         matching = 0
         is_quoted = self.name[:1] == b'"'
-        for ending in _ENDINGS.get(self.kind, (b"",)):
-            start = b'{"%b%b"' % (self.name[1:-1], ending) if is_quoted else self.name + ending
+        for suffix in _SUFFIXES.get(self.kind, (b"",)):
+            start = b'{"%b%b"' % (self.name[1:-1], suffix) if is_quoted else self.name + suffix
             for follows in (b",", b"}") if is_quoted else (b"{", b" "):
                 matching += lines.count(b"\n" + start + follows) + lines.startswith(start + follows)
             if matching == expected:
@@ -111,14 +111,14 @@ class Piece(NamedTuple):
 class ExpositionReader:
     """Accepts an exposition in parts of any size and returns its pieces.
 
-    ``checks``: lines are validated against the format, OpenMetrics if ``is_open`` (Envoy's exposition needs no
+    ``checks``: lines are validated against the format, OpenMetrics if ``is_openmetrics`` (Envoy's exposition needs no
     validation). Invalid lines are dropped, and their families are listed in ``invalid``: callers drop the earlier
     pieces of these families too, since scrapers reject a whole exposition for one invalid line. With ``checks`` there
-    may be at most `MAX_FAMILIES` families (raises TooManyFamilies).
+    may be at most `MAX_FAMILIES` families (raises ExpositionTooLarge).
     """
 
-    def __init__(self, *, checks: bool, is_open: bool = False) -> None:
-        self._checks = (_OPEN_SAMPLES if is_open else _SAMPLES) if checks else None
+    def __init__(self, *, checks: bool, is_openmetrics: bool = False) -> None:
+        self._checks = (_OPEN_SAMPLES if is_openmetrics else _SAMPLES) if checks else None
         self._rest: list[bytes] = []
         self._rest_size = 0
         self._families: dict[bytes, Family] = {}
@@ -200,7 +200,7 @@ class ExpositionReader:
         self._families[name] = family
         self._family_count += 1
         if self._checks is not None and self._family_count > MAX_FAMILIES:
-            raise TooManyFamilies(f"it has more than {MAX_FAMILIES} families")
+            raise ExpositionTooLarge(f"it has more than {MAX_FAMILIES} families")
 
     def _family_without_comments(self, name: bytes) -> Family:
         """Return the family of samples without comments: the same object each time that its name occurs."""

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     from kumadp.exposition.reader import Family
 
-CLUSTER, HTTP = b'envoy_cluster_name="', b'envoy_http_conn_manager_prefix="'
+_CLUSTER_LABEL, _HTTP_LABEL = b'envoy_cluster_name="', b'envoy_http_conn_manager_prefix="'
 _MARK = b',kuma_io_mesh_traffic="true"} '
 _END = b'"} '
-_NOT_CLUSTERS = (
+# Kuma's own clusters and connection managers, whose traffic is not that of the mesh.
+_INTERNAL_CLUSTERS = (
     b"ads_cluster",
     b"access_log_sink",
     b"system_ads",
@@ -28,7 +29,7 @@ _NOT_CLUSTERS = (
     b"kuma_envoy_admin",
     b"kuma_metrics_hijacker",
 )
-_NOT_PREFIXES = (b"admin", b"kuma_envoy_admin", b"kuma_metrics_prometheus")
+_INTERNAL_PREFIXES = (b"admin", b"kuma_envoy_admin", b"kuma_metrics_prometheus")
 _VALUE = rb'((?:[^"\\\n]|\\[^\n])*+)"'
 _HASH = re.compile(rb'-[0-9a-fA-F]{16}"')
 _HASHED = re.compile(rb'([{,]envoy_cluster_name="[^"\\\n]*?)-[0-9a-fA-F]{16}"')
@@ -44,7 +45,7 @@ class ClusterMerger:
     def __init__(self) -> None:
         self._family: Family | None = None
         self._kind = b""
-        self._held: list[bytes] = []
+        self._buffered: list[bytes] = []
         self.skipped = 0
 
     def take(self, piece: Piece) -> Iterator[Piece]:
@@ -55,28 +56,28 @@ class ClusterMerger:
             self._family = family
             # The first sample decides on the kind of the family.
             first = samples[: samples.find(b"\n") + 1]
-            self._kind = CLUSTER if _has(first, CLUSTER) else HTTP if _has(first, HTTP) else b""
-        if self._kind == CLUSTER:
-            self._held.append(samples)
-        elif self._kind == HTTP:
-            yield Piece(family, _mark(samples, HTTP, _NOT_PREFIXES))
+            self._kind = next((label for label in (_CLUSTER_LABEL, _HTTP_LABEL) if _has(first, label)), b"")
+        if self._kind == _CLUSTER_LABEL:
+            self._buffered.append(samples)
+        elif self._kind == _HTTP_LABEL:
+            yield Piece(family, _mark(samples, _HTTP_LABEL, _INTERNAL_PREFIXES))
         else:
             yield piece
 
     def end(self) -> Iterator[Piece]:
         """Return the buffered pieces at the end of the exposition."""
-        family, held, self._family, self._held = self._family, self._held, None, []
-        if family is None or not held:
+        family, buffered, self._family, self._buffered = self._family, self._buffered, None, []
+        if family is None or not buffered:
             return
-        if any(not _all_have(samples, CLUSTER) for samples in held):
+        if any(not _all_have(samples, _CLUSTER_LABEL) for samples in buffered):
             self.skipped += 1
             return
-        held.reverse()
-        if any(_HASH.search(samples) for samples in held):
-            yield from (Piece(family, lines) for lines in _mark_all(_summed(held)))
+        buffered.reverse()
+        if any(_HASH.search(samples) for samples in buffered):
+            yield from (Piece(family, lines) for lines in _mark_all(_summed(buffered)))
             return
-        while held:
-            yield Piece(family, _mark(held.pop(), CLUSTER, _NOT_CLUSTERS))
+        while buffered:
+            yield Piece(family, _mark(buffered.pop(), _CLUSTER_LABEL, _INTERNAL_CLUSTERS))
 
 
 def _has(line: bytes, label: bytes) -> bool:
@@ -90,35 +91,35 @@ def _all_have(lines: bytes, label: bytes) -> bool:
 
 
 def _mark_all(parts: Iterable[bytes]) -> Iterator[bytes]:
-    return (_mark(part, CLUSTER, _NOT_CLUSTERS) for part in parts)
+    return (_mark(part, _CLUSTER_LABEL, _INTERNAL_CLUSTERS) for part in parts)
 
 
-def _mark(lines: bytes, label: bytes, without: tuple[bytes, ...]) -> bytes:
-    """Append the label of mesh traffic to lines with ``label``, unless its value is one of ``without``."""
+def _mark(lines: bytes, label: bytes, internal: tuple[bytes, ...]) -> bytes:
+    """Append the label of mesh traffic to lines with ``label``, unless its value is one of ``internal``."""
     if lines.count(_END) == lines.count(b"\n") and _all_have(lines, label):
         marked = lines.replace(_END, b'"' + _MARK)
-        for value in without:
+        for value in internal:
             if label + value + b'"' in marked:
                 pattern = rb"([{,]" + re.escape(label + value) + rb'"[^\n]*+)\n'
                 marked = re.sub(pattern, lambda match: match[1].replace(_MARK, b"} ") + b"\n", marked)
         return marked
-    return b"".join(_mark_line(line, label, without) for line in lines.splitlines(keepends=True))
+    return b"".join(_mark_line(line, label, internal) for line in lines.splitlines(keepends=True))
 
 
-def _mark_line(line: bytes, label: bytes, without: tuple[bytes, ...]) -> bytes:
+def _mark_line(line: bytes, label: bytes, internal: tuple[bytes, ...]) -> bytes:
     match = re.search(rb"[{,]" + re.escape(label) + _VALUE, line)
-    if match is None or match[1] in without:
+    if match is None or match[1] in internal:
         return line
     end = line.rindex(b"}")
     return line[:end].rstrip(b" \t,") + _MARK + line[end + 1 :].lstrip(b" \t")
 
 
-def _summed(held: list[bytes]) -> Iterator[bytes]:
-    """Sum equal series; return them in slices. ``held`` is emptied from its end."""
+def _summed(buffered: list[bytes]) -> Iterator[bytes]:
+    """Sum equal series; return them in slices. ``buffered`` is emptied from its end."""
     values: dict[bytes, bytes] = {}
     sums: dict[bytes, float] = {}
-    while held:
-        for line in _HASHED.sub(rb'\1"', held.pop()).splitlines():
+    while buffered:
+        for line in _HASHED.sub(rb'\1"', buffered.pop()).splitlines():
             series, _, value = line.rpartition(b" ")
             if series[-1:] != b"}":
                 # A timestamp, which a sum does not have, or unusual spaces.

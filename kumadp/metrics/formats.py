@@ -28,7 +28,7 @@ class Format(enum.IntEnum):
     OPENMETRICS_1 = 3
 
     @property
-    def is_open(self) -> bool:
+    def is_openmetrics(self) -> bool:
         """Whether it is OpenMetrics."""
         return self >= Format.OPENMETRICS_0
 
@@ -124,8 +124,8 @@ def choose(accept: str, named: Iterable[Format]) -> Format:
     best = max(named, default=Format.UNKNOWN)
     if best is Format.UNKNOWN:
         return next(_accepted(accept), Format.TEXT)
-    accepts_open = not accept.strip() or any(form.is_open for form in accepted)
-    return best if accepts_open or not best.is_open else Format.TEXT
+    accepts_open = not accept.strip() or any(form.is_openmetrics for form in accepted)
+    return best if accepts_open or not best.is_openmetrics else Format.TEXT
 
 
 class FormatConverter:
@@ -135,16 +135,16 @@ class FormatConverter:
         self._escaping = escaping
         self._family: Family | None = None
         self._converted: Family | None = None
-        self._is_open = target.is_open
-        self._to_open = target.is_open and not source.is_open
-        self._to_text = source.is_open and not target.is_open
+        self._is_open = target.is_openmetrics
+        self._to_openmetrics = target.is_openmetrics and not source.is_openmetrics
+        self._to_text = source.is_openmetrics and not target.is_openmetrics
 
     def convert(self, piece: Piece) -> Piece:
         """Return the piece in the target format."""
         family, samples = piece
         converted = self.family_of(family)
         samples = escaped_samples(samples, self._escaping)
-        if not self._to_open and not self._to_text:
+        if not self._to_openmetrics and not self._to_text:
             return Piece(converted, samples)
         if self._to_text:
             samples = _CREATED.sub(b"", samples)

@@ -18,10 +18,10 @@ from kumadp.exposition.reader import (
     MAX_SAMPLES,
     SLICE,
     ExpositionReader,
+    ExpositionTooLarge,
     Family,
     LineTooLong,
     Piece,
-    TooManyFamilies,
 )
 from kumadp.metrics.bounds import with_go_bounds
 from kumadp.metrics.formats import END, Format, FormatConverter
@@ -89,7 +89,7 @@ class BufferedSource:
         try:
             async with asyncio.timeout_at(deadline), open_source(self.target, self.headers) as response:
                 self.format = response.format
-                reader = ExpositionReader(checks=True, is_open=self.format.is_open)
+                reader = ExpositionReader(checks=True, is_openmetrics=self.format.is_openmetrics)
                 format_known.set()
                 async for part in response.parts():
                     for at in range(0, len(part), _BYTES_PER_TURN):
@@ -100,7 +100,7 @@ class BufferedSource:
             self.result.skipped = len(reader.invalid)
             if reader.invalid and not self.pieces:
                 self._fail("its response has no metrics")
-        except (SourceFailed, LineTooLong, TooManyFamilies) as error:
+        except (SourceFailed, LineTooLong, ExpositionTooLarge) as error:
             self._fail(str(error))
         except TimeoutError:
             self._fail("it did not respond in time")
@@ -117,9 +117,9 @@ class BufferedSource:
                 self.pieces.append(piece)
                 self._samples += piece.samples.count(b"\n")
         if self._samples > MAX_SAMPLES:
-            raise TooManyFamilies(f"it has more than {MAX_SAMPLES} samples")
+            raise ExpositionTooLarge(f"it has more than {MAX_SAMPLES} samples")
         if len(self.pieces) > MAX_PIECES:
-            raise TooManyFamilies("its families are not grouped, and come in too many pieces")
+            raise ExpositionTooLarge("its families are not grouped, and come in too many pieces")
 
     def finish(self, piece: Piece) -> Piece:
         """Return the piece with the labels, and with Go's bounds if kuma-dp rewrites the source."""
@@ -174,7 +174,7 @@ class StreamedSource:
                     yield with_go_bounds(changed)
             for changed in transform.end():
                 yield with_go_bounds(changed)
-        except (SourceFailed, LineTooLong, TooManyFamilies) as error:
+        except (SourceFailed, LineTooLong, ExpositionTooLarge) as error:
             self.result.failure = str(error)
         except TimeoutError:
             self.result.failure = "its response did not end in time"
@@ -248,7 +248,7 @@ class ExpositionWriter:
 
     async def end(self, form: Format) -> None:
         """Write the end of the exposition and send the rest."""
-        if form.is_open:
+        if form.is_openmetrics:
             self._parts.append(END)
         await self.flush()
         if self._compressor is not None:

@@ -105,13 +105,13 @@ class ApplicationClient:
         client = self._client = self._client or _client(self.socket)
         async with client.get(
             URL(url, encoded=True), headers=headers, allow_redirects=False, timeout=ClientTimeout(total=None)
-        ) as answer:
+        ) as response:
             read = 0
-            async for part in answer.content.iter_any():
+            async for part in response.content.iter_any():
                 read += len(part)
                 if read >= MAX_BODY:
                     break
-            return answer.status, answer.headers.get("Location", "")
+            return response.status, response.headers.get("Location", "")
 
     async def tcp(self, host: str, port: int) -> int:
         """Connect; return HEALTHY. Raises OSError."""
@@ -131,10 +131,12 @@ class ApplicationClient:
 
         target = authority(host, port)
         sock = self.socket(_family(host))
-        wire = await connect((host, port), authority=target, tls=None, server_name="", ping=(60.0, 20.0), sock=sock)
+        connection = await connect(
+            (host, port), authority=target, tls=None, server_name="", ping=(60.0, 20.0), sock=sock
+        )
         status = 0
         try:
-            call = await wire.call(_HEALTH_CHECK, {}, agent=f"kube-probe/{__version__}")
+            call = await connection.call(_HEALTH_CHECK, {}, agent=f"kube-probe/{__version__}")
             try:
                 await call.send(encode_check(service), last=True)
                 status = parse_status(await call.receive())
@@ -146,7 +148,7 @@ class ApplicationClient:
                 return HEALTHY
             log.debug("gRPC health of %s: status %s, %s", target, end.status, end.text)
         finally:
-            await wire.close()
+            await connection.close()
         return UNHEALTHY
 
     def socket(self, family: int) -> socket.socket:

@@ -136,9 +136,9 @@ def test_an_invalid_line_drops_its_family(line: str) -> None:
     "line", ["a 1 1.5", 'a 1 # {b="c"} 1', "a 1 2 # {} 1e-5 1.5", "a +Inf", "a -.5e-7", "a 1."], ids=str
 )
 def test_openmetrics(line: str) -> None:
-    reader = ExpositionReader(checks=True, is_open=True)
+    reader = ExpositionReader(checks=True, is_openmetrics=True)
     assert [piece.samples for piece in reader.feed(f"{line}\n".encode())] == [f"{line}\n".encode()]
-    reader = ExpositionReader(checks=True, is_open=True)
+    reader = ExpositionReader(checks=True, is_openmetrics=True)
     assert not list(reader.feed(b'a 1 # {b="c"\n'))
 
 

@@ -54,14 +54,14 @@ async def test_every_scraper_can_read_every_mixture(chosen: tuple[str, ...], acc
     async with exposed(envoy, *apps), collecting(at(*apps, envoy=envoy, own=own)) as collector:
         collector.server.apply(policy(*apps))
         scrape = await collector.scrape(target, {"Accept": ACCEPTS[accept]} if accept != "none" else None)
-    is_open = "open" in chosen and target == "/" and accept not in {"text", "any"}
-    assert scrape.headers["content-type"] == (OPEN if is_open else TEXT)
-    assert scrape.text.endswith("# EOF\n") is is_open
-    assert scrape.text.count("# EOF") == int(is_open)
+    is_openmetrics = "open" in chosen and target == "/" and accept not in {"text", "any"}
+    assert scrape.headers["content-type"] == (OPEN if is_openmetrics else TEXT)
+    assert scrape.text.endswith("# EOF\n") is is_openmetrics
+    assert scrape.text.count("# EOF") == int(is_openmetrics)
     assert "\n\n" not in scrape.text
     assert [line for line in scrape.text.splitlines() if scrape.text.count(line + "\n") > 1 and "TYPE" in line] == []
     assert 'jobs_total{kind="a # b"' in scrape.text or "open" not in chosen
-    if is_open:
+    if is_openmetrics:
         # promtool reads only the text format: OpenMetrics is tested with Prometheus.
         assert ' 3 # {trace_id="x"} 1.0 1700000000\n' in scrape.text
     else:

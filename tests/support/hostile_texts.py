@@ -28,10 +28,10 @@ from kumadp.exposition.reader import (
     MAX_PIECES,
     MAX_SAMPLES,
     ExpositionReader,
+    ExpositionTooLarge,
     Family,
     LineTooLong,
     Piece,
-    TooManyFamilies,
 )
 from kumadp.host.net.tls import read_anchors
 from kumadp.metrics.bounds import with_go_bounds
@@ -51,7 +51,7 @@ from kumadp.settings.values import parse_assignments, parse_duration
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-REFUSALS = (KumadpError, ValueError, LineTooLong, TooManyFamilies, InvalidBody, yaml.YAMLError)
+REFUSALS = (KumadpError, ValueError, LineTooLong, ExpositionTooLarge, InvalidBody, yaml.YAMLError)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _expose(data: bytes) -> None:
             pieces += 1
             samples += piece.samples.count(b"\n")
             if pieces > MAX_PIECES or samples > MAX_SAMPLES:
-                raise TooManyFamilies("as `Other` does")
+                raise ExpositionTooLarge("as `Other` does")
     for piece in reader.end():
         converter.convert(piece)
 
