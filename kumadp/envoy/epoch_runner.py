@@ -158,6 +158,7 @@ class EpochRunner:
         self._generation = state.generation - 1
         if adopted.retiring is not None:
             self._generation -= 1
+            self._retiring.add(adopted.retiring)
             self._began(adopted.retiring)
             self._run(self._retire(adopted.retiring, state.epoch - 1))
         elif self._dead_parent is not None:
