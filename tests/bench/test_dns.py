@@ -38,7 +38,7 @@ from tests.support.ports import free_port
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.kuma_control_plane import ControlPlane
+    from tests.support.kuma_control_plane import ControlPlaneFiles
 
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(900)]
 
@@ -120,7 +120,7 @@ def test_coredns_hosts(tmp_path: Path, table: list[tuple[str, str, str]]) -> Non
 
 
 @contextlib.contextmanager
-def in_the_mesh(program: list[str], folder: Path, plane: ControlPlane, name: str) -> Iterator[tuple[int, int]]:
+def in_the_mesh(program: list[str], folder: Path, plane: ControlPlaneFiles, name: str) -> Iterator[tuple[int, int]]:
     """A data plane behind redirection, whose own proxy answers names: its process and the port."""
     ports = Ports.take()
     with workload("backend") as app, (folder / "log").open("wb") as out:

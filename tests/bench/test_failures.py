@@ -34,7 +34,7 @@ from tests.support.poll import poll
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.support.kuma_control_plane import ControlPlane
+    from tests.support.kuma_control_plane import ControlPlaneFiles
 
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.kuma_cp, pytest.mark.timeout(3600)]
 
@@ -86,7 +86,7 @@ class Stream:
 class Service:
     """A program that is started again whenever it ends, as a systemd unit would be."""
 
-    def __init__(self, program: list[str], folder: Path, plane: ControlPlane, file: Path, ports: Ports) -> None:
+    def __init__(self, program: list[str], folder: Path, plane: ControlPlaneFiles, file: Path, ports: Ports) -> None:
         # The sandbox of a measurement may be a container: what is measured is a VM.
         ours = (
             ("--on-parent-death=keep", f"--work-dir={folder}/w", f"--state-dir={folder}/s") if "-m" in program else ()
@@ -136,34 +136,34 @@ class Service:
                 envoy.kill()
 
 
-def kill_envoy(service: Service, _plane: ControlPlane) -> None:
+def kill_envoy(service: Service, _plane: ControlPlaneFiles) -> None:
     for envoy in service.envoys():
         envoy.kill()
 
 
-def kill_supervisor(service: Service, _plane: ControlPlane) -> None:
+def kill_supervisor(service: Service, _plane: ControlPlaneFiles) -> None:
     service.process.kill()
 
 
-def kill_everything(service: Service, plane: ControlPlane) -> None:
+def kill_everything(service: Service, plane: ControlPlaneFiles) -> None:
     service.process.kill()
     kill_envoy(service, plane)
 
 
-def restart(service: Service, _plane: ControlPlane) -> None:
+def restart(service: Service, _plane: ControlPlaneFiles) -> None:
     """What a kuma-dp needs for new settings, a new version or a new token: an end and a start."""
     service.process.terminate()
 
 
-def reload(service: Service, _plane: ControlPlane) -> None:
+def reload(service: Service, _plane: ControlPlaneFiles) -> None:
     service.process.send_signal(signal.SIGHUP)
 
 
-def reexec(service: Service, _plane: ControlPlane) -> None:
+def reexec(service: Service, _plane: ControlPlaneFiles) -> None:
     service.process.send_signal(signal.SIGUSR1)
 
 
-def rotate_token(_service: Service, plane: ControlPlane) -> None:
+def rotate_token(_service: Service, plane: ControlPlaneFiles) -> None:
     plane.renew_token()
 
 
@@ -172,8 +172,8 @@ class Happening:
     """One event: what is done to kumadp, and to its peer; None where that was measured under another name."""
 
     name: str
-    ours: Callable[[Service, ControlPlane], None]
-    peer: Callable[[Service, ControlPlane], None] | None
+    ours: Callable[[Service, ControlPlaneFiles], None]
+    peer: Callable[[Service, ControlPlaneFiles], None] | None
     control_plane_killed: bool = False
 
 
@@ -198,10 +198,10 @@ def back(stream: Stream, since: float) -> bool:
 
 def one_round(
     service: Service,
-    plane: ControlPlane,
+    plane: ControlPlaneFiles,
     ports: Ports,
     happening: Happening,
-    do: Callable[[Service, ControlPlane], None],
+    do: Callable[[Service, ControlPlaneFiles], None],
 ) -> Stream:
     poll(lambda: get(ports.outbound)[0] == 200, what="traffic through the mesh", deadline=90)
     time.sleep(2.0)

@@ -21,7 +21,7 @@ from tests.support.needs import need_envoy
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
-    from tests.support.kuma_control_plane import ControlPlane
+    from tests.support.kuma_control_plane import ControlPlaneFiles
 
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.kuma_cp, pytest.mark.timeout(900)]
 
@@ -46,7 +46,9 @@ def environment_of(folder: Path, ports: Ports, *, ours: bool = False) -> dict[st
     }
 
 
-def measure(program: list[str], folder: Path, plane: ControlPlane, service: str) -> tuple[float, float, float, float]:
+def measure(
+    program: list[str], folder: Path, plane: ControlPlaneFiles, service: str
+) -> tuple[float, float, float, float]:
     """Seconds from exec to the first answer through the mesh and to READY, 0 for kuma-dp.
 
     Then PSS at rest in MiB, of the program and of its Envoy.

@@ -28,7 +28,7 @@ from kumadp.relay.upstream import ADS
 from tests.bench.test_start import note, pss, rest
 from tests.relay.test_downstream import Raw
 from tests.support.poll import poll, poll_async
-from tests.support.relay_stage import NODE, Stage, stage
+from tests.support.relay_stage import NODE, RelayStage, stage
 from tests.support.xds.resources import static_cluster
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def judge(table: list[tuple[str, str, str]], what: str, unit: str, values: list[
 class Process:
     """A `relay_process`."""
 
-    def __init__(self, at: Stage, loop: str, *options: str) -> None:
+    def __init__(self, at: RelayStage, loop: str, *options: str) -> None:
         node, ca = at.folder / "node.json", at.folder / "ca.pem"
         node.write_text(json.dumps(at.bootstrap["node"]))
         at.plane.write_ca(ca)
@@ -84,7 +84,7 @@ class Process:
         self._process.communicate(timeout=10)
 
 
-async def pass_large(at: Stage, process: Process, clusters: int, padding: int) -> list[dict[str, float]]:
+async def pass_large(at: RelayStage, process: Process, clusters: int, padding: int) -> list[dict[str, float]]:
     """Updates of many clusters, taken by a client that reads as fast as it can."""
     windows = Configuration(http2_connection_window_size=WINDOW, http2_stream_window_size=WINDOW)
     passes = []

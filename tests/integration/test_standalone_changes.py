@@ -16,7 +16,7 @@ from tests.support.daemon import Daemon, Ports, get
 from tests.support.mesh import Tree, dataplane, inbound, outbound, write
 from tests.support.poll import poll
 from tests.support.ports import free_port, free_ports
-from tests.support.standalone import Stage, answers, echo_of, echo_server, logged, run_standalone, workloads
+from tests.support.standalone import StandaloneStage, answers, echo_of, echo_server, logged, run_standalone, workloads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,21 +25,21 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
+def stage(tmp_path: Path) -> Iterator[StandaloneStage]:
     with workloads("web", "first", "second") as servers:
-        ready = Stage(tmp_path / "mesh", Ports.take(), servers)
+        ready = StandaloneStage(tmp_path / "mesh", Ports.take(), servers)
         ready.write()
         yield ready
 
 
 @pytest.fixture
-def daemon(stage: Stage) -> Iterator[Daemon]:
+def daemon(stage: StandaloneStage) -> Iterator[Daemon]:
     with run_standalone(stage.folder, stage.ports) as running:
         stage.leads_to(stage.first)
         yield running
 
 
-def test_connections_of_other_listeners_live_through_a_change(stage: Stage, daemon: Daemon) -> None:
+def test_connections_of_other_listeners_live_through_a_change(stage: StandaloneStage, daemon: Daemon) -> None:
     added, moved = free_ports(2)
     for port in (stage.ports.inbound, stage.ports.outbound):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -59,7 +59,7 @@ def test_connections_of_other_listeners_live_through_a_change(stage: Stage, daem
         connection.close()
 
 
-def test_no_request_fails_while_an_outbound_is_pointed_elsewhere(stage: Stage, daemon: Daemon) -> None:
+def test_no_request_fails_while_an_outbound_is_pointed_elsewhere(stage: StandaloneStage, daemon: Daemon) -> None:
     statuses: set[int] = set()
     over = threading.Event()
 
@@ -95,7 +95,7 @@ def test_no_request_fails_while_an_outbound_is_pointed_elsewhere(stage: Stage, d
     ],
 )  # fmt: skip
 def test_a_broken_file_changes_nothing_and_says_where(
-    stage: Stage, daemon: Daemon, text: str, texts: tuple[str, ...]
+    stage: StandaloneStage, daemon: Daemon, text: str, texts: tuple[str, ...]
 ) -> None:
     (stage.folder / "other.yaml").write_text(text)
     write(stage.folder, stage.backend(stage.second))
@@ -106,7 +106,7 @@ def test_a_broken_file_changes_nothing_and_says_where(
     assert "Traceback" not in daemon.output()
 
 
-def test_a_removed_own_file_changes_nothing_and_is_logged(stage: Stage, daemon: Daemon) -> None:
+def test_a_removed_own_file_changes_nothing_and_is_logged(stage: StandaloneStage, daemon: Daemon) -> None:
     (stage.folder / "web.yaml").rename(stage.folder / "web.bak")
     logged(daemon, "change ignored", "no Dataplane 'web'", "there are: backend")
     assert get(stage.ports.outbound) == (200, "first")
@@ -116,7 +116,7 @@ def test_a_removed_own_file_changes_nothing_and_is_logged(stage: Stage, daemon: 
     stage.leads_to(stage.second)
 
 
-def test_changes_that_need_a_restart_are_logged(stage: Stage, daemon: Daemon) -> None:
+def test_changes_that_need_a_restart_are_logged(stage: StandaloneStage, daemon: Daemon) -> None:
     tree = stage.web()
     tree["networking"]["admin"]["port"] = free_port()
     write(stage.folder, tree)
@@ -129,15 +129,15 @@ def test_changes_that_need_a_restart_are_logged(stage: Stage, daemon: Daemon) ->
     logged(daemon, "web.yaml:", "probes", "restart")
 
 
-def _foreign_address(stage: Stage, held: int) -> Tree:
+def _foreign_address(stage: StandaloneStage, held: int) -> Tree:
     return stage.web(inbounds=[inbound(stage.ports.inbound, stage.app.port), inbound(held, 1, address="192.0.2.1")])
 
 
-def _held_port(stage: Stage, held: int) -> Tree:
+def _held_port(stage: StandaloneStage, held: int) -> Tree:
     return stage.web(inbounds=[inbound(stage.ports.inbound, stage.app.port), inbound(held, stage.app.port)])
 
 
-def _held_outbound(stage: Stage, held: int) -> Tree:
+def _held_outbound(stage: StandaloneStage, held: int) -> Tree:
     return stage.web(outbound(held, "backend"))
 
 
@@ -150,7 +150,7 @@ def _held_outbound(stage: Stage, held: int) -> Tree:
     ],
 )
 def test_a_rejected_change_is_reverted_and_a_later_good_one_is_applied(
-    stage: Stage, daemon: Daemon, change: Callable[[Stage, int], Tree], texts: tuple[str, ...]
+    stage: StandaloneStage, daemon: Daemon, change: Callable[[StandaloneStage, int], Tree], texts: tuple[str, ...]
 ) -> None:
     envoy = daemon.envoy().pid
     with socket.create_server(("127.0.0.1", 0)) as holder:
@@ -164,7 +164,7 @@ def test_a_rejected_change_is_reverted_and_a_later_good_one_is_applied(
     assert "was rejected too" not in daemon.output()
 
 
-def test_clashing_sockets_are_reported_before_envoy_gets_the_change(stage: Stage, daemon: Daemon) -> None:
+def test_clashing_sockets_are_reported_before_envoy_gets_the_change(stage: StandaloneStage, daemon: Daemon) -> None:
     metrics = {"type": "prometheus", "conf": {"port": stage.ports.inbound}}
     write(stage.folder, stage.web(metrics=metrics), stage.backend(stage.second))
     line = logged(daemon, "change ignored", "web.yaml:", "metrics.conf.port", "is bound by")
@@ -173,7 +173,7 @@ def test_clashing_sockets_are_reported_before_envoy_gets_the_change(stage: Stage
     assert "change rejected" not in daemon.output()
 
 
-def test_two_listeners_may_swap_ports_in_one_change(stage: Stage, daemon: Daemon) -> None:
+def test_two_listeners_may_swap_ports_in_one_change(stage: StandaloneStage, daemon: Daemon) -> None:
     swapped = dataplane(
         "web",
         [inbound(stage.ports.outbound, stage.app.port)],
@@ -186,7 +186,7 @@ def test_two_listeners_may_swap_ports_in_one_change(stage: Stage, daemon: Daemon
     assert "change rejected" not in daemon.output()
 
 
-def test_envoy_started_again_has_the_newest_configuration(stage: Stage, daemon: Daemon) -> None:
+def test_envoy_started_again_has_the_newest_configuration(stage: StandaloneStage, daemon: Daemon) -> None:
     added, again = free_ports(2)
     write(stage.folder, stage.web(outbound(added, "backend")), stage.backend(stage.second))
     answers(added, (200, "second"), "the added outbound")
@@ -198,7 +198,7 @@ def test_envoy_started_again_has_the_newest_configuration(stage: Stage, daemon: 
     answers(again, (200, "first"), "a change after the restart")
 
 
-def test_a_change_made_while_envoy_is_silent_or_dead_is_not_lost(stage: Stage, daemon: Daemon) -> None:
+def test_a_change_made_while_envoy_is_silent_or_dead_is_not_lost(stage: StandaloneStage, daemon: Daemon) -> None:
     ports = free_ports(2)
     envoy = daemon.envoy()
     envoy.suspend()
@@ -215,7 +215,7 @@ def test_a_change_made_while_envoy_is_silent_or_dead_is_not_lost(stage: Stage, d
     answers(ports[1], (200, "second"), "the change, with another Envoy")
 
 
-def test_a_late_rejection_is_reverted_too(stage: Stage, daemon: Daemon) -> None:
+def test_a_late_rejection_is_reverted_too(stage: StandaloneStage, daemon: Daemon) -> None:
     envoy = daemon.envoy()
     with socket.create_server(("127.0.0.1", 0)) as holder:
         envoy.suspend()
@@ -231,7 +231,7 @@ def _xds(daemon: Daemon) -> Path:
     return Path(arguments[arguments.index("--work-dir") + 1]) / "xds"
 
 
-def test_a_connection_to_an_endpoint_lives_while_others_come_and_go(stage: Stage, daemon: Daemon) -> None:
+def test_a_connection_to_an_endpoint_lives_while_others_come_and_go(stage: StandaloneStage, daemon: Daemon) -> None:
     port = free_port()
     with echo_server() as echo:
         write(stage.folder, stage.web(outbound(port, "raw")), dataplane("raw", [inbound(echo, 0, "raw", "tcp")]))
@@ -248,7 +248,7 @@ def test_a_connection_to_an_endpoint_lives_while_others_come_and_go(stage: Stage
             assert client.recv(100) == b"echo two\n"
 
 
-def test_a_request_in_flight_ends_well_while_its_endpoint_goes(stage: Stage, daemon: Daemon) -> None:
+def test_a_request_in_flight_ends_well_while_its_endpoint_goes(stage: StandaloneStage, daemon: Daemon) -> None:
     answered: list[tuple[int, str]] = []
     client = threading.Thread(target=lambda: answered.append(get(stage.ports.outbound, "/slow", timeout=30)))
     client.start()
@@ -271,7 +271,7 @@ def test_hundreds_of_outbounds_cost_envoy_no_more_watches_than_one(tmp_path: Pat
     with workloads("web", "first", "second") as servers:
         every = free_ports(208)
         many = every[8:]
-        stage = Stage(tmp_path / "mesh", Ports(*every[:8]), servers)
+        stage = StandaloneStage(tmp_path / "mesh", Ports(*every[:8]), servers)
         services = [outbound(port, f"s{index}") for index, port in enumerate(many)]
         offers = [
             dataplane(f"s{index}", [inbound(stage.first.port, 0, f"s{index}")], address=f"127.0.1.{index + 1}")
@@ -286,6 +286,6 @@ def test_hundreds_of_outbounds_cost_envoy_no_more_watches_than_one(tmp_path: Pat
             answers(many[-1], (200, "second"), "the changed one of many")
 
 
-def test_what_envoy_reads_is_private(stage: Stage, daemon: Daemon) -> None:
+def test_what_envoy_reads_is_private(stage: StandaloneStage, daemon: Daemon) -> None:
     assert {file.name for file in _xds(daemon).iterdir()} == {"clusters.json", "listeners.json"}
     assert all(file.stat().st_mode & 0o777 == 0o600 for file in _xds(daemon).iterdir())

@@ -13,7 +13,7 @@ from tests.support.daemon import Daemon, Ports, get
 from tests.support.mesh import inbound, write
 from tests.support.poll import poll
 from tests.support.ports import free_port
-from tests.support.standalone import Stage, answers, logged, run_standalone, workloads
+from tests.support.standalone import StandaloneStage, answers, logged, run_standalone, workloads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,15 +23,15 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
+def stage(tmp_path: Path) -> Iterator[StandaloneStage]:
     with workloads("web", "first", "second") as servers:
-        ready = Stage(tmp_path / "mesh", Ports.take(), servers)
+        ready = StandaloneStage(tmp_path / "mesh", Ports.take(), servers)
         ready.write()
         yield ready
 
 
 @pytest.fixture
-def daemon(stage: Stage) -> Iterator[Daemon]:
+def daemon(stage: StandaloneStage) -> Iterator[Daemon]:
     with run_standalone(stage.folder, stage.ports) as running:
         stage.leads_to(stage.first)
         yield running
@@ -108,7 +108,7 @@ WAYS: tuple[Callable[[Path, str], None], ...] = (
 )
 
 
-def test_every_way_of_writing_a_file_is_seen_without_a_restart(stage: Stage, daemon: Daemon) -> None:
+def test_every_way_of_writing_a_file_is_seen_without_a_restart(stage: StandaloneStage, daemon: Daemon) -> None:
     envoy, path = daemon.envoy().pid, stage.folder / "backend.yaml"
     for index, way in enumerate(WAYS):
         server = (stage.second, stage.first)[index % 2]
@@ -125,7 +125,7 @@ def test_every_way_of_writing_a_file_is_seen_without_a_restart(stage: Stage, dae
 def test_a_folder_of_links_is_swapped_as_kubernetes_does(tmp_path: Path) -> None:
     ports = Ports.take()
     with workloads("web", "first", "second") as servers:
-        stage = Stage(tmp_path / "mesh", ports, servers)
+        stage = StandaloneStage(tmp_path / "mesh", ports, servers)
         stage.folder.mkdir()
         for version, server in (("..1", stage.first), ("..2", stage.second)):
             write(stage.folder / version, stage.web(), stage.backend(server))
@@ -142,7 +142,7 @@ def test_a_folder_of_links_is_swapped_as_kubernetes_does(tmp_path: Path) -> None
 
 def test_a_single_file_is_followed(tmp_path: Path) -> None:
     with workloads("web", "first", "second") as servers:
-        stage = Stage(tmp_path / "mesh", Ports.take(), servers)
+        stage = StandaloneStage(tmp_path / "mesh", Ports.take(), servers)
         stage.write()
         other = free_port()
         with run_standalone(stage.folder / "web.yaml", stage.ports):

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.process
 PROBE: Tree = {"interval": "0.1s", "timeout": "0.1s", "unhealthyThreshold": 3, "healthyThreshold": 2, "tcp": {}}
 
 
-class Stage:
+class HealthStage:
     """``web`` on 127.0.0.2 with a checked application, a second one beside it, and a raw one."""
 
     def __init__(self, folder: Path, app: Workload, other: Workload) -> None:
@@ -58,22 +58,22 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
+def stage(tmp_path: Path) -> Iterator[HealthStage]:
     with workloads("web", "other") as (app, other):
-        ready = Stage(tmp_path / "mesh", app, other)
+        ready = HealthStage(tmp_path / "mesh", app, other)
         write(ready.folder, ready.web())
         yield ready
 
 
 @pytest.fixture
-def daemon(stage: Stage) -> Iterator[Daemon]:
+def daemon(stage: HealthStage) -> Iterator[Daemon]:
     with run_standalone(stage.folder, stage.ports) as running:
         answers(stage.ports.inbound, (200, "web"), "the application", "127.0.0.2")
         yield running
 
 
 def test_a_dead_application_is_503_at_its_inbound_and_back_again_without_a_restart(
-    stage: Stage, daemon: Daemon
+    stage: HealthStage, daemon: Daemon
 ) -> None:
     envoy = daemon.envoy().pid
     stage.close_app()
@@ -87,7 +87,7 @@ def test_a_dead_application_is_503_at_its_inbound_and_back_again_without_a_resta
 
 
 def test_others_leave_an_unhealthy_endpoint_even_when_it_is_the_last(
-    tmp_path: Path, stage: Stage, daemon: Daemon
+    tmp_path: Path, stage: HealthStage, daemon: Daemon
 ) -> None:
     mine = Ports.take()
     with workloads("client", "second") as (client, second):
@@ -127,7 +127,7 @@ def test_a_hung_application_delays_no_other_and_no_change(tmp_path: Path) -> Non
             client = clients.enter_context(socket.socket())
             client.setblocking(False)
             client.connect_ex(hung.getsockname())
-        stage = Stage(tmp_path / "mesh", app, other)
+        stage = HealthStage(tmp_path / "mesh", app, other)
         silent = free_port("127.0.0.2")
         tree = stage.web({**PROBE, "timeout": "30s"})
         probe = {**PROBE, "timeout": "0.2s"}
@@ -146,7 +146,7 @@ def test_a_hung_application_delays_no_other_and_no_change(tmp_path: Path) -> Non
             stage.is_down()
 
 
-def test_envoy_started_again_keeps_an_unhealthy_inbound_shut(stage: Stage, daemon: Daemon) -> None:
+def test_envoy_started_again_keeps_an_unhealthy_inbound_shut(stage: HealthStage, daemon: Daemon) -> None:
     stage.close_app()
     stage.is_down()
     first = daemon.kill_envoy()
@@ -157,7 +157,7 @@ def test_envoy_started_again_keeps_an_unhealthy_inbound_shut(stage: Stage, daemo
         answers(stage.ports.inbound, (200, "back"), "the application again", "127.0.0.2")
 
 
-def test_an_unhealthy_inbound_follows_its_probe_being_changed_and_taken_out(stage: Stage, daemon: Daemon) -> None:
+def test_an_unhealthy_inbound_follows_its_probe_being_changed_and_taken_out(stage: HealthStage, daemon: Daemon) -> None:
     stage.close_app()
     stage.is_down()
     write(stage.folder, stage.web({**PROBE, "healthyThreshold": 1}))
@@ -171,7 +171,7 @@ def test_an_unhealthy_inbound_follows_its_probe_being_changed_and_taken_out(stag
         answers(stage.ports.inbound, (200, "back"), "without a probe", "127.0.0.2")
 
 
-def test_health_goes_on_while_a_file_is_broken(stage: Stage, daemon: Daemon) -> None:
+def test_health_goes_on_while_a_file_is_broken(stage: HealthStage, daemon: Daemon) -> None:
     (stage.folder / "x.yaml").write_text("broken: [")
     logged(daemon, "change ignored", "x.yaml")
     stage.close_app()

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.process
 NODE = "default.backend-01"
 
 
-class Stage:
+class RelayStage:
     """A control plane, an application, and an Envoy whose outbound leads through the mesh to its own inbound."""
 
     def __init__(self, plane: XdsControlPlane, app: Workload, ports: Ports) -> None:
@@ -47,9 +47,9 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage(**options: Any) -> Iterator[Stage]:
+def stage(**options: Any) -> Iterator[RelayStage]:
     with workload("backend") as app, XdsControlPlane(**options) as plane:
-        yield Stage(plane, app, Ports.take())
+        yield RelayStage(plane, app, Ports.take())
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from kumadp.host.net.serve import bind_unix
 from tests.support.daemon import get
 from tests.support.event_loops import LOOPS
 from tests.support.poll import poll
-from tests.support.relay_stage import NODE, Stage, stage
+from tests.support.relay_stage import NODE, RelayStage, stage
 from tests.support.xds.faults import Garbage
 from tests.support.xds.journal import Kind, What
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
@@ -33,12 +33,12 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture(params=LOOPS)
-def at(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+def at(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RelayStage]:
     with stage(tmp_path, LOOPS[request.param]) as made:
         yield made
 
 
-def test_the_control_plane_is_asked_before_envoy_is_there(at: Stage) -> None:
+def test_the_control_plane_is_asked_before_envoy_is_there(at: RelayStage) -> None:
     relay = at.relay()
     poll(lambda: relay.status["state"] == "open", what="an open stream")
     journal = at.plane.journal
@@ -56,7 +56,7 @@ def test_the_control_plane_is_asked_before_envoy_is_there(at: Stage) -> None:
     assert at.plane.token() not in envoy.dump()
 
 
-def test_an_envoy_that_dies_is_served_from_memory_and_the_mesh_sees_nothing(at: Stage) -> None:
+def test_an_envoy_that_dies_is_served_from_memory_and_the_mesh_sees_nothing(at: RelayStage) -> None:
     relay = at.relay()
     at.envoy(relay).wait_live()
     at.wait_traffic()
@@ -71,7 +71,7 @@ def test_an_envoy_that_dies_is_served_from_memory_and_the_mesh_sees_nothing(at: 
     assert len(at.plane.journal.requests()) == seen
 
 
-def test_envoy_starts_while_the_control_plane_is_gone(at: Stage, caplog: pytest.LogCaptureFixture) -> None:
+def test_envoy_starts_while_the_control_plane_is_gone(at: RelayStage, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     relay = at.relay()
     at.envoy(relay).wait_live()
@@ -93,7 +93,7 @@ def test_envoy_starts_while_the_control_plane_is_gone(at: Stage, caplog: pytest.
     assert len([entry for entry in caplog.records if entry.name.startswith("kumadp")]) < 8
 
 
-def test_envoy_finds_a_relay_that_was_away(at: Stage) -> None:
+def test_envoy_finds_a_relay_that_was_away(at: RelayStage) -> None:
     relay = at.relay()
     envoy = at.envoy(relay)
     envoy.wait_live()
@@ -109,7 +109,7 @@ def test_envoy_finds_a_relay_that_was_away(at: Stage) -> None:
     assert at.serves()
 
 
-def test_secrets_reach_envoy_and_stay_in_memory(at: Stage) -> None:
+def test_secrets_reach_envoy_and_stay_in_memory(at: RelayStage) -> None:
     mesh = at.plane.mesh(NODE)
     mesh.use_mtls(trustme.CA(), "web.mesh")
     mesh.inbound(at.ports.inbound, at.app.port)
@@ -125,7 +125,7 @@ def test_secrets_reach_envoy_and_stay_in_memory(at: Stage) -> None:
     assert "PRIVATE KEY" not in str(relay.status)
 
 
-def test_secrets_that_are_not_there_hold_up_nothing_but_what_needs_them(at: Stage) -> None:
+def test_secrets_that_are_not_there_hold_up_nothing_but_what_needs_them(at: RelayStage) -> None:
     mesh = at.plane.mesh(NODE)
     mesh.inbound(at.ports.inbound, at.app.port)
     mesh.outbound(at.ports.probes, "plain", ("127.0.0.1", at.app.port))
@@ -150,7 +150,7 @@ def test_secrets_that_are_not_there_hold_up_nothing_but_what_needs_them(at: Stag
 
 
 def test_an_update_that_envoy_rejects_is_told_and_not_given_to_the_next(
-    at: Stage, caplog: pytest.LogCaptureFixture
+    at: RelayStage, caplog: pytest.LogCaptureFixture
 ) -> None:
     relay = at.relay()
     at.envoy(relay).wait_live()
@@ -165,7 +165,9 @@ def test_an_update_that_envoy_rejects_is_told_and_not_given_to_the_next(
     at.wait_traffic()
 
 
-def test_without_an_envoy_the_stream_is_given_up_and_taken_again(at: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_envoy_the_stream_is_given_up_and_taken_again(
+    at: RelayStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kumadp.relay.relay.HOLD", 0.5)
     at.plane.faults.linger = 0.1
     relay = at.relay()
@@ -179,7 +181,7 @@ def test_without_an_envoy_the_stream_is_given_up_and_taken_again(at: Stage, monk
 
 
 def test_a_silent_control_plane_is_told(
-    at: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    at: RelayStage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("kumadp.relay.relay.SILENCE", 0.3)
     at.plane.faults.silent = True
@@ -192,7 +194,7 @@ def test_a_silent_control_plane_is_told(
     poll(lambda: relay.status["state"] == "open" and relay.status["silence"] == 0, what="an answer")
 
 
-def test_the_socket_is_ours_alone(at: Stage) -> None:
+def test_the_socket_is_ours_alone(at: RelayStage) -> None:
     at.path.touch()
     relay = at.relay()
     mode = at.path.stat()
@@ -216,7 +218,7 @@ with socket.socket(socket.AF_UNIX) as client:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
-def test_another_user_is_turned_away(at: Stage, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_user_is_turned_away(at: RelayStage, caplog: pytest.LogCaptureFixture) -> None:
     with tempfile.TemporaryDirectory() as folder:
         at.path = Path(folder) / "xds.sock"
         at.relay()
@@ -227,7 +229,7 @@ def test_another_user_is_turned_away(at: Stage, caplog: pytest.LogCaptureFixture
         poll(lambda: "rejected a connection of user 65534" in caplog.text, what="a line in the log")
 
 
-def test_health_reports_pass_and_are_held_back(at: Stage) -> None:
+def test_health_reports_pass_and_are_held_back(at: RelayStage) -> None:
     relay = at.relay()
     envoy = at.envoy(relay)
     envoy.wait_live()
@@ -252,7 +254,7 @@ def test_health_reports_pass_and_are_held_back(at: Stage) -> None:
     assert envoy.stats("hds_delegate.errors")["hds_delegate.errors"] == 0
 
 
-def test_status_is_json_and_holds_times(at: Stage) -> None:
+def test_status_is_json_and_holds_times(at: RelayStage) -> None:
     relay = at.relay()
     at.envoy(relay).wait_live()
     relay.wait_accepted(CLUSTER, ENDPOINTS, LISTENER)
@@ -266,7 +268,7 @@ def test_status_is_json_and_holds_times(at: Stage) -> None:
 
 @pytest.mark.parametrize("garbage", Garbage)
 def test_garbage_from_the_control_plane_harms_nobody(
-    at: Stage, garbage: Garbage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    at: RelayStage, garbage: Garbage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What looks like the beginning of a large frame is found out by pings only.
     monkeypatch.setattr("kumadp.relay.upstream.PING", (0.5, 0.5))

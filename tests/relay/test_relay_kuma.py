@@ -15,7 +15,7 @@ import uvloop
 from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.bootstrap.rewrite import rewrite_for_relay
 from tests.support.daemon import Ports, get, workload
-from tests.support.kuma_control_plane import ControlPlane, call_api, control_plane, dataplane
+from tests.support.kuma_control_plane import ControlPlaneFiles, call_api, control_plane, dataplane
 from tests.support.poll import poll
 from tests.support.relay_stage import RelayedEnvoy, RunningRelay
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER
@@ -33,7 +33,7 @@ class Kuma:
 
     xds_port = 5678
 
-    def __init__(self, plane: ControlPlane) -> None:
+    def __init__(self, plane: ControlPlaneFiles) -> None:
         self.plane = plane
 
     @property

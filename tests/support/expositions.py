@@ -111,7 +111,7 @@ class Scraped:
         return self.value(f'kumadp_scrape_source_up{{source="{source}"}}') == 1
 
 
-class Collector:
+class MetricsCollector:
     """A running `MetricsServer`."""
 
     def __init__(self, path: Path, server: MetricsServer, concerns: dict[str, str]) -> None:
@@ -132,7 +132,7 @@ class Collector:
 
 
 @contextlib.asynccontextmanager
-async def collecting(around: SourceLocator) -> AsyncIterator[Collector]:
+async def collecting(around: SourceLocator) -> AsyncIterator[MetricsCollector]:
     """Serve with these sources."""
     folder = Path(tempfile.mkdtemp(prefix="km"))
     concerns: dict[str, str] = {}
@@ -141,7 +141,7 @@ async def collecting(around: SourceLocator) -> AsyncIterator[Collector]:
     running = asyncio.create_task(server.run(up.set))
     try:
         await up.wait()
-        yield Collector(folder / "s", server, concerns)
+        yield MetricsCollector(folder / "s", server, concerns)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

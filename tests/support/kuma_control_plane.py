@@ -28,7 +28,7 @@ DATA_PLANE_SERVER = "https://localhost:5678"
 
 
 @dataclass(frozen=True)
-class ControlPlane:
+class ControlPlaneFiles:
     """What a data plane needs of a running control plane."""
 
     ca: Path
@@ -231,12 +231,12 @@ class KumaControlPlane:
 
 
 @contextlib.contextmanager
-def control_plane(folder: Path) -> Iterator[ControlPlane]:
+def control_plane(folder: Path) -> Iterator[ControlPlaneFiles]:
     """A running control plane with everything it writes in ``folder``; one at a time, as its ports are Kuma's own."""
     binary = need_kuma_cp()
     with file_lock("kuma-cp"), KumaControlPlane(binary, folder) as plane:
         (folder / "dp.token").write_text(plane.token())
-        yield ControlPlane(folder / "kuma-cp.crt", folder / "dp.token", plane.log, plane)
+        yield ControlPlaneFiles(folder / "kuma-cp.crt", folder / "dp.token", plane.log, plane)
 
 
 def dataplane(name: str, service: str, ports: Ports, app_port: int, *, probes: bool = True) -> dict[str, Any]:

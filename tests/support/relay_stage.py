@@ -108,7 +108,7 @@ class RunningRelay:
         return memory
 
 
-class Stage:
+class RelayStage:
     """A control plane, an application, and a bootstrap that leads Envoy to our socket."""
 
     def __init__(
@@ -190,10 +190,10 @@ class RelayedEnvoy(DirectEnvoy):
 @contextlib.contextmanager
 def stage(
     folder: Path, make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop, **options: Any
-) -> Iterator[Stage]:
+) -> Iterator[RelayStage]:
     """Open a stage; everything on it is ended when the block ends."""
     with workload("backend") as app, XdsControlPlane(**options) as plane:
-        ready = Stage(folder, plane, app, make_loop)
+        ready = RelayStage(folder, plane, app, make_loop)
         try:
             yield ready
         finally:

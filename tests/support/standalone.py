@@ -96,7 +96,7 @@ def echo_server() -> Iterator[int]:
         server.shutdown()
 
 
-class Stage:
+class StandaloneStage:
     """A running data plane ``web`` whose outbound leads to the first of two backends."""
 
     def __init__(self, folder: Path, ports: Ports, servers: list[Workload]) -> None:
