@@ -216,12 +216,6 @@ class RelayStateMachine:
     # Queries.
 
     @property
-    def primary(self) -> int | None:
-        """The epoch of the Envoy whose answers count: the newest LIVE one, else the newest that has a stream."""
-        best = max(self._streams.values(), key=self._rank, default=None)
-        return None if best is None else best.epoch
-
-    @property
     def supplied(self) -> bool:
         """True if an Envoy that starts now would be given at once all that the present ones have requested."""
         types = {url for down in self._streams.values() for url, ex in down.exchanges.items() if ex.subscribed}
