@@ -1,1 +1,1 @@
-"""Access logs: what Envoy writes into a FIFO goes to TCP destinations, each by itself."""
+"""Access logs: Envoy writes lines into a FIFO, which are forwarded to TCP destinations, independently of each other."""

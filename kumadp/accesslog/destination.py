@@ -1,7 +1,7 @@
-"""One TCP destination of access logs: a bounded queue, one connection, and pauses that grow while it is dead.
+"""One TCP destination of access logs: a bounded queue, one connection, and backoff while it is unreachable.
 
-Where the queue is full the oldest lines go: when the destination is back it has what happened last, in order. A line
-whose beginning was sent already stays, and is sent whole again where the connection broke in it.
+If the queue is full the oldest lines are dropped: once reachable again, the destination gets the most recent ones in
+order. A line whose beginning was sent stays, and is sent again as a whole if the connection broke within it.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from kumadp.host.backoff import Backoff
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What is handed to the kernel at once, in bytes.
+# Bytes per call of send(2).
 _BATCH = 64 * 1024
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 10.0
-# A connection that lived so long was a good one (seconds).
-_GOOD = 1.0
+# A connection that lasted so long (seconds) resets the backoff.
+_STABLE_AFTER = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class DestinationLimits:
-    """Of one destination: lines and bytes that wait, seconds to connect, and until a peer that is silent is given up.
+    """Limits of one destination: ``lines`` and ``size`` (bytes) of its queue, ``connect`` seconds for a connection.
 
-    ``total`` bytes are shared by all destinations, of which there are at most ``destinations``; one that got no line
-    for ``idle`` seconds is forgotten.
+    After ``silent`` seconds without an acknowledgement the peer is disconnected. ``total`` bytes are shared by all
+    destinations, of which there are at most ``destinations``; one without a line for ``idle`` seconds is removed.
     """
 
     lines: int = 10_000
@@ -50,7 +50,7 @@ class DestinationLimits:
 
 
 class DestinationHandover(msgspec.Struct, frozen=True):
-    """A destination for the program that takes our place: of the first ``sending`` lines, ``offset`` bytes are sent."""
+    """A destination for the next program: of the first ``sending`` lines, ``offset`` bytes have been sent."""
 
     address: str
     host: str
@@ -64,7 +64,7 @@ class DestinationHandover(msgspec.Struct, frozen=True):
 
 
 class Destination:
-    """``concern`` hears what is wrong with it, and "" when nothing is any more."""
+    """Sends lines to ``host`` and ``port``; ``set_warning`` is called with its fault, and with "" once it works."""
 
     def __init__(
         self,
@@ -72,75 +72,75 @@ class Destination:
         host: str,
         port: int,
         limits: DestinationLimits,
-        concern: Callable[[str], None],
-        handed: DestinationHandover | None = None,
+        set_warning: Callable[[str], None],
+        handover: DestinationHandover | None = None,
     ) -> None:
         self.address, self._host, self._port = address, host, port
         self._limits = limits
-        self._concern = concern
+        self._set_warning = set_warning
         self._queue: collections.deque[bytes] = collections.deque()
         self._size = 0
         self._sending: list[bytes] = []
-        self._left = memoryview(b"")
+        self._unsent = memoryview(b"")
         self._sock: socket.socket | None = None
         self._closed: OSError | None = None
-        self._lines, self._free = asyncio.Event(), asyncio.Event()
-        self._hurry, self._done = asyncio.Event(), asyncio.Event()
-        self._looking: asyncio.Future[list[tuple[int, tuple[str, int]]]] | None = None
+        self._has_lines, self._writable = asyncio.Event(), asyncio.Event()
+        self._flushing, self._all_sent = asyncio.Event(), asyncio.Event()
+        self._lookup: asyncio.Future[list[tuple[int, tuple[str, int]]]] | None = None
         self.share = limits.size
         self.sent = self.dropped = self.connections = self.failures = 0
         self.last_error, self.connected_since = "", 0.0
         self.used = time.monotonic()
-        if handed is not None:
-            self._take_over(handed)
+        if handover is not None:
+            self._adopt(handover)
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"access log {address}")
 
     @property
     def waiting(self) -> int:
-        """Lines that are not sent yet."""
+        """The number of lines that are not sent yet."""
         return len(self._queue) + len(self._sending)
 
     def put(self, line: bytes) -> None:
-        """Send it when its turn comes; where there is no room the oldest go."""
+        """Queue a line; if the queue is full the oldest lines are dropped."""
         self._queue.append(line)
         self._size += len(line)
         while len(self._queue) > self._limits.lines or (self._size > self.share and self._queue):
             self._size -= len(self._queue.popleft())
             self.dropped += 1
-        self._done.clear()
-        self._lines.set()
+        self._all_sent.clear()
+        self._has_lines.set()
 
     async def flush(self) -> None:
-        """Return once all is sent, or one more attempt to connect has failed."""
-        self._hurry.set()
+        """Return once all lines are sent, or one more attempt to connect has failed."""
+        self._flushing.set()
         if self.waiting:
-            await self._done.wait()
+            await self._all_sent.wait()
 
     def end(self) -> int:
-        """Give up; how many lines were not sent."""
+        """Close the connection; return how many lines were not sent."""
         self._task.cancel()
         self._put_back()
-        self._concern("")
-        left = self.waiting
-        self.dropped += left
-        return left
+        self._set_warning("")
+        unsent = self.waiting
+        self.dropped += unsent
+        return unsent
 
     def hand_over(self) -> DestinationHandover:
-        """For the next program; its descriptor must stay open over execve(2)."""
+        """Return the state for the next program; its descriptor must stay open over execve(2)."""
         return DestinationHandover(
             self.address,
             self._host,
             self._port,
             self._sock.fileno() if self._sock is not None and self._closed is None else -1,
             len(self._sending),
-            sum(map(len, self._sending)) - len(self._left),
+            sum(map(len, self._sending)) - len(self._unsent),
             (*self._sending, *self._queue),
             self.sent,
             self.dropped,
         )
 
     def status(self) -> dict[str, object]:
-        """JSON types; times in seconds since 1970."""
+        """Return the status in JSON types; times in seconds since 1970."""
         return {
             "connected_since": round(self.connected_since, 3) or None,
             "waiting": self.waiting,
@@ -151,12 +151,12 @@ class Destination:
             "last_error": self.last_error,
         }
 
-    def _take_over(self, handed: DestinationHandover) -> None:
-        self.sent, self.dropped = handed.sent, handed.dropped
-        first, rest = list(handed.lines[: handed.sending]), handed.lines[handed.sending :]
-        if handed.descriptor >= 0:
-            self._sock = socket.socket(fileno=handed.descriptor)
-            self._sending, self._left = first, memoryview(b"".join(first))[handed.offset :]
+    def _adopt(self, handover: DestinationHandover) -> None:
+        self.sent, self.dropped = handover.sent, handover.dropped
+        first, rest = list(handover.lines[: handover.sending]), handover.lines[handover.sending :]
+        if handover.descriptor >= 0:
+            self._sock = socket.socket(fileno=handover.descriptor)
+            self._sending, self._unsent = first, memoryview(b"".join(first))[handover.offset :]
         else:
             rest = (*first, *rest)
         self._queue.extend(rest)
@@ -167,7 +167,7 @@ class Destination:
         while True:
             try:
                 if self._sock is None:
-                    await self._some(self._lines, lambda: bool(self._queue))
+                    await self._wait_until(self._has_lines, lambda: bool(self._queue))
                     self._sock = await self._connect()
             except TimeoutError:
                 self._failed(f"no connection within {self._limits.connect:g} s")
@@ -176,18 +176,18 @@ class Destination:
             else:
                 begun = time.monotonic()
                 await self._serve(self._sock)
-                if time.monotonic() - begun > _GOOD:
+                if time.monotonic() - begun > _STABLE_AFTER:
                     backoff.reset()
                     continue
-            if self._hurry.is_set():
-                self._done.set()
+            if self._flushing.is_set():
+                self._all_sent.set()
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(backoff.wait()):
-                    await self._hurry.wait()
+                    await self._flushing.wait()
 
     async def _connect(self) -> socket.socket:
-        """A connection to the first address that takes one, each having its share of the time. Raises OSError."""
+        """Connect to the first address that accepts, each with its share of the time. Raises OSError."""
         async with asyncio.timeout(self._limits.connect):
             addresses = await self._addresses()
             end = time.monotonic() + self._limits.connect
@@ -215,32 +215,32 @@ class Destination:
         if is_ip(self._host):
             family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
             return [(family, connect_address(self._host, self._port))]
-        # One that still runs is waited for again: a dead resolver must not gather threads.
-        self._looking = self._looking or look_up(self._host, self._port)
+        # A lookup that still runs is reused: a dead resolver must not accumulate threads.
+        self._lookup = self._lookup or look_up(self._host, self._port)
         try:
-            found = await asyncio.shield(self._looking)
+            addresses = await asyncio.shield(self._lookup)
         finally:
-            if self._looking.done():
-                self._looking = None
-        return found
+            if self._lookup.done():
+                self._lookup = None
+        return addresses
 
     async def _serve(self, sock: socket.socket) -> None:
-        """Send what there is until the connection breaks; what was not sent whole is put back."""
+        """Send lines until the connection breaks; lines that were not sent completely return to the queue."""
         loop = asyncio.get_running_loop()
         self._closed = None
         self.connections += 1
         self.connected_since = time.time()
-        # One that takes connections and ends them is no good one.
-        good = loop.call_later(_GOOD, self._concern, "")
-        loop.add_reader(sock, self._hear, sock)
+        # A destination that accepts connections and closes them does not work.
+        stable = loop.call_later(_STABLE_AFTER, self._set_warning, "")
+        loop.add_reader(sock, self._on_readable, sock)
         try:
             await self._feed(sock)
         except OSError as error:
-            # A destination that leaves while there is nothing for it takes nothing along.
+            # Without queued lines nothing is lost when the destination closes.
             if self.waiting:
                 self._failed(f"connection lost: {_reason(error)}")
         finally:
-            good.cancel()
+            stable.cancel()
             loop.remove_reader(sock)
             loop.remove_writer(sock)
             sock.close()
@@ -250,25 +250,25 @@ class Destination:
     async def _feed(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            if not self._left:
+            if not self._unsent:
                 self.sent += len(self._sending)
                 self._sending = []
                 if not self._queue:
-                    self._done.set()
-                    await self._some(self._lines, lambda: bool(self._queue or self._closed))
+                    self._all_sent.set()
+                    await self._wait_until(self._has_lines, lambda: bool(self._queue or self._closed))
                 self._next_batch()
             if self._closed is not None:
                 raise self._closed
             try:
-                self._left = self._left[sock.send(self._left) :]
+                self._unsent = self._unsent[sock.send(self._unsent) :]
             except BlockingIOError:
-                loop.add_writer(sock, self._free.set)
-                await self._some(self._free, lambda: False)
+                loop.add_writer(sock, self._writable.set)
+                await self._wait_until(self._writable, lambda: False)
                 loop.remove_writer(sock)
 
-    async def _some(self, event: asyncio.Event, met: Callable[[], bool]) -> None:
+    async def _wait_until(self, event: asyncio.Event, condition: Callable[[], bool]) -> None:
         event.clear()
-        if not met():
+        if not condition():
             await event.wait()
 
     def _next_batch(self) -> None:
@@ -278,19 +278,19 @@ class Destination:
             size += len(line)
             self._sending.append(line)
         self._size -= size
-        self._left = memoryview(b"".join(self._sending))
+        self._unsent = memoryview(b"".join(self._sending))
 
     def _put_back(self) -> None:
-        done = sum(map(len, self._sending)) - len(self._left)
+        done = sum(map(len, self._sending)) - len(self._unsent)
         while self._sending and done >= len(self._sending[0]):
             done -= len(self._sending.pop(0))
             self.sent += 1
         self._queue.extendleft(reversed(self._sending))
         self._size += sum(map(len, self._sending))
-        self._sending, self._left = [], memoryview(b"")
+        self._sending, self._unsent = [], memoryview(b"")
 
-    def _hear(self, sock: socket.socket) -> None:
-        """A destination says nothing that is wanted; but that it has left is seen here, before a line is lost."""
+    def _on_readable(self, sock: socket.socket) -> None:
+        """Discard what the destination sends, and notice that it has closed before a line is lost."""
         try:
             if sock.recv(4096):
                 return
@@ -300,17 +300,17 @@ class Destination:
         except OSError as error:
             self._closed = error
         asyncio.get_running_loop().remove_reader(sock)
-        self._lines.set()
-        self._free.set()
+        self._has_lines.set()
+        self._writable.set()
 
     def _failed(self, why: str) -> None:
         self.failures += 1
         self.last_error = why
-        self._concern(f"{why}; its lines wait, and the oldest are dropped where there is no room")
+        self._set_warning(f"{why}; its lines are queued, and the oldest are dropped if there are too many")
 
 
 def _tune(sock: socket.socket, silent: float) -> None:
-    """Find out about a destination that is gone without a word, with lines under way and without (tcp(7))."""
+    """Detect a destination that has vanished silently, with unacknowledged lines and without (tcp(7))."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(silent)))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, int(silent / 3)))
@@ -318,5 +318,5 @@ def _tune(sock: socket.socket, silent: float) -> None:
 
 
 def _reason(error: OSError) -> str:
-    # asyncio puts the address into the text, and what a resolver says has numbers of its own, below 0.
+    # asyncio adds the address to the text, and errors of the resolver have numbers below 0.
     return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)

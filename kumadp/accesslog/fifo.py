@@ -1,9 +1,9 @@
-"""The FIFO that Envoy writes access logs into, read without ever waiting.
+"""The FIFO that Envoy writes access logs into, read without blocking.
 
-Envoy opens it as it opens any file of access logs, for writing alone, on its main thread, and writes from a thread of
-its own, one per file: without a reader the former would wait, and the latter lose what it writes (EPIPE; Envoy never
-opens it again). So it is opened for reading and writing: there is a reader as long as we live, and no writer's end is
-an end for us. While the FIFO is full Envoy's thread waits, its workers do not: they go on in memory.
+Envoy opens it like any access log file, for writing only, on its main thread, and writes from a separate thread per
+file: without a reader the open would block and the writes would be lost (EPIPE; Envoy never opens it again). So we open
+it for reading and writing: there is a reader as long as this process runs, and no end of file when a writer closes it.
+While the FIFO is full Envoy's writing thread blocks, but not its workers, which buffer in memory.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-# What an ordinary user may ask for (pipe(7)).
+# The largest size for unprivileged users (pipe(7)).
 SIZE = 1024 * 1024
-# Read at once: as much as takes about a millisecond to be taken apart.
+# Bytes per read: parsing them takes about a millisecond.
 CHUNK = 64 * 1024
 LONGEST_LINE = 1024 * 1024
 
 
 def open_fifo(path: Path) -> tuple[int, bytes]:
-    """Open the FIFO, and what was in it already. It is made anew unless an Envoy that lives writes to it.
+    """Open the FIFO; return its descriptor and its content. It is created again unless a running Envoy writes to it.
 
     Raises OSError.
     """
@@ -41,22 +41,22 @@ def open_fifo(path: Path) -> tuple[int, bytes]:
         path.unlink(missing_ok=True)
         os.mkfifo(path, 0o600)
     descriptor = open_own_fifo(path, os.O_RDWR)
-    # Where so much is not allowed it is as large as it is.
+    # A lower limit leaves the default size.
     with contextlib.suppress(OSError):
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, SIZE)
     return descriptor, waiting or b""
 
 
 def remove_unheld(path: Path) -> None:
-    """Remove the FIFO unless somebody still writes to it. What waits in it then stays, for the next one who reads."""
+    """Remove the FIFO unless a process still has it open for writing; its content then stays for the next reader."""
     if _waiting_in(path, take=False) is None:
         path.unlink(missing_ok=True)
 
 
 def _waiting_in(path: Path, *, take: bool = True) -> bytes | None:
-    """What waits in a FIFO of ours that somebody has open for writing; None where it is nothing of the kind.
+    """Return the content of a FIFO of ours that a process has open for writing; None if there is no such FIFO.
 
-    Without ``take`` nothing is taken out of it: empty. Raises OSError where this process has no descriptor left.
+    Without ``take`` nothing is read, and the result is empty. Raises OSError if this process has no descriptor left.
     """
     try:
         descriptor = open_own_fifo(path, os.O_RDONLY)
@@ -66,14 +66,14 @@ def _waiting_in(path: Path, *, take: bool = True) -> bytes | None:
         return None
     waiting = b""
     try:
-        # What nobody has open holds nothing.
+        # A FIFO that no process has open is empty.
         if not take and _unread(descriptor):
             return b""
-        # A read is the only one to tell "nothing yet" from "nobody": poll(2) does so for those alone that it saw come.
+        # Only read(2) distinguishes an empty FIFO from one without writers: poll(2) needs to have seen a writer.
         while data := os.read(descriptor, SIZE):
             waiting += data
             if len(waiting) > 2 * SIZE:
-                # Somebody writes faster than this reads: what follows is read as it comes.
+                # It is written faster than this reads: the rest is read later.
                 return waiting
     except BlockingIOError:
         return waiting
@@ -83,14 +83,15 @@ def _waiting_in(path: Path, *, take: bool = True) -> bytes | None:
 
 
 def _unread(descriptor: int) -> int:
-    found: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
-    return found
+    count: int = struct.unpack("i", fcntl.ioctl(descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
+    return count
 
 
 class LineReader:
-    """Hands over whole lines, without their ends, as they come; owns the descriptor.
+    """Calls ``take`` with whole lines without their line ends; owns the descriptor.
 
-    ``too_long`` hears of each line that was thrown away for its length, ``behind`` that the FIFO was found full.
+    ``too_long`` is called for each line that was discarded for its length, ``behind`` whenever the FIFO was full.
+    ``waiting`` was read before and comes first.
     """
 
     def __init__(
@@ -109,28 +110,28 @@ class LineReader:
         self._cutting = False
         self._room = select.poll()
         self._room.register(descriptor, select.POLLOUT)
-        self._most = fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
+        self._capacity = fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
         self._waiting = waiting
 
     @property
     def rest(self) -> bytes:
-        """What was read and is not handed over yet: the beginning of a line."""
+        """The beginning of a line that was read but not passed on yet."""
         return self._waiting + self._rest
 
     def start(self) -> None:
-        """Read from now on."""
+        """Begin to read."""
         waiting, self._waiting = self._waiting, b""
         self._split(waiting)
         asyncio.get_running_loop().add_reader(self.descriptor, self._readable)
 
     def drain(self) -> None:
-        """Read what is there, at most what a FIFO holds. Somebody who still writes is not waited for."""
-        left = 2 * self._most
-        while left > 0 and (read := self._readable()):
-            left -= read
+        """Read the content, at most twice the size of the FIFO, as a process may still write to it."""
+        remaining = 2 * self._capacity
+        while remaining > 0 and (count := self._readable()):
+            remaining -= count
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading and close the descriptor."""
         asyncio.get_running_loop().remove_reader(self.descriptor)
         os.close(self.descriptor)
 

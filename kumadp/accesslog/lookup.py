@@ -1,4 +1,4 @@
-"""Names of destinations, looked up in a thread that nobody has to wait for, not even the end of the process."""
+"""Lookup of destination names in a daemon thread, which neither the event loop nor the exit waits for."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from kumadp.host.reexec.handover import HELD_SIGNALS
 
 
 def look_up(host: str, port: int) -> asyncio.Future[list[tuple[int, tuple[str, int]]]]:
-    """Families and addresses of a host, as connect(2) takes them; it may take as long as the resolver likes.
+    """Look up families and addresses of a host for connect(2), without a deadline. The future raises OSError.
 
-    The threads of the loop's executor are shared with what must not wait for a dead name server.
+    The threads of the loop's executor are shared with tasks that must not wait for a dead name server.
     """
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[list[tuple[int, tuple[str, int]]]] = loop.create_future()
+    result: asyncio.Future[list[tuple[int, tuple[str, int]]]] = loop.create_future()
 
     def work() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
-        answers: list[tuple[int, tuple[str, int]]] = []
+        addresses: list[tuple[int, tuple[str, int]]] = []
         failure: OSError | None = None
         try:
-            answered = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            answers = [(one[0], (address_text(one[4]), port)) for one in answered]
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            addresses = [(info[0], (address_text(info[4]), port)) for info in infos]
         except (OSError, UnicodeError) as error:
-            failure = error if isinstance(error, OSError) else OSError(f"no name of a host: {host}")
+            failure = error if isinstance(error, OSError) else OSError(f"not a host name: {host}")
         # The loop may have ended.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, answers, failure)
+            loop.call_soon_threadsafe(settle, addresses, failure)
 
-    def settle(answers: list[tuple[int, tuple[str, int]]], failure: OSError | None) -> None:
-        if found.cancelled():
+    def settle(addresses: list[tuple[int, tuple[str, int]]], failure: OSError | None) -> None:
+        if result.cancelled():
             return
         if failure is not None:
-            found.set_exception(failure)
+            result.set_exception(failure)
         else:
-            found.set_result(answers)
+            result.set_result(addresses)
 
     threading.Thread(target=work, name="access log lookup", daemon=True).start()
-    return found
+    return result

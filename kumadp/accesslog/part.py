@@ -21,7 +21,7 @@ def start_access_logs(run: Run) -> None:
     path = kuma_socket(run.work.sockets, access_log(run.name, run.mesh_name))
     flush = min(_FLUSH, run.settings.drain_time)
     try:
-        logs = AccessLogs(path, run.status.set_warning, flush=flush, handed=run.before.access_logs)
+        logs = AccessLogs(path, run.status.set_warning, flush=flush, handover=run.before.access_logs)
     except OSError as error:
         run.status.mark_failed(AccessLogs.name, f"{path} cannot be made: {error.strerror or error}")
         return

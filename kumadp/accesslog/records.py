@@ -1,4 +1,4 @@
-"""What Envoy writes a line of access log as, by Kuma's configuration: where it goes, and the bytes. Pure."""
+"""Lines of access log as Kuma configures Envoy to write them: destination and payload. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from kumadp.decoding import repair
 
-# What Go's encoding/json escapes beside what JSON asks for.
+# Characters that Go's encoding/json escapes in addition to those that JSON requires.
 _ESCAPED = str.maketrans(
     {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"},
 )
@@ -27,10 +27,10 @@ _encode = msgspec.json.Encoder(order="sorted").encode
 
 
 def parse(line: bytes) -> tuple[str, bytes] | None:
-    """Address and payload of a line without its end; None where it is neither of the two forms.
+    """Parse a line without its line end into address and payload; None if it has neither of the two formats.
 
-    MeshAccessLog (Kuma 2.0 to 2.14) writes JSON with ``address`` and ``message``: a string is passed on as it is, its
-    own newline included, anything else as Go would encode it, and a newline. TrafficLog writes ``address;payload``.
+    MeshAccessLog (Kuma 2.0 to 2.14) writes JSON with ``address`` and ``message``: a string is passed on unchanged, with
+    the newline it contains, anything else as Go would encode it, with a newline. TrafficLog writes ``address;payload``.
     """
     if line.startswith(b"{") and (wrapped := _unwrap(line)) is not None:
         message = wrapped.message
@@ -38,12 +38,12 @@ def parse(line: bytes) -> tuple[str, bytes] | None:
             return wrapped.address, message.encode() if isinstance(message, str) else encode(message)
         except RecursionError:
             return None
-    address, found, payload = line.partition(b";")
-    return (address.decode("utf-8", "replace"), payload + b"\n") if found else None
+    address, separator, payload = line.partition(b";")
+    return (address.decode("utf-8", "replace"), payload + b"\n") if separator else None
 
 
 def _unwrap(line: bytes) -> _Wrapped | None:
-    # A client may put any bytes into a header.
+    # A client can send any bytes in a header.
     for text in (lambda: line, lambda: repair(line)):
         with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
             return _decode(text())
@@ -51,7 +51,7 @@ def _unwrap(line: bytes) -> _Wrapped | None:
 
 
 def encode(message: Any) -> bytes:
-    """As Go's encoding/json: compact, keys sorted, HTML escaped, whole numbers without a point; a newline."""
+    """Encode like Go's encoding/json: compact, keys sorted, HTML escaped, whole numbers without a point; a newline."""
     text = _encode(_with_go_numbers(message)).decode()
     return text.translate(_ESCAPED).encode() + b"\n"
 
@@ -60,9 +60,9 @@ def _with_go_numbers(value: Any) -> Any:
     if isinstance(value, float):
         return msgspec.Raw(_number(value))
     if isinstance(value, dict):
-        return {key: _with_go_numbers(one) for key, one in value.items()}
+        return {key: _with_go_numbers(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_with_go_numbers(one) for one in value]
+        return [_with_go_numbers(item) for item in value]
     return value
 
 
@@ -75,7 +75,7 @@ def _number(value: float) -> str:
 
 
 def split_address(address: str) -> tuple[str, int] | None:
-    """Host and port of ``host:port``; no host is this one, as in Go. None where it is no such thing."""
+    """Split ``host:port``; an empty host is localhost, as in Go. None if it has another format."""
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or len(address) > _LONGEST_ADDRESS or not (port.isascii() and port.isdecimal()):

@@ -1,4 +1,4 @@
-"""From the FIFO to destinations over real sockets: each by itself, in order, bounded, to the last line at the end."""
+"""From the FIFO to destinations over real sockets: independent, in order, bounded, to the last line at the end."""
 
 from __future__ import annotations
 
@@ -27,25 +27,27 @@ if TYPE_CHECKING:
 
 
 class Running:
-    """A component that runs, and an Envoy's end of its FIFO."""
+    """A running component, and Envoy's end of its FIFO."""
 
-    def __init__(self, path: Path, limits: DestinationLimits, flush: float, handed: AccessLogsHandover | None) -> None:
+    def __init__(
+        self, path: Path, limits: DestinationLimits, flush: float, handover: AccessLogsHandover | None
+    ) -> None:
         self.path = path
-        self.told: list[tuple[str, str]] = []
-        self.concerns: dict[str, str] = {}
-        self.logs = AccessLogs(path, self._concern, flush=flush, limits=limits, handed=handed)
+        self.reported: list[tuple[str, str]] = []
+        self.warnings: dict[str, str] = {}
+        self.logs = AccessLogs(path, self._set_warning, flush=flush, limits=limits, handover=handover)
         self.writer = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
 
-    def _concern(self, part: str, concern: str) -> None:
-        self.told.append((part, concern))
-        self.concerns[part] = concern
+    def _set_warning(self, part: str, warning: str) -> None:
+        self.reported.append((part, warning))
+        self.warnings[part] = warning
 
     def write(self, address: str, *messages: str) -> None:
         for message in messages:
             os.write(self.writer, json.dumps({"address": address, "message": message + "\n"}).encode() + b"\n")
 
     async def write_many(self, address: str, messages: list[str]) -> None:
-        """As Envoy does: where the FIFO is full it waits."""
+        """Write like Envoy, which waits if the FIFO is full."""
         for message in messages:
             line = json.dumps({"address": address, "message": message + "\n"}).encode() + b"\n"
             while True:
@@ -56,22 +58,26 @@ class Running:
                     await asyncio.sleep(0.001)
 
     def of(self, address: str) -> dict[str, object]:
-        found: dict[str, dict[str, object]] = self.logs.status()["destinations"]  # type: ignore[assignment]
-        return found.get(address, {})
+        destinations: dict[str, dict[str, object]] = self.logs.status()["destinations"]  # type: ignore[assignment]
+        return destinations.get(address, {})
 
 
 @contextlib.asynccontextmanager
 async def running(
-    path: Path, limits: DestinationLimits | None = None, *, flush: float = 5.0, handed: AccessLogsHandover | None = None
+    path: Path,
+    limits: DestinationLimits | None = None,
+    *,
+    flush: float = 5.0,
+    handover: AccessLogsHandover | None = None,
 ) -> AsyncIterator[Running]:
-    made = Running(path, limits or DestinationLimits(), flush, handed)
+    running_logs = Running(path, limits or DestinationLimits(), flush, handover)
     up = asyncio.Event()
-    task = asyncio.create_task(made.logs.run(up.set))
+    task = asyncio.create_task(running_logs.logs.run(up.set))
     await up.wait()
     try:
-        yield made
+        yield running_logs
     finally:
-        os.close(made.writer)
+        os.close(running_logs.writer)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
@@ -86,8 +92,8 @@ async def until(sink: Sink, lines: int, what: str = "lines") -> None:
 
 @pytest.fixture
 def sink() -> Iterator[Sink]:
-    with Sink() as made:
-        yield made
+    with Sink() as running_logs:
+        yield running_logs
 
 
 def numbered(count: int, start: int = 0) -> list[str]:
@@ -109,8 +115,8 @@ async def test_lines_arrive_in_order_on_one_connection(tmp_path: Path, sink: Sin
 
 
 @on_both_loops
-async def test_the_end_of_a_writer_is_no_end(tmp_path: Path, sink: Sink) -> None:
-    """kuma-dp stops for good there."""
+async def test_a_writer_that_closes_does_not_end_it(tmp_path: Path, sink: Sink) -> None:
+    """kuma-dp stops permanently there."""
     async with running(tmp_path / "al") as logs:
         logs.write(sink.address, "first")
         await until(sink, 1)
@@ -132,7 +138,7 @@ async def test_a_line_may_come_in_pieces(tmp_path: Path, sink: Sink) -> None:
 
 
 @on_both_loops
-async def test_what_is_no_record_is_counted_and_costs_only_itself(
+async def test_a_malformed_line_is_counted_and_affects_no_other(
     tmp_path: Path, sink: Sink, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(tmp_path / "al") as logs:
@@ -160,8 +166,8 @@ async def test_a_line_without_end_is_bounded(tmp_path: Path, sink: Sink) -> None
 
 
 @on_both_loops
-async def test_a_dead_destination_costs_another_nothing(tmp_path: Path, sink: Sink) -> None:
-    """One refuses, one takes no connection at all: its backlog is full."""
+async def test_an_unreachable_destination_does_not_delay_another(tmp_path: Path, sink: Sink) -> None:
+    """One refuses connections, one accepts none: its backlog is full."""
     with socket.socket() as hole, contextlib.ExitStack() as stack:
         hole.bind(("127.0.0.1", 0))
         hole.listen(0)
@@ -184,16 +190,16 @@ async def test_a_dead_destination_costs_another_nothing(tmp_path: Path, sink: Si
             await poll_async(given_up, what="failures of both")
             for address in (dead, black):
                 assert (logs.of(address)["dropped"], logs.of(address)["waiting"]) == (1900, 100)
-            assert "refused" in logs.concerns[f"access log {dead}"]
+            assert "refused" in logs.warnings[f"access log {dead}"]
             assert (
-                "no connection within 0.3 s" in logs.concerns[f"access log {black}"]
-                or "no answer" in (logs.concerns[f"access log {black}"])
+                "no connection within 0.3 s" in logs.warnings[f"access log {black}"]
+                or "no answer" in (logs.warnings[f"access log {black}"])
             )
-            assert not logs.concerns.get(f"access log {sink.address}")
+            assert not logs.warnings.get(f"access log {sink.address}")
 
 
 @on_both_loops
-async def test_one_that_is_back_gets_the_newest_lines(tmp_path: Path) -> None:
+async def test_a_destination_that_is_reachable_again_gets_the_newest_lines(tmp_path: Path) -> None:
     port = free_port()
     address = f"127.0.0.1:{port}"
     async with running(tmp_path / "al", DestinationLimits(lines=10)) as logs:
@@ -208,14 +214,14 @@ async def test_one_that_is_back_gets_the_newest_lines(tmp_path: Path) -> None:
             assert sink.lines == as_bytes(numbered(10, 15))
 
             async def well() -> bool:
-                return logs.concerns[f"access log {address}"] == ""
+                return logs.warnings[f"access log {address}"] == ""
 
-            await poll_async(well, what="no concern")
+            await poll_async(well, what="no warning")
 
 
 @on_both_loops
-async def test_one_that_restarts_loses_no_line(tmp_path: Path, sink: Sink) -> None:
-    """That it has left is seen before the next line is sent into the void."""
+async def test_a_destination_that_restarts_loses_no_line(tmp_path: Path, sink: Sink) -> None:
+    """The closed connection is noticed before the next line is sent."""
     async with running(tmp_path / "al") as logs:
         logs.write(sink.address, *numbered(5))
         await until(sink, 5)
@@ -233,7 +239,7 @@ async def test_one_that_restarts_loses_no_line(tmp_path: Path, sink: Sink) -> No
 
 
 @on_both_loops
-async def test_one_that_does_not_read_keeps_a_bounded_queue(tmp_path: Path, sink: Sink) -> None:
+async def test_a_destination_that_does_not_read_has_a_bounded_queue(tmp_path: Path, sink: Sink) -> None:
     sink.reads = False
     limits = DestinationLimits(size=1 << 20)
     big = "x" * 8000
@@ -245,14 +251,14 @@ async def test_one_that_does_not_read_keeps_a_bounded_queue(tmp_path: Path, sink
                 await logs.write_many(other.address, numbered(50, start))
                 await until(other, start + 50)
             assert other.lines == as_bytes(numbered(1500))
-        known = logs.of(sink.address)
-        assert int(str(known["dropped"])) > 0
-        # What is being sent is no part of the queue.
-        assert int(str(known["waiting"])) * 8000 <= (1 << 20) + 2 * 65536
+        status = logs.of(sink.address)
+        assert int(str(status["dropped"])) > 0
+        # Lines that are being sent are not part of the queue.
+        assert int(str(status["waiting"])) * 8000 <= (1 << 20) + 2 * 65536
 
 
 @on_both_loops
-async def test_all_that_is_left_is_sent_at_the_end(tmp_path: Path, sink: Sink) -> None:
+async def test_remaining_lines_are_sent_at_the_end(tmp_path: Path, sink: Sink) -> None:
     async with running(tmp_path / "al") as logs:
         logs.write(sink.address, *numbered(3000))
     await until(sink, 3000)
@@ -261,7 +267,7 @@ async def test_all_that_is_left_is_sent_at_the_end(tmp_path: Path, sink: Sink) -
 
 
 @on_both_loops
-async def test_a_dead_one_does_not_hold_up_the_end(
+async def test_an_unreachable_destination_does_not_delay_the_end(
     tmp_path: Path, sink: Sink, caplog: pytest.LogCaptureFixture
 ) -> None:
     dead = f"127.0.0.1:{free_port()}"
@@ -274,13 +280,15 @@ async def test_a_dead_one_does_not_hold_up_the_end(
 
 
 @on_both_loops
-async def test_names_are_looked_up_beside_the_loop(tmp_path: Path, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A resolver that hangs costs only the destination that it is asked for, and one thread."""
-    asked: list[str] = []
+async def test_names_are_looked_up_outside_the_event_loop(
+    tmp_path: Path, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resolver that hangs delays only the destination whose name it resolves, and uses one thread."""
+    requested: list[str] = []
     hang = asyncio.Event()
 
     def look_up(host: str, port: int) -> asyncio.Future[list[tuple[int, tuple[str, int]]]]:
-        asked.append(host)
+        requested.append(host)
         if host == "hangs.example":
             return asyncio.ensure_future(forever())
         return lookup.look_up(host, port)
@@ -299,24 +307,24 @@ async def test_names_are_looked_up_beside_the_loop(tmp_path: Path, sink: Sink, m
             return int(str(logs.of("hangs.example:514")["failures"])) >= 2
 
         await poll_async(tried, what="two attempts")
-        assert asked.count("hangs.example") == 1
+        assert requested.count("hangs.example") == 1
         hang.set()
         await until(sink, 2)
 
 
 @on_both_loops
-async def test_a_name_that_is_none_is_told(tmp_path: Path) -> None:
+async def test_an_unknown_host_name_is_a_warning(tmp_path: Path) -> None:
     async with running(tmp_path / "al", flush=0.1) as logs:
         logs.write("no-such-host.invalid:514", "x")
 
-        async def told() -> bool:
-            return bool(logs.concerns.get("access log no-such-host.invalid:514"))
+        async def reported() -> bool:
+            return bool(logs.warnings.get("access log no-such-host.invalid:514"))
 
-        await poll_async(told, what="a concern")
+        await poll_async(reported, what="a warning")
 
 
 @on_both_loops
-async def test_destinations_are_bounded_and_forgotten(tmp_path: Path) -> None:
+async def test_destinations_are_bounded_and_removed_when_idle(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         sinks = [stack.enter_context(Sink()) for _ in range(3)]
         dead = f"127.0.0.1:{free_port()}"
@@ -324,13 +332,13 @@ async def test_destinations_are_bounded_and_forgotten(tmp_path: Path) -> None:
             for sink in sinks:
                 logs.write(sink.address, "line")
                 await until(sink, 1)
-            # Room was made for the third.
+            # An idle one was removed for the third.
             assert len(logs.logs.status()["destinations"]) == 2  # type: ignore[arg-type]
 
             async def none() -> bool:
                 return not logs.logs.status()["destinations"]
 
-            await poll_async(none, what="all forgotten")
+            await poll_async(none, what="all removed")
             assert logs.logs.status()["sent"] == 3
             logs.write(dead, "a")
             logs.write(dead.replace("127.0.0.1", "127.0.0.2"), "b")
@@ -343,11 +351,11 @@ async def test_destinations_are_bounded_and_forgotten(tmp_path: Path) -> None:
 
 
 @on_both_loops
-async def test_the_next_program_goes_on_in_the_middle_of_a_line(tmp_path: Path, sink: Sink) -> None:
-    """Connection, queue, counters, and what was read of a line: nothing is lost, nothing comes twice."""
+async def test_the_next_program_continues_within_a_line(tmp_path: Path, sink: Sink) -> None:
+    """Connection, queue, counters and the beginning of a line are handed over: no line is lost or sent twice."""
     dead = f"127.0.0.1:{free_port()}"
     path = tmp_path / "al"
-    first = AccessLogs(path, lambda _part, _concern: None, flush=0.0)
+    first = AccessLogs(path, lambda _part, _set_warning: None, flush=0.0)
     up = asyncio.Event()
     task = asyncio.create_task(first.run(up.set))
     await up.wait()
@@ -362,9 +370,9 @@ async def test_the_next_program_goes_on_in_the_middle_of_a_line(tmp_path: Path, 
         return first.hand_over().rest == f"{sink.address};li".encode()
 
     await poll_async(read, what="the beginning of a line")
-    # As execve(2) does: descriptors with the same files, and nothing of the former program.
-    handed = msgspec.msgpack.decode(msgspec.msgpack.encode(_duplicated(first.hand_over())), type=AccessLogsHandover)
-    async with running(path, flush=0.1, handed=handed) as logs:
+    # Like execve(2): descriptors of the same files, and nothing else of the previous program.
+    handover = msgspec.msgpack.decode(msgspec.msgpack.encode(_duplicated(first.hand_over())), type=AccessLogsHandover)
+    async with running(path, flush=0.1, handover=handover) as logs:
         first._reader.close()
         os.write(writer, b"ne 10\n")
         await until(sink, 11)
@@ -380,20 +388,22 @@ async def test_the_next_program_goes_on_in_the_middle_of_a_line(tmp_path: Path, 
         await task
 
 
-def _duplicated(handed: AccessLogsHandover) -> AccessLogsHandover:
+def _duplicated(handover: AccessLogsHandover) -> AccessLogsHandover:
     def double(descriptor: int) -> int:
         return os.dup(descriptor) if descriptor >= 0 else -1
 
     replace = msgspec.structs.replace
-    ones = tuple(replace(one, descriptor=double(one.descriptor)) for one in handed.destinations)
-    return replace(handed, descriptor=double(handed.descriptor), destinations=ones)
+    destinations = tuple(
+        replace(destination, descriptor=double(destination.descriptor)) for destination in handover.destinations
+    )
+    return replace(handover, descriptor=double(handover.descriptor), destinations=destinations)
 
 
 @on_both_loops
-async def test_that_it_is_read_too_slowly_is_told_and_costs_no_line(
+async def test_a_full_fifo_is_logged_and_loses_no_line(
     tmp_path: Path, sink: Sink, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Envoy's thread waits then: an event loop that stands still for a while."""
+    """While the event loop is blocked, the FIFO fills and Envoy's thread waits."""
     line = f"{sink.address};{'x' * 90}\n".encode()
     async with running(tmp_path / "al", DestinationLimits(lines=1_000_000, size=1 << 30, total=1 << 30)) as logs:
         written = 0
@@ -406,8 +416,8 @@ async def test_that_it_is_read_too_slowly_is_told_and_costs_no_line(
         assert "come faster than they can be read" in caplog.text
 
 
-def test_a_fifo_that_an_envoy_holds_stays(tmp_path: Path) -> None:
-    """What waits in it is read too."""
+def test_a_fifo_that_an_envoy_has_open_stays(tmp_path: Path) -> None:
+    """Its content is read too."""
     path = tmp_path / "al"
     first, waiting = fifo.open_fifo(path)
     assert (stat.S_IMODE(path.stat().st_mode), waiting) == (0o600, b"")
@@ -432,10 +442,10 @@ def test_a_fifo_that_an_envoy_holds_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "socket", "free"])
-def test_whatever_else_is_there_makes_room(tmp_path: Path, kind: str) -> None:
+def test_any_other_file_is_replaced(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "al"
     if kind == "file":
-        path.write_text("an Envoy was here before us")
+        path.write_text("of a previous Envoy")
     elif kind == "link":
         path.symlink_to("/nowhere")
     elif kind == "socket":

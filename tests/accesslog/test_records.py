@@ -1,4 +1,4 @@
-"""What a line of access log is: the rules of Kuma 2.8 to 2.14, without the extra newline of 2.8."""
+"""Lines of access log by the rules of Kuma 2.8 to 2.14, without the extra newline of 2.8."""
 
 from __future__ import annotations
 
