@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import json
+from typing import Any, cast
 
 import pytest
 
-from kumadp.envoy.workload_connections import Direction, workload_connections
+from kumadp.envoy import workload_connections as connections_module
+from kumadp.envoy.admin import AdminClient, AdminUnreachable
+from kumadp.envoy.workload_connections import Direction, until_idle, workload_connections
 
 
 def listener(name: str, host: str, port: int, *more: tuple[str, int]) -> dict[str, Any]:
@@ -72,3 +76,28 @@ def test_each_direction_counts_by_itself(name: str, direction: Direction, counts
 
 def test_other_statistics_do_not_count() -> None:
     assert workload_connections(LISTENERS, {"listener.10.0.0.1_80.downstream_cx_total": 2}) == 0
+
+
+async def test_it_returns_once_no_connection_is_left_and_outlasts_a_silent_admin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections_module, "_PAUSE", 0.0)
+    answers: list[dict[str, int] | Exception] = [
+        {"listener.10.0.0.1_80.downstream_cx_active": 1},
+        AdminUnreachable("no answer within 5 s"),
+        ValueError("no JSON"),
+        {"listener.10.0.0.1_80.downstream_cx_active": 0},
+    ]
+
+    class Admin:
+        async def get(self, _path: str) -> tuple[int, bytes]:
+            return 200, json.dumps(LISTENERS).encode()
+
+        async def stats(self, _pattern: str) -> dict[str, int]:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    await asyncio.wait_for(until_idle(cast("AdminClient", Admin())), 10)
+    assert answers == []
