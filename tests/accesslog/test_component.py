@@ -7,13 +7,12 @@ import contextlib
 import json
 import os
 import socket
-import stat
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
-from kumadp.accesslog import destination, fifo, lookup
+from kumadp.accesslog import destination, lookup
 from kumadp.accesslog.component import AccessLogs, AccessLogsHandover
 from kumadp.accesslog.destination import DestinationLimits
 from tests.support.event_loops import on_both_loops
@@ -414,46 +413,3 @@ async def test_a_full_fifo_is_logged_and_loses_no_line(
         assert logs.logs.status()["behind"] == 1
         assert logs.logs.status()["dropped"] == 0
         assert "come faster than they can be read" in caplog.text
-
-
-def test_a_fifo_that_an_envoy_has_open_stays(tmp_path: Path) -> None:
-    """Its content is read too."""
-    path = tmp_path / "al"
-    first, waiting = fifo.open_fifo(path)
-    assert (stat.S_IMODE(path.stat().st_mode), waiting) == (0o600, b"")
-    node = path.stat().st_ino
-    envoy = os.open(path, os.O_WRONLY)
-    os.write(envoy, b"left\n")
-    os.close(first)
-    second, waiting = fifo.open_fifo(path)
-    assert (path.stat().st_ino, waiting) == (node, b"left\n")
-    os.write(envoy, b"more\n")
-    os.close(second)
-    fifo.remove_unheld(path)
-    assert path.exists()
-    second, waiting = fifo.open_fifo(path)
-    assert waiting == b"more\n"
-    os.close(second)
-    fifo.remove_unheld(path)
-    assert path.exists()
-    os.close(envoy)
-    fifo.remove_unheld(path)
-    assert not path.exists()
-
-
-@pytest.mark.parametrize("kind", ["file", "link", "socket", "free"])
-def test_any_other_file_is_replaced(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "al"
-    if kind == "file":
-        path.write_text("of a previous Envoy")
-    elif kind == "link":
-        path.symlink_to("/nowhere")
-    elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.bind(str(path))
-    else:
-        os.mkfifo(path, 0o666)
-    descriptor, _ = fifo.open_fifo(path)
-    assert stat.S_ISFIFO(path.lstat().st_mode)
-    assert stat.S_IMODE(path.lstat().st_mode) == 0o600
-    os.close(descriptor)
