@@ -34,7 +34,7 @@ _LIMITS = ResolverLimits()
 
 
 class _PendingQuery:
-    """A query that is being forwarded, a member of `Resolver`'s shares."""
+    """A query that is being forwarded, in one of the slots of `Resolver`."""
 
     task: asyncio.Task[None] | None = None
     displaced = False
@@ -77,7 +77,7 @@ class Resolver:
         self._sockets: list[UdpSocket] = []
         self._servers: list[TcpServer] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._places = tcp_connection_limit("DNS over TCP", limits)
+        self._connection_limit = tcp_connection_limit("DNS over TCP", limits)
         # A client with few pending queries displaces one with many; a quarter is reserved for this host.
         self._pending: ClientSlots[_PendingQuery] = ClientSlots(limits.forwarded, limits.forwarded)
 
@@ -93,7 +93,7 @@ class Resolver:
         tcp = TcpServer(
             bind_tcp(host, port, _PURPOSE, reuse_port=self._reuse_port, only_ipv6=only_ipv6),
             self.answer_tcp,
-            self._places,
+            self._connection_limit,
             self._limits,
         )
         self._servers.append(tcp)

@@ -33,18 +33,20 @@ def tcp_connection_limit(name: str, limits: ResolverLimits) -> ConnectionLimit:
 
 
 class TcpServer:
-    """Serves on a listening socket: ``answer`` is called with each query, and ``places`` limits the connections.
+    """Serves on a listening socket: ``answer`` is called with each query, and ``connection_limit`` has its connections.
 
     kumadp stops reading from a client that sends queries faster than they are answered or reads no answers, and aborts
     the connection if it still reads nothing after ``limits.write_within``.
     """
 
-    def __init__(self, sock: socket.socket, answer: AnswerTcp, places: ConnectionLimit, limits: ResolverLimits) -> None:
+    def __init__(
+        self, sock: socket.socket, answer: AnswerTcp, connection_limit: ConnectionLimit, limits: ResolverLimits
+    ) -> None:
         self.socket = sock
         self._answer = answer
         self._limits = limits
         self._connections: set[_Connection] = set()
-        self._acceptor = Acceptor(sock, places, self._connect)
+        self._acceptor = Acceptor(sock, connection_limit, self._connect)
 
     def _connect(self, on_end: Callable[[], None]) -> _Connection:
         connection = _Connection(self._answer, self._limits, lambda: self._disconnect(connection, on_end))
