@@ -75,9 +75,10 @@ class Run:
         self.levels = LogLevels(lambda: self.settings)
         self.epoch_of: Callable[[int], int | None] = lambda _pid: None
         """The epoch of an Envoy by its pid."""
-        self.crashes = CrashRecords(self._crash_folder, self._known_of)
+        self.crashes = CrashRecords(
+            self._crash_folder, self._known_of, lambda reason: self.status.set_warning("crash records", reason)
+        )
         self.status.asked["crashes"] = self.crashes.status
-        self.crashes.failed = lambda reason: self.status.set_warning("crash records", reason)
         self.measuring = Measuring(self.status.snapshot)
         self.stack = Stack(lambda name, error: self.post(PartEnded(name, error)))
         self.post: Callable[[Event], None] = lambda _event: None
@@ -120,7 +121,7 @@ class Run:
         fate: OnParentDeath = "keep" if self.keeps else "kill"
         hold = name == "envoy"
         command = Command(
-            argv, name, self.children_environment, fate, fifo, lock_death_signal=hold, died=self.crashes.note
+            argv, name, self.children_environment, fate, fifo, lock_death_signal=hold, on_death=self.crashes.note
         )
 
         async def make() -> Command:

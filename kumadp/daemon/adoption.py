@@ -175,7 +175,7 @@ def left_by(handover: Handover) -> Before:
     children = {}
     for handed in left.children:
         try:
-            children[handed.pid] = Child.take_over(handed)
+            children[handed.pid] = Child.from_handed(handed)
         except (OSError, ProcessLookupError) as error:
             log.warning("%s (pid %d) ended while kumadp was re-executed: %s", handed.name, handed.pid, error)
     before = Before(

@@ -128,7 +128,7 @@ class Assembly(EnvoyDrain):
             self._readiness.widen(prepared.fetched.tree, prepared.fetched.address or run.settings.instance_ip)
             self._places.told = prepared.fetched.address
         await self._start_envoy(binary, source, dns, prepared.corefile_template)
-        await run.crashes.look_back()
+        await run.crashes.find_newest()
 
     async def _look_back(self) -> None:
         """Take the work directory, and what a kumadp before this one left there or handed over."""
@@ -156,7 +156,7 @@ class Assembly(EnvoyDrain):
             # On the loop: children are watched from here on. The files are small.
             run.before = left_in(run.work.path)
         for child in run.before.children:
-            child.died = run.crashes.note
+            child.watch_death(run.crashes.note)
         # A stop that came before is acted on first: it drains what serves, whatever the settings say of it now.
         handled = asyncio.get_running_loop().create_future()
         self.loop.post(PastKnown(handled))

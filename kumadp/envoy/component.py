@@ -18,7 +18,7 @@ from kumadp.envoy.server_state import ServerState, configuration_error
 from kumadp.errors import AdminExposed, ChildFailed
 from kumadp.host.descriptors import is_exhausted
 from kumadp.process.restart_policy import ChildState
-from kumadp.process.supervisor import Supervisor
+from kumadp.process.supervisor import Supervisor, SupervisorOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -69,12 +69,14 @@ class EnvoyComponent:
             self._runner.cold_command,
             options.policy,
             self._bring_up,
-            permanent=self._permanent,
-            unwanted=lambda: "it is not restarted, as kumadp is stopping" if callbacks.is_stopping() else "",
-            changed=self._on_change,
-            grace=options.stop_grace,
-            first=self._adopted,
-            past=options.past,
+            SupervisorOptions(
+                permanent_failure=self._permanent,
+                why_no_restart=lambda: "it is not restarted, as kumadp is stopping" if callbacks.is_stopping() else "",
+                on_change=self._on_change,
+                grace=options.stop_grace,
+                adopted=self._adopted,
+                previous_deaths=options.past,
+            ),
         )
 
     @property

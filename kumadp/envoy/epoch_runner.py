@@ -328,7 +328,7 @@ class EpochRunner:
         self._locked = ""
         assert self.hot is not None  # noqa: S101
         self._retires_at = time.monotonic() + self.hot.parent_shutdown
-        old = self.supervisor.hand_over(child)
+        old = self.supervisor.replace_child(child)
         if old is None:
             # It has just ended: the supervisor is about to report that, and the policy starts a new Envoy.
             child.send_signal(signal.SIGKILL)

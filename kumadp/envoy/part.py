@@ -236,7 +236,7 @@ class Running:
         self._began = True
         for child in self.component.children if self.component is not None else ():
             if child.pid == pid:
-                child.mark(epoch=epoch)
+                child.set_log_fields(epoch=epoch)
         if (relaying := self._configuration.relaying) is not None:
             relaying.relay.envoy_started(epoch, pid)
         self.note()

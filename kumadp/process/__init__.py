@@ -1,1 +1,1 @@
-"""One operating-system process: states, restart policy, spawn, signal, reap, log pump."""
+"""Operating-system processes: spawn, signal, reap, output, restart policy, supervision, crash records."""

@@ -1,7 +1,7 @@
-"""The workload's own process, where kumadp is what started it (``kumadp run -- CMD``).
+"""The process of the application, if kumadp started it (``kumadp run -- CMD``).
 
-Unlike a child of ours it keeps our standard input, output and error, and its terminal; it has a process group of its
-own, as a shell gives a job, so that Ctrl-C is for it alone.
+Unlike other children it inherits standard input, output and error, and the terminal; it has a separate process group,
+like a job of a shell, so that only it gets Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,64 +25,64 @@ if TYPE_CHECKING:
 
 
 class HandedProcess(msgspec.Struct, frozen=True):
-    """The process as it is told to the program that takes our place by execve(2)."""
+    """The process, for the program that replaces us by execve(2)."""
 
     pid: int
     start_time: int
 
 
 def find_program(name: str, environ: Mapping[str, str]) -> str:
-    """The program that a shell would run for this word; raises SpawnError where there is none."""
-    found = shutil.which(name, path=environ.get("PATH", os.defpath))
-    if found is None:
+    """Return the program that a shell would run for this word; raises SpawnError if there is none."""
+    program = shutil.which(name, path=environ.get("PATH", os.defpath))
+    if program is None:
         raise SpawnError(f"{name} cannot be run", "after -- comes a program on PATH, or a path of one")
-    return found
+    return program
 
 
 class ApplicationProcess:
-    """A running application. It is signalled through its pidfd, its group once it is killed."""
+    """A running application. It is signalled through its pidfd, and killed with its process group."""
 
     def __init__(self, pid: int, start_time: int) -> None:
-        """Watch a child of this process; raises ProcessLookupError when it is not that one any more."""
+        """Watch a child of this process; raises ProcessLookupError if the pid is another process by now."""
         self.pid = pid
         self.start_time = start_time
         self._pidfd = os.pidfd_open(pid)
         if start_time_of(pid) != start_time:
             os.close(self._pidfd)
-            raise ProcessLookupError(f"process {pid} is gone")
+            raise ProcessLookupError(f"process {pid} has ended")
         loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[ExitStatus] = loop.create_future()
         loop.add_reader(self._pidfd, self._reap)
 
     @classmethod
     def spawn(cls, argv: tuple[str, ...], environment: Mapping[str, str], *, dies_with_us: bool) -> ApplicationProcess:
-        """Start it; ``dies_with_us``: the kernel sends it SIGTERM when this process is killed. Raises SpawnError.
+        """Start the application; ``dies_with_us``: the kernel sends it SIGTERM if we are killed. Raises SpawnError.
 
         From the main thread only, as with `Child.spawn`.
         """
         program = find_program(argv[0], environment)
         number = signal.SIGTERM if dies_with_us else 0
-        # The helper hands argv on as it is, but for the program's path.
+        # The helper passes argv unchanged, except for the program's path.
         command = tied_to_parent((program, *argv[1:]), number, environment)
         try:
             process = subprocess.Popen(command, env=dict(environment), process_group=0)
         except OSError as error:
             raise cannot_start(argv[0], error) from error
         try:
-            found = cls(process.pid, start_time_of(process.pid) or 0)
+            application = cls(process.pid, start_time_of(process.pid) or 0)
         except OSError as error:
-            # It cannot be watched: no descriptor is left.
+            # It cannot be watched: there is no free descriptor.
             process.kill()
             process.wait()
             raise cannot_start(argv[0], error) from error
         if _terminal_of() == os.getpgrp():
             _give_terminal(process.pid)
-        # It is ours to reap, and outlives this object of Python's over execve(2).
+        # We reap it ourselves, and it outlives this Popen object over execve(2).
         process.returncode = 0
-        return found
+        return application
 
     def handed(self) -> HandedProcess:
-        """This process for the program that takes our place."""
+        """Return this process for the program that replaces us."""
         return HandedProcess(self.pid, self.start_time)
 
     @property
@@ -92,21 +92,21 @@ class ApplicationProcess:
 
     @property
     def status(self) -> ExitStatus | None:
-        """How it ended; None while it runs."""
+        """Exit status; None while it runs."""
         return self._ended.result() if self._ended.done() else None
 
     async def wait(self) -> ExitStatus:
-        """How it ended, once it has."""
+        """Wait for its end, and return its exit status."""
         return await asyncio.shield(self._ended)
 
     def send_signal(self, number: int) -> None:
-        """Signal it, where it still runs."""
+        """Send it a signal, if it still runs."""
         if not self._ended.done():
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
-        """Kill it, with all that is in its process group."""
+        """Kill it and all processes of its group."""
         if not self._ended.done():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
@@ -121,12 +121,12 @@ class ApplicationProcess:
 
 
 def exit_code_of(status: ExitStatus) -> int:
-    """What a shell says of it: its exit code, or 128 and the signal that killed it."""
+    """Return the exit code that a shell reports: its own, or 128 plus the signal that killed it."""
     return 128 + status.signal if status.signal is not None else status.code or 0
 
 
 def _terminal_of() -> int:
-    """The process group that has the terminal at standard input; 0 where that is none of ours."""
+    """Return the foreground process group of the terminal at standard input; 0 if there is no such terminal."""
     try:
         return os.tcgetpgrp(0)
     except OSError:
@@ -134,10 +134,10 @@ def _terminal_of() -> int:
 
 
 def _give_terminal(group: int) -> None:
-    # Who is not in the foreground is stopped by SIGTTOU for this (tcsetpgrp(3)), unless the signal is blocked.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+    # A background process is stopped by SIGTTOU for this (tcsetpgrp(3)), unless the signal is blocked.
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
     try:
         with contextlib.suppress(OSError):
             os.tcsetpgrp(0, group)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)

@@ -1,4 +1,4 @@
-"""One child process: spawned through the exec helper, watched by its pidfd, signalled by its pidfd."""
+"""One child process: spawned through the exec helper, watched and signalled through its pidfd."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from kumadp.process.log_pump import LogPump, OutputState
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    Died = Callable[["Child", "ExitStatus"], None]
+    OnDeath = Callable[["Child", "ExitStatus"], None]
 
 log = logging.getLogger("kumadp.process")
 
@@ -40,16 +40,16 @@ HELPER = Path(__file__).with_name("exec_helper.py")
 OnParentDeath = Literal["kill", "keep"]
 
 
-def _nobody(_child: Child, _status: ExitStatus) -> None:
-    """Hears nothing."""
+def _ignore_death(_child: Child, _status: ExitStatus) -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a process ended: an exit code, or the number of the signal that killed it; neither when nobody can know.
+    """How a process ended: an exit code, or the number of the signal that killed it; neither if that is unknown.
 
-    ``oom``: the kernel killed in our cgroup for want of memory, how often before and how often now. ``why`` says what
-    kumadp killed it for (`Child.kill_with_reason`).
+    ``oom``: the counter file and the number of out-of-memory kills in our cgroup before and after. ``why`` is the
+    reason for which kumadp killed it (`Child.kill_with_reason`).
     """
 
     code: int | None
@@ -63,7 +63,7 @@ class ExitStatus:
         return self.code == 0
 
     def describe(self) -> str:
-        """``exit code 1``, ``signal 9 (KILL)``, or that the status is unknown, as that of an adopted process is."""
+        """Return ``exit code 1``, ``signal 9 (KILL)``, or that the status of an adopted process is unknown."""
         if self.signal is None and self.code is None:
             return "an unknown exit status (it was started by an earlier kumadp)"
         if self.signal is None:
@@ -81,10 +81,10 @@ class ExitStatus:
 class Command:
     """What to run. ``argv[0]`` is an absolute path; ``name`` is used in log lines.
 
-    ``fifo`` is for one that is to outlive us: in place of a pipe its output goes through a FIFO beside that path, with
-    the child's pid in its name (`Child.fifo`), which a later kumadp can read. The program never waits for a reader, and
-    never sees a broken pipe. With ``lock_death_signal`` the program cannot set another ``on_parent_death`` for itself,
-    as Envoy does if hot restart is on. ``died`` is `Child.died`.
+    ``fifo`` is for a child that may outlive us: its output goes not to a pipe but to a FIFO next to that path, with the
+    child's pid in its name (`Child.fifo`), which a later kumadp can read. The program never waits for a reader, and
+    never gets a broken pipe. With ``lock_death_signal`` the program cannot set another ``on_parent_death`` for itself,
+    as Envoy does if hot restart is on. ``on_death`` is for `Child.watch_death`.
     """
 
     argv: tuple[str, ...]
@@ -93,11 +93,11 @@ class Command:
     on_parent_death: OnParentDeath = "kill"
     fifo: Path | None = None
     lock_death_signal: bool = False
-    died: Died = _nobody
+    on_death: OnDeath = _ignore_death
 
 
 class HandedChild(msgspec.Struct, frozen=True):
-    """A child as it is told to the program that takes our place by execve(2): `Child.handed`, `Child.take_over`."""
+    """A child, for the program that replaces us by execve(2): `Child.handed`, `Child.from_handed`."""
 
     name: str
     pid: int
@@ -105,14 +105,14 @@ class HandedChild(msgspec.Struct, frozen=True):
     ours: bool
     output: int
     fifo: str
-    heard: OutputState
+    output_state: OutputState = msgspec.field(name="heard")
 
 
 class Child:
     """A running process. Only this class signals it, and only through its pidfd, so a recycled pid is never hit.
 
-    ``ours`` tells our own children from those that another kumadp left behind: these cannot be reaped, so how they
-    ended stays unknown.
+    ``ours``: it is a child of this process, and was not left by another kumadp: such a process cannot be reaped, so its
+    exit status stays unknown.
     """
 
     def __init__(
@@ -133,17 +133,16 @@ class Child:
         self.start_time = start_time
         self.ours = ours
         self.fifo = fifo
-        self.died: Died = _nobody
-        """Hears of an end that nobody asked this class for but by `kill_with_reason`, and that was not planned."""
+        self._on_death: OnDeath = _ignore_death
         self.planned_from = math.inf
-        """On the monotonic clock: an end from then on is one that was planned, but for one with a failure; a clean one
-        may come earlier. Never, without a plan."""
-        self._told_to_end = False
-        self._condemned = ""
+        """Monotonic time from which an end is planned, unless it fails; a clean exit may come earlier. Without a plan:
+        never."""
+        self._stop_requested = False
+        self._kill_reason = ""
         self.started_at = loop.time() - ProcessIdentity(pid, start_time, 0, "").age
         self._pump = pump
         self._wait_for_code = reap
-        # From its start on kills are counted.
+        # Kills are counted from its start on.
         _oom_kills()
         self._ended: asyncio.Future[ExitStatus] = loop.create_future()
         self._pidfd = pidfd
@@ -151,10 +150,10 @@ class Child:
 
     @classmethod
     async def spawn(cls, command: Command) -> Child:
-        """Start the process in a session of its own, its output going to the log.
+        """Start the process in a new session, with its output in the log.
 
         From the main thread only: PR_SET_PDEATHSIG fires when the *thread* that forked ends. Nothing is awaited in
-        here, so that being cancelled cannot lose a process that has been started. Raises SpawnError.
+        here, so that a cancellation cannot lose a started process. Raises SpawnError.
         """
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("children are spawned from the main thread only")
@@ -170,7 +169,7 @@ class Child:
         pump = LogPump(command.name, output, lossy=command.fifo is not None)
         fifo = name_fifo(command.fifo, process.pid) if command.fifo is not None else None
         child = cls(command.name, process.pid, pidfd, pump, process.wait, start_time=started, fifo=fifo)
-        child.died = command.died
+        child.watch_death(command.on_death)
         return child
 
     @classmethod
@@ -183,30 +182,30 @@ class Child:
         ours: bool,
         output: int | None = None,
         fifo: Path | None = None,
-        heard: OutputState | None = None,
+        output_state: OutputState | None = None,
     ) -> Child:
-        """Take over a process that runs already.
+        """Adopt a running process.
 
         ``ours``: it is a child of this process, started before an execve(2). ``output`` is the read end of its output;
-        without it ``fifo`` is opened. Raises ProcessLookupError when that process (by its start time) is gone.
+        without it ``fifo`` is opened. Raises ProcessLookupError if that process (by its start time) has ended.
         """
         with contextlib.ExitStack() as undo:
             if output is not None and output >= 0:
                 undo.callback(os.close, output)
             pidfd = os.pidfd_open(pid)
             undo.callback(os.close, pidfd)
-            # After pidfd_open: what has this start time now is what the pidfd is of. Our own may wait to be reaped.
+            # After pidfd_open: a process with this start time is that of the pidfd. A child of ours may be a zombie.
             if start_time_of(pid) != start_time or not (ours or identity_of(pid)):
-                raise ProcessLookupError(f"process {pid} is gone")
+                raise ProcessLookupError(f"process {pid} has ended")
             undo.pop_all()
         if output is None:
             output = open_fifo(fifo) if fifo is not None else -1
-        pump = LogPump(name, output, lossy=fifo is not None, heard=heard)
+        pump = LogPump(name, output, lossy=fifo is not None, state=output_state)
         return cls(name, pid, pidfd, pump, lambda: _exit_code(pid), start_time=start_time, ours=ours, fifo=fifo)
 
     @classmethod
-    def take_over(cls, handed: HandedChild) -> Child:
-        """Go on with a child after execve(2); raises ProcessLookupError when it is not there."""
+    def from_handed(cls, handed: HandedChild) -> Child:
+        """Continue with a child after execve(2); raises ProcessLookupError if it has ended."""
         return cls.adopt(
             handed.name,
             handed.pid,
@@ -214,18 +213,18 @@ class Child:
             ours=handed.ours,
             output=handed.output,
             fifo=Path(handed.fifo) if handed.fifo else None,
-            heard=handed.heard,
+            output_state=handed.output_state,
         )
 
     def handed(self) -> HandedChild:
-        """This child for the program that takes our place by execve(2); ``output`` must stay open then."""
+        """Return this child for the program that replaces us by execve(2); ``output`` must stay open then."""
         fifo = str(self.fifo) if self.fifo is not None else ""
         return HandedChild(
-            self.name, self.pid, self.start_time, self.ours, self._pump.descriptor, fifo, self._pump.heard()
+            self.name, self.pid, self.start_time, self.ours, self._pump.descriptor, fifo, self._pump.state()
         )
 
     async def wait(self) -> ExitStatus:
-        """How it ended, once it has; its last output has been read then."""
+        """Wait for its end and return its exit status; its last output has been read then."""
         return await asyncio.shield(self._ended)
 
     @property
@@ -234,10 +233,10 @@ class Child:
         return self._ended.done()
 
     def send_signal(self, number: int) -> bool:
-        """Signal it; False when it is gone already."""
+        """Send a signal; return False if it has ended already."""
         if self.ended:
             return False
-        self._told_to_end = self._told_to_end or number in {signal.SIGTERM, signal.SIGKILL}
+        self._stop_requested = self._stop_requested or number in {signal.SIGTERM, signal.SIGKILL}
         try:
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
@@ -245,17 +244,17 @@ class Child:
         return True
 
     def kill_with_reason(self, why: str) -> bool:
-        """KILL it for a fault of its own, which its end is told with, or for none (an empty ``why``).
+        """Send KILL because of a fault of the child; ``why`` becomes part of its exit status, and may be empty.
 
-        False when it is gone or was told to end before.
+        Returns False if it has ended, or was signalled to stop before.
         """
-        if self.ended or self._told_to_end:
+        if self.ended or self._stop_requested:
             return False
-        self._condemned = why
+        self._kill_reason = why
         return self.send_signal(signal.SIGKILL)
 
     async def stop(self, grace: float) -> ExitStatus:
-        """TERM, then KILL after ``grace`` seconds, or at once when this is cancelled; returns how it ended."""
+        """Send TERM, and KILL after ``grace`` seconds or at once if cancelled; return the exit status."""
         self.send_signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(grace):
@@ -268,29 +267,33 @@ class Child:
             self.send_signal(signal.SIGKILL)
             raise
 
-    def mark(self, **about: object) -> None:
-        """Have each further line of output told with this."""
-        self._pump.about = about
+    def watch_death(self, on_death: OnDeath) -> None:
+        """Call ``on_death`` at an unexpected end: neither requested, except by `kill_with_reason`, nor planned."""
+        self._on_death = on_death
 
-    def hear(self, said: Callable[[str], object]) -> None:
-        """Have ``said`` hear each further line of output."""
-        self._pump.said = said
+    def set_log_fields(self, **fields: object) -> None:
+        """Log each further line of output with these fields."""
+        self._pump.fields = fields
+
+    def watch_output(self, on_line: Callable[[str], object]) -> None:
+        """Call ``on_line`` with each further line of output."""
+        self._pump.watch(on_line)
 
     def tail(self, lines: int = 20) -> list[str]:
-        """Its last lines of output."""
+        """Return its last lines of output."""
         return self._pump.tail(lines)
 
     def _reap(self) -> None:
         status = ExitStatus(None, None)
         if self.ours:
-            # A wrapper script leaves the program behind, which would hold the ports. Until it is reaped the child holds
-            # the number of its process group, so nobody else is hit.
+            # A wrapper script may leave its program behind, which would hold the ports. Until it is reaped, the child
+            # keeps the number of its process group, so no other group is hit.
             with contextlib.suppress(OSError):
                 os.killpg(self.pid, signal.SIGKILL)
             code = self._wait_for_code()
             status = ExitStatus(None, -code, self._killed_for_memory(-code)) if code < 0 else ExitStatus(code, None)
             if code == -signal.SIGKILL:
-                status = replace(status, why=self._condemned)
+                status = replace(status, why=self._kill_reason)
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
@@ -298,37 +301,37 @@ class Child:
         if self.fifo is not None:
             remove_fifo(self.fifo)
         if not self._was_planned(status):
-            self.died(self, status)
+            self._on_death(self, status)
         if not self._ended.done():
             self._ended.set_result(status)
 
     def _was_planned(self, status: ExitStatus) -> bool:
-        if self._told_to_end:
-            return not self._condemned
+        if self._stop_requested:
+            return not self._kill_reason
         if status.clean:
             return self.planned_from < math.inf
         unknown = status.code is None and status.signal is None
         return unknown and time.monotonic() >= self.planned_from
 
     def _killed_for_memory(self, number: int) -> tuple[str, int, int] | None:
-        if number != signal.SIGKILL or self._told_to_end:
+        if number != signal.SIGKILL or self._stop_requested:
             return None
         counts = _oom_kills().new_kills()
         return (str(_oom_kills().file), *counts) if counts is not None else None
 
 
 def cannot_start(program: str, error: OSError) -> SpawnError:
-    """Why a program could not be started: for its own sake, or because the host or kumadp lacks something now."""
+    """Return the error of a program that could not be started; HostExhausted if the host lacks a resource for now."""
     kind = HostExhausted if error.errno in EXHAUSTED else SpawnError
-    # What is not there may be the folder of its output, which the error names.
-    named = f"{error.filename}: " if isinstance(error.filename, str | Path) and str(error.filename) != program else ""
-    return kind(f"{program} cannot be started: {named}{error.strerror}")
+    # The missing file may be the folder of its output, which the error names.
+    where = f"{error.filename}: " if isinstance(error.filename, str | Path) and str(error.filename) != program else ""
+    return kind(f"{program} cannot be started: {where}{error.strerror}")
 
 
 def tied_to_parent(
     argv: tuple[str, ...], number: int, environment: Mapping[str, str], *, lock_death_signal: bool = False
 ) -> tuple[str, ...]:
-    """The command that runs ``argv`` and has the kernel send it signal ``number`` (0: none) when this process dies."""
+    """Return the command that runs ``argv`` and has the kernel send it signal ``number`` (0: none) when we die."""
     helper = (sys.executable, "-I", "-S", str(HELPER), str(int(number)), str(os.getpid()))
     cores = child_core_limit()
     limits = ("" if limit is None else str(limit) for limit in (cores, child_descriptor_limit()))
@@ -345,9 +348,9 @@ def _exit_code(pid: int) -> int:
 
 
 def _start(command: Command) -> tuple[subprocess.Popen[bytes], int, int, int]:
-    """The process, its pidfd, the read end of its output, its start time; leaves nothing when it raises OSError."""
+    """Return the process, its pidfd, the read end of its output, its start time. Cleans up before it raises OSError."""
     number = signal.SIGKILL if command.on_parent_death == "kill" else 0
-    # A program that gains rights by its file keeps them: without CAP_SYS_ADMIN holding its fate would cost them.
+    # Without CAP_SYS_ADMIN the lock would take away the rights that a program gains by its file.
     hold = command.lock_death_signal and not _gains_rights(command.argv[0])
     with contextlib.ExitStack() as undo:
         read, write = os.pipe() if command.fifo is None else make_fifo(command.fifo)
@@ -377,11 +380,11 @@ def _can_run(program: str) -> bool:
 
 
 def _gains_rights(program: str) -> bool:
-    """Whether execve(2) gives it another user, group or capabilities, which undoes PR_SET_PDEATHSIG (prctl(2))."""
+    """Return whether execve(2) changes its user, group or capabilities, which undoes PR_SET_PDEATHSIG (prctl(2))."""
     with contextlib.suppress(OSError):
-        found = Path(program).stat()
-        other_user = found.st_mode & stat.S_ISUID and found.st_uid != os.geteuid()
-        other_group = found.st_mode & stat.S_ISGID and found.st_gid != os.getegid()
+        status = Path(program).stat()
+        other_user = status.st_mode & stat.S_ISUID and status.st_uid != os.geteuid()
+        other_group = status.st_mode & stat.S_ISGID and status.st_gid != os.getegid()
         capable = os.geteuid() != 0 and "security.capability" in os.listxattr(program)
         return bool(other_user or other_group or capable)
     return False

@@ -1,6 +1,6 @@
-"""What is kept of an unexpected death of a child: a file that says how it ended and what it said last.
+"""Crash records: a file for each unexpected death of a child, with its exit status and its last output.
 
-A file is JSON, 0600, in a private folder, its name the time, the child and its pid; the last ten are kept.
+A file is JSON, 0600, in a private folder; its name has the time, the child and its pid; the last ten are kept.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.process")
 
 FOLDER = "crashes"
-KEPT = 10
-# What Kubernetes takes of a termination message, in bytes.
+MAX_RECORDS = 10
+# Maximum of a termination message in Kubernetes, in bytes.
 MESSAGE_SIZE = 4096
 _FORMAT = 1
-_MOST_KERNEL_RECORDS = 20_000
+_MAX_KERNEL_RECORDS = 20_000
 _WRITTEN_WITHIN = 3.0
-# A death so shortly before the end is its cause (seconds).
-_JUST_NOW = 10.0
+# A death this shortly before our exit is its cause (seconds).
+_RECENT = 10.0
 
 
 class OutOfMemory(msgspec.Struct, frozen=True):
@@ -46,9 +46,9 @@ class OutOfMemory(msgspec.Struct, frozen=True):
 
 
 class CrashRecord(msgspec.Struct, frozen=True):
-    """One death. ``time`` and ``started`` in seconds since 1970, ``uptime`` in seconds.
+    """One death. ``time`` in seconds since 1970, ``uptime`` in seconds.
 
-    ``kernel`` is what the kernel's log says of that pid, where it can be read.
+    ``kernel`` are the lines of the kernel's log about that pid, if it can be read.
     """
 
     format: int
@@ -68,27 +68,33 @@ class CrashRecord(msgspec.Struct, frozen=True):
 
 
 class CrashRecords:
-    """Writes a record of each death. ``facts`` says of a pid what else is known: ``epoch`` and ``versions``.
+    """Writes a record of each death.
 
-    ``folder`` names the place when it is needed, and makes it where it is asked to; None: there is none. It may block.
+    ``facts`` returns more about a pid: ``epoch`` and ``versions``. ``folder`` returns the folder for records, or None,
+    and creates it if its argument is true; it may block. ``on_failure`` is called with the reason if a record is not
+    written, and with an empty text once one is.
     """
 
-    def __init__(self, folder: Callable[[bool], Path | None], facts: Callable[[int], Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        folder: Callable[[bool], Path | None],
+        facts: Callable[[int], Mapping[str, Any]],
+        on_failure: Callable[[str], None] = lambda _reason: None,
+    ) -> None:
         self._folder = folder
         self._facts = facts
-        self.failed: Callable[[str], None] = lambda _reason: None
-        """Called with the reason why a record is not written, and with an empty text once one is."""
+        self._on_failure = on_failure
         self._tasks: set[asyncio.Task[None]] = set()
         self.newest = ""
         self.last: CrashRecord | None = None
-        """The last death of this run."""
+        """The last death in this run."""
 
     def status(self) -> dict[str, object]:
-        """JSON types: the newest record, of an earlier run too, and what it is about."""
+        """Return the newest record, also of an earlier run, and its summary; JSON types."""
         return {"newest": self.newest, "story": self.last.story if self.last is not None else ""}
 
     def note(self, child: Child, status: ExitStatus) -> None:
-        """Keep what is known of a child that has just ended; on the event loop, which is not held up."""
+        """Record the death of a child that has just ended; on the event loop, without blocking it."""
         now = time.time()
         facts = self._facts(child.pid)
         uptime = asyncio.get_running_loop().time() - child.started_at
@@ -113,19 +119,19 @@ class CrashRecords:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def look_back(self) -> None:
+    async def find_newest(self) -> None:
         """Find the newest record of an earlier run."""
         self.newest = self.newest or await asyncio.to_thread(self._newest)
 
     async def close(self, code: int, why: str, message: str) -> None:
-        """Return once what was noted is on disk, or that takes too long. A failure goes into the file ``message`` too.
+        """Wait until all records are written, or a few seconds. Write a failure to the file ``message`` too.
 
-        A child that has just died is told of there.
+        That includes a child that has just died.
         """
         if self._tasks:
             await asyncio.wait(tuple(self._tasks), timeout=_WRITTEN_WITHIN)
         if code and message:
-            last = self.last if self.last is not None and time.time() - self.last.time < _JUST_NOW else None
+            last = self.last if self.last is not None and time.time() - self.last.time < _RECENT else None
             text = termination_message(f"exit code {code}: {why}", last)
             await asyncio.to_thread(write_termination_message, Path(message), text)
 
@@ -133,11 +139,11 @@ class CrashRecords:
         try:
             path = await asyncio.to_thread(self._keep, crash)
         except Exception as error:
-            # A full disk, or a folder of somebody else: the death itself is in the log.
+            # The disk is full, or the folder belongs to another user: the death itself is in the log.
             log.warning("no crash record of %s: %s", crash.child, error)
-            self.failed(f"the last one, of {crash.child}, cannot be written: {error}")
+            self._on_failure(f"the last one, of {crash.child}, cannot be written: {error}")
             return
-        self.failed("")
+        self._on_failure("")
         if path is None:
             log.info("no state directory: no crash record of %s is kept", crash.child)
             return
@@ -154,7 +160,7 @@ class CrashRecords:
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(crash.time)) + f".{int(crash.time % 1 * 1000):03d}Z"
         path = folder / f"{stamp}-{crash.child}-{crash.pid}.json"
         write_json(path, crash)
-        for old in sorted(folder.glob("*.json"))[:-KEPT]:
+        for old in sorted(folder.glob("*.json"))[:-MAX_RECORDS]:
             old.unlink(missing_ok=True)
         return path
 
@@ -167,51 +173,51 @@ class CrashRecords:
 
 
 def kernel_lines(pid: int, device: str = "/dev/kmsg") -> list[str]:
-    """The last lines of the kernel's log that name this process, where we may read it. May block."""
+    """Return the last lines of the kernel's log that name this process, if we may read it. May block."""
     marks = (f"process {pid} (", f"[{pid}]")
-    found: list[str] = []
+    lines: list[str] = []
     try:
         handle = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return []
     try:
-        for _ in range(_MOST_KERNEL_RECORDS):
+        for _ in range(_MAX_KERNEL_RECORDS):
             try:
                 # One record a read: `priority,sequence,microseconds,flags;text` (Linux, dev-kmsg).
                 text = os.read(handle, 8192).decode("utf-8", "replace").partition(";")[2].split("\n")[0]
             except BrokenPipeError:
-                # Overwritten while it was read: the next one is there.
+                # Overwritten while it was read: continue with the next one.
                 continue
             if not text:
                 break
             if any(mark in text for mark in marks):
-                found.append(text)
+                lines.append(text)
     except OSError:
         # BlockingIOError: that was the last.
         pass
     finally:
         os.close(handle)
-    return found[-5:]
+    return lines[-5:]
 
 
 def termination_message(why: str, crash: CrashRecord | None) -> str:
-    """What Kubernetes shows of a container that ended: why, and the last lines of the child that it ended of."""
+    """Return the text that Kubernetes shows for a container: why it ended, and the last lines of a child that died."""
     parts = [why]
     if crash is not None:
         parts += [crash.story, *crash.kernel]
         room = MESSAGE_SIZE - len("\n".join(parts).encode()) - 1
-        kept: list[str] = []
+        last_lines: list[str] = []
         for line in reversed(crash.lines):
             room -= len(line.encode()) + 1
             if room < 0:
                 break
-            kept.insert(0, line)
-        parts += kept
+            last_lines.insert(0, line)
+        parts += last_lines
     return "\n".join(parts).encode()[:MESSAGE_SIZE].decode("utf-8", "ignore") + "\n"
 
 
 def write_termination_message(path: Path, text: str) -> None:
-    """Write it where the container runtime left a file for it, and nowhere else. May block."""
+    """Write to the file that the container runtime created; does nothing without one. May block."""
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(handle, "wb") as file:

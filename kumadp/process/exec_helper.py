@@ -1,11 +1,10 @@
-"""Run as ``python -I -S exec_helper.py SIGNAL PARENT LOCALE OURS CORE FILES PROGRAM ARG...``: becomes PROGRAM, tied to
+"""Run as ``python -I -S exec_helper.py SIGNAL PARENT LOCALE LOCK CORE FILES PROGRAM ARG...``: becomes PROGRAM, tied to
 its parent.
 
 Sets PR_SET_PDEATHSIG (prctl(2)), which a child must do for itself, and which survives execve(2). LOCALE 0 means that
-the environment given has no LC_CTYPE. OURS 1 lets the program change nothing of PR_SET_PDEATHSIG: Envoy sets SIGTERM
-where hot restart is on (1.40, HotRestartImpl). CORE is the soft limit for its core dumps (bytes, -1: none), FILES
-that for its descriptors, empty: as it is. It stands alone: it imports nothing of ours, so that it starts
-in milliseconds.
+the given environment has no LC_CTYPE. LOCK 1 prevents the program from changing PR_SET_PDEATHSIG: Envoy sets SIGTERM
+if hot restart is on (1.40, HotRestartImpl). CORE is the soft limit for its core dumps (bytes, -1: unlimited), FILES
+that for its descriptors; empty: unchanged. It imports none of our modules, so that it starts in milliseconds.
 """
 
 import ctypes
@@ -43,11 +42,11 @@ class Program(ctypes.Structure):
 
 
 def lock_death_signal(libc: ctypes.CDLL) -> bool:
-    """From now on PR_SET_PDEATHSIG says yes and does nothing; False where that cannot be had."""
-    known = PRCTL.get(os.uname().machine)
-    if known is None:
+    """Make PR_SET_PDEATHSIG succeed without an effect; return False if that is not possible here."""
+    numbers = PRCTL.get(os.uname().machine)
+    if numbers is None:
         return False
-    architecture, number = known
+    architecture, number = numbers
     code = (
         (LOAD, 0, 0, ARCHITECTURE),
         (JUMP_EQUAL, 0, 5, architecture),
@@ -61,31 +60,31 @@ def lock_death_signal(libc: ctypes.CDLL) -> bool:
     program = Program(len(code), (Instruction * len(code))(*(Instruction(*row) for row in code)))
     if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) == 0:
         return True
-    # Without CAP_SYS_ADMIN only for those who gain no rights any more (seccomp(2)).
+    # Without CAP_SYS_ADMIN this needs a process that can gain no more rights (seccomp(2)).
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     return bool(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) == 0)
 
 
 def main() -> None:
-    """Tie this process to its parent and become the program; exit code 127 when that cannot be done."""
+    """Tie this process to its parent and execute the program; exit code 127 if that fails."""
     number, parent, program = int(sys.argv[1]), int(sys.argv[2]), sys.argv[7]
     libc = ctypes.CDLL(None)
     if number:
         libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
-        # The parent may have died before prctl: then no signal would ever come.
+        # If the parent died before prctl, there will never be a signal.
         if os.getppid() != parent:
             sys.exit(127)
     if sys.argv[4] == "1" and not lock_death_signal(libc):
-        sys.stderr.write(f"{program} decides itself what happens to it when kumadp dies: no seccomp here\n")
+        sys.stderr.write(f"{program} can change what happens to it when kumadp dies: no seccomp here\n")
     for kind, soft in ((resource.RLIMIT_CORE, sys.argv[5]), (resource.RLIMIT_NOFILE, sys.argv[6])):
         if soft:
             resource.setrlimit(kind, (int(soft), resource.getrlimit(kind)[1]))
-    # kumadp holds back signals while it is replaced, and a program that was started in between would never get them.
+    # kumadp blocks signals during a re-execution, and a program that is started then would never get them.
     libc.sigprocmask(SIG_SETMASK, NO_SIGNALS, None)
-    # Python ignores these two for itself, and execve(2) would hand that on.
+    # Python ignores these two, and ignored signals stay so over execve(2).
     for ignored in (SIGPIPE, SIGXFSZ):
         libc.signal(ignored, SIG_DFL)
-    # Python sets it in a C locale (PEP 538), which is nobody's wish for the program.
+    # Python sets it in a C locale (PEP 538), which is not meant for the program.
     if sys.argv[3] == "0":
         os.environ.pop("LC_CTYPE", None)
     try:

@@ -1,4 +1,4 @@
-"""The FIFO through which a child speaks that is to outlive us."""
+"""The FIFO for the output of a child that may outlive us."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.process")
 
-# What a FIFO holds while nobody reads it: the most that an ordinary user may ask for (pipe(7)).
+# Capacity of the FIFO while nothing reads it: the maximum for an ordinary user (pipe(7)).
 FIFO_SIZE = 1024 * 1024
 
 
 def make_fifo(path: Path) -> tuple[int, int]:
-    """A new FIFO: its read end, and one for the program that reads and writes.
+    """Create a FIFO; return its read end, and an end for the program that reads and writes.
 
-    With a reader of its own the program never sees a broken pipe: Go dies of one at standard output. It does not block
-    either: with nobody to read, a full FIFO would stop the program.
+    Since it is a reader itself, the program never gets a broken pipe: Go dies of one at standard output. The end does
+    not block either: without another reader, a full FIFO would stop the program.
     """
     path.unlink(missing_ok=True)
     try:
         os.mkfifo(path, 0o600)
     except OSError as error:
-        # Python's has no file name.
+        # Python's error has no file name.
         raise OSError(error.errno, error.strerror, str(path)) from None
     read = open_own_fifo(path, os.O_RDONLY)
     try:
-        # The same one, whatever has its name by now: the program writes to it.
+        # The same FIFO, even if its name refers to another file by now.
         write = os.open(f"/proc/self/fd/{read}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         os.close(read)
@@ -44,18 +44,18 @@ def make_fifo(path: Path) -> tuple[int, int]:
     return read, write
 
 
-def name_fifo(made: Path, pid: int) -> Path:
-    """Give a FIFO a name of its own: there are two children of one name while Envoy is restarted hot."""
-    named = made.with_name(f"{made.stem}.{pid}{made.suffix}")
+def name_fifo(path: Path, pid: int) -> Path:
+    """Add the pid to the name of a FIFO: two children have the same name during a hot restart of Envoy."""
+    unique = path.with_name(f"{path.stem}.{pid}{path.suffix}")
     try:
-        made.replace(named)
+        path.replace(unique)
     except OSError as error:
-        log.warning("%s cannot be made: %s; a later kumadp would not hear this process", named, error.strerror)
-    return named
+        log.warning("%s cannot be made: %s; a later kumadp could not read the output", unique, error.strerror)
+    return unique
 
 
 def remove_fifo(path: Path) -> None:
-    """Remove a FIFO of ours, if it is there; anything else under its name stays. May block."""
+    """Remove a FIFO of ours, if it exists; any other file with its name stays. May block."""
     with contextlib.suppress(OSError):
         if not stat.S_ISFIFO(path.lstat().st_mode):
             log.warning("%s is not removed: it is not a FIFO", path)
@@ -64,9 +64,9 @@ def remove_fifo(path: Path) -> None:
 
 
 def open_fifo(path: Path) -> int:
-    """The read end of a FIFO that a living process writes to; -1, and a warning, where it cannot be had."""
+    """Return the read end of a FIFO that a running process writes to; -1, with a warning, if it cannot be opened."""
     try:
         return open_own_fifo(path, os.O_RDONLY)
     except OSError as error:
-        log.warning("%s cannot be read: %s; what this process says is lost", path, error.strerror)
+        log.warning("%s cannot be read: %s; the output of this process is lost", path, error.strerror)
         return -1

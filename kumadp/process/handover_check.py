@@ -1,4 +1,4 @@
-"""The new program is tried before the old one is given up for it."""
+"""Checks that the new program can start before it replaces the old one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 DEADLINE = 20.0
-_MAX_SAID = 64 * 1024
+_MAX_OUTPUT = 64 * 1024
 
 
 async def check_new_program(
     handover: Handover, environ: Mapping[str, str], *, deadline: float = DEADLINE, argv: tuple[str, ...] | None = None
 ) -> str:
-    """Run the new program with what it would get, up to where it would take over; what it says, its version.
+    """Run the new program with the same input, up to the point where it would take over; return its version.
 
-    It reads settings and resources, imports all it needs and decodes what is handed over, without a socket or a child
-    of ours. Raises HandoverFailed with its reason when it does not come so far within ``deadline`` seconds.
+    It reads settings and resources, imports its modules and decodes the handover, without our sockets and children.
+    Raises HandoverFailed with the reason if that does not succeed within ``deadline`` seconds.
     """
     with contextlib.ExitStack() as done:
         memfd = write(handover)
@@ -52,7 +52,7 @@ async def _run(argv: tuple[str, ...], memfd: int, stdin: int, environ: Mapping[s
     assert process.stdout is not None  # noqa: S101
     try:
         async with asyncio.timeout(deadline):
-            said = await process.stdout.read()
+            output = await process.stdout.read()
             code = await process.wait()
     except TimeoutError:
         raise HandoverFailed(f"the new program did not pass its check within {deadline:.0f} s") from None
@@ -61,7 +61,7 @@ async def _run(argv: tuple[str, ...], memfd: int, stdin: int, environ: Mapping[s
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-    lines = said[-_MAX_SAID:].decode("utf-8", "replace").split("\n")
+    lines = output[-_MAX_OUTPUT:].decode("utf-8", "replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     if code:
         raise HandoverFailed(redact(f"the new program does not start: {last or f'exit code {code}'}"))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.process")
 
-# How CoreDNS begins its lines (plugin/pkg/log), and how the runtime of Go tells of its death.
+# Level marks of CoreDNS (plugin/pkg/log), and the first lines of a crash of Go's runtime.
 _MARKED = re.compile(r"\[(DEBUG|INFO|WARNING|ERROR|FATAL|PANIC)\] |(?=panic: |fatal error: )")
 _LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING}
 
@@ -28,7 +28,7 @@ KEPT_LINES = 200
 
 
 class OutputState(msgspec.Struct, frozen=True):
-    """What was read of a child: a line without its end yet, whether that is being cut, and the last lines."""
+    """What was read of a child: an unfinished line, whether that is being cut, and the last lines."""
 
     beginning: bytes = b""
     cutting: bool = False
@@ -38,25 +38,24 @@ class OutputState(msgspec.Struct, frozen=True):
 class LogPump:
     """Owns the read end of a child's output; each line goes to logger ``kumadp.child.<name>``, with its own level.
 
-    Lines longer than 64 KiB are cut. The last 200 lines are kept for the story of the child's death. ``descriptor`` is
-    -1 where the output cannot be had. ``lossy`` is for a writer that never waits: once it is more than half of what the
-    pipe holds ahead of us, the rest is thrown away, since a full pipe would silence an Envoy for good (its stderr stays
-    failed after one refused write). ``heard`` goes on where another pump was left.
+    Lines longer than 64 KiB are cut. The last 200 lines are kept for the report of the child's death. ``descriptor`` is
+    -1 if the output cannot be read. ``lossy`` is for a writer that never waits: once it is more than half of the pipe's
+    capacity ahead of us, the rest is dropped, since a full pipe would silence an Envoy permanently (its stderr stays
+    failed after one refused write). ``state`` continues where another pump stopped.
     """
 
-    def __init__(self, name: str, descriptor: int, *, lossy: bool = False, heard: OutputState | None = None) -> None:
-        heard = heard or OutputState()
+    def __init__(self, name: str, descriptor: int, *, lossy: bool = False, state: OutputState | None = None) -> None:
+        state = state or OutputState()
         self._name = name
         self._log = logging.getLogger(f"kumadp.child.{name}")
-        self._lines: collections.deque[str] = collections.deque(heard.lines, maxlen=KEPT_LINES)
-        self._buffer = bytearray(heard.beginning)
-        self._cutting = heard.cutting
+        self._lines: collections.deque[str] = collections.deque(state.lines, maxlen=KEPT_LINES)
+        self._buffer = bytearray(state.beginning)
+        self._cutting = state.cutting
         self._lossy = lossy
         self._lost = 0
-        self.about: dict[str, object] = {}
-        """What else is told of each line, as an Envoy's epoch."""
-        self.said: Callable[[str], object] = lambda _line: None
-        """Hears each line too."""
+        self.fields: dict[str, object] = {}
+        """Further fields of each line's log record, e.g. the epoch of an Envoy."""
+        self._on_line: Callable[[str], object] = lambda _line: None
         self._descriptor = descriptor
         if descriptor >= 0:
             os.set_blocking(descriptor, False)
@@ -67,24 +66,28 @@ class LogPump:
         """The read end; -1 once it is closed."""
         return self._descriptor
 
-    def heard(self) -> OutputState:
-        """What a pump that goes on after this one has to know."""
+    def watch(self, on_line: Callable[[str], object]) -> None:
+        """Call ``on_line`` with each further line."""
+        self._on_line = on_line
+
+    def state(self) -> OutputState:
+        """Return the state for a pump that continues after this one."""
         return OutputState(bytes(self._buffer), self._cutting, tuple(self._lines))
 
     def tail(self, lines: int) -> list[str]:
-        """The last lines, oldest first."""
+        """Return the last lines, oldest first."""
         return list(self._lines)[-lines:]
 
     def drain(self) -> None:
-        """Read what the child left and close the pipe. A grandchild may hold it, and write: that is not waited for."""
+        """Read the child's remaining output and close the pipe, even if a grandchild still holds it and writes."""
         if self._descriptor >= 0:
-            # What the child itself wrote is in the pipe now: more than it holds comes from somebody else.
-            left = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)
-            while left > 0 and (read := self._readable()):
-                left -= read
+            # All output of the child is in the pipe now: more than its capacity is from another process.
+            remaining = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)
+            while remaining > 0 and (read := self._readable()):
+                remaining -= read
         self._close()
         if self._buffer:
-            self._tell(bytes(self._buffer))
+            self._log_line(bytes(self._buffer))
             self._buffer.clear()
 
     def _readable(self) -> int:
@@ -103,30 +106,30 @@ class LogPump:
         for line in lines:
             self._buffer += line
             if self._buffer and not self._cutting:
-                self._tell(bytes(self._buffer))
+                self._log_line(bytes(self._buffer))
             self._buffer.clear()
             self._cutting = False
         if not self._cutting:
             self._buffer += rest
         if len(self._buffer) > MAX_LINE:
-            self._tell(bytes(self._buffer))
+            self._log_line(bytes(self._buffer))
             self._buffer.clear()
             self._cutting = True
         return len(data)
 
     def _skip(self) -> bool:
-        """Throw away what is too far ahead; whether it was."""
+        """Drop output if the writer is too far ahead; return whether it was."""
         lost = 0
         size = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)
-        # What is written in between is for the next turn of the loop.
+        # Output that arrives in between is for the next turn of the loop.
         while lost <= size and self._waiting() > size // 2:
             lost += len(os.read(self._descriptor, MAX_LINE))
         if not lost:
             return False
         if not self._lost:
             log.warning(
-                "%s writes faster than its lines can be logged: some are thrown away, and should it have found its "
-                "FIFO full, it may say nothing more until it is started again (--on-parent-death=kill makes it wait)",
+                "%s writes faster than its lines can be logged: some are dropped, and if its FIFO was full, it may log "
+                "nothing more until it is restarted (with --on-parent-death=kill it waits instead)",
                 self._name,
             )
         self._lost += lost + MAX_LINE
@@ -135,8 +138,8 @@ class LogPump:
         return True
 
     def _waiting(self) -> int:
-        found: int = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
-        return found
+        count: int = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, b"\0\0\0\0"))[0]
+        return count
 
     def _close(self) -> None:
         if self._descriptor >= 0:
@@ -144,18 +147,18 @@ class LogPump:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _tell(self, line: bytes) -> None:
+    def _log_line(self, line: bytes) -> None:
         text = line[:MAX_LINE].decode("utf-8", "replace").rstrip()
-        self.said(text)
+        self._on_line(text)
         if len(line) > MAX_LINE:
             text += " [cut]"
         self._lines.append(text)
         level, text = _level_of(text)
-        self._log.log(level, "%s", text, extra=self.about)
+        self._log.log(level, "%s", text, extra=self.fields)
 
 
 def _level_of(line: str) -> tuple[int, str]:
-    """The level that a line names itself, and the line without it; INFO for one that names none, as Envoy's."""
+    """Return the level mark of a line, and the line without it; INFO for a line without a mark, like Envoy's."""
     marked = _MARKED.match(line)
     if marked is None:
         return logging.INFO, line

@@ -1,4 +1,4 @@
-"""A short run of a program for what it prints, as for its version."""
+"""Runs a program briefly for its output, e.g. its version."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _REAPED_WITHIN = 1.0
 async def output_of(
     program: Path, *arguments: str, environment: Mapping[str, str], deadline: float, with_errors: bool = False
 ) -> str:
-    """What it writes to standard output (``with_errors``: to standard error too), 64 KiB at most.
+    """Return the program's standard output (``with_errors``: and standard error), at most 64 KiB.
 
-    Nothing of it is left behind, also when this is cancelled. Raises TimeoutError when it does not end within
-    ``deadline`` seconds, and OSError when it cannot be run.
+    Leaves no process behind, also if cancelled. Raises TimeoutError if the program does not end within ``deadline``
+    seconds, and OSError if it cannot be run.
     """
     process = await asyncio.create_subprocess_exec(
         program,
@@ -39,13 +39,13 @@ async def output_of(
             output = await _beginning(process.stdout)
         ended = True
     finally:
-        # What it started may hold the pipe when it is gone itself; the group is its own (setsid(2)).
+        # Its children may hold the pipe after it has ended; the process group is separate (setsid(2)).
         if not ended or process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REAPED_WITHIN):
-                # To its end: the pipe is closed by that alone.
+                # Read to the end: only that closes the pipe.
                 while process.stdout is not None and await process.stdout.read(MAX_OUTPUT):
                     pass
                 await process.wait()

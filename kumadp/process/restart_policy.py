@@ -1,4 +1,4 @@
-"""When a child is started again: a pure decision."""
+"""Decides whether and when a child is restarted. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class ChildState(enum.Enum):
-    """Where a child is in its life. The numbers are shown in metrics and never change."""
+    """State of a child. The numbers are values of metrics and never change."""
 
     STOPPED = 0
     STARTING = 1
@@ -23,7 +23,7 @@ class ChildState(enum.Enum):
 class RestartPolicy:
     """``budget`` restarts within ``window`` seconds, after waits of ``base`` doubling to ``cap`` seconds.
 
-    A run of ``stable`` seconds earns everything back. Budget 0 is kuma-dp's behaviour: no restart ever.
+    After a run of ``stable`` seconds the whole budget is available again. Budget 0 is kuma-dp's behaviour: no restart.
     """
 
     budget: int
@@ -35,7 +35,7 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RestartAfter:
-    """Start it again after ``delay`` seconds; ``history`` is what the next decision is to be asked with."""
+    """Restart it after ``delay`` seconds; ``history`` is the argument of the next `decide`."""
 
     delay: float
     history: tuple[float, ...]
@@ -43,16 +43,16 @@ class RestartAfter:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Do not start it again."""
+    """Do not restart it."""
 
     reason: str
 
 
 def decide(history: tuple[float, ...], now: float, ran: float, policy: RestartPolicy) -> RestartAfter | GiveUp:
-    """What to do after an exit.
+    """Return what to do after an exit.
 
-    ``history`` holds the times of earlier restarts, ``now`` the present time, ``ran`` how long the child ran, all in
-    seconds of one clock.
+    ``history`` are the times of earlier restarts, ``now`` is the time, ``ran`` how long the child ran, all in seconds
+    of one clock.
     """
     recent = () if ran >= policy.stable else tuple(at for at in history if now - at < policy.window)
     if len(recent) >= policy.budget:

@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.process")
 
-# How long a host that lacks descriptors or memory is given before the child is started again (seconds).
+# Pause before the next attempt if the host lacks descriptors or memory (seconds).
 _EXHAUSTED_PAUSE = 1.0
 
+# Labels of a metric and keys of the status, so they stay; "asked": a requested restart.
 CAUSES = ("exit", "signal", "out of memory", "unknown", "not started", "asked")
 
 
 @dataclass(frozen=True, slots=True)
 class ChildReport:
-    """What is known of a child now; times in seconds since 1970, ``last_exit`` one sentence or empty.
+    """State of a child; times in seconds since 1970, ``last_exit`` is one sentence or empty.
 
-    ``since`` is when it came into this state, ``started`` when its process began, ``died`` when the last one ended.
-    ``causes`` counts the ends after which it was started again, those that were asked for too, each one of `CAUSES`.
+    ``since`` is when it entered this state, ``started`` when its process started, ``died`` when the last one ended.
+    ``causes`` counts the ends before restarts, requested ones too, by `CAUSES`.
     """
 
     name: str
@@ -48,7 +49,7 @@ class ChildReport:
 
 
 class PreviousDeaths(msgspec.Struct, frozen=True):
-    """What a program before us knew of a child's deaths, as in `ChildReport`."""
+    """The deaths of a child under the previous program, as in `ChildReport`."""
 
     restarts: int = 0
     last_exit: str = ""
@@ -57,20 +58,38 @@ class PreviousDeaths(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, report: ChildReport) -> PreviousDeaths:
-        """What is to be known later on."""
+        """Return the part of a report that the next program needs."""
         return cls(report.restarts, report.last_exit, report.died, dict(report.causes))
 
 
-_NO_PAST = PreviousDeaths()
+_NO_DEATHS = PreviousDeaths()
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorOptions:
+    """``permanent_failure`` returns why a restart after this exit and these last lines would be useless, or None.
+
+    ``why_no_restart`` returns why the child is not needed any more, or an empty text. ``on_change`` is called with each
+    new report. ``grace`` is the time between TERM and KILL (seconds). ``adopted`` is a child that runs already, and is
+    watched instead of spawning a first one; ``previous_deaths`` are added to the counts.
+    """
+
+    permanent_failure: Callable[[ExitStatus, list[str]], str | None] = lambda _status, _lines: None
+    why_no_restart: Callable[[], str] = lambda: ""
+    on_change: Callable[[ChildReport], None] = lambda _report: None
+    grace: float = 5.0
+    adopted: Child | None = None
+    previous_deaths: PreviousDeaths = _NO_DEATHS
+
+
+_DEFAULTS = SupervisorOptions()
 
 
 class Supervisor:
-    """A component that spawns a child, brings it up, and spawns it again when it ends.
+    """A component that spawns a child, brings it up, and restarts it when it ends.
 
-    ``bring_up`` returns once the child does its job (it is cancelled when the child ends first) and may raise to end
-    everything. ``permanent`` reads an exit and the last lines and returns why a restart would be useless, or None.
-    ``first`` is a child that runs already and is watched in place of the first one to be spawned;
-    ``past`` is counted on from.
+    ``bring_up`` returns once the child does its job (it is cancelled if the child ends first) and may raise to end
+    everything.
     """
 
     def __init__(
@@ -79,26 +98,18 @@ class Supervisor:
         command: Callable[[], Awaitable[Command]],
         policy: RestartPolicy,
         bring_up: Callable[[Child], Awaitable[None]],
-        *,
-        permanent: Callable[[ExitStatus, list[str]], str | None] = lambda _status, _lines: None,
-        unwanted: Callable[[], str] = lambda: "",
-        changed: Callable[[ChildReport], None] = lambda _report: None,
-        grace: float = 5.0,
-        first: Child | None = None,
-        past: PreviousDeaths = _NO_PAST,
+        options: SupervisorOptions = _DEFAULTS,
     ) -> None:
         self.name = name
-        # It runs before we do: a stop or a kill that comes first must find it.
-        self.child = self._first = first
-        self._moved = asyncio.Event()
+        # It runs before `run` is called: a stop or a kill before that must reach it.
+        self.child = self._adopted = options.adopted
+        self._replaced = asyncio.Event()
         self._restart_why = ""
         self._command = command
         self._policy = policy
         self._bring_up = bring_up
-        self._permanent = permanent
-        self._unwanted = unwanted
-        self._changed = changed
-        self._grace = grace
+        self._options = options
+        past = options.previous_deaths
         self._restarts = past.restarts
         self._causes = collections.Counter[str](past.causes)
         self._last_exit = past.last_exit
@@ -115,29 +126,31 @@ class Supervisor:
         )
 
     async def run(self, up: Callable[[], None]) -> None:
-        """Keep the child running until cancelled; raises ChildFailed with its story when it is given up."""
+        """Keep the child running until cancelled; raises ChildFailed with the reason if it is given up."""
         history: tuple[float, ...] = ()
         try:
             while True:
-                self._tell(ChildState.STARTING)
+                self._set_state(ChildState.STARTING)
                 try:
                     child = await self._spawn()
                 except SpawnError as error:
                     history = await self._after_no_start(history, error)
                     continue
-                self._tell(ChildState.STARTING)
+                self._set_state(ChildState.STARTING)
                 child, status = await self._live(child, up)
                 ran = asyncio.get_running_loop().time() - child.started_at
                 self._last_exit = _sentence(self.name, status, ran, child.tail(1))
                 self._died = time.time()
-                self._tell(ChildState.EXITED)
+                self._set_state(ChildState.EXITED)
                 if self._restart_why:
-                    log.info("%s, as asked: %s", self._last_exit, self._restart_why)
+                    log.info("%s, as requested: %s", self._last_exit, self._restart_why)
                     self._restart_why = ""
                     self._causes["asked"] += 1
                     continue
                 log.warning("%s", self._last_exit)
-                history = await self._pause(history, ran, cause_of(status), self._permanent(status, child.tail(20)))
+                history = await self._pause(
+                    history, ran, cause_of(status), self._options.permanent_failure(status, child.tail(20))
+                )
         finally:
             await self._end()
 
@@ -146,32 +159,32 @@ class Supervisor:
         if self.child is not None:
             self.child.send_signal(signal.SIGKILL)
 
-    def hand_over(self, child: Child) -> Child | None:
-        """From now on watch ``child``, which does its job already; the former, still running, is the caller's to end.
+    def replace_child(self, child: Child) -> Child | None:
+        """Watch ``child``, which does its job already, from now on; return the former, which the caller must end.
 
-        None, and nothing has changed, where the former does not do its job any more.
+        Returns None, without a change, if the former child does not do its job any more.
         """
         former = self.child
         if former is None or former.ended or self.report.state not in {ChildState.RUNNING, ChildState.RUNNING_BLIND}:
             return None
         self.child = child
-        self._moved.set()
-        self._tell(ChildState.RUNNING)
+        self._replaced.set()
+        self._set_state(ChildState.RUNNING)
         return former
 
     def set_running_blind(self, why: str) -> None:
-        """Tell that the child does its job, but cannot be asked or told anything; a hand-over or an end undoes it."""
+        """Report that the child does its job, but its admin is unreachable; a replacement or an end undoes it."""
         if self.report.state is ChildState.RUNNING:
-            self._tell(ChildState.RUNNING_BLIND, why)
+            self._set_state(ChildState.RUNNING_BLIND, why)
 
     async def restart(self, why: str) -> None:
-        """Stop the child and start it again at once; no restart of the budget is spent. Returns once it has ended."""
+        """Restart the child at once, without using the restart budget. Returns once it has ended."""
         child = self.child
         if child is None or child.ended:
             return
         self._restart_why = why
-        self._tell(ChildState.STOPPING, why)
-        await child.stop(self._grace)
+        self._set_state(ChildState.STOPPING, why)
+        await child.stop(self._options.grace)
 
     async def _live(self, child: Child, up: Callable[[], None]) -> tuple[Child, ExitStatus]:
         ended = asyncio.ensure_future(child.wait())
@@ -180,7 +193,7 @@ class Supervisor:
             await asyncio.wait({ended, coming}, return_when=asyncio.FIRST_COMPLETED)
             if coming.done() and not ended.done():
                 coming.result()
-                self._tell(ChildState.RUNNING)
+                self._set_state(ChildState.RUNNING)
                 up()
                 child, status = await self._last_of(child)
             else:
@@ -188,49 +201,49 @@ class Supervisor:
         finally:
             ended.cancel()
             coming.cancel()
-            # `await coming` would take our own cancellation for that of `coming`, and the child be started again.
+            # `await coming` would mistake our own cancellation for that of `coming`, and the child would be restarted.
             await asyncio.wait({coming})
-        # What it found out in its last moment (an admin that is exposed) counts more than how the child ended.
+        # A result of the last moment (the admin is exposed) is more important than the exit status.
         if not coming.cancelled():
             coming.result()
         return child, status
 
     async def _last_of(self, child: Child) -> tuple[Child, ExitStatus]:
-        """The child that was the one when it ended, after any number of hand-overs."""
+        """Return the child that was current when it ended, after any number of replacements."""
         while True:
             ended = asyncio.ensure_future(child.wait())
-            moved = asyncio.ensure_future(self._moved.wait())
+            replaced = asyncio.ensure_future(self._replaced.wait())
             try:
-                await asyncio.wait({ended, moved}, return_when=asyncio.FIRST_COMPLETED)
-                self._moved.clear()
+                await asyncio.wait({ended, replaced}, return_when=asyncio.FIRST_COMPLETED)
+                self._replaced.clear()
                 if self.child is not None and self.child is not child:
                     child = self.child
                 elif ended.done():
                     return child, ended.result()
             finally:
                 ended.cancel()
-                moved.cancel()
+                replaced.cancel()
 
     async def _spawn(self) -> Child:
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
+        if self._adopted is not None:
+            adopted, self._adopted = self._adopted, None
+            return adopted
         command = await self._command()
-        # It may have become unwanted during the pause before a restart.
-        if self.child is not None and (why := self._unwanted()):
+        # The need for it may have ended during the pause before a restart.
+        if self.child is not None and (why := self._options.why_no_restart()):
             self._give_up(why)
         self.child = await Child.spawn(command)
         return self.child
 
     async def _after_no_start(self, history: tuple[float, ...], error: SpawnError) -> tuple[float, ...]:
-        """What ran once may run again: the host may lack memory or descriptors, or its program be replaced just now."""
+        """Retry if it ran before: the host may lack memory or descriptors, or its program is just being replaced."""
         if self.child is None:
-            self._tell(ChildState.FATAL, str(error))
+            self._set_state(ChildState.FATAL, str(error))
             raise error
         if isinstance(error, HostExhausted):
-            # No restart would help, and none is spent.
-            log.warning("%s; it is tried again until it works", error)
-            self._tell(ChildState.BACKOFF, str(error))
+            # The budget is not used: a restart would not help.
+            log.warning("%s; retrying until it works", error)
+            self._set_state(ChildState.BACKOFF, str(error))
             await asyncio.sleep(_EXHAUSTED_PAUSE)
             return history
         self._last_exit = str(error)
@@ -239,45 +252,45 @@ class Supervisor:
 
     async def _pause(self, history: tuple[float, ...], ran: float, cause: str, why: str | None) -> tuple[float, ...]:
         now = asyncio.get_running_loop().time()
-        why = why or self._unwanted()
+        why = why or self._options.why_no_restart()
         decision = GiveUp(why) if why else decide(history, now, ran, self._policy)
         if isinstance(decision, GiveUp):
             self._give_up(decision.reason)
         self._restarts += 1
         self._causes[cause] += 1
-        self._tell(ChildState.BACKOFF, f"started again in {decision.delay:.2f} s")
+        self._set_state(ChildState.BACKOFF, f"restarting in {decision.delay:.2f} s")
         await asyncio.sleep(decision.delay)
         return decision.history
 
     def _give_up(self, reason: str) -> NoReturn:
-        self._tell(ChildState.FATAL, reason)
+        self._set_state(ChildState.FATAL, reason)
         raise ChildFailed(f"{self._last_exit}; {reason}")
 
     async def _end(self) -> None:
         child = self.child
         if child is not None and not child.ended:
-            self._tell(ChildState.STOPPING)
-            await child.stop(self._grace)
+            self._set_state(ChildState.STOPPING)
+            await child.stop(self._options.grace)
         if self.report.state is not ChildState.FATAL:
-            self._tell(ChildState.STOPPED)
+            self._set_state(ChildState.STOPPED)
 
-    def _tell(self, state: ChildState, reason: str = "") -> None:
+    def _set_state(self, state: ChildState, reason: str = "") -> None:
         child, now = self.child if self.child is not None and not self.child.ended else None, time.time()
         pid = child.pid if child is not None else None
         started = now - asyncio.get_running_loop().time() + child.started_at if child is not None else None
         self.report = ChildReport(
             self.name, state, pid, now, self._restarts, self._last_exit, reason, started, self._died, dict(self._causes)
         )
-        self._changed(self.report)
+        self._options.on_change(self.report)
 
 
 def cause_of(status: ExitStatus) -> str:
-    """One of `CAUSES`."""
+    """Return the one of `CAUSES` that fits."""
     if status.signal is not None:
         return "out of memory" if status.oom is not None else "signal"
     return "unknown" if status.code is None else "exit"
 
 
 def _sentence(name: str, status: ExitStatus, ran: float, last: list[str]) -> str:
-    said = f", its last line: {last[0]}" if last and last[0] else ""
-    return f"{name} ended with {status.describe()} after {ran:.1f} s{said}"
+    output = f", its last line: {last[0]}" if last and last[0] else ""
+    return f"{name} ended with {status.describe()} after {ran:.1f} s{output}"

@@ -109,7 +109,7 @@ def watching(host: Host, out: int) -> Iterator[subprocess.Popen[bytes]]:
         process.communicate()
 
 
-class OutputState:
+class ReadText:
     """What was read of a descriptor so far."""
 
     def __init__(self, descriptor: int) -> None:
@@ -130,7 +130,7 @@ class OutputState:
 def test_watch_on_a_pipe_is_a_block_for_each_change(host: Host) -> None:
     status = Status("web", "standalone", "default")
     read, write = os.pipe()
-    heard = OutputState(read)
+    heard = ReadText(read)
     with host.instance("web", status), watching(host, write) as process:
         os.close(write)
         poll(lambda: heard.has("STARTING", "drops"), what="the first block")
@@ -149,7 +149,7 @@ def test_watch_on_a_pipe_is_a_block_for_each_change(host: Host) -> None:
 def test_watch_on_a_terminal_draws_over_and_leaves_it_as_it_was(host: Host) -> None:
     status = Status("web", "standalone", "default")
     master, slave = pty.openpty()
-    heard = OutputState(master)
+    heard = ReadText(master)
     with host.instance("web", status), watching(host, slave) as process:
         poll(lambda: heard.has("STARTING", "drops"), what="the first picture")
         assert heard.text.startswith("\x1b[?1049h\x1b[?25l\x1b[H")

@@ -420,7 +420,7 @@ async def test_an_envoy_that_runs_already_is_gone_on_with(tmp_path: Path) -> Non
         copies = [Child.adopt("envoy", one.pid, one.start_time, ours=False) for one in (current, retiring)]
         later = Epochs(tmp_path, adopt=AdoptedEnvoy(state, *copies))
         for copy in copies:
-            copy.died = later.note
+            copy.watch_death(later.note)
         later.port, later.admin = former.port, former.admin
         later.start(later.plan("third"))
         await later.is_up()

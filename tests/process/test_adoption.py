@@ -184,15 +184,15 @@ async def test_half_a_line_and_the_last_ones_go_over_to_the_next_program(folder:
     process = started(f"echo one; printf tw; while [ ! -e {folder}/end ]; do sleep 0.01; done; echo o; exit 2", write)
     os.close(write)
     child = Child.adopt("web", process.pid, start_time_of(process.pid) or 0, ours=True, output=read)
-    await poll_async(lambda: asyncio.sleep(0, child.handed().heard.beginning == b"tw"), what="half a line")
+    await poll_async(lambda: asyncio.sleep(0, child.handed().output_state.beginning == b"tw"), what="half a line")
     handed = child.handed()
-    assert (handed.heard.lines, handed.output) == (("one",), read)
+    assert (handed.output_state.lines, handed.output) == (("one",), read)
     # What execve(2) does to this program's view of the child: the process and its output stay.
     loop = asyncio.get_running_loop()
     loop.remove_reader(read)
     loop.remove_reader(child._pidfd)
     os.close(child._pidfd)
-    next_one = Child.take_over(handed)
+    next_one = Child.from_handed(handed)
     (folder / "end").touch()
     async with asyncio.timeout(30):
         assert await next_one.wait() == ExitStatus(2, None)
@@ -212,7 +212,7 @@ async def test_what_is_too_far_ahead_is_thrown_away_up_to_the_end_of_a_line(
     os.write(write, b"the last one\n")
     await poll_async(lambda: asyncio.sleep(0, pump.tail(1) == ["the last one"]), what="what comes next")
     assert set(pump.tail(200)) <= {"a line of which there are so many that it fills all of the pipe", "the last one"}
-    assert caplog.text.count("thrown away") == 1
+    assert caplog.text.count("dropped") == 1
     os.close(write)
     pump.drain()
 

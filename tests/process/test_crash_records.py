@@ -18,7 +18,7 @@ from kumadp.host.log.secrets import register
 from kumadp.host.process_identity import start_time_of
 from kumadp.process.child import Child, Command
 from kumadp.process.crash_records import (
-    KEPT,
+    MAX_RECORDS,
     MESSAGE_SIZE,
     CrashRecord,
     CrashRecords,
@@ -42,7 +42,7 @@ class Site:
         self.crashes = CrashRecords(lambda _make: folder, lambda _pid: {"epoch": 3, "versions": {"envoy": "1.40.0"}})
 
     async def run(self, script: str, *, stop: bool = False) -> None:
-        command = Command(("/bin/sh", "-c", script), "envoy", {"PATH": os.defpath}, died=self.crashes.note)
+        command = Command(("/bin/sh", "-c", script), "envoy", {"PATH": os.defpath}, on_death=self.crashes.note)
         child = await Child.spawn(command)
         if stop:
             await child.stop(5)
@@ -94,7 +94,7 @@ def test_an_end_that_was_asked_for_is_no_crash(site: Site) -> None:
 
 def test_one_that_is_killed_for_a_fault_of_its_own_is_a_crash(site: Site) -> None:
     async def condemned() -> None:
-        command = Command(("/bin/sh", "-c", "exec sleep 60"), "envoy", {"PATH": os.defpath}, died=site.crashes.note)
+        command = Command(("/bin/sh", "-c", "exec sleep 60"), "envoy", {"PATH": os.defpath}, on_death=site.crashes.note)
         fault, none, told = [await Child.spawn(command) for _ in range(3)]
         assert fault.kill_with_reason("it hung")
         assert none.kill_with_reason("")
@@ -114,7 +114,7 @@ def test_one_that_is_killed_for_a_fault_of_its_own_is_a_crash(site: Site) -> Non
 def test_an_end_of_an_adopted_one_that_was_planned_is_no_crash(site: Site, planned: float, records: int) -> None:
     async def adopted(pid: int) -> None:
         child = Child.adopt("envoy", pid, start_time_of(pid) or 0, ours=False)
-        child.died = site.crashes.note
+        child.watch_death(site.crashes.note)
         child.planned_from = time.monotonic() + planned
         os.kill(pid, signal.SIGKILL)
         await child.wait()
@@ -129,16 +129,16 @@ def test_the_last_lines_and_the_last_records_are_kept(site: Site) -> None:
     asyncio.run(site.run("i=0; while [ $i -lt 250 ]; do echo $i; i=$((i+1)); done; exit 1"))
     (record,) = site.records()
     assert record["lines"] == [str(number) for number in range(50, 250)]
-    for _ in range(KEPT):
+    for _ in range(MAX_RECORDS):
         asyncio.run(site.run("exit 2"))
-    assert len(site.paths()) == KEPT
+    assert len(site.paths()) == MAX_RECORDS
     assert {record["exit_code"] for record in site.records()} == {2}
 
 
 def test_the_newest_of_an_earlier_run_is_found(site: Site) -> None:
     asyncio.run(site.run("exit 2"))
     later = Site(site.folder).crashes
-    asyncio.run(later.look_back())
+    asyncio.run(later.find_newest())
     assert later.status() == {"newest": str(site.paths()[0]), "story": ""}
 
 

@@ -12,7 +12,7 @@ import pytest
 from kumadp.errors import AdminExposed, ChildFailed, SpawnError
 from kumadp.process.child import Child, Command, ExitStatus
 from kumadp.process.restart_policy import ChildState, RestartPolicy
-from kumadp.process.supervisor import ChildReport, Supervisor
+from kumadp.process.supervisor import ChildReport, Supervisor, SupervisorOptions
 from tests.support.hostile_clients import no_descriptors_left
 from tests.support.poll import poll_async
 
@@ -48,11 +48,13 @@ class Watched:
             self._command,
             policy,
             bring_up or self._says_up,
-            permanent=permanent,
-            unwanted=unwanted,
-            changed=self.reports.append,
-            grace=grace,
-            first=first,
+            SupervisorOptions(
+                permanent_failure=permanent,
+                why_no_restart=unwanted,
+                on_change=self.reports.append,
+                grace=grace,
+                adopted=first,
+            ),
         )
         self._argv = (program, "-c", script)
         self.task = asyncio.create_task(self.supervisor.run(self.up.set))
@@ -237,10 +239,10 @@ async def test_after_a_hand_over_the_other_child_is_the_one() -> None:
     watched = Watched(STAY)
     await watched.is_up()
     second, third = await other(), await other()
-    first = watched.supervisor.hand_over(second)
+    first = watched.supervisor.replace_child(second)
     assert first is not None
     await first.stop(5.0)
-    assert watched.supervisor.hand_over(third) is second
+    assert watched.supervisor.replace_child(third) is second
     await second.stop(5.0)
     assert watched.states == [ChildState.STARTING, ChildState.RUNNING]
     assert watched.supervisor.report.pid == third.pid
@@ -259,7 +261,7 @@ async def test_nothing_is_handed_over_by_one_that_has_ended() -> None:
     assert former is not None
     former.send_signal(9)
     await former.wait()
-    assert watched.supervisor.hand_over(second) is None
+    assert watched.supervisor.replace_child(second) is None
     await second.stop(5.0)
     await watched.is_up(2)
     await watched.end()
@@ -271,7 +273,7 @@ async def test_a_blind_one_runs_until_it_ends_or_hands_over() -> None:
     watched.supervisor.set_running_blind("no admin")
     assert (watched.reports[-1].state, watched.reports[-1].reason) == (ChildState.RUNNING_BLIND, "no admin")
     second = await other()
-    former = watched.supervisor.hand_over(second)
+    former = watched.supervisor.replace_child(second)
     assert former is not None
     await former.stop(5.0)
     assert watched.states[-1] is ChildState.RUNNING

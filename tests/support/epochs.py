@@ -91,7 +91,7 @@ class Epochs:
         )
 
         async def make() -> Command:
-            return Command(argv, "envoy", {"PATH": os.defpath}, died=self.note)
+            return Command(argv, "envoy", {"PATH": os.defpath}, on_death=self.note)
 
         return Plan(make, self.admin, bool(how.get("stuck")))
 

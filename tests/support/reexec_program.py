@@ -73,7 +73,7 @@ class Program:
         self.child: Child | None = None
         if sections:
             children = msgspec.msgpack.decode(sections["children"], type=list[HandedChild])
-            self.child = Child.take_over(children[0]) if children else None
+            self.child = Child.from_handed(children[0]) if children else None
         else:
             fifo = self.folder / "child.out" if plan["fate"] == "keep" else None
             argv = ("/bin/sh", "-c", plan["child"])

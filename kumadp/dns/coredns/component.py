@@ -15,7 +15,7 @@ import psutil
 from kumadp.dns.coredns.health_check import missing_transports
 from kumadp.errors import KumadpError
 from kumadp.process.restart_policy import ChildState
-from kumadp.process.supervisor import PreviousDeaths, Supervisor
+from kumadp.process.supervisor import PreviousDeaths, Supervisor, SupervisorOptions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -107,11 +107,13 @@ class CoreDnsComponent:
             command,
             options.policy,
             self._bring_up,
-            permanent=self._permanent,
-            changed=self._note,
-            grace=options.grace,
-            first=options.adopted,
-            past=options.past,
+            SupervisorOptions(
+                permanent_failure=self._permanent,
+                on_change=self._note,
+                grace=options.grace,
+                adopted=options.adopted,
+                previous_deaths=options.past,
+            ),
         )
 
     @property
@@ -186,7 +188,7 @@ class CoreDnsComponent:
             self._prefer_fallback("it shuts down")
 
     async def _bring_up(self, child: Child) -> None:
-        child.hear(self._on_output)
+        child.watch_output(self._on_output)
         while True:
             # Before CoreDNS has bound the port, the fallback would answer our health check.
             bound = await _poll(lambda: asyncio.to_thread(_bound_by, child.pid, self._port))
