@@ -147,7 +147,7 @@ async def test_a_body_that_cannot_be_applied_is_retried(server: UnixHttpServer, 
     assert rig.settled()
 
 
-async def test_an_interrupted_request_is_no_failure(server: UnixHttpServer, rig: Rig) -> None:
+async def test_an_interrupted_request_is_not_a_failure(server: UnixHttpServer, rig: Rig) -> None:
     server.put(DNS, BODY, "one")
     server.held[DNS] = asyncio.Event()
     polling = asyncio.create_task(rig.poll())

@@ -10,7 +10,7 @@ from tests.metrics.test_server import at, own_metrics, policy
 from tests.support.expositions import Exposition, collecting, exposed
 
 
-# As strconv.FormatFloat(f, 'g', -1, 64) gives them, and expfmt where there is no number.
+# As strconv.FormatFloat(f, 'g', -1, 64) returns them; expfmt for infinities and NaN.
 @pytest.mark.parametrize(
     ("text", "written"),
     [
@@ -48,7 +48,7 @@ def test_a_bound_is_written_as_go_does(text: str, written: str) -> None:
     assert with_go_bounds(Piece(family, (line % text).encode())).samples.decode() == line % written
 
 
-def test_what_was_seen_is_replaced_alike() -> None:
+def test_cached_bounds_are_replaced_too() -> None:
     family = Family(b"took")
     family.kind = b"histogram"
     lines = b'took_bucket{le="%b"} 1\ntook_bucket{a="b",le="%b",c="1.0"} 1\ntook_bucket{a="b",le="+Inf"} 2\n'
@@ -87,16 +87,16 @@ took{quantile="0.50"} 1
 OWN = b'# TYPE kuma_dp_dns_x histogram\nkuma_dp_dns_x_bucket{le="1.0"} 1\n'
 
 
-async def test_what_kuma_dp_writes_itself_has_its_bounds() -> None:
+async def test_sources_that_kuma_dp_rewrites_have_bounds_in_go_form() -> None:
     envoy, app = Exposition(ENVOY), Exposition(APP)
     async with exposed(envoy, app), collecting(at(app, envoy=envoy, own=own_metrics(OWN))) as collector:
-        before = await collector.scrape()
+        legacy = await collector.scrape()
         collector.server.apply(policy(app))
         by_policy = await collector.scrape("/meshmetric")
-    assert 'envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="b",le="1.8e+06",' in before.text
-    assert before.value('kuma_dp_dns_x_bucket{le="1"}') == 1
-    # kuma-dp passes an application's text on.
-    assert before.value('app_bucket{le="1.0"}') == 1
+    assert 'envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="b",le="1.8e+06",' in legacy.text
+    assert legacy.value('kuma_dp_dns_x_bucket{le="1"}') == 1
+    # kuma-dp forwards an application's text unchanged.
+    assert legacy.value('app_bucket{le="1.0"}') == 1
     assert (
         'envoy_cluster_upstream_rq_time_bucket{envoy_cluster_name="b-0011223344556677",le="1.8e+06",' in by_policy.text
     )

@@ -78,5 +78,5 @@ def test_the_table(peer: int, apps: Applications, row: Row) -> None:
 def test_the_application_receives_the_same_request(peer: int, apps: Applications) -> None:
     assert send_probe(peer, LIKE_KUBELET, apps.path(LIKE_KUBELET.path))[0] == 200
     assert_seen(apps.web.seen[-1])
-    # Also where nothing is redirected.
+    # kuma-dp uses this source address even if nothing is redirected.
     assert apps.web.seen[-1]["from"] == "127.0.0.6"
