@@ -271,7 +271,7 @@ async def test_the_new_epoch_killed_during_a_drain_leaves_the_old_one_its_time(t
         old = envoys.pids[1]
         envoys.leaving = True
         envoys.signal()
-        with pytest.raises(ChildFailed, match="everything stops"):
+        with pytest.raises(ChildFailed, match="it is not restarted, as kumadp is stopping"):
             await envoys.task
         # It ended as planned, and was not stopped.
         assert ("ended", 0, old, True) in envoys.events
