@@ -1,8 +1,8 @@
-# kumadp with Envoy and CoreDNS. Needs no BuildKit feature; podman build wants --format=docker, or drops HEALTHCHECK.
-# Any base of Debian 12 or later with Python 3.11 or later, the same for what builds and what runs.
+# kumadp with Envoy and CoreDNS. Needs no BuildKit feature; podman build drops HEALTHCHECK without --format=docker.
+# The base image of all stages: Debian 12 or later with Python 3.11 or later.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
-# CoreDNS, stripped. `--build-context coredns=FOLDER` takes a built one instead.
+# CoreDNS, stripped. `--build-context coredns=DIRECTORY` replaces this stage by a built one.
 FROM ${PYTHON_IMAGE} AS coredns
 ARG COREDNS_VERSION=v1.14.7
 ARG GO_VERSION=1.27.3
@@ -11,12 +11,12 @@ COPY .ci/build-coredns /build-coredns
 RUN CGO_ENABLED=0 /build-coredns "$COREDNS_VERSION" / && rm -rf /root/go /root/.cache
 
 FROM ${PYTHON_IMAGE} AS kumadp
-# With otel too: metrics are pushed to a collector, and the image is larger.
+# Add otel to push metrics to a collector; the image gets larger.
 ARG EXTRAS=envoy
 RUN apt-get update && apt-get install -y --no-install-recommends binutils
 COPY . /source
-# Without pip in it, and compiled, as the root may be read-only. Symbols of the libraries are 21 MB; sources in C and
-# Cython, tests, parts for other systems and gRPC services that kumadp does not serve are 1.6 MB.
+# Without pip, and byte-compiled because the root file system may be read-only. Removed: debug symbols (21 MB), and C and
+# Cython sources, tests, code for other systems and unused gRPC services (1.6 MB).
 RUN python3 -m venv --without-pip /opt/kumadp \
  && pip --python /opt/kumadp/bin/python3 install --no-cache-dir --compile "/source[$EXTRAS]" \
  && find /opt/kumadp -name '*.so' -exec strip --strip-unneeded {} + \
@@ -31,8 +31,8 @@ LABEL org.opencontainers.image.title="kumadp" \
       org.opencontainers.image.description="Sidecar supervisor for Kuma: Envoy and CoreDNS beside one workload" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="$VERSION"
-# tini: PID 1, reaps what a workload leaves behind. psmisc: Kubernetes' preStop runs killall.
-# 5678: the user whose traffic Kuma's transparent proxy lets pass.
+# tini: PID 1, reaps orphaned processes of the workload. psmisc: Kubernetes' preStop runs killall.
+# 5678: the user whose traffic Kuma's transparent proxy does not redirect.
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates psmisc tini \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log \
@@ -44,7 +44,7 @@ COPY --from=kumadp /opt/kumadp /opt/kumadp
 ENV PATH=/opt/kumadp/bin:$PATH
 USER 5678:5678
 STOPSIGNAL SIGTERM
-# A look costs 0.15 s of processor time.
+# A check takes 0.15 s of processor time.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=2 CMD kumadp wait --once || exit 1
 ENTRYPOINT ["/usr/bin/tini", "-s", "--", "kuma-dp"]
 CMD ["run"]

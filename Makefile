@@ -1,15 +1,15 @@
-# make demo | make test: each sets up all that it needs in .venv and .cache.
+# Targets such as `make demo` and `make test` set up their own requirements in .venv and .cache.
 PYTHON ?= python3
-# NEWEST=1: the newest release of every dependency; OLDEST=1: the oldest that pyproject.toml allows. Without either,
-# exactly what .ci/locks names, checked by hash.
+# NEWEST=1: the newest release of each dependency; OLDEST=1: the oldest that pyproject.toml allows. Default: the
+# releases in .ci/locks, checked by hash.
 WHICH := $(if $(NEWEST),newest,$(if $(OLDEST),oldest,locked))
 VENV := $(if $(filter locked,$(WHICH)),.venv,.cache/venv-$(WHICH))
 BIN := $(VENV)/bin
 COREDNS_VERSION := v1.14.7
 COREDNS_DIR := .cache/coredns-$(COREDNS_VERSION)
-# The demo runs without CoreDNS, as kumadp does if there is none on PATH.
+# Only for tests: the demo runs without CoreDNS.
 WITH_COREDNS := PATH="$(CURDIR)/$(COREDNS_DIR):$$PATH"
-# The tests of code that calls dependencies and handles their errors.
+# Tests of code that calls dependencies and handles their errors.
 QUICK := $(addprefix tests/,accesslog bootstrap controlplane dynconf exposition metrics otel probes resources \
   settings test_decoding.py test_grpc.py test_yamltext.py)
 PROGRESS := $(PYTHON) .ci/progress
@@ -18,16 +18,16 @@ PROGRESS := $(PYTHON) .ci/progress
 help:
 	@echo "make demo    a real Envoy in front of a small workload, with a table of what to try (Ctrl-C ends it)"
 	@echo "make test    lint, types and the whole test suite; NEWEST=1 or OLDEST=1: with the newest dependencies, or the oldest"
-	@echo "make quick   the tests of what depends on other libraries, the same with NEWEST=1 or OLDEST=1"
-	@echo "make lint    format the code, and mend what ruff can"
+	@echo "make quick   the tests of code that calls other libraries, also with NEWEST=1 or OLDEST=1"
+	@echo "make lint    format the code, and apply ruff's fixes"
 	@echo "make types   mypy"
 	@echo "make bench   the measurements in tests/bench"
-	@echo "make attack  the attacks in tests/attack, the long ones too"
+	@echo "make attack  the attacks in tests/attack, including the long ones"
 	@echo "make compatibility KUMA_CP=... VERSION=...    run what the table in tests/README.md lists, and write it"
-	@echo "make sample  configs/kumadp.yaml from the table of settings"
+	@echo "make sample  generate configs/kumadp.yaml from the settings"
 	@echo "make deb     a Debian package for this host's Python, in dist"
 	@echo "make coredns CoreDNS in .cache, for the tests that need it (with Go; about 4 minutes)"
-	@echo "make lock    renew .ci/locks, the dependencies that demo and tests install"
+	@echo "make lock    update .ci/locks, the dependencies that demo and tests install"
 	@echo "make clean   remove .venv and .cache"
 
 demo: $(VENV)/.ready
@@ -89,14 +89,14 @@ $(VENV)/.ready-dev: $(VENV)/bin/python $(SOURCES)
 	@touch $@ $(VENV)/.ready
 
 lock: $(VENV)/bin/python
-	@$(PROGRESS) "renewing .ci/locks" .ci/lock $(BIN)/python
+	@$(PROGRESS) "updating .ci/locks" .ci/lock $(BIN)/python
 
-# CoreDNS is optional: without it names are answered by the embedded resolver, and tests of CoreDNS are skipped.
+# CoreDNS is optional: without it the embedded resolver is used, and tests of CoreDNS are skipped.
 coredns:
 	@if [ -x $(COREDNS_DIR)/coredns ]; then :; \
 	elif command -v coredns >/dev/null 2>&1; then :; \
 	elif command -v go >/dev/null 2>&1; then \
 	  mkdir -p $(COREDNS_DIR) && $(PROGRESS) "building CoreDNS $(COREDNS_VERSION) once (about 4 minutes)" \
 	    .ci/build-coredns $(COREDNS_VERSION) $(COREDNS_DIR) || { \
-	    [ $$? != 130 ] || exit 130; echo "CoreDNS could not be built; going on without it"; }; \
-	else echo "no Go here: CoreDNS is not built, and the tests of CoreDNS are skipped"; fi
+	    [ $$? != 130 ] || exit 130; echo "CoreDNS could not be built; continuing without it"; }; \
+	else echo "Go is not installed: CoreDNS is not built, and the tests of CoreDNS are skipped"; fi
