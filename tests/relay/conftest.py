@@ -1,4 +1,4 @@
-"""A control plane to speak to."""
+"""A control plane to connect to."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def plane() -> Iterator[XdsControlPlane]:
-    with XdsControlPlane() as made:
-        yield made
+    with XdsControlPlane() as control_plane:
+        yield control_plane

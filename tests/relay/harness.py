@@ -1,4 +1,4 @@
-"""Both ends of the relay's state machine, reduced to what a test says of them."""
+"""Both ends of the relay's state machine, reduced to what tests need."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["CLUSTER", "ENDPOINTS", "LISTENER", "SECRET", "Bench", "any_of", "contents"]
 
 NODE = b"\x0a\x04node"
-REFUSED = encode_status(13, "Envoy says no")
+REFUSED = encode_status(13, "rejected by Envoy")
 
 
 def any_of(name: str, body: str = "") -> bytes:
-    """A google.protobuf.Any of a resource with this name."""
+    """Encode a google.protobuf.Any of a resource with this name."""
     return field_bytes(2, field_bytes(1, name.encode()) + field_bytes(9, body.encode()))
 
 
@@ -37,13 +37,13 @@ def contents(data: bytes) -> set[bytes]:
 
 
 class Bench:
-    """A machine, what it sent upward and downward since it was last looked at, and the last nonce each Envoy saw."""
+    """A state machine, the messages it sent in both directions since the last check, and each Envoy's last nonce."""
 
     def __init__(self, machine: RelayStateMachine | None = None) -> None:
         self.machine = machine or RelayStateMachine(NODE)
         self.up: list[Request] = []
         self.down: list[tuple[int, Response]] = []
-        self.told: list[ResponseAccepted | ResponseRejected] = []
+        self.notifications: list[ResponseAccepted | ResponseRejected] = []
         self.notes: list[str] = []
         self.seen: dict[tuple[int, str], Response] = {}
         self.names: dict[tuple[int, str], tuple[str, ...]] = {}
@@ -61,7 +61,7 @@ class Bench:
                     self.down.append((stream, response))
                     self.seen[stream, type_url] = response
                 case ResponseAccepted() | ResponseRejected():
-                    self.told.append(action)
+                    self.notifications.append(action)
                 case Note(text):
                     self.notes.append(text)
 
@@ -70,7 +70,7 @@ class Bench:
         return taken
 
     def took_down(self) -> list[tuple[int, str, str]]:
-        """Stream, type and version of what was sent to Envoys."""
+        """Return stream, type and version of each response sent to Envoys."""
         taken, self.down = self.down, []
         return [(stream, response.type_url, response.version) for stream, response in taken]
 
@@ -84,7 +84,7 @@ class Bench:
         self.do(self.machine.upstream_closed())
 
     def respond(self, type_url: str, version: str, *resources: bytes) -> str:
-        """Send a response; with no resources given, one of the version's name. Returns its nonce."""
+        """Send a response, without resources one named like the version; return its nonce."""
         self.nonces += 1
         body = resources or (any_of(version),)
         self.do(self.machine.upstream_message(encode_response(type_url, version, body, str(self.nonces))))
@@ -95,13 +95,13 @@ class Bench:
     def envoy(self, stream: int, epoch: int) -> None:
         self.do(self.machine.down_opened(stream, epoch))
 
-    def ask(self, stream: int, type_url: str, *names: str, nonce: str | None = None) -> None:
+    def request(self, stream: int, type_url: str, *names: str, nonce: str | None = None) -> None:
         """Subscribe, or change the names."""
         self.names[stream, type_url] = names
         seen = self.seen.get((stream, type_url))
-        known = nonce if nonce is not None else seen.nonce if seen else ""
+        sent_nonce = nonce if nonce is not None else seen.nonce if seen else ""
         version = self.versions.get((stream, type_url), "")
-        self.do(self.machine.down_message(stream, Request(type_url, version, NODE, names, known).encode()))
+        self.do(self.machine.down_message(stream, Request(type_url, version, NODE, names, sent_nonce).encode()))
 
     def ack(self, stream: int, type_url: str) -> None:
         seen = self.seen[stream, type_url]
@@ -117,7 +117,7 @@ class Bench:
         self.do(self.machine.down_message(stream, request.encode()))
 
     def die(self, stream: int, epoch: int) -> None:
-        """End without being told to."""
+        """Exit unexpectedly."""
         self.do(self.machine.envoy_ended(epoch, expected=False))
         self.do(self.machine.down_closed(stream))
 
@@ -125,14 +125,14 @@ class Bench:
         self.do(self.machine.envoy_live(epoch, now=now))
 
     def serving(self, *, epoch: int = 0, stream: int = 1) -> None:
-        """Connected, with one LIVE Envoy that has taken version 1 of clusters and listeners; all looked at."""
+        """Connect, with one LIVE Envoy that has accepted version 1 of clusters and listeners."""
         self.connect()
         self.envoy(stream, epoch)
         for type_url in (CLUSTER, LISTENER):
             self.respond(type_url, "1", any_of("one"))
-            self.ask(stream, type_url)
+            self.request(stream, type_url)
             self.ack(stream, type_url)
         self.live(epoch)
         self.took_up()
         self.took_down()
-        self.told.clear()
+        self.notifications.clear()

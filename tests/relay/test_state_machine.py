@@ -14,32 +14,32 @@ from tests.relay.harness import CLUSTER, ENDPOINTS, LISTENER, NODE, REFUSED, SEC
 # Upward.
 
 
-def test_a_response_that_is_not_kept_is_refused_once_and_envoys_go_on_with_the_one_before() -> None:
+def test_a_dropped_response_is_rejected_once_and_envoys_keep_the_previous_one() -> None:
     bench = Bench()
     bench.serving()
     bench.do(bench.machine.upstream_refused(Outline(CLUSTER, "v2", "77"), "too large"))
     refusal = encode_status(8, "too large")
     assert bench.took_up() == [Request(CLUSTER, "1", nonce="77", error=refusal)]
     assert bench.took_down() == []
-    assert bench.told == [ResponseRejected(CLUSTER, "v2", "too large", by_guard=True)]
+    assert bench.notifications == [ResponseRejected(CLUSTER, "v2", "too large", by_guard=True)]
     assert next(view.rejections for view in bench.machine.types() if view.type_url == CLUSTER) == 1
     bench.envoy(2, 1)
-    bench.ask(2, CLUSTER)
+    bench.request(2, CLUSTER)
     assert bench.took_down() == [(2, CLUSTER, "1")]
     nonce = bench.respond(CLUSTER, "v3")
     bench.ack(1, CLUSTER)
     assert bench.took_up() == [Request(CLUSTER, "v3", nonce=nonce)]
 
 
-def test_one_that_nobody_asked_for_is_not_answered() -> None:
+def test_an_unrequested_dropped_response_is_not_answered() -> None:
     bench = Bench()
     bench.serving()
     bench.do(bench.machine.upstream_refused(Outline(SECRET, "v2", "77"), "too large"))
     assert bench.took_up() == []
-    assert bench.told == []
+    assert bench.notifications == []
 
 
-def test_clusters_and_listeners_are_asked_for_before_an_envoy_is_there_and_nothing_is_answered() -> None:
+def test_clusters_and_listeners_are_requested_before_an_envoy_runs_and_nothing_is_answered() -> None:
     bench = Bench()
     bench.connect()
     assert bench.took_up() == [Request(CLUSTER, node=NODE), Request(LISTENER)]
@@ -48,38 +48,38 @@ def test_clusters_and_listeners_are_asked_for_before_an_envoy_is_there_and_nothi
     assert bench.took_up() == []
 
 
-def test_the_first_envoy_is_given_what_came_before_it_and_its_answer_goes_up_once() -> None:
+def test_the_first_envoy_gets_earlier_responses_and_its_answer_is_sent_once() -> None:
     bench = Bench()
     bench.connect()
     nonce = bench.respond(CLUSTER, "v1")
     bench.took_up()
     bench.envoy(1, 0)
-    bench.ask(1, CLUSTER)
+    bench.request(1, CLUSTER)
     assert bench.took_down() == [(1, CLUSTER, "v1")]
     assert bench.took_up() == []
     bench.ack(1, CLUSTER)
     bench.ack(1, CLUSTER)
     assert bench.took_up() == [Request(CLUSTER, "v1", nonce=nonce)]
-    assert bench.told == [ResponseAccepted(CLUSTER, "v1")]
+    assert bench.notifications == [ResponseAccepted(CLUSTER, "v1")]
 
 
-def test_envoys_order_of_types_is_kept_for_the_next_stream_upward() -> None:
+def test_the_next_upstream_stream_requests_types_in_the_order_of_envoy() -> None:
     bench = Bench()
     bench.connect()
     bench.envoy(1, 0)
-    bench.ask(1, CLUSTER)
-    bench.ask(1, ENDPOINTS, "a")
-    bench.ask(1, LISTENER)
+    bench.request(1, CLUSTER)
+    bench.request(1, ENDPOINTS, "a")
+    bench.request(1, LISTENER)
     bench.disconnect()
     bench.took_up()
     bench.connect()
     assert [request.type_url for request in bench.took_up()] == [CLUSTER, ENDPOINTS, LISTENER]
 
 
-def test_a_new_stream_upward_has_the_accepted_versions_all_names_no_nonce_and_the_newest_node_once() -> None:
+def test_a_new_upstream_stream_has_accepted_versions_all_names_no_nonce_and_the_newest_node_once() -> None:
     bench = Bench()
     bench.serving()
-    bench.ask(1, ENDPOINTS, "a", "b")
+    bench.request(1, ENDPOINTS, "a", "b")
     bench.respond(CLUSTER, "v2")
     bench.disconnect()
     bench.machine.renew_node(b"\x0a\x03new")
@@ -92,7 +92,7 @@ def test_a_new_stream_upward_has_the_accepted_versions_all_names_no_nonce_and_th
     ]
 
 
-def test_an_answer_without_a_control_plane_is_remembered_and_not_sent_to_the_next_one() -> None:
+def test_an_answer_without_a_control_plane_is_remembered_but_not_sent_later() -> None:
     bench = Bench()
     bench.serving()
     bench.respond(CLUSTER, "v2")
@@ -103,7 +103,7 @@ def test_an_answer_without_a_control_plane_is_remembered_and_not_sent_to_the_nex
     assert bench.took_up() == [Request(CLUSTER, "v2", node=NODE), Request(LISTENER, "1")]
 
 
-def test_what_a_new_stream_brings_is_passed_on_though_it_is_equal() -> None:
+def test_responses_of_a_new_stream_are_passed_on_even_if_equal() -> None:
     bench = Bench()
     bench.serving()
     bench.disconnect()
@@ -126,7 +126,7 @@ def test_bytes_that_cannot_be_read_change_nothing(data: bytes) -> None:
     assert not bench.down
 
 
-def test_a_type_that_nobody_asked_for_is_told_and_left() -> None:
+def test_an_unrequested_type_is_logged_and_ignored() -> None:
     bench = Bench()
     bench.serving()
     bench.respond(SECRET, "v1")
@@ -137,20 +137,20 @@ def test_a_type_that_nobody_asked_for_is_told_and_left() -> None:
 # Names.
 
 
-def test_names_of_a_fresh_envoy_never_take_away_any_until_it_is_live() -> None:
+def test_names_of_a_fresh_envoy_remove_none_until_it_is_live() -> None:
     bench = Bench()
     bench.connect()
     bench.envoy(1, 0)
     bench.took_up()
-    bench.ask(1, SECRET, "identity")
-    bench.ask(1, SECRET, "identity", "ca", nonce="")
+    bench.request(1, SECRET, "identity")
+    bench.request(1, SECRET, "identity", "ca", nonce="")
     assert [request.names for request in bench.took_up()] == [("identity",), ("identity", "ca")]
     bench.respond(SECRET, "v1", any_of("identity"), any_of("ca"))
     bench.ack(1, SECRET)
     bench.die(1, 0)
     bench.took_up()
     bench.envoy(2, 1)
-    bench.ask(2, SECRET, "ca")
+    bench.request(2, SECRET, "ca")
     assert bench.took_up() == []
     assert bench.took_down()[-1] == (2, SECRET, "v1")
     bench.ack(2, SECRET)
@@ -158,13 +158,13 @@ def test_names_of_a_fresh_envoy_never_take_away_any_until_it_is_live() -> None:
     assert [(request.names, request.nonce) for request in bench.took_up()] == [(("ca",), "1")]
 
 
-def test_names_are_those_of_both_epochs_until_the_old_one_has_left() -> None:
+def test_names_of_both_epochs_are_requested_until_the_old_one_has_exited() -> None:
     bench = Bench()
     bench.serving()
-    bench.ask(1, ENDPOINTS, "a", "b")
+    bench.request(1, ENDPOINTS, "a", "b")
     bench.took_up()
     bench.envoy(2, 1)
-    bench.ask(2, ENDPOINTS, "b", "c")
+    bench.request(2, ENDPOINTS, "b", "c")
     assert [request.names for request in bench.took_up()] == [("a", "b", "c")]
     bench.live(1)
     assert bench.took_up() == []
@@ -174,125 +174,125 @@ def test_names_are_those_of_both_epochs_until_the_old_one_has_left() -> None:
     assert [request.names for request in bench.took_up()] == [("b", "c")]
 
 
-def test_a_live_envoy_that_opens_its_stream_anew_has_not_spoken_until_it_has_asked_again() -> None:
+def test_a_live_envoy_that_reconnects_has_not_settled_until_it_has_requested_again() -> None:
     bench = Bench()
     bench.serving()
-    bench.ask(1, ENDPOINTS, "a")
+    bench.request(1, ENDPOINTS, "a")
     bench.envoy(2, 1)
-    bench.ask(2, ENDPOINTS, "a", "b")
+    bench.request(2, ENDPOINTS, "a", "b")
     bench.live(1)
     bench.do(bench.machine.down_closed(2))
     bench.envoy(3, 1)
     bench.took_up()
-    bench.ask(1, ENDPOINTS, "a", "c")
+    bench.request(1, ENDPOINTS, "a", "c")
     assert [request.names for request in bench.took_up()] == [("a", "b", "c")]
-    bench.ask(3, ENDPOINTS, "a")
+    bench.request(3, ENDPOINTS, "a")
     assert [request.names for request in bench.took_up()] == [("a", "c")]
 
 
 def test_new_names_wait_while_a_response_is_open_since_they_would_answer_it() -> None:
     bench = Bench()
     bench.serving()
-    bench.ask(1, ENDPOINTS, "a")
+    bench.request(1, ENDPOINTS, "a")
     bench.respond(ENDPOINTS, "v1", any_of("a"))
     bench.ack(1, ENDPOINTS)
     nonce = bench.respond(ENDPOINTS, "v2", any_of("a"))
     bench.took_up()
     bench.envoy(2, 1)
-    bench.ask(2, ENDPOINTS, "b")
+    bench.request(2, ENDPOINTS, "b")
     assert bench.took_up() == []
     bench.ack(1, ENDPOINTS)
     assert bench.took_up() == [Request(ENDPOINTS, "v2", names=("a", "b"), nonce=nonce)]
 
 
-def test_names_that_memory_holds_are_answered_at_once_since_the_control_plane_would_be_silent() -> None:
+def test_remembered_names_are_answered_at_once_since_the_control_plane_would_not_answer() -> None:
     bench = Bench()
     bench.serving()
-    bench.ask(1, ENDPOINTS, "a", "b")
+    bench.request(1, ENDPOINTS, "a", "b")
     bench.respond(ENDPOINTS, "v1", any_of("a"), any_of("b"))
     bench.ack(1, ENDPOINTS)
     bench.envoy(2, 1)
-    bench.ask(2, ENDPOINTS, "a")
+    bench.request(2, ENDPOINTS, "a")
     bench.ack(2, ENDPOINTS)
     bench.took_up()
     bench.took_down()
-    bench.ask(2, ENDPOINTS, "a", "b")
+    bench.request(2, ENDPOINTS, "a", "b")
     assert bench.took_down() == [(2, ENDPOINTS, "v1")]
     bench.ack(2, ENDPOINTS)
-    bench.ask(2, ENDPOINTS, "a", "b", "c")
+    bench.request(2, ENDPOINTS, "a", "b", "c")
     assert bench.took_down() == []
     assert [request.names for request in bench.took_up()] == [("a", "b", "c")]
 
 
-def test_a_type_that_envoy_wants_no_more_is_not_sent_and_stays_asked_for() -> None:
+def test_a_type_that_envoy_unsubscribes_is_not_sent_and_stays_requested() -> None:
     bench = Bench()
     bench.serving()
-    bench.ask(1, ENDPOINTS, "a")
+    bench.request(1, ENDPOINTS, "a")
     bench.respond(ENDPOINTS, "v1", any_of("a"))
     bench.ack(1, ENDPOINTS)
     bench.took_up()
     bench.took_down()
-    bench.ask(1, ENDPOINTS)
+    bench.request(1, ENDPOINTS)
     nonce = bench.respond(ENDPOINTS, "v2", any_of("b"))
     assert bench.took_up() == []
     assert bench.took_down() == []
-    bench.ask(1, ENDPOINTS, "b")
+    bench.request(1, ENDPOINTS, "b")
     assert bench.took_down() == [(1, ENDPOINTS, "v2")]
     bench.ack(1, ENDPOINTS)
     assert bench.took_up() == [Request(ENDPOINTS, "v2", names=("b",), nonce=nonce)]
 
 
-def test_a_new_stream_of_an_envoy_that_watches_nothing_of_a_type_does_not_ask_for_all() -> None:
+def test_a_new_stream_of_an_envoy_that_watches_nothing_of_a_type_does_not_request_all() -> None:
     bench = Bench()
     bench.serving()
-    bench.ask(1, ENDPOINTS, "a")
+    bench.request(1, ENDPOINTS, "a")
     bench.do(bench.machine.down_closed(1))
     bench.took_up()
     bench.envoy(2, 0)
-    bench.ask(2, ENDPOINTS)
-    bench.ask(2, SECRET)
+    bench.request(2, ENDPOINTS)
+    bench.request(2, SECRET)
     assert bench.took_up() == []
-    bench.ask(2, SECRET, "ca")
+    bench.request(2, SECRET, "ca")
     assert bench.took_up() == [Request(SECRET, names=("ca",))]
 
 
-def test_a_type_the_relay_does_not_know_is_asked_for_as_envoy_asks() -> None:
+def test_an_unknown_type_is_requested_as_envoy_does() -> None:
     bench = Bench()
     bench.serving()
-    bench.ask(1, "type.googleapis.com/new.Kind")
+    bench.request(1, "type.googleapis.com/new.Kind")
     assert bench.took_up() == [Request("type.googleapis.com/new.Kind")]
     nonce = bench.respond("type.googleapis.com/new.Kind", "v1")
     bench.ack(1, "type.googleapis.com/new.Kind")
     assert bench.took_up() == [Request("type.googleapis.com/new.Kind", "v1", nonce=nonce)]
 
 
-def test_a_response_that_envoy_leaves_unread_is_answered_as_envoy_does_and_not_accepted() -> None:
+def test_a_response_that_envoy_ignores_is_answered_as_envoy_does_and_not_accepted() -> None:
     bench = Bench()
     bench.serving()
-    bench.ask(1, ENDPOINTS, "a")
+    bench.request(1, ENDPOINTS, "a")
     bench.respond(ENDPOINTS, "v1", any_of("a"))
     bench.ack(1, ENDPOINTS)
     nonce = bench.respond(ENDPOINTS, "v2", any_of("a"))
     bench.took_up()
-    bench.ask(1, ENDPOINTS)
+    bench.request(1, ENDPOINTS)
     assert bench.took_up() == [Request(ENDPOINTS, "v1", names=("a",), nonce=nonce)]
-    assert ResponseAccepted(ENDPOINTS, "v2") not in bench.told
+    assert ResponseAccepted(ENDPOINTS, "v2") not in bench.notifications
 
 
 # Answers.
 
 
-def test_a_stale_nonce_says_nothing() -> None:
+def test_a_stale_nonce_is_ignored() -> None:
     bench = Bench()
     bench.serving()
-    bench.ask(1, ENDPOINTS, "a")
+    bench.request(1, ENDPOINTS, "a")
     bench.respond(ENDPOINTS, "v1", any_of("a"))
     bench.ack(1, ENDPOINTS)
     old = bench.seen[1, ENDPOINTS].nonce
     nonce = bench.respond(ENDPOINTS, "v2", any_of("a"), any_of("b"))
     bench.took_up()
     bench.took_down()
-    bench.ask(1, ENDPOINTS, "a", "b", nonce=old)
+    bench.request(1, ENDPOINTS, "a", "b", nonce=old)
     assert bench.took_up() == []
     assert bench.took_down() == []
     bench.ack(1, ENDPOINTS)
@@ -300,7 +300,7 @@ def test_a_stale_nonce_says_nothing() -> None:
     assert bench.took_down() == []
 
 
-def test_a_busy_envoy_is_given_the_newest_only() -> None:
+def test_a_busy_envoy_gets_only_the_newest() -> None:
     bench = Bench()
     bench.serving()
     for version in ("v2", "v3", "v4"):
@@ -311,20 +311,20 @@ def test_a_busy_envoy_is_given_the_newest_only() -> None:
     assert bench.took_down() == [(1, CLUSTER, "v4")]
     bench.ack(1, CLUSTER)
     assert bench.took_up() == [Request(CLUSTER, "v4", nonce=nonce)]
-    assert bench.told == [ResponseAccepted(CLUSTER, "v2"), ResponseAccepted(CLUSTER, "v4")]
+    assert bench.notifications == [ResponseAccepted(CLUSTER, "v2"), ResponseAccepted(CLUSTER, "v4")]
 
 
-def test_a_rejection_goes_up_as_it_is_and_a_fresh_envoy_is_given_the_last_good_one_first() -> None:
+def test_a_rejection_is_forwarded_unchanged_and_a_fresh_envoy_gets_the_last_good_one_first() -> None:
     bench = Bench()
     bench.serving()
     nonce = bench.respond(CLUSTER, "v2")
     bench.nack(1, CLUSTER)
     assert bench.took_up() == [Request(CLUSTER, "1", nonce=nonce, error=REFUSED)]
-    assert bench.told == [ResponseRejected(CLUSTER, "v2", "Envoy says no")]
+    assert bench.notifications == [ResponseRejected(CLUSTER, "v2", "rejected by Envoy")]
     bench.die(1, 0)
     bench.took_down()
     bench.envoy(2, 1)
-    bench.ask(2, CLUSTER)
+    bench.request(2, CLUSTER)
     assert bench.took_down() == [(2, CLUSTER, "1")]
     # Then the rejected one, whose good part every Envoy has: but nobody is owed an answer.
     bench.ack(2, CLUSTER)
@@ -334,43 +334,43 @@ def test_a_rejection_goes_up_as_it_is_and_a_fresh_envoy_is_given_the_last_good_o
     assert bench.took_down() == []
 
 
-def test_an_envoy_that_takes_what_it_has_just_rejected_is_not_believed() -> None:
+def test_an_acceptance_right_after_a_rejection_of_the_same_content_does_not_count() -> None:
     bench = Bench()
     bench.serving()
     bench.respond(CLUSTER, "v2")
     bench.nack(1, CLUSTER)
     bench.took_up()
-    bench.told.clear()
+    bench.notifications.clear()
     again = bench.respond(CLUSTER, "v3", any_of("v2"))
     bench.ack(1, CLUSTER)
     assert bench.took_up() == [Request(CLUSTER, "v3", nonce=again)]
-    assert bench.told == []
+    assert bench.notifications == []
     assert bench.machine.types()[0].accepted == "1"
     bench.respond(CLUSTER, "v4")
     bench.ack(1, CLUSTER)
-    assert bench.told == [ResponseAccepted(CLUSTER, "v4")]
+    assert bench.notifications == [ResponseAccepted(CLUSTER, "v4")]
 
 
-def test_a_fresh_envoy_that_takes_a_rejected_response_is_believed() -> None:
+def test_an_acceptance_by_a_fresh_envoy_after_a_rejection_counts() -> None:
     bench = Bench()
     bench.serving()
     bench.respond(LISTENER, "v2")
     bench.nack(1, LISTENER)
     bench.die(1, 0)
-    bench.told.clear()
+    bench.notifications.clear()
     bench.envoy(2, 1)
-    bench.ask(2, LISTENER)
+    bench.request(2, LISTENER)
     bench.ack(2, LISTENER)
     bench.ack(2, LISTENER)
-    assert bench.told == [ResponseAccepted(LISTENER, "v2")]
+    assert bench.notifications == [ResponseAccepted(LISTENER, "v2")]
     assert not bench.machine.types()[1].withheld
 
 
-def test_where_nothing_was_ever_accepted_the_good_part_of_a_rejected_response_is_given() -> None:
+def test_without_an_accepted_response_a_rejected_one_is_sent_for_its_good_part() -> None:
     bench = Bench()
     bench.connect()
     bench.envoy(1, 0)
-    bench.ask(1, CLUSTER)
+    bench.request(1, CLUSTER)
     bench.respond(CLUSTER, "v1")
     bench.nack(1, CLUSTER)
     bench.die(1, 0)
@@ -378,20 +378,20 @@ def test_where_nothing_was_ever_accepted_the_good_part_of_a_rejected_response_is
     bench.took_up()
     bench.took_down()
     bench.envoy(2, 1)
-    bench.ask(2, CLUSTER)
+    bench.request(2, CLUSTER)
     assert bench.took_down() == [(2, CLUSTER, "v1")]
     bench.nack(2, CLUSTER)
     assert bench.took_up() == [Request(CLUSTER, nonce="2", error=REFUSED)]
 
 
-def test_a_starting_envoy_that_refuses_the_newest_is_given_the_last_good_one() -> None:
+def test_a_starting_envoy_that_rejects_the_newest_gets_the_last_good_one() -> None:
     bench = Bench()
     bench.serving()
     bench.die(1, 0)
     nonce = bench.respond(LISTENER, "v2")
     bench.took_up()
     bench.envoy(2, 1)
-    bench.ask(2, LISTENER)
+    bench.request(2, LISTENER)
     bench.nack(2, LISTENER)
     assert bench.took_down() == [(2, LISTENER, "v2"), (2, LISTENER, "1")]
     assert bench.took_up() == [Request(LISTENER, nonce=nonce, error=REFUSED)]
@@ -401,7 +401,7 @@ def test_a_starting_envoy_that_refuses_the_newest_is_given_the_last_good_one() -
     assert bench.took_up() == []
 
 
-def test_no_answer_is_lost_when_a_fresh_envoy_refuses_both() -> None:
+def test_no_answer_is_lost_if_a_fresh_envoy_rejects_both() -> None:
     bench = Bench()
     bench.serving()
     bench.respond(LISTENER, "v2")
@@ -410,19 +410,19 @@ def test_no_answer_is_lost_when_a_fresh_envoy_refuses_both() -> None:
     again = bench.respond(LISTENER, "v2")
     bench.took_up()
     bench.envoy(2, 1)
-    bench.ask(2, LISTENER)
+    bench.request(2, LISTENER)
     bench.nack(2, LISTENER)
     bench.nack(2, LISTENER)
     assert bench.took_up() == [Request(LISTENER, nonce=again, error=REFUSED)]
 
 
-def test_a_live_envoy_is_given_a_rejected_response_again_and_again_so_that_the_control_plane_is_answered() -> None:
+def test_a_live_envoy_gets_a_rejected_response_each_time_so_that_the_control_plane_is_answered() -> None:
     bench = Bench()
     bench.serving()
     bench.do(bench.machine.down_closed(1))
     bench.respond(LISTENER, "v2")
     bench.envoy(2, 0)
-    bench.ask(2, LISTENER)
+    bench.request(2, LISTENER)
     bench.nack(2, LISTENER)
     bench.took_up()
     again = bench.respond(LISTENER, "v2")
@@ -430,23 +430,23 @@ def test_a_live_envoy_is_given_a_rejected_response_again_and_again_so_that_the_c
     assert bench.took_up() == [Request(LISTENER, nonce=again, error=REFUSED)]
 
 
-def test_an_envoy_that_becomes_live_is_given_what_waited_for_that() -> None:
+def test_an_envoy_that_becomes_live_gets_responses_withheld_until_then() -> None:
     bench = Bench()
     bench.serving()
     bench.respond(LISTENER, "v2")
     bench.nack(1, LISTENER)
     bench.envoy(2, 1)
-    bench.ask(2, LISTENER)
+    bench.request(2, LISTENER)
     assert bench.took_down()[-1] == (2, LISTENER, "1")
     # It leaves it: it answers with another version, and has not taken it.
     bench.versions[2, LISTENER] = "other"
-    bench.ask(2, LISTENER)
+    bench.request(2, LISTENER)
     assert bench.took_down() == []
     bench.live(1)
     assert bench.took_down() == [(2, LISTENER, "v2")]
 
 
-def test_a_rejection_of_a_response_that_is_not_the_newest_any_more_is_remembered() -> None:
+def test_a_rejection_of_a_response_that_is_no_longer_the_newest_is_remembered() -> None:
     bench = Bench()
     bench.serving()
     bench.respond(CLUSTER, "bad")
@@ -458,18 +458,18 @@ def test_a_rejection_of_a_response_that_is_not_the_newest_any_more_is_remembered
     bench.respond(CLUSTER, "bad")
     bench.took_down()
     bench.envoy(2, 1)
-    bench.ask(2, CLUSTER)
+    bench.request(2, CLUSTER)
     assert bench.took_down() == [(2, CLUSTER, "good")]
 
 
 # Two Envoys.
 
 
-def test_an_update_goes_to_both_epochs_and_one_answer_goes_up() -> None:
+def test_an_update_is_sent_to_both_epochs_and_answered_once() -> None:
     bench = Bench()
     bench.serving()
     bench.envoy(2, 1)
-    bench.ask(2, CLUSTER)
+    bench.request(2, CLUSTER)
     bench.ack(2, CLUSTER)
     bench.took_down()
     nonce = bench.respond(CLUSTER, "v2")
@@ -480,11 +480,11 @@ def test_an_update_goes_to_both_epochs_and_one_answer_goes_up() -> None:
     assert bench.took_up() == [Request(CLUSTER, "v2", nonce=nonce)]
 
 
-def test_the_new_epoch_counts_once_it_is_live_and_its_answer_is_not_asked_for_again() -> None:
+def test_the_new_epoch_counts_once_it_is_live_and_its_earlier_answer_is_used() -> None:
     bench = Bench()
     bench.serving()
     bench.envoy(2, 1)
-    bench.ask(2, CLUSTER)
+    bench.request(2, CLUSTER)
     bench.ack(2, CLUSTER)
     nonce = bench.respond(CLUSTER, "v2")
     bench.nack(2, CLUSTER)
@@ -496,11 +496,11 @@ def test_the_new_epoch_counts_once_it_is_live_and_its_answer_is_not_asked_for_ag
 
 
 @pytest.mark.parametrize("ended_first", [True, False])
-def test_the_answer_of_the_other_epoch_is_used_when_the_one_that_counts_dies(ended_first: bool) -> None:
+def test_the_answer_of_the_other_epoch_is_used_if_the_primary_exits(ended_first: bool) -> None:
     bench = Bench()
     bench.serving()
     bench.envoy(2, 1)
-    bench.ask(2, CLUSTER)
+    bench.request(2, CLUSTER)
     bench.ack(2, CLUSTER)
     nonce = bench.respond(CLUSTER, "v2")
     bench.ack(2, CLUSTER)
@@ -510,10 +510,10 @@ def test_the_answer_of_the_other_epoch_is_used_when_the_one_that_counts_dies(end
     if not ended_first:
         bench.do(bench.machine.envoy_ended(0, expected=False))
     assert bench.took_up() == [Request(CLUSTER, "v2", nonce=nonce)]
-    assert bench.told == [ResponseAccepted(CLUSTER, "v2")]
+    assert bench.notifications == [ResponseAccepted(CLUSTER, "v2")]
 
 
-def test_an_answer_read_after_its_envoy_has_ended_counts_still() -> None:
+def test_an_answer_read_after_its_envoy_has_exited_still_counts() -> None:
     bench = Bench()
     bench.serving()
     nonce = bench.respond(CLUSTER, "v2")
@@ -524,19 +524,19 @@ def test_an_answer_read_after_its_envoy_has_ended_counts_still() -> None:
     assert bench.notes == []
 
 
-def test_an_update_while_no_envoy_is_there_is_answered_by_the_next_one() -> None:
+def test_an_update_while_no_envoy_runs_is_answered_by_the_next_one() -> None:
     bench = Bench()
     bench.serving()
     bench.die(1, 0)
     nonce = bench.respond(CLUSTER, "v2")
     assert bench.took_up() == []
     bench.envoy(2, 1)
-    bench.ask(2, CLUSTER)
+    bench.request(2, CLUSTER)
     bench.ack(2, CLUSTER)
     assert bench.took_up() == [Request(CLUSTER, "v2", nonce=nonce)]
 
 
-def test_an_envoy_that_opens_its_stream_anew_is_under_no_suspicion() -> None:
+def test_a_reconnect_raises_no_suspicion() -> None:
     bench = Bench()
     bench.serving()
     bench.respond(CLUSTER, "v2")
@@ -550,7 +550,7 @@ def test_an_envoy_that_opens_its_stream_anew_is_under_no_suspicion() -> None:
 # The guard.
 
 
-def test_what_an_envoy_ended_with_is_tried_again_after_30_seconds_and_refused_after_the_second_end() -> None:
+def test_a_response_that_envoy_exited_with_is_retried_after_30_seconds_and_rejected_after_a_second_exit() -> None:
     bench = Bench()
     bench.serving()
     nonce = bench.respond(CLUSTER, "v2")
@@ -558,7 +558,7 @@ def test_what_an_envoy_ended_with_is_tried_again_after_30_seconds_and_refused_af
     assert bench.machine.next_tick() is None
     bench.took_down()
     bench.envoy(2, 1)
-    bench.ask(2, CLUSTER)
+    bench.request(2, CLUSTER)
     assert bench.took_down() == [(2, CLUSTER, "1")]
     bench.ack(2, CLUSTER)
     bench.live(1, now=100.0)
@@ -572,11 +572,11 @@ def test_what_an_envoy_ended_with_is_tried_again_after_30_seconds_and_refused_af
     bench.die(2, 1)
     (refusal,) = bench.took_up()
     assert (refusal.version, refusal.nonce, b"exited while applying" in refusal.error) == ("1", nonce, True)
-    assert [(told.version, told.by_guard) for told in bench.told if isinstance(told, ResponseRejected)] == [
-        ("v2", True)
-    ]
+    assert [
+        (action.version, action.by_guard) for action in bench.notifications if isinstance(action, ResponseRejected)
+    ] == [("v2", True)]
     bench.envoy(3, 2)
-    bench.ask(3, CLUSTER)
+    bench.request(3, CLUSTER)
     bench.ack(3, CLUSTER)
     bench.live(2, now=200.0)
     assert bench.took_down() == [(3, CLUSTER, "1")]
@@ -589,13 +589,13 @@ def test_what_an_envoy_ended_with_is_tried_again_after_30_seconds_and_refused_af
     assert bench.took_down() == [(3, CLUSTER, "v4")]
 
 
-def test_a_trial_that_is_taken_clears_the_suspicion_for_all() -> None:
+def test_an_accepted_trial_clears_the_suspicion_for_all() -> None:
     bench = Bench()
     bench.serving()
     nonce = bench.respond(CLUSTER, "v2")
     bench.die(1, 0)
     bench.envoy(2, 1)
-    bench.ask(2, CLUSTER)
+    bench.request(2, CLUSTER)
     bench.ack(2, CLUSTER)
     bench.live(1, now=0.0)
     bench.do(bench.machine.tick(30.0))
@@ -603,11 +603,11 @@ def test_a_trial_that_is_taken_clears_the_suspicion_for_all() -> None:
     assert bench.took_up() == [Request(CLUSTER, "v2", nonce=nonce)]
     bench.took_down()
     bench.envoy(3, 2)
-    bench.ask(3, CLUSTER)
+    bench.request(3, CLUSTER)
     assert bench.took_down() == [(3, CLUSTER, "v2")]
 
 
-def test_suspects_are_tried_one_at_a_time() -> None:
+def test_suspects_are_retried_one_at_a_time() -> None:
     bench = Bench()
     bench.serving()
     bench.respond(CLUSTER, "v2")
@@ -615,7 +615,7 @@ def test_suspects_are_tried_one_at_a_time() -> None:
     bench.die(1, 0)
     bench.envoy(2, 1)
     for type_url in (CLUSTER, LISTENER):
-        bench.ask(2, type_url)
+        bench.request(2, type_url)
         bench.ack(2, type_url)
     bench.live(1, now=0.0)
     bench.took_down()
@@ -627,7 +627,7 @@ def test_suspects_are_tried_one_at_a_time() -> None:
     assert bench.took_down() == [(2, LISTENER, "v2")]
 
 
-def test_a_trial_that_proves_nothing_does_not_hold_up_the_next_one() -> None:
+def test_an_inconclusive_trial_does_not_block_the_next_one() -> None:
     bench = Bench()
     bench.serving()
     bench.respond(CLUSTER, "v2")
@@ -638,19 +638,19 @@ def test_a_trial_that_proves_nothing_does_not_hold_up_the_next_one() -> None:
     bench.live(1, now=0.0)
     bench.envoy(2, 1)
     for type_url in (CLUSTER, LISTENER):
-        bench.ask(2, type_url)
+        bench.request(2, type_url)
         bench.ack(2, type_url)
     bench.took_down()
-    bench.told.clear()
+    bench.notifications.clear()
     bench.do(bench.machine.tick(30.0))
     # Not its first stream: it may have refused this before.
     bench.ack(2, CLUSTER)
-    assert bench.told == []
+    assert bench.notifications == []
     bench.do(bench.machine.tick(31.0))
     assert bench.took_down() == [(2, CLUSTER, "v2"), (2, LISTENER, "v2")]
 
 
-def test_a_newer_response_is_given_though_the_last_one_is_suspected() -> None:
+def test_a_newer_response_is_sent_even_if_the_previous_one_is_suspected() -> None:
     bench = Bench()
     bench.serving()
     bench.respond(CLUSTER, "v2")
@@ -658,12 +658,12 @@ def test_a_newer_response_is_given_though_the_last_one_is_suspected() -> None:
     bench.respond(CLUSTER, "v3")
     bench.took_down()
     bench.envoy(2, 1)
-    bench.ask(2, CLUSTER)
+    bench.request(2, CLUSTER)
     assert bench.took_down() == [(2, CLUSTER, "v3")]
 
 
 @pytest.mark.parametrize("expected", [True, False])
-def test_an_end_that_was_asked_for_or_came_with_a_good_response_is_no_reason_to_suspect(expected: bool) -> None:
+def test_an_expected_exit_or_one_with_a_good_response_raises_no_suspicion(expected: bool) -> None:
     bench = Bench()
     bench.serving()
     if expected:
@@ -671,35 +671,35 @@ def test_an_end_that_was_asked_for_or_came_with_a_good_response_is_no_reason_to_
     bench.do(bench.machine.envoy_ended(0, expected=expected))
     bench.do(bench.machine.down_closed(1))
     bench.envoy(2, 1)
-    bench.ask(2, CLUSTER)
+    bench.request(2, CLUSTER)
     bench.do(bench.machine.envoy_ended(1, expected=expected))
     bench.do(bench.machine.down_closed(2))
     assert bench.notes == []
     assert not bench.machine.types()[0].withheld
 
 
-def test_what_envoy_wants_no_more_is_not_suspected_since_it_may_never_answer() -> None:
+def test_an_unsubscribed_type_is_not_suspected_since_envoy_may_never_answer() -> None:
     bench = Bench()
     bench.serving()
-    bench.ask(1, ENDPOINTS, "a")
+    bench.request(1, ENDPOINTS, "a")
     bench.respond(ENDPOINTS, "v1", any_of("a"))
-    bench.ask(1, ENDPOINTS, nonce="stale")
+    bench.request(1, ENDPOINTS, nonce="stale")
     bench.die(1, 0)
     assert bench.notes == []
 
 
-def test_what_was_condemned_is_not_accepted_though_another_envoy_takes_it() -> None:
+def test_a_deadly_response_is_not_accepted_even_if_another_envoy_accepts_it() -> None:
     bench = Bench()
     bench.serving()
     for epoch in (1, 2):
         bench.envoy(epoch + 1, epoch)
-        bench.ask(epoch + 1, CLUSTER)
+        bench.request(epoch + 1, CLUSTER)
         bench.ack(epoch + 1, CLUSTER)
     bench.respond(CLUSTER, "v2")
     bench.die(2, 1)
     bench.die(3, 2)
     bench.ack(1, CLUSTER)
-    assert [type(told) for told in bench.told] == [ResponseRejected]
+    assert [type(action) for action in bench.notifications] == [ResponseRejected]
     assert bench.machine.types()[0].accepted == "1"
 
 
@@ -711,7 +711,7 @@ def test_a_newer_response_ends_a_trial() -> None:
     bench.die(1, 0)
     bench.envoy(2, 1)
     for type_url in (CLUSTER, LISTENER):
-        bench.ask(2, type_url)
+        bench.request(2, type_url)
         bench.ack(2, type_url)
     bench.live(1, now=0.0)
     bench.do(bench.machine.tick(30.0))
@@ -723,22 +723,22 @@ def test_a_newer_response_ends_a_trial() -> None:
 # Memory.
 
 
-def test_memory_survives_and_gives_a_fresh_envoy_everything_without_a_control_plane() -> None:
+def test_a_snapshot_gives_a_fresh_envoy_everything_without_a_control_plane() -> None:
     bench = Bench()
     bench.serving()
-    bench.ask(1, SECRET, "ca")
+    bench.request(1, SECRET, "ca")
     bench.respond(SECRET, "s1", any_of("ca"))
     bench.ack(1, SECRET)
     bench.respond(CLUSTER, "v2")
     bench.nack(1, CLUSTER)
-    kept = msgspec.msgpack.encode(bench.machine.snapshot())
-    memory = msgspec.msgpack.decode(kept, type=RelaySnapshot)
+    encoded = msgspec.msgpack.encode(bench.machine.snapshot())
+    memory = msgspec.msgpack.decode(encoded, type=RelaySnapshot)
     bench = Bench(RelayStateMachine(NODE, snapshot=memory))
     assert bench.machine.snapshot() == memory
     bench.envoy(1, 5)
-    bench.ask(1, CLUSTER)
-    bench.ask(1, LISTENER)
-    bench.ask(1, SECRET, "ca")
+    bench.request(1, CLUSTER)
+    bench.request(1, LISTENER)
+    bench.request(1, SECRET, "ca")
     assert bench.took_down() == [(1, CLUSTER, "1"), (1, LISTENER, "1"), (1, SECRET, "s1")]
     assert bench.took_up() == []
     bench.connect()
@@ -754,19 +754,19 @@ def test_memory_survives_and_gives_a_fresh_envoy_everything_without_a_control_pl
 
 def restored(*, accepted: str) -> Bench:
     """A relay that begins with what an earlier one remembered of clusters and listeners."""
-    before = Bench()
-    before.serving()
-    before.respond(CLUSTER, accepted)
-    before.ack(1, CLUSTER)
-    return Bench(RelayStateMachine(NODE, snapshot=before.machine.snapshot()))
+    previous = Bench()
+    previous.serving()
+    previous.respond(CLUSTER, accepted)
+    previous.ack(1, CLUSTER)
+    return Bench(RelayStateMachine(NODE, snapshot=previous.machine.snapshot()))
 
 
-def test_an_envoy_that_runs_something_else_than_is_remembered_keeps_it_until_the_control_plane_speaks() -> None:
+def test_an_envoy_that_runs_an_unknown_version_keeps_it_until_the_control_plane_responds() -> None:
     bench = restored(accepted="older")
     bench.envoy(1, 0)
     bench.versions[1, CLUSTER] = "newer"
-    bench.ask(1, CLUSTER)
-    bench.ask(1, CLUSTER)
+    bench.request(1, CLUSTER)
+    bench.request(1, CLUSTER)
     bench.live(0)
     assert bench.took_down() == []
     bench.connect()
@@ -777,26 +777,26 @@ def test_an_envoy_that_runs_something_else_than_is_remembered_keeps_it_until_the
     assert bench.took_up() == [Request(CLUSTER, "newest", nonce=nonce)]
 
 
-def test_what_an_envoy_keeps_its_own_for_is_not_tried_on_it() -> None:
-    before = Bench()
-    before.serving()
-    before.respond(CLUSTER, "v2")
-    before.die(1, 0)
-    bench = Bench(RelayStateMachine(NODE, snapshot=before.machine.snapshot()))
+def test_an_envoy_that_keeps_its_own_version_gets_no_trial() -> None:
+    previous = Bench()
+    previous.serving()
+    previous.respond(CLUSTER, "v2")
+    previous.die(1, 0)
+    bench = Bench(RelayStateMachine(NODE, snapshot=previous.machine.snapshot()))
     bench.envoy(1, 0)
     bench.versions[1, CLUSTER] = "newer"
-    bench.ask(1, CLUSTER)
+    bench.request(1, CLUSTER)
     bench.live(0)
     assert bench.machine.next_tick() is None
 
 
-def test_an_envoy_that_runs_what_is_remembered_and_a_fresh_one_are_given_it_at_once() -> None:
+def test_an_envoy_that_runs_a_remembered_version_and_a_fresh_one_get_it_at_once() -> None:
     bench = restored(accepted="older")
     bench.envoy(1, 0)
     bench.versions[1, CLUSTER] = "older"
-    bench.ask(1, CLUSTER)
+    bench.request(1, CLUSTER)
     bench.envoy(2, 1)
-    bench.ask(2, CLUSTER)
+    bench.request(2, CLUSTER)
     assert bench.took_down() == [(1, CLUSTER, "older"), (2, CLUSTER, "older")]
 
 
@@ -804,11 +804,11 @@ def test_keys_that_an_envoy_has_are_not_withheld_from_it() -> None:
     bench = Bench(RelayStateMachine(NODE, withhold_secrets=True))
     bench.envoy(1, 0)
     bench.versions[1, SECRET] = "s1"
-    bench.ask(1, SECRET, "ca")
+    bench.request(1, SECRET, "ca")
     assert bench.took_down() == []
 
 
-def test_memory_that_cannot_be_read_is_left() -> None:
+def test_unreadable_memory_is_ignored() -> None:
     bench = Bench()
     bench.serving()
     memory = bench.machine.snapshot()
@@ -817,17 +817,17 @@ def test_memory_that_cannot_be_read_is_left() -> None:
     assert [(view.accepted, view.latest) for view in bench.machine.types()] == [("", ""), ("1", "1")]
 
 
-def test_started_from_disk_a_secret_is_refused_at_once_so_that_envoy_does_not_wait_and_follows_later() -> None:
+def test_a_secret_is_withheld_at_once_after_a_start_from_disk_and_sent_later() -> None:
     bench = Bench(RelayStateMachine(NODE, withhold_secrets=True))
     bench.envoy(1, 0)
-    bench.ask(1, SECRET, "ca")
+    bench.request(1, SECRET, "ca")
     assert bench.took_down() == [(1, SECRET, "withheld")]
     bench.nack(1, SECRET)
-    bench.ask(1, SECRET, "ca", "identity")
+    bench.request(1, SECRET, "ca", "identity")
     assert bench.took_down() == [(1, SECRET, "withheld")]
     bench.nack(1, SECRET)
-    bench.ask(1, ENDPOINTS, "a")
-    assert (bench.took_down(), bench.told) == ([], [])
+    bench.request(1, ENDPOINTS, "a")
+    assert (bench.took_down(), bench.notifications) == ([], [])
     bench.connect()
     assert bench.took_up() == [
         Request(SECRET, names=("ca", "identity"), node=NODE),
@@ -840,23 +840,23 @@ def test_started_from_disk_a_secret_is_refused_at_once_so_that_envoy_does_not_wa
     assert bench.took_up() == [Request(SECRET, "v1", names=("ca", "identity"), nonce=nonce)]
 
 
-def test_started_from_disk_a_secret_asked_for_in_a_stream_that_is_refused_is_not_waited_for() -> None:
+def test_a_secret_requested_on_a_refused_stream_is_withheld_after_a_start_from_disk() -> None:
     bench = Bench(RelayStateMachine(NODE, withhold_secrets=True))
     bench.connect()
     bench.envoy(1, 0)
-    bench.ask(1, SECRET, "ca")
+    bench.request(1, SECRET, "ca")
     assert bench.took_down() == []
     bench.disconnect()
     assert bench.took_down() == [(1, SECRET, "withheld")]
 
 
-def test_what_an_earlier_run_left_serves_while_the_control_plane_gives_no_stream_and_never_after_it_gave_one() -> None:
-    before = Bench()
-    before.serving()
-    memory = before.machine.snapshot()
+def test_a_restored_snapshot_serves_only_until_the_control_plane_gives_a_stream() -> None:
+    previous = Bench()
+    previous.serving()
+    memory = previous.machine.snapshot()
     bench = Bench()
     bench.envoy(1, 0)
-    bench.ask(1, CLUSTER)
+    bench.request(1, CLUSTER)
     assert bench.took_down() == []
     bench.do(bench.machine.restore(memory))
     assert bench.took_down() == [(1, CLUSTER, "1")]
@@ -867,7 +867,7 @@ def test_what_an_earlier_run_left_serves_while_the_control_plane_gives_no_stream
     assert [view.latest for view in late.machine.types()] == ["v9", ""]
 
 
-def test_an_envoy_is_supplied_once_all_that_it_watches_is_remembered() -> None:
+def test_an_envoy_is_supplied_once_all_types_that_it_watches_are_remembered() -> None:
     bench = Bench()
 
     def supplied() -> bool:
@@ -876,11 +876,11 @@ def test_an_envoy_is_supplied_once_all_that_it_watches_is_remembered() -> None:
     bench.connect()
     bench.envoy(1, 0)
     assert not supplied()
-    bench.ask(1, CLUSTER)
+    bench.request(1, CLUSTER)
     # As on a new stream, of a type of which it watches nothing any more.
-    bench.ask(1, ENDPOINTS)
+    bench.request(1, ENDPOINTS)
     assert not supplied()
     bench.respond(CLUSTER, "1")
     assert supplied()
-    bench.ask(1, SECRET, "ca")
+    bench.request(1, SECRET, "ca")
     assert not supplied()

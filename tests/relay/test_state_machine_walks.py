@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.relay.harness import any_of
-from tests.relay.players import TYPES, Envoy
-from tests.relay.world import World
+from tests.relay.simulated_envoy import TYPES, Envoy
+from tests.relay.simulation import Simulation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ CONTENTS = st.frozensets(st.sampled_from(RESOURCES), max_size=3)
 
 
 def someone(walk: Walk) -> bool:
-    return any(envoy.alive for envoy in walk.world.envoys)
+    return any(envoy.alive for envoy in walk.simulation.envoys)
 
 
 class Walk(RuleBasedStateMachine):
@@ -31,56 +31,56 @@ class Walk(RuleBasedStateMachine):
 
     @initialize(random=st.randoms(use_true_random=False))
     def begin(self, random: Random) -> None:
-        self.world = World(random)
+        self.simulation = Simulation(random)
 
     def living(self, data: st.DataObject) -> Envoy:
         """Any of them; drawn by number, which is what a failure then shows."""
-        found = [one for one in self.world.envoys if one.alive]
-        return found[data.draw(st.integers(0, len(found) - 1))]
+        candidates = [envoy for envoy in self.simulation.envoys if envoy.alive]
+        return candidates[data.draw(st.integers(0, len(candidates) - 1))]
 
-    @precondition(lambda self: self.world.up is None)
+    @precondition(lambda self: self.simulation.up is None)
     @rule()
     def connect(self) -> None:
-        self.world.connect()
+        self.simulation.connect()
 
-    @precondition(lambda self: self.world.up is not None)
+    @precondition(lambda self: self.simulation.up is not None)
     @rule()
     def disconnect(self) -> None:
-        self.world.disconnect()
+        self.simulation.disconnect()
 
-    @precondition(lambda self: self.world.up is not None)
+    @precondition(lambda self: self.simulation.up is not None)
     @rule(type_url=st.sampled_from(TYPES), resources=CONTENTS)
     def respond(self, type_url: str, resources: frozenset[bytes]) -> None:
-        if type_url in self.world.told:
-            self.world.respond(type_url, resources)
+        if type_url in self.simulation.requested_names:
+            self.simulation.respond(type_url, resources)
 
-    @precondition(lambda self: self.world.up is not None and self.world.last)
+    @precondition(lambda self: self.simulation.up is not None and self.simulation.last)
     @rule(data=st.data())
     def send_again(self, data: st.DataObject) -> None:
-        type_url = data.draw(st.sampled_from(sorted(self.world.last)))
-        if type_url in self.world.told:
-            self.world.respond(type_url, self.world.last[type_url].content[1])
+        type_url = data.draw(st.sampled_from(sorted(self.simulation.last)))
+        if type_url in self.simulation.requested_names:
+            self.simulation.respond(type_url, self.simulation.last[type_url].content[1])
 
-    @precondition(lambda self: len(self.world.envoys) < 2)
+    @precondition(lambda self: len(self.simulation.envoys) < 2)
     @rule(names=NAMES, again=st.booleans())
     def start(self, names: tuple[str, ...], again: bool) -> None:
         """An epoch with a new number, or with one that an Envoy long gone had."""
-        used = [envoy.epoch for envoy in self.world.envoys]
-        envoy = self.world.start(max(used, default=-1) + 1 if used or again else 7)
+        used = [envoy.epoch for envoy in self.simulation.envoys]
+        envoy = self.simulation.start(max(used, default=-1) + 1 if used or again else 7)
         for type_url in TYPES:
-            envoy.wish(type_url, names)
+            envoy.subscribe_to(type_url, names)
 
     @precondition(someone)
     @rule(data=st.data(), type_url=st.sampled_from(TYPES), names=NAMES)
-    def ask(self, data: st.DataObject, type_url: str, names: tuple[str, ...]) -> None:
-        self.living(data).wish(type_url, names)
+    def request(self, data: st.DataObject, type_url: str, names: tuple[str, ...]) -> None:
+        self.living(data).subscribe_to(type_url, names)
 
     @precondition(someone)
     @rule(data=st.data(), count=st.integers(1, 4))
     def read(self, data: st.DataObject, count: int) -> None:
         envoy = self.living(data)
         for _ in range(min(count, len(envoy.outbox))):
-            self.world.read(envoy)
+            self.simulation.read(envoy)
 
     @precondition(someone)
     @rule(data=st.data(), refuse=st.booleans())
@@ -97,47 +97,47 @@ class Walk(RuleBasedStateMachine):
         for _ in range(len(envoy.inbox)):
             envoy.process(refuse=refuse)
         while envoy.outbox:
-            self.world.read(envoy)
+            self.simulation.read(envoy)
 
     @precondition(someone)
     @rule(data=st.data())
     def live(self, data: st.DataObject) -> None:
         envoy = self.living(data)
         if not envoy.live:
-            self.world.live(envoy)
+            self.simulation.live(envoy)
 
     @precondition(someone)
     @rule(data=st.data(), expected=st.sampled_from([False, False, True]), closed_first=st.booleans())
     def die(self, data: st.DataObject, expected: bool, closed_first: bool) -> None:
-        self.world.die(self.living(data), expected=expected, closed_first=closed_first)
+        self.simulation.die(self.living(data), expected=expected, closed_first=closed_first)
 
-    @precondition(lambda self: any(envoy.pending for envoy in self.world.envoys))
+    @precondition(lambda self: any(envoy.pending for envoy in self.simulation.envoys))
     @rule(data=st.data())
     def notice(self, data: st.DataObject) -> None:
-        found = [one for one in self.world.envoys if one.pending]
-        self.world.notice(found[data.draw(st.integers(0, len(found) - 1))])
+        candidates = [envoy for envoy in self.simulation.envoys if envoy.pending]
+        self.simulation.notice(candidates[data.draw(st.integers(0, len(candidates) - 1))])
 
     @precondition(someone)
     @rule(data=st.data())
     def reconnect(self, data: st.DataObject) -> None:
-        self.world.reconnect(self.living(data))
+        self.simulation.reconnect(self.living(data))
 
-    @precondition(lambda self: self.world.machine.next_tick() is not None)
+    @precondition(lambda self: self.simulation.machine.next_tick() is not None)
     @rule(seconds=st.sampled_from([1.0, 30.0]))
     def wait(self, seconds: float) -> None:
-        self.world.wait(seconds)
+        self.simulation.wait(seconds)
 
     @rule(from_disk=st.booleans())
     def restart_relay(self, from_disk: bool) -> None:
-        self.world.restart_relay(from_disk=from_disk)
+        self.simulation.restart_relay(from_disk=from_disk)
 
     @invariant()
-    def all_names_are_told(self) -> None:
-        self.world.check_always()
+    def all_names_are_requested(self) -> None:
+        self.simulation.check_always()
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
-            self.world.settle()
+            self.simulation.settle()
 
 
 TestWalk = Walk.TestCase
@@ -150,84 +150,86 @@ TestWalk.settings = settings(
 )
 
 
-def start(world: World, random: Random) -> None:
-    used = [envoy.epoch for envoy in world.envoys]
+def start(simulation: Simulation, random: Random) -> None:
+    used = [envoy.epoch for envoy in simulation.envoys]
     if len(used) < 2:
-        envoy = world.start(max(used) + 1 if used else random.choice([0, 7]))
+        envoy = simulation.start(max(used) + 1 if used else random.choice([0, 7]))
         names = tuple(random.sample("abc", random.randint(0, 3)))
         for type_url in TYPES:
-            envoy.wish(type_url, names)
+            envoy.subscribe_to(type_url, names)
 
 
-def respond(world: World, random: Random) -> None:
+def respond(simulation: Simulation, random: Random) -> None:
     """Few contents, so that the same ones come again."""
     type_url = random.choice(TYPES)
-    if world.up is None:
-        world.connect()
-    elif type_url in world.told:
-        world.respond(type_url, frozenset(random.sample(RESOURCES[:2], random.randint(0, 2))))
+    if simulation.up is None:
+        simulation.connect()
+    elif type_url in simulation.requested_names:
+        simulation.respond(type_url, frozenset(random.sample(RESOURCES[:2], random.randint(0, 2))))
 
 
-def answer(world: World, envoy: Envoy, random: Random) -> None:
+def answer(simulation: Simulation, envoy: Envoy, random: Random) -> None:
     refuse = random.random() < 0.3
     for _ in range(random.randint(0, len(envoy.inbox))):
         envoy.process(refuse=refuse)
     for _ in range(random.randint(0, len(envoy.outbox))):
-        world.read(envoy)
+        simulation.read(envoy)
 
 
-def reach(world: World, envoy: Envoy, random: Random) -> None:
+def reach(simulation: Simulation, envoy: Envoy, random: Random) -> None:
     if not envoy.live:
-        world.live(envoy)
+        simulation.live(envoy)
 
 
-def notice(world: World, random: Random) -> None:
-    if dead := [envoy for envoy in world.envoys if envoy.pending]:
-        world.notice(random.choice(dead))
+def notice(simulation: Simulation, random: Random) -> None:
+    if dead := [envoy for envoy in simulation.envoys if envoy.pending]:
+        simulation.notice(random.choice(dead))
 
 
-def wait(world: World, random: Random) -> None:
-    if world.machine.next_tick() is not None:
-        world.wait(random.choice([1.0, 30.0]))
+def wait(simulation: Simulation, random: Random) -> None:
+    if simulation.machine.next_tick() is not None:
+        simulation.wait(random.choice([1.0, 30.0]))
 
 
-def disconnect(world: World, random: Random) -> None:
-    if world.up is not None:
-        world.disconnect()
+def disconnect(simulation: Simulation, random: Random) -> None:
+    if simulation.up is not None:
+        simulation.disconnect()
 
 
-# What happens, and how often.
-TO_THE_WORLD: dict[Callable[[World, Random], None], float] = {
+# Events and their weights.
+RELAY_EVENTS: dict[Callable[[Simulation, Random], None], float] = {
     start: 2,
     respond: 4,
     notice: 2,
     wait: 1,
     disconnect: 0.5,
-    lambda world, random: world.restart_relay(from_disk=random.random() < 0.3): 0.2,
+    lambda simulation, random: simulation.restart_relay(from_disk=random.random() < 0.3): 0.2,
 }
-TO_AN_ENVOY: dict[Callable[[World, Envoy, Random], None], float] = {
+ENVOY_EVENTS: dict[Callable[[Simulation, Envoy, Random], None], float] = {
     answer: 7,
     reach: 1,
-    lambda world, envoy, random: envoy.wish(random.choice(TYPES), tuple(random.sample("abc", random.randint(0, 3)))): 1,
-    lambda world, envoy, random: world.reconnect(envoy): 0.5,
-    lambda world, envoy, random: world.die(
+    lambda simulation, envoy, random: envoy.subscribe_to(
+        random.choice(TYPES), tuple(random.sample("abc", random.randint(0, 3)))
+    ): 1,
+    lambda simulation, envoy, random: simulation.reconnect(envoy): 0.5,
+    lambda simulation, envoy, random: simulation.die(
         envoy, expected=random.random() < 0.3, closed_first=random.random() < 0.5
     ): 0.7,
 }
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_long_walks_on_which_something_happens_at_each_step(seed: int) -> None:
+def test_long_random_walks(seed: int) -> None:
     random = Random(seed)
     for _ in range(100):
-        world = World(random)
+        simulation = Simulation(random)
         for _ in range(random.choice([20, 60, 150])):
-            living = [envoy for envoy in world.envoys if envoy.alive]
+            living = [envoy for envoy in simulation.envoys if envoy.alive]
             if living and random.random() < 0.5:
-                (act,) = random.choices(list(TO_AN_ENVOY), list(TO_AN_ENVOY.values()))
-                act(world, random.choice(living), random)
+                (act,) = random.choices(list(ENVOY_EVENTS), list(ENVOY_EVENTS.values()))
+                act(simulation, random.choice(living), random)
             else:
-                (turn,) = random.choices(list(TO_THE_WORLD), list(TO_THE_WORLD.values()))
-                turn(world, random)
-            world.check_always()
-        world.settle()
+                (turn,) = random.choices(list(RELAY_EVENTS), list(RELAY_EVENTS.values()))
+                turn(simulation, random)
+            simulation.check_always()
+        simulation.settle()

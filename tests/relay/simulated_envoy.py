@@ -1,4 +1,4 @@
-"""An Envoy and the responses of a control plane, as the walks around the relay's state machine know them."""
+"""A simulated Envoy, and the responses of a control plane, for the walks through the relay's state machine."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ class Delivery:
     nonce: str
     content: Content
     session: int
-    taken: bool = False
+    accepted_by_envoy: bool = False
     refused: bool = False
-    left: bool = False
+    ignored: bool = False
     answered_up: bool = False
 
 
 @dataclass
 class Session:
-    """One type on one Envoy's stream. ``asked``: as the relay has read it, ``names``: as Envoy has it.
+    """One type on one Envoy's stream. ``requested``: names that the relay has read, ``names``: those of Envoy.
 
-    ``ahead``: its Envoy came with a version that the relay does not know, so that it keeps it until there is a new one.
+    ``ahead``: Envoy connected with a version that the relay does not know, and keeps it until there is a newer one.
     """
 
     names: tuple[str, ...]
     version: str = ""
     nonce: str = ""
-    asked: tuple[str, ...] | None = None
-    under_way: tuple[str, str] | None = None
-    given: list[str] = field(default_factory=list)
+    requested: tuple[str, ...] | None = None
+    in_flight: tuple[str, str] | None = None
+    received: list[str] = field(default_factory=list)
     refused: set[Content] = field(default_factory=set)
     ahead: bool = False
 
 
 @dataclass
 class Envoy:
-    """A process. ``pending``: what the relay has not noticed of its end yet.
+    """A process. ``pending``: the parts of its exit that the relay has not noticed yet.
 
-    ``adopted``: older than the relay, which takes it for a fresh one unless it is told that it is LIVE.
+    ``adopted``: older than the relay, which treats it as fresh unless it is reported LIVE.
     """
 
     epoch: int
@@ -70,19 +70,19 @@ class Envoy:
         session = self.sessions[type_url]
         self.outbox.append(Request(type_url, session.version, NODE, session.names, session.nonce, error))
 
-    def wish(self, type_url: str, names: tuple[str, ...]) -> None:
-        """Want these names of a type from now on; a type that has none is asked for whole."""
-        wanted = names if type_url in NAMED else ()
+    def subscribe_to(self, type_url: str, names: tuple[str, ...]) -> None:
+        """Subscribe to these names of a type, or to all of a type that has no names."""
+        requested_by_envoys = names if type_url in NAMED else ()
         session = self.sessions.get(type_url)
-        if session is None and (wanted or type_url not in NAMED):
-            self.sessions[type_url] = Session(wanted)
+        if session is None and (requested_by_envoys or type_url not in NAMED):
+            self.sessions[type_url] = Session(requested_by_envoys)
             self.request(type_url)
-        elif session is not None and session.names != wanted:
-            session.names = wanted
+        elif session is not None and session.names != requested_by_envoys:
+            session.names = requested_by_envoys
             self.request(type_url)
 
     def process(self, *, refuse: bool) -> None:
-        """Read one response: take it, refuse it, or leave it where nothing of its type is watched."""
+        """Read one response: accept it, reject it, or ignore it if nothing of its type is watched."""
         response = self.inbox.pop(0)
         session = self.sessions[response.type_url]
         session.nonce = response.nonce

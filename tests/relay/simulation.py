@@ -1,6 +1,6 @@
-"""A control plane and Envoys around the relay's state machine, and what must hold whatever they do.
+"""A simulated control plane and Envoys around the relay's state machine, and the invariants that must hold.
 
-The bookkeeping is its own: it knows what went in and came out. Versions are unique, so each tells its delivery.
+It keeps its own record of all inputs and outputs. Versions are unique, so that each one identifies its delivery.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from kumadp.relay.messages import SECRET, Request, Response, encode_response
 from kumadp.relay.snapshot import RelaySnapshot
 from kumadp.relay.state_machine import TRIAL_AFTER, RelayStateMachine
 from tests.relay.harness import NODE
-from tests.relay.players import NAMED, REFUSAL, TYPES, WITHHELD, Content, Delivery, Envoy, Session
+from tests.relay.simulated_envoy import NAMED, REFUSAL, TYPES, WITHHELD, Content, Delivery, Envoy, Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from random import Random
 
 
-class World:
-    """All of it; methods are what can happen, and each checks what came out."""
+class Simulation:
+    """Each method is an event, and checks the resulting actions."""
 
     def __init__(self, random: Random) -> None:
         self.random = random
@@ -34,23 +34,23 @@ class World:
         self.nonces: dict[str, int] = {}
         self.deliveries: dict[str, Delivery] = {}
         self.last: dict[str, Delivery] = {}
-        self.told: dict[str, tuple[str, ...]] = {}
+        self.requested_names: dict[str, tuple[str, ...]] = {}
         self.least: dict[str, set[str]] = {}
         self.envoys: list[Envoy] = []
-        self.ends: dict[Content, int] = {}
-        self.ends_since_taken: dict[Content, int] = {}
+        self.exits: dict[Content, int] = {}
+        self.exits_since_accepted: dict[Content, int] = {}
         self.refused: set[Content] = set()
-        self.doubtful: set[Content] = set()
-        self.introduced = False
+        self.suspicious: set[Content] = set()
+        self.node_sent = False
         self.remembered: set[str] = set()
 
     # The control plane.
 
     def connect(self) -> None:
         self.sessions += 1
-        self.up, self.nonces, self.told, self.introduced = self.sessions, {}, {}, False
+        self.up, self.nonces, self.requested_names, self.node_sent = self.sessions, {}, {}, False
         self.check(self.machine.upstream_opened())
-        assert set(self.told) == {view.type_url for view in self.machine.types()}
+        assert set(self.requested_names) == {view.type_url for view in self.machine.types()}
 
     def disconnect(self) -> None:
         self.up = None
@@ -65,11 +65,11 @@ class World:
         delivery = Delivery(version, str(nonce), content, self.up or 0)
         self.deliveries[version] = self.last[type_url] = delivery
         self.check(self.machine.upstream_message(encode_response(type_url, version, listed, str(nonce))))
-        if content in self.doubtful:
+        if content in self.suspicious:
             return
         for envoy in self.served():
             session = envoy.sessions.get(type_url)
-            assert not session or not self.subscribed(type_url, session) or session.under_way is not None
+            assert not session or not self.subscribed(type_url, session) or session.in_flight is not None
 
     # The Envoys.
 
@@ -81,7 +81,7 @@ class World:
         return envoy
 
     def reconnect(self, envoy: Envoy) -> None:
-        """Its stream breaks, then it opens another one: it keeps names and versions, not nonces."""
+        """Break its stream and open another one: Envoy keeps names and versions, but not nonces."""
         if envoy.connected:
             self.check(self.machine.down_closed(envoy.stream))
         self.streams += 1
@@ -96,36 +96,36 @@ class World:
         """The relay reads one request."""
         request = envoy.outbox.pop(0)
         session = envoy.sessions[request.type_url]
-        first, session.asked = session.asked is None, request.names
-        if not first and session.under_way and request.nonce == session.under_way[0]:
-            self.answered(envoy, session, session.under_way[1], request)
-        seen = len(session.given)
+        first, session.requested = session.requested is None, request.names
+        if not first and session.in_flight and request.nonce == session.in_flight[0]:
+            self.note_answer(envoy, session, session.in_flight[1], request)
+        seen = len(session.received)
         if first:
-            view = next((one for one in self.machine.types() if one.type_url == request.type_url), None)
+            view = next((view for view in self.machine.types() if view.type_url == request.type_url), None)
             session.ahead = bool(request.version) and not (view and request.version in (view.accepted, view.latest))
         actions = self.machine.down_message(envoy.stream, request.encode())
         self.check(actions)
         if first and envoy.alive:
-            self.check_first(request.type_url, session, session.given[seen:])
+            self.check_first(request.type_url, session, session.received[seen:])
 
-    def answered(self, envoy: Envoy, session: Session, version: str, request: Request) -> None:
-        session.under_way = None
+    def note_answer(self, envoy: Envoy, session: Session, version: str, request: Request) -> None:
+        session.in_flight = None
         if version == WITHHELD:
             return
         delivery = self.deliveries[version]
         if request.error:
             delivery.refused = True
-            self.doubtful.add(delivery.content)
-            self.ends_since_taken.pop(delivery.content, None)
-            if len([one for one in self.envoys if one.connected]) == 1 and not delivery.taken:
+            self.suspicious.add(delivery.content)
+            self.exits_since_accepted.pop(delivery.content, None)
+            if len([envoy for envoy in self.envoys if envoy.connected]) == 1 and not delivery.accepted_by_envoy:
                 self.refused.add(delivery.content)
         elif request.version == version:
-            delivery.taken = True
-            self.ends_since_taken.pop(delivery.content, None)
+            delivery.accepted_by_envoy = True
+            self.exits_since_accepted.pop(delivery.content, None)
             if envoy.adopted or (envoy.first_stream and delivery.content not in session.refused):
                 self.refused.discard(delivery.content)
         else:
-            delivery.left = True
+            delivery.ignored = True
 
     def live(self, envoy: Envoy) -> None:
         envoy.live = True
@@ -138,7 +138,7 @@ class World:
             envoy.pending.remove("closed")
 
     def notice(self, envoy: Envoy) -> None:
-        """The relay learns of one half of an end; it has read all of a stream before it sees it closed."""
+        """The relay notices the exit of the process or the end of its stream, of which it has read all before."""
         what = envoy.pending.pop(0)
         if what == "closed":
             while envoy.outbox:
@@ -152,20 +152,20 @@ class World:
             envoy.live = False
             actions = self.machine.envoy_ended(envoy.epoch, expected=envoy.expected)
         if not envoy.pending and not envoy.expected:
-            self.count_end(envoy)
+            self.count_exit(envoy)
         self.check(actions)
 
-    def count_end(self, envoy: Envoy) -> None:
+    def count_exit(self, envoy: Envoy) -> None:
         for type_url, session in envoy.sessions.items():
-            if session.under_way is None or not self.subscribed(type_url, session):
+            if session.in_flight is None or not self.subscribed(type_url, session):
                 continue
-            version = session.under_way[1]
+            version = session.in_flight[1]
             if version == WITHHELD or self.accepted(type_url) == self.deliveries[version].content:
                 continue
             content = self.deliveries[version].content
-            self.doubtful.add(content)
-            self.ends[content] = self.ends.get(content, 0) + 1
-            self.ends_since_taken[content] = self.ends_since_taken.get(content, 0) + 1
+            self.suspicious.add(content)
+            self.exits[content] = self.exits.get(content, 0) + 1
+            self.exits_since_accepted[content] = self.exits_since_accepted.get(content, 0) + 1
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -175,20 +175,20 @@ class World:
         self.check(actions)
 
     def restart_relay(self, *, from_disk: bool) -> None:
-        """By re-exec, with all of memory, or from disk, without secrets; Envoys find it again by themselves."""
+        """Restart by re-execution, with all of the memory, or from disk, without secrets; Envoys reconnect."""
         memory = msgspec.msgpack.decode(msgspec.msgpack.encode(self.machine.snapshot()), type=RelaySnapshot)
         if from_disk:
-            kept = tuple(one for one in memory.types if one.type_url != SECRET)
-            memory = msgspec.structs.replace(memory, types=kept)
+            without_secrets = tuple(saved for saved in memory.types if saved.type_url != SECRET)
+            memory = msgspec.structs.replace(memory, types=without_secrets)
             self.last.pop(SECRET, None)
             self.least.pop(SECRET, None)
             self.refused = {content for content in self.refused if content[0] != SECRET}
-            for content in [one for one in self.ends_since_taken if one[0] == SECRET]:
-                del self.ends_since_taken[content]
+            for content in [content for content in self.exits_since_accepted if content[0] == SECRET]:
+                del self.exits_since_accepted[content]
         self.up = None
         self.remembered = set(self.deliveries)
         self.machine = RelayStateMachine(NODE, snapshot=memory, withhold_secrets=from_disk)
-        for envoy in [one for one in self.envoys if not one.alive]:
+        for envoy in [envoy for envoy in self.envoys if not envoy.alive]:
             self.envoys.remove(envoy)
         for envoy in self.envoys:
             envoy.connected = False
@@ -197,14 +197,14 @@ class World:
                 self.check(self.machine.envoy_live(envoy.epoch, now=self.now))
             self.reconnect(envoy)
 
-    # What must hold.
+    # Invariants.
 
     def served(self) -> list[Envoy]:
-        """Those that the relay has a stream of, and of whose end it has not heard."""
-        return [one for one in self.envoys if one.connected and (one.alive or "ended" in one.pending)]
+        """Return the Envoys with a stream whose exit the relay has not noticed."""
+        return [envoy for envoy in self.envoys if envoy.connected and (envoy.alive or "ended" in envoy.pending)]
 
     def subscribed(self, type_url: str, session: Session) -> bool:
-        return session.asked is not None and (type_url not in NAMED or bool(session.asked))
+        return session.requested is not None and (type_url not in NAMED or bool(session.requested))
 
     def accepted(self, type_url: str) -> Content | None:
         version = next((view.accepted for view in self.machine.types() if view.type_url == type_url), "")
@@ -212,9 +212,9 @@ class World:
 
     def check(self, actions: Iterable[RelayAction]) -> None:
         for type_url in NAMED:
-            if self.spoken(type_url):
+            if self.settled(type_url):
                 least = self.least.get(type_url, set())
-                self.least[type_url] = least & (self.wanted(type_url) or least)
+                self.least[type_url] = least & (self.requested_by_envoys(type_url) or least)
         for action in actions:
             match action:
                 case SendUp(data):
@@ -222,38 +222,38 @@ class World:
                 case SendDown(stream, type_url, data):
                     self.check_down(stream, type_url, Response.parse(data))
                 case ResponseAccepted(type_url, version):
-                    assert self.deliveries[version].taken
+                    assert self.deliveries[version].accepted_by_envoy
                     assert self.accepted(type_url) is not None
                 case ResponseRejected(_, version, _, by_guard):
                     delivery = self.deliveries[version]
-                    assert self.ends[delivery.content] >= 2 if by_guard else delivery.refused
+                    assert self.exits[delivery.content] >= 2 if by_guard else delivery.refused
 
     def check_up(self, request: Request) -> None:
-        assert self.up is not None, "nothing is said without a control plane"
-        assert (request.node == b"") == self.introduced
-        self.introduced = True
+        assert self.up is not None, "nothing is sent without a control plane"
+        assert (request.node == b"") == self.node_sent
+        self.node_sent = True
         type_url = request.type_url
         last = self.last.get(type_url)
         here = last if last and last.session == self.up else None
-        assert request.nonce == (here.nonce if here else ""), "only the newest response is spoken of"
-        changed = self.told.get(type_url) != request.names
+        assert request.nonce == (here.nonce if here else ""), "only the newest response is answered"
+        changed = self.requested_names.get(type_url) != request.names
         if here is None or here.answered_up:
-            assert changed, "nothing is said twice"
+            assert changed, "nothing is sent twice"
             assert not request.error
         else:
             here.answered_up = True
             if not request.error:
-                assert here.taken or here.left, "no Envoy has taken it"
-                assert request.version == here.version or here.left
+                assert here.accepted_by_envoy or here.ignored, "no Envoy has accepted it"
+                assert request.version == here.version or here.ignored
             elif request.error == REFUSAL:
-                assert here.refused, "no Envoy has refused it"
+                assert here.refused, "no Envoy has rejected it"
             else:
-                assert self.ends[here.content] >= 2, "it was not twice the end of an Envoy"
+                assert self.exits[here.content] >= 2, "Envoy has not exited with it twice"
         self.check_names(type_url, request.names)
-        self.told[type_url] = request.names
+        self.requested_names[type_url] = request.names
 
     def check_names(self, type_url: str, names: tuple[str, ...]) -> None:
-        """Never fewer than before; no names at all is all there are."""
+        """Names are never fewer than before; no names mean all."""
         if type_url in NAMED:
             assert names, "never all of a named type"
             assert self.least.get(type_url, set()) <= set(names)
@@ -262,74 +262,74 @@ class World:
             assert not names
 
     def check_down(self, stream: int, type_url: str, response: Response) -> None:
-        envoy = next(one for one in self.envoys if one.stream == stream)
+        envoy = next(envoy for envoy in self.envoys if envoy.stream == stream)
         session = envoy.sessions[type_url]
         assert envoy.connected
         assert self.subscribed(type_url, session)
-        assert session.under_way is None, "one at a time"
-        session.under_way = (response.nonce, response.version)
+        assert session.in_flight is None, "one at a time"
+        session.in_flight = (response.nonce, response.version)
         if envoy.alive:
             envoy.inbox.append(response)
         if response.version == WITHHELD:
             assert (type_url, self.up) == (SECRET, None)
             assert self.accepted(SECRET) is None
-            assert SECRET not in self.last or self.ends[self.last[SECRET].content] >= 2
+            assert SECRET not in self.last or self.exits[self.last[SECRET].content] >= 2
             return
         delivery = self.deliveries[response.version]
         assert delivery.content == (type_url, frozenset(response.resources))
         good = self.accepted(type_url)
         if delivery.content != good:
-            assert self.ends_since_taken.get(delivery.content, 0) < 2, "Envoys have twice ended with it"
-            if not session.given and good is not None:
-                assert envoy.live or delivery.content not in self.refused, "there is something better for a fresh Envoy"
-                assert envoy.live or self.ends_since_taken.get(delivery.content, 0) < 1
-        session.given.append(response.version)
+            assert self.exits_since_accepted.get(delivery.content, 0) < 2, "Envoy has exited with it twice"
+            if not session.received and good is not None:
+                assert envoy.live or delivery.content not in self.refused, "a fresh Envoy gets the better response"
+                assert envoy.live or self.exits_since_accepted.get(delivery.content, 0) < 1
+        session.received.append(response.version)
 
-    def check_first(self, type_url: str, session: Session, given: list[str]) -> None:
-        """A fresh stream is given what memory holds at once, the newest unless there is something against it."""
+    def check_first(self, type_url: str, session: Session, received: list[str]) -> None:
+        """A fresh stream gets the remembered response at once, the newest unless it is suspicious."""
         last = self.last.get(type_url)
-        if not self.subscribed(type_url, session) or last is None or self.kept(session, last):
+        if not self.subscribed(type_url, session) or last is None or self.keeps_own(session, last):
             return
         if self.accepted(type_url) is not None:
-            assert given
-        if last.content not in self.doubtful:
-            assert given == [last.version]
+            assert received
+        if last.content not in self.suspicious:
+            assert received == [last.version]
 
-    def kept(self, session: Session, last: Delivery) -> bool:
-        """Whether the Envoy may keep what it has, as the relay has little but what it remembers from an earlier run."""
+    def keeps_own(self, session: Session, last: Delivery) -> bool:
+        """Return True if Envoy may keep its version, as the relay only has the memory of a previous run."""
         view = next(view for view in self.machine.types() if view.type_url == last.content[0])
         return session.ahead and bool({last.version, view.accepted} & self.remembered)
 
     def check_always(self) -> None:
-        """Names of all Envoys are known above, unless a response is not answered: the answer will carry them."""
+        """The names of all Envoys are requested, unless a response is unanswered: the answer will carry them."""
         if self.up is None:
             return
-        for type_url, names in self.told.items():
+        for type_url, names in self.requested_names.items():
             last = self.last.get(type_url)
             if last and last.session == self.up and not last.answered_up:
                 continue
-            if any((session := one.sessions.get(type_url)) and session.under_way for one in self.served()):
+            if any((session := envoy.sessions.get(type_url)) and session.in_flight for envoy in self.served()):
                 continue
-            wanted = self.wanted(type_url)
-            assert wanted <= set(names) or not names
-            if self.spoken(type_url) and wanted:
-                assert wanted == set(names)
+            requested_by_envoys = self.requested_by_envoys(type_url)
+            assert requested_by_envoys <= set(names) or not names
+            if self.settled(type_url) and requested_by_envoys:
+                assert requested_by_envoys == set(names)
 
-    def spoken(self, type_url: str) -> bool:
-        """Whether all Envoys are LIVE and have asked for the type on the stream they have: fewer names may be told."""
+    def settled(self, type_url: str) -> bool:
+        """Return True if all Envoys are LIVE and have requested the type on their stream: names may be dropped."""
         served = self.served()
-        asked = all((session := one.sessions.get(type_url)) and session.asked is not None for one in served)
-        departed = [one for one in self.envoys if not one.connected]
-        return bool(served) and not departed and asked and all(one.live for one in served)
+        requested = all((session := envoy.sessions.get(type_url)) and session.requested is not None for envoy in served)
+        departed = [envoy for envoy in self.envoys if not envoy.connected]
+        return bool(served) and not departed and requested and all(envoy.live for envoy in served)
 
-    def wanted(self, type_url: str) -> set[str]:
-        """What living Envoys have asked for, as the relay has read it."""
+    def requested_by_envoys(self, type_url: str) -> set[str]:
+        """Return the names that running Envoys have requested, as read by the relay."""
         sessions = [session for envoy in self.served() if (session := envoy.sessions.get(type_url))]
-        return {name for session in sessions for name in session.asked or ()}
+        return {name for session in sessions for name in session.requested or ()}
 
     def settle(self) -> None:
-        """Let everything calm down: one connection, one Envoy that takes everything; nobody waits for ever then."""
-        while waiting := [one for one in self.envoys if one.pending]:
+        """Reach a steady state: one connection, one Envoy that accepts everything; then nothing is left waiting."""
+        while waiting := [envoy for envoy in self.envoys if envoy.pending]:
             self.notice(waiting[0])
         if self.up is None:
             self.connect()
@@ -355,10 +355,10 @@ class World:
                 self.wait(TRIAL_AFTER)
             else:
                 break
-            assert step < 199, "it never calms down"
+            assert step < 199, "it never reaches a steady state"
         self.check_always()
         for type_url, last in self.last.items():
             session = envoy.sessions[type_url]
-            deadly = self.ends.get(last.content, 0) >= 2
+            deadly = self.exits.get(last.content, 0) >= 2
             assert last.answered_up or last.session != self.up or deadly
-            assert deadly or self.kept(session, last) or session.given[-1] == last.version
+            assert deadly or self.keeps_own(session, last) or session.received[-1] == last.version
