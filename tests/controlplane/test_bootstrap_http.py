@@ -1,4 +1,4 @@
-"""The bootstrap request against a real HTTPS server: what is repeated, what ends it, what is read anew."""
+"""The bootstrap request against a real HTTPS server: what is retried, what is final, what is read again."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ QUICK = 0.001
 
 
 def request(ca: str, verify: bool = True) -> Callable[[], Awaitable[tuple[bytes, Trust]]]:
-    async def make() -> tuple[bytes, Trust]:
+    async def create() -> tuple[bytes, Trust]:
         return b'{"name": "web"}', Trust(ca, verify)
 
-    return make
+    return create
 
 
 async def fetch(
@@ -43,21 +43,21 @@ async def fetch(
     ca: str,
     *,
     verify: bool = True,
-    told: list[str] | None = None,
+    reasons: list[str] | None = None,
     max_duration: float | None = None,
 ) -> BootstrapAnswer:
-    heard = told if told is not None else []
+    collected = reasons if reasons is not None else []
     async with asyncio.timeout(60):
         return await fetch_bootstrap(
             (url,) if isinstance(url, str) else url,
             request(ca, verify),
             backoff=QUICK,
             max_duration=max_duration,
-            on_failure=heard.append,
+            on_failure=collected.append,
         )
 
 
-HEALING = {
+TRANSIENT = {
     "500": (Answer(500, b"boom"), "HTTP 500: boom"),
     "502": (Answer(502), "HTTP 502"),
     "503": (Answer(503), "HTTP 503"),
@@ -79,24 +79,24 @@ HEALING = {
 }
 
 
-@pytest.mark.parametrize("name", HEALING)
-async def test_what_may_heal_is_repeated_with_its_reason(name: str) -> None:
-    answer, reason = HEALING[name]
-    told: list[str] = []
+@pytest.mark.parametrize("name", TRANSIENT)
+async def test_a_transient_failure_is_retried_with_its_reason(name: str) -> None:
+    answer, reason = TRANSIENT[name]
+    reasons: list[str] = []
     with ScriptedControlPlane(answer, answer, GOOD) as plane:
-        got = await fetch(plane.url, plane.ca, told=told)
+        got = await fetch(plane.url, plane.ca, reasons=reasons)
         assert len(plane.requests) == 3
     assert json.loads(got.bootstrap) == {"node": {"id": "default.web"}}
     assert got.corefile_template == ".:15053 {}"
-    assert len(told) == 2
-    assert all(line and "\n" not in line for line in told)
-    assert reason in told[0]
+    assert len(reasons) == 2
+    assert all(line and "\n" not in line for line in reasons)
+    assert reason in reasons[0]
 
 
 @pytest.mark.parametrize(
     ("status", "hint"), [(400, "version"), (401, "token"), (403, "token"), (422, "token and the Dataplane")]
 )
-async def test_what_no_retry_can_change_ends_it_at_once(status: int, hint: str) -> None:
+async def test_a_final_answer_ends_it_at_once(status: int, hint: str) -> None:
     with ScriptedControlPlane(Answer(status, b"because"), GOOD) as plane:
         with pytest.raises(ControlPlaneRefused) as refused:
             await fetch(plane.url, plane.ca)
@@ -105,23 +105,23 @@ async def test_what_no_retry_can_change_ends_it_at_once(status: int, hint: str) 
     assert hint in str(refused.value)
 
 
-async def test_nobody_there_is_repeated_until_somebody_is() -> None:
-    told: list[str] = []
+async def test_an_unreachable_server_is_retried_until_it_answers() -> None:
+    reasons: list[str] = []
     port = free_port()
-    task = asyncio.create_task(fetch(f"http://127.0.0.1:{port}", "", told=told))
-    while len(told) < 3:
+    task = asyncio.create_task(fetch(f"http://127.0.0.1:{port}", "", reasons=reasons))
+    while len(reasons) < 3:
         await asyncio.sleep(0)
         assert not task.done()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert all(line for line in told)
+    assert all(line for line in reasons)
 
 
-async def test_a_name_that_does_not_exist_is_repeated() -> None:
-    told: list[str] = []
+async def test_an_unknown_name_is_retried() -> None:
+    reasons: list[str] = []
     with pytest.raises(ControlPlaneUnavailable):
-        await fetch("https://control-plane.invalid:5678", "", told=told, max_duration=0.05)
+        await fetch("https://control-plane.invalid:5678", "", reasons=reasons, max_duration=0.05)
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ async def test_the_time_that_the_user_allows_ends_it_with_the_last_reason() -> N
 
 
 async def test_an_unknown_ca_ends_it_after_three_tries() -> None:
-    told: list[str] = []
+    reasons: list[str] = []
     stranger = trustme.CA().cert_pem.bytes().decode()
     with ScriptedControlPlane(GOOD) as plane:
         with pytest.raises(ControlPlaneRefused) as refused:
-            await fetch(plane.url, stranger, told=told)
+            await fetch(plane.url, stranger, reasons=reasons)
         assert plane.requests == []
-    assert len(told) == 2
+    assert len(reasons) == 2
     assert "--ca-cert-file" in str(refused.value)
 
 
@@ -197,14 +197,14 @@ async def test_skip_verify_takes_any_certificate() -> None:
 
 
 @pytest.mark.parametrize("ca", ["no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "é"])
-async def test_a_ca_that_is_none_ends_it_at_once(ca: str) -> None:
-    told: list[str] = []
+async def test_an_unreadable_ca_ends_it_at_once(ca: str) -> None:
+    reasons: list[str] = []
     with ScriptedControlPlane(GOOD) as plane, pytest.raises(ControlPlaneRefused, match="CA is not a PEM"):
-        await fetch(plane.url, ca, told=told)
-    assert told == []
+        await fetch(plane.url, ca, reasons=reasons)
+    assert reasons == []
 
 
-async def test_plain_http_is_spoken_where_the_address_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_plain_http_is_used_for_an_http_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     with ScriptedControlPlane(GOOD, tls=False) as plane:
         assert (await fetch(plane.url, "")).bootstrap
@@ -213,37 +213,37 @@ async def test_plain_http_is_spoken_where_the_address_says_so(monkeypatch: pytes
         assert plane.headers_seen[0]["path"] == "/bootstrap"
 
 
-async def test_https_where_http_is_spoken_is_told() -> None:
-    told: list[str] = []
+async def test_https_to_a_plain_http_server_has_its_reason() -> None:
+    reasons: list[str] = []
     with ScriptedControlPlane(GOOD, tls=False) as plane, pytest.raises(ControlPlaneUnavailable):
-        await fetch(plane.url.replace("http:", "https:"), plane.ca, told=told, max_duration=0.1)
-    assert any("does not speak TLS" in line for line in told)
+        await fetch(plane.url.replace("http:", "https:"), plane.ca, reasons=reasons, max_duration=0.1)
+    assert any("does not speak TLS" in line for line in reasons)
 
 
-async def test_an_answer_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_never_comes_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap_http, "PHASE_SECONDS", 0.2)
-    told: list[str] = []
+    reasons: list[str] = []
     with ScriptedControlPlane(Answer(hang=True), GOOD) as plane:
-        assert (await fetch(plane.url, plane.ca, told=told)).bootstrap
-    assert told == ["no answer in time"]
+        assert (await fetch(plane.url, plane.ca, reasons=reasons)).bootstrap
+    assert reasons == ["no answer in time"]
 
 
-async def test_a_server_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_accepts_and_does_not_respond_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap_http, "PHASE_SECONDS", 0.2)
     reported: list[str] = []
     # On a busy host the first attempt may outlast 0.5 s: then only the exception has its reason.
     last = "the last try: no answer in time$"
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ControlPlaneUnavailable, match=last):
-        await fetch(f"https://127.0.0.1:{silent.getsockname()[1]}", "", told=reported, max_duration=0.5)
+        await fetch(f"https://127.0.0.1:{silent.getsockname()[1]}", "", reasons=reported, max_duration=0.5)
     assert set(reported) <= {"no answer in time"}
 
 
-async def test_an_answer_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_answer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap_http, "MAX_ANSWER", 1000)
-    told: list[str] = []
+    reasons: list[str] = []
     with ScriptedControlPlane(Answer(200, b"x" * 100_000), GOOD) as plane:
-        assert (await fetch(plane.url, plane.ca, told=told)).bootstrap
-    assert "larger" in told[0]
+        assert (await fetch(plane.url, plane.ca, reasons=reasons)).bootstrap
+    assert "larger" in reasons[0]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
@@ -257,7 +257,7 @@ async def test_a_compressed_answer_is_decompressed(encoding: str) -> None:
 async def test_an_answer_whose_encoding_is_wrong_is_retried() -> None:
     reasons: list[str] = []
     with ScriptedControlPlane(Answer(200, GOOD.body, {"content-encoding": "gzip"}), GOOD) as plane:
-        assert (await fetch(plane.url, plane.ca, told=reasons)).bootstrap
+        assert (await fetch(plane.url, plane.ca, reasons=reasons)).bootstrap
     assert reasons == ["the answer broke off, or its encoding is wrong"]
 
 
@@ -266,7 +266,7 @@ async def test_a_compressed_answer_is_bounded_by_what_it_unpacks_to(monkeypatch:
     reasons: list[str] = []
     large = Answer(200, gzip.compress(b" " * (50 << 20)), {"content-encoding": "gzip"})
     with ScriptedControlPlane(large, GOOD) as plane:
-        assert (await fetch(plane.url, plane.ca, told=reasons)).bootstrap
+        assert (await fetch(plane.url, plane.ca, reasons=reasons)).bootstrap
     assert reasons == ["the answer is larger than 1 MiB"]
 
 
@@ -345,22 +345,24 @@ async def test_what_is_not_http_is_retried(status_line: bytes, reason: str) -> N
     assert reason in str(failed.value)
 
 
-async def test_an_unreachable_address_is_one_plain_reason() -> None:
+async def test_an_unreachable_address_has_a_plain_reason() -> None:
     with pytest.raises(ControlPlaneUnavailable, match=r"the last try: Connection refused$"):
         await fetch(f"http://localhost:{free_port()}", "", max_duration=0.1)
 
 
-async def test_request_and_trust_are_made_anew_for_each_attempt() -> None:
+async def test_request_and_trust_are_created_for_each_attempt() -> None:
     with ScriptedControlPlane(Answer(503), GOOD) as plane:
-        made = 0
+        created = 0
 
-        async def make() -> tuple[bytes, Trust]:
-            nonlocal made
-            made += 1
-            return json.dumps({"dataplaneToken": f"token-{made}"}).encode(), Trust(plane.ca)
+        async def create() -> tuple[bytes, Trust]:
+            nonlocal created
+            created += 1
+            return json.dumps({"dataplaneToken": f"token-{created}"}).encode(), Trust(plane.ca)
 
         async with asyncio.timeout(30):
-            await fetch_bootstrap((plane.url,), make, backoff=QUICK, max_duration=None, on_failure=lambda _reason: None)
+            await fetch_bootstrap(
+                (plane.url,), create, backoff=QUICK, max_duration=None, on_failure=lambda _reason: None
+            )
         assert [seen["dataplaneToken"] for seen in plane.requests] == ["token-1", "token-2"]
 
 
@@ -412,20 +414,20 @@ async def test_the_server_s_retry_after_is_the_shortest_wait(monkeypatch: pytest
     assert waits == [7.0]
 
 
-async def test_several_addresses_are_asked_in_turn_and_the_one_that_answered_is_told() -> None:
-    told: list[str] = []
+async def test_several_addresses_are_tried_in_turn_and_the_answer_has_its_address() -> None:
+    reasons: list[str] = []
     nobody = f"http://127.0.0.1:{free_port()}"
     busy = ScriptedControlPlane(Answer(503, b"busy"), tls=False)
     with busy, ScriptedControlPlane(Answer(503, b"starting"), GOOD, tls=False) as plane:
-        got = await fetch((nobody, busy.url, plane.url), "", told=told)
+        got = await fetch((nobody, busy.url, plane.url), "", reasons=reasons)
         assert len(busy.requests) == 2
         assert len(plane.requests) == 2
     assert got.url == plane.url
-    assert [line.split(": ")[0] for line in told] == [nobody, busy.url, plane.url, nobody, busy.url]
-    assert told[1] == f"{busy.url}: HTTP 503: busy"
+    assert [line.split(": ")[0] for line in reasons] == [nobody, busy.url, plane.url, nobody, busy.url]
+    assert reasons[1] == f"{busy.url}: HTTP 503: busy"
 
 
-async def test_the_next_address_is_asked_at_once() -> None:
+async def test_the_next_address_is_tried_at_once() -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     with ScriptedControlPlane(GOOD, tls=False) as plane:
         async with asyncio.timeout(30):
@@ -436,39 +438,39 @@ async def test_the_next_address_is_asked_at_once() -> None:
 
 
 async def test_a_refusal_is_final_once_every_address_refused() -> None:
-    told: list[str] = []
+    reasons: list[str] = []
     with (
-        ScriptedControlPlane(Answer(401, b"who?"), tls=False) as one,
-        ScriptedControlPlane(Answer(503), Answer(503), Answer(403, b"not you"), tls=False) as other,
+        ScriptedControlPlane(Answer(401, b"who?"), tls=False) as first,
+        ScriptedControlPlane(Answer(503), Answer(503), Answer(403, b"not you"), tls=False) as second,
     ):
         with pytest.raises(ControlPlaneRefused, match="not you") as refused:
-            await fetch((one.url, other.url), "", told=told)
-        assert len(one.requests) == 3
-        assert len(other.requests) == 3
-    assert other.url in str(refused.value)
+            await fetch((first.url, second.url), "", reasons=reasons)
+        assert len(first.requests) == 3
+        assert len(second.requests) == 3
+    assert second.url in str(refused.value)
 
 
-async def test_an_address_that_refuses_does_not_stand_before_one_that_answers() -> None:
+async def test_an_address_that_refuses_does_not_block_one_that_answers() -> None:
     with (
-        ScriptedControlPlane(Answer(401), tls=False) as one,
-        ScriptedControlPlane(Answer(503), GOOD, tls=False) as other,
+        ScriptedControlPlane(Answer(401), tls=False) as first,
+        ScriptedControlPlane(Answer(503), GOOD, tls=False) as second,
     ):
-        assert (await fetch((one.url, other.url), "")).url == other.url
+        assert (await fetch((first.url, second.url), "")).url == second.url
 
 
 async def test_certificates_are_counted_for_each_address() -> None:
-    told: list[str] = []
+    reasons: list[str] = []
     with (
-        ScriptedControlPlane(GOOD, names=("other.example",)) as one,
-        ScriptedControlPlane(GOOD, names=("other.example",)) as other,
+        ScriptedControlPlane(GOOD, names=("other.example",)) as first,
+        ScriptedControlPlane(GOOD, names=("other.example",)) as second,
         pytest.raises(ControlPlaneRefused, match="certificate not verified"),
     ):
-        await fetch((one.url, other.url), one.ca, told=told)
-    assert len(told) == 5
+        await fetch((first.url, second.url), first.ca, reasons=reasons)
+    assert len(reasons) == 5
 
 
 @pytest.mark.parametrize(
-    ("address", "asked"),
+    ("address", "requested"),
     [
         ("https://cp:5678", "https://cp:5678/bootstrap"),
         ("https://cp:5678/", "https://cp:5678/bootstrap"),
@@ -476,5 +478,5 @@ async def test_certificates_are_counted_for_each_address() -> None:
         ("http://[::1]:5678", "http://[::1]:5678/bootstrap"),
     ],
 )
-def test_the_path_is_bootstrap_and_a_query_is_kept(address: str, asked: str) -> None:
-    assert bootstrap_url(address) == asked
+def test_the_path_is_bootstrap_and_the_query_stays(address: str, requested: str) -> None:
+    assert bootstrap_url(address) == requested

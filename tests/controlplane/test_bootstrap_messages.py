@@ -1,4 +1,4 @@
-"""What a control plane says for the sidecar itself, beside the bootstrap."""
+"""The configuration of the sidecar itself in the answer of a control plane, beside the bootstrap."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def answer(metrics: Any) -> bytes:
 
 
 def test_applications_whose_metrics_are_scraped() -> None:
-    told = [{"name": "app", "address": "10.0.0.2", "port": 8081, "path": "/own"}, {"name": "bare", "port": 1}]
-    assert decode_answer(answer({"aggregate": told})).aggregate == (
+    entries = [{"name": "app", "address": "10.0.0.2", "port": 8081, "path": "/own"}, {"name": "bare", "port": 1}]
+    assert decode_answer(answer({"aggregate": entries})).aggregate == (
         Aggregated("app", "10.0.0.2", 8081, "/own"),
         Aggregated("bare", "", 1, ""),
     )
 
 
 @pytest.mark.parametrize("metrics", [None, {}, {"aggregate": None}, {"aggregate": []}])
-def test_none_of_them(metrics: Any) -> None:
+def test_no_applications(metrics: Any) -> None:
     assert decode_answer(answer(metrics)).aggregate == ()
 
 
 @pytest.mark.parametrize("aggregate", [["x"], [{"port": "many"}], 5])
-def test_what_is_no_answer(aggregate: Any) -> None:
+def test_an_answer_that_cannot_be_decoded(aggregate: Any) -> None:
     with pytest.raises(UndecodableAnswer):
         decode_answer(answer({"aggregate": aggregate}))

@@ -40,11 +40,11 @@ def test_all_that_works_in_kuma_s_order() -> None:
     )
 
 
-def test_what_is_off_is_not_said() -> None:
+def test_disabled_features_are_not_announced() -> None:
     off = Settings(readiness_unix_socket_disabled=True, strict_inbound_ports=False, reuse_port_enabled=False)
     assert announced_features(off, transparent=False) == ("feature-tcp-accesslog-via-named-pipe",)
 
 
 def test_the_embedded_resolver_is_announced_where_it_answers() -> None:
-    told = announced_features(Settings(), transparent=False, resolves=True)
-    assert told[:2] == ("feature-tcp-accesslog-via-named-pipe", "feature-embedded-dns")
+    features = announced_features(Settings(), transparent=False, resolves=True)
+    assert features[:2] == ("feature-tcp-accesslog-via-named-pipe", "feature-embedded-dns")

@@ -44,7 +44,7 @@ def absolute_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("host", ["localhost.", "LOCALHOST", "LocalHost.", "localhost"])
 async def test_a_final_dot_and_capitals_are_for_the_resolver_alone(host: str) -> None:
-    told: list[str] = []
+    reasons: list[str] = []
     with ScriptedControlPlane(GOOD) as plane:
 
         async def request() -> tuple[bytes, Trust]:
@@ -52,19 +52,19 @@ async def test_a_final_dot_and_capitals_are_for_the_resolver_alone(host: str) ->
 
         urls = settings(f"https://{host}:{plane.port}").cp_addresses
         async with asyncio.timeout(30):
-            answer = await fetch_bootstrap(urls, request, backoff=0.001, max_duration=20, on_failure=told.append)
+            answer = await fetch_bootstrap(urls, request, backoff=0.001, max_duration=20, on_failure=reasons.append)
         assert answer.bootstrap
         assert plane.names_seen == ["localhost"]
         assert plane.headers_seen[0]["host"] == f"localhost:{plane.port}"
-    assert told == []
+    assert reasons == []
 
 
 @pytest.mark.parametrize("host", ["localhost.", "LOCALHOST"])
 def test_doctor_verifies_the_same_name(host: str, tmp_path: Path) -> None:
     with ScriptedControlPlane(Answer(200)) as plane:
         taken = settings(f"https://{host}:{plane.port}", ca_cert_file=str(plane.write_ca(tmp_path / "ca.crt")))
-        found = asyncio.run(control_plane(Subject(taken, None, None, None, {})))
-        assert [told.state for told in found] == ["ok", "ok"]
+        checks = asyncio.run(control_plane(Subject(taken, None, None, None, {})))
+        assert [check.state for check in checks] == ["ok", "ok"]
         assert plane.names_seen == ["localhost"]
 
 
@@ -119,7 +119,7 @@ def test_hosts_as_they_are_dialled(given: str, dialled: str) -> None:
         *("a@", "ａ／b"),
     ],
 )
-def test_a_host_that_is_none_is_one_clear_error(host: str) -> None:
+def test_an_invalid_host_is_one_clear_error(host: str) -> None:
     with pytest.raises(SettingsError) as error:
         settings(f"https://{host}:5678")
     assert "is not an http or https address" in str(error.value)
@@ -127,7 +127,7 @@ def test_a_host_that_is_none_is_one_clear_error(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked_by", "url"),
+    ("requested_host", "url"),
     [
         ("cp.example", "https://cp.example.:5678"),
         ("CP.example.", "https://cp.example:5678"),
@@ -135,10 +135,10 @@ def test_a_host_that_is_none_is_one_clear_error(host: str) -> None:
         ("10.0.0.1", "https://10.0.0.1:5678"),
     ],
 )
-def test_the_relay_dials_what_the_user_named(asked_by: str, url: str) -> None:
-    """The control plane writes the name that it was asked by into the bootstrap."""
+def test_the_relay_dials_what_the_user_named(requested_host: str, url: str) -> None:
+    """The control plane writes the host of the request into the bootstrap."""
     urls = settings(f"https://other:5678,{url}").cp_addresses
-    first, second = addresses(asked_by, 5678, urls)
+    first, second = addresses(requested_host, 5678, urls)
     assert f"//{first[0]}:" in url.replace("%25", "%").replace("[", "").replace("]", "")
     assert second == ("other", 5678)
     assert addresses("elsewhere", 5678, urls) == (("elsewhere", 5678),)

@@ -12,7 +12,7 @@ from kumadp.controlplane.response_rules import LONGEST_RETRY_AFTER, AttemptActio
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "action", "told"),
+    ("status", "body", "action", "reason"),
     [
         (200, b"{}", AttemptAction.DECODE, ""),
         (400, b"bad request", AttemptAction.STOP, "HTTP 400: bad request"),
@@ -34,10 +34,10 @@ from kumadp.controlplane.response_rules import LONGEST_RETRY_AFTER, AttemptActio
         (204, b"", AttemptAction.RETRY, "HTTP 204"),
     ],
 )
-def test_each_answer_is_repeated_or_not(status: int, body: bytes, action: AttemptAction, told: str) -> None:
+def test_each_answer_is_repeated_or_not(status: int, body: bytes, action: AttemptAction, reason: str) -> None:
     verdict = judge_answer(status, {}, body)
     assert verdict.action is action
-    assert told in verdict.reason
+    assert reason in verdict.reason
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 422])
@@ -71,7 +71,7 @@ def test_retry_after_is_honoured_in_both_forms(text: str, least: float, most: fl
 
 def unverified(code: int) -> ssl.SSLCertVerificationError:
     error = ssl.SSLCertVerificationError("certificate verify failed")
-    error.verify_code, error.verify_message = code, "told by OpenSSL"
+    error.verify_code, error.verify_message = code, "reported by OpenSSL"
     return error
 
 
@@ -83,22 +83,22 @@ def test_a_certificate_that_does_not_verify_says_what_to_do(code: int, hint: str
     outer.__cause__ = unverified(code)
     verdict = judge_error(outer)
     assert verdict.action is AttemptAction.RETRY_CERTIFICATE
-    assert "told by OpenSSL" in verdict.reason
+    assert "reported by OpenSSL" in verdict.reason
     assert hint in verdict.hint
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "reason"),
     [
         (TimeoutError(), "no answer in time"),
         (ConnectionRefusedError(111, "Connection refused"), "Connection refused"),
         (OSError(), "OSError"),
     ],
 )
-def test_what_got_no_answer_is_repeated_with_its_reason(error: BaseException, told: str) -> None:
+def test_what_got_no_answer_is_repeated_with_its_reason(error: BaseException, reason: str) -> None:
     verdict = judge_error(error)
     assert verdict.action is AttemptAction.RETRY
-    assert told in verdict.reason
+    assert reason in verdict.reason
 
 
 def test_a_body_becomes_one_short_printable_line() -> None:

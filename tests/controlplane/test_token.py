@@ -66,7 +66,7 @@ def signed(header: bytes, claims: bytes = b"{}") -> str:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "is empty"),
         (TOKEN[:20] + "\n" + TOKEN[20:], "white space inside"),
@@ -85,8 +85,8 @@ def signed(header: bytes, claims: bytes = b"{}") -> str:
         (signed(b'{"alg":"None"}'), "is not signed"),
     ],
 )
-def test_what_cannot_be_a_token_is_told_without_showing_it(text: str, told: str) -> None:
-    with pytest.raises(ControlPlaneRefused, match=told) as refused:
+def test_an_invalid_token_is_rejected_without_quoting_it(text: str, message: str) -> None:
+    with pytest.raises(ControlPlaneRefused, match=message) as refused:
         check_token(text, "the token")
     assert not text or text not in str(refused.value)
 

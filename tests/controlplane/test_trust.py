@@ -52,12 +52,12 @@ async def test_a_file_with_more_than_the_ca_serves_request_and_doctor(tmp_path: 
         assert answer.bootstrap
     with ScriptedControlPlane(Answer(200)) as plane:
         file.write_bytes(dirty + b"\n" + plane.ca.encode())
-        found = await control_plane(Subject(settings(plane.url, file), None, None, None, {}))
-        assert [told.state for told in found] == ["warning", "ok", "ok"]
-        assert "TLS verified" in found[1].text
+        checks = await control_plane(Subject(settings(plane.url, file), None, None, None, {}))
+        assert [check.state for check in checks] == ["warning", "ok", "ok"]
+        assert "TLS verified" in checks[1].text
 
 
-async def test_a_ca_that_was_renewed_beside_the_former_of_one_name(tmp_path: Path) -> None:
+async def test_a_renewed_ca_beside_the_previous_one_of_the_same_name(tmp_path: Path) -> None:
     """Without key identifiers OpenSSL looks at one of them alone."""
     cas = [issue("private CA", bare=True) for _ in range(2)]
     file = tmp_path / "ca.pem"
@@ -78,8 +78,8 @@ async def test_a_ca_that_was_renewed_beside_the_former_of_one_name(tmp_path: Pat
                     [plane.url], request, backoff=0.001, max_duration=20, on_failure=lambda _: None
                 )
                 assert answer.bootstrap
-                found = await control_plane(Subject(taken, None, None, None, {}))
-                assert "TLS verified" in found[0].text
+                checks = await control_plane(Subject(taken, None, None, None, {}))
+                assert "TLS verified" in checks[0].text
 
 
 @pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"no PEM", KEY])
@@ -89,8 +89,8 @@ async def test_a_file_without_a_ca_is_named_with_its_path(tmp_path: Path, text: 
     with pytest.raises(ControlPlaneRefused, match=r"CA is not a PEM certificate: .*ca\.pem") as error:
         read_trust(settings(file=file))
     assert "\n" not in str(error.value)
-    (told,) = await control_plane(Subject(settings(file=file), None, None, None, {}))
-    assert (told.state, told.text) == ("failed", error.value.message)
+    (check,) = await control_plane(Subject(settings(file=file), None, None, None, {}))
+    assert (check.state, check.text) == ("failed", error.value.message)
 
 
 def test_a_file_that_cannot_be_read_is_named_too(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_file_that_cannot_be_read_is_named_too(tmp_path: Path) -> None:
             read_trust(settings(file=path))
 
 
-def test_an_inline_ca_goes_before_the_file(tmp_path: Path) -> None:
+def test_an_inline_ca_takes_precedence_over_the_file(tmp_path: Path) -> None:
     ca = issue("ca").pem.decode()
     assert read_trust(settings(file=tmp_path / "none", inline="ü\n" + ca))[0] == Trust(ca)
     with pytest.raises(ControlPlaneRefused, match="inline CA holds no PEM"):

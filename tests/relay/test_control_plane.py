@@ -1,4 +1,4 @@
-"""The test control plane with a real Envoy that speaks to it directly: what the tests of the relay rest on."""
+"""The test control plane with a real Envoy that connects to it directly: what the tests of the relay rely on."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ def test_mutual_tls_by_sds(tmp_path: Path) -> None:
         with at.envoy(tmp_path) as envoy:
             at.wait_traffic()
             assert get(at.ports.inbound)[0] == 0
-            asked = at.plane.journal.requests(SECRET)
-            assert len(asked[0].names) == 1
+            requested = at.plane.journal.requests(SECRET)
+            assert len(requested[0].names) == 1
             assert at.plane.journal.events(What.UNANSWERED)[0].detail.startswith(SECRET)
-            before = envoy.stats("listener.*ssl.handshake")
-            assert sum(before.values()) > 0
+            earlier = envoy.stats("listener.*ssl.handshake")
+            assert sum(earlier.values()) > 0
             mesh.rotate("web.mesh")
             newest = at.plane.version_of(NODE, SECRET)
             poll(
@@ -188,7 +188,7 @@ def test_garbage_gives_an_envoy_nothing_to_serve(tmp_path: Path, garbage: Garbag
             at.wait_traffic()
 
 
-def test_silence_is_broken_when_asked(tmp_path: Path) -> None:
+def test_it_can_stay_silent(tmp_path: Path) -> None:
     with stage() as at:
         at.plane.faults.silent = True
         with at.envoy(tmp_path) as envoy:
@@ -210,9 +210,9 @@ def test_connections_that_are_accepted_and_not_read(tmp_path: Path) -> None:
         at.plane.faults.linger = 0.0
         at.wait_traffic()
         at.plane.deafen()
-        asked, streams = at.plane.connections, at.plane.journal.events(What.OPENED)
+        requested, streams = at.plane.connections, at.plane.journal.events(What.OPENED)
         at.plane.drop_connections()
-        poll(lambda: at.plane.connections > asked, what="a connection that is not read")
+        poll(lambda: at.plane.connections > requested, what="a connection that is not read")
         assert at.plane.journal.events(What.OPENED) == streams
         at.plane.deafen(False)
         poll(lambda: at.plane.streams(NODE), what="a new stream")

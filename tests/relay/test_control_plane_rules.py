@@ -1,4 +1,4 @@
-"""What the test control plane says to a client that is no Envoy: the rules of Kuma's, word by word."""
+"""The test control plane with a client that is not Envoy: it follows Kuma's rules, with the same texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Health streams: whose reports reach the control plane, and what becomes of either end. The calls are stand-ins."""
+"""Health streams: whose reports reach the control plane, and how each side ends. The calls are simulated."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def settle(call: StandIn) -> None:
 
 
 @on_both_loops
-async def test_only_the_newest_envoy_reports_and_nobody_while_one_takes_over() -> None:
+async def test_only_the_newest_envoy_reports_and_none_during_a_takeover() -> None:
     streams = Streams()
     async with streams.envoy(0) as old:
         old.incoming.put_nowait(b"old 1")
@@ -101,7 +101,7 @@ async def test_only_the_newest_envoy_reports_and_nobody_while_one_takes_over() -
 
 
 @on_both_loops
-async def test_what_the_control_plane_says_passes_and_its_end_is_envoy_s() -> None:
+async def test_messages_of_the_control_plane_and_its_end_are_passed_on() -> None:
     streams = Streams()
     async with streams.envoy(0) as envoy:
         streams.up[0].incoming.put_nowait(b"check this")
@@ -111,7 +111,7 @@ async def test_what_the_control_plane_says_passes_and_its_end_is_envoy_s() -> No
 
 
 @on_both_loops
-async def test_a_connection_that_breaks_is_not_envoy_s_business() -> None:
+async def test_a_broken_connection_is_hidden_from_envoy() -> None:
     streams = Streams()
     async with streams.envoy(0) as envoy:
         streams.up[0].incoming.put_nowait(StreamEnded(None, "Connection lost"))

@@ -1,4 +1,4 @@
-"""The last good configuration: what is in the file, what never is, and which files are not believed."""
+"""The last good configuration: the content of the file, what is never in it, and which files are ignored."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def memory(**accepted: bytes) -> RelaySnapshot:
     return RelaySnapshot(tuple(TypeSnapshot(urls[kind], ("a",), data) for kind, data in accepted.items()))
 
 
-class Kept:
-    """A store with a clock of the test's own."""
+class StoreWithClock:
+    """A store with a clock that the test sets."""
 
     def __init__(self, directory: Path, binding: Binding = BINDING, max_age: float = DAY) -> None:
         self.now = NOW
@@ -80,17 +80,17 @@ class Kept:
             await self.store.close()
 
 
-async def written(directory: Path, found: RelaySnapshot | None = None) -> bytes:
-    kept = Kept(directory)
-    await kept.write(LastGoodContent(bootstrap(), None, found) if found is not None else None)
-    assert kept.store.status()["error"] == ""
-    return kept.store.path.read_bytes()
+async def written(directory: Path, snapshot: RelaySnapshot | None = None) -> bytes:
+    stored = StoreWithClock(directory)
+    await stored.write(LastGoodContent(bootstrap(), None, snapshot) if snapshot is not None else None)
+    assert stored.store.status()["error"] == ""
+    return stored.store.path.read_bytes()
 
 
 async def loaded(directory: Path, now: float = NOW, binding: Binding = BINDING) -> LastGood | None:
-    kept = Kept(directory, binding)
-    kept.now = now
-    return await kept.store.load()
+    stored = StoreWithClock(directory, binding)
+    stored.now = now
+    return await stored.store.load()
 
 
 @pytest.fixture
@@ -107,27 +107,27 @@ def _own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     endpoints = response(ENDPOINTS)
     await written(tmp_path, memory(clusters=CLEAN, endpoints=endpoints))
-    found = await loaded(tmp_path, NOW + 60)
-    assert found is not None
-    assert found.memory == memory(clusters=CLEAN, endpoints=endpoints)
-    assert found.left_out == {}
-    assert found.confirmed == NOW
+    snapshot = await loaded(tmp_path, NOW + 60)
+    assert snapshot is not None
+    assert snapshot.memory == memory(clusters=CLEAN, endpoints=endpoints)
+    assert snapshot.left_out == {}
+    assert snapshot.confirmed == NOW
     # The relay makes the same of it.
-    ours, theirs = (rewrite_for_relay(tree, "/run/x.sock") for tree in (found.bootstrap, bootstrap()))
+    ours, theirs = (rewrite_for_relay(tree, "/run/x.sock") for tree in (snapshot.bootstrap, bootstrap()))
     assert ours == theirs
 
 
-async def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
-    before = os.umask(0)
+async def test_only_its_owner_can_read_the_file(tmp_path: Path) -> None:
+    earlier = os.umask(0)
     try:
         await written(tmp_path)
     finally:
-        os.umask(before)
+        os.umask(earlier)
     assert files(tmp_path) == [last_good.FILE]
     assert stat.S_IMODE((tmp_path / last_good.FILE).stat().st_mode) == 0o600
 
 
-async def test_nothing_there_is_no_warning(tmp_path: Path, caplog_relay: Callable[[], list[str]]) -> None:
+async def test_a_missing_file_is_no_warning(tmp_path: Path, caplog_relay: Callable[[], list[str]]) -> None:
     assert await loaded(tmp_path) is None
     assert caplog_relay() == []
 
@@ -171,13 +171,13 @@ async def test_a_planted_secret_is_not_in_the_file(tmp_path: Path, name: str) ->
     type_url, data, needle = PLANTED[name]
     assert needle in data
     other = next(url for url in (CLUSTER, LISTENER) if url != type_url)
-    kept = Kept(tmp_path)
-    found = RelaySnapshot((TypeSnapshot(type_url, ("a",), data, data), TypeSnapshot(other, (), response(other))))
-    await kept.write(LastGoodContent(bootstrap(), None, found))
-    content = kept.store.path.read_bytes()
+    stored = StoreWithClock(tmp_path)
+    snapshot = RelaySnapshot((TypeSnapshot(type_url, ("a",), data, data), TypeSnapshot(other, (), response(other))))
+    await stored.write(LastGoodContent(bootstrap(), None, snapshot))
+    content = stored.store.path.read_bytes()
     assert needle not in content
     assert data not in content
-    assert set(kept.store.status()["left_out"]) == {type_url}  # type: ignore[call-overload]
+    assert set(stored.store.status()["left_out"]) == {type_url}  # type: ignore[call-overload]
     again = await loaded(tmp_path)
     assert again is not None
     assert set(again.left_out) == {type_url}
@@ -187,8 +187,8 @@ async def test_a_planted_secret_is_not_in_the_file(tmp_path: Path, name: str) ->
 
 async def test_what_was_not_accepted_is_not_written(tmp_path: Path) -> None:
     newer = response(CLUSTER, plain_cluster("newer-but-rejected"))
-    found = RelaySnapshot((TypeSnapshot(CLUSTER, (), CLEAN, newer, (b"digest",)),))
-    assert b"newer-but-rejected" not in await written(tmp_path, found)
+    snapshot = RelaySnapshot((TypeSnapshot(CLUSTER, (), CLEAN, newer, (b"digest",)),))
+    assert b"newer-but-rejected" not in await written(tmp_path, snapshot)
     again = await loaded(tmp_path)
     assert again is not None
     assert again.memory.types == (TypeSnapshot(CLUSTER, (), CLEAN, None, (b"digest",)),)
@@ -198,22 +198,22 @@ async def test_the_token_is_not_in_the_file_and_the_ca_is(tmp_path: Path) -> Non
     tree = bootstrap()
     for config in (tree["dynamicResources"]["adsConfig"], tree["hdsConfig"]):
         config["grpcServices"][0]["initialMetadata"][0]["value"] = "eyJt0k3n"
-    kept = Kept(tmp_path)
-    await kept.write(LastGoodContent(tree, None, memory(clusters=CLEAN)))
-    content = kept.store.path.read_bytes()
+    stored = StoreWithClock(tmp_path)
+    await stored.write(LastGoodContent(tree, None, memory(clusters=CLEAN)))
+    content = stored.store.path.read_bytes()
     assert b"eyJt0k3n" not in content
     assert b"authorization" not in content
     assert tree["staticResources"]["secrets"][0]["validationContext"]["trustedCa"]["inlineBytes"].encode() in content
 
 
-async def test_a_secret_that_was_read_elsewhere_keeps_it_off_the_disk(tmp_path: Path) -> None:
+async def test_a_response_with_a_secret_that_was_read_elsewhere_is_left_out(tmp_path: Path) -> None:
     secrets.register("known-to-us-alone")
-    kept = Kept(tmp_path)
-    await kept.write(
+    stored = StoreWithClock(tmp_path)
+    await stored.write(
         LastGoodContent(bootstrap(), None, memory(clusters=response(CLUSTER, plain_cluster("known-to-us-alone"))))
     )
-    assert b"known-to-us-alone" not in kept.store.path.read_bytes()
-    assert kept.store.status()["left_out"] == {CLUSTER: "it holds a secret that was read elsewhere"}
+    assert b"known-to-us-alone" not in stored.store.path.read_bytes()
+    assert stored.store.status()["left_out"] == {CLUSTER: "it holds a secret that was read elsewhere"}
 
 
 async def test_a_bootstrap_with_a_secret_is_not_written_at_all(
@@ -224,10 +224,10 @@ async def test_a_bootstrap_with_a_secret_is_not_written_at_all(
     with_key["staticResources"]["secrets"].append({"tlsCertificate": {"privateKey": {"inlineString": KEY.decode()}}})
     with_token["node"]["metadata"]["x"] = "known-to-us-alone"
     for tree, reason in ((with_key, "privateKey"), (with_token, "read elsewhere")):
-        kept = Kept(tmp_path)
-        await kept.write(LastGoodContent(tree, None, memory(clusters=CLEAN)))
+        stored = StoreWithClock(tmp_path)
+        await stored.write(LastGoodContent(tree, None, memory(clusters=CLEAN)))
         assert files(tmp_path) == []
-        assert reason in str(kept.store.status()["error"])
+        assert reason in str(stored.store.status()["error"])
     assert len(caplog_relay()) == 2
     assert "known-to-us-alone" not in "".join(caplog_relay())
 
@@ -245,7 +245,7 @@ SPOILED: Spoil = {
 
 
 @pytest.mark.parametrize("name", SPOILED)
-async def test_a_file_that_is_not_believed(tmp_path: Path, name: str, caplog_relay: Callable[[], list[str]]) -> None:
+async def test_a_damaged_file_is_ignored(tmp_path: Path, name: str, caplog_relay: Callable[[], list[str]]) -> None:
     await written(tmp_path)
     path = tmp_path / last_good.FILE
     mtime = path.stat().st_mtime
@@ -258,7 +258,7 @@ async def test_a_file_that_is_not_believed(tmp_path: Path, name: str, caplog_rel
     assert (reason if "damaged" in name or "others" in name else "was not written by this version") in warning
 
 
-async def test_a_whole_file_of_another_form_is_not_believed(
+async def test_an_intact_file_with_another_format_is_ignored(
     tmp_path: Path, caplog_relay: Callable[[], list[str]]
 ) -> None:
     import hashlib
@@ -278,7 +278,7 @@ async def test_a_whole_file_of_another_form_is_not_believed(
     ("field", "value"),
     [("mesh", "other"), ("name", "backend-02"), ("control_plane", "https://other:5678"), ("envoy", "1.41.0")],
 )
-async def test_a_file_of_somebody_else_is_not_used(
+async def test_a_file_of_another_data_plane_is_ignored(
     tmp_path: Path, field: str, value: str, caplog_relay: Callable[[], list[str]]
 ) -> None:
     await written(tmp_path)
@@ -288,7 +288,7 @@ async def test_a_file_of_somebody_else_is_not_used(
     assert f"it is for {field.replace('_', ' ')} {getattr(BINDING, field)!r}, not {value!r}" in warning
 
 
-async def test_an_old_file_is_not_used(tmp_path: Path, caplog_relay: Callable[[], list[str]]) -> None:
+async def test_an_old_file_is_ignored(tmp_path: Path, caplog_relay: Callable[[], list[str]]) -> None:
     await written(tmp_path)
     assert await loaded(tmp_path, NOW + DAY - 1) is not None
     assert await loaded(tmp_path, NOW + DAY + 1800) is None
@@ -296,7 +296,7 @@ async def test_an_old_file_is_not_used(tmp_path: Path, caplog_relay: Callable[[]
     assert "it is 24.5 hours old (--last-good-max-age)" in warning
 
 
-async def test_a_file_of_the_future_is_not_used(tmp_path: Path, caplog_relay: Callable[[], list[str]]) -> None:
+async def test_a_file_of_the_future_is_ignored(tmp_path: Path, caplog_relay: Callable[[], list[str]]) -> None:
     await written(tmp_path)
     assert await loaded(tmp_path, NOW - 60) is not None
     assert await loaded(tmp_path, NOW - DAY) is None
@@ -304,7 +304,7 @@ async def test_a_file_of_the_future_is_not_used(tmp_path: Path, caplog_relay: Ca
     assert "clock" in warning
 
 
-async def test_what_is_no_file_is_not_read(tmp_path: Path, caplog_relay: Callable[[], list[str]]) -> None:
+async def test_anything_but_a_regular_file_is_ignored(tmp_path: Path, caplog_relay: Callable[[], list[str]]) -> None:
     path = tmp_path / last_good.FILE
     path.mkdir()
     assert await loaded(tmp_path) is None
@@ -318,54 +318,54 @@ async def test_what_is_no_file_is_not_read(tmp_path: Path, caplog_relay: Callabl
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-async def test_a_file_of_another_user_is_not_read(tmp_path: Path, caplog_relay: Callable[[], list[str]]) -> None:
+async def test_a_file_of_another_user_is_ignored(tmp_path: Path, caplog_relay: Callable[[], list[str]]) -> None:
     await written(tmp_path)
     os.chown(tmp_path / last_good.FILE, 12345, -1)
     assert await loaded(tmp_path) is None
     assert "another user" in caplog_relay()[0]
 
 
-async def test_age_counts_from_when_the_control_plane_last_stood_by_it(tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
-    await kept.write()
-    before = kept.store.path.read_bytes()
-    kept.now += 10 * DAY
-    await kept.store.confirm()
-    assert kept.store.path.read_bytes() == before
-    found = await loaded(tmp_path, kept.now + 3600)
-    assert found is not None
-    assert found.confirmed == kept.now
+async def test_its_age_counts_from_the_last_confirmation(tmp_path: Path) -> None:
+    stored = StoreWithClock(tmp_path)
+    await stored.write()
+    earlier = stored.store.path.read_bytes()
+    stored.now += 10 * DAY
+    await stored.store.confirm()
+    assert stored.store.path.read_bytes() == earlier
+    snapshot = await loaded(tmp_path, stored.now + 3600)
+    assert snapshot is not None
+    assert snapshot.confirmed == stored.now
 
 
-async def test_what_was_only_read_is_not_confirmed(tmp_path: Path) -> None:
+async def test_a_file_that_was_only_read_is_not_confirmed(tmp_path: Path) -> None:
     await written(tmp_path)
-    kept = Kept(tmp_path)
-    kept.now += 3600
-    assert await kept.store.load() is not None
-    await kept.store.confirm()
-    assert kept.store.path.stat().st_mtime == NOW
+    stored = StoreWithClock(tmp_path)
+    stored.now += 3600
+    assert await stored.store.load() is not None
+    await stored.store.confirm()
+    assert stored.store.path.stat().st_mtime == NOW
 
 
 async def test_a_file_that_could_not_be_replaced_is_not_confirmed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = Kept(tmp_path)
-    kept.store.schedule_write()
+    stored = StoreWithClock(tmp_path)
+    stored.store.schedule_write()
     async with asyncio.timeout(30):
-        while kept.store.status()["written"] is None:
+        while stored.store.status()["written"] is None:
             await asyncio.sleep(0.01)
 
     def full(_path: Path, _data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("kumadp.relay.last_good.write_private", full)
-    await kept.write()
-    kept.now += 3600
-    await kept.store.confirm()
-    assert kept.store.path.stat().st_mtime == NOW
+    await stored.write()
+    stored.now += 3600
+    await stored.store.confirm()
+    assert stored.store.path.stat().st_mtime == NOW
 
 
-async def test_changes_that_come_together_are_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_changes_within_the_pause_are_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writes = 0
     real = last_good.write_copy
 
@@ -375,98 +375,98 @@ async def test_changes_that_come_together_are_one_write(tmp_path: Path, monkeypa
         real(*arguments)
 
     monkeypatch.setattr(last_good, "write_copy", count)
-    kept = Kept(tmp_path)
+    stored = StoreWithClock(tmp_path)
     # Made before: it takes longer than a busy host may spend between two changes that come together.
     tree = bootstrap()
     contents = [
         LastGoodContent(tree, None, memory(clusters=response(CLUSTER, plain_cluster(f"c-{number}"))))
         for number in range(100)
     ]
-    for kept.content in contents:
-        kept.store.schedule_write()
+    for stored.content in contents:
+        stored.store.schedule_write()
         await asyncio.sleep(0)
-    await kept.store.close()
+    await stored.store.close()
     assert writes == 1
-    assert b"c-99" in kept.store.path.read_bytes()
+    assert b"c-99" in stored.store.path.read_bytes()
 
 
 async def test_a_change_during_a_write_is_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(last_good, "DEBOUNCE", 0.0)
-    kept = Kept(tmp_path)
+    stored = StoreWithClock(tmp_path)
     real = last_good.write_copy
     loop = asyncio.get_running_loop()
     numbers = iter(range(1, 3))
 
     def change(*arguments: Any) -> None:
         if (number := next(numbers, None)) is not None:
-            kept.content = LastGoodContent(
+            stored.content = LastGoodContent(
                 bootstrap(), None, memory(clusters=response(CLUSTER, plain_cluster(f"c-{number}")))
             )
-            loop.call_soon_threadsafe(kept.store.schedule_write)
+            loop.call_soon_threadsafe(stored.store.schedule_write)
         real(*arguments)
 
     monkeypatch.setattr(last_good, "write_copy", change)
-    kept.store.schedule_write()
+    stored.store.schedule_write()
     async with asyncio.timeout(30):
-        while not kept.store.path.exists() or b"c-2" not in kept.store.path.read_bytes():
+        while not stored.store.path.exists() or b"c-2" not in stored.store.path.read_bytes():
             await asyncio.sleep(0.01)
-    await kept.store.close()
+    await stored.store.close()
 
 
-async def test_nothing_yet_is_not_written(tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
-    kept.content = None
-    await kept.write()
+async def test_without_content_nothing_is_written(tmp_path: Path) -> None:
+    stored = StoreWithClock(tmp_path)
+    stored.content = None
+    await stored.write()
     assert files(tmp_path) == []
 
 
-async def test_a_full_disk_costs_one_warning_and_keeps_the_old_file(
+async def test_a_full_disk_is_one_warning_and_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog_relay: Callable[[], list[str]]
 ) -> None:
-    before = await written(tmp_path)
+    earlier = await written(tmp_path)
 
     def full(_path: Path, _data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    kept = Kept(tmp_path)
+    stored = StoreWithClock(tmp_path)
     monkeypatch.setattr(last_good, "DEBOUNCE", 0.0)
-    kept.store._pause = 0.0
+    stored.store._pause = 0.0
     monkeypatch.setattr("kumadp.relay.last_good.write_private", full)
     for _ in range(3):
-        kept.store.schedule_write()
+        stored.store.schedule_write()
         async with asyncio.timeout(30):
-            while kept.store._task is not None:
+            while stored.store._task is not None:
                 await asyncio.sleep(0.01)
-    assert kept.store.status()["error"] == "No space left on device"
-    assert kept.store.path.read_bytes() == before
+    assert stored.store.status()["error"] == "No space left on device"
+    assert stored.store.path.read_bytes() == earlier
     assert len(caplog_relay()) == 1
     monkeypatch.setattr("kumadp.relay.last_good.write_private", write_private)
-    await kept.write(LastGoodContent(bootstrap(), None, memory(clusters=response(CLUSTER, plain_cluster("after")))))
-    assert kept.store.status()["error"] == ""
-    assert b"after" in kept.store.path.read_bytes()
+    await stored.write(LastGoodContent(bootstrap(), None, memory(clusters=response(CLUSTER, plain_cluster("after")))))
+    assert stored.store.status()["error"] == ""
+    assert b"after" in stored.store.path.read_bytes()
 
 
-async def test_a_real_full_disk_leaves_no_part_behind(tmp_path: Path) -> None:
+async def test_a_real_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
     import resource
     import signal
 
-    before = await written(tmp_path)
+    earlier = await written(tmp_path)
     big = memory(clusters=response(CLUSTER, *(plain_cluster(f"cluster-{number}") for number in range(2000))))
-    kept = Kept(tmp_path)
+    stored = StoreWithClock(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 1000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(earlier) + 1000, hard))
     try:
-        await kept.write(LastGoodContent(bootstrap(), None, big))
+        await stored.write(LastGoodContent(bootstrap(), None, big))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, old)
-    assert kept.store.status()["error"] == "File too large"
+    assert stored.store.status()["error"] == "File too large"
     assert files(tmp_path) == [last_good.FILE]
-    assert kept.store.path.read_bytes() == before
+    assert stored.store.path.read_bytes() == earlier
 
 
-async def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unchanged_responses_are_not_scanned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searched: list[bytes] = []
 
     def count(one: bytes) -> str:
@@ -475,20 +475,20 @@ async def test_what_did_not_change_is_not_searched_again(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("kumadp.relay.last_good.why_secret", count)
     monkeypatch.setattr(last_good, "DEBOUNCE", 0.0)
-    kept = Kept(tmp_path)
-    kept.store._pause = 0.0
+    stored = StoreWithClock(tmp_path)
+    stored.store._pause = 0.0
     listeners = response(LISTENER, raw(listener_pb2.Listener(name="one")))
     for name in ("a", "b"):
         clusters = response(CLUSTER, plain_cluster(name))
-        kept.content = LastGoodContent(bootstrap(), None, memory(clusters=clusters, listeners=listeners))
-        kept.store.schedule_write()
+        stored.content = LastGoodContent(bootstrap(), None, memory(clusters=clusters, listeners=listeners))
+        stored.store.schedule_write()
         async with asyncio.timeout(30):
-            while kept.store._task is not None:
+            while stored.store._task is not None:
                 await asyncio.sleep(0.01)
     assert searched == [plain_cluster("a"), raw(listener_pb2.Listener(name="one")), plain_cluster("b")]
 
 
-def test_a_file_named_is_no_secret() -> None:
+def test_a_file_name_is_no_secret() -> None:
     one = common_pb2.TlsCertificate(private_key=base_pb2.DataSource(filename="/etc/key.pem"))
     made = cluster_pb2.Cluster(name="external")
     context = tls_pb2.UpstreamTlsContext(common_tls_context=tls_pb2.CommonTlsContext(tls_certificates=[one]))

@@ -1,4 +1,4 @@
-"""What a peer says is told in bounds: a rejection can hold a whole configuration, garbage can come without end."""
+"""Logged texts of peers are bounded: a rejection can quote a whole configuration, and garbage can be endless."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def relay_at(folder: Path) -> Relay:
     return Relay(folder / "r", RelayStateMachine(NODE), never, epoch_of=lambda _pid: 0)
 
 
-async def test_a_rejection_is_one_line_and_not_the_configuration(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_rejection_is_one_short_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reason = "no such port\nin the whole of it: " + "x" * 100_000
     relay_at(tmp_path)._execute([ResponseRejected(CLUSTER, "v" * 100_000, reason)])
     (line,) = [record.getMessage() for record in caplog.records]
@@ -37,13 +35,13 @@ async def test_a_rejection_is_one_line_and_not_the_configuration(
     assert len(line) < 1100
 
 
-async def test_of_a_secret_no_word_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_reason_of_a_rejected_secret_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     relay_at(tmp_path)._execute([ResponseRejected(SECRET, "v1", "cannot load MHcCAQEE")])
     assert "MHcCAQEE" not in caplog.text
     assert "Secret v1 is rejected by Envoy" in caplog.text
 
 
-async def test_types_that_nobody_asked_for_are_told_once_and_not_remembered(
+async def test_unrequested_types_are_logged_once_and_not_remembered(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

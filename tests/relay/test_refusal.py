@@ -83,11 +83,13 @@ def test_others_wait_longer_up_to_five_seconds_and_not_in_step(refusal: StreamRe
 
 def test_ten_minutes_of_the_same_fault_are_a_handful_of_lines() -> None:
     throttle = Throttle()
-    told = [left_out for second in range(600) if (left_out := throttle.admit("away", float(second))) is not None]
-    assert told == [0, 29, 59, 119, 239]
+    admitted = [
+        suppressed for second in range(600) if (suppressed := throttle.admit("away", float(second))) is not None
+    ]
+    assert admitted == [0, 29, 59, 119, 239]
 
 
-def test_what_is_over_is_told_at_once_when_it_comes_back() -> None:
+def test_a_fault_that_comes_back_is_logged_at_once() -> None:
     throttle = Throttle()
     assert throttle.admit("away", 0.0) == 0
     assert throttle.admit("away", 1.0) is None

@@ -38,7 +38,7 @@ def at(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RelayStage]:
         yield made
 
 
-def test_the_control_plane_is_asked_before_envoy_is_there(at: RelayStage) -> None:
+def test_the_control_plane_is_queried_before_envoy_runs(at: RelayStage) -> None:
     relay = at.relay()
     poll(lambda: relay.status["state"] == "open", what="an open stream")
     journal = at.plane.journal
@@ -149,7 +149,7 @@ def test_secrets_that_are_not_there_hold_up_nothing_but_what_needs_them(at: Rela
     assert at.plane.journal.requests(SECRET, Kind.NACK) == []
 
 
-def test_an_update_that_envoy_rejects_is_told_and_not_given_to_the_next(
+def test_an_update_that_envoy_rejects_is_logged_and_not_sent_to_the_next(
     at: RelayStage, caplog: pytest.LogCaptureFixture
 ) -> None:
     relay = at.relay()
@@ -180,7 +180,7 @@ def test_without_an_envoy_the_stream_is_given_up_and_taken_again(
     poll(lambda: at.plane.registered == [NODE], what="the Dataplane in the mesh")
 
 
-def test_a_silent_control_plane_is_told(
+def test_a_silent_control_plane_is_logged(
     at: RelayStage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("kumadp.relay.relay.SILENCE", 0.3)

@@ -67,7 +67,7 @@ def registered() -> bool:
 
 
 @pytest.mark.contract("the stream: kept while Envoy is replaced, closed on purpose, rejected for 10 s, opened again")
-def test_kuma_sees_one_stream_whatever_becomes_of_envoy(tmp_path: Path) -> None:
+def test_kuma_has_one_stream_across_restarts_of_envoy(tmp_path: Path) -> None:
     ports = Ports.take()
     with control_plane(tmp_path / "cp") as plane, workload("backend") as app:
         kuma = Kuma(plane)

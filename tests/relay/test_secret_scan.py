@@ -1,4 +1,4 @@
-"""What may be written to disk: planted keys and tokens are found wherever they stand; what Kuma sends passes."""
+"""Which resources may be written to disk: keys and tokens are detected anywhere; resources of Kuma pass."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ PLAIN = serialization.NoEncryption()
 
 
 def packed(message: Message, prefix: str = "type.googleapis.com/") -> any_pb2.Any:
-    made = any_pb2.Any()
-    made.Pack(message, prefix)
-    return made
+    message = any_pb2.Any()
+    message.Pack(message, prefix)
+    return message
 
 
 def raw(message: Message) -> bytes:
@@ -59,10 +59,10 @@ def raw(message: Message) -> bytes:
 
 def cluster(context: Message, prefix: str = "type.googleapis.com/") -> bytes:
     """A cluster with this as its transport socket."""
-    made = cluster_pb2.Cluster(name="external")
-    made.transport_socket.name = "envoy.transport_sockets.tls"
-    made.transport_socket.typed_config.CopyFrom(packed(context, prefix))
-    return raw(made)
+    message = cluster_pb2.Cluster(name="external")
+    message.transport_socket.name = "envoy.transport_sockets.tls"
+    message.transport_socket.typed_config.CopyFrom(packed(context, prefix))
+    return raw(message)
 
 
 def upstream(**certificate: Any) -> tls_pb2.UpstreamTlsContext:
@@ -85,9 +85,9 @@ def listener(*filters: Message, route: route_pb2.RouteConfiguration | None = Non
         manager.route_config.CopyFrom(route)
     for one in (*filters, router_pb2.Router()):
         manager.http_filters.add(name="filter").typed_config.CopyFrom(packed(one))
-    made = listener_pb2.Listener(name="inbound")
-    made.filter_chains.add().filters.add(name="hcm").typed_config.CopyFrom(packed(manager))
-    return raw(made)
+    message = listener_pb2.Listener(name="inbound")
+    message.filter_chains.add().filters.add(name="hcm").typed_config.CopyFrom(packed(manager))
+    return raw(message)
 
 
 def source(value: bytes | str) -> base_pb2.DataSource:
@@ -124,20 +124,20 @@ KEYS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("form", KEYS)
-def test_a_key_is_found_where_no_type_tells(form: str) -> None:
-    made = cluster_pb2.Cluster(name="external")
-    made.typed_extension_protocol_options["x"].CopyFrom(
+def test_a_key_is_detected_in_any_type(form: str) -> None:
+    message = cluster_pb2.Cluster(name="external")
+    message.typed_extension_protocol_options["x"].CopyFrom(
         packed(file_pb2.FileAccessLog(path=base64.b85encode(b"nothing").decode()))
     )
-    assert why_secret(raw(made)) == ""
+    assert why_secret(raw(message)) == ""
     # In a field that no type forbids, as somebody's proxy patch could put it.
     value = KEYS[form]()
     holder = any_pb2.Any(
         type_url="type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
         value=wrappers_pb2.BytesValue(value=value).SerializeToString(),
     )
-    made.typed_extension_protocol_options["y"].CopyFrom(holder)
-    assert why_secret(raw(made)).startswith(("a private key", "an encrypted private key", "a PKCS #12 store"))
+    message.typed_extension_protocol_options["y"].CopyFrom(holder)
+    assert why_secret(raw(message)).startswith(("a private key", "an encrypted private key", "a PKCS #12 store"))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_session_ticket_keys() -> None:
         secret_pb2.Secret(name="hmac", generic_secret=secret_pb2.GenericSecret(secret=source("hmac"))),
     ],
 )
-def test_a_secret_is_one_whatever_is_in_it(secret: secret_pb2.Secret) -> None:
+def test_a_secret_resource_is_always_secret(secret: secret_pb2.Secret) -> None:
     assert why_secret(raw(secret)) == "it is a Secret"
 
 
@@ -243,9 +243,9 @@ def test_a_service_may_be_called_so(name: str) -> None:
 
 
 def test_a_secret_in_metadata() -> None:
-    made = cluster_pb2.Cluster(name="external")
-    made.metadata.filter_metadata["some.filter"].update({"client_secret": "t0pS3cr3t"})
-    assert why_secret(raw(made)) == "credentials in a header or in metadata"
+    message = cluster_pb2.Cluster(name="external")
+    message.metadata.filter_metadata["some.filter"].update({"client_secret": "t0pS3cr3t"})
+    assert why_secret(raw(message)) == "credentials in a header or in metadata"
 
 
 @pytest.mark.parametrize(
@@ -262,12 +262,12 @@ def test_forms_that_tokens_have(text: str, reason: str) -> None:
 
 
 def test_a_health_check_that_logs_in() -> None:
-    made = cluster_pb2.Cluster(name="redis")
-    made.health_checks.add().tcp_health_check.send.text = "2a320d0a"
-    assert "Cluster holds a secret" in why_secret(raw(made))
-    made.health_checks[0].tcp_health_check.Clear()
-    made.health_checks[0].tcp_health_check.SetInParent()
-    assert why_secret(raw(made)) == ""
+    message = cluster_pb2.Cluster(name="redis")
+    message.health_checks.add().tcp_health_check.send.text = "2a320d0a"
+    assert "Cluster holds a secret" in why_secret(raw(message))
+    message.health_checks[0].tcp_health_check.Clear()
+    message.health_checks[0].tcp_health_check.SetInParent()
+    assert why_secret(raw(message)) == ""
 
 
 def test_credentials_of_googles_client() -> None:
@@ -310,13 +310,13 @@ def test_a_log_format_with_a_path_in_it_is_no_type() -> None:
 
 def captured() -> list[Any]:
     """Every resource that a real control plane sent, as Envoy showed it; secrets are left out there."""
-    found = []
+    types = []
     for path in sorted(CAPTURES.glob("*/*/config_dump.json")):
         for part in json.loads(path.read_text())["configs"]:
             for name, key in (("dynamic_active_clusters", "cluster"), ("dynamic_endpoint_configs", "endpoint_config")):
-                found += [item[key] for item in part.get(name, ())]
-            found += [item["active_state"]["listener"] for item in part.get("dynamic_listeners", ())]
-    return found
+                types += [item[key] for item in part.get(name, ())]
+            types += [item["active_state"]["listener"] for item in part.get("dynamic_listeners", ())]
+    return types
 
 
 def test_all_that_a_real_control_plane_sent_passes() -> None:
@@ -331,9 +331,9 @@ TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJOYW1lIjoid2ViIn0.c2lnbmF0dXJl"
 
 
 @pytest.mark.parametrize("before", ["", "A", "xeyJ", "-_9", "eyJhbGciOiJSUzI1NiJ9.", "a.b.", " "])
-def test_a_token_is_seen_wherever_it_stands(before: str) -> None:
+def test_a_token_is_seen_wherever_it_stands(started: str) -> None:
     """The length before a text is often a letter."""
-    assert _has_token(f"{before}{TOKEN}".encode())
+    assert _has_token(f"{started}{TOKEN}".encode())
 
 
 @pytest.mark.parametrize("text", ["eyJ.eyJ.", "eyJhbGciOiJS.eyJ.c2ln", "eyJhbGciOiJS.x.eyJOYW1lIjoid2Vi.", "eyJ" * 9])

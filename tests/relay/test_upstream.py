@@ -140,7 +140,7 @@ async def test_a_response_that_is_too_large_is_dropped_and_the_stream_goes_on(se
 
 
 @on_both_loops
-async def test_one_that_cannot_be_refused_ends_the_stream(served: XdsControlPlane) -> None:
+async def test_a_dropped_response_that_cannot_be_rejected_ends_the_stream(served: XdsControlPlane) -> None:
     peer = Peer(served, largest=10)
     peer.refuses = False
     async with running(peer):
@@ -223,7 +223,7 @@ async def test_the_control_plane_goes_and_comes_back(served: XdsControlPlane, ca
 
 
 @on_both_loops
-async def test_a_held_stream_is_asked_for_until_it_is_free(served: XdsControlPlane) -> None:
+async def test_a_held_stream_is_requested_until_it_is_free(served: XdsControlPlane) -> None:
     served.faults.one_stream = True
     served.faults.linger = 1.2
     node = encode_node(
@@ -272,7 +272,7 @@ async def test_goaway_is_an_end_like_any_other(served: XdsControlPlane) -> None:
 
 
 @on_both_loops
-async def test_a_server_that_takes_the_connection_and_says_nothing_is_left(
+async def test_a_server_that_accepts_and_does_not_respond_is_disconnected(
     served: XdsControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kumadp.grpc.client.CONNECT_SECONDS", 0.5)
@@ -286,7 +286,7 @@ async def test_a_server_that_takes_the_connection_and_says_nothing_is_left(
 
 
 @on_both_loops
-async def test_addresses_are_tried_in_turn_from_the_last_good_one_on(served: XdsControlPlane) -> None:
+async def test_addresses_are_tried_in_turn_the_last_good_one_first(served: XdsControlPlane) -> None:
     served.faults.linger = 0.0
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -301,7 +301,9 @@ async def test_addresses_are_tried_in_turn_from_the_last_good_one_on(served: Xds
 
 
 @on_both_loops
-async def test_a_peer_that_answers_no_ping_is_left(served: XdsControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_peer_that_does_not_answer_pings_is_disconnected(
+    served: XdsControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kumadp.relay.upstream.PING", (0.2, 0.2))
     frozen = asyncio.Event()
 
