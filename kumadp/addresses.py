@@ -1,4 +1,4 @@
-"""Addresses, host names and paths of URLs as texts: how they are dialled, and what TLS and HTTP call them."""
+"""Addresses, host names and URL paths as text: in the forms for connecting, for TLS and for HTTP."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
-"""Host and port, with flow and zone where it is one of IPv6."""
+"""Host and port, with flow and zone for IPv6."""
 
-ANY_IPV4 = "0.0.0.0"  # noqa: S104 - compared, and bound where a user's Dataplane says so
+ANY_IPV4 = "0.0.0.0"  # noqa: S104 - compared, and bound if a user's Dataplane has it
 ANY_IPV6 = "::"
 WILDCARDS = frozenset({ANY_IPV4, ANY_IPV6})
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*[._]?")
 _LONGEST_NAME = 255
-# What Linux takes for the name of an interface, or its number.
+# A name that Linux accepts for an interface, or its number.
 _ZONE = re.compile(r"[!-$&-.0-9:-~]{1,15}")
 
 
 _NO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-# What a path may hold as it is (RFC 3986, 3.3), and the percent sign of what is escaped already.
+# Characters that a path may hold unescaped (RFC 3986, 3.3), and the percent sign of an existing escape.
 _OF_PATHS = "/%:@!$&'()*+,;="
 
 
 def quoted_path(path: str) -> str:
-    """``path`` as a request line has it: escaped characters stay, those that cannot stand there are escaped."""
+    """Return ``path`` in the form for a request line: existing escapes stay, other characters are escaped if needed."""
     return quote(_NO_ESCAPE.sub("%25", path), safe=_OF_PATHS, errors="surrogateescape")
 
 
 def request_target(path: str) -> str:
-    """A path with its query, if it has one, as a request line has it; a ``#`` is a character like others."""
+    """Return a path and its query, if any, in the form for a request line; ``#`` is an ordinary character."""
     path, mark, query = path.partition("?")
     return (
         quoted_path(path) + mark + quote(_NO_ESCAPE.sub("%25", query), safe=f"{_OF_PATHS}?", errors="surrogateescape")
@@ -43,7 +43,7 @@ def request_target(path: str) -> str:
 
 
 def is_ip(host: str) -> bool:
-    """Whether ``host`` is an IP address and not a name."""
+    """Return whether ``host`` is an IP address and not a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -52,7 +52,7 @@ def is_ip(host: str) -> bool:
 
 
 def plain_ip(host: str) -> str:
-    """An IP address in its one plain form, one of IPv4 that is mapped into IPv6 as that of IPv4; else the text."""
+    """Return an IP address in its canonical form, an IPv4-mapped IPv6 address as IPv4; any other text unchanged."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -61,7 +61,7 @@ def plain_ip(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this host reaches ``host``: loopback, mapped into IPv6 too, or ``localhost`` (RFC 6761, 6.3)."""
+    """Return whether ``host`` is loopback, IPv4-mapped IPv6 too, or ``localhost`` (RFC 6761, 6.3)."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -70,7 +70,7 @@ def is_loopback(host: str) -> bool:
 
 
 def canonical(host: str) -> str:
-    """An IP address as it is always written (RFC 5952), one of IPv4 within IPv6 as IPv4; anything else as it is."""
+    """Return an IP address in canonical form (RFC 5952), IPv4-mapped IPv6 as IPv4; any other text unchanged."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -78,13 +78,13 @@ def canonical(host: str) -> str:
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 
-def overlap(one: str, other: str) -> bool:
-    """Whether two addresses, as bound, take the same port from each other.
+def overlap(address: str, other: str) -> bool:
+    """Return whether binding the same port on both addresses conflicts.
 
-    The wildcard of IPv6 takes IPv4 too (Linux: bindv6only is off unless a socket asks for it). An address of IPv6
-    without a zone may be the one with it.
+    The wildcard of IPv6 includes IPv4 (Linux: bindv6only is off unless a socket sets it). An IPv6 address without a
+    zone may be the same as one with a zone.
     """
-    first, second = canonical(one), canonical(other)
+    first, second = canonical(address), canonical(other)
     pair = {first, second}
     if "%" in first + second and "" in {first.partition("%")[2], second.partition("%")[2]}:
         pair = {without_zone(first), without_zone(second)}
@@ -92,19 +92,19 @@ def overlap(one: str, other: str) -> bool:
 
 
 def without_zone(host: str) -> str:
-    """An IPv6 address without its zone (RFC 4007, section 11), anything else as it is."""
+    """Return an IPv6 address without its zone (RFC 4007, section 11), any other text unchanged."""
     return host.partition("%")[0] if ":" in host else host
 
 
 def with_port(host: str, port: int) -> str:
-    """Host and port as one text, an IPv6 address in brackets."""
+    """Return host and port as one text, an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def server_name(host: str) -> str:
-    """The name of a server in TLS and HTTP, where ``host`` is what is resolved and connected to.
+    """Return the name of a server in TLS and HTTP; ``host`` is the name or address to connect to.
 
-    A final dot, which makes a name absolute for the resolver, is no part of it (RFC 6066, section 3), nor is the zone
+    A final dot, which makes a name absolute for the resolver, is not part of it (RFC 6066, section 3), nor is the zone
     of an IPv6 address (RFC 6874, section 4: it means something on this host alone). Letters are in lower case.
     """
     if is_ip(host):
@@ -113,14 +113,14 @@ def server_name(host: str) -> str:
 
 
 def authority(host: str, port: int) -> str:
-    """Host and port of a server as a Host header or ``:authority`` has them (RFC 9110, 7.2)."""
+    """Return host and port of a server for a Host header or ``:authority`` (RFC 9110, 7.2)."""
     return with_port(server_name(host), port)
 
 
 def socket_address(host: str, port: int) -> SocketAddress:
-    """What bind(2) takes for an IP address, with the zone that it may have. Does not block.
+    """Return the argument of bind(2) for an IP address, with its zone, if any. Does not block.
 
-    From a pair Python reads the address alone and leaves the zone out. Raises OSError where this host has no such zone.
+    Python ignores the zone of a pair. Raises OSError if this host has no such zone.
     """
     address, percent, zone = host.partition("%")
     if not percent or ":" not in address:
@@ -133,18 +133,18 @@ def socket_address(host: str, port: int) -> SocketAddress:
 
 
 def connect_address(host: str, port: int) -> tuple[str, int]:
-    """What ``sock_connect`` of an event loop takes for an IP address with a zone; raises OSError without such a zone.
+    """Return the argument of an event loop's ``sock_connect`` for an IP address; raises OSError for an unknown zone.
 
-    Of the four parts that connect(2) takes uvloop uses two, and looks up the zone in the text, as asyncio does.
+    Of the four parts for connect(2) uvloop uses two, and reads the zone from the text, as asyncio does.
     """
     socket_address(host, port)
     return host, port
 
 
-def address_text(found: Sequence[Any]) -> str:
-    """The address in what getaddrinfo(3) and accept(2) give, with its zone where it has one."""
-    host = str(found[0])
-    scope = found[3] if len(found) > 3 else 0
+def address_text(address: Sequence[Any]) -> str:
+    """Return the IP address in a result of getaddrinfo(3) or accept(2), with its zone, if any."""
+    host = str(address[0])
+    scope = address[3] if len(address) > 3 else 0
     if not scope or "%" in host:
         return host
     try:
@@ -154,9 +154,9 @@ def address_text(found: Sequence[Any]) -> str:
 
 
 def dialled_host(host: str) -> str:
-    """A host of a URL as it is given to getaddrinfo(3): in ASCII (RFC 5890), lower case, its zone not escaped.
+    """Return a host of a URL in the form for getaddrinfo(3): ASCII (RFC 5890), lower case, the zone not escaped.
 
-    Host names are those that Kuma takes: letters, digits, ``-`` and ``_``, 63 a label (validator of Kuma 2.8 to 2.14).
+    Host names are those of Kuma: letters, digits, ``-`` and ``_``, 63 a label (validator of Kuma 2.8 to 2.14).
     Raises ValueError.
     """
     if ":" in host:
@@ -168,7 +168,7 @@ def dialled_host(host: str) -> str:
     if not host.isascii():
         import idna
 
-        # As browsers and Go look names up (UTS 46).
+        # As in browsers and Go (UTS 46).
         host = idna.encode(host, uts46=True).decode("ascii")
     if not is_host_name(host):
         raise ValueError(f"{host!r} is not a host name")
@@ -176,12 +176,12 @@ def dialled_host(host: str) -> str:
 
 
 def is_host_name(text: str) -> bool:
-    """Whether Kuma's validator takes it for a host name (2.8 to 2.14): it allows ``_`` anywhere, also at the end."""
+    """Return whether Kuma's validator accepts a host name (2.8 to 2.14): it allows ``_`` anywhere, also at the end."""
     return len(text.replace(".", "")) <= _LONGEST_NAME and _HOST_NAME.fullmatch(text) is not None
 
 
 def dialled_url(url: str) -> str:
-    """A URL with its host as `dialled_host` has it. Raises ValueError."""
+    """Return a URL with its host in the form of `dialled_host`. Raises ValueError."""
     parts = urlsplit(url)
     user, at, place = parts.netloc.rpartition("@")
     host = dialled_host(parts.hostname or "")

@@ -1,9 +1,9 @@
-"""JSON and MessagePack from outside: one error for everything that can be wrong with them.
+"""Decodes JSON and MessagePack from outside, with one exception for every fault.
 
-What a decoder raises depends on the decoder, on its release and on the fault. For text that is not UTF-8, msgspec up
-to 0.21 raises UnicodeDecodeError, and 0.23 DecodeError, which is no ValueError in older releases; both msgspec and json
-raise RecursionError for deep nesting; json accepts NaN, numbers beyond a float and halves of surrogate pairs, which
-fail later, where they are written. A caller that named one of these exceptions missed the others.
+The exceptions of decoders depend on the decoder, on its release and on the fault. For text that is not UTF-8, msgspec
+up to 0.21 raises UnicodeDecodeError, and 0.23 DecodeError, which is not a ValueError in older releases; both msgspec
+and json raise RecursionError for deep nesting; json accepts NaN, numbers beyond a float and halves of surrogate pairs,
+which fail later, when they are written. A caller that catches one of these exceptions misses the others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WRONG = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 class Undecodable(ValueError):
-    """The bytes are not what was expected; the text says why in one line and quotes no value."""
+    """The data is malformed or has the wrong type; the text is one line and quotes no value."""
 
 
 @overload
@@ -33,7 +33,7 @@ def decode_json(data: bytes | str) -> Any: ...
 @overload
 def decode_json(data: bytes | str, kind: type[T]) -> T: ...
 def decode_json(data: bytes | str, kind: Any = Any) -> Any:
-    """The value in a JSON text (RFC 8259: no NaN, UTF-8), as ``kind``; raises Undecodable."""
+    """Return the value of a JSON text (RFC 8259: no NaN, UTF-8), as ``kind``; raises Undecodable."""
     try:
         return msgspec.json.decode(data, type=kind)
     except _WRONG as error:
@@ -41,7 +41,7 @@ def decode_json(data: bytes | str, kind: Any = Any) -> Any:
 
 
 def decode_msgpack(data: bytes | memoryview, kind: type[T]) -> T:
-    """The value in a MessagePack text, as ``kind``; raises Undecodable."""
+    """Return the value of MessagePack data, as ``kind``; raises Undecodable."""
     try:
         return msgspec.msgpack.decode(data, type=kind)
     except _WRONG as error:
@@ -49,7 +49,7 @@ def decode_msgpack(data: bytes | memoryview, kind: type[T]) -> T:
 
 
 def convert(value: object, kind: type[T]) -> T:
-    """A decoded value as ``kind``; raises Undecodable."""
+    """Convert a decoded value to ``kind``; raises Undecodable."""
     try:
         return msgspec.convert(value, kind)
     except _WRONG as error:
@@ -57,9 +57,9 @@ def convert(value: object, kind: type[T]) -> T:
 
 
 def repair(data: bytes) -> str:
-    """A JSON text with U+FFFD for bytes that are not UTF-8 and for halves of surrogate pairs, as Go's encoding/json."""
+    """Return a JSON text with U+FFFD for invalid UTF-8 and for halves of surrogate pairs, as Go's encoding/json."""
     text = data.decode("utf-8", "replace")
-    return _ESCAPE.sub(lambda found: "\ufffd" if found["half"] else found[0], text)
+    return _ESCAPE.sub(lambda match: "\ufffd" if match["half"] else match[0], text)
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Durations as Go writes them: ``1m30s``, ``500ms``, ``1.5h`` (Go: time.ParseDuration)."""
+"""Durations in Go's notation: ``1m30s``, ``500ms``, ``1.5h`` (Go: time.ParseDuration)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NANOSECONDS = {
     "m": 60 * SECOND,
     "h": 3600 * SECOND,
 }
-# Possessive: a digit that was taken is not given back, else the time grows exponentially with the text.
+# Possessive quantifiers: with backtracking the time would grow exponentially with the text.
 _PART = re.compile(r"([0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)(ns|us|µs|μs|ms|s|m|h)")
 _DURATION = re.compile(rf"[+-]?+(?:{_PART.pattern})++")
 _BARE_NUMBER = re.compile(r"[0-9]++(?:\.[0-9]*+)?+")
@@ -24,7 +24,7 @@ _LONGEST = 2**63 - 1  # nanoseconds: what Go's time.Duration holds
 
 
 def parse_nanoseconds(text: str) -> int:
-    """Nanoseconds of a Go duration, less than 0 with a minus; raises ValueError with what would be right."""
+    """Return the nanoseconds of a Go duration, negative with a minus; raises ValueError with a hint."""
     if text in {"0", "+0", "-0"}:
         return 0
     if len(text) > _LONGEST_TEXT or not _DURATION.fullmatch(text):
@@ -37,19 +37,19 @@ def parse_nanoseconds(text: str) -> int:
 
 
 def in_seconds(nanoseconds: int) -> str:
-    """The same in seconds alone, as protobuf's JSON has it: ``90s``, ``0.5s`` (google.protobuf.Duration)."""
+    """Format a duration in seconds, as in protobuf's JSON: ``90s``, ``0.5s`` (google.protobuf.Duration)."""
     sign = "-" if nanoseconds < 0 else ""
     return f"{sign}{decimal(abs(nanoseconds), SECOND)}s"
 
 
 def decimal(count: int, unit: int) -> str:
-    """``count`` in a ``unit`` that is a power of ten, without zeros at the end."""
+    """Format ``count / unit`` without trailing zeros; ``unit`` is a power of ten."""
     whole, rest = divmod(count, unit)
     fraction = f"{rest:0{len(str(unit)) - 1}d}".rstrip("0")
     return f"{whole}.{fraction}" if fraction else str(whole)
 
 
 def _count(number: str, unit: int) -> int:
-    """Nanoseconds, in whole numbers: in floats 0.1s and 100ms need not be the same."""
+    """Return nanoseconds, with integer arithmetic: with floats 0.1s and 100ms may differ."""
     whole, _, fraction = number.partition(".")
     return int(whole or 0) * unit + (int(fraction or 0) * unit) // int(10 ** len(fraction))

@@ -1,7 +1,7 @@
-"""YAML from outside, bounded before it is composed: size, depth, and what aliases expand to.
+"""Reads YAML from outside within limits that are checked before it is composed: size, depth, expanded aliases.
 
-libyaml's composer recurses in C, where a deep document ends the process, and an alias of an alias of an alias grows
-without bound in whoever walks it. The scan here reads events alone, which does neither.
+libyaml's composer recurses in C, so a deep document crashes the process, and nested aliases grow without bound in any
+code that walks them. The scan here only reads events, which does neither.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# More than a double or an integer of 64 bits needs in any notation; Python's own limit is 4300 digits.
+# More digits than a double or a 64-bit integer needs in any notation; Python's own limit is 4300 digits.
 _LONGEST_NUMBER = 400
-# Ends of the tags that JSON has values for, and the merge key.
+# Ends of the tags of JSON values, and of the merge key.
 _JSON = frozenset({"null", "bool", "int", "float", "str", "seq", "map", "merge"})
 
 
@@ -34,24 +34,24 @@ class Bounds:
 
 
 def read(name: str, bounds: Bounds) -> str:
-    """The text of a file, ``-`` is stdin, as far as the bounds need it. Raises OSError and UnicodeDecodeError."""
+    """Return the text of a file (``-``: stdin), at most a byte over the limit. Raises OSError, UnicodeDecodeError."""
     with open(0, "rb", closefd=False) if name == "-" else Path(name).open("rb") as file:
         data = file.read(bounds.size + 1)
-    # What is too large is refused as that, and not for the character in which it was cut.
+    # A file that is too large is rejected for that, and not for the character at which it was cut.
     return data.decode("utf-8", "strict" if len(data) <= bounds.size else "replace")
 
 
 def compose(text: str | bytes, bounds: Bounds) -> yaml.Node | None:
-    """The root node, None for an empty document; raises yaml.YAMLError with a one-line ``problem``."""
+    """Return the root node, None for an empty document; raises yaml.YAMLError with a one-line ``problem``."""
     with _only_yaml_errors():
         _scan(text, bounds)
         return yaml.compose(text, yaml.CSafeLoader)
 
 
 def load(text: str | bytes, bounds: Bounds, *, unique: bool = False) -> object:
-    """Values as JSON has them; raises yaml.YAMLError with a one-line ``problem``.
+    """Return values of JSON types; raises yaml.YAMLError with a one-line ``problem``.
 
-    ``unique``: a key that stands twice in a mapping is an error (YAML 1.2, 3.2.1.3); without it the last one counts.
+    ``unique``: a duplicate key of a mapping is an error (YAML 1.2, 3.2.1.3); without it the last one counts.
     """
     with _only_yaml_errors():
         _scan(text, bounds)
@@ -60,7 +60,7 @@ def load(text: str | bytes, bounds: Bounds, *, unique: bool = False) -> object:
 
 @contextlib.contextmanager
 def _only_yaml_errors() -> Iterator[None]:
-    """PyYAML's constructors let through what Python's int, float and dict raise, and its reader UnicodeEncodeError."""
+    """Turn exceptions of int, float and dict in PyYAML's constructors, and UnicodeEncodeError, into yaml.YAMLError."""
     try:
         yield
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError) as error:
@@ -76,11 +76,11 @@ def _plain(error: Exception) -> str:
 
 
 class _JsonLoader(yaml.CSafeLoader):
-    """The safe loader without dates, bytes, sets and what is not finite: JSON could not carry them on."""
+    """The safe loader without dates, bytes, sets and non-finite numbers, which JSON cannot represent."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] in _JSON]
-        for first, found in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] in _JSON]
+        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
     }
     yaml_constructors: ClassVar = {
         tag: make
@@ -89,21 +89,21 @@ class _JsonLoader(yaml.CSafeLoader):
     }
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """The value; raises yaml.YAMLError with its place where it does not fit its tag (``!!int x``)."""
+        """Return the value; raises yaml.YAMLError with its position if it does not fit its tag (``!!int x``)."""
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
             raise _problem(_plain(error), node.start_mark) from None
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
-        """A whole number; digits in base 60 (``1:20``) are text, as in Go's YAML and YAML 1.2."""
+        """Return an integer; digits in base 60 (``1:20``) are text, as in Go's YAML and YAML 1.2."""
         text = self.construct_scalar(node)
         if len(text) > _LONGEST_NUMBER:
             raise _problem(f"a number with more than {_LONGEST_NUMBER} digits", node.start_mark)
         return text if ":" in text else super().construct_yaml_int(node)
 
     def construct_yaml_float(self, node: yaml.ScalarNode) -> Any:
-        """A finite number; digits in base 60 are text."""
+        """Return a finite number; digits in base 60 are text."""
         text = self.construct_scalar(node)
         if len(text) > _LONGEST_NUMBER:
             raise _problem(f"a number with more than {_LONGEST_NUMBER} digits", node.start_mark)
@@ -120,10 +120,10 @@ _JsonLoader.add_constructor("tag:yaml.org,2002:float", _JsonLoader.construct_yam
 
 
 class _UniqueLoader(_JsonLoader):
-    """Takes no key twice. Whoever reads the same text with another library might take the other value."""
+    """Rejects duplicate keys, of which another library might use the other value."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Before keys are merged in, which may be there already (YAML 1.1: merge key); a mapping is merged once."""
+        """Check keys before others are merged in, possible duplicates (YAML 1.1: merge key). Merges a mapping once."""
         flattened: set[yaml.Node] = self.__dict__.setdefault("flattened", set())
         if node in flattened:
             return
@@ -138,7 +138,7 @@ class _UniqueLoader(_JsonLoader):
 
 
 def pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node]]:
-    """Keys and values of a mapping, those merged in by ``<<`` after its own, which win (YAML 1.1: merge key)."""
+    """Yield keys and values of a mapping; those merged by ``<<`` come last, and never replace others (YAML 1.1)."""
     merged: list[yaml.Node] = []
     own: set[str] = set()
     for key, value in node.value:
@@ -157,32 +157,32 @@ def pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node]]:
 
 
 def reason(error: Exception) -> str:
-    """Why a text could not be read, in one line."""
+    """Return why a text could not be read, in one line."""
     problem = getattr(error, "problem", None) or str(error) or type(error).__name__
     return str(problem).splitlines()[0]
 
 
 def line(error: Exception) -> int:
-    """The line that an error is about, counted from 1; 0 when unknown."""
+    """Return the line of an error, counted from 1; 0 if unknown."""
     mark = getattr(error, "problem_mark", None)
     return mark.line + 1 if mark is not None else 0
 
 
 @dataclass(slots=True)
 class _Open:
-    """A collection whose end has not come: its anchor, the count at its start, how deep it goes."""
+    """A collection whose end was not read yet: its anchor, the count at its start, its height so far."""
 
     anchor: str | None
-    before: int
+    start_count: int
     height: int = 1
 
 
 class _Scan:
-    """Counts as if every alias were written out."""
+    """Counts values as if every alias were expanded."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
-        self._known: dict[str, tuple[int, int]] = {}
+        self._anchors: dict[str, tuple[int, int]] = {}
         self._open: list[_Open] = []
         self._count = 0
         self._documents = 0
@@ -193,10 +193,10 @@ class _Scan:
             if self._documents > 1:
                 raise _problem("more than one document", event.start_mark)
         elif isinstance(event, yaml.AliasEvent):
-            if event.anchor not in self._known:
-                told = f"the alias *{event.anchor} stands for nothing, or for what it is part of"
-                raise _problem(told, event.start_mark)
-            self._add(event, *self._known[event.anchor])
+            if event.anchor not in self._anchors:
+                text = f"the alias *{event.anchor} stands for nothing, or for what it is part of"
+                raise _problem(text, event.start_mark)
+            self._add(event, *self._anchors[event.anchor])
         elif isinstance(event, yaml.CollectionStartEvent):
             self._open.append(_Open(event.anchor, self._count))
             self._add(event, 1, 0)
@@ -205,11 +205,11 @@ class _Scan:
             if self._open:
                 self._open[-1].height = max(self._open[-1].height, ended.height + 1)
             if ended.anchor is not None:
-                self._known[ended.anchor] = (self._count - ended.before, ended.height)
+                self._anchors[ended.anchor] = (self._count - ended.start_count, ended.height)
         elif isinstance(event, yaml.ScalarEvent):
             self._add(event, 1, 0)
             if event.anchor is not None:
-                self._known[event.anchor] = (1, 0)
+                self._anchors[event.anchor] = (1, 0)
 
     def _add(self, event: yaml.Event, size: int, height: int) -> None:
         self._count += size
@@ -218,8 +218,8 @@ class _Scan:
         if len(self._open) + height > self._bounds.depth:
             raise _problem(_too_deep(self._bounds), event.start_mark)
         if self._count > self._bounds.nodes:
-            told = f"more than {self._bounds.nodes} values (aliases count with what they stand for)"
-            raise _problem(told, event.start_mark)
+            text = f"more than {self._bounds.nodes} values (aliases count with what they stand for)"
+            raise _problem(text, event.start_mark)
 
 
 def _scan(text: str | bytes, bounds: Bounds) -> None:

@@ -1,7 +1,7 @@
-"""gRPC streams of raw messages, both sides, over grpclib's HTTP/2: no codec, no protobuf runtime.
+"""gRPC streams of raw messages, client and server, over grpclib's HTTP/2: no codec, no protobuf runtime.
 
-grpclib's own client and server are not used: theirs is the half that encodes messages, logs tracebacks when a peer goes
-and cancels tasks from within. A `Call` is one stream; that it ends is the one exception `StreamEnded`.
+grpclib's own client and server are not used: they encode messages, log tracebacks when a peer disconnects, and cancel
+tasks from within. A `Call` is one stream; its end is always the exception `StreamEnded`.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 
     from grpclib.protocol import Stream
 
-# hpack logs every header that it encodes, the token's too, and grpclib what a peer does with its streams.
+# hpack logs every header that it encodes, including the token, and grpclib the events of its streams.
 for _name in ("hpack", "grpclib"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
-# Status codes of gRPC (grpc/doc/statuscodes.md) that are told apart here.
+# Status codes of gRPC (grpc/doc/statuscodes.md) that are distinguished here.
 OK, UNIMPLEMENTED, UNAVAILABLE = 0, 12, 14
-# What is sent in one go, in bytes, before the loop may do something else. Four frames: from the fifth write to a peer
-# that has gone, asyncio logs a warning each.
+# Bytes sent at once, before the loop may run other callbacks. Four frames: from the fifth write to a peer that has
+# disconnected, asyncio logs a warning each.
 SLICE = 64 << 10
-# What is taken in one turn of the loop, in bytes.
+# Bytes received in one turn of the loop.
 BURST = 256 << 10
 LARGEST = 256 << 20
-# Bytes of each end of a message that was too large.
+# Bytes kept of the start and of the end of a message that was too large.
 KEPT = 16 << 10
-# How long a TLS peer may take to confirm the end; a dead one never does.
+# Seconds for a TLS peer to confirm the end; a dead one never does.
 SHUTDOWN_SECONDS = 1.0
 
 
 class StreamEnded(Exception):
-    """A stream is over. ``status`` is its gRPC code, None where stream or connection broke; the text says why."""
+    """A stream has ended. ``status`` is its gRPC code, None if stream or connection broke; ``text`` is the reason."""
 
     def __init__(self, status: int | None, text: str) -> None:
         super().__init__(text)
@@ -56,56 +56,56 @@ class StreamEnded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Oversized:
-    """A message that was too large, and was read and dropped: its size in bytes, its first and last ``KEPT``."""
+    """A message that was too large and was dropped: its size in bytes, its first and last ``KEPT`` bytes."""
 
     size: int
     head: bytes = field(repr=False)
     tail: bytes = field(repr=False)
 
 
-class _Break(Wrapper):
-    """Stands where grpclib would cancel the tasks of a stream that is reset, or whose connection is lost."""
+class _BreakHook(Wrapper):
+    """Calls ``on_break``, instead of cancelling tasks as grpclib does, if a stream is reset or its connection lost."""
 
-    def __init__(self, broken: Callable[[str], None]) -> None:
+    def __init__(self, on_break: Callable[[str], None]) -> None:
         super().__init__()
-        self._tell = broken
+        self._call_on_break = on_break
 
     def cancel(self, error: Exception) -> None:
-        self._tell(str(error))
+        self._call_on_break(str(error))
 
 
 class Call:
-    """One bidirectional stream of messages. One task reads, one writes; who owns both stops the writer at the end."""
+    """One bidirectional stream of messages. One task reads, one writes; their owner stops the writer at the end."""
 
     def __init__(self, stream: Stream, release: Callable[[], None]) -> None:
         self._stream = stream
         self._release: Callable[[], None] | None = release
         self._broken = ""
         self._finished = False
-        stream.wrapper = _Break(self._on_break)
+        stream.wrapper = _BreakHook(self._on_break)
 
     def _on_break(self, reason: str) -> None:
         self._broken = self._broken or reason
         self._stream.buffer.eof()
 
     async def receive(self, *, unpack: bool = False, largest: int = LARGEST) -> bytes:
-        """The next message, of at most ``largest`` bytes; one that is packed with gzip only where ``unpack`` says so.
+        """Return the next message, of at most ``largest`` bytes; a gzip-compressed one only with ``unpack``.
 
         Raises StreamEnded.
         """
         message = await self._receive(largest, unpack=unpack, skip=False)
-        assert isinstance(message, bytes)  # noqa: S101 - only with ``skip`` it is something else
+        assert isinstance(message, bytes)  # noqa: S101 - Oversized only with ``skip``
         return message
 
     async def receive_or_skip(self, largest: int) -> bytes | Oversized:
-        """The next message; one of more than ``largest`` bytes is read and dropped, and the stream goes on.
+        """Return the next message; one of more than ``largest`` bytes is dropped, and the stream continues.
 
         Raises StreamEnded.
         """
         return await self._receive(largest, unpack=False, skip=True)
 
     async def _receive(self, largest: int, *, unpack: bool, skip: bool) -> bytes | Oversized:
-        # AssertionError is how grpclib's buffer says that the stream ended inside a message.
+        # grpclib's buffer raises AssertionError if the stream ends inside a message.
         with contextlib.suppress(AssertionError):
             head = await self._stream.recv_data(5)
             size = int.from_bytes(head[1:], "big")
@@ -120,24 +120,23 @@ class Call:
 
     async def _skip(self, size: int) -> Oversized:
         start = end = b""
-        left = size
-        while left:
-            part = bytes(await self._stream.recv_data(min(left, BURST)))
+        remaining = size
+        while remaining:
+            part = bytes(await self._stream.recv_data(min(remaining, BURST)))
             if not part:
                 raise self._ended()
-            left -= len(part)
+            remaining -= len(part)
             start = start or part[:KEPT]
             end = (end + part[-KEPT:])[-KEPT:]
         return Oversized(size, start, end)
 
     async def send(self, message: bytes, *, last: bool = False, packed: bool = False, more: bytes = b"") -> None:
-        """Send one message, the ``last`` one or not, as fast as the peer takes it, without holding the loop.
+        """Send one message, as fast as the peer takes it, without blocking the loop. Raises StreamEnded.
 
-        ``more`` are further bytes of it, so that a large message need not be copied for a few at its end.
+        ``last``: the stream is half-closed after it. ``more`` are further bytes of the message, so that a large one
+        need not be copied to append a few. ``packed``: it is compressed as in the header ``grpc-encoding``.
 
-        ``packed``: it is compressed as the header ``grpc-encoding`` says. Raises StreamEnded.
-
-        Where the stream breaks while the peer does not read, this waits on: the reader learns of the end.
+        If the stream breaks while the peer does not read, this keeps waiting: the reader gets the end.
         """
         data = memoryview(message)
         part = bytes(struct.pack(">?I", packed, len(data) + len(more))) + data[:SLICE]
@@ -172,13 +171,13 @@ class Call:
                 self._finished = True
 
     def close(self) -> None:
-        """Give the stream back; one that is not over yet is reset."""
+        """Release the stream; reset it if it has not ended yet."""
         release, self._release = self._release, None
         if release is None:
             return
         with contextlib.suppress(H2Error):
             if self._stream.closable:
-                # After its trailers a server has nothing against what the client sends (RFC 9113, 8.1).
+                # After its trailers a server may reset the stream without an error (RFC 9113, 8.1).
                 self._stream.reset_nowait(ErrorCodes.NO_ERROR if self._finished else ErrorCodes.CANCEL)
         with contextlib.suppress(H2Error):
             release()
@@ -206,22 +205,22 @@ class Call:
 def _unpacked(data: bytes, largest: int) -> bytes:
     unpacker = zlib.decompressobj(wbits=31)
     try:
-        found = unpacker.decompress(data, largest)
+        unpacked = unpacker.decompress(data, largest)
     except zlib.error:
-        raise StreamEnded(None, "a message that is no gzip, although it is packed") from None
+        raise StreamEnded(None, "a message that is not gzip, although it is marked as compressed") from None
     if not unpacker.eof:
-        raise StreamEnded(None, "a packed message, cut or too large")
-    return found
+        raise StreamEnded(None, "a compressed message, cut or too large")
+    return unpacked
 
 
 class FrameProtocol(H2Protocol):
-    """grpclib's protocol, which must not fail at frames that it does not know or that come late.
+    """grpclib's protocol, without its failures at unknown or late frames.
 
-    uvloop reads up to 8 MB in one turn of the loop, 4 ms of work each: after ``BURST`` bytes it is told to pause.
+    uvloop reads up to 8 MB in one turn of the loop, 4 ms of work each: reading is paused after ``BURST`` bytes.
     """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Start the protocol."""
         super().connection_made(transport)
         self._transport = cast("asyncio.Transport", transport)
         self._burst = 0
@@ -229,7 +228,7 @@ class FrameProtocol(H2Protocol):
             self.processor.processors[event] = lambda _: None
 
     def data_received(self, data: bytes) -> None:
-        """Take what a peer sends; what is no HTTP/2 ends its connection, and no more."""
+        """Process received data; data that is not HTTP/2 closes the connection, and has no other effect."""
         if not self._burst:
             asyncio.get_running_loop().call_soon(self._next_burst)
         self._burst += len(data)
@@ -247,7 +246,7 @@ class FrameProtocol(H2Protocol):
 
 
 def configure(*, client: bool) -> H2Configuration:
-    """HTTP/2 without checks that cost time on headers that are ours or are not looked at."""
+    """Return a configuration of HTTP/2 without costly checks of headers, which are ours or not read."""
     return H2Configuration(
         client_side=client,
         header_encoding="ascii",

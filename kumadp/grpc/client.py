@@ -1,4 +1,4 @@
-"""A gRPC client's connection: dialled by numeric address, pinged, and ended so that the server sees it at once."""
+"""A gRPC client's connection: to a numeric address, pinged, and closed so that the server notices at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 AGENT = "grpc-python-kumadp"
 WINDOW = 16 << 20
 CONNECT_SECONDS = 5.0
-# How long sent bytes may stay unacknowledged before the kernel gives the connection up.
+# How long sent bytes may stay unacknowledged before the kernel closes the connection.
 UNACKNOWLEDGED_SECONDS = 30.0
 
 
@@ -36,7 +36,7 @@ class GrpcConnection:
         self._scheme = scheme
 
     async def call(self, path: str, metadata: Mapping[str, str], *, agent: str = AGENT) -> Call:
-        """Open a stream. Raises StreamEnded where the connection is gone."""
+        """Open a stream. Raises StreamEnded if the connection is closed."""
         headers = [
             (":method", "POST"),
             (":scheme", self._scheme),
@@ -58,11 +58,11 @@ class GrpcConnection:
         return Call(stream, release)
 
     async def close(self) -> None:
-        """End all streams and the connection so that the server sees it at once: RST_STREAM, GOAWAY, then TCP's end."""
+        """Close all streams and the connection so that the server notices at once: RST_STREAM, GOAWAY, then FIN."""
         connection: Connection = self._protocol.connection
         if not connection.is_closing():
             with contextlib.suppress(H2Error):
-                connection._connection.close_connection()  # noqa: SLF001 - grpclib offers no GOAWAY
+                connection._connection.close_connection()  # noqa: SLF001 - grpclib has no method for GOAWAY
             connection.flush()
         self._protocol.processor.close("closed by us")
         with contextlib.suppress(TimeoutError):
@@ -70,8 +70,8 @@ class GrpcConnection:
                 await self._protocol.handler.lost.wait()
 
 
-class _Calling(AbstractHandler):
-    """The client's side of a connection: nobody calls us."""
+class _ClientHandler(AbstractHandler):
+    """The client's side of a connection: it accepts no streams."""
 
     def __init__(self) -> None:
         self.lost = asyncio.Event()
@@ -80,14 +80,14 @@ class _Calling(AbstractHandler):
         release_stream()
 
     def cancel(self, stream: Stream) -> None:
-        """The call hears of it itself."""
+        """Do nothing: the call has its own hook."""
 
     def close(self) -> None:
-        """The calls hear of it themselves."""
+        """Do nothing: the calls have their own hooks."""
 
 
 class _ClientProtocol(FrameProtocol):
-    handler: _Calling
+    handler: _ClientHandler
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
@@ -103,12 +103,12 @@ async def connect(
     ping: tuple[float, float] | None,
     sock: socket.socket | None = None,
 ) -> GrpcConnection:
-    """A connection to a numeric address, its zone included, or to the Unix socket at a path.
+    """Return a connection to a numeric address, with its zone, or to the Unix socket at a path.
 
-    It is pinged every ``ping[0]`` seconds, and closed without an answer in ``ping[1]``; not where that is None. It is
-    made with ``sock`` where one is given. Raises OSError (TimeoutError and ssl.SSLError are).
+    It is pinged every ``ping[0]`` seconds, and closed without a reply within ``ping[1]``; None: no pings. It uses
+    ``sock``, if given. Raises OSError (TimeoutError and ssl.SSLError are).
     """
-    # At least 15 s lie between two pings in Kuma, or it closes the connection (2.8 to 2.13).
+    # Kuma closes the connection if two pings are less than 15 s apart (2.8 to 2.13).
     every, within = ping or (None, 20.0)
     config = Configuration(
         _keepalive_time=every,
@@ -131,7 +131,7 @@ async def connect(
             if tls is not None:
                 tls.set_alpn_protocols(["h2"])
             _, protocol = await loop.create_connection(
-                lambda: _ClientProtocol(_Calling(), config, configure(client=True)),
+                lambda: _ClientProtocol(_ClientHandler(), config, configure(client=True)),
                 sock=sock,
                 ssl=tls,
                 server_hostname=server_name if tls is not None else None,

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from grpclib.protocol import EventsProcessor, Stream
 
-# How long a peer may take for its first bytes (seconds).
+# Time limit of a peer for its first bytes (seconds).
 FIRST_WITHIN = 10.0
 
 
 class GrpcServer:
-    """Serves raw streams on a Unix socket to processes of our own user, or root; others are turned away."""
+    """Serves raw streams on a Unix socket to processes of our own user, or root; rejects others."""
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ class GrpcServer:
         *,
         name: str = "gRPC",
     ) -> None:
-        """``handlers``: by path, each given the call and the peer's pid; ``allowed`` is called with the peer's uid.
+        """``handlers`` by path are called with the call and the peer's pid, ``allowed`` with the peer's uid.
 
-        Connections have places under this ``name`` (`kumadp.host.net.connection_limit.ConnectionLimit`).
+        ``name`` is that of the connection limit (`kumadp.host.net.connection_limit.ConnectionLimit`).
         """
         self._handlers = handlers
         self._name = name
@@ -43,21 +43,21 @@ class GrpcServer:
         self._protocols: set[_ServerProtocol] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._acceptor: Acceptor | None = None
-        # Nothing is pinged: Envoy's main thread may be busy for a minute with a large update.
+        # No pings: Envoy's main thread may be busy for a minute with a large update.
         self._config = Configuration(_keepalive_time=None).__for_server__()
 
     def start(self, sock: socket.socket) -> None:
-        """Accept connections on a socket, which stays its owner's."""
+        """Accept connections on a socket, which the caller owns."""
         self._acceptor = Acceptor(sock, ConnectionLimit.for_socket(self._name, sock), self._protocol)
         self._acceptor.open()
 
     def stop(self) -> None:
-        """Accept no more connections."""
+        """Stop accepting connections."""
         if self._acceptor is not None:
             self._acceptor.stop()
 
     async def close(self) -> None:
-        """End all streams and connections."""
+        """Close all streams and connections."""
         self.stop()
         for task in self._tasks:
             task.cancel()
@@ -70,13 +70,13 @@ class GrpcServer:
         return _ServerProtocol(self, self._config, ended)
 
     def admit(self, protocol: _ServerProtocol, uid: int) -> bool:
-        """Whether a peer may speak."""
+        """Return whether a peer is allowed, and remember its connection if so."""
         if allowed := self._allowed(uid):
             self._protocols.add(protocol)
         return allowed
 
     def forget(self, protocol: _ServerProtocol) -> None:
-        """A connection is lost."""
+        """Note that a connection was lost."""
         self._protocols.discard(protocol)
 
     def accept(self, call: Call, path: str, pid: int) -> None:
@@ -99,7 +99,7 @@ class GrpcServer:
             call.close()
 
 
-class _Accepting(AbstractHandler):
+class _ServerHandler(AbstractHandler):
     def __init__(self, server: GrpcServer) -> None:
         self._server = server
         self.pid = 0
@@ -115,32 +115,32 @@ class _Accepting(AbstractHandler):
         self._server.accept(Call(stream, released), dict(headers).get(":path", ""), self.pid)
 
     def cancel(self, stream: Stream) -> None:
-        """The call hears of it itself."""
+        """Do nothing: the call has its own hook."""
 
     def close(self) -> None:
-        """The calls hear of it themselves."""
+        """Do nothing: the calls have their own hooks."""
 
 
 class _ServerProtocol(FrameProtocol):
-    handler: _Accepting
+    handler: _ServerHandler
     processor: EventsProcessor
 
     def __init__(self, server: GrpcServer, config: Configuration, ended: Callable[[], None]) -> None:
-        super().__init__(_Accepting(server), config, configure(client=False))
+        super().__init__(_ServerHandler(server), config, configure(client=False))
         self._server = server
         self._ended = ended
         self._raw: asyncio.Transport | None = None
         self._first: asyncio.TimerHandle | None = None
         self._admitted = False
-        self._gone = False
+        self._displaced = False
 
     def may_be_displaced(self) -> bool:
-        """Whether it has no stream."""
+        """Return whether it has no stream."""
         return not self.handler.streams
 
     def displace(self) -> None:
         """Abort it."""
-        self._gone = True
+        self._displaced = True
         if self._raw is not None:
             self._raw.abort()
 
@@ -152,7 +152,7 @@ class _ServerProtocol(FrameProtocol):
         if self._admitted:
             super().connection_made(transport)
             self._first = asyncio.get_running_loop().call_later(FIRST_WITHIN, self.displace)
-        if self._gone or not self._admitted:
+        if self._displaced or not self._admitted:
             self._raw.abort()
 
     def data_received(self, data: bytes) -> None:
