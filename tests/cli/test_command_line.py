@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "expected"),
     [
         (["rnu"], 64, "Error: no command 'rnu' (did you mean run?)"),
         (["xyz"], 64, "Error: no command 'xyz' (one of run, wait, "),
@@ -71,14 +71,14 @@ if TYPE_CHECKING:
         (["run", "--name=a", "--mesh=b", "--binary-path=/none"], 72, "/none"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(arguments: list[str], code: int, said: str) -> None:
+def test_an_error_is_one_line(arguments: list[str], code: int, expected: str) -> None:
     done = kumadp(*arguments)
     assert (done.returncode, done.stdout) == (code, "")
-    assert said in done.stderr.splitlines()[-1]
+    assert expected in done.stderr.splitlines()[-1]
     assert len(done.stderr.splitlines()) == 1 or code == 72, done.stderr
 
 
-def test_every_wrong_setting_is_a_line(tmp_path: Path) -> None:
+def test_each_invalid_setting_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "k.yaml").write_text("log:\n  levle: info\n")
     done = kumadp(
         *("--log-max-size=0", "run", "--config=k.yaml", "--drain-time=30", "-v", "x"),
@@ -97,7 +97,7 @@ def test_every_wrong_setting_is_a_line(tmp_path: Path) -> None:
     ]
 
 
-def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
+def test_a_path_with_a_nul(tmp_path: Path) -> None:
     (tmp_path / "k.yaml").write_text('dataplaneRuntime: {resourcePath: "a\\0b", workDir: "\\0", envoyArgs: ["\\0"]}\n')
     done = kumadp("run", "--config=k.yaml", cwd=tmp_path)
     assert done.returncode == 78
@@ -106,7 +106,7 @@ def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
     ]
 
 
-def test_a_proxy_type_that_does_not_fit(tmp_path: Path) -> None:
+def test_a_proxy_type_that_does_not_match(tmp_path: Path) -> None:
     (tmp_path / "dp.yaml").write_text((ROOT / "configs/dataplane.yaml").read_text())
     done = kumadp("run", "-d", "dp.yaml", "--proxy-type=egress", cwd=tmp_path)
     assert done.returncode == 78
@@ -115,7 +115,7 @@ def test_a_proxy_type_that_does_not_fit(tmp_path: Path) -> None:
     )
 
 
-def test_no_command_is_help_on_stderr() -> None:
+def test_without_a_command_help_is_printed_on_stderr() -> None:
     done = kumadp()
     assert (done.returncode, done.stdout) == (64, "")
     assert "Usage:" in done.stderr
@@ -123,7 +123,7 @@ def test_no_command_is_help_on_stderr() -> None:
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_log_flags_before_and_after_the_command(tmp_path: Path, place: str) -> None:
+def test_log_flags_in_front_of_and_after_the_command(tmp_path: Path, place: str) -> None:
     log = tmp_path / "wait.log"
     flags = ["--log-output-path", str(log), "--log-format=json"]
     wait = ["wait", "--timeout=0s", f"--url=http://127.0.0.1:{free_port()}/"]
@@ -133,7 +133,7 @@ def test_log_flags_before_and_after_the_command(tmp_path: Path, place: str) -> N
     assert json.loads(log.read_text())["message"].startswith("waiting: http://127.0.0.1:")
 
 
-def test_a_flag_after_the_command_beats_the_same_before_it() -> None:
+def test_a_flag_after_the_command_overrides_the_same_in_front_of_it() -> None:
     done = kumadp("--log-level=off", "wait", "--log-level=loud", "--timeout=0s")
     assert "Error: --log-level: 'loud' is not known" in done.stderr
 
@@ -161,7 +161,7 @@ def test_each_command_has_help(command: str) -> None:
     assert f" {command} " in kumadp("--help").stdout
 
 
-def test_a_reader_that_has_seen_enough() -> None:
+def test_a_reader_that_closes_the_pipe() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "kumadp", "validate", "--schema"],
         stdout=subprocess.PIPE,
@@ -193,7 +193,7 @@ def test_an_interrupted_wait_is_not_ready(tmp_path: Path) -> None:
     process.stderr.close()
 
 
-def test_transparent_proxy_files_may_come_from_standard_input_and_are_told_wrong_by_key() -> None:
+def test_problems_of_a_transparent_proxy_file_on_standard_input_name_the_key() -> None:
     arguments = ("run", "--name=a", "--mesh=b", "--transparent-proxy-config=-")
     ended = kumadp(*arguments, stdin="redirect:\n  inbound: {port: 70000}\n")
     assert ended.returncode == 78

@@ -23,23 +23,23 @@ def options_of(place: Path, *arguments: str) -> tuple[dict[str, object], dict[st
         try:
             # Until execve(2) it has our own command line.
             poll(lambda: b"input()" in Path(f"/proc/{process.pid}/cmdline").read_bytes(), what="the process")
-            found = _options_of(process.pid)
+            results = _options_of(process.pid)
         finally:
             os.chdir(here)
             process.kill()
-    return found[:2] if found is not None else None
+    return results[:2] if results is not None else None
 
 
-def test_the_command_line_of_the_one_that_runs(tmp_path: Path) -> None:
-    found = options_of(tmp_path, "run", "--name=web", "--drain-time", "3s", "-v", "a=b", "-v", "c=d")
-    assert found is not None
-    params, typed = found
+def test_the_command_line_of_a_running_kumadp(tmp_path: Path) -> None:
+    results = options_of(tmp_path, "run", "--name=web", "--drain-time", "3s", "-v", "a=b", "-v", "c=d")
+    assert results is not None
+    params, typed = results
     assert (params["name"], params["drain_time"], params["dataplane_vars"]) == ("web", "3s", ("a=b", "c=d"))
     assert typed == {"name": "--name", "drain_time": "--drain-time", "dataplane_vars": "-v"}
     assert options_of(tmp_path, "wait") is None
     assert _options_of(2**22 + 1) is None
 
 
-def test_what_came_on_standard_input_is_not_waited_for(tmp_path: Path) -> None:
+def test_standard_input_of_a_running_kumadp_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="standard input"):
         options_of(tmp_path, "run", "--dataplane-file=-")

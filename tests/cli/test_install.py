@@ -67,7 +67,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert all(line.startswith("would remove /") for line in lines)
 
 
-def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--systemd is required"):
         run(install, f"--root={tmp_path}")
     with pytest.raises(UsageError, match="'a/b' cannot be part of a unit's name"):

@@ -20,13 +20,13 @@ async def refused() -> dict[str, object]:
     raise HandoverFailed("the new program does not start: ImportError: no module x")
 
 
-def test_a_reload_says_what_was_done(host: Host) -> None:
+def test_a_reload_prints_its_result(host: Host) -> None:
     with host.instance("web", reload=reloaded):
         done = host.run("reload")
     assert (done.returncode, done.stdout) == (0, "web: epoch 1 serves, epoch 0 drains\n")
 
 
-def test_what_is_refused_ends_with_its_code_and_the_reason(host: Host) -> None:
+def test_a_refusal_has_its_exit_code_and_reason(host: Host) -> None:
     with host.instance("web", reexec=refused):
         done = host.run("reexec", "--name=web")
         unknown = host.run("reload")
@@ -35,7 +35,7 @@ def test_what_is_refused_ends_with_its_code_and_the_reason(host: Host) -> None:
     assert "does not support it" in unknown.stderr
 
 
-def test_a_reexec_is_done_when_the_next_program_says_so(host: Host) -> None:
+def test_a_reexec_is_done_when_the_next_program_answers(host: Host) -> None:
     status = Status("web", "standalone")
     status.facts["reexec"] = {"count": 4, "failed": ""}
 
@@ -51,7 +51,7 @@ def test_a_reexec_is_done_when_the_next_program_says_so(host: Host) -> None:
     assert "kumadp 9.9 is running" in done.stdout
 
 
-def test_a_reexec_that_fails_after_its_check_is_told(host: Host) -> None:
+def test_a_reexec_that_fails_after_its_check(host: Host) -> None:
     status = Status("web", "standalone")
 
     async def accepted() -> dict[str, object]:
@@ -64,7 +64,7 @@ def test_a_reexec_that_fails_after_its_check_is_told(host: Host) -> None:
     assert done.stderr == "Error: web: reexec: /none/python cannot be run: No such file or directory\n"
 
 
-def test_a_reexec_that_never_ends_is_waited_for_no_longer_than_asked(host: Host) -> None:
+def test_a_reexec_that_never_ends_has_a_timeout(host: Host) -> None:
     async def accepted() -> dict[str, object]:
         return {"count": 0}
 
@@ -73,7 +73,7 @@ def test_a_reexec_that_never_ends_is_waited_for_no_longer_than_asked(host: Host)
     assert (done.returncode, done.stderr) == (79, "Error: web: reexec: not done within 300ms\n")
 
 
-def test_the_one_that_is_meant_must_be_clear(host: Host) -> None:
+def test_one_of_several_must_be_named(host: Host) -> None:
     with host.instance("web", reload=reloaded), host.instance("db", reload=reloaded):
         several = host.run("reload")
         named = host.run("reload", "--name=db")
@@ -85,7 +85,7 @@ def test_the_one_that_is_meant_must_be_clear(host: Host) -> None:
     assert "running: db, web" in none.stderr
 
 
-def test_a_wait_that_is_no_duration_is_told(host: Host) -> None:
+def test_a_timeout_that_is_not_a_duration(host: Host) -> None:
     done = host.run("reload", "--timeout=5")
     assert done.returncode == 64
     assert "--timeout: '5' is not a duration" in done.stderr

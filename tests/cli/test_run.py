@@ -53,7 +53,7 @@ def test_without_a_resource_nothing_changes() -> None:
     assert checked(settings(name="web", mesh="default")) == (settings(name="web", mesh="default"), None, None)
 
 
-def test_a_file_goes_before_the_inline_resource(tmp_path: Path) -> None:
+def test_a_file_takes_precedence_over_the_inline_resource(tmp_path: Path) -> None:
     (tmp_path / "web.yaml").write_text(DATAPLANE)
     _, resource, _ = checked(settings(dataplane="type: none", dataplane_file=str(tmp_path / "web.yaml")))
     assert resource is not None

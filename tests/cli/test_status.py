@@ -62,7 +62,7 @@ def test_ready_or_not_is_the_exit_code(host: Host) -> None:
     assert "not ready      envoy: Envoy is being started" in done.stdout
 
 
-def test_several_are_a_line_each(host: Host) -> None:
+def test_several_data_planes_are_one_line_each(host: Host) -> None:
     with host.instance("web", ready("web")), host.instance("api", Status("api", "standalone", "default")):
         done = host.run("status")
         lines = done.stdout.splitlines()
@@ -73,7 +73,7 @@ def test_several_are_a_line_each(host: Host) -> None:
         assert host.run("status", "--name=web").returncode == 0
 
 
-def test_one_that_keeps_silent_hides_no_other(host: Host) -> None:
+def test_a_silent_data_plane_does_not_hide_others(host: Host) -> None:
     with host.instance("web", ready("web")), socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(host.folder / socket_name("api")))
         silent.listen()
@@ -130,49 +130,49 @@ class ReadText:
 def test_watch_on_a_pipe_is_a_block_for_each_change(host: Host) -> None:
     status = Status("web", "standalone", "default")
     read, write = os.pipe()
-    heard = ReadText(read)
+    received = ReadText(read)
     with host.instance("web", status), watching(host, write) as process:
         os.close(write)
-        poll(lambda: heard.has("STARTING", "drops"), what="the first block")
+        poll(lambda: received.has("STARTING", "drops"), what="the first block")
         status.set_not_ready("envoy", "it starts")
-        poll(lambda: heard.has("it starts"), what="the second block")
+        poll(lambda: received.has("it starts"), what="the second block")
         status.set_not_ready("envoy", "")
         status.move(Phase.READY, "all is well")
-        poll(lambda: heard.has("READY for"), what="the third block")
+        poll(lambda: received.has("READY for"), what="the third block")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     os.close(read)
-    assert heard.text.count("web in mesh default") == 3
-    assert "\x1b" not in heard.text
+    assert received.text.count("web in mesh default") == 3
+    assert "\x1b" not in received.text
 
 
 def test_watch_on_a_terminal_draws_over_and_leaves_it_as_it_was(host: Host) -> None:
     status = Status("web", "standalone", "default")
     master, slave = pty.openpty()
-    heard = ReadText(master)
+    received = ReadText(master)
     with host.instance("web", status), watching(host, slave) as process:
-        poll(lambda: heard.has("STARTING", "drops"), what="the first picture")
-        assert heard.text.startswith("\x1b[?1049h\x1b[?25l\x1b[H")
+        poll(lambda: received.has("STARTING", "drops"), what="the first picture")
+        assert received.text.startswith("\x1b[?1049h\x1b[?25l\x1b[H")
         status.move(Phase.READY, "all is well")
-        poll(lambda: heard.has("READY"), what="the second picture")
+        poll(lambda: received.has("READY"), what="the second picture")
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-        poll(lambda: heard.has("\x1b[?25h\x1b[?1049l"), what="the first screen")
+        poll(lambda: received.has("\x1b[?25h\x1b[?1049l"), what="the first screen")
         assert process.stderr is not None
         assert process.stderr.read() == b""
     os.close(slave)
     os.close(master)
-    assert "\x1b[2J" not in heard.text, "a screen that is cleared flickers"
+    assert "\x1b[2J" not in received.text, "a screen that is cleared flickers"
 
 
-def test_what_passes_by_itself_is_no_change() -> None:
-    def told(seconds: float, asked: int, etag: str = "a") -> dict[str, Any]:
+def test_fields_that_change_all_the_time_are_not_a_change() -> None:
+    def message(seconds: float, requests: int, etag: str = "a") -> dict[str, Any]:
         status = ready("web")
-        status.counters = {"virtual probes": Counter({"2xx": asked})}
-        paths = {"/dns": {"etag": etag, "asked": asked, "seconds": seconds, "changes": 1}}
+        status.counters = {"virtual probes": Counter({"2xx": requests})}
+        paths = {"/dns": {"etag": etag, "asked": requests, "seconds": seconds, "changes": 1}}
         status.asked["dynconf"] = lambda: {"socket": "x", "asks": True, "paths": paths}
-        found = status.snapshot()
-        return {**found, "spent": {"READY": seconds}}
+        results = status.snapshot()
+        return {**results, "spent": {"READY": seconds}}
 
-    assert _same(told(1.0, 1), told(9.0, 9))
-    assert not _same(told(1.0, 1), told(1.0, 1, etag="b"))
+    assert _same(message(1.0, 1), message(9.0, 9))
+    assert not _same(message(1.0, 1), message(1.0, 1, etag="b"))

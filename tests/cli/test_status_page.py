@@ -16,7 +16,7 @@ from tests.support.readmes import output_of
 NOW = 1_700_000_000.0
 
 
-def told(**more: Any) -> dict[str, Any]:
+def message(**more: Any) -> dict[str, Any]:
     status = Status("web-1", more.pop("mode", "standalone"), "default")
     status.move(Phase.READY, "Envoy is LIVE with its listeners")
     status.note_child(
@@ -45,8 +45,8 @@ def test_spans_have_two_units() -> None:
     assert format_elapsed(-5) == "0s"
 
 
-def test_what_runs_is_seen_at_once() -> None:
-    lines = page(told(), NOW)
+def test_processes_are_at_the_top() -> None:
+    lines = page(message(), NOW)
     assert lines[0] == "web-1 in mesh default: READY for 1m (Envoy is LIVE with its listeners)"
     assert re.fullmatch(r"  kumadp \S+, pid \d+, up 2h 3m, standalone", lines[1])
     text = "\n".join(lines)
@@ -58,8 +58,8 @@ def test_what_runs_is_seen_at_once() -> None:
     assert max(map(len, lines)) < 110
 
 
-def test_every_reason_concern_and_story_has_a_line() -> None:
-    status = told(
+def test_each_reason_warning_and_failure_has_a_line() -> None:
+    status = message(
         ready=False,
         reasons=["bootstrap: asking", "dns: not yet"],
         concerns=["last good: old"],
@@ -85,8 +85,8 @@ def relay(**more: Any) -> dict[str, Any]:
     }
 
 
-def test_the_control_plane_and_what_it_gave() -> None:
-    status = told(mode="control plane", control_plane="https://cp:5678", relay=relay(), token_expires=NOW + 7200)
+def test_the_control_plane_and_its_configuration() -> None:
+    status = message(mode="control plane", control_plane="https://cp:5678", relay=relay(), token_expires=NOW + 7200)
     text = "\n".join(page(status, NOW))
     assert "control plane  https://cp:5678: connected to cp:5678 for 2m\n" in text
     assert "last configuration 30s ago" in text
@@ -115,18 +115,18 @@ def test_the_control_plane_and_what_it_gave() -> None:
     assert "never expires" in "\n".join(page({**status, "token_expires": None}, NOW))
 
 
-def test_the_application_has_a_line_of_its_own() -> None:
+def test_the_application_has_a_line() -> None:
     runs = {"state": "RUNNING", "pid": 43, "started": NOW - 59, "ended": ""}
     waits = {"state": "WAITING", "pid": None, "started": None, "ended": ""}
     ended = {"state": "ENDED", "pid": None, "started": NOW - 59, "ended": "exit code 7"}
-    shown = ["".join(line for line in page(told(application=one), NOW) if "application" in line)[17:]
-             for one in (runs, waits, ended)]  # fmt: skip
+    shown = ["".join(line for line in page(message(application=item), NOW) if "application" in line)[17:]
+             for item in (runs, waits, ended)]  # fmt: skip
     assert shown == ["RUNNING, pid 43, up 59s", "WAITING until traffic flows", "ENDED with exit code 7"]
 
 
-def test_colours_only_where_asked() -> None:
-    assert "\x1b[" not in "".join(page(told(), NOW))
-    assert "\x1b[32m" in page(told(), NOW, color=True)[0]
+def test_colours_only_if_requested() -> None:
+    assert "\x1b[" not in "".join(page(message(), NOW))
+    assert "\x1b[32m" in page(message(), NOW, color=True)[0]
 
 
 def test_readme_shows_this_page() -> None:
@@ -150,6 +150,6 @@ def test_readme_shows_this_page() -> None:
     crash = "/var/lib/kumadp/web-1/crashes/20261125T031209.412Z-envoy-4213.json"
     status.facts["crashes"] = {"newest": crash, "story": died}
     # Servers of other tests in this process have counted connections, too.
-    told = {**status.snapshot(), "connections": {}, "since": now - 72, "started": begun, "pid": 4211}
+    message = {**status.snapshot(), "connections": {}, "since": now - 72, "started": begun, "pid": 4211}
     shown = output_of("kumadp status")
-    assert "\n".join(page(told, now)) + "\n" == shown
+    assert "\n".join(page(message, now)) + "\n" == shown

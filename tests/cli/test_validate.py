@@ -43,16 +43,16 @@ def test_every_problem_of_every_file(folder: Path) -> None:
     )
 
 
-def test_for_programs(folder: Path) -> None:
+def test_json_output(folder: Path) -> None:
     done = kumadp("validate", "-o", "json", "bad.yaml", cwd=folder)
     assert done.returncode == 65
-    told = json.loads(done.stdout)
-    assert told["valid"] is False
-    assert {problem["path"] for problem in told["problems"]} == {
+    message = json.loads(done.stdout)
+    assert message["valid"] is False
+    assert {problem["path"] for problem in message["problems"]} == {
         'networking.inbound[0].tags["kuma.io/protocol"]',
         "networking.admin.port",
     }
-    for problem in told["problems"]:
+    for problem in message["problems"]:
         assert set(problem) == {"path", "message", "hint", "file", "line"}
         assert problem["file"] == "bad.yaml"
         assert problem["line"] > 1
@@ -60,7 +60,7 @@ def test_for_programs(folder: Path) -> None:
     assert (well.returncode, json.loads(well.stdout)) == (0, {"valid": True, "problems": [], "notes": []})
 
 
-def test_remarks_do_not_stop_anything(folder: Path) -> None:
+def test_notes_are_not_errors(folder: Path) -> None:
     (folder / "odd.yaml").write_text(GOOD + "colour: red\n")
     done = kumadp("validate", "odd.yaml", cwd=folder)
     assert done.returncode == 0
@@ -95,7 +95,7 @@ def test_the_variables_of_a_template(folder: Path) -> None:
     assert kumadp("validate", "t.yaml", "--dataplane-var", "n=web-1", cwd=folder).returncode == 65
 
 
-def test_the_schema_takes_what_is_valid_and_refuses_what_is_not() -> None:
+def test_the_schema_accepts_valid_resources_only() -> None:
     done = kumadp("validate", "--schema")
     assert done.returncode == 0
     schema = json.loads(done.stdout)

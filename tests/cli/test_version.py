@@ -11,7 +11,7 @@ from tests.support.command import kumadp
 from tests.support.needs import need_coredns, need_envoy
 
 
-def test_ours_alone() -> None:
+def test_the_version_of_kumadp() -> None:
     done = kumadp("version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
     assert kumadp("--version").stdout == done.stdout
@@ -19,7 +19,7 @@ def test_ours_alone() -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("flag", ["-a", "--detailed"])
-def test_those_of_what_it_runs_too(flag: str) -> None:
+def test_the_versions_of_its_programs(flag: str) -> None:
     envoy, coredns = need_envoy(), need_coredns()
     done = kumadp("version", flag, f"--binary-path={envoy}", f"--dns-coredns-path={coredns}")
     assert done.returncode == 0
@@ -32,7 +32,7 @@ def test_those_of_what_it_runs_too(flag: str) -> None:
     assert lines["python"].startswith(platform.python_version())
 
 
-def test_what_is_not_there_is_said() -> None:
+def test_a_program_that_is_missing() -> None:
     done = kumadp("version", "-a", "--binary-path=/none/envoy", "--dns-coredns-path=/none/coredns")
     assert done.returncode == 0
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())

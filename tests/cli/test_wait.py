@@ -112,9 +112,7 @@ def waiting(*arguments: str, environment: Mapping[str, str]) -> Iterator[Waiting
         ([], {"POD_NAME": "we", "POD_NAMESPACE": "b"}),
     ],
 )
-def test_a_name_is_waited_for_whoever_else_is_ready(
-    host: Host, arguments: list[str], variables: dict[str, str]
-) -> None:
+def test_waiting_for_a_name_ignores_others(host: Host, arguments: list[str], variables: dict[str, str]) -> None:
     name = "we.b" if "POD_NAME" in variables else "web"
     with host.instance("backend") as other:
         other.move(Phase.READY, "all is up")
@@ -135,7 +133,7 @@ def test_a_name_is_waited_for_whoever_else_is_ready(
                 assert command.process.wait(20) == 0
 
 
-def test_without_a_name_all_that_run_here_must_be_ready(host: Host) -> None:
+def test_without_a_name_all_must_be_ready(host: Host) -> None:
     with host.instance("backend") as other, host.instance("web") as status:
         other.move(Phase.READY, "all is up")
         status.set_not_ready("envoy", "Envoy is INITIALIZING")
@@ -157,7 +155,7 @@ def test_a_data_plane_that_drains_is_not_ready(host: Host) -> None:
     assert done.stderr.splitlines()[-1] == "Error: not ready within 0s: web: DRAINING"
 
 
-def test_a_control_socket_that_keeps_silent_is_not_ready(host: Host) -> None:
+def test_a_silent_control_socket_is_not_ready(host: Host) -> None:
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(host.folder / socket_name("web")))
         silent.listen()
@@ -166,7 +164,7 @@ def test_a_control_socket_that_keeps_silent_is_not_ready(host: Host) -> None:
     assert "web: its control socket does not answer: timed out" in done.stderr.splitlines()[-1]
 
 
-def test_a_long_name_is_found_by_what_its_socket_is_called(host: Host) -> None:
+def test_a_long_name_has_a_short_socket_name(host: Host) -> None:
     name = "web-" + "7" * 80
     with host.instance(name) as status:
         status.move(Phase.READY, "all is up")
@@ -177,9 +175,9 @@ class _Ready(BaseHTTPRequestHandler):
     codes: tuple[int, ...] = (200,)
 
     def do_GET(self) -> None:
-        asked: list[str] = self.server.asked  # type: ignore[attr-defined]
-        code = self.codes[min(len(asked), len(self.codes) - 1)]
-        asked.append(self.path)
+        requests: list[str] = self.server.asked  # type: ignore[attr-defined]
+        code = self.codes[min(len(requests), len(self.codes) - 1)]
+        requests.append(self.path)
         self.send_response(code)
         self.send_header("content-length", "0")
         self.end_headers()
@@ -192,12 +190,12 @@ class _Ready(BaseHTTPRequestHandler):
 def served(server: socketserver.BaseServer, *codes: int) -> Iterator[list[str]]:
     """What was asked of an HTTP server that answers these codes in turn, the last one for ever."""
     server.RequestHandlerClass = type("Handler", (_Ready,), {"codes": codes})
-    asked: list[str] = []
-    server.asked = asked  # type: ignore[attr-defined]
+    requests: list[str] = []
+    server.asked = requests  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield asked
+        yield requests
     finally:
         server.shutdown()
         thread.join()
@@ -205,18 +203,18 @@ def served(server: socketserver.BaseServer, *codes: int) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "127.0.0.2"])
-def test_a_url_is_asked_until_it_answers_200(host: Host, name: str) -> None:
+def test_a_url_is_queried_until_it_answers_200(host: Host, name: str) -> None:
     server = ThreadingHTTPServer(("127.0.0.2" if name.endswith("2") else "127.0.0.1", 0), _Ready)
     url = f"http://{name}:{server.server_address[1]}/ready?x=1"
-    with served(server, 503, 404, 200) as asked:
+    with served(server, 503, 404, 200) as requests:
         done = kumadp("wait", f"--url={url}", "--check-frequency=10ms", environment=host.environment)
     assert done.returncode == 0
-    assert asked == ["/ready?x=1"] * 3
-    said = [line.partition(" wait: ")[2] for line in done.stderr.splitlines()]
-    assert said == [f"waiting: {url} answers 503", f"waiting: {url} answers 404", "ready"]
+    assert requests == ["/ready?x=1"] * 3
+    expected = [line.partition(" wait: ")[2] for line in done.stderr.splitlines()]
+    assert expected == [f"waiting: {url} answers 503", f"waiting: {url} answers 404", "ready"]
 
 
-def test_a_url_is_asked_alone(host: Host) -> None:
+def test_only_the_url_is_queried(host: Host) -> None:
     """As with kuma-dp: what else runs here, or how this one is called, does not matter then."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Ready)
     url = f"http://127.0.0.1:{server.server_address[1]}/"
@@ -225,18 +223,18 @@ def test_a_url_is_asked_alone(host: Host) -> None:
         assert kumadp("wait", f"--url={url}", environment=environment).returncode == 0
 
 
-def test_a_unix_socket_goes_before_the_url(host: Host, tmp_path: Path) -> None:
+def test_a_unix_socket_takes_precedence_over_the_url(host: Host, tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
-    with served(socketserver.ThreadingUnixStreamServer(str(path), _Ready), 503, 200) as asked:
+    with served(socketserver.ThreadingUnixStreamServer(str(path), _Ready), 503, 200) as requests:
         done = kumadp(
             *("wait", f"--unix-socket={path}", f"--url=http://127.0.0.1:{free_port()}/", "--check-frequency=10ms"),
             environment=host.environment,
         )
     assert done.returncode == 0
-    assert asked == ["/ready", "/ready"]
+    assert requests == ["/ready", "/ready"]
 
 
-def test_an_answer_that_does_not_come_is_not_waited_for(host: Host) -> None:
+def test_a_check_has_a_timeout(host: Host) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -246,39 +244,39 @@ def test_an_answer_that_does_not_come_is_not_waited_for(host: Host) -> None:
     assert done.stderr.splitlines()[-1] == f"Error: not ready within 0s: {url}: timed out"
 
 
-def test_the_log_level_holds(host: Host) -> None:
+def test_the_log_level_is_applied(host: Host) -> None:
     url = f"http://127.0.0.1:{free_port()}/"
     done = kumadp("wait", f"--url={url}", "--log-level=off", "--timeout=0s", environment=host.environment)
     assert done.stderr == f"Error: not ready within 0s: {url}: Connection refused\n"
 
 
 @pytest.mark.parametrize(
-    ("flags", "variables", "asks_url"),
+    ("flags", "variables", "queries_url"),
     [
         ({}, {}, True),
         ({}, {"KUMA_DATAPLANE_NAME": "web"}, True),
         ({"name": "web"}, {}, False),
     ],
 )
-def test_the_default_url_is_asked_where_no_kumadp_is_to_be_seen(
+def test_the_default_url_is_queried_if_no_kumadp_is_visible(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     flags: dict[str, str],
     variables: dict[str, str],
-    asks_url: bool,
+    queries_url: bool,
 ) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Ready)
     monkeypatch.setattr(wait_module, "DEFAULT_URL", f"http://localhost:{server.server_address[1]}/ready")
     monkeypatch.setattr(wait_module, "find", lambda _environ: Search())
     resolved = resolve("wait", flags, variables)
-    with served(server, 200) as asked:
+    with served(server, 200) as requests:
         reason = wait_module._checker(resolved.settings, resolved.origin)()
-    assert asked == (["/ready"] if asks_url else [])
-    assert (reason == "") is asks_url
+    assert requests == (["/ready"] if queries_url else [])
+    assert (reason == "") is queries_url
 
 
 @pytest.mark.parametrize(("ready", "code"), [(True, 0), (False, 75)])
-def test_once_it_looks_once(host: Host, ready: bool, code: int) -> None:
+def test_once_checks_once(host: Host, ready: bool, code: int) -> None:
     with host.instance("web") as status:
         if ready:
             status.move(Phase.READY, "all is up")

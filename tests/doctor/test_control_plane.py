@@ -34,10 +34,10 @@ def look(url: str, ca: Path | None = None, *more: str) -> list[tuple[str, str]]:
 def test_all_is_well(tmp_path: Path) -> None:
     with ScriptedControlPlane(Answer(200)) as plane:
         ca = plane.write_ca(tmp_path / "ca.crt")
-        found = look(plane.url, ca)
-        assert found[0][0] == "ok"
-        assert "resolved, connected, TLS verified, answers (" in found[0][1]
-        assert found[1][1].startswith("clock: ")
+        results = look(plane.url, ca)
+        assert results[0][0] == "ok"
+        assert "resolved, connected, TLS verified, answers (" in results[0][1]
+        assert results[1][1].startswith("clock: ")
         assert look(plane.url, None, "skip")[0] == ("warning", "its certificate is not verified (--skip-verify)")
 
 
@@ -48,20 +48,20 @@ def test_a_certificate_of_another_ca(tmp_path: Path) -> None:
     assert "its certificate is rejected" in text
 
 
-def test_names_that_are_none_and_ports_with_nobody() -> None:
+def test_unknown_names_and_closed_ports() -> None:
     ((state, text),) = look("https://no-such-name.invalid:5678")
     assert (state, "the name cannot be resolved" in text) == ("failed", True)
     port = free_port()
-    found = look(f"https://127.0.0.1:{port},https://localhost:{port}")
-    assert [state for state, _ in found] == ["failed", "failed"]
-    assert "Connection refused" in found[0][1]
+    results = look(f"https://127.0.0.1:{port},https://localhost:{port}")
+    assert [state for state, _ in results] == ["failed", "failed"]
+    assert "Connection refused" in results[0][1]
 
 
-def test_a_ca_that_is_none(tmp_path: Path) -> None:
+def test_an_invalid_ca(tmp_path: Path) -> None:
     assert "cannot be read" in look("https://localhost:1", tmp_path / "none")[0][1]
 
 
-def test_a_server_of_another_kind(tmp_path: Path) -> None:
+def test_a_server_that_does_not_speak_http(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 
@@ -92,7 +92,7 @@ def test_a_connection_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> No
     assert (state, text) == ("failed", f"127.0.0.1:{port} (127.0.0.1): no connection within 0.5 s")
 
 
-def test_one_that_connects_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_accepts_and_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plane, "_STEP_TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         ((state, text),) = look(f"http://127.0.0.1:{server.getsockname()[1]}")
@@ -101,7 +101,7 @@ def test_one_that_connects_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("off", "state", "said"),
+    ("off", "state", "expected"),
     [
         (0, "ok", "clock: same as the control plane's"),
         (30, "warning", "clock: 30 s ahead of the control plane's"),
@@ -109,8 +109,8 @@ def test_one_that_connects_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         (3600, "failed", "clock: 3600 s ahead of the control plane's"),
     ],
 )
-def test_clocks(off: int, state: str, said: str) -> None:
+def test_clocks(off: int, state: str, expected: str) -> None:
     now = 1_800_000_000
     (result,) = clock(email.utils.formatdate(now, usegmt=True), now + off + 0.5)
-    assert (result.state, result.text) == (state, said)
+    assert (result.state, result.text) == (state, expected)
     assert clock("yesterday", now)[0].state == clock("", now)[0].state == "skipped"

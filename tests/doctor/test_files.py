@@ -43,7 +43,7 @@ def token(subject: Subject, text: str) -> list[Finding]:
 
 
 @pytest.mark.parametrize(
-    ("claims", "state", "said"),
+    ("claims", "state", "expected"),
     [
         ({}, "ok", "for any data plane, valid forever"),
         ({"Mesh": "default", "Name": "web"}, "ok", "for mesh default, name web, valid forever"),
@@ -55,20 +55,20 @@ def token(subject: Subject, text: str) -> list[Finding]:
         ({"nbf": 7200}, "failed", "the token becomes valid only in 1h 59m"),
     ],
 )
-def test_whom_a_token_is_for_and_until_when(subject: Subject, claims: dict[str, Any], state: str, said: str) -> None:
+def test_claims_and_expiry_of_a_token(subject: Subject, claims: dict[str, Any], state: str, expected: str) -> None:
     now = time.time()
     result = {name: value + now if name in {"exp", "nbf"} else value for name, value in claims.items()}
-    (found,) = token(subject, jwt(**result))
-    assert found.state == state
-    assert said in found.text
+    (results,) = token(subject, jwt(**result))
+    assert results.state == state
+    assert expected in results.text
 
 
-def test_what_is_no_token(subject: Subject, tmp_path: Path) -> None:
+def test_an_invalid_token(subject: Subject, tmp_path: Path) -> None:
     assert token(subject, "no.jwt")[0].state == "failed"
     assert token(subject, "")[0].state == "warning"
     (tmp_path / "token").unlink()
-    (found,) = asyncio.run(run_checks([DoctorCheck("token", lambda: files.token(subject))]))
-    assert "cannot be read" in found.text
+    (results,) = asyncio.run(run_checks([DoctorCheck("token", lambda: files.token(subject))]))
+    assert "cannot be read" in results.text
 
 
 def modes(subject: Subject) -> list[tuple[str, str]]:

@@ -53,9 +53,9 @@ def test_name_servers(tmp_path: Path) -> None:
         for missing in (True, False):
             if not missing:
                 file.write_text("search mesh\n")
-            found = look(host.resolv_conf(file))
-            assert found[0] == ("failed", f"{file} has no name server, and none answers at 127.0.0.1 and ::1")
-            assert len(found) == 1 + missing
+            results = look(host.resolv_conf(file))
+            assert results[0] == ("failed", f"{file} has no name server, and none answers at 127.0.0.1 and ::1")
+            assert len(results) == 1 + missing
         file.write_text("nameserver nobody\n")
         assert look(host.resolv_conf(file))[1] == ("warning", f"{file}: line 1: nobody is not an address")
         with contextlib.closing(NameServer(port=53)):
@@ -84,11 +84,11 @@ def test_options_and_link_local_servers(tmp_path: Path) -> None:
     on_its_own_network(work)
 
 
-def test_servers_that_are_asked_by_tcp(tmp_path: Path) -> None:
+def test_servers_that_are_queried_over_tcp(tmp_path: Path) -> None:
     """use-vc: that there is nothing by UDP does not matter, and the other way round."""
     file = tmp_path / "resolv.conf"
 
-    async def ask() -> list[str]:
+    async def send() -> list[str]:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             query = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
             writer.write(len(query).to_bytes(2) + query[:2] + b"\x81\x83" + query[4:])
@@ -98,36 +98,36 @@ def test_servers_that_are_asked_by_tcp(tmp_path: Path) -> None:
         with contextlib.closing(NameServer()) as udp:
             names = (f"[127.0.0.1]:{server.sockets[0].getsockname()[1]}", udp.name)
             file.write_text("".join(f"nameserver {name}\n" for name in names) + "options use-vc\n")
-            found = [result.text for result in await host.resolv_conf(file)]
+            results = [result.text for result in await host.resolv_conf(file)]
         server.close()
-        return [text.replace(names[1], "UDP") for text in found[1:]]
+        return [text.replace(names[1], "UDP") for text in results[1:]]
 
-    assert asyncio.run(ask()) == ["options use-vc", "UDP cannot be queried: Connection refused"]
+    assert asyncio.run(send()) == ["options use-vc", "UDP cannot be queried: Connection refused"]
 
 
-def test_kumadp_s_own_answer_is_no_name_server_s(tmp_path: Path) -> None:
+def test_an_answer_of_kumadp_itself_does_not_count(tmp_path: Path) -> None:
     """Also where resolv.conf names nobody but kumadp: it answers, and nothing is known."""
     file = tmp_path / "resolv.conf"
 
-    async def ask() -> list[tuple[str, str]]:
+    async def send() -> list[tuple[str, str]]:
         (port,) = free_ports(1)
         file.write_text(f"nameserver [127.0.0.1]:{port}\n")
         async with Resolver([("127.0.0.1", port)]) as resolver:
             resolver.upstreams.conf = read(file)
             return [(result.state, result.text) for result in await host.resolv_conf(file)]
 
-    found = asyncio.run(ask())
-    assert found[0][0] == "ok"
-    assert found[1:] == [("warning", f"{file.read_text().split()[1]}: kumadp itself answers there")]
+    results = asyncio.run(send())
+    assert results[0][0] == "ok"
+    assert results[1:] == [("warning", f"{file.read_text().split()[1]}: kumadp itself answers there")]
 
 
 @pytest.mark.parametrize(("refuses_all", "ours"), [(True, False), (False, True)])
-def test_a_coredns_of_kumadp_s_refuses_its_own_name_alone(tmp_path: Path, refuses_all: bool, ours: bool) -> None:
+def test_a_coredns_of_kumadp_refuses_only_its_own_name(tmp_path: Path, refuses_all: bool, ours: bool) -> None:
     file = tmp_path / "resolv.conf"
     with contextlib.closing(NameServer(refuses=b"" if refuses_all else b"\x06health")) as server:
         file.write_text(f"nameserver {server.name}\n")
-        found = look(host.resolv_conf(file))
-    assert (len(found) == 2) is ours
+        results = look(host.resolv_conf(file))
+    assert (len(results) == 2) is ours
 
 
 class NameServer:
@@ -199,9 +199,9 @@ def test_an_init_that_does_not_reap() -> None:
     assert "is process 1 and leaves 1 zombies" in done.stdout, done.stderr
 
 
-def test_what_dead_runs_left(tmp_path: Path) -> None:
-    left, alive = tmp_path / "kumadp-left", tmp_path / "kumadp-alive"
-    for folder in (left, alive):
+def test_leftovers_of_dead_runs(tmp_path: Path) -> None:
+    leftover, alive = tmp_path / "kumadp-left", tmp_path / "kumadp-alive"
+    for folder in (leftover, alive):
         folder.mkdir()
         (folder / LOCK_FILE).touch()
     with tempfile.TemporaryDirectory() as runtime, (alive / LOCK_FILE).open() as held:
@@ -214,9 +214,9 @@ def test_what_dead_runs_left(tmp_path: Path) -> None:
             living.bind(str(sockets / "living.control"))
             living.listen()
             dead.close()
-            found = look(host.leftovers(environ, (), tmp_path))
-    texts = [text for _, text in found]
-    assert f"{left} was left by a dead run" in texts
+            results = look(host.leftovers(environ, (), tmp_path))
+    texts = [text for _, text in results]
+    assert f"{leftover} was left by a dead run" in texts
     assert not any(str(alive) in text or "living" in text for text in texts)
     assert any("dead.control: nothing listens there any more" in text for text in texts)
 
@@ -226,8 +226,8 @@ class Systemd:
 
     def __init__(self, folder: Path) -> None:
         self.booted, self.shipped, self.installed = folder / "booted", folder / "shipped", folder / "installed"
-        for made in (self.booted, self.shipped, self.installed):
-            made.mkdir()
+        for created in (self.booted, self.shipped, self.installed):
+            created.mkdir()
         self._folder = folder
         self.unit = "# a comment\n[Service]\nExecStart=/usr/bin/kumadp run\n"
         (self.shipped / "kumadp.service").write_text(self.unit)

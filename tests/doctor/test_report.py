@@ -38,8 +38,8 @@ def test_each_finding_in_order() -> None:
         DoctorCheck("refused", refused),
         DoctorCheck("dir", unusable),
     ]
-    found = asyncio.run(run_checks([*checks, DoctorCheck("leaks", leaks)]))
-    assert [(one.check, one.state, one.text, one.hint) for one in found] == [
+    results = asyncio.run(run_checks([*checks, DoctorCheck("leaks", leaks)]))
+    assert [(item.check, item.state, item.text, item.hint) for item in results] == [
         ("hangs", "failed", "no result within 0.05 s", ""),
         ("broken", "failed", "a bug in kumadp: ValueError: oops", ""),
         ("refused", "failed", "--a: is wrong", "write b"),

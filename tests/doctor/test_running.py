@@ -16,7 +16,7 @@ def look(status: Status) -> list[tuple[str, str]]:
     ]
 
 
-def test_one_that_is_not_ready() -> None:
+def test_a_data_plane_that_is_not_ready() -> None:
     status = Status("web", "control plane", "default")
     assert look(status) == [("failed", "not ready: STARTING")]
     status.set_not_ready("bootstrap", "the control plane does not answer")
@@ -27,17 +27,17 @@ def test_one_that_is_not_ready() -> None:
     ]
 
 
-def test_one_that_serves_with_parts_gone_and_concerns() -> None:
+def test_a_ready_data_plane_with_failed_parts_and_warnings() -> None:
     status = Status("web", "control plane", "default")
     status.move(Phase.READY, "all is well")
     status.mark_failed("coredns", "coredns ended with exit code 1; it was started 3 times in vain")
     status.set_warning("control plane", "away for 60 s")
     status.facts["restart_required"] = ["admin.address: another port"]
-    found = look(status)
+    results = look(status)
     assert (
         "failed",
         "coredns failed permanently: coredns ended with exit code 1; it was started 3 times in vain",
-    ) in found
-    assert ("warning", "control plane: away for 60 s") in found
-    assert ("warning", "admin.address: another port: a restart is required") in found
-    assert not [text for _, text in found if "not ready" in text]
+    ) in results
+    assert ("warning", "control plane: away for 60 s") in results
+    assert ("warning", "admin.address: another port: a restart is required") in results
+    assert not [text for _, text in results if "not ready" in text]

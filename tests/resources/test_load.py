@@ -76,7 +76,7 @@ def problems(text: str, **variables: str) -> list[str]:
     return [str(problem) for problem in wrong.value.problems]
 
 
-def said(text: str) -> list[str]:
+def expected(text: str) -> list[str]:
     """The problems of a text; where there are none it can be sent."""
     try:
         json.loads(request_json(load(text)))
@@ -85,7 +85,7 @@ def said(text: str) -> list[str]:
     return []
 
 
-def test_the_whole_schema_is_understood_and_kept_as_written() -> None:
+def test_the_whole_schema_is_parsed_and_kept_as_written() -> None:
     resource = load(FULL)
     spec = resource.spec
     assert isinstance(spec, Dataplane)
@@ -135,21 +135,21 @@ def test_enums_are_names_or_numbers(written: str, meant: str) -> None:
     assert resource.tree["networking"]["inbound"][0]["state"] == meant
 
 
-def test_unknown_keys_are_kept_everywhere_and_remarked() -> None:
+def test_unknown_keys_are_kept_everywhere_and_noted() -> None:
     text = (
         FULL.replace("    - port: 11011", "    - future: {a: [1, {b: c}]}\n      port: 11011") + "kri: x\nprobez: 1\n"
     )
     resource = load(text)
     assert resource.tree["networking"]["inbound"][0]["future"] == {"a": [1, {"b": "c"}]}
     assert resource.tree["kri"] == "x"
-    told = [str(note) for note in resource.notes]
-    assert any("networking.inbound[0].future" in note and "dp.yaml:9" in note for note in told)
-    assert any("did you mean probes" in note for note in told)
+    message = [str(note) for note in resource.notes]
+    assert any("networking.inbound[0].future" in note and "dp.yaml:9" in note for note in message)
+    assert any("did you mean probes" in note for note in message)
     assert json.loads(request_json(resource))["networking"]["inbound"][0]["future"] == {"a": [1, {"b": "c"}]}
 
 
 @pytest.mark.parametrize("name", CAPTURED)
-def test_what_is_sent_is_what_kuma_dp_sends(name: str) -> None:
+def test_the_request_equals_that_of_kuma_dp(name: str) -> None:
     theirs = json.loads(CAPTURED[name])
     for text in (CAPTURED[name], yaml.safe_dump(theirs)):
         ours = json.loads(request_json(load(text)))
@@ -157,12 +157,12 @@ def test_what_is_sent_is_what_kuma_dp_sends(name: str) -> None:
         assert ours == {key: value for key, value in theirs.items() if key not in {"kri", "probes"}}
 
 
-def test_probes_are_sent_where_kumadp_does_not_serve_them() -> None:
+def test_probes_are_sent_if_kumadp_does_not_serve_them() -> None:
     assert "probes" in json.loads(request_json(load(FULL), without=frozenset()))
     assert "probes" not in json.loads(request_json(load(FULL)))
 
 
-def test_durations_that_no_envoy_takes_are_normalised_where_they_are_durations_only() -> None:
+def test_only_durations_are_normalised_for_envoy() -> None:
     text = FULL.replace("interval: 5s", "interval: 1.s").replace('version: "1"', "interval: .3s")
     sent = json.loads(request_json(load(text)))["networking"]["inbound"][0]
     assert (sent["serviceProbe"]["interval"], sent["serviceProbe"]["timeout"]) == ("1s", "0.3s")
@@ -179,7 +179,7 @@ def test_aliases_and_merge_keys_are_written_out() -> None:
     assert outbound[1]["tags"] == {"kuma.io/service": "redis", "version": "v3"}
 
 
-def test_zone_proxies_are_understood() -> None:
+def test_zone_proxies_are_parsed() -> None:
     ingress = load("type: ZoneIngress\nname: i\nnetworking: {address: 10.0.0.1, port: 10001, admin: {port: 9901}}")
     egress = load("type: ZoneEgress\nname: e\nnetworking: {address: 10.0.0.1, port: 10002}")
     assert isinstance(ingress.spec, ZoneIngress)
@@ -209,14 +209,14 @@ def test_variables_nest_by_dots() -> None:
 
 
 @pytest.mark.parametrize("broken", ["{{#a}}", "{{/a}}", "{{a", "{{= =}}", "{{#a}}" * 2000 + "{{/a}}" * 2000])
-def test_a_broken_template_is_one_line(broken: str) -> None:
-    told = problems(FULL + f"# {broken}\n", a="x")
-    assert len(told) == 1
-    assert "template" in told[0]
+def test_an_invalid_template_is_one_line(broken: str) -> None:
+    message = problems(FULL + f"# {broken}\n", a="x")
+    assert len(message) == 1
+    assert "template" in message[0]
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "is not a mapping"),
         ("- a", "is not a mapping"),
@@ -230,25 +230,25 @@ def test_a_broken_template_is_one_line(broken: str) -> None:
         ("x" * 2_000_000, "larger than"),
     ],
 )
-def test_what_is_no_resource_is_one_line(text: str, told: str) -> None:
-    found = problems(text)
-    assert len(found) == 1
-    assert told in found[0]
-    assert len(found[0].splitlines()) == 1
+def test_an_invalid_resource_is_one_line(text: str, message: str) -> None:
+    results = problems(text)
+    assert len(results) == 1
+    assert message in results[0]
+    assert len(results[0].splitlines()) == 1
 
 
-def test_what_was_written_cannot_break_the_line_or_the_terminal() -> None:
-    (told,) = problems('type: "Data\\nplane\\e[31m"\nname: a')
-    assert told.isprintable()
-    told = "\n".join(problems(FULL.replace("admin: {port: 9902}", 'admin: "a\\nb\\e[2J"')))
-    assert r"networking.admin: must be a mapping, not a\nb\x1b[2J" in told
+def test_control_characters_are_escaped() -> None:
+    (message,) = problems('type: "Data\\nplane\\e[31m"\nname: a')
+    assert message.isprintable()
+    message = "\n".join(problems(FULL.replace("admin: {port: 9902}", 'admin: "a\\nb\\e[2J"')))
+    assert r"networking.admin: must be a mapping, not a\nb\x1b[2J" in message
 
 
 def test_files_that_cannot_be_read_are_one_line(tmp_path: Path) -> None:
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe\x00\x80")
-    for path, told in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory"), (binary, "not UTF-8")):
-        with pytest.raises(ResourceError, match=told):
+    for path, message in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory"), (binary, "not UTF-8")):
+        with pytest.raises(ResourceError, match=message):
             load_resource_file(path)
 
 
@@ -258,7 +258,7 @@ def test_file_and_bom_and_windows_lines(tmp_path: Path) -> None:
     assert load_resource_file(file).tree == yaml.safe_load(FULL)
 
 
-def test_the_schema_is_one_and_takes_what_we_take() -> None:
+def test_the_json_schema_accepts_what_the_parser_accepts() -> None:
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
@@ -273,7 +273,7 @@ def test_the_schema_is_one_and_takes_what_we_take() -> None:
         assert not validator.is_valid(yaml.safe_load(wrong))
 
 
-def test_no_damaged_document_does_anything_but_name_problems() -> None:
+def test_damaged_documents_only_cause_problems() -> None:
     draw = random.Random(20261124)
     pieces = [
         *FULL.splitlines(keepends=True),
@@ -302,5 +302,5 @@ def test_no_damaged_document_does_anything_but_name_problems() -> None:
             else:
                 cut = draw.randrange(len(lines[where]) + 1)
                 lines[where] = lines[where][:cut] + draw.choice(pieces) + lines[where][cut:]
-        told = said("".join(lines))
-        assert all(len(line.splitlines()) == 1 for line in told)
+        message = expected("".join(lines))
+        assert all(len(line.splitlines()) == 1 for line in message)

@@ -27,7 +27,7 @@ def test_without_a_file_it_is_kuma_s_default() -> None:
     }
 
 
-def test_a_later_file_wins_key_by_key_and_lists_are_replaced() -> None:
+def test_a_later_file_overrides_keys_and_replaces_lists() -> None:
     first = """
 kumaDPUser: envoy
 ipFamilyMode: IPv4
@@ -43,33 +43,33 @@ redirect:
   vnet: {networks: ["veth+:10.1.0.0/16"]}
 verbose: true
 """
-    found = read(first, second)
-    assert found == TransparentProxy(
+    results = read(first, second)
+    assert results == TransparentProxy(
         "ipv4",
         Redirected(enabled=True, port=16006),
         Redirected(enabled=True, port=16001),
         ("veth+:10.1.0.0/16",),
     )
-    assert not found.dual_stack
-    assert found.wire(DNS)["redirect"]["dns"] == {"enabled": True, "port": 15054}
-    assert found.wire(DNS)["redirect"]["vnet"] == {"networks": ["veth+:10.1.0.0/16"]}
+    assert not results.dual_stack
+    assert results.wire(DNS)["redirect"]["dns"] == {"enabled": True, "port": 15054}
+    assert results.wire(DNS)["redirect"]["vnet"] == {"networks": ["veth+:10.1.0.0/16"]}
 
 
-def test_keys_in_any_case_and_null_are_taken_as_go_takes_them() -> None:
+def test_keys_in_any_case_and_null_as_in_go() -> None:
     assert read('{"IPFAMILYMODE": "", "Redirect": {"INBOUND": {"Port": 1234}, "outbound": null, "vnet": {}}}') == (
         TransparentProxy(inbound=Redirected(enabled=True, port=1234))
     )
 
 
-def test_everything_that_is_wrong_is_told_with_file_and_key() -> None:
+def test_all_problems_with_file_and_key() -> None:
     with pytest.raises(SettingsError) as wrong:
         read(
             "redirect: {inbound: {port: 0, enabled: 1}, outbound: {port: true}, vnet: {networks: docker0}}",
             "ipFamilyMode: ipv6\nredirect: []",
             "a: [",
         )
-    told = [(problem.file, problem.path) for problem in wrong.value.problems]
-    assert told == [
+    message = [(problem.file, problem.path) for problem in wrong.value.problems]
+    assert message == [
         ("0.yaml", "redirect.inbound.port"),
         ("0.yaml", "redirect.inbound.enabled"),
         ("0.yaml", "redirect.outbound.port"),

@@ -369,7 +369,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_wrong_is_told_with_its_path_and_what_would_be_right(name: str) -> None:
+def test_a_problem_has_its_path_and_a_hint(name: str) -> None:
     tree, expected = WRONG[name]
     lines = told(tree)
     assert len([line for line in lines if expected in line]) == 1, lines
@@ -465,7 +465,7 @@ FINE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", FINE)
-def test_what_is_right_passes(name: str) -> None:
+def test_valid_resources_pass(name: str) -> None:
     assert told(FINE[name]) == []
 
 
@@ -525,7 +525,7 @@ NOTED: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", NOTED)
-def test_what_some_kuma_accepts_is_noted_and_passes(name: str) -> None:
+def test_what_some_kuma_accepts_is_noted(name: str) -> None:
     tree, path, message = NOTED[name]
     notes = load_resource(yaml.safe_dump(tree, sort_keys=False), "dp.yaml").notes
     assert [(note.path, note.message) for note in notes] == [(path, message)]
@@ -548,10 +548,10 @@ def test_a_duration_is_sent_in_seconds(written: str, sent: str) -> None:
 
 
 def _json_names(message: Message, path: str) -> Iterator[tuple[str, str]]:
-    for one in message.fields:
-        yield path, one.name
-        if isinstance(one.of, Message):
-            yield from _json_names(one.of, f"{path}.{one.name}")
+    for item in message.fields:
+        yield path, item.name
+        if isinstance(item.of, Message):
+            yield from _json_names(item.of, f"{path}.{item.name}")
 
 
 # Every field of Dataplane in api/mesh/v1alpha1 of 2.8.8, v2.13.5 and v2.14.3 that a user may write.
@@ -581,13 +581,13 @@ KUMA_FIELDS = {
 
 
 def test_every_field_of_a_supported_kuma_is_known() -> None:
-    known: dict[str, set[str]] = {}
+    known_names: dict[str, set[str]] = {}
     for path, name in _json_names(DATAPLANE, ""):
-        known.setdefault(path, set()).add(name)
-    assert known == {path: set(names.split()) for path, names in KUMA_FIELDS.items()}
+        known_names.setdefault(path, set()).add(name)
+    assert known_names == {path: set(names.split()) for path, names in KUMA_FIELDS.items()}
 
 
-def test_every_problem_is_told_at_once_with_its_line() -> None:
+def test_all_problems_at_once_with_their_lines() -> None:
     text = """\
 type: Dataplane
 mesh: default
@@ -612,8 +612,8 @@ probes:
 """
     with pytest.raises(ResourceError) as wrong:
         load_resource(text, "dp.yaml")
-    found = {(problem.line, problem.path) for problem in wrong.value.problems}
-    assert found >= {
+    results = {(problem.line, problem.path) for problem in wrong.value.problems}
+    assert results >= {
         (3, "name"),
         (5, "networking.address"),
         (7, "networking.inbound[0].port"),
@@ -625,7 +625,7 @@ probes:
         (18, "probes.endpoints[0].inboundPort"),
         (19, "probes.endpoints[0].inboundPath"),
     }
-    assert len(found) == 10
+    assert len(results) == 10
 
 
 def test_transparent_proxying_binds_two_ports() -> None:
@@ -646,7 +646,7 @@ def test_transparent_proxying_binds_two_ports() -> None:
         ("type: ZoneEgress\nname: e\nnetworking: {address: 10.0.0.1}", "networking.port: is missing"),
     ],
 )
-def test_zone_proxies_have_rules_too(text: str, expected: str) -> None:
+def test_rules_of_zone_proxies(text: str, expected: str) -> None:
     assert any(expected in line for line in told(yaml.safe_load(text)))
 
 
@@ -654,9 +654,9 @@ ADDRESSES = st.sampled_from(["0.0.0.0", "::", "127.0.0.1", "10.0.0.1", "::1", "2
 
 
 @given(st.lists(st.tuples(ADDRESSES, st.integers(0, 1)), min_size=1, max_size=8))
-def test_sockets_are_told_apart_as_addresses_overlap(bound: list[tuple[str, int]]) -> None:
+def test_sockets_clash_if_their_addresses_overlap(bound: list[tuple[str, int]]) -> None:
     sockets = [BoundSocket(address, 80 + port, "tcp", str(index), "") for index, (address, port) in enumerate(bound)]
     by_port = {80: _Bound(), 81: _Bound()}
     for index, later in enumerate(sockets):
-        earlier = (one for one in sockets[:index] if one.port == later.port and overlap(one.address, later.address))
+        earlier = (item for item in sockets[:index] if item.port == later.port and overlap(item.address, later.address))
         assert by_port[later.port].add(later) == next(earlier, None)

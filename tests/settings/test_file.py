@@ -28,7 +28,7 @@ def problems(text: str) -> list[str]:
 @pytest.mark.parametrize(
     "text", ["", "# nothing\n", "---\n", "log:\n", "log:\n  level:\n", 'log:\n  level: ""\n', "log: ~"]
 )
-def test_nothing_said_is_nothing_set(text: str) -> None:
+def test_an_empty_file_sets_nothing(text: str) -> None:
     assert read(text) == resolve("run", FLAGS, {}).settings
 
 
@@ -67,15 +67,15 @@ def test_nothing_said_is_nothing_set(text: str) -> None:
         ("log:\n  level: debug\n  level: info", "k.yaml:3: log.level: is given twice (remove one of them)"),
     ],
 )
-def test_what_is_wrong_and_where(text: str, expected: str) -> None:
-    found = problems(text)
-    assert len(found) == 1
-    assert found[0].startswith(expected)
+def test_a_problem_with_its_line_and_key(text: str, expected: str) -> None:
+    results = problems(text)
+    assert len(results) == 1
+    assert results[0].startswith(expected)
 
 
-def test_all_of_it_at_once() -> None:
-    found = problems("log:\n  level: loud\nzzz: 1\ndns:\n  enabled: perhaps\n  coreDnsPort: 99999\n")
-    assert [line.split(":")[1] for line in found] == ["3", "5", "2", "6"]
+def test_all_problems_at_once() -> None:
+    results = problems("log:\n  level: loud\nzzz: 1\ndns:\n  enabled: perhaps\n  coreDnsPort: 99999\n")
+    assert [line.split(":")[1] for line in results] == ["3", "5", "2", "6"]
 
 
 def test_lists_mappings_and_yaml_s_own_shortcuts() -> None:

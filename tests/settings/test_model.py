@@ -109,10 +109,10 @@ LONG = {
 )
 def test_kuma_dp_s_options_are_known(command: str, flags: str, variable: str, default: str | None) -> None:
     by_name = {name: option for option in options_of(command) for name in (*option.flags, *option.variables)}
-    found = [by_name.get(name) for name in (*flags.split(), variable) if name]
-    assert found[0] is not None
-    assert found == [found[0]] * len(found), "flag and variable are the same option"
-    assert found[0].default == (None if default is None else read_value(found[0].kind, default))
+    results = [by_name.get(name) for name in (*flags.split(), variable) if name]
+    assert results[0] is not None
+    assert results == [results[0]] * len(results), "flag and variable are the same option"
+    assert results[0].default == (None if default is None else read_value(results[0].kind, default))
 
 
 def test_each_name_is_declared_once() -> None:
@@ -152,7 +152,7 @@ def test_no_child_sees_a_secret_under_any_name() -> None:
     }
 
 
-def test_what_kuma_has_no_variable_for_has_one_of_ours() -> None:
+def test_options_without_a_variable_of_kuma_have_one_of_ours() -> None:
     own = {option.field: option for option in options() if not option.variables[0].startswith(("KUMA_", "KUMADP_"))}
     assert set(own) <= {"pod_name", "pod_namespace", "host_ip", "instance_ip", "dataplane_vars"}
     for option in options():
@@ -173,7 +173,7 @@ def test_each_of_our_variables_is_read_after_the_flag_and_before_the_file(field:
     given: dict[str, object] = {"name": "web", "mesh": "default"} if command == "run" else {}
     if field == "standalone":
         given = {}
-    text = next((one for one in option.choices if one != option.default), TEXTS[option.kind])
+    text = next((entry for entry in option.choices if entry != option.default), TEXTS[option.kind])
     if field == "use_uvloop":
         text = "false"
     resolved = resolve(command, given, {option.variables[0]: text})

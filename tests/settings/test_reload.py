@@ -49,12 +49,12 @@ def other_value(option: Option) -> Any:
     return not option.default if option.kind == "boolean" else OTHER[option.kind]
 
 
-def test_every_option_must_say_it() -> None:
+def test_each_option_declares_whether_it_is_reloadable() -> None:
     assert inspect.signature(declare).parameters["reload"].default is inspect.Parameter.empty
     assert all(isinstance(option.reload, bool) for option in options())
 
 
-def test_the_reloadable_options_are_those_that_are_read_when_needed() -> None:
+def test_reloadable_options_are_those_read_when_needed() -> None:
     assert reloadable() == APPLIED
     # `wait` ends before anything could be reloaded.
     assert not any(option.reload for option in options() if "run" not in option.commands)
@@ -68,7 +68,7 @@ def test_a_reload_applies_it(field: str) -> None:
 
 
 @pytest.mark.parametrize("field", sorted(item.field for item in options_of("run") if item.field not in APPLIED))
-def test_any_other_keeps_its_value_and_needs_a_restart(field: str) -> None:
+def test_another_option_keeps_its_value_and_needs_a_restart(field: str) -> None:
     option = next(option for option in options_of("run") if option.field == field)
     new = dataclasses.replace(Settings(), **{field: other_value(option)})
     assert reloaded(Settings(), new) == (Settings(), (option.name,))
@@ -80,6 +80,6 @@ def test_both_at_once() -> None:
     assert reloaded(current, new) == (Settings(drain_time=20, stop_grace=1, name="web"), ("--stop-grace",))
 
 
-def test_help_and_sample_mark_the_reloadable_ones() -> None:
+def test_help_marks_reloadable_options() -> None:
     for option in options_of("run"):
         assert option.help_text.endswith(" (reload)") is (option.field in APPLIED)

@@ -67,7 +67,7 @@ def test_flag_then_variable_then_file_then_default(
     assert resolved.origin["drain_time"] == origin
 
 
-def test_a_flag_that_beats_a_variable_says_so() -> None:
+def test_a_flag_that_overrides_a_variable_is_a_warning() -> None:
     assert run({"drain_time": "40s"}, VARIABLE).warnings == (
         "flag --drain-time takes precedence over variable KUMA_DATAPLANE_DRAIN_TIME=20s;"
         " kuma-dp would use the variable: remove one of them",
@@ -107,13 +107,13 @@ def test_the_older_name_of_a_variable_is_read_after_the_newer() -> None:
 
 
 def test_every_problem_at_once_by_the_name_that_was_typed() -> None:
-    found = problems(
+    results = problems(
         {"log_level": "degub", "drain_time": "30", "concurrency": "1.5", "dataplane_vars": ("foo", "a=b")},
         {"KUMA_READINESS_PORT": "99999", "KUMA_DNS_ENABLED": "y", "KUMA_CONTROL_PLANE_RETRY_BACKOFF": "-1s"},
         "dns:\n  prometheusPort: -1\n  coreDnsLogging: yes\n",
         {"dataplane_vars": "-v"},
     )
-    assert found == [
+    assert results == [
         "kumadp.yaml:3: dns.coreDnsLogging: 'yes' is not a boolean, write true or false",
         "--log-level: 'degub' is not known (did you mean debug?)",
         "KUMA_CONTROL_PLANE_RETRY_BACKOFF: -1s is too small (at least 1ms)",
@@ -128,7 +128,7 @@ def test_every_problem_at_once_by_the_name_that_was_typed() -> None:
     ]
 
 
-def test_an_alias_is_called_by_its_own_name() -> None:
+def test_an_alias_is_named_as_typed() -> None:
     warnings = run({"work_dir": "/a"}, {"KUMA_DATAPLANE_RUNTIME_CONFIG_DIR": "/b"}, None, {"work_dir": "--config-dir"})
     assert warnings.warnings[0].startswith(
         "flag --config-dir takes precedence over variable KUMA_DATAPLANE_RUNTIME_CONFIG_DIR=/b;"
@@ -136,20 +136,20 @@ def test_an_alias_is_called_by_its_own_name() -> None:
 
 
 def test_a_secret_that_is_wrong_is_not_shown() -> None:
-    found = problems(bare(), {}, f"dataplaneRuntime:\n  token: [{TOKEN}]\n")
-    assert found == ["kumadp.yaml:2: dataplaneRuntime.token: is not a string"]
+    results = problems(bare(), {}, f"dataplaneRuntime:\n  token: [{TOKEN}]\n")
+    assert results == ["kumadp.yaml:2: dataplaneRuntime.token: is not a string"]
     # No text is a wrong token by itself: a secret that is a number stands for those that can be wrong.
     token = next(option for option in options() if option.field == "token")
-    told: list[Problem] = []
-    assert parse(dataclasses.replace(token, kind="integer"), TOKEN, "flag --secret", told) is None
-    assert [str(problem) for problem in told] == ["--secret: *** is not a whole number"]
+    message: list[Problem] = []
+    assert parse(dataclasses.replace(token, kind="integer"), TOKEN, "flag --secret", message) is None
+    assert [str(problem) for problem in message] == ["--secret: *** is not a whole number"]
 
 
 @pytest.mark.parametrize("field", ["binary_path", "coredns_path", "cp_address", "proxy_type"])
-def test_what_may_not_be_empty(field: str) -> None:
-    found = problems(bare(**{field: ""}))
-    assert len(found) == 1
-    assert f"--{field}".replace("_", "-").replace("--coredns", "--dns-coredns") in found[0]
+def test_options_that_may_not_be_empty(field: str) -> None:
+    results = problems(bare(**{field: ""}))
+    assert len(results) == 1
+    assert f"--{field}".replace("_", "-").replace("--coredns", "--dns-coredns") in results[0]
 
 
 @pytest.mark.parametrize(
@@ -165,9 +165,9 @@ def test_what_may_not_be_empty(field: str) -> None:
         "http://a b",
     ],
 )
-def test_an_address_that_is_none(address: str) -> None:
-    found = problems(bare(cp_address=address))
-    assert found == [
+def test_an_invalid_address(address: str) -> None:
+    results = problems(bare(cp_address=address))
+    assert results == [
         f"--cp-address: {address!r} is not an http or https address (write one like https://control-plane:5678)"
     ]
 
@@ -178,7 +178,7 @@ def test_several_addresses_of_the_control_plane() -> None:
     assert run(bare()).settings.cp_addresses == ("https://localhost:5678",)
 
 
-def test_each_of_them_must_be_one() -> None:
+def test_each_of_several_addresses_must_be_valid() -> None:
     hint = "is not an http or https address (write one like https://control-plane:5678)"
     assert problems(bare(cp_address="https://a:5678,,b:5678")) == [
         f"--cp-address: '' {hint}",
@@ -213,7 +213,7 @@ def test_the_name_of_the_pod(name: str | None, environ: dict[str, str], expected
 
 
 @pytest.mark.parametrize("environ", [{}, {"POD_NAME": "web-7f"}, {"POD_NAMESPACE": "shop"}, {**PODS, "POD_NAME": ""}])
-def test_half_a_pod_names_nothing(environ: dict[str, str]) -> None:
+def test_a_pod_name_without_a_namespace_is_not_used(environ: dict[str, str]) -> None:
     assert problems({"mesh": "default"}, environ)[0].startswith("--name: neither a Dataplane nor a name is given")
 
 
@@ -226,22 +226,22 @@ def test_a_placeholder_that_was_not_filled_in(field: str, value: str) -> None:
 
 @pytest.mark.parametrize("field", ["name", "mesh"])
 @pytest.mark.parametrize("value", ["a/b", "..", ".", ".hidden", "a b", "a\n", "é", "\x1b[31m"])
-def test_what_is_no_name_of_anything(field: str, value: str) -> None:
-    (told,) = problems(bare(**{field: value}))
-    assert "is not a valid name (use letters, digits, - and .)" in told
-    assert told.isprintable()
+def test_an_invalid_name(field: str, value: str) -> None:
+    (message,) = problems(bare(**{field: value}))
+    assert "is not a valid name (use letters, digits, - and .)" in message
+    assert message.isprintable()
 
 
-def test_a_name_without_end() -> None:
+def test_a_name_that_is_too_long() -> None:
     assert problems(bare(name="a" * 254)) == ["--name: is too long (at most 253 characters)"]
 
 
 @pytest.mark.parametrize("given", [{"dataplane": "{}"}, {"dataplane_file": "dp.yaml"}])
 def test_name_and_mesh_beside_a_dataplane(given: dict[str, object]) -> None:
     variable = {"KUMA_DATAPLANE_MESH": "default"}
-    found = problems({"name": "web", **given}, variable)
-    assert len(found) == 1
-    assert found[0].startswith("--name and KUMA_DATAPLANE_MESH: name and mesh come from the given Dataplane")
+    results = problems({"name": "web", **given}, variable)
+    assert len(results) == 1
+    assert results[0].startswith("--name and KUMA_DATAPLANE_MESH: name and mesh come from the given Dataplane")
     resolved = resolve("run", {"name": "", **given}, {**PODS, "KUMA_DATAPLANE_MESH": ""})
     assert resolved.settings.mesh == ""
 
@@ -258,19 +258,19 @@ def test_file_and_inline_dataplane_as_in_kuma() -> None:
 
 
 def test_standard_input_is_read_once() -> None:
-    found = problems({"config": "-", "dataplane_file": "-"}, {}, "", {"dataplane_file": "-d"})
-    assert found == ["--config and -d: both read stdin (use a file for one of them)"]
+    results = problems({"config": "-", "dataplane_file": "-"}, {}, "", {"dataplane_file": "-d"})
+    assert results == ["--config and -d: both read stdin (use a file for one of them)"]
     given = {"dataplane_file": "-", "transparent_proxy_config": ("a.yaml", "-")}
-    found = problems(given, {}, "", {"dataplane_file": "-d"})
-    assert found == ["-d and --transparent-proxy-config: both read stdin (use a file for one of them)"]
+    results = problems(given, {}, "", {"dataplane_file": "-d"})
+    assert results == ["-d and --transparent-proxy-config: both read stdin (use a file for one of them)"]
 
 
-def test_standalone_takes_no_other_dataplane() -> None:
-    found = problems({"standalone": "mesh", "dataplane_file": "a"})
-    assert found == ["--standalone: reads the Dataplane from its own path (remove --dataplane-file)"]
+def test_standalone_rejects_another_dataplane() -> None:
+    results = problems({"standalone": "mesh", "dataplane_file": "a"})
+    assert results == ["--standalone: reads the Dataplane from its own path (remove --dataplane-file)"]
 
 
-def test_standalone_says_what_does_nothing() -> None:
+def test_options_that_standalone_ignores() -> None:
     resolved = resolve("run", {"standalone": "mesh", "token": TOKEN}, {"KUMA_CONTROL_PLANE_URL": "https://cp:5678"})
     assert resolved.warnings == ("ignored in standalone mode: KUMA_CONTROL_PLANE_URL, --dataplane-token",)
     files = {"metrics_cert_path": "/c", "metrics_key_path": "/k", "system_ca_path": "/s"}
@@ -284,7 +284,7 @@ def test_standalone_says_what_does_nothing() -> None:
     )
 
 
-def test_what_has_no_effect_yet_is_told_once() -> None:
+def test_options_without_effect_are_one_warning() -> None:
     backoff = "KUMA_DATAPLANE_RESILIENT_COMPONENT_MAX_BACKOFF"
     resolved = run({}, {backoff: "10s", "KUMA_DATAPLANE_RESILIENT_COMPONENT_BASE_BACKOFF": "5s"})
     assert resolved.warnings == (f"accepted, but without effect: {backoff}",)
@@ -314,7 +314,7 @@ def warnings(flags: Mapping[str, object], environ: Mapping[str, str] | None = No
     return "\n".join(run(flags, environ).warnings)
 
 
-def test_a_variable_that_is_misspelled_is_told_and_any_other_is_not() -> None:
+def test_a_misspelled_variable_is_a_warning_and_another_is_not() -> None:
     assert warnings({}, {"KUMADP_XDS_RELYA": "off"}) == (
         "variable KUMADP_XDS_RELYA is unknown and ignored; did you mean KUMADP_XDS_RELAY?"
     )
@@ -323,7 +323,7 @@ def test_a_variable_that_is_misspelled_is_told_and_any_other_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "environ", "told"),
+    ("flags", "environ", "message"),
     [
         (
             {"ca_cert_file": "/ca"},
@@ -337,6 +337,8 @@ def test_a_variable_that_is_misspelled_is_told_and_any_other_is_not() -> None:
         ({"dns_enabled": "false", "coredns_config_template_path": "/c"}, {}, "DNS is off: --dns-coredns-config-templ"),
     ],
 )
-def test_what_was_named_and_has_no_effect_is_told(flags: dict[str, object], environ: dict[str, str], told: str) -> None:
-    assert told in warnings(flags, environ)
+def test_options_that_are_overruled_are_a_warning(
+    flags: dict[str, object], environ: dict[str, str], message: str
+) -> None:
+    assert message in warnings(flags, environ)
     assert TOKEN not in warnings(flags, environ)

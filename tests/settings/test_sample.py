@@ -50,7 +50,7 @@ def test_every_key_is_in_it_once_with_its_names() -> None:
                 assert name in text
 
 
-def test_one_line_set_takes_effect() -> None:
+def test_a_line_that_is_set_takes_effect() -> None:
     text = sample().replace("  #drainTime: 30s", "  drainTime: 5s")
     assert resolve("run", FLAGS, {}, text, "kumadp.yaml").settings.drain_time == 5.0
     assert Settings().drain_time == 30.0

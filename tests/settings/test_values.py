@@ -64,12 +64,12 @@ def test_go_durations(text: str, seconds: float) -> None:
         "2562048h",
     ],
 )
-def test_what_go_refuses_is_refused(text: str) -> None:
+def test_texts_that_go_rejects_are_rejected(text: str) -> None:
     with pytest.raises(BadValue):
         parse_duration(text)
 
 
-def test_a_bare_number_comes_with_what_was_meant() -> None:
+def test_a_number_without_a_unit_has_a_hint() -> None:
     with pytest.raises(BadValue, match=r"did you mean 30s\?"):
         parse_duration("30")
 

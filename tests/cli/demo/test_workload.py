@@ -63,6 +63,6 @@ def test_a_port_that_is_taken(port: int, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == f"workload web cannot listen on 127.0.0.1:{port}: Address already in use\n"
 
 
-def test_each_expectation_has_a_name_of_its_own() -> None:
+def test_names_of_expectations_are_unique() -> None:
     names = [name for name, _ in expectations(DemoPorts())]
     assert len(set(names)) == len(names) == 11
