@@ -74,7 +74,7 @@ class BufferedSource:
     only: tuple[bytes, ...] = ()
     format: Format = Format.UNKNOWN
     rewritten: bool = False
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list, init=False)
     result: SourceResult = field(init=False)
     _samples: int = field(default=0, init=False)
 
