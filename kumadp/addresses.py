@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 """Host and port, with flow and zone for IPv6."""
 
+LOOPBACK = "127.0.0.1"
 ANY_IPV4 = "0.0.0.0"  # noqa: S104 - compared, and bound if a user's Dataplane has it
 ANY_IPV6 = "::"
 WILDCARDS = frozenset({ANY_IPV4, ANY_IPV6})

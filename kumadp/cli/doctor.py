@@ -160,7 +160,7 @@ def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, 
 
 def _statuses() -> list[dict[str, Any]]:
     """Return the status of each data plane that runs here and answers."""
-    from kumadp.daemon.control import ask_status
+    from kumadp.daemon.control_client import ask_status
     from kumadp.daemon.instances import find
 
     statuses = []

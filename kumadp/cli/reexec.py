@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kumadp.cli.remote import only_running, request_options, send_command
-from kumadp.daemon.control import ask_status
+from kumadp.daemon.control_client import ask_status
 from kumadp.errors import CommandRefused, on_one_line
 from kumadp.settings.values import write_duration
 

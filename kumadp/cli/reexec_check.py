@@ -40,9 +40,10 @@ def pass_check(environ: Mapping[str, str]) -> None:
     Raises HandoverFailed, and WorkDirError if the new program could not write to the work directory.
     """
     import_all()
-    from kumadp.daemon.adoption import decode_left
+    from kumadp.core.part import section_types
+    from kumadp.daemon.reexec import check_sections
     from kumadp.host.work_dir import check_free_space
 
-    left = decode_left(read(int(environ.get(VARIABLE, "-1"))))
-    check_free_space(Path(left.work.path))
+    section = check_sections(read(int(environ.get(VARIABLE, "-1"))), section_types())
+    check_free_space(Path(section.work.path))
     click.echo(f"kumadp {kumadp.__version__}")

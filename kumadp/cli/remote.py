@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kumadp.daemon.control import ask
+from kumadp.daemon.control_client import ask
 from kumadp.daemon.instances import find
 from kumadp.errors import CommandRefused, UsageError, on_one_line
 from kumadp.settings.values import BadValue, parse_duration

@@ -86,8 +86,9 @@ def launch(
     line of an application to run as well.
     """
     from kumadp.cli.logs import open_logs
-    from kumadp.core.context import Run
+    from kumadp.core.context import Context, Inputs
     from kumadp.daemon.run import run_daemon
+    from kumadp.daemon.start import Launch
     from kumadp.host.core_dumps import disable_core_dumps
     from kumadp.host.descriptors import raise_limit
     from kumadp.host.process_name import set_process_name
@@ -116,9 +117,9 @@ def launch(
             *overruled(settings, resource),
             *(str(note) for note in (resource.notes if resource else ())),
         )
-        run = Run(settings, resource, mesh, environ, transparent, config, application)
-        run.status.asked["log"] = lambda: {**logs.status(), **run.levels.status()}
-        work = run_daemon(run, lambda: checked(again())[:2], logs.flush, notes, display(settings), handover)
+        inputs = Inputs(settings, resource, environ, mesh is not None, transparent, config, application)
+        launch_inputs = Launch(lambda: checked(again())[:2], logs.flush, logs.status, mesh, handover)
+        work = run_daemon(Context(inputs), launch_inputs, notes, display(settings))
         runner = asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop))
         runner.run(block_signals_in_threads())
         code = runner.run(work).code

@@ -16,7 +16,7 @@ import click
 
 from kumadp.cli.remote import all_running, reason
 from kumadp.cli.status_page import page, summary
-from kumadp.daemon.control import ask_status
+from kumadp.daemon.control_client import ask_status
 from kumadp.errors import CommandRefused, ExitCode
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from kumadp.addresses import is_loopback
 from kumadp.cli.logs import open_logs
 from kumadp.cli.options import command_with_options, typed_names
 from kumadp.cli.remote import reason
-from kumadp.daemon.control import ask_status
+from kumadp.daemon.control_client import ask_status
 from kumadp.daemon.instances import find
 from kumadp.errors import Problem, SettingsError, WaitTimeout, on_one_line
 from kumadp.host.net.unix_http import exchange

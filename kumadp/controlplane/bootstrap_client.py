@@ -1,4 +1,4 @@
-"""A Kuma control plane as the source of the bootstrap: the request, the answer, the last good one while it is away."""
+"""The bootstrap request to a Kuma control plane: what it reports, and the token and CA that it uses."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kumadp import __version__
 from kumadp.bootstrap.parser import parse_bootstrap
+from kumadp.bootstrap.prepare import Fetched
 from kumadp.host.log.secrets import register
 from kumadp.host.private_file import read_private, write_private
 from kumadp.host.work_dir import TOKEN_FILE, reporting_write_errors
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kumadp.controlplane.bootstrap_http import Trust
-    from kumadp.controlplane.bootstrap_messages import Aggregated
-    from kumadp.daemon.ports import DnsPlan
-    from kumadp.envoy.version import EnvoyVersion
     from kumadp.host.work_dir import WorkDir
     from kumadp.resources.load import Resource
     from kumadp.resources.transparent_proxy import TransparentProxy
@@ -35,28 +33,37 @@ _LONGEST_TOKEN = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """A bootstrap as the control plane at ``url`` made it; ``at`` in seconds since 1970.
+class Sidecar:
+    """What the bootstrap request reports of this sidecar beside settings and Dataplane.
 
-    ``address`` is the data plane's, as the control plane knows it; empty in those from before this kumadp.
-    ``aggregate``: applications whose metrics are scraped, the way from before MeshMetric.
+    ``dns_port``: of Envoy's DNS filter, None: DNS is off; ``resolves``: the embedded resolver answers names.
+    ``serves_probes``: kumadp serves the virtual probes, so ``probes`` is not sent: the control plane would make Envoy
+    bind the same port. ``transparent``: what is redirected on this host, if settings say so. ``otel_env``: what is
+    reported of OpenTelemetry's variables, None: its pipe is not offered.
     """
 
-    tree: dict[str, Any]
-    corefile_template: str | None
-    at: float
-    url: str = ""
-    address: str = ""
-    aggregate: tuple[Aggregated, ...] = ()
+    dns_port: int | None = None
+    resolves: bool = False
+    serves_probes: bool = False
+    transparent: TransparentProxy | None = None
+    otel_env: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Versions that the bootstrap request reports. ``compatible``: Kuma ships with this Envoy."""
+
+    envoy: str
+    envoy_build: str = ""
+    compatible: bool = True
+    coredns: str = ""
 
 
 class KumaClient:
-    """Asks a Kuma control plane, 2.8 to 2.14, for the bootstrap of one data plane.
+    """Requests the bootstrap of one data plane from a Kuma control plane, 2.8 to 2.14.
 
-    ``settings``, ``resource`` and ``versions`` may be replaced between two requests. Where kumadp serves the virtual
-    probes itself, ``probes`` is not sent: the control plane would make Envoy bind the same port. ``transparent`` is
-    what is redirected on this host, where the settings say so; ``otel_env`` what is told of OpenTelemetry's variables,
-    None where its pipe is not offered.
+    ``settings``, ``resource`` and ``versions`` may be replaced between two requests. ``counted`` has the attempts:
+    ``attempts`` and ``answered``. ``on_token`` is called with each token that was read, in the thread that read it.
     """
 
     def __init__(
@@ -64,29 +71,21 @@ class KumaClient:
         settings: Settings,
         resource: Resource | None,
         work: WorkDir,
-        dns: DnsPlan | None,
-        versions: tuple[EnvoyVersion, str],
-        *,
-        serves_probes: bool,
-        transparent: TransparentProxy | None = None,
-        otel_env: dict[str, Any] | None = None,
+        versions: Versions,
+        sidecar: Sidecar,
+        on_token: Callable[[str], object] = lambda _token: None,
     ) -> None:
         self.settings = settings
         self.resource = resource
-        self._work = work
-        self._dns = dns
         self.versions = versions
-        self._transparent = transparent
-        self._otel_env = otel_env
-        self._trust_notes: tuple[str, ...] = ()
         self.counted = collections.Counter[str]()
-        """Attempts at a bootstrap: ``attempts`` and ``answered``."""
-        self.heard_token: Callable[[str], object] = lambda _token: None
-        """Hears each token that was read, in the thread that read it."""
-        self._without = frozenset({"probes"}) if serves_probes else frozenset[str]()
+        self._work = work
+        self._sidecar = sidecar
+        self._on_token = on_token
+        self._trust_notes: tuple[str, ...] = ()
 
     async def fetch(self, failed: Callable[[str], None], max_duration: float | None) -> Fetched:
-        """Ask until there is an answer; ``failed`` hears why there is none yet.
+        """Request until there is an answer; ``failed`` is called with the reason of each failure.
 
         Raises ControlPlaneRefused, ControlPlaneUnavailable after ``max_duration`` seconds, BootstrapError.
         """
@@ -122,11 +121,11 @@ class KumaClient:
         """The token as it is now, empty without one. May block. Raises ControlPlaneRefused."""
         token = self.read_token()
         if token:
-            self.heard_token(token)
+            self._on_token(token)
         return token
 
     def read_token(self) -> str:
-        """As `token`, and nobody hears of it."""
+        """As `token`, without calling ``on_token``."""
         from kumadp.controlplane.token import check_token, read_token
 
         settings = self.settings
@@ -155,41 +154,41 @@ class KumaClient:
     def _request(self) -> tuple[bytes, Trust]:
         from kumadp.controlplane.bootstrap_messages import RequestFacts, encode_request
         from kumadp.controlplane.features import announced_features
-        from kumadp.envoy.version import is_supported
         from kumadp.host.facts import has_ipv6, memory_limit, system_ca_path
         from kumadp.resources.transparent_proxy import Redirected
         from kumadp.resources.types import PROXY_TYPES
         from kumadp.resources.wire import request_json
 
         settings, resource = self.settings, self.resource
-        envoy, coredns = self.versions
+        versions, sidecar = self.versions, self._sidecar
         token = self.token()
         trust = self.trust()
-        metadata = {"version.dependencies.coredns": coredns} if coredns else {}
+        metadata = {"version.dependencies.coredns": versions.coredns} if versions.coredns else {}
         if settings.host_ip:
             metadata["HOST_IP"] = settings.host_ip
-        transparent = self._transparent
-        dns = Redirected(enabled=self._dns is not None, port=settings.envoy_dns_port)
+        transparent = sidecar.transparent
+        dns = Redirected(enabled=sidecar.dns_port is not None, port=settings.envoy_dns_port)
+        without = frozenset({"probes"} if sidecar.serves_probes else ())
         facts = RequestFacts(
             mesh=resource.mesh if resource else settings.mesh,
             name=resource.name if resource else settings.name,
             proxy_type=PROXY_TYPES[resource.kind] if resource else settings.proxy_type,
             token=token,
             token_path=self._token_file(token),
-            resource=request_json(resource, without=self._without) if resource else "",
+            resource=request_json(resource, without=without) if resource else "",
             kumadp_version=__version__,
-            envoy_version=envoy.version,
-            envoy_build=envoy.build,
-            envoy_compatible=is_supported(envoy.version),
+            envoy_version=versions.envoy,
+            envoy_build=versions.envoy_build,
+            envoy_compatible=versions.compatible,
             ca_cert=trust.ca,
             metadata=metadata,
-            dns_port=self._dns.envoy_port if self._dns is not None else 0,
+            dns_port=sidecar.dns_port or 0,
             readiness_port=settings.readiness_port,
             features=announced_features(
                 settings,
                 transparent=transparent is not None,
-                resolves=self._dns is not None and self._dns.coredns is None,
-                pipe=self._otel_env is not None,
+                resolves=sidecar.resolves,
+                pipe=sidecar.otel_env is not None,
             ),
             max_heap_bytes=settings.max_memory_bytes or memory_limit(),
             workdir=str(self._work.sockets),
@@ -199,7 +198,7 @@ class KumaClient:
             ipv6_enabled=settings.ipv6_enabled and has_ipv6(),
             spire_socket_path=settings.spire_socket_path,
             app_probe_proxy=settings.application_probe_proxy_port > 0,
-            otel_env=self._otel_env,
+            otel_env=sidecar.otel_env,
             transparent_proxy=transparent.wire(dns) if transparent is not None else None,
         )
         return encode_request(facts), trust

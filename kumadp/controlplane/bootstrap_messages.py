@@ -6,8 +6,9 @@ import base64
 import binascii
 import json
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+from kumadp.bootstrap.prepare import Aggregated
 from kumadp.decoding import decode_json
 
 
@@ -84,15 +85,6 @@ def encode_request(facts: RequestFacts) -> bytes:
         body["dataplaneConfig"] = facts.transparent_proxy
     body |= {"ipv6Enabled": facts.ipv6_enabled, "spireResources": {"socketPath": facts.spire_socket_path}}
     return json.dumps(body, indent=1, ensure_ascii=False).encode()
-
-
-class Aggregated(NamedTuple):
-    """An application whose metrics a Mesh or Dataplane names; ``address`` empty: the data plane's own."""
-
-    name: str
-    address: str
-    port: int
-    path: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Looks whether Envoy still runs with the bootstrap that the control plane would give it now."""
+"""Checks whether Envoy still runs with the bootstrap that the control plane would give it now."""
 
 from __future__ import annotations
 
@@ -7,163 +7,160 @@ import contextlib
 import logging
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kumadp.bootstrap.comparison import Restart, differences, restart_needed
 from kumadp.bootstrap.fields import get
 from kumadp.bootstrap.rewrite import rewrite_for_relay
+from kumadp.core import grace_period
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable, KumadpError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
-    from kumadp.controlplane.bootstrap_client import Fetched
-    from kumadp.core.status import Status
-    from kumadp.daemon.sources import KumaSource
+    from kumadp.bootstrap.prepare import Fetched
+    from kumadp.controlplane.bootstrap_client import KumaClient
+    from kumadp.core.context import Context
 
 log = logging.getLogger("kumadp.controlplane")
 
-# How long one look may take (seconds): the relay tells whether the control plane is there.
-GRACE_PERIOD = 60.0
+# How long one check may take (seconds): the relay reports whether the control plane is reachable.
+CHECK_WITHIN = 60.0
 JITTER = 0.2
-# After a refusal, before it is asked again (seconds).
+# After a rejection, before the next request (seconds).
 REFUSED_PAUSE = 5.0
 # A path of no meaning, the same on both sides.
 _SOCKET = "/relay"
 
 
+class WatchObserver(Protocol):
+    """Owns the bootstrap that is watched."""
+
+    @property
+    def first_request(self) -> asyncio.Task[Fetched] | None:
+        """The request for the bootstrap that goes on while Envoy runs with an earlier one."""
+
+    def request_again(self) -> asyncio.Task[Fetched]:
+        """Request the bootstrap until there is an answer; that is the first request from now on."""
+
+    def on_changed(self, fetched: Fetched, reasons: tuple[str, ...], *, first: bool) -> None:
+        """Handle a bootstrap that takes a restart; ``first``: it is the first answer in this run."""
+
+    async def on_confirmed(self) -> None:
+        """Handle that the control plane stands by what Envoy runs with."""
+
+    def on_refused(self, error: ControlPlaneRefused) -> None:
+        """Handle a permanent rejection."""
+
+
 def comparable(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A bootstrap without what may change at any time: token, CA and address of the control plane."""
+    """Return a bootstrap without what may change at any time: token, CA and address of the control plane."""
     if get(tree, "dynamicResources", "adsConfig") is None:
         return dict(tree)
     return rewrite_for_relay(tree, _SOCKET).bootstrap
 
 
 class BootstrapWatch:
-    """Asks for the bootstrap every ``interval()`` seconds (0: never), and at once where the present one is stale.
-
-    ``current`` is what Envoy runs with; ``changed`` hears of another one that takes a restart, why, and whether it is
-    the first answer of this run; ``fresh`` that the control plane stands by the present one. ``refused`` hears a
-    refusal for good.
-    """
+    """Requests the bootstrap each ``bootstrap_check_interval`` (seconds, 0: never), and at once if it is stale."""
 
     name = "bootstrap watch"
 
-    def __init__(
-        self,
-        source: KumaSource,
-        status: Status,
-        *,
-        interval: Callable[[], float],
-        current: Callable[[], Fetched],
-        changed: Callable[[Fetched, tuple[str, ...], bool], None],
-        fresh: Callable[[], Awaitable[None]],
-        refused: Callable[[ControlPlaneRefused], None],
-    ) -> None:
-        self._source = source
-        self._status = status
-        self._interval = interval
-        self._current = current
-        self._changed = changed
-        self._fresh = fresh
-        self._refused = refused
+    def __init__(self, client: KumaClient, context: Context, observer: WatchObserver) -> None:
+        self._client = client
+        self._context = context
+        self._status = context.status
+        self._observer = observer
         self._wake = asyncio.Event()
-        self._anew = asyncio.Event()
+        self._restart = asyncio.Event()
         self._refused_since: float | None = None
 
     def wake(self) -> None:
-        """Look now: the control plane is there."""
+        """Check now: the control plane is reachable."""
         self._wake.set()
 
+    def restart_interval(self) -> None:
+        """Check next after a whole interval, by the setting as it is now."""
+        self._restart.set()
+
     async def run(self, up: Callable[[], None]) -> None:
-        """Look until cancelled."""
+        """Check until cancelled."""
         up()
         try:
-            if self._source.later is not None:
-                await self._until_fresh(self._source.later)
+            if self._observer.first_request is not None:
+                await self._until_fresh(self._observer.first_request)
             while True:
                 await self._pause()
                 with contextlib.suppress(KumadpError):
-                    await self._look(await self._source.client.fetch(_quietly, GRACE_PERIOD))
+                    await self._compare(await self._client.fetch(_log_quietly, CHECK_WITHIN))
         finally:
-            if self._source.later is not None:
-                self._source.later.cancel()
-
-    def start_anew(self) -> None:
-        """The next look is a whole interval away, by the setting as it is now."""
-        self._anew.set()
+            if self._observer.first_request is not None:
+                self._observer.first_request.cancel()
 
     async def _pause(self) -> None:
         while True:
-            self._anew.clear()
-            interval = self._interval()
+            self._restart.clear()
+            interval = self._context.settings.bootstrap_check_interval
             pause = interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads the load
             try:
                 async with asyncio.timeout(pause if interval else None):
-                    await self._anew.wait()
+                    await self._restart.wait()
             except TimeoutError:
                 return
 
-    async def _until_fresh(self, asking: asyncio.Task[Fetched]) -> None:
-        """Wait for an answer; one that the relay has a stream from is asked at once, not at the end of a pause."""
+    async def _until_fresh(self, request: asyncio.Task[Fetched]) -> None:
+        """Wait for an answer; retry at once when the relay has a stream, not at the end of a pause."""
         while True:
             waking = asyncio.ensure_future(self._wake.wait())
             try:
-                await asyncio.wait({asking, waking}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({request, waking}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 waking.cancel()
-            if not asking.done():
+            if not request.done():
                 self._wake.clear()
-                asking.cancel()
-                asking = self._ask()
+                request.cancel()
+                request = self._observer.request_again()
                 continue
             try:
-                await self._look(asking.result(), first=True)
+                await self._compare(request.result(), first=True)
             except ControlPlaneRefused as error:
                 self._note_refusal(error)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), REFUSED_PAUSE)
                 self._wake.clear()
-                asking = self._ask()
+                request = self._observer.request_again()
                 continue
             except ControlPlaneUnavailable:
                 # The user's limit is one for a start; Envoy serves.
-                asking = self._ask()
+                request = self._observer.request_again()
                 continue
             except KumadpError as error:
                 log.warning("no bootstrap yet: %s", error)
             return
 
-    def _ask(self) -> asyncio.Task[Fetched]:
-        self._source.later = asyncio.create_task(self._source.client.fetch(_quietly, None))
-        return self._source.later
-
     def _note_refusal(self, error: ControlPlaneRefused) -> None:
-        """Tell it; it is for good only in the end, as this control plane had us before."""
-        from kumadp.relay.grace_period import ESTABLISHED_GRACE_PERIOD
-
+        """Warn of a rejection; it is permanent only after a while, as this control plane has served us before."""
         now = time.monotonic()
         self._refused_since = since = now if self._refused_since is None else self._refused_since
         self._status.set_warning("bootstrap", str(error))
-        if now - since >= ESTABLISHED_GRACE_PERIOD:
-            self._refused(error)
+        if now - since >= grace_period.ESTABLISHED_GRACE_PERIOD:
+            self._observer.on_refused(error)
 
-    async def _look(self, found: Fetched, *, first: bool = False) -> None:
-        before, after = await asyncio.to_thread(
-            lambda: (comparable(self._current().tree), comparable(found.tree)),
-        )
+    async def _compare(self, fetched: Fetched, *, first: bool = False) -> None:
+        present = self._context.bootstrap.fetched
+        assert present is not None  # noqa: S101 - a control plane's always has one
+        before, after = await asyncio.to_thread(lambda: (comparable(present.tree), comparable(fetched.tree)))
         differing = await asyncio.to_thread(differences, before, after)
         reasons = tuple(f"{one.path}: {one.reason}" for one in differing)
         if restart_needed(differing) is Restart.NONE:
             self._status.facts.pop("restart_required", None)
             self._status.set_warning("bootstrap", "")
-            await self._fresh()
+            await self._observer.on_confirmed()
             return
         if self._status.facts.get("restart_required") != list(reasons):
             log.warning("the bootstrap has changed: %s", "; ".join(reasons))
         self._status.facts["restart_required"] = list(reasons)
-        self._changed(found, reasons, first)
+        self._observer.on_changed(fetched, reasons, first=first)
 
 
-def _quietly(reason: str) -> None:
+def _log_quietly(reason: str) -> None:
     log.debug("no bootstrap: %s", reason)

@@ -1,4 +1,4 @@
-"""When the data plane token ends: in the status, and a concern in time."""
+"""When the data plane token expires: in the status, and a warning in time."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
     from kumadp.core.status import Status
 
-# How long before its end a token is a concern (seconds).
+# How long before its end there is a warning (seconds).
 NOTICE = 86_400.0
 # Timers of an event loop are for no longer than this (seconds).
 _LONGEST = 86_400.0
 
 
 class TokenWatch:
-    """Knows the token that was read last. ``read`` reads it anew, in a thread, before anybody is worried by an old one.
+    """Follows the token that was read last. ``read`` reads it again, in a thread, before there is a warning.
 
-    A token of Kubernetes is renewed by the kubelet within its last day; only its end is a concern.
+    A token of Kubernetes is renewed by the kubelet within its last day; only its end is worth a warning.
     """
 
     def __init__(self, status: Status, read: Callable[[], str]) -> None:
         self._status = status
         self._read = read
         self._timer: asyncio.TimerHandle | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
 
-    def heard(self, token: str) -> None:
-        """This is the token now; on the event loop."""
+    def note(self, token: str) -> None:
+        """Follow this token from now on; to be called on the event loop."""
         end = expires_at(token)
         self._status.facts["token_expires"] = end
         if self._timer is not None:
@@ -55,10 +55,10 @@ class TokenWatch:
             self._status.set_warning("token", "")
         due = left - notice if left > notice else left
         if left > 0:
-            self._timer = asyncio.get_running_loop().call_later(min(due, _LONGEST), self._look)
+            self._timer = asyncio.get_running_loop().call_later(min(due, _LONGEST), self._read_again)
 
-    def _look(self) -> None:
-        self._looking = asyncio.get_running_loop().create_task(self._reread())
+    def _read_again(self) -> None:
+        self._reading = asyncio.get_running_loop().create_task(self._reread())
 
     async def _reread(self) -> None:
         try:
@@ -66,4 +66,4 @@ class TokenWatch:
         except (ControlPlaneRefused, OSError):
             # Whoever needs the token next says what is wrong with the file.
             return
-        self.heard(token)
+        self.note(token)

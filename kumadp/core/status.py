@@ -1,7 +1,7 @@
-"""What the daemon knows of itself: phase, reasons why it is not ready, children, ports.
+"""The daemon's state: phase, reasons why it is not ready, warnings, children, ports.
 
-One writer (the run loop and the components' callbacks, all on the event loop), many readers: the readiness port sees
-the state alone, the owner-only control socket sees everything.
+One writer (the run loop and the components' callbacks, all on the event loop), many readers: the readiness port shows
+the state alone, the owner-only control socket everything.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from kumadp import __version__
 from kumadp.core.phases import Phase, check_move
 from kumadp.host.descriptors import headroom
 from kumadp.host.net.connection_limit import connection_counts
-from kumadp.process.restart_policy import ChildState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from kumadp.daemon.adoption import Before
     from kumadp.process.supervisor import ChildReport
 
 log = logging.getLogger("kumadp.daemon")
@@ -30,9 +28,9 @@ ReadyState = Literal["READY", "NOT_READY", "TERMINATING"]
 
 
 class Status:
-    """The daemon's state, as told to readiness, log, control socket and to whoever listens.
+    """The daemon's state, for readiness, log, control socket and service manager.
 
-    ``moved`` hears of phases, ``changed`` of why it is not ready and what is wrong.
+    ``moved`` are called with each new phase, ``changed`` after each change of a reason or a warning.
     """
 
     def __init__(self, name: str, mode: str, mesh: str = "") -> None:
@@ -48,10 +46,10 @@ class Status:
         self.fatal: dict[str, str] = {}
         self.ports: dict[str, str] = {}
         self.facts: dict[str, object] = {}
-        self.asked: dict[str, Callable[[], object]] = {}
+        self._sections: list[Callable[[], Mapping[str, object]]] = []
         self.counters: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-        """What is counted by those who have no status of their own, by its kind."""
-        self.concerns: dict[str, str] = {}
+        """Counts of those that have no section, by kind."""
+        self.warnings: dict[str, str] = {}
         self.moved: list[Callable[[Phase, str], None]] = []
         self.changed: list[Callable[[], None]] = []
         self._spent = dict.fromkeys(Phase, 0.0)
@@ -59,11 +57,11 @@ class Status:
         self._was_ready = False
 
     def spent(self) -> dict[Phase, float]:
-        """Seconds in each phase so far."""
+        """Return the seconds in each phase so far."""
         return {**self._spent, self.phase: self._spent[self.phase] + time.monotonic() - self._moved_at}
 
     def move(self, phase: Phase, why: str) -> None:
-        """Go to ``phase`` and say why; raises IllegalMove where the table has no such move."""
+        """Move to ``phase`` and log why; raises IllegalMove if the table has no such move."""
         if phase is self.phase:
             return
         check_move(self.phase, phase)
@@ -72,19 +70,24 @@ class Status:
         self.phase, self.phase_why, self.since = phase, why, time.time()
         self._moved_at = time.monotonic()
         self._was_ready = False
-        for tell in self.moved:
-            tell(phase, why)
+        for callback in self.moved:
+            callback(phase, why)
 
-    def resume(self, before: Before) -> None:
-        """Go on from a kumadp that was replaced: what was ready is ready while we look at what it left."""
-        if before.started is not None:
-            self.started = before.started
-        self._was_ready = before.ready and before.envoy is not None
-        if before.reexecuted:
-            self.facts["reexec"] = {"count": before.count}
+    def add_section(self, section: Callable[[], Mapping[str, object]]) -> None:
+        """Have these keys in each `snapshot`; JSON types."""
+        self._sections.append(section)
+
+    def resume(self, *, ready: bool, started: float | None) -> None:
+        """Continue the state of a kumadp that was replaced: if it was ``ready``, this one is until it knows better.
+
+        ``started`` in seconds since 1970, None: now.
+        """
+        if started is not None:
+            self.started = started
+        self._was_ready = ready
 
     def set_not_ready(self, part: str, reason: str) -> None:
-        """Note why ``part`` holds readiness back; an empty reason takes the note away. Logged when it changes."""
+        """Note why ``part`` prevents readiness; an empty reason clears the note. Logged when it changes."""
         if self.reasons.get(part, "") == reason:
             return
         if reason:
@@ -92,37 +95,35 @@ class Status:
             self.reasons[part] = reason
         else:
             del self.reasons[part]
-        self._tell_changed()
+        self._notify_changed()
 
-    def set_warning(self, part: str, concern: str) -> None:
-        """Note what is wrong with ``part`` although traffic flows; an empty concern takes the note away. Logged."""
-        if self.concerns.get(part, "") == concern:
+    def set_warning(self, part: str, warning: str) -> None:
+        """Note what is wrong with ``part`` although traffic flows; an empty warning clears the note. Logged."""
+        if self.warnings.get(part, "") == warning:
             return
-        if concern:
-            log.warning("%s: %s", part, concern)
-            self.concerns[part] = concern
+        if warning:
+            log.warning("%s: %s", part, warning)
+            self.warnings[part] = warning
         else:
-            log.info("%s: well again", part)
-            del self.concerns[part]
-        self._tell_changed()
+            log.info("%s: recovered", part)
+            del self.warnings[part]
+        self._notify_changed()
 
-    def _tell_changed(self) -> None:
-        for tell in self.changed:
-            tell()
+    def _notify_changed(self) -> None:
+        for callback in self.changed:
+            callback()
 
     def mark_failed(self, part: str, story: str) -> None:
-        """Note that ``part`` is gone for good; its story stays in the status."""
-        log.error("%s is FATAL: %s; the rest goes on", part, story)
+        """Note that ``part`` has failed permanently; the reason stays in the status."""
+        log.error("%s failed permanently: %s; other components keep running", part, story)
         self.fatal[part] = story
 
     def note_child(self, report: ChildReport) -> None:
         """Keep the newest report of a child."""
         self.children[report.name] = report
-        if report.name == "envoy" and report.state in {ChildState.EXITED, ChildState.BACKOFF, ChildState.FATAL}:
-            self._was_ready = False
 
     def forget_ready(self) -> None:
-        """What was ready under a previous kumadp is so no longer."""
+        """Stop reporting the readiness of a previous kumadp."""
         self._was_ready = False
 
     def note_version(self, program: str, version: str) -> None:
@@ -143,7 +144,7 @@ class Status:
         return "NOT_READY" if self.phase is Phase.STARTING else "TERMINATING"
 
     def snapshot(self) -> dict[str, object]:
-        """Everything, for the owner-only control socket; `kumadp.daemon.status_schema` is its shape."""
+        """Return everything, for the owner-only control socket; `kumadp.daemon.status_schema` is its shape."""
         return {
             "name": self.name,
             "mesh": self.mesh,
@@ -158,7 +159,7 @@ class Status:
             "state": self.ready_state,
             "reasons": [f"{part}: {reason}" for part, reason in self.reasons.items()],
             "children": {name: _child(report) for name, report in self.children.items()},
-            "concerns": [f"{part}: {concern}" for part, concern in self.concerns.items()],
+            "concerns": [f"{part}: {warning}" for part, warning in self.warnings.items()],
             "fatal": dict(self.fatal),
             "ports": dict(self.ports),
             "counters": {kind: dict(counter) for kind, counter in self.counters.items()},
@@ -166,7 +167,7 @@ class Status:
             "descriptors": headroom(),
             "connections": connection_counts(),
             **self.facts,
-            **{name: ask() for name, ask in self.asked.items()},
+            **{key: value for section in self._sections for key, value in section().items()},
         }
 
 

@@ -1,6 +1,6 @@
-"""The application that kumadp runs as its child (``kumadp run ... -- CMD``): when it starts, how it is told to end.
+"""The application that kumadp runs as its child (``kumadp run ... -- CMD``): when it starts, how it is ended.
 
-It is up to the application when everything ends: its end is ours, and its exit code too. When we are told to stop,
+It is up to the application when everything ends: its end is ours, and its exit code too. When kumadp is to stop,
 inbound drains first, then the application gets the signal; Envoy, its outbound listeners and DNS stay until it has
 ended. Where the sidecar itself cannot go on, ``--on-sidecar-end`` says what becomes of the application.
 """
@@ -11,18 +11,21 @@ import asyncio
 import logging
 import signal
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from kumadp.core.events import ApplicationEnded, Outcome, PartEnded
+from kumadp.core.part import Handed, Part
 from kumadp.core.phases import Phase
-from kumadp.daemon.driven import Outcome
-from kumadp.daemon.loop import PartEnded, WorkDone
 from kumadp.errors import ExitCode, SpawnError
 from kumadp.process.application import ApplicationProcess, HandedProcess, exit_code_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Mapping
 
-    from kumadp.core.context import Run
+    import msgspec
+
+    from kumadp.core.context import Context
+    from kumadp.core.previous import Previous
 
 log = logging.getLogger("kumadp.daemon")
 
@@ -32,20 +35,22 @@ _FORWARDED = frozenset({signal.SIGHUP})
 _STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
 
-class Application:
-    """The application of one run; does nothing where there is none (``run.command_line`` is empty)."""
+class ApplicationPart(Part):
+    """The application of one run; does nothing if there is none (an empty ``context.command_line``)."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._argv = run.command_line
+    name = NAME
+    handover: ClassVar[type[msgspec.Struct] | None] = HandedProcess
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._argv = context.command_line
         self._process: ApplicationProcess | None = None
         self._stop_signal = signal.SIGTERM
         self._deadline: float | None = None
         self._started: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         if self._argv:
-            run.status.moved.append(self._moved)
-            run.status.asked[NAME] = self._told
+            context.status.moved.append(self._on_phase)
 
     @property
     def runs(self) -> bool:
@@ -66,29 +71,38 @@ class Application:
     @property
     def _stops(self) -> bool:
         """Whether a stop came first, which drains an Envoy that was left."""
-        return self._run.status.phase not in {Phase.STARTING, Phase.READY}
+        return self._context.status.phase not in {Phase.STARTING, Phase.READY}
 
     @property
     def _may_live_on(self) -> bool:
-        return self._run.settings.on_sidecar_end == "leave"
+        return self._context.settings.on_sidecar_end == "leave"
 
-    def begin(self, handed: HandedProcess | None) -> None:
-        """Go on with the one that a kumadp before us started, or start it now where it waits for nothing."""
+    def adopt(self, previous: Previous) -> None:
+        """Watch the application that a kumadp before this one in the same process started."""
+        handed = previous.section(self.name, HandedProcess)
         if handed is not None:
             self._watch(ApplicationProcess(handed.pid, handed.start_time))
-        elif self._argv and self._run.settings.application_start == "at-once" and not self._stops:
+
+    def begin(self) -> None:
+        """Start it now if it waits for nothing."""
+        if (
+            self._process is None
+            and self._argv
+            and self._context.settings.application_start == "at-once"
+            and not self._stops
+        ):
             self._start()
 
-    def handed(self) -> HandedProcess | None:
-        """What the program that takes our place has to know of it."""
-        return self._process.handed() if self._process is not None and self.runs else None
+    def hand_over(self) -> Handed | None:
+        """Return what the next program needs to watch it."""
+        return Handed(self._process.handed()) if self._process is not None and self.runs else None
 
     def takes(self, number: int) -> bool:
         """Whether a signal is the application's, which has it then; one that stops us it gets once inbound drained."""
         if not self.runs or self._process is None:
             return False
         if number in _STOPS:
-            if self._deadline is None and self._run.status.phase in {Phase.STARTING, Phase.READY}:
+            if self._deadline is None and self._context.status.phase in {Phase.STARTING, Phase.READY}:
                 self._stop_signal = signal.Signals(number)
             return False
         if number not in _FORWARDED:
@@ -101,7 +115,7 @@ class Application:
         """Have it end: the signal that stopped us, and SIGKILL for its group after ``--application-grace``."""
         if self._process is None or not self.runs:
             return
-        loop, grace = asyncio.get_running_loop(), self._run.settings.application_grace
+        loop, grace = asyncio.get_running_loop(), self._context.settings.application_grace
         if self._deadline is None:
             self._deadline = loop.time() + grace
             log.info("the application gets %s and has %.1f s", self._stop_signal.name, grace)
@@ -145,16 +159,18 @@ class Application:
             loop.add_signal_handler(number, process.send_signal, number)
         await process.wait()
 
-    def _moved(self, phase: Phase, _why: str) -> None:
+    def _on_phase(self, phase: Phase, _why: str) -> None:
         if phase is Phase.READY and self._process is None:
             self._start()
 
     def _start(self) -> None:
-        run = self._run
+        context = self._context
         try:
-            process = ApplicationProcess.spawn(self._argv, run.children_environment, dies_with_us=not self._may_live_on)
+            process = ApplicationProcess.spawn(
+                self._argv, context.children_environment, dies_with_us=not self._may_live_on
+            )
         except SpawnError as error:
-            run.post(PartEnded(NAME, error))
+            context.post(PartEnded(NAME, error))
             return
         # The name alone: what comes after it may be secret.
         log.info("the application (%s) is started, pid %d", self._argv[0], process.pid)
@@ -163,20 +179,24 @@ class Application:
     def _watch(self, process: ApplicationProcess) -> None:
         self._process = process
         self._started = time.time() - process.age
-        self._spawn(self._tell_end(process))
+        self._spawn(self._report_end(process))
 
-    async def _tell_end(self, process: ApplicationProcess) -> None:
+    async def _report_end(self, process: ApplicationProcess) -> None:
         status = await process.wait()
         why = f"the application ended with {status.describe()}"
         log.info("%s", why)
-        self._run.post(WorkDone(why))
+        self._context.post(ApplicationEnded(why))
 
     def _spawn(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work, name=NAME)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _told(self) -> dict[str, object]:
+    def status(self) -> Mapping[str, object]:
+        """Return the section ``application``."""
+        return {NAME: self._section()} if self._argv else {}
+
+    def _section(self) -> dict[str, object]:
         process = self._process
         status = process.status if process is not None else None
         state = "WAITING" if process is None else "RUNNING" if status is None else "ENDED"

@@ -1,4 +1,4 @@
-"""Files that the settings name and that change while kumadp runs: seen, told in one line, and taken."""
+"""Files that the settings name and that change while kumadp runs: noticed, logged in one line, and used."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.daemon.loop import Asked
+from kumadp.core.events import Requested
+from kumadp.core.part import Part
 from kumadp.errors import ControlPlaneRefused
 from kumadp.host.file_watch import FileWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kumadp.controlplane.bootstrap_client import KumaClient
-    from kumadp.core.context import Run
+    from kumadp.core.context import Context
 
 log = logging.getLogger("kumadp.daemon")
 
@@ -25,20 +25,24 @@ log = logging.getLogger("kumadp.daemon")
 _SETTLE = 0.3
 
 
-class ChangedFiles:
-    """Token and CA, which are read for each connection; Dataplane and settings, for which a reload is asked.
+class FileChangesPart(Part):
+    """Watches token and CA, which are read for each connection, and Dataplane and settings, which take a reload.
 
-    `seen` says that all of them have just been read.
+    ``read_token`` reads the token as it is now; it may block and raise ControlPlaneRefused. None: there is none.
     """
 
     name = "files"
 
-    def __init__(self, run: Run, client: KumaClient | None) -> None:
-        self._run = run
-        self._client = client
+    def __init__(self, context: Context, read_token: Callable[[], object] | None) -> None:
+        self._context = context
+        self._read_token = read_token
         self._known: dict[Path, bytes] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._comparing: asyncio.Task[None] | None = None
+
+    async def started(self) -> None:
+        """Watch from now on."""
+        self._context.stack.start(self)
 
     async def run(self, up: Callable[[], None]) -> None:
         """Watch until cancelled."""
@@ -49,22 +53,22 @@ class ChangedFiles:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
-            if self._looking is not None:
-                self._looking.cancel()
+            if self._comparing is not None:
+                self._comparing.cancel()
 
-    async def seen(self) -> None:
-        """What is there now is known: somebody else reads it."""
+    async def before_reload(self) -> None:
+        """Take the present content as known: a reload reads it."""
         if self._known:
             self._known = await asyncio.to_thread(_contents, self._paths())
             self._watch.follow()
 
     def _for_connections(self) -> tuple[Path, ...]:
-        settings = self._run.settings
+        settings = self._context.settings
         return _named(settings.token_path, settings.ca_cert_file)
 
     def _for_envoy(self) -> tuple[Path, ...]:
         # Standalone mode follows its files itself.
-        return _named(self._run.config, self._run.settings.dataplane_file)
+        return _named(self._context.config, self._context.settings.dataplane_file)
 
     def _paths(self) -> tuple[Path, ...]:
         return (*self._for_connections(), *self._for_envoy())
@@ -72,40 +76,40 @@ class ChangedFiles:
     def _may_have_changed(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(_SETTLE, self._look)
+        self._timer = asyncio.get_running_loop().call_later(_SETTLE, self._start_comparing)
 
-    def _look(self) -> None:
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.get_running_loop().create_task(self._find_out())
+    def _start_comparing(self) -> None:
+        if self._comparing is None or self._comparing.done():
+            self._comparing = asyncio.get_running_loop().create_task(self._compare())
         else:
             self._may_have_changed()
 
-    async def _find_out(self) -> None:
+    async def _compare(self) -> None:
         self._watch.follow()
-        found = await asyncio.to_thread(_contents, self._paths())
+        contents = await asyncio.to_thread(_contents, self._paths())
         # One that is gone for a moment is being replaced; its going is no change.
-        changed = [path for path, content in found.items() if content and content != self._known.get(path)]
-        self._known |= {path: found[path] for path in changed}
+        changed = [path for path, content in contents.items() if content and content != self._known.get(path)]
+        self._known |= {path: contents[path] for path in changed}
         if used := [str(path) for path in self._for_connections() if path in changed]:
             log.info("%s changed: used from the next connection to the control plane on", " and ".join(used))
             await self._check_token()
-        if taken := [str(path) for path in self._for_envoy() if path in changed]:
-            why = f"{' and '.join(taken)} changed"
-            if self._run.settings.on_file_change == "reload":
-                self._run.post(Asked("reload", why))
+        if for_envoy := [str(path) for path in self._for_envoy() if path in changed]:
+            why = f"{' and '.join(for_envoy)} changed"
+            if self._context.settings.on_file_change == "reload":
+                self._context.post(Requested("reload", why))
             else:
-                log.info("%s: taken with the next reload", why)
+                log.info("%s: used with the next reload", why)
 
     async def _check_token(self) -> None:
-        """Have the end of a new token known; a file that is wrong is told before it is needed."""
-        if self._client is None:
+        """Read a new token, for its end; a warning about a file that is wrong comes before it is needed."""
+        if self._read_token is None:
             return
         try:
-            await asyncio.to_thread(self._client.token)
+            await asyncio.to_thread(self._read_token)
         except (ControlPlaneRefused, OSError) as error:
-            self._run.status.set_warning("token file", str(error))
+            self._context.status.set_warning("token file", str(error))
         else:
-            self._run.status.set_warning("token file", "")
+            self._context.status.set_warning("token file", "")
 
 
 def _named(*names: str) -> tuple[Path, ...]:
@@ -114,10 +118,10 @@ def _named(*names: str) -> tuple[Path, ...]:
 
 def _contents(paths: tuple[Path, ...]) -> dict[Path, bytes]:
     """A digest of each file, empty where it cannot be read. May block."""
-    found = {}
+    contents = {}
     for path in paths:
         digest = b""
         with contextlib.suppress(OSError):
             digest = hashlib.sha256(path.read_bytes()).digest()
-        found[path] = digest
-    return found
+        contents[path] = digest
+    return contents

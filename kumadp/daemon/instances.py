@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.daemon import control
-from kumadp.daemon.control import SUFFIX, folders
 from kumadp.errors import on_one_line
+from kumadp.host.net import socket_paths
+from kumadp.host.net.socket_paths import SUFFIX, folders
 from kumadp.host.net.unix_http import UntrustedSocket, connected, owner_of, user_name
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Search:
 
     def nearest(self, name: str = "") -> list[Running]:
         """Those (of that name) in the folders where control sockets go by default; where there are none, all."""
-        found = [one for one in self.running if not name or one.path.name == control.socket_name(name)]
+        found = [one for one in self.running if not name or one.path.name == socket_paths.socket_name(name)]
         return [one for one in found if not one.listed] or found
 
     def notes(self) -> str:
@@ -93,7 +93,7 @@ def find(environ: Mapping[str, str]) -> Search:
     for folder in folders(environ):
         search.take(folder)
     # A unit of systemd has a folder of its own there.
-    search.take(control.RUN, "*/*" + SUFFIX)
+    search.take(socket_paths.RUN, "*/*" + SUFFIX)
     search.take_listed()
     return search.found
 
@@ -183,9 +183,9 @@ def _some(texts: list[str]) -> str:
 
 def _is_of_host(path: Path) -> bool:
     """Whether it is in /run/kumadp, which the service manager makes: nobody else can, in root's own folder."""
-    if control.RUN not in (path, *path.parents):
+    if socket_paths.RUN not in (path, *path.parents):
         return False
-    above, run = control.RUN.parent.lstat(), control.RUN.lstat()
+    above, run = socket_paths.RUN.parent.lstat(), socket_paths.RUN.lstat()
     closed = not (stat.S_IMODE(above.st_mode) | stat.S_IMODE(run.st_mode)) & 0o022
     return above.st_uid == 0 and closed and stat.S_ISDIR(run.st_mode)
 

@@ -1,20 +1,27 @@
-"""Levels of the log, changed while everything runs: kumadp's own, those of its parts, and Envoy's."""
+"""Levels of the log, changed while everything runs: kumadp's own, those of its features, and Envoy's."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import quote
 
+import msgspec
+
 import kumadp
+from kumadp.core.epochs import EpochObserver
+from kumadp.core.part import Handed, Part
+from kumadp.envoy.argv import envoy_level
 from kumadp.errors import CommandRefused
 from kumadp.host.log.line_formats import LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from kumadp.core.context import Context
+    from kumadp.core.previous import Previous
     from kumadp.envoy.admin import AdminClient
-    from kumadp.settings.model import Settings
 
 log = logging.getLogger("kumadp.daemon")
 
@@ -24,27 +31,39 @@ _ROOT = "kumadp"
 _WHAT = "one of " + ", ".join(ENVOY_LEVELS)
 
 
-def envoy_level(settings: Settings) -> str:
-    """The level that Envoy is started with."""
-    level = settings.envoy_log_level or settings.log_level
-    return "warning" if level == "warn" else level
+class LogLevelsSection(msgspec.Struct, frozen=True):
+    """The requested levels, as `LogLevelsPart.order` takes them."""
+
+    levels: dict[str, str] = {}
 
 
-class LogLevels:
-    """``level`` and ``components`` (``relay``, ``envoy``, ``envoy.upstream``) are what was asked for; empty: settings.
+class LogLevelsPart(Part, EpochObserver):
+    """The section ``log`` of the status, and levels that are changed while everything runs.
 
-    ``admin`` is where Envoy is told: it forgets when it is started again, so `tell_envoy` follows each start.
+    ``level`` and ``components`` (``relay``, ``envoy``, ``envoy.upstream``) are what was requested; empty: settings.
+    ``admin`` gives the admin of the Envoy that serves: Envoy forgets its levels when it is started again, so they are
+    sent to each epoch. ``output`` is the status of the log's output.
     """
 
-    def __init__(self, settings: Callable[[], Settings]) -> None:
-        self._settings = settings
+    name = "log levels"
+    handover: ClassVar[type[msgspec.Struct] | None] = LogLevelsSection
+
+    def __init__(
+        self, context: Context, admin: Callable[[], AdminClient | None], output: Callable[[], Mapping[str, object]]
+    ) -> None:
+        self._context = context
+        self._admin = admin
+        self._output = output
         self.level = ""
         self.components: dict[str, str] = {}
-        self.admin: Callable[[], AdminClient | None] = lambda: None
 
-    def status(self) -> dict[str, object]:
-        """JSON types."""
-        settings = self._settings()
+    def status(self) -> Mapping[str, object]:
+        """Return the section ``log``."""
+        return {"log": {**self._output(), **self.levels()}}
+
+    def levels(self) -> dict[str, object]:
+        """Return the levels in force; JSON types."""
+        settings = self._context.settings
         envoy = self.components.get("envoy") or self.level or envoy_level(settings)
         return {
             "level": self.level or settings.log_level,
@@ -53,47 +72,50 @@ class LogLevels:
             "changed": bool(self.level or self.components),
         }
 
-    def handed(self) -> dict[str, str]:
-        """What was asked for, as `order` takes it."""
-        return {**({"level": self.level} if self.level else {}), **self.components}
+    def hand_over(self) -> Handed:
+        """Return what was requested."""
+        level = {"level": self.level} if self.level else {}
+        return Handed(LogLevelsSection({**level, **self.components}))
 
-    def resume(self, asked: Mapping[str, str]) -> None:
-        """Go on with what the program before us was asked for; an Envoy that goes on has it, another one is told."""
-        self.level = asked.get("level", "")
-        self.components = {name: level for name, level in asked.items() if name != "level"}
-        if asked:
-            self._tell_ours({})
-            log.warning("log level, as before: %s", self._said())
+    def adopt(self, previous: Previous) -> None:
+        """Apply what was requested of the program before us; an Envoy that is adopted has it, another one gets it."""
+        section = previous.section(self.name, LogLevelsSection)
+        requested = section.levels if section is not None else {}
+        self.level = requested.get("level", "")
+        self.components = {name: level for name, level in requested.items() if name != "level"}
+        if requested:
+            self._set_ours({})
+            log.warning("log level, as before: %s", self._summary())
 
-    async def order(self, asked: Mapping[str, str]) -> Mapping[str, object]:
-        """Take ``level`` and components, or ``reset``; raises CommandRefused, and nothing has changed then."""
-        if "reset" in asked:
+    async def order(self, requested: Mapping[str, str]) -> Mapping[str, object]:
+        """Apply ``level`` and components, or ``reset``; raises CommandRefused, and nothing has changed then."""
+        if "reset" in requested:
             level, components = "", {}
         else:
-            level = asked.get("level", self.level)
-            components = {**self.components, **{name: found for name, found in asked.items() if name != "level"}}
+            level = requested.get("level", self.level)
+            components = {**self.components, **{name: found for name, found in requested.items() if name != "level"}}
             _check(level, components)
         before = self.level, self.components
         self.level, self.components = level, components
         try:
-            told = await self.tell_envoy()
+            sent = await self.send_to_envoy()
         except CommandRefused:
             self.level, self.components = before
             raise
-        self._tell_ours(before[1])
-        said = self._said()
-        # Also where the level is now one that shows little.
-        log.warning("log level: %s", said)
-        return {"said": said if told else f"{said}; Envoy will be told when it serves"}
+        self._set_ours(before[1])
+        summary = self._summary()
+        # Also if the level is now one that shows little.
+        log.warning("log level: %s", summary)
+        return {"said": summary if sent else f"{summary}; Envoy gets it when it serves"}
 
-    def _said(self) -> str:
-        status = self.status()
+    def _summary(self) -> str:
+        levels = self.levels()
         parts = self.components.items()
         more = "".join(f", {name} {level}" for name, level in parts if name != "envoy")
-        return f"kumadp {status['level']}, envoy {status['envoy_level']}{more}"
+        return f"kumadp {levels['level']}, envoy {levels['envoy_level']}{more}"
 
-    def _tell_ours(self, before: Mapping[str, str]) -> None:
-        logging.getLogger(_ROOT).setLevel(_OURS[self.level or self._settings().log_level])
+    def _set_ours(self, before: Mapping[str, str]) -> None:
+        logging.getLogger(_ROOT).setLevel(_OURS[self.level or self._context.settings.log_level])
         for name in before:
             if not _is_envoy(name):
                 logging.getLogger(f"{_ROOT}.{name}").setLevel(logging.NOTSET)
@@ -101,11 +123,11 @@ class LogLevels:
             if not _is_envoy(name):
                 logging.getLogger(f"{_ROOT}.{name}").setLevel(_OURS[level])
 
-    async def tell_envoy(self) -> bool:
-        """Have Envoy write by these levels; False where none can be asked. Raises CommandRefused where it refuses."""
+    async def send_to_envoy(self) -> bool:
+        """Have Envoy log by these levels; False if none can be reached. Raises CommandRefused if it rejects them."""
         from kumadp.envoy.admin import AdminUnreachable
 
-        admin, settings = self.admin(), self._settings()
+        admin, settings = self._admin(), self._context.settings
         if admin is None:
             return False
         base = self.components.get("envoy") or self.level or envoy_level(settings)
@@ -124,11 +146,16 @@ class LogLevels:
             return False
         return True
 
-    async def follow(self) -> None:
-        """Tell a new Envoy, where it was started by other levels than those that were asked for."""
+    def on_epoch_live(self, epoch: int) -> None:
+        """Send the levels to a new epoch."""
+        del epoch
+        self._following = asyncio.ensure_future(self._follow())
+
+    async def _follow(self) -> None:
+        """Send the levels to a new Envoy, if others were requested than those that it was started with."""
         if self.level or self.components:
             try:
-                await self.tell_envoy()
+                await self.send_to_envoy()
             except CommandRefused as error:
                 log.warning("%s", error)
 
@@ -146,9 +173,8 @@ def _check(level: str, components: Mapping[str, str]) -> None:
 
 
 def known_parts() -> list[str]:
-    """The parts of kumadp that have a log of their own."""
+    """Return the features of kumadp that have their own log."""
     import pkgutil
 
-    return sorted(
-        found.name for found in pkgutil.iter_modules(kumadp.__path__) if found.ispkg and found.name != "envoy"
-    )
+    packages = {module.name for module in pkgutil.iter_modules(kumadp.__path__) if module.ispkg}
+    return sorted(packages - {"core", "envoy"})

@@ -6,10 +6,10 @@ Every way out:
   exits 74 at once
 - starting fails (settings of the host, control plane refused, admin exposed): stop, that failure's exit code
 - Envoy is given up: stop, exit 70
-- anything else that ends is noted as FATAL and costs only itself
-- a part refuses for good what the daemon cannot go on without (`Refused`): drain, stop, that failure's exit code
+- any other component that ends is marked as failed permanently; the others keep running
+- the control plane rejects permanently what the daemon cannot run without (`Rejected`): drain, stop, its exit code
 - the application that we run ends: drain, stop, its exit code (`kumadp.daemon.application`)
-- kumadp runs itself anew (``reexec``): execve(2) instead of an end
+- re-execution (``reexec``): execve(2) of the installed kumadp instead of an end
 """
 
 from __future__ import annotations
@@ -17,12 +17,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from kumadp.core.events import (
+    ApplicationEnded,
+    DrainEnded,
+    Outcome,
+    PartEnded,
+    PreviousKnown,
+    Rejected,
+    Requested,
+    SignalReceived,
+    StartEnded,
+    StopEnded,
+    WatchdogTick,
+)
 from kumadp.core.phases import Phase
-from kumadp.daemon.drain_walk import bounded, walk
-from kumadp.daemon.driven import Outcome
+from kumadp.daemon.drain import bounded, walk
 from kumadp.errors import ExitCode, KumadpError, host_error
 from kumadp.host.early_signals import early_stops
 from kumadp.host.reexec.handover import HELD_SIGNALS, release_signals
@@ -30,101 +41,94 @@ from kumadp.host.reexec.handover import HELD_SIGNALS, release_signals
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from kumadp.daemon.driven import Daemon
+    from kumadp.core.events import Event
+    from kumadp.core.status import Status
+    from kumadp.daemon.drain import Step
+    from kumadp.envoy.workload_connections import Direction
     from kumadp.errors import Problem
 
 log = logging.getLogger("kumadp.daemon")
 
 
-@dataclass(frozen=True, slots=True)
-class SignalCame:
-    """A signal was sent to us."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class StartEnded:
-    """Starting is over; ``error`` is None when everything is up."""
-
-    error: BaseException | None
-
-
-@dataclass(frozen=True, slots=True)
-class PartEnded:
-    """A component ended without having been asked."""
-
-    name: str
-    error: BaseException | None
-
-
-@dataclass(frozen=True, slots=True)
-class PastKnown:
-    """It is known which processes of a previous kumadp run; ``handled`` is set once the loop has acted on it."""
-
-    handled: asyncio.Future[None]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkDone:
-    """What we are there for has ended."""
-
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class DrainEnded:
-    """The drain is over, or was cut short."""
-
-
-@dataclass(frozen=True, slots=True)
-class StopEnded:
-    """Every component has been left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Somebody wants a new epoch of Envoy (``reload``) or a new kumadp (``reexec``); ``answer`` hears the outcome."""
-
-    what: Literal["reload", "reexec"]
-    why: str
-    answer: asyncio.Future[str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """What the daemon cannot go on without was refused for good."""
-
-    error: KumadpError
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """Whoever watches the loop wants to know that it comes to its events."""
-
-
-Event = SignalCame | StartEnded | PastKnown | PartEnded | WorkDone | DrainEnded | StopEnded | Asked | Refused | Beat
-# A start that is cancelled ends what it has begun, e.g. a program that it asked for its version (seconds).
+# A start that is cancelled ends what it has begun, e.g. a program that was run for its version (seconds).
 _START_ENDS_WITHIN = 2.0
-_ASKED = frozenset({"reload", "reexec"})
+_REQUESTS = frozenset({"reload", "reexec"})
 _STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
-ASKED_BY_SIGNAL: dict[int, Literal["reload", "reexec"]] = {signal.SIGHUP: "reload", signal.SIGUSR1: "reexec"}
+REQUESTED_BY_SIGNAL: dict[int, Literal["reload", "reexec"]] = {signal.SIGHUP: "reload", signal.SIGUSR1: "reexec"}
+
+
+class Driven(Protocol):
+    """The daemon as the loop drives it; `kumadp.daemon.start.Daemon` is the real one."""
+
+    status: Status
+    events: asyncio.Queue[Event]
+    looks_back: bool
+    """Whether ``start`` posts `PreviousKnown`; signals are held until then."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether an Envoy runs, started now or by a previous kumadp."""
+
+    async def start(self) -> None:
+        """Bring everything up; raises KumadpError when that cannot be done."""
+
+    async def stop(self, outcome: Outcome) -> None:
+        """Leave everything in reverse order; ``outcome`` is why."""
+
+    def takes(self, number: int) -> bool:
+        """Whether a signal is for the application, not for us."""
+
+    def kill(self) -> None:
+        """Kill the children at once, without waiting."""
+
+    def drain_steps(self, failed: bool) -> tuple[Step, ...]:
+        """What to do before the stop; ``failed``: we cannot continue, and no stop was requested."""
+
+    async def fail_health_checks(self) -> None:
+        """Ask Envoy to fail its health checks."""
+
+    def note_inbound_drain(self) -> None:
+        """From now on inbound counts as drained."""
+
+    async def drain_inbound(self) -> None:
+        """Ask Envoy to drain its inbound listeners and to stay."""
+
+    async def envoy_gone(self) -> None:
+        """Return once Envoy has ended."""
+
+    async def idle(self, direction: Direction) -> None:
+        """Return once the workload has no connection of that direction through Envoy."""
+
+    async def end_application(self) -> None:
+        """Have the application end that we run, and wait for it."""
+
+    def is_essential(self, part: str) -> bool:
+        """Whether the daemon cannot go on without this component."""
+
+    async def reload(self, why: str) -> str:
+        """Read everything again and bring up a new epoch of Envoy; what came of it, in words. Raises KumadpError."""
+
+    def beat(self) -> None:
+        """The loop has come to a `WatchdogTick`."""
+
+    async def reexec(self, why: str) -> str:
+        """Become a new kumadp in the same process; returns, or raises KumadpError, only where that was not done."""
 
 
 class RunLoop:
     """Runs a daemon from its start to its outcome."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Driven) -> None:
         self._daemon = daemon
         self._status = daemon.status
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events = daemon.events
         self._tasks: set[asyncio.Task[None]] = set()
         self._stops = 0
-        self._inbound_drain_asked = False
+        self._inbound_drain_requested = False
         self._drain: asyncio.Task[None] | None = None
-        self._refused: KumadpError | None = None
-        self._past_known = not daemon.looks_back
-        self._held: list[SignalCame] = []
+        self._rejected: KumadpError | None = None
+        self._previous_known = not daemon.looks_back
+        self._held_signals: list[SignalReceived] = []
 
     def post(self, event: Event) -> None:
         """Put an event into the queue; to be called on the event loop."""
@@ -140,7 +144,7 @@ class RunLoop:
         self._status.move(Phase.STOPPING, outcome.why)
         self._spawn(self._stop(start, outcome), "stop")
         while not isinstance(event := await self._events.get(), StopEnded):
-            if isinstance(event, Beat):
+            if isinstance(event, WatchdogTick):
                 self._daemon.beat()
             if self._counts_as_stop(event) and self._stops >= 3:
                 return self._forced()
@@ -155,46 +159,46 @@ class RunLoop:
 
     def _handle(self, event: Event) -> Outcome | None:
         match event:
-            case SignalCame() if not self._past_known:
+            case SignalReceived() if not self._previous_known:
                 return self._hold(event)
-            case PastKnown(handled):
-                return self._on_past_known(handled)
-            case SignalCame(number) if self._daemon.takes(number):
+            case PreviousKnown(handled):
+                return self._on_previous_known(handled)
+            case SignalReceived(number) if self._daemon.takes(number):
                 pass
-            case SignalCame(signal.SIGUSR2):
+            case SignalReceived(signal.SIGUSR2):
                 self._on_inbound_drain()
-            case SignalCame(signal.SIGHUP | signal.SIGUSR1 as number):
-                self._on_asked(Asked(ASKED_BY_SIGNAL[number], signal.Signals(number).name))
-            case Asked():
-                self._on_asked(event)
-            case Refused(error):
-                return self._on_refused(error)
-            case SignalCame():
+            case SignalReceived(signal.SIGHUP | signal.SIGUSR1 as number):
+                self._on_requested(Requested(REQUESTED_BY_SIGNAL[number], signal.Signals(number).name))
+            case Requested():
+                self._on_requested(event)
+            case Rejected(error):
+                return self._on_rejected(error)
+            case SignalReceived():
                 return self._on_stop_signal(event)
             case StartEnded(error):
                 return self._on_start_ended(error)
             case PartEnded(name, error):
                 return self._on_part_ended(name, error)
-            case WorkDone(why):
-                return self._on_work_done(why)
+            case ApplicationEnded(why):
+                return self._on_application_ended(why)
             case DrainEnded():
                 return self._stopped(self._status.phase_why)
-            case Beat():
+            case WatchdogTick():
                 self._daemon.beat()
             case StopEnded():
                 pass
         return None
 
-    def _hold(self, event: SignalCame) -> Outcome | None:
+    def _hold(self, event: SignalReceived) -> Outcome | None:
         """An Envoy of a previous kumadp may serve: what a signal means is decided when that is known."""
-        self._held.append(event)
+        self._held_signals.append(event)
         log.info("%s: waiting until it is known what already runs", signal.Signals(event.number).name)
-        stops = sum(held.number in _STOPS for held in self._held)
+        stops = sum(held.number in _STOPS for held in self._held_signals)
         return self._forced() if stops >= 3 else None
 
-    def _on_past_known(self, handled: asyncio.Future[None] | None = None) -> Outcome | None:
-        self._past_known = True
-        held, self._held = self._held, []
+    def _on_previous_known(self, handled: asyncio.Future[None] | None = None) -> Outcome | None:
+        self._previous_known = True
+        held, self._held_signals = self._held_signals, []
         outcome = None
         for event in held:
             outcome = outcome or self._handle(event)
@@ -203,52 +207,52 @@ class RunLoop:
         return outcome
 
     def _on_inbound_drain(self) -> None:
-        if self._inbound_drain_asked:
+        if self._inbound_drain_requested:
             log.info("SIGUSR2 again: inbound is draining already")
             return
         if not self._daemon.serves:
             # A stop that comes later must not take for drained what starts after this.
             log.warning("SIGUSR2: no Envoy runs, so there is nothing to drain")
             return
-        self._inbound_drain_asked = True
+        self._inbound_drain_requested = True
         self._daemon.note_inbound_drain()
         log.info("SIGUSR2: draining inbound listeners, outbound goes on")
         self._spawn(bounded(self._daemon.drain_inbound(), "drain of inbound listeners"), "drain-inbound")
 
-    def _on_asked(self, asked: Asked) -> None:
-        self._spawn(self._answer(asked), asked.what)
+    def _on_requested(self, request: Requested) -> None:
+        self._spawn(self._answer(request), request.what)
 
-    async def _answer(self, asked: Asked) -> None:
+    async def _answer(self, request: Requested) -> None:
         """Do it and tell how it went; a refusal costs nothing but itself."""
         try:
-            told = await self._do(asked)
+            result = await self._do(request)
         except KumadpError as error:
-            log.error("%s (%s): %s", asked.what, asked.why, error)
-            if asked.answer is not None and not asked.answer.done():
-                asked.answer.set_exception(error)
+            log.error("%s (%s): %s", request.what, request.why, error)
+            if request.answer is not None and not request.answer.done():
+                request.answer.set_exception(error)
         except asyncio.CancelledError:
-            if asked.answer is not None and not asked.answer.done():
-                asked.answer.set_exception(KumadpError("everything stops"))
+            if request.answer is not None and not request.answer.done():
+                request.answer.set_exception(KumadpError("everything stops"))
             raise
         else:
-            log.info("%s (%s): %s", asked.what, asked.why, told)
-            if asked.answer is not None and not asked.answer.done():
-                asked.answer.set_result(told)
+            log.info("%s (%s): %s", request.what, request.why, result)
+            if request.answer is not None and not request.answer.done():
+                request.answer.set_result(result)
 
-    async def _do(self, asked: Asked) -> str:
-        """Do it; whatever goes wrong is a KumadpError, so that who asked hears of it."""
+    async def _do(self, request: Requested) -> str:
+        """Do it; whatever goes wrong becomes a KumadpError, so that whoever requested it gets the reason."""
         if self._status.phase not in {Phase.READY, Phase.STARTING}:
             raise KumadpError(f"not while {self._status.phase.value}")
-        do = self._daemon.reload if asked.what == "reload" else self._daemon.reexec
+        do = self._daemon.reload if request.what == "reload" else self._daemon.reexec
         try:
-            return await do(asked.why)
+            return await do(request.why)
         except KumadpError:
             raise
         except OSError as error:
             # A full disk, or a work directory that is gone.
             raise KumadpError(host_error(error) or str(error)) from error
         except Exception as error:
-            log.exception("%s failed", asked.what)
+            log.exception("%s failed", request.what)
             raise KumadpError(f"a bug in kumadp: {type(error).__name__}: {error}") from error
 
     def _on_stop_signal(self, event: Event) -> Outcome | None:
@@ -262,27 +266,27 @@ class RunLoop:
             return None
         if self._drain is not None:
             return None
-        return self._begin_drain("asked to stop by signal", "stopped by signal, nothing to drain")
+        return self._begin_drain("stop requested by signal", "stopped by signal, nothing to drain")
 
-    def _on_work_done(self, why: str) -> Outcome | None:
+    def _on_application_ended(self, why: str) -> Outcome | None:
         if self._drain is not None:
             self._drain.cancel()
             return None
         return self._begin_drain(why, why)
 
-    def _on_refused(self, error: KumadpError) -> Outcome | None:
+    def _on_rejected(self, error: KumadpError) -> Outcome | None:
         # What drains has no use for a control plane any more.
         if self._status.phase is Phase.DRAINING:
             return None
-        self._refused = error
+        self._rejected = error
         return self._begin_drain(str(error), "")
 
     def _stopped(self, why: str) -> Outcome:
         """How it ends after a drain."""
-        return _failure(self._refused) if self._refused is not None else Outcome(ExitCode.OK, why)
+        return _failure(self._rejected) if self._rejected is not None else Outcome(ExitCode.OK, why)
 
     def _begin_drain(self, why: str, nothing: str) -> Outcome | None:
-        steps = self._daemon.drain_steps(self._refused is not None)
+        steps = self._daemon.drain_steps(self._rejected is not None)
         if not steps:
             return self._stopped(nothing)
         self._status.move(Phase.DRAINING, why)
@@ -294,7 +298,7 @@ class RunLoop:
     def _on_start_ended(self, error: BaseException | None) -> Outcome | None:
         if error is None:
             return None
-        if isinstance(error, KumadpError) and any(held.number in _STOPS for held in self._held):
+        if isinstance(error, KumadpError) and any(held.number in _STOPS for held in self._held_signals):
             return self._stopped(f"stopped by signal; starting had failed: {error}")
         if self._status.phase is Phase.DRAINING and isinstance(error, KumadpError):
             if self._daemon.serves:
@@ -317,7 +321,7 @@ class RunLoop:
         return None
 
     def _counts_as_stop(self, event: Event) -> bool:
-        if isinstance(event, SignalCame) and event.number in _STOPS:
+        if isinstance(event, SignalReceived) and event.number in _STOPS:
             self._stops += 1
             log.info("%s (%d of 3)", signal.Signals(event.number).name, self._stops)
             return True
@@ -340,7 +344,7 @@ class RunLoop:
     async def _stop(self, start: asyncio.Task[None], outcome: Outcome) -> None:
         try:
             # What they have started, e.g. an Envoy that validates a configuration, must not outlive us.
-            begun = {start, *(task for task in self._tasks if task.get_name() in _ASKED)}
+            begun = {start, *(task for task in self._tasks if task.get_name() in _REQUESTS)}
             for task in begun:
                 task.cancel()
             await asyncio.wait(begun, timeout=_START_ENDS_WITHIN)
@@ -362,9 +366,9 @@ class RunLoop:
         loop = asyncio.get_running_loop()
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
         for number in (*_STOPS, signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1):
-            loop.add_signal_handler(number, self.post, SignalCame(number))
+            loop.add_signal_handler(number, self.post, SignalReceived(number))
         for number in early_stops():
-            self.post(SignalCame(number))
+            self.post(SignalReceived(number))
         # What came while one program followed another waits until now.
         release_signals()
 

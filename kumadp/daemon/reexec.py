@@ -1,4 +1,8 @@
-"""One kumadp follows another in the same process: the new program is tried, then takes over by execve(2)."""
+"""Re-execution: one kumadp follows another in the same process. The new program is tried, then execve(2) replaces this.
+
+What the control plane sees: its stream breaks. For 10 s it rejects the next one, which is tried each 0.1 s by then, and
+if the Dataplane came with the stream, it forgets it for as long as that takes (Kuma 2.8 to 2.13).
+"""
 
 from __future__ import annotations
 
@@ -9,84 +13,111 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kumadp.core.phases import Phase
-from kumadp.daemon.adoption import SECTION, Left, Source
+from kumadp.core.previous import SECTION, DaemonSection, Previous, decode_section
 from kumadp.daemon.readiness import whole_answer
 from kumadp.errors import HandoverFailed
 from kumadp.host.net.serve import paused
 from kumadp.host.reexec.handover import become, collect, hold_signals, release_signals
+from kumadp.process.child import Child
 from kumadp.process.handover_check import check_new_program
 from kumadp.process.supervisor import PreviousDeaths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from typing import NoReturn
 
-    from kumadp.core.context import Run
-    from kumadp.daemon.configuration import Configuration
-    from kumadp.envoy.part import Running
+    from kumadp.core.context import Context
+    from kumadp.core.part import Part
     from kumadp.host.reexec.handover import Handover
-    from kumadp.process.application import HandedProcess
-    from kumadp.process.child import Child
 
 log = logging.getLogger("kumadp.daemon")
 
 
-async def succeed(
-    run: Run,
-    configuration: Configuration,
-    running: Running,
-    others: tuple[Child, ...],
-    *,
-    inbound_drained: Callable[[], bool],
-    application: Callable[[], HandedProcess | None],
-    before: Handover | None,
-    flush: Callable[[], object],
-    why: str,
-) -> NoReturn:
-    """Become the new program; raises HandoverFailed, with everything as it was, where that cannot be done.
+class Reexecution:
+    """Re-executes a daemon of these ``parts``.
 
-    What the control plane sees: its stream breaks. For 10 s it refuses the next one, which is tried each 0.1 s by then,
-    and where the Dataplane came with the stream it forgets it for as long as that takes (Kuma 2.8 to 2.13).
+    ``before`` is what this program itself was started with, ``ports`` those that were chosen, by the field of the
+    settings. ``flush`` writes what is logged.
     """
 
-    def left() -> Handover:
-        envoy = running.component
-        state = envoy.export() if envoy is not None else None
-        if envoy is None or state is None:
-            raise HandoverFailed("Envoy is being started or replaced", "ask again when it serves")
-        children = tuple(child.handed() for child in (*envoy.children, *others))
-        fetched, relaying = configuration.prepared.fetched, configuration.relaying
-        work, logs = run.work.handed(), run.access_logs.hand_over() if run.access_logs is not None else None
-        content = Left(
+    def __init__(
+        self,
+        context: Context,
+        parts: Iterable[Part],
+        before: Handover | None,
+        ports: Callable[[], Mapping[str, int]],
+        flush: Callable[[], object],
+    ) -> None:
+        self._context = context
+        self._parts = tuple(parts)
+        self._before = before
+        self._ports = ports
+        self._flush = flush
+
+    async def replace_program(self, why: str) -> NoReturn:
+        """Become the new program; raises HandoverFailed, with everything as it was, if that cannot be done."""
+        context = self._context
+        version = await check_new_program(self._collect(), context.environ)
+        log.info("re-executing (%s): %s takes over", why, version)
+        for part in self._parts:
+            await part.flush()
+        async with paused():
+            await hold_signals()
+            try:
+                if context.status.phase not in {Phase.READY, Phase.STARTING}:
+                    raise HandoverFailed(f"everything stops ({context.status.phase.value})")
+                become(self._collect(), context.environ, self._flush)
+            finally:
+                release_signals()
+
+    def _collect(self) -> Handover:
+        context = self._context
+        handed = {part.name: section for part in self._parts if (section := part.hand_over()) is not None}
+        work = context.work.handed()
+        children = tuple(child.handed() for part in self._parts for child in part.children())
+        own = DaemonSection(
             work=work,
-            ready=run.status.phase is Phase.READY,
-            started=run.status.started,
-            inbound_drained=inbound_drained(),
+            ready=context.status.phase is Phase.READY,
+            started=context.status.started,
             children=children,
             at=time.monotonic(),
-            started_as=running.started_as,
-            ports=run.chosen.ports if run.chosen is not None else {},
-            source=Source.of(fetched) if fetched is not None else None,
-            envoy=state,
-            memory=relaying.relay.snapshot() if relaying is not None else None,
-            access_logs=logs,
-            application=application(),
-            levels=run.levels.handed(),
-            past={name: PreviousDeaths.of(report) for name, report in run.status.children.items()},
-            names=run.names_left(),
+            ports=dict(self._ports()),
+            past={name: PreviousDeaths.of(report) for name, report in context.status.children.items()},
         )
-        descriptors = (work.lock, *(child.output for child in children), *(logs.descriptors if logs else ()))
-        ready = whole_answer(run.status.ready_state)
-        return collect({SECTION: msgspec.msgpack.encode(content)}, descriptors, before, ready=ready)
+        sections = {SECTION: own, **{name: section.content for name, section in handed.items()}}
+        descriptors = (
+            work.lock,
+            *(child.output for child in children),
+            *(number for section in handed.values() for number in section.descriptors),
+        )
+        return collect(
+            {name: msgspec.msgpack.encode(section) for name, section in sections.items()},
+            descriptors,
+            self._before,
+            ready=whole_answer(context.status.ready_state),
+        )
 
-    version = await check_new_program(left(), run.environ)
-    log.info("re-executing (%s): %s takes over", why, version)
-    await configuration.written()
-    async with paused():
-        await hold_signals()
+
+def previous_of(handover: Handover) -> Previous:
+    """Return what the program before us handed over; raises HandoverFailed."""
+    section = decode_daemon_section(handover)
+    children = {}
+    for handed in section.children:
         try:
-            if run.status.phase not in {Phase.READY, Phase.STARTING}:
-                raise HandoverFailed(f"everything stops ({run.status.phase.value})")
-            become(left(), run.environ, flush)
-        finally:
-            release_signals()
+            children[handed.pid] = Child.from_handed(handed)
+        except (OSError, ProcessLookupError) as error:
+            log.warning("%s (pid %d) ended while kumadp was re-executed: %s", handed.name, handed.pid, error)
+    return Previous(children, section, sections=handover.sections, count=handover.count)
+
+
+def decode_daemon_section(handover: Handover) -> DaemonSection:
+    """Return the daemon's own section; raises HandoverFailed if it does not have this type."""
+    return decode_section(SECTION, handover.sections.get(SECTION, b""), DaemonSection)
+
+
+def check_sections(handover: Handover, types: Mapping[str, type[msgspec.Struct]]) -> DaemonSection:
+    """Decode the daemon's section, which is returned, and the parts' by their names; raises HandoverFailed."""
+    for name, kind in types.items():
+        if name in handover.sections:
+            decode_section(name, handover.sections[name], kind)
+    return decode_daemon_section(handover)

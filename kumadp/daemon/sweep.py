@@ -1,4 +1,4 @@
-"""Ending what a kumadp that is not there any more left running."""
+"""Sweeping: ending what a dead kumadp left running, and removing its files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.daemon.adoption import forget, left_in
+from kumadp.daemon.adoption import STRAY, forget, previous_in
 from kumadp.envoy.base_id import sweep as sweep_epochs
 from kumadp.host.socket_names import remove_stale
 from kumadp.host.work_dir import STATE_FILE, open_work_dir
@@ -16,23 +16,24 @@ from kumadp.host.work_dir import STATE_FILE, open_work_dir
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-# How long systemd may take to say what it is about to do (seconds).
-_ASKED_FOR = 5.0
+# How long systemd may take to list its jobs (seconds).
+_JOBS_WITHIN = 5.0
 
 
 async def sweep(directory: Path, grace: float) -> list[str]:
-    """End, in ``grace`` seconds, the processes that a dead kumadp left there, and take its files away; each in words.
+    """End, in ``grace`` seconds, the processes that a dead kumadp left there, and remove its files; return names.
 
-    Raises WorkDirError where a living kumadp has the directory, or it is not ours.
+    Raises WorkDirError if a running kumadp has the directory, or it is another user's.
     """
     work = open_work_dir("", str(directory), "", "", {})
     try:
-        before = left_in(work.path)
-        children = (*before.children, *before.killed)
-        said = [f"{child.name} (pid {child.pid})" for child in children]
-        await asyncio.gather(*(child.stop(grace) for child in before.children), before.ended())
-        await asyncio.to_thread(_remove, work.path, [Path(path) for path in before.removed_at_end])
-        return said
+        previous = previous_in(work.path)
+        stopped = [child for child in previous.children if child.name != STRAY and previous.claim(child.pid)]
+        previous.kill_unclaimed()
+        names = [f"{child.name} (pid {child.pid})" for child in (*stopped, *previous.killed)]
+        await asyncio.gather(*(child.stop(grace) for child in stopped), previous.killed_ended())
+        await asyncio.to_thread(_remove, work.path, [Path(path) for path in previous.removed_at_end])
+        return names
     finally:
         work.close()
 
@@ -57,11 +58,11 @@ def is_over(result: str, unit: str, environ: Mapping[str, str]) -> bool:
         return True
     command = ["systemctl", "list-jobs", "--no-legend", "--plain"]
     try:
-        asked = subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=_ASKED_FOR, env=dict(environ)
+        listed = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=_JOBS_WITHIN, env=dict(environ)
         )
     except (OSError, subprocess.SubprocessError):
         return result == "timeout"
     # Number, unit, kind, state; a restart by Restart= begins its job only later.
-    jobs = [line.split() for line in asked.stdout.splitlines()]
+    jobs = [line.split() for line in listed.stdout.splitlines()]
     return any(job[1:2] == [unit] and job[2:3] in (["stop"], ["restart"]) for job in jobs)

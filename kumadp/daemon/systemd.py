@@ -1,4 +1,4 @@
-"""What systemd hears of this run: ready, reloading, stopping, a line of status, and that the run loop lives."""
+"""Notifications to systemd: ready, reloading, stopping, a status line, and that the run loop is alive."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from kumadp.core.events import WatchdogTick
 from kumadp.core.phases import Phase
-from kumadp.daemon.loop import Beat
 from kumadp.host.systemd_notify import Notifier, watchdog_interval
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kumadp.core.context import Run
+    from kumadp.core.context import Context
 
-# While something is being ended, systemd is asked for this long again and again (seconds): as long as the run loop
-# lives it has deadlines of its own, and one that hangs is killed after this.
+# While everything is being stopped, systemd's timeout is extended by this again and again (seconds): a run loop that
+# is alive has its own deadlines, and one that hangs is killed after this.
 _EXTENSION = 15.0
 _EXTEND_EACH = 5.0
 
 
-class Notifying:
-    """Follows the status; `beat` is to be called by the run loop when it takes up the event that is posted for it."""
+class SystemdNotifier:
+    """Follows the status; the run loop calls `beat` when it handles the event that is posted for it."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._status = run.status
-        self._notifier = Notifier(run.environ)
-        self._interval = watchdog_interval(run.environ)
-        self._told_ready = self._told_stopping = False
-        self._told = ""
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._status = context.status
+        self._notifier = Notifier(context.environ)
+        self._interval = watchdog_interval(context.environ)
+        self._sent_ready = self._sent_stopping = False
+        self._sent = ""
         self._timer: asyncio.TimerHandle | None = None
         if self._notifier.listens:
-            run.status.moved.append(self._moved)
-            run.status.changed.append(self._tell)
+            context.status.moved.append(self._moved)
+            context.status.changed.append(self._send_line)
 
     def start(self) -> None:
-        """Begin with signs of life; on the event loop."""
+        """Send the first line; to be called on the event loop."""
         if not self._notifier.listens:
             return
-        self._tell()
+        self._send_line()
         self.beat()
 
     def beat(self) -> None:
-        """The run loop has come to the event that was posted: it lives. The next one is posted in time."""
+        """Report that the run loop is alive: it handles the posted event. The next one is posted in time."""
         if not self._notifier.listens:
             return
         ending = self._status.phase in {Phase.DRAINING, Phase.STOPPING}
@@ -56,13 +56,13 @@ class Notifying:
         if self._timer is not None:
             self._timer.cancel()
         if pause is not None:
-            self._timer = asyncio.get_running_loop().call_later(pause, lambda: self._run.post(Beat()))
+            self._timer = asyncio.get_running_loop().call_later(pause, lambda: self._context.post(WatchdogTick()))
 
     @contextlib.contextmanager
     def reloading(self) -> Iterator[None]:
-        """A reload is going on in here. Where systemd waits for the first READY it would take the end for that one."""
+        """Report a reload for as long as this is entered, unless systemd still waits for the first READY."""
         # A kumadp before us in this process was ready already.
-        was_ready = self._told_ready or (self._run.before.reexecuted and self._run.before.ready)
+        was_ready = self._sent_ready or (self._context.previous.reexecuted and self._context.previous.ready)
         if was_ready:
             self._notifier.reloading("reloading")
         try:
@@ -72,33 +72,33 @@ class Notifying:
                 self._notifier.ready(self._line())
 
     def close(self) -> None:
-        """Tell nothing any more."""
+        """Send nothing any more."""
         if self._timer is not None:
             self._timer.cancel()
         self._notifier.close()
 
     def _moved(self, phase: Phase, _why: str) -> None:
-        self._told = self._line()
+        self._sent = self._line()
         if phase is Phase.READY:
-            self._told_ready = True
-            self._notifier.ready(self._told)
-        elif phase in {Phase.DRAINING, Phase.STOPPING} and not self._told_stopping:
-            self._told_stopping = True
-            self._notifier.stopping(self._told)
+            self._sent_ready = True
+            self._notifier.ready(self._sent)
+        elif phase in {Phase.DRAINING, Phase.STOPPING} and not self._sent_stopping:
+            self._sent_stopping = True
+            self._notifier.stopping(self._sent)
             self.beat()
         else:
-            self._notifier.status(self._told)
+            self._notifier.status(self._sent)
 
-    def _tell(self) -> None:
+    def _send_line(self) -> None:
         line = self._line()
-        if line != self._told:
-            self._told = line
+        if line != self._sent:
+            self._sent = line
             self._notifier.status(line)
 
     def _line(self) -> str:
-        """The state in one line: the phase, and what holds it back or else what is wrong."""
+        """The state in one line: the phase, and what prevents readiness or else what is wrong."""
         status = self._status
         reasons = [f"{part}: {reason}" for part, reason in status.reasons.items()]
-        concerns = [f"{part}: {concern}" for part, concern in status.concerns.items()]
-        said = reasons if status.phase is Phase.STARTING and reasons else [status.phase_why, *concerns]
-        return f"{status.phase.value}: {'; '.join(said)}"
+        warnings = [f"{part}: {warning}" for part, warning in status.warnings.items()]
+        parts = reasons if status.phase is Phase.STARTING and reasons else [status.phase_why, *warnings]
+        return f"{status.phase.value}: {'; '.join(parts)}"

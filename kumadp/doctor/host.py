@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from kumadp.daemon.control import control_socket_files
 from kumadp.dns.coredns.corefile import HEALTH_NAME
 from kumadp.dns.message import REFUSED, code_of, encode_query, is_authoritative, question_of
 from kumadp.dns.resolvconf import DNS_PORT, read
@@ -22,6 +21,7 @@ from kumadp.doctor.report import CheckResult, failed, ok, skipped, warning
 from kumadp.host.cgroup import OomKills, oom_file
 from kumadp.host.environment import find_container_sign
 from kumadp.host.facts import memory_limit
+from kumadp.host.net.socket_paths import control_socket_files
 from kumadp.host.net.unix_http import connected, owner_of
 from kumadp.host.state_file import adoptable, read_state
 from kumadp.host.systemd_units import UNITS, shipped

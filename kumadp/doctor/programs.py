@@ -7,37 +7,33 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.controlplane.bootstrap_client import KumaClient
-from kumadp.core.status import Status
-from kumadp.daemon.log_levels import envoy_level
-from kumadp.daemon.ports import (
-    check_plan,
-    chosen_coredns,
-    envoy_addresses,
-    own_addresses,
-    plan_dns,
-    plan_probes,
-    wants_coredns,
-)
-from kumadp.daemon.sources import KumaSource, StandaloneSource
+from kumadp.bootstrap.prepare import Target, prepare_fetched
+from kumadp.controlplane.bootstrap_client import KumaClient, Sidecar
+from kumadp.daemon.ports import check_plan, envoy_addresses, own_addresses
+from kumadp.daemon.program_versions import reported as reported_versions
 from kumadp.dns.coredns.binary import coredns_version
+from kumadp.dns.plan import chosen_coredns, plan_dns, wants_coredns
 from kumadp.doctor.report import CheckResult, failed, ok, warning
-from kumadp.envoy.argv import envoy_argv
 from kumadp.envoy.binary import find_envoy
+from kumadp.envoy.launch import launch_argv
 from kumadp.envoy.reload import Plan, check
 from kumadp.envoy.version import envoy_version, is_supported, supported_versions
 from kumadp.errors import PortsTaken
 from kumadp.host.net.ports import check_ports
 from kumadp.host.work_dir import RELAY_SOCKET, make_temporary, open_work_dir, temporary_folders
 from kumadp.otel.offer import pipe_offer
+from kumadp.probes.plan import plan_probes
 from kumadp.process.child import Command
 from kumadp.resources.types import Dataplane
+from kumadp.standalone.generated_config import DnsListener
+from kumadp.standalone.part import prepare_standalone
 
 if TYPE_CHECKING:
-    from kumadp.daemon.ports import DnsPlan, ProbesPlan
+    from kumadp.dns.plan import DnsPlan
     from kumadp.doctor.report import CheckState
     from kumadp.doctor.subject import Subject
     from kumadp.host.net.ports import BindAddress
+    from kumadp.probes.plan import ProbesPlan
 
 # Time for the bootstrap request, which `run` would retry (seconds).
 _FETCH_TIMEOUT = 5.0
@@ -117,35 +113,29 @@ async def _bootstrap(subject: Subject, folder: str) -> list[CheckResult]:
     own, _ = _addresses(subject, dns)
     work = await asyncio.to_thread(open_work_dir, subject.name, folder, "", "", subject.environ)
     try:
-        status = Status(subject.name, "")
-        source: KumaSource | StandaloneSource
+        target = Target(work, own)
         if subject.mesh is not None:
-            source = StandaloneSource(settings, subject.mesh, work, own, dns)
-            prepared, origin = await source.prepare(), "generated from the Dataplane"
+            has_coredns = dns is not None and dns.coredns is not None
+            listener = DnsListener("127.0.0.1", settings.envoy_dns_port) if has_coredns else None
+            prepared, _ = await prepare_standalone(subject.mesh, settings, target, listener)
+            origin = "generated from the Dataplane"
         else:
-            client = KumaClient(
-                settings,
-                subject.resource,
-                work,
-                dns,
-                (version, ""),
+            sidecar = Sidecar(
+                dns_port=dns.envoy_port if dns is not None else None,
+                resolves=dns is not None and dns.coredns is None,
                 serves_probes=_probes(subject) is not None,
                 transparent=subject.transparent,
                 otel_env=pipe_offer(settings, subject.environ),
             )
+            client = KumaClient(settings, subject.resource, work, reported_versions(version, ""), sidecar)
             relay = Path(folder) / RELAY_SOCKET if settings.xds_relay == "on" else None
-            source = KumaSource(client, work, own, status, relay_path=relay)
             fetched = await client.fetch(lambda _reason: None, _FETCH_TIMEOUT)
-            prepared, origin = await source.make(fetched), "fetched from the control plane, which registers nothing"
-        argv = envoy_argv(
-            binary,
-            prepared.config_path,
-            drain_time=settings.drain_time,
-            log_level=envoy_level(settings),
-            component_log_level=settings.envoy_component_log_level,
-            concurrency=settings.concurrency,
-            extra=settings.envoy_args,
-        )
+            admin = subject.resource.spec.networking.admin if subject.resource is not None else None
+            prepared = await prepare_fetched(
+                fetched, settings, target, relay=relay, admin_port=admin.port if admin is not None else 0
+            )
+            origin = "fetched from the control plane, which registers nothing"
+        argv = launch_argv(settings, prepared, binary)
 
         async def command() -> Command:
             return Command(argv, "envoy", subject.children_environment)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from kumadp.settings.model import Settings
+
 # Arguments that would undo the admin guard, or that kumadp sets itself. Envoy merges --config-yaml over the file, which
 # could move the admin.
 REFUSED: dict[str, str] = {
@@ -132,3 +134,9 @@ def epoch_argv(argv: Sequence[str], epoch: EpochArguments) -> tuple[str, ...]:
 def workers_of(argv: Sequence[str]) -> int | None:
     """Return the number of workers in a command line, None if Envoy counts the processors."""
     return int(argv[argv.index("--concurrency") + 1]) if "--concurrency" in argv else None
+
+
+def envoy_level(settings: Settings) -> str:
+    """Return the log level that Envoy is started with."""
+    level = settings.envoy_log_level or settings.log_level
+    return "warning" if level == "warn" else level

@@ -1,263 +1,374 @@
-"""Envoy in this run: its command line, what its states mean for readiness, who is told of its epochs."""
+"""Envoy in a run: its command line, adoption, what its states mean for readiness, and its side of a drain."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
 
 from kumadp.bootstrap.admin_address import TcpAdmin
+from kumadp.core.events import Requested
+from kumadp.core.part import Handed, Part
 from kumadp.core.phases import Phase
-from kumadp.daemon.adoption import forget, records, write_source
-from kumadp.daemon.log_levels import envoy_level
-from kumadp.daemon.loop import Asked
-from kumadp.daemon.ports import envoy_budget, way_of
-from kumadp.envoy.argv import envoy_argv
+from kumadp.envoy.binary import find_envoy
 from kumadp.envoy.component import EnvoyComponent
+from kumadp.envoy.launch import CONFIGURED_BY, configured_by, launch_argv, launch_description, restart_budget
 from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions, EpochCallbacks, HotRestart
-from kumadp.envoy.reload import Plan
+from kumadp.envoy.previous_envoy import PreviousEnvoy
+from kumadp.envoy.reload import AdoptedEnvoy, EnvoyState, Plan
+from kumadp.envoy.version import envoy_version, is_supported, supported_versions
+from kumadp.errors import HandoverFailed
 from kumadp.host.net.ports import BindAddress, check_ports
-from kumadp.host.state_file import StateFile
 from kumadp.process.restart_policy import ChildState, RestartPolicy
-from kumadp.process.supervisor import PreviousDeaths
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
-    from kumadp.core.context import Run
-    from kumadp.daemon.configuration import Configuration
-    from kumadp.daemon.sources import Prepared, Source
-    from kumadp.dns.part import Names
-    from kumadp.host.state_file import ChildRecord
-    from kumadp.process.child import Command
+    from kumadp.bootstrap.admin_address import AdminAddress
+    from kumadp.bootstrap.prepare import Prepared
+    from kumadp.core.context import Context
+    from kumadp.core.epochs import EpochObserver
+    from kumadp.core.previous import Previous
+    from kumadp.envoy.admin import AdminClient
+    from kumadp.envoy.version import EnvoyVersion
+    from kumadp.envoy.workload_connections import Direction
+    from kumadp.process.child import Child, Command
     from kumadp.process.supervisor import ChildReport
+    from kumadp.settings.model import Settings
 
 log = logging.getLogger("kumadp.envoy")
 
+_RUNNING = frozenset({ChildState.RUNNING, ChildState.RUNNING_BLIND})
 
-class Running:
-    """Owns the Envoy component; ``names`` has a further child, for the state file."""
 
-    def __init__(self, run: Run, binary: Path, configuration: Configuration, names: Names | None) -> None:
-        self._run = run
-        self.binary = binary
-        self._configuration = configuration
-        self._names = names
+class EnvoySection(msgspec.Struct, frozen=True):
+    """What is handed over: the epochs, and how Envoy was started, to be compared."""
+
+    state: EnvoyState
+    started_as: tuple[str, ...] = ()
+    inbound_drained: bool = False
+
+
+class EnvoyPart(Part):
+    """Owns the Envoy component.
+
+    ``relayed``: whether Envoy's configuration comes from kumadp's relay, which a hot restart needs.
+    """
+
+    name = "envoy"
+    handover: ClassVar[type[msgspec.Struct] | None] = EnvoySection
+
+    def __init__(self, context: Context, relayed: Callable[[], bool]) -> None:
+        self._context = context
+        self._relayed = relayed
+        self._observers: list[EpochObserver] = []
         self._epochs: dict[int, int] = {}
-        run.epoch_of = self._epochs.get
-        if (left := run.before.envoy) is not None:
-            # It speaks to the relay before it is gone on with.
-            self._epochs[left.current.pid] = left.state.generation
-            if left.retiring is not None:
-                self._epochs[left.retiring.pid] = left.state.generation - 1
-        self._noted = 0
-        self._began = False
-        self._state = StateFile(run.work.path, lambda reason: run.status.set_warning("state file", reason))
+        self._adopted: AdoptedEnvoy | None = None
+        self._recorded = False
+        self._inbound_drained = False
         self.started_as: tuple[str, ...] = ()
         self.component: EnvoyComponent | None = None
-        self.serves: Callable[[bool], None] = lambda _there: None
-        """Hears that there is an Envoy which serves, also that another one has taken over, and that there is none."""
+
+    def observe(self, observer: EpochObserver) -> None:
+        """Have ``observer`` follow the epochs."""
+        self._observers.append(observer)
+
+    async def check(self) -> None:
+        """Find the binary; raises BinaryNotFound."""
+        self.program = find_envoy(self._context.settings.binary_path)
+
+    async def version(self) -> EnvoyVersion:
+        """Return the version of the binary, with a warning in the log if Kuma ships with another one."""
+        assert self.program is not None  # noqa: S101 - `check` comes first
+        version = await envoy_version(self.program, self._context.children_environment)
+        if not self._context.standalone and not is_supported(version.version):
+            log.warning(
+                "Envoy %s is not a version that any supported Kuma release ships with (supported: %s)",
+                version.version,
+                supported_versions(),
+            )
+        return version
+
+    def adopt(self, previous: Previous) -> None:
+        """Claim the Envoys of a previous kumadp: a current one, and one that drains."""
+        section = previous.section(self.name, EnvoySection)
+        state = section.state if section is not None else previous.recorded("envoy", EnvoyState)
+        if section is not None:
+            self.started_as = section.started_as
+            self._inbound_drained = section.inbound_drained
+        else:
+            self.started_as = previous.recorded("started_as", tuple[str, ...]) or ()
+        current = previous.claim(state.current) if state is not None else None
+        if state is None or current is None:
+            return
+        retiring = previous.claim(state.retiring) if state.retiring is not None else None
+        self._adopted = AdoptedEnvoy(state, current, retiring)
+        # They speak to the relay before the component is there.
+        self._epochs[current.pid] = state.generation
+        if retiring is not None:
+            self._epochs[retiring.pid] = state.generation - 1
+
+    async def end_unfit(self) -> bool:
+        """End adopted Envoys that get their configuration another way than the settings want; True if there were."""
+        way = configured_by(self._context)
+        if self._adopted is None or all(one == way for one in self.started_as if one.startswith(CONFIGURED_BY)):
+            return False
+        log.warning("cannot adopt Envoy left by the previous kumadp, as --xds-relay has changed; starting another one")
+        children, self._adopted, self.started_as = self._adopted_children(), None, ()
+        self._epochs.clear()
+        await asyncio.gather(*(child.stop(self._context.settings.stop_grace) for child in children))
+        return True
+
+    @property
+    def adopted(self) -> tuple[int, int] | None:
+        """The generation and pid of an Envoy that is adopted, None if there is none."""
+        return (self._adopted.state.generation, self._adopted.current.pid) if self._adopted is not None else None
 
     def epoch_of(self, pid: int) -> int:
-        """The epoch of an Envoy by its pid, 0 where it is not known."""
+        """Return the epoch of an Envoy by its pid, 0 if it is not known."""
         return self._epochs.get(pid, 0)
 
+    def child_facts(self, pid: int) -> Mapping[str, object]:
+        """Return the epoch of an Envoy."""
+        return {"epoch": self._epochs[pid]} if pid in self._epochs else {}
+
+    @property
+    def admin_address(self) -> AdminAddress | None:
+        """Where the admin of the Envoy that serves listens."""
+        return self.component.admin.address if self.component is not None else None
+
+    @property
+    def admin(self) -> AdminClient | None:
+        """The admin of the Envoy that serves."""
+        return self.component.admin if self.component is not None else None
+
+    def recheck_admin(self, listeners: Collection[str] | None) -> None:
+        """Have the proof that the admin is private repeated for these listeners, None: for all."""
+        if self.component is not None:
+            self.component.recheck_admin(listeners)
+
     def command(self, prepared: Prepared, binary: Path) -> Callable[[], Awaitable[Command]]:
-        """What makes Envoy's command for this bootstrap, by the settings as they are now."""
-        return self._run.command("envoy", self._argv(prepared, binary))
-
-    def _argv(self, prepared: Prepared, binary: Path) -> tuple[str, ...]:
-        settings = self._run.settings
-        return envoy_argv(
-            binary,
-            prepared.config_path,
-            drain_time=settings.drain_time,
-            log_level=envoy_level(settings),
-            component_log_level=settings.envoy_component_log_level,
-            concurrency=settings.concurrency,
-            extra=settings.envoy_args,
+        """Return what makes Envoy's command for this bootstrap, by the settings as they are now."""
+        return self._context.command(
+            "envoy", launch_argv(self._context.settings, prepared, binary), lock_death_signal=True
         )
 
-    def _start_as(self, prepared: Prepared) -> tuple[str, ...]:
-        """How Envoy is started, to be compared: without its bootstrap, and with what tells an upgraded binary."""
-        argv = self._argv(prepared, self.binary)
-        found = self.binary.stat()
-        program = f"{argv[0]} {found.st_ino} {found.st_mtime_ns}"
-        return (
-            program,
-            way_of(self._run.settings, standalone=self._run.mesh is not None),
-            *(one for one in argv[1:] if one != argv[2]),
-        )
-
-    async def start(self, source: Source) -> None:
-        """Start Envoy, or go on with the one that was left; returns when it serves."""
-        run, settings = self._run, self._run.settings
-        prepared = self._configuration.prepared
+    async def start(self) -> None:
+        """Start Envoy, or adopt the one that was left; returns when it serves."""
+        context, settings, adopted = self._context, self._context.settings, self._adopted
+        prepared, binary = context.bootstrap, self.program
+        assert binary is not None  # noqa: S101 - `check` comes first
         if isinstance(prepared.admin, TcpAdmin):
             address = BindAddress(
                 prepared.admin.host, prepared.admin.port, "tcp", "Envoy's admin", "networking.admin.port"
             )
-            await check_ports([address], held_by=run.before.pids)
-        await self.ran(prepared, self.binary)
+            await check_ports([address], held_by=context.previous.pids)
+        previously = self.started_as
+        await self.ran(prepared, binary)
         wanted = self.started_as
-        if run.before.envoy is not None:
-            self.started_as = run.before.started_as
-        run.status.set_not_ready("envoy", "Envoy is being started")
+        if adopted is not None:
+            self.started_as = previously
+        context.status.set_not_ready("envoy", "Envoy is being started")
         # Without the relay an epoch could not get its configuration: control planes take one stream a data plane.
-        hot = run.mesh is not None or self._configuration.relaying is not None or not prepared.dynamic
+        hot = context.standalone or self._relayed() or not prepared.dynamic
         self.component = EnvoyComponent(
-            Plan(self.command(prepared, self.binary), prepared.admin, prepared.dynamic),
+            Plan(self.command(prepared, binary), prepared.admin, prepared.dynamic),
             EnvoyOptions(
-                RestartPolicy(envoy_budget(settings, run.environ), settings.envoy_restart_window),
+                RestartPolicy(restart_budget(settings, context.environ), settings.envoy_restart_window),
                 settings.stop_grace,
-                hot_restart=HotRestart(run.work.path, settings.drain_time, settings.reload_deadline) if hot else None,
-                adopted=run.before.envoy,
-                inbound_drained=run.before.inbound_drained and run.before.envoy is not None,
-                past=run.before.past.get("envoy", PreviousDeaths()),
+                hot_restart=HotRestart(context.work.path, settings.drain_time, settings.reload_deadline)
+                if hot
+                else None,
+                adopted=adopted,
+                inbound_drained=self._inbound_drained and adopted is not None,
+                past=context.previous.past_of("envoy"),
             ),
             EnvoyCallbacks(
-                on_change=self._changed,
-                on_not_ready=self._reason,
-                on_unresponsive=self._silent,
-                is_stopping=lambda: run.status.phase in {Phase.DRAINING, Phase.STOPPING},
-                epochs=EpochCallbacks(self._started, self._live, self._ended, self._hand_over, self._no_hot_restart),
+                on_change=self._on_change,
+                on_not_ready=self._on_reason,
+                on_unresponsive=self._on_silence,
+                is_stopping=lambda: context.status.phase in {Phase.DRAINING, Phase.STOPPING},
+                epochs=EpochCallbacks(
+                    self._on_started, self._on_live, self._on_ended, self._on_takeover, self._on_no_hot_restart
+                ),
             ),
         )
-        if (relaying := self._configuration.relaying) is not None:
-            # Imported late: only with a relay, whose reader of messages it needs.
-            from kumadp.relay.admin_watch import Privacy
-
-            recheck = self.component.recheck_admin
-            privacy = Privacy(relaying.relay.snapshot, lambda: self._configuration.prepared.admin, recheck)
-            relaying.answered = privacy.answered
-            privacy.look()
-        elif prepared.dynamic:
+        if not self._relayed() and prepared.dynamic:
             from kumadp.envoy.listener_changes import ListenerChanges
 
-            run.stack.start(ListenerChanges(self.component.admin, self.component.recheck_admin))
-        run.levels.admin = lambda: self.component.admin if self.component is not None else None
-        run.envoy_up.set()
+            context.stack.start(ListenerChanges(self.component.admin, self.component.recheck_admin))
+        context.serving_begun.set()
         # The current epoch, then one that drains.
-        await run.stack.enter(self.component, stop_deadline=2 * settings.stop_grace + 2)
-        follower = source.follower(self.component.admin)
-        if follower is not None:
-            run.stack.start(follower)
+        await context.stack.enter(self.component, stop_deadline=2 * settings.stop_grace + 2)
         if self.started_as != wanted:
-            run.post(Asked("reload", "Envoy would be started otherwise now"))
+            context.post(Requested("reload", "Envoy would be started differently now"))
 
     async def ran(self, prepared: Prepared, binary: Path) -> None:
-        """Envoy runs with this from now on; a kumadp after this one finds it in the work directory."""
-        self.binary = binary
-        self._configuration.prepared = prepared
-        self._run.status.ports["admin"] = str(prepared.admin)
-        self.started_as = await asyncio.to_thread(self._start_as, prepared)
-        self.note()
-        if self._run.keeps and prepared.fetched is not None:
-            await asyncio.to_thread(write_source, self._run.work.path, prepared.fetched)
+        """Note that Envoy runs with this from now on; a kumadp after this one reads it in the work directory."""
+        self.program = binary
+        self._context.bootstrap = prepared
+        self._context.status.ports["admin"] = str(prepared.admin)
+        self.started_as = await asyncio.to_thread(launch_description, self._context, prepared, binary)
+        self._context.children_changed()
 
-    async def forget(self) -> None:
-        """Nothing is left for another kumadp."""
-        self._noted += 1
-        await self.written()
-        await asyncio.to_thread(self._state.remove)
-        await asyncio.to_thread(forget, self._run.work.path)
+    async def apply(self, settings: Settings) -> Sequence[str]:
+        """Take times and the binary, for the next epoch."""
+        if self.component is not None:
+            self.component.set_reload_times(settings.drain_time, settings.reload_deadline)
+        return ()
 
-    async def written(self) -> None:
-        """Return once what was found out of the children is on disk."""
-        await self._state.written()
+    @property
+    def recordable(self) -> bool:
+        """Whether the component has its Envoy: until then what the previous kumadp recorded is the truth."""
+        return self.component is not None and self._recorded
 
-    def note(self) -> None:
-        """Write down where everything is, and which children there are for the next kumadp to adopt."""
-        # Until this Envoy is ours to tell of, what a kumadp before this one wrote is the truth.
-        if self.component is None or not self._began:
-            return
-        state, envoy = self._state, self.component
-        others = self._names.children if self._names is not None else ()
-        children = (*envoy.children, *others) if self._run.keeps else ()
-        exported = envoy.export(starting=True)
-        removed = sorted(map(str, self._run.work.removed_at_end))
-        parts: dict[str, object] = {"addresses": dict(self._run.status.ports), "removed_at_end": removed}
-        if exported is not None and self._run.keeps:
-            chosen = self._run.chosen.ports if self._run.chosen is not None else {}
-            parts |= {"envoy": exported, "started_as": self.started_as, "ports": chosen}
-        programs = {"envoy": str(self.binary), "coredns": str(self._names.program) if self._names else ""}
-        self._noted += 1
-        number, loop = self._noted, asyncio.get_running_loop()
+    def _adopted_children(self) -> tuple[Child, ...]:
+        children = (self._adopted.current, self._adopted.retiring) if self._adopted is not None else ()
+        return tuple(child for child in children if child is not None)
 
-        def look() -> None:
-            loop.call_soon_threadsafe(noted, records(children, programs))
+    def children(self) -> Sequence[Child]:
+        """Return the Envoys that run, also those that are not adopted yet."""
+        return self.component.children if self.component is not None else self._adopted_children()
 
-        def noted(found: list[ChildRecord]) -> None:
-            # One thread can overtake another: only the newest counts.
-            if number == self._noted:
-                state.note(found, parts)
+    def record(self) -> Mapping[str, object]:
+        """Return the epochs, and how Envoy was started."""
+        exported = self.component.export(starting=True) if self.component is not None else None
+        return {"envoy": exported, "started_as": self.started_as} if exported is not None else {}
 
-        loop.run_in_executor(None, look)
+    def hand_over(self) -> Handed:
+        """Return the epochs; raises HandoverFailed while Envoy is being started or replaced."""
+        state = self.component.export() if self.component is not None else None
+        if state is None:
+            raise HandoverFailed("Envoy is being started or replaced", "retry when it serves")
+        return Handed(EnvoySection(state, self.started_as, self._inbound_drained))
 
-    def _changed(self, report: ChildReport) -> None:
-        run = self._run
-        if report.state in {ChildState.RUNNING, ChildState.RUNNING_BLIND}:
-            self.serves(True)
-        elif report.pid is None:
-            self.serves(False)
-        run.status.note_child(report)
-        if report.state in {ChildState.EXITED, ChildState.BACKOFF} and run.status.phase is Phase.READY:
-            run.status.set_not_ready("envoy", report.last_exit)
-            run.status.move(Phase.STARTING, report.last_exit)
-        elif report.state in {ChildState.RUNNING, ChildState.RUNNING_BLIND}:
-            run.status.set_not_ready("envoy", "")
-            run.settle()
-        self.note()
+    def kill(self) -> None:
+        """Kill every Envoy at once."""
+        if self.component is not None:
+            self.component.kill()
+        else:
+            super().kill()
 
-    def _reason(self, reason: str) -> None:
+    async def close(self) -> None:
+        """Make sure that no Envoy of the component outlives it."""
+        if self.component is not None:
+            self.component.kill()
+
+    # A drain
+
+    @property
+    def serves(self) -> bool:
+        """Whether an Envoy runs: ours, or one that was left and is not adopted yet."""
+        if self.component is not None and self.component.is_running:
+            return True
+        return any(not child.ended for child in self._adopted_children())
+
+    @property
+    def inbound_drained(self) -> bool:
+        """Whether inbound has drained, so that a stop waits for nothing (SIGUSR2 came before, Kuma 2.8)."""
+        return self._inbound_drained
+
+    def note_inbound_drain(self) -> None:
+        """Count inbound as drained from now on, also if Envoy does not answer."""
+        self._inbound_drained = True
+
+    async def fail_health_checks(self) -> None:
+        """Have Envoy fail its health checks."""
+        if (envoy := self._drained) is not None:
+            await envoy.fail_health_checks()
+
+    async def drain_inbound(self) -> None:
+        """Have Envoy drain its inbound listeners."""
+        if (envoy := self._drained) is not None:
+            await envoy.drain_inbound()
+
+    async def idle(self, direction: Direction) -> None:
+        """Return once the workload has no connection of that direction through Envoy."""
+        from kumadp.envoy.workload_connections import until_idle
+
+        if self._adopted is not None:
+            await self._context.serving_begun.wait()
+        if self.component is not None:
+            await until_idle(self.component.admin, direction)
+
+    async def gone(self) -> None:
+        """Return once Envoy has ended."""
+        if (envoy := self._drained) is not None:
+            await envoy.wait_ended()
+
+    @property
+    def _drained(self) -> EnvoyComponent | PreviousEnvoy | None:
+        """The Envoy that a drain is about, also one that was left and is not adopted yet."""
+        return self.component or (PreviousEnvoy(self._adopted) if self._adopted is not None else None)
+
+    # What the component reports
+
+    def _on_change(self, report: ChildReport) -> None:
+        context, status = self._context, self._context.status
+        if report.state in _RUNNING or report.pid is None:
+            for observer in self._observers:
+                observer.on_serving(serves=report.state in _RUNNING)
+        status.note_child(report)
+        if report.state in {ChildState.EXITED, ChildState.BACKOFF, ChildState.FATAL}:
+            status.forget_ready()
+        if report.state in {ChildState.EXITED, ChildState.BACKOFF} and status.phase is Phase.READY:
+            status.set_not_ready("envoy", report.last_exit)
+            status.move(Phase.STARTING, report.last_exit)
+        elif report.state in _RUNNING:
+            status.set_not_ready("envoy", "")
+            context.settle()
+        context.children_changed()
+
+    def _on_reason(self, reason: str) -> None:
         if reason:
-            self._run.status.set_not_ready("envoy", reason)
+            self._context.status.set_not_ready("envoy", reason)
 
-    def _silent(self, reason: str) -> None:
-        run = self._run
-        if run.status.phase not in {Phase.STARTING, Phase.READY}:
+    def _on_silence(self, reason: str) -> None:
+        status = self._context.status
+        if status.phase not in {Phase.STARTING, Phase.READY}:
             # One that drains says so.
             return
         if not reason:
             log.info("Envoy answers again")
             # One that is still to be adopted is READY when that is done.
             if self.component is not None and self.component.is_up:
-                run.status.set_not_ready("envoy", "")
-                run.settle()
+                status.set_not_ready("envoy", "")
+                self._context.settle()
             return
-        run.status.set_not_ready("envoy", reason)
-        run.status.forget_ready()
-        if run.status.phase is Phase.READY:
-            run.status.move(Phase.STARTING, reason)
+        status.set_not_ready("envoy", reason)
+        status.forget_ready()
+        if status.phase is Phase.READY:
+            status.move(Phase.STARTING, reason)
 
-    def _started(self, epoch: int, pid: int) -> None:
+    def _on_started(self, epoch: int, pid: int) -> None:
         self._epochs[pid] = epoch
-        self._began = True
+        self._recorded = True
         for child in self.component.children if self.component is not None else ():
             if child.pid == pid:
                 child.set_log_fields(epoch=epoch)
-        if (relaying := self._configuration.relaying) is not None:
-            relaying.relay.envoy_started(epoch, pid)
-        self.note()
+        for observer in self._observers:
+            observer.on_epoch_started(epoch, pid)
+        self._context.children_changed()
 
-    def _live(self, epoch: int) -> None:
-        self._run.status.facts["epoch"] = epoch
-        self._following = asyncio.ensure_future(self._run.levels.follow())
-        if (relaying := self._configuration.relaying) is not None:
-            relaying.relay.envoy_live(epoch)
-        self.note()
+    def _on_live(self, epoch: int) -> None:
+        self._context.status.facts["epoch"] = epoch
+        for observer in self._observers:
+            observer.on_epoch_live(epoch)
+        self._context.children_changed()
 
-    def _ended(self, epoch: int, pid: int, expected: bool) -> None:
+    def _on_ended(self, epoch: int, pid: int, expected: bool) -> None:
         self._epochs.pop(pid, None)
-        if (relaying := self._configuration.relaying) is not None:
-            relaying.relay.envoy_ended(epoch, expected=expected)
-        self.note()
+        for observer in self._observers:
+            observer.on_epoch_ended(epoch, expected=expected)
+        self._context.children_changed()
 
-    def _no_hot_restart(self, reason: str) -> None:
-        self._run.status.set_warning("envoy", f"{reason}; a reload is refused, and a restart costs connections")
+    def _on_no_hot_restart(self, reason: str) -> None:
+        self._context.status.set_warning("envoy", f"{reason}; a reload is rejected, and a restart costs connections")
 
-    def _hand_over(self, active: bool) -> None:
-        if (relaying := self._configuration.relaying) is not None:
-            relaying.relay.hold_health(active)
-        self.note()
+    def _on_takeover(self, active: bool) -> None:
+        for observer in self._observers:
+            observer.on_takeover(active=active)
+        self._context.children_changed()

@@ -1,4 +1,4 @@
-"""kumadp's own metrics in this run: of the status, for the control socket and for whoever merges them."""
+"""The page of kumadp's own metrics: made of the status, for the control socket and for the merge with Envoy's."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ if TYPE_CHECKING:
     from kumadp.metrics.own_metrics import OwnMetrics
 
 
-class Measuring:
-    """Makes the exposition when it is asked for; until then nothing of it is imported."""
+class OwnMetricsPage:
+    """Makes the exposition when it is requested; until then nothing of it is imported."""
 
     def __init__(self, snapshot: Callable[[], Mapping[str, object]]) -> None:
         self._snapshot = snapshot
         self._lag = LoopLag()
-        self._more: list[Callable[[], Iterable[Metric]]] = []
+        self._sources: list[Callable[[], Iterable[Metric]]] = []
         self._own: OwnMetrics | None = None
 
-    def add(self, more: Callable[[], Iterable[Metric]]) -> None:
-        """Ask this part for families of its own too."""
-        self._more.append(more)
+    def add(self, source: Callable[[], Iterable[Metric]]) -> None:
+        """Have the families of this source on the page too."""
+        self._sources.append(source)
         if self._own is not None:
-            self._own.add(more)
+            self._own.add(source)
 
     def count_dns(self, counted: Callable[[], tuple[ResolverCounters, int, Mapping[str, str]] | None]) -> None:
-        """Tell of the resolver: its counters, how many names it has, and the control plane's labels; None of none."""
+        """Add the resolver: its counters, its number of names, and the control plane's labels; None: there is none."""
 
-        def more() -> Iterable[Metric]:
+        def source() -> Iterable[Metric]:
             from kumadp.metrics.dns import families
 
-            found = counted()
-            return families(*found) if found is not None else ()
+            counts = counted()
+            return families(*counts) if counts is not None else ()
 
-        self.add(more)
+        self.add(source)
 
     def own(self) -> bytes:
         """In Prometheus' text format 0.0.4, on the event loop; `ready` first, or the first time takes 35 ms."""
@@ -52,8 +52,8 @@ class Measuring:
 
             states = [state.name for state in ChildState]
             self._own = OwnMetrics(self._snapshot, self._lag, states=states, causes=CAUSES)
-            for more in self._more:
-                self._own.add(more)
+            for source in self._sources:
+                self._own.add(source)
         return self._own.exposition()
 
     async def ready(self) -> None:

@@ -1,87 +1,99 @@
-"""Metrics in this run: the socket of Envoy's Prometheus listener, where the sources are, and the policies."""
+"""Metrics in a run: the socket of Envoy's Prometheus listener, its sources, and the policies."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
+from kumadp.addresses import LOOPBACK
 from kumadp.bootstrap.admin_address import TcpAdmin
-from kumadp.daemon.ports import LOOPBACK
+from kumadp.core.part import Part
+from kumadp.core.redirection import may_be_redirected
 from kumadp.host.socket_names import kuma_socket, metrics
 from kumadp.metrics.profiles import Selection, SelectionSpec
 from kumadp.metrics.server import MetricsServer, ScrapedApplication, ScrapePolicy, SourceLocator
-from kumadp.probes.targets import is_sourced
-from kumadp.resources.types import Dataplane
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
     from kumadp.bootstrap.admin_address import AdminAddress
-    from kumadp.controlplane.bootstrap_messages import Aggregated
-    from kumadp.core.context import Run
-    from kumadp.daemon.configuration import Configuration
-    from kumadp.dns.part import Names
+    from kumadp.bootstrap.prepare import Aggregated
+    from kumadp.core.context import Context
     from kumadp.exposition.reader import Piece
+    from kumadp.host.net.ports import BindAddress
     from kumadp.resources import dynconf_bodies
 
 # Each is a request at every scrape, all at once.
 _MOST_APPLICATIONS = 500
-# Labels that say of which data plane a sample is, by a control plane of 2.13 or newer; older ones leave it to us.
-_TOLD = ("mesh", "dataplane", "kuma.workload", "kuma_workload")
+# Labels that name the data plane of a sample, by a control plane of 2.13 or newer; kumadp adds them for older ones.
+_OWNED_LABELS = ("mesh", "dataplane", "kuma.workload", "kuma_workload")
 
 
-class Metering:
-    """Binds the socket (WorkDirError) and serves it from then on.
+class MetricsPart(Part):
+    """Serves the socket that Envoy's Prometheus listener leads to.
 
-    ``admin`` is that of the Envoy that serves.
+    ``admin`` is that of the Envoy that serves, ``coredns`` the address of CoreDNS's metrics, ``own`` the page of
+    kumadp's own.
     """
+
+    name = "metrics"
 
     def __init__(
         self,
-        run: Run,
-        configuration: Configuration,
+        context: Context,
         *,
         admin: Callable[[], AdminAddress | None],
-        names: Names | None,
+        coredns: Callable[[], BindAddress | None],
+        own: Callable[[], Awaitable[tuple[bytes, str]]],
     ) -> None:
-        self._run = run
-        self._configuration = configuration
+        self._context = context
         self._admin = admin
-        settings = run.settings
-        spec = run.resource.spec if run.resource is not None else None
-        around = SourceLocator(
+        self._coredns = coredns
+        self._own = own
+        self._server: MetricsServer | None = None
+
+    async def start(self) -> None:
+        """Bind the socket and serve it from now on; raises WorkDirError."""
+        context = self._context
+        path = kuma_socket(context.work.sockets, metrics(context.name, context.mesh))
+        surroundings = SourceLocator(
             applications=self._aggregated,
             envoy=self._envoy,
-            coredns=lambda: names.metrics_address if names is not None else None,
-            own=run.measuring.page,
+            coredns=self._coredns,
+            own=self._own,
             labels=lambda: self._labels({}),
-            sourced=is_sourced(settings, spec if isinstance(spec, Dataplane) else None, run.environ),
-            limit=settings.metrics_source_limit << 20,
+            sourced=may_be_redirected(context),
+            limit=context.settings.metrics_source_limit << 20,
         )
-        path = kuma_socket(run.work.sockets, metrics(run.name, run.mesh_name))
-        self._server = MetricsServer(path, around, set_warning=self._concern)
-        run.status.ports["metrics"] = str(path)
-        run.status.asked["metrics"] = self._server.status
-        run.stack.start(self._server)
+        self._server = MetricsServer(path, surroundings, set_warning=self._set_warning)
+        context.status.ports["metrics"] = str(path)
+        context.stack.start(self._server)
 
-    def said(self, seconds: float) -> AsyncIterator[tuple[str, Piece]]:
-        """See `MetricsServer.read_pieces`."""
+    def status(self) -> Mapping[str, object]:
+        """Return the section ``metrics``."""
+        return {"metrics": self._server.status()} if self._server is not None else {}
+
+    def exposition(self, seconds: float) -> AsyncIterator[tuple[str, Piece]]:
+        """Return what is pushed; as `MetricsServer.read_pieces`."""
+        assert self._server is not None  # noqa: S101 - nothing is pushed before this part has been started
         return self._server.read_pieces(seconds)
 
     @property
     def service(self) -> str:
         """The data plane's service, by its bootstrap."""
-        fetched = self._configuration.prepared.fetched
+        fetched = self._context.bootstrap.fetched
         node = (fetched.tree.get("node") if fetched is not None else None) or {}
         return str(node.get("cluster") or "") if isinstance(node, dict) else ""
 
-    async def apply(self, body: dynconf_bodies.MeshMetricBody | None) -> None:
-        """Answer by what MeshMetric policies say; None: there are none any more."""
+    async def apply_policy(self, body: dynconf_bodies.MeshMetricBody | None) -> None:
+        """Serve by the MeshMetric policies; None: there are none (any more)."""
+        if self._server is None:
+            return
         if body is None:
             self._server.apply(None)
             return
-        told = body.observability.metrics
-        sidecar = told.sidecar
+        metrics_policy = body.observability.metrics
+        sidecar = metrics_policy.sidecar
         profiles = sidecar.profiles if sidecar is not None else None
         wanted = SelectionSpec(
             tuple(profile.name for profile in (profiles and profiles.append_profiles) or ()),
@@ -90,25 +102,28 @@ class Metering:
         )
         policy = ScrapePolicy(
             self._applications(
-                ((one.name or "", one.address, one.port, one.path) for one in told.applications or ()), "MeshMetric"
+                ((one.name or "", one.address, one.port, one.path) for one in metrics_policy.applications or ()),
+                "MeshMetric",
             ),
             Selection(wanted),
-            self._labels(told.extra_labels or {}),
+            self._labels(metrics_policy.extra_labels or {}),
             used_only=sidecar is None or not sidecar.include_unused,
         )
         self._server.apply(policy)
 
     def _aggregated(self) -> tuple[ScrapedApplication, ...]:
-        fetched = self._configuration.prepared.fetched
+        fetched = self._context.bootstrap.fetched
         return self._applications(fetched.aggregate if fetched is not None else (), "the Mesh")
 
     def _applications(
-        self, told: Iterable[Aggregated | tuple[str, str, int, str]], where: str
+        self, applications: Iterable[Aggregated | tuple[str, str, int, str]], where: str
     ) -> tuple[ScrapedApplication, ...]:
-        fetched = self._configuration.prepared.fetched
-        own = (fetched.address if fetched is not None else "") or self._run.settings.instance_ip or LOOPBACK
-        listed = tuple(ScrapedApplication(name, address or own, port, path) for name, address, port, path in told)
-        self._run.status.set_warning(
+        fetched = self._context.bootstrap.fetched
+        own = (fetched.address if fetched is not None else "") or self._context.settings.instance_ip or LOOPBACK
+        listed = tuple(
+            ScrapedApplication(name, address or own, port, path) for name, address, port, path in applications
+        )
+        self._context.status.set_warning(
             f"applications of {where}",
             f"only {_MOST_APPLICATIONS} of {len(listed)} applications are scraped"
             if len(listed) > _MOST_APPLICATIONS
@@ -122,11 +137,11 @@ class Metering:
             return None
         return (admin.host, admin.port) if isinstance(admin, TcpAdmin) else admin.path
 
-    def _labels(self, told: Mapping[str, str]) -> Mapping[str, str]:
-        if any(name in told for name in _TOLD):
-            return told
-        own = {"mesh": self._run.mesh_name, "dataplane": self._run.name, "service": self.service}
-        return {**{name: value for name, value in own.items() if value}, **told}
+    def _labels(self, given: Mapping[str, str]) -> Mapping[str, str]:
+        if any(name in given for name in _OWNED_LABELS):
+            return given
+        own = {"mesh": self._context.mesh, "dataplane": self._context.name, "service": self.service}
+        return {**{name: value for name, value in own.items() if value}, **given}
 
-    def _concern(self, source: str, concern: str) -> None:
-        self._run.status.set_warning(f"metrics of {re.sub(r'[^ -~]', '?', source)}", concern)
+    def _set_warning(self, source: str, warning: str) -> None:
+        self._context.status.set_warning(f"metrics of {re.sub(r'[^ -~]', '?', source)}", warning)

@@ -1,4 +1,4 @@
-"""OpenTelemetry in this run: metrics pushed to the backends of MeshMetric policies, and Kuma 2.14's pipe."""
+"""OpenTelemetry in a run: metrics pushed to the backends of MeshMetric policies, and Kuma 2.14's pipe."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kumadp.core.part import Part
+from kumadp.host.log.secrets import register
 from kumadp.otel.backend_spec import BackendSpec
 from kumadp.otel.environment import read_environment, timeout_or_default
 from kumadp.otel.offer import is_installed
@@ -14,9 +16,9 @@ from kumadp.resources.dynconf_bodies import MESH_METRIC, OTEL
 from kumadp.settings.values import BadValue, parse_duration
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
-    from kumadp.core.context import Run
+    from kumadp.core.context import Context
     from kumadp.exposition.reader import Piece
     from kumadp.otel.export_types import ExportOptions
     from kumadp.otel.push import Pusher
@@ -36,32 +38,52 @@ _SHORTEST = 0.1
 _TIMEOUT = 10.0
 
 
-class Exporting:
-    """``said`` is what is pushed; ``service`` names the data plane to collectors."""
+class OtelPart(Part):
+    """Pushes metrics, and serves the pipe.
+
+    ``exposition`` is what is pushed; ``service`` names the data plane to collectors.
+    """
+
+    name = "otel"
 
     def __init__(
-        self, run: Run, said: Callable[[float], AsyncIterator[tuple[str, Piece]]], service: Callable[[], str]
+        self,
+        context: Context,
+        exposition: Callable[[float], AsyncIterator[tuple[str, Piece]]],
+        service: Callable[[], str],
     ) -> None:
-        self._run = run
+        self._context = context
         self._service = service
-        self._environment = read_environment(run.environ)
+        self._environment = read_environment(context.environ)
+        for secret in self._environment.secrets():
+            register(secret)
         self._installed = is_installed()
         self._direct: dict[str, float] = {}
         self._piped: dict[str, float] = {}
-        self._said = said
+        self._exposition = exposition
         self._pusher: Pusher | None = None
-        self._pipe = Pipe(run.work.sockets, self._pipe_concern)
-        run.status.asked["otel"] = self._status
-        if run.settings.otel_pipe_enabled and not self._installed:
+        self._pipe: Pipe | None = None
+
+    async def start(self) -> None:
+        """Serve the pipe: it is there before Envoy, and after it, so that what Envoy sends at its end is passed on."""
+        context = self._context
+        self._pipe = Pipe(context.work.sockets, self._set_pipe_warning)
+        if context.settings.otel_pipe_enabled and not self._installed:
             log.info("Kuma 2.14's OpenTelemetry pipe is not announced; for it, %s", EXTRA)
-        if run.settings.otel_pipe_enabled:
-            # There before Envoy, and after it: what Envoy sends at its end still goes on.
-            run.stack.start(self._pipe, stop_deadline=_FLUSH + 2)
+        if context.settings.otel_pipe_enabled:
+            context.stack.start(self._pipe, stop_deadline=_FLUSH + 2)
+
+    def status(self) -> Mapping[str, object]:
+        """Return the section ``otel``."""
+        if self._pipe is None:
+            return {}
+        push = self._pusher.status() if self._pusher is not None else {}
+        return {"otel": {"installed": self._installed, "push": push, "pipe": self._pipe.status()}}
 
     def handlers(self, metrics: BodyHandler) -> dict[str, tuple[BodyHandler, ...]]:
         """Owners of the bodies of dynamic configuration; ``metrics`` owns that of MeshMetric too."""
         owners: dict[str, tuple[BodyHandler, ...]] = {MESH_METRIC: (metrics, self.apply_metrics)}
-        return {**owners, OTEL: (self.apply_pipe,)} if self._run.settings.otel_pipe_enabled else owners
+        return {**owners, OTEL: (self.apply_pipe,)} if self._context.settings.otel_pipe_enabled else owners
 
     async def apply_metrics(self, body: dynconf_bodies.MeshMetricBody | None) -> None:
         """Push where MeshMetric policies say; None: there are none any more."""
@@ -78,22 +100,25 @@ class Exporting:
             BackendSpec(one.name, Path(one.socket_path), routes(one, self._environment))
             for one in (body.backends if body is not None else None) or ()
         ]
+        pipe = self._pipe
+        if pipe is None:
+            return
         try:
-            await self._pipe.apply(wanted)
+            await pipe.apply(wanted)
         finally:
             self._piped = {
                 one.socket_path: _period(one.metrics.refresh_interval)
                 for one in (body.backends if body is not None else None) or ()
                 if one.metrics is not None
                 and usable_for_metrics(one.metrics)
-                and self._pipe.sends(Path(one.socket_path), "metrics")
+                and pipe.sends(Path(one.socket_path), "metrics")
             }
             self._push()
 
     def _push(self) -> None:
         periods = {**self._direct, **self._piped}
         missing = bool(periods) and not self._installed
-        self._run.status.set_warning(OPEN_TELEMETRY, f"metrics are not pushed; {EXTRA}" if missing else "")
+        self._context.status.set_warning(OPEN_TELEMETRY, f"metrics are not pushed; {EXTRA}" if missing else "")
         if missing or not (periods or self._pusher):
             return
         if self._pusher is None:
@@ -103,10 +128,10 @@ class Exporting:
     def _make_pusher(self) -> Pusher:
         from kumadp.otel.push import Pusher
 
-        flush = min(_FLUSH, self._run.settings.drain_time)
-        pusher = Pusher(self._said, self._options, set_warning=self._push_concern, flush=flush)
+        flush = min(_FLUSH, self._context.settings.drain_time)
+        pusher = Pusher(self._exposition, self._options, set_warning=self._set_push_warning, flush=flush)
         # Later than Envoy, so that it is left before Envoy, through which it pushes.
-        self._run.stack.start(pusher, stop_deadline=flush + 1)
+        self._context.stack.start(pusher, stop_deadline=flush + 1)
         return pusher
 
     def _options(self) -> ExportOptions:
@@ -120,18 +145,11 @@ class Exporting:
             timeout_or_default(own.timeout, timeout_or_default(shared.timeout, _TIMEOUT)),
         )
 
-    def _status(self) -> dict[str, object]:
-        return {
-            "installed": self._installed,
-            "push": self._pusher.status() if self._pusher is not None else {},
-            "pipe": self._pipe.status(),
-        }
+    def _set_push_warning(self, path: str, warning: str) -> None:
+        self._context.status.set_warning(f"{OPEN_TELEMETRY} push to {Path(path).name}", warning)
 
-    def _push_concern(self, path: str, concern: str) -> None:
-        self._run.status.set_warning(f"{OPEN_TELEMETRY} push to {Path(path).name}", concern)
-
-    def _pipe_concern(self, backend: str, concern: str) -> None:
-        self._run.status.set_warning(f"{OPEN_TELEMETRY} backend {backend}", concern)
+    def _set_pipe_warning(self, backend: str, warning: str) -> None:
+        self._context.status.set_warning(f"{OPEN_TELEMETRY} backend {backend}", warning)
 
 
 def _period(text: str) -> float:

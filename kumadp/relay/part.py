@@ -1,253 +1,297 @@
-"""The relay of one run: made from bootstrap and settings, dialled with what is true now, kept on disk."""
+"""The relay in a run: its socket, the last good configuration on disk, and the session with the control plane.
+
+Light to import: the session is imported in a thread while the control plane is queried for the bootstrap.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from importlib import import_module
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from kumadp.addresses import server_name
-from kumadp.bootstrap.comparison import same_node
-from kumadp.bootstrap.fields import get
-from kumadp.errors import ControlPlaneRefused
-from kumadp.relay.grace_period import UNREACHABLE_AFTER, assess
-from kumadp.relay.last_good import LastGoodContent
-from kumadp.relay.node import encode_node
-from kumadp.relay.refusal import StreamRefusal
-from kumadp.relay.relay import Relay, RelayOptions
-from kumadp.relay.state_machine import RelayStateMachine
-from kumadp.relay.upstream import Dial, UpstreamState
+import msgspec
+
+from kumadp.bootstrap.prepare import Fetched
+from kumadp.core.epochs import EpochObserver
+from kumadp.core.part import Handed, Part
+from kumadp.errors import KumadpError
+from kumadp.host.facts import memory_limit
+from kumadp.host.net.socket_paths import relay_socket_path
+from kumadp.host.state_dir import open_state_dir
+from kumadp.relay.snapshot import RelaySnapshot  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-    from kumadp.bootstrap.rewrite import Upstream
-    from kumadp.controlplane.bootstrap_client import KumaClient
-    from kumadp.core.status import Status
-    from kumadp.daemon.sources import Prepared
-    from kumadp.relay.last_good import LastGood, LastGoodStore
-    from kumadp.relay.snapshot import RelaySnapshot
+    from kumadp.bootstrap.admin_address import AdminAddress
+    from kumadp.bootstrap.prepare import Prepared
+    from kumadp.core.context import Context
+    from kumadp.core.previous import Previous
+    from kumadp.errors import ControlPlaneRefused
+    from kumadp.relay.admin_fingerprint import AdminWatch
+    from kumadp.relay.last_good import Binding, LastGood, LastGoodContent, LastGoodStore
+    from kumadp.relay.session import ControlPlaneAccess, RelaySession
 
 log = logging.getLogger("kumadp.relay")
 
-# Of the memory limit, and in bytes. gRPC's own default is 4 MiB; a mesh of 10,000 services needs some 30 MB.
-SHARE = 8
-SMALLEST_BOUND, LARGEST_BOUND = 4 << 20, 128 << 20
+# How long a reload waits until memory has all that a new Envoy requests (seconds): longer than a stream is rejected.
+SUPPLIED_WITHIN = 20.0
 
 
-class Relaying:
-    """Owns the relay. ``refused`` hears that the control plane refuses for good, ``opened`` that it has us.
+class Epochs(Protocol):
+    """The Envoys that connect."""
 
-    ``memory`` is served from at once. ``earlier`` is what an earlier run left: it serves where the control plane does
-    not take us yet since it still has that run's stream, which it frees after 10 s (Kuma 2.8 to 2.13).
+    @property
+    def adopted(self) -> tuple[int, int] | None:
+        """The generation and pid of an Envoy that is adopted, None if there is none."""
+
+    @property
+    def admin_address(self) -> AdminAddress | None:
+        """Where the admin of the Envoy that serves listens."""
+
+    def epoch_of(self, pid: int) -> int:
+        """Return the epoch of an Envoy by its pid, 0 if it is not known."""
+
+    def recheck_admin(self, listeners: Collection[str] | None) -> None:
+        """Have the proof that the admin is private repeated for these listeners, None: for all."""
+
+
+class RelaySection(msgspec.Struct, frozen=True):
+    """What is handed over. It has keys: never to disk."""
+
+    memory: RelaySnapshot
+
+
+class RelayPart(Part, EpochObserver):
+    """Owns the session, and follows Envoy's epochs.
+
+    ``access`` connects to the control plane.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        client: KumaClient,
-        prepared: Prepared,
-        status: Status,
-        *,
-        epoch_of: Callable[[int], int],
-        refused: Callable[[ControlPlaneRefused], None],
-        opened: Callable[[], None],
-        memory: RelaySnapshot | None = None,
-        earlier: LastGood | None = None,
-        stale: bool = False,
-        broken_at: float | None = None,
-        memory_limit: int = 0,
-    ) -> None:
-        self._client = client
-        self._status = status
-        self._refused = refused
-        self._opened = opened
+    name = "relay"
+    handover: ClassVar[type[msgspec.Struct] | None] = RelaySection
+
+    def __init__(self, context: Context, access: ControlPlaneAccess) -> None:
+        self._context = context
+        self._access = access
+        self._epochs: Epochs | None = None
+        self._memory: RelaySnapshot | None = None
         self._store: LastGoodStore | None = None
-        self._patience: asyncio.TimerHandle | None = None
-        # What is remembered comes from it.
-        self._had_us = memory is not None
-        self._open_since = -1.0
-        self.accepted: Callable[[str], None] = lambda _type_url: None
-        """Hears the type of which Envoy has accepted a response."""
-        self.answered: Callable[[str], None] = lambda _type_url: None
-        """Called with the type of which Envoy has accepted or rejected a response."""
-        self._stale = stale
-        self.use(prepared)
-        self._told = _tree(prepared)
-        self._machine = machine = RelayStateMachine(_node(self._told), snapshot=memory, withhold_secrets=stale)
-        self.relay = Relay(
-            path,
-            machine,
-            self._dial,
-            epoch_of=epoch_of,
-            options=RelayOptions(
-                broken_at=broken_at,
-                largest=largest_message(memory_limit),
-                on_change=self._changed,
-                on_accepted=self._accepted,
-                on_answered=lambda type_url: self.answered(type_url),
-            ),
-        )
-        status.asked["relay"] = self.relay.status
-        self._earlier = None
-        # An upgraded kumadp is served too; to Envoy's version the copy is bound.
-        if earlier is not None and same_node(earlier.bootstrap, self._told):
-            self._earlier = earlier.memory
+        self._last_good: LastGood | None = None
+        self._admin_watch: AdminWatch | None = None
+        self._on_opened: list[Callable[[], None]] = []
+        self._on_accepted: list[Callable[[str], None]] = []
+        self.path: Path | None = None
+        """The socket that Envoy connects to; None: Envoy connects to the control plane itself."""
+        self.session: RelaySession | None = None
 
-    def use(self, prepared: Prepared) -> None:
-        """Take the way to the control plane, from the next attempt on, from this bootstrap."""
-        assert prepared.upstream is not None  # noqa: S101 - without one there is no relay
-        self._prepared = prepared
-        self._upstream: Upstream = prepared.upstream
+    @property
+    def active(self) -> bool:
+        """Whether Envoy gets its configuration from the relay."""
+        return self.session is not None
 
-    def renew(self, prepared: Prepared) -> bool:
-        """Go on with this bootstrap; True when its Node asks for another configuration: the stream is opened anew.
+    def connect(self, epochs: Epochs) -> None:
+        """Serve these Envoys."""
+        self._epochs = epochs
 
-        A control plane reads the Node once a stream (Kuma 2.8 to 2.13).
+    def on_stream_opened(self, callback: Callable[[], None]) -> None:
+        """Have ``callback`` called each time that the control plane has accepted the stream."""
+        self._on_opened.append(callback)
+
+    def on_configuration_accepted(self, callback: Callable[[str], None]) -> None:
+        """Have ``callback`` called with the type of each response that Envoy has accepted."""
+        self._on_accepted.append(callback)
+
+    def adopt(self, previous: Previous) -> None:
+        """Take the memory that was handed over."""
+        section = previous.section(self.name, RelaySection)
+        self._memory = section.memory if section is not None else None
+
+    async def load(self, envoy_version: str) -> Fetched | None:
+        """Choose the socket, and return the bootstrap of the last good configuration on disk, if any.
+
+        Raises WorkDirError.
         """
-        self.use(prepared)
-        self._kept()
-        return self._renew_node(prepared)
+        context = self._context
+        if context.settings.xds_relay != "on":
+            return None
+        self.path = relay_socket_path(context.name, context.work.path, context.environ)
+        # In 40 ms, while the control plane is queried.
+        self._module = asyncio.create_task(asyncio.to_thread(import_module, "kumadp.relay.session"))
+        self._last_good = last = await self._read_last_good(envoy_version)
+        return Fetched(last.bootstrap, last.corefile_template, last.confirmed) if last is not None else None
 
-    def renew_early(self, prepared: Prepared) -> None:
-        """Tell of another Node already now where that breaks no stream, as there is none."""
-        if self.relay.facts.state is not UpstreamState.OPEN:
-            self._renew_node(prepared)
+    async def _read_last_good(self, envoy_version: str) -> LastGood | None:
+        """Return what the last run kept on disk, and make the store for what comes; None if nothing is kept."""
+        context, settings = self._context, self._context.settings
+        if settings.last_good == "off":
+            return None
+        from kumadp.relay.last_good import LastGoodStore
+
+        directory = await asyncio.to_thread(open_state_dir, context.name, settings.state_dir, context.environ)
+        if directory is None:
+            log.info("no state directory: the last good configuration is not kept")
+            return None
+        self._store = LastGoodStore(
+            directory,
+            self._binding(envoy_version),
+            self._content,
+            max_age=settings.last_good_max_age,
+            on_failure=lambda reason: context.status.set_warning("last good configuration", reason),
+        )
+        return await self._store.load()
+
+    def _binding(self, envoy_version: str) -> Binding:
+        from kumadp.relay.last_good import Binding
+
+        context = self._context
+        return Binding(context.mesh, context.name, context.settings.cp_address, envoy_version)
+
+    def _content(self) -> LastGoodContent | None:
+        return self.session.content() if self.session is not None else None
+
+    async def start(self) -> None:
+        """Start the relay, if Envoy is to use one: before Envoy, which requests everything from it."""
+        context = self._context
+        if self.path is None or context.bootstrap.upstream is None or self._epochs is None:
+            return
+        module = await self._module
+        memory, earlier = self._memory, None
+        stale = "stale_since" in context.status.facts
+        if memory is None and self._last_good is not None:
+            at_once = self._access.pending or self._epochs.adopted is not None
+            memory, earlier = (self._last_good.memory, None) if at_once else (None, self._last_good)
+        limit = context.settings.max_memory_bytes or await asyncio.to_thread(memory_limit)
+        self.session = module.RelaySession(
+            self.path,
+            self._access,
+            context.bootstrap,
+            context.status,
+            self,
+            epoch_of=self._epochs.epoch_of,
+            resumption=module.Resumption(memory, earlier, stale, context.previous.left_at),
+            memory_limit=limit,
+        )
+        if self._store is not None:
+            self.session.keep_in(self._store)
+        if (adopted := self._epochs.adopted) is not None:
+            # It serves already: what it accepts again is not the word of a new Envoy.
+            self.session.relay.envoy_started(*adopted)
+            self.session.relay.envoy_live(adopted[0])
+        await context.stack.enter(self.session.relay)
+
+    def hand_over(self) -> Handed | None:
+        """Return the relay's memory."""
+        return Handed(RelaySection(self.session.relay.snapshot())) if self.session is not None else None
+
+    def status(self) -> Mapping[str, object]:
+        """Return the sections ``relay`` and ``last_good``."""
+        sections: dict[str, object] = {}
+        if self.session is not None:
+            sections["relay"] = self.session.relay.status()
+            if self._store is not None:
+                sections["last_good"] = self._store.status()
+        return sections
+
+    async def close(self) -> None:
+        """Write what is not on disk yet."""
+        if self._store is not None:
+            await self._store.close()
+
+    async def flush(self) -> None:
+        """Return once what is to be kept is on disk; more may follow."""
+        if self._store is not None:
+            await self._store.flush()
+
+    async def confirm(self) -> None:
+        """Note that the control plane stands by what Envoy runs with."""
+        if self._store is not None:
+            await self._store.confirm()
+
+    # A reload
+
+    async def prepare_takeover(self, prepared: Prepared, *, hot: bool) -> None:
+        """Get ready for an Envoy with this bootstrap; ``hot``: it takes over from one that serves.
+
+        Raises KumadpError if memory lacks what a new Envoy would wait for: while it waits, nobody has an admin. Right
+        after an adoption the control plane rejects the stream for 10 s, and keys are in no file.
+        """
+        if self.session is None:
+            return
+        self.session.renew_early(prepared)
+        if not hot:
+            return
+        try:
+            async with asyncio.timeout(SUPPLIED_WITHIN):
+                await self.session.relay.until_supplied()
+        except TimeoutError:
+            reason = "the control plane has not sent all that Envoy requests, and a new Envoy would wait for it"
+            raise KumadpError(f"{reason}; the Envoy that ran keeps serving") from None
 
     def go_back(self, prepared: Prepared) -> None:
-        """The Envoy with this bootstrap runs on: where the control plane was told of another Node early, take it back.
+        """Continue with this bootstrap: the takeover failed."""
+        if self.session is not None:
+            self.session.go_back(prepared)
 
-        What it sent for that one is not what this Envoy can do; the stream is opened anew.
-        """
-        if self._renew_node(prepared):
-            log.warning("the control plane is told by a new stream that the Dataplane is what it was")
-
-    def _renew_node(self, prepared: Prepared) -> bool:
-        former, self._told = self._told, _tree(prepared)
-        self._machine.renew_node(_node(self._told))
-        # Versions are but shown (Kuma 2.8 to 2.13): the next stream will do.
-        if same_node(former, self._told):
-            return False
-        self.relay.close_upstream("the Dataplane, or what else the control plane is told of it, is another one")
-        self.relay.reopen_upstream()
-        return True
-
-    def keep_in(self, store: LastGoodStore) -> None:
-        """Keep what is accepted on disk from now on."""
-        self._store = store
-        self._status.asked["last_good"] = store.status
-
-    def content(self) -> LastGoodContent | None:
-        """What is kept on disk: None while nothing was accepted."""
-        fetched, memory = self._prepared.fetched, self.relay.snapshot()
-        if fetched is None or not any(one.accepted for one in memory.types):
-            return None
-        return LastGoodContent(fetched.tree, fetched.corefile_template, memory)
-
-    async def _dial(self) -> Dial:
-        return await asyncio.to_thread(self._make_dial)
-
-    def _make_dial(self) -> Dial:
-        from kumadp.controlplane.trust import Trust, make_context
-
-        upstream, settings = self._upstream, self._client.settings
-        trust = self._client.trust()
-        if not trust.ca and upstream.ca_inline is not None:
-            trust = Trust(upstream.ca_inline.decode("utf-8", "surrogateescape"), verify=trust.verify)
-        return Dial(
-            addresses=addresses(upstream.host, upstream.port, settings.cp_addresses),
-            tls=make_context(trust) if upstream.tls else None,
-            server_name=upstream.server_name if upstream.server_name != upstream.host else "",
-            token=self._client.token(),
-            metadata=upstream.metadata,
-        )
-
-    def _accepted(self, type_url: str) -> None:
-        self._kept()
-        self.accepted(type_url)
-
-    def _kept(self) -> None:
+    def renew(self, prepared: Prepared, envoy_version: str) -> str:
+        """Continue with this bootstrap, which an Envoy of this version runs with; returns a note for the operator."""
         if self._store is not None:
-            self._store.schedule_write()
+            self._store.bind(self._binding(envoy_version))
+        if self.session is not None and self.session.renew(prepared):
+            return "the control plane gets the change on a new stream, which it rejects for about 10 s"
+        return ""
 
-    def _changed(self) -> None:
-        """Read what the relay says of itself, and tell what an operator should know."""
-        facts = self.relay.facts
-        if facts.refusal is StreamRefusal.ACTIVE and self._earlier is not None:
-            earlier, self._earlier = self._earlier, None
-            log.info("until the control plane takes this data plane again, what it gave the last one serves")
-            self._stale = self._had_us = True
-            self.relay.restore(earlier)
-        self._status.set_warning("last good", self._lacking())
-        if facts.state is UpstreamState.OPEN:
-            self._had_us, self._stale = True, False
-            if facts.since != self._open_since:
-                self._open_since = facts.since
-                self._opened()
-            self._calm()
-            self._tell()
-        elif facts.state is UpstreamState.HELD_CLOSED:
-            self._calm()
-            self._tell()
-        elif self._patience is None:
-            self._patience = asyncio.get_running_loop().call_later(UNREACHABLE_AFTER, self._impatient)
+    # What the session reports
 
-    def _lacking(self) -> str:
-        """What Envoy asks for and cannot have before the control plane is back: what is never kept on disk."""
-        if not self._stale or self.relay.facts.state is UpstreamState.OPEN:
-            return ""
-        types = [view.type_url.rpartition(".")[2] for view in self._machine.types() if not view.latest]
-        return f"{', '.join(types)}: not kept on disk, what needs it waits for the control plane" if types else ""
+    def on_refused(self, error: ControlPlaneRefused) -> None:
+        """End the run, unless the settings want Envoy to serve on."""
+        self._context.reject(error)
 
-    def _calm(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+    def on_opened(self) -> None:
+        """Notify those that wait for the control plane."""
+        for callback in self._on_opened:
+            callback()
 
-    def _impatient(self) -> None:
-        self._tell()
-        self._patience = asyncio.get_running_loop().call_later(UNREACHABLE_AFTER, self._impatient)
+    def on_accepted(self, type_url: str) -> None:
+        """Notify those that depend on what Envoy runs with."""
+        for callback in self._on_accepted:
+            callback(type_url)
 
-    def _tell(self) -> None:
-        relay = self.relay
-        condition = assess(relay.facts, silence=relay.silence, was_connected=self._had_us, now=time.monotonic())
-        self._status.set_warning("control plane", condition.warning)
-        if condition.permanent:
-            self._refused(ControlPlaneRefused(condition.warning))
+    def on_answered(self, type_url: str) -> None:
+        """Look whether the proof that the admin is private is to be repeated."""
+        if self._admin_watch is not None:
+            self._admin_watch.on_answered(type_url)
 
+    # What Envoy reports
 
-def largest_message(memory_limit: int) -> int:
-    """Bytes that one response of the control plane may have, by the memory limit of our cgroup (bytes, 0: none).
+    def on_epoch_started(self, epoch: int, pid: int) -> None:
+        """Expect the streams of this epoch."""
+        if self.session is None or self._epochs is None:
+            return
+        if self._admin_watch is None:
+            # Imported late: it needs the relay's reader of messages.
+            from kumadp.relay.admin_fingerprint import AdminWatch
 
-    A message is held twice while it comes and while the next one replaces it, and Envoy needs many times its size.
-    """
-    return max(SMALLEST_BOUND, min(memory_limit // SHARE, LARGEST_BOUND)) if memory_limit else LARGEST_BOUND
+            self._admin_watch = AdminWatch(self.session.relay.snapshot, self._admin, self._epochs.recheck_admin)
+            self._admin_watch.look()
+        self.session.relay.envoy_started(epoch, pid)
 
+    def _admin(self) -> AdminAddress:
+        return self._context.bootstrap.admin
 
-def _tree(prepared: Prepared) -> Mapping[str, Any]:
-    """The bootstrap whose Node the control plane is told."""
-    return prepared.fetched.tree if prepared.fetched is not None else {}
+    def on_epoch_live(self, epoch: int) -> None:
+        """Note that what this epoch accepted is good."""
+        if self.session is not None:
+            self.session.relay.envoy_live(epoch)
 
+    def on_epoch_ended(self, epoch: int, *, expected: bool) -> None:
+        """Note the end; one that is not ``expected`` casts doubt on what it was given last."""
+        if self.session is not None:
+            self.session.relay.envoy_ended(epoch, expected=expected)
 
-def _node(tree: Mapping[str, Any]) -> bytes:
-    return encode_node(get(tree, "node") or {})
-
-
-def addresses(host: str, port: int, urls: Sequence[str]) -> tuple[tuple[str, int], ...]:
-    """Where the stream may go: what the bootstrap says, and the other addresses of the same control plane.
-
-    Where the bootstrap leads to one of the addresses that the user named, the others are as good.
-    """
-    named = []
-    for url in urls:
-        parts = urlsplit(url)
-        named.append((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)))
-    # The control plane knows the name in the request: without final dot and zone, which dialling needs.
-    names = [(server_name(name), number) for name, number in named]
-    if (server_name(host), port) not in names:
-        return ((host, port),)
-    at = names.index((server_name(host), port))
-    return tuple(dict.fromkeys((*named[at:], *named[:at])))
+    def on_takeover(self, *, active: bool) -> None:
+        """Hold health reports back while a new epoch takes over."""
+        if self.session is not None:
+            self.session.relay.hold_health(active)

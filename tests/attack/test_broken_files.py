@@ -15,7 +15,10 @@ import pytest
 
 from kumadp.accesslog.component import AccessLogs
 from kumadp.bootstrap.admin_address import TcpAdmin, UnixAdmin, parse_admin
-from kumadp.daemon.adoption import SECTION, decode_left, forget, left_in, tidy
+from kumadp.controlplane.source_file import read_source
+from kumadp.core.previous import SECTION
+from kumadp.daemon.adoption import forget, previous_in, tidy
+from kumadp.daemon.reexec import decode_daemon_section
 from kumadp.errors import HandoverFailed
 from kumadp.host import process_identity as identity
 from kumadp.host.private_file import write_json, write_private
@@ -66,7 +69,7 @@ def test_a_state_file_that_cannot_be_used_adopts_nothing(
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 async def test_a_source_that_cannot_be_used_is_fetched_again(tmp_path: Path, content: bytes) -> None:
     write_private(tmp_path / SOURCE_FILE, content)
-    assert left_in(tmp_path).source is None
+    assert read_source(tmp_path) is None
 
 
 PACKED = [
@@ -83,7 +86,7 @@ PACKED = [
 @pytest.mark.parametrize("content", PACKED, ids=range(len(PACKED)))
 def test_a_handover_that_cannot_be_read_is_refused(content: bytes) -> None:
     with pytest.raises(HandoverFailed, match="cannot be read"):
-        decode_left(Handover(1, 1, 1, "", (), (), {SECTION: content}))
+        decode_daemon_section(Handover(1, 1, 1, "", (), (), {SECTION: content}))
     memfd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
     try:
         os.write(memfd, content)
@@ -151,8 +154,8 @@ async def test_a_child_whose_output_is_no_fifo_of_ours_is_not_adopted(
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:  # noqa: ASYNC220
         try:
             write_state(tmp_path, process.pid, fifo.replace("{}", str(tmp_path)))
-            assert left_in(tmp_path).children == ()
-            assert "cannot be adopted: its output" in caplog.text
+            assert previous_in(tmp_path).children == ()
+            assert "its output" in caplog.text
         finally:
             process.kill()
 
@@ -165,9 +168,9 @@ async def test_the_end_of_a_child_removes_a_fifo_of_the_work_directory_alone(tmp
         victim.write_text("of somebody else")
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:  # noqa: ASYNC220
         write_state(work, process.pid, str(victims[0]))
-        before = left_in(work)
+        previous = previous_in(work)
         process.kill()
-    await before.ended()
+    await asyncio.gather(*(child.wait() for child in previous.children))
     assert [victim.read_text() for victim in victims] == ["of somebody else"] * 2
 
 

@@ -19,9 +19,10 @@ import pytest
 
 from kumadp.cli import doctor, remote
 from kumadp.core.status import Status
-from kumadp.daemon.control import ask, ask_status, socket_name
+from kumadp.daemon.control_client import ask, ask_status
 from kumadp.daemon.instances import Running, Search
 from kumadp.errors import CommandRefused
+from kumadp.host.net.socket_paths import socket_name
 from kumadp.host.net.unix_http import LARGEST_BODY, UntrustedSocket
 from tests.support.command import ROOT, kumadp
 from tests.support.needs import missing

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from kumadp.daemon.control import ask_status, control_socket_path
+from kumadp.daemon.control_client import ask_status
+from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.daemon import Daemon, get, workload
 from tests.support.poll import poll
 from tests.support.rig import NAME, NODE, Rig

@@ -21,8 +21,8 @@ import msgspec
 from kumadp.cli.status import _same
 from kumadp.core.phases import Phase
 from kumadp.core.status import Status
-from kumadp.daemon.control import socket_name
 from kumadp.daemon.status_schema import StatusReport
+from kumadp.host.net.socket_paths import socket_name
 from tests.support.command import ROOT, kumadp
 from tests.support.poll import poll
 
@@ -170,7 +170,7 @@ def test_fields_that_change_all_the_time_are_not_a_change() -> None:
         status = ready("web")
         status.counters = {"virtual probes": Counter({"2xx": requests})}
         paths = {"/dns": {"etag": etag, "asked": requests, "seconds": seconds, "changes": 1}}
-        status.asked["dynconf"] = lambda: {"socket": "x", "asks": True, "paths": paths}
+        status.add_section(lambda: {"dynconf": {"socket": "x", "asks": True, "paths": paths}})
         results = status.snapshot()
         return {**results, "spent": {"READY": seconds}}
 

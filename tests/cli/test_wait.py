@@ -20,8 +20,9 @@ import pytest
 import kumadp.cli.wait as wait_module
 from kumadp.core.phases import Phase
 from kumadp.core.status import Status
-from kumadp.daemon.control import ControlServer, socket_name
+from kumadp.daemon.control import ControlServer
 from kumadp.daemon.instances import Search
+from kumadp.host.net.socket_paths import socket_name
 from kumadp.settings.resolve import resolve
 from tests.support.command import ROOT, kumadp
 from tests.support.daemon import Ports, get, run_kumadp, workload

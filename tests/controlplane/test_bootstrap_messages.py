@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from kumadp.controlplane.bootstrap_messages import Aggregated, UndecodableAnswer, decode_answer
+from kumadp.bootstrap.prepare import Aggregated
+from kumadp.controlplane.bootstrap_messages import UndecodableAnswer, decode_answer
 
 
 def answer(metrics: Any) -> bytes:

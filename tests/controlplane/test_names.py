@@ -13,7 +13,7 @@ from kumadp.controlplane.trust import Trust
 from kumadp.doctor.control_plane import control_plane
 from kumadp.doctor.subject import Subject
 from kumadp.errors import SettingsError
-from kumadp.relay.part import addresses
+from kumadp.relay.session import addresses
 from kumadp.settings.resolve import resolve
 from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.controlplane.bootstrap_client import KumaClient
-from kumadp.envoy.version import EnvoyVersion
+from kumadp.controlplane.bootstrap_client import KumaClient, Sidecar, Versions
 from kumadp.host.work_dir import open_work_dir
 from kumadp.settings.model import Settings
 from kumadp.settings.reload import reloaded
@@ -31,7 +30,7 @@ def sent(client: KumaClient) -> dict[str, Any]:
 @pytest.fixture
 def client(tmp_path: Path) -> KumaClient:
     work = open_work_dir("web", str(tmp_path / "work"), "", "", {})
-    return KumaClient(CURRENT, None, work, None, (EnvoyVersion("1.40.0", "x"), ""), serves_probes=False)
+    return KumaClient(CURRENT, None, work, Versions("1.40.0"), Sidecar())
 
 
 @pytest.mark.parametrize(

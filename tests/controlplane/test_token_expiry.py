@@ -22,7 +22,7 @@ def token(left: float | None, **more: Any) -> str:
 
 
 def concern(status: Status) -> str:
-    return status.concerns.get("token", "")
+    return status.warnings.get("token", "")
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ def watch(status: Status, *files: str) -> TokenWatch:
 
 
 async def test_one_without_an_end_is_no_concern(status: Status) -> None:
-    watch(status).heard(token(None))
-    assert (status.facts["token_expires"], status.concerns) == (None, {})
+    watch(status).note(token(None))
+    assert (status.facts["token_expires"], status.warnings) == (None, {})
 
 
 async def test_one_that_lasts_is_no_concern(status: Status) -> None:
-    watch(status).heard(text := token(NOTICE + 60))
+    watch(status).note(text := token(NOTICE + 60))
     assert status.facts["token_expires"] == pytest.approx(time.time() + NOTICE + 60, abs=30)
-    assert status.concerns == {}
+    assert status.warnings == {}
     assert text not in str(status.snapshot())
 
 
@@ -52,22 +52,22 @@ async def test_one_that_ends_soon_or_has_ended_is_a_concern_until_there_is_a_new
     status: Status, left: float, told: str
 ) -> None:
     made = watch(status)
-    made.heard(token(left))
+    made.note(token(left))
     assert concern(status).startswith(told)
-    made.heard(token(NOTICE * 9))
-    assert status.concerns == {}
+    made.note(token(NOTICE * 9))
+    assert status.warnings == {}
 
 
 async def test_when_its_last_day_begins_the_file_is_read_anew(status: Status, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "NOTICE", 100.0)
-    watch(status, new := token(5000)).heard(token(100.1))
-    assert status.concerns == {}
+    watch(status, new := token(5000)).note(token(100.1))
+    assert status.warnings == {}
 
     async def taken() -> bool:
         return status.facts["token_expires"] == pytest.approx(time.time() + 5000, abs=90)
 
     await poll_async(taken, what="the new token")
-    assert (status.concerns, new) == ({}, new)
+    assert (status.warnings, new) == ({}, new)
 
 
 async def test_when_its_last_day_begins_and_no_other_is_there_it_is_a_concern(
@@ -75,8 +75,8 @@ async def test_when_its_last_day_begins_and_no_other_is_there_it_is_a_concern(
 ) -> None:
     monkeypatch.setattr(tokens, "NOTICE", 100.0)
     text = token(100.1)
-    watch(status, text).heard(text)
-    assert status.concerns == {}
+    watch(status, text).note(text)
+    assert status.warnings == {}
 
     async def told() -> bool:
         return concern(status).startswith("it expires at")
@@ -86,14 +86,14 @@ async def test_when_its_last_day_begins_and_no_other_is_there_it_is_a_concern(
 
 async def test_of_one_that_the_kubelet_renews_only_the_end_is_a_concern(status: Status) -> None:
     made = watch(status)
-    made.heard(token(3000, **{"kubernetes.io": {"namespace": "web"}}))
-    assert status.concerns == {}
-    made.heard(token(-1, **{"kubernetes.io": {"namespace": "web"}}))
+    made.note(token(3000, **{"kubernetes.io": {"namespace": "web"}}))
+    assert status.warnings == {}
+    made.note(token(-1, **{"kubernetes.io": {"namespace": "web"}}))
     assert concern(status).startswith("it expired")
 
 
 @pytest.mark.parametrize("end", [1e300, -1e300])
 async def test_an_end_beyond_all_calendars_does_no_harm(status: Status, end: float) -> None:
     made = watch(status)
-    made.heard(token(end))
-    assert bool(status.concerns) is (end < 0)
+    made.note(token(end))
+    assert bool(status.warnings) is (end < 0)

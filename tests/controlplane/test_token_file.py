@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.controlplane.bootstrap_client import KumaClient
-from kumadp.envoy.version import EnvoyVersion
+from kumadp.controlplane.bootstrap_client import KumaClient, Sidecar, Versions
 from kumadp.errors import WorkDirError
 from kumadp.host.work_dir import TOKEN_FILE, open_work_dir
 from kumadp.settings.model import Settings
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
 
 def test_it_needs_no_room_where_it_is_there_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = open_work_dir("web", str(tmp_path / "work"), "", "", {})
-    versions = (EnvoyVersion("1.40.0", "x"), "")
-    client = KumaClient(Settings(token="one"), None, work, None, versions, serves_probes=False)
+    client = KumaClient(Settings(token="one"), None, work, Versions("1.40.0"), Sidecar())
     file = work.path / TOKEN_FILE
     assert client._token_file("one") == str(file)
     assert file.read_text() == "one"

@@ -1,4 +1,4 @@
-"""What the parts of one run share."""
+"""The context that parts share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.core import context
-from kumadp.core.context import Run
+from kumadp.core.context import Context, Inputs
 from kumadp.errors import WorkDirError
 from kumadp.host.work_dir import WorkDir
 from kumadp.settings.resolve import resolve
@@ -32,10 +32,14 @@ async def test_children_outlive_us_only_where_the_next_run_finds_them(
     monkeypatch.setattr(context, "find_container_sign", lambda _environ: "")
     caplog.set_level(logging.WARNING)
     settings = resolve("run", {"name": "web", "mesh": "default", "on_parent_death": setting}, {}).settings
-    run = Run(settings, None, None, {})
-    run.take(WorkDir(tmp_path, tmp_path, tmp_path, temporary=temporary))
-    command = await run.command("envoy", ("/bin/true",))()
-    assert (command.on_parent_death, command.fifo is not None, run.keeps) == (fate, fate == "keep", fate == "keep")
+    shared = Context(Inputs(settings, None, {}))
+    shared.use_work_dir(WorkDir(tmp_path, tmp_path, tmp_path, temporary=temporary))
+    command = await shared.command("envoy", ("/bin/true",))()
+    assert (command.on_parent_death, command.fifo is not None, shared.keeps_children) == (
+        fate,
+        fate == "keep",
+        fate == "keep",
+    )
     assert not caplog.records
 
 
@@ -44,6 +48,6 @@ def test_children_that_are_to_outlive_us_need_a_work_directory_that_lasts(
 ) -> None:
     monkeypatch.setattr(context, "find_container_sign", lambda _environ: "")
     settings = resolve("run", {"name": "web", "mesh": "default", "on_parent_death": "keep"}, {}).settings
-    run = Run(settings, None, None, {})
+    shared = Context(Inputs(settings, None, {}))
     with pytest.raises(WorkDirError, match="the work directory is temporary"):
-        run.take(WorkDir(tmp_path, tmp_path, tmp_path, temporary=True))
+        shared.use_work_dir(WorkDir(tmp_path, tmp_path, tmp_path, temporary=True))

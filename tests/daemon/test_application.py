@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.core.context import Run
+from kumadp.core.context import Context, Inputs
+from kumadp.core.events import ApplicationEnded, Outcome, PartEnded, SignalReceived
 from kumadp.core.phases import Phase
-from kumadp.daemon.application import Application
+from kumadp.daemon.application import ApplicationPart
 from kumadp.daemon.drain import (
     Announce,
     DrainInbound,
@@ -20,8 +21,7 @@ from kumadp.daemon.drain import (
     Wait,
     plan_drain,
 )
-from kumadp.daemon.driven import Outcome
-from kumadp.daemon.loop import PartEnded, RunLoop, SignalCame, WorkDone
+from kumadp.daemon.loop import RunLoop
 from kumadp.errors import ChildFailed, ExitCode
 from kumadp.process.application import exit_code_of
 from kumadp.process.child import ExitStatus
@@ -73,7 +73,7 @@ async def test_a_stop_drains_inbound_and_then_ends_the_application() -> None:
     daemon = RememberingDaemon(drain_time=0.01)
     daemon.application = "runs"
     loop, run = await ready(daemon)
-    loop.post(SignalCame(signal.SIGQUIT))
+    loop.post(SignalReceived(signal.SIGQUIT))
     assert (await run).code is ExitCode.OK
     assert daemon.calls == ["start", "drain inbound", "end application", "stop"]
 
@@ -83,7 +83,7 @@ async def test_the_end_of_the_application_is_ours() -> None:
     daemon.application = "ended"
     daemon.is_idle.set()
     loop, run = await ready(daemon)
-    loop.post(WorkDone("the application ended with exit code 7"))
+    loop.post(ApplicationEnded("the application ended with exit code 7"))
     assert await run == Outcome(ExitCode.OK, "the application ended with exit code 7")
     assert daemon.calls == ["start", "fail health checks", "stop"]
 
@@ -92,9 +92,9 @@ async def test_the_end_of_the_application_cuts_a_drain_short() -> None:
     daemon = RememberingDaemon(drain_time=3600)
     daemon.application = "runs"
     loop, run = await ready(daemon)
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     await until("drain inbound", daemon)
-    loop.post(WorkDone("the application ended with exit code 7"))
+    loop.post(ApplicationEnded("the application ended with exit code 7"))
     assert (await run).code is ExitCode.OK
 
 
@@ -102,8 +102,8 @@ async def test_what_is_the_application_s_does_nothing_here() -> None:
     daemon = RememberingDaemon(drain_time=0.01)
     daemon.taken = {signal.SIGHUP}
     loop, run = await ready(daemon)
-    loop.post(SignalCame(signal.SIGHUP))
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGHUP))
+    loop.post(SignalReceived(signal.SIGTERM))
     await run
     assert "reload: SIGHUP" not in daemon.calls
 
@@ -115,43 +115,43 @@ def test_exit_codes_are_those_of_a_shell(status: ExitStatus, code: int) -> None:
     assert exit_code_of(status) == code
 
 
-def a_run(*command_line: str, **flags: str) -> Run:
+def make_part(*command_line: str, **flags: str) -> tuple[Context, ApplicationPart]:
     given = {"name": "web", "mesh": "default", **flags}
-    return Run(resolve("run", given, {}).settings, None, None, {"PATH": "/usr/bin:/bin"}, command_line=command_line)
+    settings = resolve("run", given, {}).settings
+    context = Context(Inputs(settings, None, {"PATH": "/usr/bin:/bin"}, command_line=command_line))
+    application = ApplicationPart(context)
+    context.status.add_section(application.status)
+    return context, application
 
 
 async def test_without_a_command_line_there_is_none() -> None:
-    run = a_run()
-    application = Application(run)
-    application.begin(None)
-    run.status.move(Phase.READY, "all up")
+    context, application = make_part()
+    application.begin()
+    context.status.move(Phase.READY, "all up")
     assert application.state == "none"
     assert not application.takes(signal.SIGHUP)
-    assert "application" not in run.status.snapshot()
+    assert "application" not in context.status.snapshot()
     await application.end()
     assert await application.conclude(Outcome(ExitCode.OK, "stopped")) == Outcome(ExitCode.OK, "stopped")
 
 
 @pytest.mark.parametrize("stopped", [False, True])
 async def test_it_is_not_started_at_once_after_a_stop(stopped: bool) -> None:
-    run = a_run("sleep", "60", application_start="at-once")
-    application = Application(run)
+    context, application = make_part("sleep", "60", application_start="at-once")
     if stopped:
-        run.status.move(Phase.DRAINING, "asked to stop by signal")
-    application.begin(None)
+        context.status.move(Phase.DRAINING, "stop requested by signal")
+    application.begin()
     assert application.state == ("none" if stopped else "runs")
     await application.end()
 
 
 async def test_it_starts_once_and_its_code_goes_before_ours() -> None:
-    run, posted = a_run("sh", "-c", "exit 4"), asyncio.Queue[object]()
-    run.post = posted.put_nowait
-    application = Application(run)
-    application.begin(None)
-    run.status.move(Phase.READY, "all up")
-    assert await posted.get() == WorkDone("the application ended with exit code 4")
-    run.status.move(Phase.STARTING, "Envoy died")
-    run.status.move(Phase.READY, "all up")
+    context, application = make_part("sh", "-c", "exit 4")
+    application.begin()
+    context.status.move(Phase.READY, "all up")
+    assert await context.events.get() == ApplicationEnded("the application ended with exit code 4")
+    context.status.move(Phase.STARTING, "Envoy died")
+    context.status.move(Phase.READY, "all up")
     assert application.state == "ended"
     assert (await application.conclude(Outcome(ExitCode.OK, "stopped"))).code == 4
     failed = Outcome(ExitCode.CHILD_FAILED, "Envoy ended")
@@ -160,11 +160,10 @@ async def test_it_starts_once_and_its_code_goes_before_ours() -> None:
 
 
 async def test_the_status_shows_it_without_what_it_was_given() -> None:
-    run = a_run("sleep", "1000")
-    application = Application(run)
-    shown = run.status.snapshot
+    context, application = make_part("sleep", "1000")
+    shown = context.status.snapshot
     assert shown()["application"] == {"state": "WAITING", "pid": None, "started": None, "ended": ""}
-    run.status.move(Phase.READY, "all up")
+    context.status.move(Phase.READY, "all up")
     assert "1000" not in str(shown()["application"])
     assert application.takes(signal.SIGHUP)
     await application.end()
@@ -174,11 +173,9 @@ async def test_the_status_shows_it_without_what_it_was_given() -> None:
 
 
 async def test_one_that_went_away_since_the_start_is_our_failure() -> None:
-    run, posted = a_run("/no/such/program"), asyncio.Queue[object]()
-    run.post = posted.put_nowait
-    Application(run)
-    run.status.move(Phase.READY, "all up")
-    event = await posted.get()
+    context, _application = make_part("/no/such/program")
+    context.status.move(Phase.READY, "all up")
+    event = await context.events.get()
     assert isinstance(event, PartEnded)
     assert event.name == "application"
     assert getattr(event.error, "exit_code", None) == ExitCode.OS
@@ -186,9 +183,8 @@ async def test_one_that_went_away_since_the_start_is_our_failure() -> None:
 
 @pytest.mark.parametrize(("flag", "ends"), [("stop", True), ("leave", False)])
 async def test_what_becomes_of_it_when_we_fail(flag: str, ends: bool) -> None:
-    run = a_run("sleep", "1000", on_sidecar_end=flag)
-    application = Application(run)
-    run.status.move(Phase.READY, "all up")
+    context, application = make_part("sleep", "1000", on_sidecar_end=flag)
+    context.status.move(Phase.READY, "all up")
     # A control plane that refuses for good has us drain first.
     assert application.drained_as(failed=True) == ("runs" if ends else "none")
     assert application.drained_as(failed=False) == "runs"

@@ -1,4 +1,4 @@
-"""The run loop with a daemon that only remembers what it was asked."""
+"""The run loop with a daemon that only remembers its calls."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
+from kumadp.core.events import PartEnded, PreviousKnown, Rejected, Requested, SignalReceived, StartEnded, WatchdogTick
 from kumadp.core.phases import IllegalMove, Phase, check_move
 from kumadp.core.status import Status
 from kumadp.daemon.drain import Announce, FailHealthChecks, Step, Wait, plan_drain
-from kumadp.daemon.loop import Asked, Beat, PartEnded, PastKnown, Refused, RunLoop, SignalCame, StartEnded
+from kumadp.daemon.loop import RunLoop
 from kumadp.errors import ChildFailed, ControlPlaneRefused, ExitCode, KumadpError, PortsTaken, Problem
 
 if TYPE_CHECKING:
-    from kumadp.daemon.driven import Outcome
+    from kumadp.core.events import Event, Outcome
 
 
 class RememberingDaemon:
@@ -38,6 +39,7 @@ class RememberingDaemon:
         self.application: Literal["none", "runs", "ended"] = "none"
         self.taken: set[int] = set()
         self.looks_back = False
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
 
     @property
     def serves(self) -> bool:
@@ -138,7 +140,7 @@ async def test_the_wait_happens_even_when_the_admin_call_fails() -> None:
     loop = RunLoop(daemon)
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     await until("fail health checks", daemon)
     for _ in range(100):
         await asyncio.sleep(0)
@@ -153,11 +155,11 @@ async def test_a_second_signal_cuts_the_drain_short_and_a_third_forces() -> None
     loop = RunLoop(daemon)
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     await until(Phase.DRAINING, daemon)
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     await until(Phase.STOPPING, daemon)
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     outcome = await run
     assert outcome.code is ExitCode.FORCED
     assert daemon.calls[-1] == "kill"
@@ -168,8 +170,8 @@ async def test_two_signals_at_once_cut_a_drain_short_that_has_not_begun() -> Non
     loop = RunLoop(daemon)
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
-    loop.post(SignalCame(signal.SIGTERM))
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     async with asyncio.timeout(20):
         assert (await run).code is ExitCode.OK
 
@@ -179,11 +181,11 @@ async def test_sigusr2_drains_inbound_once_stays_ready_and_makes_the_later_stop_
     loop = RunLoop(daemon)
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
-    loop.post(SignalCame(signal.SIGUSR2))
-    loop.post(SignalCame(signal.SIGUSR2))
+    loop.post(SignalReceived(signal.SIGUSR2))
+    loop.post(SignalReceived(signal.SIGUSR2))
     await until("drain inbound", daemon)
     assert daemon.status.ready_state == "READY"
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     assert (await run).code is ExitCode.OK
     assert daemon.calls == ["start", "drain inbound", "stop"]
 
@@ -193,8 +195,8 @@ async def test_sigusr2_and_a_stop_at_once_wait_for_nothing_either() -> None:
     loop = RunLoop(daemon)
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
-    loop.post(SignalCame(signal.SIGUSR2))
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGUSR2))
+    loop.post(SignalReceived(signal.SIGTERM))
     async with asyncio.timeout(20):
         assert (await run).code is ExitCode.OK
     assert "fail health checks" not in daemon.calls
@@ -253,7 +255,7 @@ async def test_envoy_that_ends_while_draining_before_it_was_up_is_a_clean_stop()
     loop = RunLoop(daemon)
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     await until(Phase.DRAINING, daemon)
     daemon.envoy_runs = False
     loop.post(StartEnded(ChildFailed("envoy ended with signal 15 (TERM)")))
@@ -269,7 +271,7 @@ async def test_signals_ask_for_a_new_epoch_or_a_new_kumadp(number: int, called: 
     os.kill(os.getpid(), number)
     await until(called, daemon)
     assert daemon.status.phase is Phase.READY
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     assert (await run).code is ExitCode.OK
 
 
@@ -279,15 +281,15 @@ async def test_who_asked_hears_the_outcome_and_a_refusal_costs_only_itself() -> 
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
     answers = [asyncio.get_running_loop().create_future() for _ in range(3)]
-    loop.post(Asked("reload", "by hand", answers[0]))
+    loop.post(Requested("reload", "by hand", answers[0]))
     assert await answers[0] == "epoch 1 serves"
     daemon.refuse = KumadpError("the new epoch was not LIVE in time")
-    loop.post(Asked("reload", "by hand", answers[1]))
+    loop.post(Requested("reload", "by hand", answers[1]))
     with pytest.raises(KumadpError, match="not LIVE"):
         await answers[1]
     assert daemon.status.phase is Phase.READY
-    loop.post(SignalCame(signal.SIGTERM))
-    loop.post(Asked("reload", "too late", answers[2]))
+    loop.post(SignalReceived(signal.SIGTERM))
+    loop.post(Requested("reload", "too late", answers[2]))
     with pytest.raises(KumadpError, match="not while"):
         await answers[2]
     assert (await run).code is ExitCode.OK
@@ -299,7 +301,7 @@ async def test_a_refusal_for_good_ends_it_with_its_code() -> None:
     loop = RunLoop(daemon)
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
-    loop.post(Refused(ControlPlaneRefused("the token is for another mesh")))
+    loop.post(Rejected(ControlPlaneRefused("the token is for another mesh")))
     outcome = await run
     assert (outcome.code, outcome.why) == (ExitCode.CONTROL_PLANE_REFUSED, "the token is for another mesh")
 
@@ -309,15 +311,15 @@ async def test_a_refusal_for_good_drains_first_and_keeps_its_exit_code() -> None
     loop = RunLoop(daemon)
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
-    loop.post(Refused(ControlPlaneRefused("the token was revoked")))
-    loop.post(Refused(ControlPlaneRefused("the token was revoked once more")))
+    loop.post(Rejected(ControlPlaneRefused("the token was revoked")))
+    loop.post(Rejected(ControlPlaneRefused("the token was revoked once more")))
     # Told to stop meanwhile: it goes on draining, and a second signal cuts it short as ever.
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     await until("fail health checks", daemon)
     for _ in range(100):
         await asyncio.sleep(0)
     assert daemon.status.phase is Phase.DRAINING
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     outcome = await run
     assert (outcome.code, outcome.why) == (ExitCode.CONTROL_PLANE_REFUSED, "the token was revoked")
     assert daemon.calls == ["start", "fail health checks", "stop"]
@@ -328,7 +330,7 @@ async def test_an_envoy_that_ends_in_the_drain_of_a_refusal_changes_nothing_of_t
     loop = RunLoop(daemon)
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
-    loop.post(Refused(ControlPlaneRefused("the token was revoked")))
+    loop.post(Rejected(ControlPlaneRefused("the token was revoked")))
     await until("fail health checks", daemon)
     loop.post(PartEnded("envoy", ChildFailed("envoy ended")))
     assert (await run).code is ExitCode.CONTROL_PLANE_REFUSED
@@ -339,9 +341,9 @@ async def test_a_refusal_for_good_does_not_cut_the_drain_of_a_stop_short() -> No
     loop = RunLoop(daemon)
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     await until(Phase.DRAINING, daemon)
-    loop.post(Refused(ControlPlaneRefused("the token was revoked")))
+    loop.post(Rejected(ControlPlaneRefused("the token was revoked")))
     for _ in range(100):
         await asyncio.sleep(0)
     assert daemon.status.phase is Phase.DRAINING
@@ -362,13 +364,13 @@ async def test_what_nobody_expected_is_told_to_who_asked_and_logged(
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
     answer = asyncio.get_running_loop().create_future()
-    loop.post(Asked("reload", "by hand", answer))
+    loop.post(Requested("reload", "by hand", answer))
     async with asyncio.timeout(20):
         with pytest.raises(KumadpError, match=told):
             await answer
     assert daemon.status.phase is Phase.READY
     assert any(told in record.getMessage() for record in caplog.records if record.name.startswith("kumadp"))
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     assert (await run).code is ExitCode.OK
 
 
@@ -378,7 +380,7 @@ async def test_a_stop_that_fails_ends_all_the_same_and_says_why(caplog: pytest.L
     loop = RunLoop(daemon)
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     assert (await run).code is ExitCode.OK
     assert any(record.exc_info for record in caplog.records if record.name.startswith("kumadp"))
 
@@ -393,7 +395,7 @@ async def test_a_beat_is_taken_up_in_every_phase() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         await until(phase, daemon)
         daemon.calls.clear()
-        loop.post(Beat())
+        loop.post(WatchdogTick())
         await until("beat", daemon)
     os.kill(os.getpid(), signal.SIGTERM)
     assert (await run).code is ExitCode.FORCED
@@ -470,7 +472,7 @@ class LookingBack(RememberingDaemon):
             raise self.fail_start
         self.envoy_runs = True
         handled = asyncio.get_running_loop().create_future()
-        self.loop.post(PastKnown(handled))
+        self.loop.post(PreviousKnown(handled))
         await handled
         self.calls.append("phase after looking back: " + self.status.phase.value)
         await asyncio.Event().wait()
@@ -485,7 +487,7 @@ async def test_a_stop_before_it_is_known_what_serves_drains_what_serves() -> Non
     daemon = LookingBack()
     run = asyncio.create_task(daemon.loop.run())
     await until("start", daemon)
-    daemon.loop.post(SignalCame(signal.SIGTERM))
+    daemon.loop.post(SignalReceived(signal.SIGTERM))
     await some_turns()
     assert daemon.status.phase is Phase.STARTING
     daemon.look.set()
@@ -500,7 +502,7 @@ async def test_signals_before_it_is_known_what_serves_are_all_handled_in_order()
     run = asyncio.create_task(daemon.loop.run())
     await until("start", daemon)
     for number in (signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM):
-        daemon.loop.post(SignalCame(number))
+        daemon.loop.post(SignalReceived(number))
     await some_turns()
     assert daemon.calls == ["start"]
     daemon.look.set()
@@ -514,8 +516,8 @@ async def test_a_second_stop_before_it_is_known_what_serves_cuts_the_drain_short
     daemon = LookingBack()
     run = asyncio.create_task(daemon.loop.run())
     await until("start", daemon)
-    daemon.loop.post(SignalCame(signal.SIGTERM))
-    daemon.loop.post(SignalCame(signal.SIGTERM))
+    daemon.loop.post(SignalReceived(signal.SIGTERM))
+    daemon.loop.post(SignalReceived(signal.SIGTERM))
     daemon.look.set()
     assert (await run).code is ExitCode.OK
     assert "stop" in daemon.calls
@@ -526,7 +528,7 @@ async def test_a_third_stop_before_it_is_known_what_serves_forces() -> None:
     run = asyncio.create_task(daemon.loop.run())
     await until("start", daemon)
     for _ in range(3):
-        daemon.loop.post(SignalCame(signal.SIGTERM))
+        daemon.loop.post(SignalReceived(signal.SIGTERM))
     assert (await run).code is ExitCode.FORCED
     assert "kill" in daemon.calls
 
@@ -538,7 +540,7 @@ async def test_a_start_that_fails_before_it_is_known_what_serves(stopped: bool) 
     run = asyncio.create_task(daemon.loop.run())
     await until("start", daemon)
     if stopped:
-        daemon.loop.post(SignalCame(signal.SIGTERM))
+        daemon.loop.post(SignalReceived(signal.SIGTERM))
     daemon.look.set()
     assert (await run).code is (ExitCode.OK if stopped else ExitCode.OS)
 
@@ -548,9 +550,9 @@ async def test_a_start_that_fails_while_an_envoy_drains_does_not_cut_the_drain_s
     loop = RunLoop(daemon)
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     await until("fail health checks", daemon)
-    loop.post(StartEnded(ControlPlaneRefused("the control plane refuses this data plane")))
+    loop.post(StartEnded(ControlPlaneRefused("the control plane rejects this data plane")))
     await some_turns()
     assert daemon.status.phase is Phase.DRAINING
     daemon.gone.set()
@@ -563,10 +565,10 @@ async def test_sigusr2_without_an_envoy_is_not_taken_for_a_drain() -> None:
     loop = RunLoop(daemon)
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
-    loop.post(SignalCame(signal.SIGUSR2))
+    loop.post(SignalReceived(signal.SIGUSR2))
     await some_turns()
     daemon.envoy_runs = True
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     await until("fail health checks", daemon)
     daemon.gone.set()
     assert (await run).code is ExitCode.OK
@@ -579,9 +581,9 @@ async def test_a_reload_under_way_ends_with_a_stop_and_who_asked_for_it_has_an_a
     run = asyncio.create_task(loop.run())
     await until(Phase.READY, daemon)
     answer = asyncio.get_running_loop().create_future()
-    loop.post(Asked("reload", "test", answer))
+    loop.post(Requested("reload", "test", answer))
     await until("reload: test", daemon)
-    loop.post(SignalCame(signal.SIGTERM))
+    loop.post(SignalReceived(signal.SIGTERM))
     assert (await run).code is ExitCode.OK
     assert daemon.calls[-2:] == ["reload ended", "stop"]
     with pytest.raises(KumadpError, match="everything stops"):

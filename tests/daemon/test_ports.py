@@ -9,18 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from kumadp.daemon.ports import (
-    DnsPlan,
-    ProbesPlan,
-    check_plan,
-    envoy_addresses,
-    envoy_budget,
-    names_expected,
-    own_addresses,
-    plan_dns,
-    plan_probes,
-)
+from kumadp.daemon.ports import check_plan, envoy_addresses, own_addresses
+from kumadp.dns.plan import DnsPlan, names_expected, plan_dns
+from kumadp.envoy.launch import restart_budget
 from kumadp.errors import ResourceError, SettingsError
+from kumadp.probes.plan import ProbesPlan, plan_probes
 from kumadp.resources.load import Resource, load_resource
 from kumadp.resources.transparent_proxy import Redirected, TransparentProxy
 from kumadp.resources.types import Dataplane
@@ -182,7 +175,7 @@ def test_dns_is_planned_for_dataplanes_alone() -> None:
     ],
 )
 def test_the_budget_of_envoy(setting: int | None, environ: dict[str, str], budget: int) -> None:
-    assert envoy_budget(Settings(envoy_restart_budget=setting), environ) == budget
+    assert restart_budget(Settings(envoy_restart_budget=setting), environ) == budget
 
 
 def test_with_transparent_proxying_two_ports_are_bound_and_no_inbound() -> None:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from kumadp.daemon.control import ask, ask_status, control_socket_path
+from kumadp.daemon.control_client import ask, ask_status
 from kumadp.errors import ExitCode
+from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.command import kumadp
 from tests.support.daemon import Daemon, Ports, get, run_kumadp
 from tests.support.poll import poll

@@ -89,5 +89,5 @@ def test_a_change_may_wait_for_the_next_reload(rig: Rig) -> None:
         rig.wait_ready(daemon)
         rig.dataplane["networking"]["inbound"][0]["tags"]["version"] = "v2"
         rig.file.write_text(json.dumps(rig.dataplane))
-        logged(daemon, f"{rig.file} changed: taken with the next reload")
+        logged(daemon, f"{rig.file} changed: used with the next reload")
         assert lines(daemon, "reload (") == []

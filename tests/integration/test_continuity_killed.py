@@ -236,7 +236,7 @@ def test_if_the_reload_fails_the_control_plane_gets_the_running_dataplane(
             inbound = {"port": port, "servicePort": loaded_rig.app.port, "tags": {"kuma.io/service": "more"}}
             loaded_rig.dataplane["networking"]["inbound"].append(inbound)
             second = stack.enter_context(loaded_rig.up("--envoy-component-log-level=nonsense:debug"))
-            poll(lambda: "the Envoy that ran serves on" in second.output(), what="the refusal", deadline=SOON)
+            poll(lambda: "the Envoy that ran keeps serving" in second.output(), what="the refusal", deadline=SOON)
             loaded_rig.wait_state(second, "open")
             # Whether it got the other one in between depends on timing.
             assert ports_sent()[-1] is False

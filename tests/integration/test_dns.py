@@ -12,8 +12,9 @@ import dns.query
 import dns.rcode
 import pytest
 
-from kumadp.daemon.control import ask_status, control_socket_path
+from kumadp.daemon.control_client import ask_status
 from kumadp.errors import ExitCode
+from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.command import kumadp
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload, write_mesh
 from tests.support.dns_load import dns_load

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.daemon.control import ask_status, control_socket_path
+from kumadp.daemon.control_client import ask_status
+from kumadp.host.net.socket_paths import control_socket_path
 from tests.integration.test_dns import ask, running
 from tests.support.dns_load import dns_load
 from tests.support.needs import need_coredns

@@ -11,7 +11,7 @@ import dns.query
 import dns.rcode
 import pytest
 
-from kumadp.daemon.control import control_socket_path
+from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.dynconf import SOCKET, dynconf_listener, with_etags
 from tests.support.expositions import Scraped
 from tests.support.poll import poll

@@ -11,7 +11,8 @@ import dns.message
 import dns.query
 import pytest
 
-from kumadp.daemon.control import ask, control_socket_path
+from kumadp.daemon.control_client import ask
+from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.daemon import get
 from tests.support.dynconf import SOCKET, dynconf_listener, etag_of, with_etags, without
 from tests.support.kuma_control_plane import KumaControlPlane

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.daemon.control import ask_status, control_socket_path
+from kumadp.daemon.control_client import ask_status
 from kumadp.envoy.version import is_supported
+from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.daemon import Ports, get, is_listening, run_kumadp, workload
 from tests.support.file_lock import file_lock
 from tests.support.kuma_control_plane import KumaControlPlane, dataplane, get_json

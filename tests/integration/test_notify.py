@@ -89,7 +89,7 @@ def test_systemd_is_notified_of_ready_reload_stop_and_watchdog(tmp_path: Path, m
             poll(lambda: manager.count("EXTEND_TIMEOUT_USEC") >= 3, what="more time asked for")
             daemon.terminate()
             assert daemon.wait() == 0
-    assert manager.heard[-1]["STATUS"] == "STOPPED: asked to stop by signal"
+    assert manager.heard[-1]["STATUS"] == "STOPPED: stop requested by signal"
 
 
 def test_a_failed_start_reports_its_reason_as_status(tmp_path: Path, manager: Manager) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kumadp.daemon.control import control_socket_path
+from kumadp.host.net.socket_paths import control_socket_path
 from kumadp.host.socket_names import kuma_socket, metrics
 from tests.support.daemon import get
 from tests.support.poll import poll

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.daemon.control import ask_status, control_socket_path
+from kumadp.daemon.control_client import ask_status
 from kumadp.errors import ExitCode
+from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.command import kumadp
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
 from tests.support.kuma_control_plane import dataplane
@@ -63,7 +64,7 @@ def test_the_application_of_the_dataplane_is_probed_from_start_to_end(tmp_path: 
             for refused in (other.port, ports.inbound, ports.admin, ports.readiness, port):
                 for path in (f"/{refused}/ready", f"/tcp/{refused}"):
                     assert get(port, path) == UNKNOWN, path
-            assert f"port {other.port} is not asked" in daemon.output()
+            assert f"port {other.port} is not probed" in daemon.output()
             assert kumadp("reexec", environment=daemon.environment).returncode == 0
             assert get(port, f"/{app.port}/healthz") == HEALTHY
             # By now the new program knows which ports are Envoy's.

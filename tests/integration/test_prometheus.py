@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from kumadp.daemon.control import control_socket_path
+from kumadp.host.net.socket_paths import control_socket_path
 from tests.metrics.test_alerts import ALERTS
 from tests.support.access_log_policy import log_to
 from tests.support.daemon import get

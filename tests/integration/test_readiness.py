@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.daemon.control import ask_status, control_socket_path
+from kumadp.daemon.control_client import ask_status
 from kumadp.errors import ExitCode
+from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.command import kumadp
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
 from tests.support.poll import poll
@@ -139,4 +140,4 @@ def test_an_address_that_is_not_here_costs_that_address_alone(tmp_path: Path, po
         run_kumadp(tmp_path, ports, *arguments(tmp_path, plane)) as daemon,
     ):
         daemon.wait_ready()
-        assert "readiness on 192.0.2.99 is FATAL" in daemon.output()
+        assert "readiness on 192.0.2.99 failed permanently" in daemon.output()

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.process, pytest.mark.linger(0.0)]
 
 SHORT_GRACE_PERIOD = (sys.executable, str(Path(short_grace_period.__file__)), "0.5", "1.0")
 NEVER_WITH_A_FRIEND = (*SHORT_GRACE_PERIOD[:2], "0.5", "3600")
-REASON = "the control plane refuses this data plane: authentication failed: token is revoked"
+REASON = "the control plane rejects this data plane: authentication failed: token is revoked"
 
 
 def test_a_data_plane_that_is_never_admitted_exits(rig: Rig, plane: XdsControlPlane) -> None:

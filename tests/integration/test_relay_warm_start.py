@@ -217,7 +217,7 @@ def test_a_copy_that_is_not_to_be_trusted_is_not_used(
     plane.kill()
     with rig.run() as daemon:
         poll(lambda: rig.waits_for(daemon, "bootstrap: "), what="the reason")
-        assert daemon.output().count("is not used: ") == 1
+        assert daemon.output().count("is ignored: ") == 1
         assert why in daemon.output()
         assert get(rig.ports.readiness, "/ready") == (503, "NOT_READY")
         assert "envoy" not in daemon.children()

@@ -181,7 +181,7 @@ def test_an_envoy_that_cannot_be_adopted_ends_before_its_ports_are_checked(
             state.write_text(json.dumps({**json.loads(state.read_text()), "parts": {}}))
             with run_kumadp(tmp_path, ports, *arguments) as second:
                 second.wait_ready()
-                assert f"envoy (pid {envoy.pid}) of before cannot be gone on with" in second.output()
+                assert f"cannot adopt envoy (pid {envoy.pid}) left by the previous kumadp" in second.output()
                 assert get(ports.inbound) == (200, "web")
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):

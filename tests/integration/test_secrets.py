@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from kumadp.daemon.control import ask_status, control_socket_path
+from kumadp.daemon.control_client import ask_status
 from kumadp.errors import ExitCode
+from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.daemon import Ports, run_kumadp, workload
 from tests.support.rig import NODE, open_rig
 from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.cli.run import overruled
-from kumadp.core.context import Run
-from kumadp.daemon.control import ask_status, control_socket_path
+from kumadp.core.context import Context, Inputs
+from kumadp.daemon.control_client import ask_status
 from kumadp.errors import WorkDirError
+from kumadp.host.net.socket_paths import control_socket_path
 from kumadp.host.work_dir import WorkDir
 from kumadp.resources.load import load_resource
 from kumadp.settings.model import Settings
@@ -150,12 +151,12 @@ probes:
 
 
 def test_directories_for_keep_survive_the_run(tmp_path: Path) -> None:
-    run = Run(Settings(on_parent_death="keep"), None, None, {})
+    run = Context(Inputs(Settings(on_parent_death="keep"), None, {}))
     work = WorkDir(tmp_path, tmp_path, tmp_path, temporary=True)
     with pytest.raises(WorkDirError, match="--on-parent-death=keep: the work directory is temporary"):
-        run.take(work)
-    run.take(dataclasses.replace(work, temporary=False))
-    assert run.keeps
-    other = Run(Settings(on_parent_death="auto"), None, None, {})
-    other.take(work)
-    assert not other.keeps
+        run.use_work_dir(work)
+    run.use_work_dir(dataclasses.replace(work, temporary=False))
+    assert run.keeps_children
+    other = Context(Inputs(Settings(on_parent_death="auto"), None, {}))
+    other.use_work_dir(work)
+    assert not other.keeps_children

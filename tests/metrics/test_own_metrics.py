@@ -13,7 +13,7 @@ from kumadp.core.phases import Phase
 from kumadp.core.status import Status
 from kumadp.metrics.loop_lag import LoopLag
 from kumadp.metrics.own_metrics import PHASES, OwnMetrics
-from kumadp.metrics.own_page import Measuring
+from kumadp.metrics.own_page import OwnMetricsPage
 from kumadp.process.restart_policy import ChildState
 from kumadp.process.supervisor import CAUSES, ChildReport
 from tests.metrics.test_dns import Counters
@@ -200,7 +200,7 @@ async def test_the_lag_of_the_loop_is_measured_after_a_scrape() -> None:
 async def test_other_parts_may_add_families() -> None:
     from prometheus_client.core import GaugeMetricFamily
 
-    measuring = Measuring(status)
+    measuring = OwnMetricsPage(status)
     measuring.add(lambda: [GaugeMetricFamily("kuma_dp_dns_entries_total", "Names.", 5)])
     body, kind = await measuring.page()
     assert b"\nkuma_dp_dns_entries_total 5.0\n" in body

@@ -1,4 +1,4 @@
-"""What the application probe proxy may ask, and where."""
+"""The applications that the application probe proxy may probe, and their hosts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kumadp.bootstrap.admin_address import AdminAddress, TcpAdmin, UnixAdmin
-from kumadp.core.context import Run
+from kumadp.core.context import Context, Inputs
 from kumadp.host.net.ports import BindAddress
-from kumadp.probes.targets import Places, applications, is_limited, is_sourced
+from kumadp.probes.targets import ProbeTargets, applications, is_limited
 from kumadp.resources.load import load_resource
 from kumadp.resources.types import Dataplane
 from kumadp.settings.model import Settings
@@ -38,7 +38,7 @@ def resource() -> Resource:
     return load_resource(DATAPLANE, "web.yaml", variables={})
 
 
-def places(
+def targets(
     *,
     dataplane: bool = True,
     environ: dict[str, str] | None = None,
@@ -46,9 +46,9 @@ def places(
     admin: AdminAddress | None = None,
     children: tuple[int, ...] = (),
     **settings: Any,
-) -> Places:
-    run = Run(replace(Settings(), **settings), resource() if dataplane else None, None, environ or {})
-    return Places(run, own, lambda: children, lambda: admin)
+) -> ProbeTargets:
+    context = Context(Inputs(replace(Settings(), **settings), resource() if dataplane else None, environ or {}))
+    return ProbeTargets(context, own, lambda: children, lambda: admin)
 
 
 def test_applications_are_where_envoy_finds_them() -> None:
@@ -58,22 +58,22 @@ def test_applications_are_where_envoy_finds_them() -> None:
     assert applications(None) == {}
 
 
-async def test_the_dataplane_s_applications_and_what_the_option_adds_are_asked() -> None:
-    ask = places(probe_proxy_ports=(22,))
-    assert await ask(8080) == "127.0.0.1"
-    assert await ask(8081) == "192.0.2.7"
-    assert await ask(22) == "192.0.2.1"
-    assert await ask(23) is None
+async def test_the_dataplane_s_applications_and_what_the_option_adds_are_probed() -> None:
+    host_of = targets(probe_proxy_ports=(22,))
+    assert await host_of(8080) == "127.0.0.1"
+    assert await host_of(8081) == "192.0.2.7"
+    assert await host_of(22) == "192.0.2.1"
+    assert await host_of(23) is None
     # Envoy's own, in front of the application.
-    assert await ask(18080) is None
+    assert await host_of(18080) is None
 
 
-async def test_on_kubernetes_any_port_is_asked_at_the_pod_s_address() -> None:
-    ask = places(dataplane=False, environ=POD)
-    assert await ask(8080) == ""
-    ask.told = "10.0.0.1"
-    assert await ask(8080) == "10.0.0.1"
-    assert await places(dataplane=False, environ=POD, instance_ip="10.0.0.2")(8080) == "10.0.0.2"
+async def test_on_kubernetes_any_port_is_probed_at_the_pod_s_address() -> None:
+    host_of = targets(dataplane=False, environ=POD)
+    assert await host_of(8080) == ""
+    host_of.address = "10.0.0.1"
+    assert await host_of(8080) == "10.0.0.1"
+    assert await targets(dataplane=False, environ=POD, instance_ip="10.0.0.2")(8080) == "10.0.0.2"
 
 
 @pytest.mark.parametrize(
@@ -89,42 +89,26 @@ def test_the_allow_list(allow: str, environ: dict[str, str], limited: bool) -> N
     assert is_limited(replace(Settings(), probe_proxy_allow=allow), environ) is limited
 
 
-async def test_what_is_our_own_is_never_asked(caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_is_our_own_is_never_probed(caplog: pytest.LogCaptureFixture) -> None:
     readiness = BindAddress("127.0.0.1", 9902, "tcp", "readiness", "")
     everywhere = BindAddress("::", 9001, "tcp", "the proxy", "")
     dns = BindAddress("0.0.0.0", 15053, "udp", "DNS", "")
     settings: dict[str, Any] = {"probe_proxy_allow": "any", "instance_ip": "127.0.0.1", "dataplane": False}
-    ask = places(own=(readiness, everywhere, dns), admin=TcpAdmin("127.0.0.1", 9901), **settings)
-    assert [await ask(port) for port in (9902, 9001, 9901, 9902)] == [None] * 4
-    assert await ask(15053) == "127.0.0.1"
-    assert len([line for line in caplog.messages if "port 9902 is not asked" in line]) == 1
-    assert await places(admin=UnixAdmin("/run/admin.sock"), **settings)(9901) == "127.0.0.1"
+    host_of = targets(own=(readiness, everywhere, dns), admin=TcpAdmin("127.0.0.1", 9901), **settings)
+    assert [await host_of(port) for port in (9902, 9001, 9901, 9902)] == [None] * 4
+    assert await host_of(15053) == "127.0.0.1"
+    assert len([line for line in caplog.messages if "port 9902 is not probed" in line]) == 1
+    assert await targets(admin=UnixAdmin("/run/admin.sock"), **settings)(9901) == "127.0.0.1"
     # Another address is another application's.
     settings["instance_ip"] = "192.0.2.1"
-    assert await places(own=(readiness,), **settings)(9902) == "192.0.2.1"
+    assert await targets(own=(readiness,), **settings)(9902) == "192.0.2.1"
 
 
-async def test_what_a_process_of_ours_listens_on_is_never_asked() -> None:
+async def test_what_a_process_of_ours_listens_on_is_never_probed() -> None:
     port, other = free_ports(2)
     settings: dict[str, Any] = {"probe_proxy_allow": "any", "instance_ip": "127.0.0.1", "dataplane": False}
-    ask = places(**settings)
+    host_of = targets(**settings)
     with socket.create_server(("127.0.0.1", port)):
-        assert await ask(port) is None
-        assert await ask(other) == "127.0.0.1"
-    assert await ask(port) == "127.0.0.1"
-
-
-def test_the_source_is_taken_where_traffic_may_be_redirected() -> None:
-    spec = resource().spec
-    assert isinstance(spec, Dataplane)
-    assert not is_sourced(Settings(), spec, {})
-    assert is_sourced(Settings(), None, POD)
-    assert is_sourced(replace(Settings(), transparent_proxy=True), spec, {})
-    assert is_sourced(replace(Settings(), transparent_proxy_config=("tp.yaml",)), spec, {})
-    redirected = load_resource(
-        DATAPLANE + "  transparentProxying: {redirectPortInbound: 15006, redirectPortOutbound: 15001}\n",
-        "web.yaml",
-        variables={},
-    ).spec
-    assert isinstance(redirected, Dataplane)
-    assert is_sourced(Settings(), redirected, {})
+        assert await host_of(port) is None
+        assert await host_of(other) == "127.0.0.1"
+    assert await host_of(port) == "127.0.0.1"

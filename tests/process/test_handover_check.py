@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from kumadp import __version__
-from kumadp.daemon.adoption import SECTION
+from kumadp.core.previous import SECTION
 from kumadp.errors import HandoverFailed
 from kumadp.host.reexec.handover import Handover, collect
 from kumadp.process.handover_check import check_new_program
@@ -22,12 +22,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.process
 
-# Of `kumadp.daemon.adoption.Left`.
-LEFT: dict[str, Any] = {
+# Of `kumadp.core.previous.DaemonSection`.
+OWN: dict[str, Any] = {
     "work": {"path": "/nowhere", "temporary": False, "lock": -1},
     "ready": True,
     "started": 0.0,
-    "inbound_drained": False,
     "children": [],
     "at": 0.0,
 }
@@ -35,7 +34,7 @@ LEFT: dict[str, Any] = {
 
 def handed(folder: Path) -> Handover:
     """What is handed over by a run that works in ``folder``."""
-    return collect({SECTION: msgspec.msgpack.encode({**LEFT, "work": {**LEFT["work"], "path": str(folder)}})}, [])
+    return collect({SECTION: msgspec.msgpack.encode({**OWN, "work": {**OWN["work"], "path": str(folder)}})}, [])
 
 
 DATAPLANE = ROOT / "configs" / "dataplane.yaml"
@@ -94,12 +93,12 @@ async def test_a_program_that_cannot_read_what_is_handed_over_is_not_taken(tmp_p
 
 
 @pytest.mark.parametrize(
-    "sections", [{}, {SECTION: b"\xc1"}, {SECTION: msgspec.msgpack.encode({**LEFT, "children": {"pid": 1}})}]
+    "sections", [{}, {SECTION: b"\xc1"}, {SECTION: msgspec.msgpack.encode({**OWN, "children": {"pid": 1}})}]
 )
 async def test_a_program_that_knows_another_form_of_what_each_part_hands_over_is_not_taken(
     tmp_path: Path, sections: dict[str, bytes]
 ) -> None:
-    with pytest.raises(HandoverFailed, match="what is handed over cannot be read"):
+    with pytest.raises(HandoverFailed, match="cannot be read"):
         await check_new_program(collect(sections, []), environment(), argv=program(tmp_path))
 
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from kumadp.daemon.control import SUFFIX, ask_status
+from kumadp.daemon.control_client import ask_status
+from kumadp.host.net.socket_paths import SUFFIX
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
 from tests.support.ports import free_ports

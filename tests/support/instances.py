@@ -8,7 +8,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from kumadp.core.status import Status
-from kumadp.daemon.control import ControlServer, socket_name
+from kumadp.daemon.control import ControlServer
+from kumadp.host.net.socket_paths import socket_name
 from tests.support.command import kumadp
 
 if TYPE_CHECKING:

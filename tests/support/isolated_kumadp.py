@@ -10,7 +10,8 @@ import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.daemon import control, instances
+from kumadp.daemon import instances
+from kumadp.host.net import socket_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 def folders_of_test(environ: Mapping[str, str]) -> Iterator[Path]:
     """Yield the folders of control sockets that the environment names."""
     variables = [environ.get(name, "") for name in ("RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR")]
-    for folder in control.folders(environ):
+    for folder in socket_paths.folders(environ):
         if any(text and str(folder).startswith(text.split(":")[0]) for text in variables):
             yield folder
 
 
 if __name__ == "__main__":
-    instances.PROC = control.RUN = Path("/nonexistent")
+    instances.PROC = socket_paths.RUN = Path("/nonexistent")
     instances.folders = folders_of_test  # type: ignore[attr-defined]
     runpy.run_module("kumadp", run_name="__main__", alter_sys=True)

@@ -6,7 +6,8 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kumadp.daemon.control import ask_status, control_socket_path
+from kumadp.daemon.control_client import ask_status
+from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.control_planes import open_plane
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
 from tests.support.kuma_control_plane import dataplane

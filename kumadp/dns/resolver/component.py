@@ -1,4 +1,4 @@
-"""The embedded resolver in this run: where it listens, whom it asks, and how it hears of names."""
+"""The embedded resolver in a run: where it listens, which servers it queries, and where its names come from."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from kumadp.addresses import with_port
-from kumadp.daemon.ports import LOOPBACK
+from kumadp.addresses import LOOPBACK, with_port
 from kumadp.dns.message import encode_query, question_of
 from kumadp.dns.resolvconf import read
 from kumadp.dns.resolver.access import Access
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from kumadp.core.context import Run
-    from kumadp.daemon.ports import DnsPlan
+    from kumadp.core.context import Context
+    from kumadp.dns.plan import DnsPlan
     from kumadp.dns.resolvconf import ResolvConf
     from kumadp.resources.dynconf_bodies import DnsBody
 
@@ -32,24 +31,25 @@ log = logging.getLogger("kumadp.dns")
 
 # How often Envoy's DNS filter is probed, also once Envoy serves without one, and how long it may
 # take (seconds).
-_ASK_AGAIN, _ASK_RARELY = 0.2, 10.0
+_PROBE_AGAIN, _PROBE_RARELY = 0.2, 10.0
 _FILTER = 0.5
 # The name servers' own name, for any answer at all.
 _PROBE = encode_query("kumadp.invalid")
 
 
-class Resolving:
-    """A component; raises PortsTaken when it is made.
+class EmbeddedResolver:
+    """The embedded resolver as a component; raises PortsTaken when it is made.
 
-    Names come from the control plane (`take`), from files (`name_all`), or from Envoy's DNS filter.
+    Names come from the control plane (`apply`), from files (`set_names`), or from Envoy's DNS filter.
     ``ready`` is set once there are names: the first configuration came, or Envoy's filter answers (Kuma up to 2.10).
     ``settled`` is set then, and also once an Envoy that serves has neither: there is nothing to wait for.
+    ``handed`` are the names of the program before this one.
     """
 
     name = "embedded resolver"
 
-    def __init__(self, run: Run, plan: DnsPlan, resolv_conf: Path) -> None:
-        self._run = run
+    def __init__(self, context: Context, plan: DnsPlan, resolv_conf: Path, handed: HandedNames | None = None) -> None:
+        self._context = context
         self._suffixes = plan.suffixes
         self._resolv_conf = resolv_conf
         self._ttl = DEFAULT_TTL
@@ -60,10 +60,10 @@ class Resolving:
         self.settled = asyncio.Event()
         self._absent = asyncio.Event()
         self.resolver = Resolver([(host, plan.port) for host in plan.addresses])
-        self._envoy = (LOOPBACK, plan.envoy_port) if run.mesh is None else None
+        self._envoy = None if context.standalone else (LOOPBACK, plan.envoy_port)
         self.resolver.table = self._table()
-        if run.before.names is not None:
-            self._go_on(run.before.names)
+        if handed is not None:
+            self._resume(handed)
         self.resolver.upstreams.envoy = self._envoy
         self.resolver.access = Access(plan.networks)
         self.resolver.bind()
@@ -74,11 +74,11 @@ class Resolving:
         async with self.resolver:
             up()
             if self._envoy is not None:
-                await self._see_envoy(self._envoy)
+                await self._probe_envoy(self._envoy)
             await asyncio.Event().wait()
 
     async def follow(self) -> None:
-        """Ask the name servers that resolv.conf has now."""
+        """Query the name servers that resolv.conf has now."""
         conf, local = await asyncio.to_thread(_read, self._resolv_conf)
         upstreams = self.resolver.upstreams
         upstreams.local = local
@@ -94,14 +94,14 @@ class Resolving:
         else:
             log.warning("other names are unknown: %s names no server but kumadp itself", self._resolv_conf)
 
-    async def take(self, dns: DnsBody | None) -> None:
-        """The names that a control plane of 2.11 or later tells; None when it tells none any more."""
+    async def apply(self, dns: DnsBody | None) -> None:
+        """Take the names that a control plane of 2.11 or later sends; None: it sends none any more."""
         self._ttl = dns.ttl if dns is not None else self._ttl
         if dns is not None and self.labels is None:
             self.labels = dns.extra_labels or {}
         records = ((record.name, record.ips or ()) for record in (dns.records or () if dns is not None else ()))
-        # Only a control plane that tells names here leaves Envoy without its filter.
-        self._envoy = None if dns is not None else (LOOPBACK, self._run.settings.envoy_dns_port)
+        # Only a control plane that sends names here leaves Envoy without its filter.
+        self._envoy = None if dns is not None else (LOOPBACK, self._context.settings.envoy_dns_port)
         table, old = self._table(), self.resolver.table
         await table.fill(records)
         self.resolver.upstreams.envoy = self._envoy
@@ -109,28 +109,28 @@ class Resolving:
         await old.clear()
 
     def on_absent(self) -> None:
-        """Envoy has its listeners, and none of them serves names as dynamic configuration."""
+        """Note that Envoy has its listeners, and none of them serves names as dynamic configuration."""
         self._absent.set()
 
-    def name_all(self, names: Mapping[str, Iterable[str]]) -> None:
-        """The names that Dataplane files have now."""
+    def set_names(self, names: Mapping[str, Iterable[str]]) -> None:
+        """Take the names that Dataplane files have now."""
         # They are there as written too, for those who compare letter by letter.
         lower = {name: sorted(addresses) for name, addresses in names.items() if name == name.lower()}
         self._use(self._table(lower.items()))
 
-    def handed(self) -> HandedNames | None:
-        """The names, for the program that follows; None while there are none."""
+    def hand_over(self) -> HandedNames | None:
+        """Return the names for the next program; None while there are none."""
         return HandedNames(self.resolver.table.handed(), self.labels) if self.ready.is_set() else None
 
-    def _go_on(self, before: HandedNames) -> None:
-        self.resolver.table = Table.of(before.table, self._suffixes)
-        self.labels = before.labels
-        if not before.table.filtered:
+    def _resume(self, handed: HandedNames) -> None:
+        self.resolver.table = Table.of(handed.table, self._suffixes)
+        self.labels = handed.labels
+        if not handed.table.filtered:
             self._envoy = None
-        self._there_are_names()
+        self._note_names()
 
     def status(self) -> Mapping[str, str]:
-        """Who answers."""
+        """Return who answers; JSON types."""
         return {"answered_by": "the embedded resolver", "corefile": ""}
 
     def _table(self, records: Iterable[tuple[str, Sequence[str]]] = ()) -> Table:
@@ -139,34 +139,34 @@ class Resolving:
     def _use(self, table: Table) -> None:
         self.resolver.table = table
         shown = ", ".join(table.wrong[:3]) + (", ..." if len(table.wrong) > 3 else "")
-        self._run.status.set_warning("names", f"{len(table.wrong)} cannot be used: {shown}" if table.wrong else "")
-        self._there_are_names()
+        self._context.status.set_warning("names", f"{len(table.wrong)} cannot be used: {shown}" if table.wrong else "")
+        self._note_names()
 
-    def _there_are_names(self) -> None:
+    def _note_names(self) -> None:
         if not self.ready.is_set():
             self.resolver.counters.ready_after = time.monotonic() - self._made
             self.ready.set()
             self.settled.set()
 
-    async def _see_envoy(self, envoy: tuple[str, int]) -> None:
+    async def _probe_envoy(self, envoy: tuple[str, int]) -> None:
         while not self.ready.is_set():
             # Envoy has all of its listeners when it is seen to serve no names: a filter would answer after that.
             absent = self._absent.is_set()
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_FILTER):
                     await query_udp(envoy, _PROBE, question_of(_PROBE), SentQueries())
-                self._there_are_names()
+                self._note_names()
             if absent and not self.settled.is_set():
                 log.info("the control plane sends no names; if it does later, they are answered")
                 self.settled.set()
             if absent:
-                await asyncio.sleep(_ASK_RARELY)
+                await asyncio.sleep(_PROBE_RARELY)
                 continue
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_ASK_AGAIN):
+                async with asyncio.timeout(_PROBE_AGAIN):
                     await self._absent.wait()
 
 
 def _read(path: Path) -> tuple[ResolvConf, frozenset[str]]:
-    """What resolv.conf says, and this host's addresses. May block."""
+    """Read resolv.conf and this host's addresses. May block."""
     return read(path), local_addresses()

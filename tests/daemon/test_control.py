@@ -17,12 +17,15 @@ import pytest
 from kumadp.core.component import Stack
 from kumadp.core.phases import Phase
 from kumadp.core.status import Status
-from kumadp.daemon import control
-from kumadp.daemon.control import ControlServer, ask_status, control_socket_path
+from kumadp.daemon import control_client as control
+from kumadp.daemon.control import ControlServer
+from kumadp.daemon.control_client import ask_status
 from kumadp.daemon.instances import find_control_sockets
 from kumadp.daemon.readiness import ReadinessServer
 from kumadp.errors import HandoverFailed, PortsTaken, WorkDirError
+from kumadp.host.net import socket_paths
 from kumadp.host.net.serve import bind_tcp
+from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.ports import free_port
 
 if TYPE_CHECKING:
@@ -139,7 +142,7 @@ async def test_living_sockets_are_found_and_stale_ones_replaced(tmp_path: Path) 
 async def test_a_unit_finds_its_own_and_others_find_those_of_all_units(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "RUN", tmp_path)
+    monkeypatch.setattr(socket_paths, "RUN", tmp_path)
     elsewhere = {"XDG_RUNTIME_DIR": str(tmp_path / "none"), "TMPDIR": str(tmp_path)}
     paths = []
     async with contextlib.AsyncExitStack() as stack:
@@ -187,5 +190,5 @@ def test_a_folder_without_room_for_another_file_is_passed_over(tmp_path: Path, m
         return real(path, flags, mode, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "open", without_room)
-    monkeypatch.setattr(control, "folders", lambda _environ: [full])
+    monkeypatch.setattr(socket_paths, "folders", lambda _environ: [full])
     assert control_socket_path("web", {}, work).parent == work

@@ -7,16 +7,17 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from kumadp.bootstrap.parser import parse_bootstrap
-from kumadp.controlplane.bootstrap_client import Fetched, KumaClient
+from kumadp.bootstrap.prepare import Fetched
+from kumadp.controlplane.bootstrap_client import KumaClient, Sidecar, Versions
 from kumadp.controlplane.features import announced_features
-from kumadp.core.status import Status
-from kumadp.daemon.adoption import Source, write_source
-from kumadp.daemon.ports import DnsPlan
-from kumadp.daemon.sources import KumaSource
-from kumadp.envoy.version import EnvoyVersion
+from kumadp.controlplane.part import ControlPlanePart
+from kumadp.controlplane.source_file import Source, write_source
+from kumadp.core.context import Context, Inputs
+from kumadp.core.previous import Previous
 from kumadp.errors import WorkDirError
 from kumadp.host.work_dir import WorkDir
 from kumadp.resources.load import load_resource
@@ -46,35 +47,24 @@ def captured(name: str) -> dict[str, Any]:
     return found
 
 
-def source(
+def client_of(
     folder: Path,
     resource: Resource | None,
     flags: dict[str, object],
-    dns: DnsPlan | None,
+    sidecar: Sidecar | None = None,
     *,
-    serves_probes: bool = True,
     coredns: str = "",
-    transparent: TransparentProxy | None = None,
     environ: dict[str, str] | None = None,
-    otel_env: dict[str, Any] | None = None,
 ) -> KumaClient:
     settings = resolve("run", flags, environ or {}).settings
     work = WorkDir(folder, Path("/run/kumadp"), folder, temporary=False)
-    envoy = EnvoyVersion("1.40.0", "9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE/BoringSSL")
-    return KumaClient(
-        settings,
-        resource,
-        work,
-        dns,
-        (envoy, coredns),
-        serves_probes=serves_probes,
-        transparent=transparent,
-        otel_env=otel_env,
-    )
+    build = "9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE/BoringSSL"
+    versions = Versions("1.40.0", build, coredns=coredns)
+    return KumaClient(settings, resource, work, versions, sidecar or Sidecar(serves_probes=True))
 
 
-def request(made: KumaClient) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(made._request()[0])
+def request(client: KumaClient) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(client._request()[0])
     return found
 
 
@@ -97,8 +87,8 @@ def test_the_request_is_kuma_dp_s(tmp_path: Path, name: str, monkeypatch: pytest
     else:
         flags["dataplane"] = text
     resource = load_resource(text, "captured") if text else None
-    dns = DnsPlan(None, 15053, theirs["dnsPort"], 19153) if "dnsPort" in theirs else None
-    ours = request(source(tmp_path, resource, flags, dns))
+    sidecar = Sidecar(dns_port=theirs.get("dnsPort"), resolves="dnsPort" in theirs, serves_probes=True)
+    ours = request(client_of(tmp_path, resource, flags, sidecar))
     sent = json.loads(ours.pop("dataplaneResource", "null"))
     their_resource = json.loads(text or "null")
     if resource is not None:
@@ -116,7 +106,7 @@ def test_the_request_is_kuma_dp_s(tmp_path: Path, name: str, monkeypatch: pytest
 @pytest.mark.parametrize("name", ["kuma-2.13.5/full", "kuma-2.8.8/dataplane"])
 def test_key_by_key_types_are_kuma_s(tmp_path: Path, name: str) -> None:
     theirs = captured(name)
-    made = source(tmp_path, load_resource(theirs["dataplaneResource"], "captured"), {"dataplane": "x"}, None)
+    made = client_of(tmp_path, load_resource(theirs["dataplaneResource"], "captured"), {"dataplane": "x"})
     ours = request(made)
 
     def shape(value: Any) -> Any:
@@ -130,18 +120,18 @@ def test_key_by_key_types_are_kuma_s(tmp_path: Path, name: str) -> None:
 def test_probes_are_sent_unless_they_are_served_here(tmp_path: Path, serves: bool) -> None:
     theirs = captured("kuma-2.8.8/probes")
     resource = load_resource(theirs["dataplaneResource"], "captured")
-    made = source(tmp_path, resource, {"dataplane": "x"}, None, serves_probes=serves)
+    made = client_of(tmp_path, resource, {"dataplane": "x"}, Sidecar(serves_probes=serves))
     assert ("probes" in json.loads(request(made)["dataplaneResource"])) is not serves
 
 
 def test_nothing_is_announced_that_does_not_work(tmp_path: Path) -> None:
-    made = source(tmp_path, None, {"name": "web", "mesh": "default"}, None)
+    made = client_of(tmp_path, None, {"name": "web", "mesh": "default"})
     assert request(made)["features"] == list(announced_features(made.settings, transparent=False))
 
 
 def test_the_pipe_is_announced_with_what_is_told_of_variables(tmp_path: Path) -> None:
     told = {"pipeEnabled": True}
-    made = source(tmp_path, None, {"name": "web", "mesh": "default"}, None, otel_env=told)
+    made = client_of(tmp_path, None, {"name": "web", "mesh": "default"}, Sidecar(otel_env=told))
     found = request(made)
     assert found["features"] == list(announced_features(made.settings, transparent=False, pipe=True))
     assert found["otelEnv"] == told
@@ -153,14 +143,14 @@ def test_the_pipe_is_announced_with_what_is_told_of_variables(tmp_path: Path) ->
 def test_the_memory_limit_is_the_user_s_or_the_cgroup_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kumadp.host.facts.memory_limit", lambda: 512 << 20)
     flags: dict[str, object] = {"name": "web", "mesh": "default"}
-    assert request(source(tmp_path, None, flags, None))["resources"] == {"maxHeapSizeBytes": 512 << 20}
-    own = source(tmp_path, None, {**flags, "max_memory_bytes": 1000}, None)
+    assert request(client_of(tmp_path, None, flags))["resources"] == {"maxHeapSizeBytes": 512 << 20}
+    own = client_of(tmp_path, None, {**flags, "max_memory_bytes": 1000})
     assert request(own)["resources"] == {"maxHeapSizeBytes": 1000}
 
 
 def test_coredns_is_told_by_its_version(tmp_path: Path) -> None:
-    plan = DnsPlan(Path("coredns"), 15053, 15054, 19153)
-    made = source(tmp_path, None, {"name": "web", "mesh": "default"}, plan, coredns="1.14.7")
+    flags: dict[str, object] = {"name": "web", "mesh": "default"}
+    made = client_of(tmp_path, None, flags, Sidecar(dns_port=15054), coredns="1.14.7")
     assert request(made)["dynamicMetadata"] == {"version.dependencies.coredns": "1.14.7"}
     assert request(made)["dnsPort"] == 15054
 
@@ -168,7 +158,7 @@ def test_coredns_is_told_by_its_version(tmp_path: Path) -> None:
 def test_an_inline_token_is_a_private_file_for_envoy_too_and_follows_a_change(tmp_path: Path) -> None:
     file = tmp_path / "dataplane.token"
     for token in (TOKEN, TOKEN + "2"):
-        made = source(tmp_path, None, {"name": "web", "mesh": "default", "token": f"{token}\n"}, None)
+        made = client_of(tmp_path, None, {"name": "web", "mesh": "default", "token": f"{token}\n"})
         body = request(made)
         assert (body["dataplaneToken"], body["dataplaneTokenPath"]) == (token, str(file))
         assert file.read_text() == token
@@ -177,7 +167,7 @@ def test_an_inline_token_is_a_private_file_for_envoy_too_and_follows_a_change(tm
 
 def test_a_token_file_is_read_for_each_request(tmp_path: Path) -> None:
     file = tmp_path / "token"
-    made = source(tmp_path, None, {"name": "web", "mesh": "default", "token_path": str(file)}, None)
+    made = client_of(tmp_path, None, {"name": "web", "mesh": "default", "token_path": str(file)})
     for token in (TOKEN, TOKEN + "2"):
         file.write_text(f"{token}\n")
         assert request(made)["dataplaneToken"] == token
@@ -185,20 +175,20 @@ def test_a_token_file_is_read_for_each_request(tmp_path: Path) -> None:
 
 def test_transparent_proxying_is_told_with_the_request(tmp_path: Path) -> None:
     flags: dict[str, object] = {"name": "web", "mesh": "default"}
-    plan = DnsPlan(None, 15053, 15060, 19153)
-    told = request(source(tmp_path, None, {**flags, "envoy_dns_port": "15060"}, plan, transparent=TransparentProxy()))
+    sidecar = Sidecar(dns_port=15060, resolves=True, transparent=TransparentProxy())
+    told = request(client_of(tmp_path, None, {**flags, "envoy_dns_port": "15060"}, sidecar))
     assert "feature-transparent-proxy-in-dataplane-metadata" in told["features"]
     assert told["dataplaneConfig"]["redirect"]["dns"] == {"enabled": True, "port": 15060}
     # Kuma's own reader of a port refuses 0, also where nothing is redirected to it.
-    without_dns = request(source(tmp_path, None, flags, None, transparent=TransparentProxy()))
+    without_dns = request(client_of(tmp_path, None, flags, Sidecar(transparent=TransparentProxy())))
     assert without_dns["dataplaneConfig"]["redirect"]["dns"] == {"enabled": False, "port": 15054}
-    assert "dataplaneConfig" not in request(source(tmp_path, None, flags, None))
+    assert "dataplaneConfig" not in request(client_of(tmp_path, None, flags))
 
 
 def test_all_keys_in_kuma_s_order(tmp_path: Path) -> None:
     flags: dict[str, object] = {"name": "web", "mesh": "default", "token": TOKEN}
-    plan = DnsPlan(None, 15053, 15054, 19153)
-    assert list(request(source(tmp_path, None, flags, plan, transparent=TransparentProxy()))) == [
+    sidecar = Sidecar(dns_port=15054, resolves=True, transparent=TransparentProxy())
+    assert list(request(client_of(tmp_path, None, flags, sidecar))) == [
         "mesh",
         "name",
         "proxyType",
@@ -229,38 +219,47 @@ def test_what_kubernetes_and_spire_need_is_told(tmp_path: Path, monkeypatch: pyt
         "KUMA_DATAPLANE_RUNTIME_SPIRE_SUPPORTED": "true",
         "KUMA_DATAPLANE_RUNTIME_SPIRE_SOCKET_PATH": "/run/spire/agent.sock",
     }
-    told = request(source(tmp_path, None, settings, None, environ=environ))
+    told = request(client_of(tmp_path, None, settings, environ=environ))
     assert told["dynamicMetadata"] == {"HOST_IP": "10.1.2.3"}
     assert "feature-spire" in told["features"]
     assert told["spireResources"] == {"socketPath": "/run/spire/agent.sock"}
     assert told["ipv6Enabled"] is True
     off = {"KUMA_DATAPLANE_RUNTIME_IPV6_ENABLED": "false"}
-    assert request(source(tmp_path, None, settings, None, environ=off))["ipv6Enabled"] is False
+    assert request(client_of(tmp_path, None, settings, environ=off))["ipv6Enabled"] is False
+
+
+class NoRelay:
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    async def load(self, envoy_version: str) -> Fetched | None:
+        del envoy_version
+        return None
+
+    async def confirm(self) -> None:
+        pass
 
 
 @pytest.mark.parametrize("relayed", [True, False], ids=["relay", "no relay"])
-async def test_a_bootstrap_that_was_handed_over_has_its_token_only_where_envoy_asks_by_itself(
+async def test_a_bootstrap_that_was_handed_over_has_its_token_only_if_envoy_connects_by_itself(
     tmp_path: Path, relayed: bool
 ) -> None:
     tree = parse_bootstrap((CAPTURES / "kuma-2.13.5" / "full" / "bootstrap.yaml").read_bytes())
     flags: dict[str, object] = {"name": "web", "mesh": "default", "token": TOKEN}
-    client = source(tmp_path, None, flags, None)
-    handed = Source.of(Fetched(tree, None, 0.0)).fetched()
-    made = KumaSource(
-        client,
-        WorkDir(tmp_path, tmp_path, tmp_path, temporary=False),
-        (),
-        Status("web", "control plane"),
-        relay_path=tmp_path / "relay.sock" if relayed else None,
-        hand_over=handed,
-    )
-    prepared = await made.make(handed)
-    assert (TOKEN in prepared.config_path.read_text()) is not relayed
+    context = Context(Inputs(resolve("run", flags, {}).settings, None, {}))
+    context.work = WorkDir(tmp_path, tmp_path, tmp_path, temporary=False)
+    part = ControlPlanePart(context, lambda: Versions("1.40.0"), Sidecar, tuple)
+    part.connect(NoRelay(tmp_path / "relay.sock" if relayed else None))
+    handed = msgspec.msgpack.encode(Source.of(Fetched(tree, None, 0.0)))
+    part.adopt(Previous(sections={part.name: handed}))
+    await part.start()
+    assert part.pending
+    assert (TOKEN in context.bootstrap.config_path.read_text()) is not relayed
 
 
 def test_a_token_needs_no_disk_to_be_read(tmp_path: Path) -> None:
     flags: dict[str, object] = {"name": "web", "mesh": "default", "token": TOKEN}
-    client = source(tmp_path / "gone", None, flags, None)
+    client = client_of(tmp_path / "gone", None, flags)
     assert client.token() == TOKEN
     with pytest.raises(WorkDirError, match="cannot be written"):
         request(client)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kumadp.core import grace_period
 from kumadp.relay.refusal import StreamRefusal
 from kumadp.relay.relay import SILENCE
 from kumadp.relay.upstream import UpstreamState
@@ -12,10 +13,6 @@ from kumadp.relay.upstream import UpstreamState
 if TYPE_CHECKING:
     from kumadp.relay.upstream import UpstreamFacts
 
-# How long the control plane may refuse us (seconds) before the refusal is permanent: a token file may be on its way. A
-# control plane that served us before is more likely to have a fault itself, such as lost signing keys.
-GRACE_PERIOD = 60.0
-ESTABLISHED_GRACE_PERIOD = 600.0
 # How long it may be unreachable (seconds) before a warning is set.
 UNREACHABLE_AFTER = 5.0
 SILENT = "it leaves requests unanswered"
@@ -41,11 +38,7 @@ def assess(facts: UpstreamFacts, *, silence: float, was_connected: bool, now: fl
         return PlaneCondition(SILENT)
     if facts.state is UpstreamState.OPEN:
         return PlaneCondition()
-    grace_period = ESTABLISHED_GRACE_PERIOD if was_connected else GRACE_PERIOD
-    if (
-        facts.refusal is StreamRefusal.AUTH
-        and facts.refused_since is not None
-        and now - facts.refused_since >= grace_period
-    ):
-        return PlaneCondition(f"the control plane refuses this data plane: {facts.last_error}", permanent=True)
+    grace = grace_period.ESTABLISHED_GRACE_PERIOD if was_connected else grace_period.GRACE_PERIOD
+    if facts.refusal is StreamRefusal.AUTH and facts.refused_since is not None and now - facts.refused_since >= grace:
+        return PlaneCondition(f"the control plane rejects this data plane: {facts.last_error}", permanent=True)
     return PlaneCondition(facts.last_error or "it does not answer")

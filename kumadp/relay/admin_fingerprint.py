@@ -1,4 +1,4 @@
-"""Decides when the proof that Envoy's admin is private is repeated: when the control plane changes what matters."""
+"""Notices when the control plane changes what could lead others to Envoy's admin: the proof is repeated then."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def _resources(raw: bytes) -> Iterator[tuple[str, bytes]]:
         yield name, value
 
 
-class Privacy:
-    """Compares after each answer of an Envoy. ``doubt`` is called with the names of listeners, or None for all."""
+class AdminWatch:
+    """Compares fingerprints after each answer of an Envoy; calls ``doubt`` with names of listeners, or None for all."""
 
     def __init__(
         self,
@@ -79,11 +79,11 @@ class Privacy:
         self._memory = memory
         self._admin = admin
         self._doubt = doubt
-        self._known = Fingerprint()
+        self._latest = Fingerprint()
         self._again = False
         self._task: asyncio.Task[None] | None = None
 
-    def answered(self, type_url: str) -> None:
+    def on_answered(self, type_url: str) -> None:
         """Envoy has accepted or rejected a response of this type."""
         if type_url != SECRET:
             self.look()
@@ -92,13 +92,16 @@ class Privacy:
         """Compare with what was there when this was last done, or with nothing."""
         self._again = True
         if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._compare(), name="privacy")
+            self._task = asyncio.get_running_loop().create_task(self._compare(), name="admin watch")
 
     async def _compare(self) -> None:
         while self._again:
             self._again = False
-            known, self._known = self._known, await asyncio.to_thread(fingerprint, self._memory(), self._admin())
-            if not self._known.rest <= known.rest:
+            latest = await asyncio.to_thread(fingerprint, self._memory(), self._admin())
+            previous, self._latest = self._latest, latest
+            if not latest.rest <= previous.rest:
                 self._doubt(None)
-            elif changed := {name for name, one in self._known.listeners.items() if known.listeners.get(name) != one}:
+            elif changed := {
+                name for name, digest in latest.listeners.items() if previous.listeners.get(name) != digest
+            }:
                 self._doubt(changed)

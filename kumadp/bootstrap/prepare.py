@@ -1,0 +1,130 @@
+"""The way of a bootstrap to Envoy: rewritten for the relay, checked by the guard, written into the work directory.
+
+The same for a start, a reload and `kumadp doctor`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kumadp.bootstrap.admin_guard import ReservedPort, guard
+from kumadp.bootstrap.fields import get
+from kumadp.host.log.secrets import holds_secret
+from kumadp.host.private_file import write_json
+from kumadp.host.work_dir import BOOTSTRAP_FILE, reporting_write_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from kumadp.bootstrap.admin_address import AdminAddress
+    from kumadp.bootstrap.rewrite import Upstream
+    from kumadp.host.net.ports import BindAddress
+    from kumadp.host.work_dir import WorkDir
+    from kumadp.settings.model import Settings
+
+log = logging.getLogger("kumadp.bootstrap")
+
+
+class Aggregated(NamedTuple):
+    """An application whose metrics a Mesh or Dataplane names; ``address`` empty: the data plane's own."""
+
+    name: str
+    address: str
+    port: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A bootstrap as the control plane at ``url`` made it; ``at`` in seconds since 1970.
+
+    ``address`` is the data plane's, as the control plane knows it; empty in those that an older kumadp kept.
+    ``aggregate``: applications whose metrics are scraped if no MeshMetric policy says otherwise.
+    """
+
+    tree: dict[str, Any]
+    corefile_template: str | None
+    at: float
+    url: str = ""
+    address: str = ""
+    aggregate: tuple[Aggregated, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A bootstrap on disk that passed the guard, what it was made of, and where its configuration comes from.
+
+    ``dynamic``: its listeners come over xDS. ``upstream``: the control plane that the relay connects to.
+    """
+
+    config_path: Path
+    admin: AdminAddress
+    corefile_template: str | None
+    dynamic: bool
+    fetched: Fetched | None = None
+    upstream: Upstream | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where bootstraps are written, and the addresses that are ``taken``, which no admin may have."""
+
+    work: WorkDir
+    taken: Sequence[BindAddress]
+
+
+async def prepare(
+    tree: dict[str, Any], settings: Settings, target: Target, *, admin_port: int = 0, file: str = BOOTSTRAP_FILE
+) -> Prepared:
+    """Check a bootstrap with the guard and write it to ``file``.
+
+    ``admin_port``: the one that the Dataplane names, 0: none. Raises KumadpError.
+    """
+    reserved = [
+        ReservedPort(address.host, address.port, address.purpose)
+        for address in target.taken
+        if address.protocol == "tcp"
+    ]
+    guarded = guard(tree, strict=settings.strict_admin, admin_port=admin_port, reserved=reserved)
+    for warning in guarded.warnings:
+        log.warning("%s", warning)
+    path = target.work.path / file
+    with reporting_write_errors(path):
+        await asyncio.to_thread(write_json, path, guarded.bootstrap)
+    if await asyncio.to_thread(_holds_secret, guarded.bootstrap):
+        # Kuma 2.8 to 2.14 puts the token into it, for an Envoy without the relay.
+        target.work.removed_at_end.add(path)
+    resources = guarded.bootstrap.get("dynamicResources") or guarded.bootstrap.get("dynamic_resources") or {}
+    dynamic = isinstance(resources, dict) and ("ldsConfig" in resources or "lds_config" in resources)
+    return Prepared(path, guarded.admin, None, dynamic)
+
+
+async def prepare_fetched(
+    fetched: Fetched,
+    settings: Settings,
+    target: Target,
+    *,
+    relay: Path | None,
+    admin_port: int = 0,
+    file: str = BOOTSTRAP_FILE,
+) -> Prepared:
+    """As `prepare`, for a control plane's bootstrap; ``relay`` is the socket that Envoy's xDS goes to, if any."""
+    from kumadp.bootstrap.rewrite import rewrite_for_relay
+
+    tree, upstream = fetched.tree, None
+    if relay is not None and get(tree, "dynamicResources", "adsConfig") is not None:
+        rewritten = rewrite_for_relay(tree, str(relay))
+        tree, upstream = rewritten.bootstrap, rewritten.upstream
+        if rewritten.delta:
+            log.info("the control plane offers delta xDS; kumadp's relay uses state of the world")
+    prepared = await prepare(tree, settings, target, admin_port=admin_port, file=file)
+    return replace(prepared, corefile_template=fetched.corefile_template, fetched=fetched, upstream=upstream)
+
+
+def _holds_secret(bootstrap: Mapping[str, Any]) -> bool:
+    return holds_secret(json.dumps(bootstrap).encode())

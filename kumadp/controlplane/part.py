@@ -1,0 +1,325 @@
+"""The control plane in a run: the bootstrap request, the last good bootstrap while it is unreachable, the watch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from kumadp.bootstrap.prepare import Target, prepare_fetched
+from kumadp.bootstrap.secrets import with_token
+from kumadp.controlplane.bootstrap_client import KumaClient
+from kumadp.controlplane.source_file import Source, read_source, write_source
+from kumadp.controlplane.token_expiry import TokenWatch
+from kumadp.core.events import Requested
+from kumadp.core.part import Handed, Part
+from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable, KumadpError
+from kumadp.host.work_dir import BOOTSTRAP_FILE, bootstrap_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+    from ssl import SSLContext
+
+    import msgspec
+
+    from kumadp.bootstrap.prepare import Fetched, Prepared
+    from kumadp.controlplane.bootstrap_client import Sidecar, Versions
+    from kumadp.controlplane.bootstrap_watch import BootstrapWatch
+    from kumadp.core.context import Context
+    from kumadp.core.previous import Previous
+    from kumadp.host.net.ports import BindAddress
+    from kumadp.resources.load import Resource
+
+log = logging.getLogger("kumadp.controlplane")
+
+# How long the control plane is waited for before the last good configuration serves (seconds): traffic within 5.
+WARM_AFTER = 2.0
+# How long a reload waits for a control plane that may be unreachable (seconds): then Envoy gets the bootstrap it has.
+RELOAD_WITHIN = 5.0
+
+
+class ConfigurationRelay(Protocol):
+    """The relay, as the bootstrap needs it."""
+
+    @property
+    def path(self) -> Path | None:
+        """The socket that Envoy's xDS goes to; None: Envoy connects to the control plane itself."""
+
+    async def load(self, envoy_version: str) -> Fetched | None:
+        """Choose the socket, and return the bootstrap of the last good configuration on disk, if any."""
+
+    async def confirm(self) -> None:
+        """Note that the control plane stands by what Envoy runs with."""
+
+
+class ControlPlanePart(Part):
+    """Gets the bootstrap.
+
+    ``versions`` and ``sidecar`` are what the request reports, ``taken`` the addresses that no admin may have; they are
+    called when it starts.
+    """
+
+    name = "control plane"
+    handover: ClassVar[type[msgspec.Struct] | None] = Source
+    client: KumaClient
+
+    def __init__(
+        self,
+        context: Context,
+        versions: Callable[[], Versions],
+        sidecar: Callable[[], Sidecar],
+        taken: Callable[[], Sequence[BindAddress]],
+    ) -> None:
+        self._context = context
+        self._versions = versions
+        self._sidecar = sidecar
+        self._taken = taken
+        self._relay: ConfigurationRelay | None = None
+        self._handed: Fetched | None = None
+        self._last_good: Fetched | None = None
+        self._unreachable = asyncio.Event()
+        self._later: asyncio.Task[Fetched] | None = None
+        self._newer: Fetched | None = None
+        self._watch: BootstrapWatch | None = None
+        self._files = 0
+
+    def connect(self, relay: ConfigurationRelay) -> None:
+        """Have Envoy's xDS go through this relay."""
+        self._relay = relay
+
+    # What the relay's connection needs
+
+    @property
+    def urls(self) -> Sequence[str]:
+        """The addresses of the control plane that the settings name."""
+        return self._context.settings.cp_addresses
+
+    @property
+    def pending(self) -> bool:
+        """Whether Envoy starts with a bootstrap that the control plane has not sent in this run."""
+        return self._later is not None
+
+    def token(self) -> str:
+        """Return the data plane token, empty without one. May block. Raises ControlPlaneRefused."""
+        return self.client.token()
+
+    def tls(self, ca_inline: bytes | None) -> SSLContext:
+        """Return the context by the CA as it is now, else by the bootstrap's. May block. Raises ControlPlaneRefused."""
+        from kumadp.controlplane.trust import Trust, make_context
+
+        trust = self.client.trust()
+        if not trust.ca and ca_inline is not None:
+            trust = Trust(ca_inline.decode("utf-8", "surrogateescape"), verify=trust.verify)
+        return make_context(trust)
+
+    # The start
+
+    def adopt(self, previous: Previous) -> None:
+        """Take the bootstrap that was handed over, or that a killed kumadp kept for the Envoy that it left."""
+        section = previous.section(self.name, Source)
+        if section is not None:
+            self._handed = section.fetched()
+        elif previous.children:
+            self._handed = read_source(self._context.work.path)
+
+    async def start(self) -> None:
+        """Get the bootstrap, for as long as it takes.
+
+        From the last good one on disk if the control plane does not answer; the request then goes on.
+        """
+        context, settings = self._context, self._context.settings
+        versions = self._versions()
+        tokens, loop = TokenWatch(context.status, lambda: self.client.read_token()), asyncio.get_running_loop()
+        self.client = KumaClient(
+            settings,
+            context.resource,
+            context.work,
+            versions,
+            self._sidecar(),
+            lambda token: loop.call_soon_threadsafe(tokens.note, token),
+        )
+        context.status.counters["bootstrap"] = self.client.counted
+        if settings.xds_transport_variant == "DELTA_GRPC":
+            log.info("DELTA_GRPC is not announced: kumadp requests state of the world from the control plane")
+        self._last_good = await self._relay.load(versions.envoy) if self._relay is not None else None
+        context.bootstrap = await self._first()
+
+    async def _first(self) -> Prepared:
+        status, settings = self._context.status, self._context.settings
+        if self._handed is not None:
+            self._later = self._request()
+            return await self._prepare(self._handed)
+        status.set_not_ready("bootstrap", f"requesting it from {settings.cp_address}")
+        request = self._request()
+        try:
+            fetched = await self._fetched_or_last_good(request)
+        except asyncio.CancelledError:
+            request.cancel()
+            raise
+        status.set_not_ready("bootstrap", "")
+        return await self._prepare(fetched)
+
+    def _request(self) -> asyncio.Task[Fetched]:
+        request = asyncio.create_task(
+            self.client.fetch(self._on_failure, self._context.settings.retry_max_duration), name="bootstrap request"
+        )
+        # A start that fails for another reason leaves nobody to look at how it ended.
+        request.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return request
+
+    async def _fetched_or_last_good(self, request: asyncio.Task[Fetched]) -> Fetched:
+        if self._last_good is None:
+            return await request
+        unreachable = asyncio.ensure_future(self._unreachable.wait())
+        try:
+            await asyncio.wait({request, unreachable}, timeout=WARM_AFTER, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            unreachable.cancel()
+        if request.done():
+            return request.result()
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._last_good.at))
+        log.warning("the control plane is unreachable: starting with the last good configuration, of %s", since)
+        self._context.status.facts["stale_since"] = self._last_good.at
+        self._context.status.set_warning("configuration", f"stale since {since}")
+        self._later = request
+        return self._last_good
+
+    def _on_failure(self, reason: str) -> None:
+        address = self._context.settings.cp_address
+        log.warning("no bootstrap from %s: %s", address, reason)
+        if self._later is None:
+            self._context.status.set_not_ready("bootstrap", f"control plane {address}: {reason}")
+        self._unreachable.set()
+
+    async def _prepare(self, fetched: Fetched, file: str = BOOTSTRAP_FILE) -> Prepared:
+        """Write a bootstrap that passed the guard, rewritten for the relay; raises KumadpError."""
+        context, resource = self._context, self.client.resource
+        relay = self._relay.path if self._relay is not None else None
+        if relay is None and fetched is self._handed:
+            fetched = await self._with_token(fetched)
+        admin = resource.spec.networking.admin if resource is not None else None
+        return await prepare_fetched(
+            fetched,
+            context.settings,
+            Target(context.work, self._taken()),
+            relay=relay,
+            admin_port=admin.port if admin is not None else 0,
+            file=file,
+        )
+
+    async def _with_token(self, fetched: Fetched) -> Fetched:
+        """A bootstrap that was handed over has no token, but an Envoy that connects by itself needs one."""
+        from dataclasses import replace
+
+        try:
+            return replace(fetched, tree=with_token(fetched.tree, await asyncio.to_thread(self.client.token)))
+        except (ControlPlaneRefused, OSError) as error:
+            log.warning("the bootstrap is without a token: %s", error)
+            return fetched
+
+    async def on_bootstrap(self, prepared: Prepared) -> None:
+        """Keep the bootstrap for a kumadp that follows this one."""
+        if self._context.keeps_children and prepared.fetched is not None:
+            await asyncio.to_thread(write_source, self._context.work.path, prepared.fetched)
+
+    def hand_over(self) -> Handed | None:
+        """Return the bootstrap without its token."""
+        fetched = self._context.bootstrap.fetched
+        return Handed(Source.of(fetched)) if fetched is not None else None
+
+    # ListenerChanges of the bootstrap
+
+    async def started(self) -> None:
+        """Check from now on whether the bootstrap has changed."""
+        from kumadp.controlplane.bootstrap_watch import BootstrapWatch
+
+        self._watch = BootstrapWatch(self.client, self._context, self)
+        self._context.stack.start(self._watch)
+
+    def on_stream_opened(self) -> None:
+        """Check now: the control plane is reachable."""
+        if self._watch is not None:
+            self._watch.wake()
+
+    @property
+    def first_request(self) -> asyncio.Task[Fetched] | None:
+        """The request for the bootstrap that goes on while Envoy runs with an earlier one."""
+        return self._later
+
+    def request_again(self) -> asyncio.Task[Fetched]:
+        """Request the bootstrap until there is an answer, however long that takes."""
+        self._later = asyncio.create_task(self.client.fetch(_log_quietly, None), name="bootstrap request")
+        return self._later
+
+    def on_changed(self, fetched: Fetched, reasons: tuple[str, ...], *, first: bool) -> None:
+        """Handle a bootstrap that takes a restart; ``first``: it is the first answer in this run."""
+        context = self._context
+        if not first and context.settings.on_bootstrap_change == "report":
+            text = "it has changed, a restart is required: " + "; ".join(reasons)
+            context.status.set_warning("bootstrap", text)
+            return
+        self._newer = fetched
+        context.post(Requested("reload", "the bootstrap has changed"))
+
+    async def on_confirmed(self) -> None:
+        """Handle that the control plane stands by what Envoy runs with."""
+        status = self._context.status
+        if status.facts.pop("stale_since", None) is not None:
+            log.info("the control plane is reachable again: the configuration is its present one")
+        status.set_warning("configuration", "")
+        if self._relay is not None:
+            await self._relay.confirm()
+
+    def on_refused(self, error: ControlPlaneRefused) -> None:
+        """Handle a permanent rejection."""
+        self._context.reject(error)
+
+    # A reload
+
+    def check_resource(self, resource: Resource | None) -> None:
+        """Raise KumadpError if this Dataplane is another one than the present."""
+        present = self.client.resource
+        if resource is None or present is None:
+            return
+        if (resource.mesh, resource.name) != (present.mesh, present.name):
+            raise KumadpError("the Dataplane has another mesh or name: restart kumadp for it")
+
+    async def renew(self, resource: Resource | None, versions: Versions, notes: list[str]) -> Prepared:
+        """Return the bootstrap as the control plane makes it now, in a file of its own; raises KumadpError.
+
+        Settings are the context's. If the control plane does not answer, it is the present one, with a note.
+        """
+        client, present = self.client, self.client.resource
+        client.settings = self._context.settings
+        client.resource = resource or present
+        client.versions = versions
+        newer, self._newer = self._newer, None
+        self._files += 1
+        return await self._prepare(newer or await self._fetch(notes), bootstrap_file(self._files))
+
+    async def _fetch(self, notes: list[str]) -> Fetched:
+        reasons: list[str] = []
+        try:
+            async with asyncio.timeout(RELOAD_WITHIN):
+                return await self.client.fetch(reasons.append, RELOAD_WITHIN)
+        except (TimeoutError, ControlPlaneUnavailable):
+            pass
+        present = self._context.bootstrap.fetched
+        assert present is not None  # noqa: S101 - a control plane's always has one
+        why = f": {reasons[-1]}" if reasons else ""
+        notes.append(f"with the present bootstrap, as the control plane gave none{why}")
+        return present
+
+    async def renewed(self) -> None:
+        """Note that Envoy runs with the bootstrap of `renew`."""
+        if self._watch is not None:
+            self._watch.restart_interval()
+        self._context.status.facts.pop("restart_required", None)
+        self._context.status.set_warning("bootstrap", "")
+        await self.on_confirmed()
+
+
+def _log_quietly(reason: str) -> None:
+    log.debug("no bootstrap: %s", reason)

@@ -1,0 +1,145 @@
+"""How names are answered, decided before anything starts from settings, the Dataplane and what is redirected."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kumadp.addresses import ANY_IPV4, ANY_IPV6, LOOPBACK
+from kumadp.errors import BinaryNotFound, Problem, SettingsError
+from kumadp.host.facts import has_ipv6
+from kumadp.host.programs import why_not_runnable
+from kumadp.resources.types import Dataplane
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kumadp.resources.load import Resource
+    from kumadp.resources.transparent_proxy import TransparentProxy
+    from kumadp.settings.model import Settings
+
+# Kuma's own names end so: <service>.mesh, and <name>.svc.<zone>.mesh.local from 2.9 on (HostnameGenerator).
+SUFFIXES = ("mesh", "mesh.local")
+
+
+@dataclass(frozen=True, slots=True)
+class DnsPlan:
+    """How names are answered: ``coredns`` is the binary, None for the embedded resolver, which has ``addresses``; ports
+    as the workload and Envoy see them. For clients in ``networks`` and on this host others are asked, but not for names
+    below ``suffixes``.
+    """
+
+    coredns: Path | None
+    port: int
+    envoy_port: int
+    prometheus_port: int
+    addresses: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = SUFFIXES
+
+
+# Labels as they are written in a Corefile too.
+_DOMAIN = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
+
+
+def wants_coredns(settings: Settings) -> bool:
+    """Whether a CoreDNS is looked for. A proxy port asks for the resolver of kuma-dp's own (2.14), and so for ours."""
+    if not settings.dns_enabled or settings.proxy_type != "dataplane":
+        return False
+    return settings.dns_mode == "coredns" or (settings.dns_mode == "auto" and not settings.dns_proxy_port)
+
+
+def chosen_coredns(settings: Settings) -> Path | None:
+    """The CoreDNS to run; None where none is wanted, or there is none and nothing that was named needs one. May block.
+
+    Raises BinaryNotFound.
+    """
+    if not wants_coredns(settings):
+        return None
+    from kumadp.dns.coredns.binary import DEFAULT, find_coredns
+
+    found = find_coredns(settings.coredns_path)
+    required_by = "--dns-mode=coredns" if settings.dns_mode == "coredns" else ""
+    if not required_by and settings.coredns_config_template_path:
+        required_by = "--dns-coredns-config-template-path"
+    if found is None and (required_by or settings.coredns_path != DEFAULT):
+        reason = f", which {required_by} needs" if required_by else ""
+        raise BinaryNotFound(
+            f"no CoreDNS: {why_not_runnable(settings.coredns_path)}{reason}", "check --dns-coredns-path and --dns-mode"
+        )
+    return found
+
+
+def plan_dns(settings: Settings, coredns: Path | None, transparent: TransparentProxy | None = None) -> DnsPlan | None:
+    """None when DNS is off: by setting, and always for zone proxies (Kuma: never for ingress and egress).
+
+    ``KUMA_DNS_PROXY_PORT``, set by Kubernetes' injector from 2.14 on, names the port that the redirected queries reach.
+    """
+    if not settings.dns_enabled or settings.dns_mode == "off" or settings.proxy_type != "dataplane":
+        return None
+    if not wants_coredns(settings):
+        coredns = None
+    return DnsPlan(
+        coredns=coredns,
+        port=settings.dns_proxy_port or settings.coredns_port,
+        envoy_port=settings.envoy_dns_port,
+        prometheus_port=settings.dns_prometheus_port,
+        addresses=() if coredns is not None else _resolver_addresses(transparent),
+        networks=_networks(settings, transparent),
+        suffixes=_suffixes(settings),
+    )
+
+
+def names_expected(settings: Settings, resource: Resource | None, transparent: TransparentProxy | None) -> bool:
+    """Whether the control plane may send names at all, as far as that is known before the request.
+
+    Kuma 2.11 to 2.14 send them where ``dataplaneConfig`` of the request or ``transparentProxying`` of the Dataplane
+    redirects traffic, and never with bound outbounds; 2.8 to 2.10 with ``transparentProxying`` alone (their dns
+    generators). True where the Dataplane is not ours to read: the control plane has it.
+    """
+    if not settings.envoy_dns_port:
+        return False
+    spec = resource.spec if resource is not None else None
+    if resource is None or (isinstance(spec, Dataplane) and spec.networking.transparent_proxying is not None):
+        return True
+    if transparent is None or settings.bind_outbounds or not isinstance(spec, Dataplane):
+        return False
+    four_only = not transparent.dual_stack and ":" in spec.networking.address
+    return (transparent.inbound.enabled or transparent.outbound.enabled) and not four_only
+
+
+def _networks(settings: Settings, transparent: TransparentProxy | None) -> tuple[str, ...]:
+    """Whose queries are passed on, beside this host's; raises SettingsError."""
+    problems = []
+    for text in settings.dns_allow:
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            problems.append(Problem("--dns-allow", f"{text} is no network", "write it as 10.0.0.0/8 or fd00::/8"))
+    if problems:
+        raise SettingsError(problems)
+    virtual = (network.partition(":")[2] for network in (transparent.networks if transparent is not None else ()))
+    return (*settings.dns_allow, *(network for network in virtual if network))
+
+
+def _suffixes(settings: Settings) -> tuple[str, ...]:
+    """Whose names are never asked of other name servers; raises SettingsError."""
+    found = tuple(text.strip(".").lower() for text in settings.dns_suffixes or SUFFIXES)
+    problems = [
+        Problem("--dns-suffix", f"{text!r} is no domain name", "write it as mesh or mesh.local")
+        for text in found
+        if not _DOMAIN.fullmatch(text)
+    ]
+    if problems:
+        raise SettingsError(problems)
+    return found
+
+
+def _resolver_addresses(transparent: TransparentProxy | None) -> tuple[str, ...]:
+    """Where redirected queries arrive: from virtual networks they keep an address of the host (Kuma 2.14)."""
+    if transparent is None:
+        return (ANY_IPV4,)
+    four, six = (ANY_IPV4, ANY_IPV6) if transparent.networks else (LOOPBACK, "::1")
+    return (four, six) if transparent.dual_stack and has_ipv6() else (four,)

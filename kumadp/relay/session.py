@@ -1,0 +1,286 @@
+"""A session with the control plane: the relay, made from bootstrap and settings, and what its state means."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from kumadp.addresses import server_name
+from kumadp.bootstrap.comparison import same_node
+from kumadp.bootstrap.fields import get
+from kumadp.errors import ControlPlaneRefused
+from kumadp.relay.last_good import LastGoodContent
+from kumadp.relay.node import encode_node
+from kumadp.relay.plane_condition import UNREACHABLE_AFTER, assess
+from kumadp.relay.refusal import StreamRefusal
+from kumadp.relay.relay import Relay, RelayOptions
+from kumadp.relay.state_machine import RelayStateMachine
+from kumadp.relay.upstream import Dial, UpstreamState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+    from ssl import SSLContext
+
+    from kumadp.bootstrap.prepare import Prepared
+    from kumadp.bootstrap.rewrite import Upstream
+    from kumadp.core.status import Status
+    from kumadp.relay.last_good import LastGood, LastGoodStore
+    from kumadp.relay.snapshot import RelaySnapshot
+
+log = logging.getLogger("kumadp.relay")
+
+# Of the memory limit, and in bytes. gRPC's own default is 4 MiB; a mesh of 10,000 services needs some 30 MB.
+SHARE = 8
+SMALLEST_BOUND, LARGEST_BOUND = 4 << 20, 128 << 20
+
+
+class ControlPlaneAccess(Protocol):
+    """What a connection to the control plane needs, as it is now."""
+
+    @property
+    def urls(self) -> Sequence[str]:
+        """The addresses of the control plane that the settings name."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether Envoy starts with a bootstrap that the control plane has not sent in this run."""
+
+    def token(self) -> str:
+        """Return the data plane token, empty without one. May block. Raises ControlPlaneRefused."""
+
+    def tls(self, ca_inline: bytes | None) -> SSLContext:
+        """Return the context by the CA as it is now, else by the bootstrap's. May block. Raises ControlPlaneRefused."""
+
+
+class SessionObserver(Protocol):
+    """Follows a session with the control plane; methods are called on the event loop."""
+
+    def on_refused(self, error: ControlPlaneRefused) -> None:
+        """Handle that the control plane rejects this data plane permanently."""
+
+    def on_opened(self) -> None:
+        """Handle that the control plane has accepted the stream."""
+
+    def on_accepted(self, type_url: str) -> None:
+        """Handle that Envoy has accepted a response of this type."""
+
+    def on_answered(self, type_url: str) -> None:
+        """Handle that Envoy has accepted or rejected a response of this type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What a session continues from.
+
+    ``memory`` is served from at once; ``stale`` if it is from disk. ``earlier`` is what an earlier run kept: it serves
+    if the control plane rejects the stream because it still has that run's, which it frees after 10 s
+    (Kuma 2.8 to 2.13). ``broken_at``: when the program before this one was replaced, by the monotonic clock.
+    """
+
+    memory: RelaySnapshot | None = None
+    earlier: LastGood | None = None
+    stale: bool = False
+    broken_at: float | None = None
+
+
+class RelaySession:
+    """Owns the relay. ``path`` is the socket that Envoy connects to, ``memory_limit`` in bytes (0: none)."""
+
+    def __init__(
+        self,
+        path: Path,
+        access: ControlPlaneAccess,
+        prepared: Prepared,
+        status: Status,
+        observer: SessionObserver,
+        *,
+        epoch_of: Callable[[int], int],
+        resumption: Resumption,
+        memory_limit: int = 0,
+    ) -> None:
+        self._access = access
+        self._status = status
+        self._observer = observer
+        self._store: LastGoodStore | None = None
+        self._grace: asyncio.TimerHandle | None = None
+        # What is remembered comes from it.
+        self._had_us = resumption.memory is not None
+        self._open_since = -1.0
+        self._stale = resumption.stale
+        self.use(prepared)
+        self._sent_tree = _tree(prepared)
+        self._machine = machine = RelayStateMachine(
+            _node(self._sent_tree), snapshot=resumption.memory, withhold_secrets=resumption.stale
+        )
+        self.relay = Relay(
+            path,
+            machine,
+            self._dial,
+            epoch_of=epoch_of,
+            options=RelayOptions(
+                broken_at=resumption.broken_at,
+                largest=largest_message(memory_limit),
+                on_change=self._changed,
+                on_accepted=self._accepted,
+                on_answered=observer.on_answered,
+            ),
+        )
+        self._earlier = None
+        # An upgraded kumadp is served too; the copy is bound to Envoy's version.
+        earlier = resumption.earlier
+        if earlier is not None and same_node(earlier.bootstrap, self._sent_tree):
+            self._earlier = earlier.memory
+
+    def use(self, prepared: Prepared) -> None:
+        """Take the way to the control plane, from the next attempt on, from this bootstrap."""
+        assert prepared.upstream is not None  # noqa: S101 - without one there is no relay
+        self._prepared = prepared
+        self._upstream: Upstream = prepared.upstream
+
+    def renew(self, prepared: Prepared) -> bool:
+        """Go on with this bootstrap; True when its Node asks for another configuration: the stream is opened anew.
+
+        A control plane reads the Node once a stream (Kuma 2.8 to 2.13).
+        """
+        self.use(prepared)
+        self._kept()
+        return self._renew_node(prepared)
+
+    def renew_early(self, prepared: Prepared) -> None:
+        """Tell of another Node already now where that breaks no stream, as there is none."""
+        if self.relay.facts.state is not UpstreamState.OPEN:
+            self._renew_node(prepared)
+
+    def go_back(self, prepared: Prepared) -> None:
+        """The Envoy with this bootstrap runs on: where the control plane was told of another Node early, take it back.
+
+        What it sent for that one is not what this Envoy can do; the stream is opened anew.
+        """
+        if self._renew_node(prepared):
+            log.warning("the control plane is told by a new stream that the Dataplane is what it was")
+
+    def _renew_node(self, prepared: Prepared) -> bool:
+        former, self._sent_tree = self._sent_tree, _tree(prepared)
+        self._machine.renew_node(_node(self._sent_tree))
+        # Versions are but shown (Kuma 2.8 to 2.13): the next stream will do.
+        if same_node(former, self._sent_tree):
+            return False
+        self.relay.close_upstream("the Dataplane, or what else the control plane is told of it, is another one")
+        self.relay.reopen_upstream()
+        return True
+
+    def keep_in(self, store: LastGoodStore) -> None:
+        """Keep what is accepted on disk from now on."""
+        self._store = store
+
+    def content(self) -> LastGoodContent | None:
+        """What is kept on disk: None while nothing was accepted."""
+        fetched, memory = self._prepared.fetched, self.relay.snapshot()
+        if fetched is None or not any(one.accepted for one in memory.types):
+            return None
+        return LastGoodContent(fetched.tree, fetched.corefile_template, memory)
+
+    async def _dial(self) -> Dial:
+        return await asyncio.to_thread(self._make_dial)
+
+    def _make_dial(self) -> Dial:
+        upstream = self._upstream
+        return Dial(
+            addresses=addresses(upstream.host, upstream.port, self._access.urls),
+            tls=self._access.tls(upstream.ca_inline) if upstream.tls else None,
+            server_name=upstream.server_name if upstream.server_name != upstream.host else "",
+            token=self._access.token(),
+            metadata=upstream.metadata,
+        )
+
+    def _accepted(self, type_url: str) -> None:
+        self._kept()
+        self._observer.on_accepted(type_url)
+
+    def _kept(self) -> None:
+        if self._store is not None:
+            self._store.schedule_write()
+
+    def _changed(self) -> None:
+        """Read what the relay says of itself, and tell what an operator should know."""
+        facts = self.relay.facts
+        if facts.refusal is StreamRefusal.ACTIVE and self._earlier is not None:
+            earlier, self._earlier = self._earlier, None
+            log.info("until the control plane takes this data plane again, what it gave the last one serves")
+            self._stale = self._had_us = True
+            self.relay.restore(earlier)
+        self._status.set_warning("last good", self._lacking())
+        if facts.state is UpstreamState.OPEN:
+            self._had_us, self._stale = True, False
+            if facts.since != self._open_since:
+                self._open_since = facts.since
+                self._observer.on_opened()
+            self._end_grace()
+            self._report()
+        elif facts.state is UpstreamState.HELD_CLOSED:
+            self._end_grace()
+            self._report()
+        elif self._grace is None:
+            self._grace = asyncio.get_running_loop().call_later(UNREACHABLE_AFTER, self._on_grace_over)
+
+    def _lacking(self) -> str:
+        """What Envoy asks for and cannot have before the control plane is back: what is never kept on disk."""
+        if not self._stale or self.relay.facts.state is UpstreamState.OPEN:
+            return ""
+        types = [view.type_url.rpartition(".")[2] for view in self._machine.types() if not view.latest]
+        return f"{', '.join(types)}: not kept on disk, what needs it waits for the control plane" if types else ""
+
+    def _end_grace(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+
+    def _on_grace_over(self) -> None:
+        self._report()
+        self._grace = asyncio.get_running_loop().call_later(UNREACHABLE_AFTER, self._on_grace_over)
+
+    def _report(self) -> None:
+        relay = self.relay
+        condition = assess(relay.facts, silence=relay.silence, was_connected=self._had_us, now=time.monotonic())
+        self._status.set_warning("control plane", condition.warning)
+        if condition.permanent:
+            self._observer.on_refused(ControlPlaneRefused(condition.warning))
+
+
+def largest_message(memory_limit: int) -> int:
+    """Bytes that one response of the control plane may have, by the memory limit of our cgroup (bytes, 0: none).
+
+    A message is held twice while it comes and while the next one replaces it, and Envoy needs many times its size.
+    """
+    return max(SMALLEST_BOUND, min(memory_limit // SHARE, LARGEST_BOUND)) if memory_limit else LARGEST_BOUND
+
+
+def _tree(prepared: Prepared) -> Mapping[str, Any]:
+    """The bootstrap whose Node the control plane is told."""
+    return prepared.fetched.tree if prepared.fetched is not None else {}
+
+
+def _node(tree: Mapping[str, Any]) -> bytes:
+    return encode_node(get(tree, "node") or {})
+
+
+def addresses(host: str, port: int, urls: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """Where the stream may go: what the bootstrap says, and the other addresses of the same control plane.
+
+    Where the bootstrap leads to one of the addresses that the user named, the others are as good.
+    """
+    named = []
+    for url in urls:
+        parts = urlsplit(url)
+        named.append((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)))
+    # The control plane knows the name in the request: without final dot and zone, which dialling needs.
+    names = [(server_name(name), number) for name, number in named]
+    if (server_name(host), port) not in names:
+        return ((host, port),)
+    at = names.index((server_name(host), port))
+    return tuple(dict.fromkeys((*named[at:], *named[:at])))
