@@ -1,4 +1,4 @@
-"""The real program: each wrong input ends with its exit code and one clear line a problem, no traceback."""
+"""The real program: invalid input has its exit code and one clear line for each problem, without a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose options `kumadp doctor` takes where it is given none."""
+"""The options that `kumadp doctor` reads from a running kumadp."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.process
 
 
 def options_of(place: Path, *arguments: str) -> tuple[dict[str, object], dict[str, str]] | None:
-    """Those of a process with this command line and directory."""
+    """Options read from a process with this command line and directory."""
     here = Path.cwd()
     with subprocess.Popen([sys.executable, "-c", "input()", *arguments], stdin=subprocess.PIPE, cwd=place) as process:
         try:

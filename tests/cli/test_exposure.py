@@ -1,4 +1,4 @@
-"""Secrets that other users of the host can read are named at the start, once each."""
+"""Warnings about secrets that other users of the host can read: one for each, at start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kumadp reload` and `kumadp reexec`: whom they ask, what they say, and how they end."""
+"""`kumadp reload` and `kumadp reexec`: which data plane, output and exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kumadp status` as it is typed: which data planes, what form, what exit code, and --watch."""
+"""`kumadp status` as a command: which data planes, output, exit code, and --watch."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def watching(host: Host, out: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 class ReadText:
-    """What was read of a descriptor so far."""
+    """All that has been read from a descriptor so far."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

@@ -1,4 +1,4 @@
-"""The page that `kumadp status` shows."""
+"""The page that `kumadp status` prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kumadp validate`: every problem of every file, for people and for programs."""
+"""`kumadp validate`: all problems of all files, as text and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kumadp wait`: what it asks, what it says while it waits, and that it is never ready for somebody else."""
+"""`kumadp wait`: what it queries and logs, and that it never waits for the wrong data plane."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Host:
-    """A folder of control sockets, as one host has it."""
+    """A directory with the control sockets of a host."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "kumadp"
@@ -44,7 +44,7 @@ class Host:
 
     @contextlib.contextmanager
     def instance(self, name: str) -> Iterator[Status]:
-        """The real control socket of a data plane of that name, whose state the test moves."""
+        """A real control socket of a data plane of that name, with a state that the test sets."""
         status = Status(name, "standalone")
         started, ended = threading.Event(), asyncio.Event()
         loop = asyncio.new_event_loop()
@@ -89,7 +89,7 @@ class Waiting:
         )
 
     def line(self) -> str:
-        """The next thing it says, without time and level."""
+        """The next line of its output, without time and level."""
         assert self.process.stderr is not None
         return self.process.stderr.readline().rstrip("\n").partition(" wait: ")[2]
 
@@ -189,7 +189,7 @@ class _Ready(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def served(server: socketserver.BaseServer, *codes: int) -> Iterator[list[str]]:
-    """What was asked of an HTTP server that answers these codes in turn, the last one for ever."""
+    """The requests to an HTTP server that answers with these codes in turn, and repeats the last one."""
     server.RequestHandlerClass = type("Handler", (_Ready,), {"codes": codes})
     requests: list[str] = []
     server.asked = requests  # type: ignore[attr-defined]
@@ -216,7 +216,7 @@ def test_a_url_is_queried_until_it_answers_200(host: Host, name: str) -> None:
 
 
 def test_only_the_url_is_queried(host: Host) -> None:
-    """As with kuma-dp: what else runs here, or how this one is called, does not matter then."""
+    """As with kuma-dp: other data planes on this host and KUMA_DATAPLANE_NAME do not matter then."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Ready)
     url = f"http://127.0.0.1:{server.server_address[1]}/"
     environment = {**host.environment, "KUMA_DATAPLANE_NAME": "web"}
@@ -295,7 +295,7 @@ def fast(runtime: str) -> dict[str, str]:
 
 
 def test_a_real_run_is_waited_for(tmp_path: Path) -> None:
-    """Its bootstrap is refused for a while: `wait` says so; then it is ready as soon as traffic flows."""
+    """While its bootstrap is rejected, `wait` logs that; later it is ready as soon as traffic flows."""
     ports = Ports.take()
     with workload("web") as application, ScriptedControlPlane(Answer(503, b"overloaded")) as plane:
         arguments = ["--name=web", "--mesh=default", f"--cp-address={plane.url}", "--drain-time=1ms"]

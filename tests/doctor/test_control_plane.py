@@ -1,4 +1,4 @@
-"""The way to the control plane: each step made to fail, at real sockets."""
+"""The doctor's check of the control plane: a failure of each step, with real sockets."""
 
 from __future__ import annotations
 

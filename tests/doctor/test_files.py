@@ -1,4 +1,4 @@
-"""The token and the files: each thing made wrong."""
+"""The doctor's checks of token and files, each with something wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the doctor finds on the machine: each thing made wrong."""
+"""The doctor's checks of the host, each with something wrong."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_options_and_link_local_servers(tmp_path: Path) -> None:
 
 
 def test_servers_that_are_queried_over_tcp(tmp_path: Path) -> None:
-    """use-vc: that there is nothing by UDP does not matter, and the other way round."""
+    """With use-vc a server needs no UDP; without it, no TCP."""
     file = tmp_path / "resolv.conf"
 
     async def send() -> list[str]:
@@ -106,7 +106,7 @@ def test_servers_that_are_queried_over_tcp(tmp_path: Path) -> None:
 
 
 def test_an_answer_of_kumadp_itself_does_not_count(tmp_path: Path) -> None:
-    """Also where resolv.conf names nobody but kumadp: it answers, and nothing is known."""
+    """Also if resolv.conf only has the address of kumadp: it answers, and name servers remain unknown."""
     file = tmp_path / "resolv.conf"
 
     async def send() -> list[tuple[str, str]]:
@@ -131,7 +131,7 @@ def test_a_coredns_of_kumadp_refuses_only_its_own_name(tmp_path: Path, refuses_a
 
 
 class NameServer:
-    """Says that there is no such name, or nothing; on a port of loopback, as resolv.conf of OpenBSD names it."""
+    """Answers that there is no such name, or not at all; on a port of loopback, in OpenBSD's form of resolv.conf."""
 
     def __init__(
         self, host: str = "127.0.0.1", port: int = 0, *, silent: bool = False, refuses: bytes | None = None
@@ -179,7 +179,7 @@ def test_name_servers_that_answer_and_that_do_not(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.process
 def test_an_init_that_does_not_reap() -> None:
-    """In a PID namespace of its own: process 1 is a Python that waits for nobody, and its grandchild ends."""
+    """In a new PID namespace: process 1 is a Python that never waits, and its grandchild exits."""
     if os.geteuid() != 0 or subprocess.run(["unshare", "-p", "true"], check=False, capture_output=True).returncode:
         pytest.skip("no PID namespaces here: needs root")
     inside = (
@@ -222,7 +222,7 @@ def test_leftovers_of_dead_runs(tmp_path: Path) -> None:
 
 
 class Systemd:
-    """A host whose systemctl says what a test wants."""
+    """A host whose systemctl prints what a test sets."""
 
     def __init__(self, folder: Path) -> None:
         self.booted, self.shipped, self.installed = folder / "booted", folder / "shipped", folder / "installed"

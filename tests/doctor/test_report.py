@@ -1,4 +1,4 @@
-"""All checks run; one that hangs or is broken costs only itself."""
+"""All checks run; one that hangs or has a bug does not affect the others."""
 
 from __future__ import annotations
 

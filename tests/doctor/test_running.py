@@ -1,4 +1,4 @@
-"""What the doctor makes of the status of a kumadp that runs."""
+"""The doctor's check of a running data plane, from its status."""
 
 from __future__ import annotations
 

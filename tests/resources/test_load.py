@@ -1,4 +1,4 @@
-"""Reading a resource: spellings, what is kept, where from, and what cannot be read."""
+"""Loading resources: spellings, what is kept, sources, and what cannot be read."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def problems(text: str, **variables: str) -> list[str]:
 
 
 def expected(text: str) -> list[str]:
-    """The problems of a text; where there are none it can be sent."""
+    """The problems of a text; if there are none, check that it can be sent."""
     try:
         json.loads(request_json(load(text)))
     except ResourceError as error:

@@ -1,4 +1,4 @@
-"""The transparent proxy configuration: files laid over each other, and what is told of them."""
+"""The transparent proxy configuration: merge of files, and problems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every rule that a Dataplane must keep: what is told, at which path and line, with what would be right."""
+"""The rules of resources: message, path, line and hint of each problem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings file: what is wrong with it, with line and key."""
+"""The settings file, and its problems with line and key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that kuma-dp's `run` and `wait` take is known here under the same names, with the same defaults."""
+"""All options of kuma-dp's `run` and `wait` exist under the same names, with the same defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kumadp.settings.model import Settings, options, options_of, secret_variable
 from kumadp.settings.resolve import resolve
 from kumadp.settings.values import read_value, write_value
 
-# kuma-dp 2.14.3 (2.8.8 has a part of them): flags, variable, default as `kuma-dp run --help` and its config say it.
+# kuma-dp 2.14.3 (2.8.8 has some of them): flags, variable and default as in `kuma-dp run --help` and its config.
 RUN = [
     ("--log-level", "", "info"),
     ("--log-output-path", "", ""),
@@ -73,7 +73,7 @@ RUN = [
     ("", "HOST_IP", ""),
     ("", "INSTANCE_IP", ""),
 ]
-# Ours differ on purpose: retries go on for ever, an empty --url asks the kumadp that runs here first.
+# Different on purpose: retries have no limit.
 OTHER_DEFAULT = [("", "KUMA_CONTROL_PLANE_RETRY_MAX_DURATION", None)]
 WAIT = [
     ("--log-level", "", "info"),
@@ -137,7 +137,7 @@ def test_the_long_names_of_envconfig_are_read(variable: str, field: str) -> None
     text = {"integer": "17", "duration": "17s", "text": "http://somewhere"}[option.kind]
     short = {option.variables[0]: {"http://somewhere": "http://else"}.get(text, "18" + text[2:])}
     settings = resolve("run", {"name": "web", "mesh": "default"}, {variable: text, **short}).settings
-    assert getattr(settings, field) == read_value(option.kind, text), "kuma-dp asks the long name first"
+    assert getattr(settings, field) == read_value(option.kind, text), "kuma-dp reads the long name first"
 
 
 def test_no_child_sees_a_secret_under_any_name() -> None:

@@ -1,4 +1,4 @@
-"""Each option says whether a reload applies it, and a reload applies just those."""
+"""Each option declares whether a reload applies it, and a reload applies only those."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flag, then variable, then file, then default; every problem at once, by the name the user typed."""
+"""Flag, then variable, then file, then default; all problems at once, by the name that the user typed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sample settings file is what the program says, and every key in it is taken."""
+"""The sample settings file is up to date, and all its keys are accepted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kumadp.settings.sample import sample
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = {"name": "web", "mesh": "default"}
-# What a run must be told is given by flag, so that nothing but the file differs from the defaults.
+# Required options are given by flag, so that only the file differs from the defaults.
 PLAIN = resolve("run", FLAGS, {}).settings
 
 
