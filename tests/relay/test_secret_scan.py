@@ -48,9 +48,9 @@ PLAIN = serialization.NoEncryption()
 
 
 def packed(message: Message, prefix: str = "type.googleapis.com/") -> any_pb2.Any:
-    message = any_pb2.Any()
-    message.Pack(message, prefix)
-    return message
+    built = any_pb2.Any()
+    built.Pack(message, prefix)
+    return built
 
 
 def raw(message: Message) -> bytes:
@@ -59,10 +59,10 @@ def raw(message: Message) -> bytes:
 
 def cluster(context: Message, prefix: str = "type.googleapis.com/") -> bytes:
     """A cluster with this as its transport socket."""
-    message = cluster_pb2.Cluster(name="external")
-    message.transport_socket.name = "envoy.transport_sockets.tls"
-    message.transport_socket.typed_config.CopyFrom(packed(context, prefix))
-    return raw(message)
+    built = cluster_pb2.Cluster(name="external")
+    built.transport_socket.name = "envoy.transport_sockets.tls"
+    built.transport_socket.typed_config.CopyFrom(packed(context, prefix))
+    return raw(built)
 
 
 def upstream(**certificate: Any) -> tls_pb2.UpstreamTlsContext:
@@ -85,9 +85,9 @@ def listener(*filters: Message, route: route_pb2.RouteConfiguration | None = Non
         manager.route_config.CopyFrom(route)
     for one in (*filters, router_pb2.Router()):
         manager.http_filters.add(name="filter").typed_config.CopyFrom(packed(one))
-    message = listener_pb2.Listener(name="inbound")
-    message.filter_chains.add().filters.add(name="hcm").typed_config.CopyFrom(packed(manager))
-    return raw(message)
+    built = listener_pb2.Listener(name="inbound")
+    built.filter_chains.add().filters.add(name="hcm").typed_config.CopyFrom(packed(manager))
+    return raw(built)
 
 
 def source(value: bytes | str) -> base_pb2.DataSource:
@@ -125,19 +125,19 @@ KEYS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("form", KEYS)
 def test_a_key_is_detected_in_any_type(form: str) -> None:
-    message = cluster_pb2.Cluster(name="external")
-    message.typed_extension_protocol_options["x"].CopyFrom(
+    built = cluster_pb2.Cluster(name="external")
+    built.typed_extension_protocol_options["x"].CopyFrom(
         packed(file_pb2.FileAccessLog(path=base64.b85encode(b"nothing").decode()))
     )
-    assert why_secret(raw(message)) == ""
+    assert why_secret(raw(built)) == ""
     # In a field that no type forbids, as somebody's proxy patch could put it.
     value = KEYS[form]()
     holder = any_pb2.Any(
         type_url="type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
         value=wrappers_pb2.BytesValue(value=value).SerializeToString(),
     )
-    message.typed_extension_protocol_options["y"].CopyFrom(holder)
-    assert why_secret(raw(message)).startswith(("a private key", "an encrypted private key", "a PKCS #12 store"))
+    built.typed_extension_protocol_options["y"].CopyFrom(holder)
+    assert why_secret(raw(built)).startswith(("a private key", "an encrypted private key", "a PKCS #12 store"))
 
 
 @pytest.mark.parametrize(
@@ -243,9 +243,9 @@ def test_a_service_may_be_called_so(name: str) -> None:
 
 
 def test_a_secret_in_metadata() -> None:
-    message = cluster_pb2.Cluster(name="external")
-    message.metadata.filter_metadata["some.filter"].update({"client_secret": "t0pS3cr3t"})
-    assert why_secret(raw(message)) == "credentials in a header or in metadata"
+    built = cluster_pb2.Cluster(name="external")
+    built.metadata.filter_metadata["some.filter"].update({"client_secret": "t0pS3cr3t"})
+    assert why_secret(raw(built)) == "credentials in a header or in metadata"
 
 
 @pytest.mark.parametrize(
@@ -262,12 +262,12 @@ def test_forms_that_tokens_have(text: str, reason: str) -> None:
 
 
 def test_a_health_check_that_logs_in() -> None:
-    message = cluster_pb2.Cluster(name="redis")
-    message.health_checks.add().tcp_health_check.send.text = "2a320d0a"
-    assert "Cluster holds a secret" in why_secret(raw(message))
-    message.health_checks[0].tcp_health_check.Clear()
-    message.health_checks[0].tcp_health_check.SetInParent()
-    assert why_secret(raw(message)) == ""
+    built = cluster_pb2.Cluster(name="redis")
+    built.health_checks.add().tcp_health_check.send.text = "2a320d0a"
+    assert "Cluster holds a secret" in why_secret(raw(built))
+    built.health_checks[0].tcp_health_check.Clear()
+    built.health_checks[0].tcp_health_check.SetInParent()
+    assert why_secret(raw(built)) == ""
 
 
 def test_credentials_of_googles_client() -> None:
@@ -310,13 +310,13 @@ def test_a_log_format_with_a_path_in_it_is_no_type() -> None:
 
 def captured() -> list[Any]:
     """Every resource that a real control plane sent, as Envoy showed it; secrets are left out there."""
-    types = []
+    listed = []
     for path in sorted(CAPTURES.glob("*/*/config_dump.json")):
         for part in json.loads(path.read_text())["configs"]:
             for name, key in (("dynamic_active_clusters", "cluster"), ("dynamic_endpoint_configs", "endpoint_config")):
-                types += [item[key] for item in part.get(name, ())]
-            types += [item["active_state"]["listener"] for item in part.get("dynamic_listeners", ())]
-    return types
+                listed += [item[key] for item in part.get(name, ())]
+            listed += [item["active_state"]["listener"] for item in part.get("dynamic_listeners", ())]
+    return listed
 
 
 def test_all_that_a_real_control_plane_sent_passes() -> None:
@@ -331,9 +331,9 @@ TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJOYW1lIjoid2ViIn0.c2lnbmF0dXJl"
 
 
 @pytest.mark.parametrize("before", ["", "A", "xeyJ", "-_9", "eyJhbGciOiJSUzI1NiJ9.", "a.b.", " "])
-def test_a_token_is_seen_wherever_it_stands(started: str) -> None:
+def test_a_token_is_seen_wherever_it_stands(before: str) -> None:
     """The length before a text is often a letter."""
-    assert _has_token(f"{started}{TOKEN}".encode())
+    assert _has_token(f"{before}{TOKEN}".encode())
 
 
 @pytest.mark.parametrize("text", ["eyJ.eyJ.", "eyJhbGciOiJS.eyJ.c2ln", "eyJhbGciOiJS.x.eyJOYW1lIjoid2Vi.", "eyJ" * 9])
