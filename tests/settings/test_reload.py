@@ -15,9 +15,9 @@ from kumadp.settings.reload import reloadable, reloaded
 if TYPE_CHECKING:
     from kumadp.settings.option import Option
 
-# Read when it is needed, not once at start: by the code that is named.
+# Read whenever they are needed, not once at start; the code that reads them is named.
 APPLIED = {
-    # Envoy's command line, made for each epoch (envoy/part.py).
+    # Envoy's command line, made for each epoch (envoy/launch.py).
     *("binary_path", "concurrency", "drain_time", "envoy_args", "envoy_component_log_level", "envoy_log_level"),
     # The bootstrap request and its connection, for each attempt (controlplane/bootstrap_client.py).
     *("ca_cert", "ca_cert_file", "cp_address", "host_ip", "ipv6_enabled", "max_memory_bytes", "metrics_cert_path"),
@@ -25,11 +25,11 @@ APPLIED = {
     *("strict_inbound_ports", "system_ca_path", "token", "token_path", "unified_resource_naming"),
     # The resource and the settings, read again by the reload itself (cli/run.py).
     *("config", "dataplane", "dataplane_file", "dataplane_vars"),
-    # The guard of each bootstrap (daemon/sources.py), the hot restart (envoy/reload.py).
+    # The guard of each bootstrap (bootstrap/prepare.py), the hot restart (envoy/part.py).
     *("strict_admin", "reload_deadline"),
-    # What to do when something changes (daemon/configuration.py, daemon/file_changes.py).
+    # What to do when something changes (controlplane/, core/context.py, daemon/file_changes.py).
     *("bootstrap_check_interval", "on_bootstrap_change", "on_control_plane_refusal", "on_file_change"),
-    # The drain and the end (daemon/start.py, daemon/application.py, daemon/run.py).
+    # The drain and the end (daemon/run.py, daemon/application.py).
     *("min_drain_time", "pre_drain_delay", "application_grace", "termination_log"),
     # Each request of the application probe proxy (probes/targets.py).
     "probe_proxy_ports",
@@ -56,7 +56,7 @@ def test_each_option_declares_whether_it_is_reloadable() -> None:
 
 def test_reloadable_options_are_those_read_when_needed() -> None:
     assert reloadable() == APPLIED
-    # `wait` ends before anything could be reloaded.
+    # `wait` has no reload.
     assert not any(option.reload for option in options() if "run" not in option.commands)
 
 
