@@ -40,7 +40,6 @@ NOT_YET = {
     "kumadp/daemon",
     "kumadp/metrics",
     "kumadp/probes",
-    "kumadp/process",
     "kumadp/relay",
 }
 
