@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.resources.load import Resource, load_resource_file
+from kumadp.resources.load import load_resource_file
 from kumadp.resources.types import Dataplane, ZoneEgress, ZoneIngress
 from kumadp.settings.resolve import resolve
 from kumadp.standalone.mesh import read_mesh
 from tests.support.command import kumadp
+
+if TYPE_CHECKING:
+    from kumadp.resources.resource import Resource
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 VARIABLES = {"name": "web-1", "address": "192.168.0.10", "service.name": "web"}

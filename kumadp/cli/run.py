@@ -16,7 +16,7 @@ from kumadp.errors import KumadpError, Problem, SettingsError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
     from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.settings.model import Settings
     from kumadp.settings.resolve import Resolved

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from kumadp.controlplane.bootstrap_http import Trust
     from kumadp.host.work_dir import WorkDir
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
     from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.settings.model import Settings
 

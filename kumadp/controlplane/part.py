@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from kumadp.core.context import Context
     from kumadp.core.previous import Previous
     from kumadp.host.net.ports import BindAddress
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
 
 log = logging.getLogger("kumadp.controlplane")
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from kumadp.core.part import Part
     from kumadp.errors import KumadpError
     from kumadp.host.work_dir import WorkDir
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
     from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.settings.model import Settings
 

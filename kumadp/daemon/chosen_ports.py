@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from kumadp.errors import Problem, SettingsError
 from kumadp.host.net.free_ports import FreePorts
-from kumadp.resources.load import with_admin_port
+from kumadp.resources.resource import with_admin_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
     from kumadp.settings.model import Settings
 
 log = logging.getLogger("kumadp.daemon")

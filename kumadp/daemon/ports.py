@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from kumadp.dns.plan import DnsPlan
     from kumadp.probes.plan import ProbesPlan
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
     from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.settings.model import Settings
 

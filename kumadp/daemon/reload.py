@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kumadp.envoy.part import EnvoyPart
     from kumadp.envoy.reload import ReloadOutcome
     from kumadp.relay.part import RelayPart
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
     from kumadp.settings.model import Settings
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from kumadp.daemon.reload import Reload
     from kumadp.daemon.start import Launch
     from kumadp.envoy.workload_connections import Direction
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
     from kumadp.settings.model import Settings
 
 log = logging.getLogger("kumadp.daemon")

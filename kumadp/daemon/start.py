@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kumadp.host.net.ports import BindAddress
     from kumadp.host.reexec.handover import Handover
     from kumadp.relay.part import RelayPart
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
     from kumadp.settings.model import Settings
     from kumadp.standalone.generated_config import DnsListener
     from kumadp.standalone.mesh import Mesh

@@ -16,7 +16,7 @@ from kumadp.resources.types import Dataplane
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
     from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.settings.model import Settings
 

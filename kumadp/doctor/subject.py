@@ -11,7 +11,7 @@ from kumadp.settings.model import secret_variables
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
     from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.settings.model import Settings
     from kumadp.standalone.mesh import Mesh

@@ -88,21 +88,24 @@ class Resumption:
     broken_at: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """``path`` is the socket that Envoy connects to, ``memory_limit`` that of our cgroup in bytes (0: none)."""
+
+    path: Path
+    status: Status
+    epoch_of: Callable[[int], int]
+    resumption: Resumption
+    memory_limit: int = 0
+
+
 class RelaySession:
-    """Owns the relay. ``path`` is the socket that Envoy connects to, ``memory_limit`` in bytes (0: none)."""
+    """Owns the relay: made for ``prepared``, connected by ``access``; ``observer`` follows it."""
 
     def __init__(
-        self,
-        path: Path,
-        access: ControlPlaneAccess,
-        prepared: Prepared,
-        status: Status,
-        observer: SessionObserver,
-        *,
-        epoch_of: Callable[[int], int],
-        resumption: Resumption,
-        memory_limit: int = 0,
+        self, options: SessionOptions, access: ControlPlaneAccess, prepared: Prepared, observer: SessionObserver
     ) -> None:
+        status, resumption = options.status, options.resumption
         self._access = access
         self._status = status
         self._observer = observer
@@ -118,13 +121,13 @@ class RelaySession:
             _node(self._sent_tree), snapshot=resumption.memory, withhold_secrets=resumption.stale
         )
         self.relay = Relay(
-            path,
+            options.path,
             machine,
             self._dial,
-            epoch_of=epoch_of,
+            epoch_of=options.epoch_of,
             options=RelayOptions(
                 broken_at=resumption.broken_at,
-                largest=largest_message(memory_limit),
+                largest=largest_message(options.memory_limit),
                 on_change=self._changed,
                 on_accepted=self._accepted,
                 on_answered=observer.on_answered,

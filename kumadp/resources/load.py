@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -12,8 +11,9 @@ from kumadp import yamltext
 from kumadp.errors import Problem, ResourceError
 from kumadp.resources.fields import RESOURCES
 from kumadp.resources.parse import BOUNDS, Parser
+from kumadp.resources.resource import Resource
 from kumadp.resources.template import render
-from kumadp.resources.types import SPECS, Admin, Spec
+from kumadp.resources.types import SPECS
 from kumadp.resources.validate import validate
 
 if TYPE_CHECKING:
@@ -21,43 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STDIN = "-"
-
-
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """A checked Dataplane, ZoneIngress or ZoneEgress.
-
-    ``tree`` is the document as it is sent on, with known names normalised and unknown keys kept. ``notes`` are remarks
-    that do not prevent its use.
-    """
-
-    kind: str
-    mesh: str
-    name: str
-    labels: Mapping[str, str]
-    tree: Mapping[str, Any]
-    spec: Spec
-    source: str
-    notes: tuple[Problem, ...] = ()
-    lines: Mapping[str, int] = field(default_factory=dict)
-
-    def where(self, path: str) -> tuple[str, int]:
-        """Return file and line of a field path, or of the longest part of it in the document; line 0 if unknown."""
-        while path and path not in self.lines:
-            path = path[: max(path.rfind("."), path.rfind("["), 0)]
-        return self.source, self.lines.get(path, 0)
-
-
-def with_admin_port(resource: Resource, port: int) -> Resource:
-    """Return the resource with this ``networking.admin.port``, unless it sets one itself."""
-    networking = resource.spec.networking
-    if networking.admin is not None and networking.admin.port:
-        return resource
-    spec = msgspec.structs.replace(
-        resource.spec, networking=msgspec.structs.replace(networking, admin=Admin(port=port))
-    )
-    tree = {**resource.tree, "networking": {**resource.tree["networking"], "admin": {"port": port}}}
-    return dataclasses.replace(resource, spec=spec, tree=tree)
 
 
 def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None = None) -> Resource:

@@ -16,7 +16,7 @@ from kumadp.resources.workload import InboundPorts, workload_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
     from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.resources.types import Gateway, Inbound, Networking, Outbound
 

@@ -12,7 +12,7 @@ from kumadp.resources.types import Dataplane
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
 
 _NEVER = "0001-01-01T00:00:00Z"
 _SECONDS = re.compile(r"[0-9]++(?:\.[0-9]{1,9}+)?+s")

@@ -15,7 +15,8 @@ from kumadp.settings.model import options
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from kumadp.settings.option import Kind, Option
+    from kumadp.settings.option import Option
+    from kumadp.settings.values import Kind
 
 BOUNDS = yamltext.Bounds(size=1 << 20, depth=20)
 _SHAPE: dict[Kind, str] = {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-Kind = Literal["text", "integer", "boolean", "duration", "texts", "integers", "pairs"]
+if TYPE_CHECKING:
+    from kumadp.settings.values import Kind
+
 Command = Literal["run", "wait"]
 OWN = "KUMADP_"
 _PLACEHOLDERS = {"texts": "TEXT", "pairs": "NAME=VALUE", "integers": "N,N"}

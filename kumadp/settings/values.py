@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from kumadp.durations import NANOSECONDS, SECOND, decimal, parse_nanoseconds
 
-if TYPE_CHECKING:
-    from kumadp.settings.option import Kind
+Kind = Literal["text", "integer", "boolean", "duration", "texts", "integers", "pairs"]
 
 _SPANS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})

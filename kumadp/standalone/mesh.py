@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.addresses import address_text
 from kumadp.errors import Problem, ResourceError
-from kumadp.resources.load import Resource, load_resource_file
+from kumadp.resources.load import load_resource_file
 from kumadp.resources.types import Dataplane
 from kumadp.standalone.unsupported_fields import unsupported_fields
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from kumadp.resources.resource import Resource
     from kumadp.resources.types import Inbound
 
 SUFFIXES = (".yaml", ".yml", ".json")

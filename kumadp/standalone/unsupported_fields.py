@@ -9,7 +9,7 @@ from kumadp.resources.newer_rules import is_port
 from kumadp.resources.validate import SERVICE
 
 if TYPE_CHECKING:
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
     from kumadp.resources.types import Dataplane
 
 # Clusters of kumadp, which a service of the same name would replace.

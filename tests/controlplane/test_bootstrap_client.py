@@ -26,7 +26,7 @@ from kumadp.settings.resolve import resolve
 from tests.support.scripted_control_plane import TOKEN
 
 if TYPE_CHECKING:
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
 
 CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
 REQUESTS = sorted(path.parent.relative_to(CAPTURES).as_posix() for path in CAPTURES.glob("*/*/request.json"))

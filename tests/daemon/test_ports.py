@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -14,10 +14,13 @@ from kumadp.dns.plan import DnsPlan, names_expected, plan_dns
 from kumadp.envoy.launch import restart_budget
 from kumadp.errors import ResourceError, SettingsError
 from kumadp.probes.plan import ProbesPlan, plan_probes
-from kumadp.resources.load import Resource, load_resource
+from kumadp.resources.load import load_resource
 from kumadp.resources.transparent_proxy import Redirected, TransparentProxy
 from kumadp.resources.types import Dataplane
 from kumadp.settings.model import Settings
+
+if TYPE_CHECKING:
+    from kumadp.resources.resource import Resource
 
 COREDNS = Path("/usr/bin/coredns")
 KUBERNETES = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}

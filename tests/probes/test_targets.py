@@ -18,7 +18,7 @@ from kumadp.settings.model import Settings
 from tests.support.ports import free_ports
 
 if TYPE_CHECKING:
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
 
 DATAPLANE = """
 type: Dataplane

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
 import yaml
 
 from kumadp.errors import ResourceError
-from kumadp.resources.load import Resource, load_resource, load_resource_file
+from kumadp.resources.load import load_resource, load_resource_file
 from kumadp.resources.schema import json_schema
 from kumadp.resources.template import nested
 from kumadp.resources.types import Dataplane, ZoneEgress, ZoneIngress, seconds
 from kumadp.resources.wire import request_json
+
+if TYPE_CHECKING:
+    from kumadp.resources.resource import Resource
 
 CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
 CAPTURED = {

@@ -20,7 +20,7 @@ from tests.support.needs import need_netns
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
 
 
 def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from tests.support.mesh import Tree, dataplane, outbound, write
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kumadp.resources.load import Resource
+    from kumadp.resources.resource import Resource
 
 
 def loaded(folder: Path, tree: Tree) -> tuple[Resource, Dataplane]:

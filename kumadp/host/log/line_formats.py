@@ -12,8 +12,8 @@ from kumadp.host.log.secrets import redact
 
 _CHILD = "kumadp.child."
 # Envoy's default format: [2026-11-23 17:36:16.566][123][info][main] [source/server/server.cc:1024] text
-_ENVOY_LINE = re.compile(r"^\[[^\]]+\]\[\d+\]\[(?P<level>\w+)\]\[(?P<component>\w+)\] (?:\[[^\]]+\] )?(?P<text>.*)$")
-_COREDNS_LINE = re.compile(r"^plugin/(?P<component>\w+): (?P<text>.*)$")
+_SPDLOG_LINE = re.compile(r"^\[[^\]]+\]\[\d+\]\[(?P<level>\w+)\]\[(?P<component>\w+)\] (?:\[[^\]]+\] )?(?P<text>.*)$")
+_PLUGIN_LINE = re.compile(r"^plugin/(?P<component>\w+): (?P<text>.*)$")
 _FORMATTER = logging.Formatter()
 LEVELS: dict[str, int] = {
     "off": logging.CRITICAL + 10,
@@ -23,7 +23,7 @@ LEVELS: dict[str, int] = {
     "debug": logging.DEBUG,
 }
 # Envoy's names of levels.
-_ENVOY_LEVELS = {
+_SPDLOG_LEVELS = {
     **{name: LEVELS[name] for name in ("error", "warning", "info", "debug")},
     "trace": logging.DEBUG,
     "critical": logging.CRITICAL,
@@ -51,14 +51,14 @@ def read_line(record: logging.LogRecord) -> LineOrigin:
     line, text = LineOrigin(), record.getMessage()
     child = record.name.removeprefix(_CHILD) if record.name.startswith(_CHILD) else ""
     if child == "envoy":
-        line, match = LineOrigin(child), _ENVOY_LINE.match(text)
-        if match is not None and (level := match["level"].lower()) in _ENVOY_LEVELS:
+        line, match = LineOrigin(child), _SPDLOG_LINE.match(text)
+        if match is not None and (level := match["level"].lower()) in _SPDLOG_LEVELS:
             line = LineOrigin(child, match["component"], known=True)
-            record.levelno, record.levelname = _ENVOY_LEVELS[level], level.upper()
+            record.levelno, record.levelname = _SPDLOG_LEVELS[level], level.upper()
             record.msg, record.args = match["text"], ()
     elif child:
         # The log pump has parsed the level.
-        line, match = LineOrigin(child, known=record.levelno > logging.INFO), _COREDNS_LINE.match(text)
+        line, match = LineOrigin(child, known=record.levelno > logging.INFO), _PLUGIN_LINE.match(text)
         if match is not None:
             line = LineOrigin(child, match["component"], known=True)
             record.msg, record.args = match["text"], ()
