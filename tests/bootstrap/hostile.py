@@ -82,22 +82,22 @@ def control_plane_listener(cluster: str, authority: str, port: int = ADMIN, host
     return http_listener("kuma:envoy:admin", port, chains, host) | {"listenerFilters": [inspector]}
 
 
-def every_path(tree: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def every_path(tree: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path to each value within."""
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in pairs:
-        yield (*before, key)
-        yield from every_path(value, (*before, key))
+        yield (*prefix, key)
+        yield from every_path(value, (*prefix, key))
 
 
 def changed(tree: Tree, path: tuple[Any, ...], edit: Callable[[Any], Any]) -> Tree:
     """A copy with another value at a path."""
-    made = copy.deepcopy(tree)
-    inner: Any = made
+    copied = copy.deepcopy(tree)
+    inner: Any = copied
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = edit(inner[path[-1]])
-    return made
+    return copied
 
 
 def _with(edit: Callable[[Tree, Tree, Tree], object]) -> Tree:
@@ -109,18 +109,18 @@ def _with(edit: Callable[[Tree, Tree, Tree], object]) -> Tree:
 
 
 def _endpoint(cluster: Tree) -> Tree:
-    found: Tree = cluster["loadAssignment"]["endpoints"][0]["lbEndpoints"][0]["endpoint"]
-    return found
+    field: Tree = cluster["loadAssignment"]["endpoints"][0]["lbEndpoints"][0]["endpoint"]
+    return field
 
 
 def _manager(listener: Tree) -> Tree:
-    found: Tree = listener["filterChains"][0]["filters"][0]["typedConfig"]
-    return found
+    field: Tree = listener["filterChains"][0]["filters"][0]["typedConfig"]
+    return field
 
 
 def _route(listener: Tree) -> Tree:
-    found: Tree = _manager(listener)["routeConfig"]["virtualHosts"][0]["routes"][0]
-    return found
+    field: Tree = _manager(listener)["routeConfig"]["virtualHosts"][0]["routes"][0]
+    return field
 
 
 def _to(address: Tree, kind: str = "STATIC") -> Callable[[Tree, Tree, Tree], object]:

@@ -138,7 +138,7 @@ def test_a_socket_that_others_may_use_is_closed_or_refused(mode: object) -> None
 
 
 @pytest.mark.parametrize("pipe", [{}, {"mode": 0}])
-def test_a_socket_is_not_left_to_the_umask(pipe: dict[str, int]) -> None:
+def test_a_socket_gets_a_mode_whatever_the_umask(pipe: dict[str, int]) -> None:
     guarded = guard(with_admin({"pipe": {"path": "/run/admin.sock", **pipe}}), strict=True)
     assert guarded.bootstrap["admin"]["address"]["pipe"]["mode"] == 0o600
     assert guarded.warnings == ()
@@ -148,7 +148,7 @@ ODD = ["text", 5, None, True, {}, {"a": 1}, [None], ["x"], [[1]], [{"address": "
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_what_is_no_list_and_no_mapping_is_left_for_envoy_to_refuse(odd: Any) -> None:
+def test_values_that_are_no_list_or_mapping_are_refused_by_envoy(odd: Any) -> None:
     tree = with_admin(socket_address(9901))
     assert guard(tree | {"staticResources": odd}).admin == TcpAdmin("127.0.0.1", 9901)
     assert guard(tree | {"staticResources": {"clusters": odd}}).admin == TcpAdmin("127.0.0.1", 9901)
@@ -182,8 +182,8 @@ def test_a_port_of_ours_is_named_with_what_it_is_for(host: str) -> None:
     }
     with pytest.raises(BootstrapError) as refused:
         guard(tree, reserved=reserved)
-    told = [problem.path for problem in refused.value.problems if "readiness" in problem.message]
-    assert told == ["admin.address", "staticResources.listeners[0]"]
+    paths = [problem.path for problem in refused.value.problems if "readiness" in problem.message]
+    assert paths == ["admin.address", "staticResources.listeners[0]"]
 
 
 def test_a_static_listener_on_the_admin_s_port_is_refused() -> None:
@@ -249,7 +249,7 @@ def test_additional_addresses_count_too() -> None:
         (b"[" * 100_000, "is not YAML"),
     ],
 )
-def test_what_is_no_bootstrap_is_one_clear_line(text: bytes, reason: str) -> None:
+def test_a_text_that_is_no_bootstrap_is_a_one_line_error(text: bytes, reason: str) -> None:
     with pytest.raises(BootstrapError, match=reason) as refused:
         parse_bootstrap(text)
     assert len(str(refused.value).splitlines()) == 1

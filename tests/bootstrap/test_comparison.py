@@ -42,10 +42,10 @@ def respelled(tree: Any, names: bool = True) -> Any:
 @pytest.mark.parametrize("name", CAPTURED)
 def test_another_spelling_is_no_difference(name: str) -> None:
     tree = captured(name)
-    before = copy.deepcopy(tree)
+    original = copy.deepcopy(tree)
     assert differences(tree, respelled(tree)) == []
     assert differences(respelled(tree), tree) == []
-    assert tree == before
+    assert tree == original
 
 
 def change(tree: dict[str, Any], name: str) -> None:
@@ -97,11 +97,11 @@ def test_what_means_the_same(name: str) -> None:
     assert differences(tree, captured()) == []
 
 
-def told(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    return [str(one) for one in differences(old, new)]
+def as_text(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [str(difference) for difference in differences(old, new)]
 
 
-def test_what_differs_is_told_with_its_place() -> None:
+def test_each_difference_has_its_path() -> None:
     old, new = captured(), captured()
     new["admin"]["address"]["socketAddress"]["portValue"] = 9902
     new["node"]["metadata"]["features"].append("feature-otel")
@@ -111,7 +111,7 @@ def test_what_differs_is_told_with_its_place() -> None:
     del new["staticResources"]["clusters"][0]
     new["layeredRuntime"]["layers"][0]["staticLayer"]["re2.max_program_size.warn_level"] = 2000
     new["flagsPath"] = "/etc/flags"
-    assert told(old, new) == [
+    assert as_text(old, new) == [
         "admin.address.socketAddress.portValue changed from 9901 to 9902",
         'flagsPath was added: "/etc/flags"',
         'layeredRuntime.layers[kuma].staticLayer["re2.max_program_size.warn_level"] changed from 1000 to 2000',
@@ -137,7 +137,7 @@ def test_what_has_presence_is_not_the_same_as_nothing() -> None:
     old, new = captured(), captured()
     del new["dynamicResources"]["cdsConfig"]["initialFetchTimeout"]
     del new["dynamicResources"]["ldsConfig"]["ads"]
-    assert told(old, new) == [
+    assert as_text(old, new) == [
         "dynamicResources.cdsConfig.initialFetchTimeout was removed",
         "dynamicResources.ldsConfig.ads was removed",
     ]
@@ -146,19 +146,19 @@ def test_what_has_presence_is_not_the_same_as_nothing() -> None:
 def test_a_number_in_the_node_is_not_its_text() -> None:
     old, new = captured(), captured()
     new["node"]["metadata"]["dataplane.admin.port"] = 9901
-    assert told(old, new) == ['node.metadata["dataplane.admin.port"] changed from "9901" to 9901']
+    assert as_text(old, new) == ['node.metadata["dataplane.admin.port"] changed from "9901" to 9901']
 
 
-def test_no_secret_is_told() -> None:
+def test_no_secret_is_in_a_difference() -> None:
     old, new = captured(), captured()
     new["staticResources"]["secrets"][0]["validationContext"]["trustedCa"] = {"inlineString": "short"}
     for tree, value in ((old, "s3cr3t-1"), (new, "s3cr3t-2")):
         service = tree["dynamicResources"]["adsConfig"]["grpcServices"][0]
         service["initialMetadata"].append({"key": "x-api-key", "value": value})
-    found = told(old, new)
-    assert len(found) == 3
-    assert "s3cr3t" not in "".join(found)
-    assert "short" not in "".join(found)
+    changes = as_text(old, new)
+    assert len(changes) == 3
+    assert "s3cr3t" not in "".join(changes)
+    assert "short" not in "".join(changes)
 
 
 @pytest.mark.parametrize("name", CAPTURED)
@@ -178,15 +178,15 @@ def test_what_each_takes() -> None:
     old, new = captured(), captured()
     assert restart_needed([]) is Restart.NONE
     new["node"]["cluster"] = "other"
-    found = differences(old, new)
-    assert found == [Difference("node.cluster", 'changed from "backend" to "other"', Restart.EPOCH, node=True)]
+    changes = differences(old, new)
+    assert changes == [Difference("node.cluster", 'changed from "backend" to "other"', Restart.EPOCH, node=True)]
     new["statsConfig"]["statsTags"] = []
-    found = differences(old, new)
-    assert [(one.path, one.restart, one.node) for one in found] == [
+    changes = differences(old, new)
+    assert [(change.path, change.restart, change.node) for change in changes] == [
         ("node.cluster", Restart.EPOCH, True),
         ("statsConfig.statsTags", Restart.EPOCH, False),
     ]
-    assert restart_needed(found) is Restart.EPOCH
+    assert restart_needed(changes) is Restart.EPOCH
     new["bootstrapExtensions"] = [{"name": "envoy.bootstrap.internal_listener"}]
     assert restart_needed(differences(old, new)) is Restart.COLD
 
@@ -194,4 +194,4 @@ def test_what_each_takes() -> None:
 def test_without_hot_restart_all_is_cold() -> None:
     old, new = captured(), captured()
     new["node"]["cluster"] = "other"
-    assert [one.restart for one in differences(old, new, hot=False)] == [Restart.COLD]
+    assert [change.restart for change in differences(old, new, hot=False)] == [Restart.COLD]

@@ -92,16 +92,16 @@ FORMS = {name.replace("/", "-"): captured(name) for name in CAPTURED} | {
 
 @pytest.mark.parametrize("form", ["kuma-2.8.8-dataplane", "kuma-2.13.5-full", "unified", "google", "delta"])
 def test_exactly_this_changes(form: str) -> None:
-    before, after = (
+    original, after = (
         re.sub("inlineBytes: .*", "inlineBytes: (the CA)", yaml.safe_dump(tree, width=120)).splitlines()
         for tree in (FORMS[form], rewrite_for_relay(FORMS[form], SOCKET).bootstrap)
     )
-    changed = difflib.unified_diff(before, after, n=2, lineterm="")
+    changed = difflib.unified_diff(original, after, n=2, lineterm="")
     text = "\n".join(line for line in changed if not line.startswith(("---", "+++", "@@"))) + "\n"
     path = GOLDEN / f"{form}.diff"
     if os.environ.get("WRITE_GOLDEN"):
         path.write_text(text)
-    assert text == path.read_text(), "WRITE_GOLDEN=1 writes it anew: look at what changed"
+    assert text == path.read_text(), "WRITE_GOLDEN=1 writes it again: look at what changed"
 
 
 @pytest.mark.process
@@ -120,7 +120,7 @@ def test_envoy_takes_it(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_no_token_no_ca_and_no_control_plane_is_left(form: str) -> None:
+def test_token_ca_and_control_plane_are_removed(form: str) -> None:
     text = json.dumps(rewrite_for_relay(FORMS[form], SOCKET).bootstrap)
     for word in (TOKEN, "authorization", "inlineBytes", "sslCredentials", "5678", "cp_validation_ctx", "/run/secrets"):
         assert word not in text
@@ -128,16 +128,16 @@ def test_no_token_no_ca_and_no_control_plane_is_left(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_node_and_the_other_cluster_stay(form: str) -> None:
-    before = copy.deepcopy(FORMS[form])
+    original = copy.deepcopy(FORMS[form])
     after = rewrite_for_relay(FORMS[form], SOCKET).bootstrap
-    assert FORMS[form] == before
-    assert after["node"] == before["node"]
-    assert after["staticResources"]["clusters"][0] == before["staticResources"]["clusters"][0]
-    assert after["dynamicResources"]["ldsConfig"] == before["dynamicResources"]["ldsConfig"]
+    assert FORMS[form] == original
+    assert after["node"] == original["node"]
+    assert after["staticResources"]["clusters"][0] == original["staticResources"]["clusters"][0]
+    assert after["dynamicResources"]["ldsConfig"] == original["dynamicResources"]["ldsConfig"]
 
 
 @pytest.mark.parametrize("name", CAPTURED)
-def test_where_it_went_is_told(name: str) -> None:
+def test_the_original_destination_is_returned(name: str) -> None:
     upstream = rewrite_for_relay(captured(name), SOCKET).upstream
     host = "localhost" if name.startswith(("kuma-2.14", "kuma-3")) else "127.0.0.1"
     assert (upstream.host, upstream.port, upstream.server_name, upstream.tls) == (host, 5678, host, True)
@@ -147,7 +147,7 @@ def test_where_it_went_is_told(name: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["unified", "google"])
-def test_a_host_name_is_told_too(form: str) -> None:
+def test_a_host_name_is_returned_as_server_name(form: str) -> None:
     upstream = rewrite_for_relay(FORMS[form], SOCKET).upstream
     assert (upstream.host, upstream.port, upstream.server_name) == ("kuma-cp.example", 5678, "kuma-cp.example")
     assert upstream.ca_inline is not None
@@ -159,7 +159,7 @@ def test_the_ca_of_googles_client_is_its_own() -> None:
     assert rewrite_for_relay(google(pem), SOCKET).upstream.ca_inline == pem
 
 
-def test_headers_but_the_token_are_kept_for_the_relay() -> None:
+def test_the_relay_gets_the_headers_without_the_token() -> None:
     tree = captured("kuma-2.13.5/full")
     services(tree)[0]["initialMetadata"] = [
         {"key": "Authorization", "value": "TOKEN"},
@@ -170,7 +170,7 @@ def test_headers_but_the_token_are_kept_for_the_relay() -> None:
     assert "initialMetadata" not in json.dumps(rewritten.bootstrap)
 
 
-def test_delta_is_told_and_turned_into_state_of_the_world() -> None:
+def test_delta_is_reported_and_replaced_by_state_of_the_world() -> None:
     rewritten = rewrite_for_relay(delta(), SOCKET)
     assert rewritten.delta
     assert rewritten.bootstrap["dynamicResources"]["adsConfig"]["apiType"] == "GRPC"

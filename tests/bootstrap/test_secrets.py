@@ -1,4 +1,4 @@
-"""What of a bootstrap may be kept: the token goes, another secret is found with its place."""
+"""What of a bootstrap may be stripped: the token goes, another secret is found with its place."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ def captured(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CAPTURED)
 def test_the_token_goes_and_nothing_else(name: str) -> None:
     tree = captured(name)
-    before = copy.deepcopy(tree)
-    kept = without_token(tree)
-    assert tree == before
+    original = copy.deepcopy(tree)
+    stripped = without_token(tree)
+    assert tree == original
     assert secret_in(tree).endswith("initialMetadata[0]")
-    assert secret_in(kept) == ""
-    assert "TOKEN" not in json.dumps(kept)
+    assert secret_in(stripped) == ""
+    assert "TOKEN" not in json.dumps(stripped)
     # An ingress has no health discovery.
     for config in filter(None, (tree["dynamicResources"]["adsConfig"], tree.get("hdsConfig"))):
         config["grpcServices"][0]["initialMetadata"] = []
-    assert kept == tree
+    assert stripped == tree
 
 
 @pytest.mark.parametrize("name", CAPTURED)
 def test_the_token_is_put_back_where_it_was(name: str) -> None:
     tree = captured(name)
     token = tree["dynamicResources"]["adsConfig"]["grpcServices"][0]["initialMetadata"][0]["value"]
-    kept = without_token(tree)
-    before = copy.deepcopy(kept)
-    assert with_token(kept, token) == tree
-    assert kept == before
+    stripped = without_token(tree)
+    original = copy.deepcopy(stripped)
+    assert with_token(stripped, token) == tree
+    assert stripped == original
     assert with_token(tree, "another") == tree
-    assert with_token(kept, "") == kept
+    assert with_token(stripped, "") == stripped
 
 
 def test_other_headers_stay() -> None:
@@ -69,5 +69,5 @@ def test_other_headers_stay() -> None:
         ("other", {"inlineString": KEY.replace("EC PRIVATE KEY", "CERTIFICATE")}, ""),
     ],
 )
-def test_another_secret_is_found(field: str, value: Any, path: str) -> None:
+def test_another_secret_is_detected(field: str, value: Any, path: str) -> None:
     assert secret_in({"secrets": [{field: value}]}) == path

@@ -24,7 +24,7 @@ from tests.support.scripted_control_plane import socket_address, static_cluster,
 
 
 @pytest.mark.parametrize("admin", [None, SOCKET])
-def test_a_harmless_one_passes_unchanged(admin: Tree | None) -> None:
+def test_a_harmless_bootstrap_passes_unchanged(admin: Tree | None) -> None:
     tree = public_bootstrap(admin)
     assert guard(tree).bootstrap == tree
 
@@ -37,7 +37,7 @@ def test_what_could_lead_to_the_admin_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_admin_s_socket_is_known_by_its_name_in_any_directory(path: str) -> None:
+def test_the_admin_s_socket_is_recognised_by_its_name_in_any_directory(path: str) -> None:
     tree = public_bootstrap(SOCKET)
     tree["staticResources"]["clusters"].append(static_cluster("way", {"pipe": {"path": path}}))
     with pytest.raises(BootstrapError, match="leads to Envoy's admin"):
@@ -76,7 +76,7 @@ def test_a_listener_that_only_looks_like_it_is_refused(weak: str) -> None:
         guard(tree)
 
 
-def test_every_problem_is_told_at_once_with_its_path() -> None:
+def test_every_problem_is_reported_at_once_with_its_path() -> None:
     tree = public_bootstrap()
     tree["staticResources"]["clusters"][0]["lrsServer"] = {"self": {}}
     tree["staticResources"]["listeners"][0]["udpListenerConfig"] = {}

@@ -109,7 +109,7 @@ async def test_no_redirect_is_followed() -> None:
         b"SSH-2.0-OpenSSH_9.9\r\n",
     ],
 )
-async def test_whatever_a_stranger_answers_is_one_kind_of_failure(answer: bytes, tmp_path: Path) -> None:
+async def test_any_unusable_answer_is_admin_unreachable(answer: bytes, tmp_path: Path) -> None:
     for path in (None, tmp_path / "admin.sock"):
         async with serving(answer, path) as (_, client):
             with pytest.raises(AdminUnreachable):

@@ -118,7 +118,7 @@ async def test_a_listener_that_leads_to_it_is_named(address: AdminAddress, name:
 
 
 @pytest.mark.parametrize("address", TARGET)
-async def test_what_the_control_plane_means_to_show_is_left_out(address: AdminAddress) -> None:
+async def test_listeners_that_the_control_plane_intends_are_left_out(address: AdminAddress) -> None:
     port = 9901
     listener = control_plane_listener("kuma:envoy:admin", "the control plane's", port)
     admin = Admin(address, listener, {"kuma:envoy:admin": TARGET[address]})
@@ -162,7 +162,7 @@ async def test_routes_of_a_scope_count() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0"])
-async def test_every_address_of_it_counts_and_another_one_of_loopback_does_not(host: str) -> None:
+async def test_every_address_of_the_admin_counts_and_other_loopback_addresses_do_not(host: str) -> None:
     clusters = {"way": {"socket_address": {"address": host, "port_value": 9901}}}
     assert await exposing(Admin(TCP, OPEN["tcp"], clusters)) == ["open by way"]
     clusters = {"way": snake(socket_address(9901, "127.0.0.2"))}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def argv(extra: Sequence[str] = (), *, components: str = "", concurrency: int = 0, drain: float = 30.9) -> list[str]:
-    made = envoy_argv(
+    arguments = envoy_argv(
         Path("/opt/envoy"),
         Path("/run/kumadp/bootstrap.yaml"),
         drain_time=drain,
@@ -31,7 +31,7 @@ def argv(extra: Sequence[str] = (), *, components: str = "", concurrency: int = 
         concurrency=concurrency,
         extra=extra,
     )
-    return list(made)
+    return list(arguments)
 
 
 def test_the_command_line_is_kuma_dp_s() -> None:
@@ -42,17 +42,17 @@ def test_the_command_line_is_kuma_dp_s() -> None:
     ]
 
 
-def test_threads_and_levels_as_asked_for_and_ours_come_last() -> None:
-    made = argv(["--file-flush-interval-msec", "500"], components="upstream:debug", concurrency=3)
-    assert made[-6:] == [
+def test_threads_and_levels_are_set_and_the_user_s_arguments_come_last() -> None:
+    arguments = argv(["--file-flush-interval-msec", "500"], components="upstream:debug", concurrency=3)
+    assert arguments[-6:] == [
         *("--component-log-level", "upstream:debug", "--concurrency", "3"),
         *("--file-flush-interval-msec", "500"),
     ]
-    assert "--cpuset-threads" not in made
+    assert "--cpuset-threads" not in arguments
 
 
 @pytest.mark.parametrize("name", [*REFUSED, "-c", "-l", "-h"])
-def test_what_could_undo_the_guard_is_refused_in_every_spelling(name: str) -> None:
+def test_arguments_that_could_undo_the_guard_are_refused_in_every_spelling(name: str) -> None:
     for extra in ([name, "x"], [f"{name}=x"], [f"{name} x"], ["--file-flush-interval-msec", "5", name]):
         (problem,) = check_extra(extra)
         assert problem.path == "--envoy-arg"
@@ -72,19 +72,19 @@ HARMLESS = {
 }
 
 
-def test_what_is_harmless_passes() -> None:
+def test_harmless_arguments_pass() -> None:
     assert check_extra([*HARMLESS, "--file-flush-interval-msec", "500", "--stats-tag", "a:b", "--stats-tag c:d"]) == []
 
 
-def test_every_option_of_the_real_envoy_has_been_judged() -> None:
-    told = subprocess.run([need_envoy(), "--help"], capture_output=True, text=True, check=False).stdout
-    options = set(re.findall(r"^ +(?:-\w(?: <\w+>)?, +)?(--[a-z][a-z-]+)", told, re.MULTILINE))
+def test_every_option_of_the_real_envoy_is_allowed_or_refused() -> None:
+    help_text = subprocess.run([need_envoy(), "--help"], capture_output=True, text=True, check=False).stdout
+    options = set(re.findall(r"^ +(?:-\w(?: <\w+>)?, +)?(--[a-z][a-z-]+)", help_text, re.MULTILINE))
     assert "--config-yaml" in options
     assert options <= HARMLESS | set(REFUSED)
 
 
 @pytest.mark.process
-def test_envoy_really_takes_a_name_and_its_value_in_one_argument(tmp_path: Path) -> None:
+def test_envoy_accepts_a_name_and_its_value_in_one_argument(tmp_path: Path) -> None:
     (tmp_path / "bootstrap.yaml").write_text("{}")
     wrong = "--config-yaml {no_such_field: 1}"
     command = [str(need_envoy()), "--config-path", str(tmp_path / "bootstrap.yaml"), "--mode", "validate", wrong]
@@ -99,7 +99,7 @@ def program(path: Path, text: str) -> Path:
     return path
 
 
-def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_path_is_used_unchanged(tmp_path: Path) -> None:
     binary = program(tmp_path / "my-envoy", "\x7fELF")
     assert find_envoy(str(binary)) == binary
 
@@ -121,9 +121,7 @@ def test_a_name_is_looked_up_on_the_path_and_then_in_the_package(
 
 
 @pytest.mark.parametrize("name", ["envoy-1.36", "./envoy", "Envoy"])
-def test_nothing_takes_the_place_of_an_envoy_that_was_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_named_envoy_has_no_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BinaryNotFound, match=f"no Envoy: {name} is not"):
@@ -133,7 +131,7 @@ def test_nothing_takes_the_place_of_an_envoy_that_was_named(
         find_envoy(name)
 
 
-def test_a_missing_envoy_says_how_to_get_one(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_envoy_names_the_ways_to_install_it(tmp_path: Path) -> None:
     with pytest.raises(BinaryNotFound, match="kumadp\\[envoy\\]"):
         find_envoy(str(tmp_path / "none"))
     (tmp_path / "plain").write_text("")
@@ -142,18 +140,18 @@ def test_a_missing_envoy_says_how_to_get_one(tmp_path: Path) -> None:
 
 
 async def test_the_version_of_the_real_envoy() -> None:
-    found = await envoy_version(need_envoy(), {})
-    assert found.version.count(".") == 2
-    assert len(found.build.split("/")) == 5
+    version_of_envoy = await envoy_version(need_envoy(), {})
+    assert version_of_envoy.version.count(".") == 2
+    assert len(version_of_envoy.build.split("/")) == 5
 
 
 @pytest.mark.parametrize("text", ["echo hello", "exit 1", "echo version: a/b/c"])
-async def test_what_is_no_envoy_is_told(tmp_path: Path, text: str) -> None:
+async def test_a_program_that_is_no_envoy_is_an_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(BinaryNotFound, match="--binary-path"):
         await envoy_version(program(tmp_path / "envoy", f"#!/bin/sh\n{text}\n"), {})
 
 
-async def test_an_envoy_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_version_query_has_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(version, "DEADLINE", 0.2)
     with pytest.raises(BinaryNotFound, match="did not end"):
         await envoy_version(program(tmp_path / "envoy", "#!/bin/sh\nsleep 60\n"), {"PATH": os.defpath})
@@ -178,10 +176,10 @@ async def test_an_envoy_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pyte
         ("1.38.2.1", False),
     ],
 )
-def test_an_envoy_fits_that_a_data_plane_of_kuma_is_made_for(version: str, compatible: bool) -> None:
+def test_the_envoy_versions_of_kuma_are_supported(version: str, compatible: bool) -> None:
     assert is_supported(version) is compatible
 
 
-def test_people_are_told_which_envoy_fits_which_kuma() -> None:
+def test_supported_versions_are_listed_with_their_kuma() -> None:
     assert "1.30.2 (Kuma 2.8)" in supported_versions()
     assert supported_versions().endswith("1.38.2 (Kuma 2.14)")

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.process
 
 
 class Running:
-    """The component with a bootstrap of the test's, and what it told."""
+    """The component with a bootstrap of the test's, and what it reported."""
 
     def __init__(self, folder: Path, bootstrap: dict[str, Any], admin: AdminAddress, *, budget: int = 3) -> None:
         path = write_json(folder / "bootstrap.yaml", bootstrap)
@@ -86,7 +86,7 @@ def dynamic(folder: Path, ports: Ports, listeners: list[dict[str, Any]]) -> dict
     """A bootstrap whose listeners come from a file."""
     kind = "type.googleapis.com/envoy.config.listener.v3.Listener"
     file = folder / "listeners.json"
-    file.write_text(json.dumps({"resources": [{"@type": kind, **one} for one in listeners]}))
+    file.write_text(json.dumps({"resources": [{"@type": kind, **listener} for listener in listeners]}))
     tree = static_bootstrap(ports, 1)
     tree["staticResources"]["listeners"] = []
     source = {
@@ -116,7 +116,7 @@ async def test_admin_over_tcp_and_over_a_unix_socket(tmp_path: Path, ports: Port
             await running.component.drain_inbound()
 
 
-async def test_a_killed_envoy_is_up_again_and_the_last_one_tells_the_story(tmp_path: Path, ports: Ports) -> None:
+async def test_a_killed_envoy_is_restarted_until_the_budget_is_spent(tmp_path: Path, ports: Ports) -> None:
     admin = TcpAdmin("127.0.0.1", ports.admin)
     async with envoy(tmp_path, static_bootstrap(ports, 1), admin, budget=1) as running:
         await running.is_up()
@@ -166,7 +166,7 @@ async def test_listeners_that_envoy_refuses_are_named(tmp_path: Path, ports: Por
         assert not running.up.is_set()
 
 
-async def test_a_configuration_that_is_wrong_is_given_up_at_once(tmp_path: Path, ports: Ports) -> None:
+async def test_a_wrong_configuration_fails_without_a_restart(tmp_path: Path, ports: Ports) -> None:
     bootstrap = static_bootstrap(ports, 1)
     bootstrap["staticResources"]["clusters"][0]["type"] = "EDS"
     async with envoy(tmp_path, bootstrap, TcpAdmin("127.0.0.1", ports.admin)) as running:
@@ -175,7 +175,7 @@ async def test_a_configuration_that_is_wrong_is_given_up_at_once(tmp_path: Path,
         assert running.states.count(ChildState.EXITED) == 1
 
 
-async def test_a_frozen_envoy_holds_no_call_past_its_deadline(tmp_path: Path, ports: Ports) -> None:
+async def test_a_stopped_envoy_delays_no_request_past_its_deadline(tmp_path: Path, ports: Ports) -> None:
     async with envoy(tmp_path, static_bootstrap(ports, 1), TcpAdmin("127.0.0.1", ports.admin)) as running:
         await running.is_up()
         running.kill(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""What Envoy said of a configuration that no restart can mend."""
+"""What Envoy printed about a configuration that no restart can repair."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ HEAD = "[2026-11-24 05:05:54.236][20122][critical][main] [source/server/server.c
         ([], None),
     ],
 )
-def test_the_reason_is_one_line_and_a_taken_port_is_none(lines: list[str], why: str | None) -> None:
+def test_the_reason_is_one_line_and_a_port_in_use_is_no_configuration_error(lines: list[str], why: str | None) -> None:
     assert configuration_error(lines) == why

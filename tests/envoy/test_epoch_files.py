@@ -1,4 +1,4 @@
-"""Command lines of epochs, their files, the hang watch and who stands in for a dead epoch."""
+"""Command lines of epochs, their files, the hang watch and the fallback for a dead epoch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def epoch(number: int, base_id: int | None, concurrency: int | None = None) -> E
     return EpochArguments(number, base_id, Path("/w/h0.base"), Path("/w/h0"), 32.0, concurrency)
 
 
-def test_epoch_0_lets_envoy_choose_the_base_id_and_later_ones_name_it() -> None:
+def test_envoy_chooses_the_base_id_at_epoch_0_and_later_epochs_name_it() -> None:
     common = ("--socket-path", "/w/h0", "--socket-mode", "600", "--parent-shutdown-time-s", "32")
     first = " ".join(epoch_argv(argv_of(2), epoch(0, None)))
     assert " ".join(("--use-dynamic-base-id", "--base-id-path", "/w/h0.base", *common)) in first
@@ -60,7 +60,7 @@ def test_an_old_epoch_ends_a_little_after_its_drain_time() -> None:
     assert HotRestart(Path("/w"), 0.5).parent_shutdown == 2.0
 
 
-def test_each_epoch_has_a_fifo_of_its_own() -> None:
+def test_each_epoch_has_its_own_fifo() -> None:
     command = Command(("/bin/envoy",), "envoy", {}, "keep", Path("/w/envoy.out"))
     assert command_of(command, ("/bin/envoy", "x"), "0.1").fifo == Path("/w/envoy.out.0.1")
     assert command_of(Command(("/bin/envoy",), "envoy", {}), (), "0.1").fifo is None
@@ -96,7 +96,7 @@ def test_shared_memory_of_another_layout_is_not_touched(
     assert shared.read_bytes() == content
 
 
-def test_only_the_flag_of_initializing_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_initializing_flag_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kumadp.envoy.base_id.SHARED_MEMORY", tmp_path)
     line = BaseIdFiles(tmp_path, 0)
     line.base_id_file.write_text("7")
@@ -109,10 +109,10 @@ def test_only_the_flag_of_initializing_is_taken_away(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_who_stands_in_answers_for_the_dead_until_it_is_told_to_end(tmp_path: Path) -> None:
+async def test_the_fallback_answers_for_a_dead_parent_until_the_order_to_end(tmp_path: Path) -> None:
     path = tmp_path / "parent"
     path.write_text("stale")
-    standing = asyncio.create_task(answer_as_parent(path, 20.0))
+    fallback = asyncio.create_task(answer_as_parent(path, 20.0))
 
     async def bound() -> bool:
         return path.is_socket()
@@ -121,13 +121,13 @@ async def test_who_stands_in_answers_for_the_dead_until_it_is_told_to_end(tmp_pa
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as child:
         child.bind(str(tmp_path / "child"))
         child.settimeout(20.0)
-        # As Envoy 1.40 sends them: garbage is passed over, statistics are asked for, the end is told.
+        # As Envoy 1.40 sends them: garbage is ignored, statistics are requested, the end is ordered.
         for message in (b"", b"xx", bytes.fromhex("00000000000000040a021a00")):
             child.sendto(message, str(path))
         assert await asyncio.to_thread(child.recv, 100) == bytes.fromhex("000000000000000412021a00")
-        assert not standing.done()
+        assert not fallback.done()
         child.sendto(bytes.fromhex("00000000000000040a022a00"), str(path))
-        assert await standing
+        assert await fallback
     assert not await answer_as_parent(path, 0.05)
 
 
@@ -136,12 +136,12 @@ def spinning(code: str) -> Command:
 
 
 @pytest.mark.process
-async def test_one_that_is_busy_is_not_taken_for_one_that_hangs() -> None:
-    asked = 0
+async def test_a_busy_process_does_not_hang() -> None:
+    requests = 0
 
     async def silent() -> bool:
-        nonlocal asked
-        asked += 1
+        nonlocal requests
+        requests += 1
         return False
 
     busy = await Child.spawn(spinning("while True: pass"))
@@ -149,13 +149,14 @@ async def test_one_that_is_busy_is_not_taken_for_one_that_hangs() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(2.0):
                 await HangWatch(interval=0.2, limit=0.4).hangs(busy.pid, silent)
+        assert requests == 0
     finally:
         await busy.stop(0.0)
     assert not await HangWatch(interval=0.01, limit=0.1).hangs(busy.pid, silent)
 
 
 @pytest.mark.process
-async def test_one_that_uses_no_cpu_is_asked_before_it_is_called_hanging() -> None:
+async def test_a_process_without_cpu_use_gets_a_request_before_it_counts_as_hanging() -> None:
     answers = [True, True, False]
 
     async def answer() -> bool:

@@ -94,7 +94,7 @@ class FakeSupervisor:
         self.report = SimpleNamespace(state=ChildState.RUNNING)
         self.orders: list[str] = []
 
-    def hand_over(self, child: Child) -> Any:
+    def replace_child(self, child: Child) -> Any:
         old, self.child = self.child, child
         return old
 
@@ -149,14 +149,14 @@ class Scene:
 
 @contextlib.asynccontextmanager
 async def scene(folder: Path, **options: Any) -> AsyncIterator[Scene]:
-    made = Scene(folder, **options)
+    at = Scene(folder, **options)
     try:
-        yield made
+        yield at
     finally:
-        made.runner.kill()
-        if isinstance(made.supervisor.child, Child):
-            await made.supervisor.child.stop(1.0)
-        await made.runner.close()
+        at.runner.kill()
+        if isinstance(at.supervisor.child, Child):
+            await at.supervisor.child.stop(1.0)
+        await at.runner.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -189,7 +189,7 @@ async def test_epoch_0_chooses_a_base_id_and_is_exported(tmp_path: Path) -> None
         assert at.runner.export(starting=True) is None
 
 
-async def test_a_starting_envoy_is_exported_only_if_that_is_wanted(tmp_path: Path) -> None:
+async def test_a_starting_envoy_is_exported_only_with_starting(tmp_path: Path) -> None:
     async with scene(tmp_path) as at:
         await at.runner.cold_command()
         at.runner.on_spawned(at.supervisor.child)

@@ -40,7 +40,7 @@ WARM, COLD = ReloadRequest(1, cold=False), ReloadRequest(2, cold=True)
 
 
 def after(*events: Event, state: EpochState | None = None) -> tuple[EpochState, tuple[Action, ...]]:
-    """The state after these events, and what the last one asks for."""
+    """The state after these events, and the actions of the last one."""
     state, actions = state or EpochState(), tuple[Action, ...]()
     for event in events:
         state, actions = step(state, event)
@@ -72,13 +72,13 @@ def test_of_several_that_wait_the_newest_wins() -> None:
     assert after(EpochLive(1), EpochRetired(), state=state)[1] == (CheckReload(newest),)
 
 
-def test_what_the_check_refuses_costs_nothing() -> None:
+def test_a_reload_that_the_check_refuses_changes_nothing() -> None:
     state, actions = after(*SERVING, ReloadRequested(COLD), ReloadChecked(refused="bad"))
     assert actions == (ReportOutcome(COLD, ReloadKind.REFUSED, "bad"),)
     assert state == after(*SERVING)[0]
 
 
-def test_a_cold_restart_is_done_only_where_it_is_allowed() -> None:
+def test_a_cold_restart_is_done_only_if_allowed() -> None:
     assert after(*SERVING, ReloadRequested(WARM), ReloadChecked(cold="another Envoy"))[1] == (
         ReportOutcome(WARM, ReloadKind.REFUSED, "only a cold restart can do it: another Envoy"),
     )
@@ -94,18 +94,18 @@ def test_a_cold_restart_is_done_only_where_it_is_allowed() -> None:
     assert step(state, EpochOverdue("late"))[1] == (ReportOutcome(COLD, ReloadKind.FAILED, "late"),)
 
 
-def test_where_nothing_serves_a_reload_is_a_cold_start_without_being_asked() -> None:
+def test_a_reload_is_a_cold_start_if_nothing_serves() -> None:
     assert after(EpochStarted(), ReloadRequested(WARM), ReloadChecked())[1] == (StartCold(),)
     assert after(*SERVING, EpochEnded("gone"), ReloadRequested(WARM), ReloadChecked())[1] == (StartCold(),)
 
 
-def test_an_adopted_one_whose_admin_is_late_serves_and_is_not_restarted_without_being_asked() -> None:
-    found, _ = after(EpochAdopted(4, blind=False, retiring=False))
-    state, actions = after(ReloadRequested(WARM), ReloadChecked(cold="its admin does not answer"), state=found)
+def test_an_adopted_envoy_with_a_late_admin_is_not_restarted_cold_unless_allowed() -> None:
+    adopted, _ = after(EpochAdopted(4, blind=False, retiring=False))
+    state, actions = after(ReloadRequested(WARM), ReloadChecked(cold="its admin does not answer"), state=adopted)
     assert actions == (
         ReportOutcome(WARM, ReloadKind.REFUSED, "only a cold restart can do it: its admin does not answer"),
     )
-    assert after(ReloadRequested(WARM), ReloadChecked(), state=found)[1] == (
+    assert after(ReloadRequested(WARM), ReloadChecked(), state=adopted)[1] == (
         ReportOutcome(
             WARM, ReloadKind.REFUSED, "only a cold restart can do it: Envoy was adopted and has not answered yet"
         ),
@@ -115,7 +115,7 @@ def test_an_adopted_one_whose_admin_is_late_serves_and_is_not_restarted_without_
     assert after(EpochEnded("gone"), ReloadRequested(WARM), ReloadChecked(), state=state)[1] == (StartCold(),)
 
 
-def test_a_stuck_epoch_is_killed_and_one_more_is_tried_to_get_the_admin_back() -> None:
+def test_a_stuck_epoch_is_killed_and_another_is_tried_to_get_the_admin_back() -> None:
     state, actions = after(*HANDOVER, EpochOverdue("stuck"))
     assert actions == (KillNewEpoch(),)
     state, actions = step(state, EpochFailed("stuck", unlocked=True))
@@ -136,7 +136,7 @@ def test_without_a_way_to_unlock_it_stays_blind_until_a_cold_restart() -> None:
     assert not after(EpochEnded("stopped"), EpochStarted(), EpochLive(0), state=state)[0].blind
 
 
-def test_one_that_took_the_listeners_and_ended_leaves_nothing_that_serves() -> None:
+def test_nothing_serves_after_the_death_of_an_epoch_that_had_the_listeners() -> None:
     assert after(*HANDOVER, EpochFailed("signal 9", took_over=True))[1] == (
         ReportOutcome(WARM, ReloadKind.FAILED, "signal 9"),
         KillCurrentEpoch(),
@@ -151,7 +151,7 @@ def test_the_end_of_the_current_epoch_is_a_crash_also_during_a_hand_over() -> No
     assert after(*SERVING, EpochEnded("signal 9"))[1] == ()
 
 
-def test_who_leaves_begins_nothing() -> None:
+def test_no_reload_begins_during_a_stop() -> None:
     state, actions = after(*HANDOVER, ReloadRequested(COLD), Stopping())
     assert actions == (ReportOutcome(COLD, ReloadKind.REFUSED, "everything stops"),)
     assert step(state, EpochFailed("stuck", unlocked=True))[1] == (
@@ -164,7 +164,7 @@ def test_who_leaves_begins_nothing() -> None:
     )
 
 
-def test_an_adopted_envoy_goes_on_with_its_epoch() -> None:
+def test_an_adopted_envoy_keeps_its_epoch() -> None:
     state, _ = after(EpochAdopted(4, blind=False, retiring=False), EpochLive(4))
     assert after(ReloadRequested(WARM), ReloadChecked(), state=state)[1] == (SpawnEpoch(5, repair=False),)
     blind, _ = after(EpochAdopted(4, blind=True, retiring=False))
@@ -173,32 +173,32 @@ def test_an_adopted_envoy_goes_on_with_its_epoch() -> None:
 
 @dataclass
 class World:
-    """Processes as they would be: follows what the rules request for and holds them to their promises."""
+    """Processes as they would be: follows the actions and checks what they promise."""
 
     state: EpochState = field(default_factory=EpochState)
     current: bool = False
     coming: int | None = None
     old: bool = False
-    asked: set[int] = field(default_factory=set)
+    requested: set[int] = field(default_factory=set)
     answered: set[int] = field(default_factory=set)
     checking: bool = False
-    left: bool = False
+    stopping: bool = False
 
     def feed(self, event: Event) -> None:
-        before = self.state
+        previous = self.state
         self.state, actions = step(self.state, event)
         for action in actions:
-            self.do(action, before)
+            self.do(action, previous)
         assert self.state.request is None or self.state.request.number not in self.answered
         assert not self.state.blind or self.state.stage in {EpochStage.SERVING, EpochStage.HANDOVER}
 
-    def do(self, action: Action, before: EpochState) -> None:
+    def do(self, action: Action, previous: EpochState) -> None:
         match action:
             case SpawnEpoch(epoch, repair):
                 assert self.current
                 assert self.coming is None
                 assert not self.old
-                assert not self.left or not repair
+                assert not self.stopping or not repair
                 assert epoch == self.state.epoch + 1
                 self.coming = epoch
             case KillNewEpoch():
@@ -208,8 +208,8 @@ class World:
                 self.coming, self.old = None, True
             case StartCold() | KillCurrentEpoch():
                 self.current = False
-                allowed = before.request is not None and before.request.cold
-                assert isinstance(action, KillCurrentEpoch) or before.stage is not EpochStage.SERVING or allowed
+                allowed = previous.request is not None and previous.request.cold
+                assert isinstance(action, KillCurrentEpoch) or previous.stage is not EpochStage.SERVING or allowed
             case CheckReload():
                 assert not self.checking
                 self.checking = True
@@ -223,30 +223,30 @@ class World:
 
     def choices(self) -> list[str]:
         """What can happen now."""
-        found = ["request", "request cold"]
-        if not self.left:
-            found.append("leave")
+        choices = ["request", "request cold"]
+        if not self.stopping:
+            choices.append("stop")
         if not self.current and self.coming is None:
-            found.append("started")
+            choices.append("started")
         if self.current:
-            found.append("ended")
+            choices.append("ended")
         if self.current and self.state.stage is EpochStage.STARTING:
-            found += ["live", "overdue"]
+            choices += ["live", "overdue"]
         if self.coming is not None:
-            found += ["coming live", "overdue", "coming failed", "coming failed unlocked", "coming took over"]
+            choices += ["coming live", "overdue", "coming failed", "coming failed unlocked", "coming took over"]
         if self.old:
-            found.append("retired")
+            choices.append("retired")
         if self.checking:
-            found += ["checked", "checked cold", "checked refused"]
-        return found
+            choices += ["checked", "checked cold", "checked refused"]
+        return choices
 
     def happen(self, what: str) -> None:
         match what.split():
             case ["request", *cold]:
-                self.asked.add(number := len(self.asked))
+                self.requested.add(number := len(self.requested))
                 self.feed(ReloadRequested(ReloadRequest(number, cold=bool(cold))))
-            case ["leave"]:
-                self.left = True
+            case ["stop"]:
+                self.stopping = True
                 self.feed(Stopping())
             case ["started"]:
                 self.current, self.old = True, False
@@ -274,7 +274,7 @@ class World:
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_whatever_happens_the_promises_hold(data: st.DataObject) -> None:
+def test_the_promises_hold_for_any_sequence_of_events(data: st.DataObject) -> None:
     world = World()
     for _ in range(data.draw(st.integers(1, 40))):
         world.happen(data.draw(st.sampled_from(world.choices())))
@@ -285,4 +285,4 @@ def test_whatever_happens_the_promises_hold(data: st.DataObject) -> None:
             if likely in choices:
                 world.happen(likely)
                 break
-    assert world.answered == world.asked
+    assert world.answered == world.requested

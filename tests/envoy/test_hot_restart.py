@@ -34,16 +34,16 @@ async def ready(envoys: Epochs) -> bool:
     return await envoys.component.admin.ready() == (True, "LIVE")
 
 
-def left_in(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
     return list(folder.glob("h[0-9]*"))
 
 
 @contextlib.asynccontextmanager
 async def never_not_running(envoys: Epochs) -> AsyncIterator[None]:
-    """Nothing but RUNNING is told while the block runs."""
-    before = len(envoys.states)
+    """Nothing but RUNNING is reported while the block runs."""
+    count = len(envoys.states)
     yield
-    assert set(envoys.states[before:]) <= {ChildState.RUNNING}
+    assert set(envoys.states[count:]) <= {ChildState.RUNNING}
 
 
 @pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
@@ -82,30 +82,30 @@ async def test_a_reload_with_more_workers_fails_no_request_and_fewer_are_refused
         outcome = await envoys.component.reload("fewer", envoys.plan("third", concurrency=1), allow_cold=True)
         assert (outcome.kind, outcome.ok, outcome.epoch) == (ReloadKind.COLD, True, 0)
         assert await envoys.answer() == "third"
-        # It was asked for: nothing of the budget is spent.
+        # It was requested: nothing of the budget is spent.
         assert envoys.reports[-1].restarts == 0
 
 
 async def test_workers_that_envoy_counts_itself_stay_as_many(tmp_path: Path) -> None:
     async with running(tmp_path, concurrency=0) as envoys:
-        before = await envoys.component.admin.stats(r"^server\.concurrency$")
+        concurrency = await envoys.component.admin.stats(r"^server\.concurrency$")
         former = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(former)})
         try:
             assert (await envoys.component.reload("fewer processors")).kind is ReloadKind.HOT
         finally:
             os.sched_setaffinity(0, former)
-        assert await envoys.component.admin.stats(r"^server\.concurrency$") == before
+        assert await envoys.component.admin.stats(r"^server\.concurrency$") == concurrency
 
 
-async def test_everybody_is_told_of_each_epoch(tmp_path: Path) -> None:
+async def test_the_callbacks_report_each_epoch(tmp_path: Path) -> None:
     async with running(tmp_path) as envoys:
         first = envoys.pids[0]
         await envoys.component.reload("test")
         second = envoys.pids[0]
-        # Its end is told in the turn of the loop after it is seen.
+        # Its end is reported in the turn of the loop after it is seen.
         await poll_async(
-            lambda: asyncio.sleep(0, any(what[0] == "ended" for what in envoys.events)), what="an end told"
+            lambda: asyncio.sleep(0, any(what[0] == "ended" for what in envoys.events)), what="a reported end"
         )
         assert [what for what in envoys.events if what[0] != "handover"] == [
             ("started", 0, first),
@@ -123,7 +123,7 @@ async def test_everybody_is_told_of_each_epoch(tmp_path: Path) -> None:
         assert ("ended", 1, second, False) in envoys.events
 
 
-async def test_a_configuration_that_envoy_refuses_costs_nothing(tmp_path: Path) -> None:
+async def test_a_configuration_that_envoy_refuses_changes_nothing(tmp_path: Path) -> None:
     async with running(tmp_path) as envoys, never_not_running(envoys):
         pids = envoys.pids
         outcome = await envoys.component.reload("bad", envoys.plan("bad", bad=True), allow_cold=True)
@@ -135,7 +135,7 @@ async def test_a_configuration_that_envoy_refuses_costs_nothing(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
-async def test_a_stuck_epoch_is_killed_and_the_old_one_serves_on_and_gets_its_admin_back(
+async def test_a_stuck_epoch_is_killed_and_the_old_one_keeps_serving_and_gets_its_admin_back(
     tmp_path: Path, unix: bool
 ) -> None:
     async with running(tmp_path, unix=unix, deadline=3.0) as envoys:
@@ -160,7 +160,7 @@ async def test_a_stuck_epoch_is_killed_and_the_old_one_serves_on_and_gets_its_ad
         assert await envoys.answer() == "second"
 
 
-async def test_where_the_admin_does_not_come_back_the_next_reload_brings_it(tmp_path: Path) -> None:
+async def test_the_next_reload_gets_an_admin_back_that_stayed_lost(tmp_path: Path) -> None:
     async with running(tmp_path, deadline=2.0) as envoys:
         # What the current one runs cannot be started any more, so that it cannot be repaired by itself.
         write_private(tmp_path / "bootstrap-1.yaml", json.dumps(envoys.bootstrap("first", stuck=True)).encode())
@@ -183,7 +183,7 @@ async def blind(envoys: Epochs, monkeypatch: pytest.MonkeyPatch) -> None:
     assert envoys.states[-1] is ChildState.RUNNING_BLIND
 
 
-async def test_where_nothing_can_be_unlocked_it_serves_blind_until_a_cold_restart(
+async def test_a_locked_hot_restart_leaves_it_blind_until_a_cold_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = HangWatch(interval=0.02, limit=0.1)
@@ -205,7 +205,7 @@ async def test_where_nothing_can_be_unlocked_it_serves_blind_until_a_cold_restar
         assert (await envoys.component.reload("hot again")).kind is ReloadKind.HOT
 
 
-async def test_a_blind_one_that_dies_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_blind_envoy_that_dies_is_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(tmp_path, deadline=1.0) as envoys:
         await blind(envoys, monkeypatch)
         envoys.signal()
@@ -214,7 +214,7 @@ async def test_a_blind_one_that_dies_is_started_again(tmp_path: Path, monkeypatc
         assert await ready(envoys)
 
 
-async def test_a_new_epoch_that_is_killed_while_it_comes_up_costs_nothing(tmp_path: Path) -> None:
+async def test_a_new_epoch_that_is_killed_while_it_comes_up_fails_no_request(tmp_path: Path) -> None:
     async with running(tmp_path) as envoys:
         reload = asyncio.create_task(envoys.component.reload("killed", envoys.plan("stuck", stuck=True)))
         await both(envoys)
@@ -265,7 +265,7 @@ async def test_the_new_epoch_killed_while_the_old_one_drains_is_a_crash_and_the_
         assert await ready(envoys)
 
 
-async def test_the_new_epoch_killed_during_a_drain_leaves_the_old_one_its_time(tmp_path: Path) -> None:
+async def test_the_old_epoch_gets_its_time_if_the_new_one_dies_during_a_drain(tmp_path: Path) -> None:
     async with running(tmp_path, drain_time=2.0) as envoys:
         await envoys.component.reload("good", envoys.plan("second"))
         old = envoys.pids[1]
@@ -277,7 +277,7 @@ async def test_the_new_epoch_killed_during_a_drain_leaves_the_old_one_its_time(t
         assert ("ended", 0, old, True) in envoys.events
 
 
-async def test_the_old_epoch_killed_while_it_drains_does_not_take_the_new_one_with_it(tmp_path: Path) -> None:
+async def test_the_new_epoch_survives_the_death_of_the_old_one_that_drains(tmp_path: Path) -> None:
     # Without somebody in its place the new Envoy's main thread stands still from here on, and it aborts 10 s later.
     async with running(tmp_path, drain_time=2.0) as envoys, never_not_running(envoys):
         await envoys.component.reload("good", envoys.plan("second"))
@@ -288,7 +288,7 @@ async def test_the_old_epoch_killed_while_it_drains_does_not_take_the_new_one_wi
             return envoys.pids == [new]
 
         await poll_async(dead, what="the end of the old one")
-        # Whoever takes our place by execve(2) would not stand in for it. Who is killed leaves it all the same.
+        # The next program after execve(2) would not run the fallback. One that is killed leaves it all the same.
         assert envoys.component.export() is None
         assert envoys.component.export(starting=True) is not None
 
@@ -314,7 +314,7 @@ async def test_reloads_queue_and_of_those_that_wait_the_newest_wins(tmp_path: Pa
         assert len(envoys.pids) <= 2
 
 
-async def test_listeners_that_the_new_epoch_lacks_are_told(tmp_path: Path) -> None:
+async def test_listeners_that_the_new_epoch_lacks_are_reported_with_envoy(tmp_path: Path) -> None:
     async with running(tmp_path, start={"more": True}) as envoys:
         outcome = await envoys.component.reload("fewer", envoys.plan("second"))
         assert (outcome.kind, outcome.ok) == (ReloadKind.HOT, False)
@@ -343,10 +343,10 @@ async def test_without_hot_restart_a_reload_is_cold_and_the_command_line_is_kuma
         assert outcome.reason == "only a cold restart can do it: hot restart is off"
         assert (await envoys.component.reload("yes", envoys.plan("second"), allow_cold=True)).kind is ReloadKind.COLD
         assert await envoys.answer() == "second"
-        assert left_in(tmp_path) == []
+        assert files_in(tmp_path) == []
 
 
-async def test_nothing_is_left_in_shared_memory_or_in_the_folder(tmp_path: Path) -> None:
+async def test_shared_memory_and_folder_are_empty_at_the_end(tmp_path: Path) -> None:
     async with running(tmp_path) as envoys:
         first = envoys.shared_memory()
         assert len(first) == 1
@@ -357,10 +357,10 @@ async def test_nothing_is_left_in_shared_memory_or_in_the_folder(tmp_path: Path)
         assert not first[0].exists()
         await envoys.component.reload("good")
     assert not second[0].exists()
-    assert left_in(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
-async def test_nothing_is_left_of_an_old_epoch_that_drains_when_all_stops(tmp_path: Path) -> None:
+async def test_a_stop_removes_what_an_old_epoch_that_drains_has(tmp_path: Path) -> None:
     async with running(tmp_path, drain_time=30.0) as envoys:
         shared = envoys.shared_memory()
         await envoys.component.reload("good")
@@ -369,62 +369,62 @@ async def test_nothing_is_left_of_an_old_epoch_that_drains_when_all_stops(tmp_pa
         assert len(envoys.pids) == 2
         assert shared[0].exists()
     assert not shared[0].exists()
-    assert left_in(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
-async def test_what_a_killed_kumadp_left_is_swept_and_what_still_runs_is_left_alone(tmp_path: Path) -> None:
+async def test_a_sweep_removes_the_files_of_a_killed_kumadp_and_spares_running_epochs(tmp_path: Path) -> None:
     async with running(tmp_path) as living:
-        files = {path: path.read_bytes() for path in left_in(tmp_path) if path.suffix == ".base"}
-        left = living.shared_memory()
+        files = {path: path.read_bytes() for path in files_in(tmp_path) if path.suffix == ".base"}
+        memory = living.shared_memory()
         async with running(tmp_path) as envoys:
-            assert left[0].exists()
+            assert memory[0].exists()
             assert len(envoys.shared_memory()) == 2
     assert files
     for path, content in files.items():
         path.write_bytes(content)
-    left[0].write_bytes(b"\0" * 104)
+    memory[0].write_bytes(b"\0" * 104)
     async with running(tmp_path):
-        assert not left[0].exists()
+        assert not memory[0].exists()
 
 
 async def test_the_sockets_of_hot_restart_are_the_owners_alone(tmp_path: Path) -> None:
     async with running(tmp_path):
-        sockets = [path for path in left_in(tmp_path) if path.is_socket()]
+        sockets = [path for path in files_in(tmp_path) if path.is_socket()]
         assert sockets
         assert {path.stat().st_mode & 0o777 for path in sockets} == {0o600}
 
 
-async def test_one_that_hangs_is_killed_and_back(tmp_path: Path) -> None:
+async def test_an_envoy_that_hangs_is_killed_and_restarted(tmp_path: Path) -> None:
     async with running(tmp_path, watch=HangWatch(interval=0.1, limit=0.5)) as envoys:
         pid = envoys.pids[0]
-        # An idle one that answers when it is asked is left alone.
+        # An idle one that answers a request is not killed.
         await asyncio.sleep(2.0)
         assert envoys.pids == [pid]
         envoys.signal(signal.SIGSTOP)
         await envoys.is_up(2)
         assert await envoys.answer() == "first"
-        told = "signal 9 (KILL) from kumadp (it hung: no answer from its admin and no CPU used for 0.5 s)"
-        assert told in envoys.reports[-1].last_exit
-        assert [status.describe() for status in envoys.deaths] == [told]
+        reason = "signal 9 (KILL) from kumadp (it hung: no answer from its admin and no CPU used for 0.5 s)"
+        assert reason in envoys.reports[-1].last_exit
+        assert [status.describe() for status in envoys.deaths] == [reason]
 
 
-async def test_an_envoy_that_runs_already_is_gone_on_with(tmp_path: Path) -> None:
+async def test_an_envoy_that_runs_already_is_adopted(tmp_path: Path) -> None:
     async with running(tmp_path) as former:
-        await former.component.reload("before", former.plan("second"))
+        await former.component.reload("first", former.plan("second"))
         state = former.component.export()
         assert state is not None
         assert (state.epoch, state.blind) == (1, False)
         current, retiring = former.component.children
         # As after execve(2): the same processes, another component.
         former.task.cancel = lambda *_: False  # type: ignore[method-assign]
-        copies = [Child.adopt("envoy", one.pid, one.start_time, ours=False) for one in (current, retiring)]
+        copies = [Child.adopt("envoy", child.pid, child.start_time, ours=False) for child in (current, retiring)]
         later = Epochs(tmp_path, adopt=AdoptedEnvoy(state, *copies))
         for copy in copies:
             copy.watch_death(later.note)
         later.port, later.admin = former.port, former.admin
         later.start(later.plan("third"))
         await later.is_up()
-        assert [later.generation_of(one.pid) for one in (current, retiring)] == [1, 0]
+        assert [later.generation_of(child.pid) for child in (current, retiring)] == [1, 0]
         assert (await later.component.reload("after", later.plan("fourth"))).epoch == 2
         assert await later.answer() == "fourth"
         # The one that drained has ended as planned, although nobody can know how.
@@ -435,7 +435,7 @@ async def test_an_envoy_that_runs_already_is_gone_on_with(tmp_path: Path) -> Non
         del former.task.cancel
 
 
-async def test_who_stops_takes_every_epoch_along(tmp_path: Path) -> None:
+async def test_a_stop_ends_every_epoch(tmp_path: Path) -> None:
     async with running(tmp_path, drain_time=30.0) as envoys:
         await envoys.component.reload("good")
         pids = envoys.pids
@@ -447,7 +447,7 @@ async def test_who_stops_takes_every_epoch_along(tmp_path: Path) -> None:
             os.kill(pid, 0)
 
 
-async def test_a_drain_waits_for_a_hand_over_and_begins_no_other(tmp_path: Path) -> None:
+async def test_a_drain_waits_for_a_hand_over_and_begins_none(tmp_path: Path) -> None:
     async with running(tmp_path) as envoys:
         reload = asyncio.create_task(envoys.component.reload("good", envoys.plan("second")))
         await both(envoys)

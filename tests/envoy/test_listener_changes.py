@@ -38,29 +38,29 @@ class Admin:
         return answer
 
 
-async def doubts(*answers: dict[str, int] | Exception) -> list[Collection[str] | None]:
+async def requested_proofs(*answers: dict[str, int] | Exception) -> list[Collection[str] | None]:
     admin = Admin(*answers, {})
-    found: list[Collection[str] | None] = []
-    task = asyncio.ensure_future(ListenerChanges(cast("AdminClient", admin), found.append, 0.0).run(lambda: None))
+    requests: list[Collection[str] | None] = []
+    task = asyncio.ensure_future(ListenerChanges(cast("AdminClient", admin), requests.append, 0.0).run(lambda: None))
     await asyncio.wait_for(admin.done.wait(), 10)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-    return found
+    return requests
 
 
 @pytest.mark.parametrize("counter", [ADDED, MODIFIED])
-async def test_another_listener_is_a_doubt_about_all(counter: str) -> None:
-    """What changed between the proof of the start and the first look is found in the configuration."""
-    assert await doubts(START, START, START | {counter: 7}, START | {counter: 7}) == [(), None]
+async def test_a_changed_listener_requests_a_proof_of_all(counter: str) -> None:
+    """What changed between the proof of the start and the first look is requests in the configuration."""
+    assert await requested_proofs(START, START, START | {counter: 7}, START | {counter: 7}) == [(), None]
 
 
 @pytest.mark.parametrize("counter", [CLUSTERS, ENDPOINTS])
-async def test_other_clusters_and_endpoints_ask_no_application(counter: str) -> None:
-    assert await doubts(START, START | {counter: 9}) == [(), ()]
+async def test_changed_clusters_and_endpoints_probe_no_application(counter: str) -> None:
+    assert await requested_proofs(START, START | {counter: 9}) == [(), ()]
 
 
-async def test_a_restarted_envoy_is_a_doubt_and_one_that_does_not_answer_is_none() -> None:
+async def test_a_restarted_envoy_requests_a_proof_and_a_silent_one_does_not() -> None:
     silent = AdminUnreachable("refused")
-    assert await doubts(START, silent, ValueError("no JSON"), START) == [()]
-    assert await doubts(START, silent, START | {ADDED: 1}) == [(), None]
+    assert await requested_proofs(START, silent, ValueError("no JSON"), START) == [()]
+    assert await requested_proofs(START, silent, START | {ADDED: 1}) == [(), None]

@@ -58,83 +58,83 @@ async def admin() -> AsyncIterator[Admin]:
         await asyncio.sleep(0)
 
 
-async def feel(pulse: LivenessCheck, admin: TcpAdmin | UnixAdmin | None, times: int = 1) -> None:
+async def check_times(check: LivenessCheck, admin: TcpAdmin | UnixAdmin | None, times: int = 1) -> None:
     for _ in range(times):
-        await pulse.check(PID, admin)
+        await check.check(PID, admin)
 
 
-async def test_three_silences_in_a_row_are_noticed_and_an_answer_ends_them(admin: Admin) -> None:
-    heard: list[str] = []
-    pulse = LivenessCheck(heard.append, timeout=0.05)
-    await feel(pulse, admin.address)
+async def test_three_failures_in_a_row_are_reported_until_an_answer(admin: Admin) -> None:
+    reports: list[str] = []
+    check = LivenessCheck(reports.append, timeout=0.05)
+    await check_times(check, admin.address)
     admin.silent = True
-    await feel(pulse, admin.address, 2)
-    assert heard == []
-    await feel(pulse, admin.address)
-    assert heard == ["Envoy does not serve: no answer from its admin"]
+    await check_times(check, admin.address, 2)
+    assert reports == []
+    await check_times(check, admin.address)
+    assert reports == ["Envoy does not serve: no answer from its admin"]
     admin.silent = False
-    await feel(pulse, admin.address)
-    assert heard[1:] == [""]
+    await check_times(check, admin.address)
+    assert reports[1:] == [""]
 
 
-async def test_one_silence_is_none(admin: Admin) -> None:
-    heard: list[str] = []
-    pulse = LivenessCheck(heard.append, timeout=0.05)
+async def test_a_single_failure_is_not_reported(admin: Admin) -> None:
+    reports: list[str] = []
+    check = LivenessCheck(reports.append, timeout=0.05)
     for silent in (True, True, False) * 3:
         admin.silent = silent
-        await feel(pulse, admin.address)
-    assert heard == []
+        await check_times(check, admin.address)
+    assert reports == []
 
 
-async def test_what_envoy_says_of_itself_counts(admin: Admin) -> None:
-    heard: list[str] = []
-    pulse = LivenessCheck(heard.append)
+async def test_a_state_other_than_live_is_a_failure(admin: Admin) -> None:
+    reports: list[str] = []
+    check = LivenessCheck(reports.append)
     admin.answer = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\r\nDRAINING\n"
-    await feel(pulse, admin.address, 3)
-    assert heard == ["Envoy does not serve: it is DRAINING"]
+    await check_times(check, admin.address, 3)
+    assert reports == ["Envoy does not serve: it is DRAINING"]
 
 
-async def test_a_refused_connection_and_a_missing_socket_are_silence(tmp_path: Path, admin: Admin) -> None:
+async def test_a_refused_connection_and_a_missing_socket_are_failures(tmp_path: Path, admin: Admin) -> None:
     for address in (TcpAdmin("127.0.0.1", 1), UnixAdmin(str(tmp_path / "admin.sock"))):
-        heard: list[str] = []
-        await feel(LivenessCheck(heard.append), address, 3)
-        assert len(heard) == 1
-        assert heard[0].startswith("Envoy does not serve: no answer from its admin (")
+        reports: list[str] = []
+        await check_times(LivenessCheck(reports.append), address, 3)
+        assert len(reports) == 1
+        assert reports[0].startswith("Envoy does not serve: no answer from its admin (")
 
 
-async def test_want_of_descriptors_says_nothing_of_envoy(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lack_of_descriptors_is_no_failure_of_envoy(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(asyncio, "open_connection", fail)
-    heard: list[str] = []
-    await feel(LivenessCheck(heard.append), TcpAdmin("127.0.0.1", 1), 5)
-    assert heard == []
+    reports: list[str] = []
+    await check_times(LivenessCheck(reports.append), TcpAdmin("127.0.0.1", 1), 5)
+    assert reports == []
 
 
-async def test_another_process_begins_anew(admin: Admin) -> None:
-    heard: list[str] = []
-    pulse = LivenessCheck(heard.append, timeout=0.05)
+async def test_failures_are_counted_again_for_another_process(admin: Admin) -> None:
+    reports: list[str] = []
+    check = LivenessCheck(reports.append, timeout=0.05)
     admin.silent = True
-    await feel(pulse, admin.address, 2)
-    await pulse.check(PID + 1, admin.address)
-    assert heard == []
+    await check_times(check, admin.address, 2)
+    await check.check(PID + 1, admin.address)
+    assert reports == []
 
 
-async def test_one_that_is_stopped_is_seen_without_an_admin() -> None:
+async def test_a_stopped_process_is_detected_without_an_admin() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:  # noqa: ASYNC220
         try:
             process.send_signal(signal.SIGSTOP)
             poll(lambda: is_stopped(process.pid), what="the stop")
-            heard: list[str] = []
-            pulse = LivenessCheck(heard.append)
+            reports: list[str] = []
+            check = LivenessCheck(reports.append)
             for _ in range(3):
-                await pulse.check(process.pid, None)
-            assert heard == ["Envoy does not serve: it is stopped (SIGSTOP)"]
+                await check.check(process.pid, None)
+            assert reports == ["Envoy does not serve: it is stopped (SIGSTOP)"]
             process.send_signal(signal.SIGCONT)
             poll(lambda: not is_stopped(process.pid), what="that it runs")
-            await pulse.check(process.pid, None)
-            assert heard[1:] == [""]
+            await check.check(process.pid, None)
+            assert reports[1:] == [""]
         finally:
             process.kill()
 
@@ -150,7 +150,7 @@ def test_a_process_may_have_a_name_of_any_bytes() -> None:
             process.kill()
 
 
-def test_silence_is_noticed_within_ten_seconds() -> None:
-    pulse = LivenessCheck(lambda _why: None)
+def test_silence_is_reported_within_ten_seconds() -> None:
+    check = LivenessCheck(lambda _why: None)
     # With a second to spare for a busy host.
-    assert pulse.period + pulse.failures * pulse.timeout <= 9.0
+    assert check.period + check.failures * check.timeout <= 9.0

@@ -1,4 +1,4 @@
-"""The last part of an old epoch's life, whatever the clock on the wall does meanwhile."""
+"""The end of an old epoch, whatever the wall clock shows."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ async def sleeping(seconds: float) -> Child:
     return await Child.spawn(Command((program, str(seconds)), "old", {}))
 
 
-async def test_an_end_before_its_time_is_seen_whatever_the_wall_says(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_early_end_is_detected_whatever_the_wall_clock_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 1e12)
     child = await sleeping(0.0)
-    told: list[bool] = []
-    await retire(child, time.monotonic() + 30, 1.0, told.append, lambda: None)
-    assert told == [False]
+    expected: list[bool] = []
+    await retire(child, time.monotonic() + 30, 1.0, expected.append, lambda: None)
+    assert expected == [False]

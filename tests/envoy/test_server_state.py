@@ -118,7 +118,7 @@ async def test_addresses_of_listeners_by_name() -> None:
 
 
 @pytest.mark.parametrize("body", [AdminUnreachable("x"), b"no JSON", {}, [], {"listener_statuses": [{}]}])
-async def test_without_a_usable_answer_nothing_is_known(body: Any) -> None:
+async def test_an_unusable_answer_gives_no_result(body: Any) -> None:
     state, _ = state_of(FakeAdmin(listeners=body, server_info=body))
     assert await state.listener_addresses({"in"}) is None
     assert await state.addresses() == frozenset()

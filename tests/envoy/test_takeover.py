@@ -1,4 +1,4 @@
-"""One hand-over: when the new epoch has taken over, what it lacks, and whether the old one has lost its listeners."""
+"""One hand-over: when the new epoch is LIVE, what it lacks, and whether the old one has lost its listeners."""
 
 from __future__ import annotations
 

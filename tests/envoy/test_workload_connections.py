@@ -20,7 +20,7 @@ def listener(name: str, host: str, port: int, *more: tuple[str, int]) -> dict[st
     return {
         "name": name,
         "local_address": socket(host, port),
-        "additional_local_addresses": [socket(*one) for one in more],
+        "additional_local_addresses": [socket(*address) for address in more],
     }
 
 
@@ -52,8 +52,8 @@ LISTENERS = {
     ],
 )
 def test_only_the_workload_s_listeners_count(name: str, counts: bool) -> None:
-    found = workload_connections(LISTENERS, {f"listener.{name}.downstream_cx_active": 2})
-    assert found == (2 if counts else 0)
+    count = workload_connections(LISTENERS, {f"listener.{name}.downstream_cx_active": 2})
+    assert count == (2 if counts else 0)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_only_the_workload_s_listeners_count(name: str, counts: bool) -> None:
     ],
 )
 def test_each_direction_counts_by_itself(name: str, direction: Direction, counts: bool) -> None:
-    found = workload_connections(LISTENERS, {f"listener.{name}.downstream_cx_active": 2}, direction)
-    assert found == (2 if counts else 0)
+    count = workload_connections(LISTENERS, {f"listener.{name}.downstream_cx_active": 2}, direction)
+    assert count == (2 if counts else 0)
 
 
 def test_other_statistics_do_not_count() -> None:
