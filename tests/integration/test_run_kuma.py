@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,7 +52,9 @@ def test_the_default_settings_become_ready_without_dns_or_metrics(tmp_path: Path
         file = tmp_path / "dp.json"
         file.write_text(json.dumps(dataplane("backend-01", "backend", ports, app.port)))
         arguments = (*plane.arguments, f"--dataplane-file={file}", "--drain-time=1s")
-        with run_kumadp(tmp_path, ports, *arguments, dns=True) as daemon:
+        # A host may have a CoreDNS on its path, which takes its time to start.
+        without = {"PATH": os.defpath}
+        with run_kumadp(tmp_path, ports, *arguments, dns=True, environment=without) as daemon:
             poll(lambda: get(ports.outbound) == (200, "backend"), what="traffic through the mesh", deadline=40)
             daemon.wait_ready()
             assert "waiting: dns" not in daemon.output()

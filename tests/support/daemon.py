@@ -89,6 +89,14 @@ def get(
     return _fetch(http.client.HTTPConnection(host, port, timeout=timeout), path, method)
 
 
+def get_at(address: str, path: str, method: str = "GET", timeout: float = 5.0) -> tuple[int, str]:
+    """As `get`, at ``HOST:PORT`` or ``unix:PATH``; (0, reason) for an empty address too."""
+    if address.startswith("unix:"):
+        return _fetch(UnixConnection(Path(address.removeprefix("unix:")), timeout), path, method)
+    host, _, port = address.rpartition(":")
+    return get(int(port), path, host.strip("[]"), timeout, method) if port else (0, "no address")
+
+
 def _fetch(connection: http.client.HTTPConnection, path: str, method: str) -> tuple[int, str]:
     try:
         connection.request(method, path)
@@ -153,11 +161,7 @@ class Daemon:
 
     def get_admin(self, path: str, method: str = "GET") -> tuple[int, str]:
         """Return status and body of a request to Envoy's admin; (0, reason) if it does not answer."""
-        address = self.admin_address()
-        if address.startswith("unix:"):
-            return _fetch(UnixConnection(Path(address.removeprefix("unix:")), 5.0), path, method)
-        host, _, port = address.rpartition(":")
-        return get(int(port), path, host.strip("[]"), method=method) if port else (0, "no status")
+        return get_at(self.admin_address(), path, method)
 
     def wait_ready(self, deadline: float = 30.0) -> None:
         def ready() -> bool:

@@ -15,7 +15,7 @@ from kumadp.relay.node import encode_node
 from kumadp.relay.relay import Relay, RelayOptions
 from kumadp.relay.state_machine import RelayStateMachine
 from kumadp.relay.upstream import Dial
-from tests.support.daemon import Ports, get, workload
+from tests.support.daemon import Ports, get, get_at, workload
 from tests.support.kuma_control_plane import dataplane
 from tests.support.poll import poll
 from tests.support.xds.envoy import DirectEnvoy, bootstrap_request, fetch_bootstrap
@@ -184,7 +184,7 @@ class RelayedEnvoy(DirectEnvoy):
 
     def dump(self) -> str:
         """Return all its configuration; Envoy itself omits keys."""
-        return json.dumps(json.loads(get(self.admin, "/config_dump?include_eds")[1]))
+        return json.dumps(json.loads(get_at(self.admin, "/config_dump?include_eds")[1]))
 
 
 @contextlib.contextmanager

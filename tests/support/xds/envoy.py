@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.support.daemon import get
+from tests.support.daemon import get_at
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
 
@@ -53,6 +53,14 @@ def fetch_bootstrap(plane: ControlPlane, request: Tree) -> Tree:
         return bootstrap
 
 
+def _admin_of(bootstrap: Tree) -> str:
+    """Return ``HOST:PORT`` or ``unix:PATH``."""
+    address = bootstrap["admin"]["address"]
+    if "pipe" in address:
+        return f"unix:{address['pipe']['path']}"
+    return f"{address['socketAddress']['address']}:{address['socketAddress']['portValue']}"
+
+
 class DirectEnvoy:
     """An Envoy with a bootstrap; `kill` and `start` as a supervisor would that only restarts."""
 
@@ -62,7 +70,7 @@ class DirectEnvoy:
         self.file.write_text(json.dumps(bootstrap))
         self.log = folder / "envoy.log"
         self.arguments: tuple[str, ...] = ("--disable-hot-restart", "--concurrency", "1", "--log-level", "warning")
-        self.admin = int(bootstrap["admin"]["address"]["socketAddress"]["portValue"])
+        self.admin = _admin_of(bootstrap)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -75,14 +83,14 @@ class DirectEnvoy:
         """Whether it has its first listeners."""
         assert self.process is not None
         assert self.process.poll() is None, self.log.read_text()[-2000:]
-        return get(self.admin, "/ready", timeout=1)[0] == 200
+        return get_at(self.admin, "/ready", timeout=1)[0] == 200
 
     def wait_live(self, deadline: float = 30.0) -> None:
         poll(self.live, what="a live Envoy", deadline=deadline)
 
     def stats(self, prefix: str) -> dict[str, Any]:
         """Counters and gauges whose names start so."""
-        status, text = get(self.admin, f"/stats?format=json&filter=^{prefix}")
+        status, text = get_at(self.admin, f"/stats?format=json&filter=^{prefix}")
         entries = json.loads(text)["stats"] if status == 200 else []
         return {entry["name"]: entry["value"] for entry in entries if "name" in entry}
 
