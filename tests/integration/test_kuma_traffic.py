@@ -111,6 +111,8 @@ def test_a_service_probe(tmp_path: Path) -> None:
             try:
                 poll(lambda: is_healthy() is True, what="a healthy inbound again", deadline=SOON)
                 rig.wait_traffic()
+                # What Envoy has not answered when it is killed is withheld from the next one for 30 s.
+                poll(lambda: rig.settled(daemon), what="everything acknowledged", deadline=SOON)
                 rig.kill_envoy(daemon)
                 poll(lambda: is_healthy() is True, what="health that outlives Envoy", deadline=SOON)
             finally:
