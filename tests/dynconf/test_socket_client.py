@@ -60,7 +60,7 @@ async def test_a_response_of_a_draining_listener_is_ignored(short: Path) -> None
         client = SocketClient(short)
         server.put("/dns", b"old")
         await client.get("/dns")
-        server.responses["/dns"] = response(200, b"old", "HttpConnection: close")
+        server.responses["/dns"] = response(200, b"old", "Connection: close")
         assert (await client.get("/dns")).body == b"old"
         assert server.connections == 2
         assert server.count("/dns") == 3
