@@ -1,4 +1,4 @@
-"""How names are answered, decided before anything starts from settings, the Dataplane and what is redirected."""
+"""Decides how names are answered, before anything starts: by settings, Dataplane and transparent proxy."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
     from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.settings.model import Settings
 
-# Kuma's own names end so: <service>.mesh, and <name>.svc.<zone>.mesh.local from 2.9 on (HostnameGenerator).
+# Suffixes of Kuma's names: <service>.mesh, and <name>.svc.<zone>.mesh.local from 2.9 on (HostnameGenerator).
 SUFFIXES = ("mesh", "mesh.local")
 
 
 @dataclass(frozen=True, slots=True)
 class DnsPlan:
-    """How names are answered: ``coredns`` is the binary, None for the embedded resolver, which has ``addresses``; ports
-    as the workload and Envoy see them. For clients in ``networks`` and on this host others are asked, but not for names
-    below ``suffixes``.
+    """``coredns`` is the binary of CoreDNS, None for the embedded resolver, which listens on ``addresses``.
+
+    ``port`` is where clients send queries, ``envoy_port`` that of Envoy's DNS filter. Queries of clients on this host
+    and in ``networks`` are forwarded to name servers, except those for names below ``suffixes``.
     """
 
     coredns: Path | None
@@ -40,42 +41,43 @@ class DnsPlan:
     suffixes: tuple[str, ...] = SUFFIXES
 
 
-# Labels as they are written in a Corefile too.
+# Accepted in a Corefile too.
 _DOMAIN = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 
 
 def wants_coredns(settings: Settings) -> bool:
-    """Whether a CoreDNS is looked for. A proxy port asks for the resolver of kuma-dp's own (2.14), and so for ours."""
+    """Return whether CoreDNS is to be used. A proxy port means kuma-dp's embedded resolver (2.14), and so ours."""
     if not settings.dns_enabled or settings.proxy_type != "dataplane":
         return False
     return settings.dns_mode == "coredns" or (settings.dns_mode == "auto" and not settings.dns_proxy_port)
 
 
 def chosen_coredns(settings: Settings) -> Path | None:
-    """The CoreDNS to run; None where none is wanted, or there is none and nothing that was named needs one. May block.
+    """Return the CoreDNS to run; None if it is not to be used, or is neither installed nor required. May block.
 
-    Raises BinaryNotFound.
+    Raises BinaryNotFound if it is required: by the mode, a template, or a configured path.
     """
     if not wants_coredns(settings):
         return None
     from kumadp.dns.coredns.binary import DEFAULT, find_coredns
 
-    found = find_coredns(settings.coredns_path)
+    binary = find_coredns(settings.coredns_path)
     required_by = "--dns-mode=coredns" if settings.dns_mode == "coredns" else ""
     if not required_by and settings.coredns_config_template_path:
         required_by = "--dns-coredns-config-template-path"
-    if found is None and (required_by or settings.coredns_path != DEFAULT):
+    if binary is None and (required_by or settings.coredns_path != DEFAULT):
         reason = f", which {required_by} needs" if required_by else ""
         raise BinaryNotFound(
             f"no CoreDNS: {why_not_runnable(settings.coredns_path)}{reason}", "check --dns-coredns-path and --dns-mode"
         )
-    return found
+    return binary
 
 
 def plan_dns(settings: Settings, coredns: Path | None, transparent: TransparentProxy | None = None) -> DnsPlan | None:
-    """None when DNS is off: by setting, and always for zone proxies (Kuma: never for ingress and egress).
+    """Return the plan; None if DNS is off, which it always is for zone proxies (Kuma: never for ingress and egress).
 
-    ``KUMA_DNS_PROXY_PORT``, set by Kubernetes' injector from 2.14 on, names the port that the redirected queries reach.
+    ``KUMA_DNS_PROXY_PORT``, set by the injector for Kubernetes from 2.14 on, is the port of redirected queries. Raises
+    SettingsError.
     """
     if not settings.dns_enabled or settings.dns_mode == "off" or settings.proxy_type != "dataplane":
         return None
@@ -93,11 +95,11 @@ def plan_dns(settings: Settings, coredns: Path | None, transparent: TransparentP
 
 
 def names_expected(settings: Settings, resource: Resource | None, transparent: TransparentProxy | None) -> bool:
-    """Whether the control plane may send names at all, as far as that is known before the request.
+    """Return whether the control plane may send names, by what is known before the request.
 
-    Kuma 2.11 to 2.14 send them where ``dataplaneConfig`` of the request or ``transparentProxying`` of the Dataplane
-    redirects traffic, and never with bound outbounds; 2.8 to 2.10 with ``transparentProxying`` alone (their dns
-    generators). True where the Dataplane is not ours to read: the control plane has it.
+    Kuma 2.11 to 2.14 send them if ``dataplaneConfig`` of the request or ``transparentProxying`` of the Dataplane
+    redirects traffic, and never with bound outbounds; 2.8 to 2.10 only with ``transparentProxying`` (their dns
+    generators). True if only the control plane has the Dataplane.
     """
     if not settings.envoy_dns_port:
         return False
@@ -111,13 +113,13 @@ def names_expected(settings: Settings, resource: Resource | None, transparent: T
 
 
 def _networks(settings: Settings, transparent: TransparentProxy | None) -> tuple[str, ...]:
-    """Whose queries are passed on, beside this host's; raises SettingsError."""
+    """Return the networks whose queries are forwarded, in addition to this host's; raises SettingsError."""
     problems = []
     for text in settings.dns_allow:
         try:
             ipaddress.ip_network(text, strict=False)
         except ValueError:
-            problems.append(Problem("--dns-allow", f"{text} is no network", "write it as 10.0.0.0/8 or fd00::/8"))
+            problems.append(Problem("--dns-allow", f"{text} is not a network", "write it as 10.0.0.0/8 or fd00::/8"))
     if problems:
         raise SettingsError(problems)
     virtual = (network.partition(":")[2] for network in (transparent.networks if transparent is not None else ()))
@@ -125,20 +127,20 @@ def _networks(settings: Settings, transparent: TransparentProxy | None) -> tuple
 
 
 def _suffixes(settings: Settings) -> tuple[str, ...]:
-    """Whose names are never asked of other name servers; raises SettingsError."""
-    found = tuple(text.strip(".").lower() for text in settings.dns_suffixes or SUFFIXES)
+    """Return the domains whose names are never forwarded to name servers; raises SettingsError."""
+    suffixes = tuple(text.strip(".").lower() for text in settings.dns_suffixes or SUFFIXES)
     problems = [
-        Problem("--dns-suffix", f"{text!r} is no domain name", "write it as mesh or mesh.local")
-        for text in found
+        Problem("--dns-suffix", f"{text!r} is not a domain name", "write it as mesh or mesh.local")
+        for text in suffixes
         if not _DOMAIN.fullmatch(text)
     ]
     if problems:
         raise SettingsError(problems)
-    return found
+    return suffixes
 
 
 def _resolver_addresses(transparent: TransparentProxy | None) -> tuple[str, ...]:
-    """Where redirected queries arrive: from virtual networks they keep an address of the host (Kuma 2.14)."""
+    """Return where redirected queries arrive: those of virtual networks keep an address of the host (Kuma 2.14)."""
     if transparent is None:
         return (ANY_IPV4,)
     four, six = (ANY_IPV4, ANY_IPV6) if transparent.networks else (LOOPBACK, "::1")

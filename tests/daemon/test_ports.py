@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kumadp.daemon.ports import check_plan, envoy_addresses, own_addresses
-from kumadp.dns.plan import DnsPlan, names_expected, plan_dns
+from kumadp.dns.plan import plan_dns
 from kumadp.envoy.launch import restart_budget
 from kumadp.errors import ResourceError, SettingsError
 from kumadp.probes.plan import ProbesPlan, plan_probes
@@ -156,17 +156,6 @@ def test_on_with_nothing_to_serve_is_an_error() -> None:
         plan_probes(Settings(virtual_probes="on"), None, {})
 
 
-def test_dns_is_planned_for_dataplanes_alone() -> None:
-    assert plan_dns(Settings(), COREDNS) == DnsPlan(COREDNS, 15053, 15054, 19153)
-    assert plan_dns(Settings(dns_proxy_port=15999), None) == DnsPlan(None, 15999, 15054, 19153, ("0.0.0.0",))
-    assert plan_dns(Settings(dns_enabled=False), COREDNS) is None
-    assert plan_dns(Settings(dns_mode="off"), COREDNS) is None
-    for embedded in (Settings(dns_mode="embedded"), Settings(dns_proxy_port=15053)):
-        assert plan_dns(embedded, COREDNS) == DnsPlan(None, 15053, 15054, 19153, ("0.0.0.0",))
-    assert plan_dns(Settings(proxy_type="ingress"), COREDNS) is None
-    assert plan_dns(Settings(proxy_type="egress"), COREDNS) is None
-
-
 @pytest.mark.parametrize(
     ("setting", "environ", "budget"),
     [
@@ -191,49 +180,3 @@ def test_with_transparent_proxying_two_ports_are_bound_and_no_inbound() -> None:
     assert bound(TransparentProxy()) == {15006, 15001, 9901}
     half = TransparentProxy(inbound=Redirected(enabled=False, port=15006))
     assert bound(half) == {11011, 15001, 9901}
-
-
-def test_networks_and_suffixes_of_names() -> None:
-    told = Settings(dns_allow=("10.0.0.0/8",), dns_suffixes=("Mesh.", "corp.internal"))
-    plan = plan_dns(told, None, TransparentProxy(networks=("docker0:172.17.0.0/16", "br+")))
-    assert plan is not None
-    assert (plan.networks, plan.suffixes) == (("10.0.0.0/8", "172.17.0.0/16"), ("mesh", "corp.internal"))
-    for wrong in (Settings(dns_allow=("everybody",)), Settings(dns_suffixes=("a b",)), Settings(dns_suffixes=("",))):
-        with pytest.raises(SettingsError, match=r"--dns-(allow|suffix)"):
-            plan_dns(wrong, None)
-
-
-REDIRECTED = TransparentProxy()
-NOTHING_REDIRECTED = TransparentProxy(inbound=Redirected(False, 15006), outbound=Redirected(False, 15001))
-
-
-@pytest.mark.parametrize(
-    ("in_dataplane", "transparent", "settings", "address", "expected"),
-    [
-        # The default: no redirection, so Kuma's dns generator makes nothing.
-        (False, None, Settings(), "127.0.0.1", False),
-        (False, REDIRECTED, Settings(), "127.0.0.1", True),
-        (False, REDIRECTED, Settings(bind_outbounds=True), "127.0.0.1", False),
-        (False, REDIRECTED, Settings(envoy_dns_port=0), "127.0.0.1", False),
-        (False, NOTHING_REDIRECTED, Settings(), "127.0.0.1", False),
-        (False, replace(REDIRECTED, ip_family_mode="ipv4"), Settings(), "127.0.0.1", True),
-        (False, replace(REDIRECTED, ip_family_mode="ipv4"), Settings(), "fd00::1", False),
-        # Kuma up to 2.10 reads this alone, and does not know bound outbounds.
-        (True, None, Settings(), "127.0.0.1", True),
-        (True, None, Settings(bind_outbounds=True), "127.0.0.1", True),
-    ],
-)
-def test_when_names_may_come(
-    in_dataplane: bool, transparent: TransparentProxy | None, settings: Settings, address: str, expected: bool
-) -> None:
-    tree: dict[str, Any] = dict(dataplane(address=address).tree)
-    if in_dataplane:
-        ports = {"redirectPortInbound": 15006, "redirectPortOutbound": 15001}
-        tree = {**tree, "networking": {**tree["networking"], "transparentProxying": ports}}
-        del tree["networking"]["outbound"]
-    resource = load_resource(yaml.safe_dump(tree), "dp.yaml")
-    assert names_expected(settings, resource, transparent) is expected
-
-
-def test_names_may_come_for_a_dataplane_that_the_control_plane_has() -> None:
-    assert names_expected(Settings(), None, None)
