@@ -71,7 +71,7 @@ def test_before_a_start(tmp_path: Path) -> None:
     done = kumadp("doctor", "--standalone=/none")
     assert done.returncode == 1
     assert done.stdout.splitlines()[0].startswith("failed   settings       ")
-    assert "skipped  envoy          settings first" in done.stdout
+    assert "skipped  envoy          the settings failed" in done.stdout
 
 
 def test_ports_that_are_taken_name_their_holder(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_an_envoy_left_by_a_dead_kumadp(tmp_path: Path) -> None:
             _, checks = findings(tmp_path, *given, f"--work-dir={work}")
             (leftover,) = [finding for finding in checks["leftovers"] if "envoy" in finding["text"]]
             assert leftover["state"] == "warning"
-            assert leftover["text"] == f"envoy (pid {envoy.pid}) of a dead kumadp in {work}"
+            assert leftover["text"] == f"envoy (pid {envoy.pid}) left by a dead kumadp in {work}"
             assert kumadp("sweep", "--work-dir", work).returncode == 0
 
 
