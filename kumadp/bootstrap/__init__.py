@@ -1,1 +1,1 @@
-"""What is done to an Envoy bootstrap before Envoy sees it. Pure, but for the store."""
+"""An Envoy bootstrap before Envoy gets it: parsed, compared, rewritten, guarded. Pure, except `prepare`."""

@@ -239,7 +239,7 @@ def _check(value: Any, shape: Any, path: str, problems: list[Problem]) -> None:
 
 @dataclass(slots=True)
 class _Cluster:
-    """Where the endpoints of a static cluster are."""
+    """The kinds of endpoints that a static cluster has."""
 
     to_admin: bool
     to_pipe: bool

@@ -135,7 +135,7 @@ def _pairs(tree: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _is_admin(address: Any, admin: AdminAddress) -> bool:
-    """Whether a resolved address is the admin's: another loopback address may well be an application's."""
+    """Return whether a resolved address is the admin's: another loopback address may well be an application's."""
     if not reaches(address, admin):
         return False
     host = str(get(address, "socketAddress", "address") or "")

@@ -45,7 +45,7 @@ _LISTENS = 0x10000
 
 
 class PendingProof:
-    """What must be proved again: the listeners of these names, or all."""
+    """The listeners, by name, that must be proved again, or all."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()

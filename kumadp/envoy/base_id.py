@@ -143,7 +143,7 @@ def _prepare(files: BaseIdFiles) -> None:
         raise WorkDirError(
             f"Envoy's hot restart needs shared memory, and {SHARED_MEMORY} cannot be written: {error.strerror}"
         ) from None
-    # Envoy follows a link that somebody put there.
+    # Created first: Envoy would follow a link that another user has put there.
     with reporting_write_errors(files.base_id_file):
         write_private(files.base_id_file, b"", sync=False)
 

@@ -1,4 +1,4 @@
-"""Finding the Envoy binary."""
+"""Lookup of the Envoy binary."""
 
 from __future__ import annotations
 

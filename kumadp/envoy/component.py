@@ -81,12 +81,12 @@ class EnvoyComponent:
 
     @property
     def is_running(self) -> bool:
-        """Whether there is a process now, including an old epoch that only finishes its requests."""
+        """True if there is a process now, including an old epoch that only finishes its requests."""
         return bool(self.children)
 
     @property
     def is_up(self) -> bool:
-        """Whether it has come up and still runs."""
+        """True if it has come up and still runs."""
         return self.supervisor.report.state in {ChildState.RUNNING, ChildState.RUNNING_BLIND}
 
     async def run(self, up: Callable[[], None]) -> None:
@@ -142,12 +142,12 @@ class EnvoyComponent:
 
     @property
     def is_handing_over(self) -> bool:
-        """Whether a new epoch comes up."""
+        """True while a new epoch comes up."""
         return self._runner.is_handing_over
 
     @property
     def is_busy(self) -> bool:
-        """Whether a reload that is requested now would wait."""
+        """True if a reload that is requested now would wait."""
         return self._runner.state.is_busy
 
     @property
@@ -246,7 +246,7 @@ class EnvoyComponent:
             await asyncio.sleep(await self._liveness.check(child.pid, admin))
 
     def _should_answer(self, child: Child) -> bool:
-        """Whether it has served and should answer: it runs, or ran before and is to be adopted."""
+        """Return whether it has served and should answer: it runs, or ran before and is to be adopted."""
         state = self.supervisor.report.state
         return state is ChildState.RUNNING or (state is ChildState.STARTING and child is self._adopted)
 

@@ -73,7 +73,7 @@ class EpochRunner:
 
     @property
     def is_handing_over(self) -> bool:
-        """Whether a new epoch comes up."""
+        """True while a new epoch comes up."""
         return self.state.stage is EpochStage.HANDOVER
 
     @property
@@ -87,7 +87,7 @@ class EpochRunner:
         await self._settled.wait()
 
     def refuse_reloads(self) -> None:
-        """Refuse every later reload, and the one that waits: everything is about to stop."""
+        """Refuse every later reload, and the one that waits: kumadp is about to stop."""
         if not self.state.stopping:
             self._feed(epochs.Stopping())
 
@@ -287,7 +287,7 @@ class EpochRunner:
                 self._callbacks.on_handover(False)
 
     async def _until_live(self, takeover: Takeover, epoch: int, plan: Plan) -> str:
-        """Start ``epoch`` and wait until it has taken over; returns why it has not, "" if it has."""
+        """Start ``epoch`` and wait until it is LIVE; returns why it is not, "" if it is."""
         assert self.hot is not None  # noqa: S101
         try:
             child = self._new = await Child.spawn(self._command_of(await plan.command(), epoch))

@@ -21,7 +21,7 @@ class EpochStage(enum.Enum):
 
 
 class ReloadKind(enum.Enum):
-    """How a reload ended."""
+    """The result of a reload."""
 
     HOT = "hot"
     COLD = "cold"
@@ -43,7 +43,7 @@ class EpochState:
 
     ``adopted``: the current one was left by the previous kumadp, and serves though its admin has not answered yet.
     ``blind``: it has lost its admin. ``planned``: ``request`` is being done by a cold start. ``repairing``: the epoch
-    that comes up is there to get the admin back. ``stopping``: everything is about to stop.
+    that comes up is there to get the admin back. ``stopping``: kumadp is about to stop.
     """
 
     stage: EpochStage = EpochStage.DOWN
@@ -59,7 +59,7 @@ class EpochState:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a reload is under way, or an old epoch still drains."""
+        """True if a reload is under way, or an old epoch still drains."""
         return self.request is not None or self.retiring or self.stage is EpochStage.HANDOVER
 
 

@@ -1,4 +1,4 @@
-"""How the Envoy component runs Envoy, and what it reports to its owner."""
+"""Options of the Envoy component, and its callbacks."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class EpochCallbacks:
 
 @dataclass(frozen=True, slots=True)
 class EnvoyOptions:
-    """How Envoy is run. ``stop_grace`` is in seconds.
+    """Options of the Envoy component. ``stop_grace`` is in seconds.
 
     ``hot_restart`` None turns hot restart off, and the command line is kuma-dp's. ``hang_watch`` None: an Envoy that
     hangs is not restarted. ``adopted`` is an Envoy that runs already, ``inbound_drained`` is
@@ -76,12 +76,12 @@ class EnvoyOptions:
 
 @dataclass(frozen=True, slots=True)
 class EnvoyCallbacks:
-    """What the component reports, and the one thing that it queries.
+    """Callbacks of the Envoy component.
 
     ``on_change`` gets each state of the process. ``on_not_ready`` gets the reason why Envoy does not serve yet, "" once
     it does. ``on_unresponsive`` gets the reason when a running Envoy stops answering, "" when it answers again.
-    ``is_stopping`` returns whether everything is about to stop: an Envoy that ends then is not restarted, since a new
-    one would accept traffic that nobody drains.
+    ``is_stopping`` returns whether kumadp is about to stop: an Envoy that ends then is not restarted, since a new
+    one would accept traffic that is never drained.
     """
 
     on_change: Callable[[ChildReport], None]

@@ -1,4 +1,4 @@
-"""What a reload runs, how it is checked before anything is changed, and how it ended."""
+"""A reload's plan, its check before anything is changed, and its outcome."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class ReloadOutcome:
-    """How a reload ended. ``epoch`` serves now; ``missing``: where the old Envoy listened and the new one does not."""
+    """The result of a reload. ``epoch`` serves now; ``missing`` are addresses that the new Envoy lacks."""
 
     kind: ReloadKind
     reason: str
@@ -55,17 +55,17 @@ class ReloadOutcome:
 
     @property
     def ok(self) -> bool:
-        """Whether the requested Envoy runs, with all listeners of the old one."""
+        """True if the requested Envoy runs, with all listeners of the old one."""
         return self.serves and not self.missing
 
     @property
     def serves(self) -> bool:
-        """Whether the requested Envoy runs."""
+        """True if the requested Envoy runs."""
         return self.kind in {ReloadKind.HOT, ReloadKind.COLD}
 
 
 class EnvoyState(msgspec.Struct, frozen=True):
-    """What another kumadp needs to adopt the epochs.
+    """The state of the epochs that another kumadp needs to adopt them.
 
     ``retiring`` may have died early, with the fallback in its place. ``retires_at``: when it must end, by the monotonic
     clock, which is the host's. ``locked``: why hot restart is locked, or "". ``admin`` is the text of its

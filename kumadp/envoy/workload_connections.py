@@ -45,7 +45,7 @@ def workload_connections(listeners: Mapping[str, Any], stats: Mapping[str, int],
 
 
 def _is_of(name: str, direction: Direction) -> bool:
-    """Whether a listener carries the workload's traffic of this direction, by its name."""
+    """Return whether a listener carries the workload's traffic of this direction, by its name."""
     if name.startswith(_NOT_WORKLOAD):
         return False
     return direction == "both" or name.startswith(_INBOUND) is (direction == "inbound")

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from kumadp.bootstrap.admin_address import TcpAdmin, UnixAdmin
 from kumadp.bootstrap.admin_guard import guard
 from kumadp.bootstrap.parser import parse_bootstrap
+from kumadp.bootstrap.static_allowlist import check_public, is_ready, reaches
 from kumadp.errors import BootstrapError
 from tests.bootstrap.hostile import (
     ADMIN,
@@ -141,3 +143,53 @@ def test_listeners_on_loopback_are_private() -> None:
         ],
     }
     assert guard(tree).bootstrap == tree
+
+
+@pytest.mark.parametrize(
+    ("match", "action", "expected"),
+    [
+        ({"path": "/ready"}, {}, True),
+        ({"prefix": "/ready"}, {}, True),
+        ({"path": "/ready"}, {"prefixRewrite": "/ready"}, True),
+        ({"path": "/ready"}, {"prefixRewrite": "/quitquitquit"}, False),
+        ({"path": "/ready"}, {"prefix_rewrite": "/"}, False),
+        ({"path": "/ready"}, {"regexRewrite": {}}, False),
+        ({"prefix": "/"}, {}, False),
+        ({}, {}, False),
+    ],
+)
+def test_a_route_of_ready_alone(match: Tree, action: Tree, *, expected: bool) -> None:
+    assert is_ready({"match": match, "route": {"cluster": "x", **action}}) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("::127.0.0.1", True),
+        ("localhost", True),
+        ("a.name.that.may.resolve.to.it", True),
+        ("192.0.2.1", False),
+        ("2001:db8::1", False),
+    ],
+)
+def test_addresses_that_may_be_the_admin_s(host: str, *, expected: bool) -> None:
+    admin = TcpAdmin("127.0.0.1", ADMIN)
+    for port in (ADMIN, str(ADMIN)):
+        assert reaches({"socketAddress": {"address": host, "portValue": port}}, admin) is expected
+    assert not reaches({"socketAddress": {"address": host, "portValue": ADMIN + 1}}, admin)
+    assert not reaches({"pipe": {"path": "/x"}}, admin)
+    assert not reaches({"socketAddress": {"address": host, "portValue": ADMIN}}, UnixAdmin("/x"))
+
+
+def test_problems_name_the_full_path_of_each_field_outside_the_allowlist() -> None:
+    tree = public_bootstrap() | {"tracing": {"http": {}}, "statsSinks": None}
+    tree["staticResources"]["clusters"][0]["type"] = "ORIGINAL_DST"
+    problems = {problem.path: problem.message for problem in check_public(tree, TcpAdmin("127.0.0.1", ADMIN))}
+    assert set(problems) == {"tracing", "staticResources.clusters[0].type"}
+    assert "'ORIGINAL_DST' is not known to keep Envoy's admin private" in problems["staticResources.clusters[0].type"]
