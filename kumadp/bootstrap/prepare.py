@@ -1,6 +1,6 @@
-"""The way of a bootstrap to Envoy: rewritten for the relay, checked by the guard, written into the work directory.
+"""Preparation of a bootstrap for Envoy: rewritten for the relay, checked by the guard, written to the work directory.
 
-The same for a start, a reload and `kumadp doctor`.
+A start, a reload and `kumadp doctor` share it.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Aggregated(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A bootstrap as the control plane at ``url`` made it; ``at`` in seconds since 1970.
+    """A bootstrap as the control plane at ``url`` sent it; ``at`` in seconds since 1970.
 
-    ``address`` is the data plane's, as the control plane knows it; empty in those that an older kumadp kept.
-    ``aggregate``: applications whose metrics are scraped if no MeshMetric policy says otherwise.
+    ``address`` is the data plane's, as registered with the control plane; empty in those that an older kumadp stored.
+    ``aggregate``: applications whose metrics are scraped unless a MeshMetric policy replaces them.
     """
 
     tree: dict[str, Any]
@@ -57,9 +57,10 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A bootstrap on disk that passed the guard, what it was made of, and where its configuration comes from.
+    """A bootstrap on disk that passed the guard.
 
-    ``dynamic``: its listeners come over xDS. ``upstream``: the control plane that the relay connects to.
+    ``dynamic``: its listeners come over xDS. ``fetched``: the control plane's original. ``upstream``: the control plane
+    that the relay connects to.
     """
 
     config_path: Path
@@ -72,7 +73,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where bootstraps are written, and the addresses that are ``taken``, which no admin may have."""
+    """The directory to which bootstraps are written, and the ``taken`` addresses, which no admin may have."""
 
     work: WorkDir
     taken: Sequence[BindAddress]
@@ -113,7 +114,7 @@ async def prepare_fetched(
     admin_port: int = 0,
     file: str = BOOTSTRAP_FILE,
 ) -> Prepared:
-    """As `prepare`, for a control plane's bootstrap; ``relay`` is the socket that Envoy's xDS goes to, if any."""
+    """Like `prepare`, for a control plane's bootstrap; ``relay`` is the socket that Envoy's xDS goes to, if any."""
     from kumadp.bootstrap.rewrite import rewrite_for_relay
 
     tree, upstream = fetched.tree, None
