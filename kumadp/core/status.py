@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from kumadp import __version__
 from kumadp.core.phases import Phase, check_move
 from kumadp.host.descriptors import headroom
-from kumadp.host.net.connection_limit import connection_counts
+from kumadp.host.net.connection_limit import ConnectionLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,6 +45,7 @@ class Status:
         self.children: dict[str, ChildReport] = {}
         self.fatal: dict[str, str] = {}
         self.ports: dict[str, str] = {}
+        self.connections = ConnectionLimits()
         self.facts: dict[str, object] = {}
         self._sections: list[Callable[[], Mapping[str, object]]] = []
         self.counters: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
@@ -165,7 +166,7 @@ class Status:
             "counters": {kind: dict(counter) for kind, counter in self.counters.items()},
             "spent": {phase.value: round(seconds, 3) for phase, seconds in self.spent().items()},
             "descriptors": headroom(),
-            "connections": connection_counts(),
+            "connections": self.connections.status(),
             **self.facts,
             **{key: value for section in self._sections for key, value in section().items()},
         }

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Action = Callable[[], Awaitable[Mapping[str, object]]]
     Page = Callable[[], Awaitable[tuple[bytes, str]]]
     Order = Callable[[Mapping[str, str]], Awaitable[Mapping[str, object]]]
+    from kumadp.host.net.connection_limit import ConnectionLimits
 
 log = logging.getLogger("kumadp.daemon")
 
@@ -51,9 +52,11 @@ class ControlServer:
         actions: Mapping[str, Action] | None = None,
         orders: Mapping[str, Order] | None = None,
         pages: Mapping[str, Page] | None = None,
+        connections: ConnectionLimits | None = None,
     ) -> None:
         self._path = path
         self._status = status
+        self._connections = connections
         self._actions = {f"/{name}": _without_query(action) for name, action in (actions or {}).items()}
         self._actions |= {f"/{name}": order for name, order in (orders or {}).items()}
         self._socket = bind_unix(path)
@@ -62,7 +65,7 @@ class ControlServer:
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled; the socket file goes."""
         try:
-            await serve(self._answer, self._socket, up, name=self.name)
+            await serve(self._answer, self._socket, up, name=self.name, connections=self._connections)
         finally:
             self._path.unlink(missing_ok=True)
 
@@ -124,5 +127,7 @@ class ControlPart(Part):
         except OSError as error:
             log.warning("no control socket: %s", error)
             return
-        server = ControlServer(path, context.status.snapshot, self._actions, self._orders, self._pages)
+        server = ControlServer(
+            path, context.status.snapshot, self._actions, self._orders, self._pages, context.status.connections
+        )
         context.stack.start(server)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kumadp.bootstrap.prepare import Prepared
     from kumadp.core.context import Context
     from kumadp.core.status import ReadyState
+    from kumadp.host.net.connection_limit import ConnectionLimits
 
 HEADERS = {"content-type": "text/plain", "cache-control": "no-cache, max-age=0", "x-powered-by": "kuma-dp"}
 
@@ -31,8 +32,15 @@ HEADERS = {"content-type": "text/plain", "cache-control": "no-cache, max-age=0",
 class ReadinessServer:
     """Serves ``/ready`` on a listening socket: 200 READY, 503 NOT_READY or TERMINATING."""
 
-    def __init__(self, name: str, sock: socket.socket, state: Callable[[], ReadyState]) -> None:
+    def __init__(
+        self,
+        name: str,
+        sock: socket.socket,
+        state: Callable[[], ReadyState],
+        connections: ConnectionLimits | None = None,
+    ) -> None:
         self.name = name
+        self._connections = connections
         self._state = state
         self._socket = sock
 
@@ -40,7 +48,14 @@ class ReadinessServer:
         """Serve until cancelled; the file of a Unix socket goes."""
         path = self._socket.getsockname()
         try:
-            await serve(self._answer, self._socket, self._on_up(up), name=self.name, prompt=True)
+            await serve(
+                self._answer,
+                self._socket,
+                self._on_up(up),
+                name=self.name,
+                connections=self._connections,
+                prompt=True,
+            )
         finally:
             if isinstance(path, str):
                 with contextlib.suppress(OSError):
@@ -130,5 +145,5 @@ class ReadinessPart(Part):
 
     def _serve(self, name: str, sock: socket.socket, shown: str) -> None:
         status = self._context.status
-        self._context.stack.start(ReadinessServer(name, sock, lambda: status.ready_state))
+        self._context.stack.start(ReadinessServer(name, sock, lambda: status.ready_state, status.connections))
         status.ports[name] = shown

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from grpclib.protocol import EventsProcessor, Stream
 
+    from kumadp.host.net.connection_limit import ConnectionLimits
+
 # Time limit of a peer for its first bytes (seconds).
 FIRST_WITHIN = 10.0
 
@@ -32,13 +34,15 @@ class GrpcServer:
         allowed: Callable[[int], bool],
         *,
         name: str = "gRPC",
+        connections: ConnectionLimits | None = None,
     ) -> None:
         """``handlers`` by path are called with the call and the peer's pid, ``allowed`` with the peer's uid.
 
-        ``name`` is that of the connection limit (`kumadp.host.net.connection_limit.ConnectionLimit`).
+        ``name`` is that of the connection limit, which is added to ``connections``.
         """
         self._handlers = handlers
         self._name = name
+        self._connections = connections
         self._allowed = allowed
         self._protocols: set[_ServerProtocol] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -48,7 +52,10 @@ class GrpcServer:
 
     def start(self, sock: socket.socket) -> None:
         """Accept connections on a socket, which the caller owns."""
-        self._acceptor = Acceptor(sock, ConnectionLimit.for_socket(self._name, sock), self._protocol)
+        limit = ConnectionLimit.for_socket(self._name, sock)
+        if self._connections is not None:
+            self._connections.add(limit)
+        self._acceptor = Acceptor(sock, limit, self._protocol)
         self._acceptor.open()
 
     def stop(self) -> None:

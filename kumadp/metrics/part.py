@@ -65,7 +65,9 @@ class MetricsPart(Part):
             sourced=may_be_redirected(context),
             limit=context.settings.metrics_source_limit << 20,
         )
-        self._server = MetricsServer(path, surroundings, set_warning=self._set_warning)
+        self._server = MetricsServer(
+            path, surroundings, set_warning=self._set_warning, connections=context.status.connections
+        )
         context.status.ports["metrics"] = str(path)
         context.stack.start(self._server)
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from kumadp.host.net.connection_limit import ConnectionLimits
     from kumadp.host.net.ports import BindAddress
 
 log = logging.getLogger("kumadp.metrics")
@@ -113,7 +114,15 @@ class MetricsServer:
 
     name = "metrics"
 
-    def __init__(self, path: Path, locator: SourceLocator, *, set_warning: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        locator: SourceLocator,
+        *,
+        set_warning: Callable[[str, str], None],
+        connections: ConnectionLimits | None = None,
+    ) -> None:
+        self._connections = connections
         self._socket = bind_unix(path)
         self._locator = locator
         self._set_warning = set_warning
@@ -123,7 +132,15 @@ class MetricsServer:
 
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
-        await serve(self._respond, self._socket, up, name=self.name, most=_MAX_SCRAPES, abandon=True)
+        await serve(
+            self._respond,
+            self._socket,
+            up,
+            name=self.name,
+            connections=self._connections,
+            most=_MAX_SCRAPES,
+            abandon=True,
+        )
 
     def apply(self, policy: ScrapePolicy | None) -> None:
         """Use this policy from now on; None if there is none any more."""

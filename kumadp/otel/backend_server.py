@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from socket import socket
 
     from kumadp.grpc.call import Call
+    from kumadp.host.net.connection_limit import ConnectionLimits
     from kumadp.otel.backend_spec import BackendSpec, PipeLimits
     from kumadp.otel.routes import Collector, Route
     from kumadp.otel.senders import Sender
@@ -54,7 +55,12 @@ class BackendServer:
     """Serves one backend. ``set_warning`` is called with its label and a text, empty when all signals are sent."""
 
     def __init__(
-        self, spec: BackendSpec, sock: socket, set_warning: Callable[[str, str], None], limits: PipeLimits
+        self,
+        spec: BackendSpec,
+        sock: socket,
+        set_warning: Callable[[str, str], None],
+        limits: PipeLimits,
+        connections: ConnectionLimits | None = None,
     ) -> None:
         self.spec = spec
         self.label = spec.name or spec.socket.name
@@ -68,7 +74,9 @@ class BackendServer:
         self._idle.set()
         handlers = {method(signal): self._handler(signal) for signal in SIGNALS}
         own_uid = os.getuid()
-        self._server = GrpcServer(handlers, lambda uid: uid in {own_uid, 0}, name=f"OpenTelemetry {self.label}")
+        self._server = GrpcServer(
+            handlers, lambda uid: uid in {own_uid, 0}, name=f"OpenTelemetry {self.label}", connections=connections
+        )
 
     async def start(self) -> None:
         """Accept connections."""

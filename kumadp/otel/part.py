@@ -67,7 +67,7 @@ class OtelPart(Part):
     async def start(self) -> None:
         """Serve the pipe: it is there before Envoy, and after it, so that what Envoy sends at its end is passed on."""
         context = self._context
-        self._pipe = Pipe(context.work.sockets, self._set_pipe_warning)
+        self._pipe = Pipe(context.work.sockets, self._set_pipe_warning, connections=context.status.connections)
         if context.settings.otel_pipe_enabled and not self._installed:
             log.info("Kuma 2.14's OpenTelemetry pipe is not announced; for it, %s", EXTRA)
         if context.settings.otel_pipe_enabled:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from kumadp.host.net.connection_limit import ConnectionLimits
     from kumadp.otel.backend_server import BackendServer
     from kumadp.otel.backend_spec import BackendSpec, PipeLimits
 
@@ -40,8 +41,14 @@ class Pipe:
     name = "OpenTelemetry pipe"
 
     def __init__(
-        self, folder: Path, set_warning: Callable[[str, str], None], *, limits: PipeLimits = DEFAULT_LIMITS
+        self,
+        folder: Path,
+        set_warning: Callable[[str, str], None],
+        *,
+        limits: PipeLimits = DEFAULT_LIMITS,
+        connections: ConnectionLimits | None = None,
     ) -> None:
+        self._connections = connections
         self._folder = folder
         # Inherited from the previous program: clients that connect wait until their backend is applied again.
         self._unclaimed = {path: bind_unix(path) for path in inherited.paths(folder, OTEL)}
@@ -104,7 +111,7 @@ class Pipe:
             raise WorkDirError(f"the socket {path} of an OpenTelemetry backend is not in {self._folder}")
         module = await asyncio.to_thread(import_module, "kumadp.otel.backend_server")
         sock = self._unclaimed.pop(path, None) or await asyncio.to_thread(bind_unix, path)
-        server: BackendServer = module.BackendServer(spec, sock, self._set_warning, self._limits)
+        server: BackendServer = module.BackendServer(spec, sock, self._set_warning, self._limits, self._connections)
         await server.start()
         routes = ", ".join(f"{name} to {route}" for name, route in spec.routes.items() if not route.why_not)
         log.info("OpenTelemetry backend %s: %s", server.label, routes or "no signal can be sent")

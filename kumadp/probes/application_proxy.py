@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
+    from kumadp.host.net.connection_limit import ConnectionLimits
     from kumadp.probes.application_client import HostLookup
     from kumadp.probes.probe_request import ProbeRequest
 
@@ -40,7 +41,16 @@ class ApplicationProbeProxy:
 
     name = "application probe proxy"
 
-    def __init__(self, host: str, port: int, host_of: HostLookup, *, sourced: bool) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        host_of: HostLookup,
+        *,
+        sourced: bool,
+        connections: ConnectionLimits | None = None,
+    ) -> None:
+        self._connections = connections
         self._socket = bind_tcp(host, port, "KUMA_APPLICATION_PROBE_PROXY_PORT")
         self._host_of = host_of
         self._client = ApplicationClient(sourced=sourced)
@@ -52,7 +62,7 @@ class ApplicationProbeProxy:
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
         try:
-            await serve(self._counted, self._socket, up, name=self.name, abandon=True)
+            await serve(self._counted, self._socket, up, name=self.name, connections=self._connections, abandon=True)
         finally:
             await self._client.close()
 

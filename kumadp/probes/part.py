@@ -87,7 +87,7 @@ class VirtualProbesPart(Part):
         spec = context.resource.spec if context.resource is not None else None
         generic = plan.generic_ports or not isinstance(spec, Dataplane)
         routes = ProbeRoutes({}, plan.generic_ports) if generic or not isinstance(spec, Dataplane) else routes_of(spec)
-        probes = VirtualProbes(plan.host, plan.port, routes)
+        probes = VirtualProbes(plan.host, plan.port, routes, connections=context.status.connections)
         context.status.counters[probes.name] = probes.answered
         context.stack.start(probes)
         context.status.ports["virtual probes"] = f"http://{_in_url(plan.host)}:{plan.port}"
@@ -121,7 +121,13 @@ class ProbeProxyPart(Part):
             return
         self._targets = ProbeTargets(context, self._own(), self._child_pids, self._admin)
         host = every_address()
-        proxy = ApplicationProbeProxy(host, port, self._targets, sourced=may_be_redirected(context))
+        proxy = ApplicationProbeProxy(
+            host,
+            port,
+            self._targets,
+            sourced=may_be_redirected(context),
+            connections=context.status.connections,
+        )
         context.status.counters[proxy.name] = proxy.answered
         context.stack.start(proxy)
         context.status.ports["application probe proxy"] = f"http://{_in_url(host)}:{port}"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientResponse, ClientSession, StreamReader, web
 
+    from kumadp.host.net.connection_limit import ConnectionLimits
     from kumadp.resources.types import Dataplane
 
 log = logging.getLogger("kumadp.probes")
@@ -92,7 +93,16 @@ class VirtualProbes:
 
     name = "virtual probes"
 
-    def __init__(self, host: str, port: int, routes: ProbeRoutes, *, body_timeout: float = LONGEST_TIMEOUT) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        routes: ProbeRoutes,
+        *,
+        body_timeout: float = LONGEST_TIMEOUT,
+        connections: ConnectionLimits | None = None,
+    ) -> None:
+        self._connections = connections
         self._routes = routes
         self._body_timeout = body_timeout
         self._socket = bind_tcp(host, port, "probes.port")
@@ -103,7 +113,7 @@ class VirtualProbes:
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
         try:
-            await serve(self._counted, self._socket, up, name=self.name)
+            await serve(self._counted, self._socket, up, name=self.name, connections=self._connections)
         finally:
             if self._client is not None:
                 await self._client.close()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.grpc.call import Oversized
+    from kumadp.host.net.connection_limit import ConnectionLimits
     from kumadp.relay.snapshot import RelaySnapshot
     from kumadp.relay.state_machine import RelayStateMachine
     from kumadp.relay.upstream import UpstreamFacts
@@ -62,6 +63,7 @@ class RelayOptions:
     on_accepted: Callable[[str], None] = lambda _type_url: None
     on_answered: Callable[[str], None] = lambda _type_url: None
     clock: Callable[[], float] = time.monotonic
+    connections: ConnectionLimits | None = None
 
 
 class Relay:
@@ -90,6 +92,7 @@ class Relay:
         self._on_accepted = options.on_accepted
         self._on_answered = options.on_answered
         self._clock = options.clock
+        self._connections = options.connections
         self._upstream = UpstreamConnection(
             dial,
             self,
@@ -113,7 +116,12 @@ class Relay:
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled; then end the stream to the control plane. Raises WorkDirError."""
         sock = bind_unix(self._path)
-        server = GrpcServer({ADS: self._downstream.serve, HDS: self._health.serve}, self._allowed, name="relay")
+        server = GrpcServer(
+            {ADS: self._downstream.serve, HDS: self._health.serve},
+            self._allowed,
+            name="relay",
+            connections=self._connections,
+        )
         server.start(sock)
         up()
         try:

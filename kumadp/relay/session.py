@@ -131,6 +131,7 @@ class RelaySession:
                 on_change=self._changed,
                 on_accepted=self._accepted,
                 on_answered=observer.on_answered,
+                connections=status.connections,
             ),
         )
         self._earlier = None

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.dns.resolver.server import Resolver
+    from kumadp.host.net.connection_limit import ConnectionLimits
 
 
 class FallbackResolver:
@@ -32,7 +33,9 @@ class FallbackResolver:
         *,
         ipv6: bool,
         networks: Sequence[str] = (),
+        connections: ConnectionLimits | None = None,
     ) -> None:
+        self._connections = connections
         self._port = port
         # The wildcard of IPv6, as CoreDNS has it: the kernel would prefer a socket on that of IPv4.
         self._everywhere = ANY_IPV6 if ipv6 else ANY_IPV4
@@ -50,7 +53,7 @@ class FallbackResolver:
             from kumadp.dns.resolver.server import Resolver
             from kumadp.dns.resolver.table import Table
 
-            self.resolver = Resolver((), reuse_port=True, dual=True)
+            self.resolver = Resolver((), reuse_port=True, dual=True, connections=self._connections)
             self.resolver.table = Table(suffixes=self._suffixes, filtered=True)
             self.resolver.upstreams.envoy = self._envoy
             self.resolver.access = Access(self._networks)

@@ -85,7 +85,13 @@ class CoreDnsService:
         ipv6 = every_address() == ANY_IPV6
         envoy = (LOOPBACK, plan.envoy_port)
         self._fallback = FallbackResolver(
-            plan.port, envoy, plan.suffixes, self._resolv_conf, ipv6=ipv6, networks=plan.networks
+            plan.port,
+            envoy,
+            plan.suffixes,
+            self._resolv_conf,
+            ipv6=ipv6,
+            networks=plan.networks,
+            connections=context.status.connections,
         )
         self._selector = self._make_selector(template, loopback)
         if self._adopted is None and not context.previous.reexecuted:

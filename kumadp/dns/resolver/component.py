@@ -59,7 +59,7 @@ class EmbeddedResolver:
         self.ready = asyncio.Event()
         self.settled = asyncio.Event()
         self._absent = asyncio.Event()
-        self.resolver = Resolver([(host, plan.port) for host in plan.addresses])
+        self.resolver = Resolver([(host, plan.port) for host in plan.addresses], connections=context.status.connections)
         self._envoy = None if context.standalone else (LOOPBACK, plan.envoy_port)
         self.resolver.table = self._table()
         if handed is not None:

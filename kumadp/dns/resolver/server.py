@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from kumadp.dns.resolver.udp import Client
+    from kumadp.host.net.connection_limit import ConnectionLimits
 
 log = logging.getLogger("kumadp.dns")
 
@@ -65,6 +66,7 @@ class Resolver:
         reuse_port: bool = False,
         dual: bool = False,
         limits: ResolverLimits = _LIMITS,
+        connections: ConnectionLimits | None = None,
     ) -> None:
         self.addresses = tuple(addresses)
         self._reuse_port = reuse_port
@@ -78,6 +80,8 @@ class Resolver:
         self._servers: list[TcpServer] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._connection_limit = tcp_connection_limit("DNS over TCP", limits)
+        if connections is not None:
+            connections.add(self._connection_limit)
         # A client with few pending queries displaces one with many; a quarter is reserved for this host.
         self._pending: ClientSlots[_PendingQuery] = ClientSlots(limits.forwarded, limits.forwarded)
 

@@ -66,7 +66,6 @@ class ConnectionLimit:
         """Number of requests that could not be parsed."""
         self._quiet_until, self._logged = 0.0, 0
         self._throttle = Throttle()
-        _limits[name] = self
 
     @classmethod
     def for_socket(cls, name: str, sock: socket.socket, total: int = MAX_UNIX_CONNECTIONS) -> ConnectionLimit:
@@ -104,9 +103,17 @@ class ConnectionLimit:
         }
 
 
-_limits: dict[str, ConnectionLimit] = {}
+class ConnectionLimits:
+    """The connection limits of the servers of one run, by name; a server that starts again replaces its limit."""
 
+    def __init__(self) -> None:
+        self._limits: dict[str, ConnectionLimit] = {}
 
-def connection_counts() -> dict[str, dict[str, int]]:
-    """Return the counters of each server of this process, by its name."""
-    return {name: limit.status() for name, limit in _limits.items()}
+    def add(self, limit: ConnectionLimit) -> ConnectionLimit:
+        """Add a limit, and return it."""
+        self._limits[limit.name] = limit
+        return limit
+
+    def status(self) -> dict[str, dict[str, int]]:
+        """Return limit and counters of each server, by its name; JSON types."""
+        return {name: limit.status() for name, limit in self._limits.items()}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from kumadp.addresses import ANY_IPV6, socket_address
 from kumadp.errors import PortsTaken, Problem, WorkDirError
 from kumadp.host.net.acceptor import Acceptor
-from kumadp.host.net.connection_limit import MAX_UNIX_CONNECTIONS, ConnectionLimit
+from kumadp.host.net.connection_limit import MAX_UNIX_CONNECTIONS, ConnectionLimit, ConnectionLimits
 from kumadp.host.reexec import inherited_sockets as inherited
 
 if TYPE_CHECKING:
@@ -151,22 +151,24 @@ async def serve(
     up: Callable[[], None],
     *,
     name: str = "HTTP",
+    connections: ConnectionLimits | None = None,
     most: int = MAX_UNIX_CONNECTIONS,
     abandon: bool = False,
     prompt: bool = False,
 ) -> None:
     """Answer requests on ``sock`` with ``handler`` until cancelled.
 
-    `kumadp.host.net.http_server.TimeLimits` bounds how long a client may take,
-    `kumadp.host.net.connection_limit.ConnectionLimit` how many connections there are; its ``name`` is in the log and
-    the status, and ``most`` is its limit at a Unix socket. ``abandon``: cancel a handler whose client has disconnected.
-    ``prompt``: the handler answers at once, so this site is paused after all others, and without a wait.
+    `kumadp.host.net.http_server.TimeLimits` bounds how long a client may take, and
+    `kumadp.host.net.connection_limit.ConnectionLimit` how many connections there are. Its ``name`` is in the log, it is
+    added to ``connections``, and ``most`` is its limit at a Unix socket. ``abandon``: cancel a handler whose client has
+    disconnected. ``prompt``: the handler answers at once, so this site is paused after all others, and without a wait.
     aiohttp is imported in a thread, in 130 ms.
     """
     httpd = await asyncio.to_thread(importlib.import_module, "kumadp.host.net.http_server")
-    site = _Site(
-        handler, sock, ConnectionLimit.for_socket(name, sock, most), httpd.TimeLimits(), abandon=abandon, prompt=prompt
-    )
+    limit = ConnectionLimit.for_socket(name, sock, most)
+    if connections is not None:
+        connections.add(limit)
+    site = _Site(handler, sock, limit, httpd.TimeLimits(), abandon=abandon, prompt=prompt)
     try:
         await site.open()
         _sites.add(site)
