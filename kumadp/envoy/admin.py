@@ -17,23 +17,24 @@ if TYPE_CHECKING:
     from kumadp.bootstrap.admin_address import AdminAddress
 
 DEADLINE = 5.0
-# Of one answer in bytes: what is requested of a large mesh takes a tenth; a stranger may answer without end.
+# Limit of one answer in bytes: a stranger at the address may answer without end.
 LARGEST_BODY = 256 << 20
 
 
 class AdminUnreachable(Exception):
-    """A request to Envoy's admin got no usable answer; `__cause__` is the library's error, if there is one."""
+    """A request to Envoy's admin got no usable answer; ``__cause__`` is the library's error, if there is one."""
 
 
 class AdminClient:
     """Sends requests to Envoy's admin, each on its own connection.
 
     Every request has a deadline in seconds; each failure of it is an AdminUnreachable. No proxy of the environment is
-    used, no redirect followed, no answer decompressed.
+    used, no redirect followed, no answer decompressed. ``largest_body`` is in bytes.
     """
 
-    def __init__(self, address: AdminAddress) -> None:
+    def __init__(self, address: AdminAddress, largest_body: int = LARGEST_BODY) -> None:
         self.address = address
+        self._largest_body = largest_body
         self._session: ClientSession | None = None
         self._is_closed = False
 
@@ -89,7 +90,7 @@ class AdminClient:
                 asyncio.timeout(timeout),
                 self._session.request(method, url, allow_redirects=False) as answer,
             ):
-                return answer.status, await _body(answer)
+                return answer.status, await _body(answer, self._largest_body)
         except TimeoutError as error:
             raise AdminUnreachable(f"no answer within {timeout:g} s") from error
         # RuntimeError: the session was closed by `move_to` or `close`.
@@ -97,12 +98,12 @@ class AdminClient:
             raise AdminUnreachable(str(error) or type(error).__name__) from error
 
 
-async def _body(answer: ClientResponse) -> bytes:
+async def _body(answer: ClientResponse, largest: int) -> bytes:
     body = bytearray()
     async for part in answer.content.iter_any():
         body += part
-        if len(body) > LARGEST_BODY:
-            raise AdminUnreachable(f"its answer is larger than {LARGEST_BODY >> 20} MiB")
+        if len(body) > largest:
+            raise AdminUnreachable(f"its answer is larger than {largest >> 20} MiB")
     return bytes(body)
 
 

@@ -147,15 +147,18 @@ class ReloadRequests:
             self.report(ReloadRequest(number, cold=False), ReloadOutcome(ReloadKind.REFUSED, reason, epoch))
 
 
-async def check(plan: Plan, running: ServerInfo | None, locked: str) -> ReloadChecked:
+async def check(
+    plan: Plan, running: ServerInfo | None, locked: str, *, deadline: float = VALIDATED_WITHIN
+) -> ReloadChecked:
     """Check whether ``plan`` can follow the Envoy that is ``running`` (None: its admin does not answer), and hot.
 
-    ``locked`` is the reason why no epoch can be started on the present base id, or "". Raises OSError.
+    ``locked`` is the reason why no epoch can be started on the present base id, or "". ``deadline`` is the
+    time for the validation in seconds. Raises OSError.
     """
     command = await plan.command()
     program, *arguments = command.argv
     try:
-        output = await _output(command, (*arguments, "--mode", "validate"), VALIDATED_WITHIN)
+        output = await _output(command, (*arguments, "--mode", "validate"), deadline)
         protocol = (await _output(command, ("--hot-restart-version",), VERSION_WITHIN)).rpartition("\n")[2]
     except TimeoutError:
         return ReloadChecked(refused=f"{program} did not end in time when its configuration was validated")

@@ -23,13 +23,19 @@ log = logging.getLogger("kumadp.envoy")
 
 _POLL = 0.02
 # How long a new epoch that is LIVE may lack a listener of the old one before that is reported (seconds).
-_LISTENERS_WITHIN = 1.0
+LISTENERS_WITHIN = 1.0
 
 
 class Takeover:
-    """One hand-over from the ``current`` epoch to a new one: waits for it and compares the two."""
+    """One hand-over from the ``current`` epoch to a new one: waits for it and compares the two.
 
-    def __init__(self, admin: AdminClient, current: Child | None) -> None:
+    ``listeners_within``: seconds that the new one has to bind the old one's listeners.
+    """
+
+    def __init__(
+        self, admin: AdminClient, current: Child | None, *, listeners_within: float = LISTENERS_WITHIN
+    ) -> None:
+        self._listeners_within = listeners_within
         self._reasons: list[str] = []
         self._server = ServerState(admin, self._reasons.append)
         self._current = current
@@ -77,7 +83,7 @@ class Takeover:
         """Return where the old epoch listened and the new one does not, a little after it took over."""
         missing = self._listeners
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LISTENERS_WITHIN):
+            async with asyncio.timeout(self._listeners_within):
                 while missing:
                     missing = self._listeners - await self._server.addresses()
                     await asyncio.sleep(_POLL)

@@ -75,7 +75,7 @@ def _stat_name(address: str) -> str:
     return address.replace(":", "_")
 
 
-async def until_idle(admin: AdminClient, direction: Direction = "both") -> None:
+async def until_idle(admin: AdminClient, direction: Direction = "both", pause: float = _PAUSE) -> None:
     """Return once the workload has no connection of this direction; never if the admin does not answer."""
     while True:
         try:
@@ -84,4 +84,4 @@ async def until_idle(admin: AdminClient, direction: Direction = "both") -> None:
                 return
         except (AdminUnreachable, ValueError):
             pass
-        await asyncio.sleep(_PAUSE)
+        await asyncio.sleep(pause)

@@ -15,7 +15,6 @@ import pytest
 
 from kumadp.bootstrap.admin_address import TcpAdmin, UnixAdmin
 from kumadp.decoding import Undecodable
-from kumadp.envoy import admin as admin_module
 from kumadp.envoy.admin import AdminClient, AdminUnreachable, post
 from kumadp.host.descriptors import is_exhausted
 
@@ -124,11 +123,13 @@ async def test_a_compressed_answer_stays_as_it_is() -> None:
         assert await client.get("/ready") == (200, b"\x1f\x8b")
 
 
-async def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admin_module, "LARGEST_BODY", 1 << 20)
-    async with serving(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (2 << 20)) as (_, client):
+async def test_an_answer_without_end_is_cut_off() -> None:
+    async with serving(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (2 << 20)) as (_, unbounded):
+        assert len((await unbounded.get("/ready"))[1]) == 2 << 20
+        client = AdminClient(unbounded.address, largest_body=1 << 20)
         with pytest.raises(AdminUnreachable, match="larger than 1 MiB"):
             await client.get("/ready")
+        await client.close()
 
 
 async def test_a_silent_server_costs_the_deadline_and_the_connection_is_closed() -> None:

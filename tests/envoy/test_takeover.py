@@ -61,7 +61,7 @@ class FakeChild:
 
 
 def between(admin: FakeAdmin, current: FakeChild | None = None) -> Takeover:
-    return Takeover(cast("AdminClient", admin), cast("Child | None", current))
+    return Takeover(cast("AdminClient", admin), cast("Child | None", current), listeners_within=0.1)
 
 
 async def test_the_new_epoch_has_taken_over_once_it_is_live_and_has_the_admin() -> None:
@@ -98,7 +98,6 @@ async def test_listeners_that_the_new_epoch_lacks_are_reported(
         pass
 
     monkeypatch.setattr(takeover_module, "prove_private", private)
-    monkeypatch.setattr(takeover_module, "_LISTENERS_WITHIN", 0.1)
     admin, child = FakeAdmin(), FakeChild()
     takeover = between(admin)
     await takeover.record()

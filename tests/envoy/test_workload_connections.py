@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 
-from kumadp.envoy import workload_connections as connections_module
 from kumadp.envoy.admin import AdminClient, AdminUnreachable
 from kumadp.envoy.workload_connections import Direction, until_idle, workload_connections
 
@@ -78,10 +77,7 @@ def test_other_statistics_do_not_count() -> None:
     assert workload_connections(LISTENERS, {"listener.10.0.0.1_80.downstream_cx_total": 2}) == 0
 
 
-async def test_it_returns_once_no_connection_is_left_and_outlasts_a_silent_admin(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(connections_module, "_PAUSE", 0.0)
+async def test_it_returns_once_no_connection_is_left_and_outlasts_a_silent_admin() -> None:
     answers: list[dict[str, int] | Exception] = [
         {"listener.10.0.0.1_80.downstream_cx_active": 1},
         AdminUnreachable("no answer within 5 s"),
@@ -99,5 +95,5 @@ async def test_it_returns_once_no_connection_is_left_and_outlasts_a_silent_admin
                 raise answer
             return answer
 
-    await asyncio.wait_for(until_idle(cast("AdminClient", Admin())), 10)
+    await asyncio.wait_for(until_idle(cast("AdminClient", Admin()), pause=0.0), 10)
     assert answers == []
