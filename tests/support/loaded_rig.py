@@ -129,7 +129,7 @@ class LoadedRig(Rig):
         def is_serving() -> bool:
             with contextlib.suppress(OSError):
                 status = self.status(daemon)
-                is_epoch = epoch is None or status["epoch"] == epoch
+                is_epoch = epoch is None or status.get("epoch") == epoch
                 return status["phase"] == "READY" and status["children"]["envoy"]["state"] == "RUNNING" and is_epoch
             return False
 
