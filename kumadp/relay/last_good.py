@@ -126,7 +126,7 @@ class LastGoodStore:
             return None
         except (OSError, LastGoodUnusable) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            log.warning("the last good configuration in %s is not used: %s", self.path, reason)
+            log.warning("the last good configuration in %s is ignored: %s", self.path, reason)
             return None
         self._left_out = copy.left_out
         return copy
