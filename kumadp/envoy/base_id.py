@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,6 @@ from kumadp.host.work_dir import BASE_ID_SUFFIX, HOT_RESTART_PREFIX, reporting_w
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the directory of shm_open(3)
-# The only supported layout: version 11, 104 bytes, flags in the last eight (Envoy 1.28 to 1.40).
-KNOWN_VERSION = "11.104"
 _HEADER = struct.Struct("=QQ")
 _FLAGS = struct.Struct("=Q")
 _INITIALIZING = 1
@@ -33,11 +31,30 @@ _SHARED_SIZE = 104
 _LONGEST_BASE_ID = 32
 
 
+@dataclass(frozen=True, slots=True)
+class SharedMemory:
+    """Shared memory of hot restart: the directory of shm_open(3), and the only layout in which a flag may be cleared.
+
+    ``layout`` is version 11 with 104 bytes, flags in the last eight (Envoy 1.28 to 1.40).
+    """
+
+    directory: Path = Path("/dev/shm")  # noqa: S108
+    layout: str = "11.104"
+
+    def of(self, base_id: int) -> Path:
+        """Return the file of a base id."""
+        return self.directory / f"envoy_shared_memory_{base_id * 10}"
+
+
+_DEFAULT_MEMORY = SharedMemory()
+
+
 class BaseIdFiles:
     """The files of one base id, ``h<serial>`` in kumadp's directory. All methods may block for a moment."""
 
-    def __init__(self, directory: Path, serial: int) -> None:
+    def __init__(self, directory: Path, serial: int, memory: SharedMemory = _DEFAULT_MEMORY) -> None:
         self.serial = serial
+        self._memory = memory
         self.sockets = directory / f"{HOT_RESTART_PREFIX}{serial}"
         self.base_id_file = directory / f"{HOT_RESTART_PREFIX}{serial}{BASE_ID_SUFFIX}"
         if len(os.fsencode(self.sockets)) + _LONGEST_SUFFIX > _LONGEST_PATH:
@@ -79,7 +96,7 @@ class BaseIdFiles:
         handle = os.open(self._shared_memory(), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             status = os.fstat(handle)
-            version, size = (int(part) for part in KNOWN_VERSION.split("."))
+            version, size = (int(part) for part in self._memory.layout.split("."))
             if status.st_uid != os.geteuid() or status.st_size != size:
                 raise ValueError("not ours")
             with mmap.mmap(handle, size) as memory:
@@ -93,7 +110,7 @@ class BaseIdFiles:
         base = self.base_id()
         if base is None:
             raise FileNotFoundError(self.base_id_file)
-        return SHARED_MEMORY / f"envoy_shared_memory_{base * 10}"
+        return self._memory.of(base)
 
     def clean(self) -> None:
         """Remove all files, once no epoch of this base id runs."""
@@ -119,41 +136,43 @@ class BaseIdFiles:
         return False
 
 
-async def new_base_id(directory: Path, previous: BaseIdFiles | None, *, in_use: bool) -> BaseIdFiles:
+async def new_base_id(
+    directory: Path, previous: BaseIdFiles | None, *, in_use: bool, memory: SharedMemory = _DEFAULT_MEMORY
+) -> BaseIdFiles:
     """Prepare the files of the next base id in ``directory``; those of ``previous`` are removed unless ``in_use``.
 
     Raises WorkDirError, also if there can be no shared memory: Envoy would abort (1.40).
     """
     if previous is None:
-        files = BaseIdFiles(directory, await asyncio.to_thread(sweep, directory))
+        files = BaseIdFiles(directory, await asyncio.to_thread(sweep, directory, memory), memory)
     else:
         if not in_use:
             await asyncio.to_thread(previous.clean)
-        files = BaseIdFiles(directory, previous.serial + 1)
-    await asyncio.to_thread(_prepare, files)
+        files = BaseIdFiles(directory, previous.serial + 1, memory)
+    await asyncio.to_thread(_prepare, files, memory.directory)
     return files
 
 
-def _prepare(files: BaseIdFiles) -> None:
-    test_file = SHARED_MEMORY / f"kumadp_{os.getpid()}"
+def _prepare(files: BaseIdFiles, shared: Path) -> None:
+    test_file = shared / f"kumadp_{os.getpid()}"
     try:
         write_private(test_file, b"\0" * _SHARED_SIZE, sync=False)
         test_file.unlink()
     except OSError as error:
         raise WorkDirError(
-            f"Envoy's hot restart needs shared memory, and {SHARED_MEMORY} cannot be written: {error.strerror}"
+            f"Envoy's hot restart needs shared memory, and {shared} cannot be written: {error.strerror}"
         ) from None
     # Created first: Envoy would follow a link that another user has put there.
     with reporting_write_errors(files.base_id_file):
         write_private(files.base_id_file, b"", sync=False)
 
 
-def sweep(directory: Path) -> int:
+def sweep(directory: Path, memory: SharedMemory = _DEFAULT_MEMORY) -> int:
     """Remove the files of dead runs in ``directory``; returns the first free serial number. May block."""
     free = 0
     for path in directory.glob(f"{HOT_RESTART_PREFIX}*{BASE_ID_SUFFIX}"):
         if match := re.fullmatch(rf"{HOT_RESTART_PREFIX}(\d+)\{BASE_ID_SUFFIX}", path.name):
-            files = BaseIdFiles(directory, int(match[1]))
+            files = BaseIdFiles(directory, int(match[1]), memory)
             if files.is_in_use():
                 free = max(free, files.serial + 1)
             else:

@@ -127,7 +127,7 @@ class EpochRunner:
     async def _use_new_base(self, hot: HotRestart) -> bool:
         previous, in_use = self._base, bool(self._retiring)
         try:
-            self._base = await new_base_id(hot.directory, previous, in_use=in_use)
+            self._base = await new_base_id(hot.directory, previous, in_use=in_use, memory=hot.shared_memory)
             # Also what was learnt of the previous one during the call.
             self._locked, self._info = "", None
         except WorkDirError as error:
@@ -148,7 +148,7 @@ class EpochRunner:
             return False
         state = adopted.state
         if self.hot is not None:
-            self._base = BaseIdFiles(self.hot.directory, state.serial)
+            self._base = BaseIdFiles(self.hot.directory, state.serial, self.hot.shared_memory)
         self._info = ServerInfo(state.epoch, "LIVE", state.protocol, state.workers) if state.protocol else None
         self._retires_at = state.retires_at
         self._locked = state.locked

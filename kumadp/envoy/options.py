@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kumadp.envoy.base_id import SharedMemory
 from kumadp.envoy.hang_watch import HangWatch
 from kumadp.process.supervisor import PreviousDeaths
 
@@ -33,6 +34,7 @@ class HotRestart:
     drain_time: float
     deadline: float = 15.0
     margin: float = 2.0
+    shared_memory: SharedMemory = field(default_factory=SharedMemory)
 
     @property
     def parent_shutdown(self) -> float:

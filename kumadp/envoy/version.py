@@ -55,13 +55,16 @@ def supported_versions() -> str:
     return ", ".join(f"{major}.{minor}.{patch} (Kuma {kuma})" for (major, minor), (patch, kuma) in SUPPORTED.items())
 
 
-async def envoy_version(path: Path, environment: Mapping[str, str]) -> EnvoyVersion:
-    """Run ``--version`` and parse it (Kuma 2.8: the text after ``version:`` has five parts); raises BinaryNotFound."""
+async def envoy_version(path: Path, environment: Mapping[str, str], deadline: float = DEADLINE) -> EnvoyVersion:
+    """Run ``--version``, for ``deadline`` seconds at most, and parse it; raises BinaryNotFound.
+
+    Kuma 2.8: the text after ``version:`` has five parts.
+    """
     try:
-        text = await output_of(path, "--version", environment=environment, deadline=DEADLINE)
+        text = await output_of(path, "--version", environment=environment, deadline=deadline)
     except TimeoutError:
         raise BinaryNotFound(
-            f"{path} --version did not end within {DEADLINE:g} s", "name Envoy with --binary-path"
+            f"{path} --version did not end within {deadline:g} s", "name Envoy with --binary-path"
         ) from None
     except OSError as error:
         raise BinaryNotFound(f"{path} cannot be run: {error.strerror}", "name Envoy with --binary-path") from None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.envoy import version
 from kumadp.envoy.argv import REFUSED, check_extra, envoy_argv
 from kumadp.envoy.binary import find_envoy
 from kumadp.envoy.version import envoy_version, is_supported, supported_versions
@@ -151,10 +150,9 @@ async def test_a_program_that_is_no_envoy_is_an_error(tmp_path: Path, text: str)
         await envoy_version(program(tmp_path / "envoy", f"#!/bin/sh\n{text}\n"), {})
 
 
-async def test_a_version_query_has_a_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(version, "DEADLINE", 0.2)
+async def test_a_version_query_has_a_deadline(tmp_path: Path) -> None:
     with pytest.raises(BinaryNotFound, match="did not end"):
-        await envoy_version(program(tmp_path / "envoy", "#!/bin/sh\nsleep 60\n"), {"PATH": os.defpath})
+        await envoy_version(program(tmp_path / "envoy", "#!/bin/sh\nsleep 60\n"), {"PATH": os.defpath}, 0.2)
 
 
 @pytest.mark.parametrize(

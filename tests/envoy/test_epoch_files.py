@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kumadp.envoy.argv import EpochArguments, envoy_argv, epoch_argv, workers_of
-from kumadp.envoy.base_id import BaseIdFiles
+from kumadp.envoy.base_id import BaseIdFiles, SharedMemory
 from kumadp.envoy.hang_watch import HangWatch
 from kumadp.envoy.options import HotRestart
 from kumadp.envoy.parent_fallback import answer_as_parent
@@ -42,9 +42,9 @@ def test_envoy_chooses_the_base_id_at_epoch_0_and_later_epochs_name_it() -> None
     assert " ".join(("--use-dynamic-base-id", "--base-id-path", "/w/h0.base", *common)) in first
     later = " ".join(epoch_argv(argv_of(2), epoch(3, 77)))
     assert " ".join(("--base-id", "77", "--restart-epoch", "3", *common)) in later
-    for line in (first, later):
-        assert "--disable-hot-restart" not in line
-        assert "--drain-time-s 30 --drain-strategy immediate" in line
+    for files in (first, later):
+        assert "--disable-hot-restart" not in files
+        assert "--drain-time-s 30 --drain-strategy immediate" in files
 
 
 def test_workers_that_envoy_would_count_are_as_many_as_run() -> None:
@@ -70,11 +70,11 @@ def test_each_epoch_has_its_own_fifo() -> None:
     ("base", "name"), [(19848069, "h0_parent_198480691"), (217121474, "h0_parent_18446744071585799061")]
 )
 def test_the_socket_is_named_as_envoy_names_it(tmp_path: Path, base: int, name: str) -> None:
-    line = BaseIdFiles(tmp_path, 0)
-    assert line.parent_socket(1) is None
-    line.base_id_file.write_text(str(base))
-    assert line.parent_socket(1) == tmp_path / name
-    assert line.parent_socket(4) == tmp_path / name
+    files = BaseIdFiles(tmp_path, 0)
+    assert files.parent_socket(1) is None
+    files.base_id_file.write_text(str(base))
+    assert files.parent_socket(1) == tmp_path / name
+    assert files.parent_socket(4) == tmp_path / name
 
 
 def test_a_folder_that_is_too_long_for_envoys_sockets_is_refused() -> None:
@@ -83,29 +83,25 @@ def test_a_folder_that_is_too_long_for_envoys_sockets_is_refused() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 104, struct.pack("=QQ", 104, 12) + b"\1" * 88])
-def test_shared_memory_of_another_layout_is_not_touched(
-    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kumadp.envoy.base_id.SHARED_MEMORY", tmp_path)
-    line = BaseIdFiles(tmp_path, 0)
-    assert not line.unlock()
-    line.base_id_file.write_text("7")
+def test_shared_memory_of_another_layout_is_not_touched(tmp_path: Path, content: bytes) -> None:
+    files = BaseIdFiles(tmp_path, 0, SharedMemory(tmp_path))
+    assert not files.unlock()
+    files.base_id_file.write_text("7")
     shared = tmp_path / "envoy_shared_memory_70"
     shared.write_bytes(content)
-    assert not line.unlock()
+    assert not files.unlock()
     assert shared.read_bytes() == content
 
 
-def test_only_the_initializing_flag_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kumadp.envoy.base_id.SHARED_MEMORY", tmp_path)
-    line = BaseIdFiles(tmp_path, 0)
-    line.base_id_file.write_text("7")
+def test_only_the_initializing_flag_is_cleared(tmp_path: Path) -> None:
+    files = BaseIdFiles(tmp_path, 0, SharedMemory(tmp_path))
+    files.base_id_file.write_text("7")
     head = struct.pack("=QQ", 104, 11) + b"\xff" * 80
     shared = tmp_path / "envoy_shared_memory_70"
     shared.write_bytes(head + struct.pack("=Q", 5))
-    assert line.unlock()
+    assert files.unlock()
     assert shared.read_bytes() == head + struct.pack("=Q", 4)
-    line.clean()
+    files.clean()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from kumadp.bootstrap.admin_address import AdminAddress, TcpAdmin
 from kumadp.envoy import takeover
+from kumadp.envoy.base_id import SharedMemory
 from kumadp.envoy.epoch_runner import EpochRunner
 from kumadp.envoy.epochs import ReloadKind
 from kumadp.envoy.options import EnvoyOptions, EpochCallbacks, HotRestart
@@ -111,7 +112,9 @@ class FakeSupervisor:
 class Scene:
     """A runner, what it reported, and everything it stands on."""
 
-    def __init__(self, folder: Path, *, hot: bool = True, adopted: AdoptedEnvoy | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, hot: bool = True, adopted: AdoptedEnvoy | None = None, memory: SharedMemory | None = None
+    ) -> None:
         program = folder / "envoy"
         program.write_text(ENVOY)
         program.chmod(0o755)
@@ -126,10 +129,12 @@ class Scene:
             on_handover=lambda active: self.events.append(("handover", active)),
             on_hot_restart_off=lambda reason: self.events.append(("off", reason)),
         )
+        memory = memory or SharedMemory(folder)
+        hot_restart = HotRestart(folder, drain_time=0.0, deadline=0.3, margin=0.2, shared_memory=memory)
         options = EnvoyOptions(
             RestartPolicy(3),
             stop_grace=1.0,
-            hot_restart=HotRestart(folder, drain_time=0.0, deadline=0.3, margin=0.2) if hot else None,
+            hot_restart=hot_restart if hot else None,
             adopted=adopted,
         )
         plan = Plan(self.command, ADDRESS, dynamic=False)
@@ -166,12 +171,11 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _private(monkeypatch: pytest.MonkeyPatch) -> None:
     async def private(*_: object) -> None:
         pass
 
     monkeypatch.setattr(takeover, "prove_private", private)
-    monkeypatch.setattr("kumadp.envoy.base_id.SHARED_MEMORY", tmp_path)
 
 
 async def test_epoch_0_chooses_a_base_id_and_is_exported(tmp_path: Path) -> None:
@@ -209,9 +213,8 @@ async def test_without_hot_restart_a_reload_is_refused(tmp_path: Path) -> None:
         )
 
 
-async def test_a_host_without_shared_memory_has_no_hot_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kumadp.envoy.base_id.SHARED_MEMORY", tmp_path / "none")
-    async with scene(tmp_path) as at:
+async def test_a_host_without_shared_memory_has_no_hot_restart(tmp_path: Path) -> None:
+    async with scene(tmp_path, memory=SharedMemory(tmp_path / "none")) as at:
         assert (await at.runner.cold_command()).argv == at.argv
         ((what, reason),) = at.events
         assert what == "off"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kumadp.envoy.base_id import SharedMemory
 from kumadp.envoy.epochs import ReloadKind
 from kumadp.envoy.hang_watch import HangWatch
 from kumadp.envoy.reload import AdoptedEnvoy
@@ -176,19 +177,20 @@ async def test_the_next_reload_gets_an_admin_back_that_stayed_lost(tmp_path: Pat
         assert await ready(envoys)
 
 
-async def blind(envoys: Epochs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with an Envoy whose shared memory is laid out in another way: nothing can be unlocked."""
-    monkeypatch.setattr("kumadp.envoy.base_id.KNOWN_VERSION", "99.104")
+# As with an Envoy whose shared memory has another layout: nothing can be unlocked.
+OTHER_LAYOUT = SharedMemory(layout="99.104")
+
+
+async def make_blind(envoys: Epochs) -> None:
+    """Have a reload fail that locks hot restart (with `OTHER_LAYOUT`)."""
     assert (await envoys.component.reload("stuck", envoys.plan("stuck", stuck=True))).kind is ReloadKind.FAILED
     assert envoys.states[-1] is ChildState.RUNNING_BLIND
 
 
-async def test_a_locked_hot_restart_leaves_it_blind_until_a_cold_restart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_locked_hot_restart_leaves_it_blind_until_a_cold_restart(tmp_path: Path) -> None:
     watch = HangWatch(interval=0.02, limit=0.1)
-    async with running(tmp_path, deadline=1.0, watch=watch) as envoys:
-        await blind(envoys, monkeypatch)
+    async with running(tmp_path, deadline=1.0, watch=watch, memory=OTHER_LAYOUT) as envoys:
+        await make_blind(envoys)
         pid = envoys.pids[0]
         assert "it serves without its admin: it was not LIVE within 1 s" in envoys.reports[-1].reason
         assert await envoys.answer() == "first"
@@ -205,9 +207,9 @@ async def test_a_locked_hot_restart_leaves_it_blind_until_a_cold_restart(
         assert (await envoys.component.reload("hot again")).kind is ReloadKind.HOT
 
 
-async def test_a_blind_envoy_that_dies_is_restarted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running(tmp_path, deadline=1.0) as envoys:
-        await blind(envoys, monkeypatch)
+async def test_a_blind_envoy_that_dies_is_restarted(tmp_path: Path) -> None:
+    async with running(tmp_path, deadline=1.0, memory=OTHER_LAYOUT) as envoys:
+        await make_blind(envoys)
         envoys.signal()
         await envoys.is_up(2)
         assert await envoys.answer() == "first"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kumadp.bootstrap.admin_address import TcpAdmin, UnixAdmin
 from kumadp.envoy.argv import envoy_argv
+from kumadp.envoy.base_id import SharedMemory
 from kumadp.envoy.component import EnvoyComponent
 from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions, EpochCallbacks, HotRestart
 from kumadp.envoy.reload import AdoptedEnvoy, Plan
@@ -63,6 +64,7 @@ class Epochs:
     budget: int = 3
     watch: HangWatch | None = None
     hot: bool = True
+    memory: SharedMemory = field(default_factory=SharedMemory)
     adopt: AdoptedEnvoy | None = None
     states: list[ChildState] = field(default_factory=list)
     reports: list[ChildReport] = field(default_factory=list)
@@ -128,7 +130,7 @@ class Epochs:
             on_ended=lambda epoch, pid, expected: self.events.append(("ended", epoch, pid, expected)),
             on_handover=lambda active: self.events.append(("handover", active)),
         )
-        hot = HotRestart(self.folder, self.drain_time, self.deadline, margin=1.0)
+        hot = HotRestart(self.folder, self.drain_time, self.deadline, margin=1.0, shared_memory=self.memory)
         options = EnvoyOptions(
             RestartPolicy(self.budget, base=0.01),
             stop_grace=5.0,
