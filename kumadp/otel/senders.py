@@ -9,9 +9,10 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Protocol
 
-from kumadp.addresses import address_text, server_name, with_port
+from kumadp.addresses import server_name, with_port
 from kumadp.grpc.call import OK, UNAVAILABLE, StreamEnded
 from kumadp.grpc.client import connect
+from kumadp.host.net.host_lookup import numeric_addresses
 from kumadp.host.net.tls import client_context, read_anchors_file
 from kumadp.otel.environment import HTTP
 
@@ -233,8 +234,7 @@ async def _compress(message: bytes) -> bytes:
 
 async def _resolved(address: tuple[str, int]) -> list[tuple[str, int]]:
     async with asyncio.timeout(_RESOLVE_SECONDS):
-        infos = await asyncio.get_running_loop().getaddrinfo(*address, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys((address_text(info[4]), address[1]) for info in infos))
+        return [(ip_address, address[1]) for ip_address in await numeric_addresses(*address)]
 
 
 def _tls(collector: Collector) -> ssl.SSLContext:
