@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -95,7 +96,15 @@ class AdminClient:
             raise AdminUnreachable(f"no answer within {timeout:g} s") from error
         # RuntimeError: the session was closed by `move_to` or `close`.
         except (OSError, ClientError, ValueError, RuntimeError) as error:
-            raise AdminUnreachable(str(error) or type(error).__name__) from error
+            raise AdminUnreachable(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the operating system's reason, if there is one, without the library's words."""
+    cause = getattr(error, "os_error", None) or error
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno)
+    return str(cause) or type(cause).__name__
 
 
 async def _body(answer: ClientResponse, largest: int) -> bytes:

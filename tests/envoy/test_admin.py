@@ -142,11 +142,15 @@ async def test_a_silent_server_costs_the_deadline_and_the_connection_is_closed()
 async def test_nobody_at_the_address_is_unreachable_and_says_why(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    for address in (TcpAdmin("127.0.0.1", port), UnixAdmin(str(tmp_path / "none")), UnixAdmin("/x" * 100)):
+    for address, reason in (
+        (TcpAdmin("127.0.0.1", port), "Connection refused"),
+        (UnixAdmin(str(tmp_path / "none")), "No such file or directory"),
+        (UnixAdmin("/x" * 100), "AF_UNIX path too long"),
+    ):
         client = AdminClient(address)
         with pytest.raises(AdminUnreachable) as unreachable:
             await client.get("/ready")
-        assert str(unreachable.value)
+        assert str(unreachable.value) == reason
         assert not is_exhausted(unreachable.value)
         await client.close()
 
