@@ -68,9 +68,9 @@ def test_loopback_is_for_this_host_alone(host: str, private: bool) -> None:
     assert is_loopback(host) is private
 
 
-@pytest.mark.parametrize(("host", "found"), [("192.0.2.1", True), ("::", True), ("web", False), ("1.2.3", False)])
-def test_names_are_no_addresses(host: str, found: bool) -> None:
-    assert is_ip(host) is found
+@pytest.mark.parametrize(("host", "actual"), [("192.0.2.1", True), ("::", True), ("web", False), ("1.2.3", False)])
+def test_names_are_no_addresses(host: str, actual: bool) -> None:
+    assert is_ip(host) is actual
 
 
 @pytest.mark.parametrize(
@@ -150,6 +150,6 @@ def test_a_zone_is_part_of_what_is_bound_and_connected_to() -> None:
 
 
 @pytest.mark.parametrize(("host", "dialled"), [("A_b.", "a_b."), ("::0001", "::1"), ("fe80::1%25x", "fe80::1%x")])
-def test_hosts_are_dialled_in_one_spelling(host: str, dialled: str) -> None:
+def test_hosts_are_normalised_before_they_are_dialled(host: str, dialled: str) -> None:
     assert dialled_host(host) == dialled
     assert dialled_host(dialled) == dialled

@@ -1,4 +1,4 @@
-"""Whatever is wrong with JSON or MessagePack, one exception with one line says so, in every release of the decoder."""
+"""Whatever is wrong with JSON or MessagePack, there is one exception with one line, in every release of the decoder."""
 
 from __future__ import annotations
 

@@ -37,6 +37,6 @@ def test_a_port_in_use_is_not_given_out_and_each_comes_once() -> None:
         (last,) = free_ports(1)
         with socket.socket(socket.AF_INET, kind) as held:
             held.bind(("127.0.0.1", last + 1))
-            asked = free_ports(50)
-        assert len({last, *asked}) == 51
-        assert last + 1 not in asked
+            requests = free_ports(50)
+        assert len({last, *requests}) == 51
+        assert last + 1 not in requests

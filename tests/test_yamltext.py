@@ -36,11 +36,11 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("read", [yamltext.compose, yamltext.load])
 def test_what_is_bad_is_one_line_with_its_place(name: str, read: object) -> None:
-    text, told = BAD[name]
+    text, reported = BAD[name]
     assert callable(read)
     with pytest.raises(yaml.YAMLError) as bad:
         read(text, BOUNDS)
-    assert told in yamltext.reason(bad.value)
+    assert reported in yamltext.reason(bad.value)
     assert len(yamltext.reason(bad.value).splitlines()) == 1
     if name not in {"too large"}:
         assert yamltext.line(bad.value) >= 1
@@ -103,6 +103,6 @@ def test_what_json_could_not_carry_on_stays_text_or_is_refused() -> None:
 def test_merge_keys_give_way_to_own_keys() -> None:
     root = yamltext.compose("base: &b {x: 1, y: 2}\nmore: &m {z: 3, y: 9}\nmade: {<<: [*b, *m], x: 7}", BOUNDS)
     assert isinstance(root, yaml.MappingNode)
-    made = root.value[2][1]
-    assert isinstance(made, yaml.MappingNode)
-    assert {str(key.value): value.value for key, value in yamltext.pairs(made)} == {"x": "7", "y": "2", "z": "3"}
+    created = root.value[2][1]
+    assert isinstance(created, yaml.MappingNode)
+    assert {str(key.value): value.value for key, value in yamltext.pairs(created)} == {"x": "7", "y": "2", "z": "3"}

@@ -38,7 +38,7 @@ def test_nothing_counts_where_there_is_no_cgroup(tmp_path: Path) -> None:
     assert OomKills(None).new_kills() is None
 
 
-def test_a_kill_is_told_once(tmp_path: Path) -> None:
+def test_a_kill_is_reported_once(tmp_path: Path) -> None:
     file = tmp_path / "memory.events"
     file.write_text("low 0\nhigh 3\nmax 9\noom 1\noom_kill 1\noom_group_kill 0\n")
     kills = OomKills(file)

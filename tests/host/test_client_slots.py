@@ -18,11 +18,11 @@ class Holder:
 
 
 def fill(slots: ClientSlots[Holder], client: str, count: int, *, busy: bool = False) -> list[Holder]:
-    made = [Holder(busy=busy) for _ in range(count)]
-    for holder in made:
+    created = [Holder(busy=busy) for _ in range(count)]
+    for holder in created:
         assert slots.make_room(client, local=False)
         slots.add(client, holder)
-    return made
+    return created
 
 
 def test_a_client_at_its_own_bound_displaces_its_oldest() -> None:
@@ -63,7 +63,7 @@ def test_the_reserve_is_for_this_host() -> None:
     assert slots.make_room("127.0.0.1", local=True)
 
 
-def test_own_members_stay_where_that_is_asked_for() -> None:
+def test_own_members_stay_if_requested() -> None:
     slots: ClientSlots[Holder] = ClientSlots(2, 2)
     fill(slots, "a", 2)
     assert not slots.make_room("a", local=False, own_too=False)

@@ -46,6 +46,6 @@ try:
 except HandoverFailed:
     print(resource.getrlimit(resource.RLIMIT_CORE)[0], cores.child_core_limit())
 """
-    before = resource.getrlimit(resource.RLIMIT_CORE)[0]
+    previous = resource.getrlimit(resource.RLIMIT_CORE)[0]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["0", str(before)]
+    assert done.stdout.split() == ["0", str(previous)]

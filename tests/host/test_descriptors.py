@@ -73,10 +73,10 @@ def test_shares_shrink_with_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_used_descriptors_are_counted() -> None:
-    before = descriptors.headroom()["used"]
+    previous = descriptors.headroom()["used"]
     read, write = os.pipe()
     try:
-        assert descriptors.headroom()["used"] == before + 2
+        assert descriptors.headroom()["used"] == previous + 2
     finally:
         os.close(read)
         os.close(write)

@@ -53,15 +53,15 @@ EARLY = textwrap.dedent("""
 
 
 def started(*arguments: str) -> tuple[int, list[str], str]:
-    found = subprocess.run(
+    actual = subprocess.run(
         [sys.executable, "-c", EARLY, *arguments], capture_output=True, text=True, check=False, timeout=30
     )
-    return found.returncode, found.stdout.splitlines(), found.stderr
+    return actual.returncode, actual.stdout.splitlines(), actual.stderr
 
 
-def test_no_signal_that_a_program_before_held_back_is_lost() -> None:
+def test_no_signal_that_the_previous_program_blocked_is_lost() -> None:
     held = sorted(int(number) for number in HELD_SIGNALS)
-    found = subprocess.run(
+    actual = subprocess.run(
         [sys.executable, "-c", HELD, json.dumps(held)],
         env={**os.environ, VARIABLE: "-1"},
         stdout=subprocess.PIPE,
@@ -69,10 +69,10 @@ def test_no_signal_that_a_program_before_held_back_is_lost() -> None:
         check=True,
         timeout=30,
     )
-    assert json.loads(found.stdout.splitlines()[-1]) == held
+    assert json.loads(actual.stdout.splitlines()[-1]) == held
 
 
-def test_an_early_stop_is_kept_for_the_run_loop() -> None:
+def test_an_early_stop_is_held_for_the_run_loop() -> None:
     assert started("loop", "1") == (0, ["it goes on", "['SIGTERM']", "and on"], "")
 
 

@@ -47,9 +47,9 @@ def sign(environ: Mapping[str, str], *files: str, pid: int = 812, namespace: int
     ],
 )
 def test_a_container(environ: dict[str, str], files: tuple[str, ...], pid: int, namespace: int) -> None:
-    found = sign(environ, *files, pid=pid, namespace=namespace)
-    assert found
-    assert resolve_on_parent_death("auto", found) == "kill"
+    actual = sign(environ, *files, pid=pid, namespace=namespace)
+    assert actual
+    assert resolve_on_parent_death("auto", actual) == "kill"
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_a_vm(environ: dict[str, str], files: tuple[str, ...], namespace: int) -
     assert resolve_on_parent_death("auto", "") == "keep"
 
 
-@pytest.mark.parametrize("found", ["", "/.dockerenv"])
-def test_what_the_user_says_goes_before(found: str) -> None:
-    assert resolve_on_parent_death("kill", found) == "kill"
-    assert resolve_on_parent_death("keep", found) == "keep"
+@pytest.mark.parametrize("actual", ["", "/.dockerenv"])
+def test_the_setting_of_the_user_takes_precedence(actual: str) -> None:
+    assert resolve_on_parent_death("kill", actual) == "kill"
+    assert resolve_on_parent_death("keep", actual) == "keep"
 
 
-def test_this_machine_is_asked() -> None:
+def test_this_machine_is_inspected() -> None:
     assert find_container_sign({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) == "Kubernetes"
     namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - as plain as can be
     known = container_sign({}, pid=os.getpid(), namespace=namespace, exists=os.path.exists)

@@ -33,8 +33,8 @@ def test_lookups_that_hang_hold_up_no_file(monkeypatch: pytest.MonkeyPatch) -> N
             assert await asyncio.gather(*(asyncio.to_thread(lambda: 1) for _ in range(50))) == [1] * 50
         assert not any(lookup.done() for lookup in lookups)
         answer.set()
-        (found, *_) = await asyncio.gather(*lookups)
-        assert found[0][4] == ("127.0.0.1", 80)
+        (actual, *_) = await asyncio.gather(*lookups)
+        assert actual[0][4] == ("127.0.0.1", 80)
 
     with asyncio.Runner(loop_factory=EventLoop) as runner:
         runner.run(main())

@@ -1,4 +1,4 @@
-"""What the control plane is told of the host."""
+"""Facts about the host that are sent to the control plane."""
 
 from __future__ import annotations
 

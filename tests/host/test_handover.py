@@ -55,15 +55,15 @@ def handed_over(sock: socket.socket, kind: inherited.Kind, host: str, port: int)
 
 
 def test_what_is_written_is_read_again_and_cannot_be_changed() -> None:
-    made = collect({"relay": b"\x00secret"}, [7, -1, 5])
-    memfd = handover.write(made)
+    created = collect({"relay": b"\x00secret"}, [7, -1, 5])
+    memfd = handover.write(created)
     try:
-        assert read(memfd) == made
+        assert read(memfd) == created
         assert read(memfd).descriptors[:2] == (5, 7)
         assert not os.get_inheritable(memfd)
         with pytest.raises(PermissionError):
             os.write(memfd, b"x")
-        assert collect({}, [], made).count == 2
+        assert collect({}, [], created).count == 2
     finally:
         os.close(memfd)
 
@@ -82,9 +82,9 @@ def test_what_is_not_ours_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     with pytest.raises(HandoverFailed, match="not sealed"):
         read(unsealed)
     os.close(unsealed)
-    for other, said in (({"format": 99}, "format 99"), ({"pid": os.getpid() + 1}, f"process {os.getpid() + 1}")):
+    for other, output in (({"format": 99}, "format 99"), ({"pid": os.getpid() + 1}, f"process {os.getpid() + 1}")):
         memfd = handover.write(msgspec.structs.replace(collect({}, []), **other))
-        with pytest.raises(HandoverFailed, match=said):
+        with pytest.raises(HandoverFailed, match=output):
             receive({VARIABLE: str(memfd)})
         os.close(memfd)
     monkeypatch.setattr(msgspec.msgpack, "encode", lambda _value: b"\xc1")
@@ -107,8 +107,8 @@ def test_a_socket_is_taken_over_with_what_waits_in_it(kept: Kept, tmp_path: Path
     local.connect(str(path))
     kept += [client, sender, local]
     inode = path.stat().st_ino
-    told = {(one.kind, one.host, one.port) for one in inherited.sockets()}
-    assert told >= {("tcp", "127.0.0.1", port), ("udp", "127.0.0.1", port), ("unix", str(path), 0)}
+    reported = {(one.kind, one.host, one.port) for one in inherited.sockets()}
+    assert reported >= {("tcp", "127.0.0.1", port), ("udp", "127.0.0.1", port), ("unix", str(path), 0)}
     handed_over(first[0][0], "tcp", "127.0.0.1", port)
     handed_over(first[1][0], "udp", "127.0.0.1", port)
     handed_over(first[2][0], "unix", str(path), 0)
@@ -134,7 +134,7 @@ async def test_a_port_that_was_handed_over_is_not_held_by_somebody_else(kept: Ke
         bind_tcp("127.0.0.1", port, "x")
 
 
-def test_what_nobody_wants_any_more_is_closed_and_told(kept: Kept, tmp_path: Path) -> None:
+def test_sockets_that_nobody_claims_is_closed_and_reported(kept: Kept, tmp_path: Path) -> None:
     port, path = free_port(), tmp_path / "s"
     handed_over(bind_tcp("127.0.0.1", port, "x"), "tcp", "127.0.0.1", port)
     handed_over(bind_unix(path), "unix", str(path), 0)
@@ -162,7 +162,7 @@ def test_a_program_is_replaced_from_the_main_thread_alone() -> None:
 def test_a_failed_exec_leaves_everything_as_it_was() -> None:
     read_end, write_end = os.pipe()
     signal.signal(signal.SIGUSR1, handler := lambda _number, _frame: None)
-    before = len(list(DESCRIPTORS.iterdir()))
+    previous = len(list(DESCRIPTORS.iterdir()))
     try:
         with pytest.raises(HandoverFailed, match="/none cannot be run: No such file"):
             handover.become(collect({}, [read_end]), os.environ, lambda: None, ("/none",))
@@ -170,7 +170,7 @@ def test_a_failed_exec_leaves_everything_as_it_was() -> None:
             handover.become(collect({}, [99999]), os.environ, lambda: None)
         assert not os.get_inheritable(read_end)
         assert signal.getsignal(signal.SIGUSR1) is handler
-        assert len(list(DESCRIPTORS.iterdir())) == before
+        assert len(list(DESCRIPTORS.iterdir())) == previous
     finally:
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
         os.close(read_end)
@@ -214,19 +214,19 @@ async def use_threads() -> dict[str, bool]:
 
 def held_by_threads() -> dict[str, bool]:
     """Each thread of ours, and whether it blocks all that is held."""
-    found = {}
+    actual = {}
     for task in Path("/proc/self/task").iterdir():
         mask = int(re.findall(r"SigBlk:\s+(\w+)", (task / "status").read_text())[0], 16)
-        found[task.name] = all(mask >> (number - 1) & 1 for number in handover.HELD_SIGNALS)
-    return found
+        actual[task.name] = all(mask >> (number - 1) & 1 for number in handover.HELD_SIGNALS)
+    return actual
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_only_the_main_thread_takes_a_signal_that_is_held(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    before = held_by_threads()
+    previous = held_by_threads()
     with asyncio.Runner(loop_factory=loop) as runner:
-        found = runner.run(use_threads())
-    new = {name: held for name, held in found.items() if name not in before}
+        actual = runner.run(use_threads())
+    new = {name: held for name, held in actual.items() if name not in previous}
     assert new
     assert all(new.values())
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & handover.HELD_SIGNALS

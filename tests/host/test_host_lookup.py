@@ -12,9 +12,9 @@ from tests.support.event_loops import on_both_loops
 
 @on_both_loops
 async def test_a_name_has_each_of_its_addresses_once() -> None:
-    found = await numeric_addresses("localhost", 80)
-    assert "127.0.0.1" in found
-    assert len(found) == len(set(found))
+    actual = await numeric_addresses("localhost", 80)
+    assert "127.0.0.1" in actual
+    assert len(actual) == len(set(actual))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "fe80::17%lo", "fe80::17%1"])

@@ -1,4 +1,4 @@
-"""What answers for readiness while a new program starts: real sockets, and a client that says nothing."""
+"""The interim answer to readiness probes while a new program starts: real sockets, and a client that says nothing."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def places(tmp_path: Path) -> Iterator[list[socket.socket]]:
     path = tmp_path / "s"
     inherited.register_probed("tcp", "127.0.0.1", probed)
     inherited.register_probed("unix", str(path), 0)
-    made = [bind_tcp("127.0.0.1", probed, "test"), bind_unix(path), bind_tcp("127.0.0.1", other, "test")]
-    yield made
+    created = [bind_tcp("127.0.0.1", probed, "test"), bind_unix(path), bind_tcp("127.0.0.1", other, "test")]
+    yield created
     interim_responder.stop()
-    for sock in made:
+    for sock in created:
         sock.close()
 
 
@@ -106,7 +106,7 @@ def test_each_place_goes_to_its_server(places: list[socket.socket]) -> None:
     poll(lambda: waits(unix), what="the end here")
 
 
-def test_the_state_is_told_as_it_was(places: list[socket.socket]) -> None:
+def test_the_state_is_sent_as_it_was(places: list[socket.socket]) -> None:
     begin(whole_answer("NOT_READY"))
     head, _, body = ask(places[0]).partition(b"\r\n\r\n")
     assert (head.split(b" ", 2)[1], body) == (b"503", b"NOT_READY")

@@ -25,9 +25,9 @@ def record(message: str, name: str = "kumadp.daemon", level: int = logging.INFO)
 
 
 def test_a_child_s_line_has_its_fields() -> None:
-    made = record(ENVOY, "kumadp.child.envoy")
-    made.epoch = 0
-    assert fields_of(made) == {
+    created = record(ENVOY, "kumadp.child.envoy")
+    created.epoch = 0
+    assert fields_of(created) == {
         "MESSAGE": "envoy/upstream: it failed",
         "PRIORITY": "3",
         "SYSLOG_IDENTIFIER": "kumadp",
@@ -69,9 +69,9 @@ def test_over_a_socket_and_where_there_is_none(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_where_standard_error_is_the_journal() -> None:
-    found = os.fstat(sys.__stderr__.fileno() if sys.__stderr__ else 2)
+    actual = os.fstat(sys.__stderr__.fileno() if sys.__stderr__ else 2)
     descriptor = sys.__stderr__.fileno() if sys.__stderr__ else 2
-    assert is_journal(descriptor, {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"})
-    assert not is_journal(descriptor, {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino + 1}"})
+    assert is_journal(descriptor, {"JOURNAL_STREAM": f"{actual.st_dev}:{actual.st_ino}"})
+    assert not is_journal(descriptor, {"JOURNAL_STREAM": f"{actual.st_dev}:{actual.st_ino + 1}"})
     assert not is_journal(descriptor, {})
     assert not is_journal(-1, {"JOURNAL_STREAM": "1:1"})

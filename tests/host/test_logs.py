@@ -64,16 +64,16 @@ def test_text_is_time_level_part_and_message() -> None:
 def test_json_is_one_object_a_line_with_a_traceback_too() -> None:
     line = JsonFormatter().format(record("two\nlines", exc_info=True))
     assert len(line.splitlines()) == 1
-    told = json.loads(line)
-    assert (told["level"], told["logger"], told["message"]) == ("warning", "kumadp.daemon", "two\nlines")
-    assert "ValueError" in told["traceback"]
+    reported = json.loads(line)
+    assert (reported["level"], reported["logger"], reported["message"]) == ("warning", "kumadp.daemon", "two\nlines")
+    assert "ValueError" in reported["traceback"]
 
 
 def test_a_line_of_envoy_s_is_taken_apart() -> None:
     line = "[2026-11-24 05:05:54.236][20122][critical][main] [source/server/server.cc:449] it failed"
-    told = json.loads(JsonFormatter().format(record(line, "kumadp.child.envoy")))
-    assert (told["child"], told["level"], told["component"]) == ("envoy", "critical", "main")
-    assert told["message"] == "it failed"
+    reported = json.loads(JsonFormatter().format(record(line, "kumadp.child.envoy")))
+    assert (reported["child"], reported["level"], reported["component"]) == ("envoy", "critical", "main")
+    assert reported["message"] == "it failed"
     plain = json.loads(JsonFormatter().format(record("not Envoy's form", "kumadp.child.envoy")))
     assert plain["message"] == "not Envoy's form"
     later = record(line, "kumadp.child.envoy")
@@ -82,7 +82,7 @@ def test_a_line_of_envoy_s_is_taken_apart() -> None:
     assert TextFormatter().format(later).endswith("Z CRITICAL envoy@2/main: it failed")
 
 
-def test_what_children_say_goes_by_their_own_level(tmp_path: Path) -> None:
+def test_lines_of_children_go_by_their_own_level(tmp_path: Path) -> None:
     made = output(tmp_path / "log", level="error")
     for child, line in (
         ("envoy", "[2026-11-24 05:05:54.236][1][debug][main] [a.cc:1] envoy has a level of its own"),
@@ -101,7 +101,7 @@ def test_what_children_say_goes_by_their_own_level(tmp_path: Path) -> None:
     assert (tmp_path / "off").read_text() == ""
 
 
-def test_what_repeats_is_told_with_a_count(tmp_path: Path) -> None:
+def test_what_repeats_is_reported_with_a_count(tmp_path: Path) -> None:
     made = output(tmp_path / "log", fmt="json")
     for number in range(40):
         log.warning("no bootstrap: refused")
@@ -109,14 +109,14 @@ def test_what_repeats_is_told_with_a_count(tmp_path: Path) -> None:
         logging.getLogger("kumadp.child.envoy").info("GET / 200")
     made.close()
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    told = [(line["message"], line.get("repeated")) for line in lines if "GET" not in line["message"]]
-    assert told == [
+    reported = [(line["message"], line.get("repeated")) for line in lines if "GET" not in line["message"]]
+    assert reported == [
         ("no bootstrap: refused", None),
         ("udp 127.0.0.1:0: timeout", None),
         ("no bootstrap: refused", 39),
         ("udp 127.0.0.1:39: timeout", 39),
     ]
-    assert len(lines) - len(told) == 40, "an access log is no repetition"
+    assert len(lines) - len(reported) == 40, "an access log is no repetition"
 
 
 @pytest.mark.parametrize(("terminal", "form"), [(True, "text"), (False, "json")])
@@ -135,9 +135,9 @@ def test_the_form_goes_by_where_the_lines_go(monkeypatch: pytest.MonkeyPatch, te
 
 def test_a_line_of_coredns_s_is_taken_apart() -> None:
     line = "plugin/errors: 2 backend.mesh. A: read udp 127.0.0.1:1->127.0.0.1:2: i/o timeout"
-    told = json.loads(JsonFormatter().format(record(line, "kumadp.child.coredns")))
-    assert (told["child"], told["component"]) == ("coredns", "errors")
-    assert told["message"].startswith("2 backend.mesh. A: ")
+    reported = json.loads(JsonFormatter().format(record(line, "kumadp.child.coredns")))
+    assert (reported["child"], reported["component"]) == ("coredns", "errors")
+    assert reported["message"].startswith("2 backend.mesh. A: ")
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
@@ -153,7 +153,7 @@ def test_short_words_are_no_secrets() -> None:
     assert secrets.redact("a short text, long enough to be one") == "a short text, ***"
 
 
-def test_a_flush_tells_what_was_left_out_so_far(tmp_path: Path) -> None:
+def test_a_flush_writes_counts_of_repeats_so_far(tmp_path: Path) -> None:
     path = tmp_path / "log"
     logs = output(path)
     for _ in range(3):
@@ -194,13 +194,13 @@ def test_the_file_rotates_by_size_and_old_ones_go_by_number_and_age(tmp_path: Pa
     for number in range(45):
         log.info("%d %s", number, "x" * 100_000)
     made.close()
-    kept = sorted(found.name for found in tmp_path.iterdir())
+    kept = sorted(actual.name for actual in tmp_path.iterdir())
     assert kept == ["log", "log.1", "log.2", "log.3"]
-    assert all(found.read_text() != "old" for found in tmp_path.iterdir())
-    assert all(found.stat().st_size <= 1024 * 1024 for found in tmp_path.iterdir())
+    assert all(actual.read_text() != "old" for actual in tmp_path.iterdir())
+    assert all(actual.stat().st_size <= 1024 * 1024 for actual in tmp_path.iterdir())
 
 
-def test_a_file_that_cannot_be_written_is_told_before_anything_starts(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_reported_before_anything_starts(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none" / "log"):
         with pytest.raises(SettingsError, match="--log-output-path"):
             output(path)

@@ -46,7 +46,7 @@ async def clash(*addresses: BindAddress) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("holding", "wanted", "protocol"),
+    ("holding", "expected", "protocol"),
     [
         ("127.0.0.1", "127.0.0.1", "tcp"),
         ("127.0.0.1", "127.0.0.1", "udp"),
@@ -56,26 +56,28 @@ async def clash(*addresses: BindAddress) -> list[str]:
         ("::", "127.0.0.1", "tcp"),
     ],
 )
-async def test_a_taken_address_is_told_with_its_holder(holding: str, wanted: str, protocol: TransportProtocol) -> None:
+async def test_a_taken_address_is_reported_with_its_holder(
+    holding: str, expected: str, protocol: TransportProtocol
+) -> None:
     with held(holding, protocol) as port:
-        (line,) = await clash(address(port, wanted, protocol))
+        (line,) = await clash(address(port, expected, protocol))
     assert line.startswith("networking.inbound[0].port: ")
     assert f":{port}/{protocol} for the inbound is held by " in line
     assert f"(pid {os.getpid()})" in line
 
 
-async def test_all_are_told_at_once_and_free_ones_pass() -> None:
+async def test_all_are_reported_at_once_and_free_ones_pass() -> None:
     free, *_ = free_ports(1)
     with held() as first, held() as second:
         lines = await clash(address(first), address(free), address(second), address(0), address(1, "a-name.example"))
     assert len(lines) == 2
 
 
-@pytest.mark.parametrize(("holding", "wanted"), [("127.0.0.1", "127.0.0.2"), ("127.0.0.1", "::1")])
-async def test_another_address_is_no_clash(holding: str, wanted: str) -> None:
+@pytest.mark.parametrize(("holding", "expected"), [("127.0.0.1", "127.0.0.2"), ("127.0.0.1", "::1")])
+async def test_another_address_is_no_clash(holding: str, expected: str) -> None:
     # Free on every address: a client of another test may have a port of 127.0.0.2.
     with held(holding, port=free_port("0.0.0.0")) as port:
-        assert await clash(address(port, wanted)) == []
+        assert await clash(address(port, expected)) == []
 
 
 async def test_another_protocol_is_no_clash() -> None:
@@ -95,7 +97,7 @@ async def test_connections_that_linger_are_no_clash() -> None:
     assert await clash(address(port)) == []
 
 
-async def test_an_address_of_another_host_is_told() -> None:
+async def test_an_address_of_another_host_is_reported() -> None:
     (line,) = await clash(address(free_port(), "192.0.2.1"))
     assert "not on this host" in line
 
@@ -138,12 +140,12 @@ except PortsTaken as taken:
     with socket.create_server(("127.0.0.1", port)), somebody_else("127.0.0.7", port):
         command = [sys.executable, "-c", source, ours, theirs, "127.0.0.1:1"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
-    told = done.stdout
-    assert f"{ours}/tcp for x is held by a process of user {pwd.getpwuid(0).pw_name}" in told, done.stderr
-    assert f"{theirs}/tcp for x is held by a process of user id {STRANGER}" in told
-    # Where the kernel lets everybody bind low ports there is nothing to tell.
+    reported = done.stdout
+    assert f"{ours}/tcp for x is held by a process of user {pwd.getpwuid(0).pw_name}" in reported, done.stderr
+    assert f"{theirs}/tcp for x is held by a process of user id {STRANGER}" in reported
+    # Where the kernel lets everybody bind low ports there is nothing to report.
     if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) > 1:
-        assert "CAP_NET_BIND_SERVICE" in told
+        assert "CAP_NET_BIND_SERVICE" in reported
 
 
 def test_the_holder_is_a_program_and_a_pid() -> None:
@@ -153,9 +155,9 @@ def test_the_holder_is_a_program_and_a_pid() -> None:
 
 
 def test_addresses_of_this_host() -> None:
-    found = local_addresses()
-    assert "127.0.0.1" in found
-    assert not [one for one in found if "%" in one]
+    actual = local_addresses()
+    assert "127.0.0.1" in actual
+    assert not [one for one in actual if "%" in one]
 
 
 @pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0", "::"])

@@ -1,4 +1,4 @@
-"""Repeated lines: what is told of a fault that lasts, by a clock of the test's own."""
+"""Repeated lines: how a lasting fault is logged, by a test clock."""
 
 from __future__ import annotations
 
@@ -8,38 +8,40 @@ from kumadp.host.log.repeat_filter import RepeatFilter
 
 
 class Log:
-    """What was told, and a clock."""
+    """Lines that were admitted, and a clock."""
 
     def __init__(self) -> None:
         self.repeats: RepeatFilter[str] = RepeatFilter()
         self.now = 0.0
-        self.told: list[str] = []
+        self.reported: list[str] = []
 
     def say(self, text: str, level: int = logging.WARNING) -> None:
         if self.repeats.admit(text, level, text, self.now):
-            self.told.append(text)
+            self.reported.append(text)
 
     def pass_time(self, until: float) -> None:
         while (due := self.repeats.due()) is not None and due <= until:
             self.now = max(self.now, due)
-            self.told += [f"{one.last} x{one.count} in {one.seconds:.0f}" for one in self.repeats.summaries(self.now)]
+            self.reported += [
+                f"{one.last} x{one.count} in {one.seconds:.0f}" for one in self.repeats.summaries(self.now)
+            ]
         self.now = until
 
 
-def test_the_first_is_told_at_once_and_the_rest_with_a_count() -> None:
+def test_the_first_is_logged_at_once_and_the_rest_with_a_count() -> None:
     log = Log()
     for _ in range(7):
         log.say("refused")
-    assert log.told == ["refused"]
+    assert log.reported == ["refused"]
     log.pass_time(60)
-    assert log.told == ["refused", "refused x6 in 60"]
+    assert log.reported == ["refused", "refused x6 in 60"]
     log.say("refused")
     log.pass_time(180)
-    assert log.told[2:] == ["refused x1 in 120"]
+    assert log.reported[2:] == ["refused x1 in 120"]
     # A window without any ends it: the next one is news again.
     log.pass_time(1000)
     log.say("refused")
-    assert log.told[3:] == ["refused"]
+    assert log.reported[3:] == ["refused"]
     assert log.repeats.suppressed == 7
 
 
@@ -48,12 +50,12 @@ def test_events_may_repeat_a_few_times_and_debugging_for_ever() -> None:
     for _ in range(20):
         log.say("READY -> STARTING", logging.INFO)
         log.say("detail", logging.DEBUG)
-    assert log.told.count("READY -> STARTING") == 5
-    assert log.told.count("detail") == 20
+    assert log.reported.count("READY -> STARTING") == 5
+    assert log.reported.count("detail") == 20
 
 
 def test_a_control_plane_that_is_away_for_ten_minutes() -> None:
-    """What kumadp, its relay, Envoy and CoreDNS say then, each more often than it does."""
+    """Lines of kumadp, its relay, Envoy and CoreDNS, each more often than in reality."""
     log = Log()
     for tick in range(6000):
         log.pass_time(tick / 10)
@@ -64,17 +66,17 @@ def test_a_control_plane_that_is_away_for_ten_minutes() -> None:
         if tick % 300 == 0:
             log.say("waiting: bootstrap: Connection refused", logging.INFO)
     log.pass_time(600)
-    assert len(log.told) < 50, log.told
+    assert len(log.reported) < 50, log.reported
     assert log.repeats.suppressed > 20_000
 
 
-def test_the_end_tells_what_is_left_and_memory_is_bounded() -> None:
+def test_the_end_summarises_the_rest_and_memory_is_bounded() -> None:
     log = Log()
     for number in range(2000):
         log.say(f"line {number}")
         log.say(f"line {number}")
-        log.told += [one.last for one in log.repeats.summaries(log.now)]
+        log.reported += [one.last for one in log.repeats.summaries(log.now)]
     rest = log.repeats.summaries(log.now, all_of_them=True)
     assert len(rest) <= 500
-    assert len(log.told) + len(rest) == 4000
+    assert len(log.reported) + len(rest) == 4000
     assert log.repeats.due() is None

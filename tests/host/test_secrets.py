@@ -1,4 +1,4 @@
-"""Secrets that were read are masked, whoever reads one meanwhile."""
+"""Secrets that were read are masked, even if one is read at the same time."""
 
 from __future__ import annotations
 

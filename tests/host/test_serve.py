@@ -40,13 +40,13 @@ async def test_all_who_come_in_a_pause_are_let_in_and_answered() -> None:
         await asyncio.wait({serving})
 
 
-async def test_who_answers_at_once_does_not_wait_for_a_slow_one() -> None:
+async def test_a_prompt_server_does_not_wait_for_a_slow_one() -> None:
     prompt, slow = free_ports(2)
-    gate, asked = asyncio.Event(), asyncio.Event()
+    gate, requests = asyncio.Event(), asyncio.Event()
 
     async def slowly(request: web.BaseRequest) -> web.StreamResponse:
         if request.path == "/slow":
-            asked.set()
+            requests.set()
             await gate.wait()
         return web.Response(body=b"SLOW")
 
@@ -73,7 +73,7 @@ async def test_who_answers_at_once_does_not_wait_for_a_slow_one() -> None:
             for event in up:
                 await event.wait()
             waiting = asyncio.create_task(ask(slow, REQUEST.replace(b"/ready", b"/slow")))
-            await asked.wait()
+            await requests.wait()
             pausing = asyncio.create_task(pause())
             await asyncio.sleep(0)
             # Also those who come to the slow one after it.

@@ -36,7 +36,7 @@ def test_a_name_that_is_cut_and_still_its_own_is_right() -> None:
 
 
 @pytest.mark.parametrize("length", [91, 92, 97, 98, 300])
-def test_two_sockets_that_would_be_one_are_told(length: int) -> None:
+def test_two_sockets_that_would_be_one_are_reported(length: int) -> None:
     with pytest.raises(WorkDirError, match=r"too long.*at most 90 bytes"):
         check_names(folder_of(length), "web-1", "default")
 

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def test_the_setting_goes_first(tmp_path: Path) -> None:
-    wanted = tmp_path / "a" / "b"
-    assert open_state_dir("web", str(wanted), {"STATE_DIRECTORY": str(tmp_path / "c")}, tmp_path) == wanted
-    assert stat.S_IMODE(wanted.stat().st_mode) == 0o700
+    expected = tmp_path / "a" / "b"
+    assert open_state_dir("web", str(expected), {"STATE_DIRECTORY": str(tmp_path / "c")}, tmp_path) == expected
+    assert stat.S_IMODE(expected.stat().st_mode) == 0o700
     assert not (tmp_path / "c").exists()
 
 
-def test_systemd_s_goes_before_our_own(tmp_path: Path) -> None:
+def test_systemd_s_precedes_our_own(tmp_path: Path) -> None:
     given = tmp_path / "given"
     assert open_state_dir("web", "", {"STATE_DIRECTORY": f"{given}:{tmp_path / 'other'}"}, tmp_path) == given
 
@@ -37,7 +37,7 @@ def test_a_name_that_is_no_file_name_has_none(tmp_path: Path, name: str) -> None
     assert not (tmp_path / "kumadp").exists()
 
 
-def test_one_that_others_can_write_is_not_taken(tmp_path: Path) -> None:
+def test_a_directory_that_others_can_write_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "web").mkdir()
     (tmp_path / "web").chmod(0o777)
     assert open_state_dir("web", "", {}, tmp_path) is None
@@ -45,7 +45,7 @@ def test_one_that_others_can_write_is_not_taken(tmp_path: Path) -> None:
         open_state_dir("web", str(tmp_path / "web"), {})
 
 
-def test_one_that_cannot_be_made_is_none(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_none(tmp_path: Path) -> None:
     (tmp_path / "web").write_text("a file")
     assert open_state_dir("web", "", {}, tmp_path) is None
     for setting, environ in ((str(tmp_path / "web" / "x"), {}), ("", {"STATE_DIRECTORY": str(tmp_path / "web" / "x")})):
@@ -54,7 +54,7 @@ def test_one_that_cannot_be_made_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_one_of_another_user_is_not_taken(tmp_path: Path) -> None:
+def test_a_directory_of_another_user_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "web").mkdir(mode=0o700)
     os.chown(tmp_path / "web", 12345, -1)
     assert open_state_dir("web", "", {}, tmp_path) is None

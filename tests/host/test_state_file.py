@@ -1,4 +1,4 @@
-"""The state file: what it says, who is believed, and what becomes of a bad one."""
+"""The state file: its content, which processes are adopted, and how a bad file is handled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def heard(caplog: pytest.LogCaptureFixture) -> None:
+def received(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("kumadp").propagate = True
 
 
@@ -33,10 +33,10 @@ def heard(caplog: pytest.LogCaptureFixture) -> None:
 def child() -> Iterator[ChildRecord]:
     """A living process, as it is noted."""
     with subprocess.Popen(["/bin/sleep", "60"]) as process:
-        poll(lambda: (found := identity_of(process.pid)) and found.exe.endswith(("sleep", "coreutils")), what="sleep")
-        made = record("envoy", process.pid, ("/bin/sleep", "60"), fifo="/f")
-        assert made is not None
-        yield made
+        poll(lambda: (actual := identity_of(process.pid)) and actual.exe.endswith(("sleep", "coreutils")), what="sleep")
+        created = record("envoy", process.pid, ("/bin/sleep", "60"), fifo="/f")
+        assert created is not None
+        yield created
         process.kill()
 
 
@@ -55,9 +55,9 @@ async def noted(folder: Path, *children: ChildRecord) -> None:
 async def test_what_is_noted_is_read_again_and_private(tmp_path: Path, child: ChildRecord) -> None:
     await noted(tmp_path, child)
     assert stat.S_IMODE((tmp_path / STATE_FILE).stat().st_mode) == 0o600
-    found = read_state(tmp_path)
-    assert found == SavedState(FORMAT, boot_id(), os.getpid(), start_time_of(os.getpid()) or 0, (child,))
-    assert adoptable(found) == [child]
+    actual = read_state(tmp_path)
+    assert actual == SavedState(FORMAT, boot_id(), os.getpid(), start_time_of(os.getpid()) or 0, (child,))
+    assert adoptable(actual) == [child]
     assert child.arguments not in {"", "/bin/sleep 60"}
 
 
@@ -68,9 +68,9 @@ async def test_changes_that_come_while_it_is_written_end_with_the_last(tmp_path:
         await asyncio.sleep(0)
     file.note([])
     await file.written()
-    found = read_state(tmp_path)
-    assert found is not None
-    assert found.children == ()
+    actual = read_state(tmp_path)
+    assert actual is not None
+    assert actual.children == ()
     assert not tmp_path.joinpath(STATE_FILE + ".new").exists()
     file.remove()
     assert read_state(tmp_path) is None
@@ -94,14 +94,14 @@ def test_only_the_very_same_process_is_adopted(child: ChildRecord, change: dict[
     assert msgspec.structs.replace(child, **change).is_alive() is alive
 
 
-def test_one_that_has_ended_is_not_adopted() -> None:
+def test_a_process_that_has_ended_is_not_adopted() -> None:
     process = subprocess.Popen(["/bin/sleep", "60"])
-    made = record("envoy", process.pid, ("/bin/sleep",))
-    assert made is not None
+    created = record("envoy", process.pid, ("/bin/sleep",))
+    assert created is not None
     process.kill()
-    poll(lambda: not made.is_alive(), what="its end")
+    poll(lambda: not created.is_alive(), what="its end")
     process.wait()
-    assert not made.is_alive()
+    assert not created.is_alive()
     assert record("envoy", process.pid, ("/bin/sleep",)) is None
 
 
@@ -109,16 +109,16 @@ def test_a_program_that_was_replaced_on_disk_is_still_the_same(tmp_path: Path) -
     program = tmp_path / "envoy"
     shutil.copy(shutil.which("sleep") or "", program)
     with subprocess.Popen([str(program), "60"]) as process:
-        poll(lambda: (found := identity_of(process.pid)) and found.exe == str(program), what="the program")
-        made = record("envoy", process.pid, (str(program),))
-        assert made is not None
+        poll(lambda: (actual := identity_of(process.pid)) and actual.exe == str(program), what="the program")
+        created = record("envoy", process.pid, (str(program),))
+        assert created is not None
         program.unlink()
-        assert made.is_alive()
+        assert created.is_alive()
         process.kill()
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "output"),
     [
         ("{", "cannot be read"),
         ("", "cannot be read"),
@@ -127,22 +127,22 @@ def test_a_program_that_was_replaced_on_disk_is_still_the_same(tmp_path: Path) -
         ({"format": FORMAT, "boot": "x", "pid": "1", "start_time": 1}, "cannot be read"),
     ],
 )
-def test_a_bad_file_is_told_and_not_used(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, body: object, said: str
+def test_a_bad_file_is_reported_and_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, body: object, output: str
 ) -> None:
     write(tmp_path, body)
     assert read_state(tmp_path) is None
-    assert said in caplog.text
+    assert output in caplog.text
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o660])
-def test_one_that_others_may_use_is_not_believed(tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int) -> None:
+def test_a_file_that_others_may_write_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int) -> None:
     write(tmp_path, {"format": FORMAT, "boot": boot_id(), "pid": 1, "start_time": 1}, mode)
     assert read_state(tmp_path) is None
     assert "not private" in caplog.text
 
 
-def test_one_behind_a_link_or_of_another_boot_is_not_used(tmp_path: Path) -> None:
+def test_a_file_behind_a_link_or_of_another_boot_is_not_used(tmp_path: Path) -> None:
     write(tmp_path, {"format": FORMAT, "boot": boot_id(), "pid": 1, "start_time": 1})
     assert read_state(tmp_path) is not None
     (tmp_path / "other").mkdir()
@@ -152,7 +152,7 @@ def test_one_behind_a_link_or_of_another_boot_is_not_used(tmp_path: Path) -> Non
     assert read_state(tmp_path) is None
 
 
-async def test_one_that_cannot_be_written_costs_one_warning(
+async def test_a_file_that_cannot_be_written_costs_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_path: Path, _value: object) -> None:

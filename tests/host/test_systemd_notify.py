@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 
 class Manager:
-    """Reads what it is told."""
+    """Reads its notifications."""
 
     def __init__(self, address: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.settimeout(5)
         self.socket.bind(address)
 
-    def heard(self) -> dict[str, str]:
+    def received(self) -> dict[str, str]:
         return dict(line.split("=", 1) for line in self.socket.recv(4096).decode().split("\n"))
 
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[Manager]:
-    found = Manager(str(tmp_path / "notify"))
-    yield found
-    found.socket.close()
+    actual = Manager(str(tmp_path / "notify"))
+    yield actual
+    actual.socket.close()
 
 
 @pytest.mark.parametrize(
@@ -50,29 +50,29 @@ def test_the_watchdog_is_fed_three_times_in_its_time(environ: dict[str, str], se
     assert watchdog_interval(environ) == seconds
 
 
-async def test_states_are_told_as_sd_notify_says(tmp_path: Path, manager: Manager) -> None:
+async def test_states_are_sent_as_sd_notify_requires(tmp_path: Path, manager: Manager) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
     notifier.ready("traffic flows")
-    assert manager.heard() == {"READY": "1", "STATUS": "traffic flows"}
+    assert manager.received() == {"READY": "1", "STATUS": "traffic flows"}
     notifier.reloading("again")
-    heard = manager.heard()
-    assert heard.pop("MONOTONIC_USEC").isdigit()
-    assert heard == {"RELOADING": "1", "STATUS": "again"}
+    received = manager.received()
+    assert received.pop("MONOTONIC_USEC").isdigit()
+    assert received == {"RELOADING": "1", "STATUS": "again"}
     notifier.stopping("the end")
-    assert manager.heard() == {"STOPPING": "1", "STATUS": "the end"}
+    assert manager.received() == {"STOPPING": "1", "STATUS": "the end"}
     notifier.alive()
-    assert manager.heard() == {"WATCHDOG": "1"}
+    assert manager.received() == {"WATCHDOG": "1"}
     notifier.extend(2.5)
-    assert manager.heard() == {"EXTEND_TIMEOUT_USEC": "2500000"}
+    assert manager.received() == {"EXTEND_TIMEOUT_USEC": "2500000"}
     notifier.close()
 
 
-async def test_an_abstract_socket_is_told_too() -> None:
+async def test_an_abstract_socket_is_notified_too() -> None:
     name = f"kumadp-test-{os.getpid()}"
     manager = Manager("\0" + name)
     notifier = Notifier({"NOTIFY_SOCKET": "@" + name})
     notifier.alive()
-    assert manager.heard() == {"WATCHDOG": "1"}
+    assert manager.received() == {"WATCHDOG": "1"}
     notifier.close()
     manager.socket.close()
 
@@ -84,19 +84,19 @@ async def test_what_the_manager_does_not_read_waits_for_it_and_the_oldest_is_for
     for number in range(1000):
         notifier.status(str(number))
     manager.socket.setblocking(False)
-    heard: list[int] = []
+    received: list[int] = []
     async with asyncio.timeout(10):
-        while 999 not in heard:
+        while 999 not in received:
             try:
-                heard.append(int(manager.heard()["STATUS"]))
+                received.append(int(manager.received()["STATUS"]))
             except BlockingIOError:
                 await asyncio.sleep(0)
-    assert heard == sorted(heard)
-    assert len(heard) < 1000
+    assert received == sorted(received)
+    assert len(received) < 1000
     notifier.close()
 
 
-async def test_a_manager_that_has_gone_is_told_again_once_it_is_back(
+async def test_a_manager_that_has_gone_is_notified_again_once_it_is_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = Manager(str(tmp_path / "notify"))
@@ -108,13 +108,13 @@ async def test_a_manager_that_has_gone_is_told_again_once_it_is_back(
     assert "cannot be notified" in caplog.text
     second = Manager(str(tmp_path / "notify"))
     notifier.ready("here")
-    assert second.heard()["READY"] == "1"
+    assert second.received()["READY"] == "1"
     notifier.close()
     second.socket.close()
 
 
 @pytest.mark.parametrize("address", ["", "relative", "vsock:2:1234"])
-async def test_without_a_socket_nothing_is_told(address: str) -> None:
+async def test_without_a_socket_nothing_is_reported(address: str) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": address})
     assert not notifier.listens
     notifier.ready("nobody hears it")

@@ -20,7 +20,7 @@ def test_the_interval_doubles_up_to_half_an_hour() -> None:
     assert [later - earlier for earlier, later in zip(times[-3:], times[-2:], strict=False)] == [1800, 1800]
 
 
-def test_a_line_says_how_many_were_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_has_the_number_of_those_that_were_left_out(caplog: pytest.LogCaptureFixture) -> None:
     throttle = Throttle()
     for second in range(31):
         throttle.warn(log, "away", float(second), f"no stream: attempt {second}")

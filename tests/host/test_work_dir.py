@@ -28,27 +28,27 @@ def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_is_named_is_made_private(tmp_path: Path) -> None:
-    made = opened(work=str(tmp_path / "a" / "b"))
-    assert made.path == made.sockets == made.dns == tmp_path / "a" / "b"
-    assert stat.S_IMODE(made.path.stat().st_mode) == 0o700
-    assert not made.temporary
-    made.close()
-    assert made.path.is_dir()
+def test_a_named_directory_is_created_private(tmp_path: Path) -> None:
+    created = opened(work=str(tmp_path / "a" / "b"))
+    assert created.path == created.sockets == created.dns == tmp_path / "a" / "b"
+    assert stat.S_IMODE(created.path.stat().st_mode) == 0o700
+    assert not created.temporary
+    created.close()
+    assert created.path.is_dir()
 
 
-def test_the_setting_goes_before_systemd_s_directory(tmp_path: Path) -> None:
+def test_the_setting_precedes_systemd_s_directory(tmp_path: Path) -> None:
     runtime = tmp_path / "runtime"
     for work, expected in (("", runtime), (str(tmp_path / "own"), tmp_path / "own")):
-        made = opened(work=work, RUNTIME_DIRECTORY=f"{runtime}:{tmp_path / 'other'}")
-        assert made.path == expected
-        made.close()
+        created = opened(work=work, RUNTIME_DIRECTORY=f"{runtime}:{tmp_path / 'other'}")
+        assert created.path == expected
+        created.close()
 
 
 def test_sockets_and_corefile_may_be_elsewhere(tmp_path: Path) -> None:
-    made = opened(work=str(tmp_path / "w"), sockets=str(tmp_path / "s"), dns=str(tmp_path / "d"))
-    assert (made.sockets, made.dns) == (tmp_path / "s", tmp_path / "d")
-    made.close()
+    created = opened(work=str(tmp_path / "w"), sockets=str(tmp_path / "s"), dns=str(tmp_path / "d"))
+    assert (created.sockets, created.dns) == (tmp_path / "s", tmp_path / "d")
+    created.close()
 
 
 def test_where_nothing_is_named_and_run_is_not_ours_it_is_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,11 +60,11 @@ def test_where_nothing_is_named_and_run_is_not_ours_it_is_temporary(monkeypatch:
         return real(path)
 
     monkeypatch.setattr(workdir, "make_private", refuse_run)
-    made = opened()
-    assert made.temporary
-    assert stat.S_IMODE(made.path.stat().st_mode) == 0o700
-    made.close()
-    assert not made.path.exists()
+    created = opened()
+    assert created.temporary
+    assert stat.S_IMODE(created.path.stat().st_mode) == 0o700
+    created.close()
+    assert not created.path.exists()
 
 
 def test_a_living_run_keeps_its_directory_and_a_dead_one_does_not(tmp_path: Path) -> None:
@@ -125,13 +125,13 @@ def test_a_directory_of_somebody_else_s_is_used_by_root_alone(tmp_path: Path, mo
 
 
 def test_it_goes_over_to_the_next_program_with_its_lock(tmp_path: Path) -> None:
-    for made in (opened(), opened(work=str(tmp_path / "named"))):
-        handed = made.handed()
+    for created in (opened(), opened(work=str(tmp_path / "named"))):
+        handed = created.handed()
         # As after execve(2): only what is told and the descriptor are left. Nobody took it in between.
         other = open_work_dir("other", str(tmp_path / "changed"), "", "", {}, handed)
-        assert (other.path, other.temporary) == (made.path, made.temporary)
+        assert (other.path, other.temporary) == (created.path, created.temporary)
         with pytest.raises(WorkDirError, match="is running"):
-            opened(work=str(made.path))
+            opened(work=str(created.path))
         other.close()
-        assert made.path.exists() is not made.temporary
+        assert created.path.exists() is not created.temporary
     assert not (tmp_path / "changed").exists()

@@ -73,8 +73,8 @@ class Kept:
     def adopt(self) -> Child:
         state = read_state(self.folder)
         assert state is not None
-        [found] = adoptable(state)
-        return Child.adopt(found.name, found.pid, found.start_time, ours=False, fifo=Path(found.fifo))
+        [actual] = adoptable(state)
+        return Child.adopt(actual.name, actual.pid, actual.start_time, ours=False, fifo=Path(actual.fifo))
 
 
 def started(script: str, output: int | None = None) -> subprocess.Popen[bytes]:
@@ -92,7 +92,7 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_child_whose_parent_was_killed_is_adopted_with_all_it_said(folder: Path, loop: str) -> None:
+def test_a_child_whose_parent_was_killed_is_adopted_with_all_its_output(folder: Path, loop: str) -> None:
     # More than a pipe holds by default, said while nobody reads.
     script = (
         f"while [ ! -e {folder}/go ]; do sleep 0.01; done;"
@@ -155,7 +155,7 @@ async def test_a_process_that_is_gone_or_another_is_not_adopted() -> None:
     with started("exec sleep 60") as process:
         begun = start_time_of(process.pid)
         assert begun is not None
-        before = count_descriptors()
+        previous = count_descriptors()
         with pytest.raises(ProcessLookupError):
             Child.adopt("web", process.pid, begun + 1, ours=False)
         process.kill()
@@ -165,10 +165,10 @@ async def test_a_process_that_is_gone_or_another_is_not_adopted() -> None:
             Child.adopt("web", process.pid, begun, ours=False)
     with pytest.raises(ProcessLookupError):
         Child.adopt("web", process.pid, begun, ours=False)
-    assert count_descriptors() == before
+    assert count_descriptors() == previous
 
 
-async def test_one_of_ours_that_ended_meanwhile_is_reaped_with_its_exit_code() -> None:
+async def test_one_of_ours_that_ended_in_between_is_reaped_with_its_exit_code() -> None:
     process = started("exit 4")
     poll(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE, what="a zombie")
     child = Child.adopt("web", process.pid, start_time_of(process.pid) or 0, ours=True)

@@ -1,4 +1,4 @@
-"""Real children: how they start, speak, are tied to us, and end."""
+"""Real children: how they start, write output, are tied to us, and end."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Run:
         self._make_loop = make_loop
 
     def __call__(self, work: Coroutine[object, object, T]) -> T:
-        with asyncio.Runner(loop_factory=self._make_loop) as made:
-            return made.run(work)
+        with asyncio.Runner(loop_factory=self._make_loop) as created:
+            return created.run(work)
 
 
 @pytest.fixture(params=LOOPS)
@@ -93,14 +93,14 @@ print(json.dumps({
 
 def test_a_child_gets_what_it_was_given_and_nothing_more(run: Run) -> None:
     status, lines = run(ended(python(REPORT, "a b", "--c=d", NAME="x")))
-    told = json.loads(lines[-1])
+    reported = json.loads(lines[-1])
     assert status == ExitStatus(0, None)
-    assert told["argv"] == ["a b", "--c=d"]
-    assert told["environment"].items() >= {"NAME": "x", "PATH": os.defpath}.items()
-    assert told["environment"].keys() <= {"NAME", "PATH", "LC_CTYPE"}
-    assert told["session"] is True
-    assert told["stdin"] == ""
-    assert len(told["descriptors"]) <= 4
+    assert reported["argv"] == ["a b", "--c=d"]
+    assert reported["environment"].items() >= {"NAME": "x", "PATH": os.defpath}.items()
+    assert reported["environment"].keys() <= {"NAME", "PATH", "LC_CTYPE"}
+    assert reported["session"] is True
+    assert reported["stdin"] == ""
+    assert len(reported["descriptors"]) <= 4
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ def test_a_child_gets_what_it_was_given_and_nothing_more(run: Run) -> None:
     ],
 )
 def test_how_it_ended_is_decoded(run: Run, source: str, status: ExitStatus, text: str) -> None:
-    found, _ = run(ended(shell(source)))
-    assert found == status
-    assert found.describe() == text
-    assert found.clean is (status.code == 0)
+    actual, _ = run(ended(shell(source)))
+    assert actual == status
+    assert actual.describe() == text
+    assert actual.clean is (status.code == 0)
 
 
-def test_term_is_enough_for_one_that_listens_and_kill_for_one_that_does_not(run: Run) -> None:
+def test_term_ends_a_child_that_handles_it_and_kill_any_other(run: Run) -> None:
     async def stop(source: str, grace: float) -> ExitStatus:
         child = await Child.spawn(python(source))
         while "up" not in child.tail(5):
@@ -133,7 +133,7 @@ def test_term_is_enough_for_one_that_listens_and_kill_for_one_that_does_not(run:
     assert run(stop(deaf, 0.1)) == ExitStatus(None, signal.SIGKILL)
 
 
-def test_a_signal_to_one_that_is_gone_is_nothing(run: Run) -> None:
+def test_a_signal_to_a_child_that_has_ended_does_nothing(run: Run) -> None:
     async def late() -> bool:
         child = await Child.spawn(shell("exit 0"))
         await child.wait()
@@ -146,16 +146,16 @@ def test_a_signal_to_one_that_is_gone_is_nothing(run: Run) -> None:
 def test_many_children_leave_no_descriptor(run: Run) -> None:
     async def many() -> int:
         await ended(shell("exit 0"))
-        before = count_descriptors()
+        previous = count_descriptors()
         for _ in range(20):
             await ended(shell("echo hello; exit 1"))
-        return count_descriptors() - before
+        return count_descriptors() - previous
 
     assert run(many()) == 0
 
 
 @pytest.mark.parametrize("name", ["none", "folder", "not executable"])
-async def test_what_cannot_be_run_is_told(tmp_path: Path, name: str) -> None:
+async def test_what_cannot_be_run_is_reported(tmp_path: Path, name: str) -> None:
     if name == "folder":
         (tmp_path / name).mkdir()
     if name == "not executable":
@@ -230,12 +230,12 @@ async def test_a_long_line_is_cut_once_and_odd_bytes_pass(caplog: pytest.LogCapt
 
 
 async def test_a_grandchild_that_holds_the_pipe_and_floods_it_delays_nothing(tmp_path: Path) -> None:
-    told = tmp_path / "pid"
-    # In a session of its own it is out of our reach; the closed pipe ends it.
-    flood = f"setsid sh -c 'echo $$ >{told}; exec yes' & while [ ! -s {told} ]; do sleep 0.01; done"
+    reported = tmp_path / "pid"
+    # In a separate session it is out of our reach; the closed pipe ends it.
+    flood = f"setsid sh -c 'echo $$ >{reported}; exec yes' & while [ ! -s {reported} ]; do sleep 0.01; done"
     status, _ = await ended(shell(flood))
     assert status.clean
-    poll(lambda: is_gone(int(told.read_text())), what="the end of the flood")
+    poll(lambda: is_gone(int(reported.read_text())), what="the end of the flood")
 
 
 async def test_what_a_wrapper_leaves_behind_ends_with_it() -> None:
@@ -256,12 +256,12 @@ async def test_no_ignored_signal_and_no_locale_of_python_reach_the_program() -> 
 
 async def test_no_blocked_signal_reaches_the_program() -> None:
     """One that is started while kumadp holds signals back must still end by SIGTERM."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
         # Not through a shell, which unblocks them.
         child = await Child.spawn(Command(("/bin/grep", "SigBlk", "/proc/self/status"), "child", {}))
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     async with asyncio.timeout(30):
         await child.wait()
     assert int(child.tail(1)[0].removeprefix("SigBlk:"), 16) == 0
@@ -286,7 +286,7 @@ async def test_a_program_that_gains_rights_is_warned_of(tmp_path: Path, caplog: 
     assert "gains rights" in caplog.text
 
 
-# A parent that spawns one child, tells its pid, and waits to be killed.
+# A parent that spawns one child, prints its pid, and waits to be killed.
 PARENT = """
 import asyncio, os, sys
 from kumadp.process.child import Child, Command

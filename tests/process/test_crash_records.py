@@ -86,21 +86,21 @@ def test_each_cause(site: Site, script: str, code: int | None, number: int | Non
     assert site.crashes.status() == {"newest": str(path), "story": record["story"]}
 
 
-def test_an_end_that_was_asked_for_is_no_crash(site: Site) -> None:
+def test_an_end_that_was_requested_is_no_crash(site: Site) -> None:
     asyncio.run(site.run("exec sleep 60", stop=True))
     assert site.paths() == []
     assert site.crashes.last is None
 
 
-def test_one_that_is_killed_for_a_fault_of_its_own_is_a_crash(site: Site) -> None:
+def test_a_child_that_is_killed_for_its_own_fault_is_a_crash(site: Site) -> None:
     async def condemned() -> None:
         command = Command(("/bin/sh", "-c", "exec sleep 60"), "envoy", {"PATH": os.defpath}, on_death=site.crashes.note)
-        fault, none, told = [await Child.spawn(command) for _ in range(3)]
+        fault, none, reported = [await Child.spawn(command) for _ in range(3)]
         assert fault.kill_with_reason("it hung")
         assert none.kill_with_reason("")
-        told.send_signal(signal.SIGTERM)
-        assert not told.kill_with_reason("too late")
-        for child in (fault, none, told):
+        reported.send_signal(signal.SIGTERM)
+        assert not reported.kill_with_reason("too late")
+        for child in (fault, none, reported):
             await child.wait()
         await site.crashes.close(0, "", "")
 

@@ -1,4 +1,4 @@
-"""The new program is tried first: what is broken in it is told, and nothing else happens."""
+"""The new program is tried first: a fault is reported, and has no other effect."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def descriptors() -> list[str]:
     return sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
-async def test_one_that_would_take_over_says_its_version_and_does_nothing(tmp_path: Path) -> None:
+async def test_a_good_program_reports_its_version_and_does_nothing(tmp_path: Path) -> None:
     before = descriptors()
-    said = await check_new_program(
+    output = await check_new_program(
         handed(tmp_path), environment(), argv=program(tmp_path, f"--work-dir={tmp_path}/work")
     )
-    assert said == f"kumadp {__version__}"
+    assert output == f"kumadp {__version__}"
     assert descriptors() == before
     assert not (tmp_path / "work").exists()
 
@@ -72,14 +72,14 @@ async def test_a_module_that_is_imported_late_is_looked_at_too(tmp_path: Path) -
         await check_new_program(handed(tmp_path), environment(), argv=argv)
 
 
-async def test_one_that_dies_at_its_first_import_is_told_by_its_last_line(tmp_path: Path) -> None:
+async def test_a_program_that_dies_at_its_first_import_is_reported_with_its_last_line(tmp_path: Path) -> None:
     argv = program(tmp_path)
     (tmp_path / "kumadp" / "errors.py").write_text("import a_library_that_was_not_installed\n")
     with pytest.raises(HandoverFailed, match="does not start: ModuleNotFoundError: No module named 'a_library"):
         await check_new_program(handed(tmp_path), environment(), argv=argv)
 
 
-async def test_settings_that_are_wrong_by_now_are_told(tmp_path: Path) -> None:
+async def test_settings_that_are_wrong_by_now_are_reported(tmp_path: Path) -> None:
     with pytest.raises(HandoverFailed, match="--drain-time"):
         await check_new_program(handed(tmp_path), environment(), argv=program(tmp_path, "--drain-time=5"))
 
@@ -102,7 +102,7 @@ async def test_a_program_that_knows_another_form_of_what_each_part_hands_over_is
         await check_new_program(collect(sections, []), environment(), argv=program(tmp_path))
 
 
-async def test_one_that_hangs_is_not_waited_for_and_ends(tmp_path: Path) -> None:
+async def test_a_program_that_hangs_is_not_waited_for_and_ends(tmp_path: Path) -> None:
     hanging = ("/bin/sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60")
     with pytest.raises(HandoverFailed, match="did not pass its check within 1 s"):
         await check_new_program(handed(tmp_path), environment(), argv=hanging, deadline=1.0)
@@ -110,6 +110,6 @@ async def test_one_that_hangs_is_not_waited_for_and_ends(tmp_path: Path) -> None
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-async def test_one_that_is_not_there_is_told(tmp_path: Path) -> None:
+async def test_a_missing_program_is_reported(tmp_path: Path) -> None:
     with pytest.raises(HandoverFailed, match="cannot be started: No such file"):
         await check_new_program(handed(tmp_path), environment(), argv=(str(tmp_path / "none"),))

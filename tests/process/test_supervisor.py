@@ -1,4 +1,4 @@
-"""A supervised child: brought up, restarted, given up, stopped; every state told in order."""
+"""A supervised child: brought up, restarted, given up, stopped; every state reported in order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STAY = "echo up; exec sleep 60"
 
 
 class Watched:
-    """A supervisor of ``sh -c SCRIPT`` and what it told."""
+    """A supervisor of ``sh -c SCRIPT`` and its reports."""
 
     def __init__(
         self,
@@ -70,11 +70,11 @@ class Watched:
     @property
     def states(self) -> list[ChildState]:
         """The states in order, each once in a row."""
-        found: list[ChildState] = []
+        actual: list[ChildState] = []
         for report in self.reports:
-            if not found or found[-1] is not report.state:
-                found.append(report.state)
-        return found
+            if not actual or actual[-1] is not report.state:
+                actual.append(report.state)
+        return actual
 
     async def is_up(self, times: int = 1) -> None:
         async with asyncio.timeout(30):
@@ -106,7 +106,7 @@ async def test_up_then_stopped() -> None:
     assert gone(watched.pids[0])
 
 
-async def test_one_that_dies_is_started_again_until_the_budget_is_spent() -> None:
+async def test_a_child_that_dies_is_restarted_until_the_budget_is_spent() -> None:
     watched = Watched(STAY)
     for times in (1, 2, 3):
         await watched.is_up(times)
@@ -125,7 +125,7 @@ async def test_one_that_dies_is_started_again_until_the_budget_is_spent() -> Non
     assert [report.restarts for report in watched.reports][-1] == 2
 
 
-async def test_one_that_dies_before_it_is_up_counts_too() -> None:
+async def test_a_child_that_dies_before_it_is_up_counts_too() -> None:
     watched = Watched("exit 7")
     with pytest.raises(ChildFailed, match="exit code 7"):
         await watched.task
@@ -153,7 +153,7 @@ async def test_a_failure_while_it_is_brought_up_ends_it_and_is_raised() -> None:
     assert gone(pids[0])
 
 
-async def test_one_that_does_not_listen_is_killed_after_the_grace() -> None:
+async def test_a_child_that_ignores_term_is_killed_after_the_grace() -> None:
     watched = Watched("trap '' TERM; echo up; while :; do sleep 1; done", grace=0.05)
     await watched.is_up()
     await watched.end()
@@ -180,7 +180,7 @@ async def test_being_cancelled_while_it_waits_to_restart_is_quick() -> None:
     assert watched.states[-2:] == [ChildState.BACKOFF, ChildState.STOPPED]
 
 
-async def test_one_that_becomes_unwanted_before_its_restart_is_not_started_again() -> None:
+async def test_a_child_that_becomes_unwanted_before_its_restart_is_not_restarted() -> None:
     """A stop may come during the pause."""
     watched = Watched(STAY, unwanted=lambda: "stopping" if ChildState.BACKOFF in watched.states else "")
     await watched.is_up()
@@ -191,7 +191,7 @@ async def test_one_that_becomes_unwanted_before_its_restart_is_not_started_again
     assert watched.states[-1] is ChildState.FATAL
 
 
-async def test_one_that_cannot_be_started_is_fatal(tmp_path: Path) -> None:
+async def test_a_child_that_cannot_be_started_is_fatal(tmp_path: Path) -> None:
     watched = Watched(STAY, program=str(tmp_path / "none"))
     with pytest.raises(SpawnError, match="none"):
         await watched.task
@@ -199,7 +199,7 @@ async def test_one_that_cannot_be_started_is_fatal(tmp_path: Path) -> None:
     assert "none" in watched.reports[-1].reason
 
 
-async def test_one_that_ran_and_cannot_be_started_for_a_moment_is_tried_again(tmp_path: Path) -> None:
+async def test_a_child_that_ran_and_cannot_be_started_for_a_moment_is_retried(tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.symlink_to("/bin/sh")
     watched = Watched(STAY, RestartPolicy(budget=9, base=0.01, cap=0.01), program=str(program))
@@ -216,7 +216,7 @@ async def test_one_that_ran_and_cannot_be_started_for_a_moment_is_tried_again(tm
     await watched.end()
 
 
-async def test_one_that_ran_and_cannot_be_started_any_more_is_given_up(tmp_path: Path) -> None:
+async def test_a_child_that_ran_and_cannot_be_started_any_more_is_given_up(tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.symlink_to("/bin/sh")
     watched = Watched(STAY, program=str(program))
@@ -235,7 +235,7 @@ async def other(script: str = STAY) -> Child:
     return child
 
 
-async def test_after_a_hand_over_the_other_child_is_the_one() -> None:
+async def test_after_a_replacement_the_other_child_is_watched() -> None:
     watched = Watched(STAY)
     await watched.is_up()
     second, third = await other(), await other()
@@ -253,7 +253,7 @@ async def test_after_a_hand_over_the_other_child_is_the_one() -> None:
     assert all(gone(pid) for pid in (*watched.pids, second.pid, third.pid))
 
 
-async def test_nothing_is_handed_over_by_one_that_has_ended() -> None:
+async def test_a_child_that_has_ended_is_not_replaced() -> None:
     watched = Watched(STAY)
     await watched.is_up()
     second = await other()
@@ -267,7 +267,7 @@ async def test_nothing_is_handed_over_by_one_that_has_ended() -> None:
     await watched.end()
 
 
-async def test_a_blind_one_runs_until_it_ends_or_hands_over() -> None:
+async def test_a_blind_child_runs_until_it_ends_or_is_replaced() -> None:
     watched = Watched(STAY)
     await watched.is_up()
     watched.supervisor.set_running_blind("no admin")
@@ -280,7 +280,7 @@ async def test_a_blind_one_runs_until_it_ends_or_hands_over() -> None:
     await watched.end()
 
 
-async def test_a_restart_that_is_asked_for_spends_no_budget() -> None:
+async def test_a_restart_that_is_requested_spends_no_budget() -> None:
     watched = Watched(STAY, RestartPolicy(budget=0))
     await watched.is_up()
     await watched.supervisor.restart("another program")
@@ -290,7 +290,7 @@ async def test_a_restart_that_is_asked_for_spends_no_budget() -> None:
     await watched.end()
 
 
-async def test_one_that_runs_already_is_watched_and_brought_up() -> None:
+async def test_a_child_that_runs_already_is_watched_and_brought_up() -> None:
     first = await other()
     watched = Watched(STAY, first=first)
     await watched.is_up()
@@ -300,7 +300,7 @@ async def test_one_that_runs_already_is_watched_and_brought_up() -> None:
     await watched.end()
 
 
-async def test_what_is_found_out_in_its_last_moment_counts_more_than_how_it_ended() -> None:
+async def test_a_result_of_its_last_moment_counts_more_than_how_it_ended() -> None:
     async def end_and_refuse(child: Child) -> None:
         child.send_signal(9)
         await child.wait()
