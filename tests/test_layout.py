@@ -293,10 +293,6 @@ def public_classes() -> dict[str, list[str]]:
     return modules
 
 
-# Names that more than one class has: this table may only shrink.
-SHARED_NAMES = {"Running", "Source"}
-
-
 def test_public_class_names_are_unique() -> None:
-    shared = {name: paths for name, paths in public_classes().items() if len(paths) > 1 and name not in SHARED_NAMES}
+    shared = {name: paths for name, paths in public_classes().items() if len(paths) > 1}
     assert shared == {}

@@ -33,15 +33,6 @@ AVOIDED = re.compile(
 )
 # The value of a metric's label, which is a public interface.
 LABEL = re.compile(r'reason!?="asked"')
-# Folders and documents that still hold such words: this table may only shrink.
-NOT_YET = {
-    "kumadp/accesslog",
-    "kumadp/bootstrap",
-    "kumadp/daemon",
-    "kumadp/metrics",
-    "kumadp/probes",
-    "kumadp/relay",
-}
 
 
 def is_command(node: ast.AST) -> bool:
@@ -72,15 +63,9 @@ def avoided_in(path: Path) -> list[str]:
     return [f"{name}:{line}: {text.strip()[:100]}" for line, text in sorted(lines) if AVOIDED.search(text)]
 
 
-def place_of(path: Path) -> str:
-    """The folder of a module, or the document itself: what `NOT_YET` names."""
-    return str((path.parent if path.suffix == ".py" else path).relative_to(ROOT))
-
-
 @pytest.mark.parametrize("path", [*MODULES, *DOCUMENTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_operators_read_plain_words(path: Path) -> None:
-    if place_of(path) not in NOT_YET:
-        assert avoided_in(path) == []
+    assert avoided_in(path) == []
 
 
 def test_the_check_finds_them() -> None:

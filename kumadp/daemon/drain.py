@@ -138,7 +138,7 @@ async def walk(daemon: Drained, steps: tuple[Step, ...]) -> None:
         elif isinstance(step, EndApplication):
             await daemon.end_application()
         elif isinstance(step, Announce):
-            log.info("for %.1f s everything is served as before, readiness says TERMINATING", step.seconds)
+            log.info("for %.1f s all traffic is still served, while readiness reports TERMINATING", step.seconds)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(step.seconds):
                     await daemon.envoy_gone()

@@ -74,7 +74,7 @@ class Search:
         """What else there is, to follow a sentence; empty where there is nothing."""
         parts = []
         if self.others:
-            parts.append(f"run by other users, who can ask them: {_some(self.others)}")
+            parts.append(f"run by other users, who can query them: {_some(self.others)}")
         if self.ignored:
             parts.append(f"ignored: {_some(self.ignored)}")
         return "".join(f"; {part}" for part in parts)

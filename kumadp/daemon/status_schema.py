@@ -29,7 +29,7 @@ class ChildStatus(Struct, forbid_unknown_fields=True):
     restarts: Annotated[int, _field("How often it was started again.")]
     last_exit: Annotated[str, _field("Its last death, in one sentence; empty where there was none.")]
     died: Annotated[float | None, _field("When that was.")]
-    causes: Annotated[dict[str, int], _field("Ends after which it was started again, those asked for too.")]
+    causes: Annotated[dict[str, int], _field("Number of restarts by cause, including requested ones.")]
     reason: Annotated[str, _field("Why it is in this state, where that is not plain.")]
 
 
@@ -83,12 +83,12 @@ class LogStatus(Struct, forbid_unknown_fields=True):
     """What is logged, and what became of lines."""
 
     dropped: Annotated[int, _field("Lines lost because the output was stuck.")]
-    folded: Annotated[int, _field("Repeated lines that were told with a count.")]
+    folded: Annotated[int, _field("Repeated lines that were summarised with a count.")]
     format: Literal["text", "json"]
     level: Annotated[str, _field("kumadp's own.")]
     envoy_level: str
-    components: Annotated[dict[str, str], _field("Levels of parts, envoy.<logger> among them, as asked for.")]
-    changed: Annotated[bool, _field("By kumadp log-level: not as the settings say.")]
+    components: Annotated[dict[str, str], _field("Requested levels by component, such as envoy.<logger>.")]
+    changed: Annotated[bool, _field("Whether `kumadp log-level` has changed them.")]
 
 
 class CrashStatus(Struct, forbid_unknown_fields=True):
@@ -202,7 +202,7 @@ class StatusReport(Struct, forbid_unknown_fields=True):
     state: Annotated[Literal["READY", "NOT_READY", "TERMINATING"], _field("What /ready answers.")]
     reasons: Annotated[list[str], _field("Why it is not ready.")]
     concerns: Annotated[list[str], _field("What is wrong although traffic flows.")]
-    fatal: Annotated[dict[str, str], _field("Parts that are gone for good, and their stories.")]
+    fatal: Annotated[dict[str, str], _field("Parts that failed permanently, with their reasons.")]
     children: dict[str, ChildStatus]
     ports: Annotated[dict[str, str], _field("What is served where.")]
     counters: Annotated[dict[str, dict[str, int]], _field("Attempts at the bootstrap, answers to probes.")]

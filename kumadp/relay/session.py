@@ -166,7 +166,7 @@ class RelaySession:
         What it sent for that one is not what this Envoy can do; the stream is opened anew.
         """
         if self._renew_node(prepared):
-            log.warning("the control plane is told by a new stream that the Dataplane is what it was")
+            log.warning("the Dataplane is the former one again: reporting it to the control plane by a new stream")
 
     def _renew_node(self, prepared: Prepared) -> bool:
         former, self._sent_tree = self._sent_tree, _tree(prepared)
@@ -174,7 +174,7 @@ class RelaySession:
         # Versions are but shown (Kuma 2.8 to 2.13): the next stream will do.
         if same_node(former, self._sent_tree):
             return False
-        self.relay.close_upstream("the Dataplane, or what else the control plane is told of it, is another one")
+        self.relay.close_upstream("the Dataplane, or other data that is sent to the control plane, has changed")
         self.relay.reopen_upstream()
         return True
 
