@@ -80,7 +80,7 @@ def test_a_crowd_takes_no_place_from_this_host(daemon: Daemon, door: str, sent: 
 def test_an_envoy_that_dies_during_the_attack_is_restarted(daemon: Daemon) -> None:
     with crowd(daemon.ports.probes, MANY, SLOW_POST), crowd(daemon.ports.dns, MANY, b"\x00"):
         killed = daemon.kill_envoy()
-        poll(lambda: "envoy" in daemon.children() and daemon.envoy().pid != killed.pid, what="another Envoy")
+        poll(lambda: "envoy" in daemon.children() and daemon.envoy().pid != killed.pid, what="the next Envoy")
         daemon.wait_ready()
         serves_this_host(daemon)
         envoy = ask_status(control_socket_path("web", daemon.environment))["children"]["envoy"]

@@ -84,7 +84,7 @@ def hosts() -> Iterator[Hosts]:
         yield pair
 
 
-def ask(host: tuple[str, ...], method: str, url: str) -> tuple[int, str]:
+def request(host: tuple[str, ...], method: str, url: str) -> tuple[int, str]:
     done = subprocess.run(
         [*host, sys.executable, "-c", ASK, method, url], capture_output=True, text=True, check=True, timeout=60
     )
@@ -155,16 +155,16 @@ def test_a_neighbour_reaches_ready_and_nothing_else(hosts: Hosts, tmp_path: Path
 
         def live() -> bool:
             assert daemon.process.poll() is None, daemon.output()
-            return ask(hosts.on_neighbour, "GET", f"http://{where}/ready")[0] == 200
+            return request(hosts.on_neighbour, "GET", f"http://{where}/ready")[0] == 200
 
         poll(live, what="/ready for other data planes")
-        assert ask(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.admin}/server_info")[0] == 200
+        assert request(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.admin}/server_info")[0] == 200
         for method, path in ADMIN_PATHS:
-            assert ask(hosts.on_neighbour, method, f"http://{where}{path}")[0] in {0, 404, 405}, (method, path)
+            assert request(hosts.on_neighbour, method, f"http://{where}{path}")[0] in {0, 404, 405}, (method, path)
         for port in (ports.readiness, ports.inbound):
-            status, _ = ask(hosts.on_neighbour, "GET", f"http://{where.rpartition(':')[0]}:{port}/server_info")
+            status, _ = request(hosts.on_neighbour, "GET", f"http://{where.rpartition(':')[0]}:{port}/server_info")
             assert status in {0, 503}
-        assert ask(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.readiness}/ready") == (200, "READY")
+        assert request(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.readiness}/ready") == (200, "READY")
 
 
 def hidden_way(folder: Path, ports: Ports, listener: dict[str, Any]) -> Path:
@@ -268,7 +268,7 @@ def test_a_way_to_the_admin_that_only_shows_when_it_runs_kills_envoy(hosts: Host
         last = daemon.output().splitlines()[-1]
         assert "listener open by way" in last
         assert "READY: Envoy is LIVE" not in daemon.output()
-        assert ask(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.admin}/ready")[0] == 0
+        assert request(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.admin}/ready")[0] == 0
 
 
 def test_the_control_plane_may_put_its_own_listener_on_the_admin_port(hosts: Hosts, tmp_path: Path) -> None:
@@ -283,14 +283,14 @@ def test_the_control_plane_may_put_its_own_listener_on_the_admin_port(hosts: Hos
 
         def is_ready() -> bool:
             assert daemon.process.poll() is None, daemon.output()
-            return ask(hosts.on_sidecar, "GET", ready) == (200, "READY")
+            return request(hosts.on_sidecar, "GET", ready) == (200, "READY")
 
         poll(is_ready, what="READY beside the control plane's listener")
         where = f"{SIDECAR}:{ports.admin}"
-        assert ask(hosts.on_neighbour, "GET", f"http://{where}/ready") == (200, "LIVE")
+        assert request(hosts.on_neighbour, "GET", f"http://{where}/ready") == (200, "LIVE")
         for method, path in ADMIN_PATHS:
-            assert ask(hosts.on_neighbour, method, f"http://{where}{path}")[0] == 404, (method, path)
-        assert ask(hosts.on_neighbour, "GET", f"https://{where}/server_info")[0] == 0
+            assert request(hosts.on_neighbour, method, f"http://{where}{path}")[0] == 404, (method, path)
+        assert request(hosts.on_neighbour, "GET", f"https://{where}/server_info")[0] == 0
 
 
 @pytest.mark.parametrize("manner", ["answer", "hang"])
@@ -305,7 +305,7 @@ def test_another_program_on_the_admin_port_is_probed_and_accepted(hosts: Hosts, 
         run_kumadp(tmp_path, ports, *control_plane_arguments(plane.line), prefix=hosts.on_sidecar) as daemon,
     ):
         ready = f"http://127.0.0.1:{ports.readiness}/ready"
-        poll(lambda: ask(hosts.on_sidecar, "GET", ready) == (200, "READY"), what="READY beside a stranger")
+        poll(lambda: request(hosts.on_sidecar, "GET", ready) == (200, "READY"), what="READY beside a stranger")
         assert daemon.process.poll() is None
     requests = set(seen.read_text().splitlines())
     expected = {"GET /server_info HTTP/1.1", "hello of TLS"}
@@ -318,7 +318,7 @@ def test_another_program_on_the_admin_port_is_probed_and_accepted(hosts: Hosts, 
 
 def test_the_neighbour_is_another_host(hosts: Hosts) -> None:
     with Script(hosts.on_sidecar, RECORD, "127.0.0.1", "18080", "/dev/null", "answer"):
-        assert ask(hosts.on_sidecar, "GET", "http://127.0.0.1:18080/")[0] == 200
-        assert ask(hosts.on_neighbour, "GET", "http://127.0.0.1:18080/")[0] == 0
+        assert request(hosts.on_sidecar, "GET", "http://127.0.0.1:18080/")[0] == 200
+        assert request(hosts.on_neighbour, "GET", "http://127.0.0.1:18080/")[0] == 0
     with Script(hosts.on_neighbour, RECORD, NEIGHBOUR, "18080", "/dev/null", "answer"):
-        assert ask(hosts.on_sidecar, "GET", f"http://{NEIGHBOUR}:18080/")[0] == 200
+        assert request(hosts.on_sidecar, "GET", f"http://{NEIGHBOUR}:18080/")[0] == 200

@@ -224,7 +224,7 @@ def test_an_envoy_that_dies_is_started_again_and_its_record_outlives_the_contain
         return section
 
     started.run("sh", "-c", f"kill -9 {envoy()['pid']}")
-    poll(lambda: envoy()["restarts"] == 1, what="another Envoy")
+    poll(lambda: envoy()["restarts"] == 1, what="the next Envoy")
     started.run("kumadp", "wait", "--timeout=60s")
     assert started.stop() == 0
     (record,) = (state / "web" / "crashes").glob("*.json")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.hosts.test_admin_exposure import FILTERS, SERVE, Script, ask, control_plane_arguments
+from tests.hosts.test_admin_exposure import FILTERS, SERVE, Script, control_plane_arguments, request
 from tests.support.daemon import Ports, run_kumadp
 from tests.support.needs import need_coredns, need_nft
 from tests.support.netns import NEIGHBOUR, Hosts, two_hosts
@@ -163,7 +163,7 @@ def test_a_name_of_the_mesh_is_resolved_and_connected_to(hosts: Hosts, tmp_path:
 
         def is_ready() -> bool:
             assert daemon.process.poll() is None, daemon.output()
-            return ask(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.readiness}/ready") == (200, "READY")
+            return request(hosts.on_sidecar, "GET", f"http://127.0.0.1:{ports.readiness}/ready") == (200, "READY")
 
         poll(is_ready, what="READY")
         # Without a name server there a workload queries its own host (resolv.conf(5)), and CoreDNS has only Envoy.

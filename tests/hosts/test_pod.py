@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.hosts.test_admin_exposure import RECORD, SERVE, Script, ask, hosts
+from tests.hosts.test_admin_exposure import RECORD, SERVE, Script, hosts, request
 from tests.support.daemon import Ports, run_kumadp
 from tests.support.netns import SIDECAR, SIDECAR_V6, Hosts
 from tests.support.poll import poll
@@ -73,14 +73,14 @@ def test_kubelet_finds_readiness_and_probes_at_the_pod_s_address(
 
         def is_ready() -> bool:
             assert daemon.process.poll() is None, daemon.output()
-            return ask(hosts.on_neighbour, "GET", f"http://{SIDECAR}:{ports.readiness}/ready") == (200, "READY")
+            return request(hosts.on_neighbour, "GET", f"http://{SIDECAR}:{ports.readiness}/ready") == (200, "READY")
 
         poll(is_ready, what="READY at the pod's address")
         base = f"http://{where}:{proxy}"
-        assert ask(hosts.on_neighbour, "GET", f"{base}/{application}/healthz") == (200, "HEALTHY")
-        assert ask(hosts.on_neighbour, "GET", f"{base}/tcp/{application}") == (200, "HEALTHY")
+        assert request(hosts.on_neighbour, "GET", f"{base}/{application}/healthz") == (200, "HEALTHY")
+        assert request(hosts.on_neighbour, "GET", f"{base}/tcp/{application}") == (200, "HEALTHY")
         assert seen.read_text() == source
         # Loopback is not probed, Envoy and kumadp are not either.
-        assert ask(hosts.on_neighbour, "GET", f"{base}/8099/")[0] == 503
+        assert request(hosts.on_neighbour, "GET", f"{base}/8099/")[0] == 503
         for port in (ports.inbound, ports.readiness, proxy):
-            assert ask(hosts.on_neighbour, "GET", f"{base}/{port}/ready")[0] == 503
+            assert request(hosts.on_neighbour, "GET", f"{base}/{port}/ready")[0] == 503

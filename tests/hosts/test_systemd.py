@@ -124,7 +124,7 @@ def envoy(box: NspawnHost) -> str:
     return poll(alone, what="one Envoy")
 
 
-def ask(box: NspawnHost, path: str = "/") -> str:
+def fetch(box: NspawnHost, path: str = "/") -> str:
     """Answer of the workload through Envoy."""
     return box.run("curl", "-fsS", "-m", "10", f"http://127.0.0.1:18080{path}")
 
@@ -135,7 +135,7 @@ def change(box: NspawnHost, text: str) -> None:
     box.run("systemctl", "daemon-reload")
 
 
-class Asking:
+class RequestLoop:
     """A client in the box that sends requests all the time."""
 
     def __init__(self, box: NspawnHost) -> None:
@@ -152,7 +152,7 @@ class Asking:
 
 def test_start_returns_when_traffic_flows_and_the_status_is_a_line(box: NspawnHost) -> None:
     box.run("systemctl", "start", UNIT)
-    assert ask(box) == "yes"
+    assert fetch(box) == "yes"
     assert box.show(UNIT, "StatusText") == "READY: Envoy is LIVE with its listeners"
     assert {line.split()[0] for line in processes(box)} >= {envoy(box), box.show(UNIT, "MainPID")}
     assert box.run("stat", "-c", "%a %U", "/run/kumadp/web", "/var/lib/kumadp/web").split() == ["700", "kumadp"] * 2
@@ -183,7 +183,7 @@ def test_start_waits_for_what_it_needs_and_says_for_what(box: NspawnHost) -> Non
     box.write("/etc/kumadp/web.yaml", "controlPlane: {url: 'https://127.0.0.1:5678'}\n"
               "dataplaneRuntime: {resourcePath: /etc/kumadp/web-dataplane.yaml}\ndns: {enabled: false}\n")  # fmt: skip
     box.run("systemctl", "start", "--no-block", UNIT)
-    poll(lambda: "control plane" in box.show(UNIT, "StatusText"), what="a status that says what is waited for")
+    poll(lambda: "control plane" in box.show(UNIT, "StatusText"), what="a status with the reason")
     assert "https://127.0.0.1:5678" in box.show(UNIT, "StatusText")
     assert box.show(UNIT, "ActiveState") == "activating"
 
@@ -191,7 +191,7 @@ def test_start_waits_for_what_it_needs_and_says_for_what(box: NspawnHost) -> Non
 def test_a_killed_kumadp_is_started_again_and_adopts_its_envoy(box: NspawnHost) -> None:
     box.run("systemctl", "start", UNIT)
     pid, before = envoy(box), box.show(UNIT, "MainPID")
-    client = Asking(box)
+    client = RequestLoop(box)
     box.run("kill", "-KILL", before)
     poll(lambda: box.show(UNIT, "NRestarts") == "1" and box.show(UNIT, "ActiveState") == "active", what="a restart")
     assert envoy(box) == pid
@@ -204,7 +204,7 @@ def test_a_killed_kumadp_is_started_again_and_adopts_its_envoy(box: NspawnHost) 
 def test_a_hung_kumadp_is_ended_by_the_watchdog_and_traffic_continues(box: NspawnHost) -> None:
     change(box, "WatchdogSec=2")
     box.run("systemctl", "start", UNIT)
-    pid, client = envoy(box), Asking(box)
+    pid, client = envoy(box), RequestLoop(box)
     box.run("kill", "-STOP", box.show(UNIT, "MainPID"))
     poll(lambda: box.show(UNIT, "NRestarts") == "1" and box.show(UNIT, "ActiveState") == "active", what="a restart")
     assert "Watchdog timeout" in box.journal(UNIT)
@@ -264,7 +264,7 @@ def test_a_stop_after_a_kill_ends_the_envoy_that_was_left(box: NspawnHost) -> No
 def test_a_reload_applies_new_settings_without_a_lost_request(box: NspawnHost) -> None:
     box.run("systemctl", "start", UNIT)
     pid, main = envoy(box), box.show(UNIT, "MainPID")
-    client = Asking(box)
+    client = RequestLoop(box)
     box.write("/etc/kumadp/web.yaml", SETTINGS + "dataplaneRuntime: {concurrency: 3}\n")
     box.run("systemctl", "reload", UNIT)
     assert box.show(UNIT, "ActiveState") == "active"
@@ -280,7 +280,7 @@ def test_a_reload_applies_new_settings_without_a_lost_request(box: NspawnHost) -
     box.write("/etc/kumadp/web.yaml", "dataplaneRuntime: {concurrency: many}\n")
     output = box.run("systemctl", "reload", UNIT, check=False)
     assert "failed" in output.lower()
-    assert ask(box) == "yes"
+    assert fetch(box) == "yes"
 
 
 def test_the_doctor_reports_a_unit_that_differs(box: NspawnHost) -> None:
@@ -315,7 +315,7 @@ def test_an_upgrade_of_the_package_loses_no_request(box: NspawnHost, package: Pa
     pid, main = envoy(box), box.show(UNIT, "MainPID")
     with (tmp_path / "newer.deb").open("rb") as deb:
         subprocess.run([*box.enter(), "sh", "-c", "cat >/root/newer.deb"], stdin=deb, check=True)
-    client = Asking(box)
+    client = RequestLoop(box)
     box.run("dpkg", "--install", "/root/newer.deb", timeout=120)
 
     def status() -> dict[str, object]:
@@ -342,7 +342,7 @@ def test_install_writes_a_service_and_uninstall_takes_it_away(box: NspawnHost) -
     assert {line.split()[0] for line in box.run(*command).splitlines()} == {"unchanged", "next:"}
     box.run("sh", "-c", "echo 'dns: {enabled: false}' >>/etc/kumadp/other.yaml")
     box.run("systemctl", "enable", "--now", "kumadp@other.service")
-    assert ask(box) == "yes"
+    assert fetch(box) == "yes"
     assert "kept /etc/kumadp/other.yaml" in box.run(*command)
     box.run("kumadp", "uninstall", "--systemd", "--purge", timeout=90)
     assert processes(box) == []
@@ -406,7 +406,7 @@ def test_a_token_that_root_alone_may_read_comes_as_a_credential(box: NspawnHost)
         box.write("/etc/kumadp/web.yaml", plane + resource + "dns: {enabled: false}\n")
         drop_in(box, "credentials.conf")
         box.run("systemctl", "start", UNIT)
-        assert ask(box) == "yes"
+        assert fetch(box) == "yes"
         assert box.run("cat", "/root/tokens") == "the token"
     finally:
         box.run("systemctl", "stop", "plane")
@@ -422,7 +422,7 @@ def test_the_commands_of_readme_work(box: NspawnHost) -> None:
                     and box.run("cat", "/etc/kumadp/port"), what="a control plane")  # fmt: skip
         for line in lines_of(one_block("sh systemd").replace("5678", str(port))):
             box.run(*shlex.split(line.removeprefix("sudo ")))
-        assert ask(box) == "yes"
+        assert fetch(box) == "yes"
         box.run("systemctl", "reload", UNIT)
         # With the relay the control plane would have to speak xDS: readiness is what the bootstrap alone gives.
         assert box.show(UNIT, "ActiveState") == "active"

@@ -64,7 +64,7 @@ def remove(rig: Rig) -> None:
         log_nothing(rig.plane.mesh(NODE))
 
 
-def asked(rig: Rig, *paths: str) -> list[bytes]:
+def request_paths(rig: Rig, *paths: str) -> list[bytes]:
     """Request these paths one after the other; return the expected lines."""
     for path in paths:
         assert get(rig.ports.inbound, path) == (200, rig.app.name)
@@ -111,9 +111,9 @@ def test_a_policy_comes_and_goes_and_envoy_dies(rig: Rig, sink: Sink) -> None:
         rig.wait_ready(daemon)
         apply(rig, sink.address)
         until_logged(rig, sink)
-        until_lines(sink, asked(rig, *numbered("one", 20)))
+        until_lines(sink, request_paths(rig, *numbered("one", 20)))
         rig.kill_envoy(daemon)
-        until_lines(sink, asked(rig, *numbered("two", 20)))
+        until_lines(sink, request_paths(rig, *numbered("two", 20)))
         # Not a blank line, as Kuma 2.8 has after each.
         assert b"" not in sink.lines
         remove(rig)
@@ -141,7 +141,7 @@ def test_the_last_lines_of_envoy_are_sent(rig: Rig, sink: Sink) -> None:
         rig.wait_ready(daemon)
         apply(rig, sink.address)
         poll(lambda: _is_in_force(daemon), what="the policy in Envoy", deadline=SOON)
-        expected = asked(rig, *numbered("last", 50))
+        expected = request_paths(rig, *numbered("last", 50))
         daemon.terminate()
         assert daemon.wait() == 0
         until_lines(sink, expected)
@@ -161,13 +161,13 @@ def test_a_new_epoch_of_envoy(rig: Rig, sink: Sink) -> None:
         rig.wait_ready(daemon)
         apply(rig, sink.address)
         until_logged(rig, sink)
-        before, expected = node(rig), asked(rig, *numbered("before", 20))
+        before, expected = node(rig), request_paths(rig, *numbered("before", 20))
         daemon.process.send_signal(signal.SIGHUP)
         count = 0
         while rig.status(daemon).get("epoch") != 1:
-            expected += asked(rig, f"/during/{count}")
+            expected += request_paths(rig, f"/during/{count}")
             count += 1
-        expected += asked(rig, *numbered("after", 20))
+        expected += request_paths(rig, *numbered("after", 20))
         mine = set(expected)
         with contextlib.suppress(AssertionError):
             poll(lambda: sum(line in mine for line in sink.lines) >= len(expected), what="all lines", deadline=SOON)
@@ -185,10 +185,10 @@ def test_a_reexecuted_and_a_restarted_kumadp_send_every_line(sink: Sink, how: st
             until_logged(rig, sink)
             before = node(rig)
             if how == "reexec":
-                expected = asked(rig, *numbered("before", 200))
+                expected = request_paths(rig, *numbered("before", 200))
                 done = rig.run_command(daemon, "reexec")
                 assert done.returncode == 0, done
-                expected += asked(rig, *numbered("after", 200))
+                expected += request_paths(rig, *numbered("after", 200))
                 until_lines(sink, expected)
                 assert (node(rig), sink.connections) == (before, 1)
                 assert logs_of(rig, daemon)["lines"] == logs_of(rig, daemon)["sent"]
@@ -197,7 +197,7 @@ def test_a_reexecuted_and_a_restarted_kumadp_send_every_line(sink: Sink, how: st
             daemon.process.wait()
         with rig.up(*QUICK) as daemon:
             until_logged(rig, sink)
-            until_lines(sink, asked(rig, *numbered("after", 50)))
+            until_lines(sink, request_paths(rig, *numbered("after", 50)))
             assert node(rig) == before
             assert rig.restarts(daemon) == 0
 
@@ -208,11 +208,11 @@ def test_an_unreachable_destination_that_comes_back(rig: Rig, sink: Sink) -> Non
         apply(rig, sink.address)
         until_logged(rig, sink)
         sink.stop()
-        expected = asked(rig, *numbered("away", 50))
+        expected = request_paths(rig, *numbered("away", 50))
         rig.wait_warning(daemon, f"access log {sink.address}")
         sink.start()
         until_lines(sink, expected)
-        poll(lambda: not rig.status(daemon)["concerns"], what="no concern", deadline=SOON)
+        poll(lambda: not rig.status(daemon)["concerns"], what="no warning", deadline=SOON)
         apply(rig, other.address)
         until_logged(rig, other)
 

@@ -66,7 +66,7 @@ def test_a_changed_token_is_logged_and_its_expiry_read(rig: Rig) -> None:
         token = rig.token.read_text()
         rig.token.write_text("no token")
         logged(daemon, f"{rig.token} changed: used from the next connection")
-        poll(lambda: any("token file" in warning for warning in rig.status(daemon)["concerns"]), what="the concern")
+        poll(lambda: any("token file" in warning for warning in rig.status(daemon)["concerns"]), what="the warning")
         rig.token.write_text(token)
         poll(lambda: not any("token file" in warning for warning in rig.status(daemon)["concerns"]), what="its end")
         assert lines(daemon, "reload (") == []

@@ -49,7 +49,7 @@ def test_the_living_envoy_is_adopted(loaded_rig: LoadedRig, mtls: bool) -> None:
             loaded_rig.wait_state(second, "open")
             poll(lambda: loaded_rig.plane.stream(NODE), what="the stream at the control plane", deadline=SOON)
             poll(lambda: loaded_rig.plane.registered == [NODE], what="the Dataplane in the mesh", deadline=SOON)
-            poll(lambda: loaded_rig.status(second)["concerns"] == [], what="no concern", deadline=SOON)
+            poll(lambda: loaded_rig.status(second)["concerns"] == [], what="no warning", deadline=SOON)
             loaded_rig.reload(second)
             poll(lambda: envoy not in loaded_rig.envoys(), what="the end of the adopted one")
         loaded_rig.kill(second)

@@ -108,4 +108,4 @@ def test_the_end_of_the_token_is_in_the_status(loaded_rig: LoadedRig, plane: Xds
         end = write(90 * 86400)
         plane.reset_streams()
         poll(lambda: loaded_rig.status(daemon)["token_expires"] == end, what="the new token", deadline=SOON)
-        poll(lambda: loaded_rig.status(daemon)["concerns"] == [], what="no concern", deadline=SOON)
+        poll(lambda: loaded_rig.status(daemon)["concerns"] == [], what="no warning", deadline=SOON)

@@ -47,14 +47,14 @@ def test_no_request_is_lost_and_no_process_changes(loaded_rig: LoadedRig, mtls: 
             done = loaded_rig.run_command(daemon, "reexec")
             assert (done.returncode, f"(pid {daemon.pid})" in done.stdout) == (0, True), done
             loaded_rig.wait_state(daemon, "open")
-            poll(lambda: loaded_rig.settled(daemon), what="everything taken again", deadline=SOON)
+            poll(lambda: loaded_rig.settled(daemon), what="everything acknowledged again", deadline=SOON)
             poll(lambda: loaded_rig.plane.registered == [NODE], what="the Dataplane in the mesh", deadline=SOON)
         status = loaded_rig.wait_phase(daemon, "READY")
         assert (status["pid"], status["started"]) == (daemon.pid, started)
         assert status["reexec"] == {"count": 2}
         assert (loaded_rig.the_envoy(), envoy.ppid(), loaded_rig.restarts(daemon)) == (envoy, daemon.pid, 0)
         assert _name(daemon) == "kuma-dp"
-        poll(lambda: loaded_rig.status(daemon)["concerns"] == [], what="no concern", deadline=SOON)
+        poll(lambda: loaded_rig.status(daemon)["concerns"] == [], what="no warning", deadline=SOON)
         with loaded_rig.load():
             assert "epoch 1 serves" in loaded_rig.reload(daemon)
             poll(lambda: envoy not in loaded_rig.envoys(), what="the end of the old Envoy", deadline=SOON)
@@ -99,7 +99,7 @@ def test_while_the_control_plane_is_away(loaded_rig: LoadedRig, plane: XdsContro
         assert loaded_rig.the_envoy() != envoy
         plane.back()
         loaded_rig.wait_state(daemon, "open")
-        poll(lambda: loaded_rig.settled(daemon), what="everything taken again", deadline=SOON)
+        poll(lambda: loaded_rig.settled(daemon), what="everything acknowledged again", deadline=SOON)
 
 
 def test_token_and_keys_are_nowhere(loaded_rig: LoadedRig, plane: XdsControlPlane) -> None:

@@ -60,7 +60,7 @@ def test_killed_and_segv_and_the_end(tmp_path: Path) -> None:
             path = poll(lambda: newest(daemon), what="its name in the status")
             assert json.loads((tmp_path / path).read_text()) == record
             poll(lambda: f"crash record: {path}" in daemon.output(), what="its name in the log")
-            poll(lambda: daemon.children().get("envoy"), what="another Envoy")
+            poll(lambda: daemon.children().get("envoy"), what="the next Envoy")
             daemon.wait_ready()
             daemon.envoy().send_signal(signal.SIGSEGV)
             # The budget is spent.

@@ -48,7 +48,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 DEMO = [sys.executable, "-m", "kumadp", "demo"]
 
 
-def left_behind(folder: Path) -> list[str]:
+def leftovers_of(folder: Path) -> list[str]:
     """Command lines of processes that work in or for ``folder``."""
     leftovers = []
     for process in psutil.process_iter():
@@ -78,7 +78,7 @@ def test_check_passes_where_a_usual_port_is_taken_and_leaves_nothing(short_folde
     assert len(lines) == 16
     assert done.returncode == ExitCode.OK
     assert list(short_folder.iterdir()) == []
-    assert left_behind(short_folder) == []
+    assert leftovers_of(short_folder) == []
 
 
 @pytest.mark.process
@@ -171,7 +171,7 @@ def test_on_a_terminal_the_table_is_refreshed_and_control_c_drains(terminal: Ter
     assert terminal.process.wait(30) == ExitCode.OK
     assert "nothing is left behind" in terminal.text()
     assert list(short_folder.iterdir()) == []
-    assert left_behind(short_folder) == []
+    assert leftovers_of(short_folder) == []
 
 
 @pytest.mark.process

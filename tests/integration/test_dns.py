@@ -40,7 +40,7 @@ def running(
             yield daemon
 
 
-def ask(port: int, name: str, kind: str = "A", *, tcp: bool = False) -> tuple[str, list[str]]:
+def query(port: int, name: str, kind: str = "A", *, tcp: bool = False) -> tuple[str, list[str]]:
     """Code and data of an answer; ("", []) where none comes."""
     send = dns.query.tcp if tcp else dns.query.udp
     try:
@@ -54,12 +54,12 @@ def test_coredns_answers_what_envoy_knows(tmp_path: Path, ports: Ports) -> None:
     with running(tmp_path, ports, coredns=str(need_coredns())) as daemon:
         daemon.wait_ready()
         for tcp in (False, True):
-            assert ask(ports.dns, "backend.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
-            assert ask(ports.dns, "nobody.mesh", tcp=tcp) == ("NXDOMAIN", [])
+            assert query(ports.dns, "backend.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
+            assert query(ports.dns, "nobody.mesh", tcp=tcp) == ("NXDOMAIN", [])
         first = daemon.children()["coredns"]
         first.kill()
         poll(lambda: daemon.children().get("coredns", first).pid != first.pid, what="the second CoreDNS")
-        poll(lambda: ask(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"]), what="names again")
+        poll(lambda: query(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"]), what="names again")
         assert get(ports.outbound) == (200, "backend")
         daemon.terminate()
         assert daemon.wait() == ExitCode.OK
@@ -69,9 +69,9 @@ def test_the_embedded_resolver_answers_where_there_is_no_coredns(tmp_path: Path,
     with running(tmp_path, ports, coredns="coredns", environment={"PATH": str(tmp_path)}) as daemon:
         daemon.wait_ready()
         for tcp in (False, True):
-            assert ask(ports.dns, "BackEnd.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
-            assert ask(ports.dns, "backend.mesh", "AAAA", tcp=tcp) == ("NOERROR", [])
-            assert ask(ports.dns, "nobody.mesh", tcp=tcp) == ("NXDOMAIN", [])
+            assert query(ports.dns, "BackEnd.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
+            assert query(ports.dns, "backend.mesh", "AAAA", tcp=tcp) == ("NOERROR", [])
+            assert query(ports.dns, "nobody.mesh", tcp=tcp) == ("NXDOMAIN", [])
         status = ask_status(control_socket_path("web", daemon.environment))
         assert status["dns"]["answered_by"] == "the embedded resolver"
         assert status["ports"]["dns"] == f"0.0.0.0:{ports.dns}"
@@ -82,7 +82,7 @@ def test_the_embedded_resolver_answers_where_there_is_no_coredns(tmp_path: Path,
 def test_the_embedded_resolver_can_be_chosen(tmp_path: Path, ports: Ports) -> None:
     with running(tmp_path, ports, "--dns-mode=embedded", coredns=str(need_coredns())) as daemon:
         daemon.wait_ready()
-        assert ask(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"])
+        assert query(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"])
         assert "coredns" not in daemon.children()
 
 
@@ -122,8 +122,8 @@ def test_a_template_of_the_user_s_is_used(tmp_path: Path, ports: Ports) -> None:
     arguments = ("--dns-coredns-config-template-path", str(file))
     with running(tmp_path, ports, *arguments, coredns=str(need_coredns())) as daemon:
         daemon.wait_ready()
-        assert ask(ports.dns, "own.mesh") == ("NOERROR", ["127.0.0.9"])
-        assert ask(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"])
+        assert query(ports.dns, "own.mesh") == ("NOERROR", ["127.0.0.9"])
+        assert query(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"])
 
 
 def own_names(**hosts: str) -> str:
@@ -142,13 +142,13 @@ def test_a_reload_takes_a_changed_template_unless_it_is_broken(tmp_path: Path, p
         reloads = {"XDG_RUNTIME_DIR": daemon.environment["XDG_RUNTIME_DIR"]}
         file.write_text(own_names(second="127.0.0.9"))
         assert kumadp("reload", environment=reloads).returncode == 0
-        poll(lambda: ask(ports.dns, "second.mesh") == ("NOERROR", ["127.0.0.9"]), what="the new name")
+        poll(lambda: query(ports.dns, "second.mesh") == ("NOERROR", ["127.0.0.9"]), what="the new name")
         file.write_text(own_names(third="127.0.0.10").replace("hosts", "no-such"))
         assert kumadp("reload", environment=reloads).returncode == 0
         (warning,) = ask_status(control_socket_path("web", daemon.environment))["concerns"]
         assert "Corefile.template:3: Corefile template: rejected by CoreDNS: " in warning
         assert "Unknown directive 'no-such'" in warning
-        assert ask(ports.dns, "second.mesh") == ("NOERROR", ["127.0.0.9"])
+        assert query(ports.dns, "second.mesh") == ("NOERROR", ["127.0.0.9"])
         assert daemon.children()["coredns"].pid == coredns.pid
 
 
@@ -169,13 +169,13 @@ def test_the_template_of_the_control_plane_is_used_unless_configured(tmp_path: P
     coredns = f"--dns-coredns-path={need_coredns()}"
     theirs = own_names(theirs="127.0.0.8")
     with with_control_plane(tmp_path, ports, coredns, template=theirs):
-        assert ask(ports.dns, "theirs.mesh") == ("NOERROR", ["127.0.0.8"])
+        assert query(ports.dns, "theirs.mesh") == ("NOERROR", ["127.0.0.8"])
     file = tmp_path / "Corefile.template"
     file.write_text(own_names(mine="127.0.0.9"))
     user = f"--dns-coredns-config-template-path={file}"
     with with_control_plane(tmp_path, ports, coredns, user, template=theirs):
-        assert ask(ports.dns, "mine.mesh") == ("NOERROR", ["127.0.0.9"])
-        assert ask(ports.dns, "theirs.mesh")[1] == []
+        assert query(ports.dns, "mine.mesh") == ("NOERROR", ["127.0.0.9"])
+        assert query(ports.dns, "theirs.mesh")[1] == []
 
 
 def test_readiness_does_not_wait_for_names_once_envoy_serves_without_any(tmp_path: Path, ports: Ports) -> None:
@@ -184,7 +184,7 @@ def test_readiness_does_not_wait_for_names_once_envoy_serves_without_any(tmp_pat
         daemon.wait_ready()
         assert daemon.output().count("the control plane sends no names") == 1
         assert "no names have come" not in daemon.output()
-        assert ask(ports.dns, "nobody.mesh")[0] == "SERVFAIL"
+        assert query(ports.dns, "nobody.mesh")[0] == "SERVFAIL"
 
 
 def test_the_fallback_answers_permanently_if_coredns_fails_permanently(tmp_path: Path, ports: Ports) -> None:
@@ -200,9 +200,9 @@ def test_the_fallback_answers_permanently_if_coredns_fails_permanently(tmp_path:
         assert ask_status(where)["children"]["coredns"]["state"] == "FATAL"
         assert ask_status(where)["dns"]["answered_by"] == "the embedded resolver"
         for tcp in (False, True):
-            assert ask(ports.dns, "backend.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
-            assert ask(ports.dns, "BackEnd.Mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
-            assert ask(ports.dns, "nobody.mesh", tcp=tcp) == ("NXDOMAIN", [])
+            assert query(ports.dns, "backend.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
+            assert query(ports.dns, "BackEnd.Mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
+            assert query(ports.dns, "nobody.mesh", tcp=tcp) == ("NXDOMAIN", [])
         assert get(ports.outbound) == (200, "backend")
         assert get(ports.readiness, "/ready") == (200, "READY")
         daemon.terminate()
@@ -223,7 +223,7 @@ def test_the_fallback_answers_if_coredns_is_too_old(tmp_path: Path, ports: Ports
         assert "unknown property 'next'" in warning
         assert warning.endswith("(CoreDNS 1.11.4 and later can); the embedded resolver answers in its place")
         assert warning.removeprefix("coredns: ") in daemon.output()
-        assert ask(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"])
+        assert query(ports.dns, "backend.mesh") == ("NOERROR", ["127.0.0.1"])
         assert "coredns" not in daemon.children()
 
 
@@ -257,5 +257,5 @@ def test_dns_can_be_disabled(tmp_path: Path, ports: Ports) -> None:
     with running(tmp_path, ports, "--dns-enabled=false", coredns=str(need_coredns())) as daemon:
         daemon.wait_ready()
         assert "coredns" not in daemon.children()
-        assert ask(ports.dns, "backend.mesh") == ("", [])
-        assert ask(ports.envoy_dns, "backend.mesh") == ("", [])
+        assert query(ports.dns, "backend.mesh") == ("", [])
+        assert query(ports.envoy_dns, "backend.mesh") == ("", [])

@@ -9,7 +9,7 @@ import pytest
 
 from kumadp.daemon.control_client import ask_status
 from kumadp.host.net.socket_paths import control_socket_path
-from tests.integration.test_dns import ask, running
+from tests.integration.test_dns import query, running
 from tests.support.dns_load import dns_load
 from tests.support.needs import need_coredns
 from tests.support.poll import poll
@@ -42,7 +42,7 @@ def under_load(daemon: Daemon, ports: Ports) -> None:
     assert (counts.sent, counts.answered, counts.lost, counts.wrong) == (5000, 5000, 0, 0)
     assert "is not served any more" not in daemon.output()
     for tcp in (False, True):
-        assert ask(ports.dns, "backend.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
+        assert query(ports.dns, "backend.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
 
 
 def test_the_embedded_resolver_survives_a_reexecution(tmp_path: Path, ports: Ports) -> None:

@@ -49,7 +49,7 @@ def scrape(daemon: Daemon) -> Scraped:
         return Scraped(answer.status, dict(answer.getheaders()), answer.read().decode())
 
 
-def ask(port: int, name: str, kind: str = "A") -> str:
+def query(port: int, name: str, kind: str = "A") -> str:
     with contextlib.suppress(OSError, EOFError, dns.exception.DNSException):
         response = dns.query.udp(dns.message.make_query(name, kind), "127.0.0.1", timeout=3, port=port)
         return dns.rcode.to_text(response.rcode())
@@ -67,7 +67,7 @@ def test_queries_are_counted(tmp_path: Path) -> None:
 
         assert scrape(daemon).value(bucket) == 0
         serve(NAMES)
-        poll(lambda: ask(daemon.ports.dns, "backend.mesh") == "NOERROR", what="the name", deadline=SOON)
+        poll(lambda: query(daemon.ports.dns, "backend.mesh") == "NOERROR", what="the name", deadline=SOON)
         scraped = scrape(daemon)
         first = f'kuma_dp_dns_queries_total{{{LABELS},qtype="A",source="local"}}'
         before = scraped.value(first)
@@ -78,7 +78,7 @@ def test_queries_are_counted(tmp_path: Path) -> None:
         problems = lint(scraped.text.encode()).splitlines()
         assert [line.partition(" ")[0] for line in problems] == ["kuma_dp_dns_entries_total", "exit"]
         for name, kind in (("BACKEND.mesh", "A"), ("web.mesh", "A"), ("web.mesh", "AAAA"), ("nobody.mesh", "A")):
-            assert ask(daemon.ports.dns, name, kind)
+            assert query(daemon.ports.dns, name, kind)
         scraped = scrape(daemon)
         assert scraped.value(first) == before + 3
         assert scraped.value(f'kuma_dp_dns_queries_total{{{LABELS},qtype="AAAA",source="local"}}') == 1

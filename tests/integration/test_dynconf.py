@@ -189,7 +189,7 @@ def test_an_invalid_body_is_a_warning(rig: Rig) -> None:
         assert dynamic.path("/dns")["body"]["ttl"] == 30
         assert rig.serves()
         dynamic.serve(with_etags({"/dns": NAMES}))
-        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning")
         assert daemon.output().count("$.ttl") == 1
 
 

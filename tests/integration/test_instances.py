@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.process
 
 
-def ask(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_here(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """As in another terminal: nothing of the data plane's environment is known."""
     return kumadp(*arguments, environment={"XDG_RUNTIME_DIR": "", **(environment or {})}, alone=False, deadline=60)
 
@@ -48,17 +48,17 @@ def test_a_work_directory_of_any_kind(tmp_path: Path, kind: str) -> None:
         web = json.loads((folder / "web.yaml").read_text())
         (folder / "web.yaml").write_text(json.dumps({**web, "name": name}))
         with run_kumadp(tmp_path, ports, "--standalone", str(folder), *arguments, prefix=prefix) as daemon:
-            done = ask("wait", f"--name={name}", "--timeout=30s")
+            done = run_here("wait", f"--name={name}", "--timeout=30s")
             assert done.returncode == 0, done.stderr + daemon.output()
-            done = ask("status", f"--name={name}", "--output=json")
+            done = run_here("status", f"--name={name}", "--output=json")
             assert json.loads(done.stdout)["pid"] == daemon.pid, done.stderr
-            assert name in ask("status").stdout
+            assert name in run_here("status").stdout
             for command in ("reload", "reexec", "log-level"):
                 level = ("debug",) if command == "log-level" else ()
-                done = ask(command, *level, f"--name={name}")
+                done = run_here(command, *level, f"--name={name}")
                 assert done.returncode == 0, (command, done.stderr)
                 assert done.stdout.startswith(f"{name}: ")
-            done = ask("doctor", f"--name={name}", "--output=json")
+            done = run_here("doctor", f"--name={name}", "--output=json")
             findings = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
             assert f"by the command line of pid {daemon.pid}" in findings["settings"]["text"], done.stdout
             assert findings["running"]["text"] == f"{name} is READY, pid {daemon.pid}"
@@ -79,7 +79,7 @@ def test_the_data_plane_of_the_demo() -> None:
 
         def is_listed() -> bool:
             assert demo.poll() is None, (folder / "out").read_text()
-            lines = ask("status", "--output=json").stdout.splitlines()
+            lines = run_here("status", "--output=json").stdout.splitlines()
             phases = {process["pid"]: process["phase"] for process in map(json.loads, lines)}
             return any(phases.get(pid) == "READY" for pid in pids())
 

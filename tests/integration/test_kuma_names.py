@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.integration.test_dns import ask
+from tests.integration.test_dns import query
 from tests.support.needs import need_coredns, need_nft
 from tests.support.poll import poll
 from tests.support.ports import free_ports
@@ -45,15 +45,15 @@ def test_a_name_of_the_mesh(rig: Rig, mode: str) -> None:
     with rig.run(*arguments, dns=True) as daemon:
         daemon.wait_ready(SOON)
         port = rig.ports.dns
-        poll(lambda: ask(port, "backend.mesh")[1], what="the name", deadline=SOON)
-        _, (address,) = ask(port, "backend.mesh")
+        poll(lambda: query(port, "backend.mesh")[1], what="the name", deadline=SOON)
+        _, (address,) = query(port, "backend.mesh")
         assert address.startswith("240.")
         for tcp in (False, True):
-            assert ask(port, "backend.mesh", tcp=tcp) == ("NOERROR", [address])
-            assert ask(port, "nobody.mesh", tcp=tcp) == ("NXDOMAIN", [])
+            assert query(port, "backend.mesh", tcp=tcp) == ("NOERROR", [address])
+            assert query(port, "nobody.mesh", tcp=tcp) == ("NXDOMAIN", [])
             if mode == "embedded":
-                assert ask(port, "BackEnd.Mesh", tcp=tcp) == ("NOERROR", [address])
-                code, addresses = ask(port, "backend.mesh", "AAAA", tcp=tcp)
+                assert query(port, "BackEnd.Mesh", tcp=tcp) == ("NOERROR", [address])
+                code, addresses = query(port, "backend.mesh", "AAAA", tcp=tcp)
                 assert code == "NOERROR"
                 assert all(":" in text for text in addresses)
         answered_by = rig.status(daemon)["dns"]["answered_by"]

@@ -90,7 +90,7 @@ def survives_envoy(daemon: Daemon, resource: dict[str, Any], serves: Callable[[]
     poll(serves, what="traffic", deadline=SOON)
     since = status(daemon, resource)["relay"]["connected_since"]
     killed = daemon.kill_envoy()
-    poll(lambda: (envoy := daemon.children().get("envoy")) and envoy.pid != killed.pid, what="another Envoy")
+    poll(lambda: (envoy := daemon.children().get("envoy")) and envoy.pid != killed.pid, what="the next Envoy")
     daemon.wait_ready(SOON)
     poll(serves, what="traffic through the next Envoy", deadline=SOON)
     assert status(daemon, resource)["relay"]["connected_since"] == since

@@ -45,17 +45,21 @@ def status(daemon: Daemon) -> dict[str, Any]:
     return ask_status(control_socket_path("web", daemon.environment))
 
 
-def told(daemon: Daemon) -> dict[str, Any]:
+def log_section(daemon: Daemon) -> dict[str, Any]:
     section: dict[str, Any] = status(daemon)["log"]
     return section
 
 
 def test_levels_change_and_stay_until_they_are_reset(daemon: Daemon) -> None:
-    assert (told(daemon)["level"], told(daemon)["envoy_level"], told(daemon)["changed"]) == ("info", "info", False)
+    assert (log_section(daemon)["level"], log_section(daemon)["envoy_level"], log_section(daemon)["changed"]) == (
+        "info",
+        "info",
+        False,
+    )
     done = order(daemon, "log-level", "warning", "envoy.upstream=debug", "standalone=debug")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "web: kumadp warning, envoy warning, envoy.upstream debug, standalone debug\n"
-    assert told(daemon)["components"] == {"envoy.upstream": "debug", "standalone": "debug"}
+    assert log_section(daemon)["components"] == {"envoy.upstream": "debug", "standalone": "debug"}
     assert "log level      kumadp warning, envoy warning, envoy.upstream debug" in order(daemon, "status").stdout
     for event in ("at once", "reload", "death"):
         if event == "reload":
@@ -68,19 +72,19 @@ def test_levels_change_and_stay_until_they_are_reset(daemon: Daemon) -> None:
         poll(lambda: envoy_level(daemon, "http") == "warning", what=f"http: {event}")
     assert order(daemon, "log-level", "--reset").stdout == "web: kumadp info, envoy info\n"
     assert envoy_level(daemon, "upstream") == envoy_level(daemon, "http") == "info"
-    assert told(daemon)["changed"] is False
+    assert log_section(daemon)["changed"] is False
 
 
 def test_levels_survive_a_reexecution(daemon: Daemon) -> None:
     assert order(daemon, "log-level", "warning", "envoy.upstream=debug", "standalone=debug").returncode == 0
     for _ in range(2):
         assert order(daemon, "log-level", "warning").returncode == 0
-    before, length = told(daemon), len(daemon.output())
+    before, length = log_section(daemon), len(daemon.output())
     assert "more like this" not in daemon.output()
     assert order(daemon, "reexec").returncode == 0
     poll(lambda: status(daemon).get("reexec", {}).get("count") == 1, what="the next kumadp", deadline=30)
     daemon.wait_ready()
-    assert {**told(daemon), "folded": 0, "dropped": 0} == {**before, "folded": 0, "dropped": 0}
+    assert {**log_section(daemon), "folded": 0, "dropped": 0} == {**before, "folded": 0, "dropped": 0}
     # Suppressed lines were summarised before the log got another writer.
     assert "standalone debug (2 more like this in " in daemon.output()[length:]
     # What it logs before it has the levels follows its settings.
@@ -116,11 +120,11 @@ def test_own_lines_follow(daemon: Daemon) -> None:
     ],
 )
 def test_invalid_requests_change_nothing(daemon: Daemon, arguments: list[str], code: int, text: str) -> None:
-    before = told(daemon)
+    before = log_section(daemon)
     done = order(daemon, "log-level", *arguments)
     assert done.returncode == code
     assert text in done.stderr
-    assert {**told(daemon), "folded": 0} == {**before, "folded": 0}
+    assert {**log_section(daemon), "folded": 0} == {**before, "folded": 0}
 
 
 def test_json_lines_have_child_component_and_epoch(tmp_path: Path) -> None:

@@ -68,14 +68,14 @@ def test_systemd_is_notified_of_ready_reload_stop_and_watchdog(tmp_path: Path, m
             beats = manager.count("WATCHDOG")
             poll(lambda: manager.count("WATCHDOG") >= beats + 3, what="signs of life")
             os.kill(daemon.pid, signal.SIGHUP)
-            poll(lambda: manager.states() == ["READY", "RELOADING", "READY"], what="a reload told")
+            poll(lambda: manager.states() == ["READY", "RELOADING", "READY"], what="a notified reload")
             before = len(manager.heard)
             daemon.kill_envoy()
             poll(
                 lambda: any(
                     message.get("STATUS", "").startswith("STARTING: envoy") for message in manager.heard[before:]
                 ),
-                what="the death of Envoy told",
+                what="the reported death of Envoy",
             )
             daemon.wait_ready()
             os.kill(daemon.pid, signal.SIGUSR1)
@@ -86,7 +86,7 @@ def test_systemd_is_notified_of_ready_reload_stop_and_watchdog(tmp_path: Path, m
             daemon.terminate()
             poll(lambda: manager.states()[-1] == "STOPPING", what="the word STOPPING")
             # Systemd gives a unit that drains more time for as long as its loop lives.
-            poll(lambda: manager.count("EXTEND_TIMEOUT_USEC") >= 3, what="more time asked for")
+            poll(lambda: manager.count("EXTEND_TIMEOUT_USEC") >= 3, what="more time requested")
             daemon.terminate()
             assert daemon.wait() == 0
     assert manager.heard[-1]["STATUS"] == "STOPPED: stop requested by signal"

@@ -128,7 +128,7 @@ def test_an_unreachable_receiver_is_a_warning(rig: Rig, exporter: Exporter) -> N
         assert rig.serves()
         with grpc_collector(f"unix:{rig.work}/kuma-otel-c.sock") as (collector, _):
             poll(lambda: collector.exports, what="a push", deadline=SOON)
-            poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern", deadline=SOON)
+            poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning", deadline=SOON)
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.wait(SOON) == 0
 
@@ -194,7 +194,7 @@ def test_without_the_extra_a_warning_names_what_to_install(rig: Rig, exporter: E
         assert "kumadp[otel]" in rig.wait_warning(daemon, "OpenTelemetry")
         assert rig.serves()
         serve(rig, None)
-        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern", deadline=SOON)
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning", deadline=SOON)
         assert daemon.output().count("metrics are not pushed") == 1
         # Whoever follows does not need it either.
         daemon.process.send_signal(signal.SIGUSR1)

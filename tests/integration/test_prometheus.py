@@ -71,7 +71,7 @@ def write_token(rig: Rig, seconds: float) -> None:
     rig.token.write_text(".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts))
 
 
-def impatient_alerts(folder: Path) -> Path:
+def quick_alerts(folder: Path) -> Path:
     """The alerts, but none waits, so that a test need not."""
     alerts = yaml.safe_load(ALERTS.read_text())
     for rule in alerts["groups"][0]["rules"]:
@@ -130,15 +130,19 @@ def test_a_token_that_ends(rig: Rig) -> None:
     write_token(rig, 1000)
     with rig.run() as daemon:
         rig.wait_ready(daemon)
-        with watched(rig, daemon, impatient_alerts(rig.folder)) as prometheus:
-            poll(lambda: set(prometheus.firing()) == {"KumadpTokenExpiresSoon"}, what="the end told", deadline=SOON)
+        with watched(rig, daemon, quick_alerts(rig.folder)) as prometheus:
+            poll(
+                lambda: set(prometheus.firing()) == {"KumadpTokenExpiresSoon"},
+                what="the expiry of the token",
+                deadline=SOON,
+            )
             write_token(rig, 60)
             daemon.process.send_signal(signal.SIGHUP)
             ending = {"KumadpTokenExpiresSoon", "KumadpTokenExpiring"}
-            poll(lambda: ending <= set(prometheus.firing()), what="the near end told", deadline=SOON)
+            poll(lambda: ending <= set(prometheus.firing()), what="the near expiry", deadline=SOON)
             write_token(rig, 30 * 86_400)
             daemon.process.send_signal(signal.SIGHUP)
-            poll(lambda: not ending & set(prometheus.firing()), what="nothing told", deadline=SOON)
+            poll(lambda: not ending & set(prometheus.firing()), what="no warning", deadline=SOON)
 
 
 def test_alerts_fire_on_what_they_are_for(rig: Rig) -> None:
@@ -146,7 +150,7 @@ def test_alerts_fire_on_what_they_are_for(rig: Rig) -> None:
         rig.wait_ready(daemon)
         assert isinstance(rig.plane, XdsControlPlane)
         dead = "127.0.0.1:1"
-        with watched(rig, daemon, impatient_alerts(rig.folder)) as prometheus:
+        with watched(rig, daemon, quick_alerts(rig.folder)) as prometheus:
             assert prometheus.firing() == {}
             for _ in range(3):
                 rig.kill_envoy(daemon)

@@ -41,7 +41,7 @@ def arguments(tmp_path: Path, plane: ScriptedControlPlane) -> tuple[str, ...]:
     return (f"--cp-address={plane.url}", f"--ca-cert-file={ca}", "--name=web-1", "--mesh=default", "--drain-time=60s")
 
 
-def ask(path: Path, method: str = "GET") -> tuple[int, str, dict[str, str]]:
+def request(path: Path, method: str = "GET") -> tuple[int, str, dict[str, str]]:
     """An answer over the Unix socket."""
     connection = http.client.HTTPConnection("localhost", timeout=5)
     connection.sock = socket.socket(socket.AF_UNIX)
@@ -66,7 +66,7 @@ def test_the_unix_socket_answers_like_the_port_from_start_to_end(tmp_path: Path,
     with workload("web") as app, ScriptedControlPlane(Answer(503)) as plane:
         quick = {"KUMA_CONTROL_PLANE_RETRY_BACKOFF": "10ms"}
         with run_kumadp(tmp_path, ports, *arguments(tmp_path, plane), environment=quick) as daemon:
-            code, body, headers = poll(lambda: answer if (answer := ask(path))[0] else None, what="the socket")
+            code, body, headers = poll(lambda: answer if (answer := request(path))[0] else None, what="the socket")
             assert (code, body) == (503, "NOT_READY")
             assert get(ports.readiness, "/ready") == (503, "NOT_READY")
             assert headers.pop("date")
@@ -78,12 +78,12 @@ def test_the_unix_socket_answers_like_the_port_from_start_to_end(tmp_path: Path,
             }
             plane.answers = [bootstrap_answer(static_bootstrap(ports, app.port))]
             daemon.wait_ready()
-            assert ask(path)[:2] == (200, "READY")
+            assert request(path)[:2] == (200, "READY")
             # Any method, as with kuma-dp.
-            assert ask(path, "POST")[:2] == (200, "READY")
-            assert ask(path, "HEAD")[:2] == (200, "")
+            assert request(path, "POST")[:2] == (200, "READY")
+            assert request(path, "HEAD")[:2] == (200, "")
             daemon.terminate()
-            poll(lambda: ask(path)[:2] == (503, "TERMINATING"), what="the drain")
+            poll(lambda: request(path)[:2] == (503, "TERMINATING"), what="the drain")
             daemon.terminate()
             assert daemon.wait() == ExitCode.OK
             assert not path.exists()
@@ -117,7 +117,7 @@ def test_it_is_served_where_the_control_plane_wants_the_admin(tmp_path: Path, po
                 poll(lambda: known_ports(daemon) == before, what="all of it again")
                 assert get(ports.readiness, "/ready", ELSEWHERE) == (200, "READY")
                 assert get(ports.readiness, "/ready") == (200, "READY")
-                assert ask(tmp_path / SOCKET)[:2] == (200, "READY")
+                assert request(tmp_path / SOCKET)[:2] == (200, "READY")
 
 
 @pytest.mark.parametrize("in_pod", [False, True])

@@ -44,7 +44,7 @@ def test_envoy_dies_while_the_control_plane_is_gone(rig: Rig) -> None:
         rig.wait_state(daemon, "open")
         poll(lambda: rig.plane.stream(NODE), what="the stream at the control plane", deadline=SOON)
         poll(lambda: rig.plane.registered == [NODE], what="the Dataplane in the mesh", deadline=SOON)
-        poll(lambda: rig.settled(daemon), what="everything taken again", deadline=SOON)
+        poll(lambda: rig.settled(daemon), what="everything acknowledged again", deadline=SOON)
         assert rig.stats(f"^{MODIFIED}$") == before == {MODIFIED: 0}
         assert rig.status(daemon)["concerns"] == []
         assert rig.serves()
@@ -61,7 +61,7 @@ def test_keys_of_the_mesh_are_in_memory_while_the_control_plane_is_gone(rig: Rig
         before = rig.stats(f"^{MODIFIED}$")
         plane.start()
         rig.wait_state(daemon, "open")
-        poll(lambda: rig.settled(daemon), what="everything taken again")
+        poll(lambda: rig.settled(daemon), what="everything acknowledged again")
         assert rig.stats(f"^{MODIFIED}$") == before
         first = [entry for entry in plane.journal.requests(kind=Kind.FIRST) if entry.stream == plane.streams()[-1]]
         assert {entry.type_url for entry in first} == {CLUSTER, ENDPOINTS, SECRET, LISTENER}
@@ -76,7 +76,7 @@ def test_a_broken_stream_is_reopened_without_updates_to_envoy(rig: Rig, plane: X
         getattr(plane, how)()
         poll(lambda: len(plane.journal.events(What.ADMITTED)) == 2, what="another stream")
         poll(lambda: plane.registered == [NODE], what="the Dataplane in the mesh")
-        poll(lambda: rig.settled(daemon), what="everything taken again")
+        poll(lambda: rig.settled(daemon), what="everything acknowledged again")
         assert rig.serves()
         assert len(plane.journal.events(What.DEREGISTERED)) == 1
         assert rig.restarts(daemon) == 0
@@ -95,7 +95,7 @@ def test_a_control_plane_that_never_answers(rig: Rig, plane: XdsControlPlane) ->
         plane.faults.silent = False
         plane.wake()
         rig.wait_state(daemon, "open")
-        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning")
         assert rig.relay(daemon)["silence"] == 0
 
 
@@ -109,7 +109,7 @@ def test_a_control_plane_that_leaves_a_type_unanswered(rig: Rig, plane: XdsContr
         assert "Listener" in daemon.output()
         plane.faults.withheld = set()
         plane.wake()
-        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning")
 
 
 def test_a_control_plane_that_reads_nothing(rig: Rig, plane: XdsControlPlane) -> None:
@@ -140,7 +140,7 @@ def test_a_rejected_token_is_reported_and_the_next_one_used(rig: Rig, plane: Xds
         assert rig.status(daemon)["ready"] is True
         rig.token.write_text(good)
         rig.wait_state(daemon, "open")
-        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning")
         assert rig.relay(daemon)["refusal"] is None
         assert good not in daemon.output()
 
@@ -201,7 +201,7 @@ def test_no_request_is_lost(
                 event(rig, plane)
                 poll(lambda: plane.version_of(NODE, LISTENER) != before, what="new versions")
                 rig.wait_state(daemon, "open")
-                poll(lambda: rig.settled(daemon), what="everything taken again")
+                poll(lambda: rig.settled(daemon), what="everything acknowledged again")
                 poll(lambda: plane.registered[:1] == [NODE], what="the Dataplane in the mesh")
             assert report.failures == {}
             assert report.answered > 0

@@ -55,7 +55,7 @@ def test_a_rejected_data_plane_may_keep_serving_with_one_log_line(rig: Rig, plan
         assert rig.status(daemon)["concerns"] == [f"control plane: {REASON}"]
         assert daemon.output().count(REASON) == 1
         plane.faults.refuse_token = lambda _token: ""
-        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning")
         rig.wait_state(daemon, "open")
         assert rig.serves()
 
@@ -90,7 +90,7 @@ def test_a_control_plane_that_served_the_previous_run_is_a_friend(rig: Rig, plan
         plane.start()
         rig.wait_warning(daemon, "token is revoked")
         since = rig.relay(daemon)["refused_since"]
-        poll(lambda: time.time() - since > 1.0, what="the end of patience with a stranger")
+        poll(lambda: time.time() - since > 1.0, what="the end of the grace period")
         seen = len(plane.journal.events(What.UNAUTHENTICATED))
         poll(lambda: len(plane.journal.events(What.UNAUTHENTICATED)) > seen, what="another attempt")
         assert daemon.process.poll() is None

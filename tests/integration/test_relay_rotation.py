@@ -56,7 +56,7 @@ def test_a_token_file_that_is_missing_for_a_moment(rig: Rig, plane: XdsControlPl
         assert rig.serves()
         rig.token.write_text(token)
         rig.wait_state(daemon, "open")
-        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning")
 
 
 def test_a_changed_ca_is_used_by_the_next_attempt(rig: Rig, plane: XdsControlPlane) -> None:
@@ -71,7 +71,7 @@ def test_a_changed_ca_is_used_by_the_next_attempt(rig: Rig, plane: XdsControlPla
         rig.kill_envoy(daemon)
         plane.write_ca(rig.ca)
         rig.wait_state(daemon, "open")
-        poll(lambda: rig.settled(daemon), what="everything taken again")
+        poll(lambda: rig.settled(daemon), what="everything acknowledged again")
         assert rig.status(daemon)["concerns"] == []
 
 
@@ -94,7 +94,7 @@ def test_several_control_planes(tmp_path: Path) -> None:
             second.gone()
             poll(lambda: first.registered == [NODE], what="the Dataplane at the other control plane")
             poll(lambda: rig.relay(daemon)["address"] == f"localhost:{first.port}", what="its address")
-            poll(lambda: rig.settled(daemon), what="everything taken")
+            poll(lambda: rig.settled(daemon), what="everything acknowledged")
             rig.kill_envoy(daemon)
             second.back()
             first.gone()

@@ -86,9 +86,9 @@ def test_the_stream_comes_back_when_the_control_plane_does(tmp_path: Path, kind:
             rig.renew_token()
             rig.wait_state(daemon, "open")
             poll(lambda: rig.plane.registered == [NODE], what="the Dataplane in the mesh", deadline=SOON)
-            poll(lambda: rig.settled(daemon), what="everything taken", deadline=SOON)
+            poll(lambda: rig.settled(daemon), what="everything acknowledged", deadline=SOON)
             poll(lambda: "stale_since" not in rig.status(daemon), what="a bootstrap of now", deadline=SOON)
-            poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more", deadline=SOON)
+            poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning", deadline=SOON)
             assert rig.stats("^cluster_manager.cluster_modified$") == before == {"cluster_manager.cluster_modified": 0}
             assert daemon.envoy().pid == envoy.pid
             assert rig.serves()
@@ -113,7 +113,7 @@ def test_a_changed_bootstrap_replaces_the_stale_one(rig: Rig, plane: XdsControlP
         poll(lambda: not stale.is_running(), what="the end of the Envoy with the stale one", deadline=60)
         assert rig.serves()
         assert get(rig.ports.readiness, "/ready") == (200, "READY")
-        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning")
         assert '"stats_flush_interval": "7s"' in daemon.get_admin("/config_dump")[1]
 
 
@@ -134,7 +134,7 @@ def test_a_control_plane_that_comes_back_and_refuses_at_first(rig: Rig, plane: X
         plane.faults.refuse_token = lambda _token: ""
         rig.wait_state(daemon, "open")
         poll(lambda: "stale_since" not in rig.status(daemon), what="a bootstrap of now")
-        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning")
 
 
 def test_what_needs_a_certificate_waits_and_holds_up_nothing_else(rig: Rig, plane: XdsControlPlane) -> None:
@@ -158,10 +158,10 @@ def test_what_needs_a_certificate_waits_and_holds_up_nothing_else(rig: Rig, plan
         assert sum(rig.stats("init_fetch_timeout").values()) == 0
         plane.start()
         rig.wait_traffic("traffic with certificates")
-        poll(lambda: rig.settled(daemon), what="everything taken")
+        poll(lambda: rig.settled(daemon), what="everything acknowledged")
         assert plane.rejected(NODE) == 0
         assert SECRET in rig.types(daemon)
-        poll(lambda: rig.status(daemon)["concerns"] == [], what="no concern any more")
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning")
 
 
 def garbled(path: Path) -> None:
@@ -258,7 +258,7 @@ def test_what_changes_is_on_disk_too(rig: Rig, plane: XdsControlPlane) -> None:
             mesh.endpoints["backend"] = [("127.0.0.1", other.port)]
             mesh.apply()
             poll(lambda: get(rig.ports.outbound) == (200, "other"), what="the other endpoint")
-            poll(lambda: rig.settled(daemon), what="everything taken")
+            poll(lambda: rig.settled(daemon), what="everything acknowledged")
             daemon.terminate()
             assert daemon.wait() == ExitCode.OK
         plane.kill()

@@ -36,7 +36,7 @@ def test_a_data_plane_of_a_real_mesh(tmp_path: Path) -> None:
             assert plane.token.read_text() not in daemon.output()
             killed = daemon.kill_envoy()
             assert get(ports.probes, "/app/healthz") == (200, "ok")
-            poll(lambda: daemon.envoy().pid != killed.pid, what="another Envoy")
+            poll(lambda: daemon.envoy().pid != killed.pid, what="the next Envoy")
             daemon.wait_ready()
             assert get(ports.outbound) == (200, "backend")
             assert "backend-01" in call_api("/meshes/default/dataplanes").decode()

@@ -191,7 +191,7 @@ def test_envoy_started_again_has_the_newest_configuration(stage: StandaloneStage
     write(stage.folder, stage.web(outbound(added, "backend")), stage.backend(stage.second))
     answers(added, (200, "second"), "the added outbound")
     first = daemon.kill_envoy()
-    poll(lambda: daemon.envoy().pid != first.pid, what="another Envoy")
+    poll(lambda: daemon.envoy().pid != first.pid, what="the next Envoy")
     answers(added, (200, "second"), "the added outbound after a restart")
     stage.leads_to(stage.second)
     write(stage.folder, stage.web(outbound(again, "backend")), stage.backend(stage.first))

@@ -150,7 +150,7 @@ def test_envoy_started_again_keeps_an_unhealthy_inbound_shut(stage: HealthStage,
     stage.close_app()
     stage.is_down()
     first = daemon.kill_envoy()
-    poll(lambda: daemon.envoy().pid != first.pid, what="another Envoy")
+    poll(lambda: daemon.envoy().pid != first.pid, what="the next Envoy")
     answers(stage.ports.outbound, (200, "other"), "the other inbound", "127.0.0.2")
     assert get(stage.ports.inbound, host="127.0.0.2") == (503, "no healthy upstream")
     with stage.new_app():
