@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.errors import SettingsError
+from kumadp.errors import Problem, SettingsError
+from kumadp.settings.file import read_settings
+from kumadp.settings.given import GivenValue
 from kumadp.settings.resolve import resolve
 
 if TYPE_CHECKING:
@@ -110,3 +112,15 @@ def test_a_merge_key_merges() -> None:
     settings = read("dns:\n  <<: {coreDnsPort: 5353, enabled: true}\n  enabled: false\n")
     assert settings.coredns_port == 5353
     assert not settings.dns_enabled
+
+
+def test_each_value_has_its_origin() -> None:
+    invalid: list[Problem] = []
+    text = "dataplane:\n  drainTime: 5s\ndns:\n  enabled:\nkumadp:\n  envoyRestartBudget: many\n"
+    assert read_settings(text, "k.yaml", invalid) == {
+        "drain_time": GivenValue(5.0, "file k.yaml:2: dataplane.drainTime"),
+    }
+    assert [str(problem) for problem in invalid] == [
+        "k.yaml:6: kumadp.envoyRestartBudget: 'many' is not a whole number",
+    ]
+    assert GivenValue(5.0, "file k.yaml:2: dataplane.drainTime").where == "k.yaml:2: dataplane.drainTime"
