@@ -38,7 +38,7 @@ class Sidecar:
 
     ``dns_port``: of Envoy's DNS filter, None: DNS is off; ``resolves``: the embedded resolver answers names.
     ``serves_probes``: kumadp serves the virtual probes, so ``probes`` is not sent: the control plane would make Envoy
-    bind the same port. ``transparent``: what is redirected on this host, if settings say so. ``otel_env``: what is
+    bind the same port. ``transparent``: what is redirected on this host, if configured. ``otel_env``: what is
     reported of OpenTelemetry's variables, None: its pipe is not offered.
     """
 

@@ -148,9 +148,9 @@ class BootstrapWatch:
     async def _compare(self, fetched: Fetched, *, first: bool = False) -> None:
         present = self._context.bootstrap.fetched
         assert present is not None  # noqa: S101 - a control plane's always has one
-        before, after = await asyncio.to_thread(lambda: (comparable(present.tree), comparable(fetched.tree)))
-        differing = await asyncio.to_thread(differences, before, after)
-        reasons = tuple(f"{one.path}: {one.reason}" for one in differing)
+        current, new = await asyncio.to_thread(lambda: (comparable(present.tree), comparable(fetched.tree)))
+        differing = await asyncio.to_thread(differences, current, new)
+        reasons = tuple(f"{change.path}: {change.reason}" for change in differing)
         if restart_needed(differing) is Restart.NONE:
             self._status.facts.pop("restart_required", None)
             self._status.set_warning("bootstrap", "")

@@ -64,6 +64,6 @@ class TokenWatch:
         try:
             token = await asyncio.to_thread(self._read)
         except (ControlPlaneRefused, OSError):
-            # Whoever needs the token next says what is wrong with the file.
+            # The next request that needs the token reports what is wrong with the file.
             return
         self.note(token)

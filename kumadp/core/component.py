@@ -1,7 +1,7 @@
-"""A component is one coroutine that says when it is up and runs until it is cancelled.
+"""A component is one coroutine that reports when it is up and runs until it is cancelled.
 
-Components are entered in order and left in reverse, each with its own deadline. Ending before saying "up", or ending
-by itself afterwards, is told to the run loop as an event: nobody but the loop ends the process.
+Components are entered in order and left in reverse, each with its own deadline. If one ends by itself, before or after
+it was up, the run loop gets an event: only the loop ends the process.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ class Component(Protocol):
 class Stack:
     """The components that run, in the order they were entered.
 
-    ``ended(name, error)`` is called when a component ends without having been asked (``error`` is None for a plain
-    return).
+    ``ended(name, error)`` is called when a component ends by itself (``error`` is None for a plain return).
     """
 
     def __init__(self, ended: Callable[[str, BaseException | None], None]) -> None:

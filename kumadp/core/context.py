@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class Inputs:
     """What a run is started with.
 
-    ``transparent``: what is redirected on this host, if settings say so. ``config`` is the settings file,
+    ``transparent``: what is redirected on this host, if settings configure it. ``config`` is the settings file,
     ``command_line`` that of the application that kumadp is to run.
     """
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How the daemon ends: exit code (an application's may be any) and the one line that says why."""
+    """How the daemon ends: exit code (an application's may be any) and the one line that gives the reason."""
 
     code: int
     why: str
@@ -50,7 +50,7 @@ class PreviousKnown:
 
 @dataclass(frozen=True, slots=True)
 class ApplicationEnded:
-    """The application that kumadp runs has ended; ``why`` says how."""
+    """The application that kumadp runs has ended; ``why`` describes how."""
 
     why: str
 

@@ -96,7 +96,7 @@ class Previous:
         return self.past.get(child, PreviousDeaths())
 
     def section(self, part: str, kind: type[S]) -> S | None:
-        """Return the section that the ``part`` of the program before us handed over; raises HandoverFailed."""
+        """Return the section that the ``part`` of the previous program handed over; raises HandoverFailed."""
         data = self._sections.get(part)
         return decode_section(part, data, kind) if data is not None else None
 

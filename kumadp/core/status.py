@@ -134,8 +134,8 @@ class Status:
     @property
     def versions(self) -> dict[str, str]:
         """Versions by program, kumadp's own among them."""
-        known = self.facts.get("versions")
-        return {"kumadp": __version__, **(known if isinstance(known, dict) else {})}
+        versions = self.facts.get("versions")
+        return {"kumadp": __version__, **(versions if isinstance(versions, dict) else {})}
 
     @property
     def ready_state(self) -> ReadyState:

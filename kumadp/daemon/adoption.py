@@ -26,7 +26,7 @@ STRAY = "a process"
 
 
 def previous_in(directory: Path) -> Previous:
-    """Return what a killed kumadp left running, as its files in the work directory say. May block."""
+    """Return what a killed kumadp left running, by its files in the work directory. May block."""
     state = read_state(directory)
     recorded = state.parts if state is not None else {}
     children = {}
@@ -143,4 +143,4 @@ def _records(children: Sequence[tuple[Child, Path | None]]) -> list[ChildRecord]
         record(child.name, child.pid, (str(program or ""),), fifo=str(child.fifo or ""), start_time=child.start_time)
         for child, program in children
     )
-    return [known for known in records if known is not None]
+    return [child for child in records if child is not None]

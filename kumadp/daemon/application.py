@@ -2,7 +2,7 @@
 
 It is up to the application when everything ends: its end is ours, and its exit code too. When kumadp is to stop,
 inbound drains first, then the application gets the signal; Envoy, its outbound listeners and DNS stay until it has
-ended. Where the sidecar itself cannot go on, ``--on-sidecar-end`` says what becomes of the application.
+ended. If the sidecar itself fails, ``--on-sidecar-end`` decides whether the application ends too.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ApplicationPart(Part):
         return "ended" if self._process.status is not None else "runs"
 
     def drained_as(self, *, failed: bool) -> Literal["none", "runs", "ended"]:
-        """Its state for the plan of a drain; ``failed``: one that may live on is none of the drain's."""
+        """Return its state for the plan of a drain; ``failed``: an application that may live on is not drained."""
         return "none" if self.runs and failed and self._may_live_on else self.state
 
     @property

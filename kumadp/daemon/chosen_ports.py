@@ -1,4 +1,4 @@
-"""Ports of which the settings say 0: chosen before the control plane is asked, and told to it."""
+"""Free ports for settings with port 0: chosen before the bootstrap request, which reports them."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _CHOSEN = {
 
 
 class ChosenPorts:
-    """What was chosen, by the field of the settings; ``before`` is what a kumadp before this one had chosen.
+    """The chosen ports, by the field of the settings; ``previous`` is what a previous kumadp had chosen.
 
     Raises SettingsError, PortsTaken.
     """
 
-    def __init__(self, settings: Settings, *, standalone: bool, before: Mapping[str, int]) -> None:
+    def __init__(self, settings: Settings, *, standalone: bool, previous: Mapping[str, int]) -> None:
         self._free = FreePorts()
         self.ports: dict[str, int] = {}
         if standalone and settings.admin_port is not None:
@@ -43,19 +43,19 @@ class ChosenPorts:
             raise SettingsError([Problem("--admin-port", message, "name networking.admin.port in the Dataplane")])
         for field, udp in _CHOSEN.items():
             if getattr(settings, field) == 0:
-                # Envoy and CoreDNS that are adopted have them, and who asks for our readiness knows them.
-                self.ports[field] = before.get(field) or self._free.take(field, udp=udp)
+                # Adopted programs have them, and clients of our readiness know them.
+                self.ports[field] = previous.get(field) or self._free.take(field, udp=udp)
         if self.ports:
             log.info("free ports: %s", ", ".join(f"{field} {port}" for field, port in self.ports.items()))
 
     def settle(self, settings: Settings, resource: Resource | None) -> tuple[Settings, Resource | None]:
-        """The same with the chosen ports, also those that were read anew."""
+        """Return the same with the chosen ports, also after they were read again."""
         chosen: dict[str, Any] = {**self.ports}
-        made = dataclasses.replace(settings, **chosen)
-        if made.admin_port is not None and resource is not None:
-            resource = with_admin_port(resource, made.admin_port)
-        return made, resource
+        settled = dataclasses.replace(settings, **chosen)
+        if settled.admin_port is not None and resource is not None:
+            resource = with_admin_port(resource, settled.admin_port)
+        return settled, resource
 
     def close(self) -> None:
-        """Whoever is to have them has bound them."""
+        """Stop reserving them: whoever is to have them has bound them."""
         self._free.close()

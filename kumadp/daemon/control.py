@@ -1,8 +1,8 @@
 """The owner-only control socket: the whole status as JSON, and the actions of a running daemon.
 
-``POST /reload`` answers when it is done, with a line for people under ``said``. ``POST /reexec`` answers before it is
+``POST /reload`` answers when it is done, with one line under ``said``. ``POST /reexec`` answers before it is
 done, with ``count``, how often this process was re-executed so far: it is done when ``count`` under ``reexec`` in the
-status is higher, and has failed when ``failed`` there, empty or not there until then, says why. What is rejected is
+status is higher, and has failed when ``failed`` there, empty or absent until then, has the reason. What is rejected is
 answered with 409 and ``why``. ``POST /log-level`` takes levels as the query of its URL. ``GET /metrics`` is kumadp's
 own metrics, in Prometheus' text format.
 """
@@ -80,8 +80,8 @@ class ControlServer:
             return web.Response(body=body, headers={"content-type": kind})
         action = self._actions.get(request.path)
         if action is None and request.path != "/status":
-            known = " and ".join(("/status", *self._pages, *self._actions))
-            return web.json_response({"why": f"only {known} here"}, status=404)
+            paths = " and ".join(("/status", *self._pages, *self._actions))
+            return web.json_response({"why": f"only {paths} here"}, status=404)
         if (request.method == "POST") is (action is None):
             return web.json_response({"why": f"{request.path} is not for {request.method}"}, status=405)
         if action is None:

@@ -30,21 +30,21 @@ MIN_DRAIN_TIME = 5.0
 
 @dataclass(frozen=True, slots=True)
 class FailHealthChecks:
-    """Ask Envoy to fail its health checks, so that peers stop sending; ``deadline`` in seconds."""
+    """Have Envoy fail its health checks, so that peers stop sending; ``deadline`` in seconds."""
 
     deadline: float = ADMIN_DEADLINE
 
 
 @dataclass(frozen=True, slots=True)
 class DrainInbound:
-    """Ask Envoy to drain its inbound listeners alone, as the application still calls out; ``deadline`` in seconds."""
+    """Have Envoy drain its inbound listeners alone, as the application still calls out; ``deadline`` in seconds."""
 
     deadline: float = ADMIN_DEADLINE
 
 
 @dataclass(frozen=True, slots=True)
 class EndApplication:
-    """Have the application end that we run, and wait for it; it has a deadline of its own."""
+    """Have the application end that we run, and wait for it; it has its own deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +113,10 @@ class Drained(Protocol):
     """What is drained; the run loop's `Daemon` is one."""
 
     async def fail_health_checks(self) -> None:
-        """Ask Envoy to fail its health checks."""
+        """Have Envoy fail its health checks."""
 
     async def drain_inbound(self) -> None:
-        """Ask Envoy to drain its inbound listeners and to stay."""
+        """Have Envoy drain its inbound listeners and to stay."""
 
     async def end_application(self) -> None:
         """Have the application end that we run, and wait for it."""

@@ -28,7 +28,7 @@ _SETTLE = 0.3
 class FileChangesPart(Part):
     """Watches token and CA, which are read for each connection, and Dataplane and settings, which take a reload.
 
-    ``read_token`` reads the token as it is now; it may block and raise ControlPlaneRefused. None: there is none.
+    ``read_token`` reads the token as it is now; it may block and raise ControlPlaneRefused. None: without a token.
     """
 
     name = "files"
@@ -36,7 +36,7 @@ class FileChangesPart(Part):
     def __init__(self, context: Context, read_token: Callable[[], object] | None) -> None:
         self._context = context
         self._read_token = read_token
-        self._known: dict[Path, bytes] = {}
+        self._digests: dict[Path, bytes] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._comparing: asyncio.Task[None] | None = None
 
@@ -46,7 +46,7 @@ class FileChangesPart(Part):
 
     async def run(self, up: Callable[[], None]) -> None:
         """Watch until cancelled."""
-        self._known = await asyncio.to_thread(_contents, self._paths())
+        self._digests = await asyncio.to_thread(_contents, self._paths())
         self._watch = FileWatch(self._paths(), self._may_have_changed)
         try:
             await self._watch.run(up)
@@ -58,8 +58,8 @@ class FileChangesPart(Part):
 
     async def before_reload(self) -> None:
         """Take the present content as known: a reload reads it."""
-        if self._known:
-            self._known = await asyncio.to_thread(_contents, self._paths())
+        if self._digests:
+            self._digests = await asyncio.to_thread(_contents, self._paths())
             self._watch.follow()
 
     def _for_connections(self) -> tuple[Path, ...]:
@@ -88,8 +88,8 @@ class FileChangesPart(Part):
         self._watch.follow()
         contents = await asyncio.to_thread(_contents, self._paths())
         # One that is gone for a moment is being replaced; its going is no change.
-        changed = [path for path, content in contents.items() if content and content != self._known.get(path)]
-        self._known |= {path: contents[path] for path in changed}
+        changed = [path for path, content in contents.items() if content and content != self._digests.get(path)]
+        self._digests |= {path: contents[path] for path in changed}
         if used := [str(path) for path in self._for_connections() if path in changed]:
             log.info("%s changed: used from the next connection to the control plane on", " and ".join(used))
             await self._check_token()

@@ -51,7 +51,7 @@ class Running:
 
     @property
     def name(self) -> str:
-        """Its name, as far as its socket says; long ones are cut there."""
+        """Its name, by its socket's file name, which shortens long names."""
         return on_one_line(self.path.stem)
 
 
@@ -67,8 +67,8 @@ class Search:
 
     def nearest(self, name: str = "") -> list[Running]:
         """Those (of that name) in the folders where control sockets go by default; where there are none, all."""
-        found = [one for one in self.running if not name or one.path.name == socket_paths.socket_name(name)]
-        return [one for one in found if not one.listed] or found
+        matching = [plane for plane in self.running if not name or plane.path.name == socket_paths.socket_name(name)]
+        return [plane for plane in matching if not plane.listed] or matching
 
     def notes(self) -> str:
         """What else there is, to follow a sentence; empty where there is nothing."""
@@ -81,7 +81,7 @@ class Search:
 
 
 def find(environ: Mapping[str, str]) -> Search:
-    """The data planes that run on this host, as far as this user may see them. May block, for `_LOOK_FOR` seconds.
+    """Return the data planes on this host that this user may see. May block, for `_LOOK_FOR` seconds.
 
     Within a unit of systemd that has one in its own runtime directory, that one alone.
     """
@@ -92,7 +92,7 @@ def find(environ: Mapping[str, str]) -> Search:
             return search.found
     for folder in folders(environ):
         search.take(folder)
-    # A unit of systemd has a folder of its own there.
+    # A unit of systemd has its own folder there.
     search.take(socket_paths.RUN, "*/*" + SUFFIX)
     search.take_listed()
     return search.found
@@ -111,7 +111,7 @@ class _Searching:
         self._until = time.monotonic() + _LOOK_FOR
 
     def take(self, folder: Path, pattern: str = "*" + SUFFIX, *, named: bool = False) -> None:
-        """Those in a folder that live and may be believed; ``named``: the caller's environment says to look there."""
+        """Those in a folder that live and may be believed; ``named``: the caller's environment names it."""
         try:
             owner = folder.lstat().st_uid
             if owner not in {0, self._us} and not self._is_trusted(folder, named=named):

@@ -78,7 +78,7 @@ class LogLevelsPart(Part, EpochObserver):
         return Handed(LogLevelsSection({**level, **self.components}))
 
     def adopt(self, previous: Previous) -> None:
-        """Apply what was requested of the program before us; an Envoy that is adopted has it, another one gets it."""
+        """Apply what was requested of the previous program; an adopted Envoy has it already, another one gets it."""
         section = previous.section(self.name, LogLevelsSection)
         requested = section.levels if section is not None else {}
         self.level = requested.get("level", "")
@@ -95,14 +95,14 @@ class LogLevelsPart(Part, EpochObserver):
             level = requested.get("level", self.level)
             components = {**self.components, **{name: found for name, found in requested.items() if name != "level"}}
             _check(level, components)
-        before = self.level, self.components
+        previous = self.level, self.components
         self.level, self.components = level, components
         try:
             sent = await self.send_to_envoy()
         except CommandRefused:
-            self.level, self.components = before
+            self.level, self.components = previous
             raise
-        self._set_ours(before[1])
+        self._set_ours(previous[1])
         summary = self._summary()
         # Also if the level is now one that shows little.
         log.warning("log level: %s", summary)
@@ -114,9 +114,9 @@ class LogLevelsPart(Part, EpochObserver):
         more = "".join(f", {name} {level}" for name, level in parts if name != "envoy")
         return f"kumadp {levels['level']}, envoy {levels['envoy_level']}{more}"
 
-    def _set_ours(self, before: Mapping[str, str]) -> None:
+    def _set_ours(self, previous: Mapping[str, str]) -> None:
         logging.getLogger(_ROOT).setLevel(_OURS[self.level or self._context.settings.log_level])
-        for name in before:
+        for name in previous:
             if not _is_envoy(name):
                 logging.getLogger(f"{_ROOT}.{name}").setLevel(logging.NOTSET)
         for name, level in self.components.items():
@@ -132,12 +132,12 @@ class LogLevelsPart(Part, EpochObserver):
             return False
         base = self.components.get("envoy") or self.level or envoy_level(settings)
         named = [one.partition(":")[::2] for one in settings.envoy_component_log_level.split(",") if ":" in one]
-        wanted = dict(named if not self.components.get("envoy") and not self.level else ())
-        wanted |= {
+        levels = dict(named if not self.components.get("envoy") and not self.level else ())
+        levels |= {
             name.partition(".")[2]: level for name, level in self.components.items() if name.startswith("envoy.")
         }
         try:
-            for query in (("level", base), *wanted.items()):
+            for query in (("level", base), *levels.items()):
                 # Envoy docs, operations/admin: POST /logging takes one pair.
                 code = await admin.post("/logging?{}={}".format(*(quote(part, safe="") for part in query)))
                 if code != 200:
@@ -166,13 +166,13 @@ def _is_envoy(name: str) -> bool:
 
 def _check(level: str, components: Mapping[str, str]) -> None:
     wrong = [f"{found!r} is no level" for found in (level, *components.values()) if found and found not in ENVOY_LEVELS]
-    parts = known_parts()
+    parts = logging_features()
     wrong += [f"{name!r} is no part of kumadp" for name in components if not _is_envoy(name) and name not in parts]
     if wrong:
         raise CommandRefused("; ".join(wrong), f"{_WHAT}; parts: envoy, envoy.<logger>, {', '.join(parts)}")
 
 
-def known_parts() -> list[str]:
+def logging_features() -> list[str]:
     """Return the features of kumadp that have their own log."""
     import pkgutil
 

@@ -85,13 +85,13 @@ class Driven(Protocol):
         """What to do before the stop; ``failed``: we cannot continue, and no stop was requested."""
 
     async def fail_health_checks(self) -> None:
-        """Ask Envoy to fail its health checks."""
+        """Have Envoy fail its health checks."""
 
     def note_inbound_drain(self) -> None:
         """From now on inbound counts as drained."""
 
     async def drain_inbound(self) -> None:
-        """Ask Envoy to drain its inbound listeners and to stay."""
+        """Have Envoy drain its inbound listeners and stay."""
 
     async def envoy_gone(self) -> None:
         """Return once Envoy has ended."""
@@ -223,7 +223,7 @@ class RunLoop:
         self._spawn(self._answer(request), request.what)
 
     async def _answer(self, request: Requested) -> None:
-        """Do it and tell how it went; a refusal costs nothing but itself."""
+        """Do it, and report the outcome; a rejection has no other effect."""
         try:
             result = await self._do(request)
         except KumadpError as error:

@@ -36,7 +36,7 @@ log = logging.getLogger("kumadp.daemon")
 class Reexecution:
     """Re-executes a daemon of these ``parts``.
 
-    ``before`` is what this program itself was started with, ``ports`` those that were chosen, by the field of the
+    ``previous`` is what this program itself was started with, ``ports`` those that were chosen, by the field of the
     settings. ``flush`` writes what is logged.
     """
 
@@ -44,13 +44,13 @@ class Reexecution:
         self,
         context: Context,
         parts: Iterable[Part],
-        before: Handover | None,
+        previous: Handover | None,
         ports: Callable[[], Mapping[str, int]],
         flush: Callable[[], object],
     ) -> None:
         self._context = context
         self._parts = tuple(parts)
-        self._before = before
+        self._previous = previous
         self._ports = ports
         self._flush = flush
 
@@ -93,13 +93,13 @@ class Reexecution:
         return collect(
             {name: msgspec.msgpack.encode(section) for name, section in sections.items()},
             descriptors,
-            self._before,
+            self._previous,
             ready=whole_answer(context.status.ready_state),
         )
 
 
 def previous_of(handover: Handover) -> Previous:
-    """Return what the program before us handed over; raises HandoverFailed."""
+    """Return what the previous program handed over; raises HandoverFailed."""
     section = decode_daemon_section(handover)
     children = {}
     for handed in section.children:

@@ -101,7 +101,7 @@ class Daemon:
             await part.check()
         await self._look_back()
         self._parts.application.begin()
-        self._chosen = ChosenPorts(context.settings, standalone=context.standalone, before=context.previous.ports)
+        self._chosen = ChosenPorts(context.settings, standalone=context.standalone, previous=context.previous.ports)
         context.settings, context.resource = self._chosen.settle(context.settings, context.resource)
         await self._parts.plan_ports()
         self._reload = Reload(context, self._parts, parts, self._reread)
@@ -144,7 +144,7 @@ class Daemon:
             context.previous = previous_in(work.path)
             self._adopt()
         previous = context.previous
-        # A stop that came before is handled first: it drains what serves, whatever the settings say of it now.
+        # A stop that came before is handled first: it drains what serves, whatever the present settings are.
         handled = asyncio.get_running_loop().create_future()
         context.post(PreviousKnown(handled))
         await handled

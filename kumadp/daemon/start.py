@@ -49,7 +49,7 @@ class Launch:
     """What the daemon gets beside its context.
 
     ``reread`` reads settings and Dataplane again; ``flush`` writes what is logged, ``log_status`` is the status of the
-    log's output; ``handover`` is what the program before us left; ``mesh`` is that of standalone mode.
+    log's output; ``handover`` is what the previous program left; ``mesh`` is that of standalone mode.
     """
 
     reread: Reread

@@ -187,7 +187,7 @@ class ConnectionStatus(Struct, forbid_unknown_fields=True):
 
 
 class StatusReport(Struct, forbid_unknown_fields=True):
-    """What a running kumadp says of itself. Times are in seconds since 1970."""
+    """The status of a running kumadp. Times are in seconds since 1970."""
 
     name: str
     mesh: str

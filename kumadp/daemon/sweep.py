@@ -49,10 +49,10 @@ def _remove(directory: Path, removed_at_end: Iterable[Path]) -> None:
 
 
 def is_over(result: str, unit: str, environ: Mapping[str, str]) -> bool:
-    """Whether no kumadp is to follow in this unit: it ended as it should, or is being stopped. May block.
+    """Return whether no kumadp follows in this unit: it ended as it should, or is being stopped. May block.
 
-    ``result`` is ``$SERVICE_RESULT`` (systemd.exec(5)); the unit's job is asked for, as systemd tells an ExecStopPost
-    of no restart that is due. Where it does not answer, one that had to be killed at its stop is over.
+    ``result`` is ``$SERVICE_RESULT`` (systemd.exec(5)); the unit's jobs are listed, as systemd does not report a
+    pending restart to an ExecStopPost. If it does not answer, one that had to be killed at its stop is over.
     """
     if result == "success":
         return True

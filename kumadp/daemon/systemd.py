@@ -61,7 +61,7 @@ class SystemdNotifier:
     @contextlib.contextmanager
     def reloading(self) -> Iterator[None]:
         """Report a reload for as long as this is entered, unless systemd still waits for the first READY."""
-        # A kumadp before us in this process was ready already.
+        # The previous kumadp in this process was ready already.
         was_ready = self._sent_ready or (self._context.previous.reexecuted and self._context.previous.ready)
         if was_ready:
             self._notifier.reloading("reloading")

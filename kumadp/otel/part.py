@@ -86,7 +86,7 @@ class OtelPart(Part):
         return {**owners, OTEL: (self.apply_pipe,)} if self._context.settings.otel_pipe_enabled else owners
 
     async def apply_metrics(self, body: dynconf_bodies.MeshMetricBody | None) -> None:
-        """Push where MeshMetric policies say; None: there are none any more."""
+        """Push to the backends of MeshMetric policies; None: there are no policies (any more)."""
         backends = (body.observability.metrics.backends if body is not None else None) or ()
         wanted = [one.open_telemetry for one in backends if one.type == OPEN_TELEMETRY and one.open_telemetry]
         self._direct = {one.endpoint.removeprefix("unix://"): _period(one.refresh_interval) for one in wanted}
@@ -153,7 +153,7 @@ class OtelPart(Part):
 
 
 def _period(text: str) -> float:
-    """Seconds of a refresh interval; what is none is the default, as in Kuma."""
+    """Return the seconds of a refresh interval; an invalid one is the default, as in Kuma."""
     try:
         seconds = parse_duration(text)
         return max(seconds, _SHORTEST) if seconds else PERIOD

@@ -28,10 +28,10 @@ class ProbesPlan:
 def plan_probes(
     settings: Settings, dataplane: Dataplane | None, environ: Mapping[str, str]
 ) -> tuple[ProbesPlan | None, str]:
-    """Whether and where virtual probes are served, and one line why not ("" where there is nothing to say).
+    """Return where virtual probes are served, and if they are not, one line why ("" if nobody expects them).
 
     ``auto`` leaves the port alone on Kubernetes: there the control plane makes the Dataplane and Kuma 2.8 gives Envoy
-    a listener on 9000. Without a Dataplane of ours they are served on the pod's address. Raises SettingsError where
+    a listener on 9000. Without a Dataplane of ours they are served on the pod's address. Raises SettingsError if
     ``on`` has nothing to serve.
     """
     own = dataplane.probes if dataplane is not None and dataplane.probes and dataplane.probes.endpoints else None
@@ -41,8 +41,8 @@ def plan_probes(
         if not settings.virtual_probes_ports:
             message = "on, but no Dataplane with probes is given, so there is nothing to serve"
             raise SettingsError([Problem("--virtual-probes", message, "name ports with --virtual-probes-ports")])
-        told = dataplane.networking.address if dataplane is not None else settings.instance_ip
-        host = settings.virtual_probes_address or told or LOOPBACK
+        address = dataplane.networking.address if dataplane is not None else settings.instance_ip
+        host = settings.virtual_probes_address or address or LOOPBACK
         return ProbesPlan(host, settings.virtual_probes_port, settings.virtual_probes_ports), ""
     if settings.virtual_probes == "auto" and on_kubernetes(environ):
         return None, "virtual probes: on Kubernetes the control plane owns port 9000, so it is left alone"

@@ -24,7 +24,7 @@ _CLUSTER_TYPE = b"\xb2\x02"
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What Envoy runs, as far as it could lead somebody to its admin: digests of each listener, and of the rest."""
+    """What of Envoy's configuration could lead somebody to its admin: digests of each listener, and of the rest."""
 
     listeners: dict[str, bytes] = field(default_factory=dict)
     rest: frozenset[bytes] = frozenset()
@@ -36,21 +36,21 @@ def fingerprint(memory: RelaySnapshot, admin: AdminAddress) -> Fingerprint:
     A mesh's clusters and endpoints change all the time, and an application must not get requests then. May be slow.
     """
     mark = b"\x18" + varint(admin.port) if isinstance(admin, TcpAdmin) else admin.path.rpartition("/")[2].encode()
-    found = Fingerprint()
+    result = Fingerprint()
     rest: set[bytes] = set()
-    for one in memory.types:
-        marks = {ENDPOINTS: (mark,), CLUSTER: (mark, _ORIGINAL_DST, _CLUSTER_TYPE)}.get(one.type_url, (b"",))
-        for raw in (one.accepted, one.latest):
-            if raw is None or one.type_url == SECRET:
+    for snapshot in memory.types:
+        marks = {ENDPOINTS: (mark,), CLUSTER: (mark, _ORIGINAL_DST, _CLUSTER_TYPE)}.get(snapshot.type_url, (b"",))
+        for raw in (snapshot.accepted, snapshot.latest):
+            if raw is None or snapshot.type_url == SECRET:
                 continue
-            if not any(each in raw for each in marks):
+            if not any(mark in raw for mark in marks):
                 continue
             for name, resource in _resources(raw):
-                if one.type_url == LISTENER:
-                    found.listeners[name] = found.listeners.get(name, b"") + hashlib.sha256(resource).digest()
+                if snapshot.type_url == LISTENER:
+                    result.listeners[name] = result.listeners.get(name, b"") + hashlib.sha256(resource).digest()
                 elif any(each in resource for each in marks):
                     rest.add(hashlib.sha256(resource).digest())
-    return Fingerprint(found.listeners, frozenset(rest))
+    return Fingerprint(result.listeners, frozenset(rest))
 
 
 def _resources(raw: bytes) -> Iterator[tuple[str, bytes]]:

@@ -147,23 +147,23 @@ class RelaySession:
         self._upstream: Upstream = prepared.upstream
 
     def renew(self, prepared: Prepared) -> bool:
-        """Go on with this bootstrap; True when its Node asks for another configuration: the stream is opened anew.
+        """Continue with this bootstrap; True if its Node requests another configuration: the stream is opened again.
 
         A control plane reads the Node once a stream (Kuma 2.8 to 2.13).
         """
         self.use(prepared)
-        self._kept()
+        self._schedule_write()
         return self._renew_node(prepared)
 
     def renew_early(self, prepared: Prepared) -> None:
-        """Tell of another Node already now where that breaks no stream, as there is none."""
+        """Send another Node already now if there is no stream that it would break."""
         if self.relay.facts.state is not UpstreamState.OPEN:
             self._renew_node(prepared)
 
     def go_back(self, prepared: Prepared) -> None:
-        """The Envoy with this bootstrap runs on: where the control plane was told of another Node early, take it back.
+        """Continue with the Envoy of this bootstrap: if the control plane got another Node early, take it back.
 
-        What it sent for that one is not what this Envoy can do; the stream is opened anew.
+        What it sent for that one is not what this Envoy can do; the stream is opened again.
         """
         if self._renew_node(prepared):
             log.warning("the Dataplane is the former one again: reporting it to the control plane by a new stream")
@@ -203,19 +203,19 @@ class RelaySession:
         )
 
     def _accepted(self, type_url: str) -> None:
-        self._kept()
+        self._schedule_write()
         self._observer.on_accepted(type_url)
 
-    def _kept(self) -> None:
+    def _schedule_write(self) -> None:
         if self._store is not None:
             self._store.schedule_write()
 
     def _changed(self) -> None:
-        """Read what the relay says of itself, and tell what an operator should know."""
+        """Follow the state of the relay, and set the warnings for the operator."""
         facts = self.relay.facts
         if facts.refusal is StreamRefusal.ACTIVE and self._earlier is not None:
             earlier, self._earlier = self._earlier, None
-            log.info("until the control plane takes this data plane again, what it gave the last one serves")
+            log.info("the configuration of the last run serves until the control plane accepts this data plane again")
             self._stale = self._had_us = True
             self.relay.restore(earlier)
         self._status.set_warning("last good", self._lacking())
@@ -233,7 +233,7 @@ class RelaySession:
             self._grace = asyncio.get_running_loop().call_later(UNREACHABLE_AFTER, self._on_grace_over)
 
     def _lacking(self) -> str:
-        """What Envoy asks for and cannot have before the control plane is back: what is never kept on disk."""
+        """Return what Envoy requests and cannot get before the control plane is reachable: what is never on disk."""
         if not self._stale or self.relay.facts.state is UpstreamState.OPEN:
             return ""
         types = [view.type_url.rpartition(".")[2] for view in self._machine.types() if not view.latest]
@@ -265,7 +265,7 @@ def largest_message(memory_limit: int) -> int:
 
 
 def _tree(prepared: Prepared) -> Mapping[str, Any]:
-    """The bootstrap whose Node the control plane is told."""
+    """Return the bootstrap whose Node the control plane gets."""
     return prepared.fetched.tree if prepared.fetched is not None else {}
 
 
@@ -274,17 +274,17 @@ def _node(tree: Mapping[str, Any]) -> bytes:
 
 
 def addresses(host: str, port: int, urls: Sequence[str]) -> tuple[tuple[str, int], ...]:
-    """Where the stream may go: what the bootstrap says, and the other addresses of the same control plane.
+    """Return where the stream may go: the bootstrap's address, and the others of the same control plane.
 
-    Where the bootstrap leads to one of the addresses that the user named, the others are as good.
+    If the bootstrap's is one of the addresses that the user named, the others are as good.
     """
-    named = []
+    parsed = []
     for url in urls:
         parts = urlsplit(url)
-        named.append((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)))
+        parsed.append((parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)))
     # The control plane knows the name in the request: without final dot and zone, which dialling needs.
-    names = [(server_name(name), number) for name, number in named]
+    names = [(server_name(name), number) for name, number in parsed]
     if (server_name(host), port) not in names:
         return ((host, port),)
     at = names.index((server_name(host), port))
-    return tuple(dict.fromkeys((*named[at:], *named[:at])))
+    return tuple(dict.fromkeys((*parsed[at:], *parsed[:at])))

@@ -301,7 +301,7 @@ def test_a_restart_serves_before_the_control_plane_drops_the_last_stream(tmp_pat
             assert rig.serves()
             # Ready before it was taken: what serves is remembered.
             assert rig.relay(daemon)["state"] in {"backoff", "connecting"}
-            assert "what it gave the last one serves" in daemon.output()
+            assert "the configuration of the last run serves" in daemon.output()
             rig.wait_state(daemon, "open")
             assert rig.serves()
 
@@ -319,7 +319,7 @@ def test_a_restart_with_another_kumadp_serves_as_soon(rig: Rig, plane: XdsContro
         daemon.wait_ready(SOON)
         assert rig.serves()
         assert rig.relay(daemon)["state"] in {"backoff", "connecting"}
-        assert "what it gave the last one serves" in daemon.output()
+        assert "the configuration of the last run serves" in daemon.output()
         rig.wait_state(daemon, "open")
 
 
@@ -334,4 +334,4 @@ def test_a_restart_with_another_dataplane_waits_for_what_is_its_own(rig: Rig, pl
     with rig.run() as daemon:
         poll(lambda: "already an active stream" in daemon.output(), what="a refusal")
         rig.wait_ready(daemon)
-        assert "what it gave the last one serves" not in daemon.output()
+        assert "the configuration of the last run serves" not in daemon.output()
