@@ -181,7 +181,7 @@ def test_links_lead_to_files_and_headings(name: str) -> None:
     assert dead == []
 
 
-PATH_IN_TEXT = re.compile(r"`((?:kumadp|tests|configs|systemd|\.ci)/[\w./@-]*)`")
+PATH_IN_TEXT = re.compile(r"(?<![\w./-])((?:kumadp|tests|configs|systemd|\.ci)/[\w./@-]*\w/?)(?![\w<*])")
 
 
 @pytest.mark.parametrize("name", NAMES)
