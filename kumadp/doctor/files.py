@@ -36,7 +36,6 @@ async def token(subject: Subject) -> list[CheckResult]:
     else:
         text = await asyncio.to_thread(read_token, Path(settings.token_path))
     register(text)
-
     return _check_claims(subject, text, time.time())
 
 
