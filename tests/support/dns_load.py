@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 SOCKETS = 64
 MOST = 60_000
+# A load that was not scheduled for a while does not catch up: bursts, and bursts of retries, overflow the receive
+# buffers of name servers (seconds, queries).
+LAG = 0.02
+RETRIES_AT_ONCE = 40
 
 
 @dataclass
@@ -66,6 +70,7 @@ class _Load:
         begin = time.monotonic()
         while self.counts.sent < total or self._open:
             now = time.monotonic()
+            begin = max(begin, now - LAG - self.counts.sent / rate)
             while self.counts.sent < total and begin + self.counts.sent / rate <= now:
                 self._send_query(_Query(self.counts.sent, now, self.counts.sent % SOCKETS))
                 self.counts.sent += 1
@@ -101,10 +106,12 @@ class _Load:
                     self.counts.wrong += flags & 0xF != 0 or answers != 1
 
     def _expire(self, now: float) -> None:
-        while self._order and self._order[0][0] <= now:
+        retries = 0
+        while retries < RETRIES_AT_ONCE and self._order and self._order[0][0] <= now:
             _, number, again = self._order.popleft()
             query = self._open.get(number)
             if query is not None and query.again is again:
+                retries += 1
                 self._failed(query)
 
     def _failed(self, query: _Query) -> None:
