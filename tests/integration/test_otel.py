@@ -198,7 +198,8 @@ def test_without_the_extra_a_warning_names_what_to_install(rig: Rig, exporter: E
         assert daemon.output().count("metrics are not pushed") == 1
         # Whoever follows does not need it either.
         daemon.process.send_signal(signal.SIGUSR1)
-        poll(lambda: rig.status(daemon).get("reexec") == {"count": 1}, what="the next program", deadline=SOON)
+        poll(lambda: rig.count(daemon) == 1, what="the next program", deadline=SOON)
+        assert rig.status(daemon)["reexec"] == {"count": 1}
 
 
 def test_grpc_is_imported_only_if_needed(rig: Rig) -> None:

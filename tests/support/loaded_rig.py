@@ -106,12 +106,6 @@ class LoadedRig(Rig):
         assert self.count(daemon) == count + (done.returncode == 0), done
         return done.returncode == 0
 
-    def count(self, daemon: Daemon) -> int:
-        """Return how often it was re-executed; -1 while it does not answer."""
-        with contextlib.suppress(OSError):
-            return int(self.status(daemon).get("reexec", {}).get("count", 0))
-        return -1
-
     def wait_phase(self, daemon: Daemon, phase: str) -> dict[str, Any]:
         """Return the status once it is in this phase."""
 

@@ -113,6 +113,12 @@ class Rig:
         """Return the status, from the control socket."""
         return ask_status(control_socket_path(NAME, daemon.environment))
 
+    def count(self, daemon: Daemon) -> int:
+        """Return how often it was re-executed; -1 while it does not answer."""
+        with contextlib.suppress(OSError):
+            return int(self.status(daemon).get("reexec", {}).get("count", 0))
+        return -1
+
     def relay(self, daemon: Daemon) -> dict[str, Any]:
         """Return the relay section of the status."""
         section: dict[str, Any] = self.status(daemon)["relay"]
