@@ -151,9 +151,15 @@ class KumaControlPlane:
         return ""
 
     def zone_token(self) -> str:
-        """A token for ingress and egress."""
+        """Return a token for ingress and egress; its signing key may come some time after the start."""
         claims = {"zone": "default", "validFor": "72h", "scope": ["ingress", "egress"]}
-        return call_api("/tokens/zone", claims, self._admin).decode()
+
+        def attempt() -> str:
+            with contextlib.suppress(OSError):
+                return call_api("/tokens/zone", claims, self._admin).decode()
+            return ""
+
+        return poll(attempt, what="a zone token", deadline=30)
 
     def knows(self, resources: str) -> bool:
         """Return whether it has resources of this kind (plural): later versions have more."""
