@@ -70,7 +70,7 @@ def test_no_file_passes_400_lines(path: Path) -> None:
 
 
 # What puts features together.
-WIRING = {"start.py", "run.py", "reload.py", "program_versions.py", "ports.py", "sweep.py"}
+WIRING = {"start.py", "run.py", "reload.py", "program_versions.py", "ports.py", "sweep.py", "status_schema.py"}
 
 
 def test_only_the_wiring_of_the_daemon_knows_more_than_one_feature() -> None:

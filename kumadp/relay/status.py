@@ -1,0 +1,48 @@
+"""The section ``relay`` of the status. Times are in seconds since 1970."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Struct
+
+from kumadp.core.schema import Time, field
+
+
+class RelayedType(Struct, forbid_unknown_fields=True):
+    """One type of resources on the stream."""
+
+    type: str
+    accepted: Annotated[str, field("Version that Envoy runs with.")]
+    latest: Annotated[str, field("Version that the control plane sent last.")]
+    open: Annotated[bool, field("Envoy has not answered yet.")]
+    names: Any
+    rejected: int
+    withheld: bool
+    changed: Annotated[float | None, field("When the control plane sent the last one.")]
+
+
+class Rejection(Struct, forbid_unknown_fields=True):
+    """A configuration that is not given to Envoy (again)."""
+
+    type: str
+    version: str
+    reason: Annotated[str, field("In Envoy's words; empty for secrets.")]
+    at: Time
+    by_guard: Annotated[bool, field("Two Envoys ended while they applied it; else Envoy refused it.")]
+
+
+class RelayStatus(Struct, forbid_unknown_fields=True):
+    """The stream of configuration from the control plane."""
+
+    state: Literal["connecting", "open", "backoff", "held-closed"]
+    since: Time
+    connected_since: float | None
+    address: str
+    last_error: str
+    refusal: str | None
+    refused_since: float | None
+    silence: Annotated[float, field("For how many seconds a first question has gone unanswered.")]
+    received: Annotated[float | None, field("When the last configuration came.")]
+    last_rejection: Rejection | None
+    types: list[RelayedType]
