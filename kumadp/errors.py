@@ -95,7 +95,7 @@ class Problem:
 
 
 def on_one_line(text: str) -> str:
-    """What a user wrote may hold line ends and a terminal's control characters: shown as escapes."""
+    """Escape line ends and control characters, which a text that a user wrote may hold."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
@@ -109,7 +109,7 @@ _OF_THE_HOST = {
 
 
 def host_error(error: OSError) -> str:
-    """What the host refused, with the path if it is about a file; empty for an error that is no refusal of the host."""
+    """Return what the host refused, with the path of a file; an empty text for an error of another kind."""
     if error.errno not in _OF_THE_HOST and not (error.filename and error.strerror):
         return ""
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""

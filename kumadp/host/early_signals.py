@@ -59,5 +59,5 @@ def _end(_number: int, _frame: FrameType | None) -> NoReturn:
     # Not through sys.stderr: it may be in the middle of a line.
     with contextlib.suppress(OSError):
         os.write(2, f"stopped by {_received[0].name} before anything was started\n".encode())
-    # Nothing is raised: a callback of the garbage collector or of `importlib` may run, where it would be dropped.
+    # Nothing is raised: a callback of the garbage collector or of `importlib` may run, which would drop it.
     os._exit(0)

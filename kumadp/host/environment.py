@@ -1,4 +1,4 @@
-"""Environment variables: what they tell about the host, and those that children get."""
+"""Environment variables: those that describe the host, and those that children get."""
 
 from __future__ import annotations
 

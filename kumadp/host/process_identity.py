@@ -32,7 +32,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True):
 def identity_of(pid: int) -> ProcessIdentity | None:
     """Return the living process with this pid; None if there is none, or only a zombie.
 
-    Raises OSError where that cannot be determined, as with too many open files.
+    Raises OSError if that cannot be determined, e.g. with too many open files.
     """
     try:
         after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
@@ -50,7 +50,7 @@ def identity_of(pid: int) -> ProcessIdentity | None:
 def start_time_of(pid: int) -> int | None:
     """Return when the process with this pid was started, in clock ticks since boot, also of a zombie; None without one.
 
-    Raises OSError where that cannot be determined.
+    Raises OSError if that cannot be determined.
     """
     try:
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])

@@ -38,18 +38,18 @@ RELAY_SOCKET = "relay.sock"
 COREFILE = "Corefile"
 """In the directory of CoreDNS, which by default is the work directory."""
 TRIAL_SUFFIX = ".trial"
-"""Of a Corefile that is only checked."""
+"""Suffix of a Corefile that is only checked."""
 XDS_FOLDER = "xds"
 CLUSTERS_FILE, LISTENERS_FILE = "clusters.json", "listeners.json"
 """In `XDS_FOLDER`: the resources that a standalone Envoy reads."""
 OUTPUT_SUFFIX = ".out"
-"""Of the FIFO that takes the output of a child which outlives kumadp."""
+"""Suffix of the FIFO for the output of a child that may outlive kumadp."""
 HOT_RESTART_PREFIX, BASE_ID_SUFFIX = "h", ".base"
-"""Of hot restart's sockets and of the file with their base id, with a serial number after the prefix."""
+"""Names of hot restart's sockets and of the file with their base id, with a serial number after the prefix."""
 _ROOM_CHECK_FILE = "room.check"
 
 PREFIX = "kumadp-"
-"""Of temporary work directories."""
+"""Prefix of temporary work directories."""
 # Where a temporary directory is created if TMPDIR names none.
 TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 - mkdtemp(3) makes a new one, 0700
 

@@ -108,6 +108,16 @@ class HandedChild(msgspec.Struct, frozen=True):
     output_state: OutputState = msgspec.field(name="heard")
 
 
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """A running process: its start time in clock ticks, and a function that reaps it and returns its exit code."""
+
+    pid: int
+    start_time: int
+    pidfd: int
+    wait: Callable[[], int]
+
+
 class Child:
     """A running process. Only this class signals it, and only through its pidfd, so a recycled pid is never hit.
 
@@ -118,19 +128,16 @@ class Child:
     def __init__(
         self,
         name: str,
-        pid: int,
-        pidfd: int,
+        process: _Process,
         pump: LogPump,
-        reap: Callable[[], int],
         *,
-        start_time: int,
         ours: bool = True,
         fifo: Path | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.name = name
-        self.pid = pid
-        self.start_time = start_time
+        self.pid = process.pid
+        self.start_time = process.start_time
         self.ours = ours
         self.fifo = fifo
         self._on_death: OnDeath = _ignore_death
@@ -139,14 +146,14 @@ class Child:
         never."""
         self._stop_requested = False
         self._kill_reason = ""
-        self.started_at = loop.time() - ProcessIdentity(pid, start_time, 0, "").age
+        self.started_at = loop.time() - ProcessIdentity(process.pid, process.start_time, 0, "").age
         self._pump = pump
-        self._wait_for_code = reap
+        self._wait_for_code = process.wait
         # Kills are counted from its start on.
         _oom_kills()
         self._ended: asyncio.Future[ExitStatus] = loop.create_future()
-        self._pidfd = pidfd
-        loop.add_reader(pidfd, self._reap)
+        self._pidfd = process.pidfd
+        loop.add_reader(process.pidfd, self._reap)
 
     @classmethod
     async def spawn(cls, command: Command) -> Child:
@@ -163,12 +170,12 @@ class Child:
         if command.on_parent_death == "kill" and _gains_rights(program):
             log.warning("%s gains rights when it starts: it will not end when kumadp is killed (prctl(2))", program)
         try:
-            process, pidfd, output, started = _start(command)
+            process, output = _start(command)
         except OSError as error:
             raise cannot_start(program, error) from error
         pump = LogPump(command.name, output, lossy=command.fifo is not None)
         fifo = name_fifo(command.fifo, process.pid) if command.fifo is not None else None
-        child = cls(command.name, process.pid, pidfd, pump, process.wait, start_time=started, fifo=fifo)
+        child = cls(command.name, process, pump, fifo=fifo)
         child.watch_death(command.on_death)
         return child
 
@@ -201,7 +208,8 @@ class Child:
         if output is None:
             output = open_fifo(fifo) if fifo is not None else -1
         pump = LogPump(name, output, lossy=fifo is not None, state=output_state)
-        return cls(name, pid, pidfd, pump, lambda: _exit_code(pid), start_time=start_time, ours=ours, fifo=fifo)
+        process = _Process(pid, start_time, pidfd, lambda: _exit_code(pid))
+        return cls(name, process, pump, ours=ours, fifo=fifo)
 
     @classmethod
     def from_handed(cls, handed: HandedChild) -> Child:
@@ -347,8 +355,8 @@ def _exit_code(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _start(command: Command) -> tuple[subprocess.Popen[bytes], int, int, int]:
-    """Return the process, its pidfd, the read end of its output, its start time. Cleans up before it raises OSError."""
+def _start(command: Command) -> tuple[_Process, int]:
+    """Return the process and the read end of its output. Cleans up before it raises OSError."""
     number = signal.SIGKILL if command.on_parent_death == "kill" else 0
     # Without CAP_SYS_ADMIN the lock would take away the rights that a program gains by its file.
     hold = command.lock_death_signal and not _gains_rights(command.argv[0])
@@ -370,9 +378,9 @@ def _start(command: Command) -> tuple[subprocess.Popen[bytes], int, int, int]:
         undo.callback(process.kill)
         pidfd = os.pidfd_open(process.pid)
         undo.callback(os.close, pidfd)
-        started = start_time_of(process.pid) or 0
+        start_time = start_time_of(process.pid) or 0
         undo.pop_all()
-    return process, pidfd, read, started
+    return _Process(process.pid, start_time, pidfd, process.wait), read
 
 
 def _can_run(program: str) -> bool:

@@ -28,7 +28,7 @@ KEPT_LINES = 200
 
 
 class OutputState(msgspec.Struct, frozen=True):
-    """What was read of a child: an unfinished line, whether that is being cut, and the last lines."""
+    """State of a child's output: an unfinished line, whether that is being cut, and the last lines."""
 
     beginning: bytes = b""
     cutting: bool = False

@@ -10,6 +10,7 @@ import dns.message
 import dns.rcode
 
 from kumadp.dns.coredns.fallback import FallbackResolver
+from kumadp.dns.plan import DnsPlan
 from tests.dns.test_resolver import HOST, Upstream, texts
 from tests.support.ports import free_port
 
@@ -25,7 +26,7 @@ async def query(port: int, name: str, host: str = HOST) -> dns.message.Message:
 @contextlib.asynccontextmanager
 async def opened(resolv_conf: Path, envoy: int, *coredns: str) -> AsyncIterator[tuple[FallbackResolver, int]]:
     port = free_port()
-    fallback = FallbackResolver(port, (HOST, envoy), ("mesh",), resolv_conf, ipv6=False)
+    fallback = FallbackResolver(DnsPlan(None, port, envoy, 0, suffixes=("mesh",)), resolv_conf, ipv6=False)
     await fallback.open(coredns)
     try:
         yield fallback, port
@@ -60,7 +61,7 @@ async def test_it_opens_each_address_once(tmp_path: Path) -> None:
 
 async def test_it_may_be_closed_before_it_was_opened_and_opened_again(tmp_path: Path) -> None:
     port = free_port()
-    fallback = FallbackResolver(port, (HOST, 9), ("mesh",), tmp_path / "none", ipv6=False)
+    fallback = FallbackResolver(DnsPlan(None, port, 9, 0, suffixes=("mesh",)), tmp_path / "none", ipv6=False)
     await fallback.follow()
     await fallback.close()
     for _ in range(2):

@@ -5,43 +5,41 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from kumadp.addresses import ANY_IPV4, ANY_IPV6
+from kumadp.addresses import ANY_IPV4, ANY_IPV6, LOOPBACK
 from kumadp.dns.coredns.port_sharing import PortSharing
 from kumadp.host.net.ports import local_addresses
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
     from pathlib import Path
 
+    from kumadp.dns.plan import DnsPlan
     from kumadp.dns.resolver.server import Resolver
     from kumadp.host.net.connection_limit import ConnectionLimits
 
 
 class FallbackResolver:
-    """Answers on every address: names below ``suffixes`` from Envoy's DNS filter, others also from name servers.
+    """Answers on every address: names below the plan's suffixes from Envoy's DNS filter, others also from name servers.
 
-    ``networks`` are those whose clients may query the name servers of resolv.conf. The port is shared (SO_REUSEPORT):
+    Clients in the plan's networks may query the name servers of resolv.conf. The port is shared (SO_REUSEPORT):
     ``port_sharing`` decides who gets the queries.
     """
 
     def __init__(
         self,
-        port: int,
-        envoy: tuple[str, int],
-        suffixes: Sequence[str],
+        plan: DnsPlan,
         resolv_conf: Path,
         *,
         ipv6: bool,
-        networks: Sequence[str] = (),
         connections: ConnectionLimits | None = None,
     ) -> None:
         self._connections = connections
-        self._port = port
+        self._port = plan.port
         # The wildcard of IPv6, as CoreDNS has it: the kernel would prefer a socket on that of IPv4.
         self._everywhere = ANY_IPV6 if ipv6 else ANY_IPV4
-        self._envoy = envoy
-        self._suffixes = tuple(suffixes)
-        self._networks = tuple(networks)
+        self._envoy = (LOOPBACK, plan.envoy_port)
+        self._suffixes = plan.suffixes
+        self._networks = plan.networks
         self._resolv_conf = resolv_conf
         self.resolver: Resolver | None = None
         self.port_sharing = PortSharing()

@@ -83,16 +83,7 @@ class CoreDnsService:
         self._corefile = await asyncio.to_thread(_text_of, path) if self._adopted is not None else ""
         loopback = await asyncio.to_thread(_loopback)
         ipv6 = every_address() == ANY_IPV6
-        envoy = (LOOPBACK, plan.envoy_port)
-        self._fallback = FallbackResolver(
-            plan.port,
-            envoy,
-            plan.suffixes,
-            self._resolv_conf,
-            ipv6=ipv6,
-            networks=plan.networks,
-            connections=context.status.connections,
-        )
+        self._fallback = FallbackResolver(plan, self._resolv_conf, ipv6=ipv6, connections=context.status.connections)
         self._selector = self._make_selector(template, loopback)
         if self._adopted is None and not context.previous.reexecuted:
             await self._selector.check_user_template()
