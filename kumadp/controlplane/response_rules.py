@@ -94,7 +94,7 @@ def _text(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
     if isinstance(error, OSError) and error.errno:
-        # What a resolver reports has numbers of its own, below 0; and libraries put addresses into the text.
+        # Errors of the resolver have numbers below 0; and libraries add addresses to the text.
         return os.strerror(error.errno) if error.errno > 0 else error.strerror or str(error)
     return str(error)
 
