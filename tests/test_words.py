@@ -1,6 +1,6 @@
 """The words that operators read: log lines, errors, help, status texts and documents use plain technical terms.
 
-They are the left column of the glossary in kumadp/README.md. Names and comments are for reviewers to judge.
+`AVOIDED` has the others; kumadp/README.md has the terms to use. Names and comments are for reviewers to judge.
 """
 
 from __future__ import annotations

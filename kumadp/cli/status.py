@@ -136,7 +136,7 @@ def _watch_pipe(name: str, *, as_json: bool) -> None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two statuses are equal but for fields that change all the time."""
+    """Return whether two statuses are equal but for fields that change all the time."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(key in _NOT_EVENTS or _same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):

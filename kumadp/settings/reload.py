@@ -1,4 +1,4 @@
-"""What a reload applies of new settings. Each option in `kumadp.settings.model` declares whether it is reloadable."""
+"""The settings that a reload applies. Each option in `kumadp.settings.model` declares whether it is reloadable."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def resolve(
 
 
 class _Merge:
-    """The values that were given, and the problems and warnings about them."""
+    """The given values, with problems and warnings about them."""
 
     def __init__(self, environ: Mapping[str, str], typed: Mapping[str, str]) -> None:
         self.environ = environ
@@ -113,7 +113,7 @@ class _Merge:
         return self.given[field].origin if field in self.given else "default"
 
     def where(self, field: str, otherwise: str) -> str:
-        """The name that the user typed for a setting, or ``otherwise`` if it was not given."""
+        """Return the name that the user typed for a setting, or ``otherwise`` if it was not given."""
         return self.given[field].where if field in self.given else otherwise
 
     def add(self, option: Option, flag_value: object) -> None:
