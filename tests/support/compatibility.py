@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "tests" / "README.md"
 STORE = ROOT / "tests" / "data" / "compatibility.json"
-VERSIONS = ("2.8.8", "2.13.5")
+VERSIONS = ("2.8.8", "2.13.5", "2.14.3")
 BEGIN, END = "<!-- compatibility -->\n", "<!-- end of compatibility -->"
 
 Results = dict[str, dict[str, str]]
