@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from aiohttp.abc import AbstractResolver, ResolveResult
 
 ATTEMPT_SECONDS = 10.0
-# For connecting with the handshake, and for each read: less than the attempt, so that the log says which was too slow.
+# Bounds connecting with the TLS handshake, and each read, so that aiohttp closes what hangs before the attempt ends.
 PHASE_SECONDS = 8.0
 LONGEST_WAIT = 30.0
 CERTIFICATE_TRIES = 3
