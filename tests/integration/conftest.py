@@ -6,10 +6,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.daemon import Ports
 from tests.support.metrics_exporter import Exporter
+from tests.support.standalone import StandaloneStage, workloads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[StandaloneStage]:
+    """Files of a standalone mesh: ``web``, whose outbound leads to the first of two running backends."""
+    with workloads("web", "first", "second") as servers:
+        ready = StandaloneStage(tmp_path / "mesh", Ports.take(), servers)
+        ready.write()
+        yield ready
 
 
 @pytest.fixture

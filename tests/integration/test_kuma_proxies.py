@@ -151,7 +151,7 @@ def test_an_ingress(plane: KumaControlPlane) -> None:
     with proxy(plane, ingress, ports, dns=True) as daemon:
         poll(lambda: online("zoneingresses", "zi-01"), what="the ingress online", deadline=SOON)
         survives_envoy(daemon, ingress, lambda: is_listening(ports.inbound))
-        # Not even that there is none.
+        # Not even a line that it is missing.
         assert "CoreDNS" not in daemon.output()
 
 

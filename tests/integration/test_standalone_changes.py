@@ -25,14 +25,6 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[StandaloneStage]:
-    with workloads("web", "first", "second") as servers:
-        ready = StandaloneStage(tmp_path / "mesh", Ports.take(), servers)
-        ready.write()
-        yield ready
-
-
-@pytest.fixture
 def daemon(stage: StandaloneStage) -> Iterator[Daemon]:
     with run_standalone(stage.folder, stage.ports) as running:
         stage.leads_to(stage.first)
