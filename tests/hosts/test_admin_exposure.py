@@ -13,12 +13,11 @@ import trustme
 from kumadp.envoy.admin_probe import PROBED_PATHS
 from kumadp.errors import ExitCode
 from tests.support.daemon import Ports, run_kumadp
-from tests.support.netns import NEIGHBOUR, SIDECAR, SIDECAR_V6, Hosts, two_hosts
+from tests.support.netns import NEIGHBOUR, SIDECAR, SIDECAR_V6, Hosts
 from tests.support.poll import poll
 from tests.support.scripted_control_plane import socket_address, static_bootstrap, static_cluster, static_listener
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.process, pytest.mark.netns]
@@ -76,12 +75,6 @@ while True:
         connection.sendall(b"HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\n\\r\\nhi")
         connection.close()
 """
-
-
-@pytest.fixture
-def hosts() -> Iterator[Hosts]:
-    with two_hosts() as pair:
-        yield pair
 
 
 def request(host: tuple[str, ...], method: str, url: str) -> tuple[int, str]:

@@ -11,11 +11,10 @@ import pytest
 from tests.hosts.test_admin_exposure import Script
 from tests.hosts.test_dns_redirection import NEIGHBOURHOOD, with_resolv_conf
 from tests.support.daemon import Ports, run_kumadp, write_mesh
-from tests.support.netns import NEIGHBOUR, SIDECAR, Hosts, two_hosts
+from tests.support.netns import NEIGHBOUR, SIDECAR, Hosts
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.process, pytest.mark.netns]
@@ -30,12 +29,6 @@ for name in sys.argv[3:]:
         print(dns.rcode.to_text(answer.rcode()))
 """
 NAMES = ("backend.mesh", "nobody.mesh", "neighbour.example.org")
-
-
-@pytest.fixture
-def hosts() -> Iterator[Hosts]:
-    with two_hosts() as pair:
-        yield pair
 
 
 @pytest.mark.parametrize("allowed", [(), ("192.0.2.0/24",)], ids=["this host alone", "a network too"])

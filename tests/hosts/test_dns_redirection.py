@@ -15,12 +15,11 @@ import pytest
 from tests.hosts.test_admin_exposure import FILTERS, SERVE, Script, control_plane_arguments, request
 from tests.support.daemon import Ports, run_kumadp
 from tests.support.needs import need_coredns, need_nft
-from tests.support.netns import NEIGHBOUR, Hosts, two_hosts
+from tests.support.netns import NEIGHBOUR, Hosts
 from tests.support.poll import poll
 from tests.support.scripted_control_plane import socket_address, static_bootstrap, static_cluster, static_listener
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.process, pytest.mark.netns]
@@ -121,12 +120,6 @@ def bootstrap(folder: Path, ports: Ports, application: int) -> dict[str, Any]:
     tree["dynamicResources"] = {"ldsConfig": {"pathConfigSource": {"path": str(listeners)}}}
     static["clusters"] += [passthrough, static_cluster("web", socket_address(application, NEIGHBOUR))]
     return tree
-
-
-@pytest.fixture
-def hosts() -> Iterator[Hosts]:
-    with two_hosts() as pair:
-        yield pair
 
 
 def test_a_name_of_the_mesh_is_resolved_and_connected_to(hosts: Hosts, tmp_path: Path) -> None:

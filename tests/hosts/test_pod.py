@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.hosts.test_admin_exposure import RECORD, SERVE, Script, hosts, request
+from tests.hosts.test_admin_exposure import RECORD, SERVE, Script, request
 from tests.support.daemon import Ports, run_kumadp
 from tests.support.netns import SIDECAR, SIDECAR_V6, Hosts
 from tests.support.poll import poll
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.process, pytest.mark.netns]
 
-__all__ = ["hosts"]
 
 # Listens only on the pod's address, as an application may; answers HTTP 200 with the client's address.
 APPLICATION = """
