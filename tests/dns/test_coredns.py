@@ -132,11 +132,6 @@ class Ports:
         return built_in(facts, method, servers, ("mesh", "mesh.local"), ("127.0.0.1", "::1"))
 
 
-@pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
-
-
 @pytest.fixture(params=["failover", "next", "alternate"])
 def build(request: pytest.FixtureRequest) -> tuple[Path, ForwardMethod]:
     """A binary, and the method of forwarding that it is tested with."""

@@ -24,11 +24,6 @@ FALLBACK = {"backend.mesh": "240.0.0.99"}
 FROM_COREDNS, FROM_FALLBACK = ("NOERROR", ["240.0.0.1"]), ("NOERROR", ["240.0.0.99"])
 
 
-@pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
-
-
 @pytest.fixture(params=["built-in", "on all addresses", "on 0.0.0.0"])
 def corefile(request: pytest.FixtureRequest, ports: Ports) -> str:
     """Ours, and templates with the addresses that users have in theirs."""

@@ -19,7 +19,6 @@ from kumadp.errors import ChildFailed
 from kumadp.host.private_file import write_json
 from kumadp.process.child import Command
 from kumadp.process.restart_policy import ChildState, RestartPolicy
-from tests.support.daemon import Ports
 from tests.support.needs import need_envoy
 from tests.support.poll import poll_async
 from tests.support.scripted_control_plane import socket_address, static_bootstrap, static_listener
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.bootstrap.admin_address import AdminAddress
+    from tests.support.daemon import Ports
 
 pytestmark = pytest.mark.process
 
@@ -75,11 +75,6 @@ async def envoy(
     finally:
         running.task.cancel()
         await asyncio.gather(running.task, return_exceptions=True)
-
-
-@pytest.fixture
-def ports() -> Ports:
-    return Ports.take()
 
 
 def dynamic(folder: Path, ports: Ports, listeners: list[dict[str, Any]]) -> dict[str, Any]:
