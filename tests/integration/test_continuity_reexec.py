@@ -125,8 +125,8 @@ def _found(path: Path, secrets: tuple[bytes, ...]) -> bool:
 
 BROKEN = {
     "syntax": ("relay/state_machine.py", "class RelayStateMachine:", "class RelayStateMachine(:"),
-    "import": ("daemon/reload.py", "import logging\n", "import logging\nimport not_there\n"),
-    "hand-over": ("daemon/adoption.py", "    ready: bool\n", "    ready: bool\n    more: int\n"),
+    "import": ("daemon/reload.py", "import asyncio\n", "import asyncio\nimport not_there\n"),
+    "hand-over": ("core/previous.py", "    ready: bool\n", "    ready: bool\n    more: int\n"),
     "settings": ("settings/model.py", '"--drain-time"', '"--drained-time"'),
 }
 
