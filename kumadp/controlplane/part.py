@@ -121,7 +121,7 @@ class ControlPlanePart(Part):
         section = previous.section(self.name, Source)
         if section is not None:
             self._handed = section.fetched()
-        elif previous.children:
+        elif previous.children and not previous.reexecuted:
             self._handed = read_source(self._context.work.path)
 
     async def start(self) -> None:

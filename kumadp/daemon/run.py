@@ -200,10 +200,13 @@ class Daemon:
         await context.stack.leave()
         for part in reversed(context.parts):
             await part.close()
+        left = [child for part in context.parts for child in part.children() if not child.ended]
         if self._start_cancelled or outcome.code == ExitCode.OK:
-            # What was to be adopted; if starting fails it is left to serve, for the next kumadp.
-            left = [child for part in context.parts for child in part.children() if not child.ended]
             await asyncio.gather(*(child.stop(context.settings.stop_grace) for child in left))
+        elif left:
+            # Starting failed before they were adopted: they serve on, and the next kumadp adopts them by the records.
+            await asyncio.to_thread(self._exit.close)
+            return
         await self._recorder.forget()
         await asyncio.to_thread(self._exit.close)
 

@@ -165,6 +165,31 @@ def test_after_sigkill_with_keep_the_next_kumadp_adopts_envoy(
                 envoy.kill()
 
 
+def test_a_start_that_fails_leaves_envoy_to_the_next_kumadp(
+    tmp_path: Path, ports: Ports, app: Workload, backend: Workload
+) -> None:
+    arguments = (*mesh_of(tmp_path, ports, app, backend), "--on-parent-death=keep")
+    with run_kumadp(tmp_path, ports, *arguments) as daemon:
+        daemon.wait_ready()
+        envoy = daemon.envoy()
+        try:
+            daemon.process.kill()
+            daemon.wait()
+            with socket.create_server(("127.0.0.1", 0)) as holder:
+                taken = {"KUMA_READINESS_PORT": str(holder.getsockname()[1])}
+                with run_kumadp(tmp_path, ports, *arguments, environment=taken) as failed:
+                    assert failed.wait() == ExitCode.OS
+            assert get(ports.inbound) == (200, "web")
+            with run_kumadp(tmp_path, ports, *arguments) as third:
+                third.wait_ready()
+                assert f"envoy (pid {envoy.pid}) of an earlier kumadp is adopted" in third.output()
+                third.terminate()
+                assert third.wait() == ExitCode.OK
+        finally:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                envoy.kill()
+
+
 def test_an_envoy_that_cannot_be_adopted_ends_before_its_ports_are_checked(
     tmp_path: Path, ports: Ports, app: Workload, backend: Workload
 ) -> None:
