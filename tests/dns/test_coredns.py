@@ -115,14 +115,14 @@ async def coredns(
 
 
 @dataclass
-class Ports:
+class DnsPorts:
     dns: int
     envoy: int
     metrics: int
     resolver: int
 
     @classmethod
-    def take(cls) -> Ports:
+    def take(cls) -> DnsPorts:
         return cls(*free_ports(4))
 
     def corefile(self, method: ForwardMethod, *, resolvers: bool = True) -> str:
@@ -130,6 +130,11 @@ class Ports:
         facts = CorefileFacts(self.dns, self.envoy, self.metrics, logging=False, binary="", config_dir="")
         servers = (f"127.0.0.1:{self.resolver}",) if resolvers else ()
         return built_in(facts, method, servers, ("mesh", "mesh.local"), ("127.0.0.1", "::1"))
+
+
+@pytest.fixture
+def ports() -> DnsPorts:
+    return DnsPorts.take()
 
 
 @pytest.fixture(params=["failover", "next", "alternate"])
@@ -156,7 +161,7 @@ async def test_what_is_no_coredns_has_no_version(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tcp", [False, True])
 async def test_names_of_the_mesh_come_from_envoy_and_never_leak(
-    tmp_path: Path, ports: Ports, build: tuple[Path, ForwardMethod], tcp: bool
+    tmp_path: Path, ports: DnsPorts, build: tuple[Path, ForwardMethod], tcp: bool
 ) -> None:
     binary, method = build
     with name_server(ports.envoy, MESH, exact=True) as envoy, name_server(ports.resolver, WORLD, tcp=True) as world:
@@ -179,7 +184,7 @@ async def test_names_of_the_mesh_come_from_envoy_and_never_leak(
 
 
 async def test_a_silent_envoy_costs_names_of_the_mesh_alone(
-    tmp_path: Path, ports: Ports, build: tuple[Path, ForwardMethod]
+    tmp_path: Path, ports: DnsPorts, build: tuple[Path, ForwardMethod]
 ) -> None:
     binary, method = build
     with (
@@ -197,7 +202,7 @@ async def test_a_silent_envoy_costs_names_of_the_mesh_alone(
 
 
 async def test_an_envoy_that_is_away_costs_names_of_the_mesh_alone(
-    tmp_path: Path, ports: Ports, build: tuple[Path, ForwardMethod]
+    tmp_path: Path, ports: DnsPorts, build: tuple[Path, ForwardMethod]
 ) -> None:
     binary, method = build
     with name_server(ports.resolver, WORLD, tcp=True) as world:
@@ -209,14 +214,14 @@ async def test_an_envoy_that_is_away_costs_names_of_the_mesh_alone(
             assert world.queries_below("mesh") == []
 
 
-async def test_it_starts_where_there_are_no_resolvers(tmp_path: Path, ports: Ports) -> None:
+async def test_it_starts_where_there_are_no_resolvers(tmp_path: Path, ports: DnsPorts) -> None:
     with name_server(ports.envoy, MESH, exact=True):
         async with coredns(tmp_path, ports.corefile(ForwardMethod.NEXT, resolvers=False), ports.dns) as running:
             assert await running.query("backend.mesh") == ("NOERROR", ["240.0.0.1"])
 
 
 @pytest.mark.parametrize("built", ["in", "by the user"])
-async def test_it_is_healthy_while_no_upstream_answers(tmp_path: Path, ports: Ports, built: str) -> None:
+async def test_it_is_healthy_while_no_upstream_answers(tmp_path: Path, ports: DnsPorts, built: str) -> None:
     user = f".:{ports.dns} {{\n    forward . 127.0.0.1:{ports.envoy}\n}}\n"
     corefile = user if built == "by the user" else ports.corefile(ForwardMethod.NEXT, resolvers=False)
     with name_server(ports.envoy, MESH, silent=True) as envoy:
@@ -231,7 +236,7 @@ async def test_it_is_healthy_while_no_upstream_answers(tmp_path: Path, ports: Po
         assert envoy.queries == []
 
 
-async def test_it_is_not_up_before_it_answers_by_udp_and_by_tcp(tmp_path: Path, ports: Ports) -> None:
+async def test_it_is_not_up_before_it_answers_by_udp_and_by_tcp(tmp_path: Path, ports: DnsPorts) -> None:
     # With TCP taken by another program CoreDNS serves nothing and ends.
     with socket.create_server(("", ports.dns), family=socket.AF_INET6, dualstack_ipv6=True):
         async with coredns(tmp_path, ports.corefile(ForwardMethod.NEXT), ports.dns, budget=0) as running:
@@ -239,7 +244,7 @@ async def test_it_is_not_up_before_it_answers_by_udp_and_by_tcp(tmp_path: Path, 
             assert running.reasons
 
 
-async def test_a_killed_coredns_comes_back(tmp_path: Path, ports: Ports) -> None:
+async def test_a_killed_coredns_comes_back(tmp_path: Path, ports: DnsPorts) -> None:
     with name_server(ports.envoy, MESH, exact=True):
         async with coredns(tmp_path, ports.corefile(ForwardMethod.NEXT), ports.dns) as running:
             child = running.component.supervisor.child
@@ -251,7 +256,7 @@ async def test_a_killed_coredns_comes_back(tmp_path: Path, ports: Ports) -> None
             assert running.reasons == []
 
 
-async def test_a_stopped_coredns_is_replaced(tmp_path: Path, ports: Ports) -> None:
+async def test_a_stopped_coredns_is_replaced(tmp_path: Path, ports: DnsPorts) -> None:
     with name_server(ports.envoy, MESH, exact=True):
         async with coredns(tmp_path, ports.corefile(ForwardMethod.NEXT), ports.dns) as running:
             child = running.component.supervisor.child
@@ -264,7 +269,7 @@ async def test_a_stopped_coredns_is_replaced(tmp_path: Path, ports: Ports) -> No
             assert running.warnings[-1] == ""
 
 
-async def test_a_reload_takes_the_new_corefile(tmp_path: Path, ports: Ports) -> None:
+async def test_a_reload_takes_the_new_corefile(tmp_path: Path, ports: DnsPorts) -> None:
     with name_server(ports.envoy, MESH, exact=True), name_server(ports.resolver, WORLD) as world:
         async with coredns(tmp_path, ports.corefile(ForwardMethod.NEXT, resolvers=False), ports.dns) as running:
             assert await running.query("other.example.org") == ("NXDOMAIN", [])
@@ -280,7 +285,7 @@ async def test_a_reload_takes_the_new_corefile(tmp_path: Path, ports: Ports) -> 
 
 
 async def test_a_corefile_that_cannot_be_loaded_fails_permanently_with_the_error_of_coredns(
-    tmp_path: Path, ports: Ports
+    tmp_path: Path, ports: DnsPorts
 ) -> None:
     async with coredns(tmp_path, f".:{ports.dns} {{\n    no-such-plugin\n}}\n", ports.dns) as running:
         (reason,) = running.reasons
@@ -290,7 +295,7 @@ async def test_a_corefile_that_cannot_be_loaded_fails_permanently_with_the_error
         assert running.states[-1] is ChildState.FATAL
 
 
-async def test_a_spent_budget_is_reported_and_raises_nothing(tmp_path: Path, ports: Ports) -> None:
+async def test_a_spent_budget_is_reported_and_raises_nothing(tmp_path: Path, ports: DnsPorts) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", ports.dns))
         async with coredns(

@@ -10,7 +10,7 @@ import pytest
 
 from kumadp.dns.coredns.corefile import ForwardMethod
 from kumadp.process.restart_policy import ChildState
-from tests.dns.test_coredns import MESH, Ports, Running, coredns
+from tests.dns.test_coredns import MESH, DnsPorts, Running, coredns
 from tests.support.dns_load import dns_load
 from tests.support.nameservers import SharedPort, name_server
 from tests.support.poll import poll_async
@@ -24,8 +24,13 @@ FALLBACK = {"backend.mesh": "240.0.0.99"}
 FROM_COREDNS, FROM_FALLBACK = ("NOERROR", ["240.0.0.1"]), ("NOERROR", ["240.0.0.99"])
 
 
+@pytest.fixture
+def ports() -> DnsPorts:
+    return DnsPorts.take()
+
+
 @pytest.fixture(params=["built-in", "on all addresses", "on 0.0.0.0"])
-def corefile(request: pytest.FixtureRequest, ports: Ports) -> str:
+def corefile(request: pytest.FixtureRequest, ports: DnsPorts) -> str:
     """Ours, and templates with the addresses that users have in theirs."""
     bind = "    bind 0.0.0.0\n" if request.param == "on 0.0.0.0" else ""
     user = f".:{ports.dns} {{\n{bind}    forward . 127.0.0.1:{ports.envoy} {{\n        prefer_udp\n    }}\n}}\n"
@@ -39,7 +44,9 @@ def kill(running: Running, number: int) -> None:
 
 
 @pytest.mark.parametrize("tcp", [False, True])
-async def test_it_is_coredns_that_answers_while_it_runs(tmp_path: Path, ports: Ports, corefile: str, tcp: bool) -> None:
+async def test_it_is_coredns_that_answers_while_it_runs(
+    tmp_path: Path, ports: DnsPorts, corefile: str, tcp: bool
+) -> None:
     fallback = SharedPort(ports.dns, FALLBACK)
     with name_server(ports.envoy, MESH, exact=True):
         async with coredns(tmp_path, corefile, ports.dns, fallback=fallback) as running:
@@ -53,7 +60,7 @@ async def test_it_is_coredns_that_answers_while_it_runs(tmp_path: Path, ports: P
     assert not fallback.is_open
 
 
-async def test_it_answers_permanently_once_the_budget_is_spent(tmp_path: Path, ports: Ports, corefile: str) -> None:
+async def test_it_answers_permanently_once_the_budget_is_spent(tmp_path: Path, ports: DnsPorts, corefile: str) -> None:
     fallback = SharedPort(ports.dns, FALLBACK)
     with name_server(ports.envoy, MESH, exact=True):
         async with coredns(tmp_path, corefile, ports.dns, budget=0, fallback=fallback) as running:
@@ -70,14 +77,14 @@ async def test_it_answers_permanently_once_the_budget_is_spent(tmp_path: Path, p
             assert running.component.uses_fallback
 
 
-async def test_it_answers_if_coredns_never_starts(tmp_path: Path, ports: Ports) -> None:
+async def test_it_answers_if_coredns_never_starts(tmp_path: Path, ports: DnsPorts) -> None:
     fallback = SharedPort(ports.dns, FALLBACK)
     async with coredns(tmp_path, f".:{ports.dns} {{\n    nothing\n}}\n", ports.dns, fallback=fallback) as running:
         assert "Unknown directive 'nothing'" in running.reasons[0]
         assert await running.query("backend.mesh") == FROM_FALLBACK
 
 
-async def test_it_answers_for_a_stopped_coredns(tmp_path: Path, ports: Ports, corefile: str) -> None:
+async def test_it_answers_for_a_stopped_coredns(tmp_path: Path, ports: DnsPorts, corefile: str) -> None:
     fallback = SharedPort(ports.dns, FALLBACK)
     with name_server(ports.envoy, MESH, exact=True):
         async with coredns(tmp_path, corefile, ports.dns, fallback=fallback) as running:
@@ -88,7 +95,7 @@ async def test_it_answers_for_a_stopped_coredns(tmp_path: Path, ports: Ports, co
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1], ids=lambda end: end.name)
 async def test_no_query_is_lost_after_one_retry(
-    tmp_path: Path, ports: Ports, corefile: str, end: signal.Signals
+    tmp_path: Path, ports: DnsPorts, corefile: str, end: signal.Signals
 ) -> None:
     fallback = SharedPort(ports.dns, MESH)
     with name_server(ports.envoy, MESH, exact=True):
