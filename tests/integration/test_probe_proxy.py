@@ -64,7 +64,7 @@ def test_the_application_of_the_dataplane_is_probed_from_start_to_end(tmp_path: 
             for refused in (other.port, ports.inbound, ports.admin, ports.readiness, port):
                 for path in (f"/{refused}/ready", f"/tcp/{refused}"):
                     assert get(port, path) == UNKNOWN, path
-            assert f"port {other.port} is not probed" in daemon.output()
+            poll(lambda: f"port {other.port} is not probed" in daemon.output(), what="the reason in the log")
             assert kumadp("reexec", environment=daemon.environment).returncode == 0
             assert get(port, f"/{app.port}/healthz") == HEALTHY
             # By now the new program knows which ports are Envoy's.
