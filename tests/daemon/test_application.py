@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from typing import TYPE_CHECKING
 
@@ -21,12 +20,11 @@ from kumadp.daemon.drain import (
     Wait,
     plan_drain,
 )
-from kumadp.daemon.loop import RunLoop
 from kumadp.errors import ChildFailed, ExitCode
 from kumadp.process.application import exit_code_of
 from kumadp.process.child import ExitStatus
 from kumadp.settings.resolve import resolve
-from tests.daemon.test_loop import RememberingDaemon, until
+from tests.daemon.test_loop import RememberingDaemon, ready, until
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -60,13 +58,6 @@ def test_what_a_stop_takes(
 def test_with_an_application_too_readiness_says_so_first() -> None:
     planned = plan_drain(envoy_runs=True, inbound_drained=False, drain_time=30, pre_drain_delay=2, application="runs")
     assert planned == (Announce(2), DrainInbound(), Wait(30, None, "inbound"), EndApplication())
-
-
-async def ready(daemon: RememberingDaemon) -> tuple[RunLoop, asyncio.Task[Outcome]]:
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
-    return loop, run
 
 
 async def test_a_stop_drains_inbound_and_then_ends_the_application() -> None:

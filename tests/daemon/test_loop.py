@@ -122,11 +122,17 @@ async def until(condition: object, daemon: RememberingDaemon) -> None:
             await asyncio.sleep(0)
 
 
+async def ready(daemon: RememberingDaemon) -> tuple[RunLoop, asyncio.Task[Outcome]]:
+    loop = RunLoop(daemon)
+    run = asyncio.create_task(loop.run())
+    await until(Phase.READY, daemon)
+    return loop, run
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_real_signal_drains_then_stops_with_0(number: int) -> None:
     daemon = RememberingDaemon(drain_time=0.01)
-    run = asyncio.create_task(RunLoop(daemon).run())
-    await until(Phase.READY, daemon)
+    _, run = await ready(daemon)
     os.kill(os.getpid(), number)
     outcome = await run
     assert outcome.code is ExitCode.OK
@@ -137,9 +143,7 @@ async def test_a_real_signal_drains_then_stops_with_0(number: int) -> None:
 async def test_the_wait_happens_even_when_the_admin_call_fails() -> None:
     daemon = RememberingDaemon(drain_time=3600)
     daemon.fail_admin = True
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     loop.post(SignalReceived(signal.SIGTERM))
     await until("fail health checks", daemon)
     for _ in range(100):
@@ -152,9 +156,7 @@ async def test_the_wait_happens_even_when_the_admin_call_fails() -> None:
 async def test_a_second_signal_cuts_the_drain_short_and_a_third_forces() -> None:
     daemon = RememberingDaemon(drain_time=3600)
     daemon.hang_stop = True
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     loop.post(SignalReceived(signal.SIGTERM))
     await until(Phase.DRAINING, daemon)
     loop.post(SignalReceived(signal.SIGTERM))
@@ -167,9 +169,7 @@ async def test_a_second_signal_cuts_the_drain_short_and_a_third_forces() -> None
 
 async def test_two_signals_at_once_cut_a_drain_short_that_has_not_begun() -> None:
     daemon = RememberingDaemon(drain_time=3600)
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     loop.post(SignalReceived(signal.SIGTERM))
     loop.post(SignalReceived(signal.SIGTERM))
     async with asyncio.timeout(20):
@@ -178,9 +178,7 @@ async def test_two_signals_at_once_cut_a_drain_short_that_has_not_begun() -> Non
 
 async def test_sigusr2_drains_inbound_once_stays_ready_and_makes_the_later_stop_immediate() -> None:
     daemon = RememberingDaemon(drain_time=3600)
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     loop.post(SignalReceived(signal.SIGUSR2))
     loop.post(SignalReceived(signal.SIGUSR2))
     await until("drain inbound", daemon)
@@ -192,9 +190,7 @@ async def test_sigusr2_drains_inbound_once_stays_ready_and_makes_the_later_stop_
 
 async def test_sigusr2_and_a_stop_at_once_wait_for_nothing_either() -> None:
     daemon = RememberingDaemon(drain_time=3600)
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     loop.post(SignalReceived(signal.SIGUSR2))
     loop.post(SignalReceived(signal.SIGTERM))
     async with asyncio.timeout(20):
@@ -223,9 +219,7 @@ async def test_each_of_several_problems_is_a_line_of_its_own(caplog: pytest.LogC
 
 async def test_only_an_essential_part_ends_the_daemon() -> None:
     daemon = RememberingDaemon()
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     loop.post(PartEnded("virtual probes", OSError("gone")))
     loop.post(PartEnded("envoy", ChildFailed("Envoy ended 6 times: signal 11 (SEGV)")))
     outcome = await run
@@ -252,9 +246,7 @@ def test_stopped_is_the_end() -> None:
 
 async def test_envoy_that_ends_while_draining_before_it_was_up_is_a_clean_stop() -> None:
     daemon = RememberingDaemon(drain_time=3600)
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     loop.post(SignalReceived(signal.SIGTERM))
     await until(Phase.DRAINING, daemon)
     daemon.envoy_runs = False
@@ -265,9 +257,7 @@ async def test_envoy_that_ends_while_draining_before_it_was_up_is_a_clean_stop()
 @pytest.mark.parametrize(("number", "called"), [(signal.SIGHUP, "reload: SIGHUP"), (signal.SIGUSR1, "reexec: SIGUSR1")])
 async def test_signals_ask_for_a_new_epoch_or_a_new_kumadp(number: int, called: str) -> None:
     daemon = RememberingDaemon(drain_time=0.01)
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     os.kill(os.getpid(), number)
     await until(called, daemon)
     assert daemon.status.phase is Phase.READY
@@ -277,9 +267,7 @@ async def test_signals_ask_for_a_new_epoch_or_a_new_kumadp(number: int, called: 
 
 async def test_who_asked_hears_the_outcome_and_a_refusal_costs_only_itself() -> None:
     daemon = RememberingDaemon(drain_time=0.01)
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     answers = [asyncio.get_running_loop().create_future() for _ in range(3)]
     loop.post(Requested("reload", "by hand", answers[0]))
     assert await answers[0] == "epoch 1 serves"
@@ -298,9 +286,7 @@ async def test_who_asked_hears_the_outcome_and_a_refusal_costs_only_itself() -> 
 
 async def test_a_refusal_for_good_ends_it_with_its_code() -> None:
     daemon = RememberingDaemon(drain_time=0.01)
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     loop.post(Rejected(ControlPlaneRefused("the token is for another mesh")))
     outcome = await run
     assert (outcome.code, outcome.why) == (ExitCode.CONTROL_PLANE_REFUSED, "the token is for another mesh")
@@ -308,9 +294,7 @@ async def test_a_refusal_for_good_ends_it_with_its_code() -> None:
 
 async def test_a_refusal_for_good_drains_first_and_keeps_its_exit_code() -> None:
     daemon = RememberingDaemon(drain_time=3600)
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     loop.post(Rejected(ControlPlaneRefused("the token was revoked")))
     loop.post(Rejected(ControlPlaneRefused("the token was revoked once more")))
     # Told to stop meanwhile: it goes on draining, and a second signal cuts it short as ever.
@@ -327,9 +311,7 @@ async def test_a_refusal_for_good_drains_first_and_keeps_its_exit_code() -> None
 
 async def test_an_envoy_that_ends_in_the_drain_of_a_refusal_changes_nothing_of_the_exit_code() -> None:
     daemon = RememberingDaemon(drain_time=3600)
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     loop.post(Rejected(ControlPlaneRefused("the token was revoked")))
     await until("fail health checks", daemon)
     loop.post(PartEnded("envoy", ChildFailed("envoy ended")))
@@ -338,9 +320,7 @@ async def test_an_envoy_that_ends_in_the_drain_of_a_refusal_changes_nothing_of_t
 
 async def test_a_refusal_for_good_does_not_cut_the_drain_of_a_stop_short() -> None:
     daemon = RememberingDaemon(drain_time=3600)
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     loop.post(SignalReceived(signal.SIGTERM))
     await until(Phase.DRAINING, daemon)
     loop.post(Rejected(ControlPlaneRefused("the token was revoked")))
@@ -360,9 +340,7 @@ async def test_what_nobody_expected_is_told_to_who_asked_and_logged(
 ) -> None:
     daemon = RememberingDaemon(drain_time=0.01)
     daemon.refuse = failure
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     answer = asyncio.get_running_loop().create_future()
     loop.post(Requested("reload", "by hand", answer))
     async with asyncio.timeout(20):
@@ -377,9 +355,7 @@ async def test_what_nobody_expected_is_told_to_who_asked_and_logged(
 async def test_a_stop_that_fails_ends_all_the_same_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
     daemon = RememberingDaemon(drain_time=0.01)
     daemon.fail_stop = OSError(28, "No space left on device")
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     loop.post(SignalReceived(signal.SIGTERM))
     assert (await run).code is ExitCode.OK
     assert any(record.exc_info for record in caplog.records if record.name.startswith("kumadp"))
@@ -405,8 +381,7 @@ async def test_a_drain_ends_when_the_work_does_but_not_before_its_least_time() -
     daemon = RememberingDaemon(drain_time=3600)
     daemon.min_drain_time = 0.05
     daemon.is_idle.set()
-    run = asyncio.create_task(RunLoop(daemon).run())
-    await until(Phase.READY, daemon)
+    _, run = await ready(daemon)
     begun = asyncio.get_running_loop().time()
     os.kill(os.getpid(), signal.SIGTERM)
     assert (await run).code is ExitCode.OK
@@ -416,8 +391,7 @@ async def test_a_drain_ends_when_the_work_does_but_not_before_its_least_time() -
 async def test_a_drain_with_work_goes_on_until_it_ends() -> None:
     daemon = RememberingDaemon(drain_time=3600)
     daemon.min_drain_time = 0.0
-    run = asyncio.create_task(RunLoop(daemon).run())
-    await until(Phase.READY, daemon)
+    _, run = await ready(daemon)
     os.kill(os.getpid(), signal.SIGTERM)
     await until("fail health checks", daemon)
     assert not run.done()
@@ -428,8 +402,7 @@ async def test_a_drain_with_work_goes_on_until_it_ends() -> None:
 async def test_before_the_drain_everything_is_served_while_readiness_says_no() -> None:
     daemon = RememberingDaemon(drain_time=0.01)
     daemon.pre_drain_delay = 3600
-    run = asyncio.create_task(RunLoop(daemon).run())
-    await until(Phase.READY, daemon)
+    _, run = await ready(daemon)
     os.kill(os.getpid(), signal.SIGTERM)
     await until(Phase.DRAINING, daemon)
     assert daemon.status.ready_state == "TERMINATING"
@@ -547,9 +520,7 @@ async def test_a_start_that_fails_before_it_is_known_what_serves(stopped: bool) 
 
 async def test_a_start_that_fails_while_an_envoy_drains_does_not_cut_the_drain_short() -> None:
     daemon = RememberingDaemon(drain_time=3600)
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     loop.post(SignalReceived(signal.SIGTERM))
     await until("fail health checks", daemon)
     loop.post(StartEnded(ControlPlaneRefused("the control plane rejects this data plane")))
@@ -562,9 +533,7 @@ async def test_a_start_that_fails_while_an_envoy_drains_does_not_cut_the_drain_s
 async def test_sigusr2_without_an_envoy_is_not_taken_for_a_drain() -> None:
     daemon = RememberingDaemon(drain_time=3600)
     daemon.envoy_runs = False
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     loop.post(SignalReceived(signal.SIGUSR2))
     await some_turns()
     daemon.envoy_runs = True
@@ -577,9 +546,7 @@ async def test_sigusr2_without_an_envoy_is_not_taken_for_a_drain() -> None:
 async def test_a_reload_under_way_ends_with_a_stop_and_who_asked_for_it_has_an_answer() -> None:
     daemon = RememberingDaemon(drain_time=0.01)
     daemon.hang_reload = True
-    loop = RunLoop(daemon)
-    run = asyncio.create_task(loop.run())
-    await until(Phase.READY, daemon)
+    loop, run = await ready(daemon)
     answer = asyncio.get_running_loop().create_future()
     loop.post(Requested("reload", "test", answer))
     await until("reload: test", daemon)
@@ -592,8 +559,7 @@ async def test_a_reload_under_way_ends_with_a_stop_and_who_asked_for_it_has_an_a
 
 async def test_one_more_signal_after_the_end_does_not_end_the_process() -> None:
     daemon = RememberingDaemon(drain_time=0.01)
-    run = asyncio.create_task(RunLoop(daemon).run())
-    await until(Phase.READY, daemon)
+    _, run = await ready(daemon)
     os.kill(os.getpid(), signal.SIGTERM)
     assert (await run).code is ExitCode.OK
     # With the default action back, this would be the end of the tests.

@@ -9,6 +9,14 @@ from kumadp.metrics.clusters import ClusterMerger
 
 ONE, TWO = "-00112233445566ff", "-FFEEDDCCBBAA9988"
 MESH = ',kuma_io_mesh_traffic="true"'
+OWN_CLUSTERS = (
+    "ads_cluster",
+    "access_log_sink",
+    "system_ads",
+    "system_access_log_sink",
+    "kuma_envoy_admin",
+    "kuma_metrics_hijacker",
+)
 
 
 def merged(text: str, size: int = 1 << 20) -> tuple[str, int]:
@@ -95,29 +103,8 @@ s_sum{{envoy_cluster_name="b"{MESH}}} 1000001
         f'c{{envoy_cluster_name="b",x="-00112233445566ff"{MESH}}} 3\n',
     ),
     "Kuma's own clusters are not mesh traffic": (
-        "".join(
-            f'c{{envoy_cluster_name="{name}"}} 1\n'
-            for name in (
-                "ads_cluster",
-                "access_log_sink",
-                "system_ads",
-                "system_access_log_sink",
-                "kuma_envoy_admin",
-                "kuma_metrics_hijacker",
-                "ads_cluster_2",
-            )
-        ),
-        "".join(
-            f'c{{envoy_cluster_name="{name}"}} 1\n'
-            for name in (
-                "ads_cluster",
-                "access_log_sink",
-                "system_ads",
-                "system_access_log_sink",
-                "kuma_envoy_admin",
-                "kuma_metrics_hijacker",
-            )
-        )
+        "".join(f'c{{envoy_cluster_name="{name}"}} 1\n' for name in (*OWN_CLUSTERS, "ads_cluster_2")),
+        "".join(f'c{{envoy_cluster_name="{name}"}} 1\n' for name in OWN_CLUSTERS)
         + f'c{{envoy_cluster_name="ads_cluster_2"{MESH}}} 1\n',
     ),
     "by the connection manager": (

@@ -17,19 +17,11 @@ from kumadp.probes.application_client import (
     parse_status,
 )
 from kumadp.probes.probe_request import ProbeRequest
-from tests.support.applications import Applications, applications
+from tests.support.applications import FORBIDDEN, Applications
 from tests.support.ports import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
-FORBIDDEN = 1
-
-
-@pytest.fixture(scope="module")
-def apps() -> Iterator[Applications]:
-    with applications(forbidden=FORBIDDEN) as running:
-        yield running
+    from collections.abc import AsyncIterator
 
 
 @pytest.fixture

@@ -14,20 +14,12 @@ import pytest
 from kumadp import __version__
 from kumadp.core.component import Stack
 from kumadp.probes.application_proxy import MAX_PROBES_PER_APPLICATION, ApplicationProbeProxy
-from tests.support.applications import Applications, applications
+from tests.support.applications import FORBIDDEN, Applications, applications
 from tests.support.ports import free_port
 from tests.support.probe_table import TABLE, Row, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-
-FORBIDDEN = 1
-
-
-@pytest.fixture(scope="module")
-def apps() -> Iterator[Applications]:
-    with applications(forbidden=FORBIDDEN) as running:
-        yield running
+    from collections.abc import AsyncIterator
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.probes.test_application_proxy import LIKE_KUBELET, assert_seen, send_probe
-from tests.support.applications import Applications, applications
 from tests.support.daemon import Ports, is_listening
 from tests.support.kuma_control_plane import control_plane, dataplane
 from tests.support.needs import need_envoy
@@ -25,13 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.support.applications import Applications
+
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture(scope="module")
-def apps() -> Iterator[Applications]:
-    with applications(forbidden=1) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -156,6 +156,10 @@ class Applications:
         return template.format(**ports, silent=self.silent, full=self.full, closed=self.closed)
 
 
+FORBIDDEN = 1
+"""A port that may not be probed."""
+
+
 @contextlib.contextmanager
 def applications(host: str = "127.0.0.1", forbidden: int = 0) -> Iterator[Applications]:
     """All of them; a redirect of the web application leads to ``forbidden``."""
