@@ -70,7 +70,16 @@ def test_no_file_passes_400_lines(path: Path) -> None:
 
 
 # What puts features together.
-WIRING = {"start.py", "run.py", "reload.py", "program_versions.py", "ports.py", "sweep.py", "status_schema.py"}
+WIRING = {
+    "start.py",
+    "run.py",
+    "reload.py",
+    "program_versions.py",
+    "sidecar_facts.py",
+    "ports.py",
+    "sweep.py",
+    "status_schema.py",
+}
 
 
 def test_only_the_wiring_of_the_daemon_knows_more_than_one_feature() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from kumadp.addresses import is_ip
+from kumadp.addresses import is_ip, with_port
 
 _PORT = re.compile("[0-9]{1,5}")
 
@@ -18,7 +18,7 @@ class TcpAdmin:
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return with_port(self.host, self.port)
 
 
 @dataclass(frozen=True, slots=True)

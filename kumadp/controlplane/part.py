@@ -144,7 +144,7 @@ class ControlPlanePart(Part):
         if settings.xds_transport_variant == "DELTA_GRPC":
             log.info("DELTA_GRPC is not announced: kumadp requests state of the world from the control plane")
         self._last_good = await self._relay.load(versions.envoy) if self._relay is not None else None
-        context.bootstrap = await self._first()
+        await context.use_bootstrap(await self._first())
 
     async def _first(self) -> Prepared:
         status, settings = self._context.status, self._context.settings

@@ -99,6 +99,12 @@ class Context:
         if self.settings.on_control_plane_refusal != "serve":
             self.post(Rejected(error))
 
+    async def use_bootstrap(self, prepared: Prepared) -> None:
+        """Have every part follow the bootstrap that Envoy runs with from now on."""
+        self.bootstrap = prepared
+        for part in self.parts:
+            await part.on_bootstrap(prepared)
+
     def on_children_changed(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called each time that a part has other children."""
         self._on_children_changed.append(callback)

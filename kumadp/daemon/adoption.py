@@ -97,10 +97,15 @@ class StateRecorder:
         context = self._context
         self._file = StateFile(context.work.path, lambda reason: context.status.set_warning("state file", reason))
 
+    @property
+    def complete(self) -> bool:
+        """Whether every part has its children: until then what a previous kumadp recorded is the truth."""
+        return all(part.recordable for part in self._context.parts)
+
     def note(self) -> None:
         """Record the present state."""
         context, file = self._context, self._file
-        if file is None or not all(part.recordable for part in context.parts):
+        if file is None or not self.complete:
             return
         parts: list[Part] = context.parts if context.keeps_children else []
         children = [(child, part.program) for part in parts for child in part.children()]

@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from kumadp.addresses import ANY_IPV4, ANY_IPV6, LOOPBACK, is_ip
+from kumadp.addresses import ANY_IPV4, ANY_IPV6, LOOPBACK, is_ip, with_port
 from kumadp.bootstrap.fields import get
 from kumadp.core.part import Part
 from kumadp.errors import PortsTaken
@@ -137,7 +137,7 @@ class ReadinessPart(Part):
         except PortsTaken as error:
             self._context.status.mark_failed(name, str(error))
             return
-        self._serve(name, sock, f"http://{f'[{host}]' if ':' in host else host}:{self._port}/ready")
+        self._serve(name, sock, f"http://{with_port(host, self._port)}/ready")
 
     def _bind(self, host: str, beside: socket.socket | None = None) -> socket.socket:
         inherited.register_probed("tcp", host, self._port)

@@ -6,7 +6,7 @@ If any step fails, the old Envoy keeps serving.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from kumadp.envoy.binary import find_envoy
 from kumadp.envoy.version import envoy_version
@@ -14,29 +14,16 @@ from kumadp.errors import KumadpError
 from kumadp.settings.reload import reloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
     from kumadp.bootstrap.prepare import Prepared
-    from kumadp.controlplane.part import ControlPlanePart
     from kumadp.core.context import Context
-    from kumadp.core.part import Part
-    from kumadp.daemon.program_versions import ProgramVersionsPart
+    from kumadp.daemon.start import Parts
     from kumadp.envoy.component import EnvoyComponent
-    from kumadp.envoy.part import EnvoyPart
     from kumadp.envoy.reload import ReloadOutcome
-    from kumadp.relay.part import RelayPart
     from kumadp.resources.resource import Resource
     from kumadp.settings.model import Settings
-
-
-class Reloaded(Protocol):
-    """The parts that a reload needs by name; ``control_plane`` and ``relay`` are None in standalone mode."""
-
-    envoy: EnvoyPart
-    versions: ProgramVersionsPart
-    control_plane: ControlPlanePart | None
-    relay: RelayPart | None
 
 
 class Reload:
@@ -48,13 +35,11 @@ class Reload:
     def __init__(
         self,
         context: Context,
-        named: Reloaded,
-        parts: Iterable[Part],
+        parts: Parts,
         reread: Callable[[], tuple[Settings, Resource | None]],
     ) -> None:
         self._context = context
-        self._named = named
-        self._parts = tuple(parts)
+        self._parts = parts
         self._reread = reread
         self._turn = asyncio.Lock()
         self._newest = 0
@@ -69,10 +54,11 @@ class Reload:
             return await self._reload(why)
 
     async def _reload(self, why: str) -> str:
-        context, envoy, plane, relay = self._context, self._named.envoy, self._named.control_plane, self._named.relay
-        component, former = envoy.component, getattr(context, "bootstrap", None)
-        if component is None or former is None:
+        context, envoy, plane, relay = self._context, self._parts.envoy, self._parts.control_plane, self._parts.relay
+        component = envoy.component
+        if component is None:
             raise KumadpError("Envoy has not been started yet")
+        former = context.bootstrap
         settings, resource = await asyncio.to_thread(self._reread)
         if plane is not None:
             plane.check_resource(resource)
@@ -81,7 +67,7 @@ class Reload:
         notes = await self._apply(settings)
         prepared = former
         if plane is not None:
-            prepared = await plane.renew(resource, self._named.versions.note_envoy(version), notes)
+            prepared = await plane.renew(resource, self._parts.versions.note_envoy(version), notes)
         try:
             outcome = await self._replace(component, prepared, binary, why)
         except KumadpError:
@@ -100,8 +86,7 @@ class Reload:
             notes.append(note)
         if plane is not None:
             await plane.renewed()
-        for part in self._parts:
-            await part.on_bootstrap(prepared)
+        await context.use_bootstrap(prepared)
         return "; ".join((f"epoch {outcome.epoch} serves after {outcome.seconds:.1f} s", *notes))
 
     async def _apply(self, settings: Settings) -> list[str]:
@@ -109,7 +94,7 @@ class Reload:
         context = self._context
         context.settings, others = reloaded(context.settings, settings)
         notes = [f"a restart is required for what changed in {', '.join(others)}"] if others else []
-        for part in self._parts:
+        for part in context.parts:
             notes += await part.apply(context.settings)
         return notes
 
@@ -117,9 +102,9 @@ class Reload:
         """Replace the present Envoy by one with this bootstrap; raises KumadpError with the reason."""
         from kumadp.envoy.reload import Plan
 
-        if (relay := self._named.relay) is not None:
+        if (relay := self._parts.relay) is not None:
             await relay.prepare_takeover(prepared, hot=component.export() is not None)
-        plan = Plan(self._named.envoy.command(prepared, binary), prepared.admin, prepared.dynamic)
+        plan = Plan(self._parts.envoy.command(prepared, binary), prepared.admin, prepared.dynamic)
         outcome = await component.reload(why, plan)
         if not outcome.serves:
             raise KumadpError(f"{outcome.reason or outcome.kind.value}; the Envoy that ran keeps serving")

@@ -104,13 +104,9 @@ class Daemon:
         self._chosen = ChosenPorts(context.settings, standalone=context.standalone, previous=context.previous.ports)
         context.settings, context.resource = self._chosen.settle(context.settings, context.resource)
         await self._parts.plan_ports()
-        self._reload = Reload(context, self._parts, parts, self._reread)
+        self._reload = Reload(context, self._parts, self._reread)
         for part in parts:
-            announced = hasattr(context, "bootstrap")
             await part.start()
-            if not announced and hasattr(context, "bootstrap"):
-                for other in parts:
-                    await other.on_bootstrap(context.bootstrap)
         for part in parts:
             await part.started()
         self._chosen.close()
@@ -203,7 +199,7 @@ class Daemon:
         left = [child for part in context.parts for child in part.children() if not child.ended]
         if self._start_cancelled or outcome.code == ExitCode.OK:
             await asyncio.gather(*(child.stop(context.settings.stop_grace) for child in left))
-        elif left:
+        elif left and not self._recorder.complete:
             # Starting failed before they were adopted: they serve on, and the next kumadp adopts them by the records.
             await asyncio.to_thread(self._exit.close)
             return

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kumadp.accesslog.part import AccessLogPart
-from kumadp.controlplane.bootstrap_client import Sidecar
 from kumadp.daemon.application import ApplicationPart
 from kumadp.daemon.control import ControlPart
 from kumadp.daemon.file_changes import FileChangesPart
@@ -17,18 +16,19 @@ from kumadp.daemon.log_levels import LogLevelsPart
 from kumadp.daemon.ports import check_plan, envoy_addresses, own_addresses
 from kumadp.daemon.program_versions import ProgramVersionsPart
 from kumadp.daemon.readiness import ReadinessPart
+from kumadp.daemon.sidecar_facts import dns_listener, sidecar_of
 from kumadp.dns.part import DnsPart
 from kumadp.envoy.part import EnvoyPart
 from kumadp.host.log.secrets import register
 from kumadp.host.net.ports import check_ports
 from kumadp.metrics.own_page import OwnMetricsPage
 from kumadp.otel.environment import read_environment
-from kumadp.otel.offer import pipe_offer
 from kumadp.probes.part import ProbeProxyPart, VirtualProbesPart
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from kumadp.controlplane.bootstrap_client import Sidecar
     from kumadp.controlplane.part import ControlPlanePart
     from kumadp.core.context import Context
     from kumadp.core.part import Part
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from kumadp.relay.part import RelayPart
     from kumadp.resources.resource import Resource
     from kumadp.settings.model import Settings
-    from kumadp.standalone.generated_config import DnsListener
     from kumadp.standalone.mesh import Mesh
 
     Reread = Callable[[], tuple[Settings, Resource | None]]
@@ -94,21 +93,10 @@ class Parts:
 
     def sidecar(self) -> Sidecar:
         """Return what the bootstrap request reports of this sidecar."""
-        context, dns = self._context, self.dns.plan
-        return Sidecar(
-            dns_port=dns.envoy_port if dns is not None else None,
-            resolves=dns is not None and dns.coredns is None,
-            serves_probes=self.virtual_probes.plan is not None,
-            transparent=context.transparent,
-            otel_env=pipe_offer(context.settings, context.environ),
+        context, serves_probes = self._context, self.virtual_probes.plan is not None
+        return sidecar_of(
+            context.settings, context.environ, self.dns.plan, context.transparent, serves_probes=serves_probes
         )
-
-    def dns_listener(self) -> DnsListener | None:
-        """Return the listener of Envoy that CoreDNS queries in standalone mode."""
-        from kumadp.standalone.generated_config import DnsListener
-
-        plan = self.dns.plan
-        return DnsListener("127.0.0.1", plan.envoy_port) if plan is not None and plan.coredns is not None else None
 
 
 def make_parts(context: Context, launch: Launch, actions: Mapping[str, Action], parts: Parts) -> list[Part]:
@@ -124,7 +112,9 @@ def make_parts(context: Context, launch: Launch, actions: Mapping[str, Action], 
     if launch.mesh is not None:
         from kumadp.standalone.part import StandalonePart
 
-        standalone = StandalonePart(context, launch.mesh, own, parts.dns_listener, lambda: envoy.admin, dns.set_names)
+        standalone = StandalonePart(
+            context, launch.mesh, own, lambda: dns_listener(dns.plan), lambda: envoy.admin, dns.set_names
+        )
         return [*first, *probes, parts.versions, standalone, dns, envoy, FileChangesPart(context, None)]
     from kumadp.controlplane.part import ControlPlanePart
     from kumadp.dynconf.part import DynconfPart

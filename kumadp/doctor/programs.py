@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.bootstrap.prepare import Target, prepare_fetched
-from kumadp.controlplane.bootstrap_client import KumaClient, Sidecar
+from kumadp.controlplane.bootstrap_client import KumaClient
 from kumadp.daemon.ports import check_plan, envoy_addresses, own_addresses
 from kumadp.daemon.program_versions import reported as reported_versions
+from kumadp.daemon.sidecar_facts import dns_listener, sidecar_of
 from kumadp.dns.coredns.binary import coredns_version
 from kumadp.dns.plan import chosen_coredns, plan_dns, wants_coredns
 from kumadp.doctor.report import CheckResult, failed, ok, warning
@@ -21,11 +22,9 @@ from kumadp.envoy.version import envoy_version, is_supported, supported_versions
 from kumadp.errors import PortsTaken
 from kumadp.host.net.ports import check_ports
 from kumadp.host.work_dir import RELAY_SOCKET, make_temporary, open_work_dir, temporary_folders
-from kumadp.otel.offer import pipe_offer
 from kumadp.probes.plan import plan_probes
 from kumadp.process.child import Command
 from kumadp.resources.types import Dataplane
-from kumadp.standalone.generated_config import DnsListener
 from kumadp.standalone.part import prepare_standalone
 
 if TYPE_CHECKING:
@@ -115,18 +114,11 @@ async def _bootstrap(subject: Subject, folder: str) -> list[CheckResult]:
     try:
         target = Target(work, own)
         if subject.mesh is not None:
-            has_coredns = dns is not None and dns.coredns is not None
-            listener = DnsListener("127.0.0.1", settings.envoy_dns_port) if has_coredns else None
-            prepared, _ = await prepare_standalone(subject.mesh, settings, target, listener)
+            prepared, _ = await prepare_standalone(subject.mesh, settings, target, dns_listener(dns))
             origin = "generated from the Dataplane"
         else:
-            sidecar = Sidecar(
-                dns_port=dns.envoy_port if dns is not None else None,
-                resolves=dns is not None and dns.coredns is None,
-                serves_probes=_probes(subject) is not None,
-                transparent=subject.transparent,
-                otel_env=pipe_offer(settings, subject.environ),
-            )
+            serves_probes = _probes(subject) is not None
+            sidecar = sidecar_of(settings, subject.environ, dns, subject.transparent, serves_probes=serves_probes)
             client = KumaClient(settings, subject.resource, work, reported_versions(version, ""), sidecar)
             relay = Path(folder) / RELAY_SOCKET if settings.xds_relay == "on" else None
             fetched = await client.fetch(lambda _reason: None, _FETCH_TIMEOUT)

@@ -10,6 +10,7 @@ import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kumadp.addresses import with_port
 from kumadp.host.descriptors import is_exhausted
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class ProbeAddress:
     def __str__(self) -> str:
         if not self.host:
             return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return with_port(self.host, self.port)
 
     @property
     def authority(self) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
+from kumadp.addresses import with_port
 from kumadp.bootstrap.fields import get
 from kumadp.decoding import decode_json
 from kumadp.envoy.admin import AdminUnreachable
@@ -68,7 +69,7 @@ def _addresses(listener: Mapping[str, Any]) -> list[str]:
 
 def _text(address: Mapping[str, Any]) -> str:
     host, port = str(address.get("address", "")), address.get("port_value", 0)
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return with_port(host, port)
 
 
 def _stat_name(address: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode
 
-from kumadp.addresses import request_target
+from kumadp.addresses import request_target, with_port
 from kumadp.exposition.names import DEFAULT_SCHEME
 from kumadp.exposition.reader import ExpositionReader, Piece
 from kumadp.host.net.serve import bind_unix, serve
@@ -246,7 +246,7 @@ class MetricsServer:
         buffered = [BufferedSource(ScrapeTarget("kumadp", ""), labels, sent, _OWN, Format.TEXT, rewritten=True)]
         names: set[str] = {"envoy", "coredns"}
         for app in applications:
-            address = f"[{app.host}]:{app.port}" if ":" in app.host else f"{app.host}:{app.port}"
+            address = with_port(app.host, app.port)
             path = app.path if app.path.startswith("/") else f"/{app.path}"
             name = app.name if app.name and app.name not in names else f"{address}{path}"
             names.add(name)
@@ -270,7 +270,7 @@ class MetricsServer:
         if isinstance(admin, str):
             return ScrapeTarget("envoy", f"http://localhost/stats?{query}", admin)
         host, port = admin or ("127.0.0.1", 0)
-        return ScrapeTarget("envoy", f"http://{f'[{host}]' if ':' in host else host}:{port}/stats?{query}")
+        return ScrapeTarget("envoy", f"http://{with_port(host, port)}/stats?{query}")
 
     async def _own(self) -> list[Piece]:
         reader = ExpositionReader(checks=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from kumadp import __version__
-from kumadp.addresses import connect_address
+from kumadp.addresses import connect_address, with_port
 from kumadp.host.net.application_socket import application_socket
 from kumadp.probes.headers import forwarded
 from kumadp.probes.probe_request import PREFIX, parse_scheme
@@ -63,7 +63,7 @@ class ApplicationClient:
         if scheme is None:
             return UNHEALTHY
         query = f"?{request.query}" if request.query else ""
-        url = f"{scheme}://{authority(host, request.port)}{request.path}{query}"
+        url = f"{scheme}://{with_port(host, request.port)}{request.path}{query}"
         forwarded_headers = [(name, value) for name, value in forwarded(headers) if name.lower() != "host"]
         if "user-agent" not in {name.lower() for name, _ in forwarded_headers}:
             forwarded_headers.append(("User-Agent", f"kuma-probe/{__version__}"))
@@ -129,7 +129,7 @@ class ApplicationClient:
         from kumadp.grpc.call import OK, StreamEnded
         from kumadp.grpc.client import connect
 
-        target = authority(host, port)
+        target = with_port(host, port)
         sock = self.socket(_family(host))
         connection = await connect(
             (host, port), authority=target, tls=None, server_name="", ping=(60.0, 20.0), sock=sock
@@ -154,11 +154,6 @@ class ApplicationClient:
     def socket(self, family: int) -> socket.socket:
         """Return a socket to connect with."""
         return application_socket(family, sourced=self._sourced)
-
-
-def authority(host: str, port: int) -> str:
-    """Return host and port as in a URL."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def encode_check(service: str) -> bytes:

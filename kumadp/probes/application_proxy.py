@@ -12,9 +12,9 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
-from kumadp.addresses import address_text, is_ip
+from kumadp.addresses import address_text, is_ip, with_port
 from kumadp.host.net.serve import bind_tcp, serve
-from kumadp.probes.application_client import UNHEALTHY, ApplicationClient, authority
+from kumadp.probes.application_client import UNHEALTHY, ApplicationClient
 from kumadp.probes.probe_request import PREFIX, CleanPathRedirect, parse_request, parse_timeout
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class ApplicationProbeProxy:
                     return await self._client.grpc(address, probe.port, headers.get(PREFIX + "grpc-service", ""))
                 return await self._client.http(address, probe, headers, self._host_of)
             except (OSError, ClientError, ValueError) as error:
-                log.debug("%s: %s", authority(host, probe.port), error)
+                log.debug("%s: %s", with_port(host, probe.port), error)
                 return UNHEALTHY
 
     @contextlib.asynccontextmanager

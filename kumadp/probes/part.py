@@ -8,7 +8,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
-from kumadp.addresses import address_text, is_ip
+from kumadp.addresses import address_text, is_ip, with_port
 from kumadp.core.part import Part
 from kumadp.core.redirection import may_be_redirected
 from kumadp.errors import Problem, SettingsError
@@ -90,7 +90,7 @@ class VirtualProbesPart(Part):
         probes = VirtualProbes(plan.host, plan.port, routes, connections=context.status.connections)
         context.status.counters[probes.name] = probes.answered
         context.stack.start(probes)
-        context.status.ports["virtual probes"] = f"http://{_in_url(plan.host)}:{plan.port}"
+        context.status.ports["virtual probes"] = f"http://{with_port(plan.host, plan.port)}"
 
 
 class ProbeProxyPart(Part):
@@ -130,7 +130,7 @@ class ProbeProxyPart(Part):
         )
         context.status.counters[proxy.name] = proxy.answered
         context.stack.start(proxy)
-        context.status.ports["application probe proxy"] = f"http://{_in_url(host)}:{port}"
+        context.status.ports["application probe proxy"] = f"http://{with_port(host, port)}"
 
     async def on_bootstrap(self, prepared: Prepared) -> None:
         """Take the data plane's address, as the control plane knows it."""
@@ -139,7 +139,3 @@ class ProbeProxyPart(Part):
 
     def _child_pids(self) -> list[int]:
         return [child.pid for part in self._context.parts for child in part.children()]
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

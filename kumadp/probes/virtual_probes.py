@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from kumadp.addresses import quoted_path
+from kumadp.addresses import quoted_path, with_port
 from kumadp.host.net.serve import bind_tcp, serve
 from kumadp.probes.headers import forwarded, hop_by_hop, is_text
 from kumadp.resources.workload import InboundPorts, workload_of
@@ -202,9 +202,8 @@ def _url(target: ProbeTarget, query: str) -> str:
     """Return the URL with the target's own path and query, then the query of the request."""
     path, mark, own_query = target.path.partition("?")
     path = path if path.startswith("/") else f"/{path}"
-    host = f"[{target.host}]" if ":" in target.host else target.host
     queries = "&".join(part for part in (own_query, query) if part)
-    return f"http://{host}:{target.port}{quoted_path(path)}" + (f"?{queries}" if queries else mark)
+    return f"http://{with_port(target.host, target.port)}{quoted_path(path)}" + (f"?{queries}" if queries else mark)
 
 
 def _timeout(text: str) -> float:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from kumadp.addresses import ANY_IPV4, ANY_IPV6, WILDCARDS, canonical, is_host_name, is_ip
+from kumadp.addresses import ANY_IPV4, ANY_IPV6, WILDCARDS, canonical, is_host_name, is_ip, with_port
 from kumadp.errors import Problem
 from kumadp.resources.newer_rules import KINDS, check_listeners, check_metrics, check_reachable
 from kumadp.resources.parse import join
@@ -341,10 +341,10 @@ class _Check:
                 continue
             earlier = by_port.setdefault((later.port, later.protocol), _Bound()).add(later)
             if earlier is not None:
-                where = f"[{later.address}]" if ":" in later.address else later.address
+                where = with_port(later.address, later.port)
                 self.fail(
                     later.path,
-                    f"{where}:{later.port} is bound twice, first for {earlier.purpose} ({earlier.path})",
+                    f"{where} is bound twice, first for {earlier.purpose} ({earlier.path})",
                     "choose another port",
                 )
 

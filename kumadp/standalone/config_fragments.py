@@ -92,11 +92,6 @@ def assignment(name: str, endpoints: list[Json]) -> Json:
     }
 
 
-def joined(host: str, port: int) -> str:
-    """Return ``host:port``, with brackets around IPv6."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def overload_manager(memory: int) -> Json:
     """Return an overload manager for a ``memory`` limit in bytes (Envoy docs: overload manager).
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kumadp.addresses import is_ip
+from kumadp.addresses import is_ip, with_port
 from kumadp.host.work_dir import CLUSTERS_FILE, LISTENERS_FILE
 from kumadp.standalone.config_fragments import (
     HTTP,
@@ -17,7 +17,6 @@ from kumadp.standalone.config_fragments import (
     file_source,
     http2_options,
     http_manager,
-    joined,
     listener,
     overload_manager,
     socket_address,
@@ -88,11 +87,11 @@ def _cluster(name: str, endpoints: list[Json], protocol: str) -> Json:
 def _inbound(mesh: Mesh, inbound: Inbound, index: int, healthy: bool, config: GeneratedConfig) -> None:
     host, port = workload(mesh, inbound)
     address = mesh.inbound_address(inbound)
-    name = f"inbound:{joined(address, inbound.port)}"
+    name = f"inbound:{with_port(address, inbound.port)}"
     cluster = f"localhost:{port}"
     if cluster in config.clusters:
         # Another inbound of the same application has Kuma's name; its protocol and probe may differ.
-        cluster = f"{cluster}@{joined(address, inbound.port)}"
+        cluster = f"{cluster}@{with_port(address, inbound.port)}"
     serves = healthy and takes_traffic(inbound)
     endpoints = [{"address": socket_address(host, port)}] if serves else []
     config.clusters[cluster] = _cluster(cluster, endpoints, inbound.protocol)
@@ -117,7 +116,7 @@ def _outbound(mesh: Mesh, outbound: Outbound, index: int, config: GeneratedConfi
         config.notes.append(f"{where}: {cluster}: {reason} now; requests fail until there is one")
     protocol = _common_protocol(offers, outbound)
     address = outbound.address or "127.0.0.1"
-    name = f"outbound:{joined(address, outbound.port)}"
+    name = f"outbound:{with_port(address, outbound.port)}"
     config.clusters[cluster] = _outbound_cluster(cluster, endpoints, protocol)
     if protocol in HTTP:
         filters = [http_manager(stat_name(cluster), [_outbound_route(cluster)])]

@@ -67,7 +67,8 @@ class StandalonePart(Part):
         """Write the configuration files and the bootstrap; raises KumadpError."""
         context = self._context
         target = Target(context.work, self._taken())
-        context.bootstrap, self._files = await prepare_standalone(self._mesh, context.settings, target, self._dns())
+        prepared, self._files = await prepare_standalone(self._mesh, context.settings, target, self._dns())
+        await context.use_bootstrap(prepared)
 
     async def started(self) -> None:
         """Follow the files from now on."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 from multidict import CIMultiDict
 
+from kumadp.addresses import with_port
 from kumadp.probes.application_client import (
     HEALTHY,
     UNHEALTHY,
     ApplicationClient,
-    authority,
     encode_check,
     parse_status,
 )
@@ -88,5 +88,5 @@ def test_health_check_responses(message: bytes, status: int) -> None:
     assert parse_status(message) == status
 
 
-def test_authority() -> None:
-    assert (authority("127.0.0.1", 80), authority("::1", 80)) == ("127.0.0.1:80", "[::1]:80")
+def test_with_port() -> None:
+    assert (with_port("127.0.0.1", 80), with_port("::1", 80)) == ("127.0.0.1:80", "[::1]:80")

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from kumadp.standalone.config_fragments import assignment, joined, overload_manager, socket_address, stat_name
+from kumadp.addresses import with_port
+from kumadp.standalone.config_fragments import assignment, overload_manager, socket_address, stat_name
 
 
 def test_a_socket_address_names_its_protocol_unless_it_is_tcp() -> None:
@@ -12,7 +13,7 @@ def test_a_socket_address_names_its_protocol_unless_it_is_tcp() -> None:
 
 @pytest.mark.parametrize(("host", "text"), [("10.0.0.1", "10.0.0.1:80"), ("fd00::1", "[fd00::1]:80")])
 def test_host_and_port(host: str, text: str) -> None:
-    assert joined(host, 80) == text
+    assert with_port(host, 80) == text
 
 
 @pytest.mark.parametrize(

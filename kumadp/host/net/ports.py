@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from kumadp.addresses import ANY_IPV4, ANY_IPV6, canonical, is_ip, overlap, socket_address, without_zone
+from kumadp.addresses import ANY_IPV4, ANY_IPV6, canonical, is_ip, overlap, socket_address, with_port, without_zone
 from kumadp.errors import PortsTaken, Problem
 from kumadp.host.reexec import inherited_sockets as inherited
 
@@ -81,8 +81,7 @@ def _try_bind(address: BindAddress) -> OSError | None:
 
 
 def _explain(address: BindAddress, failure: OSError) -> Problem:
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    where = f"{host}:{address.port}/{address.protocol} for {address.purpose}"
+    where = f"{with_port(address.host, address.port)}/{address.protocol} for {address.purpose}"
     if failure.errno == errno.EADDRINUSE:
         return Problem(address.path, f"{where} is held by {holder_of(address)}", "stop it, or choose another port")
     if failure.errno == errno.EADDRNOTAVAIL:
