@@ -14,6 +14,7 @@ from tests.support import compatibility
 from tests.support.control_planes import open_plane
 from tests.support.daemon import Ports, Workload, workload
 from tests.support.loaded_rig import LoadedRig, open_loaded_rig
+from tests.support.loggers import preserved_loggers
 from tests.support.rig import Rig, open_rig
 from tests.support.scripted_control_plane import ScriptedControlPlane, bootstrap_answer, static_bootstrap
 from tests.support.xds.plane import XdsControlPlane
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from tests.support.control_planes import ControlPlane
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    """The loggers as they are, whatever the test before did to them."""
+    with preserved_loggers():
+        yield
 
 
 @pytest.fixture

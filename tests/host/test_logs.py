@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,23 +21,13 @@ from kumadp.host.log import secrets
 from kumadp.host.log.line_formats import JsonFormatter, TextFormatter
 from kumadp.host.log.output import LogOutput, setup_logging
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
 log = logging.getLogger("kumadp.test")
 SECRET = "eyJhbGciOiJSUzI1NiJ9.e30.signature"
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secrets, "_secrets", ())
-    root = logging.getLogger("kumadp")
-    level, propagate, raising = root.level, root.propagate, logging.raiseExceptions
-    yield
-    root.setLevel(level)
-    root.propagate = propagate
-    logging.raiseExceptions = raising
 
 
 def output(path: Path, *, level: str = "info", fmt: str = "text", files: int = 3, age: int = 30) -> LogOutput:
