@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from kumadp.bootstrap.fields import drop, get, put
+from kumadp.bootstrap.generation import requires_delta
 from kumadp.errors import BootstrapError, Problem
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def rewrite_for_relay(bootstrap: Mapping[str, Any], socket_path: str) -> Rewritt
         upstream = upstream or _upstream(tree, path, service)
         _send_to_socket(tree, service, name, socket_path)
     _service(*sources[0])["envoyGrpc"]["retryPolicy"] = RETRY
-    delta = "DELTA" in str(get(sources[0][1], "apiType"))
+    delta = requires_delta(tree)
     for _, config in sources:
         put(config, "apiType", "GRPC")
     _drop_ca(tree)
