@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING, Any
 
 from kumadp.bootstrap.fields import get
@@ -11,6 +12,18 @@ if TYPE_CHECKING:
 
 # Names and numbers of envoy.config.core.v3.ApiConfigSource.ApiType.
 _DELTA = frozenset({"DELTA_GRPC", "AGGREGATED_DELTA_GRPC", "3", "6"})
+
+
+class Generation(enum.IntEnum):
+    """The major version of a control plane, as its bootstrap shows it."""
+
+    KUMA_2 = 2
+    KUMA_3 = 3
+
+
+def generation_of(bootstrap: Mapping[str, Any]) -> Generation:
+    """Return the generation of the control plane that sent ``bootstrap``; not for one rewritten for the relay."""
+    return Generation.KUMA_3 if requires_delta(bootstrap) else Generation.KUMA_2
 
 
 def requires_delta(bootstrap: Mapping[str, Any]) -> bool:

@@ -60,7 +60,7 @@ class Versions:
 
 
 class KumaClient:
-    """Requests the bootstrap of one data plane from a Kuma control plane, 2.8 to 2.14.
+    """Requests the bootstrap of one data plane from a Kuma control plane, 2.8 to 3.0.
 
     ``settings``, ``resource`` and ``versions`` may be replaced between two requests. ``counted`` has the attempts:
     ``attempts`` and ``answered``. ``on_token`` is called with each token that was read, in the thread that read it.
@@ -83,6 +83,11 @@ class KumaClient:
         self._sidecar = sidecar
         self._on_token = on_token
         self._trust_notes: tuple[str, ...] = ()
+        self._on_answer: list[Callable[[Fetched], object]] = []
+
+    def on_answer(self, callback: Callable[[Fetched], object]) -> None:
+        """Have ``callback`` called with each bootstrap, before `fetch` returns it."""
+        self._on_answer.append(callback)
 
     async def fetch(self, failed: Callable[[str], None], max_duration: float | None) -> Fetched:
         """Request until there is an answer; ``failed`` is called with the reason of each failure.
@@ -104,7 +109,10 @@ class KumaClient:
         )
         self.counted["answered"] += 1
         tree = await asyncio.to_thread(parse_bootstrap, answer.bootstrap)
-        return Fetched(tree, answer.corefile_template, time.time(), answer.url, answer.address, answer.aggregate)
+        fetched = Fetched(tree, answer.corefile_template, time.time(), answer.url, answer.address, answer.aggregate)
+        for callback in self._on_answer:
+            callback(fetched)
+        return fetched
 
     def trust(self) -> Trust:
         """The CA as it is now. May block. Raises ControlPlaneRefused."""

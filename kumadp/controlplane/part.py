@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from kumadp.bootstrap.generation import generation_of
 from kumadp.bootstrap.prepare import Target, prepare_fetched
 from kumadp.bootstrap.secrets import with_token
 from kumadp.controlplane.bootstrap_client import KumaClient
@@ -140,6 +141,7 @@ class ControlPlanePart(Part):
             self._sidecar(),
             lambda token: loop.call_soon_threadsafe(tokens.note, token),
         )
+        self.client.on_answer(self._note_generation)
         context.status.counters["bootstrap"] = self.client.counted
         if settings.xds_transport_variant == "DELTA_GRPC":
             log.info("DELTA_GRPC is not announced: kumadp requests state of the world from the control plane")
@@ -149,6 +151,7 @@ class ControlPlanePart(Part):
     async def _first(self) -> Prepared:
         status, settings = self._context.status, self._context.settings
         if self._handed is not None:
+            self._note_generation(self._handed)
             self._later = self._request()
             return await self._prepare(self._handed)
         status.set_not_ready("bootstrap", f"requesting it from {settings.cp_address}")
@@ -184,7 +187,11 @@ class ControlPlanePart(Part):
         self._context.status.facts["stale_since"] = self._last_good.at
         self._context.status.set_warning("configuration", f"stale since {since}")
         self._later = request
+        self._note_generation(self._last_good)
         return self._last_good
+
+    def _note_generation(self, fetched: Fetched) -> None:
+        self._context.note_generation(generation_of(fetched.tree))
 
     def _on_failure(self, reason: str) -> None:
         address = self._context.settings.cp_address

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
+    from kumadp.bootstrap.generation import Generation
     from kumadp.bootstrap.prepare import Prepared
     from kumadp.core.events import Event
     from kumadp.core.part import Part
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from kumadp.resources.resource import Resource
     from kumadp.resources.transparent_proxy import TransparentProxy
     from kumadp.settings.model import Settings
+
+log = logging.getLogger("kumadp.daemon")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class Context:
     """Settings, Dataplane, work directory, status, components and events of one run.
 
     ``events`` is the run loop's queue. ``bootstrap`` is what Envoy runs with, ``previous`` what an earlier kumadp left.
+    ``generation`` is that of the control plane which answered last, None before there is a bootstrap and in standalone
+    mode.
     ``serving_begun`` is set once Envoy is being started: from then on an empty list of reasons means READY.
     """
 
@@ -72,6 +78,7 @@ class Context:
         resource, settings = inputs.resource, inputs.settings
         self.name = resource.name if resource is not None else settings.name
         self.mesh = resource.mesh if resource is not None else settings.mesh
+        self.generation: Generation | None = None
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.parts: list[Part] = []
         self.status = Status(self.name, "standalone" if inputs.standalone else "control plane", self.mesh)
@@ -104,6 +111,17 @@ class Context:
         self.bootstrap = prepared
         for part in self.parts:
             await part.on_bootstrap(prepared)
+
+    def note_generation(self, generation: Generation) -> None:
+        """Have every part adapt to the control plane's generation, unless it is the one that is known."""
+        former, self.generation = self.generation, generation
+        if former is generation:
+            return
+        if former is not None:
+            log.warning("the control plane was of Kuma %d, and is of Kuma %d now", former, generation)
+        self.status.facts["control_plane_generation"] = int(generation)
+        for part in self.parts:
+            part.on_generation(generation)
 
     def on_children_changed(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called each time that a part has other children."""

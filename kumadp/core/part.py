@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
+    from kumadp.bootstrap.generation import Generation
     from kumadp.bootstrap.prepare import Prepared
     from kumadp.core.previous import Previous
     from kumadp.process.child import Child
@@ -51,6 +52,13 @@ class Part:
 
     async def on_bootstrap(self, prepared: Prepared) -> None:
         """Follow the bootstrap that Envoy runs with from now on."""
+
+    def on_generation(self, generation: Generation) -> None:
+        """Adapt to the control plane's generation, known now for the first time, or another one than before.
+
+        Called before `on_bootstrap` if it is the generation that sent that bootstrap.
+        """
+        del generation
 
     async def started(self) -> None:
         """Start what needs every other part: all of them have been started."""

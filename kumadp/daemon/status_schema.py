@@ -103,6 +103,7 @@ class StatusReport(Struct, forbid_unknown_fields=True):
     versions: dict[str, str] | UnsetType = UNSET
     epoch: Annotated[int | UnsetType, field("Which Envoy of all that were started serves, from 0 on.")] = UNSET
     control_plane: Annotated[str | UnsetType, field("Addresses that were named for the control plane.")] = UNSET
+    control_plane_generation: Annotated[int | UnsetType, field("Its major version of Kuma.")] = UNSET
     relay: RelayStatus | UnsetType = UNSET
     token_expires: Annotated[float | UnsetType | None, field("When the data plane token ends; null: never.")] = UNSET
     stale_since: Annotated[float | UnsetType, field("Age of the configuration that serves in place of one.")] = UNSET

@@ -13,6 +13,7 @@ import struct
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trustme
@@ -22,10 +23,10 @@ from kumadp import addresses
 if TYPE_CHECKING:
     import datetime
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.support.daemon import Ports
 
+CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
 # Three parts, as a token has; the signature is nobody's.
 TOKEN = ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in (b'{"alg":"RS256"}', b"{}", b"none"))
 
@@ -39,6 +40,14 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     hang: bool = False
     reset: bool = False
+
+
+def captured_answer(folder: str) -> Answer:
+    """The answer of a real control plane to ``POST /bootstrap``; ``folder`` is below tests/data/captures."""
+    text = (CAPTURES / folder / "bootstrap.yaml").read_bytes()
+    sidecar = json.loads((CAPTURES / folder / "exchange.json").read_text())["kumaSidecarConfiguration"]
+    body = {"bootstrap": base64.b64encode(text).decode(), "kumaSidecarConfiguration": sidecar}
+    return Answer(200, json.dumps(body).encode(), {"content-type": "application/json"})
 
 
 def bootstrap_answer(bootstrap: dict[str, Any], corefile_template: str | None = None) -> Answer:
