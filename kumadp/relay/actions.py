@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kumadp.relay.messages import Request
 
 
 @dataclass(frozen=True, slots=True)
 class SendUp:
-    """Send this DiscoveryRequest on the stream to the control plane."""
+    """Send this request on the stream to the control plane, in the stream's dialect."""
 
-    data: bytes = field(repr=False)
+    request: Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,11 @@ from kumadp.host.log.throttle import Throttle
 from kumadp.host.memory_trim import trim_memory
 from kumadp.host.net.serve import bind_unix
 from kumadp.relay.actions import Note, RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
+from kumadp.relay.dialect import Dialect, Sotw
 from kumadp.relay.downstream import Downstream
 from kumadp.relay.health import HDS, LARGEST_SPECIFIER, HealthRelay
-from kumadp.relay.messages import SECRET, BadMessage, Request, Response, outline
-from kumadp.relay.upstream import ADS, LONGEST_REASON, Dial, UpstreamConnection, UpstreamState
+from kumadp.relay.messages import SECRET, BadMessage, Response, outline
+from kumadp.relay.upstream import LONGEST_REASON, Dial, UpstreamConnection, UpstreamState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from kumadp.grpc.call import Oversized
     from kumadp.host.net.connection_limit import ConnectionLimits
+    from kumadp.relay.messages import Request
     from kumadp.relay.snapshot import RelaySnapshot
     from kumadp.relay.state_machine import RelayStateMachine
     from kumadp.relay.upstream import UpstreamFacts
@@ -101,6 +103,7 @@ class Relay:
             broken_at=options.broken_at,
             largest=options.largest,
         )
+        self._dialect: Dialect = Sotw()
         self._largest = options.largest
         self._large_seen = False
         self._downstream = Downstream(self, self._epoch)
@@ -117,7 +120,7 @@ class Relay:
         """Serve until cancelled; then end the stream to the control plane. Raises WorkDirError."""
         sock = bind_unix(self._path)
         server = GrpcServer(
-            {ADS: self._downstream.serve, HDS: self._health.serve},
+            {Sotw.method: self._downstream.serve, HDS: self._health.serve},
             self._allowed,
             name="relay",
             connections=self._connections,
@@ -300,9 +303,10 @@ class Relay:
     def _execute(self, actions: list[RelayAction]) -> None:
         for action in actions:
             match action:
-                case SendUp(data):
-                    self._upstream.send(data)
-                    self._expect(Request.parse(data))
+                case SendUp(request):
+                    for data in self._dialect.encode(request):
+                        self._upstream.send(data)
+                    self._expect(request)
                 case SendDown():
                     self._downstream.send(action.stream, action.type_url, action.raw, action.more)
                 case ResponseAccepted(type_url):

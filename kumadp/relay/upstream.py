@@ -18,6 +18,7 @@ from kumadp.grpc.client import GrpcConnection, connect
 from kumadp.host.log.secrets import redact, register
 from kumadp.host.log.throttle import Throttle
 from kumadp.host.net.host_lookup import numeric_addresses
+from kumadp.relay.dialect import Sotw
 from kumadp.relay.refusal import StreamBackoff, StreamRefusal, classify
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.relay")
 
-ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
 # Seconds between pings, and until an unresponsive peer is disconnected. Kuma rejects more than one ping per 15 s.
 PING = (20.0, 15.0)
 # After a stream that was open for so long (seconds) the backoff begins with the first wait again.
@@ -240,7 +240,7 @@ class UpstreamConnection:
             metadata = dict(dial.metadata)
             if dial.token:
                 metadata["authorization"] = dial.token
-            call = await connection.call(ADS, metadata)
+            call = await connection.call(Sotw.method, metadata)
             outgoing = self._outgoing = asyncio.Queue()
             self._listener.upstream_opened()
             writer = asyncio.create_task(_write(call, outgoing), name="relay upstream writer")

@@ -48,4 +48,4 @@ class UpstreamRequests:
         node, self._introduced = b"" if self._introduced else self.node, True
         subscription.sent_names = subscription.names
         type_url, names, nonce = subscription.type_url, subscription.names, subscription.nonce
-        return SendUp(Request(type_url, version, node, names, nonce, error).encode())
+        return SendUp(Request(type_url, version, node, names, nonce, error))

@@ -22,9 +22,9 @@ from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler
 from grpclib.server import Server
 
+from kumadp.relay.dialect import Sotw
 from kumadp.relay.messages import CLUSTER, Request, Response, encode_response
 from kumadp.relay.protobuf import field_bytes, field_text
-from kumadp.relay.upstream import ADS
 from tests.bench.test_start import note, pss, rest
 from tests.relay.test_downstream import Raw
 from tests.support.poll import poll, poll_async
@@ -90,7 +90,7 @@ async def pass_large(at: RelayStage, process: Process, clusters: int, padding: i
     passes = []
     mesh = at.plane.mesh(NODE)
     async with Channel(path=str(at.path), codec=Raw(), config=windows) as channel:
-        stream: Any = channel.request(ADS, Cardinality.STREAM_STREAM, bytes, bytes)
+        stream: Any = channel.request(Sotw.method, Cardinality.STREAM_STREAM, bytes, bytes)
         async with stream:
             await stream.send_message(Request(CLUSTER).encode())
             for number in range(-1, ROUNDS):
@@ -126,7 +126,7 @@ class Sender:
         self.authority = trustme.CA()
 
     def __mapping__(self) -> dict[str, Handler]:
-        return {ADS: Handler(self._serve, Cardinality.STREAM_STREAM, bytes, bytes)}
+        return {Sotw.method: Handler(self._serve, Cardinality.STREAM_STREAM, bytes, bytes)}
 
     async def _serve(self, stream: Any) -> None:
         async def read() -> None:
@@ -172,7 +172,7 @@ async def memory_of(folder: Path, loop: str, megabytes: int) -> tuple[float, flo
     try:
         await poll_async(_exists(path), what="the relay's socket")
         async with Channel(path=str(path), codec=Raw(), config=windows) as channel:
-            stream: Any = channel.request(ADS, Cardinality.STREAM_STREAM, bytes, bytes)
+            stream: Any = channel.request(Sotw.method, Cardinality.STREAM_STREAM, bytes, bytes)
             async with stream:
                 await stream.send_message(Request(CLUSTER).encode())
                 for version, size in enumerate((0, megabytes, 0)):

@@ -53,8 +53,8 @@ class Bench:
     def do(self, actions: Iterable[RelayAction]) -> None:
         for action in actions:
             match action:
-                case SendUp(data):
-                    self.up.append(Request.parse(data))
+                case SendUp(request):
+                    self.up.append(request)
                 case SendDown(stream, type_url, data):
                     response = Response.parse(data)
                     assert response.type_url == type_url

@@ -217,8 +217,8 @@ class Simulation:
                 self.least[type_url] = least & (self.requested_by_envoys(type_url) or least)
         for action in actions:
             match action:
-                case SendUp(data):
-                    self.check_up(Request.parse(data))
+                case SendUp(request):
+                    self.check_up(request)
                 case SendDown(stream, type_url, data):
                     self.check_down(stream, type_url, Response.parse(data))
                 case ResponseAccepted(type_url, version):

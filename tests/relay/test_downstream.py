@@ -18,8 +18,8 @@ from grpclib.exceptions import StreamTerminatedError
 
 from kumadp.grpc.server import GrpcServer
 from kumadp.host.net.serve import bind_unix
+from kumadp.relay.dialect import Sotw
 from kumadp.relay.downstream import Downstream
-from kumadp.relay.upstream import ADS
 from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async
 
@@ -73,7 +73,7 @@ class Side:
 @contextlib.asynccontextmanager
 async def serving(path: Path, allowed: Callable[[int], bool] = lambda _uid: True) -> AsyncIterator[Side]:
     side = Side(path)
-    server = GrpcServer({ADS: side.down.serve}, allowed)
+    server = GrpcServer({Sotw.method: side.down.serve}, allowed)
     sock = bind_unix(path)
     server.start(sock)
     try:
@@ -83,7 +83,7 @@ async def serving(path: Path, allowed: Callable[[int], bool] = lambda _uid: True
         sock.close()
 
 
-def stream_of(channel: Channel, path: str = ADS) -> Any:
+def stream_of(channel: Channel, path: str = Sotw.method) -> Any:
     return channel.request(path, Cardinality.STREAM_STREAM, bytes, bytes)
 
 

@@ -19,7 +19,7 @@ def delivery(version: str, nonce: str) -> Delivery:
 
 
 def parsed(requests: UpstreamRequests, subscription: Subscription) -> list[Request]:
-    return [Request.parse(sent.data) for sent in requests.subscribe(subscription)]
+    return [sent.request for sent in requests.subscribe(subscription)]
 
 
 def test_the_first_request_of_a_stream_has_the_node() -> None:
@@ -53,7 +53,7 @@ def test_names_wait_for_the_answer_to_an_open_response() -> None:
     subscription.names = ("a",)
     assert parsed(requests, subscription) == []
     (answer,) = requests.answer(subscription, "v1")
-    assert Request.parse(answer.data) == Request(CLUSTER, "v1", names=("a",), nonce="n1")
+    assert answer.request == Request(CLUSTER, "v1", names=("a",), nonce="n1")
     assert parsed(requests, subscription) == []
 
 
