@@ -1,4 +1,7 @@
-"""A process with a relay, or (``--without``) with all but the relay, that answers each line of stdin with figures."""
+"""A process with a relay, or (``--without``) with all but the relay, that answers each line of stdin with figures.
+
+``--without-lag`` leaves the lag of its loop unmeasured, which takes processor time.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +36,13 @@ class Lag:
             last = now
 
 
-async def main(path: Path, node: dict[str, object], port: int, trust: str, with_relay: bool) -> None:
+async def main(path: Path, node: dict[str, object], port: int, trust: str, options: set[str]) -> None:
     """Run until stdin ends."""
     ssl.create_default_context(cadata=trust)
     lag = Lag()
-    tasks = [asyncio.create_task(lag.run())]
+    tasks = [] if "--without-lag" in options else [asyncio.create_task(lag.run())]
     started = time.perf_counter()
-    if with_relay:
+    if "--without" not in options:
         from kumadp.relay.node import encode_node
         from kumadp.relay.relay import Relay
         from kumadp.relay.state_machine import RelayStateMachine
@@ -68,5 +71,5 @@ async def main(path: Path, node: dict[str, object], port: int, trust: str, with_
 if __name__ == "__main__":
     socket_path, node_file, xds_port, ca_file, loop_name, *options = sys.argv[1:]
     node = json.loads(Path(node_file).read_text())
-    work = main(Path(socket_path), node, int(xds_port), Path(ca_file).read_text(), "--without" not in options)
+    work = main(Path(socket_path), node, int(xds_port), Path(ca_file).read_text(), set(options))
     uvloop.run(work) if loop_name == "uvloop" else asyncio.run(work)

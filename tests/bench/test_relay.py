@@ -68,8 +68,12 @@ class Process:
         self.figures()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def pss(self) -> float:
-        return pss(self._process.pid)
+        return pss(self.pid)
 
     def figures(self) -> dict[str, float]:
         """Since the last time: ``lag``; altogether: ``cpu``, seconds."""
