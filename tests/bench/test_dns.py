@@ -30,7 +30,8 @@ from tests.bench.relay_process import Lag
 from tests.bench.test_mesh import environment_of
 from tests.bench.test_start import note, processor_time
 from tests.support.daemon import Ports, run_kumadp, workload, write_mesh
-from tests.support.kuma_control_plane import control_plane, dataplane
+from tests.support.kuma_control_plane import control_plane
+from tests.support.kuma_resources import dataplane
 from tests.support.needs import need_coredns, need_program
 from tests.support.poll import poll
 from tests.support.ports import free_port

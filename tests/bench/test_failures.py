@@ -28,7 +28,8 @@ import pytest
 from tests.bench.test_mesh import environment_of
 from tests.bench.test_start import note
 from tests.support.daemon import Ports, get, workload
-from tests.support.kuma_control_plane import control_plane, dataplane
+from tests.support.kuma_control_plane import control_plane
+from tests.support.kuma_resources import dataplane
 from tests.support.poll import poll
 
 if TYPE_CHECKING:

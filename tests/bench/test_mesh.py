@@ -16,7 +16,8 @@ import pytest
 
 from tests.bench.test_start import note, pss, rest
 from tests.support.daemon import Ports, get, workload
-from tests.support.kuma_control_plane import control_plane, dataplane
+from tests.support.kuma_control_plane import control_plane
+from tests.support.kuma_resources import dataplane
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.command import kumadp
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
-from tests.support.kuma_control_plane import dataplane
+from tests.support.kuma_resources import dataplane
 from tests.support.needs import need_coredns
 from tests.support.poll import poll
 from tests.support.standalone import logged

@@ -15,7 +15,8 @@ from kumadp.envoy.version import is_supported
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.daemon import Ports, get, is_listening, run_kumadp, workload
 from tests.support.file_lock import file_lock
-from tests.support.kuma_control_plane import KumaControlPlane, dataplane, get_json
+from tests.support.kuma_control_plane import KumaControlPlane, get_json
+from tests.support.kuma_resources import dataplane
 from tests.support.needs import need_kuma_cp
 from tests.support.poll import poll
 from tests.support.ports import free_port

@@ -12,7 +12,7 @@ from kumadp.errors import ExitCode
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.command import kumadp
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
-from tests.support.kuma_control_plane import dataplane
+from tests.support.kuma_resources import dataplane
 from tests.support.poll import poll
 from tests.support.ports import free_port
 from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap

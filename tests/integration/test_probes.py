@@ -9,7 +9,7 @@ import pytest
 
 from kumadp.errors import ExitCode
 from tests.support.daemon import Ports, get, is_listening, run_kumadp, workload
-from tests.support.kuma_control_plane import dataplane
+from tests.support.kuma_resources import dataplane
 from tests.support.poll import poll
 from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, bootstrap_answer, static_bootstrap
 

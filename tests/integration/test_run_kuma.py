@@ -10,7 +10,8 @@ import pytest
 
 from kumadp.errors import ExitCode
 from tests.support.daemon import Ports, get, run_kumadp, workload
-from tests.support.kuma_control_plane import call_api, control_plane, dataplane
+from tests.support.kuma_control_plane import call_api, control_plane
+from tests.support.kuma_resources import dataplane
 from tests.support.poll import poll
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import pytest
 
 from tests.probes.test_application_proxy import LIKE_KUBELET, assert_seen, send_probe
 from tests.support.daemon import Ports, is_listening
-from tests.support.kuma_control_plane import control_plane, dataplane
+from tests.support.kuma_control_plane import control_plane
+from tests.support.kuma_resources import dataplane
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
 from tests.support.ports import free_port

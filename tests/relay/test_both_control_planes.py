@@ -9,7 +9,7 @@ import pytest
 from tests.support.control_planes import KINDS, ControlPlane, open_plane
 from tests.support.daemon import Ports, get, workload
 from tests.support.http2 import Http2Server
-from tests.support.kuma_control_plane import dataplane
+from tests.support.kuma_resources import dataplane
 from tests.support.poll import poll
 from tests.support.xds.envoy import direct_envoy
 from tests.support.xds.plane import XdsControlPlane

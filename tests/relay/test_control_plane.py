@@ -10,7 +10,7 @@ import trustme
 
 from tests.support.daemon import Ports, Workload, get, workload
 from tests.support.http2 import Http2Server
-from tests.support.kuma_control_plane import dataplane
+from tests.support.kuma_resources import dataplane
 from tests.support.poll import poll
 from tests.support.xds.envoy import DirectEnvoy, direct_envoy
 from tests.support.xds.faults import Garbage

@@ -15,7 +15,8 @@ import uvloop
 from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.bootstrap.rewrite import rewrite_for_relay
 from tests.support.daemon import Ports, get, workload
-from tests.support.kuma_control_plane import ControlPlaneFiles, call_api, control_plane, dataplane
+from tests.support.kuma_control_plane import ControlPlaneFiles, call_api, control_plane
+from tests.support.kuma_resources import dataplane
 from tests.support.poll import poll
 from tests.support.relay_stage import RelayedEnvoy, RunningRelay
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER

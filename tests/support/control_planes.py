@@ -80,3 +80,8 @@ def open_plane(kind: str, folder: Path) -> Iterator[ControlPlane]:
     binary = need_kuma_cp()
     with file_lock("kuma-cp"), KumaControlPlane(binary, folder / "kuma-cp") as real:
         yield real
+
+
+def suited(plane: ControlPlane, dataplane: dict[str, Any]) -> dict[str, Any]:
+    """Return a Dataplane in the form that the control plane takes: the tests' own takes every form."""
+    return plane.suit(dataplane) if isinstance(plane, KumaControlPlane) else dataplane

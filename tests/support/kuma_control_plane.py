@@ -14,14 +14,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tests.support.file_lock import file_lock
+from tests.support.kuma_resources import (
+    cluster_of,
+    mesh_identity,
+    mesh_services,
+    permission,
+    without_tags,
+)
 from tests.support.needs import need_kuma_cp
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
-
-    from tests.support.daemon import Ports
 
 API = "http://127.0.0.1:5681"
 DATA_PLANE_SERVER = "https://localhost:5678"
@@ -80,6 +85,8 @@ class KumaControlPlane:
         self.log = folder / "cp.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._admin = ""
+        # Of the Dataplanes that were changed to its form: put again after a start, as its store is in memory.
+        self._services: dict[str, dict[str, Any]] = {}
         folder.mkdir(exist_ok=True)
         self.start()
 
@@ -105,6 +112,10 @@ class KumaControlPlane:
         try:
             self._admin = poll(self._admin_token, what="the control plane's API", deadline=60)
             poll(self.token, what="a data plane token", deadline=30)
+            self.by_tags = self.knows("zoneingresses")
+            poll(self._is_mesh_ready, what="the default mesh", deadline=30)
+            for service in self._services.values():
+                self.put_resource(service)
         except BaseException:
             self.kill()
             raise
@@ -115,6 +126,9 @@ class KumaControlPlane:
         with contextlib.suppress(OSError, ValueError):
             return base64.b64decode(json.loads(call_api("/global-secrets/admin-user-token"))["data"]).decode()
         return ""
+
+    def _is_mesh_ready(self) -> bool:
+        return get_json("/meshes/default") is not None
 
     def kill(self) -> None:
         """Kill it with SIGKILL: it forgets everything but its certificate."""
@@ -199,33 +213,48 @@ class KumaControlPlane:
         """Delete a resource by the API; raises OSError."""
         call_api(path, None, self._admin, method="DELETE")
 
+    def put_resource(self, resource: dict[str, Any]) -> None:
+        """Create or change a resource of the mesh; raises OSError."""
+        kind = resource["type"].lower()
+        plural = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+        self.put(f"/meshes/{resource['mesh']}/{plural}/{resource['name']}", resource)
+
+    def suit(self, resource: dict[str, Any]) -> dict[str, Any]:
+        """Return a Dataplane in the form of this version; from 3.0 on its services become MeshServices."""
+        if self.by_tags or resource["type"] != "Dataplane":
+            return resource
+        for service in mesh_services(resource):
+            self._services[service["name"]] = service
+            self.put_resource(service)
+        return without_tags(resource)
+
     def put_dataplane(self, dataplane: dict[str, Any]) -> None:
-        self.put(f"/meshes/{dataplane['mesh']}/dataplanes/{dataplane['name']}", dataplane)
+        self.put_resource(self.suit(dataplane))
 
     def delete_dataplane(self, mesh: str, name: str) -> None:
         self.delete(f"/meshes/{mesh}/dataplanes/{name}")
 
     def use_mtls(self) -> None:
-        backend = {"name": "ca-1", "type": "builtin"}
-        self.put(
-            "/meshes/default",
-            {"type": "Mesh", "name": "default", "mtls": {"enabledBackend": "ca-1", "backends": [backend]}},
-        )
+        if self.by_tags:
+            backend = {"name": "ca-1", "type": "builtin"}
+            mtls = {"enabledBackend": "ca-1", "backends": [backend]}
+            self.put("/meshes/default", {"type": "Mesh", "name": "default", "mtls": mtls})
+        else:
+            self.put_resource(mesh_identity())
         # Without a permission no data plane may call another from now on.
-        everybody = {"targetRef": {"kind": "Mesh"}}
-        self.put(
-            "/meshes/default/meshtrafficpermissions/all",
-            {
-                "type": "MeshTrafficPermission",
-                "mesh": "default",
-                "name": "all",
-                "spec": {**everybody, "from": [{**everybody, "default": {"action": "Allow"}}]},
-            },
-        )
+        self.permit("Allow")
+
+    def permit(self, action: str) -> None:
+        """``Allow`` or ``Deny`` requests between all data planes."""
+        self.put_resource(permission(action, by_identity=not self.by_tags))
+
+    def cluster(self, service: str) -> str:
+        """Return Envoy's name of a service's cluster, as data planes have it by default."""
+        return service if self.by_tags else cluster_of(service)
 
     def break_clusters(self, service: str) -> None:
         patch = "lbPolicy: RING_HASH\nringHashLbConfig: {minimumRingSize: 100, maximumRingSize: 10}\n"
-        modification = {"cluster": {"operation": "Patch", "match": {"name": service}, "value": patch}}
+        modification = {"cluster": {"operation": "Patch", "match": {"name": self.cluster(service)}, "value": patch}}
         spec = {"targetRef": {"kind": "Mesh"}, "default": {"appendModifications": [modification]}}
         self.put(
             f"/meshes/default/meshproxypatches/break-{service}",
@@ -243,31 +272,3 @@ def control_plane(folder: Path) -> Iterator[ControlPlaneFiles]:
     with file_lock("kuma-cp"), KumaControlPlane(binary, folder) as plane:
         (folder / "dp.token").write_text(plane.token())
         yield ControlPlaneFiles(folder / "kuma-cp.crt", folder / "dp.token", plane.log, plane)
-
-
-def dataplane(name: str, service: str, ports: Ports, app_port: int, *, probes: bool = True) -> dict[str, Any]:
-    """A Dataplane with one inbound in front of ``app_port`` and one outbound that leads to itself through the mesh."""
-    resource: dict[str, Any] = {
-        "type": "Dataplane",
-        "mesh": "default",
-        "name": name,
-        "networking": {
-            "address": "127.0.0.1",
-            "inbound": [
-                {
-                    "port": ports.inbound,
-                    "servicePort": app_port,
-                    "serviceAddress": "127.0.0.1",
-                    "tags": {"kuma.io/service": service, "kuma.io/protocol": "http"},
-                }
-            ],
-            "outbound": [{"port": ports.outbound, "tags": {"kuma.io/service": service}}],
-            "admin": {"port": ports.admin},
-        },
-    }
-    if probes:
-        resource["probes"] = {
-            "port": ports.probes,
-            "endpoints": [{"inboundPort": app_port, "inboundPath": "/healthz", "path": "/app/healthz"}],
-        }
-    return resource

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import subprocess
 import sys
@@ -66,10 +65,6 @@ class LoadedRig(Rig):
         """Add a virtual probe to the Dataplane."""
         endpoint = {"inboundPort": self.ports.inbound, "inboundPath": "/healthz", "path": "/app/healthz"}
         self.dataplane["probes"] = {"port": self.ports.probes, "endpoints": [endpoint]}
-
-    def write_dataplane(self) -> None:
-        """Write the Dataplane as it is now."""
-        self.file.write_text(json.dumps(self.dataplane))
 
     def run_command(self, daemon: Daemon, what: str) -> subprocess.CompletedProcess[str]:
         """Run ``kumadp reload`` or ``kumadp reexec`` to its end."""

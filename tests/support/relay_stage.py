@@ -16,7 +16,7 @@ from kumadp.relay.relay import Relay, RelayOptions
 from kumadp.relay.state_machine import RelayStateMachine
 from kumadp.relay.upstream import Dial
 from tests.support.daemon import Ports, get, get_at, workload
-from tests.support.kuma_control_plane import dataplane
+from tests.support.kuma_resources import dataplane
 from tests.support.poll import poll
 from tests.support.xds.envoy import DirectEnvoy, bootstrap_request, fetch_bootstrap
 from tests.support.xds.loop import LoopThread

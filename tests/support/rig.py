@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kumadp.daemon.control_client import ask_status
 from kumadp.host.net.socket_paths import control_socket_path
-from tests.support.control_planes import open_plane
+from tests.support.control_planes import open_plane, suited
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
-from tests.support.kuma_control_plane import dataplane
+from tests.support.kuma_resources import dataplane
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Rig:
         dns: bool = False,
     ) -> Iterator[Daemon]:
         """A running data plane; ``more`` are flags of `kumadp run`. Without a token file it gets no flag for one."""
-        self.file.write_text(json.dumps(self.dataplane))
+        self.write_dataplane()
         ways = self.write_settings() or self._flags()
         with run_kumadp(
             self.folder,
@@ -77,6 +77,10 @@ class Rig:
             self.daemon = daemon
             yield daemon
             assert "Traceback" not in daemon.output(), daemon.output()
+
+    def write_dataplane(self) -> None:
+        """Write the Dataplane as it is now, in the form that the control plane takes."""
+        self.file.write_text(json.dumps(suited(self.plane, self.dataplane)))
 
     def _flags(self) -> tuple[str, ...]:
         token = (f"--dataplane-token-file={self.token}",) if self.token.exists() else ()
