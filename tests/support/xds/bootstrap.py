@@ -11,39 +11,42 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tests.support.xds.profiles import DeltaBootstrap, profile_of
+
 if TYPE_CHECKING:
     from tests.support.xds.resources import Tree
 
 CAPTURES = Path(__file__).resolve().parents[2] / "data" / "captures"
-CAPTURED = {"2.8.8": "kuma-2.8.8/dataplane", "2.13.5": "kuma-2.13.5/full"}
 
 
 @functools.cache
-def _captured(version: str) -> str:
-    tree = yaml.load((CAPTURES / CAPTURED[version] / "bootstrap.yaml").read_text(), yaml.CSafeLoader)
+def _captured(folder: str) -> str:
+    tree = yaml.load((CAPTURES / folder / "bootstrap.yaml").read_text(), yaml.CSafeLoader)
     return json.dumps(tree)
 
 
 def bootstrap(request: Tree, version: str, host: str, port: int, *, tls: bool, turn: int = 0) -> Tree:
     """The bootstrap for a request, as the control plane of ``version`` makes it; ADS and HDS are at ``host:port``.
 
-    Kuma 2.13 lists the features in the random order of a Go map, here in another one at each ``turn``.
+    Kuma lists the features from 2.13 on in the random order of a Go map, here in another one at each ``turn``.
     """
-    tree: Tree = json.loads(_captured(version))
+    profile = profile_of(version)
+    tree: Tree = json.loads(_captured(profile.capture))
     resource = json.loads(request["dataplaneResource"]) if request.get("dataplaneResource") else {}
     networking = resource.get("networking") or {}
     admin = (networking.get("admin") or {}).get("port", 9901)
-    tree["admin"]["address"]["socketAddress"]["portValue"] = admin
+    _place_admin(tree, request["workdir"], admin)
     _fill_node(tree["node"], request, networking, admin)
-    if version != "2.8.8":
+    if profile.delta_bootstrap is not DeltaBootstrap.NEVER:
         features = tree["node"]["metadata"]["features"]
         first = turn % max(1, len(features))
         tree["node"]["metadata"]["features"] = [*features[first:], *features[:first]]
     dynamic = tree["dynamicResources"]["adsConfig"]
     for service in (*dynamic["grpcServices"], *tree["hdsConfig"]["grpcServices"]):
         service["initialMetadata"] = [{"key": "authorization", "value": request.get("dataplaneToken", "")}]
-    if "feature-delta-grpc" in request.get("features", ()):
-        dynamic["apiType"] = "DELTA_GRPC"
+    announced = "feature-delta-grpc" in request.get("features", ())
+    if profile.delta_bootstrap is DeltaBootstrap.ANNOUNCED:
+        dynamic["apiType"] = "DELTA_GRPC" if announced else "GRPC"
     sink, ads = tree["staticResources"]["clusters"]
     pipe = f"{request['workdir']}/kuma-al-{request['name']}-{request['mesh']}.sock"
     _endpoint(sink)["address"] = {"pipe": {"path": pipe}}
@@ -61,11 +64,21 @@ def bootstrap(request: Tree, version: str, host: str, port: int, *, tls: bool, t
     return tree
 
 
+def _place_admin(tree: Tree, work: str, port: int) -> None:
+    address, metadata = tree["admin"]["address"], tree["node"]["metadata"]
+    if "pipe" in address:
+        address["pipe"]["path"] = metadata["dataplane.admin.socketPath"] = f"{work}/kuma-envoy-admin.sock"
+    else:
+        address["socketAddress"]["portValue"] = port
+
+
 def _fill_node(node: Tree, request: Tree, networking: Tree, admin: int) -> None:
     inbounds = networking.get("inbound") or []
     node["id"] = f"{request['mesh']}.{request['name']}"
-    node["cluster"] = inbounds[0]["tags"]["kuma.io/service"] if inbounds else request["name"]
+    tags = inbounds[0].get("tags", {}) if inbounds else {}
     metadata = node["metadata"]
+    if node["cluster"] != "unknown":
+        node["cluster"] = tags.get("kuma.io/service", "unknown") if inbounds else request["name"]
     metadata |= {"dataplane.admin.port": str(admin), "dataplane.proxyType": request["proxyType"]}
     metadata["version"] = request["version"]
     metadata["features"] = request.get("features", [])

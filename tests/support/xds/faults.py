@@ -20,13 +20,13 @@ class Garbage(enum.Enum):
 
 @dataclass
 class Faults:
-    """Times in seconds; as Kuma behaves unless set otherwise (2.8.8 and 2.13.5, universal)."""
+    """Times in seconds; as Kuma behaves unless set otherwise (2.8.8 to 3.0, universal)."""
 
     one_stream: bool = True
     """Refuse a second ADS stream of a node."""
     linger: float = 10.0
     """From the end of a stream until its node is free, where the Dataplane came in the node's metadata (Kuma's
-    deregistration delay); a node without is free at once."""
+    deregistration delay); a node without is free at once. An error on a stream that is registered is sent after it."""
     registering: float = 0.0
     """From the first request of a stream to its answer (Kuma: 1 s)."""
     refuse_token: Callable[[str], str] = field(default=lambda _token: "")
@@ -41,6 +41,7 @@ class Faults:
     slow: float = 0.0
     """Before each answer; other types of the stream wait too."""
     nack_delay: float = 5.0
-    """Before what was rejected is sent again; other types of the stream wait too (Kuma's back-off)."""
+    """Before what was rejected is sent again, with Delta before the next response of the type; other types of the
+    stream wait too (Kuma's back-off)."""
     shuffle: bool = True
     """Resources in another order in each response."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import enum
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class Kind(enum.Enum):
@@ -15,12 +18,15 @@ class Kind(enum.Enum):
     ACK = "took the response"
     NACK = "rejected the response"
     NAMES = "asked for other resources"
-    STALE = "answered an older response: ignored"
+    STALE = "answered an older response: ignored, but for Delta"
 
 
 @dataclass(frozen=True)
 class Request:
-    """A discovery request; ``version`` is what the client has, ``nonce`` what it answers."""
+    """A discovery request; ``version`` is what the client has, ``nonce`` what it answers.
+
+    Of Delta are ``unsubscribed`` and ``initial`` (versions by name); its ``names`` are those subscribed to.
+    """
 
     stream: int
     node: str
@@ -32,12 +38,15 @@ class Request:
     error: str
     has_node: bool
     raw: bytes
+    delta: bool = False
+    unsubscribed: tuple[str, ...] = ()
+    initial: Mapping[str, str] = field(default_factory=dict)
     at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
 class Response:
-    """A discovery response that was sent."""
+    """A discovery response that was sent; of Delta are ``versions`` by name and ``removed``."""
 
     stream: int
     node: str
@@ -45,6 +54,9 @@ class Response:
     version: str
     nonce: str
     names: tuple[str, ...]
+    delta: bool = False
+    versions: Mapping[str, str] = field(default_factory=dict)
+    removed: tuple[str, ...] = ()
     at: float = field(default_factory=time.monotonic)
 
 
@@ -56,6 +68,9 @@ class What(enum.Enum):
     UNAUTHENTICATED = "an ADS or HDS stream refused: its token"
     ADMITTED = "an ADS stream is the one of its node"
     REGISTERED = "the Dataplane of the stream's node is in the mesh"
+    UNSERVED = "a request of a protocol that this version never answers"
+    UNIMPLEMENTED = "an ADS stream refused: its protocol"
+    ENDED = "an ADS stream ended by an error, which is sent late"
     CLOSED = "an ADS stream ended"
     DEREGISTERED = "the Dataplane is out of the mesh"
     FREED = "the node may open a stream again"

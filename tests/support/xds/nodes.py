@@ -85,8 +85,11 @@ class Registry:
         node = self.node(name)
         if node.holder != stream:
             return
-        delay = self._faults.linger if node.dataplane is not None else 0.0
-        node.freeing = asyncio.get_running_loop().call_later(delay, self._free, stream, node)
+        node.freeing = asyncio.get_running_loop().call_later(self.linger(name), self._free, stream, node)
+
+    def linger(self, name: str) -> float:
+        """Seconds from the end of a node's stream until the node is free."""
+        return self._faults.linger if self.node(name).dataplane is not None else 0.0
 
     def _free(self, stream: int, node: Node) -> None:
         if node.registered:

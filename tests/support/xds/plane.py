@@ -18,13 +18,15 @@ from grpclib.server import Server
 from tests.support.scripted_control_plane import TOKEN, Answer, bootstrap_answer
 from tests.support.xds import mesh as meshes
 from tests.support.xds.bootstrap import bootstrap
+from tests.support.xds.delta import DeltaStream
 from tests.support.xds.faults import Faults
 from tests.support.xds.front import Connection, Front
 from tests.support.xds.journal import Journal, Kind
 from tests.support.xds.loop import LoopThread
 from tests.support.xds.mesh import Mesh
 from tests.support.xds.nodes import Registry
-from tests.support.xds.streams import AdsStream, HdsStream, OneStream, Shared
+from tests.support.xds.profiles import profile_of
+from tests.support.xds.streams import AdsStream, DiscoveryStream, HdsStream, OneStream, Shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+DELTA = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 HDS = "/envoy.service.health.v3.HealthDiscoveryService/StreamHealthCheck"
 
 
@@ -57,7 +60,8 @@ class XdsControlPlane:
 
     A node is served what its `mesh` holds; one that brings its Dataplane along and has no mesh gets the one that Kuma
     would make of it. ``faults`` controls how it misbehaves, ``journal`` what was seen and done. ``version`` chooses the
-    shape of the bootstrap, ``edit`` changes it, ``answers`` come in its place while there are any.
+    shape of the bootstrap and the protocols that are served (`tests.support.xds.profiles`), ``edit`` changes the
+    bootstrap, ``answers`` come in its place while there are any.
     """
 
     def __init__(
@@ -71,7 +75,6 @@ class XdsControlPlane:
     ) -> None:
         self.faults = Faults()
         self.journal = Journal()
-        self.version = version
         self.edit: Callable[[Tree], None] = lambda _tree: None
         self.answers: list[Answer] = []
         self.bootstrap_requests: list[Tree] = []
@@ -83,7 +86,8 @@ class XdsControlPlane:
         self._put: dict[str, Tree] = {}
         self._mesh_authority: trustme.CA | None = None
         self._registry = Registry(self.faults, self.journal, self._refresh)
-        self._shared = Shared(self.faults, self.journal, self._registry)
+        self._shared = Shared(self.faults, self.journal, self._registry, profile_of(version))
+        self._version = version
         self._context = self._make_context(names) if tls else None
         self._thread = LoopThread("test control plane")
         self._fronts = self._thread.call(functools.partial(self._open, host, two_ports))
@@ -109,6 +113,7 @@ class XdsControlPlane:
         """What grpclib serves."""
         return {
             ADS: Handler(functools.partial(self._serve, AdsStream), Cardinality.STREAM_STREAM, bytes, bytes),
+            DELTA: Handler(functools.partial(self._serve, DeltaStream), Cardinality.STREAM_STREAM, bytes, bytes),
             HDS: Handler(functools.partial(self._serve, HdsStream), Cardinality.STREAM_STREAM, bytes, bytes),
         }
 
@@ -129,6 +134,15 @@ class XdsControlPlane:
         return bootstrap_answer(tree)
 
     # What a data plane needs.
+
+    @property
+    def version(self) -> str:
+        """Which version of Kuma this is for streams that open and bootstraps that are asked for from now on."""
+        return self._version
+
+    @version.setter
+    def version(self, version: str) -> None:
+        self._version, self._shared.profile = version, profile_of(version)
 
     @property
     def port(self) -> int:
@@ -269,10 +283,9 @@ class XdsControlPlane:
         """Connections accepted so far."""
         return sum(front.accepted for front in self._fronts)
 
-    def _ads(self, node: str | None) -> list[AdsStream]:
-        return [
-            stream for stream in self._shared.streams if isinstance(stream, AdsStream) and node in {None, stream.node}
-        ]
+    def _ads(self, node: str | None) -> list[DiscoveryStream]:
+        streams = [stream for stream in self._shared.streams if isinstance(stream, DiscoveryStream)]
+        return [stream for stream in streams if node in {None, stream.node}]
 
     # What it does to others.
 
@@ -332,6 +345,13 @@ class XdsControlPlane:
     def start(self) -> None:
         """Come back after `kill`: no Dataplane known, new versions of all there is."""
         self.back()
+
+    def upgrade(self, version: str) -> None:
+        """Stop as Kuma does on SIGTERM (streams end with OK) and start as another version, its store in memory."""
+        self.end_streams(Status.OK, "")
+        self.kill()
+        self.version = version
+        self.start()
 
     def close(self) -> None:
         """Stop serving."""

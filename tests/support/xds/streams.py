@@ -1,4 +1,7 @@
-"""The streams of the test control plane: ADS, state of the world, as Kuma's go-control-plane speaks it; and HDS."""
+"""The streams of the test control plane: ADS, state of the world, as Kuma's go-control-plane speaks it; and HDS.
+
+ADS by Delta is in `tests.support.xds.delta`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from grpclib.exceptions import StreamTerminatedError
 
 from tests.support.xds.faults import Garbage
 from tests.support.xds.journal import Event, Kind, Report, Request, Response, What
+from tests.support.xds.profiles import Profile, Service
 from tests.support.xds.resources import TYPES
 
 if TYPE_CHECKING:
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
 ACTIVE_STREAM = "there is already an active stream from this node, try again later"
 GARBAGE = b"\xff" * 24
+# What gRPC for Go takes unless set otherwise, bytes.
+LARGEST_REQUEST = 4 * 1024 * 1024
 
 
 @dataclass
@@ -38,6 +44,7 @@ class Shared:
     faults: Faults
     journal: Journal
     registry: Registry
+    profile: Profile
     streams: set[OneStream] = field(default_factory=set)
     opened: int = 0
 
@@ -130,6 +137,75 @@ class OneStream:
         await self.stream.send_message(GARBAGE if self.shared.faults.garbage is Garbage.MESSAGE else data)
 
 
+class DiscoveryStream(OneStream):
+    """An ADS stream of either protocol: how it becomes the one of its node, and how it ends."""
+
+    method = ""
+
+    def __init__(self, shared: Shared, stream: Stream[bytes, bytes]) -> None:
+        super().__init__(shared, stream)
+        # A stream that is open when the version changes stays what it is until it ends.
+        self.profile = shared.profile
+        self.nonces = 0
+        self._left = False
+
+    @property
+    def service(self) -> Service:
+        """Whether this version answers."""
+        raise NotImplementedError
+
+    @property
+    def state(self) -> Node:
+        return self.shared.registry.node(self.node)
+
+    def next_nonce(self) -> str:
+        """Nonces count on one stream, over all types."""
+        self.nonces += 1
+        return str(self.nonces)
+
+    async def received(self, data: bytes) -> None:
+        if self.service is Service.SILENT:
+            self.record(What.UNSERVED, self.method)
+            return
+        if len(data) > LARGEST_REQUEST:
+            text = f"grpc: received message larger than max ({len(data)} vs. {LARGEST_REQUEST})"
+            await self.refuse(text, Status.RESOURCE_EXHAUSTED)
+        await self.requested(data)
+
+    async def requested(self, data: bytes) -> None:
+        """A request of a stream that is answered."""
+        raise NotImplementedError
+
+    async def run(self) -> None:
+        if self.service is Service.UNIMPLEMENTED:
+            self.record(What.UNIMPLEMENTED, self.method)
+            raise GRPCError(Status.UNIMPLEMENTED, f"method {self.method} not implemented")
+        await super().run()
+
+    def admit(self, node: Any) -> None:
+        """Make this the stream of its node; refuses where it cannot be."""
+        self.check_token()
+        if not self.shared.registry.admit(self.number, node.id, _dataplane(node.metadata)):
+            self._refuse(ACTIVE_STREAM)
+        self.node = node.id
+
+    async def refuse(self, reason: str, status: Status = Status.UNKNOWN) -> NoReturn:
+        """End the stream with an error, as late as Kuma.
+
+        Kuma sends the status of a registered stream after its deregistration delay, in which its close callback sleeps.
+        """
+        self.record(What.ENDED, reason)
+        if self.node:
+            self.closed()
+            await asyncio.sleep(self.shared.registry.linger(self.node))
+        raise GRPCError(status, reason)
+
+    def closed(self) -> None:
+        if self.node and not self._left:
+            self._left = True
+            self.shared.registry.closed(self.number, self.node)
+
+
 @dataclass
 class _Watch:
     """A type: ``waiting`` while the client's last request has no answer, ``nonce`` while our response has none."""
@@ -142,19 +218,20 @@ class _Watch:
     returned: frozenset[str] = frozenset()
 
 
-class AdsStream(OneStream):
+class AdsStream(DiscoveryStream):
     """An ADS stream with its own nonces "1", "2", ... and one response in flight per type."""
+
+    method = "StreamAggregatedResources"
 
     def __init__(self, shared: Shared, stream: Stream[bytes, bytes]) -> None:
         super().__init__(shared, stream)
         self._watches: dict[str, _Watch] = {}
-        self._nonce = 0
 
     @property
-    def _state(self) -> Node:
-        return self.shared.registry.node(self.node)
+    def service(self) -> Service:
+        return self.profile.sotw
 
-    async def received(self, data: bytes) -> None:
+    async def requested(self, data: bytes) -> None:
         request = discovery_pb2.DiscoveryRequest.FromString(data)
         if not self.node:
             await self._admit(request)
@@ -182,19 +259,9 @@ class AdsStream(OneStream):
         await self._answer(request.type_url, watch)
 
     async def _admit(self, request: Any) -> None:
-        node = request.node.id
-        self.check_token()
-        metadata = request.node.metadata
-        dataplane = _dataplane(metadata)
-        if not self.shared.registry.admit(self.number, node, dataplane):
-            self._refuse(ACTIVE_STREAM)
-        self.node = node
+        self.admit(request.node)
         await asyncio.sleep(self.shared.faults.registering)
-        self.shared.registry.register(self.number, node)
-
-    def closed(self) -> None:
-        if self.node:
-            self.shared.registry.closed(self.number, self.node)
+        self.shared.registry.register(self.number, self.node)
 
     async def review(self) -> None:
         for kind in sorted(self._watches, key=lambda kind: TYPES.index(kind) if kind in TYPES else len(TYPES)):
@@ -207,7 +274,7 @@ class AdsStream(OneStream):
         faults = self.shared.faults
         if faults.silent or kind in faults.withheld:
             return
-        version, resources = self._state.versions.get(kind, ""), self._state.resources.get(kind, {})
+        version, resources = self.state.versions.get(kind, ""), self.state.resources.get(kind, {})
         subscribed = (
             resources if not watch.names else {name: resources[name] for name in watch.names if name in resources}
         )
@@ -226,8 +293,7 @@ class AdsStream(OneStream):
             resource.ParseFromString(subscribed[name])
             if faults.garbage is Garbage.RESOURCE:
                 resource.value = GARBAGE
-        self._nonce += 1
-        watch.nonce = response.nonce = str(self._nonce)
+        watch.nonce = response.nonce = self.next_nonce()
         watch.returned = frozenset(subscribed)
         await asyncio.sleep(faults.slow + (faults.nack_delay if watch.rejected else 0.0))
         self.shared.journal.add(Response(self.number, self.node, kind, version, response.nonce, tuple(names)))

@@ -1,0 +1,250 @@
+"""Delta ADS of the test control plane, as Kuma's go-control-plane (0.14) speaks it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf import any_pb2
+
+from tests.support.xds.faults import Garbage
+from tests.support.xds.journal import Kind, Request, Response
+from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
+from tests.support.xds.streams import GARBAGE, DiscoveryStream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from grpclib.server import Stream
+
+    from tests.support.xds.profiles import Service
+    from tests.support.xds.streams import Shared
+
+# What changed together is sent in this order, so a cluster goes before the listener that uses it.
+ORDER = (CLUSTER, ENDPOINTS, LISTENER, SECRET)
+WILDCARD = "*"
+
+
+@functools.lru_cache(maxsize=10_000)
+def version_of(resource: bytes) -> str:
+    """The version of a resource (an encoded Any) on the wire: SHA-256 of its bytes, for every version of Kuma."""
+    return hashlib.sha256(any_pb2.Any.FromString(resource).value).hexdigest()
+
+
+@dataclass
+class Subscription:
+    """What a client has of a type; ``known`` are versions by name as the server counts them.
+
+    It is ``open`` from a request until its response: changes of a type that is not open wait. ``legacy`` while no name
+    was ever subscribed to, which means all.
+    """
+
+    wildcard: bool = False
+    legacy: bool = True
+    names: set[str] = field(default_factory=set)
+    known: dict[str, str] = field(default_factory=dict)
+    forced: set[str] = field(default_factory=set)
+    open: bool = False
+    rejected: bool = False
+    without_nonce: bool = False
+    unanswered: str = ""
+
+    def update(self, subscribed: Iterable[str], unsubscribed: Iterable[str]) -> None:
+        """Take the names of a request."""
+        if self.legacy:
+            if not subscribed:
+                return
+            self.legacy = False
+        for name in subscribed:
+            if name == WILDCARD:
+                self.wildcard = True
+            else:
+                self.names.add(name)
+        for name in unsubscribed:
+            if name == WILDCARD:
+                self.wildcard = False
+            elif self.wildcard and name in self.names:
+                # The client must learn what becomes of it: the empty version differs from any.
+                self.known[name] = ""
+            else:
+                self.known.pop(name, None)
+            self.names.discard(name)
+
+
+class DeltaStream(DiscoveryStream):
+    """A Delta ADS stream."""
+
+    method = "DeltaAggregatedResources"
+
+    def __init__(self, shared: Shared, stream: Stream[bytes, bytes]) -> None:
+        super().__init__(shared, stream)
+        self._subscriptions: dict[str, Subscription] = {}
+        self._registered = False
+        self._registering: asyncio.TimerHandle | None = None
+
+    @property
+    def service(self) -> Service:
+        return self.profile.delta
+
+    async def requested(self, data: bytes) -> None:
+        request = discovery_pb2.DeltaDiscoveryRequest.FromString(data)
+        if not self.node:
+            self._admit(request)
+        elif self.profile.node_in_every_request and request.node.id != self.node:
+            await self.refuse(
+                f"stream was authenticated for ID {self.node}. Received request is for node with ID {request.node.id}. "
+                "Node ID cannot be changed after stream is initialized"
+            )
+        kind = request.type_url
+        existing = self._subscriptions.get(kind)
+        self._write_down(request, data, _kind(request, existing))
+        subscribed, unsubscribed = tuple(request.resource_names_subscribe), tuple(request.resource_names_unsubscribe)
+        if existing is None:
+            known = dict(request.initial_resource_versions)
+            existing = self._subscriptions[kind] = Subscription(wildcard=not subscribed, known=known)
+        existing.update(subscribed, unsubscribed)
+        existing.open, existing.unanswered = True, ""
+        existing.rejected = request.HasField("error_detail")
+        existing.without_nonce = not request.response_nonce
+        await self._answer([kind])
+
+    def _write_down(self, request: Any, data: bytes, kind: Kind) -> None:
+        self.shared.journal.add(
+            Request(
+                stream=self.number,
+                node=self.node,
+                kind=kind,
+                type_url=request.type_url,
+                version="",
+                nonce=request.response_nonce,
+                names=tuple(request.resource_names_subscribe),
+                error=request.error_detail.message,
+                has_node=request.HasField("node"),
+                raw=data,
+                delta=True,
+                unsubscribed=tuple(request.resource_names_unsubscribe),
+                initial=dict(request.initial_resource_versions),
+            )
+        )
+
+    def _admit(self, request: Any) -> None:
+        self.admit(request.node)
+        # Requests are read meanwhile, and answered together when there is something to answer.
+        if delay := self.shared.faults.registering:
+            self._registering = asyncio.get_running_loop().call_later(delay, self._register)
+        else:
+            self._register()
+
+    def _register(self) -> None:
+        self._registered = True
+        self.shared.registry.register(self.number, self.node)
+        self.wake()
+
+    def closed(self) -> None:
+        if self._registering is not None:
+            self._registering.cancel()
+        super().closed()
+
+    async def review(self) -> None:
+        rest = [kind for kind in self._subscriptions if kind not in ORDER]
+        await self._answer([*(kind for kind in ORDER if kind in self._subscriptions), *rest])
+
+    async def _answer(self, kinds: list[str]) -> None:
+        """Answer what is open and has something to say; all is decided before the first is sent."""
+        faults = self.shared.faults
+        if faults.silent or not self._registered:
+            return
+        responses = []
+        for kind in kinds:
+            subscription = self._subscriptions[kind]
+            if not subscription.open or kind in faults.withheld:
+                continue
+            response = self._respond(kind, subscription)
+            if response is None:
+                continue
+            if kind == CLUSTER and ENDPOINTS in kinds and not self.profile.folds_clusters:
+                # Else a changed cluster would stay in Envoy's warming list.
+                endpoints = self._subscriptions[ENDPOINTS]
+                endpoints.forced |= {r.name for r in response.resources} if endpoints.open else set()
+            responses.append((response, subscription.rejected))
+        for response, rejected in responses:
+            await self._send(response, rejected)
+
+    def _respond(self, kind: str, subscription: Subscription) -> Any:
+        """The response with what the client does not know, None where there is nothing; it freezes the type."""
+        resources = self.state.resources.get(kind, {})
+        wanted = resources.keys() if subscription.wildcard else subscription.names
+        known = subscription.known
+        versions = {name: self._counted(kind, resources[name]) for name in wanted if name in resources}
+        changed = [n for n, version in versions.items() if known.get(n) != version or n in subscription.forced]
+        watched = known if subscription.wildcard else known.keys() & subscription.names
+        removed = [name for name in watched if name not in resources]
+        if not changed and not removed and not (subscription.wildcard and subscription.without_nonce):
+            return None
+        subscription.known, subscription.forced, subscription.open = versions, set(), False
+        if self.shared.faults.shuffle:
+            random.shuffle(changed)
+        response = discovery_pb2.DeltaDiscoveryResponse(
+            system_version_info=self._system_version(kind), type_url=kind, removed_resources=removed
+        )
+        response.control_plane.identifier = "test-cp"
+        for name in changed:
+            resource = response.resources.add(name=name, version=version_of(resources[name]))
+            resource.resource.ParseFromString(resources[name])
+            if self.shared.faults.garbage is Garbage.RESOURCE:
+                resource.resource.value = GARBAGE
+        response.nonce = subscription.unanswered = self.next_nonce()
+        return response
+
+    async def _send(self, response: Any, rejected: bool) -> None:
+        faults = self.shared.faults
+        await asyncio.sleep(faults.slow + (faults.nack_delay if rejected else 0.0))
+        versions = {resource.name: resource.version for resource in response.resources}
+        self.shared.journal.add(
+            Response(
+                stream=self.number,
+                node=self.node,
+                type_url=response.type_url,
+                version=response.system_version_info,
+                nonce=response.nonce,
+                names=tuple(versions),
+                delta=True,
+                versions=versions,
+                removed=tuple(response.removed_resources),
+            )
+        )
+        await self.send(response.SerializeToString())
+
+    def _counted(self, kind: str, resource: bytes) -> str:
+        """The version by which the server counts a resource as known, which is not always the one it sends."""
+        if kind == ENDPOINTS and self.profile.folds_clusters and self.state.resources.get(CLUSTER):
+            return f"{version_of(resource)} {self._content(CLUSTER)}"
+        return version_of(resource)
+
+    def _system_version(self, kind: str) -> str:
+        if not self.profile.content_versions:
+            return self.state.versions.get(kind, "")
+        return self._content(kind) if kind != ENDPOINTS else _digest([self._content(kind), self._content(CLUSTER)])
+
+    def _content(self, kind: str) -> str:
+        resources = self.state.resources.get(kind, {})
+        return _digest([f"{name} {version_of(resources[name])}" for name in sorted(resources)])
+
+
+def _digest(parts: list[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _kind(request: Any, subscription: Subscription | None) -> Kind:
+    if subscription is None:
+        return Kind.FIRST
+    if not request.response_nonce:
+        return Kind.NAMES
+    if request.response_nonce != subscription.unanswered:
+        return Kind.STALE
+    return Kind.NACK if request.HasField("error_detail") else Kind.ACK
