@@ -31,11 +31,11 @@ pytestmark = pytest.mark.process
 Tree = dict[str, Any]
 
 CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
-# Of some releases there is the bootstrap alone.
+# Of some releases there is the answer alone.
 ANSWERED = sorted(
     path.parent.relative_to(CAPTURES).as_posix()
     for path in CAPTURES.glob("*/*/bootstrap.yaml")
-    if path.with_name("exchange.json").is_file()
+    if path.with_name("request.json").is_file()
 )
 
 # Where kumadp differs from the captured kuma-dp, and why.
