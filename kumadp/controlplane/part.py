@@ -144,7 +144,7 @@ class ControlPlanePart(Part):
         self.client.on_answer(self._note_generation)
         context.status.counters["bootstrap"] = self.client.counted
         if settings.xds_transport_variant == "DELTA_GRPC":
-            log.info("DELTA_GRPC is not announced: kumadp requests state of the world from the control plane")
+            log.info("DELTA_GRPC is not announced: kumadp chooses what the control plane speaks")
         self._last_good = await self._relay.load(versions.envoy) if self._relay is not None else None
         await context.use_bootstrap(await self._first())
 

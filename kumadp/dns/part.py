@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from kumadp.addresses import LOOPBACK, with_port
+from kumadp.bootstrap.generation import Generation
 from kumadp.core.part import Handed, Part
-from kumadp.dns.plan import chosen_coredns, names_expected, plan_dns
+from kumadp.dns.plan import chosen_coredns, embedded_plan, names_expected, plan_dns
 from kumadp.dns.resolvconf_watch import ResolvConfWatch
 from kumadp.dns.resolver.table import HandedNames
 from kumadp.host.net.ports import BindAddress
@@ -34,6 +35,10 @@ log = logging.getLogger("kumadp.dns")
 # Kuma 2.14 passes its DNS gate after 15 s too: names may be late, traffic by address must not wait forever (seconds).
 DNS_GATE = 15.0
 RESOLV_CONF = Path("/etc/resolv.conf")
+_NO_FILTER = (
+    "--dns-mode=coredns: Envoy has no DNS filter with a control plane of Kuma 3, so CoreDNS cannot answer names of the "
+    "mesh; remove the option, or use --dns-mode=embedded, and restart kumadp"
+)
 
 
 class DnsPart(Part):
@@ -48,6 +53,7 @@ class DnsPart(Part):
         self._adopted: Child | None = None
         self._coredns: CoreDnsService | None = None
         self._resolver: EmbeddedResolver | None = None
+        self._started = False
         self.plan: DnsPlan | None = None
 
     async def check(self) -> None:
@@ -84,13 +90,51 @@ class DnsPart(Part):
         plan = self.plan
         if plan is None:
             return
+        if plan.coredns is not None and self._replaces_coredns:
+            log.info("the control plane is of Kuma 3: the embedded resolver answers names, CoreDNS is not used")
+            self.plan = plan = embedded_plan(plan, self._context.transparent)
         if plan.coredns is None:
             await self.end_adopted()
             self._start_resolver(plan)
         else:
-            await self._start_coredns(plan, plan.coredns)
+            coredns = await self._start_coredns(plan, plan.coredns)
+            self._started = True
+            self._adapt_coredns(coredns, plan)
 
-    async def _start_coredns(self, plan: DnsPlan, binary: Path) -> None:
+    @property
+    def _replaces_coredns(self) -> bool:
+        """Whether the embedded resolver is to replace a CoreDNS: only that has names with Kuma 3."""
+        return self._context.generation is Generation.KUMA_3 and self._context.settings.dns_mode != "coredns"
+
+    def on_generation(self, generation: Generation) -> None:
+        """Switch from CoreDNS to the embedded resolver if the control plane is of Kuma 3 from now on.
+
+        Towards 2 the embedded resolver stays: it answers with both.
+        """
+        if self._resolver is not None:
+            self._adapt_resolver(self._resolver, generation)
+        elif self._coredns is not None and self.plan is not None and self._started:
+            self._adapt_coredns(self._coredns, self.plan)
+
+    def _adapt_resolver(self, resolver: EmbeddedResolver, generation: Generation) -> None:
+        context = self._context
+        if generation is Generation.KUMA_2 or names_expected(context.settings, context.resource, context.transparent):
+            resolver.on_generation(generation)
+
+    def _adapt_coredns(self, coredns: CoreDnsService, plan: DnsPlan) -> None:
+        context, status = self._context, self._context.status
+        if not self._replaces_coredns:
+            status.set_warning("dns", _NO_FILTER if context.generation is Generation.KUMA_3 else "")
+            return
+        from kumadp.dns.resolver.component import EmbeddedResolver
+
+        log.info("the control plane is of Kuma 3 now: the embedded resolver answers names, CoreDNS is stopped")
+        status.ports.pop("coredns metrics", None)
+        self._resolver = resolver = EmbeddedResolver(context, plan, RESOLV_CONF, None, coredns.retire())
+        self._adapt_resolver(resolver, Generation.KUMA_3)
+        context.stack.start(resolver)
+
+    async def _start_coredns(self, plan: DnsPlan, binary: Path) -> CoreDnsService:
         from kumadp.dns.coredns.service import CoreDnsService
 
         context, status = self._context, self._context.status
@@ -101,6 +145,7 @@ class DnsPart(Part):
         answers = await coredns.start(context.bootstrap.corefile_template)
         context.stack.start(ResolvConfWatch(RESOLV_CONF, coredns.follow))
         self._gate = asyncio.create_task(self._open_gate(answers, "CoreDNS has not answered"), name="dns gate")
+        return coredns
 
     def _start_resolver(self, plan: DnsPlan) -> None:
         from kumadp.dns.resolver.component import EmbeddedResolver
@@ -130,7 +175,7 @@ class DnsPart(Part):
 
     async def on_bootstrap(self, prepared: Prepared) -> None:
         """Use the control plane's present Corefile template."""
-        if self._coredns is not None:
+        if self._coredns is not None and self._resolver is None:
             await self._coredns.use_template(prepared.corefile_template)
 
     async def apply_names(self, body: DnsBody | None) -> None:
@@ -163,7 +208,7 @@ class DnsPart(Part):
 
     def status(self) -> Mapping[str, object]:
         """Return the section ``dns``."""
-        server = self._coredns or self._resolver
+        server = self._resolver or self._coredns
         return {"dns": server.status()} if server is not None else {}
 
     def hand_over(self) -> Handed | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import ANY_IPV4, ANY_IPV6, LOOPBACK
@@ -92,6 +92,11 @@ def plan_dns(settings: Settings, coredns: Path | None, transparent: TransparentP
         networks=_networks(settings, transparent),
         suffixes=_suffixes(settings),
     )
+
+
+def embedded_plan(plan: DnsPlan, transparent: TransparentProxy | None) -> DnsPlan:
+    """Return the plan for a control plane without CoreDNS and without a DNS filter in Envoy (Kuma 3.0)."""
+    return replace(plan, coredns=None, addresses=_resolver_addresses(transparent))
 
 
 def names_expected(settings: Settings, resource: Resource | None, transparent: TransparentProxy | None) -> bool:

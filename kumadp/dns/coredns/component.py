@@ -102,6 +102,7 @@ class CoreDnsComponent:
         self._health_name = options.health_name
         self._check_every = options.check_every
         self._has_answered = False
+        self._retired = asyncio.Event()
         self.supervisor = Supervisor(
             self.name,
             command,
@@ -131,19 +132,43 @@ class CoreDnsComponent:
         watch = asyncio.create_task(self._watch(), name="dns health")
         try:
             try:
-                await self.supervisor.run(up)
+                await self._supervise(up)
             except KumadpError as error:
                 await self.use_fallback()
                 self._on_give_up(str(error), self._uses_fallback)
                 if self._uses_fallback:
                     up()
-                await asyncio.Event().wait()
+            await asyncio.Event().wait()
         finally:
             watch.cancel()
             async with self._opening:
                 if self._fallback is not None and self._is_fallback_open:
                     self._is_fallback_open = self._uses_fallback = False
                     await self._fallback.close()
+
+    async def _supervise(self, up: Callable[[], None]) -> None:
+        """Keep CoreDNS running until it is to be retired; raises KumadpError if it is given up."""
+        supervising = asyncio.ensure_future(self.supervisor.run(up))
+        retired = asyncio.ensure_future(self._retired.wait())
+        try:
+            await asyncio.wait({supervising, retired}, return_when=asyncio.FIRST_COMPLETED)
+            if supervising.done():
+                supervising.result()
+        finally:
+            retired.cancel()
+            supervising.cancel()
+            await asyncio.wait({supervising})
+        # Its sockets are closed: those of the fallback are the first ones now.
+        if self._fallback is not None and self._is_fallback_open:
+            self._fallback.port_sharing.coredns_ended()
+        await self.use_fallback()
+        up()
+
+    def retire(self) -> None:
+        """Have the fallback answer from now on, and stop CoreDNS, which is not started again in this run."""
+        if self.supervisor.report.state is ChildState.RUNNING:
+            self._prefer_fallback("CoreDNS is not used with this control plane")
+        self._retired.set()
 
     def reload(self) -> bool:
         """Have CoreDNS read its Corefile and resolv.conf again (SIGUSR1); False if it does not run yet."""

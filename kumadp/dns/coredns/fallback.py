@@ -44,8 +44,8 @@ class FallbackResolver:
         self.resolver: Resolver | None = None
         self.port_sharing = PortSharing()
 
-    async def open(self, coredns: Collection[str], also: Collection[str] = ()) -> None:
-        """Answer, also on the addresses that ``coredns`` has already; raises PortsTaken, or OSError."""
+    def make(self) -> Resolver:
+        """Return the resolver, which listens nowhere until `open`."""
         if self.resolver is None:
             from kumadp.dns.resolver.access import Access
             from kumadp.dns.resolver.server import Resolver
@@ -55,9 +55,14 @@ class FallbackResolver:
             self.resolver.table = Table(suffixes=self._suffixes, filtered=True)
             self.resolver.upstreams.envoy = self._envoy
             self.resolver.access = Access(self._networks)
+        return self.resolver
+
+    async def open(self, coredns: Collection[str], also: Collection[str] = ()) -> None:
+        """Answer, also on the addresses that ``coredns`` has already; raises PortsTaken, or OSError."""
+        resolver = self.make()
         await self.follow()
         for host in sorted({self._everywhere, *coredns, *also} - self.port_sharing.hosts):
-            udp, tcp = await self.resolver.listen(host, self._port)
+            udp, tcp = await resolver.listen(host, self._port)
             self.port_sharing.add(host, udp, tcp, first=host not in coredns)
 
     async def close(self) -> None:

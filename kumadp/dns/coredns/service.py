@@ -153,6 +153,14 @@ class CoreDnsService:
             raise SpawnError(f"the Corefile cannot be written: {error.strerror}") from error
         self._corefile, self._origin = corefile.text, corefile.origin
 
+    def retire(self) -> Resolver:
+        """Have the embedded resolver answer from now on, stop CoreDNS for the rest of the run; return the resolver."""
+        assert self._component is not None  # noqa: S101 - it has been started
+        assert self._fallback is not None  # noqa: S101 - it has been started
+        resolver = self._fallback.make()
+        self._component.retire()
+        return resolver
+
     async def use_template(self, template: str | None) -> None:
         """Serve with the templates as they are now, ``template`` the control plane's; nothing changes but names."""
         if self._selector is not None:

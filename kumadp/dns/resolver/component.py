@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import LOOPBACK, with_port
+from kumadp.bootstrap.generation import Generation
 from kumadp.dns.message import encode_query, question_of
 from kumadp.dns.resolvconf import read
 from kumadp.dns.resolver.access import Access
@@ -33,6 +34,8 @@ log = logging.getLogger("kumadp.dns")
 # take (seconds).
 _PROBE_AGAIN, _PROBE_RARELY = 0.2, 10.0
 _FILTER = 0.5
+# How long after a change of the control plane's generation Envoy's listeners are expected to change (seconds).
+_NAMES_DUE = 60.0
 # The name servers' own name, for any answer at all.
 _PROBE = encode_query("kumadp.invalid")
 
@@ -43,12 +46,20 @@ class EmbeddedResolver:
     Names come from the control plane (`apply`), from files (`set_names`), or from Envoy's DNS filter.
     ``ready`` is set once there are names: the first configuration came, or Envoy's filter answers (Kuma up to 2.10).
     ``settled`` is set then, and also once an Envoy that serves has neither: there is nothing to wait for.
-    ``handed`` are the names of the program before this one.
+    ``handed`` are the names of the program before this one. ``resolver`` is one that serves already, and that its owner
+    closes.
     """
 
     name = "embedded resolver"
 
-    def __init__(self, context: Context, plan: DnsPlan, resolv_conf: Path, handed: HandedNames | None = None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        plan: DnsPlan,
+        resolv_conf: Path,
+        handed: HandedNames | None = None,
+        resolver: Resolver | None = None,
+    ) -> None:
         self._context = context
         self._suffixes = plan.suffixes
         self._resolv_conf = resolv_conf
@@ -59,19 +70,25 @@ class EmbeddedResolver:
         self.ready = asyncio.Event()
         self.settled = asyncio.Event()
         self._absent = asyncio.Event()
-        self.resolver = Resolver([(host, plan.port) for host in plan.addresses], connections=context.status.connections)
+        self._serves_already = resolver is not None
+        self.resolver = resolver or Resolver(
+            [(host, plan.port) for host in plan.addresses], connections=context.status.connections
+        )
         self._envoy = None if context.standalone else (LOOPBACK, plan.envoy_port)
         self.resolver.table = self._table()
         if handed is not None:
             self._resume(handed)
         self.resolver.upstreams.envoy = self._envoy
         self.resolver.access = Access(plan.networks)
-        self.resolver.bind()
+        self._due: asyncio.TimerHandle | None = None
+        self._probing: asyncio.Task[None] | None = None
+        if not self._serves_already:
+            self.resolver.bind()
 
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
         await self.follow()
-        async with self.resolver:
+        async with contextlib.nullcontext() if self._serves_already else self.resolver:
             up()
             if self._envoy is not None:
                 await self._probe_envoy(self._envoy)
@@ -106,7 +123,43 @@ class EmbeddedResolver:
         await table.fill(records)
         self.resolver.upstreams.envoy = self._envoy
         self._use(table)
+        if dns is not None:
+            self._expect_no_names()
         await old.clear()
+
+    def on_generation(self, generation: Generation) -> None:
+        """Adapt to a control plane of another generation, under an Envoy that serves, without a query lost.
+
+        Towards 3: Envoy's DNS filter goes with its former listeners, a moment before names come; queries wait for them.
+        Towards 2: these names answer until Envoy has a filter again, or until other names come.
+        """
+        if self._probing is not None:
+            self._probing.cancel()
+        if generation is Generation.KUMA_3 and self._envoy is not None:
+            self.resolver.names_due = asyncio.Event()
+            self._due = asyncio.get_running_loop().call_later(_NAMES_DUE, self._expect_no_names)
+        elif generation is Generation.KUMA_2 and self._envoy is None:
+            envoy = (LOOPBACK, self._context.settings.envoy_dns_port)
+            self._probing = asyncio.create_task(self._await_filter(envoy), name="dns filter")
+
+    def _expect_no_names(self) -> None:
+        if self.resolver.names_due is not None:
+            self.resolver.names_due.set()
+            self.resolver.names_due = None
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
+    async def _await_filter(self, envoy: tuple[str, int]) -> None:
+        """Query Envoy's DNS filter from the moment when it answers."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _NAMES_DUE
+        while loop.time() < deadline:
+            if await _filter_answers(envoy):
+                log.info("Envoy's DNS filter answers again: names of the mesh are forwarded to it")
+                await self.apply(None)
+                return
+            await asyncio.sleep(_PROBE_AGAIN)
 
     def on_absent(self) -> None:
         """Note that Envoy has its listeners, and none of them serves names as dynamic configuration."""
@@ -152,9 +205,7 @@ class EmbeddedResolver:
         while not self.ready.is_set():
             # Envoy has all of its listeners when it is seen to serve no names: a filter would answer after that.
             absent = self._absent.is_set()
-            with contextlib.suppress(OSError, TimeoutError):
-                async with asyncio.timeout(_FILTER):
-                    await query_udp(envoy, _PROBE, question_of(_PROBE), SentQueries())
+            if await _filter_answers(envoy):
                 self._note_names()
             if absent and not self.settled.is_set():
                 log.info("the control plane sends no names; if it does later, they are answered")
@@ -165,6 +216,14 @@ class EmbeddedResolver:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PROBE_AGAIN):
                     await self._absent.wait()
+
+
+async def _filter_answers(envoy: tuple[str, int]) -> bool:
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(_FILTER):
+            await query_udp(envoy, _PROBE, question_of(_PROBE), SentQueries())
+        return True
+    return False
 
 
 def _read(path: Path) -> tuple[ResolvConf, frozenset[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.dns")
 
 _PURPOSE = "--dns-coredns-port"
+# How long a query for a name of the mesh waits for the names that are due (seconds): clients give up after 5.
+_NAMES_WITHIN = 3.0
 # Pending queries have this time at the end (seconds).
 _CLOSE_WITHIN = 0.5
 _LIMITS = ResolverLimits()
@@ -55,8 +58,9 @@ class Resolver:
     """Serves on ``addresses``, each a host and a port. ``reuse_port``: the port may be shared (SO_REUSEPORT).
     ``dual``: ``::`` is for IPv4 too.
 
-    ``table`` may be replaced at any time; ``upstreams`` has the servers to forward to, and ``access`` the clients that
-    may use them. A closed resolver may be opened again.
+    ``table`` may be replaced at any time. ``names_due`` is set once a table with names replaces this one, and None if
+    none is expected: queries that Envoy's DNS filter does not answer wait for it. ``upstreams`` has the servers to
+    forward to, and ``access`` the clients that may use them. A closed resolver may be opened again.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Resolver:
         self._reuse_port = reuse_port
         self._dual = dual
         self.table = Table()
+        self.names_due: asyncio.Event | None = None
         self.access = Access()
         self.counters = Counters()
         self._limits = limits
@@ -215,11 +220,21 @@ class Resolver:
         reply: Callable[[bytes], object],
     ) -> None:
         try:
-            answer = await self.upstreams.resolve(forward, data, transport)
+            reply_data = await self.upstreams.resolve(forward, data, transport)
+            if self.names_due is not None and forward.in_mesh and code_of(reply_data) == SERVFAIL:
+                reply_data = await self._answer_once_named(self.names_due, data, transport) or reply_data
         except asyncio.CancelledError:
             if not pending.displaced:
                 raise
             self.counters.failed += 1
-            answer = encode_answer(forward.query, SERVFAIL)
-        self.counters.codes[code_of(answer)] += 1
-        reply(answer)
+            reply_data = encode_answer(forward.query, SERVFAIL)
+        self.counters.codes[code_of(reply_data)] += 1
+        reply(reply_data)
+
+    async def _answer_once_named(self, names_due: asyncio.Event, data: bytes, transport: Transport) -> bytes | None:
+        """Answer from the table that replaces this one; None if that does not come in time, or has no answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_NAMES_WITHIN):
+                await names_due.wait()
+        result = answer(data, self.table, transport)
+        return result if isinstance(result, bytes) else None
