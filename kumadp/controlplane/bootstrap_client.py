@@ -106,6 +106,7 @@ class KumaClient:
             backoff=self.settings.retry_backoff,
             max_duration=max_duration,
             on_failure=failed,
+            advise=self.advise,
         )
         self.counted["answered"] += 1
         tree = await asyncio.to_thread(parse_bootstrap, answer.bootstrap)
@@ -113,6 +114,17 @@ class KumaClient:
         for callback in self._on_answer:
             callback(fetched)
         return fetched
+
+    def advise(self, status: int, text: str) -> str:
+        """Return what to change in the Dataplane after a rejection with this text; an empty text if it is not known.
+
+        ``status`` is that of HTTP, 0 for one of the stream.
+        """
+        from kumadp.resources.rejections import advise
+        from kumadp.resources.types import PROXY_TYPES
+
+        resource = self.resource
+        return advise(status, text, resource, PROXY_TYPES[resource.kind] if resource else self.settings.proxy_type)
 
     def trust(self) -> Trust:
         """The CA as it is now. May block. Raises ControlPlaneRefused."""

@@ -9,6 +9,7 @@ import importlib
 import itertools
 import socket
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
@@ -36,6 +37,8 @@ LONGEST_WAIT = 30.0
 CERTIFICATE_TRIES = 3
 MAX_ANSWER = 16 << 20
 _LONGEST_HEADER = 100 << 10
+# The beginning of an answer in which a reason is searched (bytes).
+_ADVISED = 64 << 10
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -50,12 +53,14 @@ async def fetch_bootstrap(
     backoff: float,
     max_duration: float | None,
     on_failure: Callable[[str], None],
+    advise: Callable[[int, str], str] = lambda _status, _text: "",
 ) -> BootstrapAnswer:
     """Send ``POST <url>/bootstrap`` until there is a bootstrap; ``urls``, at least one, are tried in turn.
 
     ``make_request`` is awaited for each attempt, so that token and CA are read again. After each round of all addresses
     there is a wait, exponential from ``backoff`` seconds with full jitter, up to 30 s. ``on_failure`` is called with
-    the reason of each failed attempt.
+    the reason of each failed attempt. ``advise`` returns what to change after an answer with this status and text, an
+    empty text if it does not know.
 
     Raises ControlPlaneRefused on an answer that no retry can change (400, 401, 403, 422; a certificate that fails
     verification three times; an unreadable CA), with several addresses once each of them has given one; and
@@ -66,7 +71,7 @@ async def fetch_bootstrap(
     waits = Backoff(backoff, max(LONGEST_WAIT, backoff), keep=0.0)
     started = time.monotonic()
     for number, url in enumerate(itertools.cycle(urls), 1):
-        verdict, answer = await _attempt(url, make_request)
+        verdict, answer = await _attempt(url, make_request, advise)
         if answer is not None:
             return answer
         if refusals.note(url, verdict):
@@ -104,7 +109,7 @@ class _Refusals:
 
 
 async def _attempt(
-    url: str, make_request: Callable[[], Awaitable[tuple[bytes, Trust]]]
+    url: str, make_request: Callable[[], Awaitable[tuple[bytes, Trust]]], advise: Callable[[int, str], str]
 ) -> tuple[AttemptVerdict, BootstrapAnswer | None]:
     try:
         body, trust = await make_request()
@@ -127,7 +132,8 @@ async def _attempt(
         return judge_error(error), None
     verdict = judge_answer(status, headers, answer)
     if verdict.action is not AttemptAction.DECODE:
-        return verdict, None
+        advice = advise(status, answer[:_ADVISED].decode("utf-8", "replace"))
+        return replace(verdict, hint=advice or verdict.hint), None
     try:
         return verdict, decode_answer(answer, url)
     except UndecodableAnswer as error:

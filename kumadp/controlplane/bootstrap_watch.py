@@ -90,11 +90,25 @@ class BootstrapWatch:
                 await self._until_fresh(self._observer.first_request)
             while True:
                 await self._pause()
-                with contextlib.suppress(KumadpError):
-                    await self._compare(await self._client.fetch(_log_quietly, CHECK_WITHIN))
+                await self._check()
         finally:
             if self._observer.first_request is not None:
                 self._observer.first_request.cancel()
+
+    async def _check(self) -> None:
+        """Compare once. What runs keeps running, whatever the control plane answers."""
+        try:
+            await self._compare(await self._client.fetch(_log_quietly, CHECK_WITHIN))
+        except (ControlPlaneRefused, ControlPlaneUnavailable) as error:
+            # Without a hint it is unreachable or fails by itself; the relay reports what matters.
+            if isinstance(error, ControlPlaneRefused) or error.hint:
+                self.note_rejection(error)
+        except KumadpError as error:
+            log.debug("no bootstrap: %s", error)
+
+    def note_rejection(self, error: KumadpError) -> None:
+        """Warn of an answer that the control plane gives instead of a bootstrap."""
+        self._status.set_warning("bootstrap", f"{error}; what runs keeps running")
 
     async def _pause(self) -> None:
         while True:

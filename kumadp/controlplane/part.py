@@ -115,6 +115,10 @@ class ControlPlanePart(Part):
             trust = Trust(ca_inline.decode("utf-8", "surrogateescape"), verify=trust.verify)
         return make_context(trust)
 
+    def advise(self, text: str) -> str:
+        """Return what to change after the control plane refused the stream with this text; empty if not known."""
+        return self.client.advise(0, text)
+
     # The start
 
     def adopt(self, previous: Previous) -> None:

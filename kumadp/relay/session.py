@@ -50,6 +50,9 @@ class ControlPlaneAccess(Protocol):
     def pending(self) -> bool:
         """Whether Envoy starts with a bootstrap that the control plane has not sent in this run."""
 
+    def advise(self, text: str) -> str:
+        """Return what to change after a refusal with this text; an empty text if it is not known."""
+
     def token(self) -> str:
         """Return the data plane token, empty without one. May block. Raises ControlPlaneRefused."""
 
@@ -251,9 +254,11 @@ class RelaySession:
     def _report(self) -> None:
         relay = self.relay
         condition = assess(relay.facts, silence=relay.silence, was_connected=self._had_us, now=time.monotonic())
-        self._status.set_warning("control plane", condition.warning)
+        advice = self._access.advise(condition.warning) if condition.warning else ""
+        warning = f"{condition.warning} ({advice})" if advice else condition.warning
+        self._status.set_warning("control plane", warning)
         if condition.permanent:
-            self._observer.on_refused(ControlPlaneRefused(condition.warning))
+            self._observer.on_refused(ControlPlaneRefused(condition.warning, advice))
 
 
 def largest_message(memory_limit: int) -> int:
