@@ -127,6 +127,11 @@ class KumaControlPlane:
             return base64.b64decode(json.loads(call_api("/global-secrets/admin-user-token"))["data"]).decode()
         return ""
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def _is_mesh_ready(self) -> bool:
         return get_json("/meshes/default") is not None
 

@@ -1,0 +1,160 @@
+"""A policy changes in a real mesh (KUMA_CP) of 1,000 services: bytes from the control plane, and processor time.
+
+The same for a kuma-dp (KUMADP_BENCH_PEER) in the same run, and up to 2.14 for one that requests delta xDS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from tests.bench.test_mesh import environment_of
+from tests.bench.test_start import note, processor_time
+from tests.support.daemon import Ports, get, workload
+from tests.support.kuma_control_plane import control_plane
+from tests.support.kuma_resources import dataplane, mesh_services, reference, with_both
+from tests.support.poll import poll
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.support.kuma_control_plane import ControlPlaneFiles, KumaControlPlane
+
+pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.kuma_cp, pytest.mark.timeout(3600)]
+
+SERVICES = 1000
+ROUNDS = 5
+# The control plane looks for changes each second, and computes this mesh for some 100 ms.
+SECONDS = 5.0
+# An address of our own, and ports below those of `tests.support.ports`: a thousand of them are bound.
+HOST, FIRST_PORT = "127.77.0.1", 12_001
+DELTA = {"KUMA_DATAPLANE_RUNTIME_ENVOY_XDS_TRANSPORT_PROTOCOL_VARIANT": "DELTA_GRPC"}
+Figures = dict[str, float]
+
+
+def fill(plane: KumaControlPlane, resource: dict[str, Any]) -> dict[str, Any]:
+    """Put 1,000 services into the mesh; return the Dataplane with outbounds that lead to them."""
+    if plane.by_tags:
+        plane.put("/meshes/default", {"type": "Mesh", "name": "default", "meshServices": {"mode": "Exclusive"}})
+    [own] = mesh_services(resource)
+    # The one way to select that all versions have.
+    own["spec"]["selector"] = {"dataplaneRef": {"name": resource["name"]}}
+    plane.put_resource(own)
+    full = with_both(resource)
+    for number in range(SERVICES):
+        service = copy.deepcopy(own) | {"name": f"backend-{number:04d}"}
+        plane.put_resource(service)
+        outbound = {"address": HOST, "port": FIRST_PORT + number, "backendRef": reference(service["name"])}
+        full["networking"]["outbound"].append(outbound)
+    return full
+
+
+def put_timeout(plane: KumaControlPlane, target: dict[str, str], seconds: int) -> None:
+    """Change the time-outs towards a service, or all of them: their clusters and listeners change."""
+    default = {"connectionTimeout": f"{seconds}s", "http": {"requestTimeout": f"{seconds}s"}}
+    spec = {"targetRef": {"kind": "Mesh"}, "to": [{"targetRef": target, "default": default}]}
+    plane.put_resource({"type": "MeshTimeout", "mesh": "default", "name": target["kind"].lower(), "spec": spec})
+
+
+def received() -> int:
+    """Bytes that arrived on connections to the control plane."""
+    listing = subprocess.run(["ss", "-tniH", "dport = :5678"], check=True, capture_output=True, text=True).stdout
+    return sum(map(int, re.findall(r"bytes_received:(\d+)", listing)))
+
+
+class Running:
+    """A kumadp or kuma-dp with its Envoy, and the control plane."""
+
+    def __init__(self, process: psutil.Process, plane: KumaControlPlane) -> None:
+        envoy = next(child for child in process.children() if child.name() == "envoy")
+        self._pids = {"Envoy": envoy.pid, "the supervisor": process.pid, "the control plane": plane.pid}
+
+    def _figures(self) -> Figures:
+        times = {f"processor time of {name}, ms": processor_time(pid) * 1000 for name, pid in self._pids.items()}
+        return {"from the control plane, KB": received() / 1000, **times}
+
+    def watch(self, change: Callable[[], None]) -> Figures:
+        """Return what was used in the seconds after a change."""
+        before = self._figures()
+        change()
+        time.sleep(SECONDS)
+        return {name: figure - before[name] for name, figure in self._figures().items()}
+
+
+@contextlib.contextmanager
+def running(
+    program: list[str], folder: Path, files: ControlPlaneFiles, name: str, environment: dict[str, str]
+) -> Iterator[Running]:
+    """Run a kumadp or kuma-dp in the mesh of 1,000 services."""
+    ports, ours = Ports.take(), "kumadp" in program
+    with workload("backend") as app, (folder / "log").open("wb") as out:
+        file = folder / "dp.json"
+        file.write_text(json.dumps(fill(files.real, dataplane(name, "backend", ports, app.port, probes=False))))
+        process = subprocess.Popen(
+            [*program, "run", *files.arguments, f"--dataplane-file={file}"],
+            env=environment_of(folder, ports, ours=ours) | environment,
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+        )
+
+        def serves() -> bool:
+            assert process.poll() is None, (folder / "log").read_text()[-2000:]
+            return get(ports.outbound) == (200, "backend")
+
+        try:
+            poll(serves, what=f"traffic by {name}", deadline=120)
+            # Until the control plane knows that its endpoints are healthy.
+            time.sleep(3 * SECONDS)
+            yield Running(psutil.Process(process.pid), files.real)
+        finally:
+            process.terminate()
+            process.wait(40)
+
+
+def measure(at: Running, plane: KumaControlPlane, table: list[tuple[str, str, str]], name: str) -> None:
+    """Note what each change costs, less what the same seconds cost without one."""
+    changes: dict[str, Callable[[int], None]] = {
+        "a policy for all services": lambda turn: put_timeout(plane, {"kind": "Mesh"}, turn),
+        "a policy for one service": lambda turn: put_timeout(
+            plane, {"kind": "MeshService", "name": "backend-0500", "sectionName": "80"}, turn
+        ),
+    }
+    quiet = [at.watch(lambda: None) for _ in range(ROUNDS)]
+    for what, change in changes.items():
+        change(100)
+        time.sleep(SECONDS)
+        rounds = [at.watch(functools.partial(change, 10 + turn)) for turn in range(ROUNDS)]
+        for figure in rounds[0]:
+            idle = sorted(one[figure] for one in quiet)[ROUNDS // 2]
+            unit = figure.rpartition(", ")[2]
+            note(table, f"{name}, {what}: {figure.rpartition(', ')[0]}", unit, [one[figure] - idle for one in rounds])
+
+
+def test_a_policy_changes(tmp_path: Path, table: list[tuple[str, str, str]]) -> None:
+    programs: dict[str, tuple[list[str], dict[str, str]]] = {"kumadp": ([sys.executable, "-m", "kumadp"], {})}
+    with control_plane(tmp_path / "cp") as files:
+        if peer := os.environ.get("KUMADP_BENCH_PEER"):
+            programs["kuma-dp"] = ([peer], {})
+            if files.real.by_tags:
+                programs["kuma-dp, delta"] = ([peer], DELTA)
+        for number, (name, (program, environment)) in enumerate(programs.items()):
+            # A short path: the sockets of kuma-dp must fit into 98 bytes.
+            with (
+                tempfile.TemporaryDirectory(prefix="b") as folder,
+                running(program, Path(folder), files, f"backend-dp-{number}", environment) as at,
+            ):
+                measure(at, files.real, table, name)
