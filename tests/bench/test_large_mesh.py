@@ -32,20 +32,25 @@ ROUNDS = 7
 KB = 1e3
 # A process is at rest if it uses less processor time (seconds) than this in a window.
 WINDOW, RESTING = 0.15, 0.0005
-BYTES = "cluster.ads_cluster.upstream_cx_rx_bytes_total"
 
 
 @dataclass(frozen=True)
 class Side:
-    """Where Envoy gets its configuration: from a relay, or from the control plane itself."""
+    """Where Envoy gets its configuration: from a relay, or from the control plane itself.
+
+    ``version`` is that of the control plane: 3.0 speaks delta, and sends all endpoints again when a cluster changes;
+    2.14 only those of that cluster, if it speaks ``delta``.
+    """
 
     name: str
-    relay: bool
+    version: str = "2.14.3"
+    delta: bool = False
+    relay: bool = False
 
 
 @dataclass(frozen=True)
 class Change:
-    """What changes; nothing: all is sent again with new versions."""
+    """What changes; nothing: all is sent again with new versions, which delta does not do."""
 
     name: str
     types: tuple[str, ...]
@@ -58,7 +63,13 @@ class Change:
         return frozenset({*self.types, *((ENDPOINTS,) if CLUSTER in self.types else ())})
 
 
-SIDES = (Side("Envoy alone, SOTW", relay=False), Side("relay, SOTW", relay=True))
+SIDES = (
+    Side("Envoy alone, SOTW"),
+    Side("Envoy alone, delta of 3.0", version="3.0", delta=True),
+    # What Envoy would get from a relay that sends it only what changed.
+    Side("Envoy alone, delta of 2.14", delta=True),
+    Side("relay, SOTW", relay=True),
+)
 CHANGES = (
     Change("a cluster and its endpoints", (CLUSTER, ENDPOINTS)),
     Change("a cluster", (CLUSTER,)),
@@ -78,8 +89,11 @@ class Measured:
         self._relay = Process(at, "uvloop", "--without-lag") if side.relay else None
         bootstrap = at.bootstrap
         if not side.relay:
-            request = bootstrap_request(self._plane, NODE.partition(".")[2], at.dataplane, at.folder)
+            features = ("feature-delta-grpc",) if side.delta else ()
+            request = bootstrap_request(self._plane, NODE.partition(".")[2], at.dataplane, at.folder, *features)
             bootstrap = fetch_bootstrap(self._plane, request)
+        [service] = bootstrap["dynamicResources"]["adsConfig"]["grpcServices"]
+        self._received = f"cluster.{service['envoyGrpc']['clusterName']}.upstream_cx_rx_bytes_total"
         # Otherwise it is part of what is measured: with so many clusters it takes milliseconds.
         bootstrap["statsFlushInterval"] = "299s"
         self._envoy = DirectEnvoy(at.folder, bootstrap)
@@ -119,7 +133,7 @@ class Measured:
         return poll(rest, what="Envoy and the relay at rest", deadline=60)
 
     def _bytes(self) -> int:
-        return int(self._envoy.stats(BYTES)[BYTES])
+        return int(self._envoy.stats(self._received)[self._received])
 
     def run(self, change: Change, table: list[tuple[str, str, str]], what: str) -> None:
         """Make a change again and again; note the figures."""
@@ -150,11 +164,11 @@ class Measured:
 
 @pytest.mark.parametrize("side", SIDES, ids=lambda side: side.name)
 def test_one_change(tmp_path: Path, table: list[tuple[str, str, str]], side: Side) -> None:
-    with stage(tmp_path, tls=side.relay) as at:
+    with stage(tmp_path, tls=side.relay, version=side.version) as at:
         measured = Measured(at, side)
         try:
             table.append((f"{side.name}, {SERVICES} services", "", ""))
-            for change in CHANGES:
+            for change in CHANGES[: -1 if side.delta else None]:
                 measured.run(change, table, f"  {change.name}")
         finally:
             measured.close()
