@@ -232,7 +232,7 @@ def test_a_way_that_comes_later_kills_envoy(rig: Rig, outside: str, change: str)
         target = rig.app.port if change == "a cluster" else rig.ports.admin
         served.put(CLUSTER, resources.static_cluster("way", "127.0.0.1", target))
     else:
-        served.services.add("way")
+        served.services["way"] = "way"
         served.endpoints["way"] = [("127.0.0.1", rig.app.port)]
         served.put(CLUSTER, resources.eds_cluster("way"))
     if change in {"a cluster", "endpoints"}:

@@ -133,7 +133,7 @@ async def test_removals_come_in_the_order_clusters_endpoints_listeners(
         def remove() -> None:
             mesh: Mesh = plane.mesh(NODE)
             del mesh.trees[CLUSTER]["two"]
-            mesh.services.remove("two")
+            del mesh.services["two"]
             mesh.remove(LISTENER, "outbound:127.0.0.1:2")
 
         await client.settle()

@@ -9,8 +9,10 @@ import pytest
 
 from tests.support.file_lock import file_lock
 from tests.support.kuma_control_plane import KumaControlPlane
+from tests.support.kuma_resources import without_tags
 from tests.support.needs import need_kuma_cp
 from tests.support.xds.plane import XdsControlPlane
+from tests.support.xds.profiles import Tags, profile_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,5 +85,8 @@ def open_plane(kind: str, folder: Path) -> Iterator[ControlPlane]:
 
 
 def suited(plane: ControlPlane, dataplane: dict[str, Any]) -> dict[str, Any]:
-    """Return a Dataplane in the form that the control plane takes: the tests' own takes every form."""
+    """Return a Dataplane in the form that the control plane takes."""
+    if isinstance(plane, XdsControlPlane):
+        takes_tags = profile_of(plane.version).tags is not Tags.IGNORED
+        return dataplane if takes_tags else without_tags(dataplane)
     return plane.suit(dataplane) if isinstance(plane, KumaControlPlane) else dataplane

@@ -26,6 +26,7 @@ from tests.support.xds.loop import LoopThread
 from tests.support.xds.mesh import Mesh
 from tests.support.xds.nodes import Registry
 from tests.support.xds.profiles import profile_of
+from tests.support.xds.refusals import refusal
 from tests.support.xds.streams import AdsStream, DiscoveryStream, HdsStream, OneStream, Shared
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ class XdsControlPlane:
         self.bootstrap_requests.append(request)
         if self.answers:
             return self.answers.pop(0)
+        if (refused := refusal(request, self._shared.profile)) is not None:
+            return refused
         host = urlsplit(f"//{headers['host']}").hostname or ""
         turn = len(self.bootstrap_requests)
         tree = bootstrap(request, self.version, host, self.xds_port, tls=self.tls, turn=turn)
@@ -142,7 +145,11 @@ class XdsControlPlane:
 
     @version.setter
     def version(self, version: str) -> None:
-        self._version, self._shared.profile = version, profile_of(version)
+        def change() -> None:
+            self._version, self._shared.profile = version, profile_of(version)
+            self._forget_derived()
+
+        self._thread.call(change)
 
     @property
     def port(self) -> int:
@@ -197,25 +204,30 @@ class XdsControlPlane:
 
         def change() -> None:
             self._mesh_authority = trustme.CA()
-            for name in self._from_dataplanes:
-                self._meshes.pop(name, None)
-            self._from_dataplanes.clear()
+            self._forget_derived()
             self._refresh()
 
         self._thread.call(change)
 
+    def _forget_derived(self) -> None:
+        """Derive all meshes again that are derived from Dataplanes."""
+        for name in self._from_dataplanes:
+            self._meshes.pop(name, None)
+        self._from_dataplanes.clear()
+
     def break_clusters(self, service: str) -> None:
         """Send a cluster of this name that Envoy rejects, wherever there is one."""
-        for mesh in self._with(service):
-            mesh.break_cluster(service)
+        for mesh, cluster in self._with(service):
+            mesh.break_cluster(cluster)
 
     def mend_clusters(self, service: str) -> None:
         """Send a good one again."""
-        for mesh in self._with(service):
-            mesh.mend_cluster(service)
+        for mesh, cluster in self._with(service):
+            mesh.mend_cluster(cluster)
 
-    def _with(self, service: str) -> list[Mesh]:
-        return [mesh for mesh in list(self._meshes.values()) if service in mesh.services]
+    def _with(self, service: str) -> list[tuple[Mesh, str]]:
+        meshes = list(self._meshes.values())
+        return [(mesh, cluster) for mesh in meshes for cluster, name in mesh.services.items() if name == service]
 
     def renew_versions(self, node: str) -> None:
         """Send all again with the content there is."""
@@ -240,7 +252,9 @@ class XdsControlPlane:
                 services.setdefault(service, []).extend(places)
             if name not in self._meshes or self._from_dataplanes.get(name, dataplane) != dataplane:
                 self._from_dataplanes[name] = copy.deepcopy(dataplane)
-                self._meshes[name] = meshes.of_dataplane(dataplane, self._apply, self._mesh_authority)
+                self._meshes[name] = meshes.of_dataplane(
+                    dataplane, self._apply, self._shared.profile, self._mesh_authority
+                )
         for name, mesh in list(self._meshes.items()):
             node = self._registry.node(name)
             node.serve(mesh.encoded(services))
