@@ -294,22 +294,23 @@ async def test_the_protocol_that_is_not_served(at: Place) -> None:
     if at.profile.delta is Service.ANSWERED and at.profile.sotw is Service.ANSWERED:
         pytest.skip("this version serves both")
     request = discovery_pb2.DiscoveryRequest(type_url=CLUSTER, node=at.node)
-    if at.profile.delta is Service.ANSWERED:
-        async with open_sotw(at.channel, at.token) as silent, at.open() as client:
-            await silent.send_message(request)
-            # It occupies nothing.
-            await client.exchange(CLUSTER)
-            await client.break_off()
-            await silent.cancel()
-        return
+    # It occupies nothing, and is answered only when the other one serves the node.
     async with at.open() as client, open_sotw(at.channel, at.token) as other:
-        await client.request(CLUSTER)
-        await other.send_message(request)
-        assert (await other.recv_message()).resources
-        await other.cancel()
-        await client.finish()
-        with pytest.raises(EOFError):
-            await client.response()
+        if at.profile.delta is Service.ANSWERED:
+            await other.send_message(request)
+            await client.exchange(CLUSTER)
+            assert (await other.recv_message()).resources
+            await other.end()
+            assert await other.recv_message() is None
+        else:
+            await client.request(CLUSTER)
+            await other.send_message(request)
+            assert (await other.recv_message()).resources
+            await client.response(CLUSTER)
+            await client.finish()
+            with pytest.raises(EOFError):
+                await client.response()
+            await other.cancel()
 
 
 def refused(plane: ControlPlane, resource: Tree, folder: Path) -> tuple[int, str]:

@@ -268,28 +268,29 @@ async def test_a_request_without_node_ends_the_stream_late(plane: XdsControlPlan
 
 
 @pytest.mark.parametrize("version", ["2.8"], indirect=True)
-async def test_a_version_without_delta_is_silent_and_occupied_by_nothing(
-    plane: XdsControlPlane, channel: Channel
-) -> None:
-    async with open_delta(channel, node()) as client:
+async def test_a_version_without_delta_is_silent(plane: XdsControlPlane, channel: Channel) -> None:
+    async with open_delta(channel, node(), "any token") as client:
         await client.request(CLUSTER)
-        await asyncio.to_thread(poll, lambda: plane.journal.events(What.UNSERVED), what="a request")
-        async with open_sotw(channel) as other:
-            await other.send_message(discovery_pb2.DiscoveryRequest(type_url=CLUSTER, node=node()))
-            assert len((await other.recv_message()).resources) == 2
-            await other.cancel()
+        await asyncio.to_thread(poll, lambda: plane.journal.requests(CLUSTER), what="a request")
+        assert (plane.streams(), plane.registered) == ([], [])
         await client.finish()
         with pytest.raises(EOFError):
             await client.response()
     assert [event.detail for event in plane.journal.events(What.UNSERVED)] == ["DeltaAggregatedResources"]
+    assert plane.journal.responses() == []
 
 
-async def test_state_of_the_world_is_silent_beside_delta(plane: XdsControlPlane, channel: Channel) -> None:
+async def test_state_of_the_world_is_silent_until_delta_serves_the_node(
+    plane: XdsControlPlane, channel: Channel
+) -> None:
     async with open_sotw(channel) as old:
         await old.send_message(discovery_pb2.DiscoveryRequest(type_url=CLUSTER, node=node()))
-        await asyncio.to_thread(poll, lambda: plane.journal.events(What.UNSERVED), what="a request")
+        await asyncio.to_thread(poll, lambda: plane.journal.requests(CLUSTER), what="a request")
+        assert plane.journal.responses() == []
         async with open_delta(channel, node()) as client:
             await client.exchange(CLUSTER)
+            assert len((await old.recv_message()).resources) == 2
+            await client.settle()
         await old.end()
         assert await old.recv_message() is None
 

@@ -112,7 +112,8 @@ class KumaControlPlane:
         try:
             self._admin = poll(self._admin_token, what="the control plane's API", deadline=60)
             poll(self.token, what="a data plane token", deadline=30)
-            self.by_tags = self.knows("zoneingresses")
+            # The plural of 2.8 has a hyphen; 3.0 has no zone ingresses.
+            self.by_tags = self.knows("zoneingresses") or self.knows("zone-ingresses")
             poll(self._is_mesh_ready, what="the default mesh", deadline=30)
             for service in self._services.values():
                 self.put_resource(service)

@@ -14,6 +14,7 @@ from google.protobuf import any_pb2
 
 from tests.support.xds.faults import Garbage
 from tests.support.xds.journal import Kind, Request, Response
+from tests.support.xds.profiles import Service
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
 from tests.support.xds.streams import GARBAGE, DiscoveryStream
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from grpclib.server import Stream
 
-    from tests.support.xds.profiles import Service
     from tests.support.xds.streams import Shared
 
 # What changed together is sent in this order, so a cluster goes before the listener that uses it.
@@ -134,6 +134,8 @@ class DeltaStream(DiscoveryStream):
 
     def _admit(self, request: Any) -> None:
         self.admit(request.node)
+        if self.service is Service.SILENT:
+            return
         # Requests are read meanwhile, and answered together when there is something to answer.
         if delay := self.shared.faults.registering:
             self._registering = asyncio.get_running_loop().call_later(delay, self._register)
@@ -144,6 +146,10 @@ class DeltaStream(DiscoveryStream):
         self._registered = True
         self.shared.registry.register(self.number, self.node)
         self.wake()
+
+    @property
+    def has_snapshot(self) -> bool:
+        return super().has_snapshot and (self._registered or self.service is Service.SILENT)
 
     def closed(self) -> None:
         if self._registering is not None:
@@ -157,7 +163,7 @@ class DeltaStream(DiscoveryStream):
     async def _answer(self, kinds: list[str]) -> None:
         """Answer what is open and has something to say; all is decided before the first is sent."""
         faults = self.shared.faults
-        if faults.silent or not self._registered:
+        if faults.silent or not self.has_snapshot:
             return
         responses = []
         for kind in kinds:

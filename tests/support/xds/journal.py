@@ -68,7 +68,7 @@ class What(enum.Enum):
     UNAUTHENTICATED = "an ADS or HDS stream refused: its token"
     ADMITTED = "an ADS stream is the one of its node"
     REGISTERED = "the Dataplane of the stream's node is in the mesh"
-    UNSERVED = "a request of a protocol that this version never answers"
+    UNSERVED = "an ADS stream of a protocol that this version does not serve"
     UNIMPLEMENTED = "an ADS stream refused: its protocol"
     ENDED = "an ADS stream ended by an error, which is sent late"
     CLOSED = "an ADS stream ended"

@@ -25,7 +25,7 @@ from tests.support.xds.journal import Journal, Kind
 from tests.support.xds.loop import LoopThread
 from tests.support.xds.mesh import Mesh
 from tests.support.xds.nodes import Registry
-from tests.support.xds.profiles import profile_of
+from tests.support.xds.profiles import Service, profile_of
 from tests.support.xds.refusals import refusal
 from tests.support.xds.streams import AdsStream, DiscoveryStream, HdsStream, OneStream, Shared
 
@@ -281,12 +281,14 @@ class XdsControlPlane:
         return self._thread.call(lambda: self._registry.node(node).versions.get(type_url, ""))
 
     def streams(self, node: str | None = None) -> list[int]:
-        """Numbers of the open ADS streams, of a node or all."""
-        return self._thread.call(lambda: sorted(stream.number for stream in self._ads(node)))
+        """Numbers of the open ADS streams of a protocol that is served, of a node or all."""
+        return self._thread.call(
+            lambda: sorted(s.number for s in self._ads(node) if s.service is Service.ANSWERED),
+        )
 
     def stream(self, node: str) -> str:
         """The ADS stream that serves a node, empty where none."""
-        return self._thread.call(lambda: next((str(stream.number) for stream in self._ads(node)), ""))
+        return next((str(number) for number in self.streams(node)), "")
 
     def rejected(self, node: str) -> int:
         """How many responses a node has rejected."""

@@ -14,7 +14,7 @@ class Service(enum.Enum):
     """What becomes of a stream of one protocol."""
 
     ANSWERED = "answered"
-    SILENT = "opens, is never answered, occupies nothing, and ends with OK when the client closes it"
+    SILENT = "not answered unless the other protocol serves the node; occupies nothing; ends with OK when closed"
     UNIMPLEMENTED = "ends at once with status UNIMPLEMENTED"
 
 

@@ -164,16 +164,22 @@ class DiscoveryStream(OneStream):
         return str(self.nonces)
 
     async def received(self, data: bytes) -> None:
-        if self.service is Service.SILENT:
-            self.record(What.UNSERVED, self.method)
-            return
         if len(data) > LARGEST_REQUEST:
             text = f"grpc: received message larger than max ({len(data)} vs. {LARGEST_REQUEST})"
             await self.refuse(text, Status.RESOURCE_EXHAUSTED)
         await self.requested(data)
 
+    @property
+    def has_snapshot(self) -> bool:
+        """Whether there is something to answer with.
+
+        In a version that does not serve the protocol only a stream of the other one makes a snapshot of its node, and
+        then both are answered.
+        """
+        return self.service is Service.ANSWERED or self.state.holder is not None
+
     async def requested(self, data: bytes) -> None:
-        """A request of a stream that is answered."""
+        """A request that gRPC takes."""
         raise NotImplementedError
 
     async def run(self) -> None:
@@ -183,7 +189,11 @@ class DiscoveryStream(OneStream):
         await super().run()
 
     def admit(self, node: Any) -> None:
-        """Make this the stream of its node; refuses where it cannot be."""
+        """Make this the stream of its node; refuses where it cannot be. One that is not served is never checked."""
+        if self.service is Service.SILENT:
+            self.node = node.id
+            self.record(What.UNSERVED, self.method)
+            return
         self.check_token()
         if not self.shared.registry.admit(self.number, node.id, _dataplane(node.metadata)):
             self._refuse(ACTIVE_STREAM)
@@ -260,8 +270,9 @@ class AdsStream(DiscoveryStream):
 
     async def _admit(self, request: Any) -> None:
         self.admit(request.node)
-        await asyncio.sleep(self.shared.faults.registering)
-        self.shared.registry.register(self.number, self.node)
+        if self.service is Service.ANSWERED:
+            await asyncio.sleep(self.shared.faults.registering)
+            self.shared.registry.register(self.number, self.node)
 
     async def review(self) -> None:
         for kind in sorted(self._watches, key=lambda kind: TYPES.index(kind) if kind in TYPES else len(TYPES)):
@@ -272,7 +283,7 @@ class AdsStream(DiscoveryStream):
     async def _answer(self, kind: str, watch: _Watch) -> None:
         """Send the resources of a type, unless the client has them (go-control-plane's snapshot cache, ADS mode)."""
         faults = self.shared.faults
-        if faults.silent or kind in faults.withheld:
+        if faults.silent or kind in faults.withheld or not self.has_snapshot:
             return
         version, resources = self.state.versions.get(kind, ""), self.state.resources.get(kind, {})
         subscribed = (
