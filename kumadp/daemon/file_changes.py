@@ -29,13 +29,20 @@ class FileChangesPart(Part):
     """Watches token and CA, which are read for each connection, and Dataplane and settings, which take a reload.
 
     ``read_token`` reads the token as it is now; it may block and raise ControlPlaneRefused. None: without a token.
+    ``on_credentials`` is called when token or CA have changed.
     """
 
     name = "files"
 
-    def __init__(self, context: Context, read_token: Callable[[], object] | None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        read_token: Callable[[], object] | None = None,
+        on_credentials: Callable[[], None] | None = None,
+    ) -> None:
         self._context = context
         self._read_token = read_token
+        self._on_credentials = on_credentials
         self._digests: dict[Path, bytes] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._comparing: asyncio.Task[None] | None = None
@@ -93,6 +100,8 @@ class FileChangesPart(Part):
         if used := [str(path) for path in self._for_connections() if path in changed]:
             log.info("%s changed: used from the next connection to the control plane on", " and ".join(used))
             await self._check_token()
+            if self._on_credentials is not None:
+                self._on_credentials()
         if for_envoy := [str(path) for path in self._for_envoy() if path in changed]:
             why = f"{' and '.join(for_envoy)} changed"
             if self._context.settings.on_file_change == "reload":

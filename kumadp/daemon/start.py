@@ -115,7 +115,7 @@ def make_parts(context: Context, launch: Launch, actions: Mapping[str, Action], 
         standalone = StandalonePart(
             context, launch.mesh, own, lambda: dns_listener(dns.plan), lambda: envoy.admin, dns.set_names
         )
-        return [*first, *probes, parts.versions, standalone, dns, envoy, FileChangesPart(context, None)]
+        return [*first, *probes, parts.versions, standalone, dns, envoy, FileChangesPart(context)]
     from kumadp.controlplane.part import ControlPlanePart
     from kumadp.dynconf.part import DynconfPart
     from kumadp.metrics.part import MetricsPart
@@ -147,5 +147,5 @@ def make_parts(context: Context, launch: Launch, actions: Mapping[str, Action], 
         otel,
         envoy,
         dynconf,
-        FileChangesPart(context, plane.token),
+        FileChangesPart(context, plane.token, relay.retry),
     ]

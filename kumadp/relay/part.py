@@ -228,6 +228,11 @@ class RelayPart(Part, EpochObserver):
         if self.session is not None:
             self.session.go_back(prepared)
 
+    def retry(self) -> None:
+        """Connect to the control plane at once if there is no stream: token or CA have changed."""
+        if self.session is not None:
+            self.session.relay.retry_upstream()
+
     def renew(self, prepared: Prepared, envoy_version: str) -> str:
         """Continue with this bootstrap, which an Envoy of this version runs with; returns a note for the operator."""
         if self._store is not None:

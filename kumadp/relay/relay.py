@@ -146,6 +146,10 @@ class Relay:
         self._cancel("hold")
         self._upstream.reopen()
 
+    def retry_upstream(self) -> None:
+        """Connect at once if there is no stream."""
+        self._upstream.retry()
+
     def envoy_live(self, epoch: int) -> None:
         """An Envoy is LIVE."""
         self._execute(self._machine.envoy_live(epoch, now=self._clock()))

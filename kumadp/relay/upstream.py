@@ -154,6 +154,12 @@ class UpstreamConnection:
             self._backoff.reset()
             self._notify()
 
+    def retry(self) -> None:
+        """Connect at once instead of at the end of a wait: a reason why it failed may be gone."""
+        if self.facts.state is UpstreamState.BACKOFF:
+            self._backoff.reset()
+            self._notify()
+
     async def call(self, path: str) -> Call:
         """Open a further stream on the connection, once the control plane has answered on the first one."""
         while True:

@@ -105,7 +105,7 @@ async def test_what_a_changed_file_causes(tmp_path: Path) -> None:
     (tmp_path / "old.yaml").write_text("1")
     (tmp_path / "new.yaml").write_text("2")
     context = context_of(on_file_change="report", dataplane_file=str(tmp_path / "old.yaml"))
-    part = FileChangesPart(context, None)
+    part = FileChangesPart(context)
     watch: Any = SimpleNamespace(follow=lambda: None)
     part._watch = watch
     await part._compare()
@@ -115,6 +115,21 @@ async def test_what_a_changed_file_causes(tmp_path: Path) -> None:
     event = context.events.get_nowait()
     assert isinstance(event, Requested)
     assert event.why == f"{tmp_path / 'new.yaml'} changed"
+
+
+async def test_a_changed_token_is_used_at_once(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("1")
+    called: list[str] = []
+    part = FileChangesPart(context_of(token_path=str(token)), None, lambda: called.append("retry"))
+    watch: Any = SimpleNamespace(follow=lambda: None)
+    part._watch = watch
+    await part._compare()
+    await part._compare()
+    assert called == ["retry"]
+    token.write_text("2")
+    await part._compare()
+    assert called == ["retry", "retry"]
 
 
 def test_files_that_are_watched() -> None:

@@ -16,7 +16,7 @@ from kumadp.errors import ControlPlaneRefused
 from kumadp.grpc.call import LARGEST
 from kumadp.relay.messages import CLUSTER, LISTENER, Request, Response, outline
 from kumadp.relay.node import encode_node
-from kumadp.relay.refusal import StreamRefusal
+from kumadp.relay.refusal import StreamBackoff, StreamRefusal
 from kumadp.relay.upstream import Dial, UpstreamConnection, UpstreamState
 from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async
@@ -253,6 +253,25 @@ async def test_closed_means_that_the_control_plane_sees_it_and_that_nothing_is_d
         peer.upstream.reopen()
         await peer.until(lambda: len(peer.received) > 1, "the stream again")
         assert peer.dials == dials + 1
+
+
+@on_both_loops
+async def test_a_retry_does_not_wait_for_the_end_of_a_pause(
+    served: XdsControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StreamBackoff, "wait", lambda *_args: 3600.0)
+    peer = Peer(served)
+    peer.failing = ControlPlaneRefused("no token")
+    async with running(peer):
+        await peer.until_state(UpstreamState.BACKOFF)
+        peer.failing = None
+        peer.upstream.retry()
+        await peer.until(lambda: peer.received, "a response")
+        dials = peer.dials
+        # A stream that is open is not touched.
+        peer.upstream.retry()
+        assert peer.upstream.facts.state is UpstreamState.OPEN
+    assert (peer.dials, peer.opened) == (dials, 1)
 
 
 @on_both_loops
