@@ -62,9 +62,13 @@ def call_api(path: str, body: object = None, token: str = "", method: str | None
     request.add_header("content-type", "application/json")
     if token:
         request.add_header("authorization", f"Bearer {token}")
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        content: bytes = answer.read()
-        return content
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            content: bytes = answer.read()
+            return content
+    except urllib.error.HTTPError as error:
+        error.add_note(error.read().decode("utf-8", "replace"))
+        raise
 
 
 def get_json(path: str) -> Any:
@@ -80,7 +84,8 @@ class KumaControlPlane:
     url = DATA_PLANE_SERVER
 
     def __init__(self, binary: Path, folder: Path, environment: Mapping[str, str] | None = None) -> None:
-        self._binary, self._folder = binary, folder
+        self.binary, self.folder = binary, folder
+        """What `start` runs, and where it has its certificate."""
         self._environment = environment or {}
         self.log = folder / "cp.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -97,7 +102,7 @@ class KumaControlPlane:
             "KUMA_ENVIRONMENT": "universal",
             "KUMA_STORE_TYPE": "memory",
             "KUMA_MODE": "zone",
-            "KUMA_GENERAL_WORK_DIR": str(self._folder),
+            "KUMA_GENERAL_WORK_DIR": str(self.folder),
             "KUMA_API_SERVER_HTTP_INTERFACE": "127.0.0.1",
             "KUMA_API_SERVER_HTTPS_INTERFACE": "127.0.0.1",
             "KUMA_REPORTS_ENABLED": "false",
@@ -107,7 +112,7 @@ class KumaControlPlane:
         }
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
-                [self._binary, "run"], env=environment, stdout=out, stderr=out, cwd=self._folder
+                [self.binary, "run"], env=environment, stdout=out, stderr=out, cwd=self.folder
             )
         try:
             self._admin = poll(self._admin_token, what="the control plane's API", deadline=60)
@@ -158,7 +163,7 @@ class KumaControlPlane:
 
     @property
     def ca(self) -> str:
-        return (self._folder / "kuma-cp.crt").read_text()
+        return (self.folder / "kuma-cp.crt").read_text()
 
     def write_ca(self, path: Path) -> Path:
         path.write_text(self.ca)
@@ -229,7 +234,7 @@ class KumaControlPlane:
         """Return a Dataplane in the form of this version; from 3.0 on its services become MeshServices."""
         if self.by_tags or resource["type"] != "Dataplane":
             return resource
-        for service in mesh_services(resource):
+        for service in mesh_services(resource, by_tags=False):
             self._services[service["name"]] = service
             self.put_resource(service)
         return without_tags(resource)

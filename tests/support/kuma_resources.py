@@ -83,18 +83,17 @@ def with_both(resource: Tree) -> Tree:
     return both
 
 
-def mesh_services(resource: Tree) -> list[Tree]:
-    """A MeshService for each inbound with tags, which selects by tag (up to 2.14) and by label (2.14 and later)."""
+def mesh_services(resource: Tree, *, by_tags: bool) -> list[Tree]:
+    """A MeshService for each inbound with tags; it selects by tags (up to 2.14), or by labels (2.14 and later)."""
     services = []
     for inbound in resource["networking"].get("inbound", ()):
         tags = inbound.get("tags", {})
         if SERVICE not in tags:
             continue
         port = {"port": PORT, "targetPort": INBOUND, "appProtocol": tags.get(PROTOCOL, "tcp")}
-        selector = {
-            "dataplaneTags": {SERVICE: tags[SERVICE]},
-            "dataplaneLabels": {"matchLabels": {"app": tags[SERVICE]}},
-        }
+        selector: Tree = {"dataplaneLabels": {"matchLabels": {"app": tags[SERVICE]}}}
+        if by_tags:
+            selector = {"dataplaneTags": {SERVICE: tags[SERVICE]}}
         services.append(
             {
                 "type": "MeshService",
@@ -122,7 +121,8 @@ def mesh_identity(expiry: str = "24h") -> Tree:
         "labels": {"kuma.io/origin": "zone"},
         "spec": {
             "selector": {"dataplane": {"matchLabels": {}}},
-            "spiffeID": {"trustDomain": "{{ .Mesh }}.{{ .Zone }}.mesh.local"},
+            # By default it ends with a workload, which the token would have to name too.
+            "spiffeID": {"trustDomain": "{{ .Mesh }}.{{ .Zone }}.mesh.local", "path": '/app/{{ label "app" }}'},
             "provider": {"type": "Bundled", "bundled": bundled},
         },
     }

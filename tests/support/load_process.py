@@ -78,14 +78,16 @@ class LoadProcess:
         watch: dict[str, tuple[int, str]] | None = None,
         names: int = 0,
         rate: float = RATE,
+        also: tuple[int, ...] = (),
     ) -> Iterator[LoadReport]:
         """Put load on ``port`` while the block runs; the report is complete when the block is left.
 
-        ``watch`` are probes by name, port and path, ``names`` is the port of a DNS server: all are queried repeatedly.
+        ``also`` are ports that get the same load, ``watch`` probes by name, port and path, ``names`` is the port of a
+        DNS server.
         """
         # Two loads at a time would measure the host.
         with file_lock("load"):
-            yield from self._load({"port": port, "watch": watch or {}, "names": names, "rate": rate})
+            yield from self._load({"ports": [port, *also], "watch": watch or {}, "names": names, "rate": rate})
 
     def _load(self, what: dict[str, Any]) -> Iterator[LoadReport]:
         report = LoadReport()
@@ -211,11 +213,19 @@ async def _main() -> None:
                 group.create_task(watch.http(name, port, path))
             if order["names"]:
                 group.create_task(watch.dns(order["names"]))
-            async with load(order["port"], rate=order["rate"], connections=CONNECTIONS, pause=PAUSE) as tally:
+            async with contextlib.AsyncExitStack() as stack:
+                tallies = [
+                    await stack.enter_async_context(
+                        load(port, rate=order["rate"], connections=CONNECTIONS, pause=PAUSE)
+                    )
+                    for port in order["ports"]
+                ]
                 _send({})
                 await asyncio.to_thread(sys.stdin.readline)
             watch.stopped = True
-        _send({"answers": tally.answers, "failures": tally.failures, "watched": watch.counts})
+        answers = sum((tally.answers for tally in tallies), Counter[str]())
+        failures = sum((tally.failures for tally in tallies), Counter[str]())
+        _send({"answers": answers, "failures": failures, "watched": watch.counts})
 
 
 if __name__ == "__main__":

@@ -46,13 +46,18 @@ class LoadedRig(Rig):
             yield daemon
 
     @contextlib.contextmanager
-    def load(self, *, watched: bool = True, names: bool = False, rate: float = 1000.0) -> Iterator[LoadReport]:
-        """Put load on it, of which no request may fail; with ``watched`` neither may readiness and virtual probes."""
+    def load(
+        self, *, watched: bool = True, names: bool = False, rate: float = 1000.0, also: tuple[int, ...] = ()
+    ) -> Iterator[LoadReport]:
+        """Put load on its outbound and on the ports of ``also``, of which no request may fail.
+
+        With ``watched`` neither may readiness and virtual probes.
+        """
         watch = {"readiness": (self.ports.readiness, "/ready")} if watched else {}
         if watched and "probes" in self.dataplane:
             watch["probes"] = (self.ports.probes, "/app/healthz")
         with self.pressure.on(
-            self.ports.outbound, watch=watch, names=self.ports.dns if names else 0, rate=rate
+            self.ports.outbound, watch=watch, names=self.ports.dns if names else 0, rate=rate, also=also
         ) as report:
             yield report
         assert report.failures == {}, report

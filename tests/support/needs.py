@@ -73,6 +73,14 @@ def need_kuma_cp() -> Path:
     return Path(named)
 
 
+def need_next_kuma_cp() -> Path:
+    """Path of the control plane that replaces `need_kuma_cp`'s, named by ``KUMA_CP_NEXT``; never a failure without."""
+    named = os.environ.get("KUMA_CP_NEXT")
+    if not named:
+        pytest.skip("no second control plane: set KUMA_CP_NEXT to a kuma-cp binary of another version")
+    return Path(named)
+
+
 def need_other_coredns(kind: Literal["OLD", "ALTERNATE"]) -> Path:
     """A CoreDNS of 1.9 to 1.11.3, or one with the plugin ``alternate``; never a failure without."""
     named = os.environ.get(f"KUMADP_TEST_COREDNS_{kind}")
