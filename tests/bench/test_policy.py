@@ -49,7 +49,7 @@ def fill(plane: KumaControlPlane, resource: dict[str, Any]) -> dict[str, Any]:
     """Put 1,000 services into the mesh; return the Dataplane with outbounds that lead to them."""
     if plane.by_tags:
         plane.put("/meshes/default", {"type": "Mesh", "name": "default", "meshServices": {"mode": "Exclusive"}})
-    [own] = mesh_services(resource)
+    [own] = mesh_services(resource, by_tags=False)
     # The one way to select that all versions have.
     own["spec"]["selector"] = {"dataplaneRef": {"name": resource["name"]}}
     plane.put_resource(own)
