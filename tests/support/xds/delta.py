@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import itertools
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,12 @@ from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
 from tests.support.xds.streams import GARBAGE, DiscoveryStream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from grpclib.server import Stream
 
+    from tests.support.xds.nodes import Node
+    from tests.support.xds.profiles import Profile
     from tests.support.xds.streams import Shared
 
 # What changed together is sent in this order, so a cluster goes before the listener that uses it.
@@ -76,6 +79,91 @@ class Subscription:
             self.names.discard(name)
 
 
+class DeltaServer:
+    """What a control plane sends a node on one stream, without any stream or clock.
+
+    ``node`` returns the node with what it is served, ``shuffle`` whether resources are sent in random order.
+    """
+
+    def __init__(
+        self, profile: Profile, node: Callable[[], Node], shuffle: Callable[[list[str]], None] = random.shuffle
+    ) -> None:
+        self._profile, self._node, self._shuffle = profile, node, shuffle
+        self._nonces = itertools.count(1)
+        self._subscriptions: dict[str, Subscription] = {}
+
+    def requested(self, request: Any) -> Kind:
+        """Take a request, which opens its type."""
+        known = self._subscriptions.get(request.type_url)
+        kind = _kind(request, known)
+        subscribed, unsubscribed = tuple(request.resource_names_subscribe), tuple(request.resource_names_unsubscribe)
+        if known is None:
+            initial = dict(request.initial_resource_versions)
+            known = self._subscriptions[request.type_url] = Subscription(wildcard=not subscribed, known=initial)
+        known.update(subscribed, unsubscribed)
+        known.open, known.unanswered = True, ""
+        known.rejected = request.HasField("error_detail")
+        known.without_nonce = not request.response_nonce
+        return kind
+
+    def respond(self, *kinds: str, withheld: Collection[str] = ()) -> Iterator[tuple[Any, bool]]:
+        """Responses of types, of all unless named, each with whether it follows a rejection.
+
+        Those to one change are all decided here: a client that answers the first meanwhile changes nothing in them.
+        """
+        known = self._subscriptions
+        for kind in kinds or (
+            *(kind for kind in ORDER if kind in known),
+            *(kind for kind in known if kind not in ORDER),
+        ):
+            subscription = known[kind]
+            if not subscription.open or kind in withheld or (response := self._respond(kind, subscription)) is None:
+                continue
+            endpoints = known.get(ENDPOINTS)
+            if not kinds and kind == CLUSTER and endpoints and endpoints.open and not self._profile.folds_clusters:
+                # Else a changed cluster would stay in Envoy's warming list.
+                endpoints.forced |= {resource.name for resource in response.resources}
+            yield response, subscription.rejected
+
+    def _respond(self, kind: str, subscription: Subscription) -> Any:
+        """The response with what the client does not know, None where there is nothing; it freezes the type."""
+        resources = self._node().resources.get(kind, {})
+        wanted = resources.keys() if subscription.wildcard else subscription.names
+        known = subscription.known
+        versions = {name: self._counted(kind, resources[name]) for name in wanted if name in resources}
+        changed = [n for n, version in versions.items() if known.get(n) != version or n in subscription.forced]
+        watched = known if subscription.wildcard else known.keys() & subscription.names
+        removed = [name for name in watched if name not in resources]
+        if not changed and not removed and not (subscription.wildcard and subscription.without_nonce):
+            return None
+        subscription.known, subscription.forced, subscription.open = versions, set(), False
+        self._shuffle(changed)
+        response = discovery_pb2.DeltaDiscoveryResponse(
+            system_version_info=self._system_version(kind), type_url=kind, removed_resources=sorted(removed)
+        )
+        response.control_plane.identifier = "test-cp"
+        for name in changed:
+            resource = response.resources.add(name=name, version=version_of(resources[name]))
+            resource.resource.ParseFromString(resources[name])
+        response.nonce = subscription.unanswered = str(next(self._nonces))
+        return response
+
+    def _counted(self, kind: str, resource: bytes) -> str:
+        """The version by which the server counts a resource as known, which is not always the one it sends."""
+        if kind == ENDPOINTS and self._profile.folds_clusters and self._node().resources.get(CLUSTER):
+            return f"{version_of(resource)} {self._content(CLUSTER)}"
+        return version_of(resource)
+
+    def _system_version(self, kind: str) -> str:
+        if not self._profile.content_versions:
+            return self._node().versions.get(kind, "")
+        return self._content(kind) if kind != ENDPOINTS else _digest([self._content(kind), self._content(CLUSTER)])
+
+    def _content(self, kind: str) -> str:
+        resources = self._node().resources.get(kind, {})
+        return _digest([f"{name} {version_of(resources[name])}" for name in sorted(resources)])
+
+
 class DeltaStream(DiscoveryStream):
     """A Delta ADS stream."""
 
@@ -83,9 +171,13 @@ class DeltaStream(DiscoveryStream):
 
     def __init__(self, shared: Shared, stream: Stream[bytes, bytes]) -> None:
         super().__init__(shared, stream)
-        self._subscriptions: dict[str, Subscription] = {}
+        self._server = DeltaServer(self.profile, lambda: self.state, self._shuffle)
         self._registered = False
         self._registering: asyncio.TimerHandle | None = None
+
+    def _shuffle(self, names: list[str]) -> None:
+        if self.shared.faults.shuffle:
+            random.shuffle(names)
 
     @property
     def service(self) -> Service:
@@ -100,18 +192,8 @@ class DeltaStream(DiscoveryStream):
                 f"stream was authenticated for ID {self.node}. Received request is for node with ID {request.node.id}. "
                 "Node ID cannot be changed after stream is initialized"
             )
-        kind = request.type_url
-        existing = self._subscriptions.get(kind)
-        self._write_down(request, data, _kind(request, existing))
-        subscribed, unsubscribed = tuple(request.resource_names_subscribe), tuple(request.resource_names_unsubscribe)
-        if existing is None:
-            known = dict(request.initial_resource_versions)
-            existing = self._subscriptions[kind] = Subscription(wildcard=not subscribed, known=known)
-        existing.update(subscribed, unsubscribed)
-        existing.open, existing.unanswered = True, ""
-        existing.rejected = request.HasField("error_detail")
-        existing.without_nonce = not request.response_nonce
-        await self._answer([kind])
+        self._write_down(request, data, self._server.requested(request))
+        await self._answer(request.type_url)
 
     def _write_down(self, request: Any, data: bytes, kind: Kind) -> None:
         self.shared.journal.add(
@@ -157,59 +239,21 @@ class DeltaStream(DiscoveryStream):
         super().closed()
 
     async def review(self) -> None:
-        rest = [kind for kind in self._subscriptions if kind not in ORDER]
-        await self._answer([*(kind for kind in ORDER if kind in self._subscriptions), *rest])
+        await self._answer()
 
-    async def _answer(self, kinds: list[str]) -> None:
-        """Answer what is open and has something to say; all is decided before the first is sent."""
+    async def _answer(self, *kinds: str) -> None:
+        """Answer what is open and has something to say, in these types or in all."""
         faults = self.shared.faults
         if faults.silent or not self.has_snapshot:
             return
-        responses = []
-        for kind in kinds:
-            subscription = self._subscriptions[kind]
-            if not subscription.open or kind in faults.withheld:
-                continue
-            response = self._respond(kind, subscription)
-            if response is None:
-                continue
-            if kind == CLUSTER and ENDPOINTS in kinds and not self.profile.folds_clusters:
-                # Else a changed cluster would stay in Envoy's warming list.
-                endpoints = self._subscriptions[ENDPOINTS]
-                endpoints.forced |= {r.name for r in response.resources} if endpoints.open else set()
-            responses.append((response, subscription.rejected))
-        for response, rejected in responses:
-            await self._send(response, rejected)
+        for response, rejected in list(self._server.respond(*kinds, withheld=faults.withheld)):
+            await asyncio.sleep(faults.slow + (faults.nack_delay if rejected else 0.0))
+            await self._send(response)
 
-    def _respond(self, kind: str, subscription: Subscription) -> Any:
-        """The response with what the client does not know, None where there is nothing; it freezes the type."""
-        resources = self.state.resources.get(kind, {})
-        wanted = resources.keys() if subscription.wildcard else subscription.names
-        known = subscription.known
-        versions = {name: self._counted(kind, resources[name]) for name in wanted if name in resources}
-        changed = [n for n, version in versions.items() if known.get(n) != version or n in subscription.forced]
-        watched = known if subscription.wildcard else known.keys() & subscription.names
-        removed = [name for name in watched if name not in resources]
-        if not changed and not removed and not (subscription.wildcard and subscription.without_nonce):
-            return None
-        subscription.known, subscription.forced, subscription.open = versions, set(), False
-        if self.shared.faults.shuffle:
-            random.shuffle(changed)
-        response = discovery_pb2.DeltaDiscoveryResponse(
-            system_version_info=self._system_version(kind), type_url=kind, removed_resources=removed
-        )
-        response.control_plane.identifier = "test-cp"
-        for name in changed:
-            resource = response.resources.add(name=name, version=version_of(resources[name]))
-            resource.resource.ParseFromString(resources[name])
-            if self.shared.faults.garbage is Garbage.RESOURCE:
+    async def _send(self, response: Any) -> None:
+        if self.shared.faults.garbage is Garbage.RESOURCE:
+            for resource in response.resources:
                 resource.resource.value = GARBAGE
-        response.nonce = subscription.unanswered = self.next_nonce()
-        return response
-
-    async def _send(self, response: Any, rejected: bool) -> None:
-        faults = self.shared.faults
-        await asyncio.sleep(faults.slow + (faults.nack_delay if rejected else 0.0))
         versions = {resource.name: resource.version for resource in response.resources}
         self.shared.journal.add(
             Response(
@@ -225,21 +269,6 @@ class DeltaStream(DiscoveryStream):
             )
         )
         await self.send(response.SerializeToString())
-
-    def _counted(self, kind: str, resource: bytes) -> str:
-        """The version by which the server counts a resource as known, which is not always the one it sends."""
-        if kind == ENDPOINTS and self.profile.folds_clusters and self.state.resources.get(CLUSTER):
-            return f"{version_of(resource)} {self._content(CLUSTER)}"
-        return version_of(resource)
-
-    def _system_version(self, kind: str) -> str:
-        if not self.profile.content_versions:
-            return self.state.versions.get(kind, "")
-        return self._content(kind) if kind != ENDPOINTS else _digest([self._content(kind), self._content(CLUSTER)])
-
-    def _content(self, kind: str) -> str:
-        resources = self.state.resources.get(kind, {})
-        return _digest([f"{name} {version_of(resources[name])}" for name in sorted(resources)])
 
 
 def _digest(parts: list[str]) -> str:

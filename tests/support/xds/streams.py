@@ -146,7 +146,6 @@ class DiscoveryStream(OneStream):
         super().__init__(shared, stream)
         # A stream that is open when the version changes stays what it is until it ends.
         self.profile = shared.profile
-        self.nonces = 0
         self._left = False
 
     @property
@@ -157,11 +156,6 @@ class DiscoveryStream(OneStream):
     @property
     def state(self) -> Node:
         return self.shared.registry.node(self.node)
-
-    def next_nonce(self) -> str:
-        """Nonces count on one stream, over all types."""
-        self.nonces += 1
-        return str(self.nonces)
 
     async def received(self, data: bytes) -> None:
         if len(data) > LARGEST_REQUEST:
@@ -236,6 +230,7 @@ class AdsStream(DiscoveryStream):
     def __init__(self, shared: Shared, stream: Stream[bytes, bytes]) -> None:
         super().__init__(shared, stream)
         self._watches: dict[str, _Watch] = {}
+        self._nonce = 0
 
     @property
     def service(self) -> Service:
@@ -304,7 +299,8 @@ class AdsStream(DiscoveryStream):
             resource.ParseFromString(subscribed[name])
             if faults.garbage is Garbage.RESOURCE:
                 resource.value = GARBAGE
-        watch.nonce = response.nonce = self.next_nonce()
+        self._nonce += 1
+        watch.nonce = response.nonce = str(self._nonce)
         watch.returned = frozenset(subscribed)
         await asyncio.sleep(faults.slow + (faults.nack_delay if watch.rejected else 0.0))
         self.shared.journal.add(Response(self.number, self.node, kind, version, response.nonce, tuple(names)))
