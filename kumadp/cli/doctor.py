@@ -155,7 +155,7 @@ def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, 
     transparent = read_transparent_files(settings)
     name = resource.name if resource is not None else settings.name
     status = next((status for status in statuses if status.get("name") == name), {})
-    return Subject(settings, resource, mesh, transparent, environ, status), origin
+    return Subject(settings, resource, mesh, transparent, environ, status, resolved.origin), origin
 
 
 def _statuses() -> list[dict[str, Any]]:

@@ -54,7 +54,8 @@ def run(**flags: object) -> None:
         resolved = read()
         message = resolved.settings.termination_log
         warnings = (*resolved.warnings, *exposures(resolved.settings, resolved.origin, config))
-        launch(resolved.settings, warnings, os.environ, lambda: read().settings, config, application)
+        resolved = replace(resolved, warnings=warnings)
+        launch(resolved, os.environ, lambda: read().settings, config, application)
     except KumadpError as error:
         _write_termination_message(error, message)
         raise
@@ -73,8 +74,7 @@ def _write_termination_message(error: KumadpError, path: str) -> None:
 
 
 def launch(
-    settings: Settings,
-    warnings: tuple[str, ...],
+    resolved: Resolved,
     environ: MutableMapping[str, str],
     again: Callable[[], Settings],
     config: str = "",
@@ -82,8 +82,8 @@ def launch(
 ) -> NoReturn:
     """Check settings and resources, run, and exit with the exit code. Raises KumadpError before the loop runs.
 
-    ``again`` reads the settings again for a reload; ``config`` is the settings file; ``application`` is the command
-    line of an application to run as well.
+    The warnings of ``resolved`` are logged. ``again`` reads the settings again for a reload; ``config`` is the settings
+    file; ``application`` is the command line of an application to run as well.
     """
     from kumadp.cli.logs import open_logs
     from kumadp.core.context import Context, Inputs
@@ -97,8 +97,8 @@ def launch(
     from kumadp.settings.display import display
 
     if application:
-        _check_application(application, settings, environ)
-    settings, resource, mesh = checked(settings)
+        _check_application(application, resolved.settings, environ)
+    settings, resource, mesh = checked(resolved.settings)
     transparent = read_transparent_files(settings)
     if CHECK_VARIABLE in environ:
         from kumadp.cli.reexec_check import pass_check
@@ -113,11 +113,13 @@ def launch(
     set_process_name("kuma-dp")
     try:
         notes = (
-            *warnings,
+            *resolved.warnings,
             *overruled(settings, resource),
             *(str(note) for note in (resource.notes if resource else ())),
         )
-        inputs = Inputs(settings, resource, environ, mesh is not None, transparent, config, application)
+        inputs = Inputs(
+            settings, resource, environ, mesh is not None, transparent, config, application, resolved.origin
+        )
         launch_inputs = Launch(lambda: checked(again())[:2], logs.flush, logs.status, mesh, handover)
         work = run_daemon(Context(inputs), launch_inputs, notes, display(settings))
         runner = asyncio.Runner(loop_factory=_loop_factory(settings.use_uvloop))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kumadp.core.component import Stack
@@ -43,7 +43,7 @@ class Inputs:
     """What a run is started with.
 
     ``transparent``: what is redirected on this host, if settings configure it. ``config`` is the settings file,
-    ``command_line`` that of the application that kumadp is to run.
+    ``command_line`` that of the application that kumadp is to run. ``origins``: where each setting is from, by field.
     """
 
     settings: Settings
@@ -53,6 +53,7 @@ class Inputs:
     transparent: TransparentProxy | None = None
     config: str = ""
     command_line: tuple[str, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
 
 
 class Context:
@@ -75,6 +76,7 @@ class Context:
         self.transparent = inputs.transparent
         self.config = inputs.config
         self.command_line = inputs.command_line
+        self.origins = inputs.origins
         resource, settings = inputs.resource, inputs.settings
         self.name = resource.name if resource is not None else settings.name
         self.mesh = resource.mesh if resource is not None else settings.mesh

@@ -117,6 +117,7 @@ def make_parts(context: Context, launch: Launch, actions: Mapping[str, Action], 
         )
         return [*first, *probes, parts.versions, standalone, dns, envoy, FileChangesPart(context)]
     from kumadp.controlplane.part import ControlPlanePart
+    from kumadp.daemon.generation_notes import GenerationNotesPart
     from kumadp.dynconf.part import DynconfPart
     from kumadp.metrics.part import MetricsPart
     from kumadp.otel.part import OtelPart
@@ -140,6 +141,7 @@ def make_parts(context: Context, launch: Launch, actions: Mapping[str, Action], 
         AccessLogPart(context),
         *probes,
         parts.versions,
+        GenerationNotesPart(context),
         plane,
         relay,
         dns,

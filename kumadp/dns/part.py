@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from kumadp.addresses import LOOPBACK, with_port
 from kumadp.bootstrap.generation import Generation
 from kumadp.core.part import Handed, Part
-from kumadp.dns.plan import chosen_coredns, embedded_plan, names_expected, plan_dns
+from kumadp.dns.plan import chosen_coredns, embedded_plan, names_expected, names_missing, plan_dns
 from kumadp.dns.resolvconf_watch import ResolvConfWatch
 from kumadp.dns.resolver.table import HandedNames
 from kumadp.host.net.ports import BindAddress
@@ -35,10 +35,6 @@ log = logging.getLogger("kumadp.dns")
 # Kuma 2.14 passes its DNS gate after 15 s too: names may be late, traffic by address must not wait forever (seconds).
 DNS_GATE = 15.0
 RESOLV_CONF = Path("/etc/resolv.conf")
-_NO_FILTER = (
-    "--dns-mode=coredns: Envoy has no DNS filter with a control plane of Kuma 3, so CoreDNS cannot answer names of the "
-    "mesh; remove the option, or use --dns-mode=embedded, and restart kumadp"
-)
 
 
 class DnsPart(Part):
@@ -104,7 +100,8 @@ class DnsPart(Part):
     @property
     def _replaces_coredns(self) -> bool:
         """Whether the embedded resolver is to replace a CoreDNS: only that has names with Kuma 3."""
-        return self._context.generation is Generation.KUMA_3 and self._context.settings.dns_mode != "coredns"
+        context = self._context
+        return context.generation is Generation.KUMA_3 and not names_missing(context.settings, context.generation)
 
     def on_generation(self, generation: Generation) -> None:
         """Switch from CoreDNS to the embedded resolver if the control plane is of Kuma 3 from now on.
@@ -124,7 +121,7 @@ class DnsPart(Part):
     def _adapt_coredns(self, coredns: CoreDnsService, plan: DnsPlan) -> None:
         context, status = self._context, self._context.status
         if not self._replaces_coredns:
-            status.set_warning("dns", _NO_FILTER if context.generation is Generation.KUMA_3 else "")
+            status.set_warning("dns", names_missing(context.settings, context.generation))
             return
         from kumadp.dns.resolver.component import EmbeddedResolver
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import ANY_IPV4, ANY_IPV6, LOOPBACK
+from kumadp.bootstrap.generation import Generation
 from kumadp.errors import BinaryNotFound, Problem, SettingsError
 from kumadp.host.facts import has_ipv6
 from kumadp.host.programs import why_not_runnable
@@ -91,6 +92,16 @@ def plan_dns(settings: Settings, coredns: Path | None, transparent: TransparentP
         addresses=() if coredns is not None else _resolver_addresses(transparent),
         networks=_networks(settings, transparent),
         suffixes=_suffixes(settings),
+    )
+
+
+def names_missing(settings: Settings, generation: Generation | None) -> str:
+    """Return why names of the mesh are not answered by the settings and this control plane; empty if they are."""
+    if generation is not Generation.KUMA_3 or not wants_coredns(settings) or settings.dns_mode != "coredns":
+        return ""
+    return (
+        "--dns-mode=coredns: a control plane of Kuma 3 gives Envoy no DNS filter, so CoreDNS cannot answer names of "
+        "the mesh; remove the option, or use --dns-mode=embedded, and restart kumadp"
     )
 
 

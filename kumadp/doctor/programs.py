@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kumadp.bootstrap.generation import Generation, generation_of
 from kumadp.bootstrap.prepare import Target, prepare_fetched
 from kumadp.controlplane.bootstrap_client import KumaClient
+from kumadp.daemon.generation_notes import without_effect
 from kumadp.daemon.ports import check_plan, envoy_addresses, own_addresses
 from kumadp.daemon.program_versions import reported as reported_versions
 from kumadp.daemon.sidecar_facts import dns_listener, sidecar_of
 from kumadp.dns.coredns.binary import coredns_version
-from kumadp.dns.plan import chosen_coredns, plan_dns, wants_coredns
+from kumadp.dns.plan import chosen_coredns, names_missing, plan_dns, wants_coredns
 from kumadp.doctor.report import CheckResult, failed, ok, warning
 from kumadp.envoy.binary import find_envoy
 from kumadp.envoy.launch import launch_argv
@@ -111,6 +113,7 @@ async def _bootstrap(subject: Subject, folder: str) -> list[CheckResult]:
     dns = plan_dns(settings, await asyncio.to_thread(chosen_coredns, subject.settings), subject.transparent)
     own, _ = _addresses(subject, dns)
     work = await asyncio.to_thread(open_work_dir, subject.name, folder, "", "", subject.environ)
+    generation: Generation | None = None
     try:
         target = Target(work, own)
         if subject.mesh is not None:
@@ -126,7 +129,8 @@ async def _bootstrap(subject: Subject, folder: str) -> list[CheckResult]:
             prepared = await prepare_fetched(
                 fetched, settings, target, relay=relay, admin_port=admin.port if admin is not None else 0
             )
-            origin = "fetched from the control plane, which registers nothing"
+            generation = generation_of(fetched.tree)
+            origin = f"fetched from the control plane (Kuma {generation}), which registers nothing"
         argv = launch_argv(settings, prepared, binary)
 
         async def command() -> Command:
@@ -135,9 +139,23 @@ async def _bootstrap(subject: Subject, folder: str) -> list[CheckResult]:
         refused = (await check(Plan(command, prepared.admin, prepared.dynamic), None, "not queried")).refused
         if refused:
             return failed(refused, f"the bootstrap was {origin}")
-        return ok(f"{origin}; Envoy accepts it, with its admin on {prepared.admin}")
+        accepted = ok(f"{origin}; Envoy accepts it, with its admin on {prepared.admin}")
+        return [*accepted, *_of_generation(subject, generation)]
     finally:
         await asyncio.to_thread(work.close)
+
+
+def _of_generation(subject: Subject, generation: Generation | None) -> list[CheckResult]:
+    """Return what the user set and has no effect with a control plane of this generation."""
+    settings = subject.settings
+    results = []
+    if note := without_effect(generation, settings, subject.origins):
+        results += warning(note, "remove them, unless a control plane of Kuma 2 may come back")
+    if missing := names_missing(settings, generation):
+        results += warning(missing)
+    elif generation is Generation.KUMA_3 and wants_coredns(settings):
+        results += ok("the embedded resolver answers names, and CoreDNS is not used: the control plane is of Kuma 3")
+    return results
 
 
 def running(subject: Subject) -> list[CheckResult]:

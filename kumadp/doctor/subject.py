@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A data plane as `run` would start it; ``status`` is that of the kumadp that already runs it, else empty."""
+    """A data plane as `run` would start it; ``status`` is that of the kumadp that already runs it, else empty.
+
+    ``origins``: where each setting is from, by its field.
+    """
 
     settings: Settings
     resource: Resource | None
@@ -27,6 +30,7 @@ class Subject:
     transparent: TransparentProxy | None
     environ: Mapping[str, str]
     status: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -21,7 +21,7 @@ class Option:
     ``flags`` and ``variables`` hold the current name first, then aliases; the variable is `own_variable` if Kuma has
     none. ``key`` is its path in a settings file, or empty. A default of None is shown as ``none_means``. An option that
     is not ``effective`` is accepted for compatibility with kuma-dp, but ignored. ``reload``: a reload applies a new
-    value; other options need a restart.
+    value; other options need a restart. ``only_kuma_2``: it has no effect with a control plane of Kuma 3.
     """
 
     field: str
@@ -40,6 +40,7 @@ class Option:
     maximum: float | None
     none_means: str
     effective: bool
+    only_kuma_2: bool
     struct: str
     metavar: str
 
@@ -63,7 +64,9 @@ class Option:
 
     @property
     def _described(self) -> str:
-        return self.help if self.effective else f"{self.help} (accepted, but without effect)"
+        if not self.effective:
+            return f"{self.help} (accepted, but without effect)"
+        return f"{self.help} Without effect with Kuma 3." if self.only_kuma_2 else self.help
 
     @property
     def help_text(self) -> str:
@@ -119,6 +122,7 @@ def option(
     maximum: float | None = None,
     none_means: str = "none",
     effective: bool = True,
+    only_kuma_2: bool = False,
     struct: str = "",
     metavar: str = "",
 ) -> Any:
@@ -144,6 +148,7 @@ def option(
         "maximum": maximum,
         "none_means": none_means,
         "effective": effective,
+        "only_kuma_2": only_kuma_2,
         "struct": struct or key.rpartition(".")[0].replace(".", "_").upper(),
         "metavar": metavar,
     }

@@ -102,7 +102,10 @@ async def test_an_explicit_coredns_gets_a_warning(tmp_path: Path) -> None:
             await part._gate
         assert rig.context.status.warnings == {}
         rig.context.note_generation(Generation.KUMA_3)
-        assert "--dns-mode=coredns: Envoy has no DNS filter" in rig.context.status.warnings["dns"]
+        assert (
+            "--dns-mode=coredns: a control plane of Kuma 3 gives Envoy no DNS filter"
+            in rig.context.status.warnings["dns"]
+        )
         assert part.children()
         rig.context.note_generation(Generation.KUMA_2)
         assert rig.context.status.warnings == {}

@@ -1,0 +1,40 @@
+"""What the user set and has no effect with the control plane at hand: logged once its generation is known."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from kumadp.bootstrap.generation import Generation
+from kumadp.core.part import Part
+from kumadp.settings.kuma_2 import only_for_kuma_2
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kumadp.core.context import Context
+    from kumadp.settings.model import Settings
+
+log = logging.getLogger("kumadp.daemon")
+
+
+def without_effect(generation: Generation | None, settings: Settings, origins: Mapping[str, str]) -> str:
+    """Return one sentence about the options without effect with this control plane; empty if there are none."""
+    if generation is not Generation.KUMA_3:
+        return ""
+    names = only_for_kuma_2(settings, origins)
+    return f"without effect with this control plane, which is of Kuma 3: {', '.join(names)}" if names else ""
+
+
+class GenerationNotesPart(Part):
+    """Logs the options without effect each time that the control plane is of another generation."""
+
+    name = "generation notes"
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def on_generation(self, generation: Generation) -> None:
+        """Log what has no effect, in one line."""
+        if note := without_effect(generation, self._context.settings, self._context.origins):
+            log.warning("%s", note)

@@ -1,0 +1,69 @@
+"""Options without effect with the control plane at hand are named, as the user typed them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.bootstrap.generation import Generation
+from kumadp.core.context import Context, Inputs
+from kumadp.daemon.generation_notes import GenerationNotesPart, without_effect
+from kumadp.settings.model import options_of
+from kumadp.settings.resolve import resolve
+
+if TYPE_CHECKING:
+    from kumadp.settings.resolve import Resolved
+
+ENVIRON = {
+    "KUMA_DATAPLANE_RUNTIME_UNIFIED_RESOURCE_NAMING_ENABLED": "true",
+    "KUMA_DNS_CORE_DNS_PORT": "15099",
+    "KUMA_DATAPLANE_RUNTIME_SOCKET_DIR": "/run/sockets",
+}
+
+
+def resolved(**flags: object) -> Resolved:
+    given = {"name": "web", "mesh": "default", "dns_logging": "true", **flags}
+    file = "dns: {prometheusPort: 19000}\n"
+    return resolve("run", given, ENVIRON, file, "kumadp.yaml", {"dns_logging": "--dns-enable-logging"})
+
+
+def test_kuma_3_has_no_use_for_them() -> None:
+    found = resolved()
+    note = without_effect(Generation.KUMA_3, found.settings, found.origin)
+    assert note.startswith("without effect with this control plane, which is of Kuma 3: ")
+    _, _, names = note.partition("Kuma 3: ")
+    assert sorted(names.split(", ")) == [
+        "--dns-enable-logging",
+        "KUMA_DATAPLANE_RUNTIME_UNIFIED_RESOURCE_NAMING_ENABLED",
+        "kumadp.yaml:1: dns.prometheusPort",
+    ]
+
+
+@pytest.mark.parametrize("generation", [None, Generation.KUMA_2])
+def test_kuma_2_has(generation: Generation | None) -> None:
+    found = resolved()
+    assert without_effect(generation, found.settings, found.origin) == ""
+
+
+def test_coredns_that_runs_nevertheless_has_a_use_for_its_options() -> None:
+    found = resolved(dns_mode="coredns")
+    note = without_effect(Generation.KUMA_3, found.settings, found.origin)
+    assert note.endswith(": KUMA_DATAPLANE_RUNTIME_UNIFIED_RESOURCE_NAMING_ENABLED")
+
+
+def test_the_help_marks_them() -> None:
+    marked = {option.field for option in options_of("run") if "Without effect with Kuma 3." in option.help_text}
+    assert {"coredns_path", "envoy_dns_port", "dns_config_dir", "unified_resource_naming"} <= marked
+    assert not marked & {"coredns_port", "dns_proxy_port", "work_dir", "socket_dir"}
+
+
+def test_it_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    found = resolved()
+    context = Context(Inputs(found.settings, None, {}, origins=found.origin))
+    context.parts = [GenerationNotesPart(context)]
+    context.note_generation(Generation.KUMA_2)
+    assert "without effect" not in caplog.text
+    for _ in range(2):
+        context.note_generation(Generation.KUMA_3)
+    assert caplog.text.count("--dns-enable-logging") == 1
