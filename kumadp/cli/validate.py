@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kumadp.errors import ExitCode, ResourceError, UsageError
+from kumadp.resources.kuma_versions import ALL
 from kumadp.resources.load import load_resource_file
 from kumadp.settings.values import BadValue, parse_assignments
 
@@ -21,11 +22,19 @@ if TYPE_CHECKING:
 @click.argument("files", nargs=-1)
 @click.option("-o", "--output", type=click.Choice(["human", "json"]), default="human", show_default=True)
 @click.option("-v", "--dataplane-var", "variables", multiple=True, metavar="NAME=VALUE", help="Template variable.")
+@click.option(
+    "--kuma",
+    "version",
+    type=click.Choice(ALL),
+    help="Judge as the API of this version of Kuma does. Without it, a problem is what none of them accepts, and what "
+    "only some refuse is a note that names them.",
+)
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of the resources and exit.")
-def validate(files: tuple[str, ...], output: str, variables: tuple[str, ...], schema: bool) -> int:
+def validate(files: tuple[str, ...], output: str, variables: tuple[str, ...], version: str | None, schema: bool) -> int:
     """Check Dataplane, ZoneIngress and ZoneEgress FILES; - reads stdin.
 
-    Prints all problems with file, line, field path and a hint. Exit code 0 if all files are valid, otherwise 65.
+    Prints all problems with file, line, field path and a hint, and notes on fields that have no effect. Exit code 0 if
+    all files are valid, otherwise 65.
     """
     # If the reader of the pipe ends, end silently, as any filter does.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -41,7 +50,7 @@ def validate(files: tuple[str, ...], output: str, variables: tuple[str, ...], sc
     values = _pairs(variables)
     for name in files:
         try:
-            notes += load_resource_file(name, variables=values).notes
+            notes += load_resource_file(name, variables=values, version=version or "").notes
         except ResourceError as error:
             problems += error.problems
     if output == "json":

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from kumadp.addresses import LOOPBACK, overlap
 from kumadp.errors import Problem, ResourceError, SettingsError
 from kumadp.host.net.ports import BindAddress, every_address
+from kumadp.resources.sockets import bound_sockets
 from kumadp.resources.types import Dataplane
-from kumadp.resources.validate import bound_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,7 +14,7 @@ from kumadp.resources.parse import BOUNDS, Parser
 from kumadp.resources.resource import Resource
 from kumadp.resources.template import render
 from kumadp.resources.types import SPECS
-from kumadp.resources.validate import validate
+from kumadp.resources.validate import check
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 STDIN = "-"
 
 
-def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None = None) -> Resource:
-    """Render, parse and check ``text``; raises ResourceError with every problem."""
+def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None = None, version: str = "") -> Resource:
+    """Render, parse and check ``text``; raises ResourceError with every problem.
+
+    ``version``: judge as the API of this version of Kuma does, one of `kuma_versions.ALL`; by default a problem is what
+    none of them accepts, and what only some refuse is a note.
+    """
     parser = Parser(source)
     root = parser.compose(render(text, variables or {}, source))
     if root is None:
@@ -51,15 +55,18 @@ def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None
     )
     # A value that could not be parsed is absent now: its absence is not reported a second time.
     reported = {problem.path for problem in parser.problems}
-    violations, notes = validate(resource)
-    problems = [*parser.problems, *(problem for problem in violations if problem.path not in reported)]
+    findings = check(resource)
+    judgement = findings.for_version(version) if version else findings.for_any()
+    problems = [*parser.problems, *(problem for problem in judgement.problems if problem.path not in reported)]
     if problems:
         raise ResourceError(problems)
-    return dataclasses.replace(resource, notes=(*resource.notes, *notes)) if notes else resource
+    return dataclasses.replace(resource, notes=(*resource.notes, *judgement.notes)) if judgement.notes else resource
 
 
-def load_resource_file(path: Path | Literal["-"] | str, *, variables: Mapping[str, str] | None = None) -> Resource:
-    """Load a resource from a file; ``-`` is stdin. Raises ResourceError, also if the file cannot be read."""
+def load_resource_file(
+    path: Path | Literal["-"] | str, *, variables: Mapping[str, str] | None = None, version: str = ""
+) -> Resource:
+    """As `load_resource`, from a file; ``-`` is stdin. Raises ResourceError, also if the file cannot be read."""
     source = "stdin" if path == STDIN else str(path)
     try:
         text = yamltext.read(str(path), BOUNDS)
@@ -67,4 +74,4 @@ def load_resource_file(path: Path | Literal["-"] | str, *, variables: Mapping[st
         raise ResourceError([Problem("", "is not UTF-8 text", file=source)]) from None
     except OSError as error:
         raise ResourceError([Problem("", f"cannot be read: {error.strerror}", file=source)]) from None
-    return load_resource(text, source, variables=variables)
+    return load_resource(text, source, variables=variables, version=version)

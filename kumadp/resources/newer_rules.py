@@ -1,4 +1,4 @@
-"""Rules for metrics, reachable backends and zone proxy listeners (Kuma 2.13.5 and 2.14.3: dataplane_validator.go)."""
+"""Rules for metrics, references to services and zone proxy listeners (2.13.5 to 3.0: dataplane_validator.go)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ import re
 from typing import TYPE_CHECKING
 
 from kumadp.resources.expressions import problem_of
+from kumadp.resources.kuma_versions import BEFORE_2_14, KUMA_2, ONLY_2_8, SINCE_2_13, SINCE_2_14
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from kumadp.resources.types import Metrics, Networking, ReachableBackendRef
-
-    Fail = Callable[[str, str, str], None]
+    from kumadp.resources.findings import Findings
+    from kumadp.resources.types import BackendRef, Metrics, Networking, ReachableBackendRef
 
 KINDS = ("MeshService", "MeshMultiZoneService", "MeshExternalService")
 PROMETHEUS = "prometheus"
 _IDENTIFIER = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
-def check_metrics(metrics: Metrics, fail: Fail) -> None:
-    """Check type and configuration of metrics; Kuma checks neither for a gateway."""
+def check_metrics(metrics: Metrics, findings: Findings) -> None:
+    """Check type and configuration of metrics; Kuma checks neither for a gateway, and 3.0 has none."""
+
+    def fail(path: str, message: str, hint: str) -> None:
+        findings.fail(path, message, hint, KUMA_2)
+
     if metrics.type != PROMETHEUS:
         fail("metrics.type", f"{metrics.type!r} is not known" if metrics.type else "is missing", f"write {PROMETHEUS}")
         return
@@ -53,8 +55,27 @@ def _mode_of(*, skip: bool) -> str:
     return "disabled" if skip else "activeMTLSBackend"
 
 
-def check_reachable(ref: ReachableBackendRef, path: str, fail: Fail) -> None:
-    """Check a reference of ``reachableBackends``; ``path`` is its field path."""
+def check_backend_ref(reference: BackendRef, path: str, findings: Findings) -> None:
+    """Check the reference of an outbound; ``path`` is its field path."""
+    known = f"one of {', '.join(KINDS)}"
+    if reference.kind not in KINDS:
+        findings.fail(f"{path}.kind", f"{reference.kind!r} is not known" if reference.kind else "is missing", known)
+    elif reference.kind == "MeshMultiZoneService":
+        findings.fail(f"{path}.kind", f"{reference.kind} is not known", "MeshService", ONLY_2_8)
+    if not reference.name and not reference.labels:
+        findings.fail(f"{path}.name", "is missing", "set the name or the labels of the target")
+    elif not reference.name:
+        findings.fail(f"{path}.name", "is missing", "labels alone need a newer control plane", ONLY_2_8)
+    if reference.kind in {"MeshService", "MeshMultiZoneService"} and not reference.port:
+        findings.fail(f"{path}.port", "is missing", f"{reference.kind} requires a port")
+
+
+def check_reachable(ref: ReachableBackendRef, path: str, findings: Findings) -> None:
+    """Check a reference of ``reachableBackends``, which 2.8 ignores; ``path`` is its field path."""
+
+    def fail(path: str, message: str, hint: str) -> None:
+        findings.fail(path, message, hint, SINCE_2_13)
+
     if ref.kind not in KINDS:
         fail(f"{path}.kind", f"{ref.kind!r} is not known" if ref.kind else "is missing", f"one of {', '.join(KINDS)}")
     if ref.name and not _IDENTIFIER.fullmatch(ref.name):
@@ -67,8 +88,17 @@ def check_reachable(ref: ReachableBackendRef, path: str, fail: Fail) -> None:
         fail(f"{path}.labels", "cannot be given with a name", "keep one of the two")
 
 
-def check_listeners(networking: Networking, fail: Fail) -> list[tuple[str, str]]:
-    """Check names and types of zone proxy listeners; return paths and values of their addresses, not checked here."""
+def check_listeners(networking: Networking, findings: Findings) -> list[tuple[str, str]]:
+    """Check names and types of zone proxy listeners, which 2.8 and 2.13 ignore.
+
+    Return paths and values of their addresses, which are not checked here.
+    """
+
+    def fail(path: str, message: str, hint: str) -> None:
+        findings.fail(path, message, hint, SINCE_2_14)
+
+    if networking.listeners:
+        findings.ignored("networking.listeners", "write a ZoneIngress or a ZoneEgress", BEFORE_2_14)
     if networking.gateway is not None and networking.listeners:
         fail("networking.listeners", "are not allowed for a gateway", "remove them")
         return []

@@ -8,6 +8,9 @@ import msgspec
 
 from kumadp.durations import SECOND, parse_nanoseconds
 
+SERVICE = "kuma.io/service"
+PROTOCOL = "kuma.io/protocol"
+
 
 class _Message(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """Fields are snake_case here and camelCase on the wire; unknown ones are only kept in the tree."""
@@ -45,13 +48,18 @@ class Inbound(_Message, frozen=True):
 
     @property
     def service(self) -> str:
-        """The ``kuma.io/service`` tag."""
-        return self.tags.get("kuma.io/service", "")
+        """The tag ``kuma.io/service``; empty without tags."""
+        return self.tags.get(SERVICE, "")
+
+    @property
+    def title(self) -> str:
+        """The service, else the name, else the port: what messages call it."""
+        return self.service or self.name or str(self.port)
 
     @property
     def protocol(self) -> str:
-        """The ``kuma.io/protocol`` tag, else ``protocol`` (2.14), else tcp (Kuma 2.8); in lower case."""
-        return self.tags.get("kuma.io/protocol", self.protocol_name or "tcp").lower()
+        """The field ``protocol`` (2.14), else the tag ``kuma.io/protocol``, else tcp; in lower case."""
+        return (self.protocol_name or self.tags.get(PROTOCOL, "tcp")).lower()
 
 
 class BackendRef(_Message, frozen=True):
@@ -70,6 +78,14 @@ class Outbound(_Message, frozen=True):
     port: int = 0
     tags: dict[str, str] = {}
     backend_ref: BackendRef | None = None
+
+    @property
+    def title(self) -> str:
+        """The consumed service: its tag, else the name or the labels of the reference."""
+        if self.backend_ref is None:
+            return self.tags.get(SERVICE, "")
+        labels = ",".join(f"{name}={value}" for name, value in sorted(self.backend_ref.labels.items()))
+        return self.backend_ref.name or labels
 
 
 class Gateway(_Message, frozen=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.addresses import is_ip, with_port
 from kumadp.host.work_dir import CLUSTERS_FILE, LISTENERS_FILE
+from kumadp.resources.types import SERVICE
 from kumadp.standalone.config_fragments import (
     HTTP,
     HTTP2,
@@ -24,7 +25,7 @@ from kumadp.standalone.config_fragments import (
     tcp_proxy,
 )
 from kumadp.standalone.generated_config import GeneratedConfig
-from kumadp.standalone.mesh import ADMIN_HOST, SERVICE, Mesh, Offer, ServiceEndpoint, admin_port, takes_traffic
+from kumadp.standalone.mesh import ADMIN_HOST, Mesh, Offer, ServiceEndpoint, admin_port, takes_traffic
 from kumadp.standalone.system_listeners import add_admin, add_dns, add_prometheus, add_ready
 from kumadp.standalone.unsupported_fields import ignored_fields
 

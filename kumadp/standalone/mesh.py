@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kumadp.addresses import address_text
 from kumadp.errors import Problem, ResourceError
 from kumadp.resources.load import load_resource_file
-from kumadp.resources.types import Dataplane
+from kumadp.resources.types import SERVICE, Dataplane
 from kumadp.standalone.unsupported_fields import unsupported_fields
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kumadp.resources.types import Inbound
 
 SUFFIXES = (".yaml", ".yml", ".json")
-SERVICE = "kuma.io/service"
+
 ADMIN_HOST = "127.0.0.1"
 ADMIN_PORT = 9901
 

@@ -6,8 +6,9 @@ import re
 from typing import TYPE_CHECKING
 
 from kumadp.resources.dns_defaults import DEFAULT_TTL
+from kumadp.resources.types import SERVICE
 from kumadp.standalone.config_fragments import Json, assignment, http_manager, listener, socket_address
-from kumadp.standalone.mesh import ADMIN_HOST, SERVICE, Mesh, admin_port, health_name
+from kumadp.standalone.mesh import ADMIN_HOST, Mesh, admin_port, health_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.errors import Problem
 from kumadp.resources.newer_rules import is_port
-from kumadp.resources.validate import SERVICE
+from kumadp.resources.types import SERVICE
 
 if TYPE_CHECKING:
     from kumadp.resources.resource import Resource

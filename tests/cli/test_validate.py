@@ -14,8 +14,8 @@ from tests.support.command import ROOT, kumadp
 if TYPE_CHECKING:
     from pathlib import Path
 
-GOOD = (ROOT / "configs/dataplane.yaml").read_text(encoding="utf-8")
-BAD = GOOD.replace("kuma.io/protocol: http", "kuma.io/protocol: htp").replace("port: 9901", "port: 99010")
+GOOD = (ROOT / "configs/dataplane-kuma3.yaml").read_text(encoding="utf-8")
+BAD = GOOD.replace("protocol: http", "protocol: htp").replace("port: 9901", "port: 99010")
 
 
 @pytest.fixture
@@ -36,7 +36,8 @@ def test_every_problem_of_every_file(folder: Path) -> None:
     assert (done.returncode, done.stderr) == (65, "")
     lines = done.stdout.splitlines()
     protocol = next(number for number, line in enumerate(BAD.splitlines(), 1) if "kuma.io/protocol: htp" in line)
-    assert sorted(line.split(":")[1].strip() for line in lines) == ["bad.yaml", "bad.yaml", "none.yaml", "worse.yaml"]
+    files = sorted(line.split(":")[1].strip() for line in lines)
+    assert files == ["bad.yaml", "bad.yaml", "bad.yaml", "none.yaml", "worse.yaml"]
     assert any(
         line.startswith(f'error: bad.yaml:{protocol}: networking.inbound[0].tags["kuma.io/protocol"]: ')
         for line in lines
@@ -50,6 +51,7 @@ def test_json_output(folder: Path) -> None:
     assert message["valid"] is False
     assert {problem["path"] for problem in message["problems"]} == {
         'networking.inbound[0].tags["kuma.io/protocol"]',
+        "networking.inbound[0].protocol",
         "networking.admin.port",
     }
     for problem in message["problems"]:
@@ -66,6 +68,40 @@ def test_notes_are_not_errors(folder: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.startswith("note: odd.yaml:")
     assert "colour" in done.stdout
+
+
+def test_the_judgement_of_one_version(folder: Path) -> None:
+    text = GOOD.replace("protocol: http #", "#")
+    (folder / "v.yaml").write_text(text)
+    line = next(number for number, line in enumerate(text.splitlines(), 1) if "kuma.io/protocol" in line)
+    loss = "has no effect: without the field protocol this inbound is plain TCP (add protocol: http beside the tags)"
+    done = kumadp("validate", "--kuma=3.0", "v.yaml", cwd=folder)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        f'note: v.yaml:{line}: networking.inbound[0].tags["kuma.io/protocol"]: {loss}',
+        f"note: v.yaml:{line - 2}: networking.inbound[0].tags: has no effect (policies and services select by labels)",
+        "1 valid",
+    ]
+    assert kumadp("validate", "--kuma=2.14", "v.yaml", cwd=folder).stdout == "1 valid\n"
+
+
+def test_what_one_version_refuses_is_a_note_without_it(folder: Path) -> None:
+    (folder / "v.yaml").write_text(GOOD.replace("        kuma.io/service: web\n", ""))
+    assert kumadp("validate", "--kuma=3.0", "v.yaml", cwd=folder).returncode == 0
+    refused = kumadp("validate", "--kuma=2.14", "-o", "json", "v.yaml", cwd=folder)
+    assert refused.returncode == 65
+    (problem,) = json.loads(refused.stdout)["problems"]
+    assert (problem["path"], problem["message"]) == ('networking.inbound[0].tags["kuma.io/service"]', "is missing")
+    done = kumadp("validate", "v.yaml", cwd=folder)
+    assert done.returncode == 0
+    assert done.stdout.startswith("note: v.yaml:")
+    assert "is missing; Kuma 2.8, 2.13 and 2.14 refuse that" in done.stdout
+
+
+def test_a_version_that_is_none(folder: Path) -> None:
+    done = kumadp("validate", "--kuma=2.7", "good.yaml", cwd=folder)
+    assert done.returncode == 64
+    assert "'2.7' is not one of '2.8', '2.13', '2.14', '3.0'" in done.stderr
 
 
 @pytest.mark.parametrize(("text", "code"), [(GOOD, 0), (BAD, 65), ("", 65)])
@@ -101,6 +137,14 @@ def test_the_schema_accepts_valid_resources_only() -> None:
     schema = json.loads(done.stdout)
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
-    for name in ("dataplane", "gateway", "zone-ingress", "zone-egress", "standalone/web"):
+    for name in (
+        "dataplane",
+        "dataplane-kuma3",
+        "gateway",
+        "zone-ingress",
+        "zone-egress",
+        "zone-proxy",
+        "standalone/web",
+    ):
         validator.validate(yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text(encoding="utf-8")))
     assert not validator.is_valid(yaml.safe_load(BAD))

@@ -101,7 +101,10 @@ def test_the_whole_schema_is_parsed_and_kept_as_written() -> None:
     assert spec.networking.transparent_proxying.redirect_port_inbound == 15006
     assert spec.probes is not None
     assert spec.probes.endpoints[0].inbound_path == "/healthz"
-    assert resource.notes == ()
+    assert [note.path for note in resource.notes] == [
+        'networking.inbound[0].tags["kuma.io/protocol"]',
+        "networking.outbound[0].backendRef",
+    ]
     assert resource.tree == yaml.safe_load(FULL)
 
 

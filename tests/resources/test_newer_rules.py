@@ -1,4 +1,4 @@
-"""Rules of Kuma 2.13 and 2.14: metrics, reachable backends, listeners of zone proxies."""
+"""Rules of Kuma 2.13 to 3.0: metrics, reachable backends, listeners of zone proxies."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from typing import Any
 
 import pytest
 
+from kumadp.resources.findings import Findings
+from kumadp.resources.load import load_resource
 from kumadp.resources.newer_rules import check_listeners, check_metrics, check_reachable, is_port
 from kumadp.resources.types import Gateway, Inbound, Listener, Metrics, Networking, ReachableBackendRef
 
 
-class Problems(list[str]):
-    """Field paths with messages."""
+class Problems(Findings):
+    """Findings for a resource without fields."""
 
-    def add(self, path: str, message: str, _hint: str = "") -> None:
-        self.append(f"{path}: {message}")
+    def __init__(self) -> None:
+        super().__init__(load_resource('{"type": "ZoneEgress", "name": "e", "networking": {"port": 1}}', "e.yaml"))
+
+    def of(self, version: str) -> list[str]:
+        return [f"{problem.path}: {problem.message}" for problem in self.for_version(version).problems]
 
 
 @pytest.mark.parametrize(
@@ -39,15 +44,16 @@ def test_a_port_as_jsonpb_reads_it(value: object, expected: bool) -> None:
 )
 def test_metrics(conf: dict[str, Any], problem: str | None) -> None:
     problems = Problems()
-    check_metrics(Metrics(type="prometheus", conf=conf), problems.add)
-    assert [text.startswith(problem or "none") for text in problems] == [True] * (problem is not None)
+    check_metrics(Metrics(type="prometheus", conf=conf), problems)
+    assert [text.startswith(problem or "none") for text in problems.of("2.8")] == [True] * (problem is not None)
+    assert problems.of("3.0") == []
 
 
 def test_the_type_of_metrics() -> None:
     problems = Problems()
-    check_metrics(Metrics(type="graphite"), problems.add)
-    check_metrics(Metrics(), problems.add)
-    assert problems == ["metrics.type: 'graphite' is not known", "metrics.type: is missing"]
+    check_metrics(Metrics(type="graphite"), problems)
+    check_metrics(Metrics(), problems)
+    assert problems.of("2.14") == ["metrics.type: 'graphite' is not known", "metrics.type: is missing"]
 
 
 @pytest.mark.parametrize(
@@ -67,8 +73,9 @@ def test_the_type_of_metrics() -> None:
 )
 def test_a_reachable_backend(ref: ReachableBackendRef, expected: list[str]) -> None:
     problems = Problems()
-    check_reachable(ref, "r", problems.add)
-    assert problems == expected
+    check_reachable(ref, "r", problems)
+    assert problems.of("2.13") == expected
+    assert problems.of("2.8") == []
 
 
 def test_listeners() -> None:
@@ -81,12 +88,13 @@ def test_listeners() -> None:
             Listener(type="ZoneEgress", port=10002, name="80"),
         ),
     )
-    assert check_listeners(networking, problems.add) == [
+    assert check_listeners(networking, problems) == [
         ("networking.listeners[0].address", "192.0.2.1"),
         ("networking.listeners[1].address", "192.0.2.1"),
         ("networking.listeners[2].address", ""),
     ]
-    assert problems == [
+    assert problems.of("2.13") == []
+    assert problems.of("2.14") == [
         "networking.listeners[1].type: is missing",
         "networking.listeners[1].port: is missing",
         "networking.listeners[1].name: in is taken by another listener or inbound",
@@ -97,5 +105,5 @@ def test_listeners() -> None:
 def test_a_gateway_has_no_listeners() -> None:
     problems = Problems()
     networking = Networking(gateway=Gateway(), listeners=(Listener(),))
-    assert check_listeners(networking, problems.add) == []
-    assert problems == ["networking.listeners: are not allowed for a gateway"]
+    assert check_listeners(networking, problems) == []
+    assert problems.of("3.0") == ["networking.listeners: are not allowed for a gateway"]

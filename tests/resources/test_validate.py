@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from kumadp.addresses import overlap
 from kumadp.errors import ResourceError
 from kumadp.resources.fields import DATAPLANE, Message
 from kumadp.resources.load import load_resource
-from kumadp.resources.validate import BoundSocket, _Bound, bound_sockets
+from kumadp.resources.sockets import BoundPort, BoundSocket, bound_sockets
 from kumadp.resources.wire import request_json
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def told(tree: dict[str, Any]) -> list[str]:
 
 IN = "networking__inbound__0__"
 REACHABLE = "networking__transparentProxying__reachableBackends__refs"
+REFS = "networking.transparentProxying.reachableBackends.refs"
 OUT = "networking__outbound__0__"
 GATEWAY = {"tags": {"kuma.io/service": "edge"}}
 SECOND = {"port": 11012, "tags": {"kuma.io/service": "two"}}
@@ -144,7 +146,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a zone that is no tag's value": (changed(**{IN + "tags__kuma.io/zone": "a b"}), "'a b' is not a valid tag value"),
     "an unknown protocol": (
         changed(**{IN + "tags__kuma.io/protocol": "htp"}),
-        "networking.inbound[0].tags[\"kuma.io/protocol\"]: 'htp' is not known (one of tcp, http, http2, grpc, kafka)",
+        "networking.inbound[0].tags[\"kuma.io/protocol\"]: 'htp' is not known; Kuma 2.8, 2.13 and 2.14 refuse that "
+        "(one of tcp, http, http2, grpc, kafka)",
     ),
     "an empty tag": (changed(**{IN + "tags__version": ""}), "networking.inbound[0].tags.version: is empty"),
     "a tag that holds a space": (
@@ -226,10 +229,6 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an outbound without a port": (changed(**{OUT + "port": REMOVED}), "networking.outbound[0].port: is missing"),
     "an outbound at a name": (changed(**{OUT + "address": "redis"}), "networking.outbound[0].address: 'redis' is not"),
-    "tags and a reference": (
-        changed(**{OUT + "backendRef": {"kind": "MeshService", "name": "r", "port": 1}}),
-        "networking.outbound[0]: has tags and a backendRef",
-    ),
     "a reference of an unknown kind": (
         changed(**{OUT + "tags": REMOVED, OUT + "backendRef": {"kind": "Service", "name": "r", "port": 1}}),
         "networking.outbound[0].backendRef.kind: 'Service' is not known (one of MeshService, ",
@@ -260,9 +259,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "metrics of an unknown type": (
         changed(metrics={"type": "graphite"}),
-        "metrics.type: 'graphite' is not known (write prometheus)",
+        "metrics.type: 'graphite' is not known; Kuma 2.8, 2.13 and 2.14 refuse that (write prometheus)",
     ),
-    "metrics without a type": (changed(metrics={"name": "a"}), "metrics.type: is missing (write prometheus)"),
+    "metrics without a type": (
+        changed(metrics={"name": "a"}),
+        "metrics.type: is missing; Kuma 2.8, 2.13 and 2.14 refuse that (write prometheus)",
+    ),
     "an aggregate twice": (
         changed(metrics={"type": "prometheus", "conf": {"aggregate": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}}),
         "metrics.conf.aggregate[2].name: 'a' is given twice",
@@ -291,38 +293,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         changed(metrics={"type": "prometheus", "conf": {"aggregate": [{"name": "a", "port": "many"}]}}),
         "metrics.conf.aggregate[0].port: must be a whole number, not 'many'",
     ),
-    "a reachable backend of an unknown kind": (
-        changed(**{REACHABLE: [{"kind": "MeshService", "name": "a"}, {"kind": "Service", "name": "a"}]}),
-        "networking.transparentProxying.reachableBackends.refs[1].kind: 'Service' is not known",
-    ),
-    "a reachable backend without a name": (
-        changed(**{REACHABLE: [{"kind": "MeshService"}]}),
-        "reachableBackends.refs[0].name: is missing (set the name or the labels of the service)",
-    ),
-    "a reachable backend with a namespace alone": (
-        changed(**{REACHABLE: [{"kind": "MeshService", "namespace": "n", "labels": {"a": "b"}}]}),
-        "reachableBackends.refs[0].name: is missing (a namespace needs a name)",
-    ),
-    "a reachable backend by name and labels": (
-        changed(**{REACHABLE: [{"kind": "MeshService", "name": "a", "labels": {"a": "b"}}]}),
-        "reachableBackends.refs[0].labels: cannot be given with a name",
-    ),
-    "a reachable backend whose name is none": (
-        changed(**{REACHABLE: [{"kind": "MeshService", "name": "A_b"}]}),
-        "reachableBackends.refs[0].name: 'A_b' is not a name",
-    ),
     "a mesh whose name is none": (changed(mesh="A mesh"), "mesh: 'A mesh' is not a name"),
-    "a protocol of 2.14 that is none": (
-        changed(**{IN + "protocol": "smtp"}),
-        "networking.inbound[0].protocol: 'smtp' is not known",
-    ),
-    "a listener of no kind": (
-        changed(networking__listeners=[{"address": "10.0.0.1", "port": 10001}]),
-        "networking.listeners[0].type: is missing",
-    ),
     "a listener on an inbound's port": (
         changed(networking__listeners=[{"type": "ZoneIngress", "address": "192.168.0.2", "port": 11011}]),
-        "networking.inbound[0].port: 192.168.0.2:11011 is bound twice, first for the listener of a ZoneIngress",
+        "networking.listeners[0].port: 192.168.0.2:11011 is bound twice, first for inbound web",
     ),
     "a probe without a slash": (
         changed(probes={"endpoints": [{"inboundPort": 11011, "inboundPath": "a", "path": "/b"}]}),
@@ -470,7 +444,7 @@ def test_valid_resources_pass(name: str) -> None:
 
 
 def test_a_probe_port_with_two_meanings_is_noted() -> None:
-    tree = changed(
+    tree = portable(
         networking__inbound__1={"port": 8080, "servicePort": 9090, "tags": {"kuma.io/service": "b"}},
         probes={"endpoints": [{"inboundPort": 8080, "inboundPath": "/a", "path": "/b"}]},
     )
@@ -481,45 +455,113 @@ def test_a_probe_port_with_two_meanings_is_noted() -> None:
     ]
 
 
+# What some versions accept: the base of these has nothing to remark, for any version.
+PORTABLE = {
+    "networking__inbound__0__protocol": "http",
+    "networking__outbound": [{"port": 33033, "backendRef": {"kind": "MeshService", "name": "redis", "port": 6379}}],
+}
+
+
+def portable(**changes: Any) -> dict[str, Any]:
+    """As `changed`, without anything that only some versions accept."""
+    return changed(**(copy.deepcopy(PORTABLE) | changes))
+
+
 NOTED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a zone": (
-        changed(**{IN + "tags__kuma.io/zone": "east"}),
+        portable(**{IN + "tags__kuma.io/zone": "east"}),
         'networking.inbound[0].tags["kuma.io/zone"]',
         "is replaced by the control plane's own zone",
     ),
     "a gateway's zone": (
-        changed(
+        portable(
             networking__inbound=REMOVED,
             networking__gateway={"tags": {"kuma.io/service": "edge", "kuma.io/zone": "east"}},
         ),
         'networking.gateway.tags["kuma.io/zone"]',
         "is replaced by the control plane's own zone",
     ),
-    "no inbound": (changed(networking__inbound=[]), "networking.inbound", "there is no inbound and no gateway"),
-    "an inbound without tags": (changed(**{IN + "tags": REMOVED}), "networking.inbound[0].tags", "are missing"),
+    "no inbound": (
+        portable(networking__inbound=[]),
+        "networking.inbound",
+        "there is no inbound and no gateway; Kuma 2.8 and 2.13 refuse that",
+    ),
+    "an inbound without tags": (
+        portable(**{IN + "tags": REMOVED}),
+        "networking.inbound[0].tags",
+        "are missing; Kuma 2.8 and 2.13 refuse that",
+    ),
     "a gateway without tags": (
-        changed(networking__inbound=REMOVED, networking__gateway={}),
+        portable(networking__inbound=REMOVED, networking__gateway={}),
         "networking.gateway.tags",
-        "are missing",
+        "are missing; Kuma 2.8 and 2.13 refuse that",
     ),
-    "a zone ingress without an address": (
-        {
-            "type": "ZoneIngress",
-            "name": "i",
-            "networking": {"port": 10001, "advertisedAddress": "1.2.3.4", "advertisedPort": 10001},
-        },
-        "networking.address",
-        "is missing: control planes accept that, but then send no configuration",
-    ),
-    "a zone egress without an address": (
-        {"type": "ZoneEgress", "name": "e", "networking": {"port": 10002, "admin": {"port": 9901}}},
-        "networking.address",
-        "is missing: control planes accept that, but then send no configuration",
+    "a zone egress": (
+        {"type": "ZoneEgress", "name": "e", "networking": {"address": "10.0.0.1", "port": 10002}},
+        "type",
+        "ZoneEgress is not supported; Kuma 3.0 refuses that",
     ),
     "a name with an underscore": (
-        changed(name="kasse_1"),
+        portable(name="kasse_1"),
         "name",
-        "'kasse_1' has an underscore, which only Kuma 2.8 accepts everywhere",
+        "'kasse_1' has an underscore; the API of Kuma 2.8, 2.13, 2.14 and 3.0 refuses that",
+    ),
+    "a label of two words": (
+        portable(labels={"app": "a b"}),
+        "labels.app",
+        "'a b' is not a valid label value; the API of Kuma 2.8, 2.13, 2.14 and 3.0 refuses that",
+    ),
+    "a tag of two words": (
+        portable(**{IN + "tags__version": "v 1"}),
+        "networking.inbound[0].tags.version",
+        "'v 1' is not a valid tag value; Kuma 2.8, 2.13 and 2.14 refuse that",
+    ),
+    "a reachable backend of an unknown kind": (
+        portable(**{REACHABLE: [{"kind": "MeshService", "name": "a"}, {"kind": "Service", "name": "a"}]}),
+        "networking.transparentProxying.reachableBackends.refs[1].kind",
+        "'Service' is not known; Kuma 2.13, 2.14 and 3.0 refuse that",
+    ),
+    "a reachable backend without a name": (
+        portable(**{REACHABLE: [{"kind": "MeshService"}]}),
+        f"{REFS}[0].name",
+        "is missing; Kuma 2.13, 2.14 and 3.0 refuse that",
+    ),
+    "a reachable backend with a namespace alone": (
+        portable(**{REACHABLE: [{"kind": "MeshService", "namespace": "n"}]}),
+        f"{REFS}[0].name",
+        "is missing; Kuma 2.13, 2.14 and 3.0 refuse that",
+    ),
+    "a reachable backend by name and labels": (
+        portable(**{REACHABLE: [{"kind": "MeshService", "name": "a", "labels": {"a": "b"}}]}),
+        f"{REFS}[0].labels",
+        "cannot be given with a name; Kuma 2.13, 2.14 and 3.0 refuse that",
+    ),
+    "a reachable backend whose name is none": (
+        portable(**{REACHABLE: [{"kind": "MeshService", "name": "A_b"}]}),
+        f"{REFS}[0].name",
+        "'A_b' is not a name; Kuma 2.13, 2.14 and 3.0 refuse that",
+    ),
+    "a protocol that is none": (
+        portable(**{IN + "protocol": "smtp"}),
+        "networking.inbound[0].protocol",
+        "'smtp' is not known; Kuma 2.14 and 3.0 refuse that",
+    ),
+    "a listener of no kind": (
+        portable(networking__listeners=[{"address": "10.0.0.1", "port": 10001}]),
+        "networking.listeners[0].type",
+        "is missing; Kuma 2.14 and 3.0 refuse that",
+    ),
+    "tags and a reference": (
+        portable(**{OUT + "tags": {"kuma.io/service": "redis"}}),
+        "networking.outbound[0]",
+        "has tags and a backendRef; Kuma 2.8, 2.13 and 2.14 refuse that",
+    ),
+    "a reference by labels": (
+        portable(
+            networking__outbound=[{"port": 1, "backendRef": {"kind": "MeshService", "labels": {"a": "b"}, "port": 1}}]
+        ),
+        "networking.outbound[0].backendRef.name",
+        "is missing; Kuma 2.8 refuses that",
     ),
 }
 
@@ -529,6 +571,16 @@ def test_what_some_kuma_accepts_is_noted(name: str) -> None:
     tree, path, message = NOTED[name]
     notes = load_resource(yaml.safe_dump(tree, sort_keys=False), "dp.yaml").notes
     assert [(note.path, note.message) for note in notes] == [(path, message)]
+
+
+@pytest.mark.parametrize("kind", ["ZoneIngress", "ZoneEgress"])
+def test_a_zone_proxy_without_an_address_is_noted(kind: str) -> None:
+    tree = {"type": kind, "name": "z", "networking": {"port": 10001}}
+    notes = load_resource(yaml.safe_dump(tree), "dp.yaml").notes
+    assert [(note.path, note.message) for note in notes] == [
+        ("type", f"{kind} is not supported; Kuma 3.0 refuses that"),
+        ("networking.address", "is missing: control planes accept that, but then send no configuration"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -656,7 +708,7 @@ ADDRESSES = st.sampled_from(["0.0.0.0", "::", "127.0.0.1", "10.0.0.1", "::1", "2
 @given(st.lists(st.tuples(ADDRESSES, st.integers(0, 1)), min_size=1, max_size=8))
 def test_sockets_clash_if_their_addresses_overlap(bound: list[tuple[str, int]]) -> None:
     sockets = [BoundSocket(address, 80 + port, "tcp", str(index), "") for index, (address, port) in enumerate(bound)]
-    by_port = {80: _Bound(), 81: _Bound()}
+    by_port = {80: BoundPort(), 81: BoundPort()}
     for index, later in enumerate(sockets):
         earlier = (item for item in sockets[:index] if item.port == later.port and overlap(item.address, later.address))
         assert by_port[later.port].add(later) == next(earlier, None)
