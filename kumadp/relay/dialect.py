@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
+import enum
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from kumadp.relay.messages import Outline, Response
 
 if TYPE_CHECKING:
     from kumadp.relay.messages import Request
+    from kumadp.relay.resource_set import ResourceSet
 
-_SERVICE = "/envoy.service.discovery.v3.AggregatedDiscoveryService"
+SERVICE = "/envoy.service.discovery.v3.AggregatedDiscoveryService"
+
+
+class XdsProtocol(enum.StrEnum):
+    """The two forms of xDS."""
+
+    SOTW = "sotw"
+    """State of the world: each message has all resources of a type. Kuma up to 2.14."""
+    DELTA = "delta"
+    """A message has the resources that changed. Kuma from 3.0 on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message of the control plane, read.
+
+    ``response``: all resources of the type, for the state machine; None if Envoy has them already, or if the message is
+    ``refused`` for this reason. ``held``: the set after it, in delta. ``lost``: the control plane believes that we have
+    what we have not.
+    """
+
+    outline: Outline
+    response: Response | None = field(default=None, repr=False)
+    held: ResourceSet | None = field(default=None, repr=False)
+    refused: str = ""
+    lost: bool = False
 
 
 class Dialect(Protocol):
-    """Encodes the requests of one stream."""
+    """Encodes the requests of one stream, and reads its responses."""
+
+    @property
+    def protocol(self) -> XdsProtocol:
+        """The form of xDS."""
 
     @property
     def method(self) -> str:
@@ -20,12 +54,48 @@ class Dialect(Protocol):
     def encode(self, request: Request) -> tuple[bytes, ...]:
         """Return the messages to send for a request, none if it changes nothing on this stream."""
 
+    def expects_answer(self, request: Request) -> bool:
+        """Return whether the control plane answers it at once; to be called after `encode`."""
+
+    def weight(self, data: bytes) -> int:
+        """Return how many bytes `read` works on, at most."""
+
+    def read(self, data: bytes) -> Arrival:
+        """Read a message, in a thread if it is large; `take` adopts it. Raises BadMessage."""
+
+    def take(self, arrival: Arrival) -> tuple[bytes, ...]:
+        """Adopt what was read; return what to send at once."""
+
+    def drop(self, outline: Outline) -> None:
+        """Note that a response was dropped unread."""
+
 
 class Sotw:
-    """State of the world: each message has all resources of a type. Spoken by Kuma up to 2.14."""
+    """State of the world."""
 
-    method = f"{_SERVICE}/StreamAggregatedResources"
+    protocol = XdsProtocol.SOTW
+    method = f"{SERVICE}/StreamAggregatedResources"
 
     def encode(self, request: Request) -> tuple[bytes, ...]:
         """Return the DiscoveryRequest."""
         return (request.encode(),)
+
+    def expects_answer(self, request: Request) -> bool:
+        """Return True for a first subscription: later requests may stay unanswered."""
+        return not request.nonce
+
+    def weight(self, data: bytes) -> int:
+        """Return its size."""
+        return len(data)
+
+    def read(self, data: bytes) -> Arrival:
+        """Read a DiscoveryResponse."""
+        response = Response.parse(data)
+        return Arrival(Outline(response.type_url, response.version, response.nonce), response)
+
+    def take(self, _arrival: Arrival) -> tuple[bytes, ...]:
+        """Send nothing: Envoy answers."""
+        return ()
+
+    def drop(self, _outline: Outline) -> None:
+        """Do nothing: the next response has everything."""

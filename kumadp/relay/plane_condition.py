@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.core import grace_period
 from kumadp.relay.refusal import StreamRefusal
-from kumadp.relay.relay import SILENCE
+from kumadp.relay.unanswered import SILENCE
 from kumadp.relay.upstream import UpstreamState
 
 if TYPE_CHECKING:

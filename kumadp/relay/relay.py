@@ -20,10 +20,12 @@ from kumadp.host.log.throttle import Throttle
 from kumadp.host.memory_trim import trim_memory
 from kumadp.host.net.serve import bind_unix
 from kumadp.relay.actions import Note, RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
-from kumadp.relay.dialect import Dialect, Sotw
+from kumadp.relay.dialect import Sotw
 from kumadp.relay.downstream import Downstream
 from kumadp.relay.health import HDS, LARGEST_SPECIFIER, HealthRelay
-from kumadp.relay.messages import SECRET, BadMessage, Response, outline
+from kumadp.relay.messages import SECRET, BadMessage, outline
+from kumadp.relay.present_dialect import LARGE, PresentDialect
+from kumadp.relay.unanswered import Unanswered
 from kumadp.relay.upstream import LONGEST_REASON, Dial, UpstreamConnection, UpstreamState
 
 if TYPE_CHECKING:
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
 
     from kumadp.grpc.call import Oversized
     from kumadp.host.net.connection_limit import ConnectionLimits
+    from kumadp.relay.dialect import XdsProtocol
     from kumadp.relay.messages import Request
+    from kumadp.relay.protocol_choice import ProtocolChoice
     from kumadp.relay.snapshot import RelaySnapshot
     from kumadp.relay.state_machine import RelayStateMachine
     from kumadp.relay.upstream import UpstreamFacts
@@ -41,10 +45,6 @@ log = logging.getLogger("kumadp.relay")
 
 # How long the stream stays open without an Envoy, in seconds: as long as Kuma itself waits before it deregisters.
 HOLD = 10.0
-# How long the control plane may leave a first subscription unanswered, in seconds, before a warning is logged.
-SILENCE = 15.0
-# From this size on, in bytes, a response is parsed in a thread: digests cost 3 ms per megabyte.
-LARGE = 256 << 10
 # Seconds after a large response, or after its answer, until freed memory is returned to the kernel.
 TRIM_AFTER = 2.0
 
@@ -53,12 +53,14 @@ TRIM_AFTER = 2.0
 class RelayOptions:
     """Settings and callbacks of a `Relay`.
 
+    ``choice`` chooses the protocol of each stream to the control plane, None: state of the world.
     ``broken_at``: when a re-execution broke the stream to the control plane, by ``clock``; None if there was none.
     ``largest``: a response of more bytes is rejected, and Envoy keeps the previous one. ``on_change`` is called when
     the status changes, ``on_accepted`` with the type of a response that an Envoy accepted, ``on_answered`` with the
     type of one that it accepted or rejected: it may have applied parts of a rejected one.
     """
 
+    choice: ProtocolChoice | None = None
     broken_at: float | None = None
     largest: int = LARGEST
     on_change: Callable[[], None] = lambda: None
@@ -100,10 +102,11 @@ class Relay:
             self,
             clock=options.clock,
             on_change=options.on_change,
+            choice=options.choice,
             broken_at=options.broken_at,
             largest=options.largest,
         )
-        self._dialect: Dialect = Sotw()
+        self._dialect = PresentDialect(machine.snapshot, options.largest)
         self._largest = options.largest
         self._large_seen = False
         self._downstream = Downstream(self, self._epoch)
@@ -111,7 +114,7 @@ class Relay:
         self._throttle = Throttle()
         self._updated = asyncio.Event()
         self._epochs: dict[int, int] = {}
-        self._unanswered: dict[str, float] = {}
+        self._unanswered = Unanswered(options.clock, self._note_silence)
         self._changed_at: dict[str, float] = {}
         self._rejection: dict[str, object] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -131,6 +134,7 @@ class Relay:
             await self._upstream.run()
         finally:
             server.stop()
+            self._unanswered.clear()
             for timer in self._timers.values():
                 timer.cancel()
             await server.close()
@@ -196,7 +200,7 @@ class Relay:
     @property
     def silence(self) -> float:
         """Seconds for which the control plane has left a first subscription unanswered; 0 if there is none."""
-        return self._silence()
+        return self._unanswered.silence
 
     def status(self) -> dict[str, object]:
         """Return the status section in JSON types; times in seconds since 1970."""
@@ -207,10 +211,11 @@ class Relay:
             "since": round(epoch + facts.since, 3),
             "connected_since": round(epoch + facts.since, 3) if facts.state is UpstreamState.OPEN else None,
             "address": facts.address,
+            "protocol": self._upstream.protocol.value,
             "last_error": facts.last_error,
             "refusal": None if facts.refusal is None else facts.refusal.value,
             "refused_since": None if facts.refused_since is None else round(epoch + facts.refused_since, 3),
-            "silence": round(self._silence(), 1),
+            "silence": round(self._unanswered.silence, 1),
             "received": round(epoch + max(self._changed_at.values()), 3) if self._changed_at else None,
             "last_rejection": self._rejection,
             "types": [
@@ -230,24 +235,35 @@ class Relay:
 
     # The stream to the control plane.
 
+    async def upstream_opening(self, protocol: XdsProtocol) -> str:
+        """Get ready for a stream of this protocol; return its gRPC method."""
+        return await self._dialect.prepare(protocol)
+
     def upstream_opened(self) -> None:
         """Subscribe."""
+        self._dialect.begin()
         self._unanswered.clear()
         self._execute(self._machine.upstream_opened())
 
     async def upstream_message(self, data: bytes) -> None:
         """Remember and pass on a response."""
         try:
-            response = await asyncio.to_thread(_parse_with_digest, data) if len(data) > LARGE else Response.parse(data)
+            arrival = await self._dialect.read(data)
         except BadMessage as error:
             self._warn("unreadable", f"the control plane sent a message that is not a discovery response: {error}")
             return
-        if all(view.type_url != response.type_url for view in self._machine.types()):
-            self._warn("unrequested", f"the control plane sent {_line(response.type_url)}, which was not requested")
+        type_url = arrival.outline.type_url
+        if all(view.type_url != type_url for view in self._machine.types()):
+            self._warn("unrequested", f"the control plane sent {_line(type_url)}, which was not requested")
             return
-        self._unanswered.pop(response.type_url, None)
-        self._changed_at[response.type_url] = self._clock()
-        self._execute(self._machine.upstream_message(response))
+        self._unanswered.answered(type_url)
+        for answer in self._dialect.take(arrival):
+            self._upstream.send(answer)
+        if arrival.refused:
+            self._execute(self._machine.upstream_refused(arrival.outline, arrival.refused))
+        elif arrival.response is not None:
+            self._changed_at[type_url] = self._clock()
+            self._execute(self._machine.upstream_message(arrival.response))
         if len(data) > LARGE:
             self._trim_soon()
 
@@ -259,7 +275,8 @@ class Relay:
         except BadMessage as error:
             self._warn("oversized", f"the control plane sent {message.size} bytes, which are rejected: {error}")
             return False
-        self._unanswered.pop(summary.type_url, None)
+        self._unanswered.answered(summary.type_url)
+        self._dialect.drop(summary)
         reason = f"it has {message.size} bytes; at most {self._largest} are accepted with this memory limit"
         self._execute(self._machine.upstream_refused(summary, reason))
         return True
@@ -275,7 +292,6 @@ class Relay:
     def upstream_closed(self) -> None:
         """Forget unanswered subscriptions."""
         self._unanswered.clear()
-        self._cancel("silence")
         self._execute(self._machine.upstream_closed())
 
     # The streams of the Envoys.
@@ -308,9 +324,7 @@ class Relay:
         for action in actions:
             match action:
                 case SendUp(request):
-                    for data in self._dialect.encode(request):
-                        self._upstream.send(data)
-                    self._expect(request)
+                    self._send_up(request)
                 case SendDown():
                     self._downstream.send(action.stream, action.type_url, action.raw, action.more)
                 case ResponseAccepted(type_url):
@@ -349,24 +363,17 @@ class Relay:
     def _tick(self) -> None:
         self._execute(self._machine.tick(self._clock()))
 
-    def _expect(self, request: Request) -> None:
-        """Expect an answer to a first subscription: later requests may stay unanswered."""
-        if request.nonce:
-            return
-        self._unanswered.setdefault(request.type_url, self._clock())
-        if "silence" not in self._timers:
-            self._schedule("silence", SILENCE, self._note_silence)
+    def _send_up(self, request: Request) -> None:
+        messages, answered = self._dialect.encode(request)
+        for data in messages:
+            self._upstream.send(data)
+        if answered:
+            self._unanswered.expect(request.type_url)
 
-    def _note_silence(self) -> None:
-        self._cancel("silence")
-        if self._unanswered:
-            names = ", ".join(map(_short, self._unanswered))
-            self._warn("silence", f"the control plane has not answered for {self._silence():.0f} s: {names}")
-            self._on_change()
-            self._schedule("silence", SILENCE, self._note_silence)
-
-    def _silence(self) -> float:
-        return self._clock() - min(self._unanswered.values()) if self._unanswered else 0.0
+    def _note_silence(self, types: tuple[str, ...]) -> None:
+        names, silence = ", ".join(map(_short, types)), self._unanswered.silence
+        self._warn("silence", f"the control plane has not answered for {silence:.0f} s: {names}")
+        self._on_change()
 
     def _warn(self, kind: str, text: str) -> None:
         self._throttle.warn(log, kind, self._clock(), text)
@@ -378,13 +385,6 @@ class Relay:
     def _cancel(self, name: str) -> None:
         if (timer := self._timers.pop(name, None)) is not None:
             timer.cancel()
-
-
-def _parse_with_digest(data: bytes) -> Response:
-    """Parse a response and compute its digest, which is cached. For a thread."""
-    response = Response.parse(data)
-    _ = response.digest
-    return response
 
 
 def _short(type_url: str) -> str:

@@ -18,13 +18,14 @@ from kumadp.grpc.client import GrpcConnection, connect
 from kumadp.host.log.secrets import redact, register
 from kumadp.host.log.throttle import Throttle
 from kumadp.host.net.host_lookup import numeric_addresses
-from kumadp.relay.dialect import Sotw
+from kumadp.relay.protocol_choice import GROWTH, LONGEST_SILENCE, SILENT_AFTER, ProtocolChoice
 from kumadp.relay.refusal import StreamBackoff, StreamRefusal, classify
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from kumadp.grpc.call import Oversized
+    from kumadp.relay.dialect import XdsProtocol
 
 log = logging.getLogger("kumadp.relay")
 
@@ -64,6 +65,9 @@ class UpstreamState(enum.StrEnum):
 class UpstreamListener(Protocol):
     """The owner of the connection."""
 
+    async def upstream_opening(self, protocol: XdsProtocol) -> str:
+        """Get ready for a stream of this protocol; return its gRPC method."""
+
     def upstream_opened(self) -> None:
         """A stream is open for requests."""
 
@@ -89,6 +93,10 @@ class UpstreamFacts:
     refused_since: float | None = None
 
 
+class _WrongProtocol(Exception):
+    """A stream without a response is of the wrong protocol."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Failure:
     """Why there is no stream to a control plane, and to which."""
@@ -100,8 +108,8 @@ class _Failure:
 class UpstreamConnection:
     """Keeps one ADS stream open; further streams (health) use the same connection.
 
-    ``dial`` is awaited for each attempt. ``broken_at``: when a re-execution broke a stream, by ``clock``. Responses of
-    more than ``largest`` bytes are dropped.
+    ``dial`` is awaited for each attempt. ``choice`` chooses the protocol of each stream. ``broken_at``: when a
+    re-execution broke a stream, by ``clock``. Responses of more than ``largest`` bytes are dropped.
     """
 
     def __init__(
@@ -111,9 +119,11 @@ class UpstreamConnection:
         *,
         clock: Callable[[], float],
         on_change: Callable[[], None],
+        choice: ProtocolChoice | None = None,
         broken_at: float | None = None,
         largest: int = LARGEST,
     ) -> None:
+        self._choice = choice or ProtocolChoice()
         self._largest = largest
         self._dial = dial
         self._listener = listener
@@ -143,6 +153,7 @@ class UpstreamConnection:
         if self.facts.state is UpstreamState.OPEN:
             log.info("the stream to the control plane is closed: %s", reason)
         self._held = True
+        self._choice.note_closed()
         if self._round_task is not None:
             self._round_task.cancel()
         self._notify()
@@ -159,6 +170,11 @@ class UpstreamConnection:
         if self.facts.state is UpstreamState.BACKOFF:
             self._backoff.reset()
             self._notify()
+
+    @property
+    def protocol(self) -> XdsProtocol:
+        """The protocol of the present stream, or of the last one."""
+        return self._choice.present
 
     async def call(self, path: str) -> Call:
         """Open a further stream on the connection, once the control plane has answered on the first one."""
@@ -224,7 +240,7 @@ class UpstreamConnection:
                 continue
             for ip in sorted(addresses, key=lambda ip: ip != self._last_good[2]):
                 try:
-                    await self._stream(dial, host, port, ip, where)
+                    await self._streams(dial, host, port, ip, where)
                 except (OSError, StreamEnded) as error:
                     failures.append(_Failure(error, where))
                     if self.facts.state is UpstreamState.OPEN:
@@ -233,8 +249,22 @@ class UpstreamConnection:
         failures.sort(key=lambda failure: classify(failure.error) is StreamRefusal.UNREACHABLE)
         return failures[0] if failures else _Failure(OSError("no address of a control plane is known"))
 
+    async def _streams(self, dial: Dial, host: str, port: int, ip: str, where: str) -> None:
+        """Keep a stream to one address, and replace one of the wrong protocol. Raises StreamEnded or OSError."""
+        while True:
+            former = self._choice.present
+            try:
+                await self._stream(dial, host, port, ip, where)
+            except _WrongProtocol:
+                pass
+            except StreamEnded as error:
+                status = error.status if self.facts.state is not UpstreamState.OPEN else None
+                if not self._choice.note_end(classify(error), status):
+                    raise
+            log.info("the control plane does not serve %s xDS: changing to %s", former, self._choice.present)
+
     async def _stream(self, dial: Dial, host: str, port: int, ip: str, where: str) -> None:
-        """Keep one stream to one address. Raises StreamEnded or OSError when it has ended."""
+        """Keep one stream to one address. Raises StreamEnded, _WrongProtocol or OSError when it has ended."""
         connection = await connect(
             (ip, port),
             authority=authority(host, port),
@@ -246,13 +276,20 @@ class UpstreamConnection:
             metadata = dict(dial.metadata)
             if dial.token:
                 metadata["authorization"] = dial.token
-            call = await connection.call(Sotw.method, metadata)
+            former = self._choice.present
+            protocol = await self._choice.before_stream()
+            if protocol is not former:
+                log.info("the control plane speaks %s xDS now: the stream changes from %s", protocol, former)
+            call = await connection.call(await self._listener.upstream_opening(protocol), metadata)
             outgoing = self._outgoing = asyncio.Queue()
             self._listener.upstream_opened()
             writer = asyncio.create_task(_write(call, outgoing), name="relay upstream writer")
             try:
                 while True:
-                    data = await call.receive_or_skip(self._largest)
+                    if self.facts.state is UpstreamState.OPEN:
+                        data = await call.receive_or_skip(self._largest)
+                    else:
+                        data = await self._first_response(call)
                     if self.facts.state is not UpstreamState.OPEN:
                         self._connection, self._metadata = connection, metadata
                         self._last_good = (host, port, ip)
@@ -265,7 +302,8 @@ class UpstreamConnection:
                     del data
             except BaseException as error:
                 # A refused stream is freed at once; after any other end the control plane holds it until it notices.
-                if not (isinstance(error, StreamEnded) and error.status is not None and self._connection is None):
+                refused = isinstance(error, StreamEnded) and error.status is not None and self._connection is None
+                if not refused and not isinstance(error, _WrongProtocol):
                     self._broken_at = self._clock()
                 raise
             finally:
@@ -275,6 +313,21 @@ class UpstreamConnection:
                 call.close()
         finally:
             await connection.close()
+
+    async def _first_response(self, call: Call) -> bytes | Oversized:
+        """Return the first message of a stream. Raises StreamEnded, and _WrongProtocol if there will be none."""
+        receiving = asyncio.ensure_future(call.receive_or_skip(self._largest))
+        # A round that is cancelled leaves nobody to look at how it ended.
+        receiving.add_done_callback(lambda task: task.cancelled() or task.exception())
+        silent_after = SILENT_AFTER
+        try:
+            while not (await asyncio.wait({receiving}, timeout=silent_after))[0]:
+                if await self._choice.is_wrong() and not receiving.done():
+                    raise _WrongProtocol
+                silent_after = min(silent_after * GROWTH, LONGEST_SILENCE)
+            return receiving.result()
+        finally:
+            receiving.cancel()
 
     def _established(self, where: str) -> None:
         facts = self.facts

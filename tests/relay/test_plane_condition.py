@@ -7,7 +7,7 @@ import pytest
 from kumadp.core.grace_period import ESTABLISHED_GRACE_PERIOD, GRACE_PERIOD
 from kumadp.relay.plane_condition import SILENT, UNREACHABLE_AFTER, PlaneCondition, assess
 from kumadp.relay.refusal import StreamRefusal
-from kumadp.relay.relay import SILENCE
+from kumadp.relay.unanswered import SILENCE
 from kumadp.relay.upstream import UpstreamFacts, UpstreamState
 
 WELL = PlaneCondition()

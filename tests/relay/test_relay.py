@@ -183,7 +183,7 @@ def test_without_an_envoy_the_stream_is_given_up_and_taken_again(
 def test_a_silent_control_plane_is_logged(
     at: RelayStage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("kumadp.relay.relay.SILENCE", 0.3)
+    monkeypatch.setattr("kumadp.relay.unanswered.SILENCE", 0.3)
     at.plane.faults.silent = True
     relay = at.relay()
     poll(lambda: relay.status["silence"] > 0.3, what="silence in the status")

@@ -14,6 +14,7 @@ import pytest
 
 from kumadp.errors import ControlPlaneRefused
 from kumadp.grpc.call import LARGEST
+from kumadp.relay.dialect import Sotw, XdsProtocol
 from kumadp.relay.messages import CLUSTER, LISTENER, Request, Response, outline
 from kumadp.relay.node import encode_node
 from kumadp.relay.refusal import StreamBackoff, StreamRefusal
@@ -56,6 +57,10 @@ class Peer:
             raise self.failing
         context = ssl.create_default_context(cadata=self.ca)
         return Dial(self.addresses, context, "localhost", self.token)
+
+    async def upstream_opening(self, protocol: XdsProtocol) -> str:
+        assert protocol is XdsProtocol.SOTW
+        return Sotw.method
 
     def upstream_opened(self) -> None:
         self.opened += 1
