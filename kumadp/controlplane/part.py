@@ -102,6 +102,18 @@ class ControlPlanePart(Part):
         """Whether Envoy starts with a bootstrap that the control plane has not sent in this run."""
         return self._later is not None
 
+    async def query_bootstrap(self) -> Fetched:
+        """Request the bootstrap, once of each address. Raises KumadpError."""
+        remaining = len(self.urls)
+
+        def note(reason: str) -> None:
+            nonlocal remaining
+            remaining -= 1
+            if remaining <= 0:
+                raise ControlPlaneUnavailable(reason)
+
+        return await self.client.fetch(note, None)
+
     def token(self) -> str:
         """Return the data plane token, empty without one. May block. Raises ControlPlaneRefused."""
         return self.client.token()

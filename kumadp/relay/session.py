@@ -12,10 +12,13 @@ from urllib.parse import urlsplit
 from kumadp.addresses import server_name
 from kumadp.bootstrap.comparison import same_node
 from kumadp.bootstrap.fields import get
-from kumadp.errors import ControlPlaneRefused
+from kumadp.bootstrap.generation import requires_delta
+from kumadp.errors import ControlPlaneRefused, KumadpError
+from kumadp.relay.dialect import XdsProtocol
 from kumadp.relay.last_good import LastGoodContent
 from kumadp.relay.node import encode_node
 from kumadp.relay.plane_condition import UNREACHABLE_AFTER, assess
+from kumadp.relay.protocol_choice import ProtocolChoice
 from kumadp.relay.refusal import StreamRefusal
 from kumadp.relay.relay import Relay, RelayOptions
 from kumadp.relay.state_machine import RelayStateMachine
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from ssl import SSLContext
 
-    from kumadp.bootstrap.prepare import Prepared
+    from kumadp.bootstrap.prepare import Fetched, Prepared
     from kumadp.bootstrap.rewrite import Upstream
     from kumadp.core.status import Status
     from kumadp.relay.last_good import LastGood, LastGoodStore
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.relay")
 
+# How long a query for the bootstrap may take (seconds) while a stream waits for it.
+QUERY_WITHIN = 10.0
 # Of the memory limit, and in bytes. gRPC's own default is 4 MiB; a mesh of 10,000 services needs some 30 MB.
 SHARE = 8
 SMALLEST_BOUND, LARGEST_BOUND = 4 << 20, 128 << 20
@@ -52,6 +57,9 @@ class ControlPlaneAccess(Protocol):
 
     def advise(self, text: str) -> str:
         """Return what to change after a refusal with this text; an empty text if it is not known."""
+
+    async def query_bootstrap(self) -> Fetched:
+        """Request the bootstrap, once of each address. Raises KumadpError."""
 
     def token(self) -> str:
         """Return the data plane token, empty without one. May block. Raises ControlPlaneRefused."""
@@ -118,6 +126,7 @@ class RelaySession:
         self._had_us = resumption.memory is not None
         self._open_since = -1.0
         self._stale = resumption.stale
+        self._query_failure = ""
         self.use(prepared)
         self._sent_tree = _tree(prepared)
         self._machine = machine = RelayStateMachine(
@@ -129,6 +138,7 @@ class RelaySession:
             self._dial,
             epoch_of=options.epoch_of,
             options=RelayOptions(
+                choice=ProtocolChoice(_protocol(self._sent_tree), self._query_protocol, stale=access.pending),
                 broken_at=resumption.broken_at,
                 largest=largest_message(options.memory_limit),
                 on_change=self._changed,
@@ -180,6 +190,26 @@ class RelaySession:
         self.relay.close_upstream("the Dataplane, or other data that is sent to the control plane, has changed")
         self.relay.reopen_upstream()
         return True
+
+    async def _query_protocol(self) -> XdsProtocol | None:
+        """Return what the control plane speaks now, and have the next stream report its newest Node."""
+        try:
+            async with asyncio.timeout(QUERY_WITHIN):
+                fetched = await self._access.query_bootstrap()
+        except (KumadpError, OSError, TimeoutError) as error:
+            self._note_query(str(error) or "nothing answers in time")
+            return None
+        self._note_query("")
+        self._sent_tree = fetched.tree
+        self._machine.renew_node(_node(fetched.tree))
+        return _protocol(fetched.tree)
+
+    def _note_query(self, failure: str) -> None:
+        """Report why there is no newer bootstrap: what runs is kept, but the control plane may not want it any more."""
+        if failure and failure != self._query_failure:
+            log.warning("no new bootstrap for the stream to the control plane: %s", failure)
+        self._query_failure = failure
+        self._status.set_warning("bootstrap query", failure)
 
     def keep_in(self, store: LastGoodStore) -> None:
         """Keep what is accepted on disk from now on."""
@@ -272,6 +302,11 @@ def largest_message(memory_limit: int) -> int:
 def _tree(prepared: Prepared) -> Mapping[str, Any]:
     """Return the bootstrap whose Node the control plane gets."""
     return prepared.fetched.tree if prepared.fetched is not None else {}
+
+
+def _protocol(tree: Mapping[str, Any]) -> XdsProtocol:
+    """Return what the control plane that sent this bootstrap speaks."""
+    return XdsProtocol.DELTA if requires_delta(tree) else XdsProtocol.SOTW
 
 
 def _node(tree: Mapping[str, Any]) -> bytes:

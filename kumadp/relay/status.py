@@ -39,6 +39,7 @@ class RelayStatus(Struct, forbid_unknown_fields=True):
     since: Time
     connected_since: float | None
     address: str
+    protocol: Annotated[Literal["sotw", "delta"], field("Of the stream: state of the world, or delta xDS.")]
     last_error: str
     refusal: str | None
     refused_since: float | None
