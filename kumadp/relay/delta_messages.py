@@ -19,7 +19,7 @@ MOST_RESOURCES = 200_000
 
 
 @dataclass(frozen=True, slots=True)
-class Resource:
+class DeltaResource:
     """A resource: a raw google.protobuf.Any, and its version as Kuma computes it.
 
     The version is the SHA-256 of the resource's bytes, in hexadecimal (Kuma 2.13, 2.14 and 3.0; go-control-plane's
@@ -37,7 +37,7 @@ class DeltaResponse:
     type_url: str
     version: str
     nonce: str
-    resources: Mapping[str, Resource]
+    resources: Mapping[str, DeltaResource]
     removed: frozenset[str]
     fault: str = ""
     """Why the resources cannot be read, empty if they can."""
@@ -63,7 +63,7 @@ class DeltaResponse:
                 raise BadMessage(f"it has more than {MOST_RESOURCES} resources")
         if not type_url:
             raise BadMessage("it names no type")
-        resources: dict[str, Resource] = {}
+        resources: dict[str, DeltaResource] = {}
         try:
             for start, end in wrappers:
                 _read_wrapper(data, start, end, resources)
@@ -108,8 +108,8 @@ def version_of(data: bytes, start: int, end: int) -> str:
     return hashlib.sha256(value).hexdigest()
 
 
-def _read_wrapper(data: bytes, start: int, end: int, resources: dict[str, Resource]) -> None:
-    """Read one ``Resource``; one without content, a heartbeat of its time to live, changes nothing."""
+def _read_wrapper(data: bytes, start: int, end: int, resources: dict[str, DeltaResource]) -> None:
+    """Read one ``DeltaResource``; one without content, a heartbeat of its time to live, changes nothing."""
     name, content = "", None
     at = (0, 0)
     for number, first, last in fields(data, start, end):
@@ -120,4 +120,4 @@ def _read_wrapper(data: bytes, start: int, end: int, resources: dict[str, Resour
     if not name:
         raise BadMessage("a resource has no name")
     if content is not None:
-        resources[name] = Resource(content, version_of(data, *at))
+        resources[name] = DeltaResource(content, version_of(data, *at))

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kumadp.grpc.call import LARGEST
@@ -25,8 +25,9 @@ from kumadp.relay.downstream import Downstream
 from kumadp.relay.health import HDS, LARGEST_SPECIFIER, HealthRelay
 from kumadp.relay.messages import SECRET, BadMessage, outline
 from kumadp.relay.present_dialect import LARGE, PresentDialect
+from kumadp.relay.protocol_choice import ProtocolChoice
 from kumadp.relay.unanswered import Unanswered
-from kumadp.relay.upstream import LONGEST_REASON, Dial, UpstreamConnection, UpstreamState
+from kumadp.relay.upstream import LONGEST_REASON, Dial, UpstreamConnection, UpstreamOptions, UpstreamState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from kumadp.host.net.connection_limit import ConnectionLimits
     from kumadp.relay.dialect import XdsProtocol
     from kumadp.relay.messages import Request
-    from kumadp.relay.protocol_choice import ProtocolChoice
     from kumadp.relay.snapshot import RelaySnapshot
     from kumadp.relay.state_machine import RelayStateMachine
     from kumadp.relay.upstream import UpstreamFacts
@@ -53,14 +53,14 @@ TRIM_AFTER = 2.0
 class RelayOptions:
     """Settings and callbacks of a `Relay`.
 
-    ``choice`` chooses the protocol of each stream to the control plane, None: state of the world.
+    ``choice`` chooses the protocol of each stream to the control plane.
     ``broken_at``: when a re-execution broke the stream to the control plane, by ``clock``; None if there was none.
     ``largest``: a response of more bytes is rejected, and Envoy keeps the previous one. ``on_change`` is called when
     the status changes, ``on_accepted`` with the type of a response that an Envoy accepted, ``on_answered`` with the
     type of one that it accepted or rejected: it may have applied parts of a rejected one.
     """
 
-    choice: ProtocolChoice | None = None
+    choice: ProtocolChoice = field(default_factory=ProtocolChoice)
     broken_at: float | None = None
     largest: int = LARGEST
     on_change: Callable[[], None] = lambda: None
@@ -100,11 +100,9 @@ class Relay:
         self._upstream = UpstreamConnection(
             dial,
             self,
-            clock=options.clock,
-            on_change=options.on_change,
-            choice=options.choice,
-            broken_at=options.broken_at,
-            largest=options.largest,
+            UpstreamOptions(
+                options.clock, options.on_change, options.choice, broken_at=options.broken_at, largest=options.largest
+            ),
         )
         self._dialect = PresentDialect(machine.snapshot, options.largest)
         self._largest = options.largest

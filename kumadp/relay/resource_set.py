@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
-from kumadp.relay.delta_messages import MOST_RESOURCES, Resource, version_of
+from kumadp.relay.delta_messages import MOST_RESOURCES, DeltaResource, version_of
 from kumadp.relay.messages import Response
 from kumadp.relay.protobuf import BadMessage, field_text, fields, text, varint
 
@@ -58,7 +58,7 @@ class ResourceSet:
         """Return the version of each resource."""
         return {name: place.version for name, place in self._places.items()}
 
-    def differing(self, resources: Mapping[str, Resource]) -> dict[str, Resource]:
+    def differing(self, resources: Mapping[str, DeltaResource]) -> dict[str, DeltaResource]:
         """Return those that are not in this set, or with other content."""
         return {
             name: resource
@@ -71,7 +71,13 @@ class ResourceSet:
         return ResourceSet(self._raw, {name: place for name, place in self._places.items() if name in names})
 
     def with_changes(
-        self, type_url: str, nonce: str, resources: Mapping[str, Resource], removed: Collection[str], *, largest: int
+        self,
+        type_url: str,
+        nonce: str,
+        resources: Mapping[str, DeltaResource],
+        removed: Collection[str],
+        *,
+        largest: int,
     ) -> tuple[ResourceSet, Response]:
         """Return the set with ``resources`` and without ``removed``, and the response of it all.
 
@@ -80,7 +86,7 @@ class ResourceSet:
         """
         view = memoryview(self._raw)
         merged = {
-            name: Resource(view[place.start : place.end], place.version)
+            name: DeltaResource(view[place.start : place.end], place.version)
             for name, place in self._places.items()
             if name not in removed
         }

@@ -105,41 +105,50 @@ class _Failure:
     where: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class UpstreamOptions:
+    """Settings and a callback of an `UpstreamConnection`.
+
+    ``choice`` chooses the protocol of each stream. ``broken_at``: when a re-execution broke a stream, by ``clock``.
+    Responses of more than ``largest`` bytes are dropped.
+    """
+
+    clock: Callable[[], float]
+    on_change: Callable[[], None] = lambda: None
+    choice: ProtocolChoice = field(default_factory=ProtocolChoice)
+    broken_at: float | None = None
+    largest: int = LARGEST
+
+
 class UpstreamConnection:
     """Keeps one ADS stream open; further streams (health) use the same connection.
 
-    ``dial`` is awaited for each attempt. ``choice`` chooses the protocol of each stream. ``broken_at``: when a
-    re-execution broke a stream, by ``clock``. Responses of more than ``largest`` bytes are dropped.
+    ``dial`` is awaited for each attempt.
     """
 
     def __init__(
         self,
         dial: Callable[[], Awaitable[Dial]],
         listener: UpstreamListener,
-        *,
-        clock: Callable[[], float],
-        on_change: Callable[[], None],
-        choice: ProtocolChoice | None = None,
-        broken_at: float | None = None,
-        largest: int = LARGEST,
+        options: UpstreamOptions,
     ) -> None:
-        self._choice = choice or ProtocolChoice()
-        self._largest = largest
+        self._choice = options.choice
+        self._largest = options.largest
         self._dial = dial
         self._listener = listener
-        self._clock = clock
-        self._on_change = on_change
+        self._clock = options.clock
+        self._on_change = options.on_change
         self._backoff = StreamBackoff()
         self._throttle = Throttle()
         self._outgoing: asyncio.Queue[bytes] | None = None
         self._connection: GrpcConnection | None = None
         self._metadata: dict[str, str] = {}
         self._last_good = ("", 0, "")
-        self._broken_at = broken_at
+        self._broken_at = options.broken_at
         self._held = False
         self._changed = asyncio.Event()
         self._round_task: asyncio.Task[_Failure] | None = None
-        self.facts = UpstreamFacts(since=clock())
+        self.facts = UpstreamFacts(since=options.clock())
 
     def send(self, data: bytes) -> None:
         """Queue a request; without a stream it is dropped, as the next stream begins with subscriptions."""

@@ -17,8 +17,9 @@ from kumadp.grpc.call import LARGEST
 from kumadp.relay.dialect import Sotw, XdsProtocol
 from kumadp.relay.messages import CLUSTER, LISTENER, Request, Response, outline
 from kumadp.relay.node import encode_node
+from kumadp.relay.protocol_choice import ProtocolChoice
 from kumadp.relay.refusal import StreamBackoff, StreamRefusal
-from kumadp.relay.upstream import Dial, UpstreamConnection, UpstreamState
+from kumadp.relay.upstream import Dial, UpstreamConnection, UpstreamOptions, UpstreamState
 from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async
 from tests.support.xds.journal import What
@@ -47,8 +48,9 @@ class Peer:
         self.failing: Exception | None = None
         self.oversized: list[Oversized] = []
         self.refuses = True
+        self.choice = ProtocolChoice()
         self.upstream = UpstreamConnection(
-            self.dial, self, clock=time.monotonic, on_change=lambda: None, largest=largest
+            self.dial, self, UpstreamOptions(time.monotonic, choice=self.choice, largest=largest)
         )
 
     async def dial(self) -> Dial:
