@@ -158,7 +158,7 @@ class Delta:
             return Arrival(outline, held=known.held)
         unwanted = removed.union(name for name in known.held.names if names and name not in names)
         try:
-            held, response = known.held.with_changes(type_url, message.nonce, changed, unwanted, largest=self._largest)
+            held, response = known.held.with_changes(outline, changed, unwanted, largest=self._largest)
         except BadMessage as error:
             return Arrival(outline, refused=str(error), lost=True)
         return Arrival(outline, response=response, held=held)

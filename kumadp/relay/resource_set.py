@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from kumadp.relay.delta_messages import MOST_RESOURCES, DeltaResource, version_of
-from kumadp.relay.messages import Response
+from kumadp.relay.messages import Outline, Response
 from kumadp.relay.protobuf import BadMessage, field_text, fields, text, varint
 
 if TYPE_CHECKING:
@@ -71,15 +71,9 @@ class ResourceSet:
         return ResourceSet(self._raw, {name: place for name, place in self._places.items() if name in names})
 
     def with_changes(
-        self,
-        type_url: str,
-        nonce: str,
-        resources: Mapping[str, DeltaResource],
-        removed: Collection[str],
-        *,
-        largest: int,
+        self, outline: Outline, resources: Mapping[str, DeltaResource], removed: Collection[str], *, largest: int
     ) -> tuple[ResourceSet, Response]:
-        """Return the set with ``resources`` and without ``removed``, and the response of it all.
+        """Return the set with ``resources`` and without ``removed``, and the response of all, of this type.
 
         Its version is a digest of the set: equal sets have equal versions. Raises BadMessage if it has more than
         ``largest`` bytes, or too many resources.
@@ -104,9 +98,9 @@ class ResourceSet:
             at = start + len(resource.data)
             places[name] = Place(start, at, resource.version)
             parts += (head, resource.data)
-        parts += (field_text(4, type_url), field_text(5, nonce))
+        parts += (field_text(4, outline.type_url), field_text(5, outline.nonce))
         raw = b"".join(parts)
-        return ResourceSet(raw, places), Response(type_url, version, nonce, raw)
+        return ResourceSet(raw, places), Response(outline.type_url, version, outline.nonce, raw)
 
 
 def set_version(versions: Iterable[str]) -> str:
