@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEADLINE = 10.0
-# Envoy's minor versions that Kuma 2.8.0 to 2.14.3 ship with, each with the first patch that one of them has, and the
-# Kuma versions (`ENVOY_VERSION` of their builds).
+# Envoy's minor versions that Kuma 2.8.0 to 2.14.3 and 3.0 (development snapshot of 2026-08-21) ship with, each with the
+# first patch that one of them has, and the Kuma versions (`ENVOY_VERSION` of their builds).
 SUPPORTED: dict[tuple[int, int], tuple[int, str]] = {
     (1, 30): (2, "2.8"),
     (1, 31): (8, "2.9"),
@@ -24,6 +24,7 @@ SUPPORTED: dict[tuple[int, int], tuple[int, str]] = {
     (1, 35): (1, "2.12"),
     (1, 36): (4, "2.13"),
     (1, 38): (2, "2.14"),
+    (1, 39): (0, "3.0"),
 }
 
 
@@ -36,7 +37,7 @@ class EnvoyVersion:
 
 
 def is_supported(version: str) -> bool:
-    """Return whether a data plane of Kuma 2.8 to 2.14 would call this Envoy compatible: same minor, its patch or later.
+    """Return whether a data plane of Kuma 2.8 to 3.0 would call this Envoy compatible: same minor, its patch or later.
 
     kuma-dp compares with the one Envoy of its own build, pre-releases stripped, whatever the control plane is, and the
     control plane shows the result and does nothing with it. kumadp replaces each of them, so each one's Envoy is

@@ -19,10 +19,19 @@ if TYPE_CHECKING:
 Direction = Literal["both", "inbound", "outbound"]
 # Seconds between queries: Envoy has no event for it.
 _PAUSE = 0.25
-# How the names of listeners begin that the control plane adds for itself (Kuma 2.8 to 2.14, with and without unified
-# naming): admin, dynamic configuration, metrics, probes, DNS.
-_NOT_WORKLOAD = ("kuma:", "_kuma", "system_", "self_", "probe:")
-_INBOUND = ("inbound:", "kri_dp_")
+# How the names of listeners begin that the control plane adds for itself (Kuma 2.8 to 2.14, and with unified naming,
+# which is the only one in 3.0): admin, dynamic configuration, metrics, probes, DNS. Statistics of one on a Unix socket
+# are named by its path.
+_NOT_WORKLOAD = ("kuma:", "_kuma", "system_", "probe:", "/", "@")
+# Others lead to outbounds. Zone proxies have only traffic that comes in (3.0: Dataplanes with `networking.listeners`).
+_INBOUND = (
+    "inbound:",
+    "kri_dp_",
+    "self_inbound_",
+    "self_transparentproxy_passthrough_inbound_",
+    "self_zoneingress_",
+    "self_zoneegress_",
+)
 _ACTIVE = ".downstream_cx_active"
 _ADDRESS = re.compile(r"\[|\d+\.\d+\.\d+\.\d+_")
 _STATS = r"^listener\..*\.downstream_cx_active$"

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 # Each is a request at every scrape, all at once.
 _MOST_APPLICATIONS = 500
+# In place of a service (Kuma 2.14 without tags; 3.0 without the label kuma.io/workload).
+_NO_SERVICE = "unknown"
 # Labels that name the data plane of a sample, by a control plane of 2.13 or newer; kumadp adds them for older ones.
-_OWNED_LABELS = ("mesh", "dataplane", "kuma.workload", "kuma_workload")
+_OWNED_LABELS = ("mesh", "dataplane", "kuma.workload", "kuma_workload", "kuma.proxy_role")
 
 
 class MetricsPart(Part):
@@ -82,10 +84,11 @@ class MetricsPart(Part):
 
     @property
     def service(self) -> str:
-        """The data plane's service, by its bootstrap."""
+        """The data plane's service, by its bootstrap; empty if Kuma knows none (2.14 and 3.0: ``unknown``)."""
         fetched = self._context.bootstrap.fetched
         node = (fetched.tree.get("node") if fetched is not None else None) or {}
-        return str(node.get("cluster") or "") if isinstance(node, dict) else ""
+        service = str(node.get("cluster") or "") if isinstance(node, dict) else ""
+        return "" if service == _NO_SERVICE else service
 
     async def apply_policy(self, body: dynconf_bodies.MeshMetricBody | None) -> None:
         """Serve by the MeshMetric policies; None: there are none (any more)."""

@@ -180,4 +180,4 @@ def test_the_envoy_versions_of_kuma_are_supported(version: str, compatible: bool
 
 def test_supported_versions_are_listed_with_their_kuma() -> None:
     assert "1.30.2 (Kuma 2.8)" in supported_versions()
-    assert supported_versions().endswith("1.38.2 (Kuma 2.14)")
+    assert supported_versions().endswith("1.39.0 (Kuma 3.0)")

@@ -45,8 +45,13 @@ LISTENERS = {
         ("admin.main_thread", False),
         ("10.0.0.1_80.worker_0", False),
         ("worker_1.10.0.0.1_80", False),
-        ("self_inbound_dp_http", False),
+        ("self_inbound_dp_http", True),
+        ("self_transparentproxy_passthrough_outbound_ipv4", True),
+        ("self_zoneingress_dp_zi", True),
         ("system_envoy_admin", False),
+        ("system_dynamicconfig", False),
+        ("system_meshmetric_prometheus_default-backend", False),
+        ("/run/kumadp/kuma-mesh-metric-config.sock", False),
         ("kri_dp_default_zone_ns_web_80", True),
     ],
 )
@@ -64,6 +69,12 @@ def test_only_the_workload_s_listeners_count(name: str, counts: bool) -> None:
         ("[__1]_81", "outbound", True),
         ("10.0.0.1_9901", "outbound", False),
         ("kri_dp_default_zone_ns_web_80", "inbound", True),
+        ("self_inbound_dp_main", "inbound", True),
+        ("self_inbound_dp_main", "outbound", False),
+        ("self_transparentproxy_passthrough_inbound_ipv6", "inbound", True),
+        ("self_transparentproxy_passthrough_outbound_ipv6", "inbound", False),
+        ("self_transparentproxy_passthrough_outbound_ipv6", "outbound", True),
+        ("self_zoneegress_dp_ze", "inbound", True),
         ("kri_msvc_default_zone_ns_backend_80", "inbound", False),
         ("kri_msvc_default_zone_ns_backend_80", "outbound", True),
     ],
@@ -71,6 +82,31 @@ def test_only_the_workload_s_listeners_count(name: str, counts: bool) -> None:
 def test_each_direction_counts_by_itself(name: str, direction: Direction, counts: bool) -> None:
     count = workload_connections(LISTENERS, {f"listener.{name}.downstream_cx_active": 2}, direction)
     assert count == (2 if counts else 0)
+
+
+@pytest.mark.parametrize(("direction", "expected"), [("both", 7), ("inbound", 1), ("outbound", 6)])
+def test_listeners_of_kuma_3(direction: Direction, expected: int) -> None:
+    # Names and addresses of captures/kuma-3.0-dev/tp.
+    listeners = {
+        "listener_statuses": [
+            listener("kri_msvc_default_default__web_main", "241.0.0.0", 80),
+            listener("self_inbound_dp_main", "127.0.0.1", 28081),
+            listener("self_transparentproxy_passthrough_inbound_ipv4", "0.0.0.0", 15006),
+            listener("self_transparentproxy_passthrough_outbound_ipv4", "0.0.0.0", 15001),
+            listener("system_meshmetric_prometheus_default-backend", "127.0.0.1", 5670),
+            {"name": "system_dynamicconfig", "local_address": {"pipe": {"path": "/run/kumadp/x.sock"}}},
+        ]
+    }
+    active = {
+        "self_inbound_dp_main": 1,
+        "kri_msvc_default_default__web_main": 2,
+        "self_transparentproxy_passthrough_outbound_ipv4": 4,
+        "system_meshmetric_prometheus_default-backend": 8,
+        "system_dynamicconfig": 16,
+        "/run/kumadp/kuma-mesh-metric-config.sock": 32,
+    }
+    stats = {f"listener.{name}.downstream_cx_active": number for name, number in active.items()}
+    assert workload_connections(listeners, stats, direction) == expected
 
 
 def test_other_statistics_do_not_count() -> None:

@@ -32,6 +32,7 @@ from kumadp.resources.dynconf_bodies import (
 )
 
 CAPTURES = Path(__file__).resolve().parents[1] / "data/captures/kuma-2.13.5"
+CAPTURES_3 = CAPTURES.with_name("kuma-3.0-dev")
 
 
 def encode(tree: Any) -> bytes:
@@ -52,6 +53,21 @@ def test_the_metrics_of_a_real_control_plane() -> None:
 def test_the_names_of_a_real_control_plane() -> None:
     body = decode(DNS, (CAPTURES / "tp/dynconf/dns.json").read_bytes())
     assert body == DnsBody((DnsRecord("backend.mesh", ("240.0.0.0", "::ffff:f000:0")),), 30)
+
+
+def test_kuma_3_has_fewer_labels() -> None:
+    body = decode(MESH_METRIC, (CAPTURES_3 / "full/dynconf/meshmetric.json").read_bytes())
+    assert isinstance(body, MeshMetricBody)
+    metrics = body.observability.metrics
+    assert metrics.extra_labels == {"kuma.proxy_role": "sidecar", "mesh": "default", "zone": "default"}
+
+
+def test_the_names_of_kuma_3() -> None:
+    body = decode(DNS, (CAPTURES_3 / "tp/dynconf/dns.json").read_bytes())
+    assert isinstance(body, DnsBody)
+    assert body.records is not None
+    assert body.records[0] == DnsRecord("web.svc.mesh.local", ("241.0.0.0", "::ffff:f100:0"))
+    assert (body.ttl, body.extra_labels) == (30, {"kuma_io_zone": "default", "mesh": "default"})
 
 
 def test_all_fields_of_meshmetric() -> None:
