@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kumadp.core.context import Context
+    from kumadp.errors import Problem
+    from kumadp.resources.resource import Resource
     from kumadp.settings.model import Settings
 
 log = logging.getLogger("kumadp.daemon")
@@ -26,8 +28,17 @@ def without_effect(generation: Generation | None, settings: Settings, origins: M
     return f"without effect with this control plane, which is of Kuma 3: {', '.join(names)}" if names else ""
 
 
+def fields_without_effect(generation: Generation | None, resource: Resource | None) -> list[Problem]:
+    """Return the fields of the Dataplane that this control plane accepts and ignores."""
+    if generation is not Generation.KUMA_3 or resource is None:
+        return []
+    from kumadp.resources import validate
+
+    return validate.fields_without_effect(resource, "3.0")
+
+
 class GenerationNotesPart(Part):
-    """Logs the options without effect each time that the control plane is of another generation."""
+    """Logs options and fields without effect each time that the control plane is of another generation."""
 
     name = "generation notes"
 
@@ -35,6 +46,9 @@ class GenerationNotesPart(Part):
         self._context = context
 
     def on_generation(self, generation: Generation) -> None:
-        """Log what has no effect, in one line."""
-        if note := without_effect(generation, self._context.settings, self._context.origins):
+        """Log what has no effect: one line about options, one about fields."""
+        context = self._context
+        if note := without_effect(generation, context.settings, context.origins):
             log.warning("%s", note)
+        if fields := fields_without_effect(generation, context.resource):
+            log.warning("the control plane is of Kuma 3: %s", "; ".join(map(str, fields)))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kumadp.bootstrap.generation import Generation, generation_of
 from kumadp.bootstrap.prepare import Target, prepare_fetched
 from kumadp.controlplane.bootstrap_client import KumaClient
-from kumadp.daemon.generation_notes import without_effect
+from kumadp.daemon.generation_notes import fields_without_effect, without_effect
 from kumadp.daemon.ports import check_plan, envoy_addresses, own_addresses
 from kumadp.daemon.program_versions import reported as reported_versions
 from kumadp.daemon.sidecar_facts import dns_listener, sidecar_of
@@ -148,9 +149,11 @@ async def _bootstrap(subject: Subject, folder: str) -> list[CheckResult]:
 def _of_generation(subject: Subject, generation: Generation | None) -> list[CheckResult]:
     """Return what the user set and has no effect with a control plane of this generation."""
     settings = subject.settings
-    results = []
+    results: list[CheckResult] = []
     if note := without_effect(generation, settings, subject.origins):
         results += warning(note, "remove them, unless a control plane of Kuma 2 may come back")
+    for problem in fields_without_effect(generation, subject.resource):
+        results += warning(str(replace(problem, hint="")), problem.hint)
     if missing := names_missing(settings, generation):
         results += warning(missing)
     elif generation is Generation.KUMA_3 and wants_coredns(settings):

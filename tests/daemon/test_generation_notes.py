@@ -8,7 +8,8 @@ import pytest
 
 from kumadp.bootstrap.generation import Generation
 from kumadp.core.context import Context, Inputs
-from kumadp.daemon.generation_notes import GenerationNotesPart, without_effect
+from kumadp.daemon.generation_notes import GenerationNotesPart, fields_without_effect, without_effect
+from kumadp.resources.load import load_resource
 from kumadp.settings.model import options_of
 from kumadp.settings.resolve import resolve
 
@@ -67,3 +68,32 @@ def test_it_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         context.note_generation(Generation.KUMA_3)
     assert caplog.text.count("--dns-enable-logging") == 1
+
+
+DATAPLANE = """
+type: Dataplane
+mesh: default
+name: web
+probes: {endpoints: [{inboundPort: 8080, path: /8080/ok, inboundPath: /ok}]}
+networking:
+  address: 127.0.0.1
+  advertisedAddress: 192.0.2.1
+  inbound:
+    - {port: 8080, protocol: http, tags: {kuma.io/service: web}}
+"""
+
+
+def test_fields_without_effect_are_named_with_their_place(caplog: pytest.LogCaptureFixture) -> None:
+    resource = load_resource(DATAPLANE, "dp.yaml")
+    assert fields_without_effect(Generation.KUMA_2, resource) == []
+    assert fields_without_effect(Generation.KUMA_3, None) == []
+    found = resolved(dns_logging=None)
+    context = Context(Inputs(found.settings, resource, {}))
+    context.parts = [GenerationNotesPart(context)]
+    context.note_generation(Generation.KUMA_2)
+    assert "advertisedAddress" not in caplog.text
+    context.note_generation(Generation.KUMA_3)
+    (line,) = [record.message for record in caplog.records if "advertisedAddress" in record.message]
+    assert line.startswith("the control plane is of Kuma 3: dp.yaml:")
+    assert "dp.yaml:8: networking.advertisedAddress: has no effect" in line
+    assert "probes: has no effect" in line
