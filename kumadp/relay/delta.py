@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.relay.delta_messages import DeltaResponse, encode_delta_request
 from kumadp.relay.dialect import SERVICE, Arrival, XdsProtocol
-from kumadp.relay.messages import SECRET, BadMessage, Outline
+from kumadp.relay.messages import CLUSTER, ENDPOINTS, SECRET, BadMessage, Outline
 from kumadp.relay.resource_set import ResourceSet
 
 if TYPE_CHECKING:
@@ -46,14 +46,15 @@ class Memory:
 
 
 class _Type:
-    """One type on the stream.
+    """The type ``type_url`` on the stream.
 
     ``names`` are subscribed, () means all. ``held`` is what the control plane counts as sent. ``settled``: Envoy has
     accepted it. ``nonce``: of the response that is to be answered, empty if there is none. ``lost``: the control plane
     counts as sent what was dropped.
     """
 
-    def __init__(self, names: tuple[str, ...], held: ResourceSet, *, settled: bool) -> None:
+    def __init__(self, type_url: str, names: tuple[str, ...], held: ResourceSet, *, settled: bool) -> None:
+        self.type_url = type_url
         self.names = names
         self.held = held
         self.settled = settled
@@ -76,6 +77,8 @@ class Delta:
         self._largest = largest
         self._node = b""
         self._types: dict[str, _Type] = {}
+        # Clusters have changed: Envoy warms them until it gets their endpoints, which may be the same.
+        self._warming = False
 
     # Requests
 
@@ -91,7 +94,7 @@ class Delta:
             return (self._first(request),)
         messages = []
         if known.nonce and request.nonce == known.nonce:
-            messages.append(self._answer(request.type_url, known, request.error))
+            messages.append(self._answer(known, request.error))
             known.settled = not request.error
         if set(request.names) != set(known.names):
             former, known.names = known.names or (WILDCARD,), request.names
@@ -119,12 +122,12 @@ class Delta:
         # An entry has two tags and three lengths, beside name and version.
         if sum(len(name.encode()) + len(version) + 8 for name, version in versions.items()) > LARGEST_VERSIONS:
             held, versions, settled = ResourceSet(), {}, False
-        self._types[type_url] = _Type(request.names, held, settled=settled)
+        self._types[type_url] = _Type(type_url, request.names, held, settled=settled)
         return encode_delta_request(type_url, node=self._node, subscribe=request.names, versions=versions)
 
-    def _answer(self, type_url: str, known: _Type, error: bytes = b"") -> bytes:
+    def _answer(self, known: _Type, error: bytes = b"") -> bytes:
         nonce, known.nonce = known.nonce, ""
-        return encode_delta_request(type_url, node=self._node, nonce=nonce, error=error)
+        return encode_delta_request(known.type_url, node=self._node, nonce=nonce, error=error)
 
     def expects_answer(self, request: Request) -> bool:
         """Return whether silence after it is unusual: Kuma 2.14 does not answer if nothing changed since we had it."""
@@ -154,7 +157,8 @@ class Delta:
         if type_url == SECRET:
             # Kuma sends this of an identity that is not ready. What needs the secret no more drops its subscription.
             removed -= names
-        if known.settled and not changed and not removed:
+        warming = type_url == ENDPOINTS and self._warming
+        if known.settled and not changed and not removed and not warming:
             return Arrival(outline, held=known.held)
         unwanted = removed.union(name for name in known.held.names if names and name not in names)
         try:
@@ -174,8 +178,9 @@ class Delta:
             return ()
         known.held = arrival.held
         if arrival.response is None:
-            return (self._answer(arrival.outline.type_url, known),)
+            return (self._answer(known),)
         known.settled = False
+        self._warming = (self._warming or known.type_url == CLUSTER) and known.type_url != ENDPOINTS
         return ()
 
     def drop(self, outline: Outline) -> None:
