@@ -86,8 +86,8 @@ class DnsPart(Part):
         plan = self.plan
         if plan is None:
             return
-        if plan.coredns is not None and self._replaces_coredns:
-            log.info("the control plane is of Kuma 3: the embedded resolver answers names, CoreDNS is not used")
+        if plan.coredns is not None and (self._replaces_coredns or self._has_names):
+            log.info("the control plane sends names: the embedded resolver answers them, CoreDNS is not used")
             self.plan = plan = embedded_plan(plan, self._context.transparent)
         if plan.coredns is None:
             await self.end_adopted()
@@ -102,6 +102,12 @@ class DnsPart(Part):
         """Whether the embedded resolver is to replace a CoreDNS: only that has names with Kuma 3."""
         context = self._context
         return context.generation is Generation.KUMA_3 and not names_missing(context.settings, context.generation)
+
+    @property
+    def _has_names(self) -> bool:
+        """Whether the previous program had the control plane's names, which CoreDNS would not get."""
+        handed = self._handed
+        return handed is not None and not handed.table.filtered and self._context.settings.dns_mode != "coredns"
 
     def on_generation(self, generation: Generation) -> None:
         """Switch from CoreDNS to the embedded resolver if the control plane is of Kuma 3 from now on.

@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import dns.asyncquery
+import dns.message
+import msgspec
 import pytest
 
 from kumadp.bootstrap.admin_address import TcpAdmin
@@ -49,6 +52,7 @@ class Rig:
         self.context = Context(Inputs(chosen, None, {}))
         self.context.use_work_dir(WorkDir(folder, folder, folder, temporary=False))
         self.part = DnsPart(self.context)
+        self.previous = Previous()
         self.context.parts = [self.part]
 
     @contextlib.asynccontextmanager
@@ -56,11 +60,15 @@ class Rig:
         part = self.part
         await part.check()
         part.make_plan()
-        part.adopt(Previous())
+        part.adopt(self.previous)
         self.context.note_generation(generation)
         admin = TcpAdmin("127.0.0.1", 9901)
         self.context.bootstrap = Prepared(self.context.work.path / "bootstrap.yaml", admin, None, dynamic=True)
         await part.start()
+        if part.plan is not None and part.plan.coredns is None:
+            # Once it answers, its sockets are closed with it.
+            message = dns.message.make_query("health.kumadp.invalid", "A")
+            await dns.asyncquery.udp(message, "127.0.0.1", port=self.port, timeout=10)
         try:
             yield part
         finally:
@@ -88,6 +96,23 @@ async def test_a_start_with_kuma_3_uses_the_embedded_resolver(tmp_path: Path, un
         assert part.status() == {"dns": {"answered_by": "the embedded resolver", "corefile": ""}}
         assert rig.context.status.warnings == {}
         await part.apply_names(NAMES)
+        counters = part.counters()
+        assert counters is not None
+        assert counters[1] == 1
+    assert not unstartable.with_name("coredns.started").exists()
+
+
+async def test_a_reexecution_starts_with_the_names_that_were_handed_over(tmp_path: Path, unstartable: Path) -> None:
+    rig = Rig(tmp_path, unstartable)
+    async with rig.running(Generation.KUMA_3) as part:
+        await part.apply_names(NAMES)
+        handed = part.hand_over()
+        assert handed is not None
+    again = Rig(tmp_path, unstartable)
+    again.previous = Previous(sections={"dns": msgspec.msgpack.encode(handed.content)})
+    # Of the bootstrap that Envoy was started with.
+    async with again.running(Generation.KUMA_2) as part:
+        assert part.status() == {"dns": {"answered_by": "the embedded resolver", "corefile": ""}}
         counters = part.counters()
         assert counters is not None
         assert counters[1] == 1

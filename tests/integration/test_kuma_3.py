@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import dns.message
+import dns.query
+import dns.rcode
 import pytest
 
 from kumadp.errors import ExitCode
 from tests.integration.test_doctor import findings
+from tests.support.command import kumadp
 from tests.support.daemon import workload
 from tests.support.kuma_resources import with_both
 from tests.support.needs import need_coredns
@@ -144,3 +148,22 @@ def test_a_zone_proxy_of_kuma_2_learns_what_kuma_3_has(rig: Rig, plane: XdsContr
         poll(lambda: "networking.listeners: [{type: ZoneIngress" in daemon.output(), what="the reason", deadline=SOON)
         reasons = rig.status(daemon)["reasons"]
         assert any("HTTP 500" in reason and "networking.listeners" in reason for reason in reasons)
+
+
+def test_a_reexecution_keeps_the_embedded_resolver(rig: Rig, plane: XdsControlPlane) -> None:
+    rig.dataplane = with_both(rig.dataplane)
+    coredns = {"KUMA_DNS_CORE_DNS_BINARY_PATH": str(need_coredns())}
+    with rig.run(dns=True, environment=coredns) as daemon:
+        daemon.wait_ready(SOON)
+        plane.upgrade("3.0")
+        poll(lambda: rig.status(daemon)["dns"] == EMBEDDED, what="the embedded resolver", deadline=SOON)
+        poll(lambda: "coredns" not in processes(daemon), what="the end of CoreDNS", deadline=SOON)
+        done = kumadp("reexec", f"--name={NAME}", environment=daemon.environment, deadline=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+        poll(lambda: rig.status(daemon)["dns"] == EMBEDDED, what="the embedded resolver", deadline=SOON)
+        poll(lambda: "coredns" not in processes(daemon), what="the end of CoreDNS", deadline=SOON)
+        for send in (dns.query.udp, dns.query.tcp):
+            query = dns.message.make_query("health.kumadp.invalid", "A")
+            answer = send(query, "127.0.0.1", port=rig.ports.dns, timeout=10)
+            assert answer.rcode() == dns.rcode.REFUSED
+        assert "Traceback" not in daemon.output()
