@@ -114,6 +114,10 @@ class Delta:
         type_url = request.type_url
         # It is not needed again, and would keep an old response in memory.
         accepted = self._accepted.pop(type_url, None)
+        if request.names and type_url in self._unsettled:
+            # Of resources that are as Envoy has accepted them nothing would be sent, and a newer set that it has not
+            # accepted would stay the one to give it.
+            accepted = None
         held = accepted or ResourceSet()
         if request.names:
             held = held.only(frozenset(request.names))

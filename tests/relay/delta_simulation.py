@@ -1,0 +1,366 @@
+"""The relay's state machine between a control plane of either protocol and an Envoy that warms its clusters.
+
+Unlike `tests.relay.simulation` it compares sets: what the control plane serves with what Envoy has at rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from envoy.service.discovery.v3 import discovery_pb2
+
+from kumadp.relay.actions import RelayAction, SendDown, SendUp
+from kumadp.relay.delta import Delta, Memory
+from kumadp.relay.dialect import Dialect, Sotw, XdsProtocol
+from kumadp.relay.messages import Request, Response, encode_response, encode_status
+from kumadp.relay.snapshot import RelaySnapshot
+from kumadp.relay.state_machine import RelayStateMachine
+from tests.relay.harness import CLUSTER, ENDPOINTS, LISTENER, NODE, SECRET, any_of
+from tests.support.xds.delta import DeltaServer
+from tests.support.xds.nodes import Node
+from tests.support.xds.profiles import Profile, Service, profile_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from random import Random
+
+LARGEST = 1 << 20
+# A body that Envoy rejects.
+BAD = "bad"
+REJECTED = encode_status(13, "rejected")
+Set = dict[str, bytes]
+
+
+@dataclass
+class Session:
+    """One type on Envoy's stream; ``waiting``: the response that it will acknowledge once its clusters are warm."""
+
+    names: tuple[str, ...] = ()
+    version: str = ""
+    nonce: str = ""
+    waiting: Response | None = None
+
+
+@dataclass
+class WarmingEnvoy:
+    """An Envoy as measured (1.40): it acknowledges clusters when all that changed have got their endpoints.
+
+    Clusters need endpoints, but for those whose names begin with "s" (static); listeners whose names begin with "t"
+    need the secret "k". It requests listeners once its first clusters are warm.
+    """
+
+    epoch: int
+    stream: int
+    sets: dict[str, Set] = field(default_factory=lambda: {CLUSTER: {}, ENDPOINTS: {}, LISTENER: {}, SECRET: {}})
+    warming: set[str] = field(default_factory=set)
+    sessions: dict[str, Session] = field(default_factory=dict)
+    inbox: list[Response] = field(default_factory=list)
+    outbox: list[Request] = field(default_factory=list)
+    rejections: int = 0
+
+    def subscribe(self, kind: str, names: Iterable[str] = ()) -> None:
+        session = self.sessions.get(kind)
+        wanted = tuple(sorted(names))
+        if session is None:
+            if kind in {CLUSTER, LISTENER} or wanted:
+                self.sessions[kind] = Session(wanted)
+                self._request(kind)
+        elif session.names != wanted:
+            session.names = wanted
+            self._request(kind)
+
+    def _request(self, kind: str, error: bytes = b"") -> None:
+        session = self.sessions[kind]
+        self.outbox.append(Request(kind, session.version, NODE, session.names, session.nonce, error))
+
+    def process(self) -> None:
+        """Apply one response."""
+        response = self.inbox.pop(0)
+        kind, session = response.type_url, self.sessions[response.type_url]
+        session.nonce = response.nonce
+        resources = {name: resource for resource in response.resources for name in Response_names(resource)}
+        good = {name: resource for name, resource in resources.items() if not is_bad(name, resource)}
+        if kind in {CLUSTER, LISTENER}:
+            bad = resources.keys() - good.keys()
+            # What is rejected does not replace what there is.
+            good |= {name: self.sets[kind][name] for name in bad & self.sets[kind].keys()}
+            self._replace(kind, good)
+        else:
+            self.sets[kind] |= {name: resource for name, resource in good.items() if name in session.names}
+            self.warming -= good.keys() if kind == ENDPOINTS else set()
+        if len(good) < len(resources) or any(is_bad(*item) for item in resources.items()):
+            self.rejections += 1
+            self._request(kind, REJECTED)
+        elif kind == CLUSTER and self.warming:
+            session.waiting = response
+        else:
+            session.version = response.version
+            self._request(kind)
+        self._warmed()
+
+    def _replace(self, kind: str, resources: Set) -> None:
+        former, self.sets[kind] = self.sets[kind], resources
+        if kind == LISTENER:
+            self.subscribe(SECRET, {"k"} if any(name.startswith("t") for name in resources) else ())
+            return
+        dynamic = {name for name in resources if not name.startswith("s")}
+        self.warming = (self.warming & dynamic) | {n for n in dynamic if former.get(n) != resources[n]}
+        for name in self.sets[ENDPOINTS].keys() - dynamic:
+            del self.sets[ENDPOINTS][name]
+        self.subscribe(ENDPOINTS, dynamic)
+
+    def _warmed(self) -> None:
+        clusters = self.sessions[CLUSTER]
+        if self.warming:
+            return
+        if clusters.waiting is not None:
+            clusters.version, clusters.waiting = clusters.waiting.version, None
+            self._request(CLUSTER)
+        if clusters.version:
+            self.subscribe(LISTENER)
+
+    def give_up(self) -> None:
+        """Use clusters without their endpoints, 15 s after they were requested (``initial_fetch_timeout``)."""
+        self.warming.clear()
+        self._warmed()
+
+    def reconnect(self, stream: int) -> None:
+        """Open another stream: names and versions are kept, nonces are not."""
+        self.stream, self.inbox, self.outbox = stream, [], []
+        former, self.sessions = self.sessions, {}
+        for kind, session in former.items():
+            self.sessions[kind] = Session(session.names, session.version)
+            self._request(kind)
+
+
+def Response_names(resource: bytes) -> list[str]:  # noqa: N802
+    return sorted(Response("", "", "", encode_response("", "", [resource])).names or ())
+
+
+def is_bad(name: str, resource: bytes) -> bool:
+    return resource == any_of(name, BAD)
+
+
+class SotwServer:
+    """State of the world as go-control-plane serves it in ADS mode, without any stream or clock."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._open: dict[str, tuple[tuple[str, ...], str]] = {}
+        self._sent: dict[str, str] = {}
+        self._nonce = 0
+        self._returned: dict[str, set[str]] = {}
+
+    def requested(self, request: Request) -> None:
+        sent = self._sent.get(request.type_url, "")
+        if sent and request.nonce != sent:
+            return
+        self._open[request.type_url] = (request.names, request.version)
+
+    def respond(self) -> Iterable[bytes]:
+        for kind in (CLUSTER, ENDPOINTS, SECRET, LISTENER):
+            if kind not in self._open:
+                continue
+            names, version = self._open[kind]
+            resources = self._node.resources.get(kind, {})
+            wanted = {name: one for name, one in resources.items() if not names or name in names}
+            returned = self._returned.setdefault(kind, set())
+            if self._node.versions.get(kind, "") == version and wanted.keys() <= returned:
+                continue
+            if names and not resources.keys() <= set(names):
+                continue
+            del self._open[kind]
+            self._nonce += 1
+            self._sent[kind] = str(self._nonce)
+            returned.update(wanted)
+            yield encode_response(kind, self._node.versions.get(kind, ""), wanted.values(), str(self._nonce))
+
+
+class DeltaSimulation:
+    """Each method is one event; messages wait in queues until `pump` moves one."""
+
+    def __init__(self, random: Random, version: str = "3.0") -> None:
+        self.random = random
+        self.profile: Profile = profile_of(version)
+        self.node = Node("default.node")
+        self.node.serve({CLUSTER: {}, ENDPOINTS: {}, LISTENER: {}, SECRET: {}})
+        self.machine = RelayStateMachine(NODE)
+        self.dialect: Dialect = Sotw()
+        self.server: Any = None
+        self.up_out: list[Any] = []
+        self.up_in: list[bytes] = []
+        self.now = 0.0
+        self.streams = 0
+        self.envoy: WarmingEnvoy | None = None
+        self.epochs = 0
+        self.late: set[str] = set()
+        """Clusters that Envoy used without the endpoints that there were."""
+        self.sent_down: list[tuple[str, tuple[str, ...]]] = []
+
+    # The control plane.
+
+    def serve(self, clusters: Set, endpoints: Set, listeners: Set, secrets: Set) -> None:
+        """Serve these from now on; the snapshot is consistent: endpoints are those of its clusters."""
+        self.node.serve({CLUSTER: clusters, ENDPOINTS: endpoints, LISTENER: listeners, SECRET: secrets})
+        self.respond()
+
+    def upgrade(self, version: str) -> None:
+        self.disconnect()
+        self.profile = profile_of(version)
+        self.node.renew()
+
+    def connect(self) -> None:
+        """Open a stream in a protocol that the version serves."""
+        self.up_out, self.up_in = [], []
+        both = self.profile.sotw is self.profile.delta
+        if self.random.random() < 0.5 if both else self.profile.sotw is Service.ANSWERED:
+            self.dialect, self.server = Sotw(), SotwServer(self.node)
+        else:
+            self.dialect = Delta(Memory(self.machine.snapshot().types), largest=LARGEST)
+            self.server = DeltaServer(self.profile, lambda: self.node, self.random.shuffle)
+        self.execute(self.machine.upstream_opened())
+
+    def disconnect(self) -> None:
+        if self.server is not None:
+            self.server, self.up_out, self.up_in = None, [], []
+            self.execute(self.machine.upstream_closed())
+
+    def respond(self) -> None:
+        if self.server is None:
+            return
+        for response in list(self.server.respond()):
+            self.up_in.append(response if isinstance(response, bytes) else response[0].SerializeToString())
+
+    def read_up(self) -> None:
+        """The control plane reads one request."""
+        message = self.up_out.pop(0)
+        if self.dialect.protocol is XdsProtocol.DELTA:
+            request = discovery_pb2.DeltaDiscoveryRequest.FromString(message)
+            assert request.HasField("node"), "Kuma 2.13 needs it in every request"
+            self.server.requested(request)
+        else:
+            self.server.requested(Request.parse(message))
+        self.respond()
+
+    def read_response(self) -> None:
+        """The relay reads one response."""
+        arrival = self.dialect.read(self.up_in.pop(0))
+        self.up_out += self.dialect.take(arrival)
+        assert not arrival.refused
+        if arrival.response is not None:
+            self.execute(self.machine.upstream_message(arrival.response))
+
+    # Envoy.
+
+    def start(self) -> None:
+        """Start an Envoy; one that runs is killed."""
+        self.stop()
+        self.streams += 1
+        self.epochs += 1
+        self.envoy = WarmingEnvoy(self.epochs, self.streams)
+        self.execute(self.machine.down_opened(self.streams, self.epochs))
+        self.envoy.subscribe(CLUSTER)
+
+    def stop(self) -> None:
+        if self.envoy is not None:
+            former, self.envoy = self.envoy, None
+            self.execute(self.machine.envoy_ended(former.epoch, expected=True))
+            self.execute(self.machine.down_closed(former.stream))
+
+    def reconnect(self) -> None:
+        """Break Envoy's stream."""
+        if self.envoy is not None:
+            self.execute(self.machine.down_closed(self.envoy.stream))
+            self.streams += 1
+            self.envoy.reconnect(self.streams)
+            self.execute(self.machine.down_opened(self.streams, self.envoy.epoch))
+
+    def live(self) -> None:
+        if self.envoy is not None:
+            self.execute(self.machine.envoy_live(self.envoy.epoch, now=self.now))
+
+    def read_down(self) -> None:
+        """The relay reads one request of Envoy."""
+        assert self.envoy is not None
+        self.execute(self.machine.down_message(self.envoy.stream, self.envoy.outbox.pop(0).encode()))
+
+    def restart_relay(self) -> None:
+        """By re-execution, with all of the memory."""
+        memory = msgspec.msgpack.decode(msgspec.msgpack.encode(self.machine.snapshot()), type=RelaySnapshot)
+        self.server, self.up_out, self.up_in = None, [], []
+        self.machine = RelayStateMachine(NODE, snapshot=memory)
+        if self.envoy is not None:
+            self.live()
+            self.streams += 1
+            self.envoy.reconnect(self.streams)
+            self.execute(self.machine.down_opened(self.streams, self.envoy.epoch))
+
+    # The relay.
+
+    def execute(self, actions: Iterable[RelayAction]) -> None:
+        for action in actions:
+            match action:
+                case SendUp(request):
+                    self.up_out += self.dialect.encode(request)
+                case SendDown(stream, type_url, data):
+                    assert self.envoy is not None
+                    assert stream == self.envoy.stream
+                    response = Response.parse(data)
+                    self.sent_down.append((type_url, tuple(sorted(response.names or ()))))
+                    self.envoy.inbox.append(response)
+
+    def moves(self) -> list[Any]:
+        """What can happen by itself now."""
+        moves: list[Any] = []
+        if self.up_out and self.server is not None:
+            moves.append(self.read_up)
+        if self.up_in and self.server is not None:
+            moves.append(self.read_response)
+        if self.envoy is not None and self.envoy.inbox:
+            moves.append(self.envoy.process)
+        if self.envoy is not None and self.envoy.outbox:
+            moves.append(self.read_down)
+        return moves
+
+    def pump(self, count: int = 1) -> None:
+        for _ in range(count):
+            if moves := self.moves():
+                self.random.choice(moves)()
+
+    def settle(self) -> None:
+        """Let everything happen that can, with an Envoy and a control plane."""
+        if self.server is None:
+            self.connect()
+        if self.envoy is None:
+            self.start()
+        for _ in range(2000):
+            if moves := self.moves():
+                self.random.choice(moves)()
+            elif (due := self.machine.next_tick()) is not None:
+                self.now = max(self.now, due)
+                self.execute(self.machine.tick(self.now))
+            elif self.envoy is not None and self.envoy.warming:
+                # Those that nobody has endpoints of any more Envoy waits for in vain.
+                self.late |= self.envoy.warming & self.node.resources.get(ENDPOINTS, {}).keys()
+                self.envoy.give_up()
+            else:
+                break
+        else:
+            raise AssertionError("it never comes to rest")
+
+    def assert_translated(self) -> None:
+        """Envoy has what the control plane serves, and everything is acknowledged."""
+        assert self.envoy is not None
+        assert not self.envoy.warming, "clusters wait for endpoints"
+        served = self.node.resources
+        for kind in (CLUSTER, LISTENER):
+            assert self.envoy.sets[kind] == served.get(kind, {}), kind
+        names = self.envoy.sessions[ENDPOINTS].names if ENDPOINTS in self.envoy.sessions else ()
+        assert {n: self.envoy.sets[ENDPOINTS].get(n) for n in names} == served.get(ENDPOINTS, {})
+        if SECRET in self.envoy.sessions and self.envoy.sessions[SECRET].names:
+            assert self.envoy.sets[SECRET].get("k") == served[SECRET].get("k", self.envoy.sets[SECRET].get("k"))
+        # What Envoy does not want any more it does not answer either.
+        wanted = {CLUSTER, LISTENER, *(kind for kind, session in self.envoy.sessions.items() if session.names)}
+        assert [v.type_url for v in self.machine.types() if v.open and v.type_url in wanted] == [], "not answered"
