@@ -13,9 +13,11 @@ from kumadp.host.backoff import Backoff
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Messages of Kuma 2.8 to 2.13, which sends status UNKNOWN with every refusal.
+# Messages of Kuma 2.8 to 3.0, which sends status UNKNOWN with every refusal.
 _ACTIVE = "already an active stream"
 _AUTH = ("authentication failed", "could not extract credential", "request must have exactly")
+# Kuma 3.0 treats a Dataplane that it cannot read like one that is not there.
+_DATAPLANE = ("not found; create a Dataplane", "unsupported proxy type", "request must have a valid Proxy ID")
 _UNAUTHENTICATED, _PERMISSION_DENIED, _UNAVAILABLE = 16, 7, 14
 
 # Kuma frees a stream 10.0 s after it broke, then deregisters the Dataplane, which is absent from the mesh until we are
@@ -35,6 +37,8 @@ class StreamRefusal(enum.StrEnum):
     """Token, CA or certificate: one side rejects the other, or our file cannot be read."""
     UNREACHABLE = "unreachable"
     """Nothing answers, or the connection broke."""
+    DATAPLANE = "dataplane"
+    """The control plane does not know the Dataplane, or cannot take it: its version may know no such thing."""
     OTHER = "other"
     """Any other error of the control plane."""
 
@@ -50,6 +54,8 @@ def classify(error: BaseException) -> StreamRefusal:
         return StreamRefusal.ACTIVE
     if status in (_UNAUTHENTICATED, _PERMISSION_DENIED) or any(part in text for part in _AUTH):
         return StreamRefusal.AUTH
+    if any(part in text for part in _DATAPLANE):
+        return StreamRefusal.DATAPLANE
     if status in (None, _UNAVAILABLE):
         return StreamRefusal.UNREACHABLE
     return StreamRefusal.OTHER

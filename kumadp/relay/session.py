@@ -126,7 +126,6 @@ class RelaySession:
         self._had_us = resumption.memory is not None
         self._open_since = -1.0
         self._stale = resumption.stale
-        self._query_failure = ""
         self.use(prepared)
         self._sent_tree = _tree(prepared)
         self._machine = machine = RelayStateMachine(
@@ -197,19 +196,12 @@ class RelaySession:
             async with asyncio.timeout(QUERY_WITHIN):
                 fetched = await self._access.query_bootstrap()
         except (KumadpError, OSError, TimeoutError) as error:
-            self._note_query(str(error) or "nothing answers in time")
+            self._status.set_warning("bootstrap query", str(error) or "nothing answers in time")
             return None
-        self._note_query("")
+        self._status.set_warning("bootstrap query", "")
         self._sent_tree = fetched.tree
         self._machine.renew_node(_node(fetched.tree))
         return _protocol(fetched.tree)
-
-    def _note_query(self, failure: str) -> None:
-        """Report why there is no newer bootstrap: what runs is kept, but the control plane may not want it any more."""
-        if failure and failure != self._query_failure:
-            log.warning("no new bootstrap for the stream to the control plane: %s", failure)
-        self._query_failure = failure
-        self._status.set_warning("bootstrap query", failure)
 
     def keep_in(self, store: LastGoodStore) -> None:
         """Keep what is accepted on disk from now on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kumadp.controlplane.features import announced_features
 from kumadp.settings.model import Settings
 
@@ -38,6 +40,13 @@ def test_all_that_works_in_kuma_s_order() -> None:
         "feature-strict-inbound-ports",
         "feature-reuse-port",
     )
+
+
+def test_delta_is_never_announced() -> None:
+    """A control plane of 2.x would name it in the bootstrap; without, the bootstrap shows what it speaks itself."""
+    settings = replace(EVERYTHING, xds_transport_variant="DELTA_GRPC")
+    features = announced_features(settings, transparent=True, resolves=True, pipe=True)
+    assert not any("delta" in feature for feature in features)
 
 
 def test_disabled_features_are_not_announced() -> None:

@@ -37,7 +37,13 @@ ACTIVE = "there is already an active stream from this node, try again later"
         (ssl.SSLError("eof"), StreamRefusal.UNREACHABLE),
         (StreamEnded(None, "Connection lost"), StreamRefusal.UNREACHABLE),
         (StreamEnded(14, "going away"), StreamRefusal.UNREACHABLE),
-        (StreamEnded(2, 'resource "default.web" not found; create a Dataplane in Kuma CP first'), StreamRefusal.OTHER),
+        (
+            StreamEnded(2, 'resource "default.web" not found; create a Dataplane in Kuma'),
+            StreamRefusal.DATAPLANE,
+        ),
+        (StreamEnded(2, 'unsupported proxy type "ingress", only "dataplane" is supported'), StreamRefusal.DATAPLANE),
+        (StreamEnded(2, "request must have a valid Proxy ID: name is empty"), StreamRefusal.DATAPLANE),
+        (StreamEnded(12, "unknown method"), StreamRefusal.OTHER),
         (StreamEnded(0, ""), StreamRefusal.OTHER),
     ],
 )

@@ -1,0 +1,125 @@
+"""What a session takes from a bootstrap that it queries for a stream, and what it reports if there is none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kumadp.bootstrap.admin_address import TcpAdmin
+from kumadp.bootstrap.parser import parse_bootstrap
+from kumadp.bootstrap.prepare import Fetched, Prepared
+from kumadp.bootstrap.rewrite import rewrite_for_relay
+from kumadp.core.status import Status
+from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
+from kumadp.relay.dialect import XdsProtocol
+from kumadp.relay.messages import Request
+from kumadp.relay.node import encode_node
+from kumadp.relay.session import RelaySession, Resumption, SessionOptions
+from tests.support.scripted_control_plane import CAPTURES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from ssl import SSLContext
+
+SOTW, DELTA = XdsProtocol.SOTW, XdsProtocol.DELTA
+
+
+def fetched(capture: str) -> Fetched:
+    return Fetched(parse_bootstrap((CAPTURES / capture / "bootstrap.yaml").read_bytes()), None, 0.0)
+
+
+KUMA_2, KUMA_3 = fetched("kuma-2.14.3/dataplane"), fetched("kuma-3.0-dev/full")
+
+
+class Access:
+    """A control plane whose next bootstrap, or failure, is ``answer``."""
+
+    pending = False
+    urls: Sequence[str] = ("https://localhost:5678",)
+
+    def __init__(self, answer: Fetched | Exception) -> None:
+        self.answer = answer
+
+    async def query_bootstrap(self) -> Fetched:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def advise(self, text: str) -> str:
+        return ""
+
+    def token(self) -> str:
+        return ""
+
+    def tls(self, ca_inline: bytes | None) -> SSLContext:
+        raise AssertionError(ca_inline)
+
+
+class Observer:
+    def on_refused(self, error: ControlPlaneRefused) -> None:
+        raise AssertionError(error)
+
+    def on_opened(self) -> None:
+        """Nobody waits."""
+
+    def on_accepted(self, type_url: str) -> None:
+        """Nobody waits."""
+
+    def on_answered(self, type_url: str) -> None:
+        """Nobody waits."""
+
+
+def session(folder: Path, access: Access, first: Fetched) -> tuple[RelaySession, Status]:
+    status = Status("web", "control plane", "default")
+    upstream = rewrite_for_relay(first.tree, str(folder / "xds.sock")).upstream
+    prepared = Prepared(folder / "bootstrap.yaml", TcpAdmin("127.0.0.1", 9901), None, True, first, upstream)
+    options = SessionOptions(folder / "xds.sock", status, lambda _pid: 0, Resumption())
+    return RelaySession(options, access, prepared, Observer()), status
+
+
+def next_node(made: RelaySession) -> bytes:
+    """The Node that the next stream begins with."""
+    request = made._machine.upstream_opened()[0].request  # type: ignore[union-attr]
+    assert isinstance(request, Request)
+    return request.node
+
+
+@pytest.mark.parametrize(("first", "protocol"), [(KUMA_2, SOTW), (KUMA_3, DELTA)])
+async def test_the_bootstrap_in_hand_chooses_the_first_stream(
+    tmp_path: Path, first: Fetched, protocol: XdsProtocol
+) -> None:
+    made, _ = session(tmp_path, Access(ValueError()), first)
+    assert made.relay.status()["protocol"] == protocol
+    assert next_node(made) == encode_node(first.tree["node"])
+
+
+async def test_a_newer_bootstrap_names_the_protocol_and_renews_the_node(tmp_path: Path) -> None:
+    made, status = session(tmp_path, Access(KUMA_3), KUMA_2)
+    assert await made._query_protocol() is DELTA
+    assert next_node(made) == encode_node(KUMA_3.tree["node"]) != encode_node(KUMA_2.tree["node"])
+    assert status.warnings == {}
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ControlPlaneRefused("networking.outbound[0].backendRef: must be defined", "write a backendRef"),
+        ControlPlaneUnavailable("HTTP 500"),
+        OSError("HTTP 500"),
+    ],
+)
+async def test_without_a_newer_one_the_reason_is_reported_and_all_stays(
+    tmp_path: Path, failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    access = Access(failure)
+    made, status = session(tmp_path, access, KUMA_2)
+    assert await made._query_protocol() is None
+    assert await made._query_protocol() is None
+    assert status.warnings == {"bootstrap query": str(failure)}
+    assert caplog.text.count(str(failure)) == 1
+    assert next_node(made) == encode_node(KUMA_2.tree["node"])
+    access.answer = KUMA_2
+    assert await made._query_protocol() is SOTW
+    assert status.warnings == {}
