@@ -87,7 +87,7 @@ def judge(plane: KumaControlPlane, rows: Iterable[tuple[str, dict[str, Any]]]) -
         try:
             plane.put(path, resource)
         except urllib.error.HTTPError as error:
-            status, reason = error.code, _reason(error.read())
+            status, reason = error.code, _reason(error.__notes__[0])
         else:
             plane.delete(path)
         seen[title] = Verdict(status, reason, _bootstrap_status(plane, resource, tokens[kind]))
@@ -113,11 +113,11 @@ def _bootstrap_status(plane: KumaControlPlane, resource: dict[str, Any], token: 
         return error.code
 
 
-def _reason(body: bytes) -> str:
+def _reason(body: str) -> str:
     try:
         answer = json.loads(body)
     except ValueError:
-        return body.decode(errors="replace").strip()[:MAX_TEXT]
+        return body.strip()[:MAX_TEXT]
     fields = answer.get("invalid_parameters") or ()
     reasons = [f"{field['field']}: {field['reason']}" for field in fields]
     return ("; ".join(reasons) or answer.get("detail") or answer.get("details") or answer.get("title", ""))[:MAX_TEXT]
