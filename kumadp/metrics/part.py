@@ -12,6 +12,7 @@ from kumadp.core.redirection import may_be_redirected
 from kumadp.host.socket_names import kuma_socket, metrics
 from kumadp.metrics.profiles import Selection, SelectionSpec
 from kumadp.metrics.server import MetricsServer, ScrapedApplication, ScrapePolicy, SourceLocator
+from kumadp.resources.workload import service_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -84,11 +85,14 @@ class MetricsPart(Part):
 
     @property
     def service(self) -> str:
-        """The data plane's service, by its bootstrap; empty if Kuma knows none (2.14 and 3.0: ``unknown``)."""
+        """The data plane's service, by its bootstrap; empty if neither this nor the Dataplane names any."""
         fetched = self._context.bootstrap.fetched
         node = (fetched.tree.get("node") if fetched is not None else None) or {}
-        service = str(node.get("cluster") or "") if isinstance(node, dict) else ""
-        return "" if service == _NO_SERVICE else service
+        cluster = str(node.get("cluster") or "") if isinstance(node, dict) else ""
+        if cluster != _NO_SERVICE:
+            return cluster
+        resource = self._context.resource
+        return service_of(resource) if resource is not None else ""
 
     async def apply_policy(self, body: dynconf_bodies.MeshMetricBody | None) -> None:
         """Serve by the MeshMetric policies; None: there are none (any more)."""

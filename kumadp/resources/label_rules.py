@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from kumadp.resources.kuma_versions import SINCE_2_13
 from kumadp.resources.parse import join
+from kumadp.resources.workload import WORKLOAD_LABEL
 
 if TYPE_CHECKING:
     from kumadp.resources.findings import Findings
     from kumadp.resources.resource import Resource
 
-# Decides what `node.cluster` of the bootstrap is, in 2.14 without tags and in 3.0.
-WORKLOAD = "kuma.io/workload"
 MESH = "kuma.io/mesh"
 # Names and values as in Kubernetes (metadata.labels).
 _PART = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -32,7 +31,7 @@ def check_labels(resource: Resource, findings: Findings) -> None:
             findings.fail_in_api(path, f"{value!r} is not a valid label value", "letters, digits and . _ -, at most 63")
     if resource.mesh and resource.labels.get(MESH, resource.mesh) != resource.mesh:
         findings.fail_in_api(join("labels", MESH), f"is not the mesh {resource.mesh}", "remove it", SINCE_2_13)
-    workload = resource.labels.get(WORKLOAD, "")
+    workload = resource.labels.get(WORKLOAD_LABEL, "")
     if workload and not _WORKLOAD.fullmatch(workload):
         hint = "lower-case letters, digits and -, at most 63"
-        findings.fail_in_api(join("labels", WORKLOAD), f"{workload!r} is not a workload's name", hint, SINCE_2_13)
+        findings.fail_in_api(join("labels", WORKLOAD_LABEL), f"{workload!r} is not a workload's name", hint, SINCE_2_13)

@@ -1,12 +1,17 @@
-"""The application behind an inbound, and the inbound of a virtual probe."""
+"""The application of a Dataplane: behind an inbound, behind a virtual probe, and its name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kumadp.resources.types import SERVICE, Dataplane
+
 if TYPE_CHECKING:
+    from kumadp.resources.resource import Resource
     from kumadp.resources.types import Inbound, Networking
+
+WORKLOAD_LABEL = "kuma.io/workload"
 
 
 def workload_of(networking: Networking, inbound: Inbound) -> tuple[str, int]:
@@ -17,6 +22,20 @@ def workload_of(networking: Networking, inbound: Inbound) -> tuple[str, int]:
     """
     host = inbound.service_address or inbound.address or networking.address
     return host, inbound.service_port or inbound.port
+
+
+def service_of(resource: Resource) -> str:
+    """Return the service of a Dataplane: the label ``kuma.io/workload``, else the first ``kuma.io/service``, else "".
+
+    The label is what Kuma 3.0 names ``node.cluster`` by, and the tag what Kuma 2 does.
+    """
+    if label := resource.labels.get(WORKLOAD_LABEL, ""):
+        return label
+    if not isinstance(resource.spec, Dataplane):
+        return ""
+    networking = resource.spec.networking
+    gateway = networking.gateway.tags.get(SERVICE, "") if networking.gateway is not None else ""
+    return next((inbound.service for inbound in networking.inbound if inbound.service), gateway)
 
 
 _MAX_SHOWN = 20

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
+import msgspec
 import pytest
 
-from kumadp.resources.types import Inbound, Networking
-from kumadp.resources.workload import InboundPorts, workload_of
+from kumadp.resources.resource import Resource
+from kumadp.resources.types import Dataplane, Inbound, Networking, ZoneEgress
+from kumadp.resources.workload import InboundPorts, service_of, workload_of
 
 NETWORKING = Networking(address="192.0.2.1")
 
@@ -48,3 +52,27 @@ def test_ports_in_messages() -> None:
     assert InboundPorts(Networking(inbound=(Inbound(port=81), Inbound(port=80)))).shown == "80, 81"
     many = tuple(Inbound(port=1000 + number) for number in range(30))
     assert InboundPorts(Networking(inbound=many)).shown.endswith("1019, ...")
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        (
+            '"labels": {"kuma.io/workload": "shop"}, "networking": {"inbound": [{"tags": {"kuma.io/service": "a"}}]}',
+            "shop",
+        ),
+        ('"networking": {"inbound": [{}, {"tags": {"kuma.io/service": "a"}}]}', "a"),
+        ('"networking": {"gateway": {"tags": {"kuma.io/service": "edge"}}}', "edge"),
+        ('"networking": {"gateway": {}}', ""),
+        ('"networking": {"listeners": [{"type": "ZoneIngress"}]}', ""),
+    ],
+)
+def test_the_service_of_a_dataplane(document: str, expected: str) -> None:
+    tree = json.loads(f"{{{document}}}")
+    spec = msgspec.convert({"networking": tree["networking"]}, Dataplane)
+    resource = Resource("Dataplane", "default", "web-1", tree.get("labels", {}), tree, spec, "dp.yaml")
+    assert service_of(resource) == expected
+
+
+def test_a_zone_proxy_has_no_service() -> None:
+    assert service_of(Resource("ZoneEgress", "", "e", {}, {}, ZoneEgress(), "e.yaml")) == ""
