@@ -1,7 +1,8 @@
 """The schema of Kuma's resources as data: one table serves parsing, normalising and the JSON Schema.
 
 Source: Kuma 2.8's documentation of the data plane proxy (Dataplane schema) and its ZoneIngress and ZoneEgress, and the
-fields that 2.9 to 2.14 added (api/mesh/v1alpha1).
+fields that 2.9 to 2.14 added (api/mesh/v1alpha1); 3.0 adds none, and has no advertisedAddress, metrics, probes, tags of
+inbounds and outbounds, reachableServices.
 """
 
 from __future__ import annotations
@@ -68,21 +69,21 @@ INBOUND = Message(
         _port("servicePort", "Port of the application; defaults to port.", 0),
         Field("serviceAddress", "text", "Address of the application; defaults to the inbound's address."),
         Field("address", "text", "Address of the listener; defaults to networking.address."),
-        Field("tags", "tags", "Tags; kuma.io/service is required."),
+        Field("tags", "tags", "Tags; kuma.io/service is required up to 2.13, none is read by 3.0."),
         Field("health", "message", "Health set by the platform.", of=HEALTH),
         Field("serviceProbe", "message", "Checks of the application.", of=SERVICE_PROBE),
         Field("state", "enum", "State of the inbound.", choices=("Ready", "NotReady", "Ignored")),
         Field("name", "text", "Name of the port, for MeshService."),
-        Field("protocol", "text", "Protocol of the application (2.14)."),
+        Field("protocol", "text", "Protocol of the application; goes before the tag (2.14), the only source (3.0)."),
     ),
 )
 BACKEND_REF = Message(
     "BackendRef",
     (
-        Field("kind", "text", "Kind of the target: MeshService."),
+        Field("kind", "text", "MeshService, MeshExternalService or MeshMultiZoneService."),
         Field("name", "text", "Name of the target."),
-        _port("port", "Port of the target.", 0),
-        Field("labels", "tags", "Labels of the target (2.9)."),
+        _port("port", "Port of the target; none for a MeshExternalService.", 0),
+        Field("labels", "tags", "Labels of the target, instead of its name (2.9)."),
     ),
 )
 OUTBOUND = Message(
@@ -90,15 +91,19 @@ OUTBOUND = Message(
     (
         Field("address", "text", "Address of the listener; defaults to 127.0.0.1."),
         _port("port", "Port of the listener."),
-        Field("tags", "tags", "Tags of the consumed service; kuma.io/service is required."),
-        Field("backendRef", "message", "The consumed service by reference.", of=BACKEND_REF),
+        Field(
+            "tags",
+            "tags",
+            "Tags of the consumed service; kuma.io/service is required. Refused by 3.0 without backendRef.",
+        ),
+        Field("backendRef", "message", "The consumed service by reference, the only form of 3.0.", of=BACKEND_REF),
     ),
 )
 GATEWAY = Message(
     "Gateway",
     (
-        Field("tags", "tags", "Tags; kuma.io/service is required."),
-        Field("type", "enum", "Kind of gateway.", choices=("DELEGATED", "BUILTIN")),
+        Field("tags", "tags", "Tags; kuma.io/service is required up to 2.13, and if there are any."),
+        Field("type", "enum", "Kind of gateway; 3.0 has no BUILTIN.", choices=("DELEGATED", "BUILTIN")),
     ),
 )
 REACHABLE_BACKENDS = Message(
@@ -128,7 +133,7 @@ TRANSPARENT = Message(
         _port("redirectPortOutbound", "Port that outbound traffic is redirected to.", 0),
         Field("directAccessServices", "list", "Services reached by address and port; * for all.", of="text"),
         _port("redirectPortInboundV6", "Port that inbound IPv6 traffic is redirected to.", 0),
-        Field("reachableServices", "list", "Services that are reachable.", of="text"),
+        Field("reachableServices", "list", "Services that are reachable. Ignored by 3.0.", of="text"),
         Field("ipFamilyMode", "enum", "IP families.", choices=("UnSpecified", "DualStack", "IPv4", "IPv6")),
         Field("reachableBackends", "message", "Services that are reachable (2.9).", of=REACHABLE_BACKENDS),
     ),
@@ -148,7 +153,11 @@ NETWORKING = Message(
     "Networking",
     (
         Field("address", "text", "IP address or host name at which other data planes reach this one."),
-        Field("advertisedAddress", "text", "Address advertised to other data planes, if `address` is private."),
+        Field(
+            "advertisedAddress",
+            "text",
+            "Address advertised to other data planes, if `address` is private. Ignored by 3.0.",
+        ),
         Field("gateway", "message", "This is a gateway.", of=GATEWAY),
         Field("inbound", "list", "Services of this data plane.", of=INBOUND),
         Field("outbound", "list", "Services that it consumes.", of=OUTBOUND),
@@ -234,7 +243,7 @@ META = (
     Field("type", "text", "Type of the resource."),
     Field("mesh", "text", "Mesh of the resource."),
     Field("name", "text", "Name of the resource."),
-    Field("labels", "tags", "Labels."),
+    Field("labels", "tags", "Labels: what MeshService, MeshIdentity and policies select by."),
     Field("creationTime", "text", "Set by the control plane."),
     Field("modificationTime", "text", "Set by the control plane."),
     Field("kri", "text", "Set by the control plane (2.12)."),
@@ -244,7 +253,7 @@ DATAPLANE = Message(
     (
         *META,
         Field("networking", "message", "Addresses, inbounds, outbounds.", of=NETWORKING),
-        Field("metrics", "message", "Metrics of this data plane.", of=METRICS),
+        Field("metrics", "message", "Metrics of this data plane. Ignored by 3.0.", of=METRICS),
         Field("probes", "message", "Virtual probes.", of=PROBES),
     ),
 )

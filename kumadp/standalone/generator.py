@@ -107,13 +107,11 @@ def _inbound(mesh: Mesh, inbound: Inbound, index: int, healthy: bool, config: Ge
 
 def _outbound(mesh: Mesh, outbound: Outbound, index: int, config: GeneratedConfig) -> None:
     where = mesh.where(f"networking.outbound[{index}].port")
-    service = outbound.tags[SERVICE]
-    subset = ",".join(f"{key}={value}" for key, value in sorted(outbound.tags.items()) if key != SERVICE)
-    cluster = f"{service}{{{subset}}}" if subset else service
-    offers = mesh.offers(outbound.tags)
+    cluster = _outbound_name(mesh, outbound)
+    offers = mesh.offers(outbound)
     endpoints = sorted({offer.endpoint for offer in offers if offer.ready})
     if not endpoints:
-        reason = "no Dataplane that offers it is ready" if offers else "no Dataplane offers it"
+        reason = "no Dataplane that offers it is ready" if offers else f"no Dataplane offers it{_ports(mesh, outbound)}"
         config.notes.append(f"{where}: {cluster}: {reason} now; requests fail until there is one")
     protocol = _common_protocol(offers, outbound)
     address = outbound.address or "127.0.0.1"
@@ -127,6 +125,23 @@ def _outbound(mesh: Mesh, outbound: Outbound, index: int, config: GeneratedConfi
     config.origin[name] = config.origin[cluster] = where
     if config.clusters[cluster]["type"] == "STRICT_DNS" and any(endpoint.health_name for endpoint in endpoints):
         config.notes.append(f"{where}: {cluster}: an endpoint has a host name, so no endpoint is health-checked")
+
+
+def _outbound_name(mesh: Mesh, outbound: Outbound) -> str:
+    """Return the name of the outbound's cluster, for a reference as Kuma has it (unified naming), but for the zone."""
+    reference = outbound.backend_ref
+    if reference is not None:
+        return f"kri_msvc_{mesh.ours.mesh}___{outbound.title}_{reference.port}"
+    subset = ",".join(f"{key}={value}" for key, value in sorted(outbound.tags.items()) if key != SERVICE)
+    return f"{outbound.title}{{{subset}}}" if subset else outbound.title
+
+
+def _ports(mesh: Mesh, outbound: Outbound) -> str:
+    """Return the ports at which there is the service that a reference names, as text; empty if there is none."""
+    reference = outbound.backend_ref
+    offers = mesh.by_service.get(reference.name, ()) if reference is not None else ()
+    ports = sorted({offer.port for offer in offers})
+    return f" at port {reference.port}, its inbounds have {', '.join(map(str, ports))}" if ports and reference else ""
 
 
 def _common_protocol(offers: tuple[Offer, ...], outbound: Outbound) -> str:
@@ -188,10 +203,8 @@ def bootstrap(mesh: Mesh, directory: Path, memory: int = 0) -> Json:
 
     ``memory``: bytes that Envoy and kumadp may use together, 0 for no limit.
     """
-    networking = mesh.spec.networking
-    service = networking.gateway.tags[SERVICE] if networking.gateway is not None else networking.inbound[0].service
     return {
-        "node": {"id": f"{mesh.ours.mesh}.{mesh.ours.name}", "cluster": service},
+        "node": {"id": f"{mesh.ours.mesh}.{mesh.ours.name}", "cluster": mesh.service},
         "admin": {"address": socket_address(ADMIN_HOST, admin_port(mesh.spec))},
         "dynamicResources": {
             "cdsConfig": file_source(str(directory / CLUSTERS_FILE)),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kumadp.addresses import address_text
 from kumadp.errors import Problem, ResourceError
 from kumadp.resources.load import load_resource_file
 from kumadp.resources.types import SERVICE, Dataplane
+from kumadp.resources.workload import service_of
 from kumadp.standalone.unsupported_fields import unsupported_fields
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kumadp.resources.resource import Resource
-    from kumadp.resources.types import Inbound
+    from kumadp.resources.types import Inbound, Outbound
 
+DISPLAY_NAME = "kuma.io/display-name"
 SUFFIXES = (".yaml", ".yml", ".json")
 
 ADMIN_HOST = "127.0.0.1"
@@ -41,12 +43,17 @@ class ServiceEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An inbound of the mesh: its tags and protocol, and whether its Dataplane marks it as ready."""
+    """An inbound of the mesh: its tags, with its service, and protocol; whether its Dataplane marks it as ready.
+
+    ``port`` is what a backendRef names, ``labels`` are those of the Dataplane.
+    """
 
     tags: Mapping[str, str]
     protocol: str
     ready: bool
     endpoint: ServiceEndpoint
+    port: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +65,27 @@ class Mesh:
     address: str
     by_service: Mapping[str, tuple[Offer, ...]]
 
-    def offers(self, tags: Mapping[str, str]) -> tuple[Offer, ...]:
-        """Return the inbounds that have all of ``tags``, ready or not."""
-        offers = self.by_service.get(tags.get(SERVICE, ""), ())
-        return tuple(offer for offer in offers if tags.items() <= offer.tags.items())
+    @property
+    def service(self) -> str:
+        """The service of our Dataplane; its name if it has none."""
+        return service_of(self.ours) or self.ours.name
+
+    def offers(self, outbound: Outbound) -> tuple[Offer, ...]:
+        """Return the inbounds that an outbound consumes, ready or not.
+
+        Those with all its tags; or those with the reference's port, of the service with its name or of the Dataplanes
+        with its labels.
+        """
+        reference = outbound.backend_ref
+        if reference is None:
+            offers = self.by_service.get(outbound.tags.get(SERVICE, ""), ())
+            return tuple(offer for offer in offers if outbound.tags.items() <= offer.tags.items())
+        if reference.name:
+            offers = self.by_service.get(reference.name, ())
+        else:
+            every = (offer for offers in self.by_service.values() for offer in offers)
+            offers = tuple(sorted((offer for offer in every if _has_labels(offer, reference.labels)), key=_endpoint_of))
+        return tuple(offer for offer in offers if offer.port == reference.port)
 
     def inbound_address(self, inbound: Inbound) -> str:
         """Return the address on which an inbound of ours is bound."""
@@ -71,6 +95,15 @@ class Mesh:
         """Return file, line and path of a field of our Dataplane, as text."""
         file, line = self.ours.where(path)
         return f"{file}:{line}: {path}" if line else f"{file}: {path}"
+
+
+def _has_labels(offer: Offer, labels: Mapping[str, str]) -> bool:
+    # What Kuma labels a MeshService with has the name of the service.
+    return labels.items() <= {DISPLAY_NAME: offer.tags[SERVICE], **offer.labels}.items()
+
+
+def _endpoint_of(offer: Offer) -> ServiceEndpoint:
+    return offer.endpoint
 
 
 def takes_traffic(inbound: Inbound) -> bool:
@@ -96,8 +129,10 @@ def _offers(dataplanes: Iterable[Resource]) -> dict[str, tuple[Offer, ...]]:
         assert isinstance(spec, Dataplane)  # noqa: S101
         for inbound in spec.networking.inbound:
             endpoint = _endpoint(spec, inbound)
-            offer = Offer(inbound.tags, inbound.protocol, takes_traffic(inbound), endpoint)
-            by_service.setdefault(inbound.service, {})[endpoint, resource.name] = offer
+            tags = {**inbound.tags, SERVICE: inbound.service or service_of(resource) or resource.name}
+            ready = takes_traffic(inbound)
+            offer = Offer(tags, inbound.protocol, ready, endpoint, inbound.port, resource.labels)
+            by_service.setdefault(tags[SERVICE], {})[endpoint, resource.name] = offer
     return {service: tuple(offers[key] for key in sorted(offers)) for service, offers in by_service.items()}
 
 

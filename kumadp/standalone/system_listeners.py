@@ -98,14 +98,18 @@ def add_dns(mesh: Mesh, dns: DnsListener, config: GeneratedConfig) -> None:
 def dns_names(mesh: Mesh) -> dict[str, set[str]]:
     """Return the names of the outbounds' services, and their addresses.
 
-    A name is ``<service>.mesh``, also with dots in place of underscores, as in Kuma. A service whose name cannot be a
-    DNS name is left out.
+    A name is ``<service>.mesh``, also with dots in place of underscores, as in Kuma; that of a backendRef is also
+    ``<service>.svc.mesh.local``, as in Kuma 3.0. A service whose name cannot be a DNS name is left out, as is what a
+    backendRef selects by labels.
     """
     names: dict[str, set[str]] = {}
     for outbound in mesh.spec.networking.outbound:
-        service = outbound.tags[SERVICE]
+        reference = outbound.backend_ref
+        service = reference.name if reference is not None else outbound.tags[SERVICE]
+        domains = ("mesh",) if reference is None else ("mesh", "svc.mesh.local")
         # Envoy's filter is case-sensitive (1.30 to 1.40): a name is added as written and in lower case.
         for name in {text for cased in (service, service.lower()) for text in (cased, cased.replace("_", "."))}:
             if _DNS_NAME.fullmatch(name):
-                names.setdefault(f"{name}.mesh", set()).add(outbound.address or "127.0.0.1")
+                for domain in domains:
+                    names.setdefault(f"{name}.{domain}", set()).add(outbound.address or "127.0.0.1")
     return names

@@ -29,15 +29,8 @@ def unsupported_fields(resource: Resource, spec: Dataplane) -> list[Problem]:
         reject("networking.gateway.type", "a builtin gateway needs a control plane", "use DELEGATED, or --cp-address")
     if networking.transparent_proxying is not None:
         reject("networking.transparentProxying", "needs a control plane", "remove it, or use --cp-address")
-    if networking.gateway is None and not networking.inbound and not networking.listeners:
-        reject(
-            "networking.inbound", "there is no inbound and no gateway", "name at least one inbound, or use --cp-address"
-        )
-    tags = [(f"networking.inbound[{index}]", inbound.tags) for index, inbound in enumerate(networking.inbound)]
-    if networking.gateway is not None:
-        tags.append(("networking.gateway", networking.gateway.tags))
-    for path in (path for path, tagged in tags if not tagged):
-        reject(f'{path}.tags["{SERVICE}"]', "is missing", "name the service, or use --cp-address")
+    if networking.gateway is None and not networking.inbound and not networking.outbound and not networking.listeners:
+        reject("networking", "there is no inbound, no outbound and no gateway", "name at least one")
     for index, inbound in enumerate(networking.inbound):
         # Kuma 2.13: servicePort and serviceAddress default to the inbound's own port and address.
         same_port = inbound.service_port in {0, inbound.port}
@@ -47,7 +40,8 @@ def unsupported_fields(resource: Resource, spec: Dataplane) -> list[Problem]:
     for index, outbound in enumerate(networking.outbound):
         path = f"networking.outbound[{index}]"
         if outbound.backend_ref is not None:
-            reject(f"{path}.backendRef", "needs a control plane", "name the service by tags")
+            if outbound.backend_ref.kind != "MeshService":
+                reject(f"{path}.backendRef.kind", "needs a control plane", "MeshService, or use --cp-address")
         elif outbound.tags.get(SERVICE, "").startswith(_OUR_CLUSTERS):
             reject(f'{path}.tags["{SERVICE}"]', "is a name that kumadp uses itself", "give the service another name")
     if networking.listeners:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.daemon import Ports, get
 from tests.support.http2 import Http2Server, call
-from tests.support.mesh import Tree, dataplane, inbound, outbound, write
+from tests.support.mesh import Tree, dataplane, inbound, outbound, reference, untagged, write
 from tests.support.poll import poll
 from tests.support.ports import free_ports
 from tests.support.standalone import answers, echo_of, echo_server, run_standalone, workloads
@@ -68,6 +68,46 @@ def test_each_protocol_goes_through_inbound_and_outbound(tmp_path: Path, ports: 
             assert echo_of(tcp_in) == echo_of(tcp_out) == b"echo ping\n"
             for port in (h2_in, grpc_in, h2_out, grpc_out):
                 assert call(port) == ("second", True), port
+
+
+def test_dataplanes_without_tags(tmp_path: Path, ports: Ports, echo: int) -> None:
+    """In the form of Kuma 3.0: protocols by field, services by label, consumed by reference."""
+    tcp_in, h2_in, tcp_out, h2_out, labelled = free_ports(5)
+    with workloads("web", "backend") as (app, backend), Http2Server("second") as h2:
+        mine = dataplane(
+            "web",
+            [untagged(ports.inbound, app.port), untagged(tcp_in, echo, ""), untagged(h2_in, h2.port, "http2")],
+            [
+                reference(ports.outbound, "backend", backend.port),
+                reference(labelled, "", backend.port, app="shop"),
+                reference(tcp_out, "raw", echo),
+                reference(h2_out, "h2", h2.port),
+            ],
+            admin=ports.admin,
+            labels={"kuma.io/workload": "web"},
+        )
+        others = [
+            dataplane("b-1", [untagged(backend.port)], labels={"kuma.io/workload": "backend", "app": "shop"}),
+            dataplane("raw", [untagged(echo, protocol="tcp")]),
+            dataplane("b-3", [inbound(h2.port, 0, "h2", "http2")]),
+        ]
+        with run_standalone(write(tmp_path / "mesh", mine, *others), ports):
+            assert get(ports.inbound) == (200, "web")
+            assert get(ports.outbound) == get(labelled) == (200, "backend")
+            assert echo_of(tcp_in) == echo_of(tcp_out) == b"echo ping\n"
+            assert call(h2_in) == call(h2_out) == ("second", True)
+
+
+def test_a_dataplane_without_inbound_follows_the_others(tmp_path: Path, ports: Ports) -> None:
+    with workloads("one", "two") as (one, two):
+        mine = dataplane("web", [], [reference(ports.outbound, "backend", one.port)], admin=ports.admin)
+        folder = write(tmp_path / "mesh", mine, dataplane("backend", [untagged(one.port)]))
+        with run_standalone(folder, ports):
+            assert get(ports.outbound) == (200, "one")
+            write(folder, dataplane("web", [], [reference(ports.outbound, "backend", two.port)], admin=ports.admin))
+            poll(lambda: get(ports.outbound)[0] == 503, what="nobody at the other port")
+            write(folder, dataplane("backend", [untagged(one.port), untagged(two.port)]))
+            poll(lambda: get(ports.outbound) == (200, "two"), what="the other port")
 
 
 def test_a_delegated_gateway_has_outbounds_alone(tmp_path: Path, ports: Ports) -> None:

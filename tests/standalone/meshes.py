@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kumadp.standalone.generated_config import DnsListener
-from tests.support.mesh import Tree, dataplane, inbound, outbound
+from tests.support.mesh import Tree, dataplane, inbound, outbound, reference, untagged
 
 PROBE: Tree = {"tcp": {}}
 
@@ -117,6 +117,29 @@ CASES: dict[str, Case] = {
             _other("two", 7000, "10.0.0.3", protocol="tcp", state="NotReady"),
             _other("three", 7000, "10.0.0.4", protocol="tcp", state="Ignored"),
         )
+    ),
+    "without tags": Case(
+        (
+            ours(
+                reference(10001, "backend", 7000),
+                reference(10002, "", 7000, app="shop"),
+                reference(10003, "backend", 7001),
+                inbounds=[untagged(18080, 8080), untagged(18081, 8081, ""), untagged(18082, 8082, "grpc")],
+                address="10.0.0.1",
+                labels={"kuma.io/workload": "web"},
+            ),
+            dataplane(
+                "one",
+                [untagged(7000, 1, "http2")],
+                address="10.0.0.2",
+                labels={"kuma.io/workload": "backend", "app": "shop"},
+            ),
+        ),
+        DnsListener("127.0.0.1", 15053),
+    ),
+    "no inbound": Case((dataplane("web", [], [reference(10001, "backend", 7000)]), _other("one", 7000))),
+    "a gateway without tags": Case(
+        (dataplane("web", [], [outbound(10001, "backend")], networking={"gateway": {}}), _other("one", 7000))
     ),
     "two names that look alike in statistics": Case(
         (

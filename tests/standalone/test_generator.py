@@ -148,6 +148,37 @@ def test_subset_tags_choose_endpoints(tmp_path: Path) -> None:
     assert hosts(config, "backend{a=b}") == []
 
 
+def test_references_in_the_form_of_kuma_3(tmp_path: Path) -> None:
+    config = generated(tmp_path, "without tags")
+    by_name, by_labels, nobody = (
+        "kri_msvc_default___backend_7000",
+        "kri_msvc_default___app=shop_7000",
+        "kri_msvc_default___backend_7001",
+    )
+    assert hosts(config, by_name) == hosts(config, by_labels) == ["10.0.0.2:7000"]
+    assert hosts(config, nobody) == []
+    assert speaks_http2(config, by_name)
+    assert kind_of(config, "outbound:127.0.0.1:10001") == "http_connection_manager"
+    (note,) = config.notes
+    assert note.endswith(
+        f"{nobody}: no Dataplane offers it at port 7001, its inbounds have 7000 now; requests fail until there is one"
+    )
+
+
+def test_the_field_protocol_counts_without_tags(tmp_path: Path) -> None:
+    config = generated(tmp_path, "without tags")
+    assert kind_of(config, "inbound:10.0.0.1:18080") == "http_connection_manager"
+    assert kind_of(config, "inbound:10.0.0.1:18081") == "tcp_proxy"
+    assert speaks_http2(config, "localhost:8082")
+
+
+def test_the_field_protocol_goes_before_the_tag(tmp_path: Path) -> None:
+    """As in Kuma 2.14 and 3.0."""
+    tree = ours(inbounds=[{**inbound(18080, 8080, protocol="tcp"), "protocol": "http"}])
+    config = generate(mesh_of(tmp_path, tree), None)
+    assert kind_of(config, "inbound:127.0.0.1:18080") == "http_connection_manager"
+
+
 def test_addresses(tmp_path: Path) -> None:
     assert hosts(generated(tmp_path / "a", "advertisedAddress"), "backend") == ["192.0.2.1:7000"]
     names = generated(tmp_path / "b", "host names")
@@ -236,22 +267,18 @@ def test_clashes_of_one_configuration_are_named(tmp_path: Path, change: dict[str
             "networking.gateway.type: a builtin gateway needs a control plane",
         ),
         (
-            ours({"port": 10001, "backendRef": {"kind": "MeshService", "name": "b", "port": 80}}),
-            "networking.outbound[0].backendRef: needs a control plane",
+            ours({"port": 10001, "backendRef": {"kind": "MeshExternalService", "name": "b"}}),
+            "networking.outbound[0].backendRef.kind: needs a control plane",
         ),
         (
             ours(networking={"transparentProxying": {"redirectPortInbound": 15006, "redirectPortOutbound": 15001}}),
             "networking.transparentProxying: needs a control plane",
         ),
         (ours(inbounds=[inbound(18080)]), "networking.inbound[0].servicePort: the inbound would forward to itself"),
-        (dataplane("web", []), "networking.inbound: there is no inbound and no gateway"),
+        (dataplane("web", []), "networking: there is no inbound, no outbound and no gateway"),
         (
-            ours(inbounds=[{"port": 18080, "servicePort": 8080}]),
-            'networking.inbound[0].tags["kuma.io/service"]: is missing',
-        ),
-        (
-            dataplane("web", [], networking={"gateway": {"type": "DELEGATED"}}),
-            'networking.gateway.tags["kuma.io/service"]: is missing',
+            dataplane("web", [], networking={"listeners": [{"type": "ZoneEgress", "address": "10.0.0.1", "port": 1}]}),
+            "networking.listeners: a zone proxy needs a control plane",
         ),
         (ours(outbound(10001, "kuma_envoy_admin")), "is a name that kumadp uses itself"),
         (ours(metrics={"type": "prometheus", "conf": {"port": "abc"}}), "metrics.conf.port: 'abc' is not a port"),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kumadp.errors import ResourceError
 from kumadp.host.file_watch import folders_of
 from kumadp.resources.load import load_resource_file
+from kumadp.resources.types import BackendRef, Outbound
 from kumadp.standalone.mesh import MeshReader, read_mesh
 from kumadp.standalone.xds_files import XdsFiles
 from tests.standalone.meshes import ours
-from tests.support.mesh import dataplane, inbound, outbound, write
+from tests.support.mesh import dataplane, inbound, outbound, untagged, write
 from tests.support.needs import need_netns
 
 if TYPE_CHECKING:
@@ -38,8 +39,49 @@ def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path, monkeypatc
     assert not reader.changed()
     write(folder, dataplane("b", [inbound(7001, 1, "b")], address="10.0.0.2"))
     assert reader.changed()
-    assert reader.read().offers({"kuma.io/service": "b"})[0].endpoint.port == 7001
+    assert reader.read().offers(Outbound(tags={"kuma.io/service": "b"}))[0].endpoint.port == 7001
     assert read == ["b.yaml", "web.yaml", "b.yaml"]
+
+
+def test_references_choose_by_name_or_labels_and_by_port(tmp_path: Path) -> None:
+    backend = [untagged(7000, 1), untagged(7001, 1)]
+    folder = write(
+        tmp_path,
+        ours(),
+        dataplane("b-1", backend, address="10.0.0.1", labels={"kuma.io/workload": "b", "app": "shop"}),
+        dataplane("b-2", [inbound(7000, 1, "b")], address="10.0.0.2", labels={"app": "shop", "zone": "x"}),
+        dataplane("lone", [untagged(7000, 1)], address="10.0.0.3"),
+    )
+    mesh = read_mesh(folder, "web")
+
+    def hosts(**target: Any) -> list[str]:
+        found = mesh.offers(Outbound(backend_ref=BackendRef(kind="MeshService", **target)))
+        return [f"{offer.endpoint.host}:{offer.endpoint.port}" for offer in found]
+
+    assert hosts(name="b", port=7000) == ["10.0.0.1:7000", "10.0.0.2:7000"]
+    assert hosts(name="b", port=7001) == ["10.0.0.1:7001"]
+    assert hosts(name="b", port=7002) == hosts(name="c", port=7000) == []
+    assert hosts(name="lone", port=7000) == ["10.0.0.3:7000"]
+    assert hosts(labels={"app": "shop"}, port=7000) == ["10.0.0.1:7000", "10.0.0.2:7000"]
+    assert hosts(labels={"app": "shop", "zone": "x"}, port=7000) == ["10.0.0.2:7000"]
+    assert hosts(labels={"kuma.io/display-name": "b"}, port=7001) == ["10.0.0.1:7001"]
+    by_tags = mesh.offers(Outbound(tags={"kuma.io/service": "b"}))
+    assert [offer.endpoint.host for offer in by_tags] == ["10.0.0.1", "10.0.0.1", "10.0.0.2"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "service"),
+    [
+        (ours(), "web"),
+        (dataplane("web", [untagged(1, 2)], labels={"kuma.io/workload": "shop"}), "shop"),
+        (dataplane("web", [untagged(1, 2)]), "web"),
+        (dataplane("web", [], networking={"gateway": {"tags": {"kuma.io/service": "edge"}}}), "edge"),
+        (dataplane("web", [], networking={"gateway": {}}), "web"),
+        (dataplane("web", [], [outbound(1, "b")]), "web"),
+    ],
+)
+def test_our_service(tmp_path: Path, tree: dict[str, Any], service: str) -> None:
+    assert read_mesh(write(tmp_path, tree), "web").service == service
 
 
 def test_a_broken_file_is_reported_once_and_read_again_when_it_changes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from kumadp.standalone.generated_config import DnsListener, GeneratedConfig
 from kumadp.standalone.mesh import Mesh, read_mesh
 from kumadp.standalone.system_listeners import add_admin, add_dns, add_prometheus, add_ready, dns_names
 from tests.standalone.meshes import PROBE, ours
-from tests.support.mesh import Tree, inbound, outbound, write
+from tests.support.mesh import Tree, inbound, outbound, reference, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +35,11 @@ def mesh_of(folder: Path, tree: Tree) -> Mesh:
 def test_names_of_a_service(tmp_path: Path, service: str, names: set[str]) -> None:
     mesh = mesh_of(tmp_path, ours(outbound(10001, service)))
     assert dns_names(mesh) == {name: {"127.0.0.1"} for name in names}
+
+
+def test_names_of_references_are_those_of_both_generations(tmp_path: Path) -> None:
+    mesh = mesh_of(tmp_path, ours(reference(10001, "backend", 80, "127.0.0.2"), reference(10002, "", 80, app="shop")))
+    assert dns_names(mesh) == {"backend.mesh": {"127.0.0.2"}, "backend.svc.mesh.local": {"127.0.0.2"}}
 
 
 def test_a_service_with_several_outbounds_has_all_their_addresses(tmp_path: Path) -> None:

@@ -32,21 +32,21 @@ def test_nothing_of_the_table_is_rejected(tmp_path: Path, name: str) -> None:
 def test_all_problems_are_reported_with_their_lines(tmp_path: Path) -> None:
     tree = ours(
         outbound(10001, "localhost:1"),
-        {"port": 10002, "backendRef": {"kind": "MeshService", "name": "b", "port": 80}},
+        {"port": 10002, "backendRef": {"kind": "MeshMultiZoneService", "name": "b", "port": 80}},
         metrics={"type": "prometheus", "conf": {"path": "metrics"}},
     )
     problems = unsupported_fields(*loaded(tmp_path, tree))
     assert [problem.path for problem in problems] == [
         'networking.outbound[0].tags["kuma.io/service"]',
-        "networking.outbound[1].backendRef",
+        "networking.outbound[1].backendRef.kind",
         "metrics.conf.path",
     ]
     assert all(problem.line and problem.file and problem.hint for problem in problems)
 
 
-def test_a_dataplane_without_inbound_and_gateway(tmp_path: Path) -> None:
+def test_a_dataplane_without_anything(tmp_path: Path) -> None:
     (problem,) = unsupported_fields(*loaded(tmp_path, dataplane("web", [])))
-    assert problem.path == "networking.inbound"
+    assert problem.path == "networking"
 
 
 @pytest.mark.parametrize(

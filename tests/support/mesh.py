@@ -23,6 +23,20 @@ def outbound(port: int, service: str, address: str = "", **tags: str) -> Tree:
     return {"port": port, **({"address": address} if address else {}), "tags": {"kuma.io/service": service, **tags}}
 
 
+def untagged(port: int, application: int = 0, protocol: str = "http", **more: Any) -> Tree:
+    """An inbound in the form of Kuma 3.0, without tags; for ``application`` see `inbound`."""
+    tree = inbound(port, application, protocol="", **more)
+    del tree["tags"]
+    return {**tree, "protocol": protocol} if protocol else tree
+
+
+def reference(port: int, service: str = "", at: int = 0, address: str = "", **labels: str) -> Tree:
+    """An outbound in the form of Kuma 3.0: to the port ``at`` of a service, by its name or by labels."""
+    target: Tree = {"kind": "MeshService", "port": at}
+    target |= {"name": service} if service else {"labels": labels}
+    return {"port": port, **({"address": address} if address else {}), "backendRef": target}
+
+
 def dataplane(
     name: str,
     inbounds: list[Tree],
