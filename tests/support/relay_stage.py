@@ -10,13 +10,17 @@ import ssl
 import subprocess
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kumadp.bootstrap.generation import requires_delta
 from kumadp.bootstrap.rewrite import rewrite_for_relay
+from kumadp.relay.dialect import XdsProtocol
 from kumadp.relay.node import encode_node
+from kumadp.relay.protocol_choice import ProtocolChoice
 from kumadp.relay.relay import Relay, RelayOptions
 from kumadp.relay.state_machine import RelayStateMachine
 from kumadp.relay.upstream import Dial
+from tests.support.control_planes import suited
 from tests.support.daemon import Ports, get, get_at, workload
-from tests.support.kuma_resources import dataplane
+from tests.support.kuma_resources import dataplane, with_both
 from tests.support.poll import poll
 from tests.support.xds.envoy import DirectEnvoy, bootstrap_request, fetch_bootstrap
 from tests.support.xds.loop import LoopThread
@@ -57,14 +61,19 @@ class RunningRelay:
         bootstrap: Tree,
         plane: Target,
         make_loop: Callable[[], asyncio.AbstractEventLoop],
+        *,
+        protocol: XdsProtocol = XdsProtocol.SOTW,
+        query: Callable[[], Tree] | None = None,
         **machine: Any,
     ) -> None:
         self.plane = plane
+        self.query = query
         self.token = plane.token()
         self.thread = LoopThread("relay", make_loop)
         self.machine = RelayStateMachine(encode_node(bootstrap["node"]), **machine)
         self.accepted: list[str] = []
-        options = RelayOptions(on_accepted=self.accepted.append)
+        choice = ProtocolChoice(protocol, self.query_protocol)
+        options = RelayOptions(choice=choice, on_accepted=self.accepted.append)
         self.relay = self.thread.call(
             lambda: Relay(path, self.machine, self.dial, epoch_of=lambda _pid: 0, options=options)
         )
@@ -80,6 +89,17 @@ class RunningRelay:
     async def dial(self) -> Dial:
         context = ssl.create_default_context(cadata=self.plane.ca)
         return Dial((("localhost", self.plane.xds_port),), context, "localhost", self.token)
+
+    async def query_protocol(self) -> XdsProtocol | None:
+        """Request the bootstrap again, as the session does; None if there is none."""
+        if self.query is None:
+            return None
+        try:
+            bootstrap = await asyncio.to_thread(self.query)
+        except OSError:
+            return None
+        self.machine.renew_node(encode_node(bootstrap["node"]))
+        return _protocol(bootstrap)
 
     def call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         return self.thread.call(functools.partial(method, *arguments, **named))
@@ -108,6 +128,10 @@ class RunningRelay:
         return memory
 
 
+def _protocol(bootstrap: Tree) -> XdsProtocol:
+    return XdsProtocol.DELTA if requires_delta(bootstrap) else XdsProtocol.SOTW
+
+
 class RelayStage:
     """A control plane, an application, and a bootstrap that leads Envoy to our socket."""
 
@@ -116,15 +140,37 @@ class RelayStage:
     ) -> None:
         self.folder, self.plane, self.app, self.make_loop = folder, plane, app, make_loop
         self.ports = Ports.take()
-        self.dataplane = dataplane("backend-01", "backend", self.ports, app.port, probes=False)
+        self.dataplane = suited(plane, dataplane("backend-01", "backend", self.ports, app.port, probes=False))
         self.path = folder / "xds.sock"
-        request = bootstrap_request(plane, "backend-01", self.dataplane, folder)
-        self.bootstrap = rewrite_for_relay(fetch_bootstrap(plane, request), str(self.path)).bootstrap
+        self.use_bootstrap()
         self.envoys: list[RelayedEnvoy] = []
         self.relays: list[RunningRelay] = []
 
+    def fetch_bootstrap(self) -> Tree:
+        """Request the bootstrap of the control plane as it is now; raises OSError."""
+        return fetch_bootstrap(self.plane, bootstrap_request(self.plane, "backend-01", self.dataplane, self.folder))
+
+    def use_bootstrap(self) -> None:
+        """Start relays and Envoys from now on with the bootstrap of the control plane as it is now."""
+        fetched = self.fetch_bootstrap()
+        self.protocol = _protocol(fetched)
+        self.bootstrap = rewrite_for_relay(fetched, str(self.path)).bootstrap
+
+    def suit_all(self) -> None:
+        """Have a Dataplane that 2.13 to 3.0 take."""
+        self.dataplane = with_both(dataplane("backend-01", "backend", self.ports, self.app.port, probes=False))
+        self.use_bootstrap()
+
     def relay(self, **machine: Any) -> RunningRelay:
-        relay = RunningRelay(self.path, self.bootstrap, self.plane, self.make_loop, **machine)
+        relay = RunningRelay(
+            self.path,
+            self.bootstrap,
+            self.plane,
+            self.make_loop,
+            protocol=self.protocol,
+            query=self.fetch_bootstrap,
+            **machine,
+        )
         self.relays.append(relay)
         return relay
 
