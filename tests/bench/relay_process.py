@@ -1,6 +1,7 @@
 """A process with a relay, or (``--without``) with all but the relay, that answers each line of stdin with figures.
 
-``--without-lag`` leaves the lag of its loop unmeasured, which takes processor time.
+``--without-lag`` leaves the lag of its loop unmeasured, which takes processor time; ``--delta`` has the relay speak
+delta xDS to the control plane.
 """
 
 from __future__ import annotations
@@ -43,8 +44,10 @@ async def main(path: Path, node: dict[str, object], port: int, trust: str, optio
     tasks = [] if "--without-lag" in options else [asyncio.create_task(lag.run())]
     started = time.perf_counter()
     if "--without" not in options:
+        from kumadp.relay.dialect import XdsProtocol
         from kumadp.relay.node import encode_node
-        from kumadp.relay.relay import Relay
+        from kumadp.relay.protocol_choice import ProtocolChoice
+        from kumadp.relay.relay import Relay, RelayOptions
         from kumadp.relay.state_machine import RelayStateMachine
         from kumadp.relay.upstream import Dial
 
@@ -54,7 +57,8 @@ async def main(path: Path, node: dict[str, object], port: int, trust: str, optio
 
         machine = RelayStateMachine(encode_node(node))
         imported = time.perf_counter() - started
-        relay = Relay(path, machine, dial, epoch_of=lambda _pid: 0)
+        choice = ProtocolChoice(XdsProtocol.DELTA if "--delta" in options else XdsProtocol.SOTW)
+        relay = Relay(path, machine, dial, epoch_of=lambda _pid: 0, options=RelayOptions(choice=choice))
         tasks.append(asyncio.create_task(relay.run(lambda: None)))
     else:
         imported = 0.0
