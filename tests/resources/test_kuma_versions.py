@@ -13,6 +13,7 @@ from kumadp.resources.kuma_versions import ALL, EVERY, KUMA_3, listed
 from kumadp.resources.load import load_resource
 from kumadp.resources.validate import fields_without_effect
 from tests.support.dataplane_verdicts import Verdict, release, table, verdicts
+from tests.support.readmes import rows_after
 
 if TYPE_CHECKING:
     from kumadp.resources.resource import Resource
@@ -258,3 +259,32 @@ def test_the_dataplane_for_2_13_to_3_0_has_no_note() -> None:
 )
 def test_versions_in_a_text(versions: list[str], text: str) -> None:
     assert listed(versions) == text
+
+
+# Rows of the table in configs/README.md, and the Dataplanes that show what it says.
+IN_README = {
+    "inbound without `tags`": ["inbound without tags"],
+    "`protocol` of an inbound": ["inbound with protocol http2"],
+    "outbound by `tags`": ["outbound by tags"],
+    "outbound by `backendRef` with `name`": ["outbound by backendRef"],
+    "outbound by `backendRef` with `labels` alone": ["outbound by backendRef with labels"],
+    "`backendRef` beside `tags`": ["outbound by backendRef and tags"],
+    "neither inbound nor gateway; `networking.listeners` alone": ["no inbound", "both listeners"],
+    "delegated gateway without `tags`": ["gateway without tags"],
+    "gateway of type `BUILTIN`; ZoneIngress, ZoneEgress": ["gateway of type BUILTIN", "a ZoneIngress", "a ZoneEgress"],
+    "`advertisedAddress`, `metrics`, `reachableServices`": ["advertised address", "metrics", "reachable services"],
+    "`probes` (served by kumadp itself with each version)": ["probes"],
+    "`reachableBackends`": ["reachable backend by name"],
+}
+
+
+def test_the_table_of_the_readme() -> None:
+    rows = rows_after("dataplanes by version")
+    assert [row[0] for row in rows] == [*IN_README]
+    for title, *cells in rows:
+        for version, cell in zip(ALL, cells, strict=True):
+            verdict = next(verdict for seen, verdict in SEEN.items() if release(seen) == version)
+            accepted = [verdict[row].accepted for row in IN_README[title]]
+            assert accepted == [cell != "refused"] * len(accepted), (title, version)
+            if cell.startswith("ignored"):
+                assert all(fields_without_effect(load(ROWS[row]), version) for row in IN_README[title])
