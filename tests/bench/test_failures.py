@@ -240,7 +240,8 @@ def test_what_it_costs(tmp_path: Path, table: list[tuple[str, str, str]], happen
                 service_name = f"{name}-{count}"
                 with tempfile.TemporaryDirectory(prefix="b") as folder:
                     file = Path(folder) / "dp.json"
-                    file.write_text(json.dumps(dataplane(service_name, service_name, ports, app.port, probes=False)))
+                    made = dataplane(service_name, service_name, ports, app.port, probes=False)
+                    file.write_text(json.dumps(plane.real.suit(made)))
                     service = Service(program, Path(folder), plane, file, ports)
                     try:
                         streams.append(one_round(service, plane, ports, happening, do))

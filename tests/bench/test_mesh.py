@@ -57,7 +57,7 @@ def measure(
     ports, ours = Ports.take(), "kumadp" in program
     with workload(service) as app, (folder / "log").open("wb") as out:
         file = folder / "dp.json"
-        file.write_text(json.dumps(dataplane(f"{service}-dp", service, ports, app.port, probes=False)))
+        file.write_text(json.dumps(plane.real.suit(dataplane(f"{service}-dp", service, ports, app.port, probes=False))))
         started = time.monotonic()
         process = subprocess.Popen(
             [*program, "run", *plane.arguments, f"--dataplane-file={file}"],

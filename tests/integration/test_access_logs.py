@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.host.socket_names import access_log, kuma_socket
+from kumadp.host import socket_names
+from kumadp.host.socket_names import kuma_socket
 from tests.support.access_log_policy import log_nothing, log_to
 from tests.support.control_planes import on_both_control_planes
 from tests.support.daemon import get
 from tests.support.kuma_control_plane import KumaControlPlane
+from tests.support.kuma_resources import access_log
 from tests.support.loaded_rig import open_loaded_rig
 from tests.support.log_sink import Sink
 from tests.support.poll import poll
@@ -50,10 +52,8 @@ def apply(rig: Rig, address: str) -> None:
         log_to(rig.plane.mesh(NODE), rig.work, NAME, address)
 
 
-def put_policy(plane: KumaControlPlane, backend: object) -> None:
-    everybody = {"targetRef": {"kind": "Mesh"}}
-    spec = {**everybody, "from": [{**everybody, "default": {"backends": [backend]}}]}
-    plane.put(POLICY, {"type": "MeshAccessLog", "mesh": "default", "name": "to-sink", "spec": spec})
+def put_policy(plane: KumaControlPlane, backend: dict[str, Any]) -> None:
+    plane.put_resource(access_log(backend, by_rules=not plane.by_tags))
 
 
 def remove(rig: Rig) -> None:
@@ -96,7 +96,7 @@ def until_lines(sink: Sink, expected: list[bytes]) -> None:
 
 
 def node(rig: Rig) -> int:
-    return kuma_socket(rig.work, access_log(NAME, "default")).stat().st_ino
+    return kuma_socket(rig.work, socket_names.access_log(NAME, "default")).stat().st_ino
 
 
 def logs_of(rig: Rig, daemon: Daemon) -> dict[str, object]:

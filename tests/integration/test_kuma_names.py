@@ -11,6 +11,8 @@ import psutil
 import pytest
 
 from tests.integration.test_dns import query
+from tests.support.compatibility import GONE
+from tests.support.kuma_control_plane import KumaControlPlane
 from tests.support.needs import need_coredns, need_nft
 from tests.support.poll import poll
 from tests.support.ports import free_ports
@@ -35,25 +37,44 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         yield rig
 
 
+def by_tags(rig: Rig) -> bool:
+    """Whether services are named by tags: up to 2.14."""
+    assert isinstance(rig.plane, KumaControlPlane)
+    return rig.plane.by_tags
+
+
+def name_of(rig: Rig) -> str:
+    """The name of the service in the mesh."""
+    return "backend.mesh" if by_tags(rig) else "backend.svc.mesh.local"
+
+
+def flags(rig: Rig, mode: str) -> tuple[str, ...]:
+    """How names are to be answered; skips what the version has not."""
+    if mode == "embedded":
+        return ("--dns-mode=embedded",)
+    if not by_tags(rig):
+        pytest.skip(f"{GONE}: nothing answers CoreDNS's queries for names of the mesh")
+    return ("--dns-mode=coredns", f"--dns-coredns-path={need_coredns()}")
+
+
 @pytest.mark.contract("names of the mesh, by the embedded resolver and by CoreDNS")
 @pytest.mark.parametrize("mode", ["embedded", "coredns"])
 def test_a_name_of_the_mesh(rig: Rig, mode: str) -> None:
     """By UDP and TCP; by the embedded resolver in any case, and without an AAAA that is no answer at all."""
-    arguments = [f"--dns-mode={mode}"]
-    if mode == "coredns":
-        arguments.append(f"--dns-coredns-path={need_coredns()}")
+    arguments = flags(rig, mode)
+    name = name_of(rig)
     with rig.run(*arguments, dns=True) as daemon:
         daemon.wait_ready(SOON)
         port = rig.ports.dns
-        poll(lambda: query(port, "backend.mesh")[1], what="the name", deadline=SOON)
-        _, (address,) = query(port, "backend.mesh")
-        assert address.startswith("240.")
+        poll(lambda: query(port, name)[1], what="the name", deadline=SOON)
+        _, (address,) = query(port, name)
+        assert address.startswith("240." if by_tags(rig) else "241.")
         for tcp in (False, True):
-            assert query(port, "backend.mesh", tcp=tcp) == ("NOERROR", [address])
+            assert query(port, name, tcp=tcp) == ("NOERROR", [address])
             assert query(port, "nobody.mesh", tcp=tcp) == ("NXDOMAIN", [])
             if mode == "embedded":
-                assert query(port, "BackEnd.Mesh", tcp=tcp) == ("NOERROR", [address])
-                code, addresses = query(port, "backend.mesh", "AAAA", tcp=tcp)
+                assert query(port, name.title(), tcp=tcp) == ("NOERROR", [address])
+                code, addresses = query(port, name, "AAAA", tcp=tcp)
                 assert code == "NOERROR"
                 assert all(":" in text for text in addresses)
         answered_by = rig.status(daemon)["dns"]["answered_by"]
@@ -113,16 +134,14 @@ def redirected(rig: Rig) -> Iterator[None]:
 @pytest.mark.parametrize("mode", ["embedded", "coredns"])
 def test_a_workload_that_knows_nothing_reaches_a_service_by_its_name(rig: Rig, tmp_path: Path, mode: str) -> None:
     """Its queries and connections are redirected: the name is the mesh's, and so is who answers."""
-    arguments = [f"--dns-mode={mode}"]
-    if mode == "coredns":
-        arguments.append(f"--dns-coredns-path={need_coredns()}")
+    arguments = flags(rig, mode)
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text("nameserver 192.0.2.2\n")
     bound = ("unshare", "--mount", "sh", "-c", f'mount --bind "{resolv_conf}" /etc/resolv.conf && exec "$@"', "sh")
     as_workload = (*bound, "setpriv", "--regid", str(WORKLOAD), "--clear-groups")
 
     def visit() -> str:
-        command = [*as_workload, "curl", "-sS", "-m", "5", "http://backend.mesh/"]
+        command = [*as_workload, "curl", "-sS", "-m", "5", f"http://{name_of(rig)}/"]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
 
     with redirected(rig), rig.run(*arguments, dns=True, prefix=bound) as daemon:

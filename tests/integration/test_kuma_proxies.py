@@ -13,10 +13,11 @@ import pytest
 from kumadp.daemon.control_client import ask_status
 from kumadp.envoy.version import is_supported
 from kumadp.host.net.socket_paths import control_socket_path
+from tests.support.compatibility import GONE
 from tests.support.daemon import Ports, get, is_listening, run_kumadp, workload
 from tests.support.file_lock import file_lock
 from tests.support.kuma_control_plane import KumaControlPlane, get_json
-from tests.support.kuma_resources import dataplane
+from tests.support.kuma_resources import dataplane, external_service, zone_proxy
 from tests.support.needs import need_kuma_cp
 from tests.support.poll import poll
 from tests.support.ports import free_port
@@ -66,7 +67,7 @@ def proxy(
     with tempfile.TemporaryDirectory(prefix="kp") as name:
         folder = Path(name)
         file, token = folder / "resource.json", folder / "token"
-        file.write_text(json.dumps(resource))
+        file.write_text(json.dumps(plane.suit(resource)))
         token.write_text(plane.token() if resource["type"] == "Dataplane" else plane.zone_token())
         with run_kumadp(
             folder,
@@ -105,6 +106,11 @@ def online(kind: str, name: str) -> bool:
     return any("disconnectTime" not in subscription for subscription in subscriptions)
 
 
+def runs(plane: KumaControlPlane, kind: str, name: str) -> Callable[[], bool]:
+    """Whether the control plane has a stream of this zone proxy, for a poll."""
+    return lambda: bool(plane.stream(f"default.{name}")) if not plane.by_tags else online(kind, name)
+
+
 def listeners(daemon: Daemon) -> list[dict[str, Any]]:
     code, text = daemon.get_admin("/listeners?format=json")
     statuses: list[dict[str, Any]] = json.loads(text)["listener_statuses"] if code == 200 else []
@@ -138,7 +144,7 @@ def backend_of_the_mesh(plane: KumaControlPlane, app: Workload, protocol: str = 
 @pytest.mark.contract("zone ingress")
 def test_an_ingress(plane: KumaControlPlane) -> None:
     ports = Ports.take()
-    ingress = {
+    ingress: dict[str, Any] = {
         "type": "ZoneIngress",
         "name": "zi-01",
         "networking": {
@@ -149,44 +155,51 @@ def test_an_ingress(plane: KumaControlPlane) -> None:
             "admin": {"port": ports.admin},
         },
     }
+    if not plane.by_tags:
+        ingress = zone_proxy("ZoneIngress", "zi-01", ports)
     with proxy(plane, ingress, ports, dns=True) as daemon:
-        poll(lambda: online("zoneingresses", "zi-01"), what="the ingress online", deadline=SOON)
+        poll(runs(plane, "zoneingresses", "zi-01"), what="the ingress online", deadline=SOON)
         survives_envoy(daemon, ingress, lambda: is_listening(ports.inbound))
         # Not even a line that it is missing.
         assert "CoreDNS" not in daemon.output()
+
+
+def external(plane: KumaControlPlane, app: Workload) -> dict[str, Any]:
+    """Put the application into the mesh as an external service; return where an outbound leads to it."""
+    if not plane.by_tags:
+        plane.put_resource(external_service("ext", app.port))
+        return {"backendRef": {"kind": "MeshExternalService", "name": "ext"}}
+    mtls = {"enabledBackend": "ca-1", "backends": [{"name": "ca-1", "type": "builtin"}]}
+    plane.put("/meshes/default", {"type": "Mesh", "name": "default", "mtls": mtls, "routing": {"zoneEgress": True}})
+    tags = {"kuma.io/service": "ext", "kuma.io/protocol": "http"}
+    networking = {"address": f"127.0.0.1:{app.port}"}
+    plane.put(
+        "/meshes/default/external-services/ext",
+        {"type": "ExternalService", "mesh": "default", "name": "ext", "tags": tags, "networking": networking},
+    )
+    return {"tags": {"kuma.io/service": "ext"}}
 
 
 @pytest.mark.contract("zone egress")
 def test_traffic_through_an_egress(plane: KumaControlPlane, app: Workload) -> None:
     """A data plane reaches an external service through the egress, and in no other way."""
     ports, own = Ports.take(), Ports.take()
-    egress = {
+    egress: dict[str, Any] = {
         "type": "ZoneEgress",
         "name": "ze-01",
         "networking": {"address": "127.0.0.1", "port": ports.inbound, "admin": {"port": ports.admin}},
     }
     plane.use_mtls()
-    backend = {"name": "ca-1", "type": "builtin"}
-    mtls = {"enabledBackend": "ca-1", "backends": [backend]}
-    plane.put("/meshes/default", {"type": "Mesh", "name": "default", "mtls": mtls, "routing": {"zoneEgress": True}})
-    plane.put(
-        "/meshes/default/external-services/ext",
-        {
-            "type": "ExternalService",
-            "mesh": "default",
-            "name": "ext",
-            "tags": {"kuma.io/service": "ext", "kuma.io/protocol": "http"},
-            "networking": {"address": f"127.0.0.1:{app.port}"},
-        },
-    )
     web = dataplane("web-01", "web", own, app.port, probes=False)
-    web["networking"]["outbound"] = [{"port": own.outbound, "tags": {"kuma.io/service": "ext"}}]
+    web["networking"]["outbound"] = [{"port": own.outbound, **external(plane, app)}]
+    if not plane.by_tags:
+        egress = zone_proxy("ZoneEgress", "ze-01", ports)
 
     def serves() -> bool:
         return get(own.outbound) == (200, "backend")
 
     with proxy(plane, egress, ports) as daemon, proxy(plane, web, own):
-        poll(lambda: online("zoneegresses", "ze-01"), what="the egress online", deadline=SOON)
+        poll(runs(plane, "zoneegresses", "ze-01"), what="the egress online", deadline=SOON)
         survives_envoy(daemon, egress, serves)
         code, text = daemon.get_admin("/stats?filter=cluster.*upstream_rq_total&format=json")
         assert code == 200
@@ -195,6 +208,8 @@ def test_traffic_through_an_egress(plane: KumaControlPlane, app: Workload) -> No
 
 @pytest.mark.contract("builtin gateway, memory limit")
 def test_a_builtin_gateway(plane: KumaControlPlane, app: Workload) -> None:
+    if not plane.by_tags:
+        pytest.skip(f"{GONE}: builtin gateways")
     ports = Ports.take()
     backend_of_the_mesh(plane, app, "http")
     plane.put(
@@ -265,7 +280,7 @@ def test_unified_resource_naming(plane: KumaControlPlane, app: Workload) -> None
     ports = Ports.take()
     new = plane.knows(NEW)
     backend_of_the_mesh(plane, app)
-    if new:
+    if new and plane.by_tags:
         exclusive = {"meshServices": {"mode": "Exclusive"}}
         plane.put("/meshes/default", {"type": "Mesh", "name": "default", **exclusive})
         plane.put(
@@ -297,14 +312,15 @@ def test_unified_resource_naming(plane: KumaControlPlane, app: Workload) -> None
 def test_outbounds_that_are_bound(tmp_path: Path, app: Workload) -> None:
     """Virtual addresses in 127.0.0.0/8 are bound by Envoy, and Linux answers them without any redirection."""
     ports = Ports.take()
-    with control_plane(tmp_path, {"KUMA_DNS_SERVER_CIDR": "127.1.0.0/16"}) as plane:
+    names = ("KUMA_DNS_SERVER_CIDR", "KUMA_IPAM_MESH_SERVICE_CIDR")
+    with control_plane(tmp_path, {name: f"127.{number}.0.0/16" for number, name in enumerate(names, 1)}) as plane:
         new = plane.knows(NEW)
         backend_of_the_mesh(plane, app)
         web = dataplane("web-01", "web", ports, app.port, probes=False)
         web["networking"]["outbound"] = [{"port": ports.outbound, "tags": {"kuma.io/service": "backend"}}]
 
         def virtual() -> list[str]:
-            return [host for host, port in listening(daemon) if host.startswith("127.1.") and port == 80]
+            return [host for host, port in listening(daemon) if host.startswith(("127.1.", "127.2.")) and port == 80]
 
         def serves() -> bool:
             if not new:

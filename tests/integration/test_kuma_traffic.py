@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.process, pytest.mark.kuma_cp]
 
-SIDES = (r"cluster\.backend\.", r"listener\.")
+SIDES = (r"cluster\.(backend|kri_msvc_.*)\.", r"listener\.")
 FILTERS = {"http": "envoy.filters.network.http_connection_manager", "tcp": "envoy.filters.network.tcp_proxy"}
 
 
@@ -54,10 +54,7 @@ def test_traffic(kuma_rig: Rig, protocol: str) -> None:
 def allow(rig: Rig, action: str) -> None:
     """Everybody may speak to everybody, or nobody to anybody."""
     assert isinstance(rig.plane, KumaControlPlane)
-    everybody = {"targetRef": {"kind": "Mesh"}}
-    spec = {**everybody, "from": [{**everybody, "default": {"action": action}}]}
-    policy = {"type": "MeshTrafficPermission", "mesh": "default", "name": "all", "spec": spec}
-    rig.plane.put("/meshes/default/meshtrafficpermissions/all", policy)
+    rig.plane.permit(action)
 
 
 @pytest.mark.contract("mutual TLS switched on, a policy changed while running")

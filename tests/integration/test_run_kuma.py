@@ -26,7 +26,7 @@ def test_a_data_plane_of_a_real_mesh(tmp_path: Path) -> None:
     ports = Ports.take()
     with control_plane(tmp_path / "cp") as plane, workload("backend") as app:
         file = tmp_path / "dp.json"
-        file.write_text(json.dumps(dataplane("backend-01", "backend", ports, app.port)))
+        file.write_text(json.dumps(plane.real.suit(dataplane("backend-01", "backend", ports, app.port))))
         arguments = (*plane.arguments, f"--dataplane-file={file}", "--drain-time=1s")
         with run_kumadp(tmp_path, ports, *arguments) as daemon:
             poll(lambda: get(ports.outbound) == (200, "backend"), what="traffic through the mesh", deadline=40)
@@ -51,7 +51,7 @@ def test_the_default_settings_become_ready_without_dns_or_metrics(tmp_path: Path
     ports = Ports.take()
     with control_plane(tmp_path / "cp") as plane, workload("backend") as app:
         file = tmp_path / "dp.json"
-        file.write_text(json.dumps(dataplane("backend-01", "backend", ports, app.port)))
+        file.write_text(json.dumps(plane.real.suit(dataplane("backend-01", "backend", ports, app.port))))
         arguments = (*plane.arguments, f"--dataplane-file={file}", "--drain-time=1s")
         # A host may have a CoreDNS on its path, which takes its time to start.
         without = {"PATH": os.defpath}
@@ -67,7 +67,7 @@ def test_a_missing_token_ends_with_the_control_plane_s_reason(tmp_path: Path) ->
     ports = Ports.take()
     with control_plane(tmp_path / "cp") as plane, workload("backend") as app:
         file = tmp_path / "dp.json"
-        file.write_text(json.dumps(dataplane("backend-01", "backend", ports, app.port)))
+        file.write_text(json.dumps(plane.real.suit(dataplane("backend-01", "backend", ports, app.port))))
         with run_kumadp(tmp_path, ports, *plane.arguments[:-1], f"--dataplane-file={file}") as daemon:
             assert daemon.wait() == ExitCode.CONTROL_PLANE_REFUSED
             assert "token" in daemon.output().splitlines()[-1]

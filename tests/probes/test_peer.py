@@ -39,7 +39,7 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     ports, port = Ports.take(), free_port()
     with control_plane(folder / "cp") as plane, (folder / "dp.log").open("wb") as log:
         file = folder / "dp.json"
-        file.write_text(json.dumps(dataplane("peer-1", "peer", ports, 1, probes=False)))
+        file.write_text(json.dumps(plane.real.suit(dataplane("peer-1", "peer", ports, 1, probes=False))))
         process = subprocess.Popen(
             [binary, "run", *plane.arguments, f"--dataplane-file={file}", f"--binary-path={need_envoy()}"],
             env={

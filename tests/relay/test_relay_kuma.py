@@ -73,7 +73,7 @@ def test_kuma_has_one_stream_across_restarts_of_envoy(tmp_path: Path) -> None:
     with control_plane(tmp_path / "cp") as plane, workload("backend") as app:
         kuma = Kuma(plane)
         path = tmp_path / "xds.sock"
-        made = dataplane(NAME, "backend", ports, app.port, probes=False)
+        made = plane.real.suit(dataplane(NAME, "backend", ports, app.port, probes=False))
         bootstrap = rewrite_for_relay(kuma.bootstrap(made, tmp_path), str(path)).bootstrap
         relay = RunningRelay(path, bootstrap, kuma, uvloop.new_event_loop)
         envoy = RelayedEnvoy(tmp_path, bootstrap, 0)

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "tests" / "README.md"
 STORE = ROOT / "tests" / "data" / "compatibility.json"
-VERSIONS = ("2.8.8", "2.13.5", "2.14.3")
+# The last one is a snapshot of the development of 3.0, of its newest commit of 2026-08-21.
+VERSIONS = ("2.8.8", "2.13.5", "2.14.3", "3.0-dev")
+HEADINGS = {"3.0-dev": "3.0 (snapshot of 2026-08-21)"}
+# How the reason begins of a test that is skipped, as the version has not what it tests.
+GONE = "gone with this version of Kuma"
+NOT_IN_IT = "not in it"
 BEGIN, END = "<!-- compatibility -->\n", "<!-- end of compatibility -->"
 
 Results = dict[str, dict[str, str]]
@@ -47,7 +52,7 @@ def marked() -> dict[str, list[str]]:
 
 
 def stored() -> Results:
-    """``passed`` or ``failed`` by version and test."""
+    """``passed``, ``failed`` or ``not in it`` by version and test."""
     results: Results = json.loads(STORE.read_text(encoding="utf-8")) if STORE.exists() else {}
     return results
 
@@ -63,12 +68,13 @@ def store(version: str, results: Mapping[str, str]) -> None:
 
 def _verdict(results: Mapping[str, str], tests: list[str]) -> str:
     outcomes = {results.get(test, "not run") for test in tests}
-    return next(verdict for verdict in ("failed", "not run", "passed") if verdict in outcomes)
+    return next(verdict for verdict in ("failed", "not run", "passed", NOT_IN_IT) if verdict in outcomes)
 
 
 def table(results: Results) -> str:
     """The table of tests/README.md, with its heading."""
-    lines = [f"| item | {' | '.join(VERSIONS)} | how checked |", f"|---{'|---' * len(VERSIONS)}|---|"]
+    headings = [HEADINGS.get(version, version) for version in VERSIONS]
+    lines = [f"| item | {' | '.join(headings)} | how checked |", f"|---{'|---' * len(VERSIONS)}|---|"]
     for item, tests in marked().items():
         verdicts = " | ".join(_verdict(results.get(version, {}), tests) for version in VERSIONS)
         shown = ", ".join(f"[`{test.split('::')[1]}`]({test.split('::')[0].removeprefix('tests/')})" for test in tests)

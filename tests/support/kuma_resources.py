@@ -128,6 +128,36 @@ def mesh_identity(expiry: str = "24h") -> Tree:
     }
 
 
+def access_log(backend: Tree, *, by_rules: bool) -> Tree:
+    """A MeshAccessLog for what all inbounds receive: ``from`` up to 2.14, ``rules`` from 3.0 on."""
+    default = {"default": {"backends": [backend]}}
+    spec: Tree = {**EVERYBODY, "from": [{**EVERYBODY, **default}]}
+    if by_rules:
+        spec = {**EVERYBODY, "rules": [default]}
+    return {"type": "MeshAccessLog", "mesh": "default", "name": "to-sink", "spec": spec}
+
+
+def zone_proxy(kind: str, name: str, ports: Ports) -> Tree:
+    """A zone proxy as 3.0 has it, a Dataplane with a listener: ``ZoneIngress`` or ``ZoneEgress``."""
+    listener = {"type": kind, "name": "main", "address": "127.0.0.1", "port": ports.inbound}
+    networking = {"address": "127.0.0.1", "listeners": [listener], "admin": {"port": ports.admin}}
+    # What a MeshIdentity derives the SPIFFE ID from.
+    labels = {"app": name}
+    return {"type": "Dataplane", "mesh": "default", "name": name, "labels": labels, "networking": networking}
+
+
+def external_service(name: str, port: int) -> Tree:
+    """A MeshExternalService at a port of this host; only through a zone egress in 3.0."""
+    match = {"type": "HostnameGenerator", "port": PORT, "protocol": "http"}
+    return {
+        "type": "MeshExternalService",
+        "mesh": "default",
+        "name": name,
+        "labels": {"kuma.io/origin": "zone"},
+        "spec": {"match": match, "endpoints": [{"address": "127.0.0.1", "port": port}]},
+    }
+
+
 def permission(action: str, *, by_identity: bool) -> Tree:
     """A MeshTrafficPermission for everybody: ``Allow`` or ``Deny``, by tags (up to 2.14) or by SPIFFE ID."""
     spec: Tree = {**EVERYBODY, "from": [{**EVERYBODY, "default": {"action": action}}]}
