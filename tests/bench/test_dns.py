@@ -130,7 +130,7 @@ def in_the_mesh(program: list[str], folder: Path, plane: ControlPlaneFiles, name
         del networking["outbound"]
         networking["transparentProxying"] = {"redirectPortInbound": free_port(), "redirectPortOutbound": free_port()}
         file = folder / "dp.json"
-        file.write_text(json.dumps(resource))
+        file.write_text(json.dumps(plane.real.suit(resource)))
         environment = {
             **environment_of(folder, ports),
             "KUMA_DNS_ENABLED": "true",

@@ -142,7 +142,7 @@ def backend_of_the_mesh(plane: KumaControlPlane, app: Workload, protocol: str = 
 
 
 @pytest.mark.contract("zone ingress")
-def test_an_ingress(plane: KumaControlPlane) -> None:
+def test_an_ingress(plane: KumaControlPlane, app: Workload) -> None:
     ports = Ports.take()
     ingress: dict[str, Any] = {
         "type": "ZoneIngress",
@@ -156,6 +156,9 @@ def test_an_ingress(plane: KumaControlPlane) -> None:
         },
     }
     if not plane.by_tags:
+        # Without an identity and something to lead to it has no listener.
+        plane.use_mtls()
+        backend_of_the_mesh(plane, app)
         ingress = zone_proxy("ZoneIngress", "zi-01", ports)
     with proxy(plane, ingress, ports, dns=True) as daemon:
         poll(runs(plane, "zoneingresses", "zi-01"), what="the ingress online", deadline=SOON)
