@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.daemon import Workload, get, workload
-from tests.support.kuma_control_plane import KumaControlPlane, get_json
+from tests.support.kuma_control_plane import KumaControlPlane, is_healthy
 from tests.support.poll import poll
 from tests.support.rig import NAME, SOON, open_rig
 
@@ -81,18 +81,6 @@ def shaken(rig: Rig) -> bool:
     return all(sum(rig.stats(rf"^{side}.*ssl\.handshake$").values()) > 0 for side in SIDES)
 
 
-def is_healthy() -> bool | None:
-    """What the control plane holds of the inbound; None where it holds nothing."""
-    resource: dict[str, Any] = get_json(f"/meshes/default/dataplanes/{NAME}") or {}
-    for inbound in (resource.get("networking") or {}).get("inbound") or ():
-        # Up to 2.8 `health`, later `state` too.
-        if inbound.get("state") == "NotReady":
-            return False
-        if "health" in inbound:
-            return bool(inbound["health"].get("ready"))
-    return None
-
-
 @pytest.mark.contract("serviceProbe: an inbound unhealthy and back")
 def test_a_service_probe(tmp_path: Path) -> None:
     """An application that is gone makes its inbound unhealthy at the control plane, and healthy once it is back."""
@@ -101,16 +89,16 @@ def test_a_service_probe(tmp_path: Path) -> None:
         rig.dataplane["networking"]["inbound"][0]["serviceProbe"] = probe
         with rig.run() as daemon:
             rig.wait_ready(daemon)
-            poll(lambda: is_healthy() is True, what="a healthy inbound", deadline=SOON)
+            poll(lambda: is_healthy(NAME) is True, what="a healthy inbound", deadline=SOON)
             app.close()
-            poll(lambda: is_healthy() is False, what="an unhealthy inbound", deadline=SOON)
+            poll(lambda: is_healthy(NAME) is False, what="an unhealthy inbound", deadline=SOON)
             back = Workload("backend", app.port)
             try:
-                poll(lambda: is_healthy() is True, what="a healthy inbound again", deadline=SOON)
+                poll(lambda: is_healthy(NAME) is True, what="a healthy inbound again", deadline=SOON)
                 rig.wait_traffic()
                 # What Envoy has not answered when it is killed is withheld from the next one for 30 s.
                 poll(lambda: rig.settled(daemon), what="everything acknowledged", deadline=SOON)
                 rig.kill_envoy(daemon)
-                poll(lambda: is_healthy() is True, what="health that outlives Envoy", deadline=SOON)
+                poll(lambda: is_healthy(NAME) is True, what="health that outlives Envoy", deadline=SOON)
             finally:
                 back.close()

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.daemon import Workload, workload
+from tests.support.kuma_control_plane import is_healthy
 from tests.support.poll import poll
-from tests.support.rig import NODE, SOON
+from tests.support.rig import NAME, NODE, SOON
 from tests.support.upgrade import open_upgrade
 
 if TYPE_CHECKING:
@@ -41,13 +43,88 @@ def identity(rig: UpgradeRig, daemon: Daemon) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("rig", [False, True], ids=["plain", "mtls"], indirect=True)
-def test_a_running_envoy_is_carried_over(rig: UpgradeRig) -> None:
+def test_a_running_envoy_is_carried_there_and_back(rig: UpgradeRig) -> None:
+    with rig.up() as daemon:
+        before = identity(rig, daemon)
+        for binary in (rig.versions.new, rig.versions.old):
+            with rig.load(rate=RATE, also=load_ports(rig)):
+                rig.replace_plane(binary)
+                rig.renew_token()
+                rig.wait_registered(daemon)
+                poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning", deadline=SOON)
+            assert identity(rig, daemon) == before
+            assert rig.plane.rejected(NODE) == 0
+        assert rig.serves()
+
+
+@pytest.mark.parametrize("order", ["token first", "CA first"])
+def test_token_and_ca_are_renewed_in_either_order(rig: UpgradeRig, order: str) -> None:
+    def renew_ca() -> None:
+        rig.plane.write_ca(rig.ca)
+
+    steps = [rig.renew_token, renew_ca] if order == "token first" else [renew_ca, rig.renew_token]
     with rig.up() as daemon:
         before = identity(rig, daemon)
         with rig.load(rate=RATE, also=load_ports(rig)):
-            rig.replace_plane()
+            rig.replace_plane(rig.versions.new, rig.folder / "kuma-cp-next")
+            for step in steps:
+                poll(lambda: rig.relay(daemon)["refusal"] == "auth", what="a rejection", deadline=SOON)
+                step()
             rig.wait_registered(daemon)
-            rig.wait_traffic()
-            poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning", deadline=SOON)
         assert identity(rig, daemon) == before
-        assert rig.plane.rejected(NODE) == 0
+
+
+def test_envoy_is_replaced_during_the_change(rig: UpgradeRig) -> None:
+    """A reload while there is no control plane, and one as soon as there is the next: by hot restart."""
+    with rig.up() as daemon, rig.load(rate=RATE, also=load_ports(rig)):
+        rig.kuma.close()
+        rig.run_command(daemon, "reload")
+        rig.start_plane(rig.versions.new)
+        epoch = rig.epoch(daemon)
+        rig.renew_token()
+        rig.reload(daemon)
+        assert rig.epoch(daemon) > epoch
+        rig.wait_registered(daemon)
+        rig.the_envoy()
+        assert rig.restarts(daemon) == 0
+
+
+def test_health_of_the_application_across_the_change(rig: UpgradeRig) -> None:
+    probe = {"interval": "1s", "timeout": "0.5s", "unhealthyThreshold": 1, "healthyThreshold": 1, "tcp": {}}
+    with workload("backend") as app:
+        rig.dataplane["networking"]["inbound"][0] |= {"servicePort": app.port, "serviceProbe": probe}
+        with rig.up() as daemon:
+            poll(lambda: is_healthy(NAME) is True, what="a healthy inbound", deadline=SOON)
+            rig.replace_plane(rig.versions.new)
+            rig.renew_token()
+            rig.wait_registered(daemon)
+            poll(lambda: is_healthy(NAME) is True, what="a healthy inbound at the next one", deadline=SOON)
+            app.close()
+            poll(lambda: is_healthy(NAME) is False, what="an unhealthy inbound", deadline=SOON)
+            back = Workload("backend", app.port)
+            try:
+                poll(lambda: is_healthy(NAME) is True, what="a healthy inbound again", deadline=SOON)
+                rig.wait_traffic()
+            finally:
+                back.close()
+
+
+def test_what_the_next_version_rejects_leaves_what_runs(rig: UpgradeRig) -> None:
+    """Outbounds by tags end with 3.0: the field and the file are named, and a Dataplane that suits both is taken."""
+    suited, rig.dataplane = rig.dataplane, rig.tagged
+    with rig.up() as daemon:
+        before = identity(rig, daemon)
+        with rig.load(rate=RATE, also=load_ports(rig)):
+            rig.replace_plane(rig.versions.new)
+            if rig.kuma.by_tags:
+                pytest.skip("the next version takes outbounds by tags: set KUMA_CP_NEXT to one of Kuma 3.0")
+            rig.renew_token()
+            assert str(rig.file) in rig.wait_warning(daemon, "backendRef")
+            assert rig.kuma.registered == []
+            assert identity(rig, daemon) == before
+            rig.dataplane = suited
+            rig.write_dataplane()
+            rig.reload(daemon)
+            rig.wait_registered(daemon)
+            poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning", deadline=SOON)
+        assert rig.restarts(daemon) == 0

@@ -78,6 +78,18 @@ def get_json(path: str) -> Any:
     return None
 
 
+def is_healthy(name: str) -> bool | None:
+    """Return what the control plane holds of the first inbound; None where it holds nothing."""
+    resource = get_json(f"/meshes/default/dataplanes/{name}") or {}
+    for inbound in (resource.get("networking") or {}).get("inbound") or ():
+        # Up to 2.8 `health`, later `state` too.
+        if inbound.get("state") == "NotReady":
+            return False
+        if "health" in inbound:
+            return bool(inbound["health"].get("ready"))
+    return None
+
+
 class KumaControlPlane:
     """A running ``kuma-cp`` with its store in memory; a `tests.support.control_planes.ControlPlane`."""
 

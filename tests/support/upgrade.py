@@ -75,27 +75,30 @@ class UpgradeRig(LoadedRig):
     def _is_trusted(self) -> bool:
         return bool((get_json("/meshes/default/meshtrusts") or {"items": []})["items"])
 
-    def stop_plane(self) -> None:
-        """Stop the control plane, as an upgrade does."""
-        self.kuma.close()
+    def replace_plane(self, binary: Path, folder: Path | None = None) -> None:
+        """Replace the control plane by another version, with the mesh in it; it takes no token of the former one.
 
-    def start_plane(self, binary: Path) -> None:
-        """Start the other version, with the mesh in it; the data plane's token is not valid any more."""
+        ``folder``: a new one, so that its certificate and CA are new too.
+        """
+        self.kuma.close()
+        self.start_plane(binary, folder)
+
+    def start_plane(self, binary: Path, folder: Path | None = None) -> None:
+        """Start the other version after the former one was closed."""
         self.kuma.binary = binary
+        if folder is not None:
+            folder.mkdir()
+            self.kuma.folder = folder
         self.kuma.start()
         self.put_mesh()
 
-    def replace_plane(self) -> None:
-        """Replace the old version by the new one."""
-        self.stop_plane()
-        self.start_plane(self.versions.new)
-
     def wait_registered(self, daemon: Daemon) -> float:
-        """Write a new token; return seconds until it is registered and everything is acknowledged."""
-        self.renew_token()
+        """Wait until the data plane is registered and all is acknowledged; return seconds until the former."""
         since = time.monotonic()
         poll(self.is_registered, what="the data plane registered", deadline=SOON)
         took = time.monotonic() - since
+        # Until the first response the status has what the former control plane sent.
+        self.wait_state(daemon, "open")
         poll(lambda: self.settled(daemon), what="everything acknowledged", deadline=SOON)
         return took
 
