@@ -49,6 +49,7 @@ DIFFERS = {
     "otelEnv": "2.13 and before pass over it",
     "dnsPort": "DNS is off here, or a zone proxy: then kuma-dp says a port all the same, kumadp none",
     "readinessPort": "a free one",
+    "dataplaneConfig.redirect.dns": "DNS is off here",
     "workdir": "of this test",
     "resources": "the memory limit of this host",
     "systemCaPath": "of this host",
@@ -91,9 +92,11 @@ def flat(request: Tree) -> Tree:
 def localised(bootstrap: Tree, plane: XdsControlPlane, work: Path, admin: int, request: Tree) -> Tree:
     """The captured bootstrap with this test's own work directory, admin port, control plane and trust."""
     tree: Tree = json.loads(json.dumps(bootstrap).replace("/run/kumadp", str(work)).replace('"TOKEN"', f'"{TOKEN}"'))
-    tree["admin"]["address"]["socketAddress"]["portValue"] = admin
+    # On a Unix socket in the work directory since 2.14.
+    if "socketAddress" in tree["admin"]["address"]:
+        tree["admin"]["address"]["socketAddress"]["portValue"] = admin
     for cluster in tree["staticResources"]["clusters"]:
-        if cluster["name"] == "ads_cluster":
+        if cluster["name"] in ("ads_cluster", "system_ads"):
             address = cluster["loadAssignment"]["endpoints"][0]["lbEndpoints"][0]["endpoint"]["address"]
             address["socketAddress"]["portValue"] = plane.xds_port
     trust = tree["staticResources"]["secrets"][0]["validationContext"]["trustedCa"]
@@ -132,7 +135,9 @@ def arguments(folder: Path, plane: XdsControlPlane, request: Tree) -> tuple[str,
         if text
         else (f"--name={request['name']}", f"--mesh={request['mesh']}")
     )
+    redirected = ("--transparent-proxy",) if "dataplaneConfig" in request else ()
     return (
+        *redirected,
         *(f"--cp-address={plane.url}", f"--ca-cert-file={plane.write_ca(folder / 'ca.crt')}"),
         *(f"--dataplane-token-file={folder / 'token'}", f"--proxy-type={request['proxyType']}", "--drain-time=1s"),
         *what,
@@ -187,10 +192,10 @@ def test_a_captured_exchange_again(tmp_path: Path, name: str, relay: str) -> Non
     ):
         daemon.wait_ready()
         assert flat(plane.bootstrap_requests[0]) == flat(theirs)
-        assert "LIVE" in get(ports.admin, "/server_info")[1]
+        assert "LIVE" in daemon.get_admin("/server_info")[1]
         node = bootstrap["node"]
         poll(lambda: plane.stream(node["id"]), what="the stream of the captured node")
-        assert json.loads(get(ports.admin, "/server_info")[1])["node"]["id"] == node["id"]
+        assert json.loads(daemon.get_admin("/server_info")[1])["node"]["id"] == node["id"]
         assert "Traceback" not in daemon.output()
 
 

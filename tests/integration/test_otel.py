@@ -16,6 +16,7 @@ from tests.integration.test_metrics import INTERVAL, serve
 from tests.support.collector import client, grpc_collector, message
 from tests.support.dynconf import with_etags, without
 from tests.support.kuma_control_plane import KumaControlPlane
+from tests.support.kuma_resources import otel_backend
 from tests.support.poll import poll
 from tests.support.rig import NAME, SOON, Rig
 from tests.support.xds.plane import XdsControlPlane
@@ -234,14 +235,13 @@ def test_mesh_metric_of_a_real_control_plane(kuma_rig: Rig, exporter: Exporter) 
     assert isinstance(plane, KumaControlPlane)
     with grpc_collector("127.0.0.1:0") as (collector, port), kuma_rig.run() as daemon:
         kuma_rig.wait_ready(daemon)
+        where: dict[str, Any] = {"endpoint": f"127.0.0.1:{port}"}
+        if not plane.by_tags:
+            plane.put_resource(otel_backend(port))
+            where = {"backendRef": {"kind": "MeshOpenTelemetryBackend", "labels": {"app": "collector"}}}
         default = {
             "applications": [{"name": "app", "path": "/metrics", "port": exporter.port}],
-            "backends": [
-                {
-                    "type": "OpenTelemetry",
-                    "openTelemetry": {"endpoint": f"127.0.0.1:{port}", "refreshInterval": "1s"},
-                }
-            ],
+            "backends": [{"type": "OpenTelemetry", "openTelemetry": {**where, "refreshInterval": "1s"}}],
         }
         spec = {"targetRef": {"kind": "Mesh"}, "default": default}
         policy = {"type": "MeshMetric", "mesh": "default", "name": "all", "spec": spec}
@@ -249,6 +249,8 @@ def test_mesh_metric_of_a_real_control_plane(kuma_rig: Rig, exporter: Exporter) 
         poll(lambda: len(collector.points("app_asked_total")) >= 2, what="metrics at the collector", deadline=SOON)
         _, _, attributes, _ = collector.points("app_asked_total")[-1]
         labels = {"mesh": "default", "dataplane": NAME, "service": "backend"}
+        if not plane.by_tags:
+            labels = {"mesh": "default", "kuma.proxy_role": "sidecar"}
         assert {name: attributes.get(name) for name in labels} == labels
         assert collector.points("envoy_server_live")
         plane.delete("/meshes/default/meshmetrics/all")

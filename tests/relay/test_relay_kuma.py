@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvloop
 
+from kumadp.bootstrap.generation import requires_delta
 from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.bootstrap.rewrite import rewrite_for_relay
+from kumadp.relay.dialect import XdsProtocol
 from tests.support.daemon import Ports, get, workload
 from tests.support.kuma_control_plane import ControlPlaneFiles, call_api, control_plane
 from tests.support.kuma_resources import dataplane
@@ -74,8 +76,10 @@ def test_kuma_has_one_stream_across_restarts_of_envoy(tmp_path: Path) -> None:
         kuma = Kuma(plane)
         path = tmp_path / "xds.sock"
         made = plane.real.suit(dataplane(NAME, "backend", ports, app.port, probes=False))
-        bootstrap = rewrite_for_relay(kuma.bootstrap(made, tmp_path), str(path)).bootstrap
-        relay = RunningRelay(path, bootstrap, kuma, uvloop.new_event_loop)
+        tree = kuma.bootstrap(made, tmp_path)
+        protocol = XdsProtocol.DELTA if requires_delta(tree) else XdsProtocol.SOTW
+        bootstrap = rewrite_for_relay(tree, str(path)).bootstrap
+        relay = RunningRelay(path, bootstrap, kuma, uvloop.new_event_loop, protocol=protocol)
         envoy = RelayedEnvoy(tmp_path, bootstrap, 0)
 
         def serves() -> bool:

@@ -232,6 +232,10 @@ class KumaControlPlane:
         """Create or change a resource by the API; raises OSError."""
         call_api(path, body, self._admin, method="PUT")
 
+    def get_secret(self, path: str) -> Any:
+        """Return a resource that only an administrator may read; raises OSError."""
+        return json.loads(call_api(path, token=self._admin))
+
     def delete(self, path: str) -> None:
         """Delete a resource by the API; raises OSError."""
         call_api(path, None, self._admin, method="DELETE")
@@ -248,7 +252,8 @@ class KumaControlPlane:
             return resource
         for service in mesh_services(resource, by_tags=False):
             self._services[service["name"]] = service
-            self.put_resource(service)
+            if self._process is not None:
+                self.put_resource(service)
         return without_tags(resource)
 
     def put_dataplane(self, dataplane: dict[str, Any]) -> None:

@@ -137,6 +137,17 @@ def access_log(backend: Tree, *, by_rules: bool) -> Tree:
     return {"type": "MeshAccessLog", "mesh": "default", "name": "to-sink", "spec": spec}
 
 
+def otel_backend(port: int) -> Tree:
+    """An OpenTelemetry collector at a port of this host, which policies of 3.0 refer to by its label ``app``."""
+    return {
+        "type": "MeshOpenTelemetryBackend",
+        "mesh": "default",
+        "name": "collector",
+        "labels": {"app": "collector", "kuma.io/origin": "zone"},
+        "spec": {"endpoint": {"address": "127.0.0.1", "port": port}, "protocol": "grpc"},
+    }
+
+
 def zone_proxy(kind: str, name: str, ports: Ports) -> Tree:
     """A zone proxy as 3.0 has it, a Dataplane with a listener: ``ZoneIngress`` or ``ZoneEgress``."""
     listener = {"type": kind, "name": "main", "address": "127.0.0.1", "port": ports.inbound}
