@@ -98,7 +98,8 @@ def localised(bootstrap: Tree, plane: XdsControlPlane, work: Path, admin: int, r
     for cluster in tree["staticResources"]["clusters"]:
         if cluster["name"] in ("ads_cluster", "system_ads"):
             address = cluster["loadAssignment"]["endpoints"][0]["lbEndpoints"][0]["endpoint"]["address"]
-            address["socketAddress"]["portValue"] = plane.xds_port
+            # The name may lead to ::1 first, where this one does not listen.
+            address["socketAddress"] |= {"address": "127.0.0.1", "portValue": plane.xds_port}
     trust = tree["staticResources"]["secrets"][0]["validationContext"]["trustedCa"]
     trust["inlineBytes"] = base64.b64encode(plane.ca.encode()).decode()
     # So that the control plane serves what belongs to this Dataplane, on its ports.
