@@ -56,6 +56,8 @@ def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None
     # A value that could not be parsed is absent now: its absence is not reported a second time.
     reported = {problem.path for problem in parser.problems}
     findings = check(resource)
+    for path, (written, sent) in parser.respelled.items():
+        findings.fail_in_api(path, f"{written!r} is not known", f"write {sent}, which kumadp sends", quiet=True)
     judgement = findings.for_version(version) if version else findings.for_any()
     problems = [*parser.problems, *(problem for problem in judgement.problems if problem.path not in reported)]
     if problems:

@@ -24,13 +24,18 @@ _MAX_HINTED_LENGTH = 64
 
 
 class Parser:
-    """Parser of one document. ``lines`` maps field paths to lines; ``unknown`` lists unknown fields."""
+    """Parser of one document.
+
+    ``lines`` maps field paths to lines; ``unknown`` lists unknown fields. ``respelled`` has the values in other case
+    than Kuma's by field path, each with Kuma's.
+    """
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.problems: list[Problem] = []
         self.unknown: list[Problem] = []
         self.lines: dict[str, int] = {}
+        self.respelled: dict[str, tuple[str, str]] = {}
 
     def compose(self, text: str) -> yaml.MappingNode | None:
         """Return the root node; None, after adding a problem, if it is not one YAML document, too large or too deep."""
@@ -172,6 +177,8 @@ class Parser:
             return field.choices[int(text)]
         for choice in field.choices:
             if choice.lower() == text.lower():
+                if choice != text:
+                    self.respelled[path] = (text, choice)
                 return choice
         self._fail(path, f"{text!r} is not known", mark, f"one of {', '.join(field.choices)}")
         return None

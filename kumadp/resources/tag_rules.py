@@ -34,7 +34,7 @@ def check_inbound_tags(path: str, inbound: Inbound, findings: Findings) -> None:
     elif tag is not None and tag.lower() == "mysql":
         findings.fail(at, f"{tag!r} is not known", f"one of {', '.join(PROTOCOLS)}", ONLY_2_8)
     _check_protocol(path, inbound, findings)
-    check_tag_characters(f"{path}.tags", tags, findings, KUMA_2)
+    check_tag_characters(f"{path}.tags", _without_protocol(tags), findings, KUMA_2)
     ignored = [name for name in tags if name != PROTOCOL]
     if ignored:
         findings.ignored(f"{path}.tags", "policies and services select by labels", KUMA_3)
@@ -66,7 +66,12 @@ def check_gateway_tags(path: str, tags: Mapping[str, str], findings: Findings) -
     if protocol != "tcp":
         who = ONLY_2_8 if protocol.lower() == "tcp" else EVERY
         findings.fail(f'{path}["{PROTOCOL}"]', f"{protocol!r} is not known", "tcp", who)
-    check_tag_characters(path, tags, findings, EVERY)
+    check_tag_characters(path, _without_protocol(tags), findings, EVERY)
+
+
+def _without_protocol(tags: Mapping[str, str]) -> dict[str, str]:
+    # Its value is one of few, or a problem already.
+    return {name: value for name, value in tags.items() if name != PROTOCOL}
 
 
 def _check_service(path: str, tags: Mapping[str, str], findings: Findings, by: Versions) -> None:
@@ -80,10 +85,8 @@ def _check_service(path: str, tags: Mapping[str, str], findings: Findings, by: V
 
 
 def check_tag_characters(path: str, tags: Mapping[str, str], findings: Findings, by: Versions) -> None:
-    """Check names and values of tags, but for the value of the protocol."""
+    """Check names and values of tags."""
     for name, value in tags.items():
-        if name == PROTOCOL:
-            continue
         if not _TAG_NAME.fullmatch(name):
             findings.fail(join(path, name), "is not a valid tag name", "letters, digits and . _ : / -", by)
         elif not value and name != SERVICE:
