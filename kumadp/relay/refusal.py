@@ -24,7 +24,7 @@ _UNAUTHENTICATED, _PERMISSION_DENIED, _UNAVAILABLE = 16, 7, 14
 # back.
 FREED_FROM, FREED_UNTIL, FREED_WAIT = 9.5, 11.0, 0.1
 FIRST_WAIT = 0.25
-ACTIVE_LONGEST, LONGEST = 1.0, 5.0
+ACTIVE_LONGEST, UNREACHABLE_LONGEST, LONGEST = 1.0, 2.0, 5.0
 GROWTH = 1.5
 
 
@@ -65,6 +65,7 @@ class StreamBackoff:
     """Waits between attempts to open the stream, in seconds."""
 
     def __init__(self, *, uniform: Callable[[float, float], float] = random.uniform) -> None:
+        self._uniform = uniform
         self._backoff = Backoff(FIRST_WAIT, LONGEST, growth=GROWTH, uniform=uniform)
 
     def reset(self) -> None:
@@ -77,6 +78,9 @@ class StreamBackoff:
         ``since_broken``: seconds since a stream of ours broke, None if none did. A stream that the control plane still
         holds is requested again at the moment it is freed.
         """
+        if refusal is StreamRefusal.UNREACHABLE:
+            # Where nothing listens an attempt costs little, and the mesh lacks us until the next one.
+            return min(self._backoff.grow(), UNREACHABLE_LONGEST) * self._uniform(0.5, 1.0)
         if refusal is not StreamRefusal.ACTIVE:
             return self._backoff.wait()
         wait = min(self._backoff.grow(), ACTIVE_LONGEST)

@@ -21,6 +21,7 @@ from tests.bench.test_mesh import environment_of
 from tests.bench.test_start import note
 from tests.support.daemon import get
 from tests.support.kuma_control_plane import get_json
+from tests.support.needs import need_nft
 from tests.support.poll import poll
 from tests.support.rig import NAME
 from tests.support.upgrade import open_upgrade
@@ -37,9 +38,29 @@ ROUNDS = int(os.environ.get("KUMADP_BENCH_ROUNDS", "3"))
 RATE = 100.0
 # How long the load goes on after the new control plane is there (seconds): kuma-dp registers within 20 s.
 WATCHED = 25.0
+DATA_PLANE_PORT = 5678
 KEY = "/meshes/default/secrets/dataplane-token-signing-key-default-1"
 DELTA = {"KUMA_DATAPLANE_RUNTIME_ENVOY_XDS_TRANSPORT_PROTOCOL_VARIANT": "DELTA_GRPC"}
 KUMADP = [sys.executable, "-m", "kumadp"]
+
+
+@contextlib.contextmanager
+def closed(port: int) -> Iterator[None]:
+    """Have connections to the port refused: a control plane with its store on disk is not there before it has it all.
+
+    In a network namespace of the measurement's own: ``unshare -n``, with lo up and no default route.
+    """
+    need_nft()
+    routes = Path("/proc/net/route").read_text().splitlines()[1:]
+    if any(line.split()[1] == "00000000" for line in routes):
+        pytest.skip("needs a network namespace without a default route: unshare -n, ip link set lo up")
+    rule = f"tcp dport {port} reject with tcp reset"
+    table = f"table inet gate {{ chain input {{ type filter hook input priority 0; {rule}; }}; }}"
+    subprocess.run(["nft", "-f", "-"], input=table, text=True, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["nft", "delete", "table", "inet", "gate"], check=True)
 
 
 @contextlib.contextmanager
@@ -80,10 +101,11 @@ def upgrade(rig: UpgradeRig, program: list[str], *, keep: bool) -> tuple[LoadRep
         key = rig.kuma.get_secret(KEY)
         also = () if rig.mtls else (rig.ports.inbound,)
         with rig.pressure.on(rig.ports.outbound, rate=RATE, also=also) as report:
-            rig.replace_plane(rig.versions.new)
-            if keep:
-                rig.kuma.put(KEY, key)
-            else:
+            with closed(DATA_PLANE_PORT) if keep else contextlib.nullcontext():
+                rig.replace_plane(rig.versions.new)
+                if keep:
+                    rig.kuma.put(KEY, key)
+            if not keep:
                 rig.renew_token()
             since = time.monotonic()
             took = registered(rig, since)

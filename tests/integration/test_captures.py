@@ -62,6 +62,11 @@ DIFFERS = {
 }
 
 
+def version_of(name: str) -> str:
+    """The version of Kuma that a capture is of."""
+    return name.split("/")[0].removeprefix("kuma-").removesuffix("-dev")
+
+
 def load(name: str) -> tuple[Tree, Tree, Tree]:
     """Request, bootstrap and the answer's other half."""
     folder = CAPTURES / name
@@ -116,9 +121,9 @@ def answer(bootstrap: Tree, sidecar: Tree) -> Answer:
 class Replay(XdsControlPlane):
     """Answers each request for a bootstrap with what ``make`` makes of the request."""
 
-    def __init__(self, make: Callable[[Replay, Tree], Answer]) -> None:
+    def __init__(self, make: Callable[[Replay, Tree], Answer], version: str = "2.13.5") -> None:
         self.make = make
-        super().__init__()
+        super().__init__(version=version)
 
     def _http(self, path: str, headers: dict[str, str], body: bytes) -> Answer:
         self.bootstrap_requests.append(json.loads(body))
@@ -188,7 +193,7 @@ def test_a_captured_exchange_again(tmp_path: Path, name: str, relay: str) -> Non
         return answer(localised(bootstrap, plane, tmp_path / "work", ports.admin, request), sidecar)
 
     with (
-        Replay(make) as plane,
+        Replay(make, version_of(name)) as plane,
         run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, theirs), f"--xds-relay={relay}") as daemon,
     ):
         daemon.wait_ready()
