@@ -7,6 +7,7 @@ sent again; what was rejected counts as sent until it changes, or until the stre
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kumadp.relay.delta_messages import DeltaResponse, encode_delta_request
@@ -169,7 +170,7 @@ class Delta:
             held, response = known.held.with_changes(outline, changed, unwanted, largest=self._largest)
         except BadMessage as error:
             return Arrival(outline, refused=str(error), lost=True)
-        return Arrival(outline, response=response, held=held)
+        return Arrival(outline, response=replace(response, sent=frozenset(resources)), held=held)
 
     def take(self, arrival: Arrival) -> tuple[bytes, ...]:
         """Adopt what was read. Return what to send at once: the answer to a response that changes nothing."""

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING
 
-from kumadp.relay.messages import ENDPOINTS, ROUTES, SECRET, Response, encode_nonce, encode_response
+from kumadp.relay.messages import (
+    CLUSTER,
+    ENDPOINTS,
+    ROUTES,
+    SECRET,
+    Response,
+    encode_nonce,
+    encode_response,
+    status_message,
+)
+from kumadp.relay.narrowing import Narrowing
+from kumadp.relay.offer import Delivery, EnvoyOffer
 from kumadp.relay.protobuf import field_bytes
-from kumadp.relay.subscription import Delivery, Verdicts
+from kumadp.relay.resources import changed_names
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
+
+    from kumadp.relay.resources import Key
 
 # Envoy requests these by name. On a new stream, a request without names means that it watches nothing of the type.
 NAMED = frozenset({ENDPOINTS, ROUTES, SECRET})
@@ -16,6 +34,7 @@ DEADLY = "Envoy exited while applying this response, twice; it is not sent to En
 WITHHELD = Response.parse(
     encode_response(SECRET, "withheld", [field_bytes(1, SECRET.encode()) + field_bytes(2, b"\xff")])
 )
+NO_SECRET = EnvoyOffer(Delivery(0, WITHHELD))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +46,56 @@ class EnvoyAnswer:
     taken: bool
 
 
+@dataclass(slots=True)
+class EnvoyRejection:
+    """An Envoy's rejection of a response, or ours for it (``by_guard``); ``judged`` once it has had its effects."""
+
+    offer: EnvoyOffer
+    answer: EnvoyAnswer
+    by_guard: bool = False
+    judged: bool = False
+
+
 class Exchange:
     """One type of resources on one stream. One response at a time is in flight (``waiting``).
 
     ``ahead``: Envoy already runs a version that is not in our memory; it keeps it until there is a newer one.
     go-control-plane does the same: it sends the next response of a type only after the answer to the previous one.
+    ``continues``: Envoy had resources before this stream. ``partial``: a response may hold some resources only, and
+    changes no others. ``version`` is the one that Envoy has fully accepted. ``narrowing`` has what it rejected.
+    ``overtaken``: when it counts as jammed (seconds, -inf: to be set), once later ones are answered;
+    ``postponed``: then Envoy still waited for resources that it has requested.
     """
 
-    def __init__(self, names: tuple[str, ...], *, wildcard: bool) -> None:
+    def __init__(self, names: tuple[str, ...], *, wildcard: bool, partial: bool = False, version: str = "") -> None:
         self.names = names
         self.wildcard = wildcard
         self.ahead = False
         self.nonce = ""
-        self.sent: Delivery | None = None
+        self.sent: EnvoyOffer | None = None
         self.waiting = False
+        self.overtaken: float | None = None
         self.answer: EnvoyAnswer | None = None
         self.judged = False
         self.took = False
-        self.refused = Verdicts()
+        self.rejection: EnvoyRejection | None = None
+        self.narrowing = Narrowing()
+        self.continues = bool(version)
+        self.postponed = False
+        self._partial = partial
+        self._version = version
+        self._parts: tuple[str, ...] = ()
+        # What Envoy has: of a type in parts the digests by name, else the offer that it accepted.
+        self._applied: EnvoyOffer | None = None
+        self._has: dict[str, bytes] = {}
+        # Names in it that a rejected response had no more, or as others: Envoy may have applied that.
+        self._doubtful: set[str] = set()
+        # It may have applied some of the last response: what is sent next must be sent whatever it has.
+        self._uncertain = True
+        # It ignored this one, or rejected it, and nothing of it can be withheld: it is not sent again.
+        self._given_up: EnvoyOffer | None = None
+        # Endpoints that Envoy waits for although it had the same ones.
+        self._awaited: set[str] = set(names)
 
     @property
     def subscribed(self) -> bool:
@@ -56,44 +107,145 @@ class Exchange:
         new = set(names).difference(self.names)
         self.names = names
         self.wildcard = self.wildcard and not names
+        self.expect(new)
         return new
 
-    def send(self, delivery: Delivery, nonce: str) -> bytes:
-        """Mark a response as in flight; return the encoded nonce to send after it."""
-        self.sent, self.nonce, self.waiting = delivery, nonce, True
+    def expect(self, names: Iterable[str]) -> None:
+        """Envoy waits for these, if it requests them, even if they have not changed."""
+        self._given_up = None if self._partial else self._given_up
+        self._awaited.update(names)
+        self._awaited.intersection_update(self.names)
+
+    def runs(self, key: Key) -> bool:
+        """Return True if Envoy has accepted this resource and not got another one of its name since."""
+        if self._partial:
+            return self._has.get(key[0]) == key[1]
+        return self._applied is not None and key[0] not in self._doubtful and key in self._applied
+
+    @property
+    def lacks_some(self) -> bool:
+        """True if Envoy has requested resources that it has not got and could still get."""
+        rejected = {name for name, _ in self.narrowing.refused}
+        return self._partial and any(name not in self._has and name not in rejected for name in self.names)
+
+    @property
+    def ignored(self) -> bool:
+        """True if Envoy has ignored the last response."""
+        return self.answer is not None and not self.answer.taken and not self.answer.error
+
+    @property
+    def has_something(self) -> bool:
+        """True if Envoy has answered a response of a type that is sent as a whole, and may have applied it."""
+        return self._applied is not None
+
+    def needs(self, offer: EnvoyOffer, *, older: bool = False) -> tuple[str, ...] | None:
+        """Return the names of the resources to send; None if nothing has changed for this stream.
+
+        ``older``: it must not replace anything that Envoy runs.
+        """
+        given_up = self._given_up
+        if given_up is not None and given_up.base is offer.base and given_up.digest == offer.digest:
+            return None
+        if not self._partial:
+            has_all = not self._uncertain and self._applied is not None and self._applied.digest == offer.digest
+            return None if has_all or older else tuple(offer.resources)
+        requested = (name for name in self.names if name in offer.resources)
+        return (
+            tuple(
+                name
+                for name in dict.fromkeys((*requested, *offer.unnamed))
+                if (name not in self._has)
+                or (not older and (name in self._awaited or self._has[name] != offer.resources[name].digest))
+            )
+            or None
+        )
+
+    def send(self, offer: EnvoyOffer, names: tuple[str, ...], nonce: str) -> bytes:
+        """Mark a response with these resources as in flight; return the encoded nonce to send after it."""
+        self.sent, self._parts, self.nonce, self.waiting = offer, names, nonce, True
+        self.overtaken, self.postponed = None, False
         self.answer, self.judged = None, False
+        self._awaited.difference_update(names)
         return encode_nonce(nonce)
 
-    def answered(self, version: str, error: bytes) -> None:
-        """Take Envoy's answer to the response in flight.
+    def skip(self, offer: EnvoyOffer) -> None:
+        """Take the offer as accepted, since Envoy has all of it."""
+        if self.sent is not None and self.sent.base is offer.base and self.sent.withheld == offer.withheld:
+            return
+        self.sent, self._parts, self.judged = offer, (), False
+        self._note_version(offer)
+        self.answer = EnvoyAnswer(self._version, b"", taken=True)
+
+    def answered(self, version: str, error: bytes, known: Container[Key]) -> None:
+        """Take Envoy's answer to the response in flight; ``known``: resources that an Envoy has accepted.
 
         Without an error but with another version Envoy has ignored the response, since it watches nothing of the type
         (Envoy 1.40, GrpcMuxImpl::onDiscoveryResponse).
         """
-        self.waiting = False
-        if self.sent is None or not self.sent.serial:
-            return
-        taken = not error and version == self.sent.response.version
-        self.answer = EnvoyAnswer(version, error, taken)
-        self.took = self.took or taken
-        if error:
-            self.refused.add(self.sent)
+        if self.sent is None or self.sent is NO_SECRET:
+            self.waiting = False
+        elif error:
+            self.reject(status_message(error), error, known)
+        else:
+            self.waiting = False
+            taken = version == self.sent.version
+            if taken:
+                self._apply(self.sent)
+            elif not self._partial:
+                self._given_up = self.sent
+            self.answer = EnvoyAnswer(self._version, b"", taken)
 
-    def tried(self, accepted: Delivery | None) -> bool:
-        """Return True if Envoy has answered the accepted response, or accepted another one."""
-        return self.took or (accepted is not None and accepted in self.refused)
+    def reject(self, reason: str, status: bytes, known: Container[Key], *, by_guard: bool = False) -> bool:
+        """Take the response in flight as rejected; ``by_guard``: not in Envoy's words, and only if it can be narrowed.
 
-    def needs(self, delivery: Delivery, new_names: set[str], *, live: bool) -> bool:
-        """Return True if it should be sent: it is newer than the last one sent, or holds newly requested names.
-
-        An older one would undo what Envoy runs: it is sent only to a starting Envoy that rejected the newer one.
+        Returns False if there is no resource that can be withheld for it.
         """
-        if self.sent is None or delivery.serial > self.sent.serial:
-            return True
-        if delivery is self.sent:
-            contained = delivery.response.names if new_names else None
-            return bool(new_names) and (contained is None or not new_names.isdisjoint(contained))
-        return not live and self.answer is not None and bool(self.answer.error)
+        assert self.sent is not None  # noqa: S101 - a response is in flight
+        given = [self.sent.resources[name] for name in self._parts]
+        fresh = [resource for resource in given if not self.runs(resource.key)]
+        old = [resource for resource in fresh if resource.key in known]
+        unknown = [resource for resource in fresh if resource.key not in known]
+        narrowed = self.narrowing.rejected([] if by_guard else old, unknown, reason, search=not by_guard)
+        if by_guard and not narrowed:
+            return False
+        self.waiting = False
+        self.answer = EnvoyAnswer(self._version, status, taken=False)
+        self.rejection = EnvoyRejection(self.sent, self.answer, by_guard)
+        self._given_up = None if narrowed else self.sent
+        self._uncertain = True
+        for name in self._parts:
+            self._has.pop(name, None)
+        if self._applied is not None:
+            self._doubtful.update(changed_names(self.sent.resources, self._applied.resources))
+        return True
+
+    @property
+    def parts(self) -> Iterable[Key]:
+        """What Envoy has accepted of a type in parts."""
+        return self._has.items()
+
+    def keeps_own(self, delivery: Delivery | None, remembered: int) -> bool:
+        """Return True if Envoy keeps the version that it connected with, rather than get one that is remembered.
+
+        ``remembered`` is the last serial number of what is only remembered from before.
+        """
+        return self.ahead and (delivery is None or delivery.serial <= remembered)
+
+    def _apply(self, offer: EnvoyOffer) -> None:
+        if self._partial:
+            requested = {*self.names, *offer.unnamed}
+            self._has = {name: digest for name, digest in self._has.items() if name in requested}
+            self._has.update((name, offer.resources[name].digest) for name in self._parts if name in requested)
+        else:
+            self._applied, self._uncertain = offer, False
+            self._doubtful.clear()
+        self.took = True
+        self._note_version(offer)
+        self.narrowing.accepted()
+
+    def _note_version(self, offer: EnvoyOffer) -> None:
+        if not offer.withheld:
+            self._version = offer.base.response.version
 
 
 class EnvoyStream:
@@ -107,10 +259,16 @@ class EnvoyStream:
         self.ended = False
         self.expected = False
 
-    def in_flight(self) -> dict[str, Delivery]:
+    def overtake(self, answered: Exchange) -> None:
+        """Note that Envoy answers what was sent after clusters that it has not answered."""
+        clusters = self.exchanges.get(CLUSTER)
+        if clusters is not None and clusters.waiting and clusters.overtaken is None and answered.nonce:
+            clusters.overtaken = -inf if int(answered.nonce) > int(clusters.nonce) else None
+
+    def in_flight(self) -> dict[str, EnvoyOffer]:
         """Return by type the responses that were sent and not answered, if an answer can be expected."""
         return {
             type_url: exchange.sent
             for type_url, exchange in self.exchanges.items()
-            if exchange.waiting and exchange.subscribed and exchange.sent is not None and exchange.sent.serial
+            if exchange.waiting and exchange.subscribed and exchange.sent is not None and exchange.sent is not NO_SECRET
         }

@@ -6,12 +6,12 @@ State of the world only; fields as in Envoy's ``envoy/service/discovery/v3/disco
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from kumadp.relay.protobuf import BadMessage, field_bytes, field_text, field_varint, fields, text
+from kumadp.relay.resources import XdsResource, by_name, digest_of, read_resources
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -89,12 +89,18 @@ class Outline:
 
 @dataclass(frozen=True)
 class Response:
-    """A DiscoveryResponse; ``raw`` is the message as received, which is passed on unchanged."""
+    """A DiscoveryResponse; ``raw`` is the message as received, which is passed on unchanged if possible."""
 
     type_url: str
     version: str
     nonce: str
     raw: bytes
+    sent: frozenset[str] | None = None
+    """The names of the resources that the control plane sent just now; None: all. The others it sent before."""
+
+    def brings(self, name: str) -> bool:
+        """Return True if the control plane sent the resource of this name just now."""
+        return self.sent is None or name in self.sent
 
     @classmethod
     def parse(cls, data: bytes) -> Response:
@@ -119,24 +125,17 @@ class Response:
         return tuple(self.raw[start:end] for number, start, end in fields(self.raw) if number == 2)
 
     @cached_property
-    def digest(self) -> bytes:
-        """A digest of the set of resources: control planes shuffle them and renew versions of equal content."""
-        # Digests are sorted, not the resources, which can be large.
-        view = memoryview(self.raw)
-        return _hash(
-            b"".join(sorted({_hash(view[start:end]) for number, start, end in fields(self.raw) if number == 2}))
-        )
+    def by_name(self) -> dict[str, XdsResource]:
+        """The resources by name; those without a name by their digest."""
+        return by_name(read_resources(self.raw))
 
     @cached_property
-    def names(self) -> frozenset[str] | None:
-        """The resources' names, field 1 in every type that Envoy subscribes to by name; None if one has no name."""
-        try:
-            return frozenset(_name(resource) for resource in self.resources)
-        except BadMessage:
-            return None
+    def digest(self) -> bytes:
+        """A digest of the set of resources: control planes shuffle them and renew versions of equal content."""
+        return digest_of(self.by_name.values())
 
 
-def encode_response(type_url: str, version: str, resources: Iterable[bytes], nonce: str = "") -> bytes:
+def encode_response(type_url: str, version: str, resources: Iterable[bytes | memoryview], nonce: str = "") -> bytes:
     """Encode a DiscoveryResponse of resources that are raw google.protobuf.Any messages."""
     return b"".join(
         (
@@ -190,16 +189,3 @@ def status_message(status: bytes) -> str:
 
 
 UNKNOWN = encode_status(2, "")
-
-
-def _hash(data: bytes | memoryview) -> bytes:
-    return hashlib.sha256(data).digest()
-
-
-def _name(resource: bytes) -> str:
-    for number, start, end in fields(resource):
-        if number == 2:
-            for inner, first, last in fields(resource, start, end):
-                if inner == 1:
-                    return text(resource, first, last)
-    raise BadMessage("a resource has no name")

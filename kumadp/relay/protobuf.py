@@ -74,7 +74,7 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def field_bytes(number: int, value: bytes) -> bytes:
+def field_bytes(number: int, value: bytes | memoryview) -> bytes:
     """Encode a length-delimited field, also if it is empty."""
     return varint(number << 3 | LENGTH) + varint(len(value)) + value
 

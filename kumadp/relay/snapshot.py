@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import msgspec
 
+from kumadp.relay.verdicts import RejectedResource  # noqa: TC001 - msgspec reads the annotations
+
 
 class TypeSnapshot(msgspec.Struct, frozen=True):
     """One type: names requested from the control plane (none: all), raw responses, digests of contents.
 
-    ``latest`` is None if it is the accepted one. An Envoy ``rejected`` the contents of these digests, or exited with
-    them: twice (``deadly``) or once (``suspected``).
+    ``latest`` is None if it is the accepted one. An Envoy ``rejected`` the contents of these digests (only
+    read: an earlier kumadp had no verdicts on resources), or exited with them: twice (``deadly``) or once
+    (``suspected``). ``withheld`` resources were rejected, ``held`` ones are removed and still with Envoy, ``versions``
+    are those that Envoys were sent.
     """
 
     type_url: str
@@ -19,6 +23,9 @@ class TypeSnapshot(msgspec.Struct, frozen=True):
     rejected: tuple[bytes, ...] = ()
     deadly: tuple[bytes, ...] = ()
     suspected: tuple[bytes, ...] = ()
+    withheld: tuple[RejectedResource, ...] = ()
+    held: tuple[bytes, ...] = ()
+    versions: tuple[str, ...] = ()
 
 
 class RelaySnapshot(msgspec.Struct, frozen=True):

@@ -1,18 +1,24 @@
 """The relay's state machine, pure: events in, actions out; no clock and no I/O.
 
-Rules: xDS "state of the world" (Envoy docs, xDS protocol); what Kuma 2.8 to 2.13 and Envoy 1.40 do is measured. Never
-answer for an Envoy; never request fewer names than before until all Envoys are LIVE, or a control plane in ADS mode
-does not answer; never give a fresh Envoy what another one rejected or exited with, while there is a better response.
+Rules: xDS "state of the world" (Envoy docs, xDS protocol); what Kuma 2.8 to 3.0 and Envoy 1.40 do is measured. Never
+answer for an Envoy, except that nothing has changed for it or that it rejected the same resource before; never request
+fewer names than before until all Envoys are LIVE, or a control plane in ADS mode does not answer; never give a fresh
+Envoy what another one rejected or exited with, while there is a better response.
 """
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
-from kumadp.relay.actions import Note, RelayAction, ResponseAccepted, ResponseRejected, SendDown
-from kumadp.relay.envoy_streams import DEADLY, NAMED, WITHHELD, EnvoyStream, Exchange
+from kumadp.relay.actions import Note, RelayAction, ResponseRejected, SendDown
+from kumadp.relay.envoy_streams import NAMED, NO_SECRET, Exchange
+from kumadp.relay.envoys import Envoys
+from kumadp.relay.held_clusters import HeldClusters
+from kumadp.relay.judge import Judge
 from kumadp.relay.messages import (
     CLUSTER,
+    ENDPOINTS,
     LISTENER,
     SECRET,
     BadMessage,
@@ -20,21 +26,36 @@ from kumadp.relay.messages import (
     Request,
     Response,
     encode_status,
-    status_message,
 )
+from kumadp.relay.offer import Delivery, EnvoyOffer
+from kumadp.relay.resources import changed_names, endpoint_name
 from kumadp.relay.snapshot import RelaySnapshot
-from kumadp.relay.subscription import Delivery, Subscription, TypeView, in_order
+from kumadp.relay.subscription import Subscription, TypeView, held_of, in_order
 from kumadp.relay.upstream_requests import UpstreamRequests
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from kumadp.relay.envoy_streams import EnvoyStream
+    from kumadp.relay.resources import XdsResource
 
 TRIAL_AFTER = 30.0
-EXHAUSTED, INTERNAL = 8, 13
+# Envoy's own drain time (Kuma's default), in seconds.
+DRAIN_TIME = 30.0
+EXHAUSTED = 8
+DEADLINE = 4
+# Seconds for which Envoy may leave clusters unanswered while it answers what was sent later.
+JAMMED_AFTER = 10.0
+# Seconds more if it waits for endpoints or secrets, on which it gives up after 15 s (initial_fetch_timeout).
+STARVED_AFTER = 20.0
+JAMMED = f"Envoy has not acknowledged it for {JAMMED_AFTER:.0f} s, while it acknowledged later resources"
 
 
 class RelayStateMachine:
-    """Each event is a method that returns the actions to execute, in order. Call `next_tick` after each event."""
+    """Each event is a method that returns the actions to execute, in order. Call `next_tick` after each event.
+
+    ``drain_time`` (seconds) is for how long connections of replaced listeners go on, and need removed clusters.
+    """
 
     def __init__(
         self,
@@ -43,15 +64,15 @@ class RelayStateMachine:
         types: Iterable[str] = (CLUSTER, LISTENER),
         snapshot: RelaySnapshot | None = None,
         withhold_secrets: bool = False,
+        drain_time: float = DRAIN_TIME,
     ) -> None:
         self._up = UpstreamRequests(node)
         self._withhold_secrets = withhold_secrets
         self._serial = self._nonce = 0
         self._subscriptions: dict[str, Subscription] = {}
-        self._streams: dict[int, EnvoyStream] = {}
-        # Closed streams, until it is known whether their Envoy has exited.
-        self._departed: dict[int, list[EnvoyStream]] = {}
-        self._live: dict[int, float] = {}
+        self._envoys = Envoys()
+        self._held = HeldClusters(drain_time)
+        self._judge = Judge(self._up, self._envoys, self._held)
         self._remembered = 0
         if snapshot is not None:
             self._load(snapshot)
@@ -65,6 +86,8 @@ class RelayStateMachine:
             subscription.requested = True
             self._serial += 2
             self._subscriptions[saved.type_url] = subscription
+            if saved.held:
+                self._held.hold(held_of(saved), self._nonce)
         self._remembered = self._serial
 
     def restore(self, snapshot: RelaySnapshot) -> list[RelayAction]:
@@ -90,8 +113,8 @@ class RelayStateMachine:
         self._up.reset(self._subscriptions.values(), is_open=False)
         return [
             action
-            for down in self._streams.values()
-            if (exchange := down.exchanges.get(SECRET)) and exchange.subscribed and exchange.sent is None
+            for down, exchange in self._envoys.of_type(SECRET)
+            if exchange.subscribed and exchange.sent is None
             for action in self._serve(down, self._subscriptions[SECRET], exchange)
         ]
 
@@ -107,11 +130,13 @@ class RelayStateMachine:
         subscription = self._subscriptions.get(response.type_url)
         if not self._up.is_open or subscription is None:
             return [Note(f"the control plane sent {response.type_url}, which was not requested")]
-        self._serial += 1
+        self._serial += 2
         delivery = Delivery(self._serial, response)
         subscription.arrived(delivery)
         if delivery in subscription.deadly:
-            return self._reject_deadly(subscription)
+            return self._judge.reject_deadly(subscription)
+        if response.type_url == CLUSTER and subscription.accepted is not None:
+            self._held.update(subscription.accepted.response.by_name, response.by_name, self._nonce)
         return self._serve_all(subscription)
 
     def upstream_refused(self, outline: Outline, reason: str) -> list[RelayAction]:
@@ -121,19 +146,19 @@ class RelayStateMachine:
             return [Note(f"the control plane sent {outline.type_url}, which was not requested")]
         subscription.dropped(outline.nonce)
         rejected = ResponseRejected(outline.type_url, outline.version, reason, by_guard=True)
-        return [*self._answer(subscription, subscription.good_version, encode_status(EXHAUSTED, reason)), rejected]
+        error = encode_status(EXHAUSTED, reason)
+        return [*self._judge.answer(subscription, subscription.good_version, error), rejected]
 
     # The Envoys.
 
     def down_opened(self, stream: int, epoch: int) -> list[RelayAction]:
         """An Envoy has opened a stream. ``stream`` is never used twice; ``epoch`` only after `envoy_ended`."""
-        reconnected = self._departed.pop(epoch, None) is not None or epoch in self._live
-        self._streams[stream] = EnvoyStream(stream, epoch, fresh=not reconnected)
+        self._envoys.opened(stream, epoch)
         return []
 
     def down_message(self, stream: int, data: bytes) -> list[RelayAction]:
         """Handle a DiscoveryRequest from an Envoy: a subscription, an answer, or both."""
-        down = self._streams.get(stream)
+        down = self._envoys.get(stream)
         if down is None:
             return []
         try:
@@ -143,12 +168,13 @@ class RelayStateMachine:
         names = tuple(dict.fromkeys(request.names))
         named = request.type_url in NAMED
         if named and not names and request.type_url not in self._subscriptions:
-            down.exchanges[request.type_url] = Exchange((), wildcard=False)
+            down.exchanges[request.type_url] = Exchange((), wildcard=False, partial=True)
             return []
         subscription = self._subscription_for(request.type_url, names)
         exchange = down.exchanges.get(request.type_url)
         if exchange is None:
-            exchange = Exchange(names, wildcard=not names and not named and subscription.wildcard)
+            wildcard = not names and not named and subscription.wildcard
+            exchange = Exchange(names, wildcard=wildcard, partial=named, version=request.version)
             # The copy on disk can be older than the configuration of an Envoy that outlived its relay.
             exchange.ahead = not subscription.knows(request.version)
             down.exchanges[request.type_url] = exchange
@@ -159,28 +185,27 @@ class RelayStateMachine:
             return []
         actions: list[RelayAction] = []
         if request.nonce and exchange.waiting:
-            exchange.answered(request.version, request.error)
-            actions += self._judge(subscription)
+            exchange.answered(request.version, request.error, subscription.known(partial=named))
+            down.overtake(exchange)
+            actions += self._apply_answers(subscription)
         actions += self._subscribe(subscription)
         actions += self._serve(down, subscription, exchange, new)
         return actions
 
     def down_closed(self, stream: int) -> list[RelayAction]:
         """A stream of an Envoy has ended, and Envoy with it or not; all its messages were handled before."""
-        down = self._streams.pop(stream, None)
+        down = self._envoys.closed(stream)
         if down is None:
             return []
         for subscription in self._subscriptions.values():
             if subscription.trial == stream:
                 subscription.trial = None
-        if not down.ended:
-            self._departed.setdefault(down.epoch, []).append(down)
-            return self._reconsider()
-        return [*self._reconsider(), *([] if down.expected else self._suspect(down))]
+        suspected = down.ended and not down.expected
+        return [*self._reconsider(), *(self._judge.suspect(down, self._subscriptions) if suspected else ())]
 
     def envoy_live(self, epoch: int, *, now: float) -> list[RelayAction]:
         """An Envoy is LIVE at ``now`` (seconds, any clock): it has requested all it wants, and its answers count."""
-        self._live[epoch] = now
+        self._envoys.live[epoch] = now
         actions = self._reconsider()
         for subscription in self._subscriptions.values():
             actions += self._serve_all(subscription)
@@ -188,24 +213,41 @@ class RelayStateMachine:
 
     def envoy_ended(self, epoch: int, *, expected: bool) -> list[RelayAction]:
         """The process has exited; ``expected``: on our signal. Responses in flight are judged once its stream ends."""
-        self._live.pop(epoch, None)
-        for down in self._streams.values():
-            if down.epoch == epoch:
-                down.ended, down.expected = True, expected
-        departed = self._departed.pop(epoch, [])
+        departed = self._envoys.ended(epoch, expected=expected)
         # An Envoy that runs with a response is better evidence than one that has exited with it.
         actions = self._reconsider()
         for down in departed:
-            actions += [] if expected else self._suspect(down)
+            actions += [] if expected else self._judge.suspect(down, self._subscriptions)
         return actions
 
+    # Time.
+
     def next_tick(self) -> float | None:
-        """Return when `tick` is due; None if it is not."""
-        return trial[0] if (trial := self._next_trial()) else None
+        """Return when `tick` is due, at once if it is to note a time; None if it is not."""
+        trial = self._judge.next_trial(self._subscriptions.values(), TRIAL_AFTER, self._remembered)
+        jams = (exchange.overtaken for _, exchange in self._envoys.jams())
+        due = (trial[0] if trial else None, self._held.next_tick(), *jams)
+        return min((each for each in due if each is not None), default=None)
 
     def tick(self, now: float) -> list[RelayAction]:
+        """Do what is due at ``now`` (seconds, the same clock): see `_try_again`, `HeldClusters` and `_free_jam`."""
+        actions = self._try_again(now)
+        if self._held.tick(now):
+            actions += self._serve_all(self._subscriptions[CLUSTER])
+        for down, exchange in self._envoys.jams():
+            if exchange.overtaken == -inf:
+                exchange.overtaken = now + JAMMED_AFTER
+            elif exchange.overtaken is not None and exchange.overtaken > now:
+                continue
+            elif not exchange.postponed and any(other.lacks_some for other in down.exchanges.values()):
+                exchange.overtaken, exchange.postponed = now + STARVED_AFTER, True
+            else:
+                actions += self._free_jam(down, exchange)
+        return actions
+
+    def _try_again(self, now: float) -> list[RelayAction]:
         """Retry a suspected response, one at a time, on an Envoy that has been LIVE for 30 s."""
-        trial = self._next_trial()
+        trial = self._judge.next_trial(self._subscriptions.values(), TRIAL_AFTER, self._remembered)
         if trial is None or trial[0] > now:
             return []
         _, subscription, down = trial
@@ -213,12 +255,24 @@ class RelayStateMachine:
         note = Note(f"{subscription.type_url}: retrying the response that Envoy exited with")
         return [note, *self._serve(down, subscription, down.exchanges[subscription.type_url])]
 
+    def _free_jam(self, down: EnvoyStream, exchange: Exchange) -> list[RelayAction]:
+        """Withdraw new clusters: one that Envoy rejects late stays in its warming list, and no set is answered then.
+
+        Seen with Envoy 1.40; a set without the rejected cluster ends it.
+        """
+        subscription = self._subscriptions[CLUSTER]
+        exchange.overtaken = inf
+        known = subscription.known(partial=False)
+        if not exchange.reject(JAMMED, encode_status(DEADLINE, JAMMED), known, by_guard=True):
+            return []
+        return [*self._apply_answers(subscription), *self._serve(down, subscription, exchange)]
+
     # Queries.
 
     @property
     def supplied(self) -> bool:
         """True if an Envoy that starts now would be given at once all that the present ones have requested."""
-        types = {url for down in self._streams.values() for url, ex in down.exchanges.items() if ex.subscribed}
+        types = {url for down in self._envoys for url, exchange in down.exchanges.items() if exchange.subscribed}
         return bool(types) and all(self._subscriptions[type_url].latest for type_url in types)
 
     def types(self) -> list[TypeView]:
@@ -231,43 +285,26 @@ class RelayStateMachine:
 
     def snapshot(self) -> RelaySnapshot:
         """Return the memory. It can hold private keys (SDS): it must not be written to disk as it is."""
-        return RelaySnapshot(tuple(subscription.snapshot() for subscription in self._subscriptions.values()))
+        held = self._held.resources.values()
+        return RelaySnapshot(
+            tuple(
+                subscription.snapshot(held if subscription.type_url == CLUSTER else ())
+                for subscription in self._subscriptions.values()
+            )
+        )
 
     # Upward.
 
     def _subscribe(self, subscription: Subscription) -> list[RelayAction]:
-        subscription.names = self._names_to_request(subscription)
+        subscription.names = self._envoys.names(subscription)
         return [*self._up.subscribe(subscription)]
-
-    def _answer(self, subscription: Subscription, version: str, error: bytes = b"") -> list[RelayAction]:
-        subscription.names = self._names_to_request(subscription)
-        return [*self._up.answer(subscription, version, error)]
-
-    def _names_to_request(self, subscription: Subscription) -> tuple[str, ...]:
-        """Return the names to request, () for all: those of all Envoys, and the previous ones until all have settled.
-
-        An Envoy has settled once it is LIVE and has requested the type on its present stream.
-        """
-        type_url = subscription.type_url
-        living = [down for down in self._streams.values() if not down.ended]
-        exchanges = [exchange for down in living if (exchange := down.exchanges.get(type_url))]
-        if any(exchange.wildcard for exchange in exchanges):
-            return ()
-        union = dict.fromkeys(name for exchange in exchanges for name in exchange.names)
-        settled = all(down.epoch in self._live and type_url in down.exchanges for down in living)
-        shrink = bool(living) and not self._departed and settled
-        if not union or (subscription.wildcard and not shrink):
-            return subscription.names
-        remaining = [name for name in subscription.names if name in union or not shrink]
-        return tuple(dict.fromkeys((*remaining, *union)))
 
     # Downward.
 
     def _serve_all(self, subscription: Subscription) -> list[RelayAction]:
         return [
             action
-            for down in self._streams.values()
-            if (exchange := down.exchanges.get(subscription.type_url))
+            for down, exchange in self._envoys.of_type(subscription.type_url)
             for action in self._serve(down, subscription, exchange)
         ]
 
@@ -277,63 +314,69 @@ class RelayStateMachine:
         """Send the response that the stream should have, unless it has it or a previous one is unanswered."""
         if down.ended or exchange.waiting or not exchange.subscribed:
             return []
-        live = down.epoch in self._live
-        delivery = subscription.choose(down.stream, tried=live or exchange.tried(subscription.accepted))
-        if self._keeps_own(exchange, delivery):
+        base = subscription.choose(down.stream)
+        if exchange.keeps_own(base, self._remembered):
             return []
-        if delivery is None:
+        if base is None:
             withheld = self._withhold_secrets and not self._up.is_open and subscription.type_url == SECRET
             if not withheld or (exchange.sent is not None and not new):
                 return []
-            delivery = Delivery(0, WITHHELD)
-        elif not exchange.needs(delivery, new or set(), live=live):
-            return []
-        self._nonce += 1
-        nonce = exchange.send(delivery, str(self._nonce))
-        return [SendDown(down.stream, subscription.type_url, delivery.response.raw, nonce)]
+            return self._send(down, exchange, NO_SECRET, tuple(NO_SECRET.resources))
+        live = down.epoch in self._envoys.live
+        rejected = exchange.answer is not None and bool(exchange.answer.error)
+        sent = exchange.sent
+        older = sent is not None and base.serial < sent.base.serial and not sent.has_content_of(base)
+        # It would undo what Envoy runs.
+        older = older and not exchange.ignored and (live or not rejected)
+        while True:
+            offer = self._offer(down, subscription, exchange, base)
+            names = exchange.needs(offer, older=older)
+            if names or (names is not None and (exchange.has_something or not exchange.narrowing.pending)):
+                return self._send(down, exchange, offer, names)
+            if older:
+                return []
+            if not exchange.narrowing.next_group():
+                break
+        exchange.skip(offer)
+        return self._apply_answers(subscription)
 
-    def _keeps_own(self, exchange: Exchange, delivery: Delivery | None) -> bool:
-        """Return True if Envoy keeps the version that it connected with, rather than get this one."""
-        return exchange.ahead and (delivery is None or delivery.serial <= self._remembered)
+    def _offer(self, down: EnvoyStream, subscription: Subscription, exchange: Exchange, base: Delivery) -> EnvoyOffer:
+        """Return what a stream should have now.
+
+        An Envoy gets only those removed clusters that it has: listeners that it gets from now on do not use them, and
+        nobody would have endpoints for them.
+        """
+        withheld = self._envoys.withheld(down, exchange, subscription)
+        held: Mapping[str, XdsResource] = {}
+        if subscription.type_url == CLUSTER:
+            held = self._held.resources
+            if down.fresh or not exchange.continues:
+                held = {name: cluster for name, cluster in held.items() if exchange.runs(cluster.key)}
+        return subscription.offer(base, withheld, held)
+
+    def _send(
+        self, down: EnvoyStream, exchange: Exchange, offer: EnvoyOffer, names: tuple[str, ...]
+    ) -> list[RelayAction]:
+        type_url, previous = offer.base.response.type_url, exchange.sent
+        self._nonce += 1
+        self._subscriptions[type_url].sent(offer.version)
+        nonce = exchange.send(offer, names, str(self._nonce))
+        actions: list[RelayAction] = [SendDown(down.stream, type_url, offer.message(names), nonce)]
+        endpoints = down.exchanges.get(ENDPOINTS)
+        if type_url == CLUSTER and endpoints is not None and previous is not None:
+            # A changed cluster warms until it gets its endpoints, which may be the same; Envoy does not request them.
+            changed = changed_names(previous.resources, offer.resources)
+            endpoints.expect(endpoint_name(offer.resources[name]) for name in changed)
+            actions += self._serve(down, self._subscriptions[ENDPOINTS], endpoints)
+        return actions
 
     # Answers.
 
-    def _rank(self, down: EnvoyStream) -> tuple[bool, bool, int, int]:
-        return not down.ended, down.epoch in self._live, down.epoch, down.stream
-
-    def _authoritative(self, type_url: str) -> tuple[EnvoyStream, Exchange] | None:
-        """Return the stream whose answers count for a type."""
-        pairs = [(down, exchange) for down in self._streams.values() if (exchange := down.exchanges.get(type_url))]
-        return max(pairs, key=lambda pair: (pair[1].subscribed, self._rank(pair[0])), default=None)
-
-    def _judge(self, subscription: Subscription) -> list[RelayAction]:
-        """Apply the answer of the Envoy that counts for this type."""
-        authoritative = self._authoritative(subscription.type_url)
-        if authoritative is None:
-            return []
-        down, exchange = authoritative
-        sent, answer = exchange.sent, exchange.answer
-        if sent is None or answer is None:
-            return []
-        is_latest = sent is subscription.latest
-        actions = self._answer(subscription, answer.version, answer.error) if is_latest else []
-        first, exchange.judged = not exchange.judged, True
-        if first:
-            subscription.answered(sent, applied=answer.taken or bool(answer.error))
-        if answer.error:
-            if first and not (is_latest and subscription.settled):
-                subscription.reject(sent)
-                reason = status_message(answer.error)
-                actions.append(ResponseRejected(subscription.type_url, sent.response.version, reason))
-            return actions
-        # Envoy 1.40 accepts a response that it has just rejected when it is sent again, and still lacks the bad part.
-        # A fresh Envoy that accepts it has it all: a port that was taken may be free now.
-        believed = sent not in subscription.rejected or (down.fresh and sent not in exchange.refused)
-        believed = believed and sent not in subscription.deadly
-        newer = subscription.accepted is None or sent.serial > subscription.accepted.serial
-        if answer.taken and newer and believed:
-            subscription.accept(sent)
-            actions.append(ResponseAccepted(subscription.type_url, sent.response.version))
+    def _apply_answers(self, subscription: Subscription) -> list[RelayAction]:
+        """Apply what the Envoy that counts for this type has answered, and serve the others accordingly."""
+        before = subscription.accepted
+        actions = self._judge.judge(subscription)
+        if subscription.accepted is not before:
             actions += self._serve_all(subscription)
         return actions
 
@@ -341,51 +384,9 @@ class RelayStateMachine:
         """After a change among the Envoys: the answers of another one may count, and other names may be wanted."""
         actions: list[RelayAction] = []
         for subscription in self._subscriptions.values():
-            actions += self._judge(subscription)
+            actions += self._apply_answers(subscription)
             actions += self._subscribe(subscription)
         return actions
-
-    def _suspect(self, down: EnvoyStream) -> list[RelayAction]:
-        """An Envoy exited unexpectedly with responses in flight: the first time they are suspected, then rejected."""
-        actions: list[RelayAction] = []
-        for type_url, delivery in down.in_flight().items():
-            subscription = self._subscriptions[type_url]
-            accepted, latest = subscription.accepted, subscription.latest
-            if delivery in subscription.deadly or (accepted is not None and accepted.same_content(delivery)):
-                continue
-            if delivery not in subscription.suspected:
-                subscription.suspected.add(delivery)
-                actions.append(Note(f"{type_url}: Envoy ended before it answered version {delivery.response.version}"))
-                continue
-            subscription.suspected.discard(delivery)
-            subscription.deadly.add(delivery)
-            if latest is not None and latest.same_content(delivery):
-                actions += self._reject_deadly(subscription)
-        return actions
-
-    def _reject_deadly(self, subscription: Subscription) -> list[RelayAction]:
-        """Reject the latest response on behalf of the Envoys that exited with it."""
-        subscription.settled = True
-        subscription.rejections += 1
-        version = subscription.latest.response.version if subscription.latest else ""
-        actions = self._answer(subscription, subscription.good_version, encode_status(INTERNAL, DEADLY))
-        return [*actions, ResponseRejected(subscription.type_url, version, DEADLY, by_guard=True)]
-
-    def _next_trial(self) -> tuple[float, Subscription, EnvoyStream] | None:
-        """Return when, what and where to retry next; one at a time, so that only the deadly one is rejected."""
-        if any(subscription.trial is not None for subscription in self._subscriptions.values()):
-            return None
-        trials = []
-        for subscription in self._subscriptions.values():
-            latest, authoritative = subscription.latest, self._authoritative(subscription.type_url)
-            if latest is None or latest not in subscription.suspected or authoritative is None:
-                continue
-            down, exchange = authoritative
-            able = exchange.subscribed and not exchange.waiting and exchange.sent is not latest
-            able = able and not self._keeps_own(exchange, latest)
-            if able and not down.ended and down.epoch in self._live:
-                trials.append((self._live[down.epoch] + TRIAL_AFTER, subscription, down))
-        return min(trials, key=lambda trial: trial[0], default=None)
 
     def _subscription_for(self, type_url: str, names: tuple[str, ...]) -> Subscription:
         subscription = self._subscriptions.get(type_url) or Subscription(type_url, names)

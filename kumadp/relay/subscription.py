@@ -5,21 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kumadp.relay.messages import BadMessage, Response
+from kumadp.relay.messages import BadMessage, Response, encode_response
+from kumadp.relay.offer import Delivery, EnvoyOffer
 from kumadp.relay.snapshot import TypeSnapshot
+from kumadp.relay.verdicts import EARLIER, RejectedResources, Verdicts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Container, Iterable, Mapping
 
-MOST_VERDICTS = 64
+    from kumadp.relay.resources import Key, XdsResource
+
+# Offers of the latest response: to two Envoys, one of which keeps removed clusters, and what one accepts.
+_MOST_OFFERS = 4
+_MOST_VERSIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class TypeView:
     """One type for the status: versions (empty: none) and the number of requested names (0: all).
 
-    ``open``: the latest response has not been answered to the control plane. ``withheld``: it is not given to a fresh
-    Envoy.
+    ``open``: the latest response has not been answered to the control plane. ``withheld``: it, or a resource of it, is
+    not given to a fresh Envoy.
     """
 
     type_url: str
@@ -31,52 +37,13 @@ class TypeView:
     withheld: bool
 
 
-class Delivery:
-    """One response of the control plane; ``serial`` orders responses by age, which versions do not."""
-
-    __slots__ = ("response", "serial")
-
-    def __init__(self, serial: int, response: Response) -> None:
-        self.serial = serial
-        self.response = response
-
-    def same_content(self, other: Delivery) -> bool:
-        """Return True if the resources are equal, in any order and version."""
-        return self is other or self.response.digest == other.response.digest
-
-
-class Verdicts:
-    """Digests of rejected or suspected contents; beyond 64 the oldest are forgotten."""
-
-    def __init__(self, digests: Iterable[bytes] = ()) -> None:
-        self._digests = dict.fromkeys(digests)
-
-    def __contains__(self, delivery: Delivery) -> bool:
-        # A digest costs 2 ms per megabyte: it is computed only once there is something to compare with.
-        return bool(self._digests) and delivery.response.digest in self._digests
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._digests)
-
-    def add(self, delivery: Delivery) -> None:
-        """Add the content."""
-        self._digests[delivery.response.digest] = None
-        while len(self._digests) > MOST_VERDICTS:
-            del self._digests[next(iter(self._digests))]
-
-    def discard(self, delivery: Delivery) -> None:
-        """Remove the content."""
-        if self._digests:
-            self._digests.pop(delivery.response.digest, None)
-
-
 class Subscription:
     """One type: names requested from the control plane, its responses, and how Envoys answered them.
 
     ``sent_names``, ``nonce`` and ``open`` belong to the present upstream stream: a response is open until it is
-    answered there. ``requested``: an Envoy has requested the type. ``settled``: the Envoy whose answers count has
-    answered ``latest``. ``trial``: the stream that may retry a suspected response. ``rejected``: an Envoy rejected it;
-    ``suspected`` and ``deadly``: an Envoy exited with it once, twice.
+    answered there. ``requested``: an Envoy has requested the type. ``accepted`` has no resource that was rejected.
+    ``trial``: the stream that may retry a suspected response. ``rejected``: resources that an Envoy rejected;
+    ``suspected`` and ``deadly``: contents that an Envoy exited with once, twice.
     """
 
     def __init__(self, type_url: str, names: tuple[str, ...] = ()) -> None:
@@ -88,12 +55,17 @@ class Subscription:
         self.open = False
         self.latest: Delivery | None = None
         self.accepted: Delivery | None = None
-        self.settled = False
         self.trial: int | None = None
         self.rejections = 0
-        self.rejected = Verdicts()
+        self.rejected = RejectedResources()
+        self.reported: frozenset[Key] = frozenset()
         self.deadly = Verdicts()
         self.suspected = Verdicts()
+        self._rejected_earlier = Verdicts()
+        # Of a type in parts, what was accepted of it: the rest of an accepted response was not requested.
+        self._taken: dict[str, bytes] = {}
+        self._versions: dict[str, None] = {}
+        self._offers: dict[tuple[object, ...], EnvoyOffer] = {}
 
     @property
     def wildcard(self) -> bool:
@@ -108,37 +80,53 @@ class Subscription:
     def knows(self, version: str) -> bool:
         """Return True if ``version`` is empty (Envoy has nothing yet) or in our memory."""
         deliveries = (self.accepted, self.latest)
-        return not version or any(delivery.response.version == version for delivery in deliveries if delivery)
+        known = any(delivery.response.version == version for delivery in deliveries if delivery)
+        return not version or known or version in self._versions
+
+    def sent(self, version: str) -> None:
+        """An Envoy is given this version; it keeps it while later ones change nothing for it."""
+        self._versions.pop(version, None)
+        self._versions[version] = None
+        while len(self._versions) > _MOST_VERSIONS:
+            del self._versions[next(iter(self._versions))]
 
     def arrived(self, delivery: Delivery) -> None:
         """The control plane has sent a response."""
         self.latest, self.nonce, self.open = delivery, delivery.response.nonce, True
-        self.settled, self.trial = False, None
+        self.trial = None
+        self._offers.clear()
+        self._taken = {name: digest for name, digest in self._taken.items() if name in delivery.response.by_name}
+        self._convert_earlier()
 
     def dropped(self, nonce: str) -> None:
         """The control plane has sent a response that was dropped; it must still be answered."""
         self.nonce, self.open = nonce, True
         self.rejections += 1
 
-    def choose(self, stream: int, *, tried: bool) -> Delivery | None:
+    def choose(self, stream: int) -> Delivery | None:
         """Return the response that a stream should have now; None if there is none.
 
-        ``tried``: its Envoy is LIVE, has accepted a response, or has answered the accepted one. The accepted response
-        replaces a rejected, suspected or deadly one. If nothing was ever accepted, the good part of a rejected response
-        is better than nothing, and so is a response that an Envoy exited with only once.
+        The accepted response replaces a suspected or deadly one. If nothing was ever accepted, a response that an Envoy
+        exited with only once is better than nothing.
         """
         latest, accepted = self.latest, self.accepted
-        if latest is None or latest is accepted:
+        if latest is None or latest in self.deadly:
             return accepted
-        if latest in self.deadly:
-            return accepted
-        if accepted is None:
-            return latest
-        if latest in self.suspected and self.trial != stream:
-            return accepted
-        if latest in self.rejected and not tried:
+        if accepted is not None and latest in self.suspected and self.trial != stream:
             return accepted
         return latest
+
+    def offer(self, base: Delivery, withheld: Collection[Key], held: Mapping[str, XdsResource]) -> EnvoyOffer:
+        """Return ``base`` without the resources ``withheld``, and with those ``held``."""
+        everywhere = (base, self.accepted or (), {resource.key for resource in held.values()})
+        here = frozenset(key for key in withheld if any(key in each for each in everywhere))
+        identity = (base, here, *held.values())
+        offer = self._offers.get(identity)
+        if offer is None:
+            offer = self._offers[identity] = EnvoyOffer(base, self.accepted, here, held)
+            while len(self._offers) > _MOST_OFFERS:
+                del self._offers[next(iter(self._offers))]
+        return offer
 
     def answered(self, delivery: Delivery, *, applied: bool) -> None:
         """The Envoy whose answers count has answered; ``applied``: it accepted or rejected it, and did not exit."""
@@ -147,17 +135,30 @@ class Subscription:
         if delivery is self.latest:
             self.trial = None
 
-    def accept(self, delivery: Delivery) -> None:
-        """The Envoy whose answers count has accepted it."""
-        self.accepted = delivery
-        self.rejected.discard(delivery)
-        self.settled = self.settled or delivery is self.latest
+    def accept(self, offer: EnvoyOffer) -> bool:
+        """The Envoy whose answers count has accepted it; True if it differs from what was accepted before."""
+        before = self.accepted
+        if before is not None and offer.base.serial < before.serial:
+            return False
+        accepted = offer.delivery()
+        if before is not None and accepted.serial == before.serial and accepted.same_content(before):
+            return False
+        self.accepted = accepted
+        self._offers.clear()
+        return before is None or not before.same_content(accepted)
 
-    def reject(self, delivery: Delivery) -> None:
-        """The Envoy whose answers count has rejected it."""
-        self.rejected.add(delivery)
-        self.rejections += 1
-        self.settled = self.settled or delivery is self.latest
+    def take(self, parts: Iterable[Key]) -> None:
+        """The Envoy whose answers count runs with these, of a type in parts."""
+        self._taken.update(parts)
+
+    def known(self, *, partial: bool) -> Container[Key]:
+        """Return the resources that an Envoy is known to accept."""
+        return self._taken.items() if partial else self.accepted or ()
+
+    def withheld(self) -> list[Key]:
+        """Return the resources of the latest response that a fresh Envoy is not given at first."""
+        latest = self.latest
+        return [key for key in self.rejected if latest is not None and key in latest]
 
     def view(self) -> TypeView:
         """Return the view for the status."""
@@ -168,30 +169,49 @@ class Subscription:
             self.open,
             len(self.names),
             self.rejections,
-            self.latest is not self.choose(-1, tried=False),
+            self.latest is not self.choose(-1) or bool(self.withheld()),
         )
 
-    def snapshot(self) -> TypeSnapshot:
-        """Return the memory of this type."""
+    def snapshot(self, held: Collection[XdsResource] = ()) -> TypeSnapshot:
+        """Return the memory of this type, with the resources ``held``."""
         latest = None if self.latest is self.accepted or self.latest is None else self.latest.response.raw
         return TypeSnapshot(
             self.type_url,
             self.names,
             self.accepted.response.raw if self.accepted else None,
             latest,
-            tuple(self.rejected),
-            tuple(self.deadly),
-            tuple(self.suspected),
+            deadly=tuple(self.deadly),
+            suspected=tuple(self.suspected),
+            withheld=self.rejected.snapshot(),
+            held=tuple(bytes(resource.raw) for resource in held),
+            versions=tuple(self._versions),
         )
 
     def restore(self, saved: TypeSnapshot, serial: int) -> None:
         """Restore the memory, with two serial numbers from ``serial`` on; unreadable responses are ignored."""
         self.accepted = _delivery(serial, self.type_url, saved.accepted)
         self.latest = _delivery(serial + 1, self.type_url, saved.latest) or self.accepted
-        self.settled = self.latest is self.accepted
-        self.rejected = Verdicts(saved.rejected)
+        self.rejected = RejectedResources(saved.withheld)
         self.deadly = Verdicts(saved.deadly)
         self.suspected = Verdicts(saved.suspected)
+        self._rejected_earlier = Verdicts(saved.rejected)
+        self._versions = dict.fromkeys(saved.versions)
+        self._convert_earlier()
+
+    def _convert_earlier(self) -> None:
+        """Take an earlier kumadp's verdict on the content as one on the resources that no Envoy has accepted."""
+        latest, accepted = self.latest, self.accepted
+        if latest is None or accepted is None or latest not in self._rejected_earlier:
+            return
+        self._rejected_earlier.discard(latest)
+        for resource in latest.response.by_name.values():
+            if resource.key not in accepted:
+                self.rejected.add(resource.key, EARLIER)
+
+
+def held_of(saved: TypeSnapshot) -> Collection[XdsResource]:
+    """Return the clusters that Envoy kept after their removal."""
+    return Response.parse(encode_response(saved.type_url, "", saved.held)).by_name.values()
 
 
 def in_order(subscriptions: dict[str, Subscription], requested: Subscription) -> dict[str, Subscription]:

@@ -136,7 +136,7 @@ class WarmingEnvoy:
 
 
 def Response_names(resource: bytes) -> list[str]:  # noqa: N802
-    return sorted(Response("", "", "", encode_response("", "", [resource])).names or ())
+    return sorted(Response("", "", "", encode_response("", "", [resource])).by_name)
 
 
 def is_bad(name: str, resource: bytes) -> bool:
@@ -308,7 +308,7 @@ class DeltaSimulation:
                     assert self.envoy is not None
                     assert stream == self.envoy.stream
                     response = Response.parse(data)
-                    self.sent_down.append((type_url, tuple(sorted(response.names or ()))))
+                    self.sent_down.append((type_url, tuple(sorted(response.by_name))))
                     self.envoy.inbox.append(response)
 
     def moves(self) -> list[Any]:
@@ -338,13 +338,13 @@ class DeltaSimulation:
         for _ in range(2000):
             if moves := self.moves():
                 self.random.choice(moves)()
-            elif (due := self.machine.next_tick()) is not None:
-                self.now = max(self.now, due)
-                self.execute(self.machine.tick(self.now))
             elif self.envoy is not None and self.envoy.warming:
                 # Those that nobody has endpoints of any more Envoy waits for in vain.
                 self.late |= self.envoy.warming & self.node.resources.get(ENDPOINTS, {}).keys()
                 self.envoy.give_up()
+            elif (due := self.machine.next_tick()) is not None:
+                self.now = max(self.now, due)
+                self.execute(self.machine.tick(self.now))
             else:
                 break
         else:

@@ -21,7 +21,7 @@ from kumadp.relay.state_machine import RelayStateMachine
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["CLUSTER", "ENDPOINTS", "LISTENER", "SECRET", "Bench", "any_of", "contents"]
+__all__ = ["CLUSTER", "ENDPOINTS", "LISTENER", "SECRET", "Bench", "any_of", "contents", "one"]
 
 NODE = b"\x0a\x04node"
 REFUSED = encode_status(13, "rejected by Envoy")
@@ -30,6 +30,11 @@ REFUSED = encode_status(13, "rejected by Envoy")
 def any_of(name: str, body: str = "") -> bytes:
     """Encode a google.protobuf.Any of a resource with this name."""
     return field_bytes(2, field_bytes(1, name.encode()) + field_bytes(9, body.encode()))
+
+
+def one(body: str) -> bytes:
+    """Encode the resource that responses have by default."""
+    return any_of("one", body)
 
 
 def contents(data: bytes) -> set[bytes]:
@@ -84,9 +89,9 @@ class Bench:
         self.do(self.machine.upstream_closed())
 
     def respond(self, type_url: str, version: str, *resources: bytes) -> str:
-        """Send a response, without resources one named like the version; return its nonce."""
+        """Send a response, by default with one resource, whose content is the version; return its nonce."""
         self.nonces += 1
-        body = resources or (any_of(version),)
+        body = resources or (one(version),)
         self.do(self.machine.upstream_message(encode_response(type_url, version, body, str(self.nonces))))
         return str(self.nonces)
 
@@ -109,11 +114,11 @@ class Bench:
         names = self.names[stream, type_url]
         self.do(self.machine.down_message(stream, Request(type_url, seen.version, b"", names, seen.nonce).encode()))
 
-    def nack(self, stream: int, type_url: str) -> None:
+    def nack(self, stream: int, type_url: str, text: str = "") -> None:
         seen = self.seen[stream, type_url]
         version = self.versions.get((stream, type_url), "")
         names = self.names[stream, type_url]
-        request = Request(type_url, version, b"", names, seen.nonce, REFUSED)
+        request = Request(type_url, version, b"", names, seen.nonce, encode_status(13, text) if text else REFUSED)
         self.do(self.machine.down_message(stream, request.encode()))
 
     def die(self, stream: int, epoch: int) -> None:
@@ -129,7 +134,7 @@ class Bench:
         self.connect()
         self.envoy(stream, epoch)
         for type_url in (CLUSTER, LISTENER):
-            self.respond(type_url, "1", any_of("one"))
+            self.respond(type_url, "1")
             self.request(stream, type_url)
             self.ack(stream, type_url)
         self.live(epoch)

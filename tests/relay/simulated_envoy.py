@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kumadp.relay.messages import CLUSTER, ENDPOINTS, LISTENER, SECRET, Request, Response, encode_status
 from tests.relay.harness import NODE
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 TYPES = (CLUSTER, ENDPOINTS, SECRET, LISTENER)
 NAMED = (ENDPOINTS, SECRET)
 WITHHELD = "withheld"
-REFUSAL = encode_status(13, "no")
+# A resource whose body is this one is rejected by every Envoy.
+BAD = "bad"
 
 Content = tuple[str, frozenset[bytes]]
+
+
+def is_bad(resource: bytes) -> bool:
+    return BAD.encode() in resource
+
+
+def rejection(names: Iterable[str] = ()) -> bytes:
+    """Return the status with which Envoy rejects resources, that it names or not."""
+    return encode_status(13, f"rejected: {', '.join(f'{name}: it is bad' for name in sorted(names)) or 'no'}")
 
 
 @dataclass
@@ -23,15 +37,18 @@ class Delivery:
     nonce: str
     content: Content
     session: int
-    accepted_by_envoy: bool = False
     refused: bool = False
     ignored: bool = False
     answered_up: bool = False
+    rejected_up: bool = False
 
 
 @dataclass
 class Session:
     """One type on one Envoy's stream. ``requested``: names that the relay has read, ``names``: those of Envoy.
+    ``requested_then``: those when the last response was sent.
+
+    ``has`` is what Envoy runs, ``acknowledged`` what the relay knows of it.
 
     ``ahead``: Envoy connected with a version that the relay does not know, and keeps it until there is a newer one.
     """
@@ -40,10 +57,14 @@ class Session:
     version: str = ""
     nonce: str = ""
     requested: tuple[str, ...] | None = None
-    in_flight: tuple[str, str] | None = None
+    requested_then: tuple[str, ...] | None = None
+    in_flight: Response | None = None
     received: list[str] = field(default_factory=list)
     refused: set[Content] = field(default_factory=set)
     ahead: bool = False
+    has: dict[str, bytes] = field(default_factory=dict)
+    acknowledged: dict[str, bytes] = field(default_factory=dict)
+    named_in_rejections: set[bytes] = field(default_factory=set)
 
 
 @dataclass
@@ -79,10 +100,15 @@ class Envoy:
             self.request(type_url)
         elif session is not None and session.names != requested_by_envoys:
             session.names = requested_by_envoys
+            if type_url in NAMED:
+                session.has = {name: session.has[name] for name in session.names if name in session.has}
             self.request(type_url)
 
-    def process(self, *, refuse: bool) -> None:
-        """Read one response: accept it, reject it, or ignore it if nothing of its type is watched."""
+    def process(self, *, refuse: bool, names: bool = False) -> None:
+        """Read one response: accept it, reject it, or ignore it if nothing of its type is watched.
+
+        It is rejected if it has a bad resource, or if ``refuse``: as a whole, or one resource; ``names``: by its name.
+        """
         response = self.inbox.pop(0)
         session = self.sessions[response.type_url]
         session.nonce = response.nonce
@@ -93,10 +119,23 @@ class Envoy:
                 session.version = response.version
             return
         content = (response.type_url, frozenset(response.resources))
-        garbage = response.version == WITHHELD
-        if garbage or (refuse and content not in session.refused):
+        bad = {name for name, resource in response.by_name.items() if is_bad(bytes(resource.raw))}
+        resources = {name: bytes(resource.raw) for name, resource in response.by_name.items()}
+        if response.version == WITHHELD or bad or (refuse and content not in session.refused):
             session.refused.add(content)
-            self.request(response.type_url, REFUSAL)
+            new = [name for name, raw in resources.items() if session.has.get(name) != raw]
+            culprits = (bad or set(new[:1])) if names and response.version != WITHHELD else set()
+            session.named_in_rejections |= {resources[name] for name in culprits}
+            if bad and response.type_url not in NAMED:
+                # Envoy applies the others.
+                session.has = {name: raw for name, raw in resources.items() if name not in bad} | {
+                    name: session.has[name] for name in bad if name in session.has
+                }
+            self.request(response.type_url, rejection(culprits))
             return
+        if response.type_url in NAMED:
+            session.has |= {name: raw for name, raw in resources.items() if name in session.names}
+        else:
+            session.has = resources
         session.version = response.version
         self.request(response.type_url)

@@ -5,6 +5,7 @@ It keeps its own record of all inputs and outputs. Versions are unique, so that 
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,9 +13,9 @@ import msgspec
 from kumadp.relay.actions import RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
 from kumadp.relay.messages import SECRET, Request, Response, encode_response
 from kumadp.relay.snapshot import RelaySnapshot
-from kumadp.relay.state_machine import TRIAL_AFTER, RelayStateMachine
+from kumadp.relay.state_machine import JAMMED, JAMMED_AFTER, TRIAL_AFTER, RelayStateMachine
 from tests.relay.harness import NODE
-from tests.relay.simulated_envoy import NAMED, REFUSAL, TYPES, WITHHELD, Content, Delivery, Envoy, Session
+from tests.relay.simulated_envoy import NAMED, TYPES, WITHHELD, Content, Delivery, Envoy, Session, is_bad
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 
 
 class Simulation:
-    """Each method is an event, and checks the resulting actions."""
+    """Each method is an event, and checks the resulting actions.
 
-    def __init__(self, random: Random) -> None:
+    ``arbitrary``: Envoys also reject resources that are good.
+    """
+
+    def __init__(self, random: Random, *, arbitrary: bool = True) -> None:
         self.random = random
+        self.arbitrary = arbitrary
         self.machine = RelayStateMachine(NODE)
         self.now = 0.0
         self.up: int | None = None
@@ -39,7 +44,8 @@ class Simulation:
         self.envoys: list[Envoy] = []
         self.exits: dict[Content, int] = {}
         self.exits_since_accepted: dict[Content, int] = {}
-        self.refused: set[Content] = set()
+        self.sent_up: dict[str, set[bytes]] = {}
+        self.refused: set[bytes] = set()
         self.suspicious: set[Content] = set()
         self.node_sent = False
         self.remembered: set[str] = set()
@@ -62,14 +68,16 @@ class Simulation:
         nonce = self.nonces[type_url] = self.nonces.get(type_url, 0) + 1
         version = f"{type_url[-3:]}-{len(self.deliveries)}"
         content = (type_url, frozenset(listed))
+        self.sent_up.setdefault(type_url, set()).update(listed)
         delivery = Delivery(version, str(nonce), content, self.up or 0)
         self.deliveries[version] = self.last[type_url] = delivery
         self.check(self.machine.upstream_message(encode_response(type_url, version, listed, str(nonce))))
-        if content in self.suspicious:
+        if self.is_suspicious(content):
             return
         for envoy in self.served():
             session = envoy.sessions.get(type_url)
-            assert not session or not self.subscribed(type_url, session) or session.in_flight is not None
+            if session and self.subscribed(type_url, session) and session.in_flight is None:
+                assert self.has_all(session, delivery), "there is news for it"
 
     # The Envoys.
 
@@ -88,7 +96,7 @@ class Simulation:
         envoy.stream, envoy.first_stream, envoy.connected = self.streams, False, True
         envoy.inbox, envoy.outbox = [], []
         for type_url, session in envoy.sessions.items():
-            envoy.sessions[type_url] = Session(session.names, session.version, refused=session.refused)
+            envoy.sessions[type_url] = Session(session.names, session.version, refused=session.refused, has=session.has)
             envoy.request(type_url)
         self.check(self.machine.down_opened(envoy.stream, envoy.epoch))
 
@@ -97,8 +105,11 @@ class Simulation:
         request = envoy.outbox.pop(0)
         session = envoy.sessions[request.type_url]
         first, session.requested = session.requested is None, request.names
-        if not first and session.in_flight and request.nonce == session.in_flight[0]:
-            self.note_answer(envoy, session, session.in_flight[1], request)
+        session.requested_then = tuple(name for name in session.requested_then or () if name in request.names)
+        if type_url_named := request.type_url in NAMED:
+            session.acknowledged = {n: raw for n, raw in session.acknowledged.items() if n in request.names}
+        if not first and session.in_flight and request.nonce == session.in_flight.nonce:
+            self.note_answer(session, session.in_flight, request, named=type_url_named)
         seen = len(session.received)
         if first:
             view = next((view for view in self.machine.types() if view.type_url == request.type_url), None)
@@ -108,22 +119,23 @@ class Simulation:
         if first and envoy.alive:
             self.check_first(request.type_url, session, session.received[seen:])
 
-    def note_answer(self, envoy: Envoy, session: Session, version: str, request: Request) -> None:
+    def note_answer(self, session: Session, response: Response, request: Request, *, named: bool) -> None:
         session.in_flight = None
-        if version == WITHHELD:
+        if response.version == WITHHELD:
             return
-        delivery = self.deliveries[version]
+        delivery = self.delivery(response.version)
         if request.error:
             delivery.refused = True
+            self.refused.update(response.resources)
             self.suspicious.add(delivery.content)
             self.exits_since_accepted.pop(delivery.content, None)
-            if len([envoy for envoy in self.envoys if envoy.connected]) == 1 and not delivery.accepted_by_envoy:
-                self.refused.add(delivery.content)
-        elif request.version == version:
-            delivery.accepted_by_envoy = True
+        elif request.version == response.version:
+            resources = {name: bytes(resource.raw) for name, resource in response.by_name.items()}
+            if named:
+                session.acknowledged |= {name: raw for name, raw in resources.items() if name in request.names}
+            else:
+                session.acknowledged = resources
             self.exits_since_accepted.pop(delivery.content, None)
-            if envoy.adopted or (envoy.first_stream and delivery.content not in session.refused):
-                self.refused.discard(delivery.content)
         else:
             delivery.ignored = True
 
@@ -159,20 +171,18 @@ class Simulation:
         for type_url, session in envoy.sessions.items():
             if session.in_flight is None or not self.subscribed(type_url, session):
                 continue
-            version = session.in_flight[1]
-            if version == WITHHELD or self.accepted(type_url) == self.deliveries[version].content:
+            response = session.in_flight
+            if response.version == WITHHELD or self.accepted(type_url) == self.delivery(response.version).content:
                 continue
-            content = self.deliveries[version].content
+            content = self.delivery(response.version).content
             self.suspicious.add(content)
             self.exits[content] = self.exits.get(content, 0) + 1
-            self.exits_since_accepted[content] = self.exits_since_accepted.get(content, 0) + 1
+            if frozenset(response.resources) == content[1]:
+                self.exits_since_accepted[content] = self.exits_since_accepted.get(content, 0) + 1
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        due = self.machine.next_tick()
-        actions = self.machine.tick(self.now)
-        assert bool(actions) == (due is not None and due <= self.now)
-        self.check(actions)
+        self.check(self.machine.tick(self.now))
 
     def restart_relay(self, *, from_disk: bool) -> None:
         """Restart by re-execution, with all of the memory, or from disk, without secrets; Envoys reconnect."""
@@ -182,7 +192,6 @@ class Simulation:
             memory = msgspec.structs.replace(memory, types=without_secrets)
             self.last.pop(SECRET, None)
             self.least.pop(SECRET, None)
-            self.refused = {content for content in self.refused if content[0] != SECRET}
             for content in [content for content in self.exits_since_accepted if content[0] == SECRET]:
                 del self.exits_since_accepted[content]
         self.up = None
@@ -206,9 +215,29 @@ class Simulation:
     def subscribed(self, type_url: str, session: Session) -> bool:
         return session.requested is not None and (type_url not in NAMED or bool(session.requested))
 
+    def delivery(self, version: str) -> Delivery:
+        """Return the response that a version belongs to, of which Envoy may get a part."""
+        return self.deliveries[version.partition("+")[0]]
+
     def accepted(self, type_url: str) -> Content | None:
-        version = next((view.accepted for view in self.machine.types() if view.type_url == type_url), "")
-        return self.deliveries[version].content if version else None
+        saved = next((saved for saved in self.machine.snapshot().types if saved.type_url == type_url), None)
+        return (type_url, frozenset(Response.parse(saved.accepted).resources)) if saved and saved.accepted else None
+
+    def is_suspicious(self, content: Content) -> bool:
+        return content in self.suspicious or bool(content[1] & self.refused)
+
+    def has_all(self, session: Session, delivery: Delivery, *, sent: bool = False) -> bool:
+        """Return True if Envoy has acknowledged all of a response that it requests, or requested (``sent``)."""
+        requested = set(session.requested or ()).intersection(
+            session.requested_then or () if sent else session.requested or ()
+        )
+        type_url, resources = delivery.content
+        if type_url in NAMED:
+            named = Response.parse(encode_response(type_url, "", resources)).by_name
+            wanted = {bytes(named[name].raw) for name in requested if name in named}
+        else:
+            wanted = set(resources)
+        return wanted <= set(session.acknowledged.values())
 
     def check(self, actions: Iterable[RelayAction]) -> None:
         for type_url in NAMED:
@@ -222,11 +251,13 @@ class Simulation:
                 case SendDown(stream, type_url, data):
                     self.check_down(stream, type_url, Response.parse(data))
                 case ResponseAccepted(type_url, version):
-                    assert self.deliveries[version].accepted_by_envoy
+                    assert self.delivery(version).content[0] == type_url
                     assert self.accepted(type_url) is not None
-                case ResponseRejected(_, version, _, by_guard):
-                    delivery = self.deliveries[version]
-                    assert self.exits[delivery.content] >= 2 if by_guard else delivery.refused
+                case ResponseRejected(_, version, reason, by_guard) if reason != JAMMED:
+                    delivery = self.delivery(version)
+                    assert self.exits[delivery.content] >= 2 if by_guard else self.is_suspicious(delivery.content)
+        if self.machine.next_tick() == -inf:
+            self.check(self.machine.tick(self.now))
 
     def check_up(self, request: Request) -> None:
         assert self.up is not None, "nothing is sent without a control plane"
@@ -242,11 +273,14 @@ class Simulation:
             assert not request.error
         else:
             here.answered_up = True
+            here.rejected_up = bool(request.error)
             if not request.error:
-                assert here.accepted_by_envoy or here.ignored, "no Envoy has accepted it"
+                sessions = [envoy.sessions.get(type_url) for envoy in self.envoys if envoy.connected]
+                has_all = any(self.has_all(s, here) or self.has_all(s, here, sent=True) for s in sessions if s)
+                assert has_all or here.ignored, "no Envoy has accepted it"
                 assert request.version == here.version or here.ignored
-            elif request.error == REFUSAL:
-                assert here.refused, "no Envoy has rejected it"
+            elif b"rejected" in request.error or JAMMED.encode() in request.error:
+                assert self.is_suspicious(here.content), "no Envoy has rejected it"
             else:
                 assert self.exits[here.content] >= 2, "Envoy has not exited with it twice"
         self.check_names(type_url, request.names)
@@ -267,7 +301,7 @@ class Simulation:
         assert envoy.connected
         assert self.subscribed(type_url, session)
         assert session.in_flight is None, "one at a time"
-        session.in_flight = (response.nonce, response.version)
+        session.in_flight, session.requested_then = response, session.requested
         if envoy.alive:
             envoy.inbox.append(response)
         if response.version == WITHHELD:
@@ -275,13 +309,16 @@ class Simulation:
             assert self.accepted(SECRET) is None
             assert SECRET not in self.last or self.exits[self.last[SECRET].content] >= 2
             return
-        delivery = self.deliveries[response.version]
-        assert delivery.content == (type_url, frozenset(response.resources))
-        good = self.accepted(type_url)
-        if delivery.content != good:
+        resources = frozenset(response.resources)
+        assert resources <= self.sent_up[type_url]
+        assert not resources & session.named_in_rejections, "this Envoy has rejected it by its name"
+        if type_url in NAMED:
+            assert resources, "there is nothing in it"
+        delivery = self.delivery(response.version)
+        accepted = self.accepted(type_url)
+        if accepted is None or not resources <= accepted[1]:
             assert self.exits_since_accepted.get(delivery.content, 0) < 2, "Envoy has exited with it twice"
-            if not session.received and good is not None:
-                assert envoy.live or delivery.content not in self.refused, "a fresh Envoy gets the better response"
+            if not session.received and accepted is not None and resources == delivery.content[1]:
                 assert envoy.live or self.exits_since_accepted.get(delivery.content, 0) < 1
         session.received.append(response.version)
 
@@ -290,10 +327,13 @@ class Simulation:
         last = self.last.get(type_url)
         if not self.subscribed(type_url, session) or last is None or self.keeps_own(session, last):
             return
+        if type_url in NAMED:
+            assert self.is_suspicious(last.content) or session.in_flight or self.has_all(session, last)
+            return
         if self.accepted(type_url) is not None:
             assert received
-        if last.content not in self.suspicious:
-            assert received == [last.version]
+        if not self.is_suspicious(last.content):
+            assert received == [last.version] or self.machine.snapshot().types[0].held
 
     def keeps_own(self, session: Session, last: Delivery) -> bool:
         """Return True if Envoy may keep its version, as the relay only has the memory of a previous run."""
@@ -344,7 +384,7 @@ class Simulation:
             session = envoy.sessions[type_url]
             session.names = ("a", "b") if type_url in NAMED else ()
             envoy.request(type_url)
-        for step in range(200):
+        for step in range(500):
             while envoy.outbox:
                 self.read(envoy)
             if envoy.inbox:
@@ -352,13 +392,39 @@ class Simulation:
             elif not envoy.live:
                 self.live(envoy)
             elif self.machine.next_tick() is not None:
-                self.wait(TRIAL_AFTER)
+                self.wait(max(TRIAL_AFTER, JAMMED_AFTER) + 2)
             else:
                 break
-            assert step < 199, "it never reaches a steady state"
+            assert step < 499, "it never reaches a steady state"
         self.check_always()
         for type_url, last in self.last.items():
             session = envoy.sessions[type_url]
             deadly = self.exits.get(last.content, 0) >= 2
             assert last.answered_up or last.session != self.up or deadly
-            assert deadly or self.keeps_own(session, last) or session.received[-1] == last.version
+            # One that an Envoy exited with once may wait for another Envoy.
+            if not self.exits.get(last.content) and not self.keeps_own(session, last):
+                self.check_settled(type_url, session, last)
+
+    def check_settled(self, type_url: str, session: Session, last: Delivery) -> None:
+        """All is with Envoy that it accepts, and nothing else; the control plane knows what is not."""
+        view = next(view for view in self.machine.types() if view.type_url == type_url)
+        resources = Response.parse(encode_response(type_url, "", last.content[1])).by_name
+        expected = {name: bytes(resource.raw) for name, resource in resources.items()}
+        if type_url in NAMED:
+            expected = {name: raw for name, raw in expected.items() if name in session.names}
+            extra: set[str] = set()
+        else:
+            extra = session.has.keys() - expected.keys()
+        assert not extra or self.arbitrary, "it was removed"
+        missing = {name for name, raw in expected.items() if session.has.get(name) != raw}
+        if not view.withheld:
+            assert not missing, "it is not withheld"
+        elif self.arbitrary:
+            assert {expected[name] for name in missing} <= self.refused
+        else:
+            assert missing == {name for name, raw in expected.items() if is_bad(raw)}
+        assert not any(is_bad(raw) for raw in session.has.values())
+        if not self.arbitrary and last.session == self.up:
+            # Names that were not requested when it was answered do not count.
+            has_bad = any(map(is_bad, last.content[1]))
+            assert last.rejected_up == has_bad or (type_url in NAMED and has_bad)

@@ -76,7 +76,7 @@ def test_a_response_keeps_its_resources_and_takes_another_nonce(
     response = Response.parse(theirs.SerializeToString())
     assert (response.type_url, response.version, response.nonce) == ("t", version, nonce)
     assert list(response.resources) == [endpoints(name) for name in names]
-    assert response.names == frozenset(names)
+    assert set(response.by_name) == set(names)
     theirs.nonce = other
     assert discovery_pb2.DiscoveryResponse.FromString(response.raw + encode_nonce(other)) == theirs
     ours = encode_response("t", version, response.resources, nonce)
@@ -116,8 +116,9 @@ def test_the_digest_knows_neither_order_nor_version(resources: list[bytes], rand
 
 
 def test_names_are_unknown_when_a_resource_has_none() -> None:
-    assert Response.parse(encode_response("t", "1", [endpoints("a"), b""])).names is None
-    assert Response.parse(encode_response("t", "1", [])).names == frozenset()
+    response = Response.parse(encode_response("t", "1", [endpoints("a"), b""]))
+    assert [resource.name for resource in response.by_name.values()] == ["a", ""]
+    assert Response.parse(encode_response("t", "1", [])).by_name == {}
 
 
 @given(st.binary())

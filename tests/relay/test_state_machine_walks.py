@@ -11,15 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.relay.harness import any_of
-from tests.relay.simulated_envoy import TYPES, Envoy
+from tests.relay.simulated_envoy import BAD, TYPES, Envoy
 from tests.relay.simulation import Simulation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 NAMES = st.lists(st.sampled_from("abc"), unique=True, max_size=3).map(tuple)
-RESOURCES = [any_of(name, body) for name in "abc" for body in "xy"]
-CONTENTS = st.frozensets(st.sampled_from(RESOURCES), max_size=3)
+BODIES = ("x", "y", BAD)
+# At most one resource of each name.
+CONTENTS = st.dictionaries(st.sampled_from("abc"), st.sampled_from(BODIES)).map(
+    lambda bodies: frozenset(any_of(name, body) for name, body in bodies.items())
+)
 
 
 def someone(walk: Walk) -> bool:
@@ -29,9 +32,9 @@ def someone(walk: Walk) -> bool:
 class Walk(RuleBasedStateMachine):
     """One rule is one thing that happens to the relay or to an Envoy."""
 
-    @initialize(random=st.randoms(use_true_random=False))
-    def begin(self, random: Random) -> None:
-        self.simulation = Simulation(random)
+    @initialize(random=st.randoms(use_true_random=False), arbitrary=st.booleans())
+    def begin(self, random: Random, arbitrary: bool) -> None:
+        self.simulation = Simulation(random, arbitrary=arbitrary)
 
     def living(self, data: st.DataObject) -> Envoy:
         """Any of them; drawn by number, which is what a failure then shows."""
@@ -83,19 +86,19 @@ class Walk(RuleBasedStateMachine):
             self.simulation.read(envoy)
 
     @precondition(someone)
-    @rule(data=st.data(), refuse=st.booleans())
-    def process(self, data: st.DataObject, refuse: bool) -> None:
+    @rule(data=st.data(), refuse=st.booleans(), names=st.booleans())
+    def process(self, data: st.DataObject, refuse: bool, names: bool) -> None:
         envoy = self.living(data)
         if envoy.inbox:
-            envoy.process(refuse=refuse)
+            envoy.process(refuse=refuse and self.simulation.arbitrary, names=names)
 
     @precondition(someone)
-    @rule(data=st.data(), refuse=st.booleans())
-    def answer(self, data: st.DataObject, refuse: bool) -> None:
+    @rule(data=st.data(), refuse=st.booleans(), names=st.booleans())
+    def answer(self, data: st.DataObject, refuse: bool, names: bool) -> None:
         """All that is under way."""
         envoy = self.living(data)
         for _ in range(len(envoy.inbox)):
-            envoy.process(refuse=refuse)
+            envoy.process(refuse=refuse and self.simulation.arbitrary, names=names)
         while envoy.outbox:
             self.simulation.read(envoy)
 
@@ -136,7 +139,7 @@ class Walk(RuleBasedStateMachine):
         self.simulation.check_always()
 
     def teardown(self) -> None:
-        if hasattr(self, "world"):
+        if hasattr(self, "simulation"):
             self.simulation.settle()
 
 
@@ -165,13 +168,14 @@ def respond(simulation: Simulation, random: Random) -> None:
     if simulation.up is None:
         simulation.connect()
     elif type_url in simulation.requested_names:
-        simulation.respond(type_url, frozenset(random.sample(RESOURCES[:2], random.randint(0, 2))))
+        names = random.sample("abc", random.randint(0, 3))
+        simulation.respond(type_url, frozenset(any_of(name, random.choice(BODIES)) for name in names))
 
 
 def answer(simulation: Simulation, envoy: Envoy, random: Random) -> None:
-    refuse = random.random() < 0.3
+    refuse = simulation.arbitrary and random.random() < 0.3
     for _ in range(random.randint(0, len(envoy.inbox))):
-        envoy.process(refuse=refuse)
+        envoy.process(refuse=refuse, names=random.random() < 0.5)
     for _ in range(random.randint(0, len(envoy.outbox))):
         simulation.read(envoy)
 
@@ -222,7 +226,7 @@ ENVOY_EVENTS: dict[Callable[[Simulation, Envoy, Random], None], float] = {
 def test_long_random_walks(seed: int) -> None:
     random = Random(seed)
     for _ in range(100):
-        simulation = Simulation(random)
+        simulation = Simulation(random, arbitrary=random.random() < 0.5)
         for _ in range(random.choice([20, 60, 150])):
             living = [envoy for envoy in simulation.envoys if envoy.alive]
             if living and random.random() < 0.5:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kumadp.relay.messages import CLUSTER, ENDPOINTS, Request, Response, encode_response
-from kumadp.relay.subscription import Delivery, Subscription
+from kumadp.relay.offer import Delivery, EnvoyOffer
+from kumadp.relay.subscription import Subscription
 from kumadp.relay.upstream_requests import UpstreamRequests
 from tests.relay.harness import NODE
 
@@ -69,7 +70,7 @@ def test_an_open_response_of_the_previous_stream_is_not_answered() -> None:
     subscription = Subscription(CLUSTER)
     requests = opened(subscription)
     subscription.arrived(delivery("v1", "n1"))
-    subscription.accept(delivery("v1", "n1"))
+    subscription.accept(EnvoyOffer(delivery("v1", "n1")))
     requests.reset((subscription,), is_open=True)
     assert requests.answer(subscription, "v1") == []
     # It subscribes with the version last accepted, and without a nonce.

@@ -1,0 +1,90 @@
+"""Finds the resource that Envoy rejects a response for: by its name in Envoy's text, else by trying fewer and fewer."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kumadp.relay.resources import Key, XdsResource
+
+# Rejections after which what is left is withheld without further attempts: 2^12 resources, one of them bad.
+MOST_ATTEMPTS = 12
+MOST_REFUSED = 1024
+# Characters of Envoy's text that are searched, and that are remembered.
+LONGEST_TEXT, LONGEST_REASON = 64 << 10, 1000
+# Envoy writes `Error adding/updating cluster(s) NAME: reason, NAME: reason`, and names in quotes.
+_SEPARATORS = re.compile(r"[\s'\"`]+")
+_PUNCTUATION = ":,;.()"
+
+
+class Narrowing:
+    """What one Envoy rejects of one type. ``refused``: resources and Envoy's text; ``pending`` groups are tried later.
+
+    If Envoy's text names resources, only these are refused. Otherwise the new ones are tried in halves, so that good
+    resources next to a bad one are applied.
+    """
+
+    def __init__(self) -> None:
+        self.refused: dict[Key, str] = {}
+        self.pending: deque[tuple[Key, ...]] = deque()
+        self._reason = ""
+        self._attempts = 0
+
+    @property
+    def tried(self) -> set[Key]:
+        """The keys that Envoy will be given later."""
+        return {key for group in self.pending for key in group}
+
+    def excluded(self) -> set[Key]:
+        """Return the keys that Envoy is not given now."""
+        return {*self.refused, *self.tried}
+
+    def reason(self, key: Key) -> str:
+        """Return Envoy's text about a resource."""
+        return self.refused.get(key, self._reason)
+
+    def rejected(
+        self, known: Sequence[XdsResource], unknown: Sequence[XdsResource], reason: str, *, search: bool
+    ) -> bool:
+        """Envoy has rejected a response that has ``known`` resources, which an Envoy accepts, and ``unknown`` ones.
+
+        ``search``: the reason is in Envoy's words. Returns False if no resource can be withheld for it.
+        """
+        names = names_in(reason) if search else frozenset()
+        suspects = [resource.key for resource in (*unknown, *known) if resource.name in names]
+        is_named = bool(suspects)
+        suspects = suspects or [resource.key for resource in unknown or known]
+        if not suspects:
+            return False
+        self._attempts += 1
+        self._reason = reason[:LONGEST_REASON]
+        if is_named or len(suspects) == 1 or self._attempts > MOST_ATTEMPTS:
+            for key in suspects:
+                self.refused[key] = self._reason
+            while len(self.refused) > MOST_REFUSED:
+                del self.refused[next(iter(self.refused))]
+        else:
+            half = len(suspects) // 2
+            self.pending += (tuple(suspects[:half]), tuple(suspects[half:]))
+        return True
+
+    def accepted(self) -> None:
+        """Envoy has accepted what it was given: the next group is tried with it."""
+        self._attempts = self._attempts if self.pending else 0
+        self.next_group()
+
+    def next_group(self) -> bool:
+        """Give Envoy the next group too; False if there is none."""
+        if self.pending:
+            self.pending.popleft()
+            return True
+        return False
+
+
+def names_in(text: str) -> frozenset[str]:
+    """Return the words of a text that can be names of resources."""
+    return frozenset(word.strip(_PUNCTUATION) for word in _SEPARATORS.split(text[:LONGEST_TEXT])) - {""}

@@ -1,0 +1,109 @@
+"""The resources of a response: names, digests and bytes, which stay opaque."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kumadp.relay.protobuf import BadMessage, fields, text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Key = tuple[str, bytes]
+"""Name and digest of a resource."""
+
+# Of a KRI, ``kri_<type>_<mesh>_<zone>_<namespace>_<name>_<section>``; policies are written into routes and metadata.
+_KRI = re.compile(rb"kri_[a-z]{2,16}(?:_[A-Za-z0-9.-]{0,253}){5}")
+# Short names of what a KRI can name besides policies (Kuma 2.14 and 3.0).
+_NO_POLICIES = (b"kri_dp_", b"kri_mesh_", b"kri_zi_", b"kri_ze_", b"kri_msvc_", b"kri_mzsvc_", b"kri_extsvc_")
+_MOST_SCANNED = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class XdsResource:
+    """One google.protobuf.Any of a message. ``digest`` is the SHA-256 of its bytes, ``name`` empty if it has none."""
+
+    name: str
+    digest: bytes
+    source: bytes
+    start: int
+    end: int
+
+    @property
+    def key(self) -> Key:
+        """Name and digest."""
+        return self.name, self.digest
+
+    @property
+    def raw(self) -> memoryview:
+        """Its bytes, without a copy."""
+        return memoryview(self.source)[self.start : self.end]
+
+
+def read_resources(message: bytes, number: int = 2) -> tuple[XdsResource, ...]:
+    """Return the resources of a response, which are its fields ``number``. Raises BadMessage."""
+    view = memoryview(message)
+    return tuple(
+        XdsResource(_name(message, start, end), hashlib.sha256(view[start:end]).digest(), message, start, end)
+        for field, start, end in fields(message)
+        if field == number
+    )
+
+
+def by_name(resources: Iterable[XdsResource]) -> dict[str, XdsResource]:
+    """Return resources by name; one without a name, or with the name of another one, by its digest."""
+    named: dict[str, XdsResource] = {}
+    for resource in resources:
+        name = resource.name if resource.name and resource.name not in named else resource.digest.hex()
+        named[name] = resource
+    return named
+
+
+def digest_of(resources: Iterable[XdsResource]) -> bytes:
+    """Return a digest of a set of resources, whatever their order."""
+    return hashlib.sha256(b"".join(sorted({resource.digest for resource in resources}))).digest()
+
+
+def endpoint_name(cluster: XdsResource) -> str:
+    """Return the name by which Envoy requests the endpoints of a cluster: Cluster.eds_cluster_config, service_name."""
+    try:
+        for number, start, end in fields(cluster.source, cluster.start, cluster.end):
+            if number == 2:
+                for inner, first, last in fields(cluster.source, start, end):
+                    if inner == 3:
+                        return _text_of(cluster.source, first, last, 2) or cluster.name
+    except BadMessage:
+        pass
+    return cluster.name
+
+
+def policies(resource: XdsResource) -> tuple[str, ...]:
+    """Return the KRIs of policies that a resource mentions, at most eight: one of them may have caused its content."""
+    raw = bytes(resource.raw[:_MOST_SCANNED])
+    kris = dict.fromkeys(kri for kri in _KRI.findall(raw) if not kri.startswith(_NO_POLICIES))
+    return tuple(kri.decode() for kri in list(kris)[:8])
+
+
+def changed_names(before: Mapping[str, XdsResource], after: Mapping[str, XdsResource]) -> list[str]:
+    """Return the names in ``after`` whose resource is new or another one."""
+    return [name for name, new in after.items() if (old := before.get(name)) is None or old.digest != new.digest]
+
+
+def _name(message: bytes, start: int, end: int) -> str:
+    """Return field 1 of the resource, its name in every type that Envoy requests; empty if it has none."""
+    try:
+        for number, first, last in fields(message, start, end):
+            if number == 2:
+                return _text_of(message, first, last, 1)
+    except BadMessage:
+        pass
+    return ""
+
+
+def _text_of(message: bytes, start: int, end: int, number: int) -> str:
+    return next(
+        (text(message, first, last) for field, first, last in fields(message, start, end) if field == number), ""
+    )
