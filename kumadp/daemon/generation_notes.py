@@ -37,6 +37,21 @@ def fields_without_effect(generation: Generation | None, resource: Resource | No
     return validate.fields_without_effect(resource, "3.0")
 
 
+def log_new_notes(generation: Generation | None, present: Resource | None, reloaded: Resource | None) -> None:
+    """Log what is remarkable about a Dataplane that was read again, and was not so about the present one.
+
+    The notes of both are compared without their lines, which change with any edit.
+    """
+    known = {(note.path, note.message) for note in _all_notes(generation, present)}
+    for note in _all_notes(generation, reloaded):
+        if (note.path, note.message) not in known:
+            log.warning("%s", note)
+
+
+def _all_notes(generation: Generation | None, resource: Resource | None) -> list[Problem]:
+    return [*(resource.notes if resource is not None else ()), *fields_without_effect(generation, resource)]
+
+
 class GenerationNotesPart(Part):
     """Logs options and fields without effect each time that the control plane is of another generation."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from kumadp.daemon.generation_notes import log_new_notes
 from kumadp.envoy.binary import find_envoy
 from kumadp.envoy.version import envoy_version
 from kumadp.errors import KumadpError
@@ -62,6 +63,7 @@ class Reload:
         settings, resource = await asyncio.to_thread(self._reread)
         if plane is not None:
             plane.check_resource(resource)
+            log_new_notes(context.generation, plane.client.resource, resource)
         binary = await asyncio.to_thread(find_envoy, settings.binary_path)
         version = await envoy_version(binary, context.children_environment)
         notes = await self._apply(settings)

@@ -8,7 +8,7 @@ import pytest
 
 from kumadp.bootstrap.generation import Generation
 from kumadp.core.context import Context, Inputs
-from kumadp.daemon.generation_notes import GenerationNotesPart, fields_without_effect, without_effect
+from kumadp.daemon.generation_notes import GenerationNotesPart, fields_without_effect, log_new_notes, without_effect
 from kumadp.resources.load import load_resource
 from kumadp.settings.model import options_of
 from kumadp.settings.resolve import resolve
@@ -97,3 +97,22 @@ def test_fields_without_effect_are_named_with_their_place(caplog: pytest.LogCapt
     assert line.startswith("the control plane is of Kuma 3: dp.yaml:")
     assert "dp.yaml:8: networking.advertisedAddress: has no effect" in line
     assert "probes: has no effect" in line
+
+
+def test_a_reloaded_dataplane_is_judged_again_but_what_is_known_is_not_logged_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    present = load_resource(DATAPLANE, "dp.yaml")
+    edited = DATAPLANE.replace("tags: {kuma.io/service: web}", "name: main") + "labels: {app: a b}\n"
+    log_new_notes(Generation.KUMA_2, present, load_resource("# first\n" + edited, "dp.yaml"))
+    assert [record.message.partition(": ")[2].partition(";")[0] for record in caplog.records] == [
+        "labels.app: 'a b' is not a valid label value",
+        "networking.inbound[0].tags: are missing",
+    ]
+    caplog.clear()
+    log_new_notes(Generation.KUMA_2, load_resource(edited, "dp.yaml"), load_resource("# x\n" + edited, "dp.yaml"))
+    log_new_notes(Generation.KUMA_3, present, present)
+    log_new_notes(Generation.KUMA_3, present, None)
+    assert caplog.records == []
+    log_new_notes(Generation.KUMA_3, None, present)
+    assert "networking.advertisedAddress: has no effect" in caplog.text

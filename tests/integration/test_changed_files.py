@@ -48,6 +48,22 @@ def test_a_changed_dataplane_is_applied_by_a_reload_and_logged_in_one_line(rig: 
         assert len(lines(daemon, f"daemon: reload ({rig.file} changed)")) == 1
 
 
+def test_what_is_remarkable_about_a_changed_dataplane_is_logged(rig: Rig) -> None:
+    """Here that it has an outbound by labels alone."""
+    with rig.run(RELOAD) as daemon:
+        rig.wait_ready(daemon)
+        assert lines(daemon, "outbound[1]") == []
+        reference = {"kind": "MeshService", "labels": {"app": "a"}, "port": 80}
+        more = {"address": "127.0.0.2", "port": rig.ports.outbound, "backendRef": reference}
+        rig.dataplane["networking"]["outbound"].append(more)
+        beside = rig.file.with_name("dp.json.new")
+        beside.write_text(json.dumps(rig.dataplane))
+        beside.replace(rig.file)
+        logged(daemon, f"reload ({rig.file} changed)", "epoch 1 serves")
+        (line,) = lines(daemon, "outbound[1]")
+        assert "networking.outbound[1].backendRef.name: is missing; Kuma 2.8 refuses that" in line
+
+
 def test_a_broken_dataplane_changes_nothing_and_says_why(rig: Rig) -> None:
     with rig.run(RELOAD) as daemon:
         rig.wait_ready(daemon)
