@@ -184,6 +184,7 @@ async def test_queries_wait_for_the_names_that_are_due(tmp_path: Path) -> None:
             return resolver.resolver.upstreams.counters.failed == 3
 
         await poll_async(waits, what="the queries")
+        await resolver.apply(DnsBody())
         assert not pending.done()
         await resolver.apply(BODY)
         assert texts(await pending) == ["240.0.0.1"]
@@ -191,17 +192,37 @@ async def test_queries_wait_for_the_names_that_are_due(tmp_path: Path) -> None:
         assert resolver.resolver.names_due is None
 
 
+async def test_names_that_come_while_the_filter_is_silent_answer_too(tmp_path: Path) -> None:
+    (envoy,) = free_ports(1)
+    with name_server(envoy, {}, silent=True) as silent:
+        async with running(made(tmp_path / "resolv.conf", envoy=envoy)) as resolver:
+            resolver.on_generation(Generation.KUMA_3)
+            pending = asyncio.create_task(send_query(resolver.resolver, "backend.mesh"))
+
+            async def queried() -> bool:
+                return "backend.mesh" in silent.queries
+
+            await poll_async(queried, what="the query")
+            await resolver.apply(BODY)
+            assert texts(await pending) == ["240.0.0.1"]
+
+
 async def test_names_that_never_come_are_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(component, "_NAMES_DUE", 0.05)
     (closed,) = free_ports(1)
     async with running(made(tmp_path / "resolv.conf", envoy=closed)) as resolver:
         resolver.on_generation(Generation.KUMA_3)
+        await resolver.apply(DnsBody())
 
         async def over() -> bool:
             return resolver.resolver.names_due is None
 
         await poll_async(over, what="the end of the wait")
-        assert (await send_query(resolver.resolver, "backend.mesh")).rcode() == 2
+
+        async def unknown() -> bool:
+            return (await send_query(resolver.resolver, "backend.mesh")).rcode() == 3
+
+        await poll_async(unknown, what="the table without names")
 
 
 async def test_towards_kuma_2_names_answer_until_the_filter_does(tmp_path: Path) -> None:

@@ -82,17 +82,24 @@ class EmbeddedResolver:
         self.resolver.access = Access(plan.networks)
         self._due: asyncio.TimerHandle | None = None
         self._probing: asyncio.Task[None] | None = None
+        self._deferred: DnsBody | None = None
         if not self._serves_already:
             self.resolver.bind()
 
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
         await self.follow()
-        async with contextlib.nullcontext() if self._serves_already else self.resolver:
-            up()
-            if self._envoy is not None:
-                await self._probe_envoy(self._envoy)
-            await asyncio.Event().wait()
+        try:
+            async with contextlib.nullcontext() if self._serves_already else self.resolver:
+                up()
+                if self._envoy is not None:
+                    await self._probe_envoy(self._envoy)
+                await asyncio.Event().wait()
+        finally:
+            if self._due is not None:
+                self._due.cancel()
+            if self._probing is not None:
+                self._probing.cancel()
 
     async def follow(self) -> None:
         """Query the name servers that resolv.conf has now."""
@@ -113,6 +120,11 @@ class EmbeddedResolver:
 
     async def apply(self, dns: DnsBody | None) -> None:
         """Take the names that a control plane of 2.11 or later sends; None: it sends none any more."""
+        self._deferred = None
+        if dns is not None and not dns.records and self.resolver.names_due is not None:
+            # A control plane that has just been started may not have computed them yet.
+            self._deferred = dns
+            return
         self._ttl = dns.ttl if dns is not None else self._ttl
         if dns is not None and self.labels is None:
             self.labels = dns.extra_labels or {}
@@ -137,10 +149,16 @@ class EmbeddedResolver:
             self._probing.cancel()
         if generation is Generation.KUMA_3 and self._envoy is not None:
             self.resolver.names_due = asyncio.Event()
-            self._due = asyncio.get_running_loop().call_later(_NAMES_DUE, self._expect_no_names)
+            self._due = asyncio.get_running_loop().call_later(_NAMES_DUE, self._on_overdue)
         elif generation is Generation.KUMA_2 and self._envoy is None:
             envoy = (LOOPBACK, self._context.settings.envoy_dns_port)
             self._probing = asyncio.create_task(self._await_filter(envoy), name="dns filter")
+
+    def _on_overdue(self) -> None:
+        deferred = self._deferred
+        self._expect_no_names()
+        if deferred is not None:
+            self._probing = asyncio.create_task(self.apply(deferred), name="no names")
 
     def _expect_no_names(self) -> None:
         if self.resolver.names_due is not None:

@@ -219,10 +219,12 @@ class Resolver:
         transport: Transport,
         reply: Callable[[bytes], object],
     ) -> None:
+        # Names may come while Envoy's filter is silent.
+        names_due = self.names_due
         try:
             reply_data = await self.upstreams.resolve(forward, data, transport)
-            if self.names_due is not None and forward.in_mesh and code_of(reply_data) == SERVFAIL:
-                reply_data = await self._answer_once_named(self.names_due, data, transport) or reply_data
+            if names_due is not None and forward.in_mesh and code_of(reply_data) == SERVFAIL:
+                reply_data = await self._answer_once_named(names_due, data, transport) or reply_data
         except asyncio.CancelledError:
             if not pending.displaced:
                 raise
