@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 import re
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 
 from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.bootstrap.stat_tags import REWRITTEN, with_fast_stat_tags
+from kumadp.host.work_dir import SOURCE_FILE
+from kumadp.relay.last_good import FILE
 from tests.support.daemon import get_at
 from tests.support.poll import poll
 from tests.support.stat_names import UNLIKE_ENVOY, extract
@@ -19,6 +23,9 @@ from tests.support.xds.envoy import DirectEnvoy
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tests.support.daemon import Daemon
+    from tests.support.loaded_rig import LoadedRig
+    from tests.support.xds.plane import XdsControlPlane
     from tests.support.xds.resources import Tree
 
 pytestmark = pytest.mark.process
@@ -170,3 +177,39 @@ def test_a_scrape_has_the_same_series(tmp_path: Path, version: str) -> None:
     for name in names:
         for regex in tags.values():
             assert extract(REWRITTEN.get(regex, regex), name) == extract(regex, name)
+
+
+def _regexes(daemon: Daemon) -> list[str]:
+    """The regexes that Envoy runs with."""
+    configs = json.loads(daemon.get_admin("/config_dump")[1])["configs"]
+    bootstrap = next(config["bootstrap"] for config in configs if "bootstrap" in config)
+    return [tag["regex"] for tag in bootstrap["stats_config"]["stats_tags"]]
+
+
+@pytest.mark.linger(0.0)
+def test_an_envoy_with_the_tags_as_sent_is_adopted(loaded_rig: LoadedRig, plane: XdsControlPlane) -> None:
+    requested: list[Tree] = []
+    plane.edit = requested.append
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(loaded_rig.up("--stat-tags=as-sent"))
+        envoy, sent = loaded_rig.the_envoy(), _regexes(first)
+        assert REWRITTEN.keys() & set(sent)
+        loaded_rig.kill(first)
+        second = stack.enter_context(loaded_rig.up("--bootstrap-check-interval=300ms"))
+        begun = len(requested)
+        poll(lambda: len(requested) >= begun + 3, what="the bootstrap compared")
+        assert loaded_rig.the_envoy() == envoy
+        assert _regexes(second) == sent
+        status = loaded_rig.status(second)
+        assert (status.get("restart_required"), status["concerns"]) == (None, [])
+        loaded_rig.reload(second)
+        assert _regexes(second) == [REWRITTEN.get(regex, regex) for regex in sent]
+        begun = len(requested)
+        poll(lambda: len(requested) >= begun + 3, what="the bootstrap compared again")
+        assert "restart_required" not in loaded_rig.status(second)
+        # The copies for later starts have what the control plane sent.
+        copy = poll(lambda: file.read_bytes() if (file := loaded_rig.state / FILE).exists() else b"", what="the copy")
+        assert all(regex.encode() in copy for regex in sent)
+        assert not any(regex.encode() in copy for regex in REWRITTEN.values())
+        source = json.loads((loaded_rig.work / SOURCE_FILE).read_bytes())
+        assert {tag["regex"] for tag in source["tree"]["statsConfig"]["statsTags"]} == set(sent)

@@ -1,0 +1,41 @@
+"""Which regexes of stat tags are in the bootstrap that Envoy gets, and which in the one that is kept."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kumadp.bootstrap.parser import parse_bootstrap
+from kumadp.bootstrap.prepare import Fetched, Target, prepare_fetched
+from kumadp.bootstrap.stat_tags import REWRITTEN
+from kumadp.host.work_dir import open_work_dir
+from kumadp.settings.model import Settings
+
+CAPTURE = Path(__file__).resolve().parents[1] / "data" / "captures" / "kuma-2.13.5" / "full" / "bootstrap.yaml"
+
+
+def regexes(tree: dict[str, Any]) -> list[str]:
+    return [tag["regex"] for tag in tree["statsConfig"]["statsTags"]]
+
+
+@pytest.mark.parametrize("relay", ["xds.sock", None], ids=["relay", "no relay"])
+@pytest.mark.parametrize("mode", ["fast", "as-sent"])
+async def test_envoy_gets_the_tags_of_the_setting(tmp_path: Path, mode: str, relay: str | None) -> None:
+    work = open_work_dir("web", str(tmp_path / "work"), "", "", {})
+    fetched = Fetched(parse_bootstrap(CAPTURE.read_bytes()), None, 0.0)
+    original = copy.deepcopy(fetched.tree)
+    settings = replace(Settings(), stat_tags=mode)
+    path = work.path / relay if relay else None
+    prepared = await prepare_fetched(fetched, settings, Target(work, ()), relay=path)
+    written = json.loads(prepared.config_path.read_bytes())
+    sent = regexes(original)
+    assert regexes(written) == ([REWRITTEN.get(regex, regex) for regex in sent] if mode == "fast" else sent)
+    # What is compared with later bootstraps, and written to disk for the next kumadp, stays as it was sent.
+    assert prepared.fetched is fetched
+    assert fetched.tree == original
+    work.close()
