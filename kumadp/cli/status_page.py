@@ -110,6 +110,8 @@ def _rest(status: Status, now: float) -> Iterator[str]:
 
 def _control_plane(status: Status, now: float) -> Iterator[str]:
     address = on_one_line(str(status.get("control_plane", "")))
+    if generation := status.get("control_plane_generation"):
+        address += f" (Kuma {generation})"
     relay = status.get("relay")
     if relay is None:
         yield f"{address}: Envoy's own connection, or none yet"

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from kumadp.bootstrap.comparison import Restart, differences, restart_needed
 from kumadp.bootstrap.fields import get
+from kumadp.bootstrap.generation import generation_of
 from kumadp.bootstrap.rewrite import rewrite_for_relay
 from kumadp.core import grace_period
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable, KumadpError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
+    from kumadp.bootstrap.comparison import Difference
+    from kumadp.bootstrap.generation import Generation
     from kumadp.bootstrap.prepare import Fetched
     from kumadp.controlplane.bootstrap_client import KumaClient
     from kumadp.core.context import Context
@@ -164,7 +167,7 @@ class BootstrapWatch:
         assert present is not None  # noqa: S101 - a control plane's always has one
         current, new = await asyncio.to_thread(lambda: (comparable(present.tree), comparable(fetched.tree)))
         differing = await asyncio.to_thread(differences, current, new)
-        reasons = tuple(f"{change.path}: {change.reason}" for change in differing)
+        reasons = _reasons(differing, generation_of(present.tree), generation_of(fetched.tree))
         if restart_needed(differing) is Restart.NONE:
             self._status.facts.pop("restart_required", None)
             self._status.set_warning("bootstrap", "")
@@ -174,6 +177,16 @@ class BootstrapWatch:
             log.warning("the bootstrap has changed: %s", "; ".join(reasons))
         self._status.facts["restart_required"] = list(reasons)
         self._observer.on_changed(fetched, reasons, first=first)
+
+
+def _reasons(changes: Sequence[Difference], present: Generation, newest: Generation) -> tuple[str, ...]:
+    """Return one line for each change; one for all if the control plane is of another generation.
+
+    Then most fields differ, and an Envoy behind the relay serves with either.
+    """
+    if changes and present is not newest:
+        return (f"it is of Kuma {newest} now, and Envoy runs with that of Kuma {present}",)
+    return tuple(f"{change.path}: {change.reason}" for change in changes)
 
 
 def _log_quietly(reason: str) -> None:

@@ -204,6 +204,7 @@ class Essentials(Struct):
     mesh: str = ""
     versions: dict[str, str] = {}
     control_plane: str = ""
+    control_plane_generation: int = 0
     relay: _EssentialRelay | None = None
     token_expires: float | None = None
     stale_since: _Moment | UnsetType = UNSET

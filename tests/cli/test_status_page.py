@@ -89,6 +89,8 @@ def test_the_control_plane_and_its_configuration() -> None:
     status = message(mode="control plane", control_plane="https://cp:5678", relay=relay(), token_expires=NOW + 7200)
     text = "\n".join(page(status, NOW))
     assert "control plane  https://cp:5678: connected to cp:5678 for 2m\n" in text
+    with_kuma_3 = "\n".join(page({**status, "control_plane_generation": 3}, NOW))
+    assert "control plane  https://cp:5678 (Kuma 3): connected to cp:5678 for 2m\n" in with_kuma_3
     assert "last configuration 30s ago" in text
     assert "token          valid for 2h" in text
     rejection = {

@@ -10,6 +10,7 @@ import pytest
 
 from kumadp.bootstrap.prepare import Aggregated
 from kumadp.controlplane.bootstrap_messages import UndecodableAnswer, decode_answer
+from tests.support.scripted_control_plane import captured_answer
 
 
 def answer(metrics: Any) -> bytes:
@@ -32,6 +33,13 @@ def test_applications_whose_metrics_are_scraped() -> None:
 @pytest.mark.parametrize("metrics", [None, {}, {"aggregate": None}, {"aggregate": []}])
 def test_no_applications(metrics: Any) -> None:
     assert decode_answer(answer(metrics)).aggregate == ()
+
+
+@pytest.mark.parametrize("capture", ["kuma-2.8.8/dataplane", "kuma-2.14.3/dataplane", "kuma-3.0-dev/full"])
+def test_captured_answers(capture: str) -> None:
+    """3.0 has no ``corefileTemplate``, and null for ``aggregate``."""
+    decoded = decode_answer(captured_answer(capture).body)
+    assert (decoded.corefile_template, decoded.address, decoded.aggregate) == (None, "127.0.0.1", ())
 
 
 @pytest.mark.parametrize("aggregate", [["x"], [{"port": "many"}], 5])

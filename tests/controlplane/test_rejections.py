@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from kumadp.bootstrap.admin_address import TcpAdmin
+from kumadp.bootstrap.comparison import differences
+from kumadp.bootstrap.generation import Generation
+from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.bootstrap.prepare import Prepared
 from kumadp.controlplane.bootstrap_client import KumaClient, Sidecar, Versions
-from kumadp.controlplane.bootstrap_watch import BootstrapWatch
+from kumadp.controlplane.bootstrap_watch import BootstrapWatch, _reasons, comparable
 from kumadp.core.context import Context, Inputs
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable, ExitCode
 from kumadp.host.work_dir import WorkDir
 from kumadp.resources.load import load_resource
 from kumadp.settings.model import Settings
 from tests.support.poll import poll_async
-from tests.support.scripted_control_plane import TOKEN, Answer, ScriptedControlPlane, captured_answer
+from tests.support.scripted_control_plane import CAPTURES, TOKEN, Answer, ScriptedControlPlane, captured_answer
 
 if TYPE_CHECKING:
     from kumadp.bootstrap.prepare import Fetched
@@ -95,3 +98,17 @@ async def test_a_check_that_is_rejected_is_a_warning_until_one_is_answered(tmp_p
     assert "dp.yaml:1: networking.outbound[0]: " in rejection
     assert rejection.endswith("; what runs keeps running")
     assert recovered == ""
+
+
+def test_a_bootstrap_of_another_generation_is_one_reason() -> None:
+    old, new = (
+        parse_bootstrap((CAPTURES / name / "bootstrap.yaml").read_bytes())
+        for name in ("kuma-2.14.3/dataplane", "kuma-3.0-dev/full")
+    )
+    changes = differences(comparable(old), comparable(new))
+    assert len(changes) > 5
+    assert _reasons(changes, Generation.KUMA_2, Generation.KUMA_3) == (
+        "it is of Kuma 3 now, and Envoy runs with that of Kuma 2",
+    )
+    assert len(_reasons(changes, Generation.KUMA_2, Generation.KUMA_2)) == len(changes)
+    assert _reasons((), Generation.KUMA_3, Generation.KUMA_2) == ()

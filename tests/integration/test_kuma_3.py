@@ -167,3 +167,20 @@ def test_a_reexecution_keeps_the_embedded_resolver(rig: Rig, plane: XdsControlPl
             answer = send(query, "127.0.0.1", port=rig.ports.dns, timeout=10)
             assert answer.rcode() == dns.rcode.REFUSED
         assert "Traceback" not in daemon.output()
+
+
+def test_a_reload_after_the_upgrade_takes_the_new_bootstrap(rig: Rig, plane: XdsControlPlane) -> None:
+    rig.dataplane = with_both(rig.dataplane)
+    with rig.run("--bootstrap-check-interval=1s") as daemon:
+        daemon.wait_ready(SOON)
+        rig.wait_traffic()
+        plane.upgrade("3.0")
+        changed = "it is of Kuma 3 now, and Envoy runs with that of Kuma 2"
+        poll(lambda: rig.status(daemon).get("restart_required") == [changed], what="the change", deadline=SOON)
+        assert rig.serves()
+        done = kumadp("reload", f"--name={NAME}", environment=daemon.environment, deadline=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+        poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning", deadline=SOON)
+        assert "restart_required" not in rig.status(daemon)
+        assert "system_ads" in daemon.get_admin("/clusters")[1]
+        rig.wait_traffic()

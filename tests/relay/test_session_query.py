@@ -15,7 +15,9 @@ from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
 from kumadp.relay.dialect import XdsProtocol
 from kumadp.relay.messages import Request
 from kumadp.relay.node import encode_node
+from kumadp.relay.refusal import StreamRefusal
 from kumadp.relay.session import RelaySession, Resumption, SessionOptions
+from kumadp.relay.upstream import UpstreamState
 from tests.support.scripted_control_plane import CAPTURES
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class Access:
         return self.answer
 
     def advise(self, text: str) -> str:
-        return ""
+        return "use a Dataplane" if "unsupported proxy type" in text else ""
 
     def token(self) -> str:
         return ""
@@ -123,3 +125,18 @@ async def test_without_a_newer_one_the_reason_is_reported_and_all_stays(
     access.answer = KUMA_2
     assert await made._query_protocol() is SOTW
     assert status.warnings == {}
+
+
+@pytest.mark.parametrize(
+    ("reason", "warning"),
+    [
+        ('unsupported proxy type "ingress"', 'unsupported proxy type "ingress" (use a Dataplane)'),
+        ("no such mesh", "no such mesh"),
+    ],
+)
+def test_a_refused_stream_is_reported_with_what_to_change(tmp_path: Path, reason: str, warning: str) -> None:
+    made, status = session(tmp_path, Access(KUMA_3), KUMA_3)
+    made.relay.facts.state, made.relay.facts.last_error = UpstreamState.BACKOFF, reason
+    made.relay.facts.refusal = StreamRefusal.OTHER
+    made._report()
+    assert status.warnings == {"control plane": warning}
