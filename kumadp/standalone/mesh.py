@@ -58,12 +58,13 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Our Dataplane, its IP ``address``, and the inbounds of all Dataplanes by service."""
+    """Our Dataplane, its IP ``address``, and the inbounds of all Dataplanes by service and by label."""
 
     ours: Resource
     spec: Dataplane
     address: str
     by_service: Mapping[str, tuple[Offer, ...]]
+    by_label: Mapping[tuple[str, str], tuple[Offer, ...]]
 
     @property
     def service(self) -> str:
@@ -83,8 +84,9 @@ class Mesh:
         if reference.name:
             offers = self.by_service.get(reference.name, ())
         else:
-            every = (offer for offers in self.by_service.values() for offer in offers)
-            offers = tuple(sorted((offer for offer in every if _has_labels(offer, reference.labels)), key=_endpoint_of))
+            # Those of the rarest label, since all labels must be there.
+            candidates = min((self.by_label.get(label, ()) for label in reference.labels.items()), key=len)
+            offers = tuple(offer for offer in candidates if reference.labels.items() <= _labels_of(offer).items())
         return tuple(offer for offer in offers if offer.port == reference.port)
 
     def inbound_address(self, inbound: Inbound) -> str:
@@ -97,13 +99,17 @@ class Mesh:
         return f"{file}:{line}: {path}" if line else f"{file}: {path}"
 
 
-def _has_labels(offer: Offer, labels: Mapping[str, str]) -> bool:
-    # What Kuma labels a MeshService with has the name of the service.
-    return labels.items() <= {DISPLAY_NAME: offer.tags[SERVICE], **offer.labels}.items()
+def _labels_of(offer: Offer) -> dict[str, str]:
+    # Kuma labels a MeshService with its name.
+    return {DISPLAY_NAME: offer.tags[SERVICE], **offer.labels}
 
 
-def _endpoint_of(offer: Offer) -> ServiceEndpoint:
-    return offer.endpoint
+def _by_label(offers: Iterable[Offer]) -> dict[tuple[str, str], tuple[Offer, ...]]:
+    lists: dict[tuple[str, str], list[Offer]] = {}
+    for offer in sorted(offers, key=lambda offer: offer.endpoint):
+        for label in _labels_of(offer).items():
+            lists.setdefault(label, []).append(offer)
+    return {label: tuple(having) for label, having in lists.items()}
 
 
 def takes_traffic(inbound: Inbound) -> bool:
@@ -208,7 +214,9 @@ class MeshReader:
         if problems:
             raise ResourceError(problems)
         others = (resource for resource in dataplanes if resource.mesh == ours.mesh)
-        return Mesh(ours, ours.spec, address, _offers(others))
+        by_service = _offers(others)
+        by_label = _by_label(offer for offers in by_service.values() for offer in offers)
+        return Mesh(ours, ours.spec, address, by_service, by_label)
 
 
 def read_mesh(path: Path, name: str) -> Mesh:
