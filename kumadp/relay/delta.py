@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.relay.delta_messages import DeltaResponse, encode_delta_request
 from kumadp.relay.dialect import SERVICE, Arrival, XdsProtocol
-from kumadp.relay.messages import CLUSTER, ENDPOINTS, SECRET, BadMessage, Outline
+from kumadp.relay.messages import SECRET, BadMessage, Outline
 from kumadp.relay.resource_set import ResourceSet
 
 if TYPE_CHECKING:
@@ -78,8 +78,6 @@ class Delta:
         self._largest = largest
         self._node = b""
         self._types: dict[str, _Type] = {}
-        # Clusters have changed: Envoy warms them until it gets their endpoints, which may be the same.
-        self._warming = False
 
     # Requests
 
@@ -162,8 +160,7 @@ class Delta:
         if type_url == SECRET:
             # Kuma sends this of an identity that is not ready. What needs the secret no more drops its subscription.
             removed -= names
-        warming = type_url == ENDPOINTS and self._warming
-        if known.settled and not changed and not removed and not warming:
+        if known.settled and not changed and not removed:
             return Arrival(outline, held=known.held)
         unwanted = removed.union(name for name in known.held.names if names and name not in names)
         try:
@@ -185,7 +182,6 @@ class Delta:
         if arrival.response is None:
             return (self._answer(known),)
         known.settled = False
-        self._warming = (self._warming or known.type_url == CLUSTER) and known.type_url != ENDPOINTS
         return ()
 
     def drop(self, outline: Outline) -> None:
