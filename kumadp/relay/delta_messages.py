@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kumadp.relay.protobuf import BadMessage, field_bytes, field_text, fields, text
+from kumadp.relay.resources import value_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -101,8 +102,9 @@ def encode_delta_request(
 
 def version_of(data: bytes, start: int, end: int) -> str:
     """Return the version of a resource, the raw google.protobuf.Any in ``data[start:end]``. Raises BadMessage."""
-    value = memoryview(b"")
-    for number, first, last in fields(data, start, end):
+    at = value_at(data, start, end)
+    value = memoryview(data)[at:end] if at else memoryview(b"")
+    for number, first, last in () if at else fields(data, start, end):
         if number == 2:
             value = memoryview(data)[first:last]
     return hashlib.sha256(value).hexdigest()

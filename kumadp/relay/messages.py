@@ -6,15 +6,15 @@ State of the world only; fields as in Envoy's ``envoy/service/discovery/v3/disco
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from kumadp.relay.protobuf import BadMessage, field_bytes, field_text, field_varint, fields, text
-from kumadp.relay.resources import XdsResource, by_name, digest_of, read_resources
+from kumadp.relay.resources import Place, XdsResource, by_name, digest_of, read_resources
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["BadMessage", "Request", "Response", "encode_response", "encode_status", "status_message"]
 
@@ -97,6 +97,8 @@ class Response:
     raw: bytes
     sent: frozenset[str] | None = None
     """The names of the resources that the control plane sent just now; None: all. The others it sent before."""
+    places: Mapping[str, Place] | None = field(default=None, repr=False)
+    """Where the resources are, by name, if that is known already."""
 
     def brings(self, name: str) -> bool:
         """Return True if the control plane sent the resource of this name just now."""
@@ -127,7 +129,12 @@ class Response:
     @cached_property
     def by_name(self) -> dict[str, XdsResource]:
         """The resources by name; those without a name by their digest."""
-        return by_name(read_resources(self.raw))
+        if self.places is None:
+            return by_name(read_resources(self.raw))
+        return {
+            name: XdsResource(name, place.digest, self.raw, place.start, place.end)
+            for name, place in self.places.items()
+        }
 
     @cached_property
     def digest(self) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kumadp.relay.protobuf import BadMessage, fields, text
 
@@ -20,6 +20,8 @@ _KRI = re.compile(rb"kri_[a-z]{2,16}(?:_[A-Za-z0-9.-]{0,253}){5}")
 # Short names of what a KRI can name besides policies (Kuma 2.14 and 3.0).
 _NO_POLICIES = (b"kri_dp_", b"kri_mesh_", b"kri_zi_", b"kri_ze_", b"kri_msvc_", b"kri_mzsvc_", b"kri_extsvc_")
 _MOST_SCANNED = 1 << 20
+# Tags of strings and messages; the bit of a length that has another byte.
+_FIELD_1, _FIELD_2, _MORE = 0x0A, 0x12, 0x80
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,11 +45,24 @@ class XdsResource:
         return memoryview(self.source)[self.start : self.end]
 
 
+class Place(NamedTuple):
+    """Where a resource is in a message: its field from ``field`` on, its google.protobuf.Any from ``start`` to ``end``.
+
+    ``version`` as Kuma computes it; ``digest`` as in `XdsResource`.
+    """
+
+    field: int
+    start: int
+    end: int
+    version: str
+    digest: bytes
+
+
 def read_resources(message: bytes, number: int = 2) -> tuple[XdsResource, ...]:
     """Return the resources of a response, which are its fields ``number``. Raises BadMessage."""
     view = memoryview(message)
     return tuple(
-        XdsResource(_name(message, start, end), hashlib.sha256(view[start:end]).digest(), message, start, end)
+        XdsResource(name_at(message, start, end), hashlib.sha256(view[start:end]).digest(), message, start, end)
         for field, start, end in fields(message)
         if field == number
     )
@@ -92,15 +107,39 @@ def changed_names(before: Mapping[str, XdsResource], after: Mapping[str, XdsReso
     return [name for name, new in after.items() if (old := before.get(name)) is None or old.digest != new.digest]
 
 
-def _name(message: bytes, start: int, end: int) -> str:
+def name_at(message: bytes, start: int, end: int) -> str:
     """Return field 1 of the resource, its name in every type that Envoy requests; empty if it has none."""
     try:
+        first = value_at(message, start, end)
+        if first and first + 2 <= end and message[first] == _FIELD_1 and message[first + 1] < _MORE:
+            last = first + 2 + message[first + 1]
+            if last <= end:
+                return text(message, first + 2, last)
         for number, first, last in fields(message, start, end):
             if number == 2:
                 return _text_of(message, first, last, 1)
     except BadMessage:
         pass
     return ""
+
+
+def value_at(message: bytes, start: int, end: int) -> int:
+    """Return where the value of a resource begins if it ends at ``end``; 0 if it is encoded in an unusual way.
+
+    A shortcut: every encoder writes a short type and then the value, and generators cost 3 ms for 1,000 resources.
+    """
+    if start + 2 > end or message[start] != _FIELD_1 or message[start + 1] >= _MORE:
+        return 0
+    at = start + 2 + message[start + 1]
+    if at + 3 > end or message[at] != _FIELD_2:
+        return 0
+    size, more = message[at + 1], message[at + 2]
+    at += 2
+    if size >= _MORE:
+        if more >= _MORE:
+            return 0
+        size, at = size & 0x7F | more << 7, at + 1
+    return at if at + size == end else 0
 
 
 def _text_of(message: bytes, start: int, end: int, number: int) -> str:
