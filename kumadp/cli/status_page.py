@@ -125,6 +125,10 @@ def _control_plane(status: Status, now: float) -> Iterator[str]:
     if rejection := relay["last_rejection"]:
         what = f"{rejection['type'].rpartition('.')[2]} {rejection['version']}"
         yield on_one_line(f"last rejection {_ago(rejection['at'], now)}: {what}: {rejection['reason']}")
+    for withheld in relay.get("withheld", ()):
+        what = f"{withheld['type'].rpartition('.')[2]} {withheld['name']}"
+        why = f": {withheld['reason']}" if withheld["reason"] else ""
+        yield on_one_line(f"withheld from Envoy for {format_elapsed(now - withheld['since'])}: {what}{why}")
     if "stale_since" in status:
         yield f"serving the last good configuration, of {_ago(status['stale_since'], now)}"
 

@@ -209,13 +209,25 @@ def _relay(relay: Mapping[str, Any]) -> Iterator[Metric]:
     )
     rejected = CounterMetricFamily("kumadp_configuration_rejections", "Responses that Envoy rejected.", labels=["type"])
     for view in relay["types"]:
-        name = view["type"].rpartition(".")[2]
-        name = name if name in _DISCOVERY else "other"
+        name = _discovery(view["type"])
         if view["changed"] is not None:
             changed.add_metric([name], view["changed"])
         pending.add_metric([name], float(view["accepted"] != view["latest"]))
         rejected.add_metric([name], view["rejected"])
-    yield from (changed, pending, rejected)
+    withheld = GaugeMetricFamily(
+        "kumadp_configuration_withheld_resources",
+        "Resources that Envoy rejected and is not given again.",
+        labels=["type"],
+    )
+    names = [_discovery(resource["type"]) for resource in relay["withheld"]]
+    for name in dict.fromkeys(_discovery(view["type"]) for view in relay["types"]):
+        withheld.add_metric([name], names.count(name))
+    yield from (changed, pending, rejected, withheld)
+
+
+def _discovery(type_url: str) -> str:
+    name = type_url.rpartition(".")[2]
+    return name if name in _DISCOVERY else "other"
 
 
 def _connections(servers: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:

@@ -6,13 +6,14 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from kumadp.relay.envoy_streams import EnvoyStream
-from kumadp.relay.messages import CLUSTER
+from kumadp.relay.messages import CLUSTER, ENDPOINTS
+from kumadp.relay.resources import endpoint_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from kumadp.relay.envoy_streams import Exchange
-    from kumadp.relay.resources import Key
+    from kumadp.relay.resources import Key, XdsResource
     from kumadp.relay.subscription import Subscription
 
 
@@ -21,6 +22,8 @@ class Envoys:
 
     def __init__(self) -> None:
         self.live: dict[int, float] = {}
+        self._endpoints: dict[bytes, str] = {}
+        self._next_endpoints = self._endpoints
         self._streams: dict[int, EnvoyStream] = {}
         # Closed streams, until it is known whether their Envoy has exited.
         self._departed: dict[int, list[EnvoyStream]] = {}
@@ -77,10 +80,32 @@ class Envoys:
             withheld.update(key for key in subscription.rejected if not exchange.runs(key))
         return withheld
 
+    def types(self) -> set[str]:
+        """Return the types that Envoys want."""
+        return {url for down in self for url, exchange in down.exchanges.items() if exchange.subscribed}
+
+    def requested(self, type_url: str, name: str) -> bool:
+        """Return True if an Envoy requests this name."""
+        return any(name in exchange.names for _, exchange in self.of_type(type_url))
+
+    def use_clusters(self, clusters: Iterable[XdsResource]) -> None:
+        """Request the endpoints of these clusters, once `clusters_applied`."""
+        known = self._next_endpoints
+        self._next_endpoints = {each.digest: known.get(each.digest) or endpoint_name(each) for each in clusters}
+
+    def clusters_applied(self) -> None:
+        """Envoy has requested the endpoints that it wants of the latest clusters: others can be requested too.
+
+        Not earlier: they would be answered without having been tried.
+        """
+        self._endpoints = self._next_endpoints
+
     def names(self, subscription: Subscription) -> tuple[str, ...]:
         """Return the names to request, () for all: those of all Envoys, and the previous ones until all have settled.
 
-        An Envoy has settled once it is LIVE and has requested the type on its present stream.
+        An Envoy has settled once it is LIVE and has requested the type on its present stream. Endpoints of a cluster
+        that Envoy rejects are requested too: a control plane in ADS mode that has them does not answer otherwise, and
+        good clusters that came with it would wait.
         """
         type_url = subscription.type_url
         living = [down for down in self if not down.ended]
@@ -88,6 +113,8 @@ class Envoys:
         if any(exchange.wildcard for exchange in exchanges):
             return ()
         union = dict.fromkeys(name for exchange in exchanges for name in exchange.names)
+        if union and type_url == ENDPOINTS:
+            union.update(dict.fromkeys(filter(None, self._endpoints.values())))
         settled = all(down.epoch in self.live and type_url in down.exchanges for down in living)
         shrink = bool(living) and not self._departed and settled
         if not union or (subscription.wildcard and not shrink):

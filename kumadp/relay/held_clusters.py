@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Seconds after which listeners are no longer expected to change.
 LISTENERS_WITHIN = 15.0
 # Seconds added to the drain time, and the longest that is waited for it.
-MARGIN, LONGEST_DRAIN = 2.0, 60.0
+MARGIN, LONGEST_WAIT = 2.0, 60.0
 # A mesh of 10,000 services, each of which changes its name.
 MOST_HELD = 10_000
 
@@ -41,7 +41,7 @@ class HeldClusters:
     """``drain_time`` in seconds: that of Envoy's listeners. Times are set by `tick`."""
 
     def __init__(self, drain_time: float) -> None:
-        self._drain = min(drain_time + MARGIN, LONGEST_DRAIN)
+        self._drain = min(drain_time + MARGIN, LONGEST_WAIT)
         self._held: dict[str, _Held] = {}
         self.resources: Mapping[str, XdsResource] = {}
 

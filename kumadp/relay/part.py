@@ -164,8 +164,9 @@ class RelayPart(Part, EpochObserver):
             at_once = self._access.pending or self._epochs.adopted is not None
             memory, earlier = (self._last_good.memory, None) if at_once else (None, self._last_good)
         limit = context.settings.max_memory_bytes or await asyncio.to_thread(memory_limit)
+        drain_time = context.settings.drain_time
         resumption = module.Resumption(memory, earlier, stale, context.previous.left_at)
-        options = module.SessionOptions(self.path, context.status, self._epochs.epoch_of, resumption, limit)
+        options = module.SessionOptions(self.path, context.status, self._epochs.epoch_of, resumption, limit, drain_time)
         self.session = module.RelaySession(options, self._access, context.bootstrap, self)
         if self._store is not None:
             self.session.keep_in(self._store)

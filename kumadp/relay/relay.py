@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from kumadp.grpc.call import LARGEST
 from kumadp.grpc.server import GrpcServer
-from kumadp.host.log.secrets import redact
 from kumadp.host.log.throttle import Throttle
 from kumadp.host.memory_trim import trim_memory
 from kumadp.host.net.serve import bind_unix
@@ -23,11 +22,12 @@ from kumadp.relay.actions import Note, RelayAction, ResponseAccepted, ResponseRe
 from kumadp.relay.dialect import Sotw
 from kumadp.relay.downstream import Downstream
 from kumadp.relay.health import HDS, LARGEST_SPECIFIER, HealthRelay
-from kumadp.relay.messages import SECRET, BadMessage, outline
+from kumadp.relay.messages import BadMessage, outline
 from kumadp.relay.present_dialect import LARGE, PresentDialect
 from kumadp.relay.protocol_choice import ProtocolChoice
+from kumadp.relay.rejections import Rejections, one_line
 from kumadp.relay.unanswered import Unanswered
-from kumadp.relay.upstream import LONGEST_REASON, Dial, UpstreamConnection, UpstreamOptions, UpstreamState
+from kumadp.relay.upstream import Dial, UpstreamConnection, UpstreamOptions, UpstreamState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -114,7 +114,7 @@ class Relay:
         self._epochs: dict[int, int] = {}
         self._unanswered = Unanswered(options.clock, self._note_silence)
         self._changed_at: dict[str, float] = {}
-        self._rejection: dict[str, object] | None = None
+        self._rejections = Rejections(machine.withheld)
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     async def run(self, up: Callable[[], None]) -> None:
@@ -215,7 +215,8 @@ class Relay:
             "refused_since": None if facts.refused_since is None else round(epoch + facts.refused_since, 3),
             "silence": round(self._unanswered.silence, 1),
             "received": round(epoch + max(self._changed_at.values()), 3) if self._changed_at else None,
-            "last_rejection": self._rejection,
+            "last_rejection": self._rejections.last,
+            "withheld": self._rejections.status(),
             "types": [
                 {
                     "type": view.type_url,
@@ -252,7 +253,7 @@ class Relay:
             return
         type_url = arrival.outline.type_url
         if all(view.type_url != type_url for view in self._machine.types()):
-            self._warn("unrequested", f"the control plane sent {_line(type_url)}, which was not requested")
+            self._warn("unrequested", f"the control plane sent {one_line(type_url)}, which was not requested")
             return
         self._unanswered.answered(type_url)
         for answer in self._dialect.take(arrival):
@@ -332,19 +333,8 @@ class Relay:
                     self._throttle.reset(f"rejected {type_url}")
                     self._on_accepted(type_url)
                     self._on_answered(type_url)
-                case ResponseRejected(type_url, version, reason, by_guard):
-                    verdict = "withheld from Envoy" if by_guard else "rejected by Envoy"
-                    # Envoy may quote what it rejects.
-                    why = "" if type_url == SECRET and not by_guard else _line(redact(reason))
-                    text = f"{_short(type_url)} {_line(version)} is {verdict}{why and ': '}{why}"
-                    self._warn(f"rejected {type_url}", text)
-                    self._rejection = {
-                        "type": type_url,
-                        "version": _line(version),
-                        "reason": why,
-                        "at": round(time.time(), 3),
-                        "by_guard": by_guard,
-                    }
+                case ResponseRejected(type_url):
+                    self._warn(f"rejected {type_url}", self._rejections.add(action))
                     self._on_answered(type_url)
                 case Note(text):
                     log.info("%s", text)
@@ -387,8 +377,3 @@ class Relay:
 
 def _short(type_url: str) -> str:
     return type_url.rpartition(".")[2]
-
-
-def _line(text: str) -> str:
-    """Return the beginning of a peer's text as one line."""
-    return " ".join(text[: 2 * LONGEST_REASON].split())[:LONGEST_REASON]

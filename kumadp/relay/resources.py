@@ -83,7 +83,10 @@ def digest_of(resources: Iterable[XdsResource]) -> bytes:
 
 
 def endpoint_name(cluster: XdsResource) -> str:
-    """Return the name by which Envoy requests the endpoints of a cluster: Cluster.eds_cluster_config, service_name."""
+    """Return the name by which Envoy requests the endpoints of a cluster, empty if it does not.
+
+    Cluster.eds_cluster_config, and its service_name.
+    """
     try:
         for number, start, end in fields(cluster.source, cluster.start, cluster.end):
             if number == 2:
@@ -92,7 +95,7 @@ def endpoint_name(cluster: XdsResource) -> str:
                         return _text_of(cluster.source, first, last, 2) or cluster.name
     except BadMessage:
         pass
-    return cluster.name
+    return ""
 
 
 def policies(resource: XdsResource) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from kumadp.relay.plane_condition import UNREACHABLE_AFTER, assess
 from kumadp.relay.protocol_choice import ProtocolChoice
 from kumadp.relay.refusal import StreamRefusal
 from kumadp.relay.relay import Relay, RelayOptions
-from kumadp.relay.state_machine import RelayStateMachine
+from kumadp.relay.state_machine import DRAIN_TIME, RelayStateMachine
 from kumadp.relay.upstream import Dial, UpstreamState
 
 if TYPE_CHECKING:
@@ -101,13 +101,17 @@ class Resumption:
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """``path`` is the socket that Envoy connects to, ``memory_limit`` that of our cgroup in bytes (0: none)."""
+    """``path`` is the socket that Envoy connects to, ``memory_limit`` that of our cgroup in bytes (0: none).
+
+    ``drain_time`` is that of Envoy's listeners, in seconds.
+    """
 
     path: Path
     status: Status
     epoch_of: Callable[[int], int]
     resumption: Resumption
     memory_limit: int = 0
+    drain_time: float = DRAIN_TIME
 
 
 class RelaySession:
@@ -129,7 +133,10 @@ class RelaySession:
         self.use(prepared)
         self._sent_tree = _tree(prepared)
         self._machine = machine = RelayStateMachine(
-            _node(self._sent_tree), snapshot=resumption.memory, withhold_secrets=resumption.stale
+            _node(self._sent_tree),
+            snapshot=resumption.memory,
+            withhold_secrets=resumption.stale,
+            drain_time=options.drain_time,
         )
         self.relay = Relay(
             options.path,

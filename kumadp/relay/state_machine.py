@@ -30,14 +30,13 @@ from kumadp.relay.messages import (
 from kumadp.relay.offer import Delivery, EnvoyOffer
 from kumadp.relay.resources import changed_names, endpoint_name
 from kumadp.relay.snapshot import RelaySnapshot
-from kumadp.relay.subscription import Subscription, TypeView, held_of, in_order
+from kumadp.relay.subscription import Subscription, TypeView, WithheldResource, held_of, in_order
 from kumadp.relay.upstream_requests import UpstreamRequests
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from kumadp.relay.envoy_streams import EnvoyStream
-    from kumadp.relay.resources import XdsResource
 
 TRIAL_AFTER = 30.0
 # Envoy's own drain time (Kuma's default), in seconds.
@@ -135,8 +134,10 @@ class RelayStateMachine:
         subscription.arrived(delivery)
         if delivery in subscription.deadly:
             return self._judge.reject_deadly(subscription)
-        if response.type_url == CLUSTER and subscription.accepted is not None:
-            self._held.update(subscription.accepted.response.by_name, response.by_name, self._nonce)
+        if response.type_url == CLUSTER:
+            self._envoys.use_clusters(response.by_name.values())
+            accepted = subscription.accepted.response.by_name if subscription.accepted else {}
+            self._held.update(accepted, response.by_name, self._nonce)
         return self._serve_all(subscription)
 
     def upstream_refused(self, outline: Outline, reason: str) -> list[RelayAction]:
@@ -184,10 +185,13 @@ class RelayStateMachine:
             # Sent before Envoy saw the response in flight, which it will answer with these names.
             return []
         actions: list[RelayAction] = []
-        if request.nonce and exchange.waiting:
+        answered = bool(request.nonce) and exchange.waiting
+        if answered:
             exchange.answered(request.version, request.error, subscription.known(partial=named))
             down.overtake(exchange)
             actions += self._apply_answers(subscription)
+        if (request.type_url == CLUSTER and answered) or (request.type_url == ENDPOINTS and new):
+            actions += self._request_endpoints()
         actions += self._subscribe(subscription)
         actions += self._serve(down, subscription, exchange, new)
         return actions
@@ -216,9 +220,8 @@ class RelayStateMachine:
         departed = self._envoys.ended(epoch, expected=expected)
         # An Envoy that runs with a response is better evidence than one that has exited with it.
         actions = self._reconsider()
-        for down in departed:
-            actions += [] if expected else self._judge.suspect(down, self._subscriptions)
-        return actions
+        suspected = () if expected else departed
+        return actions + [each for down in suspected for each in self._judge.suspect(down, self._subscriptions)]
 
     # Time.
 
@@ -256,10 +259,7 @@ class RelayStateMachine:
         return [note, *self._serve(down, subscription, down.exchanges[subscription.type_url])]
 
     def _free_jam(self, down: EnvoyStream, exchange: Exchange) -> list[RelayAction]:
-        """Withdraw new clusters: one that Envoy rejects late stays in its warming list, and no set is answered then.
-
-        Seen with Envoy 1.40; a set without the rejected cluster ends it.
-        """
+        """Withdraw new clusters: if one that Envoy rejected keeps warming, Envoy 1.40 answers no set that has it."""
         subscription = self._subscriptions[CLUSTER]
         exchange.overtaken = inf
         known = subscription.known(partial=False)
@@ -272,12 +272,19 @@ class RelayStateMachine:
     @property
     def supplied(self) -> bool:
         """True if an Envoy that starts now would be given at once all that the present ones have requested."""
-        types = {url for down in self._envoys for url, exchange in down.exchanges.items() if exchange.subscribed}
+        types = self._envoys.types()
         return bool(types) and all(self._subscriptions[type_url].latest for type_url in types)
 
     def types(self) -> list[TypeView]:
         """Return a view of each type, in the order of `RelaySnapshot`."""
         return [subscription.view() for subscription in self._subscriptions.values()]
+
+    def withheld(self) -> list[WithheldResource]:
+        """Return the resources that Envoy is not given although it requests them, since it rejected them."""
+        every = [each for subscription in self._subscriptions.values() for each in subscription.withheld_resources()]
+        return [
+            each for each in every if each.type_url not in NAMED or self._envoys.requested(each.type_url, each.name)
+        ]
 
     def renew_node(self, node: bytes) -> None:
         """Send another Node from the next stream on: a control plane reads it once per stream."""
@@ -285,19 +292,18 @@ class RelayStateMachine:
 
     def snapshot(self) -> RelaySnapshot:
         """Return the memory. It can hold private keys (SDS): it must not be written to disk as it is."""
-        held = self._held.resources.values()
-        return RelaySnapshot(
-            tuple(
-                subscription.snapshot(held if subscription.type_url == CLUSTER else ())
-                for subscription in self._subscriptions.values()
-            )
-        )
+        held = {CLUSTER: self._held.resources.values()}
+        return RelaySnapshot(tuple(each.snapshot(held.get(url, ())) for url, each in self._subscriptions.items()))
 
     # Upward.
 
     def _subscribe(self, subscription: Subscription) -> list[RelayAction]:
         subscription.names = self._envoys.names(subscription)
         return [*self._up.subscribe(subscription)]
+
+    def _request_endpoints(self) -> list[RelayAction]:
+        self._envoys.clusters_applied()
+        return self._subscribe(self._subscriptions[ENDPOINTS]) if ENDPOINTS in self._subscriptions else []
 
     # Downward.
 
@@ -347,11 +353,9 @@ class RelayStateMachine:
         nobody would have endpoints for them.
         """
         withheld = self._envoys.withheld(down, exchange, subscription)
-        held: Mapping[str, XdsResource] = {}
-        if subscription.type_url == CLUSTER:
-            held = self._held.resources
-            if down.fresh or not exchange.continues:
-                held = {name: cluster for name, cluster in held.items() if exchange.runs(cluster.key)}
+        held = self._held.resources if subscription.type_url == CLUSTER else {}
+        if down.fresh or not exchange.continues:
+            held = {name: cluster for name, cluster in held.items() if exchange.runs(cluster.key)}
         return subscription.offer(base, withheld, held)
 
     def _send(
@@ -382,11 +386,11 @@ class RelayStateMachine:
 
     def _reconsider(self) -> list[RelayAction]:
         """After a change among the Envoys: the answers of another one may count, and other names may be wanted."""
-        actions: list[RelayAction] = []
-        for subscription in self._subscriptions.values():
-            actions += self._apply_answers(subscription)
-            actions += self._subscribe(subscription)
-        return actions
+        return [
+            action
+            for subscription in self._subscriptions.values()
+            for action in (*self._apply_answers(subscription), *self._subscribe(subscription))
+        ]
 
     def _subscription_for(self, type_url: str, names: tuple[str, ...]) -> Subscription:
         subscription = self._subscriptions.get(type_url) or Subscription(type_url, names)

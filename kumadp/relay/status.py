@@ -32,6 +32,16 @@ class Rejection(Struct, forbid_unknown_fields=True):
     by_guard: Annotated[bool, field("Two Envoys ended while they applied it; else Envoy refused it.")]
 
 
+class Withheld(Struct, forbid_unknown_fields=True):
+    """A resource that Envoy rejected, and is not given while its content is the same."""
+
+    type: str
+    name: str
+    reason: Annotated[str, field("In Envoy's words; empty for secrets.")]
+    policies: Annotated[list[str], field("KRIs of policies that the resource mentions; its fault may come from one.")]
+    since: Time
+
+
 class RelayStatus(Struct, forbid_unknown_fields=True):
     """The stream of configuration from the control plane."""
 
@@ -46,4 +56,5 @@ class RelayStatus(Struct, forbid_unknown_fields=True):
     silence: Annotated[float, field("For how many seconds a first question has gone unanswered.")]
     received: Annotated[float | None, field("When the last configuration came.")]
     last_rejection: Rejection | None
+    withheld: list[Withheld]
     types: list[RelayedType]

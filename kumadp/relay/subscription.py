@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.relay.messages import BadMessage, Response, encode_response
 from kumadp.relay.offer import Delivery, EnvoyOffer
+from kumadp.relay.resources import policies
 from kumadp.relay.snapshot import TypeSnapshot
 from kumadp.relay.verdicts import EARLIER, RejectedResources, Verdicts
 
@@ -35,6 +36,17 @@ class TypeView:
     names: int
     rejections: int
     withheld: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WithheldResource:
+    """A resource of the latest response that Envoy is not given, Envoy's reason, and policies that it mentions."""
+
+    type_url: str
+    name: str
+    digest: bytes
+    reason: str
+    policies: tuple[str, ...]
 
 
 class Subscription:
@@ -159,6 +171,18 @@ class Subscription:
         """Return the resources of the latest response that a fresh Envoy is not given at first."""
         latest = self.latest
         return [key for key in self.rejected if latest is not None and key in latest]
+
+    def withheld_resources(self) -> list[WithheldResource]:
+        """Return the resources of the latest response that a fresh Envoy is not given at first, for the status."""
+        if self.latest is None:
+            return []
+        resources = self.latest.response.by_name
+        return [
+            WithheldResource(
+                self.type_url, name, digest, self.rejected.reason((name, digest)), policies(resources[name])
+            )
+            for name, digest in self.withheld()
+        ]
 
     def view(self) -> TypeView:
         """Return the view for the status."""

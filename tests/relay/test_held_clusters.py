@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.relay.held_clusters import LISTENERS_WITHIN, LONGEST_DRAIN, MARGIN, MOST_HELD, HeldClusters
+from kumadp.relay.held_clusters import LISTENERS_WITHIN, LONGEST_WAIT, MARGIN, MOST_HELD, HeldClusters
 from kumadp.relay.messages import CLUSTER, Response, encode_response
 from tests.relay.harness import any_of
 
@@ -53,7 +53,7 @@ def test_it_goes_when_the_previous_listeners_have_drained(held: HeldClusters) ->
     assert held.next_tick() is None
 
 
-@pytest.mark.parametrize(("drain", "waits"), [(1.0, LISTENERS_WITHIN), (30.0, 32.0), (600.0, LONGEST_DRAIN)])
+@pytest.mark.parametrize(("drain", "waits"), [(1.0, LISTENERS_WITHIN), (30.0, 32.0), (600.0, LONGEST_WAIT)])
 def test_without_new_listeners_it_goes_after_both_waits(drain: float, waits: float) -> None:
     held = HeldClusters(drain)
     held.update(clusters("a"), {}, sent=0)

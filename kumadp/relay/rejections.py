@@ -1,0 +1,67 @@
+"""What Envoy rejected, for log and status. Nothing of Envoy's text about secrets is shown: it may quote them."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from kumadp.host.log.secrets import redact
+from kumadp.relay.messages import SECRET
+from kumadp.relay.upstream import LONGEST_REASON
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from kumadp.relay.actions import ResponseRejected
+    from kumadp.relay.subscription import WithheldResource
+
+# Entries of the status.
+MOST_SHOWN = 50
+
+
+class Rejections:
+    """Follows what ``withheld`` returns: the resources that Envoy is not given."""
+
+    def __init__(self, withheld: Callable[[], Sequence[WithheldResource]]) -> None:
+        self._withheld = withheld
+        self._since: dict[tuple[str, str, bytes], float] = {}
+        self.last: dict[str, object] | None = None
+
+    def add(self, rejected: ResponseRejected) -> str:
+        """Take a rejection; return the line for the log."""
+        type_url, version, by_guard = rejected.type_url, one_line(rejected.version), rejected.by_guard
+        reason = _shown(type_url, rejected.reason) if not by_guard else one_line(redact(rejected.reason))
+        now = round(time.time(), 3)
+        self.last = {"type": type_url, "version": version, "reason": reason, "at": now, "by_guard": by_guard}
+        self._note(now)
+        verdict = "withheld from Envoy" if by_guard else "rejected by Envoy"
+        return f"{type_url.rpartition('.')[2]} {version} is {verdict}{reason and ': '}{reason}"
+
+    def _note(self, now: float) -> Sequence[WithheldResource]:
+        withheld = self._withheld()
+        keys = [(each.type_url, each.name, each.digest) for each in withheld]
+        self._since = {key: self._since.get(key, now) for key in keys}
+        return withheld
+
+    def status(self) -> list[dict[str, object]]:
+        """Return the withheld resources in JSON types, at most 50; times in seconds since 1970."""
+        withheld = self._note(round(time.time(), 3))
+        return [
+            {
+                "type": each.type_url,
+                "name": one_line(each.name),
+                "reason": _shown(each.type_url, each.reason),
+                "policies": list(each.policies),
+                "since": self._since[each.type_url, each.name, each.digest],
+            }
+            for each in withheld[:MOST_SHOWN]
+        ]
+
+
+def _shown(type_url: str, reason: str) -> str:
+    return "" if type_url == SECRET else one_line(redact(reason))
+
+
+def one_line(text: str) -> str:
+    """Return the beginning of a peer's text as one line."""
+    return " ".join(text[: 2 * LONGEST_REASON].split())[:LONGEST_REASON]
