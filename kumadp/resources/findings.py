@@ -69,6 +69,10 @@ class Findings:
         """Add a remark."""
         self._add("remark", path, message, hint, EVERY)
 
+    def note_for(self, version: Versions, path: str, message: str, hint: str) -> None:
+        """Add a remark for who names one of these versions."""
+        self._add("remark", path, message, hint, version, quiet=True)
+
     def _add(self, effect: Effect, path: str, message: str, hint: str, by: Versions, *, quiet: bool = False) -> None:
         file, line = self._resource.where(path)
         self._findings.append(ResourceFinding(Problem(path, message, hint, file, line), effect, by, quiet))

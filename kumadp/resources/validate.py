@@ -9,7 +9,7 @@ from kumadp.addresses import WILDCARDS, canonical, is_host_name, is_ip, with_por
 from kumadp.resources.findings import Findings
 from kumadp.resources.ignored_fields import check_ignored
 from kumadp.resources.kuma_versions import BEFORE_2_14, EVERY, KUMA_2, KUMA_3, SINCE_2_14, Versions
-from kumadp.resources.label_rules import check_labels
+from kumadp.resources.label_rules import check_labels, check_workload
 from kumadp.resources.newer_rules import check_backend_ref, check_listeners, check_metrics, check_reachable
 from kumadp.resources.sockets import bound_sockets, inbound_address, overlaps, probes_socket
 from kumadp.resources.tag_rules import check_gateway_tags, check_inbound_tags, check_tag_characters
@@ -89,6 +89,7 @@ class _Check:
         self.probes(spec)
         self.transparent_proxying(networking)
         check_ignored(spec, self.findings)
+        check_workload(self.resource, networking, self.findings)
 
     def transparent_proxying(self, networking: Networking) -> None:
         transparent = networking.transparent_proxying

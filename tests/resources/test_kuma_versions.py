@@ -224,7 +224,37 @@ IGNORED = {
 def test_what_kuma_3_ignores(title: str) -> None:
     ignored = fields_without_effect(load(ROWS[title]), "3.0")
     assert [str(problem).removeprefix("dp.yaml:1: ") for problem in ignored] == IGNORED[title]
-    assert notes(ROWS[title], "3.0") == IGNORED[title]
+    assert [note for note in notes(ROWS[title], "3.0") if "kuma.io/workload" not in note] == IGNORED[title]
+
+
+NO_WORKLOAD = "is missing: the control plane makes no MeshService, and metrics have no service"
+
+
+@pytest.mark.parametrize(
+    ("title", "label", "expected"),
+    [
+        ("inbound with tags", {}, [NO_WORKLOAD]),
+        (
+            "inbound without tags",
+            {},
+            [NO_WORKLOAD],
+        ),
+        ("inbound without tags", {"kuma.io/workload": "web"}, []),
+        ("inbound with tags", {"kuma.io/workload": "web"}, []),
+        (
+            "inbound with tags",
+            {"kuma.io/workload": "shop"},
+            ["is shop: the MeshService has this name, and not that of the tag, web, as in Kuma 2"],
+        ),
+        ("gateway without tags", {}, []),
+        ("zone ingress listener", {}, []),
+    ],
+)
+def test_the_label_that_kuma_3_makes_a_mesh_service_by(title: str, label: dict[str, str], expected: list[str]) -> None:
+    row = {**ROWS[title], "labels": label}
+    remarks = [note for note in load(row, "3.0").notes if note.path == 'labels["kuma.io/workload"]']
+    assert [note.message for note in remarks] == expected
+    assert [note for note in load(row).notes if note.path.startswith("labels")] == []
 
 
 def test_what_older_versions_ignore() -> None:
