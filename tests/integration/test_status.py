@@ -63,7 +63,7 @@ def test_with_a_control_plane(tmp_path: Path) -> None:
         assert status.relay.state == "open"
         assert status.relay.received is not None
         text = asked(daemon).stdout
-        assert f"control plane  {plane.url}: connected to " in text
+        assert f"control plane  {plane.url} (Kuma 2): connected to " in text
         assert "last configuration " in text
         plane.break_clusters("backend")
         poll(lambda: "last rejection" in asked(daemon).stdout, what="the rejection")
