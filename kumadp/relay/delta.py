@@ -96,14 +96,14 @@ class Delta:
             messages.append(self._answer(known, request.error))
             known.settled = not request.error
         if set(request.names) != set(known.names):
-            former, known.names = known.names or (WILDCARD,), request.names
-            wanted = request.names or (WILDCARD,)
+            former, wanted = dict.fromkeys(known.names or (WILDCARD,)), dict.fromkeys(request.names or (WILDCARD,))
+            known.names = request.names
             messages.append(
                 encode_delta_request(
                     request.type_url,
                     node=self._node,
-                    subscribe=[name for name in wanted if name not in set(former)],
-                    unsubscribe=[name for name in former if name not in set(wanted)],
+                    subscribe=[name for name in wanted if name not in former],
+                    unsubscribe=[name for name in former if name not in wanted],
                 )
             )
         return tuple(messages)
@@ -151,8 +151,10 @@ class Delta:
         known = self._types.get(type_url)
         if known is None:
             return Arrival(outline)
-        if known.lost or message.fault:
-            return Arrival(outline, refused=LOST if known.lost else message.fault, lost=True)
+        if known.lost:
+            return Arrival(outline, refused=LOST, lost=True, outdated=True)
+        if message.fault:
+            return Arrival(outline, refused=message.fault, lost=True)
         names = frozenset(known.names)
         resources = {name: one for name, one in message.resources.items() if not names or name in names}
         changed = known.held.differing(resources)

@@ -30,7 +30,7 @@ class Arrival:
 
     ``response``: all resources of the type, for the state machine; None if Envoy has them already, or if the message is
     ``refused`` for this reason. ``held``: the set after it, in delta. ``lost``: the control plane believes that we have
-    what we have not.
+    what we have not; ``outdated``: that was so before, and now there is something newer.
     """
 
     outline: Outline
@@ -38,6 +38,7 @@ class Arrival:
     held: ResourceSet | None = field(default=None, repr=False)
     refused: str = ""
     lost: bool = False
+    outdated: bool = False
 
 
 class Dialect(Protocol):

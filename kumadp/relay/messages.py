@@ -174,8 +174,8 @@ def outline(head: bytes, tail: bytes) -> Outline:
         with contextlib.suppress(BadMessage):
             trailing = {number: (start, end) for number, start, end in fields(tail, at)}
             type_url = text(tail, *trailing[4])
-            # 6 is the identifier of the control plane.
-            if trailing.keys() <= {4, 5, 6} and type_url.startswith(TYPES):
+            # 6 is the identifier of the control plane; in delta 6 and 8 are removed names, and 7 that identifier.
+            if trailing.keys() <= {4, 5, 6, 7, 8} and type_url.startswith(TYPES):
                 return Outline(type_url, version, text(tail, *trailing[5]) if 5 in trailing else "")
         at = tail.rfind(_TYPE, 0, at)
     raise BadMessage("its type is not at its end")

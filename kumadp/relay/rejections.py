@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.host.log.secrets import redact
 from kumadp.relay.messages import SECRET
-from kumadp.relay.upstream import LONGEST_REASON
+from kumadp.relay.texts import one_line, short_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ class Rejections:
         self.last = {"type": type_url, "version": version, "reason": reason, "at": now, "by_guard": by_guard}
         self._note(now)
         verdict = "withheld from Envoy" if by_guard else "rejected by Envoy"
-        return f"{type_url.rpartition('.')[2]} {version} is {verdict}{reason and ': '}{reason}"
+        return f"{short_name(type_url)} {version} is {verdict}{reason and ': '}{reason}"
 
     def _note(self, now: float) -> Sequence[WithheldResource]:
         withheld = self._withheld()
@@ -60,8 +60,3 @@ class Rejections:
 
 def _shown(type_url: str, reason: str) -> str:
     return "" if type_url == SECRET else one_line(redact(reason))
-
-
-def one_line(text: str) -> str:
-    """Return the beginning of a peer's text as one line."""
-    return " ".join(text[: 2 * LONGEST_REASON].split())[:LONGEST_REASON]

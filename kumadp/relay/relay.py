@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING
 
 from kumadp.grpc.call import LARGEST
@@ -19,13 +20,15 @@ from kumadp.host.log.throttle import Throttle
 from kumadp.host.memory_trim import trim_memory
 from kumadp.host.net.serve import bind_unix
 from kumadp.relay.actions import Note, RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
+from kumadp.relay.delta import LOST
 from kumadp.relay.dialect import Sotw
 from kumadp.relay.downstream import Downstream
 from kumadp.relay.health import HDS, LARGEST_SPECIFIER, HealthRelay
 from kumadp.relay.messages import BadMessage, outline
 from kumadp.relay.present_dialect import LARGE, PresentDialect
 from kumadp.relay.protocol_choice import ProtocolChoice
-from kumadp.relay.rejections import Rejections, one_line
+from kumadp.relay.rejections import Rejections
+from kumadp.relay.texts import one_line, short_name
 from kumadp.relay.unanswered import Unanswered
 from kumadp.relay.upstream import Dial, UpstreamConnection, UpstreamOptions, UpstreamState
 
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
     from kumadp.grpc.call import Oversized
     from kumadp.host.net.connection_limit import ConnectionLimits
-    from kumadp.relay.dialect import XdsProtocol
+    from kumadp.relay.dialect import Arrival, XdsProtocol
     from kumadp.relay.messages import Request
     from kumadp.relay.snapshot import RelaySnapshot
     from kumadp.relay.state_machine import RelayStateMachine
@@ -45,6 +48,8 @@ log = logging.getLogger("kumadp.relay")
 
 # How long the stream stays open without an Envoy, in seconds: as long as Kuma itself waits before it deregisters.
 HOLD = 10.0
+# Seconds between two streams that are closed because a response was dropped.
+RENEW_EVERY = 600.0
 # Seconds after a large response, or after its answer, until freed memory is returned to the kernel.
 TRIM_AFTER = 2.0
 
@@ -113,6 +118,7 @@ class Relay:
         self._updated = asyncio.Event()
         self._epochs: dict[int, int] = {}
         self._unanswered = Unanswered(options.clock, self._note_silence)
+        self._renewed_at = -inf
         self._changed_at: dict[str, float] = {}
         self._rejections = Rejections(machine.withheld)
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -260,6 +266,7 @@ class Relay:
             self._upstream.send(answer)
         if arrival.refused:
             self._execute(self._machine.upstream_refused(arrival.outline, arrival.refused))
+            self._renew_lost(arrival)
         elif arrival.response is not None:
             self._changed_at[type_url] = self._clock()
             self._execute(self._machine.upstream_message(arrival.response))
@@ -279,6 +286,14 @@ class Relay:
         reason = f"it has {message.size} bytes; at most {self._largest} are accepted with this memory limit"
         self._execute(self._machine.upstream_refused(summary, reason))
         return True
+
+    def _renew_lost(self, arrival: Arrival) -> None:
+        """Have a new stream bring what this one will not send again; seldom, since it costs 10 s in the mesh."""
+        now = self._clock()
+        if arrival.outdated and now - self._renewed_at >= RENEW_EVERY:
+            self._renewed_at = now
+            self._upstream.close(LOST)
+            self._upstream.reopen()
 
     def _trim_soon(self) -> None:
         """Schedule it for when Envoy has answered and copies in flight are freed."""
@@ -359,7 +374,7 @@ class Relay:
             self._unanswered.expect(request.type_url)
 
     def _note_silence(self, types: tuple[str, ...]) -> None:
-        names, silence = ", ".join(map(_short, types)), self._unanswered.silence
+        names, silence = ", ".join(map(short_name, types)), self._unanswered.silence
         self._warn("silence", f"the control plane has not answered for {silence:.0f} s: {names}")
         self._on_change()
 
@@ -373,7 +388,3 @@ class Relay:
     def _cancel(self, name: str) -> None:
         if (timer := self._timers.pop(name, None)) is not None:
             timer.cancel()
-
-
-def _short(type_url: str) -> str:
-    return type_url.rpartition(".")[2]

@@ -22,6 +22,7 @@ from kumadp.relay.protocol_choice import ProtocolChoice
 from kumadp.relay.refusal import StreamRefusal
 from kumadp.relay.relay import Relay, RelayOptions
 from kumadp.relay.state_machine import DRAIN_TIME, RelayStateMachine
+from kumadp.relay.texts import short_name
 from kumadp.relay.upstream import Dial, UpstreamState
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ class RelaySession:
         """Return what Envoy requests and cannot get before the control plane is reachable: what is never on disk."""
         if not self._stale or self.relay.facts.state is UpstreamState.OPEN:
             return ""
-        types = [view.type_url.rpartition(".")[2] for view in self._machine.types() if not view.latest]
+        types = [short_name(view.type_url) for view in self._machine.types() if not view.latest]
         return f"{', '.join(types)}: not kept on disk, what needs it waits for the control plane" if types else ""
 
     def _end_grace(self) -> None:

@@ -20,6 +20,7 @@ from kumadp.host.log.throttle import Throttle
 from kumadp.host.net.host_lookup import numeric_addresses
 from kumadp.relay.protocol_choice import GROWTH, LONGEST_SILENCE, SILENT_AFTER, ProtocolChoice
 from kumadp.relay.refusal import StreamBackoff, StreamRefusal, classify
+from kumadp.relay.texts import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -34,8 +35,6 @@ PING = (20.0, 15.0)
 # After a stream that was open for so long (seconds) the backoff begins with the first wait again.
 STABLE_AFTER = 5.0
 RESOLVE_SECONDS = 5.0
-# Characters of a control plane's error text that are kept.
-LONGEST_REASON = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,4 +392,4 @@ def _reason(error: Exception) -> str:
         return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-    return " ".join(str(error).split())[:LONGEST_REASON]
+    return one_line(str(error))

@@ -333,7 +333,9 @@ def test_a_set_that_is_too_large_is_rejected_and_so_is_what_builds_on_it() -> No
     (nack,) = stream.send(CLUSTER, nonce="2", error=encode_status(8, arrival.refused))
     assert (nack.response_nonce, nack.error_detail.code) == ("2", 8)
     # The control plane counts b and c as sent: without them the set would be a wrong one.
-    assert stream.come(CLUSTER, "3", {"a": "y"}).refused == LOST
+    assert not arrival.outdated
+    later = stream.come(CLUSTER, "3", {"a": "y"})
+    assert (later.refused, later.outdated) == (LOST, True)
     # Other types are not concerned.
     stream.send(LISTENER)
     assert stream.whole(LISTENER, "4", {"l": ""}) == {"l": ""}

@@ -99,6 +99,17 @@ def test_the_outline_of_a_response_is_read_from_its_ends(
     assert found.version == version
 
 
+def test_the_outline_of_a_delta_response_is_read_from_its_ends() -> None:
+    theirs = discovery_pb2.DeltaDiscoveryResponse(
+        system_version_info="v", nonce="7", type_url=TYPES + "x", removed_resources=["a", "b"]
+    )
+    theirs.control_plane.identifier = "cp"
+    theirs.resources.add(name="c", version="1").resource.value = b"x" * 1000
+    data = theirs.SerializeToString()
+    found = outline(data[:100], data[-200:])
+    assert (found.type_url, found.version, found.nonce) == (TYPES + "x", "v", "7")
+
+
 @pytest.mark.parametrize("tail", [b"", b"x" * 100, b'"' * 100, field_text(4, "t"), field_text(2, TYPES + "x")])
 def test_bytes_without_a_type_at_their_end_have_no_outline(tail: bytes) -> None:
     with pytest.raises(BadMessage):
