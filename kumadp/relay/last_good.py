@@ -234,13 +234,13 @@ class LastGoodStore:
                 if reason:
                     left_out[saved.type_url] = reason
                     accepted = None
-            types.append(msgspec.structs.replace(_without_reasons(saved), accepted=accepted, latest=None, held=()))
+            types.append(msgspec.structs.replace(without_reasons(saved), accepted=accepted, latest=None, held=()))
         self._scanned = scanned
         memory = RelaySnapshot(tuple(types))
         return LastGood(self._binding, bootstrap, content.corefile_template, memory, left_out)
 
 
-def _without_reasons(saved: TypeSnapshot) -> TypeSnapshot:
+def without_reasons(saved: TypeSnapshot) -> TypeSnapshot:
     """Return the type without Envoy's texts, which may quote what it rejected."""
     withheld = tuple(msgspec.structs.replace(rejected, reason="") for rejected in saved.withheld)
     return msgspec.structs.replace(saved, withheld=withheld if saved.type_url != SECRET else ())

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
 from kumadp.relay.actions import ResponseAccepted, ResponseRejected
-from kumadp.relay.messages import Outline, Request, encode_status
+from kumadp.relay.last_good import without_reasons
+from kumadp.relay.messages import Outline, Request, Response, encode_response, encode_status
+from kumadp.relay.protobuf import field_bytes
 from kumadp.relay.snapshot import RelaySnapshot
-from kumadp.relay.state_machine import RelayStateMachine
+from kumadp.relay.state_machine import JAMMED_AFTER, STARVED_AFTER, RelayStateMachine
+from kumadp.relay.verdicts import EARLIER
 from tests.relay.harness import CLUSTER, ENDPOINTS, LISTENER, NODE, REFUSED, SECRET, Bench, any_of, contents, one
+
+
+def eds_cluster(name: str, body: str) -> bytes:
+    """Encode a cluster whose endpoints Envoy requests by its name."""
+    return field_bytes(2, field_bytes(1, name.encode()) + field_bytes(3, b"") + field_bytes(9, body.encode()))
+
 
 # Upward.
 
@@ -897,3 +908,241 @@ def test_an_envoy_is_supplied_once_all_types_that_it_watches_are_remembered() ->
     assert supplied()
     bench.request(1, SECRET, "ca")
     assert not supplied()
+
+
+# One resource of several.
+
+
+def names_of(bench: Bench, stream: int, type_url: str) -> list[str]:
+    return sorted(bench.seen[stream, type_url].by_name)
+
+
+def test_a_rejected_resource_is_withheld_and_the_others_are_sent_at_once() -> None:
+    bench = Bench()
+    bench.serving()
+    nonce = bench.respond(CLUSTER, "v2", one("1"), any_of("good"), any_of("bad"))
+    text = "Error adding/updating cluster(s) bad: it is bad"
+    bench.nack(1, CLUSTER, text)
+    assert bench.took_up() == [Request(CLUSTER, "1", nonce=nonce, error=encode_status(13, text))]
+    assert names_of(bench, 1, CLUSTER) == ["good", "one"]
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == []
+    (withheld,) = bench.machine.withheld()
+    assert (withheld.name, withheld.reason) == ("bad", text)
+    # Later changes are applied, and rejected with the remembered text.
+    nonce = bench.respond(CLUSTER, "v3", one("1"), any_of("good"), any_of("bad"), any_of("later"))
+    assert names_of(bench, 1, CLUSTER) == ["good", "later", "one"]
+    bench.ack(1, CLUSTER)
+    (answer,) = bench.took_up()
+    assert (answer.nonce, answer.error) == (nonce, encode_status(13, text))
+    nonce = bench.respond(CLUSTER, "v4", one("1"), any_of("good"), any_of("bad", "mended"), any_of("later"))
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "v4", nonce=nonce)]
+    assert bench.machine.withheld() == []
+
+
+def test_a_resource_that_the_control_plane_did_not_send_again_is_not_rejected_again() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(CLUSTER, "v2", one("1"), any_of("bad"))
+    bench.nack(1, CLUSTER, "bad: it is bad")
+    bench.ack(1, CLUSTER)
+    bench.took_up()
+    # As in delta: the whole set is known, one resource of it was sent.
+    whole = encode_response(CLUSTER, "v3", [one("1"), any_of("bad"), any_of("later")], "9")
+    bench.do(bench.machine.upstream_message(replace(Response.parse(whole), sent=frozenset({"later"}))))
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "v3", nonce="9")]
+    assert [each.name for each in bench.machine.withheld()] == ["bad"]
+
+
+@pytest.mark.parametrize("from_disk", [True, False])
+def test_a_rejected_resource_is_withheld_over_a_restart(from_disk: bool) -> None:
+    previous = Bench()
+    previous.serving()
+    previous.respond(CLUSTER, "v2", one("1"), any_of("bad"))
+    previous.nack(1, CLUSTER, "bad: it is bad")
+    previous.ack(1, CLUSTER)
+    memory = previous.machine.snapshot()
+    if from_disk:
+        types = tuple(msgspec.structs.replace(without_reasons(saved), latest=None) for saved in memory.types)
+        memory = RelaySnapshot(types)
+    bench = Bench(RelayStateMachine(NODE, snapshot=memory))
+    bench.live(0)
+    bench.envoy(1, 0)
+    bench.versions[1, CLUSTER] = "1"
+    bench.request(1, CLUSTER)
+    assert names_of(bench, 1, CLUSTER) == ["one"]
+    bench.ack(1, CLUSTER)
+    bench.connect()
+    bench.took_up()
+    bench.took_down()
+    nonce = bench.respond(CLUSTER, "v9", one("1"), any_of("bad"))
+    reason = EARLIER if from_disk else "bad: it is bad"
+    assert bench.took_down() == []
+    assert bench.took_up() == [Request(CLUSTER, "1", nonce=nonce, error=encode_status(13, reason))]
+    assert bench.notifications == [ResponseRejected(CLUSTER, "v9", reason)]
+
+
+def test_a_resource_that_envoy_does_not_name_is_found_by_halves() -> None:
+    bench = Bench()
+    bench.serving()
+    resources = [any_of(name) for name in ("a", "b", "bad", "d")]
+    bench.respond(LISTENER, "v2", one("1"), *resources)
+    sent = []
+    while bench.took_down():
+        names = names_of(bench, 1, LISTENER)
+        sent.append(names)
+        if "bad" in names:
+            bench.nack(1, LISTENER)
+        else:
+            bench.ack(1, LISTENER)
+    assert sent[:2] == [["a", "b", "bad", "d", "one"], ["one"]]
+    assert sent[-1] == ["a", "b", "d", "one"]
+    assert [each.name for each in bench.machine.withheld()] == ["bad"]
+
+
+# Only what has changed.
+
+
+def test_endpoints_are_sent_alone_if_they_changed_or_their_cluster_did() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(CLUSTER, "v2", one("1"), eds_cluster("a", "1"), eds_cluster("b", "1"))
+    bench.ack(1, CLUSTER)
+    bench.request(1, ENDPOINTS, "a", "b")
+    bench.respond(ENDPOINTS, "e1", any_of("a"), any_of("b"), any_of("unrequested"))
+    assert names_of(bench, 1, ENDPOINTS) == ["a", "b"]
+    bench.ack(1, ENDPOINTS)
+    bench.respond(ENDPOINTS, "e2", any_of("a"), any_of("b", "changed"))
+    assert names_of(bench, 1, ENDPOINTS) == ["b"]
+    bench.ack(1, ENDPOINTS)
+    bench.took_down()
+    bench.took_up()
+    bench.respond(CLUSTER, "v3", one("1"), eds_cluster("a", "1"), eds_cluster("b", "2"))
+    assert bench.took_down() == [(1, CLUSTER, "v3"), (1, ENDPOINTS, "e2")]
+    assert names_of(bench, 1, ENDPOINTS) == ["b"]
+    bench.ack(1, ENDPOINTS)
+    nonce = bench.respond(ENDPOINTS, "e3", any_of("b", "changed"), any_of("a"))
+    assert bench.took_down() == []
+    assert bench.took_up() == [Request(ENDPOINTS, "e3", names=("a", "b"), nonce=nonce)]
+
+
+def test_endpoints_of_a_rejected_cluster_are_requested_once_envoy_has_the_clusters() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(CLUSTER, "v2", eds_cluster("good", "1"), eds_cluster("bad", "1"))
+    bench.took_up()
+    bench.request(1, ENDPOINTS, "good", nonce="")
+    bench.request(1, ENDPOINTS, "good")
+    bench.nack(1, CLUSTER, "bad: it is bad")
+    assert bench.took_up()[-1].names == ("good", "bad")
+
+
+# Clusters that are removed.
+
+
+def test_a_removed_cluster_stays_until_listeners_have_drained() -> None:
+    bench = Bench(RelayStateMachine(NODE, drain_time=5.0))
+    bench.serving()
+    bench.respond(CLUSTER, "v2", one("1"), any_of("old"))
+    bench.ack(1, CLUSTER)
+    bench.took_up()
+    nonce = bench.respond(CLUSTER, "v3", one("1"), any_of("new"))
+    assert names_of(bench, 1, CLUSTER) == ["new", "old", "one"]
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "v3", nonce=nonce)]
+    assert bench.machine.types()[0].accepted == "v3"
+    bench.do(bench.machine.tick(100.0))
+    bench.respond(LISTENER, "v2")
+    bench.ack(1, LISTENER)
+    bench.do(bench.machine.tick(101.0))
+    bench.took_up()
+    bench.took_down()
+    # Another Envoy has no use for it.
+    bench.envoy(2, 1)
+    bench.request(2, CLUSTER)
+    assert names_of(bench, 2, CLUSTER) == ["new", "one"]
+    bench.took_down()
+    assert bench.machine.next_tick() == 108.0
+    bench.do(bench.machine.tick(108.0))
+    assert names_of(bench, 1, CLUSTER) == ["new", "one"]
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == []
+    assert bench.machine.next_tick() is None
+
+
+def test_a_rejected_cluster_is_not_held_when_it_is_removed() -> None:
+    bench = Bench()
+    bench.serving()
+    bench.respond(CLUSTER, "v2", one("1"), any_of("bad"))
+    bench.nack(1, CLUSTER, "bad: it is bad")
+    bench.ack(1, CLUSTER)
+    nonce = bench.respond(CLUSTER, "v3", one("1"))
+    assert bench.took_up()[-1] == Request(CLUSTER, "v3", nonce=nonce)
+    assert bench.machine.next_tick() is None
+
+
+def test_held_clusters_are_handed_over() -> None:
+    previous = Bench()
+    previous.serving()
+    previous.respond(CLUSTER, "v2", any_of("new"))
+    previous.ack(1, CLUSTER)
+    version = previous.seen[1, CLUSTER].version
+    bench = Bench(RelayStateMachine(NODE, snapshot=previous.machine.snapshot()))
+    bench.live(0)
+    bench.envoy(1, 0)
+    bench.versions[1, CLUSTER] = version
+    bench.request(1, CLUSTER)
+    assert names_of(bench, 1, CLUSTER) == ["new", "one"]
+
+
+# Clusters that Envoy does not answer.
+
+
+def jammed(*more: bytes) -> Bench:
+    """Send clusters that Envoy leaves unanswered, while it answers listeners that were sent later."""
+    bench = Bench()
+    bench.serving()
+    bench.respond(CLUSTER, "v2", one("1"), *more)
+    bench.respond(LISTENER, "v2")
+    bench.ack(1, LISTENER)
+    bench.do(bench.machine.tick(50.0))
+    bench.took_up()
+    bench.took_down()
+    return bench
+
+
+def test_new_clusters_are_withdrawn_if_envoy_does_not_answer_while_it_answers_later_types() -> None:
+    bench = jammed(any_of("new"))
+    assert bench.machine.next_tick() == 50.0 + JAMMED_AFTER
+    bench.do(bench.machine.tick(50.0 + JAMMED_AFTER))
+    assert bench.took_down() == [(1, CLUSTER, "1")]
+    (answer,) = bench.took_up()
+    assert b"not acknowledged" in answer.error
+    bench.ack(1, CLUSTER)
+    assert [each.name for each in bench.machine.withheld()] == ["new"]
+    assert bench.machine.next_tick() is None
+
+
+def test_an_answer_ends_the_wait() -> None:
+    bench = jammed(any_of("new"))
+    bench.ack(1, CLUSTER)
+    assert bench.machine.next_tick() is None
+
+
+def test_clusters_that_envoy_runs_already_are_not_withdrawn() -> None:
+    bench = jammed()
+    bench.do(bench.machine.tick(50.0 + JAMMED_AFTER))
+    assert bench.took_down() == []
+    assert bench.machine.withheld() == []
+
+
+def test_an_envoy_that_waits_for_endpoints_has_more_time() -> None:
+    bench = jammed(eds_cluster("new", "1"))
+    bench.request(1, ENDPOINTS, "new")
+    bench.do(bench.machine.tick(50.0 + JAMMED_AFTER))
+    assert bench.took_down() == []
+    assert bench.machine.next_tick() == 50.0 + JAMMED_AFTER + STARVED_AFTER
+    bench.do(bench.machine.tick(50.0 + JAMMED_AFTER + STARVED_AFTER))
+    assert bench.took_down() == [(1, CLUSTER, "1")]
