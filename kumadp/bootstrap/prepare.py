@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kumadp.bootstrap.admin_guard import ReservedPort, guard
 from kumadp.bootstrap.fields import get
-from kumadp.bootstrap.stat_tags import with_fast_stat_tags
+from kumadp.bootstrap.stat_tags import with_deferred_stats, with_fast_stat_tags
 from kumadp.host.log.secrets import holds_secret
 from kumadp.host.private_file import write_json
 from kumadp.host.work_dir import BOOTSTRAP_FILE, reporting_write_errors
@@ -126,6 +126,8 @@ async def prepare_fetched(
             log.info("the control plane offers delta xDS; kumadp's relay uses state of the world")
     if settings.stat_tags == "fast":
         tree = with_fast_stat_tags(tree)
+    if settings.deferred_stats:
+        tree = with_deferred_stats(tree)
     prepared = await prepare(tree, settings, target, admin_port=admin_port, file=file)
     return replace(prepared, corefile_template=fetched.corefile_template, fetched=fetched, upstream=upstream)
 

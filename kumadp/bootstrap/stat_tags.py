@@ -51,3 +51,14 @@ def _rewritten(tag: Any, count: Mapping[str, int]) -> Any:
     if not isinstance(regex, str) or count[name] > 1 or name.startswith("envoy."):
         return tag
     return {**tag, "regex": REWRITTEN.get(regex, regex)}
+
+
+def with_deferred_stats(bootstrap: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``bootstrap`` with `enableDeferredCreationStats`, unless the control plane sends such options.
+
+    Envoy then creates the traffic stats of a cluster when it is first used.
+    """
+    tree = dict(bootstrap)
+    if get(tree, "deferredStatOptions") is None:
+        put(tree, "deferredStatOptions", {"enableDeferredCreationStats": True})
+    return tree

@@ -174,6 +174,7 @@ _TOP = _fields(
     "node", "nodeContextParams", "admin", "dynamicResources", "hdsConfig", "flagsPath", "statsConfig",
     "statsFlushInterval", "statsFlushOnAdmin", "layeredRuntime", "overloadManager", "defaultRegexEngine",
     "useTcpForDnsLookups", "enableDispatcherStats", "headerPrefix", "statsServerVersionOverride",
+    "deferredStatOptions",
     staticResources=_fields("secrets", listeners=_List(_LISTENER), clusters=_List(_CLUSTER)),
 )  # fmt: skip
 

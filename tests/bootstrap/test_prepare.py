@@ -39,3 +39,17 @@ async def test_envoy_gets_the_tags_of_the_setting(tmp_path: Path, mode: str, rel
     assert prepared.fetched is fetched
     assert fetched.tree == original
     work.close()
+
+
+@pytest.mark.parametrize("sent", [None, {"enableDeferredCreationStats": False}], ids=["not sent", "sent"])
+@pytest.mark.parametrize("deferred", [False, True], ids=["at once", "deferred"])
+async def test_stats_are_deferred_by_the_setting(tmp_path: Path, deferred: bool, sent: dict[str, Any] | None) -> None:
+    work = open_work_dir("web", str(tmp_path / "work"), "", "", {})
+    tree = parse_bootstrap(CAPTURE.read_bytes()) | ({"deferredStatOptions": sent} if sent else {})
+    settings = replace(Settings(), deferred_stats=deferred)
+    prepared = await prepare_fetched(Fetched(tree, None, 0.0), settings, Target(work, ()), relay=None)
+    written = json.loads(prepared.config_path.read_bytes())
+    expected = sent or ({"enableDeferredCreationStats": True} if deferred else None)
+    assert written.get("deferredStatOptions") == expected
+    assert tree.get("deferredStatOptions") == sent
+    work.close()

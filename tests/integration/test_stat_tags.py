@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kumadp.bootstrap.parser import parse_bootstrap
-from kumadp.bootstrap.stat_tags import REWRITTEN, with_fast_stat_tags
+from kumadp.bootstrap.stat_tags import REWRITTEN, with_deferred_stats, with_fast_stat_tags
 from kumadp.host.work_dir import SOURCE_FILE
 from kumadp.relay.last_good import FILE
 from tests.support.daemon import get_at
@@ -129,7 +129,7 @@ def _names(envoy: DirectEnvoy) -> list[str]:
     return [line.partition(": ")[0] for line in get_at(envoy.admin, "/stats")[1].splitlines()]
 
 
-def expose(folder: Path, tree: Tree) -> tuple[Series, list[str]]:
+def expose(folder: Path, tree: Tree, *, used_only: bool = False) -> tuple[Series, list[str]]:
     """The series that a scrape gets, without their values, and the names of all stats."""
     envoy = DirectEnvoy(folder, tree)
     envoy.arguments = ("--disable-hot-restart", "--concurrency", "2", "--log-level", "warning")
@@ -138,7 +138,7 @@ def expose(folder: Path, tree: Tree) -> tuple[Series, list[str]]:
         envoy.wait_live()
         poll(lambda: set(_names(envoy)) >= LATE, what="the stats of all workers")
         names = _names(envoy)
-        status, text = get_at(envoy.admin, "/stats?format=prometheus")
+        status, text = get_at(envoy.admin, "/stats?format=prometheus" + ("&usedonly" if used_only else ""))
         assert status == 200
     finally:
         envoy.close()
@@ -177,6 +177,24 @@ def test_a_scrape_has_the_same_series(tmp_path: Path, version: str) -> None:
     for name in names:
         for regex in tags.values():
             assert extract(REWRITTEN.get(regex, regex), name) == extract(regex, name)
+
+
+def test_deferred_stats_are_those_of_unused_clusters(tmp_path: Path) -> None:
+    tree = configuration([], tmp_path)
+    deferred = with_deferred_stats(tree)
+    (all_series, _), (fewer, _) = expose(tmp_path, tree), expose(tmp_path, deferred)
+    assert fewer < all_series
+    missing = all_series - fewer
+    # Envoy takes what comes before the first dot for a cluster's name.
+    assert {dict(labels)["envoy_cluster_name"] for _, labels in missing} == {
+        name.partition(".")[0] for name in CLUSTERS
+    }
+    used, used_if_deferred = (
+        {series for series in expose(tmp_path, one, used_only=True)[0] if "envoy_cluster_name" in dict(series[1])}
+        for one in (tree, deferred)
+    )
+    assert used
+    assert used == used_if_deferred
 
 
 def _regexes(daemon: Daemon) -> list[str]:

@@ -25,8 +25,8 @@ APPLIED = {
     *("strict_inbound_ports", "system_ca_path", "token", "token_path", "unified_resource_naming"),
     # The resource and the settings, read again by the reload itself (cli/run.py).
     *("config", "dataplane", "dataplane_file", "dataplane_vars"),
-    # The guard and the tags of each bootstrap (bootstrap/prepare.py), the hot restart (envoy/part.py).
-    *("strict_admin", "stat_tags", "reload_deadline"),
+    # The guard and the stats of each bootstrap (bootstrap/prepare.py), the hot restart (envoy/part.py).
+    *("strict_admin", "stat_tags", "deferred_stats", "reload_deadline"),
     # What to do when something changes (controlplane/, core/context.py, daemon/file_changes.py).
     *("bootstrap_check_interval", "on_bootstrap_change", "on_control_plane_refusal", "on_file_change"),
     # The drain and the end (daemon/run.py, daemon/application.py).
