@@ -16,11 +16,6 @@ from kumadp.relay.refusal import StreamRefusal
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-# Seconds until a stream without any response may be of the wrong form. Registration takes 1.3 s, and Kuma reports an
-# error of a stream 10 s late.
-SILENT_AFTER = 12.0
-GROWTH, LONGEST_SILENCE = 2.0, 60.0
-
 
 async def _no_query() -> XdsProtocol | None:
     return None
@@ -47,6 +42,11 @@ class ProtocolChoice:
         self.present = first
         """The protocol of the present stream, or of the last one."""
 
+    @property
+    def is_stale(self) -> bool:
+        """True if the control plane has sent no bootstrap for the present stream."""
+        return self._stale
+
     async def before_stream(self) -> XdsProtocol:
         """Return the protocol of the stream that begins now, to a control plane that accepts connections."""
         if self._stale:
@@ -59,9 +59,10 @@ class ProtocolChoice:
     async def is_wrong(self) -> bool:
         """Return whether a stream without a response is to be replaced by one of the other protocol."""
         named = await self._query()
+        self._stale = self._stale and named is None
         if named is None or named is self.present:
             return False
-        self._unimplemented, self._stale = None, False
+        self._unimplemented = None
         self._named = self.present = named
         return True
 

@@ -18,7 +18,8 @@ from kumadp.grpc.client import GrpcConnection, connect
 from kumadp.host.log.secrets import redact, register
 from kumadp.host.log.throttle import Throttle
 from kumadp.host.net.host_lookup import numeric_addresses
-from kumadp.relay.protocol_choice import GROWTH, LONGEST_SILENCE, SILENT_AFTER, ProtocolChoice
+from kumadp.relay.first_response import FirstResponse, WrongProtocol
+from kumadp.relay.protocol_choice import ProtocolChoice
 from kumadp.relay.refusal import StreamBackoff, StreamRefusal, classify
 from kumadp.relay.texts import one_line
 
@@ -92,10 +93,6 @@ class UpstreamFacts:
     refused_since: float | None = None
 
 
-class _WrongProtocol(Exception):
-    """A stream without a response is of the wrong protocol."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Failure:
     """Why there is no stream to a control plane, and to which."""
@@ -133,6 +130,7 @@ class UpstreamConnection:
     ) -> None:
         self._choice = options.choice
         self._largest = options.largest
+        self._first = FirstResponse(options.choice, options.largest)
         self._dial = dial
         self._listener = listener
         self._clock = options.clock
@@ -175,6 +173,7 @@ class UpstreamConnection:
 
     def retry(self) -> None:
         """Connect at once instead of at the end of a wait: a reason why it failed may be gone."""
+        self._first.hurry()
         if self.facts.state is UpstreamState.BACKOFF:
             self._backoff.reset()
             self._notify()
@@ -263,7 +262,7 @@ class UpstreamConnection:
             former = self._choice.present
             try:
                 await self._stream(dial, host, port, ip, where)
-            except _WrongProtocol:
+            except WrongProtocol:
                 pass
             except StreamEnded as error:
                 status = error.status if self.facts.state is not UpstreamState.OPEN else None
@@ -272,7 +271,7 @@ class UpstreamConnection:
             log.info("the control plane does not serve %s xDS: changing to %s", former, self._choice.present)
 
     async def _stream(self, dial: Dial, host: str, port: int, ip: str, where: str) -> None:
-        """Keep one stream to one address. Raises StreamEnded, _WrongProtocol or OSError when it has ended."""
+        """Keep one stream to one address. Raises StreamEnded, WrongProtocol or OSError when it has ended."""
         connection = await connect(
             (ip, port),
             authority=authority(host, port),
@@ -297,7 +296,7 @@ class UpstreamConnection:
                     if self.facts.state is UpstreamState.OPEN:
                         data = await call.receive_or_skip(self._largest)
                     else:
-                        data = await self._first_response(call)
+                        data = await self._first.receive(call)
                     if self.facts.state is not UpstreamState.OPEN:
                         self._connection, self._metadata = connection, metadata
                         self._last_good = (host, port, ip)
@@ -311,7 +310,7 @@ class UpstreamConnection:
             except BaseException as error:
                 # A refused stream is freed at once; after any other end the control plane holds it until it notices.
                 refused = isinstance(error, StreamEnded) and error.status is not None and self._connection is None
-                if not refused and not isinstance(error, _WrongProtocol):
+                if not refused and not isinstance(error, WrongProtocol):
                     self._broken_at = self._clock()
                 raise
             finally:
@@ -321,21 +320,6 @@ class UpstreamConnection:
                 call.close()
         finally:
             await connection.close()
-
-    async def _first_response(self, call: Call) -> bytes | Oversized:
-        """Return the first message of a stream. Raises StreamEnded, and _WrongProtocol if there will be none."""
-        receiving = asyncio.ensure_future(call.receive_or_skip(self._largest))
-        # A round that is cancelled leaves nobody to look at how it ended.
-        receiving.add_done_callback(lambda task: task.cancelled() or task.exception())
-        silent_after = SILENT_AFTER
-        try:
-            while not (await asyncio.wait({receiving}, timeout=silent_after))[0]:
-                if await self._choice.is_wrong() and not receiving.done():
-                    raise _WrongProtocol
-                silent_after = min(silent_after * GROWTH, LONGEST_SILENCE)
-            return receiving.result()
-        finally:
-            receiving.cancel()
 
     def _established(self, where: str) -> None:
         facts = self.facts

@@ -162,7 +162,7 @@ def test_what_is_unimplemented_is_replaced_at_once(at: RelayStage) -> None:
 def test_a_silent_stream_of_the_wrong_protocol_is_replaced_once_the_bootstrap_names_the_other(
     at: RelayStage, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
-    monkeypatch.setattr("kumadp.relay.upstream.SILENT_AFTER", 0.2)
+    monkeypatch.setattr("kumadp.relay.first_response.SILENT_AFTER", 0.2)
     wrong, right = ("sotw", "delta") if version == "3.0" else ("delta", "sotw")
     names_protocol(at, "GRPC" if version == "3.0" else "DELTA_GRPC")
     at.use_bootstrap()
@@ -182,7 +182,7 @@ def test_a_silent_stream_of_the_wrong_protocol_is_replaced_once_the_bootstrap_na
 
 
 def test_the_right_stream_is_never_closed_for_its_silence(at: RelayStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kumadp.relay.upstream.SILENT_AFTER", 0.1)
+    monkeypatch.setattr("kumadp.relay.first_response.SILENT_AFTER", 0.1)
     at.plane.faults.silent = True
     relay = at.relay()
     requested = len(at.plane.bootstrap_requests)

@@ -141,7 +141,7 @@ async def test_with_the_right_one_there_is_one_stream_and_no_query(
 async def test_a_silent_stream_of_the_wrong_one_is_left_after_a_query(
     plane: XdsControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("kumadp.relay.upstream.SILENT_AFTER", 0.2)
+    monkeypatch.setattr("kumadp.relay.first_response.SILENT_AFTER", 0.2)
     caplog.set_level(logging.INFO)
     right = RIGHT[plane.version]
     wrong = DELTA if right is SOTW else SOTW
@@ -155,7 +155,7 @@ async def test_a_silent_stream_of_the_wrong_one_is_left_after_a_query(
 async def test_a_silent_control_plane_that_names_the_same_is_waited_for(
     plane: XdsControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kumadp.relay.upstream.SILENT_AFTER", 0.05)
+    monkeypatch.setattr("kumadp.relay.first_response.SILENT_AFTER", 0.05)
     plane.faults.silent = True
     async with running(Client(plane, tmp_path, SOTW)) as client:
         await client.until(lambda: client.queries >= 3, "three queries")
@@ -248,3 +248,30 @@ async def test_a_reconnect_in_delta_sends_nothing_again_but_endpoints(plane: Xds
 
 async def no_query() -> XdsProtocol | None:
     return DELTA
+
+
+@pytest.mark.parametrize("hurried", [False, True], ids=["in time", "at once after a new token"])
+async def test_a_silent_stream_without_a_bootstrap_is_checked_again_soon(
+    plane: XdsControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hurried: bool
+) -> None:
+    """As after an upgrade whose control plane rejects the token at first: bootstraps and delta, not the silence."""
+    monkeypatch.setattr("kumadp.relay.first_response.UNCONFIRMED_AFTER", 600.0 if hurried else 0.05)
+    async with running(Client(plane, tmp_path, SOTW)) as client:
+        await client.served()
+        query, refusing = client.query, True
+
+        async def refused() -> XdsProtocol | None:
+            client.queries += 1
+            return None if refusing else await query()
+
+        client.choice._query = refused
+        await asyncio.to_thread(plane.upgrade, "3.0")
+        await client.until(lambda: len(client.streams) == 2, "a stream of the former protocol")
+        refusing = False
+        if hurried:
+            await client.until(lambda: client.queries == 1, "the query that was refused")
+            responses = client.responses
+            client.upstream.retry()
+            await client.until(lambda: client.responses > responses, "a response")
+        await client.until(lambda: client.upstream.facts.state is UpstreamState.OPEN, "the stream of delta")
+    assert client.streams == [SOTW, SOTW, DELTA]
