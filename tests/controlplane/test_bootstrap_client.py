@@ -20,8 +20,9 @@ from kumadp.core.context import Context, Inputs
 from kumadp.core.previous import Previous
 from kumadp.errors import WorkDirError
 from kumadp.host.work_dir import WorkDir
+from kumadp.otel.environment import inventory, read_environment
 from kumadp.resources.load import load_resource
-from kumadp.resources.transparent_proxy import TransparentProxy
+from kumadp.resources.transparent_proxy import TransparentProxy, read_transparent
 from kumadp.settings.resolve import resolve
 from tests.support.scripted_control_plane import TOKEN
 
@@ -45,6 +46,13 @@ OURS = {
 def captured(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((CAPTURES / name / "request.json").read_text())
     return found
+
+
+def transparent_of(theirs: dict[str, Any]) -> TransparentProxy | None:
+    """The configuration that kuma-dp had, by what it reported of it."""
+    if (reported := theirs.get("dataplaneConfig")) is None:
+        return None
+    return read_transparent([("captured", json.dumps(reported))])
 
 
 def client_of(
@@ -80,6 +88,8 @@ def test_the_request_is_kuma_dp_s(tmp_path: Path, name: str, monkeypatch: pytest
         "system_ca_path": theirs["systemCaPath"],
         "readiness_port": theirs.get("readinessPort"),
         "proxy_type": theirs["proxyType"],
+        # kuma-dp 3.0 has one port for DNS, and no Envoy's.
+        "envoy_dns_port": theirs.get("dnsPort"),
     }
     text = theirs.pop("dataplaneResource", None)
     if text is None:
@@ -87,7 +97,14 @@ def test_the_request_is_kuma_dp_s(tmp_path: Path, name: str, monkeypatch: pytest
     else:
         flags["dataplane"] = text
     resource = load_resource(text, "captured") if text else None
-    sidecar = Sidecar(dns_port=theirs.get("dnsPort"), resolves="dnsPort" in theirs, serves_probes=True)
+    sidecar = Sidecar(
+        dns_port=theirs.get("dnsPort"),
+        resolves="dnsPort" in theirs,
+        serves_probes=True,
+        transparent=transparent_of(theirs),
+        # Nothing is set there that could be reported.
+        otel_env=inventory(read_environment({})) if "otelEnv" in theirs else None,
+    )
     ours = request(client_of(tmp_path, resource, flags, sidecar))
     sent = json.loads(ours.pop("dataplaneResource", "null"))
     their_resource = json.loads(text or "null")
