@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
-from kumadp.relay.envoy_streams import EnvoyStream
+from kumadp.relay.envoy_streams import NAMED, EnvoyStream
 from kumadp.relay.messages import CLUSTER, ENDPOINTS
 from kumadp.relay.resources import endpoint_name
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from kumadp.relay.envoy_streams import Exchange
     from kumadp.relay.resources import Key, XdsResource
-    from kumadp.relay.subscription import Subscription
+    from kumadp.relay.subscription import Subscription, WithheldResource
 
 
 class Envoys:
@@ -87,6 +87,11 @@ class Envoys:
     def requested(self, type_url: str, name: str) -> bool:
         """Return True if an Envoy requests this name."""
         return any(name in exchange.names for _, exchange in self.of_type(type_url))
+
+    def withheld_resources(self, subscriptions: Iterable[Subscription]) -> list[WithheldResource]:
+        """Return the resources that Envoy is not given although it requests them, since it rejected them."""
+        every = [each for subscription in subscriptions for each in subscription.withheld_resources()]
+        return [each for each in every if each.type_url not in NAMED or self.requested(each.type_url, each.name)]
 
     def use_clusters(self, clusters: Iterable[XdsResource]) -> None:
         """Request the endpoints of these clusters, once `clusters_applied`."""

@@ -12,6 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from kumadp.relay.actions import Note, RelayAction, ResponseRejected, SendDown
+from kumadp.relay.cluster_order import AFTER_CLUSTERS, JAMMED, JAMMED_AFTER, STARVED_AFTER, ListenerHold
 from kumadp.relay.envoy_streams import NAMED, NO_SECRET, Exchange
 from kumadp.relay.envoys import Envoys
 from kumadp.relay.held_clusters import HeldClusters
@@ -43,11 +44,6 @@ TRIAL_AFTER = 30.0
 DRAIN_TIME = 30.0
 EXHAUSTED = 8
 DEADLINE = 4
-# Seconds for which Envoy may leave clusters unanswered while it answers what was sent later.
-JAMMED_AFTER = 10.0
-# Seconds more if it waits for endpoints or secrets, on which it gives up after 15 s (initial_fetch_timeout).
-STARVED_AFTER = 20.0
-JAMMED = f"Envoy has not acknowledged it for {JAMMED_AFTER:.0f} s, while it acknowledged later resources"
 
 
 class RelayStateMachine:
@@ -70,7 +66,7 @@ class RelayStateMachine:
         self._serial = self._nonce = 0
         self._subscriptions: dict[str, Subscription] = {}
         self._envoys = Envoys()
-        self._held = HeldClusters(drain_time)
+        self._held, self._listener_hold = HeldClusters(drain_time), ListenerHold(self._envoys)
         self._judge = Judge(self._up, self._envoys, self._held)
         self._remembered = 0
         if snapshot is not None:
@@ -194,6 +190,9 @@ class RelayStateMachine:
             actions += self._request_endpoints()
         actions += self._subscribe(subscription)
         actions += self._serve(down, subscription, exchange, new)
+        if request.nonce and request.type_url == CLUSTER:
+            self._listener_hold.end(down)
+            actions += self._serve_after_clusters(down)
         return actions
 
     def down_closed(self, stream: int) -> list[RelayAction]:
@@ -229,7 +228,7 @@ class RelayStateMachine:
         """Return when `tick` is due, at once if it is to note a time; None if it is not."""
         trial = self._judge.next_trial(self._subscriptions.values(), TRIAL_AFTER, self._remembered)
         jams = (exchange.overtaken for _, exchange in self._envoys.jams())
-        due = (trial[0] if trial else None, self._held.next_tick(), *jams)
+        due = (trial[0] if trial else None, self._held.next_tick(), self._listener_hold.next_tick(), *jams)
         return min((each for each in due if each is not None), default=None)
 
     def tick(self, now: float) -> list[RelayAction]:
@@ -237,6 +236,8 @@ class RelayStateMachine:
         actions = self._try_again(now)
         if self._held.tick(now):
             actions += self._serve_all(self._subscriptions[CLUSTER])
+        for down in self._listener_hold.tick(now):
+            actions += self._serve_after_clusters(down)
         for down, exchange in self._envoys.jams():
             if exchange.overtaken == -inf:
                 exchange.overtaken = now + JAMMED_AFTER
@@ -281,10 +282,7 @@ class RelayStateMachine:
 
     def withheld(self) -> list[WithheldResource]:
         """Return the resources that Envoy is not given although it requests them, since it rejected them."""
-        every = [each for subscription in self._subscriptions.values() for each in subscription.withheld_resources()]
-        return [
-            each for each in every if each.type_url not in NAMED or self._envoys.requested(each.type_url, each.name)
-        ]
+        return self._envoys.withheld_resources(self._subscriptions.values())
 
     def renew_node(self, node: bytes) -> None:
         """Send another Node from the next stream on: a control plane reads it once per stream."""
@@ -318,7 +316,7 @@ class RelayStateMachine:
         self, down: EnvoyStream, subscription: Subscription, exchange: Exchange, new: set[str] | None = None
     ) -> list[RelayAction]:
         """Send the response that the stream should have, unless it has it or a previous one is unanswered."""
-        if down.ended or exchange.waiting or not exchange.subscribed:
+        if down.ended or exchange.waiting or not exchange.subscribed or self._listener_hold.waits(down, subscription):
             return []
         base = subscription.choose(down.stream)
         if exchange.keeps_own(base, self._remembered):
@@ -345,6 +343,10 @@ class RelayStateMachine:
                 break
         exchange.skip(offer)
         return self._apply_answers(subscription)
+
+    def _serve_after_clusters(self, down: EnvoyStream) -> list[RelayAction]:
+        waiting = [(self._subscriptions[url], down.exchanges[url]) for url in AFTER_CLUSTERS if url in down.exchanges]
+        return [action for waiter in waiting for action in self._serve(down, *waiter)]
 
     def _offer(self, down: EnvoyStream, subscription: Subscription, exchange: Exchange, base: Delivery) -> EnvoyOffer:
         """Return what a stream should have now.

@@ -120,7 +120,7 @@ def test_what_the_next_version_rejects_leaves_what_runs(rig: UpgradeRig) -> None
                 pytest.skip("the next version takes outbounds by tags: set KUMA_CP_NEXT to one of Kuma 3.0")
             rig.renew_token()
             assert str(rig.file) in rig.wait_warning(daemon, "backendRef")
-            assert rig.kuma.registered == []
+            assert not rig.is_registered()
             assert identity(rig, daemon) == before
             rig.dataplane = suited
             rig.write_dataplane()

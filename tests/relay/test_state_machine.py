@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from kumadp.relay.actions import ResponseAccepted, ResponseRejected
+from kumadp.relay.cluster_order import JAMMED_AFTER, STARVED_AFTER
 from kumadp.relay.last_good import without_reasons
 from kumadp.relay.messages import Outline, Request, Response, encode_response, encode_status
 from kumadp.relay.protobuf import field_bytes
 from kumadp.relay.snapshot import RelaySnapshot
-from kumadp.relay.state_machine import JAMMED_AFTER, STARVED_AFTER, RelayStateMachine
+from kumadp.relay.state_machine import RelayStateMachine
 from kumadp.relay.verdicts import EARLIER
 from tests.relay.harness import CLUSTER, ENDPOINTS, LISTENER, NODE, REFUSED, SECRET, Bench, any_of, contents, one
 
@@ -632,8 +633,9 @@ def test_an_accepted_trial_clears_the_suspicion_for_all() -> None:
 def test_suspects_are_retried_one_at_a_time() -> None:
     bench = Bench()
     bench.serving()
-    bench.respond(CLUSTER, "v2")
+    # The other way round listeners would wait for the answer to clusters.
     bench.respond(LISTENER, "v2")
+    bench.respond(CLUSTER, "v2")
     bench.die(1, 0)
     bench.envoy(2, 1)
     for type_url in (CLUSTER, LISTENER):
@@ -730,8 +732,8 @@ def test_a_deadly_response_is_not_accepted_even_if_another_envoy_accepts_it() ->
 def test_a_newer_response_ends_a_trial() -> None:
     bench = Bench()
     bench.serving()
-    bench.respond(CLUSTER, "v2")
     bench.respond(LISTENER, "v2")
+    bench.respond(CLUSTER, "v2")
     bench.die(1, 0)
     bench.envoy(2, 1)
     for type_url in (CLUSTER, LISTENER):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import tempfile
 import time
+import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,6 +92,9 @@ class UpgradeRig(LoadedRig):
             self.kuma.folder = folder
         self.kuma.start()
         self.put_mesh()
+        # A store on disk would have it, and the endpoints that follow from it.
+        with contextlib.suppress(urllib.error.HTTPError):
+            self.kuma.put_resource(self.dataplane)
 
     def wait_registered(self, daemon: Daemon) -> float:
         """Wait until the data plane is registered and all is acknowledged; return seconds until the former."""
