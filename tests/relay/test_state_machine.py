@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from kumadp.relay.actions import ResponseAccepted, ResponseRejected
-from kumadp.relay.cluster_order import JAMMED_AFTER, STARVED_AFTER
+from kumadp.relay.cluster_order import JAMMED_AFTER, LONGEST_HOLD, STARVED_AFTER
 from kumadp.relay.last_good import without_reasons
 from kumadp.relay.messages import Outline, Request, Response, encode_response, encode_status
 from kumadp.relay.protobuf import field_bytes
@@ -1108,6 +1108,8 @@ def jammed(*more: bytes) -> Bench:
     bench.serving()
     bench.respond(CLUSTER, "v2", one("1"), *more)
     bench.respond(LISTENER, "v2")
+    for now in (50.0 - LONGEST_HOLD, 50.0):
+        bench.do(bench.machine.tick(now))
     bench.ack(1, LISTENER)
     bench.do(bench.machine.tick(50.0))
     bench.took_up()
