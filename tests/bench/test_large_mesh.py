@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(900)]
 
-ROUNDS = 5
+ROUNDS = int(os.environ.get("KUMADP_BENCH_ROUNDS", "5"))
 # With Kuma's tags of statistics Envoy needs some 12 ms more for each new or changed cluster and listener, by any way.
 TAGS = "KUMADP_BENCH_TAGS" in os.environ
 KB = 1e3

@@ -123,8 +123,10 @@ def running(
     with workload("backend") as app, (folder / "log").open("wb") as out:
         file = folder / "dp.json"
         file.write_text(json.dumps(fill(files.real, dataplane(name, "backend", ports, app.port, probes=False))))
+        # Nothing of an earlier run, with another control plane.
+        folders = (f"--work-dir={folder}/w", f"--state-dir={folder}/s") if ours else ()
         process = subprocess.Popen(
-            [*program, "run", *files.arguments, f"--dataplane-file={file}"],
+            [*program, "run", *files.arguments, f"--dataplane-file={file}", *folders],
             env=environment_of(folder, ports, ours=ours) | environment,
             stdout=out,
             stderr=out,

@@ -130,7 +130,8 @@ class DeltaServer:
         resources = self._node().resources.get(kind, {})
         wanted = resources.keys() if subscription.wildcard else subscription.names
         known = subscription.known
-        versions = {name: self._counted(kind, resources[name]) for name in wanted if name in resources}
+        folded = self._folded(kind)
+        versions = {name: f"{version_of(resources[name])}{folded}" for name in wanted if name in resources}
         changed = [n for n, version in versions.items() if known.get(n) != version or n in subscription.forced]
         watched = known if subscription.wildcard else known.keys() & subscription.names
         removed = [name for name in watched if name not in resources]
@@ -148,11 +149,11 @@ class DeltaServer:
         response.nonce = subscription.unanswered = str(next(self._nonces))
         return response
 
-    def _counted(self, kind: str, resource: bytes) -> str:
-        """The version by which the server counts a resource as known, which is not always the one it sends."""
+    def _folded(self, kind: str) -> str:
+        """What the server adds to the version by which it counts a resource as known, and which it does not send."""
         if kind == ENDPOINTS and self._profile.folds_clusters and self._node().resources.get(CLUSTER):
-            return f"{version_of(resource)} {self._content(CLUSTER)}"
-        return version_of(resource)
+            return f" {self._content(CLUSTER)}"
+        return ""
 
     def _system_version(self, kind: str) -> str:
         if not self._profile.content_versions:
