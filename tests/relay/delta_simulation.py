@@ -15,6 +15,7 @@ from kumadp.relay.actions import RelayAction, SendDown, SendUp
 from kumadp.relay.delta import Delta, Memory
 from kumadp.relay.dialect import Dialect, Sotw, XdsProtocol
 from kumadp.relay.messages import Request, Response, encode_response, encode_status
+from kumadp.relay.protobuf import field_bytes, field_text
 from kumadp.relay.snapshot import RelaySnapshot
 from kumadp.relay.state_machine import RelayStateMachine
 from tests.relay.harness import CLUSTER, ENDPOINTS, LISTENER, NODE, SECRET, any_of
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 LARGEST = 1 << 20
 # A body that Envoy rejects.
 BAD = "bad"
-REJECTED = encode_status(13, "rejected")
+# Seconds after which Envoy uses a cluster without its endpoints (``initial_fetch_timeout``).
+FETCH_TIMEOUT = 15.0
+MOST_REPEATED = 3
 Set = dict[str, bytes]
 
 
@@ -54,7 +57,10 @@ class WarmingEnvoy:
     epoch: int
     stream: int
     sets: dict[str, Set] = field(default_factory=lambda: {CLUSTER: {}, ENDPOINTS: {}, LISTENER: {}, SECRET: {}})
+    names_resources: bool = True
+    """Whether its texts name what it rejects: those about clusters and listeners always do."""
     warming: set[str] = field(default_factory=set)
+    stuck: Set = field(default_factory=dict)
     sessions: dict[str, Session] = field(default_factory=dict)
     inbox: list[Response] = field(default_factory=list)
     outbox: list[Request] = field(default_factory=list)
@@ -80,20 +86,26 @@ class WarmingEnvoy:
         response = self.inbox.pop(0)
         kind, session = response.type_url, self.sessions[response.type_url]
         session.nonce = response.nonce
-        resources = {name: resource for resource in response.resources for name in Response_names(resource)}
-        good = {name: resource for name, resource in resources.items() if not is_bad(name, resource)}
+        resources = set_of(response)
+        bad = {name for name, resource in resources.items() if is_bad(name, resource)}
+        refused = bad
+        if kind == CLUSTER:
+            # One that is refused late stays in the warming list, and sent again it is no change.
+            refused = bad - {name for name in self.stuck if self.stuck[name] == resources.get(name)}
+            self.stuck = {name: resources[name] for name in bad}
+        good = {name: resource for name, resource in resources.items() if name not in bad}
         if kind in {CLUSTER, LISTENER}:
-            bad = resources.keys() - good.keys()
             # What is rejected does not replace what there is.
-            good |= {name: self.sets[kind][name] for name in bad & self.sets[kind].keys()}
-            self._replace(kind, good)
+            self._replace(kind, good | {name: self.sets[kind][name] for name in bad & self.sets[kind].keys()})
         else:
             self.sets[kind] |= {name: resource for name, resource in good.items() if name in session.names}
             self.warming -= good.keys() if kind == ENDPOINTS else set()
-        if len(good) < len(resources) or any(is_bad(*item) for item in resources.items()):
+        if refused:
             self.rejections += 1
-            self._request(kind, REJECTED)
-        elif kind == CLUSTER and self.warming:
+            is_named = self.names_resources or kind in {CLUSTER, LISTENER}
+            named = ", ".join(f"{name}: it is bad" for name in sorted(refused)) if is_named else "it is bad"
+            self._request(kind, encode_status(13, f"Error adding/updating {named}"))
+        elif kind == CLUSTER and (self.warming or self.stuck):
             session.waiting = response
         else:
             session.version = response.version
@@ -113,7 +125,7 @@ class WarmingEnvoy:
 
     def _warmed(self) -> None:
         clusters = self.sessions[CLUSTER]
-        if self.warming:
+        if self.warming or self.stuck:
             return
         if clusters.waiting is not None:
             clusters.version, clusters.waiting = clusters.waiting.version, None
@@ -122,7 +134,7 @@ class WarmingEnvoy:
             self.subscribe(LISTENER)
 
     def give_up(self) -> None:
-        """Use clusters without their endpoints, 15 s after they were requested (``initial_fetch_timeout``)."""
+        """Use clusters without their endpoints."""
         self.warming.clear()
         self._warmed()
 
@@ -135,12 +147,19 @@ class WarmingEnvoy:
             self._request(kind)
 
 
-def Response_names(resource: bytes) -> list[str]:  # noqa: N802
-    return sorted(Response("", "", "", encode_response("", "", [resource])).by_name)
+def set_of(response: Response) -> Set:
+    return {name: bytes(resource.raw) for name, resource in response.by_name.items()}
+
+
+def cluster_of(name: str, body: str) -> bytes:
+    """A cluster, which has an ``eds_cluster_config`` unless its name begins with "s"."""
+    if name.startswith("s"):
+        return any_of(name, body)
+    return field_bytes(2, field_text(1, name) + field_bytes(3, b"") + field_bytes(9, body.encode()))
 
 
 def is_bad(name: str, resource: bytes) -> bool:
-    return resource == any_of(name, BAD)
+    return resource in {any_of(name, BAD), cluster_of(name, BAD)}
 
 
 class SotwServer:
@@ -152,11 +171,19 @@ class SotwServer:
         self._sent: dict[str, str] = {}
         self._nonce = 0
         self._returned: dict[str, set[str]] = {}
+        self._repeated: dict[str, int] = {}
 
     def requested(self, request: Request) -> None:
         sent = self._sent.get(request.type_url, "")
         if sent and request.nonce != sent:
             return
+        if request.error:
+            # Kuma sends what was rejected again every 5 s; that is often enough here.
+            version = self._node.versions[request.type_url]
+            self._repeated[version] = self._repeated.get(version, 0) + 1
+            if self._repeated[version] > MOST_REPEATED:
+                self._open[request.type_url] = (request.names, version)
+                return
         self._open[request.type_url] = (request.names, request.version)
 
     def respond(self) -> Iterable[bytes]:
@@ -259,7 +286,7 @@ class DeltaSimulation:
         self.stop()
         self.streams += 1
         self.epochs += 1
-        self.envoy = WarmingEnvoy(self.epochs, self.streams)
+        self.envoy = WarmingEnvoy(self.epochs, self.streams, names_resources=self.random.random() < 0.5)
         self.execute(self.machine.down_opened(self.streams, self.epochs))
         self.envoy.subscribe(CLUSTER)
 
@@ -278,7 +305,8 @@ class DeltaSimulation:
             self.execute(self.machine.down_opened(self.streams, self.envoy.epoch))
 
     def live(self) -> None:
-        if self.envoy is not None:
+        """Report Envoy LIVE, which it is once it has listeners."""
+        if self.envoy is not None and LISTENER in self.envoy.sessions and self.envoy.sessions[LISTENER].version:
             self.execute(self.machine.envoy_live(self.envoy.epoch, now=self.now))
 
     def read_down(self) -> None:
@@ -329,6 +357,10 @@ class DeltaSimulation:
             if moves := self.moves():
                 self.random.choice(moves)()
 
+    def is_due(self, now: float) -> bool:
+        due = self.machine.next_tick()
+        return due is not None and due < now
+
     def settle(self) -> None:
         """Let everything happen that can, with an Envoy and a control plane."""
         if self.server is None:
@@ -340,7 +372,24 @@ class DeltaSimulation:
                 self.random.choice(moves)()
             elif self.envoy is not None and self.envoy.warming:
                 # Those that nobody has endpoints of any more Envoy waits for in vain.
-                self.late |= self.envoy.warming & self.node.resources.get(ENDPOINTS, {}).keys()
+                if self.dialect.protocol is XdsProtocol.DELTA:
+                    # State of the world may leave a request unanswered that names fewer than there are.
+                    self.late |= {
+                        name
+                        for name, resource in self.node.resources[ENDPOINTS].items()
+                        if name in self.envoy.warming and not is_bad(name, resource)
+                    }
+                self.envoy.give_up()
+            elif self.envoy is not None and self.envoy.warming and not self.is_due(self.now + FETCH_TIMEOUT):
+                # Those that nobody has endpoints of any more Envoy waits for in vain.
+                if self.dialect.protocol is XdsProtocol.DELTA:
+                    # State of the world may leave a request unanswered that names fewer than there are.
+                    self.late |= {
+                        name
+                        for name, resource in self.node.resources[ENDPOINTS].items()
+                        if name in self.envoy.warming and not is_bad(name, resource)
+                    }
+                self.now += FETCH_TIMEOUT
                 self.envoy.give_up()
             elif (due := self.machine.next_tick()) is not None:
                 self.now = max(self.now, due)
@@ -350,17 +399,32 @@ class DeltaSimulation:
         else:
             raise AssertionError("it never comes to rest")
 
+    def compare(self, kind: str, has: Set, served: Set) -> None:
+        """Compare sets; in the place of what is bad there is what was there before, or nothing."""
+        bad = {name for name, resource in served.items() if is_bad(name, resource)}
+        # Endpoints are those of clusters that Envoy has.
+        bad |= served.keys() - self.node.resources[CLUSTER].keys() if kind == ENDPOINTS else set()
+        if kind == ENDPOINTS and self.envoy is not None:
+            bad |= served.keys() - self.envoy.sets[CLUSTER].keys()
+        assert {name: one for name, one in has.items() if name not in bad} == {
+            name: one for name, one in served.items() if name not in bad
+        }, kind
+
     def assert_translated(self) -> None:
         """Envoy has what the control plane serves, and everything is acknowledged."""
         assert self.envoy is not None
         assert not self.envoy.warming, "clusters wait for endpoints"
+        assert not self.envoy.stuck, "a rejected cluster stays in Envoy's warming list"
         served = self.node.resources
         for kind in (CLUSTER, LISTENER):
-            assert self.envoy.sets[kind] == served.get(kind, {}), kind
+            self.compare(kind, self.envoy.sets[kind], served[kind])
         names = self.envoy.sessions[ENDPOINTS].names if ENDPOINTS in self.envoy.sessions else ()
-        assert {n: self.envoy.sets[ENDPOINTS].get(n) for n in names} == served.get(ENDPOINTS, {})
+        self.compare(
+            ENDPOINTS, {n: one for n, one in self.envoy.sets[ENDPOINTS].items() if n in names}, served[ENDPOINTS]
+        )
         if SECRET in self.envoy.sessions and self.envoy.sessions[SECRET].names:
-            assert self.envoy.sets[SECRET].get("k") == served[SECRET].get("k", self.envoy.sets[SECRET].get("k"))
+            self.compare(SECRET, self.envoy.sets[SECRET], served[SECRET])
+        assert self.late == set(), "clusters got no endpoints in time"
         # What Envoy does not want any more it does not answer either.
         wanted = {CLUSTER, LISTENER, *(kind for kind, session in self.envoy.sessions.items() if session.names)}
         assert [v.type_url for v in self.machine.types() if v.open and v.type_url in wanted] == [], "not answered"

@@ -178,8 +178,9 @@ class RelayStage:
         self.relays.remove(relay)
         return relay.stop()
 
-    def envoy(self, relay: RunningRelay | None = None, epoch: int = 0) -> RelayedEnvoy:
+    def envoy(self, relay: RunningRelay | None = None, epoch: int = 0, *arguments: str) -> RelayedEnvoy:
         envoy = RelayedEnvoy(self.folder, self.bootstrap, epoch)
+        envoy.arguments += arguments
         envoy.start()
         self.envoys.append(envoy)
         if relay is not None:
