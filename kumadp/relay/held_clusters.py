@@ -41,9 +41,13 @@ class HeldClusters:
     """``drain_time`` in seconds: that of Envoy's listeners. Times are set by `tick`."""
 
     def __init__(self, drain_time: float) -> None:
-        self._drain = min(drain_time + MARGIN, LONGEST_WAIT)
+        self.set_drain_time(drain_time)
         self._held: dict[str, _Held] = {}
         self.resources: Mapping[str, XdsResource] = {}
+
+    def set_drain_time(self, drain_time: float) -> None:
+        """Use another drain time, in seconds, also for what is held."""
+        self._drain = min(drain_time + MARGIN, LONGEST_WAIT)
 
     def update(self, accepted: Mapping[str, XdsResource], present: Mapping[str, XdsResource], sent: int) -> None:
         """The control plane has sent ``present``: hold what Envoy has ``accepted`` and is not in it any more."""

@@ -22,7 +22,7 @@ from kumadp.host.state_dir import open_state_dir
 from kumadp.relay.snapshot import RelaySnapshot  # noqa: TC001 - msgspec reads the annotations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from kumadp.bootstrap.admin_address import AdminAddress
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kumadp.relay.admin_fingerprint import AdminWatch
     from kumadp.relay.last_good import Binding, LastGood, LastGoodContent, LastGoodStore
     from kumadp.relay.session import ControlPlaneAccess, RelaySession
+    from kumadp.settings.model import Settings
 
 log = logging.getLogger("kumadp.relay")
 
@@ -223,6 +224,12 @@ class RelayPart(Part, EpochObserver):
         except TimeoutError:
             reason = "the control plane has not sent all that Envoy requests, and a new Envoy would wait for it"
             raise KumadpError(f"{reason}; the Envoy that ran keeps serving") from None
+
+    async def apply(self, settings: Settings) -> Sequence[str]:
+        """Take the drain time."""
+        if self.session is not None:
+            self.session.set_drain_time(settings.drain_time)
+        return ()
 
     def go_back(self, prepared: Prepared) -> None:
         """Continue with this bootstrap: the takeover failed."""

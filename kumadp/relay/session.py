@@ -211,6 +211,10 @@ class RelaySession:
         self._machine.renew_node(_node(fetched.tree))
         return _protocol(fetched.tree)
 
+    def set_drain_time(self, drain_time: float) -> None:
+        """Keep removed clusters for this time, in seconds, after listeners have been replaced."""
+        self._machine.held.set_drain_time(drain_time)
+
     def keep_in(self, store: LastGoodStore) -> None:
         """Keep what is accepted on disk from now on."""
         self._store = store

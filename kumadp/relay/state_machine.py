@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 TRIAL_AFTER = 30.0
 # Envoy's own drain time (Kuma's default), in seconds.
 DRAIN_TIME = 30.0
-EXHAUSTED = 8
-DEADLINE = 4
+DEADLINE, EXHAUSTED = 4, 8
 
 
 class RelayStateMachine:
@@ -66,8 +65,8 @@ class RelayStateMachine:
         self._serial = self._nonce = 0
         self._subscriptions: dict[str, Subscription] = {}
         self._envoys = Envoys()
-        self._held, self._listener_hold = HeldClusters(drain_time), ListenerHold(self._envoys)
-        self._judge = Judge(self._up, self._envoys, self._held)
+        self.held, self._listener_hold = HeldClusters(drain_time), ListenerHold(self._envoys)
+        self._judge = Judge(self._up, self._envoys, self.held)
         self._remembered = 0
         if snapshot is not None:
             self._load(snapshot)
@@ -82,7 +81,7 @@ class RelayStateMachine:
             self._serial += 2
             self._subscriptions[saved.type_url] = subscription
             if saved.held:
-                self._held.hold(held_of(saved), self._nonce)
+                self.held.hold(held_of(saved), self._nonce)
         self._remembered = self._serial
 
     def restore(self, snapshot: RelaySnapshot) -> list[RelayAction]:
@@ -133,7 +132,7 @@ class RelayStateMachine:
         if response.type_url == CLUSTER:
             self._envoys.use_clusters(response.by_name.values())
             accepted = subscription.accepted.response.by_name if subscription.accepted else {}
-            self._held.update(accepted, response.by_name, self._nonce)
+            self.held.update(accepted, response.by_name, self._nonce)
         return self._serve_all(subscription)
 
     def upstream_refused(self, outline: Outline, reason: str) -> list[RelayAction]:
@@ -228,13 +227,13 @@ class RelayStateMachine:
         """Return when `tick` is due, at once if it is to note a time; None if it is not."""
         trial = self._judge.next_trial(self._subscriptions.values(), TRIAL_AFTER, self._remembered)
         jams = (exchange.overtaken for _, exchange in self._envoys.jams())
-        due = (trial[0] if trial else None, self._held.next_tick(), self._listener_hold.next_tick(), *jams)
+        due = (trial[0] if trial else None, self.held.next_tick(), self._listener_hold.next_tick(), *jams)
         return min((each for each in due if each is not None), default=None)
 
     def tick(self, now: float) -> list[RelayAction]:
         """Do what is due at ``now`` (seconds, the same clock): see `_try_again`, `HeldClusters` and `_free_jam`."""
         actions = self._try_again(now)
-        if self._held.tick(now):
+        if self.held.tick(now):
             actions += self._serve_all(self._subscriptions[CLUSTER])
         for down in self._listener_hold.tick(now):
             actions += self._serve_after_clusters(down)
@@ -273,8 +272,7 @@ class RelayStateMachine:
     @property
     def supplied(self) -> bool:
         """True if an Envoy that starts now would be given at once all that the present ones have requested."""
-        types = self._envoys.types()
-        return bool(types) and all(self._subscriptions[type_url].latest for type_url in types)
+        return bool(types := self._envoys.types()) and all(self._subscriptions[url].latest for url in types)
 
     def types(self) -> list[TypeView]:
         """Return a view of each type, in the order of `RelaySnapshot`."""
@@ -290,7 +288,7 @@ class RelayStateMachine:
 
     def snapshot(self) -> RelaySnapshot:
         """Return the memory. It can hold private keys (SDS): it must not be written to disk as it is."""
-        held = {CLUSTER: self._held.resources.values()}
+        held = {CLUSTER: self.held.resources.values()}
         return RelaySnapshot(tuple(each.snapshot(held.get(url, ())) for url, each in self._subscriptions.items()))
 
     # Upward.
@@ -355,7 +353,7 @@ class RelayStateMachine:
         nobody would have endpoints for them.
         """
         withheld = self._envoys.withheld(down, exchange, subscription)
-        held = self._held.resources if subscription.type_url == CLUSTER else {}
+        held = self.held.resources if subscription.type_url == CLUSTER else {}
         if down.fresh or not exchange.continues:
             held = {name: cluster for name, cluster in held.items() if exchange.runs(cluster.key)}
         return subscription.offer(base, withheld, held)

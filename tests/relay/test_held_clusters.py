@@ -61,6 +61,11 @@ def test_without_new_listeners_it_goes_after_both_waits(drain: float, waits: flo
     assert held.next_tick() == 100.0 + waits
 
 
+def test_another_drain_time_is_used_at_once(held: HeldClusters) -> None:
+    held.set_drain_time(20.0)
+    assert held.next_tick() == 100.0 + 20.0 + MARGIN
+
+
 def test_one_that_comes_back_is_not_held_any_more(held: HeldClusters) -> None:
     held.update(clusters("b", "c"), clusters("a", "b"), sent=8)
     assert set(held.resources) == {"c"}
