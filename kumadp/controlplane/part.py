@@ -196,7 +196,8 @@ class ControlPlanePart(Part):
             await asyncio.wait({request, unreachable}, timeout=WARM_AFTER, return_when=asyncio.FIRST_COMPLETED)
         finally:
             unreachable.cancel()
-        if request.done():
+        # The time limit of the request can end together with its first failure.
+        if request.done() and not isinstance(request.exception(), ControlPlaneUnavailable):
             return request.result()
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._last_good.at))
         log.warning("the control plane is unreachable: starting with the last good configuration, of %s", since)
