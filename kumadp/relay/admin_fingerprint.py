@@ -26,7 +26,7 @@ _CLUSTER_TYPE = b"\xb2\x02"
 class Fingerprint:
     """What of Envoy's configuration could lead somebody to its admin: digests of each listener, and of the rest."""
 
-    listeners: dict[str, bytes] = field(default_factory=dict)
+    listeners: dict[str, frozenset[bytes]] = field(default_factory=dict)
     rest: frozenset[bytes] = frozenset()
 
 
@@ -47,7 +47,8 @@ def fingerprint(memory: RelaySnapshot, admin: AdminAddress) -> Fingerprint:
                 continue
             for name, resource in _resources(raw):
                 if snapshot.type_url == LISTENER:
-                    result.listeners[name] = result.listeners.get(name, b"") + hashlib.sha256(resource).digest()
+                    digest = hashlib.sha256(resource).digest()
+                    result.listeners[name] = result.listeners.get(name, frozenset()) | {digest}
                 elif any(each in resource for each in marks):
                     rest.add(hashlib.sha256(resource).digest())
     return Fingerprint(result.listeners, frozenset(rest))
@@ -102,6 +103,8 @@ class AdminWatch:
             if not latest.rest <= previous.rest:
                 self._doubt(None)
             elif changed := {
-                name for name, digest in latest.listeners.items() if previous.listeners.get(name) != digest
+                name
+                for name, digests in latest.listeners.items()
+                if not digests <= previous.listeners.get(name, frozenset())
             }:
                 self._doubt(changed)
