@@ -44,6 +44,8 @@ DEBOUNCE = 0.5
 LARGE = 1 << 20
 # At most a twentieth of all time is spent on writing, but no write is delayed for longer than this.
 LONGEST_PAUSE = 30.0
+# How long after a write that failed it is retried (seconds): no further change may come.
+RETRY_AFTER = 10.0
 CONFIRM_EVERY = 60.0
 
 
@@ -114,6 +116,7 @@ class LastGoodStore:
         self._written: float | None = None
         self._confirmed = 0.0
         self._error = ""
+        self._retry = False
         self._left_out: dict[str, str] = {}
         # By type, the response of the present file and why it is left out: each response is scanned once.
         self._scanned: dict[str, tuple[bytes, str]] = {}
@@ -187,6 +190,8 @@ class LastGoodStore:
                 if content is not None:
                     await asyncio.to_thread(self._write, content)
                     self._on_failure(f"{self.path} cannot be written: {self._error}" if self._error else "")
+                    if self._retry and not self._hurry.is_set() and not self._closing:
+                        self._dirty, self._pause = True, max(self._pause, RETRY_AFTER)
         finally:
             self._task = None
 
@@ -197,7 +202,9 @@ class LastGoodStore:
             write_copy(self.path, copy, self._clock())
         except (OSError, LastGoodUnusable) as error:
             self._failed((error.strerror if isinstance(error, OSError) else None) or str(error))
+            self._retry = isinstance(error, OSError)
         else:
+            self._retry = False
             for type_url in copy.left_out.keys() - self._left_out.keys() - {SECRET}:
                 log.info("%s is left out of the last good configuration: %s", type_url, copy.left_out[type_url])
             if self._error:

@@ -434,9 +434,7 @@ async def test_a_full_disk_is_one_warning_and_keeps_the_old_file(
     monkeypatch.setattr("kumadp.relay.last_good.write_private", full)
     for _ in range(3):
         stored.store.schedule_write()
-        async with asyncio.timeout(30):
-            while stored.store._task is not None:
-                await asyncio.sleep(0.01)
+        await stored.store.flush()
     assert stored.store.status()["error"] == "No space left on device"
     assert stored.store.path.read_bytes() == earlier
     assert len(caplog_relay()) == 1
@@ -494,3 +492,30 @@ def test_a_file_name_is_no_secret() -> None:
     context = tls_pb2.UpstreamTlsContext(common_tls_context=tls_pb2.CommonTlsContext(tls_certificates=[one]))
     made.transport_socket.typed_config.CopyFrom(packed(context))
     assert last_good.why_left_out(TypeSnapshot(CLUSTER, (), response(CLUSTER, raw(made)))) == ""
+
+
+async def test_a_write_that_failed_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No further change may come once there is room again."""
+    monkeypatch.setattr(last_good, "RETRY_AFTER", 0.01)
+    directory = tmp_path / "state"
+    stored = StoreWithClock(directory)
+    stored.store.schedule_write()
+    async with asyncio.timeout(30):
+        while not stored.store.status()["error"]:
+            await asyncio.sleep(0.01)
+        directory.mkdir(mode=0o700)
+        while stored.store.status()["error"]:
+            await asyncio.sleep(0.01)
+    await stored.store.close()
+    assert await loaded(directory) is not None
+
+
+async def test_what_holds_a_secret_is_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "_secrets", ("backend-01",))
+    stored = StoreWithClock(tmp_path)
+    stored.store.schedule_write()
+    task = stored.store._task
+    assert task is not None
+    async with asyncio.timeout(30):
+        await task
+    assert stored.store.status()["error"] != ""
