@@ -365,6 +365,9 @@ class Relay:
 
     def _tick(self) -> None:
         self._execute(self._machine.tick(self._clock()))
+        if self._large_seen:
+            # Removed clusters are freed by time.
+            self._trim_soon()
 
     def _send_up(self, request: Request) -> None:
         messages, answered = self._dialect.encode(request)

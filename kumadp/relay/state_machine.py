@@ -234,6 +234,7 @@ class RelayStateMachine:
         """Do what is due at ``now`` (seconds, the same clock): see `_try_again`, `HeldClusters` and `_free_jam`."""
         actions = self._try_again(now)
         if self.held.tick(now):
+            self._subscriptions[CLUSTER].forget_offers()
             actions += self._serve_all(self._subscriptions[CLUSTER])
         for down in self._listener_hold.tick(now):
             actions += self._serve_after_clusters(down)

@@ -140,6 +140,10 @@ class Subscription:
                 del self._offers[next(iter(self._offers))]
         return offer
 
+    def forget_offers(self) -> None:
+        """Free what was offered before: it may hold clusters that are no longer held."""
+        self._offers.clear()
+
     def answered(self, delivery: Delivery, *, applied: bool) -> None:
         """The Envoy whose answers count has answered; ``applied``: it accepted or rejected it, and did not exit."""
         if applied:
