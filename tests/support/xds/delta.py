@@ -101,7 +101,10 @@ class DeltaServer:
             initial = dict(request.initial_resource_versions)
             known = self._subscriptions[request.type_url] = Subscription(wildcard=not subscribed, known=initial)
         known.update(subscribed, unsubscribed)
-        known.open, known.unanswered = True, ""
+        known.open = True
+        # An answer to an older response, or other names, answer nothing.
+        if kind in {Kind.ACK, Kind.NACK}:
+            known.unanswered = ""
         known.rejected = request.HasField("error_detail")
         known.without_nonce = not request.response_nonce
         return kind
