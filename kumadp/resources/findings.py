@@ -95,6 +95,12 @@ class Findings:
         decisive = others if _is_refused_by_every(others) else refused
         return Judgement([_naming_versions(finding) for finding in decisive], [])
 
+    def without_control_plane(self) -> Judgement:
+        """Return the problems if each version refuses the resource, and notes that are about no version."""
+        if problems := self.for_any().problems:
+            return Judgement(problems, [])
+        return Judgement([], _merged(one for one in self._findings if not one.quiet and one.versions == EVERY))
+
     def ignored_by(self, version: str) -> list[Problem]:
         """Return what has no effect with a control plane of this version."""
         return _merged(

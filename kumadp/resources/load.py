@@ -21,13 +21,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STDIN = "-"
+# Instead of a version: no control plane judges the resource.
+STANDALONE = "standalone"
 
 
 def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None = None, version: str = "") -> Resource:
     """Render, parse and check ``text``; raises ResourceError with every problem.
 
     ``version``: judge as the API of this version of Kuma does, one of `kuma_versions.ALL`; by default a problem is what
-    none of them accepts, and what only some refuse is a note.
+    none of them accepts, and what only some refuse is a note. ``STANDALONE``: without notes on versions.
     """
     parser = Parser(source)
     root = parser.compose(render(text, variables or {}, source))
@@ -58,7 +60,10 @@ def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None
     findings = check(resource)
     for path, (written, sent) in parser.respelled.items():
         findings.fail_in_api(path, f"{written!r} is not known", f"write {sent}, which kumadp sends", quiet=True)
-    judgement = findings.for_version(version) if version else findings.for_any()
+    if version == STANDALONE:
+        judgement = findings.without_control_plane()
+    else:
+        judgement = findings.for_version(version) if version else findings.for_any()
     problems = [*parser.problems, *(problem for problem in judgement.problems if problem.path not in reported)]
     if problems:
         raise ResourceError(problems)

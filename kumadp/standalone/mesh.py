@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kumadp.addresses import address_text
 from kumadp.errors import Problem, ResourceError
-from kumadp.resources.load import load_resource_file
+from kumadp.resources.load import STANDALONE, load_resource_file
 from kumadp.resources.types import SERVICE, Dataplane
 from kumadp.resources.workload import service_of
 from kumadp.standalone.unsupported_fields import unsupported_fields
@@ -196,7 +196,7 @@ class MeshReader:
         cached = self._cache.get(file)
         if cached is not None and stamp and cached[0] == stamp:
             return cached[1]
-        resource = load_resource_file(file)
+        resource = load_resource_file(file, version=STANDALONE)
         self._cache[file] = (stamp, resource)
         return resource
 

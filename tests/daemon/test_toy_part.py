@@ -61,7 +61,7 @@ def test_a_package_and_a_line_make_a_feature(tmp_path: Path, arguments: tuple[Po
     environment = {"PYTHONPATH": str(ROOT)}
     with run_kumadp(tmp_path, ports, *flags, prefix=WITH_TOY, environment=environment) as daemon:
         daemon.wait_ready()
-        assert "waiting: toy: the toy does not run yet" in daemon.output()
+        poll(lambda: "waiting: toy: the toy does not run yet" in daemon.output(), what="a condition of readiness")
         assert status(daemon)["toy"] == {"programs": 1, "drain_time": 1.0}
         first = toy_of(daemon)
         # Supervised, and recorded for adoption.

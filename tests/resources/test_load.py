@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from kumadp.errors import ResourceError
-from kumadp.resources.load import load_resource, load_resource_file
+from kumadp.resources.load import STANDALONE, load_resource, load_resource_file
 from kumadp.resources.schema import json_schema
 from kumadp.resources.template import nested
 from kumadp.resources.types import Dataplane, ZoneEgress, ZoneIngress, seconds
@@ -310,3 +310,11 @@ def test_damaged_documents_only_cause_problems() -> None:
                 lines[where] = lines[where][:cut] + draw.choice(pieces) + lines[where][cut:]
         message = expected("".join(lines))
         assert all(len(line.splitlines()) == 1 for line in message)
+
+
+def test_without_a_control_plane_nothing_is_noted_about_versions_of_it() -> None:
+    tags = {"kuma.io/service": "web", "kuma.io/protocol": "http"}
+    networking = {"address": "127.0.0.1", "inbound": [{"port": 11011, "tags": tags}]}
+    text = yaml.safe_dump({"type": "Dataplane", "mesh": "default", "name": "web", "networking": networking})
+    assert load_resource(text, "dp.yaml").notes
+    assert load_resource(text, "dp.yaml", version=STANDALONE).notes == ()

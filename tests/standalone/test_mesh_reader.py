@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    def load(path: Path) -> Resource:
+    def load(path: Path, *, version: str) -> Resource:
         read.append(path.name)
-        return load_resource_file(path)
+        return load_resource_file(path, version=version)
 
     monkeypatch.setattr("kumadp.standalone.mesh.load_resource_file", load)
     folder = write(tmp_path, ours(outbound(1, "b")), dataplane("b", [inbound(7000, 1, "b")], address="10.0.0.2"))
