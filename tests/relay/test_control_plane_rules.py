@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 NODE = "default.web-1"
+OTHER = "default.web-2"
 DATAPLANE = json.dumps({"networking": {"address": "127.0.0.1", "inbound": []}})
 
 
@@ -89,12 +90,17 @@ async def test_a_second_stream_of_a_node_is_refused_until_the_first_is_freed(
         assert refused.status is Status.UNKNOWN
         assert refused.message == "there is already an active stream from this node, try again later"
         async with open_stream(channel) as other:
-            await other.send_message(ask(CLUSTER, node="default.web-2"))
+            await other.send_message(ask(CLUSTER, node=OTHER))
+            await asyncio.to_thread(poll, lambda: plane.registered == [NODE, OTHER], what="both nodes in the mesh")
             await other.cancel()
+        await asyncio.to_thread(poll, lambda: plane.journal.events(What.FREED, node=OTHER), what="the other freed")
+        assert plane.registered == [NODE]
         await first.cancel()
-    assert plane.registered == [NODE]
     await asyncio.to_thread(poll, lambda: plane.journal.events(What.FREED, node=NODE), what="the node freed")
     assert plane.registered == []
+    for node in (NODE, OTHER):
+        closed, freed = (plane.journal.events(what, node=node)[-1] for what in (What.CLOSED, What.FREED))
+        assert freed.at - closed.at > 0.4
     async with open_stream(channel) as third:
         await third.send_message(ask(CLUSTER, node=NODE))
         assert (await third.recv_message()).nonce == "1"
