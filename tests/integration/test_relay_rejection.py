@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.process, pytest.mark.linger(0.0)]
 
 SHORT_GRACE_PERIOD = (sys.executable, str(Path(short_grace_period.__file__)), "0.5", "1.0")
 NEVER_WITH_A_FRIEND = (*SHORT_GRACE_PERIOD[:2], "0.5", "3600")
+UNWELCOME = "the Dataplane is not welcome"
 REASON = "the control plane rejects this data plane: authentication failed: token is revoked"
 
 
@@ -106,12 +107,19 @@ def test_a_bootstrap_rejected_after_a_start_without_the_control_plane(
     with rig.run(f"--on-control-plane-refusal={mode}", prefix=SHORT_GRACE_PERIOD) as daemon:
         daemon.wait_ready()
         plane.faults.refuse_token = lambda _token: "token is revoked"
-        plane.answers = [Answer(422, b"the Dataplane is not welcome") for _ in range(100)]
+        plane.answers = [Answer(422, UNWELCOME.encode()) for _ in range(100)]
         plane.start()
         if mode == "exit":
             assert daemon.wait() == ExitCode.CONTROL_PLANE_REFUSED
             return
-        rig.wait_warning(daemon, "the Dataplane is not welcome")
-        poll(lambda: len(plane.answers) < 98, what="further attempts")
+        # The first request goes on, and the relay asks before each stream: each reports it once.
+        parts = ("bootstrap", "bootstrap query")
+        reports = [f"{part}: the control plane at {plane.url} refused: HTTP 422: {UNWELCOME}" for part in parts]
+        for report in reports:
+            rig.wait_warning(daemon, report)
+        remaining = len(plane.answers)
+        poll(lambda: len(plane.answers) < remaining - 2, what="further attempts")
         assert rig.serves()
-        assert daemon.output().count("the Dataplane is not welcome") == 1
+        output = daemon.output()
+        assert [output.count(report) for report in reports] == [1, 1]
+        assert output.count(UNWELCOME) == len(reports)
