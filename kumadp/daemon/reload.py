@@ -68,9 +68,9 @@ class Reload:
         version = await envoy_version(binary, context.children_environment)
         notes = await self._apply(settings)
         prepared = former
-        if plane is not None:
-            prepared = await plane.renew(resource, self._parts.versions.note_envoy(version), notes)
         try:
+            if plane is not None:
+                prepared = await plane.renew(resource, self._parts.versions.note_envoy(version), notes)
             outcome = await self._replace(component, prepared, binary, why)
         except KumadpError:
             if relay is not None:

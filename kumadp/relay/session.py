@@ -130,6 +130,7 @@ class RelaySession:
         # What is remembered comes from it.
         self._had_us = resumption.memory is not None
         self._open_since = -1.0
+        self._gone_back = False
         self._stale = resumption.stale
         self.use(prepared)
         self._sent_tree = _tree(prepared)
@@ -172,6 +173,7 @@ class RelaySession:
         A control plane reads the Node once a stream (Kuma 2.8 to 2.13).
         """
         self.use(prepared)
+        self._gone_back = False
         self._schedule_write()
         return self._renew_node(prepared)
 
@@ -183,8 +185,10 @@ class RelaySession:
     def go_back(self, prepared: Prepared) -> None:
         """Continue with the Envoy of this bootstrap: if the control plane got another Node early, take it back.
 
-        What it sent for that one is not what this Envoy can do; the stream is opened again.
+        What it sent for that one is not what this Envoy can do; the stream is opened again. Until `renew`, no query of
+        the bootstrap brings the other Node back: it is made for what was read for the Envoy that failed.
         """
+        self._gone_back = True
         if self._renew_node(prepared):
             log.warning("the Dataplane is the former one again: reporting it to the control plane by a new stream")
 
@@ -199,7 +203,10 @@ class RelaySession:
         return True
 
     async def _query_protocol(self) -> XdsProtocol | None:
-        """Return what the control plane speaks now, and have the next stream report its newest Node."""
+        """Return what the control plane speaks now, and have the next stream report its newest Node.
+
+        After `go_back` it reports that of the Envoy that runs.
+        """
         try:
             async with asyncio.timeout(QUERY_WITHIN):
                 fetched = await self._access.query_bootstrap()
@@ -207,8 +214,9 @@ class RelaySession:
             self._status.set_warning("bootstrap query", str(error) or "nothing answers in time")
             return None
         self._status.set_warning("bootstrap query", "")
-        self._sent_tree = fetched.tree
-        self._machine.renew_node(_node(fetched.tree))
+        if not self._gone_back or same_node(self._sent_tree, fetched.tree):
+            self._sent_tree = fetched.tree
+            self._machine.renew_node(_node(fetched.tree))
         return _protocol(fetched.tree)
 
     def set_drain_time(self, drain_time: float) -> None:

@@ -104,6 +104,16 @@ async def test_a_newer_bootstrap_names_the_protocol_and_renews_the_node(tmp_path
     assert status.warnings == {}
 
 
+async def test_after_a_failed_reload_a_query_does_not_renew_the_node_until_one_succeeds(tmp_path: Path) -> None:
+    made, _ = session(tmp_path, Access(KUMA_3), KUMA_2)
+    made.go_back(made._prepared)
+    assert await made._query_protocol() is DELTA
+    assert next_node(made) == encode_node(KUMA_2.tree["node"])
+    made.renew(made._prepared)
+    assert await made._query_protocol() is DELTA
+    assert next_node(made) == encode_node(KUMA_3.tree["node"])
+
+
 @pytest.mark.parametrize(
     "failure",
     [

@@ -124,8 +124,8 @@ class Rig:
         return -1
 
     def relay(self, daemon: Daemon) -> dict[str, Any]:
-        """Return the relay section of the status."""
-        section: dict[str, Any] = self.status(daemon)["relay"]
+        """Return the relay section of the status, once there is one: a kumadp that starts answers before its relay."""
+        section: dict[str, Any] = poll(lambda: self.status(daemon).get("relay"), what="the relay in the status")
         return section
 
     def types(self, daemon: Daemon) -> dict[str, dict[str, Any]]:
