@@ -89,10 +89,11 @@ class KumaClient:
         """Have ``callback`` called with each bootstrap, before `fetch` returns it."""
         self._on_answer.append(callback)
 
-    async def fetch(self, failed: Callable[[str], None], max_duration: float | None) -> Fetched:
+    async def fetch(self, failed: Callable[[str], None], max_duration: float | None, *, once: bool = False) -> Fetched:
         """Request until there is an answer; ``failed`` is called with the reason of each failure.
 
-        Raises ControlPlaneRefused, ControlPlaneUnavailable after ``max_duration`` seconds, BootstrapError.
+        Raises ControlPlaneRefused, BootstrapError, and ControlPlaneUnavailable after ``max_duration`` seconds, or if
+        each address has failed ``once``.
         """
         from kumadp.controlplane.bootstrap_http import fetch_bootstrap
 
@@ -106,6 +107,7 @@ class KumaClient:
             backoff=self.settings.retry_backoff,
             max_duration=max_duration,
             on_failure=failed,
+            once=once,
             advise=self.advise,
         )
         self.counted["answered"] += 1

@@ -53,18 +53,19 @@ async def fetch_bootstrap(
     backoff: float,
     max_duration: float | None,
     on_failure: Callable[[str], None],
+    once: bool = False,
     advise: Callable[[int, str], str] = lambda _status, _text: "",
 ) -> BootstrapAnswer:
     """Send ``POST <url>/bootstrap`` until there is a bootstrap; ``urls``, at least one, are tried in turn.
 
     ``make_request`` is awaited for each attempt, so that token and CA are read again. After each round of all addresses
     there is a wait, exponential from ``backoff`` seconds with full jitter, up to 30 s. ``on_failure`` is called with
-    the reason of each failed attempt. ``advise`` returns what to change after an answer with this status and text, an
-    empty text if it does not know.
+    the reason of each failed attempt. ``once``: each address is tried once. ``advise`` returns what to change after an
+    answer with this status and text, an empty text if it does not know.
 
     Raises ControlPlaneRefused on an answer that no retry can change (400, 401, 403, 422; a certificate that fails
     verification three times; an unreadable CA), with several addresses once each of them has given one; and
-    ControlPlaneUnavailable after ``max_duration`` seconds; None means never.
+    ControlPlaneUnavailable after ``max_duration`` seconds (None means never), or after the last address with ``once``.
     """
     refusals = _Refusals(urls)
     least_waits: dict[str, float] = {}
@@ -82,7 +83,10 @@ async def fetch_bootstrap(
                 verdict.hint,
             )
         which = f"{url}: " if len(urls) > 1 else ""
-        on_failure(which + verdict.reason + (f" ({verdict.hint})" if verdict.hint else ""))
+        failure = ControlPlaneUnavailable(which + verdict.reason, verdict.hint)
+        on_failure(str(failure))
+        if once and number == len(urls):
+            raise failure
         least_waits[url] = verdict.wait
         await asyncio.sleep(0.0 if number % len(urls) else max(waits.wait(), min(least_waits.values())))
     raise ValueError("no control plane address")

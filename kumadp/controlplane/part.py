@@ -104,15 +104,7 @@ class ControlPlanePart(Part):
 
     async def query_bootstrap(self) -> Fetched:
         """Request the bootstrap, once of each address. Raises KumadpError."""
-        remaining = len(self.urls)
-
-        def note(reason: str) -> None:
-            nonlocal remaining
-            remaining -= 1
-            if remaining <= 0:
-                raise ControlPlaneUnavailable(reason)
-
-        return await self.client.fetch(note, None)
+        return await self.client.fetch(_log_quietly, None, once=True)
 
     def token(self) -> str:
         """Return the data plane token, empty without one. May block. Raises ControlPlaneRefused."""

@@ -427,6 +427,19 @@ async def test_several_addresses_are_tried_in_turn_and_the_answer_has_its_addres
     assert reasons[1] == f"{busy.url}: HTTP 503: busy"
 
 
+async def test_each_address_can_be_tried_once() -> None:
+    reasons: list[str] = []
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with ScriptedControlPlane(Answer(503, b"starting"), GOOD, tls=False) as plane:
+        with pytest.raises(ControlPlaneUnavailable) as failed:
+            await fetch_bootstrap(
+                (nobody, plane.url), request(""), backoff=1e6, max_duration=None, on_failure=reasons.append, once=True
+            )
+        assert len(plane.requests) == 1
+    assert [line.split(": ")[0] for line in reasons] == [nobody, plane.url]
+    assert str(failed.value) == reasons[-1] == f"{plane.url}: HTTP 503: starting"
+
+
 async def test_the_next_address_is_tried_at_once() -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     with ScriptedControlPlane(GOOD, tls=False) as plane:
