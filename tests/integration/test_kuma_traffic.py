@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemon import Workload, get, workload
-from tests.support.kuma_control_plane import KumaControlPlane, is_healthy
+from tests.support.daemon import get, workload
+from tests.support.kuma_control_plane import KumaControlPlane
 from tests.support.poll import poll
-from tests.support.rig import NAME, SOON, open_rig
+from tests.support.rig import SOON, open_rig
+from tests.support.service_probe import PROBE, back_after_an_outage, wait_health
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,20 +86,13 @@ def shaken(rig: Rig) -> bool:
 def test_a_service_probe(tmp_path: Path) -> None:
     """An application that is gone makes its inbound unhealthy at the control plane, and healthy once it is back."""
     with workload("backend") as app, open_rig(tmp_path, "kuma", app) as rig:
-        probe = {"interval": "1s", "timeout": "0.5s", "unhealthyThreshold": 1, "healthyThreshold": 1, "tcp": {}}
-        rig.dataplane["networking"]["inbound"][0]["serviceProbe"] = probe
+        rig.dataplane["networking"]["inbound"][0]["serviceProbe"] = PROBE
         with rig.run() as daemon:
             rig.wait_ready(daemon)
-            poll(lambda: is_healthy(NAME) is True, what="a healthy inbound", deadline=SOON)
-            app.close()
-            poll(lambda: is_healthy(NAME) is False, what="an unhealthy inbound", deadline=SOON)
-            back = Workload("backend", app.port)
-            try:
-                poll(lambda: is_healthy(NAME) is True, what="a healthy inbound again", deadline=SOON)
+            wait_health(healthy=True, what="a healthy inbound")
+            with back_after_an_outage(app):
                 rig.wait_traffic()
                 # What Envoy has not answered when it is killed is withheld from the next one for 30 s.
                 poll(lambda: rig.settled(daemon), what="everything acknowledged", deadline=SOON)
                 rig.kill_envoy(daemon)
-                poll(lambda: is_healthy(NAME) is True, what="health that outlives Envoy", deadline=SOON)
-            finally:
-                back.close()
+                wait_health(healthy=True, what="health that outlives Envoy")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemon import Workload, workload
+from tests.support.daemon import workload
 from tests.support.kuma_control_plane import is_healthy
 from tests.support.poll import poll
 from tests.support.rig import NAME, NODE, SOON
+from tests.support.service_probe import PROBE, back_after_an_outage, wait_health
 from tests.support.upgrade import open_upgrade
 
 if TYPE_CHECKING:
@@ -90,23 +91,16 @@ def test_envoy_is_replaced_during_the_change(rig: UpgradeRig) -> None:
 
 
 def test_health_of_the_application_across_the_change(rig: UpgradeRig) -> None:
-    probe = {"interval": "1s", "timeout": "0.5s", "unhealthyThreshold": 1, "healthyThreshold": 1, "tcp": {}}
     with workload("backend") as app:
-        rig.dataplane["networking"]["inbound"][0] |= {"servicePort": app.port, "serviceProbe": probe}
+        rig.dataplane["networking"]["inbound"][0] |= {"servicePort": app.port, "serviceProbe": PROBE}
         with rig.up() as daemon:
-            poll(lambda: is_healthy(NAME) is True, what="a healthy inbound", deadline=SOON)
+            wait_health(healthy=True, what="a healthy inbound")
             rig.replace_plane(rig.versions.new)
             rig.renew_token()
             rig.wait_registered(daemon)
             assert is_healthy(NAME) is not False
-            app.close()
-            poll(lambda: is_healthy(NAME) is False, what="an unhealthy inbound", deadline=SOON)
-            back = Workload("backend", app.port)
-            try:
-                poll(lambda: is_healthy(NAME) is True, what="a healthy inbound again", deadline=SOON)
+            with back_after_an_outage(app):
                 rig.wait_traffic()
-            finally:
-                back.close()
 
 
 def test_what_the_next_version_rejects_leaves_what_runs(rig: UpgradeRig) -> None:

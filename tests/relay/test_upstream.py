@@ -20,22 +20,19 @@ from kumadp.relay.node import encode_node
 from kumadp.relay.protocol_choice import ProtocolChoice
 from kumadp.relay.refusal import StreamBackoff, StreamRefusal
 from kumadp.relay.upstream import Dial, UpstreamConnection, UpstreamOptions, UpstreamState
+from tests.relay.upstream_owner import NODE, UpstreamOwner, running
 from tests.support.event_loops import on_both_loops
-from tests.support.poll import poll_async
 from tests.support.xds.journal import What
 from tests.support.xds.resources import static_cluster
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
     from kumadp.grpc.call import Oversized
     from tests.support.xds.plane import XdsControlPlane
 
-NODE = encode_node({"id": "default.web", "cluster": "web", "metadata": {"dataplane.proxyType": "dataplane"}})
 TOKEN = "aaaaaaaa.the-token-nobody-may-see.cccccccc"
 
 
-class Peer:
+class Peer(UpstreamOwner):
     """Subscribes to clusters and takes all that comes."""
 
     def __init__(self, plane: XdsControlPlane, largest: int = LARGEST) -> None:
@@ -80,24 +77,8 @@ class Peer:
     def upstream_closed(self) -> None:
         self.closed += 1
 
-    async def until(self, seen: Callable[[], object], what: str, deadline: float = 20.0) -> None:
-        async def probe() -> object:
-            return seen()
-
-        await poll_async(probe, what=what, deadline=deadline)
-
     async def until_state(self, state: UpstreamState) -> None:
         await self.until(lambda: self.upstream.facts.state is state, f"state {state}")
-
-
-@contextlib.asynccontextmanager
-async def running(peer: Peer) -> AsyncIterator[Peer]:
-    task = asyncio.create_task(peer.upstream.run())
-    try:
-        yield peer
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 @pytest.fixture

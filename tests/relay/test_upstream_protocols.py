@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import ssl
 import time
@@ -15,24 +14,22 @@ from kumadp.bootstrap.generation import requires_delta
 from kumadp.grpc.call import LARGEST
 from kumadp.relay.dialect import XdsProtocol
 from kumadp.relay.messages import CLUSTER, ENDPOINTS, LISTENER, Request, Response
-from kumadp.relay.node import encode_node
 from kumadp.relay.present_dialect import PresentDialect
 from kumadp.relay.protocol_choice import ProtocolChoice
 from kumadp.relay.snapshot import RelaySnapshot, TypeSnapshot
 from kumadp.relay.upstream import Dial, UpstreamConnection, UpstreamOptions, UpstreamState
-from tests.support.poll import poll_async
+from tests.relay.upstream_owner import NODE, UpstreamOwner, running
 from tests.support.xds.envoy import bootstrap_request, fetch_bootstrap
 from tests.support.xds.journal import What
 from tests.support.xds.plane import XdsControlPlane
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from kumadp.grpc.call import Oversized
 
 SOTW, DELTA = XdsProtocol.SOTW, XdsProtocol.DELTA
-NODE = encode_node({"id": "default.web", "cluster": "web", "metadata": {"dataplane.proxyType": "dataplane"}})
 TYPES = (CLUSTER, LISTENER)
 RIGHT = {"2.8": SOTW, "2.13": SOTW, "2.14": SOTW, "3.0": DELTA, "3.0 unimplemented": DELTA}
 
@@ -45,7 +42,7 @@ def plane(request: pytest.FixtureRequest) -> Iterator[XdsControlPlane]:
         yield plane
 
 
-class Client:
+class Client(UpstreamOwner):
     """Requests clusters, listeners and the endpoints of clusters, and accepts all that comes."""
 
     def __init__(self, plane: XdsControlPlane, folder: Path, first: XdsProtocol, *, stale: bool = False) -> None:
@@ -107,24 +104,8 @@ class Client:
     def upstream_closed(self) -> None:
         """The next stream begins with subscriptions."""
 
-    async def until(self, seen: Callable[[], object], what: str) -> None:
-        async def probe() -> object:
-            return seen()
-
-        await poll_async(probe, what=what, deadline=20)
-
     async def served(self, *types: str) -> None:
         await self.until(lambda: self.accepted.keys() >= set(types or TYPES), "all types")
-
-
-@contextlib.asynccontextmanager
-async def running(client: Client) -> AsyncIterator[Client]:
-    task = asyncio.create_task(client.upstream.run())
-    try:
-        yield client
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 @pytest.mark.parametrize(("plane", "right"), RIGHT.items(), indirect=["plane"], ids=RIGHT)

@@ -14,7 +14,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
 
 from tests.support.xds.faults import Garbage
-from tests.support.xds.journal import Kind, Request, Response
+from tests.support.xds.journal import Kind, Response
 from tests.support.xds.profiles import Service
 from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
 from tests.support.xds.streams import GARBAGE, DiscoveryStream
@@ -196,27 +196,17 @@ class DeltaStream(DiscoveryStream):
                 f"stream was authenticated for ID {self.node}. Received request is for node with ID {request.node.id}. "
                 "Node ID cannot be changed after stream is initialized"
             )
-        self._write_down(request, data, self._server.requested(request))
-        await self._answer(request.type_url)
-
-    def _write_down(self, request: Any, data: bytes, kind: Kind) -> None:
-        self.shared.journal.add(
-            Request(
-                stream=self.number,
-                node=self.node,
-                kind=kind,
-                type_url=request.type_url,
-                version="",
-                nonce=request.response_nonce,
-                names=tuple(request.resource_names_subscribe),
-                error=request.error_detail.message,
-                has_node=request.HasField("node"),
-                raw=data,
-                delta=True,
-                unsubscribed=tuple(request.resource_names_unsubscribe),
-                initial=dict(request.initial_resource_versions),
-            )
+        self.note_request(
+            request,
+            data,
+            self._server.requested(request),
+            version="",
+            names=tuple(request.resource_names_subscribe),
+            delta=True,
+            unsubscribed=tuple(request.resource_names_unsubscribe),
+            initial=dict(request.initial_resource_versions),
         )
+        await self._answer(request.type_url)
 
     def _admit(self, request: Any) -> None:
         self.admit(request.node)

@@ -193,6 +193,22 @@ class DiscoveryStream(OneStream):
             self._refuse(ACTIVE_STREAM)
         self.node = node.id
 
+    def note_request(self, request: Any, data: bytes, kind: Kind, **fields: Any) -> None:
+        """Add a request of either form to the journal; ``fields`` are those that differ."""
+        self.shared.journal.add(
+            Request(
+                stream=self.number,
+                node=self.node,
+                kind=kind,
+                type_url=request.type_url,
+                nonce=request.response_nonce,
+                error=request.error_detail.message,
+                has_node=request.HasField("node"),
+                raw=data,
+                **fields,
+            )
+        )
+
     async def refuse(self, reason: str, status: Status = Status.UNKNOWN) -> NoReturn:
         """End the stream with an error, as late as Kuma.
 
@@ -243,20 +259,7 @@ class AdsStream(DiscoveryStream):
         existing = self._watches.get(request.type_url)
         watch = existing or self._watches.setdefault(request.type_url, _Watch())
         kind = _kind(request, existing)
-        self.shared.journal.add(
-            Request(
-                stream=self.number,
-                node=self.node,
-                kind=kind,
-                type_url=request.type_url,
-                version=request.version_info,
-                nonce=request.response_nonce,
-                names=tuple(request.resource_names),
-                error=request.error_detail.message,
-                has_node=request.HasField("node"),
-                raw=data,
-            )
-        )
+        self.note_request(request, data, kind, version=request.version_info, names=tuple(request.resource_names))
         if kind is Kind.STALE:
             return
         watch.names, watch.version = tuple(request.resource_names), request.version_info
