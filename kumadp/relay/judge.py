@@ -72,13 +72,18 @@ class Judge:
         subscription.answered(base, applied=True)
         subscription.rejections += 1
         refused = exchange.narrowing.refused
+        new = [key for key in refused if key not in subscription.rejected]
         for key, reason in refused.items():
             if not exchange.runs(key):
                 subscription.rejected.add(key, reason)
-        subscription.reported |= refused.keys()
+        subscription.report(refused)
         actions = []
         if base is subscription.latest:
             actions = self.answer(subscription, rejection.answer.version, rejection.answer.error)
+        if actions:
+            subscription.unreported.difference_update(refused)
+        else:
+            subscription.unreported.update(new)
         reason = status_message(rejection.answer.error)
         version = base.response.version
         return [*actions, ResponseRejected(subscription.type_url, version, reason, by_guard=rejection.by_guard)]
@@ -88,11 +93,13 @@ class Judge:
         latest, sent, answer = subscription.latest, exchange.sent, exchange.answer
         if not subscription.open or latest is None or sent is None or answer is None:
             return []
-        withheld = [key for key in sent.withheld if latest.response.brings(key[0])]
+        unreported = subscription.unreported
+        withheld = [key for key in sent.withheld if latest.response.brings(key[0]) or key in unreported]
         lasting = self._envoys.withheld(down, exchange, subscription) - exchange.narrowing.tried
         if answer.taken and not sent.withheld <= lasting:
             # Envoy will be given these too, and may accept them.
             return []
+        unreported.clear()
         if not withheld or not answer.taken:
             version = latest.response.version if answer.taken else answer.version
             return self.answer(subscription, version)
@@ -100,7 +107,7 @@ class Judge:
         reason = _reasons(subscription, exchange, withheld)
         actions = self.answer(subscription, answer.version, encode_status(INTERNAL, reason))
         if not subscription.reported.issuperset(withheld):
-            subscription.reported |= frozenset(withheld)
+            subscription.report(withheld)
             actions.append(ResponseRejected(subscription.type_url, latest.response.version, reason))
         return actions
 

@@ -52,8 +52,9 @@ class WithheldResource:
 class Subscription:
     """One type: names requested from the control plane, its responses, and how Envoys answered them.
 
-    ``sent_names``, ``nonce`` and ``open`` belong to the present upstream stream: a response is open until it is
-    answered there. ``requested``: an Envoy has requested the type. ``accepted`` has no resource that was rejected.
+    ``sent_names``, ``nonce``, ``open`` and ``unreported`` belong to the present upstream stream: a response is open
+    until it is answered there; ``unreported`` are rejected resources of earlier ones. ``reported`` is for the log.
+    ``requested``: an Envoy has requested the type. ``accepted`` has no resource that was rejected.
     ``trial``: the stream that may retry a suspected response. ``rejected``: resources that an Envoy rejected;
     ``suspected`` and ``deadly``: contents that an Envoy exited with once, twice.
     """
@@ -71,6 +72,7 @@ class Subscription:
         self.rejections = 0
         self.rejected = RejectedResources()
         self.reported: frozenset[Key] = frozenset()
+        self.unreported: set[Key] = set()
         self.deadly = Verdicts()
         self.suspected = Verdicts()
         self._rejected_earlier = Verdicts()
@@ -104,6 +106,9 @@ class Subscription:
 
     def arrived(self, delivery: Delivery) -> None:
         """The control plane has sent a response."""
+        before = self.latest
+        if self.open and before is not None:
+            self.unreported.update(key for key in self.rejected if key in before and before.response.brings(key[0]))
         self.latest, self.nonce, self.open = delivery, delivery.response.nonce, True
         self.trial = None
         self._offers.clear()
@@ -170,6 +175,10 @@ class Subscription:
     def known(self, *, partial: bool) -> Container[Key]:
         """Return the resources that an Envoy is known to accept."""
         return self._taken.items() if partial else self.accepted or ()
+
+    def report(self, keys: Iterable[Key]) -> None:
+        """These are logged; what is no longer rejected is forgotten."""
+        self.reported = frozenset(key for key in self.reported if key in self.rejected) | frozenset(keys)
 
     def withheld(self) -> list[Key]:
         """Return the resources of the latest response that a fresh Envoy is not given at first."""

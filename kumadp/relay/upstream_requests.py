@@ -26,6 +26,7 @@ class UpstreamRequests:
         self.is_open, self._introduced = is_open, False
         for subscription in subscriptions:
             subscription.sent_names, subscription.nonce, subscription.open = None, "", False
+            subscription.unreported.clear()
 
     def subscribe(self, subscription: Subscription) -> list[SendUp]:
         """Request names that this stream has not requested yet.

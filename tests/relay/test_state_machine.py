@@ -958,6 +958,87 @@ def test_a_resource_that_the_control_plane_did_not_send_again_is_not_rejected_ag
     assert [each.name for each in bench.machine.withheld()] == ["bad"]
 
 
+def delta(version: str, nonce: str, sent: str, *resources: bytes) -> Response:
+    """Return a whole set, of which the control plane sent one resource."""
+    return replace(Response.parse(encode_response(CLUSTER, version, resources, nonce)), sent=frozenset({sent}))
+
+
+def test_a_rejection_that_comes_after_the_next_response_is_forwarded_with_the_answer_to_that_one() -> None:
+    bench = Bench()
+    bench.serving()
+    whole = [one("1"), any_of("bad")]
+    bench.do(bench.machine.upstream_message(delta("v2", "8", "bad", *whole)))
+    bench.do(bench.machine.upstream_message(delta("v3", "9", "later", *whole, any_of("later"))))
+    bench.nack(1, CLUSTER, "bad: it is bad")
+    assert bench.took_up() == []
+    assert names_of(bench, 1, CLUSTER) == ["later", "one"]
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "1", nonce="9", error=encode_status(13, "bad: it is bad"))]
+    # Once.
+    bench.do(bench.machine.upstream_message(delta("v4", "10", "more", *whole, any_of("later"), any_of("more"))))
+    bench.ack(1, CLUSTER)
+    assert bench.took_up() == [Request(CLUSTER, "v4", nonce="10")]
+
+
+def test_a_rejection_by_a_later_envoy_is_forwarded_with_the_next_answer() -> None:
+    bench = Bench()
+    bench.serving()
+    whole = [one("1"), any_of("bad")]
+    bench.do(bench.machine.upstream_message(delta("v2", "8", "bad", *whole)))
+    bench.ack(1, CLUSTER)
+    bench.took_up()
+    bench.envoy(2, 1)
+    bench.request(2, CLUSTER)
+    bench.live(1)
+    bench.nack(2, CLUSTER, "bad: it is bad")
+    bench.ack(2, CLUSTER)
+    assert bench.took_up() == []
+    bench.do(bench.machine.upstream_message(delta("v3", "9", "later", *whole, any_of("later"))))
+    bench.ack(2, CLUSTER)
+    assert [(request.nonce, request.error) for request in bench.took_up()] == [
+        ("9", encode_status(13, "bad: it is bad"))
+    ]
+
+
+def test_a_rejected_resource_is_rejected_again_if_the_next_response_comes_before_the_answer() -> None:
+    bench = Bench()
+    bench.serving()
+    whole = [one("1"), any_of("bad")]
+    bench.do(bench.machine.upstream_message(delta("v2", "8", "bad", *whole)))
+    bench.nack(1, CLUSTER, "bad: it is bad")
+    bench.ack(1, CLUSTER)
+    bench.disconnect()
+    bench.connect()
+    bench.took_up()
+    whole.append(any_of("later"))
+    bench.do(bench.machine.upstream_message(delta("v3", "1", "bad", *whole, any_of("open"))))
+    bench.do(bench.machine.upstream_message(delta("v4", "2", "later", *whole)))
+    bench.ack(1, CLUSTER)
+    bench.ack(1, CLUSTER)
+    assert [(request.nonce, request.error) for request in bench.took_up()] == [
+        ("2", encode_status(13, "bad: it is bad"))
+    ]
+
+
+def test_a_late_rejection_is_not_forwarded_once_the_resource_is_gone_or_the_stream_is_new() -> None:
+    bench = Bench()
+    bench.serving()
+    for nonce, gone in (("8", True), ("11", False)):
+        whole = [one("1"), any_of("bad", nonce)]
+        bench.do(bench.machine.upstream_message(delta(f"v{nonce}", nonce, "bad", *whole)))
+        bench.do(bench.machine.upstream_message(delta("later", f"{nonce}+", "later", *whole, any_of("later"))))
+        bench.nack(1, CLUSTER, "bad: it is bad")
+        if not gone:
+            bench.disconnect()
+            bench.connect()
+        bench.took_up()
+        remains = [one("1"), any_of("later", nonce), *([] if gone else whole[1:])]
+        bench.do(bench.machine.upstream_message(delta("last", f"{nonce}++", "later", *remains)))
+        bench.ack(1, CLUSTER)
+        bench.ack(1, CLUSTER)
+        assert bench.took_up()[-1:] == [Request(CLUSTER, "last", nonce=f"{nonce}++")]
+
+
 @pytest.mark.parametrize("from_disk", [True, False])
 def test_a_rejected_resource_is_withheld_over_a_restart(from_disk: bool) -> None:
     previous = Bench()
