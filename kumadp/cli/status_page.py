@@ -129,6 +129,8 @@ def _control_plane(status: Status, now: float) -> Iterator[str]:
         what = f"{withheld['type'].rpartition('.')[2]} {withheld['name']}"
         why = f": {withheld['reason']}" if withheld["reason"] else ""
         yield on_one_line(f"withheld from Envoy for {format_elapsed(now - withheld['since'])}: {what}{why}")
+    if more := relay.get("withheld_count", 0) - len(relay.get("withheld", ())):
+        yield f"withheld from Envoy: {more} more"
     if "stale_since" in status:
         yield f"serving the last good configuration, of {_ago(status['stale_since'], now)}"
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from kumadp.host.log.secrets import redact
 from kumadp.relay.messages import SECRET
+from kumadp.relay.resources import policies
 from kumadp.relay.texts import one_line, short_name
 
 if TYPE_CHECKING:
@@ -43,19 +45,23 @@ class Rejections:
         self._since = {key: self._since.get(key, now) for key in keys}
         return withheld
 
-    def status(self) -> list[dict[str, object]]:
-        """Return the withheld resources in JSON types, at most 50; times in seconds since 1970."""
+    def status(self) -> tuple[list[dict[str, object]], Counter[str]]:
+        """Return the withheld resources in JSON types, at most 50, and how many there are of each type.
+
+        Times are in seconds since 1970.
+        """
         withheld = self._note(round(time.time(), 3))
-        return [
+        shown: list[dict[str, object]] = [
             {
                 "type": each.type_url,
                 "name": one_line(each.name),
                 "reason": _shown(each.type_url, each.reason),
-                "policies": list(each.policies),
+                "policies": list(policies(each.resource)),
                 "since": self._since[each.type_url, each.name, each.digest],
             }
             for each in withheld[:MOST_SHOWN]
         ]
+        return shown, Counter(each.type_url for each in withheld)
 
 
 def _shown(type_url: str, reason: str) -> str:

@@ -210,6 +210,7 @@ class Relay:
         """Return the status section in JSON types; times in seconds since 1970."""
         facts, now = self._upstream.facts, self._clock()
         epoch = time.time() - now
+        withheld, numbers = self._rejections.status()
         return {
             "state": facts.state.value,
             "since": round(epoch + facts.since, 3),
@@ -222,7 +223,8 @@ class Relay:
             "silence": round(self._unanswered.silence, 1),
             "received": round(epoch + max(self._changed_at.values()), 3) if self._changed_at else None,
             "last_rejection": self._rejections.last,
-            "withheld": self._rejections.status(),
+            "withheld": withheld,
+            "withheld_count": numbers.total(),
             "types": [
                 {
                     "type": view.type_url,
@@ -232,6 +234,7 @@ class Relay:
                     "names": view.names,
                     "rejected": view.rejections,
                     "withheld": view.withheld,
+                    "withheld_resources": numbers[view.type_url],
                     "changed": round(epoch + changed, 3) if (changed := self._changed_at.get(view.type_url)) else None,
                 }
                 for view in self._machine.types()

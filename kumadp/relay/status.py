@@ -18,7 +18,8 @@ class RelayedType(Struct, forbid_unknown_fields=True):
     open: Annotated[bool, field("Envoy has not answered yet.")]
     names: Any
     rejected: int
-    withheld: bool
+    withheld: Annotated[bool, field("The latest response, or a resource of it, is not given to a new Envoy.")]
+    withheld_resources: Annotated[int, field("How many of its resources Envoy is not given.")]
     changed: Annotated[float | None, field("When the control plane sent the last one.")]
 
 
@@ -56,5 +57,6 @@ class RelayStatus(Struct, forbid_unknown_fields=True):
     silence: Annotated[float, field("For how many seconds a first question has gone unanswered.")]
     received: Annotated[float | None, field("When the last configuration came.")]
     last_rejection: Rejection | None
-    withheld: list[Withheld]
+    withheld: Annotated[list[Withheld], field("At most 50 of them.")]
+    withheld_count: Annotated[int, field("How many there are.")]
     types: list[RelayedType]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kumadp.relay.messages import BadMessage, Response, encode_response
 from kumadp.relay.offer import Delivery, EnvoyOffer
-from kumadp.relay.resources import policies
 from kumadp.relay.snapshot import TypeSnapshot
 from kumadp.relay.verdicts import EARLIER, RejectedResources, Verdicts
 
@@ -40,13 +39,13 @@ class TypeView:
 
 @dataclass(frozen=True, slots=True)
 class WithheldResource:
-    """A resource of the latest response that Envoy is not given, Envoy's reason, and policies that it mentions."""
+    """A resource of the latest response that Envoy is not given, and Envoy's reason."""
 
     type_url: str
     name: str
     digest: bytes
     reason: str
-    policies: tuple[str, ...]
+    resource: XdsResource = field(repr=False)
 
 
 class Subscription:
@@ -191,9 +190,7 @@ class Subscription:
             return []
         resources = self.latest.response.by_name
         return [
-            WithheldResource(
-                self.type_url, name, digest, self.rejected.reason((name, digest)), policies(resources[name])
-            )
+            WithheldResource(self.type_url, name, digest, self.rejected.reason((name, digest)), resources[name])
             for name, digest in self.withheld()
         ]
 

@@ -117,6 +117,13 @@ def test_the_control_plane_and_its_configuration() -> None:
     assert "never expires" in "\n".join(page({**status, "token_expires": None}, NOW))
 
 
+def test_withheld_resources_that_are_not_listed_are_counted() -> None:
+    one = {"type": "a/b.Listener", "name": "in", "reason": "cannot bind", "policies": [], "since": NOW - 60}
+    text = "\n".join(page(message(mode="control plane", relay=relay(withheld=[one], withheld_count=3)), NOW))
+    assert "withheld from Envoy for 1m: Listener in: cannot bind\n" in text
+    assert "withheld from Envoy: 2 more" in text
+
+
 def test_the_application_has_a_line() -> None:
     runs = {"state": "RUNNING", "pid": 43, "started": NOW - 59, "ended": ""}
     waits = {"state": "WAITING", "pid": None, "started": None, "ended": ""}

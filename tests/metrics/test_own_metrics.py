@@ -44,12 +44,13 @@ def status() -> dict[str, Any]:
         "reexec": {"count": 4},
     }
     view: dict[str, Any] = {"type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", "accepted": "1"}
-    view |= {"latest": "2", "open": True, "names": None, "rejected": 5, "withheld": False, "changed": NOW}
+    view |= {"latest": "2", "open": True, "names": None, "rejected": 5, "withheld": True, "changed": NOW}
+    view |= {"withheld_resources": 120}
     destination = {"connected_since": None, "waiting": 3, "sent": 0, "dropped": 2}
     path = {"asked": 9, "seconds": 0.5, "failed": 1, "changes": 2, "took": 0.01}
     return {
         **instance.snapshot(),
-        "relay": {"state": "open", "since": NOW, "silence": 12.5, "received": NOW, "withheld": [view], "types": [view]},
+        "relay": {"state": "open", "since": NOW, "silence": 12.5, "received": NOW, "withheld": [], "types": [view]},
         "access_logs": {
             "lines": 10,
             "malformed": 1,
@@ -108,7 +109,7 @@ def test_a_complete_status() -> None:
     assert value("configuration_timestamp_seconds", type="Cluster") == NOW
     assert value("configuration_pending", type="Cluster") == 1
     assert value("configuration_rejections_total", type="Cluster") == 5
-    assert value("configuration_withheld_resources", type="Cluster") == 1
+    assert value("configuration_withheld_resources", type="Cluster") == 120
     assert value("configuration_stale") == 1
     assert value("token_expiry_timestamp_seconds") == NOW + 3600
     assert value("probe_answers_total", kind="virtual", code="2xx") == 7
