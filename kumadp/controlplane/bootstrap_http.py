@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 ATTEMPT_SECONDS = 10.0
 # Bounds connecting with the TLS handshake, and each read, so that aiohttp closes what hangs before the attempt ends.
 PHASE_SECONDS = 8.0
-LONGEST_WAIT = 30.0
+# Between two rounds of all addresses (seconds). After a long outage at most one sidecar in 30 sends a request in any
+# second on average, which a control plane that comes back can serve (`tests/support/storm.py`).
+LONGEST_WAIT = 40.0
 CERTIFICATE_TRIES = 3
 MAX_ANSWER = 16 << 20
 _LONGEST_HEADER = 100 << 10
@@ -59,9 +61,9 @@ async def fetch_bootstrap(
     """Send ``POST <url>/bootstrap`` until there is a bootstrap; ``urls``, at least one, are tried in turn.
 
     ``make_request`` is awaited for each attempt, so that token and CA are read again. After each round of all addresses
-    there is a wait, exponential from ``backoff`` seconds with full jitter, up to 30 s. ``on_failure`` is called with
-    the reason of each failed attempt. ``once``: each address is tried once. ``advise`` returns what to change after an
-    answer with this status and text, an empty text if it does not know.
+    there is a wait (`retry_waits`), after the time that ``Retry-After`` names. ``on_failure`` is called with the reason
+    of each failed attempt. ``once``: each address is tried once. ``advise`` returns what to change after an answer with
+    this status and text, an empty text if it does not know.
 
     Raises ControlPlaneRefused on an answer that no retry can change (400, 401, 403, 422; a certificate that fails
     verification three times; an unreadable CA), with several addresses once each of them has given one; and
@@ -69,7 +71,7 @@ async def fetch_bootstrap(
     """
     refusals = _Refusals(urls)
     least_waits: dict[str, float] = {}
-    waits = Backoff(backoff, max(LONGEST_WAIT, backoff), keep=0.0)
+    waits = retry_waits(backoff)
     started = time.monotonic()
     for number, url in enumerate(itertools.cycle(urls), 1):
         verdict, answer = await _attempt(url, make_request, advise)
@@ -88,8 +90,14 @@ async def fetch_bootstrap(
         if once and number == len(urls):
             raise failure
         least_waits[url] = verdict.wait
-        await asyncio.sleep(0.0 if number % len(urls) else max(waits.wait(), min(least_waits.values())))
+        # All sidecars may have got the same Retry-After: they come back one after the other.
+        await asyncio.sleep(0.0 if number % len(urls) else min(least_waits.values()) + waits.wait())
     raise ValueError("no control plane address")
+
+
+def retry_waits(backoff: float) -> Backoff:
+    """Return the waits between requests: exponential from ``backoff`` seconds, with full jitter up to the longest."""
+    return Backoff(backoff, max(LONGEST_WAIT, backoff), keep=0.0, keep_at_cap=0.5)
 
 
 class _Refusals:

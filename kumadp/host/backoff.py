@@ -13,7 +13,9 @@ class Backoff:
     """Waits in seconds, from ``first`` on, each ``growth`` times the previous one and at most ``cap``.
 
     ``keep`` is the part of each wait that jitter leaves: 0 is full jitter (anything from 0 to the wait), 1 is none.
-    Many data planes retry against the same server: jitter keeps them out of step. ``uniform`` draws from a range.
+    Many data planes retry against the same server: jitter keeps them out of step. ``keep_at_cap`` is the same for waits
+    that have reached the cap, where more of them on average means fewer requests; None: ``keep``. ``uniform`` draws
+    from a range.
     """
 
     def __init__(
@@ -23,12 +25,14 @@ class Backoff:
         *,
         growth: float = 2.0,
         keep: float = 0.5,
+        keep_at_cap: float | None = None,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._first = min(first, cap)
         self._cap = cap
         self._growth = growth
         self._keep = keep
+        self._keep_at_cap = keep if keep_at_cap is None else keep_at_cap
         self._uniform = uniform
         self._next = self._first
 
@@ -44,4 +48,5 @@ class Backoff:
 
     def wait(self) -> float:
         """Return the next wait, with jitter; the one after it is longer."""
-        return self.grow() * self._uniform(self._keep, 1.0)
+        wait = self.grow()
+        return wait * self._uniform(self._keep_at_cap if wait >= self._cap else self._keep, 1.0)

@@ -26,6 +26,10 @@ FREED_FROM, FREED_UNTIL, FREED_WAIT = 9.5, 11.0, 0.1
 FIRST_WAIT = 0.25
 ACTIVE_LONGEST, UNREACHABLE_LONGEST, LONGEST = 1.0, 2.0, 5.0
 GROWTH = 1.5
+# A control plane that is restarted or upgraded is back within so many seconds, and the mesh lacks us until the next
+# attempt. After a longer outage a wait is as long as the time since then, up to the longest: the control plane shall
+# not get the requests of all data planes in the second in which it comes back (`tests/support/storm.py`).
+PROMPT_FOR, SPREAD_LONGEST = 30.0, 40.0
 
 
 class StreamRefusal(enum.StrEnum):
@@ -67,23 +71,32 @@ class StreamBackoff:
     def __init__(self, *, uniform: Callable[[float, float], float] = random.uniform) -> None:
         self._uniform = uniform
         self._backoff = Backoff(FIRST_WAIT, LONGEST, growth=GROWTH, uniform=uniform)
+        self._since: float | None = None
 
     def reset(self) -> None:
         """Begin with the first wait again: a stream was open for long enough."""
         self._backoff.reset()
+        self._since = None
 
-    def wait(self, refusal: StreamRefusal, since_broken: float | None) -> float:
-        """Return how long to wait after a refusal.
+    def wait(self, refusal: StreamRefusal, since_broken: float | None, now: float) -> float:
+        """Return how long to wait after a refusal at the time ``now`` (seconds).
 
         ``since_broken``: seconds since a stream of ours broke, None if none did. A stream that the control plane still
         holds is requested again at the moment it is freed.
         """
+        self._since = now if self._since is None else self._since
+        spread = min(now - self._since - PROMPT_FOR, SPREAD_LONGEST)
+        wait = self._backoff.grow()
+        if refusal is StreamRefusal.ACTIVE:
+            return self._until_freed(min(wait, ACTIVE_LONGEST), since_broken)
         if refusal is StreamRefusal.UNREACHABLE:
-            # Where nothing listens an attempt costs little, and the mesh lacks us until the next one.
-            return min(self._backoff.grow(), UNREACHABLE_LONGEST) * self._uniform(0.5, 1.0)
-        if refusal is not StreamRefusal.ACTIVE:
-            return self._backoff.wait()
-        wait = min(self._backoff.grow(), ACTIVE_LONGEST)
+            # Where nothing listens an attempt costs little.
+            wait = min(wait, UNREACHABLE_LONGEST)
+        if refusal in (StreamRefusal.UNREACHABLE, StreamRefusal.OTHER):
+            wait = max(wait, spread)
+        return wait * self._uniform(0.5, 1.0)
+
+    def _until_freed(self, wait: float, since_broken: float | None) -> float:
         if since_broken is None or since_broken >= FREED_UNTIL:
             return wait
         if since_broken >= FREED_FROM:

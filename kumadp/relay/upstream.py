@@ -342,7 +342,7 @@ class UpstreamConnection:
         what = "the stream to the control plane broke" if was_open else "no stream to the control plane"
         where = f" at {failure.where}" if failure.where else ""
         self._throttle.warn(log, f"{what}: {refusal}", now, f"{what}{where}: {reason}; retrying")
-        return self._backoff.wait(refusal, None if self._broken_at is None else now - self._broken_at)
+        return self._backoff.wait(refusal, None if self._broken_at is None else now - self._broken_at, now)
 
     def _set_state(self, state: UpstreamState) -> None:
         if state is not self.facts.state:

@@ -48,7 +48,7 @@ class Settings:
     ca_cert_file: str = option("text", "", "CA certificate file (PEM) used to verify the control plane. Read again for each attempt.", flags="--ca-cert-file", env="KUMA_CONTROL_PLANE_CA_CERT_FILE", key="controlPlane.caCertFile", group=CP, reload=True, **PATH)
     ca_cert: str = option("text", "", "CA certificate, PEM-encoded. Takes precedence over --ca-cert-file.", env="KUMA_CONTROL_PLANE_CA_CERT", key="controlPlane.caCert", group=CP, reload=True)
     skip_verify: bool = option("boolean", False, "Do not verify the control plane's certificate.", flags="--skip-verify", env="KUMA_CONTROL_PLANE_TLS_SKIP_VERIFY", key="controlPlane.tlsSkipVerify", group=CP, reload=True)
-    retry_backoff: float = option("duration", 3.0, "Initial delay between bootstrap requests. It doubles up to 30s, with jitter.", env="KUMA_CONTROL_PLANE_RETRY_BACKOFF", key="controlPlane.retry.backoff", group=CP, reload=True, minimum=0.001)
+    retry_backoff: float = option("duration", 3.0, "Initial delay between bootstrap requests. It doubles up to 40s, with jitter.", env="KUMA_CONTROL_PLANE_RETRY_BACKOFF", key="controlPlane.retry.backoff", group=CP, reload=True, minimum=0.001)
     retry_max_duration: float | None = option("duration", None, "Time after which the bootstrap request at start is given up.", env="KUMA_CONTROL_PLANE_RETRY_MAX_DURATION", key="controlPlane.retry.maxDuration", group=CP, reload=False, minimum=0.001, none_means="no limit")
 
     name: str = option("text", "", "Name of the Dataplane. If POD_NAME and POD_NAMESPACE are set, POD_NAME.POD_NAMESPACE replaces a name that is empty or contains any of $(){}.", flags="--name", env="KUMA_DATAPLANE_NAME", key="dataplane.name", group=DP, reload=False, commands=("run", "wait"))

@@ -396,8 +396,9 @@ async def test_waits_double_from_round_to_round_up_to_30_seconds_with_full_jitte
         if number % addresses:
             assert set(waits) == {0.0}
             continue
-        longest = min(30.0, 3.0 * 2 ** (number // addresses - 1))
-        assert 0 <= min(waits) < longest * 0.25
+        longest = min(40.0, 3.0 * 2 ** (number // addresses - 1))
+        least = 0.5 * longest if longest == 40.0 else 0.0
+        assert least <= min(waits) < least + longest * 0.25
         assert longest * 0.75 < max(waits) <= longest
 
 
@@ -411,7 +412,8 @@ async def test_the_server_s_retry_after_is_the_shortest_wait(monkeypatch: pytest
     with ScriptedControlPlane(busy, GOOD) as plane:
         monkeypatch.setattr("asyncio.sleep", sleep)
         await fetch(plane.url, plane.ca)
-    assert waits == [7.0]
+    # Others may have got the same answer: each has its own jitter on top.
+    assert 7.0 < waits[0] <= 7.0 + QUICK
 
 
 async def test_several_addresses_are_tried_in_turn_and_the_answer_has_its_address() -> None:

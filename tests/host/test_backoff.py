@@ -43,6 +43,11 @@ def test_jitter_leaves_at_least_its_part_of_each_wait(keep: float, least: float)
         assert 0.75 * longest < max(waits) <= longest
 
 
+def test_waits_at_the_cap_have_their_own_part() -> None:
+    lowest = Backoff(3.0, 10.0, keep=0.0, keep_at_cap=0.5, uniform=lambda low, _high: low)
+    assert [lowest.wait() for _ in range(4)] == [0.0, 0.0, 5.0, 5.0]
+
+
 def test_jitter_does_not_change_how_waits_grow() -> None:
     backoff = Backoff(1.0, 100.0, uniform=lambda low, _high: low)
     assert [backoff.wait() for _ in range(3)] == [0.5, 1.0, 2.0]

@@ -11,7 +11,7 @@ import pytest
 from kumadp.errors import ControlPlaneRefused
 from kumadp.grpc.call import StreamEnded
 from kumadp.host.log.throttle import Throttle
-from kumadp.relay.refusal import StreamBackoff, StreamRefusal, classify
+from kumadp.relay.refusal import PROMPT_FOR, StreamBackoff, StreamRefusal, classify
 
 ACTIVE = "there is already an active stream from this node, try again later"
 
@@ -56,7 +56,7 @@ def attempts(backoff: StreamBackoff, refusal: StreamRefusal, broken: float | Non
     now, times = 0.0, []
     while now <= until:
         times.append(now)
-        now += backoff.wait(refusal, None if broken is None else now - broken)
+        now += backoff.wait(refusal, None if broken is None else now - broken, now)
     return times
 
 
@@ -81,13 +81,31 @@ LONGEST = {StreamRefusal.UNREACHABLE: 2.0, StreamRefusal.AUTH: 5.0, StreamRefusa
 
 @pytest.mark.parametrize("refusal", LONGEST)
 def test_others_wait_longer_up_to_a_limit_and_not_in_step(refusal: StreamRefusal) -> None:
-    waits = [StreamBackoff(uniform=random.Random(seed).uniform).wait(refusal, 0.0) for seed in range(50)]
+    waits = [StreamBackoff(uniform=random.Random(seed).uniform).wait(refusal, 0.0, 0.0) for seed in range(50)]
     assert 0.1 < min(waits) < max(waits) <= 0.25
     backoff = StreamBackoff()
-    late = [backoff.wait(refusal, 0.0) for _ in range(30)][15:]
+    late = [backoff.wait(refusal, 0.0, 0.0) for _ in range(30)][15:]
     assert LONGEST[refusal] / 2 <= min(late) < max(late) <= LONGEST[refusal]
     backoff.reset()
-    assert backoff.wait(refusal, 0.0) <= 0.25
+    assert backoff.wait(refusal, 0.0, 0.0) <= 0.25
+
+
+@pytest.mark.parametrize("refusal", [StreamRefusal.UNREACHABLE, StreamRefusal.OTHER])
+def test_after_a_long_outage_waits_are_as_long_as_the_time_since(refusal: StreamRefusal) -> None:
+    backoff = StreamBackoff(uniform=lambda _low, high: high)
+    short = LONGEST[refusal]
+    for now in (0.0, *(float(second) for second in range(1, int(PROMPT_FOR + short) + 1))):
+        assert backoff.wait(refusal, now, now) <= short
+    assert [backoff.wait(refusal, 0.0, PROMPT_FOR + away) for away in (10.0, 25.0, 39.0, 300.0)] == [10, 25, 39, 40]
+    backoff.reset()
+    assert backoff.wait(refusal, 0.0, 1000.0) <= 0.25
+
+
+def test_neither_a_rejected_token_nor_a_stream_that_is_still_held_waits_longer_after_a_long_outage() -> None:
+    backoff = StreamBackoff()
+    backoff.wait(StreamRefusal.UNREACHABLE, 0.0, 0.0)
+    assert backoff.wait(StreamRefusal.AUTH, 0.0, 600.0) <= LONGEST[StreamRefusal.AUTH]
+    assert backoff.wait(StreamRefusal.ACTIVE, 600.0, 600.0) <= 1.0
 
 
 def test_ten_minutes_of_the_same_fault_are_a_handful_of_lines() -> None:
