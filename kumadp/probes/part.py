@@ -137,5 +137,10 @@ class ProbeProxyPart(Part):
         if self._targets is not None and prepared.fetched is not None:
             self._targets.address = prepared.fetched.address
 
+    async def close(self) -> None:
+        """Release what the targets have opened."""
+        if self._targets is not None:
+            self._targets.close()
+
     def _child_pids(self) -> list[int]:
         return [child.pid for part in self._context.parts for child in part.children()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from kumadp.addresses import is_ip, overlap
 from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.host.environment import on_kubernetes
-from kumadp.host.net.ports import is_held_by
+from kumadp.host.net.held_ports import HeldPorts
 from kumadp.resources.types import Dataplane
 from kumadp.resources.workload import workload_of
 
@@ -47,6 +46,9 @@ class ProbeTargets:
         self._children = children
         self._admin = admin
         self._rejected: set[int] = set()
+        self._held = HeldPorts(lambda: (os.getpid(), *self._children()))
+        # The applications of one Dataplane, which a reload may replace.
+        self._applications: tuple[Dataplane | None, Mapping[int, str]] = (None, {})
         self._limited = is_limited(context.settings, context.environ)
         self.address = ""
 
@@ -54,18 +56,22 @@ class ProbeTargets:
         """Return the host; None if the port must not be probed, empty if it is not known yet."""
         spec = self._context.resource.spec if self._context.resource is not None else None
         dataplane = spec if isinstance(spec, Dataplane) else None
-        hosts = applications(dataplane)
+        if self._applications[0] is not dataplane:
+            self._applications = (dataplane, applications(dataplane))
+        hosts = self._applications[1]
         if self._limited and port not in hosts and port not in self._context.settings.probe_proxy_ports:
             self._reject(port, "no application of the Dataplane has it; --probe-proxy-ports allows it")
             return None
         address = dataplane.networking.address if dataplane is not None else ""
         host = hosts.get(port) or address or self.address or self._context.settings.instance_ip
-        if self._is_own(host, port) or (
-            is_ip(host) and await asyncio.to_thread(is_held_by, (os.getpid(), *self._children()), host, port)
-        ):
+        if self._is_own(host, port) or (is_ip(host) and await self._held.holds(host, port)):
             self._reject(port, "it is kumadp's or Envoy's own")
             return None
         return host
+
+    def close(self) -> None:
+        """Release what was opened to look up listening sockets."""
+        self._held.close()
 
     def _is_own(self, host: str, port: int) -> bool:
         admin = self._admin()

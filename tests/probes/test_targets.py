@@ -18,6 +18,8 @@ from kumadp.settings.model import Settings
 from tests.support.ports import free_ports
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kumadp.resources.resource import Resource
 
 DATAPLANE = """
@@ -38,6 +40,16 @@ def resource() -> Resource:
     return load_resource(DATAPLANE, "web.yaml", variables={})
 
 
+opened: list[ProbeTargets] = []
+
+
+@pytest.fixture(autouse=True)
+def _close_targets() -> Iterator[None]:
+    yield
+    while opened:
+        opened.pop().close()
+
+
 def targets(
     *,
     dataplane: bool = True,
@@ -48,7 +60,8 @@ def targets(
     **settings: Any,
 ) -> ProbeTargets:
     context = Context(Inputs(replace(Settings(), **settings), resource() if dataplane else None, environ or {}))
-    return ProbeTargets(context, own, lambda: children, lambda: admin)
+    opened.append(ProbeTargets(context, own, lambda: children, lambda: admin))
+    return opened[-1]
 
 
 def test_applications_are_where_envoy_finds_them() -> None:

@@ -18,6 +18,7 @@ import psutil
 
 from kumadp.addresses import ANY_IPV4, ANY_IPV6, canonical, is_ip, overlap, socket_address, with_port, without_zone
 from kumadp.errors import PortsTaken, Problem
+from kumadp.host.net.sock_diag import SockDiag
 from kumadp.host.reexec import inherited_sockets as inherited
 
 if TYPE_CHECKING:
@@ -160,8 +161,16 @@ def is_held_by(pids: Iterable[int], host: str, port: int) -> bool:
     return bool(sockets) and any(link in sockets for pid in pids for link in _descriptors(pid))
 
 
-def _listening(port: int) -> Iterator[tuple[str, int, str]]:
-    """Yield address, user and inode of each socket that listens on a port."""
+def _listening(port: int) -> Iterable[tuple[str, int, int]]:
+    """Return address, user and inode of each socket that listens on a port."""
+    try:
+        with contextlib.closing(SockDiag()) as diag:
+            return [(canonical(row.host), row.uid, row.inode) for row in diag.listeners(port)]
+    except OSError:
+        return _listening_by_file(port)
+
+
+def _listening_by_file(port: int) -> Iterator[tuple[str, int, int]]:
     for name in ("tcp", "tcp6"):
         with contextlib.suppress(OSError), Path("/proc/net", name).open() as rows:
             next(rows)
@@ -172,15 +181,16 @@ def _listening(port: int) -> Iterator[tuple[str, int, str]]:
                     break
                 host, on = _bound(columns[1])
                 if on == port:
-                    yield host, int(columns[7]), columns[9]
+                    yield host, int(columns[7]), int(columns[9])
 
 
 def _descriptors(pid: int) -> Iterator[str]:
     """Yield the targets of the descriptors of a process that we may see."""
+    folder = f"/proc/{pid}/fd"
     with contextlib.suppress(OSError):
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
+        for name in os.listdir(folder):  # noqa: PTH208 - hundreds of names, each read once
             with contextlib.suppress(OSError):
-                yield str(entry.readlink())
+                yield os.readlink(f"{folder}/{name}")  # noqa: PTH115 - the same
 
 
 def every_address() -> str:
