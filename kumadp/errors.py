@@ -167,9 +167,17 @@ class ControlPlaneUnavailable(ControlPlaneError):
 
 
 class ControlPlaneRefused(ControlPlaneError):
-    """The control plane answered in a way that no retry can change."""
+    """The control plane answered in a way that no retry can change.
+
+    ``content``: it rejects the Dataplane or another content of the request, not its sender. A control plane of another
+    version may do so, so what has served before goes on.
+    """
 
     exit_code = ExitCode.CONTROL_PLANE_REFUSED
+
+    def __init__(self, message: str, hint: str = "", *, content: bool = False) -> None:
+        super().__init__(message, hint)
+        self.content = content
 
 
 class BootstrapError(_Problems):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import copy
 import logging
 import time
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kumadp.controlplane.bootstrap_http import Trust
+    from kumadp.errors import ControlPlaneUnavailable
     from kumadp.host.work_dir import WorkDir
     from kumadp.resources.resource import Resource
     from kumadp.resources.transparent_proxy import TransparentProxy
@@ -89,8 +91,16 @@ class KumaClient:
         """Have ``callback`` called with each bootstrap, before `fetch` returns it."""
         self._on_answer.append(callback)
 
-    async def fetch(self, failed: Callable[[str], None], max_duration: float | None, *, once: bool = False) -> Fetched:
-        """Request until there is an answer; ``failed`` is called with the reason of each failure.
+    def with_facts(self, settings: Settings, resource: Resource | None, versions: Versions) -> KumaClient:
+        """Return a client that reports these; counts and callbacks are shared."""
+        other = copy.copy(self)
+        other.settings, other.resource, other.versions = settings, resource, versions
+        return other
+
+    async def fetch(
+        self, failed: Callable[[ControlPlaneUnavailable], None], max_duration: float | None, *, once: bool = False
+    ) -> Fetched:
+        """Request until there is an answer; ``failed`` is called with each failure.
 
         Raises ControlPlaneRefused, BootstrapError, and ControlPlaneUnavailable after ``max_duration`` seconds, or if
         each address has failed ``once``.

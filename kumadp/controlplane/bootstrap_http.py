@@ -54,16 +54,16 @@ async def fetch_bootstrap(
     *,
     backoff: float,
     max_duration: float | None,
-    on_failure: Callable[[str], None],
+    on_failure: Callable[[ControlPlaneUnavailable], None],
     once: bool = False,
     advise: Callable[[int, str], str] = lambda _status, _text: "",
 ) -> BootstrapAnswer:
     """Send ``POST <url>/bootstrap`` until there is a bootstrap; ``urls``, at least one, are tried in turn.
 
     ``make_request`` is awaited for each attempt, so that token and CA are read again. After each round of all addresses
-    there is a wait (`retry_waits`), after the time that ``Retry-After`` names. ``on_failure`` is called with the reason
-    of each failed attempt. ``once``: each address is tried once. ``advise`` returns what to change after an answer with
-    this status and text, an empty text if it does not know.
+    there is a wait (`retry_waits`), after the time that ``Retry-After`` names. ``on_failure`` is called with each
+    failed attempt. ``once``: each address is tried once. ``advise`` returns what to change after an answer with this
+    status and text, an empty text if it does not know.
 
     Raises ControlPlaneRefused on an answer that no retry can change (400, 401, 403, 422; a certificate that fails
     verification three times; an unreadable CA), with several addresses once each of them has given one; and
@@ -78,7 +78,8 @@ async def fetch_bootstrap(
         if answer is not None:
             return answer
         if refusals.note(url, verdict):
-            raise ControlPlaneRefused(f"the control plane at {url} refused: {verdict.reason}", verdict.hint)
+            reason = f"the control plane at {url} refused: {verdict.reason}"
+            raise ControlPlaneRefused(reason, verdict.hint, content=verdict.content)
         if max_duration is not None and time.monotonic() - started >= max_duration:
             raise ControlPlaneUnavailable(
                 f"no bootstrap from {', '.join(urls)} within {max_duration:g} s; the last try: {verdict.reason}",
@@ -86,7 +87,7 @@ async def fetch_bootstrap(
             )
         which = f"{url}: " if len(urls) > 1 else ""
         failure = ControlPlaneUnavailable(which + verdict.reason, verdict.hint)
-        on_failure(str(failure))
+        on_failure(failure)
         if once and number == len(urls):
             raise failure
         least_waits[url] = verdict.wait

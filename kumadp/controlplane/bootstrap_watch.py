@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import logging
 import random
-import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kumadp.bootstrap.comparison import Restart, differences, restart_needed
 from kumadp.bootstrap.fields import get
 from kumadp.bootstrap.generation import generation_of
 from kumadp.bootstrap.rewrite import rewrite_for_relay
-from kumadp.core import grace_period
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable, KumadpError
+from kumadp.host.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from kumadp.bootstrap.comparison import Difference
     from kumadp.bootstrap.generation import Generation
     from kumadp.bootstrap.prepare import Fetched
-    from kumadp.controlplane.bootstrap_client import KumaClient
+    from kumadp.controlplane.bootstrap_condition import BootstrapCondition
     from kumadp.core.context import Context
 
 log = logging.getLogger("kumadp.controlplane")
@@ -30,8 +29,8 @@ log = logging.getLogger("kumadp.controlplane")
 # How long one check may take (seconds): the relay reports whether the control plane is reachable.
 CHECK_WITHIN = 60.0
 JITTER = 0.2
-# After a rejection, before the next request (seconds).
-REFUSED_PAUSE = 5.0
+# After a rejection, before the next request: from and to (seconds).
+REFUSED_PAUSE, LONGEST_REFUSED_PAUSE = 5.0, 60.0
 # A path of no meaning, the same on both sides.
 _SOCKET = "/relay"
 
@@ -39,21 +38,20 @@ _SOCKET = "/relay"
 class WatchObserver(Protocol):
     """Owns the bootstrap that is watched."""
 
-    @property
-    def first_request(self) -> asyncio.Task[Fetched] | None:
-        """The request for the bootstrap that goes on while Envoy runs with an earlier one."""
+    def take_first_request(self) -> asyncio.Task[Fetched] | None:
+        """Return the request for the bootstrap that goes on while Envoy runs with an earlier one; None after that."""
 
-    def request_again(self) -> asyncio.Task[Fetched]:
-        """Request the bootstrap until there is an answer; that is the first request from now on."""
+    async def fetch(self, within: float | None) -> Fetched:
+        """Request the bootstrap for so many seconds, None: until there is an answer. Raises KumadpError.
+
+        Failures that show what to change are in the status.
+        """
 
     def on_changed(self, fetched: Fetched, reasons: tuple[str, ...], *, first: bool) -> None:
         """Handle a bootstrap that takes a restart; ``first``: it is the first answer in this run."""
 
     async def on_confirmed(self) -> None:
         """Handle that the control plane stands by what Envoy runs with."""
-
-    def on_refused(self, error: ControlPlaneRefused) -> None:
-        """Handle a permanent rejection."""
 
 
 def comparable(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,18 +62,20 @@ def comparable(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class BootstrapWatch:
-    """Requests the bootstrap each ``bootstrap_check_interval`` (seconds, 0: never), and at once if it is stale."""
+    """Requests the bootstrap each ``bootstrap_check_interval`` (seconds, 0: never), and at once if it is stale.
+
+    What runs keeps running, whatever the control plane answers: one of a newer version may reject the Dataplane.
+    """
 
     name = "bootstrap watch"
 
-    def __init__(self, client: KumaClient, context: Context, observer: WatchObserver) -> None:
-        self._client = client
+    def __init__(self, context: Context, condition: BootstrapCondition, observer: WatchObserver) -> None:
+        self._condition = condition
         self._context = context
         self._status = context.status
         self._observer = observer
         self._wake = asyncio.Event()
         self._restart = asyncio.Event()
-        self._refused_since: float | None = None
 
     def wake(self) -> None:
         """Check now: the control plane is reachable."""
@@ -88,30 +88,20 @@ class BootstrapWatch:
     async def run(self, up: Callable[[], None]) -> None:
         """Check until cancelled."""
         up()
-        try:
-            if self._observer.first_request is not None:
-                await self._until_fresh(self._observer.first_request)
-            while True:
-                await self._pause()
-                await self._check()
-        finally:
-            if self._observer.first_request is not None:
-                self._observer.first_request.cancel()
+        if (request := self._observer.take_first_request()) is not None:
+            await self._until_fresh(request)
+        while True:
+            await self._pause()
+            await self._check()
 
     async def _check(self) -> None:
-        """Compare once. What runs keeps running, whatever the control plane answers."""
+        """Compare once."""
         try:
-            await self._compare(await self._client.fetch(_log_quietly, CHECK_WITHIN))
-        except (ControlPlaneRefused, ControlPlaneUnavailable) as error:
-            # Without a hint it is unreachable or fails by itself; the relay reports what matters.
-            if isinstance(error, ControlPlaneRefused) or error.hint:
-                self.note_rejection(error)
+            await self._compare(await self._observer.fetch(CHECK_WITHIN))
+        except ControlPlaneRefused as error:
+            self._condition.note_rejection(error)
         except KumadpError as error:
             log.debug("no bootstrap: %s", error)
-
-    def note_rejection(self, error: KumadpError) -> None:
-        """Warn of an answer that the control plane gives instead of a bootstrap."""
-        self._status.set_warning("bootstrap", f"{error}; what runs keeps running")
 
     async def _pause(self) -> None:
         while True:
@@ -126,43 +116,39 @@ class BootstrapWatch:
 
     async def _until_fresh(self, request: asyncio.Task[Fetched]) -> None:
         """Wait for an answer; retry at once when the relay has a stream, not at the end of a pause."""
+        pauses = Backoff(REFUSED_PAUSE, LONGEST_REFUSED_PAUSE)
         while True:
-            waking = asyncio.ensure_future(self._wake.wait())
+            answered = await self._answered(request)
             try:
-                await asyncio.wait({request, waking}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                waking.cancel()
-            if not request.done():
-                self._wake.clear()
-                request.cancel()
-                request = self._observer.request_again()
-                continue
-            try:
-                await self._compare(request.result(), first=True)
+                if answered:
+                    await self._compare(request.result(), first=True)
+                    return
             except ControlPlaneRefused as error:
-                self._note_refusal(error)
+                self._condition.note_rejection(error)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), REFUSED_PAUSE)
-                self._wake.clear()
-                request = self._observer.request_again()
-                continue
+                    await asyncio.wait_for(self._wake.wait(), pauses.wait())
             except ControlPlaneUnavailable:
                 # The user's limit is one for a start; Envoy serves.
-                request = self._observer.request_again()
-                continue
+                pass
             except KumadpError as error:
                 log.warning("no bootstrap yet: %s", error)
-            return
+                return
+            self._wake.clear()
+            request = asyncio.create_task(self._observer.fetch(None), name="bootstrap request")
 
-    def _note_refusal(self, error: ControlPlaneRefused) -> None:
-        """Warn of a rejection; it is permanent only after a while, as this control plane has served us before."""
-        now = time.monotonic()
-        self._refused_since = since = now if self._refused_since is None else self._refused_since
-        self._status.set_warning("bootstrap", str(error))
-        if now - since >= grace_period.ESTABLISHED_GRACE_PERIOD:
-            self._observer.on_refused(error)
+    async def _answered(self, request: asyncio.Task[Fetched]) -> bool:
+        """Wait for the end of this request; False: it was cancelled, since the next one will be answered sooner."""
+        waking = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait({request, waking}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waking.cancel()
+            if not request.done():
+                request.cancel()
+        return not request.cancelled() and request.done()
 
     async def _compare(self, fetched: Fetched, *, first: bool = False) -> None:
+        self._condition.note_answer()
         present = self._context.bootstrap.fetched
         assert present is not None  # noqa: S101 - a control plane's always has one
         current, new = await asyncio.to_thread(lambda: (comparable(present.tree), comparable(fetched.tree)))
@@ -170,7 +156,7 @@ class BootstrapWatch:
         reasons = _reasons(differing, generation_of(present.tree), generation_of(fetched.tree))
         if restart_needed(differing) is Restart.NONE:
             self._status.facts.pop("restart_required", None)
-            self._status.set_warning("bootstrap", "")
+            self._condition.note_change("")
             await self._observer.on_confirmed()
             return
         if self._status.facts.get("restart_required") != list(reasons):
@@ -187,7 +173,3 @@ def _reasons(changes: Sequence[Difference], present: Generation, newest: Generat
     if changes and present is not newest:
         return (f"it is of Kuma {newest} now, and Envoy runs with that of Kuma {present}",)
     return tuple(f"{change.path}: {change.reason}" for change in changes)
-
-
-def _log_quietly(reason: str) -> None:
-    log.debug("no bootstrap: %s", reason)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from kumadp.bootstrap.generation import generation_of
 from kumadp.bootstrap.prepare import Target, prepare_fetched
 from kumadp.bootstrap.secrets import with_token
 from kumadp.controlplane.bootstrap_client import KumaClient
+from kumadp.controlplane.bootstrap_condition import BootstrapCondition
 from kumadp.controlplane.source_file import Source, read_source, write_source
 from kumadp.controlplane.token_expiry import TokenWatch
 from kumadp.core.events import Requested
 from kumadp.core.part import Handed, Part
-from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable, KumadpError
+from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable, KumadpError, host_error
 from kumadp.host.work_dir import BOOTSTRAP_FILE, bootstrap_file
 
 if TYPE_CHECKING:
@@ -37,8 +39,12 @@ log = logging.getLogger("kumadp.controlplane")
 
 # How long the control plane is waited for before the last good configuration serves (seconds): traffic within 5.
 WARM_AFTER = 2.0
+# How long a query for the bootstrap may take (seconds) while a stream waits for it.
+QUERY_WITHIN = 10.0
 # How long a reload waits for a control plane that may be unreachable (seconds): then Envoy gets the bootstrap it has.
 RELOAD_WITHIN = 5.0
+# Settings of the connection: they hold for the Envoy that runs too if a reload fails.
+_OF_CONNECTION = ("cp_address", "ca_cert_file", "ca_cert", "skip_verify", "retry_backoff", "token", "token_path")
 
 
 class ConfigurationRelay(Protocol):
@@ -81,8 +87,11 @@ class ControlPlanePart(Part):
         self._handed: Fetched | None = None
         self._last_good: Fetched | None = None
         self._unreachable = asyncio.Event()
-        self._later: asyncio.Task[Fetched] | None = None
+        self._condition = BootstrapCondition(context.status)
+        self._started_early = False
+        self._first_request: asyncio.Task[Fetched] | None = None
         self._newer: Fetched | None = None
+        self._renewed_client: KumaClient | None = None
         self._watch: BootstrapWatch | None = None
         self._files = 0
 
@@ -99,12 +108,23 @@ class ControlPlanePart(Part):
 
     @property
     def pending(self) -> bool:
-        """Whether Envoy starts with a bootstrap that the control plane has not sent in this run."""
-        return self._later is not None
+        """Whether Envoy has a bootstrap that is not the control plane's of this run, which has sent none yet."""
+        return self._started_early and not self.client.counted["answered"]
 
-    async def query_bootstrap(self) -> Fetched:
-        """Request the bootstrap, once of each address. Raises KumadpError."""
-        return await self.client.fetch(_log_quietly, None, once=True)
+    async def query_bootstrap(self, *, renewed: bool) -> Fetched | None:
+        """Request the bootstrap, once of each address; None if there is none, with the reason in the status.
+
+        ``renewed``: that of the Envoy that a reload starts.
+        """
+        client = self._renewed_client if renewed and self._renewed_client is not None else self.client
+        try:
+            async with asyncio.timeout(QUERY_WITHIN):
+                fetched = await client.fetch(self._condition.log_failure, None, once=True)
+        except (KumadpError, OSError, TimeoutError) as error:
+            self._condition.note_rejection(_as_kumadp_error(error))
+            return None
+        self._condition.note_answer()
+        return fetched
 
     def token(self) -> str:
         """Return the data plane token, empty without one. May block. Raises ControlPlaneRefused."""
@@ -160,8 +180,9 @@ class ControlPlanePart(Part):
         status, settings = self._context.status, self._context.settings
         if self._handed is not None:
             self._note_generation(self._handed)
-            self._later = self._request()
-            return await self._prepare(self._handed)
+            self._started_early = True
+            self._first_request = self._request()
+            return await self._prepare(self._handed, self.client)
         status.set_not_ready("bootstrap", f"requesting it from {settings.cp_address}")
         request = self._request()
         try:
@@ -170,7 +191,7 @@ class ControlPlanePart(Part):
             request.cancel()
             raise
         status.set_not_ready("bootstrap", "")
-        return await self._prepare(fetched)
+        return await self._prepare(fetched, self.client)
 
     def _request(self) -> asyncio.Task[Fetched]:
         request = asyncio.create_task(
@@ -188,30 +209,35 @@ class ControlPlanePart(Part):
             await asyncio.wait({request, unreachable}, timeout=WARM_AFTER, return_when=asyncio.FIRST_COMPLETED)
         finally:
             unreachable.cancel()
-        # The time limit of the request can end together with its first failure.
-        if request.done() and not isinstance(request.exception(), ControlPlaneUnavailable):
+        error = request.exception() if request.done() else None
+        if request.done() and not _leaves_last_good(error):
             return request.result()
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._last_good.at))
-        log.warning("the control plane is unreachable: starting with the last good configuration, of %s", since)
+        reason = "rejects the request" if isinstance(error, ControlPlaneRefused) else "is unreachable"
+        log.warning("the control plane %s: starting with the last good configuration, of %s", reason, since)
         self._context.status.facts["stale_since"] = self._last_good.at
         self._context.status.set_warning("configuration", f"stale since {since}")
-        self._later = request
+        self._started_early = True
+        self._first_request = request
         self._note_generation(self._last_good)
         return self._last_good
 
     def _note_generation(self, fetched: Fetched) -> None:
         self._context.note_generation(generation_of(fetched.tree))
 
-    def _on_failure(self, reason: str) -> None:
+    def _on_failure(self, error: ControlPlaneUnavailable) -> None:
         address = self._context.settings.cp_address
-        log.warning("no bootstrap from %s: %s", address, reason)
-        if self._later is None:
-            self._context.status.set_not_ready("bootstrap", f"control plane {address}: {reason}")
+        if self._started_early and error.hint:
+            self._condition.note_failure(error)
+            return
+        log.warning("no bootstrap from %s: %s", address, error)
+        if not self._started_early:
+            self._context.status.set_not_ready("bootstrap", f"control plane {address}: {error}")
         self._unreachable.set()
 
-    async def _prepare(self, fetched: Fetched, file: str = BOOTSTRAP_FILE) -> Prepared:
+    async def _prepare(self, fetched: Fetched, client: KumaClient, file: str = BOOTSTRAP_FILE) -> Prepared:
         """Write a bootstrap that passed the guard, rewritten for the relay; raises KumadpError."""
-        context, resource = self._context, self.client.resource
+        context, resource = self._context, client.resource
         relay = self._relay.path if self._relay is not None else None
         if relay is None and fetched is self._handed:
             fetched = await self._with_token(fetched)
@@ -227,8 +253,6 @@ class ControlPlanePart(Part):
 
     async def _with_token(self, fetched: Fetched) -> Fetched:
         """A bootstrap that was handed over has no token, but an Envoy that connects by itself needs one."""
-        from dataclasses import replace
-
         try:
             return replace(fetched, tree=with_token(fetched.tree, await asyncio.to_thread(self.client.token)))
         except (ControlPlaneRefused, OSError) as error:
@@ -245,13 +269,18 @@ class ControlPlanePart(Part):
         fetched = self._context.bootstrap.fetched
         return Handed(Source.of(fetched)) if fetched is not None else None
 
-    # ListenerChanges of the bootstrap
+    async def close(self) -> None:
+        """End the first request if nobody waits for it."""
+        if (request := self.take_first_request()) is not None:
+            request.cancel()
+
+    # Changes of the bootstrap
 
     async def started(self) -> None:
         """Check from now on whether the bootstrap has changed."""
         from kumadp.controlplane.bootstrap_watch import BootstrapWatch
 
-        self._watch = BootstrapWatch(self.client, self._context, self)
+        self._watch = BootstrapWatch(self._context, self._condition, self)
         self._context.stack.start(self._watch)
 
     def on_stream_opened(self) -> None:
@@ -259,22 +288,21 @@ class ControlPlanePart(Part):
         if self._watch is not None:
             self._watch.wake()
 
-    @property
-    def first_request(self) -> asyncio.Task[Fetched] | None:
-        """The request for the bootstrap that goes on while Envoy runs with an earlier one."""
-        return self._later
+    def take_first_request(self) -> asyncio.Task[Fetched] | None:
+        """Return the request for the bootstrap that goes on while Envoy runs with an earlier one; None after that."""
+        request, self._first_request = self._first_request, None
+        return request
 
-    def request_again(self) -> asyncio.Task[Fetched]:
-        """Request the bootstrap until there is an answer, however long that takes."""
-        self._later = asyncio.create_task(self.client.fetch(_log_quietly, None), name="bootstrap request")
-        return self._later
+    async def fetch(self, within: float | None) -> Fetched:
+        """Request the bootstrap for so many seconds, None: until there is an answer. Raises KumadpError."""
+        return await self.client.fetch(self._condition.note_failure, within)
 
     def on_changed(self, fetched: Fetched, reasons: tuple[str, ...], *, first: bool) -> None:
         """Handle a bootstrap that takes a restart; ``first``: it is the first answer in this run."""
         context = self._context
         if not first and context.settings.on_bootstrap_change == "report":
             text = "it has changed, a restart is required: " + "; ".join(reasons)
-            context.status.set_warning("bootstrap", text)
+            self._condition.note_change(text)
             return
         self._newer = fetched
         context.post(Requested("reload", "the bootstrap has changed"))
@@ -287,10 +315,6 @@ class ControlPlanePart(Part):
         status.set_warning("configuration", "")
         if self._relay is not None:
             await self._relay.confirm()
-
-    def on_refused(self, error: ControlPlaneRefused) -> None:
-        """Handle a permanent rejection."""
-        self._context.reject(error)
 
     # A reload
 
@@ -307,19 +331,22 @@ class ControlPlanePart(Part):
 
         Settings are the context's. If the control plane does not answer, it is the present one, with a note.
         """
-        client, present = self.client, self.client.resource
-        client.settings = self._context.settings
-        client.resource = resource or present
-        client.versions = versions
+        present, settings = self.client, self._context.settings
+        self._renewed_client = client = present.with_facts(settings, resource or present.resource, versions)
+        present.settings = replace(present.settings, **{name: getattr(settings, name) for name in _OF_CONNECTION})
         newer, self._newer = self._newer, None
         self._files += 1
-        return await self._prepare(newer or await self._fetch(notes), bootstrap_file(self._files))
+        return await self._prepare(newer or await self._fetch(client, notes), client, bootstrap_file(self._files))
 
-    async def _fetch(self, notes: list[str]) -> Fetched:
-        reasons: list[str] = []
+    def go_back(self) -> None:
+        """Continue to report what runs: the reload failed."""
+        self._renewed_client = None
+
+    async def _fetch(self, client: KumaClient, notes: list[str]) -> Fetched:
+        reasons: list[ControlPlaneUnavailable] = []
         try:
             async with asyncio.timeout(RELOAD_WITHIN):
-                return await self.client.fetch(reasons.append, RELOAD_WITHIN)
+                return await client.fetch(reasons.append, RELOAD_WITHIN)
         except (TimeoutError, ControlPlaneUnavailable):
             pass
         present = self._context.bootstrap.fetched
@@ -330,12 +357,23 @@ class ControlPlanePart(Part):
 
     async def renewed(self) -> None:
         """Note that Envoy runs with the bootstrap of `renew`."""
+        if self._renewed_client is not None:
+            self.client, self._renewed_client = self._renewed_client, None
         if self._watch is not None:
             self._watch.restart_interval()
         self._context.status.facts.pop("restart_required", None)
-        self._context.status.set_warning("bootstrap", "")
+        self._condition.note_change("")
         await self.on_confirmed()
 
 
-def _log_quietly(reason: str) -> None:
-    log.debug("no bootstrap: %s", reason)
+def _leaves_last_good(error: BaseException | None) -> bool:
+    """Return whether what served before may serve after a request that ended so."""
+    # The time limit of the request can end together with its first failure.
+    return isinstance(error, ControlPlaneUnavailable) or (isinstance(error, ControlPlaneRefused) and error.content)
+
+
+def _as_kumadp_error(error: Exception) -> KumadpError:
+    if isinstance(error, KumadpError):
+        return error
+    reason = host_error(error) if isinstance(error, OSError) else ""
+    return ControlPlaneUnavailable(reason or str(error) or "nothing answers in time")

@@ -30,12 +30,16 @@ class AttemptAction(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class AttemptVerdict:
-    """What follows an attempt, the reason, a hint, and the shortest wait before the next one (``Retry-After``, s)."""
+    """What follows an attempt, the reason, a hint, and the shortest wait before the next one (``Retry-After``, s).
+
+    ``content``: the answer rejects what the request holds, not who sends it.
+    """
 
     action: AttemptAction
     reason: str = ""
     hint: str = ""
     wait: float = 0.0
+    content: bool = False
 
 
 _HINTS = {
@@ -44,6 +48,8 @@ _HINTS = {
     403: "the token is for another mesh, name or proxy type",
     422: "look at the token and the Dataplane: mesh, name and tags must fit the token",
 }
+# A control plane of another version may not know the request, or not accept the Dataplane.
+_OF_CONTENT = frozenset({400, 422})
 
 
 def judge_answer(status: int, headers: Mapping[str, str], body: bytes) -> AttemptVerdict:
@@ -65,7 +71,7 @@ def judge_answer(status: int, headers: Mapping[str, str], body: bytes) -> Attemp
     if status in {408, 429} or status >= 500:
         return AttemptVerdict(AttemptAction.RETRY, reason, wait=_retry_after(headers))
     if status in _HINTS:
-        return AttemptVerdict(AttemptAction.STOP, reason, _HINTS[status])
+        return AttemptVerdict(AttemptAction.STOP, reason, _HINTS[status], content=status in _OF_CONTENT)
     return AttemptVerdict(AttemptAction.RETRY, reason, "no bootstrap server answers like this: check --cp-address")
 
 

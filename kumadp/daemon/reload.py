@@ -72,9 +72,11 @@ class Reload:
             if plane is not None:
                 prepared = await plane.renew(resource, self._parts.versions.note_envoy(version), notes)
             outcome = await self._replace(component, prepared, binary, why)
-        except KumadpError:
+        except Exception:
+            if plane is not None:
+                plane.go_back()
             if relay is not None:
-                relay.go_back(former)
+                relay.go_back()
             if prepared is not former:
                 await asyncio.to_thread(prepared.config_path.unlink, missing_ok=True)
             raise

@@ -231,10 +231,10 @@ class RelayPart(Part, EpochObserver):
             self.session.set_drain_time(settings.drain_time)
         return ()
 
-    def go_back(self, prepared: Prepared) -> None:
-        """Continue with this bootstrap: the takeover failed."""
+    def go_back(self) -> None:
+        """Continue with the Envoy that runs: the reload failed."""
         if self.session is not None:
-            self.session.go_back(prepared)
+            self.session.go_back()
 
     def retry(self) -> None:
         """Connect to the control plane at once if there is no stream: token or CA have changed."""

@@ -13,7 +13,7 @@ from kumadp.addresses import server_name
 from kumadp.bootstrap.comparison import same_node
 from kumadp.bootstrap.fields import get
 from kumadp.bootstrap.generation import requires_delta
-from kumadp.errors import ControlPlaneRefused, KumadpError
+from kumadp.errors import ControlPlaneRefused
 from kumadp.relay.dialect import XdsProtocol
 from kumadp.relay.last_good import LastGoodContent
 from kumadp.relay.node import encode_node
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.relay")
 
-# How long a query for the bootstrap may take (seconds) while a stream waits for it.
-QUERY_WITHIN = 10.0
 # Of the memory limit, and in bytes. gRPC's own default is 4 MiB; a mesh of 10,000 services needs some 30 MB.
 SHARE = 8
 SMALLEST_BOUND, LARGEST_BOUND = 4 << 20, 128 << 20
@@ -54,13 +52,16 @@ class ControlPlaneAccess(Protocol):
 
     @property
     def pending(self) -> bool:
-        """Whether Envoy starts with a bootstrap that the control plane has not sent in this run."""
+        """Whether Envoy has a bootstrap that is not the control plane's of this run, which has sent none yet."""
 
     def advise(self, text: str) -> str:
         """Return what to change after a refusal with this text; an empty text if it is not known."""
 
-    async def query_bootstrap(self) -> Fetched:
-        """Request the bootstrap, once of each address. Raises KumadpError."""
+    async def query_bootstrap(self, *, renewed: bool) -> Fetched | None:
+        """Request the bootstrap, once of each address; None if there is none, with the reason in the status.
+
+        ``renewed``: that of the Envoy that a reload starts.
+        """
 
     def token(self) -> str:
         """Return the data plane token, empty without one. May block. Raises ControlPlaneRefused."""
@@ -130,7 +131,8 @@ class RelaySession:
         # What is remembered comes from it.
         self._had_us = resumption.memory is not None
         self._open_since = -1.0
-        self._gone_back = False
+        # While a reload has another one sent: that of the Envoy that runs.
+        self._former_tree: Mapping[str, Any] | None = None
         self._stale = resumption.stale
         self.use(prepared)
         self._sent_tree = _tree(prepared)
@@ -173,27 +175,27 @@ class RelaySession:
         A control plane reads the Node once a stream (Kuma 2.8 to 2.13).
         """
         self.use(prepared)
-        self._gone_back = False
+        self._former_tree = None
         self._schedule_write()
-        return self._renew_node(prepared)
+        return self._renew_node(_tree(prepared))
 
     def renew_early(self, prepared: Prepared) -> None:
         """Send another Node already now if there is no stream that it would break."""
         if self.relay.facts.state is not UpstreamState.OPEN:
-            self._renew_node(prepared)
+            self._former_tree = self._sent_tree
+            self._renew_node(_tree(prepared))
 
-    def go_back(self, prepared: Prepared) -> None:
-        """Continue with the Envoy of this bootstrap: if the control plane got another Node early, take it back.
+    def go_back(self) -> None:
+        """Continue with the Envoy that runs: if the control plane got another Node early, take it back.
 
-        What it sent for that one is not what this Envoy can do; the stream is opened again. Until `renew`, no query of
-        the bootstrap brings the other Node back: it is made for what was read for the Envoy that failed.
+        What it sent for that one is not what this Envoy can do; the stream is opened again.
         """
-        self._gone_back = True
-        if self._renew_node(prepared):
+        former, self._former_tree = self._former_tree, None
+        if former is not None and self._renew_node(former):
             log.warning("the Dataplane is the former one again: reporting it to the control plane by a new stream")
 
-    def _renew_node(self, prepared: Prepared) -> bool:
-        former, self._sent_tree = self._sent_tree, _tree(prepared)
+    def _renew_node(self, tree: Mapping[str, Any]) -> bool:
+        former, self._sent_tree = self._sent_tree, tree
         self._machine.renew_node(_node(self._sent_tree))
         # Versions are but shown (Kuma 2.8 to 2.13): the next stream will do.
         if same_node(former, self._sent_tree):
@@ -203,18 +205,15 @@ class RelaySession:
         return True
 
     async def _query_protocol(self) -> XdsProtocol | None:
-        """Return what the control plane speaks now, and have the next stream report its newest Node.
+        """Return what the control plane speaks now, None if it gives no bootstrap.
 
-        After `go_back` it reports that of the Envoy that runs.
+        The next stream reports the Node of that bootstrap, unless a reload has begun or ended meanwhile.
         """
-        try:
-            async with asyncio.timeout(QUERY_WITHIN):
-                fetched = await self._access.query_bootstrap()
-        except (KumadpError, OSError, TimeoutError) as error:
-            self._status.set_warning("bootstrap query", str(error) or "nothing answers in time")
+        renewed = self._former_tree is not None
+        fetched = await self._access.query_bootstrap(renewed=renewed)
+        if fetched is None:
             return None
-        self._status.set_warning("bootstrap query", "")
-        if not self._gone_back or same_node(self._sent_tree, fetched.tree):
+        if renewed == (self._former_tree is not None):
             self._sent_tree = fetched.tree
             self._machine.renew_node(_node(fetched.tree))
         return _protocol(fetched.tree)

@@ -85,7 +85,7 @@ def test_a_token_and_a_ca_that_cannot_be_opened_now_are_not_wrong(tmp_path: Path
 
 
 async def test_a_bootstrap_is_requested_again_where_the_token_cannot_be_opened_now() -> None:
-    reasons: list[str] = []
+    reasons: list[ControlPlaneUnavailable] = []
 
     async def request() -> tuple[bytes, Trust]:
         raise OSError(24, "Too many open files")

@@ -56,7 +56,7 @@ async def test_parts_follow_the_generation(tmp_path: Path, caplog: pytest.LogCap
         await part.start()
         assert follower.seen == [Generation.KUMA_2, "bootstrap.yaml"]
         for _ in range(3):
-            await part.client.fetch(pytest.fail, 10.0)
+            await part.client.fetch(lambda error: pytest.fail(str(error)), 10.0)
     assert follower.seen[2:] == [Generation.KUMA_3, Generation.KUMA_2]
     assert context.status.snapshot()["control_plane_generation"] == 2
     assert "was of Kuma 2, and is of Kuma 3 now" in caplog.text

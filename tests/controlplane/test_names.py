@@ -20,6 +20,7 @@ from tests.support.scripted_control_plane import Answer, ScriptedControlPlane, b
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kumadp.errors import ControlPlaneUnavailable
     from kumadp.settings.model import Settings
 
 GOOD = bootstrap_answer({"node": {"id": "default.web"}})
@@ -44,7 +45,7 @@ def absolute_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("host", ["localhost.", "LOCALHOST", "LocalHost.", "localhost"])
 async def test_a_final_dot_and_capitals_are_for_the_resolver_alone(host: str) -> None:
-    reasons: list[str] = []
+    reasons: list[ControlPlaneUnavailable] = []
     with ScriptedControlPlane(GOOD) as plane:
 
         async def request() -> tuple[bytes, Trust]:

@@ -40,6 +40,13 @@ def test_each_answer_is_repeated_or_not(status: int, body: bytes, action: Attemp
     assert reason in verdict.reason
 
 
+@pytest.mark.parametrize(
+    ("status", "content"), [(400, True), (401, False), (403, False), (422, True), (500, False), (404, False)]
+)
+def test_what_is_rejected_is_the_content_or_the_sender(status: int, content: bool) -> None:
+    assert judge_answer(status, {}, b"no").content is content
+
+
 @pytest.mark.parametrize("status", [400, 401, 403, 422])
 def test_every_stop_has_a_hint(status: int) -> None:
     assert judge_answer(status, {}, b"").hint

@@ -21,7 +21,7 @@ from kumadp.dns.resolver.server import Resolver
 from kumadp.dns.resolver.table import Table
 from kumadp.doctor.control_plane import control_plane
 from kumadp.doctor.subject import Subject
-from kumadp.errors import PortsTaken
+from kumadp.errors import ControlPlaneUnavailable, PortsTaken
 from kumadp.grpc.client import connect
 from kumadp.host.net.ports import BindAddress, check_ports
 from kumadp.host.net.serve import bind_tcp
@@ -56,7 +56,7 @@ def apart(loop: Callable[[], asyncio.AbstractEventLoop], work: Callable[[], Awai
 @LOOPS
 def test_the_control_plane(loop: Callable[[], asyncio.AbstractEventLoop], tmp_path: Path) -> None:
     async def work() -> None:
-        requests: list[str] = []
+        failures: list[ControlPlaneUnavailable] = []
         good = bootstrap_answer({"node": {"id": "default.web"}})
         with ScriptedControlPlane(good, host=SCOPED, names=(ADDRESS,)) as plane:
             ca = plane.write_ca(tmp_path / "ca.crt")
@@ -68,12 +68,12 @@ def test_the_control_plane(loop: Callable[[], asyncio.AbstractEventLoop], tmp_pa
                     return b"{}", Trust(plane.ca)
 
                 answer = await fetch_bootstrap(
-                    settings.cp_addresses, request, backoff=0.01, max_duration=20, on_failure=requests.append
+                    settings.cp_addresses, request, backoff=0.01, max_duration=20, on_failure=failures.append
                 )
                 assert json.loads(answer.bootstrap)
                 assert plane.headers_seen[-1]["host"] == f"[{ADDRESS}]:{plane.port}"
             assert plane.names_seen == [None, None]
-            assert requests == []
+            assert failures == []
         with ScriptedControlPlane(Answer(200), host=SCOPED, names=(ADDRESS,)) as plane:
             plane.write_ca(ca)
             flags["cp_address"] = f"https://[{SCOPED}]:{plane.port}"
