@@ -33,6 +33,10 @@ class FirstResponse:
         """Query now: the reason why there was no bootstrap may be gone."""
         self._hurry.set()
 
+    def calm(self) -> None:
+        """Forget `hurry`: all that a query and a stream depend on is about to be read again."""
+        self._hurry.clear()
+
     async def receive(self, call: Call) -> bytes | Oversized:
         """Return the first message. Raises StreamEnded, and WrongProtocol if there will be none."""
         receiving = asyncio.ensure_future(call.receive_or_skip(self._largest))

@@ -143,6 +143,7 @@ class UpstreamConnection:
         self._last_good = ("", 0, "")
         self._broken_at = options.broken_at
         self._held = False
+        self._outdated = False
         self._changed = asyncio.Event()
         self._round_task: asyncio.Task[_Failure] | None = None
         self.facts = UpstreamFacts(since=options.clock())
@@ -172,9 +173,13 @@ class UpstreamConnection:
             self._notify()
 
     def retry(self) -> None:
-        """Connect at once instead of at the end of a wait: a reason why it failed may be gone."""
+        """Connect at once instead of at the end of a wait: a reason why it failed may be gone.
+
+        An attempt that is under way may have read the former token or CA: if it fails, the next one follows at once.
+        """
         self._first.hurry()
-        if self.facts.state is UpstreamState.BACKOFF:
+        if self.facts.state in (UpstreamState.CONNECTING, UpstreamState.BACKOFF):
+            self._outdated = True
             self._backoff.reset()
             self._notify()
 
@@ -210,6 +215,8 @@ class UpstreamConnection:
                     continue
                 wait = self._note_failure(self._failure_of(self._round_task))
                 self._set_state(UpstreamState.BACKOFF)
+                if self._outdated:
+                    continue
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await self._changed.wait()
@@ -232,6 +239,8 @@ class UpstreamConnection:
     async def _round(self) -> _Failure:
         """Try each address once, the last one that worked first; return why there is no stream, or no longer."""
         failures: list[_Failure] = []
+        self._outdated = False
+        self._first.calm()
         try:
             dial = await self._dial()
         except (KumadpError, OSError) as error:
@@ -324,6 +333,7 @@ class UpstreamConnection:
     def _established(self, where: str) -> None:
         facts = self.facts
         facts.address, facts.last_error, facts.refusal, facts.refused_since = where, "", None, None
+        self._outdated = False
         self._set_state(UpstreamState.OPEN)
         if self._throttle.admit("open", self._clock()) is not None:
             log.info("the control plane at %s serves this data plane", where)

@@ -76,7 +76,7 @@ def test_a_stream_of_a_previous_run_is_requested_each_second() -> None:
     assert max(later - earlier for earlier, later in itertools.pairwise(gaps)) <= 1.0
 
 
-LONGEST = {StreamRefusal.UNREACHABLE: 2.0, StreamRefusal.AUTH: 5.0, StreamRefusal.OTHER: 5.0}
+LONGEST = {StreamRefusal.UNREACHABLE: 1.5, StreamRefusal.AUTH: 5.0, StreamRefusal.OTHER: 5.0}
 
 
 @pytest.mark.parametrize("refusal", LONGEST)

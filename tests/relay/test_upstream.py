@@ -263,6 +263,34 @@ async def test_a_retry_does_not_wait_for_the_end_of_a_pause(
 
 
 @on_both_loops
+async def test_a_retry_during_an_attempt_is_followed_by_another_one_at_once(
+    served: XdsControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt has read the former token; a retry while the stream is open is none of the next pause's business."""
+    monkeypatch.setattr(StreamBackoff, "wait", lambda *_args: 3600.0)
+    served.faults.linger = 0.0
+    served.faults.refuse_token = lambda token: "" if token == "new.token.now" else "token is of yesterday"
+    peer = Peer(served)
+    read = peer.dial
+
+    async def dial() -> Dial:
+        former = await read()
+        if peer.token == TOKEN:
+            peer.token = "new.token.now"
+            peer.upstream.retry()
+        return former
+
+    peer.upstream = UpstreamConnection(dial, peer, UpstreamOptions(time.monotonic, choice=peer.choice))
+    async with running(peer):
+        await peer.until(lambda: peer.received, "a response")
+        assert peer.dials == 2
+        peer.upstream.retry()
+        served.reset_streams()
+        await peer.until_state(UpstreamState.BACKOFF)
+        assert peer.dials == 2
+
+
+@on_both_loops
 async def test_stopping_ends_the_stream_at_the_control_plane(served: XdsControlPlane) -> None:
     async with running(Peer(served)) as peer:
         await peer.until(lambda: peer.received, "a response")

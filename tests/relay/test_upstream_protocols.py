@@ -16,6 +16,7 @@ from kumadp.relay.dialect import XdsProtocol
 from kumadp.relay.messages import CLUSTER, ENDPOINTS, LISTENER, Request, Response
 from kumadp.relay.present_dialect import PresentDialect
 from kumadp.relay.protocol_choice import ProtocolChoice
+from kumadp.relay.refusal import StreamBackoff
 from kumadp.relay.snapshot import RelaySnapshot, TypeSnapshot
 from kumadp.relay.upstream import Dial, UpstreamConnection, UpstreamOptions, UpstreamState
 from tests.relay.upstream_owner import NODE, UpstreamOwner, running
@@ -256,3 +257,28 @@ async def test_a_silent_stream_without_a_bootstrap_is_checked_again_soon(
             await client.until(lambda: client.responses > responses, "a response")
         await client.until(lambda: client.upstream.facts.state is UpstreamState.OPEN, "the stream of delta")
     assert client.streams == [SOTW, SOTW, DELTA]
+
+
+async def test_a_token_that_is_renewed_while_the_wrong_stream_is_silent_is_used_at_once(
+    plane: XdsControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade: the stream that waits has read the former token, and so would the one that replaces it."""
+    async with running(Client(plane, tmp_path, SOTW)) as client:
+        await client.served()
+        query, taken = client.query, plane.token()
+        monkeypatch.setattr(plane, "token", lambda *_args: "former")
+        plane.faults.refuse_token = lambda token: "" if token == taken else "token is of yesterday"
+
+        async def refused() -> XdsProtocol | None:
+            return None
+
+        client.choice._query = refused
+        await asyncio.to_thread(plane.upgrade, "3.0")
+        await client.until(lambda: len(client.streams) == 2, "a stream of the former protocol")
+        monkeypatch.setattr(StreamBackoff, "wait", lambda *_args: 3600.0)
+        monkeypatch.setattr(plane, "token", lambda *_args: taken)
+        client.choice._query = query
+        responses = client.responses
+        client.upstream.retry()
+        await client.until(lambda: client.responses > responses, "a response")
+    assert client.streams == [SOTW, SOTW, DELTA, DELTA]
