@@ -6,6 +6,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from kumadp.relay.envoy_streams import NAMED, EnvoyStream
+from kumadp.relay.listener_sockets import ListenerSockets
 from kumadp.relay.messages import CLUSTER, ENDPOINTS
 from kumadp.relay.resources import endpoint_name
 
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 
 
 class Envoys:
-    """Streams of Envoys. ``live``: since when each LIVE epoch is so, in seconds."""
+    """Streams of Envoys, and the sockets of their listeners. ``live``: since when each LIVE epoch is so, in seconds."""
 
     def __init__(self) -> None:
         self.live: dict[int, float] = {}
+        self.sockets = ListenerSockets()
         self._endpoints: dict[bytes, str] = {}
         self._next_endpoints = self._endpoints
         self._streams: dict[int, EnvoyStream] = {}
@@ -38,6 +40,8 @@ class Envoys:
     def opened(self, stream: int, epoch: int) -> None:
         """An Envoy has opened a stream."""
         reconnected = self._departed.pop(epoch, None) is not None or epoch in self.live
+        if reconnected:
+            self.sockets.continued(epoch)
         self._streams[stream] = EnvoyStream(stream, epoch, fresh=not reconnected)
 
     def closed(self, stream: int) -> EnvoyStream | None:
@@ -50,6 +54,7 @@ class Envoys:
     def ended(self, epoch: int, *, expected: bool) -> list[EnvoyStream]:
         """An Envoy has exited; returns its streams that ended before."""
         self.live.pop(epoch, None)
+        self.sockets.ended(epoch)
         for down in self._streams.values():
             if down.epoch == epoch:
                 down.ended, down.expected = True, expected

@@ -243,7 +243,7 @@ class LastGoodStore:
                     accepted = None
             types.append(msgspec.structs.replace(without_reasons(saved), accepted=accepted, latest=None, held=()))
         self._scanned = scanned
-        memory = RelaySnapshot(tuple(types))
+        memory = RelaySnapshot(tuple(types), content.memory.sockets)
         return LastGood(self._binding, bootstrap, content.corefile_template, memory, left_out)
 
 

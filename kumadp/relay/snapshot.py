@@ -28,7 +28,16 @@ class TypeSnapshot(msgspec.Struct, frozen=True):
     versions: tuple[str, ...] = ()
 
 
+class KeptSockets(msgspec.Struct, frozen=True):
+    """Sockets of a listener in the Envoy that runs, which the accepted response has otherwise."""
+
+    name: str
+    reuse_port: bool
+    bound: bool
+
+
 class RelaySnapshot(msgspec.Struct, frozen=True):
-    """All types, in the order in which Envoy first requested them."""
+    """All types, in the order in which Envoy first requested them. ``sockets``: see `KeptSockets`."""
 
     types: tuple[TypeSnapshot, ...] = ()
+    sockets: tuple[KeptSockets, ...] = ()

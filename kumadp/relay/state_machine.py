@@ -11,7 +11,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
-from kumadp.relay.actions import Note, RelayAction, ResponseRejected, SendDown
+from kumadp.relay.actions import Note, RelayAction, ResponseRejected
 from kumadp.relay.cluster_order import AFTER_CLUSTERS, JAMMED, JAMMED_AFTER, STARVED_AFTER, ListenerHold
 from kumadp.relay.envoy_streams import NAMED, NO_SECRET, Exchange
 from kumadp.relay.envoys import Envoys
@@ -62,12 +62,11 @@ class RelayStateMachine:
     ) -> None:
         self._up = UpstreamRequests(node)
         self._withhold_secrets = withhold_secrets
-        self._serial = self._nonce = 0
+        self._serial = self._nonce = self._remembered = 0
         self._subscriptions: dict[str, Subscription] = {}
         self._envoys = Envoys()
         self.held, self._listener_hold = HeldClusters(drain_time), ListenerHold(self._envoys)
         self._judge = Judge(self._up, self._envoys, self.held)
-        self._remembered = 0
         if snapshot is not None:
             self._load(snapshot)
         for type_url in types:
@@ -82,6 +81,7 @@ class RelayStateMachine:
             self._subscriptions[saved.type_url] = subscription
             if saved.held:
                 self.held.hold(held_of(saved), self._nonce)
+        self._envoys.sockets.restore(self._subscriptions.get(LISTENER), snapshot.sockets)
         self._remembered = self._serial
 
     def restore(self, snapshot: RelaySnapshot) -> list[RelayAction]:
@@ -290,7 +290,8 @@ class RelayStateMachine:
     def snapshot(self) -> RelaySnapshot:
         """Return the memory. It can hold private keys (SDS): it must not be written to disk as it is."""
         held = {CLUSTER: self.held.resources.values()}
-        return RelaySnapshot(tuple(each.snapshot(held.get(url, ())) for url, each in self._subscriptions.items()))
+        types = tuple(each.snapshot(held.get(url, ())) for url, each in self._subscriptions.items())
+        return RelaySnapshot(types, self._envoys.sockets.kept())
 
     # Upward.
 
@@ -366,7 +367,7 @@ class RelayStateMachine:
         self._nonce += 1
         self._subscriptions[type_url].sent(offer.version)
         nonce = exchange.send(offer, names, str(self._nonce))
-        actions: list[RelayAction] = [SendDown(down.stream, type_url, offer.message(names), nonce)]
+        actions = self._envoys.sockets.send(down, offer, names, nonce)
         endpoints = down.exchanges.get(ENDPOINTS)
         if type_url == CLUSTER and endpoints is not None and previous is not None:
             # A changed cluster warms until it gets its endpoints, which may be the same; Envoy does not request them.

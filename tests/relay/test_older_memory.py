@@ -10,7 +10,7 @@ import msgspec
 
 from kumadp.relay import last_good
 from kumadp.relay.messages import CLUSTER, SECRET, Response, encode_response
-from kumadp.relay.snapshot import RelaySnapshot, TypeSnapshot
+from kumadp.relay.snapshot import KeptSockets, RelaySnapshot, TypeSnapshot
 from kumadp.relay.state_machine import RelayStateMachine
 from kumadp.relay.verdicts import RejectedResource
 from tests.relay.harness import NODE, Bench, any_of, one
@@ -81,3 +81,12 @@ async def test_keys_of_rejected_resources_are_written_and_texts_and_held_cluster
     assert last is not None
     kept = {saved.type_url: saved.withheld for saved in last.memory.types}
     assert kept == {CLUSTER: (RejectedResource("bad", b"\x01" * 32),), SECRET: ()}
+
+
+async def test_sockets_that_envoy_keeps_are_written(tmp_path: Path) -> None:
+    """An Envoy that outlives its kumadp has them."""
+    sockets = (KeptSockets("inbound", reuse_port=False, bound=True),)
+    await written(tmp_path, RelaySnapshot((TypeSnapshot(CLUSTER, (), ACCEPTED),), sockets))
+    last = await loaded(tmp_path)
+    assert last is not None
+    assert last.memory.sockets == sockets
