@@ -21,7 +21,7 @@ help:
 	@echo "make quick   the tests of code that calls other libraries, also with NEWEST=1 or OLDEST=1"
 	@echo "make lint    format the code, and apply ruff's fixes"
 	@echo "make types   mypy"
-	@echo "make bench   the measurements in tests/bench"
+	@echo "make bench KUMA_CP=... KUMADP_BENCH_PEER=.../kuma-dp    compare with kuma-dp (15 minutes); ONLY=dns one, ALL=1 all"
 	@echo "make attack  the attacks in tests/attack, including the long ones"
 	@echo "make compatibility KUMA_CP=... VERSION=...    run what the table in tests/README.md lists, and write it"
 	@echo "make sample  generate configs/kumadp.yaml from the settings"
@@ -50,7 +50,8 @@ types: $(VENV)/.ready-dev
 	@$(BIN)/mypy
 
 bench: $(VENV)/.ready-dev coredns
-	@$(WITH_COREDNS) $(BIN)/pytest -q -s -p no:xdist -m bench tests/bench
+	@$(WITH_COREDNS) $(BIN)/pytest -q -s -p no:xdist -m $(if $(or $(ALL),$(ONLY)),bench,goals) \
+	  $(if $(ONLY),tests/bench/test_$(ONLY).py,tests/bench)
 
 attack: $(VENV)/.ready-dev
 	@$(BIN)/pytest -q -p no:xdist tests/attack

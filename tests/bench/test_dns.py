@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,9 @@ import pytest
 from kumadp.dns.resolver.server import Resolver
 from kumadp.dns.resolver.table import Table
 from kumadp.resources.dynconf_bodies import DNS, DnsBody, decode
+from tests.bench.figures import KUMADP, ROUNDS
 from tests.bench.relay_process import Lag
+from tests.bench.sides import in_turn
 from tests.bench.test_mesh import environment_of
 from tests.bench.test_start import note, processor_time
 from tests.support.daemon import Ports, run_kumadp, workload, write_mesh
@@ -39,11 +40,13 @@ from tests.support.ports import free_port
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.bench.figures import Figures
+    from tests.bench.sides import Side
     from tests.support.kuma_control_plane import ControlPlaneFiles
 
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(900)]
 
-ROUNDS = 4
+TURNS = min(ROUNDS, 2)
 SECONDS = 2
 # As many as are answered without effort, where each wakes the server up.
 STEADY = 5000
@@ -78,33 +81,49 @@ def dnsperf(port: int, names: list[str], *options: str) -> tuple[float, int, int
     return rate, int(completed), int(lost)
 
 
-def measure(table: list[tuple[str, str, str]], who: str, pid: int, port: int) -> None:
-    """Rows for a server that answers there: at full load, and at a steady rate."""
-    rates: list[float] = []
-    full: list[float] = []
-    steady: list[float] = []
-    for _ in range(ROUNDS + 1):
-        since = processor_time(pid)
-        rate, completed, lost = dnsperf(port, [NAME], "-q", "64")
-        full.append((processor_time(pid) - since) / completed * 1e6)
-        assert lost <= completed / 1000
-        rates.append(rate / 1000)
-        since = processor_time(pid)
-        _, completed, _ = dnsperf(port, [NAME], "-q", "64", "-Q", str(STEADY))
-        steady.append((processor_time(pid) - since) / completed * 1e6)
-    note(table, f"{who}: answers", "k/s", rates[1:])
-    note(table, f"{who}: CPU of an answer, full load", "us", full[1:])
-    note(table, f"{who}: CPU of an answer, {STEADY}/s", "us", steady[1:])
+@dataclass
+class Load:
+    """Rounds of what a server does: thousands of answers each second, and processor time of an answer (us)."""
+
+    rates: list[float] = field(default_factory=list)
+    full: list[float] = field(default_factory=list)
+    steady: list[float] = field(default_factory=list)
+
+    def run(self, pid: int, port: int, rounds: int = ROUNDS) -> None:
+        """Measure a server that answers there: at full load, and at a steady rate. The first round does not count."""
+        for number in range(rounds + 1):
+            since = processor_time(pid)
+            rate, completed, lost = dnsperf(port, [NAME], "-q", "64")
+            full = (processor_time(pid) - since) / completed * 1e6
+            assert lost <= completed / 1000
+            since = processor_time(pid)
+            _, completed, _ = dnsperf(port, [NAME], "-q", "64", "-Q", str(STEADY))
+            if number:
+                self.rates.append(rate / 1000)
+                self.full.append(full)
+                self.steady.append((processor_time(pid) - since) / completed * 1e6)
+
+    def note(self, table: list[tuple[str, str, str]], who: str) -> None:
+        """Add all rows."""
+        note(table, f"{who}: answers", "k/s", self.rates)
+        note(table, f"{who}: CPU of an answer, full load", "us", self.full)
+        note(table, f"{who}: CPU of an answer, {STEADY}/s", "us", self.steady)
 
 
-def test_embedded_resolver_on_all_addresses(tmp_path: Path, table: list[tuple[str, str, str]]) -> None:
+@pytest.mark.goals
+def test_embedded_resolver_on_all_addresses(
+    tmp_path: Path, figures: Figures, table: list[tuple[str, str, str]]
+) -> None:
     ports = Ports.take()
     with workload("web") as app, workload("backend") as backend:
         mesh = write_mesh(tmp_path / "mesh", ports, app.port, backend.port)
         arguments = ("--standalone", str(mesh), "--name=web", "--dns-mode=embedded")
         with run_kumadp(tmp_path, ports, *arguments, dns=True) as daemon:
             daemon.wait_ready()
-            measure(table, "kumadp, 0.0.0.0", daemon.process.pid, ports.dns)
+            load = Load()
+            load.run(daemon.process.pid, ports.dns)
+    load.note(table, "kumadp, 0.0.0.0")
+    figures.add("dns.cpu_all", KUMADP, *load.full)
 
 
 def test_coredns_hosts(tmp_path: Path, table: list[tuple[str, str, str]]) -> None:
@@ -115,13 +134,15 @@ def test_coredns_hosts(tmp_path: Path, table: list[tuple[str, str, str]]) -> Non
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             poll(lambda: answers(port), what="CoreDNS")
-            measure(table, "CoreDNS, hosts", process.pid, port)
+            load = Load()
+            load.run(process.pid, port)
+            load.note(table, "CoreDNS, hosts")
         finally:
             process.kill()
 
 
 @contextlib.contextmanager
-def in_the_mesh(program: list[str], folder: Path, plane: ControlPlaneFiles, name: str) -> Iterator[tuple[int, int]]:
+def in_the_mesh(side: Side, folder: Path, plane: ControlPlaneFiles, name: str) -> Iterator[tuple[int, int]]:
     """A data plane behind redirection, whose own proxy answers names: its process and the port."""
     ports = Ports.take()
     with workload("backend") as app, (folder / "log").open("wb") as out:
@@ -138,14 +159,14 @@ def in_the_mesh(program: list[str], folder: Path, plane: ControlPlaneFiles, name
             "KUMA_DNS_ENVOY_DNS_PORT": str(ports.envoy_dns),
         }
         process = subprocess.Popen(
-            [*program, "run", *plane.arguments, f"--dataplane-file={file}"],
+            [side.command, "run", *plane.arguments, f"--dataplane-file={file}"],
             env=environment,
             stdout=out,
             stderr=out,
             stdin=subprocess.DEVNULL,
         )
         try:
-            poll(lambda: answers(ports.dns), what=f"{NAME} by {program[-1]}", deadline=60)
+            poll(lambda: answers(ports.dns), what=f"{NAME} by {side.name}", deadline=60)
             yield process.pid, ports.dns
         finally:
             process.terminate()
@@ -153,18 +174,23 @@ def in_the_mesh(program: list[str], folder: Path, plane: ControlPlaneFiles, name
 
 
 @pytest.mark.kuma_cp
-def test_embedded_resolvers_in_the_mesh(tmp_path: Path, table: list[tuple[str, str, str]]) -> None:
-    programs = {"kumadp, 127.0.0.1": [sys.executable, "-m", "kumadp"]}
-    if peer := os.environ.get("KUMADP_BENCH_PEER"):
-        programs[Path(peer).name] = [peer]
+@pytest.mark.goals
+def test_embedded_resolvers_in_the_mesh(tmp_path: Path, figures: Figures, table: list[tuple[str, str, str]]) -> None:
+    loads: dict[Side, Load] = {}
     with control_plane(tmp_path / "cp") as plane:
-        for who, program in programs.items():
+        for number, side in in_turn(TURNS):
             # A short path: the sockets of kuma-dp must fit into 98 bytes.
             with (
                 tempfile.TemporaryDirectory(prefix="b") as folder,
-                in_the_mesh(program, Path(folder), plane, f"dp-{len(who)}") as (pid, port),
+                in_the_mesh(side, Path(folder), plane, f"{side.key}-{number}") as (pid, port),
             ):
-                measure(table, who, pid, port)
+                loads.setdefault(side, Load()).run(pid, port, max(1, ROUNDS // TURNS))
+    for side, load in loads.items():
+        load.note(table, f"{side.name}, 127.0.0.1")
+        figures.add("dns.cpu", side.key, *load.full)
+        figures.add("dns.cpu_steady", side.key, *load.steady)
+        if not side.is_ours:
+            figures.add("dns.cpu_all", side.key, *load.full)
 
 
 async def test_swap_of_a_large_table_under_load(table: list[tuple[str, str, str]]) -> None:

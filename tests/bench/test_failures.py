@@ -11,10 +11,8 @@ import concurrent.futures
 import contextlib
 import itertools
 import json
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.bench.sides import in_turn
 from tests.bench.test_mesh import environment_of
 from tests.bench.test_start import note
 from tests.support.daemon import Ports, get, workload
@@ -35,11 +34,11 @@ from tests.support.poll import poll
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.bench.sides import Side
     from tests.support.kuma_control_plane import ControlPlaneFiles
 
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.kuma_cp, pytest.mark.timeout(3600)]
 
-ROUNDS = int(os.environ.get("KUMADP_BENCH_ROUNDS", "5"))
 EVERY = 0.02
 # An outage that has no end is cut here (seconds).
 LONGEST = 40.0
@@ -87,12 +86,10 @@ class Stream:
 class Service:
     """A program that is started again whenever it ends, as a systemd unit would be."""
 
-    def __init__(self, program: list[str], folder: Path, plane: ControlPlaneFiles, file: Path, ports: Ports) -> None:
+    def __init__(self, side: Side, folder: Path, plane: ControlPlaneFiles, file: Path, ports: Ports) -> None:
         # The sandbox of a measurement may be a container: what is measured is a VM.
-        ours = (
-            ("--on-parent-death=keep", f"--work-dir={folder}/w", f"--state-dir={folder}/s") if "-m" in program else ()
-        )
-        self._command = [*program, "run", *plane.arguments, f"--dataplane-file={file}", *ours]
+        ours = ("--on-parent-death=keep", f"--work-dir={folder}/w", f"--state-dir={folder}/s") if side.is_ours else ()
+        self._command = [side.command, "run", *plane.arguments, f"--dataplane-file={file}", *ours]
         self._environment = environment_of(folder, ports)
         self._log = folder / "log"
         self._over = threading.Event()
@@ -224,28 +221,24 @@ def one_round(
 
 @pytest.mark.parametrize("happening", HAPPENINGS, ids=lambda happening: happening.name)
 def test_what_it_costs(tmp_path: Path, table: list[tuple[str, str, str]], happening: Happening) -> None:
-    programs = {"kumadp": [sys.executable, "-m", "kumadp"]}
-    if os.environ.get("KUMADP_BENCH_ONLY") == "peer":
-        programs.clear()
-    if peer := os.environ.get("KUMADP_BENCH_PEER"):
-        programs[Path(peer).name] = [peer]
+    streams: dict[str, list[Stream]] = {}
     with control_plane(tmp_path / "cp") as plane, workload("app") as app:
-        for name, program in programs.items():
-            do = happening.ours if name == "kumadp" else happening.peer
+        for count, side in in_turn():
+            do = happening.ours if side.is_ours else happening.peer
             if do is None:
                 continue
-            streams = []
-            for count in range(ROUNDS):
-                ports = Ports.take()
-                service_name = f"{name}-{count}"
-                with tempfile.TemporaryDirectory(prefix="b") as folder:
-                    file = Path(folder) / "dp.json"
-                    made = dataplane(service_name, service_name, ports, app.port, probes=False)
-                    file.write_text(json.dumps(plane.real.suit(made)))
-                    service = Service(program, Path(folder), plane, file, ports)
-                    try:
-                        streams.append(one_round(service, plane, ports, happening, do))
-                    finally:
-                        service.close()
-            note(table, f"{name}: {happening.name}: lost requests", "", [float(len(stream.lost)) for stream in streams])
-            note(table, f"{name}: {happening.name}: outage", "s", [stream.outage for stream in streams])
+            ports = Ports.take()
+            service_name = f"{side.key}-{count}"
+            with tempfile.TemporaryDirectory(prefix="b") as folder:
+                file = Path(folder) / "dp.json"
+                made = dataplane(service_name, service_name, ports, app.port, probes=False)
+                file.write_text(json.dumps(plane.real.suit(made)))
+                service = Service(side, Path(folder), plane, file, ports)
+                try:
+                    stream = one_round(service, plane, ports, happening, do)
+                finally:
+                    service.close()
+            streams.setdefault(side.name, []).append(stream)
+    for name, of in streams.items():
+        note(table, f"{name}: {happening.name}: lost requests", "", [float(len(stream.lost)) for stream in of])
+        note(table, f"{name}: {happening.name}: outage", "s", [stream.outage for stream in of])

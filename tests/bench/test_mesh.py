@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
-from tests.bench.test_start import note, pss, rest
+from tests.bench.figures import ROUNDS
+from tests.bench.sides import in_turn
+from tests.bench.test_start import note, processor_time, pss, rest
 from tests.support.daemon import Ports, get, workload
 from tests.support.kuma_control_plane import control_plane
 from tests.support.kuma_resources import dataplane
@@ -22,11 +24,11 @@ from tests.support.needs import need_envoy
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
+    from tests.bench.figures import Figures
+    from tests.bench.sides import Side
     from tests.support.kuma_control_plane import ControlPlaneFiles
 
-pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.kuma_cp, pytest.mark.timeout(900)]
-
-ROUNDS = 4
+pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.kuma_cp, pytest.mark.timeout(900), pytest.mark.goals]
 
 
 def environment_of(folder: Path, ports: Ports, *, ours: bool = False) -> dict[str, str]:
@@ -47,54 +49,65 @@ def environment_of(folder: Path, ports: Ports, *, ours: bool = False) -> dict[st
     }
 
 
-def measure(
-    program: list[str], folder: Path, plane: ControlPlaneFiles, service: str
-) -> tuple[float, float, float, float]:
-    """Seconds from exec to the first answer through the mesh and to READY, 0 for kuma-dp.
+@dataclass(frozen=True)
+class Start:
+    """Seconds from exec to the first answer and to READY (0 for kuma-dp), and the supervisor's until the answer.
 
     Then PSS at rest in MiB, of the program and of its Envoy.
     """
-    ports, ours = Ports.take(), "kumadp" in program
+
+    answer: float
+    cpu: float
+    ready: float
+    own: float
+    envoy: float
+
+
+def measure(side: Side, folder: Path, plane: ControlPlaneFiles, service: str) -> Start:
+    """Start a program in the mesh, and end it."""
+    ports = Ports.take()
     with workload(service) as app, (folder / "log").open("wb") as out:
         file = folder / "dp.json"
         file.write_text(json.dumps(plane.real.suit(dataplane(f"{service}-dp", service, ports, app.port, probes=False))))
         started = time.monotonic()
         process = subprocess.Popen(
-            [*program, "run", *plane.arguments, f"--dataplane-file={file}"],
-            env=environment_of(folder, ports, ours=ours),
+            [side.command, "run", *plane.arguments, f"--dataplane-file={file}"],
+            env=environment_of(folder, ports, ours=side.is_ours),
             stdout=out,
             stderr=out,
             stdin=subprocess.DEVNULL,
         )
         try:
-            poll(lambda: get(ports.outbound) == (200, service), what=f"traffic by {program[-1]}", deadline=60)
-            took, ready = time.monotonic() - started, 0.0
-            if ours:
+            poll(lambda: get(ports.outbound) == (200, service), what=f"traffic by {side.name}", deadline=60)
+            answer, ready, cpu = time.monotonic() - started, 0.0, processor_time(process.pid)
+            if side.is_ours:
                 poll(lambda: get(ports.readiness, "/ready") == (200, "READY"), what="READY", deadline=60)
                 ready = time.monotonic() - started
             rest()
             children = psutil.Process(process.pid).children()
             envoy = next(child for child in children if child.name() == "envoy")
-            return took, ready, pss(process.pid), pss(envoy.pid)
+            return Start(answer, cpu, ready, pss(process.pid), pss(envoy.pid))
         finally:
             process.terminate()
             process.wait(40)
 
 
-def test_start_to_first_answer_through_the_mesh(tmp_path: Path, table: list[tuple[str, str, str]]) -> None:
-    programs = {"kumadp": [sys.executable, "-m", "kumadp"]}
-    if peer := os.environ.get("KUMADP_BENCH_PEER"):
-        programs[Path(peer).name] = [peer]
+def test_start_to_first_answer_through_the_mesh(
+    tmp_path: Path, figures: Figures, table: list[tuple[str, str, str]]
+) -> None:
+    starts: dict[Side, list[Start]] = {}
     with control_plane(tmp_path / "cp") as plane:
-        for name, program in programs.items():
-            figures = []
-            for count in range(ROUNDS):
-                # A short path: the sockets of kuma-dp must fit into 98 bytes.
-                with tempfile.TemporaryDirectory(prefix="b") as folder:
-                    figures.append(measure(program, Path(folder), plane, f"{name.replace('.', '-')}-{count}"))
-            figures = figures[1:]
-            note(table, f"{name}: exec to first answer through the mesh", "s", [took for took, *_ in figures])
-            if name == "kumadp":
-                note(table, f"{name}: exec to READY", "s", [ready for _, ready, *_ in figures])
-            note(table, f"{name} in the mesh: PSS", "MiB", [own for *_, own, _ in figures])
-            note(table, f"{name}: PSS of its Envoy", "MiB", [envoy for *_, envoy in figures])
+        # The first start of a program reads it from disk.
+        for number, side in in_turn(1 + ROUNDS):
+            # A short path: the sockets of kuma-dp must fit into 98 bytes.
+            with tempfile.TemporaryDirectory(prefix="b") as folder:
+                start = measure(side, Path(folder), plane, f"{side.name.replace('.', '-')}-{number}")
+            if number:
+                starts.setdefault(side, []).append(start)
+    for side, of in starts.items():
+        figures.add("start.first_answer", side.key, *(start.answer for start in of))
+        figures.add("start.cpu", side.key, *(start.cpu for start in of))
+        figures.add("start.pss", side.key, *(start.own for start in of))
+        if side.is_ours:
+            figures.add("start.ready_after", side.key, *(start.ready - start.answer for start in of))
+        note(table, f"{side.name}: PSS of its Envoy", "MiB", [start.envoy for start in of])

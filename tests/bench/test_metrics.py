@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kumadp.host.socket_names import kuma_socket, metrics
+from tests.bench.figures import ROUNDS
+from tests.bench.sides import in_turn
 from tests.bench.test_mesh import environment_of
 from tests.bench.test_start import note, processor_time, rest
 from tests.support.daemon import Ports, get
@@ -26,9 +27,12 @@ from tests.support.scripted_control_plane import TOKEN, ScriptedControlPlane, bo
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(600)]
+    from tests.bench.figures import Figures
 
-ROUNDS = 5
+pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(600), pytest.mark.goals]
+
+# Of each program, and in each turn.
+TURNS, SCRAPES = min(ROUNDS, 2), 3
 # The merge makes one of two clusters.
 LINES = 40_000
 NAME = "large"
@@ -115,41 +119,41 @@ def memory(pid: int, name: str) -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def measure(table: list[tuple[str, str, str]], what: str, pid: int, path: Path, target: str) -> None:
-    """Processor time, and memory at the peak above what was there before."""
+def measure(pid: int, path: Path, target: str) -> tuple[list[float], list[float]]:
+    """Return processor times (seconds), and memory at the peak above what was there before (MB)."""
     assert scraped(path, target).count(b"\n") > LINES
     rest()
     seconds, more = [], []
-    for _ in range(ROUNDS):
+    for _ in range(SCRAPES):
         Path(f"/proc/{pid}/clear_refs").write_text("5")
         before, since = memory(pid, "VmRSS"), processor_time(pid)
         scraped(path, target)
         seconds.append(processor_time(pid) - since)
         more.append(memory(pid, "VmHWM") - before)
-    note(table, f"{what}: processor time of a scrape", "s", seconds)
-    note(table, f"{what}: more memory at its peak", "MB", more)
+    return seconds, more
 
 
-def has_policy(path: Path) -> bool:
-    """Whether the policy, which wants everything, has come."""
-    return scraped(path, "/meshmetric").count(b"\n") > LINES
+def wait_policy(path: Path) -> None:
+    """Wait until the policy, which wants everything, has come."""
+    poll(lambda: scraped(path, "/meshmetric").count(b"\n") > LINES, what="the policy", deadline=40)
 
 
-def test_one_scrape_of_94000_lines(table: list[tuple[str, str, str]]) -> None:
-    with running([sys.executable, "-m", "kumadp"]) as (pid, path, ports):
-        exposition = get(ports.admin, "/stats?format=prometheus&text_readouts=", timeout=30)[1].encode()
-        note(table, "Envoy's exposition", "MB", [len(exposition) / 1e6])
-        note(table, "its lines, in thousands", "", [exposition.count(b"\n") / 1000])
-        measure(table, "kumadp, clusters merged", pid, path, "/")
-        poll(lambda: has_policy(path), what="the policy", deadline=40)
-        measure(table, "kumadp, MeshMetric", pid, path, "/meshmetric")
-    peer = os.environ.get("KUMADP_BENCH_PEER")
-    if not peer:
-        return
-    name = Path(peer).name
-    with running([peer]) as (pid, path, _):
-        measure(table, f"{name}, clusters merged", pid, path, "/")
-    # It would request only used metrics from Envoy: the replacement serves all.
-    with running([peer], exposition) as (pid, path, _):
-        poll(lambda: has_policy(path), what="the policy", deadline=40)
-        measure(table, f"{name}, MeshMetric", pid, path, "/meshmetric")
+def test_one_scrape_of_94000_lines(figures: Figures, table: list[tuple[str, str, str]]) -> None:
+    exposition = b""
+    for _, side in in_turn(TURNS):
+        with running([side.command]) as (pid, path, ports):
+            if not exposition:
+                exposition = get(ports.admin, "/stats?format=prometheus&text_readouts=", timeout=30)[1].encode()
+                note(table, "Envoy's exposition", "MB", [len(exposition) / 1e6])
+                note(table, "its lines, in thousands", "", [exposition.count(b"\n") / 1000])
+            seconds, more = measure(pid, path, "/")
+            figures.add("scrape.clusters", side.key, *seconds)
+            figures.add("scrape.memory", side.key, *more)
+            if side.is_ours:
+                wait_policy(path)
+                figures.add("scrape.mesh_metric", side.key, *measure(pid, path, "/meshmetric")[0])
+        if not side.is_ours:
+            # It would request only used metrics from Envoy: the replacement serves all.
+            with running([side.command], exposition) as (pid, path, _):
+                wait_policy(path)
+                figures.add("scrape.mesh_metric", side.key, *measure(pid, path, "/meshmetric")[0])

@@ -11,10 +11,8 @@ import copy
 import functools
 import itertools
 import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from tests.bench.sides import peer_side, sides
 from tests.bench.test_mesh import environment_of
 from tests.bench.test_start import note, processor_time
 from tests.support.daemon import Ports, get, workload
@@ -33,6 +32,7 @@ from tests.support.poll import poll
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.bench.sides import Side
     from tests.support.kuma_control_plane import ControlPlaneFiles, KumaControlPlane
 
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.kuma_cp, pytest.mark.timeout(7200)]
@@ -116,17 +116,17 @@ def difference(later: Figures, earlier: Figures, factor: float = 1.0) -> Figures
 
 @contextlib.contextmanager
 def running(
-    program: list[str], folder: Path, files: ControlPlaneFiles, name: str, environment: dict[str, str]
+    side: Side, folder: Path, files: ControlPlaneFiles, name: str, environment: dict[str, str]
 ) -> Iterator[Running]:
     """Run a kumadp or kuma-dp in the mesh of 1,000 services."""
-    ports, ours = Ports.take(), "kumadp" in program
+    ports, ours = Ports.take(), side.is_ours
     with workload("backend") as app, (folder / "log").open("wb") as out:
         file = folder / "dp.json"
         file.write_text(json.dumps(fill(files.real, dataplane(name, "backend", ports, app.port, probes=False))))
         # Nothing of an earlier run, with another control plane.
         folders = (f"--work-dir={folder}/w", f"--state-dir={folder}/s") if ours else ()
         process = subprocess.Popen(
-            [*program, "run", *files.arguments, f"--dataplane-file={file}", *folders],
+            [side.command, "run", *files.arguments, f"--dataplane-file={file}", *folders],
             env=environment_of(folder, ports, ours=ours) | environment,
             stdout=out,
             stderr=out,
@@ -171,18 +171,15 @@ def measure(at: Running, plane: KumaControlPlane, table: list[tuple[str, str, st
 
 
 def test_a_policy_changes(tmp_path: Path, table: list[tuple[str, str, str]]) -> None:
-    programs: dict[str, tuple[list[str], dict[str, str]]] = {"kumadp": ([sys.executable, "-m", "kumadp"], {})}
-    if os.environ.get("KUMADP_BENCH_ONLY") == "peer":
-        programs.clear()
     with control_plane(tmp_path / "cp") as files:
-        if peer := os.environ.get("KUMADP_BENCH_PEER"):
-            programs["kuma-dp"] = ([peer], {})
-            if files.real.by_tags:
-                programs["kuma-dp, delta"] = ([peer], DELTA)
-        for number, (name, (program, environment)) in enumerate(programs.items()):
+        programs: list[tuple[str, Side, dict[str, str]]] = [(side.name, side, {}) for side in sides()]
+        peer = peer_side()
+        if peer is not None and files.real.by_tags:
+            programs.append((f"{peer.name}, delta", peer, DELTA))
+        for number, (name, side, environment) in enumerate(programs):
             # A short path: the sockets of kuma-dp must fit into 98 bytes.
             with (
                 tempfile.TemporaryDirectory(prefix="b") as folder,
-                running(program, Path(folder), files, f"backend-dp-{number}", environment) as at,
+                running(side, Path(folder), files, f"backend-dp-{number}", environment) as at,
             ):
                 measure(at, files.real, table, name)

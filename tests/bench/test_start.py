@@ -1,7 +1,8 @@
 """Start to first answer, and memory at rest: figures, not assertions. KUMADP_BENCH_PEER adds rows for a kuma-dp.
 
 The peer has no standalone mode, so its rows stop at what it does by itself: the time from exec to its first bootstrap
-request, and its memory while nobody answers; kumadp is measured the same way beside it.
+request, and its memory while nobody answers; kumadp is measured the same way beside it. A control plane that is
+connected to is enough: of kumadp this is the connection on which the request is sent.
 """
 
 from __future__ import annotations
@@ -11,23 +12,28 @@ import select
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
+from tests.bench.figures import ROUNDS
+from tests.bench.sides import in_turn
 from tests.support.daemon import Ports, get, run_kumadp, workload, write_mesh
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
 from tests.support.ports import free_port
 
+if TYPE_CHECKING:
+    from tests.bench.figures import Figures
+    from tests.bench.sides import Side
+
 pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(600)]
 
-# The first round compiles the modules, as the first start of an installed program does; it does not count.
-ROUNDS = 5
+# The first round reads the program from disk; it does not count.
 WARM_UP = 1
 REST_SECONDS = 3.0
 MIB = 1024 * 1024
@@ -84,10 +90,10 @@ def test_standalone_start_to_first_answer_and_memory(tmp_path: Path, table: list
     note(table, "kumadp at rest: processor time", "ms/s", processor)
 
 
-def start_to_request(program: list[str], folder: Path) -> tuple[float, float]:
+def start_to_request(side: Side, folder: Path) -> tuple[float, float]:
     """Seconds from exec to the first connection to the control plane; PSS in MiB while it gets no answer."""
     with socket.create_server(("127.0.0.1", 0)) as control_plane:
-        peer = "kumadp" not in program
+        peer = not side.is_ours
         # Nothing else on this host may hold a configured port: kumadp takes free ones by itself.
         ports = ("READINESS_PORT", "DNS_CORE_DNS_PORT", "DNS_ENVOY_DNS_PORT", "DNS_PROMETHEUS_PORT")
         environment = {**os.environ, **{f"KUMA_{name}": str(free_port()) if peer else "0" for name in ports}}
@@ -106,7 +112,7 @@ def start_to_request(program: list[str], folder: Path) -> tuple[float, float]:
         started = time.monotonic()
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*program, *arguments],
+                [side.command, *arguments],
                 # A kumadp of the same name may run on this host.
                 env={**environment, **dict.fromkeys(("TMPDIR", "RUNTIME_DIRECTORY", "STATE_DIRECTORY"), str(folder))},
                 stdout=output,
@@ -131,15 +137,14 @@ def start_to_request(program: list[str], folder: Path) -> tuple[float, float]:
                 process.wait()
 
 
-def test_start_to_bootstrap_request(table: list[tuple[str, str, str]]) -> None:
-    programs = {"kumadp": [sys.executable, "-m", "kumadp"]}
-    if peer := os.environ.get("KUMADP_BENCH_PEER"):
-        programs[Path(peer).name] = [peer]
-    for name, program in programs.items():
-        figures = []
-        for _ in range(WARM_UP + ROUNDS):
-            with tempfile.TemporaryDirectory(prefix="b") as folder:
-                figures.append(start_to_request(program, Path(folder)))
-        figures = figures[WARM_UP:]
-        note(table, f"{name} run: exec to first bootstrap connection", "s", [took for took, _ in figures])
-        note(table, f"{name} waiting for the control plane: PSS", "MiB", [memory for _, memory in figures])
+@pytest.mark.goals
+def test_start_to_bootstrap_request(figures: Figures, table: list[tuple[str, str, str]]) -> None:
+    memory: dict[str, list[float]] = {}
+    for number, side in in_turn(WARM_UP + ROUNDS):
+        with tempfile.TemporaryDirectory(prefix="b") as folder:
+            took, waiting = start_to_request(side, Path(folder))
+        if number >= WARM_UP:
+            figures.add("start.bootstrap_request", side.key, took)
+            memory.setdefault(side.name, []).append(waiting)
+    for name, values in memory.items():
+        note(table, f"{name} waiting for the control plane: PSS", "MiB", values)
