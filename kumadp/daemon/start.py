@@ -131,7 +131,9 @@ def make_parts(context: Context, launch: Launch, actions: Mapping[str, Action], 
     envoy.observe(relay)
     relay.on_stream_opened(plane.on_stream_opened)
     metrics = MetricsPart(context, admin=lambda: envoy.admin_address, coredns=dns.metrics_address, own=own_page.page)
-    otel = OtelPart(context, metrics.exposition, lambda: metrics.service or context.name)
+    otel = OtelPart(
+        context, metrics.exposition, lambda: metrics.service or context.name, lambda: metrics.attribute_names
+    )
     handlers = {**otel.handlers(metrics.apply_policy), DNS: (dns.apply_names,)}
     dynconf = DynconfPart(context, handlers, {DNS: dns.on_absent}, lambda: relay.active)
     envoy.observe(dynconf)

@@ -10,6 +10,7 @@ from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.core.part import Part
 from kumadp.core.redirection import may_be_redirected
 from kumadp.host.socket_names import kuma_socket, metrics
+from kumadp.metrics.labels import label_name
 from kumadp.metrics.profiles import Selection, SelectionSpec
 from kumadp.metrics.server import MetricsServer, ScrapedApplication, ScrapePolicy, SourceLocator
 from kumadp.resources.workload import service_of
@@ -93,6 +94,12 @@ class MetricsPart(Part):
             return cluster
         resource = self._context.resource
         return service_of(resource) if resource is not None else ""
+
+    @property
+    def attribute_names(self) -> Mapping[str, str]:
+        """Names of the policy's labels by those that they have in an exposition, where they differ."""
+        labels = self._server.policy_labels if self._server is not None else {}
+        return {label: name for name in labels if (label := label_name(name)) != name}
 
     async def apply_policy(self, body: dynconf_bodies.MeshMetricBody | None) -> None:
         """Serve by the MeshMetric policies; None: there are none (any more)."""

@@ -142,6 +142,11 @@ class MetricsServer:
             abandon=True,
         )
 
+    @property
+    def policy_labels(self) -> Mapping[str, str]:
+        """Labels that policies add."""
+        return self._policy.labels if self._policy is not None else {}
+
     def apply(self, policy: ScrapePolicy | None) -> None:
         """Use this policy from now on; None if there is none any more."""
         self._policy = policy

@@ -20,12 +20,16 @@ class ExportFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """How exporters send: ``service`` names the data plane, ``timeout`` is that of one message (seconds)."""
+    """How exporters send: ``service`` names the data plane, ``timeout`` is that of one message (seconds).
+
+    ``attribute_names`` are names of attributes by those of labels, where they differ.
+    """
 
     service: str = ""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     gzip: bool = False
     timeout: float = 10.0
+    attribute_names: Mapping[str, str] = field(default_factory=dict)
 
 
 class CompressedPiece(NamedTuple):

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Otherwise gRPC's core writes to stderr, and hooks into every fork.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -28,7 +28,7 @@ from kumadp.otel.export_types import ExportFailed
 from kumadp.otel.metric_mapper import MetricMapper, ScopedPiece
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from kumadp.otel.export_types import CompressedPiece, ExportOptions
 
@@ -49,7 +49,7 @@ class Exporter:
 
     def __init__(self, path: str, options: ExportOptions) -> None:
         _SDK.propagate = False
-        own = Resource({"service.name": options.service} if options.service else {})
+        own = Resource({**_sdk_attributes(), **({"service.name": options.service} if options.service else {})})
         # OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME take precedence.
         self._resource = own.merge(OTELResourceDetector().detect())
         self._exporter = OTLPMetricExporter(
@@ -60,10 +60,15 @@ class Exporter:
             compression=Compression.Gzip if options.gzip else Compression.NoCompression,
         )
 
-    def push(self, pieces: Iterable[CompressedPiece], within: float) -> int:
-        """Push all pieces within so many seconds; return the number of messages. Raises ExportFailed."""
+    def push(
+        self, pieces: Iterable[CompressedPiece], within: float, attribute_names: Mapping[str, str] | None = None
+    ) -> int:
+        """Push all pieces within so many seconds; return the number of messages. Raises ExportFailed.
+
+        ``attribute_names``: as in `ExportOptions`.
+        """
         until = time.monotonic() + within
-        mapper = MetricMapper(self._resource, time.time_ns())
+        mapper = MetricMapper(self._resource, time.time_ns(), attribute_names or {})
         number = 0
         with _captured_log() as captured:
             for message in mapper.messages(ScopedPiece(piece.scope, piece.piece) for piece in pieces):
@@ -78,6 +83,12 @@ class Exporter:
         """Push no more, and interrupt the push under way."""
         with _captured_log():
             self._exporter.shutdown()
+
+
+def _sdk_attributes() -> dict[str, Any]:
+    """What every SDK reports of itself, as kuma-dp's does (OpenTelemetry's semantic conventions)."""
+    attributes = Resource.create().attributes
+    return {name: value for name, value in attributes.items() if name.startswith("telemetry.sdk.")}
 
 
 class _LastMessage(logging.Handler):

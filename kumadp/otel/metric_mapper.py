@@ -29,7 +29,7 @@ from kumadp.exposition.names import has_quoted, parsed, unquoted
 from kumadp.exposition.reader import SAMPLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from opentelemetry.sdk.resources import Resource
 
@@ -96,10 +96,13 @@ class MetricMapper:
     """Maps pieces, those of a family in a row, to messages of at most twice `BATCH` points.
 
     ``now`` in nanoseconds since 1970 is the time of samples without one. ``skipped`` counts unusable samples.
+    ``attribute_names`` are names of attributes by those of labels, where they differ: ``kuma.proxy_role`` in place of
+    ``kuma_proxy_role``, as in the control plane's policy (kuma-dp 2.13 to 3.0).
     """
 
-    def __init__(self, resource: Resource, now: int) -> None:
+    def __init__(self, resource: Resource, now: int, attribute_names: Mapping[str, str]) -> None:
         self._resource = resource
+        self._attribute_names = attribute_names
         self._now = now
         self._metrics: dict[InstrumentationScope, list[Metric]] = {}
         self._size = 0
@@ -149,6 +152,10 @@ class MetricMapper:
                 name, labels = name.strip(), _LABEL.findall(text)
             yield name, labels, float(value), self._time(at)
 
+    def _renamed(self, labels: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        names = self._attribute_names
+        return [(names.get(label, label), value) for label, value in labels] if names else labels
+
     def _time(self, at: bytes | None) -> int:
         """Convert milliseconds to nanoseconds; now, if there is no time or it exceeds what a message can hold."""
         milliseconds = float(at) if at is not None else math.nan
@@ -158,7 +165,7 @@ class MetricMapper:
         family = scoped.piece.family
         points: dict[tuple[str, InstrumentationScope], list[NumberDataPoint]] = {}
         for name, labels, value, at in self._samples(lines):
-            attributes, scope = _attributes(labels, scoped.scope)
+            attributes, scope = _attributes(self._renamed(labels), scoped.scope)
             points.setdefault((name, scope), []).append(NumberDataPoint(attributes, 0, at, value))
         for (name, scope), data_points in points.items():
             # A summary's quantiles rise and fall; its count and sum only grow.
@@ -173,7 +180,7 @@ class MetricMapper:
     def _histograms(self, scoped: ScopedPiece, lines: Iterable[bytes], histograms: dict[_Key, _Histogram]) -> None:
         base = unquoted(scoped.piece.family.name)
         for name, labels, value, at in self._samples(lines):
-            attributes, scope = _attributes(labels, scoped.scope)
+            attributes, scope = _attributes(self._renamed(labels), scoped.scope)
             bound = attributes.pop("le", None) if name == base + "_bucket" else None
             key = scope, repr(sorted(attributes.items()))
             histogram = histograms.get(key)

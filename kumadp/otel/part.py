@@ -41,7 +41,8 @@ _TIMEOUT = 10.0
 class OtelPart(Part):
     """Pushes metrics, and serves the pipe.
 
-    ``exposition`` is what is pushed; ``service`` names the data plane to collectors.
+    ``exposition`` is what is pushed; ``service`` names the data plane to collectors. ``attribute_names``: as in
+    `ExportOptions`.
     """
 
     name = "otel"
@@ -51,9 +52,11 @@ class OtelPart(Part):
         context: Context,
         exposition: Callable[[float], AsyncIterator[tuple[str, Piece]]],
         service: Callable[[], str],
+        attribute_names: Callable[[], Mapping[str, str]],
     ) -> None:
         self._context = context
         self._service = service
+        self._attribute_names = attribute_names
         self._environment = read_environment(context.environ)
         for secret in self._environment.secrets():
             register(secret)
@@ -143,6 +146,7 @@ class OtelPart(Part):
             own.headers or shared.headers,
             bool(shared.gzip if own.gzip is None else own.gzip),
             timeout_or_default(own.timeout, timeout_or_default(shared.timeout, _TIMEOUT)),
+            self._attribute_names(),
         )
 
     def _set_push_warning(self, path: str, warning: str) -> None:

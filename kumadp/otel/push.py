@@ -181,7 +181,7 @@ class _PushTarget:
             self._exporter.close()
             raise ExportFailed("the push was stopped")
         pieces.reverse()
-        self._exporter.push(_drain(pieces), max(self.period, options.timeout))
+        self._exporter.push(_drain(pieces), max(self.period, options.timeout), options.attribute_names)
 
 
 def _drain(pieces: list[CompressedPiece]) -> Iterator[CompressedPiece]:

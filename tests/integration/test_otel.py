@@ -250,7 +250,7 @@ def test_mesh_metric_of_a_real_control_plane(kuma_rig: Rig, exporter: Exporter) 
         _, _, attributes, _ = collector.points("app_asked_total")[-1]
         labels = {"mesh": "default", "dataplane": NAME, "service": "backend"}
         if not plane.by_tags:
-            labels = {"mesh": "default", "kuma_proxy_role": "sidecar"}
+            labels = {"mesh": "default", "kuma.proxy_role": "sidecar"}
         assert {name: attributes.get(name) for name in labels} == labels
         assert collector.points("envoy_server_live")
         plane.delete("/meshes/default/meshmetrics/all")

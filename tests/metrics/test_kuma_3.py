@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -13,6 +15,7 @@ from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.bootstrap.prepare import Fetched, Prepared
 from kumadp.core.context import Context, Inputs
 from kumadp.exposition.reader import ExpositionReader
+from kumadp.host.work_dir import WorkDir
 from kumadp.metrics.part import MetricsPart
 from kumadp.metrics.profiles import Selection
 from kumadp.resources.dynconf_bodies import MESH_METRIC, MeshMetricBody, decode
@@ -83,3 +86,24 @@ def test_its_labels_pass_through() -> None:
     labels = body.observability.metrics.extra_labels
     assert labels is not None
     assert part_of("kuma-3.0-dev/full")._labels(labels) == labels
+
+
+async def test_collectors_get_its_labels_by_their_own_names(tmp_path: Path) -> None:
+    """As from kuma-dp (2.13 to 3.0); names of Prometheus have no dots."""
+    part = part_of("kuma-3.0-dev/full")
+    part._context.work = WorkDir(tmp_path, tmp_path, tmp_path, temporary=False)
+    assert part.attribute_names == {}
+    await part.start()
+
+    try:
+        reader, writer = await asyncio.open_unix_connection(part._context.status.ports["metrics"])
+        writer.write(b"GET /meshmetric HTTP/1.0\r\n\r\n")
+        assert await reader.read()
+        writer.close()
+        body = decode(MESH_METRIC, (CAPTURES / "kuma-3.0-dev/full/dynconf/meshmetric.json").read_bytes())
+        await part.apply_policy(cast("MeshMetricBody", body))
+        assert part.attribute_names == {"kuma_proxy_role": "kuma.proxy_role"}
+        await part.apply_policy(None)
+        assert part.attribute_names == {}
+    finally:
+        await part._context.stack.leave()

@@ -45,6 +45,21 @@ def test_all_pieces_are_pushed_in_batches(exporter: Exporter, tmp_path: Path) ->
     assert {export.headers["api-key"] for export in collector.exports} == {"k"}
 
 
+def test_attributes_are_named_as_requested(exporter: Exporter, tmp_path: Path) -> None:
+    with grpc_collector(f"unix:{tmp_path}/c.sock") as (collector, _):
+        names = {"kuma_workload": "kuma.workload"}
+        assert exporter.push(pieces('# TYPE a gauge\na{kuma_workload="web"} 1\n'), 30, names) == 1
+    ((_, _, attributes, _),) = collector.points("a")
+    assert attributes["kuma.workload"] == "web"
+    assert "kuma_workload" not in attributes
+
+
+def test_what_is_exported_names_its_sdk_and_its_service(exporter: Exporter) -> None:
+    attributes = exporter._resource.attributes
+    assert {"telemetry.sdk.language", "telemetry.sdk.name", "telemetry.sdk.version"} < set(attributes)
+    assert attributes["service.name"] == "web"
+
+
 def test_no_metrics_are_no_message(exporter: Exporter) -> None:
     assert exporter.push(pieces("# TYPE a untyped\na 1\n"), 30) == 0
 

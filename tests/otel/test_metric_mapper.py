@@ -14,7 +14,7 @@ from kumadp.exposition.reader import ExpositionReader
 from kumadp.otel.metric_mapper import BATCH, MetricMapper, ScopedPiece
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from opentelemetry.sdk.metrics.export import MetricsData
 
@@ -22,7 +22,9 @@ NOW = 1_700_000_000_000_000_000
 LABELED = '{envoy_cluster_name="a"}'
 
 
-def messages(text: str, scope: str = "envoy", slices: int = 0) -> list[MetricsData]:
+def messages(
+    text: str, scope: str = "envoy", slices: int = 0, names: Mapping[str, str] | None = None
+) -> list[MetricsData]:
     def pieces() -> Iterator[ScopedPiece]:
         reader = ExpositionReader(checks=True)
         data = text.encode()
@@ -31,7 +33,7 @@ def messages(text: str, scope: str = "envoy", slices: int = 0) -> list[MetricsDa
             yield from (ScopedPiece(scope, piece) for piece in reader.feed(data[at : at + step]))
         yield from (ScopedPiece(scope, piece) for piece in reader.end())
 
-    mapper = MetricMapper(Resource({"service.name": "web"}), NOW)
+    mapper = MetricMapper(Resource({"service.name": "web"}), NOW, names or {})
     result = list(mapper.messages(pieces()))
     for message in result:
         # The official encoder takes it.
@@ -39,10 +41,12 @@ def messages(text: str, scope: str = "envoy", slices: int = 0) -> list[MetricsDa
     return result
 
 
-def metrics(text: str, scope: str = "envoy", slices: int = 0) -> list[tuple[str, Metric]]:
+def metrics(
+    text: str, scope: str = "envoy", slices: int = 0, names: Mapping[str, str] | None = None
+) -> list[tuple[str, Metric]]:
     return [
         (scoped.scope.name, metric)
-        for message in messages(text, scope, slices)
+        for message in messages(text, scope, slices, names)
         for resource in message.resource_metrics
         for scoped in resource.scope_metrics
         for metric in scoped.metrics
@@ -52,6 +56,20 @@ def metrics(text: str, scope: str = "envoy", slices: int = 0) -> list[tuple[str,
 def points(metric: Metric) -> list[tuple[dict[str, Any], float]]:
     assert isinstance(metric.data, Gauge | Sum)
     return [(dict(point.attributes or {}), point.value) for point in metric.data.data_points]
+
+
+def test_attributes_have_the_names_of_the_policy() -> None:
+    names = {"kuma_proxy_role": "kuma.proxy_role", "kuma_workload": "kuma.workload"}
+    labels = 'kuma_proxy_role="sidecar",mesh="default"'
+    text = (
+        f"# TYPE up gauge\nup{{{labels}}} 1\n# TYPE took histogram\n"
+        f'took_bucket{{{labels},le="+Inf"}} 1\ntook_sum{{{labels}}} 1\ntook_count{{{labels}}} 1\n'
+    )
+    expected = {"kuma.proxy_role": "sidecar", "mesh": "default"}
+    (_, gauge), (_, histogram) = metrics(text, names=names)
+    assert points(gauge) == [(expected, 1.0)]
+    assert isinstance(histogram.data, Histogram)
+    assert [point.attributes for point in histogram.data.data_points] == [expected]
 
 
 def test_gauge_and_counter() -> None:
