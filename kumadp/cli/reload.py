@@ -8,7 +8,7 @@ from kumadp.cli.remote import message_of, only_running, request_options, send_co
 
 
 @click.command()
-@request_options("2m")
+@request_options("15m")
 def reload(name: str, timeout: float) -> None:
     """Reload the configuration of a data plane on this host, without losing a request.
 

@@ -30,7 +30,8 @@ ReadyState = Literal["READY", "NOT_READY", "TERMINATING"]
 class Status:
     """The daemon's state, for readiness, log, control socket and service manager.
 
-    ``moved`` are called with each new phase, ``changed`` after each change of a reason or a warning.
+    ``moved`` are called with each new phase, ``changed`` after each change of a reason or a warning, ``progressed``
+    again and again while an Envoy comes up and makes progress.
     """
 
     def __init__(self, name: str, mode: str, mesh: str = "") -> None:
@@ -53,6 +54,7 @@ class Status:
         self.warnings: dict[str, str] = {}
         self.moved: list[Callable[[Phase, str], None]] = []
         self.changed: list[Callable[[], None]] = []
+        self.progressed: list[Callable[[], None]] = []
         self._spent = dict.fromkeys(Phase, 0.0)
         self._moved_at = time.monotonic()
         self._was_ready = False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from typing import TYPE_CHECKING
 
 from kumadp.core.events import WatchdogTick
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
 
     from kumadp.core.context import Context
 
-# While everything is being stopped, systemd's timeout is extended by this again and again (seconds): a run loop that
-# is alive has its own deadlines, and one that hangs is killed after this.
+# While everything is being stopped, and while an Envoy comes up and moves, systemd's timeout is extended by this again
+# and again (seconds): a run loop that is alive has its own deadlines, and one that hangs is killed after this.
 _EXTENSION = 15.0
 _EXTEND_EACH = 5.0
 
@@ -29,12 +31,14 @@ class SystemdNotifier:
         self._status = context.status
         self._notifier = Notifier(context.environ)
         self._interval = watchdog_interval(context.environ)
-        self._sent_ready = self._sent_stopping = False
+        self._sent_ready = self._sent_stopping = self._is_reloading = False
+        self._extended_at = -math.inf
         self._sent = ""
         self._timer: asyncio.TimerHandle | None = None
         if self._notifier.listens:
             context.status.moved.append(self._moved)
             context.status.changed.append(self._send_line)
+            context.status.progressed.append(self._extend)
 
     def start(self) -> None:
         """Send the first line; to be called on the event loop."""
@@ -58,16 +62,22 @@ class SystemdNotifier:
         if pause is not None:
             self._timer = asyncio.get_running_loop().call_later(pause, lambda: self._context.post(WatchdogTick()))
 
+    @property
+    def _was_ready(self) -> bool:
+        """Whether systemd was notified of READY: by this kumadp, or by the previous one in this process."""
+        return self._sent_ready or (self._context.previous.reexecuted and self._context.previous.ready)
+
     @contextlib.contextmanager
     def reloading(self) -> Iterator[None]:
         """Report a reload for as long as this is entered, unless systemd still waits for the first READY."""
-        # The previous kumadp in this process was ready already.
-        was_ready = self._sent_ready or (self._context.previous.reexecuted and self._context.previous.ready)
+        was_ready = self._was_ready
         if was_ready:
             self._notifier.reloading("reloading")
+        self._is_reloading = was_ready
         try:
             yield
         finally:
+            self._is_reloading = False
             if was_ready and self._status.phase in {Phase.READY, Phase.STARTING}:
                 self._notifier.ready(self._line())
 
@@ -76,6 +86,16 @@ class SystemdNotifier:
         if self._timer is not None:
             self._timer.cancel()
         self._notifier.close()
+
+    def _extend(self) -> None:
+        """Extend the timeout of a start or a reload, which ends an Envoy that comes up slowly otherwise.
+
+        Not while it just runs: systemd would extend RuntimeMaxSec.
+        """
+        now = time.monotonic()
+        if (self._is_reloading or not self._was_ready) and now - self._extended_at >= _EXTEND_EACH:
+            self._extended_at = now
+            self._notifier.extend(_EXTENSION)
 
     def _moved(self, phase: Phase, _why: str) -> None:
         self._sent = self._line()

@@ -58,9 +58,9 @@ class AdminClient:
         status, body = await self.get("/ready", timeout=1.0)
         return status == 200, body.decode("utf-8", "replace").strip()
 
-    async def stats(self, pattern: str) -> dict[str, int]:
+    async def stats(self, pattern: str, timeout: float = DEADLINE) -> dict[str, int]:
         """Return the counters and gauges whose names match a regular expression; raises ValueError if it is no JSON."""
-        _, body = await self.get(f"/stats?format=json&filter={quote(pattern)}")
+        _, body = await self.get(f"/stats?format=json&filter={quote(pattern)}", timeout)
         entries = decode_json(body).get("stats", [])
         return {entry["name"]: entry["value"] for entry in entries if isinstance(entry.get("value"), int)}
 

@@ -17,6 +17,7 @@ from kumadp.envoy.reload import Plan, ReloadOutcome
 from kumadp.envoy.server_state import ServerState, configuration_error
 from kumadp.errors import AdminExposed, ChildFailed
 from kumadp.host.descriptors import is_exhausted
+from kumadp.process.progress import ProgressWatch
 from kumadp.process.restart_policy import ChildState
 from kumadp.process.supervisor import Supervisor, SupervisorOptions
 
@@ -37,8 +38,8 @@ _LONGEST_POLL = 0.25
 _NO_ENVOY_PAUSE = 0.5
 # A second request of this kind is ignored while listeners drain.
 _DRAIN_INBOUND = "/drain_listeners?inboundonly&graceful&skip_exit"
-# Seconds after which a cold restart that does not serve yet is reported as failed.
-COLD_WITHIN = 15.0
+# Seconds without progress after which a cold restart that does not serve yet is reported as failed.
+COLD_IDLE = 15.0
 # Seconds: until a change is checked, as more may follow, and until its listeners have to be bound.
 DEBOUNCE, SETTLED_WITHIN = 0.5, 30.0
 
@@ -51,6 +52,7 @@ class EnvoyComponent:
     def __init__(self, plan: Plan, options: EnvoyOptions, callbacks: EnvoyCallbacks) -> None:
         self.admin = AdminClient(plan.admin)
         self._callbacks = callbacks
+        self._on_progress = callbacks.epochs.on_progress
         self._hang_watch = options.hang_watch
         self._inbound_drained = options.inbound_drained
         self._failing_health: asyncio.Future[None] | None = None
@@ -207,12 +209,14 @@ class EnvoyComponent:
             # It has lost its admin: that it runs is all that can be checked.
             self._was_live = True
             return
-        pause, since = _FIRST_POLL, asyncio.get_running_loop().time()
-        while not await self._server.serves(dynamic=self._runner.plan.dynamic):
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.3, _LONGEST_POLL)
-            if asyncio.get_running_loop().time() - since > COLD_WITHIN:
-                self._runner.on_overdue(f"it does not serve after {COLD_WITHIN:g} s; still waiting for it")
+        watch = asyncio.ensure_future(self._watch_progress(child.pid))
+        try:
+            pause = _FIRST_POLL
+            while not await self._server.serves(dynamic=self._runner.plan.dynamic):
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.3, _LONGEST_POLL)
+        finally:
+            watch.cancel()
         self._pending_proof.take()
         try:
             await prove_private(child.pid, self.admin, later=partial(self._prove_rest, child))
@@ -225,6 +229,11 @@ class EnvoyComponent:
         self._runner.on_live()
         if self._inbound_drained:
             await self._drain_inbound_again()
+
+    async def _watch_progress(self, pid: int) -> None:
+        """Report a cold restart that makes no progress as failed; it is waited for all the same."""
+        watch = ProgressWatch(COLD_IDLE, self._server.counts, self._on_progress)
+        self._runner.on_overdue(f"it does not serve: {await watch.overdue(pid)}; still waiting for it")
 
     async def _drain_inbound_again(self) -> None:
         """Repeat the drain: an Envoy started since accepts inbound again; an adopted one may not have received it."""

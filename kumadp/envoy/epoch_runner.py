@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import time
 from typing import TYPE_CHECKING
 
 from kumadp.envoy import epochs
@@ -13,7 +12,7 @@ from kumadp.envoy.argv import EpochArguments, epoch_argv
 from kumadp.envoy.base_id import BaseIdFiles, new_base_id
 from kumadp.envoy.epochs import EpochStage, EpochState, ReloadKind, ReloadRequest
 from kumadp.envoy.reload import EnvoyState, ReloadOutcome, ReloadRequests, check, command_of
-from kumadp.envoy.retirement import answer_for_dead_parent, retire
+from kumadp.envoy.retirement import Due, answer_for_dead_parent, retire
 from kumadp.envoy.server_state import ServerInfo, ServerState
 from kumadp.envoy.takeover import Takeover
 from kumadp.errors import KumadpError, WorkDirError
@@ -51,7 +50,8 @@ class EpochRunner:
         self._new: Child | None = None
         self._retiring: set[Child] = set()
         self._reported: Child | None = None
-        self._retires_at, self._locked, self._off = 0.0, "", "hot restart is off"
+        self._due = Due(0.0, 0.0)
+        self._locked, self._off = "", "hot restart is off"
         self._dead_parent: int | None = None
         self._info: ServerInfo | None = None
         self._unproven: ReloadRequest | None = None
@@ -107,7 +107,7 @@ class EpochRunner:
             retiring=next((old.pid for old in self._retiring), self._dead_parent) if self.state.retiring else None,
             locked=self._locked,
             generation=self._generation,
-            retires_at=self._retires_at,
+            retires_at=self._due.latest,
             protocol=self._info.protocol if self._info is not None else "",
             workers=self._info.workers if self._info is not None else 0,
             admin=str(self._admin.address),
@@ -150,7 +150,7 @@ class EpochRunner:
         if self.hot is not None:
             self._base = BaseIdFiles(self.hot.directory, state.serial, self.hot.shared_memory)
         self._info = ServerInfo(state.epoch, "LIVE", state.protocol, state.workers) if state.protocol else None
-        self._retires_at = state.retires_at
+        self._due = Due(state.retires_at, state.retires_at)
         self._locked = state.locked
         self._dead_parent = adopted.dead_parent
         retiring = (adopted.retiring or adopted.dead_parent) is not None
@@ -237,7 +237,8 @@ class EpochRunner:
         try:
             locked = self._locked if self.hot is not None else self._off
             if self.hot is not None:
-                self._info = (await ServerState(self._admin, lambda _reason: None).info()) or self._info
+                pid = child.pid if (child := self.supervisor.child) is not None and not self.state.blind else None
+                self._info = await ServerState(self._admin, lambda _reason: None).renewed(self._info, pid)
             result = await check(self._requests.plan_of(request, self.plan), self._info, locked)
         except (KumadpError, OSError) as error:
             result = epochs.ReloadChecked(refused=str(error))
@@ -266,6 +267,8 @@ class EpochRunner:
             if not reason and child is not None:
                 previous, self.plan = self.plan, plan
                 self._callbacks.on_live(self._generation)
+                assert self.hot is not None  # noqa: S101
+                self._due = takeover.old_due(self.hot.parent_shutdown)
                 self._feed(epochs.EpochLive(epoch))
                 await self._prove(takeover, child, previous)
                 return
@@ -295,7 +298,7 @@ class EpochRunner:
             return str(error)
         self._began(child)
         await self._admin.move_to(plan.admin)
-        return await takeover.until_live(child, epoch, self.hot.deadline)
+        return await takeover.until_live(child, epoch, self.hot.deadline, self._callbacks.on_progress)
 
     async def _prove(self, takeover: Takeover, child: Child, previous: Plan) -> None:
         """Prove that the new epoch's admin is private, then report how the reload ended."""
@@ -326,8 +329,6 @@ class EpochRunner:
         child, self._new = self._new, None
         assert child is not None  # noqa: S101
         self._locked = ""
-        assert self.hot is not None  # noqa: S101
-        self._retires_at = time.monotonic() + self.hot.parent_shutdown
         old = self.supervisor.replace_child(child)
         if old is None:
             # It has just ended: the supervisor is about to report that, and the policy starts a new Envoy.
@@ -342,7 +343,7 @@ class EpochRunner:
         base = self._base
         if base is not None and (path := base.parent_socket(epoch)) is not None:
             log.warning("the old Envoy left by the previous kumadp is dead; using the fallback for its socket")
-            await answer_for_dead_parent(path, self._retires_at)
+            await answer_for_dead_parent(path, self._due.latest)
         self._dead_parent = None
         if base is self._base:
             self._feed(epochs.EpochRetired())
@@ -351,7 +352,7 @@ class EpochRunner:
         assert self._base is not None  # noqa: S101
         base = self._base
         self._retiring.add(child)
-        due = self._retires_at
+        due = self._due
 
         def on_ended(expected: bool) -> None:
             if expected:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kumadp.host.descriptors import is_gone
+from kumadp.process.progress import main_thread_ticks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -52,18 +51,3 @@ def _is_unchanged(pid: int, used: int) -> bool:
         return main_thread_ticks(pid) == used
     except OSError:
         return False
-
-
-def main_thread_ticks(pid: int) -> int | None:
-    """Return CPU time of the main thread in clock ticks (proc_pid_stat(5): utime and stime), None if it has ended.
-
-    Raises OSError if it cannot be read: too many open files mean nothing for the process.
-    """
-    try:
-        text = Path(f"/proc/{pid}/task/{pid}/stat").read_text(errors="replace")
-    except OSError as error:
-        if is_gone(error):
-            return None
-        raise
-    fields = text.rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])

@@ -26,8 +26,8 @@ def _ignore(*_: object) -> None:
 class HotRestart:
     """Settings of hot restart; all times in seconds. ``directory`` belongs to kumadp and has mode 0700.
 
-    ``deadline`` is the time until a new epoch must be LIVE. ``drain_time`` is the one of Envoy's command line; an old
-    epoch ends ``margin`` after it.
+    ``deadline`` is how long a new epoch may make no progress until it is LIVE. ``drain_time`` is the one of Envoy's
+    command line; an old epoch ends ``margin`` after it.
     """
 
     directory: Path
@@ -48,7 +48,8 @@ class EpochCallbacks:
 
     A generation is a number that only grows: epochs begin at 0 again after a cold start. ``on_ended`` gets whether the
     end was expected. ``on_handover`` gets True when a new epoch is started and False once it is LIVE or has failed.
-    ``on_hot_restart_off`` gets the reason why this host allows no hot restart.
+    ``on_progress`` is called while an Envoy comes up and moves. ``on_hot_restart_off`` gets the reason why this host
+    allows no hot restart.
     """
 
     on_started: Callable[[int, int], None] = field(default=_ignore)
@@ -56,6 +57,7 @@ class EpochCallbacks:
     on_ended: Callable[[int, int, bool], None] = field(default=_ignore)
     on_handover: Callable[[bool], None] = field(default=_ignore)
     on_hot_restart_off: Callable[[str], None] = field(default=_ignore)
+    on_progress: Callable[[], None] = field(default=_ignore)
 
 
 @dataclass(frozen=True, slots=True)

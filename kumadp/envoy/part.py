@@ -192,7 +192,12 @@ class EnvoyPart(Part):
                 on_unresponsive=self._on_silence,
                 is_stopping=lambda: context.status.phase in {Phase.DRAINING, Phase.STOPPING},
                 epochs=EpochCallbacks(
-                    self._on_started, self._on_live, self._on_ended, self._on_takeover, self._on_no_hot_restart
+                    self._on_started,
+                    self._on_live,
+                    self._on_ended,
+                    self._on_takeover,
+                    self._on_no_hot_restart,
+                    self._on_progress,
                 ),
             ),
         )
@@ -372,3 +377,7 @@ class EnvoyPart(Part):
         for observer in self._observers:
             observer.on_takeover(active=active)
         self._context.children_changed()
+
+    def _on_progress(self) -> None:
+        for callback in self._context.status.progressed:
+            callback()

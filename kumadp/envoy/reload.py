@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.envoy")
 
-# Envoy reads its configuration twice as long as it takes to start; a large one takes seconds.
-VALIDATED_WITHIN = 60.0
+# Seconds without progress: a large configuration takes as long as it takes. A wrapper of Envoy makes none itself.
+VALIDATION_IDLE = 60.0
 VERSION_WITHIN = 10.0
 
 
@@ -147,21 +147,20 @@ class ReloadRequests:
             self.report(ReloadRequest(number, cold=False), ReloadOutcome(ReloadKind.REFUSED, reason, epoch))
 
 
-async def check(
-    plan: Plan, running: ServerInfo | None, locked: str, *, deadline: float = VALIDATED_WITHIN
-) -> ReloadChecked:
+async def check(plan: Plan, running: ServerInfo | None, locked: str, *, idle: float = VALIDATION_IDLE) -> ReloadChecked:
     """Check whether ``plan`` can follow the Envoy that is ``running`` (None: its admin does not answer), and hot.
 
-    ``locked`` is the reason why no epoch can be started on the present base id, or "". ``deadline`` is the
-    time for the validation in seconds. Raises OSError.
+    ``locked`` is the reason why no epoch can be started on the present base id, or "". ``idle`` is how long the
+    validation may make no progress, in seconds. Raises OSError.
     """
     command = await plan.command()
     program, *arguments = command.argv
     try:
-        output = await _output(command, (*arguments, "--mode", "validate"), deadline)
+        output = await _output(command, (*arguments, "--mode", "validate"), idle, while_moving=True)
         protocol = (await _output(command, ("--hot-restart-version",), VERSION_WITHIN)).rpartition("\n")[2]
-    except TimeoutError:
-        return ReloadChecked(refused=f"{program} did not end in time when its configuration was validated")
+    except TimeoutError as error:
+        why = f": {error}" if str(error) else ""
+        return ReloadChecked(refused=f"{program} did not end in time when its configuration was validated{why}")
     if "' OK" not in output:
         lines = output.splitlines()
         why = configuration_error(lines) or (lines[-1] if lines else "it printed nothing")
@@ -177,10 +176,15 @@ async def check(
     return ReloadChecked()
 
 
-async def _output(command: Command, arguments: tuple[str, ...], deadline: float) -> str:
+async def _output(command: Command, arguments: tuple[str, ...], deadline: float, *, while_moving: bool = False) -> str:
     # Envoy prints some of it on standard error.
     text = await output_of(
-        Path(command.argv[0]), *arguments, environment=command.environment, deadline=deadline, with_errors=True
+        Path(command.argv[0]),
+        *arguments,
+        environment=command.environment,
+        deadline=deadline,
+        with_errors=True,
+        while_moving=while_moving,
     )
     return text.strip()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kumadp.decoding import decode_json
 from kumadp.envoy.admin import AdminUnreachable
 from kumadp.envoy.admin_exposure import addresses_of
+from kumadp.process.progress import ProgressWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -27,8 +28,18 @@ _WARMING = r"^listener_manager\.total_listeners_warming$"
 # Of what Envoy printed, in characters: the reason is at its end.
 _LONGEST_OUTPUT = 64 << 10
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+# How long an Envoy that serves may neither answer nor make progress before a reload of it (seconds).
+_ANSWER_IDLE = 5.0
 _WORKERS = r"^listener_manager\.workers_started$"
 _STATS = r"^listener_manager\.(lds\.update_(success|rejected)|total_listeners_(active|warming)|workers_started)$"
+# What shows that an Envoy that comes up moves, by the words for it (Envoy docs: cluster and listener manager).
+_COUNTED = {
+    "cluster_manager.warming_clusters": "clusters warming",
+    "cluster_manager.cluster_added": "clusters added",
+    "listener_manager.total_listeners_warming": "listeners warming",
+    "listener_manager.listener_added": "listeners added",
+}
+_COUNTS = f"^({'|'.join(_COUNTED)})$".replace(".", r"\.")
 # Envoy's API: ServerInfo.State.
 _WAITS_FOR = {"PRE_INITIALIZING": ": it waits for clusters", "INITIALIZING": ": it waits for listeners and routes"}
 # What Envoy prints when no restart can help: 1.40, and the older form.
@@ -114,6 +125,17 @@ class ServerState:
         ]
         return "; ".join(reasons) or "unknown"
 
+    async def counts(self, timeout: float) -> dict[str, int]:
+        """Return what an Envoy that comes up has, and waits for, within ``timeout`` seconds; empty if not known.
+
+        Envoy matches each of its statistics for this, of which a large mesh has many.
+        """
+        try:
+            stats = await self._admin.stats(_COUNTS, timeout)
+        except _NO_ANSWER:
+            return {}
+        return {_COUNTED[name]: number for name, number in stats.items() if name in _COUNTED}
+
     async def settled(self, deadline: float) -> None:
         """Return once no listener is warming, or after ``deadline`` seconds."""
         pause = _FIRST_PAUSE
@@ -149,10 +171,32 @@ class ServerState:
         except _NO_ANSWER:
             return None
 
-    async def took_over(self, epoch: int) -> bool:
-        """Return whether this epoch is LIVE, and so has the listeners; until it has the admin, the old one answers."""
+    async def renewed(self, known: ServerInfo | None, pid: int | None) -> ServerInfo | None:
+        """Return what ``/server_info`` reports, or else what is ``known`` of it.
+
+        If nothing is known, an Envoy that is too busy to answer is waited for while it makes progress; ``pid`` None: it
+        has no admin.
+        """
+        info = await self.info() or known
+        if info is not None or pid is None:
+            return info
+        overdue = asyncio.ensure_future(ProgressWatch(_ANSWER_IDLE).overdue(pid))
+        try:
+            while (info := await self.info()) is None and not overdue.done():
+                await asyncio.wait({overdue}, timeout=_FIRST_PAUSE)
+            return info
+        finally:
+            overdue.cancel()
+
+    async def took_over(self, epoch: int) -> bool | None:
+        """Return whether this epoch is LIVE, and so has the listeners; None if nothing answers.
+
+        Until it has the admin, the old one answers.
+        """
         info = await self.info()
-        if info is None or info.epoch != epoch:
+        if info is None:
+            return None
+        if info.epoch != epoch:
             return False
         if info.state != "LIVE":
             self._on_not_ready(f"the new Envoy is {info.state}{_WAITS_FOR.get(info.state, '')}")
@@ -160,15 +204,15 @@ class ServerState:
         try:
             return bool((await self._admin.stats(_WORKERS)).get("listener_manager.workers_started"))
         except _NO_ANSWER:
-            return False
+            return None
 
-    async def addresses(self) -> frozenset[str]:
-        """Return where Envoy listens, as JSON texts; empty if its admin does not answer."""
+    async def addresses(self) -> frozenset[str] | None:
+        """Return where Envoy listens, as JSON texts; None if its admin does not answer."""
         try:
             _, body = await self._admin.get("/listeners?format=json")
             return frozenset(_addresses(decode_json(body)))
         except _NO_ANSWER:
-            return frozenset()
+            return None
 
 
 def _addresses(listeners: dict[str, Any]) -> list[str]:

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 import psutil
 
 from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.envoy.admin_proof import prove_private
+from kumadp.envoy.retirement import Due
 from kumadp.envoy.server_state import ServerState
 from kumadp.errors import AdminExposed
+from kumadp.process.progress import ProgressWatch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.envoy.admin import AdminClient
     from kumadp.process.child import Child
 
 log = logging.getLogger("kumadp.envoy")
 
-_POLL = 0.02
+# An epoch that waits for long is queried less often: what it uses of the processor shows whether it moves (seconds).
+_POLL, _POLL_GROWS, _LONGEST_POLL = 0.02, 1.1, 0.25
+# One that is LIVE and does not answer for so long is restarted (`kumadp.envoy.hang_watch`).
+_ANSWERS_WITHIN = 60.0
 # How long a new epoch that is LIVE may lack a listener of the old one before that is reported (seconds).
 LISTENERS_WITHIN = 1.0
 
@@ -36,7 +44,8 @@ class Takeover:
         self, admin: AdminClient, current: Child | None, *, listeners_within: float = LISTENERS_WITHIN
     ) -> None:
         self._listeners_within = listeners_within
-        self._reasons: list[str] = []
+        self._not_live_at = time.monotonic()
+        self._reasons: deque[str] = deque(maxlen=1)
         self._server = ServerState(admin, self._reasons.append)
         self._current = current
         self._admin, self._address = admin, admin.address
@@ -45,27 +54,52 @@ class Takeover:
 
     async def record(self) -> None:
         """Record where the current epoch listens, before anything is changed."""
-        self._listeners = await self._server.addresses()
+        self._listeners = await self._server.addresses() or frozenset()
         self._bound = await self._bound_now()
 
-    async def until_live(self, child: Child, epoch: int, deadline: float) -> str:
+    async def until_live(
+        self, child: Child, epoch: int, idle: float, on_progress: Callable[[], None] = lambda: None
+    ) -> str:
         """Wait until the new epoch is LIVE, and so has the listeners; returns why it is not, "" if it is.
 
-        ``deadline`` is in seconds.
+        It is waited for as long as it moves (`kumadp.process.progress`): for ``idle`` seconds without progress.
         """
-        ended = asyncio.ensure_future(child.wait())
+        watch = ProgressWatch(idle, self._counts, on_progress)
+        ended, live = asyncio.ensure_future(child.wait()), asyncio.ensure_future(self._took_over(epoch))
+        overdue = asyncio.ensure_future(watch.overdue(child.pid))
         try:
-            async with asyncio.timeout(deadline):
-                while not await self._server.took_over(epoch):
-                    await asyncio.wait({ended}, timeout=_POLL)
-                    if ended.done():
-                        last = child.tail(1)
-                        return f"it ended with {ended.result().describe()}{f': {last[0]}' if last else ''}"
-        except TimeoutError:
-            return f"it was not LIVE within {deadline:g} s{f': {self._reasons[-1]}' if self._reasons else ''}"
+            await asyncio.wait({ended, live, overdue}, return_when=asyncio.FIRST_COMPLETED)
+            if live.done():
+                live.result()
+                return ""
+            if ended.done():
+                last = child.tail(1)
+                return f"it ended with {ended.result().describe()}{f': {last[0]}' if last else ''}"
+            return f"it is not LIVE: {overdue.result()}{f'; {self._reasons[-1]}' if self._reasons else ''}"
         finally:
-            ended.cancel()
-        return ""
+            for task in (ended, live, overdue):
+                task.cancel()
+
+    async def _took_over(self, epoch: int) -> None:
+        """Return once this epoch is LIVE."""
+        pause = _POLL
+        while True:
+            queried = time.monotonic()
+            took_over = await self._server.took_over(epoch)
+            if took_over:
+                return
+            if took_over is not None:
+                self._not_live_at = queried
+            await asyncio.sleep(pause)
+            pause = min(pause * _POLL_GROWS, _LONGEST_POLL)
+
+    async def _counts(self, timeout: float) -> Mapping[str, int]:
+        """Return what the new epoch waits for, once it has the admin."""
+        return await self._server.counts(timeout) if self._reasons else {}
+
+    def old_due(self, parent_shutdown: float) -> Due:
+        """Return when the old epoch is due to end; call it when the new one is LIVE. ``parent_shutdown`` in seconds."""
+        return Due(self._not_live_at + parent_shutdown, time.monotonic() + parent_shutdown)
 
     async def prove(self, child: Child) -> tuple[tuple[str, ...], str]:
         """Return where the old epoch listened and the new one does not, and why its admin is exposed ("": it is not).
@@ -74,19 +108,26 @@ class Takeover:
         """
         try:
             await prove_private(child.pid, self._admin)
-            return await self._missing(), ""
+            return await self._missing(child), ""
         except AdminExposed as error:
             child.kill_with_reason(str(error))
             return (), str(error)
 
-    async def _missing(self) -> tuple[str, ...]:
-        """Return where the old epoch listened and the new one does not, a little after it took over."""
-        missing = self._listeners
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._listeners_within):
-                while missing:
-                    missing = self._listeners - await self._server.addresses()
-                    await asyncio.sleep(_POLL)
+    async def _missing(self, child: Child) -> tuple[str, ...]:
+        """Return where the old epoch listened and the new one does not, a little after it took over.
+
+        One that has just taken over many listeners may be too busy to answer: time counts from its first answer.
+        """
+        loop = asyncio.get_running_loop()
+        missing, until, answered = self._listeners, loop.time() + _ANSWERS_WITHIN, False
+        while missing and loop.time() < until and not child.ended:
+            if (addresses := await self._server.addresses()) is not None:
+                missing = self._listeners - addresses
+                until, answered = until if answered else loop.time() + self._listeners_within, True
+            await asyncio.sleep(_POLL)
+        if not answered and self._listeners:
+            log.warning("the new Envoy's admin does not answer: its listeners are not compared with the old one's")
+            return ()
         for address in sorted(missing):
             log.error("the new Envoy does not listen where the old one did: %s", address)
         return tuple(sorted(missing))

@@ -17,12 +17,18 @@ _REAPED_WITHIN = 1.0
 
 
 async def output_of(
-    program: Path, *arguments: str, environment: Mapping[str, str], deadline: float, with_errors: bool = False
+    program: Path,
+    *arguments: str,
+    environment: Mapping[str, str],
+    deadline: float,
+    with_errors: bool = False,
+    while_moving: bool = False,
 ) -> str:
     """Return the program's standard output (``with_errors``: and standard error), at most 64 KiB.
 
     Leaves no process behind, also if cancelled. Raises TimeoutError if the program does not end within ``deadline``
-    seconds, and OSError if it cannot be run.
+    seconds (``while_moving``: that many seconds without progress, see `kumadp.process.progress`), and OSError if it
+    cannot be run.
     """
     process = await asyncio.create_subprocess_exec(
         program,
@@ -35,8 +41,11 @@ async def output_of(
     )
     ended = False
     try:
-        async with asyncio.timeout(deadline):
-            output = await _beginning(process.stdout)
+        if while_moving:
+            output = await _while_moving(process, deadline)
+        else:
+            async with asyncio.timeout(deadline):
+                output = await _beginning(process.stdout)
         ended = True
     finally:
         # Its children may hold the pipe after it has ended; the process group is separate (setsid(2)).
@@ -50,6 +59,23 @@ async def output_of(
                     pass
                 await process.wait()
     return output.decode("utf-8", "replace")
+
+
+async def _while_moving(process: asyncio.subprocess.Process, idle: float) -> bytes:
+    from kumadp.process.progress import ProgressWatch
+
+    reading = asyncio.ensure_future(_beginning(process.stdout))
+    overdue = asyncio.ensure_future(ProgressWatch(idle).overdue(process.pid))
+    try:
+        await asyncio.wait({reading, overdue}, return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            raise TimeoutError(overdue.result())
+        return reading.result()
+    finally:
+        reading.cancel()
+        overdue.cancel()
+        # Two may not read at a time.
+        await asyncio.gather(reading, overdue, return_exceptions=True)
 
 
 async def _beginning(stream: asyncio.StreamReader | None) -> bytes:

@@ -11,6 +11,7 @@ import pytest
 
 from kumadp.envoy import hang_watch as hang
 from kumadp.envoy.hang_watch import HangWatch
+from kumadp.process.progress import main_thread_ticks
 from tests.support.poll import poll
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ QUICK = HangWatch(0.01, 0.05)
 def idle() -> Iterator[int]:
     """A process that uses no CPU."""
     with subprocess.Popen(["sleep", "1000"]) as process:
-        poll(lambda: hang.main_thread_ticks(process.pid) is not None, what="the process")
+        poll(lambda: main_thread_ticks(process.pid) is not None, what="the process")
         yield process.pid
         process.kill()
 

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kumadp.envoy import component, retirement
 from kumadp.envoy.base_id import SharedMemory
 from kumadp.envoy.epochs import ReloadKind
 from kumadp.envoy.hang_watch import HangWatch
 from kumadp.envoy.reload import AdoptedEnvoy
 from kumadp.errors import ChildFailed
 from kumadp.host.private_file import write_private
+from kumadp.process import progress
 from kumadp.process.child import Child, ExitStatus
+from kumadp.process.progress import main_thread_ticks
 from kumadp.process.restart_policy import ChildState
 from tests.support.epochs import Epochs, running
 from tests.support.load import load
@@ -143,7 +146,8 @@ async def test_a_stuck_epoch_is_killed_and_the_old_one_keeps_serving_and_gets_it
         async with load(envoys.port, rate=300, connections=2) as tally:
             outcome = await envoys.component.reload("stuck", envoys.plan("stuck", stuck=True))
             assert (outcome.kind, outcome.epoch) == (ReloadKind.FAILED, 0)
-            assert "not LIVE within 3 s: the new Envoy is PRE_INITIALIZING" in outcome.reason
+            assert "it is not LIVE: no progress for 3 s: CPU 0." in outcome.reason
+            assert "; the new Envoy is PRE_INITIALIZING" in outcome.reason
             assert ChildState.RUNNING_BLIND in envoys.states
 
             async def repaired() -> bool:
@@ -156,8 +160,69 @@ async def test_a_stuck_epoch_is_killed_and_the_old_one_keeps_serving_and_gets_it
         assert set(tally.answers) == {"first"}
         assert ChildState.EXITED not in envoys.states
         (death,) = envoys.deaths
-        assert death.why.startswith("as a new epoch it failed: it was not LIVE within 3 s")
+        assert death.why.startswith("as a new epoch it failed: it is not LIVE: no progress for 3 s")
         assert (await envoys.component.reload("good", envoys.plan("second"))).ok
+        assert await envoys.answer() == "second"
+
+
+# Clusters that take the processor for seconds: far longer than the deadline of these tests.
+SLOW = 200
+
+
+async def test_an_epoch_that_works_longer_than_the_deadline_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However busy the host is.
+    monkeypatch.setattr(progress, "LONGEST_TIMES", 1000)
+    async with running(tmp_path, deadline=1.0) as envoys, never_not_running(envoys):
+        async with load(envoys.port, rate=100) as tally:
+            outcome = await envoys.component.reload("slow", envoys.plan("second", slow=SLOW))
+            assert (outcome.kind, outcome.reason) == (ReloadKind.HOT, "")
+            ticks = main_thread_ticks(envoys.pids[0])
+            await envoys.alone()
+        assert ticks is not None
+        assert ticks / os.sysconf("SC_CLK_TCK") > 1.0
+        assert tally.failures == {}
+        assert await envoys.answer() == "second"
+
+
+async def test_an_epoch_that_stops_working_is_killed_and_the_old_one_keeps_serving(tmp_path: Path) -> None:
+    async with running(tmp_path, deadline=1.0) as envoys:
+        reload = asyncio.create_task(envoys.component.reload("slow", envoys.plan("second", slow=SLOW)))
+
+        async def works() -> bool:
+            assert not reload.done()
+            return len(envoys.pids) == 2 and (main_thread_ticks(envoys.pids[1]) or 0) > 0
+
+        await poll_async(works, what="a new epoch that works")
+        envoys.signal(signal.SIGSTOP, which=1)
+        outcome = await reload
+        assert (outcome.kind, outcome.epoch) == (ReloadKind.FAILED, 0)
+        assert outcome.reason.startswith("it is not LIVE: no progress for 1 s: CPU 0.0 s")
+        assert await envoys.answer() == "first"
+
+
+async def test_a_new_epoch_that_orders_the_old_one_to_end_too_late_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(retirement, "OVERSTAYED", 0.5)
+    async with running(tmp_path, drain_time=0.0) as envoys:
+        old = envoys.pids[0]
+        assert (await envoys.component.reload("test", envoys.plan("second"))).kind is ReloadKind.HOT
+        new = envoys.signal(signal.SIGSTOP)
+
+        async def ended() -> bool:
+            return "the old Envoy ended because it did not end by itself; using the fallback" in caplog.text
+
+        await poll_async(ended, what="the end of the old epoch", deadline=60)
+        assert old not in envoys.pids
+        envoys.signal(signal.SIGCONT)
+
+        async def ordered() -> bool:
+            return not envoys.component.is_busy
+
+        await poll_async(ordered, what="the order to end", deadline=60)
+        assert envoys.pids == [new]
         assert await envoys.answer() == "second"
 
 
@@ -192,7 +257,7 @@ async def test_a_locked_hot_restart_leaves_it_blind_until_a_cold_restart(tmp_pat
     async with running(tmp_path, deadline=1.0, watch=watch, memory=OTHER_LAYOUT) as envoys:
         await make_blind(envoys)
         pid = envoys.pids[0]
-        assert "it serves without its admin: it was not LIVE within 1 s" in envoys.reports[-1].reason
+        assert "it serves without its admin: it is not LIVE: no progress for 1 s" in envoys.reports[-1].reason
         assert await envoys.answer() == "first"
         outcome = await envoys.component.reload("hot", envoys.plan("second"))
         assert outcome.kind is ReloadKind.REFUSED
@@ -346,6 +411,17 @@ async def test_without_hot_restart_a_reload_is_cold_and_the_command_line_is_kuma
         assert (await envoys.component.reload("yes", envoys.plan("second"), allow_cold=True)).kind is ReloadKind.COLD
         assert await envoys.answer() == "second"
         assert files_in(tmp_path) == []
+
+
+async def test_a_cold_reload_that_makes_no_progress_is_reported_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(component, "COLD_IDLE", 1.0)
+    async with running(tmp_path, hot=False) as envoys:
+        outcome = await envoys.component.reload("stuck", envoys.plan("stuck", stuck=True), allow_cold=True)
+        assert outcome.kind is ReloadKind.FAILED
+        assert outcome.reason.startswith("it does not serve: no progress for 1 s: CPU 0.")
+        assert outcome.reason.endswith("; still waiting for it")
 
 
 async def test_shared_memory_and_folder_are_empty_at_the_end(tmp_path: Path) -> None:

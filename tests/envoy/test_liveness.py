@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.bootstrap.admin_address import TcpAdmin, UnixAdmin
-from kumadp.envoy.hang_watch import main_thread_ticks
 from kumadp.envoy.liveness import LivenessCheck, is_stopped
+from kumadp.process.progress import main_thread_ticks
 from tests.support.poll import poll
 
 if TYPE_CHECKING:

@@ -65,7 +65,7 @@ async def test_what_needs_a_cold_restart(tmp_path: Path) -> None:
 
 
 async def test_a_validation_without_end_is_refused(tmp_path: Path) -> None:
-    checked = await check(plan_of(tmp_path, "sleep 20"), RUNNING, "", deadline=0.1)
+    checked = await check(plan_of(tmp_path, "sleep 20"), RUNNING, "", idle=0.1)
     assert "did not end in time" in checked.refused
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from kumadp.envoy.retirement import retire
+from kumadp.envoy.retirement import Due, retire
 from kumadp.process.child import Child, Command
 
 pytestmark = pytest.mark.process
@@ -23,5 +23,6 @@ async def test_an_early_end_is_detected_whatever_the_wall_clock_shows(monkeypatc
     monkeypatch.setattr(time, "time", lambda: 1e12)
     child = await sleeping(0.0)
     expected: list[bool] = []
-    await retire(child, time.monotonic() + 30, 1.0, expected.append, lambda: None)
+    due = time.monotonic() + 30
+    await retire(child, Due(due, due), 1.0, expected.append, lambda: None)
     assert expected == [False]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 from kumadp.bootstrap.admin_address import TcpAdmin
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from kumadp.envoy.admin import AdminClient
 
+# Of no process: those are smaller (proc_sys_kernel(5): pid_max).
+NO_PID = 1 << 22
 FIRST, SECOND = ({"socket_address": {"address": "127.0.0.1", "port_value": port}} for port in (80, 81))
 
 
@@ -36,14 +39,14 @@ class FakeAdmin:
         statuses = [{"name": "x", "local_address": address} for address in self.listeners]
         return 200, json.dumps(info if path == "/server_info" else {"listener_statuses": statuses}).encode()
 
-    async def stats(self, _pattern: str) -> dict[str, int]:
+    async def stats(self, _pattern: str, _timeout: float = 5.0) -> dict[str, int]:
         return {"listener_manager.workers_started": 1}
 
 
 class FakeChild:
     """A process that ends when ``status`` is set."""
 
-    def __init__(self, pid: int = 7) -> None:
+    def __init__(self, pid: int = NO_PID) -> None:
         self.pid = pid
         self.ended = False
         self.killed_for = ""
@@ -76,12 +79,27 @@ async def test_the_new_epoch_has_taken_over_once_it_is_live_and_has_the_admin() 
     assert await asyncio.wait_for(waiting, 10) == ""
 
 
+async def test_the_end_of_the_old_epoch_counts_from_when_the_new_one_was_live() -> None:
+    admin = FakeAdmin()
+    takeover = between(admin)
+    waiting = asyncio.ensure_future(takeover.until_live(cast("Child", FakeChild()), 1, 30.0))
+    await asyncio.sleep(0.1)
+    live = time.monotonic()
+    admin.epoch = 1
+    assert await asyncio.wait_for(waiting, 10) == ""
+    # It is seen late.
+    due = takeover.old_due(5.0)
+    assert due.earliest <= live + 5.0 < due.latest
+
+
 async def test_the_deadline_names_what_it_waits_for() -> None:
     admin = FakeAdmin()
-    assert await between(admin).until_live(cast("Child", FakeChild()), 1, 0.1) == "it was not LIVE within 0.1 s"
+    reason = await between(admin).until_live(cast("Child", FakeChild()), 1, 0.1)
+    assert reason == "it is not LIVE: no progress for 0.1 s: CPU 0.0 s"
     admin.epoch, admin.state = 1, "INITIALIZING"
     reason = await between(admin).until_live(cast("Child", FakeChild()), 1, 0.1)
-    assert reason == "it was not LIVE within 0.1 s: the new Envoy is INITIALIZING: it waits for listeners and routes"
+    assert reason.startswith("it is not LIVE: no progress for 0.1 s: CPU 0.0 s")
+    assert reason.endswith("; the new Envoy is INITIALIZING: it waits for listeners and routes")
 
 
 async def test_the_end_of_the_new_epoch_is_described_with_its_last_line() -> None:

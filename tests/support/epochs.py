@@ -20,6 +20,7 @@ from kumadp.envoy.reload import AdoptedEnvoy, Plan
 from kumadp.host.private_file import write_private
 from kumadp.process.child import Command
 from kumadp.process.restart_policy import ChildState, RestartPolicy
+from tests.support.many_clusters import split_names
 from tests.support.needs import need_envoy
 from tests.support.poll import poll_async
 from tests.support.ports import free_ports
@@ -97,8 +98,13 @@ class Epochs:
 
         return Plan(make, self.admin, bool(how.get("stuck")))
 
-    def bootstrap(self, text: str, *, stuck: bool = False, bad: bool = False, more: bool = False) -> dict[str, Any]:
-        """``stuck``: waits for a control plane that is not there. ``bad``: refused. ``more``: a second listener."""
+    def bootstrap(
+        self, text: str, *, stuck: bool = False, bad: bool = False, more: bool = False, slow: int = 0
+    ) -> dict[str, Any]:
+        """``stuck``: waits for a control plane that is not there. ``bad``: refused. ``more``: a second listener.
+
+        ``slow``: so many clusters, each of which takes Envoy some 20 ms, with one of Kuma's regexes for tags of stats.
+        """
         ads = static_cluster("ads", {"pipe": {"path": str(self.folder / "nobody.sock")}})
         options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
         http2 = {"@type": f"type.googleapis.com/{options}", "explicitHttpConfig": {"http2ProtocolOptions": {}}}
@@ -118,6 +124,10 @@ class Epochs:
                 "cdsConfig": ads_source,
                 "ldsConfig": ads_source,
             }
+        if slow:
+            clusters = tree["staticResources"]["clusters"]
+            clusters += [static_cluster(name, socket_address(9)) for name in split_names(slow)]
+            tree["statsConfig"] = {"statsTags": [{"tagName": "listener", "regex": r"((.+?)\.)rbac\."}]}
         if bad:
             ads["type"] = "EDS"
         return tree
