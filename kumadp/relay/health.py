@@ -23,13 +23,28 @@ LARGEST_SPECIFIER = 16 << 20
 
 
 class _Newest:
-    """A slot for the newest report."""
+    """A slot for the newest report.
+
+    Envoy 1.40 reports by a timer that goes on when the control plane changes what to check. What is new counts as
+    unhealthy until it was checked, which would take the data plane out of the mesh until the next report, after 5 s:
+    the first report after a change is dropped. If the stream broke with the control plane, the timer would begin again.
+    """
 
     def __init__(self) -> None:
         self._report: bytes | None = None
         self._filled = asyncio.Event()
+        self._specifier = b""
+        self._outdated = False
+
+    def specify(self, specifier: bytes) -> None:
+        """Envoy is about to get this message of the control plane: what to check."""
+        self._outdated = self._outdated or self._specifier not in (b"", specifier)
+        self._specifier = specifier
 
     def put(self, report: bytes) -> None:
+        if self._outdated:
+            self._outdated = False
+            return
         self._report = report
         self._filled.set()
 
@@ -98,7 +113,9 @@ class HealthRelay:
             writer = asyncio.create_task(_write(up, first, reports), name="relay health writer")
             try:
                 while True:
-                    await call.send(await up.receive(largest=self._largest))
+                    specifier = await up.receive(largest=self._largest)
+                    reports.specify(specifier)
+                    await call.send(specifier)
             except StreamEnded as ended:
                 if ended.status is not None:
                     return ended

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, cast
 
+import pytest
+
 from kumadp.grpc.call import Call, StreamEnded
 from kumadp.relay.health import HDS, HealthRelay
 from tests.support.event_loops import on_both_loops
@@ -119,3 +121,36 @@ async def test_a_broken_connection_is_hidden_from_envoy() -> None:
         envoy.incoming.put_nowait(b"report")
         await until(lambda: streams.up[1].sent[1:] == [b"report"], "a report")
         assert envoy.finished is None
+
+
+@on_both_loops
+@pytest.mark.parametrize("ends", [False, True], ids=["the same control plane", "the next version of it"])
+async def test_the_first_report_after_a_change_of_what_to_check_is_not_passed_on(ends: bool) -> None:
+    """It may come before Envoy has checked what is new, which it reports as unhealthy until then (1.40)."""
+    streams = Streams()
+    async with streams.envoy(0) as envoy:
+
+        async def specify(specifier: bytes) -> None:
+            count = len(envoy.sent)
+            streams.up[-1].incoming.put_nowait(specifier)
+            await until(lambda: envoy.sent[count:] == [specifier], "a specifier")
+
+        async def report(report: bytes) -> None:
+            envoy.incoming.put_nowait(report)
+            await settle(envoy)
+
+        await specify(b"check kuma:envoy:admin")
+        await report(b"checked 1")
+        # It changes nothing in Envoy.
+        await specify(b"check kuma:envoy:admin")
+        await report(b"checked 2")
+        await until(lambda: streams.up[0].sent[1:] == [b"checked 1", b"checked 2"], "reports")
+        if ends:
+            streams.up[0].incoming.put_nowait(StreamEnded(None, "Connection lost"))
+            await until(lambda: len(streams.up) == 2 and streams.up[1].sent, "the stream to the next one")
+        up = streams.up[-1]
+        before = len(up.sent)
+        await specify(b"check system_envoy_admin")
+        await report(b"not checked yet")
+        await report(b"checked 3")
+        await until(lambda: up.sent[before:] == [b"checked 3"], "the report of what was checked")
