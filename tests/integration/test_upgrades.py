@@ -43,7 +43,10 @@ def identity(rig: UpgradeRig, daemon: Daemon) -> tuple[int, int, int]:
     return daemon.pid, rig.the_envoy().pid, rig.restarts(daemon)
 
 
-@pytest.mark.parametrize("rig", [False, True], ids=["plain", "mtls"], indirect=True)
+with_and_without_mtls = pytest.mark.parametrize("rig", [False, True], ids=["plain", "mtls"], indirect=True)
+
+
+@with_and_without_mtls
 def test_a_running_envoy_is_carried_there_and_back(rig: UpgradeRig) -> None:
     with rig.up() as daemon:
         before = identity(rig, daemon)
@@ -58,6 +61,7 @@ def test_a_running_envoy_is_carried_there_and_back(rig: UpgradeRig) -> None:
         assert rig.serves()
 
 
+@with_and_without_mtls
 @pytest.mark.parametrize("order", ["token first", "CA first"])
 def test_token_and_ca_are_renewed_in_either_order(rig: UpgradeRig, order: str) -> None:
     def renew_ca() -> None:
@@ -75,6 +79,7 @@ def test_token_and_ca_are_renewed_in_either_order(rig: UpgradeRig, order: str) -
         assert identity(rig, daemon) == before
 
 
+@with_and_without_mtls
 def test_envoy_is_replaced_during_the_change(rig: UpgradeRig) -> None:
     """A reload while there is no control plane, and one as soon as there is the next: by hot restart."""
     with rig.up() as daemon, rig.load(rate=RATE, also=load_ports(rig)):
@@ -90,6 +95,7 @@ def test_envoy_is_replaced_during_the_change(rig: UpgradeRig) -> None:
         assert rig.restarts(daemon) == 0
 
 
+@with_and_without_mtls
 def test_health_of_the_application_across_the_change(rig: UpgradeRig) -> None:
     with workload("backend") as app:
         rig.dataplane["networking"]["inbound"][0] |= {"servicePort": app.port, "serviceProbe": PROBE}

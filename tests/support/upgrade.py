@@ -9,7 +9,7 @@ import time
 import urllib.error
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.support.file_lock import file_lock
 from tests.support.kuma_control_plane import KumaControlPlane, get_json
@@ -74,7 +74,20 @@ class UpgradeRig(LoadedRig):
             poll(self._is_trusted, what="a MeshTrust", deadline=SOON)
 
     def _is_trusted(self) -> bool:
-        return bool((get_json("/meshes/default/meshtrusts") or {"items": []})["items"])
+        return bool(_items("meshtrusts"))
+
+    def wait_tls(self) -> None:
+        """Wait until clients are to use TLS, which a store on disk would have.
+
+        Until it knows that of a MeshService, up to 5 s after its start, Kuma has clients send plain HTTP to inbounds
+        that only take TLS (2.14 and 3.0): 503 for every request, whatever the data plane does.
+        """
+
+        def is_ready() -> bool:
+            services = _items("meshservices")
+            return bool(services) and all(map(_is_tls_ready, services))
+
+        poll(is_ready, what="TLS for all services", deadline=SOON)
 
     def replace_plane(self, binary: Path, folder: Path | None = None) -> None:
         """Replace the control plane by another version, with the mesh in it; it takes no token of the former one.
@@ -95,6 +108,8 @@ class UpgradeRig(LoadedRig):
         # A store on disk would have it, and the endpoints that follow from it.
         with contextlib.suppress(urllib.error.HTTPError):
             self.kuma.put_resource(self.dataplane)
+        if self.mtls:
+            self.wait_tls()
 
     def wait_registered(self, daemon: Daemon) -> float:
         """Wait until the data plane is registered and all is acknowledged; return seconds until the former."""
@@ -123,4 +138,16 @@ def open_upgrade(*, mtls: bool = False) -> Iterator[UpgradeRig]:
         stack.callback(rig.end)
         rig.mtls = mtls and rig.by_services
         rig.put_mesh()
+        if rig.mtls:
+            rig.wait_tls()
         yield rig
+
+
+def _items(resources: str) -> list[dict[str, Any]]:
+    """Return all resources of the mesh of a kind (plural)."""
+    items: list[dict[str, Any]] = (get_json(f"/meshes/default/{resources}") or {"items": []})["items"]
+    return items
+
+
+def _is_tls_ready(service: dict[str, Any]) -> bool:
+    return ((service.get("status") or {}).get("tls") or {}).get("status") == "Ready"
