@@ -58,5 +58,6 @@ GOALS = (
     Goal("scrape.clusters", "scrape of 94,000 lines, clusters merged: processor time", "s", most=0.5, ratio=True),
     Goal("scrape.mesh_metric", "the same by a MeshMetric that wants all", "s", most=0.1, ratio=True),
     Goal("scrape.memory", "scrape, clusters merged: more memory at its peak", "MB"),
+    Goal("storm.peak_10000", "simulated: most requests a second, 10,000 sidecars", "/s", most=0.05, ratio=True),
+    Goal("storm.peak_100000", "simulated: most requests a second, 100,000 sidecars", "/s", most=0.05, ratio=True),
 )
-BY_KEY = {goal.key: goal for goal in GOALS}
