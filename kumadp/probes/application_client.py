@@ -10,21 +10,21 @@ import asyncio
 import logging
 import socket
 import struct
-from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from kumadp import __version__
-from kumadp.addresses import connect_address, with_port
+from kumadp.addresses import authority, connect_address, request_target, server_name, with_port
 from kumadp.host.net.application_socket import application_socket
+from kumadp.host.net.http1.client import connect, encode_request, exchange
 from kumadp.probes.headers import forwarded
 from kumadp.probes.probe_request import PREFIX, parse_scheme
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
-    from aiohttp import ClientSession
-
+    from kumadp.host.net.http1.fields import FieldList
     from kumadp.probes.probe_request import ProbeRequest
 
     # Returns the host at which the application on a port is probed: None if it must not be probed, empty if the host
@@ -35,10 +35,15 @@ log = logging.getLogger("kumadp.probes")
 
 HEALTHY, UNHEALTHY = 200, 503
 MAX_BODY = 10 * 1024
-_MAX_HEAD = 1 << 20
 MAX_REQUESTS = 10
 _HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _REDIRECTS = {301, 302, 303, 307, 308}
+
+
+class _Origin(NamedTuple):
+    secure: bool
+    host: str
+    port: int
 
 
 class ApplicationClient:
@@ -46,31 +51,25 @@ class ApplicationClient:
 
     def __init__(self, *, sourced: bool) -> None:
         self._sourced = sourced
-        self._client: ClientSession | None = None
+        self._tls: ssl.SSLContext | None = None
         self._warned: set[str] = set()
 
-    async def close(self) -> None:
-        """Close the HTTP session."""
-        if self._client is not None:
-            await self._client.close()
-
-    async def http(self, host: str, request: ProbeRequest, headers: Mapping[str, str], host_of: HostLookup) -> int:
-        """Return the application's status code if it is an error, else HEALTHY.
-
-        Raises OSError, ClientError, ValueError.
-        """
+    async def http(self, host: str, request: ProbeRequest, headers: FieldList, host_of: HostLookup) -> int:
+        """Return the application's status code if it is an error, else HEALTHY. Raises OSError, ValueError."""
         scheme = parse_scheme(headers)
         if scheme is None:
             return UNHEALTHY
         query = f"?{request.query}" if request.query else ""
-        url = f"{scheme}://{with_port(host, request.port)}{request.path}{query}"
-        forwarded_headers = [(name, value) for name, value in forwarded(headers) if name.lower() != "host"]
-        if "user-agent" not in {name.lower() for name, _ in forwarded_headers}:
-            forwarded_headers.append(("User-Agent", f"kuma-probe/{__version__}"))
-        host_header = headers.get(PREFIX + "host", "")
+        origin = _Origin(scheme == "https", host, request.port)
+        target = request.path + query
+        url = f"{scheme}://{with_port(host, request.port)}{target}"
+        fields = [(name, value) for name, value in forwarded(headers) if name.lower() != "host"]
+        if not headers.values.get("user-agent"):
+            fields.append(("User-Agent", f"kuma-probe/{__version__}"))
+        host_field = headers.get(PREFIX + "host")
         for _ in range(MAX_REQUESTS):
-            sent = [*forwarded_headers, ("Host", host_header)] if host_header else forwarded_headers
-            status, location = await self._get(url, sent)
+            sent = [("Host", host_field or authority(host, origin.port)), *fields]
+            status, location = await self._get(origin, encode_request("GET", target, sent))
             if status not in _REDIRECTS or not location:
                 return HEALTHY if 200 <= status < 400 else status if status >= 400 else UNHEALTHY
             following = urljoin(url, location)
@@ -78,8 +77,11 @@ class ApplicationClient:
                 return HEALTHY
             if urlsplit(location).netloc:
                 # Go keeps an explicit Host header unless the redirect names another host.
-                host_header = ""
+                host_field = ""
             url = following.partition("#")[0]
+            parts = urlsplit(url)
+            origin = _Origin(parts.scheme == "https", host, _port(parts))
+            target = request_target((parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
         log.debug("%s: more than %d redirects", url, MAX_REQUESTS)
         return UNHEALTHY
 
@@ -87,9 +89,7 @@ class ApplicationClient:
         parts = urlsplit(url)
         if parts.hostname != host.lower():
             reason = "leads to another host"
-        elif parts.scheme not in {"http", "https"} or not await host_of(
-            parts.port or (443 if parts.scheme == "https" else 80)
-        ):
+        elif parts.scheme not in {"http", "https"} or not await host_of(_port(parts)):
             reason = "leads to a port that may not be probed"
         else:
             return True
@@ -98,20 +98,16 @@ class ApplicationClient:
             log.warning("redirect of the application at %s %s: not followed, counts as success", host, reason)
         return False
 
-    async def _get(self, url: str, headers: list[tuple[str, str]]) -> tuple[int, str]:
-        from aiohttp import ClientTimeout
-        from yarl import URL
-
-        client = self._client = self._client or _client(self.socket)
-        async with client.get(
-            URL(url, encoded=True), headers=headers, allow_redirects=False, timeout=ClientTimeout(total=None)
-        ) as response:
-            read = 0
-            async for part in response.content.iter_any():
-                read += len(part)
-                if read >= MAX_BODY:
-                    break
-            return response.status, response.headers.get("Location", "")
+    async def _get(self, origin: _Origin, request: bytes) -> tuple[int, str]:
+        """Return the status code, and Location as text."""
+        tls = None
+        if origin.secure:
+            tls = self._tls = self._tls or _unverified()
+        sock = await connect(self.socket(_family(origin.host)), origin.host, origin.port)
+        server = server_name(origin.host)
+        response = await exchange(sock, request, max_body=MAX_BODY, tls=tls, server=server)
+        location = response.head.fields.get("location")
+        return response.head.status, location.encode("latin-1").decode("utf-8", "surrogateescape")
 
     async def tcp(self, host: str, port: int) -> int:
         """Connect; return HEALTHY. Raises OSError."""
@@ -177,21 +173,13 @@ def _varint(number: int) -> bytes:
     return bytes((*encoded, number))
 
 
+def _port(parts: SplitResult) -> int:
+    """Return the port of a URL. Raises ValueError."""
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _client(make: Callable[[int], socket.socket]) -> ClientSession:
-    from aiohttp import ClientSession, DummyCookieJar, TCPConnector
-
-    return ClientSession(
-        connector=TCPConnector(force_close=True, limit=0, ssl=_unverified(), socket_factory=lambda info: make(info[0])),
-        cookie_jar=DummyCookieJar(),
-        auto_decompress=False,
-        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-        max_line_size=_MAX_HEAD,
-        max_field_size=_MAX_HEAD,
-    )
 
 
 def _unverified() -> ssl.SSLContext:

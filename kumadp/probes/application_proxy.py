@@ -7,30 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import logging
-import socket
 from typing import TYPE_CHECKING
 
-from kumadp.addresses import address_text, is_ip, with_port
-from kumadp.host.net.serve import bind_tcp, serve
+from kumadp.addresses import with_port
+from kumadp.host.net.host_lookup import numeric_addresses
+from kumadp.host.net.http1.messages import WholeResponse
+from kumadp.host.net.http1.server import ServerOptions
+from kumadp.host.net.serve import bind_tcp, serve_http1
 from kumadp.probes.application_client import UNHEALTHY, ApplicationClient
+from kumadp.probes.application_slots import ApplicationSlots
 from kumadp.probes.probe_request import PREFIX, CleanPathRedirect, parse_request, parse_timeout
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
-
-    from aiohttp import web
+    from collections.abc import Callable
 
     from kumadp.host.net.connection_limit import ConnectionLimits
+    from kumadp.host.net.http1.fields import FieldList
+    from kumadp.host.net.http1.messages import ServedRequest
     from kumadp.probes.application_client import HostLookup
     from kumadp.probes.probe_request import ProbeRequest
 
 log = logging.getLogger("kumadp.probes")
 
-# Concurrent probes of one application: an application that hangs must not delay the others.
-MAX_PROBES_PER_APPLICATION = 20
-HEADERS = {"content-type": "text/plain; charset=utf-8", "x-content-type-options": "nosniff"}
+HEADERS = (("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff"))
 
 
 class ApplicationProbeProxy:
@@ -54,32 +54,31 @@ class ApplicationProbeProxy:
         self._socket = bind_tcp(host, port, "KUMA_APPLICATION_PROBE_PROXY_PORT")
         self._host_of = host_of
         self._client = ApplicationClient(sourced=sourced)
-        # By port, with the number of probes that use it or wait for it.
-        self._slots: dict[int, tuple[asyncio.Semaphore, list[int]]] = {}
+        self._slots = ApplicationSlots()
         self.answered = collections.Counter[str]()
         """Number of responses by status class, such as ``2xx``."""
 
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
-        try:
-            await serve(self._counted, self._socket, up, name=self.name, connections=self._connections, abandon=True)
-        finally:
-            await self._client.close()
+        options = ServerOptions(abandon=True)
+        await serve_http1(
+            self._counted, self._socket, up, name=self.name, connections=self._connections, options=options
+        )
 
-    async def _counted(self, request: web.BaseRequest) -> web.Response:
+    async def _counted(self, request: ServedRequest) -> WholeResponse:
         response = await self._respond(request)
         self.answered[f"{response.status // 100}xx"] += 1
         return response
 
-    async def _respond(self, request: web.BaseRequest) -> web.Response:
-        probe = parse_request(request.rel_url.raw_path, request.rel_url.raw_query_string)
+    async def _respond(self, request: ServedRequest) -> WholeResponse:
+        probe, fields = parse_request(request.path, request.query), request.head.fields
         if isinstance(probe, CleanPathRedirect):
             return _redirect(probe.location)
         if probe is None:
             return _response(UNHEALTHY, "UNKNOWN")
         try:
-            async with asyncio.timeout(parse_timeout(request.headers)):
-                status = await self._probe(probe, request.headers)
+            async with asyncio.timeout(parse_timeout(fields)):
+                status = await self._probe(probe, fields)
         except TimeoutError:
             log.debug("port %d: no response in time", probe.port)
             status = UNHEALTHY
@@ -87,58 +86,32 @@ class ApplicationProbeProxy:
             return _response(UNHEALTHY, "UNKNOWN")
         return _response(status, "HEALTHY" if status == 200 else "UNHEALTHY")
 
-    async def _probe(self, probe: ProbeRequest, headers: Mapping[str, str]) -> int | None:
+    async def _probe(self, probe: ProbeRequest, fields: FieldList) -> int | None:
         """Return a status code; None if the port may not be probed."""
-        from aiohttp import ClientError
-
         host = await self._host_of(probe.port)
         if not host:
             return None if host is None else UNHEALTHY
-        async with self._slot(probe.port):
+        async with self._slots.take(probe.port):
             try:
-                address = await _resolve(host, probe.port)
+                address = (await numeric_addresses(host, probe.port))[0]
                 if probe.kind == "tcp":
                     return await self._client.tcp(address, probe.port)
                 if probe.kind == "grpc":
-                    return await self._client.grpc(address, probe.port, headers.get(PREFIX + "grpc-service", ""))
-                return await self._client.http(address, probe, headers, self._host_of)
-            except (OSError, ClientError, ValueError) as error:
+                    return await self._client.grpc(address, probe.port, fields.get(PREFIX + "grpc-service"))
+                return await self._client.http(address, probe, fields, self._host_of)
+            except (OSError, ValueError) as error:
                 log.debug("%s: %s", with_port(host, probe.port), error)
                 return UNHEALTHY
 
-    @contextlib.asynccontextmanager
-    async def _slot(self, port: int) -> AsyncIterator[None]:
-        """Hold one of the application's probe slots; nothing is stored for ports without requests."""
-        slots, users = self._slots.setdefault(port, (asyncio.Semaphore(MAX_PROBES_PER_APPLICATION), [0]))
-        users[0] += 1
-        try:
-            async with slots:
-                yield
-        finally:
-            users[0] -= 1
-            if not users[0]:
-                self._slots.pop(port, None)
+
+def _response(status: int, result: str) -> WholeResponse:
+    return WholeResponse(status, f"{result}\n".encode(), HEADERS)
 
 
-async def _resolve(host: str, port: int) -> str:
-    """Return the first address of a host. Raises OSError."""
-    if is_ip(host):
-        return host
-    infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return address_text(infos[0][4])
-
-
-def _response(status: int, result: str) -> web.Response:
-    from aiohttp import web
-
-    return web.Response(status=status, body=f"{result}\n".encode(), headers=HEADERS)
-
-
-def _redirect(location: str) -> web.Response:
+def _redirect(location: str) -> WholeResponse:
     """Return the redirect that Go sends (1.26; older versions send 301)."""
     from html import escape
 
-    from aiohttp import web
-
     text = f'<a href="{escape(location)}">Temporary Redirect</a>.\n\n'
-    return web.Response(status=307, text=text, content_type="text/html", headers={"location": location})
+    fields = (("Content-Type", "text/html; charset=utf-8"), ("Location", location))
+    return WholeResponse(307, text.encode("latin-1"), fields)

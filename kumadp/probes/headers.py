@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from kumadp.host.net.http1.fields import FieldList
 
 _HOP_BY_HOP = frozenset(
     {
@@ -26,25 +26,27 @@ _HOP_BY_HOP = frozenset(
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def hop_by_hop(headers: Mapping[str, str]) -> frozenset[str]:
+def hop_by_hop(fields: FieldList) -> frozenset[str]:
     """Return the hop-by-hop headers, including those that Connection names (RFC 9110, 7.6.1)."""
-    named = {name.strip().lower() for name in headers.get("Connection", "").split(",")}
-    return _HOP_BY_HOP | named
+    return _HOP_BY_HOP | fields.tokens("connection")
 
 
 def is_text(value: str) -> bool:
     """Return whether a header value is free of the forbidden control characters (RFC 9110, 5.5).
 
-    aiohttp accepts such characters when it parses headers, and raises ValueError when it sends them.
+    A response may have them: such a header is removed, and does not fail the probe.
     """
     return not _CONTROL.search(value)
 
 
-def forwarded(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the headers to forward: not the hop-by-hop ones, Content-Length, and those for kumadp (X-Kuma-Probes-)."""
-    excluded = hop_by_hop(headers) | {"content-length"}
+def forwarded(fields: FieldList) -> list[tuple[str, str]]:
+    """Return the headers to forward: not the hop-by-hop ones, Content-Length, and those for kumadp (X-Kuma-Probes-).
+
+    Expect is answered by kumadp itself.
+    """
+    excluded = hop_by_hop(fields) | {"content-length", "expect"}
     return [
         (name, value)
-        for name, value in headers.items()
-        if name.lower() not in excluded and not name.lower().startswith("x-kuma-probes-")
+        for name, value in fields.items()
+        if (lower := name.lower()) not in excluded and not lower.startswith("x-kuma-probes-")
     ]

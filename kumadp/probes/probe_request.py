@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from kumadp.host.net.http1.fields import FieldList
 
 PREFIX = "x-kuma-probes-"
 # kubelet's own default; the control plane writes the header for longer ones only.
@@ -68,7 +68,7 @@ def clean_path(path: str) -> str:
     return clean + "/" if parts and path.endswith("/") else clean
 
 
-def parse_timeout(headers: Mapping[str, str]) -> float:
+def parse_timeout(headers: FieldList) -> float:
     """Return the timeout in seconds; the default if the header is missing or not a positive whole number.
 
     kuma-dp takes 0 and less as no limit for HTTP and TCP, and lets gRPC fail at once (2.9 to 2.14).
@@ -79,7 +79,7 @@ def parse_timeout(headers: Mapping[str, str]) -> float:
     return min(float(text), LONGEST_TIMEOUT)
 
 
-def parse_scheme(headers: Mapping[str, str]) -> Literal["http", "https"] | None:
+def parse_scheme(headers: FieldList) -> Literal["http", "https"] | None:
     """Return the scheme, HTTP by default; None for any other, which kuma-dp cannot probe either."""
     scheme = headers.get(PREFIX + "scheme", "") or "HTTP"
     return {"HTTP": "http", "HTTPS": "https"}.get(scheme.upper())  # type: ignore[return-value]

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from kumadp.addresses import quoted_path, with_port
-from kumadp.host.net.serve import bind_tcp, serve
+from kumadp.addresses import authority, quoted_path
+from kumadp.host.net.application_socket import application_socket
+from kumadp.host.net.host_lookup import numeric_addresses
+from kumadp.host.net.http1.client import UpstreamResponse, connect, encode_request, exchange
+from kumadp.host.net.http1.messages import WholeResponse
+from kumadp.host.net.http1.server import ServerOptions
+from kumadp.host.net.serve import bind_tcp, serve_http1
+from kumadp.probes.application_slots import ApplicationSlots
 from kumadp.probes.headers import forwarded, hop_by_hop, is_text
 from kumadp.resources.workload import InboundPorts, workload_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from aiohttp import ClientResponse, ClientSession, StreamReader, web
-
     from kumadp.host.net.connection_limit import ConnectionLimits
+    from kumadp.host.net.http1.messages import ServedRequest
     from kumadp.resources.types import Dataplane
 
 log = logging.getLogger("kumadp.probes")
@@ -29,7 +36,11 @@ MAX_BODY = 64 * 1024
 # kubelet's own default; for longer timeouts Kuma's injector writes `X-Kuma-Probes-Timeout` (whole seconds).
 DEFAULT_TIMEOUT = 1.0
 LONGEST_TIMEOUT = 60.0
-MAX_PROBES_PER_APPLICATION = 20
+# How long one of several addresses of an application is tried before the next (seconds; RFC 8305, 5).
+_ATTEMPT = 0.25
+_TEXT = (("Content-Type", "text/plain; charset=utf-8"),)
+# Methods that have no body unless the request has one; of others it is stated that it is empty (RFC 9110, 8.6).
+_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 TIMEOUT_HEADER = "X-Kuma-Probes-Timeout"
 
 
@@ -106,104 +117,89 @@ class VirtualProbes:
         self._routes = routes
         self._body_timeout = body_timeout
         self._socket = bind_tcp(host, port, "probes.port")
-        self._client: ClientSession | None = None
+        self._slots = ApplicationSlots()
         self.answered = collections.Counter[str]()
         """Number of responses by status class, such as ``2xx``."""
 
     async def run(self, up: Callable[[], None]) -> None:
         """Serve until cancelled."""
-        try:
-            await serve(self._counted, self._socket, up, name=self.name, connections=self._connections)
-        finally:
-            if self._client is not None:
-                await self._client.close()
+        options = ServerOptions(max_body=MAX_BODY + 1)
+        await serve_http1(
+            self._counted, self._socket, up, name=self.name, connections=self._connections, options=options
+        )
 
-    def _session(self) -> ClientSession:
-        if self._client is None:
-            from aiohttp import ClientSession, DummyCookieJar, TCPConnector
-
-            self._client = ClientSession(
-                # The limit is per application, not in total: an application that hangs must not delay the others.
-                connector=TCPConnector(force_close=True, limit=0, limit_per_host=MAX_PROBES_PER_APPLICATION),
-                cookie_jar=DummyCookieJar(),
-                auto_decompress=False,
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-            )
-        return self._client
-
-    async def _counted(self, request: web.BaseRequest) -> web.Response:
+    async def _counted(self, request: ServedRequest) -> WholeResponse:
         response = await self._respond(request)
         self.answered[f"{response.status // 100}xx"] += 1
         return response
 
-    async def _respond(self, request: web.BaseRequest) -> web.Response:
-        from aiohttp import ClientError, ClientTimeout
-        from yarl import URL
-
-        target = self._routes.find(request.path)
+    async def _respond(self, request: ServedRequest) -> WholeResponse:
+        target = self._routes.find(unquote(request.path, errors="surrogateescape"))
         if target is None:
             return _text_response(404, "no such probe")
         try:
             async with asyncio.timeout(self._body_timeout):
-                request_body = await _read(request.content, MAX_BODY + 1) if request.can_read_body else None
+                body = await request.read(MAX_BODY + 1) if request.body is not None else None
         except TimeoutError:
             return _text_response(408, f"the request did not end within {self._body_timeout:g} s")
-        if request_body is not None and len(request_body) > MAX_BODY:
+        if body is not None and len(body) > MAX_BODY:
             return _text_response(413, f"a probe's body has at most {MAX_BODY} bytes")
         address = f"{target.host}:{target.port}"
-        url = URL(_url(target, request.rel_url.raw_query_string), encoded=True)
-        seconds = _timeout(request.headers.get(TIMEOUT_HEADER, ""))
+        seconds = _timeout(request.head.fields.get(TIMEOUT_HEADER))
         try:
-            async with asyncio.timeout(seconds):
-                async with self._session().request(
-                    request.method,
-                    url,
-                    headers=forwarded(request.headers),
-                    data=request_body,
-                    allow_redirects=False,
-                    timeout=ClientTimeout(total=None),
-                ) as response:
-                    body = await _read(response.content, MAX_BODY)
+            async with asyncio.timeout(seconds), self._slots.take((target.host, target.port)):
+                response = await _request(target, request, body)
         except TimeoutError:
             return _text_response(504, f"the application at {address} did not answer within {seconds:g} s")
-        except (OSError, ClientError, ValueError) as error:
+        except (OSError, ValueError) as error:
             number = getattr(error, "errno", None)
-            reason = os.strerror(number).lower() if number else type(error).__name__
+            reason = os.strerror(number).lower() if number and number > 0 else type(error).__name__
             return _text_response(503, f"the application at {address} cannot be reached: {reason}")
-        return _forward_response(response, body)
+        return _forward_response(response, to_head=request.head.method == "HEAD")
 
 
-def _forward_response(response: ClientResponse, body: bytes) -> web.Response:
-    from aiohttp import web
-    from multidict import CIMultiDict
-
-    excluded = hop_by_hop(response.headers) | {"content-length"}
-    headers = CIMultiDict(
-        (name, value) for name, value in response.headers.items() if name.lower() not in excluded and is_text(value)
-    )
-    headers["connection"] = "close"
-    reason = response.reason if is_text(response.reason or "") else None
-    forwarded_response = web.Response(status=response.status, reason=reason, headers=headers, body=body)
-    forwarded_response.force_close()
-    return forwarded_response
+async def _request(target: ProbeTarget, request: ServedRequest, body: bytes | None) -> UpstreamResponse:
+    """Send a request to an application, at the first of its addresses that accepts. Raises OSError, ValueError."""
+    head = request.head
+    fields = forwarded(head.fields)
+    if "host" not in head.fields.values:
+        fields.insert(0, ("Host", authority(target.host, target.port)))
+    if body is None and head.method not in _WITHOUT_BODY:
+        body = b""
+    sent = encode_request(head.method, _target(target, request.query), fields, body)
+    sock = await _connect(target.host, target.port)
+    return await exchange(sock, sent, max_body=MAX_BODY, to_head=head.method == "HEAD")
 
 
-async def _read(content: StreamReader, limit: int) -> bytes:
-    """Read at most ``limit`` bytes of a body."""
-    data = bytearray()
-    async for part in content.iter_chunked(16 * 1024):
-        data += part
-        if len(data) >= limit:
-            break
-    return bytes(data[:limit])
+async def _connect(host: str, port: int) -> socket.socket:
+    *others, last = await numeric_addresses(host, port)
+    for address in others:
+        with contextlib.suppress(OSError):
+            async with asyncio.timeout(_ATTEMPT):
+                return await connect(application_socket(_family(address), sourced=False), address, port)
+    return await connect(application_socket(_family(last), sourced=False), last, port)
 
 
-def _url(target: ProbeTarget, query: str) -> str:
-    """Return the URL with the target's own path and query, then the query of the request."""
+def _family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _forward_response(response: UpstreamResponse, *, to_head: bool) -> WholeResponse:
+    head = response.head
+    excluded = hop_by_hop(head.fields)
+    if not to_head:
+        excluded |= {"content-length"}
+    fields = [(name, value) for name, value in head.fields.items() if name.lower() not in excluded and is_text(value)]
+    reason = head.reason if is_text(head.reason) else None
+    return WholeResponse(head.status, response.body, fields, reason or None, close=True)
+
+
+def _target(target: ProbeTarget, query: str) -> str:
+    """Return the target's own path and query, then the query of the request."""
     path, mark, own_query = target.path.partition("?")
     path = path if path.startswith("/") else f"/{path}"
     queries = "&".join(part for part in (own_query, query) if part)
-    return f"http://{with_port(target.host, target.port)}{quoted_path(path)}" + (f"?{queries}" if queries else mark)
+    return quoted_path(path) + (f"?{queries}" if queries else mark)
 
 
 def _timeout(text: str) -> float:
@@ -212,9 +208,5 @@ def _timeout(text: str) -> float:
     return DEFAULT_TIMEOUT
 
 
-def _text_response(status: int, reason: str) -> web.Response:
-    from aiohttp import web
-
-    response = web.Response(status=status, text=reason + "\n", headers={"connection": "close"})
-    response.force_close()
-    return response
+def _text_response(status: int, reason: str) -> WholeResponse:
+    return WholeResponse(status, f"{reason}\n".encode(), _TEXT, close=True)

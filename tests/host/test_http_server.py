@@ -11,8 +11,9 @@ from aiohttp import web
 
 from kumadp.host.net.acceptor import Acceptor
 from kumadp.host.net.connection_limit import ConnectionLimit
-from kumadp.host.net.http_server import HttpServer, TimeLimits
+from kumadp.host.net.http_server import HttpServer
 from kumadp.host.net.serve import bind_tcp
+from kumadp.host.net.time_limits import TimeLimits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
 
 import pytest
-from multidict import CIMultiDict
 
 from kumadp.addresses import with_port
+from kumadp.host.net.http1.fields import FieldList
 from kumadp.probes.application_client import (
     HEALTHY,
     UNHEALTHY,
@@ -20,15 +19,10 @@ from kumadp.probes.probe_request import ProbeRequest
 from tests.support.applications import FORBIDDEN, Applications
 from tests.support.ports import free_port
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
 
 @pytest.fixture
-async def client() -> AsyncIterator[ApplicationClient]:
-    client = ApplicationClient(sourced=False)
-    yield client
-    await client.close()
+def client() -> ApplicationClient:
+    return ApplicationClient(sourced=False)
 
 
 async def host_of(port: int) -> str | None:
@@ -50,11 +44,11 @@ async def host_of(port: int) -> str | None:
 )
 async def test_http(apps: Applications, client: ApplicationClient, path: str, status: int) -> None:
     request = ProbeRequest("http", apps.web.port, path)
-    assert await client.http("127.0.0.1", request, CIMultiDict(), host_of) == status
+    assert await client.http("127.0.0.1", request, FieldList(), host_of) == status
 
 
 async def test_an_unknown_scheme_is_unhealthy(apps: Applications, client: ApplicationClient) -> None:
-    headers = CIMultiDict({"X-Kuma-Probes-Scheme": "GOPHER"})
+    headers = FieldList([("X-Kuma-Probes-Scheme", "GOPHER")])
     requests = len(apps.web.seen)
     assert await client.http("127.0.0.1", ProbeRequest("http", apps.web.port), headers, host_of) == UNHEALTHY
     assert len(apps.web.seen) == requests

@@ -13,7 +13,8 @@ import pytest
 
 from kumadp import __version__
 from kumadp.core.component import Stack
-from kumadp.probes.application_proxy import MAX_PROBES_PER_APPLICATION, ApplicationProbeProxy
+from kumadp.probes.application_proxy import ApplicationProbeProxy
+from kumadp.probes.application_slots import MAX_PROBES_PER_APPLICATION
 from tests.support.applications import FORBIDDEN, Applications, applications
 from tests.support.ports import free_port
 from tests.support.probe_table import TABLE, Row, seconds

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from multidict import CIMultiDict
 
+from kumadp.host.net.http1.fields import FieldList
 from kumadp.probes.probe_request import (
     DEFAULT_TIMEOUT,
     CleanPathRedirect,
@@ -82,12 +82,12 @@ def test_clean_paths(path: str, clean: str) -> None:
     ],
 )
 def test_timeouts(text: str, seconds: float) -> None:
-    assert parse_timeout(CIMultiDict({"X-Kuma-Probes-Timeout": text})) == seconds
-    assert parse_timeout(CIMultiDict()) == DEFAULT_TIMEOUT
+    assert parse_timeout(FieldList([("X-Kuma-Probes-Timeout", text)])) == seconds
+    assert parse_timeout(FieldList()) == DEFAULT_TIMEOUT
 
 
 @pytest.mark.parametrize(
     ("text", "scheme"), [("", "http"), ("HTTP", "http"), ("HTTPS", "https"), ("https", "https"), ("GOPHER", None)]
 )
 def test_schemes(text: str, scheme: str | None) -> None:
-    assert parse_scheme(CIMultiDict({"X-Kuma-Probes-Scheme": text})) == scheme
+    assert parse_scheme(FieldList([("X-Kuma-Probes-Scheme", text)])) == scheme

@@ -11,10 +11,10 @@ import pytest
 
 from kumadp.core.component import Stack
 from kumadp.errors import PortsTaken
+from kumadp.probes.application_slots import MAX_PROBES_PER_APPLICATION
 from kumadp.probes.virtual_probes import (
     LONGEST_TIMEOUT,
     MAX_BODY,
-    MAX_PROBES_PER_APPLICATION,
     ProbeRoutes,
     ProbeTarget,
     VirtualProbes,

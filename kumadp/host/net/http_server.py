@@ -6,13 +6,13 @@ aiohttp takes 130 ms to import: `kumadp.host.net.serve` imports this module in a
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from kumadp.host.net.client_slots import client_of
+from kumadp.host.net.time_limits import LINGERING
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,27 +23,11 @@ if TYPE_CHECKING:
     from aiohttp.streams import StreamReader
 
     from kumadp.host.net.connection_limit import ConnectionLimit
+    from kumadp.host.net.time_limits import TimeLimits
 
     Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 log = logging.getLogger("kumadp.http")
-
-# How long a body that no handler reads is still received (seconds), so that the client gets the answer, not a reset.
-LINGERING = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class TimeLimits:
-    """How long a client may take (seconds): for a request's head, to read an answer, between two requests, for a body.
-
-    Those of Kuma 2.14's readiness reporter, whose read limit is that of the body. A body that no handler reads is
-    received for at most `LINGERING`.
-    """
-
-    head: float = 1.0
-    write: float = 30.0
-    idle: float = 120.0
-    body: float = 10.0
 
 
 class HttpConnection(web.RequestHandler):
@@ -222,6 +206,22 @@ class HttpServer(web.Server):
         task: asyncio.Task[None],
     ) -> web.BaseRequest:
         return _Request(message, payload, protocol, writer, task, self._loop)
+
+
+class RunningServer:
+    """A server whose connections can be closed, those with a request under way last, within ``seconds``."""
+
+    def __init__(self, server: HttpServer, seconds: float) -> None:
+        self.connection = server.connection
+        self._runner = web.ServerRunner(server, shutdown_timeout=seconds)
+
+    async def start(self) -> None:
+        """Let it serve the connections that it is given."""
+        await self._runner.setup()
+
+    async def shut_down(self) -> None:
+        """Close all connections."""
+        await self._runner.cleanup()
 
 
 class _Request(web.BaseRequest):

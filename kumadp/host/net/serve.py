@@ -1,4 +1,4 @@
-"""Binds sockets and serves HTTP on them: bound at once, so that clients wait in the backlog until aiohttp is imported.
+"""Binds sockets and serves HTTP on them: bound at once, so that clients wait in the backlog until they are served.
 
 If the previous program handed over a socket of the same address, that is used (`kumadp.host.reexec.inherited_sockets`).
 """
@@ -11,21 +11,25 @@ import errno
 import importlib
 import os
 import socket
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from kumadp.addresses import ANY_IPV6, socket_address
 from kumadp.errors import PortsTaken, Problem, WorkDirError
 from kumadp.host.net.acceptor import Acceptor
 from kumadp.host.net.connection_limit import MAX_UNIX_CONNECTIONS, ConnectionLimit, ConnectionLimits
+from kumadp.host.net.http1.server import Http1Server, ServerOptions
+from kumadp.host.net.time_limits import TimeLimits
 from kumadp.host.reexec import inherited_sockets as inherited
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from aiohttp import web
+    from kumadp.host.net.http1.server import RequestHandler
+    from kumadp.host.net.http_server import Handler
 
-    from kumadp.host.net.http_server import Handler, TimeLimits
+_R = TypeVar("_R")
+_A = TypeVar("_A")
 
 # Connections wait here during a re-execution, for seconds on a busy host. If it is full, the kernel drops the SYN, and
 # the client retries a second later (tcp(7), listen(2)).
@@ -156,19 +160,54 @@ async def serve(
     abandon: bool = False,
     prompt: bool = False,
 ) -> None:
-    """Answer requests on ``sock`` with ``handler`` until cancelled.
+    """Answer requests on ``sock`` with ``handler``, by aiohttp, until cancelled.
 
-    `kumadp.host.net.http_server.TimeLimits` bounds how long a client may take, and
+    `kumadp.host.net.time_limits.TimeLimits` bounds how long a client may take, and
     `kumadp.host.net.connection_limit.ConnectionLimit` how many connections there are. Its ``name`` is in the log, it is
     added to ``connections``, and ``most`` is its limit at a Unix socket. ``abandon``: cancel a handler whose client has
     disconnected. ``prompt``: the handler answers at once, so this site is paused after all others, and without a wait.
     aiohttp is imported in a thread, in 130 ms.
     """
-    httpd = await asyncio.to_thread(importlib.import_module, "kumadp.host.net.http_server")
-    limit = ConnectionLimit.for_socket(name, sock, most)
+    await asyncio.to_thread(importlib.import_module, "kumadp.host.net.http_server")
+
+    async def start(site: _Site) -> _Server:
+        from kumadp.host.net.http_server import HttpServer, RunningServer
+
+        server = HttpServer(
+            site.answering(handler),
+            site.on_connect,
+            site.on_first_request,
+            site.limit,
+            limits=TimeLimits(),
+            abandon=abandon,
+        )
+        running = RunningServer(server, _IN_FLIGHT)
+        await running.start()
+        return running
+
+    await _serve(_Site(sock, ConnectionLimit.for_socket(name, sock, most), start, prompt=prompt), up, connections)
+
+
+async def serve_http1(
+    handler: RequestHandler,
+    sock: socket.socket,
+    up: Callable[[], None],
+    *,
+    name: str,
+    connections: ConnectionLimits | None = None,
+    options: ServerOptions,
+) -> None:
+    """Answer requests on ``sock`` with ``handler``, without aiohttp, until cancelled; the rest is as for `serve`."""
+
+    async def start(site: _Site) -> _Server:
+        return Http1Server(site.answering(handler), site.on_connect, site.on_first_request, site.limit, options)
+
+    await _serve(_Site(sock, ConnectionLimit.for_socket(name, sock), start, prompt=False), up, connections)
+
+
+async def _serve(site: _Site, up: Callable[[], None], connections: ConnectionLimits | None) -> None:
     if connections is not None:
-        connections.add(limit)
-    site = _Site(handler, sock, limit, httpd.TimeLimits(), abandon=abandon, prompt=prompt)
+        connections.add(site.limit)
     try:
         await site.open()
         _sites.add(site)
@@ -196,25 +235,31 @@ async def paused() -> AsyncIterator[None]:
         await asyncio.gather(*(site.open() for site in sites if site in _sites))
 
 
+class _Server(Protocol):
+    """What serves a site until it is paused or closed."""
+
+    def connection(self, ended: Callable[[], None]) -> asyncio.BaseProtocol:
+        """Return the protocol of a new connection."""
+
+    async def shut_down(self) -> None:
+        """Close all connections, those with a request under way last."""
+
+
 class _Site:
     """One socket that is served, and can be paused."""
 
     def __init__(
         self,
-        handler: Handler,
         sock: socket.socket,
         limit: ConnectionLimit,
-        limits: TimeLimits,
+        start: Callable[[_Site], Awaitable[_Server]],
         *,
-        abandon: bool,
         prompt: bool,
     ) -> None:
         self.prompt = prompt
-        self._handler = handler
+        self.limit = limit
         self._socket = sock
-        self._limit = limit
-        self._limits = limits
-        self._abandon = abandon
+        self._start = start
         # Connections without a request so far.
         self._silent: set[object] = set()
         self._progress = asyncio.Event()
@@ -222,22 +267,9 @@ class _Site:
 
     async def open(self) -> None:
         """Start accepting."""
-        from aiohttp import web
-
-        from kumadp.host.net.http_server import HttpServer
-
-        server = HttpServer(
-            self._answer,
-            self._silent.add,
-            self._on_first_request,
-            self._limit,
-            limits=self._limits,
-            abandon=self._abandon,
-        )
-        # It ends connections, those with a request under way last; accepting them is ours.
-        self._runner = web.ServerRunner(server, shutdown_timeout=_IN_FLIGHT)
-        await self._runner.setup()
-        self._acceptor = Acceptor(self._socket, self._limit, server.connection)
+        # It ends connections; accepting them is ours.
+        self._server = await self._start(self)
+        self._acceptor = Acceptor(self._socket, self.limit, self._server.connection)
         self._acceptor.open()
 
     async def pause(self) -> None:
@@ -251,25 +283,34 @@ class _Site:
                 while self._silent:
                     self._progress.clear()
                     await self._progress.wait()
-        await self._runner.cleanup()
+        await self._server.shut_down()
         await _turns()
 
     async def close(self) -> None:
         """Stop serving and close the socket."""
         self._acceptor.stop()
-        await self._runner.cleanup()
+        await self._server.shut_down()
         self._socket.close()
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        answered = asyncio.get_running_loop().create_future()
-        self._in_flight.add(answered)
-        try:
-            return await self._handler(request)
-        finally:
-            answered.set_result(None)
-            self._in_flight.discard(answered)
+    def answering(self, handler: Callable[[_R], Awaitable[_A]]) -> Callable[[_R], Awaitable[_A]]:
+        """Return the handler, whose requests under way are noted."""
 
-    def _on_first_request(self, connection: object) -> None:
+        async def answer(request: _R) -> _A:
+            answered = asyncio.get_running_loop().create_future()
+            self._in_flight.add(answered)
+            try:
+                return await handler(request)
+            finally:
+                answered.set_result(None)
+                self._in_flight.discard(answered)
+
+        return answer
+
+    def on_connect(self, connection: object) -> None:
+        """Note a connection."""
+        self._silent.add(connection)
+
+    def on_first_request(self, connection: object) -> None:
         """Note a connection's first request, or its end."""
         self._silent.discard(connection)
         self._progress.set()

@@ -1,0 +1,159 @@
+"""One HTTP/1.1 request on a new connection, and the response to it, bounded in bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from kumadp.addresses import connect_address
+from kumadp.host.net.http1.bodies import BodyDecoder
+from kumadp.host.net.http1.heads import MalformedMessage, ResponseHead, parse_response_head
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Iterable
+
+MAX_HEAD = 1 << 20
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+# Bytes before unscanned ones with which an end of a head may begin.
+_OVERLAP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamResponse:
+    """A response, with at most so many bytes of its body as were wanted."""
+
+    head: ResponseHead
+    body: bytes
+
+
+def encode_request(method: str, target: str, fields: Iterable[tuple[str, str]], body: bytes | None = None) -> bytes:
+    """Return a request's bytes; the texts are Latin-1, and free of control characters.
+
+    A body, an empty one too, has its length stated; None: no body. Connection: close is added.
+    """
+    lines = [f"{method} {target} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in fields]
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    lines.append("Connection: close")
+    return "\r\n".join((*lines, "", "")).encode("latin-1") + (body or b"")
+
+
+async def connect(sock: socket.socket, host: str, port: int) -> socket.socket:
+    """Connect a non-blocking socket to a numeric address, and return it; if that fails it is closed. Raises OSError."""
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, connect_address(host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def exchange(
+    sock: socket.socket,
+    request: bytes,
+    *,
+    max_body: int,
+    to_head: bool = False,
+    tls: ssl.SSLContext | None = None,
+    server: str = "",
+) -> UpstreamResponse:
+    """Send a request over a connected socket, which is closed then, and return the response. No deadline.
+
+    Of the body at most ``max_body`` bytes are read. ``server``: the name for TLS. Raises OSError, and MalformedMessage,
+    also for a response that ends too early.
+    """
+    loop = asyncio.get_running_loop()
+    protocol = _Exchange(loop, request, max_body, to_head=to_head)
+    try:
+        await loop.create_connection(
+            lambda: protocol, sock=sock, ssl=tls, server_hostname=server if tls is not None else None
+        )
+    except BaseException:
+        protocol.close()
+        sock.close()
+        raise
+    try:
+        return await protocol.response
+    finally:
+        protocol.close()
+
+
+class _Exchange(asyncio.Protocol):
+    def __init__(self, loop: asyncio.AbstractEventLoop, request: bytes, max_body: int, *, to_head: bool) -> None:
+        self.response: asyncio.Future[UpstreamResponse] = loop.create_future()
+        self._request = request
+        self._max_body = max_body
+        self._to_head = to_head
+        self._transport: asyncio.Transport | None = None
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._head_bytes = 0
+        self._head: ResponseHead | None = None
+        self._body = BodyDecoder(0, chunked=False, keep=0)
+
+    def close(self) -> None:
+        """End the connection at once; nothing more is to be sent."""
+        if not self.response.cancel() and not self.response.cancelled():
+            # Whoever waited may have been cancelled: then the failure is nobody's.
+            self.response.exception()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the request."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        """Take received bytes."""
+        if self.response.done():
+            return
+        try:
+            if self._head is None:
+                self._buffer += data
+                self._take_heads()
+            else:
+                self._body.feed(data)
+        except MalformedMessage as error:
+            self.response.set_exception(error)
+            return
+        self._finish()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End a body that ends with the connection."""
+        if self.response.done():
+            return
+        if self._head is not None and self._body.until_end and exc is None:
+            self._body.complete = True
+            self._finish()
+        else:
+            self.response.set_exception(exc or MalformedMessage("a response that is not complete"))
+
+    def _take_heads(self) -> None:
+        """Parse the head of the response, after those of interim responses."""
+        while self._head is None:
+            end = _HEAD_END.search(self._buffer, max(0, self._scanned - _OVERLAP))
+            size = self._head_bytes + (end.start() if end is not None else len(self._buffer))
+            if size > MAX_HEAD:
+                raise MalformedMessage(f"heads of more than {MAX_HEAD} bytes")
+            if end is None:
+                self._scanned = len(self._buffer)
+                return
+            head = parse_response_head(bytes(self._buffer[: end.start()]), has_body=not self._to_head)
+            del self._buffer[: end.end()]
+            self._scanned, self._head_bytes = 0, size
+            if head.status >= 200 or head.status == 101:
+                self._head = head
+                self._body = BodyDecoder(head.length, chunked=head.chunked, keep=self._max_body)
+        if self._buffer:
+            self._body.feed(bytes(self._buffer))
+            self._buffer.clear()
+
+    def _finish(self) -> None:
+        if self._head is not None and (self._body.complete or self._body.received >= self._max_body):
+            self.response.set_result(UpstreamResponse(self._head, bytes(self._body.content)))

@@ -1,0 +1,37 @@
+"""Header fields of a message: in their order, found by name in any case. Values are bytes as Latin-1 text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class FieldList:
+    """Header fields as they were received; a name may occur several times."""
+
+    __slots__ = ("_pairs", "values")
+
+    def __init__(self, pairs: Sequence[tuple[str, str]] = ()) -> None:
+        self._pairs = pairs
+        self.values: dict[str, list[str]] = {}
+        """All values by name in lower case."""
+        for name, value in pairs:
+            self.values.setdefault(name.lower(), []).append(value)
+
+    def get(self, name: str, default: str = "") -> str:
+        """Return the first value of a field."""
+        values = self.values.get(name.lower())
+        return values[0] if values else default
+
+    def items(self) -> Sequence[tuple[str, str]]:
+        """Return names, as they were written, and values."""
+        return self._pairs
+
+    def tokens(self, name: str) -> set[str]:
+        """Return the elements of a list field, such as Connection, in lower case (RFC 9110, 5.6.1)."""
+        values = self.values.get(name)
+        if values is None:
+            return set()
+        return {token.strip(" \t").lower() for value in values for token in value.split(",")}
