@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import ipaddress
 import re
 import socket
@@ -21,6 +22,8 @@ ANY_IPV6 = "::"
 WILDCARDS = frozenset({ANY_IPV4, ANY_IPV6})
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*[._]?")
 _LONGEST_NAME = 255
+# Results of pure functions that are called for every probe.
+_REMEMBERED = 256
 # A name that Linux accepts for an interface, or its number.
 _ZONE = re.compile(r"[!-$&-.0-9:-~]{1,15}")
 
@@ -43,6 +46,7 @@ def request_target(path: str) -> str:
     )
 
 
+@functools.lru_cache(_REMEMBERED)
 def is_ip(host: str) -> bool:
     """Return whether ``host`` is an IP address and not a name."""
     try:
@@ -113,6 +117,7 @@ def server_name(host: str) -> str:
     return host.removesuffix(".").lower()
 
 
+@functools.lru_cache(_REMEMBERED)
 def authority(host: str, port: int) -> str:
     """Return host and port of a server for a Host header or ``:authority`` (RFC 9110, 7.2)."""
     return with_port(server_name(host), port)

@@ -49,9 +49,10 @@ def test_the_application_of_the_dataplane_is_probed_from_start_to_end(tmp_path: 
         flags = arguments(tmp_path, plane, with_dataplane(tmp_path, ports, app.port))
         with run_kumadp(tmp_path, ports, *flags, environment=environment) as daemon:
             poll(lambda: get(port, f"/{app.port}/healthz") == HEALTHY, what="a probe before Envoy")
+            poll(lambda: plane.requests, what="a request")
+            # By now `envoy --version` has ended.
             assert "envoy" not in daemon.children()
             # True is "on": see Kuma's own comment on the name (2.13, pkg/xds/bootstrap/types).
-            poll(lambda: plane.requests, what="a request")
             assert plane.requests[0]["appProbeProxyDisabled"] is True
             plane.answers = [bootstrap_answer(static_bootstrap(ports, app.port))]
             daemon.wait_ready()

@@ -35,6 +35,8 @@ def test_probes_answer_while_there_is_no_bootstrap_yet_and_until_the_end(tmp_pat
             flags = arguments(tmp_path, plane, ports, app.port)
             with run_kumadp(tmp_path, ports, *flags, *more, environment=quick) as daemon:
                 poll(lambda: get(ports.probes, "/app/healthz") == (200, "ok"), what="a probe before Envoy")
+                # By then `envoy --version` has ended.
+                poll(lambda: plane.requests, what="a request")
                 assert "envoy" not in daemon.children()
                 plane.answers = [good]
                 daemon.wait_ready()

@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+MAX_TOKENS = 64
+
+
 class FieldList:
     """Header fields as they were received; a name may occur several times."""
 
@@ -30,8 +33,11 @@ class FieldList:
         return self._pairs
 
     def tokens(self, name: str) -> set[str]:
-        """Return the elements of a list field, such as Connection, in lower case (RFC 9110, 5.6.1)."""
+        """Return the elements of a list field, such as Connection, in lower case (RFC 9110, 5.6.1).
+
+        At most `MAX_TOKENS` of each value.
+        """
         values = self.values.get(name)
         if values is None:
             return set()
-        return {token.strip(" \t").lower() for value in values for token in value.split(",")}
+        return {token.strip(" \t").lower() for value in values for token in value.split(",", MAX_TOKENS)[:MAX_TOKENS]}

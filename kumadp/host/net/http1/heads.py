@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from kumadp.host.net.http1.fields import FieldList
+from kumadp.host.net.http1.fields import MAX_TOKENS, FieldList
 
 MAX_REQUEST_LINE = 8190
 MAX_REQUEST_FIELDS = 128
 MAX_RESPONSE_FIELDS = 512
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
-_TARGET = re.compile(rb"[!-~\x80-\xff]+")
+# In origin, absolute or asterisk form (RFC 9112, 3.2).
+_TARGET = re.compile(rb"(?:/|[A-Za-z][A-Za-z0-9+.-]{0,15}://)[!-~]*|\*")
 _VERSION = re.compile(rb"HTTP/1\.[01]")
 _STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] +([1-9][0-9][0-9])(?: ([^\n]*))?")
 # All but tab, CR and LF, which may end a line.
@@ -76,8 +77,12 @@ def parse_request_head(head: bytes) -> RequestHead:
         pairs.append(_field(line))
     fields = FieldList(pairs)
     minor = parts[2][-1] - 0x30
-    if len(fields.values.get("host", ())) > 1:
-        raise MalformedMessage("more than one Host field")
+    hosts = len(fields.values.get("host", ()))
+    if hosts > 1 or (minor and not hosts):
+        # RFC 9112, 3.2.
+        raise MalformedMessage("no Host field, or more than one")
+    if any(value.count(",") >= MAX_TOKENS for value in fields.values.get("connection", ())):
+        raise MalformedMessage(f"more than {MAX_TOKENS} elements of Connection")
     tokens = fields.tokens("connection")
     return RequestHead(
         parts[0].decode("ascii"),
