@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from kumadp.relay.envoys import Envoys
     from kumadp.relay.subscription import Subscription
 
-# Seconds for which Envoy may leave clusters unanswered while it answers what was sent later.
-JAMMED_AFTER = 10.0
-# Seconds more if it waits for endpoints or secrets, on which it gives up after 15 s (initial_fetch_timeout).
-STARVED_AFTER = 20.0
-JAMMED = f"Envoy has not acknowledged it for {JAMMED_AFTER:.0f} s, while it acknowledged later resources"
 AFTER_CLUSTERS = (LISTENER, ROUTES)
 # The longest that these wait (seconds): a cluster that never warms must not stop changes of listeners.
 LONGEST_HOLD = 10.0
@@ -35,11 +30,15 @@ class ListenerHold:
         self._until: dict[int, float] = {}
 
     def waits(self, down: EnvoyStream, subscription: Subscription) -> bool:
-        """Return True if nothing of this type is to be sent now: a change of what a LIVE Envoy got on this stream."""
+        """Return True if nothing of this type is to be sent now.
+
+        That is a change of what a LIVE Envoy got on this stream, or anything while clusters are in `Exchange.doubt`.
+        """
         clusters, own = down.exchanges.get(CLUSTER), down.exchanges[subscription.type_url]
-        if subscription.type_url not in AFTER_CLUSTERS or own.sent is None or down.epoch not in self._envoys.live:
+        if subscription.type_url not in AFTER_CLUSTERS or clusters is None or not clusters.waiting:
             return False
-        return clusters is not None and clusters.waiting and self._until.setdefault(down.stream, -inf) != inf
+        is_change = own.sent is not None and down.epoch in self._envoys.live
+        return (is_change or clusters.cures) and self._until.setdefault(down.stream, -inf) != inf
 
     def end(self, down: EnvoyStream) -> None:
         """Clusters were answered."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
     from kumadp.relay.resources import Key
+    from kumadp.relay.subscription import Subscription
 
 # Envoy requests these by name. On a new stream, a request without names means that it watches nothing of the type.
 NAMED = frozenset({ENDPOINTS, ROUTES, SECRET})
@@ -64,7 +65,7 @@ class Exchange:
     ``continues``: Envoy had resources before this stream. ``partial``: a response may hold some resources only, and
     changes no others. ``version`` is the one that Envoy has fully accepted. ``narrowing`` has what it rejected.
     ``overtaken``: when it counts as jammed (seconds, -inf: to be set), once later ones are answered;
-    ``postponed``: then Envoy still waited for resources that it has requested.
+    ``postponed``: then Envoy still waited for resources that it has requested. ``cures``: see `doubt`.
     """
 
     def __init__(self, names: tuple[str, ...], *, wildcard: bool, partial: bool = False, version: str = "") -> None:
@@ -82,6 +83,7 @@ class Exchange:
         self.narrowing = Narrowing()
         self.continues = bool(version)
         self.postponed = False
+        self.cures = False
         self._partial = partial
         self._version = version
         self._parts: tuple[str, ...] = ()
@@ -128,6 +130,16 @@ class Exchange:
         rejected = {name for name, _ in self.narrowing.refused}
         return self._partial and any(name not in self._has and name not in rejected for name in self.names)
 
+    def doubt(self, keys: Iterable[Key]) -> None:
+        """Give Envoy these only after an answer to the others.
+
+        A cluster that it rejected, in an answer that was lost, keeps warming until a set does not have it; Envoy 1.40
+        acknowledges it if it is sent again unchanged.
+        """
+        if doubted := tuple(keys):
+            self.narrowing.pending.append(doubted)
+            self.cures = True
+
     @property
     def ignored(self) -> bool:
         """True if Envoy has ignored the last response."""
@@ -166,6 +178,7 @@ class Exchange:
         self.overtaken, self.postponed = None, False
         self.answer, self.judged = None, False
         self._awaited.difference_update(names)
+        self.cures = self.cures and bool(self.narrowing.pending)
         return encode_nonce(nonce)
 
     def skip(self, offer: EnvoyOffer) -> None:
@@ -182,6 +195,7 @@ class Exchange:
         Without an error but with another version Envoy has ignored the response, since it watches nothing of the type
         (Envoy 1.40, GrpcMuxImpl::onDiscoveryResponse).
         """
+        self.cures = False
         if self.sent is None or self.sent is NO_SECRET:
             self.waiting = False
         elif error:
@@ -249,7 +263,10 @@ class Exchange:
 
 
 class EnvoyStream:
-    """One stream of an Envoy. ``fresh``: Envoy has just started. ``ended``: it has exited, ``expected`` or not."""
+    """One stream of an Envoy. ``fresh``: Envoy has just started. ``ended``: it has exited, ``expected`` or not.
+
+    ``lost``: clusters that it got on a former stream, where its answer was not read.
+    """
 
     def __init__(self, stream: int, epoch: int, *, fresh: bool) -> None:
         self.stream = stream
@@ -258,6 +275,25 @@ class EnvoyStream:
         self.exchanges: dict[str, Exchange] = {}
         self.ended = False
         self.expected = False
+        self.lost: EnvoyOffer | None = None
+
+    @property
+    def unanswered_clusters(self) -> EnvoyOffer | None:
+        """The clusters in flight, here or before."""
+        clusters = self.exchanges.get(CLUSTER)
+        if clusters is None:
+            return self.lost
+        return clusters.sent if clusters.waiting else None
+
+    def doubt_clusters(self, exchange: Exchange, subscription: Subscription, remembered: int) -> None:
+        """Doubt what Envoy got before and has not answered, on another stream or from the relay before this one.
+
+        ``remembered`` as in `Exchange.keeps_own`.
+        """
+        latest, lost, self.lost = subscription.latest, self.lost, None
+        if latest is not None and (lost is not None or (exchange.continues and latest.serial <= remembered)):
+            given = (each.key for each in latest.response.by_name.values() if lost is None or each.key in lost)
+            exchange.doubt(key for key in given if key not in subscription.known(partial=False))
 
     def overtake(self, answered: Exchange) -> None:
         """Note that Envoy answers what was sent after clusters that it has not answered."""

@@ -39,10 +39,13 @@ class Envoys:
 
     def opened(self, stream: int, epoch: int) -> None:
         """An Envoy has opened a stream."""
-        reconnected = self._departed.pop(epoch, None) is not None or epoch in self.live
+        departed = self._departed.pop(epoch, [])
+        former = (*departed, *(down for down in self if down.epoch == epoch and not down.ended))
+        reconnected = bool(departed) or epoch in self.live
         if reconnected:
             self.sockets.continued(epoch)
-        self._streams[stream] = EnvoyStream(stream, epoch, fresh=not reconnected)
+        self._streams[stream] = down = EnvoyStream(stream, epoch, fresh=not reconnected)
+        down.lost = next(filter(None, (each.unanswered_clusters for each in reversed(former))), None)
 
     def closed(self, stream: int) -> EnvoyStream | None:
         """A stream has ended; it is returned once, and remembered until it is known whether its Envoy has exited."""

@@ -19,6 +19,8 @@ LONGEST_TEXT, LONGEST_REASON = 64 << 10, 1000
 # Envoy writes `Error adding/updating cluster(s) NAME: reason, NAME: reason`, and names in quotes.
 _SEPARATORS = re.compile(r"[\s'\"`]+")
 _PUNCTUATION = ":,;.()"
+# So begins a text that names all clusters or listeners that it is about.
+_NAMING = "Error adding/updating"
 
 
 class Narrowing:
@@ -56,8 +58,10 @@ class Narrowing:
         """
         names = names_in(reason) if search else frozenset()
         suspects = [resource.key for resource in (*unknown, *known) if resource.name in names]
+        suspects = suspects or self._late(names)
         is_named = bool(suspects)
-        suspects = suspects or [resource.key for resource in unknown or known]
+        others = search and reason.startswith(_NAMING)
+        suspects = suspects or [resource.key for resource in unknown or (() if others else known)]
         if not suspects:
             return False
         self._attempts += 1
@@ -71,6 +75,18 @@ class Narrowing:
             half = len(suspects) // 2
             self.pending += (tuple(suspects[:half]), tuple(suspects[half:]))
         return True
+
+    def _late(self, names: frozenset[str]) -> list[Key]:
+        """Return which resources of an earlier response are rejected only now, and take them out of what is tried.
+
+        Envoy 1.40 rejects clusters late: while clusters warm it sends nothing about them, and then with the nonce of
+        the last response.
+        """
+        late = [key for key in self.tried if key[0] in names]
+        if late:
+            groups = (tuple(key for key in group if key not in late) for group in self.pending)
+            self.pending = deque(group for group in groups if group)
+        return late
 
     def accepted(self) -> None:
         """Envoy has accepted what it was given: the next group is tried with it."""

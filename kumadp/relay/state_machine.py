@@ -8,14 +8,14 @@ Envoy what another one rejected or exited with, while there is a better response
 
 from __future__ import annotations
 
-from math import inf
 from typing import TYPE_CHECKING
 
 from kumadp.relay.actions import Note, RelayAction, ResponseRejected
-from kumadp.relay.cluster_order import AFTER_CLUSTERS, JAMMED, JAMMED_AFTER, STARVED_AFTER, ListenerHold
+from kumadp.relay.cluster_order import AFTER_CLUSTERS, ListenerHold
 from kumadp.relay.envoy_streams import NAMED, NO_SECRET, Exchange
 from kumadp.relay.envoys import Envoys
 from kumadp.relay.held_clusters import HeldClusters
+from kumadp.relay.jams import JAMMED, JamGuard
 from kumadp.relay.judge import Judge
 from kumadp.relay.messages import (
     CLUSTER,
@@ -66,6 +66,7 @@ class RelayStateMachine:
         self._subscriptions: dict[str, Subscription] = {}
         self._envoys = Envoys()
         self.held, self._listener_hold = HeldClusters(drain_time), ListenerHold(self._envoys)
+        self._jams = JamGuard(self._envoys)
         self._judge = Judge(self._up, self._envoys, self.held)
         if snapshot is not None:
             self._load(snapshot)
@@ -174,6 +175,8 @@ class RelayStateMachine:
             # The copy on disk can be older than the configuration of an Envoy that outlived its relay.
             exchange.ahead = not subscription.knows(request.version)
             down.exchanges[request.type_url] = exchange
+            if request.type_url == CLUSTER:
+                down.doubt_clusters(exchange, subscription, self._remembered)
             return [*self._subscribe(subscription), *self._serve(down, subscription, exchange, set(names))]
         new = exchange.request(names)
         if request.nonce and request.nonce != exchange.nonce:
@@ -226,8 +229,8 @@ class RelayStateMachine:
     def next_tick(self) -> float | None:
         """Return when `tick` is due, at once if it is to note a time; None if it is not."""
         trial = self._judge.next_trial(self._subscriptions.values(), TRIAL_AFTER, self._remembered)
-        jams = (exchange.overtaken for _, exchange in self._envoys.jams())
-        due = (trial[0] if trial else None, self.held.next_tick(), self._listener_hold.next_tick(), *jams)
+        timers = (self.held, self._listener_hold, self._jams)
+        due = (trial[0] if trial else None, *(timer.next_tick() for timer in timers))
         return min((each for each in due if each is not None), default=None)
 
     def tick(self, now: float) -> list[RelayAction]:
@@ -238,15 +241,8 @@ class RelayStateMachine:
             actions += self._serve_all(self._subscriptions[CLUSTER])
         for down in self._listener_hold.tick(now):
             actions += self._serve_after_clusters(down)
-        for down, exchange in self._envoys.jams():
-            if exchange.overtaken == -inf:
-                exchange.overtaken = now + JAMMED_AFTER
-            elif exchange.overtaken is not None and exchange.overtaken > now:
-                continue
-            elif not exchange.postponed and any(other.lacks_some for other in down.exchanges.values()):
-                exchange.overtaken, exchange.postponed = now + STARVED_AFTER, True
-            else:
-                actions += self._free_jam(down, exchange)
+        for down, exchange in self._jams.tick(now):
+            actions += self._free_jam(down, exchange)
         return actions
 
     def _try_again(self, now: float) -> list[RelayAction]:
@@ -262,7 +258,6 @@ class RelayStateMachine:
     def _free_jam(self, down: EnvoyStream, exchange: Exchange) -> list[RelayAction]:
         """Withdraw new clusters: if one that Envoy rejected keeps warming, Envoy 1.40 answers no set that has it."""
         subscription = self._subscriptions[CLUSTER]
-        exchange.overtaken = inf
         known = subscription.known(partial=False)
         if not exchange.reject(JAMMED, encode_status(DEADLINE, JAMMED), known, by_guard=True):
             return []

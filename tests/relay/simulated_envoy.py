@@ -71,13 +71,15 @@ class Session:
 class Envoy:
     """A process. ``pending``: the parts of its exit that the relay has not noticed yet.
 
-    ``adopted``: older than the relay, which treats it as fresh unless it is reported LIVE.
+    ``adopted``: older than the relay, which treats it as fresh unless it is reported LIVE. ``doubtful``: the relay has
+    not read what it answered to the clusters that it got last.
     """
 
     epoch: int
     stream: int
     first_stream: bool = True
     adopted: bool = False
+    doubtful: bool = False
     live: bool = False
     alive: bool = True
     expected: bool = False

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from kumadp.relay.actions import RelayAction, ResponseAccepted, ResponseRejected, SendDown, SendUp
-from kumadp.relay.cluster_order import AFTER_CLUSTERS, JAMMED, JAMMED_AFTER
+from kumadp.relay.cluster_order import AFTER_CLUSTERS
+from kumadp.relay.jams import JAMMED, JAMMED_AFTER
 from kumadp.relay.messages import CLUSTER, SECRET, Request, Response, encode_response
 from kumadp.relay.snapshot import RelaySnapshot
 from kumadp.relay.state_machine import TRIAL_AFTER, RelayStateMachine
@@ -95,6 +96,9 @@ class Simulation:
         """Break its stream and open another one: Envoy keeps names and versions, but not nonces."""
         if envoy.connected:
             self.check(self.machine.down_closed(envoy.stream))
+        clusters = envoy.sessions.get(CLUSTER)
+        if clusters is not None and clusters.requested is not None:
+            envoy.doubtful = clusters.in_flight is not None
         self.streams += 1
         envoy.stream, envoy.first_stream, envoy.connected = self.streams, False, True
         envoy.inbox, envoy.outbox = [], []
@@ -120,7 +124,7 @@ class Simulation:
         actions = self.machine.down_message(envoy.stream, request.encode())
         self.check(actions)
         if first and envoy.alive:
-            self.check_first(request.type_url, session, session.received[seen:])
+            self.check_first(envoy, request.type_url, session.received[seen:])
 
     def note_answer(self, session: Session, response: Response, request: Request, *, named: bool) -> None:
         session.in_flight = None
@@ -208,6 +212,9 @@ class Simulation:
             if envoy.live:
                 self.check(self.machine.envoy_live(envoy.epoch, now=self.now))
             self.reconnect(envoy)
+            last = self.last.get(CLUSTER)
+            if last is not None and last.content != self.accepted(CLUSTER):
+                envoy.doubtful = True
 
     # Invariants.
 
@@ -325,9 +332,19 @@ class Simulation:
                 assert envoy.live or self.exits_since_accepted.get(delivery.content, 0) < 1
         session.received.append(response.version)
 
-    def check_first(self, type_url: str, session: Session, received: list[str]) -> None:
-        """A fresh stream gets the remembered response at once, the newest unless it is suspicious."""
-        last = self.last.get(type_url)
+    def check_first(self, envoy: Envoy, type_url: str, received: list[str]) -> None:
+        """A fresh stream gets the remembered response at once, the newest unless it is suspicious.
+
+        If an answer was lost, clusters are those that were accepted, and what leads to others waits.
+        """
+        session, clusters, last = envoy.sessions[type_url], envoy.sessions.get(CLUSTER), self.last.get(type_url)
+        if envoy.doubtful and clusters is not None and clusters.in_flight is not None:
+            if type_url in AFTER_CLUSTERS:
+                return
+            if type_url == CLUSTER and not self.is_suspicious(self.last[CLUSTER].content):
+                accepted, latest = (self.accepted(CLUSTER) or (CLUSTER, frozenset()))[1], self.last[CLUSTER].content[1]
+                assert accepted & latest <= set(clusters.in_flight.resources)
+                return
         if not self.subscribed(type_url, session) or last is None or self.keeps_own(session, last):
             return
         if type_url in NAMED:

@@ -83,3 +83,14 @@ def test_attempts_are_bounded() -> None:
     bad = {f"r{number}" for number in range(0, 100, 2)}
     assert search(narrowing, given, bad) <= MOST_ATTEMPTS + 50
     assert {given[name].key for name in bad} <= narrowing.excluded()
+
+
+def test_a_late_rejection_is_of_what_is_not_given_any_more() -> None:
+    narrowing, given = Narrowing(), resources(4)
+    known, *unknown = given.values()
+    assert narrowing.rejected([], unknown, "unanswered", search=False)
+    assert narrowing.rejected([known], [], "Error adding/updating cluster(s) r2: it is bad", search=True)
+    assert narrowing.refused.keys() == {given["r2"].key}
+    assert narrowing.tried == {given["r1"].key, given["r3"].key}
+    # Of something that is forgotten: what Envoy runs is not at fault.
+    assert not narrowing.rejected([known], [], "Error adding/updating cluster(s) r9: it is bad", search=True)

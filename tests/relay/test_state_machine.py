@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from kumadp.relay.actions import ResponseAccepted, ResponseRejected
-from kumadp.relay.cluster_order import JAMMED_AFTER, LONGEST_HOLD, STARVED_AFTER
+from kumadp.relay.cluster_order import LONGEST_HOLD
+from kumadp.relay.jams import JAMMED_AFTER, STARVED_AFTER
 from kumadp.relay.last_good import without_reasons
 from kumadp.relay.messages import Outline, Request, Response, encode_response, encode_status
 from kumadp.relay.protobuf import field_bytes
