@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from kumadp.core.previous import Previous
 from kumadp.host.state_file import ChildRecord, StateFile, adoptable, read_state, record, stray_processes
 from kumadp.host.work_dir import SOURCE_FILE, is_leftover, is_output
-from kumadp.process.child import Child
+from kumadp.process.child import Child, RunningProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
@@ -33,17 +33,19 @@ def previous_in(directory: Path) -> Previous:
     for child in adoptable(state) if state is not None else ():
         try:
             children[child.pid] = Child.adopt(
-                child.name,
-                child.pid,
-                child.start_time,
-                ours=False,
-                fifo=_output_in(directory, child.fifo) if child.fifo else None,
+                RunningProcess(
+                    child.name,
+                    child.pid,
+                    child.start_time,
+                    ours=False,
+                    fifo=_output_in(directory, child.fifo) if child.fifo else None,
+                )
             )
         except (OSError, ValueError) as error:
             log.warning("cannot adopt %s (pid %d): %s", child.name, child.pid, error)
     for pid, start_time in stray_processes(directory, children):
         with contextlib.suppress(OSError, ProcessLookupError):
-            children[pid] = Child.adopt(STRAY, pid, start_time, ours=False)
+            children[pid] = Child.adopt(RunningProcess(STRAY, pid, start_time, ours=False))
     if not children:
         # Ports that nobody has any more may be taken by now.
         recorded = {key: value for key, value in recorded.items() if key == "removed_at_end"}

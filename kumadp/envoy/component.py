@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from kumadp.envoy.hang_watch import HangWatch
     from kumadp.envoy.options import EnvoyCallbacks, EnvoyOptions
     from kumadp.envoy.reload import EnvoyState
-    from kumadp.process.child import Child, ExitStatus
+    from kumadp.process.child import Child
+    from kumadp.process.exit_status import ExitStatus
     from kumadp.process.supervisor import ChildReport
 
 log = logging.getLogger("kumadp.envoy")

@@ -18,7 +18,8 @@ import msgspec
 
 from kumadp.errors import SpawnError
 from kumadp.host.process_identity import ProcessIdentity, start_time_of
-from kumadp.process.child import ExitStatus, cannot_start, tied_to_parent
+from kumadp.process.exit_status import ExitStatus
+from kumadp.process.launch import cannot_start, tied_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

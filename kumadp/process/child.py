@@ -9,9 +9,6 @@ import logging
 import math
 import os
 import signal
-import stat
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -20,12 +17,12 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from kumadp.errors import HostExhausted, SpawnError
+from kumadp.errors import SpawnError
 from kumadp.host.cgroup import OomKills, oom_file
-from kumadp.host.core_dumps import child_core_limit
-from kumadp.host.descriptors import EXHAUSTED, child_descriptor_limit
 from kumadp.host.process_identity import ProcessIdentity, identity_of, start_time_of
-from kumadp.process.fifo import make_fifo, name_fifo, open_fifo, remove_fifo
+from kumadp.process.exit_status import ExitStatus
+from kumadp.process.fifo import name_fifo, open_fifo, remove_fifo
+from kumadp.process.launch import Launched, can_run, cannot_start, gains_rights, launch
 from kumadp.process.log_pump import LogPump, OutputState
 
 if TYPE_CHECKING:
@@ -35,46 +32,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kumadp.process")
 
-HELPER = Path(__file__).with_name("exec_helper.py")
-
 OnParentDeath = Literal["kill", "keep"]
 
 
 def _ignore_death(_child: Child, _status: ExitStatus) -> None:
     """Do nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExitStatus:
-    """How a process ended: an exit code, or the number of the signal that killed it; neither if that is unknown.
-
-    ``oom``: the counter file and the number of out-of-memory kills in our cgroup before and after. ``why`` is the
-    reason for which kumadp killed it (`Child.kill_with_reason`).
-    """
-
-    code: int | None
-    signal: int | None
-    oom: tuple[str, int, int] | None = None
-    why: str = ""
-
-    @property
-    def clean(self) -> bool:
-        """Exit code 0."""
-        return self.code == 0
-
-    def describe(self) -> str:
-        """Return ``exit code 1``, ``signal 9 (KILL)``, or that the status of an adopted process is unknown."""
-        if self.signal is None and self.code is None:
-            return "an unknown exit status (it was started by an earlier kumadp)"
-        if self.signal is None:
-            return f"exit code {self.code}"
-        try:
-            name = signal.Signals(self.signal).name.removeprefix("SIG")
-        except ValueError:
-            name = "unknown"
-        why = f" from kumadp ({self.why})" if self.why else ""
-        why += ", out of memory: the kernel killed it for its cgroup or the host" if self.oom is not None else ""
-        return f"signal {self.signal} ({name}){why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +71,20 @@ class HandedChild(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class _Process:
-    """A running process: its start time in clock ticks, and a function that reaps it and returns its exit code."""
+class RunningProcess:
+    """A process to adopt, by its pid and its start time in clock ticks.
 
+    ``ours``: it is a child of this process, started before an execve(2). ``output`` is the read end of its output;
+    without it ``fifo`` is opened.
+    """
+
+    name: str
     pid: int
     start_time: int
-    pidfd: int
-    wait: Callable[[], int]
+    ours: bool = False
+    output: int | None = None
+    fifo: Path | None = None
+    output_state: OutputState | None = None
 
 
 class Child:
@@ -128,7 +97,7 @@ class Child:
     def __init__(
         self,
         name: str,
-        process: _Process,
+        process: Launched,
         pump: LogPump,
         *,
         ours: bool = True,
@@ -165,12 +134,19 @@ class Child:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("children are spawned from the main thread only")
         program = command.argv[0]
-        if not _can_run(program):
+        if not can_run(program):
             raise SpawnError(f"{program} cannot be run", "check that it exists and is executable")
-        if command.on_parent_death == "kill" and _gains_rights(program):
+        if command.on_parent_death == "kill" and gains_rights(program):
             log.warning("%s gains rights when it starts: it will not end when kumadp is killed (prctl(2))", program)
         try:
-            process, output = _start(command)
+            number = signal.SIGKILL if command.on_parent_death == "kill" else 0
+            process, output = launch(
+                command.argv,
+                number,
+                command.environment,
+                fifo=command.fifo,
+                lock_death_signal=command.lock_death_signal,
+            )
         except OSError as error:
             raise cannot_start(program, error) from error
         pump = LogPump(command.name, output, lossy=command.fifo is not None)
@@ -180,49 +156,30 @@ class Child:
         return child
 
     @classmethod
-    def adopt(
-        cls,
-        name: str,
-        pid: int,
-        start_time: int,
-        *,
-        ours: bool,
-        output: int | None = None,
-        fifo: Path | None = None,
-        output_state: OutputState | None = None,
-    ) -> Child:
-        """Adopt a running process.
-
-        ``ours``: it is a child of this process, started before an execve(2). ``output`` is the read end of its output;
-        without it ``fifo`` is opened. Raises ProcessLookupError if that process (by its start time) has ended.
-        """
+    def adopt(cls, running: RunningProcess) -> Child:
+        """Adopt a running process. Raises ProcessLookupError if that process (by its start time) has ended."""
+        pid, output, fifo = running.pid, running.output, running.fifo
         with contextlib.ExitStack() as undo:
             if output is not None and output >= 0:
                 undo.callback(os.close, output)
             pidfd = os.pidfd_open(pid)
             undo.callback(os.close, pidfd)
             # After pidfd_open: a process with this start time is that of the pidfd. A child of ours may be a zombie.
-            if start_time_of(pid) != start_time or not (ours or identity_of(pid)):
+            if start_time_of(pid) != running.start_time or not (running.ours or identity_of(pid)):
                 raise ProcessLookupError(f"process {pid} has ended")
             undo.pop_all()
         if output is None:
             output = open_fifo(fifo) if fifo is not None else -1
-        pump = LogPump(name, output, lossy=fifo is not None, state=output_state)
-        process = _Process(pid, start_time, pidfd, lambda: _exit_code(pid))
-        return cls(name, process, pump, ours=ours, fifo=fifo)
+        pump = LogPump(running.name, output, lossy=fifo is not None, state=running.output_state)
+        process = Launched(pid, running.start_time, pidfd, lambda: _exit_code(pid))
+        return cls(running.name, process, pump, ours=running.ours, fifo=fifo)
 
     @classmethod
     def from_handed(cls, handed: HandedChild) -> Child:
         """Continue with a child after execve(2); raises ProcessLookupError if it has ended."""
-        return cls.adopt(
-            handed.name,
-            handed.pid,
-            handed.start_time,
-            ours=handed.ours,
-            output=handed.output,
-            fifo=Path(handed.fifo) if handed.fifo else None,
-            output_state=handed.output_state,
-        )
+        fifo = Path(handed.fifo) if handed.fifo else None
+        started = (handed.name, handed.pid, handed.start_time, handed.ours)
+        return cls.adopt(RunningProcess(*started, handed.output, fifo, handed.output_state))
 
     def handed(self) -> HandedChild:
         """Return this child for the program that replaces us by execve(2); ``output`` must stay open then."""
@@ -328,24 +285,6 @@ class Child:
         return (str(_oom_kills().file), *counts) if counts is not None else None
 
 
-def cannot_start(program: str, error: OSError) -> SpawnError:
-    """Return the error of a program that could not be started; HostExhausted if the host lacks a resource for now."""
-    kind = HostExhausted if error.errno in EXHAUSTED else SpawnError
-    # The missing file may be the folder of its output, which the error names.
-    where = f"{error.filename}: " if isinstance(error.filename, str | Path) and str(error.filename) != program else ""
-    return kind(f"{program} cannot be started: {where}{error.strerror}")
-
-
-def tied_to_parent(
-    argv: tuple[str, ...], number: int, environment: Mapping[str, str], *, lock_death_signal: bool = False
-) -> tuple[str, ...]:
-    """Return the command that runs ``argv`` and has the kernel send it signal ``number`` (0: none) when we die."""
-    helper = (sys.executable, "-I", "-S", str(HELPER), str(int(number)), str(os.getpid()))
-    cores = child_core_limit()
-    limits = ("" if limit is None else str(limit) for limit in (cores, child_descriptor_limit()))
-    return (*helper, str(int("LC_CTYPE" in environment)), str(int(lock_death_signal)), *limits, *argv)
-
-
 @functools.cache
 def _oom_kills() -> OomKills:
     return OomKills(oom_file())
@@ -353,46 +292,3 @@ def _oom_kills() -> OomKills:
 
 def _exit_code(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def _start(command: Command) -> tuple[_Process, int]:
-    """Return the process and the read end of its output. Cleans up before it raises OSError."""
-    number = signal.SIGKILL if command.on_parent_death == "kill" else 0
-    # Without CAP_SYS_ADMIN the lock would take away the rights that a program gains by its file.
-    hold = command.lock_death_signal and not _gains_rights(command.argv[0])
-    with contextlib.ExitStack() as undo:
-        read, write = os.pipe() if command.fifo is None else make_fifo(command.fifo)
-        undo.callback(os.close, read)
-        try:
-            process = subprocess.Popen(
-                tied_to_parent(command.argv, number, command.environment, lock_death_signal=hold),
-                env=dict(command.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=write,
-                stderr=write,
-                start_new_session=True,
-            )
-        finally:
-            os.close(write)
-        undo.callback(process.wait)
-        undo.callback(process.kill)
-        pidfd = os.pidfd_open(process.pid)
-        undo.callback(os.close, pidfd)
-        start_time = start_time_of(process.pid) or 0
-        undo.pop_all()
-    return _Process(process.pid, start_time, pidfd, process.wait), read
-
-
-def _can_run(program: str) -> bool:
-    return Path(program).is_file() and os.access(program, os.X_OK)
-
-
-def _gains_rights(program: str) -> bool:
-    """Return whether execve(2) changes its user, group or capabilities, which undoes PR_SET_PDEATHSIG (prctl(2))."""
-    with contextlib.suppress(OSError):
-        status = Path(program).stat()
-        other_user = status.st_mode & stat.S_ISUID and status.st_uid != os.geteuid()
-        other_group = status.st_mode & stat.S_ISGID and status.st_gid != os.getegid()
-        capable = os.geteuid() != 0 and "security.capability" in os.listxattr(program)
-        return bool(other_user or other_group or capable)
-    return False

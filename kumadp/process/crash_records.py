@@ -22,7 +22,8 @@ from kumadp.process.log_pump import KEPT_LINES
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from kumadp.process.child import Child, ExitStatus
+    from kumadp.process.child import Child
+    from kumadp.process.exit_status import ExitStatus
 
 log = logging.getLogger("kumadp.process")
 

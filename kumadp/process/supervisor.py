@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from kumadp.errors import ChildFailed, HostExhausted, SpawnError
-from kumadp.process.child import Child, Command, ExitStatus
+from kumadp.process.child import Child, Command
 from kumadp.process.restart_policy import ChildState, GiveUp, RestartPolicy, decide
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+
+    from kumadp.process.exit_status import ExitStatus
 
 log = logging.getLogger("kumadp.process")
 

@@ -22,7 +22,7 @@ from kumadp.daemon.drain import (
 )
 from kumadp.errors import ChildFailed, ExitCode
 from kumadp.process.application import exit_code_of
-from kumadp.process.child import ExitStatus
+from kumadp.process.exit_status import ExitStatus
 from kumadp.settings.resolve import resolve
 from tests.daemon.test_loop import RememberingDaemon, ready, until
 

@@ -17,7 +17,8 @@ from kumadp.envoy.epoch_runner import EpochRunner
 from kumadp.envoy.epochs import ReloadKind
 from kumadp.envoy.options import EnvoyOptions, EpochCallbacks, HotRestart
 from kumadp.envoy.reload import AdoptedEnvoy, EnvoyState, Plan
-from kumadp.process.child import Child, Command, ExitStatus
+from kumadp.process.child import Child, Command
+from kumadp.process.exit_status import ExitStatus
 from kumadp.process.restart_policy import ChildState, RestartPolicy
 
 if TYPE_CHECKING:

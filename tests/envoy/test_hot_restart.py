@@ -19,7 +19,8 @@ from kumadp.envoy.reload import AdoptedEnvoy
 from kumadp.errors import ChildFailed
 from kumadp.host.private_file import write_private
 from kumadp.process import progress
-from kumadp.process.child import Child, ExitStatus
+from kumadp.process.child import Child, RunningProcess
+from kumadp.process.exit_status import ExitStatus
 from kumadp.process.progress import main_thread_ticks
 from kumadp.process.restart_policy import ChildState
 from tests.support.epochs import Epochs, running
@@ -495,7 +496,10 @@ async def test_an_envoy_that_runs_already_is_adopted(tmp_path: Path) -> None:
         current, retiring = former.component.children
         # As after execve(2): the same processes, another component.
         former.task.cancel = lambda *_: False  # type: ignore[method-assign]
-        copies = [Child.adopt("envoy", child.pid, child.start_time, ours=False) for child in (current, retiring)]
+        copies = [
+            Child.adopt(RunningProcess("envoy", child.pid, child.start_time, ours=False))
+            for child in (current, retiring)
+        ]
         later = Epochs(tmp_path, adopt=AdoptedEnvoy(state, *copies))
         for copy in copies:
             copy.watch_death(later.note)

@@ -12,12 +12,13 @@ from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.envoy import takeover as takeover_module
 from kumadp.envoy.takeover import Takeover
 from kumadp.errors import AdminExposed
-from kumadp.process.child import Child, ExitStatus
+from kumadp.process.exit_status import ExitStatus
 
 if TYPE_CHECKING:
     import pytest
 
     from kumadp.envoy.admin import AdminClient
+    from kumadp.process.child import Child
 
 # Of no process: those are smaller (proc_sys_kernel(5): pid_max).
 NO_PID = 1 << 22

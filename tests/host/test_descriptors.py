@@ -40,7 +40,7 @@ import os, subprocess
 from kumadp.errors import HandoverFailed
 from kumadp.host import descriptors
 from kumadp.host.reexec import handover
-from kumadp.process.child import tied_to_parent
+from kumadp.process.launch import tied_to_parent
 descriptors.raise_limit()
 print(descriptors.limit(), flush=True)
 subprocess.run(tied_to_parent(("/bin/sh", "-c", "ulimit -n"), 0, os.environ), check=True)

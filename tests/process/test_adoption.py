@@ -20,7 +20,8 @@ import uvloop
 from kumadp.host.process_identity import start_time_of
 from kumadp.host.state_file import adoptable, read_state
 from kumadp.process import log_pump as logpump
-from kumadp.process.child import Child, Command, ExitStatus
+from kumadp.process.child import Child, Command, RunningProcess
+from kumadp.process.exit_status import ExitStatus
 from kumadp.process.fifo import FIFO_SIZE
 from tests.support.command import ROOT
 from tests.support.poll import poll, poll_async
@@ -74,7 +75,9 @@ class Kept:
         state = read_state(self.folder)
         assert state is not None
         [actual] = adoptable(state)
-        return Child.adopt(actual.name, actual.pid, actual.start_time, ours=False, fifo=Path(actual.fifo))
+        return Child.adopt(
+            RunningProcess(actual.name, actual.pid, actual.start_time, ours=False, fifo=Path(actual.fifo))
+        )
 
 
 def started(script: str, output: int | None = None) -> subprocess.Popen[bytes]:
@@ -157,21 +160,21 @@ async def test_a_process_that_is_gone_or_another_is_not_adopted() -> None:
         assert begun is not None
         previous = count_descriptors()
         with pytest.raises(ProcessLookupError):
-            Child.adopt("web", process.pid, begun + 1, ours=False)
+            Child.adopt(RunningProcess("web", process.pid, begun + 1, ours=False))
         process.kill()
         poll(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE, what="a zombie")
         # Somebody else has to reap it: to us it is gone.
         with pytest.raises(ProcessLookupError):
-            Child.adopt("web", process.pid, begun, ours=False)
+            Child.adopt(RunningProcess("web", process.pid, begun, ours=False))
     with pytest.raises(ProcessLookupError):
-        Child.adopt("web", process.pid, begun, ours=False)
+        Child.adopt(RunningProcess("web", process.pid, begun, ours=False))
     assert count_descriptors() == previous
 
 
 async def test_one_of_ours_that_ended_in_between_is_reaped_with_its_exit_code() -> None:
     process = started("exit 4")
     poll(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE, what="a zombie")
-    child = Child.adopt("web", process.pid, start_time_of(process.pid) or 0, ours=True)
+    child = Child.adopt(RunningProcess("web", process.pid, start_time_of(process.pid) or 0, ours=True))
     async with asyncio.timeout(30):
         assert await child.wait() == ExitStatus(4, None)
     with pytest.raises(ProcessLookupError):
@@ -183,7 +186,7 @@ async def test_half_a_line_and_the_last_ones_go_over_to_the_next_program(folder:
     read, write = os.pipe()
     process = started(f"echo one; printf tw; while [ ! -e {folder}/end ]; do sleep 0.01; done; echo o; exit 2", write)
     os.close(write)
-    child = Child.adopt("web", process.pid, start_time_of(process.pid) or 0, ours=True, output=read)
+    child = Child.adopt(RunningProcess("web", process.pid, start_time_of(process.pid) or 0, ours=True, output=read))
     await poll_async(lambda: asyncio.sleep(0, child.handed().output_state.beginning == b"tw"), what="half a line")
     handed = child.handed()
     assert (handed.output_state.lines, handed.output) == (("one",), read)

@@ -20,7 +20,8 @@ import uvloop
 
 from kumadp.errors import SpawnError
 from kumadp.host.reexec.handover import HELD_SIGNALS
-from kumadp.process.child import Child, Command, ExitStatus
+from kumadp.process.child import Child, Command
+from kumadp.process.exit_status import ExitStatus
 from tests.support.poll import poll
 
 if TYPE_CHECKING:

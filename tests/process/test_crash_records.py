@@ -16,7 +16,7 @@ import pytest
 
 from kumadp.host.log.secrets import register
 from kumadp.host.process_identity import start_time_of
-from kumadp.process.child import Child, Command
+from kumadp.process.child import Child, Command, RunningProcess
 from kumadp.process.crash_records import (
     MAX_RECORDS,
     MESSAGE_SIZE,
@@ -113,7 +113,7 @@ def test_a_child_that_is_killed_for_its_own_fault_is_a_crash(site: Site) -> None
 @pytest.mark.parametrize(("planned", "records"), [(-1.0, 0), (60.0, 1)])
 def test_an_end_of_an_adopted_one_that_was_planned_is_no_crash(site: Site, planned: float, records: int) -> None:
     async def adopted(pid: int) -> None:
-        child = Child.adopt("envoy", pid, start_time_of(pid) or 0, ours=False)
+        child = Child.adopt(RunningProcess("envoy", pid, start_time_of(pid) or 0, ours=False))
         child.watch_death(site.crashes.note)
         child.planned_from = time.monotonic() + planned
         os.kill(pid, signal.SIGKILL)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kumadp.errors import AdminExposed, ChildFailed, SpawnError
-from kumadp.process.child import Child, Command, ExitStatus
+from kumadp.process.child import Child, Command
 from kumadp.process.restart_policy import ChildState, RestartPolicy
 from kumadp.process.supervisor import ChildReport, Supervisor, SupervisorOptions
 from tests.support.hostile_clients import no_descriptors_left
@@ -19,6 +19,8 @@ from tests.support.poll import poll_async
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
+
+    from kumadp.process.exit_status import ExitStatus
 
 pytestmark = pytest.mark.process
 

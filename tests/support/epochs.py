@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from kumadp.envoy.hang_watch import HangWatch
-    from kumadp.process.child import Child, ExitStatus
+    from kumadp.process.child import Child
+    from kumadp.process.exit_status import ExitStatus
     from kumadp.process.supervisor import ChildReport
 
 _HTTP = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"

@@ -133,7 +133,7 @@ networking:
 
 def _tied_to_us(*command: str) -> tuple[str, ...]:
     """Wrap ``command`` so that the kernel sends it SIGTERM when this process dies for any reason."""
-    from kumadp.process.child import tied_to_parent
+    from kumadp.process.launch import tied_to_parent
 
     return tied_to_parent(command, signal.SIGTERM, os.environ)
 

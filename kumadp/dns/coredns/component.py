@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
     from kumadp.dns.coredns.port_sharing import PortSharing
-    from kumadp.process.child import Child, Command, ExitStatus
+    from kumadp.process.child import Child, Command
+    from kumadp.process.exit_status import ExitStatus
     from kumadp.process.restart_policy import RestartPolicy
     from kumadp.process.supervisor import ChildReport
 
