@@ -1,4 +1,4 @@
-"""Envoy's health stream (HDS), passed through as bytes, with the reports of an Envoy held back when they would harm.
+"""Envoy's health stream (HDS), passed through, with the reports of an Envoy held back when they would harm.
 
 The control plane acts on reports alone: silence is harmless, but two Envoys that contradict each other make the inbound
 alternate between ready and not ready (seen with Kuma 2.13.5).
@@ -11,6 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from kumadp.grpc.call import UNAVAILABLE, Call, StreamEnded
+from kumadp.relay.health_admin import admin_socket, with_admin_socket
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -108,12 +109,15 @@ class HealthRelay:
 
     async def _pass_down(self, call: Call, first: bytes, reports: _Newest) -> StreamEnded:
         """Pass messages of the control plane to Envoy; return how the control plane ended the stream."""
+        admin = admin_socket(first)
         while True:
             up = await self._open_call(HDS)
             writer = asyncio.create_task(_write(up, first, reports), name="relay health writer")
             try:
                 while True:
                     specifier = await up.receive(largest=self._largest)
+                    if admin:
+                        specifier = with_admin_socket(specifier, admin)
                     reports.specify(specifier)
                     await call.send(specifier)
             except StreamEnded as ended:

@@ -10,6 +10,8 @@ import pytest
 
 from kumadp.grpc.call import Call, StreamEnded
 from kumadp.relay.health import HDS, HealthRelay
+from kumadp.relay.health_admin import with_admin_socket
+from tests.relay.test_health_admin import PATH, SOCKET, check, first_message, specifier
 from tests.support.event_loops import on_both_loops
 from tests.support.poll import poll_async
 
@@ -54,12 +56,12 @@ class Streams:
         return cast("Call", self.up[-1])
 
     @contextlib.asynccontextmanager
-    async def envoy(self, epoch: int) -> AsyncIterator[StandIn]:
-        call = StandIn()
-        call.incoming.put_nowait(b"request %d" % epoch)
+    async def envoy(self, epoch: int, first: bytes = b"") -> AsyncIterator[StandIn]:
+        call, first = StandIn(), first or b"request %d" % epoch
+        call.incoming.put_nowait(first)
         count = len(self.up)
         task = asyncio.create_task(self.health.serve(cast("Call", call), epoch))
-        await until(lambda: len(self.up) > count and self.up[-1].sent == [b"request %d" % epoch], "the request")
+        await until(lambda: len(self.up) > count and self.up[-1].sent == [first], "the request")
         try:
             yield call
         finally:
@@ -154,3 +156,16 @@ async def test_the_first_report_after_a_change_of_what_to_check_is_not_passed_on
         await report(b"not checked yet")
         await report(b"checked 3")
         await until(lambda: up.sent[before:] == [b"checked 3"], "the report of what was checked")
+
+
+@on_both_loops
+async def test_the_admin_is_checked_where_the_envoy_of_the_stream_has_it() -> None:
+    """During a reload two Envoys can have bootstraps of two versions of the control plane."""
+    streams = Streams()
+    sent = specifier(check("kuma:envoy:admin", 9901, httpHealthCheck={"path": "/ready"})).SerializeToString()
+    async with streams.envoy(0) as plain, streams.envoy(1, first_message(**{SOCKET: PATH})) as with_socket:
+        for up in streams.up:
+            up.incoming.put_nowait(sent)
+        await until(lambda: plain.sent and with_socket.sent, "specifiers")
+        assert plain.sent == [sent]
+        assert with_socket.sent == [with_admin_socket(sent, PATH)]
