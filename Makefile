@@ -13,6 +13,9 @@ WITH_COREDNS := PATH="$(CURDIR)/$(COREDNS_DIR):$$PATH"
 QUICK := $(addprefix tests/,accesslog bootstrap controlplane dynconf exposition metrics otel probes resources \
   settings test_decoding.py test_grpc.py test_yamltext.py)
 PROGRESS := $(PYTHON) .ci/progress
+# Tests mostly wait for processes and for ticks of control planes: half of the time two at once leave a core idle.
+WORKERS ?= 3
+TYPES := .cache/types.log
 
 .PHONY: help demo test quick lint types bench attack sample clean coredns deb compatibility lock
 help:
@@ -36,8 +39,9 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready-dev coredns
 	@$(BIN)/ruff format --check kumadp tests
 	@$(BIN)/ruff check kumadp tests
-	@$(BIN)/mypy
-	@$(WITH_COREDNS) $(BIN)/pytest -q -n 2 --dist loadgroup -m "not bench and not attack"
+	@mkdir -p $(dir $(TYPES)); $(BIN)/mypy >$(TYPES) 2>&1 & types=$$!; \
+	  $(WITH_COREDNS) $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m "not bench and not attack"; tests=$$?; \
+	  wait $$types; types=$$?; cat $(TYPES); [ $$types = 0 ] && exit $$tests
 
 quick: $(VENV)/.ready-dev
 	@$(BIN)/pytest -q -n 2 -m "not process and not netns and not bench and not attack and not kuma_cp" $(QUICK)

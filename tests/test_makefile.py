@@ -120,8 +120,18 @@ def test_lint_changes_nothing(tree: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_types_is_a_part_of_test() -> None:
-    assert recipes()["types"] in recipes()["test"]
+def test_types_is_a_part_of_test(tree: Path) -> None:
+    assert recipes()["types"].strip().lstrip("@") in recipes()["test"]
+    programs = tree / "p"
+    programs.mkdir()
+    for types, tests, code in ((0, 0, 0), (1, 0, 2), (0, 1, 2), (1, 1, 2)):
+        for name, result in (("ruff", 0), ("mypy", types), ("pytest", tests)):
+            (programs / name).write_text(f"#!/bin/sh\necho {name} ran\nexit {result}\n")
+            (programs / name).chmod(0o755)
+        done = make(
+            tree, "test", "BIN=p", PATH=f"{bare_path(tree / f'q{types}{tests}', 'coredns')}:{os.environ['PATH']}"
+        )
+        assert (done.returncode, "mypy ran" in done.stdout, "pytest ran" in done.stdout) == (code, True, True), done
 
 
 def test_sample_is_the_one_that_is_here(tree: Path) -> None:
@@ -171,7 +181,7 @@ def test_it_collects_without_plugins_and_one_item_runs(tree: Path, target: str, 
     collected = make(tree, target, PYTEST_ADDOPTS=f"--collect-only {WITHOUT}", PATH=path)
     assert collected.returncode == 0, collected.stdout + collected.stderr
     assert item in collected.stdout
-    done = make(tree, target, PYTEST_ADDOPTS=f"{WITHOUT} -k {item}", PATH=path)
+    done = make(tree, target, PYTEST_ADDOPTS=f"{WITHOUT} -k {item}", PATH=path, KUMADP_BENCH_ROUNDS="1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\d+ passed", done.stdout)
 

@@ -40,6 +40,8 @@ pytestmark = [
 # A kuma-dp needs more than a minute for each.
 TURNS = min(ROUNDS, 2)
 LONGEST = 240.0
+# On a busy host a kuma-dp has taken five minutes.
+FIRST_ANSWER = 600.0
 FIRST = 8.0
 # Envoy is at rest if it uses less processor time (seconds) than this in a second.
 RESTING = 0.06
@@ -54,7 +56,7 @@ def measure(side: Side, folder: Path, files: ControlPlaneFiles, figures: Figures
         started = time.monotonic()
         service = Service(side, folder, files, file, ports)
         try:
-            poll(lambda: get(ports.outbound) == (200, "backend"), what=f"traffic by {side.name}", deadline=LONGEST)
+            poll(lambda: get(ports.outbound) == (200, "backend"), what=f"traffic by {side.name}", deadline=FIRST_ANSWER)
             figures.add("thousand.first_answer", side.key, time.monotonic() - started)
             before = processor_time(service.process.pid)
             time.sleep(FIRST)
