@@ -6,6 +6,8 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.daemon import Ports
 
 Tree = dict[str, Any]
@@ -106,14 +108,21 @@ def mesh_services(resource: Tree, *, by_tags: bool) -> list[Tree]:
     return services
 
 
-def mesh_identity(expiry: str = "24h") -> Tree:
-    """A MeshIdentity with a CA of the control plane's own, for all data planes; 2.12 and later."""
-    bundled = {
+def mesh_identity(expiry: str = "24h", authority: tuple[Path, Path] | None = None) -> Tree:
+    """A MeshIdentity for all data planes; 2.12 and later.
+
+    ``authority``: files with certificate and key of its CA, None for one of the control plane's own.
+    """
+    bundled: Tree = {
         "meshTrustCreation": "Enabled",
         "insecureAllowSelfSigned": True,
         "certificateParameters": {"expiry": expiry},
-        "autogenerate": {"enabled": True},
+        "autogenerate": {"enabled": authority is None},
     }
+    if authority is not None:
+        names = ("certificate", "privateKey")
+        files = ({"type": "File", "file": {"path": str(path)}} for path in authority)
+        bundled["ca"] = dict(zip(names, files, strict=True))
     return {
         "type": "MeshIdentity",
         "mesh": "default",

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import trustme
+
 from tests.support.file_lock import file_lock
 from tests.support.kuma_control_plane import KumaControlPlane, get_json
 from tests.support.kuma_resources import mesh_identity, mesh_services, permission, with_both
@@ -69,9 +71,18 @@ class UpgradeRig(LoadedRig):
         for service in mesh_services(self.tagged, by_tags=self.kuma.by_tags):
             self.kuma.put_resource(service)
         if self.mtls:
-            self.kuma.put_resource(mesh_identity())
+            self.kuma.put_resource(mesh_identity(authority=self._authority()))
             self.kuma.put_resource(permission("Allow", by_identity=True))
             poll(self._is_trusted, what="a MeshTrust", deadline=SOON)
+
+    def _authority(self) -> tuple[Path, Path]:
+        """Return files of the mesh's CA, which both control planes have: a store on disk would have it."""
+        certificate, key = self.folder / "mesh-ca.pem", self.folder / "mesh-ca.key"
+        if not key.exists():
+            authority = trustme.CA()
+            authority.cert_pem.write_to_path(certificate)
+            authority.private_key_pem.write_to_path(key)
+        return certificate, key
 
     def _is_trusted(self) -> bool:
         return bool(_items("meshtrusts"))
