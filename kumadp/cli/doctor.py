@@ -160,7 +160,7 @@ def _subject(flags: dict[str, object], typed: dict[str, str]) -> tuple[Subject, 
 
 def _statuses() -> list[dict[str, Any]]:
     """Return the status of each data plane that runs here and answers."""
-    from kumadp.daemon.control_client import ask_status
+    from kumadp.daemon.control_client import query_status
     from kumadp.daemon.instances import find
 
     statuses = []
@@ -168,7 +168,7 @@ def _statuses() -> list[dict[str, Any]]:
         # The pid as the kernel reports it: its files in /proc are read next.
         process = {"pid": instance.pid, "uid": instance.uid, "listed": instance.listed}
         with contextlib.suppress(OSError):
-            statuses.append({**ask_status(instance.path, uid=instance.uid), **process})
+            statuses.append({**query_status(instance.path, uid=instance.uid), **process})
     return statuses
 
 

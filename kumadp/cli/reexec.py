@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kumadp.cli.remote import only_running, request_options, send_command
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.errors import CommandRefused, on_one_line
 from kumadp.settings.values import write_duration
 
@@ -49,6 +49,6 @@ def reexec(name: str, timeout: float) -> None:
 def _status(running: Running, timeout: float) -> dict[str, Any]:
     """Return its status; {} if it does not answer, as while the program is being replaced."""
     try:
-        return ask_status(running.path, max(timeout, _PAUSE), running.uid)
+        return query_status(running.path, max(timeout, _PAUSE), running.uid)
     except OSError:
         return {}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kumadp.daemon.control_client import ask
+from kumadp.daemon.control_client import send_request
 from kumadp.daemon.instances import find
 from kumadp.errors import CommandRefused, UsageError, on_one_line
 from kumadp.settings.values import BadValue, parse_duration
@@ -90,7 +90,7 @@ def send_command(running: Running, command: str, timeout: float, query: str = ""
     """
     target = f"/{command}?{query}" if query else f"/{command}"
     try:
-        code, answer = ask(running.path, "POST", target, timeout, running.uid)
+        code, answer = send_request(running.path, "POST", target, timeout, running.uid)
     except OSError as error:
         raise CommandRefused(f"{running.name}: {command}: no answer: {reason(error)}") from None
     if code == 404:

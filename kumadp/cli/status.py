@@ -16,7 +16,7 @@ import click
 
 from kumadp.cli.remote import all_running, reason
 from kumadp.cli.status_page import page, summary
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.errors import CommandRefused, ExitCode
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _query(name: str, silent: list[str] | None = None) -> list[dict[str, Any]]:
     statuses, silent, ended = [], silent if silent is not None else [], False
     for instance in all_running(name):
         try:
-            statuses.append(ask_status(instance.path, _TIMEOUT, instance.uid))
+            statuses.append(query_status(instance.path, _TIMEOUT, instance.uid))
         except (FileNotFoundError, ConnectionRefusedError):
             ended = True
         except OSError as error:

@@ -13,7 +13,7 @@ from kumadp.addresses import is_loopback
 from kumadp.cli.logs import open_logs
 from kumadp.cli.options import command_with_options, typed_names
 from kumadp.cli.remote import reason
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.daemon.instances import find
 from kumadp.errors import Problem, SettingsError, WaitTimeout, on_one_line
 from kumadp.host.net.unix_http import exchange
@@ -143,7 +143,7 @@ def _check_instances(settings: Settings, fallback: Callable[[], str] | None) -> 
 
 def _status(instance: Running, timeout: float) -> dict[str, Any]:
     try:
-        status = ask_status(instance.path, max(timeout, _MIN_STATUS_TIMEOUT), instance.uid)
+        status = query_status(instance.path, max(timeout, _MIN_STATUS_TIMEOUT), instance.uid)
     except OSError as error:
         return {"name": instance.name, "reasons": [f"its control socket does not answer: {reason(error)}"]}
     return {**status, "name": on_one_line(status["name"])}

@@ -16,21 +16,23 @@ if TYPE_CHECKING:
 _DEEPEST = 40
 
 
-def ask_status(path: Path, timeout: float = 2.0, uid: int | None = None) -> dict[str, Any]:
+def query_status(path: Path, timeout: float = 2.0, uid: int | None = None) -> dict[str, Any]:
     """The status behind a control socket. Blocks for ``timeout`` seconds at most; raises OSError as `ask` does.
 
     What readers rely on is there, and of its type (`kumadp.daemon.status_schema.Essentials`).
     """
     from kumadp.daemon.status_schema import check_essentials
 
-    code, found = ask(path, "GET", "/status", timeout, uid)
+    code, found = send_request(path, "GET", "/status", timeout, uid)
     if code != 200:
         raise OSError(f"answered with {code}")
     check_essentials(found)
     return found
 
 
-def ask(path: Path, method: str, target: str, timeout: float, uid: int | None = None) -> tuple[int, dict[str, Any]]:
+def send_request(
+    path: Path, method: str, target: str, timeout: float, uid: int | None = None
+) -> tuple[int, dict[str, Any]]:
     """HTTP status and JSON object behind a control socket of the user ``uid``, None: ours.
 
     Blocks for ``timeout`` seconds at most, whatever answers. Raises OSError where the socket is another user's (nothing

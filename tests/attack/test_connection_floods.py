@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.errors import ExitCode
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.command import kumadp
@@ -51,7 +51,7 @@ def serves_this_host(daemon: Daemon) -> None:
         assert get(ports.readiness, "/ready") == (200, "READY")
         assert get(ports.probes, "/app/healthz") == (200, "ok")
     assert get(ports.inbound) == (200, "web")
-    status = ask_status(control_socket_path("web", daemon.environment))
+    status = query_status(control_socket_path("web", daemon.environment))
     assert status["ready"]
     assert 0 < status["descriptors"]["used"] < status["descriptors"]["limit"] == LIMIT
 
@@ -83,7 +83,7 @@ def test_an_envoy_that_dies_during_the_attack_is_restarted(daemon: Daemon) -> No
         poll(lambda: "envoy" in daemon.children() and daemon.envoy().pid != killed.pid, what="the next Envoy")
         daemon.wait_ready()
         serves_this_host(daemon)
-        envoy = ask_status(control_socket_path("web", daemon.environment))["children"]["envoy"]
+        envoy = query_status(control_socket_path("web", daemon.environment))["children"]["envoy"]
         assert (envoy["restarts"], envoy["causes"].get("not started", 0)) == (1, 0)
 
 

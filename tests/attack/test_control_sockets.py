@@ -19,7 +19,7 @@ import pytest
 
 from kumadp.cli import doctor, remote
 from kumadp.core.status import Status
-from kumadp.daemon.control_client import ask, ask_status
+from kumadp.daemon.control_client import query_status, send_request
 from kumadp.daemon.instances import Running, Search
 from kumadp.errors import CommandRefused
 from kumadp.host.net.socket_paths import socket_name
@@ -149,7 +149,7 @@ def test_nothing_is_sent_where_anything_is_not_ours(runtime: Path, kind: str) ->
             ours.chmod(0o777)
         for uid in (None, STRANGER) if kind != "file" else (None,):
             with pytest.raises(OSError, match=r"belongs to|served by|written by others|not a socket|directory"):
-                ask(path, "POST", "/reload", 5, uid)
+                send_request(path, "POST", "/reload", 5, uid)
         assert not note.exists()
         done = kumadp("reload", environment={"XDG_RUNTIME_DIR": str(runtime)})
     assert done.returncode == 79
@@ -276,14 +276,14 @@ NONSENSE = {
 def test_an_answer_without_an_end_ends(runtime: Path, act: Callable[[socket.socket], object]) -> None:
     path = runtime / "kumadp" / "web.control"
     with serving(path, act), pytest.raises(OSError, match=r"timed out|larger than|not HTTP"):
-        ask_status(path, 0.4)
+        query_status(path, 0.4)
 
 
 @pytest.mark.parametrize("name", NONSENSE)
 def test_nonsense_is_an_error_that_says_what_is_wrong(runtime: Path, name: str) -> None:
     path = runtime / "kumadp" / "web.control"
     with serving(path, says(NONSENSE[name])), pytest.raises(OSError, match=r"answer") as caught:
-        ask_status(path, 10)
+        query_status(path, 10)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 300
 
@@ -296,10 +296,10 @@ def test_the_largest_answer_is_read_and_one_byte_more_is_not(runtime: Path) -> N
         assert len(body) == size
         with serving(path, says(answer(body))):
             if size == LARGEST_BODY:
-                assert ask(path, "GET", "/status", 10)[0] == 200
+                assert send_request(path, "GET", "/status", 10)[0] == 200
             else:
                 with pytest.raises(OSError, match="larger than"):
-                    ask(path, "GET", "/status", 10)
+                    send_request(path, "GET", "/status", 10)
         path.unlink()
 
 
@@ -307,7 +307,7 @@ def test_chunks_and_provisional_answers_are_read(runtime: Path) -> None:
     path = runtime / "kumadp" / "web.control"
     chunked = b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{"a\r\n4;x=y\r\n":1}\r\n0\r\n\r\n'
     with serving(path, says(b"HTTP/1.1 100 Continue\r\n\r\n" + chunked)):
-        assert ask(path, "GET", "/status", 10) == (200, {"a": 1})
+        assert send_request(path, "GET", "/status", 10) == (200, {"a": 1})
 
 
 def test_untrusted_is_what_other_failures_of_a_socket_are() -> None:

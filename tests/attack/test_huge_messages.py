@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.daemon import Daemon, get, workload
 from tests.support.poll import poll
@@ -26,7 +26,7 @@ LIMIT = {"KUMA_DATAPLANE_RESOURCES_MAX_MEMORY_BYTES": str(64 * MIB)}
 
 
 def relay_status(daemon: Daemon) -> dict[str, Any]:
-    section: dict[str, Any] = ask_status(control_socket_path(NAME, daemon.environment))["relay"]
+    section: dict[str, Any] = query_status(control_socket_path(NAME, daemon.environment))["relay"]
     return section
 
 

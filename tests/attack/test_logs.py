@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.errors import ExitCode
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.daemon import Daemon, Ports, get, workload, write_mesh
@@ -63,7 +63,7 @@ def test_bad_requests_are_counted_and_logged_in_a_line_a_minute(tmp_path: Path) 
         before = len(daemon.output().splitlines())
         for number in range(MANY):
             send(daemon.ports.probes, BAD[number % len(BAD)])
-        status = ask_status(control_socket_path("web", daemon.environment))
+        status = query_status(control_socket_path("web", daemon.environment))
         assert status["connections"]["virtual probes"]["bad_requests"] >= MANY / len(BAD) * 5
         for port in (daemon.ports.readiness, daemon.ports.probes):
             for bad in BAD:

@@ -89,7 +89,7 @@ def test_reexec_waits_for_the_next_program(sent: list[tuple[str, str]], monkeypa
         result: dict[str, Any] = answer
         return result
 
-    monkeypatch.setattr(reexec, "ask_status", status)
+    monkeypatch.setattr(reexec, "query_status", status)
     assert run(reexec.reexec) == "web: kumadp 9.9 is running (pid 7)\n"
     assert sent == [("reexec", "")]
 
@@ -104,7 +104,7 @@ def test_reexec_waits_for_the_next_program(sent: list[tuple[str, str]], monkeypa
 def test_reexec_that_fails(
     sent: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, status: dict[str, Any], refusal: str
 ) -> None:
-    monkeypatch.setattr(reexec, "ask_status", lambda *_arguments: status)
+    monkeypatch.setattr(reexec, "query_status", lambda *_arguments: status)
     with pytest.raises(CommandRefused, match=refusal):
         run(reexec.reexec, "--timeout=100ms")
     assert len(sent) == 1
@@ -125,7 +125,7 @@ def test_an_answer_that_is_not_ok(monkeypatch: pytest.MonkeyPatch, answer: Any, 
             raise answer
         return answer
 
-    monkeypatch.setattr(remote, "ask", ask)
+    monkeypatch.setattr(remote, "send_request", ask)
     with pytest.raises(CommandRefused, match=refusal):
         remote.send_command(Instance(), "reload", 1.0)  # type: ignore[arg-type]
 
@@ -137,7 +137,7 @@ def test_the_target_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
         targets.append(f"{method} {target}")
         return 200, {"said": "ok"}
 
-    monkeypatch.setattr(remote, "ask", ask)
+    monkeypatch.setattr(remote, "send_request", ask)
     remote.send_command(Instance(), "reload", 1.0)  # type: ignore[arg-type]
     remote.send_command(Instance(), "log-level", 1.0, "level=debug")  # type: ignore[arg-type]
     assert targets == ["POST /reload", "POST /log-level?level=debug"]

@@ -19,7 +19,7 @@ from kumadp.core.phases import Phase
 from kumadp.core.status import Status
 from kumadp.daemon import control_client as control
 from kumadp.daemon.control import ControlServer
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.daemon.instances import find_control_sockets
 from kumadp.daemon.readiness import ReadinessServer
 from kumadp.errors import HandoverFailed, PortsTaken, WorkDirError
@@ -89,7 +89,7 @@ async def test_the_control_socket_tells_everything_to_its_owner_alone(tmp_path: 
     status.mark_failed("coredns", "restart budget spent")
     async with served(ControlServer(path, status.snapshot)):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        told = await asyncio.to_thread(ask_status, path)
+        told = await asyncio.to_thread(query_status, path)
         assert told["reasons"] == ["envoy: Envoy is INITIALIZING"]
         assert told["fatal"] == {"coredns": "restart budget spent"}
         assert told["ready"] is False
@@ -118,7 +118,7 @@ async def test_the_control_socket_does_what_it_is_asked_for_and_says_why_not(tmp
     async with served(ControlServer(path, Status("web", "standalone").snapshot, actions)):
 
         async def post(target: str, method: str = "POST") -> tuple[int, dict[str, object]]:
-            return await asyncio.to_thread(control.ask, path, method, target, 10)
+            return await asyncio.to_thread(control.send_request, path, method, target, 10)
 
         assert await post("/reload") == (200, {"said": "epoch 1 serves"})
         assert await post("/reexec") == (409, {"why": "the new program does not start: SyntaxError"})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from kumadp.daemon.control_client import ask, ask_status
+from kumadp.daemon.control_client import query_status, send_request
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.daemon import Daemon, Ports, run_kumadp, workload, write_mesh
 from tests.support.poll import poll
@@ -41,7 +41,7 @@ def socket_of(daemon: Daemon) -> Path:
 
 
 def status(daemon: Daemon) -> dict[str, Any]:
-    return ask_status(socket_of(daemon), 10.0)
+    return query_status(socket_of(daemon), 10.0)
 
 
 def toy_of(daemon: Daemon) -> int:
@@ -71,11 +71,11 @@ def test_a_package_and_a_line_make_a_feature(tmp_path: Path, arguments: tuple[Po
         poll(lambda: f'"pid": {second}' in (tmp_path / "work" / "state.json").read_text(), what="a record of it")
         # A reload applies its option.
         settings.write_text("dataplane: {drainTime: 3s}\n")
-        code, answer = ask(socket_of(daemon), "POST", "/reload", 60.0)
+        code, answer = send_request(socket_of(daemon), "POST", "/reload", 60.0)
         assert (code, "the toy has 3 s" in answer["said"]) == (200, True)
         assert status(daemon)["toy"]["drain_time"] == 3.0
         # A re-execution keeps the process, and what was handed over.
-        assert ask(socket_of(daemon), "POST", "/reexec", 60.0)[0] == 200
+        assert send_request(socket_of(daemon), "POST", "/reexec", 60.0)[0] == 200
         poll(lambda: status(daemon).get("reexec", {}).get("count") == 1, what="the next program", deadline=60)
         poll(lambda: toy_of(daemon) == second, what="the adopted child", deadline=60)
         assert status(daemon)["toy"] == {"programs": 2, "drain_time": 3.0}

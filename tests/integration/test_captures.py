@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from kumadp.daemon.control_client import ask, ask_status
+from kumadp.daemon.control_client import query_status, send_request
 from kumadp.errors import ExitCode
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.command import kumadp
@@ -179,7 +179,7 @@ def of_2_14(bootstrap: Tree, sidecar: Tree, work: Path) -> tuple[Tree, Tree]:
 
 
 def status(daemon: Daemon, name: str) -> Tree:
-    return ask_status(control_socket_path(name, daemon.environment))
+    return query_status(control_socket_path(name, daemon.environment))
 
 
 @pytest.mark.parametrize("relay", ["on", "off"])
@@ -222,7 +222,7 @@ def test_the_shape_of_2_14(tmp_path: Path, name: str, relay: str) -> None:
         run_kumadp(tmp_path, ports, *arguments(tmp_path, plane, theirs), f"--xds-relay={relay}") as daemon,
     ):
         daemon.wait_ready()
-        assert "LIVE" in str(ask(admin, "GET", "/server_info", 5.0)[1])
+        assert "LIVE" in str(send_request(admin, "GET", "/server_info", 5.0)[1])
         assert stat.S_IMODE(admin.stat().st_mode) == 0o600
         assert get(ports.admin)[0] == 0
         poll(lambda: plane.stream(bootstrap["node"]["id"]), what="the stream of the captured node")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.errors import ExitCode
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.command import kumadp
@@ -39,7 +39,7 @@ def wait_record(tmp_path: Path) -> dict[str, Any]:
 
 
 def newest(daemon: Daemon) -> str:
-    status = ask_status(control_socket_path("web", daemon.environment))
+    status = query_status(control_socket_path("web", daemon.environment))
     return str(status["crashes"]["newest"])
 
 
@@ -108,7 +108,7 @@ def test_out_of_memory_is_distinguished_from_a_kill(tmp_path: Path) -> None:
             assert "out of memory" in record["story"]
             if os.access("/dev/kmsg", os.R_OK):
                 assert any(f"Killed process {envoy.pid} (envoy)" in line for line in record["kernel"])
-            status = ask_status(control_socket_path("web", daemon.environment))
+            status = query_status(control_socket_path("web", daemon.environment))
             assert "out of memory" in status["children"]["envoy"]["last_exit"]
 
 

@@ -13,7 +13,7 @@ import dns.query
 import dns.rcode
 import pytest
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.errors import ExitCode
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.command import kumadp
@@ -73,7 +73,7 @@ def test_the_embedded_resolver_answers_where_there_is_no_coredns(tmp_path: Path,
             assert query(ports.dns, "BackEnd.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
             assert query(ports.dns, "backend.mesh", "AAAA", tcp=tcp) == ("NOERROR", [])
             assert query(ports.dns, "nobody.mesh", tcp=tcp) == ("NXDOMAIN", [])
-        status = ask_status(control_socket_path("web", daemon.environment))
+        status = query_status(control_socket_path("web", daemon.environment))
         assert status["dns"]["answered_by"] == "the embedded resolver"
         assert status["ports"]["dns"] == f"0.0.0.0:{ports.dns}"
         daemon.terminate()
@@ -146,7 +146,7 @@ def test_a_reload_takes_a_changed_template_unless_it_is_broken(tmp_path: Path, p
         poll(lambda: query(ports.dns, "second.mesh") == ("NOERROR", ["127.0.0.9"]), what="the new name")
         file.write_text(own_names(third="127.0.0.10").replace("hosts", "no-such"))
         assert kumadp("reload", environment=reloads).returncode == 0
-        (warning,) = ask_status(control_socket_path("web", daemon.environment))["concerns"]
+        (warning,) = query_status(control_socket_path("web", daemon.environment))["concerns"]
         assert "Corefile.template:3: Corefile template: rejected by CoreDNS: " in warning
         assert "Unknown directive 'no-such'" in warning
         assert query(ports.dns, "second.mesh") == ("NOERROR", ["127.0.0.9"])
@@ -193,13 +193,13 @@ def test_the_fallback_answers_permanently_if_coredns_fails_permanently(tmp_path:
     with running(tmp_path, ports, "--coredns-restart-budget=0", coredns=coredns) as daemon:
         daemon.wait_ready()
         where = control_socket_path("web", daemon.environment)
-        assert ask_status(where)["dns"]["answered_by"] == "CoreDNS"
+        assert query_status(where)["dns"]["answered_by"] == "CoreDNS"
         daemon.children()["coredns"].kill()
-        story = poll(lambda: next(iter(ask_status(where)["concerns"]), None), what="the story in the status")
+        story = poll(lambda: next(iter(query_status(where)["concerns"]), None), what="the story in the status")
         assert story.startswith("coredns: coredns ended with signal 9 (KILL) after ")
         assert story.endswith("; the embedded resolver answers in its place")
-        assert ask_status(where)["children"]["coredns"]["state"] == "FATAL"
-        assert ask_status(where)["dns"]["answered_by"] == "the embedded resolver"
+        assert query_status(where)["children"]["coredns"]["state"] == "FATAL"
+        assert query_status(where)["dns"]["answered_by"] == "the embedded resolver"
         for tcp in (False, True):
             assert query(ports.dns, "backend.mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
             assert query(ports.dns, "BackEnd.Mesh", tcp=tcp) == ("NOERROR", ["127.0.0.1"])
@@ -220,7 +220,7 @@ def test_the_fallback_answers_if_coredns_is_too_old(tmp_path: Path, ports: Ports
         coredns.chmod(0o755)
     with running(tmp_path, ports, coredns=str(coredns)) as daemon:
         daemon.wait_ready()
-        (warning,) = ask_status(control_socket_path("web", daemon.environment))["concerns"]
+        (warning,) = query_status(control_socket_path("web", daemon.environment))["concerns"]
         assert "unknown property 'next'" in warning
         assert warning.endswith("(CoreDNS 1.11.4 and later can); the embedded resolver answers in its place")
         assert warning.removeprefix("coredns: ") in daemon.output()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.integration.test_dns import query, running
 from tests.support.dns_load import dns_load
@@ -26,7 +26,7 @@ TIMES = 3
 
 def reexecuted(daemon: Daemon, times: int) -> bool:
     try:
-        status = ask_status(control_socket_path("web", daemon.environment))
+        status = query_status(control_socket_path("web", daemon.environment))
     except OSError:
         return False
     return bool(status["phase"] == "READY" and status.get("reexec", {}).get("count") == times)
@@ -57,5 +57,5 @@ def test_the_fallback_survives_a_reexecution(tmp_path: Path, ports: Ports) -> No
         daemon.wait_ready()
         daemon.children()["coredns"].kill()
         where = control_socket_path("web", daemon.environment)
-        poll(lambda: ask_status(where)["dns"]["answered_by"] == "the embedded resolver", what="the fallback")
+        poll(lambda: query_status(where)["dns"]["answered_by"] == "the embedded resolver", what="the fallback")
         under_load(daemon, ports)

@@ -11,7 +11,7 @@ import dns.message
 import dns.query
 import pytest
 
-from kumadp.daemon.control_client import ask
+from kumadp.daemon.control_client import send_request
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.daemon import get
 from tests.support.dynconf import SOCKET, dynconf_listener, etag_of, with_etags, without
@@ -164,7 +164,7 @@ def test_polling_continues_during_a_reload(rig: Rig) -> None:
         dynamic.serve(with_etags({"/dns": NAMES}))
         dynamic.wait("/dns", lambda body: body, "the names")
         control = control_socket_path(NAME, daemon.environment)
-        code, output = ask(control, "POST", "/reload", 40.0)
+        code, output = send_request(control, "POST", "/reload", 40.0)
         assert code == 200, output
         # From the next Envoy, while the one before drains and after.
         dynamic.serve(with_etags({"/dns": NAMES.replace("30", "31")}))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.envoy.version import is_supported
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.compatibility import GONE
@@ -84,7 +84,7 @@ def proxy(
 
 
 def status(daemon: Daemon, resource: dict[str, Any]) -> dict[str, Any]:
-    return ask_status(control_socket_path(resource["name"], daemon.environment))
+    return query_status(control_socket_path(resource["name"], daemon.environment))
 
 
 def survives_envoy(daemon: Daemon, resource: dict[str, Any], serves: Callable[[], bool]) -> None:

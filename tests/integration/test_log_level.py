@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.command import kumadp
 from tests.support.daemon import Daemon, Ports, get, workload, write_mesh
@@ -42,7 +42,7 @@ def envoy_level(daemon: Daemon, logger: str) -> str:
 
 
 def status(daemon: Daemon) -> dict[str, Any]:
-    return ask_status(control_socket_path("web", daemon.environment))
+    return query_status(control_socket_path("web", daemon.environment))
 
 
 def log_section(daemon: Daemon) -> dict[str, Any]:

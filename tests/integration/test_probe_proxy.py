@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.errors import ExitCode
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.command import kumadp
@@ -38,7 +38,7 @@ def with_dataplane(tmp_path: Path, ports: Ports, app_port: int) -> str:
 
 def children(daemon: Daemon) -> dict[str, Any]:
     """The children that kumadp knows of."""
-    section: dict[str, Any] = ask_status(control_socket_path("web-1", daemon.environment))["children"]
+    section: dict[str, Any] = query_status(control_socket_path("web-1", daemon.environment))["children"]
     return section
 
 

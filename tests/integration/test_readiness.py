@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.errors import ExitCode
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.command import kumadp
@@ -57,7 +57,7 @@ def request(path: Path, method: str = "GET") -> tuple[int, str, dict[str, str]]:
 
 
 def known_ports(daemon: Daemon) -> dict[str, Any]:
-    section: dict[str, Any] = ask_status(control_socket_path("web-1", daemon.environment))["ports"]
+    section: dict[str, Any] = query_status(control_socket_path("web-1", daemon.environment))["ports"]
     return section
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.errors import ExitCode
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
@@ -44,7 +44,7 @@ def arguments(tmp_path: Path, plane: ScriptedControlPlane, *more: str) -> tuple[
 
 
 def status(daemon: Daemon) -> dict[str, Any]:
-    return ask_status(control_socket_path("web-1", daemon.environment))
+    return query_status(control_socket_path("web-1", daemon.environment))
 
 
 def last_line(daemon: Daemon) -> str:

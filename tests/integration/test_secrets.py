@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.errors import ExitCode
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.daemon import Ports, run_kumadp, workload
@@ -91,7 +91,7 @@ def test_the_token_shows_nowhere(tmp_path: Path, how: str, form: str) -> None:
                 assert SECRET not in " ".join(process.cmdline())
                 if process.pid != daemon.pid:
                     assert SECRET not in Path(f"/proc/{process.pid}/environ").read_text(errors="replace")
-            report = ask_status(control_socket_path("web-1", daemon.environment))
+            report = query_status(control_socket_path("web-1", daemon.environment))
             assert SECRET not in json.dumps(report)
             daemon.terminate()
             assert daemon.wait() == ExitCode.OK

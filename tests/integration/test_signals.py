@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.errors import ExitCode
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.command import kumadp
@@ -43,7 +43,7 @@ def arguments(tmp_path: Path, plane: ScriptedControlPlane, drain: str) -> tuple[
 
 def reexecutions(daemon: Daemon) -> int:
     try:
-        report = ask_status(control_socket_path("web", daemon.environment))
+        report = query_status(control_socket_path("web", daemon.environment))
     except OSError:
         return -1
     return int((report.get("reexec") or {}).get("count", 0))

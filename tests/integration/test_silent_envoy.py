@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.errors import ExitCode
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload, write_mesh
@@ -45,13 +45,13 @@ def test_a_stopped_envoy_is_not_ready_until_it_runs_again(daemon: Daemon) -> Non
     envoy = daemon.envoy()
     envoy.send_signal(signal.SIGSTOP)
     poll(lambda: get(daemon.ports.readiness, "/ready") == (503, "NOT_READY"), what="NOT_READY")
-    status = ask_status(control_socket_path("web", daemon.environment))
+    status = query_status(control_socket_path("web", daemon.environment))
     assert REASON in status["reasons"]
     assert f"waiting: {REASON}" in daemon.output()
     assert status["children"]["envoy"]["pid"] == envoy.pid
     envoy.send_signal(signal.SIGCONT)
     poll(lambda: is_ready(daemon), what="READY again")
-    assert ask_status(control_socket_path("web", daemon.environment))["reasons"] == []
+    assert query_status(control_socket_path("web", daemon.environment))["reasons"] == []
     assert get(daemon.ports.outbound) == (200, "backend")
     assert daemon.envoy() == envoy
     daemon.terminate()

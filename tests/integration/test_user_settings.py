@@ -10,7 +10,7 @@ import pytest
 
 from kumadp.cli.run import overruled
 from kumadp.core.context import Context, Inputs
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.errors import WorkDirError
 from kumadp.host.net.socket_paths import control_socket_path
 from kumadp.host.work_dir import WorkDir
@@ -120,7 +120,7 @@ def test_kumadp_variables_are_settings_and_reach_no_child(tmp_path: Path) -> Non
 
 def reexecuted(where: Path) -> bool:
     try:
-        return bool(ask_status(where)["reexec"]["count"] == 1)
+        return bool(query_status(where)["reexec"]["count"] == 1)
     except (OSError, KeyError):
         return False
 

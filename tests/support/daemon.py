@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.host.net.socket_paths import SUFFIX
 from tests.support.needs import need_envoy
 from tests.support.poll import poll
@@ -156,7 +156,7 @@ class Daemon:
         """Return where Envoy's admin is by the status: ``HOST:PORT``, or ``unix:PATH`` as Kuma has it since 2.14."""
         for path in Path(self.environment["XDG_RUNTIME_DIR"]).rglob(f"*{SUFFIX}"):
             with contextlib.suppress(OSError):
-                return str(ask_status(path)["ports"]["admin"])
+                return str(query_status(path)["ports"]["admin"])
         return ""
 
     def get_admin(self, path: str, method: str = "GET") -> tuple[int, str]:

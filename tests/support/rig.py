@@ -6,7 +6,7 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kumadp.daemon.control_client import ask_status
+from kumadp.daemon.control_client import query_status
 from kumadp.host.net.socket_paths import control_socket_path
 from tests.support.control_planes import open_plane, suited
 from tests.support.daemon import Daemon, Ports, get, run_kumadp, workload
@@ -115,7 +115,7 @@ class Rig:
 
     def status(self, daemon: Daemon) -> dict[str, Any]:
         """Return the status, from the control socket."""
-        return ask_status(control_socket_path(NAME, daemon.environment))
+        return query_status(control_socket_path(NAME, daemon.environment))
 
     def count(self, daemon: Daemon) -> int:
         """Return how often it was re-executed; -1 while it does not answer."""

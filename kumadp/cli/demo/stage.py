@@ -237,11 +237,11 @@ class DemoStage:
 
     async def query_status(self) -> Mapping[str, Any] | None:
         """Return the status from kumadp's control socket; None if it does not answer."""
-        from kumadp.daemon.control_client import ask_status
+        from kumadp.daemon.control_client import query_status
         from kumadp.host.net.socket_paths import control_socket_path
 
         try:
-            return await asyncio.to_thread(ask_status, control_socket_path(NAME, self.environment))
+            return await asyncio.to_thread(query_status, control_socket_path(NAME, self.environment))
         except OSError:
             return None
 
