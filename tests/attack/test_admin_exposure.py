@@ -163,8 +163,8 @@ WAYS: dict[str, tuple[Any, Any]] = {
     "HTTP/2 alone": (http2_only, admin_cluster),
     "behind a proxy's header": (proxied, admin_cluster),
     "a path that is rewritten": (hidden(), admin_cluster),
-    "a host name of its own": (hidden(domains=["evil.example"]), admin_cluster),
-    "a header of its own": (
+    "an own host name": (hidden(domains=["evil.example"]), admin_cluster),
+    "an own header": (
         lambda port: http_listener(
             "evil",
             port,
@@ -173,7 +173,7 @@ WAYS: dict[str, tuple[Any, Any]] = {
         admin_cluster,
     ),
     "a cluster of the client's choice": (chosen, admin_cluster),
-    "by a header of its own choice": (
+    "by a header that it chooses": (
         lambda port: http_listener("evil", port, [{"filters": [manager("way")]}]),
         lambda _ports: original_dst("way", httpHeaderName="x-to"),
     ),

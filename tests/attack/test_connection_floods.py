@@ -61,10 +61,10 @@ def recovers(daemon: Daemon) -> None:
     poll(lambda: is_at_rest(daemon.pid), what="a process at rest")
 
 
-SAID = {"slow POST": SLOW_POST, "idle": KEEP_ALIVE, "half a head": b"GET", "silent": b""}
+SENT = {"slow POST": SLOW_POST, "idle": KEEP_ALIVE, "half a head": b"GET", "silent": b""}
 
 
-@pytest.mark.parametrize("sent", SAID.values(), ids=SAID)
+@pytest.mark.parametrize("sent", SENT.values(), ids=SENT)
 @pytest.mark.parametrize("door", ["probes", "readiness", "dns"])
 def test_a_crowd_takes_no_place_from_this_host(daemon: Daemon, door: str, sent: bytes) -> None:
     before = descriptors(daemon.pid)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 STRANGER = 54321
-ASKING = [["status"], ["reload"], ["reexec"], ["log-level", "debug"], ["wait", "--name=web", "--once"]]
+COMMANDS = [["status"], ["reload"], ["reexec"], ["log-level", "debug"], ["wait", "--name=web", "--once"]]
 LIMIT = 1 << 30
 
 
@@ -85,7 +85,7 @@ def strange_server(path: Path) -> Iterator[Path]:
     """A process of another user that listens there, reports that all is well, and writes each request to a file."""
     if os.geteuid() != 0:
         missing("needs root, to be two users")
-    note = path.with_suffix(".asked")
+    note = path.with_suffix(".requested")
     report = status(phase="READY", ready=True)
     pid = os.fork()
     if pid == 0:  # pragma: no cover - another process
@@ -116,7 +116,7 @@ def strange_server(path: Path) -> Iterator[Path]:
         os.waitpid(pid, 0)
 
 
-@pytest.mark.parametrize("command", ASKING, ids=lambda command: str(command[0]))
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command[0]))
 def test_a_folder_of_another_user_is_not_believed(runtime: Path, command: list[str]) -> None:
     folder = runtime / "kumadp"
     if os.geteuid() == 0:
@@ -211,7 +211,7 @@ def flood_continues(client: socket.socket) -> None:
         client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
 
 
-def says(data: bytes) -> Callable[[socket.socket], object]:
+def sending(data: bytes) -> Callable[[socket.socket], object]:
     return lambda client: client.sendall(data)
 
 
@@ -280,9 +280,9 @@ def test_an_answer_without_an_end_ends(runtime: Path, act: Callable[[socket.sock
 
 
 @pytest.mark.parametrize("name", NONSENSE)
-def test_nonsense_is_an_error_that_says_what_is_wrong(runtime: Path, name: str) -> None:
+def test_nonsense_is_an_error_that_names_what_is_wrong(runtime: Path, name: str) -> None:
     path = runtime / "kumadp" / "web.control"
-    with serving(path, says(NONSENSE[name])), pytest.raises(OSError, match=r"answer") as caught:
+    with serving(path, sending(NONSENSE[name])), pytest.raises(OSError, match=r"answer") as caught:
         query_status(path, 10)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 300
@@ -294,7 +294,7 @@ def test_the_largest_answer_is_read_and_one_byte_more_is_not(runtime: Path) -> N
     for size in (LARGEST_BODY, LARGEST_BODY + 1):
         body = json.dumps({"a": "x" * (size - empty)}).encode()
         assert len(body) == size
-        with serving(path, says(answer(body))):
+        with serving(path, sending(answer(body))):
             if size == LARGEST_BODY:
                 assert send_request(path, "GET", "/status", 10)[0] == 200
             else:
@@ -306,7 +306,7 @@ def test_the_largest_answer_is_read_and_one_byte_more_is_not(runtime: Path) -> N
 def test_chunks_and_provisional_answers_are_read(runtime: Path) -> None:
     path = runtime / "kumadp" / "web.control"
     chunked = b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\n{"a\r\n4;x=y\r\n":1}\r\n0\r\n\r\n'
-    with serving(path, says(b"HTTP/1.1 100 Continue\r\n\r\n" + chunked)):
+    with serving(path, sending(b"HTTP/1.1 100 Continue\r\n\r\n" + chunked)):
         assert send_request(path, "GET", "/status", 10) == (200, {"a": 1})
 
 
@@ -332,11 +332,11 @@ def run_limited(runtime: Path, *command: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize("command", ASKING, ids=lambda command: str(command[0]))
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command[0]))
 @pytest.mark.parametrize("kind", [*SOME, "flood", "drip"])
 def test_the_commands_end_with_one_line(runtime: Path, command: list[str], kind: str) -> None:
     path = runtime / "kumadp" / socket_name("web")
-    act = {"flood": flood, "drip": drip_body}.get(kind) or says(NONSENSE[kind])
+    act = {"flood": flood, "drip": drip_body}.get(kind) or sending(NONSENSE[kind])
     arguments = [*command, "--timeout=500ms"] if command[0] in {"reload", "reexec"} else command
     with serving(path, act):
         done = run_limited(runtime, *arguments)
@@ -367,7 +367,7 @@ def test_wait_ends_whatever_socket_it_queries(runtime: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("output", ["human", "json"])
-def test_what_a_data_plane_says_cannot_drive_a_terminal(runtime: Path, output: str) -> None:
+def test_what_a_data_plane_sends_cannot_drive_a_terminal(runtime: Path, output: str) -> None:
     bell = "\x1b]0;owned\x07\x9b2J\r\nREADY\u202e"
     path = runtime / "kumadp" / socket_name("web")
     report = status(
@@ -393,11 +393,11 @@ def test_what_a_data_plane_says_cannot_drive_a_terminal(runtime: Path, output: s
             }
         },
     )
-    with serving(path, says(report)):
+    with serving(path, sending(report)):
         done = kumadp("status", f"--output={output}", environment={"XDG_RUNTIME_DIR": str(runtime)})
     assert done.returncode == 75, done.stderr
     assert not [letter for letter in done.stdout if letter != "\n" and not letter.isprintable()]
-    with serving(runtime / "kumadp" / "x.control", says(answer(json.dumps({"said": bell}).encode()))):
+    with serving(runtime / "kumadp" / "x.control", sending(answer(json.dumps({"said": bell}).encode()))):
         done = kumadp("reload", "--name=x", environment={"XDG_RUNTIME_DIR": str(runtime)})
     assert done.returncode == 0
     assert not [letter for letter in done.stdout if letter != "\n" and not letter.isprintable()]
