@@ -62,7 +62,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is met; None if that cannot be told."""
+        """Whether the goal is met; None if that is not known."""
         return self.goal.is_met(self.kumadp.median, self.ratio) if self.kumadp is not None else None
 
     def to_json(self) -> dict[str, Any]:

@@ -53,14 +53,14 @@ class Stream:
     lost: list[float] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    def _ask(self, at: float) -> None:
+    def _query(self, at: float) -> None:
         (self.answered if get(self.port, timeout=1.0)[0] == 200 else self.lost).append(at)
 
     def _run(self) -> None:
         with concurrent.futures.ThreadPoolExecutor(64) as pool:
             due = time.monotonic()
             while not self._stop.is_set():
-                pool.submit(self._ask, time.monotonic())
+                pool.submit(self._query, time.monotonic())
                 due += EVERY
                 self._stop.wait(max(0.0, due - time.monotonic()))
 

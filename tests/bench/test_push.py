@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.bench, pytest.mark.process, pytest.mark.timeout(600)]
 
 ROUNDS = 3
 # Sends requests until its input ends; prints the time of each answer (ms).
-ASKING = """
+CLIENT = """
 import http.client, json, select, sys, time
 waits = []
 while not select.select([sys.stdin], [], [], 0.02)[0]:
@@ -68,7 +68,7 @@ def test_one_push_of_94000_lines(table: list[tuple[str, str, str]], monkeypatch:
             for _ in range(ROUNDS):
                 # In a separate process: the collector keeps this one busy.
                 prober = subprocess.Popen(
-                    [sys.executable, "-c", ASKING, str(ports.readiness)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                    [sys.executable, "-c", CLIENT, str(ports.readiness)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
                 )
                 collector.exports.clear()
                 Path(f"/proc/{pid}/clear_refs").write_text("5")

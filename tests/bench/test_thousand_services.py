@@ -107,7 +107,7 @@ def reload(side: Side, folder: Path, ports: Ports) -> tuple[bool, int]:
         # The old Envoy drains for a second.
         time.sleep(5.0)
     if done.returncode:
-        print(done.stdout, done.stderr)  # noqa: T201 - why the row says that it failed
+        print(done.stdout, done.stderr)  # noqa: T201 - why the row shows a failure
     return done.returncode != 0, len(stream.lost)
 
 
