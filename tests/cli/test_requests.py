@@ -120,12 +120,12 @@ def test_reexec_that_fails(
     ],
 )
 def test_an_answer_that_is_not_ok(monkeypatch: pytest.MonkeyPatch, answer: Any, refusal: str) -> None:
-    def ask(*_arguments: object) -> Any:
+    def answering(*_arguments: object) -> Any:
         if isinstance(answer, OSError):
             raise answer
         return answer
 
-    monkeypatch.setattr(remote, "send_request", ask)
+    monkeypatch.setattr(remote, "send_request", answering)
     with pytest.raises(CommandRefused, match=refusal):
         remote.send_command(Instance(), "reload", 1.0)  # type: ignore[arg-type]
 
@@ -133,11 +133,11 @@ def test_an_answer_that_is_not_ok(monkeypatch: pytest.MonkeyPatch, answer: Any, 
 def test_the_target_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     targets: list[str] = []
 
-    def ask(_path: Path, method: str, target: str, *_others: object) -> tuple[int, dict[str, Any]]:
+    def answering(_path: Path, method: str, target: str, *_others: object) -> tuple[int, dict[str, Any]]:
         targets.append(f"{method} {target}")
         return 200, {"said": "ok"}
 
-    monkeypatch.setattr(remote, "send_request", ask)
+    monkeypatch.setattr(remote, "send_request", answering)
     remote.send_command(Instance(), "reload", 1.0)  # type: ignore[arg-type]
     remote.send_command(Instance(), "log-level", 1.0, "level=debug")  # type: ignore[arg-type]
     assert targets == ["POST /reload", "POST /log-level?level=debug"]

@@ -61,15 +61,15 @@ def test_processes_are_at_the_top() -> None:
 def test_each_reason_warning_and_failure_has_a_line() -> None:
     status = message(
         ready=False,
-        reasons=["bootstrap: asking", "dns: not yet"],
+        reasons=["bootstrap: requested", "dns: not yet"],
         concerns=["last good: old"],
         fatal={"coredns": "died"},
     )
     text = "\n".join(page(status, NOW))
-    assert "  not ready      bootstrap: asking\n                 dns: not yet\n" in text
+    assert "  not ready      bootstrap: requested\n                 dns: not yet\n" in text
     assert "  warnings       last good: old\n" in text
     assert "  failed         coredns: died\n" in text
-    assert "bootstrap: asking; dns: not yet" in summary(status, NOW)
+    assert "bootstrap: requested; dns: not yet" in summary(status, NOW)
 
 
 def relay(**more: Any) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def test_the_control_plane_and_its_configuration() -> None:
     }
     text = "\n".join(page(status, NOW))
     assert "https://cp:5678: backoff for 2m, Connection refused\n" in text
-    assert r"Listener v2: no \x1b[31mroute" in text, "what a peer says moves no cursor"
+    assert r"Listener v2: no \x1b[31mroute" in text, "what a peer sends moves no cursor"
     assert "token          expired 1m ago" in text
     assert "drops          3 log lines, 2 lines of access logs" in text
     assert "serving the last good configuration, of 1h ago" in text

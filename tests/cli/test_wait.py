@@ -176,7 +176,7 @@ class _Ready(BaseHTTPRequestHandler):
     codes: tuple[int, ...] = (200,)
 
     def do_GET(self) -> None:
-        requests: list[str] = self.server.asked  # type: ignore[attr-defined]
+        requests: list[str] = self.server.received_requests  # type: ignore[attr-defined]
         code = self.codes[min(len(requests), len(self.codes) - 1)]
         requests.append(self.path)
         self.send_response(code)
@@ -192,7 +192,7 @@ def served(server: socketserver.BaseServer, *codes: int) -> Iterator[list[str]]:
     """The requests to an HTTP server that answers with these codes in turn, and repeats the last one."""
     server.RequestHandlerClass = type("Handler", (_Ready,), {"codes": codes})
     requests: list[str] = []
-    server.asked = requests  # type: ignore[attr-defined]
+    server.received_requests = requests  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
