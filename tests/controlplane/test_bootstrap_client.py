@@ -1,4 +1,4 @@
-"""Our bootstrap request says what kuma-dp's says: each captured one is made again from the Dataplane it carries."""
+"""Our bootstrap request reports what kuma-dp's does: each captured one is made again from the Dataplane it carries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 CAPTURES = Path(__file__).resolve().parents[1] / "data" / "captures"
 REQUESTS = sorted(path.parent.relative_to(CAPTURES).as_posix() for path in CAPTURES.glob("*/*/request.json"))
 
-# What kumadp says otherwise, and why.
+# What kumadp reports otherwise, and why.
 OURS = {
     "version": "its own",
     "features": "only what works is announced",
@@ -146,12 +146,12 @@ def test_nothing_is_announced_that_does_not_work(tmp_path: Path) -> None:
     assert request(made)["features"] == list(announced_features(made.settings, transparent=False))
 
 
-def test_the_pipe_is_announced_with_what_is_told_of_variables(tmp_path: Path) -> None:
-    told = {"pipeEnabled": True}
-    made = client_of(tmp_path, None, {"name": "web", "mesh": "default"}, Sidecar(otel_env=told))
+def test_the_pipe_is_announced_with_what_is_reported_of_variables(tmp_path: Path) -> None:
+    sent_values = {"pipeEnabled": True}
+    made = client_of(tmp_path, None, {"name": "web", "mesh": "default"}, Sidecar(otel_env=sent_values))
     found = request(made)
     assert found["features"] == list(announced_features(made.settings, transparent=False, pipe=True))
-    assert found["otelEnv"] == told
+    assert found["otelEnv"] == sent_values
     # Kuma's order.
     keys = list(found)
     assert keys[keys.index("otelEnv") - 1] == "dynamicMetadata"
@@ -165,7 +165,7 @@ def test_the_memory_limit_is_the_user_s_or_the_cgroup_s(tmp_path: Path, monkeypa
     assert request(own)["resources"] == {"maxHeapSizeBytes": 1000}
 
 
-def test_coredns_is_told_by_its_version(tmp_path: Path) -> None:
+def test_coredns_is_reported_by_its_version(tmp_path: Path) -> None:
     flags: dict[str, object] = {"name": "web", "mesh": "default"}
     made = client_of(tmp_path, None, flags, Sidecar(dns_port=15054), coredns="1.14.7")
     assert request(made)["dynamicMetadata"] == {"version.dependencies.coredns": "1.14.7"}
@@ -190,12 +190,12 @@ def test_a_token_file_is_read_for_each_request(tmp_path: Path) -> None:
         assert request(made)["dataplaneToken"] == token
 
 
-def test_transparent_proxying_is_told_with_the_request(tmp_path: Path) -> None:
+def test_transparent_proxying_is_reported_with_the_request(tmp_path: Path) -> None:
     flags: dict[str, object] = {"name": "web", "mesh": "default"}
     sidecar = Sidecar(dns_port=15060, resolves=True, transparent=TransparentProxy())
-    told = request(client_of(tmp_path, None, {**flags, "envoy_dns_port": "15060"}, sidecar))
-    assert "feature-transparent-proxy-in-dataplane-metadata" in told["features"]
-    assert told["dataplaneConfig"]["redirect"]["dns"] == {"enabled": True, "port": 15060}
+    sent_values = request(client_of(tmp_path, None, {**flags, "envoy_dns_port": "15060"}, sidecar))
+    assert "feature-transparent-proxy-in-dataplane-metadata" in sent_values["features"]
+    assert sent_values["dataplaneConfig"]["redirect"]["dns"] == {"enabled": True, "port": 15060}
     # Kuma's own reader of a port refuses 0, also where nothing is redirected to it.
     without_dns = request(client_of(tmp_path, None, flags, Sidecar(transparent=TransparentProxy())))
     assert without_dns["dataplaneConfig"]["redirect"]["dns"] == {"enabled": False, "port": 15054}
@@ -228,7 +228,7 @@ def test_all_keys_in_kuma_s_order(tmp_path: Path) -> None:
     ]
 
 
-def test_what_kubernetes_and_spire_need_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_kubernetes_and_spire_need_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kumadp.host.facts.has_ipv6", lambda: True)
     settings: dict[str, object] = {"name": "web", "mesh": "default"}
     environ = {
@@ -236,11 +236,11 @@ def test_what_kubernetes_and_spire_need_is_told(tmp_path: Path, monkeypatch: pyt
         "KUMA_DATAPLANE_RUNTIME_SPIRE_SUPPORTED": "true",
         "KUMA_DATAPLANE_RUNTIME_SPIRE_SOCKET_PATH": "/run/spire/agent.sock",
     }
-    told = request(client_of(tmp_path, None, settings, environ=environ))
-    assert told["dynamicMetadata"] == {"HOST_IP": "10.1.2.3"}
-    assert "feature-spire" in told["features"]
-    assert told["spireResources"] == {"socketPath": "/run/spire/agent.sock"}
-    assert told["ipv6Enabled"] is True
+    sent_values = request(client_of(tmp_path, None, settings, environ=environ))
+    assert sent_values["dynamicMetadata"] == {"HOST_IP": "10.1.2.3"}
+    assert "feature-spire" in sent_values["features"]
+    assert sent_values["spireResources"] == {"socketPath": "/run/spire/agent.sock"}
+    assert sent_values["ipv6Enabled"] is True
     off = {"KUMA_DATAPLANE_RUNTIME_IPV6_ENABLED": "false"}
     assert request(client_of(tmp_path, None, settings, environ=off))["ipv6Enabled"] is False
 

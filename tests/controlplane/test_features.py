@@ -18,7 +18,7 @@ EVERYTHING = Settings(
 )
 
 
-def test_the_default_is_kuma_2_14_s_as_far_as_it_works() -> None:
+def test_the_default_is_kuma_2_14_s_if_it_works() -> None:
     assert announced_features(Settings(), transparent=False) == (
         "feature-tcp-accesslog-via-named-pipe",
         "feature-readiness-unix-socket",

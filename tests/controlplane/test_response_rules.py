@@ -85,7 +85,7 @@ def unverified(code: int) -> ssl.SSLCertVerificationError:
 @pytest.mark.parametrize(
     ("code", "hint"), [(10, "clock"), (9, "clock"), (62, "another name"), (64, "another name"), (20, "--ca-cert-file")]
 )
-def test_a_certificate_that_does_not_verify_says_what_to_do(code: int, hint: str) -> None:
+def test_a_certificate_that_does_not_verify_has_a_hint(code: int, hint: str) -> None:
     outer = OSError("wrapped")
     outer.__cause__ = unverified(code)
     verdict = judge_error(outer)

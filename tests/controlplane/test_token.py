@@ -57,7 +57,7 @@ def test_the_end_of_a_token(claims: bytes, end: float) -> None:
         "a.\u00e9\u00e9\u00e9\u00e9.c",
     ],
 )
-def test_what_says_nothing(text: str) -> None:
+def test_what_has_no_claims(text: str) -> None:
     assert expires_at(text) is None
 
 

@@ -1,4 +1,4 @@
-"""The end of the token: told, and a concern in time."""
+"""The end of the token: logged, and a warning in time."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ async def test_one_that_lasts_is_no_concern(status: Status) -> None:
     assert text not in str(status.snapshot())
 
 
-@pytest.mark.parametrize(("left", "told"), [(NOTICE - 60, "it expires at 20"), (-1.0, "it expired at ")])
+@pytest.mark.parametrize(("left", "reported"), [(NOTICE - 60, "it expires at 20"), (-1.0, "it expired at ")])
 async def test_one_that_ends_soon_or_has_ended_is_a_concern_until_there_is_a_new_one(
-    status: Status, left: float, told: str
+    status: Status, left: float, reported: str
 ) -> None:
     made = watch(status)
     made.note(token(left))
-    assert concern(status).startswith(told)
+    assert concern(status).startswith(reported)
     made.note(token(NOTICE * 9))
     assert status.warnings == {}
 
 
-async def test_when_its_last_day_begins_the_file_is_read_anew(status: Status, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_when_its_last_day_begins_the_file_is_read_again(status: Status, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "NOTICE", 100.0)
     watch(status, new := token(5000)).note(token(100.1))
     assert status.warnings == {}
@@ -78,10 +78,10 @@ async def test_when_its_last_day_begins_and_no_other_is_there_it_is_a_concern(
     watch(status, text).note(text)
     assert status.warnings == {}
 
-    async def told() -> bool:
+    async def reported() -> bool:
         return concern(status).startswith("it expires at")
 
-    await poll_async(told, what="the concern")
+    await poll_async(reported, what="the concern")
 
 
 async def test_of_one_that_the_kubelet_renews_only_the_end_is_a_concern(status: Status) -> None:
