@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Part:
-    """Says up, then does what it was told to: stay, end, fail, or hang when it is cancelled."""
+    """Reports that it is up, then does what was requested: stay, end, fail, or hang when it is cancelled."""
 
     def __init__(self, name: str, story: list[str], *, how: str = "stay") -> None:
         self.name = name
@@ -63,7 +63,7 @@ async def test_a_part_that_does_not_stop_holds_nobody_else() -> None:
     stuck.release.set()
 
 
-async def test_ending_by_itself_is_told_and_being_left_is_not() -> None:
+async def test_ending_by_itself_is_reported_and_being_left_is_not() -> None:
     ended: list[tuple[str, str]] = []
     stack = stack_of(ended)
     part = Part("probes", [])
