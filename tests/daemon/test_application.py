@@ -55,7 +55,7 @@ def test_what_a_stop_takes(
     assert planned == steps
 
 
-def test_with_an_application_too_readiness_says_so_first() -> None:
+def test_with_an_application_too_readiness_changes_first() -> None:
     planned = plan_drain(envoy_runs=True, inbound_drained=False, drain_time=30, pre_drain_delay=2, application="runs")
     assert planned == (Announce(2), DrainInbound(), Wait(30, None, "inbound"), EndApplication())
 
@@ -158,9 +158,9 @@ async def test_the_status_shows_it_without_what_it_was_given() -> None:
     assert "1000" not in str(shown()["application"])
     assert application.takes(signal.SIGHUP)
     await application.end()
-    told = shown()["application"]
-    assert isinstance(told, dict)
-    assert (told["state"], told["ended"]) == ("ENDED", "signal 1 (HUP)")
+    reported = shown()["application"]
+    assert isinstance(reported, dict)
+    assert (reported["state"], reported["ended"]) == ("ENDED", "signal 1 (HUP)")
 
 
 async def test_one_that_went_away_since_the_start_is_our_failure() -> None:
@@ -176,7 +176,7 @@ async def test_one_that_went_away_since_the_start_is_our_failure() -> None:
 async def test_what_becomes_of_it_when_we_fail(flag: str, ends: bool) -> None:
     context, application = make_part("sleep", "1000", on_sidecar_end=flag)
     context.status.move(Phase.READY, "all up")
-    # A control plane that refuses for good has us drain first.
+    # A control plane that refuses permanently has us drain first.
     assert application.drained_as(failed=True) == ("runs" if ends else "none")
     assert application.drained_as(failed=False) == "runs"
     await application.stop(Outcome(ChildFailed.exit_code, "Envoy ended"))

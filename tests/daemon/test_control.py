@@ -1,4 +1,4 @@
-"""Readiness and control socket: real sockets, asked as a user does."""
+"""Readiness and control socket: real sockets, queried as by a user."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def readiness(port: int, state: Callable[[], ReadyState]) -> ReadinessServer:
     return ReadinessServer("readiness", bind_tcp("127.0.0.1", port, "KUMA_READINESS_PORT"), state)
 
 
-def ask(port: int, path: str = "/ready") -> tuple[int, str, dict[str, str]]:
+def query(port: int, path: str = "/ready") -> tuple[int, str, dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", path)
@@ -59,48 +59,48 @@ def ask(port: int, path: str = "/ready") -> tuple[int, str, dict[str, str]]:
         connection.close()
 
 
-async def test_readiness_tells_the_state_alone_in_kuma_dp_s_words() -> None:
+async def test_readiness_shows_the_state_alone_in_kuma_dp_s_words() -> None:
     port = free_port()
     status = Status("web", "standalone")
     status.set_not_ready("bootstrap", "connection refused 10.0.0.1:5678")
     async with served(readiness(port, lambda: status.ready_state)):
-        code, body, headers = await asyncio.to_thread(ask, port)
+        code, body, headers = await asyncio.to_thread(query, port)
         assert (code, body) == (503, "NOT_READY")
         assert headers["x-powered-by"] == "kuma-dp"
         assert "no-cache" in headers["cache-control"]
         status.move(Phase.READY, "LIVE")
-        assert (await asyncio.to_thread(ask, port))[:2] == (200, "READY")
+        assert (await asyncio.to_thread(query, port))[:2] == (200, "READY")
         status.move(Phase.DRAINING, "signal")
-        assert (await asyncio.to_thread(ask, port))[:2] == (503, "TERMINATING")
-        assert (await asyncio.to_thread(ask, port, "/"))[0] == 404
+        assert (await asyncio.to_thread(query, port))[:2] == (503, "TERMINATING")
+        assert (await asyncio.to_thread(query, port, "/"))[0] == 404
 
 
-async def test_a_taken_readiness_port_is_told_when_it_is_made() -> None:
+async def test_a_taken_readiness_port_is_reported_when_it_is_made() -> None:
     port = free_port()
     async with served(readiness(port, lambda: "READY")):
         with pytest.raises(PortsTaken):
             readiness(port, lambda: "READY")
 
 
-async def test_the_control_socket_tells_everything_to_its_owner_alone(tmp_path: Path) -> None:
+async def test_the_control_socket_shows_everything_to_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "web.control"
     status = Status("web", "standalone")
     status.set_not_ready("envoy", "Envoy is INITIALIZING")
     status.mark_failed("coredns", "restart budget spent")
     async with served(ControlServer(path, status.snapshot)):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        told = await asyncio.to_thread(query_status, path)
-        assert told["reasons"] == ["envoy: Envoy is INITIALIZING"]
-        assert told["fatal"] == {"coredns": "restart budget spent"}
-        assert told["ready"] is False
-        assert told["pid"] == os.getpid()
-        json.dumps(told)
+        reported = await asyncio.to_thread(query_status, path)
+        assert reported["reasons"] == ["envoy: Envoy is INITIALIZING"]
+        assert reported["fatal"] == {"coredns": "restart budget spent"}
+        assert reported["ready"] is False
+        assert reported["pid"] == os.getpid()
+        json.dumps(reported)
         with pytest.raises(WorkDirError):
             ControlServer(path, status.snapshot)
     assert not path.exists()
 
 
-async def test_the_control_socket_does_what_it_is_asked_for_and_says_why_not(tmp_path: Path) -> None:
+async def test_the_control_socket_does_what_is_requested_or_reports_why_not(tmp_path: Path) -> None:
     path = tmp_path / "web.control"
     done: list[str] = []
 

@@ -207,14 +207,14 @@ async def test_a_failed_start_ends_with_its_own_code_and_reason() -> None:
     assert daemon.calls == ["start", "stop"]
 
 
-async def test_each_of_several_problems_is_a_line_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_of_several_problems_has_its_line(caplog: pytest.LogCaptureFixture) -> None:
     daemon = RememberingDaemon()
     daemon.fail_start = PortsTaken([Problem("probes.port", "9000 is held"), Problem("admin.port", "9901 is held")])
     outcome = await RunLoop(daemon).run()
     assert outcome.code is ExitCode.OS
     assert outcome.why == "2 problems, each named above, the first: probes.port: 9000 is held"
-    told = [record.message for record in caplog.records if record.levelname == "ERROR"]
-    assert told == ["probes.port: 9000 is held", "admin.port: 9901 is held"]
+    reported = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert reported == ["probes.port: 9000 is held", "admin.port: 9901 is held"]
 
 
 async def test_only_an_essential_part_ends_the_daemon() -> None:
@@ -255,7 +255,7 @@ async def test_envoy_that_ends_while_draining_before_it_was_up_is_a_clean_stop()
 
 
 @pytest.mark.parametrize(("number", "called"), [(signal.SIGHUP, "reload: SIGHUP"), (signal.SIGUSR1, "reexec: SIGUSR1")])
-async def test_signals_ask_for_a_new_epoch_or_a_new_kumadp(number: int, called: str) -> None:
+async def test_signals_request_a_new_epoch_or_a_new_kumadp(number: int, called: str) -> None:
     daemon = RememberingDaemon(drain_time=0.01)
     loop, run = await ready(daemon)
     os.kill(os.getpid(), number)
@@ -265,7 +265,7 @@ async def test_signals_ask_for_a_new_epoch_or_a_new_kumadp(number: int, called: 
     assert (await run).code is ExitCode.OK
 
 
-async def test_who_asked_hears_the_outcome_and_a_refusal_costs_only_itself() -> None:
+async def test_the_outcome_is_the_answer_to_a_request_and_a_refusal_costs_only_itself() -> None:
     daemon = RememberingDaemon(drain_time=0.01)
     loop, run = await ready(daemon)
     answers = [asyncio.get_running_loop().create_future() for _ in range(3)]
@@ -284,7 +284,7 @@ async def test_who_asked_hears_the_outcome_and_a_refusal_costs_only_itself() -> 
     assert "reload: too late" not in daemon.calls
 
 
-async def test_a_refusal_for_good_ends_it_with_its_code() -> None:
+async def test_a_permanent_refusal_ends_it_with_its_code() -> None:
     daemon = RememberingDaemon(drain_time=0.01)
     loop, run = await ready(daemon)
     loop.post(Rejected(ControlPlaneRefused("the token is for another mesh")))
@@ -292,12 +292,12 @@ async def test_a_refusal_for_good_ends_it_with_its_code() -> None:
     assert (outcome.code, outcome.why) == (ExitCode.CONTROL_PLANE_REFUSED, "the token is for another mesh")
 
 
-async def test_a_refusal_for_good_drains_first_and_keeps_its_exit_code() -> None:
+async def test_a_permanent_refusal_drains_first_and_keeps_its_exit_code() -> None:
     daemon = RememberingDaemon(drain_time=3600)
     loop, run = await ready(daemon)
     loop.post(Rejected(ControlPlaneRefused("the token was revoked")))
     loop.post(Rejected(ControlPlaneRefused("the token was revoked once more")))
-    # Told to stop meanwhile: it goes on draining, and a second signal cuts it short as ever.
+    # A stop is requested: it goes on draining, and a second signal cuts it short as ever.
     loop.post(SignalReceived(signal.SIGTERM))
     await until("fail health checks", daemon)
     for _ in range(100):
@@ -318,7 +318,7 @@ async def test_an_envoy_that_ends_in_the_drain_of_a_refusal_changes_nothing_of_t
     assert (await run).code is ExitCode.CONTROL_PLANE_REFUSED
 
 
-async def test_a_refusal_for_good_does_not_cut_the_drain_of_a_stop_short() -> None:
+async def test_a_permanent_refusal_does_not_cut_the_drain_of_a_stop_short() -> None:
     daemon = RememberingDaemon(drain_time=3600)
     loop, run = await ready(daemon)
     loop.post(SignalReceived(signal.SIGTERM))
@@ -332,11 +332,11 @@ async def test_a_refusal_for_good_does_not_cut_the_drain_of_a_stop_short() -> No
 
 
 @pytest.mark.parametrize(
-    ("failure", "told"),
+    ("failure", "reported"),
     [(OSError(28, "No space left on device", "/run/x.new"), "No space left"), (KeyError("x"), "a bug in kumadp")],
 )
-async def test_what_nobody_expected_is_told_to_who_asked_and_logged(
-    failure: Exception, told: str, caplog: pytest.LogCaptureFixture
+async def test_what_nobody_expected_is_the_answer_to_the_request_and_logged(
+    failure: Exception, reported: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     daemon = RememberingDaemon(drain_time=0.01)
     daemon.refuse = failure
@@ -344,15 +344,15 @@ async def test_what_nobody_expected_is_told_to_who_asked_and_logged(
     answer = asyncio.get_running_loop().create_future()
     loop.post(Requested("reload", "by hand", answer))
     async with asyncio.timeout(20):
-        with pytest.raises(KumadpError, match=told):
+        with pytest.raises(KumadpError, match=reported):
             await answer
     assert daemon.status.phase is Phase.READY
-    assert any(told in record.getMessage() for record in caplog.records if record.name.startswith("kumadp"))
+    assert any(reported in record.getMessage() for record in caplog.records if record.name.startswith("kumadp"))
     loop.post(SignalReceived(signal.SIGTERM))
     assert (await run).code is ExitCode.OK
 
 
-async def test_a_stop_that_fails_ends_all_the_same_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_stop_that_fails_ends_all_the_same_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
     daemon = RememberingDaemon(drain_time=0.01)
     daemon.fail_stop = OSError(28, "No space left on device")
     loop, run = await ready(daemon)
@@ -399,7 +399,7 @@ async def test_a_drain_with_work_goes_on_until_it_ends() -> None:
     assert (await run).code is ExitCode.OK
 
 
-async def test_before_the_drain_everything_is_served_while_readiness_says_no() -> None:
+async def test_before_the_drain_everything_is_served_without_readiness() -> None:
     daemon = RememberingDaemon(drain_time=0.01)
     daemon.pre_drain_delay = 3600
     _, run = await ready(daemon)
@@ -543,7 +543,7 @@ async def test_sigusr2_without_an_envoy_is_not_taken_for_a_drain() -> None:
     assert (await run).code is ExitCode.OK
 
 
-async def test_a_reload_under_way_ends_with_a_stop_and_who_asked_for_it_has_an_answer() -> None:
+async def test_a_reload_under_way_ends_with_a_stop_and_its_request_has_an_answer() -> None:
     daemon = RememberingDaemon(drain_time=0.01)
     daemon.hang_reload = True
     loop, run = await ready(daemon)

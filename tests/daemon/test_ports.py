@@ -107,7 +107,7 @@ def test_other_addresses_do_not_clash() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "environ", "own", "plan", "told"),
+    ("settings", "environ", "own", "plan", "reported"),
     [
         ({}, {}, 9000, ProbesPlan("127.0.0.1", 9000, ()), ""),
         ({}, {}, 9005, ProbesPlan("127.0.0.1", 9005, ()), ""),
@@ -126,13 +126,13 @@ def test_other_addresses_do_not_clash() -> None:
     ],
 )
 def test_where_virtual_probes_are_served(
-    settings: dict[str, Any], environ: dict[str, str], own: int, plan: ProbesPlan | None, told: str
+    settings: dict[str, Any], environ: dict[str, str], own: int, plan: ProbesPlan | None, reported: str
 ) -> None:
     spec = dataplane(probes=own).spec
     assert isinstance(spec, Dataplane)
     made, why = plan_probes(Settings(**settings), spec, environ)
     assert made == plan
-    assert told in why
+    assert reported in why
 
 
 def test_in_a_pod_the_generic_form_is_served_on_the_pod_s_address() -> None:

@@ -27,7 +27,7 @@ def tcp(host: str) -> dict[str, Any]:
         (PIPE, V6, {}, "::1"),
         (PIPE, V4, {"POD_NAME": "a"}, "0.0.0.0"),
         (PIPE, V6, {"POD_NAME": "a"}, "::"),
-        # That it is set counts, not what it says.
+        # That it is set counts, not its value.
         (PIPE, V4, {"POD_NAME": ""}, "0.0.0.0"),
         (PIPE, "", {}, "127.0.0.1"),
         ({}, V4, {"POD_NAME": "a"}, ""),

@@ -32,9 +32,9 @@ async def test_files_with_the_token_of_a_killed_kumadp_go_and_the_user_s_own_sta
     assert elsewhere.exists()
 
 
-def systemctl(folder: Path, says: str, code: int = 0) -> dict[str, str]:
+def systemctl(folder: Path, output: str, code: int = 0) -> dict[str, str]:
     program = folder / "systemctl"
-    program.write_text(f"#!/bin/sh\necho '{says}'\nexit {code}\n")
+    program.write_text(f"#!/bin/sh\necho '{output}'\nexit {code}\n")
     program.chmod(0o755)
     return {"PATH": f"{folder}:/usr/bin:/bin"}
 
