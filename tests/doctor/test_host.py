@@ -77,7 +77,7 @@ def test_options_and_link_local_servers(tmp_path: Path) -> None:
                 ("warning", f"{file}: line 2: option fastest is not known"),
                 ("ok", "options timeout:1"),
             ]
-            assert server.asked == 1
+            assert server.queried == 1
         file.write_text("nameserver fe80::17%nowhere\n")
         assert look(host.resolv_conf(file))[1][1].startswith("fe80::17%nowhere cannot be queried: ")
 
@@ -139,7 +139,7 @@ class NameServer:
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(socket_address(host, port))
         self.name = f"[{host}]:{self._socket.getsockname()[1]}"
-        self.asked = 0
+        self.queried = 0
         self._refuses = refuses
         if not silent:
             threading.Thread(target=self._answer, daemon=True).start()
@@ -149,7 +149,7 @@ class NameServer:
             # Nothing from nobody: it is shut down.
             while (received := self._socket.recvfrom(512))[0]:
                 query, client = received
-                self.asked += 1
+                self.queried += 1
                 refused = self._refuses is not None and self._refuses in query
                 self._socket.sendto(query[:2] + (b"\x81\x85" if refused else b"\x81\x83") + query[4:], client)
 
@@ -172,7 +172,7 @@ def test_name_servers_that_answer_and_that_do_not(tmp_path: Path, monkeypatch: p
         ("warning", f"{silent.name} does not answer within 1 s"),
         ("warning", f"{nobody} cannot be queried: Connection refused"),
     ]
-    assert (good.asked, fourth.asked) == (1, 0)
+    assert (good.queried, fourth.queried) == (1, 0)
     for server in (good, silent, fourth):
         server.close()
 
@@ -231,9 +231,9 @@ class Systemd:
         self._folder = folder
         self.unit = "# a comment\n[Service]\nExecStart=/usr/bin/kumadp run\n"
         (self.shipped / "kumadp.service").write_text(self.unit)
-        self.says("")
+        self.prints("")
 
-    def says(self, text: str) -> None:
+    def prints(self, text: str) -> None:
         script = self._folder / "systemctl"
         script.write_text(f'#!/bin/sh\ncase "$*" in *" kumadp.service") printf "{text}";; esac\n')
         script.chmod(0o755)
@@ -248,12 +248,12 @@ def test_units_of_systemd(tmp_path: Path) -> None:
     assert at.look() == [("skipped", "neither kumadp.service nor kumadp@.service is installed")]
     file = at.installed / "kumadp.service"
     file.write_text(at.unit + "\n; another comment\n")
-    at.says(f"FragmentPath={file}\\nNeedDaemonReload=no\\nDropInPaths=\\n")
+    at.prints(f"FragmentPath={file}\\nNeedDaemonReload=no\\nDropInPaths=\\n")
     assert at.look() == [("ok", "kumadp.service is the unit of this kumadp")]
     file.write_text(at.unit.replace("/usr/bin/", "/opt/venv/bin/"))
     assert at.look() == [("ok", "kumadp.service is the unit of this kumadp")]
     file.write_text(at.unit.replace("run", "run --drain-time=1s"))
-    at.says(f"FragmentPath={file}\\nNeedDaemonReload=yes\\nDropInPaths=\\n")
+    at.prints(f"FragmentPath={file}\\nNeedDaemonReload=yes\\nDropInPaths=\\n")
     assert at.look() == [
         ("warning", "kumadp.service has changed on disk"),
         ("warning", f"{file} is not the unit of this kumadp"),
