@@ -139,7 +139,7 @@ async def test_a_silent_server_costs_the_deadline_and_the_connection_is_closed()
         await asyncio.wait_for(server.closed.wait(), 10)
 
 
-async def test_nobody_at_the_address_is_unreachable_and_says_why(tmp_path: Path) -> None:
+async def test_nobody_at_the_address_is_unreachable_with_the_reason(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     for address, reason in (
@@ -155,7 +155,7 @@ async def test_nobody_at_the_address_is_unreachable_and_says_why(tmp_path: Path)
         await client.close()
 
 
-async def test_without_descriptors_the_error_says_so(tmp_path: Path) -> None:
+async def test_without_descriptors_the_error_names_the_reason(tmp_path: Path) -> None:
     for path in (None, tmp_path / "admin.sock"):
         async with serving(OK, path) as (_, client):
             assert await client.get("/ready") == (200, b"hi")
