@@ -1,4 +1,4 @@
-"""The interim answer to readiness probes while a new program starts: real sockets, and a client that says nothing."""
+"""The interim answer to readiness probes while a new program starts: real sockets, and a silent client."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def connect(place: socket.socket) -> socket.socket:
     return client
 
 
-def ask(place: socket.socket, path: str = "/ready") -> bytes:
+def query(place: socket.socket, path: str = "/ready") -> bytes:
     with connect(place) as client:
         # A head may come in pieces.
         client.sendall(f"GET {path} HTTP/1.1\r\n".encode())
@@ -85,30 +85,30 @@ def test_readiness_alone_is_answered_and_a_silent_client_is_in_nobody_s_way(plac
     tcp, unix, other = places
     begin(READY)
     with connect(tcp) as silent:
-        assert ask(tcp) == ask(unix) == ask(tcp, "/ready?x=1") == READY
-        assert ask(tcp, "/metrics").startswith(b"HTTP/1.1 404 ")
+        assert query(tcp) == query(unix) == query(tcp, "/ready?x=1") == READY
+        assert query(tcp, "/metrics").startswith(b"HTTP/1.1 404 ")
         assert ended(silent)
     assert waits(other)
     with connect(tcp) as client:
         client.sendall(b"GET /ready" + b"x" * 20000)
         assert ended(client)
-    assert ask(tcp) == READY
+    assert query(tcp) == READY
 
 
 def test_each_place_goes_to_its_server(places: list[socket.socket]) -> None:
     tcp, unix, _ = places
     begin(READY)
-    assert ask(tcp) == READY
+    assert query(tcp) == READY
     interim_responder.stop(tcp)
     poll(lambda: waits(tcp), what="the end there")
-    assert ask(unix) == READY
+    assert query(unix) == READY
     interim_responder.stop()
     poll(lambda: waits(unix), what="the end here")
 
 
 def test_the_state_is_sent_as_it_was(places: list[socket.socket]) -> None:
     begin(whole_answer("NOT_READY"))
-    head, _, body = ask(places[0]).partition(b"\r\n\r\n")
+    head, _, body = query(places[0]).partition(b"\r\n\r\n")
     assert (head.split(b" ", 2)[1], body) == (b"503", b"NOT_READY")
     assert b"content-type: text/plain" in head
     assert b"x-powered-by: kuma-dp" in head

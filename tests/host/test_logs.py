@@ -74,14 +74,14 @@ def test_a_line_of_envoy_s_is_taken_apart() -> None:
 def test_lines_of_children_go_by_their_own_level(tmp_path: Path) -> None:
     made = output(tmp_path / "log", level="error")
     for child, line in (
-        ("envoy", "[2026-11-24 05:05:54.236][1][debug][main] [a.cc:1] envoy has a level of its own"),
+        ("envoy", "[2026-11-24 05:05:54.236][1][debug][main] [a.cc:1] envoy has an own level"),
         ("coredns", "not wanted"),
     ):
         logging.getLogger(f"kumadp.child.{child}").info("%s", line)
     logging.getLogger("kumadp.child.coredns").error("wanted")
     made.close()
     assert [line.split(": ")[1] for line in (tmp_path / "log").read_text().splitlines()] == [
-        "envoy has a level of its own",
+        "envoy has an own level",
         "wanted",
     ]
     made = output(tmp_path / "off", level="off")
@@ -296,9 +296,9 @@ def test_lines_that_the_output_refuses_are_counted_and_reported(tmp_path: Path) 
                 full.close()
             log.warning("there is room")
             assert made.flush()
-            said = (tmp_path / "log").read_text()
-            assert "there is room" in said
-            assert said.count("5 lines were lost: what the log is written to was stuck or full") == 1
+            logged = (tmp_path / "log").read_text()
+            assert "there is room" in logged
+            assert logged.count("5 lines were lost: what the log is written to was stuck or full") == 1
             target.stream = Path(os.devnull).open("w")  # noqa: SIM115 - the handler closes it
     finally:
         made.close()
@@ -310,8 +310,8 @@ def test_a_fifo_that_nobody_reads_is_refused_and_not_waited_for(tmp_path: Path) 
         output(tmp_path / "fifo")
     reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     made = output(tmp_path / "fifo")
-    log.warning("heard")
+    log.warning("received")
     assert made.flush()
-    assert b"heard" in os.read(reader, 1000)
+    assert b"received" in os.read(reader, 1000)
     made.close()
     os.close(reader)

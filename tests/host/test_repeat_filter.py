@@ -15,7 +15,7 @@ class Log:
         self.now = 0.0
         self.reported: list[str] = []
 
-    def say(self, text: str, level: int = logging.WARNING) -> None:
+    def emit(self, text: str, level: int = logging.WARNING) -> None:
         if self.repeats.admit(text, level, text, self.now):
             self.reported.append(text)
 
@@ -31,16 +31,16 @@ class Log:
 def test_the_first_is_logged_at_once_and_the_rest_with_a_count() -> None:
     log = Log()
     for _ in range(7):
-        log.say("refused")
+        log.emit("refused")
     assert log.reported == ["refused"]
     log.pass_time(60)
     assert log.reported == ["refused", "refused x6 in 60"]
-    log.say("refused")
+    log.emit("refused")
     log.pass_time(180)
     assert log.reported[2:] == ["refused x1 in 120"]
     # A window without any ends it: the next one is news again.
     log.pass_time(1000)
-    log.say("refused")
+    log.emit("refused")
     assert log.reported[3:] == ["refused"]
     assert log.repeats.suppressed == 7
 
@@ -48,8 +48,8 @@ def test_the_first_is_logged_at_once_and_the_rest_with_a_count() -> None:
 def test_events_may_repeat_a_few_times_and_debugging_for_ever() -> None:
     log = Log()
     for _ in range(20):
-        log.say("READY -> STARTING", logging.INFO)
-        log.say("detail", logging.DEBUG)
+        log.emit("READY -> STARTING", logging.INFO)
+        log.emit("detail", logging.DEBUG)
     assert log.reported.count("READY -> STARTING") == 5
     assert log.reported.count("detail") == 20
 
@@ -59,12 +59,12 @@ def test_a_control_plane_that_is_away_for_ten_minutes() -> None:
     log = Log()
     for tick in range(6000):
         log.pass_time(tick / 10)
-        log.say("no bootstrap from https://cp:5678: Connection refused")
-        log.say("no stream to the control plane at cp:5678: Connection refused; it is tried again")
-        log.say("StreamAggregatedResources gRPC config stream to ads closed: #, upstream connect error")
-        log.say("# backend.mesh. A: read udp #.#.#.#:#: i/o timeout", logging.ERROR)
+        log.emit("no bootstrap from https://cp:5678: Connection refused")
+        log.emit("no stream to the control plane at cp:5678: Connection refused; it is tried again")
+        log.emit("StreamAggregatedResources gRPC config stream to ads closed: #, upstream connect error")
+        log.emit("# backend.mesh. A: read udp #.#.#.#:#: i/o timeout", logging.ERROR)
         if tick % 300 == 0:
-            log.say("waiting: bootstrap: Connection refused", logging.INFO)
+            log.emit("waiting: bootstrap: Connection refused", logging.INFO)
     log.pass_time(600)
     assert len(log.reported) < 50, log.reported
     assert log.repeats.suppressed > 20_000
@@ -73,8 +73,8 @@ def test_a_control_plane_that_is_away_for_ten_minutes() -> None:
 def test_the_end_summarises_the_rest_and_memory_is_bounded() -> None:
     log = Log()
     for number in range(2000):
-        log.say(f"line {number}")
-        log.say(f"line {number}")
+        log.emit(f"line {number}")
+        log.emit(f"line {number}")
         log.reported += [one.last for one in log.repeats.summaries(log.now)]
     rest = log.repeats.summaries(log.now, all_of_them=True)
     assert len(rest) <= 500

@@ -24,7 +24,7 @@ async def test_all_who_come_in_a_pause_are_let_in_and_answered() -> None:
     serving = asyncio.create_task(serve(answer, bind_tcp("127.0.0.1", port, "test"), up.set))
     await up.wait()
     try:
-        # The second time on the socket that was listened on anew after the first.
+        # The second time on the socket that was listened on again after the first.
         for _ in range(2):
             async with asyncio.timeout(60):
                 async with paused():
@@ -56,7 +56,7 @@ async def test_a_prompt_server_does_not_wait_for_a_slow_one() -> None:
         asyncio.create_task(serve(slowly, bind_tcp("127.0.0.1", slow, "test"), up[1].set)),
     ]
 
-    async def ask(port: int, request: bytes = REQUEST) -> bytes:
+    async def query(port: int, request: bytes = REQUEST) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request)
         try:
@@ -72,13 +72,13 @@ async def test_a_prompt_server_does_not_wait_for_a_slow_one() -> None:
         async with asyncio.timeout(60):
             for event in up:
                 await event.wait()
-            waiting = asyncio.create_task(ask(slow, REQUEST.replace(b"/ready", b"/slow")))
+            waiting = asyncio.create_task(query(slow, REQUEST.replace(b"/ready", b"/slow")))
             await requests.wait()
             pausing = asyncio.create_task(pause())
             await asyncio.sleep(0)
             # Also those who come to the slow one after it.
-            assert (await ask(prompt)).endswith(b"READY")
-            assert (await ask(slow)).endswith(b"SLOW")
+            assert (await query(prompt)).endswith(b"READY")
+            assert (await query(slow)).endswith(b"SLOW")
             assert not pausing.done()
             gate.set()
             await pausing

@@ -117,7 +117,7 @@ async def test_a_manager_that_has_gone_is_notified_again_once_it_is_back(
 async def test_without_a_socket_nothing_is_reported(address: str) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": address})
     assert not notifier.listens
-    notifier.ready("nobody hears it")
+    notifier.ready("nobody receives it")
     notifier.close()
 
 

@@ -127,7 +127,7 @@ def test_a_directory_of_somebody_else_s_is_used_by_root_alone(tmp_path: Path, mo
 def test_it_goes_over_to_the_next_program_with_its_lock(tmp_path: Path) -> None:
     for created in (opened(), opened(work=str(tmp_path / "named"))):
         handed = created.handed()
-        # As after execve(2): only what is told and the descriptor are left. Nobody took it in between.
+        # As after execve(2): only what is handed over and the descriptor are there. Nobody took it in between.
         other = open_work_dir("other", str(tmp_path / "changed"), "", "", {}, handed)
         assert (other.path, other.temporary) == (created.path, created.temporary)
         with pytest.raises(WorkDirError, match="is running"):
