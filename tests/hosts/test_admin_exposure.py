@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.process, pytest.mark.netns]
 FILTERS = "type.googleapis.com/envoy.extensions.filters"
 
 # Requests METHOD URL, whatever the certificate, and prints the status, 0 if nothing answers.
-ASK = """
+CLIENT = """
 import ssl, sys, urllib.error, urllib.request
 request = urllib.request.Request(sys.argv[2], method=sys.argv[1])
 try:
@@ -79,7 +79,7 @@ while True:
 
 def request(host: tuple[str, ...], method: str, url: str) -> tuple[int, str]:
     done = subprocess.run(
-        [*host, sys.executable, "-c", ASK, method, url], capture_output=True, text=True, check=True, timeout=60
+        [*host, sys.executable, "-c", CLIENT, method, url], capture_output=True, text=True, check=True, timeout=60
     )
     status, _, body = done.stdout.strip().partition(" ")
     return int(status), body

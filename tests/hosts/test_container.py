@@ -72,21 +72,21 @@ if os.fork() == 0:
         os._exit(0)
     os._exit(0)
 os.wait()
-def told(number, frame):
-    print("told", signal.Signals(number).name, flush=True)
+def stopped(number, frame):
+    print("got", signal.Signals(number).name, flush=True)
     os._exit(7)
-signal.signal(signal.SIGTERM, told)
+signal.signal(signal.SIGTERM, stopped)
 print("serving", flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Handler).serve_forever()
 """
 # RFC 1035: one question for the address of web.mesh; prints what is answered.
-ASKS = """
+QUERIES = """
 import socket
 question = b"\\x12\\x34\\x01\\x00\\x00\\x01" + b"\\x00" * 6 + b"\\x03web\\x04mesh\\x00\\x00\\x01\\x00\\x01"
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-    asking.settimeout(10)
-    asking.sendto(question, ("127.0.0.1", 15053))
-    answer = asking.recv(512)
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    client.settimeout(10)
+    client.sendto(question, ("127.0.0.1", 15053))
+    answer = client.recv(512)
 assert answer[:2] == b"\\x12\\x34" and answer[3] & 15 == 0 and answer[7] == 1, answer
 print(socket.inet_ntoa(answer[-4:]))
 """
@@ -156,7 +156,7 @@ def container(host: Podman, image: dict[str, Any], folder: Path) -> Iterator[Con
     host.run("rm", "--force", "--time=0", started.name)
 
 
-def test_the_image_says_what_it_is(image: dict[str, Any]) -> None:
+def test_the_image_names_what_it_is(image: dict[str, Any]) -> None:
     config = image["Config"]
     assert config["User"] == "5678:5678"
     assert config["Entrypoint"] == ["/usr/bin/tini", "-s", "--", "kuma-dp"]
@@ -168,7 +168,7 @@ def test_the_image_says_what_it_is(image: dict[str, Any]) -> None:
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
 
 
-def test_the_image_is_as_small_as_readme_says(host: Podman, image: dict[str, Any]) -> None:
+def test_the_image_is_as_small_as_the_readme_promises(host: Podman, image: dict[str, Any]) -> None:
     assert image["Size"] < LARGEST
     added = image["Size"] - host.inspect(BASE)["Size"]
     (megabytes,) = re.findall(r"adds (\d+) MB", "".join(map(text_of, NAMES)))
@@ -200,7 +200,7 @@ def test_it_serves_with_no_right_at_all(container: Container) -> None:
 def test_coredns_answers_names_of_the_mesh(container: Container) -> None:
     report = json.loads(container.run("kumadp", "status", "--output=json"))
     assert report["children"]["coredns"]["state"] == "RUNNING"
-    assert len(container.run("python3", "-c", ASKS).split()) == 1
+    assert len(container.run("python3", "-c", QUERIES).split()) == 1
 
 
 def test_the_memory_limit_reaches_envoy(container: Container) -> None:
@@ -269,7 +269,7 @@ def test_as_the_entrypoint_of_an_application(host: Podman, image: dict[str, Any]
     states = "cat /proc/[0-9]*/stat 2>/dev/null | sed 's/.*) //' | cut -c1"
     assert "Z" not in started.run("sh", "-c", states).split()
     assert started.stop() == 7
-    assert "told SIGTERM" in started.log()
+    assert "got SIGTERM" in started.log()
 
 
 def test_an_application_that_ends_ends_the_container(host: Podman, image: dict[str, Any], folder: Path) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.process, pytest.mark.netns]
 
 # Queries the A of each NAME at HOST and PORT, by UDP and by TCP, and prints the codes.
-ASK = """
+QUERY = """
 import sys
 import dns.message, dns.query, dns.rcode
 for name in sys.argv[3:]:
@@ -40,7 +40,7 @@ def test_it_is_no_resolver_for_strangers(hosts: Hosts, tmp_path: Path, allowed: 
     mesh = write_mesh(tmp_path / "mesh", ports, ports.probes, ports.probes)
 
     def codes(host: tuple[str, ...]) -> list[str]:
-        command = [*host, sys.executable, "-c", ASK, SIDECAR, str(ports.dns), *NAMES]
+        command = [*host, sys.executable, "-c", QUERY, SIDECAR, str(ports.dns), *NAMES]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout.split()
 
     arguments = ("--standalone", str(mesh), "--name=web", "--dns-mode=embedded", "--drain-time=1s")
@@ -61,6 +61,6 @@ def test_it_is_no_resolver_for_strangers(hosts: Hosts, tmp_path: Path, allowed: 
         assert codes(hosts.on_neighbour) == own + others
         # Written where it comes from: it is mounted, as a container's is.
         resolv_conf.write_text("# nobody\n")
-        poll(lambda: codes(hosts.on_sidecar) == [*own, "SERVFAIL", "SERVFAIL"], what="nobody who is asked")
+        poll(lambda: codes(hosts.on_sidecar) == [*own, "SERVFAIL", "SERVFAIL"], what="nobody who answers")
         resolv_conf.write_text(f"nameserver {NEIGHBOUR}\n")
         poll(lambda: codes(hosts.on_sidecar) == [*own, "NOERROR", "NOERROR"], what="answers of the name server again")

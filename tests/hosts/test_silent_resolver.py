@@ -25,12 +25,12 @@ mount --bind "$RESOLV" /etc/resolv.conf && exec "$@"
 """
 
 
-def asks_resolver(pid: int) -> bool:
+def queries_resolver(pid: int) -> bool:
     """Whether a socket to port 53 of 192.0.2.1 is open in the namespace of ``pid`` (proc(5): hexadecimal)."""
     return "010200C0:0035" in Path(f"/proc/{pid}/net/udp").read_text()
 
 
-def test_the_doctor_says_so_and_ends(tmp_path: Path) -> None:
+def test_the_doctor_reports_it_and_ends(tmp_path: Path) -> None:
     need_netns()
     (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.1\noptions timeout:30 attempts:5\n")
     (tmp_path / "runtime").mkdir(mode=0o700)
@@ -72,7 +72,7 @@ def test_sigterm_ends_the_wait_for_a_name_at_once(tmp_path: Path, uvloop: str) -
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
     try:
-        poll(lambda: asks_resolver(process.pid), what="a question to the name server")
+        poll(lambda: queries_resolver(process.pid), what="a question to the name server")
         process.terminate()
         assert process.wait(20) == ExitCode.OK
     finally:

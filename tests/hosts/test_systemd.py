@@ -40,19 +40,19 @@ http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Handler).serve_forever()
 # Sends 20 requests a second until SIGTERM; prints how many, and how many failed.
 CLIENT = """
 import signal, sys, time, urllib.request
-going, asked, failed = True, 0, 0
+going, sent, failed = True, 0, 0
 def stop(*_): global going; going = False
 signal.signal(signal.SIGTERM, stop)
 end = time.monotonic() + 120
 while going and time.monotonic() < end:
-    asked += 1
+    sent += 1
     try:
         urllib.request.urlopen("http://127.0.0.1:18080/", timeout=5).read()
     except OSError as error:
         failed += 1
         print(error, file=sys.stderr)
     time.sleep(0.05)
-print(asked, failed)
+print(sent, failed)
 """
 DATAPLANE = """
 type: Dataplane
@@ -140,13 +140,13 @@ class RequestLoop:
 
     def __init__(self, box: NspawnHost) -> None:
         self._box = box
-        box.run("systemd-run", "--unit=client", "--collect", "-p", "StandardOutput=file:/root/asked",
+        box.run("systemd-run", "--unit=client", "--collect", "-p", "StandardOutput=file:/root/requests",
                 "-p", "StandardError=file:/root/failed", "/usr/bin/python3", "/root/client.py")  # fmt: skip
 
     def end(self) -> tuple[int, int]:
         """Return how many requests it sent, and how many failed."""
         self._box.run("systemctl", "stop", "client")
-        answered, failed = self._box.run("cat", "/root/asked").split()
+        answered, failed = self._box.run("cat", "/root/requests").split()
         return int(answered), int(failed)
 
 
@@ -179,7 +179,7 @@ def test_its_lines_in_the_journal_are_for_people_and_have_fields(box: NspawnHost
     assert ended not in box.journal(UNIT, own, "-p", "err")
 
 
-def test_start_waits_for_what_it_needs_and_says_for_what(box: NspawnHost) -> None:
+def test_start_waits_for_what_it_needs_and_reports_for_what(box: NspawnHost) -> None:
     box.write("/etc/kumadp/web.yaml", "controlPlane: {url: 'https://127.0.0.1:5678'}\n"
               "dataplaneRuntime: {resourcePath: /etc/kumadp/web-dataplane.yaml}\ndns: {enabled: false}\n")  # fmt: skip
     box.run("systemctl", "start", "--no-block", UNIT)
