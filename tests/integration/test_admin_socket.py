@@ -66,7 +66,7 @@ def test_reloads_deaths_and_drain(loaded_rig: LoadedRig) -> None:
         daemon.process.send_signal(signal.SIGUSR2)
         poll(
             lambda: closes_connection(loaded_rig.ports.inbound),
-            what="inbound asking its clients to leave",
+            what="inbound that has its clients leave",
             deadline=SOON,
         )
         daemon.terminate()

@@ -73,12 +73,12 @@ def test_it_starts_when_traffic_flows_and_its_exit_code_is_ours(
 ) -> None:
     script = f"""
 import urllib.request
-print("said", urllib.request.urlopen("http://127.0.0.1:{ports.outbound}/").read().decode())
+print("answer", urllib.request.urlopen("http://127.0.0.1:{ports.outbound}/").read().decode())
 raise SystemExit(7)
 """
     with run_kumadp(tmp_path, ports, *mesh, *python(script)) as daemon:
         assert daemon.wait() == 7, daemon.output()
-        assert "said backend" in daemon.output().splitlines()
+        assert "answer backend" in daemon.output().splitlines()
         assert "exit code 7: the application ended with exit code 7" in daemon.output()
         assert not is_listening(ports.outbound)
 
@@ -334,10 +334,10 @@ def test_standard_input_and_output_are_its_own(tmp_path: Path, ports: Ports, mes
 def test_on_a_terminal_ctrl_c_is_for_the_application_alone(tmp_path: Path, ports: Ports, mesh: tuple[str, ...]) -> None:
     script = """
 import signal, sys, time
-def told(*_):
-    print("asked for", input(), flush=True)
+def stopped(*_):
+    print("input:", input(), flush=True)
     sys.exit(9)
-signal.signal(signal.SIGINT, told)
+signal.signal(signal.SIGINT, stopped)
 print("waits", flush=True)
 while True: time.sleep(1000)
 """
@@ -354,7 +354,7 @@ while True: time.sleep(1000)
             poll(lambda: read(b"waits"), what="the application")
             os.write(ours, b"\x03")
             os.write(ours, b"a line\n")
-            poll(lambda: read(b"asked for a line"), what="its answer")
+            poll(lambda: read(b"input: a line"), what="its answer")
             assert daemon.wait() == 9
             assert "SIGINT" not in daemon.output()
     finally:

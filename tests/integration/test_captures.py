@@ -47,7 +47,7 @@ DIFFERS = {
     "dataplaneTokenPath": "a file of this test",
     "caCert": "of this test's control plane",
     "otelEnv": "2.13 and before pass over it",
-    "dnsPort": "DNS is off here, or a zone proxy: then kuma-dp says a port all the same, kumadp none",
+    "dnsPort": "DNS is off here, or a zone proxy: then kuma-dp reports a port all the same, kumadp none",
     "readinessPort": "a free one",
     "dataplaneConfig.redirect.dns": "DNS is off here",
     "workdir": "of this test",

@@ -64,7 +64,7 @@ def test_what_is_remarkable_about_a_changed_dataplane_is_logged(rig: Rig) -> Non
         assert "networking.outbound[1].backendRef.name: is missing; Kuma 2.8 refuses that" in line
 
 
-def test_a_broken_dataplane_changes_nothing_and_says_why(rig: Rig) -> None:
+def test_a_broken_dataplane_changes_nothing_and_has_a_reason(rig: Rig) -> None:
     with rig.run(RELOAD) as daemon:
         rig.wait_ready(daemon)
         good = rig.file.read_text()

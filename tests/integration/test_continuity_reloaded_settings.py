@@ -162,9 +162,9 @@ def test_the_second_control_plane_is_used_if_the_first_is_unreachable(
                 poll(lambda: second.registered == [NODE], what="the Dataplane at the second one", deadline=SOON)
                 loaded_rig.wait_state(daemon, "open")
                 assert loaded_rig.relay(daemon)["address"] == f"localhost:{second.port}"
-                # All of it comes from there now: what the relay asked for before its stream, and each reload.
-                asked = len(second.bootstrap_requests)
-                assert asked > 1
+                # All of it comes from there now: what the relay requested before its stream, and each reload.
+                requests = len(second.bootstrap_requests)
+                assert requests > 1
                 reloaded(loaded_rig, daemon)
-                assert len(second.bootstrap_requests) == asked + 1
+                assert len(second.bootstrap_requests) == requests + 1
             assert loaded_rig.status(daemon)["concerns"] == []

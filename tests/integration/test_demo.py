@@ -82,7 +82,7 @@ def test_check_passes_where_a_usual_port_is_taken_and_leaves_nothing(short_folde
 
 
 @pytest.mark.process
-def test_check_says_what_failed_and_shows_the_log(short_folder: Path) -> None:
+def test_check_names_what_failed_and_shows_the_log(short_folder: Path) -> None:
     missing = str(short_folder / "no-envoy")
     done = subprocess.run(
         [*DEMO, "--check"],

@@ -68,7 +68,7 @@ def test_during_the_pre_drain_delay_only_readiness_changes(tmp_path: Path, ports
         daemon.wait_ready()
         daemon.terminate()
         poll(lambda: get(ports.readiness, "/ready") == (503, "TERMINATING"), what="TERMINATING")
-        # Envoy does not fail its health checks yet, so no client is asked to disconnect.
+        # Envoy does not fail its health checks yet, so no client is to disconnect.
         assert get(ports.admin, "/ready")[0] == 200
         assert get(ports.inbound) == (200, "web")
         daemon.process.send_signal(signal.SIGTERM)

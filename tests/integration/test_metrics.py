@@ -98,7 +98,7 @@ def test_a_policy_comes_changes_and_goes(rig: Rig, exporter: Exporter, generatio
         assert 'kumadp_scrape_source_up{source="envoy",dataplane="backend-01"' in before.text
         assert 'envoy_server_live{dataplane="backend-01",mesh="default",service="backend"} 1\n' in before.text
         serve(rig, routes())
-        page = wait(rig, "the application", f"app_asked_total{LABELLED}", 1)
+        page = wait(rig, "the application", f"app_requests_total{LABELLED}", 1)
         assert "envoy_cluster_version" not in page.text
         assert "_kuma_dynamicconfig" not in page.text
         assert 'envoy_cluster_name="ads_cluster"' not in page.text
@@ -113,7 +113,7 @@ def test_a_policy_comes_changes_and_goes(rig: Rig, exporter: Exporter, generatio
             deadline=SOON,
         )
         serve(rig, None)
-        wait(rig, "no application", f"app_asked_total{LABELLED}", None)
+        wait(rig, "no application", f"app_requests_total{LABELLED}", None)
         assert rig.status(daemon)["concerns"] == []
 
 
@@ -158,7 +158,7 @@ def test_without_an_envoy_it_is_answered_and_with_the_next_it_is_whole(rig: Rig)
 def test_through_a_reload_a_reexecution_and_an_adoption(loaded_rig: LoadedRig, exporter: Exporter) -> None:
     path = kuma_socket(loaded_rig.work, metrics(NAME, "default"))
     extra = {"mesh": "default", "dataplane": NAME, "service": "backend"}
-    series = f"app_asked_total{LABELLED}"
+    series = f"app_requests_total{LABELLED}"
     with contextlib.ExitStack() as stack:
         daemon = stack.enter_context(loaded_rig.up(environment=INTERVAL))
         serve(loaded_rig, with_etags({"/meshmetric": policy(exporter, extraLabels=extra)}))
@@ -206,7 +206,7 @@ def answered(rig: Rig) -> Iterator[list[str]]:
 def prometheus_has(rig: Rig, port: int, labels: str = "") -> None:
     """A real Prometheus that scrapes the mesh's listener of Envoy has the application's, Envoy's and kumadp's."""
     need_prometheus()
-    names = ("app_asked_total", "envoy_server_live", "kumadp_ready", "kumadp_relay_connected")
+    names = ("app_requests_total", "envoy_server_live", "kumadp_ready", "kumadp_relay_connected")
     with contextlib.closing(Prometheus(rig.folder, port)) as prometheus:
         poll(prometheus.is_up, what="a scrape through Envoy", deadline=SOON)
         for name in names:
@@ -230,11 +230,11 @@ def test_mesh_metric_of_a_real_control_plane(kuma_rig: Rig, exporter: Exporter) 
             "/meshes/default/meshmetrics/all", {"type": "MeshMetric", "mesh": "default", "name": "all", "spec": spec}
         )
         text = poll(
-            lambda: response[1] if "app_asked_total" in (response := get(port, "/metrics"))[1] else "",
+            lambda: response[1] if "app_requests_total" in (response := get(port, "/metrics"))[1] else "",
             what="the application's metrics at the mesh's listener",
             deadline=SOON,
         )
-        sample = next(line for line in text.splitlines() if line.startswith("app_asked_total{"))
+        sample = next(line for line in text.splitlines() if line.startswith("app_requests_total{"))
         for label in ('mesh="default"', f'dataplane="{NAME}"', 'service="backend"', 'kuma_io_service="backend"'):
             assert label in sample
         assert 'envoy_cluster_name="backend"' in text
@@ -244,7 +244,7 @@ def test_mesh_metric_of_a_real_control_plane(kuma_rig: Rig, exporter: Exporter) 
         plane.delete("/meshes/default/meshmetrics/all")
         poll(lambda: get(port, "/metrics")[0] == 0, what="the end of the listener", deadline=SOON)
         poll(lambda: not kuma_rig.status(daemon)["metrics"]["policy"], what="the end of the policy", deadline=SOON)
-        assert "app_asked_total" not in scrape(kuma_rig, "/meshmetric").text
+        assert "app_requests_total" not in scrape(kuma_rig, "/meshmetric").text
 
 
 @pytest.mark.kuma_cp
@@ -267,11 +267,11 @@ def test_metrics_of_a_mesh_of_a_real_control_plane(kuma_rig: Rig, exporter: Expo
     with kuma_rig.run() as daemon:
         kuma_rig.wait_ready(daemon)
         text = poll(
-            lambda: response[1] if "app_asked_total" in (response := get(port, "/metrics"))[1] else "",
+            lambda: response[1] if "app_requests_total" in (response := get(port, "/metrics"))[1] else "",
             what="the application's metrics at the mesh's listener",
             deadline=SOON,
         )
-        assert 'app_asked_total{path="/own"} 1' in text
+        assert 'app_requests_total{path="/own"} 1' in text
         assert f'envoy_cluster_name="backend"{MESH}' in text
         assert not check(text)
         prometheus_has(kuma_rig, port)

@@ -25,7 +25,7 @@ class Manager:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.heard: list[dict[str, str]] = []
+        self.received: list[dict[str, str]] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
         self._thread = threading.Thread(target=self._listen)
@@ -33,13 +33,13 @@ class Manager:
 
     def _listen(self) -> None:
         while data := self._socket.recv(4096):
-            self.heard.append(dict(line.split("=", 1) for line in data.decode().split("\n")))
+            self.received.append(dict(line.split("=", 1) for line in data.decode().split("\n")))
 
     def states(self) -> list[str]:
-        return [name for message in self.heard for name in message if name in {"READY", "RELOADING", "STOPPING"}]
+        return [name for message in self.received for name in message if name in {"READY", "RELOADING", "STOPPING"}]
 
     def count(self, name: str) -> int:
-        return sum(name in message for message in self.heard)
+        return sum(name in message for message in self.received)
 
     def close(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
@@ -69,11 +69,11 @@ def test_systemd_is_notified_of_ready_reload_stop_and_watchdog(tmp_path: Path, m
             poll(lambda: manager.count("WATCHDOG") >= beats + 3, what="signs of life")
             os.kill(daemon.pid, signal.SIGHUP)
             poll(lambda: manager.states() == ["READY", "RELOADING", "READY"], what="a notified reload")
-            before = len(manager.heard)
+            before = len(manager.received)
             daemon.kill_envoy()
             poll(
                 lambda: any(
-                    message.get("STATUS", "").startswith("STARTING: envoy") for message in manager.heard[before:]
+                    message.get("STATUS", "").startswith("STARTING: envoy") for message in manager.received[before:]
                 ),
                 what="the reported death of Envoy",
             )
@@ -89,7 +89,7 @@ def test_systemd_is_notified_of_ready_reload_stop_and_watchdog(tmp_path: Path, m
             poll(lambda: manager.count("EXTEND_TIMEOUT_USEC") >= 3, what="more time requested")
             daemon.terminate()
             assert daemon.wait() == 0
-    assert manager.heard[-1]["STATUS"] == "STOPPED: stop requested by signal"
+    assert manager.received[-1]["STATUS"] == "STOPPED: stop requested by signal"
 
 
 def test_a_failed_start_reports_its_reason_as_status(tmp_path: Path, manager: Manager) -> None:
@@ -100,4 +100,4 @@ def test_a_failed_start_reports_its_reason_as_status(tmp_path: Path, manager: Ma
         with run_kumadp(tmp_path, ports, "--standalone", str(mesh), "--name=web", environment=environ) as daemon:
             assert daemon.wait() == 71
     assert manager.states() == ["STOPPING"]
-    assert str(ports.readiness) in manager.heard[-1]["STATUS"]
+    assert str(ports.readiness) in manager.received[-1]["STATUS"]

@@ -61,7 +61,7 @@ def scopes(collector: Collector, name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("generation", ["2.8", "2.13"])
-def test_metrics_are_pushed_while_the_policy_says_so(rig: Rig, exporter: Exporter, generation: str) -> None:
+def test_metrics_are_pushed_while_there_is_a_policy(rig: Rig, exporter: Exporter, generation: str) -> None:
     def routes(every: str, **more: Any) -> list[Any]:
         body = mesh_metric(rig, exporter, every, **more)
         return without(body) if generation == "2.8" else with_etags({"/meshmetric": body})
@@ -70,8 +70,8 @@ def test_metrics_are_pushed_while_the_policy_says_so(rig: Rig, exporter: Exporte
         rig.wait_ready(daemon)
         with grpc_collector(f"unix:{rig.work}/kuma-otel-c.sock") as (collector, _):
             serve(rig, routes("500ms", extraLabels={"mesh": "default", "team": "red"}))
-            poll(lambda: len(collector.points("app_asked_total")) >= 2, what="two pushes", deadline=SOON)
-            metric, point, attributes, scope = collector.points("app_asked_total")[-1]
+            poll(lambda: len(collector.points("app_requests_total")) >= 2, what="two pushes", deadline=SOON)
+            metric, point, attributes, scope = collector.points("app_requests_total")[-1]
             assert metric.sum.is_monotonic
             assert (point.as_double, attributes["team"], attributes["path"], scope) == (1.0, "red", "/metrics", "app")
             assert scopes(collector, "envoy_server_live") == {"envoy"}
@@ -117,7 +117,7 @@ def test_everything_is_pushed_once_more_at_the_stop(rig: Rig, exporter: Exporter
         assert daemon.process.wait(SOON) == 0
         # Envoy was still there to be scraped.
         assert scopes(collector, "envoy_server_live") == {"envoy"}
-        assert scopes(collector, "app_asked_total") == {"app"}
+        assert scopes(collector, "app_requests_total") == {"app"}
 
 
 def test_an_unreachable_receiver_is_a_warning(rig: Rig, exporter: Exporter) -> None:
@@ -155,7 +155,7 @@ def test_the_pipe_is_announced_served_and_removed(rig: Rig, exporter: Exporter) 
                 stubs[signal_name](message(signal_name), timeout=20)
                 assert collector.of(signal_name)[0].headers["api-key"] == SECRET
         # Metrics of Envoy and the application go the same way.
-        poll(lambda: scopes(collector, "app_asked_total") == {"app"}, what="pushed metrics", deadline=SOON)
+        poll(lambda: scopes(collector, "app_requests_total") == {"app"}, what="pushed metrics", deadline=SOON)
         assert scopes(collector, "envoy_server_live") == {"envoy"}
         # As documented.
         msgspec.convert(rig.status(daemon), StatusReport)
@@ -246,8 +246,8 @@ def test_mesh_metric_of_a_real_control_plane(kuma_rig: Rig, exporter: Exporter) 
         spec = {"targetRef": {"kind": "Mesh"}, "default": default}
         policy = {"type": "MeshMetric", "mesh": "default", "name": "all", "spec": spec}
         plane.put("/meshes/default/meshmetrics/all", policy)
-        poll(lambda: len(collector.points("app_asked_total")) >= 2, what="metrics at the collector", deadline=SOON)
-        _, _, attributes, _ = collector.points("app_asked_total")[-1]
+        poll(lambda: len(collector.points("app_requests_total")) >= 2, what="metrics at the collector", deadline=SOON)
+        _, _, attributes, _ = collector.points("app_requests_total")[-1]
         labels = {"mesh": "default", "dataplane": NAME, "service": "backend"}
         if not plane.by_tags:
             labels = {"mesh": "default", "kuma.proxy_role": "sidecar"}

@@ -117,7 +117,7 @@ def test_envoy_killed_while_it_starts(rig: Rig, plane: XdsControlPlane) -> None:
         for count in (1, 2):
             poll(lambda: rig.waits_for(daemon, "PRE_INITIALIZING"), what="an Envoy that waits for clusters")
             daemon.kill_envoy()
-            poll(lambda: rig.restarts(daemon) == count, what="the next Envoy")  # noqa: B023 - asked before the next
+            poll(lambda: rig.restarts(daemon) == count, what="the next Envoy")  # noqa: B023 - called before the next
         plane.faults.withheld = set()
         plane.wake()
         rig.wait_ready(daemon)
@@ -131,7 +131,7 @@ def test_while_a_restart_is_due_the_stream_is_held(rig: Rig, plane: XdsControlPl
         # From the ninth on they wait the longest time there is.
         for count in range(1, 11):
             daemon.kill_envoy()
-            poll(lambda: rig.restarts(daemon) == count, what="the next death")  # noqa: B023 - asked before it
+            poll(lambda: rig.restarts(daemon) == count, what="the next death")  # noqa: B023 - called before it
             poll(lambda: "envoy" in daemon.children(), what="the next Envoy", deadline=SOON)
         rig.wait_ready(daemon)
         assert rig.status(daemon)["relay"]["state"] == "open"

@@ -178,11 +178,11 @@ def dies(rig: Rig, plane: XdsControlPlane) -> None:
     plane.start()
 
 
-def says_all_again(_at: Rig, plane: XdsControlPlane) -> None:
+def resends_everything(_at: Rig, plane: XdsControlPlane) -> None:
     plane.renew_versions(NODE)
 
 
-@pytest.mark.parametrize("event", [breaks, dies, says_all_again])
+@pytest.mark.parametrize("event", [breaks, dies, resends_everything])
 def test_no_request_is_lost(
     tmp_path: Path, plane: XdsControlPlane, event: Callable[[Rig, XdsControlPlane], None]
 ) -> None:

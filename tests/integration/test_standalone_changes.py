@@ -86,7 +86,7 @@ def test_no_request_fails_while_an_outbound_is_pointed_elsewhere(stage: Standalo
          "    tags: {kuma.io/service: x}\n", ("other.yaml:7", "networking.inbound[0].port")),
     ],
 )  # fmt: skip
-def test_a_broken_file_changes_nothing_and_says_where(
+def test_a_broken_file_changes_nothing_and_is_named_with_its_line(
     stage: StandaloneStage, daemon: Daemon, text: str, texts: tuple[str, ...]
 ) -> None:
     (stage.folder / "other.yaml").write_text(text)

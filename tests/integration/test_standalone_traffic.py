@@ -170,7 +170,7 @@ def test_an_inbound_that_is_not_ready_answers_503_and_an_ignored_one_is_not_ther
             assert get(ignored)[0] == 0
 
 
-def test_an_outbound_nobody_answers_says_503_and_comes_alive_with_whatever_protocol(
+def test_an_outbound_nobody_answers_is_503_and_comes_alive_with_whatever_protocol(
     tmp_path: Path, ports: Ports, echo: int
 ) -> None:
     (second,) = free_ports(1)
@@ -207,7 +207,7 @@ def test_ready_and_metrics_on_the_data_planes_address_and_the_admin_nowhere_else
             assert get(ports.inbound, host="127.0.0.2") == (200, "web")
 
 
-def _ask(name: str, port: int, kind: str = "A") -> dns.message.Message:
+def _query(name: str, port: int, kind: str = "A") -> dns.message.Message:
     return dns.query.udp(dns.message.make_query(name, kind), "127.0.0.1", timeout=5, port=port)
 
 
@@ -220,14 +220,14 @@ def test_envoy_answers_names_and_follows_changes(tmp_path: Path, ports: Ports) -
         environment = {"PATH": str(tmp_path), "KUMA_DNS_ENABLED": "true"}
         with run_standalone(folder, ports, environment=environment):
             for name in ("Back_end.mesh", "back_end.mesh", "back.end.mesh"):
-                answer = _ask(name, ports.dns)
+                answer = _query(name, ports.dns)
                 assert [str(item) for rrset in answer.answer for item in rrset] == ["127.0.0.3"], name
             assert get(ports.outbound, host="127.0.0.3") == (200, "backend")
             write(folder, web(ports, app.port, *mine, outbound(other, "new", "127.0.0.4")))
 
             def new_address() -> bool:
-                answer = _ask("new.mesh", ports.dns)
+                answer = _query("new.mesh", ports.dns)
                 return [str(item) for rrset in answer.answer for item in rrset] == ["127.0.0.4"]
 
             poll(new_address, what="the new name")
-            assert _ask("back_end.mesh", ports.dns).rcode() == dns.rcode.NOERROR
+            assert _query("back_end.mesh", ports.dns).rcode() == dns.rcode.NOERROR

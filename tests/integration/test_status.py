@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.process
 
 
-def asked(daemon: Daemon, *arguments: str) -> Any:
+def run_status(daemon: Daemon, *arguments: str) -> Any:
     """What `kumadp status` prints for it."""
     return kumadp("status", *arguments, environment={"XDG_RUNTIME_DIR": daemon.environment["XDG_RUNTIME_DIR"]})
 
 
 def report(daemon: Daemon) -> StatusReport:
     """Strictly decoded: what is not documented is an error."""
-    done = asked(daemon, "--output=json")
+    done = run_status(daemon, "--output=json")
     assert done.stdout, done.stderr
     return msgspec.json.decode(done.stdout, type=StatusReport)
 
@@ -43,11 +43,11 @@ def test_standalone(tmp_path: Path) -> None:
             envoy = daemon.envoy()
             assert status.children["envoy"].pid == envoy.pid
             assert status.children["envoy"].started == pytest.approx(envoy.create_time(), abs=1)
-            assert asked(daemon).returncode == 0
+            assert run_status(daemon).returncode == 0
             daemon.kill_envoy()
             poll(lambda: report(daemon).children["envoy"].restarts == 1, what="the restart")
             daemon.wait_ready()
-            text = asked(daemon).stdout
+            text = run_status(daemon).stdout
             assert "READY for " in text
             assert "1 restart" in text
             assert "envoy ended with signal 9 (KILL) after" in text
@@ -62,11 +62,11 @@ def test_with_a_control_plane(tmp_path: Path) -> None:
         assert isinstance(status.relay, msgspec.Struct)
         assert status.relay.state == "open"
         assert status.relay.received is not None
-        text = asked(daemon).stdout
+        text = run_status(daemon).stdout
         assert f"control plane  {plane.url} (Kuma 2): connected to " in text
         assert "last configuration " in text
         plane.break_clusters("backend")
-        poll(lambda: "last rejection" in asked(daemon).stdout, what="the rejection")
+        poll(lambda: "last rejection" in run_status(daemon).stdout, what="the rejection")
         rejection = report(daemon).relay
         assert isinstance(rejection, msgspec.Struct)
         assert rejection.last_rejection is not None
