@@ -76,7 +76,7 @@ def test_gauge_and_counter() -> None:
     (gauge_scope, gauge), (_, counter) = metrics(
         "# HELP up Whether.\n# TYPE up gauge\n"
         f"up{LABELED} 1.5\nup 2 1600000000123\n"
-        '# TYPE asked_total counter\nasked_total{a="1",b="\\"x\\\\n\\n"} 7\n'
+        '# TYPE served_total counter\nserved_total{a="1",b="\\"x\\\\n\\n"} 7\n'
     )
     assert (gauge_scope, gauge.name, gauge.description) == ("envoy", "up", "Whether.")
     assert isinstance(gauge.data, Gauge)

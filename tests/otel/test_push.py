@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.process
 
-TEXT = b'# TYPE asked_total counter\nasked_total{c="a"} 7\n# TYPE up gauge\nup 1\n'
+TEXT = b'# TYPE served_total counter\nserved_total{c="a"} 7\n# TYPE up gauge\nup 1\n'
 
 
 class Rig:
@@ -78,13 +78,13 @@ async def wait_until(probe: Callable[[], Any], what: str) -> None:
 async def test_pushed_every_period_with_headers_and_resource(rig: Rig) -> None:
     with grpc_collector(f"unix:{rig.socket}") as (collector, _):
         rig.push_every(0.2)
-        await wait_until(lambda: len(collector.points("asked_total")) >= 2, "two pushes")
+        await wait_until(lambda: len(collector.points("served_total")) >= 2, "two pushes")
         export = collector.of("metrics")[0]
         assert export.headers["api-key"] == "k"
         resource_attributes = export.message.resource_metrics[0].resource.attributes
         resource = {attribute.key: attribute.value.string_value for attribute in resource_attributes}
         assert resource["service.name"] == "web"
-        metric, point, attributes, scope = collector.points("asked_total")[0]
+        metric, point, attributes, scope = collector.points("served_total")[0]
         assert (metric.sum.is_monotonic, point.as_double, attributes, scope) == (True, 7.0, {"c": "a"}, "envoy")
         await wait_until(lambda: rig.status()["pushed"] >= 2, "the status")
     # Garbage collection stops the loop: the modules of the SDK are exempt.
@@ -135,7 +135,7 @@ async def test_the_final_push_at_the_stop(rig: Rig) -> None:
         rig.push_every(3600)
         await asyncio.sleep(0)
         await rig.stop()
-        assert [value.as_double for _, value, _, _ in collector.points("asked_total")] == [7.0]
+        assert [value.as_double for _, value, _, _ in collector.points("served_total")] == [7.0]
         # A policy that arrives now is ignored.
         rig.push_every(0.1)
         assert rig.pusher.status() == {}
