@@ -96,15 +96,15 @@ def folder() -> Iterator[Path]:
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_child_whose_parent_was_killed_is_adopted_with_all_its_output(folder: Path, loop: str) -> None:
-    # More than a pipe holds by default, said while nobody reads.
+    # More than a pipe holds by default, written while nobody reads.
     script = (
         f"while [ ! -e {folder}/go ]; do sleep 0.01; done;"
         "n=0; while [ $n -lt 9000 ]; do n=$((n+1)); echo line $n of nine thousand; done;"
-        f"echo > {folder}/said; while [ ! -e {folder}/end ]; do sleep 0.01; done; echo bye; exit 5"
+        f"echo > {folder}/written; while [ ! -e {folder}/end ]; do sleep 0.01; done; echo bye; exit 5"
     )
     kept = Kept(folder, script)
     (folder / "go").touch()
-    poll((folder / "said").exists, what="a child that writes with no reader, and goes on")
+    poll((folder / "written").exists, what="a child that writes with no reader, and goes on")
 
     async def work() -> tuple[ExitStatus, list[str]]:
         child = kept.adopt()
@@ -236,15 +236,15 @@ async def test_two_of_one_name_have_a_fifo_each(folder: Path) -> None:
 async def test_a_program_that_is_kept_never_sees_a_broken_pipe(folder: Path) -> None:
     # Python dies of EPIPE at standard output here as Go does, and of a full pipe too.
     writing = (
-        "import os, time\nfor n in range(50): os.write(1, b'%d\\n' % n)\nopen(os.environ['SAID'], 'w')\ntime.sleep(60)"
+        "import os, time\nfor n in range(50): os.write(1, b'%d\\n' % n)\nopen(os.environ['DONE'], 'w')\ntime.sleep(60)"
     )
-    said = folder / "said"
-    command = Command((sys.executable, "-c", writing), "web", {"SAID": str(said)}, "keep", folder / "web.out")
+    written = folder / "written"
+    command = Command((sys.executable, "-c", writing), "web", {"DONE": str(written)}, "keep", folder / "web.out")
     child = await Child.spawn(command)
     # As when kumadp is killed: nobody has the read end.
     asyncio.get_running_loop().remove_reader(child._pump.descriptor)
     os.close(child._pump.descriptor)
     child._pump._descriptor = -1
-    poll(said.exists, what="a program that wrote and lives")
+    poll(written.exists, what="a program that wrote and lives")
     child.send_signal(signal.SIGKILL)
     assert await child.wait() == ExitStatus(None, signal.SIGKILL)

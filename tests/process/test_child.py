@@ -165,7 +165,7 @@ async def test_what_cannot_be_run_is_reported(tmp_path: Path, name: str) -> None
         await Child.spawn(Command((str(tmp_path / name),), "child", {}))
 
 
-async def test_what_is_no_program_says_so(tmp_path: Path) -> None:
+async def test_what_is_no_program_is_an_error_with_the_reason(tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_bytes(b"\x00\x01\x02")
     program.chmod(0o755)

@@ -171,7 +171,7 @@ def test_it_is_written_only_where_there_is_a_file_for_it(site: Site, tmp_path: P
     assert there.read_text() == "exit code 70: why\n"
     assert not not_there.exists()
     asyncio.run(site.crashes.close(0, "stopped", str(there)))
-    assert there.read_text() == "exit code 70: why\n", "a clean end has nothing to say"
+    assert there.read_text() == "exit code 70: why\n", "a clean end has no story"
 
 
 def test_the_kernel_s_log(tmp_path: Path) -> None:

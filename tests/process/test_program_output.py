@@ -83,6 +83,6 @@ async def test_being_cancelled_leaves_nothing(tmp_path: Path) -> None:
     poll(lambda: not is_alive(pid_in(file)), what="its end")
 
 
-async def test_what_cannot_be_run_says_so(tmp_path: Path) -> None:
+async def test_what_cannot_be_run_is_an_error_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         await output_of(tmp_path / "none", environment={}, deadline=1.0)

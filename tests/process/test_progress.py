@@ -1,4 +1,4 @@
-"""Deadlines that follow progress: the rule with a clock of its own, and real processes that work or do not."""
+"""Deadlines that follow progress: the rule with a simulated clock, and real processes that work or do not."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Watched:
             "sleeper",
             self._command,
             policy,
-            bring_up or self._says_up,
+            bring_up or self._reports_up,
             SupervisorOptions(
                 permanent_failure=permanent,
                 why_no_restart=unwanted,
@@ -64,7 +64,7 @@ class Watched:
     async def _command(self) -> Command:
         return Command(self._argv, "sleeper", {"PATH": os.defpath})
 
-    async def _says_up(self, child: Child) -> None:
+    async def _reports_up(self, child: Child) -> None:
         while "up" not in child.tail(5):
             await asyncio.sleep(0.005)
         self.pids.append(child.pid)
