@@ -57,7 +57,7 @@ def open_stream(channel: Channel) -> Any:
     )
 
 
-def ask(type_url: str, *names: str, node: str = "", nonce: str = "", version: str = "", file: bool = True) -> Any:
+def query(type_url: str, *names: str, node: str = "", nonce: str = "", version: str = "", file: bool = True) -> Any:
     request = discovery_pb2.DiscoveryRequest(type_url=type_url, resource_names=names, response_nonce=nonce)
     request.version_info = version
     if node:
@@ -72,7 +72,7 @@ async def refusal(channel: Channel) -> GRPCError:
     """What ends a new stream of the node."""
     try:
         async with open_stream(channel) as stream:
-            await stream.send_message(ask(CLUSTER, node=NODE))
+            await stream.send_message(query(CLUSTER, node=NODE))
             await stream.recv_message()
     except GRPCError as error:
         return error
@@ -84,13 +84,13 @@ async def test_a_second_stream_of_a_node_is_refused_until_the_first_is_freed(
 ) -> None:
     plane.faults.linger = 0.5
     async with open_stream(channel) as first:
-        await first.send_message(ask(CLUSTER, node=NODE))
+        await first.send_message(query(CLUSTER, node=NODE))
         assert (await first.recv_message()).nonce == "1"
         refused = await refusal(channel)
         assert refused.status is Status.UNKNOWN
         assert refused.message == "there is already an active stream from this node, try again later"
         async with open_stream(channel) as other:
-            await other.send_message(ask(CLUSTER, node=OTHER))
+            await other.send_message(query(CLUSTER, node=OTHER))
             await asyncio.to_thread(poll, lambda: plane.registered == [NODE, OTHER], what="both nodes in the mesh")
             await other.cancel()
         await asyncio.to_thread(poll, lambda: plane.journal.events(What.FREED, node=OTHER), what="the other freed")
@@ -102,7 +102,7 @@ async def test_a_second_stream_of_a_node_is_refused_until_the_first_is_freed(
         closed, freed = (plane.journal.events(what, node=node)[-1] for what in (What.CLOSED, What.FREED))
         assert freed.at - closed.at > 0.4
     async with open_stream(channel) as third:
-        await third.send_message(ask(CLUSTER, node=NODE))
+        await third.send_message(query(CLUSTER, node=NODE))
         assert (await third.recv_message()).nonce == "1"
         await third.cancel()
 
@@ -111,7 +111,7 @@ async def test_without_a_dataplane_file_the_node_is_free_at_once(plane: XdsContr
     plane.faults.linger = 600
     for _turn in range(2):
         async with open_stream(channel) as stream:
-            await stream.send_message(ask(CLUSTER, node=NODE, file=False))
+            await stream.send_message(query(CLUSTER, node=NODE, file=False))
             assert await stream.recv_message() is not None
             await stream.end()
 
@@ -127,10 +127,10 @@ async def test_a_request_that_names_fewer_resources_than_there_are_is_not_answer
     plane: XdsControlPlane, channel: Channel
 ) -> None:
     async with open_stream(channel) as stream:
-        await stream.send_message(ask(ENDPOINTS, "one", node=NODE))
+        await stream.send_message(query(ENDPOINTS, "one", node=NODE))
         await asyncio.to_thread(poll, lambda: plane.journal.events(What.UNANSWERED), what="a request not answered")
         assert plane.journal.responses() == []
-        await stream.send_message(ask(ENDPOINTS, "one", "two"))
+        await stream.send_message(query(ENDPOINTS, "one", "two"))
         answer = await stream.recv_message()
         assert len(answer.resources) == 2
         await stream.cancel()
@@ -138,10 +138,10 @@ async def test_a_request_that_names_fewer_resources_than_there_are_is_not_answer
 
 async def test_a_stale_nonce_is_ignored_and_an_old_version_answered(plane: XdsControlPlane, channel: Channel) -> None:
     async with open_stream(channel) as stream:
-        await stream.send_message(ask(CLUSTER, node=NODE))
+        await stream.send_message(query(CLUSTER, node=NODE))
         first = await stream.recv_message()
-        await stream.send_message(ask(CLUSTER, nonce="other", version=first.version_info))
-        await stream.send_message(ask(CLUSTER, nonce=first.nonce, version=first.version_info))
+        await stream.send_message(query(CLUSTER, nonce="other", version=first.version_info))
+        await stream.send_message(query(CLUSTER, nonce=first.nonce, version=first.version_info))
         await asyncio.to_thread(plane.mesh(NODE).outbound, 3, "three", ("127.0.0.1", 3))
         second = await stream.recv_message()
         assert (second.nonce, len(second.resources)) == ("2", 3)
@@ -151,29 +151,29 @@ async def test_a_stale_nonce_is_ignored_and_an_old_version_answered(plane: XdsCo
 
 async def test_a_new_stream_is_answered_whatever_version_it_has(plane: XdsControlPlane, channel: Channel) -> None:
     async with open_stream(channel) as stream:
-        await stream.send_message(ask(CLUSTER, node=NODE, version=plane.version_of(NODE, CLUSTER)))
+        await stream.send_message(query(CLUSTER, node=NODE, version=plane.version_of(NODE, CLUSTER)))
         assert (await stream.recv_message()).nonce == "1"
         await stream.cancel()
 
 
-async def test_a_refused_token_says_why(plane: XdsControlPlane, channel: Channel) -> None:
+async def test_a_refused_token_has_a_reason(plane: XdsControlPlane, channel: Channel) -> None:
     plane.faults.refuse_token = lambda token: f"{token} is not signed"
     refused = await refusal(channel)
     assert (refused.status, refused.message) == (Status.UNKNOWN, "authentication failed: token is not signed")
 
 
-async def test_resources_come_in_another_order_and_slowly_when_asked(plane: XdsControlPlane, channel: Channel) -> None:
+async def test_resources_come_in_another_order_and_slowly_on_request(plane: XdsControlPlane, channel: Channel) -> None:
     plane.faults.slow = plane.faults.registering = 0.01
     orders: set[tuple[bytes, ...]] = set()
     async with open_stream(channel) as stream:
-        await stream.send_message(ask(CLUSTER, node=NODE))
+        await stream.send_message(query(CLUSTER, node=NODE))
         while len(orders) < 2:
             answer = await stream.recv_message()
             orders.add(tuple(resource.value for resource in answer.resources))
-            await stream.send_message(ask(CLUSTER, nonce=answer.nonce, version=answer.version_info))
+            await stream.send_message(query(CLUSTER, nonce=answer.nonce, version=answer.version_info))
             await asyncio.to_thread(plane.renew_versions, NODE)
         await stream.cancel()
-    asked = plane.journal.requests(CLUSTER)[0]
+    first_request = plane.journal.requests(CLUSTER)[0]
     registered, sent = plane.journal.events(What.REGISTERED)[0], plane.journal.responses(CLUSTER)[0]
     admitted = plane.journal.events(What.ADMITTED)[0]
-    assert admitted.at + 0.01 <= registered.at <= asked.at <= sent.at - 0.01
+    assert admitted.at + 0.01 <= registered.at <= first_request.at <= sent.at - 0.01

@@ -132,7 +132,7 @@ async def test_what_is_not_served_is_refused(tmp_path: Path) -> None:
 
 
 @on_both_loops
-async def test_a_peer_that_is_not_allowed_hears_nothing(tmp_path: Path) -> None:
+async def test_a_peer_that_is_not_allowed_receives_nothing(tmp_path: Path) -> None:
     async with serving(tmp_path / "s", lambda _uid: False) as side:
         reader, writer = await asyncio.open_unix_connection(side.path)
         assert await reader.read() == b""

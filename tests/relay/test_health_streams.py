@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
-class StandIn:
+class FakeStream:
     """One stream: what is put comes out of ``receive``, a StreamEnded is raised there; ``sent`` is what was sent."""
 
     def __init__(self) -> None:
@@ -47,17 +47,17 @@ class Streams:
     """The health streams of Envoys, pid and epoch being the same number, and those to the control plane."""
 
     def __init__(self) -> None:
-        self.up: list[StandIn] = []
+        self.up: list[FakeStream] = []
         self.health = HealthRelay(self.open, lambda pid: pid)
 
     async def open(self, path: str) -> Call:
         assert path == HDS
-        self.up.append(StandIn())
+        self.up.append(FakeStream())
         return cast("Call", self.up[-1])
 
     @contextlib.asynccontextmanager
-    async def envoy(self, epoch: int, first: bytes = b"") -> AsyncIterator[StandIn]:
-        call, first = StandIn(), first or b"request %d" % epoch
+    async def envoy(self, epoch: int, first: bytes = b"") -> AsyncIterator[FakeStream]:
+        call, first = FakeStream(), first or b"request %d" % epoch
         call.incoming.put_nowait(first)
         count = len(self.up)
         task = asyncio.create_task(self.health.serve(cast("Call", call), epoch))
@@ -76,7 +76,7 @@ async def until(seen: object, what: str) -> None:
     await poll_async(probe, what=what)
 
 
-async def settle(call: StandIn) -> None:
+async def settle(call: FakeStream) -> None:
     """Wait until what was put has been read."""
     await until(call.incoming.empty, "everything read")
     for _ in range(5):

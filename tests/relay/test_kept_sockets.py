@@ -26,7 +26,7 @@ OWN = "own"
 
 
 class OwnListener:
-    """One more listener to the service, on a port of its own."""
+    """One more listener to the service, on another port."""
 
     def __init__(self, at: RelayStage, relay: RunningRelay) -> None:
         self.at, self.relay = at, relay

@@ -181,7 +181,7 @@ async def test_a_planted_secret_is_not_in_the_file(tmp_path: Path, name: str) ->
     again = await loaded(tmp_path)
     assert again is not None
     assert set(again.left_out) == {type_url}
-    # Its names stay, so that they are asked for at once.
+    # Its names stay, so that they are requested at once.
     assert again.memory.types == (TypeSnapshot(type_url, ("a",)), TypeSnapshot(other, (), response(other)))
 
 

@@ -58,9 +58,9 @@ class Kuma:
             "readinessPort": 9902,
             "features": [],
         }
-        asked = urllib.request.Request("https://localhost:5678/bootstrap", data=json.dumps(request).encode())
-        asked.add_header("accept", "application/json")
-        with urllib.request.urlopen(asked, context=ssl.create_default_context(cadata=self.ca)) as answer:
+        post = urllib.request.Request("https://localhost:5678/bootstrap", data=json.dumps(request).encode())
+        post.add_header("accept", "application/json")
+        with urllib.request.urlopen(post, context=ssl.create_default_context(cadata=self.ca)) as answer:
             return parse_bootstrap(base64.b64decode(json.loads(answer.read())["bootstrap"]))
 
 

@@ -68,7 +68,7 @@ def test_a_connection_of_the_previous_listener_is_served_until_it_has_drained(at
                 connection.request("GET", "/")
                 response = connection.getresponse()
             except ConnectionError:
-                # Envoy's drain time was over before the next answer could say so.
+                # Envoy's drain time was over before the next answer could show it.
                 assert answers is drained
                 connection.close()
                 return False
@@ -83,7 +83,7 @@ def test_a_connection_of_the_previous_listener_is_served_until_it_has_drained(at
     assert all(view["accepted"] == view["latest"] and not view["open"] for view in relay.status["types"])
 
 
-def test_an_envoy_that_starts_meanwhile_does_not_get_it(at: RelayStage) -> None:
+def test_an_envoy_that_starts_during_that_time_does_not_get_it(at: RelayStage) -> None:
     relay = at.relay(drain_time=60.0)
     at.envoy(relay).wait_live()
     at.wait_traffic()
