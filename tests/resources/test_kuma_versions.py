@@ -151,7 +151,7 @@ def test_one_note_for_all_items_of_a_list() -> None:
 
 
 def test_each_version_refuses_something_else() -> None:
-    """Then nothing accepts the whole, and each problem says who refuses it."""
+    """Then nothing accepts the whole, and each problem names who refuses it."""
     assert problems(ROWS["no inbound, an outbound by tags"]) == []
     tree = {**ROWS["no inbound, an outbound by tags"], "metrics": {"type": "graphite"}}
     assert problems(tree) == [
@@ -295,7 +295,7 @@ def test_versions_in_a_text(versions: list[str], text: str) -> None:
     assert listed(versions) == text
 
 
-# Rows of the table in configs/README.md, and the Dataplanes that show what it says.
+# Rows of the table in configs/README.md, and the Dataplanes that show the same.
 IN_README = {
     "inbound without `tags`": ["inbound without tags"],
     "`protocol` of an inbound": ["inbound with protocol http2"],

@@ -59,7 +59,7 @@ def changed(**changes: Any) -> dict[str, Any]:
     return tree
 
 
-def told(tree: dict[str, Any]) -> list[str]:
+def reported(tree: dict[str, Any]) -> list[str]:
     try:
         load_resource(yaml.safe_dump(tree, sort_keys=False), "dp.yaml")
     except ResourceError as error:
@@ -345,7 +345,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_problem_has_its_path_and_a_hint(name: str) -> None:
     tree, expected = WRONG[name]
-    lines = told(tree)
+    lines = reported(tree)
     assert len([line for line in lines if expected in line]) == 1, lines
 
 
@@ -415,7 +415,7 @@ FINE: dict[str, dict[str, Any]] = {
         networking__inbound=REMOVED,
         networking__listeners=[{"type": "ZoneIngress", "address": "10.0.0.1", "port": 10001, "name": "in"}],
     ),
-    "a probe is one of TCP, said or not": changed(**{IN + "serviceProbe": {"interval": "5s"}}),
+    "a probe is one of TCP, named or not": changed(**{IN + "serviceProbe": {"interval": "5s"}}),
     "what is null is not there": changed(
         networking__gateway=None, networking__transparentProxying=None, probes=None, metrics=None
     ),
@@ -440,7 +440,7 @@ FINE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", FINE)
 def test_valid_resources_pass(name: str) -> None:
-    assert told(FINE[name]) == []
+    assert reported(FINE[name]) == []
 
 
 def test_a_probe_port_with_two_meanings_is_noted() -> None:
@@ -699,7 +699,7 @@ def test_transparent_proxying_binds_two_ports() -> None:
     ],
 )
 def test_rules_of_zone_proxies(text: str, expected: str) -> None:
-    assert any(expected in line for line in told(yaml.safe_load(text)))
+    assert any(expected in line for line in reported(yaml.safe_load(text)))
 
 
 ADDRESSES = st.sampled_from(["0.0.0.0", "::", "127.0.0.1", "10.0.0.1", "::1", "2001:db8::1", "::ffff:10.0.0.1"])
