@@ -8,7 +8,7 @@ from tests.support.compatibility import NOT_IN_IT, VERSIONS, in_readme, marked, 
 
 
 def test_readme_shows_the_stored_results() -> None:
-    assert in_readme() == table(stored()), "write it anew: python -m tests.support.compatibility"
+    assert in_readme() == table(stored()), "write it again: python -m tests.support.compatibility"
 
 
 @pytest.mark.parametrize("version", VERSIONS)

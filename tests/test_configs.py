@@ -1,4 +1,4 @@
-"""Every file of configs/ is taken by what it is written for, and says what its comments say."""
+"""Every file of configs/ is taken by what it is written for, and does what its comments describe."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.support.ports import LOWEST, free_ports
 
-ASK = """
+QUERY = """
 import json, sys
 from tests.support.ports import free_ports
 print(json.dumps(free_ports(100)), flush=True)
@@ -22,7 +22,7 @@ def test_neither_the_kernel_nor_a_neighbour_gives_out_our_ports() -> None:
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     root = Path(__file__).parent.parent
     ours = free_ports(100)
-    command = [sys.executable, "-c", ASK]
+    command = [sys.executable, "-c", QUERY]
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         theirs = json.loads(other.stdout.readline())

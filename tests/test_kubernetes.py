@@ -62,7 +62,7 @@ def test_it_is_a_native_sidecar_that_drains_inbound_first(pod: dict[str, Any], s
     assert pod["terminationGracePeriodSeconds"] > parse_duration(environment["KUMA_DATAPLANE_DRAIN_TIME"])
 
 
-def test_every_probe_asks_for_readiness(sidecar: dict[str, Any]) -> None:
+def test_every_probe_requests_readiness(sidecar: dict[str, Any]) -> None:
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert sidecar[probe]["httpGet"] == {"path": "/ready", "port": 9901}
 

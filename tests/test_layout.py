@@ -264,7 +264,7 @@ def strings_of(path: Path) -> list[str]:
     ]
 
 
-def test_file_names_of_the_work_directory_stand_in_one_module() -> None:
+def test_file_names_of_the_work_directory_are_in_one_module() -> None:
     constants = (
         work_dir.LOCK_FILE,
         work_dir.STATE_FILE,

@@ -109,8 +109,8 @@ def test_it_is_known_how_each_target_is_shown_to_work() -> None:
 
 
 def test_help_names_every_target(tree: Path) -> None:
-    told = make(tree).stdout
-    assert set(re.findall(r"^make ([a-z]+)", told, re.MULTILINE)) == set(SHOWN_BY) - {"help"}
+    reported = make(tree).stdout
+    assert set(re.findall(r"^make ([a-z]+)", reported, re.MULTILINE)) == set(SHOWN_BY) - {"help"}
 
 
 def test_lint_changes_nothing(tree: Path) -> None:
@@ -157,7 +157,7 @@ def test_coredns_is_not_built_where_it_is_not_needed(tree: Path, tmp_path: Path)
     assert make(tree, "coredns", PATH=path).stdout == ""
 
 
-def test_coredns_that_cannot_be_built_is_told_and_passed_over(tree: Path, tmp_path: Path) -> None:
+def test_coredns_that_cannot_be_built_is_reported_and_passed_over(tree: Path, tmp_path: Path) -> None:
     path = bare_path(tmp_path / "p", "sh", "make", "mkdir")
     (tmp_path / "p" / "go").write_text("#!/bin/sh\necho no module proxy here >&2\nexit 1\n")
     (tmp_path / "p" / "go").chmod(0o755)
@@ -174,7 +174,7 @@ def test_deb_builds_what_the_package_test_builds() -> None:
 
 @pytest.mark.parametrize(
     ("target", "item"),
-    [("bench", "test_start_to_bootstrap_request"), ("attack", "test_nonsense_is_an_error_that_says_what_is_wrong")],
+    [("bench", "test_start_to_bootstrap_request"), ("attack", "test_nonsense_is_an_error_that_names_what_is_wrong")],
 )
 def test_it_collects_without_plugins_and_one_item_runs(tree: Path, target: str, item: str) -> None:
     path = f"{bare_path(tree / 'p', 'coredns')}:{os.environ['PATH']}"
@@ -233,14 +233,14 @@ def test_a_lock_names_no_host_and_hashes_everything(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "extras"), [("demo.txt", ["envoy"]), ("test.txt", ["envoy", "otel", "dev"])])
-def test_a_lock_holds_what_pyproject_asks_for(name: str, extras: list[str]) -> None:
+def test_a_lock_holds_what_pyproject_requires(name: str, extras: list[str]) -> None:
     from packaging.requirements import Requirement
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    asked = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-    asked += [one for extra in extras for one in project["project"]["optional-dependencies"][extra]]
+    required = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    required += [one for extra in extras for one in project["project"]["optional-dependencies"][extra]]
     pinned = locked(name)
-    for text in asked:
+    for text in required:
         wanted = Requirement(text)
         key = re.sub(r"[-_.]+", "-", wanted.name).lower()
         if key != "kumadp":
@@ -278,7 +278,7 @@ def test_progress_shows_why_something_failed() -> None:
     assert done.stderr.splitlines() == ["because", "working: failed"]
 
 
-def test_progress_tells_that_it_goes_on_and_ends_everything_on_ctrl_c(tmp_path: Path) -> None:
+def test_progress_shows_that_it_goes_on_and_ends_everything_on_ctrl_c(tmp_path: Path) -> None:
     # The grandchild holds the write end: the FIFO ends when it is gone.
     os.mkfifo(tmp_path / "f")
     script = f"echo step 1; (sleep 300; :) >{tmp_path}/f & wait"

@@ -1,12 +1,15 @@
 """The words that operators read: log lines, errors, help, status texts and documents use plain technical terms.
 
-`AVOIDED` has the others; kumadp/README.md has the terms to use. Names and comments are for reviewers to judge.
+`AVOIDED` has the others; kumadp/README.md has the terms to use. In tests names and comments are held to it too; in
+kumadp these are for reviewers to judge.
 """
 
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "kumadp").rglob("*.py"))
+TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__).resolve())
 DOCUMENTS = sorted(
     path
     for pattern in (
@@ -54,6 +58,17 @@ def shown_texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, text
 
 
+def words_of_tests(text: str) -> Iterator[tuple[int, str]]:
+    """Line and words of all names, comments, and strings of several words; a single one is a key or a value."""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.NAME:
+            name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", token.string).replace("_", " ")
+            yield token.start[0], name
+            yield token.start[0], name.replace(" ", "-")
+        elif token.type == tokenize.COMMENT or (token.type == tokenize.STRING and " " in token.string):
+            yield token.start[0], LABEL.sub("", token.string)
+
+
 def avoided_in(path: Path) -> list[str]:
     """The lines with such words."""
     text = path.read_text(encoding="utf-8")
@@ -66,6 +81,25 @@ def avoided_in(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", [*MODULES, *DOCUMENTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_operators_read_plain_words(path: Path) -> None:
     assert avoided_in(path) == []
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_are_written_in_plain_words(path: Path) -> None:
+    words = words_of_tests(path.read_text(encoding="utf-8"))
+    assert [f"{line}: {text[:100]}" for line, text in words if AVOIDED.search(text)] == []
+
+
+def test_the_check_of_tests_finds_them() -> None:
+    code = '''
+def test_who_asked_hears(told, StandIn, stand_in, for_good):
+    """What it says."""  # Meanwhile.
+    assert says_all["said"] == "asked for"
+'''
+    words = [word for _, text in words_of_tests(code) for word in AVOIDED.findall(text)]
+    assert set(words) == {
+        *("asked", "hears", "told", "Stand-In", "stand-in", "for good", "says", "Meanwhile"),
+    }
+    assert words.count("asked") == 3  # The name in two forms, and the string.
 
 
 def test_the_check_finds_them() -> None:

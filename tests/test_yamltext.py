@@ -1,4 +1,4 @@
-"""YAML from outside cannot blow anything up, and what is harmless is read as YAML says."""
+"""YAML from outside cannot blow anything up, and what is harmless is read by the rules of YAML."""
 
 from __future__ import annotations
 

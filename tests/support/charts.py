@@ -56,7 +56,7 @@ def _svg(height: float, title: str, parts: list[str]) -> str:
 
 
 def bar_chart(title: str, bars: Sequence[Bar], most: float) -> str:
-    """Return horizontal bars on an axis from 0 to ``most``; a longer one is cut, and its label tells its length."""
+    """Return horizontal bars on an axis from 0 to ``most``; a longer one is cut, and its label has its length."""
     scale = (WIDTH - LABELS - RIGHT) / most
     bottom = 34 + ROW * len(bars)
     parts = [_line(LABELS + tick * scale, 30, LABELS + tick * scale, bottom, "axis") for tick in (0.0, 1.0)]

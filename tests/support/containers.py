@@ -156,7 +156,7 @@ class Container:
 
     def fetch(self, url: str) -> str:
         """What a GET within it answers; there is no curl."""
-        script = "import sys, urllib.request as ask; print(ask.urlopen(sys.argv[1], timeout=10).read().decode())"
+        script = "import sys, urllib.request as http; print(http.urlopen(sys.argv[1], timeout=10).read().decode())"
         return self.run("python3", "-c", script, url)
 
     def log(self) -> str:

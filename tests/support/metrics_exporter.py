@@ -24,7 +24,7 @@ class _Exporter(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.seen.append((self.client_address[0], dict(self.headers)))
-        body = f'# TYPE app_asked_total counter\napp_asked_total{{path="{self.path}"}} 1\n'.encode()
+        body = f'# TYPE app_requests_total counter\napp_requests_total{{path="{self.path}"}} 1\n'.encode()
         self.send_response(200)
         self.send_header("content-type", "text/plain; version=0.0.4")
         self.end_headers()

@@ -60,7 +60,7 @@ TABLE = [
     Row("endless body", "/{web}/endless", 200, OK),
     Row("large head", "/{web}/large", 200, OK),
     Row("no http", "/{web}/garbage", 503, SICK),
-    Row("nothing said", "/{silent}/", 503, SICK),
+    Row("no answer", "/{silent}/", 503, SICK),
     Row("nobody there", "/{closed}/", 503, SICK),
     Row("port 0", "/0/", 503, SICK),
     Row("https", "/{tls}/code/200", 200, OK, HTTPS),

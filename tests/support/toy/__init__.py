@@ -1,1 +1,1 @@
-"""A feature of its own: what it takes to add a child process, a status section, a condition, a section handed over."""
+"""An own feature: what it takes to add a child process, a status section, a condition, a section handed over."""

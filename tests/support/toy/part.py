@@ -79,7 +79,7 @@ class ToyPart(Part):
         return {NAME: {"programs": self._programs, "drain_time": self._grace}}
 
     async def apply(self, settings: Settings) -> Sequence[str]:
-        """Apply an option, and say so."""
+        """Apply an option, and report it."""
         self._grace = settings.drain_time
         return (f"the toy has {self._grace:.0f} s",)
 

@@ -112,7 +112,7 @@ class DeltaServer:
     def respond(self, *kinds: str, withheld: Collection[str] = ()) -> Iterator[tuple[Any, bool]]:
         """Responses of types, of all unless named, each with whether it follows a rejection.
 
-        Those to one change are all decided here: a client that answers the first meanwhile changes nothing in them.
+        Those to one change are all decided here: a client that answers the first at once changes nothing.
         """
         known = self._subscriptions
         for kind in kinds or (
@@ -212,7 +212,7 @@ class DeltaStream(DiscoveryStream):
         self.admit(request.node)
         if self.service is Service.SILENT:
             return
-        # Requests are read meanwhile, and answered together when there is something to answer.
+        # Requests are read at the same time, and answered together when there is something to answer.
         if delay := self.shared.faults.registering:
             self._registering = asyncio.get_running_loop().call_later(delay, self._register)
         else:
@@ -236,7 +236,7 @@ class DeltaStream(DiscoveryStream):
         await self._answer()
 
     async def _answer(self, *kinds: str) -> None:
-        """Answer what is open and has something to say, in these types or in all."""
+        """Answer what is open and has something to send, in these types or in all."""
         faults = self.shared.faults
         if faults.silent or not self.has_snapshot:
             return

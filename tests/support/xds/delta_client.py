@@ -1,4 +1,4 @@
-"""A small Delta client that is not Envoy: it sends what it is asked to, and answers nothing by itself."""
+"""A small Delta client that is not Envoy: it sends what the test requests, and answers nothing by itself."""
 
 from __future__ import annotations
 

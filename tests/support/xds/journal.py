@@ -17,7 +17,7 @@ class Kind(enum.Enum):
     FIRST = "first of its type on its stream"
     ACK = "took the response"
     NACK = "rejected the response"
-    NAMES = "asked for other resources"
+    NAMES = "requested other resources"
     STALE = "answered an older response: ignored, but for Delta"
 
 

@@ -140,7 +140,7 @@ class XdsControlPlane:
 
     @property
     def version(self) -> str:
-        """Which version of Kuma this is for streams that open and bootstraps that are asked for from now on."""
+        """Which version of Kuma this is for streams that open and bootstraps that are requested from now on."""
         return self._version
 
     @version.setter
