@@ -128,7 +128,9 @@ def _control_plane(status: Status, now: float) -> Iterator[str]:
     for withheld in relay.get("withheld", ()):
         what = f"{withheld['type'].rpartition('.')[2]} {withheld['name']}"
         why = f": {withheld['reason']}" if withheld["reason"] else ""
-        yield on_one_line(f"withheld from Envoy for {format_elapsed(now - withheld['since'])}: {what}{why}")
+        at = withheld.get("retry_at")
+        retry = f"; retried in {format_elapsed(max(0.0, at - now))}" if at else ""
+        yield on_one_line(f"withheld from Envoy for {format_elapsed(now - withheld['since'])}: {what}{why}{retry}")
     if more := relay.get("withheld_count", 0) - len(relay.get("withheld", ())):
         yield f"withheld from Envoy: {more} more"
     if "stale_since" in status:

@@ -85,7 +85,8 @@ class Envoys:
         """
         withheld = exchange.narrowing.excluded()
         if not (down.fresh and (exchange.took or down.epoch in self.live)):
-            withheld.update(key for key in subscription.rejected if not exchange.runs(key))
+            retried = exchange.narrowing.retried
+            withheld.update(key for key in subscription.rejected if not exchange.runs(key) and key not in retried)
         return withheld
 
     def types(self) -> set[str]:

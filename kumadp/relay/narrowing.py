@@ -26,6 +26,8 @@ _NAMING = "Error adding/updating"
 class Narrowing:
     """What one Envoy rejects of one type. ``refused``: resources and Envoy's text; ``pending`` groups are tried later.
 
+    ``retried`` ones are given to it although an Envoy has rejected them.
+
     If Envoy's text names resources, only these are refused. Otherwise the new ones are tried in halves, so that good
     resources next to a bad one are applied.
     """
@@ -33,6 +35,7 @@ class Narrowing:
     def __init__(self) -> None:
         self.refused: dict[Key, str] = {}
         self.pending: deque[tuple[Key, ...]] = deque()
+        self.retried: set[Key] = set()
         self._reason = ""
         self._attempts = 0
 
@@ -64,6 +67,7 @@ class Narrowing:
         suspects = suspects or [resource.key for resource in unknown or (() if others else known)]
         if not suspects:
             return False
+        self.retried.difference_update(suspects)
         self._attempts += 1
         self._reason = reason[:LONGEST_REASON]
         if is_named or len(suspects) == 1 or self._attempts > MOST_ATTEMPTS:
@@ -75,6 +79,11 @@ class Narrowing:
             half = len(suspects) // 2
             self.pending += (tuple(suspects[:half]), tuple(suspects[half:]))
         return True
+
+    def retry(self, key: Key) -> None:
+        """Give Envoy what was rejected."""
+        self.refused.pop(key, None)
+        self.retried.add(key)
 
     def _late(self, names: frozenset[str]) -> list[Key]:
         """Return which resources of an earlier response are rejected only now, and take them out of what is tried.
@@ -90,6 +99,7 @@ class Narrowing:
 
     def accepted(self) -> None:
         """Envoy has accepted what it was given: the next group is tried with it."""
+        self.retried.clear()
         self._attempts = self._attempts if self.pending else 0
         self.next_group()
 

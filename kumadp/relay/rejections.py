@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from kumadp.relay.actions import ResponseRejected
+    from kumadp.relay.resources import Key
     from kumadp.relay.subscription import WithheldResource
 
 # Entries of the status.
@@ -22,10 +23,16 @@ MOST_SHOWN = 50
 
 
 class Rejections:
-    """Follows what ``withheld`` returns: the resources that Envoy is not given."""
+    """Follows what ``withheld`` returns: the resources that Envoy is not given.
 
-    def __init__(self, withheld: Callable[[], Sequence[WithheldResource]]) -> None:
+    ``retry_at`` returns when Envoy is given one again, by the relay's clock; None if it is not.
+    """
+
+    def __init__(
+        self, withheld: Callable[[], Sequence[WithheldResource]], retry_at: Callable[[Key], float | None]
+    ) -> None:
         self._withheld = withheld
+        self._retry_at = retry_at
         self._since: dict[tuple[str, str, bytes], float] = {}
         self.last: dict[str, object] | None = None
 
@@ -45,10 +52,10 @@ class Rejections:
         self._since = {key: self._since.get(key, now) for key in keys}
         return withheld
 
-    def status(self) -> tuple[list[dict[str, object]], Counter[str]]:
+    def status(self, epoch: float) -> tuple[list[dict[str, object]], Counter[str]]:
         """Return the withheld resources in JSON types, at most 50, and how many there are of each type.
 
-        Times are in seconds since 1970.
+        Times are in seconds since 1970; ``epoch`` is the time of the relay's clock at 0.
         """
         withheld = self._note(round(time.time(), 3))
         shown: list[dict[str, object]] = [
@@ -58,6 +65,7 @@ class Rejections:
                 "reason": _shown(each.type_url, each.reason),
                 "policies": list(policies(each.resource)),
                 "since": self._since[each.type_url, each.name, each.digest],
+                "retry_at": None if (at := self._retry_at((each.name, each.digest))) is None else round(epoch + at, 3),
             }
             for each in withheld[:MOST_SHOWN]
         ]

@@ -120,7 +120,7 @@ class Relay:
         self._unanswered = Unanswered(options.clock, self._note_silence)
         self._renewed_at = -inf
         self._changed_at: dict[str, float] = {}
-        self._rejections = Rejections(machine.withheld)
+        self._rejections = Rejections(machine.withheld, machine.retries.at)
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     async def run(self, up: Callable[[], None]) -> None:
@@ -210,7 +210,7 @@ class Relay:
         """Return the status section in JSON types; times in seconds since 1970."""
         facts, now = self._upstream.facts, self._clock()
         epoch = time.time() - now
-        withheld, numbers = self._rejections.status()
+        withheld, numbers = self._rejections.status(epoch)
         return {
             "state": facts.state.value,
             "since": round(epoch + facts.since, 3),

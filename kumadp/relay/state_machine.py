@@ -30,6 +30,7 @@ from kumadp.relay.messages import (
 )
 from kumadp.relay.offer import Delivery, EnvoyOffer
 from kumadp.relay.resources import changed_names, endpoint_name
+from kumadp.relay.retries import Retries
 from kumadp.relay.snapshot import RelaySnapshot
 from kumadp.relay.subscription import Subscription, TypeView, WithheldResource, held_of, in_order
 from kumadp.relay.upstream_requests import UpstreamRequests
@@ -66,7 +67,7 @@ class RelayStateMachine:
         self._subscriptions: dict[str, Subscription] = {}
         self._envoys = Envoys()
         self.held, self._listener_hold = HeldClusters(drain_time), ListenerHold(self._envoys)
-        self._jams = JamGuard(self._envoys)
+        self._jams, self.retries = JamGuard(self._envoys), Retries(self._envoys)
         self._judge = Judge(self._up, self._envoys, self.held)
         if snapshot is not None:
             self._load(snapshot)
@@ -229,12 +230,13 @@ class RelayStateMachine:
     def next_tick(self) -> float | None:
         """Return when `tick` is due, at once if it is to note a time; None if it is not."""
         trial = self._judge.next_trial(self._subscriptions.values(), TRIAL_AFTER, self._remembered)
+        retry = self.retries.next_tick(self._subscriptions.get(LISTENER))
         timers = (self.held, self._listener_hold, self._jams)
-        due = (trial[0] if trial else None, *(timer.next_tick() for timer in timers))
+        due = (trial[0] if trial else None, retry, *(timer.next_tick() for timer in timers))
         return min((each for each in due if each is not None), default=None)
 
     def tick(self, now: float) -> list[RelayAction]:
-        """Do what is due at ``now`` (seconds, the same clock): see `_try_again`, `HeldClusters` and `_free_jam`."""
+        """Do what is due at ``now`` (seconds, the same clock): see `_try_again` and what has a ``tick``."""
         actions = self._try_again(now)
         if self.held.tick(now):
             self._subscriptions[CLUSTER].forget_offers()
@@ -243,6 +245,8 @@ class RelayStateMachine:
             actions += self._serve_after_clusters(down)
         for down, exchange in self._jams.tick(now):
             actions += self._free_jam(down, exchange)
+        for down, exchange in self.retries.tick(now, self._subscriptions.get(LISTENER)):
+            actions += self._serve(down, self._subscriptions[LISTENER], exchange)
         return actions
 
     def _try_again(self, now: float) -> list[RelayAction]:

@@ -41,6 +41,7 @@ class Withheld(Struct, forbid_unknown_fields=True):
     reason: Annotated[str, field("In Envoy's words; empty for secrets.")]
     policies: Annotated[list[str], field("KRIs of policies that the resource mentions; its fault may come from one.")]
     since: Time
+    retry_at: Annotated[float | None, field("When Envoy is given it again; None: once it changes.")]
 
 
 class RelayStatus(Struct, forbid_unknown_fields=True):

@@ -119,8 +119,9 @@ def test_the_control_plane_and_its_configuration() -> None:
 
 def test_withheld_resources_that_are_not_listed_are_counted() -> None:
     one = {"type": "a/b.Listener", "name": "in", "reason": "cannot bind", "policies": [], "since": NOW - 60}
+    one["retry_at"] = NOW + 30
     text = "\n".join(page(message(mode="control plane", relay=relay(withheld=[one], withheld_count=3)), NOW))
-    assert "withheld from Envoy for 1m: Listener in: cannot bind\n" in text
+    assert "withheld from Envoy for 1m: Listener in: cannot bind; retried in 30s\n" in text
     assert "withheld from Envoy: 2 more" in text
 
 

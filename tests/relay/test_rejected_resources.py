@@ -162,6 +162,30 @@ def test_what_changes_with_a_bad_resource_and_later_is_applied(at: RelayStage, c
     assert get(change.good) == (200, "backend")
 
 
+@pytest.mark.parametrize("kind", ["cluster", "secret"])
+def test_the_next_envoy_and_the_next_stream_get_the_same_verdict(at: RelayStage, change: Change, kind: str) -> None:
+    """Only what is at rest: a response that an Envoy exited with is suspected, and then waits for 30 s."""
+    break_it, type_url = KINDS[kind]
+    at.plane.faults.linger = 0.2
+    relay = at.relay()
+    at.envoy(relay).wait_live()
+    at.wait_traffic()
+    with one_change(change.mesh):
+        change.add(GOOD, change.good)
+        break_it(change)
+    poll(lambda: at.plane.journal.requests(type_url, Kind.NACK), what="the rejection at the control plane")
+    poll(lambda: get(change.good) == (200, "backend"), what="the good part of the change")
+    poll(lambda: withheld(relay) and not any(view["open"] for view in relay.status["types"]), what="all answered")
+    poll(lambda: warming(at) == 0, what="no cluster that warms")
+    at.envoys[0].die()
+    at.envoy(relay, 1).wait_live()
+    poll(lambda: get(change.good) == (200, "backend"), what="the good part, by the next Envoy")
+    rejections = len(at.plane.journal.requests(type_url, Kind.NACK))
+    at.plane.end_streams()
+    poll(lambda: len(at.plane.journal.requests(type_url, Kind.NACK)) > rejections, what="the rejection on a new stream")
+    assert len(withheld(relay)) == 1
+
+
 def test_a_rejected_change_of_a_cluster_leaves_the_previous_one_and_warms_nothing(
     at: RelayStage, change: Change
 ) -> None:
