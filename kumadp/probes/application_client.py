@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from kumadp import __version__
-from kumadp.addresses import authority, connect_address, request_target, server_name, with_port
+from kumadp.addresses import authority, request_target, server_name, with_port
 from kumadp.host.net.application_socket import application_socket
 from kumadp.host.net.http1.client import connect, encode_request, exchange
 from kumadp.probes.headers import forwarded
@@ -112,12 +112,10 @@ class ApplicationClient:
     async def tcp(self, host: str, port: int) -> int:
         """Connect; return HEALTHY. Raises OSError."""
         sock = self.socket(_family(host))
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1))
-            await asyncio.get_running_loop().sock_connect(sock, connect_address(host, port))
-        finally:
-            # With SO_LINGER this waits for the other side, for a second at most.
-            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, sock.close))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1))
+        await connect(sock, host, port)
+        # With SO_LINGER this waits for the other side, for a second at most.
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, sock.close))
         return HEALTHY
 
     async def grpc(self, host: str, port: int, service: str) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from kumadp.addresses import connect_address
+from kumadp.addresses import socket_address
 from kumadp.host.net.http1.bodies import BodyDecoder
 from kumadp.host.net.http1.heads import MalformedMessage, ResponseHead, parse_response_head
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_HEAD = 1 << 20
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
+_UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EALREADY})
+_CONNECTED = frozenset({0, errno.EISCONN})
 # Bytes before unscanned ones with which an end of a head may begin.
 _OVERLAP = 3
 
@@ -44,13 +48,40 @@ def encode_request(method: str, target: str, fields: Iterable[tuple[str, str]], 
 
 
 async def connect(sock: socket.socket, host: str, port: int) -> socket.socket:
-    """Connect a non-blocking socket to a numeric address, and return it; if that fails it is closed. Raises OSError."""
+    """Connect a non-blocking socket to a numeric address, and return it; if that fails it is closed. Raises OSError.
+
+    uvloop's ``sock_connect`` resolves each address in a thread, a numeric one too.
+    """
     try:
-        await asyncio.get_running_loop().sock_connect(sock, connect_address(host, port))
+        address = socket_address(host, port)
+        code = sock.connect_ex(address)
+        if code == errno.EINPROGRESS:
+            # On this host it is connected by now, which a further call reports (Linux, inet_stream_connect).
+            code = sock.connect_ex(address)
+        while code in _UNDER_WAY:
+            await _writable(sock)
+            code = sock.connect_ex(address)
+        if code not in _CONNECTED:
+            raise OSError(code, os.strerror(code))
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+async def _writable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    writable: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(sock, _set, writable)
+    try:
+        await writable
+    finally:
+        loop.remove_writer(sock)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 async def exchange(
