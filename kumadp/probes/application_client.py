@@ -7,6 +7,7 @@ redirect is followed on the same host (ten requests at most), and a redirect to 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import struct
@@ -63,13 +64,12 @@ class ApplicationClient:
         origin = _Origin(scheme == "https", host, request.port)
         target = request.path + query
         url = f"{scheme}://{with_port(host, request.port)}{target}"
-        fields = [(name, value) for name, value in forwarded(headers) if name.lower() != "host"]
-        if not headers.values.get("user-agent"):
-            fields.append(("User-Agent", f"kuma-probe/{__version__}"))
         host_field = headers.get(PREFIX + "host")
         for _ in range(MAX_REQUESTS):
-            sent = [("Host", host_field or authority(host, origin.port)), *fields]
-            status, location = await self._get(origin, encode_request("GET", target, sent))
+            host_of_request = host_field or authority(host, origin.port)
+            # kubelet sends the same probe again and again.
+            sent = headers.derive((target, host_of_request), functools.partial(_encode_get, target, host_of_request))
+            status, location = await self._get(origin, sent)
             if status not in _REDIRECTS or not location:
                 return HEALTHY if 200 <= status < 400 else status if status >= 400 else UNHEALTHY
             following = urljoin(url, location)
@@ -104,7 +104,7 @@ class ApplicationClient:
         if origin.secure:
             tls = self._tls = self._tls or _unverified()
         sock = await connect(self.socket(_family(origin.host)), origin.host, origin.port)
-        server = server_name(origin.host)
+        server = server_name(origin.host) if origin.secure else ""
         response = await exchange(sock, request, max_body=MAX_BODY, tls=tls, server=server)
         location = response.head.fields.get("location")
         return response.head.status, location.encode("latin-1").decode("utf-8", "surrogateescape")
@@ -169,6 +169,14 @@ def _varint(number: int) -> bytes:
         encoded.append(number & 0x7F | 0x80)
         number >>= 7
     return bytes((*encoded, number))
+
+
+def _encode_get(target: str, host_field: str, fields: FieldList) -> bytes:
+    """Return the request to an application, for the fields of a probe."""
+    sent = [pair for pair in forwarded(fields) if pair[0].lower() != "host"]
+    if not fields.get("user-agent"):
+        sent.append(("User-Agent", f"kuma-probe/{__version__}"))
+    return encode_request("GET", target, [("Host", host_field), *sent])
 
 
 def _port(parts: SplitResult) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import logging
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,7 @@ class ApplicationProbeProxy:
                 return UNHEALTHY
 
 
+@functools.lru_cache(64)
 def _response(status: int, result: str) -> WholeResponse:
     return WholeResponse(status, f"{result}\n".encode(), HEADERS)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Hashable
+    from collections.abc import Hashable
 
 MAX_PROBES_PER_APPLICATION = 20
 
@@ -19,15 +18,36 @@ class ApplicationSlots:
         # With the number of probes that use it or wait for it.
         self._slots: dict[Hashable, tuple[asyncio.Semaphore, list[int]]] = {}
 
-    @contextlib.asynccontextmanager
-    async def take(self, application: Hashable) -> AsyncIterator[None]:
-        """Hold a slot of an application; waits for one."""
-        slots, users = self._slots.setdefault(application, (asyncio.Semaphore(MAX_PROBES_PER_APPLICATION), [0]))
-        users[0] += 1
+    def take(self, application: Hashable) -> ApplicationSlot:
+        """Return a context that holds a slot of an application; it waits for one."""
+        return ApplicationSlot(self._slots, application)
+
+
+class ApplicationSlot:
+    """A slot, held in an ``async with`` block."""
+
+    __slots__ = ("_application", "_semaphore", "_slots", "_users")
+
+    def __init__(self, slots: dict[Hashable, tuple[asyncio.Semaphore, list[int]]], application: Hashable) -> None:
+        self._slots = slots
+        self._application = application
+
+    async def __aenter__(self) -> None:
+        self._semaphore, self._users = self._slots.setdefault(
+            self._application, (asyncio.Semaphore(MAX_PROBES_PER_APPLICATION), [0])
+        )
+        self._users[0] += 1
         try:
-            async with slots:
-                yield
-        finally:
-            users[0] -= 1
-            if not users[0]:
-                self._slots.pop(application, None)
+            await self._semaphore.acquire()
+        except BaseException:
+            self._leave()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._semaphore.release()
+        self._leave()
+
+    def _leave(self) -> None:
+        self._users[0] -= 1
+        if not self._users[0]:
+            self._slots.pop(self._application, None)

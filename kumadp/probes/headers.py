@@ -46,7 +46,7 @@ def forwarded(fields: FieldList) -> list[tuple[str, str]]:
     """
     excluded = hop_by_hop(fields) | {"content-length", "expect"}
     return [
-        (name, value)
-        for name, value in fields.items()
-        if (lower := name.lower()) not in excluded and not lower.startswith("x-kuma-probes-")
+        pair
+        for name, pair in zip(fields.names, fields.items(), strict=True)
+        if name not in excluded and not name.startswith("x-kuma-probes-")
     ]

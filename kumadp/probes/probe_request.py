@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +11,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 if TYPE_CHECKING:
     from kumadp.host.net.http1.fields import FieldList
 
+# kubelet sends the same probes again and again; those up to this length are remembered.
+_REPEATED = 512
 PREFIX = "x-kuma-probes-"
 # kubelet's own default; the control plane writes the header for longer ones only.
 DEFAULT_TIMEOUT = 1.0
@@ -40,6 +43,10 @@ class CleanPathRedirect:
 
 def parse_request(path: str, query: str) -> ProbeRequest | CleanPathRedirect | None:
     """Parse a request's raw path and query; None if it is not a probe or its port is not valid."""
+    return _parse_repeated(path, query) if len(path) + len(query) <= _REPEATED else _parse_request(path, query)
+
+
+def _parse_request(path: str, query: str) -> ProbeRequest | CleanPathRedirect | None:
     clean = clean_path(path)
     if clean in {"/tcp", "/grpc"}:
         clean += "/"
@@ -54,6 +61,9 @@ def parse_request(path: str, query: str) -> ProbeRequest | CleanPathRedirect | N
     if (match := _HTTP.fullmatch(decoded)) and (port := _port(match[1])) is not None:
         return ProbeRequest("http", port, quote_from_bytes(match[2] or b"/", safe=_PLAIN), query)
     return None
+
+
+_parse_repeated = functools.lru_cache(64)(_parse_request)
 
 
 def clean_path(path: str) -> str:

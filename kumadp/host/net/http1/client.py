@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import re
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_HEAD = 1 << 20
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
+_RECEIVE_SIZE = 1 << 16
 _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EALREADY})
 _CONNECTED = frozenset({0, errno.EISCONN})
 # Bytes before unscanned ones with which an end of a head may begin.
@@ -99,71 +101,64 @@ async def exchange(
     also for a response that ends too early.
     """
     loop = asyncio.get_running_loop()
-    protocol = _Exchange(loop, request, max_body, to_head=to_head)
+    reader = ResponseReader(max_body, to_head=to_head)
     try:
-        await loop.create_connection(
-            lambda: protocol, sock=sock, ssl=tls, server_hostname=server if tls is not None else None
-        )
-    except BaseException:
-        protocol.close()
+        if tls is not None:
+            return await _exchange_by_tls(sock, request, reader, tls, server)
+        # A transport would cost more than the whole exchange.
+        with contextlib.suppress(BlockingIOError):
+            request = request[sock.send(request) :]
+        if request:
+            await loop.sock_sendall(sock, request)
+        while (response := reader.feed(await loop.sock_recv(sock, _RECEIVE_SIZE))) is None:
+            pass
+        return response
+    finally:
         sock.close()
-        raise
+
+
+async def _exchange_by_tls(
+    sock: socket.socket, request: bytes, reader: ResponseReader, tls: ssl.SSLContext, server: str
+) -> UpstreamResponse:
+    loop = asyncio.get_running_loop()
+    protocol = _TlsExchange(loop, request, reader)
     try:
+        await loop.create_connection(lambda: protocol, sock=sock, ssl=tls, server_hostname=server)
         return await protocol.response
     finally:
         protocol.close()
 
 
-class _Exchange(asyncio.Protocol):
-    def __init__(self, loop: asyncio.AbstractEventLoop, request: bytes, max_body: int, *, to_head: bool) -> None:
-        self.response: asyncio.Future[UpstreamResponse] = loop.create_future()
-        self._request = request
+class ResponseReader:
+    """Takes a response in pieces. ``max_body``: bytes of the body that are wanted."""
+
+    def __init__(self, max_body: int, *, to_head: bool) -> None:
         self._max_body = max_body
         self._to_head = to_head
-        self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._scanned = 0
         self._head_bytes = 0
         self._head: ResponseHead | None = None
         self._body = BodyDecoder(0, chunked=False, keep=0)
 
-    def close(self) -> None:
-        """End the connection at once; nothing more is to be sent."""
-        if not self.response.cancel() and not self.response.cancelled():
-            # Whoever waited may have been cancelled: then the failure is nobody's.
-            self.response.exception()
-        if self._transport is not None:
-            self._transport.abort()
+    def feed(self, data: bytes) -> UpstreamResponse | None:
+        """Take received bytes, none at the connection's end; returns the response when it is there.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the request."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        """Take received bytes."""
-        if self.response.done():
-            return
-        try:
-            if self._head is None:
-                self._buffer += data
-                self._take_heads()
-            else:
+        Raises MalformedMessage.
+        """
+        if self._head is not None:
+            if data:
                 self._body.feed(data)
-        except MalformedMessage as error:
-            self.response.set_exception(error)
-            return
-        self._finish()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """End a body that ends with the connection."""
-        if self.response.done():
-            return
-        if self._head is not None and self._body.until_end and exc is None:
-            self._body.complete = True
-            self._finish()
-        else:
-            self.response.set_exception(exc or MalformedMessage("a response that is not complete"))
+        elif data:
+            self._buffer += data
+            self._take_heads()
+        if self._head is not None and (self._body.complete or self._body.received >= self._max_body):
+            return UpstreamResponse(self._head, bytes(self._body.content))
+        if data:
+            return None
+        if self._head is not None and self._body.until_end:
+            return UpstreamResponse(self._head, bytes(self._body.content))
+        raise MalformedMessage("a response that is not complete")
 
     def _take_heads(self) -> None:
         """Parse the head of the response, after those of interim responses."""
@@ -185,6 +180,45 @@ class _Exchange(asyncio.Protocol):
             self._body.feed(bytes(self._buffer))
             self._buffer.clear()
 
-    def _finish(self) -> None:
-        if self._head is not None and (self._body.complete or self._body.received >= self._max_body):
-            self.response.set_result(UpstreamResponse(self._head, bytes(self._body.content)))
+
+class _TlsExchange(asyncio.Protocol):
+    def __init__(self, loop: asyncio.AbstractEventLoop, request: bytes, reader: ResponseReader) -> None:
+        self.response: asyncio.Future[UpstreamResponse] = loop.create_future()
+        self._request = request
+        self._reader = reader
+        self._transport: asyncio.Transport | None = None
+
+    def close(self) -> None:
+        """End the connection at once; nothing more is to be sent."""
+        if not self.response.cancel() and not self.response.cancelled():
+            # Whoever waited may have been cancelled: then the failure is nobody's.
+            self.response.exception()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the request."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        """Take received bytes."""
+        self._feed(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End a body that ends with the connection."""
+        if exc is None:
+            self._feed(b"")
+        elif not self.response.done():
+            self.response.set_exception(exc)
+
+    def _feed(self, data: bytes) -> None:
+        if self.response.done():
+            return
+        try:
+            response = self._reader.feed(data)
+        except MalformedMessage as error:
+            self.response.set_exception(error)
+            return
+        if response is not None:
+            self.response.set_result(response)

@@ -7,6 +7,7 @@ are parsed as Go's net/http does, with which kubelet probes: a line may end in L
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -15,27 +16,35 @@ from kumadp.host.net.http1.fields import MAX_TOKENS, FieldList
 MAX_REQUEST_LINE = 8190
 MAX_REQUEST_FIELDS = 128
 MAX_RESPONSE_FIELDS = 512
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
-# In origin, absolute or asterisk form (RFC 9112, 3.2).
-_TARGET = re.compile(rb"(?:/|[A-Za-z][A-Za-z0-9+.-]{0,15}://)[!-~]*|\*")
-_VERSION = re.compile(rb"HTTP/1\.[01]")
-_STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] +([1-9][0-9][0-9])(?: ([^\n]*))?")
-# All but tab, CR and LF, which may end a line.
-_CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_BREAK = re.compile(rb"[\r\n]")
+_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_REQUEST_LINE = re.compile(
+    # The target is in origin, absolute or asterisk form (RFC 9112, 3.2).
+    rf"({_NAME}{{1,32}}) ((?:/|[A-Za-z][A-Za-z0-9+.-]{{0,15}}://)[!-~]*|\*) HTTP/1\.([01])"
+)
+_STATUS_LINE = re.compile(r"HTTP/1\.[0-9] +([1-9][0-9][0-9])(?: ([^\n]*))?\r?")
+# Fields and their ends; nothing is looked at twice. A line of a request ends in CRLF, one of a response in LF too.
+_VALUE = r"[^\x00-\x08\x0a-\x1f\x7f]*+"
+_STRICT_FIELD = re.compile(rf"\r\n({_NAME}++):({_VALUE})")
+_STRICT_FIELDS = re.compile(rf"(?:\r\n{_NAME}++:{_VALUE})*+")
+_FIELD = re.compile(rf"\n({_NAME}++):([^\n]*+)")
+_FIELDS = re.compile(rf"(?:\n{_NAME}++:[^\n]*+)*+")
 # The continuation of a field on a further line.
-_FOLD = re.compile(rb"\r?\n[ \t]+")
+_FOLD = re.compile(r"\r?\n[ \t]+")
 _LENGTH = re.compile(r"[0-9]{1,18}")
+# kubelet sends the same bytes again and again; heads up to this size are remembered.
+_REPEATED = 1024
 
 
 class MalformedMessage(ValueError):
     """A message that cannot be parsed; the text is the reason, without anything of the message."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RequestHead:
-    """A request without its body. ``length`` is the body's in bytes, None if it is chunked."""
+    """A request without its body. ``length`` is the body's in bytes, None if it is chunked.
+
+    Equal to itself alone; that of bytes which were received before is the same object.
+    """
 
     method: str
     target: str
@@ -58,25 +67,25 @@ class ResponseHead:
 
 def parse_request_head(head: bytes) -> RequestHead:
     """Parse a request's head without the empty line at its end. Raises MalformedMessage."""
-    if _CONTROL.search(head):
-        raise MalformedMessage("a control character")
-    first, *lines = head.split(b"\r\n")
-    if len(lines) > MAX_REQUEST_FIELDS:
-        raise MalformedMessage(f"more than {MAX_REQUEST_FIELDS} header fields")
-    if len(first) > MAX_REQUEST_LINE:
+    return _parse_repeated(head) if len(head) <= _REPEATED else _parse_request_head(head)
+
+
+def _parse_request_head(head: bytes) -> RequestHead:
+    text = head.decode("latin-1")
+    end = text.find("\r\n")
+    if end < 0:
+        end = len(text)
+    if end > MAX_REQUEST_LINE:
         raise MalformedMessage(f"a request line of more than {MAX_REQUEST_LINE} bytes")
-    parts = first.split(b" ")
-    if len(parts) != 3 or not _METHOD.fullmatch(parts[0]) or not _TARGET.fullmatch(parts[1]):
-        raise MalformedMessage("no request line")
-    if not _VERSION.fullmatch(parts[2]):
-        raise MalformedMessage("not HTTP/1.0 or HTTP/1.1")
-    pairs = []
-    for line in lines:
-        if _BREAK.search(line):
-            raise MalformedMessage("a line that does not end in CRLF")
-        pairs.append(_field(line))
-    fields = FieldList(pairs)
-    minor = parts[2][-1] - 0x30
+    first = _REQUEST_LINE.fullmatch(text, 0, end)
+    if first is None:
+        raise MalformedMessage("no request line of HTTP/1.0 or HTTP/1.1")
+    if text.count("\r\n") > MAX_REQUEST_FIELDS:
+        raise MalformedMessage(f"more than {MAX_REQUEST_FIELDS} header fields")
+    if not _STRICT_FIELDS.fullmatch(text, end):
+        raise MalformedMessage("a malformed header field: its name, a control character, or the end of its line")
+    fields = FieldList([(name, value.strip(" \t")) for name, value in _STRICT_FIELD.findall(text, end)])
+    minor = 1 if first[3] == "1" else 0
     hosts = len(fields.values.get("host", ()))
     if hosts > 1 or (minor and not hosts):
         # RFC 9112, 3.2.
@@ -84,14 +93,12 @@ def parse_request_head(head: bytes) -> RequestHead:
     if any(value.count(",") >= MAX_TOKENS for value in fields.values.get("connection", ())):
         raise MalformedMessage(f"more than {MAX_TOKENS} elements of Connection")
     tokens = fields.tokens("connection")
-    return RequestHead(
-        parts[0].decode("ascii"),
-        parts[1].decode("latin-1"),
-        minor,
-        fields,
-        _request_length(fields, minor),
-        keep_alive="close" not in tokens and (minor == 1 or "keep-alive" in tokens),
-    )
+    length = _request_length(fields, minor)
+    keep_alive = "close" not in tokens and (minor == 1 or "keep-alive" in tokens)
+    return RequestHead(first[1], first[2], minor, fields, length, keep_alive)
+
+
+_parse_repeated = functools.lru_cache(64)(_parse_request_head)
 
 
 def _request_length(fields: FieldList, minor: int) -> int | None:
@@ -114,14 +121,22 @@ def parse_response_head(head: bytes, *, has_body: bool) -> ResponseHead:
 
     Raises MalformedMessage.
     """
-    first, *lines = _FOLD.sub(b" ", head).split(b"\n")
-    match = _STATUS_LINE.fullmatch(first.removesuffix(b"\r"))
-    if match is None:
+    text = head.decode("latin-1")
+    if "\n " in text or "\n\t" in text:
+        text = _FOLD.sub(" ", text)
+    end = text.find("\n")
+    if end < 0:
+        end = len(text)
+    first = _STATUS_LINE.fullmatch(text, 0, end)
+    if first is None:
         raise MalformedMessage("no status line")
-    if len(lines) > MAX_RESPONSE_FIELDS:
+    if text.count("\n") > MAX_RESPONSE_FIELDS:
         raise MalformedMessage(f"more than {MAX_RESPONSE_FIELDS} header fields")
-    fields, status = FieldList([_field(line.removesuffix(b"\r")) for line in lines]), int(match[1])
-    reason = (match[2] or b"").strip().decode("latin-1")
+    if not _FIELDS.fullmatch(text, end):
+        raise MalformedMessage("a header field without a name")
+    # A carriage return before the end of the line is white space here.
+    fields = FieldList([(name, value.strip(" \t\r")) for name, value in _FIELD.findall(text, end)])
+    status, reason = int(first[1]), (first[2] or "").strip(" \t\r")
     if not has_body or status < 200 or status in {204, 304}:
         return ResponseHead(status, reason, fields, 0, chunked=False)
     codings, lengths = fields.values.get("transfer-encoding"), fields.values.get("content-length")
@@ -135,10 +150,3 @@ def parse_response_head(head: bytes, *, has_body: bool) -> ResponseHead:
     if len(set(lengths)) != 1 or not _LENGTH.fullmatch(lengths[0]):
         raise MalformedMessage("a Content-Length that is not one number")
     return ResponseHead(status, reason, fields, int(lengths[0]), chunked=False)
-
-
-def _field(line: bytes) -> tuple[str, str]:
-    name, colon, value = line.partition(b":")
-    if not colon or not _TOKEN.fullmatch(name):
-        raise MalformedMessage("a header field without a name")
-    return name.decode("ascii"), value.strip(b" \t").decode("latin-1")
