@@ -60,7 +60,14 @@ class AdminClient:
 
     async def stats(self, pattern: str, timeout: float = DEADLINE) -> dict[str, int]:
         """Return the counters and gauges whose names match a regular expression; raises ValueError if it is no JSON."""
-        _, body = await self.get(f"/stats?format=json&filter={quote(pattern)}", timeout)
+        return await self._stats(f"filter={quote(pattern)}", timeout)
+
+    async def gauges(self, pattern: str, timeout: float = DEADLINE) -> dict[str, int]:
+        """Return the gauges whose names match, as `stats`; Envoy looks at a quarter as many statistics."""
+        return await self._stats(f"type=Gauges&filter={quote(pattern)}", timeout)
+
+    async def _stats(self, query: str, timeout: float) -> dict[str, int]:
+        _, body = await self.get(f"/stats?format=json&{query}", timeout)
         entries = decode_json(body).get("stats", [])
         return {entry["name"]: entry["value"] for entry in entries if isinstance(entry.get("value"), int)}
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kumadp.envoy.argv import EpochArguments
 from kumadp.errors import WorkDirError
 from kumadp.host.private_file import read_private, write_private
 from kumadp.host.work_dir import BASE_ID_SUFFIX, HOT_RESTART_PREFIX, reporting_write_errors
@@ -67,6 +68,11 @@ class BaseIdFiles:
         with contextlib.suppress(OSError, ValueError):
             return int(read_private(self.base_id_file, _LONGEST_BASE_ID, private=False))
         return None
+
+    def arguments(self, epoch: int, parent_shutdown: float, workers: int | None) -> EpochArguments:
+        """Return the arguments of an epoch on this base id; see `EpochArguments`."""
+        base_id = self.base_id() if epoch else None
+        return EpochArguments(epoch, base_id, self.base_id_file, self.sockets, parent_shutdown, workers)
 
     def parent_socket(self, epoch: int) -> Path | None:
         """Return the socket at which the next epoch reaches this one; None without a base id."""

@@ -8,12 +8,13 @@ import signal
 from typing import TYPE_CHECKING
 
 from kumadp.envoy import epochs
-from kumadp.envoy.argv import EpochArguments, epoch_argv
+from kumadp.envoy.argv import epoch_argv
 from kumadp.envoy.base_id import BaseIdFiles, new_base_id
 from kumadp.envoy.epochs import EpochStage, EpochState, ReloadKind, ReloadRequest
 from kumadp.envoy.reload import EnvoyState, ReloadOutcome, ReloadRequests, check, command_of
 from kumadp.envoy.retirement import Due, answer_for_dead_parent, retire
 from kumadp.envoy.server_state import ServerInfo, ServerState
+from kumadp.envoy.start_time import StartTime
 from kumadp.envoy.takeover import Takeover
 from kumadp.errors import KumadpError, WorkDirError
 from kumadp.process.child import Child
@@ -52,6 +53,7 @@ class EpochRunner:
         self._reported: Child | None = None
         self._due = Due(0.0, 0.0)
         self._locked, self._off = "", "hot restart is off"
+        self._start = StartTime()
         self._dead_parent: int | None = None
         self._info: ServerInfo | None = None
         self._unproven: ReloadRequest | None = None
@@ -169,6 +171,7 @@ class EpochRunner:
     def _began(self, child: Child) -> None:
         self._generation += 1
         self._generations[child.pid] = self._generation
+        self._start.began(child.pid)
         self._callbacks.on_started(self._generation, child.pid)
 
     def _over(self, pid: int, *, expected: bool) -> None:
@@ -176,6 +179,8 @@ class EpochRunner:
 
     def on_live(self) -> None:
         """Note that the current epoch serves."""
+        if self.supervisor.child is not None:
+            self._start.live(self.supervisor.child.pid)
         self._callbacks.on_live(self._generation)
         self._feed(epochs.EpochLive(self.state.epoch))
 
@@ -268,7 +273,8 @@ class EpochRunner:
                 previous, self.plan = self.plan, plan
                 self._callbacks.on_live(self._generation)
                 assert self.hot is not None  # noqa: S101
-                self._due = takeover.old_due(self.hot.parent_shutdown)
+                self._due = takeover.old_due(self.hot.parent_shutdown(self._start.blocks))
+                self._start.live(child.pid)
                 self._feed(epochs.EpochLive(epoch))
                 await self._prove(takeover, child, previous)
                 return
@@ -313,14 +319,8 @@ class EpochRunner:
     def _command_of(self, command: Command, epoch: int) -> Command:
         assert self.hot is not None  # noqa: S101
         assert self._base is not None  # noqa: S101
-        arguments = EpochArguments(
-            number=epoch,
-            base_id=self._base.base_id() if epoch else None,
-            base_id_file=self._base.base_id_file,
-            sockets=self._base.sockets,
-            parent_shutdown=self.hot.parent_shutdown,
-            concurrency=self._info.workers if self._info is not None else None,
-        )
+        workers = self._info.workers if self._info is not None else None
+        arguments = self._base.arguments(epoch, self.hot.parent_shutdown(self._start.blocks), workers)
         return command_of(command, epoch_argv(command.argv, arguments), f"{self._base.serial}.{epoch}")
 
     # The hand-over.

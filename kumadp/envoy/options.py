@@ -27,7 +27,8 @@ class HotRestart:
     """Settings of hot restart; all times in seconds. ``directory`` belongs to kumadp and has mode 0700.
 
     ``deadline`` is how long a new epoch may make no progress until it is LIVE. ``drain_time`` is the one of Envoy's
-    command line; an old epoch ends ``margin`` after it.
+    command line; an old epoch ends at
+    least ``margin`` after it.
     """
 
     directory: Path
@@ -36,10 +37,12 @@ class HotRestart:
     margin: float = 2.0
     shared_memory: SharedMemory = field(default_factory=SharedMemory)
 
-    @property
-    def parent_shutdown(self) -> float:
-        """Seconds from the moment that a new epoch is LIVE until the old one ends."""
-        return float(int(self.drain_time)) + self.margin
+    def parent_shutdown(self, blocks: float = 0.0) -> float:
+        """Return the seconds from the moment that a new epoch is LIVE until the old one ends.
+
+        ``blocks``: for how long its main thread may block before, see `kumadp.envoy.start_time`.
+        """
+        return float(int(self.drain_time)) + max(self.margin, blocks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,9 @@ _STATS = r"^listener_manager\.(lds\.update_(success|rejected)|total_listeners_(a
 # What shows that an Envoy that comes up moves, by the words for it (Envoy docs: cluster and listener manager).
 _COUNTED = {
     "cluster_manager.warming_clusters": "clusters warming",
-    "cluster_manager.cluster_added": "clusters added",
+    "cluster_manager.active_clusters": "clusters ready",
     "listener_manager.total_listeners_warming": "listeners warming",
-    "listener_manager.listener_added": "listeners added",
+    "listener_manager.total_listeners_active": "listeners ready",
 }
 _COUNTS = f"^({'|'.join(_COUNTED)})$".replace(".", r"\.")
 # Envoy's API: ServerInfo.State.
@@ -131,7 +131,7 @@ class ServerState:
         Envoy matches each of its statistics for this, of which a large mesh has many.
         """
         try:
-            stats = await self._admin.stats(_COUNTS, timeout)
+            stats = await self._admin.gauges(_COUNTS, timeout)
         except _NO_ANSWER:
             return {}
         return {_COUNTED[name]: number for name, number in stats.items() if name in _COUNTED}
@@ -147,7 +147,7 @@ class ServerState:
 
     async def _warming(self) -> bool:
         try:
-            return any((await self._admin.stats(_WARMING)).values())
+            return any((await self._admin.gauges(_WARMING)).values())
         except _NO_ANSWER:
             return True
 
@@ -202,7 +202,7 @@ class ServerState:
             self._on_not_ready(f"the new Envoy is {info.state}{_WAITS_FOR.get(info.state, '')}")
             return False
         try:
-            return bool((await self._admin.stats(_WORKERS)).get("listener_manager.workers_started"))
+            return bool((await self._admin.gauges(_WORKERS)).get("listener_manager.workers_started"))
         except _NO_ANSWER:
             return None
 

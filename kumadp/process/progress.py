@@ -48,6 +48,12 @@ def main_thread_ticks(pid: int) -> int | None:
     return int(fields[11]) + int(fields[12])
 
 
+def processor_time(pid: int) -> float | None:
+    """Return the processor time of the main thread in seconds, as `main_thread_ticks`."""
+    ticks = main_thread_ticks(pid)
+    return ticks / _TICKS if ticks is not None else None
+
+
 @dataclass(slots=True)
 class Progress:
     """The rule: overdue after ``idle`` seconds without progress, and after `LONGEST_TIMES` times that in any case.
@@ -156,9 +162,8 @@ class ProgressWatch:
 
 
 def _processor_time(pid: int, otherwise: float) -> float:
-    """Return the processor time of the main thread in seconds; ``otherwise`` if that cannot be read."""
     try:
-        ticks = main_thread_ticks(pid)
+        used = processor_time(pid)
     except OSError:
         return otherwise
-    return ticks / _TICKS if ticks is not None else otherwise
+    return used if used is not None else otherwise

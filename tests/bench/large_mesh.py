@@ -1,4 +1,4 @@
-"""The resources of a data plane that reaches 1,000 services: sizes as in captures of Kuma 2.14 and 3.0."""
+"""The resources of a data plane that reaches many services (1,000): sizes as in captures of Kuma 2.14 and 3.0."""
 
 from __future__ import annotations
 
@@ -74,22 +74,23 @@ def _padding(type_url: str) -> str:
 class LargeMesh:
     """Fills a mesh of the test control plane, and changes one thing at a time."""
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, services: int = SERVICES) -> None:
         self._mesh = mesh
+        self.services = services
         self._turn = 0
         self._paddings = {type_url: _padding(type_url) for type_url in _MAKERS}
-        for number in range(SERVICES):
+        for number in range(services):
             for type_url in _MAKERS:
                 self._set(type_url, number)
         mesh.apply()
 
     def _set(self, type_url: str, number: int) -> None:
         tree = _MAKERS[type_url](number, self._turn, self._paddings[type_url])
-        self._mesh.trees[type_url][name_of(type_url, tree)] = tree
+        self._mesh.ready[type_url][name_of(type_url, tree)] = encode(type_url, tree)
 
     def change(self, *types: str) -> None:
         """Change the resources of these types of one service, another one each time."""
         self._turn += 1
         for type_url in types:
-            self._set(type_url, self._turn % SERVICES)
+            self._set(type_url, self._turn % self.services)
         self._mesh.apply()

@@ -56,8 +56,8 @@ def test_workers_that_envoy_would_count_are_as_many_as_run() -> None:
 
 
 def test_an_old_epoch_ends_a_little_after_its_drain_time() -> None:
-    assert HotRestart(Path("/w"), 30.0).parent_shutdown == 32.0
-    assert HotRestart(Path("/w"), 0.5).parent_shutdown == 2.0
+    assert HotRestart(Path("/w"), 30.0).parent_shutdown() == 32.0
+    assert HotRestart(Path("/w"), 0.5).parent_shutdown() == 2.0
 
 
 def test_each_epoch_has_its_own_fifo() -> None:

@@ -108,7 +108,10 @@ def test_each_epoch_has_its_own_fifo() -> None:
 
 
 def test_an_old_epoch_ends_a_margin_after_its_drain() -> None:
-    assert HotRestart(Path("/x"), drain_time=30.9, margin=2.0).parent_shutdown == 32.0
+    assert HotRestart(Path("/x"), drain_time=30.9, margin=2.0).parent_shutdown() == 32.0
+    # Short blocks of the new epoch's main thread are within the margin.
+    assert HotRestart(Path("/x"), drain_time=30.9, margin=2.0).parent_shutdown(1.5) == 32.0
+    assert HotRestart(Path("/x"), drain_time=30.9, margin=2.0).parent_shutdown(12.5) == 42.5
 
 
 def test_a_dead_parent_counts_as_long_as_the_new_epoch_may_reach_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

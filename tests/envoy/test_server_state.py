@@ -57,6 +57,8 @@ class FakeAdmin:
             raise self._stats
         return self._stats
 
+    gauges = stats
+
     async def get(self, path: str, timeout: float = 5.0) -> tuple[int, bytes]:
         del timeout
         body = self.bodies[path.partition("?")[0].strip("/")]
@@ -165,9 +167,9 @@ async def test_a_serving_envoy_that_is_too_busy_to_answer_is_waited_for(monkeypa
 
 
 async def test_what_an_envoy_that_comes_up_waits_for_is_counted() -> None:
-    stats = {"cluster_manager.warming_clusters": 12, "listener_manager.listener_added": 3, "other": 1}
+    stats = {"cluster_manager.warming_clusters": 12, "listener_manager.total_listeners_active": 3, "other": 1}
     state, _ = state_of(FakeAdmin(stats=stats))
-    assert await state.counts(1.0) == {"clusters warming": 12, "listeners added": 3}
+    assert await state.counts(1.0) == {"clusters warming": 12, "listeners ready": 3}
     state, _ = state_of(FakeAdmin(stats=AdminUnreachable("x")))
     assert await state.counts(1.0) == {}
 

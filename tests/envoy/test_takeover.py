@@ -43,6 +43,8 @@ class FakeAdmin:
     async def stats(self, _pattern: str, _timeout: float = 5.0) -> dict[str, int]:
         return {"listener_manager.workers_started": 1}
 
+    gauges = stats
+
 
 class FakeChild:
     """A process that ends when ``status`` is set."""

@@ -74,7 +74,7 @@ class LoadedRig(Rig):
     def run_command(self, daemon: Daemon, what: str) -> subprocess.CompletedProcess[str]:
         """Run ``kumadp reload`` or ``kumadp reexec`` to its end."""
         return subprocess.run(
-            [sys.executable, "-m", "kumadp", what, f"--name={NAME}", "--timeout=60s"],
+            [sys.executable, "-m", "kumadp", what, f"--name={NAME}", "--timeout=10m"],
             env=dict(daemon.environment),
             capture_output=True,
             text=True,

@@ -35,10 +35,12 @@ class Mesh:
 
     ``apply`` hands them to the control plane, and every change calls it. Endpoints of a service are those set here,
     else those of the Dataplanes that are registered. ``services`` are names of services by those of their clusters.
+    ``ready`` are further resources that are encoded already, as for a mesh of thousands.
     """
 
     apply: Callable[[], None]
     trees: dict[str, dict[str, Tree]] = field(default_factory=lambda: {kind: {} for kind in resources.TYPES})
+    ready: dict[str, dict[str, bytes]] = field(default_factory=lambda: {kind: {} for kind in resources.TYPES})
     endpoints: dict[str, list[Address]] = field(default_factory=dict)
     services: dict[str, str] = field(default_factory=dict)
     secrets: tuple[str, str] = (IDENTITY, AUTHORITY)
@@ -153,6 +155,8 @@ class Mesh:
         for cluster, service in self.services.items():
             members = self.endpoints.get(service, registered.get(service, []))
             encoded[ENDPOINTS][cluster] = encode(ENDPOINTS, resources.endpoints(cluster, members))
+        for kind, made in self.ready.items():
+            encoded[kind] |= made
         return encoded
 
 
