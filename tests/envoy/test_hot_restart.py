@@ -207,7 +207,8 @@ async def test_a_new_epoch_that_orders_the_old_one_to_end_too_late_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(retirement, "OVERSTAYED", 0.5)
-    async with running(tmp_path, drain_time=0.0) as envoys:
+    # Long enough that the order has not been sent when the new one is stopped, also on a busy host.
+    async with running(tmp_path, drain_time=8.0) as envoys:
         old = envoys.pids[0]
         assert (await envoys.component.reload("test", envoys.plan("second"))).kind is ReloadKind.HOT
         new = envoys.signal(signal.SIGSTOP)
