@@ -113,7 +113,7 @@ def answered(at: RelayStage, since: float, types: frozenset[str]) -> bool:
 async def change(
     at: RelayStage, process: Process, client: Client, make: Callable[[], None], types: tuple[str, ...]
 ) -> dict[str, float]:
-    """Make a change, and return what it cost once all of it is acknowledged; ``types``: what the control plane sends."""
+    """Make a change, and return what it cost once it is acknowledged; ``types``: what the control plane sends."""
     process.figures()
     before, received, since = processor_time(process.pid), client.received, time.monotonic()
     rss = psutil.Process(process.pid).memory_info().rss / MIB
