@@ -186,7 +186,7 @@ def growth(table: list[tuple[str, str, str]], small: dict[str, Figures], large: 
 
 
 def figures_of(folder: Path, services: int, *, delta: bool, lag: bool) -> dict[str, Figures]:
-    """Figures of a relay with a mesh of its own. To measure the ``lag`` of its loop takes processor time."""
+    """Figures of a relay. Measuring the ``lag`` of its loop takes processor time."""
     folder.mkdir()
     options = (*(("--delta",) if delta else ()), *(() if lag else ("--without-lag",)))
     with stage(folder, version="3.0" if delta else "2.14.3") as at:
