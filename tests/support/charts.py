@@ -76,7 +76,7 @@ def bar_chart(title: str, bars: Sequence[Bar], most: float) -> str:
 
 def line_chart(title: str, series: Sequence[Series], *, x: str, y: str, height: float = 320) -> str:
     """Return lines with a logarithmic y axis from 1 on; smaller values lie on the axis."""
-    left, top, right, bottom = 70.0, 34.0, WIDTH - 20.0, height - 40.0
+    left, top, right, bottom = 70.0, 50.0, WIDTH - 20.0, height - 40.0
     last = max(point[0] for line in series for point in line.points)
     decades = max(1, math.ceil(math.log10(max(point[1] for line in series for point in line.points))))
     parts = [_line(left, bottom, right, bottom, "axis"), _line(left, top, left, bottom, "axis")]
@@ -86,7 +86,7 @@ def line_chart(title: str, series: Sequence[Series], *, x: str, y: str, height: 
     for tick in range(6):
         at = left + (right - left) * tick / 5
         parts += [_line(at, bottom, at, bottom + 4, "axis"), _text(at, bottom + 16, f"{last * tick / 5:.0f}", "small")]
-    parts += [_text((left + right) / 2, height - 6, x, "small", "middle"), _text(8, top - 2, y, "small")]
+    parts += [_text((left + right) / 2, height - 6, x, "small", "middle"), _text(8, 36, y, "small")]
     for number, line in enumerate(series):
         points = " ".join(
             f"{left + (right - left) * at / last:.1f},"
@@ -94,7 +94,6 @@ def line_chart(title: str, series: Sequence[Series], *, x: str, y: str, height: 
             for at, value in line.points
         )
         parts.append(f'<polyline class="line line{number}" points="{points}"/>')
-        legend = top + 14 + 16 * number
-        parts += [_line(right - 300, legend - 4, right - 280, legend - 4, f"line line{number}")]
-        parts.append(_text(right - 274, legend, line.name, "small"))
+        legend = 260.0 + 200 * number
+        parts += [_line(legend, 32, legend + 20, 32, f"line line{number}"), _text(legend + 26, 36, line.name, "small")]
     return _svg(height, title, parts)
