@@ -11,6 +11,7 @@ from kumadp.envoy import epochs
 from kumadp.envoy.argv import epoch_argv
 from kumadp.envoy.base_id import BaseIdFiles, new_base_id
 from kumadp.envoy.epochs import EpochStage, EpochState, ReloadKind, ReloadRequest
+from kumadp.envoy.generations import Generations
 from kumadp.envoy.reload import EnvoyState, ReloadOutcome, ReloadRequests, check, command_of
 from kumadp.envoy.retirement import Due, answer_for_dead_parent, retire
 from kumadp.envoy.server_state import ServerInfo, ServerState
@@ -59,8 +60,7 @@ class EpochRunner:
         self._unproven: ReloadRequest | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._to_adopt = adopted
-        self._generation = -1
-        self._generations: dict[int, int] = {}
+        self._generations = Generations(callbacks)
         self._unclean: list[BaseIdFiles] = []
         self._settled = asyncio.Event()
 
@@ -108,7 +108,7 @@ class EpochRunner:
             current=child.pid,
             retiring=next((old.pid for old in self._retiring), self._dead_parent) if self.state.retiring else None,
             locked=self._locked,
-            generation=self._generation,
+            generation=self._generations.newest,
             retires_at=self._due.latest,
             protocol=self._info.protocol if self._info is not None else "",
             workers=self._info.workers if self._info is not None else 0,
@@ -157,9 +157,8 @@ class EpochRunner:
         self._dead_parent = adopted.dead_parent
         retiring = (adopted.retiring or adopted.dead_parent) is not None
         self._feed(epochs.EpochAdopted(state.epoch, state.blind, retiring))
-        self._generation = state.generation - 1
+        self._generations.begin_at(state.generation if adopted.retiring is None else state.generation - 1)
         if adopted.retiring is not None:
-            self._generation -= 1
             self._retiring.add(adopted.retiring)
             self._began(adopted.retiring)
             self._run(self._retire(adopted.retiring, state.epoch - 1))
@@ -169,19 +168,14 @@ class EpochRunner:
         return state.blind
 
     def _began(self, child: Child) -> None:
-        self._generation += 1
-        self._generations[child.pid] = self._generation
         self._start.began(child.pid)
-        self._callbacks.on_started(self._generation, child.pid)
-
-    def _over(self, pid: int, *, expected: bool) -> None:
-        self._callbacks.on_ended(self._generations.pop(pid, self._generation), pid, expected)
+        self._generations.started(child.pid)
 
     def on_live(self) -> None:
         """Note that the current epoch serves."""
         if self.supervisor.child is not None:
             self._start.live(self.supervisor.child.pid)
-        self._callbacks.on_live(self._generation)
+        self._generations.live()
         self._feed(epochs.EpochLive(self.state.epoch))
 
     def on_overdue(self, reason: str) -> None:
@@ -192,7 +186,7 @@ class EpochRunner:
         """Note that the current epoch has ended."""
         if self._reported is not None:
             child, self._reported = self._reported, None
-            self._over(child.pid, expected=self.state.planned or self.state.stopping)
+            self._generations.ended(child.pid, expected=self.state.planned or self.state.stopping)
             self._feed(epochs.EpochEnded(reason))
 
     # Actions of the state machine.
@@ -271,7 +265,7 @@ class EpochRunner:
             child = self._new
             if not reason and child is not None:
                 previous, self.plan = self.plan, plan
-                self._callbacks.on_live(self._generation)
+                self._generations.live()
                 assert self.hot is not None  # noqa: S101
                 self._due = takeover.old_due(self.hot.parent_shutdown(self._start.blocks))
                 self._start.live(child.pid)
@@ -283,7 +277,7 @@ class EpochRunner:
             if child is not None:
                 await child.wait()
                 self._new = None
-                self._over(child.pid, expected=False)
+                self._generations.ended(child.pid, expected=False)
             if base is self._base and base is not None:
                 await self._admin.move_to(self.plan.admin)
                 unlocked, lost = await asyncio.to_thread(base.unlock), await takeover.lost()
@@ -357,7 +351,7 @@ class EpochRunner:
         def on_ended(expected: bool) -> None:
             if expected:
                 self._retiring.discard(child)
-            self._over(child.pid, expected=expected)
+            self._generations.ended(child.pid, expected=expected)
 
         def parent_socket() -> Path | None:
             runs = self.supervisor.report.state in {ChildState.RUNNING, ChildState.RUNNING_BLIND}
