@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.daemon import workload
 from tests.support.kuma_control_plane import is_healthy
+from tests.support.kuma_resources import access_log
 from tests.support.poll import poll
 from tests.support.rig import NAME, NODE, SOON
 from tests.support.service_probe import PROBE, back_after_an_outage, wait_health
@@ -92,6 +93,26 @@ def test_envoy_is_replaced_during_the_change(rig: UpgradeRig) -> None:
         assert rig.epoch(daemon) > epoch
         rig.wait_registered(daemon)
         rig.the_envoy()
+        assert rig.restarts(daemon) == 0
+
+
+@with_and_without_mtls
+def test_listeners_change_under_a_kumadp_that_follows(rig: UpgradeRig) -> None:
+    """It knows the sockets of an Envoy that began with the former version (SO_REUSEPORT), and of the one after it."""
+    log = {"type": "File", "file": {"path": "/dev/null"}}
+    with rig.up() as daemon:
+        with rig.load(rate=RATE, also=load_ports(rig)):
+            rig.replace_plane(rig.versions.new)
+            rig.renew_token()
+            rig.wait_registered(daemon)
+            rig.reexec(daemon)
+            # It reloads, since the bootstrap is another one.
+            rig.wait_registered(daemon)
+            rig.kuma.put_resource(access_log(log, by_rules=not rig.kuma.by_tags))
+            poll(lambda: "/dev/null" in daemon.get_admin("/config_dump")[1], what="the log", deadline=SOON)
+            poll(lambda: rig.settled(daemon), what="everything acknowledged", deadline=SOON)
+        assert rig.plane.rejected(NODE) == 0
+        assert rig.status(daemon)["relay"]["withheld"] == []
         assert rig.restarts(daemon) == 0
 
 
