@@ -24,7 +24,7 @@ _UNAUTHENTICATED, _PERMISSION_DENIED, _UNAVAILABLE = 16, 7, 14
 # back.
 FREED_FROM, FREED_UNTIL, FREED_WAIT = 9.5, 11.0, 0.1
 FIRST_WAIT = 0.25
-# UNREACHABLE_LONGEST: with the 1.1 to 1.4 s of a registration, 3 s after the control plane is there the mesh has us.
+# UNREACHABLE_LONGEST: with the 1.1 to 1.4 s of a registration, the mesh has us 3 s after the control plane is there.
 ACTIVE_LONGEST, UNREACHABLE_LONGEST, LONGEST = 1.0, 1.5, 5.0
 GROWTH = 1.5
 # A control plane that is restarted or upgraded is back within so many seconds, and the mesh lacks us until the next

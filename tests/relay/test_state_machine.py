@@ -76,6 +76,19 @@ def test_the_first_envoy_gets_earlier_responses_and_its_answer_is_sent_once() ->
     assert bench.notifications == [ResponseAccepted(CLUSTER, "v1")]
 
 
+def test_a_certificate_and_the_ca_that_replaces_the_former_one_reach_envoy_in_one_message() -> None:
+    """In between new connections would fail; and no CA is trusted longer than the control plane wants."""
+    bench = Bench()
+    bench.serving()
+    bench.request(1, SECRET, "identity", "trust")
+    bench.respond(SECRET, "v1", any_of("identity", "by CA 1"), any_of("trust", "CA 1"))
+    bench.ack(1, SECRET)
+    bench.respond(SECRET, "v2", any_of("identity", "by CA 2"), any_of("trust", "CA 2"))
+    assert bench.took_down()[-2:] == [(1, SECRET, "v1"), (1, SECRET, "v2")]
+    both = encode_response(SECRET, "v2", (any_of("identity", "by CA 2"), any_of("trust", "CA 2")))
+    assert set(bench.seen[1, SECRET].resources) == contents(both)
+
+
 def test_the_next_upstream_stream_requests_types_in_the_order_of_envoy() -> None:
     bench = Bench()
     bench.connect()
