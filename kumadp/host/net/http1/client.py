@@ -7,8 +7,7 @@ import contextlib
 import errno
 import os
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from kumadp.addresses import socket_address
 from kumadp.host.net.http1.bodies import BodyDecoder
@@ -28,8 +27,7 @@ _CONNECTED = frozenset({0, errno.EISCONN})
 _OVERLAP = 3
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamResponse:
+class UpstreamResponse(NamedTuple):
     """A response, with at most so many bytes of its body as were wanted."""
 
     head: ResponseHead
@@ -129,8 +127,14 @@ async def _exchange_by_tls(
         protocol.close()
 
 
+# Before the head is there.
+_NO_BODY = BodyDecoder(0, chunked=False, keep=0)
+
+
 class ResponseReader:
     """Takes a response in pieces. ``max_body``: bytes of the body that are wanted."""
+
+    __slots__ = ("_body", "_buffer", "_head", "_head_bytes", "_max_body", "_scanned", "_to_head")
 
     def __init__(self, max_body: int, *, to_head: bool) -> None:
         self._max_body = max_body
@@ -139,7 +143,7 @@ class ResponseReader:
         self._scanned = 0
         self._head_bytes = 0
         self._head: ResponseHead | None = None
-        self._body = BodyDecoder(0, chunked=False, keep=0)
+        self._body = _NO_BODY
 
     def feed(self, data: bytes) -> UpstreamResponse | None:
         """Take received bytes, none at the connection's end; returns the response when it is there.

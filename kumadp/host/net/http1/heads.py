@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kumadp.host.net.http1.fields import MAX_TOKENS, FieldList
 
@@ -54,8 +55,7 @@ class RequestHead:
     keep_alive: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
+class ResponseHead(NamedTuple):
     """A response without its body. ``length`` is the body's in bytes; None: chunked, or until the connection ends."""
 
     status: int
