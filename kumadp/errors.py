@@ -28,8 +28,9 @@ from __future__ import annotations
 import enum
 import errno
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,8 +75,7 @@ EXIT_CODE_MEANING: dict[ExitCode, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """One thing that is wrong with something a user wrote.
 
     ``path`` is a field path (``networking.inbound[0].tags["kuma.io/protocol"]``) or the flag or variable as the user

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,8 +24,7 @@ _LONGEST_NUMBER = 400
 _JSON = frozenset({"null", "bool", "int", "float", "str", "seq", "map", "merge"})
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(Struct, frozen=True):
     """``size`` in bytes (of a text: characters), ``depth`` in levels, ``nodes`` after aliases are expanded."""
 
     size: int
@@ -168,8 +167,7 @@ def line(error: Exception) -> int:
     return mark.line + 1 if mark is not None else 0
 
 
-@dataclass(slots=True)
-class _Open:
+class _Open(Struct):
     """A collection whose end was not read yet: its anchor, the count at its start, its height so far."""
 
     anchor: str | None

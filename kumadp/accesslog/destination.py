@@ -12,10 +12,10 @@ import contextlib
 import os
 import socket
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
 
 from kumadp.accesslog.lookup import look_up
 from kumadp.addresses import connect_address, is_ip
@@ -32,8 +32,7 @@ _LONGEST_WAIT = 10.0
 _STABLE_AFTER = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class DestinationLimits:
+class DestinationLimits(Struct, frozen=True):
     """Limits of one destination: ``lines`` and ``size`` (bytes) of its queue, ``connect`` seconds for a connection.
 
     After ``silent`` seconds without an acknowledgement the peer is disconnected. ``total`` bytes are shared by all

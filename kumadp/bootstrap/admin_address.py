@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kumadp.addresses import is_ip, with_port
 
 _PORT = re.compile("[0-9]{1,5}")
 
 
-@dataclass(frozen=True, slots=True)
-class TcpAdmin:
+class TcpAdmin(Struct, frozen=True):
     """An admin on a TCP port; ``host`` is an IP address as text."""
 
     host: str
@@ -21,8 +21,7 @@ class TcpAdmin:
         return with_port(self.host, self.port)
 
 
-@dataclass(frozen=True, slots=True)
-class UnixAdmin:
+class UnixAdmin(Struct, frozen=True):
     """An admin on a Unix socket (control planes from 2.14 on)."""
 
     path: str

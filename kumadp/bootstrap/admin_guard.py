@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from kumadp.addresses import is_ip, is_loopback, overlap
 from kumadp.bootstrap.admin_address import AdminAddress, TcpAdmin, UnixAdmin
@@ -29,8 +30,7 @@ _SOCKETS = "envoy.extensions.network.socket_interface.default_socket_interface"
 _REMOVE = "remove it from the bootstrap"
 
 
-@dataclass(frozen=True, slots=True)
-class ReservedPort:
+class ReservedPort(Struct, frozen=True):
     """A TCP port that kumadp or CoreDNS binds, and its purpose."""
 
     host: str
@@ -38,8 +38,7 @@ class ReservedPort:
     purpose: str
 
 
-@dataclass(frozen=True, slots=True)
-class GuardedBootstrap:
+class GuardedBootstrap(Struct, frozen=True):
     """A bootstrap with a private admin, the admin's address, and what was changed (to be logged as warnings)."""
 
     bootstrap: dict[str, Any]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 import json
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from kumadp.bootstrap.fields import get
 from kumadp.decoding import Undecodable, decode_json
@@ -26,8 +27,7 @@ class Restart(enum.IntEnum):
     """A stop and a start of Envoy."""
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(Struct, frozen=True):
     """One field: its path in camelCase, how it changed, without secrets, and the restart that applies it.
 
     ``node``: the control plane reads it once for each stream, so that the relay must open a new one too.

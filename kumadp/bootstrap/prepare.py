@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kumadp.bootstrap.admin_guard import ReservedPort, guard
 from kumadp.bootstrap.fields import get
@@ -40,8 +42,7 @@ class Aggregated(NamedTuple):
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(Struct, frozen=True):
     """A bootstrap as the control plane at ``url`` sent it; ``at`` in seconds since 1970.
 
     ``address`` is the data plane's, as registered with the control plane; empty in those that an older kumadp stored.
@@ -56,8 +57,7 @@ class Fetched:
     aggregate: tuple[Aggregated, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(Struct, frozen=True):
     """A bootstrap on disk that passed the guard.
 
     ``dynamic``: its listeners come over xDS. ``fetched``: the control plane's original. ``upstream``: the control plane
@@ -72,8 +72,7 @@ class Prepared:
     upstream: Upstream | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """The directory to which bootstraps are written, and the ``taken`` addresses, which no admin may have."""
 
     work: WorkDir

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import copy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from kumadp.bootstrap.fields import drop, get, put
 from kumadp.bootstrap.generation import requires_delta
@@ -33,8 +34,7 @@ _HTTP2 = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Upstream:
+class Upstream(Struct, frozen=True):
     """The control plane's address that was in the bootstrap.
 
     ``server_name`` is the name that the certificate must have; ``tls`` is False if the cluster had no TLS. ``metadata``
@@ -49,8 +49,7 @@ class Upstream:
     tls: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Rewritten:
+class Rewritten(Struct, frozen=True):
     """A bootstrap whose ADS and HDS go to the relay's socket, and their original destination.
 
     ``delta`` is True if the control plane offered delta xDS; the relay uses state of the world, so Envoy does too.

@@ -10,9 +10,10 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from kumadp.addresses import is_ip
 from kumadp.bootstrap.admin_address import UnixAdmin
@@ -41,27 +42,23 @@ _STDOUT_LOG = f"{_TYPES}envoy.extensions.access_loggers.stream.v3.StdoutAccessLo
 _LISTED = ("STATIC", "STRICT_DNS", "LOGICAL_DNS", 0, 1, 2)
 
 
-@dataclass(frozen=True, slots=True)
-class _Any:
+class _Any(Struct, frozen=True):
     """Any value: the field cannot lead to the admin."""
 
 
-@dataclass(frozen=True, slots=True)
-class _OneOf:
+class _OneOf(Struct, frozen=True):
     """Exactly one of these values."""
 
     values: tuple[object, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _List:
+class _List(Struct, frozen=True):
     """A list of one shape."""
 
     item: Any
 
 
-@dataclass(frozen=True, slots=True)
-class _Typed:
+class _Typed(Struct, frozen=True):
     """A google.protobuf.Any of one of these types, each with the shape of its fields."""
 
     types: Mapping[str, Mapping[str, Any]]
@@ -238,8 +235,7 @@ def _check(value: Any, shape: Any, path: str, problems: list[Problem]) -> None:
                 problems.append(Problem(where, _UNKNOWN, HINT))
 
 
-@dataclass(slots=True)
-class _Cluster:
+class _Cluster(Struct):
     """The kinds of endpoints that a static cluster has."""
 
     to_admin: bool
@@ -252,8 +248,7 @@ class _Cluster:
         return cls(any(reaches(address, admin) for address in addresses), to_pipe)
 
 
-@dataclass(slots=True)
-class _PathsToAdmin:
+class _PathsToAdmin(Struct):
     """Follows listeners to their clusters. A listener on loopback counts: a public one may lead to it."""
 
     clusters: Mapping[str, _Cluster]

@@ -10,11 +10,11 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from msgspec.structs import asdict
 
 from kumadp.cli.options import command_with_options, typed_names
 from kumadp.errors import ExitCode, KumadpError, SettingsError, UsageError, on_one_line

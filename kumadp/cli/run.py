@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
+
+from msgspec.structs import replace
 
 from kumadp.cli.options import command_line, command_with_options, typed_names
 from kumadp.errors import KumadpError, Problem, SettingsError

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
+from msgspec.structs import asdict
 
 from kumadp.errors import ExitCode, ResourceError, UsageError
 from kumadp.resources.kuma_versions import ALL

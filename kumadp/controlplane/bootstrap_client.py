@@ -8,9 +8,10 @@ import contextlib
 import copy
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from kumadp import __version__
 from kumadp.bootstrap.parser import parse_bootstrap
@@ -34,8 +35,7 @@ log = logging.getLogger("kumadp.controlplane")
 _LONGEST_TOKEN = 1 << 20  # bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Sidecar:
+class Sidecar(Struct, frozen=True):
     """What the bootstrap request reports of this sidecar beside settings and Dataplane.
 
     ``dns_port``: of Envoy's DNS filter, None: DNS is off; ``resolves``: the embedded resolver answers names.
@@ -51,8 +51,7 @@ class Sidecar:
     otel_env: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Versions:
+class Versions(Struct, frozen=True):
     """Versions that the bootstrap request reports. ``compatible``: Kuma ships with this Envoy."""
 
     envoy: str

@@ -1,44 +1,42 @@
-"""Requests the bootstrap over HTTP and retries until there is one. aiohttp is imported with the first request."""
+"""Requests the bootstrap over HTTP and retries until there is one."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import collections
-import importlib
 import itertools
-import socket
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
+
+from msgspec.structs import replace
 
 from kumadp import __version__
 from kumadp.addresses import is_host_name, is_ip, request_target, server_name, with_port
 from kumadp.controlplane.bootstrap_messages import BootstrapAnswer, UndecodableAnswer, decode_answer
-from kumadp.controlplane.response_rules import AttemptAction, AttemptVerdict, judge_answer, judge_error, one_line
+from kumadp.controlplane.response_rules import AttemptAction, AttemptVerdict, judge_answer, judge_error
 from kumadp.controlplane.trust import Trust as Trust
 from kumadp.controlplane.trust import make_context as make_context
 from kumadp.errors import ControlPlaneRefused, ControlPlaneUnavailable
 from kumadp.host.backoff import Backoff
 from kumadp.host.descriptors import is_exhausted
-from kumadp.host.net.host_lookup import numeric_addresses
+from kumadp.host.net.host_lookup import connect_any, numeric_addresses
+from kumadp.host.net.http1.client import encode_request, exchange
+from kumadp.host.net.http1.heads import MalformedMessage
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Sequence
-
-    from aiohttp.abc import AbstractResolver, ResolveResult
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 ATTEMPT_SECONDS = 10.0
-# Bounds connecting with the TLS handshake, and each read, so that aiohttp closes what hangs before the attempt ends.
-PHASE_SECONDS = 8.0
+# How long each address has to accept the connection, so that the attempt has a reason of its own.
+CONNECT_SECONDS = 8.0
 # Between two rounds of all addresses (seconds). After a long outage at most one sidecar in 30 sends a request in any
 # second on average, which a control plane that comes back can serve (`tests/support/storm.py`).
 LONGEST_WAIT = 40.0
 CERTIFICATE_TRIES = 3
 MAX_ANSWER = 16 << 20
-_LONGEST_HEADER = 100 << 10
 # The beginning of an answer in which a reason is searched (bytes).
 _ADVISED = 64 << 10
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -130,8 +128,6 @@ async def _attempt(
         if is_exhausted(error):
             return judge_error(error), None
         raise
-    # In a thread: the import takes 0.1 s unless a server of ours has imported it already.
-    aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
     try:
         async with asyncio.timeout(ATTEMPT_SECONDS):
             target = _target(bootstrap_url(url))
@@ -139,9 +135,9 @@ async def _attempt(
             status, headers, answer = await _post(target, body, context)
     except InvalidAddress as error:
         return AttemptVerdict(AttemptAction.STOP, f"{url} is not an address: {error}", "check --cp-address"), None
-    except aiohttp.ClientResponseError as error:
-        return AttemptVerdict(AttemptAction.RETRY, one_line(f"not HTTP: {error.message}".encode())), None
-    except (OSError, TimeoutError, aiohttp.ClientError, ValueError) as error:
+    except MalformedMessage as error:
+        return AttemptVerdict(AttemptAction.RETRY, f"not HTTP: {error}"), None
+    except (OSError, TimeoutError, ValueError) as error:
         return judge_error(error), None
     verdict = judge_answer(status, headers, answer)
     if verdict.action is not AttemptAction.DECODE:
@@ -185,73 +181,41 @@ def _target(url: str) -> _Target:
     return _Target(parts.scheme, host, port or default, name, headers, path)
 
 
-class _Resolver:
-    """Resolves the control plane's host, whatever the URL of the request calls it: `aiohttp.abc.AbstractResolver`.
-
-    aiohttp itself drops the zone of an IPv6 address, and rejects numbers that getaddrinfo(3) reads as an address.
-    """
-
-    def __init__(self, host: str) -> None:
-        self._host = host
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """Return the addresses of the host, in the resolver's order; ``host`` is not looked at. Raises OSError."""
-        del family
-        return [
-            {
-                "hostname": host,
-                "host": address,
-                "port": port,
-                "family": socket.AF_INET6 if ":" in address else socket.AF_INET,
-                "proto": 0,
-                "flags": 0,
-            }
-            for address in await numeric_addresses(self._host, port)
-        ]
-
-    async def close(self) -> None:
-        """Nothing is held."""
-
-
-async def _post(target: _Target, body: bytes, tls: ssl.SSLContext | None) -> tuple[int, dict[str, str], bytes]:
+async def _post(target: _Target, body: bytes, tls: ssl.SSLContext | None) -> tuple[int, Mapping[str, str], bytes]:
     """Send the request; return status, headers with names in lower case, and body. Proxy variables do not count."""
-    import aiohttp
-    from yarl import URL
-
-    headers = {
+    fields = {
         "accept": "application/json",
+        "accept-encoding": "gzip, deflate",
         "content-type": "application/json",
         "user-agent": f"kumadp/{__version__}",
         **target.headers,
     }
-    # Any name that is not an address: the resolver knows the host, TLS and HTTP have its name from here.
-    url = URL(f"{target.scheme}://control-plane:{target.port}{target.path}", encoded=True)
-    async with (
-        aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=cast("AbstractResolver", _Resolver(target.host)), use_dns_cache=False, ssl=tls or True
-            ),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=PHASE_SECONDS, sock_read=PHASE_SECONDS),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            max_line_size=_LONGEST_HEADER,
-            max_field_size=_LONGEST_HEADER,
-        ) as session,
-        session.post(
-            url, data=body, headers=headers, allow_redirects=False, server_hostname=target.name if tls else None
-        ) as answer,
-    ):
-        data = bytearray()
-        try:
-            async for part in answer.content.iter_any():
-                data += part
-                if len(data) > MAX_ANSWER:
-                    raise ValueError(f"the answer is larger than {MAX_ANSWER >> 20} MiB")
-        except aiohttp.ClientPayloadError:
-            raise ValueError("the answer broke off, or its encoding is wrong") from None
-        return answer.status, {name.lower(): value for name, value in answer.headers.items()}, bytes(data)
+    request = encode_request("POST", target.path, fields.items(), body)
+    sock = await connect_any(await numeric_addresses(target.host, target.port), target.port, CONNECT_SECONDS)
+    answer = await exchange(sock, request, max_body=MAX_ANSWER + 1, tls=tls, server=target.name)
+    headers = {name: ", ".join(values) for name, values in answer.head.fields.values.items()}
+    data = answer.body
+    if len(data) <= MAX_ANSWER and (encoding := headers.get("content-encoding", "").lower()) not in {"", "identity"}:
+        data = _unpacked(data, encoding)
+    if len(data) > MAX_ANSWER:
+        raise ValueError(f"the answer is larger than {MAX_ANSWER >> 20} MiB")
+    return answer.head.status, headers, data
+
+
+def _unpacked(data: bytes, encoding: str) -> bytes:
+    """Return the content of a packed answer, at most one byte more than `MAX_ANSWER`; raises ValueError."""
+    import zlib
+
+    # 32: gzip or zlib, whichever its header says. What calls itself deflate may lack a header (RFC 9110, 8.4.1.2).
+    raw = encoding == "deflate" and data[:1] and data[0] & 0x0F != 8
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS if raw else zlib.MAX_WBITS | 32)
+    try:
+        content = unpacker.decompress(data, MAX_ANSWER + 1)
+    except zlib.error:
+        content = b""
+    if not unpacker.eof and len(content) <= MAX_ANSWER:
+        raise ValueError("the answer broke off, or its encoding is wrong")
+    return content
 
 
 def _tls_context(trust: Trust) -> ssl.SSLContext:

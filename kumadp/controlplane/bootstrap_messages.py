@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from kumadp.bootstrap.prepare import Aggregated
 from kumadp.decoding import decode_json
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFacts:
+class RequestFacts(Struct, frozen=True):
     """The content of a bootstrap request. ``resource`` is the text of `kumadp.resources.wire.request_json` or empty.
 
     ``app_probe_proxy``: the application probe proxy is on. ``transparent_proxy`` is `TransparentProxy.wire`,
@@ -87,8 +87,7 @@ def encode_request(facts: RequestFacts) -> bytes:
     return json.dumps(body, indent=1, ensure_ascii=False).encode()
 
 
-@dataclass(frozen=True, slots=True)
-class BootstrapAnswer:
+class BootstrapAnswer(Struct, frozen=True):
     """The control plane's answer: the bootstrap's YAML, and the configuration of the sidecar itself.
 
     ``url`` is the control plane address that answered.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from msgspec.structs import replace
 
 from kumadp.bootstrap.generation import generation_of
 from kumadp.bootstrap.prepare import Target, prepare_fetched

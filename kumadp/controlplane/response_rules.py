@@ -6,9 +6,10 @@ import enum
 import os
 import ssl
 import time
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,8 +29,7 @@ class AttemptAction(enum.Enum):
     RETRY_CERTIFICATE = "retry a few times"
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptVerdict:
+class AttemptVerdict(Struct, frozen=True):
     """What follows an attempt, the reason, a hint, and the shortest wait before the next one (``Retry-After``, s).
 
     ``content``: the answer rejects what the request holds, not who sends it.

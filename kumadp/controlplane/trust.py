@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.errors import ControlPlaneRefused
 from kumadp.host.descriptors import is_exhausted
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 _HINT = "check --ca-cert-file or KUMA_CONTROL_PLANE_CA_CERT"
 
 
-@dataclass(frozen=True, slots=True)
-class Trust:
+class Trust(Struct, frozen=True):
     """The trusted CA: ``ca`` is PEM, empty for the system's store. ``verify`` False: any certificate is accepted."""
 
     ca: str

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from kumadp.core.component import Stack
 from kumadp.core.events import PartEnded, Rejected
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.daemon")
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(Struct, frozen=True):
     """What a run is started with.
 
     ``transparent``: what is redirected on this host, if settings configure it. ``config`` is the settings file,

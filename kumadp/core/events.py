@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     import asyncio
@@ -11,62 +12,53 @@ if TYPE_CHECKING:
     from kumadp.errors import KumadpError
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """How the daemon ends: exit code (an application's may be any) and the one line that gives the reason."""
 
     code: int
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class SignalReceived:
+class SignalReceived(Struct, frozen=True):
     """A signal was sent to us."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class StartEnded:
+class StartEnded(Struct, frozen=True):
     """Starting is over; ``error`` is None when everything is up."""
 
     error: BaseException | None
 
 
-@dataclass(frozen=True, slots=True)
-class PartEnded:
+class PartEnded(Struct, frozen=True):
     """A component ended by itself."""
 
     name: str
     error: BaseException | None
 
 
-@dataclass(frozen=True, slots=True)
-class PreviousKnown:
+class PreviousKnown(Struct, frozen=True):
     """It is known which processes of a previous kumadp run; ``handled`` is set once the loop has acted on it."""
 
     handled: asyncio.Future[None]
 
 
-@dataclass(frozen=True, slots=True)
-class ApplicationEnded:
+class ApplicationEnded(Struct, frozen=True):
     """The application that kumadp runs has ended; ``why`` describes how."""
 
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class DrainEnded:
+class DrainEnded(Struct, frozen=True):
     """The drain is over, or was cut short."""
 
 
-@dataclass(frozen=True, slots=True)
-class StopEnded:
+class StopEnded(Struct, frozen=True):
     """Every component has been left."""
 
 
-@dataclass(frozen=True, slots=True)
-class Requested:
+class Requested(Struct, frozen=True):
     """A new epoch of Envoy (``reload``) or a new kumadp (``reexec``) is requested; ``answer`` gets the outcome."""
 
     what: Literal["reload", "reexec"]
@@ -74,15 +66,13 @@ class Requested:
     answer: asyncio.Future[str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(Struct, frozen=True):
     """The control plane rejects permanently what the daemon cannot run without."""
 
     error: KumadpError
 
 
-@dataclass(frozen=True, slots=True)
-class WatchdogTick:
+class WatchdogTick(Struct, frozen=True):
     """The service manager's watchdog is due: the loop shows that it still handles its events."""
 
 

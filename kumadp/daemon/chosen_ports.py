@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from typing import TYPE_CHECKING, Any
+
+import msgspec.structs
 
 from kumadp.errors import Problem, SettingsError
 from kumadp.host.net.free_ports import FreePorts
@@ -51,7 +52,7 @@ class ChosenPorts:
     def settle(self, settings: Settings, resource: Resource | None) -> tuple[Settings, Resource | None]:
         """Return the same with the chosen ports, also after they were read again."""
         chosen: dict[str, Any] = {**self.ports}
-        settled = dataclasses.replace(settings, **chosen)
+        settled = msgspec.structs.replace(settings, **chosen)
         if settled.admin_port is not None and resource is not None:
             resource = with_admin_port(resource, settled.admin_port)
         return settled, resource

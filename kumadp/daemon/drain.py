@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from msgspec import Struct
 
 from kumadp.host.environment import on_kubernetes
 
@@ -28,27 +29,23 @@ ADMIN_DEADLINE = 5.0
 MIN_DRAIN_TIME = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class FailHealthChecks:
+class FailHealthChecks(Struct, frozen=True):
     """Have Envoy fail its health checks, so that peers stop sending; ``deadline`` in seconds."""
 
     deadline: float = ADMIN_DEADLINE
 
 
-@dataclass(frozen=True, slots=True)
-class DrainInbound:
+class DrainInbound(Struct, frozen=True):
     """Have Envoy drain its inbound listeners alone, as the application still calls out; ``deadline`` in seconds."""
 
     deadline: float = ADMIN_DEADLINE
 
 
-@dataclass(frozen=True, slots=True)
-class EndApplication:
+class EndApplication(Struct, frozen=True):
     """Have the application end that we run, and wait for it; it has its own deadline."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """Let requests in flight end; ``seconds`` is cut short by a second signal or by Envoy's own end.
 
     After ``at_least`` seconds it ends too when the workload has no connection any more, of this ``direction``.
@@ -59,8 +56,7 @@ class Wait:
     direction: Direction = "both"
 
 
-@dataclass(frozen=True, slots=True)
-class Announce:
+class Announce(Struct, frozen=True):
     """For ``seconds`` only readiness reports the end: its clients go elsewhere, all requests are still served."""
 
     seconds: float

@@ -12,9 +12,10 @@ import itertools
 import os
 import stat
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from kumadp.errors import on_one_line
 from kumadp.host.net import socket_paths
@@ -37,8 +38,7 @@ _MOST = 1024
 _TOLD = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(Struct, frozen=True):
     """A data plane that may be queried: its control socket, the user whose it is, and its process.
 
     ``listed``: its socket is in none of the folders where this user's go by default.
@@ -55,8 +55,7 @@ class Running:
         return on_one_line(self.path.stem)
 
 
-@dataclass(slots=True)
-class Search:
+class Search(Struct):
     """The result: ``running`` may be queried, ``others`` and ``ignored`` are reported and not queried."""
 
     running: list[Running] = field(default_factory=list)

@@ -10,7 +10,9 @@ from kumadp.addresses import ANY_IPV4, ANY_IPV6, LOOPBACK, is_ip, with_port
 from kumadp.bootstrap.fields import get
 from kumadp.core.part import Part
 from kumadp.errors import PortsTaken
-from kumadp.host.net.serve import bind_tcp, bind_unix, serve
+from kumadp.host.net.http1.messages import WholeResponse
+from kumadp.host.net.http1.server import ServerOptions
+from kumadp.host.net.serve import bind_tcp, bind_unix, serve_http1
 from kumadp.host.reexec import inherited_sockets as inherited
 from kumadp.host.reexec import interim_responder
 from kumadp.host.socket_names import READINESS, kuma_socket
@@ -19,12 +21,11 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
 
-    from aiohttp import web
-
     from kumadp.bootstrap.prepare import Prepared
     from kumadp.core.context import Context
     from kumadp.core.status import ReadyState
     from kumadp.host.net.connection_limit import ConnectionLimits
+    from kumadp.host.net.http1.messages import ServedRequest
 
 HEADERS = {"content-type": "text/plain", "cache-control": "no-cache, max-age=0", "x-powered-by": "kuma-dp"}
 
@@ -48,12 +49,13 @@ class ReadinessServer:
         """Serve until cancelled; the file of a Unix socket goes."""
         path = self._socket.getsockname()
         try:
-            await serve(
+            await serve_http1(
                 self._answer,
                 self._socket,
                 self._on_up(up),
                 name=self.name,
                 connections=self._connections,
+                options=ServerOptions(),
                 prompt=True,
             )
         finally:
@@ -68,13 +70,11 @@ class ReadinessServer:
 
         return begun
 
-    async def _answer(self, request: web.BaseRequest) -> web.Response:
-        from aiohttp import web
-
+    async def _answer(self, request: ServedRequest) -> WholeResponse:
         if request.path != "/ready":
-            return web.Response(status=404, text="404: only /ready is here\n")
+            return WholeResponse(404, b"404: only /ready is here\n", (("Content-Type", "text/plain; charset=utf-8"),))
         state = self._state()
-        return web.Response(status=200 if state == "READY" else 503, body=state.encode(), headers=HEADERS)
+        return WholeResponse(200 if state == "READY" else 503, state.encode(), tuple(HEADERS.items()))
 
 
 def whole_answer(state: ReadyState) -> bytes:

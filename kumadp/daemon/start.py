@@ -5,8 +5,9 @@ To add a feature, write its package with a `kumadp.core.part.Part` and add one l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.accesslog.part import AccessLogPart
 from kumadp.daemon.application import ApplicationPart
@@ -43,8 +44,7 @@ if TYPE_CHECKING:
     Action = Callable[[], Awaitable[Mapping[str, object]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(Struct, frozen=True):
     """What the daemon gets beside its context.
 
     ``reread`` reads settings and Dataplane again; ``flush`` writes what is logged, ``log_status`` is the status of the

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kumadp.addresses import ANY_IPV4, ANY_IPV6, LOOPBACK
 from kumadp.bootstrap.generation import Generation
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
 SUFFIXES = ("mesh", "mesh.local")
 
 
-@dataclass(frozen=True, slots=True)
-class DnsPlan:
+class DnsPlan(Struct, frozen=True):
     """``coredns`` is the binary of CoreDNS, None for the embedded resolver, which listens on ``addresses``.
 
     ``port`` is where clients send queries, ``envoy_port`` that of Envoy's DNS filter. Queries of clients on this host

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from kumadp.bootstrap.generation import Generation, generation_of
 from kumadp.bootstrap.prepare import Target, prepare_fetched

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
 
 from kumadp.errors import KumadpError, on_one_line
 from kumadp.host.log.secrets import redact
@@ -18,8 +19,7 @@ CheckState = Literal["ok", "warning", "failed", "skipped"]
 DEADLINE = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """One line of the report: name of the check, state, text, and a hint what to do."""
 
     check: str
@@ -28,8 +28,7 @@ class Finding:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DoctorCheck:
+class DoctorCheck(Struct, frozen=True):
     """A check with its name; ``run`` returns its results, ``deadline`` is in seconds."""
 
     name: str
@@ -37,8 +36,7 @@ class DoctorCheck:
     deadline: float = DEADLINE
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
+class CheckResult(Struct, frozen=True):
     """One result of a check; a check may have several."""
 
     state: CheckState

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from kumadp.host.environment import child_environment
 from kumadp.settings.model import secret_variables
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from kumadp.standalone.mesh import Mesh
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
+class Subject(Struct, frozen=True):
     """A data plane as `run` would start it; ``status`` is that of the kumadp that already runs it, else empty.
 
     ``origins``: where each setting is from, by its field.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.dynconf.poller import BodyPoller
 from kumadp.resources.dynconf_bodies import BODIES
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from kumadp.resources.dynconf_bodies import BodyHandler
 
 
-@dataclass(frozen=True, slots=True)
-class PollOptions:
+class PollOptions(Struct, frozen=True):
     """Timing of the polls; all times in seconds.
 
     ``changes_announced``: `DynamicConfiguration.poll_now` is called after each change of Envoy's listeners, so that

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,8 +25,7 @@ class InvalidResponse(Exception):
     """The response is not valid HTTP, or too large."""
 
 
-@dataclass(frozen=True, slots=True)
-class SocketResponse:
+class SocketResponse(Struct, frozen=True):
     """A response with any status; ``etag`` as it was sent, empty if there is none."""
 
     status: int

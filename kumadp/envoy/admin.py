@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
-import sys
+import socket
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from kumadp.bootstrap.admin_address import UnixAdmin
 from kumadp.decoding import decode_json
+from kumadp.host.net.http1.client import encode_request, exchange
 
 if TYPE_CHECKING:
-    from aiohttp import ClientResponse, ClientSession
-
     from kumadp.bootstrap.admin_address import AdminAddress
+    from kumadp.host.net.http1.client import UpstreamResponse
 
 DEADLINE = 5.0
 # Limit of one answer in bytes: a stranger at the address may answer without end.
@@ -36,14 +35,14 @@ class AdminClient:
     def __init__(self, address: AdminAddress, largest_body: int = LARGEST_BODY) -> None:
         self.address = address
         self._largest_body = largest_body
-        self._session: ClientSession | None = None
+        self._requests: set[asyncio.Future[UpstreamResponse]] = set()
         self._is_closed = False
 
     async def move_to(self, address: AdminAddress) -> None:
         """Use another address from now on."""
         if address != self.address:
             self.address = address
-            await self._end_session()
+            self._abort()
 
     async def get(self, path: str, timeout: float = DEADLINE) -> tuple[int, bytes]:
         """Return status and body of a GET."""
@@ -74,53 +73,46 @@ class AdminClient:
     async def close(self) -> None:
         """Close the connections; later requests fail."""
         self._is_closed = True
-        await self._end_session()
+        self._abort()
 
-    async def _end_session(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+    def _abort(self) -> None:
+        """Abort the requests under way."""
+        for request in self._requests:
+            request.cancel()
 
     async def _request(self, method: str, path: str, timeout: float) -> tuple[int, bytes]:
-        if "aiohttp" not in sys.modules:
-            # The daemon's servers import it in a thread too: it takes 130 ms.
-            await asyncio.to_thread(importlib.import_module, "aiohttp")
-        from aiohttp import ClientError
-        from yarl import URL
-
         if self._is_closed:
             raise AdminUnreachable("Envoy has ended")
-        url = URL(f"{_base_url(self.address)}{path}", encoded=True)
-        if self._session is None:
-            self._session = _open_session(self.address)
+        request = asyncio.ensure_future(_exchange(self.address, method, path, self._largest_body))
+        self._requests.add(request)
         try:
-            async with (
-                asyncio.timeout(timeout),
-                self._session.request(method, url, allow_redirects=False) as answer,
-            ):
-                return answer.status, await _body(answer, self._largest_body)
+            async with asyncio.timeout(timeout):
+                answer = await request
+        except asyncio.CancelledError:
+            if request.cancelled() and not _is_cancelled():
+                raise AdminUnreachable("the connection was closed") from None
+            raise
         except TimeoutError as error:
             raise AdminUnreachable(f"no answer within {timeout:g} s") from error
-        # RuntimeError: the session was closed by `move_to` or `close`.
-        except (OSError, ClientError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError) as error:
             raise AdminUnreachable(_reason(error)) from error
+        finally:
+            self._requests.discard(request)
+        if len(answer.body) > self._largest_body:
+            raise AdminUnreachable(f"its answer is larger than {self._largest_body >> 20} MiB")
+        return answer.head.status, answer.body
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _reason(error: Exception) -> str:
     """Return the operating system's reason, if there is one, without the library's words."""
-    cause = getattr(error, "os_error", None) or error
-    if isinstance(cause, OSError) and cause.errno:
-        return os.strerror(cause.errno)
-    return str(cause) or type(cause).__name__
-
-
-async def _body(answer: ClientResponse, largest: int) -> bytes:
-    body = bytearray()
-    async for part in answer.content.iter_any():
-        body += part
-        if len(body) > largest:
-            raise AdminUnreachable(f"its answer is larger than {largest >> 20} MiB")
-    return bytes(body)
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return str(error) or type(error).__name__
 
 
 async def post(admin: AdminClient, path: str) -> None:
@@ -133,20 +125,21 @@ async def post(admin: AdminClient, path: str) -> None:
         raise OSError(f"POST {path} was answered with {status}")
 
 
-def _base_url(address: AdminAddress) -> str:
-    return "http://localhost" if isinstance(address, UnixAdmin) else f"http://{address}"
-
-
-def _open_session(address: AdminAddress) -> ClientSession:
-    from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, UnixConnector
-
-    return ClientSession(
-        connector=UnixConnector(address.path, limit=0, force_close=True)
-        if isinstance(address, UnixAdmin)
-        else TCPConnector(limit=0, force_close=True, ssl=False),
-        cookie_jar=DummyCookieJar(),
-        timeout=ClientTimeout(total=None, sock_connect=None),
-        auto_decompress=False,
-        headers={"Accept-Encoding": "identity"},
-        skip_auto_headers=("User-Agent",),
-    )
+async def _exchange(address: AdminAddress, method: str, path: str, largest: int) -> UpstreamResponse:
+    fields = [("Accept", "*/*"), ("Accept-Encoding", "identity")]
+    loop = asyncio.get_running_loop()
+    to: str | tuple[str, int]
+    if isinstance(address, UnixAdmin):
+        family, to, host = socket.AF_UNIX, address.path, "localhost"
+    else:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        to, host = (address.host, address.port), str(address)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, to)
+    except BaseException:
+        sock.close()
+        raise
+    request = encode_request(method, path, [("Host", host), *fields], b"" if method == "POST" else None)
+    return await exchange(sock, request, max_body=largest + 1)

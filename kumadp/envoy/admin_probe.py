@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.addresses import with_port
 from kumadp.host.descriptors import is_exhausted
@@ -34,8 +35,7 @@ _PROXY = b"PROXY TCP4 127.0.0.1 127.0.0.1 1 1\r\n"
 MAX_BODY = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeAddress:
+class ProbeAddress(Struct, frozen=True):
     """An address to probe: host and port, or with an empty ``host`` the Unix socket at ``path`` (``@``: abstract)."""
 
     host: str = ""

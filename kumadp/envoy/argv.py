@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.errors import Problem
 
@@ -91,8 +92,7 @@ def envoy_argv(
     return (*argv, *extra)
 
 
-@dataclass(frozen=True, slots=True)
-class EpochArguments:
+class EpochArguments(Struct, frozen=True):
     """Hot restart arguments of an epoch.
 
     ``base_id`` None: epoch 0, whose base id Envoy chooses and writes to ``base_id_file``. ``parent_shutdown`` is in

@@ -9,9 +9,10 @@ import os
 import re
 import socket
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.envoy.argv import EpochArguments
 from kumadp.errors import WorkDirError
@@ -32,8 +33,7 @@ _SHARED_SIZE = 104
 _LONGEST_BASE_ID = 32
 
 
-@dataclass(frozen=True, slots=True)
-class SharedMemory:
+class SharedMemory(Struct, frozen=True):
     """Shared memory of hot restart: the directory of shm_open(3), and the only layout in which a flag may be cleared.
 
     ``layout`` is version 11 with 104 bytes, flags in the last eight (Envoy 1.28 to 1.40).

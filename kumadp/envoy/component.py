@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from kumadp.envoy.admin import AdminClient, AdminUnreachable, post
 from kumadp.envoy.admin_proof import PendingProof, prove_private

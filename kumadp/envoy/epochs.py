@@ -8,7 +8,9 @@ old one without admin (blind) and hot restart locked. An epoch's parent is alway
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 
 class EpochStage(enum.Enum):
@@ -29,16 +31,14 @@ class ReloadKind(enum.Enum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadRequest:
+class ReloadRequest(Struct, frozen=True):
     """A requested reload; ``cold``: it may cost an outage."""
 
     number: int
     cold: bool
 
 
-@dataclass(frozen=True, slots=True)
-class EpochState:
+class EpochState(Struct, frozen=True):
     """The epochs of one base id.
 
     ``adopted``: the current one was left by the previous kumadp, and serves though its admin has not answered yet.
@@ -63,13 +63,11 @@ class EpochState:
         return self.request is not None or self.retiring or self.stage is EpochStage.HANDOVER
 
 
-@dataclass(frozen=True, slots=True)
-class EpochStarted:
+class EpochStarted(Struct, frozen=True):
     """A process was started as epoch 0 on a new base id."""
 
 
-@dataclass(frozen=True, slots=True)
-class EpochAdopted:
+class EpochAdopted(Struct, frozen=True):
     """An Envoy that runs already was adopted."""
 
     epoch: int
@@ -77,22 +75,19 @@ class EpochAdopted:
     retiring: bool
 
 
-@dataclass(frozen=True, slots=True)
-class EpochLive:
+class EpochLive(Struct, frozen=True):
     """This epoch is LIVE."""
 
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class EpochOverdue:
+class EpochOverdue(Struct, frozen=True):
     """The epoch that comes up was not LIVE in time."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class EpochFailed:
+class EpochFailed(Struct, frozen=True):
     """The next epoch has ended before it was LIVE.
 
     ``took_over``: it had taken the listeners. ``unlocked``: a further epoch can be tried on this base id.
@@ -103,35 +98,30 @@ class EpochFailed:
     unlocked: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class EpochEnded:
+class EpochEnded(Struct, frozen=True):
     """The current epoch has ended."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class EpochRetired:
+class EpochRetired(Struct, frozen=True):
     """The epoch before the current one has ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadRequested:
+class ReloadRequested(Struct, frozen=True):
     """A reload was requested."""
 
     request: ReloadRequest
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadChecked:
+class ReloadChecked(Struct, frozen=True):
     """The reload was checked. ``refused``: why it cannot be done; ``cold``: why it cannot be hot."""
 
     refused: str = ""
     cold: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Stopping:
+class Stopping(Struct, frozen=True):
     """Everything is about to stop."""
 
 
@@ -149,55 +139,46 @@ Event = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class CheckReload:
+class CheckReload(Struct, frozen=True):
     """Check whether this reload can be done; the result is `ReloadChecked`."""
 
     request: ReloadRequest
 
 
-@dataclass(frozen=True, slots=True)
-class SpawnEpoch:
+class SpawnEpoch(Struct, frozen=True):
     """Start this epoch; ``repair``: with what the current one runs, to get the admin back."""
 
     epoch: int
     repair: bool
 
 
-@dataclass(frozen=True, slots=True)
-class KillNewEpoch:
+class KillNewEpoch(Struct, frozen=True):
     """SIGKILL for the epoch that comes up; never SIGTERM."""
 
 
-@dataclass(frozen=True, slots=True)
-class HandOver:
+class HandOver(Struct, frozen=True):
     """Make the epoch that came up the current one; the old one drains."""
 
 
-@dataclass(frozen=True, slots=True)
-class StartCold:
+class StartCold(Struct, frozen=True):
     """End the current epoch, if there is one, and start epoch 0 on a new base id with the requested plan."""
 
 
-@dataclass(frozen=True, slots=True)
-class RevertPlan:
+class RevertPlan(Struct, frozen=True):
     """The requested plan does not come up: return to the previous one."""
 
 
-@dataclass(frozen=True, slots=True)
-class KillCurrentEpoch:
+class KillCurrentEpoch(Struct, frozen=True):
     """The current epoch no longer serves: kill it, the restart policy does the rest."""
 
 
-@dataclass(frozen=True, slots=True)
-class GoBlind:
+class GoBlind(Struct, frozen=True):
     """Note that the current epoch serves without admin."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReportOutcome:
+class ReportOutcome(Struct, frozen=True):
     """Report how this reload ended."""
 
     request: ReloadRequest

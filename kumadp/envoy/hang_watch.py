@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.process.progress import main_thread_ticks
 
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 
-@dataclass(frozen=True, slots=True)
-class HangWatch:
+class HangWatch(Struct, frozen=True):
     """Checks every ``interval`` seconds; ``limit`` seconds without CPU and without an answer are a hang."""
 
     interval: float = 10.0

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.bootstrap.admin_address import UnixAdmin
 
@@ -28,8 +29,7 @@ _STATE = re.compile(rb"\b(LIVE|DRAINING|PRE_INITIALIZING|INITIALIZING)\b")
 _LIVE = "LIVE"
 
 
-@dataclass(slots=True)
-class LivenessCheck:
+class LivenessCheck(Struct):
     """Sends a request each ``period`` seconds, for at most ``timeout`` seconds; reports ``failures`` in a row.
 
     With these figures silence is reported 3 to 7.5 s after it began. ``on_unresponsive`` gets the reason at each
@@ -40,9 +40,9 @@ class LivenessCheck:
     period: float = 3.0
     timeout: float = 1.5
     failures: int = 3
-    _failed: int = field(default=0, init=False)
-    _pid: int = field(default=0, init=False)
-    _why: str = field(default="", init=False)
+    _failed: int = 0
+    _pid: int = 0
+    _why: str = ""
 
     def reset(self) -> None:
         """Start over: there is no Envoy to check."""

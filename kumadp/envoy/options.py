@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from kumadp.envoy.base_id import SharedMemory
 from kumadp.envoy.hang_watch import HangWatch
@@ -22,8 +23,7 @@ def _ignore(*_: object) -> None:
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class HotRestart:
+class HotRestart(Struct, frozen=True):
     """Settings of hot restart; all times in seconds. ``directory`` belongs to kumadp and has mode 0700.
 
     ``deadline`` is how long a new epoch may make no progress until it is LIVE. ``drain_time`` is the one of Envoy's
@@ -45,8 +45,7 @@ class HotRestart:
         return float(int(self.drain_time)) + max(self.margin, blocks)
 
 
-@dataclass(frozen=True, slots=True)
-class EpochCallbacks:
+class EpochCallbacks(Struct, frozen=True):
     """Callbacks for each Envoy, by generation and pid.
 
     A generation is a number that only grows: epochs begin at 0 again after a cold start. ``on_ended`` gets whether the
@@ -63,8 +62,7 @@ class EpochCallbacks:
     on_progress: Callable[[], None] = field(default=_ignore)
 
 
-@dataclass(frozen=True, slots=True)
-class EnvoyOptions:
+class EnvoyOptions(Struct, frozen=True):
     """Options of the Envoy component. ``stop_grace`` is in seconds.
 
     ``hot_restart`` None turns hot restart off, and the command line is kuma-dp's. ``hang_watch`` None: an Envoy that
@@ -81,8 +79,7 @@ class EnvoyOptions:
     past: PreviousDeaths = field(default_factory=PreviousDeaths)
 
 
-@dataclass(frozen=True, slots=True)
-class EnvoyCallbacks:
+class EnvoyCallbacks(Struct, frozen=True):
     """Callbacks of the Envoy component.
 
     ``on_change`` gets each state of the process. ``on_not_ready`` gets the reason why Envoy does not serve yet, "" once

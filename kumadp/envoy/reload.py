@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kumadp.envoy.argv import workers_of
 from kumadp.envoy.epochs import ReloadChecked, ReloadKind, ReloadRequest
@@ -31,8 +32,7 @@ VALIDATION_IDLE = 60.0
 VERSION_WITHIN = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """A way to run Envoy: the command line of `envoy_argv`, the address of its admin, whether xDS sends its listeners.
 
     Each bootstrap is written to another file: the previous one may be needed again.
@@ -43,8 +43,7 @@ class Plan:
     dynamic: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadOutcome:
+class ReloadOutcome(Struct, frozen=True):
     """The result of a reload. ``epoch`` serves now; ``missing`` are addresses that the new Envoy lacks."""
 
     kind: ReloadKind
@@ -85,8 +84,7 @@ class EnvoyState(msgspec.Struct, frozen=True):
     admin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class AdoptedEnvoy:
+class AdoptedEnvoy(Struct, frozen=True):
     """Envoys that run already: the exported state, and the processes themselves."""
 
     state: EnvoyState
@@ -100,8 +98,7 @@ class AdoptedEnvoy:
         return self.state.retiring if waits else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
+class _Pending(Struct, frozen=True):
     plan: Plan | None
     why: str
     since: float

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.envoy.parent_fallback import answer_as_parent
 
@@ -27,8 +28,7 @@ ABORTS_AFTER = 10.0
 ORDERS_WITHIN = 120.0
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(Struct, frozen=True):
     """When the new epoch orders the old one to end, by the monotonic clock: not before ``earliest``.
 
     It counts from the moment at which it was LIVE, which kumadp sees late on a busy host, at ``latest``.

@@ -7,8 +7,9 @@ import contextlib
 import json
 import logging
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from kumadp.decoding import decode_json
 from kumadp.envoy.admin import AdminUnreachable
@@ -65,8 +66,7 @@ def configuration_error(lines: Sequence[str]) -> str | None:
     return None if why.startswith(_PASSING) else why
 
 
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
+class ServerInfo(Struct, frozen=True):
     """Fields of ``/server_info``: ``state`` as in LIVE, ``protocol`` of hot restart as in 11.104."""
 
     epoch: int

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.errors import BinaryNotFound
 from kumadp.process.program_output import output_of
@@ -28,8 +29,7 @@ SUPPORTED: dict[tuple[int, int], tuple[int, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class EnvoyVersion:
+class EnvoyVersion(Struct, frozen=True):
     """``version`` as in 1.40.0, ``build`` the whole ``commit/version/status/type/tls`` text."""
 
     version: str

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import struct
 import zlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 from urllib.parse import quote, unquote
 
@@ -21,6 +20,9 @@ from h2.config import H2Configuration
 from h2.errors import ErrorCodes
 from h2.events import AlternativeServiceAvailable, InformationalResponseReceived, UnknownFrameReceived
 from h2.exceptions import H2Error
+from msgspec import Struct
+
+from kumadp.records import hiding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,13 +56,14 @@ class StreamEnded(Exception):
         self.text = text
 
 
-@dataclass(frozen=True, slots=True)
-class Oversized:
+class Oversized(Struct, frozen=True):
     """A message that was too large and was dropped: its size in bytes, its first and last ``KEPT`` bytes."""
 
     size: int
-    head: bytes = field(repr=False)
-    tail: bytes = field(repr=False)
+    head: bytes
+    tail: bytes
+
+    __repr__ = hiding("head", "tail")
 
 
 class _BreakHook(Wrapper):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.errors import WorkDirError
 from kumadp.host.private_file import make_folders, write_private
@@ -24,8 +25,7 @@ _USERS_FILE = Path("/etc/sysusers.d/kumadp.conf")
 _PROGRAM = "/usr/bin/kumadp"
 
 
-@dataclass(frozen=True, slots=True)
-class InstalledFile:
+class InstalledFile(Struct, frozen=True):
     """A file of the installation. One that the operator owns and edits (``operator_owned``) is written only once."""
 
     path: Path

@@ -11,14 +11,15 @@ import re
 import shutil
 import stat
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import Struct, field
 
 from kumadp.errors import WorkDirError
 from kumadp.host.private_file import make_folders, pin_folder, why_not_ours, write_private
+from kumadp.records import hiding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,17 +88,18 @@ class HandedWorkDir(msgspec.Struct, frozen=True):
     removed_at_end: tuple[str, ...] = ()
 
 
-@dataclass
-class WorkDir:
+class WorkDir(Struct):
     """``path`` holds our files, ``sockets`` those that the control plane knows, ``dns`` the Corefile."""
 
     path: Path
     sockets: Path
     dns: Path
     temporary: bool
-    _lock: int = field(default=-1, repr=False)
-    removed_at_end: set[Path] = field(default_factory=set, repr=False)
+    _lock: int = -1
+    removed_at_end: set[Path] = field(default_factory=set)
     """Files that the next run does not need."""
+
+    __repr__ = hiding("_lock", "removed_at_end")
 
     def handed(self) -> HandedWorkDir:
         """Return this directory for the next program; ``lock`` must stay open over execve(2) to stay locked."""

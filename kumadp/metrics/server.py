@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode
+
+from msgspec import Struct, field
 
 from kumadp.addresses import request_target, with_port
 from kumadp.exposition.names import DEFAULT_SCHEME
@@ -67,8 +68,7 @@ async def _no_metrics() -> tuple[bytes, str]:
     return b"", TEXT_TYPE
 
 
-@dataclass(frozen=True, slots=True)
-class ScrapedApplication:
+class ScrapedApplication(Struct, frozen=True):
     """An application whose metrics are scraped at ``host``, a name or an IP address."""
 
     name: str
@@ -77,8 +77,7 @@ class ScrapedApplication:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class ScrapePolicy:
+class ScrapePolicy(Struct, frozen=True):
     """The merged MeshMetric policies; ``used_only`` excludes metrics of Envoy that were never updated."""
 
     applications: tuple[ScrapedApplication, ...]
@@ -87,8 +86,7 @@ class ScrapePolicy:
     used_only: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class SourceLocator:
+class SourceLocator(Struct, frozen=True):
     """Functions that return the current sources; each is called at every scrape.
 
     ``applications``: those for scrapes without a policy. ``envoy``: host and port of its admin, or the path of its
@@ -298,8 +296,7 @@ class MetricsServer:
         self._warned = {result.name for result in self._results if result.failure}
 
 
-@dataclass(slots=True)
-class _PieceList:
+class _PieceList(Struct):
     """Collects pieces, instead of writing them."""
 
     pieces: list[Piece] = field(default_factory=list)
@@ -309,13 +306,12 @@ class _PieceList:
         return True
 
 
-@dataclass(slots=True)
-class _PolicyTransform:
+class _PolicyTransform(Struct):
     """Applies a policy to Envoy's metrics."""
 
     selection: Selection
     labels: Labels
-    skipped: int = field(default=0, init=False)
+    skipped: int = 0
 
     def take(self, piece: Piece) -> Iterator[Piece]:
         selected = self.selection.select(piece)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import zlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
+
+from msgspec import Struct
 
 from kumadp.exposition.reader import SLICE
 from kumadp.host.net.application_socket import application_socket
@@ -28,8 +29,7 @@ class SourceFailed(Exception):
     """The source has no usable exposition; the text is the reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScrapeTarget:
+class ScrapeTarget(Struct, frozen=True):
     """A source with a unique ``name``; ``unix`` is the path of its socket, empty for TCP.
 
     ``limit``: maximum size of its response, uncompressed, in bytes; 0 for none. ``sourced``: see `application_socket`.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
     from kumadp.otel.routes import Route
 
 
-@dataclass(frozen=True, slots=True)
-class BackendSpec:
+class BackendSpec(Struct, frozen=True):
     """A backend to serve: its name, the socket to which Envoy sends, and the routes by signal."""
 
     name: str
@@ -21,8 +21,7 @@ class BackendSpec:
     routes: Mapping[str, Route]
 
 
-@dataclass(frozen=True, slots=True)
-class PipeLimits:
+class PipeLimits(Struct, frozen=True):
     """Limits of each backend.
 
     ``messages``: messages that are being forwarded at a time; more are refused, so that a slow collector costs no

@@ -6,9 +6,10 @@ The inventory lists which variables are set and whether they are valid; their va
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,8 +31,7 @@ _FIELDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class OtelVariables:
+class OtelVariables(Struct, frozen=True):
     """The variables of one signal, or of all signals (``signal`` is ``shared``); ``fields`` has no empty values."""
 
     signal: str
@@ -81,8 +81,7 @@ class OtelVariables:
         return url if url.scheme and url.netloc else None
 
 
-@dataclass(frozen=True, slots=True)
-class OtelEnvironment:
+class OtelEnvironment(Struct, frozen=True):
     """The variables by signal, ``shared`` for all signals; ``host_ip`` is the host of endpoints that have none."""
 
     shared: OtelVariables

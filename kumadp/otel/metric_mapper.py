@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec import Struct, field
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     Gauge,
@@ -59,8 +59,7 @@ class ScopedPiece(NamedTuple):
 _Key = tuple[InstrumentationScope, str]
 
 
-@dataclass(slots=True)
-class _Histogram:
+class _Histogram(Struct):
     """The samples of one histogram that are read so far."""
 
     attributes: dict[str, str]

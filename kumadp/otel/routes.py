@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from kumadp.addresses import authority, dialled_host
 from kumadp.otel.environment import GRPC, HTTP, SIGNALS, timeout_or_default
+from kumadp.records import hiding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,8 +28,7 @@ _HTTP_PORTS = {True: 443, False: 80}
 _GRPC_PORT = 4317
 
 
-@dataclass(frozen=True, slots=True)
-class Collector:
+class Collector(Struct, frozen=True):
     """A collector; messages for equal ones share a connection. Certificates and key are PEM files, empty for none."""
 
     protocol: str = GRPC
@@ -34,7 +36,9 @@ class Collector:
     tls: bool = False
     certificate: str = ""
     client_certificate: str = ""
-    client_key: str = field(default="", repr=False)
+    client_key: str = ""
+
+    __repr__ = hiding("client_key")
 
     @property
     def address(self) -> tuple[str, int] | str:
@@ -61,16 +65,17 @@ class Collector:
         return authority(*address)
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """How a signal is sent; ``why_not`` is the reason if it is not sent, else empty. ``timeout`` in seconds."""
 
     collector: Collector = Collector()
     path: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
     gzip: bool = False
     timeout: float = DEFAULT_TIMEOUT
     why_not: str = ""
+
+    __repr__ = hiding("headers")
 
     def __str__(self) -> str:
         collector = self.collector

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import socket
 from typing import TYPE_CHECKING
+
+import msgspec.structs
 
 from kumadp.addresses import address_text, is_ip, with_port
 from kumadp.core.part import Part
@@ -60,7 +61,7 @@ async def resolved_plan(context: Context) -> ProbesPlan | None:
         story = f"networking.address {plan.host} cannot be resolved: {reason}; name one with --virtual-probes-address"
         context.status.mark_failed("virtual probes", story)
         return None
-    return dataclasses.replace(plan, host=address_text(addresses[0][4]))
+    return msgspec.structs.replace(plan, host=address_text(addresses[0][4]))
 
 
 class VirtualProbesPart(Part):

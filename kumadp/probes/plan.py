@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.addresses import LOOPBACK
 from kumadp.errors import Problem, SettingsError
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from kumadp.settings.model import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class ProbesPlan:
+class ProbesPlan(Struct, frozen=True):
     """Where virtual probes are served; ``ports`` is the list of the generic form, empty for the Dataplane's own."""
 
     host: str

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from kumadp.host.net.http1.fields import FieldList
@@ -24,8 +25,7 @@ _HTTP = re.compile(rb"/([0-9]+)(/[^\n]*)?")
 _PLAIN = "$&+,/:;=@"
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeRequest:
+class ProbeRequest(Struct, frozen=True):
     """One probe; ``path`` and ``query`` as they are sent to the application, for HTTP only."""
 
     kind: Literal["http", "tcp", "grpc"]
@@ -34,8 +34,7 @@ class ProbeRequest:
     query: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class CleanPathRedirect:
+class CleanPathRedirect(Struct, frozen=True):
     """The path is not clean; the client is redirected to ``location`` (Go's net/http: ServeMux)."""
 
     location: str

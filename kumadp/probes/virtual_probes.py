@@ -8,9 +8,10 @@ import contextlib
 import logging
 import os
 import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
+
+from msgspec import Struct
 
 from kumadp.addresses import authority, quoted_path
 from kumadp.host.net.application_socket import application_socket
@@ -44,8 +45,7 @@ _WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 TIMEOUT_HEADER = "X-Kuma-Probes-Timeout"
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeTarget:
+class ProbeTarget(Struct, frozen=True):
     """The endpoint of the application to which a probe is proxied."""
 
     host: str

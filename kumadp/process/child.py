@@ -11,11 +11,12 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from kumadp.errors import SpawnError
 from kumadp.host.cgroup import OomKills, oom_file
@@ -39,8 +40,7 @@ def _ignore_death(_child: Child, _status: ExitStatus) -> None:
     """Do nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(Struct, frozen=True):
     """What to run. ``argv[0]`` is an absolute path; ``name`` is used in log lines.
 
     ``fifo`` is for a child that may outlive us: its output goes not to a pipe but to a FIFO next to that path, with the
@@ -70,8 +70,7 @@ class HandedChild(msgspec.Struct, frozen=True):
     output_state: OutputState = msgspec.field(name="heard")
 
 
-@dataclass(frozen=True, slots=True)
-class RunningProcess:
+class RunningProcess(Struct, frozen=True):
     """A process to adopt, by its pid and its start time in clock ticks.
 
     ``ours``: it is a child of this process, started before an execve(2). ``output`` is the read end of its output;

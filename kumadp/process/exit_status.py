@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class ExitStatus:
+class ExitStatus(Struct, frozen=True):
     """How a process ended: an exit code, or the number of the signal that killed it; neither if that is unknown.
 
     ``oom``: the counter file and the number of out-of-memory kills in our cgroup before and after. ``why`` is the

@@ -7,9 +7,10 @@ import os
 import stat
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.errors import HostExhausted, SpawnError
 from kumadp.host.core_dumps import child_core_limit
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 HELPER = Path(__file__).with_name("exec_helper.py")
 
 
-@dataclass(frozen=True, slots=True)
-class Launched:
+class Launched(Struct, frozen=True):
     """A running process: its start time in clock ticks, and a function that reaps it and returns its exit code."""
 
     pid: int

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from kumadp.host.descriptors import is_gone
 
@@ -54,8 +55,7 @@ def processor_time(pid: int) -> float | None:
     return ticks / _TICKS if ticks is not None else None
 
 
-@dataclass(slots=True)
-class Progress:
+class Progress(Struct):
     """The rule: overdue after ``idle`` seconds without progress, and after `LONGEST_TIMES` times that in any case.
 
     Progress is that the main thread uses at least `BUSY` of a processor, or that a count changes. ``now`` is any clock
@@ -67,9 +67,9 @@ class Progress:
     now: float
     cpu: float = 0.0
     counts: Mapping[str, int] = field(default_factory=dict)
-    _began: float = field(init=False)
-    _since: float = field(init=False)
-    _base: float = field(init=False)
+    _began: float = 0.0
+    _since: float = 0.0
+    _base: float = 0.0
 
     def __post_init__(self) -> None:
         self._began = self._since = self.now
@@ -131,8 +131,7 @@ def _ignore() -> None:
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class ProgressWatch:
+class ProgressWatch(Struct, frozen=True):
     """Watches one process until it is overdue, by `Progress` with ``idle`` seconds.
 
     ``counts`` returns what the process waits for, by words for it, within the seconds that it is given; empty if that

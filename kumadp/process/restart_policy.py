@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 
 class ChildState(enum.Enum):
@@ -19,8 +20,7 @@ class ChildState(enum.Enum):
     RUNNING_BLIND = 7
 
 
-@dataclass(frozen=True, slots=True)
-class RestartPolicy:
+class RestartPolicy(Struct, frozen=True):
     """``budget`` restarts within ``window`` seconds, after waits of ``base`` doubling to ``cap`` seconds.
 
     After a run of ``stable`` seconds the whole budget is available again. Budget 0 is kuma-dp's behaviour: no restart.
@@ -33,16 +33,14 @@ class RestartPolicy:
     stable: float = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class RestartAfter:
+class RestartAfter(Struct, frozen=True):
     """Restart it after ``delay`` seconds; ``history`` is the argument of the next `decide`."""
 
     delay: float
     history: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(Struct, frozen=True):
     """Do not restart it."""
 
     reason: str

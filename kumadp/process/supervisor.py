@@ -7,10 +7,10 @@ import collections
 import logging
 import signal
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
+from msgspec import Struct, field
 
 from kumadp.errors import ChildFailed, HostExhausted, SpawnError
 from kumadp.process.child import Child, Command
@@ -30,8 +30,7 @@ _EXHAUSTED_PAUSE = 1.0
 CAUSES = ("exit", "signal", "out of memory", "unknown", "not started", "asked")
 
 
-@dataclass(frozen=True, slots=True)
-class ChildReport:
+class ChildReport(Struct, frozen=True):
     """State of a child; times in seconds since 1970, ``last_exit`` is one sentence or empty.
 
     ``since`` is when it entered this state, ``started`` when its process started, ``died`` when the last one ended.
@@ -67,8 +66,7 @@ class PreviousDeaths(msgspec.Struct, frozen=True):
 _NO_DEATHS = PreviousDeaths()
 
 
-@dataclass(frozen=True, slots=True)
-class SupervisorOptions:
+class SupervisorOptions(Struct, frozen=True):
     """``permanent_failure`` returns why a restart after this exit and these last lines would be useless, or None.
 
     ``why_no_restart`` returns why the child is not needed any more, or an empty text. ``on_change`` is called with each

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from kumadp.records import hiding
 
 if TYPE_CHECKING:
     from kumadp.relay.messages import Request
 
 
-@dataclass(frozen=True, slots=True)
-class SendUp:
+class SendUp(Struct, frozen=True):
     """Send this request on the stream to the control plane, in the stream's dialect."""
 
     request: Request
 
 
-@dataclass(frozen=True, slots=True)
-class SendDown:
+class SendDown(Struct, frozen=True):
     """Send this DiscoveryResponse to an Envoy.
 
     The next one of the same stream and type is sent only after Envoy has answered this one, so at most one of each type
@@ -28,10 +29,12 @@ class SendDown:
 
     stream: int
     type_url: str
-    raw: bytes = field(repr=False)
+    raw: bytes
     """The message from the control plane, shared with the subscription that remembers it."""
-    more: bytes = field(default=b"", repr=False)
+    more: bytes = b""
     """The rest of the message: the nonce of this stream."""
+
+    __repr__ = hiding("raw", "more")
 
     @property
     def data(self) -> bytes:
@@ -39,16 +42,14 @@ class SendDown:
         return self.raw + self.more
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseAccepted:
+class ResponseAccepted(Struct, frozen=True):
     """An Envoy accepted a response: from now on a fresh Envoy is given another one of this type."""
 
     type_url: str
     version: str
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseRejected:
+class ResponseRejected(Struct, frozen=True):
     """A response is not given to a fresh Envoy: Envoy rejected it, or it was rejected on Envoy's behalf (``by_guard``).
 
     The latter if Envoy has exited twice while it applied the response, or if the response is too large.
@@ -60,8 +61,7 @@ class ResponseRejected:
     by_guard: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Struct, frozen=True):
     """A line for the log."""
 
     text: str

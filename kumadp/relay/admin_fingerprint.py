@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.relay.messages import CLUSTER, ENDPOINTS, LISTENER, SECRET, BadMessage
@@ -22,8 +23,7 @@ _ORIGINAL_DST = b"\x10\x04"
 _CLUSTER_TYPE = b"\xb2\x02"
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
+class Fingerprint(Struct, frozen=True):
     """What of Envoy's configuration could lead somebody to its admin: digests of each listener, and of the rest."""
 
     listeners: dict[str, frozenset[bytes]] = field(default_factory=dict)

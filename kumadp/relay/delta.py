@@ -7,8 +7,9 @@ sent again; what was rejected counts as sent until it changes, or until the stre
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from kumadp.relay.delta_messages import DeltaResponse, encode_delta_request
 from kumadp.relay.dialect import SERVICE, Arrival, XdsProtocol

@@ -6,9 +6,11 @@ Fields as in Envoy's ``envoy/service/discovery/v3/discovery.proto``. Raises BadM
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
+from kumadp.records import hiding
 from kumadp.relay.protobuf import BadMessage, field_bytes, field_text, fields, text
 from kumadp.relay.resources import value_at
 
@@ -19,20 +21,20 @@ if TYPE_CHECKING:
 MOST_RESOURCES = 200_000
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaResource:
+class DeltaResource(Struct, frozen=True):
     """A resource: a raw google.protobuf.Any, and its version as Kuma computes it.
 
     The version is the SHA-256 of the resource's bytes, in hexadecimal (Kuma 2.13, 2.14 and 3.0; go-control-plane's
     HashResource).
     """
 
-    data: memoryview = field(repr=False)
+    data: memoryview
     version: str
 
+    __repr__ = hiding("data")
 
-@dataclass(frozen=True, slots=True)
-class DeltaResponse:
+
+class DeltaResponse(Struct, frozen=True):
     """A DeltaDiscoveryResponse: what has changed, by name, and what is gone."""
 
     type_url: str

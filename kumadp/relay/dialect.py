@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from msgspec import Struct
+
+from kumadp.records import hiding
 from kumadp.relay.messages import Outline, Response
 
 if TYPE_CHECKING:
@@ -24,8 +26,7 @@ class XdsProtocol(enum.StrEnum):
     """A message has the resources that changed. Kuma from 3.0 on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(Struct, frozen=True):
     """A message of the control plane, read.
 
     ``response``: all resources of the type, for the state machine; None if Envoy has them already, or if the message is
@@ -34,11 +35,13 @@ class Arrival:
     """
 
     outline: Outline
-    response: Response | None = field(default=None, repr=False)
-    held: ResourceSet | None = field(default=None, repr=False)
+    response: Response | None = None
+    held: ResourceSet | None = None
     refused: str = ""
     lost: bool = False
     outdated: bool = False
+
+    __repr__ = hiding("response", "held")
 
 
 class Dialect(Protocol):

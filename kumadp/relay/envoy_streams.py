@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.relay.messages import (
     CLUSTER,
@@ -38,8 +39,7 @@ WITHHELD = Response.parse(
 NO_SECRET = EnvoyOffer(Delivery(0, WITHHELD))
 
 
-@dataclass(frozen=True, slots=True)
-class EnvoyAnswer:
+class EnvoyAnswer(Struct, frozen=True):
     """An Envoy's answer to a response: its ``version`` and, if it rejected it, ``error`` (a google.rpc.Status)."""
 
     version: str
@@ -47,8 +47,7 @@ class EnvoyAnswer:
     taken: bool
 
 
-@dataclass(slots=True)
-class EnvoyRejection:
+class EnvoyRejection(Struct):
     """An Envoy's rejection of a response, or ours for it (``by_guard``); ``judged`` once it has had its effects."""
 
     offer: EnvoyOffer

@@ -6,9 +6,10 @@ a cluster before the listener that uses it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,8 +24,7 @@ MARGIN, LONGEST_WAIT = 2.0, 60.0
 MOST_HELD = 10_000
 
 
-@dataclass(slots=True)
-class _Held:
+class _Held(Struct):
     """``sent``: responses sent to Envoys before. Times, in seconds, are None until `HeldClusters.tick` sets them.
 
     ``unused``: Envoy has accepted listeners sent after the removal, and the previous ones drain from ``drains`` on.

@@ -6,10 +6,12 @@ State of the world only; fields as in Envoy's ``envoy/service/discovery/v3/disco
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
+from kumadp.records import hiding
 from kumadp.relay.protobuf import BadMessage, field_bytes, field_text, field_varint, fields, text
 from kumadp.relay.resources import Place, XdsResource, by_name, digest_of, read_resources
 
@@ -28,8 +30,7 @@ _VERSION, _TYPE = b"\x0a", b"\x22"
 SECRET = f"{TYPES}envoy.extensions.transport_sockets.tls.v3.Secret"
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """A DiscoveryRequest. ``node`` is an encoded Node or empty, ``error`` an encoded google.rpc.Status or empty."""
 
     type_url: str
@@ -78,8 +79,7 @@ class Request:
         return cls(type_url, version, node, tuple(names), nonce, error or (UNKNOWN if rejected else b""))
 
 
-@dataclass(frozen=True, slots=True)
-class Outline:
+class Outline(Struct, frozen=True):
     """A response without its resources."""
 
     type_url: str
@@ -87,8 +87,7 @@ class Outline:
     nonce: str
 
 
-@dataclass(frozen=True)
-class Response:
+class Response(Struct, frozen=True, dict=True):
     """A DiscoveryResponse; ``raw`` is the message as received, which is passed on unchanged if possible."""
 
     type_url: str
@@ -97,8 +96,10 @@ class Response:
     raw: bytes
     sent: frozenset[str] | None = None
     """The names of the resources that the control plane sent just now; None: all. The others it sent before."""
-    places: Mapping[str, Place] | None = field(default=None, repr=False)
+    places: Mapping[str, Place] | None = None
     """Where the resources are, by name, if that is known already."""
+
+    __repr__ = hiding("places")
 
     def brings(self, name: str) -> bool:
         """Return True if the control plane sent the resource of this name just now."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.core import grace_period
 from kumadp.relay.refusal import StreamRefusal
@@ -18,8 +19,7 @@ UNREACHABLE_AFTER = 5.0
 SILENT = "it leaves requests unanswered"
 
 
-@dataclass(frozen=True, slots=True)
-class PlaneCondition:
+class PlaneCondition(Struct, frozen=True):
     """``warning`` for the operator, empty if there is none; ``permanent``: retrying cannot help."""
 
     warning: str = ""

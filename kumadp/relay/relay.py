@@ -10,9 +10,10 @@ import contextlib
 import logging
 import os
 import time
-from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from kumadp.grpc.call import LARGEST
 from kumadp.grpc.server import GrpcServer
@@ -54,8 +55,7 @@ RENEW_EVERY = 600.0
 TRIM_AFTER = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class RelayOptions:
+class RelayOptions(Struct, frozen=True):
     """Settings and callbacks of a `Relay`.
 
     ``choice`` chooses the protocol of each stream to the control plane.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import Struct
 
 from kumadp.relay.protobuf import BadMessage, fields, text
 
@@ -24,8 +25,7 @@ _MOST_SCANNED = 1 << 20
 _FIELD_1, _FIELD_2, _MORE = 0x0A, 0x12, 0x80
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class XdsResource:
+class XdsResource(Struct, frozen=True, eq=False):
     """One google.protobuf.Any of a message. ``digest`` is the SHA-256 of its bytes, ``name`` empty if it has none."""
 
     name: str

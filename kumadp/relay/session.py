@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from kumadp.addresses import server_name
 from kumadp.bootstrap.comparison import same_node
@@ -86,8 +87,7 @@ class SessionObserver(Protocol):
         """Handle that Envoy has accepted or rejected a response of this type."""
 
 
-@dataclass(frozen=True, slots=True)
-class Resumption:
+class Resumption(Struct, frozen=True):
     """What a session continues from.
 
     ``memory`` is served from at once; ``stale`` if it is from disk. ``earlier`` is what an earlier run kept: it serves
@@ -101,8 +101,7 @@ class Resumption:
     broken_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
+class SessionOptions(Struct, frozen=True):
     """``path`` is the socket that Envoy connects to, ``memory_limit`` that of our cgroup in bytes (0: none).
 
     ``drain_time`` is that of Envoy's listeners, in seconds.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
+from kumadp.records import hiding
 from kumadp.relay.messages import BadMessage, Response, encode_response
 from kumadp.relay.offer import Delivery, EnvoyOffer
 from kumadp.relay.snapshot import TypeSnapshot
@@ -20,8 +22,7 @@ _MOST_OFFERS = 4
 _MOST_VERSIONS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class TypeView:
+class TypeView(Struct, frozen=True):
     """One type for the status: versions (empty: none) and the number of requested names (0: all).
 
     ``open``: the latest response has not been answered to the control plane. ``withheld``: it, or a resource of it, is
@@ -37,15 +38,16 @@ class TypeView:
     withheld: bool
 
 
-@dataclass(frozen=True, slots=True)
-class WithheldResource:
+class WithheldResource(Struct, frozen=True):
     """A resource of the latest response that Envoy is not given, and Envoy's reason."""
 
     type_url: str
     name: str
     digest: bytes
     reason: str
-    resource: XdsResource = field(repr=False)
+    resource: XdsResource
+
+    __repr__ = hiding("resource")
 
 
 class Subscription:

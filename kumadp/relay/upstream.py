@@ -8,8 +8,9 @@ import enum
 import logging
 import os
 import ssl
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct, field
 
 from kumadp.addresses import authority, server_name, with_port
 from kumadp.errors import KumadpError
@@ -18,6 +19,7 @@ from kumadp.grpc.client import GrpcConnection, connect
 from kumadp.host.log.secrets import redact, register
 from kumadp.host.log.throttle import Throttle
 from kumadp.host.net.host_lookup import numeric_addresses
+from kumadp.records import hiding
 from kumadp.relay.first_response import FirstResponse, WrongProtocol
 from kumadp.relay.protocol_choice import ProtocolChoice
 from kumadp.relay.refusal import StreamBackoff, StreamRefusal, classify
@@ -38,8 +40,7 @@ STABLE_AFTER = 5.0
 RESOLVE_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Dial:
+class Dial(Struct, frozen=True):
     """How to reach the control plane, created for each attempt. The TLS context is used for one attempt only."""
 
     addresses: tuple[tuple[str, int], ...]
@@ -47,9 +48,11 @@ class Dial:
     tls: ssl.SSLContext | None = None
     server_name: str = ""
     """Name to verify and send as SNI; empty: the host."""
-    token: str = field(default="", repr=False)
-    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    token: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
     """Further gRPC metadata, without the token's ``authorization``."""
+
+    __repr__ = hiding("token", "metadata")
 
 
 class UpstreamState(enum.StrEnum):
@@ -81,8 +84,7 @@ class UpstreamListener(Protocol):
         """The stream has ended."""
 
 
-@dataclass(slots=True)
-class UpstreamFacts:
+class UpstreamFacts(Struct):
     """State of the stream for the status; times are of the relay's clock."""
 
     state: UpstreamState = UpstreamState.CONNECTING
@@ -93,16 +95,14 @@ class UpstreamFacts:
     refused_since: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
+class _Failure(Struct, frozen=True):
     """Why there is no stream to a control plane, and to which."""
 
     error: Exception
     where: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamOptions:
+class UpstreamOptions(Struct, frozen=True):
     """Settings and a callback of an `UpstreamConnection`.
 
     ``choice`` chooses the protocol of each stream. ``broken_at``: when a re-execution broke a stream, by ``clock``.

@@ -7,8 +7,9 @@ inbounds and outbounds, reachableServices.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 Kind = Literal["text", "integer", "boolean", "enum", "duration", "message", "list", "tags", "mapping", "free"]
 
@@ -16,8 +17,7 @@ Kind = Literal["text", "integer", "boolean", "enum", "duration", "message", "lis
 DURATION_PATTERN = r"^\+?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+$"
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(Struct, frozen=True):
     """One field: its name on the wire and its type. ``of`` is the message, or the kind of a list's items."""
 
     name: str
@@ -29,8 +29,7 @@ class Field:
     maximum: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Struct, frozen=True):
     """A mapping with known fields. Unknown ones are kept, with a note unless it is ``open``."""
 
     name: str

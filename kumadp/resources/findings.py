@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import msgspec.structs
+from msgspec import Struct
 
 from kumadp.errors import Problem
 from kumadp.resources.kuma_versions import EVERY, KUMA_3, Versions, listed
@@ -22,8 +23,7 @@ WITHOUT_EFFECT = "has no effect"
 _INDEX = re.compile(r"\[\d+\]")
 
 
-@dataclass(frozen=True, slots=True)
-class ResourceFinding:
+class ResourceFinding(Struct, frozen=True):
     """A problem, and what the control planes of ``versions`` do with it.
 
     ``quiet``: it matters only to who names the version.
@@ -35,8 +35,7 @@ class ResourceFinding:
     quiet: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(Struct, frozen=True):
     """Problems, which prevent the use of a resource, and notes, which do not."""
 
     problems: list[Problem]
@@ -79,7 +78,7 @@ class Findings:
 
     def for_version(self, version: str) -> Judgement:
         """Return what the API of a control plane of this version refuses, and what it ignores."""
-        findings = [dataclasses.replace(one, versions=EVERY) for one in self._findings if version in one.versions]
+        findings = [msgspec.structs.replace(one, versions=EVERY) for one in self._findings if version in one.versions]
         return Judgement(
             [finding.problem for finding in findings if finding.effect in {"refused", "refused-by-api"}],
             _merged(finding for finding in findings if finding.effect in {"ignored", "remark"}),
@@ -104,7 +103,7 @@ class Findings:
     def ignored_by(self, version: str) -> list[Problem]:
         """Return what has no effect with a control plane of this version."""
         return _merged(
-            dataclasses.replace(finding, versions=EVERY)
+            msgspec.structs.replace(finding, versions=EVERY)
             for finding in self._findings
             if finding.effect == "ignored" and version in finding.versions
         )
@@ -126,7 +125,9 @@ def _merged(findings: Iterable[ResourceFinding]) -> list[Problem]:
         else:
             first[key] = problem
     return [
-        dataclasses.replace(problem, message=f"{problem.message} (and {more[key]} more)") if key in more else problem
+        msgspec.structs.replace(problem, message=f"{problem.message} (and {more[key]} more)")
+        if key in more
+        else problem
         for key, problem in first.items()
     ]
 
@@ -134,11 +135,11 @@ def _merged(findings: Iterable[ResourceFinding]) -> list[Problem]:
 def _naming_versions(finding: ResourceFinding) -> Problem:
     problem, versions = finding.problem, listed(finding.versions)
     if finding.effect == "refused-by-api":
-        return dataclasses.replace(problem, message=f"{problem.message}; the API of {versions} refuses that")
+        return msgspec.structs.replace(problem, message=f"{problem.message}; the API of {versions} refuses that")
     if finding.versions == EVERY:
         return problem
     if finding.effect == "ignored":
         message = problem.message.replace(WITHOUT_EFFECT, f"{WITHOUT_EFFECT} with {versions}", 1)
-        return dataclasses.replace(problem, message=message)
+        return msgspec.structs.replace(problem, message=message)
     verb = "refuses" if len(finding.versions) == 1 else "refuse"
-    return dataclasses.replace(problem, message=f"{problem.message}; {versions} {verb} that")
+    return msgspec.structs.replace(problem, message=f"{problem.message}; {versions} {verb} that")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+import msgspec.structs
 
 from kumadp import yamltext
 from kumadp.errors import Problem, ResourceError
@@ -67,7 +67,7 @@ def load_resource(text: str, source: str, *, variables: Mapping[str, str] | None
     problems = [*parser.problems, *(problem for problem in judgement.problems if problem.path not in reported)]
     if problems:
         raise ResourceError(problems)
-    return dataclasses.replace(resource, notes=(*resource.notes, *judgement.notes)) if judgement.notes else resource
+    return msgspec.structs.replace(resource, notes=(*resource.notes, *judgement.notes)) if judgement.notes else resource
 
 
 def load_resource_file(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import msgspec.structs
+from msgspec import Struct, field
 
 from kumadp.resources.types import Admin
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from kumadp.resources.types import Spec
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
+class Resource(Struct, frozen=True):
     """A checked Dataplane, ZoneIngress or ZoneEgress.
 
     ``tree`` is the document as it is sent on, with known names normalised and unknown keys kept. ``notes`` are remarks
@@ -51,4 +50,4 @@ def with_admin_port(resource: Resource, port: int) -> Resource:
         resource.spec, networking=msgspec.structs.replace(networking, admin=Admin(port=port))
     )
     tree = {**resource.tree, "networking": {**resource.tree["networking"], "admin": {"port": port}}}
-    return dataclasses.replace(resource, spec=spec, tree=tree)
+    return msgspec.structs.replace(resource, spec=spec, tree=tree)

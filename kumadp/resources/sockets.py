@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from msgspec import Struct
 
 from kumadp.addresses import ANY_IPV4, ANY_IPV6, LOOPBACK, WILDCARDS, canonical
 from kumadp.resources.types import Dataplane, TransparentProxying
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from kumadp.resources.types import Inbound, Networking
 
 
-@dataclass(frozen=True, slots=True)
-class BoundSocket:
+class BoundSocket(Struct, frozen=True):
     """A socket that is bound for a resource."""
 
     address: str

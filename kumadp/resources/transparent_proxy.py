@@ -5,10 +5,10 @@ The files are those of ``kumactl install transparent-proxy``; most of their keys
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from msgspec import Struct
 
 from kumadp import yamltext
 from kumadp.errors import Problem, SettingsError
@@ -20,8 +20,7 @@ BOUNDS = yamltext.Bounds(size=1 << 20, depth=30)
 FAMILIES = ("dualstack", "ipv4")
 
 
-@dataclass(frozen=True, slots=True)
-class Redirected:
+class Redirected(Struct, frozen=True):
     """Traffic in one direction: whether it is redirected, and to which port of Envoy."""
 
     enabled: bool
@@ -32,8 +31,7 @@ class Redirected:
         return {"enabled": self.enabled, "port": self.port}
 
 
-@dataclass(frozen=True, slots=True)
-class TransparentProxy:
+class TransparentProxy(Struct, frozen=True):
     """The traffic that is redirected on this host; the defaults are Kuma's.
 
     ``networks`` are virtual networks, such as ``docker0:10.0.0.0/8``. The port that DNS is redirected to is a setting

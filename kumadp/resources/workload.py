@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.resources.types import SERVICE, Dataplane
 
@@ -41,8 +42,7 @@ def service_of(resource: Resource) -> str:
 _MAX_SHOWN = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Probed:
+class Probed(Struct, frozen=True):
     """The inbound of a probe's ``inboundPort``; ``other`` is another inbound with that number as its own port."""
 
     index: int

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.errors import Problem
 from kumadp.settings.values import BadValue, read_value
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
     from kumadp.settings.option import Option
 
 
-@dataclass(frozen=True, slots=True)
-class GivenValue:
+class GivenValue(Struct, frozen=True):
     """``origin`` is ``flag --name``, ``variable KUMA_NAME`` or ``file settings.yaml:3: dataplane.name``."""
 
     value: object

@@ -5,13 +5,13 @@ An option without a variable of Kuma has the variable `kumadp.settings.option.ow
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
+
 from kumadp.addresses import dialled_url
-from kumadp.settings.option import Option, option
+from kumadp.settings.option import Option, declared, option
 from kumadp.settings.values import split_addresses
 
 PORT: Any = {"minimum": 1, "maximum": 65535}
@@ -29,8 +29,7 @@ _RUNTIME = "KUMA_DATAPLANE_RUNTIME_"
 _COLLECTOR_SECRETS = frozenset(f"OTEL_EXPORTER_OTLP_{of}HEADERS" for of in ("", "TRACES_", "LOGS_", "METRICS_"))
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """All settings of a command: durations in seconds, sizes in bytes unless the help text says MB."""
 
     # fmt: off
@@ -157,7 +156,7 @@ class Settings:
 @functools.cache
 def options() -> tuple[Option, ...]:
     """Return all options, in the order in which they are declared."""
-    return tuple(Option(field=item.name, **item.metadata["option"]) for item in dataclasses.fields(Settings))
+    return tuple(Option(name, **spec) for name, spec in zip(Settings.__struct_fields__, declared, strict=True))
 
 
 def options_of(command: str) -> tuple[Option, ...]:

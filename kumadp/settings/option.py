@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from kumadp.settings.values import Kind
 
 Command = Literal["run", "wait"]
 OWN = "KUMADP_"
+declared: list[dict[str, Any]] = []
+"""The declarations, in the order of the fields of `kumadp.settings.model.Settings`."""
 _PLACEHOLDERS = {"texts": "TEXT", "pairs": "NAME=VALUE", "integers": "N,N"}
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(Struct, frozen=True):
     """One setting: its names, meaning and permitted values.
 
     ``flags`` and ``variables`` hold the current name first, then aliases; the variable is `own_variable` if Kuma has
@@ -126,7 +127,7 @@ def option(
     struct: str = "",
     metavar: str = "",
 ) -> Any:
-    """Declare a setting as a dataclass field.
+    """Declare a setting as a field of `kumadp.settings.model.Settings`.
 
     ``reload``: whether a reload applies a new value. ``env``: its variables; by default `own_variable`. ``struct``: its
     path in kuma-dp's structure, if it differs from ``key``. ``metavar``: placeholder of the value in ``--help``.
@@ -152,6 +153,5 @@ def option(
         "struct": struct or key.rpartition(".")[0].replace(".", "_").upper(),
         "metavar": metavar,
     }
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=dict, metadata={"option": spec})
-    return dataclasses.field(default=default, metadata={"option": spec})
+    declared.append(spec)
+    return default

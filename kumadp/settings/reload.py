@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import TYPE_CHECKING
+
+import msgspec.structs
 
 from kumadp.settings.model import options_of
 
@@ -25,4 +26,4 @@ def reloaded(current: Settings, new: Settings) -> tuple[Settings, tuple[str, ...
     """
     changed = [option for option in options_of("run") if getattr(current, option.field) != getattr(new, option.field)]
     applied = {option.field: getattr(new, option.field) for option in changed if option.reload}
-    return dataclasses.replace(current, **applied), tuple(option.name for option in changed if not option.reload)
+    return msgspec.structs.replace(current, **applied), tuple(option.name for option in changed if not option.reload)

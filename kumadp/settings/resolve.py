@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from msgspec import Struct
 
 from kumadp.addresses import dialled_url
 from kumadp.errors import Problem, SettingsError, on_one_line
@@ -55,8 +56,7 @@ _FOR_CONTROL_PLANE = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(Struct, frozen=True):
     """Settings, warnings to log, and the origin of each value by field name (``flag --x``, ``variable X``, ...)."""
 
     settings: Settings
@@ -92,7 +92,7 @@ def resolve(
         raise SettingsError(merge.problems)
     if merge.without_effect:
         merge.warnings.append(f"accepted, but without effect: {', '.join(merge.without_effect)}")
-    origin = {item.name: merge.origin(item.name) for item in fields(Settings)}
+    origin = {name: merge.origin(name) for name in Settings.__struct_fields__}
     arguments: Any = values
     return Resolved(Settings(**arguments), tuple(merge.warnings), origin)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.errors import ResourceError
 from kumadp.host.file_watch import FileWatch
@@ -37,8 +38,7 @@ SETTLE = 0.1
 RETRY_AFTER = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class StandaloneSetup:
+class StandaloneSetup(Struct, frozen=True):
     """The first configuration of standalone mode."""
 
     mesh: Mesh

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from kumadp.addresses import overlap
 
@@ -11,16 +12,14 @@ if TYPE_CHECKING:
     from kumadp.standalone.config_fragments import Json
 
 
-@dataclass(frozen=True, slots=True)
-class DnsListener:
+class DnsListener(Struct, frozen=True):
     """The address of Envoy's DNS filter."""
 
     host: str
     port: int
 
 
-@dataclass
-class GeneratedConfig:
+class GeneratedConfig(Struct):
     """Clusters and listeners by name, the origin of each (file, line, field), and notes for the log."""
 
     clusters: dict[str, Json] = field(default_factory=dict)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from kumadp.addresses import address_text
 from kumadp.errors import Problem, ResourceError
@@ -28,8 +29,7 @@ ADMIN_HOST = "127.0.0.1"
 ADMIN_PORT = 9901
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ServiceEndpoint:
+class ServiceEndpoint(Struct, frozen=True, order=True):
     """One inbound of a Dataplane as other hosts reach it.
 
     ``health_at`` is the address of its health check, ``health_name`` the host name for it; empty if there is none.
@@ -41,8 +41,7 @@ class ServiceEndpoint:
     health_name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Struct, frozen=True):
     """An inbound of the mesh: its tags, with its service, and protocol; whether its Dataplane marks it as ready.
 
     ``port`` is what a backendRef names, ``labels`` are those of the Dataplane.
@@ -56,8 +55,7 @@ class Offer:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Mesh:
+class Mesh(Struct, frozen=True):
     """Our Dataplane, its IP ``address``, and the inbounds of all Dataplanes by service and by label."""
 
     ours: Resource

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kumadp.bootstrap.parser import parse_bootstrap
 from kumadp.bootstrap.prepare import Fetched, Target, prepare_fetched

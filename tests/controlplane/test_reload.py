@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from kumadp.controlplane.bootstrap_client import KumaClient, Sidecar, Versions
 from kumadp.host.work_dir import open_work_dir
@@ -53,7 +53,7 @@ def test_a_value_of_the_request(client: KumaClient, field: str, value: object, p
         return part
 
     assert in_force() != value
-    client.settings, restart = reloaded(CURRENT, replace(CURRENT, **{field: value}))  # type: ignore[arg-type]
+    client.settings, restart = reloaded(CURRENT, replace(CURRENT, **{field: value}))
     assert (in_force(), restart) == (value, ())
 
 
@@ -67,7 +67,7 @@ def test_a_value_of_the_request(client: KumaClient, field: str, value: object, p
 )
 def test_a_feature_of_the_request(client: KumaClient, field: str, feature: str) -> None:
     assert feature not in sent(client)["features"]
-    client.settings, restart = reloaded(CURRENT, replace(CURRENT, **{field: True}))  # type: ignore[arg-type]
+    client.settings, restart = reloaded(CURRENT, replace(CURRENT, **{field: True}))
     assert feature in sent(client)["features"]
     assert restart == ()
 

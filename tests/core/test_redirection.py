@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kumadp.core.context import Context, Inputs
 from kumadp.core.redirection import may_be_redirected

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from kumadp.daemon.ports import check_plan, envoy_addresses, own_addresses
 from kumadp.dns.plan import plan_dns

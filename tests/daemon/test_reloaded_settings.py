@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.bootstrap.prepare import Prepared

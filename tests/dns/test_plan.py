@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
 from kumadp.dns.plan import DnsPlan, chosen_coredns, names_expected, plan_dns, wants_coredns
 from kumadp.errors import BinaryNotFound, SettingsError

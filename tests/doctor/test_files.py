@@ -6,10 +6,10 @@ import asyncio
 import base64
 import json
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from kumadp.doctor import files
 from kumadp.doctor.report import DoctorCheck, run_checks

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 from typing import TYPE_CHECKING
 
+import msgspec.structs
 import pytest
 
 from kumadp.cli.run import overruled
@@ -143,7 +143,7 @@ probes:
     )
     settings = Settings()
     assert overruled(settings, resource) == overruled(settings, None) == []
-    both = dataclasses.replace(settings, admin_port=9900, virtual_probes_port=9002)
+    both = msgspec.structs.replace(settings, admin_port=9900, virtual_probes_port=9002)
     assert overruled(both, resource) == [
         "--admin-port 9900 is ignored: the Dataplane sets networking.admin.port 9901",
         "--virtual-probes-port 9002 is ignored: the Dataplane sets probes.port 9001",
@@ -155,7 +155,7 @@ def test_directories_for_keep_survive_the_run(tmp_path: Path) -> None:
     work = WorkDir(tmp_path, tmp_path, tmp_path, temporary=True)
     with pytest.raises(WorkDirError, match="--on-parent-death=keep: the work directory is temporary"):
         run.use_work_dir(work)
-    run.use_work_dir(dataclasses.replace(work, temporary=False))
+    run.use_work_dir(msgspec.structs.replace(work, temporary=False))
     assert run.keeps_children
     other = Context(Inputs(Settings(on_parent_death="auto"), None, {}))
     other.use_work_dir(work)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import pytest
+from msgspec.structs import replace
 
 from kumadp.bootstrap.admin_address import UnixAdmin
 from kumadp.bootstrap.parser import parse_bootstrap

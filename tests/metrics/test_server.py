@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import zlib
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from kumadp.host.net.ports import BindAddress
 from kumadp.metrics.formats import Format
@@ -53,7 +54,7 @@ MESH = ',kuma_io_mesh_traffic="true"'
 def at(*apps: Exposition, envoy: Exposition | None = None, **fields: object) -> SourceLocator:
     applications = tuple(ScrapedApplication(f"app{n}", "127.0.0.1", app.port, "/metrics") for n, app in enumerate(apps))
     admin = ("127.0.0.1", envoy.port) if envoy is not None else ("127.0.0.1", free_port())
-    return replace(SourceLocator(lambda: applications, lambda: admin), **fields)  # type: ignore[arg-type]  # by their names
+    return replace(SourceLocator(lambda: applications, lambda: admin), **fields)
 
 
 def own_metrics(text: bytes) -> Callable[[], Awaitable[tuple[bytes, str]]]:
@@ -65,7 +66,7 @@ def own_metrics(text: bytes) -> Callable[[], Awaitable[tuple[bytes, str]]]:
 
 def policy(*apps: Exposition, spec: SelectionSpec = SelectionSpec(), **fields: object) -> ScrapePolicy:  # noqa: B008
     applications = tuple(ScrapedApplication(f"app{n}", "127.0.0.1", app.port, "/metrics") for n, app in enumerate(apps))
-    return replace(ScrapePolicy(applications, Selection(spec), {"mesh": "m"}), **fields)  # type: ignore[arg-type]
+    return replace(ScrapePolicy(applications, Selection(spec), {"mesh": "m"}), **fields)
 
 
 async def test_a_scrape_without_a_policy() -> None:
@@ -157,7 +158,7 @@ FAILING = {
 @pytest.mark.parametrize("target", ["/", "/meshmetric"])
 @pytest.mark.parametrize("failure", FAILING)
 async def test_a_failing_source_loses_its_own_part_only(failure: str, target: str) -> None:
-    bad, envoy, app = replace(FAILING[failure], seen=[]), Exposition(ENVOY), Exposition(APP)
+    bad, envoy, app = dataclasses.replace(FAILING[failure], seen=[]), Exposition(ENVOY), Exposition(APP)
     async with exposed(envoy, app, bad), collecting(at(bad, app, envoy=envoy, limit=4 << 20)) as collector:
         scrape = await collector.scrape(target, {"X-Prometheus-Scrape-Timeout-Seconds": "3"})
         warning = collector.concerns["app0"]

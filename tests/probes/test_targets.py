@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from kumadp.bootstrap.admin_address import AdminAddress, TcpAdmin, UnixAdmin
 from kumadp.core.context import Context, Inputs

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from kumadp.bootstrap.admin_address import TcpAdmin
 from kumadp.bootstrap.parser import parse_bootstrap

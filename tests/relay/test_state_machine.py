@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from kumadp.relay.actions import ResponseAccepted, ResponseRejected
 from kumadp.relay.cluster_order import LONGEST_HOLD

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from kumadp.settings.model import Settings, options, options_of, secret_variables
@@ -200,4 +198,4 @@ def test_help_shows_choices_and_kinds() -> None:
 
 
 def test_settings_are_all_options() -> None:
-    assert {item.name for item in dataclasses.fields(Settings)} == {option.field for option in options()}
+    assert set(Settings.__struct_fields__) == {option.field for option in options()}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import msgspec.structs
 import pytest
 
 from kumadp.settings.model import Settings, options, options_of
@@ -63,14 +63,14 @@ def test_reloadable_options_are_those_read_when_needed() -> None:
 @pytest.mark.parametrize("field", sorted(APPLIED))
 def test_a_reload_applies_it(field: str) -> None:
     option = next(option for option in options_of("run") if option.field == field)
-    new = dataclasses.replace(Settings(), **{field: other_value(option)})
+    new = msgspec.structs.replace(Settings(), **{field: other_value(option)})
     assert reloaded(Settings(), new) == (new, ())
 
 
 @pytest.mark.parametrize("field", sorted(item.field for item in options_of("run") if item.field not in APPLIED))
 def test_another_option_keeps_its_value_and_needs_a_restart(field: str) -> None:
     option = next(option for option in options_of("run") if option.field == field)
-    new = dataclasses.replace(Settings(), **{field: other_value(option)})
+    new = msgspec.structs.replace(Settings(), **{field: other_value(option)})
     assert reloaded(Settings(), new) == (Settings(), (option.name,))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
+import msgspec.structs
 import pytest
 
 from kumadp.errors import Problem, SettingsError
@@ -141,7 +141,7 @@ def test_a_secret_that_is_wrong_is_not_shown() -> None:
     # No text is a wrong token by itself: a secret that is a number stands for those that can be wrong.
     token = next(option for option in options() if option.field == "token")
     message: list[Problem] = []
-    assert parse(dataclasses.replace(token, kind="integer"), TOKEN, "flag --secret", message) is None
+    assert parse(msgspec.structs.replace(token, kind="integer"), TOKEN, "flag --secret", message) is None
     assert [str(problem) for problem in message] == ["--secret: *** is not a whole number"]
 
 

@@ -6,7 +6,8 @@ import secrets
 import socket
 import struct
 import sys
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kumadp.dns.message import HEADER, A, encode_query
 from kumadp.errors import KumadpError
@@ -18,8 +19,7 @@ class DnsAnswerError(KumadpError):
     """The message is not a valid answer to the query."""
 
 
-@dataclass(frozen=True, slots=True)
-class DnsAnswer:
+class DnsAnswer(Struct, frozen=True):
     """Response code (RFC 1035 4.1.1) and the IPv4 addresses of the answer section."""
 
     code: int

@@ -10,9 +10,11 @@ import signal
 import socket
 import sys
 import tempfile
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import fields
 
 from kumadp.cli.demo.workload import UP_LINE
 from kumadp.cli.modules import environment
@@ -31,8 +33,7 @@ FOREIGN_VARIABLES = ("KUMA_", "KUMADP_", "DATAPLANE_", "POD_", "KUBERNETES_", "R
 KEPT_VARIABLES = frozenset({"KUMA_DATAPLANE_RUNTIME_BINARY_PATH", "KUMA_DNS_CORE_DNS_BINARY_PATH"})
 
 
-@dataclass(frozen=True, slots=True)
-class DemoPorts:
+class DemoPorts(Struct, frozen=True):
     """Every port of the demo, all on loopback; the defaults are the usual ones."""
 
     inbound: int = 18080

@@ -6,8 +6,9 @@ import itertools
 import math
 import shutil
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
+
+from msgspec import Struct
 
 from kumadp.cli.demo.stage import HOST
 from kumadp.cli.modules import shell_command
@@ -23,8 +24,7 @@ UP = "up"
 DOWN = "down"
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Struct, frozen=True):
     """One row of the table."""
 
     what: str
@@ -33,8 +33,7 @@ class Row:
     command: str
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
+class Scene(Struct, frozen=True):
     """Facts for the table that are not in the status; the drain time is in seconds."""
 
     ports: DemoPorts

@@ -7,10 +7,10 @@ import logging
 import re
 import signal
 import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import psutil
+from msgspec import Struct
 
 from kumadp.dns.coredns.health_check import missing_transports
 from kumadp.errors import KumadpError
@@ -51,8 +51,7 @@ class Fallback(Protocol):
         """Answer the queries that have arrived, and close the port."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoreDnsOptions:
+class CoreDnsOptions(Struct, frozen=True, kw_only=True):
     """How CoreDNS is run and watched.
 
     ``port`` is where it answers, ``grace`` the time between SIGTERM and SIGKILL (seconds). ``adopted`` is a CoreDNS

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.addresses import with_port
 
@@ -29,8 +30,7 @@ class ForwardMethod(enum.Enum):
     NEXT = "forward with next"
 
 
-@dataclass(frozen=True, slots=True)
-class CorefileFacts:
+class CorefileFacts(Struct, frozen=True):
     """The DNS configuration for templates; `variables` has it under Kuma's names."""
 
     port: int

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import re
 import secrets
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.host.private_file import write_private
 from kumadp.host.work_dir import COREFILE, TRIAL_SUFFIX
@@ -29,8 +30,7 @@ _LONGEST_LINE = 2000
 _NOISE = ("maxprocs:", "[INFO]", "[DEBUG]")
 
 
-@dataclass(frozen=True, slots=True)
-class CorefileRejection:
+class CorefileRejection(Struct, frozen=True):
     """Why CoreDNS does not load a Corefile: its own words, and the line of the Corefile, 0 if it names none."""
 
     message: str
@@ -73,8 +73,7 @@ def _parse(output: str, corefile: str) -> CorefileRejection | None:
     return CorefileRejection(before + placed["text"], line)
 
 
-@dataclass(frozen=True, slots=True)
-class BinaryIdentity:
+class BinaryIdentity(Struct, frozen=True):
     """Identifies one build of a program."""
 
     path: str

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.addresses import ANY_IPV6
 from kumadp.dns.coredns.corefile import ForwardMethod, built_in, upstreams
@@ -35,16 +36,14 @@ class CoreDnsUnfit(KumadpError):
     """This CoreDNS supports no built-in Corefile, and there is no template for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Corefile:
+class Corefile(Struct, frozen=True):
     """A Corefile that the binary loads; ``origin`` describes where it comes from."""
 
     text: str
     origin: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CorefileOptions:
+class CorefileOptions(Struct, frozen=True, kw_only=True):
     """What a Corefile is made from.
 
     ``folder`` is where CoreDNS reads it, ``environment`` the one that CoreDNS has. ``user_template`` is the path of the

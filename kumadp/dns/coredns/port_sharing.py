@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.dns.coredns.corefile import HEALTH_NAME
 from kumadp.dns.message import wire_name
@@ -27,8 +28,7 @@ _STATUS = 2 << 3
 _NAME = wire_name(HEALTH_NAME)[:12]
 
 
-@dataclass
-class _Shared:
+class _Shared(Struct):
     """The fallback's sockets on one address; ``first``: they were bound before those of CoreDNS."""
 
     udp: socket.socket

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from kumadp.errors import Problem, SettingsError
 
@@ -24,8 +25,7 @@ _MOST_PROBLEMS = 20
 _LONGEST_SHOWN = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(Struct, frozen=True):
     """A text, with the offset and the line in the template of each of its parts."""
 
     text: str
@@ -49,8 +49,7 @@ class Rendered:
         return self._lines[part] + self.text.count("\n", self._starts[part], offset)
 
 
-@dataclass(slots=True)
-class _Branch:
+class _Branch(Struct):
     line: int
     shown: bool
     taken: bool
@@ -63,8 +62,7 @@ class _Branch:
         return self.shown and self.outer
 
 
-@dataclass(slots=True)
-class _Output:
+class _Output(Struct):
     parts: list[str] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
@@ -112,8 +110,7 @@ def render(template: str, variables: Mapping[str, object], source: str) -> Rende
     return output.rendered()
 
 
-@dataclass(frozen=True, slots=True)
-class _Action:
+class _Action(Struct, frozen=True):
     """The text between ``{{`` and ``}}``; ``is_open``: the end is missing."""
 
     text: str

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 # Upper bounds of the histogram buckets, in seconds: the defaults of Prometheus' client libraries, as kuma-dp has them.
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -14,8 +15,7 @@ def _buckets() -> list[int]:
     return [0] * (len(BOUNDS) + 1)
 
 
-@dataclass(slots=True)
-class Counters:
+class Counters(Struct):
     """``fast_a`` and ``fast_aaaa``: plain answers from the table, all NOERROR, which no other counter includes."""
 
     fast_a: int = 0

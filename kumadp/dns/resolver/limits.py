@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class ResolverLimits:
+class ResolverLimits(Struct, frozen=True):
     """Numbers of queries and connections, and times in seconds. A process with few file descriptors has less."""
 
     forwarded: int = 1000

@@ -7,8 +7,9 @@ import contextlib
 import errno
 import os
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from kumadp.dns import message
 from kumadp.dns.message import A_IN, NOERROR, NXDOMAIN, SERVFAIL, Query, code_of, encode_answer, is_truncated
@@ -37,8 +38,7 @@ FILTER_DEAD_FOR = 1.0
 _TRY_NEXT = {message.FORMERR, SERVFAIL, message.NOTIMP, message.REFUSED}
 
 
-@dataclass(slots=True)
-class Upstreams:
+class Upstreams(Struct):
     """The servers that queries are forwarded to.
 
     ``own``: where kumadp listens, never queried; ``local``: this host's addresses, our own if kumadp listens on all.

@@ -6,7 +6,8 @@ import json
 import logging
 import re
 import time
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from kumadp.host.log.secrets import redact
 
@@ -34,8 +35,7 @@ def _time(record: logging.LogRecord) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
 
 
-@dataclass(frozen=True, slots=True)
-class LineOrigin:
+class LineOrigin(Struct, frozen=True):
     """Origin of a record: ``child`` is empty for our own lines; ``known``: the child's line has a known format."""
 
     child: str = ""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -19,8 +20,7 @@ _ADMITTED = {logging.INFO: 5, logging.WARNING: 1}
 _MAX_KINDS = 500
 
 
-@dataclass(slots=True)
-class _Kind(Generic[T]):
+class _Kind(Struct, Generic[T]):
     admissible: int
     start: float
     window: float
@@ -28,8 +28,7 @@ class _Kind(Generic[T]):
     last: T | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RepeatedLine(Generic[T]):
+class RepeatedLine(Struct, Generic[T], frozen=True):
     """``count`` lines like ``last`` were suppressed in ``seconds``."""
 
     last: T

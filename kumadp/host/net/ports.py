@@ -10,11 +10,11 @@ import os
 import pwd
 import socket
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
+from msgspec import Struct
 
 from kumadp.addresses import ANY_IPV4, ANY_IPV6, canonical, is_ip, overlap, socket_address, with_port, without_zone
 from kumadp.errors import PortsTaken, Problem
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 TransportProtocol = Literal["tcp", "udp"]
 
 
-@dataclass(frozen=True, slots=True)
-class BindAddress:
+class BindAddress(Struct, frozen=True):
     """An address that will be bound: ``purpose`` for messages, ``path`` is the setting or field that it comes from."""
 
     host: str

@@ -10,8 +10,9 @@ import itertools
 import socket
 import struct
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +35,7 @@ _ID_AT, _OWNER_AT, _MESSAGE_SIZE = 4, 64, 72
 _RECEIVE_SIZE = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class ListeningSocket:
+class ListeningSocket(Struct, frozen=True):
     """A listening TCP socket: the address it is bound to, its user id, its inode."""
 
     host: str

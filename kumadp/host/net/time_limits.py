@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 # How long a body that no handler reads is still received (seconds), so that the client gets the answer, not a reset.
 LINGERING = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class TimeLimits:
+class TimeLimits(Struct, frozen=True):
     """How long a client may take (seconds): for a request's head, to read an answer, between two requests, for a body.
 
     Those of Kuma 2.14's readiness reporter, whose read limit is that of the body. A body that no handler reads is

@@ -12,10 +12,10 @@ import itertools
 import os
 import re
 import ssl
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.host.facts import system_ca_path
 
@@ -45,14 +45,13 @@ class NoTrustAnchor(ValueError):
     """A text or file holds no certificate that can be trusted; the message has no path."""
 
 
-@dataclass(frozen=True)
-class TrustAnchors:
+class TrustAnchors(Struct, frozen=True):
     """The trust anchors of a text: ``certificates`` in DER, each once, in order; ``notes`` on skipped blocks."""
 
     certificates: tuple[bytes, ...]
     notes: tuple[str, ...] = ()
 
-    @cached_property
+    @property
     def pem(self) -> str:
         """The same certificates as plain PEM, with nothing around them."""
         return "".join(map(ssl.DER_cert_to_PEM_cert, self.certificates))

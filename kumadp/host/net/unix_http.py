@@ -12,8 +12,9 @@ import socket
 import stat
 import struct
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from kumadp.errors import on_one_line
 
@@ -33,8 +34,7 @@ class UntrustedSocket(OSError):
     """A socket that may be another user's; the message names the user or the problem."""
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(Struct, frozen=True):
     """The process that listens on a Unix socket (SO_PEERCRED, unix(7)); ``pid`` 0 in another PID namespace."""
 
     pid: int

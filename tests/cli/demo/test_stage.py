@@ -24,7 +24,7 @@ def test_a_taken_port_is_replaced_and_all_differ() -> None:
         chosen = DemoPorts.choose()
     assert chosen.inbound != DemoPorts().inbound
     assert chosen.dns != DemoPorts().dns
-    numbers = [getattr(chosen, name) for name in DemoPorts.__dataclass_fields__]
+    numbers = [getattr(chosen, name) for name in DemoPorts.__struct_fields__]
     assert len(set(numbers)) == len(numbers)
 
 

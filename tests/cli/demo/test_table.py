@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec.structs
 
 from kumadp.cli.demo.stage import DemoPorts
 from kumadp.cli.demo.table import Scene, Screen, child_state, headline, render
@@ -42,7 +43,7 @@ def test_traffic_is_down_while_envoy_is_and_probes_are_not() -> None:
 
 
 def test_a_workload_that_died_is_down() -> None:
-    lines = render(dataclasses.replace(scene(), workload_runs=False), status(), 1000.0)
+    lines = render(msgspec.structs.replace(scene(), workload_runs=False), status(), 1000.0)
     assert state_of("workload web", lines) == "down"
     assert state_of("inbound", lines) == "up"
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from kumadp.host.net.http1.fields import MAX_TOKENS, FieldList
 
@@ -40,8 +41,7 @@ class MalformedMessage(ValueError):
     """A message that cannot be parsed; the text is the reason, without anything of the message."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RequestHead:
+class RequestHead(Struct, frozen=True, eq=False):
     """A request without its body. ``length`` is the body's in bytes, None if it is chunked.
 
     Equal to itself alone; that of bytes which were received before is the same object.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -41,8 +42,7 @@ class ServedRequest:
         return bytes(self.body.content[:limit])
 
 
-@dataclass(frozen=True, slots=True)
-class WholeResponse:
+class WholeResponse(Struct, frozen=True):
     """A response. Its length, the date and Connection are added; ``close``: the connection is closed after it.
 
     The length of one to HEAD is added if there is a body, which is then not sent.

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
+
+from msgspec import Struct, field
 
 from kumadp.host.net.client_slots import client_of
 from kumadp.host.net.http1.bodies import BodyDecoder
@@ -326,8 +327,7 @@ class Http1Connection(asyncio.Protocol):
             self._transport.abort()
 
 
-@dataclass(frozen=True, slots=True)
-class ServerOptions:
+class ServerOptions(Struct, frozen=True):
     """``abandon``: cancel a handler whose client has disconnected. ``max_body``: bytes of a body that are kept.
 
     ``shutdown``: how long requests under way may take when the server ends (seconds).
