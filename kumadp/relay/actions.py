@@ -25,8 +25,6 @@ class SendDown(Struct, frozen=True):
     is ever queued or in flight on a stream.
     """
 
-    __match_args__ = ("stream", "type_url", "data")
-
     stream: int
     type_url: str
     raw: bytes

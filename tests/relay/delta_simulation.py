@@ -332,7 +332,7 @@ class DeltaSimulation:
             match action:
                 case SendUp(request):
                     self.up_out += self.dialect.encode(request)
-                case SendDown(stream, type_url, data):
+                case SendDown(stream, type_url, data=data):
                     assert self.envoy is not None
                     assert stream == self.envoy.stream
                     response = Response.parse(data)

@@ -60,7 +60,7 @@ class Bench:
             match action:
                 case SendUp(request):
                     self.up.append(request)
-                case SendDown(stream, type_url, data):
+                case SendDown(stream, type_url, data=data):
                     response = Response.parse(data)
                     assert response.type_url == type_url
                     self.down.append((stream, response))

@@ -258,7 +258,7 @@ class Simulation:
             match action:
                 case SendUp(request):
                     self.check_up(request)
-                case SendDown(stream, type_url, data):
+                case SendDown(stream, type_url, data=data):
                     self.check_down(stream, type_url, Response.parse(data))
                 case ResponseAccepted(type_url, version):
                     assert self.delivery(version).content[0] == type_url
