@@ -333,7 +333,10 @@ async def test_proxy_variables_do_not_count(monkeypatch: pytest.MonkeyPatch) -> 
     [(b"ICY 200 OK", "not HTTP"), (b"", "not complete"), (b"\x16\x03\x01", "not HTTP")],
 )
 async def test_what_is_not_http_is_retried(status_line: bytes, reason: str) -> None:
-    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        # What is left unread would reset the connection.
+        await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
         writer.write(status_line + b"\r\n\r\n" if status_line else b"")
         writer.close()
 
