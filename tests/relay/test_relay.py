@@ -29,6 +29,8 @@ from tests.support.xds.resources import CLUSTER, ENDPOINTS, LISTENER, SECRET
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.support.daemon import Workload
+
 pytestmark = pytest.mark.process
 
 
@@ -252,6 +254,26 @@ def test_health_reports_pass_and_are_held_back(at: RelayStage) -> None:
     held = len(journal.reports())
     poll(lambda: len(journal.reports()) > held, what="reports on it")
     assert envoy.stats("hds_delegate.errors")["hds_delegate.errors"] == 0
+
+
+def test_what_envoy_has_not_checked_yet_is_not_reported_after_a_change(at: RelayStage, app: Workload) -> None:
+    """As at an upgrade to Kuma 3.0: another check, and Envoy reports before it has the answer."""
+    envoy = at.envoy(at.relay())
+    envoy.wait_live()
+    journal, mesh = at.plane.journal, at.plane.mesh(NODE)
+    mesh.check_health(0, app.port, interval=3.0)
+    poll(lambda: any(f"localhost:{app.port}" in report.healthy for report in journal.reports()), what="a report")
+    sent = envoy.stats("hds_delegate.responses")["hds_delegate.responses"]
+    (check,) = mesh.specifier["clusterHealthChecks"]
+    slow = {"timeout": "60s", "interval": "1s", "healthyThreshold": 1, "unhealthyThreshold": 1}
+    slow_check = check | {"clusterName": "slow", "healthChecks": [slow | {"httpHealthCheck": {"path": "/slow"}}]}
+    mesh.specifier = mesh.specifier | {"clusterHealthChecks": [slow_check]}
+    mesh.apply()
+    poll(app.entered.is_set, what="the check")
+    poll(lambda: envoy.stats("hds_delegate.responses")["hds_delegate.responses"] > sent, what="a report by Envoy")
+    app.release.set()
+    poll(lambda: any(report.healthy.get("slow") for report in journal.reports()), what="a report of the check")
+    assert all(report.healthy.get("slow", True) for report in journal.reports())
 
 
 def test_status_is_json_and_holds_times(at: RelayStage) -> None:
