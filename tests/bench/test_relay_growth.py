@@ -139,7 +139,9 @@ async def change(
     return cost
 
 
-async def measure(at: RelayStage, process: Process, large: LargeMesh, base: float) -> dict[str, Figures]:
+async def measure(
+    at: RelayStage, process: Process, large: LargeMesh, base: float, *, delta: bool
+) -> dict[str, Figures]:
     """All figures of one mesh, by change; ``base`` is the memory of a process without a relay (MiB)."""
     result: dict[str, Figures] = {}
     windows = Configuration(http2_connection_window_size=WINDOW, http2_stream_window_size=WINDOW)
@@ -162,6 +164,9 @@ async def measure(at: RelayStage, process: Process, large: LargeMesh, base: floa
             first["memory held, MiB"] = memory(process.pid) - base
             result["the first time"] = {what: [figure] for what, figure in first.items()}
             for what, types in CHANGES.items():
+                if delta and not types:
+                    # Nothing is sent.
+                    continue
                 make = functools.partial(large.change, *types) if types else renew
                 costs = [await change(at, process, client, make, types) for _ in range(ROUNDS)]
                 result[what] = {of: [cost[of] for cost in costs if of in cost] for of in costs[0]}
@@ -197,7 +202,7 @@ def figures_of(folder: Path, services: int, *, delta: bool, lag: bool) -> dict[s
         without.close()
         process = Process(at, "uvloop", *options)
         try:
-            return asyncio.run(measure(at, process, large, base))
+            return asyncio.run(measure(at, process, large, base, delta=delta))
         finally:
             process.close()
 
