@@ -177,7 +177,9 @@ class ResponseReader:
             head = parse_response_head(bytes(self._buffer[: end.start()]), has_body=not self._to_head)
             del self._buffer[: end.end()]
             self._scanned, self._head_bytes = 0, size
-            if head.status >= 200 or head.status == 101:
+            if head.status == 101:
+                raise MalformedMessage("a switch of protocols that was not requested")
+            if head.status >= 200:
                 self._head = head
                 self._body = BodyDecoder(head.length, chunked=head.chunked, keep=self._max_body)
         if self._buffer:
