@@ -84,6 +84,8 @@ class KumaClient:
         self._sidecar = sidecar
         self._on_token = on_token
         self._trust_notes: tuple[str, ...] = ()
+        self.on_connected: Callable[[], object] = lambda: None
+        """Called each time that a request is about to be sent."""
         self._on_answer: list[Callable[[Fetched], object]] = []
 
     def on_answer(self, callback: Callable[[Fetched], object]) -> None:
@@ -118,6 +120,7 @@ class KumaClient:
             on_failure=failed,
             once=once,
             advise=self.advise,
+            on_connected=lambda: self.on_connected(),
         )
         self.counted["answered"] += 1
         tree = await asyncio.to_thread(parse_bootstrap, answer.bootstrap)

@@ -55,13 +55,14 @@ async def fetch_bootstrap(
     on_failure: Callable[[ControlPlaneUnavailable], None],
     once: bool = False,
     advise: Callable[[int, str], str] = lambda _status, _text: "",
+    on_connected: Callable[[], object] = lambda: None,
 ) -> BootstrapAnswer:
     """Send ``POST <url>/bootstrap`` until there is a bootstrap; ``urls``, at least one, are tried in turn.
 
     ``make_request`` is awaited for each attempt, so that token and CA are read again. After each round of all addresses
     there is a wait (`retry_waits`), after the time that ``Retry-After`` names. ``on_failure`` is called with each
     failed attempt. ``once``: each address is tried once. ``advise`` returns what to change after an answer with this
-    status and text, an empty text if it does not know.
+    status and text, an empty text if it does not know. ``on_connected`` is called when a request is about to be sent.
 
     Raises ControlPlaneRefused on an answer that no retry can change (400, 401, 403, 422; a certificate that fails
     verification three times; an unreadable CA), with several addresses once each of them has given one; and
@@ -72,7 +73,7 @@ async def fetch_bootstrap(
     waits = retry_waits(backoff)
     started = time.monotonic()
     for number, url in enumerate(itertools.cycle(urls), 1):
-        verdict, answer = await _attempt(url, make_request, advise)
+        verdict, answer = await _attempt(url, make_request, advise, on_connected)
         if answer is not None:
             return answer
         if refusals.note(url, verdict):
@@ -120,7 +121,10 @@ class _Refusals:
 
 
 async def _attempt(
-    url: str, make_request: Callable[[], Awaitable[tuple[bytes, Trust]]], advise: Callable[[int, str], str]
+    url: str,
+    make_request: Callable[[], Awaitable[tuple[bytes, Trust]]],
+    advise: Callable[[int, str], str],
+    on_connected: Callable[[], object],
 ) -> tuple[AttemptVerdict, BootstrapAnswer | None]:
     try:
         body, trust = await make_request()
@@ -132,7 +136,7 @@ async def _attempt(
         async with asyncio.timeout(ATTEMPT_SECONDS):
             target = _target(bootstrap_url(url))
             context = await asyncio.to_thread(_tls_context, trust) if target.scheme == "https" else None
-            status, headers, answer = await _post(target, body, context)
+            status, headers, answer = await _post(target, body, context, on_connected)
     except InvalidAddress as error:
         return AttemptVerdict(AttemptAction.STOP, f"{url} is not an address: {error}", "check --cp-address"), None
     except MalformedMessage as error:
@@ -181,7 +185,9 @@ def _target(url: str) -> _Target:
     return _Target(parts.scheme, host, port or default, name, headers, path)
 
 
-async def _post(target: _Target, body: bytes, tls: ssl.SSLContext | None) -> tuple[int, Mapping[str, str], bytes]:
+async def _post(
+    target: _Target, body: bytes, tls: ssl.SSLContext | None, on_connected: Callable[[], object]
+) -> tuple[int, Mapping[str, str], bytes]:
     """Send the request; return status, headers with names in lower case, and body. Proxy variables do not count."""
     fields = {
         "accept": "application/json",
@@ -192,6 +198,7 @@ async def _post(target: _Target, body: bytes, tls: ssl.SSLContext | None) -> tup
     }
     request = encode_request("POST", target.path, fields.items(), body)
     sock = await connect_any(await numeric_addresses(target.host, target.port), target.port, CONNECT_SECONDS)
+    on_connected()
     answer = await exchange(sock, request, max_body=MAX_ANSWER + 1, tls=tls, server=target.name)
     headers = {name: ", ".join(values) for name, values in answer.head.fields.values.items()}
     data = answer.body

@@ -55,6 +55,9 @@ class ConfigurationRelay(Protocol):
     def path(self) -> Path | None:
         """The socket that Envoy's xDS goes to; None: Envoy connects to the control plane itself."""
 
+    def preload(self) -> object:
+        """Import the session while the control plane is waited for."""
+
     async def load(self, envoy_version: str) -> Fetched | None:
         """Choose the socket, and return the bootstrap of the last good configuration on disk, if any."""
 
@@ -171,6 +174,8 @@ class ControlPlanePart(Part):
             lambda token: loop.call_soon_threadsafe(tokens.note, token),
         )
         self.client.on_answer(self._note_generation)
+        if self._relay is not None:
+            self.client.on_connected = self._relay.preload
         context.status.counters["bootstrap"] = self.client.counted
         if settings.xds_transport_variant == "DELTA_GRPC":
             log.info("DELTA_GRPC is not announced: kumadp chooses what the control plane speaks")

@@ -24,6 +24,7 @@ from kumadp.relay.snapshot import RelaySnapshot  # noqa: TC001 - msgspec reads t
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
+    from types import ModuleType
 
     from kumadp.bootstrap.admin_address import AdminAddress
     from kumadp.bootstrap.prepare import Prepared
@@ -87,6 +88,7 @@ class RelayPart(Part, EpochObserver):
         self.path: Path | None = None
         """The socket that Envoy connects to; None: Envoy connects to the control plane itself."""
         self.session: RelaySession | None = None
+        self._module: asyncio.Task[ModuleType] | None = None
 
     @property
     def active(self) -> bool:
@@ -110,6 +112,12 @@ class RelayPart(Part, EpochObserver):
         section = previous.section(self.name, RelaySection)
         self._memory = section.memory if section is not None else None
 
+    def preload(self) -> asyncio.Task[ModuleType]:
+        """Import the session in a thread, in 40 ms: while the control plane is waited for."""
+        if self._module is None:
+            self._module = asyncio.create_task(asyncio.to_thread(import_module, "kumadp.relay.session"))
+        return self._module
+
     async def load(self, envoy_version: str) -> Fetched | None:
         """Choose the socket, and return the bootstrap of the last good configuration on disk, if any.
 
@@ -119,8 +127,6 @@ class RelayPart(Part, EpochObserver):
         if context.settings.xds_relay != "on":
             return None
         self.path = relay_socket_path(context.name, context.work.path, context.environ)
-        # In 40 ms, while the control plane is queried.
-        self._module = asyncio.create_task(asyncio.to_thread(import_module, "kumadp.relay.session"))
         self._last_good = last = await self._read_last_good(envoy_version)
         return Fetched(last.bootstrap, last.corefile_template, last.confirmed) if last is not None else None
 
@@ -158,7 +164,7 @@ class RelayPart(Part, EpochObserver):
         context = self._context
         if self.path is None or context.bootstrap.upstream is None or self._epochs is None:
             return
-        module = await self._module
+        module = await self.preload()
         memory, earlier = self._memory, None
         stale = "stale_since" in context.status.facts
         if memory is None and self._last_good is not None:

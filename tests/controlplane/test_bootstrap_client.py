@@ -249,6 +249,9 @@ class NoRelay:
     def __init__(self, path: Path | None) -> None:
         self.path = path
 
+    def preload(self) -> None:
+        pass
+
     async def load(self, envoy_version: str) -> Fetched | None:
         del envoy_version
         return None

@@ -374,7 +374,7 @@ async def test_waits_double_from_round_to_round_up_to_30_seconds_with_full_jitte
 ) -> None:
     drawn: list[list[float]] = []
 
-    async def attempt(_url: str, _make_request: object, _advise: object) -> tuple[AttemptVerdict, None]:
+    async def attempt(*_arguments: object) -> tuple[AttemptVerdict, None]:
         return AttemptVerdict(AttemptAction.RETRY, "busy"), None
 
     async def sleep(seconds: float) -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 class NoRelay:
     path: Path | None = None
 
+    def preload(self) -> None:
+        pass
+
     async def load(self, envoy_version: str) -> Fetched | None:
         del envoy_version
         return None

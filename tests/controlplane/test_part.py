@@ -37,6 +37,9 @@ class Relay:
     def __init__(self, last_good: Fetched | None) -> None:
         self.last_good = last_good
 
+    def preload(self) -> None:
+        pass
+
     async def load(self, envoy_version: str) -> Fetched | None:
         del envoy_version
         return self.last_good
