@@ -43,10 +43,20 @@ class Sockets(NamedTuple):
 
 
 class RunningSockets(NamedTuple):
-    """Sockets as an Envoy has them; the encoded ``addresses`` are empty if they are bound."""
+    """Sockets as an Envoy has them, and what the listener with this ``digest`` wants.
 
+    The encoded ``addresses`` are empty if the sockets are bound.
+    """
+
+    digest: bytes
+    wanted: Sockets
     sockets: Sockets
-    addresses: bytes = b""
+    addresses: bytes
+
+    @property
+    def differ(self) -> bool:
+        """True if Envoy keeps other sockets than the listener wants."""
+        return self.sockets != self.wanted
 
 
 _DEFAULT = Sockets()
@@ -57,10 +67,7 @@ class ListenerSockets:
 
     def __init__(self) -> None:
         self._running: dict[int, dict[str, RunningSockets]] = {}
-        self._kept: dict[int, dict[str, Sockets]] = {}
         self._restored: dict[str, RunningSockets] = {}
-        # By digest, what the listeners of the last response want.
-        self._wanted: dict[bytes, Sockets] = {}
 
     def restore(self, saved: Subscription | None, kept: Iterable[KeptSockets]) -> None:
         """Take what an Envoy of a previous relay had accepted, and which of its sockets differ from that."""
@@ -68,14 +75,14 @@ class ListenerSockets:
             return
         differing = {each.name: Sockets(each.reuse_port, each.bound) for each in kept}
         self._restored = {
-            name: _running(listener, differing.get(name) or wanted_sockets(listener))
+            name: _running(listener, wanted := wanted_sockets(listener), differing.get(name) or wanted)
             for name, listener in saved.accepted.response.by_name.items()
         }
 
     def kept(self) -> tuple[KeptSockets, ...]:
         """Return the sockets of the newest Envoy that differ from what the control plane has sent."""
-        newest = self._kept.get(max(self._running, default=0), {})
-        return tuple(KeptSockets(name, *sockets) for name, sockets in newest.items())
+        newest = self._running[max(self._running)] if self._running else self._restored
+        return tuple(KeptSockets(name, *running.sockets) for name, running in newest.items() if running.differ)
 
     def continued(self, epoch: int) -> None:
         """An Envoy has connected that had listeners before, from this relay or a previous one."""
@@ -84,7 +91,6 @@ class ListenerSockets:
     def ended(self, epoch: int) -> None:
         """An Envoy has exited."""
         self._running.pop(epoch, None)
-        self._kept.pop(epoch, None)
 
     def send(self, down: EnvoyStream, offer: EnvoyOffer, names: Collection[str], nonce: bytes) -> list[RelayAction]:
         """Return the actions that send these resources of an offer, with listeners as the sockets of this Envoy are."""
@@ -92,32 +98,30 @@ class ListenerSockets:
         actions: list[RelayAction] = []
         message: bytes | None = None
         if type_url == LISTENER:
-            former, kept = self._kept.get(down.epoch, {}), self._keep(down.epoch, offer.resources)
-            self._kept[down.epoch] = kept
-            actions += _notes(name for name, sockets in kept.items() if former.get(name) != sockets)
+            before, now = self._running.get(down.epoch, {}), self._keep(down.epoch, offer.resources)
+            kept = {name: running.sockets for name, running in now.items() if running.differ}
+            actions += _notes(name for name in kept if name not in before or not before[name].differ)
             if kept:
                 every = ((offer.resources[name], kept.get(name)) for name in names)
                 raw = (with_sockets(listener, sockets) if sockets else listener.raw for listener, sockets in every)
                 message = encode_response(type_url, offer.version, raw)
         return [*actions, SendDown(down.stream, type_url, message or offer.message(names), nonce)]
 
-    def _keep(self, epoch: int, listeners: Mapping[str, XdsResource]) -> dict[str, Sockets]:
-        """Note the sockets that Envoy has with these listeners; return those that are not what the listeners want."""
+    def _keep(self, epoch: int, listeners: Mapping[str, XdsResource]) -> dict[str, RunningSockets]:
+        """Note the sockets that Envoy has with these listeners, and return them."""
         before, shared = self._running.get(epoch, {}), self._shared(epoch)
         after: dict[str, RunningSockets] = {}
-        wanted: dict[bytes, Sockets] = {}
-        kept = {}
         for name, listener in listeners.items():
-            own = wanted[listener.digest] = self._wanted.get(listener.digest) or wanted_sockets(listener)
             running = before.get(name)
-            sockets = own._replace(reuse_port=own.reuse_port or name in shared)
-            if running is not None:
-                sockets = _possible(running, own, listener)
-            after[name] = _running(listener, sockets)
-            if sockets != own:
-                kept[name] = sockets
-        self._running[epoch], self._wanted = after, wanted
-        return kept
+            if running is None or running.digest != listener.digest:
+                wanted = wanted_sockets(listener)
+                sockets = wanted._replace(reuse_port=wanted.reuse_port or name in shared)
+                if running is not None:
+                    sockets = _possible(running, wanted, listener)
+                running = _running(listener, wanted, sockets)
+            after[name] = running
+        self._running[epoch] = after
+        return after
 
     def _shared(self, epoch: int) -> set[str]:
         """Return the listeners with SO_REUSEPORT whose sockets an Envoy gets by hot restart."""
@@ -173,8 +177,8 @@ def _possible(running: RunningSockets, wanted: Sockets, listener: XdsResource) -
     return Sockets(running.sockets.reuse_port, bound)
 
 
-def _running(listener: XdsResource, sockets: Sockets) -> RunningSockets:
-    return RunningSockets(sockets, b"" if sockets.bound else _addresses(listener))
+def _running(listener: XdsResource, wanted: Sockets, sockets: Sockets) -> RunningSockets:
+    return RunningSockets(listener.digest, wanted, sockets, b"" if sockets.bound else _addresses(listener))
 
 
 def _addresses(listener: XdsResource) -> bytes:

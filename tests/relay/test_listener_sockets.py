@@ -202,6 +202,9 @@ def test_a_kumadp_that_follows_knows_the_sockets() -> None:
     bench = running(listener(reuse=False))
     change(bench, "2", listener(reuse=True))
     assert bench.machine.snapshot().sockets == (KeptSockets("inbound", reuse_port=False, bound=True),)
+    # Also if that one is followed before Envoy has connected to it.
+    first = RelayStateMachine(NODE, snapshot=bench.machine.snapshot())
+    assert first.snapshot().sockets == bench.machine.snapshot().sockets
     following = restarted(restarted(bench))
     change(following, "3", listener(reuse=True, text="3"))
     assert [sockets_of(each) for each in given(following)] == [(False, True)]
