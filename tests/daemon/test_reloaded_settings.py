@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,10 +96,10 @@ async def test_the_grace_period_of_the_application() -> None:
 
 async def test_ports_of_the_probe_proxy() -> None:
     context = context_of()
-    targets = ProbeTargets(context, (), lambda: (), lambda: None)
-    assert await targets(9999) is None
-    reload(context, probe_proxy_ports=(9999,))
-    assert await targets(9999) == "192.0.2.1"
+    with contextlib.closing(ProbeTargets(context, (), lambda: (), lambda: None)) as targets:
+        assert await targets(9999) is None
+        reload(context, probe_proxy_ports=(9999,))
+        assert await targets(9999) == "192.0.2.1"
 
 
 async def test_what_a_changed_file_causes(tmp_path: Path) -> None:
