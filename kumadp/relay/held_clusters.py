@@ -41,13 +41,14 @@ class HeldClusters:
     """``drain_time`` in seconds: that of Envoy's listeners. Times are set by `tick`."""
 
     def __init__(self, drain_time: float) -> None:
-        self.set_drain_time(drain_time)
         self._held: dict[str, _Held] = {}
+        self.set_drain_time(drain_time)
         self.resources: Mapping[str, XdsResource] = {}
 
     def set_drain_time(self, drain_time: float) -> None:
         """Use another drain time, in seconds, also for what is held."""
         self._drain = min(drain_time + MARGIN, LONGEST_WAIT)
+        self._find_next()
 
     def update(self, accepted: Mapping[str, XdsResource], present: Mapping[str, XdsResource], sent: int) -> None:
         """The control plane has sent ``present``: hold what Envoy has ``accepted`` and is not in it any more."""
@@ -65,12 +66,19 @@ class HeldClusters:
 
     def listeners_accepted(self, nonce: int) -> None:
         """Envoy has accepted listeners that were sent as response number ``nonce``."""
-        for held in self._held.values():
-            held.unused = held.unused or nonce > held.sent
+        unused = [held for held in self._held.values() if not held.unused and nonce > held.sent]
+        for held in unused:
+            held.unused = True
+        if unused:
+            self._find_next()
 
     def next_tick(self) -> float | None:
         """Return when `tick` is due, at once if a time is to be set; None if nothing is held."""
-        return min(map(self._due, self._held.values()), default=None)
+        return self._next
+
+    def _find_next(self) -> None:
+        """Note when the next one is due: this is of interest after each event, and there can be thousands."""
+        self._next = min(map(self._due, self._held.values()), default=None)
 
     def tick(self, now: float) -> bool:
         """Set times, and release what is due; True if something was released."""
@@ -83,6 +91,8 @@ class HeldClusters:
             del self._held[name]
         if due:
             self._publish()
+        else:
+            self._find_next()
         return bool(due)
 
     def _due(self, held: _Held) -> float:
@@ -94,3 +104,4 @@ class HeldClusters:
 
     def _publish(self) -> None:
         self.resources = {name: held.resource for name, held in self._held.items()}
+        self._find_next()

@@ -25,6 +25,7 @@ class PresentDialect:
         self._snapshot = snapshot
         self._largest = largest
         self._dialect: Dialect = Sotw()
+        self._prepared = XdsProtocol.SOTW
         self._memory = Memory()
 
     async def prepare(self, protocol: XdsProtocol) -> str:
@@ -33,17 +34,15 @@ class PresentDialect:
             types = self._snapshot().types
             large = sum(len(saved.accepted or b"") for saved in types) > LARGE
             self._memory = await asyncio.to_thread(Memory, types, self._memory) if large else Memory(types)
-        self._dialect = self._new(protocol)
-        return self._dialect.method
+        self._prepared = protocol
+        return Sotw.method if protocol is XdsProtocol.SOTW else Delta.method
 
     def begin(self) -> None:
-        """The stream is open. Envoy may have accepted something since `prepare`."""
-        self._dialect = self._new(self._dialect.protocol)
-
-    def _new(self, protocol: XdsProtocol) -> Dialect:
-        if protocol is XdsProtocol.SOTW:
-            return Sotw()
-        return Delta(Memory(self._snapshot().types, self._memory), largest=self._largest)
+        """The prepared stream is open. Envoy may have accepted something since `prepare`."""
+        if self._prepared is XdsProtocol.SOTW:
+            self._dialect = Sotw()
+        else:
+            self._dialect = Delta(Memory(self._snapshot().types, self._memory), largest=self._largest)
 
     def encode(self, request: Request) -> tuple[tuple[bytes, ...], bool]:
         """Return the messages to send for a request, and whether the control plane answers them at once."""
