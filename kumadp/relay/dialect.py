@@ -11,8 +11,11 @@ from kumadp.records import hiding
 from kumadp.relay.messages import Outline, Response
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kumadp.relay.messages import Request
     from kumadp.relay.resource_set import ResourceSet
+    from kumadp.relay.resources import XdsResource
 
 SERVICE = "/envoy.service.discovery.v3.AggregatedDiscoveryService"
 
@@ -75,10 +78,14 @@ class Dialect(Protocol):
 
 
 class Sotw:
-    """State of the world."""
+    """State of the world. One object is of use for one stream."""
 
     protocol = XdsProtocol.SOTW
     method = f"{SERVICE}/StreamAggregatedResources"
+
+    def __init__(self) -> None:
+        # By type, the resources of the last response, which the state machine keeps too.
+        self._former: dict[str, Mapping[str, XdsResource]] = {}
 
     def encode(self, request: Request) -> tuple[bytes, ...]:
         """Return the DiscoveryRequest."""
@@ -94,11 +101,13 @@ class Sotw:
 
     def read(self, data: bytes) -> Arrival:
         """Read a DiscoveryResponse."""
-        response = Response.parse(data)
+        response = Response.read(data, lambda type_url: self._former.get(type_url, {}))
         return Arrival(Outline(response.type_url, response.version, response.nonce), response)
 
-    def take(self, _arrival: Arrival) -> tuple[bytes, ...]:
+    def take(self, arrival: Arrival) -> tuple[bytes, ...]:
         """Send nothing: Envoy answers."""
+        if arrival.response is not None:
+            self._former[arrival.outline.type_url] = arrival.response.by_name
         return ()
 
     def drop(self, _outline: Outline) -> None:

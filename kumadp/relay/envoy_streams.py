@@ -264,7 +264,7 @@ class Exchange:
 class EnvoyStream:
     """One stream of an Envoy. ``fresh``: Envoy has just started. ``ended``: it has exited, ``expected`` or not.
 
-    ``lost``: clusters that it got on a former stream, where its answer was not read.
+    ``reconnected``: it had another stream before. ``lost``: clusters that it got there, and its answer was not read.
     """
 
     def __init__(self, stream: int, epoch: int, *, fresh: bool) -> None:
@@ -274,6 +274,7 @@ class EnvoyStream:
         self.exchanges: dict[str, Exchange] = {}
         self.ended = False
         self.expected = False
+        self.reconnected = False
         self.lost: EnvoyOffer | None = None
 
     @property
@@ -290,9 +291,11 @@ class EnvoyStream:
         ``remembered`` as in `Exchange.keeps_own`.
         """
         latest, lost, self.lost = subscription.latest, self.lost, None
-        if latest is not None and (lost is not None or (exchange.continues and latest.serial <= remembered)):
+        is_first = not self.reconnected and exchange.continues and latest is not None and latest.serial <= remembered
+        if latest is not None and (lost is not None or is_first):
             given = (each.key for each in latest.response.by_name.values() if lost is None or each.key in lost)
-            exchange.doubt(key for key in given if key not in subscription.known(partial=False))
+            known = subscription.known(partial=False)
+            exchange.doubt(key for key in given if key not in known and key not in subscription.rejected)
 
     def overtake(self, answered: Exchange) -> None:
         """Note that Envoy answers what was sent after clusters that it has not answered."""

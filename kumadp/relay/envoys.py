@@ -45,6 +45,7 @@ class Envoys:
         if reconnected:
             self.sockets.continued(epoch)
         self._streams[stream] = down = EnvoyStream(stream, epoch, fresh=not reconnected)
+        down.reconnected = bool(former)
         down.lost = next(filter(None, (each.unanswered_clusters for each in reversed(former))), None)
 
     def closed(self, stream: int) -> EnvoyStream | None:

@@ -16,7 +16,7 @@ from kumadp.relay.protobuf import BadMessage, field_bytes, field_text, field_var
 from kumadp.relay.resources import Place, XdsResource, by_name, digest_of, read_resources
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["BadMessage", "Request", "Response", "encode_response", "encode_status", "status_message"]
 
@@ -98,6 +98,8 @@ class Response(Struct, frozen=True, dict=True):
     """The names of the resources that the control plane sent just now; None: all. The others it sent before."""
     places: Mapping[str, Place] | None = None
     """Where the resources are, by name, if that is known already."""
+    named: dict[str, XdsResource] | None = field(default=None, repr=False)
+    """The resources, if they were read already."""
 
     __repr__ = hiding("places")
 
@@ -108,19 +110,18 @@ class Response(Struct, frozen=True, dict=True):
     @classmethod
     def parse(cls, data: bytes) -> Response:
         """Parse the outer fields; a response without a type is rejected."""
-        version = type_url = nonce = ""
-        for number, start, end in fields(data):
-            if number == 2:
-                continue
-            if number == 1:
-                version = text(data, start, end)
-            elif number == 4:
-                type_url = text(data, start, end)
-            elif number == 5:
-                nonce = text(data, start, end)
-        if not type_url:
-            raise BadMessage("it names no type")
-        return cls(type_url, version, nonce, data)
+        outer, _ = _outer(data)
+        return cls(outer.type_url, outer.version, outer.nonce, data)
+
+    @classmethod
+    def read(cls, data: bytes, former: Callable[[str], Mapping[str, XdsResource]]) -> Response:
+        """Parse the message with its resources; ``former`` returns those of a type that were read before.
+
+        Most resources of a new response are the same, and a comparison takes less than a digest.
+        """
+        outer, spans = _outer(data)
+        named = by_name(read_resources(data, spans, former(outer.type_url)))
+        return cls(outer.type_url, outer.version, outer.nonce, data, named=named)
 
     @property
     def resources(self) -> tuple[bytes, ...]:
@@ -130,8 +131,10 @@ class Response(Struct, frozen=True, dict=True):
     @cached_property
     def by_name(self) -> dict[str, XdsResource]:
         """The resources by name; those without a name by their digest."""
+        if self.named is not None:
+            return self.named
         if self.places is None:
-            return by_name(read_resources(self.raw))
+            return by_name(read_resources(self.raw, _outer(self.raw)[1], {}))
         return {
             name: XdsResource(name, place.digest, self.raw, place.start, place.end)
             for name, place in self.places.items()
@@ -141,6 +144,24 @@ class Response(Struct, frozen=True, dict=True):
     def digest(self) -> bytes:
         """A digest of the set of resources: control planes shuffle them and renew versions of equal content."""
         return digest_of(self.by_name.values())
+
+
+def _outer(data: bytes) -> tuple[Outline, list[tuple[int, int]]]:
+    """Return a response without its resources, and where these are. Raises BadMessage."""
+    version = type_url = nonce = ""
+    spans = []
+    for number, start, end in fields(data):
+        if number == 2:
+            spans.append((start, end))
+        elif number == 1:
+            version = text(data, start, end)
+        elif number == 4:
+            type_url = text(data, start, end)
+        elif number == 5:
+            nonce = text(data, start, end)
+    if not type_url:
+        raise BadMessage("it names no type")
+    return Outline(type_url, version, nonce), spans
 
 
 def encode_response(type_url: str, version: str, resources: Iterable[bytes | memoryview], nonce: str = "") -> bytes:

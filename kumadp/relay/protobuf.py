@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+# Most numbers are tags and lengths of names.
+_SHORT = [bytes((value,)) for value in range(0x80)]
 
 
 class BadMessage(ValueError):
@@ -65,6 +67,8 @@ def text(data: bytes, start: int, end: int) -> str:
 
 def varint(value: int) -> bytes:
     """Encode a number as a varint; negative ones as 64-bit two's complement, like ``int32`` and ``int64``."""
+    if 0 <= value <= 0x7F:
+        return _SHORT[value]
     value &= 0xFFFF_FFFF_FFFF_FFFF
     out = bytearray()
     while value > 0x7F:

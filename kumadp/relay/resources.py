@@ -11,7 +11,7 @@ from msgspec import Struct
 from kumadp.relay.protobuf import BadMessage, fields, text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 Key = tuple[str, bytes]
 """Name and digest of a resource."""
@@ -25,7 +25,7 @@ _MOST_SCANNED = 1 << 20
 _FIELD_1, _FIELD_2, _MORE = 0x0A, 0x12, 0x80
 
 
-class XdsResource(Struct, frozen=True, eq=False):
+class XdsResource(Struct, frozen=True, eq=False, gc=False):
     """One google.protobuf.Any of a message. ``digest`` is the SHA-256 of its bytes, ``name`` empty if it has none."""
 
     name: str
@@ -58,14 +58,17 @@ class Place(NamedTuple):
     digest: bytes
 
 
-def read_resources(message: bytes, number: int = 2) -> tuple[XdsResource, ...]:
-    """Return the resources of a response, which are its fields ``number``. Raises BadMessage."""
-    view = memoryview(message)
-    return tuple(
-        XdsResource(name_at(message, start, end), hashlib.sha256(view[start:end]).digest(), message, start, end)
-        for field, start, end in fields(message)
-        if field == number
-    )
+def read_resources(
+    message: bytes, spans: Iterable[tuple[int, int]], former: Mapping[str, XdsResource]
+) -> Iterator[XdsResource]:
+    """Yield the resources at these places. Digests of those that are the same in ``former`` are not computed again."""
+    for start, end in spans:
+        name = name_at(message, start, end)
+        raw, old = message[start:end], former.get(name)
+        if old is not None and raw == old.source[old.start : old.end]:
+            yield XdsResource(old.name, old.digest, message, start, end)
+        else:
+            yield XdsResource(name, hashlib.sha256(raw).digest(), message, start, end)
 
 
 def by_name(resources: Iterable[XdsResource]) -> dict[str, XdsResource]:

@@ -10,8 +10,8 @@ from envoy.config.listener.v3 import listener_pb2
 from google.protobuf import any_pb2
 
 from kumadp.relay.listener_sockets import Sockets, wanted_sockets, with_sockets
-from kumadp.relay.protobuf import field_bytes
-from kumadp.relay.resources import read_resources
+from kumadp.relay.protobuf import field_bytes, fields
+from kumadp.relay.resources import XdsResource, read_resources
 from kumadp.relay.snapshot import KeptSockets, RelaySnapshot
 from kumadp.relay.state_machine import RelayStateMachine
 from tests.relay.harness import CLUSTER, LISTENER, NODE, Bench
@@ -25,6 +25,10 @@ def listener(name: str = "inbound", port: int = PORT, **more: Any) -> bytes:
     fields = {"reuse": "enableReusePort", "bind": "bindToPort", "text": "statPrefix"}
     tree = {"name": name, "address": address("127.0.0.1", port)}
     return encode(LISTENER, tree | {fields.get(key, key): value for key, value in more.items()})
+
+
+def read(encoded: bytes) -> tuple[XdsResource, ...]:
+    return tuple(read_resources(encoded, [(start, end) for _, start, end in fields(encoded)], {}))
 
 
 def parsed(encoded: bytes) -> listener_pb2.Listener:
@@ -75,7 +79,7 @@ def running(*listeners: bytes) -> Bench:
 @pytest.mark.parametrize("bind", [{"bind": False}, {"bind": True}, {}], ids=str)
 def test_what_a_listener_wants_is_what_a_protobuf_runtime_reads(reuse: dict[str, Any], bind: dict[str, Any]) -> None:
     encoded = listener(**reuse, **bind)
-    (resource,) = read_resources(field_bytes(2, encoded))
+    (resource,) = read(field_bytes(2, encoded))
     assert wanted_sockets(resource) == sockets_of(encoded)
     for sockets in (Sockets(True, True), Sockets(True, False), Sockets(False, True), Sockets(False, False)):
         rewritten = bytes(with_sockets(resource, sockets))
@@ -93,15 +97,15 @@ def test_bytes_that_look_like_the_fields_are_not_taken_for_them() -> None:
     extension = {"@type": "type.googleapis.com/google.protobuf.BytesValue", "value": "6gEA0gEA"}
     encoded = listener(listenerFilters=[{"name": "any", "typedConfig": extension}])
     assert look_alike in encoded
-    (resource,) = read_resources(field_bytes(2, encoded))
+    (resource,) = read(field_bytes(2, encoded))
     assert wanted_sockets(resource) == (True, True)
 
 
 @pytest.mark.parametrize("value", [b"", b"\xea\x01", b"\xea\x01\x7f", b"\x0a\x01a\xea\x01\x7f", b"\x07\xea\x01"])
 def test_what_cannot_be_read_is_left_as_it_is(value: bytes) -> None:
-    (resource,) = read_resources(field_bytes(2, field_bytes(1, LISTENER.encode()) + field_bytes(2, value)))
+    (resource,) = read(field_bytes(2, field_bytes(1, LISTENER.encode()) + field_bytes(2, value)))
     assert wanted_sockets(resource) == (True, True)
-    (broken,) = read_resources(field_bytes(2, b"\xea\x01\x7f"))
+    (broken,) = read(field_bytes(2, b"\xea\x01\x7f"))
     assert with_sockets(broken, Sockets(reuse_port=False)) == broken.raw
 
 

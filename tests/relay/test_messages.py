@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from envoy.config.endpoint.v3 import endpoint_pb2
@@ -24,6 +24,10 @@ from kumadp.relay.messages import (
     status_message,
 )
 from kumadp.relay.protobuf import field_text
+from tests.relay.harness import CLUSTER, any_of
+
+if TYPE_CHECKING:
+    from kumadp.relay.resources import XdsResource
 
 REQUESTS = st.builds(
     Request,
@@ -174,3 +178,24 @@ def test_the_text_of_a_status() -> None:
     assert status_message(status.SerializeToString()) == "no such filter"
     assert status_message(b"") == "no reason given"
     assert status_message(b"\xff") == "no reason given"
+
+
+def test_resources_that_are_the_same_as_before_are_read_alike() -> None:
+    before = Response.parse(encode_response(CLUSTER, "1", [any_of("a"), any_of("b"), any_of("c", "x")]))
+    data = encode_response(CLUSTER, "2", [any_of("c", "y"), any_of("a"), any_of("new"), b"\x0a\x01t"])
+    types = []
+    for former in ({}, before.by_name):
+
+        def former_of(type_url: str, former: dict[str, XdsResource] = former) -> dict[str, XdsResource]:
+            types.append(type_url)
+            return former
+
+        response = Response.read(data, former_of)
+        assert (response.type_url, response.version) == (CLUSTER, "2")
+        expected = Response.parse(data).by_name
+        assert [each.key for each in response.by_name.values()] == [each.key for each in expected.values()]
+        assert [bytes(each.raw) for each in response.by_name.values()] == list(response.resources)
+        # The former message must not be kept in memory.
+        assert all(each.source is data for each in response.by_name.values())
+        assert response.digest == Response.parse(data).digest
+    assert types == [CLUSTER, CLUSTER]
