@@ -48,12 +48,16 @@ class EnvoyAnswer(Struct, frozen=True):
 
 
 class EnvoyRejection(Struct):
-    """An Envoy's rejection of a response, or ours for it (``by_guard``); ``judged`` once it has had its effects."""
+    """An Envoy's rejection of a response, or ours for it (``by_guard``); ``judged`` once it has had its effects.
+
+    ``of_former``: Envoy has got nothing of the response yet, only what was accepted before (`Exchange.doubt`).
+    """
 
     offer: EnvoyOffer
     answer: EnvoyAnswer
     by_guard: bool = False
     judged: bool = False
+    of_former: bool = False
 
 
 class Exchange:
@@ -194,13 +198,12 @@ class Exchange:
         Without an error but with another version Envoy has ignored the response, since it watches nothing of the type
         (Envoy 1.40, GrpcMuxImpl::onDiscoveryResponse).
         """
-        self.cures = False
         if self.sent is None or self.sent is NO_SECRET:
             self.waiting = False
         elif error:
             self.reject(status_message(error), error, known)
         else:
-            self.waiting = False
+            self.waiting = self.cures = False
             taken = version == self.sent.version
             if taken:
                 self._apply(self.sent)
@@ -218,12 +221,14 @@ class Exchange:
         fresh = [resource for resource in given if not self.runs(resource.key)]
         old = [resource for resource in fresh if resource.key in known]
         unknown = [resource for resource in fresh if resource.key not in known]
+        before = set(self.narrowing.refused)
         narrowed = self.narrowing.rejected([] if by_guard else old, unknown, reason, search=not by_guard)
         if by_guard and not narrowed:
             return False
-        self.waiting = False
+        of_former = self.cures and not any(key in self.sent.base for key in self.narrowing.refused.keys() - before)
+        self.waiting = self.cures = False
         self.answer = EnvoyAnswer(self._version, status, taken=False)
-        self.rejection = EnvoyRejection(self.sent, self.answer, by_guard)
+        self.rejection = EnvoyRejection(self.sent, self.answer, by_guard, of_former=of_former)
         self._given_up = None if narrowed else self.sent
         self._uncertain = True
         for name in self._parts:

@@ -42,7 +42,13 @@ class Judge:
         if authoritative is None:
             return []
         down, exchange = authoritative
-        actions = self._judge_rejection(subscription, exchange)
+        refused = exchange.narrowing.refused
+        new = [key for key in refused if key not in subscription.rejected]
+        # Not only right after a rejection: another Envoy, which accepts it, may have exited.
+        for key in new:
+            if not exchange.runs(key):
+                subscription.rejected.add(key, refused[key])
+        actions = self._judge_rejection(subscription, exchange, new)
         sent, answer = exchange.sent, exchange.answer
         if sent is None or answer is None or answer.error:
             return actions
@@ -63,7 +69,7 @@ class Judge:
             actions += self._answer_latest(subscription, down, exchange)
         return actions
 
-    def _judge_rejection(self, subscription: Subscription, exchange: Exchange) -> list[RelayAction]:
+    def _judge_rejection(self, subscription: Subscription, exchange: Exchange, new: Iterable[Key]) -> list[RelayAction]:
         rejection = exchange.rejection
         if rejection is None or rejection.judged:
             return []
@@ -72,20 +78,16 @@ class Judge:
         subscription.answered(base, applied=True)
         subscription.rejections += 1
         refused = exchange.narrowing.refused
-        new = [key for key in refused if key not in subscription.rejected]
-        for key, reason in refused.items():
-            if not exchange.runs(key):
-                subscription.rejected.add(key, reason)
         subscription.report(refused)
         actions = []
-        if base is subscription.latest:
+        if base is subscription.latest and not rejection.of_former:
             actions = self.answer(subscription, rejection.answer.version, rejection.answer.error)
         if actions:
             subscription.unreported.difference_update(refused)
         else:
             subscription.unreported.update(new)
         reason = status_message(rejection.answer.error)
-        version = base.response.version
+        version = rejection.offer.version if rejection.of_former else base.response.version
         return [*actions, ResponseRejected(subscription.type_url, version, reason, by_guard=rejection.by_guard)]
 
     def _answer_latest(self, subscription: Subscription, down: EnvoyStream, exchange: Exchange) -> list[RelayAction]:

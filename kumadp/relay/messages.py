@@ -98,10 +98,10 @@ class Response(Struct, frozen=True, dict=True):
     """The names of the resources that the control plane sent just now; None: all. The others it sent before."""
     places: Mapping[str, Place] | None = None
     """Where the resources are, by name, if that is known already."""
-    named: dict[str, XdsResource] | None = field(default=None, repr=False)
+    named: dict[str, XdsResource] | None = None
     """The resources, if they were read already."""
 
-    __repr__ = hiding("places")
+    __repr__ = hiding("places", "named")
 
     def brings(self, name: str) -> bool:
         """Return True if the control plane sent the resource of this name just now."""
