@@ -46,7 +46,8 @@ class Fetched(Struct, frozen=True):
     """A bootstrap as the control plane at ``url`` sent it; ``at`` in seconds since 1970.
 
     ``address`` is the data plane's, as registered with the control plane; empty in those that an older kumadp stored.
-    ``aggregate``: applications whose metrics are scraped unless a MeshMetric policy replaces them.
+    ``aggregate``: applications whose metrics are scraped unless a MeshMetric policy replaces them. ``dataplane``: the
+    digest of the resource that it was requested with (`kumadp.resources.wire.digest`), empty if unknown.
     """
 
     tree: dict[str, Any]
@@ -55,6 +56,7 @@ class Fetched(Struct, frozen=True):
     url: str = ""
     address: str = ""
     aggregate: tuple[Aggregated, ...] = ()
+    dataplane: str = ""
 
 
 class Prepared(Struct, frozen=True):

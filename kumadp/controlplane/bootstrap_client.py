@@ -107,6 +107,9 @@ class KumaClient:
         each address has failed ``once``.
         """
         from kumadp.controlplane.bootstrap_http import fetch_bootstrap
+        from kumadp.resources.wire import digest
+
+        resource = self.resource
 
         async def request() -> tuple[bytes, Trust]:
             self.counted["attempts"] += 1
@@ -124,7 +127,15 @@ class KumaClient:
         )
         self.counted["answered"] += 1
         tree = await asyncio.to_thread(parse_bootstrap, answer.bootstrap)
-        fetched = Fetched(tree, answer.corefile_template, time.time(), answer.url, answer.address, answer.aggregate)
+        fetched = Fetched(
+            tree,
+            answer.corefile_template,
+            time.time(),
+            answer.url,
+            answer.address,
+            answer.aggregate,
+            await asyncio.to_thread(digest, resource),
+        )
         for callback in self._on_answer:
             callback(fetched)
         return fetched

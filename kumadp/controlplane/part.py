@@ -216,7 +216,7 @@ class ControlPlanePart(Part):
         finally:
             unreachable.cancel()
         error = request.exception() if request.done() else None
-        if request.done() and not _leaves_last_good(error):
+        if request.done() and not (_leaves_last_good(error) and await self._is_of_this_dataplane(error)):
             return request.result()
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._last_good.at))
         reason = "rejects the request" if isinstance(error, ControlPlaneRefused) else "is unreachable"
@@ -227,6 +227,14 @@ class ControlPlanePart(Part):
         self._first_request = request
         self._note_generation(self._last_good)
         return self._last_good
+
+    async def _is_of_this_dataplane(self, error: BaseException | None) -> bool:
+        """Return whether the control plane rejects what it took before; the user who edited it is to know at once."""
+        if not isinstance(error, ControlPlaneRefused) or self._last_good is None or not self._last_good.dataplane:
+            return True
+        from kumadp.resources.wire import digest
+
+        return self._last_good.dataplane == await asyncio.to_thread(digest, self._context.resource)
 
     def _note_generation(self, fetched: Fetched) -> None:
         self._context.note_generation(generation_of(fetched.tree))

@@ -29,17 +29,23 @@ class Source(msgspec.Struct, frozen=True):
     at: float
     address: str = ""
     aggregate: tuple[Aggregated, ...] = ()
+    dataplane: str = ""
 
     @classmethod
     def of(cls, fetched: Fetched) -> Source:
         """Return what of a bootstrap may be kept."""
         return cls(
-            without_token(fetched.tree), fetched.corefile_template, fetched.at, fetched.address, fetched.aggregate
+            without_token(fetched.tree),
+            fetched.corefile_template,
+            fetched.at,
+            fetched.address,
+            fetched.aggregate,
+            fetched.dataplane,
         )
 
     def fetched(self) -> Fetched:
         """Return it as it was fetched, but for the token."""
-        return Fetched(self.tree, self.corefile_template, self.at, "", self.address, self.aggregate)
+        return Fetched(self.tree, self.corefile_template, self.at, "", self.address, self.aggregate, self.dataplane)
 
 
 def write_source(directory: Path, fetched: Fetched) -> None:

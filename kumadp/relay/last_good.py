@@ -62,7 +62,7 @@ class LastGood(msgspec.Struct, frozen=True):
     """A copy on disk: the bootstrap without its token, the Corefile template, the relay's memory.
 
     ``left_out``: the reason by type for each type without a response. ``confirmed``: when the control plane last
-    confirmed it, in seconds since 1970.
+    confirmed it, in seconds since 1970. ``dataplane``: as in `kumadp.bootstrap.prepare.Fetched`.
     """
 
     binding: Binding
@@ -71,6 +71,7 @@ class LastGood(msgspec.Struct, frozen=True):
     memory: RelaySnapshot
     left_out: dict[str, str]
     confirmed: float = 0.0
+    dataplane: str = ""
 
 
 class LastGoodContent(msgspec.Struct, frozen=True):
@@ -79,6 +80,7 @@ class LastGoodContent(msgspec.Struct, frozen=True):
     bootstrap: dict[str, Any]
     corefile_template: str | None
     memory: RelaySnapshot
+    dataplane: str = ""
 
 
 class LastGoodUnusable(KumadpError):
@@ -244,7 +246,9 @@ class LastGoodStore:
             types.append(msgspec.structs.replace(without_reasons(saved), accepted=accepted, latest=None, held=()))
         self._scanned = scanned
         memory = RelaySnapshot(tuple(types), content.memory.sockets)
-        return LastGood(self._binding, bootstrap, content.corefile_template, memory, left_out)
+        return LastGood(
+            self._binding, bootstrap, content.corefile_template, memory, left_out, dataplane=content.dataplane
+        )
 
 
 def without_reasons(saved: TypeSnapshot) -> TypeSnapshot:

@@ -128,7 +128,9 @@ class RelayPart(Part, EpochObserver):
             return None
         self.path = relay_socket_path(context.name, context.work.path, context.environ)
         self._last_good = last = await self._read_last_good(envoy_version)
-        return Fetched(last.bootstrap, last.corefile_template, last.confirmed) if last is not None else None
+        if last is None:
+            return None
+        return Fetched(last.bootstrap, last.corefile_template, last.confirmed, dataplane=last.dataplane)
 
     async def _read_last_good(self, envoy_version: str) -> LastGood | None:
         """Return what the last run kept on disk, and make the store for what comes; None if nothing is kept."""

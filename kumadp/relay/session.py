@@ -230,7 +230,7 @@ class RelaySession:
         fetched, memory = self._prepared.fetched, self.relay.snapshot()
         if fetched is None or not any(one.accepted for one in memory.types):
             return None
-        return LastGoodContent(fetched.tree, fetched.corefile_template, memory)
+        return LastGoodContent(fetched.tree, fetched.corefile_template, memory, fetched.dataplane)
 
     async def _dial(self) -> Dial:
         return await asyncio.to_thread(self._make_dial)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,21 @@ def request_json(resource: Resource, *, without: frozenset[str] = frozenset({"pr
     if isinstance(resource.spec, Dataplane):
         body["networking"] = _with_durations(body["networking"])
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(resource: Resource | None) -> str:
+    """Return a digest of what describes the data plane, without ``networking.admin``, whose port may be chosen anew."""
+    if resource is None:
+        return ""
+    networking = {key: value for key, value in resource.tree["networking"].items() if key != "admin"}
+    facts = [
+        resource.kind,
+        resource.mesh,
+        resource.name,
+        dict(resource.labels),
+        {**resource.tree, "networking": networking},
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _with_durations(networking: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,6 +137,19 @@ def test_a_control_plane_that_comes_back_and_refuses_at_first(rig: Rig, plane: X
         poll(lambda: rig.status(daemon)["concerns"] == [], what="no warning")
 
 
+def test_a_rejected_dataplane_serves_on_unless_it_was_edited(rig: Rig, plane: XdsControlPlane) -> None:
+    serve_once(rig)
+    plane.answers = [Answer(422, b"networking.inbound: no") for _ in range(200)]
+    with rig.run() as daemon:
+        daemon.wait_ready()
+        rig.wait_warning(daemon, "networking.inbound: no")
+        assert rig.serves()
+    rig.dataplane["networking"]["inbound"][0]["tags"]["version"] = "2"
+    with rig.run() as daemon:
+        assert daemon.wait() == ExitCode.CONTROL_PLANE_REFUSED
+        assert "networking.inbound: no" in daemon.output()
+
+
 def test_what_needs_a_certificate_waits_and_holds_up_nothing_else(rig: Rig, plane: XdsControlPlane) -> None:
     mesh = plane.mesh(NODE)
     mesh.outbound(rig.ports.probes, "plain", ("127.0.0.1", rig.ports.envoy_dns))
