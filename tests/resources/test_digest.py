@@ -1,4 +1,4 @@
-"""The digest that tells an edited resource from the one that the control plane took."""
+"""The digest that distinguishes an edited resource from the one that the control plane took."""
 
 from __future__ import annotations
 
