@@ -115,6 +115,13 @@ class SessionOptions(Struct, frozen=True):
     drain_time: float = DRAIN_TIME
 
 
+class _Reported(Struct, frozen=True):
+    """A bootstrap whose Node the control plane gets, and the digest of its Dataplane, empty if unknown."""
+
+    tree: Mapping[str, Any]
+    dataplane: str = ""
+
+
 class RelaySession:
     """Owns the relay: made for ``prepared``, connected by ``access``; ``observer`` follows it."""
 
@@ -131,12 +138,12 @@ class RelaySession:
         self._had_us = resumption.memory is not None
         self._open_since = -1.0
         # While a reload has another one sent: that of the Envoy that runs.
-        self._former_tree: Mapping[str, Any] | None = None
+        self._former: _Reported | None = None
         self._stale = resumption.stale
         self.use(prepared)
-        self._sent_tree = _tree(prepared)
+        self._reported = _reported(prepared)
         self._machine = machine = RelayStateMachine(
-            _node(self._sent_tree),
+            _node(self._reported.tree),
             snapshot=resumption.memory,
             withhold_secrets=resumption.stale,
             drain_time=options.drain_time,
@@ -147,7 +154,7 @@ class RelaySession:
             self._dial,
             epoch_of=options.epoch_of,
             options=RelayOptions(
-                choice=ProtocolChoice(_protocol(self._sent_tree), self._query_protocol, stale=access.pending),
+                choice=ProtocolChoice(_protocol(self._reported.tree), self._query_protocol, stale=access.pending),
                 broken_at=resumption.broken_at,
                 largest=largest_message(options.memory_limit),
                 on_change=self._changed,
@@ -159,7 +166,7 @@ class RelaySession:
         self._earlier = None
         # An upgraded kumadp is served too; the copy is bound to Envoy's version.
         earlier = resumption.earlier
-        if earlier is not None and same_node(earlier.bootstrap, self._sent_tree):
+        if earlier is not None and same_node(earlier.bootstrap, self._reported.tree):
             self._earlier = earlier.memory
 
     def use(self, prepared: Prepared) -> None:
@@ -174,30 +181,30 @@ class RelaySession:
         A control plane reads the Node once a stream (Kuma 2.8 to 2.13).
         """
         self.use(prepared)
-        self._former_tree = None
+        self._former = None
         self._schedule_write()
-        return self._renew_node(_tree(prepared))
+        return self._renew_node(_reported(prepared))
 
     def renew_early(self, prepared: Prepared) -> None:
         """Send another Node already now if there is no stream that it would break."""
         if self.relay.facts.state is not UpstreamState.OPEN:
-            self._former_tree = self._sent_tree
-            self._renew_node(_tree(prepared))
+            self._former = self._reported
+            self._renew_node(_reported(prepared))
 
     def go_back(self) -> None:
         """Continue with the Envoy that runs: if the control plane got another Node early, take it back.
 
         What it sent for that one is not what this Envoy can do; the stream is opened again.
         """
-        former, self._former_tree = self._former_tree, None
+        former, self._former = self._former, None
         if former is not None and self._renew_node(former):
             log.warning("the Dataplane is the former one again: reporting it to the control plane by a new stream")
 
-    def _renew_node(self, tree: Mapping[str, Any]) -> bool:
-        former, self._sent_tree = self._sent_tree, tree
-        self._machine.renew_node(_node(self._sent_tree))
+    def _renew_node(self, reported: _Reported) -> bool:
+        former, self._reported = self._reported, reported
+        self._machine.renew_node(_node(reported.tree))
         # Versions are but shown (Kuma 2.8 to 2.13): the next stream will do.
-        if same_node(former, self._sent_tree):
+        if same_node(former.tree, reported.tree):
             return False
         self.relay.close_upstream("the Dataplane, or other data that is sent to the control plane, has changed")
         self.relay.reopen_upstream()
@@ -206,14 +213,16 @@ class RelaySession:
     async def _query_protocol(self) -> XdsProtocol | None:
         """Return what the control plane speaks now, None if it gives no bootstrap.
 
-        The next stream reports the Node of that bootstrap, unless a reload has begun or ended meanwhile.
+        The next stream reports the Node of that bootstrap, unless a reload has begun or ended meanwhile, or it is for
+        another Dataplane than Envoy runs with: a kumadp that adopts Envoy can have one that was edited since.
         """
-        renewed = self._former_tree is not None
+        renewed = self._former is not None
         fetched = await self._access.query_bootstrap(renewed=renewed)
         if fetched is None:
             return None
-        if renewed == (self._former_tree is not None):
-            self._sent_tree = fetched.tree
+        same_dataplane = not self._reported.dataplane or fetched.dataplane == self._reported.dataplane
+        if renewed == (self._former is not None) and same_dataplane:
+            self._reported = _Reported(fetched.tree, fetched.dataplane)
             self._machine.renew_node(_node(fetched.tree))
         return _protocol(fetched.tree)
 
@@ -309,9 +318,10 @@ def largest_message(memory_limit: int) -> int:
     return max(SMALLEST_BOUND, min(memory_limit // SHARE, LARGEST_BOUND)) if memory_limit else LARGEST_BOUND
 
 
-def _tree(prepared: Prepared) -> Mapping[str, Any]:
-    """Return the bootstrap whose Node the control plane gets."""
-    return prepared.fetched.tree if prepared.fetched is not None else {}
+def _reported(prepared: Prepared) -> _Reported:
+    """Return what the control plane gets of this bootstrap."""
+    fetched = prepared.fetched
+    return _Reported(fetched.tree, fetched.dataplane) if fetched is not None else _Reported({})
 
 
 def _protocol(tree: Mapping[str, Any]) -> XdsProtocol:

@@ -162,3 +162,13 @@ def test_a_refused_stream_is_reported_with_what_to_change(tmp_path: Path, reason
     made.relay.facts.refusal = StreamRefusal.OTHER
     made._report()
     assert status.warnings == {"control plane": warning}
+
+
+@pytest.mark.parametrize(("running", "sent"), [("former", KUMA_2), ("edited", KUMA_3), ("", KUMA_3)])
+async def test_a_query_for_an_edited_dataplane_chooses_the_protocol_alone(
+    tmp_path: Path, running: str, sent: Fetched
+) -> None:
+    """A kumadp adopts an Envoy, its file was edited after the other one read it, and the reload fails."""
+    made, _ = session(tmp_path, Access(replace(KUMA_3, dataplane="edited")), replace(KUMA_2, dataplane=running))
+    assert await made._query_protocol() is DELTA
+    assert next_node(made) == encode_node(sent.tree["node"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import socket
 import subprocess
 import threading
 from typing import TYPE_CHECKING
 
 from tests.support.needs import need_netns
+from tests.support.poll import poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
 ADDRESS, ZONE = "fe80::17", "lo"
 SCOPED = f"{ADDRESS}%{ZONE}"
 _CLONE_NEWNET = 0x40000000
+
+
+def has_route() -> bool:
+    """Return whether the kernel, which adds routes after the address, has that of `ADDRESS`."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        return sock.connect_ex((ADDRESS, 9, 0, socket.if_nametoindex(ZONE))) == 0
 
 
 def on_its_own_network(work: Callable[[], None]) -> None:
@@ -29,6 +37,7 @@ def on_its_own_network(work: Callable[[], None]) -> None:
                 raise OSError(ctypes.get_errno(), "unshare")
             for command in (f"address add {ADDRESS}/64 dev {ZONE} nodad", f"link set {ZONE} up"):
                 subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+            poll(has_route, what="a route to the address")
             work()
         except BaseException as error:
             failures.append(error)
