@@ -10,8 +10,11 @@ import trustme
 import uvloop
 
 from kumadp.relay.dialect import XdsProtocol
+from kumadp.relay.last_good import FILE
 from kumadp.relay.messages import Response
 from kumadp.relay.protobuf import fields
+from tests.relay.test_delta_memory import earlier_memory
+from tests.support.daemon import get
 from tests.support.http2 import Http2Server
 from tests.support.poll import poll
 from tests.support.relay_stage import NODE, RelayStage, RunningRelay, stage
@@ -127,6 +130,38 @@ def test_memory_of_one_form_serves_the_other(at: RelayStage) -> None:
         before = versions_in(memory, CLUSTER)
         assert at.serves()
     assert at.envoys[0].stats("cluster_manager.cluster_modified|listener_manager.listener_modified") == modified
+
+
+@pytest.mark.parametrize("at", ["2.14"], indirect=True)
+def test_the_file_of_an_earlier_kumadp_begins_a_stream_of_delta(at: RelayStage, tmp_path: Path) -> None:
+    """What has gone meanwhile goes from a new Envoy too, and only what differs is sent."""
+    with Http2Server("former") as former:
+        sotw = begin(at, XdsProtocol.SOTW)
+        serving(at, sotw)
+        mesh = at.plane.mesh(NODE)
+        mesh.outbound(at.ports.probes, "former", ("127.0.0.1", former.port), http2=True)
+        poll(lambda: get(at.ports.probes) == (200, "former"), what="the listener that will be removed")
+        settled(at)
+        memory = earlier_memory(tmp_path / FILE, at.stop(sotw))
+        at.envoys[0].kill()
+        poll(lambda: at.plane.streams() == [], what="the end of the stream at the control plane")
+        mesh.remove(LISTENER, f"outbound:127.0.0.1:{at.ports.probes}")
+        del mesh.services["former"]
+        mesh.remove(CLUSTER, "former")
+        relay = begin(at, snapshot=memory, withhold_secrets=True, drain_time=0.0)
+        at.envoy(relay, 1).wait_live()
+        at.wait_traffic()
+        poll(lambda: "former" not in at.envoys[1].dump(), what="nothing left of what was removed")
+    assert get(at.ports.probes)[0] == 0
+    settled(at)
+    journal = at.plane.journal
+    stream = journal.events(What.OPENED)[-1].stream
+    for kind, removed in ((CLUSTER, "former"), (LISTENER, f"outbound:127.0.0.1:{at.ports.probes}")):
+        (first,) = (entry for entry in journal.requests(kind, Kind.FIRST) if entry.stream == stream)
+        assert set(first.initial.values()) == versions_in(memory, kind)
+        answers = [entry for entry in journal.responses(kind) if entry.stream == stream]
+        assert [(entry.names, entry.removed) for entry in answers] == [((), (removed,))]
+    assert journal.requests(kind=Kind.NACK) == []
 
 
 def test_two_epochs_have_one_stream_and_one_answer(at: RelayStage) -> None:
