@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import dns.message
 import pytest
 
 from kumadp.dns.message import encode_query, question_of
-from kumadp.dns.resolver.exchange import SentQueries, query_tcp, query_udp
+from kumadp.dns.resolver.exchange import SentQueries, answer_within, query_tcp, query_udp
+from tests.support.event_loops import on_both_loops
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -144,3 +146,29 @@ async def test_errors() -> None:
         async with tcp_server(lambda _query, replies=replies: replies) as server:  # type: ignore[misc]
             with pytest.raises(EOFError):
                 await query_tcp(server, QUERY, QUESTION, SentQueries())
+
+
+@on_both_loops
+async def test_an_answer_that_arrives_while_the_loop_is_busy_is_taken_after_its_time() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind((HOST, 0))
+        server.settimeout(20)
+        queries = [query_udp(server.getsockname(), QUERY, QUESTION, SentQueries()) for _ in range(50)]
+        pending = [asyncio.create_task(answer_within(0.1, query)) for query in queries]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        for _ in pending:
+            query, client = server.recvfrom(4096)
+            server.sendto(answer(query), client)
+        # The loop is busy for longer than an answer may take.
+        time.sleep(0.3)  # noqa: ASYNC251
+        assert [len(data) for data in await asyncio.gather(*pending)] == [len(answer(QUERY))] * 50
+
+
+async def test_a_server_that_is_silent_for_too_long() -> None:
+    sent = SentQueries()
+    async with udp_server(lambda _query: []) as server:
+        with pytest.raises(TimeoutError):
+            await answer_within(0.02, query_udp(server, QUERY, QUESTION, sent))
+        await asyncio.sleep(0)
+    assert not sent._pending

@@ -48,6 +48,7 @@ class Network:
         monkeypatch.setattr(upstreams_module, "query_tcp", self._query_tcp)
         monkeypatch.setattr(upstreams_module, "NEXT_SERVER_AFTER", 0.02)
         monkeypatch.setattr(upstreams_module, "FILTER_TIMEOUT", 0.02)
+        monkeypatch.setattr(upstreams_module, "MESH_FILTER_TIMEOUT", 0.02)
 
     async def _query_udp(self, server: tuple[str, int], data: bytes, question: bytes, _sent: SentQueries) -> bytes:
         return await self._query("udp", server, data, question)
@@ -219,3 +220,23 @@ async def test_too_many_sockets_are_a_failure(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(upstreams_module, "share", lambda _most, _part: 0)
     assert code_of(await resolve(upstreams)) == SERVFAIL
     assert network.queries == []
+
+
+async def test_envoy_has_more_time_for_names_of_the_mesh_than_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    upstreams, answers = Upstreams(envoy=ENVOY), asyncio.Event()
+
+    async def query_udp(_server: tuple[str, int], data: bytes, _question: bytes, _sent: SentQueries) -> bytes:
+        await answers.wait()
+        query = parse_query(data)
+        assert isinstance(query, Query)
+        return encode_answer(query, NOERROR)
+
+    monkeypatch.setattr(upstreams_module, "query_udp", query_udp)
+    monkeypatch.setattr(upstreams_module, "FILTER_TIMEOUT", 0.02)
+    monkeypatch.setattr(upstreams_module, "MESH_FILTER_TIMEOUT", 60.0)
+    in_mesh = asyncio.create_task(resolve(upstreams, "a.mesh", in_mesh=True))
+    await asyncio.sleep(0)
+    assert code_of(await resolve(upstreams)) == SERVFAIL
+    assert not in_mesh.done()
+    answers.set()
+    assert code_of(await in_mesh) == NOERROR

@@ -12,13 +12,16 @@ from kumadp.addresses import socket_address
 from kumadp.dns.message import is_answer, with_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
+    from typing import Any
 
 _LARGEST = 0xFFFF
 # How long to wait for an answer in the same letter case after one in another case (seconds).
 _SAME_CASE_WITHIN = 0.05
 # Messages on one connection that may answer something else.
 _MOST_OTHERS = 64
+# After a stall of the loop, an answer that is in the socket is taken within this many turns.
+_TURNS_TO_READ = 4
 
 
 class SentQueries:
@@ -40,6 +43,26 @@ class SentQueries:
             yield
         finally:
             self._pending.discard(key)
+
+
+async def answer_within(seconds: float, query: Coroutine[Any, Any, bytes]) -> bytes:
+    """Return the answer of a query, which is cancelled after ``seconds``; raises TimeoutError, or what it raises.
+
+    An answer that arrived in time is returned even if the loop was busy until the time was over, e.g. with the imports
+    of a program that starts: `asyncio.timeout` would discard it.
+    """
+    task = asyncio.create_task(query)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        for _ in range(_TURNS_TO_READ):
+            if task.done():
+                return task.result()
+            await asyncio.sleep(0)
+        raise TimeoutError
+    finally:
+        if not task.cancel() and not task.cancelled():
+            # Otherwise it is logged if nobody is interested any more.
+            task.exception()
 
 
 async def query_udp(server: tuple[str, int], query: bytes, question: bytes, sent_queries: SentQueries) -> bytes:

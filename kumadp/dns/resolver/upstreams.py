@@ -16,7 +16,7 @@ from kumadp.dns.message import A_IN, NOERROR, NXDOMAIN, SERVFAIL, Query, code_of
 from kumadp.dns.resolvconf import ResolvConf, Server, is_own
 from kumadp.dns.resolver.answer import relayed_answer
 from kumadp.dns.resolver.counters import Counters
-from kumadp.dns.resolver.exchange import SentQueries, query_tcp, query_udp
+from kumadp.dns.resolver.exchange import SentQueries, answer_within, query_tcp, query_udp
 from kumadp.dns.resolver.limits import ResolverLimits
 from kumadp.host.descriptors import share
 
@@ -32,8 +32,10 @@ NEXT_SERVER_AFTER = 1.0
 DEAD_FOR = 10.0
 # One query may be sent to several servers at a time.
 MOST_SOCKETS = 2000
-# Envoy is on this host and answers from memory (seconds).
+# Envoy is on this host and answers from memory. For names that other servers may have it has less time than for those
+# of the mesh; with the wait for names that are due, those take less than the 5 s of clients (seconds).
 FILTER_TIMEOUT = 0.3
+MESH_FILTER_TIMEOUT = 1.5
 FILTER_DEAD_FOR = 1.0
 _TRY_NEXT = {message.FORMERR, SERVFAIL, message.NOTIMP, message.REFUSED}
 
@@ -95,23 +97,23 @@ class Upstreams(Struct):
         if not in_mesh and self._dead.get(envoy, 0.0) > time.monotonic():
             return None
         question = message.lower_question(query.question)
-        answer = await self._query_envoy(envoy, data, question)
+        seconds = MESH_FILTER_TIMEOUT if in_mesh else FILTER_TIMEOUT
+        answer = await self._query_envoy(envoy, data, question, seconds)
         if not in_mesh:
             return answer if answer is not None and code_of(answer) == NOERROR else None
         if answer is None or code_of(answer) == NOERROR or query.type == message.A:
             return answer
         # The filter answers NXDOMAIN for other types of a name that it knows.
-        a_answer = await self._query_envoy(envoy, data, question[:-4] + A_IN)
+        a_answer = await self._query_envoy(envoy, data, question[:-4] + A_IN, seconds)
         if a_answer is None:
             return None
         return encode_answer(query, NOERROR if code_of(a_answer) == NOERROR else NXDOMAIN, authoritative=True)
 
-    async def _query_envoy(self, envoy: Server, data: bytes, question: bytes) -> bytes | None:
+    async def _query_envoy(self, envoy: Server, data: bytes, question: bytes, seconds: float) -> bytes | None:
         query = message.with_question(data, question)
         try:
-            async with asyncio.timeout(FILTER_TIMEOUT):
-                with self._one_socket():
-                    answer = await query_udp(envoy, query, question, self.sent_queries)
+            with self._one_socket():
+                answer = await answer_within(seconds, query_udp(envoy, query, question, self.sent_queries))
         except TimeoutError:
             self._dead[envoy] = time.monotonic() + FILTER_DEAD_FOR
             return None
