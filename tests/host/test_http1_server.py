@@ -17,7 +17,7 @@ from kumadp.host.net.http1.messages import ServedRequest, WholeResponse
 from kumadp.host.net.http1.server import MAX_HEAD, Http1Server, ServerOptions
 from kumadp.host.net.serve import bind_tcp, paused, serve, serve_http1
 from kumadp.host.net.time_limits import TimeLimits
-from tests.support.event_loops import on_both_loops
+from tests.support.event_loops import busy_in_a_read, on_both_loops
 from tests.support.poll import poll_async
 from tests.support.ports import free_port
 from tests.support.raw_http import DEADLINE, RawResponse, responses, send_raw
@@ -66,7 +66,11 @@ async def served(
     result = Served(sock.getsockname()[1], limit)
     options = ServerOptions(limits, abandon=abandon, max_body=MAX_BODY, shutdown=0.1)
     server = Http1Server(
-        result.answer, lambda _: None, lambda _: result.events.append("first request or end"), limit, options
+        result.answer,
+        lambda _: result.events.append("connection"),
+        lambda _: result.events.append("first request or end"),
+        limit,
+        options,
     )
     acceptor = Acceptor(sock, limit, server.connection)
     acceptor.open()
@@ -85,6 +89,18 @@ async def test_a_client_that_sends_nothing_or_half_a_head_is_disconnected_after_
         for sent in (b"", REQUEST[:10], b"\r\n"):
             assert await send_raw(server.port, [sent]) == b""
         assert "/ready" not in server.events
+
+
+@on_both_loops
+async def test_a_request_that_arrives_while_the_loop_is_busy_is_answered_after_its_time() -> None:
+    async with served(TimeLimits(0.1, LONG, LONG)) as server:
+        loop = asyncio.get_running_loop()
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.setblocking(False)
+            while "connection" not in server.events:
+                await asyncio.sleep(0)
+            await busy_in_a_read(0.3, lambda: client.send(LAST))
+            assert (await loop.sock_recv(client, 4096)).endswith(b"/last")
 
 
 @on_both_loops

@@ -95,6 +95,18 @@ def test_readiness_alone_is_answered_and_a_silent_client_is_in_nobody_s_way(plac
     assert query(tcp) == READY
 
 
+def test_a_request_that_was_sent_in_time_is_answered_by_a_late_thread(
+    places: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interim_responder, "_HEAD_WITHIN", -1.0)
+    with connect(places[0]) as client:
+        client.sendall(b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n")
+        begin(READY)
+        assert b"".join(iter(lambda: client.recv(4096), b"")) == READY
+    with connect(places[0]) as silent:
+        assert ended(silent)
+
+
 def test_each_place_goes_to_its_server(places: list[socket.socket]) -> None:
     tcp, unix, _ = places
     begin(READY)

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import threading
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from kumadp.host.net.serve import bind_tcp, paused, serve
+from kumadp.host.net import serve as serving_module
+from kumadp.host.net.http1.messages import ServedRequest, WholeResponse
+from kumadp.host.net.http1.server import ServerOptions
+from kumadp.host.net.serve import bind_tcp, paused, serve, serve_http1
+from tests.support.event_loops import busy_in_a_read, on_both_loops
 from tests.support.ports import free_ports
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import pytest
 
 # More than asyncio's own backlog of 100, and than the 128 that is usual.
 MANY = 300
@@ -87,3 +100,98 @@ async def test_a_prompt_server_does_not_wait_for_a_slow_one() -> None:
         for task in serving:
             task.cancel()
         await asyncio.wait(serving)
+
+
+@contextlib.asynccontextmanager
+async def http1() -> AsyncIterator[int]:
+    """A site without aiohttp; yields its port."""
+
+    async def ready(_request: ServedRequest) -> WholeResponse:
+        return WholeResponse(200, b"READY")
+
+    sock, up = bind_tcp("127.0.0.1", 0, "test"), asyncio.Event()
+    port: int = sock.getsockname()[1]
+    serving = asyncio.create_task(serve_http1(ready, sock, up.set, name="test", options=ServerOptions(), prompt=True))
+    try:
+        async with asyncio.timeout(120):
+            await up.wait()
+            yield port
+    finally:
+        serving.cancel()
+        await asyncio.wait({serving})
+
+
+class Clients:
+    """Threads that send one request after another, each on its own connection, until `stop`."""
+
+    def __init__(self, port: int, number: int) -> None:
+        self._port = port
+        self._ended = threading.Event()
+        self.answered = 0
+        self.others: list[bytes] = []
+        self._threads = [threading.Thread(target=self._run) for _ in range(number)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            with socket.create_connection(("127.0.0.1", self._port), timeout=60) as client:
+                client.sendall(REQUEST)
+                try:
+                    data = b"".join(iter(lambda: client.recv(4096), b""))
+                except OSError as error:
+                    data = str(error).encode()
+            if data.endswith(b"READY"):
+                self.answered += 1
+            else:
+                self.others.append(data)
+
+    def stop(self) -> None:
+        """Return once all have their last response."""
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@on_both_loops
+async def test_no_request_is_lost_in_a_hundred_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The clients' threads may be late.
+    monkeypatch.setattr(serving_module, "_FIRST_REQUEST", 60.0)
+    async with http1() as port:
+        clients = Clients(port, 4)
+        try:
+            for _ in range(100):
+                before = clients.answered
+                async with paused():
+                    await asyncio.sleep(0)
+                while clients.answered < before + 8 and not clients.others:
+                    await asyncio.sleep(0.001)
+        finally:
+            await asyncio.to_thread(clients.stop)
+        assert clients.others == []
+
+
+@on_both_loops
+async def test_a_request_that_arrives_in_a_pause_while_the_loop_is_busy_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serving_module, "_FIRST_REQUEST", 0.1)
+    loop = asyncio.get_running_loop()
+    async with http1() as port:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.setblocking(False)
+            (site,) = serving_module._sites
+            while not site._silent:
+                await asyncio.sleep(0)
+            pausing = asyncio.create_task(pause_once())
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not pausing.done()
+            await busy_in_a_read(0.3, lambda: client.send(REQUEST))
+            assert (await loop.sock_recv(client, 4096)).endswith(b"READY")
+            await pausing
+
+
+async def pause_once() -> None:
+    async with paused():
+        pass

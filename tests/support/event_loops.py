@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,3 +31,28 @@ def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), loop])  # type: ignore[attr-defined]
     marked: Callable[..., None] = pytest.mark.parametrize("loop", LOOPS)(run)
     return marked
+
+
+class _BusyReader(asyncio.Protocol):
+    def __init__(self, seconds: float, begin: Callable[[], object]) -> None:
+        self._seconds = seconds
+        self._begin = begin
+        self.ended = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        del data
+        self._begin()
+        time.sleep(self._seconds)
+        self.ended.set()
+
+
+async def busy_in_a_read(seconds: float, begin: Callable[[], object]) -> None:
+    """Call ``begin``, and keep the loop busy while it reads a socket; uvloop runs timers before it reads another."""
+    other, ours = socket.socketpair()
+    with other:
+        transport, reader = await asyncio.get_running_loop().create_connection(
+            lambda: _BusyReader(seconds, begin), sock=ours
+        )
+        other.send(b"x")
+        await reader.ended.wait()
+        transport.close()

@@ -326,6 +326,8 @@ class _Site:
                 while self._silent:
                     self._progress.clear()
                     await self._progress.wait()
+        # The time may be over because the loop was busy; then requests that arrived are still unread.
+        await _turns()
         await self._server.shut_down()
         await _turns()
 

@@ -107,7 +107,7 @@ class _InterimResponder:
                     key.data()
                 now = time.monotonic()
                 for client in [client for client, due in self._deadlines.items() if due < now]:
-                    self._close(client)
+                    self._on_time_over(client)
                 if now > self._until:
                     self._close_listeners(self._listening.copy())
         self._wakeup.close()
@@ -163,6 +163,12 @@ class _InterimResponder:
                 client.sendall(self._answer if path == PATH else _NOT_FOUND)
                 client.shutdown(socket.SHUT_WR)
         self._close(client)
+
+    def _on_time_over(self, client: socket.socket) -> None:
+        # The thread may not have run for a while: what the client has sent is read first.
+        self._selector.get_key(client).data()
+        if client in self._deadlines:
+            self._close(client)
 
     def _close(self, client: socket.socket) -> None:
         del self._deadlines[client]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("kumadp.http")
 
 MAX_HEAD = 32 * 1024
+# After a stall of the loop, uvloop runs timers before it reads what arrived meanwhile.
+TURNS_TO_READ = 3
 # What a client may send ahead while its request is answered; then it must wait.
 _MAX_AHEAD = 64 * 1024
 _BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -58,7 +60,7 @@ class Http1Connection(asyncio.Protocol):
         # Set with each piece of a body, while the handler reads it.
         self._arrival: asyncio.Future[None] | None = None
         # For the head, the body or the next request, whichever the client owes.
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._write: asyncio.TimerHandle | None = None
         self._reading_paused = False
         self._displaced = False
@@ -314,7 +316,15 @@ class Http1Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         if seconds is not None and callback is not None and self._transport is not None:
-            self._timer = self._loop.call_later(seconds, callback)
+            self._timer = self._loop.call_later(seconds, self._on_time_over, callback, TURNS_TO_READ)
+
+    def _on_time_over(self, callback: Callable[[], None], turns: int) -> None:
+        """Call ``callback`` after some turns of the loop, unless they read what the timer waits for."""
+        if turns:
+            self._timer = self._loop.call_soon(self._on_time_over, callback, turns - 1)
+        else:
+            self._timer = None
+            callback()
 
     def _close(self) -> None:
         self._ending = True
