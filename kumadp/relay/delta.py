@@ -99,6 +99,9 @@ class Delta:
         if set(request.names) != set(known.names):
             former, wanted = dict.fromkeys(known.names or (WILDCARD,)), dict.fromkeys(request.names or (WILDCARD,))
             known.names = request.names
+            if request.names:
+                # go-control-plane 0.14 forgets what is unsubscribed, and never removes it.
+                known.held = known.held.only(frozenset(request.names))
             messages.append(
                 encode_delta_request(
                     request.type_url,

@@ -188,6 +188,24 @@ def test_what_is_not_requested_any_more_leaves_the_set_with_the_next_change() ->
     assert stream.whole(ENDPOINTS, "2", {"b": "new"}) == {"b": "new"}
 
 
+def test_what_is_requested_again_and_not_sent_any_more_leaves_the_set() -> None:
+    """A control plane forgets what was unsubscribed: what it has no more is then not removed either."""
+    stream = Stream(remembered(ENDPOINTS, {"a": "1", "b": "2"}, "a", "b"))
+    stream.send(ENDPOINTS, "a", "b")
+    stream.send(ENDPOINTS, "a")
+    (request,) = stream.send(ENDPOINTS, "a", "b")
+    assert list(request.resource_names_subscribe) == ["b"]
+    assert stream.whole(ENDPOINTS, "1", {"a": "new"}) == {"a": "new"}
+
+
+def test_what_is_requested_again_and_sent_again_is_in_the_set() -> None:
+    stream = Stream(remembered(ENDPOINTS, {"a": "1", "b": "2"}, "a", "b"))
+    stream.send(ENDPOINTS, "a", "b")
+    stream.send(ENDPOINTS, "a")
+    stream.send(ENDPOINTS, "a", "b")
+    assert stream.whole(ENDPOINTS, "1", {"b": "2"}) == {"a": "1", "b": "2"}
+
+
 def test_what_comes_after_it_was_unsubscribed_is_ignored() -> None:
     stream = Stream()
     stream.send(ENDPOINTS, "a", "b")
