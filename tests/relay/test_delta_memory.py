@@ -110,7 +110,7 @@ def test_a_file_from_state_of_the_world_has_only_differences_sent(tmp_path: Path
     assert simulation.envoy is not None
     assert set(simulation.envoy.sets[CLUSTER]) == {"a", "b", "c", "s"}
     former = {kind: dict(resources) for kind, resources in simulation.node.resources.items()}
-    # It comes back as another version: a changes, b goes, d comes; so do listeners.
+    # It is back as another version: a is changed, b removed, d added; so are listeners.
     simulation.upgrade("3.0")
     serve(simulation, {"a": "y", "c": "x", "d": "x", "s": "x"}, "x", {"l": "y", "n": "x", "t": "x"})
     simulation.settle()
@@ -153,7 +153,7 @@ def test_a_file_that_is_as_the_control_plane_has_it_changes_nothing(tmp_path: Pa
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("version", VERSIONS)
 def test_nothing_of_another_control_plane_stays(tmp_path: Path, version: str, seed: int) -> None:
-    """Its database was replaced: whatever a file or a running kumadp has of the previous one, and Envoy, goes."""
+    """Its database was replaced: what a file, a running kumadp and Envoy have of the previous one is removed."""
     random = Random(seed)
     for number in range(25):
         simulation = Journalled(random, random.choice(VERSIONS))

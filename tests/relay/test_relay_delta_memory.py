@@ -134,7 +134,7 @@ def test_memory_of_one_form_serves_the_other(at: RelayStage) -> None:
 
 @pytest.mark.parametrize("at", ["2.14"], indirect=True)
 def test_the_file_of_an_earlier_kumadp_begins_a_stream_of_delta(at: RelayStage, tmp_path: Path) -> None:
-    """What has gone meanwhile goes from a new Envoy too, and only what differs is sent."""
+    """What was removed in between a new Envoy loses too, and only what differs is sent."""
     with Http2Server("former") as former:
         sotw = begin(at, XdsProtocol.SOTW)
         serving(at, sotw)
