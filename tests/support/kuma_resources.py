@@ -60,9 +60,10 @@ def without_tags(resource: Tree) -> Tree:
     """A Dataplane that 3.0 takes, from one with tags."""
     suited = copy.deepcopy(resource)
     networking = suited["networking"]
-    for inbound in networking.get("inbound", ()):
+    for number, inbound in enumerate(networking.get("inbound", ())):
         tags = inbound.pop("tags", {})
-        inbound.setdefault("name", INBOUND)
+        # One name for two inbounds is one listener, and endpoints of the wrong one.
+        inbound.setdefault("name", f"{INBOUND}-{number}" if number else INBOUND)
         inbound.setdefault("protocol", tags.get(PROTOCOL, "tcp"))
         _label(suited, tags)
     _label(suited, networking.get("gateway", {}).pop("tags", {}))
