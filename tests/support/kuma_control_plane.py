@@ -101,6 +101,8 @@ class KumaControlPlane:
         self._environment = environment or {}
         self.log = folder / "cp.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self.has_service_tls = False
+        """Whether clients use TLS once the control plane knows that a MeshService takes it: up to 5 s later."""
         self._admin = ""
         # Of the Dataplanes that were changed to its form: put again after a start, as its store is in memory.
         self._services: dict[str, dict[str, Any]] = {}
@@ -269,6 +271,7 @@ class KumaControlPlane:
             self.put("/meshes/default", {"type": "Mesh", "name": "default", "mtls": mtls})
         else:
             self.put_resource(mesh_identity())
+            self.has_service_tls = True
         # Without a permission no data plane may call another from now on.
         self.permit("Allow")
 

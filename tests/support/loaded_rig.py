@@ -14,6 +14,7 @@ import psutil
 
 from kumadp.errors import ExitCode
 from tests.support.control_planes import open_plane
+from tests.support.kuma_control_plane import KumaControlPlane
 from tests.support.load_process import LoadProcess, LoadReport
 from tests.support.poll import poll
 from tests.support.rig import NAME, SOON, Rig
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 SHARED_MEMORY = Path("/dev/shm")
 # Why a re-execution is refused for the moment.
 REFUSED = "Envoy is being started or replaced"
+
+
+def uses_tls(daemon: Daemon) -> bool:
+    """Return whether Envoy has a cluster whose endpoints it connects to by TLS."""
+    _, dump = daemon.get_admin("/config_dump?resource=dynamic_active_clusters")
+    return "envoy.transport_sockets.tls" in dump
 
 
 class LoadedRig(Rig):
@@ -43,6 +50,9 @@ class LoadedRig(Rig):
         with self.run("--on-parent-death=keep", *more, **how) as daemon:
             if ready:
                 self.wait_ready(daemon)
+                if isinstance(self.plane, KumaControlPlane) and self.plane.has_service_tls:
+                    # Until then clients send plain HTTP: at the change some requests fail, whatever kumadp does.
+                    poll(lambda: uses_tls(daemon), what="TLS to the service", deadline=SOON)
             yield daemon
 
     @contextlib.contextmanager
