@@ -97,7 +97,7 @@ def test_the_socket_of_a_dead_old_envoy_is_answered_after_adoption(loaded_rig: L
             for _ in range(2):
                 loaded_rig.kill(daemon)
                 daemon = stack.enter_context(loaded_rig.up("--drain-time=1s"))
-                assert loaded_rig.the_envoy() == new
+                assert loaded_rig.the_envoy() == new, daemon.output()
             # Both reloads wait until the old one, had it lived, would have gone: this one, and that for the drain time.
             loaded_rig.reload(daemon)
             assert (loaded_rig.restarts(daemon), loaded_rig.epoch(daemon)) == (0, 3)
